@@ -1,0 +1,5 @@
+"""`python -m blockmig`."""
+
+from .cli.main import main
+
+main()

@@ -1,0 +1,86 @@
+"""Log lines: what happened, one whole line for each event, as text or as JSON.
+
+Owns the way from Twisted's logger to a descriptor. Each event is one write(2), so that the lines of
+several processes never overlap. Without `-v`, what Twisted itself has to say below a warning is
+left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+Write = Callable[[str], None]
+
+
+def write_to(descriptor: int) -> Write:
+    """A function that writes a line to C{descriptor} in one piece."""
+
+    def write(line: str) -> None:
+        with contextlib.suppress(OSError):  # a reader that left must not stop a migration
+            os.write(descriptor, (line + "\n").encode(errors="replace"))
+
+    return write
+
+
+@implementer(ILogObserver)
+class LineObserver:
+    """Writes events as lines.
+
+    @param write: takes one line.
+    @param as_json: one JSON object for each event, instead of text.
+    @param verbosity: -1 for warnings and worse, 0 for what users want, 1 for everything.
+    """
+
+    def __init__(self, write: Write, as_json: bool, verbosity: int) -> None:
+        self.write = write
+        self._format = _as_json if as_json else _as_text
+        self._verbosity = verbosity
+
+    def __call__(self, event: LogEvent) -> None:
+        """Write C{event}, if it is wanted."""
+        level = event.get("log_level") or LogLevel.info
+        ours = str(event.get("log_namespace", "")).startswith("blockmig")
+        least = LogLevel.warn if self._verbosity < 0 or not ours else LogLevel.info
+        if self._verbosity > 0 or level >= least:
+            self.write(self._format(event, level.name))
+
+
+def _message(event: LogEvent) -> str:
+    message = formatEvent(event) or str(event.get("event", ""))
+    failure = event.get("log_failure")
+    if isinstance(failure, Failure):
+        message += "\n" + failure.getTraceback()
+    return message
+
+
+def _as_text(event: LogEvent, level: str) -> str:
+    when = time.strftime("%H:%M:%S", time.localtime(event.get("log_time")))
+    mark = "" if level in ("info", "debug") else f"{level}: "
+    return f"{when} blockmig: {mark}{_message(event)}"
+
+
+def _as_json(event: LogEvent, level: str) -> str:
+    fields = {
+        key: value
+        for key, value in event.items()
+        if not key.startswith("log_") and isinstance(value, str | int | float | bool | None)
+    }
+    fields.pop("isError", None)
+    told = {"time": round(event.get("log_time", 0.0), 3), "level": level, "event": "log"}
+    return json.dumps({**told, **fields, "message": _message(event)}, ensure_ascii=False)
+
+
+def begin_logging(options: Any, write: Write) -> None:
+    """Send everything that is logged in this process to C{write}, as C{options} say."""
+    verbosity = 1 if options["verbose"] else -1 if options["quiet"] else 0
+    observer = LineObserver(write, options["log-format"] == "json", verbosity)
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)

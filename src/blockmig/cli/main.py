@@ -1,0 +1,77 @@
+"""The `blockmig` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+
+from .logs import begin_logging, write_to
+from .options import BlockmigOptions, ReceiveOptions, SendOptions
+
+_log = Logger()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command that the arguments name, and exit with its status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = BlockmigOptions()
+    try:
+        options.parseOptions(given)
+    except usage.UsageError as error:
+        print(f"blockmig: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    raise SystemExit(_run(options.subOptions))
+
+
+def _run(options: Any) -> int:
+    # Not before: --help and bad usage should not wait for the reactor to be imported.
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    from .operations import Operation, Receive, Send, report  # noqa: PLC0415
+    from .progress import make_display  # noqa: PLC0415
+
+    operation: Operation
+    write = write_to(2)
+    if isinstance(options, SendOptions):
+        display = make_display(options["progress"])
+        write = display.write
+        operation = Send(options, reactor, display)
+    else:
+        assert isinstance(options, ReceiveOptions)
+        operation = Receive(options, reactor)
+    begin_logging(options, write)
+    return run_operation(reactor, report(operation), operation.stop)
+
+
+def run_operation(reactor: Any, coroutine: Any, stop: Any) -> int:
+    """Run the reactor until C{coroutine} gives an exit status; a signal stops it in good order."""
+    status: list[int] = []
+    ended: Deferred[None] = Deferred()
+
+    def end(result: Any) -> None:
+        if isinstance(result, Failure):
+            _log.failure("this is a bug of blockmig", failure=result)
+            result = 3
+        status.append(int(result))
+        if not stopping:
+            reactor.stop()
+        ended.callback(None)
+
+    stopping: list[bool] = []
+
+    def before_shutdown() -> Deferred[None] | None:
+        stopping.append(True)
+        if status:
+            return None
+        stop("stopped by a signal")
+        return ended
+
+    reactor.addSystemEventTrigger("before", "shutdown", before_shutdown)
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(coroutine).addBoth(end))
+    reactor.run()
+    return status[0] if status else 4

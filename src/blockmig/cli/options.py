@@ -1,0 +1,238 @@
+"""What may be given on the command line, for `blockmig` and for `twistd blockmig` alike."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from twisted.python import usage
+
+from .. import __version__
+from ..nbd import NBDURI, BadURI, parse_uri
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+
+Rows = list[list[Any]]
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes such as C{4096}, C{100M} or C{1.5T}; units are powers of 1024, as QEMU's.
+
+    @raise ValueError: it is none, or less than one byte.
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a number of bytes such as 4096, 100M or 20G")
+    count = int(float(match[1]) * 1024 ** _UNITS[match[2].upper()])
+    if not match[2] and "." not in match[1]:
+        count = int(match[1])
+    if count < 1:
+        raise ValueError(f"{text!r} is less than one byte")
+    return count
+
+
+def parse_seconds(text: str) -> float:
+    """A number of seconds, 0 or more.
+
+    @raise ValueError: it is none.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _one_of(*choices: str) -> Any:
+    def check(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return check
+
+
+class _Named(usage.Options):
+    """Options whose synopsis is complete, and whose version is ours."""
+
+    synopsis: str
+
+    def getSynopsis(self) -> str:
+        """The one line of usage."""
+        return f"Usage: {self.synopsis}"
+
+    def opt_version(self) -> None:
+        """Display the version and exit."""
+        print(f"blockmig {__version__}")
+        raise SystemExit(0)
+
+
+class _Options(_Named):
+    """What the commands have in common: how they speak."""
+
+    common_flags: ClassVar[Rows] = [
+        ["verbose", "v", "Say more, for finding out what goes on."],
+        ["quiet", "q", "Say nothing but warnings and errors."],
+    ]
+    common_parameters: ClassVar[Rows] = [
+        ["log-format", None, "text", "Log lines as text or as json.", _one_of("text", "json")],
+    ]
+
+    def postOptions(self) -> None:
+        """What depends on several options."""
+        if self["verbose"] and self["quiet"]:
+            raise usage.UsageError("-v and -q contradict each other")
+
+
+class ReceiveOptions(_Options):
+    """Options of `receive`."""
+
+    synopsis = "blockmig receive --file PATH [options]"
+    longdesc = (
+        "Accept one migration into a raw image or block device, and exit 0 once it is complete. "
+        "Any NBD client can be the sender; a sender that drops early may start again. "
+        "Exit statuses: 0 done, 1 bad usage or refused at the start, 3 the disk failed, "
+        "4 stopped or gave up before completion (the copy is not canonical)."
+    )
+    optFlags: ClassVar[Rows] = [
+        ["oldstyle", None, "Speak the old NBD handshake, for old senders."],
+        *_Options.common_flags,
+    ]
+    optParameters: ClassVar[Rows] = [
+        ["file", "f", None, "The disk: a raw image or a block device."],
+        [
+            "size",
+            "s",
+            None,
+            "The disk's exact size: bytes, or 20G. A missing file is created with it, sparse.",
+            parse_bytes,
+        ],
+        [
+            "listen",
+            "l",
+            "tcp:10809:interface=127.0.0.1",
+            "Where to listen: a Twisted endpoint string, such as "
+            "tcp:10809:interface=192.0.2.7 or unix:/run/blockmig.sock.",
+        ],
+        ["export", "e", "", "The export's name."],
+        [
+            "handshake-timeout",
+            None,
+            30.0,
+            "Seconds that a connection has to negotiate; 0 for no limit.",
+            parse_seconds,
+        ],
+        [
+            "idle-timeout",
+            None,
+            60.0,
+            "Seconds of silence after which a connection, and its attempt, is ended; 0 for never.",
+            parse_seconds,
+        ],
+        [
+            "give-up-after",
+            None,
+            None,
+            "Seconds without progress after which to exit 4; the default is to wait for ever.",
+            parse_seconds,
+        ],
+        *_Options.common_parameters,
+    ]
+
+    def postOptions(self) -> None:
+        """A disk is needed."""
+        super().postOptions()
+        if not self["file"]:
+            raise usage.UsageError("--file is missing: which disk is to be received?")
+
+
+class SendOptions(_Options):
+    """Options of `send`."""
+
+    synopsis = "blockmig send FILE URI [options]"
+    longdesc = (
+        "Send a raw image or block device to the NBD server at URI "
+        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH), then disconnect. "
+        "After an early drop it starts again, for ever unless told otherwise. "
+        "Exit statuses: 0 done, 1 bad usage or refused at the start, 3 the disk failed, "
+        "4 stopped or gave up before completion (the disk is untouched and canonical), "
+        "5 the disk was retired, but the destination may not have been told."
+    )
+    optFlags: ClassVar[Rows] = [
+        ["unlink", None, "Delete FILE once all of it is durable at the destination."],
+        ["retry", None, "Also try again what fails before the first accepted handshake."],
+        *_Options.common_flags,
+    ]
+    optParameters: ClassVar[Rows] = [
+        [
+            "max-rate",
+            None,
+            None,
+            "The most bytes of data to send per second, such as 100M.",
+            parse_bytes,
+        ],
+        [
+            "give-up-after",
+            None,
+            None,
+            "Seconds without progress after which to exit 4; the default is to go on for ever.",
+            parse_seconds,
+        ],
+        [
+            "progress",
+            None,
+            "auto",
+            "How to show progress: auto (a bar on a terminal), bar, json (an object a second on "
+            "stdout) or none.",
+            _one_of("auto", "bar", "json", "none"),
+        ],
+        *_Options.common_parameters,
+    ]
+    uri: NBDURI
+
+    def parseArgs(self, *arguments: str) -> None:
+        """FILE and URI, both needed."""
+        if len(arguments) != 2:
+            raise usage.UsageError("exactly two arguments are wanted: FILE URI")
+        self["file"], uri = arguments
+        try:
+            self.uri = parse_uri(uri)
+        except BadURI as error:
+            raise usage.UsageError(str(error)) from None
+
+
+class BlockmigOptions(_Named):
+    """Options of `blockmig` itself."""
+
+    synopsis = "blockmig COMMAND [options]"
+    longdesc = "Move the disks of running machines between hosts over NBD."
+    subCommands: ClassVar[Any] = [
+        ["receive", None, ReceiveOptions, "Accept one migration into a disk."],
+        ["send", None, SendOptions, "Send a disk to a receiver, or to any NBD server."],
+    ]
+
+    def postOptions(self) -> None:
+        """A command is needed."""
+        if self.subCommand is None:
+            raise usage.UsageError("which command? receive or send (--help says more)")
+
+
+class TapOptions(_Named):
+    """Options of `twistd blockmig`; without a command they are those of `receive`."""
+
+    synopsis = "twistd [twistd options] blockmig [receive] --file PATH [options]"
+    longdesc = ReceiveOptions.longdesc
+    subCommands: ClassVar[Any] = [
+        ["receive", None, ReceiveOptions, "Accept one migration into a disk."],
+    ]
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Put the command there that was left out."""
+        given = list(options or ())
+        commands = [row[0] for row in self.subCommands]
+        if not given or given[0] not in (*commands, "--help", "--version"):
+            given.insert(0, "receive")
+        super().parseOptions(given)

@@ -1,0 +1,158 @@
+"""How far a migration is, shown while it goes on: a bar for people, or JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.task import LoopingCall
+
+from ..migration import Progress
+from .logs import Write, write_to
+
+
+class Display(Protocol):
+    """Shows progress, and passes log lines so that neither spoils the other.
+
+    @ivar write: takes log lines.
+    """
+
+    write: Write
+
+    def start(self, progress: Progress, reactor: Any) -> None:
+        """Begin to show C{progress}, which changes by itself."""
+
+    def stop(self) -> None:
+        """Show it for the last time."""
+
+
+class _Sampled:
+    """Calls C{show} once every so many seconds with what changed since."""
+
+    interval = 1.0
+
+    def __init__(self) -> None:
+        self.write: Write = write_to(2)
+        self._loop: LoopingCall | None = None
+
+    def start(self, progress: Progress, reactor: Any) -> None:
+        """Begin to look."""
+        self._progress = progress
+        self._began = reactor.seconds()
+        self._reactor = reactor
+        self._loop = LoopingCall(self.show)
+        self._loop.clock = reactor
+        self._loop.start(self.interval, now=True)
+
+    def show(self) -> None:
+        """Look once."""
+
+    def stop(self) -> None:
+        """Look for the last time."""
+        if self._loop is not None and self._loop.running:
+            self._loop.stop()
+            self.show()
+
+
+class NoDisplay(_Sampled):
+    """Shows nothing."""
+
+    def start(self, progress: Progress, reactor: Any) -> None:
+        """Nothing to show."""
+
+
+class JSONDisplay(_Sampled):
+    """One object a second on stdout.
+
+    @param output: takes one line.
+    """
+
+    def __init__(self, output: Callable[[str], None] | None = None) -> None:
+        super().__init__()
+        self._output = output or write_to(1)
+        self._before = (0.0, 0)
+
+    def show(self) -> None:
+        """Write one object; C{rate} is bytes of the disk per second since the one before."""
+        progress = self._progress
+        seconds = self._reactor.seconds() - self._began
+        then, done = self._before
+        rate = (progress.done - done) / (seconds - then) if seconds > then else 0.0
+        self._before = (seconds, progress.done)
+        line = {
+            "event": "progress",
+            "attempt": progress.attempt,
+            "done": progress.done,
+            "total": progress.total,
+            "data": progress.data,
+            "zeroes": progress.zeroes,
+            "rate": max(0, round(rate)),
+            "seconds": round(seconds, 3),
+        }
+        self._output(json.dumps(line))
+
+
+class BarDisplay(_Sampled):
+    """A bar on the terminal: done and total, rate, time left, and the number of the attempt."""
+
+    interval = 0.2
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 (50 ms that only a bar is worth)
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bar  # noqa: PLC0415
+
+        super().__init__()
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bar = Bar(
+            TextColumn("attempt {task.fields[attempt]}"),
+            BarColumn(None),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            auto_refresh=False,
+            expand=True,
+        )
+        self._attempt = 0
+        self.write = self._print
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def start(self, progress: Progress, reactor: Any) -> None:
+        """Draw the bar."""
+        self._task = self._bar.add_task("", total=progress.total, attempt=progress.attempt)
+        self._bar.start()
+        super().start(progress, reactor)
+
+    def show(self) -> None:
+        """Redraw it."""
+        progress = self._progress
+        if progress.attempt != self._attempt:
+            self._attempt = progress.attempt
+            self._bar.reset(self._task, total=progress.total)
+        self._bar.update(self._task, completed=progress.done, attempt=progress.attempt)
+        self._bar.refresh()
+
+    def stop(self) -> None:
+        """Leave the bar as it stands."""
+        super().stop()
+        self._bar.stop()
+
+
+def make_display(kind: str) -> Display:
+    """The display of that kind: auto, bar, json or none."""
+    if kind == "json":
+        return JSONDisplay()
+    if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
+        return BarDisplay()
+    return NoDisplay()

@@ -1,0 +1,164 @@
+"""What somebody who embeds blockmig implements, and what they are given.
+
+Every layer may import this module; it imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from zope.interface import Attribute, Interface
+
+
+class Extent(NamedTuple):
+    """A run of bytes of a disk that the file system knows to be one thing.
+
+    @ivar offset: bytes from the start of the disk.
+    @ivar length: bytes, more than 0.
+    @ivar hole: the run is not allocated, and reads as zeroes.
+    """
+
+    offset: int
+    length: int
+    hole: bool
+
+
+class Probe(NamedTuple):
+    """What a look at a few bytes of a disk told.
+
+    @ivar zero: every byte is zero.
+    @ivar cold: they had to be fetched from the medium, and are in the page cache because of us.
+    """
+
+    zero: bool
+    cold: bool
+
+
+class IDisk(Interface):
+    """The thing that moves: so many bytes, exactly.
+
+    Calls block. Those marked I{slow} may block for long and are made from threads, several at a
+    time; they must be safe to call so on ranges that do not overlap. All raise L{OSError}.
+    """
+
+    name = Attribute("What to call the disk in messages, usually its path.")
+    size = Attribute("Bytes, exact, more than 0; never changes.")
+
+    def fileno() -> int | None:
+        """The descriptor that payloads may be sent from and spliced into.
+
+        None where there is none: then L{read} and L{write} are used instead.
+        """
+
+    def read(offset: int, length: int) -> bytes:
+        """Exactly C{length} bytes.
+
+        @raise OSError: EIO too where the disk turned out to be shorter than its size.
+        """
+
+    def write(offset: int, data: Any) -> None:
+        """Put C{data}, which has the buffer protocol, at C{offset}, all of it."""
+
+    def zero(offset: int, length: int, allocate: bool) -> None:
+        """I{Slow.} Make a range read as zeroes.
+
+        @param allocate: keep (or get) the range's space; otherwise giving it back is preferred.
+        """
+
+    def trim(offset: int, length: int) -> None:
+        """I{Slow.} Tell the medium that the range's content matters no more.
+
+        Does nothing where the medium does not care.
+        """
+
+    def flush() -> None:
+        """I{Slow.} Return once everything written so far would survive a power failure."""
+
+    def extents(offset: int) -> Iterator[Extent]:
+        """I{Slow.} The extents from C{offset} to the end: adjoining, none empty."""
+
+    def probe(offset: int, length: int) -> Probe:
+        """I{Slow.} Fetch at most 64 KiB, and tell whether they are all zeroes."""
+
+    def forget(offset: int, length: int) -> None:
+        """I{Slow.} Advise that a range is not wanted in the page cache any more."""
+
+    def write_back(offset: int, length: int, wait: bool) -> None:
+        """I{Slow.} Send what was written there on its way to the medium; an advice.
+
+        @param wait: return once it is there, and forget the range.
+        @raise OSError: it could not be written; L{flush} need not tell of it again.
+        """
+
+    def close() -> None:
+        """Give up the disk and its lock; harmless when done twice."""
+
+
+class IUnlinkableDisk(IDisk):
+    """A disk that can be retired by deleting it."""
+
+    def check_unlink() -> None:
+        """Whether deleting it would retire it.
+
+        @raise blockmig.storage.DiskRefused: it would not.
+        """
+
+    def unlink() -> None:
+        """I{Slow.} Delete it, durably.
+
+        @raise OSError: it is still there, or may come back after a power failure.
+        """
+
+
+class IPayloadReceiver(Interface):
+    """A protocol that wants payloads moved from the socket straight into a disk.
+
+    It is an C{IProtocol} as well: every byte that is not moved so arrives by C{dataReceived}.
+    """
+
+    def payload_region() -> Any:
+        """The L{blockmig.transport.FileRegion} that the next bytes on the wire belong in.
+
+        None where they should come by C{dataReceived}.
+        """
+
+    def payload_moved(count: int) -> None:
+        """The first C{count} bytes of that region were filled from the wire."""
+
+    def payload_failed(error: OSError) -> None:
+        """The disk did not take them; what is left of the payload must go by C{dataReceived}.
+
+        Bytes that were taken off the wire but not written, were announced by L{payload_moved}.
+        """
+
+
+class IExportHandler(Interface):
+    """Somebody who decides what may be done with an export, and is told what was.
+
+    C{connection} is a L{blockmig.server.ServerConnection}. Calls come in the reactor's thread.
+    """
+
+    export = Attribute("The L{blockmig.nbd.Export} that is offered.")
+    disk = Attribute("The L{IDisk} behind it.")
+
+    def admit(connection: Any, request: Any) -> int:
+        """Whether a request, which the protocol allows, is to be tried now.
+
+        @return: 0, or the error to answer it with (L{blockmig.nbd.Errno}).
+        """
+
+    def done(connection: Any, request: Any) -> None:
+        """An admitted request succeeded; its reply is about to be sent. Not called for READ."""
+
+    def failed(connection: Any, request: Any, error: BaseException | None) -> None:
+        """An admitted request failed in the disk, and is answered with an error."""
+
+    def disconnected(connection: Any) -> None:
+        """The client sent DISC, and nothing of it is being carried out any more.
+
+        The handler must close the connection, now or later.
+        """
+
+    def gone(connection: Any) -> None:
+        """The connection is no more, disconnected before or not, and nothing of it is under way."""

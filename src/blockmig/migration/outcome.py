@@ -1,0 +1,75 @@
+"""How a migration ends: a summary, or one of four errors, each with its exit status.
+
+Source: design, section 2, "Exit statuses". The errors' messages are single lines for the user.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """The exit statuses of every command."""
+
+    DONE = 0
+    REFUSED = 1
+    FAILED = 3
+    GAVE_UP = 4
+    UNCONFIRMED = 5
+
+
+class MigrationError(Exception):
+    """A migration that did not come to its end.
+
+    @cvar status: the exit status that tells of it.
+    """
+
+    status: ExitStatus
+
+
+class Refused(MigrationError):
+    """Bad usage, or refused at the start; nothing was touched."""
+
+    status = ExitStatus.REFUSED
+
+
+class LocalFailure(MigrationError):
+    """Failed for a local reason: a disk error, no space, no permission."""
+
+    status = ExitStatus.FAILED
+
+
+class GaveUp(MigrationError):
+    """Stopped, or gave up before completion; the destination is not canonical."""
+
+    status = ExitStatus.GAVE_UP
+
+
+class Unconfirmed(MigrationError):
+    """All the data is there and durable, but whether the disconnect came is not known."""
+
+    status = ExitStatus.UNCONFIRMED
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A migration that came to its end.
+
+    @ivar bytes: the size of the disk.
+    @ivar data: bytes that travelled as data, in the attempt that completed it.
+    @ivar zeroes: bytes that were zeroed or trimmed, in that attempt.
+    @ivar seconds: from the start of the first attempt to the end of the last.
+    @ivar attempts: how many there were.
+    """
+
+    bytes: int
+    data: int
+    zeroes: int
+    seconds: float
+    attempts: int
+
+    @property
+    def rate(self) -> float:
+        """Bytes of data per second."""
+        return self.data / self.seconds if self.seconds > 0 else 0.0

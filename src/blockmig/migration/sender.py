@@ -1,0 +1,638 @@
+"""The sender: sends a disk to an NBD server, then retires it, then disconnects.
+
+`Sender` owns the migration: attempt after attempt until one comes to its end. `SenderProtocol` is
+one attempt on one connection: what is in flight, and what was acknowledged. The order of its end is
+the `handoff` machine's.
+
+Rules (design, sections 2 and 3):
+
+* an attempt starts from the beginning of the disk; nothing of an earlier one is trusted;
+* no two requests in flight overlap, since the pieces of a scan do not; a FLUSH and a disconnect are
+  sent with nothing in flight;
+* what the destination does not offer is not used: without WRITE_ZEROES zeroes go as data; without
+  FLUSH there is no telling when its copy is durable, so that such a destination is no place to
+  unlink a source for;
+* any error in a reply ends the attempt, not the migration;
+* what goes wrong before a first handshake was accepted ends the migration, unless told to retry;
+  after that there is always another attempt, until somebody gives up;
+* an oldstyle server gets one request at a time, with a constant cookie.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from twisted.application.internet import backoffPolicy
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IHalfCloseableDescriptor,
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..interfaces import IDisk, IUnlinkableDisk
+from ..nbd import (
+    ClientHandshake,
+    ClientTransmission,
+    Command,
+    Export,
+    HandshakeRefused,
+    Negotiated,
+    NotNBD,
+    OptionReply,
+    ProtocolError,
+    Reply,
+    TransmissionFlag,
+    describe_errno,
+)
+from ..storage import SYSTEM, DiskRefused, Piece, Scan, SystemCalls, describe_error
+from ..transport import FileRegion, RateLimiter, RegionProducer, is_plain_socket, keep_alive
+from .handoff import Handoff, make_handoff
+from .outcome import GaveUp, LocalFailure, MigrationError, Refused, Summary, Unconfirmed
+
+_log = Logger()
+
+REQUEST: Final = 2 << 20
+"""Bytes of the longest WRITE."""
+
+_WINDOW_BYTES: Final = 32 << 20
+_WINDOW_REQUESTS: Final = 256
+_LOOK_AHEAD: Final = 64
+_HANDSHAKE_TIMEOUT: Final = 30.0
+_CLOSE_TIMEOUT: Final = 30.0
+
+
+class AttemptFailed(Exception):
+    """An attempt did not come to its end; the message is one line that says why."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a migration is.
+
+    @ivar total: bytes of the disk.
+    @ivar data: bytes acknowledged as data in the present attempt.
+    @ivar zeroes: bytes acknowledged as zeroes in it.
+    @ivar attempt: its number, counted from 1; 0 before the first.
+    """
+
+    total: int
+    data: int = 0
+    zeroes: int = 0
+    attempt: int = 0
+
+    @property
+    def done(self) -> int:
+        """Bytes acknowledged in the present attempt."""
+        return self.data + self.zeroes
+
+
+class SenderProtocol(Protocol):
+    """One attempt.
+
+    @param sender: the migration that it is an attempt of.
+    """
+
+    transport: Any
+    factory: Any
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._reactor = sender.reactor
+        self._handoff: Handoff = make_handoff(self)
+        self._handshake: ClientHandshake | None = ClientHandshake(sender.export)
+        self._wire = ClientTransmission()
+        self._export: Export | None = None
+        self._scan: Scan | None = None
+        self._pieces: deque[Piece] = deque()
+        self._scanning = False
+        self._scanned = False
+        self._covered = False
+        self._in_flight: dict[int, Piece] = {}
+        self._bytes_in_flight = 0
+        self._window_requests = _WINDOW_REQUESTS
+        self._used: list[Piece] = []
+        self._ended = False
+        self._lost = False
+        self._timeout: IDelayedCall | None = None
+
+    # IProtocol.
+
+    def connectionMade(self) -> None:
+        """Connected; the server speaks first."""
+        keep_alive(self.transport)
+        self._outgoing = RegionProducer(
+            self.transport,
+            self._source_failed,
+            sent=self._sender.moved,
+            clock=self._reactor,
+            limiter=self._sender.limiter,
+            system=self._sender.system,
+        )
+        self._start_timeout(_HANDSHAKE_TIMEOUT, "no NBD handshake")
+
+    def dataReceived(self, data: bytes) -> None:
+        """Something from the server."""
+        if self._ended:
+            return
+        try:
+            if self._handshake is not None:
+                self._shake_hands(data)
+            else:
+                self._wire.receive_data(data)
+                self._replies()
+        except NotNBD as error:
+            self.drop(str(error))
+        except ProtocolError as error:
+            self.drop(f"the destination broke the protocol: {error}")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone: in good order, if it was the end of the hand-off."""
+        self._lost = True
+        self._outgoing.stopProducing()
+        self._stop_timeout()
+        if self._handshake is not None:
+            self.drop("the connection was closed during the handshake")
+        elif self._wire.in_flight == 0 and reason.check(ConnectionDone):
+            self._handoff.closed()
+        else:
+            self._handoff.dropped(f"connection lost: {reason.getErrorMessage()}")
+
+    def drop(self, why: str) -> None:
+        """This connection is of no more use."""
+        if self._handshake is not None:
+            self.restart(why)
+        else:
+            self._handoff.dropped(why)
+        self._abort()
+
+    def _abort(self) -> None:
+        self._outgoing.stopProducing()
+        if not self._lost:
+            self.transport.abortConnection()
+
+    # The handshake.
+
+    def _shake_hands(self, data: bytes) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        try:
+            handshake.receive_data(data)
+        except HandshakeRefused as error:
+            self.drop(_explain(error, self._sender.export))
+            return
+        answer = handshake.data_to_send()
+        if answer:
+            self._outgoing.send([answer])
+        event = handshake.next_event()
+        if event is not None:
+            self._negotiated(event, handshake.trailing_data())
+
+    def _negotiated(self, event: Negotiated, trailing: bytes) -> None:
+        self._stop_timeout()
+        try:
+            request = self._sender.check_export(event.export)
+        except AttemptFailed as error:
+            self.drop(str(error))
+            return
+        self._handshake = None
+        self._export = export = event.export
+        if event.oldstyle:
+            self._window_requests = 1
+            self._wire = ClientTransmission(constant_cookie=True)
+        self._sender.accepted()
+        self._scan = Scan(
+            self._sender.disk,
+            request,
+            export.minimum_block,
+            find_zeroes=export.offers(TransmissionFlag.SEND_WRITE_ZEROES),
+        )
+        self._wire.receive_data(trailing)
+        self._replies()
+
+    # Copying.
+
+    def _fill(self) -> None:
+        """Send what the window has room for, look at more of the disk, and see the end of it."""
+        if self._ended or self._covered:
+            return
+        items: list[bytes | FileRegion] = []
+        while (
+            self._pieces
+            and self._wire.in_flight < self._window_requests
+            and self._bytes_in_flight < _WINDOW_BYTES
+        ):
+            piece = self._pieces.popleft()
+            command = Command.WRITE_ZEROES if piece.zero else Command.WRITE
+            _, header = self._wire.request(command, piece.offset, piece.length)
+            self._in_flight[piece.offset] = piece
+            items.append(header)
+            if not piece.zero:
+                self._bytes_in_flight += piece.length
+                items.append(FileRegion(self._sender.disk, piece.offset, piece.length))
+        if items:
+            self._outgoing.send(items)
+        if len(self._pieces) < _LOOK_AHEAD and not self._scanned:
+            self._look_further()
+        if self._scanned and not self._pieces and not self._wire.in_flight:
+            self._covered = True
+            self._handoff.covered()
+
+    def _look_further(self) -> None:
+        if self._scanning:
+            return
+        self._scanning = True
+        used, self._used = self._used, []
+        self._sender.in_thread(self._look, used).addCallbacks(self._found, self._look_failed)
+
+    def _look(self, used: list[Piece]) -> list[Piece]:
+        """In a thread: the next pieces; what was fetched for the last ones is not needed again."""
+        for piece in used:
+            self._sender.disk.forget(piece.offset, piece.length)
+        assert self._scan is not None
+        return self._scan.advance()
+
+    def _found(self, pieces: list[Piece]) -> None:
+        self._scanning = False
+        if self._ended:
+            return
+        self._pieces.extend(pieces)
+        self._scanned = not pieces
+        self._fill()
+
+    def _look_failed(self, failure: Failure) -> None:
+        self._scanning = False
+        self._source_failed(failure.value)
+
+    def _source_failed(self, error: BaseException | None) -> None:
+        if not self._ended:
+            self._end()
+            self._sender.failed(LocalFailure(f"{self._sender.disk.name}: {describe_error(error)}"))
+            self._abort()
+
+    def _replies(self) -> None:
+        while not self._ended and (event := self._wire.next_event()) is not None:
+            assert isinstance(event, Reply)
+            self._reply(event)
+        self._fill()
+
+    def _reply(self, reply: Reply) -> None:
+        request, error = reply
+        if error:
+            name = describe_errno(error)
+            what = Command(request.command).name
+            where = f" at {request.offset}" if request.length else ""
+            self.drop(f"the destination answered {what}{where} with {name}")
+        elif request.command == Command.FLUSH:
+            self._handoff.flushed()
+        else:
+            piece = self._in_flight.pop(request.offset)
+            if not piece.zero:
+                self._bytes_in_flight -= piece.length
+            if piece.cold:
+                self._used.append(piece)
+            self._sender.acknowledged(piece)
+
+    # HandoffActions.
+
+    def flush(self) -> None:
+        """Where there is no FLUSH, unlinking was refused before."""
+        assert self._export is not None
+        if not self._export.offers(TransmissionFlag.SEND_FLUSH):
+            self._handoff.flushed()
+            return
+        _, header = self._wire.request(Command.FLUSH)
+        self._outgoing.send([header])
+
+    def retire(self) -> None:
+        """In a thread, since it waits for the medium."""
+        self._sender.retire().addCallbacks(lambda _: self._handoff.retired(), self._retire_failed)
+
+    def _retire_failed(self, failure: Failure) -> None:
+        self._handoff.retire_failed(failure.value)
+        self._abort()
+
+    def disconnect(self) -> None:
+        """The last message; nothing is in flight and nothing is queued."""
+        _, header = self._wire.request(Command.DISC)
+        self._outgoing.send([header])
+        if is_plain_socket(self.transport) and IHalfCloseableDescriptor.providedBy(self.transport):
+            self.transport.loseWriteConnection()
+        self._start_timeout(
+            _CLOSE_TIMEOUT, "the destination did not close the connection after the disconnect"
+        )
+
+    def done(self) -> None:
+        """Tell the migration."""
+        self._end()
+        self._sender.done()
+
+    def restart(self, why: str) -> None:
+        """Tell the migration."""
+        if not self._ended:
+            self._end()
+            self._sender.failed(AttemptFailed(why))
+
+    def failed(self, error: BaseException | None) -> None:
+        """Tell the migration."""
+        self._end()
+        self._sender.failed(
+            LocalFailure(
+                f"{self._sender.disk.name}: could not be retired: {describe_error(error)}; "
+                "the destination has all of it, but was not told that it is canonical"
+            )
+        )
+
+    def unconfirmed(self, why: str) -> None:
+        """Tell the migration."""
+        self._end()
+        self._sender.failed(
+            Unconfirmed(f"all the data is at the destination, but perhaps it was not told: {why}")
+        )
+
+    def _end(self) -> None:
+        self._ended = True
+        self._stop_timeout()
+        self._pieces.clear()
+
+    def _start_timeout(self, seconds: float, why: str) -> None:
+        self._stop_timeout()
+        self._timeout = self._reactor.callLater(seconds, self._timed_out, f"{why} in {seconds:g} s")
+
+    def _timed_out(self, why: str) -> None:
+        self._timeout = None
+        self.drop(why)
+
+    def _stop_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
+
+
+def _explain(error: HandshakeRefused, export: str) -> str:
+    if error.reply == OptionReply.ERR_UNKNOWN:
+        return f"the destination has no export named {export!r}"
+    if error.reply == OptionReply.ERR_TLS_REQD:
+        return "the destination wants TLS, which is not supported"
+    return f"the destination refused the handshake: {error}"
+
+
+@implementer(IProtocolFactory)
+class _AttemptFactory:
+    """Makes the protocol of one attempt."""
+
+    noisy = False
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    def doStart(self) -> None:
+        """Nothing to prepare."""
+
+    def doStop(self) -> None:
+        """Nothing to clean up."""
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        """The attempt."""
+        protocol = SenderProtocol(self._sender)
+        protocol.factory = self
+        return protocol
+
+
+class Sender:
+    """Sends a disk to a destination, again and again until it has arrived.
+
+    @param disk: what to send; stays the caller's to close.
+    @param endpoint: where the destination's server is.
+    @param export: the name of its export.
+    @param unlink: delete the disk's file just before the disconnect.
+    @param retry: also retry what fails before the first handshake was accepted.
+    @param give_up_after: seconds without progress after which to give up; None to go on for ever.
+    @param max_rate: bytes of data per second; None for no limit.
+    @param retry_policy: seconds to wait from the number of failures so far, the policy of
+        L{twisted.application.internet.ClientService}.
+    @param reactor: the reactor; None for the global one.
+    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
+        reactor's thread pool.
+    @param system: the calls into the kernel that move payloads.
+    @ivar progress: how far it is.
+    @raise Refused: C{unlink} cannot be done with this disk.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        endpoint: IStreamClientEndpoint,
+        export: str = "",
+        *,
+        unlink: bool = False,
+        retry: bool = False,
+        give_up_after: float | None = None,
+        max_rate: float | None = None,
+        retry_policy: Callable[[int], float] | None = None,
+        reactor: Any = None,
+        in_thread: Callable[..., Deferred[Any]] | None = None,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        self.disk = disk
+        self.export = export
+        self.reactor = reactor
+        self.in_thread = in_thread or partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        self.system = system
+        self.limiter = RateLimiter(reactor, max_rate) if max_rate else None
+        self.progress = Progress(disk.size)
+        self._endpoint = endpoint
+        self._to_unlink = _unlinkable(disk) if unlink else None
+        self._retry = retry
+        self._give_up_after = give_up_after
+        self._policy = retry_policy or backoffPolicy()
+        self._last_progress = 0.0
+        self._began: float | None = None
+        self._accepted = False
+        self._retiring = False
+        self._stopped: GaveUp | None = None
+        self._running: Deferred[Summary] | None = None
+        self._result: Deferred[Summary] = Deferred()
+
+    def run(self) -> Deferred[Summary]:
+        """Send the disk; to be called once.
+
+        @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{Refused} where the
+            first handshake was not accepted, L{LocalFailure} where the source failed, L{GaveUp}
+            where it was stopped or gave up, L{Unconfirmed} where the source is retired and the
+            destination may not know it.
+        """
+        self._last_progress = self.reactor.seconds()
+        self._running = Deferred.fromCoroutine(self._run())
+        return self._running
+
+    def stop(self, why: str = "stopped") -> None:
+        """End the migration as it stands; too late once the source is being retired."""
+        if self._retiring or self._stopped is not None or self._running is None:
+            return
+        self._stopped = GaveUp(f"{why}; {self.disk.name} was not retired and is canonical")
+        self._running.cancel()
+
+    async def _run(self) -> Summary:
+        patience = None
+        if self._give_up_after is not None:
+            patience = LoopingCall(self._check_progress, self._give_up_after)
+            patience.clock = self.reactor
+            patience.start(min(1.0, self._give_up_after), now=False)
+        failures = 0
+        try:
+            while True:
+                began = self.progress.attempt
+                try:
+                    return await self._attempt()
+                except AttemptFailed as error:
+                    if not self._accepted and not self._retry:
+                        raise Refused(str(error)) from None
+                    failures = 0 if self.progress.attempt != began else failures + 1
+                    await self._pause(str(error), self._policy(failures))
+        except CancelledError:
+            raise self._stopped or GaveUp("cancelled") from None
+        finally:
+            if patience is not None:
+                patience.stop()
+
+    async def _attempt(self) -> Summary:
+        """One connection's try; also fails with L{AttemptFailed}."""
+        self._result = result = Deferred[Summary]()
+        try:
+            protocol = await self._endpoint.connect(_AttemptFactory(self))
+        except CancelledError:
+            raise
+        except Exception as error:  # each endpoint fails in its own ways
+            raise AttemptFailed(f"cannot connect to the destination: {error}") from None
+        assert isinstance(protocol, SenderProtocol)
+        try:
+            return await result
+        except CancelledError:
+            protocol.drop("stopped")
+            raise
+
+    async def _pause(self, why: str, delay: float) -> None:
+        _log.warn(
+            "{why}; trying again in {delay:.1f} s",
+            event="restart",
+            why=why,
+            delay=delay,
+            attempt=self.progress.attempt,
+        )
+        await deferLater(self.reactor, delay)
+
+    def _check_progress(self, limit: float) -> None:
+        if self.reactor.seconds() - self._last_progress >= limit:
+            self.stop(f"gave up after {limit:g} seconds without progress")
+
+    # For the attempts.
+
+    def check_export(self, export: Export) -> int:
+        """Whether the migration can go to C{export}.
+
+        @return: the bytes of the longest WRITE to send there.
+        @raise AttemptFailed: it cannot.
+        """
+        size, block = self.disk.size, export.minimum_block
+        if export.size != size:
+            raise AttemptFailed(
+                f"size mismatch: {self.disk.name} has {size} bytes, the destination {export.size}"
+            )
+        if export.read_only:
+            raise AttemptFailed("the destination is read-only")
+        if self._to_unlink is not None and not export.offers(TransmissionFlag.SEND_FLUSH):
+            raise AttemptFailed(
+                "the destination offers no FLUSH, so it cannot be known when its copy is durable: "
+                "send without --unlink"
+            )
+        if size % block:
+            raise AttemptFailed(
+                f"the destination only takes multiples of {block} bytes, and {size} is none"
+            )
+        longest = min(REQUEST, export.maximum_payload) // block * block
+        if not longest:
+            raise AttemptFailed("the destination takes no payload as long as its own blocks")
+        return longest
+
+    def accepted(self) -> None:
+        """The handshake was accepted; an attempt begins."""
+        self._accepted = True
+        now = self._last_progress = self.reactor.seconds()
+        if self._began is None:
+            self._began = now
+        progress = self.progress
+        progress.attempt += 1
+        progress.data = progress.zeroes = 0
+        _log.info(
+            "attempt {number} began: {size} bytes of {disk}",
+            event="attempt",
+            number=progress.attempt,
+            size=self.disk.size,
+            disk=self.disk.name,
+        )
+
+    def moved(self, count: int) -> None:
+        """Bytes were given to the wire."""
+        self._last_progress = self.reactor.seconds()
+
+    def acknowledged(self, piece: Piece) -> None:
+        """The destination has C{piece}."""
+        self._last_progress = self.reactor.seconds()
+        if piece.zero:
+            self.progress.zeroes += piece.length
+        else:
+            self.progress.data += piece.length
+
+    def retire(self) -> Deferred[Any]:
+        """Retire the source: from now on there is no other attempt.
+
+        @return: fires once that is durable.
+        """
+        self._retiring = True
+        if self._to_unlink is None:
+            return succeed(None)
+        return self.in_thread(self._to_unlink.unlink)
+
+    def done(self) -> None:
+        """The attempt came to its end, and so did the migration."""
+        assert self._began is not None
+        seconds = self.reactor.seconds() - self._began
+        progress = self.progress
+        self._result.callback(
+            Summary(self.disk.size, progress.data, progress.zeroes, seconds, progress.attempt)
+        )
+
+    def failed(self, error: AttemptFailed | MigrationError) -> None:
+        """The attempt ended otherwise; with a L{MigrationError} the migration did too."""
+        if not self._result.called:
+            self._result.errback(error)
+
+
+def _unlinkable(disk: IDisk) -> IUnlinkableDisk:
+    """The disk, if deleting it would retire it."""
+    if not IUnlinkableDisk.providedBy(disk):
+        raise Refused(
+            f"{disk.name}: is not a regular file, so it cannot be deleted: send without --unlink"
+        )
+    try:
+        disk.check_unlink()
+    except DiskRefused as error:
+        raise Refused(str(error)) from None
+    return disk

@@ -1,0 +1,82 @@
+"""Bytes in pieces of any size, read as a conversation that asks for exact numbers of them.
+
+A handshake is a dialogue of small, fixed steps. `Conversation` lets a subclass write it down as
+one generator, in the order of the protocol document: ``piece = yield count`` stands for "the next
+`count` bytes from the peer". Where the dialogue stands is where the generator stands, so there is
+no table of states to keep in step with the text.
+
+Rules:
+
+* the generator sees exactly the bytes it asked for, however they were cut on their way;
+* bytes that come after its end belong to the next phase and are kept for it, untouched;
+* an exception of the generator ends the conversation; further bytes are then ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+Steps = Generator[int, bytes, Result]
+"""The type of a conversation's generator: it yields byte counts, is sent bytes, and returns."""
+
+_SKIP_AT_ONCE = 65536
+
+
+class Conversation(Generic[Result]):
+    """The driver of one handshake; sans-IO."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._to_send = bytearray()
+        self._result: Result | None = None
+        self._steps: Steps[Result] = self._converse()
+        self._wanted: int | None = next(self._steps)
+
+    def _converse(self) -> Steps[Result]:
+        """The dialogue; subclasses write it."""
+        raise NotImplementedError
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes from the peer.
+
+        @raise ProtocolError: the dialogue cannot go on.
+        """
+        self._received += data
+        while self._wanted is not None and len(self._received) >= self._wanted:
+            piece = bytes(self._received[: self._wanted])
+            del self._received[: self._wanted]
+            try:
+                self._wanted = self._steps.send(piece)
+            except StopIteration as end:
+                self._wanted = None
+                self._result = end.value
+            except BaseException:
+                self._wanted = None
+                self._received.clear()
+                raise
+
+    def next_event(self) -> Result | None:
+        """How the dialogue ended; None while it goes on, and after the end was told once."""
+        result, self._result = self._result, None
+        return result
+
+    def data_to_send(self) -> bytes:
+        """The bytes due to the peer now; each is given out once."""
+        data = bytes(self._to_send)
+        self._to_send.clear()
+        return data
+
+    def trailing_data(self) -> bytes:
+        """The bytes that came behind the dialogue's end, for the next phase; given out once."""
+        data = bytes(self._received)
+        self._received.clear()
+        return data
+
+    def _skip(self, count: int) -> Steps[None]:
+        """Read C{count} bytes and forget them, in memory that does not grow with C{count}."""
+        while count:
+            piece = yield min(count, _SKIP_AT_ONCE)
+            count -= len(piece)

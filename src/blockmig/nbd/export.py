@@ -1,0 +1,38 @@
+"""What an NBD server tells of a disk that it exports, and what a client may make of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .constants import MAXIMUM_PAYLOAD, TransmissionFlag
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export as both sides of a handshake know it.
+
+    @ivar name: the export's name, at most 4096 bytes in UTF-8; "" is the default export.
+    @ivar size: bytes, exact; need not be a multiple of anything.
+    @ivar flags: what the export offers ("Transmission flags" in the protocol document).
+    @ivar description: for humans, perhaps empty.
+    @ivar minimum_block: bytes; offsets and lengths are multiples of it (1, 2, 4 ... 65536).
+    @ivar preferred_block: bytes; requests smaller than this cost the server more.
+    @ivar maximum_payload: bytes; a READ or WRITE must not be longer.
+    """
+
+    name: str
+    size: int
+    flags: TransmissionFlag
+    description: str = ""
+    minimum_block: int = 1
+    preferred_block: int = 4096
+    maximum_payload: int = MAXIMUM_PAYLOAD
+
+    def offers(self, flag: TransmissionFlag) -> bool:
+        """Whether the export has C{flag} set."""
+        return flag in self.flags
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the export says that writing will fail."""
+        return TransmissionFlag.READ_ONLY in self.flags

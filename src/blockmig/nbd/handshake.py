@@ -1,0 +1,291 @@
+"""The handshake, both roles, sans-IO: from the first byte to the first request.
+
+Source: the NBD protocol document, "Handshake phase", "Option types", "Option reply types" and
+"Block size constraints".
+
+`ServerHandshake` (newstyle, fixed) answers by itself from a lookup of exports; `oldstyle_hello`
+is all there is of the old handshake. `ClientHandshake` understands both without being told.
+
+Rules kept by the server:
+
+* the data of an option is consumed whatever the answer is; data longer than any valid option is
+  read away in bounded memory and answered TOO_BIG;
+* an unknown option is answered UNSUP and the dialogue stays in step;
+* EXPORT_NAME cannot be answered with an error: an unknown name ends the connection;
+* a client flag that we do not know ends the connection;
+* a client that did not answer FIXED_NEWSTYLE may only use EXPORT_NAME.
+
+Rules kept by the client:
+
+* GO first, with the block sizes asked for; EXPORT_NAME only for a server that has no GO;
+* a reply must be to the option that was sent, and is bounded in size;
+* block sizes that contradict the protocol are the server's error, not a reason to guess.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ._conversation import Conversation, Steps
+from .constants import (
+    MAXIMUM_NAME,
+    MAXIMUM_PAYLOAD,
+    NBD_MAGIC,
+    OLDSTYLE_MAGIC,
+    OPTION_MAGIC,
+    OPTION_REPLY_ERROR,
+    OPTION_REPLY_MAGIC,
+    HandshakeFlag,
+    InfoType,
+    Option,
+    OptionReply,
+    TransmissionFlag,
+)
+from .errors import HandshakeRefused, LocalProtocolError, NotNBD, RemoteProtocolError
+from .export import Export
+
+_GREETING = struct.Struct("!QQH")
+_OPTION = struct.Struct("!QII")
+_OPTION_REPLY = struct.Struct("!QIII")
+_EXPORT_ANSWER = struct.Struct("!QH")
+_OLDSTYLE = struct.Struct("!QQQI124x")
+_INFO_EXPORT = struct.Struct("!HQH")
+_INFO_BLOCK_SIZE = struct.Struct("!HIII")
+
+_KNOWN_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+_ZEROES: Final = 124
+
+_LONGEST_OPTION: Final = 4 + MAXIMUM_NAME + 2 + 2 * 1024
+_LONGEST_REPLY: Final = 65536
+_MOST_REPLIES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """The handshake is over and the export is agreed on.
+
+    @ivar export: the export, as the server told of it.
+    @ivar oldstyle: the server spoke the old handshake, so it may be as old in all else.
+    """
+
+    export: Export
+    oldstyle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The client ended the handshake with ABORT; send what is due, then close."""
+
+
+def oldstyle_hello(export: Export) -> bytes:
+    """The 152 bytes that are the whole of the old handshake, sent by the server."""
+    return _OLDSTYLE.pack(NBD_MAGIC, OLDSTYLE_MAGIC, export.size, int(export.flags))
+
+
+class ServerHandshake(Conversation[Negotiated | Aborted]):
+    """The server's side of the newstyle handshake.
+
+    @param lookup: gives the export of a name, or None where there is none of that name.
+    @param names: gives the names that LIST tells.
+    """
+
+    def __init__(
+        self,
+        lookup: Callable[[str], Export | None],
+        names: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        self._lookup = lookup
+        self._names = names
+        super().__init__()
+
+    def _converse(self) -> Steps[Negotiated | Aborted]:
+        self._to_send += _GREETING.pack(NBD_MAGIC, OPTION_MAGIC, _KNOWN_FLAGS)
+        (flags,) = struct.unpack("!I", (yield 4))
+        if flags & ~_KNOWN_FLAGS:
+            raise RemoteProtocolError(f"unknown client flags {flags:#x}")
+        while True:
+            magic, option, length = _OPTION.unpack((yield _OPTION.size))
+            if magic != OPTION_MAGIC:
+                raise RemoteProtocolError(f"bad option magic {magic:#x}")
+            if length > _LONGEST_OPTION:
+                yield from self._skip(length)
+                self._answer(option, OptionReply.ERR_TOO_BIG, b"option data too long")
+                continue
+            data = yield length
+            if option == Option.EXPORT_NAME:
+                return self._export_name(data, flags)
+            if not flags & HandshakeFlag.FIXED_NEWSTYLE:
+                raise RemoteProtocolError(f"option {option} from a client that is not fixed")
+            if option == Option.ABORT:
+                self._answer(option, OptionReply.ACK)
+                return Aborted()
+            if option in (Option.GO, Option.INFO):
+                export = self._info(option, data)
+                if export is not None and option == Option.GO:
+                    return Negotiated(export)
+            elif option == Option.LIST:
+                self._list(data)
+            else:
+                self._answer(option, OptionReply.ERR_UNSUP, b"option not supported")
+
+    def _answer(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
+        self._to_send += _OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
+
+    def _find(self, name: bytes) -> Export | None:
+        try:
+            return self._lookup(name.decode())
+        except UnicodeDecodeError:
+            return None
+
+    def _export_name(self, name: bytes, flags: int) -> Negotiated:
+        export = self._find(name)
+        if export is None:
+            raise RemoteProtocolError(f"unknown export {name[:80]!r}")
+        self._to_send += _EXPORT_ANSWER.pack(export.size, export.flags)
+        if not flags & HandshakeFlag.NO_ZEROES:
+            self._to_send += bytes(_ZEROES)
+        return Negotiated(export)
+
+    def _list(self, data: bytes) -> None:
+        if data:
+            self._answer(Option.LIST, OptionReply.ERR_INVALID, b"LIST has no data")
+            return
+        for name in self._names():
+            encoded = name.encode()
+            self._answer(Option.LIST, OptionReply.SERVER, struct.pack("!I", len(encoded)) + encoded)
+        self._answer(Option.LIST, OptionReply.ACK)
+
+    def _info(self, option: int, data: bytes) -> Export | None:
+        """Answer GO or INFO; the export where the answer was its acknowledgement."""
+        parsed = _parse_info(data)
+        if parsed is None:
+            self._answer(option, OptionReply.ERR_INVALID, b"malformed option data")
+            return None
+        name, wanted = parsed
+        export = self._find(name)
+        if export is None:
+            self._answer(option, OptionReply.ERR_UNKNOWN, b"no export of that name")
+            return None
+        info = OptionReply.INFO
+        self._answer(option, info, _INFO_EXPORT.pack(InfoType.EXPORT, export.size, export.flags))
+        if InfoType.NAME in wanted:
+            self._answer(option, info, struct.pack("!H", InfoType.NAME) + name)
+        if InfoType.DESCRIPTION in wanted and export.description:
+            description = export.description.encode()
+            self._answer(option, info, struct.pack("!H", InfoType.DESCRIPTION) + description)
+        if InfoType.BLOCK_SIZE in wanted:
+            sizes = (export.minimum_block, export.preferred_block, export.maximum_payload)
+            self._answer(option, info, _INFO_BLOCK_SIZE.pack(InfoType.BLOCK_SIZE, *sizes))
+        self._answer(option, OptionReply.ACK)
+        return export
+
+
+def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
+    """The name and the wanted kinds of information in GO's or INFO's data, None if malformed."""
+    if len(data) < 6:
+        return None
+    (name_length,) = struct.unpack_from("!I", data)
+    if name_length > len(data) - 6:
+        return None
+    name = data[4 : 4 + name_length]
+    (count,) = struct.unpack_from("!H", data, 4 + name_length)
+    rest = data[6 + name_length :]
+    if len(rest) != 2 * count:
+        return None
+    return name, struct.unpack(f"!{count}H", rest)
+
+
+class ClientHandshake(Conversation[Negotiated]):
+    """The client's side, newstyle or oldstyle as the server speaks.
+
+    @param name: the export wanted; an oldstyle server has but one and is not told.
+    @raise LocalProtocolError: the name is longer than the protocol allows.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self._name = name.encode()
+        if len(self._name) > MAXIMUM_NAME:
+            raise LocalProtocolError(f"an export name has at most {MAXIMUM_NAME} bytes")
+        super().__init__()
+
+    def _converse(self) -> Steps[Negotiated]:
+        (magic,) = struct.unpack("!Q", (yield 8))
+        if magic != NBD_MAGIC:
+            raise NotNBD("the peer does not speak NBD")
+        (magic,) = struct.unpack("!Q", (yield 8))
+        if magic == OLDSTYLE_MAGIC:
+            size, old_flags = struct.unpack("!QI124x", (yield 136))
+            return Negotiated(self._export(size, old_flags & 0xFFFF), oldstyle=True)
+        if magic != OPTION_MAGIC:
+            raise NotNBD("the peer does not speak NBD")
+        (offered,) = struct.unpack("!H", (yield 2))
+        flags = offered & _KNOWN_FLAGS
+        self._to_send += struct.pack("!I", flags)
+        if flags & HandshakeFlag.FIXED_NEWSTYLE:
+            export = yield from self._go()
+            if export is not None:
+                return Negotiated(export)
+        self._option(Option.EXPORT_NAME, self._name)
+        size, export_flags = _EXPORT_ANSWER.unpack((yield _EXPORT_ANSWER.size))
+        if not flags & HandshakeFlag.NO_ZEROES:
+            yield _ZEROES
+        return Negotiated(self._export(size, export_flags))
+
+    def _option(self, option: Option, data: bytes) -> None:
+        self._to_send += _OPTION.pack(OPTION_MAGIC, option, len(data)) + data
+
+    def _export(self, size: int, flags: int) -> Export:
+        if size >= 2**63:
+            raise RemoteProtocolError(f"an export of {size} bytes is beyond any disk")
+        return Export(self._name.decode(), size, TransmissionFlag(flags))
+
+    def _go(self) -> Steps[Export | None]:
+        """Negotiate with GO; None where the server has no GO."""
+        name = struct.pack("!I", len(self._name)) + self._name
+        self._option(Option.GO, name + struct.pack("!HH", 1, InfoType.BLOCK_SIZE))
+        told: tuple[int, int] | None = None
+        sizes = (1, 4096, MAXIMUM_PAYLOAD)
+        for _ in range(_MOST_REPLIES):
+            reply, data = yield from self._reply(Option.GO)
+            if reply == OptionReply.ERR_UNSUP:
+                return None
+            if reply & OPTION_REPLY_ERROR:
+                raise HandshakeRefused(reply, data.decode(errors="replace"))
+            if reply == OptionReply.ACK:
+                if told is None:
+                    raise RemoteProtocolError("the server acknowledged GO without a size")
+                export = self._export(*told)
+                return Export(export.name, export.size, export.flags, "", *sizes)
+            if reply != OptionReply.INFO or len(data) < 2:
+                raise RemoteProtocolError(f"reply {reply} does not answer GO")
+            (kind,) = struct.unpack_from("!H", data)
+            if kind == InfoType.EXPORT and len(data) == _INFO_EXPORT.size:
+                _, size, flags = _INFO_EXPORT.unpack(data)
+                told = size, flags
+            elif kind == InfoType.BLOCK_SIZE and len(data) == _INFO_BLOCK_SIZE.size:
+                sizes = _checked_sizes(*_INFO_BLOCK_SIZE.unpack(data)[1:])
+            elif kind in (InfoType.EXPORT, InfoType.BLOCK_SIZE):
+                raise RemoteProtocolError(f"information {kind} has {len(data)} bytes")
+        raise RemoteProtocolError("the server answers GO without an end")
+
+    def _reply(self, expected: Option) -> Steps[tuple[int, bytes]]:
+        magic, option, reply, length = _OPTION_REPLY.unpack((yield _OPTION_REPLY.size))
+        if magic != OPTION_REPLY_MAGIC:
+            raise RemoteProtocolError(f"bad option reply magic {magic:#x}")
+        if option != expected:
+            raise RemoteProtocolError(f"a reply to option {option}, which was not sent")
+        if length > _LONGEST_REPLY:
+            raise RemoteProtocolError(f"an option reply of {length} bytes")
+        return reply, (yield length)
+
+
+def _checked_sizes(minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:
+    """The block sizes of an INFO reply, if the protocol allows them."""
+    if minimum.bit_count() != 1 or minimum > 65536 or maximum < minimum:
+        raise RemoteProtocolError(
+            f"impossible block sizes: minimum {minimum}, preferred {preferred}, maximum {maximum}"
+        )
+    return minimum, preferred, maximum

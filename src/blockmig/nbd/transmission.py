@@ -1,0 +1,239 @@
+"""The transmission phase, both roles, sans-IO: requests and simple replies.
+
+Source: the NBD protocol document, "Transmission phase", "Request message", "Simple reply message".
+
+`ServerTransmission` turns bytes into `Request` events and makes replies; `ClientTransmission`
+makes requests and turns bytes into `Reply` events. A payload need not pass through here:
+
+* outwards, `reply` and `request` give a list in which the payload stands as whatever object the
+  caller passed (bytes, a file region): the caller puts each item on the wire, in order;
+* inwards, `payload_expected` tells how many payload bytes come next on the wire. The caller may
+  take them off the wire itself (splice them into a disk) and say so with `payload_moved`; what is
+  given to `receive_data` instead comes back as `Payload` events.
+
+Rules:
+
+* events come in the order of the wire; the Payload events of a message come before its
+  EndOfPayload, and that before anything else;
+* a message with a payload of zero bytes has its EndOfPayload too;
+* `payload_moved` is allowed only when no received byte is still waiting here, for those come first;
+* a bad magic is fatal: `RemoteProtocolError`, and every later call raises it again;
+* memory: at most one incomplete header is kept besides what the caller passed in and has not yet
+  asked for with `next_event`;
+* the client never reuses the cookie of a request in flight, and a reply to a cookie that is not in
+  flight is the server's error.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from .constants import REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, Command
+from .errors import LocalProtocolError, RemoteProtocolError
+
+_REQUEST = struct.Struct("!IHHQQI")
+_SIMPLE_REPLY = struct.Struct("!IIQ")
+
+REQUEST_SIZE: Final = _REQUEST.size
+SIMPLE_REPLY_SIZE: Final = _SIMPLE_REPLY.size
+
+
+class Request(NamedTuple):
+    """One request, as it stands on the wire; a WRITE's payload follows as events.
+
+    @ivar command: a number of L{Command}, or one that we do not know.
+    @ivar offset: bytes from the start of the export.
+    @ivar length: bytes.
+    """
+
+    flags: int
+    command: int
+    cookie: int
+    offset: int
+    length: int
+
+
+class Reply(NamedTuple):
+    """A simple reply; a successful READ's payload follows as events.
+
+    @ivar request: the request that it answers.
+    @ivar error: 0, or a number of L{Errno} (or one that we do not know).
+    """
+
+    request: Request
+    error: int
+
+
+class Payload(NamedTuple):
+    """Some payload bytes of the latest Request or Reply, in order."""
+
+    data: memoryview
+
+
+class EndOfPayload(NamedTuple):
+    """The payload of the latest Request or Reply is complete."""
+
+    message: Request | Reply
+
+
+Event = Request | Reply | Payload | EndOfPayload
+
+
+class _Transmission:
+    """What both roles share: fixed headers with payloads between them."""
+
+    _header: struct.Struct
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._position = 0
+        self._failure: str | None = None
+        self._expected = 0
+        self._message: Request | Reply | None = None
+
+    @property
+    def payload_expected(self) -> int:
+        """How many bytes of the current payload were not yet given out or moved."""
+        return self._expected
+
+    @property
+    def buffered(self) -> int:
+        """How many received bytes wait here for `next_event`."""
+        return len(self._data) - self._position
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes from the peer; ask for events until there is none before the next call."""
+        self._data = self._data[self._position :] + data if self.buffered else data
+        self._position = 0
+
+    def payload_moved(self, count: int) -> None:
+        """The caller took C{count} payload bytes off the wire itself.
+
+        @raise LocalProtocolError: more than is expected, or buffered bytes come before them.
+        """
+        if self.buffered or count > self._expected:
+            raise LocalProtocolError("these payload bytes are not the next on the wire")
+        self._expected -= count
+
+    def next_event(self) -> Event | None:
+        """The next event, or None until more bytes come.
+
+        @raise RemoteProtocolError: the peer broke the protocol.
+        """
+        if self._failure is not None:
+            raise RemoteProtocolError(self._failure)
+        if self._message is not None:
+            return self._payload_event()
+        if len(self._data) - self._position < self._header.size:
+            return None
+        fields = self._header.unpack_from(self._data, self._position)
+        self._position += self._header.size
+        try:
+            return self._message_event(*fields)
+        except RemoteProtocolError as error:
+            self._failure = str(error)
+            raise
+
+    def _payload_event(self) -> Event | None:
+        if self._expected == 0:
+            message, self._message = self._message, None
+            assert message is not None
+            return EndOfPayload(message)
+        available = min(self.buffered, self._expected)
+        if not available:
+            return None
+        start = self._position
+        self._position += available
+        self._expected -= available
+        return Payload(memoryview(self._data)[start : self._position])
+
+    def _message_event(self, *fields: int) -> Event:
+        raise NotImplementedError
+
+
+class ServerTransmission(_Transmission):
+    """The server's side: requests in, replies out."""
+
+    _header = _REQUEST
+
+    def _message_event(self, *fields: int) -> Request:
+        magic, *rest = fields
+        if magic != REQUEST_MAGIC:
+            raise RemoteProtocolError(f"bad request magic {magic:#x}")
+        request = Request(*rest)
+        if request.command == Command.WRITE:
+            self._message = request
+            self._expected = request.length
+        return request
+
+    @staticmethod
+    def reply(request: Request, error: int = 0, payload: Iterable[Any] = ()) -> list[Any]:
+        """What to put on the wire to answer C{request}.
+
+        @param error: 0, or the number of L{Errno} that it failed with.
+        @param payload: for a successful READ, items that are C{request.length} bytes in all.
+        @return: bytes, then the payload's items as they were passed.
+        """
+        header = _SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, request.cookie)
+        return [header, *payload] if not error else [header]
+
+
+class ClientTransmission(_Transmission):
+    """The client's side: requests out, replies in.
+
+    @param constant_cookie: send every request with cookie 0, for old servers; then only one
+        request may be in flight.
+    """
+
+    _header = _SIMPLE_REPLY
+
+    def __init__(self, constant_cookie: bool = False) -> None:
+        super().__init__()
+        self._step = 0 if constant_cookie else 1
+        self._next_cookie = 0
+        self._in_flight: dict[int, Request] = {}
+        self._disconnected = False
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests were sent and not answered."""
+        return len(self._in_flight)
+
+    def request(
+        self, command: Command, offset: int = 0, length: int = 0, flags: int = 0
+    ) -> tuple[Request, bytes]:
+        """Make a request; a WRITE's payload of C{length} bytes must follow it on the wire.
+
+        @return: the request, with its cookie, and its header for the wire.
+        @raise LocalProtocolError: after a DISC, or a DISC with requests in flight, or a second
+            request in flight with a constant cookie.
+        """
+        if self._disconnected:
+            raise LocalProtocolError("nothing may be sent after a disconnect")
+        if command == Command.DISC and self._in_flight:
+            raise LocalProtocolError("a disconnect with requests in flight")
+        cookie = self._next_cookie
+        if cookie in self._in_flight:
+            raise LocalProtocolError(f"cookie {cookie} is in flight")
+        request = Request(flags, command, cookie, offset, length)
+        if command == Command.DISC:
+            self._disconnected = True
+        else:
+            self._in_flight[cookie] = request
+            self._next_cookie = (cookie + self._step) & 0xFFFF_FFFF_FFFF_FFFF
+        return request, _REQUEST.pack(REQUEST_MAGIC, *request)
+
+    def _message_event(self, *fields: int) -> Reply:
+        magic, error, cookie = fields
+        if magic != SIMPLE_REPLY_MAGIC:
+            raise RemoteProtocolError(f"bad reply magic {magic:#x}")
+        request = self._in_flight.pop(cookie, None)
+        if request is None:
+            raise RemoteProtocolError(f"a reply to cookie {cookie}, which is not in flight")
+        reply = Reply(request, error)
+        if request.command == Command.READ and not error:
+            self._message = reply
+            self._expected = request.length
+        return reply

@@ -1,0 +1,82 @@
+"""NBD URIs, and nothing but their text.
+
+Source: doc/uri.md of the NetworkBlockDevice project. Understood are `nbd://HOST[:PORT]/EXPORT` and
+`nbd+unix:///EXPORT?socket=PATH`, with IPv6 addresses in brackets and percent-encoding as in any
+URI. `nbds`, `nbds+unix` and `nbd+vsock` are told apart from nonsense but not supported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from .constants import DEFAULT_PORT
+
+
+class BadURI(ValueError):
+    """The text is not an NBD URI that we can use; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class NBDURI:
+    """Where an export is: a host and port, or the path of a UNIX socket, and the export's name.
+
+    @ivar export: the export's name, decoded; "" is the default export.
+    @ivar host: a name or address without brackets; "" with a socket.
+    @ivar port: the TCP port; 0 with a socket.
+    @ivar socket: the path of a UNIX socket; "" with TCP.
+    """
+
+    export: str = ""
+    host: str = ""
+    port: int = 0
+    socket: str = ""
+
+    def __str__(self) -> str:
+        export = quote(self.export, safe="/")
+        if self.socket:
+            return f"nbd+unix:///{export}?socket={quote(self.socket, safe='/')}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"nbd://{host}:{self.port}/{export}"
+
+
+def parse_uri(text: str) -> NBDURI:
+    """Read an NBD URI.
+
+    @raise BadURI: with a sentence that says what is wrong with it.
+    """
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise BadURI(f"{text!r} is not a URI: {error}") from None
+    if parts.scheme in ("nbds", "nbds+unix", "nbd+vsock", "nbds+vsock"):
+        raise BadURI(f"{parts.scheme}: URIs are not supported; use nbd: or nbd+unix:")
+    if parts.scheme not in ("nbd", "nbd+unix"):
+        raise BadURI(
+            f"{text!r} is not an NBD URI: nbd://HOST:PORT/EXPORT "
+            "or nbd+unix:///EXPORT?socket=PATH is wanted"
+        )
+    if parts.fragment:
+        raise BadURI(f"{text!r} has a fragment (#{parts.fragment}), which means nothing here")
+    try:
+        export = unquote(parts.path.removeprefix("/"), errors="strict")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, errors="strict"))
+    except UnicodeDecodeError:
+        raise BadURI(f"{text!r} is not UTF-8 once decoded") from None
+    if parts.username is not None:
+        raise BadURI(f"{text!r} has a user name; plain NBD has no log-in")
+    if parts.scheme == "nbd+unix":
+        if parts.netloc:
+            raise BadURI(f"{text!r} has a host: nbd+unix has three slashes and ?socket=PATH")
+        socket = query.get("socket", "")
+        if not socket:
+            raise BadURI(f"{text!r} does not name a socket: nbd+unix wants ?socket=PATH")
+        return NBDURI(export=export, socket=socket)
+    if "socket" in query:
+        raise BadURI(f"{text!r} names a socket: the scheme for that is nbd+unix")
+    if not parts.hostname:
+        raise BadURI(f"{text!r} does not name a host")
+    if port == 0:
+        raise BadURI(f"{text!r} has port 0, which nothing can be reached at")
+    return NBDURI(export=export, host=unquote(parts.hostname), port=port or DEFAULT_PORT)

@@ -1,0 +1,24 @@
+"""Disks, and what is known of them: their extents, zeroes, coverage and locks.
+
+Owns descriptors of disks and nothing above them. Its calls block; the layers above put the slow
+ones in threads. Imports no reactor.
+"""
+
+from .coverage import Coverage
+from .disk import PROBE_SIZE, BlockDisk, DiskRefused, FileDisk, open_disk
+from .scan import Piece, Scan
+from .system import SYSTEM, SystemCalls, describe_error
+
+__all__ = [
+    "PROBE_SIZE",
+    "SYSTEM",
+    "BlockDisk",
+    "Coverage",
+    "DiskRefused",
+    "FileDisk",
+    "Piece",
+    "Scan",
+    "SystemCalls",
+    "describe_error",
+    "open_disk",
+]

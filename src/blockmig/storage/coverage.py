@@ -1,0 +1,100 @@
+"""Which bytes of a disk were covered in this attempt.
+
+Owns one bit for each 64 KiB block (16 TiB of disk: 32 MiB), and for blocks that are covered in part
+the ranges within them.
+
+Rules:
+
+* a byte counts as covered only if it was; covering it again changes nothing;
+* the order and the size of the pieces do not matter: any sender can complete a disk;
+* memory is bounded: at most `PARTIAL_BLOCKS` blocks are kept in part, each with at most 64 ranges.
+  Beyond that the oldest is forgotten, so that what a peer sends can cost it its completion (it then
+  has to send that block again) but never our memory, and never makes an uncovered byte count.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bitarray import bitarray
+
+BLOCK: Final = 65536
+PARTIAL_BLOCKS: Final = 65536
+_RANGES: Final = 64
+
+
+class Coverage:
+    """The coverage of one attempt.
+
+    @param size: bytes of the disk.
+    @ivar covered: how many bytes are covered (of a block that was forgotten, none).
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._whole = bitarray(-(-size // BLOCK))
+        self._whole.setall(0)
+        self._partial: dict[int, list[tuple[int, int]]] = {}
+        self.covered = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte of the disk is covered."""
+        return self.covered == self._size
+
+    def add(self, offset: int, length: int) -> None:
+        """Count C{length} bytes from C{offset} as covered; they must be within the disk."""
+        end = offset + length
+        first, last = offset // BLOCK, (end - 1) // BLOCK
+        if first == last:
+            self._add_within(first, offset, end)
+            return
+        self._add_within(first, offset, (first + 1) * BLOCK)
+        self._add_within(last, last * BLOCK, end)
+        self._add_whole(first + 1, last)
+
+    def _block_end(self, block: int) -> int:
+        return min((block + 1) * BLOCK, self._size)
+
+    def _add_whole(self, first: int, stop: int) -> None:
+        """Cover the blocks from C{first} up to, not including, C{stop}; not the last one."""
+        new = stop - first - self._whole.count(1, first, stop)
+        if not new:
+            return
+        self._whole[first:stop] = 1
+        self.covered += new * BLOCK
+        if self._partial:
+            for block in [block for block in self._partial if first <= block < stop]:
+                self._forget(block)
+
+    def _add_within(self, block: int, start: int, end: int) -> None:
+        if self._whole[block]:
+            return
+        ranges = self._partial.get(block, [])
+        known = sum(stop - begin for begin, stop in ranges)
+        merged = _merge(ranges, start, end)
+        now = sum(stop - begin for begin, stop in merged)
+        self.covered += now - known
+        if now == self._block_end(block) - block * BLOCK:
+            self._whole[block] = 1
+            self._partial.pop(block, None)
+            return
+        self._partial[block] = merged
+        if len(merged) > _RANGES:
+            self._forget(block)
+        elif len(self._partial) > PARTIAL_BLOCKS:
+            self._forget(next(iter(self._partial)))
+
+    def _forget(self, block: int) -> None:
+        self.covered -= sum(stop - begin for begin, stop in self._partial.pop(block))
+
+
+def _merge(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """C{ranges}, which are sorted and apart, with one more, sorted and apart again."""
+    before = [(begin, stop) for begin, stop in ranges if stop < start]
+    after = [(begin, stop) for begin, stop in ranges if begin > end]
+    touching = ranges[len(before) : len(ranges) - len(after)]
+    if touching:
+        start = min(start, touching[0][0])
+        end = max(end, touching[-1][1])
+    return [*before, (start, end), *after]

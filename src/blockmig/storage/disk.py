@@ -1,0 +1,426 @@
+"""Disks: a regular file or a block device behind one interface, `IDisk`.
+
+Owns the disk's descriptor and its lock from the constructor until `close`.
+
+Rules:
+
+* a disk is locked before anything is read from or written to it, and its size is settled then;
+* sizes are exact bytes; a file is made with its full size at once and never grows;
+* zeroing gives space back unless told not to, and falls back to writing zeroes where the medium
+  cannot do better, in slices;
+* nothing here waits in the reactor's thread: the slow calls are the caller's to put in a thread.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any, Final, Self
+
+from zope.interface import implementer
+
+from ..interfaces import Extent, IDisk, IUnlinkableDisk, Probe
+from .lock import InUse, lock_disk
+from .system import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    SYNC_FILE_RANGE_WAIT_AFTER,
+    SYNC_FILE_RANGE_WAIT_BEFORE,
+    SYNC_FILE_RANGE_WRITE,
+    SYSTEM,
+    SystemCalls,
+)
+
+PROBE_SIZE: Final = 65536
+"""Bytes that one `IDisk.probe` looks at, at most; zero runs shorter than this travel as data."""
+
+_PROBE_TAIL: Final = 512
+_READ_AHEAD: Final = 1 << 20
+_ZEROES: Final = bytes(1 << 20)
+_BLOCK: Final = 4096
+_BLKDISCARD: Final = 0x1277
+_BLKZEROOUT: Final = 0x127F
+_CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+
+
+class DiskRefused(Exception):
+    """The disk cannot be used as it is, and nothing was touched; the message is one line."""
+
+
+def open_disk(
+    path: str, *, writable: bool = True, size: int | None = None, system: SystemCalls = SYSTEM
+) -> FileDisk | BlockDisk:
+    """Open whatever stands at C{path}, file or block device.
+
+    @param size: bytes; a missing file is created (sparse) with it, anything else must have it.
+    @raise DiskRefused: missing, a directory, no permission, empty, in use, another size.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except OSError as error:
+        raise DiskRefused(f"{path}: {error.strerror}") from None
+    kind = BlockDisk if stat.S_ISBLK(mode) else FileDisk
+    return kind(path, writable=writable, size=size, system=system)
+
+
+class _DescriptorDisk:
+    """What files and devices share: a descriptor that bytes are read from and written to."""
+
+    _open_flags = 0
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        writable: bool = True,
+        size: int | None = None,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        self.name = os.fspath(path)
+        self.path = os.path.realpath(path)
+        self.size = 0
+        self.writable = writable
+        self.created = False
+        self._system = system
+        self._descriptor: int | None = self._open(size)
+        try:
+            self._settle(size)
+        except BaseException:
+            self.discard() if self.created else self.close()
+            raise
+
+    def _open(self, size: int | None) -> int:
+        flags = (os.O_RDWR if self.writable else os.O_RDONLY) | os.O_CLOEXEC | self._open_flags
+        try:
+            return self._system.open(self.name, flags)
+        except FileNotFoundError:
+            return self._create(flags, size)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _create(self, flags: int, size: int | None) -> int:
+        raise DiskRefused(f"{self.name}: no such device")
+
+    def _refused(self, error: OSError) -> DiskRefused:
+        if error.errno == errno.EBUSY:
+            return DiskRefused(
+                f"{self.name}: in use (mounted, part of another device, or another blockmig's)"
+            )
+        return DiskRefused(f"{self.name}: {error.strerror}")
+
+    def _settle(self, size: int | None) -> None:
+        """Lock the disk, and check that it is what the caller expects."""
+        descriptor = self._open_descriptor()
+        self._check_kind(self._system.fstat(descriptor).st_mode)
+        try:
+            lock_disk(descriptor, self.writable, self._system)
+        except InUse as error:
+            raise DiskRefused(f"{self.name}: in use by {error}") from None
+        except OSError as error:
+            raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
+        if self.created and size is not None:
+            try:
+                self._system.ftruncate(descriptor, size)
+            except OSError as error:
+                raise DiskRefused(f"{self.name}: {error.strerror}") from None
+        self.size = self._system.lseek(descriptor, 0, os.SEEK_END)
+        if self.size == 0:
+            raise DiskRefused(f"{self.name}: the disk is empty (0 bytes); nothing to migrate")
+        if size is not None and self.size != size:
+            raise DiskRefused(
+                f"{self.name}: has {self.size} bytes, but {size} were asked for; "
+                "an existing disk must have exactly the size"
+            )
+
+    def _check_kind(self, mode: int) -> None:
+        raise NotImplementedError
+
+    def _open_descriptor(self) -> int:
+        if self._descriptor is None:
+            raise OSError(errno.EBADF, f"{self.name} was closed")
+        return self._descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # IDisk, from here on.
+
+    def fileno(self) -> int | None:
+        """The descriptor; None once closed."""
+        return self._descriptor
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly that many bytes; EIO where the file has shrunk."""
+        descriptor = self._open_descriptor()
+        data = self._system.pread(descriptor, length, offset)
+        while len(data) < length:
+            more = self._system.pread(descriptor, length - len(data), offset + len(data))
+            if not more:
+                raise OSError(errno.EIO, f"{self.name} is shorter than it was")
+            data += more
+        return data
+
+    def write(self, offset: int, data: Any) -> None:
+        """Write all of C{data}."""
+        descriptor = self._open_descriptor()
+        view = memoryview(data)
+        while view:
+            written = self._system.pwrite(descriptor, view, offset)
+            view = view[written:]
+            offset += written
+
+    def zero(self, offset: int, length: int, allocate: bool) -> None:
+        """Punch a hole, or zero in place; write zeroes where neither can be done."""
+        mode = FALLOC_FL_ZERO_RANGE if allocate else FALLOC_FL_PUNCH_HOLE
+        try:
+            self._fast_zero(mode | FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            self._write_zeroes(offset, length)
+
+    def _fast_zero(self, mode: int, offset: int, length: int) -> None:
+        self._system.fallocate(self._open_descriptor(), mode, offset, length)
+
+    def _write_zeroes(self, offset: int, length: int) -> None:
+        zeroes = memoryview(_ZEROES)
+        while length:
+            count = min(length, len(zeroes))
+            self.write(offset, zeroes[:count])
+            offset += count
+            length -= count
+
+    def flush(self) -> None:
+        """fdatasync(2)."""
+        self._system.fdatasync(self._open_descriptor())
+
+    def extents(self, offset: int) -> Iterator[Extent]:
+        """By SEEK_DATA and SEEK_HOLE; all data where those are not understood."""
+        while offset < self.size:
+            try:
+                data = min(self._seek(offset, "SEEK_DATA"), self.size)
+                if data > offset:
+                    yield Extent(offset, data - offset, hole=True)
+                if data == self.size:
+                    return
+                hole = min(self._seek(data, "SEEK_HOLE"), self.size)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                yield Extent(offset, self.size - offset, hole=False)
+                return
+            yield Extent(data, hole - data, hole=False)
+            offset = hole
+
+    def _seek(self, offset: int, whence: str) -> int:
+        number = getattr(os, whence, None)
+        if number is None:
+            raise OSError(errno.EINVAL, f"no {whence} on this platform")
+        try:
+            return self._system.lseek(self._open_descriptor(), offset, number)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                return self.size
+            raise
+
+    def probe(self, offset: int, length: int) -> Probe:
+        """Look at the tail first: where it is not zero, the rest need not be copied to be known.
+
+        The tail is the last to come from the medium, so that once it is here the rest is too.
+        """
+        tail = min(length, _PROBE_TAIL)
+        found, cold = self._probe_tail(offset, length, tail)
+        if found != _ZEROES[:tail]:
+            return Probe(False, cold)
+        return Probe(tail == length or self.read(offset, length) == _ZEROES[:length], cold)
+
+    def _probe_tail(self, offset: int, length: int, tail: int) -> tuple[bytes, bool]:
+        descriptor = self._open_descriptor()
+        start = offset + length - tail
+        no_wait = getattr(os, "RWF_NOWAIT", None)
+        if no_wait is None:
+            return self.read(start, tail), False
+        buffer = bytearray(tail)
+        try:
+            if self._system.preadv(descriptor, [buffer], start, no_wait) == tail:
+                return bytes(buffer), False
+        except BlockingIOError:
+            wanted = min(_READ_AHEAD, self.size - offset)
+            self._system.posix_fadvise(descriptor, offset, wanted, os.POSIX_FADV_WILLNEED)
+            return self.read(start, tail), True
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+        return self.read(start, tail), False
+
+    def forget(self, offset: int, length: int) -> None:
+        """posix_fadvise(2), POSIX_FADV_DONTNEED."""
+        number = getattr(os, "POSIX_FADV_DONTNEED", 0)
+        self._system.posix_fadvise(self._open_descriptor(), offset, length, number)
+
+    def write_back(self, offset: int, length: int, wait: bool) -> None:
+        """sync_file_range(2).
+
+        An error that it tells of counts as told: the kernel gives it to no later fdatasync on this
+        descriptor, so it must never be swallowed here.
+        """
+        flags = SYNC_FILE_RANGE_WRITE
+        if wait:
+            flags |= SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER
+        try:
+            self._system.sync_file_range(self._open_descriptor(), offset, length, flags)
+        except OSError as error:
+            if error.errno not in (*_CANNOT, errno.ESPIPE):
+                raise
+        if wait:
+            self.forget(offset, length)
+
+    def close(self) -> None:
+        """Close the descriptor, which gives up the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            self._system.close(descriptor)
+
+    def discard(self) -> None:
+        """Close the disk; if it was created by this object, remove it again."""
+        if self.created and self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                self._system.unlink(self.name)
+        self.close()
+
+
+@implementer(IUnlinkableDisk)
+class FileDisk(_DescriptorDisk):
+    """A raw image in a regular file.
+
+    @param path: where it is.
+    @param writable: open it for writing; a source is only read.
+    @param size: bytes; a missing file is created (sparse) with it, an existing one must have it.
+    @param system: the calls into the kernel.
+    @ivar created: the file did not exist before.
+    @raise DiskRefused: the file cannot be used; nothing was touched.
+    """
+
+    # So that a FIFO is refused, not waited for.
+    _open_flags = os.O_NONBLOCK
+
+    def _create(self, flags: int, size: int | None) -> int:
+        if size is None:
+            if self.writable:
+                raise DiskRefused(f"{self.name}: no such file (give its size to create it)")
+            raise DiskRefused(f"{self.name}: no such file")
+        if size <= 0:
+            raise DiskRefused(f"{self.name}: a disk of {size} bytes cannot be created")
+        try:
+            descriptor = self._system.open(self.name, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise DiskRefused(f"{self.name}: cannot be created: {error.strerror}") from None
+        self.created = True
+        return descriptor
+
+    def _check_kind(self, mode: int) -> None:
+        if stat.S_ISDIR(mode):
+            raise DiskRefused(f"{self.name}: is a directory, not a disk")
+        if not stat.S_ISREG(mode):
+            raise DiskRefused(f"{self.name}: is neither a regular file nor a block device")
+
+    def trim(self, offset: int, length: int) -> None:
+        """Punch a hole where that is possible."""
+        try:
+            self._fast_zero(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+
+    def flush(self) -> None:
+        """fdatasync(2), and for a new file fsync its directory, or the file itself may be lost."""
+        super().flush()
+        if self.created:
+            self._system.sync_directory(os.path.dirname(self.path))
+
+    def check_unlink(self) -> None:
+        """Whether `unlink` would retire this disk.
+
+        @raise DiskRefused: it has other names, by which it would go on as if nothing had happened.
+        """
+        links = self._system.fstat(self._open_descriptor()).st_nlink
+        if links != 1:
+            raise DiskRefused(
+                f"{self.name}: has {links} hard links; deleting one would not retire the disk"
+            )
+
+    def unlink(self) -> None:
+        """I{Slow.} Delete the file and make that survive a power failure; the disk stays open.
+
+        A symbolic link to it stays: it is the data that goes.
+
+        @raise OSError: it is still there, or (from the fsync) may come back after a power failure;
+            ESTALE where another file has taken its name.
+        """
+        ours = self._system.fstat(self._open_descriptor())
+        if not os.path.samestat(ours, self._system.stat(self.path)):
+            raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
+        self._system.unlink(self.path)
+        self._system.sync_directory(os.path.dirname(self.path))
+
+
+@implementer(IDisk)
+class BlockDisk(_DescriptorDisk):
+    """A block device, held exclusively: one that is mounted or part of another is refused.
+
+    The parameters are those of L{FileDisk}, but a device is never created.
+    """
+
+    # On a device O_EXCL (without O_CREAT) asks for the exclusive claim that mounting also takes.
+    _open_flags = getattr(os, "O_EXCL", 0)
+
+    def _check_kind(self, mode: int) -> None:
+        if not stat.S_ISBLK(mode):
+            raise DiskRefused(f"{self.name}: is not a block device")
+
+    def _fast_zero(self, mode: int, offset: int, length: int) -> None:
+        """Zero whole blocks by the device, their neighbours by writing.
+
+        fallocate(2) on a device gives its space back (and says EOPNOTSUPP where that would not
+        leave zeroes, unlike BLKDISCARD); BLKZEROOUT keeps it.
+        """
+        start, end = _whole_blocks(offset, length)
+        if start >= end:
+            self._write_zeroes(offset, length)
+            return
+        try:
+            super()._fast_zero(mode, start, end - start)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            self._ioctl(_BLKZEROOUT, start, end - start)
+        self._write_zeroes(offset, start - offset)
+        self._write_zeroes(end, offset + length - end)
+
+    def _ioctl(self, request: int, offset: int, length: int) -> None:
+        self._system.ioctl(self._open_descriptor(), request, array.array("Q", [offset, length]))
+
+    def trim(self, offset: int, length: int) -> None:
+        """BLKDISCARD, for the whole blocks of the range."""
+        start, end = _whole_blocks(offset, length)
+        if start < end:
+            try:
+                self._ioctl(_BLKDISCARD, start, end - start)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+
+
+def _whole_blocks(offset: int, length: int) -> tuple[int, int]:
+    """Where the first whole block of a range starts and the last one ends."""
+    return -(-offset // _BLOCK) * _BLOCK, (offset + length) // _BLOCK * _BLOCK

@@ -1,0 +1,74 @@
+"""The exclusive lock on a disk, so that no two programs write (or give away) the same one.
+
+Two locks are taken on the disk's own descriptor, and go when it is closed, whatever happens:
+
+* `flock`, exclusive, which other blockmig processes take too, and udev respects;
+* a range of bytes with an "open file description" lock, over the bytes on which QEMU keeps its own
+  image locks (QEMU docs, "Image locking": permissions at 100 and up, at 200 and up). QEMU and its
+  tools then refuse the disk while we have it, and we refuse a disk that a QEMU has open.
+
+A file system that has no locks at all (ENOLCK, EOPNOTSUPP) is used without one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from typing import Final
+
+from .system import SystemCalls
+
+_FLOCK = struct.Struct("hhqqi4x")
+_QEMU_FIRST: Final = 100
+_QEMU_LENGTH: Final = 200
+_IN_USE = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+
+
+class InUse(Exception):
+    """Another program has the disk; the message says which kind of program."""
+
+
+def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
+    """Lock the disk open as C{descriptor} until that is closed; never waits.
+
+    @param writable: the descriptor is open for writing; a read-only one can keep QEMU from
+        starting to write, but is not told of one that only reads.
+    @raise InUse: somebody else has it.
+    @raise OSError: the lock could not be tried.
+    """
+    try:
+        system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _IN_USE:
+            raise InUse("another blockmig (or a program that locks it like one)") from None
+        if error.errno not in _NO_LOCKS:
+            raise
+    command = getattr(fcntl, "F_OFD_SETLK", None)
+    if command is None:
+        return
+    kind = fcntl.F_WRLCK if writable else fcntl.F_RDLCK
+    request = _FLOCK.pack(kind, os.SEEK_SET, _QEMU_FIRST, _QEMU_LENGTH, 0)
+    try:
+        system.fcntl(descriptor, command, request)
+        if not writable:
+            _refuse_qemu_writers(descriptor, system)
+    except OSError as error:
+        if error.errno in _IN_USE:
+            raise InUse("QEMU (or a program that locks images as QEMU does)") from None
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _refuse_qemu_writers(descriptor: int, system: SystemCalls) -> None:
+    """QEMU only ever takes shared locks, so ours cannot clash with them: ask for them instead."""
+    get = getattr(fcntl, "F_OFD_GETLK", None)
+    if get is None:
+        return
+    write_permission = _QEMU_FIRST + 1
+    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, write_permission, 1, 0)
+    answer = system.fcntl(descriptor, get, question)
+    if isinstance(answer, bytes) and _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
+        raise OSError(errno.EAGAIN, "locked")

@@ -1,0 +1,129 @@
+"""What a disk holds, cut into the pieces that travel: data, and zeroes.
+
+Owns the position of one walk over a disk. A `Scan` is advanced by one caller at a time, in a
+thread, since it reads the disk; each step looks at a bounded number of bytes.
+
+Rules:
+
+* the pieces adjoin, in order, and make up the whole disk exactly: none overlaps another;
+* a piece of data is at most a request long, and cut where a request's multiple lies, so that pages
+  at both ends line up; a piece of zeroes is at most `LONGEST_ZEROES`;
+* every cut but the disk's end lies on a multiple of the block size that the peer wants;
+* zero means read as zeroes: a hole of the file system, or 64 KiB that were looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+from ..interfaces import IDisk
+from .disk import PROBE_SIZE
+
+LONGEST_ZEROES: Final = 256 << 20
+
+_STEP_PIECES: Final = 256
+_STEP_BYTES: Final = 16 << 20
+
+
+class Piece(NamedTuple):
+    """A run of bytes that one request can carry.
+
+    @ivar offset: bytes from the start of the disk.
+    @ivar length: bytes.
+    @ivar zero: it reads as zeroes and need not be carried.
+    @ivar cold: it was fetched from the medium for us, and is not wanted in the page cache after.
+    """
+
+    offset: int
+    length: int
+    zero: bool
+    cold: bool = False
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last byte."""
+        return self.offset + self.length
+
+
+class Scan:
+    """A walk over a disk from its start to its end.
+
+    @param request: bytes of the longest piece of data; a multiple of C{block}.
+    @param block: bytes, a power of two of at most 64 KiB, on whose multiples the cuts lie.
+    @param find_zeroes: tell zeroes from data; otherwise all is data.
+    """
+
+    def __init__(self, disk: IDisk, request: int, block: int = 1, find_zeroes: bool = True) -> None:
+        self._request = request
+        self._looked = 0
+        if find_zeroes:
+            runs = self._runs(disk, block)
+        else:
+            whole = self._looked_at(disk, 0, disk.size)
+            runs = (piece._replace(zero=False) for piece in whole)
+        self._pieces = self._cut(runs)
+
+    def advance(self) -> list[Piece]:
+        """The next pieces; none at the end of the disk.
+
+        @raise OSError: the disk could not be read.
+        """
+        pieces: list[Piece] = []
+        stop = self._looked + _STEP_BYTES
+        for piece in islice(self._pieces, _STEP_PIECES):
+            pieces.append(piece)
+            if self._looked >= stop:
+                break
+        return pieces
+
+    def _runs(self, disk: IDisk, block: int) -> Iterator[Piece]:
+        """Adjoining pieces of any length, as they are found."""
+        position = 0
+        for extent in disk.extents(0):
+            end = extent.offset + extent.length
+            if extent.hole:
+                # A hole is told short rather than long where the peer's blocks are larger than the
+                # file system's; the data beside it then reaches into it.
+                start = -(-extent.offset // block) * block
+                stop = end if end == disk.size else end // block * block
+                if start >= stop:
+                    continue
+                yield from self._looked_at(disk, position, start)
+                yield Piece(start, stop - start, True)
+                position = stop
+            else:
+                stop = end if end == disk.size else end // block * block
+                yield from self._looked_at(disk, position, stop)
+                position = max(position, stop)
+        yield from self._looked_at(disk, position, disk.size)
+
+    def _looked_at(self, disk: IDisk, start: int, end: int) -> Iterator[Piece]:
+        while start < end:
+            stop = min((start // PROBE_SIZE + 1) * PROBE_SIZE, end)
+            zero, cold = disk.probe(start, stop - start)
+            self._looked += stop - start
+            yield Piece(start, stop - start, zero, cold)
+            start = stop
+
+    def _cut(self, runs: Iterator[Piece]) -> Iterator[Piece]:
+        """Join what is alike, and cut it to the lengths that may travel."""
+        waiting: Piece | None = None
+        for run in runs:
+            if waiting is not None and waiting.zero == run.zero:
+                cold = waiting.cold or run.cold
+                waiting = Piece(waiting.offset, waiting.length + run.length, run.zero, cold)
+            else:
+                if waiting is not None:
+                    yield waiting
+                waiting = run
+            while (cut := self._boundary(waiting)) < waiting.end:
+                yield waiting._replace(length=cut - waiting.offset)
+                waiting = waiting._replace(offset=cut, length=waiting.end - cut)
+        if waiting is not None:
+            yield waiting
+
+    def _boundary(self, piece: Piece) -> int:
+        limit = LONGEST_ZEROES if piece.zero else self._request
+        return (piece.offset // limit + 1) * limit

@@ -1,0 +1,103 @@
+"""The calls into the kernel that can fail, as one object that is passed around.
+
+Owns nothing but the way down. Whatever touches a disk takes a `SystemCalls` as an argument, so that
+a test can hand in one that fails, dies, or keeps back what was not yet synced. What Python's `os`
+has is taken as it is; `fallocate` and `sync_file_range` it does not have, and where the C library
+has none either they fail with EOPNOTSUPP, for which every caller has another way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_ZERO_RANGE: Final = 0x10
+
+SYNC_FILE_RANGE_WAIT_BEFORE: Final = 1
+SYNC_FILE_RANGE_WRITE: Final = 2
+SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
+
+
+def _from_c_library(name: str, *arguments: Any) -> Callable[..., None]:
+    """A C function that returns -1 and sets errno, as a Python one that raises OSError."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is None:
+
+        def unsupported(*_: int) -> None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        return unsupported
+    function.argtypes = arguments
+
+    def call(*values: int) -> None:
+        while function(*values) != 0:
+            number = ctypes.get_errno()
+            if number != errno.EINTR:
+                raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def describe_error(error: object) -> str:
+    """An error of the kernel's in words, for a message: C{No space left on device}."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+class SystemCalls:
+    """The real calls, with the names and arguments of L{os} and L{fcntl} (and of their man pages).
+
+    Subclass or imitate it to make them fail.
+    """
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    stat = staticmethod(os.stat)
+    fstat = staticmethod(os.fstat)
+    lseek = staticmethod(os.lseek)
+    pread = staticmethod(os.pread)
+    pwrite = staticmethod(os.pwrite)
+    ftruncate = staticmethod(os.ftruncate)
+    fsync = staticmethod(os.fsync)
+    unlink = staticmethod(os.unlink)
+    sendfile: Any = staticmethod(os.sendfile)
+    flock = staticmethod(fcntl.flock)
+    ioctl: Any = staticmethod(fcntl.ioctl)
+    fcntl: Any = staticmethod(fcntl.fcntl)
+
+    # Not every platform has these; callers look for None, or for OSError.
+    fdatasync = staticmethod(getattr(os, "fdatasync", os.fsync))
+    preadv: Any = staticmethod(getattr(os, "preadv", None) or (lambda *_: None))
+    splice: Any = staticmethod(os.splice) if hasattr(os, "splice") else None
+    pipe: Any = staticmethod(os.pipe)
+    read = staticmethod(os.read)
+    readv = staticmethod(os.readv)
+    posix_fadvise: Any = staticmethod(getattr(os, "posix_fadvise", lambda *_: None))
+
+    fallocate = staticmethod(
+        _from_c_library(
+            "fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong
+        )
+    )
+    sync_file_range = staticmethod(
+        _from_c_library(
+            "sync_file_range", ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_uint
+        )
+    )
+
+    def sync_directory(self, path: str) -> None:
+        """Make the entries of the directory C{path} survive a power failure."""
+        descriptor = self.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            self.fsync(descriptor)
+        finally:
+            self.close(descriptor)
+
+
+SYSTEM: Final = SystemCalls()
+"""The real thing, the default everywhere."""

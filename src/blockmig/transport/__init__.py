@@ -1,0 +1,39 @@
+"""Bytes between a socket and a disk, without passing through memory where that can be had.
+
+Owns the zero-copy paths of one connection (`RegionProducer` outwards, `PayloadReader` inwards), the
+rate limit, and endpoints. Knows nothing of NBD's messages but its URIs.
+"""
+
+from .endpoints import (
+    BadEndpoint,
+    CannotListen,
+    client_endpoint,
+    describe_address,
+    keep_alive,
+    listen,
+    listening_uri,
+    server_endpoint,
+    stop_listening,
+)
+from .incoming import PayloadReader
+from .outgoing import RegionProducer
+from .plain import is_plain_socket
+from .rate import RateLimiter
+from .regions import FileRegion
+
+__all__ = [
+    "BadEndpoint",
+    "CannotListen",
+    "FileRegion",
+    "PayloadReader",
+    "RateLimiter",
+    "RegionProducer",
+    "client_endpoint",
+    "describe_address",
+    "is_plain_socket",
+    "keep_alive",
+    "listen",
+    "listening_uri",
+    "server_endpoint",
+    "stop_listening",
+]

@@ -1,0 +1,160 @@
+"""From what people write to Twisted endpoints, and back to NBD URIs.
+
+Owns the rules of listening (design, section 2): an address that is in use is fatal at once, since
+clients would meet the squatter; what time may mend (the address is not on this host yet, no
+descriptors or buffers) is tried again once a second, with one log line a minute.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any, Final
+
+from twisted.internet import defer, endpoints
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from ..nbd import NBDURI
+
+_log = Logger()
+
+_MAY_MEND = frozenset(
+    {
+        errno.EADDRNOTAVAIL,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    }
+)
+_RETRY: Final = 1.0
+_REPORT: Final = 60.0
+# Milliseconds. It also counts while a peer that is alive takes nothing, so it cannot be short.
+_USER_TIMEOUT: Final = 300_000
+
+
+class BadEndpoint(ValueError):
+    """The text is not a Twisted endpoint string; the message says why."""
+
+
+class CannotListen(Exception):
+    """Listening failed for good; the message says where and why."""
+
+
+def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
+    """The endpoint that C{text}, a Twisted server endpoint string, describes.
+
+    @raise BadEndpoint: it describes none.
+    """
+    try:
+        endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, text)
+    except Exception as error:  # each endpoint parser raises what it likes
+        raise BadEndpoint(
+            f"{text!r} is not an endpoint such as tcp:10809:interface=127.0.0.1 "
+            f"or unix:/path ({error})"
+        ) from None
+    return endpoint
+
+
+def client_endpoint(reactor: Any, uri: NBDURI) -> Any:
+    """The client endpoint that reaches the server of C{uri}."""
+    if uri.socket:
+        return endpoints.UNIXClientEndpoint(reactor, uri.socket)
+    return endpoints.HostnameEndpoint(reactor, uri.host, uri.port)
+
+
+async def listen(
+    reactor: Any,
+    endpoint: IStreamServerEndpoint,
+    factory: IProtocolFactory,
+    text: str,
+    give_up_after: float | None = None,
+) -> IListeningPort:
+    """Listen on C{endpoint}, with patience where time may mend what is wrong.
+
+    @param text: the endpoint as the user wrote it, for messages.
+    @param give_up_after: seconds; None tries for ever.
+    @raise CannotListen: time will not mend it.
+    @raise TimeoutError: C{give_up_after} has passed.
+    """
+    began = reactor.seconds()
+    reported = began - _REPORT
+    while True:
+        try:
+            port: IListeningPort = await endpoint.listen(factory)
+        except CannotListenError as error:
+            reason = error.socketError
+        except OSError as error:
+            reason = error
+        else:
+            return port
+        number = getattr(reason, "errno", None)
+        why = getattr(reason, "strerror", None) or str(reason)
+        if number not in _MAY_MEND:
+            raise CannotListen(f"cannot listen on {text}: {why}")
+        now = reactor.seconds()
+        if give_up_after is not None and now - began >= give_up_after:
+            raise TimeoutError(f"gave up listening on {text}: {why}")
+        if now - reported >= _REPORT:
+            reported = now
+            _log.warn(
+                "cannot listen on {endpoint} yet: {why}; trying again", endpoint=text, why=why
+            )
+        await deferLater(reactor, _RETRY)
+
+
+def listening_uri(port: IListeningPort, export: str) -> tuple[str, bool]:
+    """The URI that reaches C{port}, and whether only this machine can use it."""
+    address = port.getHost()
+    if isinstance(address, UNIXAddress):
+        path = address.name.decode() if isinstance(address.name, bytes) else str(address.name)
+        return str(NBDURI(export=export, socket=path)), True
+    if isinstance(address, IPv4Address | IPv6Address):
+        host = address.host
+        local = host.startswith("127.") or host == "::1"
+        if host in ("0.0.0.0", "::"):
+            host = socket.gethostname()
+        return str(NBDURI(export=export, host=host, port=address.port)), local
+    return str(address), False
+
+
+def describe_address(address: object) -> str:
+    """An address for log lines: C{192.0.2.7:4711}, C{[::1]:4711}, or what it says of itself."""
+    if isinstance(address, IPv4Address):
+        return f"{address.host}:{address.port}"
+    if isinstance(address, IPv6Address):
+        return f"[{address.host}]:{address.port}"
+    if isinstance(address, UNIXAddress):
+        return "a UNIX socket"
+    return str(address)
+
+
+def keep_alive(transport: Any) -> None:
+    """Let the kernel find out within minutes that the peer's machine has gone.
+
+    And send small messages at once. Does nothing on a transport that is not TCP.
+    """
+    set_option = getattr(transport, "setTcpKeepAlive", None)
+    if set_option is None or not isinstance(transport.getPeer(), IPv4Address | IPv6Address):
+        return
+    set_option(True)
+    transport.setTcpNoDelay(True)
+    handle = transport.getHandle()
+    if not isinstance(handle, socket.socket):
+        return
+    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 8)):
+        if hasattr(socket, name):
+            handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)
+
+
+async def stop_listening(port: IListeningPort) -> None:
+    """Stop listening, and return when that is done."""
+    await defer.maybeDeferred(port.stopListening)

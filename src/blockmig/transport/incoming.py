@@ -1,0 +1,246 @@
+"""What a connection receives: payloads go from the socket straight into a disk.
+
+Owns the reading side of one plain socket, from the first large payload on. The protocol is an
+`IPayloadReceiver`: while it names a region for the next bytes on the wire, they are moved there by
+splice(2) through a pipe (or recv into a buffer and pwrite, where splice cannot be used); all other
+bytes reach it by `dataReceived`. On any transport that is not a plain socket nothing is taken over,
+and everything arrives by `dataReceived`.
+
+Rules:
+
+* no transport class of our own is needed, so that any Twisted endpoint will do: the socket's
+  descriptor is duplicated and watched beside the paused transport, which goes on writing;
+* bytes are read by one of the two at any time, never by both;
+* a payload's last byte is followed by a read of exactly one header, in the hope of another payload
+  behind it, whose first bytes would otherwise come by way of memory;
+* the end of the connection is handed back to the transport, which tells the protocol as always;
+* a turn of the reactor moves a bounded number of bytes;
+* what was taken off the wire is announced with `payload_moved`, also when the disk then failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from typing import Any, Final
+
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..storage import SYSTEM, SystemCalls
+from .plain import is_plain_socket
+from .regions import FileRegion
+
+WORTH_MOVING: Final = 64 << 10
+"""Bytes that must be left of a payload for the reading to be taken over for it."""
+
+_TURN: Final = 2 << 20
+_PIPE: Final = 1 << 20
+_READ: Final = 64 << 10
+_F_SETPIPE_SZ: Final = 1031
+_NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@implementer(IReadDescriptor)
+class PayloadReader:
+    """Moves payloads from one connection into a disk.
+
+    @param reactor: watches the socket; a reactor that is not IReactorFDSet leaves all to the
+        transport.
+    @param transport: the connection's transport.
+    @param protocol: the connection's protocol, an L{IPayloadReceiver} and IProtocol.
+    @param header: bytes of the header that is expected behind a payload.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        transport: Any,
+        protocol: Any,
+        header: int,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        self._reactor = reactor
+        self._transport = transport
+        self._protocol = protocol
+        self._header = header
+        self._system = system
+        self._descriptor = -1
+        self._pipe: tuple[int, int] | None = None
+        self._can_splice = system.splice is not None
+        self._buffer: memoryview | None = None
+        self._read_next = _READ
+        self._paused = False
+        self._stopped = False
+
+    def take_over(self) -> None:
+        """Read from here on, if the protocol's next bytes are a payload that is worth it."""
+        if self._descriptor >= 0 or self._stopped or not is_plain_socket(self._transport):
+            return
+        region = self._protocol.payload_region()
+        if region is None or region.length < WORTH_MOVING:
+            return
+        if not IReactorFDSet.providedBy(self._reactor):
+            return
+        try:
+            self._descriptor = os.dup(self._transport.fileno())
+        except OSError:  # out of descriptors: the transport reads on, only slower
+            return
+        os.set_inheritable(self._descriptor, False)
+        self._transport.pauseProducing()
+        if not self._paused:
+            self._reactor.addReader(self)
+
+    def pause(self) -> None:
+        """Read nothing until L{resume}, so that the peer is held back by its own socket."""
+        if self._paused or self._stopped:
+            return
+        self._paused = True
+        if self._descriptor >= 0:
+            self._reactor.removeReader(self)
+        else:
+            self._transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self._paused or self._stopped:
+            return
+        self._paused = False
+        if self._descriptor >= 0:
+            self._reactor.addReader(self)
+        else:
+            self._transport.resumeProducing()
+
+    def stop(self) -> None:
+        """Close what was opened here; to be called when the connection is lost."""
+        self._stopped = True
+        if self._descriptor >= 0:
+            self._reactor.removeReader(self)
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._close_pipe()
+        self._buffer = None
+
+    # IReadDescriptor, for the reactor.
+
+    def logPrefix(self) -> str:
+        """For the reactor's messages."""
+        return "PayloadReader"
+
+    def fileno(self) -> int:
+        """The duplicate of the transport's descriptor; -1 before and after."""
+        return self._descriptor
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor saw the connection end."""
+        self._hand_back()
+
+    def doRead(self) -> None:
+        """The socket is readable."""
+        turn = _TURN
+        while turn > 0 and self._descriptor >= 0 and not self._paused:
+            region = self._protocol.payload_region()
+            try:
+                if region is None or (region.length < WORTH_MOVING and self._read_next == _READ):
+                    self._read()
+                    return
+                turn -= self._move(region, min(region.length, turn, _PIPE))
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                self._hand_back()
+                return
+
+    def _hand_back(self) -> None:
+        """Let the transport find out how the connection ended, and tell it in its own way."""
+        self.stop()
+        self._transport.resumeProducing()
+
+    def _read(self) -> None:
+        """Bytes that are no payload, or a payload not worth moving."""
+        data = self._system.read(self._descriptor, self._read_next)
+        if not data:
+            self._hand_back()
+            return
+        self._read_next = _READ
+        self._protocol.dataReceived(data)
+
+    def _move(self, region: FileRegion, count: int) -> int:
+        """Move up to C{count} bytes into the region; how many it was."""
+        move = self._splice if self._can_splice and region.disk.fileno() is not None else self._copy
+        moved = move(region, count)
+        if moved == 0:
+            self._hand_back()
+        elif moved == region.length:
+            self._read_next = self._header
+        return moved or _TURN
+
+    def _splice(self, region: FileRegion, count: int) -> int:
+        try:
+            from_pipe, to_pipe = self._open_pipe()
+            taken: int = self._system.splice(self._descriptor, to_pipe, count)
+        except OSError as error:
+            if error.errno not in (*_NO_SPLICE, errno.EMFILE, errno.ENFILE):
+                raise
+            self._can_splice = False
+            return self._copy(region, count)
+        try:
+            self._drain_pipe(from_pipe, region, taken)
+        except OSError as error:
+            self._close_pipe()
+            self._protocol.payload_moved(taken)
+            self._protocol.payload_failed(error)
+        else:
+            if taken:
+                self._protocol.payload_moved(taken)
+        return taken
+
+    def _drain_pipe(self, pipe: int, region: FileRegion, left: int) -> None:
+        """From the pipe into the disk, all of it; through memory where the disk cannot splice."""
+        offset = region.offset
+        while left:
+            if self._can_splice:
+                try:
+                    moved = self._system.splice(pipe, region.disk.fileno(), left, offset_dst=offset)
+                except OSError as error:
+                    if error.errno not in _NO_SPLICE:
+                        raise
+                    self._can_splice = False
+                    continue
+            else:
+                data = self._system.read(pipe, left)
+                region.disk.write(offset, data)
+                moved = len(data)
+            left -= moved
+            offset += moved
+
+    def _copy(self, region: FileRegion, count: int) -> int:
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(_PIPE))
+        taken = self._system.readv(self._descriptor, [self._buffer[:count]])
+        if not taken:
+            return 0
+        try:
+            region.disk.write(region.offset, self._buffer[:taken])
+        except OSError as error:
+            self._protocol.payload_moved(taken)
+            self._protocol.payload_failed(error)
+        else:
+            self._protocol.payload_moved(taken)
+        return taken
+
+    def _open_pipe(self) -> tuple[int, int]:
+        if self._pipe is None:
+            self._pipe = self._system.pipe()
+            with contextlib.suppress(OSError):  # beyond the user's limit: a small pipe works too
+                fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, _PIPE)
+        return self._pipe
+
+    def _close_pipe(self) -> None:
+        if self._pipe is not None:
+            for descriptor in self._pipe:
+                os.close(descriptor)
+            self._pipe = None
