@@ -1,0 +1,65 @@
+# Everything that a fresh machine needs is set up by the targets themselves: a virtual environment
+# in .venv, and (when root, and only what is missing) Debian's packages.
+
+export PATH := $(PATH):/usr/sbin:/sbin
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+DEMO_NEEDS := mke2fs:e2fsprogs e2fsck:e2fsprogs
+TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-io:qemu-utils \
+    qemu-nbd:qemu-utils nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdsh:python3-libnbd nbdkit:nbdkit \
+    nbd-server:nbd-server fio:fio openssl:openssl ssh:openssh-client ps:procps
+
+.PHONY: help demo test lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo [DISK=PATH]  migrate a disk between two processes, and prove it"
+	@echo "make test              all tests"
+	@echo "make lint              ruff, mypy, and whether the package installs as it should"
+	@echo "make bench             beside nbdcopy, qemu-img and nbdkit (half an hour)"
+	@echo "make clean             remove what these made"
+
+demo: .venv/package
+	@scripts/need $(DEMO_NEEDS)
+	@$(BIN)/python scripts/demo.py $(if $(DISK),"$(DISK)")
+
+# Two calls: trial and pytest-twisted both drive the reactor, and must not share a process.
+test: .venv/test
+	@scripts/need $(TEST_NEEDS)
+	$(BIN)/python -m twisted.trial tests.unit
+	$(BIN)/python -m pytest tests/integration tests/interop tests/faults tests/docs
+
+lint: .venv/test .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	scripts/check-package
+
+bench: .venv/test
+	@scripts/need $(TEST_NEEDS)
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/latency.py
+
+clean:
+	rm -rf .venv .demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	    .hypothesis _trial_temp* src/twisted/plugins/dropin.cache
+
+.venv/bin/python:
+	@echo "making .venv (once)"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	    echo "make: $(PYTHON) cannot make a virtual environment: is python3-venv installed?"; \
+	    exit 1; } >&2
+
+# The stamps: what is installed in .venv, and since when. (-qq: pip warns of every index that does
+# not have a package, though another one has.)
+.venv/package: pyproject.toml | .venv/bin/python
+	@echo "installing blockmig into .venv"
+	@$(BIN)/pip install -qq --disable-pip-version-check -e .
+	@touch $@
+
+.venv/test .venv/lint: .venv/%: pyproject.toml .venv/package
+	@echo "installing what $* needs into .venv"
+	@$(BIN)/pip install -qq --disable-pip-version-check -e ".[$*]"
+	@touch $@
