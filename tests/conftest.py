@@ -1,0 +1,35 @@
+"""Fixtures of the tests with real processes; `tests/unit` is run by trial and uses none of them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.support.processes import Processes
+
+
+@pytest.fixture
+def room() -> Iterator[Path]:
+    """A directory of the test's own on a real file system, gone after it whatever happens."""
+    directory = Path(tempfile.mkdtemp(prefix="blockmig-test-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def processes(room: Path) -> Iterator[Processes]:
+    """Starts processes, and kills those that are left at the end."""
+    made = Processes(room)
+    try:
+        yield made
+    finally:
+        made.finish()

@@ -1,0 +1,602 @@
+"""The commands as scripts see them: bad input, exit statuses, signals, progress, rates."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.disks import MIB, digest, random_image, sparse_image
+from tests.support.processes import ANY_PORT, BLOCKMIG, TWISTD, Processes, Running, until
+
+NOWHERE = "nbd://127.0.0.1:1/"
+
+# Root with the file permissions of anybody else.
+UNPRIVILEGED = ("--bounding-set", "-dac_override,-dac_read_search,-fowner")
+
+
+def receive_command(path: Path | str, *options: object, listen: str = ANY_PORT) -> list[str]:
+    return [BLOCKMIG, "receive", "--file", str(path), "--listen", listen, *map(str, options)]
+
+
+def send_command(path: Path | str, uri: str, *options: object) -> list[str]:
+    return [BLOCKMIG, "send", *map(str, options), str(path), uri]
+
+
+def refused(
+    processes: Processes,
+    command: list[str],
+    *words: object,
+    status: int = 1,
+    prefix: tuple[str, ...] = (),
+) -> Running:
+    """The command ends at once with C{status} and one line that has all the words."""
+    before = {path.name for path in processes.directory.iterdir() if "process-" not in path.name}
+    ended = processes.run(*command, prefix=prefix, timeout=15)
+    said = ended.stderr
+    assert ended.status == status, said
+    assert said.count("\n") == 1, said
+    for word in words:
+        assert str(word) in said
+    assert ended.stdout == ""
+    after = {path.name for path in processes.directory.iterdir() if "process-" not in path.name}
+    assert after == before, "something was left behind, or taken away"
+    return ended
+
+
+@pytest.fixture
+def disk(room: Path) -> Path:
+    return random_image(room / "disk", MIB)
+
+
+# Disks that will not do.
+
+
+def test_missing_file(processes: Processes, room: Path) -> None:
+    missing = room / "missing"
+    refused(processes, receive_command(missing), missing, "no such file")
+    refused(processes, send_command(missing, NOWHERE), missing, "no such file")
+    nested = room / "no" / "such" / "disk"
+    refused(processes, receive_command(nested, "--size", 5000), nested, "No such file")
+
+
+def test_directory(processes: Processes, room: Path) -> None:
+    (room / "folder").mkdir()
+    for command in (
+        receive_command(room / "folder"),
+        receive_command(room / "folder", "--size", 5000),
+        send_command(room / "folder", NOWHERE),
+    ):
+        refused(processes, command, room / "folder", "irectory")
+
+
+def test_neither_file_nor_device(processes: Processes, room: Path) -> None:
+    os.mkfifo(room / "pipe")
+    refused(processes, receive_command(room / "pipe"), "neither a regular file nor a block device")
+    refused(processes, send_command(room / "pipe", NOWHERE), "neither")
+    refused(processes, send_command("/dev/null", NOWHERE), "neither")
+
+
+def test_no_permission(processes: Processes, room: Path, disk: Path) -> None:
+    disk.chmod(0)
+    refused(processes, receive_command(disk), disk, "Permission denied", prefix=UNPRIVILEGED)
+    refused(processes, send_command(disk, NOWHERE), "Permission denied", prefix=UNPRIVILEGED)
+    disk.chmod(0o400)
+    refused(processes, receive_command(disk), "Permission denied", prefix=UNPRIVILEGED)
+    closed = room / "closed"
+    closed.mkdir(0o500)
+    command = receive_command(closed / "new", "--size", 5000)
+    refused(processes, command, closed / "new", "Permission denied", prefix=UNPRIVILEGED)
+    assert not list(closed.iterdir())
+
+
+def test_no_permission_to_unlink_is_told_and_keeps_the_source(
+    processes: Processes, room: Path
+) -> None:
+    """The directory is the source's, and may turn out to be unwritable only at the end."""
+    closed = room / "closed"
+    closed.mkdir()
+    source = random_image(closed / "source", MIB)
+    closed.chmod(0o500)
+    receiver = processes.receive(room / "destination", "--size", MIB)
+    sender = processes.send(source, receiver, "--unlink", prefix=UNPRIVILEGED)
+    assert sender.wait() in (1, 3), sender.stderr
+    assert "Permission denied" in sender.stderr
+    assert source.exists()
+    assert receiver.status is None, "the destination must not become canonical"
+
+
+def test_empty_disk(processes: Processes, room: Path) -> None:
+    (room / "empty").touch()
+    refused(processes, receive_command(room / "empty"), "empty")
+    refused(processes, send_command(room / "empty", NOWHERE), "empty")
+    refused(processes, receive_command(room / "new", "--size", 0), "less than one byte")
+
+
+def test_size_of_an_existing_disk(processes: Processes, disk: Path) -> None:
+    before = digest(disk)
+    refused(processes, receive_command(disk, "--size", "2M"), MIB, 2 * MIB)
+    assert digest(disk) == before
+
+
+@pytest.mark.parametrize("size", ["", "x", "-5", "1.5", "20Q", "99999999999P"])
+def test_bad_size(processes: Processes, room: Path, size: str) -> None:
+    refused(processes, receive_command(room / "new", "--size", size))
+
+
+def test_in_use(processes: Processes, disk: Path) -> None:
+    processes.receive(disk)
+    refused(processes, receive_command(disk), disk, "in use")
+    refused(processes, send_command(disk, NOWHERE), disk, "in use")
+
+
+def test_in_use_by_a_sender(processes: Processes, room: Path, disk: Path) -> None:
+    receiver = processes.receive(room / "destination", "--size", MIB)
+    processes.send(disk, receiver, "--max-rate", "100K")
+    receiver.wait_event("attempt")
+    refused(processes, receive_command(disk), disk, "in use")
+    refused(processes, send_command(disk, receiver.uri), disk, "in use")
+
+
+def test_in_use_by_qemu(processes: Processes, room: Path, disk: Path) -> None:
+    processes.start("qemu-nbd", "-t", "-f", "raw", "-k", room / "socket", disk)
+    until((room / "socket").exists)
+    refused(processes, receive_command(disk), disk, "in use", "QEMU")
+
+
+def test_hard_links(processes: Processes, room: Path, disk: Path) -> None:
+    os.link(disk, room / "other")
+    refused(processes, send_command(disk, NOWHERE, "--unlink"), "2 hard links")
+
+
+# Command lines that will not do.
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["nonsense:1", "tcp", "tcp:port", "tcp:99999999", "tcp:1:interface", "", "unix", "127.0.0.1"],
+)
+def test_bad_endpoint(processes: Processes, room: Path, endpoint: str) -> None:
+    refused(processes, receive_command(room / "new", "--size", 5000, listen=endpoint))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "nonsense",
+        "http://localhost/",
+        "nbd:///",
+        "nbd://localhost:0/",
+        "nbd://localhost:x/",
+        "nbd://localhost:99999/",
+        "nbd://[::1/",
+        "nbd+unix:///",
+        "nbd+unix://host/?socket=x",
+        "nbds://localhost/",
+        "nbd://localhost/?socket=/x",
+        "nbd://localhost/%ff",
+    ],
+)
+def test_bad_uri(processes: Processes, disk: Path, uri: str) -> None:
+    refused(processes, send_command(disk, uri))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("--nonsense",),
+        ("receive",),
+        ("send",),
+        ("send", "one"),
+        ("send", "one", "nbd://localhost/", "three"),
+        ("receive", "--file", "x", "extra"),
+        ("receive", "--file", "x", "-v", "-q"),
+        ("receive", "--file", "x", "--idle-timeout", "-1"),
+        ("receive", "--file", "x", "--idle-timeout", "soon"),
+        ("receive", "--file", "x", "--log-format", "xml"),
+        ("send", "--max-rate", "fast", "one", "nbd://localhost/"),
+        ("send", "--max-rate", "0", "one", "nbd://localhost/"),
+        ("send", "--progress", "song", "one", "nbd://localhost/"),
+    ],
+)
+def test_bad_usage(processes: Processes, arguments: tuple[str, ...]) -> None:
+    refused(processes, [BLOCKMIG, *arguments])
+
+
+def test_export_name_too_long(processes: Processes, room: Path, disk: Path) -> None:
+    refused(processes, send_command(disk, f"nbd://127.0.0.1:1/{'x' * 5000}"), "4096")
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("send", "--help")])
+def test_help_and_version(processes: Processes, arguments: tuple[str, ...]) -> None:
+    said = processes.checked(BLOCKMIG, *arguments)
+    assert ("blockmig 0." if "--version" in arguments else "Usage: blockmig") in said
+
+
+def test_help_of_receive_names_every_option(processes: Processes) -> None:
+    said = processes.checked(BLOCKMIG, "receive", "--help")
+    for name in (
+        "file",
+        "size",
+        "listen",
+        "export",
+        "oldstyle",
+        "handshake-timeout",
+        "idle-timeout",
+        "give-up-after",
+        "log-format",
+    ):
+        assert f"--{name}" in said
+
+
+def test_twistd_knows_us(processes: Processes) -> None:
+    assert "blockmig" in processes.checked(TWISTD, "--help")
+    assert "--handshake-timeout" in processes.checked(TWISTD, "blockmig", "receive", "--help")
+
+
+def test_twistd_refuses_with_1(processes: Processes, room: Path) -> None:
+    command = [TWISTD, "-n", "--pidfile=", "blockmig", "--file", str(room / "missing")]
+    ended = processes.run(*command, timeout=15)
+    assert ended.status == 1
+    assert "no such file" in ended.stdout + ended.stderr
+
+
+def test_options_may_stand_behind_the_arguments(processes: Processes, room: Path) -> None:
+    """As the synopsis has it: blockmig send FILE URI [--unlink] ..."""
+    disk = random_image(room / "source", MIB)
+    receiver = processes.receive(room / "destination", "--size", MIB)
+    sender = processes.start(BLOCKMIG, "send", disk, receiver.uri, "--unlink", "--max-rate", "50M")
+    assert sender.wait() == 0, sender.stderr
+    assert receiver.wait(10) == 0
+    assert not disk.exists()
+
+
+def test_a_file_whose_name_looks_like_an_option(processes: Processes, room: Path) -> None:
+    disk = random_image(room / "-q", MIB)
+    receiver = processes.receive(room / "destination", "--size", MIB)
+    sender = processes.start(BLOCKMIG, "send", "--unlink", "--", "-q", receiver.uri)
+    assert sender.wait() == 0, sender.stderr
+    assert not disk.exists()
+
+
+# Listening.
+
+
+def test_address_in_use_is_fatal_at_once(processes: Processes, room: Path) -> None:
+    first = processes.receive(room / "first", "--size", 5000)
+    port = first.uri.split(":")[2].rstrip("/")
+    began = time.monotonic()
+    for name in ("second", "third"):
+        command = receive_command(
+            room / name, "--size", 5000, listen=f"tcp:{port}:interface=127.0.0.1"
+        )
+        refused(processes, command, port, "in use")
+    assert time.monotonic() - began < 5
+    assert first.status is None
+
+
+def test_unix_address_in_use(processes: Processes, room: Path) -> None:
+    first = processes.receive(room / "first", "--size", 5000, listen=f"unix:{room}/socket")
+    command = receive_command(room / "second", "--size", 5000, listen=f"unix:{room}/socket")
+    refused(processes, command, room / "socket", "in use")
+    assert first.status is None
+    source = random_image(room / "source", 5000)
+    assert processes.send(source, first).wait() == 0, "the first still has its socket"
+    assert first.wait(10) == 0
+
+
+def test_a_dead_receivers_unix_socket_is_no_squatter(processes: Processes, room: Path) -> None:
+    first = processes.receive(room / "first", "--size", 5000, listen=f"unix:{room}/socket")
+    first.kill()
+    second = processes.receive(room / "second", "--size", 5000, listen=f"unix:{room}/socket")
+    source = random_image(room / "source", 5000)
+    assert processes.send(source, second).wait() == 0
+    assert second.wait(10) == 0
+
+
+def test_no_permission_to_listen(processes: Processes, room: Path) -> None:
+    (room / "closed").mkdir(0o500)
+    listen = f"unix:{room}/closed/socket"
+    command = receive_command(room / "new", "--size", 5000, listen=listen)
+    refused(processes, command, "closed/socket", "Permission denied", prefix=UNPRIVILEGED)
+
+
+def test_address_not_on_this_host_is_retried(processes: Processes, room: Path) -> None:
+    """Once a second, with one line a minute, until it gives up with 4."""
+    began = time.monotonic()
+    command = receive_command(
+        room / "new",
+        *("--size", 5000, "--give-up-after", 3.5),
+        listen="tcp:0:interface=192.0.2.1",
+    )
+    traced = processes.run("strace", "-f", "-e", "trace=bind", "-o", room / "trace", *command)
+    assert traced.status == 4, traced.stderr
+    assert 3 <= time.monotonic() - began < 10
+    lines = traced.stderr.splitlines()
+    assert len(lines) == 2, lines
+    assert "trying again" in lines[0]
+    assert "gave up" in lines[1]
+    binds = (room / "trace").read_text().count("EADDRNOTAVAIL")
+    assert 4 <= binds <= 6, "once a second"
+    assert not (room / "new").exists()
+
+
+@contextlib.contextmanager
+def address(text: str) -> Iterator[None]:
+    subprocess.run(["ip", "address", "add", f"{text}/32", "dev", "lo"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["ip", "address", "del", f"{text}/32", "dev", "lo"], check=True)
+
+
+def test_address_that_comes_is_listened_on(processes: Processes, room: Path) -> None:
+    command = receive_command(
+        room / "new", "--size", 5000, "--log-format", "json", listen="tcp:0:interface=192.0.2.77"
+    )
+    receiver = processes.start(*command)
+    until(lambda: "trying again" in receiver.stderr)
+    with address("192.0.2.77"):
+        uri = receiver.wait_event("listening")["uri"]
+        source = random_image(room / "source", 5000)
+        assert processes.send(source, uri).wait() == 0
+        assert receiver.wait(10) == 0
+    assert receiver.events("exposed"), "it could be reached from elsewhere, and must say so"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_while_it_cannot_listen(processes: Processes, room: Path, number: int) -> None:
+    receiver = processes.start(
+        *receive_command(room / "new", "--size", 5000, listen="tcp:0:interface=192.0.2.1")
+    )
+    until(lambda: "trying again" in receiver.stderr)
+    receiver.signal(number)
+    assert receiver.wait(5) == 4
+    assert not (room / "new").exists()
+
+
+# Destinations that will not do.
+
+
+def test_size_mismatch_shows_both(processes: Processes, room: Path, disk: Path) -> None:
+    receiver = processes.receive(room / "destination", "--size", MIB + 1)
+    refused(processes, send_command(disk, receiver.uri, "--unlink"), MIB, MIB + 1)
+    assert receiver.status is None
+    assert not receiver.events("attempt")
+    assert disk.exists()
+
+
+def test_unknown_export(processes: Processes, room: Path, disk: Path) -> None:
+    receiver = processes.receive(room / "destination", "--size", MIB, "--export", "right one/ä")
+    assert receiver.uri.endswith("/right%20one/%C3%A4")
+    wrong = receiver.uri.rpartition("/right")[0] + "/wrong"
+    refused(processes, send_command(disk, wrong), "no export named 'wrong'")
+    assert processes.send(disk, receiver).wait() == 0
+    assert receiver.wait(10) == 0
+
+
+def listening_socket(path: Path) -> str:
+    until(path.exists)
+    return f"nbd+unix:///?socket={path}"
+
+
+def test_read_only_destinations(processes: Processes, room: Path, disk: Path) -> None:
+    processes.start("nbdkit", "-f", "-r", "-U", room / "nbdkit", "memory", "1M")
+    uri = listening_socket(room / "nbdkit")
+    refused(processes, send_command(disk, uri, "--unlink"), "read-only")
+    other = sparse_image(room / "other", MIB, {})
+    processes.start("qemu-nbd", "-t", "-r", "-f", "raw", "-k", room / "qemu", other)
+    refused(processes, send_command(disk, listening_socket(room / "qemu")), "read-only")
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"NBDMAGICnonsense" + bytes(200), b"", b"NBD", bytes(99)],
+    ids=["http", "half", "close", "short", "zeroes"],
+)
+def test_not_nbd(processes: Processes, disk: Path, greeting: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connection.sendall(greeting)
+                    connection.shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(OSError):
+                        connection.recv(4096)
+                    connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        uri = f"nbd://127.0.0.1:{server.getsockname()[1]}/"
+        refused(processes, send_command(disk, uri, "--unlink"))
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_refused_connection(processes: Processes, room: Path, disk: Path) -> None:
+    refused(processes, send_command(disk, NOWHERE), "refused")
+    refused(processes, send_command(disk, f"nbd+unix:///?socket={room}/none"), "connect")
+    refused(processes, send_command(disk, "nbd://does-not-exist.invalid/"), "connect")
+
+
+def test_refused_connection_is_retried_on_demand(processes: Processes, disk: Path) -> None:
+    began = time.monotonic()
+    command = send_command(disk, NOWHERE, "--retry", "--give-up-after", 3)
+    ended = processes.run(*command, timeout=20)
+    assert ended.status == 4
+    assert 2.5 <= time.monotonic() - began < 10
+    assert ended.stderr.count("trying again") >= 2
+    assert "gave up" in ended.stderr.splitlines()[-1]
+
+
+def test_retry_until_there_is_a_receiver(processes: Processes, room: Path, disk: Path) -> None:
+    uri = f"nbd+unix:///?socket={room}/socket"
+    sender = processes.send(disk, uri, "--retry")
+    sender.wait_event("restart")
+    receiver = processes.receive(room / "new", "--size", MIB, listen=f"unix:{room}/socket")
+    assert sender.wait(20) == 0
+    assert receiver.wait(10) == 0
+
+
+def test_receiver_gives_up(processes: Processes, room: Path) -> None:
+    began = time.monotonic()
+    ended = processes.run(*receive_command(room / "new", "--size", 5000, "--give-up-after", 2))
+    assert ended.status == 4
+    assert 1.9 <= time.monotonic() - began < 6
+    assert "gave up" in ended.stderr
+    assert not (room / "new").exists(), "an empty file is no copy of anything"
+
+
+# While it goes on.
+
+
+def test_json_progress(processes: Processes, room: Path) -> None:
+    source = random_image(room / "source", 12 * MIB)
+    receiver = processes.receive(room / "destination", "--size", 12 * MIB)
+    sender = processes.send(source, receiver, "--progress", "json", "--max-rate", "4M")
+    assert sender.wait() == 0
+    lines = [json.loads(line) for line in sender.stdout.splitlines()]
+    assert 4 <= len(lines) <= 6
+    seconds = [line["seconds"] for line in lines]
+    gaps = [after - before for before, after in zip(seconds[:-2], seconds[1:-1], strict=True)]
+    assert all(0.8 <= gap <= 1.2 for gap in gaps), seconds
+    done = [line["done"] for line in lines]
+    assert done == sorted(done)
+    assert done[-1] == lines[-1]["total"] == 12 * MIB
+    assert {line["event"] for line in lines} == {"progress"}
+    assert lines[-1]["attempt"] == 1
+    assert all(2 * MIB <= line["rate"] <= 6 * MIB for line in lines[2:-1]), lines
+
+
+def test_bar(processes: Processes, room: Path) -> None:
+    """On demand; without a terminal it must still not spoil the log lines."""
+    source = random_image(room / "source", 6 * MIB)
+    receiver = processes.receive(room / "destination", "--size", 6 * MIB)
+    command = send_command(source, receiver.uri, "--progress", "bar", "--max-rate", "6M")
+    sender = processes.run("script", "-qec", " ".join(command), "/dev/null")
+    assert sender.status == 0, sender.stdout
+    assert "attempt 1" in sender.stdout
+    assert "MiB" in sender.stdout or "MB" in sender.stdout
+    assert "6291456 bytes" in sender.stdout
+
+
+def test_quiet(processes: Processes, room: Path, disk: Path) -> None:
+    receiver = processes.start(
+        *receive_command(room / "new", "--size", MIB, "-q", listen=f"unix:{room}/socket")
+    )
+    until((room / "socket").exists)
+    sender = processes.send(disk, f"nbd+unix:///?socket={room}/socket", "-q")
+    assert sender.wait() == 0
+    assert receiver.wait(10) == 0
+    for end in (sender, receiver):
+        assert end.stderr == end.stdout == ""
+
+
+@pytest.mark.parametrize(("rate", "size"), [("10M", 30), ("50M", 150)])
+def test_max_rate(processes: Processes, room: Path, rate: str, size: int) -> None:
+    source = random_image(room / "source", size * MIB)
+    receiver = processes.receive(room / "destination", "--size", size * MIB)
+    sender = processes.send(source, receiver, "--max-rate", rate, "--progress", "json")
+    assert sender.wait() == 0
+    (told,) = sender.events("complete")
+    wanted = int(rate.rstrip("M")) * MIB
+    print(f"\n--max-rate {rate}: {told['rate'] / MIB:.2f} MiB/s")
+    assert 0.93 * wanted <= told["rate"] <= 1.05 * wanted
+    lines = [json.loads(line) for line in sender.stdout.splitlines()]
+    for line in lines[2:-1]:
+        assert 0.7 * wanted <= line["rate"] <= 1.3 * wanted, "smoothly"
+
+
+def test_zeroes_are_not_held_back_by_the_rate(processes: Processes, room: Path) -> None:
+    source = sparse_image(room / "source", 1024 * MIB, {0: os.urandom(MIB)})
+    receiver = processes.receive(room / "destination", "--size", "1G")
+    began = time.monotonic()
+    assert processes.send(source, receiver, "--max-rate", "1M").wait() == 0
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_the_sender(processes: Processes, room: Path, number: int) -> None:
+    source = random_image(room / "source", 20 * MIB)
+    before = digest(source)
+    receiver = processes.receive(room / "destination", "--size", 20 * MIB)
+    sender = processes.send(source, receiver, "--max-rate", "10M", "--unlink")
+    receiver.wait_event("attempt")
+    time.sleep(0.3)
+    sender.signal(number)
+    assert sender.wait(5) == 4
+    assert "canonical" in sender.events("error")[0]["why"]
+    assert digest(source) == before
+    receiver.wait_event("restart", 5)
+    assert processes.send(source, receiver, "--unlink").wait() == 0
+    assert receiver.wait(10) == 0
+    assert digest(room / "destination") == before
+
+
+def test_signal_to_a_sender_that_waits_to_retry(processes: Processes, disk: Path) -> None:
+    sender = processes.send(disk, NOWHERE, "--retry")
+    sender.wait_event("restart")
+    sender.signal(signal.SIGTERM)
+    assert sender.wait(5) == 4
+    assert disk.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("when", ["waiting", "copying"])
+def test_signal_to_the_receiver(processes: Processes, room: Path, number: int, when: str) -> None:
+    source = random_image(room / "source", 20 * MIB)
+    before = digest(source)
+    receiver = processes.receive(room / "destination", "--size", 20 * MIB)
+    sender = None
+    if when == "copying":
+        sender = processes.send(source, receiver, "--max-rate", "10M", "--unlink")
+        receiver.wait_event("attempt")
+    receiver.signal(number)
+    assert receiver.wait(5) == 4
+    assert not receiver.events("complete")
+    assert "not canonical" in receiver.events("error")[0]["why"]
+    assert (room / "destination").exists() is (when == "copying")
+    if sender is not None:
+        sender.wait_event("restart")
+        assert sender.status is None, "it goes on trying"
+        assert digest(source) == before
+
+
+def test_an_existing_disk_stays_when_nothing_came(processes: Processes, disk: Path) -> None:
+    before = digest(disk)
+    receiver = processes.receive(disk)
+    receiver.signal(signal.SIGTERM)
+    assert receiver.wait(5) == 4
+    assert digest(disk) == before
+
+
+def test_summary_lines(processes: Processes, room: Path) -> None:
+    """At the end both say bytes, data, zeroes, seconds, rate and attempts, once."""
+    source = sparse_image(room / "source", 3 * MIB, {MIB: os.urandom(MIB)})
+    receiver = processes.start(
+        *receive_command(room / "new", "--size", "3M", listen=f"unix:{room}/socket")
+    )
+    until((room / "socket").exists)
+    sender = processes.run(*send_command(source, f"nbd+unix:///?socket={room}/socket"))
+    assert sender.status == 0
+    assert receiver.wait(10) == 0
+    for end in (sender, receiver):
+        (line,) = [line for line in end.stderr.splitlines() if "complete" in line]
+        assert re.search(
+            r"3145728 bytes \(1048576 of data, 2097152 of zeroes\) in \d+\.\d+ s, "
+            r"\d+\.\d MB/s of data, 1 attempt",
+            line,
+        ), line

@@ -1,0 +1,352 @@
+"""Whole migrations, between real processes and between two ends in this one."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from blockmig.migration import Receiver, Sender
+from blockmig.storage import FileDisk
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from twisted.internet import reactor, ssl
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    SSL4ServerEndpoint,
+    clientFromString,
+    serverFromString,
+    wrapClientTLS,
+)
+
+from tests.support.disks import (
+    MIB,
+    allocated,
+    digest,
+    loop_device,
+    random_image,
+    size_of,
+    sparse_image,
+)
+from tests.support.embedding import CountingCalls, receiving, sending
+from tests.support.processes import ANY_PORT, FULL, TWISTD, Processes, Running
+from tests.support.relay import relay
+
+
+def migrate(
+    processes: Processes, source: Path, destination: Path, *options: str, listen: str = ANY_PORT
+) -> tuple[Running, Running]:
+    """Receiver and sender, both at their good end."""
+    size = () if destination.exists() else ("--size", size_of(source))
+    receiver = processes.receive(destination, *size, listen=listen)
+    sender = processes.send(source, receiver, *options)
+    assert sender.wait() == 0, sender.stderr
+    assert receiver.wait(10) == 0, receiver.stderr
+    return receiver, sender
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp6", "unix"])
+def test_arrives_over_every_socket(processes: Processes, room: Path, kind: str) -> None:
+    source = random_image(room / "source", 9 * MIB + 5)
+    listen = {
+        "tcp": ANY_PORT,
+        "tcp6": "tcp6:0:interface=\\:\\:1",
+        "unix": f"unix:{room}/socket",
+    }[kind]
+    receiver, sender = migrate(processes, source, room / "destination", listen=listen)
+    assert digest(room / "destination") == digest(source)
+    assert receiver.uri.startswith({"tcp6": "nbd://[::1]:", "unix": "nbd+unix:///?socket="}.get(kind, "nbd://127."))
+    for end in (receiver, sender):
+        (summary,) = end.events("complete")
+        assert summary["bytes"] == summary["data"] == 9 * MIB + 5
+        assert summary["zeroes"] == 0
+        assert summary["attempts"] == 1
+        assert summary["seconds"] > 0
+        assert summary["rate"] > 0
+    assert not (room / "socket").exists()
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 5000, 4294967297])
+def test_sizes_are_exact(processes: Processes, room: Path, size: int) -> None:
+    if size <= 5000:
+        source = random_image(room / "source", size, seed=size)
+    else:
+        last = {0: b"first", size - 70000: random.Random(1).randbytes(70000)}
+        source = sparse_image(room / "source", size, last)
+    before = digest(source)
+    migrate(processes, source, room / "destination", "--unlink")
+    assert os.path.getsize(room / "destination") == size
+    assert digest(room / "destination") == before
+    assert not source.exists()
+
+
+def real_files(wanted: int) -> Iterator[bytes]:
+    """The content of so many bytes of this machine's own files."""
+    left = wanted
+    for top in (sys.prefix, sys.base_prefix, "/usr/lib", "/usr/share", "/usr/bin", "/usr"):
+        for directory, _, names in os.walk(top):
+            for name in names:
+                path = os.path.join(directory, name)
+                if os.path.islink(path) or not os.path.isfile(path):
+                    continue
+                try:
+                    with open(path, "rb") as file:
+                        data = file.read(left)
+                except OSError:
+                    continue
+                yield data
+                left -= len(data)
+                if left <= 0:
+                    return
+
+
+def image_of_real_files(path: Path, size: int, content: int) -> Path:
+    """A sparse image with the machine's own files here and there, holes and zeroes between."""
+    generator = random.Random(7)
+    gap = (size - content) * 3 // 4
+    with path.open("wb") as file:
+        file.truncate(size)
+        position = 1 * MIB
+        for data in real_files(content):
+            file.seek(position)
+            file.write(data)
+            position += len(data) + 4095
+            position -= position % 4096
+            if generator.random() < 0.01 and gap > 0:
+                hole = min(gap, generator.randrange(16 * MIB))
+                gap -= hole
+                position += hole // 4096 * 4096
+            assert position < size
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+SPARSE = (4 << 30, 700 * MIB) if FULL else (512 * MIB, 48 * MIB)
+
+
+def test_sparse_image_of_real_files(processes: Processes, room: Path) -> None:
+    source = image_of_real_files(room / "source", *SPARSE)
+    before, blocks = digest(source), allocated(source)
+    assert blocks >= SPARSE[1]
+    receiver, sender = migrate(processes, source, room / "destination", "--unlink")
+    assert not source.exists()
+    assert digest(room / "destination") == before
+    assert size_of(room / "destination") == SPARSE[0]
+    assert allocated(room / "destination") <= blocks + MIB
+    (told,) = sender.events("complete")
+    assert told["data"] + told["zeroes"] == told["bytes"] == SPARSE[0]
+    print(
+        f"\n{SPARSE[0] >> 20} MiB sparse, {SPARSE[1] >> 20} MiB of files: {told['seconds']} s, "
+        f"{told['rate'] / 1e6:.0f} MB/s, {told['data']} bytes of data; "
+        f"blocks {blocks} -> {allocated(room / 'destination')}; "
+        f"sender {sender.peak:.1f} MiB, receiver {receiver.peak:.1f} MiB"
+    )
+
+
+def test_an_allocated_destination_becomes_sparse(processes: Processes, room: Path) -> None:
+    """What was there before must be neither left nor kept allocated."""
+    source = sparse_image(room / "source", 64 * MIB, {20 * MIB: os.urandom(3 * MIB)})
+    destination = random_image(room / "destination", 64 * MIB)
+    migrate(processes, source, destination)
+    assert digest(destination) == digest(source)
+    assert allocated(destination) <= allocated(source) + MIB
+
+
+def test_written_zeroes_travel_as_zeroes(processes: Processes, room: Path) -> None:
+    source = room / "source"
+    source.write_bytes(bytes(32 * MIB) + os.urandom(MIB) + bytes(31 * MIB))
+    _, sender = migrate(processes, source, room / "destination")
+    assert digest(room / "destination") == digest(source)
+    assert allocated(room / "destination") <= 2 * MIB
+    assert sender.events("complete")[0]["data"] == MIB
+
+
+@pytest.mark.parametrize("ends", ["source", "destination", "both"])
+def test_loop_devices(processes: Processes, room: Path, ends: str) -> None:
+    size = SPARSE[0] if FULL else 160 * MIB
+    content = SPARSE[1] if FULL else 24 * MIB
+    image = image_of_real_files(room / "source", size, content)
+    before, blocks = digest(image), allocated(image)
+    with ExitStack() as devices:
+        source, destination = image, room / "destination"
+        if ends != "destination":
+            source = devices.enter_context(loop_device(image))
+        if ends != "source":
+            # Not empty: what the source has zeroes for must become zeroes here.
+            sparse_image(destination, size, {0: os.urandom(MIB), size - 5 * MIB: b"x" * 5 * MIB})
+            destination = devices.enter_context(loop_device(destination))
+        receiver, sender = migrate(processes, source, destination)
+        assert digest(destination) == digest(image) == before
+        (told,) = sender.events("complete")
+        print(f"\nloop {ends}: {told['seconds']} s, {told['rate'] / 1e6:.0f} MB/s")
+    assert digest(room / "destination") == before
+    # A device gives no extents, so only what reads as 64 KiB of zeroes can be left out.
+    assert allocated(room / "destination") <= blocks + MIB
+
+
+def test_a_device_is_not_unlinked(processes: Processes, room: Path) -> None:
+    image = random_image(room / "source", 2 * MIB)
+    with loop_device(image) as device:
+        receiver = processes.receive(room / "destination", "--size", 2 * MIB)
+        sender = processes.send(device, receiver, "--unlink")
+        assert sender.wait() == 1
+        assert "cannot be deleted" in sender.stderr
+        assert device.exists()
+        assert not receiver.events("attempt")
+
+
+def test_without_unlink_the_source_stays(processes: Processes, room: Path) -> None:
+    source = random_image(room / "source", 3 * MIB)
+    before = digest(source)
+    migrate(processes, source, room / "destination")
+    assert digest(source) == before
+    assert digest(room / "destination") == before
+
+
+@pytest.mark.parametrize("command", [("receive",), ()])
+def test_twistd_ends_with_0(processes: Processes, room: Path, command: tuple[str, ...]) -> None:
+    source = random_image(room / "source", 5 * MIB)
+    twistd = (TWISTD, "-n", "--pidfile=", "blockmig", *command)
+    receiver = processes.receive(room / "destination", "--size", 5 * MIB, command=twistd)
+    sender = processes.send(source, receiver, "--unlink")
+    assert sender.wait() == 0, sender.stderr
+    assert receiver.wait(10) == 0
+    assert not source.exists()
+    assert digest(room / "destination") == digest(random_image(room / "again", 5 * MIB))
+    assert len(receiver.events("complete")) == 1  # and every line was whole JSON
+
+
+@pytest.mark.parametrize("when", ["waiting", "copying"])
+def test_twistd_ends_with_4_on_a_signal(processes: Processes, room: Path, when: str) -> None:
+    source = random_image(room / "source", 30 * MIB)
+    twistd = (TWISTD, "-n", "--pidfile=", "blockmig", "receive")
+    receiver = processes.receive(room / "destination", "--size", 30 * MIB, command=twistd)
+    if when == "copying":
+        processes.send(source, receiver, "--max-rate", "5M")
+        receiver.wait_event("attempt")
+    receiver.signal(signal.SIGTERM)
+    assert receiver.wait(10) == 4
+    assert not receiver.events("complete")
+    assert source.exists()
+
+
+def test_json_lines_are_whole(processes: Processes, room: Path) -> None:
+    """Each line is one object with time, level, event and message, on both sides."""
+    source = random_image(room / "source", 2 * MIB)
+    for end in migrate(processes, source, room / "destination", "-v"):
+        assert end.stdout == ""
+        assert end.stderr.endswith("\n")
+        events = end.events()
+        assert len(end.events("complete")) == 1
+        for event in events:
+            assert {"time", "level", "event", "message"} <= event.keys()
+
+
+def test_text_lines(processes: Processes, room: Path) -> None:
+    """What a person sees: where to send to, the attempt, and one summary line."""
+    source = random_image(room / "source", 2 * MIB)
+    receiver = processes.receive(room / "destination", "--size", 2 * MIB)
+    sender = processes.run(*blockmig_send(source, receiver.uri))
+    assert sender.status == 0
+    (last,) = [line for line in sender.stderr.splitlines() if "complete" in line]
+    assert "2097152 bytes (2097152 of data, 0 of zeroes)" in last
+    assert "1 attempt" in last
+
+
+def blockmig_send(*arguments: object) -> list[str]:
+    """The command, without the JSON that the helper asks for."""
+    from tests.support.processes import BLOCKMIG
+
+    return [BLOCKMIG, "send", *map(str, arguments)]
+
+
+# In this process.
+
+
+@pytest_twisted.ensureDeferred
+async def test_three_lines_embed_a_receiver(room: Path) -> None:
+    """The snippet of the design, with the global reactor."""
+    source = random_image(room / "source", 9 * MIB + 3)
+    path = str(room / "destination")
+    endpoint = serverFromString(reactor, ANY_PORT)
+    with FileDisk(path, size=9 * MIB + 3) as disk, FileDisk(str(source), writable=False) as mine:
+        receiver = Receiver(disk=disk, migrations=1)
+        port = await endpoint.listen(receiver.factory())
+        client = clientFromString(reactor, f"tcp:127.0.0.1:{port.getHost().port}")
+        sent = Sender(mine, client, unlink=True).run()
+        outcome = await receiver.complete()
+        assert (await sent).bytes == outcome.bytes == outcome.data == 9 * MIB + 3
+        await port.stopListening()
+    assert not source.exists()
+    assert digest(path) == digest(random_image(room / "again", 9 * MIB + 3))
+
+
+def certificate() -> tuple[ssl.PrivateCertificate, ssl.Certificate]:
+    """A certificate that signs itself, for localhost."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    public = made.public_bytes(serialization.Encoding.PEM)
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return ssl.PrivateCertificate.loadPEM(public + private), ssl.Certificate.loadPEM(public)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest_twisted.ensureDeferred
+async def test_zero_copy_on_plain_sockets_only(room: Path, tls: bool) -> None:
+    """Under TLS nothing may go round it; the plain run shows that the test would see it."""
+    marker = os.urandom(64)
+    source = room / "source"
+    source.write_bytes(marker * (6 * MIB // 64))
+    before = digest(source)
+    private, public = certificate()
+    listen = SSL4ServerEndpoint(reactor, 0, private.options(), interface="127.0.0.1")
+    sender_calls, receiver_calls = CountingCalls(), CountingCalls()
+    async with receiving(
+        room / "destination",
+        6 * MIB,
+        system=receiver_calls,
+        listen=listen if tls else ANY_PORT,
+    ) as (receiver, port):
+        with relay(port.getHost().port, keep=True) as wire:
+            to: object = HostnameEndpoint(reactor, b"127.0.0.1", wire.port)
+            if tls:
+                options = ssl.optionsForClientTLS("localhost", trustRoot=public)
+                to = wrapClientTLS(options, to)
+            async with sending(source, to, system=sender_calls, unlink=True) as sender:
+                summary = await sender.run()
+            assert (await receiver.complete()).bytes == summary.bytes == 6 * MIB
+            seen = bytes(wire.seen)
+    assert digest(room / "destination") == before
+    assert len(seen) > 6 * MIB
+    leaked = any(marker[at : at + 8] in seen for at in range(0, 57))
+    assert leaked is not tls
+    assert (b"IHAVEOPT" in seen) is not tls
+    assert (sender_calls.counts["sendfile"] > 0) is not tls
+    assert (receiver_calls.counts["splice"] > 0) is not tls
