@@ -1,0 +1,126 @@
+"""Which requests may be tried, and the error that answers the others (design, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.nbd import (
+    Command,
+    CommandFlag,
+    Errno,
+    Export,
+    Request,
+    TransmissionFlag,
+    changes_the_disk,
+    check_request,
+)
+
+ALL = TransmissionFlag((1 << 12) - 1) & ~TransmissionFlag.READ_ONLY
+EXPORT = Export("", 100_000, ALL)
+READ, WRITE, FLUSH = Command.READ, Command.WRITE, Command.FLUSH
+TRIM, ZEROES = Command.TRIM, Command.WRITE_ZEROES
+
+
+class RulesTests(SynchronousTestCase):
+    def check(self, expected, command, offset=0, length=0, flags=0, export=EXPORT):
+        found = check_request(Request(flags, command, 7, offset, length), export)
+        self.assertEqual((expected, command, flags), (found, command, flags))
+
+    def test_fits(self):
+        for command in (READ, WRITE, TRIM, ZEROES):
+            self.check(Errno.OK, command, 0, 100_000)
+            self.check(Errno.OK, command, 99_999, 1)
+        self.check(Errno.OK, FLUSH)
+
+    def test_past_the_end(self):
+        for command, error in {
+            WRITE: Errno.ENOSPC,
+            ZEROES: Errno.ENOSPC,
+            READ: Errno.EINVAL,
+            TRIM: Errno.EINVAL,
+        }.items():
+            self.check(error, command, 0, 100_001)
+            self.check(error, command, 99_999, 2)
+            self.check(error, command, 100_000, 1)
+
+    def test_no_wrap(self):
+        for offset in (2**64 - 1, 2**64 - 4096, 2**63, 2**64 - 2**32 + 1):
+            for length in (1, 4096, 2**32 - 1):
+                self.check(Errno.ENOSPC, WRITE, offset, length)
+                self.check(Errno.ENOSPC, ZEROES, offset, length)
+                self.check(Errno.EINVAL, READ, offset, length)
+                self.check(Errno.EINVAL, TRIM, offset, length)
+
+    def test_read_only(self):
+        export = replace(EXPORT, flags=ALL | TransmissionFlag.READ_ONLY)
+        for command in (WRITE, TRIM, ZEROES):
+            self.check(Errno.EPERM, command, 0, 1, export=export)
+            self.check(Errno.EPERM, command, 10**9, 1, export=export)
+        self.check(Errno.OK, READ, 0, 1, export=export)
+        self.check(Errno.OK, FLUSH, export=export)
+
+    def test_unknown_commands(self):
+        for command in (Command.CACHE, Command.BLOCK_STATUS, 8, 99, 65535):
+            self.check(Errno.EINVAL, command, 0, 1)
+
+    def test_not_offered(self):
+        for command, flag in {
+            TRIM: TransmissionFlag.SEND_TRIM,
+            ZEROES: TransmissionFlag.SEND_WRITE_ZEROES,
+            FLUSH: TransmissionFlag.SEND_FLUSH,
+        }.items():
+            length = 0 if command == FLUSH else 1
+            self.check(Errno.OK, command, 0, length)
+            self.check(Errno.EINVAL, command, 0, length, export=replace(EXPORT, flags=ALL & ~flag))
+
+    def test_flags(self):
+        for command in (READ, WRITE, TRIM, ZEROES, FLUSH):
+            length = 0 if command == FLUSH else 1
+            self.check(Errno.OK, command, 0, length, CommandFlag.FUA)
+            for bit in range(1, 16):
+                allowed = command == ZEROES and 1 << bit == CommandFlag.NO_HOLE
+                expected = Errno.OK if allowed else Errno.EINVAL
+                self.check(expected, command, 0, length, 1 << bit)
+                self.check(expected, command, 0, length, 1 << bit | CommandFlag.FUA)
+
+    def test_zero_length(self):
+        for command in (READ, WRITE, TRIM, ZEROES):
+            self.check(Errno.EINVAL, command, 0, 0)
+
+    def test_flush_has_no_range(self):
+        self.check(Errno.EINVAL, FLUSH, 1, 0)
+        self.check(Errno.EINVAL, FLUSH, 0, 1)
+
+    def test_blocks(self):
+        export = Export("", 8192, ALL, minimum_block=512)
+        for command in (READ, WRITE, TRIM, ZEROES):
+            self.check(Errno.OK, command, 512, 1024, export=export)
+            self.check(Errno.EINVAL, command, 1, 512, export=export)
+            self.check(Errno.EINVAL, command, 512, 511, export=export)
+
+    def test_payload_limit(self):
+        export = Export("", 10**6, ALL, maximum_payload=65536)
+        for command in (READ, WRITE):
+            self.check(Errno.OK, command, 0, 65536, export=export)
+            self.check(Errno.EINVAL, command, 0, 65537, export=export)
+        for command in (TRIM, ZEROES):
+            self.check(Errno.OK, command, 0, 10**6, export=export)
+
+    def test_what_changes(self):
+        changing = {c for c in range(70) if changes_the_disk(Request(0, c, 0, 0, 1))}
+        self.assertEqual({WRITE, TRIM, ZEROES}, changing)
+
+    @given(
+        st.integers(0, 65535),
+        st.integers(0, 10),
+        st.integers(0, 2**64 - 1),
+        st.integers(0, 2**32 - 1),
+    )
+    def test_what_is_allowed_is_inside(self, flags, command, offset, length):
+        if check_request(Request(flags, command, 0, offset, length), EXPORT) == Errno.OK:
+            self.assertIn(command, (READ, WRITE, FLUSH, TRIM, ZEROES))
+            self.assertLessEqual(offset + length, EXPORT.size)

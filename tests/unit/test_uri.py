@@ -1,0 +1,79 @@
+"""NBD URIs."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.nbd import NBDURI, BadURI, parse_uri
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+hosts = st.one_of(
+    st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True),
+    st.ip_addresses().map(str),
+)
+
+
+class URITests(SynchronousTestCase):
+    @given(text, hosts, st.integers(1, 65535))
+    def test_tcp_round_trip(self, export, host, port):
+        uri = NBDURI(export=export, host=host, port=port)
+        self.assertEqual(uri, parse_uri(str(uri)))
+
+    @given(text, text.filter(bool))
+    def test_unix_round_trip(self, export, socket):
+        uri = NBDURI(export=export, socket=socket)
+        self.assertEqual(uri, parse_uri(str(uri)))
+
+    def test_examples(self):
+        for given_, expected in {
+            "nbd://host": NBDURI("", "host", 10809),
+            "nbd://host/": NBDURI("", "host", 10809),
+            "nbd://host:1/a/b": NBDURI("a/b", "host", 1),
+            "nbd://host:1//a": NBDURI("/a", "host", 1),
+            "nbd://[::1]:7/x": NBDURI("x", "::1", 7),
+            "nbd://[2001:db8::1]": NBDURI("", "2001:db8::1", 10809),
+            "nbd://h/%C3%A4%20": NBDURI("ä ", "h", 10809),
+            "nbd+unix:///?socket=/run/s": NBDURI("", socket="/run/s"),
+            "nbd+unix:///x?socket=/a%20b": NBDURI("x", socket="/a b"),
+        }.items():
+            self.assertEqual(expected, parse_uri(given_), given_)
+
+    def test_bad(self):
+        for bad, words in {
+            "": "is not an NBD URI",
+            "disk.img": "is not an NBD URI",
+            "http://host/": "is not an NBD URI",
+            "nbd://": "does not name a host",
+            "nbd:///x": "does not name a host",
+            "nbd://:10809/x": "does not name a host",
+            "nbd://host:0/": "port 0",
+            "nbd://host:65536/": "is not a URI",
+            "nbd://host:x/": "is not a URI",
+            "nbd://[::1/": "is not a URI",
+            "nbd://u@host/": "user name",
+            "nbd://host/x#y": "fragment",
+            "nbd://host/%ff": "not UTF-8",
+            "nbd://host/?socket=/s": "nbd+unix",
+            "nbd+unix:///x": "does not name a socket",
+            "nbd+unix:///x?socket=": "does not name a socket",
+            "nbd+unix://host/x?socket=/s": "three slashes",
+            "nbd+unix:///x?socket=%ff": "not UTF-8",
+            "nbds://host/": "nbds: URIs are not supported",
+            "nbds+unix:///?socket=/s": "not supported",
+            "nbd+vsock://1/": "not supported",
+        }.items():
+            with self.subTest(bad):
+                error = self.assertRaises(BadURI, parse_uri, bad)
+                self.assertIn(words, str(error))
+                self.assertNotIn("\n", str(error))
+
+    @given(text)
+    def test_nonsense_only_raises_BadURI(self, nonsense):
+        for prefix in ("", "nbd://", "nbd+unix://"):
+            try:
+                uri = parse_uri(prefix + nonsense)
+            except BadURI:
+                continue
+            self.assertTrue(uri.host or uri.socket)
