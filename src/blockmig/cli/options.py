@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from getopt import GetoptError, gnu_getopt
 from typing import Any, ClassVar
 
 from twisted.python import usage
@@ -80,6 +81,18 @@ class _Options(_Named):
     common_parameters: ClassVar[Rows] = [
         ["log-format", None, "text", "Log lines as text or as json.", _one_of("text", "json")],
     ]
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Take options behind arguments too, as people write them."""
+        try:
+            given, arguments = gnu_getopt(list(options or ()), self.shortOpt, self.longOpt)
+        except GetoptError as error:
+            raise usage.UsageError(str(error)) from None
+        ordered: list[str] = []
+        for name, value in given:
+            takes_value = f"{name[2:]}=" in self.longOpt or f"{name[1:]}:" in self.shortOpt
+            ordered += [name, value] if takes_value else [name]
+        super().parseOptions([*ordered, "--", *arguments])
 
     def postOptions(self) -> None:
         """What depends on several options."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Protocol
 
 from automat import TypeMachineBuilder
@@ -34,7 +33,6 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
 )
 from twisted.internet.protocol import connectionDone
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -51,6 +49,7 @@ from ..nbd import (
 from ..server import ConnectionSettings, ServerConnection
 from ..storage import SYSTEM, Coverage, SystemCalls, describe_error
 from .outcome import GaveUp, LocalFailure, MigrationError, Summary
+from .threads import InThread, ThreadWork
 from .write_behind import WriteBehind
 
 _log = Logger()
@@ -108,7 +107,7 @@ class _Core:
         self,
         disk: IDisk,
         reactor: Any,
-        in_thread: Callable[..., Deferred[Any]],
+        in_thread: InThread,
         finish: Callable[[Summary | MigrationError], None],
     ) -> None:
         self.disk = disk
@@ -420,26 +419,25 @@ class Receiver:
         idle_timeout: float = 60.0,
         give_up_after: float | None = None,
         reactor: Any = None,
-        in_thread: Callable[..., Deferred[Any]] | None = None,
+        in_thread: InThread | None = None,
         system: SystemCalls = SYSTEM,
     ) -> None:
         if migrations != 1:
             raise ValueError("a receiver accepts one migration: migrations must be 1")
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
-        if in_thread is None:
-            in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        self._threads = ThreadWork(reactor, in_thread)
         self._reactor = reactor
         self._give_up_after = give_up_after
         self._outcome: Summary | MigrationError | None = None
         self._waiting: list[Deferred[Summary]] = []
         self._ended = False
-        self._core = _Core(disk, reactor, in_thread, self._finish)
+        self._core = _Core(disk, reactor, self._threads, self._finish)
         handler = _MigrationExport(self._core, Export(export, disk.size, _OFFERS))
         self._factory = _ReceiverFactory(
             ConnectionSettings(
                 reactor=reactor,
-                in_thread=in_thread,
+                in_thread=self._threads,
                 lookup={export: handler}.get,
                 names=lambda: [export],
                 oldstyle=handler if oldstyle else None,
@@ -465,7 +463,7 @@ class Receiver:
         return self._factory
 
     def complete(self) -> Deferred[Summary]:
-        """The outcome, once everything is durable and every connection is closed.
+        """The outcome, once everything is durable, every connection closed, no thread at work.
 
         @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{LocalFailure} where
             the disk failed, L{GaveUp} where the receiver was stopped or gave up.
@@ -495,7 +493,8 @@ class Receiver:
         attempt = self._core.attempt
         complete = isinstance(outcome, Summary) and attempt is not None
         holder = attempt.connection if complete and attempt is not None else None
-        self._factory.close(holder).addCallback(self._closed)
+        closed = self._factory.close(holder)
+        closed.addCallback(lambda _: self._threads.idle()).addCallback(self._closed)
 
     def _closed(self, _: None) -> None:
         self._ended = True

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
@@ -39,7 +38,6 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -63,6 +61,7 @@ from ..storage import SYSTEM, DiskRefused, Piece, Scan, SystemCalls, describe_er
 from ..transport import FileRegion, RateLimiter, RegionProducer, is_plain_socket, keep_alive
 from .handoff import Handoff, make_handoff
 from .outcome import GaveUp, LocalFailure, MigrationError, Refused, Summary, Unconfirmed
+from .threads import InThread, ThreadWork
 
 _log = Logger()
 
@@ -445,7 +444,7 @@ class Sender:
         max_rate: float | None = None,
         retry_policy: Callable[[int], float] | None = None,
         reactor: Any = None,
-        in_thread: Callable[..., Deferred[Any]] | None = None,
+        in_thread: InThread | None = None,
         system: SystemCalls = SYSTEM,
     ) -> None:
         if reactor is None:
@@ -453,7 +452,7 @@ class Sender:
         self.disk = disk
         self.export = export
         self.reactor = reactor
-        self.in_thread = in_thread or partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        self.in_thread = ThreadWork(reactor, in_thread)
         self.system = system
         self.limiter = RateLimiter(reactor, max_rate) if max_rate else None
         self.progress = Progress(disk.size)
@@ -511,6 +510,7 @@ class Sender:
         finally:
             if patience is not None:
                 patience.stop()
+            await self.in_thread.idle()
 
     async def _attempt(self) -> Summary:
         """One connection's try; also fails with L{AttemptFailed}."""

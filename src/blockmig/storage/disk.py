@@ -89,6 +89,7 @@ class _DescriptorDisk:
         self.writable = writable
         self.created = False
         self._system = system
+        self._no_wait: int | None = getattr(os, "RWF_NOWAIT", None)
         self._descriptor: int | None = self._open(size)
         try:
             self._settle(size)
@@ -247,12 +248,11 @@ class _DescriptorDisk:
     def _probe_tail(self, offset: int, length: int, tail: int) -> tuple[bytes, bool]:
         descriptor = self._open_descriptor()
         start = offset + length - tail
-        no_wait = getattr(os, "RWF_NOWAIT", None)
-        if no_wait is None:
+        if self._no_wait is None:
             return self.read(start, tail), False
         buffer = bytearray(tail)
         try:
-            if self._system.preadv(descriptor, [buffer], start, no_wait) == tail:
+            if self._system.preadv(descriptor, [buffer], start, self._no_wait) == tail:
                 return bytes(buffer), False
         except BlockingIOError:
             wanted = min(_READ_AHEAD, self.size - offset)
@@ -261,6 +261,7 @@ class _DescriptorDisk:
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
+            self._no_wait = None
         return self.read(start, tail), False
 
     def forget(self, offset: int, length: int) -> None:

@@ -1,0 +1,52 @@
+"""The work of one migration that is under way in threads.
+
+A thread that still works on a disk keeps its descriptor busy: whoever closes it then has that
+thread write to whatever gets the number next. So a migration ends only once its threads have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+
+InThread = Callable[..., Deferred[Any]]
+"""Runs a function with its arguments in a thread, and gives a Deferred of the result."""
+
+
+class ThreadWork:
+    """Runs functions in threads, and knows when none is running.
+
+    @param reactor: whose thread pool to use.
+    @param in_thread: what to use instead of it.
+    """
+
+    def __init__(self, reactor: Any, in_thread: InThread | None = None) -> None:
+        self._in_thread = in_thread or partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        self._running = 0
+        self._idle: list[Deferred[None]] = []
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """Run C{function} in a thread."""
+        self._running += 1
+        return self._in_thread(function, *arguments).addBoth(self._ended)
+
+    def _ended(self, result: Any) -> Any:
+        self._running -= 1
+        if not self._running:
+            idle, self._idle = self._idle, []
+            for waiting in idle:
+                waiting.callback(None)
+        return result
+
+    def idle(self) -> Deferred[None]:
+        """Fires when nothing is running."""
+        waiting: Deferred[None] = Deferred()
+        if self._running:
+            self._idle.append(waiting)
+        else:
+            waiting.callback(None)
+        return waiting
