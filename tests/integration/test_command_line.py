@@ -217,7 +217,8 @@ def test_bad_usage(processes: Processes, arguments: tuple[str, ...]) -> None:
 
 
 def test_export_name_too_long(processes: Processes, room: Path, disk: Path) -> None:
-    refused(processes, send_command(disk, f"nbd://127.0.0.1:1/{'x' * 5000}"), "4096")
+    receiver = processes.receive(room / "destination", "--size", MIB)
+    refused(processes, send_command(disk, receiver.uri + "x" * 5000), "4096")
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("send", "--help")])
@@ -435,11 +436,46 @@ def test_refused_connection(processes: Processes, room: Path, disk: Path) -> Non
 def test_refused_connection_is_retried_on_demand(processes: Processes, disk: Path) -> None:
     began = time.monotonic()
     command = send_command(disk, NOWHERE, "--retry", "--give-up-after", 3)
-    ended = processes.run(*command, timeout=20)
+    ended = processes.run(*command, timeout=12)
     assert ended.status == 4
     assert 2.5 <= time.monotonic() - began < 10
     assert ended.stderr.count("trying again") >= 2
     assert "gave up" in ended.stderr.splitlines()[-1]
+
+
+@contextlib.contextmanager
+def port_that_never_answers() -> Iterator[int]:
+    """One whose backlog is full, so that connecting hangs."""
+    with contextlib.ExitStack() as sockets:
+        server = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            client = sockets.enter_context(socket.socket())
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(server.getsockname())
+        time.sleep(0.1)
+        yield server.getsockname()[1]
+
+
+def test_signal_while_connecting(processes: Processes, disk: Path) -> None:
+    with port_that_never_answers() as port:
+        sender = processes.send(disk, f"nbd://127.0.0.1:{port}/", "--retry", "--unlink")
+        time.sleep(1.5)
+        assert sender.status is None
+        sender.signal(signal.SIGTERM)
+        assert sender.wait(5) == 4
+    assert disk.exists()
+
+
+def test_gives_up_while_connecting(processes: Processes, disk: Path) -> None:
+    with port_that_never_answers() as port:
+        began = time.monotonic()
+        sender = processes.send(
+            disk, f"nbd://127.0.0.1:{port}/", "--retry", "--unlink", "--give-up-after", 2
+        )
+        assert sender.wait(10) == 4
+        assert time.monotonic() - began >= 2
+    assert disk.exists()
 
 
 def test_retry_until_there_is_a_receiver(processes: Processes, room: Path, disk: Path) -> None:

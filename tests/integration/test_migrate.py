@@ -64,7 +64,9 @@ def test_arrives_over_every_socket(processes: Processes, room: Path, kind: str) 
     }[kind]
     receiver, sender = migrate(processes, source, room / "destination", listen=listen)
     assert digest(room / "destination") == digest(source)
-    assert receiver.uri.startswith({"tcp6": "nbd://[::1]:", "unix": "nbd+unix:///?socket="}.get(kind, "nbd://127."))
+    assert receiver.uri.startswith(
+        {"tcp6": "nbd://[::1]:", "unix": "nbd+unix:///?socket="}.get(kind, "nbd://127.")
+    )
     for end in (receiver, sender):
         (summary,) = end.events("complete")
         assert summary["bytes"] == summary["data"] == 9 * MIB + 5

@@ -25,7 +25,9 @@ def go(name: str = "") -> bytes:
     return option(7, struct.pack("!I", len(encoded)) + encoded + struct.pack("!H", 0))
 
 
-def request(command: int, offset: int = 0, length: int = 0, cookie: int = 7, flags: int = 0) -> bytes:
+def request(
+    command: int, offset: int = 0, length: int = 0, cookie: int = 7, flags: int = 0
+) -> bytes:
     """A request's header."""
     return struct.pack("!IHHQQI", 0x25609513, flags, command, cookie, offset, length)
 
