@@ -1,0 +1,365 @@
+"""Every command that README.md and docs/ show is run here, and has to do what they say.
+
+A fenced block that is tagged ``sh`` is run by bash. What stands behind the tag says where and how:
+
+* ``on=source`` and ``on=destination``: on that host, a folder of its own in place of
+  /var/lib/images and /run; a 20 GiB disk is there on the source at the start of each section.
+  192.0.2.7 becomes a loopback address that no other test has.
+* ``wait``: in the background; has to end with status 0 when the section's other blocks are done.
+* ``server``, ``tunnel``: in the background; has to live until then, and is stopped.
+* ``install``: from a copy of this repository.
+
+After each section with a disk in it, the destination's disk is compared with the source's, and the
+source is gone if and only if ``--unlink`` was given. Blocks tagged ``json events=…`` have to show
+the fields that there really are. Blocks tagged ``python`` are run too. ``text`` is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+GIB = 1 << 30
+SIZE = 20 * GIB
+PATIENCE = 60.0
+
+# A tunnel, as `ssh -N -L /path:/path host` makes it, without an sshd.
+SSH = """
+import asyncio, sys
+
+flag, forward, paths, host = sys.argv[1:]
+assert (flag, forward, host) == ("-N", "-L", "root@destination.example"), sys.argv
+near, far = paths.split(":")
+far = far.replace("/source/", "/destination/")
+
+
+async def pump(reader, writer):
+    while data := await reader.read(1 << 20):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+
+async def connected(reader, writer):
+    far_reader, far_writer = await asyncio.open_unix_connection(far)
+    await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+    writer.close()
+    far_writer.close()
+
+
+async def main():
+    async with await asyncio.start_unix_server(connected, near) as server:
+        await server.serve_forever()
+
+
+asyncio.run(main())
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    document: Path
+    section: str
+    tags: tuple[str, ...]
+    text: str
+
+    @property
+    def language(self) -> str:
+        return self.tags[0] if self.tags else ""
+
+    @property
+    def host(self) -> str:
+        (host,) = [tag[3:] for tag in self.tags if tag.startswith("on=")]
+        return host
+
+
+def read_blocks(document: Path) -> Iterator[Block]:
+    section, tags, lines = "", None, []
+    for line in document.read_text().splitlines():
+        if line.startswith("```"):
+            if tags is None:
+                tags, lines = tuple(line.removeprefix("```").split()), []
+            else:
+                yield Block(document, section, tags, "\n".join(lines) + "\n")
+                tags = None
+        elif tags is not None:
+            lines.append(line)
+        elif line.startswith("#"):
+            section = line.lstrip("# ")
+    assert tags is None, f"{document.name}: a block is not closed"
+
+
+BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
+SHELL = [block for block in BLOCKS if block.language == "sh"]
+SECTIONS = list(dict.fromkeys((b.document, b.section) for b in SHELL if "install" not in b.tags))
+
+
+def write_disk(path: Path) -> None:
+    """20 GiB, nearly all of it a hole; the same each time."""
+    data = random.Random(20)
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+        for offset in (0, GIB - 4096, 7 * GIB + 512, SIZE - (3 << 20)):
+            file.seek(offset)
+            file.write(data.randbytes(3 << 20))
+
+
+class Hosts:
+    """Two hosts, as far as the documents can tell."""
+
+    def __init__(self, folder: Path, reference: Path) -> None:
+        self.folder = folder
+        self.reference = reference
+        self.address = f"127.{random.randint(10, 250)}.{os.getpid() % 250}.{random.randint(2, 250)}"
+        for host in ("source", "destination"):
+            for place in ("images", "run", "home"):
+                (folder / host / place).mkdir(parents=True)
+        (folder / "bin").mkdir()
+        ssh = folder / "bin" / "ssh"
+        ssh.write_text(f"#!{sys.executable}{SSH}")
+        ssh.chmod(0o755)
+        self.source = folder / "source" / "images" / "web.img"
+        write_disk(self.source)
+
+    def environment(self, host: str) -> dict[str, str]:
+        path = os.pathsep.join(
+            [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        )
+        home = str(self.folder / host / "home")
+        return {**os.environ, "PATH": path + ":/usr/sbin:/sbin", "HOME": home}
+
+    def start(self, block: Block) -> subprocess.Popen[str]:
+        place = self.folder / block.host
+        text = block.text.replace("/var/lib/images", str(place / "images"))
+        text = text.replace("/run/", f"{place}/run/").replace("192.0.2.7", self.address)
+        return subprocess.Popen(
+            ["bash", "-euc", text],
+            cwd=place / "home",
+            env=self.environment(block.host),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def check(self, unlinked: bool) -> None:
+        """The destination has the disk, and the source only if it should."""
+        assert self.source.exists() != unlinked
+        arrived = list((self.folder / "destination" / "images").iterdir())
+        assert arrived, "nothing arrived"
+        for disk in arrived:
+            kind = "qcow2" if disk.suffix == ".qcow2" else "raw"
+            command = ["qemu-img", "compare", "-f", "raw", "-F", kind]
+            command += [str(self.reference), str(disk)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+def group_sockets(group: int) -> set[str]:
+    """The inodes of the sockets of a process group."""
+    inodes = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) != group:
+                continue
+            for descriptor in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    target = os.readlink(descriptor)
+                    if target.startswith("socket:["):
+                        inodes.add(target[8:-1])
+    return inodes
+
+
+def listening_sockets() -> set[str]:
+    """The inodes of all sockets that listen; looked up, since some servers take one connection."""
+    tcp = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    unix = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    inodes = {fields[9] for fields in tcp if fields[3] == "0A"}
+    return inodes | {fields[6] for fields in unix if int(fields[3], 16) & 0x10000}
+
+
+def wait_until_listening(process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not group_sockets(process.pid) & listening_sockets():
+        assert process.poll() is None, f"ended with {process.returncode}: {process.stdout.read()}"
+        assert time.monotonic() < deadline, "does not listen"
+        time.sleep(0.05)
+
+
+def end_group(process: subprocess.Popen[str], number: int) -> str:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    return process.communicate(timeout=PATIENCE)[0]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reference") / "web.img"
+    write_disk(path)
+    return path
+
+
+@pytest.fixture
+def hosts(reference: Path) -> Iterator[Hosts]:
+    folder = Path(tempfile.mkdtemp(prefix="docs-"))  # short, for the paths of UNIX sockets
+    yield Hosts(folder, reference)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("document", "section"), SECTIONS, ids=[f"{d.name}: {s}" for d, s in SECTIONS]
+)
+def test_commands_do_what_the_section_says(document: Path, section: str, hosts: Hosts) -> None:
+    blocks = [b for b in SHELL if (b.document, b.section) == (document, section)]
+    background: list[tuple[Block, subprocess.Popen[str]]] = []
+    try:
+        for block in blocks:
+            process = hosts.start(block)
+            if {"wait", "server", "tunnel"} & set(block.tags):
+                background.append((block, process))
+                wait_until_listening(process)
+            else:
+                said = process.communicate(timeout=PATIENCE)[0]
+                assert process.returncode == 0, f"{block.text}{said}"
+                if block.text.startswith("stat "):
+                    assert said.strip() == str(SIZE)
+        for block, process in background:
+            if "wait" in block.tags:
+                said = process.communicate(timeout=PATIENCE)[0]
+                assert process.returncode == 0, f"{block.text}{said}"
+            else:
+                assert process.poll() is None, f"{block.text}{process.stdout.read()}"
+                end_group(process, signal.SIGINT if "tunnel" in block.tags else signal.SIGTERM)
+    finally:
+        for _, process in background:
+            if process.poll() is None:
+                end_group(process, signal.SIGKILL)
+    hosts.check(unlinked=any("--unlink" in b.text for b in blocks))
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in SHELL if "install" in b.tags], ids=lambda b: b.section
+)
+def test_installing(block: Block, tmp_path: Path) -> None:
+    copy = tmp_path / "clone"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info"))
+    done = subprocess.run(
+        ["bash", "-euc", block.text],
+        cwd=copy,
+        env={**os.environ, "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"blockmig \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.language == "python"], ids=lambda b: b.document.name
+)
+def test_programs_run(block: Block, tmp_path: Path) -> None:
+    program, source, destination = (tmp_path / name for name in ("program.py", "a", "b"))
+    program.write_text(block.text)
+    source.write_bytes(random.Random(1).randbytes(5_000_001))
+    command = [sys.executable, str(program), str(source), str(destination)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "5000001 bytes in 1 attempt(s), 5000001 of them data\n"
+    assert destination.read_bytes() == source.read_bytes()
+
+
+def test_no_command_is_left_out() -> None:
+    commands = re.compile(r"^\$? ?(blockmig|twistd|nbdcopy|nbdkit|qemu-\w+|ssh|make|perf) ", re.M)
+    for block in BLOCKS:
+        if block.language == "sh":
+            assert set(block.tags) & {"install", "on=source", "on=destination"}, block
+        else:
+            assert block.language in ("json", "python", "text"), block
+            assert not commands.search(block.text), block
+
+
+def test_make_targets_exist() -> None:
+    shown = set()
+    for document in DOCUMENTS:
+        shown |= set(re.findall(r"`make (\w+)", document.read_text()))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    assert shown
+    assert shown <= targets
+
+
+def test_links_lead_somewhere() -> None:
+    def anchors(document: Path) -> set[str]:
+        headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+        return {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}
+
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+            parts = urlsplit(link)
+            target = document.parent / parts.path if parts.path else document
+            assert target.exists(), f"{document.name}: {link}"
+            assert not parts.fragment or parts.fragment in anchors(target), link
+
+
+def fields_by_event(lines: str) -> dict[str, set[str]]:
+    return {event["event"]: set(event) for event in map(json.loads, lines.splitlines())}
+
+
+def shown_fields(what: str) -> dict[str, set[str]]:
+    (block,) = [b for b in BLOCKS if f"events={what}" in b.tags]
+    return fields_by_event(block.text)
+
+
+def test_events_are_as_shown(tmp_path: Path) -> None:
+    source, destination = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(random.Random(2).randbytes(4 << 20))
+    blockmig = [sys.executable, "-m", "blockmig"]
+    receive = [*blockmig, "receive", "--file", str(destination), "--size", "4M"]
+    receive += ["--log-format", "json", "--listen", "tcp:0:interface=127.0.0.1"]
+    with subprocess.Popen(receive, stderr=subprocess.PIPE, text=True) as receiver:
+        try:
+            first = receiver.stderr.readline()
+            uri = json.loads(first)["uri"]
+            send = [*blockmig, "send", "--progress", "json"]
+            slow = [*send, "--max-rate", "1M", str(source), uri]
+            with subprocess.Popen(slow, stdout=subprocess.PIPE, text=True) as sender:
+                sender.stdout.readline()
+                time.sleep(0.5)
+                sender.kill()
+            done = subprocess.run(
+                [*send, str(source), uri], capture_output=True, text=True, timeout=PATIENCE
+            )
+            assert done.returncode == 0, done.stderr
+            said = first + receiver.communicate(timeout=PATIENCE)[1]
+        finally:
+            receiver.kill()
+    assert receiver.returncode == 0
+    gave_up = subprocess.run(
+        [*receive, "--give-up-after", "0.1"], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert gave_up.returncode == 4
+    assert fields_by_event(said + gave_up.stderr) == shown_fields("receive")
+    assert fields_by_event(done.stdout) == shown_fields("progress")
