@@ -290,7 +290,7 @@ class MemoryEndpoint:
     def pump(self, most=100_000):
         """Let everything happen that happens without time passing."""
         for _ in range(most):
-            moved = any([link.step() for link in self.links])
+            moved = any(link.step() for link in self.links)
             due = [call for call in self.clock.getDelayedCalls() if call.getTime() <= now(self)]
             if not moved and not due:
                 return
@@ -421,9 +421,7 @@ class FakeReactor(Clock):
     def look(self, writers=True):
         """One turn: everything that is ready; how much was."""
         ready = 0
-        readable, writable, _ = select.select(
-            self.readers, self.writers if writers else [], [], 0
-        )
+        readable, writable, _ = select.select(self.readers, self.writers if writers else [], [], 0)
         for reader in readable:
             if reader in self.readers:
                 ready += 1

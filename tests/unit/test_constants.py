@@ -40,12 +40,9 @@ class ConstantsTests(SynchronousTestCase):
 
     def test_flags(self):
         self.assertEqual({"FIXED_NEWSTYLE": 1, "NO_ZEROES": 2}, numbers(HandshakeFlag))
-        names = (
-            "HAS_FLAGS READ_ONLY SEND_FLUSH SEND_FUA ROTATIONAL SEND_TRIM SEND_WRITE_ZEROES "
-            "SEND_DF CAN_MULTI_CONN SEND_RESIZE SEND_CACHE SEND_FAST_ZERO"
-        ).split()
+        names = ["HAS_FLAGS", "READ_ONLY", "SEND_FLUSH", "SEND_FUA", "ROTATIONAL", "SEND_TRIM", "SEND_WRITE_ZEROES", "SEND_DF", "CAN_MULTI_CONN", "SEND_RESIZE", "SEND_CACHE", "SEND_FAST_ZERO"]
         self.assertEqual({n: 1 << bit for bit, n in enumerate(names)}, numbers(TransmissionFlag))
-        names = "FUA NO_HOLE DF REQ_ONE FAST_ZERO PAYLOAD_LEN".split()
+        names = ["FUA", "NO_HOLE", "DF", "REQ_ONE", "FAST_ZERO", "PAYLOAD_LEN"]
         self.assertEqual({n: 1 << bit for bit, n in enumerate(names)}, numbers(CommandFlag))
 
     def test_options(self):
@@ -70,7 +67,7 @@ class ConstantsTests(SynchronousTestCase):
         )
 
     def test_commands_and_errors(self):
-        names = "READ WRITE DISC FLUSH TRIM CACHE WRITE_ZEROES BLOCK_STATUS".split()
+        names = ["READ", "WRITE", "DISC", "FLUSH", "TRIM", "CACHE", "WRITE_ZEROES", "BLOCK_STATUS"]
         self.assertEqual({n: i for i, n in enumerate(names)}, numbers(Command))
         expected = {
             "OK": 0,

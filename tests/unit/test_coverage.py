@@ -1,0 +1,121 @@
+"""Coverage against a plain bytearray, and its bounds."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.storage import Coverage
+from blockmig.storage.coverage import BLOCK
+
+# Edges where mistakes are made: around block limits, and anywhere.
+SIZE = 3 * BLOCK + 777
+edges = st.one_of(
+    st.integers(0, SIZE),
+    st.builds(
+        lambda block, more: min(max(block * BLOCK + more, 0), SIZE),
+        st.integers(0, 4),
+        st.integers(-2, 2),
+    ),
+)
+ranges = st.tuples(edges, edges).map(sorted).filter(lambda r: r[0] < r[1])
+
+
+class ModelTests(SynchronousTestCase):
+    @settings(max_examples=150)
+    @given(st.lists(ranges, max_size=40))
+    def test_against_a_bytearray(self, added):
+        model = bytearray(SIZE)
+        coverage = Coverage(SIZE)
+        self.assertEqual((0, False), (coverage.covered, coverage.complete))
+        for start, end in added:
+            coverage.add(start, end - start)
+            model[start:end] = b"\1" * (end - start)
+            self.assertEqual(model.count(1), coverage.covered)
+            self.assertEqual(model.count(1) == SIZE, coverage.complete)
+
+    @settings(max_examples=60)
+    @given(st.lists(edges, max_size=30), st.integers(0, 10**6))
+    def test_pieces_out_of_order_complete_it(self, cuts, seed):
+        cuts = sorted({0, SIZE, *cuts})
+        pieces = list(itertools.pairwise(cuts))
+        random.Random(seed).shuffle(pieces)
+        coverage = Coverage(SIZE)
+        for start, end in pieces:
+            self.assertFalse(coverage.complete)
+            coverage.add(start, end - start)
+        self.assertTrue(coverage.complete)
+
+    def test_one_byte_is_missing(self):
+        for hole in (0, 1, BLOCK - 1, BLOCK, 2 * BLOCK - 1, SIZE - 1):
+            coverage = Coverage(SIZE)
+            if hole:
+                coverage.add(0, hole)
+            if hole < SIZE - 1:
+                coverage.add(hole + 1, SIZE - hole - 1)
+            self.assertEqual((SIZE - 1, False), (coverage.covered, coverage.complete))
+            coverage.add(hole, 1)
+            self.assertTrue(coverage.complete)
+
+    def test_small_sizes(self):
+        for size in (1, 2, BLOCK - 1, BLOCK, BLOCK + 1):
+            coverage = Coverage(size)
+            coverage.add(0, size)
+            coverage.add(0, size)
+            self.assertEqual((size, True), (coverage.covered, coverage.complete))
+
+
+class BoundTests(SynchronousTestCase):
+    def test_ranges_within_a_block(self):
+        """Every second byte: more ranges than are kept, and never more counted than covered."""
+        coverage = Coverage(BLOCK)
+        true = 0
+        for offset in range(0, 2000, 2):
+            coverage.add(offset, 1)
+            true += 1
+            self.assertLessEqual(coverage.covered, true)
+            self.assertLessEqual(sum(map(len, coverage._partial.values())), 65)
+        self.assertFalse(coverage.complete)
+        coverage.add(0, BLOCK)
+        self.assertTrue(coverage.complete)
+
+    def test_blocks_in_part(self):
+        with mock.patch("blockmig.storage.coverage.PARTIAL_BLOCKS", 16):
+            coverage = Coverage(1000 * BLOCK)
+            for block in range(1000):
+                coverage.add(block * BLOCK + 5, 10)
+                self.assertLessEqual(len(coverage._partial), 16)
+            self.assertEqual(160, coverage.covered)
+            # What was forgotten must be sent again, to the last byte.
+            for block in range(1000):
+                coverage.add(block * BLOCK, 5)
+                coverage.add(block * BLOCK + 15, BLOCK - 15)
+            self.assertFalse(coverage.complete)
+            coverage.add(0, 1000 * BLOCK)
+            self.assertTrue(coverage.complete)
+
+    @settings(max_examples=100)
+    @given(st.lists(ranges, max_size=60))
+    def test_forgetting_never_overcounts(self, added):
+        with (
+            mock.patch("blockmig.storage.coverage.PARTIAL_BLOCKS", 2),
+            mock.patch("blockmig.storage.coverage._RANGES", 2),
+        ):
+            model = bytearray(SIZE)
+            coverage = Coverage(SIZE)
+            for start, end in added:
+                coverage.add(start, end - start)
+                model[start:end] = b"\1" * (end - start)
+                self.assertLessEqual(0, coverage.covered)
+                self.assertLessEqual(coverage.covered, model.count(1))
+            coverage.add(0, SIZE)
+            self.assertTrue(coverage.complete)
+
+    def test_memory_of_a_large_disk(self):
+        coverage = Coverage(16 << 40)
+        self.assertEqual(32 << 20, coverage._whole.nbytes)

@@ -1,0 +1,483 @@
+"""Disks in real files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.storage import BlockDisk, DiskRefused, FileDisk, SystemCalls, open_disk
+from blockmig.storage import system as kernel
+
+MIB = 1 << 20
+
+
+class Calls(SystemCalls):
+    """The real calls, written down; `fail[name]` is raised by that one instead."""
+
+    def __init__(self, **fail):
+        self.fail = fail
+        self.made = []
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        if name in ("fail", "made") or name.startswith("__") or not callable(found):
+            return found
+
+        def call(*arguments, **keywords):
+            self.made.append((name, *arguments))
+            if name in self.fail:
+                raise OSError(self.fail[name], os.strerror(self.fail[name]))
+            return found(*arguments, **keywords)
+
+        return call
+
+    def names(self):
+        return [call[0] for call in self.made]
+
+
+class Case(SynchronousTestCase):
+    def make(self, content=b"x" * 5000):
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.write(content)
+        return path
+
+    def open(self, path, **keywords):
+        disk = open_disk(path, **keywords)
+        self.addCleanup(disk.close)
+        return disk
+
+    def content(self, path):
+        with open(path, "rb") as file:
+            return file.read()
+
+    def refused(self, path, **keywords):
+        error = self.assertRaises(DiskRefused, open_disk, path, **keywords)
+        self.assertIn(path, str(error))
+        self.assertNotIn("\n", str(error))
+        return str(error)
+
+
+class OpenTests(Case):
+    def test_exact_sizes(self):
+        for size in (1, 511, 5000, 65537):
+            disk = self.open(self.make(b"y" * size))
+            self.assertEqual((size, False), (disk.size, disk.created))
+            self.assertIsInstance(disk, FileDisk)
+
+    def test_create(self):
+        path = self.mktemp()
+        disk = self.open(path, size=10 * MIB + 1)
+        self.assertTrue(disk.created)
+        status = os.stat(path)
+        self.assertEqual((10 * MIB + 1, 0), (status.st_size, status.st_blocks))
+        self.assertEqual(0o600, status.st_mode & 0o777)
+
+    def test_existing_with_its_size(self):
+        path = self.make()
+        self.assertFalse(self.open(path, size=5000).created)
+        self.assertEqual(b"x" * 5000, self.content(path))
+
+    def test_size_mismatch(self):
+        path = self.make()
+        for size in (4999, 5001):
+            words = self.refused(path, size=size)
+            self.assertIn("5000", words)
+            self.assertIn(str(size), words)
+        self.assertEqual(b"x" * 5000, self.content(path))
+
+    def test_missing(self):
+        path = self.mktemp()
+        self.assertIn("no such file", self.refused(path))
+        self.assertIn("no such file", self.refused(path, writable=False))
+        self.assertFalse(os.path.exists(path))
+
+    def test_missing_directory(self):
+        self.refused(self.mktemp() + "/no/where", size=5)
+
+    def test_created_with_no_size(self):
+        path = self.mktemp()
+        for size in (0, -5):
+            self.refused(path, size=size)
+        self.assertFalse(os.path.exists(path))
+
+    def test_created_where_truncating_fails(self):
+        path = self.mktemp()
+        self.refused(path, size=5000, system=Calls(ftruncate=errno.EFBIG))
+        self.assertFalse(os.path.exists(path))
+
+    def test_directory(self):
+        path = self.mktemp()
+        os.mkdir(path)
+        for writable in (True, False):
+            self.assertIn("directory", self.refused(path, writable=writable).lower())
+
+    def test_empty(self):
+        self.assertIn("empty", self.refused(self.make(b"")))
+
+    def test_fifo(self):
+        path = self.mktemp()
+        os.mkfifo(path)
+        for writable in (True, False):
+            self.refused(path, writable=writable)
+
+    def test_a_block_disk_wants_a_device(self):
+        path = self.make()
+        self.assertRaises(DiskRefused, BlockDisk, path)
+        self.assertRaises(DiskRefused, BlockDisk, self.mktemp())
+
+    def test_locked_twice(self):
+        path = self.make()
+        disk = self.open(path)
+        for writable in (True, False):
+            self.assertIn("in use", self.refused(path, writable=writable))
+        disk.close()
+        self.open(path)
+
+    def test_refusals_leave_no_descriptor(self):
+        path = self.make(b"")
+        calls = Calls()
+        self.refused(path, system=calls)
+        self.assertEqual(1, calls.names().count("open"))
+        self.assertEqual(1, calls.names().count("close"))
+
+    def test_locked_before_anything_else(self):
+        path = self.make()
+        calls = Calls()
+        self.open(path, system=calls)
+        names = calls.names()
+        self.assertLess(names.index("flock"), names.index("lseek"))
+
+    def test_locked_before_it_is_truncated(self):
+        calls = Calls()
+        self.open(self.mktemp(), size=5, system=calls)
+        self.assertLess(calls.names().index("flock"), calls.names().index("ftruncate"))
+
+    def test_no_locks_there(self):
+        self.open(self.make(), system=Calls(flock=errno.ENOLCK, fcntl=errno.EINVAL))
+
+    def test_closing_twice(self):
+        disk = self.open(self.make())
+        self.assertIsInstance(disk.fileno(), int)
+        disk.close()
+        disk.close()
+        self.assertIsNone(disk.fileno())
+        error = self.assertRaises(OSError, disk.read, 0, 1)
+        self.assertEqual(errno.EBADF, error.errno)
+
+    def test_with(self):
+        with FileDisk(self.make()) as disk:
+            self.assertEqual(5000, disk.size)
+        self.assertIsNone(disk.fileno())
+
+
+class ReadWriteTests(Case):
+    def test_read_and_write(self):
+        path = self.make()
+        disk = self.open(path)
+        disk.write(10, b"abc")
+        disk.write(4999, memoryview(b"z"))
+        self.assertEqual(b"xabcx", disk.read(9, 5))
+        self.assertEqual(b"x" * 10 + b"abc" + b"x" * 4986 + b"z", self.content(path))
+
+    def test_short_counts(self):
+        class Short(SystemCalls):
+            def pread(self, descriptor, length, offset):
+                return os.pread(descriptor, min(length, 7), offset)
+
+            def pwrite(self, descriptor, data, offset):
+                return os.pwrite(descriptor, data[:7], offset)
+
+        content = random.Random(0).randbytes(5000)
+        path = self.make()
+        disk = self.open(path, system=Short())
+        disk.write(0, content)
+        self.assertEqual(content, disk.read(0, 5000))
+        self.assertEqual(content, self.content(path))
+
+    def test_shrunk(self):
+        path = self.make()
+        disk = self.open(path)
+        os.truncate(path, 100)
+        self.assertEqual(b"x" * 100, disk.read(0, 100))
+        error = self.assertRaises(OSError, disk.read, 50, 100)
+        self.assertEqual(errno.EIO, error.errno)
+
+    def test_no_space(self):
+        disk = self.open(self.make(), system=Calls(pwrite=errno.ENOSPC))
+        error = self.assertRaises(OSError, disk.write, 0, b"x")
+        self.assertEqual(errno.ENOSPC, error.errno)
+
+    def test_flush(self):
+        calls = Calls()
+        self.open(self.make(), system=calls).flush()
+        self.assertIn("fdatasync", calls.names())
+        self.assertNotIn("fsync", calls.names())
+
+    def test_flush_of_a_new_file_includes_its_directory(self):
+        calls = Calls()
+        disk = self.open(self.mktemp(), size=5, system=calls)
+        del calls.made[:]
+        disk.flush()
+        names = calls.names()
+        self.assertIn("fsync", names)
+        self.assertLess(names.index("fdatasync"), names.index("fsync"))
+        opened = next(call for call in calls.made if call[0] == "open")
+        self.assertEqual(os.path.dirname(disk.path), opened[1])
+
+    def test_flush_tells_errors(self):
+        for name in ("fdatasync", "fsync"):
+            calls = Calls()
+            disk = self.open(self.mktemp(), size=5, system=calls)
+            calls.fail[name] = errno.EIO
+            self.assertRaises(OSError, disk.flush)
+
+
+class ZeroTests(Case):
+    def blocks(self, path):
+        return os.stat(path).st_blocks * 512
+
+    def test_holes(self):
+        path = self.make(b"x" * (4 * MIB))
+        disk = self.open(path)
+        before = self.blocks(path)
+        self.assertGreaterEqual(before, 4 * MIB)
+        disk.zero(MIB, 2 * MIB, False)
+        self.assertLessEqual(self.blocks(path), before - 2 * MIB)
+        self.assertEqual(b"x" * MIB + bytes(2 * MIB) + b"x" * MIB, self.content(path))
+
+    def test_allocate(self):
+        path = self.make(b"x" * (4 * MIB))
+        before = self.blocks(path)
+        self.open(path).zero(MIB, 2 * MIB, True)
+        self.assertGreaterEqual(self.blocks(path), before)
+        self.assertEqual(b"x" * MIB + bytes(2 * MIB) + b"x" * MIB, self.content(path))
+
+    def test_odd_ranges(self):
+        path = self.make()
+        disk = self.open(path)
+        disk.zero(1, 3, False)
+        disk.zero(4998, 2, True)
+        self.assertEqual(b"x\0\0\0" + b"x" * 4994 + b"\0\0", self.content(path))
+
+    def test_fallback(self):
+        for number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
+            for allocate in (True, False):
+                calls = Calls(fallocate=number)
+                path = self.make(b"x" * (3 * MIB))
+                self.open(path, system=calls).zero(100, 2 * MIB + 5, allocate)
+                self.assertEqual(
+                    b"x" * 100 + bytes(2 * MIB + 5) + b"x" * (MIB - 105), self.content(path)
+                )
+                writes = [len(call[2]) for call in calls.made if call[0] == "pwrite"]
+                self.assertLessEqual(max(writes), MIB)
+
+    def test_modes(self):
+        for allocate, wanted in (
+            (False, kernel.FALLOC_FL_PUNCH_HOLE),
+            (True, kernel.FALLOC_FL_ZERO_RANGE),
+        ):
+            calls = Calls()
+            disk = self.open(self.make(), system=calls)
+            calls.fail["fallocate"] = errno.EOPNOTSUPP
+            disk.zero(0, 10, allocate)
+            (call,) = [call for call in calls.made if call[0] == "fallocate"]
+            self.assertEqual((wanted | kernel.FALLOC_FL_KEEP_SIZE, 0, 10), call[2:])
+
+    def test_other_errors_are_told(self):
+        for number in (errno.ENOSPC, errno.EIO):
+            disk = self.open(self.make(), system=Calls(fallocate=number))
+            for call in (lambda d=disk: d.zero(0, 5, False), lambda d=disk: d.trim(0, 5)):
+                self.assertEqual(number, self.assertRaises(OSError, call).errno)
+        self.assertNotIn("pwrite", disk._system.names())
+
+    def test_trim(self):
+        path = self.make(b"x" * (4 * MIB))
+        before = self.blocks(path)
+        self.open(path).trim(MIB, 2 * MIB)
+        self.assertLessEqual(self.blocks(path), before - 2 * MIB)
+
+    def test_trim_where_the_medium_does_not_care(self):
+        path = self.make()
+        self.open(path, system=Calls(fallocate=errno.EOPNOTSUPP)).trim(0, 5000)
+        self.assertEqual(b"x" * 5000, self.content(path))
+
+
+class LookTests(Case):
+    def test_extents(self):
+        path = self.mktemp()
+        disk = self.open(path, size=8 * MIB)
+        disk.write(2 * MIB, b"x" * MIB)
+        found = list(disk.extents(0))
+        self.assertEqual(
+            [(0, 2 * MIB, True), (2 * MIB, MIB, False), (3 * MIB, 5 * MIB, True)],
+            [tuple(extent) for extent in found],
+        )
+        self.assertEqual([(5 * MIB, 3 * MIB, True)], [tuple(e) for e in disk.extents(5 * MIB)])
+
+    def test_extents_without_holes(self):
+        disk = self.open(self.make())
+        self.assertEqual([(0, 5000, False)], [tuple(e) for e in disk.extents(0)])
+
+    def test_extents_that_are_not_understood(self):
+        class Old(SystemCalls):
+            def lseek(self, descriptor, offset, whence):
+                if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+                    raise OSError(errno.EINVAL, "what?")
+                return os.lseek(descriptor, offset, whence)
+
+        disk = self.open(self.make(), system=Old())
+        self.assertEqual([(0, 5000, False)], [tuple(e) for e in disk.extents(0)])
+
+    def test_extents_of_a_shrunk_file_are_no_hole(self):
+        """A source that was cut off must fail, not travel as zeroes (and then be unlinked)."""
+        path = self.make(b"x" * MIB)
+        disk = self.open(path)
+        os.truncate(path, 65536)
+        with self.assertRaises(OSError):
+            list(disk.extents(0))
+
+    def test_probe(self):
+        content = bytearray(3 * 65536)
+        content[65536] = content[131072 + 65535] = 1
+        disk = self.open(self.make(content))
+        self.assertTrue(disk.probe(0, 65536).zero)
+        self.assertFalse(disk.probe(65536, 65536).zero)
+        self.assertFalse(disk.probe(131072, 65536).zero)
+        self.assertFalse(disk.probe(65536, 1).zero)
+        self.assertTrue(disk.probe(65537, 5).zero)
+
+    def test_probe_without_preadv(self):
+        for number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            disk = self.open(self.make(bytes(4999) + b"x"), system=Calls(preadv=number))
+            self.assertEqual((False, False), tuple(disk.probe(0, 5000)))
+            self.assertEqual((True, False), tuple(disk.probe(0, 4999)))
+
+    def test_probe_of_what_is_not_cached(self):
+        calls = Calls(preadv=errno.EAGAIN)
+        disk = self.open(self.make(bytes(4999) + b"x"), system=calls)
+        self.assertEqual((False, True), tuple(disk.probe(0, 5000)))
+        self.assertEqual((True, True), tuple(disk.probe(0, 4999)))
+        self.assertIn("posix_fadvise", calls.names())
+
+    def test_probe_tells_errors(self):
+        disk = self.open(self.make(), system=Calls(preadv=errno.EIO))
+        self.assertRaises(OSError, disk.probe, 0, 5000)
+
+    def test_write_back(self):
+        calls = Calls()
+        disk = self.open(self.make(), system=calls)
+        disk.write_back(0, 5000, False)
+        self.assertNotIn("posix_fadvise", calls.names())
+        disk.write_back(0, 5000, True)
+        flags = [call[4] for call in calls.made if call[0] == "sync_file_range"]
+        self.assertEqual([2, 7], flags)
+        self.assertIn("posix_fadvise", calls.names())
+
+    def test_write_back_never_swallows_an_error_of_the_medium(self):
+        for number in (errno.EIO, errno.ENOSPC):
+            disk = self.open(self.make(), system=Calls(sync_file_range=number))
+            error = self.assertRaises(OSError, disk.write_back, 0, 5000, True)
+            self.assertEqual(number, error.errno)
+
+    def test_write_back_is_only_an_advice(self):
+        disk = self.open(self.make(), system=Calls(sync_file_range=errno.ENOSYS))
+        self.assertIsNone(disk.write_back(0, 5000, True))
+
+
+class UnlinkTests(Case):
+    def test_unlink_then_directory(self):
+        path = self.make()
+        calls = Calls()
+        disk = self.open(path, writable=False, system=calls)
+        disk.check_unlink()
+        del calls.made[:]
+        disk.unlink()
+        self.assertFalse(os.path.exists(path))
+        names = calls.names()
+        self.assertLess(names.index("unlink"), names.index("fsync"))
+        opened = next(call for call in calls.made if call[0] == "open")
+        self.assertEqual(os.path.dirname(os.path.abspath(path)), opened[1])
+        # Still open, and still there for whoever has it open.
+        self.assertEqual(b"x", disk.read(0, 1))
+
+    def test_symbolic_link(self):
+        path = self.make()
+        link = self.mktemp()
+        os.symlink(os.path.abspath(path), link)
+        self.open(link).unlink()
+        self.assertFalse(os.path.exists(path))
+        self.assertTrue(os.path.islink(link))
+
+    def test_after_chdir(self):
+        path = self.make()
+        disk = self.open(path)
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        os.chdir("/")
+        disk.unlink()
+        os.chdir(here)
+        self.assertFalse(os.path.exists(path))
+
+    def test_replaced(self):
+        path = self.make()
+        disk = self.open(path)
+        os.rename(self.make(b"another"), path)
+        error = self.assertRaises(OSError, disk.unlink)
+        self.assertEqual(errno.ESTALE, error.errno)
+        self.assertEqual(b"another", self.content(path))
+
+    def test_gone(self):
+        path = self.make()
+        disk = self.open(path)
+        os.unlink(path)
+        self.assertRaises(OSError, disk.unlink)
+        self.assertRaises(DiskRefused, disk.check_unlink)
+
+    def test_hard_links(self):
+        path = self.make()
+        other = self.mktemp()
+        os.link(path, other)
+        disk = self.open(path)
+        self.assertIn("2 hard links", str(self.assertRaises(DiskRefused, disk.check_unlink)))
+
+    def test_errors_are_told(self):
+        for name in ("unlink", "fsync"):
+            calls = Calls()
+            disk = self.open(self.make(), system=calls)
+            calls.fail[name] = errno.EIO
+            self.assertRaises(OSError, disk.unlink)
+
+
+class DiscardTests(Case):
+    def test_created(self):
+        path = self.mktemp()
+        disk = self.open(path, size=5)
+        disk.discard()
+        self.assertFalse(os.path.exists(path))
+        self.assertIsNone(disk.fileno())
+
+    def test_not_created(self):
+        path = self.make()
+        disk = self.open(path)
+        disk.discard()
+        self.assertEqual(b"x" * 5000, self.content(path))
+        self.assertIsNone(disk.fileno())
+
+    def test_after_close(self):
+        path = self.mktemp()
+        disk = self.open(path, size=5)
+        disk.close()
+        disk.discard()
+        self.assertTrue(os.path.exists(path))
+
+    def test_another_file_has_taken_its_name(self):
+        """What is there now is not what we made, and not ours to remove."""
+        path = self.mktemp()
+        disk = self.open(path, size=5)
+        os.rename(self.make(b"another"), path)
+        disk.discard()
+        self.assertTrue(os.path.exists(path), "somebody else's file was removed")

@@ -1,0 +1,156 @@
+"""The walk over a disk: its pieces adjoin, cover it exactly, and tell zeroes truly."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.storage import Scan, scan
+
+from .support import MemoryDisk
+
+KIB = 1024
+
+
+def walk(disk, request=1 << 20, block=1, find_zeroes=True):
+    scanner = Scan(disk, request, block, find_zeroes)
+    pieces = []
+    while step := scanner.advance():
+        pieces += step
+    assert scanner.advance() == []
+    return pieces
+
+
+def disk_of(*runs):
+    """A disk of (length, "hole" or "zero" or "data") runs."""
+    content = b"".join(bytes([kind == "data"]) * length for length, kind in runs)
+    return MemoryDisk(content, [(length, kind == "hole") for length, kind in runs])
+
+
+class ScanTests(SynchronousTestCase):
+    def check(self, disk, request, block, find_zeroes=True):
+        pieces = walk(disk, request, block, find_zeroes)
+        position = 0
+        for piece in pieces:
+            self.assertEqual(position, piece.offset)
+            self.assertGreater(piece.length, 0)
+            self.assertEqual(0, piece.offset % block)
+            position = piece.end
+            if piece.zero:
+                self.assertTrue(find_zeroes)
+                self.assertFalse(any(disk.data[piece.offset : piece.end]))
+                self.assertLessEqual(piece.length, scan.LONGEST_ZEROES)
+            else:
+                self.assertLessEqual(piece.length, request)
+                # Cut where the request's multiples lie: no piece crosses one.
+                self.assertEqual(piece.offset // request, (piece.end - 1) // request)
+        self.assertEqual(disk.size, position)
+        return pieces
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.one_of(
+                    st.integers(1, 300_000),
+                    st.sampled_from([1, 511, 512, 4096, 65535, 65536, 65537, 131072]),
+                ),
+                st.sampled_from(["hole", "zero", "data"]),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        st.integers(0, 16),
+        st.integers(0, 6),
+        st.booleans(),
+    )
+    def test_any_disk(self, runs, power, factor, find_zeroes):
+        block = 1 << power
+        request = max(65536, block) << factor
+        self.check(disk_of(*runs), request, block, find_zeroes)
+
+    def test_every_block_size(self):
+        disk = disk_of(
+            (5000, "data"), (70_000, "hole"), (3, "data"), (200_001, "hole"), (99, "zero")
+        )
+        for power in range(17):
+            self.check(disk, 65536 * 2, 1 << power)
+
+    def test_requests_smaller_than_a_probe(self):
+        self.check(disk_of((200_000, "data"), (5000, "hole")), 4096, 512)
+
+    def test_a_hole_is_not_looked_at(self):
+        disk = disk_of((1 << 20, "hole"), (65536, "data"), (1 << 20, "hole"))
+        pieces = self.check(disk, 2 << 20, 4096)
+        self.assertEqual([True, False, True], [piece.zero for piece in pieces])
+        self.assertEqual([("probe", 1 << 20, 65536)], [c for c in disk.calls if c[0] == "probe"])
+
+    def test_zeroes_that_are_no_hole(self):
+        disk = disk_of((65536, "data"), (65536 * 3, "zero"), (65536, "data"))
+        pieces = self.check(disk, 2 << 20, 1)
+        self.assertEqual(
+            [(0, 65536, False), (65536, 196608, True), (262144, 65536, False)],
+            [piece[:3] for piece in pieces],
+        )
+
+    def test_a_single_byte_is_never_lost(self):
+        for at in (0, 1, 65535, 65536, 131071, 200_000, 262_143):
+            content = bytearray(262_144)
+            content[at] = 1
+            pieces = walk(MemoryDisk(content))
+            (data,) = [piece for piece in pieces if not piece.zero]
+            self.assertLessEqual(data.offset, at)
+            self.assertLess(at, data.end)
+
+    def test_data_reaches_into_a_hole_that_is_not_aligned(self):
+        disk = disk_of((1000, "data"), (65536, "hole"), (1000, "data"))
+        pieces = self.check(disk, 65536, 4096)
+        self.assertEqual(
+            [(0, 4096, False), (4096, 61440, True), (65536, 2000, False)],
+            [piece[:3] for piece in pieces],
+        )
+
+    def test_without_finding_zeroes(self):
+        disk = disk_of((1 << 20, "hole"), (1 << 20, "zero"))
+        pieces = self.check(disk, 1 << 20, 1, find_zeroes=False)
+        self.assertEqual([False, False], [piece.zero for piece in pieces])
+        self.assertNotIn("extents", disk.names())
+
+    def test_long_zeroes_are_cut(self):
+        size = (512 << 20) + 5
+
+        class Huge(MemoryDisk):
+            def __init__(self):
+                super().__init__(b"")
+                self.size = size
+                self.runs = [(size, True)]
+
+        pieces = walk(Huge())
+        self.assertEqual([256 << 20, 256 << 20, 5], [piece.length for piece in pieces])
+
+    def test_cold_is_passed_on(self):
+        disk = disk_of((65536 * 2, "data"))
+        probe = disk.probe
+        disk.probe = lambda offset, length: probe(offset, length)._replace(cold=offset > 0)
+        (piece,) = walk(disk)
+        self.assertTrue(piece.cold)
+        disk.probe = probe
+        (piece,) = walk(disk)
+        self.assertFalse(piece.cold)
+
+    def test_steps_are_bounded(self):
+        disk = MemoryDisk(b"x" * (40 << 20))
+        scanner = Scan(disk, 1 << 20)
+        before = 0
+        while scanner.advance():
+            probes = disk.names().count("probe")
+            self.assertLessEqual((probes - before) * 65536, 18 << 20)
+            before = probes
+
+    def test_errors_are_told(self):
+        for method in ("probe", "extents"):
+            disk = MemoryDisk(b"x" * 100_000)
+            disk.fail[method] = OSError(5, "broken")
+            scanner = Scan(disk, 65536)
+            self.assertRaises(OSError, scanner.advance)
