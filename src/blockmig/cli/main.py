@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any
 
@@ -29,7 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(options: Any) -> int:
-    # Not before: --help and bad usage should not wait for the reactor to be imported.
+    # Not before: --help and bad usage should not wait for the reactor to be imported. What is
+    # imported stays, so that collecting garbage meanwhile would be looking for none.
+    gc.disable()
     from twisted.internet import reactor  # noqa: PLC0415
 
     from .operations import Operation, Receive, Send, report  # noqa: PLC0415
@@ -44,6 +47,8 @@ def _run(options: Any) -> int:
     else:
         assert isinstance(options, ReceiveOptions)
         operation = Receive(options, reactor)
+    gc.freeze()
+    gc.enable()
     begin_logging(options, write)
     return run_operation(reactor, report(operation), operation.stop)
 

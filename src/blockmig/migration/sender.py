@@ -260,10 +260,13 @@ class SenderProtocol(Protocol):
 
     def _look(self, used: list[Piece]) -> list[Piece]:
         """In a thread: the next pieces; what was fetched for the last ones is not needed again."""
-        for piece in used:
-            self._sender.disk.forget(piece.offset, piece.length)
+        self._forget(used)
         assert self._scan is not None
         return self._scan.advance()
+
+    def _forget(self, used: list[Piece]) -> None:
+        for piece in used:
+            self._sender.disk.forget(piece.offset, piece.length)
 
     def _found(self, pieces: list[Piece]) -> None:
         self._scanning = False
@@ -311,6 +314,7 @@ class SenderProtocol(Protocol):
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
         assert self._export is not None
+        self._sender.in_thread(self._forget, self._used).addErrback(_bug)
         if not self._export.offers(TransmissionFlag.SEND_FLUSH):
             self._handoff.flushed()
             return
@@ -380,6 +384,10 @@ class SenderProtocol(Protocol):
         if self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while sending", failure=failure)
 
 
 def _explain(error: HandshakeRefused, export: str) -> str:

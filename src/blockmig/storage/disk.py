@@ -246,23 +246,28 @@ class _DescriptorDisk:
         return Probe(tail == length or self.read(offset, length) == _ZEROES[:length], cold)
 
     def _probe_tail(self, offset: int, length: int, tail: int) -> tuple[bytes, bool]:
-        descriptor = self._open_descriptor()
         start = offset + length - tail
+        buffer = bytearray(tail)
         if self._no_wait is None:
             return self.read(start, tail), False
-        buffer = bytearray(tail)
-        try:
-            if self._system.preadv(descriptor, [buffer], start, self._no_wait) == tail:
-                return bytes(buffer), False
-        except BlockingIOError:
-            wanted = min(_READ_AHEAD, self.size - offset)
-            self._system.posix_fadvise(descriptor, offset, wanted, os.POSIX_FADV_WILLNEED)
-            return self.read(start, tail), True
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
-            self._no_wait = None
-        return self.read(start, tail), False
+        # A page that is there may seem not to be, for an instant, while somebody else reads it;
+        # twice in a row it does not.
+        for _ in range(2):
+            try:
+                found = self._system.preadv(self._open_descriptor(), [buffer], start, self._no_wait)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                self._no_wait = None
+                return self.read(start, tail), False
+            else:
+                return (bytes(buffer) if found == tail else self.read(start, tail)), False
+        wanted = min(_READ_AHEAD, self.size - offset)
+        will_need = getattr(os, "POSIX_FADV_WILLNEED", 0)
+        self._system.posix_fadvise(self._open_descriptor(), offset, wanted, will_need)
+        return self.read(start, tail), True
 
     def forget(self, offset: int, length: int) -> None:
         """posix_fadvise(2), POSIX_FADV_DONTNEED."""
