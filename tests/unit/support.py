@@ -1,4 +1,4 @@
-"""Doubles that the unit tests share: a disk in memory, threads by hand, wires by hand, a reactor."""
+"""Doubles that the unit tests share: a disk in memory, threads and wires by hand, a reactor."""
 
 from __future__ import annotations
 
@@ -375,7 +375,8 @@ class Client:
         return error, payload
 
     def disconnect(self):
-        self.send(Command.DISC)
+        """As rude as a client may be: whether or not all was answered."""
+        self.give(request_bytes(Command.DISC))
         self.clock.advance(0)
 
     def lose(self, reason=None):

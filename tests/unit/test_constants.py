@@ -40,7 +40,20 @@ class ConstantsTests(SynchronousTestCase):
 
     def test_flags(self):
         self.assertEqual({"FIXED_NEWSTYLE": 1, "NO_ZEROES": 2}, numbers(HandshakeFlag))
-        names = ["HAS_FLAGS", "READ_ONLY", "SEND_FLUSH", "SEND_FUA", "ROTATIONAL", "SEND_TRIM", "SEND_WRITE_ZEROES", "SEND_DF", "CAN_MULTI_CONN", "SEND_RESIZE", "SEND_CACHE", "SEND_FAST_ZERO"]
+        names = [
+            "HAS_FLAGS",
+            "READ_ONLY",
+            "SEND_FLUSH",
+            "SEND_FUA",
+            "ROTATIONAL",
+            "SEND_TRIM",
+            "SEND_WRITE_ZEROES",
+            "SEND_DF",
+            "CAN_MULTI_CONN",
+            "SEND_RESIZE",
+            "SEND_CACHE",
+            "SEND_FAST_ZERO",
+        ]
         self.assertEqual({n: 1 << bit for bit, n in enumerate(names)}, numbers(TransmissionFlag))
         names = ["FUA", "NO_HOLE", "DF", "REQ_ONE", "FAST_ZERO", "PAYLOAD_LEN"]
         self.assertEqual({n: 1 << bit for bit, n in enumerate(names)}, numbers(CommandFlag))

@@ -74,10 +74,8 @@ class BoundTests(SynchronousTestCase):
     def test_ranges_within_a_block(self):
         """Every second byte: more ranges than are kept, and never more counted than covered."""
         coverage = Coverage(BLOCK)
-        true = 0
-        for offset in range(0, 2000, 2):
+        for true, offset in enumerate(range(0, 2000, 2), 1):
             coverage.add(offset, 1)
-            true += 1
             self.assertLessEqual(coverage.covered, true)
             self.assertLessEqual(sum(map(len, coverage._partial.values())), 65)
         self.assertFalse(coverage.complete)
