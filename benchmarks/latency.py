@@ -2,7 +2,7 @@
 
 A process answers HTTP on loopback (twisted.web), and one end of a migration runs in the same
 reactor; the other end is a process of its own. Meanwhile this process asks for a page so many times
-a second, on one connection, and measures each answer from the moment at which the question was due.
+a second, and measures each answer from the moment at which the question was due.
 Beside that: the same server idle, and idle while two other processes migrate on the same machine.
 """
 
@@ -90,28 +90,48 @@ def wait_for(path: str) -> None:
 
 
 class Client:
-    """Asks so many times a second."""
+    """Asks so many times a second, whether or not the answers before have come.
+
+    A question goes out on any connection that waits for no answer, so that none queues behind
+    another in the client.
+    """
 
     def __init__(self, port: int, rate: float) -> None:
+        self.port = port
         self.interval = 1 / rate
-        self.connection = socket.create_connection(("127.0.0.1", port))
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.free: list[socket.socket] = []
+        self.waiting: dict[socket.socket, float] = {}
 
-    def ask(self) -> None:
-        self.connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n" + ANSWER):
-            answer += self.connection.recv(4096)
+    def ask(self, due: float) -> None:
+        if not self.free:
+            connection = socket.create_connection(("127.0.0.1", self.port))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.free.append(connection)
+        connection = self.free.pop()
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.waiting[connection] = due
+
+    def answers(self, timeout: float) -> list[tuple[float, float]]:
+        """Wait for the next; an answer is so short that it comes in one piece."""
+        found = []
+        for connection in select.select(list(self.waiting), [], [], max(0.0, timeout))[0]:
+            assert connection.recv(4096).endswith(b"\r\n\r\n" + ANSWER)
+            due = self.waiting.pop(connection)
+            found.append((due, time.monotonic() - due))
+            self.free.append(connection)
+        return found
 
     def until(self, over: Any) -> list[tuple[float, float]]:
         """When each question was due, and how long after that its answer came."""
         samples = []
-        due = time.monotonic()
+        due = time.monotonic() + self.interval
         while not over():
-            due += self.interval
-            time.sleep(max(0.0, due - time.monotonic()))
-            self.ask()
-            samples.append((due, time.monotonic() - due))
+            if due <= time.monotonic():
+                self.ask(due)
+                due += self.interval
+            samples += self.answers(due - time.monotonic())
+        while self.waiting:
+            samples += self.answers(1.0)
         return samples
 
 
