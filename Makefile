@@ -9,7 +9,7 @@ BIN := .venv/bin
 DEMO_NEEDS := mke2fs:e2fsprogs e2fsck:e2fsprogs
 TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-io:qemu-utils \
     qemu-nbd:qemu-utils nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdsh:python3-libnbd nbdkit:nbdkit \
-    nbd-server:nbd-server fio:fio openssl:openssl ssh:openssh-client ps:procps
+    nbd-server:nbd-server strace:strace ip:iproute2 prlimit:util-linux
 
 .PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -18,7 +18,7 @@ help:
 	@echo "make demo [DISK=PATH]  migrate a disk between two processes, and prove it"
 	@echo "make test              all tests"
 	@echo "make lint              ruff, mypy, and whether the package installs as it should"
-	@echo "make bench             beside nbdcopy, qemu-img and nbdkit (half an hour)"
+	@echo "make bench             beside nbdcopy, qemu-img and nbdkit (ten minutes)"
 	@echo "make clean             remove what these made"
 
 demo: .venv/package
