@@ -654,7 +654,7 @@ class BoundTests(SynchronousTestCase):
         self.assertLess(self.buffered(), 4 << 20, "a peer that does not read fills our memory")
 
     def test_options(self):
-        self.flood(b"\0\0\0\3")
+        self.connection.dataReceived(b"\0\0\0\3")
         self.flood((b"IHAVEOPT" + bytes([0, 0, 0, 3, 0, 0, 0, 0])) * 1000)
 
     def test_refused_requests(self):
