@@ -525,9 +525,9 @@ class Sender:
         self._result = result = Deferred[Summary]()
         try:
             protocol = await self._endpoint.connect(_AttemptFactory(self))
-        except CancelledError:
-            raise
-        except Exception as error:  # each endpoint fails in its own ways
+        except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
+            if self._stopped is not None:
+                raise self._stopped from None
             raise AttemptFailed(f"cannot connect to the destination: {error}") from None
         assert isinstance(protocol, SenderProtocol)
         try:

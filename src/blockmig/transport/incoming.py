@@ -73,6 +73,7 @@ class PayloadReader:
         self._can_splice = system.splice is not None
         self._buffer: memoryview | None = None
         self._read_next = _READ
+        self._moving = False
         self._paused = False
         self._stopped = False
 
@@ -144,7 +145,7 @@ class PayloadReader:
         while turn > 0 and self._descriptor >= 0 and not self._paused:
             region = self._protocol.payload_region()
             try:
-                if region is None or (region.length < WORTH_MOVING and self._read_next == _READ):
+                if region is None or (region.length < WORTH_MOVING and not self._moving):
                     self._read()
                     return
                 turn -= self._move(region, min(region.length, turn, _PIPE))
@@ -172,9 +173,10 @@ class PayloadReader:
         """Move up to C{count} bytes into the region; how many it was."""
         move = self._splice if self._can_splice and region.disk.fileno() is not None else self._copy
         moved = move(region, count)
+        self._moving = moved < region.length
         if moved == 0:
             self._hand_back()
-        elif moved == region.length:
+        elif not self._moving:
             self._read_next = self._header
         return moved or _TURN
 
