@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from blockmig.migration import LocalFailure
-from blockmig.storage import SystemCalls
-
 from tests.support.disks import MIB, digest, random_image, small_file_system, sparse_image
 from tests.support.embedding import log_lines, pause, receiving, sending
 from tests.support.processes import BLOCKMIG, FULL, TWISTD, Processes, Running, until
 from tests.support.relay import relay
+
+from blockmig.migration import LocalFailure
+from blockmig.storage import SystemCalls
 
 LOOPS = range(10 if FULL else 3)
 SIZE = 64 * MIB if FULL else 32 * MIB

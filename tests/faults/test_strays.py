@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.support import wire
 from tests.support.disks import MIB, digest, random_image, sparse_image
 from tests.support.processes import FULL, Processes, Running, until

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.support.disks import MIB, digest, random_image, sparse_image
 from tests.support.processes import ANY_PORT, BLOCKMIG, TWISTD, Processes, Running, until
 

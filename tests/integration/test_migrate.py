@@ -13,21 +13,10 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from blockmig.migration import Receiver, Sender
-from blockmig.storage import FileDisk
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from twisted.internet import reactor, ssl
-from twisted.internet.endpoints import (
-    HostnameEndpoint,
-    SSL4ServerEndpoint,
-    clientFromString,
-    serverFromString,
-    wrapClientTLS,
-)
-
 from tests.support.disks import (
     MIB,
     allocated,
@@ -40,6 +29,17 @@ from tests.support.disks import (
 from tests.support.embedding import CountingCalls, receiving, sending
 from tests.support.processes import ANY_PORT, FULL, TWISTD, Processes, Running
 from tests.support.relay import relay
+from twisted.internet import reactor, ssl
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    SSL4ServerEndpoint,
+    clientFromString,
+    serverFromString,
+    wrapClientTLS,
+)
+
+from blockmig.migration import Receiver, Sender
+from blockmig.storage import FileDisk
 
 
 def migrate(

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from blockmig.migration import Receiver, Sender
-from blockmig.storage import FileDisk, SystemCalls
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
+
+from blockmig.migration import Receiver, Sender
+from blockmig.storage import FileDisk, SystemCalls
 
 
 class CountingCalls(SystemCalls):
