@@ -1,4 +1,4 @@
-"""Ends that die, stop, run out of space or lose their connection: nothing is lost, all completes."""
+"""Ends that die, stop, run out of space or lose their connection: nothing is ever lost."""
 
 from __future__ import annotations
 

@@ -281,6 +281,25 @@ def test_end_without_disconnect_completes_nothing(processes: Processes, room: Pa
     assert receiver.status is None
 
 
+def test_halves_of_two_attempts_make_no_whole(processes: Processes, room: Path) -> None:
+    """Coverage belongs to the attempt, and is forgotten with it."""
+    receiver = processes.receive(room / "destination", "--size", MIB)
+    half = MIB // 2
+    for number, offset in enumerate((0, half)):
+        with wire.client(receiver.uri) as client:
+            assert client.ask(wire.WRITE, offset, half, b"x" * half) == 0
+            client.send(wire.request(wire.DISC))
+            assert client.closed()
+        assert receiver.wait_event("restart", count=number + 1)["covered"] == half
+    assert receiver.status is None
+    with wire.client(receiver.uri) as client:
+        for offset in (0, half):
+            assert client.ask(wire.WRITE, offset, half, b"y" * half) == 0
+        client.send(wire.request(wire.DISC))
+        assert receiver.wait(10) == 0
+    assert (room / "destination").read_bytes() == b"y" * MIB
+
+
 # The hostile.
 
 

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -506,7 +507,7 @@ def test_json_progress(processes: Processes, room: Path) -> None:
     lines = [json.loads(line) for line in sender.stdout.splitlines()]
     assert 4 <= len(lines) <= 6
     seconds = [line["seconds"] for line in lines]
-    gaps = [after - before for before, after in zip(seconds[:-2], seconds[1:-1], strict=True)]
+    gaps = [after - before for before, after in pairwise(seconds[:-1])]
     assert all(0.8 <= gap <= 1.2 for gap in gaps), seconds
     done = [line["done"] for line in lines]
     assert done == sorted(done)

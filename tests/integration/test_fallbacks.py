@@ -1,4 +1,4 @@
-"""Where the kernel or the file system cannot do the fast thing, a slower one gives the same bytes."""
+"""Where the kernel or the file system lacks the fast way, a slower one gives the same bytes."""
 
 from __future__ import annotations
 

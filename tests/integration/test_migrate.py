@@ -187,7 +187,7 @@ def test_loop_devices(processes: Processes, room: Path, ends: str) -> None:
             # Not empty: what the source has zeroes for must become zeroes here.
             sparse_image(destination, size, {0: os.urandom(MIB), size - 5 * MIB: b"x" * 5 * MIB})
             destination = devices.enter_context(loop_device(destination))
-        receiver, sender = migrate(processes, source, destination)
+        _, sender = migrate(processes, source, destination)
         assert digest(destination) == digest(image) == before
         (told,) = sender.events("complete")
         print(f"\nloop {ends}: {told['seconds']} s, {told['rate'] / 1e6:.0f} MB/s")
