@@ -1,0 +1,96 @@
+"""Everything that says it provides an interface does."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.application.service import IService, IServiceMaker
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IPullProducer,
+    IPushProducer,
+    IReadDescriptor,
+)
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import ILogObserver
+from twisted.plugin import IPlugin
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyClass, verifyObject
+
+from blockmig.cli.logs import LineObserver
+from blockmig.cli.options import TapOptions
+from blockmig.cli.tap import OperationService
+from blockmig.interfaces import IDisk, IExportHandler, IPayloadReceiver, IUnlinkableDisk
+from blockmig.migration import Receiver, Sender
+from blockmig.migration.receiver import _MigrationExport
+from blockmig.migration.sender import SenderProtocol, _AttemptFactory
+from blockmig.server import ServerConnection
+from blockmig.storage import BlockDisk, FileDisk
+from blockmig.transport import PayloadReader, RegionProducer
+from blockmig.transport.outgoing import _PullFeed, _PushFeed
+from twisted.plugins.blockmig_plugin import blockmig as plugin
+
+from .support import ADDRESS, MemoryDisk, UnlinkableDisk, in_thread
+
+
+class InterfaceTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.receiver = Receiver(MemoryDisk(b"x"), reactor=self.clock, in_thread=in_thread)
+        self.sender = Sender(MemoryDisk(b"x"), None, reactor=self.clock, in_thread=in_thread)
+
+    def test_protocols(self):
+        connection = self.receiver.factory().buildProtocol(ADDRESS)
+        self.assertIsInstance(connection, ServerConnection)
+        self.assertTrue(verifyObject(IProtocol, connection))
+        self.assertTrue(verifyObject(IPayloadReceiver, connection))
+        self.assertTrue(verifyClass(IPayloadReceiver, ServerConnection))
+        self.assertTrue(verifyObject(IProtocol, SenderProtocol(self.sender)))
+
+    def test_factories(self):
+        self.assertTrue(verifyObject(IProtocolFactory, self.receiver.factory()))
+        self.assertTrue(verifyObject(IProtocolFactory, _AttemptFactory(self.sender)))
+
+    def test_producers(self):
+        producer = RegionProducer(StringTransport(), lambda error: None)
+        self.assertTrue(verifyObject(IPushProducer, producer))
+        self.assertTrue(verifyClass(IPushProducer, RegionProducer))
+        self.assertTrue(verifyObject(IPullProducer, _PullFeed(producer)))
+        self.assertTrue(verifyObject(IPushProducer, _PushFeed(producer)))
+
+    def test_reader(self):
+        reader = PayloadReader(self.clock, StringTransport(), None, 28)
+        self.assertTrue(verifyObject(IReadDescriptor, reader))
+        self.assertTrue(verifyClass(IReadDescriptor, PayloadReader))
+
+    def test_disks(self):
+        path = self.mktemp()
+        with FileDisk(path, size=5) as disk:
+            self.assertTrue(verifyObject(IDisk, disk))
+            self.assertTrue(verifyObject(IUnlinkableDisk, disk))
+        self.assertTrue(verifyClass(IUnlinkableDisk, FileDisk))
+        self.assertTrue(verifyClass(IDisk, BlockDisk, tentative=False))
+        self.assertFalse(IUnlinkableDisk.implementedBy(BlockDisk))
+        os.unlink(path)
+
+    def test_doubles(self):
+        self.assertTrue(verifyObject(IDisk, MemoryDisk(b"x")))
+        self.assertTrue(verifyObject(IUnlinkableDisk, UnlinkableDisk(b"x")))
+
+    def test_handler(self):
+        handler = self.receiver.factory()._settings.lookup("")
+        self.assertIsInstance(handler, _MigrationExport)
+        self.assertTrue(verifyObject(IExportHandler, handler))
+
+    def test_twistd(self):
+        self.assertTrue(verifyObject(IServiceMaker, plugin))
+        self.assertTrue(verifyObject(IPlugin, plugin))
+        options = TapOptions()
+        options.parseOptions(["--file", "x"])
+        service = OperationService(options.subOptions, self.clock)
+        self.assertTrue(verifyObject(IService, service))
+
+    def test_observer(self):
+        self.assertTrue(verifyObject(ILogObserver, LineObserver(print, False, 0)))
