@@ -59,7 +59,7 @@ TABLE = {
         "closed": ("ended", "done"),
         "dropped": ("ended", "unconfirmed"),
     },
-    "ended": {name: ("ended", None) for name in INPUTS},
+    "ended": dict.fromkeys(INPUTS, ("ended", None)),
 }
 PATHS = {
     "copying": [],

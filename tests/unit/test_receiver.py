@@ -436,7 +436,7 @@ class DiskErrorTests(Case):
         client = self.client()
         self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
         stream = request_bytes(WRITE, 0, SIZE) + DATA
-        request, _ = client.wire.request(WRITE, 0, SIZE)
+        _request, _ = client.wire.request(WRITE, 0, SIZE)
         for position in range(0, len(stream), 100):
             client.give(stream[position : position + 100])
         self.assertEqual(1, self.disk.names().count("write"))

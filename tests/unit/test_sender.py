@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import struct
 
@@ -211,7 +212,7 @@ class OrderTests(Case):
         server = self.servers[0]
         for _ in range(100):
             ranges = sorted((r.offset, r.offset + r.length) for r in server.held if r.length)
-            for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+            for (_, end), (start, _) in itertools.pairwise(ranges):
                 self.assertLessEqual(end, start)
             server.release()
             self.endpoint.pump()

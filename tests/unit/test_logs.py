@@ -1,0 +1,126 @@
+"""Log lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from unittest import mock
+
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.cli.logs import LineObserver, write_to
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.lines = []
+
+    def log(self, as_json=False, verbosity=0, namespace="blockmig.test"):
+        return Logger(namespace, observer=LineObserver(self.lines.append, as_json, verbosity))
+
+
+class WriteTests(SynchronousTestCase):
+    def test_one_write_for_each_line(self):
+        written = []
+        with mock.patch("os.write", lambda fd, data: written.append((fd, data)) or len(data)):
+            write = write_to(2)
+            write("one")
+            write("zwei ä \ud800")
+        self.assertEqual([(2, b"one\n"), (2, "zwei ä ?\n".encode())], written)
+
+    def test_one_write_for_each_event(self):
+        for as_json in (True, False):
+            written = []
+            log = Logger("blockmig.x", observer=LineObserver(write_to(2), as_json, 0))
+            with mock.patch("os.write", lambda fd, data, w=written: w.append(data)):
+                log.info("hello {name}", name="x" * 10_000)
+            (data,) = written
+            self.assertEqual((1, True), (data.count(b"\n"), data.endswith(b"\n")))
+
+    def test_reader_that_left(self):
+        source, target = os.pipe()
+        os.close(source)
+        self.addCleanup(os.close, target)
+        self.assertIsNone(write_to(target)("line"))
+        self.assertIsNone(write_to(-1)("line"))
+
+
+class LevelTests(Case):
+    def levels(self, verbosity, namespace):
+        self.lines.clear()
+        log = self.log(True, verbosity, namespace)
+        for level in (LogLevel.debug, LogLevel.info, LogLevel.warn, LogLevel.error):
+            log.emit(level, "words")
+        return [json.loads(line)["level"] for line in self.lines]
+
+    def test_ours_and_others(self):
+        everything = ["debug", "info", "warn", "error"]
+        for verbosity, ours, others in (
+            (-1, everything[2:], everything[2:]),
+            (0, everything[1:], everything[2:]),
+            (1, everything, everything),
+        ):
+            self.assertEqual(ours, self.levels(verbosity, "blockmig.server"))
+            self.assertEqual(others, self.levels(verbosity, "twisted.internet"))
+
+
+class JSONTests(Case):
+    def event(self):
+        (line,) = self.lines
+        self.assertNotIn("\n", line)
+        return json.loads(line)
+
+    def test_fields(self):
+        self.log(True).warn(
+            "{size} bytes of {disk}", event="attempt", size=5, disk="ä\n", other=[1], none=None
+        )
+        event = self.event()
+        self.assertIsInstance(event.pop("time"), float)
+        self.assertEqual(
+            {
+                "level": "warn",
+                "event": "attempt",
+                "size": 5,
+                "disk": "ä\n",
+                "none": None,
+                "message": "5 bytes of ä\n",
+            },
+            event,
+        )
+
+    def test_event_without_a_name(self):
+        self.log(True).info("words")
+        self.assertEqual(("log", "words"), (self.event()["event"], self.event()["message"]))
+
+    def test_failure(self):
+        self.log(True).failure("oh", failure=Failure(ValueError("why")))
+        event = self.event()
+        self.assertEqual("critical", event["level"])
+        self.assertIn("oh\n", event["message"])
+        self.assertIn("ValueError: why", event["message"])
+
+    def test_nothing_can_replace_the_level(self):
+        self.log(True).info("words", message="other")
+        self.assertEqual("words", self.event()["message"])
+
+
+class TextTests(Case):
+    def test_lines(self):
+        log = self.log()
+        log.info("fine {n}", n=1)
+        log.warn("careful")
+        log.error("broken")
+        self.assertEqual(
+            ["blockmig: fine 1", "blockmig: warn: careful", "blockmig: error: broken"],
+            [line[9:] for line in self.lines],
+        )
+        for line in self.lines:
+            self.assertRegex(line, r"^\d\d:\d\d:\d\d ")
+
+    def test_failure(self):
+        self.log().failure("oh", failure=Failure(ValueError("why")))
+        (line,) = self.lines
+        self.assertIn("critical: oh\n", line)
+        self.assertIn("ValueError: why", line)

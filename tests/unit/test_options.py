@@ -1,0 +1,190 @@
+"""The command line."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.python import usage
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig import __version__
+from blockmig.cli.main import main
+from blockmig.cli.options import (
+    BlockmigOptions,
+    ReceiveOptions,
+    SendOptions,
+    TapOptions,
+    parse_bytes,
+    parse_seconds,
+)
+
+
+class NumberTests(SynchronousTestCase):
+    def test_bytes(self):
+        for text, expected in {
+            "1": 1,
+            "4096": 4096,
+            "9007199254740993": 9007199254740993,
+            "1K": 1024,
+            "1k": 1024,
+            "100M": 100 << 20,
+            "20G": 20 << 30,
+            "20GiB": 20 << 30,
+            "20GB": 20 << 30,
+            "1.5T": 3 << 39,
+            " 5 M ": 5 << 20,
+            "2P": 2 << 50,
+            "5B": 5,
+        }.items():
+            self.assertEqual(expected, parse_bytes(text), text)
+
+    def test_not_bytes(self):
+        for text in ("", "0", "0.0001K", "-1", "x", "1X", "1 2", "1e3", "0x10", "1.", "K", "nan"):
+            self.assertRaises(ValueError, parse_bytes, text)
+
+    @given(st.integers(1, 2**70))
+    def test_exact(self, number):
+        self.assertEqual(number, parse_bytes(str(number)))
+
+    def test_seconds(self):
+        self.assertEqual([0, 0.5, 60], [parse_seconds(text) for text in ("0", "0.5", "60")])
+        for text in ("", "-1", "x", "nan", "inf", "1e10", "-inf"):
+            self.assertRaises(ValueError, parse_seconds, text)
+
+
+class Case(SynchronousTestCase):
+    kind = BlockmigOptions
+
+    def parse(self, *arguments):
+        options = self.kind()
+        options.parseOptions(list(arguments))
+        return options.subOptions
+
+    def refused(self, words, *arguments):
+        error = self.assertRaises(usage.UsageError, self.parse, *arguments)
+        self.assertIn(words, str(error))
+
+
+class ReceiveTests(Case):
+    def test_defaults(self):
+        options = self.parse("receive", "--file", "disk.img")
+        self.assertIsInstance(options, ReceiveOptions)
+        self.assertEqual(
+            {
+                "file": "disk.img",
+                "size": None,
+                "listen": "tcp:10809:interface=127.0.0.1",
+                "export": "",
+                "oldstyle": 0,
+                "handshake-timeout": 30.0,
+                "idle-timeout": 60.0,
+                "give-up-after": None,
+                "log-format": "text",
+                "verbose": 0,
+                "quiet": 0,
+            },
+            dict(options),
+        )
+
+    def test_all(self):
+        options = self.parse(
+            *["receive", "-f", "x", "-s", "20G", "-l", "unix:/s", "-e", "name", "--oldstyle"],
+            *["--handshake-timeout", "5", "--idle-timeout=0", "--give-up-after", "9.5"],
+            *["--log-format", "json", "-q"],
+        )
+        names = ["size", "listen", "export", "oldstyle", "handshake-timeout", "idle-timeout"]
+        names += ["give-up-after", "log-format", "quiet"]
+        self.assertEqual(
+            (20 << 30, "unix:/s", "name", 1, 5.0, 0.0, 9.5, "json", 1),
+            tuple(options[name] for name in names),
+        )
+
+    def test_bad(self):
+        self.refused("--file is missing", "receive")
+        self.refused("contradict", "receive", "-f", "x", "-v", "-q")
+        self.refused("'big' is not a number", "receive", "-f", "x", "-s", "big")
+        self.refused("less than one byte", "receive", "-f", "x", "-s", "0")
+        self.refused("not a number of seconds", "receive", "-f", "x", "--idle-timeout", "soon")
+        self.refused("text, json", "receive", "-f", "x", "--log-format", "xml")
+        self.assertRaises(usage.UsageError, self.parse, "receive", "-f", "x", "extra")
+        self.assertRaises(usage.UsageError, self.parse, "receive", "-f", "x", "--nonsense")
+
+
+class SendTests(Case):
+    def test_defaults(self):
+        options = self.parse("send", "disk.img", "nbd://host/name")
+        self.assertIsInstance(options, SendOptions)
+        self.assertEqual(("disk.img", "name"), (options["file"], options.uri.export))
+        for name, value in {
+            "unlink": 0,
+            "retry": 0,
+            "max-rate": None,
+            "give-up-after": None,
+            "progress": "auto",
+        }.items():
+            self.assertEqual(value, options[name], name)
+
+    def test_all(self):
+        arguments = ["--unlink", "--retry", "--max-rate", "100M", "--give-up-after", "60"]
+        arguments += ["--progress", "json"]
+        options = self.parse("send", *arguments, "x", "nbd+unix:///?socket=/s")
+        self.assertEqual(
+            (1, 1, 100 << 20, 60.0, "json", "/s"),
+            (
+                options["unlink"],
+                options["retry"],
+                options["max-rate"],
+                options["give-up-after"],
+                options["progress"],
+                options.uri.socket,
+            ),
+        )
+
+    def test_options_behind_arguments(self):
+        options = self.parse("send", "x", "nbd://h/", "--unlink", "--max-rate", "1M")
+        self.assertEqual(
+            (1, 1 << 20, "x"), (options["unlink"], options["max-rate"], options["file"])
+        )
+
+    def test_file_that_looks_like_an_option(self):
+        self.assertEqual("--retry", self.parse("send", "--", "--retry", "nbd://h/")["file"])
+
+    def test_bad(self):
+        self.refused("FILE URI", "send")
+        self.refused("FILE URI", "send", "x")
+        self.refused("FILE URI", "send", "x", "nbd://h/", "y")
+        self.refused("is not an NBD URI", "send", "x", "http://h/")
+        self.refused("not supported", "send", "x", "nbds://h/")
+        self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
+        self.refused("less than one byte", "send", "x", "nbd://h/", "--max-rate", "0")
+
+
+class CommandTests(Case):
+    def test_which_command(self):
+        self.refused("which command", *[])
+        self.assertRaises(usage.UsageError, self.parse, "destroy")
+
+    def test_version(self):
+        for arguments in (["--version"], ["receive", "--version"]):
+            error = self.assertRaises(SystemExit, self.parse, *arguments)
+            self.assertEqual(0, error.code)
+        self.assertRegex(__version__, r"\d+\.\d+")
+
+    def test_bad_usage_is_status_1(self):
+        for arguments in ([], ["receive"], ["send", "x"], ["nonsense"], ["receive", "--what"]):
+            error = self.assertRaises(SystemExit, main, arguments)
+            self.assertEqual(1, error.code)
+
+
+class TapTests(Case):
+    kind = TapOptions
+
+    def test_command_may_be_left_out(self):
+        for arguments in (["--file", "x"], ["receive", "--file", "x"], ["-f", "x"]):
+            options = self.parse(*arguments)
+            self.assertIsInstance(options, ReceiveOptions)
+            self.assertEqual("x", options["file"])
+
+    def test_bad(self):
+        self.refused("--file is missing", *[])
+        self.assertRaises(usage.UsageError, self.parse, "send", "x", "nbd://h/")

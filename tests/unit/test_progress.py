@@ -1,0 +1,124 @@
+"""How far a migration is, shown."""
+
+from __future__ import annotations
+
+import io
+import json
+from unittest import mock
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.cli.progress import BarDisplay, JSONDisplay, NoDisplay, make_display
+from blockmig.migration import Progress
+
+
+class JSONTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.lines = []
+        self.display = JSONDisplay(self.lines.append)
+        self.progress = Progress(1000)
+
+    def last(self):
+        return json.loads(self.lines[-1])
+
+    def test_once_a_second(self):
+        self.display.start(self.progress, self.clock)
+        self.assertEqual(
+            {
+                "event": "progress",
+                "attempt": 0,
+                "done": 0,
+                "total": 1000,
+                "data": 0,
+                "zeroes": 0,
+                "rate": 0,
+                "seconds": 0.0,
+            },
+            self.last(),
+        )
+        self.progress.attempt = 1
+        self.progress.data = 100
+        self.progress.zeroes = 50
+        self.clock.pump([0.25] * 3)
+        self.assertEqual(1, len(self.lines))
+        self.clock.advance(0.25)
+        self.assertEqual(2, len(self.lines))
+        last = self.last()
+        self.assertEqual(
+            (150, 100, 50, 1), (last["done"], last["data"], last["zeroes"], last["attempt"])
+        )
+        self.assertEqual((150, 1.0), (last["rate"], last["seconds"]))
+        self.progress.data = 300
+        self.clock.advance(1)
+        self.assertEqual((350, 200), (self.last()["done"], self.last()["rate"]))
+
+    def test_another_attempt_has_no_negative_rate(self):
+        self.progress.data = 500
+        self.display.start(self.progress, self.clock)
+        self.clock.advance(1)
+        self.progress.data = 10
+        self.clock.advance(1)
+        self.assertEqual(0, self.last()["rate"])
+
+    def test_stop(self):
+        self.display.start(self.progress, self.clock)
+        self.clock.advance(0.5)
+        self.progress.data = 1000
+        self.display.stop()
+        self.assertEqual((1000, 0.5), (self.last()["done"], self.last()["seconds"]))
+        self.assertEqual([], self.clock.getDelayedCalls())
+        before = len(self.lines)
+        self.display.stop()
+        self.clock.advance(10)
+        self.assertEqual(before, len(self.lines))
+
+    def test_stop_before_start(self):
+        self.display.stop()
+        self.assertEqual([], self.lines)
+
+
+class BarTests(SynchronousTestCase):
+    def test_bar(self):
+        from rich.console import Console
+
+        out = io.StringIO()
+
+        def on_a_terminal(**keywords):
+            return Console(**{**keywords, "stderr": False}, file=out, force_terminal=True)
+
+        with mock.patch("rich.console.Console", new=on_a_terminal):
+            display = BarDisplay()
+        clock = Clock()
+        progress = Progress(1 << 20)
+        display.start(progress, clock)
+        progress.attempt, progress.data = 2, 1 << 19
+        clock.advance(0.2)
+        display.write("a line [not markup]")
+        display.stop()
+        self.assertIn("attempt 2", out.getvalue())
+        self.assertIn("a line [not markup]", out.getvalue())
+        self.assertIn("0.5/1.0 MiB", out.getvalue())
+        self.assertEqual([], clock.getDelayedCalls())
+
+
+class MakeTests(SynchronousTestCase):
+    def test_kinds(self):
+        self.assertIs(JSONDisplay, type(make_display("json")))
+        self.assertIs(NoDisplay, type(make_display("none")))
+        self.assertIs(BarDisplay, type(make_display("bar")))
+        for terminal, kind in ((True, BarDisplay), (False, NoDisplay)):
+            with mock.patch("sys.stderr") as stderr:
+                stderr.isatty.return_value = terminal
+                self.assertIs(kind, type(make_display("auto")))
+
+    def test_none_shows_nothing(self):
+        clock = Clock()
+        display = make_display("none")
+        display.start(Progress(5), clock)
+        self.assertEqual([], clock.getDelayedCalls())
+        self.assertIsNone(display.stop())
+
+    def test_done(self):
+        self.assertEqual(7, Progress(10, 3, 4).done)
