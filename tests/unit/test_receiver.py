@@ -235,7 +235,7 @@ class RestartTests(Case):
         second = self.client()
         second.write(0, DATA)
         self.assertEqual([Errno.EPERM], second.errors())
-        threads.run(1)
+        threads.run(2)  # zeroing, and the flush that FUA asks for
         second.write(0, DATA)
         self.assertEqual([0], second.errors())
         self.assertEqual(2, self.receiver.attempts)
@@ -564,6 +564,22 @@ class WriteBackTests(Case):
         self.threads.run()
         self.clock.pump([1] * 10)
         self.failure(LocalFailure)
+
+    def test_flush_waits_for_what_an_earlier_attempt_left_on_its_way(self):
+        """Its thread may be told of an error in pages that this attempt has written again."""
+        self.window()
+        self.peer.lose()
+        writing = self.threads.waiting.popleft()
+        self.peer = self.client()
+        self.peer.write(0, b"x" * (1 << 20))
+        self.peer.send(FLUSH)
+        self.threads.run()
+        self.assertEqual([0], self.peer.errors())
+        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
+        self.threads.waiting.append(writing)
+        self.threads.run()
+        (error,) = self.peer.errors()
+        self.assertNotEqual(0, error)
 
     def test_a_sender_faster_than_the_medium_waits(self):
         for _ in range(4):
