@@ -88,7 +88,8 @@ class IDisk(Interface):
         """I{Slow.} Send what was written there on its way to the medium; an advice.
 
         @param wait: return once it is there, and forget the range.
-        @raise OSError: it could not be written; L{flush} need not tell of it again.
+        @raise OSError: it could not be written; a L{flush} need not tell of it again, so that
+            whoever calls this must not believe one that was begun before this returned.
         """
 
     def close() -> None:
@@ -124,12 +125,15 @@ class IPayloadReceiver(Interface):
         """
 
     def payload_moved(count: int) -> None:
-        """The first C{count} bytes of that region were filled from the wire."""
+        """The first C{count} bytes of that region are off the wire: in the disk, or lost.
+
+        Lost if L{payload_failed} was called just before.
+        """
 
     def payload_failed(error: OSError) -> None:
-        """The disk did not take them; what is left of the payload must go by C{dataReceived}.
+        """The disk did not take what L{payload_moved} is about to announce.
 
-        Bytes that were taken off the wire but not written, were announced by L{payload_moved}.
+        The request has failed, and what is left of its payload must go by C{dataReceived}.
         """
 
 
@@ -146,6 +150,12 @@ class IExportHandler(Interface):
         """Whether a request, which the protocol allows, is to be tried now.
 
         @return: 0, or the error to answer it with (L{blockmig.nbd.Errno}).
+        """
+
+    def flush() -> Any:
+        """Make everything durable that was written so far.
+
+        @return: a Deferred that fires when it is, or fails with the error.
         """
 
     def done(connection: Any, request: Any) -> None:

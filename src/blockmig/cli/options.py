@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from getopt import GetoptError, gnu_getopt
 from typing import Any, ClassVar
 
@@ -47,13 +48,25 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
-def _one_of(*choices: str) -> Any:
-    def check(text: str) -> str:
+def _checked(option: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """C{parse}, with errors that name the option."""
+
+    def check(text: Any) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise usage.UsageError(f"{option}: {error}") from None
+
+    return check
+
+
+def _one_of(option: str, *choices: str) -> Callable[[str], Any]:
+    def parse(text: str) -> str:
         if text not in choices:
             raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
         return text
 
-    return check
+    return _checked(option, parse)
 
 
 class _Named(usage.Options):
@@ -79,7 +92,13 @@ class _Options(_Named):
         ["quiet", "q", "Say nothing but warnings and errors."],
     ]
     common_parameters: ClassVar[Rows] = [
-        ["log-format", None, "text", "Log lines as text or as json.", _one_of("text", "json")],
+        [
+            "log-format",
+            None,
+            "text",
+            "Log lines as text or as json.",
+            _one_of("--log-format", "text", "json"),
+        ],
     ]
 
     def parseOptions(self, options: Any = None) -> None:
@@ -121,7 +140,7 @@ class ReceiveOptions(_Options):
             "s",
             None,
             "The disk's exact size: bytes, or 20G. A missing file is created with it, sparse.",
-            parse_bytes,
+            _checked("--s", parse_bytes),
         ],
         [
             "listen",
@@ -136,21 +155,21 @@ class ReceiveOptions(_Options):
             None,
             30.0,
             "Seconds that a connection has to negotiate; 0 for no limit.",
-            parse_seconds,
+            _checked("--handshake-timeout", parse_seconds),
         ],
         [
             "idle-timeout",
             None,
             60.0,
             "Seconds of silence after which a connection, and its attempt, is ended; 0 for never.",
-            parse_seconds,
+            _checked("--idle-timeout", parse_seconds),
         ],
         [
             "give-up-after",
             None,
             None,
             "Seconds without progress after which to exit 4; the default is to wait for ever.",
-            parse_seconds,
+            _checked("--give-up-after", parse_seconds),
         ],
         *_Options.common_parameters,
     ]
@@ -185,14 +204,14 @@ class SendOptions(_Options):
             None,
             None,
             "The most bytes of data to send per second, such as 100M.",
-            parse_bytes,
+            _checked("--max-rate", parse_bytes),
         ],
         [
             "give-up-after",
             None,
             None,
             "Seconds without progress after which to exit 4; the default is to go on for ever.",
-            parse_seconds,
+            _checked("--give-up-after", parse_seconds),
         ],
         [
             "progress",
@@ -200,7 +219,7 @@ class SendOptions(_Options):
             "auto",
             "How to show progress: auto (a bar on a terminal), bar, json (an object a second on "
             "stdout) or none.",
-            _one_of("auto", "bar", "json", "none"),
+            _one_of("--progress", "auto", "bar", "json", "none"),
         ],
         *_Options.common_parameters,
     ]

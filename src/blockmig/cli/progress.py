@@ -126,7 +126,7 @@ class BarDisplay(_Sampled):
         self.write = self._print
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, highlight=False)
 
     def start(self, progress: Progress, reactor: Any) -> None:
         """Draw the bar."""

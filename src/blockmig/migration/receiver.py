@@ -20,12 +20,13 @@ The states, and what moves the migration between them, are declared below `_Core
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from automat import TypeMachineBuilder
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -170,14 +171,25 @@ class _Core:
             size=self.disk.size,
         )
 
-    def flush(self) -> None:
+    def flush(self) -> Deferred[Any]:
+        """Make everything durable; fails where the medium has told of an error before."""
+        settled = self.attempt.write_behind.settled() if self.attempt else succeed(None)
+
+        def flush(_: object) -> Deferred[Any]:
+            if self.failure is not None:
+                raise OSError(errno.EIO, str(self.failure))
+            return self._in_thread(self.disk.flush)
+
+        return settled.addCallback(flush)
+
+    def finish_attempt(self) -> None:
         def flushed(result: object) -> None:
             if isinstance(result, Failure):
                 self.machine.disk_failed(result.value)
             else:
                 self.machine.durable()
 
-        self._in_thread(self.disk.flush).addBoth(flushed).addErrback(_bug)
+        self.flush().addBoth(flushed).addErrback(_bug)
 
     def complete(self) -> None:
         attempt = self.attempt
@@ -235,7 +247,7 @@ def _restart(machine: _Inputs, core: _Core, why: str) -> None:
 
 @_copying.upon(_Inputs.disconnect).to(_finishing)
 def _flush(machine: _Inputs, core: _Core) -> None:
-    core.flush()
+    core.finish_attempt()
 
 
 @_finishing.upon(_Inputs.durable).to(_over)
@@ -298,6 +310,10 @@ class _MigrationExport:
         if not changes_the_disk(request):
             return Errno.OK
         return self._core.machine.change(connection)
+
+    def flush(self) -> Deferred[Any]:
+        """Behind what is on its way to the medium already."""
+        return self._core.flush()
 
     def done(self, connection: ServerConnection, request: Request) -> None:
         """Coverage grows by what was changed."""

@@ -55,11 +55,13 @@ _OLDSTYLE = struct.Struct("!QQQI124x")
 _INFO_EXPORT = struct.Struct("!HQH")
 _INFO_BLOCK_SIZE = struct.Struct("!HIII")
 
-_KNOWN_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+# A plain number, since its complement must have every other bit.
+_KNOWN_FLAGS: Final = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 _ZEROES: Final = 124
 
 _LONGEST_OPTION: Final = 4 + MAXIMUM_NAME + 2 + 2 * 1024
 _LONGEST_REPLY: Final = 65536
+_LONGEST_WORDS: Final = 400
 _MOST_REPLIES: Final = 64
 
 
@@ -111,6 +113,8 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
             if magic != OPTION_MAGIC:
                 raise RemoteProtocolError(f"bad option magic {magic:#x}")
             if length > _LONGEST_OPTION:
+                if option == Option.EXPORT_NAME:
+                    raise RemoteProtocolError(f"an export name of {length} bytes")
                 yield from self._skip(length)
                 self._answer(option, OptionReply.ERR_TOO_BIG, b"option data too long")
                 continue
@@ -253,7 +257,7 @@ class ClientHandshake(Conversation[Negotiated]):
             if reply == OptionReply.ERR_UNSUP:
                 return None
             if reply & OPTION_REPLY_ERROR:
-                raise HandshakeRefused(reply, data.decode(errors="replace"))
+                raise HandshakeRefused(reply, _one_line(data))
             if reply == OptionReply.ACK:
                 if told is None:
                     raise RemoteProtocolError("the server acknowledged GO without a size")
@@ -280,6 +284,12 @@ class ClientHandshake(Conversation[Negotiated]):
         if length > _LONGEST_REPLY:
             raise RemoteProtocolError(f"an option reply of {length} bytes")
         return reply, (yield length)
+
+
+def _one_line(text: bytes) -> str:
+    """What a peer says of itself, fit for a log line."""
+    decoded = text[:_LONGEST_WORDS].decode(errors="replace")
+    return "".join(letter if letter.isprintable() else " " for letter in decoded)
 
 
 def _checked_sizes(minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:

@@ -17,12 +17,13 @@ _NEEDS = {
     Command.FLUSH: TransmissionFlag.SEND_FLUSH,
 }
 # FUA is accepted on every command, whether it means anything there or not.
+# Plain numbers, since the complement of an enumeration's flags lacks the flags it does not know.
 _ALLOWED_FLAGS = {
-    Command.READ: CommandFlag.FUA,
-    Command.WRITE: CommandFlag.FUA,
-    Command.FLUSH: CommandFlag.FUA,
-    Command.TRIM: CommandFlag.FUA,
-    Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE,
+    Command.READ: int(CommandFlag.FUA),
+    Command.WRITE: int(CommandFlag.FUA),
+    Command.FLUSH: int(CommandFlag.FUA),
+    Command.TRIM: int(CommandFlag.FUA),
+    Command.WRITE_ZEROES: int(CommandFlag.FUA | CommandFlag.NO_HOLE),
 }
 
 

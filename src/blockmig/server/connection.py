@@ -187,6 +187,7 @@ class ServerConnection(Protocol):
             answer = handshake.data_to_send()
             if answer:
                 self._outgoing.send([answer])
+        self._is_full()
         event = handshake.next_event()
         if isinstance(event, Aborted):
             self.close()
@@ -227,7 +228,8 @@ class ServerConnection(Protocol):
 
     def _is_full(self) -> bool:
         """Whether the peer has so much under way that it must wait."""
-        if self._write is None and self._in_progress + self._outgoing.pending >= _MOST_REQUESTS:
+        most = 1 if self._handshake is not None else _MOST_REQUESTS
+        if self._write is None and self._in_progress + self._outgoing.pending >= most:
             self._full = True
             self._incoming.pause()
         return self._full
@@ -237,6 +239,8 @@ class ServerConnection(Protocol):
         if self._full and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2:
             self._full = False
             self._read_on()
+            if self._handshake is not None:
+                return
             try:
                 self._process()
             except RemoteProtocolError as error:
@@ -286,7 +290,7 @@ class ServerConnection(Protocol):
             region = FileRegion(handler.disk, request.offset, request.length)
             self._outgoing.send(self._wire.reply(request, 0, [region]))
         elif request.command == Command.FLUSH:
-            self._in_thread(request, handler.disk.flush)
+            self._answer_after(request, handler.flush())
         else:
             self._zero_or_trim(request, handler)
 
@@ -301,11 +305,12 @@ class ServerConnection(Protocol):
                 disk.trim(request.offset, request.length)
             else:
                 disk.zero(request.offset, request.length, allocate)
-            if durable:
-                disk.flush()
 
         if not short:
-            self._in_thread(request, work)
+            working = self._settings.in_thread(work)
+            if durable:
+                working.addCallback(lambda _: handler.flush())
+            self._answer_after(request, working)
             return
         try:
             work()
@@ -314,7 +319,7 @@ class ServerConnection(Protocol):
         else:
             self._done(request)
 
-    def _in_thread(self, request: Request, work: Callable[[], None]) -> None:
+    def _answer_after(self, request: Request, working: Deferred[Any]) -> None:
         self._in_progress += 1
 
         def finished(result: object) -> None:
@@ -327,7 +332,7 @@ class ServerConnection(Protocol):
             self._resume()
             self._settle()
 
-        self._settings.in_thread(work).addBoth(finished).addErrback(_bug)
+        working.addBoth(finished).addErrback(_bug)
 
     # IPayloadReceiver, and the payloads that come through memory.
 
@@ -345,15 +350,12 @@ class ServerConnection(Protocol):
         self._last_activity = self._reactor.seconds()
         self._write.position += count
         self._wire.payload_moved(count)
-        if not self._wire.payload_expected and not self._write.error:
+        if not self._wire.payload_expected:
             self._process()
 
     def payload_failed(self, error: OSError) -> None:
-        """The disk did not take what was moved last."""
-        assert self._write is not None
+        """The disk did not take what is about to be announced as moved."""
         self._write_failed(error)
-        if not self._wire.payload_expected:
-            self._process()
 
     def _payload(self, data: memoryview) -> None:
         write = self._write
@@ -378,7 +380,7 @@ class ServerConnection(Protocol):
         if write.error:
             self._reply(write.request, write.error)
         elif write.request.flags & CommandFlag.FUA:
-            self._in_thread(write.request, self.handler.disk.flush)
+            self._answer_after(write.request, self.handler.flush())
         else:
             self._done(write.request)
 

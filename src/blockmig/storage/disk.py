@@ -230,9 +230,13 @@ class _DescriptorDisk:
         try:
             return self._system.lseek(self._open_descriptor(), offset, number)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole from here on
-                return self.size
-            raise
+            if error.errno != errno.ENXIO:
+                raise
+            # Nothing but a hole from here on; or nothing at all, and what is missing must not
+            # travel as zeroes.
+            if self._system.lseek(self._open_descriptor(), 0, os.SEEK_END) < self.size:
+                raise OSError(errno.EIO, f"{self.name} is shorter than it was") from None
+            return self.size
 
     def probe(self, offset: int, length: int) -> Probe:
         """Look at the tail first: where it is not zero, the rest need not be copied to be known.
@@ -301,8 +305,15 @@ class _DescriptorDisk:
         """Close the disk; if it was created by this object, remove it again."""
         if self.created and self._descriptor is not None:
             with contextlib.suppress(OSError):
-                self._system.unlink(self.name)
+                self._remove()
         self.close()
+
+    def _remove(self) -> None:
+        """Delete the file, unless another has taken its name."""
+        ours = self._system.fstat(self._open_descriptor())
+        if not os.path.samestat(ours, self._system.stat(self.path)):
+            raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
+        self._system.unlink(self.path)
 
 
 @implementer(IUnlinkableDisk)
@@ -373,10 +384,7 @@ class FileDisk(_DescriptorDisk):
         @raise OSError: it is still there, or (from the fsync) may come back after a power failure;
             ESTALE where another file has taken its name.
         """
-        ours = self._system.fstat(self._open_descriptor())
-        if not os.path.samestat(ours, self._system.stat(self.path)):
-            raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
-        self._system.unlink(self.path)
+        self._remove()
         self._system.sync_directory(os.path.dirname(self.path))
 
 

@@ -15,7 +15,8 @@ Rules:
   behind it, whose first bytes would otherwise come by way of memory;
 * the end of the connection is handed back to the transport, which tells the protocol as always;
 * a turn of the reactor moves a bounded number of bytes;
-* what was taken off the wire is announced with `payload_moved`, also when the disk then failed.
+* a disk that fails is told of with `payload_failed` before the bytes that it did not take are with
+  `payload_moved`, or their request would seem to have succeeded.
 """
 
 from __future__ import annotations
@@ -193,11 +194,9 @@ class PayloadReader:
             self._drain_pipe(from_pipe, region, taken)
         except OSError as error:
             self._close_pipe()
-            self._protocol.payload_moved(taken)
             self._protocol.payload_failed(error)
-        else:
-            if taken:
-                self._protocol.payload_moved(taken)
+        if taken:
+            self._protocol.payload_moved(taken)
         return taken
 
     def _drain_pipe(self, pipe: int, region: FileRegion, left: int) -> None:
@@ -228,10 +227,8 @@ class PayloadReader:
         try:
             region.disk.write(region.offset, self._buffer[:taken])
         except OSError as error:
-            self._protocol.payload_moved(taken)
             self._protocol.payload_failed(error)
-        else:
-            self._protocol.payload_moved(taken)
+        self._protocol.payload_moved(taken)
         return taken
 
     def _open_pipe(self) -> tuple[int, int]:

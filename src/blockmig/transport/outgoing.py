@@ -9,6 +9,8 @@ Rules:
   a payload, so the protocol sends everything through here;
 * sendfile only when the transport has nothing buffered, and only on a transport that is a plain
   socket at that moment (`plain`);
+* the transport is given no more than it has room for, so that what a slow peer does not take stays
+  in the queue, whose length its owner sees;
 * a turn of the reactor sends a bounded number of bytes;
 * a region that cannot be sent in full (the disk shrank, a read failed) breaks the promise of the
   header before it: `failed` is called, once, and nothing more is sent;
@@ -25,6 +27,7 @@ pull producer for ever, and no transport closes while it has one.
 from __future__ import annotations
 
 import errno
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -45,6 +48,9 @@ from .regions import FileRegion
 _TURN: Final = 4 << 20
 _CHUNK: Final = 256 << 10
 _SMALL: Final = 64 << 10
+_WRITE_AHEAD: Final = 64 << 10
+# Seconds, so that a limit that was changed meanwhile is soon kept.
+_LONGEST_WAIT: Final = 0.25
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 _PEER_GONE = (
     errno.EPIPE,
@@ -54,6 +60,10 @@ _PEER_GONE = (
     errno.ETIMEDOUT,
     errno.EBADF,
 )
+
+
+class _PeerGone(Exception):
+    """The socket, not the disk, is why nothing can be sent."""
 
 
 @implementer(IPushProducer)
@@ -90,6 +100,7 @@ class RegionProducer:
         self._clock = clock
         self._system = system
         self._queue: deque[bytes | FileRegion] = deque()
+        self._buffered = 0
         self._paused = False
         self._stopped = False
         self._can_sendfile = True
@@ -112,10 +123,13 @@ class RegionProducer:
                 self._register()
 
     def _write_ahead(self) -> None:
-        """Bytes with nothing before them need no turn."""
+        """A few bytes with nothing before them need no turn."""
         pieces: list[bytes] = []
         while self._queue and isinstance(head := self._queue[0], bytes):
+            if self._buffered >= _WRITE_AHEAD:
+                break
             pieces.append(head)
+            self._buffered += len(head)
             self._queue.popleft()
         if pieces:
             self._transport.write(b"".join(pieces))
@@ -156,7 +170,7 @@ class RegionProducer:
 
     def _turn(self, feed: _PullFeed | _PushFeed) -> None:
         """Send what may be sent now; the feed is woken again when there is room for more."""
-        budget = _TURN
+        budget = feed.turn
         while self._queue and budget > 0 and not self._paused and feed.has_room():
             if (count := self._allowed(budget)) == 0:
                 return
@@ -164,8 +178,13 @@ class RegionProducer:
                 moved = self._step(feed, count)
             except BlockingIOError:
                 break
+            except _PeerGone:
+                self.stopProducing()
+                self._transport.abortConnection()
+                return
             except OSError as error:
-                self._break_off(error)
+                self.stopProducing()
+                self._failed(error)
                 return
             budget -= moved
         if self._queue:
@@ -185,7 +204,9 @@ class RegionProducer:
         allowed = limiter.allowed(wanted)
         if not allowed and self._waiting is None:
             assert self._clock is not None
-            self._waiting = self._clock.callLater(limiter.delay(wanted), self._waited)
+            self._waiting = self._clock.callLater(
+                min(limiter.delay(wanted), _LONGEST_WAIT), self._waited
+            )
         return allowed
 
     def _waited(self) -> None:
@@ -214,6 +235,10 @@ class RegionProducer:
             if error.errno in _NO_SENDFILE:
                 self._can_sendfile = False
                 return self._write(feed, count)
+            if error.errno in _PEER_GONE:
+                # A disk behind a network fails with the same errors: it raises its own here.
+                head.disk.read(head.offset, 1)
+                raise _PeerGone from None
             raise
         if moved == 0:
             raise OSError(errno.EIO, f"{head.disk.name} is shorter than it was")
@@ -239,6 +264,7 @@ class RegionProducer:
             moved += length
             self._advance(length)
         feed.wrote()
+        self._buffered = size
         self._transport.write(b"".join(pieces))
         return moved
 
@@ -251,13 +277,6 @@ class RegionProducer:
             self.limiter.spend(moved)
         self._sent(moved)
 
-    def _break_off(self, error: OSError) -> None:
-        self.stopProducing()
-        if error.errno in _PEER_GONE:
-            self._transport.abortConnection()
-        else:
-            self._failed(error)
-
 
 @implementer(IPullProducer)
 class _PullFeed:
@@ -265,6 +284,7 @@ class _PullFeed:
 
     plain = True
     streaming = False
+    turn = _TURN
 
     def __init__(self, producer: RegionProducer) -> None:
         self._producer = producer
@@ -290,6 +310,7 @@ class _PullFeed:
         """The socket is writable, or this is the call from inside registerProducer."""
         if self._registered:
             self._writable = True
+            self._producer._buffered = 0
             self._producer._turn(self)
 
     def stopProducing(self) -> None:
@@ -304,6 +325,8 @@ class _PushFeed:
 
     plain = False
     streaming = True
+    # Nobody resumes a push producer that was not paused.
+    turn = sys.maxsize
 
     def __init__(self, producer: RegionProducer) -> None:
         self._producer = producer
@@ -329,6 +352,7 @@ class _PushFeed:
 
     def resumeProducing(self) -> None:
         self._full = False
+        self._producer._buffered = 0
         self._producer._turn(self)
 
     def stopProducing(self) -> None:
