@@ -76,6 +76,14 @@ class RateTests(SynchronousTestCase):
         self.near(total(sent, 5, 10) / (10 * MB), 0.06)
         self.near(total(sent, 10, 15) / (250 * MB), 0.06)
 
+    def test_another_rate_counts_from_now_only(self):
+        clock = Clock()
+        limiter = RateLimiter(clock, MB)
+        clock.advance(0.2)
+        limiter.set_rate(1000 * MB)
+        self.assertEqual(0, limiter.allowed(10 * MB))
+        self.assertEqual(200_000, limiter.allowed(200_000))
+
     def test_delay_is_enough(self):
         clock = Clock()
         limiter = RateLimiter(clock, 12345)
