@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -319,28 +320,66 @@ def certificate() -> tuple[ssl.PrivateCertificate, ssl.Certificate]:
     return ssl.PrivateCertificate.loadPEM(public + private), ssl.Certificate.loadPEM(public)
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+class StartsTLS:
+    """An endpoint whose connections are plain sockets that start TLS as soon as they are made."""
+
+    def __init__(self, endpoint: Any, options: Any) -> None:
+        self._endpoint = endpoint
+        self._options = options
+
+    def _wrap(self, factory: Any) -> Any:
+        build, options = factory.buildProtocol, self._options
+
+        def build_protocol(address: Any) -> Any:
+            protocol = build(address)
+            make = protocol.makeConnection
+
+            def make_connection(transport: Any) -> None:
+                transport.startTLS(options)
+                make(transport)
+
+            protocol.makeConnection = make_connection
+            return protocol
+
+        factory.buildProtocol = build_protocol
+        return factory
+
+    def listen(self, factory: Any) -> Any:
+        return self._endpoint.listen(self._wrap(factory))
+
+    def connect(self, factory: Any) -> Any:
+        return self._endpoint.connect(self._wrap(factory))
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls", "starttls"])
 @pytest_twisted.ensureDeferred
-async def test_zero_copy_on_plain_sockets_only(room: Path, tls: bool) -> None:
+async def test_zero_copy_on_plain_sockets_only(room: Path, kind: str) -> None:
     """Under TLS nothing may go round it; the plain run shows that the test would see it."""
     marker = os.urandom(64)
     source = room / "source"
     source.write_bytes(marker * (6 * MIB // 64))
     before = digest(source)
+    tls = kind != "plain"
     private, public = certificate()
-    listen = SSL4ServerEndpoint(reactor, 0, private.options(), interface="127.0.0.1")
+    listen: Any = ANY_PORT
+    if kind == "tls":
+        listen = SSL4ServerEndpoint(reactor, 0, private.options(), interface="127.0.0.1")
+    elif kind == "starttls":
+        listen = StartsTLS(serverFromString(reactor, ANY_PORT), private.options())
     sender_calls, receiver_calls = CountingCalls(), CountingCalls()
     async with receiving(
         room / "destination",
         6 * MIB,
         system=receiver_calls,
-        listen=listen if tls else ANY_PORT,
+        listen=listen,
     ) as (receiver, port):
         with relay(port.getHost().port, keep=True) as wire:
-            to: object = HostnameEndpoint(reactor, b"127.0.0.1", wire.port)
-            if tls:
-                options = ssl.optionsForClientTLS("localhost", trustRoot=public)
+            to: Any = HostnameEndpoint(reactor, b"127.0.0.1", wire.port)
+            options = ssl.optionsForClientTLS("localhost", trustRoot=public)
+            if kind == "tls":
                 to = wrapClientTLS(options, to)
+            elif kind == "starttls":
+                to = StartsTLS(to, options)
             async with sending(source, to, system=sender_calls, unlink=True) as sender:
                 summary = await sender.run()
             assert (await receiver.complete()).bytes == summary.bytes == 6 * MIB

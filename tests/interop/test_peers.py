@@ -145,7 +145,7 @@ def serve(processes: Processes, room: Path, *command: str | Path) -> str:
 def send(processes: Processes, source: Path, uri: str, *options: str) -> int:
     """Send it all; how many bytes travelled as data."""
     sender = processes.send(source, uri, *options)
-    assert sender.wait() == 0, sender.stderr
+    assert sender.wait(20) == 0, sender.stderr
     data = sender.events("complete")[0]["data"]
     assert isinstance(data, int)
     return data

@@ -61,6 +61,8 @@ class Relay:
                 with self._lock:
                     over = False
                     if left is not None:
+                        if left[0] == 0:  # the other direction was the one that cut
+                            return
                         data = data[: left[0]]
                         left[0] -= len(data)
                         over = left[0] == 0
