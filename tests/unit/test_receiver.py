@@ -155,6 +155,17 @@ class CompleteTests(Case):
         self.summary()
         self.assertEqual(DATA, bytes(self.disk.data))
 
+    def test_data_behind_a_disconnect_that_has_to_wait_is_ignored(self):
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.give(request_bytes(WRITE, 0, SIZE, CommandFlag.FUA) + DATA)
+        client.give(request_bytes(DISC) + request_bytes(WRITE, 0, 4) + b"evil")
+        client.give(request_bytes(WRITE, 0, 4) + b"evil")
+        threads.run()
+        self.summary()
+        self.assertEqual(DATA, bytes(self.disk.data))
+
     def test_oldstyle(self):
         self.make(oldstyle=True)
         client = self.client()
