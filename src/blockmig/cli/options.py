@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from getopt import GetoptError, gnu_getopt
 from typing import Any, ClassVar
 
@@ -26,11 +27,14 @@ def parse_bytes(text: str) -> int:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a number of bytes such as 4096, 100M or 20G")
-    count = int(float(match[1]) * 1024 ** _UNITS[match[2].upper()])
-    if not match[2] and "." not in match[1]:
-        count = int(match[1])
+    exact = Decimal(match[1]) * 1024 ** _UNITS[match[2].upper()]
+    count = int(exact)
+    if count != exact:
+        raise ValueError(f"{text!r} is not a whole number of bytes")
     if count < 1:
         raise ValueError(f"{text!r} is less than one byte")
+    if count >= 2**63:
+        raise ValueError(f"{text!r} is more than any disk has")
     return count
 
 

@@ -90,12 +90,14 @@ async def listen(
             port: IListeningPort = await endpoint.listen(factory)
         except CannotListenError as error:
             reason = error.socketError
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             reason = error
         else:
             return port
         number = getattr(reason, "errno", None)
         why = getattr(reason, "strerror", None) or str(reason)
+        if why == "Cannot acquire lock":  # Twisted's words for a UNIX socket that has an owner
+            why = "the socket is in use by another process"
         if number not in _MAY_MEND:
             raise CannotListen(f"cannot listen on {text}: {why}")
         now = reactor.seconds()
