@@ -381,7 +381,7 @@ async def test_zero_copy_on_plain_sockets_only(room: Path, kind: str) -> None:
             elif kind == "starttls":
                 to = StartsTLS(to, options)
             async with sending(source, to, system=sender_calls, unlink=True) as sender:
-                summary = await sender.run()
+                summary = await sender.run().addTimeout(20, reactor)
             assert (await receiver.complete()).bytes == summary.bytes == 6 * MIB
             seen = bytes(wire.seen)
     assert digest(room / "destination") == before
