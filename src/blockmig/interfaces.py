@@ -88,8 +88,8 @@ class IDisk(Interface):
         """I{Slow.} Send what was written there on its way to the medium; an advice.
 
         @param wait: return once it is there, and forget the range.
-        @raise OSError: it could not be written; a L{flush} need not tell of it again, so that
-            whoever calls this must not believe one that was begun before this returned.
+        @raise OSError: it could not be written; every later L{flush} must raise it too, and one
+            that runs at the same time must not return before it is known.
         """
 
     def close() -> None:
@@ -108,7 +108,9 @@ class IUnlinkableDisk(IDisk):
     def unlink() -> None:
         """I{Slow.} Delete it, durably.
 
-        @raise OSError: it is still there, or may come back after a power failure.
+        @raise OSError: it is still there.
+        @raise blockmig.storage.DiskRefused: it is still there.
+        @raise blockmig.storage.NotDurable: it is gone, but may come back after a power failure.
         """
 
 
@@ -152,17 +154,14 @@ class IExportHandler(Interface):
         @return: 0, or the error to answer it with (L{blockmig.nbd.Errno}).
         """
 
-    def flush() -> Any:
-        """Make everything durable that was written so far.
-
-        @return: a Deferred that fires when it is, or fails with the error.
-        """
-
     def done(connection: Any, request: Any) -> None:
         """An admitted request succeeded; its reply is about to be sent. Not called for READ."""
 
     def failed(connection: Any, request: Any, error: BaseException | None) -> None:
         """An admitted request failed in the disk, and is answered with an error."""
+
+    def may_be_silent(connection: Any) -> bool:
+        """Whether a connection that says nothing for long is to be left alone."""
 
     def disconnected(connection: Any) -> None:
         """The client sent DISC, and nothing of it is being carried out any more.

@@ -101,7 +101,11 @@ class MemoryDisk:
         self._called("forget", offset, length)
 
     def write_back(self, offset, length, wait):
-        self._called("write_back", offset, length, wait)
+        try:
+            self._called("write_back", offset, length, wait)
+        except OSError as error:
+            self.fail.setdefault("flush", error)
+            raise
 
     def close(self):
         self.closed = True

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage import BlockDisk, DiskRefused, FileDisk, SystemCalls, open_disk
+from blockmig.storage import BlockDisk, DiskRefused, FileDisk, NotDurable, SystemCalls, open_disk
 from blockmig.storage import system as kernel
 
 MIB = 1 << 20
@@ -445,11 +447,64 @@ class UnlinkTests(Case):
         self.assertIn("2 hard links", str(self.assertRaises(DiskRefused, disk.check_unlink)))
 
     def test_errors_are_told(self):
-        for name in ("unlink", "fsync"):
+        for name, error in (("unlink", OSError), ("fsync", NotDurable)):
             calls = Calls()
-            disk = self.open(self.make(), system=calls)
+            path = self.make()
+            disk = self.open(path, system=calls)
             calls.fail[name] = errno.EIO
-            self.assertRaises(OSError, disk.unlink)
+            self.assertRaises(error, disk.unlink)
+            self.assertEqual(error is OSError, os.path.exists(path))
+
+    def test_hard_link_made_since(self):
+        path = self.make()
+        disk = self.open(path)
+        disk.check_unlink()
+        os.link(path, self.mktemp())
+        self.assertRaises(DiskRefused, disk.unlink)
+        self.assertTrue(os.path.exists(path))
+
+
+class SyncErrorTests(Case):
+    """The kernel tells a descriptor of an error once; everybody who must know is told."""
+
+    def setUp(self):
+        self.calls = Calls()
+        self.disk = self.open(self.make(), system=self.calls)
+
+    def test_every_later_flush_is_told(self):
+        for first in ("fdatasync", "sync_file_range"):
+            self.setUp()
+            self.calls.fail[first] = errno.EIO
+            ask = self.disk.flush if first == "fdatasync" else self.disk.write_back
+            arguments = () if first == "fdatasync" else (0, 4096, True)
+            self.assertRaises(OSError, ask, *arguments)
+            self.calls.fail.clear()
+            for _ in range(3):
+                error = self.assertRaises(OSError, self.disk.flush)
+                self.assertEqual(errno.EIO, error.errno)
+
+    def test_a_file_system_without_it_is_no_error(self):
+        self.calls.fail["sync_file_range"] = errno.EOPNOTSUPP
+        self.disk.write_back(0, 4096, True)
+        self.disk.flush()
+
+    def test_a_flush_beside_a_write_back_waits_for_its_error(self):
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow(*_):
+            begun.set()
+            assert go_on.wait(10)
+            raise OSError(errno.EIO, "medium error")
+
+        self.calls.sync_file_range = slow
+        with ThreadPoolExecutor(2) as pool:
+            writing = pool.submit(self.disk.write_back, 0, 4096, True)
+            assert begun.wait(10)
+            flushing = pool.submit(self.disk.flush)
+            self.assertRaises(TimeoutError, flushing.result, 0.1)
+            go_on.set()
+            self.assertRaises(OSError, writing.result, 10)
+            self.assertRaises(OSError, flushing.result, 10)
 
 
 class DiscardTests(Case):

@@ -550,48 +550,6 @@ class WriteBackTests(Case):
         (error,) = self.peer.errors()
         self.assertNotEqual(0, error)
 
-    def test_flush_waits_for_what_is_on_its_way(self):
-        """The error may have gone to the write-back, and a flush beside it hear nothing of it."""
-        self.window()
-        self.peer.send(FLUSH)
-        writing = self.threads.waiting.popleft()
-        self.threads.run()  # the flush, if it has begun
-        self.assertEqual([], self.peer.errors())
-        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
-        self.threads.waiting.append(writing)
-        self.threads.run()
-        (error,) = self.peer.errors()
-        self.assertNotEqual(0, error)
-
-    def test_completion_waits_for_what_is_on_its_way(self):
-        self.window()
-        self.peer.write(32 << 20, b"x" * (32 << 20))
-        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
-        writing = self.threads.waiting.popleft()
-        self.peer.disconnect()
-        self.threads.run()
-        self.waits()
-        self.threads.waiting.append(writing)
-        self.threads.run()
-        self.clock.pump([1] * 10)
-        self.failure(LocalFailure)
-
-    def test_flush_waits_for_what_an_earlier_attempt_left_on_its_way(self):
-        """Its thread may be told of an error in pages that this attempt has written again."""
-        self.window()
-        self.peer.lose()
-        writing = self.threads.waiting.popleft()
-        self.peer = self.client()
-        self.peer.write(0, b"x" * (1 << 20))
-        self.peer.send(FLUSH)
-        self.threads.run()
-        self.assertEqual([0], self.peer.errors())
-        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
-        self.threads.waiting.append(writing)
-        self.threads.run()
-        (error,) = self.peer.errors()
-        self.assertNotEqual(0, error)
-
     def test_a_sender_faster_than_the_medium_waits(self):
         for _ in range(4):
             self.assertEqual("producing", self.peer.transport.producerState)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +23,17 @@ Write = Callable[[str], None]
 
 
 def write_to(descriptor: int) -> Write:
-    """A function that writes a line to C{descriptor} in one piece."""
+    """A function that writes a line to C{descriptor} in one piece.
+
+    A reader that left, or that does not read, loses lines; it does not stop a migration.
+    """
 
     def write(line: str) -> None:
-        with contextlib.suppress(OSError):  # a reader that left must not stop a migration
-            os.write(descriptor, (line + "\n").encode(errors="replace"))
+        with contextlib.suppress(OSError, ValueError):
+            room = select.poll()
+            room.register(descriptor, select.POLLOUT)
+            if room.poll(0):
+                os.write(descriptor, (line + "\n").encode(errors="replace"))
 
     return write
 
@@ -79,8 +86,12 @@ def _as_json(event: LogEvent, level: str) -> str:
     return json.dumps({**told, **fields, "message": _message(event)}, ensure_ascii=False)
 
 
+def observer_for(options: Any, write: Write) -> LineObserver:
+    """The observer that writes to C{write} what C{options} ask for."""
+    verbosity = 1 if options["verbose"] else -1 if options["quiet"] else 0
+    return LineObserver(write, options["log-format"] == "json", verbosity)
+
+
 def begin_logging(options: Any, write: Write) -> None:
     """Send everything that is logged in this process to C{write}, as C{options} say."""
-    verbosity = 1 if options["verbose"] else -1 if options["quiet"] else 0
-    observer = LineObserver(write, options["log-format"] == "json", verbosity)
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([observer_for(options, write)], redirectStandardIO=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -13,6 +14,7 @@ from twisted.python.failure import Failure
 
 from .logs import begin_logging, write_to
 from .options import BlockmigOptions, ReceiveOptions, SendOptions
+from .signals import on_signals
 
 _log = Logger()
 
@@ -53,30 +55,21 @@ def _run(options: Any) -> int:
     return run_operation(reactor, report(operation), operation.stop)
 
 
-def run_operation(reactor: Any, coroutine: Any, stop: Any) -> int:
+def run_operation(reactor: Any, coroutine: Any, stop: Callable[[str], None]) -> int:
     """Run the reactor until C{coroutine} gives an exit status; a signal stops it in good order."""
     status: list[int] = []
-    ended: Deferred[None] = Deferred()
+
+    def begin() -> None:
+        on_signals(reactor, stop)
+        Deferred.fromCoroutine(coroutine).addBoth(end)
 
     def end(result: Any) -> None:
         if isinstance(result, Failure):
             _log.failure("this is a bug of blockmig", failure=result)
             result = 3
         status.append(int(result))
-        if not stopping:
-            reactor.stop()
-        ended.callback(None)
+        reactor.stop()
 
-    stopping: list[bool] = []
-
-    def before_shutdown() -> Deferred[None] | None:
-        stopping.append(True)
-        if status:
-            return None
-        stop("stopped by a signal")
-        return ended
-
-    reactor.addSystemEventTrigger("before", "shutdown", before_shutdown)
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(coroutine).addBoth(end))
+    reactor.callWhenRunning(begin)
     reactor.run()
-    return status[0] if status else 4
+    return status[0]

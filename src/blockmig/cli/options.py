@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from twisted.python import usage
 
 from .. import __version__
-from ..nbd import NBDURI, BadURI, parse_uri
+from ..nbd import MAXIMUM_NAME, NBDURI, BadURI, parse_uri
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
@@ -183,6 +183,12 @@ class ReceiveOptions(_Options):
         super().postOptions()
         if not self["file"]:
             raise usage.UsageError("--file is missing: which disk is to be received?")
+        try:
+            name = self["export"].encode()
+        except UnicodeEncodeError:
+            raise usage.UsageError("--export: the name is not UTF-8") from None
+        if len(name) > MAXIMUM_NAME:
+            raise usage.UsageError(f"--export: the name is longer than {MAXIMUM_NAME} bytes")
 
 
 class SendOptions(_Options):

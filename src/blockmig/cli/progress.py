@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -126,12 +127,14 @@ class BarDisplay(_Sampled):
         self.write = self._print
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False)
+        with contextlib.suppress(OSError):  # a terminal that has gone stops no migration
+            self._console.print(line, markup=False, highlight=False)
 
     def start(self, progress: Progress, reactor: Any) -> None:
         """Draw the bar."""
         self._task = self._bar.add_task("", total=progress.total, attempt=progress.attempt)
-        self._bar.start()
+        with contextlib.suppress(OSError):
+            self._bar.start()
         super().start(progress, reactor)
 
     def show(self) -> None:
@@ -141,12 +144,14 @@ class BarDisplay(_Sampled):
             self._attempt = progress.attempt
             self._bar.reset(self._task, total=progress.total)
         self._bar.update(self._task, completed=progress.done, attempt=progress.attempt)
-        self._bar.refresh()
+        with contextlib.suppress(OSError):
+            self._bar.refresh()
 
     def stop(self) -> None:
         """Leave the bar as it stands."""
         super().stop()
-        self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
 
 
 def make_display(kind: str) -> Display:

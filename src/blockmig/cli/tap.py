@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import sys
 from typing import Any
 
@@ -14,9 +13,10 @@ from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .logs import LineObserver, write_to
+from .logs import observer_for, write_to
 from .operations import Receive, report
 from .options import TapOptions as Options
+from .signals import on_signals
 
 _log = Logger()
 
@@ -36,37 +36,35 @@ class OperationService(Service):
         self._options = options
         self._reactor = reactor
         self._operation = Receive(options, reactor)
-        self._ended = False
+        self._stopping = False
+        self._ended: Deferred[None] = Deferred()
 
     def startService(self) -> None:
         """Begin, once the reactor runs."""
         super().startService()
         if self._options["log-format"] == "json":
-            verbosity = 1 if self._options["verbose"] else -1 if self._options["quiet"] else 0
-            globalLogPublisher.addObserver(LineObserver(write_to(2), True, verbosity))
+            globalLogPublisher.addObserver(observer_for(self._options, write_to(2)))
         self._reactor.callWhenRunning(self._begin)
 
     def _begin(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._signalled)
+        on_signals(self._reactor, self._operation.stop)
         Deferred.fromCoroutine(report(self._operation)).addBoth(self._end)
-
-    def _signalled(self, *_: object) -> None:
-        self._reactor.callFromThread(self._operation.stop, "stopped by a signal")
 
     def _end(self, result: Any) -> None:
         if isinstance(result, Failure):
             _log.failure("this is a bug of blockmig", failure=result)
             result = 3
-        self._ended = True
         atexit.register(_exit, int(result))
-        self._reactor.stop()
+        self._ended.callback(None)
+        if not self._stopping:
+            self._reactor.stop()
 
-    def stopService(self) -> Any:
-        """The reactor is being stopped by somebody else: end the operation first."""
+    def stopService(self) -> Deferred[None]:
+        """The reactor is being stopped, perhaps by somebody else: the operation ends first."""
         super().stopService()
-        if not self._ended:
-            self._operation.stop("stopped")
+        self._stopping = True
+        self._operation.stop("stopped with its process")
+        return self._ended
 
 
 def _exit(status: int) -> None:

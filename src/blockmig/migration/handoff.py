@@ -40,7 +40,7 @@ class HandoffActions(Protocol):
         """The attempt ended early; the source is canonical."""
 
     def failed(self, error: BaseException | None) -> None:
-        """The source could not be retired, and must not be sent again before a human looked."""
+        """Retiring failed, and the disk must not be sent again before a human looked."""
 
     def unconfirmed(self, why: str) -> None:
         """The source is retired, but the destination may not know it."""
@@ -62,7 +62,7 @@ class Handoff(Protocol):
         """It could not be retired."""
 
     def closed(self) -> None:
-        """The peer closed the connection in good order."""
+        """The peer closed the connection in good order, behind the disconnect."""
 
     def dropped(self, why: str) -> None:
         """The connection is lost, or of no more use."""

@@ -20,13 +20,12 @@ The states, and what moves the migration between them, are declared below `_Core
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from automat import TypeMachineBuilder
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -49,7 +48,7 @@ from ..nbd import (
 )
 from ..server import ConnectionSettings, ServerConnection
 from ..storage import SYSTEM, Coverage, SystemCalls, describe_error
-from .outcome import GaveUp, LocalFailure, MigrationError, Summary
+from .outcome import GaveUp, LocalFailure, MigrationError, Summary, Unconfirmed
 from .threads import InThread, ThreadWork
 from .write_behind import WriteBehind
 
@@ -115,6 +114,7 @@ class _Core:
         self.finish = finish
         self.attempt: _Attempt | None = None
         self.attempts = 0
+        self.copied = False
         self.failure: MigrationError | None = None
         self.last_progress = reactor.seconds()
         self.machine: _Inputs = _machine(self)
@@ -127,7 +127,13 @@ class _Core:
         """Whether the attempt is C{connection}'s."""
         return self.attempt is not None and self.attempt.connection is connection
 
+    def flushed(self) -> None:
+        """What was written before is durable; nobody changes the disk once it is whole."""
+        if self.attempt is not None and self.attempt.coverage.complete:
+            self.copied = True
+
     def begin(self, connection: ServerConnection) -> None:
+        self.copied = False
         self.attempts += 1
         if self.attempts == 1:
             self._began = self._reactor.seconds()
@@ -171,17 +177,6 @@ class _Core:
             size=self.disk.size,
         )
 
-    def flush(self) -> Deferred[Any]:
-        """Make everything durable; fails where the medium has told of an error before."""
-        settled = self.attempt.write_behind.settled() if self.attempt else succeed(None)
-
-        def flush(_: object) -> Deferred[Any]:
-            if self.failure is not None:
-                raise OSError(errno.EIO, str(self.failure))
-            return self._in_thread(self.disk.flush)
-
-        return settled.addCallback(flush)
-
     def finish_attempt(self) -> None:
         def flushed(result: object) -> None:
             if isinstance(result, Failure):
@@ -189,7 +184,7 @@ class _Core:
             else:
                 self.machine.durable()
 
-        self.flush().addBoth(flushed).addErrback(_bug)
+        self._in_thread(self.disk.flush).addBoth(flushed).addErrback(_bug)
 
     def complete(self) -> None:
         attempt = self.attempt
@@ -311,14 +306,17 @@ class _MigrationExport:
             return Errno.OK
         return self._core.machine.change(connection)
 
-    def flush(self) -> Deferred[Any]:
-        """Behind what is on its way to the medium already."""
-        return self._core.flush()
+    def may_be_silent(self, connection: ServerConnection) -> bool:
+        """A sender that has sent all of it may take its time to retire the source."""
+        return self._core.copied and self._core.holds(connection)
 
     def done(self, connection: ServerConnection, request: Request) -> None:
-        """Coverage grows by what was changed."""
-        if changes_the_disk(request) and self._core.holds(connection):
-            self._core.machine.covered(request)
+        """Coverage grows by what was changed; a flush makes a whole copy a durable one."""
+        if changes_the_disk(request):
+            if self._core.holds(connection):
+                self._core.machine.covered(request)
+        elif request.command == Command.FLUSH:
+            self._core.flushed()
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None
@@ -482,7 +480,8 @@ class Receiver:
         """The outcome, once everything is durable, every connection closed, no thread at work.
 
         @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{LocalFailure} where
-            the disk failed, L{GaveUp} where the receiver was stopped or gave up.
+            the disk failed, L{GaveUp} where the receiver was stopped or gave up, L{Unconfirmed}
+            where it did so with a copy that lacks nothing but the disconnect.
         """
         waiting: Deferred[Summary] = Deferred()
         self._waiting.append(waiting)
@@ -491,10 +490,21 @@ class Receiver:
 
     def stop(self, why: str = "stopped") -> None:
         """End the migration as it stands, unless its disconnect was accepted already."""
-        self._core.machine.give_up(GaveUp(f"{why}; {self._core.disk.name} is not canonical"))
+        name = self._core.disk.name
+        if self._core.copied:
+            error: MigrationError = Unconfirmed(
+                f"{why}; all of {name} is here and durable, but the disconnect never came: "
+                "it is canonical only if the source was deleted"
+            )
+        else:
+            error = GaveUp(f"{why}; {name} is not canonical")
+        self._core.machine.give_up(error)
 
     def _check_progress(self, limit: float) -> None:
-        left = self._core.last_progress + limit - self._reactor.seconds()
+        now = self._reactor.seconds()
+        if self._threads.busy:
+            self._core.last_progress = now
+        left = self._core.last_progress + limit - now
         if left > 0:
             self._patience = self._reactor.callLater(left, self._check_progress, limit)
         else:

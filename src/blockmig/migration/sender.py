@@ -32,6 +32,7 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IHalfCloseableDescriptor,
+    IHalfCloseableProtocol,
     IProtocol,
     IProtocolFactory,
     IStreamClientEndpoint,
@@ -44,6 +45,7 @@ from zope.interface import implementer
 
 from ..interfaces import IDisk, IUnlinkableDisk
 from ..nbd import (
+    REQUEST_SIZE,
     ClientHandshake,
     ClientTransmission,
     Command,
@@ -57,8 +59,15 @@ from ..nbd import (
     TransmissionFlag,
     describe_errno,
 )
-from ..storage import SYSTEM, DiskRefused, Piece, Scan, SystemCalls, describe_error
-from ..transport import FileRegion, RateLimiter, RegionProducer, is_plain_socket, keep_alive
+from ..storage import SYSTEM, DiskRefused, NotDurable, Piece, Scan, SystemCalls, describe_error
+from ..transport import (
+    FileRegion,
+    RateLimiter,
+    RegionProducer,
+    is_plain_socket,
+    keep_alive,
+    unacknowledged,
+)
 from .handoff import Handoff, make_handoff
 from .outcome import GaveUp, LocalFailure, MigrationError, Refused, Summary, Unconfirmed
 from .threads import InThread, ThreadWork
@@ -100,6 +109,7 @@ class Progress:
         return self.data + self.zeroes
 
 
+@implementer(IHalfCloseableProtocol)
 class SenderProtocol(Protocol):
     """One attempt.
 
@@ -125,6 +135,7 @@ class SenderProtocol(Protocol):
         self._bytes_in_flight = 0
         self._window_requests = _WINDOW_REQUESTS
         self._used: list[Piece] = []
+        self._told = False
         self._ended = False
         self._lost = False
         self._timeout: IDelayedCall | None = None
@@ -159,17 +170,35 @@ class SenderProtocol(Protocol):
         except ProtocolError as error:
             self.drop(f"the destination broke the protocol: {error}")
 
+    def writeConnectionLost(self) -> None:
+        """The disconnect, and that nothing follows it, was given to the kernel."""
+        self._told = True
+
+    def readConnectionLost(self) -> None:
+        """The server closed its side: in good order, if it had the disconnect by then.
+
+        Its end of the stream confirms what came to it before: were the disconnect (28 bytes) still
+        unconfirmed now, the server closed without it.
+        """
+        if self._handshake is not None:
+            self.drop("the connection was closed during the handshake")
+        elif self._told and unacknowledged(self.transport) < REQUEST_SIZE:
+            self._handoff.closed()
+            self.transport.loseConnection()
+        else:
+            self.drop("the destination closed the connection")
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is gone: in good order, if it was the end of the hand-off."""
+        """The connection is gone; by itself that is never the end of a hand-off."""
         self._lost = True
         self._outgoing.stopProducing()
         self._stop_timeout()
-        if self._handshake is not None:
-            self.drop("the connection was closed during the handshake")
-        elif self._wire.in_flight == 0 and reason.check(ConnectionDone):
+        if self._told and not self._half_closes and reason.check(ConnectionDone):
             self._handoff.closed()
+        elif self._handshake is not None:
+            self.drop("the connection was closed during the handshake")
         else:
-            self._handoff.dropped(f"connection lost: {reason.getErrorMessage()}")
+            self.drop(f"the connection was lost: {reason.getErrorMessage()}")
 
     def drop(self, why: str) -> None:
         """This connection is of no more use."""
@@ -183,6 +212,12 @@ class SenderProtocol(Protocol):
         self._outgoing.stopProducing()
         if not self._lost:
             self.transport.abortConnection()
+
+    @property
+    def _half_closes(self) -> bool:
+        """Whether the transport can say that nothing follows, and hear on."""
+        transport = self.transport
+        return is_plain_socket(transport) and IHalfCloseableDescriptor.providedBy(transport)
 
     # The handshake.
 
@@ -333,8 +368,10 @@ class SenderProtocol(Protocol):
         """The last message; nothing is in flight and nothing is queued."""
         _, header = self._wire.request(Command.DISC)
         self._outgoing.send([header])
-        if is_plain_socket(self.transport) and IHalfCloseableDescriptor.providedBy(self.transport):
+        if self._half_closes:
             self.transport.loseWriteConnection()
+        else:
+            self._told = True
         self._start_timeout(
             _CLOSE_TIMEOUT, "the destination did not close the connection after the disconnect"
         )
@@ -353,6 +390,9 @@ class SenderProtocol(Protocol):
     def failed(self, error: BaseException | None) -> None:
         """Tell the migration."""
         self._end()
+        if isinstance(error, NotDurable):
+            self._sender.failed(Unconfirmed(f"{error}; the destination was not told"))
+            return
         self._sender.failed(
             LocalFailure(
                 f"{self._sender.disk.name}: could not be retired: {describe_error(error)}; "

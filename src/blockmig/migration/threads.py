@@ -29,6 +29,11 @@ class ThreadWork:
         self._running = 0
         self._idle: list[Deferred[None]] = []
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is running."""
+        return self._running > 0
+
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """Run C{function} in a thread."""
         self._running += 1

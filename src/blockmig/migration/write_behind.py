@@ -10,8 +10,7 @@ Rules:
 
 * at most `_WINDOWS` windows are written and not yet on the medium; then `behind` is called, and
   `caught_up` when there is room again;
-* an error that the medium tells of in this way is told to `failed`: the kernel will not repeat it,
-  so that a flush must wait for `settled` first, and is worth nothing after such an error.
+* an error that the medium tells of in this way is told to `failed`.
 """
 
 from __future__ import annotations
@@ -56,7 +55,6 @@ class WriteBehind:
         self._written = 0
         self._windows: deque[Ranges] = deque()
         self._settling = False
-        self._settled: list[Deferred[None]] = []
         self._is_behind = False
 
     def wrote(self, offset: int, length: int) -> None:
@@ -74,15 +72,6 @@ class WriteBehind:
             if len(self._windows) >= _WINDOWS and not self._is_behind:
                 self._is_behind = True
                 self._behind()
-
-    def settled(self) -> Deferred[None]:
-        """Fires when no error of the medium is on its way to us; behind C{failed}, if one is."""
-        waiting: Deferred[None] = Deferred()
-        if self._settling:
-            self._settled.append(waiting)
-        else:
-            waiting.callback(None)
-        return waiting
 
     def _next(self) -> None:
         """Start the newest window on its way and wait for the oldest, one pair at a time."""
@@ -103,15 +92,11 @@ class WriteBehind:
             if isinstance(result, Failure):
                 self._windows.clear()
                 self._failed(result.value)
-            else:
-                if oldest is not None:
-                    self._windows.popleft()
-                if self._is_behind and len(self._windows) < _WINDOWS:
-                    self._is_behind = False
-                    self._caught_up()
-            settled, self._settled = self._settled, []
-            for waiting in settled:
-                waiting.callback(None)
+            elif oldest is not None:
+                self._windows.popleft()
+            if self._is_behind and len(self._windows) < _WINDOWS:
+                self._is_behind = False
+                self._caught_up()
             if len(self._windows) > 1:
                 self._next()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from .constants import DEFAULT_PORT
+from .constants import DEFAULT_PORT, MAXIMUM_NAME
 
 
 class BadURI(ValueError):
@@ -61,18 +61,17 @@ def parse_uri(text: str) -> NBDURI:
         raise BadURI(f"{text!r} has a fragment (#{parts.fragment}), which means nothing here")
     try:
         export = unquote(parts.path.removeprefix("/"), errors="strict")
-        query = dict(parse_qsl(parts.query, keep_blank_values=True, errors="strict"))
-    except UnicodeDecodeError:
+        if len(export.encode()) > MAXIMUM_NAME:
+            raise BadURI(f"the export's name is longer than {MAXIMUM_NAME} bytes")
+        # A plus sign stands for a space in forms of HTML, not in URIs.
+        text_of_query = parts.query.replace("+", "%2B")
+        query = dict(parse_qsl(text_of_query, keep_blank_values=True, errors="strict"))
+    except UnicodeError:
         raise BadURI(f"{text!r} is not UTF-8 once decoded") from None
     if parts.username is not None:
         raise BadURI(f"{text!r} has a user name; plain NBD has no log-in")
     if parts.scheme == "nbd+unix":
-        if parts.netloc:
-            raise BadURI(f"{text!r} has a host: nbd+unix has three slashes and ?socket=PATH")
-        socket = query.get("socket", "")
-        if not socket:
-            raise BadURI(f"{text!r} does not name a socket: nbd+unix wants ?socket=PATH")
-        return NBDURI(export=export, socket=socket)
+        return NBDURI(export=export, socket=_socket(text, parts.netloc, query))
     if "socket" in query:
         raise BadURI(f"{text!r} names a socket: the scheme for that is nbd+unix")
     if not parts.hostname:
@@ -80,3 +79,12 @@ def parse_uri(text: str) -> NBDURI:
     if port == 0:
         raise BadURI(f"{text!r} has port 0, which nothing can be reached at")
     return NBDURI(export=export, host=unquote(parts.hostname), port=port or DEFAULT_PORT)
+
+
+def _socket(text: str, host: str, query: dict[str, str]) -> str:
+    """The path of a nbd+unix URI's socket."""
+    if host:
+        raise BadURI(f"{text!r} has a host: nbd+unix has three slashes and ?socket=PATH")
+    if not query.get("socket"):
+        raise BadURI(f"{text!r} does not name a socket: nbd+unix wants ?socket=PATH")
+    return query["socket"]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -96,7 +96,7 @@ class _Write:
         self.position = request.offset
 
 
-@implementer(IPayloadReceiver)
+@implementer(IPayloadReceiver, IHalfCloseableProtocol)
 class ServerConnection(Protocol):
     """The protocol of one connection.
 
@@ -167,6 +167,14 @@ class ServerConnection(Protocol):
                 self._process()
         except RemoteProtocolError as error:
             self._broken(error)
+
+    def readConnectionLost(self) -> None:
+        """The peer sends no more; behind its disconnect it still hears of ours."""
+        if not self._closing:
+            self.close()
+
+    def writeConnectionLost(self) -> None:
+        """Never: we close both ways at once."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection has gone, for whatever reason."""
@@ -290,7 +298,7 @@ class ServerConnection(Protocol):
             region = FileRegion(handler.disk, request.offset, request.length)
             self._outgoing.send(self._wire.reply(request, 0, [region]))
         elif request.command == Command.FLUSH:
-            self._answer_after(request, handler.flush())
+            self._answer_after(request, self._settings.in_thread(handler.disk.flush))
         else:
             self._zero_or_trim(request, handler)
 
@@ -305,12 +313,11 @@ class ServerConnection(Protocol):
                 disk.trim(request.offset, request.length)
             else:
                 disk.zero(request.offset, request.length, allocate)
+            if durable:
+                disk.flush()
 
         if not short:
-            working = self._settings.in_thread(work)
-            if durable:
-                working.addCallback(lambda _: handler.flush())
-            self._answer_after(request, working)
+            self._answer_after(request, self._settings.in_thread(work))
             return
         try:
             work()
@@ -380,7 +387,8 @@ class ServerConnection(Protocol):
         if write.error:
             self._reply(write.request, write.error)
         elif write.request.flags & CommandFlag.FUA:
-            self._answer_after(write.request, self.handler.flush())
+            flushing = self._settings.in_thread(self.handler.disk.flush)
+            self._answer_after(write.request, flushing)
         else:
             self._done(write.request)
 
@@ -447,7 +455,8 @@ class ServerConnection(Protocol):
             self.abort()
             return
         now = self._reactor.seconds()
-        if self._in_progress or self._behind:
+        handler = self.handler
+        if self._in_progress or self._behind or (handler and handler.may_be_silent(self)):
             self._last_activity = now
         left = self._last_activity + timeout - now
         if left > 0:

@@ -5,7 +5,7 @@ ones in threads. Imports no reactor.
 """
 
 from .coverage import Coverage
-from .disk import PROBE_SIZE, BlockDisk, DiskRefused, FileDisk, open_disk
+from .disk import PROBE_SIZE, BlockDisk, DiskRefused, FileDisk, NotDurable, open_disk
 from .scan import Piece, Scan
 from .system import SYSTEM, SystemCalls, describe_error
 
@@ -16,6 +16,7 @@ __all__ = [
     "Coverage",
     "DiskRefused",
     "FileDisk",
+    "NotDurable",
     "Piece",
     "Scan",
     "SystemCalls",

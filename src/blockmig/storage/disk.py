@@ -8,6 +8,8 @@ Rules:
 * sizes are exact bytes; a file is made with its full size at once and never grows;
 * zeroing gives space back unless told not to, and falls back to writing zeroes where the medium
   cannot do better, in slices;
+* an error of the medium that one call was told of is told to every flush after it: the kernel tells
+  it once for each descriptor, to whoever asks first, which may not be who must know;
 * nothing here waits in the reactor's thread: the slow calls are the caller's to put in a thread.
 """
 
@@ -18,7 +20,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 from zope.interface import implementer
@@ -45,11 +48,16 @@ _ZEROES: Final = bytes(1 << 20)
 _BLOCK: Final = 4096
 _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
+_NO_SYNC = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
 
 
 class DiskRefused(Exception):
     """The disk cannot be used as it is, and nothing was touched; the message is one line."""
+
+
+class NotDurable(Exception):
+    """Something was done that a power failure may undo; the message is one line."""
 
 
 def open_disk(
@@ -90,6 +98,8 @@ class _DescriptorDisk:
         self.created = False
         self._system = system
         self._no_wait: int | None = getattr(os, "RWF_NOWAIT", None)
+        self._sync_lock = threading.Lock()
+        self._sync_error: OSError | None = None
         self._descriptor: int | None = self._open(size)
         try:
             self._settle(size)
@@ -202,8 +212,20 @@ class _DescriptorDisk:
             length -= count
 
     def flush(self) -> None:
-        """fdatasync(2)."""
-        self._system.fdatasync(self._open_descriptor())
+        """fdatasync(2), behind every `write_back` that has begun."""
+        self._sync(self._system.fdatasync)
+
+    def _sync(self, call: Callable[..., None], *arguments: int) -> None:
+        """Call one of the calls that are told of the medium's errors."""
+        with self._sync_lock:
+            if self._sync_error is not None:
+                raise self._sync_error
+            try:
+                call(self._open_descriptor(), *arguments)
+            except OSError as error:
+                if error.errno not in _NO_SYNC:
+                    self._sync_error = error
+                raise
 
     def extents(self, offset: int) -> Iterator[Extent]:
         """By SEEK_DATA and SEEK_HOLE; all data where those are not understood."""
@@ -279,18 +301,14 @@ class _DescriptorDisk:
         self._system.posix_fadvise(self._open_descriptor(), offset, length, number)
 
     def write_back(self, offset: int, length: int, wait: bool) -> None:
-        """sync_file_range(2).
-
-        An error that it tells of counts as told: the kernel gives it to no later fdatasync on this
-        descriptor, so it must never be swallowed here.
-        """
+        """sync_file_range(2)."""
         flags = SYNC_FILE_RANGE_WRITE
         if wait:
             flags |= SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER
         try:
-            self._system.sync_file_range(self._open_descriptor(), offset, length, flags)
+            self._sync(self._system.sync_file_range, offset, length, flags)
         except OSError as error:
-            if error.errno not in (*_CANNOT, errno.ESPIPE):
+            if error.errno not in _NO_SYNC:
                 raise
         if wait:
             self.forget(offset, length)
@@ -305,15 +323,15 @@ class _DescriptorDisk:
         """Close the disk; if it was created by this object, remove it again."""
         if self.created and self._descriptor is not None:
             with contextlib.suppress(OSError):
-                self._remove()
+                self._check_name()
+                self._system.unlink(self.path)
         self.close()
 
-    def _remove(self) -> None:
-        """Delete the file, unless another has taken its name."""
+    def _check_name(self) -> None:
+        """Fail if the disk is gone, or another file has taken its name."""
         ours = self._system.fstat(self._open_descriptor())
         if not os.path.samestat(ours, self._system.stat(self.path)):
             raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
-        self._system.unlink(self.path)
 
 
 @implementer(IUnlinkableDisk)
@@ -381,11 +399,19 @@ class FileDisk(_DescriptorDisk):
 
         A symbolic link to it stays: it is the data that goes.
 
-        @raise OSError: it is still there, or (from the fsync) may come back after a power failure;
-            ESTALE where another file has taken its name.
+        @raise OSError: it is still there; ESTALE where another file has taken its name.
+        @raise DiskRefused: it is still there, since it got another name meanwhile.
+        @raise NotDurable: it is gone, but may come back after a power failure.
         """
-        self._remove()
-        self._system.sync_directory(os.path.dirname(self.path))
+        self._check_name()
+        self.check_unlink()
+        self._system.unlink(self.path)
+        try:
+            self._system.sync_directory(os.path.dirname(self.path))
+        except OSError as error:
+            raise NotDurable(
+                f"{self.name} is deleted, but its directory could not be synced: {error.strerror}"
+            ) from None
 
 
 @implementer(IDisk)

@@ -17,7 +17,7 @@ from .endpoints import (
 )
 from .incoming import PayloadReader
 from .outgoing import RegionProducer
-from .plain import is_plain_socket
+from .plain import is_plain_socket, unacknowledged
 from .rate import RateLimiter
 from .regions import FileRegion
 
@@ -36,4 +36,5 @@ __all__ = [
     "listening_uri",
     "server_endpoint",
     "stop_listening",
+    "unacknowledged",
 ]

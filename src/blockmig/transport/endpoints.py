@@ -90,9 +90,13 @@ async def listen(
             port: IListeningPort = await endpoint.listen(factory)
         except CannotListenError as error:
             reason = error.socketError
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             reason = error
+        except Exception as error:  # each endpoint fails in its own ways
+            raise CannotListen(f"cannot listen on {text}: {error}") from None
         else:
+            if not IListeningPort.providedBy(port):
+                raise CannotListen(f"{text} accepts no connections, so nothing can be received")
             return port
         number = getattr(reason, "errno", None)
         why = getattr(reason, "strerror", None) or str(reason)
@@ -158,5 +162,11 @@ def keep_alive(transport: Any) -> None:
 
 
 async def stop_listening(port: IListeningPort) -> None:
-    """Stop listening, and return when that is done."""
-    await defer.maybeDeferred(port.stopListening)
+    """Stop listening, and return when that is done.
+
+    What goes wrong (the socket's file was removed by somebody) is of no more importance.
+    """
+    try:
+        await defer.maybeDeferred(port.stopListening)
+    except Exception as error:
+        _log.warn("while closing {port}: {error}", port=str(port), error=str(error))

@@ -152,7 +152,7 @@ class PayloadReader:
                 turn -= self._move(region, min(region.length, turn, _PIPE))
             except BlockingIOError:
                 return
-            except ConnectionError:
+            except OSError:  # of the socket: those of the disk are told of further in
                 self._hand_back()
                 return
 

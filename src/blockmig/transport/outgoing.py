@@ -190,7 +190,7 @@ class RegionProducer:
         if self._queue:
             if not self._paused:
                 feed.again()
-        elif self._feed is feed:
+        elif self._feed is feed and feed.has_room():
             self._unregister()
             self._drained()
 

@@ -7,10 +7,28 @@ real socket transport of Twisted's, which is not doing TLS at this moment, count
 
 from __future__ import annotations
 
+import fcntl
+import struct
+import termios
 from typing import TypeGuard
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
+
+
+def unacknowledged(transport: object) -> int:
+    """How many bytes (and marks of their end) given to the kernel the peer's has not confirmed.
+
+    SIOCOUTQ of tcp(7) and unix(7); 0 where it cannot be known.
+    """
+    if not is_plain_socket(transport):
+        return 0
+    try:
+        answer = fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    (count,) = struct.unpack("i", answer)
+    return int(count)
 
 
 def is_plain_socket(transport: object) -> TypeGuard[tcp.Connection]:
