@@ -44,6 +44,10 @@ class IDisk(Interface):
 
     name = Attribute("What to call the disk in messages, usually its path.")
     size = Attribute("Bytes, exact, more than 0; never changes.")
+    shortest_zeroes = Attribute(
+        "Bytes of the shortest run of zeroes to look for where the extents tell of no hole: a "
+        "power of two from 4096 to 65536. Small where extents tell nothing, as with a device."
+    )
 
     def fileno() -> int | None:
         """The descriptor that payloads may be sent from and spliced into.

@@ -100,6 +100,8 @@ class MemoryDisk:
     def forget(self, offset, length):
         self._called("forget", offset, length)
 
+    shortest_zeroes = 65536
+
     def write_back(self, offset, length, wait):
         try:
             self._called("write_back", offset, length, wait)

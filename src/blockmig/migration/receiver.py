@@ -45,6 +45,7 @@ from ..nbd import (
     Request,
     TransmissionFlag,
     changes_the_disk,
+    errno_to_wire,
 )
 from ..server import ConnectionSettings, ServerConnection
 from ..storage import SYSTEM, Coverage, SystemCalls, describe_error
@@ -116,6 +117,7 @@ class _Core:
         self.attempts = 0
         self.copied = False
         self.failure: MigrationError | None = None
+        self.failure_told = Errno.EIO
         self.last_progress = reactor.seconds()
         self.machine: _Inputs = _machine(self)
         self._reactor = reactor
@@ -194,6 +196,7 @@ class _Core:
 
     def fail(self, error: BaseException | None) -> None:
         """Keep the error; the sender has a little time to take it from us before the end."""
+        self.failure_told = errno_to_wire(getattr(error, "errno", None))
         self.failure = LocalFailure(f"{self.disk.name}: {describe_error(error)}")
         _log.error("the disk failed: {error}", event="disk-failed", error=str(self.failure))
         delay = _TELL_TIMEOUT if self.attempt is not None else 0
@@ -273,7 +276,12 @@ def _give_up(machine: _Inputs, core: _Core, error: MigrationError) -> None:
     core.finish(error)
 
 
-for _state in (_finishing, _failing, _over):
+@_failing.upon(_Inputs.change).loop()
+def _tell(machine: _Inputs, core: _Core, connection: ServerConnection) -> Errno:
+    return core.failure_told
+
+
+for _state in (_finishing, _over):
     _state.upon(_Inputs.change).loop().returns(Errno.ESHUTDOWN)
 for _state in (_waiting, _finishing, _failing, _over):
     _state.upon(_Inputs.covered).loop().returns(None)

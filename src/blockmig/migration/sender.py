@@ -15,7 +15,9 @@ Rules (design, sections 2 and 3):
 * any error in a reply ends the attempt, not the migration;
 * what goes wrong before a first handshake was accepted ends the migration, unless told to retry;
   after that there is always another attempt, until somebody gives up;
-* an oldstyle server gets one request at a time, with a constant cookie.
+* an oldstyle server gets one request at a time, with a constant cookie; its flags are not to be
+  relied on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that
+  refuses FLUSH counts as having none.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from ..nbd import (
     ClientHandshake,
     ClientTransmission,
     Command,
+    Errno,
     Export,
     HandshakeRefused,
     Negotiated,
@@ -135,6 +138,7 @@ class SenderProtocol(Protocol):
         self._bytes_in_flight = 0
         self._window_requests = _WINDOW_REQUESTS
         self._used: list[Piece] = []
+        self._oldstyle = False
         self._told = False
         self._ended = False
         self._lost = False
@@ -245,6 +249,7 @@ class SenderProtocol(Protocol):
             return
         self._handshake = None
         self._export = export = event.export
+        self._oldstyle = event.oldstyle
         if event.oldstyle:
             self._window_requests = 1
             self._wire = ClientTransmission(constant_cookie=True)
@@ -253,7 +258,8 @@ class SenderProtocol(Protocol):
             self._sender.disk,
             request,
             export.minimum_block,
-            find_zeroes=export.offers(TransmissionFlag.SEND_WRITE_ZEROES),
+            find_zeroes=export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
+            and not self._sender.zeroes_as_data,
         )
         self._wire.receive_data(trailing)
         self._replies()
@@ -329,7 +335,11 @@ class SenderProtocol(Protocol):
 
     def _reply(self, reply: Reply) -> None:
         request, error = reply
-        if error:
+        if error and request.command == Command.FLUSH and error == Errno.EINVAL and self._oldstyle:
+            self._no_flush()
+        elif error:
+            if self._oldstyle and request.command == Command.WRITE_ZEROES:
+                self._sender.zeroes_as_data = True
             name = describe_errno(error)
             what = Command(request.command).name
             where = f" at {request.offset}" if request.length else ""
@@ -343,6 +353,21 @@ class SenderProtocol(Protocol):
             if piece.cold:
                 self._used.append(piece)
             self._sender.acknowledged(piece)
+
+    def _no_flush(self) -> None:
+        """An old server that offers FLUSH and does not know it (nbdkit 1.32 does so)."""
+        if self._sender.unlinks:
+            self._end()
+            self._sender.failed(
+                GaveUp(
+                    "the destination has all the data, but does not know FLUSH, so it cannot be "
+                    f"known when it is durable; {self._sender.disk.name} is untouched and "
+                    "canonical: send without --unlink"
+                )
+            )
+            self._abort()
+        else:
+            self._handoff.flushed()
 
     # HandoffActions.
 
@@ -504,6 +529,7 @@ class Sender:
         self.system = system
         self.limiter = RateLimiter(reactor, max_rate) if max_rate else None
         self.progress = Progress(disk.size)
+        self.zeroes_as_data = False
         self._endpoint = endpoint
         self._to_unlink = _unlinkable(disk) if unlink else None
         self._retry = retry
@@ -591,6 +617,11 @@ class Sender:
             self.stop(f"gave up after {limit:g} seconds without progress")
 
     # For the attempts.
+
+    @property
+    def unlinks(self) -> bool:
+        """Whether the source is deleted in the end."""
+        return self._to_unlink is not None
 
     def check_export(self, export: Export) -> int:
         """Whether the migration can go to C{export}.

@@ -81,6 +81,7 @@ def open_disk(
 class _DescriptorDisk:
     """What files and devices share: a descriptor that bytes are read from and written to."""
 
+    shortest_zeroes = PROBE_SIZE
     _open_flags = 0
 
     def __init__(
@@ -421,6 +422,8 @@ class BlockDisk(_DescriptorDisk):
     The parameters are those of L{FileDisk}, but a device is never created.
     """
 
+    # It knows no extents, so that they have to be found out.
+    shortest_zeroes = _BLOCK
     # On a device O_EXCL (without O_CREAT) asks for the exclusive claim that mounting also takes.
     _open_flags = getattr(os, "O_EXCL", 0)
 

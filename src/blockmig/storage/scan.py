@@ -9,7 +9,8 @@ Rules:
 * a piece of data is at most a request long, and cut where a request's multiple lies, so that pages
   at both ends line up; a piece of zeroes is at most `LONGEST_ZEROES`;
 * every cut but the disk's end lies on a multiple of the block size that the peer wants;
-* zero means read as zeroes: a hole of the file system, or 64 KiB that were looked at.
+* zero means read as zeroes: a hole of the file system, or bytes that were looked at, 64 KiB at a
+  time, or finer where the disk asks for it.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Scan:
 
     def __init__(self, disk: IDisk, request: int, block: int = 1, find_zeroes: bool = True) -> None:
         self._request = request
+        self._block = block
         self._looked = 0
         if find_zeroes:
             runs = self._runs(disk, block)
@@ -104,8 +106,19 @@ class Scan:
             stop = min((start // PROBE_SIZE + 1) * PROBE_SIZE, end)
             zero, cold = disk.probe(start, stop - start)
             self._looked += stop - start
-            yield Piece(start, stop - start, zero, cold)
+            step = max(disk.shortest_zeroes, self._block)
+            if zero or step >= stop - start:
+                yield Piece(start, stop - start, zero, cold)
+            else:
+                yield from self._looked_closely(disk.read(start, stop - start), start, step, cold)
             start = stop
+
+    @staticmethod
+    def _looked_closely(data: bytes, start: int, step: int, cold: bool) -> Iterator[Piece]:
+        zeroes = bytes(step)
+        for position in range(0, len(data), step):
+            part = data[position : position + step]
+            yield Piece(start + position, len(part), part == zeroes[: len(part)], cold)
 
     def _cut(self, runs: Iterator[Piece]) -> Iterator[Piece]:
         """Join what is alike, and cut it to the lengths that may travel."""
