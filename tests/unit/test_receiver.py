@@ -427,7 +427,7 @@ class DiskErrorTests(Case):
         self.assertEqual([expected], client.errors())
         self.waits()
         error, _ = client.ask(ZEROES, 0, 1)
-        self.assertEqual(wire, error)
+        self.assertEqual(expected, error)
         client.lose(ConnectionDone())
         return self.failure(LocalFailure)
 
