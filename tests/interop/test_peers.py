@@ -254,7 +254,7 @@ def test_errors_of_nbdkit_are_retried(processes: Processes, room: Path, source: 
         processes,
         room,
         *("nbdkit", "-f", "-U", room / "socket", "--filter=error", "file", image),
-        *("error-pwrite=EIO", "error-pwrite-rate=50%", f"error-file={trigger}"),
+        *("error-pwrite=EIO", "error-pwrite-rate=100%", f"error-file={trigger}"),
     )
     sender = processes.send(source, uri, "--unlink")
     before = digest(source)
