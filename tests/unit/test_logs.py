@@ -39,6 +39,18 @@ class WriteTests(SynchronousTestCase):
             (data,) = written
             self.assertEqual((1, True), (data.count(b"\n"), data.endswith(b"\n")))
 
+    def test_reader_that_does_not_read(self):
+        source, target = os.pipe()
+        self.addCleanup(os.close, source)
+        self.addCleanup(os.close, target)
+        write = write_to(target)
+        for _ in range(10_000):  # more than the pipe holds
+            write("x" * 100)
+        first = os.read(source, 1 << 20)
+        self.assertEqual(0, len(first) % 101, "a line was cut")
+        write("again")
+        self.assertIn(b"again\n", os.read(source, 1 << 20))
+
     def test_reader_that_left(self):
         source, target = os.pipe()
         os.close(source)

@@ -117,6 +117,12 @@ class ReceiveTests(Case):
             tuple(options[name] for name in names),
         )
 
+    def test_export(self):
+        longest = "ä" * 2048
+        self.assertEqual(longest, self.parse("receive", "-f", "x", "-e", longest)["export"])
+        self.refused("longer than 4096", "receive", "-f", "x", "-e", longest + "x")
+        self.refused("not UTF-8", "receive", "-f", "x", "-e", "\udcff")
+
     def test_bad(self):
         self.refused("--file is missing", "receive")
         self.refused("contradict", "receive", "-f", "x", "-v", "-q")

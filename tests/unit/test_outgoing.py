@@ -379,6 +379,52 @@ class PushTests(Case):
         self.assertEqual([errno.EIO], [error.errno for error in self.failures])
         self.assertIsNone(self.other.producer)
 
+    def test_transport_that_is_full_stays_full(self):
+        """Registering anew would be no leave to write: it is still the same full transport."""
+
+        class Full(StringTransport):
+            def write(self, data):
+                super().write(data)
+                if self.producer is not None:
+                    self.producer.pauseProducing()
+
+        full = Full()
+        self.make(full)
+        items = []
+        for number in range(100):
+            items += [b"head", self.region(number * 10_000, 10_000), b"tail"]
+            self.producer.send(items[-3:])
+        self.assertLess(len(full.value()), 400 << 10)
+        self.assertIsNotNone(full.producer)
+        self.assertEqual([], self.drained)
+        self.assertGreater(self.producer.pending, 100, "its owner cannot see what waits")
+        for _ in range(1000):
+            if full.producer is None:
+                break
+            full.producer.resumeProducing()
+        self.assertEqual(self.bytes_of(items), full.value())
+        self.assertEqual([True], self.drained)
+
+    def test_full_with_nothing_queued(self):
+        """What is sent next waits, and so does the word that all is drained."""
+
+        class Full(StringTransport):
+            def write(self, data):
+                super().write(data)
+                if self.producer is not None:
+                    self.producer.pauseProducing()
+
+        full = Full()
+        self.make(full)
+        self.producer.send([self.region(0, 1000)])
+        self.assertEqual((1000, [], 0), (len(full.value()), self.drained, self.producer.pending))
+        self.producer.send([b"more"])
+        self.assertEqual(1000, len(full.value()))
+        full.producer.resumeProducing()
+        self.assertEqual(1004, len(full.value()))
+        full.producer.resumeProducing()
+        self.assertEqual(([True], None), (self.drained, full.producer))
+
 
 class LimitedTests(Case):
     def run_for(self, clock, seconds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from unittest import mock
@@ -80,6 +81,30 @@ class JSONTests(SynchronousTestCase):
 
 
 class BarTests(SynchronousTestCase):
+    def test_terminal_that_takes_nothing(self):
+        """Its errors end where they come from: in what is shown."""
+        from rich.console import Console
+
+        class Gone(io.StringIO):
+            def write(self, text):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        def on_a_terminal(**keywords):
+            return Console(**{**keywords, "stderr": False}, file=Gone(), force_terminal=True)
+
+        with mock.patch("rich.console.Console", new=on_a_terminal):
+            display = BarDisplay()
+        clock = Clock()
+        progress = Progress(1 << 20)
+        display.start(progress, clock)
+        for attempt in range(5):
+            progress.attempt = attempt
+            clock.advance(0.2)
+            display.write("a line")
+        self.assertEqual(1, len(clock.getDelayedCalls()), "it looks no more")
+        self.assertIsNone(display.stop())
+        self.assertEqual([], clock.getDelayedCalls())
+
     def test_bar(self):
         from rich.console import Console
 

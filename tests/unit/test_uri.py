@@ -37,6 +37,8 @@ class URITests(SynchronousTestCase):
             "nbd://h/%C3%A4%20": NBDURI("ä ", "h", 10809),
             "nbd+unix:///?socket=/run/s": NBDURI("", socket="/run/s"),
             "nbd+unix:///x?socket=/a%20b": NBDURI("x", socket="/a b"),
+            "nbd+unix:///x+y?socket=/a+b": NBDURI("x+y", socket="/a+b"),
+            "nbd+unix:///x%2By?socket=/a%2Bb%20c": NBDURI("x+y", socket="/a+b c"),
         }.items():
             self.assertEqual(expected, parse_uri(given_), given_)
 
