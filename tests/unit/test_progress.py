@@ -90,7 +90,7 @@ class BarTests(SynchronousTestCase):
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         def on_a_terminal(**keywords):
-            return Console(**{**keywords, "stderr": False}, file=Gone(), force_terminal=True)
+            return Console(**{**keywords, "stderr": False, "file": Gone()}, force_terminal=True)
 
         with mock.patch("rich.console.Console", new=on_a_terminal):
             display = BarDisplay()
@@ -101,6 +101,7 @@ class BarTests(SynchronousTestCase):
             progress.attempt = attempt
             clock.advance(0.2)
             display.write("a line")
+        self.assertEqual([], self.flushLoggedErrors())
         self.assertEqual(1, len(clock.getDelayedCalls()), "it looks no more")
         self.assertIsNone(display.stop())
         self.assertEqual([], clock.getDelayedCalls())
@@ -113,7 +114,7 @@ class BarTests(SynchronousTestCase):
         out = io.StringIO()
 
         def on_a_terminal(**keywords):
-            return Console(**{**keywords, "stderr": False}, file=out, force_terminal=True)
+            return Console(**{**keywords, "stderr": False, "file": out}, force_terminal=True)
 
         with mock.patch("rich.console.Console", new=on_a_terminal):
             display = BarDisplay()
