@@ -46,7 +46,7 @@ class IDisk(Interface):
     size = Attribute("Bytes, exact, more than 0; never changes.")
     shortest_zeroes = Attribute(
         "Bytes of the shortest run of zeroes to look for where the extents tell of no hole: a "
-        "power of two from 4096 to 65536. Small where extents tell nothing, as with a device."
+        "power of two from 4096 to 262144. Small where extents tell nothing, as with a device."
     )
 
     def fileno() -> int | None:
@@ -83,7 +83,7 @@ class IDisk(Interface):
         """I{Slow.} The extents from C{offset} to the end: adjoining, none empty."""
 
     def probe(offset: int, length: int) -> Probe:
-        """I{Slow.} Fetch at most 64 KiB, and tell whether they are all zeroes."""
+        """I{Slow.} Fetch at most 256 KiB, and tell whether they are all zeroes."""
 
     def forget(offset: int, length: int) -> None:
         """I{Slow.} Advise that a range is not wanted in the page cache any more."""

@@ -26,6 +26,7 @@ from blockmig.nbd import (
     Payload,
     Reply,
 )
+from blockmig.storage import PROBE_SIZE
 
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 4711)
 
@@ -93,7 +94,7 @@ class MemoryDisk:
 
     def probe(self, offset, length):
         self._called("probe", offset, length)
-        assert 0 < length <= 65536
+        assert 0 < length <= PROBE_SIZE
         assert offset + length <= self.size
         return Probe(not any(self.data[offset : offset + length]), False)
 

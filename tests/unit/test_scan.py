@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage import Scan, scan
+from blockmig.storage import PROBE_SIZE, Scan, scan
 
 from .support import MemoryDisk
 
@@ -87,16 +87,35 @@ class ScanTests(SynchronousTestCase):
         self.assertEqual([("probe", 1 << 20, 65536)], [c for c in disk.calls if c[0] == "probe"])
 
     def test_zeroes_that_are_no_hole(self):
-        disk = disk_of((65536, "data"), (65536 * 3, "zero"), (65536, "data"))
+        disk = disk_of((PROBE_SIZE, "data"), (PROBE_SIZE * 3, "zero"), (PROBE_SIZE, "data"))
         pieces = self.check(disk, 2 << 20, 1)
         self.assertEqual(
-            [(0, 65536, False), (65536, 196608, True), (262144, 65536, False)],
+            [
+                (0, PROBE_SIZE, False),
+                (PROBE_SIZE, PROBE_SIZE * 3, True),
+                (PROBE_SIZE * 4, PROBE_SIZE, False),
+            ],
             [piece[:3] for piece in pieces],
         )
 
+    def test_zeroes_to_the_page_where_no_holes_are_known(self):
+        disk = disk_of((4096, "data"), (8192, "zero"), (PROBE_SIZE, "data"), (5000, "zero"))
+        disk.shortest_zeroes = 4096
+        self.assertEqual(
+            [
+                (0, 4096, False),
+                (4096, 8192, True),
+                (12288, PROBE_SIZE, False),
+                (12288 + PROBE_SIZE, 5000, True),
+            ],
+            [piece[:3] for piece in self.check(disk, 2 << 20, 512)],
+        )
+        (piece,) = self.check(disk_of((4096, "zero"), (4096, "data")), 2 << 20, 8192)
+        self.assertFalse(piece.zero)
+
     def test_a_single_byte_is_never_lost(self):
-        for at in (0, 1, 65535, 65536, 131071, 200_000, 262_143):
-            content = bytearray(262_144)
+        for at in (0, 1, PROBE_SIZE - 1, PROBE_SIZE, 2 * PROBE_SIZE - 1, 4 * PROBE_SIZE - 1):
+            content = bytearray(4 * PROBE_SIZE)
             content[at] = 1
             pieces = walk(MemoryDisk(content))
             (data,) = [piece for piece in pieces if not piece.zero]
@@ -130,7 +149,7 @@ class ScanTests(SynchronousTestCase):
         self.assertEqual([256 << 20, 256 << 20, 5], [piece.length for piece in pieces])
 
     def test_cold_is_passed_on(self):
-        disk = disk_of((65536 * 2, "data"))
+        disk = disk_of((PROBE_SIZE * 2, "data"))
         probe = disk.probe
         disk.probe = lambda offset, length: probe(offset, length)._replace(cold=offset > 0)
         (piece,) = walk(disk)
@@ -145,7 +164,7 @@ class ScanTests(SynchronousTestCase):
         before = 0
         while scanner.advance():
             probes = disk.names().count("probe")
-            self.assertLessEqual((probes - before) * 65536, 18 << 20)
+            self.assertLessEqual((probes - before) * PROBE_SIZE, 18 << 20)
             before = probes
 
     def test_errors_are_told(self):

@@ -140,11 +140,11 @@ class BarDisplay(_Sampled):
     def show(self) -> None:
         """Redraw it."""
         progress = self._progress
-        if progress.attempt != self._attempt:
-            self._attempt = progress.attempt
-            self._bar.reset(self._task, total=progress.total)
-        self._bar.update(self._task, completed=progress.done, attempt=progress.attempt)
         with contextlib.suppress(OSError):
+            if progress.attempt != self._attempt:
+                self._attempt = progress.attempt
+                self._bar.reset(self._task, total=progress.total)
+            self._bar.update(self._task, completed=progress.done, attempt=progress.attempt)
             self._bar.refresh()
 
     def stop(self) -> None:

@@ -68,7 +68,7 @@ from ..transport import (
     RateLimiter,
     RegionProducer,
     is_plain_socket,
-    keep_alive,
+    tune,
     unacknowledged,
 )
 from .handoff import Handoff, make_handoff
@@ -148,7 +148,7 @@ class SenderProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Connected; the server speaks first."""
-        keep_alive(self.transport)
+        tune(self.transport)
         self._outgoing = RegionProducer(
             self.transport,
             self._source_failed,

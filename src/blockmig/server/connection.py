@@ -52,7 +52,7 @@ from ..transport import (
     PayloadReader,
     RegionProducer,
     describe_address,
-    keep_alive,
+    tune,
 )
 
 _log = Logger()
@@ -130,7 +130,7 @@ class ServerConnection(Protocol):
     def connectionMade(self) -> None:
         """The server speaks first."""
         transport = self.transport
-        keep_alive(transport)
+        tune(transport)
         self._outgoing = RegionProducer(
             transport,
             self._read_failed,

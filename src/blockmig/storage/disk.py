@@ -39,7 +39,7 @@ from .system import (
     SystemCalls,
 )
 
-PROBE_SIZE: Final = 65536
+PROBE_SIZE: Final = 262144
 """Bytes that one `IDisk.probe` looks at, at most; zero runs shorter than this travel as data."""
 
 _PROBE_TAIL: Final = 512

@@ -9,8 +9,9 @@ Rules:
 * a piece of data is at most a request long, and cut where a request's multiple lies, so that pages
   at both ends line up; a piece of zeroes is at most `LONGEST_ZEROES`;
 * every cut but the disk's end lies on a multiple of the block size that the peer wants;
-* zero means read as zeroes: a hole of the file system, or bytes that were looked at, 64 KiB at a
-  time, or finer where the disk asks for it.
+* zero means read as zeroes: a hole of the file system, or bytes that were looked at, 256 KiB at a
+  time (a look costs a call, and the sender has better things to do), or finer where the disk knows
+  of no holes.
 """
 
 from __future__ import annotations

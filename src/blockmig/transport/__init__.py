@@ -9,11 +9,11 @@ from .endpoints import (
     CannotListen,
     client_endpoint,
     describe_address,
-    keep_alive,
     listen,
     listening_uri,
     server_endpoint,
     stop_listening,
+    tune,
 )
 from .incoming import PayloadReader
 from .outgoing import RegionProducer
@@ -31,10 +31,10 @@ __all__ = [
     "client_endpoint",
     "describe_address",
     "is_plain_socket",
-    "keep_alive",
     "listen",
     "listening_uri",
     "server_endpoint",
     "stop_listening",
+    "tune",
     "unacknowledged",
 ]

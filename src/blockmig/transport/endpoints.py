@@ -12,6 +12,7 @@ import socket
 from typing import Any, Final
 
 from twisted.internet import defer, endpoints
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
@@ -19,6 +20,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from ..nbd import NBDURI
+from .plain import is_plain_socket
 
 _log = Logger()
 
@@ -33,6 +35,7 @@ _MAY_MEND = frozenset(
         errno.ENETUNREACH,
     }
 )
+_SEND_BUFFER: Final = 4 << 20
 _RETRY: Final = 1.0
 _REPORT: Final = 60.0
 # Milliseconds. It also counts while a peer that is alive takes nothing, so it cannot be short.
@@ -66,6 +69,11 @@ def client_endpoint(reactor: Any, uri: NBDURI) -> Any:
     """The client endpoint that reaches the server of C{uri}."""
     if uri.socket:
         return endpoints.UNIXClientEndpoint(reactor, uri.socket)
+    # Nothing is to be looked up for an address, nor another one to be tried after a while.
+    if isIPAddress(uri.host):
+        return endpoints.TCP4ClientEndpoint(reactor, uri.host, uri.port)
+    if isIPv6Address(uri.host):
+        return endpoints.TCP6ClientEndpoint(reactor, uri.host, uri.port)
     return endpoints.HostnameEndpoint(reactor, uri.host, uri.port)
 
 
@@ -141,19 +149,22 @@ def describe_address(address: object) -> str:
     return str(address)
 
 
-def keep_alive(transport: Any) -> None:
-    """Let the kernel find out within minutes that the peer's machine has gone.
+def tune(transport: Any) -> None:
+    """Set a connection's socket up for large payloads and small messages; before any is sent.
 
-    And send small messages at once. Does nothing on a transport that is not TCP.
+    On TCP messages leave at once, and the kernel finds out within minutes that the peer's machine
+    has gone. A UNIX socket gets a larger buffer than its 208 KiB, which spares wake-ups (a quarter
+    of the time of a migration on one machine); TCP's grows by itself, and is worse when set.
+    Nothing happens on a transport that is no plain socket.
     """
-    set_option = getattr(transport, "setTcpKeepAlive", None)
-    if set_option is None or not isinstance(transport.getPeer(), IPv4Address | IPv6Address):
+    if not is_plain_socket(transport):
         return
-    set_option(True)
-    transport.setTcpNoDelay(True)
     handle = transport.getHandle()
-    if not isinstance(handle, socket.socket):
+    if handle.family == socket.AF_UNIX:
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         return
+    transport.setTcpKeepAlive(True)
+    transport.setTcpNoDelay(True)
     for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 8)):
         if hasattr(socket, name):
             handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
