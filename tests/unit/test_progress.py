@@ -106,8 +106,6 @@ class BarTests(SynchronousTestCase):
         self.assertIsNone(display.stop())
         self.assertEqual([], clock.getDelayedCalls())
 
-    test_terminal_that_takes_nothing.todo = "another attempt's bar is drawn without care"
-
     def test_bar(self):
         from rich.console import Console
 
