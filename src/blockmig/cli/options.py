@@ -275,6 +275,6 @@ class TapOptions(_Named):
         """Put the command there that was left out."""
         given = list(options or ())
         commands = [row[0] for row in self.subCommands]
-        if not given or given[0] not in (*commands, "--help", "--version"):
+        if not given or given[0] not in (*commands, "--version"):
             given.insert(0, "receive")
         super().parseOptions(given)

@@ -116,6 +116,7 @@ class _Core:
         self.attempt: _Attempt | None = None
         self.attempts = 0
         self.copied = False
+        self.disconnected = False
         self.failure: MigrationError | None = None
         self.failure_told = Errno.EIO
         self.last_progress = reactor.seconds()
@@ -180,6 +181,8 @@ class _Core:
         )
 
     def finish_attempt(self) -> None:
+        self.disconnected = True
+
         def flushed(result: object) -> None:
             if isinstance(result, Failure):
                 self.machine.disk_failed(result.value)
@@ -315,8 +318,12 @@ class _MigrationExport:
         return self._core.machine.change(connection)
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
-        """A sender that has sent all of it may take its time to retire the source."""
-        return self._core.copied and self._core.holds(connection)
+        """A sender that has sent all of it may take its time to retire the source.
+
+        And we may take ours for the last flush.
+        """
+        core = self._core
+        return core.holds(connection) and (core.copied or core.disconnected)
 
     def done(self, connection: ServerConnection, request: Request) -> None:
         """Coverage grows by what was changed; a flush makes a whole copy a durable one."""
