@@ -371,10 +371,7 @@ def deaf_reader(path: Path) -> Iterator[Path]:
         os.close(pipe)
 
 
-FROZEN = pytest.mark.xfail(reason="the bar writes without asking whether there is room")
-
-
-@pytest.mark.parametrize("progress", ["json", pytest.param("bar", marks=FROZEN)])
+@pytest.mark.parametrize("progress", ["json", "bar"])
 @pytest.mark.parametrize("stopped", [False, True], ids=["ends", "stopped"])
 def test_output_that_nobody_reads(
     processes: Processes, room: Path, progress: str, stopped: bool
@@ -478,9 +475,7 @@ def test_reactor_stopped_by_others_in_the_last_flush(processes: Processes, room:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(
-            ("--listen", "stdio:"), marks=pytest.mark.xfail(reason="ends with a traceback")
-        ),
+        ("--listen", "stdio:"),
         ("--listen", "tcp:99999"),
         ("--export", "\udcff"),
         ("--export", "x" * 4097),

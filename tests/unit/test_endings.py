@@ -46,6 +46,7 @@ from .support import (
     Threads,
     UnlinkableDisk,
     in_thread,
+    request_bytes,
 )
 
 WRITE, FLUSH, DISC, ZEROES = Command.WRITE, Command.FLUSH, Command.DISC, Command.WRITE_ZEROES
@@ -126,6 +127,56 @@ class ReceiverStatusTests(ReceiverCase):
         self.assertEqual([0, 0, 0], client.errors())
         self.receiver.stop()
         self.ends_with(GaveUp, 4)
+
+    def test_flush_that_began_before_it_was_whole(self):
+        threads = Threads()
+        client = self.make(threads)
+        client.write(0, DATA[:-1])
+        client.send(FLUSH)
+        client.write(SIZE - 1, DATA[-1:])
+        threads.run()
+        self.assertEqual([0, 0, 0], client.errors())
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_flush_of_a_stray_that_began_before_it_was_whole(self):
+        threads = Threads()
+        client = self.make(threads)
+        stray = self.client()
+        stray.send(FLUSH)
+        client.write(0, DATA)
+        threads.run()
+        self.assertEqual([0], stray.errors())
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_changed_since_the_flush(self):
+        """Mirrors write again what their clients changed, until they disconnect."""
+        client = self.copied()
+        client.write(0, b"new")
+        self.assertEqual([0], client.errors())
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_being_changed_since_the_flush(self):
+        client = self.copied()
+        client.give(request_bytes(WRITE, 0, 100) + b"half of it")
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_a_strays_attempt_to_change_it_is_no_change(self):
+        self.copied()
+        self.assertEqual(Errno.EPERM, self.client().ask(ZEROES, 0, 10)[0])
+        self.receiver.stop()
+        self.ends_with(Unconfirmed, 5)
+
+    def test_changed_and_flushed_again(self):
+        client = self.copied()
+        client.write(0, b"new")
+        client.send(FLUSH)
+        self.assertEqual([0, 0], client.errors())
+        self.receiver.stop()
+        self.ends_with(Unconfirmed, 5)
 
     def test_a_flush_that_failed(self):
         client = self.make()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from unittest import mock
 
 from twisted.logger import Logger, LogLevel
@@ -50,6 +51,25 @@ class WriteTests(SynchronousTestCase):
         self.assertEqual(0, len(first) % 101, "a line was cut")
         write("again")
         self.assertIn(b"again\n", os.read(source, 1 << 20))
+
+    def test_terminal_that_nobody_reads(self):
+        """There may be room for a part of a line; to wait for the rest would stop everything."""
+        ours, theirs = os.openpty()
+        self.addCleanup(os.close, ours)
+        self.addCleanup(os.close, theirs)
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.getsignal(signal.SIGALRM))
+
+        def waits(*_):
+            raise AssertionError("it waits for its reader")
+
+        signal.signal(signal.SIGALRM, waits)
+        signal.setitimer(signal.ITIMER_REAL, 2)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+        for length in (37, 200, 5000):
+            write = write_to(theirs)
+            for _ in range(1000):
+                write("x" * length)
+        self.assertTrue(os.get_blocking(theirs), "others share that")
 
     def test_reader_that_left(self):
         source, target = os.pipe()

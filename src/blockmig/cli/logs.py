@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import select
+import stat
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,20 +23,41 @@ from zope.interface import implementer
 Write = Callable[[str], None]
 
 
-def write_to(descriptor: int) -> Write:
-    """A function that writes a line to C{descriptor} in one piece.
+def _without_waiting(descriptor: int) -> int:
+    """A descriptor of the same pipe or terminal on which no write ever waits.
 
-    A reader that left, or that does not read, loses lines; it does not stop a migration.
+    O_NONBLOCK is not the descriptor's but the open file's, which others (a shell) share; so the
+    file is opened anew.
     """
+    with contextlib.suppress(OSError):
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"/proc/self/fd/{descriptor}", flags)
+    return descriptor
 
-    def write(line: str) -> None:
+
+def write_some(descriptor: int) -> Write:
+    """A function that writes text to C{descriptor} in one piece.
+
+    A reader that left, or that does not read, loses text; it does not stop a migration.
+    """
+    descriptor = _without_waiting(descriptor)
+
+    def write(text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             room = select.poll()
             room.register(descriptor, select.POLLOUT)
             if room.poll(0):
-                os.write(descriptor, (line + "\n").encode(errors="replace"))
+                os.write(descriptor, text.encode(errors="replace"))
 
     return write
+
+
+def write_to(descriptor: int) -> Write:
+    """A function that writes a line to C{descriptor}, as L{write_some} does."""
+    write = write_some(descriptor)
+    return lambda line: write(line + "\n")
 
 
 @implementer(ILogObserver)

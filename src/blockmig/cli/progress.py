@@ -6,12 +6,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from twisted.internet.task import LoopingCall
 
 from ..migration import Progress
-from .logs import Write, write_to
+from .logs import Write, write_some, write_to
 
 
 class Display(Protocol):
@@ -95,6 +95,31 @@ class JSONDisplay(_Sampled):
         self._output(json.dumps(line))
 
 
+class _Lossy:
+    """Stderr for a console: what its reader has no room for is lost, and so is every error."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self._write = write_some(2)
+
+    def write(self, text: str) -> int:
+        """Write C{text} in one piece, or not at all."""
+        self._write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def isatty(self) -> bool:
+        """Whether there is somebody to draw for."""
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        """For asking the terminal for its width."""
+        return 2
+
+
 class BarDisplay(_Sampled):
     """A bar on the terminal: done and total, rate, time left, and the number of the attempt."""
 
@@ -112,7 +137,7 @@ class BarDisplay(_Sampled):
         from rich.progress import Progress as Bar  # noqa: PLC0415
 
         super().__init__()
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._console = Console(file=cast(Any, _Lossy()), soft_wrap=True, highlight=False)
         self._bar = Bar(
             TextColumn("attempt {task.fields[attempt]}"),
             BarColumn(None),

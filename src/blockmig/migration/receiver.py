@@ -124,19 +124,31 @@ class _Core:
         self._reactor = reactor
         self._in_thread = in_thread
         self._began = 0.0
+        self._changes = 0
+        self._whole_since: dict[int, int] = {}
         self._telling: IDelayedCall | None = None
 
     def holds(self, connection: ServerConnection) -> bool:
         """Whether the attempt is C{connection}'s."""
         return self.attempt is not None and self.attempt.connection is connection
 
-    def flushed(self) -> None:
-        """What was written before is durable; nobody changes the disk once it is whole."""
+    def changed(self) -> None:
+        """The disk is about to be changed, or was: what was durable is no more."""
+        self.copied = False
+        self._changes += 1
+
+    def flush_begins(self, request: Request) -> None:
+        """A flush makes durable only what was written before it began."""
         if self.attempt is not None and self.attempt.coverage.complete:
+            self._whole_since[id(request)] = self._changes
+
+    def flush_ended(self, request: Request, succeeded: bool) -> None:
+        """The copy is durable if it was whole at the start, and nobody changed it since."""
+        changes = self._whole_since.pop(id(request), None)
+        if succeeded and changes == self._changes:
             self.copied = True
 
     def begin(self, connection: ServerConnection) -> None:
-        self.copied = False
         self.attempts += 1
         if self.attempts == 1:
             self._began = self._reactor.seconds()
@@ -158,6 +170,7 @@ class _Core:
     def cover(self, request: Request) -> None:
         attempt = self.attempt
         assert attempt is not None
+        self.changed()
         self.last_progress = self._reactor.seconds()
         attempt.coverage.add(request.offset, request.length)
         if request.command == Command.WRITE:
@@ -314,8 +327,13 @@ class _MigrationExport:
     def admit(self, connection: ServerConnection, request: Request) -> int:
         """Changes only from the attempt's connection; anything else from anybody."""
         if not changes_the_disk(request):
+            if request.command == Command.FLUSH:
+                self._core.flush_begins(request)
             return Errno.OK
-        return self._core.machine.change(connection)
+        answer = self._core.machine.change(connection)
+        if answer == Errno.OK:
+            self._core.changed()
+        return answer
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """A sender that has sent all of it may take its time to retire the source.
@@ -331,12 +349,13 @@ class _MigrationExport:
             if self._core.holds(connection):
                 self._core.machine.covered(request)
         elif request.command == Command.FLUSH:
-            self._core.flushed()
+            self._core.flush_ended(request, True)
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None
     ) -> None:
         """The disk is not fit for the migration."""
+        self._core.flush_ended(request, False)
         self._core.machine.disk_failed(error)
 
     def disconnected(self, connection: ServerConnection) -> None:

@@ -47,7 +47,6 @@ from zope.interface import implementer
 
 from ..interfaces import IDisk, IUnlinkableDisk
 from ..nbd import (
-    REQUEST_SIZE,
     ClientHandshake,
     ClientTransmission,
     Command,
@@ -181,12 +180,12 @@ class SenderProtocol(Protocol):
     def readConnectionLost(self) -> None:
         """The server closed its side: in good order, if it had the disconnect by then.
 
-        Its end of the stream confirms what came to it before: were the disconnect (28 bytes) still
-        unconfirmed now, the server closed without it.
+        Its end of the stream confirms what came to it before: were more than our own end still
+        unconfirmed now, the server closed without the disconnect.
         """
         if self._handshake is not None:
             self.drop("the connection was closed during the handshake")
-        elif self._told and unacknowledged(self.transport) < REQUEST_SIZE:
+        elif self._told and unacknowledged(self.transport) <= 1:
             self._handoff.closed()
             self.transport.loseConnection()
         else:

@@ -62,6 +62,8 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
             f"{text!r} is not an endpoint such as tcp:10809:interface=127.0.0.1 "
             f"or unix:/path ({error})"
         ) from None
+    if isinstance(endpoint, endpoints.StandardIOEndpoint):
+        raise BadEndpoint(f"{text!r} accepts no connections, so nothing can be received")
     return endpoint
 
 
