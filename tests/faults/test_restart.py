@@ -241,7 +241,7 @@ async def test_failing_disk_at_the_destination(
     room: Path, name: str, good: int, number: int
 ) -> None:
     """The sender is told, the receiver fails, the source stays, and a sound receiver completes."""
-    size = 80 * MIB if name == "sync_file_range" else 8 * MIB
+    size = 80 * MIB if name == "sync_file_range" else 32 * MIB
     source = sparse_image(room / "source", size, {MIB: os.urandom(size - 2 * MIB)})
     before = digest(source)
     calls = FailingCalls(name, number, good)
