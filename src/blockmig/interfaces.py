@@ -164,6 +164,9 @@ class IExportHandler(Interface):
     def failed(connection: Any, request: Any, error: BaseException | None) -> None:
         """An admitted request failed in the disk, and is answered with an error."""
 
+    def needs_flush(connection: Any) -> bool:
+        """Whether a FLUSH from that connection may have anything to make durable."""
+
     def may_be_silent(connection: Any) -> bool:
         """Whether a connection that says nothing for long is to be left alone."""
 

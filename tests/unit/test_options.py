@@ -83,6 +83,15 @@ class Case(SynchronousTestCase):
         self.assertIn(words, str(error))
 
 
+class NamesTests(SynchronousTestCase):
+    def test_errors_name_their_option(self):
+        for kind in (ReceiveOptions, SendOptions):
+            for row in kind.optParameters:
+                if len(row) > 4:
+                    error = self.assertRaises(usage.UsageError, row[4], "?")
+                    self.assertTrue(str(error).startswith(f"--{row[0]}: "), str(error))
+
+
 class ReceiveTests(Case):
     def test_defaults(self):
         options = self.parse("receive", "--file", "disk.img")
@@ -96,7 +105,7 @@ class ReceiveTests(Case):
                 "oldstyle": 0,
                 "handshake-timeout": 30.0,
                 "idle-timeout": 60.0,
-                "give-up-after": None,
+                "give-up-after": 0.0,
                 "log-format": "text",
                 "verbose": 0,
                 "quiet": 0,
@@ -143,7 +152,7 @@ class SendTests(Case):
             "unlink": 0,
             "retry": 0,
             "max-rate": None,
-            "give-up-after": None,
+            "give-up-after": 0.0,
             "progress": "auto",
         }.items():
             self.assertEqual(value, options[name], name)

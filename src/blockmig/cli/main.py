@@ -10,7 +10,6 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import usage
-from twisted.python.failure import Failure
 
 from .logs import begin_logging, write_to
 from .options import BlockmigOptions, ReceiveOptions, SendOptions
@@ -61,12 +60,9 @@ def run_operation(reactor: Any, coroutine: Any, stop: Callable[[str], None]) -> 
 
     def begin() -> None:
         on_signals(reactor, stop)
-        Deferred.fromCoroutine(coroutine).addBoth(end)
+        Deferred.fromCoroutine(coroutine).addCallback(end)
 
-    def end(result: Any) -> None:
-        if isinstance(result, Failure):
-            _log.failure("this is a bug of blockmig", failure=result)
-            result = 3
+    def end(result: int) -> None:
         status.append(int(result))
         reactor.stop()
 

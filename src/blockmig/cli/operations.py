@@ -70,7 +70,7 @@ class Receive:
             oldstyle=bool(options["oldstyle"]),
             handshake_timeout=options["handshake-timeout"],
             idle_timeout=options["idle-timeout"],
-            give_up_after=options["give-up-after"],
+            give_up_after=options["give-up-after"] or None,
             reactor=self._reactor,
         )
         try:
@@ -91,7 +91,7 @@ class Receive:
                 endpoint,
                 receiver.factory(),
                 text,
-                self._options["give-up-after"],
+                self._options["give-up-after"] or None,
             )
         )
         try:
@@ -150,7 +150,7 @@ class Send:
                 options.uri.export,
                 unlink=bool(options["unlink"]),
                 retry=bool(options["retry"]),
-                give_up_after=options["give-up-after"],
+                give_up_after=options["give-up-after"] or None,
                 max_rate=options["max-rate"],
                 reactor=self._reactor,
             )
@@ -175,6 +175,9 @@ async def report(operation: Operation) -> ExitStatus:
     except MigrationError as error:
         _log.error("{why}", event="error", why=str(error), status=int(error.status))
         return error.status
+    except Exception:
+        _log.failure("this is a bug of blockmig", event="bug", status=int(ExitStatus.FAILED))
+        return ExitStatus.FAILED
     _log.info(
         "complete: {bytes} bytes ({data} of data, {zeroes} of zeroes) in {seconds:.2f} s, "
         "{megabytes:.1f} MB/s of data, {attempts} attempt(s)",

@@ -92,8 +92,12 @@ class _Options(_Named):
     """What the commands have in common: how they speak."""
 
     common_flags: ClassVar[Rows] = [
-        ["verbose", "v", "Say more, for finding out what goes on."],
-        ["quiet", "q", "Say nothing but warnings and errors."],
+        [
+            "verbose",
+            "v",
+            "Say more, for finding out what goes on. (Text under twistd is twistd's.)",
+        ],
+        ["quiet", "q", "Say nothing but warnings and errors. (As above.)"],
     ]
     common_parameters: ClassVar[Rows] = [
         [
@@ -131,7 +135,9 @@ class ReceiveOptions(_Options):
         "Accept one migration into a raw image or block device, and exit 0 once it is complete. "
         "Any NBD client can be the sender; a sender that drops early may start again. "
         "Exit statuses: 0 done, 1 bad usage or refused at the start, 3 the disk failed, "
-        "4 stopped or gave up before completion (the copy is not canonical)."
+        "4 stopped or gave up before completion (the copy is not canonical), "
+        "5 stopped or gave up with all the data here and durable, but no disconnect "
+        "(the copy is canonical only if the source was deleted)."
     )
     optFlags: ClassVar[Rows] = [
         ["oldstyle", None, "Speak the old NBD handshake, for old senders."],
@@ -144,7 +150,7 @@ class ReceiveOptions(_Options):
             "s",
             None,
             "The disk's exact size: bytes, or 20G. A missing file is created with it, sparse.",
-            _checked("--s", parse_bytes),
+            _checked("--size", parse_bytes),
         ],
         [
             "listen",
@@ -165,14 +171,15 @@ class ReceiveOptions(_Options):
             "idle-timeout",
             None,
             60.0,
-            "Seconds of silence after which a connection, and its attempt, is ended; 0 for never.",
+            "Seconds of silence after which a connection, and its attempt, is ended; 0 for never. "
+            "A sender that has flushed all the data may take its time.",
             _checked("--idle-timeout", parse_seconds),
         ],
         [
             "give-up-after",
             None,
-            None,
-            "Seconds without progress after which to exit 4; the default is to wait for ever.",
+            0.0,
+            "Seconds without progress after which to give up; 0, the default, is never.",
             _checked("--give-up-after", parse_seconds),
         ],
         *_Options.common_parameters,
@@ -219,8 +226,8 @@ class SendOptions(_Options):
         [
             "give-up-after",
             None,
-            None,
-            "Seconds without progress after which to exit 4; the default is to go on for ever.",
+            0.0,
+            "Seconds without progress after which to give up; 0, the default, is never.",
             _checked("--give-up-after", parse_seconds),
         ],
         [

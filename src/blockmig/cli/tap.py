@@ -10,7 +10,6 @@ from typing import Any
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger, globalLogPublisher
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .logs import observer_for, write_to
@@ -48,12 +47,9 @@ class OperationService(Service):
 
     def _begin(self) -> None:
         on_signals(self._reactor, self._operation.stop)
-        Deferred.fromCoroutine(report(self._operation)).addBoth(self._end)
+        Deferred.fromCoroutine(report(self._operation)).addCallback(self._end)
 
-    def _end(self, result: Any) -> None:
-        if isinstance(result, Failure):
-            _log.failure("this is a bug of blockmig", failure=result)
-            result = 3
+    def _end(self, result: int) -> None:
         atexit.register(_exit, int(result))
         self._ended.callback(None)
         if not self._stopping:

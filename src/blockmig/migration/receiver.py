@@ -335,6 +335,10 @@ class _MigrationExport:
             self._core.changed()
         return answer
 
+    def needs_flush(self, connection: ServerConnection) -> bool:
+        """Only the attempt's connection has written anything; others must cost no fdatasync."""
+        return self._core.holds(connection)
+
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """A sender that has sent all of it may take its time to retire the source.
 
@@ -530,8 +534,10 @@ class Receiver:
                 f"{why}; all of {name} is here and durable, but the disconnect never came: "
                 "it is canonical only if the source was deleted"
             )
-        else:
+        elif self.attempts:
             error = GaveUp(f"{why}; {name} is not canonical")
+        else:
+            error = GaveUp(f"{why}; nothing was received into {name}")
         self._core.machine.give_up(error)
 
     def _check_progress(self, limit: float) -> None:

@@ -22,6 +22,7 @@ Rules (design, sections 2 and 3):
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectingCancelledError, ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -82,6 +83,7 @@ REQUEST: Final = 2 << 20
 _WINDOW_BYTES: Final = 32 << 20
 _WINDOW_REQUESTS: Final = 256
 _LOOK_AHEAD: Final = 64
+_UNKNOWN = (Errno.EINVAL, Errno.ENOTSUP)
 _HANDSHAKE_TIMEOUT: Final = 30.0
 _CLOSE_TIMEOUT: Final = 30.0
 
@@ -139,6 +141,7 @@ class SenderProtocol(Protocol):
         self._used: list[Piece] = []
         self._oldstyle = False
         self._told = False
+        self._half_closes = False
         self._ended = False
         self._lost = False
         self._timeout: IDelayedCall | None = None
@@ -216,11 +219,17 @@ class SenderProtocol(Protocol):
         if not self._lost:
             self.transport.abortConnection()
 
-    @property
-    def _half_closes(self) -> bool:
-        """Whether the transport can say that nothing follows, and hear on."""
+    def _can_half_close(self) -> bool:
+        """Whether the transport can say that nothing follows, hear on, and tell us of both.
+
+        It tells the protocol that it knows of, which may be an endpoint's own, around ours.
+        """
         transport = self.transport
-        return is_plain_socket(transport) and IHalfCloseableDescriptor.providedBy(transport)
+        return (
+            is_plain_socket(transport)
+            and IHalfCloseableDescriptor.providedBy(transport)
+            and IHalfCloseableProtocol.providedBy(transport.protocol)
+        )
 
     # The handshake.
 
@@ -334,7 +343,7 @@ class SenderProtocol(Protocol):
 
     def _reply(self, reply: Reply) -> None:
         request, error = reply
-        if error and request.command == Command.FLUSH and error == Errno.EINVAL and self._oldstyle:
+        if error and request.command == Command.FLUSH and error in _UNKNOWN and self._oldstyle:
             self._no_flush()
         elif error:
             if self._oldstyle and request.command == Command.WRITE_ZEROES:
@@ -392,6 +401,7 @@ class SenderProtocol(Protocol):
         """The last message; nothing is in flight and nothing is queued."""
         _, header = self._wire.request(Command.DISC)
         self._outgoing.send([header])
+        self._half_closes = self._can_half_close()
         if self._half_closes:
             self.transport.loseWriteConnection()
         else:
@@ -470,6 +480,7 @@ class _AttemptFactory:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
+        self._attempt: SenderProtocol | None = None
 
     def doStart(self) -> None:
         """Nothing to prepare."""
@@ -479,9 +490,14 @@ class _AttemptFactory:
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """The attempt."""
-        protocol = SenderProtocol(self._sender)
-        protocol.factory = self
-        return protocol
+        self._attempt = attempt = SenderProtocol(self._sender)
+        attempt.factory = self
+        return attempt
+
+    def drop(self, why: str) -> None:
+        """End the attempt, whatever the endpoint has wrapped it in."""
+        if self._attempt is not None:
+            self._attempt.drop(why)
 
 
 class Sender:
@@ -570,36 +586,50 @@ class Sender:
         failures = 0
         try:
             while True:
-                began = self.progress.attempt
+                attempt, progressed = self.progress.attempt, self._last_progress
                 try:
                     return await self._attempt()
                 except AttemptFailed as error:
                     if not self._accepted and not self._retry:
                         raise Refused(str(error)) from None
-                    failures = 0 if self.progress.attempt != began else failures + 1
+                    if self.progress.attempt != attempt and self.progress.done:
+                        failures = 0
+                    else:
+                        # A destination that took nothing was no progress, whatever it was given.
+                        self._last_progress = progressed
+                        failures += 1
                     await self._pause(str(error), self._policy(failures))
         except CancelledError:
             raise self._stopped or GaveUp("cancelled") from None
         finally:
             if patience is not None:
                 patience.stop()
-            await self.in_thread.idle()
+            while self.in_thread.busy:
+                # Whoever cancels has to wait as well: the disk is closed behind this.
+                with contextlib.suppress(CancelledError):
+                    await self.in_thread.idle()
 
     async def _attempt(self) -> Summary:
         """One connection's try; also fails with L{AttemptFailed}."""
-        self._result = result = Deferred[Summary]()
+        self._result = Deferred()
+        factory = _AttemptFactory(self)
         try:
-            protocol = await self._endpoint.connect(_AttemptFactory(self))
+            await self._endpoint.connect(factory)
+        except (CancelledError, ConnectingCancelledError):
+            raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
             if self._stopped is not None:
                 raise self._stopped from None
             raise AttemptFailed(f"cannot connect to the destination: {error}") from None
-        assert isinstance(protocol, SenderProtocol)
-        try:
-            return await result
-        except CancelledError:
-            protocol.drop("stopped")
-            raise
+        while True:
+            try:
+                return await self._result
+            except CancelledError:
+                if not self._retiring:
+                    factory.drop("stopped")
+                    raise
+                # Too late: the outcome must say what becomes of the source.
+                self._result = Deferred()
 
     async def _pause(self, why: str, delay: float) -> None:
         _log.warn(
@@ -652,9 +682,8 @@ class Sender:
     def accepted(self) -> None:
         """The handshake was accepted; an attempt begins."""
         self._accepted = True
-        now = self._last_progress = self.reactor.seconds()
         if self._began is None:
-            self._began = now
+            self._began = self.reactor.seconds()
         progress = self.progress
         progress.attempt += 1
         progress.data = progress.zeroes = 0

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
+
+_THREADS: Final = 4
+"""How many of the process's threads one migration may hold at a time."""
 
 InThread = Callable[..., Deferred[Any]]
 """Runs a function with its arguments in a thread, and gives a Deferred of the result."""
@@ -26,6 +29,7 @@ class ThreadWork:
 
     def __init__(self, reactor: Any, in_thread: InThread | None = None) -> None:
         self._in_thread = in_thread or partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        self._tokens = DeferredSemaphore(_THREADS)
         self._running = 0
         self._idle: list[Deferred[None]] = []
 
@@ -37,7 +41,8 @@ class ThreadWork:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """Run C{function} in a thread."""
         self._running += 1
-        return self._in_thread(function, *arguments).addBoth(self._ended)
+        working = self._tokens.run(self._in_thread, function, *arguments)
+        return working.addBoth(self._ended)
 
     def _ended(self, result: Any) -> Any:
         self._running -= 1

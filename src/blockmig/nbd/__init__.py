@@ -32,7 +32,6 @@ from .handshake import Aborted, ClientHandshake, Negotiated, ServerHandshake, ol
 from .rules import changes_the_disk, check_request
 from .transmission import (
     REQUEST_SIZE,
-    SIMPLE_REPLY_SIZE,
     ClientTransmission,
     EndOfPayload,
     Payload,
@@ -49,7 +48,6 @@ __all__ = [
     "MAXIMUM_PAYLOAD",
     "NBDURI",
     "REQUEST_SIZE",
-    "SIMPLE_REPLY_SIZE",
     "Aborted",
     "BadURI",
     "ClientHandshake",

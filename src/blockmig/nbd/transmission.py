@@ -37,7 +37,6 @@ _REQUEST = struct.Struct("!IHHQQI")
 _SIMPLE_REPLY = struct.Struct("!IIQ")
 
 REQUEST_SIZE: Final = _REQUEST.size
-SIMPLE_REPLY_SIZE: Final = _SIMPLE_REPLY.size
 
 
 class Request(NamedTuple):

@@ -121,6 +121,7 @@ class ServerConnection(Protocol):
         self._processing = False
         self._closing = False
         self._disconnecting = False
+        self._ending = False
         self._lost = False
         self._last_activity = 0.0
         self._silence: IDelayedCall | None = None
@@ -298,7 +299,10 @@ class ServerConnection(Protocol):
             region = FileRegion(handler.disk, request.offset, request.length)
             self._outgoing.send(self._wire.reply(request, 0, [region]))
         elif request.command == Command.FLUSH:
-            self._answer_after(request, self._settings.in_thread(handler.disk.flush))
+            if handler.needs_flush(self):
+                self._answer_after(request, self._settings.in_thread(handler.disk.flush))
+            else:
+                self._done(request)
         else:
             self._zero_or_trim(request, handler)
 
@@ -427,7 +431,7 @@ class ServerConnection(Protocol):
 
     def close(self) -> None:
         """Send what is due, then close; the connection is aborted if that takes long."""
-        self._closing = True
+        self._closing = self._ending = True
         if self._lost:
             return
         self._watch(_CLOSE_TIMEOUT)
@@ -450,13 +454,12 @@ class ServerConnection(Protocol):
 
     def _check_silence(self, timeout: float) -> None:
         self._silence = None
-        if self._handshake is not None:
+        if self._handshake is not None and not self._ending:
             _log.info("{peer}: no handshake in {timeout} s", peer=self.peer, timeout=timeout)
             self.abort()
             return
         now = self._reactor.seconds()
-        handler = self.handler
-        if self._in_progress or self._behind or (handler and handler.may_be_silent(self)):
+        if not self._ending and self._may_be_silent():
             self._last_activity = now
         left = self._last_activity + timeout - now
         if left > 0:
@@ -464,6 +467,12 @@ class ServerConnection(Protocol):
         else:
             _log.info("{peer}: silent for {timeout} s", peer=self.peer, timeout=timeout)
             self.abort()
+
+    def _may_be_silent(self) -> bool:
+        """Whether the peer is waiting for us, or has leave to say nothing."""
+        handler = self.handler
+        waits = bool(self._in_progress) or self._behind
+        return waits or (handler is not None and handler.may_be_silent(self))
 
 
 def _bug(failure: Failure) -> None:

@@ -220,7 +220,7 @@ class _DescriptorDisk:
         """Call one of the calls that are told of the medium's errors."""
         with self._sync_lock:
             if self._sync_error is not None:
-                raise self._sync_error
+                raise OSError(self._sync_error.errno, self._sync_error.strerror)
             try:
                 call(self._open_descriptor(), *arguments)
             except OSError as error:

@@ -1,4 +1,4 @@
-"""Whether a transport's descriptor is the wire itself.
+"""Whether a transport's descriptor is the wire itself, and what the kernel knows of it.
 
 Under TLS `fileno()` still answers with the raw socket, and a wrapper forwards whatever it is asked:
 going round such a transport would put plaintext on the wire, or take ciphertext off it. So only a
