@@ -84,6 +84,26 @@ class ReceiverCase(SynchronousTestCase):
         return str(error)
 
 
+class ClosingTests(ReceiverCase):
+    def test_a_holder_that_does_not_let_itself_be_closed(self):
+        """Its leave to be silent ends when we close, or no outcome would ever be told."""
+        client = self.copied()
+        client.transport.loseConnection = lambda: None
+        client.disconnect()
+        self.assertNoResult(self.outcome)
+        self.clock.pump([1] * 9)
+        self.assertNoResult(self.outcome)
+        self.clock.pump([1] * 3)
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
+
+    def test_a_strays_flush_costs_nothing(self):
+        self.make().write(0, DATA)
+        stray = self.client()
+        stray.send(FLUSH)
+        self.assertEqual([0], stray.errors())
+        self.assertNotIn("flush", self.disk.names())
+
+
 class ReceiverStatusTests(ReceiverCase):
     def test_stopped_with_a_whole_durable_copy(self):
         self.copied()

@@ -158,6 +158,19 @@ class ScanTests(SynchronousTestCase):
         (piece,) = walk(disk)
         self.assertFalse(piece.cold)
 
+    def test_stopped_in_the_middle_of_a_step(self):
+        disk = MemoryDisk(b"x" * (40 << 20))
+        scanner = Scan(disk, 1 << 20)
+        probe = disk.probe
+
+        def stops(offset, length):
+            if offset >= 5 << 20:
+                scanner.stop()
+            return probe(offset, length)
+
+        disk.probe = stops
+        self.assertLess(sum(piece.length for piece in scanner.advance()), 7 << 20)
+
     def test_steps_are_bounded(self):
         disk = MemoryDisk(b"x" * (40 << 20))
         scanner = Scan(disk, 1 << 20)

@@ -550,6 +550,56 @@ class EndTests(Case):
         self.assertFalse(self.disk.unlinked)
         self.assertEqual([], self.clock.getDelayedCalls())
 
+    def test_cancel_while_unlinking(self):
+        """Whoever cancels must still be told that the source is gone."""
+        threads = Threads()
+        self.send(threads, unlink=True)
+        self.until_retiring(threads)
+        for _ in range(2):
+            self.outcome.cancel()
+            self.assertNoResult(self.outcome)
+        for _ in range(10):
+            threads.run()
+            self.endpoint.pump()
+        self.assertTrue(self.disk.unlinked)
+        self.assertEqual(SIZE, self.summary().bytes)
+        self.assertIn(DISC, self.servers[0].commands())
+
+    def test_no_outcome_while_a_thread_is_at_work(self):
+        threads = Threads()
+        self.send(threads)
+        self.assertEqual(1, len(threads.waiting))
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.assertNoResult(self.outcome)
+        self.sender.stop("again")
+        self.outcome.cancel()
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.assertIn("enough", self.failure(GaveUp))
+
+    def test_a_destination_that_takes_nothing_is_no_progress(self):
+        self.keywords = {"answer": lambda request: 1}
+        failed = []
+        self.send(give_up_after=5, retry_policy=lambda count: failed.append(count) or 1.0)
+        for _ in range(12):
+            self.pass_time()
+        self.assertIn("without progress", self.failure(GaveUp))
+        self.assertEqual(list(range(1, len(failed) + 1)), failed)
+
+    def test_endpoint_that_wraps_the_protocol(self):
+        """What it connects with is its own affair."""
+        connect = self.endpoint.connect
+        self.endpoint.connect = lambda factory: connect(factory).addCallback(lambda _: object())
+        self.send()
+        self.assertEqual(SIZE, self.summary().bytes)
+        self.keywords = {"holds": True}
+        self.send()
+        self.sender.stop()
+        self.endpoint.pump()
+        self.failure(GaveUp)
+        self.assertIsNotNone(self.servers[-1].lost)
+
     def test_stop_while_waiting_and_while_connecting(self):
         self.endpoint.refuse = ConnectionRefusedError()
         self.send(retry=True)

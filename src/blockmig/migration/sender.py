@@ -443,6 +443,8 @@ class SenderProtocol(Protocol):
 
     def _end(self) -> None:
         self._ended = True
+        if self._scan is not None:
+            self._scan.stop()
         self._stop_timeout()
         self._pieces.clear()
 

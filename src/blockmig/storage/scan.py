@@ -61,6 +61,7 @@ class Scan:
         self._request = request
         self._block = block
         self._looked = 0
+        self._stopped = False
         if find_zeroes:
             runs = self._runs(disk, block)
         else:
@@ -80,6 +81,10 @@ class Scan:
             if self._looked >= stop:
                 break
         return pieces
+
+    def stop(self) -> None:
+        """Have the step under way in a thread, if there is one, end with what it has."""
+        self._stopped = True
 
     def _runs(self, disk: IDisk, block: int) -> Iterator[Piece]:
         """Adjoining pieces of any length, as they are found."""
@@ -103,7 +108,7 @@ class Scan:
         yield from self._looked_at(disk, position, disk.size)
 
     def _looked_at(self, disk: IDisk, start: int, end: int) -> Iterator[Piece]:
-        while start < end:
+        while start < end and not self._stopped:
             stop = min((start // PROBE_SIZE + 1) * PROBE_SIZE, end)
             zero, cold = disk.probe(start, stop - start)
             self._looked += stop - start
