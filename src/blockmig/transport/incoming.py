@@ -38,7 +38,7 @@ from .regions import FileRegion
 WORTH_MOVING: Final = 64 << 10
 """Bytes that must be left of a payload for the reading to be taken over for it."""
 
-_TURN: Final = 2 << 20
+_TURN: Final = 512 << 10
 _PIPE: Final = 1 << 20
 _READ: Final = 64 << 10
 _F_SETPIPE_SZ: Final = 1031
