@@ -1,0 +1,1874 @@
+"""The hand-off as a small model, explored exhaustively.
+
+Nothing here touches Twisted or blockmig: the model is a second, independent telling of the protocol
+(design section 2, and the order of steps of one attempt), small enough that every interleaving of
+its steps with every fault can be tried.  L{explore} walks all of them breadth first, so that the
+first violation found is also a shortest one, and L{MUTATIONS} holds the edits of the protocol that
+must each make it fail.
+
+What is abstract, and what is not
+=================================
+
+The disk has two blocks, so that an attempt can be half done.  Its content is one of two versions of
+the source (whoever owns the source may change it once, while no sender runs), or the bytes of a
+foreign client, or the hole that was there before.
+
+A B{cell} is anything that a disk remembers: a record, a directory entry, a block, a file's size.
+It is a pair (what is visible now, the set of what a power loss may leave).  A rename adds its value
+to the set; fsync of the directory shrinks the set to what is visible.  A record that was renamed
+before its bytes were fsynced may also be left I{torn}, and no fsync of a directory mends that.
+Cells are independent of each other: whatever is not synced may be lost or kept in any combination.
+
+A B{process crash} loses the process and its connections and nothing of the disk; a B{power loss} is
+a crash that also picks, for each cell, any member of its set.  Either can strike each side at any
+step, also when its process is dead already, and dead processes are started again, with the same
+command, at any later time or never.
+
+The B{wire} is the sender's connection M to the main export and H to the side export.  Each carries
+at most one message in each direction (the sender of the model does not pipeline), delivered at any
+time or never (a stall).  A cut is noticed by either end first; what the other end already sent may
+still arrive, at any later time, or be lost.  So messages of a dead sender's connection haunt its
+successor: at most one such orphan of M and one of H at a time, a newer one displacing the older.
+Connecting is atomic, since nothing of the hand-off travels in the handshake.
+
+The B{receiver} handles one message to its end before the next (it serialises what changes its
+state), a file-system call at a time.  Steps that change only a process's memory, and the sending of
+a message, happen together with the file-system call before them: a crash in between is the same as
+a crash after, with the message lost.  What is done to a temporary file happens together with the
+rename after it: nothing reads a temporary file, and a start truncates it.
+
+B{Strangers}: a bare DISC on a connection of its own, and a foreign sender that writes any number of
+blocks, may FLUSH, may write again, and may DISC or vanish.
+
+B{Bounds}: C{faults} in total, of any kinds: crash or power loss of either side, a cut, a stop of
+the sender, the coming of a stranger.  Restarts, attempts and time-outs are not bounded: the states
+are finite, and a loop of attempts is a loop in the graph.
+
+Time does not exist: whatever a timer may do it may do at any moment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+# --- Cells -------------------------------------------------------------------------------------
+
+Cell = tuple[int, int]
+"""What is visible, and the bit mask of what a power loss may leave."""
+
+NONE, TORN = 0, 1
+"""Values of every record: not there; there, but not readable."""
+
+GONE, THERE = 0, 2  # the source's file
+ABSENT, EMPTY, SIZED = 0, 2, 3  # the destination's file
+HOLE, V1, V2, FOREIGN, FOREIGN2 = 0, 1, 2, 3, 4  # a block's content
+MARKED = 2  # MIGRATED
+
+COPYING, COPIED, RETIRED = 0, 1, 2
+"""Phases of INCOMPLETE and of MIGRATING; RETIRED is `told` in the latter."""
+
+OURS = (0, 1, 2)
+"""Ids that our sender may mint: a lost id is never minted again while anything remembers it."""
+
+THEIRS = 3
+"""The id that a receiver makes up for a foreign sender."""
+
+
+def record(phase: int, ident: int) -> int:
+    return 2 + phase * 4 + ident
+
+
+def phase_of(value: int) -> int:
+    """The phase of a record's value, -1 when it has none."""
+    return -1 if value < 2 else (value - 2) // 4
+
+
+def ident_of(value: int) -> int:
+    return -1 if value < 2 else (value - 2) % 4
+
+
+def members(mask: int) -> Iterator[int]:
+    return (value for value in range(mask.bit_length()) if mask >> value & 1)
+
+
+def durable(value: int) -> Cell:
+    return (value, 1 << value)
+
+
+def changed(cell: Cell, value: int, torn: bool = False) -> Cell:
+    return (value, cell[1] | 1 << value | (torn << TORN))
+
+
+def entry_synced(cell: Cell) -> Cell:
+    """The directory is durable; whether the bytes behind a name are is not its business."""
+    torn = 0 if cell[0] == NONE else cell[1] & 1 << TORN
+    return (cell[0], 1 << cell[0] | torn)
+
+
+# --- The state ---------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """The sender's directory.  `tmp`: 0 no temporary file, 1 one not synced, 2 a synced one."""
+
+    file: Cell
+    migrating: Cell
+    migrated: Cell
+    tmp: int
+
+
+class Target(NamedTuple):
+    """The receiver's directory and its disk."""
+
+    file: Cell
+    first: Cell
+    second: Cell
+    incomplete: Cell
+    tmp: int
+
+
+class Sender(NamedTuple):
+    """`program` is a key of L{Protocol.sender}, or `dead`, `exit`, `never`."""
+
+    program: str
+    pc: int = 0
+    waiting: bool = False
+    ident: int = 0
+    cookie: int = 0
+    status: int = 0
+
+
+class Receiver(NamedTuple):
+    """`doing` is `dead`, `idle`, `complete`, `exit`, or a key of L{Protocol.receiver}.
+
+    @ivar who: the connection whose message is being handled: M, H, their orphans m, h, a stray X,
+        a foreign sender F.
+    @ivar bound: the connection whose attempt goes on, or nothing.
+    @ivar claim: id and cookie of the last claim, not yet bound by a first write.
+    @ivar finish: the cookie with which a DISC may finish a retired migration.
+    """
+
+    doing: str
+    pc: int = 0
+    message: tuple = ()
+    who: str = ""
+    bound: str = ""
+    ident: int = 0
+    covered: int = 0
+    claim: tuple = ()
+    finish: int = 0
+    status: int = 0
+
+
+class Wire(NamedTuple):
+    """One connection: the message on its way up, the reply on its way down, the receiver's end."""
+
+    up: tuple = ()
+    down: tuple = ()
+    alive: bool = True
+
+
+class State(NamedTuple):
+    source: Source
+    sender: Sender
+    main: Wire | None
+    side: Wire | None
+    old_main: Wire | None
+    old_side: Wire | None
+    receiver: Receiver
+    target: Target
+    version: int
+    done: int  # history: 0 no disconnect was accepted, 1 our sender's, 2 a stranger's
+    left: bool  # history: the sender was told, found nobody, and left
+    faults: int
+
+
+WIRES = {"M": "main", "H": "side", "m": "old_main", "h": "old_side"}
+
+
+# --- The protocol, as data ---------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    name: str
+    op: str
+    what: str | int = ""
+
+
+def writing(kind: str, phase: str = "") -> list[Step]:
+    """The four steps by which a record is written."""
+    name = f"{kind}({phase})" if phase else kind
+    return [
+        Step(f"{name}.write", "tmp"),
+        Step(f"{name}.fsync", "sync"),
+        Step(f"{name}.rename", "rename", f"{kind} {phase}"),
+        Step(f"{name}.dirsync", "dirsync"),
+    ]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The steps of both sides, in their order, and the rules by which messages are let in."""
+
+    name: str
+    unlink: bool
+    peer: str  # "blockmig": with the side export; "plain": a server without; "foreign": no sender
+    sender: dict[str, list[Step]]
+    receiver: dict[str, list[Step]]
+    rules: frozenset[str] = field(default_factory=frozenset)
+
+
+RULES = {
+    "claim: refused once retired",
+    "claim: refused on another's copied",
+    "claim: refused while an attempt goes on",
+    "claim: ends every older side connection",
+    "claim: copied falls back",
+    "change: copied falls back first",
+    "change: refused after retired",
+    "change: refused on an identified copied",
+    "change: refused while another's attempt goes on",
+    "disc: only when covered",
+    "disc: only with the id",
+    "drop: coverage is forgotten",
+    "start: a finished disk is refused",
+    "finish: the source must be gone",
+    "leave: only when told",
+    "stop: only before retiring",
+    "stop: the id is kept while the record may be copied",
+    "plain: an older connection is dead before the next",
+}
+
+
+def build(unlink: bool = True, peer: str = "blockmig") -> Protocol:
+    """The protocol as the specification has it."""
+    retire = (
+        [Step("source.unlink", "unlink", "file"), Step("source.dirsync", "dirsync")]
+        if unlink
+        else writing("MIGRATED")
+    )
+    remove = [
+        Step("MIGRATING.unlink", "unlink", "MIGRATING"),
+        Step("MIGRATING.gone.dirsync", "dirsync"),
+    ]
+    data = [
+        Step("M.write 0", "ask", "M write 0"),
+        Step("M.write 1", "ask", "M write 1"),
+        Step("M.flush", "ask", "M flush"),
+    ]
+    tell = [Step("H.retired", "ask", "H retired"), *writing("MIGRATING", "told")]
+    leave = [Step("M.disc", "disc"), Step("M.closed", "closed")]
+    confirm = [Step("H.complete", "ask", "H page"), *remove, Step("exit", "exit", 0)]
+    always = {
+        # What a process that died left visible is not durable yet: whoever starts makes it so
+        # before it believes it, and before it tells anybody.
+        "look": [Step("look.dirsync", "dirsync")],
+        "stop": [*remove, Step("exit", "exit", 4)],
+        "stop-keep": [Step("exit", "exit", 4)],
+    }
+    if peer == "plain":
+        sender = {
+            "attempt": [
+                Step("M.connect", "connect"),
+                *writing("MIGRATING", "copying"),
+                *data,
+                *writing("MIGRATING", "copied"),
+                *retire,
+                *leave,
+                *remove,
+                Step("exit", "exit", 0),
+            ],
+            "finish": [*remove, Step("exit", "exit", 0)],
+            **always,
+        }
+        receiver = {
+            "look": [],
+            "write": [Step("block.write", "block"), Step("reply", "reply")],
+            "flush": [Step("disk.fdatasync", "datasync"), Step("reply", "reply")],
+            "disc-drop": [Step("close", "close")],
+        }
+    else:
+        sender = {
+            "attempt": [
+                Step("M.connect", "connect"),
+                Step("H.page", "ask", "H page"),
+                Step("H.copying", "ask", "H copying"),
+                *writing("MIGRATING", "copying"),
+                *data,
+                Step("H.copied", "ask", "H copied"),
+                *writing("MIGRATING", "copied"),
+                *retire,
+                *tell,
+                *leave,
+                *confirm,
+            ],
+            "finish": [
+                Step("M.connect", "connect"),
+                Step("H.page", "ask", "H page"),
+                *tell,
+                *leave,
+                *confirm,
+            ],
+            **always,
+        }
+        record_copying = writing("INCOMPLETE", "copying")
+        receiver = {
+            "look": [Step("look.dirsync", "dirsync")],
+            "create": [Step("file.create", "create"), Step("create.dirsync", "dirsync")],
+            "claim": [
+                *record_copying,
+                Step("file.size", "size"),
+                Step("claim", "claim"),
+                Step("reply", "reply"),
+            ],
+            "claim-kept": [Step("claim", "claim"), Step("reply", "reply")],  # by mutation only
+            "write": [
+                Step("file.size", "size"),
+                Step("block.write", "block"),
+                Step("reply", "reply"),
+            ],
+            "write-first": [  # a change where the record does not say `copying` of this attempt
+                *record_copying,
+                Step("file.size", "size"),
+                Step("block.write", "block"),
+                Step("reply", "reply"),
+            ],
+            "flush": [Step("disk.fdatasync", "datasync"), Step("reply", "reply")],
+            "flush-whole": [
+                Step("disk.fdatasync", "datasync"),
+                *writing("INCOMPLETE", "copied"),
+                Step("reply", "reply"),
+            ],
+            "retired": [*writing("INCOMPLETE", "retired"), Step("reply", "reply")],
+            "disc-complete": [
+                Step("disk.fdatasync", "datasync"),
+                Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
+                Step("INCOMPLETE.gone.dirsync", "dirsync"),
+                Step("complete", "complete"),
+            ],
+            "disc-drop": [Step("close", "close")],
+        }
+    kind = f"{'unlink' if unlink else 'keep'}, {peer} peer" if peer != "foreign" else "foreign"
+    return Protocol(kind, unlink, peer, sender, receiver, frozenset(RULES))
+
+
+# --- Truth -------------------------------------------------------------------------------------
+
+
+def retired_now(protocol: Protocol, source: Source) -> bool:
+    """Whether the source is retired, as anyone who looks at its directory sees it."""
+    return source.file[0] == GONE if protocol.unlink else source.migrated[0] == MARKED
+
+
+def may_be_retired(protocol: Protocol, source: Source) -> bool:
+    """Whether it is, or is after some power loss."""
+    return bool(source.file[1] & 1 << GONE if protocol.unlink else source.migrated[1] & ~1)
+
+
+def surely_retired(protocol: Protocol, source: Source) -> bool:
+    """Whether it is and stays so, whatever power loss comes."""
+    cell = source.file if protocol.unlink else source.migrated
+    return cell[1] == 1 << (GONE if protocol.unlink else MARKED)
+
+
+def holds(target: Target, version: int) -> bool:
+    """Whether the destination durably has every byte of that version."""
+    return (
+        target.file[1] == 1 << SIZED
+        and target.first[1] == 1 << version
+        and target.second[1] == 1 << version
+    )
+
+
+def holds_foreign(target: Target) -> bool:
+    theirs = 1 << FOREIGN | 1 << FOREIGN2
+    return target.file[1] == 1 << SIZED and all(
+        not mask & ~theirs and mask & (mask - 1) == 0
+        for mask in (target.first[1], target.second[1])
+    )
+
+
+# --- The verdicts of `inspect`, from what is visible in the directories --------------------------
+
+
+def verdict_of_source(protocol: Protocol, source: Source) -> str:
+    if TORN in (source.migrating[0], source.migrated[0]):
+        return "unknown"
+    if source.migrated[0] == MARKED:
+        return "not canonical"
+    if source.file[0] == THERE:
+        return "canonical"
+    if source.migrating[0] == NONE:
+        return "nothing here"
+    return "unknown" if phase_of(source.migrating[0]) == COPYING else "not canonical"
+
+
+def verdict_of_target(target: Target) -> str:
+    value = target.incomplete[0]
+    if value == TORN:
+        return "unknown"
+    if value == NONE:
+        return {ABSENT: "nothing here", EMPTY: "not canonical", SIZED: "canonical"}[target.file[0]]
+    return {COPYING: "not canonical", COPIED: "only if retired", RETIRED: "canonical"}[
+        phase_of(value)
+    ]
+
+
+def verdict_of_pair(source: str, target: str) -> str:
+    """Which copy is canonical, from the two verdicts alone."""
+    if source == "canonical":
+        return "both" if target == "canonical" else "source"
+    if target == "canonical" or (target == "only if retired" and source == "not canonical"):
+        return "target"
+    return "unknown"
+
+
+# --- The invariants ----------------------------------------------------------------------------
+
+
+def violations(protocol: Protocol, before: State | None, actor: str, state: State) -> list[str]:
+    """The invariants that this state breaks, or the act that led to it: the most telling first."""
+    found: list[str] = []
+    source, sender, receiver, target = state.source, state.sender, state.receiver, state.target
+    retired = retired_now(protocol, source)
+    plain = protocol.peer == "plain"
+    data = (target.first, target.second)
+
+    # R5: what a stranger does completes nothing but a whole disk of its own, and touches nothing
+    # of a copy that is canonical.
+    if actor == "stranger" and before is not None:
+        if state.done != before.done and not all(cell[0] in (FOREIGN, FOREIGN2) for cell in data):
+            found.append("R5 a stranger completed what it had not written")
+        went_on = before.receiver.bound in ("M", "m")
+        if went_on and (
+            receiver.bound != before.receiver.bound
+            or target.incomplete[0] != before.target.incomplete[0]
+        ):
+            found.append("R5 a stranger disturbed the attempt that goes on")
+        if retired and (
+            data != (before.target.first, before.target.second)
+            or target.incomplete[0] != before.target.incomplete[0]
+        ):
+            found.append("R5 a stranger changed the canonical copy")
+
+    # R2: the record stands before the first byte, and `copied` is true.
+    if not plain:
+        written = any(cell[1] & ~(1 << HOLE) for cell in data)
+        if written and not state.done and target.incomplete[1] & 1 << NONE:
+            found.append("R2 bytes without a record")
+        for value in members(target.incomplete[1]):
+            if phase_of(value) in (COPIED, RETIRED) and not (
+                holds(target, target.first[0])
+                if ident_of(value) != THEIRS
+                else all(not cell[1] & 1 << HOLE and cell[1] & (cell[1] - 1) == 0 for cell in data)
+            ):
+                found.append("R2 the record says copied, the disk is not")
+
+    # R1: one canonical copy, never none and never two.
+    if protocol.peer != "foreign":
+        if may_be_retired(protocol, source) and not holds(target, state.version):
+            found.append("R1 neither: retired, and the destination does not durably hold it")
+        believed = state.done == 1 or any(
+            phase_of(value) == RETIRED for value in members(target.incomplete[1])
+        )
+        if believed and not surely_retired(protocol, source):
+            found.append("R1 both: the destination was given away, the source can still be used")
+        if state.done == 2 and may_be_retired(protocol, source):
+            found.append("R1 neither: retired in favour of another's disk")
+
+    # R3: exit 0 if and only if complete and durable.
+    if state.done and not (
+        holds_foreign(target) if state.done == 2 else holds(target, state.version)
+    ):
+        found.append("R3 completed, and not durable")
+    if (
+        not plain
+        and receiver.doing == "exit"
+        and receiver.status == 0
+        and not (state.done and target.incomplete[1] == 1 << NONE)
+    ):
+        found.append("R3 the receiver said done, and is not")
+    if sender.program == "exit" and sender.status == 0:
+        known = plain or all(
+            phase_of(value) == RETIRED or (value == NONE and state.done)
+            for value in members(target.incomplete[1])
+        )
+        if not (surely_retired(protocol, source) and holds(target, state.version) and known):
+            found.append("R3 the sender said done, and is not")
+
+    # R4: an attempt's coverage dies with it, and is true while it lives.
+    if not plain:
+        if not receiver.bound and receiver.covered:
+            found.append("R4 coverage outlived its attempt")
+        if receiver.bound == "M" and receiver.ident != THEIRS:
+            for bit, cell in enumerate(data):
+                if receiver.covered >> bit & 1 and cell[0] != state.version:
+                    found.append("R4 covered, but not by this attempt")
+
+    # R8: a sender that did not retire leaves the source as it was, and says so only then.
+    if sender.program == "exit" and sender.status == 4 and may_be_retired(protocol, source):
+        found.append("R8 gave up after retiring")
+
+    # R6, the part that is not liveness: nothing is copied from a source that is retired.
+    if sender.program == "attempt" and retired:
+        step = protocol.sender["attempt"][sender.pc]
+        if step.name.startswith("M.write"):
+            found.append("R6 copies again after retiring")
+
+    # R7: the verdicts, from what is visible, never contradict the truth.
+    if protocol.peer != "foreign":
+        found += wrong_verdicts(protocol, state, retired)
+    elif not state.done and verdict_of_target(target) in ("canonical", "unknown"):
+        found.append("R7 the destination's verdict is wrong")
+    return found
+
+
+def wrong_verdicts(protocol: Protocol, state: State, retired: bool) -> list[str]:
+    found = []
+    ours = verdict_of_source(protocol, state.source)
+    if ours == "unknown" or {"canonical": retired, "not canonical": not retired}.get(ours, False):
+        found.append("R7 the source's verdict is wrong")
+    if ours == "nothing here" and not retired:
+        found.append("R7 the source's verdict is wrong")
+    if protocol.peer == "plain" or state.done == 2:
+        return found  # a plain server has no verdict; another's disk is not this source's pair
+    theirs = verdict_of_target(state.target)
+    if theirs == "unknown" or {"canonical": not retired, "not canonical": retired}.get(
+        theirs, theirs == "nothing here" and retired
+    ):
+        found.append("R7 the destination's verdict is wrong")
+    if verdict_of_pair(ours, theirs) != ("target" if retired else "source"):
+        found.append("R7 the pair's verdict is wrong")
+    return found
+
+
+# --- Transitions -------------------------------------------------------------------------------
+
+
+class Move(NamedTuple):
+    """One transition.  `rank` orders them for the calm run; NEVER is not part of a calm run."""
+
+    rank: int
+    label: str
+    actor: str
+    state: State
+
+
+UNSEEN = ("tmp", "sync")
+"""What is done to a temporary file: nobody looks at it, and a crash forgets it."""
+
+NEVER = 100
+NOBODY = "nobody"
+
+KINDS = frozenset({"crash", "power", "cut", "stop", "stranger"})
+"""The kinds of faults; `late stranger` is one that comes only once the source is retired."""
+
+
+class Machine:
+    """The transitions of one protocol."""
+
+    def __init__(self, protocol: Protocol, faults: int, kinds: frozenset[str]) -> None:
+        self.protocol = protocol
+        self.faults = faults
+        self.kinds = kinds
+        self.plain = protocol.peer == "plain"
+        attempt = protocol.sender["attempt"]
+        self.retire_index = next(
+            index
+            for index, step in enumerate(attempt)
+            if (step.op, step.what) in (("unlink", "file"), ("rename", "MIGRATED "))
+        )
+        names = [step.name for step in attempt]
+        self.flush_index = names.index("M.flush") if "M.flush" in names else len(names)
+        self.claim_index = names.index("H.copying") if "H.copying" in names else -1
+
+    def rule(self, name: str) -> bool:
+        assert name in RULES, name
+        return name in self.protocol.rules
+
+    def initial(self) -> State:
+        foreign = self.protocol.peer == "foreign"
+        return State(
+            Source(durable(THERE), durable(NONE), durable(NONE), 0),
+            Sender("never" if foreign else "dead"),
+            None,
+            None,
+            None,
+            None,
+            Receiver("dead"),
+            Target(
+                durable(SIZED if self.plain else ABSENT),
+                durable(HOLE),
+                durable(HOLE),
+                durable(NONE),
+                0,
+            ),
+            V1,
+            0,
+            False,
+            self.faults,
+        )
+
+    # -- what any process does to its own directory --
+
+    def on_source(self, source: Source, step: Step, ident: int) -> Source:
+        if step.op == "tmp":
+            return source._replace(tmp=1)
+        if step.op == "sync":
+            return source._replace(tmp=2)
+        if step.op == "dirsync":
+            return source._replace(
+                file=durable(source.file[0]),
+                migrating=entry_synced(source.migrating),
+                migrated=entry_synced(source.migrated),
+            )
+        if step.op == "unlink":
+            if step.what == "file":
+                return source._replace(file=changed(source.file, GONE))
+            return source._replace(migrating=changed(source.migrating, NONE))
+        kind, phase = str(step.what).split(" ")
+        torn = source.tmp != 2
+        if kind == "MIGRATED":
+            return source._replace(migrated=changed(source.migrated, MARKED, torn), tmp=0)
+        value = record({"copying": COPYING, "copied": COPIED, "told": RETIRED}[phase], ident)
+        return source._replace(migrating=changed(source.migrating, value, torn), tmp=0)
+
+    def on_target(self, state: State, step: Step) -> State:
+        target, receiver = state.target, state.receiver
+        if step.op == "tmp":
+            target = target._replace(tmp=1)
+        elif step.op == "sync":
+            target = target._replace(tmp=2)
+        elif step.op == "rename":
+            phase = str(step.what).split(" ")[1]
+            value = record(
+                {"copying": COPYING, "copied": COPIED, "retired": RETIRED}[phase],
+                receiver.message[1] if receiver.doing in ("claim", "retired") else receiver.ident,
+            )
+            torn = target.tmp != 2
+            target = target._replace(incomplete=changed(target.incomplete, value, torn), tmp=0)
+        elif step.op == "dirsync":
+            file = target.file
+            if file[0] != ABSENT:
+                file = (file[0], file[1] & ~(1 << ABSENT))
+            target = target._replace(file=file, incomplete=entry_synced(target.incomplete))
+        elif step.op == "unlink":
+            target = target._replace(incomplete=changed(target.incomplete, NONE))
+            state = state._replace(done=2 if receiver.who in ("F", "X") else 1)
+        elif step.op == "create":
+            if target.file[0] == ABSENT:
+                target = target._replace(file=changed(target.file, EMPTY))
+        elif step.op == "size":
+            if target.file[0] != SIZED:
+                target = target._replace(file=changed(target.file, SIZED))
+        elif step.op == "block":
+            block = receiver.message[1]
+            if receiver.who != "F":
+                content = receiver.message[3]
+            else:  # a second write of the same block by a foreign sender brings other bytes
+                content = FOREIGN2 if receiver.covered >> block & 1 else FOREIGN
+            name = ("first", "second")[block]
+            target = target._replace(**{name: changed(getattr(target, name), content)})
+            state = state._replace(
+                receiver=receiver
+                if self.plain
+                else receiver._replace(covered=receiver.covered | 1 << block)
+            )
+        elif step.op == "datasync":
+            file = target.file
+            if file[0] == SIZED:
+                file = (SIZED, file[1] & ~(1 << EMPTY))
+            target = target._replace(
+                file=file, first=durable(target.first[0]), second=durable(target.second[0])
+            )
+        else:
+            raise AssertionError(step)
+        return state._replace(target=target)
+
+    # -- the receiver --
+
+    def listening(self, state: State) -> bool:
+        return state.receiver.doing not in ("dead", "look", "create", "exit")
+
+    def free(self, state: State) -> bool:
+        return state.receiver.doing in ("idle", "complete")
+
+    def run_receiver(self, state: State, calls: int = 1) -> State:
+        """One file-system call that can be seen, and all after it that cannot."""
+        while True:
+            receiver = state.receiver
+            steps = self.protocol.receiver.get(receiver.doing)
+            if steps is None:
+                return state
+            if receiver.pc == len(steps):
+                return self.rest(state)
+            step = steps[receiver.pc]
+            memory = step.op in ("claim", "reply", "close", "complete")
+            if not memory and not calls:
+                return state
+            unseen = step.op in UNSEEN or (step.op == "size" and state.target.file[0] == SIZED)
+            if memory:
+                state = self.in_memory(state, step)
+                if state.receiver.doing in ("idle", "complete"):
+                    return state
+            else:
+                state = self.on_target(state, step)
+                calls -= not unseen
+            state = state._replace(receiver=state.receiver._replace(pc=receiver.pc + 1))
+
+    def rest(self, state: State) -> State:
+        """The handler is through: wait for the next message; connections nobody needs go."""
+        who = state.receiver.who
+        if state.receiver.doing == "look":
+            return self.looked(state)
+        state = state._replace(
+            receiver=state.receiver._replace(doing="idle", pc=0, message=(), who="")
+        )
+        return self.sweep(state, who)
+
+    def looked(self, state: State) -> State:
+        """The receiver has read its directory."""
+        target = state.target
+        finished = target.file[0] == SIZED and target.incomplete[0] == NONE and not self.plain
+        if target.incomplete[0] == TORN or (
+            finished and self.rule("start: a finished disk is refused")
+        ):
+            new = Receiver("exit", status=1)
+        elif target.file[0] == ABSENT:
+            new = Receiver("create")
+        else:
+            new = Receiver("idle")
+        return state._replace(receiver=new)
+
+    def sweep(self, state: State, who: str) -> State:
+        if who in ("m", "h"):
+            wire = getattr(state, WIRES[who])
+            if wire is not None and not wire.up and state.receiver.bound != who:
+                state = state._replace(**{WIRES[who]: None})
+        return state
+
+    def end_attempt(self, receiver: Receiver) -> Receiver:
+        covered = 0 if self.rule("drop: coverage is forgotten") else receiver.covered
+        return receiver._replace(bound="", covered=covered, claim=(), ident=0)
+
+    def in_memory(self, state: State, step: Step) -> State:
+        receiver = state.receiver
+        if step.op == "claim":
+            if self.rule("claim: ends every older side connection"):
+                state = state._replace(old_side=None if receiver.who != "h" else state.old_side)
+                if receiver.who != "H" and state.side is not None:
+                    state = state._replace(side=state.side._replace(up=(), alive=False))
+            return state._replace(receiver=receiver._replace(claim=receiver.message[1:3]))
+        if step.op == "reply":
+            if receiver.doing == "retired":
+                state = state._replace(receiver=receiver._replace(finish=receiver.message[2]))
+            return self.answer(state, receiver.who, ("ok",))
+        if step.op == "close":
+            who = receiver.who
+            if who == "M" and state.main is not None:
+                state = state._replace(main=state.main._replace(alive=False))
+            elif who == "m":
+                state = state._replace(old_main=None)
+            if receiver.bound == who and who:
+                state = state._replace(receiver=self.end_attempt(receiver))
+            if self.plain:  # whoever waits for the disconnect may use the disk from now on
+                state = state._replace(done=1)
+            return self.rest(state)
+        assert step.op == "complete"
+        main = state.main
+        if main is not None:
+            main = main._replace(alive=False, up=())
+        return state._replace(
+            main=main,
+            old_main=None,
+            receiver=Receiver("complete", ident=receiver.ident),
+        )
+
+    def answer(self, state: State, who: str, reply: tuple) -> State:
+        if who in ("M", "H"):
+            wire = getattr(state, WIRES[who])
+            if wire is not None and wire.alive:
+                state = state._replace(**{WIRES[who]: wire._replace(down=reply)})
+        return state
+
+    def accept(self, state: State, who: str, message: tuple) -> State:
+        """A message has arrived: which handler takes it, or is it refused."""
+        receiver = state.receiver
+        complete = receiver.doing == "complete"
+        value = state.target.incomplete[0]
+        phase, ident = phase_of(value), ident_of(value)
+        op = message[0]
+        handler = ""
+        if op == "page":
+            page = ("complete", receiver.ident) if complete else (phase, ident)
+            return self.sweep(self.answer(state, who, ("page", *page)), who)
+        if complete:
+            pass
+        elif op == "copying":
+            busy = bool(receiver.bound) and self.rule("claim: refused while an attempt goes on")
+            late = phase == RETIRED and self.rule("claim: refused once retired")
+            other = (
+                phase == COPIED
+                and ident not in (THEIRS, message[1])
+                and self.rule("claim: refused on another's copied")
+            )
+            if not (busy or late or other):
+                kept = phase == COPIED and not self.rule("claim: copied falls back")
+                handler = "claim-kept" if kept else "claim"
+        elif op == "write":
+            handler, receiver = self.admit_change(receiver, who, message, phase, ident)
+        elif op == "flush":
+            whole = who == receiver.bound and receiver.covered == 3
+            handler = (
+                "flush-whole" if whole and "flush-whole" in self.protocol.receiver else "flush"
+            )
+            if phase in (COPIED, RETIRED):
+                handler = "flush"  # the record says it already
+        elif op == "copied":
+            if phase == COPIED and ident == message[1]:
+                return self.sweep(self.answer(state, who, ("ok",)), who)
+        elif op == "retired":
+            if phase in (COPIED, RETIRED) and ident == message[1]:
+                handler = "retired"
+        elif op == "disc":
+            handler = "disc-drop"
+            mine = who == receiver.bound and receiver.covered == 3
+            known = phase == RETIRED and message[1] and message[1] == receiver.finish
+            if not self.rule("disc: only when covered"):
+                mine = True
+            if not self.rule("disc: only with the id"):
+                known = phase == RETIRED
+            if (mine or known) and not self.plain:
+                handler = "disc-complete"
+                receiver = receiver._replace(ident=ident)
+        if not handler:
+            return self.sweep(self.answer(state, who, ("refused",)), who)
+        receiver = receiver._replace(doing=handler, pc=0, message=message, who=who)
+        state = state._replace(receiver=receiver)
+        return self.run_receiver(state, calls=0)
+
+    def admit_change(
+        self, receiver: Receiver, who: str, message: tuple, phase: int, ident: int
+    ) -> tuple[str, Receiver]:
+        if self.plain:
+            return "write", receiver
+        if phase == RETIRED and self.rule("change: refused after retired"):
+            return "", receiver
+        if who != receiver.bound:
+            if receiver.bound and self.rule("change: refused while another's attempt goes on"):
+                return "", receiver
+            kept = 0 if self.rule("drop: coverage is forgotten") else receiver.covered
+            if receiver.claim and receiver.claim[1] == message[2]:
+                receiver = receiver._replace(bound=who, ident=receiver.claim[0], covered=kept)
+            elif (
+                phase == COPIED
+                and ident != THEIRS
+                and self.rule("change: refused on an identified copied")
+            ):
+                return "", receiver
+            else:
+                receiver = receiver._replace(bound=who, ident=THEIRS, covered=kept)
+        fresh = phase == COPYING or (
+            phase == COPIED and not self.rule("change: copied falls back first")
+        )
+        fresh = fresh and ident == receiver.ident
+        return ("write" if fresh else "write-first"), receiver
+
+    # -- the sender --
+
+    def advance(self, state: State) -> State:
+        """Send what is next to be sent, if it can be."""
+        while True:
+            sender = state.sender
+            steps = self.protocol.sender.get(sender.program)
+            if steps is None or sender.waiting:
+                return state
+            step = steps[sender.pc]
+            if step.op == "connect":
+                if not self.listening(state):
+                    return state
+                state = state._replace(main=Wire())
+                if self.plain and self.rule("plain: an older connection is dead before the next"):
+                    state = state._replace(old_main=None)
+            elif step.op == "disc":
+                if state.main is not None and state.main.alive:
+                    disc = ("disc", sender.cookie)
+                    state = state._replace(main=state.main._replace(up=disc))
+            elif step.op == "ask":
+                channel, what, *argument = str(step.what).split(" ")
+                if channel == "H" and state.side is None:
+                    if not self.listening(state):
+                        return state
+                    state = state._replace(side=Wire())
+                wire = getattr(state, WIRES[channel])
+                if wire is None or not wire.alive:
+                    return state
+                message: tuple = (what,)
+                if what == "write":
+                    message = (what, int(argument[0]), sender.cookie, state.version)
+                elif what in ("copying", "retired"):
+                    message = (what, sender.ident, sender.cookie)
+                elif what == "copied":
+                    message = (what, sender.ident)
+                state = state._replace(**{WIRES[channel]: wire._replace(up=message)})
+                return state._replace(sender=sender._replace(waiting=True))
+            else:
+                return state
+            state = state._replace(sender=sender._replace(pc=sender.pc + 1))
+
+    def next_step(self, state: State) -> State:
+        sender = state.sender
+        state = state._replace(sender=sender._replace(pc=sender.pc + 1, waiting=False))
+        if sender.program == "look" and sender.pc + 1 == len(self.protocol.sender["look"]):
+            return self.begin(state)
+        return self.advance(state)
+
+    def begin(self, state: State) -> State:
+        """What a sender does once it has looked, and after each drop."""
+        source, sender = state.source, state.sender
+        migrating = source.migrating[0]
+        state = state._replace(source=source._replace(tmp=0))
+        told = phase_of(migrating) == RETIRED
+        retired = retired_now(self.protocol, source)
+        if not self.rule("finish: the source must be gone"):
+            retired = retired or phase_of(migrating) in (COPIED, RETIRED)
+        status = -1
+        if TORN in (migrating, source.migrated[0]):
+            status = 1
+        elif retired and migrating == NONE:
+            status = 1  # no such file, or MIGRATED: refused
+        elif retired and phase_of(migrating) == COPYING:
+            status = 1  # gone, and not by us
+        if status >= 0:
+            return state._replace(sender=Sender("exit", status=status))
+        ident = sender.ident if sender.program == "attempt" else -1
+        if migrating != NONE:
+            ident = ident_of(migrating)
+        elif ident < 0:
+            ident = self.fresh_ident(state)
+        program = "finish" if retired or told else "attempt"
+        new = Sender(program, ident=ident, cookie=self.fresh_cookie(state))
+        return self.advance(state._replace(sender=new))
+
+    def fresh_ident(self, state: State) -> int:
+        used = {ident_of(value) for value in members(state.target.incomplete[1])}
+        used |= {ident_of(value) for value in members(state.source.migrating[1])}
+        used |= set(state.receiver.claim[:1])
+        if state.receiver.bound:
+            used.add(state.receiver.ident)
+        for message in (state.old_side and state.old_side.up, state.receiver.message):
+            if message and message[0] in ("copying", "copied", "retired"):
+                used.add(message[1])
+        return next(ident for ident in OURS if ident not in used)
+
+    def fresh_cookie(self, state: State) -> int:
+        """A number that nothing else remembers; a UUID's part, in the program."""
+        used = {*state.receiver.claim[1:], state.receiver.finish}
+        for wire in (state.old_main, state.old_side):
+            if wire is not None:
+                used.update(cookies(wire.up))
+        used.update(cookies(state.receiver.message))
+        return next(number for number in itertools.count(1) if number not in used)
+
+    def orphan(self, state: State) -> State:
+        """The sender's ends are closed; what it sent may still arrive."""
+        for live, old in (("M", "m"), ("H", "h")):
+            wire = getattr(state, WIRES[live])
+            if wire is None:
+                continue
+            receiver = state.receiver
+            changes: dict[str, object] = {WIRES[live]: None}
+            handled = receiver.who == live
+            needed = wire.alive and (bool(wire.up) or receiver.bound == live or handled)
+            if needed:
+                if getattr(state, WIRES[old]) is not None:
+                    if receiver.who == old:  # the older one is being served: the newer is lost
+                        if receiver.bound == live:
+                            changes["receiver"] = self.end_attempt(receiver)
+                        state = state._replace(**changes)
+                        continue
+                    if receiver.bound == old:
+                        receiver = self.end_attempt(receiver)
+                if handled:
+                    receiver = receiver._replace(who=old)
+                if receiver.bound == live:
+                    receiver = receiver._replace(bound=old)
+                changes[WIRES[old]] = Wire(wire.up)
+                changes["receiver"] = receiver
+            state = state._replace(**changes)
+        return state
+
+    def drop(self, state: State) -> State:
+        """The sender has lost a connection, or was refused: this attempt is over."""
+        sender = state.sender
+        state = self.orphan(state)
+        if self.plain and retired_now(self.protocol, state.source):
+            return state._replace(sender=Sender("exit", status=5))
+        return self.begin(state._replace(sender=sender))
+
+    def hear(self, state: State, channel: str) -> State:
+        """A reply has reached the sender."""
+        sender = state.sender
+        wire = getattr(state, WIRES[channel])
+        reply = wire.down
+        state = state._replace(**{WIRES[channel]: wire._replace(down=())})
+        step = self.protocol.sender[sender.program][sender.pc]
+        if reply[0] == "refused":
+            return self.drop(state)
+        if reply[0] == "ok":
+            if channel == "H":
+                state = self.close_side(state)
+            return self.next_step(state)
+        # A page.
+        if step.name == "H.complete":
+            state = self.close_side(state)
+            if reply[1:] == ("complete", sender.ident):
+                return self.next_step(state)
+            return self.drop(state)
+        if sender.program == "attempt":
+            return self.next_step(state)
+        told = phase_of(state.source.migrating[0]) == RETIRED
+        if reply[1] in (COPIED, RETIRED) and reply[2] == sender.ident:
+            return self.next_step(state)
+        if reply[1:] == ("complete", sender.ident) or told:
+            return self.skip_to_removal(self.close_side(state))
+        return self.orphan(state)._replace(sender=Sender("exit", status=5))
+
+    def skip_to_removal(self, state: State) -> State:
+        steps = self.protocol.sender[state.sender.program]
+        pc = next(i for i, step in enumerate(steps) if step.name == "MIGRATING.unlink")
+        return state._replace(sender=state.sender._replace(pc=pc, waiting=False))
+
+    def close_side(self, state: State) -> State:
+        return state._replace(side=None)
+
+    def waiting_for_the_wire(self, state: State) -> bool:
+        steps = self.protocol.sender.get(state.sender.program)
+        if steps is None:
+            return False
+        return steps[state.sender.pc].op in ("ask", "closed", "connect")
+
+    # -- all moves --
+
+    def moves(self, state: State) -> Iterator[Move]:
+        yield from self.receiver_moves(state)
+        yield from self.sender_moves(state)
+        yield from self.stranger_moves(state)
+        if state.faults:
+            spent = state._replace(faults=state.faults - 1)
+            late = "late stranger" in self.kinds and retired_now(self.protocol, state.source)
+            if late or "stranger" in self.kinds:
+                yield from self.strangers_come(spent)
+            yield from self.receiver_dies(spent)
+            if state.sender.program != "never":
+                yield from self.sender_dies(spent)
+                if state.sender.program not in ("dead", "exit"):
+                    if "stop" in self.kinds:
+                        yield from self.sender_is_stopped(spent)
+                    if "cut" in self.kinds:
+                        yield from self.cuts(spent)
+
+    def receiver_moves(self, state: State) -> Iterator[Move]:
+        receiver = state.receiver
+        if receiver.doing == "dead":
+            begun = self.run_receiver(state._replace(receiver=Receiver("look")), calls=0)
+            yield Move(7, "receiver starts", NOBODY, begun)
+        elif receiver.doing in self.protocol.receiver:
+            steps = self.protocol.receiver[receiver.doing][receiver.pc :]
+            step = next((step for step in steps if step.op not in UNSEEN), steps[0])
+            actor = "stranger" if receiver.who in ("F", "X") else NOBODY
+            yield Move(0, f"receiver: {step.name}", actor, self.run_receiver(state))
+        if self.free(state):
+            for rank, who in ((1, "M"), (1, "H"), (NEVER, "m"), (NEVER, "h")):
+                wire = getattr(state, WIRES[who])
+                if wire is not None and wire.alive and wire.up:
+                    ready = state._replace(**{WIRES[who]: wire._replace(up=())})
+                    label = f"receiver gets {' '.join(map(str, wire.up[:2]))} on {who}"
+                    yield Move(rank, label, NOBODY, self.accept(ready, who, wire.up))
+        for who in ("m", "h"):
+            wire = getattr(state, WIRES[who])
+            if wire is not None and receiver.who != who:
+                gone = state._replace(**{WIRES[who]: None})
+                if receiver.bound == who:
+                    gone = gone._replace(receiver=self.end_attempt(receiver))
+                yield Move(0, f"receiver sees {who} end", NOBODY, gone)
+        if receiver.doing == "complete":
+            rank = 9 if state.sender.program == "exit" or state.side is None else NEVER
+            yield Move(rank, "receiver: exit 0", NOBODY, self.kill_receiver(state, 0))
+
+    def kill_receiver(self, state: State, status: int | None = None) -> State:
+        def severed(wire: Wire | None) -> Wire | None:
+            return wire and wire._replace(up=(), alive=False)
+
+        return state._replace(
+            receiver=Receiver("dead") if status is None else Receiver("exit", status=status),
+            main=severed(state.main),
+            side=severed(state.side),
+            old_main=None,
+            old_side=None,
+            target=state.target._replace(tmp=0),
+        )
+
+    def sender_moves(self, state: State) -> Iterator[Move]:
+        sender = state.sender
+        if sender.program == "never":
+            return
+        if sender.program == "dead" or (sender.program == "exit" and sender.status in (4, 5)):
+            fresh = state._replace(sender=Sender("look"))
+            if not self.protocol.sender["look"]:
+                fresh = self.begin(fresh)
+            yield Move(7, "sender starts", NOBODY, fresh)
+            if state.version == V1 and not retired_now(self.protocol, state.source):
+                yield Move(NEVER, "the source is changed", NOBODY, state._replace(version=V2))
+            return
+        if sender.program == "exit":
+            return
+        step = self.protocol.sender[sender.program][sender.pc]
+        after_disc = any(
+            earlier.op == "disc" for earlier in self.protocol.sender[sender.program][: sender.pc]
+        )
+        if sender.waiting:
+            channel = str(step.what)[0]
+            wire = getattr(state, WIRES[channel])
+            if wire.down:
+                label = f"sender gets {' '.join(map(str, wire.down))}"
+                yield Move(2, label, NOBODY, self.hear(state, channel))
+        elif step.op in ("connect", "ask"):
+            sent = self.advance(state)
+            if sent is not state and sent != state:
+                yield Move(3, f"sender: {step.name}", NOBODY, sent)
+            elif step.op == "ask" and (not self.listening(state)):
+                yield Move(4, "sender cannot connect", NOBODY, self.drop(state))
+        elif step.op == "closed":
+            if state.main is None or not state.main.alive:
+                gone = state._replace(main=None)
+                yield Move(3, "sender sees M closed", NOBODY, self.next_step(gone))
+        elif step.op == "exit":
+            done = self.orphan(state)._replace(sender=Sender("exit", status=int(step.what)))
+            yield Move(3, f"sender: exit {step.what}", NOBODY, done)
+        else:
+            steps, pc, source = self.protocol.sender[sender.program], sender.pc, state.source
+            while steps[pc].op in UNSEEN:
+                source = self.on_source(source, steps[pc], sender.ident)
+                pc += 1
+            source = self.on_source(source, steps[pc], sender.ident)
+            moved = state._replace(source=source, sender=sender._replace(pc=pc))
+            yield Move(3, f"sender: {steps[pc].name}", NOBODY, self.next_step(moved))
+        if self.waiting_for_the_wire(state) and step.op != "closed":
+            dead = [
+                name
+                for name in ("main", "side")
+                if (wire := getattr(state, name)) is not None
+                and not wire.alive
+                and not (name == "main" and after_disc)
+            ]
+            if dead:
+                yield Move(4, "sender sees the connection end", NOBODY, self.drop(state))
+            told = phase_of(state.source.migrating[0]) == RETIRED
+            may = told or not self.rule("leave: only when told")
+            if may and not self.listening(state) and sender.program == "finish":
+                left = self.skip_to_removal(self.orphan(state))._replace(left=True)
+                # The thirty seconds: in a calm run the receiver is back long before.
+                yield Move(8, "sender: told, and nobody is there", NOBODY, left)
+
+    def stranger_moves(self, state: State) -> Iterator[Move]:
+        """A foreign sender that is let in goes on as it likes; one that comes is a fault."""
+        receiver = state.receiver
+        if self.plain or receiver.doing != "idle":
+            return
+        if receiver.bound == "F":
+            gone = state._replace(receiver=self.end_attempt(receiver))
+            yield Move(0, "foreign sender vanishes", "stranger", gone)
+            for block in (0, 1):
+                yield self.foreign(state, ("write", block, 0))
+            yield self.foreign(state, ("flush",))
+            yield self.foreign(state, ("disc", 0))
+        elif self.protocol.peer == "foreign" and not receiver.bound:
+            for block in (0, 1):
+                yield self.foreign(state, ("write", block, 0))
+
+    def foreign(self, state: State, message: tuple, who: str = "F") -> Move:
+        label = f"{'foreign sender' if who == 'F' else 'stray'}: {' '.join(map(str, message[:2]))}"
+        return Move(NEVER, label, "stranger", self.accept(state, who, message))
+
+    def strangers_come(self, state: State) -> Iterator[Move]:
+        if self.plain or state.receiver.doing != "idle":
+            return
+        yield self.foreign(state, ("disc", 0), "X")
+        if self.protocol.peer != "foreign":
+            # Another blockmig sender, with an id of its own; its data comes as a foreign one's.
+            yield self.foreign(state, ("copying", THEIRS, -1), "X")
+            if state.receiver.bound != "F":
+                yield self.foreign(state, ("write", 0, 0))
+
+    def receiver_dies(self, state: State) -> Iterator[Move]:
+        receiver = state.receiver
+        dead = self.kill_receiver(state)
+        if receiver.doing == "exit":
+            dead = dead._replace(receiver=receiver)
+        elif receiver.doing != "dead" and "crash" in self.kinds:
+            yield Move(NEVER, "receiver crashes", NOBODY, dead)
+        if "power" not in self.kinds:
+            return
+        for target in target_losses(state.target):
+            lost = dead._replace(target=target)
+            if target.incomplete[0] != NONE and not self.plain:
+                lost = lost._replace(done=0)  # the record is back: that was not yet the end
+            yield Move(NEVER, f"receiver loses power: {tell(target)}", NOBODY, lost)
+
+    def sender_dies(self, state: State) -> Iterator[Move]:
+        alive = state.sender.program not in ("dead", "exit")
+        dead = self.orphan(state)
+        dead = dead._replace(source=dead.source._replace(tmp=0))
+        if alive:
+            dead = dead._replace(sender=Sender("dead"))
+            if "crash" in self.kinds:
+                yield Move(NEVER, "sender crashes", NOBODY, dead)
+        if "power" not in self.kinds:
+            return
+        for source in source_losses(state.source):
+            lost = dead._replace(source=source)
+            yield Move(NEVER, f"sender loses power: {tell(source)}", NOBODY, lost)
+
+    def sender_is_stopped(self, state: State) -> Iterator[Move]:
+        sender = state.sender
+        late = retired_now(self.protocol, state.source)
+        if sender.program != "attempt" or (late and self.rule("stop: only before retiring")):
+            return
+        keep = phase_of(state.source.migrating[0]) != COPYING
+        if self.rule("stop: the id is kept while the record may be copied"):
+            # Only between its claim and its FLUSH does it know that the record is `copying`.
+            keep = keep or not self.claim_index < sender.pc < self.flush_index
+        stopped = self.orphan(state)
+        stopped = stopped._replace(
+            source=stopped.source._replace(tmp=0),
+            sender=Sender("stop-keep" if keep else "stop", ident=sender.ident),
+        )
+        yield Move(NEVER, "sender is stopped", NOBODY, stopped)
+
+    def cuts(self, state: State) -> Iterator[Move]:
+        receiver = state.receiver
+        if self.waiting_for_the_wire(state) and (state.main or state.side):
+            yield Move(NEVER, "cut, as the sender sees", NOBODY, self.drop(state))
+        for who in ("M", "H"):
+            wire = getattr(state, WIRES[who])
+            if wire is not None and wire.alive and receiver.who != who:
+                cut = state._replace(**{WIRES[who]: wire._replace(up=(), alive=False)})
+                if receiver.bound == who:
+                    cut = cut._replace(receiver=self.end_attempt(receiver))
+                yield Move(NEVER, f"{who} cut, as the receiver sees", NOBODY, cut)
+
+    # -- the calm run --
+
+    def calm(self, state: State) -> Move | None:
+        """The one next move when nothing more goes wrong, None at the end."""
+        best: Move | None = None
+        for move in self.moves(state):
+            if move.rank < NEVER and (best is None or move.rank < best.rank):
+                best = move
+        return best
+
+    def both_restarted(self, state: State) -> State:
+        state = self.orphan(state._replace(faults=0))
+        if state.receiver.doing != "exit":
+            state = self.kill_receiver(state)
+        else:
+            state = state._replace(old_main=None, old_side=None)
+        if state.sender.program != "exit":
+            state = state._replace(sender=Sender("dead"), source=state.source._replace(tmp=0))
+        return state
+
+    def good_end(self, state: State) -> str:
+        """How well both ended: `` if not at all."""
+        sender, receiver, target = state.sender, state.receiver, state.target
+        removed = state.source.migrating[1] == 1 << NONE
+        sent = sender.program == "exit" and (
+            sender.status == 0
+            or (sender.status == 1 and removed and surely_retired(self.protocol, state.source))
+        )
+        if self.plain:
+            return "both" if sent else ""
+        got = receiver.doing == "exit" and (
+            receiver.status == 0
+            or (receiver.status == 1 and state.done == 1 and target.incomplete[1] == 1 << NONE)
+        )
+        if sent and got:
+            return "both"
+        if sent and state.left and phase_of(target.incomplete[0]) == RETIRED:
+            return "told"
+        return ""
+
+
+def cookies(message: tuple) -> Iterable[int]:
+    if not message:
+        return ()
+    return {"write": message[2:3], "copying": message[2:3], "retired": message[2:3]}.get(
+        message[0], message[1:2] if message[0] == "disc" else ()
+    )
+
+
+def source_losses(source: Source) -> Iterator[Source]:
+    for file, migrating, migrated in itertools.product(
+        members(source.file[1]), members(source.migrating[1]), members(source.migrated[1])
+    ):
+        yield Source(durable(file), durable(migrating), durable(migrated), 0)
+
+
+def target_losses(target: Target) -> Iterator[Target]:
+    seen = set()
+    for file, first, second, incomplete in itertools.product(
+        members(target.file[1]),
+        members(target.first[1]),
+        members(target.second[1]),
+        members(target.incomplete[1]),
+    ):
+        blocks = (first, second) if file == SIZED else (HOLE, HOLE)
+        lost = Target(durable(file), durable(blocks[0]), durable(blocks[1]), durable(incomplete), 0)
+        if lost not in seen:
+            seen.add(lost)
+            yield lost
+
+
+def tell(disk: Source | Target) -> str:
+    """What a power loss left, for a trace."""
+    if isinstance(disk, Source):
+        file, migrating, migrated = disk.file[0], disk.migrating[0], disk.migrated[0]
+        words = [f"file {'gone' if file == GONE else 'there'}", f"MIGRATING {word(migrating)}"]
+        return ", ".join([*words, *(["MIGRATED"] if migrated == MARKED else [])])
+    file = {ABSENT: "absent", EMPTY: "empty", SIZED: "sized"}[disk.file[0]]
+    return f"file {file}, INCOMPLETE {word(disk.incomplete[0])}"
+
+
+def word(value: int) -> str:
+    if value < 2:
+        return ("none", "torn")[value]
+    return f"{('copying', 'copied', 'retired')[phase_of(value)]} of {ident_of(value)}"
+
+
+# --- The explorer ------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What exploring one protocol came to."""
+
+    protocol: Protocol
+    faults: int
+    states: int
+    transitions: int
+    seconds: float
+    broken: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+    ends: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> str:
+        """The invariant of the first violation, `` when there is none."""
+        return self.broken[0].split()[0] if self.broken else ""
+
+
+def explore(protocol: Protocol, faults: int, kinds: frozenset[str] = KINDS) -> Result:
+    """Visit every reachable state, breadth first, until an invariant breaks.
+
+    Safety is checked in each state as it is found; liveness (R4, R6) of all of them afterwards,
+    in the order in which they were found.
+    """
+    machine = Machine(protocol, faults, kinds)
+    started = time.monotonic()
+    first = machine.initial()
+    parents: dict[State, tuple[State, str] | None] = {first: None}
+    # With the same state and more faults to spare everything is reachable that is with fewer:
+    # the most that a state was reached with is what counts.
+    spare: dict[tuple, int] = {first[:-1]: first.faults}
+    queue = deque([first])
+    transitions = 0
+
+    def result(broken: list[str], state: State | None, *more: str) -> Result:
+        trace = [*trace_to(parents, state), *more] if state is not None else []
+        seconds = time.monotonic() - started
+        return Result(protocol, faults, len(spare), transitions, seconds, broken, trace)
+
+    while queue:
+        state = queue.popleft()
+        for move in machine.moves(state):
+            transitions += 1
+            new = move.state
+            if spare.get(new[:-1], -1) >= new.faults:
+                # The act may still be wrong, when the state is not.
+                if move.actor == "stranger" and (
+                    broken := [
+                        name
+                        for name in violations(protocol, state, move.actor, new)
+                        if name.startswith("R5")
+                    ]
+                ):
+                    return result(broken, state, move.label)
+                continue
+            spare[new[:-1]] = new.faults
+            parents[new] = (state, move.label)
+            if broken := violations(protocol, state, move.actor, new):
+                return result(broken, new)
+            queue.append(new)
+    if protocol.peer == "foreign":
+        return result([], None)
+    ends: dict[str, int] = {}
+    known: dict[State, str] = {}
+    for key in spare:
+        state = State(*key, 0)
+        for calm, how in (
+            (state._replace(faults=0), "with both going on"),
+            (machine.both_restarted(state), "with both restarted"),
+        ):
+            end = calm_end(machine, calm, known)
+            ends[end] = ends.get(end, 0) + 1
+            if not end:
+                labels, last = calm_trace(machine, calm)
+                name = "R6" if retired_now(protocol, last.source) else "R4"
+                found = next(whole for whole in parents if whole[:-1] == key)
+                return result([f"{name} never ends well, {how}"], found, f"({how})", *labels)
+    final = result([], None)
+    final.ends = ends
+    return final
+
+
+def trace_to(parents: dict[State, tuple[State, str] | None], state: State) -> list[str]:
+    labels = []
+    here: State = state
+    while (entry := parents[here]) is not None:
+        here, label = entry
+        labels.append(label)
+    return labels[::-1]
+
+
+def calm_end(machine: Machine, state: State, known: dict[State, str]) -> str:
+    """How the run from here ends when nothing more goes wrong; `` if badly or never."""
+    path: list[State] = []
+    on_path: set[State] = set()
+    while state not in known:
+        if state in on_path:
+            known[state] = ""
+            break
+        path.append(state)
+        on_path.add(state)
+        if state.done == 2:  # the receiver has taken another's disk: ours has nowhere to go
+            known[state] = "another's"
+            break
+        move = machine.calm(state)
+        if move is None:
+            known[state] = machine.good_end(state)
+            break
+        state = move.state
+    for passed in path:
+        known[passed] = known[state]
+    return known[state]
+
+
+def calm_trace(machine: Machine, state: State) -> tuple[list[str], State]:
+    """The calm run from here, as far as its first repetition."""
+    labels: list[str] = []
+    seen = set()
+    while state not in seen and (move := machine.calm(state)) is not None:
+        seen.add(state)
+        labels.append(move.label)
+        state = move.state
+    return labels, state
+
+
+# --- Mutations ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """An edit of the protocol, and the invariant that it must break."""
+
+    name: str
+    breaks: str
+    edit: Callable[[Protocol], Protocol]
+    peer: str = "blockmig"
+    unlink: bool = True
+    faults: int = 1
+    kinds: frozenset[str] = KINDS
+
+    def explore(self) -> Result:
+        return explore(self.edit(build(self.unlink, self.peer)), self.faults, self.kinds)
+
+
+def edited(protocol: Protocol, program: str, steps: list[Step]) -> Protocol:
+    side, name = program.split(":")
+    return replace(protocol, **{side: {**getattr(protocol, side), name: steps}})
+
+
+def steps_of(protocol: Protocol, program: str) -> list[Step]:
+    side, name = program.split(":")
+    return list(getattr(protocol, side)[name])
+
+
+def drop(program: str, *names: str) -> Callable[[Protocol], Protocol]:
+    """Leave those steps out."""
+
+    def edit(protocol: Protocol) -> Protocol:
+        steps = steps_of(protocol, program)
+        assert set(names) <= {step.name for step in steps}, names
+        return edited(protocol, program, [step for step in steps if step.name not in names])
+
+    return edit
+
+
+def move(program: str, names: str | tuple[str, ...], before: str) -> Callable[[Protocol], Protocol]:
+    """Do those steps, in their order, just before another one."""
+    moved = (names,) if isinstance(names, str) else names
+
+    def edit(protocol: Protocol) -> Protocol:
+        steps = steps_of(protocol, program)
+        taken = [step for step in steps if step.name in moved]
+        assert len(taken) == len(moved), names
+        rest = [step for step in steps if step.name not in moved]
+        at = next(index for index, step in enumerate(rest) if step.name == before)
+        return edited(protocol, program, rest[:at] + taken + rest[at:])
+
+    return edit
+
+
+def without(*rules: str) -> Callable[[Protocol], Protocol]:
+    """Lift those rules."""
+    assert set(rules) <= RULES, rules
+    return lambda protocol: replace(protocol, rules=protocol.rules - set(rules))
+
+
+def both(*edits: Callable[[Protocol], Protocol]) -> Callable[[Protocol], Protocol]:
+    def edit(protocol: Protocol) -> Protocol:
+        for one in edits:
+            protocol = one(protocol)
+        return protocol
+
+    return edit
+
+
+def calls(kind: str) -> tuple[str, ...]:
+    """The names of the steps that write a record."""
+    return tuple(f"{kind}.{call}" for call in ("write", "fsync", "rename", "dirsync"))
+
+
+SEND = "sender:attempt"
+UNLINK = ("source.unlink", "source.dirsync")
+LEAVE = ("M.disc", "M.closed")
+REMOVE = ("MIGRATING.unlink", "MIGRATING.gone.dirsync")
+KEEP: dict = {"unlink": False}
+PLAIN: dict = {"peer": "plain"}
+FOREIGN_SENDER: dict = {"peer": "foreign"}
+LATE: dict = {"faults": 2, "kinds": frozenset({"cut", "late stranger"})}
+CUTS: dict = {"faults": 2, "kinds": frozenset({"cut"})}
+
+FLUSH_EARLY = move("receiver:flush-whole", "reply", "INCOMPLETE(copied).write")
+
+MUTATIONS = [
+    # The commit point and what goes before it.
+    Mutation("unlink before FLUSH", "R1", move(SEND, UNLINK, "M.flush")),
+    Mutation("unlink before FLUSH, plain peer", "R1", move(SEND, UNLINK, "M.flush"), **PLAIN),
+    Mutation("MIGRATED before FLUSH", "R1", move(SEND, calls("MIGRATED"), "M.flush"), **KEEP),
+    Mutation("no FLUSH, plain peer", "R1", drop(SEND, "M.flush"), **PLAIN),
+    Mutation(
+        "FLUSH answered before fdatasync, plain peer",
+        "R1",
+        move("receiver:flush", "reply", "disk.fdatasync"),
+        **PLAIN,
+    ),
+    Mutation("DISC before unlink", "R1", move(SEND, LEAVE, "source.unlink")),
+    Mutation("DISC before unlink, plain peer", "R1", move(SEND, LEAVE, "source.unlink"), **PLAIN),
+    Mutation("`retired` told before unlink", "R1", move(SEND, "H.retired", "source.unlink")),
+    Mutation(
+        "`retired` told before fsync of the directory",
+        "R1",
+        move(SEND, "H.retired", "source.dirsync"),
+    ),
+    Mutation("no fsync of the directory after unlink", "R1", drop(SEND, "source.dirsync")),
+    Mutation(
+        "no fsync of the directory after MIGRATED", "R1", drop(SEND, "MIGRATED.dirsync"), **KEEP
+    ),
+    Mutation(
+        "a sender started again believes what may not be durable",
+        "R1",
+        drop("sender:look", "look.dirsync"),
+    ),
+    Mutation(
+        "finish by the record, the source not looked at",
+        "R1",
+        without("finish: the source must be gone"),
+    ),
+    Mutation(
+        "plain peer: late writes of the connection before",
+        "R1",
+        without("plain: an older connection is dead before the next"),
+        **PLAIN,
+    ),
+    # The records of the destination.
+    Mutation(
+        "`copied` record before fdatasync",
+        "R2",
+        move("receiver:flush-whole", calls("INCOMPLETE(copied)"), "disk.fdatasync"),
+    ),
+    Mutation(
+        "first byte before fsync of the record's directory",
+        "R2",
+        move("receiver:write-first", ("file.size", "block.write"), "INCOMPLETE(copying).dirsync"),
+        **FOREIGN_SENDER,
+    ),
+    Mutation(
+        "a change leaves `copied` standing",
+        "R2",
+        without("change: copied falls back first"),
+        **FOREIGN_SENDER,
+    ),
+    Mutation(
+        "a new attempt leaves `copied` standing",
+        "R2",
+        without("change: copied falls back first", "claim: copied falls back"),
+    ),
+    # Completion.
+    Mutation(
+        "INCOMPLETE removed before fdatasync",
+        "R3",
+        move(
+            "receiver:disc-complete",
+            ("INCOMPLETE.unlink", "INCOMPLETE.gone.dirsync"),
+            "disk.fdatasync",
+        ),
+        **FOREIGN_SENDER,
+    ),
+    Mutation(
+        "no fsync of the directory before exit 0",
+        "R3",
+        drop("receiver:disc-complete", "INCOMPLETE.gone.dirsync"),
+    ),
+    Mutation(
+        "no fsync of the directory of a created file",
+        "R3",
+        drop("receiver:create", "create.dirsync"),
+        **FOREIGN_SENDER,
+    ),
+    Mutation(
+        "a receiver started on a finished disk waits as if new",
+        "R5",
+        without("start: a finished disk is refused"),
+        faults=2,
+        kinds=frozenset({"crash", "late stranger"}),
+    ),
+    # Attempts.
+    Mutation("coverage kept after a drop", "R4", without("drop: coverage is forgotten")),
+    Mutation(
+        "MIGRATING(copying) only after the data",
+        "R4",
+        move(SEND, calls("MIGRATING(copying)"), "H.copied"),
+    ),
+    Mutation(
+        "no claim before the first byte", "R4", drop(SEND, "H.copying"), kinds=frozenset({"crash"})
+    ),
+    Mutation(
+        "a stopped sender forgets its id after FLUSH",
+        "R4",
+        without("stop: the id is kept while the record may be copied"),
+    ),
+    # Strangers.
+    Mutation("a stray DISC completes", "R5", without("disc: only when covered")),
+    Mutation("finishing needs no id", "R5", without("disc: only with the id")),
+    Mutation(
+        "a change is let in after `retired`", "R5", without("change: refused after retired"), **LATE
+    ),
+    Mutation(
+        "another's change is let in on `copied`",
+        "R5",
+        without("change: refused on an identified copied"),
+        **LATE,
+    ),
+    Mutation(
+        "another's claim is let in on `copied`",
+        "R5",
+        without("claim: refused on another's copied"),
+        **LATE,
+    ),
+    Mutation(
+        "a claim is let in after `retired`", "R5", without("claim: refused once retired"), **LATE
+    ),
+    Mutation(
+        "another's change is let in during an attempt",
+        "R5",
+        without("change: refused while another's attempt goes on"),
+    ),
+    Mutation(
+        "another's claim is let in during an attempt",
+        "R5",
+        without("claim: refused while an attempt goes on"),
+    ),
+    # Finishing.
+    Mutation("DISC before `retired` is told", "R6", move(SEND, LEAVE, "H.retired")),
+    Mutation("DISC before MIGRATING(told)", "R6", move(SEND, LEAVE, "MIGRATING(told).write")),
+    Mutation("MIGRATING removed before DISC", "R6", move(SEND, REMOVE, "M.disc")),
+    Mutation("MIGRATING removed before `complete` is read", "R6", move(SEND, REMOVE, "H.complete")),
+    Mutation("retired without asking for `copied`", "R6", drop(SEND, "H.copied")),
+    Mutation(
+        "a receiver started again believes what may not be durable",
+        "R6",
+        drop("receiver:look", "look.dirsync"),
+    ),
+    # Verdicts.
+    Mutation(
+        "MIGRATING(copied) after unlink", "R7", move(SEND, calls("MIGRATING(copied)"), "H.retired")
+    ),
+    Mutation(
+        "unlink before fsync of MIGRATING(copied)'s directory",
+        "R7",
+        move(SEND, "source.unlink", "MIGRATING(copied).dirsync"),
+    ),
+    Mutation("MIGRATING renamed without fsync", "R7", drop(SEND, "MIGRATING(copied).fsync")),
+    Mutation("MIGRATED renamed without fsync", "R7", drop(SEND, "MIGRATED.fsync"), **KEEP),
+    Mutation(
+        "INCOMPLETE(copying) renamed without fsync",
+        "R7",
+        drop("receiver:claim", "INCOMPLETE(copying).fsync"),
+    ),
+    Mutation(
+        "INCOMPLETE(copied) renamed without fsync",
+        "R7",
+        drop("receiver:flush-whole", "INCOMPLETE(copied).fsync"),
+    ),
+    Mutation(
+        "no fsync of the directory after INCOMPLETE(copied)",
+        "R7",
+        drop("receiver:flush-whole", "INCOMPLETE(copied).dirsync"),
+    ),
+    Mutation(
+        "`retired` acknowledged before it is durable",
+        "R7",
+        move("receiver:retired", "reply", "INCOMPLETE(retired).dirsync"),
+    ),
+    Mutation(
+        "MIGRATING(told) before it was told",
+        "R7",
+        move(SEND, calls("MIGRATING(told)"), "H.retired"),
+    ),
+    Mutation("sender leaves without having told", "R7", without("leave: only when told")),
+    Mutation(
+        "file sized before the record",
+        "R7",
+        move("receiver:claim", "file.size", "INCOMPLETE(copying).write"),
+    ),
+    Mutation(
+        "a late claim of an earlier connection is let in",
+        "R7",
+        without("claim: ends every older side connection"),
+        **CUTS,
+    ),
+    Mutation(
+        "FLUSH answered before `copied`, and `copied` not asked for",
+        "R7",
+        both(FLUSH_EARLY, drop(SEND, "H.copied")),
+    ),
+    # Going on.
+    Mutation(
+        "a sender stopped after retiring gives up", "R8", without("stop: only before retiring")
+    ),
+]
+
+REDUNDANT = [
+    # What breaks nothing alone, since something else guards it too, and what that is.
+    Mutation("FLUSH answered before `copied`", "step 6 asks for `copied`", FLUSH_EARLY),
+    Mutation(
+        "a claim leaves `copied` standing",
+        "the first change makes it fall back",
+        without("claim: copied falls back"),
+    ),
+    Mutation(
+        "the claim acknowledged before its record",
+        "the receiver handles one message at a time, and a crash ends the connection",
+        move("receiver:claim", ("claim", "reply"), "INCOMPLETE(copying).write"),
+    ),
+    Mutation(
+        "the created file's directory not fsynced, our sender",
+        "the fsync of the record's directory does it",
+        drop("receiver:create", "create.dirsync"),
+    ),
+    Mutation(
+        "MIGRATING's removal not fsynced",
+        "the record comes back as told, and the next run removes it again",
+        drop(SEND, "MIGRATING.gone.dirsync"),
+    ),
+]
+
+
+# --- The report --------------------------------------------------------------------------------
+
+QUIET = KINDS - {"stranger", "stop"}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One exploration of the unchanged protocol."""
+
+    unlink: bool
+    peer: str
+    faults: int
+    kinds: frozenset[str] = KINDS
+    full: bool = False  # only when the whole is asked for
+
+    def explore(self) -> Result:
+        return explore(build(self.unlink, self.peer), self.faults, self.kinds)
+
+    @property
+    def name(self) -> str:
+        kinds = "all kinds" if self.kinds == KINDS else "+".join(sorted(self.kinds))
+        return f"{build(self.unlink, self.peer).name}, {self.faults} faults, {kinds}"
+
+
+BOUNDS = [
+    *(Bound(unlink, "blockmig", 1) for unlink in (True, False)),
+    *(Bound(unlink, "blockmig", 2, QUIET) for unlink in (True, False)),
+    *(Bound(unlink, "plain", 3) for unlink in (True, False)),
+    Bound(True, "foreign", 3),
+    *(Bound(unlink, "blockmig", 2, full=True) for unlink in (True, False)),
+    *(Bound(unlink, "blockmig", 3, QUIET, full=True) for unlink in (True, False)),
+]
+
+
+def whole() -> bool:
+    """Whether the long form is asked for."""
+    return os.environ.get("BLOCKMIG_FULL") == "1"
+
+
+def row_of_bound(bound: Bound, result: Result) -> str:
+    ends = ", ".join(f"{count} {end}" for end, count in result.ends.items())
+    verdict = result.broken[0] if result.broken else "holds"
+    if ends:
+        verdict += f"  (calm runs: {ends})"
+    return (
+        f"{bound.name:<58} {result.states:>9} {result.transitions:>9} {result.seconds:6.1f} s  "
+        f"{verdict}"
+    )
+
+
+def row_of_mutation(mutation: Mutation, result: Result) -> str:
+    broken = result.broken[0] if result.broken else f"nothing: {mutation.breaks}"
+    return f"{mutation.name:<60} {len(result.trace) or '-':>3}  {broken}"
+
+
+def report(out: Callable[[str], object] = print) -> None:
+    """Both tables, as text."""
+    out(f"{'protocol':<58} {'states':>9} {'moves':>9} {'time':>8}")
+    for bound in BOUNDS:
+        if whole() or not bound.full:
+            out(row_of_bound(bound, bound.explore()))
+    out("")
+    out(f"{'mutation':<60} {'len':>3}  the first invariant broken")
+    for mutation in (*MUTATIONS, *REDUNDANT):
+        out(row_of_mutation(mutation, mutation.explore()))
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    report()
