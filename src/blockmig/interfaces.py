@@ -100,6 +100,24 @@ class IDisk(Interface):
         """Give up the disk and its lock; harmless when done twice."""
 
 
+class IRecordedDisk(IDisk):
+    """A disk whose migrations are put on record beside it, so that a crash leaves nobody guessing.
+
+    A disk that does not provide this is migrated without records.
+    """
+
+    record_path = Attribute("What the names of its records begin with: a path, plus a dot.")
+
+    def identity() -> str:
+        """What tells it from another disk that later has its name; "" where nothing does."""
+
+    def prepare() -> None:
+        """I{Slow.} Called when the record of the first attempt stands, before anything is written.
+
+        A file that was only just made gets its size here.
+        """
+
+
 class IUnlinkableDisk(IDisk):
     """A disk that can be retired by deleting it."""
 
@@ -152,14 +170,18 @@ class IExportHandler(Interface):
     export = Attribute("The L{blockmig.nbd.Export} that is offered.")
     disk = Attribute("The L{IDisk} behind it.")
 
-    def admit(connection: Any, request: Any) -> int:
+    def admit(connection: Any, request: Any) -> Any:
         """Whether a request, which the protocol allows, is to be tried now.
 
-        @return: 0, or the error to answer it with (L{blockmig.nbd.Errno}).
+        @return: 0, or the error to answer it with (L{blockmig.nbd.Errno}); or a Deferred of
+            either, until which nothing more is taken from the connection.
         """
 
-    def done(connection: Any, request: Any) -> None:
-        """An admitted request succeeded; its reply is about to be sent. Not called for READ."""
+    def done(connection: Any, request: Any) -> Any:
+        """An admitted request succeeded; its reply is about to be sent. Not called for READ.
+
+        @return: None; or a Deferred that the reply waits for. If it fails, so does the request.
+        """
 
     def failed(connection: Any, request: Any, error: BaseException | None) -> None:
         """An admitted request failed in the disk, and is answered with an error."""

@@ -74,6 +74,9 @@ MARKED = 2  # MIGRATED
 COPYING, COPIED, RETIRED = 0, 1, 2
 """Phases of INCOMPLETE and of MIGRATING; RETIRED is `told` in the latter."""
 
+RECEIVED = 3
+"""What INCOMPLETE becomes, on a device, instead of going: see L{Protocol.device}."""
+
 OURS = (0, 1, 2)
 """Ids that our sender may mint: a lost id is never minted again while anything remembers it."""
 
@@ -223,6 +226,9 @@ class Protocol:
     sender: dict[str, list[Step]]
     receiver: dict[str, list[Step]]
     rules: frozenset[str] = field(default_factory=frozenset)
+    device: bool = False
+    """The destination was there before (a block device, or a file that is overwritten): that it is
+    there, full-size and without a record, tells nothing.  So completion must leave a record."""
 
 
 RULES = {
@@ -247,8 +253,8 @@ RULES = {
 }
 
 
-def build(unlink: bool = True, peer: str = "blockmig") -> Protocol:
-    """The protocol as the specification has it."""
+def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> Protocol:
+    """The protocol as the specification has it, with what the model found it to lack."""
     retire = (
         [Step("source.unlink", "unlink", "file"), Step("source.dirsync", "dirsync")]
         if unlink
@@ -349,14 +355,17 @@ def build(unlink: bool = True, peer: str = "blockmig") -> Protocol:
             "retired": [*writing("INCOMPLETE", "retired"), Step("reply", "reply")],
             "disc-complete": [
                 Step("disk.fdatasync", "datasync"),
-                Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
+                Step("INCOMPLETE.received", "receive")
+                if device
+                else Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
                 Step("INCOMPLETE.gone.dirsync", "dirsync"),
                 Step("complete", "complete"),
             ],
             "disc-drop": [Step("close", "close")],
         }
     kind = f"{'unlink' if unlink else 'keep'}, {peer} peer" if peer != "foreign" else "foreign"
-    return Protocol(kind, unlink, peer, sender, receiver, frozenset(RULES))
+    kind += " on a device" if device else ""
+    return Protocol(kind, unlink, peer, sender, receiver, frozenset(RULES), device)
 
 
 # --- Truth -------------------------------------------------------------------------------------
@@ -376,6 +385,11 @@ def surely_retired(protocol: Protocol, source: Source) -> bool:
     """Whether it is and stays so, whatever power loss comes."""
     cell = source.file if protocol.unlink else source.migrated
     return cell[1] == 1 << (GONE if protocol.unlink else MARKED)
+
+
+def over(value: int) -> bool:
+    """Whether that value of INCOMPLETE may stand after completion."""
+    return value == NONE or phase_of(value) == RECEIVED
 
 
 def holds(target: Target, version: int) -> bool:
@@ -410,15 +424,15 @@ def verdict_of_source(protocol: Protocol, source: Source) -> str:
     return "unknown" if phase_of(source.migrating[0]) == COPYING else "not canonical"
 
 
-def verdict_of_target(target: Target) -> str:
+def verdict_of_target(protocol: Protocol, target: Target) -> str:
     value = target.incomplete[0]
     if value == TORN:
         return "unknown"
     if value == NONE:
+        if protocol.device:
+            return "nothing here"  # a disk, but nothing says that it came by a migration
         return {ABSENT: "nothing here", EMPTY: "not canonical", SIZED: "canonical"}[target.file[0]]
-    return {COPYING: "not canonical", COPIED: "only if retired", RETIRED: "canonical"}[
-        phase_of(value)
-    ]
+    return {COPYING: "not canonical", COPIED: "only if retired"}.get(phase_of(value), "canonical")
 
 
 def verdict_of_pair(source: str, target: str) -> str:
@@ -464,7 +478,7 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
         if written and not state.done and target.incomplete[1] & 1 << NONE:
             found.append("R2 bytes without a record")
         for value in members(target.incomplete[1]):
-            if phase_of(value) in (COPIED, RETIRED) and not (
+            if phase_of(value) >= COPIED and not (
                 holds(target, target.first[0])
                 if ident_of(value) != THEIRS
                 else all(not cell[1] & 1 << HOLE and cell[1] & (cell[1] - 1) == 0 for cell in data)
@@ -492,12 +506,12 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
         not plain
         and receiver.doing == "exit"
         and receiver.status == 0
-        and not (state.done and target.incomplete[1] == 1 << NONE)
+        and not (state.done and all(over(value) for value in members(target.incomplete[1])))
     ):
         found.append("R3 the receiver said done, and is not")
     if sender.program == "exit" and sender.status == 0:
         known = plain or all(
-            phase_of(value) == RETIRED or (value == NONE and state.done)
+            phase_of(value) == RETIRED or (over(value) and state.done)
             for value in members(target.incomplete[1])
         )
         if not (surely_retired(protocol, source) and holds(target, state.version) and known):
@@ -525,7 +539,7 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
     # R7: the verdicts, from what is visible, never contradict the truth.
     if protocol.peer != "foreign":
         found += wrong_verdicts(protocol, state, retired)
-    elif not state.done and verdict_of_target(target) in ("canonical", "unknown"):
+    elif not state.done and verdict_of_target(protocol, target) in ("canonical", "unknown"):
         found.append("R7 the destination's verdict is wrong")
     return found
 
@@ -539,7 +553,7 @@ def wrong_verdicts(protocol: Protocol, state: State, retired: bool) -> list[str]
         found.append("R7 the source's verdict is wrong")
     if protocol.peer == "plain" or state.done == 2:
         return found  # a plain server has no verdict; another's disk is not this source's pair
-    theirs = verdict_of_target(state.target)
+    theirs = verdict_of_target(protocol, state.target)
     if theirs == "unknown" or {"canonical": not retired, "not canonical": retired}.get(
         theirs, theirs == "nothing here" and retired
     ):
@@ -604,7 +618,7 @@ class Machine:
             None,
             Receiver("dead"),
             Target(
-                durable(SIZED if self.plain else ABSENT),
+                durable(SIZED if self.plain or self.protocol.device else ABSENT),
                 durable(HOLE),
                 durable(HOLE),
                 durable(NONE),
@@ -659,8 +673,11 @@ class Machine:
             if file[0] != ABSENT:
                 file = (file[0], file[1] & ~(1 << ABSENT))
             target = target._replace(file=file, incomplete=entry_synced(target.incomplete))
-        elif step.op == "unlink":
-            target = target._replace(incomplete=changed(target.incomplete, NONE))
+        elif step.op in ("unlink", "receive"):
+            value = NONE
+            if step.op == "receive":
+                value = record(RECEIVED, ident_of(target.incomplete[0]))
+            target = target._replace(incomplete=changed(target.incomplete, value))
             state = state._replace(done=2 if receiver.who in ("F", "X") else 1)
         elif step.op == "create":
             if target.file[0] == ABSENT:
@@ -736,7 +753,12 @@ class Machine:
     def looked(self, state: State) -> State:
         """The receiver has read its directory."""
         target = state.target
-        finished = target.file[0] == SIZED and target.incomplete[0] == NONE and not self.plain
+        finished = target.file[0] == SIZED and target.incomplete[0] == NONE
+        finished = finished and not self.plain and not self.protocol.device
+        if phase_of(target.incomplete[0]) == RECEIVED:  # it was complete: it says so, and is done
+            return state._replace(
+                receiver=Receiver("complete", ident=ident_of(target.incomplete[0]))
+            )
         if target.incomplete[0] == TORN or (
             finished and self.rule("start: a finished disk is refused")
         ):
@@ -1219,7 +1241,7 @@ class Machine:
             return
         for target in target_losses(state.target):
             lost = dead._replace(target=target)
-            if target.incomplete[0] != NONE and not self.plain:
+            if not over(target.incomplete[0]) and not self.plain:
                 lost = lost._replace(done=0)  # the record is back: that was not yet the end
             yield Move(NEVER, f"receiver loses power: {tell(target)}", NOBODY, lost)
 
@@ -1349,7 +1371,7 @@ def tell(disk: Source | Target) -> str:
 def word(value: int) -> str:
     if value < 2:
         return ("none", "torn")[value]
-    return f"{('copying', 'copied', 'retired')[phase_of(value)]} of {ident_of(value)}"
+    return f"{('copying', 'copied', 'retired', 'received')[phase_of(value)]} of {ident_of(value)}"
 
 
 # --- The explorer ------------------------------------------------------------------------------
@@ -1495,9 +1517,11 @@ class Mutation:
     unlink: bool = True
     faults: int = 1
     kinds: frozenset[str] = KINDS
+    device: bool = False
 
     def explore(self) -> Result:
-        return explore(self.edit(build(self.unlink, self.peer)), self.faults, self.kinds)
+        protocol = self.edit(build(self.unlink, self.peer, self.device))
+        return explore(protocol, self.faults, self.kinds)
 
 
 def edited(protocol: Protocol, program: str, steps: list[Step]) -> Protocol:
@@ -1660,6 +1684,17 @@ MUTATIONS = [
         faults=2,
         kinds=frozenset({"crash", "late stranger"}),
     ),
+    Mutation(
+        "on a device: completion leaves no record",
+        "R7",
+        lambda protocol: edited(
+            protocol,
+            "receiver:disc-complete",
+            steps_of(build(), "receiver:disc-complete"),
+        ),
+        device=True,
+        **KEEP,
+    ),
     # Attempts.
     Mutation("coverage kept after a drop", "R4", without("drop: coverage is forgotten")),
     Mutation(
@@ -1816,21 +1851,25 @@ class Bound:
     faults: int
     kinds: frozenset[str] = KINDS
     full: bool = False  # only when the whole is asked for
+    device: bool = False
 
     def explore(self) -> Result:
-        return explore(build(self.unlink, self.peer), self.faults, self.kinds)
+        return explore(build(self.unlink, self.peer, self.device), self.faults, self.kinds)
 
     @property
     def name(self) -> str:
         kinds = "all kinds" if self.kinds == KINDS else "+".join(sorted(self.kinds))
-        return f"{build(self.unlink, self.peer).name}, {self.faults} faults, {kinds}"
+        return f"{build(self.unlink, self.peer, self.device).name}, faults {self.faults}: {kinds}"
 
 
 BOUNDS = [
     *(Bound(unlink, "blockmig", 1) for unlink in (True, False)),
     *(Bound(unlink, "blockmig", 2, QUIET) for unlink in (True, False)),
+    Bound(False, "blockmig", 1, device=True),
+    Bound(False, "blockmig", 2, QUIET, device=True),
     *(Bound(unlink, "plain", 3) for unlink in (True, False)),
     Bound(True, "foreign", 3),
+    Bound(True, "foreign", 3, device=True),
     *(Bound(unlink, "blockmig", 2, full=True) for unlink in (True, False)),
     *(Bound(unlink, "blockmig", 3, QUIET, full=True) for unlink in (True, False)),
 ]
@@ -1847,7 +1886,7 @@ def row_of_bound(bound: Bound, result: Result) -> str:
     if ends:
         verdict += f"  (calm runs: {ends})"
     return (
-        f"{bound.name:<58} {result.states:>9} {result.transitions:>9} {result.seconds:6.1f} s  "
+        f"{bound.name:<64} {result.states:>9} {result.transitions:>9} {result.seconds:6.1f} s  "
         f"{verdict}"
     )
 
@@ -1859,7 +1898,7 @@ def row_of_mutation(mutation: Mutation, result: Result) -> str:
 
 def report(out: Callable[[str], object] = print) -> None:
     """Both tables, as text."""
-    out(f"{'protocol':<58} {'states':>9} {'moves':>9} {'time':>8}")
+    out(f"{'protocol':<64} {'states':>9} {'moves':>9} {'time':>8}")
     for bound in BOUNDS:
         if whole() or not bound.full:
             out(row_of_bound(bound, bound.explore()))

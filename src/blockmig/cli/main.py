@@ -12,7 +12,13 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from .logs import begin_logging, write_to
-from .options import BlockmigOptions, ReceiveOptions, SendOptions
+from .options import (
+    AcceptOptions,
+    BlockmigOptions,
+    InspectOptions,
+    ReceiveOptions,
+    SendOptions,
+)
 from .signals import on_signals
 
 _log = Logger()
@@ -27,10 +33,16 @@ def main(arguments: list[str] | None = None) -> None:
     except usage.UsageError as error:
         print(f"blockmig: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    raise SystemExit(_run(options.subOptions))
+    raise SystemExit(int(_run(options.subOptions)))
 
 
 def _run(options: Any) -> int:
+    if isinstance(options, InspectOptions | AcceptOptions):
+        from .judging import run_accept, run_inspect  # noqa: PLC0415
+
+        if isinstance(options, InspectOptions):
+            return run_inspect(options)
+        return run_accept(options)
     # Not before: --help and bad usage should not wait for the reactor to be imported. What is
     # imported stays, so that collecting garbage meanwhile would be looking for none.
     gc.disable()

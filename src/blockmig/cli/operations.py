@@ -6,6 +6,8 @@ An operation is run once, may be stopped, and opens and closes what it needs. It
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,14 +16,28 @@ from twisted.logger import Logger
 
 from ..migration import (
     ExitStatus,
+    Finisher,
     GaveUp,
     MigrationError,
     Receiver,
+    Records,
     Refused,
     Sender,
+    SourceFound,
+    SourceRecord,
     Summary,
+    source_found,
 )
-from ..storage import DiskRefused, open_disk
+from ..nbd import NBDURI
+from ..storage import (
+    SYSTEM,
+    BlockDisk,
+    DiskRefused,
+    FileDisk,
+    SystemCalls,
+    open_disk,
+    record_path,
+)
 from ..transport import (
     BadEndpoint,
     CannotListen,
@@ -48,11 +64,23 @@ class Operation(Protocol):
 
 
 class Receive:
-    """`receive`: one migration into a disk."""
+    """`receive`: one migration into a disk.
 
-    def __init__(self, options: ReceiveOptions, reactor: Any) -> None:
+    @param make_endpoint: makes the endpoint to listen with, from the reactor and its description.
+    @param system: the calls into the kernel.
+    """
+
+    def __init__(
+        self,
+        options: ReceiveOptions,
+        reactor: Any,
+        make_endpoint: Callable[[Any, str], Any] = server_endpoint,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
         self._options = options
         self._reactor = reactor
+        self._make_endpoint = make_endpoint
+        self._system = system
         self._receiver: Receiver | None = None
         self._listening: Deferred[IListeningPort] | None = None
 
@@ -60,28 +88,36 @@ class Receive:
         """Listen, receive, close."""
         options = self._options
         try:
-            endpoint = server_endpoint(self._reactor, options["listen"])
-            disk = open_disk(options["file"], size=options["size"])
+            endpoint = self._make_endpoint(self._reactor, options["listen"])
+            disk = open_disk(
+                options["file"],
+                size=options["size"],
+                state_directory=options["state-dir"],
+                system=self._system,
+            )
         except (BadEndpoint, DiskRefused) as error:
             raise Refused(str(error)) from None
-        self._receiver = receiver = Receiver(
-            disk,
-            export=options["export"],
-            oldstyle=bool(options["oldstyle"]),
-            handshake_timeout=options["handshake-timeout"],
-            idle_timeout=options["idle-timeout"],
-            give_up_after=options["give-up-after"] or None,
-            reactor=self._reactor,
-        )
         try:
+            self._receiver = receiver = Receiver(
+                disk,
+                export=options["export"],
+                oldstyle=bool(options["oldstyle"]),
+                handshake_timeout=options["handshake-timeout"],
+                idle_timeout=options["idle-timeout"],
+                give_up_after=options["give-up-after"] or None,
+                again=bool(options["again"]),
+                reactor=self._reactor,
+                system=self._system,
+            )
             port = await self._listen(endpoint, receiver)
             try:
                 return await receiver.complete()
             finally:
                 await stop_listening(port)
         finally:
-            # Without an attempt the file that we made is no copy of anything.
-            disk.close() if receiver.attempts else disk.discard()
+            # A file that we made, and nobody began to fill, is no copy of anything.
+            touched = self._receiver is not None and self._receiver.touched
+            disk.close() if touched else disk.discard()
 
     async def _listen(self, endpoint: Any, receiver: Receiver) -> IListeningPort:
         text, export = self._options["listen"], self._options["export"]
@@ -128,44 +164,107 @@ class Receive:
 
 
 class Send:
-    """`send`: a disk to an NBD server."""
+    """`send`: a disk to an NBD server.
 
-    def __init__(self, options: SendOptions, reactor: Any, display: Display) -> None:
+    @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
+    @param system: the calls into the kernel.
+    """
+
+    def __init__(
+        self,
+        options: SendOptions,
+        reactor: Any,
+        display: Display,
+        make_endpoint: Callable[[Any, NBDURI], Any] = client_endpoint,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
         self._options = options
         self._reactor = reactor
         self._display = display
-        self._sender: Sender | None = None
+        self._make_endpoint = make_endpoint
+        self._system = system
+        self._running: Sender | Finisher | None = None
 
     async def run(self) -> Summary:
-        """Open, send, close."""
-        options = self._options
+        """Open, send, close; or finish what was begun before."""
         try:
-            disk = open_disk(options["file"], writable=False)
+            disk, records = self._open()
         except DiskRefused as error:
             raise Refused(str(error)) from None
         try:
-            self._sender = Sender(
-                disk,
-                client_endpoint(self._reactor, options.uri),
-                options.uri.export,
-                unlink=bool(options["unlink"]),
-                retry=bool(options["retry"]),
-                give_up_after=options["give-up-after"] or None,
-                max_rate=options["max-rate"],
-                reactor=self._reactor,
+            found = source_found(
+                records,
+                disk.identity() if disk is not None else None,
+                str(self._options.uri),
+                unlink=bool(self._options["unlink"]),
+                again=bool(self._options["again"]),
             )
-            self._display.start(self._sender.progress, self._reactor)
-            try:
-                return await self._sender.run()
-            finally:
-                self._display.stop()
+            if disk is None or found.retired:
+                return await self._finish(records, found)
+            return await self._send(disk)
         finally:
-            disk.close()
+            if disk is not None:
+                disk.close()
+
+    def _open(self) -> tuple[FileDisk | BlockDisk | None, Records]:
+        """The disk, if it is still there, and its records."""
+        path, directory = self._options["file"], self._options["state-dir"]
+        if os.path.exists(path):
+            disk = open_disk(path, writable=False, state_directory=directory, system=self._system)
+            return disk, Records(disk.record_path, self._system)
+        return None, Records(record_path(path, directory, self._system), self._system)
+
+    async def _send(self, disk: FileDisk | BlockDisk) -> Summary:
+        options = self._options
+        self._running = sender = Sender(
+            disk,
+            self._make_endpoint(self._reactor, options.uri),
+            options.uri.export,
+            destination=str(options.uri),
+            unlink=bool(options["unlink"]),
+            again=bool(options["again"]),
+            retry=bool(options["retry"]),
+            give_up_after=options["give-up-after"] or None,
+            max_rate=options["max-rate"],
+            reactor=self._reactor,
+            system=self._system,
+        )
+        self._display.start(sender.progress, self._reactor)
+        try:
+            return await sender.run()
+        finally:
+            self._display.stop()
+
+    async def _finish(self, records: Records, found: SourceFound) -> Summary:
+        options, record = self._options, found.record
+        assert record is not None
+        _log.info(
+            "{disk} was retired on an earlier run; its migration to {destination} is only to be "
+            "finished",
+            event="finishing",
+            disk=options["file"],
+            destination=str(record.destination),
+        )
+        source = SourceRecord(
+            records,
+            found,
+            disk=record.source.disk,
+            destination=record.destination.address,
+            size=record.size,
+        )
+        self._running = finisher = Finisher(
+            source,
+            self._make_endpoint(self._reactor, options.uri),
+            options.uri.export,
+            give_up_after=options["give-up-after"] or None,
+            reactor=self._reactor,
+        )
+        return await finisher.run()
 
     def stop(self, why: str) -> None:
         """End the migration as it stands."""
-        if self._sender is not None:
-            self._sender.stop(why)
+        if self._running is not None:
+            self._running.stop(why)
 
 
 async def report(operation: Operation) -> ExitStatus:

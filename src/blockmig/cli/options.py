@@ -109,6 +109,16 @@ class _Options(_Named):
         ],
     ]
 
+    state_directory: ClassVar[Rows] = [
+        [
+            "state-dir",
+            None,
+            None,
+            "Where the records of block devices are kept; by default /var/lib/blockmig for root, "
+            "~/.local/state/blockmig for others. (Those of files are beside them.)",
+        ],
+    ]
+
     def parseOptions(self, options: Any = None) -> None:
         """Take options behind arguments too, as people write them."""
         try:
@@ -137,10 +147,16 @@ class ReceiveOptions(_Options):
         "Exit statuses: 0 done, 1 bad usage or refused at the start, 3 the disk failed, "
         "4 stopped or gave up before completion (the copy is not canonical), "
         "5 stopped or gave up with all the data here and durable, but no disconnect "
-        "(the copy is canonical only if the source was deleted)."
+        "(`blockmig inspect` tells whether the copy is canonical)."
     )
     optFlags: ClassVar[Rows] = [
         ["oldstyle", None, "Speak the old NBD handshake, for old senders."],
+        [
+            "again",
+            None,
+            "Receive into a disk although the records beside it say that it was migrated away, or "
+            "holds a whole copy, or cannot be read.",
+        ],
         *_Options.common_flags,
     ]
     optParameters: ClassVar[Rows] = [
@@ -182,6 +198,7 @@ class ReceiveOptions(_Options):
             "Seconds without progress after which to give up; 0, the default, is never.",
             _checked("--give-up-after", parse_seconds),
         ],
+        *_Options.state_directory,
         *_Options.common_parameters,
     ]
 
@@ -205,13 +222,25 @@ class SendOptions(_Options):
     longdesc = (
         "Send a raw image or block device to the NBD server at URI "
         "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH), then disconnect. "
-        "After an early drop it starts again, for ever unless told otherwise. "
+        "After an early drop it starts again, for ever unless told otherwise. A migration that was "
+        "cut off behind the deletion of FILE is finished by the same command line. "
         "Exit statuses: 0 done, 1 bad usage or refused at the start, 3 the disk failed, "
         "4 stopped or gave up before completion (the disk is untouched and canonical), "
         "5 the disk was retired, but the destination may not have been told."
     )
     optFlags: ClassVar[Rows] = [
-        ["unlink", None, "Delete FILE once all of it is durable at the destination."],
+        [
+            "unlink",
+            None,
+            "Delete FILE once all of it is durable at the destination. Otherwise it is kept, and "
+            "marked by FILE.MIGRATED.",
+        ],
+        [
+            "again",
+            None,
+            "Send a disk although the records beside it say that it was migrated already, or "
+            "cannot be read.",
+        ],
         ["retry", None, "Also try again what fails before the first accepted handshake."],
         *_Options.common_flags,
     ]
@@ -238,6 +267,7 @@ class SendOptions(_Options):
             "stdout) or none.",
             _one_of("--progress", "auto", "bar", "json", "none"),
         ],
+        *_Options.state_directory,
         *_Options.common_parameters,
     ]
     uri: NBDURI
@@ -253,6 +283,65 @@ class SendOptions(_Options):
             raise usage.UsageError(str(error)) from None
 
 
+class InspectOptions(_Options):
+    """Options of `inspect`."""
+
+    synopsis = "blockmig inspect DISK [OTHER] [options]"
+    longdesc = (
+        "Tell whether DISK is the canonical copy, from what stands beside it: first the verdict, "
+        "then why, then what to do. DISK may be gone. With the path of the other side's disk, "
+        "where both can be seen from here, one verdict for the two. Nothing is changed. "
+        "Exit statuses: 0 the verdict is certain (canonical, or not canonical), 1 bad usage, "
+        "3 it cannot be looked at, 5 the verdict is not certain."
+    )
+    optFlags: ClassVar[Rows] = [
+        ["json", None, "Print one JSON object."],
+    ]
+    optParameters: ClassVar[Rows] = [*_Options.state_directory]
+
+    def parseArgs(self, *arguments: str) -> None:
+        """One disk or two."""
+        if not 1 <= len(arguments) <= 2:
+            raise usage.UsageError("one disk is wanted, or the two of one migration: DISK [OTHER]")
+        self["disks"] = arguments
+
+    def postOptions(self) -> None:
+        """Nothing depends on anything."""
+
+
+class AcceptOptions(_Options):
+    """Options of `accept`."""
+
+    synopsis = "blockmig accept DISK --i-have-checked-the-source [options]"
+    longdesc = (
+        "Declare a destination's DISK the canonical copy, where all of it arrived but nobody could "
+        "tell whether the source was retired. Look at the source first: if it is still used "
+        "anywhere, there will be two disks. Who accepted it, and when, stands in DISK.ACCEPTED. "
+        "Exit statuses: 0 done, 1 bad usage or refused, nothing was changed, 3 the disk failed."
+    )
+    optFlags: ClassVar[Rows] = [
+        [
+            "i-have-checked-the-source",
+            None,
+            "Say that the source is not the canonical copy, and will not be used any more.",
+        ],
+    ]
+    optParameters: ClassVar[Rows] = [*_Options.state_directory]
+
+    def parseArgs(self, *arguments: str) -> None:
+        """One disk."""
+        if len(arguments) != 1:
+            raise usage.UsageError("exactly one argument is wanted: DISK")
+        (self["disk"],) = arguments
+
+    def postOptions(self) -> None:
+        """The promise is needed."""
+        if not self["i-have-checked-the-source"]:
+            raise usage.UsageError(
+                "--i-have-checked-the-source is missing: `blockmig inspect` says where to look"
+            )
+
+
 class BlockmigOptions(_Named):
     """Options of `blockmig` itself."""
 
@@ -261,12 +350,16 @@ class BlockmigOptions(_Named):
     subCommands: ClassVar[Any] = [
         ["receive", None, ReceiveOptions, "Accept one migration into a disk."],
         ["send", None, SendOptions, "Send a disk to a receiver, or to any NBD server."],
+        ["inspect", None, InspectOptions, "Tell which copy is the canonical one."],
+        ["accept", None, AcceptOptions, "Declare a received disk the canonical copy."],
     ]
 
     def postOptions(self) -> None:
         """A command is needed."""
         if self.subCommand is None:
-            raise usage.UsageError("which command? receive or send (--help says more)")
+            raise usage.UsageError(
+                "which command? receive, send, inspect or accept (--help says more)"
+            )
 
 
 class TapOptions(_Named):

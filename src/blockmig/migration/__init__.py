@@ -1,9 +1,14 @@
 """Migrations: the two ends of one, and the hand-off between them.
 
-Owns attempts, restarts, coverage and the order of the hand-off. Knows the wire through `nbd`, disks
-through `storage`, sockets through `transport`, and connections of clients through `server`.
+Owns attempts, restarts, coverage, the order of the hand-off and its records. Knows the wire through
+`nbd`, disks through `storage`, sockets through `transport`, and connections of clients through
+`server`.
 """
 
+from .accepting import accept
+from .finisher import Finisher
+from .found import SourceFound, source_found
+from .inspection import Found, Standing, Verdict, judge, judge_pair, look
 from .outcome import (
     ExitStatus,
     GaveUp,
@@ -14,17 +19,36 @@ from .outcome import (
     Unconfirmed,
 )
 from .receiver import Receiver
+from .records import BadRecord, Kind, Phase, Record, Records, Side
 from .sender import Progress, Sender
+from .source_record import SourceRecord
 
 __all__ = [
+    "BadRecord",
     "ExitStatus",
+    "Finisher",
+    "Found",
     "GaveUp",
+    "Kind",
     "LocalFailure",
     "MigrationError",
+    "Phase",
     "Progress",
     "Receiver",
+    "Record",
+    "Records",
     "Refused",
     "Sender",
+    "Side",
+    "SourceFound",
+    "SourceRecord",
+    "Standing",
     "Summary",
     "Unconfirmed",
+    "Verdict",
+    "accept",
+    "judge",
+    "judge_pair",
+    "look",
+    "source_found",
 ]

@@ -1,30 +1,21 @@
 """The receiver: an NBD server that accepts one migration, and is done.
 
-Owns the attempt: who has it, what it covered, and how the migration ends. The disk is the caller's,
-and so is the listening port.
+Owns the connections and the outcome; who has the attempt and what is on record is the affair of
+`attempts`. The disk is the caller's, and so is the listening port.
 
-Rules (design, section 2: R3, R4, R5):
+Rules (design, sections 2 and 3):
 
-* an attempt begins with the first request that changes the disk; while one goes on (and until
-  nothing of it is under way any more) such requests of any other connection are answered EPERM;
 * whoever only connects, negotiates or reads holds no place;
-* coverage belongs to the attempt and is forgotten with it;
-* a disconnect completes the migration only if it comes from the attempt's connection and the whole
-  disk is covered; it is then flushed, whether or not the sender asked for that, before anybody is
-  told that the migration is complete;
-* a disk error ends the migration: the sender gets it as an NBD error first;
-* after the end, whichever it was, every connection is closed and no other is let in.
-
-The states, and what moves the migration between them, are declared below `_Core`.
+* beside the export there is the side export (`page`), where a sender of ours says which migration
+  its connection belongs to, and is told how that stands;
+* after the end, whichever it was, every connection is closed and no other is let in; but a side
+  export's may first read that the migration is complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from automat import TypeMachineBuilder
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -33,27 +24,19 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
 )
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..interfaces import IDisk, IExportHandler
-from ..nbd import (
-    Command,
-    Errno,
-    Export,
-    Request,
-    TransmissionFlag,
-    changes_the_disk,
-    errno_to_wire,
-)
+from ..interfaces import IDisk, IExportHandler, IRecordedDisk
+from ..nbd import Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
 from ..server import ConnectionSettings, ServerConnection
-from ..storage import SYSTEM, Coverage, SystemCalls, describe_error
-from .outcome import GaveUp, LocalFailure, MigrationError, Summary, Unconfirmed
+from ..storage import SYSTEM, SystemCalls
+from .attempts import Answer, Attempts
+from .found import destination_record
+from .outcome import GaveUp, MigrationError, Summary, Unconfirmed
+from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, decode_page
+from .records import Records
 from .threads import InThread, ThreadWork
-from .write_behind import WriteBehind
-
-_log = Logger()
 
 _OFFERS: Final = (
     TransmissionFlag.HAS_FLAGS
@@ -62,277 +45,30 @@ _OFFERS: Final = (
     | TransmissionFlag.SEND_TRIM
     | TransmissionFlag.SEND_WRITE_ZEROES
 )
-_TELL_TIMEOUT: Final = 5.0
-
-
-class _Inputs(Protocol):
-    """What can happen to a migration, as its destination sees it."""
-
-    def change(self, connection: ServerConnection) -> Errno:
-        """C{connection} asks to change the disk; the answer says whether it may."""
-
-    def covered(self, request: Request) -> None:
-        """A change that the attempt's connection asked for was made."""
-
-    def disconnect(self) -> None:
-        """The attempt's connection sent a disconnect, and the whole disk is covered."""
-
-    def drop(self, why: str) -> None:
-        """The attempt's connection ended in any other way, and nothing of it is under way."""
-
-    def durable(self) -> None:
-        """The flush behind the disconnect succeeded."""
-
-    def disk_failed(self, error: BaseException | None) -> None:
-        """The disk did not do what it was told to."""
-
-    def give_up(self, error: MigrationError) -> None:
-        """Somebody, or the clock, wants the migration to end as it stands."""
-
-
-@dataclass
-class _Attempt:
-    """One connection's try; the bytes of C{data} and C{zeroes} count again when repeated."""
-
-    connection: ServerConnection
-    coverage: Coverage
-    write_behind: WriteBehind
-    data: int = 0
-    zeroes: int = 0
-
-
-class _Core:
-    """What the states share, and what is done on the way from one to the next."""
-
-    def __init__(
-        self,
-        disk: IDisk,
-        reactor: Any,
-        in_thread: InThread,
-        finish: Callable[[Summary | MigrationError], None],
-    ) -> None:
-        self.disk = disk
-        self.finish = finish
-        self.attempt: _Attempt | None = None
-        self.attempts = 0
-        self.copied = False
-        self.disconnected = False
-        self.failure: MigrationError | None = None
-        self.failure_told = Errno.EIO
-        self.last_progress = reactor.seconds()
-        self.machine: _Inputs = _machine(self)
-        self._reactor = reactor
-        self._in_thread = in_thread
-        self._began = 0.0
-        self._changes = 0
-        self._whole_since: dict[int, int] = {}
-        self._telling: IDelayedCall | None = None
-
-    def holds(self, connection: ServerConnection) -> bool:
-        """Whether the attempt is C{connection}'s."""
-        return self.attempt is not None and self.attempt.connection is connection
-
-    def changed(self) -> None:
-        """The disk is about to be changed, or was: what was durable is no more."""
-        self.copied = False
-        self._changes += 1
-
-    def flush_begins(self, request: Request) -> None:
-        """A flush makes durable only what was written before it began."""
-        if self.attempt is not None and self.attempt.coverage.complete:
-            self._whole_since[id(request)] = self._changes
-
-    def flush_ended(self, request: Request, succeeded: bool) -> None:
-        """The copy is durable if it was whole at the start, and nobody changed it since."""
-        changes = self._whole_since.pop(id(request), None)
-        if succeeded and changes == self._changes:
-            self.copied = True
-
-    def begin(self, connection: ServerConnection) -> None:
-        self.attempts += 1
-        if self.attempts == 1:
-            self._began = self._reactor.seconds()
-        _log.info(
-            "attempt {number} began, from {peer}",
-            event="attempt",
-            number=self.attempts,
-            peer=connection.peer,
-        )
-        write_behind = WriteBehind(
-            self.disk,
-            self._in_thread,
-            behind=connection.pause_reading,
-            caught_up=connection.resume_reading,
-            failed=self.machine.disk_failed,
-        )
-        self.attempt = _Attempt(connection, Coverage(self.disk.size), write_behind)
-
-    def cover(self, request: Request) -> None:
-        attempt = self.attempt
-        assert attempt is not None
-        self.changed()
-        self.last_progress = self._reactor.seconds()
-        attempt.coverage.add(request.offset, request.length)
-        if request.command == Command.WRITE:
-            attempt.data += request.length
-            attempt.write_behind.wrote(request.offset, request.length)
-        else:
-            attempt.zeroes += request.length
-
-    def restart(self, why: str) -> None:
-        attempt, self.attempt = self.attempt, None
-        assert attempt is not None
-        self.last_progress = self._reactor.seconds()
-        _log.warn(
-            "attempt {number} ended early ({why}), {covered} of {size} bytes covered; "
-            "waiting for the sender to start again",
-            event="restart",
-            number=self.attempts,
-            why=why,
-            covered=attempt.coverage.covered,
-            size=self.disk.size,
-        )
-
-    def finish_attempt(self) -> None:
-        self.disconnected = True
-
-        def flushed(result: object) -> None:
-            if isinstance(result, Failure):
-                self.machine.disk_failed(result.value)
-            else:
-                self.machine.durable()
-
-        self._in_thread(self.disk.flush).addBoth(flushed).addErrback(_bug)
-
-    def complete(self) -> None:
-        attempt = self.attempt
-        assert attempt is not None
-        seconds = self._reactor.seconds() - self._began
-        self.finish(Summary(self.disk.size, attempt.data, attempt.zeroes, seconds, self.attempts))
-
-    def fail(self, error: BaseException | None) -> None:
-        """Keep the error; the sender has a little time to take it from us before the end."""
-        self.failure_told = errno_to_wire(getattr(error, "errno", None))
-        self.failure = LocalFailure(f"{self.disk.name}: {describe_error(error)}")
-        _log.error("the disk failed: {error}", event="disk-failed", error=str(self.failure))
-        delay = _TELL_TIMEOUT if self.attempt is not None else 0
-        self._telling = self._reactor.callLater(delay, self.machine.give_up, self.failure)
-
-    def failed(self) -> None:
-        assert self.failure is not None
-        if self._telling is not None and self._telling.active():
-            self._telling.cancel()
-        self.finish(self.failure)
-
-
-_builder = TypeMachineBuilder(_Inputs, _Core)
-_waiting = _builder.state("waiting")
-"""No attempt goes on."""
-_copying = _builder.state("copying")
-"""One connection has the attempt."""
-_finishing = _builder.state("finishing")
-"""Its disconnect was accepted; the last flush is under way."""
-_failing = _builder.state("failing")
-"""The disk has failed, and the sender is being told."""
-_over = _builder.state("over")
-"""The outcome is known."""
-
-
-@_waiting.upon(_Inputs.change).to(_copying)
-def _begin(machine: _Inputs, core: _Core, connection: ServerConnection) -> Errno:
-    core.begin(connection)
-    return Errno.OK
-
-
-@_copying.upon(_Inputs.change).loop()
-def _change(machine: _Inputs, core: _Core, connection: ServerConnection) -> Errno:
-    return Errno.OK if core.holds(connection) else Errno.EPERM
-
-
-@_copying.upon(_Inputs.covered).loop()
-def _cover(machine: _Inputs, core: _Core, request: Request) -> None:
-    core.cover(request)
-
-
-@_copying.upon(_Inputs.drop).to(_waiting)
-def _restart(machine: _Inputs, core: _Core, why: str) -> None:
-    core.restart(why)
-
-
-@_copying.upon(_Inputs.disconnect).to(_finishing)
-def _flush(machine: _Inputs, core: _Core) -> None:
-    core.finish_attempt()
-
-
-@_finishing.upon(_Inputs.durable).to(_over)
-def _complete(machine: _Inputs, core: _Core) -> None:
-    core.complete()
-
-
-@_waiting.upon(_Inputs.disk_failed).to(_failing)
-@_copying.upon(_Inputs.disk_failed).to(_failing)
-@_finishing.upon(_Inputs.disk_failed).to(_failing)
-def _fail(machine: _Inputs, core: _Core, error: BaseException | None) -> None:
-    core.fail(error)
-
-
-@_failing.upon(_Inputs.drop).to(_over)
-def _told(machine: _Inputs, core: _Core, why: str) -> None:
-    core.failed()
-
-
-@_failing.upon(_Inputs.give_up).to(_over)
-def _not_told(machine: _Inputs, core: _Core, error: MigrationError) -> None:
-    core.failed()
-
-
-@_waiting.upon(_Inputs.give_up).to(_over)
-@_copying.upon(_Inputs.give_up).to(_over)
-def _give_up(machine: _Inputs, core: _Core, error: MigrationError) -> None:
-    core.finish(error)
-
-
-@_failing.upon(_Inputs.change).loop()
-def _tell(machine: _Inputs, core: _Core, connection: ServerConnection) -> Errno:
-    return core.failure_told
-
-
-for _state in (_finishing, _over):
-    _state.upon(_Inputs.change).loop().returns(Errno.ESHUTDOWN)
-for _state in (_waiting, _finishing, _failing, _over):
-    _state.upon(_Inputs.covered).loop().returns(None)
-    _state.upon(_Inputs.disconnect).loop().returns(None)
-for _state in (_waiting, _copying, _failing, _over):
-    _state.upon(_Inputs.durable).loop().returns(None)
-for _state in (_failing, _over):
-    _state.upon(_Inputs.disk_failed).loop().returns(None)
-for _state in (_waiting, _finishing, _over):
-    _state.upon(_Inputs.drop).loop().returns(None)
-# Once the disconnect was accepted the sender holds the migration for done: it is finished.
-for _state in (_finishing, _over):
-    _state.upon(_Inputs.give_up).loop().returns(None)
-
-_machine = _builder.build()
+_LINGER: Final = 5.0
 
 
 @implementer(IExportHandler)
 class _MigrationExport:
     """What the connections of a receiver ask and tell."""
 
-    def __init__(self, core: _Core, export: Export) -> None:
+    def __init__(self, core: Attempts, export: Export) -> None:
         self.export = export
         self.disk = core.disk
         self._core = core
 
-    def admit(self, connection: ServerConnection, request: Request) -> int:
+    def admit(self, connection: ServerConnection, request: Request) -> Answer:
         """Changes only from the attempt's connection; anything else from anybody."""
+        core = self._core
         if not changes_the_disk(request):
             if request.command == Command.FLUSH:
-                self._core.flush_begins(request)
+                core.flush_begins(connection, request)
             return Errno.OK
-        answer = self._core.machine.change(connection)
-        if answer == Errno.OK:
-            self._core.changed()
+        if core.attempt is None and (error := core.may_begin(connection)):
+            return error
+        answer = core.machine.change(connection)
+        if answer == Errno.OK or isinstance(answer, Deferred):
+            core.changed()
         return answer
 
     def needs_flush(self, connection: ServerConnection) -> bool:
@@ -347,13 +83,13 @@ class _MigrationExport:
         core = self._core
         return core.holds(connection) and (core.copied or core.disconnected)
 
-    def done(self, connection: ServerConnection, request: Request) -> None:
+    def done(self, connection: ServerConnection, request: Request) -> Deferred[None] | None:
         """Coverage grows by what was changed; a flush makes a whole copy a durable one."""
-        if changes_the_disk(request):
-            if self._core.holds(connection):
-                self._core.machine.covered(request)
-        elif request.command == Command.FLUSH:
-            self._core.flush_ended(request, True)
+        if not changes_the_disk(request):
+            return self._core.flush_ended(request, True)
+        if self._core.holds(connection):
+            self._core.machine.covered(request)
+        return None
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None
@@ -365,20 +101,109 @@ class _MigrationExport:
     def disconnected(self, connection: ServerConnection) -> None:
         """The end of the migration, or nothing much."""
         core = self._core
-        if not core.holds(connection):
+        if core.retired and core.claimed(connection):
+            self._finish(connection)
+        elif not core.holds(connection):
             connection.close()
-            return
-        assert core.attempt is not None
-        if core.attempt.coverage.complete:
-            core.machine.disconnect()
+        elif core.attempt is not None and core.attempt.coverage.complete:
+            self._finish(connection)
         else:
             core.machine.drop("disconnect before the whole disk was covered")
             connection.close()
+
+    def _finish(self, connection: ServerConnection) -> None:
+        self._core.last = connection
+        self._core.machine.disconnect()
 
     def gone(self, connection: ServerConnection) -> None:
         """The end of the attempt, if it was its connection."""
         if self._core.holds(connection):
             self._core.machine.drop("connection lost")
+
+
+class _PageDisk:
+    """The disk of a side export: what is read is the page, what is written is the message.
+
+    Of L{blockmig.interfaces.IDisk} only what can come to be called.
+    """
+
+    name = "the side export"
+    size = PAGE_SIZE
+
+    def __init__(self, core: Attempts) -> None:
+        self.message = bytearray(PAGE_SIZE)
+        self._core = core
+
+    def fileno(self) -> None:
+        """In memory."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A part of the page."""
+        return self._core.page().encode()[offset : offset + length]
+
+    def write(self, offset: int, data: Any) -> None:
+        """A part of the message."""
+        self.message[offset : offset + len(data)] = data
+
+
+@implementer(IExportHandler)
+class _SideExport:
+    """What one connection to the side export asks and tells; messages are not mixed up with those
+    of another."""
+
+    def __init__(self, core: Attempts, export: Export) -> None:
+        self.export = export
+        self.disk: Any = _PageDisk(core)
+        self._core = core
+
+    def admit(self, connection: ServerConnection, request: Request) -> Answer:
+        """Whole messages only; who reads behind the disconnect is to hear how it ended."""
+        if request.command == Command.READ:
+            return self._core.at_end()
+        if request.command == Command.WRITE and (request.offset, request.length) == (0, PAGE_SIZE):
+            return Errno.OK
+        return Errno.EINVAL
+
+    def done(self, connection: ServerConnection, request: Request) -> Deferred[None]:
+        """A message is here: act on it, then acknowledge it."""
+        try:
+            page = decode_page(bytes(self.disk.message))
+            int(page.cookie, 16)
+        except (BadPage, ValueError):
+            answer: Answer = Errno.EINVAL
+        else:
+            answer = self._core.machine.tell(page)
+        return _told(answer) if isinstance(answer, Errno) else answer.addCallback(_told)
+
+    def failed(
+        self, connection: ServerConnection, request: Request, error: BaseException | None
+    ) -> None:
+        """Nothing of the disk is concerned."""
+
+    def needs_flush(self, connection: ServerConnection) -> bool:
+        """There is nothing to flush."""
+        return False
+
+    def may_be_silent(self, connection: ServerConnection) -> bool:
+        """Its sender may take time to retire the source."""
+        return self._core.copied
+
+    def disconnected(self, connection: ServerConnection) -> None:
+        """The end of the conversation."""
+        connection.close()
+
+    def gone(self, connection: ServerConnection) -> None:
+        """Nothing depends on it."""
+
+
+def _told(answer: Errno) -> Deferred[None]:
+    """What is waited for before a message is acknowledged, or answered with an error."""
+    told: Deferred[None] = Deferred()
+    if answer == Errno.OK:
+        told.callback(None)
+    else:
+        told.errback(OSError(int(answer), answer.name))
+    return told
 
 
 @implementer(IProtocolFactory)
@@ -413,19 +238,39 @@ class _ReceiverFactory:
         if self._closed is not None and not self._connections:
             self._closed.callback(None)
 
-    def close(self, gracefully: ServerConnection | None) -> Deferred[None]:
+    def close(self, last: ServerConnection | None) -> Deferred[None]:
         """End every connection, and let in no other.
 
-        @param gracefully: the one that is closed when all that is due to it was sent; the others
-            are aborted.
+        @param last: where the migration is complete, the connection that said so. It is closed
+            when all that is due to it was sent. Those to the side export may ask whether the
+            migration is complete, for some seconds; the others are aborted.
         @return: fires when none is left.
         """
         self._closed = Deferred()
         if not self._connections:
             self._closed.callback(None)
+        lingering: list[ServerConnection] = []
         for connection in list(self._connections):
-            connection.close() if connection is gracefully else connection.abort()
+            if connection is last:
+                connection.close()
+            elif last is not None and isinstance(connection.handler, _SideExport):
+                lingering.append(connection)
+            else:
+                connection.abort()
+        if lingering:
+            timer = self._settings.reactor.callLater(_LINGER, _abort_all, lingering)
+
+            def stop(_: None) -> None:
+                if timer.active():
+                    timer.cancel()
+
+            self._closed.addCallback(stop)
         return self._closed
+
+
+def _abort_all(connections: list[ServerConnection]) -> None:
+    for connection in connections:
+        connection.abort()
 
 
 class _ReceiverConnection(ServerConnection):
@@ -456,8 +301,10 @@ class Receiver:
     @param reactor: the reactor; None for the global one.
     @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
         reactor's thread pool.
-    @param system: the calls into the kernel that move payloads.
+    @param again: disregard what the records beside the disk say of earlier migrations.
+    @param system: the calls into the kernel that move payloads, and write the record.
     @raise ValueError: C{migrations} is not 1.
+    @raise blockmig.migration.Refused: the records forbid it, or cannot be kept.
     """
 
     def __init__(
@@ -470,6 +317,7 @@ class Receiver:
         handshake_timeout: float = 30.0,
         idle_timeout: float = 60.0,
         give_up_after: float | None = None,
+        again: bool = False,
         reactor: Any = None,
         in_thread: InThread | None = None,
         system: SystemCalls = SYSTEM,
@@ -484,14 +332,32 @@ class Receiver:
         self._outcome: Summary | MigrationError | None = None
         self._waiting: list[Deferred[Summary]] = []
         self._ended = False
-        self._core = _Core(disk, reactor, self._threads, self._finish)
-        handler = _MigrationExport(self._core, Export(export, disk.size, _OFFERS))
+        records = record = None
+        if IRecordedDisk.providedBy(disk):
+            records = Records(disk.record_path, system)
+            record = destination_record(records, again)
+        self._core = core = Attempts(
+            disk,
+            records,
+            record,
+            reactor=reactor,
+            in_thread=self._threads,
+            finish=self._finish,
+        )
+        handler = _MigrationExport(core, Export(export, disk.size, _OFFERS))
+        side = Export(export + SIDE_EXPORT, PAGE_SIZE, TransmissionFlag.HAS_FLAGS)
+
+        def lookup(name: str) -> IExportHandler | None:
+            if name == side.name:
+                return _SideExport(core, side)
+            return handler if name == export else None
+
         self._factory = _ReceiverFactory(
             ConnectionSettings(
                 reactor=reactor,
                 in_thread=self._threads,
-                lookup={export: handler}.get,
-                names=lambda: [export],
+                lookup=lookup,
+                names=lambda: [export, side.name],
                 oldstyle=handler if oldstyle else None,
                 handshake_timeout=handshake_timeout,
                 idle_timeout=idle_timeout,
@@ -509,6 +375,11 @@ class Receiver:
     def attempts(self) -> int:
         """How many attempts have begun."""
         return self._core.attempts
+
+    @property
+    def touched(self) -> bool:
+        """Whether anything was put on record; if not, the disk is as it was."""
+        return self._core.touched
 
     def factory(self) -> IProtocolFactory:
         """What to listen with; the same one each time, so that several ports may be given it."""
@@ -528,13 +399,18 @@ class Receiver:
 
     def stop(self, why: str = "stopped") -> None:
         """End the migration as it stands, unless its disconnect was accepted already."""
-        name = self._core.disk.name
-        if self._core.copied:
+        core, record, name = self._core, self._core.record, self._core.disk.name
+        if core.copied and core.retired:
             error: MigrationError = Unconfirmed(
-                f"{why}; all of {name} is here and durable, but the disconnect never came: "
-                "it is canonical only if the source was deleted"
+                f"{why}; {name} is the canonical copy: its source was retired, and nothing but "
+                "the sender's disconnect is missing"
             )
-        elif self.attempts:
+        elif core.copied and record is not None:
+            error = Unconfirmed(
+                f"{why}; all of {name} is here and durable, but the disconnect never came: it is "
+                f"canonical only if the source was retired: look at {record.source}"
+            )
+        elif core.touched or record is not None:
             error = GaveUp(f"{why}; {name} is not canonical")
         else:
             error = GaveUp(f"{why}; nothing was received into {name}")
@@ -556,10 +432,7 @@ class Receiver:
             self._patience.cancel()
             self._patience = None
         self._outcome = outcome
-        attempt = self._core.attempt
-        complete = isinstance(outcome, Summary) and attempt is not None
-        holder = attempt.connection if complete and attempt is not None else None
-        closed = self._factory.close(holder)
+        closed = self._factory.close(self._core.last if isinstance(outcome, Summary) else None)
         closed.addCallback(lambda _: self._threads.idle()).addCallback(self._closed)
 
     def _closed(self, _: None) -> None:
@@ -576,7 +449,3 @@ class Receiver:
             else:
                 assert self._outcome is not None
                 deferred.callback(self._outcome)
-
-
-def _bug(failure: Failure) -> None:
-    _log.failure("while ending a migration", failure=failure)

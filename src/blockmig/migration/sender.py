@@ -2,11 +2,15 @@
 
 `Sender` owns the migration: attempt after attempt until one comes to its end. `SenderProtocol` is
 one attempt on one connection: what is in flight, and what was acknowledged. The order of its end is
-the `handoff` machine's.
+the `handoff` machine's; what is on record the `source_record`'s; and where the source was retired,
+but the destination could not be told, the `finisher` goes on.
 
 Rules (design, sections 2 and 3):
 
 * an attempt starts from the beginning of the disk; nothing of an earlier one is trusted;
+* where the destination lists the side export, it is told there which migration the attempt belongs
+  to, before anything is sent; a destination without it gets plain NBD, in the same order;
+* before the first byte of data the migration is on record at the source;
 * no two requests in flight overlap, since the pieces of a scan do not; a FLUSH and a disconnect are
   sent with nothing in flight;
 * what the destination does not offer is not used: without WRITE_ZEROES zeroes go as data; without
@@ -23,13 +27,14 @@ Rules (design, sections 2 and 3):
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
@@ -46,7 +51,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..interfaces import IDisk, IUnlinkableDisk
+from ..interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
 from ..nbd import (
     ClientHandshake,
     ClientTransmission,
@@ -71,8 +76,15 @@ from ..transport import (
     tune,
     unacknowledged,
 )
+from .client import ClientFailed
+from .finisher import Finisher
+from .found import SourceFound, source_found
 from .handoff import Handoff, make_handoff
 from .outcome import GaveUp, LocalFailure, MigrationError, Refused, Summary, Unconfirmed
+from .page import Page, Stage
+from .records import Records, Side
+from .side import SideConversation, describe, message, open_side, side_name
+from .source_record import SourceRecord
 from .threads import InThread, ThreadWork
 
 _log = Logger()
@@ -90,6 +102,10 @@ _CLOSE_TIMEOUT: Final = 30.0
 
 class AttemptFailed(Exception):
     """An attempt did not come to its end; the message is one line that says why."""
+
+
+class Unfinished(Exception):
+    """The source is retired, and the destination may not know it; the message says why."""
 
 
 @dataclass(slots=True)
@@ -127,7 +143,9 @@ class SenderProtocol(Protocol):
         self._sender = sender
         self._reactor = sender.reactor
         self._handoff: Handoff = make_handoff(self)
-        self._handshake: ClientHandshake | None = ClientHandshake(sender.export)
+        self._handshake: ClientHandshake | None = ClientHandshake(
+            sender.export, side_name(sender.export)
+        )
         self._wire = ClientTransmission()
         self._export: Export | None = None
         self._scan: Scan | None = None
@@ -142,6 +160,9 @@ class SenderProtocol(Protocol):
         self._oldstyle = False
         self._told = False
         self._half_closes = False
+        self._listed = False
+        self._cookie = secrets.randbits(64)
+        self._side: SideConversation | None = None
         self._ended = False
         self._lost = False
         self._timeout: IDelayedCall | None = None
@@ -208,7 +229,7 @@ class SenderProtocol(Protocol):
 
     def drop(self, why: str) -> None:
         """This connection is of no more use."""
-        if self._handshake is not None:
+        if self._export is None:
             self.restart(why)
         else:
             self._handoff.dropped(why)
@@ -256,27 +277,80 @@ class SenderProtocol(Protocol):
             self.drop(str(error))
             return
         self._handshake = None
-        self._export = export = event.export
+        self._export = event.export
         self._oldstyle = event.oldstyle
+        self._listed = event.listed
         if event.oldstyle:
             self._window_requests = 1
             self._wire = ClientTransmission(constant_cookie=True)
+        elif event.listed:
+            self._wire = ClientTransmission(first_cookie=self._cookie)
         self._sender.accepted()
+        self._wire.receive_data(trailing)
+        self._step(self._begin(event.export, request), self._fill)
+
+    def _step(self, coroutine: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
+        """Do something that takes time, then go on; if it fails, this connection is of no use."""
+
+        def done(_: None) -> None:
+            if not self._ended:
+                then()
+
+        working = Deferred.fromCoroutine(coroutine)
+        working.addCallback(done).addErrback(self._step_broke).addErrback(_bug)
+
+    def _step_broke(self, failure: Failure) -> None:
+        if failure.check(ClientFailed, AttemptFailed):
+            self.drop(failure.getErrorMessage())
+        elif isinstance(failure.value, Refused):
+            self._end()
+            self._sender.failed(failure.value)
+            self._abort()
+        elif failure.check(OSError):
+            self._source_failed(failure.value)
+        else:
+            _bug(failure)
+            self.drop(f"a bug: {failure.getErrorMessage()}")
+
+    async def _open_side(self) -> Page:
+        sender = self._sender
+        self._side, page = await open_side(sender.endpoint, sender.export, self._reactor)
+        if self._ended:
+            self._side.abort()
+            raise ClientFailed("the attempt has ended")
+        return page
+
+    async def _tell(self, stage: Stage) -> None:
+        assert self._side is not None
+        await self._side.tell(message(stage, self._sender.source.record, self._cookie))
+
+    async def _begin(self, export: Export, request: int) -> None:
+        """Say and put down which migration this is; then there is something to scan."""
+        sender = self._sender
+        place = Side(address=sender.destination)
+        if self._listed:
+            page = await self._open_side()
+            sender.check_page(page)
+            place = Side(page.host, page.disk, sender.destination)
+            await self._tell(Stage.COPYING)
+            assert self._side is not None
+            await self._side.close()
+        if self._ended:
+            return
+        await sender.in_thread(sender.source.copying, sender.attempt, place, self._listed)
         self._scan = Scan(
-            self._sender.disk,
+            sender.disk,
             request,
             export.minimum_block,
             find_zeroes=export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
-            and not self._sender.zeroes_as_data,
+            and not sender.zeroes_as_data,
         )
-        self._wire.receive_data(trailing)
-        self._replies()
 
     # Copying.
 
     def _fill(self) -> None:
         """Send what the window has room for, look at more of the disk, and see the end of it."""
-        if self._ended or self._covered:
+        if self._ended or self._covered or self._scan is None:
             return
         items: list[bytes | FileRegion] = []
         while (
@@ -389,13 +463,41 @@ class SenderProtocol(Protocol):
         _, header = self._wire.request(Command.FLUSH)
         self._outgoing.send([header])
 
+    def confirm(self) -> None:
+        """By the side export, if there is one."""
+        if self._listed:
+            self._step(self._ask(), self._handoff.confirmed)
+        else:
+            self._handoff.confirmed()
+
+    async def _ask(self) -> None:
+        await self._open_side()
+        await self._tell(Stage.COPIED)
+
+    def record(self) -> None:
+        """In a thread, since it waits for the medium."""
+        working = self._sender.in_thread(self._sender.source.copied)
+        working.addCallbacks(lambda _: self._handoff.recorded(), self._step_failed)
+
     def retire(self) -> None:
         """In a thread, since it waits for the medium."""
-        self._sender.retire().addCallbacks(lambda _: self._handoff.retired(), self._retire_failed)
+        self._sender.retire().addCallbacks(lambda _: self._handoff.retired(), self._step_failed)
 
-    def _retire_failed(self, failure: Failure) -> None:
-        self._handoff.retire_failed(failure.value)
+    def _step_failed(self, failure: Failure) -> None:
+        self._handoff.step_failed(failure.value)
         self._abort()
+
+    def tell(self) -> None:
+        """By the side export, if there is one."""
+        if self._listed:
+            self._step(self._tell_retired(), self._handoff.told)
+        else:
+            self._handoff.told()
+
+    async def _tell_retired(self) -> None:
+        await self._tell(Stage.RETIRED)
+        with contextlib.suppress(OSError):  # then the finisher, if one is needed, tells it again
+            await self._sender.in_thread(self._sender.source.told)
 
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
@@ -409,6 +511,32 @@ class SenderProtocol(Protocol):
         self._start_timeout(
             _CLOSE_TIMEOUT, "the destination did not close the connection after the disconnect"
         )
+
+    def check(self, why: str) -> None:
+        """By the side export; without one the way in which the connection ended must do."""
+        self._stop_timeout()
+        if self._listed:
+            checking = Deferred.fromCoroutine(self._read_end(why))
+            checking.addErrback(lambda failure: failure.getErrorMessage())
+            checking.addCallback(self._checked).addErrback(_bug)
+        else:
+            self._checked(why)
+
+    async def _read_end(self, why: str) -> str:
+        """Why the destination is not complete; "" if it is."""
+        side, record = self._side, self._sender.source.record
+        assert side is not None
+        page = await side.read()
+        if page.phase == Stage.COMPLETE and page.migration == record.migration:
+            await side.close()
+            return ""
+        return why or f"the destination is not complete ({describe(page)})"
+
+    def _checked(self, why: str) -> None:
+        if why:
+            self._handoff.incomplete(why)
+        else:
+            self._handoff.complete()
 
     def done(self) -> None:
         """Tell the migration."""
@@ -430,21 +558,21 @@ class SenderProtocol(Protocol):
         self._sender.failed(
             LocalFailure(
                 f"{self._sender.disk.name}: could not be retired: {describe_error(error)}; "
-                "the destination has all of it, but was not told that it is canonical"
+                "it is still the canonical copy, though the destination has all of it"
             )
         )
 
-    def unconfirmed(self, why: str) -> None:
+    def finish(self, why: str) -> None:
         """Tell the migration."""
         self._end()
-        self._sender.failed(
-            Unconfirmed(f"all the data is at the destination, but perhaps it was not told: {why}")
-        )
+        self._sender.failed(Unfinished(why))
 
     def _end(self) -> None:
         self._ended = True
         if self._scan is not None:
             self._scan.stop()
+        if self._side is not None:
+            self._side.abort()
         self._stop_timeout()
         self._pieces.clear()
 
@@ -509,6 +637,8 @@ class Sender:
     @param endpoint: where the destination's server is.
     @param export: the name of its export.
     @param unlink: delete the disk's file just before the disconnect.
+    @param destination: the URI of the export, for the record and for messages.
+    @param again: send a disk although an earlier migration has retired it.
     @param retry: also retry what fails before the first handshake was accepted.
     @param give_up_after: seconds without progress after which to give up; None to go on for ever.
     @param max_rate: bytes of data per second; None for no limit.
@@ -517,9 +647,10 @@ class Sender:
     @param reactor: the reactor; None for the global one.
     @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
         reactor's thread pool.
-    @param system: the calls into the kernel that move payloads.
+    @param system: the calls into the kernel that move payloads, and write the record.
     @ivar progress: how far it is.
-    @raise Refused: C{unlink} cannot be done with this disk.
+    @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid to send
+        it, or its migration is only to be finished (which a L{Finisher} does).
     """
 
     def __init__(
@@ -528,7 +659,9 @@ class Sender:
         endpoint: IStreamClientEndpoint,
         export: str = "",
         *,
+        destination: str = "",
         unlink: bool = False,
+        again: bool = False,
         retry: bool = False,
         give_up_after: float | None = None,
         max_rate: float | None = None,
@@ -547,8 +680,11 @@ class Sender:
         self.limiter = RateLimiter(reactor, max_rate) if max_rate else None
         self.progress = Progress(disk.size)
         self.zeroes_as_data = False
-        self._endpoint = endpoint
+        self.endpoint = endpoint
+        self.destination = destination
         self._to_unlink = _unlinkable(disk) if unlink else None
+        self.source = _source_record(disk, destination, unlink=unlink, again=again, system=system)
+        self._attempts_before = self.source.record.attempt
         self._retry = retry
         self._give_up_after = give_up_after
         self._policy = retry_policy or backoffPolicy()
@@ -556,6 +692,7 @@ class Sender:
         self._began: float | None = None
         self._accepted = False
         self._retiring = False
+        self._finisher: Finisher | None = None
         self._stopped: GaveUp | None = None
         self._running: Deferred[Summary] | None = None
         self._result: Deferred[Summary] = Deferred()
@@ -573,7 +710,9 @@ class Sender:
         return self._running
 
     def stop(self, why: str = "stopped") -> None:
-        """End the migration as it stands; too late once the source is being retired."""
+        """End the migration as it stands; too late while the source is being retired."""
+        if self._finisher is not None:
+            self._finisher.stop(why)
         if self._retiring or self._stopped is not None or self._running is None:
             return
         self._stopped = GaveUp(f"{why}; {self.disk.name} was not retired and is canonical")
@@ -590,7 +729,11 @@ class Sender:
             while True:
                 attempt, progressed = self.progress.attempt, self._last_progress
                 try:
-                    return await self._attempt()
+                    summary = await self._attempt()
+                    await Finisher.put_on_record(self.in_thread, self.source)
+                    return summary
+                except Unfinished as error:
+                    return await self._finish(str(error))
                 except AttemptFailed as error:
                     if not self._accepted and not self._retry:
                         raise Refused(str(error)) from None
@@ -610,13 +753,48 @@ class Sender:
                 # Whoever cancels has to wait as well: the disk is closed behind this.
                 with contextlib.suppress(CancelledError):
                     await self.in_thread.idle()
+            if not self._retiring:
+                await self._abandon()
+
+    async def _abandon(self) -> None:
+        try:
+            await self.in_thread(self.source.abandon)
+        except OSError as error:
+            _log.warn(
+                "the record of the migration could not be removed: {error}",
+                event="record-failed",
+                error=describe_error(error),
+            )
+
+    async def _finish(self, why: str) -> Summary:
+        """The source is retired; what is left is to have the destination know it."""
+        record = self.source.record
+        if not record.side_export:
+            raise Unconfirmed(
+                f"all the data is at the destination, but perhaps it was not told: {why}"
+            )
+        _log.warn(
+            "{why}; the source is retired, and the destination is to be told that it is complete",
+            event="finishing",
+            why=why,
+        )
+        self._finisher = Finisher(
+            self.source,
+            self.endpoint,
+            self.export,
+            give_up_after=self._give_up_after,
+            reactor=self.reactor,
+            in_thread=self.in_thread,
+        )
+        await self._finisher.run()
+        return self._summary()
 
     async def _attempt(self) -> Summary:
         """One connection's try; also fails with L{AttemptFailed}."""
         self._result = Deferred()
         factory = _AttemptFactory(self)
         try:
-            await self._endpoint.connect(factory)
+            await self.endpoint.connect(factory)
         except (CancelledError, ConnectingCancelledError):
             raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
@@ -681,6 +859,23 @@ class Sender:
             raise AttemptFailed("the destination takes no payload as long as its own blocks")
         return longest
 
+    def check_page(self, page: Page) -> None:
+        """Whether the migration may begin where the side export says C{page}.
+
+        @raise AttemptFailed: not now.
+        @raise Refused: not before a human has looked, and this was the first time of asking.
+        """
+        ours = page.migration == self.source.record.migration
+        if page.phase == Stage.RETIRED or (page.phase == Stage.COPIED and not ours):
+            why = (
+                "the destination has a whole copy of another migration, which may be the only one"
+                if not ours
+                else "the destination says that the source of this very migration was retired"
+            )
+            if page.migration or page.phase == Stage.RETIRED:
+                error = f"{why}: see `blockmig inspect {page.disk}` on {page.host}"
+                raise (Refused if self.attempt == 1 else AttemptFailed)(error)
+
     def accepted(self) -> None:
         """The handshake was accepted; an attempt begins."""
         self._accepted = True
@@ -709,6 +904,11 @@ class Sender:
         else:
             self.progress.data += piece.length
 
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt, those of earlier processes counted too."""
+        return self._attempts_before + self.progress.attempt
+
     def retire(self) -> Deferred[Any]:
         """Retire the source: from now on there is no other attempt.
 
@@ -716,22 +916,46 @@ class Sender:
         """
         self._retiring = True
         if self._to_unlink is None:
-            return succeed(None)
+            return self.in_thread(self.source.retire_kept)
         return self.in_thread(self._to_unlink.unlink)
 
     def done(self) -> None:
         """The attempt came to its end, and so did the migration."""
+        self._result.callback(self._summary())
+
+    def _summary(self) -> Summary:
         assert self._began is not None
         seconds = self.reactor.seconds() - self._began
         progress = self.progress
-        self._result.callback(
-            Summary(self.disk.size, progress.data, progress.zeroes, seconds, progress.attempt)
-        )
+        return Summary(self.disk.size, progress.data, progress.zeroes, seconds, progress.attempt)
 
-    def failed(self, error: AttemptFailed | MigrationError) -> None:
+    def failed(self, error: AttemptFailed | Unfinished | MigrationError) -> None:
         """The attempt ended otherwise; with a L{MigrationError} the migration did too."""
         if not self._result.called:
             self._result.errback(error)
+
+
+def _source_record(
+    disk: IDisk, destination: str, *, unlink: bool, again: bool, system: SystemCalls
+) -> SourceRecord:
+    """What is on record about the source, if it may be sent."""
+    if not IRecordedDisk.providedBy(disk):
+        records, found, identity = None, SourceFound(), ""
+    else:
+        records, identity = Records(disk.record_path, system), disk.identity()
+        found = source_found(records, identity, destination, unlink=unlink, again=again)
+        if found.retired:
+            raise Refused(f"{disk.name}: is retired, and its migration only to be finished")
+    return SourceRecord(
+        records,
+        found,
+        disk=getattr(disk, "path", disk.name),
+        destination=destination,
+        size=disk.size,
+        unlink=unlink,
+        identity=identity,
+        again=again,
+    )
 
 
 def _unlinkable(disk: IDisk) -> IUnlinkableDisk:

@@ -17,7 +17,8 @@ Rules kept by the server:
 
 Rules kept by the client:
 
-* GO first, with the block sizes asked for; EXPORT_NAME only for a server that has no GO;
+* LIST first where a name is looked for; a server that does not list has not got it;
+* GO then, with the block sizes asked for; EXPORT_NAME only for a server that has no GO;
 * a reply must be to the option that was sent, and is bounded in size;
 * block sizes that contradict the protocol are the server's error, not a reason to guess.
 """
@@ -63,6 +64,7 @@ _LONGEST_OPTION: Final = 4 + MAXIMUM_NAME + 2 + 2 * 1024
 _LONGEST_REPLY: Final = 65536
 _LONGEST_WORDS: Final = 400
 _MOST_REPLIES: Final = 64
+_MOST_NAMES: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,12 @@ class Negotiated:
 
     @ivar export: the export, as the server told of it.
     @ivar oldstyle: the server spoke the old handshake, so it may be as old in all else.
+    @ivar listed: the server lists the export that was looked for.
     """
 
     export: Export
     oldstyle: bool = False
+    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +210,13 @@ class ClientHandshake(Conversation[Negotiated]):
     """The client's side, newstyle or oldstyle as the server speaks.
 
     @param name: the export wanted; an oldstyle server has but one and is not told.
+    @param look_for: the name of another export, which may or may not be there.
     @raise LocalProtocolError: the name is longer than the protocol allows.
     """
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self, name: str = "", look_for: str | None = None) -> None:
         self._name = name.encode()
+        self._look_for = None if look_for is None else look_for.encode()
         if len(self._name) > MAXIMUM_NAME:
             raise LocalProtocolError(f"an export name has at most {MAXIMUM_NAME} bytes")
         super().__init__()
@@ -228,15 +234,18 @@ class ClientHandshake(Conversation[Negotiated]):
         (offered,) = struct.unpack("!H", (yield 2))
         flags = offered & _KNOWN_FLAGS
         self._to_send += struct.pack("!I", flags)
+        listed = False
         if flags & HandshakeFlag.FIXED_NEWSTYLE:
+            if self._look_for is not None:
+                listed = yield from self._list()
             export = yield from self._go()
             if export is not None:
-                return Negotiated(export)
+                return Negotiated(export, listed=listed)
         self._option(Option.EXPORT_NAME, self._name)
         size, export_flags = _EXPORT_ANSWER.unpack((yield _EXPORT_ANSWER.size))
         if not flags & HandshakeFlag.NO_ZEROES:
             yield _ZEROES
-        return Negotiated(self._export(size, export_flags))
+        return Negotiated(self._export(size, export_flags), listed=listed)
 
     def _option(self, option: Option, data: bytes) -> None:
         self._to_send += _OPTION.pack(OPTION_MAGIC, option, len(data)) + data
@@ -245,6 +254,24 @@ class ClientHandshake(Conversation[Negotiated]):
         if size >= 2**63:
             raise RemoteProtocolError(f"an export of {size} bytes is beyond any disk")
         return Export(self._name.decode(), size, TransmissionFlag(flags))
+
+    def _list(self) -> Steps[bool]:
+        """Whether the name that is looked for is among those that the server lists."""
+        self._option(Option.LIST, b"")
+        listed = False
+        for _ in range(_MOST_NAMES):
+            reply, data = yield from self._reply(Option.LIST)
+            if reply == OptionReply.ACK:
+                return listed
+            if reply & OPTION_REPLY_ERROR:
+                return False
+            if reply != OptionReply.SERVER or len(data) < 4:
+                raise RemoteProtocolError(f"reply {reply} does not answer LIST")
+            (length,) = struct.unpack_from("!I", data)
+            if length > len(data) - 4:
+                raise RemoteProtocolError(f"a listed name of {length} bytes does not fit its reply")
+            listed = listed or data[4 : 4 + length] == self._look_for
+        raise RemoteProtocolError("the server answers LIST without an end")
 
     def _go(self) -> Steps[Export | None]:
         """Negotiate with GO; None where the server has no GO."""

@@ -184,14 +184,15 @@ class ClientTransmission(_Transmission):
 
     @param constant_cookie: send every request with cookie 0, for old servers; then only one
         request may be in flight.
+    @param first_cookie: the cookie of the first request; those of the next ones follow it.
     """
 
     _header = _SIMPLE_REPLY
 
-    def __init__(self, constant_cookie: bool = False) -> None:
+    def __init__(self, constant_cookie: bool = False, first_cookie: int = 0) -> None:
         super().__init__()
         self._step = 0 if constant_cookie else 1
-        self._next_cookie = 0
+        self._next_cookie = first_cookie
         self._in_flight: dict[int, Request] = {}
         self._disconnected = False
 

@@ -102,6 +102,7 @@ class ServerConnection(Protocol):
 
     @ivar peer: who it is, for messages.
     @ivar handler: the export's handler, once negotiated.
+    @ivar first_cookie: the cookie of the first request, by which a client may make itself known.
     """
 
     transport: Any
@@ -110,6 +111,7 @@ class ServerConnection(Protocol):
     def __init__(self, settings: ConnectionSettings, address: IAddress) -> None:
         self.peer = describe_address(address)
         self.handler: IExportHandler | None = None
+        self.first_cookie: int | None = None
         self._settings = settings
         self._reactor = settings.reactor
         self._handshake: ServerHandshake | None = None
@@ -118,6 +120,7 @@ class ServerConnection(Protocol):
         self._in_progress = 0
         self._full = False
         self._behind = False
+        self._admitting = False
         self._processing = False
         self._closing = False
         self._disconnecting = False
@@ -220,7 +223,7 @@ class ServerConnection(Protocol):
             return
         self._processing = True
         try:
-            while not self._closing and not self._is_full():
+            while not self._closing and not self._admitting and not self._is_full():
                 event = self._wire.next_event()
                 if event is None:
                     break
@@ -232,7 +235,7 @@ class ServerConnection(Protocol):
                     self._end_of_payload()
         finally:
             self._processing = False
-        if not self._closing:
+        if not self._closing and not self._admitting:
             self._incoming.take_over()
 
     def _is_full(self) -> bool:
@@ -248,12 +251,14 @@ class ServerConnection(Protocol):
         if self._full and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2:
             self._full = False
             self._read_on()
-            if self._handshake is not None:
-                return
-            try:
-                self._process()
-            except RemoteProtocolError as error:
-                self._broken(error)
+            if self._handshake is None:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        try:
+            self._process()
+        except RemoteProtocolError as error:
+            self._broken(error)
 
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}; for a handler whose disk is behind."""
@@ -267,7 +272,7 @@ class ServerConnection(Protocol):
         self._read_on()
 
     def _read_on(self) -> None:
-        if not self._full and not self._behind:
+        if not self._full and not self._behind and not self._admitting:
             self._incoming.resume()
 
     def _settle(self) -> None:
@@ -284,13 +289,40 @@ class ServerConnection(Protocol):
     def _request(self, request: Request) -> None:
         handler = self.handler
         assert handler is not None
+        if self.first_cookie is None:
+            self.first_cookie = request.cookie
         if request.command == Command.DISC:
             self._closing = self._disconnecting = True
             self._settle()
             return
-        error: int = check_request(request, handler.export)
-        if not error:
-            error = handler.admit(self, request)
+        answer: Any = check_request(request, handler.export)
+        if not answer:
+            answer = handler.admit(self, request)
+        if isinstance(answer, Deferred):
+            self._carry_out_after(request, answer)
+        else:
+            self._carry_out(request, handler, answer)
+
+    def _carry_out_after(self, request: Request, admitting: Deferred[int]) -> None:
+        """Do nothing more for the peer until it is known whether C{request} is admitted."""
+        self._admitting = True
+        self._in_progress += 1
+        self._incoming.pause()
+
+        def admitted(error: int) -> None:
+            self._admitting = False
+            self._in_progress -= 1
+            self._last_activity = self._reactor.seconds()
+            if not self._closing:
+                assert self.handler is not None
+                self._carry_out(request, self.handler, error)
+                self._read_on()
+                self._go_on()
+            self._settle()
+
+        admitting.addCallback(admitted).addErrback(_bug)
+
+    def _carry_out(self, request: Request, handler: IExportHandler, error: int) -> None:
         if request.command == Command.WRITE:
             self._write = _Write(request, error)
         elif error:
@@ -400,8 +432,25 @@ class ServerConnection(Protocol):
 
     def _done(self, request: Request) -> None:
         assert self.handler is not None
-        self.handler.done(self, request)
-        self._reply(request, 0)
+        more = self.handler.done(self, request)
+        if isinstance(more, Deferred):
+            self._reply_after(request, more)
+        else:
+            self._reply(request, 0)
+
+    def _reply_after(self, request: Request, working: Deferred[Any]) -> None:
+        """The handler has something to do yet, and knows itself if that fails."""
+        self._in_progress += 1
+
+        def finished(result: object) -> None:
+            self._in_progress -= 1
+            self._last_activity = self._reactor.seconds()
+            error = getattr(result.value, "errno", None) if isinstance(result, Failure) else 0
+            self._reply(request, errno_to_wire(error) if error != 0 else 0)
+            self._resume()
+            self._settle()
+
+        working.addBoth(finished).addErrback(_bug)
 
     def _failed(self, request: Request, error: BaseException | None) -> None:
         self._reply(request, errno_to_wire(getattr(error, "errno", None)))

@@ -5,7 +5,17 @@ ones in threads. Imports no reactor.
 """
 
 from .coverage import Coverage
-from .disk import PROBE_SIZE, BlockDisk, DiskRefused, FileDisk, NotDurable, open_disk
+from .disk import (
+    PROBE_SIZE,
+    BlockDisk,
+    DiskRefused,
+    FileDisk,
+    NotDurable,
+    default_state_directory,
+    identify,
+    open_disk,
+    record_path,
+)
 from .scan import Piece, Scan
 from .system import SYSTEM, SystemCalls, describe_error
 
@@ -20,6 +30,9 @@ __all__ = [
     "Piece",
     "Scan",
     "SystemCalls",
+    "default_state_directory",
     "describe_error",
+    "identify",
     "open_disk",
+    "record_path",
 ]

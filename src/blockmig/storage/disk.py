@@ -5,7 +5,8 @@ Owns the disk's descriptor and its lock from the constructor until `close`.
 Rules:
 
 * a disk is locked before anything is read from or written to it, and its size is settled then;
-* sizes are exact bytes; a file is made with its full size at once and never grows;
+* sizes are exact bytes; a file that is made here stays empty until `prepare`, so that whoever
+  receives into it can first put down that it is no whole disk; it never grows after that;
 * zeroing gives space back unless told not to, and falls back to writing zeroes where the medium
   cannot do better, in slices;
 * an error of the medium that one call was told of is told to every flush after it: the kernel tells
@@ -21,12 +22,13 @@ import errno
 import os
 import stat
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 from zope.interface import implementer
 
-from ..interfaces import Extent, IDisk, IUnlinkableDisk, Probe
+from ..interfaces import Extent, IRecordedDisk, IUnlinkableDisk, Probe
 from .lock import InUse, lock_disk
 from .system import (
     FALLOC_FL_KEEP_SIZE,
@@ -60,22 +62,82 @@ class NotDurable(Exception):
     """Something was done that a power failure may undo; the message is one line."""
 
 
+def default_state_directory() -> str:
+    """Where the records of block devices are kept: C{/var/lib/blockmig} for root.
+
+    For others C{$XDG_STATE_HOME/blockmig}, which is C{~/.local/state/blockmig} by default.
+    """
+    if os.geteuid() == 0:
+        return "/var/lib/blockmig"
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(home, "blockmig")
+
+
 def open_disk(
-    path: str, *, writable: bool = True, size: int | None = None, system: SystemCalls = SYSTEM
+    path: str,
+    *,
+    writable: bool = True,
+    size: int | None = None,
+    state_directory: str | None = None,
+    system: SystemCalls = SYSTEM,
 ) -> FileDisk | BlockDisk:
     """Open whatever stands at C{path}, file or block device.
 
     @param size: bytes; a missing file is created (sparse) with it, anything else must have it.
+    @param state_directory: where the records of a block device are; None for the default.
     @raise DiskRefused: missing, a directory, no permission, empty, in use, another size.
     """
+    if _is_device(path):
+        return BlockDisk(
+            path, writable=writable, size=size, state_directory=state_directory, system=system
+        )
+    return FileDisk(path, writable=writable, size=size, system=system)
+
+
+def record_path(path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM) -> str:
+    """What the names of the records of the disk at C{path} begin with.
+
+    Beside a file, whether or not it is still there, and beside the file itself where C{path} is a
+    symbolic link. In the state directory for a device: by its name, with C{-} for C{/}; by another
+    of the device's names, where records stand under that.
+
+    @raise DiskRefused: C{path} cannot be looked at.
+    """
+    directory = os.path.abspath(state_directory or default_state_directory())
+    own = os.path.join(directory, _escape(os.path.abspath(path)))
+    beside = os.path.realpath(path)
     try:
-        mode = os.stat(path).st_mode
+        known = sorted(system.listdir(directory))
+    except OSError:
+        known = []
+    if _is_device(path):
+        for name in known:
+            stem, _, kind = name.rpartition(".")
+            if kind.isupper() and os.path.realpath(_unescape(stem)) == beside:
+                return os.path.join(directory, stem)
+        return own
+    # A device that is gone is only known by its records.
+    stem = os.path.basename(own) + "."
+    gone = not os.path.lexists(path) and any(name.startswith(stem) for name in known)
+    return own if gone else beside
+
+
+def _escape(path: str) -> str:
+    """A path as a file name: C{/dev/vg0/web} is C{dev-vg0-web}."""
+    return urllib.parse.quote(path.strip("/"), safe="/").replace("-", "%2D").replace("/", "-")
+
+
+def _unescape(name: str) -> str:
+    return "/" + urllib.parse.unquote(name.replace("-", "/"))
+
+
+def _is_device(path: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
     except FileNotFoundError:
-        mode = stat.S_IFREG
+        return False
     except OSError as error:
         raise DiskRefused(f"{path}: {error.strerror}") from None
-    kind = BlockDisk if stat.S_ISBLK(mode) else FileDisk
-    return kind(path, writable=writable, size=size, system=system)
 
 
 class _DescriptorDisk:
@@ -97,6 +159,8 @@ class _DescriptorDisk:
         self.size = 0
         self.writable = writable
         self.created = False
+        self._new = False
+        self._unsized = False
         self._system = system
         self._no_wait: int | None = getattr(os, "RWF_NOWAIT", None)
         self._sync_lock = threading.Lock()
@@ -137,12 +201,11 @@ class _DescriptorDisk:
             raise DiskRefused(f"{self.name}: in use by {error}") from None
         except OSError as error:
             raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
-        if self.created and size is not None:
-            try:
-                self._system.ftruncate(descriptor, size)
-            except OSError as error:
-                raise DiskRefused(f"{self.name}: {error.strerror}") from None
         self.size = self._system.lseek(descriptor, 0, os.SEEK_END)
+        if self.size == 0 and size is not None and self.writable:
+            # Made just now, or by somebody who came no further than that.
+            self.size = size
+            self._unsized = self._new = True
         if self.size == 0:
             raise DiskRefused(f"{self.name}: the disk is empty (0 bytes); nothing to migrate")
         if size is not None and self.size != size:
@@ -168,12 +231,20 @@ class _DescriptorDisk:
     # IDisk, from here on.
 
     def fileno(self) -> int | None:
-        """The descriptor; None once closed."""
-        return self._descriptor
+        """The descriptor; None once closed, and before the file has its size."""
+        return None if self._unsized else self._descriptor
+
+    def prepare(self) -> None:
+        """I{Slow.} Give a new file its size."""
+        if self._unsized:
+            self._system.ftruncate(self._open_descriptor(), self.size)
+            self._unsized = False
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly that many bytes; EIO where the file has shrunk."""
         descriptor = self._open_descriptor()
+        if self._unsized:
+            return bytes(length)
         data = self._system.pread(descriptor, length, offset)
         while len(data) < length:
             more = self._system.pread(descriptor, length - len(data), offset + len(data))
@@ -335,13 +406,14 @@ class _DescriptorDisk:
             raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
 
 
-@implementer(IUnlinkableDisk)
+@implementer(IUnlinkableDisk, IRecordedDisk)
 class FileDisk(_DescriptorDisk):
     """A raw image in a regular file.
 
     @param path: where it is.
     @param writable: open it for writing; a source is only read.
-    @param size: bytes; a missing file is created (sparse) with it, an existing one must have it.
+    @param size: bytes; a missing file is created, empty until L{prepare}d; an existing one must
+        have that size (or be empty).
     @param system: the calls into the kernel.
     @ivar created: the file did not exist before.
     @raise DiskRefused: the file cannot be used; nothing was touched.
@@ -349,6 +421,15 @@ class FileDisk(_DescriptorDisk):
 
     # So that a FIFO is refused, not waited for.
     _open_flags = os.O_NONBLOCK
+
+    @property
+    def record_path(self) -> str:
+        """What the names of its records begin with: they are beside it."""
+        return self.path
+
+    def identity(self) -> str:
+        """What tells this file from another that later has its name."""
+        return identify(self._open_descriptor(), self._system)
 
     def _create(self, flags: int, size: int | None) -> int:
         if size is None:
@@ -381,7 +462,7 @@ class FileDisk(_DescriptorDisk):
     def flush(self) -> None:
         """fdatasync(2), and for a new file fsync its directory, or the file itself may be lost."""
         super().flush()
-        if self.created:
+        if self._new:
             self._system.sync_directory(os.path.dirname(self.path))
 
     def check_unlink(self) -> None:
@@ -415,12 +496,31 @@ class FileDisk(_DescriptorDisk):
             ) from None
 
 
-@implementer(IDisk)
+@implementer(IRecordedDisk)
 class BlockDisk(_DescriptorDisk):
     """A block device, held exclusively: one that is mounted or part of another is refused.
 
     The parameters are those of L{FileDisk}, but a device is never created.
+
+    @param state_directory: where its records are; None for the default.
+    @ivar record_path: what their names begin with.
     """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        writable: bool = True,
+        size: int | None = None,
+        state_directory: str | None = None,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        super().__init__(path, writable=writable, size=size, system=system)
+        self.record_path = record_path(path, state_directory, system)
+
+    def identity(self) -> str:
+        """A device is known by its name."""
+        return ""
 
     # It knows no extents, so that they have to be found out.
     shortest_zeroes = _BLOCK
@@ -462,6 +562,14 @@ class BlockDisk(_DescriptorDisk):
             except OSError as error:
                 if error.errno not in _CANNOT:
                     raise
+
+
+def identify(descriptor: int, system: SystemCalls) -> str:
+    """The file open as C{descriptor}: its inode, and when that was made (or last written to)."""
+    status = system.fstat(descriptor)
+    born = system.birth(descriptor)
+    when = f"born {born}" if born is not None else f"written {status.st_mtime_ns}"
+    return f"inode {status.st_ino}, {when}"
 
 
 def _whole_blocks(offset: int, length: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,19 +30,28 @@ def _from_c_library(name: str, *arguments: Any) -> Callable[..., None]:
     function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is None:
 
-        def unsupported(*_: int) -> None:
+        def unsupported(*_: Any) -> None:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
         return unsupported
     function.argtypes = arguments
 
-    def call(*values: int) -> None:
+    def call(*values: Any) -> None:
         while function(*values) != 0:
             number = ctypes.get_errno()
             if number != errno.EINTR:
                 raise OSError(number, os.strerror(number))
 
     return call
+
+
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_BTIME: Final = 0x800
+_STATX_BTIME_OFFSET: Final = 80
+_STATX_SIZE: Final = 256
+_statx = _from_c_library(
+    "statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p
+)
 
 
 def describe_error(error: object) -> str:
@@ -64,7 +74,9 @@ class SystemCalls:
     pwrite = staticmethod(os.pwrite)
     ftruncate = staticmethod(os.ftruncate)
     fsync = staticmethod(os.fsync)
+    rename = staticmethod(os.rename)
     unlink = staticmethod(os.unlink)
+    listdir = staticmethod(os.listdir)
     sendfile: Any = staticmethod(os.sendfile)
     flock = staticmethod(fcntl.flock)
     ioctl: Any = staticmethod(fcntl.ioctl)
@@ -89,6 +101,22 @@ class SystemCalls:
             "sync_file_range", ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_uint
         )
     )
+
+    def birth(self, descriptor: int) -> int | None:
+        """When the file open as C{descriptor} was made (statx(2)): nanoseconds since 1970.
+
+        None where the file system does not tell.
+        """
+        buffer = ctypes.create_string_buffer(_STATX_SIZE)
+        try:
+            _statx(descriptor, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer)
+        except OSError:
+            return None
+        (mask,) = struct.unpack_from("I", buffer)
+        if not mask & _STATX_BTIME:
+            return None
+        seconds, nanoseconds = struct.unpack_from("qI", buffer, _STATX_BTIME_OFFSET)
+        return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
     def sync_directory(self, path: str) -> None:
         """Make the entries of the directory C{path} survive a power failure."""

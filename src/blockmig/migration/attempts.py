@@ -1,0 +1,610 @@
+"""The attempts at a migration, as its destination sees them, and the record that it keeps of them.
+
+Owns who has the attempt, what it covered, and DISK.INCOMPLETE. Connections and the outcome are the
+`receiver`'s affair.
+
+Rules (design, section 2: R2 to R6):
+
+* an attempt begins with the first request that changes the disk; while one goes on (and until
+  nothing of it is under way any more) such requests of any other connection are answered EPERM;
+* coverage belongs to the attempt and is forgotten with it;
+* the record says C{copying} before a byte is written, and C{copied} before the FLUSH that found the
+  whole disk covered is answered; whatever changes the disk after that has it say C{copying} first;
+* a sender that uses the side export gives the migration its UUID (a I{claim}), and makes its
+  connection known by the cookie of the first request there; a C{copied} copy of such a migration is
+  changed by nobody else, and once the source is C{retired} by nobody at all;
+* a disconnect completes the migration only if it comes from the attempt's connection and the whole
+  disk is covered; or if the source was retired, and it comes from a connection that the migration
+  claimed. The disk is then flushed, whether or not the sender asked for that, and the record
+  removed, before anybody is told that the migration is complete;
+* a disk error ends the migration: the sender gets it as an NBD error first.
+
+The states, and what moves the migration between them, are declared below `Attempts`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+from automat import TypeMachineBuilder
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..interfaces import IDisk, IRecordedDisk
+from ..nbd import Command, Errno, Request, errno_to_wire
+from ..server import ServerConnection
+from ..storage import Coverage, describe_error
+from .outcome import LocalFailure, MigrationError, Summary
+from .page import Page, Stage
+from .records import Kind, Phase, Record, Records, Side, this_host, timestamp
+from .threads import InThread
+from .write_behind import WriteBehind
+
+_log = Logger()
+
+_TELL_TIMEOUT: Final = 5.0
+
+Answer = Errno | Deferred[Errno]
+"""What a request is answered with, now or once something is done."""
+
+
+class Inputs(Protocol):
+    """What can happen to a migration, as its destination sees it."""
+
+    def change(self, connection: ServerConnection) -> Answer:
+        """C{connection} asks to change the disk; the answer says whether it may."""
+
+    def tell(self, page: Page) -> Answer:
+        """A message came by the side export; the answer says whether it is acknowledged."""
+
+    def covered(self, request: Request) -> None:
+        """A change that the attempt's connection asked for was made."""
+
+    def disconnect(self) -> None:
+        """The disconnect that completes the migration came."""
+
+    def drop(self, why: str) -> None:
+        """The attempt's connection ended in any other way, and nothing of it is under way."""
+
+    def durable(self) -> None:
+        """What follows a disconnect is done: the disk is durable, the record gone."""
+
+    def disk_failed(self, error: BaseException | None) -> None:
+        """The disk, or its record, did not do what it was told to."""
+
+    def give_up(self, error: MigrationError) -> None:
+        """Somebody, or the clock, wants the migration to end as it stands."""
+
+
+@dataclass
+class Attempt:
+    """One connection's try; the bytes of C{data} and C{zeroes} count again when repeated."""
+
+    connection: ServerConnection
+    coverage: Coverage
+    write_behind: WriteBehind
+    data: int = 0
+    zeroes: int = 0
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a sender said of itself by the side export."""
+
+    migration: str
+    cookie: int
+
+
+class Attempts:
+    """What the states share, and what is done on the way from one to the next.
+
+    @param disk: where to.
+    @param records: its records; None where none are kept.
+    @param record: the DISK.INCOMPLETE to go on from, if there is one.
+    @param export: the export's name.
+    @param reactor: tells the time.
+    @param in_thread: runs a function in a thread.
+    @param finish: called with the outcome, once.
+    @ivar machine: takes the inputs.
+    @ivar attempt: the one that goes on.
+    @ivar attempts: how many have begun.
+    @ivar record: what stands beside the disk now, or would if records were kept.
+    @ivar copied: every byte is here, durable, and on record as such.
+    @ivar last: the connection whose disconnect completes the migration.
+    @ivar touched: something was put on record, and perhaps on the disk.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        records: Records | None,
+        record: Record | None,
+        *,
+        reactor: Any,
+        in_thread: InThread,
+        finish: Callable[[Summary | MigrationError], None],
+    ) -> None:
+        self.disk = disk
+        self.finish = finish
+        self.attempt: Attempt | None = None
+        self.attempts = 0
+        self.record = record
+        self.copied = record is not None and record.phase == Phase.COPIED
+        self.touched = False
+        self.disconnected = False
+        self.last: ServerConnection | None = None
+        self.complete = False
+        self.failure: MigrationError | None = None
+        self.failure_told = Errno.EIO
+        self.last_progress = reactor.seconds()
+        self.machine: Inputs = _machine(self)
+        self._records = records
+        self._reactor = reactor
+        self._in_thread = in_thread
+        self._began = 0.0
+        self._claim: _Claim | None = None
+        self._retired = record is not None and bool(record.retired)
+        self._phase = record.phase if record is not None else None  # as last asked for
+        self._writing = DeferredLock()
+        self._prepared = False
+        self._refused: WeakSet[ServerConnection] = WeakSet()
+        self._changes = 0
+        self._whole_since: dict[int, int] = {}
+        self._telling: IDelayedCall | None = None
+        self._at_end: list[Deferred[Errno]] = []
+
+    # What may be asked.
+
+    def holds(self, connection: ServerConnection) -> bool:
+        """Whether the attempt is C{connection}'s."""
+        return self.attempt is not None and self.attempt.connection is connection
+
+    def claimed(self, connection: ServerConnection) -> bool:
+        """Whether C{connection} belongs to the migration that the record is about."""
+        claim, record = self._claim, self.record
+        return (
+            claim is not None
+            and record is not None
+            and record.identified
+            and claim.migration == record.migration
+            and claim.cookie == connection.first_cookie
+        )
+
+    @property
+    def retired(self) -> bool:
+        """Whether the source is known to be retired."""
+        return self._retired
+
+    def page(self) -> Page:
+        """How things stand, for whoever reads the side export."""
+        record, stage = self.record, Stage.NONE
+        if self.complete:
+            stage = Stage.COMPLETE
+        elif record is not None:
+            stage = Stage.RETIRED if record.retired else Stage(record.phase)
+        return Page(
+            stage,
+            record.migration if record is not None and record.identified else "",
+            record.attempt if record is not None else 0,
+            self.disk.size,
+            this_host(),
+            self._here().disk,
+        )
+
+    def at_end(self) -> Answer:
+        """OK; while the last flush is under way, not before its end."""
+        if not self.disconnected or self.complete or self.failure is not None:
+            return Errno.OK
+        waiting: Deferred[Errno] = Deferred()
+        self._at_end.append(waiting)
+        return waiting
+
+    def _end(self) -> None:
+        waiting, self._at_end = self._at_end, []
+        for deferred in waiting:
+            deferred.callback(Errno.OK)
+
+    # The record.
+
+    def _put(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
+        """Have the record changed, after whatever was asked for before, durably."""
+        self.touched = True
+        return self._writing.run(self._put_now, change)
+
+    def _put_now(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
+        record = change(self.record)
+
+        def written(result: Record) -> None:
+            self.record = result
+
+        if self._records is None:
+            self.record = record
+            return succeed(None)
+        return self._in_thread(self._write, self._records, record).addCallback(written)
+
+    def _write(self, records: Records, record: Record) -> Record:
+        """In a thread."""
+        written = records.write(Kind.INCOMPLETE, record)
+        if not self._prepared:
+            # What an earlier migration left is true no more.
+            records.remove_found(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
+            if IRecordedDisk.providedBy(self.disk):
+                self.disk.prepare()
+            self._prepared = True
+        return written
+
+    def _answer(self, working: Deferred[None]) -> Deferred[Errno]:
+        """OK once that is done; an error, which ends the migration, if it fails."""
+
+        def failed(failure: Failure) -> Errno:
+            self.machine.disk_failed(failure.value)
+            return self.failure_told
+
+        return working.addCallbacks(lambda _: Errno.OK, failed)
+
+    def _fall_back(self) -> Deferred[None]:
+        self._phase = Phase.COPYING
+        return self._put(lambda record: _existing(record).but(phase=Phase.COPYING))
+
+    # Changes and flushes.
+
+    def changed(self) -> None:
+        """The disk is about to be changed, or was: what was durable is no more."""
+        self.copied = False
+        self._changes += 1
+
+    def flush_begins(self, connection: ServerConnection, request: Request) -> None:
+        """A flush makes durable only what was written before it began."""
+        if self.holds(connection) and self.attempt is not None and self.attempt.coverage.complete:
+            self._whole_since[id(request)] = self._changes
+
+    def flush_ended(self, request: Request, succeeded: bool) -> Deferred[None] | None:
+        """The copy is durable if it was whole at the start, and nobody changed it since.
+
+        @return: None; or a Deferred that fires once that is on record.
+        """
+        changes = self._whole_since.pop(id(request), None)
+        if not succeeded or changes is None or changes != self._changes or self.copied:
+            return None
+        self._phase = Phase.COPIED
+
+        def recorded(_: None) -> None:
+            if changes == self._changes:
+                self.copied = True
+
+        def failed(failure: Failure) -> Failure:
+            self.machine.disk_failed(failure.value)
+            return failure
+
+        putting = self._put(lambda record: _existing(record).but(phase=Phase.COPIED))
+        return putting.addCallbacks(recorded, failed)
+
+    # What the machine has done.
+
+    def may_begin(self, connection: ServerConnection) -> Errno:
+        """Whether an attempt of C{connection} would destroy what may be the only copy."""
+        record = self.record
+        if self._retired:
+            why = "the source of this copy was retired"
+        elif record is not None and record.identified and self._phase == Phase.COPIED:
+            why = "this copy is whole, and may be changed by its own sender only"
+        else:
+            return Errno.OK
+        if connection not in self._refused:
+            self._refused.add(connection)
+            _log.warn(
+                "{peer}: may not change the disk: {why}",
+                event="refused",
+                peer=connection.peer,
+                why=why,
+            )
+        return Errno.EPERM
+
+    def begin(self, connection: ServerConnection) -> Answer:
+        """An attempt of C{connection} begins; OK once that is on record."""
+        claimed = self.claimed(connection)
+        self.attempts += 1
+        self._start_clock()
+        _log.info(
+            "attempt {number} began, from {peer}",
+            event="attempt",
+            number=self.attempts,
+            peer=connection.peer,
+        )
+        write_behind = WriteBehind(
+            self.disk,
+            self._in_thread,
+            behind=connection.pause_reading,
+            caught_up=connection.resume_reading,
+            failed=self.machine.disk_failed,
+        )
+        self.attempt = Attempt(connection, Coverage(self.disk.size), write_behind)
+        if claimed:
+            return Errno.OK
+        self._phase = Phase.COPYING
+        source = Side(address=connection.peer)
+        return self._answer(self._put(lambda before: self._anonymous(before, source)))
+
+    def _start_clock(self) -> None:
+        if not self._began:
+            self._began = self._reactor.seconds()
+
+    def _anonymous(self, before: Record | None, source: Side) -> Record:
+        """The record of an attempt by a sender that says nothing of itself."""
+        goes_on = before is not None and not before.identified
+        return Record(
+            migration=before.migration if before and goes_on else str(uuid.uuid4()),
+            phase=Phase.COPYING,
+            attempt=before.attempt + 1 if before and goes_on else 1,
+            size=self.disk.size,
+            source=source,
+            destination=self._here(),
+            began=before.began if before and goes_on else timestamp(),
+            identified=False,
+        )
+
+    def _here(self) -> Side:
+        return Side(this_host(), getattr(self.disk, "path", self.disk.name))
+
+    def change(self, connection: ServerConnection) -> Answer:
+        """Whether C{connection} may change the disk, while an attempt goes on."""
+        if not self.holds(connection) or self._retired:
+            return Errno.EPERM
+        if self._phase == Phase.COPIED:
+            return self._answer(self._fall_back())
+        return Errno.OK
+
+    def claim(self, page: Page) -> Answer:
+        """An attempt of the migration that C{page} names is about to begin."""
+        record = self.record
+        if self._retired:
+            return Errno.EPERM
+        if (
+            record is not None
+            and record.identified
+            and self._phase == Phase.COPIED
+            and record.migration != page.migration
+        ):
+            return Errno.EPERM
+        if page.size != self.disk.size or not page.migration:
+            return Errno.EINVAL
+        self._claim = _Claim(page.migration, int(page.cookie, 16))
+        self._phase = Phase.COPYING
+        self.changed()
+        return self._answer(self._put(lambda before: self._identified(before, page)))
+
+    def _identified(self, before: Record | None, page: Page) -> Record:
+        """The record of an attempt that was claimed."""
+        goes_on = before is not None and before.migration == page.migration
+        return Record(
+            migration=page.migration,
+            phase=Phase.COPYING,
+            attempt=before.attempt + 1 if before and goes_on else 1,
+            size=self.disk.size,
+            source=Side(page.host, page.disk),
+            destination=self._here(),
+            began=before.began if before and goes_on else timestamp(),
+            unlink=page.unlink,
+            side_export=True,
+        )
+
+    def confirm(self, page: Page) -> Errno:
+        """Whether the copy of that migration is whole, durable, and on record as such."""
+        return Errno.OK if self.copied and self._is_of(page) else Errno.EPERM
+
+    def _is_of(self, page: Page) -> bool:
+        record = self.record
+        return record is not None and record.identified and record.migration == page.migration
+
+    def retire(self, page: Page) -> Answer:
+        """The source is retired: from now on this is the canonical copy."""
+        if self.confirm(page) != Errno.OK:
+            return Errno.EPERM
+        self._claim = _Claim(page.migration, int(page.cookie, 16))
+        self.last_progress = self._reactor.seconds()
+        self._start_clock()
+        if self._retired:
+            return self._answer(self._writing.run(lambda: None))
+        self._retired = True
+        _log.info(
+            "{disk}: the source is retired; this copy is the canonical one",
+            event="retired",
+            disk=self.disk.name,
+        )
+        return self._answer(self._put(lambda record: _existing(record).but(retired=timestamp())))
+
+    def cover(self, request: Request) -> None:
+        """The attempt has changed what C{request} says."""
+        attempt = self.attempt
+        assert attempt is not None
+        self.changed()
+        self.last_progress = self._reactor.seconds()
+        attempt.coverage.add(request.offset, request.length)
+        if request.command == Command.WRITE:
+            attempt.data += request.length
+            attempt.write_behind.wrote(request.offset, request.length)
+        else:
+            attempt.zeroes += request.length
+
+    def restart(self, why: str) -> None:
+        """The attempt is over, and its coverage forgotten."""
+        attempt, self.attempt = self.attempt, None
+        assert attempt is not None
+        self.last_progress = self._reactor.seconds()
+        _log.warn(
+            "attempt {number} ended early ({why}), {covered} of {size} bytes covered; "
+            "waiting for the sender to {what}",
+            event="restart",
+            number=self.attempts,
+            why=why,
+            covered=attempt.coverage.covered,
+            size=self.disk.size,
+            what="finish" if self._retired else "start again",
+        )
+
+    def finish_attempt(self) -> None:
+        """The disconnect was accepted: make all durable, and take the record away."""
+        self.disconnected = True
+
+        def finish() -> None:
+            self.disk.flush()
+            if self._records is not None:
+                self._records.remove(Kind.INCOMPLETE)
+
+        def finished(result: object) -> None:
+            if isinstance(result, Failure):
+                self.machine.disk_failed(result.value)
+            else:
+                self.machine.durable()
+
+        working = self._writing.run(self._in_thread, finish)
+        working.addBoth(finished).addErrback(_bug)
+
+    def end_complete(self) -> None:
+        """The migration is complete."""
+        self.complete = True
+        attempt = self.attempt
+        data, zeroes = (attempt.data, attempt.zeroes) if attempt is not None else (0, 0)
+        seconds = self._reactor.seconds() - self._began
+        self.finish(Summary(self.disk.size, data, zeroes, seconds, self.attempts))
+        self._end()
+
+    def fail(self, error: BaseException | None) -> None:
+        """Keep the error; the sender has a little time to take it from us before the end."""
+        self.failure_told = errno_to_wire(getattr(error, "errno", None))
+        self.failure = LocalFailure(f"{self.disk.name}: {describe_error(error)}")
+        _log.error("the disk failed: {error}", event="disk-failed", error=str(self.failure))
+        delay = _TELL_TIMEOUT if self.attempt is not None else 0
+        self._telling = self._reactor.callLater(delay, self.machine.give_up, self.failure)
+        self._end()
+
+    def failed(self) -> None:
+        """The sender was told, or had its time."""
+        assert self.failure is not None
+        if self._telling is not None and self._telling.active():
+            self._telling.cancel()
+        self.finish(self.failure)
+
+
+_builder = TypeMachineBuilder(Inputs, Attempts)
+_waiting = _builder.state("waiting")
+"""No attempt goes on."""
+_copying = _builder.state("copying")
+"""One connection has the attempt."""
+_finishing = _builder.state("finishing")
+"""The disconnect was accepted; the last flush is under way."""
+_failing = _builder.state("failing")
+"""The disk has failed, and the sender is being told."""
+_over = _builder.state("over")
+"""The outcome is known."""
+
+
+@_waiting.upon(Inputs.change).to(_copying)
+def _begin(machine: Inputs, core: Attempts, connection: ServerConnection) -> Answer:
+    return core.begin(connection)
+
+
+@_copying.upon(Inputs.change).loop()
+def _change(machine: Inputs, core: Attempts, connection: ServerConnection) -> Answer:
+    return core.change(connection)
+
+
+@_waiting.upon(Inputs.tell).loop()
+def _tell_waiting(machine: Inputs, core: Attempts, page: Page) -> Answer:
+    return core.claim(page) if page.phase == Stage.COPYING else _tell_copying(machine, core, page)
+
+
+@_copying.upon(Inputs.tell).loop()
+def _tell_copying(machine: Inputs, core: Attempts, page: Page) -> Answer:
+    if page.phase == Stage.COPIED:
+        return core.confirm(page)
+    return core.retire(page) if page.phase == Stage.RETIRED else Errno.EPERM
+
+
+@_copying.upon(Inputs.covered).loop()
+def _cover(machine: Inputs, core: Attempts, request: Request) -> None:
+    core.cover(request)
+
+
+@_copying.upon(Inputs.drop).to(_waiting)
+def _restart(machine: Inputs, core: Attempts, why: str) -> None:
+    core.restart(why)
+
+
+@_waiting.upon(Inputs.disconnect).to(_finishing)
+@_copying.upon(Inputs.disconnect).to(_finishing)
+def _flush(machine: Inputs, core: Attempts) -> None:
+    core.finish_attempt()
+
+
+@_finishing.upon(Inputs.durable).to(_over)
+def _complete(machine: Inputs, core: Attempts) -> None:
+    core.end_complete()
+
+
+@_waiting.upon(Inputs.disk_failed).to(_failing)
+@_copying.upon(Inputs.disk_failed).to(_failing)
+@_finishing.upon(Inputs.disk_failed).to(_failing)
+def _fail(machine: Inputs, core: Attempts, error: BaseException | None) -> None:
+    core.fail(error)
+
+
+@_failing.upon(Inputs.drop).to(_over)
+def _told(machine: Inputs, core: Attempts, why: str) -> None:
+    core.failed()
+
+
+@_failing.upon(Inputs.give_up).to(_over)
+def _not_told(machine: Inputs, core: Attempts, error: MigrationError) -> None:
+    core.failed()
+
+
+@_waiting.upon(Inputs.give_up).to(_over)
+@_copying.upon(Inputs.give_up).to(_over)
+def _give_up(machine: Inputs, core: Attempts, error: MigrationError) -> None:
+    core.finish(error)
+
+
+@_failing.upon(Inputs.change).loop()
+def _tell_failure(machine: Inputs, core: Attempts, connection: ServerConnection) -> Answer:
+    return core.failure_told
+
+
+@_failing.upon(Inputs.tell).loop()
+def _tell_failure_aside(machine: Inputs, core: Attempts, page: Page) -> Answer:
+    return core.failure_told
+
+
+for _state in (_finishing, _over):
+    _state.upon(Inputs.change).loop().returns(Errno.ESHUTDOWN)
+    _state.upon(Inputs.tell).loop().returns(Errno.ESHUTDOWN)
+for _state in (_waiting, _finishing, _failing, _over):
+    _state.upon(Inputs.covered).loop().returns(None)
+for _state in (_finishing, _failing, _over):
+    _state.upon(Inputs.disconnect).loop().returns(None)
+for _state in (_waiting, _copying, _failing, _over):
+    _state.upon(Inputs.durable).loop().returns(None)
+for _state in (_failing, _over):
+    _state.upon(Inputs.disk_failed).loop().returns(None)
+for _state in (_waiting, _finishing, _over):
+    _state.upon(Inputs.drop).loop().returns(None)
+# Once the disconnect was accepted the sender holds the migration for done: it is finished.
+for _state in (_finishing, _over):
+    _state.upon(Inputs.give_up).loop().returns(None)
+
+_machine = _builder.build()
+
+
+def _existing(record: Record | None) -> Record:
+    assert record is not None
+    return record
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while ending a migration", failure=failure)

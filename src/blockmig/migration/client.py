@@ -1,0 +1,238 @@
+"""A client for a few small requests, one after another: the side export's, and a lone disconnect's.
+
+Owns one connection. Nothing of it is fast, and nothing large passes through it; the sender's own
+protocol moves the data.
+
+Rules:
+
+* every request is answered, or fails, within C{TIMEOUT} seconds: a silent peer is a failed one;
+* whatever goes wrong fails what is waited for with L{ClientFailed}, and ends the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..nbd import (
+    ClientHandshake,
+    ClientTransmission,
+    Command,
+    Negotiated,
+    Payload,
+    ProtocolError,
+    Reply,
+    describe_errno,
+)
+from ..transport import tune
+
+TIMEOUT: Final = 30.0
+
+
+class ClientFailed(Exception):
+    """The peer could not be asked; the message is one line that says why.
+
+    @ivar error: the number of the error that the peer answered with; 0 where it did not answer.
+    """
+
+    def __init__(self, why: str, error: int = 0) -> None:
+        super().__init__(why)
+        self.error = error
+
+
+class SmallClient(Protocol):
+    """One connection to one export.
+
+    @param reactor: tells the time.
+    @param export: the export's name.
+    @param look_for: the name of another one, to see whether the server lists it.
+    @param first_cookie: the cookie of the first request.
+    @ivar negotiated: fires once the handshake is over.
+    """
+
+    transport: Any
+
+    def __init__(
+        self, reactor: Any, export: str, look_for: str | None = None, first_cookie: int = 0
+    ) -> None:
+        self.negotiated: Deferred[Negotiated] = Deferred()
+        self._reactor = reactor
+        self._handshake: ClientHandshake | None = ClientHandshake(export, look_for)
+        self._wire = ClientTransmission(first_cookie=first_cookie)
+        self._waiting: Deferred[Any] | None = self.negotiated
+        self._closed: Deferred[None] = Deferred()
+        self._payload = b""
+        self._timeout: IDelayedCall | None = None
+        self._lost = False
+
+    def connectionMade(self) -> None:
+        """Connected; the server speaks first."""
+        tune(self.transport)
+        self._start_timeout()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Something from the server."""
+        try:
+            if self._handshake is not None:
+                data = self._shake_hands(self._handshake, data)
+            self._wire.receive_data(data)
+            while (event := self._wire.next_event()) is not None:
+                if isinstance(event, Payload):
+                    self._payload += bytes(event.data)
+                elif isinstance(event, Reply):
+                    self._reply(event)
+                else:
+                    self._answer(self._payload)
+        except ProtocolError as error:
+            self._fail(ClientFailed(str(error)))
+
+    def _shake_hands(self, handshake: ClientHandshake, data: bytes) -> bytes:
+        handshake.receive_data(data)
+        self.transport.write(handshake.data_to_send())
+        event = handshake.next_event()
+        if event is None:
+            return b""
+        self._handshake = None
+        self._answer(event)
+        return handshake.trailing_data()
+
+    def _reply(self, reply: Reply) -> None:
+        command = Command(reply.request.command)
+        if reply.error:
+            why = f"the destination answered {command.name} with {describe_errno(reply.error)}"
+            self._end_waiting(Failure(ClientFailed(why, reply.error)))
+        elif command != Command.READ:
+            self._answer(None)
+
+    def _answer(self, result: Any) -> None:
+        self._end_waiting(result)
+
+    def _fail(self, error: ClientFailed) -> None:
+        self._end_waiting(Failure(error))
+        self.abort()
+
+    def _end_waiting(self, result: Any) -> None:
+        self._stop_timeout()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(result)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        self._lost = True
+        self._end_waiting(Failure(ClientFailed("the connection was lost")))
+        closed, self._closed = self._closed, Deferred()
+        closed.callback(None)
+
+    def read(self, offset: int, length: int) -> Deferred[bytes]:
+        """Bytes of the export."""
+        self._payload = b""
+        return self._request(Command.READ, offset, length)
+
+    def write(self, offset: int, data: bytes) -> Deferred[None]:
+        """Bytes into the export; a reply with an error fails, and the connection lives."""
+        return self._request(Command.WRITE, offset, len(data), data)
+
+    def _request(
+        self, command: Command, offset: int, length: int, payload: bytes = b""
+    ) -> Deferred[Any]:
+        waiting: Deferred[Any] = Deferred(lambda _: self.abort())
+        self._waiting = waiting
+        if self._lost:
+            self._end_waiting(Failure(ClientFailed("the connection was lost")))
+        else:
+            self._start_timeout()
+            _, header = self._wire.request(command, offset, length)
+            self.transport.write(header + payload)
+        return waiting
+
+    def disconnect(self) -> Deferred[None]:
+        """Send the disconnect.
+
+        @return: fires when the connection is gone, in whichever way.
+        """
+        closed = self._closed
+        if self._lost:
+            return self._gone()
+        _, header = self._wire.request(Command.DISC)
+        self.transport.write(header)
+        self._start_timeout()
+        return closed
+
+    @staticmethod
+    def _gone() -> Deferred[None]:
+        gone: Deferred[None] = Deferred()
+        gone.callback(None)
+        return gone
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self._stop_timeout()
+        if not self._lost:
+            self.transport.abortConnection()
+
+    def _start_timeout(self) -> None:
+        self._stop_timeout()
+        self._timeout = self._reactor.callLater(TIMEOUT, self._timed_out)
+
+    def _timed_out(self) -> None:
+        self._timeout = None
+        self._fail(ClientFailed(f"the destination said nothing for {TIMEOUT:g} s"))
+
+    def _stop_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
+
+
+@implementer(IProtocolFactory)
+class _OneFactory:
+    """Makes one protocol, once."""
+
+    noisy = False
+
+    def __init__(self, build: Callable[[], IProtocol]) -> None:
+        self._build = build
+
+    def doStart(self) -> None:
+        """Nothing to prepare."""
+
+    def doStop(self) -> None:
+        """Nothing to clean up."""
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        """The protocol."""
+        return self._build()
+
+
+async def connect_client(
+    endpoint: IStreamClientEndpoint, client: SmallClient
+) -> tuple[SmallClient, Negotiated]:
+    """Connect C{client}, and shake hands.
+
+    @raise ClientFailed: that did not come about.
+    """
+    try:
+        await endpoint.connect(_OneFactory(lambda: client))
+    except CancelledError:
+        raise
+    except Exception as error:  # each endpoint fails in its own ways
+        client.negotiated.addErrback(lambda _: None)
+        raise ClientFailed(f"cannot connect to the destination: {error}") from None
+    try:
+        return client, await client.negotiated
+    except CancelledError:
+        client.abort()
+        raise

@@ -1,0 +1,214 @@
+"""Finishes a migration whose source is retired, but whose destination may not know that it is
+complete.
+
+Owns nothing of the disk, which may be gone: the record says all that is needed.
+
+Rules (design, section 2: R6; docs/handoff.md):
+
+* the receiver must have this very migration's copy, whole and on record: it is told that the source
+  is retired, acknowledges that durably, and then gets the disconnect;
+* it is tried again and again, as every early drop is, for ever unless told otherwise;
+* once the receiver has acknowledged that the source is retired, both sides have on record which
+  copy is canonical. A receiver that then cannot be found any more, or knows of no migration, is
+  complete as far as anybody can tell: it ended, and took its record away, as in good order;
+* a receiver that was not told so, and has something else on record, is a matter for a human.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from ..storage import describe_error
+from .client import ClientFailed, SmallClient, connect_client
+from .outcome import MigrationError, Summary, Unconfirmed
+from .page import Page, Stage
+from .side import SideConversation, describe, message, open_side, side_name
+from .source_record import SourceRecord
+from .threads import InThread, ThreadWork
+
+_log = Logger()
+
+_FIRST_DELAY: Final = 0.1
+_LONGEST_DELAY: Final = 5.0
+_PATIENCE: Final = 30.0
+"""Seconds for which a receiver that has acknowledged everything is looked for."""
+
+
+class Finisher:
+    """Finishes one migration.
+
+    @param source: its record.
+    @param endpoint: where the destination's receiver is.
+    @param export: the name of its export.
+    @param give_up_after: seconds after which to give up; None to go on for ever.
+    @param reactor: the reactor; None for the global one.
+    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
+        reactor's thread pool.
+    """
+
+    def __init__(
+        self,
+        source: SourceRecord,
+        endpoint: IStreamClientEndpoint,
+        export: str = "",
+        *,
+        give_up_after: float | None = None,
+        reactor: Any = None,
+        in_thread: InThread | None = None,
+    ) -> None:
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        self._source = source
+        self._endpoint = endpoint
+        self._export = export
+        self._give_up_after = give_up_after
+        self._reactor = reactor
+        self._in_thread = in_thread if in_thread is not None else ThreadWork(reactor)
+        self._running: Deferred[Summary] | None = None
+        self._why = ""
+
+    def run(self) -> Deferred[Summary]:
+        """Finish the migration; to be called once.
+
+        @return: fires with a L{Summary} once the destination is complete, or fails with
+            L{Unconfirmed}.
+        """
+        self._running = Deferred.fromCoroutine(self._run())
+        return self._running
+
+    def stop(self, why: str = "stopped") -> None:
+        """Leave it unfinished; it may be finished by another."""
+        self._why = self._why or why
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _run(self) -> Summary:
+        began = self._reactor.seconds()
+        delay = _FIRST_DELAY
+        record = self._source.record
+        if not record.side_export:
+            _log.info(
+                "the copy at {destination} is whole and durable, and the source is retired; the "
+                "destination needs no telling",
+                event="finishing",
+                destination=str(record.destination),
+            )
+        try:
+            while self._source.record.side_export:
+                try:
+                    await self._try()
+                    break
+                except ClientFailed as error:
+                    if self._is_over(self._reactor.seconds() - began, error):
+                        break
+                    _log.warn(
+                        "the source is retired, but the destination could not be told that it is "
+                        "complete: {why}; trying again in {delay:.1f} s",
+                        event="restart",
+                        why=str(error),
+                        delay=delay,
+                        attempt=record.attempt,
+                    )
+                await deferLater(self._reactor, delay)
+                delay = min(2 * delay, _LONGEST_DELAY)
+        except CancelledError:
+            raise self._unconfirmed(self._why or "cancelled") from None
+        await self.put_on_record(self._in_thread, self._source)
+        seconds = self._reactor.seconds() - began
+        return Summary(record.size, 0, 0, seconds, record.attempt)
+
+    @staticmethod
+    async def put_on_record(in_thread: InThread, source: SourceRecord) -> None:
+        """Put on record that the destination is complete; at worst, it is asked again."""
+        try:
+            await in_thread(source.complete)
+        except OSError as error:
+            _log.warn(
+                "the migration is complete, but that could not be put on record: {error}",
+                event="record-failed",
+                error=describe_error(error),
+            )
+
+    def _unconfirmed(self, why: str) -> MigrationError:
+        record = self._source.record
+        return Unconfirmed(
+            f"{why}; the source is retired and the copy at {record.destination} is the canonical "
+            "one, but its receiver may not know that it is complete: run the same command again"
+        )
+
+    def _is_over(self, waited: float, error: ClientFailed) -> bool:
+        """Whether there is no need to try again; fails where there is no use in it."""
+        limit = self._give_up_after
+        if self._source.record.told:
+            if waited < min(_PATIENCE, limit if limit is not None else _PATIENCE):
+                return False
+            _log.warn(
+                "{why}; the destination has acknowledged that its copy is the canonical one: if a "
+                "receiver still waits there, it may be stopped",
+                event="finished-alone",
+                why=str(error),
+            )
+            return True
+        if limit is not None and waited >= limit:
+            raise self._unconfirmed(f"gave up after {limit:g} seconds ({error})")
+        return False
+
+    async def _try(self) -> None:
+        """One try.
+
+        @raise ClientFailed: the receiver could not be reached.
+        @raise Unconfirmed: it has something else.
+        """
+        cookie = secrets.randbits(64)
+        client = SmallClient(
+            self._reactor, self._export, side_name(self._export), first_cookie=cookie
+        )
+        try:
+            _, negotiated = await connect_client(self._endpoint, client)
+            if not negotiated.listed:
+                self._settle(None)
+                return
+            side, page = await open_side(self._endpoint, self._export, self._reactor)
+            try:
+                if self._is_ours(page, Stage.COPIED, Stage.RETIRED):
+                    await self._tell(side, client, cookie)
+                elif not self._is_ours(page, Stage.COMPLETE):
+                    self._settle(page)
+                await side.close()
+            finally:
+                side.abort()
+        finally:
+            client.abort()
+
+    def _is_ours(self, page: Page, *stages: Stage) -> bool:
+        return page.phase in stages and page.migration == self._source.record.migration
+
+    async def _tell(self, side: SideConversation, client: SmallClient, cookie: int) -> None:
+        await side.tell(message(Stage.RETIRED, self._source.record, cookie))
+        if not self._source.record.told:
+            await self._in_thread(self._source.told)
+        await client.disconnect()
+        page = await side.read()
+        if not self._is_ours(page, Stage.COMPLETE):
+            raise ClientFailed(f"the destination is not complete ({describe(page)})")
+
+    def _settle(self, page: Page | None) -> None:
+        """The destination knows nothing of this migration (any more)."""
+        if self._source.record.told and (page is None or page.phase == Stage.NONE):
+            return
+        found = describe(page) if page is not None else "there is no receiver of blockmig's"
+        if self._source.record.told and page is not None:
+            # Another migration into that disk, of which ours knows nothing.
+            _log.warn(
+                "another migration goes on at the destination: {found}",
+                event="finished-alone",
+                found=found,
+            )
+            return
+        raise self._unconfirmed(f"the destination does not know this migration: {found}")

@@ -1,0 +1,182 @@
+"""What the records found beside a disk let a command do with it.
+
+Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
+
+* a disk that was migrated away is nobody's source and nobody's destination, unless told `again`;
+* a copy that is not known to be canonical is nobody's source;
+* what cannot be understood is reported, and nothing is done on the strength of it;
+* a source that was retired by a migration not known to be complete is there to be finished, by the
+  same command line, and for nothing else;
+* a source whose copy is whole at one place must not be sent to another: were it deleted then, two
+  copies would look like the canonical one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..storage import describe_error
+from .outcome import Refused
+from .records import BadRecord, Kind, Phase, Record, Records, same_file
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFound:
+    """What a sender goes by.
+
+    @ivar record: the migration to go on with, or None for a new one.
+    @ivar retired: its source is retired, so that there is nothing left but to finish it.
+    @ivar instead_of: the migration that a human has told to be forgotten, where its copy is whole.
+    """
+
+    record: Record | None = None
+    retired: bool = False
+    instead_of: str = ""
+
+
+def _read(records: Records, kind: Kind, again: bool) -> Record | None:
+    try:
+        return records.read(kind)
+    except BadRecord as error:
+        if again:
+            return None
+        raise Refused(
+            f"{error}; `blockmig inspect {records.path}` says more, and --again disregards it"
+        ) from None
+    except OSError as error:
+        raise Refused(f"{records.name(kind)}: {describe_error(error)}") from None
+
+
+def destination_record(records: Records, again: bool) -> Record | None:
+    """The record to go on from, if a migration may be received here.
+
+    @param again: disregard what the records say.
+    @raise Refused: it may not.
+    """
+    _check_writable(records)
+    migrated = _read(records, Kind.MIGRATED, again)
+    migrating = _read(records, Kind.MIGRATING, again)
+    incomplete = _read(records, Kind.INCOMPLETE, again)
+    if again:
+        return None
+    if migrated is not None:
+        raise Refused(
+            f"{records.path}: was migrated to {migrated.destination} on {migrated.retired} "
+            f"({records.name(Kind.MIGRATED)}); to receive into it all the same, say --again"
+        )
+    if migrating is not None:
+        raise Refused(
+            f"{records.path}: a migration of it to {migrating.destination} is not known to be "
+            f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
+            "to receive into it all the same, say --again"
+        )
+    return incomplete
+
+
+def _check_writable(records: Records) -> None:
+    try:
+        records.check_writable()
+    except OSError as error:
+        raise Refused(
+            f"{records.name(Kind.INCOMPLETE)}: records cannot be kept there: "
+            f"{describe_error(error)}"
+        ) from None
+
+
+def source_found(
+    records: Records,
+    identity: str | None,
+    destination: str,
+    *,
+    unlink: bool = False,
+    again: bool = False,
+) -> SourceFound:
+    """What a sender may do with this source.
+
+    @param identity: the identity of the disk that is there; None where there is none.
+    @param destination: the URI to send to.
+    @param unlink: it is to be deleted.
+    @param again: disregard what the records say of earlier migrations.
+    @raise Refused: nothing.
+    """
+    _check_writable(records)
+    path = records.path
+    if _read(records, Kind.INCOMPLETE, False) is not None:
+        raise Refused(
+            f"{path}: is a copy that is not known to be complete "
+            f"({records.name(Kind.INCOMPLETE)}): see `blockmig inspect {path}`"
+        )
+    migrating = _read(records, Kind.MIGRATING, again)
+    migrated = _read(records, Kind.MIGRATED, again)
+    if again:
+        if identity is None:
+            raise Refused(f"{path}: no such file")
+        whole = migrating is not None and migrating.phase == Phase.COPIED
+        return SourceFound(instead_of=migrating.migration if migrating and whole else "")
+    if migrated is not None and (
+        migrating is None or migrated.confirmed or migrating.migration != migrated.migration
+    ):
+        raise Refused(
+            f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
+            f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
+            "to send it all the same, say --again"
+        )
+    if migrating is None:
+        if identity is None:
+            raise Refused(f"{path}: no such file")
+        return SourceFound()
+    if migrated is not None or _deleted(migrating, identity, path):
+        _check_finish(migrated or migrating, identity, destination, unlink, path)
+        return SourceFound(migrated or migrating, retired=True)
+    if identity is None:
+        raise Refused(
+            f"{path}: is gone, and blockmig did not delete it: its migration to "
+            f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
+        )
+    return _go_on(migrating, destination, path)
+
+
+def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
+    """Whether the source was retired by deleting it."""
+    if not (migrating.unlink and migrating.phase == Phase.COPIED):
+        return False
+    if identity is None:
+        return True
+    same = same_file(migrating.identity, identity)
+    if same is None:
+        raise Refused(
+            f"{path}: may or may not be the file whose migration to {migrating.destination} was "
+            "to delete it, and which may be gone; to send it all the same, say --again"
+        )
+    return not same
+
+
+def _check_finish(
+    record: Record, identity: str | None, destination: str, unlink: bool, path: str
+) -> None:
+    if record.destination.address != destination:
+        raise Refused(
+            f"{path}: its migration to {record.destination} has retired it, and is not known to be "
+            f"complete: give {record.destination.address} to finish it"
+        )
+    if record.unlink and identity is not None:
+        raise Refused(
+            f"{path}: is not the file that was migrated to {record.destination} and deleted; move "
+            "it away to finish that migration, or say --again to send this file"
+        )
+    if unlink and not record.unlink:
+        raise Refused(
+            f"{path}: was migrated to {record.destination}, to be kept: "
+            "finish that without --unlink, and delete it then"
+        )
+
+
+def _go_on(migrating: Record, destination: str, path: str) -> SourceFound:
+    if migrating.destination.address == destination:
+        return SourceFound(migrating)
+    if migrating.phase == Phase.COPIED:
+        raise Refused(
+            f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
+            "canonical copy there: send it there, or delete that copy and say --again"
+        )
+    return SourceFound()

@@ -1,0 +1,146 @@
+"""What the source has on record about its migration, and how that changes.
+
+Owns DISK.MIGRATING and DISK.MIGRATED; the order of the steps is the `handoff` machine's.
+
+Rules (design, section 2: R1, R6, R7):
+
+* MIGRATING stands from before the first byte is sent until the destination is known to be complete,
+  and says C{copied} before the source is retired: with the source gone it then tells that we have
+  deleted it, and where its copy is;
+* MIGRATED appears in one piece; that is what retires a source that is kept. It stays;
+* what an earlier migration has left is taken away before the new one's record appears, not after.
+
+The calls block: they are made from threads, one at a time.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from ..storage import NotDurable, describe_error
+from .found import SourceFound
+from .records import BadRecord, Kind, Phase, Record, Records, Side, this_host, timestamp
+
+
+class SourceRecord:
+    """The record of one source.
+
+    @param records: where it is kept; None where it is not.
+    @param found: what the source was found to be.
+    @param disk: the path of the disk.
+    @param destination: the URI that it goes to.
+    @param size: bytes of the disk.
+    @param unlink: it is retired by deleting it.
+    @param identity: of the disk.
+    @param again: a human disregards earlier migrations.
+    @ivar record: what is on record, or would be.
+    """
+
+    def __init__(
+        self,
+        records: Records | None,
+        found: SourceFound,
+        *,
+        disk: str,
+        destination: str,
+        size: int,
+        unlink: bool = False,
+        identity: str = "",
+        again: bool = False,
+    ) -> None:
+        before = found.record
+        self._records = records
+        self._clean = not again
+        self._stands = before is not None
+        if found.retired and before is not None:
+            self.record = before
+            return
+        self.record = Record(
+            migration=before.migration if before is not None else str(uuid.uuid4()),
+            phase=before.phase if before is not None else Phase.COPYING,
+            attempt=before.attempt if before is not None else 0,
+            size=size,
+            source=Side(this_host(), disk),
+            destination=Side(address=destination),
+            began=before.began if before is not None else timestamp(),
+            unlink=unlink,
+            identity=identity,
+            instead_of=before.instead_of if before is not None else found.instead_of,
+        )
+
+    def _write(self, kind: Kind, record: Record) -> None:
+        if self._records is not None:
+            record = self._records.write(kind, record)
+        self.record = record
+
+    def copying(self, attempt: int, destination: Side, side_export: bool) -> None:
+        """I{Slow.} An attempt begins.
+
+        @param attempt: its number.
+        @param destination: what is known of the other side.
+        @param side_export: it has the side export.
+        """
+        if not self._clean and self._records is not None:
+            self._records.remove(Kind.MIGRATED, Kind.MIGRATING)
+        self._clean = True
+        record = self.record.but(
+            phase=Phase.COPYING,
+            attempt=attempt,
+            destination=destination,
+            side_export=side_export,
+        )
+        self._write(Kind.MIGRATING, record)
+        self._stands = True
+
+    def copied(self) -> None:
+        """I{Slow.} The destination's copy is whole and durable; the source may be retired."""
+        self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPIED))
+
+    def retire_kept(self) -> None:
+        """I{Slow.} Retire a source that stays where it is, by saying so.
+
+        @raise OSError: it is not retired.
+        @raise NotDurable: it is, but that may be undone by a power failure.
+        """
+        record = self.record.but(retired=timestamp())
+        try:
+            self._write(Kind.MIGRATED, record)
+        except OSError as error:
+            if self._is_marked():
+                why = f"{self._path} is marked as migrated, but perhaps not durably"
+                raise NotDurable(f"{why}: {describe_error(error)}") from None
+            raise
+
+    @property
+    def _path(self) -> str:
+        return self._records.path if self._records is not None else ""
+
+    def _is_marked(self) -> bool:
+        try:
+            found = self._records.read(Kind.MIGRATED) if self._records is not None else None
+        except (OSError, BadRecord):
+            return True  # something stands there now
+        return found is not None and found.migration == self.record.migration
+
+    def told(self) -> None:
+        """I{Slow.} The destination has acknowledged that the source is retired."""
+        self._write(Kind.MIGRATING, self.record.but(told=timestamp()))
+
+    def complete(self) -> None:
+        """I{Slow.} The destination is complete: nothing is left to be finished."""
+        if self._records is None:
+            return
+        record = self.record
+        if not record.unlink or record.instead_of:
+            retired = record.retired or timestamp()
+            self._records.write(Kind.MIGRATED, record.but(retired=retired, confirmed=timestamp()))
+        gone = (Kind.ACCEPTED,) if record.unlink else ()
+        self._records.remove(Kind.MIGRATING, *gone)
+
+    def abandon(self) -> None:
+        """I{Slow.} The migration ends without the source being retired.
+
+        A copy that is whole, somewhere, keeps its record: it could be taken for the canonical one.
+        """
+        if self._records is not None and self._stands and self.record.phase == Phase.COPYING:
+            self._records.remove(Kind.MIGRATING)
