@@ -49,6 +49,7 @@ from .write_behind import WriteBehind
 _log = Logger()
 
 _TELL_TIMEOUT: Final = 5.0
+_TELL_ASIDE_TIMEOUT: Final = 0.5
 
 Answer = Errno | Deferred[Errno]
 """What a request is answered with, now or once something is done."""
@@ -116,6 +117,7 @@ class Attempts:
     @ivar attempts: how many have begun.
     @ivar record: what stands beside the disk now, or would if records were kept.
     @ivar copied: every byte is here, durable, and on record as such.
+    @ivar speaker: the connection to the side export whose message was last accepted.
     @ivar last: the connection whose disconnect completes the migration.
     @ivar touched: something was put on record, and perhaps on the disk.
     """
@@ -139,6 +141,7 @@ class Attempts:
         self.touched = False
         self.disconnected = False
         self.last: ServerConnection | None = None
+        self.speaker: ServerConnection | None = None
         self.complete = False
         self.failure: MigrationError | None = None
         self.failure_told = Errno.EIO
@@ -480,7 +483,7 @@ class Attempts:
         self.failure_told = errno_to_wire(getattr(error, "errno", None))
         self.failure = LocalFailure(f"{self.disk.name}: {describe_error(error)}")
         _log.error("the disk failed: {error}", event="disk-failed", error=str(self.failure))
-        delay = _TELL_TIMEOUT if self.attempt is not None else 0
+        delay = _TELL_TIMEOUT if self.attempt is not None else _TELL_ASIDE_TIMEOUT
         self._telling = self._reactor.callLater(delay, self.machine.give_up, self.failure)
         self._end()
 

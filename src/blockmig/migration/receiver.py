@@ -173,6 +173,8 @@ class _SideExport:
             answer: Answer = Errno.EINVAL
         else:
             answer = self._core.machine.tell(page)
+            if answer == Errno.OK or isinstance(answer, Deferred):
+                self._core.speaker = connection
         return _told(answer) if isinstance(answer, Errno) else answer.addCallback(_told)
 
     def failed(
@@ -185,8 +187,8 @@ class _SideExport:
         return False
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
-        """Its sender may take time to retire the source."""
-        return self._core.copied
+        """It is the sender's, which has nothing to say here while it copies."""
+        return self._core.speaker is connection
 
     def disconnected(self, connection: ServerConnection) -> None:
         """The end of the conversation."""

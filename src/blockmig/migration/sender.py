@@ -333,8 +333,6 @@ class SenderProtocol(Protocol):
             sender.check_page(page)
             place = Side(page.host, page.disk, sender.destination)
             await self._tell(Stage.COPYING)
-            assert self._side is not None
-            await self._side.close()
         if self._ended:
             return
         await sender.in_thread(sender.source.copying, sender.attempt, place, self._listed)
@@ -471,8 +469,16 @@ class SenderProtocol(Protocol):
             self._handoff.confirmed()
 
     async def _ask(self) -> None:
-        await self._open_side()
-        await self._tell(Stage.COPIED)
+        """By the connection that is there since the attempt began, unless silence has cost it."""
+        assert self._side is not None
+        try:
+            await self._tell(Stage.COPIED)
+        except ClientFailed as error:
+            if error.error:
+                raise
+            self._side.abort()
+            await self._open_side()
+            await self._tell(Stage.COPIED)
 
     def record(self) -> None:
         """In a thread, since it waits for the medium."""
