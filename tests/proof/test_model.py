@@ -13,10 +13,14 @@ from tests.proof.model import (
     MUTATIONS,
     REDUNDANT,
     Bound,
+    Explored,
     Mutation,
     Result,
+    first_broken,
+    harmless,
     row_of_bound,
     row_of_mutation,
+    single_edits,
     whole,
 )
 
@@ -53,3 +57,14 @@ def test_redundant(mutation: Mutation) -> None:
     result = mutation.explore()
     print(row_of_mutation(mutation, result))
     assert not result.broken, told(result)
+
+
+@pytest.mark.skipif(not whole(), reason="BLOCKMIG_FULL=1 tries every edit")
+@pytest.mark.parametrize(
+    ("name", "explored"), list(single_edits()), ids=[name for name, _ in single_edits()]
+)
+def test_any_edit(name: str, explored: Explored) -> None:
+    """To leave out a step, or exchange two neighbours, breaks a rule, or there is a reason."""
+    result = first_broken(explored)
+    print(f"{name:<75} {result.broken[:1] or harmless(name)}")
+    assert bool(result.broken) != bool(harmless(name)), told(result)
