@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import struct
 from collections import deque
+from dataclasses import replace
 
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address
@@ -144,6 +145,10 @@ class Threads:
         done = Deferred()
         self.waiting.append((done, function, arguments))
         return done
+
+    def names(self):
+        """What waits to be done."""
+        return [function.__name__ for _, function, _ in self.waiting]
 
     def run(self, count=None):
         """Do the first C{count} works, or all."""
@@ -471,6 +476,13 @@ class SocketTransport(tcp.Connection):
 
     def logPrefix(self):
         return "test"
+
+
+def make_plain(receiver):
+    """Have a receiver list no side export, as any other NBD server."""
+    factory = receiver.factory()
+    names = [name for name in factory._settings.names() if not name.endswith(".handoff")]
+    factory._settings = replace(factory._settings, names=lambda: names)
 
 
 def request_bytes(command, offset=0, length=0, flags=0, cookie=0, magic=0x25609513):

@@ -73,10 +73,40 @@ class OpenTests(Case):
     def test_create(self):
         path = self.mktemp()
         disk = self.open(path, size=10 * MIB + 1)
-        self.assertTrue(disk.created)
-        status = os.stat(path)
-        self.assertEqual((10 * MIB + 1, 0), (status.st_size, status.st_blocks))
-        self.assertEqual(0o600, status.st_mode & 0o777)
+        self.assertEqual((True, 10 * MIB + 1), (disk.created, disk.size))
+        self.assertEqual(0, os.stat(path).st_size)
+        for _ in range(2):
+            disk.prepare()
+            status = os.stat(path)
+            self.assertEqual((10 * MIB + 1, 0), (status.st_size, status.st_blocks))
+            self.assertEqual(0o600, status.st_mode & 0o777)
+
+    def test_empty_until_it_is_prepared(self):
+        """A crash before the record stands must leave nothing that looks like a disk."""
+        path = self.mktemp()
+        disk = self.open(path, size=5000)
+        self.assertIsNone(disk.fileno())
+        self.assertEqual(bytes(100), disk.read(4900, 100))
+        disk.close()
+        self.assertRaises(OSError, disk.read, 0, 1)
+        self.assertEqual(0, os.stat(path).st_size)
+        again = self.open(path, size=6000)
+        self.assertEqual((False, 6000), (again.created, again.size))
+        again.prepare()
+        self.assertIsNotNone(again.fileno())
+        self.assertEqual(6000, os.stat(path).st_size)
+        self.assertEqual(b"", again.read(0, 0))
+
+    def test_empty_is_nothing_to_read_from(self):
+        self.assertIn("empty", self.refused(self.make(b""), writable=False, size=5000))
+
+    def test_preparing_what_is_whole_does_nothing(self):
+        path = self.make()
+        calls = Calls()
+        disk = self.open(path, size=5000, system=calls)
+        self.assertIsNotNone(disk.fileno())
+        disk.prepare()
+        self.assertNotIn("ftruncate", calls.names())
 
     def test_existing_with_its_size(self):
         path = self.make()
@@ -108,7 +138,12 @@ class OpenTests(Case):
 
     def test_created_where_truncating_fails(self):
         path = self.mktemp()
-        self.refused(path, size=5000, system=Calls(ftruncate=errno.EFBIG))
+        disk = self.open(path, size=5000, system=Calls(ftruncate=errno.EFBIG))
+        for _ in range(2):
+            self.assertEqual(errno.EFBIG, self.assertRaises(OSError, disk.prepare).errno)
+            self.assertIsNone(disk.fileno())
+        self.assertEqual(0, os.stat(path).st_size)
+        disk.discard()
         self.assertFalse(os.path.exists(path))
 
     def test_directory(self):
@@ -155,7 +190,7 @@ class OpenTests(Case):
 
     def test_locked_before_it_is_truncated(self):
         calls = Calls()
-        self.open(self.mktemp(), size=5, system=calls)
+        self.open(self.mktemp(), size=5, system=calls).prepare()
         self.assertLess(calls.names().index("flock"), calls.names().index("ftruncate"))
 
     def test_no_locks_there(self):
@@ -312,6 +347,7 @@ class LookTests(Case):
     def test_extents(self):
         path = self.mktemp()
         disk = self.open(path, size=8 * MIB)
+        disk.prepare()
         disk.write(2 * MIB, b"x" * MIB)
         found = list(disk.extents(0))
         self.assertEqual(

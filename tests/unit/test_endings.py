@@ -46,6 +46,7 @@ from .support import (
     Threads,
     UnlinkableDisk,
     in_thread,
+    make_plain,
     request_bytes,
 )
 
@@ -109,7 +110,7 @@ class ReceiverStatusTests(ReceiverCase):
         self.copied()
         self.receiver.stop("enough")
         words = self.ends_with(Unconfirmed, ExitStatus.UNCONFIRMED)
-        for word in ("enough", "durable", "only if the source was deleted"):
+        for word in ("enough", "durable", "only if the source was retired", "192.0.2.7"):
             self.assertIn(word, words)
 
     def test_gives_up_with_a_whole_durable_copy(self):
@@ -454,12 +455,14 @@ class ToldTests(SynchronousTestCase):
 class OtherTransportTests(SynchronousTestCase):
     """Where nothing can be half closed (TLS, for one) a connection that closes in good order."""
 
-    def run_with(self, close):
+    def run_with(self, close, lists=False):
         clock = Clock()
         disk = UnlinkableDisk(DATA)
         target = MemoryDisk(b"o" * SIZE)
         receiver = Receiver(target, reactor=clock, in_thread=in_thread)
         receiver.complete().addErrback(lambda _: None)
+        if not lists:
+            make_plain(receiver)
 
         def build():
             connection = receiver.factory().buildProtocol(ADDRESS)
@@ -481,6 +484,8 @@ class OtherTransportTests(SynchronousTestCase):
             connection.close = lambda: connection.transport.other.lose(ConnectionLost())
 
         self.failureResultOf(self.run_with(reset), Unconfirmed)
+        # A destination that can be asked says by itself that it is complete.
+        self.assertEqual(SIZE, self.successResultOf(self.run_with(reset, True)).bytes)
 
 
 class RetireTests(SynchronousTestCase):
@@ -496,7 +501,9 @@ class RetireTests(SynchronousTestCase):
         endpoint.pump()
         self.assertNoResult(self.arrived)
         self.assertEqual(DATA, bytes(self.target.data))
-        self.assertEqual(1, len(endpoint.links), "no other attempt once it was retired")
+        self.assertEqual(1, receiver.attempts, "no other attempt once it was retired")
+        self.assertTrue(all(link.client.lost for link in endpoint.links))
+        self.assertEqual(2, len(endpoint.links))
         return outcome
 
     def test_deleted_but_not_durably(self):

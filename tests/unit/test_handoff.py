@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+from automat import NoTransition
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration.handoff import make_handoff
 
 
 class Actions:
-    def __init__(self):
+    def __init__(self, said=None):
         self.done_ = []
+        self.said_ = [] if said is None else said
 
     def __getattr__(self, name):
         if name.startswith("_"):
@@ -19,6 +21,7 @@ class Actions:
 
         def action(*arguments):
             self.done_.append(name)
+            self.said_.append(arguments)
 
         return action
 
@@ -26,49 +29,78 @@ class Actions:
 INPUTS = {
     "covered": (),
     "flushed": (),
+    "confirmed": (),
+    "recorded": (),
     "retired": (),
-    "retire_failed": (OSError(5, "broken"),),
+    "told": (),
+    "step_failed": (OSError(5, "broken"),),
     "closed": (),
     "dropped": ("why",),
+    "complete": (),
+    "incomplete": ("not there",),
 }
+_DROPS = {"closed": ("ended", "restart"), "dropped": ("ended", "restart")}
 # From a state: what each input leads to, as the state and the action; None stays where it is.
 TABLE = {
-    "copying": {
-        "covered": ("flushing", "flush"),
-        "closed": ("ended", "restart"),
-        "dropped": ("ended", "restart"),
+    "copying": {"covered": ("flushing", "flush"), **_DROPS},
+    "flushing": {"flushed": ("confirming", "confirm"), **_DROPS},
+    "confirming": {"confirmed": ("recording", "record"), **_DROPS},
+    "recording": {
+        "recorded": ("retiring", "retire"),
+        "step_failed": ("ended", "failed"),
+        "closed": ("recording, alone", None),
+        "dropped": ("recording, alone", None),
     },
-    "flushing": {
-        "flushed": ("retiring", "retire"),
-        "closed": ("ended", "restart"),
-        "dropped": ("ended", "restart"),
+    "recording, alone": {
+        "recorded": ("ended", "restart"),
+        "step_failed": ("ended", "failed"),
+        "closed": ("recording, alone", None),
+        "dropped": ("recording, alone", None),
     },
     "retiring": {
-        "retired": ("disconnecting", "disconnect"),
-        "retire_failed": ("ended", "failed"),
-        "closed": ("alone", None),
-        "dropped": ("alone", None),
+        "retired": ("telling", "tell"),
+        "step_failed": ("ended", "failed"),
+        "closed": ("retiring, alone", None),
+        "dropped": ("retiring, alone", None),
     },
-    "alone": {
-        "retired": ("ended", "unconfirmed"),
-        "retire_failed": ("ended", "failed"),
-        "closed": ("alone", None),
-        "dropped": ("alone", None),
+    "retiring, alone": {
+        "retired": ("ended", "finish"),
+        "step_failed": ("ended", "failed"),
+        "closed": ("retiring, alone", None),
+        "dropped": ("retiring, alone", None),
+    },
+    "telling": {
+        "told": ("disconnecting", "disconnect"),
+        "closed": ("ended", "finish"),
+        "dropped": ("ended", "finish"),
     },
     "disconnecting": {
-        "closed": ("ended", "done"),
-        "dropped": ("ended", "unconfirmed"),
+        "closed": ("checking", "check"),
+        "dropped": ("checking", "check"),
+    },
+    "checking": {
+        "complete": ("ended", "done"),
+        "incomplete": ("ended", "finish"),
+        "closed": ("checking", None),
+        "dropped": ("checking", None),
     },
     "ended": dict.fromkeys(INPUTS, ("ended", None)),
 }
+_ORDER = ["covered", "flushed", "confirmed", "recorded", "retired", "told", "closed", "complete"]
 PATHS = {
     "copying": [],
-    "flushing": ["covered"],
-    "retiring": ["covered", "flushed"],
-    "alone": ["covered", "flushed", "dropped"],
-    "disconnecting": ["covered", "flushed", "retired"],
+    "flushing": _ORDER[:1],
+    "confirming": _ORDER[:2],
+    "recording": _ORDER[:3],
+    "recording, alone": [*_ORDER[:3], "dropped"],
+    "retiring": _ORDER[:4],
+    "retiring, alone": [*_ORDER[:4], "dropped"],
+    "telling": _ORDER[:5],
+    "disconnecting": _ORDER[:6],
+    "checking": _ORDER[:7],
     "ended": ["dropped"],
 }
+ENDS = {"done", "restart", "failed", "finish"}
 
 
 def put(machine, name):
@@ -76,8 +108,8 @@ def put(machine, name):
 
 
 class HandoffTests(SynchronousTestCase):
-    def make(self, path=()):
-        actions = Actions()
+    def make(self, path=(), said=None):
+        actions = Actions(said)
         machine = make_handoff(actions)
         for name in path:
             put(machine, name)
@@ -85,75 +117,133 @@ class HandoffTests(SynchronousTestCase):
 
     def test_the_order(self):
         machine, done = self.make()
-        for name, expected in (
-            ("covered", "flush"),
-            ("flushed", "retire"),
-            ("retired", "disconnect"),
-            ("closed", "done"),
-        ):
+        expected = ["flush", "confirm", "record", "retire", "tell", "disconnect", "check", "done"]
+        for name, action in zip(_ORDER, expected, strict=True):
             put(machine, name)
-            self.assertEqual(expected, done[-1])
-        self.assertEqual(["flush", "retire", "disconnect", "done"], done)
+            self.assertEqual(action, done[-1])
+        self.assertEqual(expected, done)
 
     def test_each_input_in_each_state(self):
+        """What it does, and where it leads: told by what the second input then does."""
         for state, path in PATHS.items():
-            for name in INPUTS:
-                with self.subTest(state=state, input=name):
-                    machine, done = self.make(path)
-                    before = list(done)
-                    try:
-                        put(machine, name)
-                    except Exception:
-                        # What cannot happen here is refused, and nothing was done.
-                        self.assertNotIn(name, TABLE[state])
-                        self.assertEqual(before, done)
-                        continue
-                    self.assertIn(name, TABLE[state])
-                    action = TABLE[state][name][1]
-                    self.assertEqual(before + ([action] if action else []), done)
+            for name, second in itertools.product(INPUTS, repeat=2):
+                with self.subTest(state=state, input=name, then=second):
+                    self.check_inputs(state, path, name, second)
+
+    def check_inputs(self, state, path, *names):
+        machine, done = self.make(path)
+        for name in names:
+            before = list(done)
+            if name not in TABLE[state]:
+                # What cannot happen here is refused, and nothing is done.
+                self.assertRaises(NoTransition, put, machine, name)
+                self.assertEqual(before, done)
+                return
+            put(machine, name)
+            state, action = TABLE[state][name]
+            self.assertEqual(before + ([action] if action else []), done)
 
     def test_every_sequence(self):
-        """All sequences of six inputs: what must never happen does not."""
-        for sequence in itertools.product(INPUTS, repeat=6):
-            machine, done = self.make()
-            flushed = retired = False
-            for name in sequence:
-                before = len(done)
-                try:
-                    put(machine, name)
-                except Exception:
-                    break
-                if name == "flushed" and "flush" in done[:before]:
-                    flushed = True
-                if name == "retired" and "retire" in done[:before]:
-                    retired = True
-                if "retire" in done:
-                    self.assertTrue(flushed, sequence)
-                    self.assertNotIn("restart", done, sequence)
-                if "disconnect" in done or "done" in done or "unconfirmed" in done:
-                    self.assertTrue(retired, sequence)
-            self.assertEqual(len(set(done)), len(done), sequence)
-            ends = {"done", "restart", "failed", "unconfirmed"}.intersection(done)
-            self.assertLessEqual(len(ends), 1, sequence)
-            if ends:
-                self.assertEqual(ends, {done[-1]})
+        """All sequences that can happen, ten inputs long: what must never happen does not."""
+        count = self.follow((), 10)
+        self.assertGreater(count, 200)
+
+    def follow(self, sequence, length):
+        machine, done = self.make(sequence)
+        self.check_done(sequence, done)
+        if ENDS.intersection(done) or not length:
+            return 1
+        count = 0
+        for name in INPUTS:
+            trial, _ = self.make(sequence)
+            try:
+                put(trial, name)
+            except NoTransition:
+                continue
+            count += self.follow((*sequence, name), length - 1)
+        return count
+
+    def check_done(self, sequence, done):
+        self.assertEqual(len(set(done)), len(done), sequence)
+        for action, needed in {
+            "confirm": "flushed",
+            "record": "confirmed",
+            "retire": "recorded",
+            "tell": "retired",
+            "disconnect": "told",
+            "finish": "retired",
+            "done": "complete",
+        }.items():
+            if action in done:
+                self.assertIn(needed, sequence)
+        if "retire" in done:
+            self.assertNotIn("restart", done, sequence)
+        if "retired" in sequence:
+            self.assertNotIn("failed", done, sequence)
+        ends = ENDS.intersection(done)
+        self.assertLessEqual(len(ends), 1, sequence)
+        if ends:
+            self.assertEqual(ends, {done[-1]})
+
+    def test_what_is_said(self):
+        """Why an attempt was of no use, and how the connection was lost, is handed on."""
+        for path, name, expected in (
+            ([], "dropped", ("why",)),
+            ([], "closed", ("the destination closed the connection",)),
+            (_ORDER[:3], "step_failed", INPUTS["step_failed"]),
+            (_ORDER[:5], "dropped", ("why",)),
+            (_ORDER[:6], "closed", ("",)),
+            (_ORDER[:6], "dropped", ("why",)),
+            (_ORDER[:7], "incomplete", ("not there",)),
+        ):
+            said = []
+            machine, _ = self.make(path, said)
+            put(machine, name)
+            self.assertEqual(expected, said[-1], (path, name))
 
     def test_answered_from_inside(self):
-        """Actions that answer at once, as where there is no FLUSH and nothing to unlink."""
+        """Actions that answer at once, as with a plain peer that has no FLUSH, and no records."""
         done = []
+        answers = {
+            "flush": "flushed",
+            "confirm": "confirmed",
+            "record": "recorded",
+            "retire": "retired",
+            "tell": "told",
+            "check": "complete",
+        }
 
         class Prompt(Actions):
-            def flush(self):
-                done.append("flush")
-                machine.flushed()
+            def __getattr__(self, name):
+                def action(*_):
+                    done.append(name)
+                    if name in answers:
+                        put(machine, answers[name])
 
-            def retire(self):
-                done.append("retire")
-                machine.retired()
-
-            def disconnect(self):
-                done.append("disconnect")
+                return action
 
         machine = make_handoff(Prompt())
         machine.covered()
-        self.assertEqual(["flush", "retire", "disconnect"], done)
+        expected = ["flush", "confirm", "record", "retire", "tell", "disconnect"]
+        self.assertEqual(expected, done)
+        machine.dropped("reset")
+        self.assertEqual([*expected, "check", "done"], done)
+
+    def test_lost_from_inside(self):
+        """Telling a peer that is gone already."""
+        for name, end in (("flush", "restart"), ("confirm", "restart"), ("tell", "finish")):
+            done = []
+
+            class Lost(Actions):
+                def __getattr__(self, action, name=name, done=done):
+                    def act(*_):
+                        done.append(action)
+                        if action == name:
+                            machine.dropped("gone")
+
+                    return act
+
+            machine = make_handoff(Lost())
+            for step in _ORDER[: {"flush": 1, "confirm": 2, "tell": 5}[name]]:
+                put(machine, step)
+            self.assertEqual([name, end], done[-2:])

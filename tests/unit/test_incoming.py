@@ -91,11 +91,14 @@ class Calls(SystemCalls):
 
 class Case(SynchronousTestCase):
     length = SIZE
+    prepared = True
 
     def setUp(self):
         path = self.mktemp()
         self.disk = FileDisk(path, size=SIZE)
         self.addCleanup(self.disk.close)
+        if self.prepared:
+            self.disk.prepare()
         self.make(Calls())
 
     def make(self, calls, protocol=None):
@@ -287,6 +290,8 @@ class TakingOverTests(Case):
 
 class ReceiverTests(Case):
     """The receiver's own connection above a real socket, and disks that fail."""
+
+    prepared = False
 
     def begin(self, calls=None, disk=None):
         self.calls = calls or Calls()

@@ -22,9 +22,16 @@ from zope.interface.verify import verifyClass, verifyObject
 from blockmig.cli.logs import LineObserver
 from blockmig.cli.options import TapOptions
 from blockmig.cli.tap import OperationService
-from blockmig.interfaces import IDisk, IExportHandler, IPayloadReceiver, IUnlinkableDisk
+from blockmig.interfaces import (
+    IDisk,
+    IExportHandler,
+    IPayloadReceiver,
+    IRecordedDisk,
+    IUnlinkableDisk,
+)
 from blockmig.migration import Receiver, Sender
-from blockmig.migration.receiver import _MigrationExport
+from blockmig.migration.client import SmallClient, _OneFactory
+from blockmig.migration.receiver import _MigrationExport, _SideExport
 from blockmig.migration.sender import SenderProtocol, _AttemptFactory
 from blockmig.server import ServerConnection
 from blockmig.storage import BlockDisk, FileDisk
@@ -70,7 +77,10 @@ class InterfaceTests(SynchronousTestCase):
         with FileDisk(path, size=5) as disk:
             self.assertTrue(verifyObject(IDisk, disk))
             self.assertTrue(verifyObject(IUnlinkableDisk, disk))
+            self.assertTrue(verifyObject(IRecordedDisk, disk))
         self.assertTrue(verifyClass(IUnlinkableDisk, FileDisk))
+        self.assertTrue(verifyClass(IRecordedDisk, FileDisk))
+        self.assertTrue(verifyClass(IRecordedDisk, BlockDisk))
         self.assertTrue(verifyClass(IDisk, BlockDisk, tentative=False))
         self.assertFalse(IUnlinkableDisk.implementedBy(BlockDisk))
         os.unlink(path)
@@ -83,6 +93,13 @@ class InterfaceTests(SynchronousTestCase):
         handler = self.receiver.factory()._settings.lookup("")
         self.assertIsInstance(handler, _MigrationExport)
         self.assertTrue(verifyObject(IExportHandler, handler))
+        side = self.receiver.factory()._settings.lookup(".handoff")
+        self.assertIsInstance(side, _SideExport)
+        self.assertTrue(verifyObject(IExportHandler, side))
+
+    def test_clients(self):
+        self.assertTrue(verifyObject(IProtocol, SmallClient(self.clock, "")))
+        self.assertTrue(verifyObject(IProtocolFactory, _OneFactory(lambda: None)))
 
     def test_twistd(self):
         self.assertTrue(verifyObject(IServiceMaker, plugin))

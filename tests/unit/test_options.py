@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.python import usage
@@ -10,7 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig import __version__
 from blockmig.cli.main import main
 from blockmig.cli.options import (
+    AcceptOptions,
     BlockmigOptions,
+    InspectOptions,
     ReceiveOptions,
     SendOptions,
     TapOptions,
@@ -103,6 +108,8 @@ class ReceiveTests(Case):
                 "listen": "tcp:10809:interface=127.0.0.1",
                 "export": "",
                 "oldstyle": 0,
+                "again": 0,
+                "state-dir": None,
                 "handshake-timeout": 30.0,
                 "idle-timeout": 60.0,
                 "give-up-after": 0.0,
@@ -151,6 +158,8 @@ class SendTests(Case):
         for name, value in {
             "unlink": 0,
             "retry": 0,
+            "again": 0,
+            "state-dir": None,
             "max-rate": None,
             "give-up-after": 0.0,
             "progress": "auto",
@@ -190,6 +199,62 @@ class SendTests(Case):
         self.refused("not supported", "send", "x", "nbds://h/")
         self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
         self.refused("less than one byte", "send", "x", "nbd://h/", "--max-rate", "0")
+
+
+class AgainTests(Case):
+    def test_both_ways(self):
+        for arguments in (["receive", "-f", "x"], ["send", "x", "nbd://h/"]):
+            options = self.parse(*arguments, "--again", "--state-dir", "/s")
+            self.assertEqual((1, "/s"), (options["again"], options["state-dir"]))
+
+
+class InspectTests(Case):
+    def test_one_and_two(self):
+        options = self.parse("inspect", "disk.img")
+        self.assertIsInstance(options, InspectOptions)
+        self.assertEqual((("disk.img",), 0), (tuple(options["disks"]), options["json"]))
+        self.assertIsNone(options["state-dir"])
+        options = self.parse("inspect", "a", "--json", "b", "--state-dir=/s")
+        self.assertEqual((("a", "b"), 1), (tuple(options["disks"]), options["json"]))
+        self.assertEqual("/s", options["state-dir"])
+
+    def test_bad(self):
+        self.refused("DISK [OTHER]", "inspect")
+        self.refused("DISK [OTHER]", "inspect", "a", "b", "c")
+        for option in ("--unlink", "--again", "--i-have-checked-the-source"):
+            self.assertRaises(usage.UsageError, self.parse, "inspect", "a", option)
+
+    def test_statuses(self):
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.write(b"x")
+        for arguments, status in (
+            (["inspect", path], 0),
+            (["inspect", self.mktemp()], 5),
+            (["inspect", "."], 3),
+            (["accept", path, "--i-have-checked-the-source"], 1),
+        ):
+            for stream in ("stdout", "stderr"):
+                self.patch(sys, stream, io.StringIO())
+            error = self.assertRaises(SystemExit, main, arguments)
+            self.assertEqual(status, error.code, arguments)
+
+
+class AcceptTests(Case):
+    def test_the_promise_is_needed(self):
+        self.refused("--i-have-checked-the-source is missing", "accept", "x")
+        self.refused("one argument", "accept", "--i-have-checked-the-source")
+        self.refused("one argument", "accept", "x", "y", "--i-have-checked-the-source")
+        options = self.parse("accept", "x", "--i-have-checked-the-source", "--state-dir", "/s")
+        self.assertIsInstance(options, AcceptOptions)
+        self.assertEqual(("x", "/s"), (options["disk"], options["state-dir"]))
+
+    def test_no_short_form_of_the_promise(self):
+        """Nobody says so by leaving out the half of it."""
+        for word in ("--i", "--i-have", "--i-have-checked"):
+            self.assertRaises(usage.UsageError, self.parse, "accept", "x", word)
+
+    test_no_short_form_of_the_promise.todo = "getopt takes abbreviations of long options"
 
 
 class CommandTests(Case):

@@ -42,6 +42,7 @@ from .support import (
     Threads,
     UnlinkableDisk,
     in_thread,
+    make_plain,
 )
 
 WRITE, FLUSH, DISC, ZEROES = Command.WRITE, Command.FLUSH, Command.DISC, Command.WRITE_ZEROES
@@ -202,6 +203,7 @@ class OrderTests(Case):
         self.assertTrue(self.disk.unlinked)
         self.endpoint.pump()
         self.assertEqual(DISC, server.commands()[-1])
+        threads.run()
         self.summary()
 
     def test_no_two_requests_in_flight_overlap(self):
@@ -478,11 +480,33 @@ class EndTests(Case):
     def until_retiring(self, threads):
         """Go on until the unlinking waits for its thread."""
         for _ in range(100):
-            if FLUSH in self.servers[0].commands():
+            if "unlink" in threads.names():
                 break
+            threads.run(1)
+            self.endpoint.pump()
+        self.assertEqual(FLUSH, self.servers[0].commands()[-1])
+        self.assertEqual(["unlink"], threads.names())
+        self.assertNotIn("unlink", self.disk.names())
+
+    def test_lost_while_it_is_put_on_record(self):
+        """Nothing was retired yet: it is an early drop as any other."""
+        threads = Threads()
+        self.send(threads, unlink=True)
+        for _ in range(100):
+            if "copied" in threads.names():
+                break
+            threads.run(1)
+            self.endpoint.pump()
+        self.endpoint.links[0].cut()
+        self.endpoint.pump()
+        threads.run()
+        self.assertFalse(self.disk.unlinked)
+        self.assertNoResult(self.outcome)
+        self.pass_time()
+        for _ in range(20):
             threads.run()
             self.endpoint.pump()
-        self.assertNotIn("unlink", self.disk.names())
+        self.assertEqual(2, self.summary().attempts)
 
     def test_source_fails(self):
         for method in ("extents", "probe", "read"):
@@ -621,6 +645,7 @@ class EndTests(Case):
         self.assertNoResult(self.outcome)
         threads.run()
         self.endpoint.pump()
+        threads.run()
         self.summary()
 
     def test_give_up(self):
@@ -657,12 +682,16 @@ class EndTests(Case):
 class TogetherTests(Case):
     """The sender against the receiver, cut at every place."""
 
+    plain = False
+
     def prepare(self, content, count=lambda piece: 1):
         self.clock = Clock()
         self.disk = UnlinkableDisk(content)
         self.target = MemoryDisk(b"o" * len(content))
         self.receiver = Receiver(self.target, reactor=self.clock, in_thread=in_thread)
         self.arrived = self.receiver.complete()
+        if self.plain:
+            make_plain(self.receiver)
         self.endpoint = MemoryEndpoint(
             self.clock, lambda: self.receiver.factory().buildProtocol(ADDRESS)
         )
@@ -682,6 +711,10 @@ class TogetherTests(Case):
         self.check()
         for _ in range(4):
             self.pass_time()
+        # A receiver that is not to be found any more is looked for, where it was told all.
+        for _ in range(5):
+            if not self.outcome.called:
+                self.pass_time(10)
         self.check()
 
     def ended(self):
@@ -731,10 +764,18 @@ class TogetherTests(Case):
         super().send(*arguments, **{"retry": True, **keywords})
 
     def test_cut_at_every_message(self):
+        self.assertEqual({"done"}, self.cut_everywhere(DATA, lambda piece: 1))
+
+    def test_cut_at_every_byte(self):
+        self.assertEqual({"done"}, self.cut_everywhere(b"x" * 90, len))
+
+    def test_cut_at_every_message_of_a_plain_receiver(self):
+        self.plain = True
         endings = self.cut_everywhere(DATA, lambda piece: 1)
         self.assertEqual({"done", "unconfirmed"}, endings)
 
-    def test_cut_at_every_byte(self):
+    def test_cut_at_every_byte_of_a_plain_receiver(self):
+        self.plain = True
         endings = self.cut_everywhere(b"x" * 90, len)
         self.assertEqual({"done", "unconfirmed"}, endings)
 
