@@ -149,7 +149,7 @@ class HandoffTests(SynchronousTestCase):
         self.assertGreater(count, 200)
 
     def follow(self, sequence, length):
-        machine, done = self.make(sequence)
+        _, done = self.make(sequence)
         self.check_done(sequence, done)
         if ENDS.intersection(done) or not length:
             return 1
@@ -239,11 +239,12 @@ class HandoffTests(SynchronousTestCase):
                     def act(*_):
                         done.append(action)
                         if action == name:
-                            machine.dropped("gone")
+                            self.machine.dropped("gone")
 
                     return act
 
-            machine = make_handoff(Lost())
+            actions = Lost()
+            actions.machine = machine = make_handoff(actions)
             for step in _ORDER[: {"flush": 1, "confirm": 2, "tell": 5}[name]]:
                 put(machine, step)
             self.assertEqual([name, end], done[-2:])

@@ -1,0 +1,462 @@
+"""The records: their form, what is no record, and the way they get onto the medium."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from dataclasses import fields
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.migration.records import (
+    BadRecord,
+    Kind,
+    Phase,
+    Record,
+    Records,
+    Side,
+    decode_record,
+    same_file,
+    timestamp,
+)
+from blockmig.storage import SystemCalls
+
+RECORD = Record(
+    migration="7d0b2d5c-9f5e-4d57-8c77-000000000001",
+    phase=Phase.COPIED,
+    attempt=3,
+    size=5000,
+    source=Side("here", "/images/ä disk\n", "192.0.2.7:4711"),
+    destination=Side("there", "/dev/vg0/web", "nbd://there/x"),
+    began="2026-11-23T01:02:03Z",
+    changed="2026-11-23T01:02:04Z",
+    identified=False,
+    unlink=True,
+    identity="inode 5, born 6",
+    side_export=True,
+    retired="r",
+    told="t",
+    confirmed="c",
+    instead_of="i",
+    by="b",
+)
+texts = st.text(max_size=20)
+sides = st.builds(Side, texts, texts, texts)
+records = st.builds(
+    Record,
+    **{
+        field.name: {
+            "str": texts,
+            "int": st.integers(0, 2**63),
+            "bool": st.booleans(),
+            "Phase": st.sampled_from(Phase),
+            "Side": sides,
+        }[field.type]
+        for field in fields(Record)
+    },
+)
+
+
+class FormTests(SynchronousTestCase):
+    def bad(self, text, kind=Kind.INCOMPLETE):
+        error = self.assertRaises(BadRecord, decode_record, text, kind, "/x.INCOMPLETE")
+        self.assertEqual("/x.INCOMPLETE", error.path)
+        self.assertTrue(str(error).startswith("/x.INCOMPLETE "), str(error))
+        return str(error)
+
+    def changed(self, **changes):
+        return json.dumps({**json.loads(RECORD.encode(Kind.INCOMPLETE)), **changes}).encode()
+
+    @given(records, st.sampled_from(Kind))
+    def test_round_trip(self, record, kind):
+        self.assertEqual(record, decode_record(record.encode(kind), kind, "x"))
+
+    def test_every_field_is_there(self):
+        """So that a field that is added is thought of here."""
+        for field in fields(Record):
+            default = field.default
+            self.assertNotEqual(default, getattr(RECORD, field.name), field.name)
+
+    def test_torn_at_every_byte(self):
+        text = RECORD.encode(Kind.INCOMPLETE)
+        whole = text.rstrip()
+        for length in range(len(whole)):
+            self.assertIn("torn", self.bad(text[:length]), length)
+        self.assertEqual(RECORD, decode_record(whole, Kind.INCOMPLETE, "x"))
+
+    def test_zeroes_behind_a_power_failure(self):
+        text = RECORD.encode(Kind.INCOMPLETE)
+        for length in (0, 1, len(text) // 2, len(text) - 2):
+            self.assertIn("torn", self.bad(text[:length] + bytes(len(text) - length)))
+
+    def test_foreign(self):
+        for text in (b"{}", b"[]", b"5", b"null", b'"x"', b'{"blockmig": "1"}', b'{"a": 1}'):
+            self.assertIn("not a record of blockmig's", self.bad(text))
+
+    def test_not_text(self):
+        for text in (b"\xff\xfe\0", b"\x80", b"NaN", b"[" * 5000):
+            self.bad(text)
+
+    def test_newer(self):
+        self.assertIn("later version (format 2)", self.bad(self.changed(blockmig=2)))
+        # Whatever else it has: nothing of it is understood.
+        self.assertIn("later version", self.bad(b'{"blockmig": 9}'))
+
+    def test_another_kind(self):
+        for kind in Kind:
+            for other in Kind:
+                text = RECORD.encode(kind)
+                if kind == other:
+                    self.assertEqual(RECORD, decode_record(text, other, "x"))
+                else:
+                    self.assertIn("another kind", self.bad(text, other))
+        self.bad(self.changed(record=None))
+        self.bad(self.changed(record=["INCOMPLETE"]))
+
+    def test_wrong_types(self):
+        wrong = {
+            "str": (None, 5, [], {}, True, 1.5),
+            "int": (None, "5", 5.0, True, [], {}),
+            "bool": (None, 0, 1, "", "true", []),
+            "Phase": (None, "", "retired", 1, [], {}),
+            "Side": (None, "", [], ["a", "b", "c"], {"host": 1}, {"port": "x"}, {"disk": None}),
+        }
+        for field in fields(Record):
+            for value in wrong[field.type]:
+                with self.subTest(field=field.name, value=value):
+                    words = self.bad(self.changed(**{field.name: value}))
+                    self.assertIn("not a record of blockmig's", words)
+
+    def test_a_field_missing(self):
+        found = json.loads(RECORD.encode(Kind.INCOMPLETE))
+        for field in fields(Record):
+            less = {name: value for name, value in found.items() if name != field.name}
+            self.bad(json.dumps(less).encode())
+
+    def test_one_line_per_field_for_people(self):
+        lines = RECORD.encode(Kind.MIGRATED).decode().splitlines()
+        self.assertIn('  "record": "MIGRATED",', lines)
+        self.assertIn('  "phase": "copied",', lines)
+
+    @given(st.binary(max_size=300))
+    def test_garbage(self, data):
+        self.assertRaises(BadRecord, decode_record, data, Kind.MIGRATED, "x")
+
+    def test_sides(self):
+        for side, text in (
+            (Side(), "(unknown)"),
+            (Side("h"), "h"),
+            (Side("h", "/d"), "h:/d"),
+            (Side("h", "/d", "a"), "h:/d (a)"),
+            (Side(address="a"), "a"),
+        ):
+            self.assertEqual(text, str(side))
+
+    def test_timestamp(self):
+        self.assertRegex(timestamp(), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+
+
+class SameFileTests(SynchronousTestCase):
+    def test_table(self):
+        for one, other, same in (
+            ("inode 5, born 1", "inode 5, born 1", True),
+            ("inode 5, born 1", "inode 5, born 2", False),
+            ("inode 5, born 1", "inode 6, born 1", False),
+            ("inode 5, written 1", "inode 5, written 1", True),
+            ("inode 5, written 1", "inode 5, written 2", None),
+            ("inode 5, written 1", "inode 6, written 1", False),
+            ("inode 5, written 1", "inode 5, born 1", False),
+            ("inode 15, written 1", "inode 5, written 1", False),
+            ("inode 5, born 1", "", False),
+            ("", "inode 5, written 1", False),
+            ("", "", True),
+        ):
+            self.assertIs(same, same_file(one, other), (one, other))
+            self.assertIs(same, same_file(other, one), (other, one))
+
+
+class Calls(SystemCalls):
+    """Keeps the calls; one may fail (before or after it was made), and writes may be short."""
+
+    def __init__(self, fail=None, after=False, most=None):
+        self.fail = fail
+        self.after = after
+        self.most = most
+        self.calls = []
+        self.names = {}
+
+    def call(self, name, function, *arguments, what=()):
+        index = len(self.calls)
+        self.calls.append((name, *what))
+        if index == self.fail and not self.after:
+            raise OSError(errno.EIO, "broken")
+        result = function(*arguments)
+        if index == self.fail:
+            if name == "open":
+                os.close(result)
+            raise OSError(errno.EIO, "broken")
+        return result
+
+    def open(self, path, flags, *mode):
+        name = os.path.basename(path)
+        descriptor = self.call("open", os.open, path, flags, *mode, what=(name,))
+        self.names[descriptor] = name
+        return descriptor
+
+    def close(self, descriptor):
+        self.call("close", os.close, descriptor, what=(self.names[descriptor],))
+
+    def pwrite(self, descriptor, data, offset):
+        if self.most is not None:
+            data = data[: self.most]
+        what = (self.names[descriptor], offset, len(data))
+        return self.call("pwrite", os.pwrite, descriptor, data, offset, what=what)
+
+    def fsync(self, descriptor):
+        self.call("fsync", os.fsync, descriptor, what=(self.names[descriptor],))
+
+    def rename(self, old, new):
+        what = (os.path.basename(old), os.path.basename(new))
+        self.call("rename", os.rename, old, new, what=what)
+
+    def unlink(self, path):
+        self.call("unlink", os.unlink, path, what=(os.path.basename(path),))
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.directory = os.path.abspath(self.mktemp())
+        os.mkdir(self.directory)
+        self.path = os.path.join(self.directory, "disk")
+        self.records = Records(self.path)
+
+    def put(self, text, name="disk.INCOMPLETE"):
+        with open(os.path.join(self.directory, name), "wb") as file:
+            file.write(text)
+
+    def names(self):
+        return sorted(os.listdir(self.directory))
+
+
+class ReadTests(Case):
+    def bad(self, words):
+        error = self.assertRaises(BadRecord, self.records.read, Kind.INCOMPLETE)
+        self.assertIn(words, str(error))
+        self.assertEqual(self.path + ".INCOMPLETE", error.path)
+
+    def test_none(self):
+        for kind in Kind:
+            self.assertIsNone(self.records.read(kind))
+        self.assertIsNone(Records(self.path + "/no/where").read(Kind.MIGRATED))
+        self.put(b"", "file")
+        self.assertIsNone(Records(self.directory + "/file/disk").read(Kind.MIGRATED))
+
+    def test_written_is_read(self):
+        for kind in Kind:
+            written = self.records.write(kind, RECORD)
+            self.assertEqual(written, self.records.read(kind))
+            self.assertEqual(RECORD, written.but(changed=RECORD.changed))
+            self.assertNotEqual(RECORD.changed, written.changed)
+        self.assertEqual(sorted(f"disk.{kind}" for kind in Kind), self.names())
+
+    def test_the_temporary_file_is_no_record(self):
+        self.put(RECORD.encode(Kind.INCOMPLETE), "disk.INCOMPLETE.tmp")
+        self.assertIsNone(self.records.read(Kind.INCOMPLETE))
+
+    def test_empty(self):
+        self.put(b"")
+        self.bad("torn")
+
+    def test_too_long(self):
+        text = RECORD.encode(Kind.INCOMPLETE)
+        self.put(text + b" " * (65536 - len(text)))
+        self.assertEqual(RECORD, self.records.read(Kind.INCOMPLETE))
+        self.put(text + b" " * (65537 - len(text)))
+        self.bad("too long")
+
+    def test_directory_in_its_place(self):
+        os.mkdir(self.path + ".INCOMPLETE")
+        self.bad("directory")
+
+    def test_fifo_in_its_place(self):
+        """It must not be waited for."""
+        os.mkfifo(self.path + ".INCOMPLETE")
+        self.assertRaises(OSError, self.records.read, Kind.INCOMPLETE)
+
+    def test_unreadable(self):
+        class Denied(SystemCalls):
+            def open(self, *_):
+                raise PermissionError(errno.EACCES, "Permission denied")
+
+        self.assertRaises(PermissionError, Records(self.path, Denied()).read, Kind.INCOMPLETE)
+
+    def test_no_descriptor_is_left(self):
+        before = len(os.listdir("/proc/self/fd"))
+        self.put(b"x" * 70_000)
+        self.bad("too long")
+        self.put(b"x")
+        self.bad("torn")
+        self.assertEqual(before, len(os.listdir("/proc/self/fd")))
+
+
+class WriteTests(Case):
+    temporary = "disk.INCOMPLETE.tmp"
+
+    def test_the_calls(self):
+        calls = Calls()
+        record = Records(self.path, calls).write(Kind.INCOMPLETE, RECORD)
+        size = len(record.encode(Kind.INCOMPLETE))
+        self.assertEqual(
+            [
+                ("open", self.temporary),
+                ("pwrite", self.temporary, 0, size),
+                ("fsync", self.temporary),
+                ("close", self.temporary),
+                ("rename", self.temporary, "disk.INCOMPLETE"),
+                ("open", os.path.basename(self.directory)),
+                ("fsync", os.path.basename(self.directory)),
+                ("close", os.path.basename(self.directory)),
+            ],
+            calls.calls,
+        )
+
+    def test_short_writes(self):
+        calls = Calls(most=100)
+        record = Records(self.path, calls).write(Kind.INCOMPLETE, RECORD)
+        self.assertEqual(record, self.records.read(Kind.INCOMPLETE))
+        writes = [call for call in calls.calls if call[0] == "pwrite"]
+        self.assertGreater(len(writes), 5)
+        self.assertEqual([100 * n for n in range(len(writes))], [call[2] for call in writes])
+
+    def test_what_was_left_is_used_up(self):
+        self.put(b"x" * 60_000, self.temporary)
+        written = self.records.write(Kind.INCOMPLETE, RECORD)
+        self.assertEqual(written, self.records.read(Kind.INCOMPLETE))
+        self.assertEqual(["disk.INCOMPLETE"], self.names())
+
+    def test_a_link_in_the_temporary_files_place(self):
+        """Nobody's file is written over by way of a link."""
+        self.put(b"precious", "other")
+        os.symlink("other", os.path.join(self.directory, self.temporary))
+        self.assertRaises(OSError, self.records.write, Kind.INCOMPLETE, RECORD)
+        with open(os.path.join(self.directory, "other"), "rb") as file:
+            self.assertEqual(b"precious", file.read())
+
+    def test_a_failure_at_each_call(self):
+        """The old record stands, or the new one: never less, and no other name than the two."""
+        old = self.records.write(Kind.INCOMPLETE, RECORD.but(attempt=1))
+        probe = Calls(most=300)
+        Records(self.path, probe).write(Kind.INCOMPLETE, RECORD.but(attempt=1))
+        total = len(probe.calls)
+        renamed = [call[0] for call in probe.calls].index("rename")
+        before = len(os.listdir("/proc/self/fd"))
+        for index in range(total):
+            for after in (False, True):
+                self.records.write(Kind.INCOMPLETE, old)
+                calls = Calls(index, after, 300)
+                records = Records(self.path, calls)
+                self.assertRaises(OSError, records.write, Kind.INCOMPLETE, RECORD)
+                new = index > renamed or (index == renamed and after)
+                found = self.records.read(Kind.INCOMPLETE)
+                self.assertEqual(3 if new else 1, found.attempt, (probe.calls[index], after))
+                self.assertLessEqual({*self.names()}, {"disk.INCOMPLETE", self.temporary})
+                # The lock is free, and what was left is used up.
+                records._system = SystemCalls()
+                records.write(Kind.INCOMPLETE, RECORD)
+                self.assertEqual(["disk.INCOMPLETE"], self.names())
+        # close() that failed before it was made is the only one that may keep its descriptor.
+        leaked = len(os.listdir("/proc/self/fd")) - before
+        self.assertLessEqual(leaked, 2)
+
+    def test_nothing_is_renamed_that_was_not_synced(self):
+        for index in range(4):
+            calls = Calls(index)
+            self.assertRaises(OSError, Records(self.path, calls).write, Kind.MIGRATED, RECORD)
+            self.assertNotIn("rename", [call[0] for call in calls.calls])
+            self.assertIsNone(self.records.read(Kind.MIGRATED))
+
+
+class RemoveTests(Case):
+    def test_the_calls(self):
+        self.records.write(Kind.INCOMPLETE, RECORD)
+        self.put(b"torn", "disk.INCOMPLETE.tmp")
+        calls = Calls()
+        Records(self.path, calls).remove(Kind.INCOMPLETE, Kind.MIGRATED)
+        directory = os.path.basename(self.directory)
+        self.assertEqual(
+            [
+                ("unlink", "disk.INCOMPLETE"),
+                ("unlink", "disk.INCOMPLETE.tmp"),
+                ("unlink", "disk.MIGRATED"),
+                ("unlink", "disk.MIGRATED.tmp"),
+                ("open", directory),
+                ("fsync", directory),
+                ("close", directory),
+            ],
+            calls.calls,
+        )
+        self.assertEqual([], self.names())
+
+    def test_synced_though_nothing_was_there(self):
+        """It may be a removal that was not made durable the last time."""
+        calls = Calls()
+        Records(self.path, calls).remove(Kind.MIGRATING)
+        self.assertIn("fsync", [call[0] for call in calls.calls])
+
+    def test_failures_are_told(self):
+        for index in (0, 1, 2, 3):
+            self.records.write(Kind.MIGRATED, RECORD)
+            self.put(b"", "disk.MIGRATED.tmp")
+            self.assertRaises(OSError, Records(self.path, Calls(index)).remove, Kind.MIGRATED)
+
+    def test_only_what_is_named(self):
+        for kind in Kind:
+            self.records.write(kind, RECORD)
+        self.records.remove(Kind.MIGRATING)
+        self.assertEqual(
+            sorted(f"disk.{kind}" for kind in Kind if kind != Kind.MIGRATING), self.names()
+        )
+
+    def test_where_found(self):
+        self.put(b"torn", "disk.ACCEPTED")
+        calls = Calls()
+        records = Records(self.path, calls)
+        records.remove_found(Kind.INCOMPLETE, Kind.MIGRATED)
+        self.assertEqual([], calls.calls)
+        records.remove_found(Kind.ACCEPTED, Kind.MIGRATED)
+        self.assertEqual([], self.names())
+        self.assertEqual("fsync", calls.calls[-2][0])
+
+
+class WritableTests(Case):
+    def test_makes_the_state_directory(self):
+        records = Records(self.path + "-state/deep/dev-sda")
+        records.check_writable()
+        records.write(Kind.MIGRATED, RECORD)
+        self.assertIsNotNone(records.read(Kind.MIGRATED))
+        self.assertEqual([], os.listdir(self.directory)[1:])
+
+    def test_cannot_make_it(self):
+        self.put(b"", "file")
+        self.assertRaises(OSError, Records(self.directory + "/file/x/disk").check_writable)
+
+    def test_no_permission(self):
+        self.patch(os, "access", lambda path, mode: False)
+        self.assertRaises(PermissionError, self.records.check_writable)
+
+    def test_the_longest_name(self):
+        """One that leaves room for the longest of the records' names is taken, and no other."""
+        longest = os.pathconf(self.directory, "PC_NAME_MAX")
+        room = longest - len(".INCOMPLETE.tmp")
+        good = Records(os.path.join(self.directory, "x" * room))
+        good.check_writable()
+        for kind in Kind:
+            good.write(kind, RECORD)
+        for name in ("x" * (room + 1), "ä" * (room // 2 + 1)):
+            records = Records(os.path.join(self.directory, name))
+            self.assertEqual(
+                errno.ENAMETOOLONG, self.assertRaises(OSError, records.check_writable).errno
+            )
