@@ -85,7 +85,7 @@ def decode_page(data: bytes) -> Page:
     """
     try:
         found = json.loads(data.rstrip(b"\0"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadPage("this is no page of a hand-off") from None
     if not isinstance(found, dict) or found.get("export") != _MARK:
         raise BadPage("this is no page of a hand-off")

@@ -152,7 +152,7 @@ def decode_record(text: bytes, kind: Kind, path: str) -> Record:
     """
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRecord(path, "is torn: it is not whole JSON") from None
     if not isinstance(found, dict) or not isinstance(found.get("blockmig"), int):
         raise BadRecord(path, "is not a record of blockmig's")
