@@ -11,12 +11,13 @@ TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-i
     qemu-nbd:qemu-utils nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdsh:python3-libnbd nbdkit:nbdkit \
     nbd-server:nbd-server strace:strace ip:iproute2 prlimit:util-linux
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test proof lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [DISK=PATH]  migrate a disk between two processes, and prove it"
 	@echo "make test              all tests"
+	@echo "make proof             the hand-off, by brute force (an hour)"
 	@echo "make lint              ruff, mypy, and whether the package installs as it should"
 	@echo "make bench             beside nbdcopy, qemu-img and nbdkit (ten minutes)"
 	@echo "make clean             remove what these made"
@@ -29,7 +30,11 @@ demo: .venv/package
 test: .venv/test
 	@scripts/need $(TEST_NEEDS)
 	$(BIN)/python -m twisted.trial tests.unit
-	$(BIN)/python -m pytest tests/integration tests/interop tests/faults tests/docs
+	$(BIN)/python -m pytest tests/integration tests/interop tests/faults tests/proof tests/docs
+
+proof: .venv/test
+	@scripts/need $(TEST_NEEDS)
+	BLOCKMIG_FULL=1 $(BIN)/python -m pytest -s tests/proof
 
 lint: .venv/test .venv/lint
 	$(BIN)/ruff check .

@@ -33,7 +33,13 @@ def run_inspect(options: InspectOptions) -> ExitStatus:
     if options["json"]:
         print(json.dumps(_as_json(verdict, found)))
     else:
-        print(f"{verdict.line}\nwhy: {verdict.why}\ndo: {verdict.advice}")
+        lines = [verdict.line, f"why: {verdict.why}", f"do: {verdict.advice}"]
+        lines += [
+            f"now: {place.path} is open in another program: it may be on the move, wait for that"
+            for place in found
+            if place.in_use
+        ]
+        print("\n".join(lines))
     certain = verdict.standing in (Standing.CANONICAL, Standing.NOT_CANONICAL)
     return ExitStatus.DONE if certain else ExitStatus.UNCONFIRMED
 
@@ -49,6 +55,7 @@ def _as_json(verdict: Verdict, found: list[Found]) -> dict[str, object]:
             {
                 "path": place.path,
                 "size": place.size,
+                "in_use": place.in_use,
                 "records": {
                     kind.value: json.loads(record.encode(kind))
                     for kind, record in place.records.items()

@@ -146,7 +146,7 @@ class Attempts:
         self.failure: MigrationError | None = None
         self.failure_told = Errno.EIO
         self.last_progress = reactor.seconds()
-        self.machine: Inputs = _machine(self)
+        self.machine: Inputs = make_attempts(self)
         self._records = records
         self._reactor = reactor
         self._in_thread = in_thread
@@ -442,13 +442,13 @@ class Attempts:
         self.last_progress = self._reactor.seconds()
         _log.warn(
             "attempt {number} ended early ({why}), {covered} of {size} bytes covered; "
-            "waiting for the sender to {what}",
+            "waiting for the sender to {next}",
             event="restart",
             number=self.attempts,
             why=why,
             covered=attempt.coverage.covered,
             size=self.disk.size,
-            what="finish" if self._retired else "start again",
+            next="finish" if self._retired else "start again",
         )
 
     def finish_attempt(self) -> None:
@@ -601,7 +601,8 @@ for _state in (_waiting, _finishing, _over):
 for _state in (_finishing, _over):
     _state.upon(Inputs.give_up).loop().returns(None)
 
-_machine = _builder.build()
+make_attempts = _builder.build()
+"""Makes the machine of one migration from its L{Attempts}; it begins in C{waiting}."""
 
 
 def _existing(record: Record | None) -> Record:

@@ -17,7 +17,15 @@ import stat
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..storage import SYSTEM, DiskRefused, SystemCalls, describe_error, identify, record_path
+from ..storage import (
+    SYSTEM,
+    DiskRefused,
+    SystemCalls,
+    describe_error,
+    identify,
+    is_locked,
+    record_path,
+)
 from .records import BadRecord, Kind, Phase, Record, Records, same_file
 
 
@@ -55,6 +63,7 @@ class Found:
     @ivar path: the disk's path, as it was given.
     @ivar size: bytes of the disk; None where there is none.
     @ivar identity: of the disk's file; "" where nothing tells.
+    @ivar in_use: another program has it open, so that what stands here may be about to change.
     @ivar records: the records that could be read.
     @ivar bad: those that could not, with the reason.
     """
@@ -62,6 +71,7 @@ class Found:
     path: str
     size: int | None = None
     identity: str = ""
+    in_use: bool = False
     records: dict[Kind, Record] = field(default_factory=dict)
     bad: dict[Kind, str] = field(default_factory=dict)
 
@@ -90,11 +100,11 @@ def look(path: str, state_directory: str | None = None, system: SystemCalls = SY
         else:
             if record is not None:
                 good[kind] = record
-    size, identity = _look_at_disk(path, system)
-    return Found(path, size, identity, good, bad)
+    size, identity, in_use = _look_at_disk(path, system)
+    return Found(path, size, identity, in_use, good, bad)
 
 
-def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str]:
+def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
     try:
         mode = system.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -103,12 +113,13 @@ def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str]:
             raise DiskRefused(f"{path}: is neither a regular file nor a block device")
         descriptor = system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        return None, ""
+        return None, "", False
     except OSError as error:
         raise DiskRefused(f"{path}: {describe_error(error)}") from None
     try:
         size = system.lseek(descriptor, 0, os.SEEK_END)
-        return size, identify(descriptor, system) if stat.S_ISREG(mode) else ""
+        identity = identify(descriptor, system) if stat.S_ISREG(mode) else ""
+        return size, identity, is_locked(descriptor, system)
     finally:
         system.close(descriptor)
 
@@ -143,7 +154,7 @@ def judge(found: Found) -> Verdict:
             Standing.NOT_CANONICAL,
             Standing.NOT_CANONICAL,
             f"{found.path} is empty: a receiver made it, and nothing was received yet",
-            "send the disk to it, or delete it",
+            "receive into it again and send the disk; or delete it",
         )
     if accepted is not None:
         return _accepted(found, accepted)

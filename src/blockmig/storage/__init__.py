@@ -16,6 +16,7 @@ from .disk import (
     open_disk,
     record_path,
 )
+from .lock import is_locked
 from .scan import Piece, Scan
 from .system import SYSTEM, SystemCalls, describe_error
 
@@ -33,6 +34,7 @@ __all__ = [
     "default_state_directory",
     "describe_error",
     "identify",
+    "is_locked",
     "open_disk",
     "record_path",
 ]

@@ -62,6 +62,22 @@ def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
             raise
 
 
+def is_locked(descriptor: int, system: SystemCalls) -> bool:
+    """Whether another program has the disk open as C{descriptor}, as far as locks tell.
+
+    Only asks: nothing is taken that could get into somebody's way.
+    """
+    get = getattr(fcntl, "F_OFD_GETLK", None)
+    if get is None:
+        return False
+    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _QEMU_FIRST, _QEMU_LENGTH, 0)
+    try:
+        answer = system.fcntl(descriptor, get, question)
+    except OSError:
+        return False
+    return isinstance(answer, bytes) and _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK
+
+
 def _refuse_qemu_writers(descriptor: int, system: SystemCalls) -> None:
     """QEMU only ever takes shared locks, so ours cannot clash with them: ask for them instead."""
     get = getattr(fcntl, "F_OFD_GETLK", None)

@@ -1,0 +1,74 @@
+"""Draws the state machines of the hand-off into docs/handoff.md, from the machines themselves.
+
+``python scripts/diagrams.py`` rewrites what stands there between the marks; with ``--check`` it
+only says whether that is up to date (status 1 if not).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from blockmig.migration.attempts import make_attempts
+from blockmig.migration.handoff import make_handoff
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "handoff.md"
+MACHINES = {"sender": make_handoff, "receiver": make_attempts}
+
+
+def draw(machine: Any) -> str:
+    """A machine as Mermaid has it; what changes nothing and does nothing is left out."""
+    automaton = machine.__automat_automaton__
+    transitions = sorted(
+        (before.name, given, after.name, _names(outputs))
+        for before, given, after, outputs in automaton.allTransitions()
+    )
+    states = [automaton.initialState.name]
+    for state in states:  # grows meanwhile: in the order in which they can be reached
+        states += dict.fromkeys(
+            after for before, _, after, _ in transitions if before == state and after not in states
+        )
+    lines = ["stateDiagram-v2"]
+    lines += [f"    s{number}: {state}" for number, state in enumerate(states)]
+    lines += ["    [*] --> s0"]
+    transitions.sort(key=lambda found: (states.index(found[0]), states.index(found[2])))
+    for before, given, after, does in transitions:
+        if before != after or does:
+            label = f"{given} / {does}" if does else given
+            edge = f"s{states.index(before)} --> s{states.index(after)}"
+            lines.append(f"    {edge}: {label.replace('_', ' ')}")
+    return "\n".join(lines)
+
+
+def _names(outputs: Any) -> str:
+    """What is done on the way."""
+    names = [getattr(output, "method", output).__name__ for output in outputs]
+    return ", ".join(name.strip("_") for name in names if name.startswith("_"))
+
+
+def rewrite(text: str) -> str:
+    """The document with its diagrams as they should be."""
+    for which, machine in MACHINES.items():
+        mark = re.compile(rf"(<!-- diagram: {which} -->\n).*?(<!-- end -->)", re.S)
+        assert mark.search(text), f"no place for the diagram of the {which}"
+        drawn = f"```mermaid\n{draw(machine)}\n```\n"
+        text = mark.sub(lambda found, drawn=drawn: found[1] + drawn + found[2], text)
+    return text
+
+
+def main() -> int:
+    """Draw, or check."""
+    text = DOCUMENT.read_text()
+    drawn = rewrite(text)
+    if "--check" in sys.argv[1:]:
+        if drawn != text:
+            print(f"{DOCUMENT} is out of date: run scripts/diagrams.py", file=sys.stderr)
+        return int(drawn != text)
+    DOCUMENT.write_text(drawn)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

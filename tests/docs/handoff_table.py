@@ -1,0 +1,257 @@
+"""What an operator may find on disk, made by real migrations that die, and what `inspect` says.
+
+``python -m tests.docs.handoff_table`` prints the table of docs/handoff.md; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockmig.migration import Kind, judge, judge_pair, look
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 300_000
+PATIENCE = 30.0
+BLOCKMIG = [sys.executable, "-m", "blockmig"]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Two hosts, and what is to be seen of their disks."""
+
+    room: Path
+
+    @property
+    def source(self) -> Path:
+        return self.room / "source" / "web.img"
+
+    @property
+    def destination(self) -> Path:
+        return self.room / "destination" / "web.img"
+
+    def migrate(self, *options: str, dies: tuple[str, ...] = ()) -> None:
+        """A migration; the sender dies at the call that C{dies} tells of, the receiver after it."""
+        for path in (self.source, self.destination):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.source.exists():
+            self.source.write_bytes(os.urandom(SIZE))
+        receive = [*BLOCKMIG, "receive", "--file", str(self.destination), "--size", str(SIZE)]
+        receive += ["--listen", "tcp:0:interface=127.0.0.1", "--log-format", "json"]
+        with subprocess.Popen(receive, cwd=ROOT, stderr=subprocess.PIPE, text=True) as receiver:
+            try:
+                assert receiver.stderr is not None
+                uri = json.loads(receiver.stderr.readline())["uri"]
+                start = [sys.executable, "-m", "tests.support.dying", *dies] if dies else BLOCKMIG
+                command = [*start, "send", *options, str(self.source), uri]
+                sender = subprocess.run(
+                    command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+                )
+                if dies:
+                    assert sender.returncode == 86, sender.stderr
+                else:
+                    assert sender.returncode == 0, sender.stderr
+                    assert receiver.wait(PATIENCE) == 0
+            finally:
+                receiver.kill()
+
+
+def begun(hosts: Hosts) -> None:
+    hosts.migrate("--unlink", dies=("rename", ".MIGRATING", "1", "after"))
+
+
+def copied(hosts: Hosts) -> None:
+    hosts.migrate("--unlink", dies=("rename", ".MIGRATING", "2", "after"))
+
+
+def deleted(hosts: Hosts) -> None:
+    hosts.migrate("--unlink", dies=("unlink", "web.img", "1", "after"))
+
+
+def told(hosts: Hosts) -> None:
+    hosts.migrate("--unlink", dies=("rename", ".MIGRATING", "3", "after"))
+
+
+def done(hosts: Hosts) -> None:
+    hosts.migrate("--unlink")
+
+
+def marked(hosts: Hosts) -> None:
+    hosts.migrate(dies=("rename", ".MIGRATED", "1", "after"))
+
+
+def kept(hosts: Hosts) -> None:
+    hosts.migrate()
+
+
+def waiting(hosts: Hosts) -> None:
+    hosts.migrate(dies=("rename", ".MIGRATING", "1", "before"))
+
+
+def _listening_only(hosts: Hosts) -> None:
+    hosts.destination.parent.mkdir(parents=True)
+    hosts.source.parent.mkdir(parents=True)
+    hosts.source.write_bytes(os.urandom(SIZE))
+    receive = [*BLOCKMIG, "receive", "--file", str(hosts.destination), "--size", str(SIZE)]
+    receive += ["--listen", "tcp:0:interface=127.0.0.1"]
+    with subprocess.Popen(receive, stderr=subprocess.PIPE, text=True) as receiver:
+        assert receiver.stderr is not None
+        assert "listening" in receiver.stderr.readline()
+        receiver.kill()
+
+
+def begun_and_removed(hosts: Hosts) -> None:
+    begun(hosts)
+    hosts.source.unlink()
+
+
+def deleted_and_replaced(hosts: Hosts) -> None:
+    deleted(hosts)
+    hosts.source.write_bytes(os.urandom(SIZE))
+
+
+def torn(hosts: Hosts) -> None:
+    begun(hosts)
+    record = Path(f"{hosts.destination}.INCOMPLETE")
+    record.write_text(record.read_text()[:100])
+
+
+def accepted(hosts: Hosts) -> None:
+    deleted(hosts)
+    command = [*BLOCKMIG, "accept", str(hosts.destination), "--i-have-checked-the-source"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def foreign(hosts: Hosts) -> None:
+    """nbdcopy flushes, and is killed before it disconnects: a client by hand does just that."""
+    begun(hosts)
+    record = Path(f"{hosts.destination}.INCOMPLETE")
+    found = json.loads(record.read_text())
+    found.update(identified=False, phase="copied", side_export=False)
+    found["source"] = {"host": "", "disk": "", "address": "192.0.2.4:51234"}
+    record.write_text(json.dumps(found))
+
+
+SOURCE: list[Callable[[Hosts], None]] = [
+    _listening_only,
+    begun,
+    copied,
+    deleted,
+    deleted_and_replaced,
+    marked,
+    kept,
+    begun_and_removed,
+    done,
+]
+DESTINATION: list[Callable[[Hosts], None]] = [
+    _listening_only,
+    begun,
+    copied,
+    told,
+    done,
+    foreign,
+    accepted,
+    torn,
+]
+BOTH: list[Callable[[Hosts], None]] = [begun, copied, deleted, told, marked, kept, done]
+
+
+@contextlib.contextmanager
+def situation(make: Callable[[Hosts], None]) -> Iterator[Hosts]:
+    """Two hosts after C{make}."""
+    room = Path(tempfile.mkdtemp(prefix="table-"))
+    try:
+        hosts = Hosts(room)
+        make(hosts)
+        yield hosts
+    finally:
+        shutil.rmtree(room)
+
+
+def files(path: Path) -> str:
+    """What `ls` shows of a disk, with what each record says."""
+    shown = []
+    for file in sorted(path.parent.iterdir(), key=lambda file: file.name):
+        note = ""
+        kind = file.suffix.removeprefix(".")
+        if kind in (Kind.INCOMPLETE, Kind.MIGRATING):
+            try:
+                record = json.loads(file.read_text())
+            except ValueError:
+                note = " (torn)"
+            else:
+                words = [record["phase"]]
+                words += ["retired"] if record["retired"] else []
+                words += ["told"] if record["told"] else []
+                note = f" ({', '.join(words)})"
+        elif file == path and file.stat().st_size == 0:
+            note = " (0 bytes)"
+        elif file == path and _is_another(path):
+            note = " (another file, made since)"
+        shown.append(f"`{file.name}`{note}")
+    return ", ".join(shown) or "nothing"
+
+
+def _is_another(path: Path) -> bool:
+    record = Path(f"{path}.MIGRATING")
+    if not record.exists():
+        return False
+    found = json.loads(record.read_text())["identity"]
+    return f"inode {path.stat().st_ino}," not in found
+
+
+def general(text: str, room: Path) -> str:
+    """Without what differs from run to run."""
+    text = text.replace(f"{room}/source/", "/var/lib/images/")
+    text = text.replace(f"{room}/destination/", "/var/lib/images/")
+    text = text.replace(f"{os.uname().nodename}:", "HOST:").replace(
+        f"on {os.uname().nodename} run", "on HOST run"
+    )
+    text = re.sub(r"\(?nbd://[\d.]+:\d+/\)?", "(nbd://…)", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME", text)
+    return text.replace("|", "\\|")
+
+
+def rows() -> Iterator[str]:
+    """The tables' lines."""
+    for title, makers, side in (
+        ("On the source", SOURCE, "source"),
+        ("On the destination", DESTINATION, "destination"),
+    ):
+        yield f"### {title}"
+        yield ""
+        yield "| `ls` shows | this copy is | do |"
+        yield "| --- | --- | --- |"
+        for make in makers:
+            with situation(make) as hosts:
+                path = getattr(hosts, side)
+                verdict = judge(look(str(path)))
+                line, advice = (general(t, hosts.room) for t in (verdict.line, verdict.advice))
+                yield f"| {files(path)} | **{line}** | {advice} |"
+        yield ""
+    yield "### With both in front of you"
+    yield ""
+    yield "| on the source | on the destination | canonical is the |"
+    yield "| --- | --- | --- |"
+    for make in BOTH:
+        with situation(make) as hosts:
+            verdict = judge_pair(look(str(hosts.source)), look(str(hosts.destination)))
+            which = Path(verdict.canonical).parent.name
+            yield f"| {files(hosts.source)} | {files(hosts.destination)} | **{which}** |"
+
+
+def main() -> None:
+    print("\n".join(rows()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Runs a command of blockmig's, and dies at a call into the kernel: no clean-up, no last words.
+
+``python -m tests.support.dying CALL SUFFIX NUMBER before|after send|receive …``: at the NUMBERth
+CALL (`rename` by its target, `unlink`) on a path that ends with SUFFIX.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from blockmig.storage import SystemCalls
+
+STATUS = 86
+
+
+class DyingCalls(SystemCalls):
+    """The real calls, up to one."""
+
+    def __init__(self, call: str, suffix: str, number: int, when: str) -> None:
+        self._point = (call, suffix)
+        self._left = number
+        self._when = when
+
+    def _pass(self, call: str, path: str, act: object, *arguments: object) -> None:
+        hit = call == self._point[0] and path.endswith(self._point[1])
+        self._left -= hit
+        last = hit and self._left == 0
+        if last and self._when == "before":
+            os._exit(STATUS)
+        act(*arguments)  # type: ignore[operator]
+        if last:
+            os._exit(STATUS)
+
+    def rename(self, before: str, after: str) -> None:  # type: ignore[override]
+        self._pass("rename", after, os.rename, before, after)
+
+    def unlink(self, path: str) -> None:  # type: ignore[override]
+        self._pass("unlink", path, os.unlink, path)
+
+
+def main() -> None:
+    call, suffix, number, when, *arguments = sys.argv[1:]
+    from twisted.internet import reactor
+
+    from blockmig.cli.main import run_operation
+    from blockmig.cli.operations import Receive, Send, report
+    from blockmig.cli.options import BlockmigOptions, SendOptions
+    from blockmig.cli.progress import NoDisplay
+
+    options = BlockmigOptions()
+    options.parseOptions(arguments)
+    system = DyingCalls(call, suffix, int(number), when)
+    if isinstance(options.subOptions, SendOptions):
+        operation = Send(options.subOptions, reactor, NoDisplay(), system=system)
+    else:
+        operation = Receive(options.subOptions, reactor, system=system)
+    raise SystemExit(run_operation(reactor, report(operation), operation.stop))
+
+
+if __name__ == "__main__":
+    main()
