@@ -107,6 +107,7 @@ class IRecordedDisk(IDisk):
     """
 
     record_path = Attribute("What the names of its records begin with: a path, plus a dot.")
+    blank = Attribute("Whether it was only just made, so that no record can be about it.")
 
     def identity() -> str:
         """What tells it from another disk that later has its name; "" where nothing does."""

@@ -17,6 +17,7 @@ from ..migration import (
     judge,
     judge_pair,
     look,
+    look_at_both,
 )
 from ..storage import DiskRefused
 from .options import AcceptOptions, InspectOptions
@@ -25,7 +26,11 @@ from .options import AcceptOptions, InspectOptions
 def run_inspect(options: InspectOptions) -> ExitStatus:
     """Print the verdict."""
     try:
-        found = [look(path, options["state-dir"]) for path in options["disks"]]
+        disks, directory = options["disks"], options["state-dir"]
+        if len(disks) == 1:
+            found = [look(disks[0], directory)]
+        else:
+            found = list(look_at_both(disks[0], disks[1], directory))
     except DiskRefused as error:
         print(f"blockmig: {error}", file=sys.stderr)
         return ExitStatus.FAILED

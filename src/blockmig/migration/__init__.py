@@ -8,7 +8,7 @@ Owns attempts, restarts, coverage, the order of the hand-off and its records. Kn
 from .accepting import accept
 from .finisher import Finisher
 from .found import SourceFound, source_found
-from .inspection import Found, Standing, Verdict, judge, judge_pair, look
+from .inspection import Found, Standing, Verdict, judge, judge_pair, look, look_at_both
 from .outcome import (
     ExitStatus,
     GaveUp,
@@ -50,5 +50,6 @@ __all__ = [
     "judge",
     "judge_pair",
     "look",
+    "look_at_both",
     "source_found",
 ]

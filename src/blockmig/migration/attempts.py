@@ -233,6 +233,8 @@ class Attempts:
 
     def _write(self, records: Records, record: Record) -> Record:
         """In a thread."""
+        if record.phase == Phase.COPIED and IRecordedDisk.providedBy(self.disk):
+            record = record.but(identity=self.disk.identity())
         written = records.write(Kind.INCOMPLETE, record)
         if not self._prepared:
             # What an earlier migration left is true no more.

@@ -38,7 +38,7 @@ from ..nbd import (
 )
 from ..transport import tune
 
-TIMEOUT: Final = 30.0
+TIMEOUT: Final = 60.0
 
 
 class ClientFailed(Exception):

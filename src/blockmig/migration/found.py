@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..interfaces import IRecordedDisk
 from ..storage import describe_error
 from .outcome import Refused
 from .records import BadRecord, Kind, Phase, Record, Records, same_file
@@ -47,8 +48,8 @@ def _read(records: Records, kind: Kind, again: bool) -> Record | None:
         raise Refused(f"{records.name(kind)}: {describe_error(error)}") from None
 
 
-def destination_record(records: Records, again: bool) -> Record | None:
-    """The record to go on from, if a migration may be received here.
+def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Record | None:
+    """The record to go on from, if a migration may be received into C{disk}.
 
     @param again: disregard what the records say.
     @raise Refused: it may not.
@@ -70,7 +71,23 @@ def destination_record(records: Records, again: bool) -> Record | None:
             f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
             "to receive into it all the same, say --again"
         )
+    if incomplete is not None and incomplete.phase == Phase.COPIED:
+        _check_copy(disk, records, incomplete)
     return incomplete
+
+
+def _check_copy(disk: IRecordedDisk, records: Records, record: Record) -> None:
+    """Whether the disk is the one that the record says is whole."""
+    if (
+        disk.blank
+        or disk.size != record.size
+        or (record.identity and same_file(record.identity, disk.identity()) is False)
+    ):
+        raise Refused(
+            f"{records.path}: all of {record.source} was copied here and may be the canonical "
+            f"copy, but this is another disk: find that one ({records.name(Kind.INCOMPLETE)}), or "
+            "say --again to receive anew"
+        )
 
 
 def _check_writable(records: Records) -> None:

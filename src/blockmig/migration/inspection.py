@@ -16,6 +16,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from ..storage import (
     SYSTEM,
@@ -27,6 +28,8 @@ from ..storage import (
     record_path,
 )
 from .records import BadRecord, Kind, Phase, Record, Records, same_file
+
+_MOST_LOOKS: Final = 10
 
 
 class Standing(StrEnum):
@@ -124,6 +127,20 @@ def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool
         system.close(descriptor)
 
 
+def look_at_both(
+    one: str, other: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+) -> tuple[Found, Found]:
+    """See what stands at two places, at one time: they may be the ends of a migration under way.
+
+    @raise DiskRefused: one of them cannot be looked at.
+    """
+    for _ in range(_MOST_LOOKS):
+        found = tuple(look(path, state_directory, system) for path in (one, other))
+        if found == tuple(look(path, state_directory, system) for path in (one, other)):
+            break
+    return found[0], found[1]
+
+
 def judge(found: Found) -> Verdict:
     """What can be said of one place by itself."""
     for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
@@ -184,11 +201,12 @@ def _judge_destination(found: Found, record: Record) -> Verdict:
             "did not come to its end",
             "run both commands again, receive here and send there; or delete it with its record",
         )
-    if found.size is None or found.size != record.size:
-        is_there = "is gone" if found.size is None else f"has {found.size} bytes"
+    another = record.identity and same_file(record.identity, found.identity) is False
+    if found.size != record.size or another:
+        is_there = "is gone" if found.size is None else "is another disk now"
         return _unknown(
             f"all {record.size} bytes of {record.source} were copied here, but {found.path} "
-            f"{is_there} now",
+            f"{is_there}",
             f"find the disk; if the source is still at {record.source}, that is the canonical copy",
         )
     if record.retired:

@@ -337,7 +337,7 @@ class Receiver:
         records = record = None
         if IRecordedDisk.providedBy(disk):
             records = Records(disk.record_path, system)
-            record = destination_record(records, again)
+            record = destination_record(disk, records, again)
         self._core = core = Attempts(
             disk,
             records,

@@ -104,7 +104,8 @@ class Record:
     @ivar identified: the sender gave the UUID; otherwise the receiver made it up, and the source
         knows nothing of it.
     @ivar unlink: the source is retired by deleting it.
-    @ivar identity: of the source's file (L{blockmig.interfaces.IRecordedDisk.identity}).
+    @ivar identity: of the disk's file (L{blockmig.interfaces.IRecordedDisk.identity}), at a
+        destination once it is whole.
     @ivar side_export: the destination has the side export, by which it can be told what happened.
     @ivar retired: when the source was (MIGRATED), or when the destination was told so (INCOMPLETE).
     @ivar told: when the destination acknowledged that the source is retired (MIGRATING, MIGRATED).

@@ -124,11 +124,15 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
 
 def _escape(path: str) -> str:
     """A path as a file name: C{/dev/vg0/web} is C{dev-vg0-web}."""
-    return urllib.parse.quote(path.strip("/"), safe="/").replace("-", "%2D").replace("/", "-")
+    return (
+        urllib.parse.quote(os.fsencode(path.strip("/")), safe="/")
+        .replace("-", "%2D")
+        .replace("/", "-")
+    )
 
 
 def _unescape(name: str) -> str:
-    return "/" + urllib.parse.unquote(name.replace("-", "/"))
+    return "/" + os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(name.replace("-", "/"))))
 
 
 def _is_device(path: str) -> bool:
@@ -233,6 +237,11 @@ class _DescriptorDisk:
     def fileno(self) -> int | None:
         """The descriptor; None once closed, and before the file has its size."""
         return None if self._unsized else self._descriptor
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing was ever written to it."""
+        return self._unsized
 
     def prepare(self) -> None:
         """I{Slow.} Give a new file its size."""
