@@ -1,0 +1,468 @@
+"""Runs the real commands in child processes that can be struck at any point.
+
+Owns the processes, and the names of the messages that pass between them. The product has no
+switches for this: it is given file-system calls (L{tests.proof.volatile}) and endpoints to use, and
+the launcher gives it its own. Everything else (options, operations, logging, reactor, exit status)
+is what `blockmig` itself does in `cli.main`.
+
+Rules:
+
+* children are forked by a process that never imported the reactor and has no other thread;
+* messages are recognised in the stream, and given to the program one by one: a point before a
+  message lies before its first byte was given to the transport, or its last to the protocol; the
+  point after it once the kernel has all of it, or the protocol has acted on it;
+* on the wires C{tcp} and C{unix} the transport is the real one, so that payloads go by sendfile and
+  splice past the protocol; on C{wrapped} it is a stranger to blockmig, and all goes through memory;
+* a child ends when its harness does.
+
+Only what makes a run short is not the product's own: seconds between tries, and the window of the
+write-behind, which no small disk would ever fill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+# All that the children need: they must not have to import it each time.
+import twisted.internet.endpoints
+import twisted.internet.epollreactor
+import twisted.internet.protocol
+import twisted.internet.tcp
+import twisted.internet.threads
+import twisted.internet.unix
+import twisted.python.log
+from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
+
+import blockmig.cli.operations
+import blockmig.cli.progress
+from blockmig.cli.logs import begin_logging, write_to
+from blockmig.cli.main import run_operation
+from blockmig.cli.operations import Receive, Send, report
+from blockmig.cli.options import BlockmigOptions
+from blockmig.migration import finisher, sender, write_behind
+from blockmig.migration.page import PAGE_SIZE, BadPage, decode_page
+from blockmig.nbd import Command, Option, OptionReply, Request
+from blockmig.transport import client_endpoint, server_endpoint
+
+_PAUSE = 0.05
+_SMALL_WINDOW = 256 << 10
+
+Steps = Generator[tuple[int, str | None], bytes, None]
+"""Asks for so many bytes, and gives the name of the message that the last ones completed."""
+
+
+class Dialogue:
+    """What is said on one connection, in both directions.
+
+    @ivar export: C{M} for the main export, C{H} for the side export, C{?} before it is known.
+    """
+
+    def __init__(self) -> None:
+        self.export = "?"
+        self._requests: dict[int, Request] = {}
+        self.from_client = _Stream(self._client())
+        self.from_server = _Stream(self._server())
+
+    def _client(self) -> Steps:
+        name: str | None = None
+        yield 4, None
+        name, option = "flags", 0
+        while option not in (Option.GO, Option.EXPORT_NAME):
+            _, option, length = struct.unpack("!QII", (yield 16, name))
+            data = (yield length, None) if length else b""
+            name = Option(option).name
+        self.export = "H" if b".handoff" in data else "M"
+        while True:
+            request = Request(*struct.unpack("!4xHHQQI", (yield 28, name)))
+            self._requests[request.cookie] = request
+            name = Command(request.command).name
+            if request.command == Command.WRITE:
+                name = self._named("tell", (yield request.length, name), name)
+
+    def _server(self) -> Steps:
+        yield 18, None
+        name: str | None = "greeting"
+        while True:
+            _, option, reply, length = struct.unpack("!QIII", (yield 20, name))
+            if length:
+                yield length, None
+            name = f"{Option(option).name} answer"
+            if option == Option.GO and reply == OptionReply.ACK:
+                break
+        name = "GO done"
+        while True:
+            error, cookie = struct.unpack("!4xIQ", (yield 16, name))
+            request = self._requests.pop(cookie)
+            command = Command(request.command).name
+            name = f"{command} refused" if error else f"{command} reply"
+            if request.command == Command.READ and not error:
+                name = self._named("page", (yield request.length, name), name)
+
+    @staticmethod
+    def _named(what: str, payload: bytes, otherwise: str) -> str:
+        if len(payload) == PAGE_SIZE:
+            with contextlib.suppress(BadPage):
+                return f"{what} {decode_page(payload).phase}"
+        return f"{otherwise} payload"
+
+
+class _Stream:
+    """One direction, cut where messages end."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._left, _ = next(steps)
+        self._seen = b""
+
+    def cut(self, data: bytes) -> Iterator[tuple[bytes, str | None]]:
+        """Pieces of C{data}, each with the name of the message that it completes, if it does."""
+        while data:
+            piece, data = data[: self._left], data[self._left :]
+            self._seen += piece
+            yield piece, self._passed(len(piece))
+
+    def moved(self, count: int) -> str | None:
+        """Bytes have gone past us."""
+        return self._passed(count)
+
+    def _passed(self, count: int) -> str | None:
+        self._left -= count
+        if self._left:
+            return None
+        seen, self._seen = self._seen, b""
+        self._left, name = self._steps.send(seen)
+        return name
+
+
+class _Foreign:
+    """A transport that blockmig does not know, around one that it would."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class _Watched:
+    """Has the points of one connection be points.
+
+    @param is_server: this end is the server's.
+    """
+
+    def __init__(self, points: Points, protocol: Any, is_server: bool, foreign: bool) -> None:
+        self._points = points
+        self._dialogue = dialogue = Dialogue()
+        streams = (dialogue.from_client, dialogue.from_server)
+        self._incoming, self._outgoing = streams if is_server else reversed(streams)
+        self._foreign = foreign
+        self._written = self._sent = 0
+        self._due: list[tuple[int, str, int]] = []
+        self._connect, protocol.makeConnection = protocol.makeConnection, self._connected
+        self._receive, protocol.dataReceived = protocol.dataReceived, self._received
+        if hasattr(protocol, "payload_moved"):
+            self._move, protocol.payload_moved = protocol.payload_moved, self._moved
+
+    def _connected(self, transport: Any) -> None:
+        self._write, transport.write = transport.write, self._writing
+        self._to_kernel, transport.writeSomeData = transport.writeSomeData, self._to_kernel_some
+        self.descriptor = transport.fileno()
+        self._connect(_Foreign(transport) if self._foreign else transport)
+
+    def _received(self, data: bytes) -> None:
+        for piece, name in self._incoming.cut(data):
+            if name is None:
+                self._receive(piece)
+            else:
+                with self._points.around(f"{self._dialogue.export} in: {name}"):
+                    self._receive(piece)
+
+    def _moved(self, count: int) -> None:
+        name = self._incoming.moved(count)
+        if name is None:
+            self._move(count)
+        else:
+            with self._points.around(f"{self._dialogue.export} in: {name}"):
+                self._move(count)
+
+    def _writing(self, data: bytes) -> None:
+        for piece, name in self._outgoing.cut(data):
+            if name is not None:
+                label = f"{self._dialogue.export} out: {name}"
+                number = self._points.before(label)
+                self._due.append((self._written + len(piece), label, number))
+            self._written += len(piece)
+            self._write(piece)
+
+    def _to_kernel_some(self, data: bytes) -> Any:
+        count = self._to_kernel(data)
+        if isinstance(count, int) and count > 0:
+            self._sent += count
+            while self._due and self._due[0][0] <= self._sent:
+                _, label, number = self._due.pop(0)
+                self._points.after(label, number)
+        return count
+
+    def went_past(self, count: int) -> None:
+        """So many bytes were given to the kernel by another way than the transport."""
+        name = self._outgoing.moved(count)
+        if name is not None:
+            with self._points.around(f"{self._dialogue.export} out: {name}"):
+                pass
+
+
+class _Factory:
+    """Watches every connection of another factory."""
+
+    def __init__(self, watch: _Watch, factory: Any, is_server: bool) -> None:
+        self._watch = watch
+        self._factory = factory
+        self._is_server = is_server
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._factory, name)
+
+    def buildProtocol(self, address: Any) -> Any:
+        protocol = self._factory.buildProtocol(address)
+        if protocol is not None:
+            self._watch.add(protocol, self._is_server)
+        return protocol
+
+
+class _Endpoint:
+    """Watches every connection of another endpoint."""
+
+    def __init__(self, watch: _Watch, endpoint: Any) -> None:
+        self._watch = watch
+        self._endpoint = endpoint
+
+    def connect(self, factory: Any) -> Any:
+        return self._endpoint.connect(_Factory(self._watch, factory, False))
+
+    def listen(self, factory: Any) -> Any:
+        def listening(port: Any) -> Any:
+            self._watch.tell("listening")
+            return port
+
+        return self._endpoint.listen(_Factory(self._watch, factory, True)).addCallback(listening)
+
+
+class _Watch:
+    """All connections of one process."""
+
+    def __init__(self, points: Points, foreign: bool, tell: Callable[[str], None]) -> None:
+        self._points = points
+        self._foreign = foreign
+        self._all: list[_Watched] = []
+        self.tell = tell
+
+    def add(self, protocol: Any, is_server: bool) -> None:
+        self._all.append(_Watched(self._points, protocol, is_server, self._foreign))
+
+    def sent(self, descriptor: int, count: int) -> None:
+        """By sendfile(2)."""
+        # The newest, since descriptors are used again.
+        for watched in reversed(self._all):
+            if getattr(watched, "descriptor", -1) == descriptor:
+                watched.went_past(count)
+                return
+
+    def server_endpoint(self, reactor: Any, text: str) -> Any:
+        return _Endpoint(self, server_endpoint(reactor, text))
+
+    def client_endpoint(self, reactor: Any, uri: Any) -> Any:
+        return _Endpoint(self, client_endpoint(reactor, uri))
+
+
+def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> int:
+    """What `cli.main` does, with our calls and our endpoints."""
+    options = BlockmigOptions()
+    options.parseOptions(arguments)
+    command: Any = options.subOptions
+    from twisted.internet import reactor
+
+    operation: Send | Receive
+    system = VolatileCalls(points, command["file"], watch.sent)
+    if options.subCommand == "send":
+        display = blockmig.cli.progress.make_display("none")
+        operation = Send(command, reactor, display, watch.client_endpoint, system)
+    else:
+        operation = Receive(command, reactor, watch.server_endpoint, system)
+    begin_logging(command, write_to(log))
+    return run_operation(reactor, report(operation), operation.stop)
+
+
+def _be_quick() -> None:
+    sender.backoffPolicy = lambda: lambda failures: _PAUSE
+    finisher._FIRST_DELAY = finisher._LONGEST_DELAY = _PAUSE
+    write_behind._WINDOW = _SMALL_WINDOW
+
+
+def _child(
+    arguments: list[str],
+    log: Path,
+    aside: Path,
+    strike: Strike | None,
+    record: Path | None,
+    foreign: bool,
+    up: int,
+    down: int,
+) -> NoReturn:
+    """The whole life of a child."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)
+    status = ORPHANED
+    try:
+        _be_quick()
+
+        def tell(what: str) -> None:
+            os.write(up, what.encode() + b"\n")
+
+        points = Points(Journal(str(aside)), strike, tell, record is not None)
+
+        def obey() -> None:
+            kind = os.read(down, 64).decode()
+            if not kind:
+                os._exit(ORPHANED)
+            points.crash(kind)
+
+        threading.Thread(target=obey, daemon=True).start()
+        status = _operate(arguments, points, _Watch(points, foreign, tell), output)
+        if record is not None:
+            record.write_text(json.dumps(points.recorded))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+class Child:
+    """A command in a process of its own.
+
+    @param arguments: of `blockmig`.
+    @param log: where its log goes, behind what is there.
+    @param aside: a directory for what it deletes.
+    @param strike: where to strike it.
+    @param record: where to keep its points, once it ended.
+    @param foreign: have it see strange transports.
+    @ivar status: its exit status, once it ended; negative for a signal.
+    @ivar told: what it told: C{listening}, C{hung}.
+    """
+
+    _all: list[Child] = []
+
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        aside: Path,
+        *,
+        strike: Strike | None = None,
+        record: Path | None = None,
+        foreign: bool = False,
+    ) -> None:
+        assert "twisted.internet.reactor" not in sys.modules, "fork before, not behind"
+        self.status: int | None = None
+        self.told: set[str] = set()
+        self._up, up = os.pipe()
+        down, self._down = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            for other in self._all:
+                other._close()
+            os.close(self._up)
+            os.close(self._down)
+            _child(arguments, log, aside, strike, record, foreign, up, down)
+        os.close(up)
+        os.close(down)
+        self._process = os.pidfd_open(self.pid)
+        self._all.append(self)
+
+    def _close(self) -> None:
+        for descriptor in (self._up, self._down, self._process):
+            os.close(descriptor)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended, as far as was looked."""
+        return self.status is None
+
+    @property
+    def struck(self) -> bool:
+        """Whether its strike has come."""
+        return self.status == DIED or "hung" in self.told
+
+    def _ended(self, status: int) -> None:
+        self.status = os.waitstatus_to_exitcode(status)
+        self._close()
+        self._all.remove(self)
+
+    def stop(self) -> None:
+        """Freeze all of it."""
+        if not self.alive:
+            return
+        os.kill(self.pid, signal.SIGSTOP)
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            self._ended(status)
+
+    def go_on(self) -> None:
+        """Undo L{stop}."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGKILL)
+            self._ended(os.waitpid(self.pid, 0)[1])
+
+    def fail(self, kind: str) -> None:
+        """Have it die a death of this kind, wherever it is."""
+        if self.alive:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._down, kind.encode())
+            self._ended(os.waitpid(self.pid, 0)[1])
+
+
+def wait(children: list[Child], until: Callable[[], bool], seconds: float) -> bool:
+    """Look after children until something is so.
+
+    @return: whether it was, in time.
+    """
+    end = time.monotonic() + seconds
+    while not until():
+        poll, owners = select.poll(), {}
+        for child in children:
+            if child.alive:
+                for descriptor in (child._up, child._process):
+                    poll.register(descriptor, select.POLLIN)
+                    owners[descriptor] = child
+        left = end - time.monotonic()
+        if left <= 0 or not owners:
+            return until()
+        for descriptor, _ in poll.poll(left * 1000):
+            child = owners[descriptor]
+            if not child.alive:
+                continue
+            if descriptor == child._up:
+                text = os.read(descriptor, 4096).decode()
+                child.told.update(text.split())
+                if text:
+                    continue
+            child._ended(os.waitpid(child.pid, 0)[1])
+    return True
