@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import select
 import struct
 from collections import deque
@@ -17,7 +19,8 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from blockmig.interfaces import Extent, IDisk, IUnlinkableDisk, Probe
+from blockmig.interfaces import Extent, IDisk, IRecordedDisk, IUnlinkableDisk, Probe
+from blockmig.migration.page import PAGE_SIZE, Page, Stage, decode_page
 from blockmig.nbd import (
     Aborted,
     ClientHandshake,
@@ -27,7 +30,7 @@ from blockmig.nbd import (
     Payload,
     Reply,
 )
-from blockmig.storage import PROBE_SIZE
+from blockmig.storage import PROBE_SIZE, SystemCalls
 
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 4711)
 
@@ -128,6 +131,62 @@ class UnlinkableDisk(MemoryDisk):
         self._called("unlink")
         assert not self.unlinked
         self.unlinked = True
+
+
+@implementer(IRecordedDisk)
+class RecordedDisk(MemoryDisk):
+    """One whose records are kept, in a directory of the test's."""
+
+    blank = False
+
+    def __init__(self, content, path):
+        super().__init__(content)
+        self.path = self.record_path = path
+
+    def identity(self):
+        return "inode 5, born 6"
+
+    def prepare(self):
+        self._called("prepare")
+
+
+@implementer(IRecordedDisk, IUnlinkableDisk)
+class RecordedSource(RecordedDisk, UnlinkableDisk):
+    """One that can be deleted too."""
+
+    unlink = UnlinkableDisk.unlink
+
+
+class Story(SystemCalls):
+    """The real calls; what they do to records is told to C{tell}, in a few words.
+
+    The next record that gets (or loses) the name that `fail` is, fails with that error.
+    """
+
+    def __init__(self, tell=lambda words: None):
+        self.tell = tell
+        self.fail = {}
+
+    def _may_fail(self, words):
+        for key, error in list(self.fail.items()):
+            if words.startswith(key):
+                raise error
+
+    def rename(self, old, new):
+        with open(old, "rb") as file:
+            found = json.load(file)
+        words = [new.rpartition(".")[2], found["phase"]]
+        words += [name for name in ("retired", "told", "confirmed") if found[name]]
+        self._may_fail(" ".join(words))
+        os.rename(old, new)
+        self.tell(" ".join(words))
+
+    def unlink(self, path):
+        words = f"{path.rpartition('.')[2]} removed"
+        self._may_fail(words)
+        os.unlink(path)
+        if not path.endswith(".tmp"):
+            self.tell(words)
 
 
 def in_thread(function, *arguments):
@@ -317,16 +376,19 @@ def now(endpoint):
 class Client:
     """An NBD client on the test's own hands, connected to a server protocol."""
 
-    def __init__(self, clock, protocol, export="", oldstyle=False, shake=True):
+    def __init__(self, clock, protocol, export="", oldstyle=False, shake=True, cookie=0):
         self.clock = clock
         self.connection = protocol
         self.transport = MemoryTransport(clock)
         self.events = []
-        self.wire = ClientTransmission()
+        self.wire = ClientTransmission(first_cookie=cookie)
         self.handshake = ClientHandshake(export)
         self.transport.connect(protocol)
         if shake:
             self.shake()
+
+    def settle(self):
+        """Called before replies are looked for; a test may have threads do their work."""
 
     def received(self):
         """Everything the server sent since the last look."""
@@ -363,6 +425,7 @@ class Client:
 
     def replies(self):
         """(error, payload) of each reply since the last look."""
+        self.settle()
         self.wire.receive_data(self.received())
         found = []
         payload = b""
@@ -388,11 +451,35 @@ class Client:
 
     def disconnect(self):
         """As rude as a client may be: whether or not all was answered."""
-        self.give(request_bytes(Command.DISC))
+        self.give(request_bytes(Command.DISC, cookie=self.wire._next_cookie))
         self.clock.advance(0)
 
     def lose(self, reason=None):
         self.transport.lose(reason or ConnectionLost())
+
+
+class SideClient(Client):
+    """A connection to the side export."""
+
+    def __init__(self, clock, protocol, export=".handoff"):
+        super().__init__(clock, protocol, export)
+        assert self.negotiated.export.size == PAGE_SIZE
+
+    def tell(self, phase, migration="one", cookie=7, **more):
+        more = {"attempt": 1, "size": 5000, "host": "there", "disk": "/source", **more}
+        page = Page(Stage(phase), migration, cookie=f"{cookie:016x}", **more)
+        self.write(0, page.encode())
+
+    def told(self, *arguments, **more):
+        """Tell something that is answered at once: the error."""
+        self.tell(*arguments, **more)
+        (error,) = self.errors()
+        return error
+
+    def page(self):
+        error, data = self.ask(Command.READ, 0, PAGE_SIZE)
+        assert error == 0
+        return decode_page(data)
 
 
 @implementer(IReactorFDSet)

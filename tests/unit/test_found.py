@@ -1,0 +1,262 @@
+"""What the records let a command do: every refusal and every permission."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.migration import Refused
+from blockmig.migration.found import SourceFound, destination_record, source_found
+from blockmig.migration.records import Kind, Phase, Record, Records, Side
+from blockmig.storage import SystemCalls
+
+from .support import RecordedDisk
+
+URI = "nbd://there/x"
+SAME, OTHER, MAYBE = "inode 5, written 1", "inode 6, written 1", "inode 5, written 2"
+COPYING = Record(
+    migration="one",
+    phase=Phase.COPYING,
+    attempt=2,
+    size=5,
+    source=Side("here", "/disk"),
+    destination=Side("there", "/copy", URI),
+    began="then",
+    identity=SAME,
+)
+COPIED = COPYING.but(phase=Phase.COPIED)
+UNLINK = COPIED.but(unlink=True)
+MARK = COPIED.but(retired="when")
+ALL = (Kind.INCOMPLETE, Kind.MIGRATING, Kind.MIGRATED, Kind.ACCEPTED)
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        directory = os.path.abspath(self.mktemp())
+        os.mkdir(directory)
+        self.records = Records(directory + "/disk")
+
+    def stand(self, **records):
+        self.records.remove(*ALL)
+        for name, record in records.items():
+            kind = Kind(name.upper())
+            if isinstance(record, bytes):
+                with open(self.records.name(kind), "wb") as file:
+                    file.write(record)
+            else:
+                self.records.write(kind, record)
+
+    def refused(self, words, function, *arguments, **keywords):
+        before = self.content()
+        error = self.assertRaises(Refused, function, self.records, *arguments, **keywords)
+        for word in (words,) if isinstance(words, str) else words:
+            self.assertIn(word, str(error))
+        self.assertNotIn("\n", str(error))
+        self.assertEqual(before, self.content(), "a refusal touches nothing")
+        return str(error)
+
+    def content(self):
+        found = {}
+        directory = os.path.dirname(self.records.path)
+        for name in os.listdir(directory):
+            with open(os.path.join(directory, name), "rb") as file:
+                found[name] = file.read()
+        return found
+
+
+class DestinationTests(Case):
+    def setUp(self):
+        super().setUp()
+        self.disk = RecordedDisk(b"12345", self.records.path)
+        self.disk.identity = lambda: SAME
+
+    def found(self, again=False):
+        record = destination_record(self.disk, self.records, again)
+        return None if record is None else record.but(changed="")
+
+    def refused(self, words, again=False):
+        return super().refused(words, lambda records: destination_record(self.disk, records, again))
+
+    def test_permissions(self):
+        for records, expected in (
+            ({}, None),
+            ({"accepted": COPIED}, None),
+            ({"accepted": b"torn"}, None),
+            ({"incomplete": COPYING}, COPYING),
+            ({"incomplete": COPIED}, COPIED),
+            ({"incomplete": MARK}, MARK),
+        ):
+            self.stand(**records)
+            self.assertEqual(expected, self.found())
+            self.assertIsNone(self.found(again=True))
+
+    def test_refusals(self):
+        for records, words in (
+            ({"migrated": MARK}, ("was migrated to there:/copy", "when", "--again")),
+            ({"migrating": COPYING}, ("not known to be complete", "inspect", "--again")),
+            ({"migrating": COPIED}, "not known to be complete"),
+            ({"migrated": MARK, "migrating": COPIED}, "was migrated to"),
+            ({"migrated": MARK, "incomplete": COPIED}, "was migrated to"),
+            ({"incomplete": b"{"}, ("torn", "inspect", "--again")),
+            ({"migrated": b"{"}, "torn"),
+            ({"migrating": b"{"}, "torn"),
+            ({"incomplete": b"5"}, "not a record of blockmig's"),
+            ({"incomplete": b'{"blockmig": 2}'}, "later version"),
+            ({"incomplete": COPIED.encode(Kind.MIGRATED)}, "another kind"),
+        ):
+            with self.subTest(records=records):
+                self.stand(**records)
+                self.refused(words)
+                self.assertIsNone(self.found(again=True))
+
+    def test_records_cannot_be_kept(self):
+        self.patch(os, "access", lambda *_: False)
+        for again in (False, True):
+            self.refused("records cannot be kept there", again)
+
+    def test_records_cannot_be_read(self):
+        class Denied(SystemCalls):
+            def open(self, *_):
+                raise PermissionError(errno.EACCES, "Permission denied")
+
+        self.records = Records(self.records.path, Denied())
+        for again in (False, True):
+            self.refused("Permission denied", again)
+
+    def test_another_disk_than_the_one_that_is_whole(self):
+        """It must not get the other one's record, which may be all that tells of it."""
+        for name, value in (
+            ("size", 6),
+            ("blank", True),
+            ("identity", lambda: OTHER),
+            ("identity", lambda: "inode 5, born 1"),
+        ):
+            for record in (COPIED, MARK):
+                self.setUp()
+                self.stand(incomplete=record)
+                setattr(self.disk, name, value)
+                self.refused(("another disk", "--again"))
+                self.assertIsNone(self.found(again=True))
+                self.stand(incomplete=COPYING)
+                self.assertEqual(COPYING, self.found())
+
+    def test_the_same_disk_as_far_as_can_be_told(self):
+        for identity, record in ((MAYBE, COPIED), (OTHER, COPIED.but(identity=""))):
+            self.stand(incomplete=record)
+            self.disk.identity = lambda identity=identity: identity
+            self.assertEqual(record, self.found())
+
+
+class SourceTests(Case):
+    def found(self, identity=SAME, destination=URI, **keywords):
+        found = source_found(self.records, identity, destination, **keywords)
+        if found.record is not None:
+            return SourceFound(found.record.but(changed=""), found.retired, found.instead_of)
+        return found
+
+    def test_permissions(self):
+        new = SourceFound()
+        # records, identity, what else; what is found
+        for records, identity, more, expected in (
+            ({}, SAME, {}, new),
+            ({}, SAME, {"unlink": True}, new),
+            ({"accepted": COPIED}, SAME, {}, new),
+            # An attempt that did not come to its end goes on.
+            ({"migrating": COPYING}, SAME, {}, SourceFound(COPYING)),
+            ({"migrating": COPIED}, SAME, {}, SourceFound(COPIED)),
+            ({"migrating": COPIED}, SAME, {"unlink": True}, SourceFound(COPIED)),
+            ({"migrating": UNLINK}, SAME, {"unlink": True}, SourceFound(UNLINK)),
+            ({"migrating": UNLINK}, SAME, {}, SourceFound(UNLINK)),
+            # Without unlink in the record, the file's identity does not matter.
+            ({"migrating": COPIED}, OTHER, {}, SourceFound(COPIED)),
+            (
+                {"migrating": COPYING.but(unlink=True)},
+                OTHER,
+                {},
+                SourceFound(COPYING.but(unlink=True)),
+            ),
+            # To another place: a new migration, unless the copy is whole.
+            ({"migrating": COPYING}, SAME, {"destination": "nbd://z"}, new),
+            # Retired: there to be finished.
+            ({"migrating": UNLINK}, None, {"unlink": True}, SourceFound(UNLINK, True)),
+            ({"migrating": UNLINK}, None, {}, SourceFound(UNLINK, True)),
+            ({"migrating": COPIED, "migrated": MARK}, SAME, {}, SourceFound(MARK, True)),
+            ({"migrating": COPIED, "migrated": MARK}, None, {}, SourceFound(MARK, True)),
+        ):
+            with self.subTest(records=records, identity=identity, more=more):
+                self.stand(**records)
+                self.assertEqual(expected, self.found(identity, **more))
+
+    def test_again(self):
+        for records, instead in (
+            ({}, ""),
+            ({"migrated": MARK}, ""),
+            ({"migrated": b"torn"}, ""),
+            ({"migrating": b"torn"}, ""),
+            ({"migrating": COPYING}, ""),
+            ({"migrating": COPIED}, "one"),
+            ({"migrating": UNLINK}, "one"),
+            ({"migrating": COPIED, "migrated": MARK}, "one"),
+        ):
+            with self.subTest(records=records):
+                self.stand(**records)
+                for identity in (SAME, OTHER, MAYBE):
+                    expected = SourceFound(instead_of=instead)
+                    self.assertEqual(expected, self.found(identity, again=True))
+                    self.assertEqual(expected, self.found(identity, "nbd://z", again=True))
+
+    def test_refusals(self):
+        confirmed = MARK.but(confirmed="later")
+        for records, identity, more, words in (
+            ({}, None, {}, "no such file"),
+            ({}, None, {"again": True}, "no such file"),
+            ({"migrating": UNLINK}, None, {"again": True}, "no such file"),
+            # A copy that is not known to be canonical is nobody's source, whatever is said.
+            ({"incomplete": COPYING}, SAME, {}, "not known to be complete"),
+            ({"incomplete": COPIED}, SAME, {"again": True}, "not known to be complete"),
+            ({"incomplete": MARK}, SAME, {"again": True}, "not known to be complete"),
+            ({"incomplete": b"{"}, SAME, {}, "torn"),
+            ({"incomplete": b"{"}, SAME, {"again": True}, "torn"),
+            ({"migrating": b"{"}, SAME, {}, ("torn", "inspect", "--again")),
+            ({"migrated": b"{"}, SAME, {}, ("torn", "--again")),
+            ({"migrated": b'{"blockmig": 2}'}, SAME, {}, "later version"),
+            # Migrated away.
+            ({"migrated": MARK}, SAME, {}, ("was migrated to there:/copy", "when", "--again")),
+            ({"migrated": MARK}, None, {}, "was migrated to"),
+            ({"migrated": confirmed, "migrating": COPIED}, SAME, {}, "was migrated to"),
+            (
+                {"migrated": MARK, "migrating": COPIED.but(migration="two")},
+                SAME,
+                {},
+                "was migrated to",
+            ),
+            # Gone, but not by us.
+            ({"migrating": COPYING}, None, {}, ("is gone", "did not delete it")),
+            ({"migrating": COPIED}, None, {}, ("is gone", "did not delete it")),
+            ({"migrating": COPYING.but(unlink=True)}, None, {"unlink": True}, "is gone"),
+            # To be finished, but not so.
+            ({"migrating": UNLINK}, None, {"destination": "nbd://z"}, ("retired it", URI)),
+            ({"migrating": COPIED, "migrated": MARK}, SAME, {"destination": "nbd://z"}, URI),
+            ({"migrating": UNLINK}, OTHER, {}, ("not the file", "move it away", "--again")),
+            ({"migrating": UNLINK}, MAYBE, {}, ("may or may not be the file", "--again")),
+            (
+                {"migrating": COPIED, "migrated": MARK},
+                SAME,
+                {"unlink": True},
+                ("to be kept", "without --unlink"),
+            ),
+            # Whole somewhere, and now to another place.
+            ({"migrating": COPIED}, SAME, {"destination": "nbd://z"}, "canonical copy there"),
+            ({"migrating": UNLINK}, SAME, {"destination": "nbd://z"}, "canonical copy there"),
+        ):
+            with self.subTest(records=records, identity=identity, more=more):
+                self.stand(**records)
+                arguments = {"destination": URI, **more}
+                self.refused(words, source_found, identity, **arguments)
+
+    def test_records_cannot_be_kept(self):
+        self.patch(os, "access", lambda *_: False)
+        self.refused("records cannot be kept there", source_found, SAME, URI)
+        self.refused("records cannot be kept there", source_found, SAME, URI, again=True)

@@ -1,0 +1,134 @@
+"""The page of the side export: its form, and what is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.migration.page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page
+from blockmig.migration.records import Phase
+
+PAGE = Page(Stage.COPIED, "an id", 3, 5000, "a host", "/disks/ä", True, "00000000000000ff")
+texts = st.text(max_size=30)
+pages = st.builds(
+    Page,
+    st.sampled_from(Stage),
+    texts,
+    st.integers(0, 2**63),
+    st.integers(0, 2**63),
+    texts,
+    texts,
+    st.booleans(),
+    texts,
+)
+
+
+class PageTests(SynchronousTestCase):
+    def bad(self, data):
+        error = self.assertRaises(BadPage, decode_page, data)
+        self.assertNotIn("\n", str(error))
+        return str(error)
+
+    def changed(self, **changes):
+        found = json.loads(PAGE.encode().rstrip(b"\0"))
+        return json.dumps({**found, **changes}).encode()
+
+    def test_form(self):
+        self.assertEqual((".handoff", 4096), (SIDE_EXPORT, PAGE_SIZE))
+        data = PAGE.encode()
+        self.assertEqual(4096, len(data))
+        text = data.rstrip(b"\0")
+        self.assertTrue(text.endswith(b"}\n"))
+        found = json.loads(text)
+        self.assertEqual((1, "handoff"), (found["blockmig"], found["export"]))
+        self.assertEqual(
+            {"blockmig", "export", *(field.name for field in fields(Page))}, set(found)
+        )
+
+    @given(pages)
+    def test_round_trip(self, page):
+        data = page.encode()
+        self.assertEqual(PAGE_SIZE, len(data))
+        self.assertEqual(page, decode_page(data))
+
+    def test_the_longest_names(self):
+        for letter, most in (("x", 4096), ("ä", 2048), ("\U0001f600", 1024), ("\udcff", 4096)):
+            for host in ("h" * 64, letter * 255):
+                disk = "/" + letter * (most - 1)
+                page = Page(Stage.RETIRED, "i" * 36, 2**63, 2**63, host, disk, True, "f" * 16)
+                data = page.encode()
+                self.assertEqual(PAGE_SIZE, len(data))
+                found = decode_page(data)
+                self.assertTrue(disk.endswith(found.disk))
+                self.assertTrue(host.endswith(found.host))
+                same = ("phase", "migration", "attempt", "size", "unlink", "cookie")
+                for name in same:
+                    self.assertEqual(getattr(page, name), getattr(found, name))
+                # No more is cut than must be.
+                self.assertGreater(len(found.disk), 100)
+
+    def test_short_names_are_whole(self):
+        disk = "/" + "x" * 3000
+        page = Page(Stage.COPIED, "i" * 36, 1, 1, "h" * 64, disk)
+        self.assertEqual(page, decode_page(page.encode()))
+
+    @given(st.binary(max_size=PAGE_SIZE))
+    def test_garbage(self, data):
+        self.bad(data)
+
+    @given(st.binary(max_size=40), st.integers(0, 200))
+    def test_garbage_within(self, data, position):
+        whole = PAGE.encode()
+        try:
+            found = decode_page(whole[:position] + data + whole[position + len(data) :])
+        except BadPage:
+            return
+        self.assertIsInstance(found, Page)
+
+    def test_no_page(self):
+        for data in (bytes(PAGE_SIZE), b"", b"[]", b"5", b"null", b"{}", b'{"export": "digests"}'):
+            self.assertIn("no page", self.bad(data))
+
+    def test_nested_too_deep(self):
+        """What comes off the wire must not raise anything else."""
+        for data in (b"[" * PAGE_SIZE, b'{"a":' * 800):
+            self.assertIn("no page", self.bad(data))
+
+    def test_torn(self):
+        text = PAGE.encode().rstrip(b"\0").rstrip()
+        for length in range(len(text)):
+            self.bad(text[:length].ljust(PAGE_SIZE, b"\0"))
+
+    def test_another_version(self):
+        for version in (0, 2, None, "1"):
+            self.assertIn("another version", self.bad(self.changed(blockmig=version)))
+
+    def test_what_a_later_one_adds_is_ignored(self):
+        self.assertEqual(PAGE, decode_page(self.changed(more="x")))
+
+    def test_what_is_missing_has_its_default(self):
+        data = json.dumps({"blockmig": 1, "export": "handoff", "phase": "none"}).encode()
+        self.assertEqual(Page(Stage.NONE), decode_page(data))
+
+    def test_wrong_types(self):
+        for name, values in {
+            "phase": (None, 5, "", "Copied", [], {}),
+            "migration": (None, 5, []),
+            "attempt": ("5", None, 1.5, True),
+            "size": ("5", None, True),
+            "host": (None, 5),
+            "disk": (None, {}),
+            "unlink": (0, 1, "true", None),
+            "cookie": (None, 5),
+        }.items():
+            for value in values:
+                with self.subTest(name=name, value=value):
+                    self.bad(self.changed(**{name: value}))
+
+    def test_a_record_s_phases_are_stages(self):
+        for phase in Phase:
+            self.assertEqual(phase.value, Stage(phase).value)

@@ -1,0 +1,270 @@
+"""What the source has on record, step by step."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.migration.found import SourceFound, source_found
+from blockmig.migration.records import Kind, Phase, Records, Side
+from blockmig.migration.source_record import SourceRecord
+from blockmig.storage import NotDurable
+
+from .test_records import Calls
+
+URI = "nbd://there/x"
+PLACE = Side("there", "/copy", URI)
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.directory = os.path.abspath(self.mktemp())
+        os.mkdir(self.directory)
+        self.records = Records(self.directory + "/disk")
+
+    def make(self, found=None, records="", **keywords):
+        keywords = {"identity": "inode 5, born 6", **keywords}
+        return SourceRecord(
+            self.records if records == "" else records,
+            found or SourceFound(),
+            disk="/disk",
+            destination=URI,
+            size=5000,
+            **keywords,
+        )
+
+    def names(self):
+        return sorted(os.listdir(self.directory))
+
+    def migrating(self):
+        return self.records.read(Kind.MIGRATING)
+
+    def migrated(self):
+        return self.records.read(Kind.MIGRATED)
+
+
+class StepTests(Case):
+    def test_nothing_before_the_first_attempt(self):
+        source = self.make()
+        uuid.UUID(source.record.migration)
+        self.assertEqual((0, Phase.COPYING), (source.record.attempt, source.record.phase))
+        self.assertEqual([], self.names())
+        self.assertNotEqual(source.record.migration, self.make().record.migration)
+
+    def test_unlinked(self):
+        source = self.make(unlink=True)
+        source.copying(1, PLACE, True)
+        found = self.migrating()
+        self.assertEqual(found, source.record)
+        self.assertEqual(
+            (Phase.COPYING, 1, 5000, PLACE, True, True, "inode 5, born 6", ""),
+            (
+                found.phase,
+                found.attempt,
+                found.size,
+                found.destination,
+                found.unlink,
+                found.side_export,
+                found.identity,
+                found.told,
+            ),
+        )
+        self.assertEqual("/disk", found.source.disk)
+        source.copied()
+        self.assertEqual(Phase.COPIED, self.migrating().phase)
+        self.assertEqual("", self.migrating().told)
+        source.told()
+        self.assertNotEqual("", self.migrating().told)
+        self.assertEqual(Phase.COPIED, self.migrating().phase)
+        source.complete()
+        self.assertEqual([], self.names())
+
+    def test_kept(self):
+        source = self.make()
+        source.copying(1, PLACE, True)
+        source.copied()
+        self.assertIsNone(self.migrated())
+        source.retire_kept()
+        found = self.migrated()
+        self.assertEqual(("", True), (found.confirmed, bool(found.retired)))
+        self.assertEqual(source.record.migration, found.migration)
+        self.assertEqual("", self.migrating().retired)
+        source.told()
+        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
+        source.complete()
+        self.assertEqual(["disk.MIGRATED"], self.names())
+        self.assertTrue(self.migrated().confirmed)
+        self.assertEqual(found.retired, self.migrated().retired)
+
+    def test_another_attempt(self):
+        source = self.make()
+        source.copying(1, PLACE, True)
+        source.copied()
+        before = source.record
+        source.copying(2, Side(address=URI), False)
+        found = self.migrating()
+        self.assertEqual(before.migration, found.migration)
+        self.assertEqual((Phase.COPYING, 2, False), (found.phase, found.attempt, found.side_export))
+
+    def test_goes_on(self):
+        first = self.make()
+        first.copying(3, PLACE, True)
+        second = self.make(SourceFound(self.migrating()), unlink=True)
+        self.assertEqual(first.record.migration, second.record.migration)
+        self.assertEqual(first.record.began, second.record.began)
+        self.assertEqual((3, True), (second.record.attempt, second.record.unlink))
+
+    def test_to_be_finished_stays_as_it_is(self):
+        first = self.make(unlink=True)
+        first.copying(1, PLACE, True)
+        first.copied()
+        found = self.migrating()
+        second = self.make(SourceFound(found, True), identity="", unlink=False)
+        self.assertIs(found, second.record)
+        second.told()
+        self.assertTrue(self.migrating().unlink)
+        self.assertEqual("inode 5, born 6", self.migrating().identity)
+        second.complete()
+        self.assertEqual([], self.names())
+
+    def test_without_records(self):
+        source = self.make(records=None)
+        source.copying(1, PLACE, True)
+        source.copied()
+        self.assertEqual(Phase.COPIED, source.record.phase)
+        source.retire_kept()
+        source.told()
+        source.complete()
+        source.abandon()
+        self.assertEqual([], self.names())
+
+
+class AbandonTests(Case):
+    def test_before_the_first_attempt_nothing_is_touched(self):
+        calls = Calls()
+        self.make(records=Records(self.records.path, calls)).abandon()
+        self.assertEqual([], calls.calls)
+
+    def test_copying(self):
+        source = self.make()
+        source.copying(1, PLACE, True)
+        source.abandon()
+        self.assertEqual([], self.names())
+
+    def test_of_an_earlier_process(self):
+        """What it left goes as well, though this one did not come so far as to write its own."""
+        self.make().copying(1, PLACE, True)
+        self.make(SourceFound(self.migrating())).abandon()
+        self.assertEqual([], self.names())
+
+    def test_copied_stays(self):
+        source = self.make()
+        source.copying(1, PLACE, True)
+        source.copied()
+        source.abandon()
+        self.assertEqual(["disk.MIGRATING"], self.names())
+
+    def test_another_attempt_that_is_abandoned(self):
+        """Its destination has fallen back to copying before the source's record did."""
+        source = self.make()
+        source.copying(1, PLACE, True)
+        source.copied()
+        source.copying(2, PLACE, True)
+        source.abandon()
+        self.assertEqual([], self.names())
+
+
+class AgainTests(Case):
+    def test_marks_go_before_the_new_record_appears(self):
+        first = self.make()
+        first.copying(1, PLACE, True)
+        first.copied()
+        first.retire_kept()
+        calls = Calls()
+        second = self.make(
+            SourceFound(instead_of="one"), Records(self.records.path, calls), again=True
+        )
+        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
+        second.copying(1, PLACE, True)
+        names = [call[:2] for call in calls.calls]
+        directory = os.path.basename(self.directory)
+        synced = names.index(("fsync", directory))
+        for kind in ("MIGRATED", "MIGRATING"):
+            self.assertLess(names.index(("unlink", f"disk.{kind}")), synced)
+        self.assertLess(synced, names.index(("open", "disk.MIGRATING.tmp")))
+        self.assertEqual("one", self.migrating().instead_of)
+        calls.calls.clear()
+        second.copying(2, PLACE, True)
+        self.assertNotIn("unlink", [call[0] for call in calls.calls], "once only")
+
+    def test_instead_of_a_whole_copy_the_mark_stays(self):
+        """The other copy may yet be taken for the canonical one; MIGRATED tells that it is not."""
+        source = self.make(SourceFound(instead_of="one"), unlink=True, again=True)
+        source.copying(1, PLACE, True)
+        source.copied()
+        source.told()
+        source.complete()
+        self.assertEqual(["disk.MIGRATED"], self.names())
+        self.assertTrue(self.migrated().retired)
+        self.assertTrue(self.migrated().confirmed)
+
+    def test_instead_of_goes_on_with_the_migration(self):
+        source = self.make(SourceFound(instead_of="one"), unlink=True, again=True)
+        source.copying(1, PLACE, True)
+        found = source_found(self.records, source.record.identity, URI, unlink=True)
+        self.assertEqual("one", self.make(found, unlink=True).record.instead_of)
+
+
+class RetireTests(Case):
+    def test_a_failure_at_each_call(self):
+        """It is retired, perhaps not durably, if and only if the mark stands."""
+        source = self.make()
+        source.copying(1, PLACE, True)
+        source.copied()
+        for after in (False, True):
+            index = 0
+            while True:
+                self.records.remove(Kind.MIGRATED)
+                source._records = Records(self.records.path, Calls(index, after))
+                try:
+                    source.retire_kept()
+                except NotDurable as error:
+                    self.assertIsNotNone(self.migrated())
+                    self.assertIn("perhaps not durably", str(error))
+                except OSError:
+                    self.assertIsNone(self.migrated())
+                else:
+                    break
+                index += 1
+            self.assertGreater(index, 6)
+            self.assertIsNotNone(self.migrated())
+
+    def test_a_mark_of_another_migration(self):
+        """It does not retire this one."""
+        source = self.make()
+        source.copying(1, PLACE, True)
+        self.records.write(Kind.MIGRATED, source.record.but(migration="other"))
+        source._records = Records(self.records.path, Calls(0))
+        error = self.assertRaises(OSError, source.retire_kept)
+        self.assertEqual(errno.EIO, error.errno)
+        self.assertNotIsInstance(error, NotDurable)
+
+    def test_accepted_goes_with_a_source_that_is_deleted(self):
+        for unlink, names in ((True, []), (False, ["disk.ACCEPTED", "disk.MIGRATED"])):
+            source = self.make(unlink=unlink)
+            source.copying(1, PLACE, True)
+            self.records.write(Kind.ACCEPTED, source.record)
+            source.copied()
+            source.complete()
+            self.assertEqual(names, self.names())
+
+    def test_what_could_not_be_written_is_not_believed(self):
+        source = self.make()
+        source.copying(1, PLACE, True)
+        for step, phase in ((source.copied, Phase.COPYING), (source.told, Phase.COPYING)):
+            source._records = Records(self.records.path, Calls(1))
+            self.assertRaises(OSError, step)
+            self.assertEqual((phase, ""), (source.record.phase, source.record.told))
