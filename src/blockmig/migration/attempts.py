@@ -331,7 +331,7 @@ class Attempts:
         )
         self.attempt = Attempt(connection, Coverage(self.disk.size), write_behind)
         if claimed:
-            return Errno.OK
+            return self._answer(self._writing.run(lambda: None))
         self._phase = Phase.COPYING
         source = Side(address=connection.peer)
         return self._answer(self._put(lambda before: self._anonymous(before, source)))
@@ -399,6 +399,16 @@ class Attempts:
             side_export=True,
         )
 
+    def replace(self, page: Page) -> Errno:
+        """The sender of the attempt that goes on wants to begin another: it has lost this one.
+
+        Its connection may be half-open, and is ended; until it is gone the answer is no.
+        """
+        attempt = self.attempt
+        if attempt is not None and self._is_of(page) and self.claimed(attempt.connection):
+            attempt.connection.abort()
+        return Errno.EPERM
+
     def confirm(self, page: Page) -> Errno:
         """Whether the copy of that migration is whole, durable, and on record as such."""
         return Errno.OK if self.copied and self._is_of(page) else Errno.EPERM
@@ -409,6 +419,9 @@ class Attempts:
 
     def retire(self, page: Page) -> Answer:
         """The source is retired: from now on this is the canonical copy."""
+        if self._was_complete(page):
+            self.record = self._identified(None, page).but(phase=Phase.COPIED, retired=timestamp())
+            self.copied = self._retired = True
         if self.confirm(page) != Errno.OK:
             return Errno.EPERM
         self._claim = _Claim(page.migration, int(page.cookie, 16))
@@ -423,6 +436,21 @@ class Attempts:
             disk=self.disk.name,
         )
         return self._answer(self._put(lambda record: _existing(record).but(retired=timestamp())))
+
+    def _was_complete(self, page: Page) -> bool:
+        """Whether an earlier receiver of this very disk had completed that migration.
+
+        It died between taking its record away and its exit, and the sender, to which this disk has
+        acknowledged everything, has not seen that end.
+        """
+        return (
+            page.told == self._here().disk
+            and self.record is None
+            and not self.touched
+            and page.size == self.disk.size
+            and IRecordedDisk.providedBy(self.disk)
+            and not self.disk.blank
+        )
 
     def cover(self, request: Request) -> None:
         """The attempt has changed what C{request} says."""
@@ -529,7 +557,7 @@ def _tell_waiting(machine: Inputs, core: Attempts, page: Page) -> Answer:
 def _tell_copying(machine: Inputs, core: Attempts, page: Page) -> Answer:
     if page.phase == Stage.COPIED:
         return core.confirm(page)
-    return core.retire(page) if page.phase == Stage.RETIRED else Errno.EPERM
+    return core.retire(page) if page.phase == Stage.RETIRED else core.replace(page)
 
 
 @_copying.upon(Inputs.covered).loop()

@@ -178,6 +178,8 @@ class Finisher:
             try:
                 if self._is_ours(page, Stage.COPIED, Stage.RETIRED):
                     await self._tell(side, client, cookie)
+                elif self._was_ours(page):
+                    await self._tell_again(side, client, cookie, page)
                 elif not self._is_ours(page, Stage.COMPLETE):
                     self._settle(page)
                 await side.close()
@@ -189,6 +191,12 @@ class Finisher:
     def _is_ours(self, page: Page, *stages: Stage) -> bool:
         return page.phase in stages and page.migration == self._source.record.migration
 
+    def _was_ours(self, page: Page) -> bool:
+        """Whether a receiver was started anew on the disk that has acknowledged everything."""
+        record = self._source.record
+        place = (record.destination.host, record.destination.disk)
+        return page.phase == Stage.NONE and bool(record.told) and place == (page.host, page.disk)
+
     async def _tell(self, side: SideConversation, client: SmallClient, cookie: int) -> None:
         await side.tell(message(Stage.RETIRED, self._source.record, cookie))
         if not self._source.record.told:
@@ -197,6 +205,17 @@ class Finisher:
         page = await side.read()
         if not self._is_ours(page, Stage.COMPLETE):
             raise ClientFailed(f"the destination is not complete ({describe(page)})")
+
+    async def _tell_again(
+        self, side: SideConversation, client: SmallClient, cookie: int, page: Page
+    ) -> None:
+        """To the receiver that was started anew; one with another disk is not to be told."""
+        try:
+            await self._tell(side, client, cookie)
+        except ClientFailed as error:
+            if not error.error:
+                raise
+            self._settle(page)
 
     def _settle(self, page: Page | None) -> None:
         """The destination knows nothing of this migration (any more)."""

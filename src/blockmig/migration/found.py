@@ -93,6 +93,7 @@ def _check_copy(disk: IRecordedDisk, records: Records, record: Record) -> None:
 def _check_writable(records: Records) -> None:
     try:
         records.check_writable()
+        records.settle()
     except OSError as error:
         raise Refused(
             f"{records.name(Kind.INCOMPLETE)}: records cannot be kept there: "

@@ -1,7 +1,8 @@
 """Which copy is the canonical one, told from what stands on disk and from nothing else.
 
-Owns the verdicts: a table in code, the same as the one in docs/handoff.md. Reading is all it does;
-no lock is taken, so that a migration under way is not disturbed.
+Owns the verdicts: a table in code, the same as the one in docs/handoff.md. Reading is all it does
+(and making durable what it has read); no lock is taken, so that a migration under way is not
+disturbed.
 
 Rules (design, section 2: R1, R7):
 
@@ -12,6 +13,7 @@ Rules (design, section 2: R1, R7):
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, field
@@ -91,6 +93,8 @@ def look(path: str, state_directory: str | None = None, system: SystemCalls = SY
     """
     # The records first: a disk that goes meanwhile then looks as it did while they were true.
     records = Records(record_path(path, state_directory, system), system)
+    with contextlib.suppress(OSError):  # where that cannot be done, what is to be seen must do
+        records.settle()
     good: dict[Kind, Record] = {}
     bad: dict[Kind, str] = {}
     for kind in Kind:

@@ -53,6 +53,8 @@ class Page:
     @ivar host: the name of the machine of whoever wrote the page.
     @ivar disk: the path of its disk; the end of it, where it is very long.
     @ivar unlink: the source is retired by deleting it (messages only).
+    @ivar told: the path of the disk that has acknowledged C{retired} to this sender before; ""
+        where none has (messages only).
     @ivar cookie: the cookie of the first request of the connection that this message is about, in
         hexadecimal (messages only).
     """
@@ -64,13 +66,14 @@ class Page:
     host: str = ""
     disk: str = ""
     unlink: bool = False
+    told: str = ""
     cookie: str = ""
 
     def encode(self) -> bytes:
         """The 4096 bytes."""
         found = {"blockmig": _VERSION, "export": _MARK, **asdict(self)}
         while len(text := json.dumps(found).encode() + b"\n") > PAGE_SIZE:
-            longest = max(("disk", "host"), key=lambda name: len(found[name]))
+            longest = max(("disk", "host", "told"), key=lambda name: len(found[name]))
             found[longest] = found[longest][len(found[longest]) // 2 :]
         return text.ljust(PAGE_SIZE, b"\0")
 

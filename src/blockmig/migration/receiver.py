@@ -14,6 +14,7 @@ Rules (design, sections 2 and 3):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -34,7 +35,7 @@ from ..storage import SYSTEM, SystemCalls
 from .attempts import Answer, Attempts
 from .found import destination_record
 from .outcome import GaveUp, MigrationError, Summary, Unconfirmed
-from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, decode_page
+from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Stage, decode_page
 from .records import Records
 from .threads import InThread, ThreadWork
 
@@ -151,10 +152,13 @@ class _SideExport:
     """What one connection to the side export asks and tells; messages are not mixed up with those
     of another."""
 
-    def __init__(self, core: Attempts, export: Export) -> None:
+    def __init__(
+        self, core: Attempts, export: Export, supersede: Callable[[ServerConnection], None]
+    ) -> None:
         self.export = export
         self.disk: Any = _PageDisk(core)
         self._core = core
+        self._supersede = supersede
 
     def admit(self, connection: ServerConnection, request: Request) -> Answer:
         """Whole messages only; who reads behind the disconnect is to hear how it ended."""
@@ -175,6 +179,8 @@ class _SideExport:
             answer = self._core.machine.tell(page)
             if answer == Errno.OK or isinstance(answer, Deferred):
                 self._core.speaker = connection
+                if page.phase == Stage.COPYING:
+                    self._supersede(connection)
         return _told(answer) if isinstance(answer, Errno) else answer.addCallback(_told)
 
     def failed(
@@ -239,6 +245,16 @@ class _ReceiverFactory:
         self._connections.discard(connection)
         if self._closed is not None and not self._connections:
             self._closed.callback(None)
+
+    def supersede(self, connection: ServerConnection) -> None:
+        """A new attempt was claimed by C{connection}: what comes late of an earlier one is void.
+
+        A claim that was on its way when its connection broke could otherwise arrive when the
+        attempt after it has come to its end.
+        """
+        for other in list(self._connections):
+            if other is not connection and isinstance(other.handler, _SideExport):
+                other.abort()
 
     def close(self, last: ServerConnection | None) -> Deferred[None]:
         """End every connection, and let in no other.
@@ -351,7 +367,7 @@ class Receiver:
 
         def lookup(name: str) -> IExportHandler | None:
             if name == side.name:
-                return _SideExport(core, side)
+                return _SideExport(core, side, self._factory.supersede)
             return handler if name == export else None
 
         self._factory = _ReceiverFactory(

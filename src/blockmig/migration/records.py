@@ -240,6 +240,17 @@ class Records:
             raise BadRecord(path, "is not a record of blockmig's: it is too long")
         return decode_record(text, kind, path)
 
+    def settle(self) -> None:
+        """I{Slow.} Make durable what stands here, and what is gone.
+
+        A process may have died between an act and its fsync: what is gone by its doing could come
+        back after a power failure, when somebody has relied on its being gone.
+
+        @raise OSError: that cannot be done.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self._sync()
+
     def check_writable(self) -> None:
         """Whether records can be written here at all; makes the state directory where needed.
 

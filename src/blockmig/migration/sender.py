@@ -454,6 +454,7 @@ class SenderProtocol(Protocol):
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
         assert self._export is not None
+        self._sender.source.flushing()
         self._sender.in_thread(self._forget, self._used).addErrback(_bug)
         if not self._export.offers(TransmissionFlag.SEND_FLUSH):
             self._handoff.flushed()

@@ -32,6 +32,7 @@ def message(stage: Stage, record: Record, cookie: int) -> Page:
         record.source.host,
         record.source.disk,
         record.unlink,
+        record.destination.disk if record.told else "",
         f"{cookie:016x}",
     )
 

@@ -52,6 +52,7 @@ class SourceRecord:
         self._records = records
         self._clean = not again
         self._stands = before is not None
+        self._may_be_copied = before is not None
         if found.retired and before is not None:
             self.record = before
             return
@@ -78,8 +79,10 @@ class SourceRecord:
 
         @param attempt: its number.
         @param destination: what is known of the other side.
-        @param side_export: it has the side export.
+        @param side_export: it has the side export, and has acknowledged that the attempt begins.
         """
+        if side_export:
+            self._may_be_copied = False
         if not self._clean and self._records is not None:
             self._records.remove(Kind.MIGRATED, Kind.MIGRATING)
         self._clean = True
@@ -92,8 +95,13 @@ class SourceRecord:
         self._write(Kind.MIGRATING, record)
         self._stands = True
 
+    def flushing(self) -> None:
+        """The destination is about to be asked to make its copy durable, and may say so."""
+        self._may_be_copied = True
+
     def copied(self) -> None:
         """I{Slow.} The destination's copy is whole and durable; the source may be retired."""
+        self._may_be_copied = True
         self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPIED))
 
     def retire_kept(self) -> None:
@@ -140,7 +148,8 @@ class SourceRecord:
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.
 
-        A copy that is whole, somewhere, keeps its record: it could be taken for the canonical one.
+        Where there may be a copy that is whole, the record stays: that copy could be taken for the
+        canonical one, and only the same migration may write it anew.
         """
-        if self._records is not None and self._stands and self.record.phase == Phase.COPYING:
+        if self._records is not None and self._stands and not self._may_be_copied:
             self._records.remove(Kind.MIGRATING)
