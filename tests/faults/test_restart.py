@@ -17,9 +17,9 @@ import pytest_twisted
 from tests.support.disks import MIB, digest, random_image, small_file_system, sparse_image
 from tests.support.embedding import log_lines, pause, receiving, sending
 from tests.support.processes import BLOCKMIG, FULL, TWISTD, Processes, Running, until
-from tests.support.relay import relay
+from tests.support.wires import Break, wires
 
-from blockmig.migration import LocalFailure
+from blockmig.migration import LocalFailure, finisher
 from blockmig.storage import SystemCalls
 
 LOOPS = range(10 if FULL else 3)
@@ -361,101 +361,117 @@ async def test_source_that_cannot_be_unlinked(room: Path) -> None:
 # Connections that break.
 
 
+@pytest.fixture
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A told sender whose receiver is gone looks for it for a moment only."""
+    monkeypatch.setattr(finisher, "_PATIENCE", 0.3)
+
+
+def left_in(room: Path) -> list[str]:
+    return sorted(os.listdir(room))
+
+
+@pytest.mark.parametrize("unlink", [False, True], ids=["keep", "unlink"])
 @pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
+@pytest.mark.usefixtures("short_patience")
 @pytest_twisted.ensureDeferred
-async def test_connection_cut_at_random_places(room: Path, reset: bool) -> None:
+async def test_connection_cut_at_random_places(room: Path, reset: bool, unlink: bool) -> None:
     """Thirty places (or two hundred), up to three cuts in one migration."""
     size = 6 * MIB + 777
-    source = sparse_image(room / "source", size, {0: os.urandom(4 * MIB), 5 * MIB: b"x" * MIB})
+    content = {0: os.urandom(4 * MIB), 5 * MIB: b"x" * MIB}
+    source = sparse_image(room / "source", size, content)
     before = digest(source)
     seed = random.randrange(1 << 32)
     generator = random.Random(seed)
+    how = Break.RESET if reset else Break.CLOSE
     async with receiving(room / "destination", size) as (receiver, port):
-        with relay(port.getHost().port) as wire:
-            async with sending(source, wire.port) as sender:
-                await sender.run()
+        async with wires(port.getHost().port) as wire, sending(source, wire.port) as sender:
+            await sender.run()
             await receiver.complete()
-        most = wire.passed - 28  # the disconnect; a cut in that is another test's
-    (room / "destination").unlink()
-    cuts_left = 100 if FULL else 15
+        most = wire.passed
+    cuts_left = 50 if FULL else 8
     migrations = 0
     while cuts_left > 0:
+        for name in left_in(room):
+            (room / name).unlink()
+        sparse_image(source, size, content)
         wanted = min(cuts_left, generator.choice([1, 1, 2, 3]))
         cuts = [
-            generator.choice(
-                [
-                    generator.randrange(1, 400),  # the handshake
-                    generator.randrange(1, most),
-                    generator.randrange(most - 2000, most),  # the end of the data
-                ]
-            )
+            generator.choice([generator.randrange(1, 400), generator.randrange(1, most - 20000)])
             for _ in range(wanted)
         ]
+        if generator.random() < 0.4:
+            # Only the last cut may come so late that nothing is sent again.
+            cuts[-1] = generator.randrange(most - 20000, most)
         cuts_left -= wanted
         migrations += 1
         told = f"seed {seed}, migration {migrations}, cuts {cuts}"
-        async with receiving(room / "destination", size) as (receiver, port):
-            with relay(port.getHost().port, cuts, reset) as wire:
-                async with sending(source, wire.port, retry=True) as sender:
-                    sent = sender.run().addTimeout(30, sender.reactor)
-                    done = receiver.complete().addTimeout(30, sender.reactor)
-                    try:
-                        summary = await sent
-                        outcome = await done
-                    except Exception as error:
-                        raise AssertionError(f"{told}: {error!r}") from error
-                assert wire.connections == wire.cut + 1, told
-                assert wire.cut == len(cuts), told
+        async with (
+            receiving(room / "destination", size) as (receiver, port),
+            wires(port.getHost().port, cuts, how) as wire,
+            sending(source, wire.port, retry=True, unlink=unlink) as sender,
+        ):
+            sent = sender.run().addTimeout(30, sender.reactor)
+            done = receiver.complete().addTimeout(30, sender.reactor)
+            try:
+                summary = await sent
+                outcome = await done
+            except Exception as error:
+                raise AssertionError(f"{told}: {error!r}") from error
+            # Each attempt, and each try to finish, makes two connections, unless the first
+            # of them is cut before it is time for the other.
+            assert wire.cut == len(cuts), told
+            assert wire.cut < wire.connections <= 2 * (wire.cut + 1), told
         assert summary.bytes == outcome.bytes == size
         assert digest(room / "destination") == before, told
-        (room / "destination").unlink()
+        left = ["destination"] if unlink else ["destination", "source", "source.MIGRATED"]
+        assert left_in(room) == left, told
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["one", "all"])
 @pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
 @pytest.mark.parametrize("unlink", [False, True], ids=["keep", "unlink"])
+@pytest.mark.usefixtures("short_patience")
 @pytest_twisted.ensureDeferred
-async def test_connection_cut_in_the_hand_off(room: Path, unlink: bool, reset: bool) -> None:
-    """At each of the last bytes: what both ends say of themselves must fit together.
+async def test_connection_cut_in_the_hand_off(
+    room: Path, unlink: bool, reset: bool, whole: bool
+) -> None:
+    """At each of the last bytes: both ends come to their end, whichever it is that got lost.
 
-    A disconnect has no reply: where something between the ends closes in good order and swallows
-    it, the sender cannot know. Then all that holds is that all the data is there.
+    The disconnect has no reply, but the side export tells what became of it.
     """
     size = 256 * 1024
     data = os.urandom(size)
     source = room / "source"
+    how = Break.RESET if reset else Break.CLOSE
 
-    async def run(cut: int | None) -> tuple[str, str, int]:
+    async def run(*cut: int) -> int:
+        for name in left_in(room):
+            (room / name).unlink()
         source.write_bytes(data)
-        (room / "destination").unlink(missing_ok=True)
         async with receiving(room / "destination", size) as (receiver, port):
             done = receiver.complete()
-            done.addErrback(lambda _: None)
-            with relay(port.getHost().port, [] if cut is None else [cut], reset) as wire:
-                async with sending(source, wire.port, unlink=unlink, retry=True) as sender:
-                    try:
-                        await sender.run().addTimeout(20, sender.reactor)
-                        how = "done"
-                    except Exception as error:
-                        how = type(error).__name__
-                passed = wire.passed
-            await pause(0.02)
-            received = "complete" if done.called else "waiting"
-        return how, received, passed
-
-    how, received, passed = await run(None)
-    assert (how, received) == ("done", "complete")
-    seen = set()
-    for back in range(0, 76, 1 if FULL else 5):
-        how, received, _ = await run(passed - back)
-        seen.add((how, received))
-        assert how in ("done", "Unconfirmed")
-        assert source.exists() is not unlink, back
+            done.addErrback(lambda failure: failure.value)
+            async with (
+                wires(port.getHost().port, cut, how, whole) as wire,
+                sending(source, wire.port, unlink=unlink, retry=True) as sender,
+            ):
+                sent = await sender.run().addTimeout(20, sender.reactor)
+                received = await done.addTimeout(20, sender.reactor)
+        assert wire.cut == len(cut)
+        assert sent.bytes == received.bytes == size
         assert (room / "destination").read_bytes() == data
-        if reset and how == "done":
-            assert received == "complete", back
-        if received == "waiting":
-            assert back > 0
-            assert not reset or how == "Unconfirmed", back
-    assert ("done", "complete") in seen
-    if reset:
-        assert ("Unconfirmed", "waiting") in seen
+        left = ["destination"] if unlink else ["destination", "source", "source.MIGRATED"]
+        assert left_in(room) == left
+        return wire.passed
+
+    passed = await run()
+    last_message, page = 28, 28 + 16 + 4096
+    # The end of it, the disconnect and what is before it, and the two messages before that.
+    places = [
+        *range(0, last_message + 2),
+        *range(page + last_message - 2, page + 2 * last_message + 20),
+        *range(page + 2 * last_message + 20, 3 * 4200 + 80, 1 if FULL else 400),
+    ]
+    for back in places if FULL else places[::5]:
+        await run(passed - back)

@@ -24,7 +24,14 @@ from tests.support.embedding import pause, receiving, sending
 from tests.support.processes import BLOCKMIG, Processes, until
 from twisted.internet.threads import deferToThread
 
-from blockmig.migration import GaveUp, LocalFailure, Receiver, Unconfirmed
+from blockmig.migration import (
+    GaveUp,
+    LocalFailure,
+    Receiver,
+    Unconfirmed,
+    judge_pair,
+    look_at_both,
+)
 from blockmig.storage import SystemCalls
 
 SIZE = 3 * MIB
@@ -180,6 +187,26 @@ class LastMoment:
         self._thread.join(10)
 
 
+@contextlib.contextmanager
+def last_moment(
+    room: Path, family: str, end: Callable[[socket.socket, bytes], None]
+) -> Iterator[str]:
+    """Such a server, and its URI."""
+    if family == "tcp":
+        listener = socket.create_server(("127.0.0.1", 0))
+        uri = f"nbd://127.0.0.1:{listener.getsockname()[1]}/"
+    else:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(room / "socket"))
+        listener.listen()
+        uri = f"nbd+unix:///?socket={room}/socket"
+    server = LastMoment(listener, SIZE, end)
+    try:
+        yield uri
+    finally:
+        server.close()
+
+
 def dies_with_its_reply(connection: socket.socket, reply: bytes) -> None:
     if connection.family == socket.AF_INET:
         connection.send(reply, socket.MSG_MORE)  # so that the end travels with it
@@ -213,7 +240,6 @@ def closes_behind_the_end(connection: socket.socket, reply: bytes) -> None:
 @pytest.mark.parametrize(
     ("end", "status"),
     [
-        (dies_with_its_reply, 5),
         (dies_before_it_reads, 5),
         (closes_behind_the_disconnect, 0),
         (closes_behind_the_end, 0),
@@ -228,23 +254,32 @@ def test_end_at_the_last_moment(
     family: str,
 ) -> None:
     source = random_image(room / "source", SIZE)
-    if family == "tcp":
-        listener = socket.create_server(("127.0.0.1", 0))
-        uri = f"nbd://127.0.0.1:{listener.getsockname()[1]}/"
-    else:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(room / "socket"))
-        listener.listen()
-        uri = f"nbd+unix:///?socket={room}/socket"
-    server = LastMoment(listener, SIZE, end)
-    try:
+    with last_moment(room, family, end) as uri:
         sender = processes.send(source, uri, *(["--unlink"] if unlink else []))
         assert sender.wait(30) == status, sender.stderr
-    finally:
-        server.close()
     assert source.exists() is not unlink
     if status:
         assert "perhaps it was not told" in sender.events("error")[0]["why"]
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+@pytest.mark.parametrize("unlink", [False, True], ids=["keep", "unlink"])
+def test_end_before_the_source_is_retired(
+    processes: Processes, room: Path, unlink: bool, family: str
+) -> None:
+    """The end of the connection is known before the source is retired: so it never is."""
+    source = random_image(room / "source", SIZE)
+    before = digest(source)
+    with last_moment(room, family, dies_with_its_reply) as uri:
+        options = ["--give-up-after", "2", *(["--unlink"] if unlink else [])]
+        sender = processes.send(source, uri, *options)
+        assert sender.wait(30) == 4, sender.stderr
+    assert "lost before the source was retired" in sender.events("restart")[0]["why"]
+    assert "was not retired and is canonical" in sender.events("error")[0]["why"]
+    assert digest(source) == before
+    assert not (room / "source.MIGRATED").exists()
+    verdict = processes.run(BLOCKMIG, "inspect", source)
+    assert verdict.stdout.splitlines()[0] == "canonical"
 
 
 # Retiring that goes wrong.
@@ -266,9 +301,13 @@ def test_hard_link_made_meanwhile(processes: Processes, room: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_directory_that_cannot_be_synced(room: Path) -> None:
+    """The one behind the unlinking fails: the source is gone, but perhaps not for good."""
+
     class NoSync(SystemCalls):
         def fsync(self, descriptor: int) -> None:  # type: ignore[override]
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            if not source.exists():
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            os.fsync(descriptor)
 
     source = random_image(room / "source", SIZE)
     before = digest(source)
@@ -284,6 +323,47 @@ async def test_directory_that_cannot_be_synced(room: Path) -> None:
         receiver.stop()
         assert isinstance(await done, Unconfirmed)
     assert digest(room / "destination") == before
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
+@pytest.mark.parametrize("unlink", [False, True], ids=["keep", "unlink"])
+@pytest_twisted.ensureDeferred
+async def test_record_that_cannot_be_synced(room: Path, unlink: bool, which: int) -> None:
+    """Of either record's two syncs before the source is retired, the file's and the directory's."""
+
+    class NoSync(SystemCalls):
+        calls = 0
+        begun = False
+
+        def open(self, path: str, *arguments: Any) -> int:  # type: ignore[override]
+            self.begun = self.begun or path.endswith(".MIGRATING.tmp")
+            return os.open(path, *arguments)
+
+        def fsync(self, descriptor: int) -> None:  # type: ignore[override]
+            self.calls += self.begun
+            if self.calls > which:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            os.fsync(descriptor)
+
+    source = random_image(room / "source", SIZE)
+    before = digest(source)
+    calls = NoSync()
+    async with receiving(room / "destination", SIZE) as (receiver, port):
+        done = receiver.complete()
+        done.addErrback(lambda failure: failure.value)
+        async with sending(source, port.getHost().port, system=calls, unlink=unlink) as sender:
+            with pytest.raises(LocalFailure, match="Input/output error") as failed:
+                await sender.run()
+            assert failed.value.status == 3
+        await pause(0.1)
+        assert calls.calls > which
+        assert not done.called, "the destination was told that it is canonical"
+        assert digest(source) == before
+        assert not (room / "source.MIGRATED").exists()
+        verdict = judge_pair(*look_at_both(str(source), str(room / "destination")))
+        assert verdict.canonical == str(source), verdict
+        receiver.stop()
+        assert isinstance(await done, Unconfirmed if which > 1 else GaveUp)
 
 
 class Slow(SystemCalls):

@@ -100,20 +100,45 @@ def test_no_permission(processes: Processes, room: Path, disk: Path) -> None:
     assert not list(closed.iterdir())
 
 
-def test_no_permission_to_unlink_is_told_and_keeps_the_source(
-    processes: Processes, room: Path
+@pytest.mark.parametrize("options", [("--unlink",), ()], ids=["unlink", "keep"])
+def test_no_permission_to_keep_records_is_told_at_the_start(
+    processes: Processes, room: Path, options: tuple[str, ...]
+) -> None:
+    closed = room / "closed"
+    closed.mkdir()
+    source = random_image(closed / "source", MIB)
+    before = digest(source)
+    closed.chmod(0o500)
+    receiver = processes.receive(room / "destination", "--size", MIB)
+    command = send_command(source, receiver.uri, *options)
+    refused(processes, command, closed, "ermission", prefix=UNPRIVILEGED)
+    assert digest(source) == before
+    assert os.listdir(closed) == ["source"]
+    assert receiver.status is None, "the destination must not become canonical"
+    assert not receiver.events("attempt")
+
+
+@pytest.mark.parametrize("options", [("--unlink",), ()], ids=["unlink", "keep"])
+def test_no_permission_to_retire_is_told_and_keeps_the_source(
+    processes: Processes, room: Path, options: tuple[str, ...]
 ) -> None:
     """The directory is the source's, and may turn out to be unwritable only at the end."""
     closed = room / "closed"
     closed.mkdir()
     source = random_image(closed / "source", MIB)
-    closed.chmod(0o500)
+    before = digest(source)
     receiver = processes.receive(room / "destination", "--size", MIB)
-    sender = processes.send(source, receiver, "--unlink", prefix=UNPRIVILEGED)
-    assert sender.wait() in (1, 3), sender.stderr
-    assert "Permission denied" in sender.stderr
-    assert source.exists()
+    sender = processes.send(source, receiver, "--max-rate", MIB // 2, *options, prefix=UNPRIVILEGED)
+    receiver.wait_event("attempt")
+    closed.chmod(0o500)
+    assert sender.wait() == 3, sender.stderr
+    assert "Permission denied" in sender.events("error")[0]["why"]
+    assert digest(source) == before
     assert receiver.status is None, "the destination must not become canonical"
+    verdict = processes.run(BLOCKMIG, "inspect", source)
+    assert verdict.stdout.splitlines()[0] == "canonical"
+    both = processes.run(BLOCKMIG, "inspect", source, room / "destination")
+    assert both.stdout.splitlines()[0] == f"canonical: {source}"
 
 
 def test_empty_disk(processes: Processes, room: Path) -> None:

@@ -44,12 +44,18 @@ from blockmig.storage import FileDisk
 
 
 def migrate(
-    processes: Processes, source: Path, destination: Path, *options: str, listen: str = ANY_PORT
+    processes: Processes,
+    source: Path,
+    destination: Path,
+    *options: str,
+    listen: str = ANY_PORT,
+    state: Path | None = None,
 ) -> tuple[Running, Running]:
-    """Receiver and sender, both at their good end."""
+    """Receiver and sender, both at their good end; C{state} has the records of devices."""
     size = () if destination.exists() else ("--size", size_of(source))
-    receiver = processes.receive(destination, *size, listen=listen)
-    sender = processes.send(source, receiver, *options)
+    records = ("--state-dir", str(state)) if state is not None else ()
+    receiver = processes.receive(destination, *size, *records, listen=listen)
+    sender = processes.send(source, receiver, *options, *records)
     assert sender.wait() == 0, sender.stderr
     assert receiver.wait(10) == 0, receiver.stderr
     return receiver, sender
@@ -188,7 +194,10 @@ def test_loop_devices(processes: Processes, room: Path, ends: str) -> None:
             # Not empty: what the source has zeroes for must become zeroes here.
             sparse_image(destination, size, {0: os.urandom(MIB), size - 5 * MIB: b"x" * 5 * MIB})
             destination = devices.enter_context(loop_device(destination))
-        _, sender = migrate(processes, source, destination)
+        state = room / "state"
+        _, sender = migrate(processes, source, destination, state=state)
+        kept = ["dev-" + source.name + ".MIGRATED"] if source.is_block_device() else []
+        assert (sorted(os.listdir(state)) if state.exists() else []) == kept
         assert digest(destination) == digest(image) == before
         (told,) = sender.events("complete")
         print(f"\nloop {ends}: {told['seconds']} s, {told['rate'] / 1e6:.0f} MB/s")
@@ -201,11 +210,12 @@ def test_a_device_is_not_unlinked(processes: Processes, room: Path) -> None:
     image = random_image(room / "source", 2 * MIB)
     with loop_device(image) as device:
         receiver = processes.receive(room / "destination", "--size", 2 * MIB)
-        sender = processes.send(device, receiver, "--unlink")
+        sender = processes.send(device, receiver, "--unlink", "--state-dir", room / "state")
         assert sender.wait() == 1
         assert "cannot be deleted" in sender.stderr
         assert device.exists()
         assert not receiver.events("attempt")
+        assert not (room / "state").exists() or not os.listdir(room / "state")
 
 
 def test_without_unlink_the_source_stays(processes: Processes, room: Path) -> None:
@@ -373,7 +383,7 @@ async def test_zero_copy_on_plain_sockets_only(room: Path, kind: str) -> None:
         system=receiver_calls,
         listen=listen,
     ) as (receiver, port):
-        with relay(port.getHost().port, keep=True) as wire:
+        with relay(port.getHost().port) as wire:
             to: Any = HostnameEndpoint(reactor, b"127.0.0.1", wire.port)
             options = ssl.optionsForClientTLS("localhost", trustRoot=public)
             if kind == "tls":

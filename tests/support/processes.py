@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from blockmig.storage.disk import default_state_directory
+
 from . import REPOSITORY
 
 FULL = os.environ.get("BLOCKMIG_FULL") == "1"
@@ -120,11 +122,21 @@ class Running:
         self.process.wait()
 
 
+def default_records() -> list[str]:
+    """What stands in the state directory that commands use unless told otherwise."""
+    path = default_state_directory()
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+
 class Processes:
-    """All processes of one test."""
+    """All processes of one test.
+
+    None of them may leave a record in the default state directory, which is the machine's.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._records = default_records()
         self._all: list[Running] = []
         self._over = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
@@ -205,6 +217,7 @@ class Processes:
         """Kill what is left, and look for signs of bugs in what our own commands said."""
         self._over.set()
         self._sampler.join()
+        assert default_records() == self._records, "a test without a --state-dir of its own"
         for running in self._all:
             if running.process.poll() is None:
                 running.kill()
