@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..storage import SYSTEM, DiskRefused, SystemCalls, describe_error, open_disk
 from .outcome import LocalFailure, Refused
-from .records import BadRecord, Kind, Phase, Record, Records
+from .records import BadRecord, Kind, Phase, Record, Records, same_file
 
 
 def accept(
@@ -47,6 +47,8 @@ def accept(
             )
         if incomplete.size != disk.size:
             raise Refused(f"{path}: has {disk.size} bytes, but {incomplete.size} were received")
+        if incomplete.identity and same_file(incomplete.identity, disk.identity()) is False:
+            raise Refused(f"{path}: is another disk than the one that was received")
         try:
             accepted = records.write(Kind.ACCEPTED, incomplete.but(by=by))
             records.remove(Kind.INCOMPLETE)

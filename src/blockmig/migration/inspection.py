@@ -165,7 +165,7 @@ def judge(found: Found) -> Verdict:
         return _judge_destination(found, incomplete)
     if found.of(Kind.MIGRATED) is not None or found.of(Kind.MIGRATING) is not None:
         return _judge_source(found)
-    if found.size is None:
+    if found.size is None and accepted is None:
         return _unknown(
             f"neither {found.path} nor a record of it is there",
             "look on the other host; a source that was migrated with --unlink leaves nothing here",
