@@ -180,7 +180,7 @@ class SmallClient(Protocol):
     def abort(self) -> None:
         """End the connection now."""
         self._stop_timeout()
-        if not self._lost:
+        if self.transport is not None and not self._lost:
             self.transport.abortConnection()
 
     def _start_timeout(self) -> None:

@@ -92,7 +92,7 @@ class Finisher:
         began = self._reactor.seconds()
         delay = _FIRST_DELAY
         record = self._source.record
-        if not record.side_export:
+        if not record.side_export and not record.confirmed:
             _log.info(
                 "the copy at {destination} is whole and durable, and the source is retired; the "
                 "destination needs no telling",
@@ -100,7 +100,7 @@ class Finisher:
                 destination=str(record.destination),
             )
         try:
-            while self._source.record.side_export:
+            while self._source.record.side_export and not record.confirmed:
                 try:
                     await self._try()
                     break

@@ -131,9 +131,7 @@ def source_found(
             raise Refused(f"{path}: no such file")
         whole = migrating is not None and migrating.phase == Phase.COPIED
         return SourceFound(instead_of=migrating.migration if migrating and whole else "")
-    if migrated is not None and (
-        migrating is None or migrated.confirmed or migrating.migration != migrated.migration
-    ):
+    if migrated is not None and (migrating is None or migrating.migration != migrated.migration):
         raise Refused(
             f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
             f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
@@ -143,9 +141,11 @@ def source_found(
         if identity is None:
             raise Refused(f"{path}: no such file")
         return SourceFound()
+    if migrated is not None:
+        migrating = migrating.but(retired=migrated.retired, confirmed=migrated.confirmed)
     if migrated is not None or _deleted(migrating, identity, path):
-        _check_finish(migrated or migrating, identity, destination, unlink, path)
-        return SourceFound(migrated or migrating, retired=True)
+        _check_finish(migrating, identity, destination, unlink, path)
+        return SourceFound(migrating, retired=True)
     if identity is None:
         raise Refused(
             f"{path}: is gone, and blockmig did not delete it: its migration to "
