@@ -148,7 +148,7 @@ class SmallClient(Protocol):
     def _request(
         self, command: Command, offset: int, length: int, payload: bytes = b""
     ) -> Deferred[Any]:
-        waiting: Deferred[Any] = Deferred(lambda _: self.abort())
+        waiting: Deferred[Any] = Deferred(self._cancelled)
         self._waiting = waiting
         if self._lost:
             self._end_waiting(Failure(ClientFailed("the connection was lost")))
@@ -157,6 +157,10 @@ class SmallClient(Protocol):
             _, header = self._wire.request(command, offset, length)
             self.transport.write(header + payload)
         return waiting
+
+    def _cancelled(self, _: object) -> None:
+        self._waiting = None
+        self.abort()
 
     def disconnect(self) -> Deferred[None]:
         """Send the disconnect.

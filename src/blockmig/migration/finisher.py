@@ -16,6 +16,7 @@ Rules (design, section 2: R6; docs/handoff.md):
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from typing import Any, Final
 
@@ -200,7 +201,8 @@ class Finisher:
     async def _tell(self, side: SideConversation, client: SmallClient, cookie: int) -> None:
         await side.tell(message(Stage.RETIRED, self._source.record, cookie))
         if not self._source.record.told:
-            await self._in_thread(self._source.told)
+            with contextlib.suppress(OSError):  # it is told again, if another try is needed
+                await self._in_thread(self._source.told)
         await client.disconnect()
         page = await side.read()
         if not self._is_ours(page, Stage.COMPLETE):
