@@ -1,0 +1,210 @@
+"""Where the records of a disk are, by whichever of its names it is called."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.storage import (
+    DiskRefused,
+    FileDisk,
+    SystemCalls,
+    default_state_directory,
+    identify,
+    record_path,
+)
+from blockmig.storage import disk as module
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.directory = os.path.realpath(os.path.abspath(self.mktemp()))
+        os.mkdir(self.directory)
+        self.state = os.path.join(self.directory, "state")
+
+    def at(self, *names):
+        return os.path.join(self.directory, *names)
+
+    def make(self, name, content=b"x"):
+        path = self.at(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+        return path
+
+    def find(self, path):
+        return record_path(path, self.state)
+
+
+class FileTests(Case):
+    def test_beside_it(self):
+        path = self.make("disk")
+        self.assertEqual(path, self.find(path))
+        self.assertEqual(self.at("none"), self.find(self.at("none")))
+
+    def test_by_another_name(self):
+        path = self.make("images/disk")
+        os.symlink("images/disk", self.at("link"))
+        os.symlink("link", self.at("link2"))
+        os.symlink("images", self.at("dir"))
+        for name in ("link", "link2", "dir/disk", "images/../images/disk"):
+            self.assertEqual(path, self.find(self.at(name)), name)
+
+    def test_a_link_whose_file_is_gone(self):
+        os.symlink("images/disk", self.at("link"))
+        self.assertEqual(self.at("images/disk"), self.find(self.at("link")))
+
+    def test_relative(self):
+        path = self.make("disk")
+        self.assertEqual(path, self.find(os.path.relpath(path)))
+
+    def test_the_state_directory_is_not_asked(self):
+        """For a file that is there: whatever lies there is a device's."""
+        path = self.make("disk")
+        stem = module._escape(path)
+        self.make(f"state/{stem}.INCOMPLETE")
+        self.assertEqual(path, self.find(path))
+
+    def test_cannot_be_looked_at(self):
+        self.assertRaises(DiskRefused, self.find, "/" + "x" * 300)
+        path = self.make("disk")
+        self.assertRaises(DiskRefused, self.find, path + "/below")
+
+    def test_names_that_are_not_utf8(self):
+        path = self.directory + "/\udcff\udc80"
+        self.assertEqual(path, self.find(path))
+
+
+class DeviceTests(Case):
+    """Files that are taken for devices."""
+
+    def setUp(self):
+        super().setUp()
+        self.device = self.make("dev/dm-3")
+        self.patch(module, "_is_device", lambda path: os.path.realpath(path) == self.device)
+        for name in ("dev/vg0-web", "dev/vg0/web"):
+            os.makedirs(os.path.dirname(self.at(name)), exist_ok=True)
+            os.symlink(self.device, self.at(name))
+
+    def stem(self, name):
+        return os.path.join(self.state, module._escape(self.at(name)))
+
+    def test_by_its_name(self):
+        for name in ("dev/dm-3", "dev/vg0-web", "dev/vg0/web"):
+            self.assertEqual(self.stem(name), self.find(self.at(name)))
+        self.assertEqual(3, len({self.stem(n) for n in ("dev/dm-3", "dev/vg0-web", "dev/vg0/web")}))
+
+    def test_the_form_of_the_name(self):
+        for path, name in (
+            ("/dev/vg0/web", "dev-vg0-web"),
+            ("/dev/vg0-web", "dev-vg0%2Dweb"),
+            ("/dev/a.b_c~d", "dev-a.b_c~d"),
+            ("/dev/a b%", "dev-a%20b%25"),
+            ("/dev/\udcff", "dev-%FF"),
+        ):
+            self.assertEqual(name, module._escape(path))
+            self.assertEqual(path, module._unescape(name))
+
+    @given(st.text(min_size=1).map(lambda text: os.fsdecode(text.encode(errors="replace"))))
+    def test_no_two_paths_have_one_name(self, text):
+        path = "/" + text.strip("/")
+        name = module._escape(path)
+        self.assertNotIn("/", name)
+        self.assertEqual(path, module._unescape(name))
+
+    def test_records_under_another_of_its_names(self):
+        for kind in ("INCOMPLETE", "MIGRATING", "MIGRATED", "ACCEPTED"):
+            name = module._escape(self.at("dev/vg0/web"))
+            record = self.make(f"state/{name}.{kind}")
+            for path in ("dev/dm-3", "dev/vg0-web", "dev/vg0/web"):
+                self.assertEqual(self.stem("dev/vg0/web"), self.find(self.at(path)))
+            os.unlink(record)
+
+    def test_what_is_no_record(self):
+        name = module._escape(self.at("dev/vg0/web"))
+        for end in (".INCOMPLETE.tmp", ".txt", "", ".", ".tmp"):
+            self.make(f"state/{name}{end}")
+        self.make("state/.hidden")
+        self.make("state/%zz.INCOMPLETE")
+        self.make("state/\udcff.INCOMPLETE")
+        self.assertEqual(self.stem("dev/dm-3"), self.find(self.device))
+
+    def test_records_of_another_device(self):
+        self.make(f"state/{module._escape(self.at('dev/other'))}.INCOMPLETE")
+        self.assertEqual(self.stem("dev/dm-3"), self.find(self.device))
+
+    def test_gone(self):
+        """A device that is gone is only known by its records."""
+        name = module._escape(self.at("dev/sdz"))
+        self.assertEqual(self.at("dev/sdz"), self.find(self.at("dev/sdz")))
+        self.make(f"state/{name}9.INCOMPLETE")
+        self.assertEqual(self.at("dev/sdz"), self.find(self.at("dev/sdz")), "a longer name's")
+        self.make(f"state/{name}.INCOMPLETE")
+        self.assertEqual(self.stem("dev/sdz"), self.find(self.at("dev/sdz")))
+
+    def test_no_state_directory(self):
+        class Denied(SystemCalls):
+            def listdir(self, path):
+                raise PermissionError(13, "Permission denied")
+
+        self.assertEqual(self.stem("dev/dm-3"), record_path(self.device, self.state, Denied()))
+
+    def test_a_state_directory_that_is_relative(self):
+        found = record_path(self.device, "here")
+        self.assertEqual(os.path.abspath("here"), os.path.dirname(found))
+
+
+class StateDirectoryTests(SynchronousTestCase):
+    def test_default(self):
+        for user, environment, expected in (
+            (0, {"XDG_STATE_HOME": "/x"}, "/var/lib/blockmig"),
+            (5, {"XDG_STATE_HOME": "/x"}, "/x/blockmig"),
+            (5, {"HOME": "/home/me"}, "/home/me/.local/state/blockmig"),
+            (5, {"HOME": "/home/me", "XDG_STATE_HOME": ""}, "/home/me/.local/state/blockmig"),
+        ):
+            self.patch(os, "geteuid", lambda user=user: user)
+            self.patch(os, "environ", environment)
+            self.assertEqual(expected, default_state_directory())
+
+
+class IdentityTests(SynchronousTestCase):
+    def make(self):
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.write(b"x")
+        disk = FileDisk(path)
+        self.addCleanup(disk.close)
+        return path, disk
+
+    def test_of_two_files(self):
+        (_, one), (_, other) = self.make(), self.make()
+        self.assertNotEqual(one.identity(), other.identity())
+        self.assertEqual(one.identity(), one.identity())
+
+    def test_where_no_birth_is_known(self):
+        class Old(SystemCalls):
+            def birth(self, descriptor):
+                return None
+
+        path, disk = self.make()
+        os.utime(path, ns=(5, 7))
+        self.assertRegex(identify(disk.fileno(), Old()), r"^inode \d+, written 7$")
+
+    def test_a_birth_that_is_known(self):
+        class New(SystemCalls):
+            def birth(self, descriptor):
+                return 42
+
+        path, disk = self.make()
+        inode = os.stat(path).st_ino
+        self.assertEqual(f"inode {inode}, born 42", identify(disk.fileno(), New()))
+
+    def test_birth(self):
+        path, disk = self.make()
+        born = SystemCalls().birth(disk.fileno())
+        if born is not None:
+            self.assertLess(abs(born - os.stat(path).st_mtime_ns), 60 * 10**9)
+        self.assertIsNone(SystemCalls().birth(-1))
