@@ -29,6 +29,7 @@ COPYING = Record(
 COPIED = COPYING.but(phase=Phase.COPIED)
 UNLINK = COPIED.but(unlink=True)
 MARK = COPIED.but(retired="when")
+END = MARK.but(confirmed="later")
 ALL = (Kind.INCOMPLETE, Kind.MIGRATING, Kind.MIGRATED, Kind.ACCEPTED)
 
 
@@ -184,6 +185,7 @@ class SourceTests(Case):
             ({"migrating": UNLINK}, None, {}, SourceFound(UNLINK, True)),
             ({"migrating": COPIED, "migrated": MARK}, SAME, {}, SourceFound(MARK, True)),
             ({"migrating": COPIED, "migrated": MARK}, None, {}, SourceFound(MARK, True)),
+            ({"migrating": COPIED, "migrated": END}, SAME, {}, SourceFound(END, True)),
         ):
             with self.subTest(records=records, identity=identity, more=more):
                 self.stand(**records)
@@ -208,7 +210,6 @@ class SourceTests(Case):
                     self.assertEqual(expected, self.found(identity, "nbd://z", again=True))
 
     def test_refusals(self):
-        confirmed = MARK.but(confirmed="later")
         for records, identity, more, words in (
             ({}, None, {}, "no such file"),
             ({}, None, {"again": True}, "no such file"),
@@ -225,7 +226,6 @@ class SourceTests(Case):
             # Migrated away.
             ({"migrated": MARK}, SAME, {}, ("was migrated to there:/copy", "when", "--again")),
             ({"migrated": MARK}, None, {}, "was migrated to"),
-            ({"migrated": confirmed, "migrating": COPIED}, SAME, {}, "was migrated to"),
             (
                 {"migrated": MARK, "migrating": COPIED.but(migration="two")},
                 SAME,

@@ -1,0 +1,362 @@
+"""Sender and receiver together, with records on a real file system: the order of all that happens,
+cuts and crashes at every message, and at every instant the right verdict (R1, R2, R6, R7)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.migration import Finisher, Receiver, Sender, Summary, source_found
+from blockmig.migration.inspection import Found, judge_pair
+from blockmig.migration.records import Kind, Records
+from blockmig.migration.source_record import SourceRecord
+from blockmig.nbd import Command
+
+from .support import (
+    ADDRESS,
+    MemoryEndpoint,
+    RecordedDisk,
+    RecordedSource,
+    Story,
+    in_thread,
+    make_plain,
+)
+
+DATA = b"x" * 5000 + bytes(300_000)
+SIZE = len(DATA)
+URI = "nbd://there/"
+
+
+class Case(SynchronousTestCase):
+    unlink = True
+    plain = False
+
+    def setUp(self):
+        self.events = []
+        self.clock = Clock()
+        base = os.path.abspath(self.mktemp())
+        self.source = RecordedSource(DATA, base + "-s/disk")
+        self.target = RecordedDisk(b"o" * SIZE, base + "-d/disk")
+        self.target.blank = True
+        for disk, name in ((self.source, "src"), (self.target, "dst")):
+            os.mkdir(os.path.dirname(disk.path))
+            disk._called = self.teller(name, disk)
+        self.systems = {name: Story(self.record_teller(name)) for name in ("src", "dst")}
+        self.endpoint = MemoryEndpoint(self.clock, self.build)
+        self.marked = False
+
+    def teller(self, name, disk):
+        def called(call, *_):
+            if call in ("flush", "unlink", "prepare", "write", "zero"):
+                if call == "prepare":
+                    disk.blank = False
+                self.tell(f"{name} {call}")
+
+        return called
+
+    def record_teller(self, name):
+        def tell(words):
+            if words.startswith("MIGRATED"):
+                self.marked = True
+            self.tell(f"{name} {words}")
+
+        return tell
+
+    def tell(self, words):
+        self.events.append(words)
+
+    def build(self):
+        connection = self.receiver.factory().buildProtocol(ADDRESS)
+        if connection is None:
+            return None
+        take = connection._request
+
+        def request(request):
+            side = connection.handler.export.name.endswith(".handoff")
+            self.tell(f"{'H' if side else 'M'} {Command(request.command).name}")
+            take(request)
+
+        connection._request = request
+        return connection
+
+    def receive(self):
+        self.receiver = Receiver(
+            self.target, reactor=self.clock, in_thread=in_thread, system=self.systems["dst"]
+        )
+        self.arrived = self.receiver.complete()
+        if self.plain:
+            make_plain(self.receiver)
+
+    def send(self):
+        """As the command does: go on where the records say."""
+        self.sending = Clock()
+        records = Records(self.source.path, self.systems["src"])
+        identity = None if self.source.unlinked else self.source.identity()
+        found = source_found(records, identity, URI, unlink=self.unlink)
+        arguments = {"reactor": self.sending, "in_thread": in_thread}
+        if found.retired:
+            record = SourceRecord(records, found, disk=self.source.path, destination=URI, size=SIZE)
+            self.sender = Finisher(record, self.endpoint, **arguments)
+        else:
+            self.sender = Sender(
+                self.source,
+                self.endpoint,
+                destination=URI,
+                unlink=self.unlink,
+                retry=True,
+                retry_policy=lambda failures: 1.0,
+                system=self.systems["src"],
+                **arguments,
+            )
+        self.outcome = self.sender.run()
+
+    def pass_time(self, seconds):
+        for _ in range(seconds):
+            self.clock.advance(1)
+            self.sending.advance(1)
+            self.endpoint.pump()
+
+    def steps(self, count):
+        """Let C{count} messages be delivered; whether there were so many."""
+        for _ in range(count):
+            for _ in range(50):
+                if any(link.step() for link in self.endpoint.links):
+                    break
+                self.clock.advance(0)
+            else:
+                return False
+        return True
+
+    @property
+    def retired(self):
+        return self.source.unlinked if self.unlink else self.marked
+
+    def found(self, disk, size):
+        records = Records(disk.path)
+        stand = {kind: found for kind in Kind if (found := records.read(kind)) is not None}
+        return Found(disk.path, size, disk.identity() if size else "", False, stand)
+
+    def verdict(self):
+        source = self.found(self.source, None if self.source.unlinked else SIZE)
+        return judge_pair(source, self.found(self.target, 0 if self.target.blank else SIZE))
+
+    def check_verdict(self):
+        canonical = self.target if self.retired else self.source
+        self.assertEqual(canonical.path, self.verdict().canonical, (self.verdict(), self.events))
+
+    def check_done(self, arrived=True):
+        self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+        if arrived:
+            self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
+        self.assertEqual(DATA, bytes(self.target.data))
+        self.assertTrue(self.retired)
+        left = {"disk.MIGRATED"} if not self.unlink else set()
+        self.assertEqual(left, set(os.listdir(os.path.dirname(self.source.path))))
+        self.assertEqual([], os.listdir(os.path.dirname(self.target.path)))
+        self.check_verdict()
+
+
+BEGIN = [
+    "H READ",
+    "H WRITE",
+    "dst INCOMPLETE copying",
+    "dst prepare",
+    "src MIGRATING copying",
+]
+COPY = ["M WRITE", "dst write", "M WRITE_ZEROES", "dst zero", "M FLUSH", "dst flush"]
+END = ["M DISC", "dst flush", "dst INCOMPLETE removed"]
+
+
+class OrderTests(Case):
+    def run_whole(self):
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        self.check_done()
+
+    def test_unlink(self):
+        self.run_whole()
+        self.assertEqual(
+            [
+                *BEGIN,
+                *COPY,
+                "dst INCOMPLETE copied",
+                "H WRITE",
+                "src MIGRATING copied",
+                "src unlink",
+                "H WRITE",
+                "dst INCOMPLETE copied retired",
+                "src MIGRATING copied told",
+                *END,
+                "H READ",
+                "H DISC",
+                "src MIGRATING removed",
+            ],
+            self.events,
+        )
+        self.assertEqual([], self.sending.getDelayedCalls() + self.clock.getDelayedCalls())
+
+    def test_keep(self):
+        self.unlink = False
+        self.run_whole()
+        self.assertEqual(
+            [
+                *BEGIN,
+                *COPY,
+                "dst INCOMPLETE copied",
+                "H WRITE",
+                "src MIGRATING copied",
+                "src MIGRATED copied retired",
+                "H WRITE",
+                "dst INCOMPLETE copied retired",
+                "src MIGRATING copied retired told",
+                *END,
+                "H READ",
+                "H DISC",
+                "src MIGRATED copied retired told confirmed",
+                "src MIGRATING removed",
+            ],
+            self.events,
+        )
+
+    def test_plain(self):
+        self.plain = True
+        self.run_whole()
+        self.assertEqual(
+            [
+                "src MIGRATING copying",
+                "M WRITE",
+                "dst INCOMPLETE copying",
+                "dst prepare",
+                "dst write",
+                *COPY[2:],
+                "dst INCOMPLETE copied",
+                "src MIGRATING copied",
+                "src unlink",
+                *END,
+                "src MIGRATING removed",
+            ],
+            self.events,
+        )
+
+    def test_the_verdict_at_every_instant(self):
+        """Between any two things that happen, a human who looks is told the truth."""
+        for self.unlink in (True, False):
+            self.setUp()
+            seen = []
+
+            def tell(words, seen=seen):
+                Case.tell(self, words)
+                seen.append(words)
+                if words not in ("src unlink",):  # told just before it is done
+                    self.check_verdict()
+
+            self.tell = tell
+            self.run_whole()
+            self.assertGreater(len(seen), 15)
+
+    def test_one_migration_on_both_sides(self):
+        self.receive()
+        self.send()
+        self.steps(10)
+        while "dst INCOMPLETE copied retired" not in self.events:
+            self.assertTrue(self.steps(1))
+        one = Records(self.source.path).read(Kind.MIGRATING)
+        other = Records(self.target.path).read(Kind.INCOMPLETE)
+        self.assertEqual((one.migration, one.attempt), (other.migration, other.attempt))
+        self.assertEqual(
+            (self.source.path, self.target.path), (other.source.disk, one.destination.disk)
+        )
+        self.assertEqual(URI, one.destination.address)
+
+
+class CutTests(Case):
+    def test_every_message(self):
+        """The network fails once: the same two processes complete, without anybody's help."""
+        for self.unlink, which in itertools.product((True, False), ("M", "H", "both")):
+            with self.subTest(unlink=self.unlink, which=which):
+                self.cut_everywhere(which)
+
+    def cut_everywhere(self, which):
+        for messages in itertools.count():
+            self.setUp()
+            self.receive()
+            self.send()
+            there = self.steps(messages)
+            before = self.retired
+            for index, link in enumerate(list(self.endpoint.links)):
+                if which == "both" or index == ("M", "H").index(which):
+                    link.cut()
+            self.endpoint.pump()
+            self.check_verdict()
+            self.pass_time(8)
+            if not (self.outcome.called and self.arrived.called):
+                self.pass_time(60)
+            self.check_done()
+            if before:
+                self.assertEqual(1, self.events.count("M FLUSH"), "it is not copied again")
+            if not there:
+                break
+        self.assertGreater(messages, 20)
+
+
+class CrashTests(Case):
+    """A process is gone at once, and started again with the same command line."""
+
+    def crash_receiver(self):
+        for link in self.endpoint.links:
+            link.server.lost = True
+            link.client.lose(ConnectionLostByPeer())
+        self.receive()
+
+    def crash_sender(self):
+        """Its clock stands still from now on, and nothing reaches it any more."""
+        for link in self.endpoint.links:
+            link.client.lost = True
+            link.server.lose(ConnectionLostByPeer())
+        self.endpoint.build = lambda: None
+        self.endpoint = MemoryEndpoint(self.clock, self.build)
+
+    def test_every_message(self):
+        for self.unlink, which in itertools.product((True, False), ("sender", "receiver", "both")):
+            with self.subTest(unlink=self.unlink, which=which):
+                self.crash_everywhere(which)
+
+    def crash_everywhere(self, which):
+        for messages in itertools.count():
+            self.setUp()
+            self.receive()
+            self.send()
+            there = self.steps(messages)
+            if self.outcome.called or self.arrived.called:
+                break
+            before = self.retired
+            removed = "dst INCOMPLETE removed" in self.events
+            self.check_verdict()
+            if which != "receiver":
+                self.crash_sender()
+            if which != "sender":
+                self.crash_receiver()
+            self.check_verdict()
+            if which != "receiver":
+                self.send()
+            self.endpoint.pump()
+            self.check_verdict()
+            self.pass_time(8)
+            if not (self.outcome.called and self.arrived.called):
+                self.pass_time(60)
+            # A receiver that was complete, and is started again, waits for another migration where
+            # the sender has seen that already: nobody will come to tell it anything.
+            self.check_done(arrived=not removed or self.arrived.called)
+            if before:
+                self.assertEqual(1, self.events.count("M FLUSH"), "it is not copied again")
+            if not there:
+                break
+        self.assertGreater(messages, 20)
+
+
+class ConnectionLostByPeer(Exception):
+    """The other end is no more."""
