@@ -22,6 +22,7 @@ write-behind, which no small disk would ever fill.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -33,18 +34,9 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 # All that the children need: they must not have to import it each time.
-import twisted.internet.endpoints
-import twisted.internet.epollreactor
-import twisted.internet.protocol
-import twisted.internet.tcp
-import twisted.internet.threads
-import twisted.internet.unix
-import twisted.python.log
-from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
-
 import blockmig.cli.operations
 import blockmig.cli.progress
 from blockmig.cli.logs import begin_logging, write_to
@@ -55,6 +47,7 @@ from blockmig.migration import finisher, sender, write_behind
 from blockmig.migration.page import PAGE_SIZE, BadPage, decode_page
 from blockmig.nbd import Command, Option, OptionReply, Request
 from blockmig.transport import client_endpoint, server_endpoint
+from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
 
 _PAUSE = 0.05
 _SMALL_WINDOW = 256 << 10
@@ -300,6 +293,8 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
         operation = Send(command, reactor, display, watch.client_endpoint, system)
     else:
         operation = Receive(command, reactor, watch.server_endpoint, system)
+    gc.freeze()
+    gc.enable()
     begin_logging(command, write_to(log))
     return run_operation(reactor, report(operation), operation.stop)
 
@@ -321,10 +316,11 @@ def _child(
     down: int,
 ) -> NoReturn:
     """The whole life of a child."""
+    gc.disable()  # as `cli.main` does at the start
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     status = ORPHANED
     try:
         _be_quick()
@@ -342,6 +338,7 @@ def _child(
 
         threading.Thread(target=obey, daemon=True).start()
         status = _operate(arguments, points, _Watch(points, foreign, tell), output)
+        points.ended(status)
         if record is not None:
             record.write_text(json.dumps(points.recorded))
     except BaseException:
@@ -360,10 +357,10 @@ class Child:
     @param record: where to keep its points, once it ended.
     @param foreign: have it see strange transports.
     @ivar status: its exit status, once it ended; negative for a signal.
-    @ivar told: what it told: C{listening}, C{hung}.
+    @ivar told: what it told: C{listening}, C{hung}, C{struck}.
     """
 
-    _all: list[Child] = []
+    _all: ClassVar[list[Child]] = []
 
     def __init__(
         self,
@@ -404,7 +401,7 @@ class Child:
     @property
     def struck(self) -> bool:
         """Whether its strike has come."""
-        return self.status == DIED or "hung" in self.told
+        return self.status == DIED or not self.told.isdisjoint(("hung", "struck"))
 
     def _ended(self, status: int) -> None:
         self.status = os.waitstatus_to_exitcode(status)

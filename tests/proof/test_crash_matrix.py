@@ -21,7 +21,8 @@ of nothing): at the destination before its file is made, at the source behind th
 with --unlink.
 
 Which restarts: C{both}, where the other one is killed (and its power fails, if the first one's did)
-before anybody looks; C{one}, where it goes on and is only held still while somebody looks.
+before anybody looks; C{one}, where it goes on and is only held still while somebody looks. In some
+of them (C{eager}) a receiver is started again though its own place says that it is complete.
 
 C{python -m tests.proof.test_crash_matrix [--full] [FILTER ...]} plays it outside of pytest.
 """
@@ -29,6 +30,7 @@ C{python -m tests.proof.test_crash_matrix [--full] [FILTER ...]} plays it outsid
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import multiprocessing
@@ -41,18 +43,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-import pytest
-from tests.proof import launcher
-from tests.proof.launcher import Child, wait
-from tests.proof.volatile import DIED, Point, Strike
-from tests.support.disks import digest, random_image
-
 from blockmig.migration import BadRecord, Kind, Records, Standing, judge, judge_pair, look
+from tests.proof.launcher import Child, wait
+from tests.proof.volatile import DIED, THE_END, Point, Strike
+from tests.support.disks import digest
 
 FULL: Final = os.environ.get("BLOCKMIG_FULL") == "1"
 SIZE: Final = (1 << 20) + 5000
@@ -89,8 +88,10 @@ class Play:
         if self.scenario == "recopy":
             return "sender", Strike(Point("create MIGRATING.tmp", 2, True))
         if self.scenario == "finish":
-            retire = Point("unlink disk", 1, True) if self.unlink else Point(
-                "rename MIGRATED.tmp", 1, True
+            retire = (
+                Point("unlink disk", 1, True)
+                if self.unlink
+                else Point("rename MIGRATED.tmp", 1, True)
             )
             return "sender", Strike(retire)
         return None
@@ -101,16 +102,18 @@ class Case:
     """One strike in one play.
 
     @ivar both: the other side is struck down too before the restart.
+    @ivar eager: a receiver is started again even where its own place says that it is complete.
     """
 
     play: Play
     side: str
     strike: Strike
     both: bool
+    eager: bool = False
 
     def __str__(self) -> str:
         how = "hang" if self.strike.hang else f"die/{self.strike.kind}"
-        restart = "both" if self.both else "one"
+        restart = ("both" if self.both else "one") + ("-eager" if self.eager else "")
         return f"{self.play} {self.side} {self.strike.point} {how} restart-{restart}"
 
 
@@ -299,7 +302,9 @@ def check_verdicts(room: Room) -> tuple[str, str, str]:
     source, destination = look(str(room.source)), look(str(room.destination))
     at_source, at_destination = judge(source), judge(destination)
     pair = judge_pair(source, destination)
-    room.note(f"the source is {'' if retired else 'not '}retired, the copy {'' if whole else 'not '}whole")
+    room.note(
+        f"the source is {'' if retired else 'not '}retired, the copy {'' if whole else 'not '}whole"
+    )
     for name, verdict in (
         ("source", at_source), ("destination", at_destination), ("pair", pair),
     ):  # fmt: skip
@@ -363,41 +368,63 @@ def check_end(room: Room) -> None:
                 raise Wrong(f"{sign!r} is in the {side}'s log")
 
 
-def restart(room: Room, struck: str) -> None:
-    """Start again what is to be started again, until both have ended, and well."""
+def restart(room: Room, eager: bool) -> None:
+    """Start again what is to be started again, until both have ended, and well.
+
+    @param eager: also start a receiver that is not needed, as long as the sender has not ended.
+    """
     starts: Counter[str] = Counter()
+    needless = False
     while True:
         for side in ("receiver", "sender"):
             child = room.running[side]
-            if child is not None and child.alive:
-                continue
-            status = child.status if child is not None else None
-            if status == 0:
-                continue
-            if status is not None and status not in (DIED, -9):
-                check_status(room, side, status)
-            if room.nothing_left(side):
-                room.note(f"the {side} need not be started again")
-                room.running[side] = None
-                continue
-            # A sender that met nobody, since its receiver had just died, may try once more.
-            if starts[side] > (status == 1 and side == "sender"):
-                raise Wrong(f"the {side}, started again, ended with {status}")
-            starts[side] += 1
-            room.note(f"the {side} is started again (it had ended with {status})")
-            child = room.start(side)
-            if side == "receiver" and not room.listening(child):
-                raise Wrong(f"the receiver, started again, ended with {child.status}")
-        alive = [child for child in room.children() if child.alive]
+            if child is None or not child.alive:
+                needless |= _start_again(room, side, eager, starts)
+        alive = {
+            side: child for side, child in room.running.items() if child is not None and child.alive
+        }
         if not alive:
             return
-        if not room.wait(lambda alive=alive: not all(child.alive for child in alive)):
-            names = [side for side in SIDES if (c := room.running[side]) is not None and c.alive]
-            raise Wrong(f"not ended within {LONGEST:g} s: {names}")
-        for side, child in room.running.items():
-            if child is not None and not child.alive:
+        if needless and list(alive) == ["receiver"]:
+            # Nobody will come any more; whoever started it will see that.
+            room.note("the receiver that was not needed is ended")
+            alive["receiver"].kill()
+            return
+        if not room.wait(lambda alive=alive: not all(child.alive for child in alive.values())):
+            raise Wrong(f"not ended within {LONGEST:g} s: {list(alive)}")
+        for side, child in alive.items():
+            if not child.alive:
                 room.note(f"the {side} ended with {child.status}")
                 check_status(room, side, child.status or 0)
+
+
+def _start_again(room: Room, side: str, eager: bool, starts: Counter[str]) -> bool:
+    """Start one again, if that is what its operator would do.
+
+    @return: whether it was started although there was no need.
+    """
+    child = room.running[side]
+    status = child.status if child is not None else None
+    if status == 0:
+        return False
+    if status is not None and status not in (DIED, -9):
+        check_status(room, side, status)
+    sender = room.running["sender"]
+    waited_for = sender is not None and (sender.alive or not room.nothing_left("sender"))
+    needless = room.nothing_left(side)
+    if needless and not (eager and side == "receiver" and waited_for):
+        room.note(f"the {side} need not be started again")
+        room.running[side] = None
+        return False
+    # A sender that met nobody, since its receiver had just died, may try once more.
+    if starts[side] > (status == 1 and side == "sender"):
+        raise Wrong(f"the {side}, started again, ended with {status}")
+    starts[side] += 1
+    room.note(f"the {side} is started again (it had ended with {status})")
+    child = room.start(side)
+    if side == "receiver" and not room.listening(child):
+        raise Wrong(f"the receiver, started again, ended with {child.status}")
+    return needless
 
 
 def set_up(room: Room) -> None:
@@ -452,7 +479,7 @@ def _play(room: Room, case: Case, result: Result) -> None:
     else:
         room.note(f"the {case.side} was struck {strike.point}")
         _look_at_ruins(room, case, struck, room.running[other], result)
-    restart(room, case.side)
+    restart(room, case.eager)
     check_end(room)
 
 
@@ -524,22 +551,29 @@ def chosen(recorded: Recorded) -> Recorded:
 
 
 def strikes(point: Point, dirty: tuple[bool, bool], both: bool) -> Iterator[Strike]:
-    """All that can happen at a point, without what would be the same."""
+    """All that can happen at a point, without what would be the same.
+
+    What only the other side can lose there it loses at its own points too.
+    """
     names, data = dirty
+    if point.name == THE_END:
+        yield Strike(point, kind="worst")
+        return
     yield Strike(point)
     yield Strike(point, hang=True)
     if names or data or both:
         yield Strike(point, kind="worst")
-    if data or both:
+    if data:
         yield Strike(point, kind="data")
-    if names or both:
+    if names and data:
         yield Strike(point, kind="names")
 
 
 def cases_of(play: Play, points: dict[str, Recorded]) -> list[Case]:
     """Every case of a play."""
+    eager = itertools.cycle((False, True, True, False, True))  # in step with nothing else
     return [
-        Case(play, side, strike, both)
+        Case(play, side, strike, both, next(eager))
         for side in SIDES
         for point, dirty in chosen(points[side])
         for both in (True, False)
@@ -578,8 +612,11 @@ def sample(cases: list[Case], count: int, seed: str) -> list[Case]:
 
 
 def _begin() -> None:
+    """In each worker: what is here is here for good, and its children's pages stay shared."""
     assert "twisted.internet.reactor" not in sys.modules
-    assert launcher is not None
+    _right()
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass
@@ -621,12 +658,18 @@ def _recorded(play: Play) -> tuple[Play, dict[str, Recorded]]:
 
 
 def run(
-    full: bool, count: int | None = None, seed: str = "", only: Iterable[str] = (), jobs: int = 2
+    full: bool,
+    count: int | None = None,
+    seed: str = "",
+    only: Iterable[str] = (),
+    jobs: int = 4,
+    most_wrong: int = 20,
 ) -> Report:
     """Play the matrix, or a part of it.
 
     @param count: at most so many cases.
     @param only: texts that a case's name must have, all of them.
+    @param most_wrong: stop once so many cases went wrong.
     """
     began = time.monotonic()
     report = Report()
@@ -650,12 +693,13 @@ def run(
         for result in pool.imap_unordered(play_case, cases):
             if result.missed and not result.wrong:
                 # The kernel cut the stream in another way this time.
-                result = next(pool.imap(play_case, [result.case]))
-            report.results.append(result)
-            if result.wrong:
-                print(result.story, flush=True)
-        pool.close()
-        pool.join()
+                report.results.append(next(pool.imap(play_case, [result.case])))
+            else:
+                report.results.append(result)
+            if report.results[-1].wrong:
+                print(report.results[-1].story, flush=True)
+                if len(report.wrong) >= most_wrong:
+                    break
     report.seconds = time.monotonic() - began
     return report
 
@@ -674,6 +718,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all of it")
     parser.add_argument("--count", type=int, help="so many cases of it")
     parser.add_argument("--seed", default=time.strftime("%Y-%m-%d"), help="of which to choose")
+    parser.add_argument("--stop", type=int, default=20, help="stop at so many wrong cases")
     parser.add_argument("--points", action="store_true", help="only tell the points")
     parser.add_argument("only", nargs="*", help="texts that a case's name must have")
     given = parser.parse_args()
@@ -686,7 +731,7 @@ def main() -> None:
         return
     whole = given.full or bool(given.only)
     count = given.count if given.count is not None else (None if whole else 150)
-    report = run(given.full, count, given.seed, given.only)
+    report = run(given.full, count, given.seed, given.only, most_wrong=given.stop)
     print("\n".join(report.lines()))
     raise SystemExit(bool(report.wrong))
 

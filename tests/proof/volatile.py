@@ -36,6 +36,9 @@ from blockmig.storage import SystemCalls
 DIED: Final = 77
 """The exit status of a process that was struck."""
 
+THE_END: Final = "the end"
+"""The name of the point behind a program's work."""
+
 ORPHANED: Final = 70
 """The exit status of a process whose harness has gone."""
 
@@ -276,10 +279,21 @@ class Points:
         while True:
             time.sleep(3600)
 
-    def crash(self, kind: str) -> NoReturn:
+    def ended(self, status: int) -> None:
+        """The program is done, and about to exit with C{status}: the last point.
+
+        Struck there it has its status all the same, and the power fails behind its exit.
+        """
+        point = Point(THE_END, 1, True)
+        if self._record:
+            self.recorded.append((point, self.journal.dirty))
+        if self._strike is not None and self._strike.point == point:
+            self._tell("struck")
+            self.crash(self._strike.kind, status)
+
+    def crash(self, kind: str, status: int = DIED) -> NoReturn:
         """Die at once, and lose what C{kind} loses."""
         self.journal.lock.acquire()
-        status = DIED
         try:
             names, data = LOSES[kind]
             torn = bool(zlib.crc32(str(self._strike).encode()) & 1)
