@@ -208,6 +208,24 @@ class ClaimTests(Case):
         self.assertEqual((("one", 2, True), began), (self.what(), self.record().began))
         self.assertEqual(2, self.receiver.attempts)
 
+    def test_a_claim_ends_the_attempt_that_its_sender_has_lost(self):
+        """Which may be half open here; another's claim does not."""
+        client, _ = self.claimed()
+        client.write(0, DATA)
+        for migration in ("two", ""):
+            self.assertEqual(EPERM, self.side().told("copying", migration))
+            self.assertFalse(client.transport.gone)
+        self.assertEqual(EPERM, self.side().told("copying", cookie=9), "not before it is gone")
+        self.clock.advance(0)
+        self.assertTrue(client.transport.lost)
+        self.assertEqual(0, self.side().told("copying", cookie=9))
+
+    def test_nor_does_a_claim_end_a_foreign_attempt(self):
+        client = self.client()
+        client.write(0, DATA[:5])
+        self.assertEqual(EPERM, self.side().told("copying", self.record().migration))
+        self.assertFalse(client.transport.gone)
+
     def test_claimed_by_another(self):
         self.claimed()
         client, _ = self.claimed("two", 9)
@@ -657,6 +675,39 @@ class RetiredTests(Case):
         self.client(9).disconnect()
         side.disconnect()
         self.check_complete()
+
+    def test_told_by_the_sender_of_a_migration_that_was_complete(self):
+        """Its receiver died behind the end, and was started again: it has no record any more."""
+        self.check_was_complete(True)
+
+    def check_was_complete(self, expected, told=None, **more):
+        self.make()
+        side = self.side()
+        told = self.disk.path if told is None else told
+        error = side.told("retired", told=told, **more)
+        self.assertEqual(0 if expected else EPERM, error)
+        self.assertEqual([], self.names())
+        self.client(7).disconnect()
+        if expected:
+            self.assertEqual(Stage.COMPLETE, side.page().phase)
+            side.disconnect()
+            self.check_complete()
+            self.assertEqual([], self.changes())
+        else:
+            self.waits()
+
+    def test_but_of_no_other(self):
+        self.check_was_complete(False, told="")
+        self.check_was_complete(False, told="/another")
+        self.check_was_complete(False, size=SIZE + 1)
+        self.disk.blank = True
+        self.check_was_complete(False)
+
+    def test_nor_once_another_migration_began(self):
+        self.claimed("two")
+        self.assertEqual(EPERM, self.side().told("retired", told=self.disk.path))
+        self.claimed("one", 9)
+        self.assertEqual(EPERM, self.side().told("retired", told=self.disk.path))
 
     def test_told_while_another_attempt_is_over(self):
         client, side = self.copied()

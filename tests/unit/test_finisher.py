@@ -234,6 +234,26 @@ class ReceiverTests(Case):
             budget += 1
         self.assertGreater(budget, 8)
 
+    def test_one_that_died_behind_the_end_and_was_started_again(self):
+        """It learns that it is complete, if it was told so by this very sender."""
+        for told, host, exact in (
+            (True, os.uname().nodename, True),
+            (True, "elsewhere", False),
+            (False, os.uname().nodename, False),
+        ):
+            self.setUp()
+            disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
+            self.receiver = Receiver(disk, reactor=self.clock, in_thread=in_thread)
+            self.arrived = self.receiver.complete()
+            self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
+            self.finish(told, {"destination": Side(host, disk.path, URI)})
+            if told:
+                self.done()
+            else:
+                self.failureResultOf(self.outcome, Unconfirmed)
+            self.assertEqual(exact, self.arrived.called)
+            self.assertEqual(b"x" * SIZE, bytes(disk.data))
+
 
 class OrderTests(Case):
     def test_told_then_disconnected_then_asked(self):

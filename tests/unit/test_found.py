@@ -117,6 +117,17 @@ class DestinationTests(Case):
         for again in (False, True):
             self.refused("records cannot be kept there", again)
 
+    def test_settled_first(self):
+        """What an earlier process did must be durable before somebody relies on it."""
+
+        class Broken(SystemCalls):
+            def fsync(self, descriptor):
+                raise OSError(errno.EIO, "broken")
+
+        self.records = Records(self.records.path, Broken())
+        self.refused("broken")
+        Case.refused(self, "broken", source_found, SAME, URI)
+
     def test_records_cannot_be_read(self):
         class Denied(SystemCalls):
             def open(self, *_):

@@ -302,6 +302,26 @@ class LookTests(FileCase):
         self.assertLess(last, order.index("stat"))
         self.assertLess(order.index("stat"), order.index("disk"))
 
+    def test_settled_first(self):
+        """What somebody is told here must not be undone by a power failure."""
+        self.make()
+        for fails in (False, True):
+            order = []
+
+            class Calls(SystemCalls):
+                def open(self, path, *arguments, order=order):
+                    order.append(os.path.basename(path))
+                    return os.open(path, *arguments)
+
+                def fsync(self, descriptor, order=order, fails=fails):
+                    order.append("fsync")
+                    if fails:
+                        raise OSError(errno.EROFS, "read-only")
+
+            self.assertEqual(5, look(self.path, None, Calls()).size)
+            directory = os.path.basename(self.directory)
+            self.assertEqual([directory, "fsync", "disk.INCOMPLETE"], order[:3])
+
     def test_not_a_disk(self):
         os.mkdir(self.path)
         self.assertIn("directory", str(self.assertRaises(DiskRefused, look, self.path)))

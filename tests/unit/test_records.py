@@ -431,6 +431,17 @@ class RemoveTests(Case):
         self.assertEqual("fsync", calls.calls[-2][0])
 
 
+class SettleTests(Case):
+    def test_the_directory_is_synced(self):
+        calls = Calls()
+        Records(self.path, calls).settle()
+        self.assertEqual(["open", "fsync", "close"], [call[0] for call in calls.calls])
+        self.assertRaises(OSError, Records(self.path, Calls(1)).settle)
+
+    def test_where_there_is_no_directory(self):
+        Records(self.path + "/no/where").settle()
+
+
 class WritableTests(Case):
     def test_makes_the_state_directory(self):
         records = Records(self.path + "-state/deep/dev-sda")

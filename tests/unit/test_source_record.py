@@ -148,33 +148,37 @@ class AbandonTests(Case):
         self.make(records=Records(self.records.path, calls)).abandon()
         self.assertEqual([], calls.calls)
 
-    def test_copying(self):
-        source = self.make()
-        source.copying(1, PLACE, True)
-        source.abandon()
-        self.assertEqual([], self.names())
-
-    def test_of_an_earlier_process(self):
-        """What it left goes as well, though this one did not come so far as to write its own."""
-        self.make().copying(1, PLACE, True)
-        self.make(SourceFound(self.migrating())).abandon()
-        self.assertEqual([], self.names())
-
-    def test_copied_stays(self):
-        source = self.make()
-        source.copying(1, PLACE, True)
-        source.copied()
-        source.abandon()
-        self.assertEqual(["disk.MIGRATING"], self.names())
-
-    def test_another_attempt_that_is_abandoned(self):
-        """Its destination has fallen back to copying before the source's record did."""
-        source = self.make()
-        source.copying(1, PLACE, True)
-        source.copied()
-        source.copying(2, PLACE, True)
-        source.abandon()
-        self.assertEqual([], self.names())
+    def test_table(self):
+        """The record stays where there may be a copy that is whole: it could be taken for the
+        canonical one. Only a destination that acknowledged a new attempt has none."""
+        for earlier in (False, True):
+            for steps, stays in (
+                ("", earlier),
+                ("side", False),
+                ("plain", earlier),
+                ("side flushing", True),
+                ("plain flushing", True),
+                ("side flushing copied", True),
+                ("side flushing side", False),
+                ("side flushing copied side", False),
+                ("side flushing copied plain", True),
+                ("plain flushing copied plain", True),
+                ("plain flushing side", False),
+            ):
+                with self.subTest(earlier=earlier, steps=steps):
+                    self.records.remove(Kind.MIGRATING)
+                    found = None
+                    if earlier:
+                        self.make().copying(1, PLACE, True)
+                        found = SourceFound(self.migrating())
+                    source = self.make(found)
+                    for step in steps.split():
+                        if step in ("side", "plain"):
+                            source.copying(1, PLACE, step == "side")
+                        else:
+                            getattr(source, step)()
+                    source.abandon()
+                    self.assertEqual(["disk.MIGRATING"] if stays else [], self.names())
 
 
 class AgainTests(Case):

@@ -3,15 +3,25 @@ cuts and crashes at every message, and at every instant the right verdict (R1, R
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 
+from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import Finisher, Receiver, Sender, Summary, source_found
+from blockmig.migration import (
+    Finisher,
+    LocalFailure,
+    Receiver,
+    Refused,
+    Sender,
+    Summary,
+    source_found,
+)
 from blockmig.migration.inspection import Found, judge_pair
-from blockmig.migration.records import Kind, Records
+from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.migration.source_record import SourceRecord
 from blockmig.nbd import Command
 
@@ -271,6 +281,105 @@ class OrderTests(Case):
             (self.source.path, self.target.path), (other.source.disk, one.destination.disk)
         )
         self.assertEqual(URI, one.destination.address)
+
+
+class FailureTests(Case):
+    """The source's record cannot be written, at each of the times when it is."""
+
+    broken = OSError(errno.ENOSPC, "No space left on device")
+
+    def run_with(self, words, unlink=True):
+        self.unlink = unlink
+        self.setUp()
+        self.receive()
+        self.systems["src"].fail[words] = self.broken
+        self.send()
+        self.endpoint.pump()
+
+    def check_failed(self, *missing):
+        error = self.failureResultOf(self.outcome, LocalFailure).value
+        self.assertIn("No space left on device", str(error))
+        self.assertFalse(self.retired)
+        for words in missing:
+            self.assertNotIn(words, self.events)
+        self.assertNoResult(self.arrived)
+        self.check_verdict()
+        # And once more, when there is room.
+        self.systems["src"].fail.clear()
+        self.send()
+        self.endpoint.pump()
+        self.pass_time(2)
+        self.check_done()
+
+    def test_before_the_first_byte(self):
+        self.run_with("MIGRATING copying")
+        self.check_failed("M WRITE", "dst write")
+
+    def test_before_it_is_retired(self):
+        for unlink in (True, False):
+            self.run_with("MIGRATING copied", unlink)
+            self.check_failed("M DISC", "src unlink", "dst INCOMPLETE copied retired")
+
+    def test_retiring(self):
+        self.run_with("MIGRATED", unlink=False)
+        self.check_failed("M DISC", "dst INCOMPLETE copied retired")
+
+    def test_what_was_acknowledged(self):
+        """Both sides have on record what matters; it goes on."""
+        for words, unlink in (
+            ("MIGRATING copied told", True),
+            ("MIGRATING copied retired told", False),
+        ):
+            self.run_with(words, unlink)
+            self.check_done()
+
+    def test_the_end(self):
+        for words, unlink in (("MIGRATING removed", True), ("MIGRATED copied retired told", False)):
+            self.run_with(words, unlink)
+            self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+            self.successResultOf(self.arrived)
+            self.check_verdict()
+            # The same command line, once more: there is nothing left to do but the removal.
+            self.systems["src"].fail.clear()
+            self.endpoint.refuse = ConnectionRefusedError()
+            self.send()
+            self.pass_time(40)
+            self.check_done(arrived=False)
+
+
+class RefusedTests(Case):
+    def test_by_what_the_destination_has(self):
+        for phase, changes, words in (
+            (Phase.COPIED, {}, "another migration"),
+            (Phase.COPIED, {"retired": "then"}, "another migration"),
+            (Phase.COPIED, {"retired": "then", "identified": False}, "another migration"),
+        ):
+            self.setUp()
+            self.target.blank = False
+            other = Record("two", phase, 1, SIZE, Side("z"), Side(), "then", **changes)
+            Records(self.target.path).write(Kind.INCOMPLETE, other)
+            self.receive()
+            self.send()
+            self.endpoint.pump()
+            error = self.failureResultOf(self.outcome, Refused).value
+            self.assertIn(words, str(error))
+            self.assertIn(f"blockmig inspect {self.target.path}", str(error))
+            self.assertEqual(["H READ"], self.events)
+            self.assertFalse(os.listdir(os.path.dirname(self.source.path)))
+
+    def test_not_by_what_may_be_written_over(self):
+        for phase, migration, changes in (
+            (Phase.COPYING, "two", {}),
+            (Phase.COPIED, "two", {"identified": False}),
+        ):
+            self.setUp()
+            self.target.blank = False
+            other = Record(migration, phase, 1, SIZE, Side("z"), Side(), "then", **changes)
+            Records(self.target.path).write(Kind.INCOMPLETE, other)
+            self.receive()
+            self.send()
+            self.endpoint.pump()
+            self.check_done()
 
 
 class CutTests(Case):
