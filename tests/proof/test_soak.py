@@ -268,10 +268,14 @@ class Migration:
         def gone(kind: Kind, disk: Path) -> Callable[[], bool]:
             return lambda: self.retired() and not os.path.exists(f"{disk}.{kind.value}")
 
+        def has_size() -> bool:
+            return self.destination.exists() and self.destination.stat().st_size > 0
+
         incomplete = (Kind.INCOMPLETE, self.destination)
         migrating = (Kind.MIGRATING, self.source)
         return {
             "INCOMPLETE": says(*incomplete, b""),
+            "its size": has_size,
             "MIGRATING": says(*migrating, b""),
             "copied there": says(*incomplete, b'"phase": "copied"'),
             "copied here": says(*migrating, b'"phase": "copied"'),
