@@ -62,7 +62,7 @@ PATIENCE: Final = 2
 """Seconds without progress after which a sender gives up."""
 
 LONGEST: Final = 20.0
-LEAST_LONG: Final = 5
+LEAST_LONG: Final = 8
 """Calls of one name from which on only the first, the second, the middle and the last are tried."""
 
 SIDES: Final = ("sender", "receiver")
@@ -71,10 +71,7 @@ WIRES: Final = ("tcp", "unix", "wrapped")
 
 @dataclass(frozen=True)
 class Play:
-    """A scenario as it is played.
-
-    @ivar setup: strikes that come before, each behind which both sides are started again.
-    """
+    """A scenario as it is played: whether the source is deleted, and on which wire."""
 
     scenario: str
     unlink: bool
@@ -85,7 +82,7 @@ class Play:
 
     @property
     def setup(self) -> tuple[str, Strike] | None:
-        """What comes before: the side and where it is struck."""
+        """What comes before: a side, and where it is struck; then both are started again."""
         if self.scenario == "recopy":
             return "sender", Strike(Point("create MIGRATING.tmp", 2, True))
         if self.scenario == "finish":
@@ -717,6 +714,8 @@ def run(
                 print(report.results[-1].story, flush=True)
                 if len(report.wrong) >= most_wrong:
                     break
+            if len(report.results) % 1000 == 0:
+                print(f"{len(report.results)} of {len(cases)} cases played", flush=True)
     report.seconds = time.monotonic() - began
     return report
 
