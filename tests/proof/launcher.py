@@ -15,8 +15,9 @@ Rules:
   splice past the protocol; on C{wrapped} it is a stranger to blockmig, and all goes through memory;
 * a child ends when its harness does.
 
-Only what makes a run short is not the product's own: seconds between tries, and the window of the
-write-behind, which no small disk would ever fill.
+Only what makes a run short is not the product's own: the seconds between tries, those for which a
+receiver that knows everything is looked for, and the window of the write-behind, which no small
+disk would ever fill.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
 
 _PAUSE = 0.05
+_PATIENCE = 3.0
 _SMALL_WINDOW = 256 << 10
 
 Steps = Generator[tuple[int, str | None], bytes, None]
@@ -302,6 +304,7 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
 def _be_quick() -> None:
     sender.backoffPolicy = lambda: lambda failures: _PAUSE
     finisher._FIRST_DELAY = finisher._LONGEST_DELAY = _PAUSE
+    finisher._PATIENCE = _PATIENCE
     write_behind._WINDOW = _SMALL_WINDOW
 
 
