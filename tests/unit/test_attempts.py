@@ -264,12 +264,18 @@ class ClaimTests(Case):
 
     def test_messages_of_two_are_not_mixed_up(self):
         one, two = self.side(), self.side()
-        header = request_bytes(WRITE, 0, PAGE_SIZE, 0, 55)
-        one.give(header + b"{" * 2000)
+        one.give(request_bytes(WRITE, 0, PAGE_SIZE, 0, 55) + b"{" * 2000)
+        self.assertEqual(EPERM, two.told("copied"))
+        one.give(bytes(2096))
+        self.assertEqual(int(EINVAL).to_bytes(4, "big"), one.received()[4:8])
+
+    def test_what_comes_late_of_an_earlier_claim_is_void(self):
+        one, two = self.side(), self.side()
+        one.give(request_bytes(WRITE, 0, PAGE_SIZE, 0, 55) + b"{" * 2000)
         self.assertEqual(0, two.told("copying"))
-        self.assertEqual("one", self.record().migration)
-        one.give(b"{" * 2096)
-        self.assertEqual("one", self.record().migration)
+        self.clock.advance(0)
+        self.assertTrue(one.transport.lost)
+        self.assertFalse(two.transport.gone)
 
     def test_listed(self):
         factory = self.receiver.factory()

@@ -140,21 +140,33 @@ class AdmitTests(Case):
         self.client.write(0, b"now")
         self.assertEqual([0], self.client.errors())
 
+    evil = (
+        request_bytes(WRITE, 0, 4) + b"evil",
+        request_bytes(ZEROES, 0, 4),
+        request_bytes(ZEROES, 0, 4, CommandFlag.FUA),
+        request_bytes(TRIM, 0, 4),
+        request_bytes(FLUSH),
+    )
+
     def test_client_gone_meanwhile(self):
-        self.client.write(0, b"evil")
-        self.client.lose()
-        self.assertNotIn("gone", self.handler.events, "something of it is under way")
-        self.admit()
-        self.assertEqual("gone", self.handler.events[-1])
-        self.assertEqual([], self.disk.calls)
+        for request in self.evil:
+            self.setUp()
+            self.client.give(request)
+            self.client.lose()
+            self.assertNotIn("gone", self.handler.events, "something of it is under way")
+            self.admit()
+            self.assertEqual("gone", self.handler.events[-1])
+            self.assertEqual([], self.disk.calls)
 
     def test_closing_meanwhile(self):
-        self.client.write(0, b"evil")
-        self.connection.close()
-        self.admit()
-        self.assertEqual([], self.disk.calls)
-        self.clock.advance(0)
-        self.assertEqual(["gone"], self.handler.events[1:])
+        for request in self.evil:
+            self.setUp()
+            self.client.give(request)
+            self.connection.close()
+            self.admit()
+            self.assertEqual([], self.disk.calls)
+            self.clock.advance(0)
+            self.assertEqual(["gone"], self.handler.events[1:])
 
     def test_half_closed_meanwhile(self):
         self.client.write(0, b"evil")

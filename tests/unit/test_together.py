@@ -426,6 +426,9 @@ class CrashTests(Case):
         for link in self.endpoint.links:
             link.client.lost = True
             link.server.lose(ConnectionLostByPeer())
+        # Python runs the end of a coroutine that nobody waits for; a dead process does not.
+        source = self.sender.source if isinstance(self.sender, Sender) else self.sender._source
+        source._records = None
         self.endpoint.build = lambda: None
         self.endpoint = MemoryEndpoint(self.clock, self.build)
 
