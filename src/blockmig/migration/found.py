@@ -27,22 +27,25 @@ class SourceFound:
 
     @ivar record: the migration to go on with, or None for a new one.
     @ivar retired: its source is retired, so that there is nothing left but to finish it.
-    @ivar instead_of: the migration that a human has told to be forgotten, where its copy is whole.
+    @ivar instead_of: a migration to another place, whose copy there may be whole.
+    @ivar unreadable: the records that a human has told to be disregarded, and that tell nothing.
     """
 
     record: Record | None = None
     retired: bool = False
     instead_of: str = ""
+    unreadable: tuple[Kind, ...] = ()
 
 
-def _read(records: Records, kind: Kind, again: bool) -> Record | None:
+def _read(records: Records, kind: Kind, again: bool, may_disregard: bool = True) -> Record | None:
     try:
         return records.read(kind)
     except BadRecord as error:
         if again:
             return None
         raise Refused(
-            f"{error}; `blockmig inspect {records.path}` says more, and --again disregards it"
+            f"{error}; `blockmig inspect {records.path}` says more"
+            + ("" if kind == Kind.INCOMPLETE and not may_disregard else ", --again disregards it")
         ) from None
     except OSError as error:
         raise Refused(f"{records.name(kind)}: {describe_error(error)}") from None
@@ -58,8 +61,15 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     migrated = _read(records, Kind.MIGRATED, again)
     migrating = _read(records, Kind.MIGRATING, again)
     incomplete = _read(records, Kind.INCOMPLETE, again)
+    accepted = _read(records, Kind.ACCEPTED, again)
     if again:
-        return None
+        # The same command again goes on with what it has begun.
+        return incomplete if incomplete is not None and incomplete.again else None
+    if accepted is not None and incomplete is None and not disk.blank:
+        raise Refused(
+            f"{records.path}: was declared canonical on {accepted.changed} "
+            f"({records.name(Kind.ACCEPTED)}); to receive into it all the same, say --again"
+        )
     if migrated is not None:
         raise Refused(
             f"{records.path}: was migrated to {migrated.destination} on {migrated.retired} "
@@ -93,7 +103,6 @@ def _check_copy(disk: IRecordedDisk, records: Records, record: Record) -> None:
 def _check_writable(records: Records) -> None:
     try:
         records.check_writable()
-        records.settle()
     except OSError as error:
         raise Refused(
             f"{records.name(Kind.INCOMPLETE)}: records cannot be kept there: "
@@ -119,19 +128,24 @@ def source_found(
     """
     _check_writable(records)
     path = records.path
-    if _read(records, Kind.INCOMPLETE, False) is not None:
+    if _read(records, Kind.INCOMPLETE, False, may_disregard=False) is not None:
         raise Refused(
             f"{path}: is a copy that is not known to be complete "
             f"({records.name(Kind.INCOMPLETE)}): see `blockmig inspect {path}`"
         )
     migrating = _read(records, Kind.MIGRATING, again)
     migrated = _read(records, Kind.MIGRATED, again)
-    if again:
+    goes_on = migrating is not None and (migrating.again or identity is None)
+    if again and not goes_on:
         if identity is None:
             raise Refused(f"{path}: no such file")
-        whole = migrating is not None and migrating.phase == Phase.COPIED
-        return SourceFound(instead_of=migrating.migration if migrating and whole else "")
-    if migrated is not None and (migrating is None or migrating.migration != migrated.migration):
+        bad = tuple(kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_bad(records, kind))
+        return SourceFound(
+            instead_of=migrating.migration if migrating is not None else "", unreadable=bad
+        )
+    if migrating is not None and migrating.again and _is_of_another(migrated, migrating):
+        migrated = None  # it was disregarded
+    if migrated is not None and (migrating is None or _is_of_another(migrated, migrating)):
         raise Refused(
             f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
             f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
@@ -152,6 +166,18 @@ def source_found(
             f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
         )
     return _go_on(migrating, destination, path)
+
+
+def _is_of_another(record: Record | None, other: Record) -> bool:
+    return record is not None and record.migration != other.migration
+
+
+def _is_bad(records: Records, kind: Kind) -> bool:
+    try:
+        records.read(kind)
+    except (BadRecord, OSError):
+        return True
+    return False
 
 
 def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
@@ -192,9 +218,9 @@ def _check_finish(
 def _go_on(migrating: Record, destination: str, path: str) -> SourceFound:
     if migrating.destination.address == destination:
         return SourceFound(migrating)
-    if migrating.phase == Phase.COPIED:
+    if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
             f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
             "canonical copy there: send it there, or delete that copy and say --again"
         )
-    return SourceFound()
+    return SourceFound(instead_of=migrating.migration)

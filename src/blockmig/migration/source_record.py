@@ -8,13 +8,17 @@ Rules (design, section 2: R1, R6, R7):
   and says C{copied} before the source is retired: with the source gone it then tells that we have
   deleted it, and where its copy is;
 * MIGRATED appears in one piece; that is what retires a source that is kept. It stays;
-* what an earlier migration has left is taken away before the new one's record appears, not after.
+* a migration that was begun with C{--again} stands beside the mark of the one before it: if it ends
+  without retiring the source, that mark counts as before;
+* where a migration ends without the source being retired, its record says so: a source that is
+  moved or deleted afterwards is not taken for one that we have deleted.
 
 The calls block: they are made from threads, one at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 
 from ..storage import NotDurable, describe_error
@@ -50,7 +54,7 @@ class SourceRecord:
     ) -> None:
         before = found.record
         self._records = records
-        self._clean = not again
+        self._unreadable = found.unreadable
         self._stands = before is not None
         self._may_be_copied = before is not None
         if found.retired and before is not None:
@@ -67,7 +71,31 @@ class SourceRecord:
             unlink=unlink,
             identity=identity,
             instead_of=before.instead_of if before is not None else found.instead_of,
+            again=again,
         )
+
+    @classmethod
+    def finishing(cls, records: Records, found: SourceFound) -> SourceRecord:
+        """The record of a source that is retired, to be given to a L{Finisher}."""
+        record = found.record
+        assert record is not None
+        return cls(
+            records,
+            found,
+            disk=record.source.disk,
+            destination=record.destination.address,
+            size=record.size,
+        )
+
+    @property
+    def may_be_copied(self) -> bool:
+        """Whether the destination may have put on record that its copy is whole."""
+        return self._may_be_copied
+
+    def settle(self) -> None:
+        """I{Slow.} Make durable what is seen here, before anybody is told of it."""
+        if self._records is not None:
+            self._records.settle()
 
     def _write(self, kind: Kind, record: Record) -> None:
         if self._records is not None:
@@ -83,14 +111,15 @@ class SourceRecord:
         """
         if side_export:
             self._may_be_copied = False
-        if not self._clean and self._records is not None:
-            self._records.remove(Kind.MIGRATED, Kind.MIGRATING)
-        self._clean = True
+        if self._unreadable and self._records is not None:
+            self._records.remove(*self._unreadable)
+            self._unreadable = ()
         record = self.record.but(
             phase=Phase.COPYING,
             attempt=attempt,
             destination=destination,
             side_export=side_export,
+            whole=False,
         )
         self._write(Kind.MIGRATING, record)
         self._stands = True
@@ -130,9 +159,13 @@ class SourceRecord:
             return True  # something stands there now
         return found is not None and found.migration == self.record.migration
 
-    def told(self) -> None:
-        """I{Slow.} The destination has acknowledged that the source is retired."""
-        self._write(Kind.MIGRATING, self.record.but(told=timestamp()))
+    def told(self, token: str = "") -> None:
+        """I{Slow.} The destination has acknowledged that the source is retired.
+
+        @param token: what it says that its disk is known by.
+        """
+        self.record = self.record.but(told=timestamp(), token=token)
+        self._write(Kind.MIGRATING, self.record)
 
     def complete(self) -> None:
         """I{Slow.} The destination is complete: nothing is left to be finished."""
@@ -141,9 +174,16 @@ class SourceRecord:
         record = self.record
         if not record.unlink or record.instead_of:
             retired = record.retired or timestamp()
-            self._records.write(Kind.MIGRATED, record.but(retired=retired, confirmed=timestamp()))
-        gone = (Kind.ACCEPTED,) if record.unlink else ()
-        self._records.remove(Kind.MIGRATING, *gone)
+            # The mark is there already, but for what it says of the end.
+            needed = contextlib.nullcontext() if record.unlink else contextlib.suppress(OSError)
+            with needed:
+                self._records.write(
+                    Kind.MIGRATED, record.but(retired=retired, confirmed=timestamp())
+                )
+        gone = [Kind.MIGRATING]
+        if record.unlink:
+            gone += [Kind.ACCEPTED] if record.instead_of else [Kind.ACCEPTED, Kind.MIGRATED]
+        self._records.remove(*gone)
 
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.
@@ -151,5 +191,9 @@ class SourceRecord:
         Where there may be a copy that is whole, the record stays: that copy could be taken for the
         canonical one, and only the same migration may write it anew.
         """
-        if self._records is not None and self._stands and not self._may_be_copied:
+        if self._records is None or not self._stands:
+            return
+        if not self._may_be_copied:
             self._records.remove(Kind.MIGRATING)
+        elif self.record.phase == Phase.COPIED or not self.record.whole:
+            self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPYING, whole=True))
