@@ -39,7 +39,7 @@ from blockmig.migration import (
     client,
     finisher,
     judge_pair,
-    look_at_both,
+    look_steadily,
     receiver,
     sender,
     source_found,
@@ -130,7 +130,7 @@ class Migration:
         """Compare the verdict with the truth, which must not change meanwhile."""
         while True:
             before = self._retired()
-            verdict = judge_pair(*look_at_both(str(self.source), str(self.destination)))
+            verdict = judge_pair(*look_steadily([str(self.source), str(self.destination)])[0])
             if before == self._retired():
                 break
         expected = self.destination if before else self.source

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmig.migration import Kind, Standing, Verdict, judge, judge_pair, look, look_at_both
+from blockmig.migration import Kind, Standing, Verdict, judge, judge_pair, look, look_steadily
 from tests.support.processes import BLOCKMIG, FULL
 
 MIB = 1 << 20
@@ -211,7 +211,7 @@ class Migration:
         while True:
             before = self.retired()
             here, there = look(str(self.source)), look(str(self.destination))
-            both = judge_pair(*look_at_both(str(self.source), str(self.destination)))
+            both = judge_pair(*look_steadily([str(self.source), str(self.destination)])[0])
             if before == self.retired():
                 break
         canonical = self.destination if before else self.source

@@ -306,8 +306,18 @@ class Attempts:
         @return: None; or a Deferred that fires once that is on record.
         """
         changes = self._whole_since.pop(id(request), None)
-        if not succeeded or changes is None or changes != self._changes or self.copied:
+        attempt = self.attempt
+        if not succeeded or attempt is None or changes != self._changes or self.copied:
             return None
+        settled = attempt.write_behind.flushed()
+        return settled.addCallback(lambda _: self._put_copied(self._changes == changes))
+
+    def _put_copied(self, unchanged: bool) -> Deferred[None] | None:
+        if self.failure is not None:
+            raise OSError(int(self.failure_told), str(self.failure))
+        if not unchanged:
+            return None
+        changes = self._changes
         self._phase = Phase.COPIED
 
         def recorded(_: None) -> None:
