@@ -64,6 +64,8 @@ LAST_PHASE = [
     (2, False, (REPLY,), "its acknowledgement"),
     (2, True, (HEADER, PAGE), "retired"),
     (2, False, (REPLY,), "its acknowledgement"),
+    (2, True, (HEADER,), "READ of the page, for its token"),
+    (2, False, (REPLY, PAGE), "the page"),
     (1, True, (HEADER,), "DISC"),
     (2, True, (HEADER,), "READ of the page"),
     (2, False, (REPLY, PAGE), "the page"),

@@ -113,7 +113,7 @@ class WriteBehind:
             if isinstance(result, Failure):
                 self._windows.clear()
                 self._failed(result.value)
-            elif oldest is not None and self._windows:
+            elif oldest is not None and self._windows and self._windows[0] is oldest:
                 self._windows.popleft()
             self._go_on()
             if len(self._windows) > 1:
