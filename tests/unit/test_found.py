@@ -12,12 +12,12 @@ from blockmig.migration.found import SourceFound, destination_record, source_fou
 from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.storage import SystemCalls
 
-from .support import RecordedDisk
+from .support import ONE, TWO, RecordedDisk
 
 URI = "nbd://there/x"
 SAME, OTHER, MAYBE = "inode 5, written 1", "inode 6, written 1", "inode 5, written 2"
 COPYING = Record(
-    migration="one",
+    migration=ONE,
     phase=Phase.COPYING,
     attempt=2,
     size=5,
@@ -209,9 +209,9 @@ class SourceTests(Case):
             ({"migrated": b"torn"}, ""),
             ({"migrating": b"torn"}, ""),
             ({"migrating": COPYING}, ""),
-            ({"migrating": COPIED}, "one"),
-            ({"migrating": UNLINK}, "one"),
-            ({"migrating": COPIED, "migrated": MARK}, "one"),
+            ({"migrating": COPIED}, ONE),
+            ({"migrating": UNLINK}, ONE),
+            ({"migrating": COPIED, "migrated": MARK}, ONE),
         ):
             with self.subTest(records=records):
                 self.stand(**records)
@@ -238,7 +238,7 @@ class SourceTests(Case):
             ({"migrated": MARK}, SAME, {}, ("was migrated to there:/copy", "when", "--again")),
             ({"migrated": MARK}, None, {}, "was migrated to"),
             (
-                {"migrated": MARK, "migrating": COPIED.but(migration="two")},
+                {"migrated": MARK, "migrating": COPIED.but(migration=TWO)},
                 SAME,
                 {},
                 "was migrated to",

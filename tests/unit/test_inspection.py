@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,12 +13,12 @@ from blockmig.migration.inspection import Found
 from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.storage import DiskRefused, FileDisk, SystemCalls
 
-from .support import Story
+from .support import ONE, TWO, Story
 
 URI = "nbd://there/x"
 SAME, OTHER, MAYBE = "inode 5, written 1", "inode 6, written 1", "inode 5, written 2"
 RECORD = Record(
-    migration="one",
+    migration=ONE,
     phase=Phase.COPYING,
     attempt=2,
     size=5,
@@ -39,7 +40,7 @@ IF, UNKNOWN = Standing.CONDITIONAL, Standing.UNKNOWN
 def place(path="/a", size=5, identity=SAME, bad=(), **records):
     found = {Kind(name.upper()): record for name, record in records.items()}
     broken = {Kind(name.upper()): f"/a.{name} is torn" for name in bad}
-    return Found(path, size, identity, False, found, broken)
+    return Found(path, size, identity, records=found, bad=broken)
 
 
 def gone(path="/a", **more):
@@ -98,7 +99,7 @@ class JudgeTests(Case):
             (gone(accepted=ACCEPTED), UNKNOWN, "is gone"),
             (place(accepted=ACCEPTED, incomplete=COPIED), YES, "me declared"),
             (place(accepted=ACCEPTED, incomplete=RECORD), NO, "attempt 2"),
-            (place(accepted=ACCEPTED.but(migration="two"), incomplete=COPIED), IF, "never told"),
+            (place(accepted=ACCEPTED.but(migration=TWO), incomplete=COPIED), IF, "never told"),
             (place(size=0, accepted=ACCEPTED), NO, "empty"),
             # Sources.
             (place(migrating=RECORD), YES, "is not whole"),
@@ -200,8 +201,8 @@ class PairTests(Case):
             (sgone(), d(incomplete=RECORD), None),
             (sgone(migrating=UNLINK), d(incomplete=RECORD), None),
             (sgone(migrating=UNLINK), gone("/d"), None),
-            (sgone(migrating=UNLINK), d(incomplete=COPIED.but(migration="two")), None),
-            (s(migrated=RETIRED), d(incomplete=COPIED.but(migration="two")), None),
+            (sgone(migrating=UNLINK), d(incomplete=COPIED.but(migration=TWO)), None),
+            (s(migrated=RETIRED), d(incomplete=COPIED.but(migration=TWO)), None),
             (s(bad=["migrating"]), d(incomplete=COPIED), None),
             (s(identity=MAYBE, migrating=UNLINK), d(incomplete=COPIED), None),
             (sgone(migrating=RECORD), d(incomplete=COPIED), None),
@@ -215,7 +216,7 @@ class PairTests(Case):
         states = [place("/a", **more) for more in STATES] + [gone("/a", **more) for more in STATES]
         for one in states:
             for other in states:
-                there = Found("/b", other.size, other.identity, False, other.records, other.bad)
+                there = replace(other, path="/b")
                 verdict = judge_pair(one, there)
                 self.check_form(verdict)
                 for found in (one, there):
@@ -373,7 +374,7 @@ class AcceptTests(FileCase):
         for changes in ({}, {"retired": "when"}, {"identified": False}):
             self.copied(**changes)
             record = accept(self.path, "me (as root)")
-            self.assertEqual(("me (as root)", "one"), (record.by, record.migration))
+            self.assertEqual(("me (as root)", ONE), (record.by, record.migration))
             self.assertEqual(record, self.records.read(Kind.ACCEPTED))
             self.assertEqual(["disk", "disk.ACCEPTED"], self.names())
             self.assertEqual(YES, judge(look(self.path)).standing)

@@ -134,9 +134,9 @@ class ReceiveTests(Case):
         )
 
     def test_export(self):
-        longest = "ä" * 2048
+        longest = "ä" * 2044  # the side export's is 8 bytes longer
         self.assertEqual(longest, self.parse("receive", "-f", "x", "-e", longest)["export"])
-        self.refused("longer than 4096", "receive", "-f", "x", "-e", longest + "x")
+        self.refused("longer than 4088", "receive", "-f", "x", "-e", longest + "x")
         self.refused("not UTF-8", "receive", "-f", "x", "-e", "\udcff")
 
     def test_bad(self):
@@ -253,8 +253,6 @@ class AcceptTests(Case):
         """Nobody says so by leaving out the half of it."""
         for word in ("--i", "--i-have", "--i-have-checked"):
             self.assertRaises(usage.UsageError, self.parse, "accept", "x", word)
-
-    test_no_short_form_of_the_promise.todo = "getopt takes abbreviations of long options"
 
 
 class CommandTests(Case):

@@ -13,6 +13,7 @@ from blockmig.migration.records import Kind, Phase, Records, Side
 from blockmig.migration.source_record import SourceRecord
 from blockmig.storage import NotDurable
 
+from .support import ONE
 from .test_records import Calls
 
 URI = "nbd://there/x"
@@ -189,7 +190,7 @@ class AgainTests(Case):
         first.retire_kept()
         calls = Calls()
         second = self.make(
-            SourceFound(instead_of="one"), Records(self.records.path, calls), again=True
+            SourceFound(instead_of=ONE), Records(self.records.path, calls), again=True
         )
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
         second.copying(1, PLACE, True)
@@ -199,14 +200,14 @@ class AgainTests(Case):
         for kind in ("MIGRATED", "MIGRATING"):
             self.assertLess(names.index(("unlink", f"disk.{kind}")), synced)
         self.assertLess(synced, names.index(("open", "disk.MIGRATING.tmp")))
-        self.assertEqual("one", self.migrating().instead_of)
+        self.assertEqual(ONE, self.migrating().instead_of)
         calls.calls.clear()
         second.copying(2, PLACE, True)
         self.assertNotIn("unlink", [call[0] for call in calls.calls], "once only")
 
     def test_instead_of_a_whole_copy_the_mark_stays(self):
         """The other copy may yet be taken for the canonical one; MIGRATED tells that it is not."""
-        source = self.make(SourceFound(instead_of="one"), unlink=True, again=True)
+        source = self.make(SourceFound(instead_of=ONE), unlink=True, again=True)
         source.copying(1, PLACE, True)
         source.copied()
         source.told()
@@ -216,10 +217,10 @@ class AgainTests(Case):
         self.assertTrue(self.migrated().confirmed)
 
     def test_instead_of_goes_on_with_the_migration(self):
-        source = self.make(SourceFound(instead_of="one"), unlink=True, again=True)
+        source = self.make(SourceFound(instead_of=ONE), unlink=True, again=True)
         source.copying(1, PLACE, True)
         found = source_found(self.records, source.record.identity, URI, unlink=True)
-        self.assertEqual("one", self.make(found, unlink=True).record.instead_of)
+        self.assertEqual(ONE, self.make(found, unlink=True).record.instead_of)
 
 
 class RetireTests(Case):

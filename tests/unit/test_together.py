@@ -27,6 +27,7 @@ from blockmig.nbd import Command
 
 from .support import (
     ADDRESS,
+    TWO,
     MemoryEndpoint,
     RecordedDisk,
     RecordedSource,
@@ -147,7 +148,7 @@ class Case(SynchronousTestCase):
     def found(self, disk, size):
         records = Records(disk.path)
         stand = {kind: found for kind in Kind if (found := records.read(kind)) is not None}
-        return Found(disk.path, size, disk.identity() if size else "", False, stand)
+        return Found(disk.path, size, disk.identity() if size else "", records=stand)
 
     def verdict(self):
         source = self.found(self.source, None if self.source.unlinked else SIZE)
@@ -199,6 +200,7 @@ class OrderTests(Case):
                 "src unlink",
                 "H WRITE",
                 "dst INCOMPLETE copied retired",
+                "H READ",
                 "src MIGRATING copied told",
                 *END,
                 "H READ",
@@ -222,6 +224,7 @@ class OrderTests(Case):
                 "src MIGRATED copied retired",
                 "H WRITE",
                 "dst INCOMPLETE copied retired",
+                "H READ",
                 "src MIGRATING copied retired told",
                 *END,
                 "H READ",
@@ -334,8 +337,8 @@ class FailureTests(Case):
             self.check_done()
 
     def test_the_end(self):
-        for words, unlink in (("MIGRATING removed", True), ("MIGRATED copied retired told", False)):
-            self.run_with(words, unlink)
+        for unlink in (True, False):
+            self.run_with("MIGRATING removed", unlink)
             self.assertIsInstance(self.successResultOf(self.outcome), Summary)
             self.successResultOf(self.arrived)
             self.check_verdict()
@@ -345,6 +348,12 @@ class FailureTests(Case):
             self.send()
             self.pass_time(40)
             self.check_done(arrived=False)
+
+    def test_what_the_mark_says_of_the_end(self):
+        """It stands without that too, and nothing is left to be finished."""
+        self.run_with("MIGRATED copied retired told", unlink=False)
+        self.check_done()
+        self.assertEqual("", Records(self.source.path).read(Kind.MIGRATED).confirmed)
 
 
 class RefusedTests(Case):
@@ -356,7 +365,7 @@ class RefusedTests(Case):
         ):
             self.setUp()
             self.target.blank = False
-            other = Record("two", phase, 1, SIZE, Side("z"), Side(), "then", **changes)
+            other = Record(TWO, phase, 1, SIZE, Side("z"), Side(), "then", **changes)
             Records(self.target.path).write(Kind.INCOMPLETE, other)
             self.receive()
             self.send()
@@ -369,8 +378,8 @@ class RefusedTests(Case):
 
     def test_not_by_what_may_be_written_over(self):
         for phase, migration, changes in (
-            (Phase.COPYING, "two", {}),
-            (Phase.COPIED, "two", {"identified": False}),
+            (Phase.COPYING, TWO, {}),
+            (Phase.COPIED, TWO, {"identified": False}),
         ):
             self.setUp()
             self.target.blank = False

@@ -192,6 +192,11 @@ class Attempts:
         """Whether the source is known to be retired."""
         return self._retired
 
+    @property
+    def begun(self) -> bool:
+        """Whether something is on record, or about to be."""
+        return self._phase is not None
+
     def page(self, knows: bool = False) -> Page:
         """How things stand, for whoever reads the side export.
 
@@ -491,8 +496,7 @@ class Attempts:
         return (
             bool(page.token)
             and page.token == self._token()
-            and self.record is None
-            and not self.touched
+            and not self.begun
             and page.size == self.disk.size
         )
 

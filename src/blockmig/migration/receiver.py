@@ -439,7 +439,7 @@ class Receiver:
                 f"{why}; all of {name} is here and durable, but the disconnect never came: it is "
                 f"canonical only if the source was retired: look at {record.source}"
             )
-        elif core.touched or record is not None:
+        elif core.begun:
             error = GaveUp(f"{why}; {name} is not canonical")
         else:
             error = GaveUp(f"{why}; nothing was received into {name}")
