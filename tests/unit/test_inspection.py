@@ -16,7 +16,7 @@ from blockmig.storage import DiskRefused, FileDisk, SystemCalls
 from .support import ONE, TWO, Story
 
 URI = "nbd://there/x"
-SAME, OTHER, MAYBE = "inode 5, written 1", "inode 6, written 1", "inode 5, written 2"
+SAME, OTHER, MAYBE = "inode 5, born 1", "inode 6, born 2", "inode 5, written 2"
 RECORD = Record(
     migration=ONE,
     phase=Phase.COPYING,

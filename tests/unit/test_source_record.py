@@ -181,17 +181,54 @@ class AbandonTests(Case):
                     source.abandon()
                     self.assertEqual(["disk.MIGRATING"] if stays else [], self.names())
 
+    def test_what_is_left_says_that_it_was_not_retired(self):
+        """A source that is deleted later on must not be taken for one that we have deleted."""
+        for steps in (("flushing",), ("flushing", "copied")):
+            self.setUp()
+            source = self.make(unlink=True)
+            source.copying(1, PLACE, True)
+            for step in steps:
+                getattr(source, step)()
+            source.abandon()
+            found = self.migrating()
+            self.assertEqual((Phase.COPYING, True), (found.phase, found.whole))
+            self.assertEqual(PLACE, found.destination)
+
+    def test_it_stays_so(self):
+        """However often it is begun and ended, until the destination has heard of another one."""
+        source = self.make(unlink=True)
+        source.copying(1, PLACE, True)
+        source.copied()
+        source.abandon()
+        left = self.migrating()
+        calls = Calls()
+        again = self.make(SourceFound(left), Records(self.records.path, calls), unlink=True)
+        self.assertEqual((PLACE, True), (again.record.destination, again.record.whole))
+        again.abandon()
+        self.assertEqual((left, []), (self.migrating(), calls.calls))
+        again = self.make(SourceFound(left), unlink=True)
+        again.copying(2, PLACE, True)
+        self.assertFalse(self.migrating().whole)
+
+    def test_one_that_said_copied(self):
+        """A process that died left it so; the next one ends before it has begun."""
+        source = self.make(unlink=True)
+        source.copying(1, PLACE, True)
+        source.copied()
+        self.make(SourceFound(self.migrating()), unlink=True).abandon()
+        found = self.migrating()
+        self.assertEqual((Phase.COPYING, True), (found.phase, found.whole))
+        self.assertEqual(PLACE, found.destination)
+
 
 class AgainTests(Case):
-    def test_marks_go_before_the_new_record_appears(self):
-        first = self.make()
-        first.copying(1, PLACE, True)
-        first.copied()
-        first.retire_kept()
+    def test_what_is_unreadable_goes_before_the_new_record_appears(self):
+        for kind in ("MIGRATED", "MIGRATING"):
+            with open(f"{self.records.path}.{kind}", "wb") as file:
+                file.write(b"torn")
         calls = Calls()
-        second = self.make(
-            SourceFound(instead_of=ONE), Records(self.records.path, calls), again=True
-        )
+        found = SourceFound(instead_of=ONE, unreadable=(Kind.MIGRATED, Kind.MIGRATING))
+        second = self.make(found, Records(self.records.path, calls), again=True)
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
         second.copying(1, PLACE, True)
         names = [call[:2] for call in calls.calls]
@@ -221,6 +258,56 @@ class AgainTests(Case):
         source.copying(1, PLACE, True)
         found = source_found(self.records, source.record.identity, URI, unlink=True)
         self.assertEqual(ONE, self.make(found, unlink=True).record.instead_of)
+
+    def marked(self):
+        """The mark of an earlier migration, and another one beside it."""
+        first = self.make()
+        first.copying(1, PLACE, True)
+        first.copied()
+        first.retire_kept()
+        first.complete()
+        self.before = self.migrated()
+        found = source_found(self.records, first.record.identity, URI, again=True)
+        second = self.make(found, again=True)
+        second.copying(1, PLACE, True)
+        return second
+
+    def test_stands_beside_the_mark(self):
+        second = self.marked()
+        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
+        self.assertEqual(self.before, self.migrated())
+        self.assertTrue(self.migrating().again)
+        second.copied()
+        self.assertEqual(self.before, self.migrated())
+        second.retire_kept()
+        self.assertEqual(second.record.migration, self.migrated().migration)
+
+    def test_the_mark_counts_as_before(self):
+        self.marked().abandon()
+        self.assertEqual(["disk.MIGRATED"], self.names())
+        self.assertEqual(self.before, self.migrated())
+
+    def test_the_mark_goes_with_a_source_that_is_deleted(self):
+        self.unlinked(self.marked().record.identity)
+        self.assertEqual([], self.names())
+
+    def unlinked(self, identity):
+        found = source_found(self.records, identity, URI, again=True)
+        source = self.make(found, unlink=True, again=True)
+        source.copied()
+        source.told()
+        source.complete()
+
+    def test_on_record_though_it_is_not_said_again(self):
+        """Or else the mark before it would count while it goes on."""
+        second = self.marked()
+        found = source_found(self.records, second.record.identity, URI)
+        third = self.make(found)
+        third.copying(2, PLACE, True)
+        self.assertEqual((second.record.migration, True), self.of(self.migrating()))
+
+    def of(self, record):
+        return record.migration, record.again
 
 
 class RetireTests(Case):
@@ -269,7 +356,39 @@ class RetireTests(Case):
     def test_what_could_not_be_written_is_not_believed(self):
         source = self.make()
         source.copying(1, PLACE, True)
-        for step, phase in ((source.copied, Phase.COPYING), (source.told, Phase.COPYING)):
-            source._records = Records(self.records.path, Calls(1))
-            self.assertRaises(OSError, step)
-            self.assertEqual((phase, ""), (source.record.phase, source.record.told))
+        source._records = Records(self.records.path, Calls(1))
+        self.assertRaises(OSError, source.copied)
+        self.assertEqual(Phase.COPYING, source.record.phase)
+        source._records = Records(self.records.path, Calls(1))
+        self.assertRaises(OSError, source.retire_kept)
+        self.assertEqual("", source.record.retired)
+
+    def test_but_what_was_acknowledged_is(self):
+        """It is not made untrue by a disk that is full; and goes into the next record."""
+        source = self.make()
+        source.copying(1, PLACE, True)
+        source.copied()
+        source._records = Records(self.records.path, Calls(0))
+        self.assertRaises(OSError, source.told, "key")
+        self.assertEqual(("key", True), (source.record.token, bool(source.record.told)))
+        self.assertEqual("", self.migrating().told)
+        source._records = self.records
+        source.complete()
+        self.assertTrue(self.migrated().told)
+
+    def test_a_mark_that_cannot_be_amended(self):
+        """It stands all the same, and nothing is left to be finished."""
+        source = self.make()
+        source.copying(1, PLACE, True)
+        source.copied()
+        source.retire_kept()
+        source._records = Records(self.records.path, Calls(0))
+        source.complete()
+        self.assertEqual(["disk.MIGRATED"], self.names())
+        self.assertEqual("", self.migrated().confirmed)
+        # Unlike one that is not there yet, and is all that tells of a copy.
+        source = self.make(SourceFound(instead_of=ONE), unlink=True)
+        source.copying(1, PLACE, True)
+        source._records = Records(self.records.path, Calls(0))
+        self.assertRaises(OSError, source.complete)
+        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())

@@ -63,8 +63,9 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     incomplete = _read(records, Kind.INCOMPLETE, again)
     accepted = _read(records, Kind.ACCEPTED, again)
     if again:
-        # The same command again goes on with what it has begun.
-        return incomplete if incomplete is not None and incomplete.again else None
+        # The same command again goes on with what it has begun, on the same disk.
+        goes_on = incomplete is not None and incomplete.again and _is_of(disk, incomplete)
+        return incomplete if goes_on else None
     if accepted is not None and incomplete is None and not disk.blank:
         raise Refused(
             f"{records.path}: was declared canonical on {accepted.changed} "
@@ -81,23 +82,22 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
             f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
             "to receive into it all the same, say --again"
         )
-    if incomplete is not None and incomplete.phase == Phase.COPIED:
-        _check_copy(disk, records, incomplete)
-    return incomplete
-
-
-def _check_copy(disk: IRecordedDisk, records: Records, record: Record) -> None:
-    """Whether the disk is the one that the record says is whole."""
-    if (
-        disk.blank
-        or disk.size != record.size
-        or (record.identity and same_file(record.identity, disk.identity()) is False)
-    ):
+    if incomplete is not None and not _is_of(disk, incomplete):
         raise Refused(
-            f"{records.path}: all of {record.source} was copied here and may be the canonical "
+            f"{records.path}: all of {incomplete.source} was copied here and may be the canonical "
             f"copy, but this is another disk: find that one ({records.name(Kind.INCOMPLETE)}), or "
             "say --again to receive anew"
         )
+    return incomplete
+
+
+def _is_of(disk: IRecordedDisk, record: Record) -> bool:
+    """Whether the disk may be the one that the record says is whole, if it says so."""
+    return record.phase != Phase.COPIED or (
+        not disk.blank
+        and disk.size == record.size
+        and not (record.identity and same_file(record.identity, disk.identity()) is False)
+    )
 
 
 def _check_writable(records: Records) -> None:
@@ -135,8 +135,7 @@ def source_found(
         )
     migrating = _read(records, Kind.MIGRATING, again)
     migrated = _read(records, Kind.MIGRATED, again)
-    goes_on = migrating is not None and (migrating.again or identity is None)
-    if again and not goes_on:
+    if again and not (migrating and _goes_on(migrating, identity, destination)):
         if identity is None:
             raise Refused(f"{path}: no such file")
         bad = tuple(kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_bad(records, kind))
@@ -166,6 +165,16 @@ def source_found(
             f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
         )
     return _go_on(migrating, destination, path)
+
+
+def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
+    """Whether C{--again} was said to go on with this, not to disregard it too."""
+    if identity is None:
+        return True
+    if not migrating.again or migrating.destination.address != destination:
+        return False
+    may_be_deleted = migrating.unlink and migrating.phase == Phase.COPIED
+    return not may_be_deleted or bool(same_file(migrating.identity, identity))
 
 
 def _is_of_another(record: Record | None, other: Record) -> bool:

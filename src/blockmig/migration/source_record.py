@@ -66,12 +66,13 @@ class SourceRecord:
             attempt=before.attempt if before is not None else 0,
             size=size,
             source=Side(this_host(), disk),
-            destination=Side(address=destination),
+            destination=before.destination if before is not None else Side(address=destination),
             began=before.began if before is not None else timestamp(),
             unlink=unlink,
             identity=identity,
             instead_of=before.instead_of if before is not None else found.instead_of,
-            again=again,
+            whole=before is not None and before.whole,
+            again=again or (before is not None and before.again),
         )
 
     @classmethod
