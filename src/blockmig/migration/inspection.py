@@ -397,6 +397,17 @@ def _belongs(there: Found, incomplete: Record) -> bool:
     return record.migration == incomplete.migration and (not ends[0][1] or ends[0] == ends[1])
 
 
+def _went_to(there: Found, here: Found, incomplete: Record) -> bool:
+    """Whether what was retired there is what C{incomplete} is about, the record of C{here}."""
+    record = there.of(Kind.MIGRATED) or there.of(Kind.MIGRATING)
+    if record is None or there.of(Kind.INCOMPLETE) is not None:
+        return False  # it is not canonical because it is no whole copy itself
+    if incomplete.identified:
+        return _belongs(there, incomplete)
+    # Its sender could not say which migration it was: the side export was not to be had.
+    return record.size == incomplete.size and _may_be(here, record.destination)
+
+
 def _judge_by_source(
     here: Found, incomplete: Record, verdict: Verdict, there: Found, source: Verdict
 ) -> Verdict:
@@ -412,7 +423,7 @@ def _judge_by_source(
             source.advice,
             there.path,
         )
-    if source.standing == Standing.NOT_CANONICAL and there.records and belongs:
+    if source.standing == Standing.NOT_CANONICAL and _went_to(there, here, incomplete):
         return Verdict(
             Standing.CANONICAL,
             f"canonical: {here.path}",
