@@ -911,19 +911,12 @@ class Sender:
         @raise AttemptFailed: not now.
         @raise Refused: not before a human has looked, and this was the first time of asking.
         """
-        record = self.source.record
-        ours = is_about(page, record)
-        place = (record.destination.host, record.destination.disk)
-        if (
-            self.source.may_be_copied
-            and record.destination.disk
-            and place != (page.host, page.disk)
-        ):
-            raise (Refused if self.progress.attempt == 1 else AttemptFailed)(
-                f"all of it was perhaps copied to {record.destination}, which could be taken for "
-                f"the canonical copy, but the destination is {page.host}:{page.disk} now: send it "
-                "there, or delete that copy and say --again"
-            )
+        refusal = Refused if self.progress.attempt == 1 else AttemptFailed
+        try:
+            self.source.check_place(page.host, page.disk)
+        except Refused as error:
+            raise refusal(str(error)) from None
+        ours = is_about(page, self.source.record)
         if page.phase == Stage.RETIRED or (page.phase == Stage.COPIED and not ours):
             why = (
                 "the destination has a whole copy of another migration, which may be the only one"
@@ -931,8 +924,7 @@ class Sender:
                 else "the destination says that the source of this very migration was retired"
             )
             if page.migration or page.phase == Stage.RETIRED:
-                error = f"{why}: see `blockmig inspect {page.disk}` on {page.host}"
-                raise (Refused if self.progress.attempt == 1 else AttemptFailed)(error)
+                raise refusal(f"{why}: see `blockmig inspect {page.disk}` on {page.host}")
 
     def accepted(self) -> None:
         """The handshake was accepted; an attempt begins."""

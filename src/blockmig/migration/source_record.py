@@ -23,6 +23,7 @@ import uuid
 
 from ..storage import NotDurable, describe_error
 from .found import SourceFound
+from .outcome import Refused
 from .records import BadRecord, Kind, Phase, Record, Records, Side, this_host, timestamp
 
 
@@ -88,11 +89,6 @@ class SourceRecord:
             size=record.size,
         )
 
-    @property
-    def may_be_copied(self) -> bool:
-        """Whether the destination may have put on record that its copy is whole."""
-        return self._may_be_copied
-
     def settle(self) -> None:
         """I{Slow.} Make durable what is seen here, before anybody is told of it."""
         if self._records is not None:
@@ -102,6 +98,25 @@ class SourceRecord:
         if self._records is not None:
             record = self._records.write(kind, record)
         self.record = record
+
+    def check_place(self, host: str, disk: str) -> None:
+        """See whether this is where the migration went before, if it may have left a copy there.
+
+        It must not have two whole copies by one UUID, so that a place of another copy gets another.
+
+        @raise Refused: all of it is at the other place.
+        """
+        record = self.record
+        place = record.destination
+        if not self._may_be_copied or not place.disk or (place.host, place.disk) == (host, disk):
+            return
+        if record.phase == Phase.COPIED or record.whole:
+            raise Refused(
+                f"all of it was copied to {place}, which could be taken for the canonical copy, "
+                f"but the destination is {host}:{disk} now: send it there, or delete that copy and "
+                "say --again"
+            )
+        self.record = record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
 
     def copying(self, attempt: int, destination: Side, side_export: bool) -> None:
         """I{Slow.} An attempt begins.
