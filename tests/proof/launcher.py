@@ -51,7 +51,8 @@ from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
 
 _PAUSE = 0.05
-_PATIENCE = 3.0
+PATIENCE = 3.0
+"""Seconds for which a sender looks for a receiver that has acknowledged everything."""
 _SMALL_WINDOW = 256 << 10
 
 Steps = Generator[tuple[int, str | None], bytes, None]
@@ -304,7 +305,7 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
 def _be_quick() -> None:
     sender.backoffPolicy = lambda: lambda failures: _PAUSE
     finisher._FIRST_DELAY = finisher._LONGEST_DELAY = _PAUSE
-    finisher._PATIENCE = _PATIENCE
+    finisher._PATIENCE = PATIENCE
     write_behind._WINDOW = _SMALL_WINDOW
 
 

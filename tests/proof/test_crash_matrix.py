@@ -22,7 +22,8 @@ with --unlink.
 
 Which restarts: C{both}, where the other one is killed (and its power fails, if the first one's did)
 before anybody looks; C{one}, where it goes on and is only held still while somebody looks. In some
-of them (C{eager}) a receiver is started again though its own place says that it is complete.
+of them (C{eager}) a receiver is started again though its own place says that it is complete; in
+others (C{late}) it is not before the sender has ended without it, where it does that.
 
 C{python -m tests.proof.test_crash_matrix [--full] [FILTER ...]} plays it outside of pytest.
 """
@@ -49,7 +50,17 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final
 
-from blockmig.migration import BadRecord, Kind, Records, Standing, judge, judge_pair, look
+from blockmig.migration import (
+    BadRecord,
+    Kind,
+    Records,
+    Standing,
+    accept,
+    judge,
+    judge_pair,
+    look,
+)
+from tests.proof import launcher
 from tests.proof.launcher import Child, wait
 from tests.proof.volatile import DIED, THE_END, Point, Strike
 from tests.support.disks import digest
@@ -100,6 +111,7 @@ class Case:
 
     @ivar both: the other side is struck down too before the restart.
     @ivar eager: a receiver is started again even where its own place says that it is complete.
+    @ivar late: it is started again only if the sender will not end without it.
     """
 
     play: Play
@@ -107,10 +119,12 @@ class Case:
     strike: Strike
     both: bool
     eager: bool = False
+    late: bool = False
 
     def __str__(self) -> str:
         how = "hang" if self.strike.hang else f"die/{self.strike.kind}"
         restart = ("both" if self.both else "one") + ("-eager" if self.eager else "")
+        restart += "-late" if self.late else ""
         return f"{self.play} {self.side} {self.strike.point} {how} restart-{restart}"
 
 
@@ -484,8 +498,27 @@ def _play(room: Room, case: Case, result: Result) -> None:
     else:
         room.note(f"the {case.side} was struck {strike.point}")
         _look_at_ruins(room, case, struck, room.running[other], result)
+    if case.late and _ends_alone(room):
+        return
     restart(room, case.eager)
     check_end(room)
+
+
+def _ends_alone(room: Room) -> bool:
+    """Whether the sender ends well without its receiver; then a human can accept the copy."""
+    sender = room.running["sender"]
+    if sender is None:
+        return False
+    room.wait(lambda: not sender.alive, launcher.PATIENCE + 2)
+    if sender.status != 0:
+        return False
+    room.note("the sender ended with 0, alone")
+    check_status(room, "sender", 0)
+    check_verdicts(room)
+    if os.path.lexists(room.records("receiver").name(Kind.INCOMPLETE)):
+        accept(str(room.destination), "the matrix")
+        check_verdicts(room)
+    return True
 
 
 def _look_at_ruins(
@@ -584,13 +617,22 @@ def strikes(point: Point, dirty: tuple[bool, bool], both: bool) -> Iterator[Stri
 def cases_of(play: Play, points: dict[str, Recorded]) -> list[Case]:
     """Every case of a play."""
     eager = itertools.cycle((False, True, True, False, True))  # in step with nothing else
-    return [
+    cases = [
         Case(play, side, strike, both, next(eager))
         for side in SIDES
         for point, dirty in chosen(play, points[side])
         for both in (True, False)
         for strike in strikes(point, dirty, both)
     ]
+    if play.scenario == "fresh" and play.wire == WIRES[0]:
+        names = [point.name for point, _ in points["receiver"]]
+        behind = points["receiver"][names.index("H in: tell retired") :]
+        cases += [
+            Case(play, "receiver", Strike(point, kind="worst"), False, late=True)
+            for point, _ in behind
+            if point.name != THE_END
+        ]
+    return cases
 
 
 def plays(full: bool) -> list[Play]:
