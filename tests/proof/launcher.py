@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
@@ -37,18 +38,20 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-# All that the children need: they must not have to import it each time.
-import blockmig.cli.operations
-import blockmig.cli.progress
 from blockmig.cli.logs import begin_logging, write_to
 from blockmig.cli.main import run_operation
 from blockmig.cli.operations import Receive, Send, report
 from blockmig.cli.options import BlockmigOptions
+from blockmig.cli.progress import make_display
 from blockmig.migration import finisher, sender, write_behind
 from blockmig.migration.page import PAGE_SIZE, BadPage, decode_page
 from blockmig.nbd import Command, Option, OptionReply, Request
 from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
+
+for _name in ("default", "endpoints", "epollreactor", "tcp", "threads", "udp", "unix"):
+    # The children must not have to import it each time.
+    importlib.import_module(f"twisted.internet.{_name}")
 
 _PAUSE = 0.05
 PATIENCE = 3.0
@@ -292,7 +295,7 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
     operation: Send | Receive
     system = VolatileCalls(points, command["file"], watch.sent)
     if options.subCommand == "send":
-        display = blockmig.cli.progress.make_display("none")
+        display = make_display("none")
         operation = Send(command, reactor, display, watch.client_endpoint, system)
     else:
         operation = Receive(command, reactor, watch.server_endpoint, system)
