@@ -76,7 +76,7 @@ What counts as a good end
 =========================
 
 From every state found, with no more faults, once as it is and once with both sides started again,
-the run must come to exit 0 at both ends.  Three ends that are not that are let pass, and counted
+the run must come to exit 0 at both ends.  Four ends that are not that are let pass, and counted
 where they can be told apart: a process that died after its own last act finds nothing left to do
 (the sender refuses to start, exit 1; the receiver is not started, see assumption 2); the sender was
 told, found nobody and left, so that the receiver keeps a `retired` record and knows that it is
