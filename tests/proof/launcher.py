@@ -29,6 +29,7 @@ import json
 import os
 import select
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -45,7 +46,7 @@ from blockmig.cli.options import BlockmigOptions
 from blockmig.cli.progress import make_display
 from blockmig.migration import finisher, sender, write_behind
 from blockmig.migration.page import PAGE_SIZE, BadPage, decode_page
-from blockmig.nbd import Command, Option, OptionReply, Request
+from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
 from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
 
@@ -285,8 +286,30 @@ class _Watch:
         return _Endpoint(self, client_endpoint(reactor, uri))
 
 
+def _send_as_a_stranger(path: str, host: str, port: str) -> int:
+    """The least that a sender can do: all of it as data, no FLUSH, a disconnect."""
+    request = struct.Struct("!IHHQQI")
+    data = Path(path).read_bytes()
+    wire = socket.create_connection((host, int(port)))
+    handshake = ClientHandshake("")
+    while handshake.next_event() is None:
+        handshake.receive_data(wire.recv(4096))
+        wire.sendall(handshake.data_to_send())
+    for offset in range(0, len(data), _SMALL_WINDOW):
+        payload = data[offset : offset + _SMALL_WINDOW]
+        header = request.pack(0x25609513, 0, Command.WRITE, offset, offset, len(payload))
+        wire.sendall(header + payload)
+        if wire.recv(16, socket.MSG_WAITALL)[4:8] != bytes(4):
+            return 4
+    wire.sendall(request.pack(0x25609513, 0, Command.DISC, 0, 0, 0))
+    wire.shutdown(socket.SHUT_WR)
+    return 0 if wire.recv(1) == b"" else 4
+
+
 def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> int:
     """What `cli.main` does, with our calls and our endpoints."""
+    if arguments[0] == "stranger":
+        return _send_as_a_stranger(*arguments[1:])
     options = BlockmigOptions()
     options.parseOptions(arguments)
     command: Any = options.subOptions

@@ -14,7 +14,9 @@ with it), or hangs. Then:
 
 The scenarios: C{fresh}, a migration from its beginning; C{recopy}, the same once more where the
 first try broke off with the whole copy on record; C{finish}, where it broke off just behind the
-retirement. Each is played once without a strike, to learn its points.
+retirement; C{stranger}, a sender that is not blockmig's, sends no FLUSH, and leaves it to the
+receiver that what it calls whole is so (only the receiver is struck). Each is played once without a
+strike, to learn its points.
 
 What C{unknown} is allowed: where neither a disk nor a record stands at a place (R7 can say nothing
 of nothing): at the destination before its file is made, at the source behind the end of a migration
@@ -200,6 +202,7 @@ class Room:
         self.source = self.top / "source" / "disk"
         self.destination = self.top / "destination" / "disk"
         _make_source(self.source)
+        address = ""
         if play.wire == "unix":
             where = self.top / "socket"
             listen, uri = f"unix:{where}", f"nbd+unix:///?socket={where}"
@@ -212,7 +215,9 @@ class Room:
             "receiver": [
                 "receive", "--file", str(self.destination), "--size", str(SIZE), "--listen", listen,
             ],
-            "sender": [
+            "sender": ["stranger", str(self.source), address, "10809"]
+            if play.scenario == "stranger"
+            else [
                 "send", *(["--unlink"] if play.unlink else []),
                 str(self.source), uri,
             ],
@@ -463,13 +468,50 @@ def set_up(room: Room) -> None:
     room.end()
 
 
+def check_copy(room: Room) -> tuple[str, str, str]:
+    """Whether inspect tells the truth of a copy whose source nobody here knows."""
+    verdict = judge(look(str(room.destination)))
+    room.note(f"verdict on the destination: {verdict.line} | {verdict.why}")
+    there = room.destination.exists()
+    if verdict.standing in (Standing.CANONICAL, Standing.CONDITIONAL):
+        if not room.whole():
+            raise Wrong(f"the copy is called {verdict.line!r} and has not got every byte")
+    elif there and verdict.standing == Standing.UNKNOWN:
+        raise Wrong(f"the copy is called {verdict.line!r}: {verdict.why}")
+    return "stranger", verdict.standing.value, ""
+
+
+def _play_stranger(room: Room, case: Case, result: Result) -> None:
+    """A sender that is not blockmig's, and knows nothing of how its receiver fares."""
+    room.start_both({"receiver": case.strike})
+    receiver = room.running["receiver"]
+    assert receiver is not None
+    if not room.wait(lambda: receiver.struck or not receiver.alive):
+        raise Wrong("neither struck nor ended")
+    result.missed = not receiver.struck
+    room.end()
+    result.verdicts = check_copy(room)
+    if room.nothing_left("receiver"):
+        return
+    if receiver.status == 0:
+        raise Wrong("the receiver ended with 0, and the migration is not complete")
+    room.start_both()
+    if not room.wait(lambda: not any(child.alive for child in room.children())):
+        raise Wrong("the second try has no end")
+    if [child.status for child in room.children()] != [0, 0]:
+        raise Wrong(f"the second try ended with {[child.status for child in room.children()]}")
+    if check_copy(room)[1] != Standing.CANONICAL or os.listdir(room.destination.parent) != ["disk"]:
+        raise Wrong("the second try has not come to its end")
+
+
 def play_case(case: Case) -> Result:
     """Play one case."""
     began = time.monotonic()
     result = Result(case)
     room = Room(case.play)
     try:
-        _play(room, case, result)
+        play = _play_stranger if case.play.scenario == "stranger" else _play
+        play(room, case, result)
     except Wrong as error:
         result.wrong.append(str(error))
     except Exception:
@@ -563,7 +605,8 @@ def record(play: Play) -> dict[str, Recorded]:
         room.start_both(record=places)
         if not room.wait(lambda: not any(child.alive for child in room.children())):
             raise Wrong("the play has no end")
-        check_end(room)
+        if play.scenario != "stranger":
+            check_end(room)
         for side, child in room.running.items():
             if child is None or child.status != 0:
                 raise Wrong(f"the {side} ended with {child.status if child else None}")
@@ -623,9 +666,9 @@ def cases_of(play: Play, points: dict[str, Recorded]) -> list[Case]:
     eager = itertools.cycle((False, True, True, False, True))  # in step with nothing else
     cases = [
         Case(play, side, strike, both, next(eager))
-        for side in SIDES
+        for side in (SIDES if play.scenario != "stranger" else SIDES[1:])
         for point, dirty in chosen(play, points[side])
-        for both in (True, False)
+        for both in ((True, False) if play.scenario != "stranger" else (True,))
         for strike in strikes(point, dirty, both)
     ]
     if play.scenario == "fresh" and play.wire == WIRES[0]:
@@ -646,6 +689,7 @@ def plays(full: bool) -> list[Play]:
     return [
         *(Play("fresh", unlink, wire) for wire in wires for unlink in modes),
         *(Play(name, unlink) for name in ("recopy", "finish") for unlink in modes),
+        Play("stranger", False),
     ]
 
 
