@@ -2106,8 +2106,6 @@ HARMLESS = {
     "sender:attempt: H.copying before H.page": "the answer to the claim decides",
     "sender:finish: no H.page": "the answer to `retired` decides",
     "sender:finish: H.retired before H.page": "the answer to `retired` decides",
-    "sender:anew: no H.complete": "it was complete before",
-    "sender:anew: MIGRATING.unlink before H.complete": "it was complete before",
     "sender:anew: M.disc before H.retired": "it is void, and the next try finds `retired`",
     "*MIGRATING(*).write before H.*": "nobody sees a temporary file",
     "*MIGRATING(*).write before M.* (plain)": "nobody sees a temporary file",
@@ -2122,7 +2120,6 @@ HARMLESS = {
     "*: MIGRATING(copying).dirsync before * (plain)": "a plain peer knows no id",
     "sender:stop: *": "a stopped sender may leave its id, and go on with it",
     "receiver:claim: claim before file.size": "the claim is memory",
-    "receiver:look: no file.create": "the file is made when it gets its size",
     "receiver:look: look.dirsync before file.create": "the fsync of the record's directory does it",
     "receiver:claim: reply before claim": "both are memory",
     "receiver:write-first: block.write before file.size": "one fdatasync makes both durable",
@@ -2153,7 +2150,7 @@ def single_edits() -> Iterator[tuple[str, Explored]]:
                 kept = {step.name for step in new}
                 if program == "sender:attempt" and "source.unlink" not in kept:
                     continue  # it never retires: there is no hand-off
-                if program == "sender:finish" and "MIGRATING.unlink" not in kept:
+                if program in ENDING and "MIGRATING.unlink" not in kept:
                     continue  # it never ends
                 if not new or (program.startswith("sender") and "exit" in name.split()):
                     continue  # no step of the protocol
@@ -2161,6 +2158,9 @@ def single_edits() -> Iterator[tuple[str, Explored]]:
                     f"{program}: {name}{' (plain)' if peer == 'plain' else ''}",
                     bounds_of(peer, program, new),
                 )
+
+
+ENDING = ("sender:finish", "sender:anew")
 
 
 def edits_of(steps: list[Step]) -> Iterator[tuple[str, list[Step]]]:
@@ -2174,7 +2174,7 @@ def bounds_of(peer: str, program: str, new: list[Step]) -> Explored:
     if peer == "plain":
         return [(edited(build(peer=peer), program, new), 2, KINDS)]
     ours = edited(build(), program, new)
-    if program in ("sender:finish", "sender:anew"):
+    if program in ENDING:
         return [(ours, 2, QUIET)]  # one fault leads there, it takes one more to go wrong
     if program == "receiver:look":
         return [(ours, 2, frozenset({"crash"})), (ours, 1, frozenset({"power"}))]
