@@ -51,7 +51,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from blockmig.migration import (
     BadRecord,
@@ -761,6 +761,17 @@ def _recorded(play: Play) -> tuple[Play, dict[str, Recorded]]:
     return play, record(play)
 
 
+def _play_all(pool: Any, cases: list[Case], report: Report, most_wrong: int) -> None:
+    for result in pool.imap_unordered(play_case, cases):
+        if len(report.wrong) >= most_wrong:
+            return
+        report.results.append(result)
+        if result.wrong:
+            print(result.story, flush=True)
+        if len(report.results) % 1000 == 0:
+            print(f"{len(report.results)} cases played, {len(report.wrong)} wrong", flush=True)
+
+
 def run(
     full: bool,
     count: int | None = None,
@@ -796,18 +807,11 @@ def run(
             cases = sample(cases, count, seed)
         else:
             random.Random(1).shuffle(cases)
-        for result in pool.imap_unordered(play_case, cases):
-            if result.missed and not result.wrong:
-                # The kernel cut the stream in another way this time.
-                report.results.append(next(pool.imap(play_case, [result.case])))
-            else:
-                report.results.append(result)
-            if report.results[-1].wrong:
-                print(report.results[-1].story, flush=True)
-                if len(report.wrong) >= most_wrong:
-                    break
-            if len(report.results) % 1000 == 0:
-                print(f"{len(report.results)} of {len(cases)} cases played", flush=True)
+        _play_all(pool, cases, report, most_wrong)
+        # The kernel had cut the stream in another way: once more.
+        again = [result.case for result in report.results if result.missed and not result.wrong]
+        report.results = [result for result in report.results if result.case not in again]
+        _play_all(pool, again, report, most_wrong)
     report.seconds = time.monotonic() - began
     return report
 
