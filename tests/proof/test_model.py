@@ -1,6 +1,7 @@
 """The hand-off's model holds, and every edit of its order breaks the rule that it should.
 
-The bounds of an ordinary run take less than a minute; BLOCKMIG_FULL=1 explores the larger ones too.
+The bounds of an ordinary run take less than half a minute; BLOCKMIG_FULL=1 explores the larger ones
+too.
 C{python -m tests.proof.model} prints both tables.
 """
 
@@ -10,6 +11,8 @@ import pytest
 
 from tests.proof.model import (
     BOUNDS,
+    KINDS,
+    LIMITS,
     MUTATIONS,
     REDUNDANT,
     Bound,
@@ -51,10 +54,18 @@ def test_mutation(mutation: Mutation) -> None:
     assert result.rule == mutation.breaks, told(result)
 
 
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.name)
+def test_limit(limit: Mutation) -> None:
+    """What the model assumes is needed: without it, this rule does not hold of the product."""
+    result = limit.explore()
+    print(row_of_mutation(limit, result))
+    assert result.rule == limit.breaks, told(result)
+
+
 @pytest.mark.parametrize("mutation", REDUNDANT, ids=lambda mutation: mutation.name)
 def test_redundant(mutation: Mutation) -> None:
     """What is guarded twice needs both guards lifted to break; this is one of them."""
-    result = mutation.explore()
+    result = mutation.explore(KINDS if whole() else None)
     print(row_of_mutation(mutation, result))
     assert not result.broken, told(result)
 
