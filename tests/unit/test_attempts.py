@@ -735,6 +735,51 @@ class RetiredTests(Case):
         self.check_complete()
 
 
+class TokenTests(Case):
+    """What the disk is known by is for the sender alone, and not before its source is retired."""
+
+    def tokens(self, *sides):
+        return [side.page().token for side in sides]
+
+    def test_handed_out(self):
+        client, side = self.copied()
+        other = self.side()
+        self.assertEqual(0, side.told("copied"))
+        self.assertEqual(["", ""], self.tokens(side, other))
+        self.assertEqual(0, side.told("retired"))
+        self.assertEqual(["inode 5, born 6", ""], self.tokens(side, other))
+        client.disconnect()
+        self.assertEqual(["inode 5, born 6", ""], self.tokens(side, other))
+
+    def test_not_to_one_that_was_refused(self):
+        self.copied()
+        other = self.side()
+        for migration, error in ((TWO, EPERM), (fingerprint(ONE), EINVAL)):
+            self.assertEqual(error, other.told("retired", migration))
+            self.assertEqual([""], self.tokens(other))
+
+    def test_nothing_to_speak_with_is_shown(self):
+        """No page has the UUID; what it has instead is no message."""
+        self.retired()
+        page = self.side().page()
+        self.assertNotIn(ONE, page.encode().decode())
+        self.assertFalse(page.is_message)
+        stranger = self.side()
+        for phase in ("copying", "copied", "retired"):
+            self.assertEqual(EINVAL, stranger.told(phase, page.migration))
+
+    def test_not_while_something_else_is_being_put_down(self):
+        """A receiver that was started anew is untouched until somebody begins."""
+        threads = self.threads()
+        one = self.side()
+        one.tell("copying", TWO)
+        self.assertEqual(["_write"], threads.names())
+        self.assertEqual(EPERM, self.side().told("retired", token=self.disk.identity()))
+        threads.run()
+        self.assertEqual([0], one.errors())
+        self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
+
+
 class EndTests(Case):
     def test_order(self):
         events = []
@@ -864,6 +909,26 @@ class FailureTests(Case):
         self.assertEqual(Errno.ENOSPC, side.told("copying"))
         self.assertEqual(Errno.ENOSPC, self.client().ask(ZEROES, 0, 5)[0])
         self.assertEqual([], self.changes())
+        self.fails()
+
+    def test_not_touched_by_a_record_that_could_not_be_written(self):
+        self.system.fail["INCOMPLETE copying"] = self.broken
+        self.assertEqual(Errno.ENOSPC, self.side().told("copying"))
+        self.assertEqual((False, []), (self.receiver.touched, self.names()))
+        self.fails()
+
+    def test_settling(self):
+        """What is seen may be undone by a power failure: it is not gone on from."""
+        syncs = []
+
+        def fsync(descriptor):
+            syncs.append(descriptor)
+            if len(syncs) == 3:
+                raise self.broken
+
+        self.system.fsync = fsync
+        self.assertEqual(Errno.ENOSPC, self.side().told("copying"))
+        self.assertNotIn("prepare", self.disk.names())
         self.fails()
 
     def test_the_first_change(self):
@@ -1015,7 +1080,38 @@ class BeginTests(Case):
         self.client().write(0, DATA)
         self.assertEqual(["INCOMPLETE copying", "ACCEPTED removed"], events)
 
+    def test_again_goes_on_with_what_it_has_begun(self):
+        self.make(again=True)
+        self.copied()
+        self.assertTrue(self.record().again)
+        self.make(again=True)
+        self.assertEqual(Stage.COPIED, self.side().page().phase)
+        self.assertEqual(0, self.side().told("copied"))
+        self.make(again=True)
+        self.foreign_after_claim()
+        self.assertTrue(self.record().again)
+
+    def foreign_after_claim(self):
+        """The record of a sender that says nothing of itself has it as well."""
+        self.records.remove(Kind.INCOMPLETE)
+        self.make(again=True)
+        self.client().write(0, DATA)
+        self.assertFalse(self.record().identified)
+
+    def test_settled_with_the_first_record(self):
+        """What an earlier process did must be durable before somebody relies on it."""
+        synced = []
+        self.system.fsync = synced.append
+        self.claimed()
+        self.assertEqual(3, len(synced), "the record, its name, and what was there before")
+        self.claimed()
+        self.assertEqual(5, len(synced))
+
     def test_touched(self):
         self.assertFalse(self.receiver.touched)
         self.claimed()
         self.assertTrue(self.receiver.touched)
+
+    def test_the_name_leaves_room_for_the_side_exports(self):
+        self.make(export="ä" * 2044)
+        self.assertRaises(ValueError, self.make, export="ä" * 2044 + "x")

@@ -6,6 +6,7 @@ import errno
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, CommandFlag, Errno, Export, TransmissionFlag
@@ -132,6 +133,16 @@ class AdmitTests(Case):
         self.assertEqual([Errno.EPERM, 0], self.client.errors())
         self.assertEqual((b"good", ["write"]), (bytes(self.disk.data[:4]), self.disk.names()))
         self.assertNotIn(("failed", WRITE), self.handler.events)
+
+    def test_a_bug_in_the_handler(self):
+        """The peer is not left without an answer, nor the connection without a reader."""
+        self.client.write(0, b"evil")
+        self.client.write(0, b"good")
+        self.admit(Failure(ValueError("a bug")))
+        self.assertEqual(1, len(self.flushLoggedErrors(ValueError)))
+        self.admit()
+        self.assertEqual([Errno.EIO, 0], self.client.errors())
+        self.assertEqual((b"good", ["write"]), (bytes(self.disk.data[:4]), self.disk.names()))
 
     def test_answered_already(self):
         answered = Deferred()

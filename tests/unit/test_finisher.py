@@ -69,6 +69,8 @@ class Peer(Protocol):
 
     def lookup(self, name):
         if name.endswith(".handoff"):
+            if self.script.refuse:
+                return None
             return Export(name, self.script.page_size, TransmissionFlag.HAS_FLAGS)
         return Export(name, SIZE, TransmissionFlag.HAS_FLAGS)
 
@@ -122,6 +124,7 @@ class Script:
         self.pages = [page(COPIED, ONE), page(RETIRED, ONE, "key"), page(COMPLETE, ONE)]
         self.page_size = PAGE_SIZE
         self.answer = 0
+        self.refuse = False
         self.events = []
         self.cookies = []
         self.tokens = []
@@ -390,6 +393,15 @@ class PeerTests(Case):
         self.finish()
         self.tries_on()
         self.assertEqual([], self.script.events)
+
+    def test_a_side_export_that_is_refused(self):
+        """Listed, and not to be had: perhaps its receiver is just going away."""
+        self.script.refuse = True
+        self.finish()
+        self.tries_on()
+        self.script.refuse = False
+        self.pass_time(6)
+        self.done()
 
     def test_a_silent_peer(self):
         self.script.answer = None

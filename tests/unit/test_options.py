@@ -255,6 +255,33 @@ class AcceptTests(Case):
             self.assertRaises(usage.UsageError, self.parse, "accept", "x", word)
 
 
+class SpelledOutTests(Case):
+    """A promise, or the deletion of a disk, is not given by one letter too many."""
+
+    def test_abbreviations(self):
+        for arguments in (
+            ["send", "x", "nbd://h/", "--unl"],
+            ["send", "x", "nbd://h/", "--unlin"],
+            ["send", "x", "nbd://h/", "--aga"],
+            ["receive", "--fil", "x"],
+            ["receive", "--fil=x"],
+            ["receive", "-f", "x", "--ag"],
+            ["inspect", "x", "--js"],
+            ["inspect", "x", "--state", "/s"],
+        ):
+            error = self.assertRaises(usage.UsageError, self.parse, *arguments)
+            self.assertIn("must be spelled out in full", str(error), arguments)
+
+    def test_in_full(self):
+        for arguments in (
+            ["receive", "--file", "x"],
+            ["receive", "--file=x"],
+            ["receive", "--file=x", "--again"],
+            ["send", "x", "nbd://h/", "--unlink", "--again", "--state-dir=/s"],
+        ):
+            self.parse(*arguments)
+
+
 class CommandTests(Case):
     def test_which_command(self):
         self.refused("which command", *[])

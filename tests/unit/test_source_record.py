@@ -8,6 +8,7 @@ import uuid
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.migration import Refused
 from blockmig.migration.found import SourceFound, source_found
 from blockmig.migration.records import Kind, Phase, Records, Side
 from blockmig.migration.source_record import SourceRecord
@@ -219,6 +220,52 @@ class AbandonTests(Case):
         found = self.migrating()
         self.assertEqual((Phase.COPYING, True), (found.phase, found.whole))
         self.assertEqual(PLACE, found.destination)
+
+
+class PlaceTests(Case):
+    def going_on(self, *steps):
+        first = self.make()
+        first.copying(1, PLACE, True)
+        for step in steps:
+            getattr(first, step)()
+        self.first = first.record.migration
+        return self.make(SourceFound(self.migrating()))
+
+    def test_the_same(self):
+        source = self.going_on("copied")
+        source.check_place("there", "/copy")
+        self.assertEqual(self.first, source.record.migration)
+
+    def test_all_of_it_is_elsewhere(self):
+        for steps in (("copied",), ("copied", "abandon"), ("flushing", "abandon")):
+            for place in (("there", "/other"), ("elsewhere", "/copy")):
+                self.setUp()
+                source = self.going_on(*steps)
+                error = self.assertRaises(Refused, source.check_place, *place)
+                for words in ("there:/copy", ":".join(place), "--again"):
+                    self.assertIn(words, str(error))
+                self.assertEqual(self.first, source.record.migration)
+
+    def test_it_may_be(self):
+        source = self.going_on()
+        source.check_place("there", "/other")
+        self.assertNotEqual(self.first, source.record.migration)
+        self.assertEqual(self.first, source.record.instead_of)
+        self.assertEqual(self.first, self.migrating().migration)
+
+    def test_it_cannot_be(self):
+        """The first one has heard of another attempt, and has no flush to answer."""
+        source = self.make()
+        source.copying(1, PLACE, True)
+        before = source.record.migration
+        source.check_place("there", "/other")
+        self.assertEqual(before, source.record.migration)
+
+    def test_where_no_place_is_known(self):
+        source = self.make()
+        source.copying(1, Side(address=URI), False)
+        source.copied()
+        source.check_place("there", "/copy")
 
 
 class AgainTests(Case):

@@ -18,6 +18,7 @@ from blockmig.migration import (
     Refused,
     Sender,
     Summary,
+    Unconfirmed,
     source_found,
 )
 from blockmig.migration.inspection import Found, judge_pair
@@ -354,6 +355,92 @@ class FailureTests(Case):
         self.run_with("MIGRATED copied retired told", unlink=False)
         self.check_done()
         self.assertEqual("", Records(self.source.path).read(Kind.MIGRATED).confirmed)
+
+
+class StopTests(Case):
+    def until(self, words):
+        while words not in self.events:
+            self.assertTrue(self.steps(1))
+
+    def test_once_it_is_retired(self):
+        """The destination is not to be reached: another run has to tell it, and need not wait."""
+        self.receive()
+        self.send()
+        self.until("src unlink")
+        self.sender.stop("enough")
+        for link in self.endpoint.links:
+            link.cut()
+        connected = len(self.endpoint.links)
+        self.endpoint.pump()
+        words = str(self.failureResultOf(self.outcome, Unconfirmed).value)
+        self.assertIn(f"enough; the source is retired and the copy at {self.place()}", words)
+        self.assertEqual(connected, len(self.endpoint.links))
+        self.assertEqual([], self.sending.getDelayedCalls())
+        self.assertEqual(["disk.MIGRATING"], os.listdir(os.path.dirname(self.source.path)))
+        self.check_verdict()
+        self.send()
+        self.endpoint.pump()
+        self.check_done()
+
+    def place(self):
+        return Records(self.source.path).read(Kind.MIGRATING).destination
+
+    def test_what_may_be_whole_is_remembered(self):
+        """And so is its place: what is there now must not get to be a second copy."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome)
+        left = Records(self.source.path).read(Kind.MIGRATING)
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.check_verdict()
+        there = self.target
+        for link in self.endpoint.links:
+            link.cut()
+        self.target = RecordedDisk(b"o" * SIZE, there.path + "2")
+        self.target._called = self.teller("dst", self.target)
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        words = str(self.failureResultOf(self.outcome, Refused).value)
+        for word in ("all of it was copied to", there.path, self.target.path + " now", "--again"):
+            self.assertIn(word, words)
+        self.assertEqual(left, Records(self.source.path).read(Kind.MIGRATING))
+        self.assertEqual(b"o" * SIZE, bytes(self.target.data))
+        self.target = there
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        self.check_done()
+
+    def test_another_place_than_the_one_that_was_begun(self):
+        """It may have gone on to be whole, unseen: the other one is another migration's."""
+        self.receive()
+        self.send()
+        self.until("M FLUSH")
+        # It died there, and could not put down any more.
+        self.sender.source._records = None
+        first = Records(self.source.path).read(Kind.MIGRATING)
+        for link in self.endpoint.links:
+            link.client.lost = True
+            link.cut()
+        there = self.target
+        self.target = RecordedDisk(b"o" * SIZE, there.path + "2")
+        self.target._called = self.teller("dst", self.target)
+        self.receive()
+        self.send()
+        self.until("src unlink")
+        second = Records(self.source.path).read(Kind.MIGRATING)
+        self.assertNotEqual(first.migration, second.migration)
+        self.assertEqual(first.migration, second.instead_of)
+        self.assertEqual(self.target.path, second.destination.disk)
+        self.endpoint.pump()
+        self.successResultOf(self.outcome)
+        self.assertEqual(DATA, bytes(self.target.data))
+        # The mark tells that the other one is not the canonical copy.
+        self.assertEqual(["disk.MIGRATED"], os.listdir(os.path.dirname(self.source.path)))
 
 
 class RefusedTests(Case):

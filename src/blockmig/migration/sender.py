@@ -756,7 +756,7 @@ class Sender:
     def _drop_last(self) -> None:
         self._last_words = None
         if self._factory is not None:
-            self._factory.drop("stopped")
+            self._factory.drop(self._to_finish or "stopped")
 
     async def _run(self) -> Summary:
         patience = None
