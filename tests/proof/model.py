@@ -65,7 +65,7 @@ Each is lifted by a kind of fault of its own, and L{LIMITS} shows what it then i
     not looked for again), has nothing to run: the receiver is not started again there.  Used in
     L{Machine.nothing_to_run}, for the start of a receiver.  A sender that still has MIGRATING
     does count: then both commands are run again, and both must end with 0.
- 3. B{earlier finisher}: no sender that was told for this very path, by an earlier migration, is
+ 3. B{earlier finisher}: no sender that was told by this very file (its token), in an earlier migration, is
     still about when a receiver is started there on a disk of that size that is not blank (or
     rather: it is believed).  Used in L{Machine.strangers_come}.
 
@@ -1392,7 +1392,7 @@ class Machine:
         if self.plain or state.receiver.doing != "idle":
             return
         yield self.foreign(state, ("disc", 0), "X")
-        # The finisher of another migration; one that was told for this path is believed where
+        # The finisher of another migration; one that was told by this very file (its token) is believed where
         # there is a disk and no record (assumption 3).
         yield self.foreign(state, ("retired", THEIRS, -1, False), "X")
         bare = state.target.file[0] == SIZED and state.target.incomplete[0] == NONE
@@ -2085,7 +2085,7 @@ LIMITS = [
         kinds=frozenset({"crash", "rerun"}),
     ),
     Mutation(
-        "assumption 3 lifted: a sender that an earlier migration to that very path has told",
+        "assumption 3 lifted: a sender that an earlier migration into that very file has told",
         "R5",
         without(),
         kinds=frozenset({"stranger", "earlier finisher"}),
