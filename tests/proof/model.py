@@ -65,9 +65,9 @@ Each is lifted by a kind of fault of its own, and L{LIMITS} shows what it then i
     not looked for again), has nothing to run: the receiver is not started again there.  Used in
     L{Machine.nothing_to_run}, for the start of a receiver.  A sender that still has MIGRATING
     does count: then both commands are run again, and both must end with 0.
- 3. B{earlier finisher}: no sender that was told by this very file (its token), in an earlier migration, is
-    still about when a receiver is started there on a disk of that size that is not blank (or
-    rather: it is believed).  Used in L{Machine.strangers_come}.
+ 3. B{earlier finisher}: no sender that was told by this very file (it has its token), in an
+    earlier migration, is still about when a receiver is started there on a disk of that size
+    that is not blank (or rather: it is believed).  Used in L{Machine.strangers_come}.
 
 Disks do not fail, and nobody exchanges, edits or moves away what stands there; there is no --again
 and no `blockmig accept`; two senders of one source do not run at once.
@@ -1392,8 +1392,8 @@ class Machine:
         if self.plain or state.receiver.doing != "idle":
             return
         yield self.foreign(state, ("disc", 0), "X")
-        # The finisher of another migration; one that was told by this very file (its token) is believed where
-        # there is a disk and no record (assumption 3).
+        # The finisher of another migration; one that was told by this very file (it has its token)
+        # is believed where there is a disk and no record (assumption 3).
         yield self.foreign(state, ("retired", THEIRS, -1, False), "X")
         bare = state.target.file[0] == SIZED and state.target.incomplete[0] == NONE
         if not bare or "earlier finisher" in self.kinds:
