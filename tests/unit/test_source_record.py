@@ -253,6 +253,27 @@ class PlaceTests(Case):
         self.assertEqual(self.first, source.record.instead_of)
         self.assertEqual(self.first, self.migrating().migration)
 
+    def test_not_before_it_has_begun_there(self):
+        """That place may refuse it: what stands is still about the first one."""
+        source = self.going_on()
+        for _ in range(2):
+            source.check_place("there", "/other")
+            self.assertEqual(self.first, source.record.instead_of)
+        source.abandon()
+        found = self.migrating()
+        self.assertEqual((self.first, "", PLACE), self.of(found))
+        self.assertTrue(found.whole)
+
+    def test_back_at_the_first(self):
+        source = self.going_on()
+        source.check_place("there", "/other")
+        source.check_place("there", "/copy")
+        source.copying(2, PLACE, True)
+        self.assertEqual((self.first, "", PLACE), self.of(self.migrating()))
+
+    def of(self, record):
+        return record.migration, record.instead_of, record.destination
+
     def test_it_cannot_be(self):
         """The first one has heard of another attempt, and has no flush to answer."""
         source = self.make()

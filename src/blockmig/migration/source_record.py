@@ -56,7 +56,7 @@ class SourceRecord:
         before = found.record
         self._records = records
         self._unreadable = found.unreadable
-        self._stands = before is not None
+        self._standing = before  # as it was last put down, or found
         self._may_be_copied = before is not None
         if found.retired and before is not None:
             self.record = before
@@ -98,6 +98,8 @@ class SourceRecord:
         if self._records is not None:
             record = self._records.write(kind, record)
         self.record = record
+        if kind == Kind.MIGRATING:
+            self._standing = record
 
     def check_place(self, host: str, disk: str) -> None:
         """See whether this is where the migration went before, if it may have left a copy there.
@@ -106,7 +108,11 @@ class SourceRecord:
 
         @raise Refused: all of it is at the other place.
         """
-        record = self.record
+        record = self._standing
+        if record is None:
+            return
+        # Until the next attempt is put down, whatever was found elsewhere counts for nothing.
+        self.record = self.record.but(migration=record.migration, instead_of=record.instead_of)
         place = record.destination
         if not self._may_be_copied or not place.disk or (place.host, place.disk) == (host, disk):
             return
@@ -116,7 +122,7 @@ class SourceRecord:
                 f"but the destination is {host}:{disk} now: send it there, or delete that copy and "
                 "say --again"
             )
-        self.record = record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
+        self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
 
     def copying(self, attempt: int, destination: Side, side_export: bool) -> None:
         """I{Slow.} An attempt begins.
@@ -138,7 +144,6 @@ class SourceRecord:
             whole=False,
         )
         self._write(Kind.MIGRATING, record)
-        self._stands = True
 
     def flushing(self) -> None:
         """The destination is about to be asked to make its copy durable, and may say so."""
@@ -207,9 +212,10 @@ class SourceRecord:
         Where there may be a copy that is whole, the record stays: that copy could be taken for the
         canonical one, and only the same migration may write it anew.
         """
-        if self._records is None or not self._stands:
+        record = self._standing
+        if self._records is None or record is None:
             return
         if not self._may_be_copied:
             self._records.remove(Kind.MIGRATING)
-        elif self.record.phase == Phase.COPIED or not self.record.whole:
-            self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPYING, whole=True))
+        elif record.phase == Phase.COPIED or not record.whole:
+            self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
