@@ -269,8 +269,10 @@ class Records:
         directory = os.path.dirname(self.path)
         if not os.path.isdir(directory):
             raise FileNotFoundError(errno.ENOENT, "there is no such directory", directory)
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), directory)
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "that directory cannot be written to", directory)
+            raise PermissionError(errno.EACCES, "no permission to write there", directory)
         longest = len(os.fsencode(os.path.basename(self.name(Kind.INCOMPLETE) + _TEMPORARY)))
         if longest > os.pathconf(directory, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, "the name is too long to stand before .INCOMPLETE")
