@@ -262,7 +262,17 @@ class PlaceTests(Case):
         source.abandon()
         found = self.migrating()
         self.assertEqual((self.first, "", PLACE), self.of(found))
-        self.assertTrue(found.whole)
+        self.assertFalse(found.whole)
+
+    def test_nothing_was_asked_for_this_time(self):
+        """A run that came to nothing says no more than was known before it; one that did, does."""
+        source = self.going_on()
+        before = self.migrating()
+        source.abandon()
+        self.assertEqual(before, self.migrating())
+        source.flushing()
+        source.abandon()
+        self.assertTrue(self.migrating().whole)
 
     def test_back_at_the_first(self):
         source = self.going_on()

@@ -58,6 +58,7 @@ class SourceRecord:
         self._unreadable = found.unreadable
         self._standing = before  # as it was last put down, or found
         self._may_be_copied = before is not None
+        self._asked = False
         if found.retired and before is not None:
             self.record = before
             return
@@ -132,7 +133,7 @@ class SourceRecord:
         @param side_export: it has the side export, and has acknowledged that the attempt begins.
         """
         if side_export:
-            self._may_be_copied = False
+            self._may_be_copied = self._asked = False
         if self._unreadable and self._records is not None:
             self._records.remove(*self._unreadable)
             self._unreadable = ()
@@ -147,7 +148,7 @@ class SourceRecord:
 
     def flushing(self) -> None:
         """The destination is about to be asked to make its copy durable, and may say so."""
-        self._may_be_copied = True
+        self._may_be_copied = self._asked = True
 
     def copied(self) -> None:
         """I{Slow.} The destination's copy is whole and durable; the source may be retired."""
@@ -217,5 +218,5 @@ class SourceRecord:
             return
         if not self._may_be_copied:
             self._records.remove(Kind.MIGRATING)
-        elif record.phase == Phase.COPIED or not record.whole:
+        elif record.phase == Phase.COPIED or (self._asked and not record.whole):
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
