@@ -25,6 +25,7 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
 )
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -38,6 +39,8 @@ from .outcome import GaveUp, MigrationError, Summary, Unconfirmed
 from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page
 from .records import Records
 from .threads import InThread, ThreadWork
+
+_log = Logger()
 
 _OFFERS: Final = (
     TransmissionFlag.HAS_FLAGS
@@ -364,6 +367,15 @@ class Receiver:
         if IRecordedDisk.providedBy(disk):
             records = Records(disk.record_path, system)
             record = destination_record(disk, records, again)
+        if record is not None:
+            _log.info(
+                "{disk}: an earlier receiver's record says {stage}, from {source}, on {when}",
+                event="found",
+                disk=disk.name,
+                stage="retired" if record.retired else record.phase.value,
+                source=str(record.source),
+                when=record.changed,
+            )
         self._core = core = Attempts(
             disk,
             records,
