@@ -54,7 +54,8 @@ def serve(folder: str, size: int) -> None:
 
     async def send(request: Any) -> None:
         disk = FileDisk(f"{folder}/source", writable=False)
-        summary = await Sender(disk, UNIXClientEndpoint(reactor, f"{folder}/outside")).run()
+        endpoint = UNIXClientEndpoint(reactor, f"{folder}/outside")
+        summary = await Sender(disk, endpoint, again=True).run()
         disk.close()
         tell(request, summary)
 
@@ -171,7 +172,7 @@ class Scene:
     def start_sender(self, socket_name: str) -> subprocess.Popen[bytes]:
         uri = f"nbd+unix:///?socket={self.folder}/{socket_name}"
         source = f"{self.folder}/source"
-        return self.start("send", "-q", "--progress", "none", source, uri)
+        return self.start("send", "-q", "--again", "--progress", "none", source, uri)
 
     def idle(self) -> list[float]:
         end = time.monotonic() + 2

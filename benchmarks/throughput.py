@@ -65,7 +65,7 @@ def competitors(place: Place, mixed: bool) -> list[Competitor]:
     source, destination, uri = str(place.source), str(place.destination), place.uri
     ours = [BLOCKMIG, "receive", "-q", "--file", destination, "--size", str(place.size)]
     ours += ["--listen", place.endpoint]
-    sender = [BLOCKMIG, "send", "-q", "--progress", "none", source, uri]
+    sender = [BLOCKMIG, "send", "-q", "--again", "--progress", "none", source, uri]
     where = ["--ipaddr=127.0.0.1", f"--port={place.address}"]
     if place.transport == "unix":
         where = [f"--unix={place.address}"]
