@@ -30,7 +30,7 @@ from blockmig.interfaces import (
     IUnlinkableDisk,
 )
 from blockmig.migration import Receiver, Sender
-from blockmig.migration.client import SmallClient, _OneFactory
+from blockmig.migration.client import SmallClient
 from blockmig.migration.receiver import _MigrationExport, _SideExport
 from blockmig.migration.sender import SenderProtocol, _AttemptFactory
 from blockmig.server import ServerConnection
@@ -99,7 +99,6 @@ class InterfaceTests(SynchronousTestCase):
 
     def test_clients(self):
         self.assertTrue(verifyObject(IProtocol, SmallClient(self.clock, "")))
-        self.assertTrue(verifyObject(IProtocolFactory, _OneFactory(lambda: None)))
 
     def test_twistd(self):
         self.assertTrue(verifyObject(IServiceMaker, plugin))

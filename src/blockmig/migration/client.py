@@ -11,20 +11,12 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IProtocol,
-    IProtocolFactory,
-    IStreamClientEndpoint,
-)
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from ..nbd import (
     ClientHandshake,
@@ -202,26 +194,6 @@ class SmallClient(Protocol):
             self._timeout = None
 
 
-@implementer(IProtocolFactory)
-class _OneFactory:
-    """Makes one protocol, once."""
-
-    noisy = False
-
-    def __init__(self, build: Callable[[], IProtocol]) -> None:
-        self._build = build
-
-    def doStart(self) -> None:
-        """Nothing to prepare."""
-
-    def doStop(self) -> None:
-        """Nothing to clean up."""
-
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """The protocol."""
-        return self._build()
-
-
 async def connect_client(
     endpoint: IStreamClientEndpoint, client: SmallClient
 ) -> tuple[SmallClient, Negotiated]:
@@ -229,8 +201,10 @@ async def connect_client(
 
     @raise ClientFailed: that did not come about.
     """
+    factory = Factory.forProtocol(lambda: client)
+    factory.noisy = False
     try:
-        await endpoint.connect(_OneFactory(lambda: client))
+        await endpoint.connect(factory)
     except CancelledError:
         raise
     except Exception as error:  # each endpoint fails in its own ways
