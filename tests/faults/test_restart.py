@@ -469,7 +469,7 @@ async def test_connection_cut_in_the_hand_off(
     places = [
         *range(0, last_message + 2),
         *range(page + last_message - 2, page + 2 * last_message + 20),
-        *range(page + 2 * last_message + 20, 3 * 4200 + 80, 1 if FULL else 400),
+        *range(page + 2 * last_message + 20, 3 * 4200 + 80, 100 if FULL else 400),
     ]
     for back in places if FULL else places[::5]:
         await run(passed - back)

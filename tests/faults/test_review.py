@@ -30,7 +30,7 @@ from blockmig.migration import (
     Receiver,
     Unconfirmed,
     judge_pair,
-    look_at_both,
+    look_steadily,
 )
 from blockmig.storage import SystemCalls
 
@@ -360,7 +360,7 @@ async def test_record_that_cannot_be_synced(room: Path, unlink: bool, which: int
         assert not done.called, "the destination was told that it is canonical"
         assert digest(source) == before
         assert not (room / "source.MIGRATED").exists()
-        verdict = judge_pair(*look_at_both(str(source), str(room / "destination")))
+        verdict = judge_pair(*look_steadily([str(source), str(room / "destination")])[0])
         assert verdict.canonical == str(source), verdict
         receiver.stop()
         assert isinstance(await done, Unconfirmed if which > 1 else GaveUp)

@@ -234,7 +234,7 @@ def test_second_sender_is_refused_at_once(processes: Processes, room: Path) -> N
         client.send(wire.request(wire.DISC))
     second = processes.send(twin, receiver, "--unlink")
     why = second.wait_event("restart")["why"]
-    assert "does not accept 'copying' now (it says 'copying' of migration" in why
+    assert "does not accept 'copying' now (it says 'copying', its disk is" in why
     with wire.client(receiver.uri) as client:  # nor would it be let in without asking
         assert client.ask(wire.WRITE, 0, 512, bytes(512)) == wire.EPERM
     assert first.status is None

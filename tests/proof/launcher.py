@@ -15,18 +15,21 @@ Rules:
   splice past the protocol; on C{wrapped} it is a stranger to blockmig, and all goes through memory;
 * a child ends when its harness does.
 
-Only what makes a run short is not the product's own: seconds between tries, and the window of the
-write-behind, which no small disk would ever fill.
+Only what makes a run short is not the product's own: the seconds between tries, those for which a
+receiver that knows everything is looked for, and the window of the write-behind, which no small
+disk would ever fill.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -36,20 +39,24 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-# All that the children need: they must not have to import it each time.
-import blockmig.cli.operations
-import blockmig.cli.progress
 from blockmig.cli.logs import begin_logging, write_to
 from blockmig.cli.main import run_operation
 from blockmig.cli.operations import Receive, Send, report
 from blockmig.cli.options import BlockmigOptions
+from blockmig.cli.progress import make_display
 from blockmig.migration import finisher, sender, write_behind
 from blockmig.migration.page import PAGE_SIZE, BadPage, decode_page
-from blockmig.nbd import Command, Option, OptionReply, Request
+from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
 from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
 
+for _name in ("default", "endpoints", "epollreactor", "tcp", "threads", "udp", "unix"):
+    # The children must not have to import it each time.
+    importlib.import_module(f"twisted.internet.{_name}")
+
 _PAUSE = 0.05
+PATIENCE = 3.0
+"""Seconds for which a sender looks for a receiver that has acknowledged everything."""
 _SMALL_WINDOW = 256 << 10
 
 Steps = Generator[tuple[int, str | None], bytes, None]
@@ -279,8 +286,30 @@ class _Watch:
         return _Endpoint(self, client_endpoint(reactor, uri))
 
 
+def _send_as_a_stranger(path: str, host: str, port: str) -> int:
+    """The least that a sender can do: all of it as data, no FLUSH, a disconnect."""
+    request = struct.Struct("!IHHQQI")
+    data = Path(path).read_bytes()
+    wire = socket.create_connection((host, int(port)))
+    handshake = ClientHandshake("")
+    while handshake.next_event() is None:
+        handshake.receive_data(wire.recv(4096))
+        wire.sendall(handshake.data_to_send())
+    for offset in range(0, len(data), _SMALL_WINDOW):
+        payload = data[offset : offset + _SMALL_WINDOW]
+        header = request.pack(0x25609513, 0, Command.WRITE, offset, offset, len(payload))
+        wire.sendall(header + payload)
+        if wire.recv(16, socket.MSG_WAITALL)[4:8] != bytes(4):
+            return 4
+    wire.sendall(request.pack(0x25609513, 0, Command.DISC, 0, 0, 0))
+    wire.shutdown(socket.SHUT_WR)
+    return 0 if wire.recv(1) == b"" else 4
+
+
 def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> int:
     """What `cli.main` does, with our calls and our endpoints."""
+    if arguments[0] == "stranger":
+        return _send_as_a_stranger(*arguments[1:])
     options = BlockmigOptions()
     options.parseOptions(arguments)
     command: Any = options.subOptions
@@ -289,7 +318,7 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
     operation: Send | Receive
     system = VolatileCalls(points, command["file"], watch.sent)
     if options.subCommand == "send":
-        display = blockmig.cli.progress.make_display("none")
+        display = make_display("none")
         operation = Send(command, reactor, display, watch.client_endpoint, system)
     else:
         operation = Receive(command, reactor, watch.server_endpoint, system)
@@ -302,6 +331,7 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
 def _be_quick() -> None:
     sender.backoffPolicy = lambda: lambda failures: _PAUSE
     finisher._FIRST_DELAY = finisher._LONGEST_DELAY = _PAUSE
+    finisher._PATIENCE = PATIENCE
     write_behind._WINDOW = _SMALL_WINDOW
 
 

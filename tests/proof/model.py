@@ -22,7 +22,7 @@ Cells are independent of each other: whatever is not synced may be lost or kept 
 A B{process crash} loses the process and its connections and nothing of the disk; a B{power loss} is
 a crash that also picks, for each cell, any member of its set.  Either can strike each side at any
 step, also when its process is dead already, and dead processes are started again, with the same
-command, at any later time or never.
+command, at any later time or never (but see the assumptions below).
 
 The B{wire} is the sender's connection M to the main export and H to the side export.  Each carries
 at most one message in each direction (the sender of the model does not pipeline), delivered at any
@@ -37,8 +37,12 @@ a message, happen together with the file-system call before them: a crash in bet
 a crash after, with the message lost.  What is done to a temporary file happens together with the
 rename after it: nothing reads a temporary file, and a start truncates it.
 
-B{Strangers}: a bare DISC on a connection of its own, and a foreign sender that writes any number of
-blocks, may FLUSH, may write again, and may DISC or vanish.
+H stays open from its first page to the end of the attempt; where it was lost meanwhile, the sender
+opens another one to ask for `copied`, and for nothing else.
+
+B{Strangers}: a bare DISC on a connection of its own, a claim of another migration, a foreign sender
+that writes any number of blocks, may FLUSH, may write again, and may DISC or vanish, and the
+finisher of another migration, told or not: its `retired`, and its DISC.
 
 B{Bounds}: C{faults} in total, of any kinds: crash or power loss of either side, a cut, a stop of
 the sender, the coming of a stranger.  Restarts, attempts and time-outs are not bounded: the states
@@ -46,15 +50,39 @@ are finite, and a loop of attempts is a loop in the graph.
 
 Time does not exist: whatever a timer may do it may do at any moment.
 
+What is assumed
+===============
+
+Where nothing on either disk tells two cases apart, no program can; these are the product's limits.
+Each is lifted by a kind of fault of its own, and L{LIMITS} shows what it then is that breaks.
+
+ 1. B{finished stranger}: a stranger does not write to, or claim, a receiver that somebody has
+    started on a finished disk, which has no record any more: to the receiver it is a disk that is
+    meant to be overwritten.  Used in L{Machine.unguarded}, for what strangers send, and only until
+    that receiver has heard `retired`.
+ 2. B{rerun}: who finds `canonical` without a record, and a sender that has ended, or has concluded
+    and is about to (in keep mode: MIGRATED says that the destination is complete, so that it is
+    not looked for again), has nothing to run: the receiver is not started again there.  Used in
+    L{Machine.nothing_to_run}, for the start of a receiver.  A sender that still has MIGRATING
+    does count: then both commands are run again, and both must end with 0.
+ 3. B{earlier finisher}: no sender that was told by this very file (it has its token), in an
+    earlier migration, is still about when a receiver is started there on a disk of that size
+    that is not blank (or rather: it is believed).  Used in L{Machine.strangers_come}.
+
+Disks do not fail, and nobody exchanges, edits or moves away what stands there; there is no --again
+and no `blockmig accept`; two senders of one source do not run at once.
+
 What counts as a good end
 =========================
 
 From every state found, with no more faults, once as it is and once with both sides started again,
-the run must come to exit 0 at both ends.  Three ends that are not that are let pass, and counted
+the run must come to exit 0 at both ends.  Four ends that are not that are let pass, and counted
 where they can be told apart: a process that died after its own last act finds nothing left to do
-and refuses to start (exit 1, its copy's verdict as before); the sender was told, found nobody and
-left, so that the receiver keeps a `retired` record and knows that it is canonical, without a
-disconnect (C{told}); a stranger's whole migration was received instead of ours (C{another's}).
+(the sender refuses to start, exit 1; the receiver is not started, see assumption 2); the sender was
+told, found nobody and left, so that the receiver keeps a `retired` record and knows that it is
+canonical, without a disconnect (C{told}), or waits on a disk that is complete and has no record
+(C{late}: it was started while the sender was leaving); a stranger's whole migration was received
+instead of ours (C{another's}).
 """
 
 from __future__ import annotations
@@ -80,13 +108,10 @@ NONE, TORN = 0, 1
 GONE, THERE = 0, 2  # the source's file
 ABSENT, EMPTY, SIZED = 0, 2, 3  # the destination's file
 HOLE, V1, V2, FOREIGN, FOREIGN2 = 0, 1, 2, 3, 4  # a block's content
-MARKED = 2  # MIGRATED
+MARKED, CONFIRMED = 2, 3  # MIGRATED, and the same once the destination was complete
 
 COPYING, COPIED, RETIRED = 0, 1, 2
 """Phases of INCOMPLETE and of MIGRATING; RETIRED is `told` in the latter."""
-
-RECEIVED = 3
-"""What INCOMPLETE becomes, on a device, instead of going: see L{Protocol.device}."""
 
 OURS = (0, 1, 2)
 """Ids that our sender may mint: a lost id is never minted again while anything remembers it."""
@@ -157,6 +182,8 @@ class Sender(NamedTuple):
     ident: int = 0
     cookie: int = 0
     status: int = 0
+    kept: bool = False
+    """A copy there may be whole, and of this id: the id must not be forgotten."""
 
 
 class Receiver(NamedTuple):
@@ -167,6 +194,8 @@ class Receiver(NamedTuple):
     @ivar bound: the connection whose attempt goes on, or nothing.
     @ivar claim: id and cookie of the last claim, not yet bound by a first write.
     @ivar finish: the cookie with which a DISC may finish a retired migration.
+    @ivar anew: the id of a migration that an earlier receiver had completed, as the told sender
+        says; -1 without.
     """
 
     doing: str
@@ -178,6 +207,7 @@ class Receiver(NamedTuple):
     covered: int = 0
     claim: tuple = ()
     finish: int = 0
+    anew: int = -1
     status: int = 0
 
 
@@ -200,7 +230,7 @@ class State(NamedTuple):
     target: Target
     version: int
     done: int  # history: 0 no disconnect was accepted, 1 our sender's, 2 a stranger's
-    left: bool  # history: the sender was told, found nobody, and left
+    left: bool  # history: the sender concluded without the receiver that is there now
     faults: int
 
 
@@ -239,7 +269,7 @@ class Protocol:
     rules: frozenset[str] = field(default_factory=frozenset)
     device: bool = False
     """The destination was there before (a block device, or a file that is overwritten): that it is
-    there, full-size and without a record, tells nothing.  So completion must leave a record."""
+    there, full-size and without a record, tells nothing of a migration."""
 
 
 RULES = {
@@ -247,6 +277,7 @@ RULES = {
     "claim: refused on another's copied",
     "claim: refused while an attempt goes on",
     "claim: ends every older side connection",
+    "claim: ends a hanging attempt of its own",
     "claim: copied falls back",
     "change: copied falls back first",
     "change: refused after retired",
@@ -255,26 +286,30 @@ RULES = {
     "disc: only when covered",
     "disc: only with the id",
     "drop: coverage is forgotten",
-    "start: a finished disk is refused",
+    "anew: only from a told sender",
+    "anew: not on a blank disk",
     "finish: the source must be gone",
+    "finish: a told sender that finds no record tells it",
     "leave: only when told",
     "stop: only before retiring",
-    "stop: the id is kept while the record may be copied",
+    "stop: the id is kept from FLUSH on",
+    "stop: the id that was found is kept until it is claimed",
     "plain: an older connection is dead before the next",
 }
 
 
 def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> Protocol:
-    """The protocol as the specification has it, with what the model found it to lack."""
+    """The protocol as the product has it."""
     retire = (
         [Step("source.unlink", "unlink", "file"), Step("source.dirsync", "dirsync")]
         if unlink
         else writing("MIGRATED")
     )
-    remove = [
+    abandon = [
         Step("MIGRATING.unlink", "unlink", "MIGRATING"),
         Step("MIGRATING.gone.dirsync", "dirsync"),
     ]
+    remove = [*([] if unlink else writing("MIGRATED", "confirmed")), *abandon]
     data = [
         Step("M.write 0", "ask", "M write 0"),
         Step("M.write 1", "ask", "M write 1"),
@@ -287,7 +322,7 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
         # What a process that died left visible is not durable yet: whoever starts makes it so
         # before it believes it, and before it tells anybody.
         "look": [Step("look.dirsync", "dirsync")],
-        "stop": [*remove, Step("exit", "exit", 4)],
+        "stop": [*abandon, Step("exit", "exit", 4)],
         "stop-keep": [Step("exit", "exit", 4)],
     }
     if peer == "plain":
@@ -333,12 +368,13 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
                 *leave,
                 *confirm,
             ],
+            # The receiver has no record: it was started anew on the disk that it had completed.
+            "anew": [Step("H.retired", "ask", "H retired"), *leave, *confirm],
             **always,
         }
         record_copying = writing("INCOMPLETE", "copying")
         receiver = {
-            "look": [Step("look.dirsync", "dirsync")],
-            "create": [Step("file.create", "create"), Step("create.dirsync", "dirsync")],
+            "look": [Step("file.create", "create"), Step("look.dirsync", "dirsync")],
             "claim": [
                 *record_copying,
                 Step("file.size", "size"),
@@ -346,12 +382,8 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
                 Step("reply", "reply"),
             ],
             "claim-kept": [Step("claim", "claim"), Step("reply", "reply")],  # by mutation only
-            "write": [
-                Step("file.size", "size"),
-                Step("block.write", "block"),
-                Step("reply", "reply"),
-            ],
-            "write-first": [  # a change where the record does not say `copying` of this attempt
+            "write": [Step("block.write", "block"), Step("reply", "reply")],
+            "write-first": [  # an attempt without a claim, or a change of what is `copied`
                 *record_copying,
                 Step("file.size", "size"),
                 Step("block.write", "block"),
@@ -364,11 +396,10 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
                 Step("reply", "reply"),
             ],
             "retired": [*writing("INCOMPLETE", "retired"), Step("reply", "reply")],
+            "retired-known": [Step("reply", "reply")],
             "disc-complete": [
                 Step("disk.fdatasync", "datasync"),
-                Step("INCOMPLETE.received", "receive")
-                if device
-                else Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
+                Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
                 Step("INCOMPLETE.gone.dirsync", "dirsync"),
                 Step("complete", "complete"),
             ],
@@ -384,7 +415,7 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
 
 def retired_now(protocol: Protocol, source: Source) -> bool:
     """Whether the source is retired, as anyone who looks at its directory sees it."""
-    return source.file[0] == GONE if protocol.unlink else source.migrated[0] == MARKED
+    return source.file[0] == GONE if protocol.unlink else source.migrated[0] >= MARKED
 
 
 def may_be_retired(protocol: Protocol, source: Source) -> bool:
@@ -394,13 +425,9 @@ def may_be_retired(protocol: Protocol, source: Source) -> bool:
 
 def surely_retired(protocol: Protocol, source: Source) -> bool:
     """Whether it is and stays so, whatever power loss comes."""
-    cell = source.file if protocol.unlink else source.migrated
-    return cell[1] == 1 << (GONE if protocol.unlink else MARKED)
-
-
-def over(value: int) -> bool:
-    """Whether that value of INCOMPLETE may stand after completion."""
-    return value == NONE or phase_of(value) == RECEIVED
+    if protocol.unlink:
+        return source.file[1] == 1 << GONE
+    return not source.migrated[1] & ~(1 << MARKED | 1 << CONFIRMED)
 
 
 def holds(target: Target, version: int) -> bool:
@@ -423,10 +450,10 @@ def holds_foreign(target: Target) -> bool:
 # --- The verdicts of `inspect`, from what is visible in the directories --------------------------
 
 
-def verdict_of_source(protocol: Protocol, source: Source) -> str:
+def verdict_of_source(source: Source) -> str:
     if TORN in (source.migrating[0], source.migrated[0]):
         return "unknown"
-    if source.migrated[0] == MARKED:
+    if source.migrated[0] >= MARKED:
         return "not canonical"
     if source.file[0] == THERE:
         return "canonical"
@@ -435,23 +462,30 @@ def verdict_of_source(protocol: Protocol, source: Source) -> str:
     return "unknown" if phase_of(source.migrating[0]) == COPYING else "not canonical"
 
 
-def verdict_of_target(protocol: Protocol, target: Target) -> str:
+def verdict_of_target(target: Target) -> str:
     value = target.incomplete[0]
     if value == TORN:
         return "unknown"
     if value == NONE:
-        if protocol.device:
-            return "nothing here"  # a disk, but nothing says that it came by a migration
         return {ABSENT: "nothing here", EMPTY: "not canonical", SIZED: "canonical"}[target.file[0]]
     return {COPYING: "not canonical", COPIED: "only if retired"}.get(phase_of(value), "canonical")
 
 
-def verdict_of_pair(source: str, target: str) -> str:
-    """Which copy is canonical, from the two verdicts alone."""
-    if source == "canonical":
-        return "both" if target == "canonical" else "source"
-    if target == "canonical" or (target == "only if retired" and source == "not canonical"):
-        return "target"
+def verdict_of_pair(source: Source, target: Target) -> str:
+    """Which copy is canonical, from what stands in the two directories."""
+    ours, theirs = verdict_of_source(source), verdict_of_target(target)
+    if theirs == "only if retired":
+        same = ident_of(target.incomplete[0]) == ident_of(source.migrating[0])
+        if ours == "canonical":
+            return "source"
+        return "target" if ours == "not canonical" and same else "unknown"
+    if ours == "canonical":
+        # While a source is not retired, it does not matter what the destination looks like.
+        nothing = target.incomplete[0] in (NONE, TORN) and source.migrating[0] != NONE
+        yields = theirs in ("not canonical", "nothing here") or nothing
+        return "source" if yields else "unknown"
+    if theirs == "canonical":
+        return "target" if ours in ("not canonical", "nothing here") else "unknown"
     return "unknown"
 
 
@@ -517,12 +551,12 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
         not plain
         and receiver.doing == "exit"
         and receiver.status == 0
-        and not (state.done and all(over(value) for value in members(target.incomplete[1])))
+        and not (state.done and target.incomplete[1] == 1 << NONE)
     ):
         found.append("R3 the receiver said done, and is not")
     if sender.program == "exit" and sender.status == 0:
         known = plain or all(
-            phase_of(value) == RETIRED or (over(value) and state.done)
+            phase_of(value) == RETIRED or (value == NONE and state.done)
             for value in members(target.incomplete[1])
         )
         if not (surely_retired(protocol, source) and holds(target, state.version) and known):
@@ -550,26 +584,40 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
     # R7: the verdicts, from what is visible, never contradict the truth.
     if protocol.peer != "foreign":
         found += wrong_verdicts(protocol, state, retired)
-    elif not state.done and verdict_of_target(protocol, target) in ("canonical", "unknown"):
+    elif not unbegun(protocol, state) and (
+        not state.done and verdict_of_target(target) in ("canonical", "unknown")
+    ):
         found.append("R7 the destination's verdict is wrong")
     return found
 
 
+def unbegun(protocol: Protocol, state: State) -> bool:
+    """Whether the destination is a disk that was there before, and no migration has touched it.
+
+    Its verdict by itself (it is canonical: no migration was begun) is about another disk than ours.
+    """
+    target = state.target
+    nothing = target.file[0] == SIZED and target.incomplete[0] == NONE and not state.done
+    return protocol.device and nothing and target.first[0] == target.second[0] == HOLE
+
+
 def wrong_verdicts(protocol: Protocol, state: State, retired: bool) -> list[str]:
     found = []
-    ours = verdict_of_source(protocol, state.source)
+    ours = verdict_of_source(state.source)
     if ours == "unknown" or {"canonical": retired, "not canonical": not retired}.get(ours, False):
         found.append("R7 the source's verdict is wrong")
     if ours == "nothing here" and not retired:
         found.append("R7 the source's verdict is wrong")
     if protocol.peer == "plain" or state.done == 2:
         return found  # a plain server has no verdict; another's disk is not this source's pair
-    theirs = verdict_of_target(protocol, state.target)
-    if theirs == "unknown" or {"canonical": not retired, "not canonical": retired}.get(
+    theirs, before = verdict_of_target(state.target), unbegun(protocol, state)
+    if theirs == "unknown" or {"canonical": not (retired or before), "not canonical": retired}.get(
         theirs, theirs == "nothing here" and retired
     ):
         found.append("R7 the destination's verdict is wrong")
-    if verdict_of_pair(ours, theirs) != ("target" if retired else "source"):
+    if before and state.source.migrating[0] == NONE and not retired:
+        return found  # two disks that have nothing to do with each other
+    if verdict_of_pair(state.source, state.target) != ("target" if retired else "source"):
         found.append("R7 the pair's verdict is wrong")
     return found
 
@@ -596,7 +644,12 @@ NEVER = 100
 NOBODY = "nobody"
 
 KINDS = frozenset({"crash", "power", "cut", "stop", "stranger"})
-"""The kinds of faults; `late stranger` is one that comes only once the source is retired."""
+"""The kinds of faults; `late stranger` is one that comes only once the source is retired.
+
+Those that lift an assumption are L{LIFTS}; they are kinds of no ordinary exploration.
+"""
+
+LIFTS = frozenset({"finished stranger", "rerun", "earlier finisher"})
 
 QUIET = KINDS - {"stranger", "stop"}
 
@@ -615,9 +668,6 @@ class Machine:
             for index, step in enumerate(attempt)
             if (step.op, step.what) in (("unlink", "file"), ("rename", "MIGRATED "))
         )
-        names = [step.name for step in attempt]
-        self.flush_index = names.index("M.flush") if "M.flush" in names else len(names)
-        self.claim_index = names.index("H.copying") if "H.copying" in names else -1
 
     def rule(self, name: str) -> bool:
         assert name in RULES, name
@@ -666,7 +716,8 @@ class Machine:
         kind, phase = str(step.what).split(" ")
         torn = source.tmp != 2
         if kind == "MIGRATED":
-            return source._replace(migrated=changed(source.migrated, MARKED, torn), tmp=0)
+            value = CONFIRMED if phase else MARKED
+            return source._replace(migrated=changed(source.migrated, value, torn), tmp=0)
         value = record({"copying": COPYING, "copied": COPIED, "told": RETIRED}[phase], ident)
         return source._replace(migrating=changed(source.migrating, value, torn), tmp=0)
 
@@ -689,11 +740,8 @@ class Machine:
             if file[0] != ABSENT:
                 file = (file[0], file[1] & ~(1 << ABSENT))
             target = target._replace(file=file, incomplete=entry_synced(target.incomplete))
-        elif step.op in ("unlink", "receive"):
-            value = NONE
-            if step.op == "receive":
-                value = record(RECEIVED, ident_of(target.incomplete[0]))
-            target = target._replace(incomplete=changed(target.incomplete, value))
+        elif step.op == "unlink":
+            target = target._replace(incomplete=changed(target.incomplete, NONE))
             state = state._replace(done=2 if receiver.who in ("F", "X") else 1)
         elif step.op == "create":
             if target.file[0] == ABSENT:
@@ -728,7 +776,8 @@ class Machine:
     # -- the receiver --
 
     def listening(self, state: State) -> bool:
-        return state.receiver.doing not in ("dead", "look", "create", "exit")
+        """Whether it lets connections in: not any more once it is complete."""
+        return state.receiver.doing not in ("dead", "look", "complete", "exit")
 
     def free(self, state: State) -> bool:
         return state.receiver.doing in ("idle", "complete")
@@ -746,7 +795,11 @@ class Machine:
             memory = step.op in ("claim", "reply", "close", "complete")
             if not memory and not calls:
                 return state
-            unseen = step.op in UNSEEN or (step.op == "size" and state.target.file[0] == SIZED)
+            unseen = (
+                step.op in UNSEEN
+                or (step.op == "size" and state.target.file[0] == SIZED)
+                or (step.op == "create" and state.target.file[0] != ABSENT)
+            )
             if memory:
                 state = self.in_memory(state, step)
                 if state.receiver.doing in ("idle", "complete"):
@@ -768,22 +821,10 @@ class Machine:
 
     def looked(self, state: State) -> State:
         """The receiver has read its directory."""
-        target = state.target
-        finished = target.file[0] == SIZED and target.incomplete[0] == NONE
-        finished = finished and not self.plain and not self.protocol.device
-        if phase_of(target.incomplete[0]) == RECEIVED:  # it was complete: it says so, and is done
-            return state._replace(
-                receiver=Receiver("complete", ident=ident_of(target.incomplete[0]))
-            )
-        if target.incomplete[0] == TORN or (
-            finished and self.rule("start: a finished disk is refused")
-        ):
-            new = Receiver("exit", status=1)
-        elif target.file[0] == ABSENT:
-            new = Receiver("create")
-        else:
-            new = Receiver("idle")
-        return state._replace(receiver=new)
+        value, file = state.target.incomplete[0], state.target.file[0]
+        if value == TORN or (phase_of(value) >= COPIED and file != SIZED):
+            return state._replace(receiver=Receiver("exit", status=1))
+        return state._replace(receiver=Receiver("idle"))
 
     def sweep(self, state: State, who: str) -> State:
         if who in ("m", "h"):
@@ -805,7 +846,7 @@ class Machine:
                     state = state._replace(side=state.side._replace(up=(), alive=False))
             return state._replace(receiver=receiver._replace(claim=receiver.message[1:3]))
         if step.op == "reply":
-            if receiver.doing == "retired":
+            if receiver.doing.startswith("retired"):
                 state = state._replace(receiver=receiver._replace(finish=receiver.message[2]))
             return self.answer(state, receiver.who, ("ok",))
         if step.op == "close":
@@ -842,6 +883,8 @@ class Machine:
         complete = receiver.doing == "complete"
         value = state.target.incomplete[0]
         phase, ident = phase_of(value), ident_of(value)
+        if receiver.anew >= 0:
+            phase, ident = RETIRED, receiver.anew  # in memory only
         op = message[0]
         handler = ""
         if op == "page":
@@ -857,6 +900,8 @@ class Machine:
                 and ident not in (THEIRS, message[1])
                 and self.rule("claim: refused on another's copied")
             )
+            if busy and receiver.ident == message[1] == ident != THEIRS:
+                state = self.end_hanging(state)
             if not (busy or late or other):
                 kept = phase == COPIED and not self.rule("claim: copied falls back")
                 handler = "claim-kept" if kept else "claim"
@@ -873,8 +918,12 @@ class Machine:
             if phase == COPIED and ident == message[1]:
                 return self.sweep(self.answer(state, who, ("ok",)), who)
         elif op == "retired":
-            if phase in (COPIED, RETIRED) and ident == message[1]:
-                handler = "retired"
+            # What a foreign sender has copied has no id that could be told.
+            if phase in (COPIED, RETIRED) and ident == message[1] != THEIRS:
+                handler = "retired" if phase == COPIED else "retired-known"
+            elif value == NONE and receiver.anew < 0 and self.may_be_ours(state, message[3]):
+                handler = "retired-known"
+                receiver = receiver._replace(anew=message[1])
         elif op == "disc":
             handler = "disc-drop"
             mine = who == receiver.bound and receiver.covered == 3
@@ -892,6 +941,24 @@ class Machine:
         state = state._replace(receiver=receiver)
         return self.run_receiver(state, calls=0)
 
+    def may_be_ours(self, state: State, told: bool) -> bool:
+        """Whether a receiver without a record may believe that an earlier one was complete."""
+        blank = state.target.file[0] != SIZED and self.rule("anew: not on a blank disk")
+        return not blank and (told or not self.rule("anew: only from a told sender"))
+
+    def end_hanging(self, state: State) -> State:
+        """The sender of the attempt that goes on has lost it: abort its connection."""
+        receiver = state.receiver
+        if receiver.bound not in ("M", "m"):
+            return state
+        if not self.rule("claim: ends a hanging attempt of its own"):
+            return state
+        if receiver.bound == "m":
+            state = state._replace(old_main=None)
+        elif state.main is not None:
+            state = state._replace(main=state.main._replace(up=(), alive=False))
+        return state._replace(receiver=self.end_attempt(receiver))
+
     def admit_change(
         self, receiver: Receiver, who: str, message: tuple, phase: int, ident: int
     ) -> tuple[str, Receiver]:
@@ -903,8 +970,8 @@ class Machine:
             if receiver.bound and self.rule("change: refused while another's attempt goes on"):
                 return "", receiver
             kept = 0 if self.rule("drop: coverage is forgotten") else receiver.covered
-            if receiver.claim and receiver.claim[1] == message[2]:
-                receiver = receiver._replace(bound=who, ident=receiver.claim[0], covered=kept)
+            if receiver.claim == (ident, message[2]):
+                receiver = receiver._replace(bound=who, ident=ident, covered=kept)
             elif (
                 phase == COPIED
                 and ident != THEIRS
@@ -912,7 +979,7 @@ class Machine:
             ):
                 return "", receiver
             else:
-                receiver = receiver._replace(bound=who, ident=THEIRS, covered=kept)
+                return "write-first", receiver._replace(bound=who, ident=THEIRS, covered=kept)
         fresh = phase == COPYING or (
             phase == COPIED and not self.rule("change: copied falls back first")
         )
@@ -951,8 +1018,13 @@ class Machine:
                 message: tuple = (what,)
                 if what == "write":
                     message = (what, int(argument[0]), sender.cookie, state.version)
-                elif what in ("copying", "retired"):
+                elif what == "copying":
                     message = (what, sender.ident, sender.cookie)
+                elif what == "retired":
+                    told = phase_of(state.source.migrating[0]) == RETIRED
+                    message = (what, sender.ident, sender.cookie, told)
+                elif what == "flush" and self.rule("stop: the id is kept from FLUSH on"):
+                    sender = sender._replace(kept=True)
                 elif what == "copied":
                     message = (what, sender.ident)
                 state = state._replace(**{WIRES[channel]: wire._replace(up=message)})
@@ -981,7 +1053,7 @@ class Machine:
         if TORN in (migrating, source.migrated[0]):
             status = 1
         elif retired and migrating == NONE:
-            status = 1  # no such file, or MIGRATED: refused
+            status = 1  # no such file, or MIGRATED: there is nothing to do
         elif retired and phase_of(migrating) == COPYING:
             status = 1  # gone, and not by us
         if status >= 0:
@@ -992,8 +1064,16 @@ class Machine:
         elif ident < 0:
             ident = self.fresh_ident(state)
         program = "finish" if retired or told else "attempt"
-        new = Sender(program, ident=ident, cookie=self.fresh_cookie(state))
-        return self.advance(state._replace(sender=new))
+        kept = sender.kept
+        if sender.program == "look":
+            found = self.rule("stop: the id that was found is kept until it is claimed")
+            kept = migrating != NONE and found
+        kept = kept and program == "attempt"
+        new = Sender(program, ident=ident, cookie=self.fresh_cookie(state), kept=kept)
+        state = state._replace(sender=new)
+        if program == "finish" and source.migrated[0] == CONFIRMED:
+            return self.conclude(state)
+        return self.advance(state)
 
     def fresh_ident(self, state: State) -> int:
         used = {ident_of(value) for value in members(state.target.incomplete[1])}
@@ -1015,9 +1095,9 @@ class Machine:
         used.update(cookies(state.receiver.message))
         return next(number for number in itertools.count(1) if number not in used)
 
-    def orphan(self, state: State) -> State:
+    def orphan(self, state: State, which: str = "MH") -> State:
         """The sender's ends are closed; what it sent may still arrive."""
-        for live, old in (("M", "m"), ("H", "h")):
+        for live, old in zip(which, which.lower(), strict=True):
             wire = getattr(state, WIRES[live])
             if wire is None:
                 continue
@@ -1057,41 +1137,95 @@ class Machine:
         wire = getattr(state, WIRES[channel])
         reply = wire.down
         state = state._replace(**{WIRES[channel]: wire._replace(down=())})
-        step = self.protocol.sender[sender.program][sender.pc]
+        steps = self.protocol.sender[sender.program]
+        step = steps[sender.pc]
         if reply[0] == "refused":
+            if sender.program == "anew" and step.name == "H.retired":
+                return self.conclude(state)  # it has another disk
             return self.drop(state)
         if reply[0] == "ok":
-            if channel == "H":
-                state = self.close_side(state)
-            return self.next_step(state)
-        # A page.
+            if step.name == "H.copying":
+                sender = sender._replace(kept=False)
+            elif step.name == "H.retired" and phase_of(state.source.migrating[0]) == RETIRED:
+                pc = sender.pc  # told already, and on record
+                while steps[pc + 1].name.startswith("MIGRATING(told)"):
+                    pc += 1
+                sender = sender._replace(pc=pc)
+            return self.next_step(state._replace(sender=sender))
+        return self.hear_page(state, step, reply)
+
+    def hear_page(self, state: State, step: Step, reply: tuple) -> State:
+        sender = state.sender
+        complete = reply[1:] == ("complete", sender.ident)
+        if complete and state.receiver.doing != "complete":
+            state = state._replace(left=True)  # that receiver is no more
         if step.name == "H.complete":
-            state = self.close_side(state)
-            if reply[1:] == ("complete", sender.ident):
-                return self.next_step(state)
+            if complete:
+                return self.next_step(self.close_side(state))
             return self.drop(state)
+        copied_of_ours = reply[1] == COPIED and reply[2] == sender.ident
         if sender.program == "attempt":
-            return self.next_step(state)
+            another = reply[1] == COPIED and reply[2] != THEIRS and not copied_of_ours
+            if not another and reply[1] != RETIRED:
+                return self.next_step(state)
+            if state.source.migrating[0] == NONE:  # the first attempt: a human has to look
+                return self.orphan(state)._replace(sender=Sender("exit", status=1))
+            return self.drop(state)
         told = phase_of(state.source.migrating[0]) == RETIRED
-        if reply[1] in (COPIED, RETIRED) and reply[2] == sender.ident:
+        if copied_of_ours or reply[1:] == (RETIRED, sender.ident):
             return self.next_step(state)
-        if reply[1:] == ("complete", sender.ident) or told:
-            return self.skip_to_removal(self.close_side(state))
+        if (
+            told
+            and reply[1] == -1
+            and self.rule("finish: a told sender that finds no record tells it")
+        ):
+            return self.advance(
+                state._replace(sender=sender._replace(program="anew", pc=0, waiting=False))
+            )
+        if complete or told:
+            return self.conclude(state)
         return self.orphan(state)._replace(sender=Sender("exit", status=5))
 
-    def skip_to_removal(self, state: State) -> State:
+    def conclude(self, state: State) -> State:
+        """Nothing is left but to put on record that the destination is complete."""
         steps = self.protocol.sender[state.sender.program]
-        pc = next(i for i, step in enumerate(steps) if step.name == "MIGRATING.unlink")
-        return state._replace(sender=state.sender._replace(pc=pc, waiting=False))
+        names = [step.name for step in steps]
+        first = "MIGRATING.unlink" if self.protocol.unlink else "MIGRATED(confirmed).write"
+        pc = names.index(first) if first in names else names.index("MIGRATING.unlink")
+        sender = state.sender._replace(pc=pc, waiting=False)
+        return self.orphan(state)._replace(sender=sender)
+
+    def concluded(self, state: State) -> bool:
+        """Whether the sender looks for no receiver any more."""
+        if state.source.migrating[0] == NONE or state.source.migrated[0] == CONFIRMED:
+            return True
+        steps = self.protocol.sender.get(state.sender.program, [])[state.sender.pc :]
+        return bool(steps) and not any(step.op in ("ask", "connect") for step in steps)
+
+    def nothing_to_run(self, state: State) -> bool:
+        """Assumption 2: the destination's verdict is `canonical`, and nobody waits for it."""
+        if state.target.incomplete[0] != NONE or "rerun" in self.kinds:
+            return False
+        return state.done == 2 or (state.done == 1 and self.concluded(state))
+
+    def unguarded(self, state: State) -> bool:
+        """Assumption 1: the receiver was started on a finished disk, and was told nothing yet."""
+        if "finished stranger" in self.kinds:
+            return False
+        finished = bool(state.done) and state.target.incomplete[0] == NONE
+        return finished and state.receiver.anew < 0
 
     def close_side(self, state: State) -> State:
         return state._replace(side=None)
 
     def waiting_for_the_wire(self, state: State) -> bool:
-        steps = self.protocol.sender.get(state.sender.program)
+        steps, pc = self.protocol.sender.get(state.sender.program), state.sender.pc
         if steps is None:
             return False
-        return steps[state.sender.pc].op in ("ask", "closed", "connect")
+        if pc and steps[pc].name in ("source.unlink", "MIGRATED.write"):
+            # A connection lost while `copied` was put on record here: it does not retire then.
+            return steps[pc - 1].name == "MIGRATING(copied).dirsync"
+        return steps[pc].op in ("ask", "closed", "connect")
 
     # -- all moves --
 
@@ -1115,9 +1249,12 @@ class Machine:
 
     def receiver_moves(self, state: State) -> Iterator[Move]:
         receiver = state.receiver
-        if receiver.doing == "dead":
+        if receiver.doing == "dead" and not self.nothing_to_run(state):
             begun = self.run_receiver(state._replace(receiver=Receiver("look")), calls=0)
             yield Move(7, "receiver starts", NOBODY, begun)
+        elif receiver.doing == "exit" and "rerun" in self.kinds and self.concluded(state):
+            begun = self.run_receiver(state._replace(receiver=Receiver("look")), calls=0)
+            yield Move(NEVER, "receive is run again", NOBODY, begun)
         elif receiver.doing in self.protocol.receiver:
             steps = self.protocol.receiver[receiver.doing][receiver.pc :]
             step = next((step for step in steps if step.op not in UNSEEN), steps[0])
@@ -1212,12 +1349,22 @@ class Machine:
             ]
             if dead:
                 yield Move(4, "sender sees the connection end", NOBODY, self.drop(state))
-            told = phase_of(state.source.migrating[0]) == RETIRED
-            may = told or not self.rule("leave: only when told")
-            if may and not self.listening(state) and sender.program == "finish":
-                left = self.skip_to_removal(self.orphan(state))._replace(left=True)
+            if "side" in dead and step.name == "H.copied" and self.listening(state):
+                again = state._replace(side=None, sender=sender._replace(waiting=False))
+                yield Move(3, "sender opens another H", NOBODY, self.advance(again))
+            if self.may_leave(state):
                 # The thirty seconds: in a calm run the receiver is back long before.
-                yield Move(8, "sender: told, and nobody is there", NOBODY, left)
+                left = self.conclude(state)._replace(left=True)
+                if not self.listening(state):
+                    yield Move(8, "sender: told, and nobody is there", NOBODY, left)
+                elif dead:
+                    yield Move(NEVER, "sender: told, and tried for long", NOBODY, left)
+
+    def may_leave(self, state: State) -> bool:
+        """Whether the sender may end without having found a receiver."""
+        told = phase_of(state.source.migrating[0]) == RETIRED
+        may = told or not self.rule("leave: only when told")
+        return may and state.sender.program in ("finish", "anew")
 
     def stranger_moves(self, state: State) -> Iterator[Move]:
         """A foreign sender that is let in goes on as it likes; one that comes is a fault."""
@@ -1231,9 +1378,11 @@ class Machine:
                 yield self.foreign(state, ("write", block, 0))
             yield self.foreign(state, ("flush",))
             yield self.foreign(state, ("disc", 0))
-        elif self.protocol.peer == "foreign" and not receiver.bound:
+        elif self.protocol.peer == "foreign" and not receiver.bound and not self.unguarded(state):
             for block in (0, 1):
                 yield self.foreign(state, ("write", block, 0))
+        if receiver.finish == -1:  # never, unless a rule is lifted
+            yield self.foreign(state, ("disc", -1), "X")
 
     def foreign(self, state: State, message: tuple, who: str = "F") -> Move:
         label = f"{'foreign sender' if who == 'F' else 'stray'}: {' '.join(map(str, message[:2]))}"
@@ -1243,7 +1392,13 @@ class Machine:
         if self.plain or state.receiver.doing != "idle":
             return
         yield self.foreign(state, ("disc", 0), "X")
-        if self.protocol.peer != "foreign":
+        # The finisher of another migration; one that was told by this very file (it has its token)
+        # is believed where there is a disk and no record (assumption 3).
+        yield self.foreign(state, ("retired", THEIRS, -1, False), "X")
+        bare = state.target.file[0] == SIZED and state.target.incomplete[0] == NONE
+        if not bare or "earlier finisher" in self.kinds:
+            yield self.foreign(state, ("retired", THEIRS, -1, True), "X")
+        if self.protocol.peer != "foreign" and not self.unguarded(state):
             # Another blockmig sender, with an id of its own; its data comes as a foreign one's.
             yield self.foreign(state, ("copying", THEIRS, -1), "X")
             if state.receiver.bound != "F":
@@ -1260,7 +1415,7 @@ class Machine:
             return
         for target in target_losses(state.target):
             lost = dead._replace(target=target)
-            if not over(target.incomplete[0]) and not self.plain:
+            if target.incomplete[0] != NONE and not self.plain:
                 lost = lost._replace(done=0)  # the record is back: that was not yet the end
             yield Move(NEVER, f"receiver loses power: {tell(target)}", NOBODY, lost)
 
@@ -1283,10 +1438,7 @@ class Machine:
         late = retired_now(self.protocol, state.source)
         if sender.program != "attempt" or (late and self.rule("stop: only before retiring")):
             return
-        keep = phase_of(state.source.migrating[0]) != COPYING
-        if self.rule("stop: the id is kept while the record may be copied"):
-            # Only between its claim and its FLUSH does it know that the record is `copying`.
-            keep = keep or not self.claim_index < sender.pc < self.flush_index
+        keep = sender.kept or state.source.migrating[0] == NONE
         stopped = self.orphan(state)
         stopped = stopped._replace(
             source=stopped.source._replace(tmp=0),
@@ -1298,6 +1450,14 @@ class Machine:
         receiver = state.receiver
         if self.waiting_for_the_wire(state) and (state.main or state.side):
             yield Move(NEVER, "cut, as the sender sees", NOBODY, self.drop(state))
+            if self.may_leave(state):
+                left = self.conclude(state)._replace(left=True)
+                yield Move(NEVER, "cut, and the sender has tried for long", NOBODY, left)
+            step = self.protocol.sender[state.sender.program][state.sender.pc]
+            if step.name == "H.copied" and state.side and self.listening(state):
+                again = self.orphan(state, "H")
+                again = again._replace(sender=again.sender._replace(waiting=False))
+                yield Move(NEVER, "H cut, as the sender sees", NOBODY, self.advance(again))
         for who in ("M", "H"):
             wire = getattr(state, WIRES[who])
             if wire is not None and wire.alive and receiver.who != who:
@@ -1330,20 +1490,22 @@ class Machine:
         """How well both ended: `` if not at all."""
         sender, receiver, target = state.sender, state.receiver, state.target
         removed = state.source.migrating[1] == 1 << NONE
+        finished = state.done == 1 and target.incomplete[0] == NONE
         sent = sender.program == "exit" and (
             (sender.status == 0 and state.source.migrating[0] == NONE)
             or (sender.status == 1 and removed and surely_retired(self.protocol, state.source))
         )
         if self.plain:
             return "both" if sent else ""
-        got = receiver.doing == "exit" and (
-            receiver.status == 0
-            or (receiver.status == 1 and state.done == 1 and target.incomplete[1] == 1 << NONE)
+        got = (receiver.doing == "exit" and receiver.status == 0) or (
+            receiver.doing == "dead" and finished and self.nothing_to_run(state)
         )
         if sent and got:
             return "both"
         if sent and state.left and phase_of(target.incomplete[0]) == RETIRED:
             return "told"
+        if sent and state.left and finished and receiver.doing == "idle":
+            return "late"
         return ""
 
 
@@ -1382,7 +1544,7 @@ def tell(disk: Source | Target) -> str:
     if isinstance(disk, Source):
         file, migrating, migrated = disk.file[0], disk.migrating[0], disk.migrated[0]
         words = [f"file {'gone' if file == GONE else 'there'}", f"MIGRATING {word(migrating)}"]
-        return ", ".join([*words, *(["MIGRATED"] if migrated == MARKED else [])])
+        return ", ".join([*words, *(["MIGRATED"] if migrated >= MARKED else [])])
     file = {ABSENT: "absent", EMPTY: "empty", SIZED: "sized"}[disk.file[0]]
     return f"file {file}, INCOMPLETE {word(disk.incomplete[0])}"
 
@@ -1390,7 +1552,7 @@ def tell(disk: Source | Target) -> str:
 def word(value: int) -> str:
     if value < 2:
         return ("none", "torn")[value]
-    return f"{('copying', 'copied', 'retired', 'received')[phase_of(value)]} of {ident_of(value)}"
+    return f"{('copying', 'copied', 'retired')[phase_of(value)]} of {ident_of(value)}"
 
 
 # --- The explorer ------------------------------------------------------------------------------
@@ -1538,9 +1700,9 @@ class Mutation:
     kinds: frozenset[str] = KINDS
     device: bool = False
 
-    def explore(self) -> Result:
+    def explore(self, kinds: frozenset[str] | None = None) -> Result:
         protocol = self.edit(build(self.unlink, self.peer, self.device))
-        return explore(protocol, self.faults, self.kinds)
+        return explore(protocol, self.faults, kinds or self.kinds)
 
 
 def edited(protocol: Protocol, program: str, steps: list[Step]) -> Protocol:
@@ -1603,10 +1765,12 @@ SEND = "sender:attempt"
 UNLINK = ("source.unlink", "source.dirsync")
 LEAVE = ("M.disc", "M.closed")
 REMOVE = ("MIGRATING.unlink", "MIGRATING.gone.dirsync")
+ON_DEVICE: dict = {"unlink": False, "device": True}
 KEEP: dict = {"unlink": False}
 PLAIN: dict = {"peer": "plain"}
 FOREIGN_SENDER: dict = {"peer": "foreign"}
 LATE: dict = {"faults": 2, "kinds": frozenset({"cut", "late stranger"})}
+CRASHES: dict = {"kinds": frozenset({"crash"})}
 CUTS: dict = {"faults": 2, "kinds": frozenset({"cut"})}
 
 FLUSH_EARLY = move("receiver:flush-whole", "reply", "INCOMPLETE(copied).write")
@@ -1690,29 +1854,34 @@ MUTATIONS = [
         "R3",
         drop("receiver:disc-complete", "INCOMPLETE.gone.dirsync"),
     ),
+    # A receiver that was started anew on the finished disk.
     Mutation(
-        "no fsync of the directory of a created file",
-        "R3",
-        drop("receiver:create", "create.dirsync"),
-        **FOREIGN_SENDER,
+        "the told sender concludes alone from page none",
+        "R6",
+        without("finish: a told sender that finds no record tells it"),
+        **CRASHES,
     ),
     Mutation(
-        "a receiver started on a finished disk waits as if new",
+        "a receiver started anew does not believe the told sender",
+        "R6",
+        drop("sender:anew", "H.retired"),
+        **CRASHES,
+    ),
+    Mutation(
+        "a fresh receiver accepts `retired` from a sender that was not told",
         "R5",
-        without("start: a finished disk is refused"),
-        faults=2,
-        kinds=frozenset({"crash", "late stranger"}),
+        without("anew: only from a told sender"),
+        **ON_DEVICE,
     ),
     Mutation(
-        "on a device: completion leaves no record",
-        "R7",
-        lambda protocol: edited(
-            protocol,
-            "receiver:disc-complete",
-            steps_of(build(), "receiver:disc-complete"),
-        ),
-        device=True,
-        **KEEP,
+        "the same on a blank disk",
+        "R5",
+        without("anew: only from a told sender", "anew: not on a blank disk"),
+    ),
+    Mutation(
+        "a fresh receiver of a blank disk believes a told sender",
+        "R5",
+        without("anew: not on a blank disk"),
     ),
     # Attempts.
     Mutation("coverage kept after a drop", "R4", without("drop: coverage is forgotten")),
@@ -1720,6 +1889,7 @@ MUTATIONS = [
         "MIGRATING(copying) only after the data",
         "R4",
         move(SEND, calls("MIGRATING(copying)"), "H.copied"),
+        **CRASHES,
     ),
     Mutation(
         "no claim before the first byte", "R4", drop(SEND, "H.copying"), kinds=frozenset({"crash"})
@@ -1727,7 +1897,21 @@ MUTATIONS = [
     Mutation(
         "a stopped sender forgets its id after FLUSH",
         "R4",
-        without("stop: the id is kept while the record may be copied"),
+        without("stop: the id is kept from FLUSH on"),
+        kinds=frozenset({"stop"}),
+    ),
+    Mutation(
+        "a stopped sender forgets the id that it found, unclaimed",
+        "R4",
+        without("stop: the id that was found is kept until it is claimed"),
+        faults=2,
+        kinds=frozenset({"crash", "stop"}),
+    ),
+    Mutation(
+        "a claim leaves another's `copied` standing",
+        "R4",
+        without("claim: copied falls back"),
+        kinds=frozenset({"stranger"}),
     ),
     # Strangers.
     Mutation("a stray DISC completes", "R5", without("disc: only when covered")),
@@ -1761,20 +1945,33 @@ MUTATIONS = [
         without("claim: refused while an attempt goes on"),
     ),
     # Finishing.
-    Mutation("DISC before `retired` is told", "R6", move(SEND, LEAVE, "H.retired")),
-    Mutation("DISC before MIGRATING(told)", "R6", move(SEND, LEAVE, "MIGRATING(told).write")),
-    Mutation("MIGRATING removed before DISC", "R6", move(SEND, REMOVE, "M.disc")),
-    Mutation("MIGRATING removed before `complete` is read", "R6", move(SEND, REMOVE, "H.complete")),
-    Mutation("retired without asking for `copied`", "R6", drop(SEND, "H.copied")),
+    Mutation("DISC before `retired` is told", "R6", move(SEND, LEAVE, "H.retired"), **CRASHES),
+    Mutation(
+        "DISC before MIGRATING(told)",
+        "R6",
+        move(SEND, LEAVE, "MIGRATING(told).write"),
+        **CRASHES,
+    ),
+    Mutation("MIGRATING removed before DISC", "R6", move(SEND, REMOVE, "M.disc"), **CRASHES),
+    Mutation(
+        "MIGRATING removed before `complete` is read",
+        "R6",
+        move(SEND, REMOVE, "H.complete"),
+        **CRASHES,
+    ),
+    Mutation("retired without asking for `copied`", "R7", drop(SEND, "H.copied")),
     Mutation(
         "a receiver started again believes what may not be durable",
-        "R6",
+        "R3",
         drop("receiver:look", "look.dirsync"),
+        faults=2,
+        kinds=frozenset({"crash"}),
     ),
     Mutation(
         "no fsync of the directory after MIGRATING's removal",
         "R6",
         drop(SEND, "MIGRATING.gone.dirsync"),
+        kinds=frozenset({"power"}),
     ),
     # Verdicts.
     Mutation(
@@ -1837,21 +2034,62 @@ MUTATIONS = [
 
 REDUNDANT = [
     # What breaks nothing alone, since something else guards it too, and what that is.
-    Mutation("FLUSH answered before `copied`", "step 6 asks for `copied`", FLUSH_EARLY),
+    # The short form tries the kinds of faults that could matter, the long form all.
     Mutation(
-        "a claim leaves `copied` standing",
-        "the first change makes it fall back",
-        without("claim: copied falls back"),
+        "FLUSH answered before `copied`",
+        "step 6 asks for `copied`",
+        FLUSH_EARLY,
+        kinds=frozenset({"crash", "power"}),
     ),
     Mutation(
         "the claim acknowledged before its record",
         "the receiver handles one message at a time, and a crash ends the connection",
         move("receiver:claim", ("claim", "reply"), "INCOMPLETE(copying).write"),
+        kinds=frozenset({"crash", "power"}),
     ),
     Mutation(
-        "the created file's directory not fsynced, our sender",
+        "the created file's directory not fsynced at the start",
         "the fsync of the record's directory does it",
-        drop("receiver:create", "create.dirsync"),
+        drop("receiver:look", "look.dirsync"),
+        kinds=frozenset({"power"}),
+    ),
+    Mutation(
+        "a claim does not end the sender's own hanging attempt",
+        "the end of that connection comes by itself, only later",
+        without("claim: ends a hanging attempt of its own"),
+        kinds=frozenset({"cut"}),
+    ),
+]
+
+LIMITS = [
+    # What the product cannot do anything about: an assumption lifted, and what breaks then.
+    Mutation(
+        "assumption 1 lifted: a stranger writes to a receiver started on a finished disk",
+        "R5",
+        without(),
+        faults=2,
+        kinds=frozenset({"crash", "late stranger", "finished stranger"}),
+    ),
+    Mutation(
+        "assumptions 1 and 2 lifted: receive is run again after all has ended, a stranger comes",
+        "R5",
+        without(),
+        faults=1,
+        kinds=frozenset({"late stranger", "finished stranger", "rerun"}),
+    ),
+    Mutation(
+        "assumption 2 lifted: both commands are run again after all has ended",
+        "R6",
+        without(),
+        faults=1,
+        kinds=frozenset({"crash", "rerun"}),
+    ),
+    Mutation(
+        "assumption 3 lifted: a sender that an earlier migration into that very file has told",
+        "R5",
+        without(),
+        kinds=frozenset({"stranger", "earlier finisher"}),
+        **ON_DEVICE,
     ),
 ]
 
@@ -1866,6 +2104,9 @@ HARMLESS = {
     "*M.write 1 before M.write 0*": "blocks may come in any order",
     "sender:attempt: no H.page": "the answer to the claim decides, the page only explains",
     "sender:attempt: H.copying before H.page": "the answer to the claim decides",
+    "sender:finish: no H.page": "the answer to `retired` decides",
+    "sender:finish: H.retired before H.page": "the answer to `retired` decides",
+    "sender:anew: M.disc before H.retired": "it is void, and the next try finds `retired`",
     "*MIGRATING(*).write before H.*": "nobody sees a temporary file",
     "*MIGRATING(*).write before M.* (plain)": "nobody sees a temporary file",
     "*INCOMPLETE(*).write before disk.fdatasync": "nobody sees a temporary file",
@@ -1878,10 +2119,10 @@ HARMLESS = {
     "sender:attempt: no MIGRATING(copying).dirsync (plain)": "a plain peer knows no id",
     "*: MIGRATING(copying).dirsync before * (plain)": "a plain peer knows no id",
     "sender:stop: *": "a stopped sender may leave its id, and go on with it",
-    "receiver:claim: *file.size": "the first write gives the file its size",
+    "receiver:claim: claim before file.size": "the claim is memory",
+    "receiver:look: look.dirsync before file.create": "the fsync of the record's directory does it",
     "receiver:claim: reply before claim": "both are memory",
-    "receiver:write*: block.write before file.size": "one fdatasync makes both durable",
-    "receiver:write-first: no file.size": "the next write, or the claim, gives the size",
+    "receiver:write-first: block.write before file.size": "one fdatasync makes both durable",
     "receiver:write-first: no block.write": "what is not written is not covered",
     "receiver:write*: reply before block.write*": "the FLUSH is handled after it",
     "receiver:flush: no disk.fdatasync": "while it is not whole, FLUSH promises nothing",
@@ -1909,7 +2150,7 @@ def single_edits() -> Iterator[tuple[str, Explored]]:
                 kept = {step.name for step in new}
                 if program == "sender:attempt" and "source.unlink" not in kept:
                     continue  # it never retires: there is no hand-off
-                if program == "sender:finish" and "MIGRATING.unlink" not in kept:
+                if program in ENDING and "MIGRATING.unlink" not in kept:
                     continue  # it never ends
                 if not new or (program.startswith("sender") and "exit" in name.split()):
                     continue  # no step of the protocol
@@ -1917,6 +2158,9 @@ def single_edits() -> Iterator[tuple[str, Explored]]:
                     f"{program}: {name}{' (plain)' if peer == 'plain' else ''}",
                     bounds_of(peer, program, new),
                 )
+
+
+ENDING = ("sender:finish", "sender:anew")
 
 
 def edits_of(steps: list[Step]) -> Iterator[tuple[str, list[Step]]]:
@@ -1930,8 +2174,10 @@ def bounds_of(peer: str, program: str, new: list[Step]) -> Explored:
     if peer == "plain":
         return [(edited(build(peer=peer), program, new), 2, KINDS)]
     ours = edited(build(), program, new)
-    if program == "sender:finish":  # one fault leads there, it takes one more to go wrong
-        return [(ours, 2, QUIET)]
+    if program in ENDING:
+        return [(ours, 2, QUIET)]  # one fault leads there, it takes one more to go wrong
+    if program == "receiver:look":
+        return [(ours, 2, frozenset({"crash"})), (ours, 1, frozenset({"power"}))]
     if program.startswith("sender"):
         return [(ours, 1, KINDS)]
     return [(edited(build(peer="foreign"), program, new), 2, KINDS), (ours, 1, KINDS)]
@@ -1972,15 +2218,18 @@ class Bound:
 
 
 BOUNDS = [
-    *(Bound(unlink, "blockmig", 1) for unlink in (True, False)),
-    *(Bound(unlink, "blockmig", 2, QUIET) for unlink in (True, False)),
+    Bound(True, "blockmig", 1),
     Bound(False, "blockmig", 1, device=True),
-    Bound(False, "blockmig", 2, QUIET, device=True),
-    *(Bound(unlink, "plain", 3) for unlink in (True, False)),
+    Bound(True, "blockmig", 2, QUIET),
+    Bound(True, "plain", 3),
     Bound(True, "foreign", 3),
     Bound(True, "foreign", 3, device=True),
-    *(Bound(unlink, "blockmig", 2, full=True) for unlink in (True, False)),
-    *(Bound(unlink, "blockmig", 4, QUIET, full=True) for unlink in (True, False)),
+    Bound(False, "blockmig", 1, full=True),
+    Bound(False, "blockmig", 2, QUIET, full=True),
+    Bound(False, "blockmig", 2, QUIET, full=True, device=True),
+    Bound(False, "plain", 3, full=True),
+    Bound(True, "blockmig", 2, full=True),
+    Bound(False, "blockmig", 3, QUIET, full=True),
 ]
 
 
@@ -2013,8 +2262,10 @@ def report(out: Callable[[str], object] = print) -> None:
             out(row_of_bound(bound, bound.explore()))
     out("")
     out(f"{'mutation':<60} {'len':>3}  the first invariant broken")
-    for mutation in (*MUTATIONS, *REDUNDANT):
+    for mutation in (*MUTATIONS, *LIMITS):
         out(row_of_mutation(mutation, mutation.explore()))
+    for mutation in REDUNDANT:
+        out(row_of_mutation(mutation, mutation.explore(KINDS if whole() else None)))
     if whole():
         out("")
         out("every single edit: a step left out, or two neighbours exchanged")

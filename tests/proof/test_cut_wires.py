@@ -39,7 +39,7 @@ from blockmig.migration import (
     client,
     finisher,
     judge_pair,
-    look_at_both,
+    look_steadily,
     receiver,
     sender,
     source_found,
@@ -64,6 +64,8 @@ LAST_PHASE = [
     (2, False, (REPLY,), "its acknowledgement"),
     (2, True, (HEADER, PAGE), "retired"),
     (2, False, (REPLY,), "its acknowledgement"),
+    (2, True, (HEADER,), "READ of the page, for its token"),
+    (2, False, (REPLY, PAGE), "the page"),
     (1, True, (HEADER,), "DISC"),
     (2, True, (HEADER,), "READ of the page"),
     (2, False, (REPLY, PAGE), "the page"),
@@ -130,7 +132,7 @@ class Migration:
         """Compare the verdict with the truth, which must not change meanwhile."""
         while True:
             before = self._retired()
-            verdict = judge_pair(*look_at_both(str(self.source), str(self.destination)))
+            verdict = judge_pair(*look_steadily([str(self.source), str(self.destination)])[0])
             if before == self._retired():
                 break
         expected = self.destination if before else self.source

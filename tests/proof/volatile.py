@@ -12,8 +12,8 @@ Rules:
   sync_file_range(2) makes nothing durable, and neither does the sync of a directory;
 * a file that is deleted is moved aside, and deleted there once its directory is durable; so its
   number of links stays what it was, and the deletion can be taken back;
-* lost bytes of a disk become garbage, a lost size the one before; a record whose bytes are lost is
-  empty, or half there;
+* lost bytes of a disk become garbage; its size, if that is lost too (as names are), is the one
+  before; a record whose bytes are lost is empty, or half there;
 * a state-changing call and its entry in the journal are one step; a crash stops all others first;
 * each call, and each message, is a point before and a point after it, known by its name and by how
   many of that name there were.
@@ -199,21 +199,22 @@ class Journal:
         """
         if data:
             for file in self._files.values():
-                self._lose_data(file, torn)
+                self._lose_data(file, torn, sizes=names)
         if names:
             for entry in reversed(self._names):
                 entry.undo()
 
     @staticmethod
-    def _lose_data(file: _File, torn: bool) -> None:
+    def _lose_data(file: _File, torn: bool, sizes: bool) -> None:
         size = os.fstat(file.descriptor).st_size
         if file.changes and not file.is_disk:
             os.ftruncate(file.descriptor, size // 2 if torn else 0)
             return
         for change in reversed(file.changes):
             if isinstance(change, int):
-                os.ftruncate(file.descriptor, change)
-                size = change
+                if sizes:
+                    os.ftruncate(file.descriptor, change)
+                    size = change
             else:
                 offset, length = change
                 length = min(length, size - offset)

@@ -32,6 +32,8 @@ from blockmig.nbd import (
 )
 from blockmig.storage import PROBE_SIZE, SystemCalls
 
+ONE, TWO = (f"7d0b2d5c-9f5e-4d57-8c77-00000000000{number}" for number in (1, 2))
+"""Two migrations."""
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 4711)
 
 
@@ -166,6 +168,9 @@ class Story(SystemCalls):
     def __init__(self, tell=lambda words: None):
         self.tell = tell
         self.fail = {}
+
+    def fsync(self, descriptor):
+        """Nothing: it costs much, and the order of the calls is tested with the records."""
 
     def _may_fail(self, words):
         for key, error in list(self.fail.items()):
@@ -465,7 +470,7 @@ class SideClient(Client):
         super().__init__(clock, protocol, export)
         assert self.negotiated.export.size == PAGE_SIZE
 
-    def tell(self, phase, migration="one", cookie=7, **more):
+    def tell(self, phase, migration=ONE, cookie=7, **more):
         more = {"attempt": 1, "size": 5000, "host": "there", "disk": "/source", **more}
         page = Page(Stage(phase), migration, cookie=f"{cookie:016x}", **more)
         self.write(0, page.encode())

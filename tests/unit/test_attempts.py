@@ -9,12 +9,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration import ExitStatus, GaveUp, LocalFailure, Receiver, Refused, Unconfirmed
-from blockmig.migration.page import PAGE_SIZE, Stage
+from blockmig.migration.page import PAGE_SIZE, Stage, fingerprint
 from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.nbd import Command, CommandFlag, Errno
 
 from .support import (
     ADDRESS,
+    ONE,
+    TWO,
     Client,
     RecordedDisk,
     SideClient,
@@ -88,13 +90,13 @@ class Case(SynchronousTestCase):
             self.assertIn(word, str(error))
         self.assertNotIn("\n", str(error))
 
-    def claimed(self, migration="one", cookie=7):
+    def claimed(self, migration=ONE, cookie=7):
         """A sender of ours that said so, and its side export."""
         side = self.side()
         self.assertEqual(0, side.told("copying", migration, cookie))
         return self.client(cookie), side
 
-    def copied(self, migration="one", cookie=7):
+    def copied(self, migration=ONE, cookie=7):
         client, side = self.claimed(migration, cookie)
         client.write(0, DATA)
         client.send(FLUSH)
@@ -119,7 +121,7 @@ class Case(SynchronousTestCase):
         """A record that an earlier receiver left."""
         source = Side("there", "/source")
         fields = {"identified": True, **changes}
-        record = Record("one", Phase(phase), 2, SIZE, source, Side(), "then", **fields)
+        record = Record(ONE, Phase(phase), 2, SIZE, source, Side(), "then", **fields)
         self.records.write(Kind.INCOMPLETE, record)
         self.make()
 
@@ -135,7 +137,7 @@ class ClaimTests(Case):
         self.assertEqual([0], side.errors())
         found = self.record()
         self.assertEqual(
-            ("one", Phase.COPYING, 1, SIZE, True, True, True, ""),
+            (ONE, Phase.COPYING, 1, SIZE, True, True, True, ""),
             (
                 found.migration,
                 found.phase,
@@ -155,7 +157,7 @@ class ClaimTests(Case):
         _, side = self.claimed()
         page = side.page()
         self.assertEqual(
-            (Stage.COPYING, "one", 1, SIZE, self.disk.path, ""),
+            (Stage.COPYING, fingerprint(ONE), 1, SIZE, self.disk.path, ""),
             (page.phase, page.migration, page.attempt, page.size, page.disk, page.cookie),
         )
         self.assertEqual(os.uname().nodename, page.host)
@@ -173,7 +175,7 @@ class ClaimTests(Case):
         client, _ = self.claimed()
         client.write(0, DATA[:10])
         self.assertEqual([0], client.errors())
-        self.assertEqual(("one", 1, True), self.what())
+        self.assertEqual((ONE, 1, True), self.what())
         self.assertEqual(1, self.receiver.attempts)
 
     def what(self):
@@ -184,7 +186,7 @@ class ClaimTests(Case):
         client, _ = self.claimed()
         self.assertEqual(0, client.ask(READ, 0, 1)[0])
         client.write(0, DATA[:10])
-        self.assertEqual("one", self.record().migration)
+        self.assertEqual(ONE, self.record().migration)
 
     def test_no_other_cookie_binds(self):
         for cookie in (6, 8, 0, 7 << 32, 2**64 - 1):
@@ -205,29 +207,57 @@ class ClaimTests(Case):
         began = self.record().began
         second, _ = self.claimed(cookie=9)
         second.write(0, DATA)
-        self.assertEqual((("one", 2, True), began), (self.what(), self.record().began))
+        self.assertEqual(((ONE, 2, True), began), (self.what(), self.record().began))
         self.assertEqual(2, self.receiver.attempts)
+
+    def test_a_claim_ends_the_attempt_that_its_sender_has_lost(self):
+        """Which may be half open here; another's claim does not."""
+        client, _ = self.claimed()
+        client.write(0, DATA)
+        for migration, error in ((TWO, EPERM), ("", EINVAL), (fingerprint(ONE), EINVAL)):
+            self.assertEqual(error, self.side().told("copying", migration))
+            self.assertFalse(client.transport.gone)
+        self.assertEqual(EPERM, self.side().told("copying", cookie=9), "not before it is gone")
+        self.clock.advance(0)
+        self.assertTrue(client.transport.lost)
+        self.assertEqual(0, self.side().told("copying", cookie=9))
+
+    def test_nor_does_a_claim_end_a_foreign_attempt(self):
+        client = self.client()
+        client.write(0, DATA[:5])
+        self.assertEqual(EPERM, self.side().told("copying", self.record().migration))
+        self.assertFalse(client.transport.gone)
 
     def test_claimed_by_another(self):
         self.claimed()
-        client, _ = self.claimed("two", 9)
+        client, _ = self.claimed(TWO, 9)
         client.write(0, DATA)
-        self.assertEqual(("two", 1, True), self.what())
+        self.assertEqual((TWO, 1, True), self.what())
         # The first one's connection is a stranger's now.
         self.assertEqual(EPERM, self.client(7).ask(ZEROES, 0, 5)[0])
 
     def test_bad_messages(self):
         side = self.side()
-        for more in ({"size": SIZE + 1}, {"migration": ""}):
+        for more in (
+            {"size": SIZE + 1},
+            {"migration": ""},
+            {"migration": "one"},
+            {"migration": fingerprint(ONE)},
+        ):
             self.assertEqual(EINVAL, side.told("copying", **more))
-        for phase in ("none", "complete", "copied", "retired"):
-            self.assertEqual(EPERM, side.told(phase))
+        for phase, error in (
+            ("none", EINVAL),
+            ("complete", EINVAL),
+            ("copied", EPERM),
+            ("retired", EPERM),
+        ):
+            self.assertEqual(error, side.told(phase))
         for data in (bytes(4096), b"[" * 4096, b"\xff" * 4096):
             side.write(0, data)
             self.assertEqual([EINVAL], side.errors())
         for cookie in (b'"cookie": ""', b'"cookie": "xyz"'):
-            page = b'{"blockmig": 1, "export": "handoff", "phase": "copied", %s}' % cookie
-            side.write(0, page.ljust(4096, b"\0"))
+            page = b'{"blockmig": 1, "export": "handoff", "phase": "copied", "migration": "%s", %s}'
+            side.write(0, (page % (ONE.encode(), cookie)).ljust(4096, b"\0"))
             self.assertEqual([EINVAL], side.errors())
         self.assertEqual([], self.names())
         self.assertFalse(self.receiver.touched)
@@ -246,12 +276,18 @@ class ClaimTests(Case):
 
     def test_messages_of_two_are_not_mixed_up(self):
         one, two = self.side(), self.side()
-        header = request_bytes(WRITE, 0, PAGE_SIZE, 0, 55)
-        one.give(header + b"{" * 2000)
+        one.give(request_bytes(WRITE, 0, PAGE_SIZE, 0, 55) + b"{" * 2000)
+        self.assertEqual(EPERM, two.told("copied"))
+        one.give(bytes(2096))
+        self.assertEqual(int(EINVAL).to_bytes(4, "big"), one.received()[4:8])
+
+    def test_what_comes_late_of_an_earlier_claim_is_void(self):
+        one, two = self.side(), self.side()
+        one.give(request_bytes(WRITE, 0, PAGE_SIZE, 0, 55) + b"{" * 2000)
         self.assertEqual(0, two.told("copying"))
-        self.assertEqual("one", self.record().migration)
-        one.give(b"{" * 2096)
-        self.assertEqual("one", self.record().migration)
+        self.clock.advance(0)
+        self.assertTrue(one.transport.lost)
+        self.assertFalse(two.transport.gone)
 
     def test_listed(self):
         factory = self.receiver.factory()
@@ -310,7 +346,7 @@ class UnboundTests(Case):
         client.write(0, DATA[:10])
         self.assertEqual([0], client.errors())
         found = self.record()
-        self.assertNotEqual("one", found.migration)
+        self.assertNotEqual(ONE, found.migration)
         self.assertEqual((1, False), (found.attempt, found.identified))
 
     def test_client_gone_before_the_record_is_there(self):
@@ -401,8 +437,6 @@ class FallBackTests(Case):
         self.assertEqual(["work"], threads.names())
         self.assertEqual(Phase.COPYING, self.record().phase)
 
-    test_a_change_that_began_before_the_flush.todo = "such changes are not counted"
-
     def test_a_whole_copy_of_ours_is_nobody_elses_to_change(self):
         client, side = self.copied()
         client.lose()
@@ -412,7 +446,7 @@ class FallBackTests(Case):
         for command in (WRITE, ZEROES, TRIM):
             payload = b"evil" if command == WRITE else b""
             self.assertEqual(EPERM, stranger.ask(command, 0, 4, payload=payload)[0])
-        self.assertEqual(EPERM, side.told("copying", "two"))
+        self.assertEqual(EPERM, side.told("copying", TWO))
         # Not its sender's either, before it has said that it begins again.
         self.assertEqual(EPERM, self.client(7).ask(ZEROES, 0, 4)[0])
         self.assertEqual(([], Phase.COPIED), (self.changes(), self.record().phase))
@@ -433,8 +467,8 @@ class FallBackTests(Case):
         self.clock.advance(0)
         self.foreign().lose()
         self.clock.advance(0)
-        self.claimed("two")
-        self.assertEqual("two", self.record().migration)
+        self.claimed(TWO)
+        self.assertEqual(TWO, self.record().migration)
 
     def test_claimed_again_falls_back_before_the_acknowledgement(self):
         threads = self.threads()
@@ -466,8 +500,10 @@ class ConfirmTests(Case):
         self.assertEqual(Phase.COPYING, self.record().phase)
         client.send(FLUSH)
         self.assertEqual([0] * 4, client.errors())
-        for migration in ("two", "", "One"):
+        for migration in (TWO, ONE[:-1] + "3"):
             self.assertEqual(EPERM, side.told("copied", migration))
+        for migration in ("", "one", ONE.upper(), fingerprint(ONE)):
+            self.assertEqual(EINVAL, side.told("copied", migration))
         self.assertEqual(0, side.told("copied"))
         client.write(0, DATA[:1])
         self.assertEqual(EPERM, side.told("copied"), "changed since")
@@ -475,9 +511,9 @@ class ConfirmTests(Case):
     def test_nobody_confirms_a_foreign_senders(self):
         self.foreign()
         side = self.side()
-        for migration in ("", self.record().migration):
-            self.assertEqual(EPERM, side.told("copied", migration))
-            self.assertEqual(EPERM, side.told("retired", migration))
+        for migration, error in (("", EINVAL), (self.record().migration, EPERM)):
+            self.assertEqual(error, side.told("copied", migration))
+            self.assertEqual(error, side.told("retired", migration))
 
     def test_not_before_it_is_on_record(self):
         threads = self.threads()
@@ -515,7 +551,7 @@ class ConfirmTests(Case):
     def test_by_a_receiver_that_was_started_again(self):
         self.stand("copied")
         self.assertEqual(0, self.side().told("copied"))
-        self.assertEqual(EPERM, self.side().told("copied", "two"))
+        self.assertEqual(EPERM, self.side().told("copied", TWO))
         self.stand("copying")
         self.assertEqual(EPERM, self.side().told("copied"))
         self.stand("copied", identified=False)
@@ -548,7 +584,7 @@ class RetiredTests(Case):
         client.write(0, DATA)
         self.assertEqual(EPERM, side.told("retired"))
         client.send(FLUSH)
-        self.assertEqual(EPERM, side.told("retired", "two"))
+        self.assertEqual(EPERM, side.told("retired", TWO))
         self.assertEqual("", self.record().retired)
         client.write(0, DATA[:5])
         self.assertEqual(EPERM, side.told("retired"))
@@ -581,7 +617,7 @@ class RetiredTests(Case):
         self.clock.advance(0)
         for other in (self.client(7), self.client()):
             self.assertEqual(EPERM, other.ask(ZEROES, 0, 4)[0])
-        for migration in ("one", "two"):
+        for migration in (ONE, TWO):
             self.assertEqual(EPERM, side.told("copying", migration))
         self.assertEqual([], self.changes())
         self.assertEqual(0, side.told("copied"))
@@ -658,11 +694,90 @@ class RetiredTests(Case):
         side.disconnect()
         self.check_complete()
 
+    def test_told_by_the_sender_of_a_migration_that_was_complete(self):
+        """Its receiver died behind the end, and was started again: it has no record any more."""
+        self.check_was_complete(True)
+
+    def check_was_complete(self, expected, token=None, **more):
+        self.make()
+        side = self.side()
+        token = self.disk.identity() if token is None else token
+        error = side.told("retired", token=token, **more)
+        self.assertEqual(0 if expected else EPERM, error)
+        self.assertEqual([], self.names())
+        self.client(7).disconnect()
+        if expected:
+            self.assertEqual(Stage.COMPLETE, side.page().phase)
+            side.disconnect()
+            self.check_complete()
+            self.assertEqual([], self.changes())
+        else:
+            self.waits()
+
+    def test_but_of_no_other(self):
+        self.check_was_complete(False, token="")
+        self.check_was_complete(False, token=self.disk.path)
+        self.check_was_complete(False, token="inode 5, born 7")
+        self.check_was_complete(False, size=SIZE + 1)
+        self.disk.identity = lambda: ""
+        self.check_was_complete(False)
+
+    def test_nor_once_another_migration_began(self):
+        self.claimed(TWO)
+        self.assertEqual(EPERM, self.side().told("retired", token=self.disk.identity()))
+        self.claimed(ONE, 9)
+        self.assertEqual(EPERM, self.side().told("retired", token=self.disk.identity()))
+
     def test_told_while_another_attempt_is_over(self):
         client, side = self.copied()
         client.disconnect()
         side.disconnect()
         self.check_complete()
+
+
+class TokenTests(Case):
+    """What the disk is known by is for the sender alone, and not before its source is retired."""
+
+    def tokens(self, *sides):
+        return [side.page().token for side in sides]
+
+    def test_handed_out(self):
+        client, side = self.copied()
+        other = self.side()
+        self.assertEqual(0, side.told("copied"))
+        self.assertEqual(["", ""], self.tokens(side, other))
+        self.assertEqual(0, side.told("retired"))
+        self.assertEqual(["inode 5, born 6", ""], self.tokens(side, other))
+        client.disconnect()
+        self.assertEqual(["inode 5, born 6", ""], self.tokens(side, other))
+
+    def test_not_to_one_that_was_refused(self):
+        self.copied()
+        other = self.side()
+        for migration, error in ((TWO, EPERM), (fingerprint(ONE), EINVAL)):
+            self.assertEqual(error, other.told("retired", migration))
+            self.assertEqual([""], self.tokens(other))
+
+    def test_nothing_to_speak_with_is_shown(self):
+        """No page has the UUID; what it has instead is no message."""
+        self.retired()
+        page = self.side().page()
+        self.assertNotIn(ONE, page.encode().decode())
+        self.assertFalse(page.is_message)
+        stranger = self.side()
+        for phase in ("copying", "copied", "retired"):
+            self.assertEqual(EINVAL, stranger.told(phase, page.migration))
+
+    def test_not_while_something_else_is_being_put_down(self):
+        """A receiver that was started anew is untouched until somebody begins."""
+        threads = self.threads()
+        one = self.side()
+        one.tell("copying", TWO)
+        self.assertEqual(["_write"], threads.names())
+        self.assertEqual(EPERM, self.side().told("retired", token=self.disk.identity()))
+        threads.run()
+        self.assertEqual([0], one.errors())
+        self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
 
 
 class EndTests(Case):
@@ -705,7 +820,7 @@ class EndTests(Case):
         self.assertEqual(0, error)
         self.assertIn(b'"complete"', data)
         self.assertEqual([], self.names())
-        self.assertIn(b'"one"', data)
+        self.assertIn(fingerprint(ONE).encode(), data)
 
     def test_reading_the_page_while_the_end_fails(self):
         self.stand("copied", retired="then")
@@ -796,6 +911,26 @@ class FailureTests(Case):
         self.assertEqual([], self.changes())
         self.fails()
 
+    def test_not_touched_by_a_record_that_could_not_be_written(self):
+        self.system.fail["INCOMPLETE copying"] = self.broken
+        self.assertEqual(Errno.ENOSPC, self.side().told("copying"))
+        self.assertEqual((False, []), (self.receiver.touched, self.names()))
+        self.fails()
+
+    def test_settling(self):
+        """What is seen may be undone by a power failure: it is not gone on from."""
+        syncs = []
+
+        def fsync(descriptor):
+            syncs.append(descriptor)
+            if len(syncs) == 3:
+                raise self.broken
+
+        self.system.fsync = fsync
+        self.assertEqual(Errno.ENOSPC, self.side().told("copying"))
+        self.assertNotIn("prepare", self.disk.names())
+        self.fails()
+
     def test_the_first_change(self):
         client = self.client()
         self.system.fail["INCOMPLETE copying"] = self.broken
@@ -823,7 +958,7 @@ class FailureTests(Case):
         self.assertEqual(Phase.COPYING, self.record().phase)
         client.disconnect()
         self.fails()
-        self.assertEqual(["disk.INCOMPLETE", "disk.INCOMPLETE.tmp"], self.names())
+        self.assertEqual(["disk.INCOMPLETE"], self.names())
 
     def test_falling_back(self):
         client, side = self.copied()
@@ -918,7 +1053,7 @@ class StopTests(Case):
 
 class BeginTests(Case):
     def test_refused(self):
-        record = Record("one", Phase.COPIED, 1, SIZE, Side(), Side("z"), "", retired="then")
+        record = Record(ONE, Phase.COPIED, 1, SIZE, Side(), Side("z"), "", retired="then")
         for kind in (Kind.MIGRATED, Kind.MIGRATING):
             self.records.write(kind, record)
             self.assertRaises(Refused, self.make)
@@ -932,19 +1067,51 @@ class BeginTests(Case):
         self.stand("copied", retired="then")
         self.make(again=True)
         self.assertEqual(Stage.NONE, self.side().page().phase)
-        self.claimed("two")
-        self.assertEqual(("two", ""), (self.record().migration, self.record().retired))
+        self.claimed(TWO)
+        self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
 
     def test_accepted_is_true_no_more(self):
-        record = Record("one", Phase.COPIED, 1, SIZE, Side(), Side(), "", by="me")
+        record = Record(ONE, Phase.COPIED, 1, SIZE, Side(), Side(), "", by="me")
         self.records.write(Kind.ACCEPTED, record)
-        self.make()
+        self.assertRaises(Refused, self.make)
+        self.make(again=True)
         events = []
         self.system.tell = events.append
         self.client().write(0, DATA)
         self.assertEqual(["INCOMPLETE copying", "ACCEPTED removed"], events)
 
+    def test_again_goes_on_with_what_it_has_begun(self):
+        self.make(again=True)
+        self.copied()
+        self.assertTrue(self.record().again)
+        self.make(again=True)
+        self.assertEqual(Stage.COPIED, self.side().page().phase)
+        self.assertEqual(0, self.side().told("copied"))
+        self.make(again=True)
+        self.foreign_after_claim()
+        self.assertTrue(self.record().again)
+
+    def foreign_after_claim(self):
+        """The record of a sender that says nothing of itself has it as well."""
+        self.records.remove(Kind.INCOMPLETE)
+        self.make(again=True)
+        self.client().write(0, DATA)
+        self.assertFalse(self.record().identified)
+
+    def test_settled_with_the_first_record(self):
+        """What an earlier process did must be durable before somebody relies on it."""
+        synced = []
+        self.system.fsync = synced.append
+        self.claimed()
+        self.assertEqual(3, len(synced), "the record, its name, and what was there before")
+        self.claimed()
+        self.assertEqual(5, len(synced))
+
     def test_touched(self):
         self.assertFalse(self.receiver.touched)
         self.claimed()
         self.assertTrue(self.receiver.touched)
+
+    def test_the_name_leaves_room_for_the_side_exports(self):
+        self.make(export="ä" * 2044)
+        self.assertRaises(ValueError, self.make, export="ä" * 2044 + "x")

@@ -6,6 +6,7 @@ import errno
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, CommandFlag, Errno, Export, TransmissionFlag
@@ -133,6 +134,16 @@ class AdmitTests(Case):
         self.assertEqual((b"good", ["write"]), (bytes(self.disk.data[:4]), self.disk.names()))
         self.assertNotIn(("failed", WRITE), self.handler.events)
 
+    def test_a_bug_in_the_handler(self):
+        """The peer is not left without an answer, nor the connection without a reader."""
+        self.client.write(0, b"evil")
+        self.client.write(0, b"good")
+        self.admit(Failure(ValueError("a bug")))
+        self.assertEqual(1, len(self.flushLoggedErrors(ValueError)))
+        self.admit()
+        self.assertEqual([Errno.EIO, 0], self.client.errors())
+        self.assertEqual((b"good", ["write"]), (bytes(self.disk.data[:4]), self.disk.names()))
+
     def test_answered_already(self):
         answered = Deferred()
         answered.callback(0)
@@ -140,21 +151,33 @@ class AdmitTests(Case):
         self.client.write(0, b"now")
         self.assertEqual([0], self.client.errors())
 
+    evil = (
+        request_bytes(WRITE, 0, 4) + b"evil",
+        request_bytes(ZEROES, 0, 4),
+        request_bytes(ZEROES, 0, 4, CommandFlag.FUA),
+        request_bytes(TRIM, 0, 4),
+        request_bytes(FLUSH),
+    )
+
     def test_client_gone_meanwhile(self):
-        self.client.write(0, b"evil")
-        self.client.lose()
-        self.assertNotIn("gone", self.handler.events, "something of it is under way")
-        self.admit()
-        self.assertEqual("gone", self.handler.events[-1])
-        self.assertEqual([], self.disk.calls)
+        for request in self.evil:
+            self.setUp()
+            self.client.give(request)
+            self.client.lose()
+            self.assertNotIn("gone", self.handler.events, "something of it is under way")
+            self.admit()
+            self.assertEqual("gone", self.handler.events[-1])
+            self.assertEqual([], self.disk.calls)
 
     def test_closing_meanwhile(self):
-        self.client.write(0, b"evil")
-        self.connection.close()
-        self.admit()
-        self.assertEqual([], self.disk.calls)
-        self.clock.advance(0)
-        self.assertEqual(["gone"], self.handler.events[1:])
+        for request in self.evil:
+            self.setUp()
+            self.client.give(request)
+            self.connection.close()
+            self.admit()
+            self.assertEqual([], self.disk.calls)
+            self.clock.advance(0)
+            self.assertEqual(["gone"], self.handler.events[1:])
 
     def test_half_closed_meanwhile(self):
         self.client.write(0, b"evil")

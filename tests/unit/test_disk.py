@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.storage import BlockDisk, DiskRefused, FileDisk, NotDurable, SystemCalls, open_disk
+from blockmig.storage import disk as module
 from blockmig.storage import system as kernel
 
 MIB = 1 << 20
@@ -426,6 +427,41 @@ class LookTests(Case):
         self.assertIsNone(disk.write_back(0, 5000, True))
 
 
+class StateDirectoryTests(Case):
+    """Made by whoever opens a device; a file is taken for one."""
+
+    def setUp(self):
+        self.patch(BlockDisk, "_check_kind", lambda self, mode: None)
+        self.patch(module, "_is_device", lambda path: True)
+        self.base = os.path.realpath(self.mktemp())
+
+    def open(self, **keywords):
+        disk = BlockDisk(self.make(), state_directory=self.base + "/a/b", **keywords)
+        self.addCleanup(disk.close)
+        return disk
+
+    def test_made_durably(self):
+        calls = Calls()
+        disk = self.open(system=calls)
+        self.assertEqual(self.base + "/a/b", os.path.dirname(disk.record_path))
+        self.assertTrue(os.path.isdir(self.base + "/a/b"))
+        synced = [call[1] for call in calls.made if call[0] == "sync_directory"]
+        parents = [self.base + "/a", self.base, os.path.dirname(self.base)]
+        self.assertEqual(parents, synced[:3])
+
+    def test_there_already(self):
+        os.makedirs(self.base + "/a/b")
+        calls = Calls()
+        self.open(system=calls)
+        self.assertNotIn("sync_directory", calls.names())
+
+    def test_cannot_be_made(self):
+        """The first record says so; where none is to be written, none is needed."""
+        with open(self.base, "wb"):
+            pass
+        self.assertEqual(5000, self.open().size)
+
+
 class UnlinkTests(Case):
     def test_unlink_then_directory(self):
         path = self.make()
@@ -490,6 +526,29 @@ class UnlinkTests(Case):
             calls.fail[name] = errno.EIO
             self.assertRaises(error, disk.unlink)
             self.assertEqual(error is OSError, os.path.exists(path))
+
+    def test_deleted_and_reported_as_an_error(self):
+        """As a network file system may do where its answer was lost: it was asked twice."""
+        for number, by in (
+            (errno.ENOENT, None),
+            (errno.EIO, None),
+            (errno.ESTALE, self.make(b"another")),
+        ):
+
+            class Lossy(SystemCalls):
+                def unlink(self, path, number=number, by=by):
+                    os.unlink(path)
+                    if by is not None:
+                        os.rename(by, path)
+                    raise OSError(number, os.strerror(number))
+
+            path = self.make()
+            disk = self.open(path, system=Lossy())
+            error = self.assertRaises(NotDurable, disk.unlink)
+            self.assertIn(
+                f"is deleted, but that was reported as an error: {os.strerror(number)}", str(error)
+            )
+            self.assertEqual(by is not None, os.path.exists(path))
 
     def test_hard_link_made_since(self):
         path = self.make()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
@@ -13,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration import ExitStatus, Finisher, Receiver, SourceFound, Summary, Unconfirmed
-from blockmig.migration.page import PAGE_SIZE, Page, Stage, decode_page
+from blockmig.migration.page import PAGE_SIZE, Page, Stage, decode_page, fingerprint
 from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.migration.source_record import SourceRecord
 from blockmig.nbd import (
@@ -28,12 +29,12 @@ from blockmig.nbd import (
     TransmissionFlag,
 )
 
-from .support import ADDRESS, MemoryEndpoint, RecordedDisk, Story, in_thread
+from .support import ADDRESS, ONE, TWO, MemoryEndpoint, RecordedDisk, Story, in_thread
 
 SIZE = 5000
 URI = "nbd://there/"
 RECORD = Record(
-    migration="one",
+    migration=ONE,
     phase=Phase.COPIED,
     attempt=3,
     size=SIZE,
@@ -45,6 +46,12 @@ RECORD = Record(
 )
 NONE, COPYING, COPIED = Stage.NONE, Stage.COPYING, Stage.COPIED
 RETIRED, COMPLETE = Stage.RETIRED, Stage.COMPLETE
+
+
+def page(stage, migration="", token=""):
+    """What a receiver shows that is at the place where the disk went."""
+    where = {"host": "there", "disk": "/copy"}
+    return Page(stage, fingerprint(migration), token=token, **where)
 
 
 class Peer(Protocol):
@@ -62,6 +69,8 @@ class Peer(Protocol):
 
     def lookup(self, name):
         if name.endswith(".handoff"):
+            if self.script.refuse:
+                return None
             return Export(name, self.script.page_size, TransmissionFlag.HAS_FLAGS)
         return Export(name, SIZE, TransmissionFlag.HAS_FLAGS)
 
@@ -82,9 +91,10 @@ class Peer(Protocol):
             elif isinstance(event, Payload):
                 self.payload += bytes(event.data)
             elif isinstance(event, EndOfPayload):
-                page, self.payload = decode_page(self.payload), b""
-                self.script.events.append(f"told {page.phase} {page.migration}")
-                self.script.cookies.append(page.cookie)
+                said, self.payload = decode_page(self.payload), b""
+                self.script.events.append(f"told {said.phase} {said.migration}")
+                self.script.cookies.append(said.cookie)
+                self.script.tokens.append(said.token)
                 self.reply(event.message, self.script.answer)
 
     def request(self, request):
@@ -97,8 +107,8 @@ class Peer(Protocol):
         elif request.command == Command.READ:
             self.script.events.append(f"{where} READ")
             pages = self.script.pages
-            page = pages.pop(0) if len(pages) > 1 else pages[0]
-            data = page.encode() if isinstance(page, Page) else page
+            shown = pages.pop(0) if len(pages) > 1 else pages[0]
+            data = shown.encode() if isinstance(shown, Page) else shown
             self.reply(request, 0, [data])
 
     def reply(self, request, error, payload=()):
@@ -111,16 +121,19 @@ class Script:
 
     def __init__(self):
         self.names = ["", ".handoff"]
-        self.pages = [Page(COPIED, "one"), Page(COMPLETE, "one")]
+        self.pages = [page(COPIED, ONE), page(RETIRED, ONE, "key"), page(COMPLETE, ONE)]
         self.page_size = PAGE_SIZE
         self.answer = 0
+        self.refuse = False
         self.events = []
         self.cookies = []
+        self.tokens = []
         self.connections = []
 
 
 class Case(SynchronousTestCase):
     def setUp(self):
+        self.place = RECORD.destination
         self.clock = Clock()
         self.directory = os.path.abspath(self.mktemp())
         os.mkdir(self.directory)
@@ -130,13 +143,12 @@ class Case(SynchronousTestCase):
         self.endpoint = MemoryEndpoint(self.clock, lambda: Peer(self.script))
 
     def source(self, told=False, **changes):
+        changes = {"destination": self.place, **changes}
         record = RECORD.but(told="then" if told else "", **changes)
         record = self.records.write(Kind.MIGRATING, record)
         if not record.unlink:
             record = self.records.write(Kind.MIGRATED, record.but(retired="x"))
-        return SourceRecord(
-            self.records, SourceFound(record, True), disk="/disk", destination=URI, size=SIZE
-        )
+        return SourceRecord.finishing(self.records, SourceFound(record, True))
 
     def finish(self, told=False, record=None, **keywords):
         self.finisher = Finisher(
@@ -163,7 +175,7 @@ class Case(SynchronousTestCase):
     def unconfirmed(self, *words):
         error = self.failureResultOf(self.outcome, Unconfirmed).value
         self.assertEqual(ExitStatus.UNCONFIRMED, error.status)
-        for word in (*words, "there:/copy", "run the same command again"):
+        for word in (*words, f"{self.place}", "run the same command again"):
             self.assertIn(word, str(error))
         self.assertNotIn("\n", str(error))
         self.assertEqual(["disk.MIGRATING"], os.listdir(self.directory))
@@ -180,6 +192,7 @@ class ReceiverTests(Case):
 
     def receive(self, phase="copied", **changes):
         disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
+        self.place = Side(os.uname().nodename, disk.path, URI)
         self.target = Records(disk.path)
         record = RECORD.but(phase=Phase(phase), **changes)
         self.target.write(Kind.INCOMPLETE, record)
@@ -206,16 +219,16 @@ class ReceiverTests(Case):
         self.assertTrue(self.records.read(Kind.MIGRATED).confirmed)
 
     def test_another_migrations(self):
-        self.receive(migration="two")
+        self.receive(migration=TWO)
         self.finish()
-        self.unconfirmed("does not know this migration", "'copied' of migration two")
+        self.unconfirmed("does not know this migration", "'copied'")
         self.assertNoResult(self.arrived)
-        self.assertEqual("two", self.target.read(Kind.INCOMPLETE).migration)
+        self.assertEqual(TWO, self.target.read(Kind.INCOMPLETE).migration)
 
     def test_a_copy_that_is_not_whole(self):
         self.receive("copying")
         self.finish()
-        self.unconfirmed("'copying' of migration one")
+        self.unconfirmed("'copying'")
         self.assertNoResult(self.arrived)
 
     def test_cut_at_every_message(self):
@@ -234,6 +247,29 @@ class ReceiverTests(Case):
             budget += 1
         self.assertGreater(budget, 8)
 
+    def test_one_that_died_behind_the_end_and_was_started_again(self):
+        """It learns that it is complete, if it was told so by this very sender."""
+        here = os.uname().nodename
+        for told, host, token, exact in (
+            (True, here, "inode 5, born 6", True),
+            (True, here, "inode 5, born 7", False),
+            (True, here, "", False),
+            (True, "elsewhere", "inode 5, born 6", False),
+            (False, here, "", False),
+        ):
+            self.setUp()
+            disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
+            self.receiver = Receiver(disk, reactor=self.clock, in_thread=in_thread)
+            self.arrived = self.receiver.complete()
+            self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
+            self.finish(told, {"destination": Side(host, disk.path, URI), "token": token})
+            if told:
+                self.done()
+            else:
+                self.failureResultOf(self.outcome, Unconfirmed)
+            self.assertEqual(exact, self.arrived.called)
+            self.assertEqual(b"x" * SIZE, bytes(disk.data))
+
 
 class OrderTests(Case):
     def test_told_then_disconnected_then_asked(self):
@@ -243,7 +279,8 @@ class OrderTests(Case):
             [
                 "MIGRATING copied",
                 "H READ",
-                "told retired one",
+                f"told retired {ONE}",
+                "H READ",
                 "MIGRATING copied told",
                 "M DISC",
                 "H READ",
@@ -262,14 +299,15 @@ class OrderTests(Case):
 
     def test_told_once_is_not_put_down_again(self):
         self.system.tell = self.script.events.append
+        self.script.pages = [page(COPIED, ONE), page(COMPLETE, ONE)]
         self.finish(told=True)
         self.assertEqual(1, self.script.events.count("MIGRATING copied told"))
-        self.assertIn("told retired one", self.script.events)
+        self.assertIn(f"told retired {ONE}", self.script.events)
         self.done()
 
     def test_a_new_cookie_each_time(self):
         self.script.answer = 5
-        self.script.pages = [Page(COPIED, "one")]
+        self.script.pages = [page(COPIED, ONE)]
         self.finish()
         self.pass_time(5)
         self.assertEqual(len(self.script.cookies), len(set(self.script.cookies)))
@@ -282,29 +320,29 @@ class PeerTests(Case):
     def test_complete(self):
         for told in (False, True):
             self.setUp()
-            self.script.pages = [Page(COMPLETE, "one")]
+            self.script.pages = [page(COMPLETE, ONE)]
             self.finish(told)
             self.done()
             self.assertEqual(["H READ", "H DISC"], self.script.events)
 
     def test_something_else(self):
-        for page, words in (
-            (Page(NONE), "'none'"),
-            (Page(COPYING, "one"), "'copying' of migration one"),
-            (Page(COPYING, "two"), "'copying' of migration two"),
-            (Page(COPIED, "two"), "'copied' of migration two"),
-            (Page(COPIED), "'copied'"),
-            (Page(RETIRED, "two"), "'retired' of migration two"),
-            (Page(COMPLETE, "two"), "'complete' of migration two"),
+        for found, words in (
+            (page(NONE), "'none'"),
+            (page(COPYING, ONE), "'copying'"),
+            (page(COPYING, TWO), "'copying'"),
+            (page(COPIED, TWO), "'copied'"),
+            (page(COPIED), "'copied'"),
+            (page(RETIRED, TWO), "'retired'"),
+            (page(COMPLETE, TWO), "'complete'"),
         ):
             for told in (False, True):
                 self.setUp()
-                self.script.pages = [page]
+                self.script.pages = [found]
                 self.finish(told)
                 if told:
                     self.done()
                 else:
-                    self.unconfirmed("does not know this migration", words)
+                    self.unconfirmed("does not know this migration", words, "is there:/copy")
                 self.assertNotIn("M DISC", self.script.events)
                 self.assertFalse([e for e in self.script.events if e.startswith("told")])
 
@@ -327,19 +365,19 @@ class PeerTests(Case):
     def test_refused_to_be_told(self):
         """The receiver's word is asked for again: it may be about to change its mind."""
         self.script.answer = 1
-        self.script.pages = [Page(COPIED, "one")]
+        self.script.pages = [page(COPIED, ONE)]
         self.finish()
         self.tries_on()
         self.script.answer = 0
-        self.script.pages = [Page(COPIED, "one"), Page(COMPLETE, "one")]
+        self.script.pages = [page(COPIED, ONE), page(COMPLETE, ONE)]
         self.pass_time(6)
         self.done()
 
     def test_not_complete_behind_the_disconnect(self):
-        self.script.pages = [Page(COPIED, "one"), Page(RETIRED, "one")]
+        self.script.pages = [page(COPIED, ONE), page(RETIRED, ONE)]
         self.finish()
         self.tries_on()
-        self.script.pages = [Page(COMPLETE, "one")]
+        self.script.pages = [page(COMPLETE, ONE)]
         self.pass_time(6)
         self.done()
 
@@ -356,9 +394,18 @@ class PeerTests(Case):
         self.tries_on()
         self.assertEqual([], self.script.events)
 
+    def test_a_side_export_that_is_refused(self):
+        """Listed, and not to be had: perhaps its receiver is just going away."""
+        self.script.refuse = True
+        self.finish()
+        self.tries_on()
+        self.script.refuse = False
+        self.pass_time(6)
+        self.done()
+
     def test_a_silent_peer(self):
         self.script.answer = None
-        self.script.pages = [Page(COPIED, "one")]
+        self.script.pages = [page(COPIED, ONE)]
         self.finish()
         self.pass_time(59)
         self.assertEqual(2, len(self.script.connections))
@@ -374,6 +421,35 @@ class PeerTests(Case):
         self.endpoint.build = Web
         self.finish()
         self.tries_on()
+
+    def test_another_place_with_its_address(self):
+        """Whatever it says of itself: the disk did not go there."""
+        for where in ({"host": "elsewhere"}, {"disk": "/other"}):
+            for stage in (COPIED, RETIRED, COMPLETE):
+                self.setUp()
+                self.script.pages = [replace(page(stage, ONE), **where)]
+                self.finish()
+                self.unconfirmed("does not know this migration")
+                self.assertEqual([], self.script.cookies)
+
+    def test_where_no_place_is_known(self):
+        self.script.pages = [replace(page(COMPLETE, ONE), disk="/other")]
+        self.finish(record={"destination": Side(address=URI)})
+        self.done()
+
+    def test_handed_out_once_it_was_told(self):
+        """And put on record with that, for one that is started again on the same disk."""
+        self.system.fail["MIGRATING removed"] = OSError(errno.EIO, "broken")
+        self.finish()
+        self.successResultOf(self.outcome)
+        self.assertEqual("key", self.records.read(Kind.MIGRATING).token)
+
+    def test_said_to_one_that_was_started_again(self):
+        self.script.pages = [page(NONE), page(COMPLETE, ONE)]
+        self.finish(told=True, record={"token": "key"})
+        self.done()
+        self.assertIn(f"told retired {ONE}", self.script.events)
+        self.assertEqual(["key"], self.script.tokens)
 
 
 class PatienceTests(Case):
@@ -466,6 +542,28 @@ class StopTests(Case):
     def test_before_it_began(self):
         finisher = Finisher(self.source(), self.endpoint, reactor=self.clock, in_thread=in_thread)
         finisher.stop()
+
+
+class SettleTests(Case):
+    """What another run has left may not be durable yet; then nobody is told of it."""
+
+    def test_settled_before_anybody_is_told(self):
+        order = self.script.events
+        self.system.fsync = lambda descriptor: order.append("fsync")
+        self.finish()
+        self.assertLess(order.index("fsync"), order.index("H READ"))
+
+    def test_it_cannot_be(self):
+        def broken(descriptor):
+            raise OSError(errno.EIO, "broken")
+
+        source = self.source()
+        self.system.fsync = broken
+        self.finisher = Finisher(source, self.endpoint, reactor=self.clock, in_thread=in_thread)
+        self.outcome = self.finisher.run()
+        self.endpoint.pump()
+        self.unconfirmed("broken")
+        self.assertEqual([], self.script.events)
 
 
 class RecordFailureTests(Case):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,12 +13,12 @@ from blockmig.migration.found import SourceFound, destination_record, source_fou
 from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.storage import SystemCalls
 
-from .support import RecordedDisk
+from .support import ONE, TWO, RecordedDisk
 
 URI = "nbd://there/x"
-SAME, OTHER, MAYBE = "inode 5, written 1", "inode 6, written 1", "inode 5, written 2"
+SAME, OTHER, MAYBE = "inode 5, born 1", "inode 6, born 2", "inode 5, written 2"
 COPYING = Record(
-    migration="one",
+    migration=ONE,
     phase=Phase.COPYING,
     attempt=2,
     size=5,
@@ -83,8 +84,7 @@ class DestinationTests(Case):
     def test_permissions(self):
         for records, expected in (
             ({}, None),
-            ({"accepted": COPIED}, None),
-            ({"accepted": b"torn"}, None),
+            ({"accepted": COPIED, "incomplete": COPYING}, COPYING),
             ({"incomplete": COPYING}, COPYING),
             ({"incomplete": COPIED}, COPIED),
             ({"incomplete": MARK}, MARK),
@@ -93,8 +93,32 @@ class DestinationTests(Case):
             self.assertEqual(expected, self.found())
             self.assertIsNone(self.found(again=True))
 
+    def test_declared_canonical_but_nothing_there(self):
+        self.stand(accepted=COPIED)
+        self.disk.blank = True
+        self.assertIsNone(self.found())
+
+    def test_again_goes_on_with_what_it_has_begun(self):
+        for earlier in (COPYING, COPIED, MARK):
+            record = earlier.but(again=True)
+            for others in ({}, {"migrated": MARK}, {"migrating": b"torn"}):
+                self.stand(incomplete=record, **others)
+                self.assertEqual(record, self.found(again=True))
+
+    def test_again_on_another_disk(self):
+        """The record of a whole copy must not come to stand for one that is not."""
+        for name, value in (("blank", True), ("size", 6), ("identity", lambda: OTHER)):
+            for earlier, expected in ((COPYING, True), (COPIED, False), (MARK, False)):
+                self.setUp()
+                record = earlier.but(again=True)
+                self.stand(incomplete=record)
+                setattr(self.disk, name, value)
+                self.assertEqual(record if expected else None, self.found(again=True))
+
     def test_refusals(self):
         for records, words in (
+            ({"accepted": COPIED}, ("was declared canonical", "disk.ACCEPTED", "--again")),
+            ({"accepted": b"torn"}, ("torn", "--again")),
             ({"migrated": MARK}, ("was migrated to there:/copy", "when", "--again")),
             ({"migrating": COPYING}, ("not known to be complete", "inspect", "--again")),
             ({"migrating": COPIED}, "not known to be complete"),
@@ -117,6 +141,21 @@ class DestinationTests(Case):
         for again in (False, True):
             self.refused("records cannot be kept there", again)
 
+    def test_nothing_is_done_yet(self):
+        """Nor waited for: that comes with the first record, in a thread."""
+
+        class Broken(SystemCalls):
+            def fsync(self, descriptor):
+                raise OSError(errno.EIO, "broken")
+
+        self.stand(incomplete=COPYING)
+        self.records = Records(self.records.path, Broken())
+        self.assertEqual(COPYING, self.found())
+        self.records.remove_found = self.records.remove = None
+        before = self.content()
+        self.found(again=True)
+        self.assertEqual(before, self.content())
+
     def test_records_cannot_be_read(self):
         class Denied(SystemCalls):
             def open(self, *_):
@@ -132,7 +171,7 @@ class DestinationTests(Case):
             ("size", 6),
             ("blank", True),
             ("identity", lambda: OTHER),
-            ("identity", lambda: "inode 5, born 1"),
+            ("identity", lambda: "inode 5, born 2"),
         ):
             for record in (COPIED, MARK):
                 self.setUp()
@@ -144,7 +183,12 @@ class DestinationTests(Case):
                 self.assertEqual(COPYING, self.found())
 
     def test_the_same_disk_as_far_as_can_be_told(self):
-        for identity, record in ((MAYBE, COPIED), (OTHER, COPIED.but(identity=""))):
+        for identity, record in (
+            (MAYBE, COPIED),
+            ("inode 6, born 1", COPIED),  # inodes are not kept everywhere
+            ("", COPIED),
+            (OTHER, COPIED.but(identity="")),
+        ):
             self.stand(incomplete=record)
             self.disk.identity = lambda identity=identity: identity
             self.assertEqual(record, self.found())
@@ -154,7 +198,7 @@ class SourceTests(Case):
     def found(self, identity=SAME, destination=URI, **keywords):
         found = source_found(self.records, identity, destination, **keywords)
         if found.record is not None:
-            return SourceFound(found.record.but(changed=""), found.retired, found.instead_of)
+            return replace(found, record=found.record.but(changed=""))
         return found
 
     def test_permissions(self):
@@ -179,7 +223,12 @@ class SourceTests(Case):
                 SourceFound(COPYING.but(unlink=True)),
             ),
             # To another place: a new migration, unless the copy is whole.
-            ({"migrating": COPYING}, SAME, {"destination": "nbd://z"}, new),
+            (
+                {"migrating": COPYING},
+                SAME,
+                {"destination": "nbd://z"},
+                SourceFound(instead_of=ONE),
+            ),
             # Retired: there to be finished.
             ({"migrating": UNLINK}, None, {"unlink": True}, SourceFound(UNLINK, True)),
             ({"migrating": UNLINK}, None, {}, SourceFound(UNLINK, True)),
@@ -192,28 +241,75 @@ class SourceTests(Case):
                 self.assertEqual(expected, self.found(identity, **more))
 
     def test_again(self):
-        for records, instead in (
+        for records, instead, *bad in (
             ({}, ""),
             ({"migrated": MARK}, ""),
-            ({"migrated": b"torn"}, ""),
-            ({"migrating": b"torn"}, ""),
-            ({"migrating": COPYING}, ""),
-            ({"migrating": COPIED}, "one"),
-            ({"migrating": UNLINK}, "one"),
-            ({"migrating": COPIED, "migrated": MARK}, "one"),
+            ({"migrated": b"torn"}, "", Kind.MIGRATED),
+            ({"migrating": b"torn"}, "", Kind.MIGRATING),
+            ({"migrating": b"torn", "migrated": b"{"}, "", Kind.MIGRATED, Kind.MIGRATING),
+            ({"migrating": COPYING, "migrated": b"{"}, ONE, Kind.MIGRATED),
+            ({"migrating": COPYING}, ONE),
+            ({"migrating": COPIED}, ONE),
+            ({"migrating": UNLINK}, ONE),
+            ({"migrating": COPIED, "migrated": MARK}, ONE),
         ):
             with self.subTest(records=records):
                 self.stand(**records)
                 for identity in (SAME, OTHER, MAYBE):
-                    expected = SourceFound(instead_of=instead)
+                    expected = SourceFound(instead_of=instead, unreadable=tuple(bad))
                     self.assertEqual(expected, self.found(identity, again=True))
                     self.assertEqual(expected, self.found(identity, "nbd://z", again=True))
+
+    def test_again_goes_on_with_what_it_has_begun(self):
+        """Whether or not the word is said once more; the mark before it counts no more."""
+        old = MARK.but(migration=TWO)
+        for begun, identity, retired in (
+            (COPYING, SAME, False),
+            (COPIED, OTHER, False),
+            (UNLINK, SAME, False),
+            (UNLINK, None, True),
+        ):
+            record = begun.but(again=True)
+            for others in ({}, {"migrated": old}):
+                for again in (True, False):
+                    with self.subTest(record=record, again=again, others=others):
+                        self.stand(migrating=record, **others)
+                        found = self.found(identity, again=again)
+                        self.assertEqual(SourceFound(record, retired), found)
+        self.stand(migrating=COPIED.but(again=True), migrated=MARK)
+        self.assertTrue(self.found(again=True).retired)
+
+    def test_again_disregards_that_too(self):
+        """For another place, or another disk, than it was said for the first time."""
+        for record, identity, destination in (
+            (COPYING, SAME, "nbd://z"),
+            (COPIED, SAME, "nbd://z"),
+            (COPYING.but(whole=True), SAME, "nbd://z"),
+            (UNLINK, OTHER, URI),
+            (UNLINK, MAYBE, URI),
+        ):
+            with self.subTest(record=record, identity=identity):
+                self.stand(migrating=record.but(again=True))
+                found = self.found(identity, destination, again=True)
+                self.assertEqual(SourceFound(instead_of=ONE), found)
+
+    def test_again_finishes_what_is_gone(self):
+        """There is nothing else that it could be about."""
+        self.stand(migrating=UNLINK)
+        self.assertEqual(SourceFound(UNLINK, True), self.found(None, again=True))
 
     def test_refusals(self):
         for records, identity, more, words in (
             ({}, None, {}, "no such file"),
             ({}, None, {"again": True}, "no such file"),
-            ({"migrating": UNLINK}, None, {"again": True}, "no such file"),
+            ({"migrating": COPYING}, None, {"again": True}, "did not delete it"),
+            # What may be whole there, though the source was in use again.
+            (
+                {"migrating": COPYING.but(whole=True)},
+                SAME,
+                {"destination": "nbd://z"},
+                "canonical copy there",
+            ),
             # A copy that is not known to be canonical is nobody's source, whatever is said.
             ({"incomplete": COPYING}, SAME, {}, "not known to be complete"),
             ({"incomplete": COPIED}, SAME, {"again": True}, "not known to be complete"),
@@ -227,7 +323,7 @@ class SourceTests(Case):
             ({"migrated": MARK}, SAME, {}, ("was migrated to there:/copy", "when", "--again")),
             ({"migrated": MARK}, None, {}, "was migrated to"),
             (
-                {"migrated": MARK, "migrating": COPIED.but(migration="two")},
+                {"migrated": MARK, "migrating": COPIED.but(migration=TWO)},
                 SAME,
                 {},
                 "was migrated to",
@@ -255,6 +351,13 @@ class SourceTests(Case):
                 self.stand(**records)
                 arguments = {"destination": URI, **more}
                 self.refused(words, source_found, identity, **arguments)
+
+    def test_a_torn_copy_is_no_source(self):
+        """And nothing that is said on the command line makes it one."""
+        self.stand(incomplete=b"{")
+        for again in (False, True):
+            words = self.refused("torn", source_found, SAME, URI, again=again)
+            self.assertNotIn("--again", words)
 
     def test_records_cannot_be_kept(self):
         self.patch(os, "access", lambda *_: False)

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import LocalFailure, Refused, Standing, accept, judge, judge_pair, look
+from blockmig.migration import (
+    LocalFailure,
+    Refused,
+    Standing,
+    accept,
+    changing,
+    judge,
+    judge_pair,
+    look,
+    look_steadily,
+)
 from blockmig.migration.inspection import Found
 from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.storage import DiskRefused, FileDisk, SystemCalls
 
-from .support import Story
+from .support import ONE, TWO, Story
 
 URI = "nbd://there/x"
-SAME, OTHER, MAYBE = "inode 5, written 1", "inode 6, written 1", "inode 5, written 2"
+SAME, OTHER, MAYBE = "inode 5, born 1", "inode 6, born 2", "inode 5, written 2"
 RECORD = Record(
-    migration="one",
+    migration=ONE,
     phase=Phase.COPYING,
     attempt=2,
     size=5,
@@ -32,6 +43,8 @@ RETIRED = COPIED.but(retired="when")
 FOREIGN = COPIED.but(identified=False, source=Side(address="192.0.2.7:4711"))
 UNLINK = COPIED.but(unlink=True)
 ACCEPTED = COPIED.but(by="me")
+EARLIER = RETIRED.but(migration=TWO)
+HERE = os.uname().nodename
 YES, NO = Standing.CANONICAL, Standing.NOT_CANONICAL
 IF, UNKNOWN = Standing.CONDITIONAL, Standing.UNKNOWN
 
@@ -39,7 +52,7 @@ IF, UNKNOWN = Standing.CONDITIONAL, Standing.UNKNOWN
 def place(path="/a", size=5, identity=SAME, bad=(), **records):
     found = {Kind(name.upper()): record for name, record in records.items()}
     broken = {Kind(name.upper()): f"/a.{name} is torn" for name in bad}
-    return Found(path, size, identity, False, found, broken)
+    return Found(path, size, identity, records=found, bad=broken)
 
 
 def gone(path="/a", **more):
@@ -98,17 +111,25 @@ class JudgeTests(Case):
             (gone(accepted=ACCEPTED), UNKNOWN, "is gone"),
             (place(accepted=ACCEPTED, incomplete=COPIED), YES, "me declared"),
             (place(accepted=ACCEPTED, incomplete=RECORD), NO, "attempt 2"),
-            (place(accepted=ACCEPTED.but(migration="two"), incomplete=COPIED), IF, "never told"),
+            (place(accepted=ACCEPTED.but(migration=TWO), incomplete=COPIED), IF, "never told"),
             (place(size=0, accepted=ACCEPTED), NO, "empty"),
             # Sources.
-            (place(migrating=RECORD), YES, "is not whole"),
+            (place(migrating=RECORD), YES, "is not known to be whole"),
+            (place(migrating=RECORD.but(whole=True)), YES, "may have all of it"),
+            (place(migrating=RECORD.but(whole=True, unlink=True)), YES, "may have all of it"),
+            (gone(migrating=RECORD.but(whole=True, unlink=True)), UNKNOWN, "did not delete it"),
             (place(migrating=COPIED), YES, "this one was not retired"),
             (place(migrating=UNLINK), YES, "this one was not retired"),
             (place(identity=OTHER, migrating=COPIED), YES, "was not retired"),
-            (place(identity=OTHER, migrating=RECORD.but(unlink=True)), YES, "not whole"),
+            (
+                place(identity=OTHER, migrating=RECORD.but(unlink=True)),
+                YES,
+                "not known to be whole",
+            ),
             (gone(migrating=UNLINK), NO, "was deleted once all of it was durable"),
-            (place(identity=OTHER, migrating=UNLINK), NO, "is another file"),
-            (place(identity=MAYBE, migrating=UNLINK), UNKNOWN, "may be the file"),
+            # Somebody has put a file there, perhaps our source's own back-up.
+            (place(identity=OTHER, migrating=UNLINK), UNKNOWN, "has taken its place"),
+            (place(identity=MAYBE, migrating=UNLINK), UNKNOWN, "perhaps not the file"),
             (gone(migrating=RECORD), UNKNOWN, "did not delete it"),
             (gone(migrating=RECORD.but(unlink=True)), UNKNOWN, "did not delete it"),
             (gone(migrating=COPIED), UNKNOWN, "did not delete it"),
@@ -116,6 +137,14 @@ class JudgeTests(Case):
             (place(migrated=RETIRED, migrating=COPIED), NO, "was migrated to"),
             (gone(migrated=RETIRED), NO, "was migrated to"),
             (place(migrated=RETIRED, accepted=ACCEPTED), NO, "was migrated to"),
+            (place(identity=MAYBE, migrated=RETIRED), NO, "was migrated to"),
+            (place(identity=OTHER, migrated=RETIRED), UNKNOWN, "is another file"),
+            # A human has said that the mark does not count, and sent the disk anew.
+            (place(migrated=EARLIER, migrating=RECORD.but(again=True)), YES, "not known to be"),
+            (place(migrated=EARLIER, migrating=UNLINK.but(again=True)), YES, "was not retired"),
+            (gone(migrated=EARLIER, migrating=UNLINK.but(again=True)), NO, "was deleted"),
+            (place(migrated=EARLIER, migrating=RECORD), NO, "was migrated to"),
+            (place(migrated=RETIRED, migrating=COPIED.but(again=True)), NO, "was migrated to"),
         ):
             with self.subTest(found=found):
                 verdict = judge(found)
@@ -127,7 +156,8 @@ class JudgeTests(Case):
         for found, words in (
             (place(incomplete=COPIED), "on here run `blockmig inspect /disk`"),
             (place(incomplete=COPIED), "blockmig accept /a --i-have-checked-the-source"),
-            (place(incomplete=FOREIGN), "the sender was not blockmig"),
+            (place(incomplete=FOREIGN), "the sender said nothing of itself"),
+            (place(incomplete=FOREIGN), "its MIGRATING says that it was not deleted"),
             (place(incomplete=RECORD), "run both commands again"),
             (gone(migrating=UNLINK), "run the same send command again to finish"),
             (place(migrated=RETIRED), "use the copy at there:/copy"),
@@ -160,6 +190,9 @@ class PairTests(Case):
         def d(**more):
             return place("/d", **more)
 
+        def elsewhere(record):
+            return record.but(destination=Side(HERE, "/z", URI))
+
         for source, copy, canonical in (
             # From the beginning to the end, --unlink.
             (s(), gone("/d"), "/s"),
@@ -169,7 +202,7 @@ class PairTests(Case):
             (s(migrating=RECORD), d(incomplete=COPIED), "/s"),
             (s(migrating=UNLINK), d(incomplete=COPIED), "/s"),
             (sgone(migrating=UNLINK), d(incomplete=COPIED), "/d"),
-            (s(identity=OTHER, migrating=UNLINK), d(incomplete=COPIED), "/d"),
+            (s(identity=OTHER, migrating=UNLINK), d(incomplete=COPIED), None),
             (sgone(migrating=UNLINK), d(incomplete=RETIRED), "/d"),
             (sgone(migrating=UNLINK), d(), "/d"),
             (sgone(), d(), "/d"),
@@ -182,6 +215,11 @@ class PairTests(Case):
             # A foreign sender's copy, and its source is still there.
             (s(), d(incomplete=FOREIGN), "/s"),
             (sgone(), d(incomplete=FOREIGN), None),
+            (s(size=6), d(incomplete=FOREIGN), None),
+            # Or a sender of ours that found no side export there.
+            (s(migrated=RETIRED), d(incomplete=FOREIGN.but(migration=TWO)), "/d"),
+            (s(migrated=elsewhere(RETIRED)), d(incomplete=FOREIGN.but(migration=TWO)), None),
+            (s(migrated=RETIRED.but(size=6)), d(incomplete=FOREIGN.but(migration=TWO)), None),
             # Accepted by a human.
             (sgone(), d(accepted=ACCEPTED), "/d"),
             (s(migrated=RETIRED), d(accepted=ACCEPTED), "/d"),
@@ -189,6 +227,26 @@ class PairTests(Case):
             (s(migrating=RECORD), d(), "/s"),
             (s(migrating=RECORD), d(bad=["incomplete"]), "/s"),
             (s(migrating=UNLINK), gone("/d"), "/s"),
+            # Sizes and places must fit.
+            (s(), d(incomplete=COPIED), "/s"),
+            (s(size=6), d(incomplete=COPIED), None),
+            (s(), d(incomplete=COPIED.but(source=Side(HERE, "/s"))), "/s"),
+            (s(), d(incomplete=COPIED.but(source=Side(HERE, "/z"))), None),
+            (s(migrated=RETIRED), d(size=6), None),
+            (sgone(migrating=UNLINK), d(size=6), None),
+            (s(migrated=RETIRED.but(destination=Side(HERE, "/d", URI))), d(), "/d"),
+            (s(migrated=elsewhere(RETIRED)), d(), None),
+            (sgone(migrating=elsewhere(UNLINK)), d(), None),
+            (sgone(migrating=elsewhere(UNLINK)), d(incomplete=COPIED), None),
+            (s(migrating=elsewhere(UNLINK)), d(incomplete=COPIED), None),
+            (
+                sgone(migrating=UNLINK.but(destination=Side(address=URI))),
+                d(incomplete=COPIED),
+                "/d",
+            ),
+            # What is a copy itself does not tell of the source.
+            (place("/e", incomplete=RECORD), d(incomplete=COPIED), None),
+            (place("/e", incomplete=RECORD, migrating=RECORD), d(incomplete=COPIED), None),
             # Nothing is known, or it contradicts itself.
             (s(), d(), None),
             (s(), d(bad=["incomplete"]), None),
@@ -200,8 +258,8 @@ class PairTests(Case):
             (sgone(), d(incomplete=RECORD), None),
             (sgone(migrating=UNLINK), d(incomplete=RECORD), None),
             (sgone(migrating=UNLINK), gone("/d"), None),
-            (sgone(migrating=UNLINK), d(incomplete=COPIED.but(migration="two")), None),
-            (s(migrated=RETIRED), d(incomplete=COPIED.but(migration="two")), None),
+            (sgone(migrating=UNLINK), d(incomplete=COPIED.but(migration=TWO)), None),
+            (s(migrated=RETIRED), d(incomplete=COPIED.but(migration=TWO)), None),
             (s(bad=["migrating"]), d(incomplete=COPIED), None),
             (s(identity=MAYBE, migrating=UNLINK), d(incomplete=COPIED), None),
             (sgone(migrating=RECORD), d(incomplete=COPIED), None),
@@ -215,7 +273,7 @@ class PairTests(Case):
         states = [place("/a", **more) for more in STATES] + [gone("/a", **more) for more in STATES]
         for one in states:
             for other in states:
-                there = Found("/b", other.size, other.identity, False, other.records, other.bad)
+                there = replace(other, path="/b")
                 verdict = judge_pair(one, there)
                 self.check_form(verdict)
                 for found in (one, there):
@@ -231,6 +289,8 @@ STATES = [
     *({"incomplete": record} for record in (RECORD, COPIED, RETIRED, FOREIGN)),
     *({"migrating": record} for record in (RECORD, COPIED, UNLINK)),
     {"migrated": RETIRED},
+    {"migrated": EARLIER, "migrating": UNLINK.but(again=True)},
+    {"incomplete": RECORD, "migrating": RECORD},
     {"migrated": RETIRED, "migrating": COPIED},
     {"accepted": ACCEPTED},
     {"accepted": ACCEPTED, "incomplete": COPIED},
@@ -257,6 +317,14 @@ class FileCase(SynchronousTestCase):
 class LookTests(FileCase):
     def test_nothing(self):
         self.assertEqual(Found(self.path), look(self.path))
+
+    def test_where_the_records_would_be(self):
+        """A human looks for them where they are said to be."""
+        self.make()
+        self.assertIn("stands beside it:", judge(look(self.path)).why)
+        directory = os.path.join(self.directory, "state")
+        found = replace(look(self.path), where=f"in {directory}")
+        self.assertIn(f"stands in {directory}:", judge(found).why)
 
     def test_everything(self):
         self.make()
@@ -302,6 +370,26 @@ class LookTests(FileCase):
         self.assertLess(last, order.index("stat"))
         self.assertLess(order.index("stat"), order.index("disk"))
 
+    def test_settled_first(self):
+        """What somebody is told here must not be undone by a power failure."""
+        self.make()
+        for fails in (False, True):
+            order = []
+
+            class Calls(SystemCalls):
+                def open(self, path, *arguments, order=order):
+                    order.append(os.path.basename(path))
+                    return os.open(path, *arguments)
+
+                def fsync(self, descriptor, order=order, fails=fails):
+                    order.append("fsync")
+                    if fails:
+                        raise OSError(errno.EROFS, "read-only")
+
+            self.assertEqual(5, look(self.path, None, Calls()).size)
+            directory = os.path.basename(self.directory)
+            self.assertEqual([directory, "fsync", "disk.INCOMPLETE"], order[:3])
+
     def test_not_a_disk(self):
         os.mkdir(self.path)
         self.assertIn("directory", str(self.assertRaises(DiskRefused, look, self.path)))
@@ -326,6 +414,78 @@ class LookTests(FileCase):
         os.unlink(self.path)
         found = look(link)
         self.assertEqual((None, True), (found.size, Kind.INCOMPLETE in found.records))
+
+
+class SteadyTests(FileCase):
+    """Two places, of which one may change while the other is looked at."""
+
+    def setUp(self):
+        super().setUp()
+        self.make()
+        self.other = os.path.join(self.directory, "other")
+        self.looks = 0
+
+    def look(self, change=lambda looks: None):
+        test = self
+
+        class Calls(SystemCalls):
+            def stat(self, path):
+                if path == test.other:
+                    test.looks += 1
+                    change(test.looks)
+                return os.stat(path)
+
+        return look_steadily([self.path, self.other], None, Calls())
+
+    def test_at_rest(self):
+        found, steady = self.look()
+        self.assertEqual(([self.path, self.other], True), ([at.path for at in found], steady))
+        self.assertEqual([5, None], [place.size for place in found])
+        self.assertEqual(2, self.looks)
+
+    def test_one_alone(self):
+        found, steady = look_steadily([self.path])
+        self.assertEqual(([look(self.path)], True), (found, steady))
+
+    def test_changed_once(self):
+        """What is told is what stood there at one time."""
+
+        def change(looks):
+            if looks == 1:
+                self.records.write(Kind.MIGRATING, UNLINK)
+
+        found, steady = self.look(change)
+        self.assertTrue(steady)
+        self.assertIn(Kind.MIGRATING, found[0].records)
+        self.assertEqual(3, self.looks)
+
+    def test_never_at_rest(self):
+        changes = (
+            lambda looks: self.records.write(Kind.MIGRATING, RECORD.but(attempt=looks)),
+            lambda looks: self.make(bytes(looks)),
+            lambda looks: os.rename(self.path, self.path + str(looks)) or self.make(),
+        )
+        for change in changes:
+            self.looks = 0
+            _, steady = self.look(change)
+            self.assertFalse(steady)
+            self.assertEqual(10, self.looks)
+
+    def test_what_is_in_the_disk_may_change(self):
+        """A source is in use, and its file may tell no more than when it was last written to."""
+        self.patch(SystemCalls, "birth", lambda self, descriptor: None)
+
+        def change(looks):
+            os.utime(self.path, ns=(looks, looks))
+
+        _, steady = self.look(change)
+        self.assertTrue(steady)
+
+    def test_what_is_said_then(self):
+        verdict = changing(["/a", "/b"])
+        self.assertEqual((UNKNOWN, ""), (verdict.standing, verdict.canonical))
+        self.assertIn("/a and /b changed while being looked at", verdict.line)
+        self.assertIn("ask again", verdict.advice)
 
 
 class AcceptTests(FileCase):
@@ -353,7 +513,7 @@ class AcceptTests(FileCase):
         for changes in ({}, {"retired": "when"}, {"identified": False}):
             self.copied(**changes)
             record = accept(self.path, "me (as root)")
-            self.assertEqual(("me (as root)", "one"), (record.by, record.migration))
+            self.assertEqual(("me (as root)", ONE), (record.by, record.migration))
             self.assertEqual(record, self.records.read(Kind.ACCEPTED))
             self.assertEqual(["disk", "disk.ACCEPTED"], self.names())
             self.assertEqual(YES, judge(look(self.path)).standing)

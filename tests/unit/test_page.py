@@ -9,21 +9,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page
+from blockmig.migration.page import (
+    PAGE_SIZE,
+    SIDE_EXPORT,
+    BadPage,
+    Page,
+    Stage,
+    decode_page,
+    fingerprint,
+)
 from blockmig.migration.records import Phase
 
-PAGE = Page(Stage.COPIED, "an id", 3, 5000, "a host", "/disks/ä", True, "00000000000000ff")
-texts = st.text(max_size=30)
+from .support import ONE, TWO
+
+PAGE = Page(
+    Stage.COPIED, ONE, 3, 5000, "a host", "/disks/ä", True, "inode 5, born 6", "00000000000000ff"
+)
+texts = st.text(max_size=30).map(
+    lambda text: "".join(letter for letter in text if letter.isprintable())
+)
 pages = st.builds(
     Page,
     st.sampled_from(Stage),
-    texts,
+    st.uuids().map(str) | st.uuids().map(lambda found: fingerprint(str(found))) | st.just(""),
     st.integers(0, 2**63),
     st.integers(0, 2**63),
     texts,
     texts,
     st.booleans(),
     texts,
+    st.integers(0, 2**64 - 1).map("{:x}".format) | st.just(""),
 )
 
 
@@ -59,13 +74,14 @@ class PageTests(SynchronousTestCase):
         for letter, most in (("x", 4096), ("ä", 2048), ("\U0001f600", 1024), ("\udcff", 4096)):
             for host in ("h" * 64, letter * 255):
                 disk = "/" + letter * (most - 1)
-                page = Page(Stage.RETIRED, "i" * 36, 2**63, 2**63, host, disk, True, "f" * 16)
+                page = Page(Stage.RETIRED, ONE, 2**63, 2**63, host, disk, True, "t" * 50, "f" * 16)
                 data = page.encode()
                 self.assertEqual(PAGE_SIZE, len(data))
                 found = decode_page(data)
-                self.assertTrue(disk.endswith(found.disk))
-                self.assertTrue(host.endswith(found.host))
-                same = ("phase", "migration", "attempt", "size", "unlink", "cookie")
+                # What is no character at all is shown as a question mark.
+                self.assertTrue(disk.replace("\udcff", "?").endswith(found.disk))
+                self.assertTrue(host.replace("\udcff", "?").endswith(found.host))
+                same = ("phase", "migration", "attempt", "size", "unlink", "token", "cookie")
                 for name in same:
                     self.assertEqual(getattr(page, name), getattr(found, name))
                 # No more is cut than must be.
@@ -73,7 +89,7 @@ class PageTests(SynchronousTestCase):
 
     def test_short_names_are_whole(self):
         disk = "/" + "x" * 3000
-        page = Page(Stage.COPIED, "i" * 36, 1, 1, "h" * 64, disk)
+        page = Page(Stage.COPIED, ONE, 1, 1, "h" * 64, disk)
         self.assertEqual(page, decode_page(page.encode()))
 
     @given(st.binary(max_size=PAGE_SIZE))
@@ -123,11 +139,56 @@ class PageTests(SynchronousTestCase):
             "host": (None, 5),
             "disk": (None, {}),
             "unlink": (0, 1, "true", None),
+            "token": (None, 5, []),
             "cookie": (None, 5),
         }.items():
             for value in values:
                 with self.subTest(name=name, value=value):
                     self.bad(self.changed(**{name: value}))
+
+    def test_whose(self):
+        """A UUID as we write it, a fingerprint, or nothing; anything else is no page."""
+        for migration in (ONE, fingerprint(ONE), ""):
+            self.assertEqual(migration, decode_page(self.changed(migration=migration)).migration)
+        for migration in (
+            "one",
+            ONE.upper(),
+            ONE[:-1],
+            ONE + "0",
+            ONE.replace("-", ""),
+            f"{ONE}\n",
+        ):
+            self.assertIn("no UUID", self.bad(self.changed(migration=migration)))
+        for cookie in ("xyz", "0x1", "-1", " 1", "0" * 17, "F" * 16, "1\n"):
+            self.assertIn("cookie", self.bad(self.changed(cookie=cookie)))
+
+    def test_messages(self):
+        """Who speaks says which migration it is, and which connection it speaks of."""
+        for migration, cookie, expected in (
+            (ONE, "7", True),
+            (ONE, "f" * 16, True),
+            (ONE, "", False),
+            ("", "7", False),
+            (fingerprint(ONE), "7", False),
+            ("one", "7", False),
+        ):
+            page = Page(Stage.COPIED, migration, cookie=cookie)
+            self.assertIs(expected, page.is_message, page)
+
+    def test_fingerprint(self):
+        """Enough to recognize a migration by, and too little to speak for it."""
+        self.assertRegex(fingerprint(ONE), "^[0-9a-f]{64}$")
+        self.assertEqual(fingerprint(ONE), fingerprint(str(ONE)))
+        self.assertNotEqual(fingerprint(ONE), fingerprint(TWO))
+        self.assertEqual("", fingerprint(""))
+
+    def test_nothing_that_moves_the_cursor(self):
+        """What the other side says ends up in logs, and on terminals."""
+        found = decode_page(self.changed(host="a\x1b[2Jb\n", disk="/ä\x00\r"))
+        self.assertEqual(("a?[2Jb?", "/ä??"), (found.host, found.disk))
+
+    def test_what_cannot_be_cut(self):
+        self.assertRaises(BadPage, Page(Stage.COPIED, ONE, token="t" * PAGE_SIZE).encode)
 
     def test_a_record_s_phases_are_stages(self):
         for phase in Phase:

@@ -123,6 +123,21 @@ class DeviceTests(Case):
                 self.assertEqual(self.stem("dev/vg0/web"), self.find(self.at(path)))
             os.unlink(record)
 
+    def test_records_under_several_of_its_names(self):
+        """Its own are what it asks for; of two others nobody knows which is meant."""
+        for name in ("dev/vg0/web", "dev/vg0-web"):
+            self.make(f"state/{module._escape(self.at(name))}.INCOMPLETE")
+        for name in ("dev/vg0/web", "dev/vg0-web"):
+            self.assertEqual(self.stem(name), self.find(self.at(name)))
+        error = self.assertRaises(DiskRefused, self.find, self.device)
+        for word in (self.at("dev/vg0/web"), self.at("dev/vg0-web"), self.state):
+            self.assertIn(word, str(error))
+        # Two records under one name are no two names.
+        self.setUp()
+        for kind in ("MIGRATED", "MIGRATING"):
+            self.make(f"state/{module._escape(self.at('dev/vg0/web'))}.{kind}")
+        self.assertEqual(self.stem("dev/vg0/web"), self.find(self.device))
+
     def test_what_is_no_record(self):
         name = module._escape(self.at("dev/vg0/web"))
         for end in (".INCOMPLETE.tmp", ".txt", "", ".", ".tmp"):

@@ -42,6 +42,9 @@ RECORD = Record(
     confirmed="c",
     instead_of="i",
     by="b",
+    whole=True,
+    again=True,
+    token="k",
 )
 texts = st.text(max_size=20)
 sides = st.builds(Side, texts, texts, texts)
@@ -164,14 +167,15 @@ class SameFileTests(SynchronousTestCase):
         for one, other, same in (
             ("inode 5, born 1", "inode 5, born 1", True),
             ("inode 5, born 1", "inode 5, born 2", False),
-            ("inode 5, born 1", "inode 6, born 1", False),
+            ("inode 5, born 1", "inode 6, born 2", False),
+            ("inode 5, born 1", "inode 6, born 1", None),
             ("inode 5, written 1", "inode 5, written 1", True),
             ("inode 5, written 1", "inode 5, written 2", None),
-            ("inode 5, written 1", "inode 6, written 1", False),
-            ("inode 5, written 1", "inode 5, born 1", False),
-            ("inode 15, written 1", "inode 5, written 1", False),
-            ("inode 5, born 1", "", False),
-            ("", "inode 5, written 1", False),
+            ("inode 5, written 1", "inode 6, written 1", None),
+            ("inode 5, written 1", "inode 5, born 1", None),
+            ("inode 15, written 1", "inode 5, born 2", None),
+            ("inode 5, born 1", "", None),
+            ("", "inode 5, written 1", None),
             ("", "", True),
         ):
             self.assertIs(same, same_file(one, other), (one, other))
@@ -341,9 +345,54 @@ class WriteTests(Case):
         """Nobody's file is written over by way of a link."""
         self.put(b"precious", "other")
         os.symlink("other", os.path.join(self.directory, self.temporary))
-        self.assertRaises(OSError, self.records.write, Kind.INCOMPLETE, RECORD)
+        written = self.records.write(Kind.INCOMPLETE, RECORD)
         with open(os.path.join(self.directory, "other"), "rb") as file:
             self.assertEqual(b"precious", file.read())
+        self.assertEqual(["disk.INCOMPLETE", "other"], self.names())
+        self.assertEqual(written, self.records.read(Kind.INCOMPLETE))
+
+    def test_a_fifo_in_the_temporary_files_place(self):
+        """It is not waited for."""
+        os.mkfifo(os.path.join(self.directory, self.temporary))
+        written = self.records.write(Kind.INCOMPLETE, RECORD)
+        self.assertEqual(written, self.records.read(Kind.INCOMPLETE))
+        self.assertTrue(os.path.isfile(self.path + ".INCOMPLETE"))
+
+    def test_a_directory_in_the_temporary_files_place(self):
+        os.mkdir(os.path.join(self.directory, self.temporary))
+        error = self.assertRaises(OSError, self.records.write, Kind.INCOMPLETE, RECORD)
+        self.assertIn(self.path + ".INCOMPLETE", str(error))
+
+    def test_made_anew(self):
+        """Nobody else has it open, or can have put something into it."""
+        flags = []
+
+        class Flags(SystemCalls):
+            def open(self, path, how, *mode):
+                flags.append((how & os.O_EXCL, how & os.O_TRUNC, *mode))
+                return os.open(path, how, *mode)
+
+        Records(self.path, Flags()).write(Kind.INCOMPLETE, RECORD)
+        self.assertEqual((os.O_EXCL, 0, 0o600), flags[0])
+
+    def test_for_its_owner_only(self):
+        """It has the UUID, by which one could speak for the sender."""
+        before = os.umask(0)
+        self.addCleanup(os.umask, before)
+        self.put(b"left", self.temporary)
+        os.chmod(os.path.join(self.directory, self.temporary), 0o666)
+        self.records.write(Kind.INCOMPLETE, RECORD)
+        self.assertEqual(0o600, os.stat(self.path + ".INCOMPLETE").st_mode & 0o777)
+
+    def test_errors_name_the_record(self):
+        for index in range(8):
+            calls = Calls(index)
+            error = self.assertRaises(
+                OSError, Records(self.path, calls).write, Kind.MIGRATED, RECORD
+            )
+            self.assertEqual(errno.EIO, error.errno)
+            self.assertIn(self.path + ".MIGRATED: ", str(error))
+            self.assertNotIn(self.temporary, self.names(), "what is not used is taken away")
 
     def test_a_failure_at_each_call(self):
         """The old record stands, or the new one: never less, and no other name than the two."""
@@ -431,13 +480,28 @@ class RemoveTests(Case):
         self.assertEqual("fsync", calls.calls[-2][0])
 
 
+class SettleTests(Case):
+    def test_the_directory_is_synced(self):
+        calls = Calls()
+        Records(self.path, calls).settle()
+        self.assertEqual(["open", "fsync", "close"], [call[0] for call in calls.calls])
+        self.assertRaises(OSError, Records(self.path, Calls(1)).settle)
+
+    def test_where_there_is_no_directory(self):
+        Records(self.path + "/no/where").settle()
+
+
 class WritableTests(Case):
-    def test_makes_the_state_directory(self):
+    def test_makes_no_directory(self):
+        """It only looks; the state directory is made by whoever opens a device."""
         records = Records(self.path + "-state/deep/dev-sda")
+        error = self.assertRaises(FileNotFoundError, records.check_writable)
+        self.assertIn(self.path + "-state/deep", str(error))
+        self.assertEqual([], self.names())
+        os.makedirs(self.path + "-state/deep")
         records.check_writable()
         records.write(Kind.MIGRATED, RECORD)
         self.assertIsNotNone(records.read(Kind.MIGRATED))
-        self.assertEqual([], os.listdir(self.directory)[1:])
 
     def test_cannot_make_it(self):
         self.put(b"", "file")

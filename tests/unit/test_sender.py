@@ -289,6 +289,29 @@ class OffersTests(Case):
         self.assertEqual(content, bytes(server.data))
         self.summary()
 
+    def test_something_else_with_the_side_exports_name(self):
+        """A disk that is called so; there is nothing to be told to it."""
+
+        class Lister(HandServer):
+            def connectionMade(self):
+                super().connectionMade()
+                self.transport.pieces.clear()
+                self.handshake = ServerHandshake(lambda name: self.export, lambda: ["", ".handoff"])
+                self.transport.write(self.handshake.data_to_send())
+
+        def build():
+            self.servers.append(Lister(self.export))
+            return self.servers[-1]
+
+        self.endpoint.build = build
+        self.send()
+        summary = self.summary()
+        self.assertEqual((SIZE, 1), (summary.bytes, summary.attempts))
+        self.assertEqual(DATA, bytes(self.servers[0].data))
+        self.assertEqual([], self.servers[1].requests)
+        self.assertIsNotNone(self.servers[1].lost)
+        self.assertFalse(self.sender.source.record.side_export)
+
 
 class RefusedTests(Case):
     def check(self, words, **keywords):
@@ -552,6 +575,35 @@ class EndTests(Case):
         self.pass_time(31)
         self.assertIn("did not close", self.failure(Unconfirmed))
 
+    def test_stop_while_the_destination_is_silent(self):
+        """It has a few seconds for its last words; then they are left to another run."""
+        self.endpoint.build = self.build_deaf
+        self.send(unlink=True)
+        self.sender.stop("enough")
+        self.sender.stop("enough of that")
+        self.pass_time(4.9)
+        self.assertNoResult(self.outcome)
+        self.pass_time(0.2)
+        words = self.failure(Unconfirmed)
+        for word in ("enough", "all the data is at the destination"):
+            self.assertIn(word, words)
+        self.assertNotIn("enough of that", words)
+        self.assertTrue(self.disk.unlinked)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_stop_before_unlinking_fails(self):
+        """Then it is as if nobody had stopped it: that is the canonical copy."""
+        threads = Threads()
+        self.send(threads, unlink=True)
+        self.until_retiring(threads)
+        self.sender.stop("enough")
+        self.disk.fail["unlink"] = OSError(errno.EACCES, "Permission denied")
+        for _ in range(5):
+            threads.run()
+            self.endpoint.pump()
+        self.assertIn("still the canonical copy", self.failure(LocalFailure))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
     def build_deaf(self):
         """A server that does not close after the disconnect."""
 
@@ -647,6 +699,7 @@ class EndTests(Case):
         self.endpoint.pump()
         threads.run()
         self.summary()
+        self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_give_up(self):
         self.keywords = {"holds": True}

@@ -3,20 +3,32 @@ cuts and crashes at every message, and at every instant the right verdict (R1, R
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 
+from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import Finisher, Receiver, Sender, Summary, source_found
+from blockmig.migration import (
+    Finisher,
+    LocalFailure,
+    Receiver,
+    Refused,
+    Sender,
+    Summary,
+    Unconfirmed,
+    source_found,
+)
 from blockmig.migration.inspection import Found, judge_pair
-from blockmig.migration.records import Kind, Records
+from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.migration.source_record import SourceRecord
 from blockmig.nbd import Command
 
 from .support import (
     ADDRESS,
+    TWO,
     MemoryEndpoint,
     RecordedDisk,
     RecordedSource,
@@ -137,7 +149,7 @@ class Case(SynchronousTestCase):
     def found(self, disk, size):
         records = Records(disk.path)
         stand = {kind: found for kind in Kind if (found := records.read(kind)) is not None}
-        return Found(disk.path, size, disk.identity() if size else "", False, stand)
+        return Found(disk.path, size, disk.identity() if size else "", records=stand)
 
     def verdict(self):
         source = self.found(self.source, None if self.source.unlinked else SIZE)
@@ -189,6 +201,7 @@ class OrderTests(Case):
                 "src unlink",
                 "H WRITE",
                 "dst INCOMPLETE copied retired",
+                "H READ",
                 "src MIGRATING copied told",
                 *END,
                 "H READ",
@@ -212,6 +225,7 @@ class OrderTests(Case):
                 "src MIGRATED copied retired",
                 "H WRITE",
                 "dst INCOMPLETE copied retired",
+                "H READ",
                 "src MIGRATING copied retired told",
                 *END,
                 "H READ",
@@ -273,6 +287,197 @@ class OrderTests(Case):
         self.assertEqual(URI, one.destination.address)
 
 
+class FailureTests(Case):
+    """The source's record cannot be written, at each of the times when it is."""
+
+    broken = OSError(errno.ENOSPC, "No space left on device")
+
+    def run_with(self, words, unlink=True):
+        self.unlink = unlink
+        self.setUp()
+        self.receive()
+        self.systems["src"].fail[words] = self.broken
+        self.send()
+        self.endpoint.pump()
+
+    def check_failed(self, *missing):
+        error = self.failureResultOf(self.outcome, LocalFailure).value
+        self.assertIn("No space left on device", str(error))
+        self.assertFalse(self.retired)
+        for words in missing:
+            self.assertNotIn(words, self.events)
+        self.assertNoResult(self.arrived)
+        self.check_verdict()
+        # And once more, when there is room.
+        self.systems["src"].fail.clear()
+        self.send()
+        self.endpoint.pump()
+        self.pass_time(2)
+        self.check_done()
+
+    def test_before_the_first_byte(self):
+        self.run_with("MIGRATING copying")
+        self.check_failed("M WRITE", "dst write")
+
+    def test_before_it_is_retired(self):
+        for unlink in (True, False):
+            self.run_with("MIGRATING copied", unlink)
+            self.check_failed("M DISC", "src unlink", "dst INCOMPLETE copied retired")
+
+    def test_retiring(self):
+        self.run_with("MIGRATED", unlink=False)
+        self.check_failed("M DISC", "dst INCOMPLETE copied retired")
+
+    def test_what_was_acknowledged(self):
+        """Both sides have on record what matters; it goes on."""
+        for words, unlink in (
+            ("MIGRATING copied told", True),
+            ("MIGRATING copied retired told", False),
+        ):
+            self.run_with(words, unlink)
+            self.check_done()
+
+    def test_the_end(self):
+        for unlink in (True, False):
+            self.run_with("MIGRATING removed", unlink)
+            self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+            self.successResultOf(self.arrived)
+            self.check_verdict()
+            # The same command line, once more: there is nothing left to do but the removal.
+            self.systems["src"].fail.clear()
+            self.endpoint.refuse = ConnectionRefusedError()
+            self.send()
+            self.pass_time(40)
+            self.check_done(arrived=False)
+
+    def test_what_the_mark_says_of_the_end(self):
+        """It stands without that too, and nothing is left to be finished."""
+        self.run_with("MIGRATED copied retired told", unlink=False)
+        self.check_done()
+        self.assertEqual("", Records(self.source.path).read(Kind.MIGRATED).confirmed)
+
+
+class StopTests(Case):
+    def until(self, words):
+        while words not in self.events:
+            self.assertTrue(self.steps(1))
+
+    def test_once_it_is_retired(self):
+        """The destination is not to be reached: another run has to tell it, and need not wait."""
+        self.receive()
+        self.send()
+        self.until("src unlink")
+        self.sender.stop("enough")
+        for link in self.endpoint.links:
+            link.cut()
+        connected = len(self.endpoint.links)
+        self.endpoint.pump()
+        words = str(self.failureResultOf(self.outcome, Unconfirmed).value)
+        self.assertIn(f"enough; the source is retired and the copy at {self.place()}", words)
+        self.assertEqual(connected, len(self.endpoint.links))
+        self.assertEqual([], self.sending.getDelayedCalls())
+        self.assertEqual(["disk.MIGRATING"], os.listdir(os.path.dirname(self.source.path)))
+        self.check_verdict()
+        self.send()
+        self.endpoint.pump()
+        self.check_done()
+
+    def place(self):
+        return Records(self.source.path).read(Kind.MIGRATING).destination
+
+    def test_what_may_be_whole_is_remembered(self):
+        """And so is its place: what is there now must not get to be a second copy."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome)
+        left = Records(self.source.path).read(Kind.MIGRATING)
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.check_verdict()
+        there = self.target
+        for link in self.endpoint.links:
+            link.cut()
+        self.target = RecordedDisk(b"o" * SIZE, there.path + "2")
+        self.target._called = self.teller("dst", self.target)
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        words = str(self.failureResultOf(self.outcome, Refused).value)
+        for word in ("all of it was copied to", there.path, self.target.path + " now", "--again"):
+            self.assertIn(word, words)
+        self.assertEqual(left, Records(self.source.path).read(Kind.MIGRATING))
+        self.assertEqual(b"o" * SIZE, bytes(self.target.data))
+        self.target = there
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        self.check_done()
+
+    def test_another_place_than_the_one_that_was_begun(self):
+        """It may have gone on to be whole, unseen: the other one is another migration's."""
+        self.receive()
+        self.send()
+        self.until("M FLUSH")
+        # It died there, and could not put down any more.
+        self.sender.source._records = None
+        first = Records(self.source.path).read(Kind.MIGRATING)
+        for link in self.endpoint.links:
+            link.client.lost = True
+            link.cut()
+        there = self.target
+        self.target = RecordedDisk(b"o" * SIZE, there.path + "2")
+        self.target._called = self.teller("dst", self.target)
+        self.receive()
+        self.send()
+        self.until("src unlink")
+        second = Records(self.source.path).read(Kind.MIGRATING)
+        self.assertNotEqual(first.migration, second.migration)
+        self.assertEqual(first.migration, second.instead_of)
+        self.assertEqual(self.target.path, second.destination.disk)
+        self.endpoint.pump()
+        self.successResultOf(self.outcome)
+        self.assertEqual(DATA, bytes(self.target.data))
+        # The mark tells that the other one is not the canonical copy.
+        self.assertEqual(["disk.MIGRATED"], os.listdir(os.path.dirname(self.source.path)))
+
+
+class RefusedTests(Case):
+    def test_by_what_the_destination_has(self):
+        for phase, changes, words in (
+            (Phase.COPIED, {}, "another migration"),
+            (Phase.COPIED, {"retired": "then"}, "another migration"),
+            (Phase.COPIED, {"retired": "then", "identified": False}, "another migration"),
+        ):
+            self.setUp()
+            self.target.blank = False
+            other = Record(TWO, phase, 1, SIZE, Side("z"), Side(), "then", **changes)
+            Records(self.target.path).write(Kind.INCOMPLETE, other)
+            self.receive()
+            self.send()
+            self.endpoint.pump()
+            error = self.failureResultOf(self.outcome, Refused).value
+            self.assertIn(words, str(error))
+            self.assertIn(f"blockmig inspect {self.target.path}", str(error))
+            self.assertEqual(["H READ"], self.events)
+            self.assertFalse(os.listdir(os.path.dirname(self.source.path)))
+
+    def test_not_by_what_may_be_written_over(self):
+        for phase, migration, changes in (
+            (Phase.COPYING, TWO, {}),
+            (Phase.COPIED, TWO, {"identified": False}),
+        ):
+            self.setUp()
+            self.target.blank = False
+            other = Record(migration, phase, 1, SIZE, Side("z"), Side(), "then", **changes)
+            Records(self.target.path).write(Kind.INCOMPLETE, other)
+            self.receive()
+            self.send()
+            self.endpoint.pump()
+            self.check_done()
+
+
 class CutTests(Case):
     def test_every_message(self):
         """The network fails once: the same two processes complete, without anybody's help."""
@@ -317,6 +522,9 @@ class CrashTests(Case):
         for link in self.endpoint.links:
             link.client.lost = True
             link.server.lose(ConnectionLostByPeer())
+        # Python runs the end of a coroutine that nobody waits for; a dead process does not.
+        source = self.sender.source if isinstance(self.sender, Sender) else self.sender._source
+        source._records = None
         self.endpoint.build = lambda: None
         self.endpoint = MemoryEndpoint(self.clock, self.build)
 

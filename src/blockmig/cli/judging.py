@@ -14,10 +14,10 @@ from ..migration import (
     Standing,
     Verdict,
     accept,
+    changing,
     judge,
     judge_pair,
-    look,
-    look_at_both,
+    look_steadily,
 )
 from ..storage import DiskRefused
 from .options import AcceptOptions, InspectOptions
@@ -26,19 +26,22 @@ from .options import AcceptOptions, InspectOptions
 def run_inspect(options: InspectOptions) -> ExitStatus:
     """Print the verdict."""
     try:
-        disks, directory = options["disks"], options["state-dir"]
-        if len(disks) == 1:
-            found = [look(disks[0], directory)]
-        else:
-            found = list(look_at_both(disks[0], disks[1], directory))
+        found, steady = look_steadily(options["disks"], options["state-dir"])
     except DiskRefused as error:
         print(f"blockmig: {error}", file=sys.stderr)
         return ExitStatus.FAILED
-    verdict = judge(found[0]) if len(found) == 1 else judge_pair(*found)
+    if not steady:
+        verdict = changing(options["disks"])
+    else:
+        verdict = judge(found[0]) if len(found) == 1 else judge_pair(*found)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # a name of a file need not be text
+        reconfigure(errors="backslashreplace")
     if options["json"]:
         print(json.dumps(_as_json(verdict, found)))
     else:
         lines = [verdict.line, f"why: {verdict.why}", f"do: {verdict.advice}"]
+        lines = [line.replace("\n", "?") for line in lines]
         lines += [
             f"now: {place.path} is open in another program: it may be on the move, wait for that"
             for place in found
@@ -80,6 +83,9 @@ def run_accept(options: AcceptOptions) -> ExitStatus:
         print(f"blockmig: {error}", file=sys.stderr)
         return error.status
     print(f"{options['disk']} is canonical, by word of {accepted.by}, {accepted.changed}")
+    if accepted.identified:
+        source = accepted.source
+        print(f"if {source.disk}.MIGRATING stands on {source.host}, it may be removed")
     return ExitStatus.DONE
 
 

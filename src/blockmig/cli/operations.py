@@ -245,15 +245,8 @@ class Send:
             disk=options["file"],
             destination=str(record.destination),
         )
-        source = SourceRecord(
-            records,
-            found,
-            disk=record.source.disk,
-            destination=record.destination.address,
-            size=record.size,
-        )
         self._running = finisher = Finisher(
-            source,
+            SourceRecord.finishing(records, found),
             self._make_endpoint(self._reactor, options.uri),
             options.uri.export,
             give_up_after=options["give-up-after"] or None,

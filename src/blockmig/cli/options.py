@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from twisted.python import usage
 
 from .. import __version__
+from ..migration import SIDE_EXPORT
 from ..nbd import MAXIMUM_NAME, NBDURI, BadURI, parse_uri
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
@@ -122,9 +123,16 @@ class _Options(_Named):
     def parseOptions(self, options: Any = None) -> None:
         """Take options behind arguments too, as people write them."""
         try:
-            given, arguments = gnu_getopt(list(options or ()), self.shortOpt, self.longOpt)
+            wanted = list(options or ())
+            given, arguments = gnu_getopt(wanted, self.shortOpt, self.longOpt)
         except GetoptError as error:
             raise usage.UsageError(str(error)) from None
+        for name, _ in given:
+            # A promise, or the deletion of a disk, is not to be given by one letter too many.
+            if name.startswith("--") and not any(
+                text == name or text.startswith(f"{name}=") for text in wanted
+            ):
+                raise usage.UsageError(f"{name}: options must be spelled out in full")
         ordered: list[str] = []
         for name, value in given:
             takes_value = f"{name[2:]}=" in self.longOpt or f"{name[1:]}:" in self.shortOpt
@@ -211,8 +219,9 @@ class ReceiveOptions(_Options):
             name = self["export"].encode()
         except UnicodeEncodeError:
             raise usage.UsageError("--export: the name is not UTF-8") from None
-        if len(name) > MAXIMUM_NAME:
-            raise usage.UsageError(f"--export: the name is longer than {MAXIMUM_NAME} bytes")
+        longest = MAXIMUM_NAME - len(SIDE_EXPORT)
+        if len(name) > longest:
+            raise usage.UsageError(f"--export: the name is longer than {longest} bytes")
 
 
 class SendOptions(_Options):

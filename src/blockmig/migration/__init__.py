@@ -8,7 +8,7 @@ Owns attempts, restarts, coverage, the order of the hand-off and its records. Kn
 from .accepting import accept
 from .finisher import Finisher
 from .found import SourceFound, source_found
-from .inspection import Found, Standing, Verdict, judge, judge_pair, look, look_at_both
+from .inspection import Found, Standing, Verdict, changing, judge, judge_pair, look, look_steadily
 from .outcome import (
     ExitStatus,
     GaveUp,
@@ -18,12 +18,14 @@ from .outcome import (
     Summary,
     Unconfirmed,
 )
+from .page import SIDE_EXPORT
 from .receiver import Receiver
 from .records import BadRecord, Kind, Phase, Record, Records, Side
 from .sender import Progress, Sender
 from .source_record import SourceRecord
 
 __all__ = [
+    "SIDE_EXPORT",
     "BadRecord",
     "ExitStatus",
     "Finisher",
@@ -47,9 +49,10 @@ __all__ = [
     "Unconfirmed",
     "Verdict",
     "accept",
+    "changing",
     "judge",
     "judge_pair",
     "look",
-    "look_at_both",
+    "look_steadily",
     "source_found",
 ]

@@ -6,6 +6,8 @@ stands before the mark of incompleteness goes.
 
 from __future__ import annotations
 
+import os
+
 from ..storage import SYSTEM, DiskRefused, SystemCalls, describe_error, open_disk
 from .outcome import LocalFailure, Refused
 from .records import BadRecord, Kind, Phase, Record, Records, same_file
@@ -22,6 +24,8 @@ def accept(
     @raise Refused: it cannot be, and nothing was changed.
     @raise LocalFailure: the record could not be written.
     """
+    if not os.path.lexists(path):
+        raise Refused(f"{path}: no such file")
     try:
         disk = open_disk(path, state_directory=state_directory, system=system)
     except DiskRefused as error:

@@ -41,7 +41,7 @@ from ..nbd import Command, Errno, Request, errno_to_wire
 from ..server import ServerConnection
 from ..storage import Coverage, describe_error
 from .outcome import LocalFailure, MigrationError, Summary
-from .page import Page, Stage
+from .page import Page, Stage, fingerprint
 from .records import Kind, Phase, Record, Records, Side, this_host, timestamp
 from .threads import InThread
 from .write_behind import WriteBehind
@@ -85,13 +85,19 @@ class Inputs(Protocol):
 
 @dataclass
 class Attempt:
-    """One connection's try; the bytes of C{data} and C{zeroes} count again when repeated."""
+    """One connection's try.
+
+    @ivar data: bytes received as data; what is repeated counts again.
+    @ivar zeroes: bytes zeroed or trimmed.
+    @ivar changing: changes that were admitted and are not done.
+    """
 
     connection: ServerConnection
     coverage: Coverage
     write_behind: WriteBehind
     data: int = 0
     zeroes: int = 0
+    changing: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Attempts:
     @param disk: where to.
     @param records: its records; None where none are kept.
     @param record: the DISK.INCOMPLETE to go on from, if there is one.
-    @param export: the export's name.
+    @param again: the records of earlier migrations are disregarded.
     @param reactor: tells the time.
     @param in_thread: runs a function in a thread.
     @param finish: called with the outcome, once.
@@ -128,6 +134,7 @@ class Attempts:
         records: Records | None,
         record: Record | None,
         *,
+        again: bool,
         reactor: Any,
         in_thread: InThread,
         finish: Callable[[Summary | MigrationError], None],
@@ -148,6 +155,7 @@ class Attempts:
         self.last_progress = reactor.seconds()
         self.machine: Inputs = make_attempts(self)
         self._records = records
+        self._again = again
         self._reactor = reactor
         self._in_thread = in_thread
         self._began = 0.0
@@ -184,8 +192,16 @@ class Attempts:
         """Whether the source is known to be retired."""
         return self._retired
 
-    def page(self) -> Page:
-        """How things stand, for whoever reads the side export."""
+    @property
+    def begun(self) -> bool:
+        """Whether something is on record, or about to be."""
+        return self._phase is not None
+
+    def page(self, knows: bool = False) -> Page:
+        """How things stand, for whoever reads the side export.
+
+        @param knows: it is the sender, which has just said that its source is retired.
+        """
         record, stage = self.record, Stage.NONE
         if self.complete:
             stage = Stage.COMPLETE
@@ -193,12 +209,17 @@ class Attempts:
             stage = Stage.RETIRED if record.retired else Stage(record.phase)
         return Page(
             stage,
-            record.migration if record is not None and record.identified else "",
+            fingerprint(record.migration) if record is not None and record.identified else "",
             record.attempt if record is not None else 0,
             self.disk.size,
             this_host(),
             self._here().disk,
+            token=self._token() if knows else "",
         )
+
+    def _token(self) -> str:
+        """What the disk is known by; nobody could guess it."""
+        return self.disk.identity() if IRecordedDisk.providedBy(self.disk) else ""
 
     def at_end(self) -> Answer:
         """OK; while the last flush is under way, not before its end."""
@@ -217,7 +238,6 @@ class Attempts:
 
     def _put(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
         """Have the record changed, after whatever was asked for before, durably."""
-        self.touched = True
         return self._writing.run(self._put_now, change)
 
     def _put_now(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
@@ -225,18 +245,20 @@ class Attempts:
 
         def written(result: Record) -> None:
             self.record = result
+            self.touched = True
 
         if self._records is None:
-            self.record = record
+            written(record)
             return succeed(None)
         return self._in_thread(self._write, self._records, record).addCallback(written)
 
     def _write(self, records: Records, record: Record) -> Record:
         """In a thread."""
-        if record.phase == Phase.COPIED and IRecordedDisk.providedBy(self.disk):
-            record = record.but(identity=self.disk.identity())
+        if record.phase == Phase.COPIED:
+            record = record.but(identity=self._token())
         written = records.write(Kind.INCOMPLETE, record)
         if not self._prepared:
+            records.settle()
             # What an earlier migration left is true no more.
             records.remove_found(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
             if IRecordedDisk.providedBy(self.disk):
@@ -259,14 +281,28 @@ class Attempts:
 
     # Changes and flushes.
 
-    def changed(self) -> None:
-        """The disk is about to be changed, or was: what was durable is no more."""
+    def changing(self) -> None:
+        """The disk is about to be changed: what was durable is no more."""
         self.copied = False
         self._changes += 1
+        if self.attempt is not None:
+            self.attempt.changing += 1
+
+    def changed(self, connection: ServerConnection) -> None:
+        """It was, or it could not be."""
+        self._changes += 1
+        if self.attempt is not None and self.holds(connection):
+            self.attempt.changing -= 1
 
     def flush_begins(self, connection: ServerConnection, request: Request) -> None:
         """A flush makes durable only what was written before it began."""
-        if self.holds(connection) and self.attempt is not None and self.attempt.coverage.complete:
+        attempt = self.attempt
+        if (
+            attempt is not None
+            and self.holds(connection)
+            and attempt.coverage.complete
+            and not attempt.changing
+        ):
             self._whole_since[id(request)] = self._changes
 
     def flush_ended(self, request: Request, succeeded: bool) -> Deferred[None] | None:
@@ -275,8 +311,18 @@ class Attempts:
         @return: None; or a Deferred that fires once that is on record.
         """
         changes = self._whole_since.pop(id(request), None)
-        if not succeeded or changes is None or changes != self._changes or self.copied:
+        attempt = self.attempt
+        if not succeeded or attempt is None or changes != self._changes or self.copied:
             return None
+        settled = attempt.write_behind.flushed()
+        return settled.addCallback(lambda _: self._put_copied(self._changes == changes))
+
+    def _put_copied(self, unchanged: bool) -> Deferred[None] | None:
+        if self.failure is not None:
+            raise OSError(int(self.failure_told), str(self.failure))
+        if not unchanged:
+            return None
+        changes = self._changes
         self._phase = Phase.COPIED
 
         def recorded(_: None) -> None:
@@ -352,6 +398,7 @@ class Attempts:
             destination=self._here(),
             began=before.began if before and goes_on else timestamp(),
             identified=False,
+            again=self._again,
         )
 
     def _here(self) -> Side:
@@ -377,11 +424,12 @@ class Attempts:
             and record.migration != page.migration
         ):
             return Errno.EPERM
-        if page.size != self.disk.size or not page.migration:
+        if page.size != self.disk.size or not page.is_message:
             return Errno.EINVAL
         self._claim = _Claim(page.migration, int(page.cookie, 16))
         self._phase = Phase.COPYING
-        self.changed()
+        self.copied = False
+        self._changes += 1
         return self._answer(self._put(lambda before: self._identified(before, page)))
 
     def _identified(self, before: Record | None, page: Page) -> Record:
@@ -397,6 +445,7 @@ class Attempts:
             began=before.began if before and goes_on else timestamp(),
             unlink=page.unlink,
             side_export=True,
+            again=self._again,
         )
 
     def replace(self, page: Page) -> Errno:
@@ -440,23 +489,21 @@ class Attempts:
     def _was_complete(self, page: Page) -> bool:
         """Whether an earlier receiver of this very disk had completed that migration.
 
-        It died between taking its record away and its exit, and the sender, to which this disk has
-        acknowledged everything, has not seen that end.
+        It died between taking its record away and its exit, and the sender, to which it has
+        acknowledged everything, has not seen that end: but it has been told what only this file is
+        known by, and that never before all of it was here.
         """
         return (
-            page.told == self._here().disk
-            and self.record is None
-            and not self.touched
+            bool(page.token)
+            and page.token == self._token()
+            and not self.begun
             and page.size == self.disk.size
-            and IRecordedDisk.providedBy(self.disk)
-            and not self.disk.blank
         )
 
     def cover(self, request: Request) -> None:
         """The attempt has changed what C{request} says."""
         attempt = self.attempt
         assert attempt is not None
-        self.changed()
         self.last_progress = self._reactor.seconds()
         attempt.coverage.add(request.offset, request.length)
         if request.command == Command.WRITE:
@@ -557,7 +604,9 @@ def _tell_waiting(machine: Inputs, core: Attempts, page: Page) -> Answer:
 def _tell_copying(machine: Inputs, core: Attempts, page: Page) -> Answer:
     if page.phase == Stage.COPIED:
         return core.confirm(page)
-    return core.retire(page) if page.phase == Stage.RETIRED else core.replace(page)
+    if page.phase == Stage.RETIRED:
+        return core.retire(page)
+    return core.replace(page) if page.phase == Stage.COPYING else Errno.EINVAL
 
 
 @_copying.upon(Inputs.covered).loop()

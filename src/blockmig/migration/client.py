@@ -30,6 +30,7 @@ from ..nbd import (
     ClientHandshake,
     ClientTransmission,
     Command,
+    HandshakeRefused,
     Negotiated,
     Payload,
     ProtocolError,
@@ -95,7 +96,7 @@ class SmallClient(Protocol):
                     self._reply(event)
                 else:
                     self._answer(self._payload)
-        except ProtocolError as error:
+        except (ProtocolError, HandshakeRefused) as error:
             self._fail(ClientFailed(str(error)))
 
     def _shake_hands(self, handshake: ClientHandshake, data: bytes) -> bytes:

@@ -27,11 +27,12 @@ from twisted.logger import Logger
 
 from ..storage import describe_error
 from .client import ClientFailed, SmallClient, connect_client
-from .outcome import MigrationError, Summary, Unconfirmed
+from .outcome import Summary, Unconfirmed
 from .page import Page, Stage
-from .side import SideConversation, describe, message, open_side, side_name
+from .records import Record
+from .side import SideConversation, describe, is_about, message, open_side, side_name
 from .source_record import SourceRecord
-from .threads import InThread, ThreadWork
+from .threads import InThread, ThreadWork, to_the_end
 
 _log = Logger()
 
@@ -39,6 +40,26 @@ _FIRST_DELAY: Final = 0.1
 _LONGEST_DELAY: Final = 5.0
 _PATIENCE: Final = 30.0
 """Seconds for which a receiver that has acknowledged everything is looked for."""
+
+
+def unconfirmed(why: str, record: Record) -> Unconfirmed:
+    """The source is retired, and the destination may not know that it is complete."""
+    return Unconfirmed(
+        f"{why}; the source is retired and the copy at {record.destination} is the canonical one, "
+        "but its receiver may not know that it is complete: run the same command again"
+    )
+
+
+async def put_complete_on_record(in_thread: InThread, source: SourceRecord) -> None:
+    """Put on record that the destination is complete; at worst, it is asked again."""
+    try:
+        await to_the_end(in_thread(source.complete))
+    except OSError as error:
+        _log.warn(
+            "the migration is complete, but that could not be put on record: {error}",
+            event="record-failed",
+            error=describe_error(error),
+        )
 
 
 class Finisher:
@@ -101,6 +122,7 @@ class Finisher:
                 destination=str(record.destination),
             )
         try:
+            await self._in_thread(self._source.settle)
             while self._source.record.side_export and not record.confirmed:
                 try:
                     await self._try()
@@ -118,30 +140,13 @@ class Finisher:
                     )
                 await deferLater(self._reactor, delay)
                 delay = min(2 * delay, _LONGEST_DELAY)
+        except OSError as error:
+            raise unconfirmed(f"{describe_error(error)}", record) from None
         except CancelledError:
-            raise self._unconfirmed(self._why or "cancelled") from None
-        await self.put_on_record(self._in_thread, self._source)
+            raise unconfirmed(self._why or "cancelled", record) from None
+        await put_complete_on_record(self._in_thread, self._source)
         seconds = self._reactor.seconds() - began
         return Summary(record.size, 0, 0, seconds, record.attempt)
-
-    @staticmethod
-    async def put_on_record(in_thread: InThread, source: SourceRecord) -> None:
-        """Put on record that the destination is complete; at worst, it is asked again."""
-        try:
-            await in_thread(source.complete)
-        except OSError as error:
-            _log.warn(
-                "the migration is complete, but that could not be put on record: {error}",
-                event="record-failed",
-                error=describe_error(error),
-            )
-
-    def _unconfirmed(self, why: str) -> MigrationError:
-        record = self._source.record
-        return Unconfirmed(
-            f"{why}; the source is retired and the copy at {record.destination} is the canonical "
-            "one, but its receiver may not know that it is complete: run the same command again"
-        )
 
     def _is_over(self, waited: float, error: ClientFailed) -> bool:
         """Whether there is no need to try again; fails where there is no use in it."""
@@ -157,7 +162,7 @@ class Finisher:
             )
             return True
         if limit is not None and waited >= limit:
-            raise self._unconfirmed(f"gave up after {limit:g} seconds ({error})")
+            raise unconfirmed(f"gave up after {limit:g} seconds ({error})", self._source.record)
         return False
 
     async def _try(self) -> None:
@@ -190,19 +195,25 @@ class Finisher:
             client.abort()
 
     def _is_ours(self, page: Page, *stages: Stage) -> bool:
-        return page.phase in stages and page.migration == self._source.record.migration
+        record = self._source.record
+        return page.phase in stages and is_about(page, record) and self._is_there(page)
+
+    def _is_there(self, page: Page) -> bool:
+        """Whether it is the place that the disk went to, not another with its address."""
+        place = self._source.record.destination
+        return not place.disk or (place.host, place.disk) == (page.host, page.disk)
 
     def _was_ours(self, page: Page) -> bool:
         """Whether a receiver was started anew on the disk that has acknowledged everything."""
-        record = self._source.record
-        place = (record.destination.host, record.destination.disk)
-        return page.phase == Stage.NONE and bool(record.told) and place == (page.host, page.disk)
+        token = self._source.record.token
+        return page.phase == Stage.NONE and bool(token) and self._is_there(page)
 
     async def _tell(self, side: SideConversation, client: SmallClient, cookie: int) -> None:
         await side.tell(message(Stage.RETIRED, self._source.record, cookie))
         if not self._source.record.told:
+            token = (await side.read()).token
             with contextlib.suppress(OSError):  # it is told again, if another try is needed
-                await self._in_thread(self._source.told)
+                await self._in_thread(self._source.told, token)
         await client.disconnect()
         page = await side.read()
         if not self._is_ours(page, Stage.COMPLETE):
@@ -232,4 +243,6 @@ class Finisher:
                 found=found,
             )
             return
-        raise self._unconfirmed(f"the destination does not know this migration: {found}")
+        raise unconfirmed(
+            f"the destination does not know this migration: {found}", self._source.record
+        )

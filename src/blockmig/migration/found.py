@@ -27,22 +27,25 @@ class SourceFound:
 
     @ivar record: the migration to go on with, or None for a new one.
     @ivar retired: its source is retired, so that there is nothing left but to finish it.
-    @ivar instead_of: the migration that a human has told to be forgotten, where its copy is whole.
+    @ivar instead_of: a migration to another place, whose copy there may be whole.
+    @ivar unreadable: the records that a human has told to be disregarded, and that tell nothing.
     """
 
     record: Record | None = None
     retired: bool = False
     instead_of: str = ""
+    unreadable: tuple[Kind, ...] = ()
 
 
-def _read(records: Records, kind: Kind, again: bool) -> Record | None:
+def _read(records: Records, kind: Kind, again: bool, may_disregard: bool = True) -> Record | None:
     try:
         return records.read(kind)
     except BadRecord as error:
         if again:
             return None
         raise Refused(
-            f"{error}; `blockmig inspect {records.path}` says more, and --again disregards it"
+            f"{error}; `blockmig inspect {records.path}` says more"
+            + ("" if kind == Kind.INCOMPLETE and not may_disregard else ", --again disregards it")
         ) from None
     except OSError as error:
         raise Refused(f"{records.name(kind)}: {describe_error(error)}") from None
@@ -58,8 +61,16 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     migrated = _read(records, Kind.MIGRATED, again)
     migrating = _read(records, Kind.MIGRATING, again)
     incomplete = _read(records, Kind.INCOMPLETE, again)
+    accepted = _read(records, Kind.ACCEPTED, again)
     if again:
-        return None
+        # The same command again goes on with what it has begun, on the same disk.
+        goes_on = incomplete is not None and incomplete.again and _is_of(disk, incomplete)
+        return incomplete if goes_on else None
+    if accepted is not None and incomplete is None and not disk.blank:
+        raise Refused(
+            f"{records.path}: was declared canonical on {accepted.changed} "
+            f"({records.name(Kind.ACCEPTED)}); to receive into it all the same, say --again"
+        )
     if migrated is not None:
         raise Refused(
             f"{records.path}: was migrated to {migrated.destination} on {migrated.retired} "
@@ -71,29 +82,27 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
             f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
             "to receive into it all the same, say --again"
         )
-    if incomplete is not None and incomplete.phase == Phase.COPIED:
-        _check_copy(disk, records, incomplete)
-    return incomplete
-
-
-def _check_copy(disk: IRecordedDisk, records: Records, record: Record) -> None:
-    """Whether the disk is the one that the record says is whole."""
-    if (
-        disk.blank
-        or disk.size != record.size
-        or (record.identity and same_file(record.identity, disk.identity()) is False)
-    ):
+    if incomplete is not None and not _is_of(disk, incomplete):
         raise Refused(
-            f"{records.path}: all of {record.source} was copied here and may be the canonical "
+            f"{records.path}: all of {incomplete.source} was copied here and may be the canonical "
             f"copy, but this is another disk: find that one ({records.name(Kind.INCOMPLETE)}), or "
             "say --again to receive anew"
         )
+    return incomplete
+
+
+def _is_of(disk: IRecordedDisk, record: Record) -> bool:
+    """Whether the disk may be the one that the record says is whole, if it says so."""
+    return record.phase != Phase.COPIED or (
+        not disk.blank
+        and disk.size == record.size
+        and not (record.identity and same_file(record.identity, disk.identity()) is False)
+    )
 
 
 def _check_writable(records: Records) -> None:
     try:
         records.check_writable()
-        records.settle()
     except OSError as error:
         raise Refused(
             f"{records.name(Kind.INCOMPLETE)}: records cannot be kept there: "
@@ -119,19 +128,23 @@ def source_found(
     """
     _check_writable(records)
     path = records.path
-    if _read(records, Kind.INCOMPLETE, False) is not None:
+    if _read(records, Kind.INCOMPLETE, False, may_disregard=False) is not None:
         raise Refused(
             f"{path}: is a copy that is not known to be complete "
             f"({records.name(Kind.INCOMPLETE)}): see `blockmig inspect {path}`"
         )
     migrating = _read(records, Kind.MIGRATING, again)
     migrated = _read(records, Kind.MIGRATED, again)
-    if again:
+    if again and not (migrating and _goes_on(migrating, identity, destination)):
         if identity is None:
             raise Refused(f"{path}: no such file")
-        whole = migrating is not None and migrating.phase == Phase.COPIED
-        return SourceFound(instead_of=migrating.migration if migrating and whole else "")
-    if migrated is not None and (migrating is None or migrating.migration != migrated.migration):
+        bad = tuple(kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_bad(records, kind))
+        return SourceFound(
+            instead_of=migrating.migration if migrating is not None else "", unreadable=bad
+        )
+    if migrating is not None and migrating.again and _is_of_another(migrated, migrating):
+        migrated = None  # it was disregarded
+    if migrated is not None and (migrating is None or _is_of_another(migrated, migrating)):
         raise Refused(
             f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
             f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
@@ -152,6 +165,28 @@ def source_found(
             f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
         )
     return _go_on(migrating, destination, path)
+
+
+def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
+    """Whether C{--again} was said to go on with this, not to disregard it too."""
+    if identity is None:
+        return True
+    if not migrating.again or migrating.destination.address != destination:
+        return False
+    may_be_deleted = migrating.unlink and migrating.phase == Phase.COPIED
+    return not may_be_deleted or bool(same_file(migrating.identity, identity))
+
+
+def _is_of_another(record: Record | None, other: Record) -> bool:
+    return record is not None and record.migration != other.migration
+
+
+def _is_bad(records: Records, kind: Kind) -> bool:
+    try:
+        records.read(kind)
+    except (BadRecord, OSError):
+        return True
+    return False
 
 
 def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
@@ -192,9 +227,9 @@ def _check_finish(
 def _go_on(migrating: Record, destination: str, path: str) -> SourceFound:
     if migrating.destination.address == destination:
         return SourceFound(migrating)
-    if migrating.phase == Phase.COPIED:
+    if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
             f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
             "canonical copy there: send it there, or delete that copy and say --again"
         )
-    return SourceFound()
+    return SourceFound(instead_of=migrating.migration)

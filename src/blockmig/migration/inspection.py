@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -29,7 +30,7 @@ from ..storage import (
     is_locked,
     record_path,
 )
-from .records import BadRecord, Kind, Phase, Record, Records, same_file
+from .records import BadRecord, Kind, Phase, Record, Records, Side, same_file, this_host
 
 _MOST_LOOKS: Final = 10
 
@@ -69,6 +70,7 @@ class Found:
     @ivar size: bytes of the disk; None where there is none.
     @ivar identity: of the disk's file; "" where nothing tells.
     @ivar in_use: another program has it open, so that what stands here may be about to change.
+    @ivar where: where its records would be.
     @ivar records: the records that could be read.
     @ivar bad: those that could not, with the reason.
     """
@@ -77,6 +79,7 @@ class Found:
     size: int | None = None
     identity: str = ""
     in_use: bool = False
+    where: str = "beside it"
     records: dict[Kind, Record] = field(default_factory=dict)
     bad: dict[Kind, str] = field(default_factory=dict)
 
@@ -108,7 +111,10 @@ def look(path: str, state_directory: str | None = None, system: SystemCalls = SY
             if record is not None:
                 good[kind] = record
     size, identity, in_use = _look_at_disk(path, system)
-    return Found(path, size, identity, in_use, good, bad)
+    directory = os.path.dirname(records.path)
+    beside = directory == os.path.dirname(os.path.realpath(path))
+    where = "beside it" if beside else f"in {directory}"
+    return Found(path, size, identity, in_use, where, good, bad)
 
 
 def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
@@ -131,18 +137,39 @@ def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool
         system.close(descriptor)
 
 
-def look_at_both(
-    one: str, other: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
-) -> tuple[Found, Found]:
-    """See what stands at two places, at one time: they may be the ends of a migration under way.
+def look_steadily(
+    paths: Sequence[str], state_directory: str | None = None, system: SystemCalls = SYSTEM
+) -> tuple[list[Found], bool]:
+    """See what stands at places that may be changing: the ends of a migration under way.
 
+    @return: what stands there, and whether that is what stood there at one time.
     @raise DiskRefused: one of them cannot be looked at.
     """
+    before: list[Found] = []
     for _ in range(_MOST_LOOKS):
-        found = tuple(look(path, state_directory, system) for path in (one, other))
-        if found == tuple(look(path, state_directory, system) for path in (one, other)):
-            break
-    return found[0], found[1]
+        found = [look(path, state_directory, system) for path in paths]
+        if before and all(map(_are_alike, before, found)):
+            return found, True
+        before = found
+    return before, False
+
+
+def _are_alike(one: Found, other: Found) -> bool:
+    """Whether nothing has changed but what is in the disk."""
+    inodes = [found.identity.partition(",")[0] for found in (one, other)]
+    return (one.size, one.records, one.bad, inodes[0]) == (
+        other.size,
+        other.records,
+        other.bad,
+        inodes[1],
+    )
+
+
+def changing(paths: Sequence[str]) -> Verdict:
+    """What is said of places that do not hold still."""
+    return _unknown(
+        f"{' and '.join(paths)} changed while being looked at", "ask again: a migration goes on"
+    )
 
 
 def judge(found: Found) -> Verdict:
@@ -181,7 +208,7 @@ def judge(found: Found) -> Verdict:
         return _accepted(found, accepted)
     return _canonical(
         found.path,
-        "no record of a migration stands beside it: none was begun here, or it is complete",
+        f"no record of a migration stands {found.where}: none was begun here, or it is complete",
         "use it",
     )
 
@@ -233,7 +260,8 @@ def _judge_destination(found: Found, record: Record) -> Verdict:
 def _where_to_look(record: Record, path: str) -> str:
     if not record.identified:
         return (
-            "the sender was not blockmig: if its disk is still in use, delete this copy; if not, "
+            "the sender said nothing of itself: if its disk is still in use, or its MIGRATING says "
+            "that it was not deleted, delete this copy; if not, "
             f"blockmig accept {path} --i-have-checked-the-source"
         )
     return (
@@ -245,7 +273,20 @@ def _where_to_look(record: Record, path: str) -> str:
 
 def _judge_source(found: Found) -> Verdict:
     migrating, migrated = found.of(Kind.MIGRATING), found.of(Kind.MIGRATED)
+    if (
+        migrated is not None
+        and migrating is not None
+        and migrating.again
+        and migrating.migration != migrated.migration
+    ):
+        migrated = None  # a human has said that it does not count
     if migrated is not None:
+        if found.size is not None and same_file(migrated.identity, found.identity) is False:
+            return _unknown(
+                f"the disk that was here was migrated to {migrated.destination} on "
+                f"{migrated.retired}; {found.path} is another file, of which nothing is known",
+                "if it is a new disk, move the record out of its way",
+            )
         finish = (
             f"use the copy at {migrated.destination}; delete this one when you like"
             if migrating is None
@@ -262,28 +303,27 @@ def _judge_source(found: Found) -> Verdict:
     retired = _retired(migrating, found)
     if retired is None:
         return _unknown(
-            f"{found.path} may be the file whose migration to {migrating.destination} was to "
-            "delete it, or another one with its name",
-            f"look at {migrating.destination}: blockmig inspect there",
+            f"{found.path} is perhaps not the file that was sent to {migrating.destination}, to be "
+            "deleted then: it has taken its place, or that of its successor",
+            f"run `blockmig inspect` for {migrating.destination}; and find out who put this file "
+            "here",
         )
     if retired:
-        now = "is gone" if found.size is None else "is another file"
         return Verdict(
             Standing.NOT_CANONICAL,
             Standing.NOT_CANONICAL,
-            f"it was deleted once all of it was durable at {migrating.destination}; what has its "
-            f"name now {now}",
+            f"it was deleted once all of it was durable at {migrating.destination}",
             f"run the same send command again to finish; use the copy at {migrating.destination}",
         )
     if found.size is None:
         return _unknown(
             f"{found.path} is gone, and blockmig did not delete it: its migration to "
             f"{migrating.destination} was not so far",
-            "find out who moved or deleted it; the copy at the destination is not whole",
+            "find out who moved or deleted it",
         )
-    so_far = "has all of it, but this one was not retired"
-    if migrating.phase == Phase.COPYING:
-        so_far = "is not whole"
+    so_far = "may have all of it, but this one was not retired"
+    if migrating.phase == Phase.COPYING and not migrating.whole:
+        so_far = "is not known to be whole"
     return _canonical(
         found.path,
         f"its migration began, and the copy at {migrating.destination} {so_far}",
@@ -297,8 +337,7 @@ def _retired(migrating: Record, found: Found) -> bool | None:
         return False
     if found.size is None:
         return True
-    same = same_file(migrating.identity, found.identity)
-    return None if same is None else not same
+    return False if same_file(migrating.identity, found.identity) else None
 
 
 def judge_pair(one: Found, other: Found) -> Verdict:
@@ -332,7 +371,8 @@ def judge_pair(one: Found, other: Found) -> Verdict:
 def _yields(found: Found, verdict: Verdict, to: Found) -> bool:
     """Whether what stands at C{found} leaves it to C{to} to be canonical."""
     if verdict.standing == Standing.NOT_CANONICAL:
-        return True
+        record = found.of(Kind.MIGRATED) or found.of(Kind.MIGRATING)
+        return record is None or (record.size == to.size and _may_be(to, record.destination))
     nothing = not found.records and not found.bad
     if found.size is None and nothing:
         return True
@@ -341,12 +381,41 @@ def _yields(found: Found, verdict: Verdict, to: Found) -> bool:
     return migrating is not None and (nothing or Kind.INCOMPLETE in found.bad)
 
 
+def _may_be(found: Found, side: Side) -> bool:
+    """Whether a place may be the one that a record names; sure only on the same machine."""
+    if side.host != this_host() or not side.disk:
+        return True
+    return os.path.realpath(found.path) == os.path.realpath(side.disk)
+
+
+def _belongs(there: Found, incomplete: Record) -> bool:
+    """Whether what stands there is the source of the copy that C{incomplete} is about."""
+    record = there.of(Kind.MIGRATED) or there.of(Kind.MIGRATING)
+    if record is None:
+        return there.size == incomplete.size and _may_be(there, incomplete.source)
+    ends = [(side.host, side.disk) for side in (record.destination, incomplete.destination)]
+    return record.migration == incomplete.migration and (not ends[0][1] or ends[0] == ends[1])
+
+
+def _went_to(there: Found, here: Found, incomplete: Record) -> bool:
+    """Whether what was retired there is what C{incomplete} is about, the record of C{here}."""
+    record = there.of(Kind.MIGRATED) or there.of(Kind.MIGRATING)
+    if record is None or there.of(Kind.INCOMPLETE) is not None:
+        return False  # it is not canonical because it is no whole copy itself
+    if incomplete.identified:
+        return _belongs(there, incomplete)
+    # Its sender could not say which migration it was: the side export was not to be had.
+    return record.size == incomplete.size and _may_be(here, record.destination)
+
+
 def _judge_by_source(
     here: Found, incomplete: Record, verdict: Verdict, there: Found, source: Verdict
 ) -> Verdict:
     """The verdict on a copy that is canonical if and only if its source was retired."""
-    record = there.of(Kind.MIGRATED) or there.of(Kind.MIGRATING)
-    if source.standing == Standing.CANONICAL:
+    belongs = _belongs(there, incomplete) or (
+        not incomplete.identified and there.size == incomplete.size
+    )
+    if source.standing == Standing.CANONICAL and belongs:
         return Verdict(
             Standing.CANONICAL,
             f"canonical: {there.path}",
@@ -354,19 +423,13 @@ def _judge_by_source(
             source.advice,
             there.path,
         )
-    if (
-        source.standing == Standing.NOT_CANONICAL
-        and record is not None
-        and incomplete.migration == record.migration
-    ):
+    if source.standing == Standing.NOT_CANONICAL and _went_to(there, here, incomplete):
         return Verdict(
             Standing.CANONICAL,
             f"canonical: {here.path}",
             f"{here.path} has all of it, durable, and {there.path} was retired: {source.why}",
-            verdict.advice
-            if not incomplete.identified
-            else "run both commands again to finish, "
-            f"or: blockmig accept {here.path} --i-have-checked-the-source",
+            "run both commands again to finish, or: "
+            f"blockmig accept {here.path} --i-have-checked-the-source",
             here.path,
         )
     return _unknown(

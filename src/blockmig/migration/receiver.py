@@ -25,19 +25,22 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
 )
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..interfaces import IDisk, IExportHandler, IRecordedDisk
-from ..nbd import Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
+from ..nbd import MAXIMUM_NAME, Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
 from ..server import ConnectionSettings, ServerConnection
 from ..storage import SYSTEM, SystemCalls
 from .attempts import Answer, Attempts
 from .found import destination_record
 from .outcome import GaveUp, MigrationError, Summary, Unconfirmed
-from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Stage, decode_page
+from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page
 from .records import Records
 from .threads import InThread, ThreadWork
+
+_log = Logger()
 
 _OFFERS: Final = (
     TransmissionFlag.HAS_FLAGS
@@ -69,7 +72,7 @@ class _MigrationExport:
             return error
         answer = core.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):
-            core.changed()
+            core.changing()
         return answer
 
     def needs_flush(self, connection: ServerConnection) -> bool:
@@ -89,6 +92,7 @@ class _MigrationExport:
         if not changes_the_disk(request):
             return self._core.flush_ended(request, True)
         if self._core.holds(connection):
+            self._core.changed(connection)
             self._core.machine.covered(request)
         return None
 
@@ -96,6 +100,8 @@ class _MigrationExport:
         self, connection: ServerConnection, request: Request, error: BaseException | None
     ) -> None:
         """The disk is not fit for the migration."""
+        if changes_the_disk(request):
+            self._core.changed(connection)
         self._core.flush_ended(request, False)
         self._core.machine.disk_failed(error)
 
@@ -133,6 +139,7 @@ class _PageDisk:
 
     def __init__(self, core: Attempts) -> None:
         self.message = bytearray(PAGE_SIZE)
+        self.knows = False
         self._core = core
 
     def fileno(self) -> None:
@@ -140,11 +147,14 @@ class _PageDisk:
 
     def read(self, offset: int, length: int) -> bytes:
         """A part of the page."""
-        return self._core.page().encode()[offset : offset + length]
+        return self._core.page(self.knows).encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
         """A part of the message."""
         self.message[offset : offset + len(data)] = data
+
+    def flush(self) -> None:
+        """A message is durable before it is acknowledged, whether or not that is asked for."""
 
 
 @implementer(IExportHandler)
@@ -172,13 +182,14 @@ class _SideExport:
         """A message is here: act on it, then acknowledge it."""
         try:
             page = decode_page(bytes(self.disk.message))
-            int(page.cookie, 16)
-        except (BadPage, ValueError):
-            answer: Answer = Errno.EINVAL
-        else:
+        except BadPage:
+            page = Page(Stage.NONE)
+        answer: Answer = Errno.EINVAL
+        if page.is_message:
             answer = self._core.machine.tell(page)
             if answer == Errno.OK or isinstance(answer, Deferred):
                 self._core.speaker = connection
+                self.disk.knows = page.phase == Stage.RETIRED
                 if page.phase == Stage.COPYING:
                     self._supersede(connection)
         return _told(answer) if isinstance(answer, Errno) else answer.addCallback(_told)
@@ -321,7 +332,7 @@ class Receiver:
         reactor's thread pool.
     @param again: disregard what the records beside the disk say of earlier migrations.
     @param system: the calls into the kernel that move payloads, and write the record.
-    @raise ValueError: C{migrations} is not 1.
+    @raise ValueError: C{migrations} is not 1, or C{export} is too long.
     @raise blockmig.migration.Refused: the records forbid it, or cannot be kept.
     """
 
@@ -342,6 +353,8 @@ class Receiver:
     ) -> None:
         if migrations != 1:
             raise ValueError("a receiver accepts one migration: migrations must be 1")
+        if len(export.encode()) > MAXIMUM_NAME - len(SIDE_EXPORT):
+            raise ValueError("the name of the export leaves no room for the side export's")
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
         self._threads = ThreadWork(reactor, in_thread)
@@ -354,10 +367,20 @@ class Receiver:
         if IRecordedDisk.providedBy(disk):
             records = Records(disk.record_path, system)
             record = destination_record(disk, records, again)
+        if record is not None:
+            _log.info(
+                "{disk}: an earlier receiver's record says {stage}, from {source}, on {when}",
+                event="found",
+                disk=disk.name,
+                stage="retired" if record.retired else record.phase.value,
+                source=str(record.source),
+                when=record.changed,
+            )
         self._core = core = Attempts(
             disk,
             records,
             record,
+            again=again,
             reactor=reactor,
             in_thread=self._threads,
             finish=self._finish,
@@ -428,7 +451,7 @@ class Receiver:
                 f"{why}; all of {name} is here and durable, but the disconnect never came: it is "
                 f"canonical only if the source was retired: look at {record.source}"
             )
-        elif core.touched or record is not None:
+        elif core.begun:
             error = GaveUp(f"{why}; {name} is not canonical")
         else:
             error = GaveUp(f"{why}; nothing was received into {name}")

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, Self
 
-from ..storage import SYSTEM, SystemCalls
+from ..storage import SYSTEM, SystemCalls, describe_error
 
 VERSION: Final = 1
 """Of the form of the records."""
@@ -106,6 +106,11 @@ class Record:
     @ivar unlink: the source is retired by deleting it.
     @ivar identity: of the disk's file (L{blockmig.interfaces.IRecordedDisk.identity}), at a
         destination once it is whole.
+    @ivar whole: the destination may have a whole copy, though the source was not retired and is in
+        use again (MIGRATING).
+    @ivar again: the migration was begun with C{--again}, and is gone on with by the same command.
+    @ivar token: by which the destination's disk is known, handed out when it acknowledged that the
+        source is retired (MIGRATING).
     @ivar side_export: the destination has the side export, by which it can be told what happened.
     @ivar retired: when the source was (MIGRATED), or when the destination was told so (INCOMPLETE).
     @ivar told: when the destination acknowledged that the source is retired (MIGRATING, MIGRATED).
@@ -132,6 +137,9 @@ class Record:
     confirmed: str = ""
     instead_of: str = ""
     by: str = ""
+    whole: bool = False
+    again: bool = False
+    token: str = ""
 
     def but(self, **changes: Any) -> Self:
         """The record with some fields changed."""
@@ -197,9 +205,11 @@ def same_file(one: str, other: str) -> bool | None:
     """Whether two identities are one file's; None where that cannot be told."""
     if one == other:
         return True
-    if one.partition(",")[0] != other.partition(",")[0] or "born" in one + other:
+    births = [text.partition(", born ")[2] for text in (one, other)]
+    if all(births) and births[0] != births[1]:
         return False
-    return None  # the same inode, written to since: the file, or another that got its number
+    # Written to since, or the birth is not told now, or inodes are not kept on this file system.
+    return None
 
 
 class Records:
@@ -252,13 +262,15 @@ class Records:
             self._sync()
 
     def check_writable(self) -> None:
-        """Whether records can be written here at all; makes the state directory where needed.
+        """See whether records can be written here at all.
 
         @raise OSError: they cannot.
         """
         directory = os.path.dirname(self.path)
         if not os.path.isdir(directory):
-            os.makedirs(directory, 0o755)
+            raise FileNotFoundError(errno.ENOENT, "there is no such directory", directory)
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), directory)
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "no permission to write there", directory)
         longest = len(os.fsencode(os.path.basename(self.name(Kind.INCOMPLETE) + _TEMPORARY)))
@@ -274,19 +286,32 @@ class Records:
         record = record.but(changed=timestamp())
         text = record.encode(kind)
         path = self.name(kind)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         with self._lock:
-            descriptor = self._system.open(path + _TEMPORARY, flags, 0o644)
             try:
-                view, offset = memoryview(text), 0
-                while offset < len(text):
-                    offset += self._system.pwrite(descriptor, view[offset:], offset)
-                self._system.fsync(descriptor)
-            finally:
-                self._system.close(descriptor)
-            self._system.rename(path + _TEMPORARY, path)
-            self._sync()
+                self._write_temporary(path + _TEMPORARY, text)
+                self._system.rename(path + _TEMPORARY, path)
+                self._sync()
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    self._system.unlink(path + _TEMPORARY)
+                raise OSError(error.errno, f"{path}: {describe_error(error)}") from None
         return record
+
+    def _write_temporary(self, path: str, text: bytes) -> None:
+        """Nothing that stands there already is followed, or waited for."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = self._system.open(path, flags, 0o600)
+        except FileExistsError:
+            self._system.unlink(path)
+            descriptor = self._system.open(path, flags, 0o600)
+        try:
+            view, offset = memoryview(text), 0
+            while offset < len(text):
+                offset += self._system.pwrite(descriptor, view[offset:], offset)
+            self._system.fsync(descriptor)
+        finally:
+            self._system.close(descriptor)
 
     def remove(self, *kinds: Kind) -> None:
         """I{Slow.} Take records away, durably; harmless where there are none.

@@ -77,15 +77,23 @@ from ..transport import (
     unacknowledged,
 )
 from .client import ClientFailed
-from .finisher import Finisher
+from .finisher import Finisher, put_complete_on_record, unconfirmed
 from .found import SourceFound, source_found
 from .handoff import Handoff, make_handoff
 from .outcome import GaveUp, LocalFailure, MigrationError, Refused, Summary, Unconfirmed
 from .page import Page, Stage
 from .records import Records, Side
-from .side import SideConversation, describe, message, open_side, side_name
+from .side import (
+    NoSideExport,
+    SideConversation,
+    describe,
+    is_about,
+    message,
+    open_side,
+    side_name,
+)
 from .source_record import SourceRecord
-from .threads import InThread, ThreadWork
+from .threads import InThread, ThreadWork, to_the_end
 
 _log = Logger()
 
@@ -98,6 +106,7 @@ _LOOK_AHEAD: Final = 64
 _UNKNOWN = (Errno.EINVAL, Errno.ENOTSUP)
 _HANDSHAKE_TIMEOUT: Final = 30.0
 _CLOSE_TIMEOUT: Final = 30.0
+_LAST_WORDS: Final = 5.0
 
 
 class AttemptFailed(Exception):
@@ -163,6 +172,7 @@ class SenderProtocol(Protocol):
         self._listed = False
         self._cookie = secrets.randbits(64)
         self._side: SideConversation | None = None
+        self._working: Deferred[None] | None = None
         self._ended = False
         self._lost = False
         self._timeout: IDelayedCall | None = None
@@ -296,10 +306,12 @@ class SenderProtocol(Protocol):
             if not self._ended:
                 then()
 
-        working = Deferred.fromCoroutine(coroutine)
+        self._working = working = Deferred.fromCoroutine(coroutine)
         working.addCallback(done).addErrback(self._step_broke).addErrback(_bug)
 
     def _step_broke(self, failure: Failure) -> None:
+        if self._ended and failure.check(CancelledError):
+            return
         if failure.check(ClientFailed, AttemptFailed):
             self.drop(failure.getErrorMessage())
         elif isinstance(failure.value, Refused):
@@ -329,10 +341,14 @@ class SenderProtocol(Protocol):
         sender = self._sender
         place = Side(address=sender.destination)
         if self._listed:
-            page = await self._open_side()
-            sender.check_page(page)
-            place = Side(page.host, page.disk, sender.destination)
-            await self._tell(Stage.COPYING)
+            try:
+                page = await self._open_side()
+            except NoSideExport:
+                self._listed = False  # something else has that name
+            else:
+                sender.check_page(page)
+                place = Side(page.host, page.disk, sender.destination)
+                await self._tell(Stage.COPYING)
         if self._ended:
             return
         await sender.in_thread(sender.source.copying, sender.attempt, place, self._listed)
@@ -503,8 +519,10 @@ class SenderProtocol(Protocol):
 
     async def _tell_retired(self) -> None:
         await self._tell(Stage.RETIRED)
+        assert self._side is not None
+        page = await self._side.read()
         with contextlib.suppress(OSError):  # then the finisher, if one is needed, tells it again
-            await self._sender.in_thread(self._sender.source.told)
+            await self._sender.in_thread(self._sender.source.told, page.token)
 
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
@@ -534,7 +552,7 @@ class SenderProtocol(Protocol):
         side, record = self._side, self._sender.source.record
         assert side is not None
         page = await side.read()
-        if page.phase == Stage.COMPLETE and page.migration == record.migration:
+        if page.phase == Stage.COMPLETE and is_about(page, record):
             await side.close()
             return ""
         return why or f"the destination is not complete ({describe(page)})"
@@ -562,6 +580,7 @@ class SenderProtocol(Protocol):
         if isinstance(error, NotDurable):
             self._sender.failed(Unconfirmed(f"{error}; the destination was not told"))
             return
+        self._sender.not_retired()
         self._sender.failed(
             LocalFailure(
                 f"{self._sender.disk.name}: could not be retired: {describe_error(error)}; "
@@ -578,6 +597,8 @@ class SenderProtocol(Protocol):
         self._ended = True
         if self._scan is not None:
             self._scan.stop()
+        if self._working is not None:
+            self._working.cancel()
         if self._side is not None:
             self._side.abort()
         self._stop_timeout()
@@ -700,6 +721,9 @@ class Sender:
         self._accepted = False
         self._retiring = False
         self._finisher: Finisher | None = None
+        self._factory: _AttemptFactory | None = None
+        self._to_finish: str | None = None
+        self._last_words: IDelayedCall | None = None
         self._stopped: GaveUp | None = None
         self._running: Deferred[Summary] | None = None
         self._result: Deferred[Summary] = Deferred()
@@ -720,10 +744,19 @@ class Sender:
         """End the migration as it stands; too late while the source is being retired."""
         if self._finisher is not None:
             self._finisher.stop(why)
+        elif self._retiring and self._to_finish is None:
+            # Done in an instant, unless the destination is silent: then it is left to another run.
+            self._to_finish = why
+            self._last_words = self.reactor.callLater(_LAST_WORDS, self._drop_last)
         if self._retiring or self._stopped is not None or self._running is None:
             return
         self._stopped = GaveUp(f"{why}; {self.disk.name} was not retired and is canonical")
         self._running.cancel()
+
+    def _drop_last(self) -> None:
+        self._last_words = None
+        if self._factory is not None:
+            self._factory.drop(self._to_finish or "stopped")
 
     async def _run(self) -> Summary:
         patience = None
@@ -737,7 +770,7 @@ class Sender:
                 attempt, progressed = self.progress.attempt, self._last_progress
                 try:
                     summary = await self._attempt()
-                    await Finisher.put_on_record(self.in_thread, self.source)
+                    await put_complete_on_record(self.in_thread, self.source)
                     return summary
                 except Unfinished as error:
                     return await self._finish(str(error))
@@ -756,16 +789,20 @@ class Sender:
         finally:
             if patience is not None:
                 patience.stop()
-            while self.in_thread.busy:
-                # Whoever cancels has to wait as well: the disk is closed behind this.
-                with contextlib.suppress(CancelledError):
-                    await self.in_thread.idle()
-            if not self._retiring:
-                await self._abandon()
+            await self._clean_up()
 
-    async def _abandon(self) -> None:
+    async def _clean_up(self) -> None:
+        """Wait for the threads; a source that was not retired is as it was."""
+        if self._last_words is not None:
+            self._last_words.cancel()
+        while self.in_thread.busy:
+            # Whoever cancels has to wait as well: the disk is closed behind this.
+            with contextlib.suppress(CancelledError):
+                await self.in_thread.idle()
+        if self._retiring:
+            return
         try:
-            await self.in_thread(self.source.abandon)
+            await to_the_end(self.in_thread(self.source.abandon))
         except OSError as error:
             _log.warn(
                 "the record of the migration could not be removed: {error}",
@@ -785,6 +822,8 @@ class Sender:
             event="finishing",
             why=why,
         )
+        if self._to_finish is not None:
+            raise unconfirmed(self._to_finish, record)
         self._finisher = Finisher(
             self.source,
             self.endpoint,
@@ -799,7 +838,7 @@ class Sender:
     async def _attempt(self) -> Summary:
         """One connection's try; also fails with L{AttemptFailed}."""
         self._result = Deferred()
-        factory = _AttemptFactory(self)
+        self._factory = factory = _AttemptFactory(self)
         try:
             await self.endpoint.connect(factory)
         except (CancelledError, ConnectingCancelledError):
@@ -872,7 +911,12 @@ class Sender:
         @raise AttemptFailed: not now.
         @raise Refused: not before a human has looked, and this was the first time of asking.
         """
-        ours = page.migration == self.source.record.migration
+        refusal = Refused if self.progress.attempt == 1 else AttemptFailed
+        try:
+            self.source.check_place(page.host, page.disk)
+        except Refused as error:
+            raise refusal(str(error)) from None
+        ours = is_about(page, self.source.record)
         if page.phase == Stage.RETIRED or (page.phase == Stage.COPIED and not ours):
             why = (
                 "the destination has a whole copy of another migration, which may be the only one"
@@ -880,8 +924,7 @@ class Sender:
                 else "the destination says that the source of this very migration was retired"
             )
             if page.migration or page.phase == Stage.RETIRED:
-                error = f"{why}: see `blockmig inspect {page.disk}` on {page.host}"
-                raise (Refused if self.attempt == 1 else AttemptFailed)(error)
+                raise refusal(f"{why}: see `blockmig inspect {page.disk}` on {page.host}")
 
     def accepted(self) -> None:
         """The handshake was accepted; an attempt begins."""
@@ -925,6 +968,10 @@ class Sender:
         if self._to_unlink is None:
             return self.in_thread(self.source.retire_kept)
         return self.in_thread(self._to_unlink.unlink)
+
+    def not_retired(self) -> None:
+        """Retiring failed: the source is still the canonical copy."""
+        self._retiring = False
 
     def done(self) -> None:
         """The attempt came to its end, and so did the migration."""

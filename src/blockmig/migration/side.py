@@ -10,16 +10,27 @@ from typing import Any
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from ..nbd import MAXIMUM_NAME
 from .client import ClientFailed, SmallClient, connect_client
-from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page
+from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page, fingerprint
 from .records import Record
 
 _EPERM = 1
 
 
-def side_name(export: str) -> str:
-    """The name of the side export of C{export}."""
-    return export + SIDE_EXPORT
+class NoSideExport(ClientFailed):
+    """There is something of that name, but it is not a receiver's."""
+
+
+def side_name(export: str) -> str | None:
+    """The name of the side export of C{export}; None where that would be too long for a name."""
+    name = export + SIDE_EXPORT
+    return name if len(name.encode()) <= MAXIMUM_NAME else None
+
+
+def is_about(page: Page, record: Record) -> bool:
+    """Whether a page speaks of the migration that C{record} is about."""
+    return page.migration == fingerprint(record.migration)
 
 
 def message(stage: Stage, record: Record, cookie: int) -> Page:
@@ -32,7 +43,7 @@ def message(stage: Stage, record: Record, cookie: int) -> Page:
         record.source.host,
         record.source.disk,
         record.unlink,
-        record.destination.disk if record.told else "",
+        record.token,
         f"{cookie:016x}",
     )
 
@@ -51,7 +62,7 @@ class SideConversation:
         try:
             return decode_page(await self._client.read(0, PAGE_SIZE))
         except BadPage as error:
-            raise ClientFailed(f"the side export is not understood: {error}") from None
+            raise NoSideExport(f"the side export is not understood: {error}") from None
 
     async def tell(self, page: Page) -> None:
         """Tell it something; back once it has acknowledged that.
@@ -80,8 +91,7 @@ class SideConversation:
 
 def describe(page: Page) -> str:
     """What a page says, for a message."""
-    whose = f" of migration {page.migration}" if page.migration else ""
-    return f"it says {page.phase.value!r}{whose}"
+    return f"it says {page.phase.value!r}, its disk is {page.host}:{page.disk}"
 
 
 async def open_side(
@@ -90,13 +100,14 @@ async def open_side(
     """Connect to the side export of C{export}, and read how the receiver stands.
 
     @raise ClientFailed: that cannot be done.
+    @raise NoSideExport: it is none of blockmig's.
     """
-    client = SmallClient(reactor, side_name(export))
+    client = SmallClient(reactor, export + SIDE_EXPORT)
     _, negotiated = await connect_client(endpoint, client)
     side = SideConversation(client)
     try:
         if negotiated.export.size != PAGE_SIZE:
-            raise ClientFailed(f"the side export has {negotiated.export.size} bytes")
+            raise NoSideExport(f"the side export has {negotiated.export.size} bytes")
         return side, await side.read()
     except BaseException:
         side.abort()

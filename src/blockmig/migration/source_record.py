@@ -8,17 +8,22 @@ Rules (design, section 2: R1, R6, R7):
   and says C{copied} before the source is retired: with the source gone it then tells that we have
   deleted it, and where its copy is;
 * MIGRATED appears in one piece; that is what retires a source that is kept. It stays;
-* what an earlier migration has left is taken away before the new one's record appears, not after.
+* a migration that was begun with C{--again} stands beside the mark of the one before it: if it ends
+  without retiring the source, that mark counts as before;
+* where a migration ends without the source being retired, its record says so: a source that is
+  moved or deleted afterwards is not taken for one that we have deleted.
 
 The calls block: they are made from threads, one at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 
 from ..storage import NotDurable, describe_error
 from .found import SourceFound
+from .outcome import Refused
 from .records import BadRecord, Kind, Phase, Record, Records, Side, this_host, timestamp
 
 
@@ -50,9 +55,10 @@ class SourceRecord:
     ) -> None:
         before = found.record
         self._records = records
-        self._clean = not again
-        self._stands = before is not None
+        self._unreadable = found.unreadable
+        self._standing = before  # as it was last put down, or found
         self._may_be_copied = before is not None
+        self._asked = False
         if found.retired and before is not None:
             self.record = before
             return
@@ -62,17 +68,62 @@ class SourceRecord:
             attempt=before.attempt if before is not None else 0,
             size=size,
             source=Side(this_host(), disk),
-            destination=Side(address=destination),
+            destination=before.destination if before is not None else Side(address=destination),
             began=before.began if before is not None else timestamp(),
             unlink=unlink,
             identity=identity,
             instead_of=before.instead_of if before is not None else found.instead_of,
+            whole=before is not None and before.whole,
+            again=again or (before is not None and before.again),
         )
+
+    @classmethod
+    def finishing(cls, records: Records, found: SourceFound) -> SourceRecord:
+        """The record of a source that is retired, to be given to a L{Finisher}."""
+        record = found.record
+        assert record is not None
+        return cls(
+            records,
+            found,
+            disk=record.source.disk,
+            destination=record.destination.address,
+            size=record.size,
+        )
+
+    def settle(self) -> None:
+        """I{Slow.} Make durable what is seen here, before anybody is told of it."""
+        if self._records is not None:
+            self._records.settle()
 
     def _write(self, kind: Kind, record: Record) -> None:
         if self._records is not None:
             record = self._records.write(kind, record)
         self.record = record
+        if kind == Kind.MIGRATING:
+            self._standing = record
+
+    def check_place(self, host: str, disk: str) -> None:
+        """See whether this is where the migration went before, if it may have left a copy there.
+
+        It must not have two whole copies by one UUID, so that a place of another copy gets another.
+
+        @raise Refused: all of it is at the other place.
+        """
+        record = self._standing
+        if record is None:
+            return
+        # Until the next attempt is put down, whatever was found elsewhere counts for nothing.
+        self.record = self.record.but(migration=record.migration, instead_of=record.instead_of)
+        place = record.destination
+        if not self._may_be_copied or not place.disk or (place.host, place.disk) == (host, disk):
+            return
+        if record.phase == Phase.COPIED or record.whole:
+            raise Refused(
+                f"all of it was copied to {place}, which could be taken for the canonical copy, "
+                f"but the destination is {host}:{disk} now: send it there, or delete that copy and "
+                "say --again"
+            )
+        self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
 
     def copying(self, attempt: int, destination: Side, side_export: bool) -> None:
         """I{Slow.} An attempt begins.
@@ -82,22 +133,22 @@ class SourceRecord:
         @param side_export: it has the side export, and has acknowledged that the attempt begins.
         """
         if side_export:
-            self._may_be_copied = False
-        if not self._clean and self._records is not None:
-            self._records.remove(Kind.MIGRATED, Kind.MIGRATING)
-        self._clean = True
+            self._may_be_copied = self._asked = False
+        if self._unreadable and self._records is not None:
+            self._records.remove(*self._unreadable)
+            self._unreadable = ()
         record = self.record.but(
             phase=Phase.COPYING,
             attempt=attempt,
             destination=destination,
             side_export=side_export,
+            whole=False,
         )
         self._write(Kind.MIGRATING, record)
-        self._stands = True
 
     def flushing(self) -> None:
         """The destination is about to be asked to make its copy durable, and may say so."""
-        self._may_be_copied = True
+        self._may_be_copied = self._asked = True
 
     def copied(self) -> None:
         """I{Slow.} The destination's copy is whole and durable; the source may be retired."""
@@ -130,9 +181,13 @@ class SourceRecord:
             return True  # something stands there now
         return found is not None and found.migration == self.record.migration
 
-    def told(self) -> None:
-        """I{Slow.} The destination has acknowledged that the source is retired."""
-        self._write(Kind.MIGRATING, self.record.but(told=timestamp()))
+    def told(self, token: str = "") -> None:
+        """I{Slow.} The destination has acknowledged that the source is retired.
+
+        @param token: what it says that its disk is known by.
+        """
+        self.record = self.record.but(told=timestamp(), token=token)
+        self._write(Kind.MIGRATING, self.record)
 
     def complete(self) -> None:
         """I{Slow.} The destination is complete: nothing is left to be finished."""
@@ -141,9 +196,16 @@ class SourceRecord:
         record = self.record
         if not record.unlink or record.instead_of:
             retired = record.retired or timestamp()
-            self._records.write(Kind.MIGRATED, record.but(retired=retired, confirmed=timestamp()))
-        gone = (Kind.ACCEPTED,) if record.unlink else ()
-        self._records.remove(Kind.MIGRATING, *gone)
+            # The mark is there already, but for what it says of the end.
+            needed = contextlib.nullcontext() if record.unlink else contextlib.suppress(OSError)
+            with needed:
+                self._records.write(
+                    Kind.MIGRATED, record.but(retired=retired, confirmed=timestamp())
+                )
+        gone = [Kind.MIGRATING]
+        if record.unlink:
+            gone += [Kind.ACCEPTED] if record.instead_of else [Kind.ACCEPTED, Kind.MIGRATED]
+        self._records.remove(*gone)
 
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.
@@ -151,5 +213,10 @@ class SourceRecord:
         Where there may be a copy that is whole, the record stays: that copy could be taken for the
         canonical one, and only the same migration may write it anew.
         """
-        if self._records is not None and self._stands and not self._may_be_copied:
+        record = self._standing
+        if self._records is None or record is None:
+            return
+        if not self._may_be_copied:
             self._records.remove(Kind.MIGRATING)
+        elif record.phase == Phase.COPIED or (self._asked and not record.whole):
+            self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))

@@ -6,18 +6,40 @@ thread write to whatever gets the number next. So a migration ends only once its
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 
 _THREADS: Final = 4
 """How many of the process's threads one migration may hold at a time."""
 
 InThread = Callable[..., Deferred[Any]]
 """Runs a function with its arguments in a thread, and gives a Deferred of the result."""
+
+
+async def to_the_end(working: Deferred[Any]) -> Any:
+    """The result of C{working}, waited for even by somebody who is cancelled meanwhile."""
+    results: list[Any] = []
+    waiting: list[Deferred[None]] = []
+
+    def done(result: Any) -> None:
+        results.append(result)
+        if waiting and not waiting[-1].called:
+            waiting[-1].callback(None)
+
+    working.addBoth(done)
+    while not results:
+        waiting.append(Deferred())
+        with contextlib.suppress(CancelledError):
+            await waiting[-1]
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
 
 
 class ThreadWork:
@@ -39,17 +61,23 @@ class ThreadWork:
         return self._running > 0
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        """Run C{function} in a thread."""
-        self._running += 1
-        working = self._tokens.run(self._in_thread, function, *arguments)
-        return working.addBoth(self._ended)
+        """Run C{function} in a thread.
 
-    def _ended(self, result: Any) -> Any:
-        self._running -= 1
-        if not self._running:
-            idle, self._idle = self._idle, []
-            for waiting in idle:
-                waiting.callback(None)
+        @return: fires with its result. Cancelling that gives up the waiting, not the work: a thread
+            cannot be stopped, and counts until it is done.
+        """
+        self._running += 1
+        result: Deferred[Any] = Deferred()
+
+        def ended(outcome: Any) -> None:
+            self._running -= 1
+            if not self._running:
+                idle, self._idle = self._idle, []
+                for waiting in idle:
+                    waiting.callback(None)
+            result.callback(outcome)
+
+        self._tokens.run(self._in_thread, function, *arguments).addBoth(ended)
         return result
 
     def idle(self) -> Deferred[None]:

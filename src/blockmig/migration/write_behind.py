@@ -56,6 +56,22 @@ class WriteBehind:
         self._windows: deque[Ranges] = deque()
         self._settling = False
         self._is_behind = False
+        self._waiting: list[Deferred[None]] = []
+
+    def flushed(self) -> Deferred[None]:
+        """All was made durable meanwhile, so that nothing needs to be sent on its way any more.
+
+        @return: fires once nothing is under way: an error that is still to be told was told then.
+        """
+        self._ranges, self._written = [], 0
+        self._windows.clear()
+        self._go_on()
+        done: Deferred[None] = Deferred()
+        if self._settling:
+            self._waiting.append(done)
+        else:
+            done.callback(None)
+        return done
 
     def wrote(self, offset: int, length: int) -> None:
         """C{length} bytes were written at C{offset}."""
@@ -72,6 +88,11 @@ class WriteBehind:
             if len(self._windows) >= _WINDOWS and not self._is_behind:
                 self._is_behind = True
                 self._behind()
+
+    def _go_on(self) -> None:
+        if self._is_behind and len(self._windows) < _WINDOWS:
+            self._is_behind = False
+            self._caught_up()
 
     def _next(self) -> None:
         """Start the newest window on its way and wait for the oldest, one pair at a time."""
@@ -92,12 +113,13 @@ class WriteBehind:
             if isinstance(result, Failure):
                 self._windows.clear()
                 self._failed(result.value)
-            elif oldest is not None:
+            elif oldest is not None and self._windows and self._windows[0] is oldest:
                 self._windows.popleft()
-            if self._is_behind and len(self._windows) < _WINDOWS:
-                self._is_behind = False
-                self._caught_up()
+            self._go_on()
             if len(self._windows) > 1:
                 self._next()
+            waiting, self._waiting = self._waiting, []
+            for done in waiting:
+                done.callback(None)
 
         self._in_thread(work).addBoth(finished)

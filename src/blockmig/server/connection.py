@@ -309,7 +309,12 @@ class ServerConnection(Protocol):
         self._in_progress += 1
         self._incoming.pause()
 
-        def admitted(error: int) -> None:
+        def admitted(result: object) -> None:
+            if isinstance(result, Failure):
+                _bug(result)
+                result = errno_to_wire(None)
+            assert isinstance(result, int)
+            error = result
             self._admitting = False
             self._in_progress -= 1
             self._last_activity = self._reactor.seconds()
@@ -320,7 +325,7 @@ class ServerConnection(Protocol):
                 self._go_on()
             self._settle()
 
-        admitting.addCallback(admitted).addErrback(_bug)
+        admitting.addBoth(admitted).addErrback(_bug)
 
     def _carry_out(self, request: Request, handler: IExportHandler, error: int) -> None:
         if request.command == Command.WRITE:

@@ -111,11 +111,14 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
     except OSError:
         known = []
     if _is_device(path):
-        for name in known:
-            stem, _, kind = name.rpartition(".")
-            if kind.isupper() and os.path.realpath(_unescape(stem)) == beside:
-                return os.path.join(directory, stem)
-        return own
+        stems = {name.rpartition(".")[0] for name in known if name.rpartition(".")[2].isupper()}
+        same = sorted(stem for stem in stems if os.path.realpath(_unescape(stem)) == beside)
+        if os.path.basename(own) in stems or not same:
+            return own
+        if len(same) > 1:
+            names = ", ".join(_unescape(stem) for stem in same)
+            raise DiskRefused(f"{path}: has records in {directory} by several names: {names}")
+        return os.path.join(directory, same[0])
     # A device that is gone is only known by its records.
     stem = os.path.basename(own) + "."
     gone = not os.path.lexists(path) and any(name.startswith(stem) for name in known)
@@ -496,13 +499,30 @@ class FileDisk(_DescriptorDisk):
         """
         self._check_name()
         self.check_unlink()
-        self._system.unlink(self.path)
+        try:
+            self._system.unlink(self.path)
+        except OSError as error:
+            # A network file system may have done it, and report that it found nothing to do.
+            if self._is_there():
+                raise
+            raise NotDurable(
+                f"{self.name} is deleted, but that was reported as an error: {error.strerror}"
+            ) from None
         try:
             self._system.sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise NotDurable(
                 f"{self.name} is deleted, but its directory could not be synced: {error.strerror}"
             ) from None
+
+    def _is_there(self) -> bool:
+        try:
+            self._check_name()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            return error.errno != errno.ESTALE
+        return True
 
 
 @implementer(IRecordedDisk)
@@ -526,6 +546,7 @@ class BlockDisk(_DescriptorDisk):
     ) -> None:
         super().__init__(path, writable=writable, size=size, system=system)
         self.record_path = record_path(path, state_directory, system)
+        _make_directory(os.path.dirname(self.record_path), system)
 
     def identity(self) -> str:
         """A device is known by its name."""
@@ -571,6 +592,18 @@ class BlockDisk(_DescriptorDisk):
             except OSError as error:
                 if error.errno not in _CANNOT:
                     raise
+
+
+def _make_directory(path: str, system: SystemCalls) -> None:
+    """The state directory, durably; where it cannot be made, its first record will say so."""
+    if os.path.isdir(path):
+        return
+    with contextlib.suppress(OSError):
+        os.makedirs(path, 0o755)
+        parent = os.path.dirname(path)
+        while parent != os.path.dirname(parent):
+            system.sync_directory(parent)
+            parent = os.path.dirname(parent)
 
 
 def identify(descriptor: int, system: SystemCalls) -> str:
