@@ -152,14 +152,19 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
                 export = self._info(option, data)
                 if export is not None and option == Option.GO:
                     return self._negotiated(export)
-            elif option == Option.LIST:
-                self._list(data)
-            elif option == Option.STRUCTURED_REPLY and self._offers_structured:
-                self._structured_reply(data)
-            elif option in _META_OPTIONS and self._offers_structured:
-                self._meta_context(option, data)
             else:
-                self._answer(option, OptionReply.ERR_UNSUP, b"option not supported")
+                self._other_option(option, data)
+
+    def _other_option(self, option: int, data: bytes) -> None:
+        """An option that can neither end the handshake nor choose an export."""
+        if option == Option.LIST:
+            self._list(data)
+        elif option == Option.STRUCTURED_REPLY and self._offers_structured:
+            self._structured_reply(data)
+        elif option in _META_OPTIONS and self._offers_structured:
+            self._meta_context(option, data)
+        else:
+            self._answer(option, OptionReply.ERR_UNSUP, b"option not supported")
 
     def _answer(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
         self._to_send += _OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
