@@ -17,6 +17,7 @@ OLDSTYLE_MAGIC: Final = 0x00420281861253
 OPTION_REPLY_MAGIC: Final = 0x3E889045565A9
 REQUEST_MAGIC: Final = 0x25609513
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
+CHUNK_MAGIC: Final = 0x668E33EF
 
 MAXIMUM_NAME: Final = 4096
 """Bytes of the longest string (export name, description) the protocol allows."""
@@ -83,6 +84,24 @@ class OptionReply(IntEnum):
     ERR_BLOCK_SIZE_REQD = 2**31 + 8
     ERR_TOO_BIG = 2**31 + 9
 
+
+class Chunk(IntEnum):
+    """The types of the chunks that structured replies are made of."""
+
+    NONE = 0
+    OFFSET_DATA = 1
+    OFFSET_HOLE = 2
+    BLOCK_STATUS = 5
+    ERROR = 2**15 + 1
+    ERROR_OFFSET = 2**15 + 2
+
+
+CHUNK_DONE: Final = 1
+"""The flag of a structured reply's last chunk."""
+
+STATE_HOLE: Final = 1
+STATE_ZERO: Final = 2
+"""What C{base:allocation} says of an extent; 0 is data."""
 
 OPTION_REPLY_ERROR: Final = 2**31
 """The bit that every error among the option replies has set."""

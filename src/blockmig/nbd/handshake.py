@@ -13,7 +13,9 @@ Rules kept by the server:
 * an unknown option is answered UNSUP and the dialogue stays in step;
 * EXPORT_NAME cannot be answered with an error: an unknown name ends the connection;
 * a client flag that we do not know ends the connection;
-* a client that did not answer FIXED_NEWSTYLE may only use EXPORT_NAME.
+* a client that did not answer FIXED_NEWSTYLE may only use EXPORT_NAME;
+* structured replies and metadata contexts only where the caller offers them; a context is selected
+  for one export, by the last SET_META_CONTEXT, and by none if that failed.
 
 Rules kept by the client:
 
@@ -48,6 +50,12 @@ from .constants import (
 from .errors import HandshakeRefused, LocalProtocolError, NotNBD, RemoteProtocolError
 from .export import Export
 
+ALLOCATION: Final = b"base:allocation"
+"""The metadata context that tells what is allocated, and what reads as zeroes."""
+
+ALLOCATION_ID: Final = 1
+"""The number that BLOCK_STATUS chunks call it by."""
+
 _GREETING = struct.Struct("!QQH")
 _OPTION = struct.Struct("!QII")
 _OPTION_REPLY = struct.Struct("!QIII")
@@ -61,6 +69,8 @@ _KNOWN_FLAGS: Final = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
 _ZEROES: Final = 124
 
 _LONGEST_OPTION: Final = 4 + MAXIMUM_NAME + 2 + 2 * 1024
+_LONGEST_META_OPTION: Final = 65536
+_META_OPTIONS: Final = (Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT)
 _LONGEST_REPLY: Final = 65536
 _LONGEST_WORDS: Final = 400
 _MOST_REPLIES: Final = 64
@@ -73,11 +83,15 @@ class Negotiated:
     @ivar export: the export, as the server told of it.
     @ivar oldstyle: the server spoke the old handshake, so it may be as old in all else.
     @ivar listed: the server lists the export that was looked for.
+    @ivar structured: replies are structured.
+    @ivar allocation: the metadata context C{base:allocation} was selected (as L{ALLOCATION_ID}).
     """
 
     export: Export
     oldstyle: bool = False
     listed: bool = False
+    structured: bool = False
+    allocation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +109,20 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
 
     @param lookup: gives the export of a name, or None where there is none of that name.
     @param names: gives the names that LIST tells.
+    @param structured: offer structured replies, and the metadata context C{base:allocation}.
     """
 
     def __init__(
         self,
         lookup: Callable[[str], Export | None],
         names: Callable[[], Iterable[str]] = tuple,
+        structured: bool = False,
     ) -> None:
         self._lookup = lookup
         self._names = names
+        self._offers_structured = structured
+        self._structured = False
+        self._allocation_of: bytes | None = None
         super().__init__()
 
     def _converse(self) -> Steps[Negotiated | Aborted]:
@@ -115,7 +134,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
             magic, option, length = _OPTION.unpack((yield _OPTION.size))
             if magic != OPTION_MAGIC:
                 raise RemoteProtocolError(f"bad option magic {magic:#x}")
-            if length > _LONGEST_OPTION:
+            if length > (_LONGEST_META_OPTION if option in _META_OPTIONS else _LONGEST_OPTION):
                 if option == Option.EXPORT_NAME:
                     raise RemoteProtocolError(f"an export name of {length} bytes")
                 yield from self._skip(length)
@@ -132,11 +151,20 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
             if option in (Option.GO, Option.INFO):
                 export = self._info(option, data)
                 if export is not None and option == Option.GO:
-                    return Negotiated(export)
-            elif option == Option.LIST:
-                self._list(data)
+                    return self._negotiated(export)
             else:
-                self._answer(option, OptionReply.ERR_UNSUP, b"option not supported")
+                self._other_option(option, data)
+
+    def _other_option(self, option: int, data: bytes) -> None:
+        """An option that can neither end the handshake nor choose an export."""
+        if option == Option.LIST:
+            self._list(data)
+        elif option == Option.STRUCTURED_REPLY and self._offers_structured:
+            self._structured_reply(data)
+        elif option in _META_OPTIONS and self._offers_structured:
+            self._meta_context(option, data)
+        else:
+            self._answer(option, OptionReply.ERR_UNSUP, b"option not supported")
 
     def _answer(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
         self._to_send += _OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
@@ -154,7 +182,43 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         self._to_send += _EXPORT_ANSWER.pack(export.size, export.flags)
         if not flags & HandshakeFlag.NO_ZEROES:
             self._to_send += bytes(_ZEROES)
-        return Negotiated(export)
+        return self._negotiated(export)
+
+    def _negotiated(self, export: Export) -> Negotiated:
+        selected = self._structured and self._allocation_of == export.name.encode()
+        return Negotiated(export, structured=self._structured, allocation=selected)
+
+    def _structured_reply(self, data: bytes) -> None:
+        if data:
+            words = b"STRUCTURED_REPLY has no data"
+            self._answer(Option.STRUCTURED_REPLY, OptionReply.ERR_INVALID, words)
+            return
+        self._structured = True
+        self._answer(Option.STRUCTURED_REPLY, OptionReply.ACK)
+
+    def _meta_context(self, option: int, data: bytes) -> None:
+        """List or select metadata contexts; there is but one."""
+        setting = option == Option.SET_META_CONTEXT
+        if setting:
+            self._allocation_of = None
+        parsed = _parse_meta(data)
+        if parsed is None or not self._structured:
+            words = b"malformed option data" if parsed is None else b"STRUCTURED_REPLY comes first"
+            self._answer(option, OptionReply.ERR_INVALID, words)
+            return
+        name, queries = parsed
+        if self._find(name) is None:
+            self._answer(option, OptionReply.ERR_UNKNOWN, b"no export of that name")
+            return
+        found = ALLOCATION in queries
+        if not setting:
+            found = found or not queries or b"base:" in queries
+        if found:
+            number = struct.pack("!I", ALLOCATION_ID if setting else 0)
+            self._answer(option, OptionReply.META_CONTEXT, number + ALLOCATION)
+        if setting and found:
+            self._allocation_of = name
+        self._answer(option, OptionReply.ACK)
 
     def _list(self, data: bytes) -> None:
         if data:
@@ -203,6 +267,28 @@ def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
     if len(rest) != 2 * count:
         return None
     return name, struct.unpack(f"!{count}H", rest)
+
+
+def _parse_meta(data: bytes) -> tuple[bytes, list[bytes]] | None:
+    """The name and the queries in LIST_META_CONTEXT's or SET_META_CONTEXT's data."""
+    texts: list[bytes] = []
+    position, left = 0, 1
+    while left:
+        if len(data) - position < 4:
+            return None
+        (length,) = struct.unpack_from("!I", data, position)
+        position += 4
+        if length > min(len(data) - position, MAXIMUM_NAME):
+            return None
+        texts.append(data[position : position + length])
+        position += length
+        left -= 1
+        if len(texts) == 1:
+            if len(data) - position < 4:
+                return None
+            (left,) = struct.unpack_from("!I", data, position)
+            position += 4
+    return (texts[0], texts[1:]) if position == len(data) else None
 
 
 class ClientHandshake(Conversation[Negotiated]):

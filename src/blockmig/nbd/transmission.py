@@ -1,6 +1,7 @@
-"""The transmission phase, both roles, sans-IO: requests and simple replies.
+"""The transmission phase, both roles, sans-IO: requests, simple replies and structured ones.
 
-Source: the NBD protocol document, "Transmission phase", "Request message", "Simple reply message".
+Source: the NBD protocol document, "Transmission phase", "Request message", "Simple reply message",
+"Structured reply chunk message". (The client's side knows simple replies only.)
 
 `ServerTransmission` turns bytes into `Request` events and makes replies; `ClientTransmission`
 makes requests and turns bytes into `Reply` events. A payload need not pass through here:
@@ -30,11 +31,19 @@ import struct
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from .constants import REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, Command
+from .constants import (
+    CHUNK_DONE,
+    CHUNK_MAGIC,
+    REQUEST_MAGIC,
+    SIMPLE_REPLY_MAGIC,
+    Chunk,
+    Command,
+)
 from .errors import LocalProtocolError, RemoteProtocolError
 
 _REQUEST = struct.Struct("!IHHQQI")
 _SIMPLE_REPLY = struct.Struct("!IIQ")
+_CHUNK = struct.Struct("!IHHQI")
 
 REQUEST_SIZE: Final = _REQUEST.size
 
@@ -157,6 +166,10 @@ class ServerTransmission(_Transmission):
 
     _header = _REQUEST
 
+    def __init__(self, structured: bool = False) -> None:
+        super().__init__()
+        self._structured = structured
+
     def _message_event(self, *fields: int) -> Request:
         magic, *rest = fields
         if magic != REQUEST_MAGIC:
@@ -167,16 +180,72 @@ class ServerTransmission(_Transmission):
             self._expected = request.length
         return request
 
-    @staticmethod
-    def reply(request: Request, error: int = 0, payload: Iterable[Any] = ()) -> list[Any]:
+    def reply(self, request: Request, error: int = 0, payload: Iterable[Any] = ()) -> list[Any]:
         """What to put on the wire to answer C{request}.
 
+        Where replies are structured, a READ (and a BLOCK_STATUS) is answered by chunks whatever the
+        outcome; the other commands have nothing to say that a simple reply could not.
+
         @param error: 0, or the number of L{Errno} that it failed with.
-        @param payload: for a successful READ, items that are C{request.length} bytes in all.
+        @param payload: for a successful READ, items that are C{request.length} bytes in all, and
+            cannot fail any more.
         @return: bytes, then the payload's items as they were passed.
         """
+        if self._structured and request.command in (Command.READ, Command.BLOCK_STATUS):
+            if error:
+                return [self.chunk(request, Chunk.ERROR, struct.pack("!IH", error, 0))]
+            return self.data(request, request.offset, request.length, payload)
         header = _SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, request.cookie)
         return [header, *payload] if not error else [header]
+
+    @staticmethod
+    def chunk(
+        request: Request, kind: Chunk, content: bytes, done: bool = True, more: int = 0
+    ) -> bytes:
+        """One chunk of a structured reply.
+
+        @param content: the start of its payload.
+        @param done: it is the last.
+        @param more: bytes of payload that follow C{content}.
+        """
+        flags = CHUNK_DONE if done else 0
+        length = len(content) + more
+        return _CHUNK.pack(CHUNK_MAGIC, flags, kind, request.cookie, length) + content
+
+    def data(
+        self,
+        request: Request,
+        offset: int,
+        length: int,
+        payload: Iterable[Any],
+        done: bool = True,
+    ) -> list[Any]:
+        """A chunk of data, with its payload's items behind it.
+
+        @param done: nothing of it can fail any more, and it is the last.
+        """
+        start = struct.pack("!Q", offset)
+        return [self.chunk(request, Chunk.OFFSET_DATA, start, done, length), *payload]
+
+    def hole(self, request: Request, offset: int, length: int, done: bool = True) -> bytes:
+        """A chunk that says that bytes read as zeroes."""
+        return self.chunk(request, Chunk.OFFSET_HOLE, struct.pack("!QI", offset, length), done)
+
+    def end(self, request: Request) -> bytes:
+        """The chunk that only ends a reply."""
+        return self.chunk(request, Chunk.NONE, b"")
+
+    def block_status(
+        self, request: Request, context: int, extents: Iterable[tuple[int, int]]
+    ) -> bytes:
+        """The answer to BLOCK_STATUS.
+
+        @param context: the number of the metadata context.
+        @param extents: (length, state) of each, from the request's offset on, none empty.
+        """
+        content = struct.pack("!I", context)
+        content += b"".join(struct.pack("!II", *extent) for extent in extents)
+        return self.chunk(request, Chunk.BLOCK_STATUS, content)
 
 
 class ClientTransmission(_Transmission):
