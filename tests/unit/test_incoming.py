@@ -324,7 +324,7 @@ class ReceiverTests(Case):
     def expected(self, cookie, error=0):
         request = ServerTransmission()
         request.receive_data(request_bytes(Command.WRITE, 0, 0, 0, cookie))
-        return b"".join(ServerTransmission.reply(request.next_event(), error))
+        return b"".join(ServerTransmission().reply(request.next_event(), error))
 
     def test_a_migration(self):
         self.begin()
