@@ -1,0 +1,137 @@
+"""`status`: asks a running command how things stand, and shows it; no reactor is needed.
+
+The rule: the two need not be of one version. What is not there is not shown, and what is not known
+neither (but in the JSON, which is passed on as it came).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+from ..control import ControlError, ask
+from ..migration import ExitStatus
+
+_UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+_HEADINGS: Final = ("client", "connected", "reads", "read", "writes", "written", "other")
+
+
+def run_status(options: Any) -> ExitStatus:
+    """Print the status; 0, or 1 if nobody could be asked.
+
+    @param options: C{control} is the path of the control socket, C{json} asks for one JSON object.
+    """
+    try:
+        status = ask(options["control"], "GET", "/status")
+        if not isinstance(status, dict):
+            raise ControlError(f"what {options['control']} answers is no status")
+    except ControlError as error:
+        print(f"blockmig: {error}", file=sys.stderr)
+        return ExitStatus.REFUSED
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # a name of a file need not be text
+        reconfigure(errors="backslashreplace")
+    print(json.dumps(status) if options["json"] else as_text(status))
+    return ExitStatus.DONE
+
+
+def as_text(status: dict[str, Any]) -> str:
+    """A status as lines for people."""
+    size = _number(status, "size")
+    disk = f"{_text(status, 'role')}: {_text(status, 'state')}, {_text(status, 'disk')}"
+    if size is not None:
+        disk += f", {human(size)}" + (f" ({size:.0f} bytes)" if size >= 1024 else "")
+    if status.get("read_only"):
+        disk += ", read-only"
+    if status.get("export"):
+        disk += f", export {_text(status, 'export')!r}"
+    process = f"pid {_text(status, 'pid')}, up {duration(_number(status, 'uptime') or 0)}"
+    lines = [disk, f"{process}, blockmig {_text(status, 'version')}"]
+    lines += [f"listening on {printable(uri)}" for uri in _list(status, "listening")]
+    totals = status.get("totals")
+    if isinstance(totals, dict):
+        lines.append(
+            f"in all: {_text(totals, 'connections')} connections, "
+            f"{_text(totals, 'reads')} reads ({_bytes(totals, 'bytes_read')}), "
+            f"{_text(totals, 'writes')} writes ({_bytes(totals, 'bytes_written')}), "
+            f"{_text(totals, 'other')} other requests"
+        )
+    migration = status.get("migration")
+    if isinstance(migration, dict):
+        lines += [f"{printable(key)}: {printable(value)}" for key, value in migration.items()]
+    clients = [client for client in _list(status, "clients") if isinstance(client, dict)]
+    lines += ["", *_table(clients)] if clients else ["no clients"]
+    return "\n".join(lines)
+
+
+def _table(clients: list[dict[str, Any]]) -> list[str]:
+    rows = [_HEADINGS] + [
+        (
+            _text(client, "address"),
+            duration(_number(client, "connected") or 0),
+            _text(client, "reads"),
+            _bytes(client, "bytes_read"),
+            _text(client, "writes"),
+            _bytes(client, "bytes_written"),
+            _text(client, "other"),
+        )
+        for client in clients
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def human(count: float) -> str:
+    """A number of bytes in powers of 1024, with one decimal if it is not whole."""
+    power = 0
+    # What would be shown as 1024 of a unit is one of the next.
+    while power < len(_UNITS) - 1 and round(count, 1) >= 1024:
+        count /= 1024
+        power += 1
+    whole = count == int(count)
+    return f"{count:.0f} {_UNITS[power]}" if whole else f"{count:.1f} {_UNITS[power]}"
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds as people say it: C{4.2 s}, C{3 min 20 s}, C{2 h 5 min}, C{3 d 4 h}."""
+    if seconds < 60:
+        return f"{min(seconds, 59.9):.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def printable(value: object) -> str:
+    """C{value} as text that cannot do anything to a terminal: a client chooses some of it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    return printable(fields.get(name, "?"))
+
+
+def _number(fields: dict[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def _bytes(fields: dict[str, Any], name: str) -> str:
+    value = _number(fields, name)
+    return "?" if value is None else human(value)
+
+
+def _list(fields: dict[str, Any], name: str) -> list[Any]:
+    value = fields.get(name)
+    return value if isinstance(value, list) else []

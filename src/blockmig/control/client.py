@@ -1,0 +1,101 @@
+"""Asks a running blockmig over its control socket; blocks, and needs no reactor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from typing import Any, Final
+
+from .errors import ControlError, ControlRefused
+
+# Bytes. A status with thousands of clients has less.
+_LONGEST_ANSWER: Final = 16 << 20
+
+
+def ask(path: str, method: str, resource: str, body: Any = None, timeout: float = 10.0) -> Any:
+    """Make one request, and give its answer as JSON says it.
+
+    @param path: the control socket's.
+    @param method: such as C{GET}.
+    @param resource: such as C{/status}.
+    @param body: what JSON can say; None for no body.
+    @param timeout: seconds to wait for the connection, and then for each piece of the answer.
+    @raise ControlRefused: the answer is an error's.
+    @raise ControlError: nobody could be asked, or the answer is none.
+    """
+    # Not before: it takes a while, and whoever opens a control socket does not need it.
+    from http.client import HTTPConnection, HTTPException  # noqa: PLC0415
+
+    with _connect(path, timeout) as handle:
+        connection = HTTPConnection("localhost", timeout=timeout)
+        connection.sock = handle
+        try:
+            # What is too large is answered before all of it is read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(
+                    method,
+                    resource,
+                    None if body is None else json.dumps(body),
+                    {"Content-Type": "application/json", "Connection": "close"},
+                )
+            response = connection.getresponse()
+            text = response.read(_LONGEST_ANSWER + 1)
+        except TimeoutError:
+            raise ControlError(f"no answer on {path} within {timeout:g} s") from None
+        except ConnectionError:
+            raise ControlError(
+                f"{path}: the connection was closed without an answer; "
+                "perhaps there are too many already"
+            ) from None
+        except OSError as error:
+            raise ControlError(f"{path}: {error.strerror or error}") from None
+        except HTTPException:
+            raise _no_control(path) from None
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _no_control(path) from None
+    if response.status >= 400:
+        message = answer.get("error") if isinstance(answer, dict) else None
+        raise ControlRefused(str(message or f"HTTP status {response.status}"), response.status)
+    return answer
+
+
+def _no_control(path: str) -> ControlError:
+    return ControlError(f"what listens on {path} is no control socket of blockmig")
+
+
+def _connect(path: str, timeout: float) -> socket.socket:
+    handle = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    end = time.monotonic() + timeout
+    try:
+        handle.settimeout(timeout)
+        while True:
+            try:
+                handle.connect(path)
+                return handle
+            except BlockingIOError:  # the queue is full: connect(2) does not wait for room in it
+                if time.monotonic() >= end:
+                    raise TimeoutError from None
+                time.sleep(0.02)
+    except BaseException as error:
+        handle.close()
+        raise _why(path, error, timeout) from None
+
+
+def _why(path: str, error: BaseException, timeout: float) -> BaseException:
+    """C{error} in words that help."""
+    match error:
+        case FileNotFoundError():
+            return ControlError(f"there is no control socket at {path}")
+        case ConnectionRefusedError():
+            return ControlError(f"nobody listens on {path}")
+        case PermissionError():
+            return ControlError(f"{path} may only be used by its owner: permission denied")
+        case TimeoutError():
+            return ControlError(f"no connection to {path} within {timeout:g} s")
+        case OSError() | ValueError():
+            return ControlError(f"{path}: {getattr(error, 'strerror', None) or error}")
+    return error

@@ -1,0 +1,173 @@
+"""HTTP/1.1 with JSON, as the control socket speaks it.
+
+The rules: a request's body is JSON and at most 64 KiB, an answer is JSON, an error's is
+C{{"error": "one line"}}. What a client can have kept in memory is bounded, and so is the number of
+clients. No access log. Source: RFC 9110 (the statuses), RFC 8259.
+
+Importing this imports twisted.web, so only `server` does, and late.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any, Final
+
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
+from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPFactory, Request
+
+from .errors import ControlRefused
+from .server import Routes
+
+_log = Logger()
+
+MAXIMUM_BODY: Final = 64 << 10
+"""Bytes of a request's body."""
+
+
+def _encoded(answer: Any) -> bytes:
+    return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _error(message: str) -> bytes:
+    return _encoded({"error": message})
+
+
+def _too_large() -> bytes:
+    body = _error(f"a request's body has at most {MAXIMUM_BODY} bytes")
+    return (
+        b"HTTP/1.1 413 Content Too Large\r\nContent-Type: application/json\r\n"
+        b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+
+
+class _Request(Request):
+    """One request.
+
+    Nothing more is read behind a body that is too large: Twisted would go on to the next request
+    only after all of it, so that one is answered past Twisted, and its connection ends.
+    """
+
+    content: BytesIO
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers are complete; C{length} is the body's, None if it comes in chunks."""
+        # Not Twisted's own, which puts large bodies into a temporary file.
+        self.content = BytesIO()
+        if length is not None and length > MAXIMUM_BODY:
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if self.content.tell() + len(data) > MAXIMUM_BODY:
+            self._refuse()
+        elif not self._refused:
+            self.content.write(data)
+
+    def _refuse(self) -> None:
+        if not self._refused:
+            self._refused = True
+            channel: Any = self.channel
+            channel.transport.write(_too_large())
+            channel.loseConnection()
+
+    def process(self) -> None:
+        """Answer it."""
+        if self._refused:
+            return
+        maybeDeferred(self._call).addCallbacks(self._answer, self._fail).addErrback(self._bug)
+
+    def _call(self) -> Any:
+        factory: _Channels = self.channel.factory
+        method = self.method.decode("latin-1")
+        path = self.path.decode("latin-1")
+        handler = factory.routes.get((method, path))
+        if handler is None:
+            allowed = sorted(known for known, where in factory.routes if where == path)
+            if not allowed:
+                raise ControlRefused(f"there is no {path!r}", 404)
+            self.responseHeaders.setRawHeaders(b"allow", [", ".join(allowed).encode()])
+            raise ControlRefused(f"{path} can be asked for with {' or '.join(allowed)} only", 405)
+        text = self.content.read()
+        try:
+            body = json.loads(text) if text else None
+        except (ValueError, RecursionError):
+            raise ControlRefused("the request's body is not JSON", 400) from None
+        return handler(body)
+
+    def _answer(self, answer: Any) -> None:
+        self._send(200, _encoded(answer))
+
+    def _fail(self, failure: Failure) -> None:
+        failure.trap(ControlRefused)
+        refused = failure.value
+        assert isinstance(refused, ControlRefused)
+        self._send(refused.http_status, _error(str(refused)))
+
+    def _bug(self, failure: Failure) -> None:
+        _log.failure(
+            "this is a bug of blockmig: {method} {path} on the control socket",
+            failure,
+            event="bug",
+            method=self.method.decode("latin-1"),
+            path=self.path.decode("latin-1"),
+        )
+        self._send(500, _error("this is a bug of blockmig; its log says more"))
+
+    def _send(self, status: int, body: bytes) -> None:
+        # Whoever asked may have gone meanwhile; what was asked for is done nevertheless.
+        if self.channel is None:
+            return
+        self.setResponseCode(status)
+        self.responseHeaders.setRawHeaders(b"content-type", [b"application/json"])
+        self.responseHeaders.setRawHeaders(b"content-length", [b"%d" % len(body)])
+        Request.write(self, body)
+        Request.finish(self)
+
+
+class _Channels(HTTPFactory):
+    """Makes the protocol of one connection, with the handlers it calls."""
+
+    def __init__(self, routes: Routes, reactor: Any, idle_timeout: float) -> None:
+        super().__init__(timeout=idle_timeout, reactor=reactor)
+        self.routes: Mapping[tuple[str, str], Any] = routes
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """A connection's protocol."""
+        protocol: Any = super().buildProtocol(addr)
+        protocol.requestFactory = _Request
+        return protocol
+
+    def startFactory(self) -> None:
+        """No access log, nor a clock that wakes up once a second for its lines."""
+
+
+class ControlFactory(WrappingFactory):
+    """Makes the connections of one control socket, and keeps count of them.
+
+    @param reactor: an C{IReactorTime}.
+    @param connections: how many there may be at once.
+    @param idle_timeout: seconds that one may say nothing while it is not being answered.
+    """
+
+    noisy = False
+
+    def __init__(self, routes: Routes, reactor: Any, connections: int, idle_timeout: float) -> None:
+        start: Any = super().__init__
+        start(_Channels(routes, reactor, idle_timeout))
+        self._most = connections
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """A connection's protocol; None, which ends it, if there is no room for one more."""
+        return super().buildProtocol(addr) if len(self.protocols) < self._most else None
+
+    def hang_up(self) -> None:
+        """End all connections, once what was answered has been sent."""
+        for protocol in list(self.protocols):
+            protocol.loseConnection()
