@@ -64,10 +64,12 @@ class IDisk(Interface):
     def write(offset: int, data: Any) -> None:
         """Put C{data}, which has the buffer protocol, at C{offset}, all of it."""
 
-    def zero(offset: int, length: int, allocate: bool) -> None:
+    def zero(offset: int, length: int, allocate: bool, fast: bool = False) -> None:
         """I{Slow.} Make a range read as zeroes.
 
         @param allocate: keep (or get) the range's space; otherwise giving it back is preferred.
+        @param fast: only if that is faster than writing zeroes would be.
+        @raise OSError: EOPNOTSUPP if it would not be C{fast}, and then nothing was touched.
         """
 
     def trim(offset: int, length: int) -> None:
@@ -170,6 +172,14 @@ class IExportHandler(Interface):
 
     export = Attribute("The L{blockmig.nbd.Export} that is offered.")
     disk = Attribute("The L{IDisk} behind it.")
+    access = Attribute(
+        "The L{blockmig.server.DiskAccess} that the disk's clients share; None where each request "
+        "goes the plain way."
+    )
+    at_once = Attribute(
+        "Whether small reads and writes need not be admitted now: L{admit} and L{done} are then "
+        "not called for those that L{access} can carry out at once."
+    )
 
     def admit(connection: Any, request: Any) -> Any:
         """Whether a request, which the protocol allows, is to be tried now.

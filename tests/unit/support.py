@@ -77,7 +77,7 @@ class MemoryDisk:
         assert offset + len(data) <= self.size
         self.data[offset : offset + len(data)] = data
 
-    def zero(self, offset, length, allocate):
+    def zero(self, offset, length, allocate, fast=False):
         self._called("zero", offset, length, allocate)
         assert offset + length <= self.size
         self.data[offset : offset + length] = bytes(length)

@@ -428,13 +428,13 @@ class FallBackTests(Case):
         threads.run()
         client.give(request_bytes(ZEROES, 0, 10, CommandFlag.FUA, 77))
         client.send(FLUSH)
-        self.assertEqual(["work", "flush"], threads.names())
+        self.assertEqual(["_change", "flush"], threads.names())
         threads.waiting.rotate(1)
         threads.run(1)  # the flush
         while "_write" in threads.names():
             threads.waiting.rotate(1)
             threads.run(1)
-        self.assertEqual(["work"], threads.names())
+        self.assertEqual(["_change"], threads.names())
         self.assertEqual(Phase.COPYING, self.record().phase)
 
     def test_a_whole_copy_of_ours_is_nobody_elses_to_change(self):

@@ -24,6 +24,9 @@ ALL = Flag.HAS_FLAGS | Flag.SEND_FLUSH | Flag.SEND_TRIM | Flag.SEND_WRITE_ZEROES
 class Handler:
     """Writes down what it is told; the answers are the test's."""
 
+    access = None
+    at_once = False
+
     def __init__(self):
         self.export = Export("", SIZE, ALL)
         self.disk = MemoryDisk(b"o" * SIZE)

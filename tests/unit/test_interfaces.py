@@ -36,7 +36,7 @@ from blockmig.migration.sender import SenderProtocol, _AttemptFactory
 from blockmig.server import ServerConnection
 from blockmig.storage import BlockDisk, FileDisk
 from blockmig.transport import PayloadReader, RegionProducer
-from blockmig.transport.outgoing import _PullFeed, _PushFeed
+from blockmig.transport.outgoing import _PlainFeed, _PushFeed
 from twisted.plugins.blockmig_plugin import blockmig as plugin
 
 from .support import ADDRESS, MemoryDisk, UnlinkableDisk, in_thread
@@ -64,7 +64,7 @@ class InterfaceTests(SynchronousTestCase):
         producer = RegionProducer(StringTransport(), lambda error: None)
         self.assertTrue(verifyObject(IPushProducer, producer))
         self.assertTrue(verifyClass(IPushProducer, RegionProducer))
-        self.assertTrue(verifyObject(IPullProducer, _PullFeed(producer)))
+        self.assertTrue(verifyObject(IPullProducer, _PlainFeed(producer)))
         self.assertTrue(verifyObject(IPushProducer, _PushFeed(producer)))
 
     def test_reader(self):

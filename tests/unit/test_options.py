@@ -105,7 +105,8 @@ class ReceiveTests(Case):
             {
                 "file": "disk.img",
                 "size": None,
-                "listen": "tcp:10809:interface=127.0.0.1",
+                "listen": None,
+                "control": None,
                 "export": "",
                 "oldstyle": 0,
                 "again": 0,

@@ -40,6 +40,9 @@ class PlainTransport(tcp.Connection):
     def fileno(self):
         return SOCKET
 
+    def getHandle(self):
+        return self
+
     def write(self, data):
         assert isinstance(data, bytes)
         self.buffer += data
@@ -86,7 +89,18 @@ class Calls(SystemCalls):
         self.transport = transport
         self.disk = disk
         self.counts = iter(())
+        self.send_counts = iter(())
         self.calls = []
+
+    def send(self, handle, data, flags):
+        assert handle is self.transport
+        assert not self.transport.buffer
+        allowed = next(self.send_counts, len(data))
+        if isinstance(allowed, OSError):
+            raise allowed
+        allowed = min(allowed, len(data))
+        self.transport.out += data[:allowed]
+        return allowed
 
     def sendfile(self, out, source, offset, count):
         assert (out, source) == (SOCKET, FILE)
@@ -143,9 +157,29 @@ class PlainTests(Case):
         self.assertFalse(is_plain_socket(self.transport))
 
     def test_bytes_need_no_turn(self):
+        self.producer.send([b"first"])
+        self.transport.run()
         self.producer.send([b"a", b"b"])
-        self.assertEqual((b"ab", 0), (bytes(self.transport.buffer), self.producer.pending))
+        self.producer.send_view(memoryview(b"c"))
+        self.assertEqual((b"firstabc", 0), (bytes(self.transport.out), self.producer.pending))
         self.assertIsNone(self.transport.producer)
+
+    def test_what_the_socket_does_not_take_waits(self):
+        again = BlockingIOError(errno.EAGAIN, "")
+        self.producer.send([b"first"])
+        self.transport.run()
+        self.calls.send_counts = iter([2, again, again, 1])
+        self.producer.send([b"abcd"])
+        self.producer.send_view(memoryview(b"ef"))
+        self.assertEqual((b"firstab", 4), (bytes(self.transport.out), self.producer.pending_bytes))
+        self.transport.run()
+        self.assertEqual((b"firstabcdef", 0), (bytes(self.transport.out), self.producer.pending))
+        self.calls.send_counts = iter([3, again])
+        self.producer.send_view(memoryview(b"ghijk"))
+        self.assertEqual(b"firstabcdefghi", bytes(self.transport.out))
+        self.transport.run()
+        self.assertEqual(b"firstabcdefghijk", bytes(self.transport.out))
+        self.assertEqual(0, self.producer.pending_bytes)
 
     def test_region(self):
         self.producer.send([b"head", self.region(), b"tail"])

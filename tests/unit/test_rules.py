@@ -23,11 +23,14 @@ ALL = TransmissionFlag((1 << 12) - 1) & ~TransmissionFlag.READ_ONLY
 EXPORT = Export("", 100_000, ALL)
 READ, WRITE, FLUSH = Command.READ, Command.WRITE, Command.FLUSH
 TRIM, ZEROES = Command.TRIM, Command.WRITE_ZEROES
+CACHE, STATUS = Command.CACHE, Command.BLOCK_STATUS
 
 
 class RulesTests(SynchronousTestCase):
-    def check(self, expected, command, offset=0, length=0, flags=0, export=EXPORT):
-        found = check_request(Request(flags, command, 7, offset, length), export)
+    def check(
+        self, expected, command, offset=0, length=0, flags=0, export=EXPORT, allocation=True
+    ):
+        found = check_request(Request(flags, command, 7, offset, length), export, allocation)
         self.assertEqual((expected, command, flags), (found, command, flags))
 
     def test_fits(self):
@@ -64,25 +67,44 @@ class RulesTests(SynchronousTestCase):
         self.check(Errno.OK, FLUSH, export=export)
 
     def test_unknown_commands(self):
-        for command in (Command.CACHE, Command.BLOCK_STATUS, 8, 99, 65535):
+        for command in (8, 99, 65535):
             self.check(Errno.EINVAL, command, 0, 1)
+
+    def test_flags_that_are_not_offered(self):
+        for command, flag, offer in (
+            (READ, CommandFlag.DF, TransmissionFlag.SEND_DF),
+            (ZEROES, CommandFlag.FAST_ZERO, TransmissionFlag.SEND_FAST_ZERO),
+        ):
+            without = replace(EXPORT, flags=ALL & ~offer)
+            self.check(Errno.EINVAL, command, 0, 1, flag, without)
+            self.check(Errno.OK, command, 0, 1, 0, without)
+
+    def test_status_without_a_context(self):
+        self.check(Errno.EINVAL, STATUS, 0, 1, allocation=False)
+        self.check(Errno.OK, STATUS, 0, 1)
 
     def test_not_offered(self):
         for command, flag in {
             TRIM: TransmissionFlag.SEND_TRIM,
             ZEROES: TransmissionFlag.SEND_WRITE_ZEROES,
             FLUSH: TransmissionFlag.SEND_FLUSH,
+            CACHE: TransmissionFlag.SEND_CACHE,
         }.items():
             length = 0 if command == FLUSH else 1
             self.check(Errno.OK, command, 0, length)
             self.check(Errno.EINVAL, command, 0, length, export=replace(EXPORT, flags=ALL & ~flag))
 
     def test_flags(self):
-        for command in (READ, WRITE, TRIM, ZEROES, FLUSH):
+        further = {
+            READ: CommandFlag.DF,
+            ZEROES: CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
+            STATUS: CommandFlag.REQ_ONE,
+        }
+        for command in (READ, WRITE, TRIM, ZEROES, FLUSH, CACHE, STATUS):
             length = 0 if command == FLUSH else 1
             self.check(Errno.OK, command, 0, length, CommandFlag.FUA)
             for bit in range(1, 16):
-                allowed = command == ZEROES and 1 << bit == CommandFlag.NO_HOLE
+                allowed = 1 << bit & further.get(command, 0)
                 expected = Errno.OK if allowed else Errno.EINVAL
                 self.check(expected, command, 0, length, 1 << bit)
                 self.check(expected, command, 0, length, 1 << bit | CommandFlag.FUA)

@@ -89,6 +89,25 @@ class _Named(usage.Options):
         raise SystemExit(0)
 
 
+def parse_count(text: str) -> int:
+    """A whole number, 0 or more.
+
+    @raise ValueError: it is none.
+    """
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _check_export(name: str, longest: int) -> None:
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise usage.UsageError("--export: the name is not UTF-8") from None
+    if len(encoded) > longest:
+        raise usage.UsageError(f"--export: the name is longer than {longest} bytes")
+
+
 class _Options(_Named):
     """What the commands have in common: how they speak."""
 
@@ -107,6 +126,15 @@ class _Options(_Named):
             "text",
             "Log lines as text or as json.",
             _one_of("--log-format", "text", "json"),
+        ],
+    ]
+
+    control: ClassVar[Rows] = [
+        [
+            "control",
+            None,
+            None,
+            "The path of the UNIX socket by which `blockmig status` asks how things stand.",
         ],
     ]
 
@@ -179,9 +207,10 @@ class ReceiveOptions(_Options):
         [
             "listen",
             "l",
-            "tcp:10809:interface=127.0.0.1",
+            None,
             "Where to listen: a Twisted endpoint string, such as "
-            "tcp:10809:interface=192.0.2.7 or unix:/run/blockmig.sock.",
+            "tcp:10809:interface=192.0.2.7 or unix:/run/blockmig.sock. Without it: what systemd "
+            "passed, or tcp:10809:interface=127.0.0.1.",
         ],
         ["export", "e", "", "The export's name."],
         [
@@ -206,6 +235,7 @@ class ReceiveOptions(_Options):
             "Seconds without progress after which to give up; 0, the default, is never.",
             _checked("--give-up-after", parse_seconds),
         ],
+        *_Options.control,
         *_Options.state_directory,
         *_Options.common_parameters,
     ]
@@ -215,13 +245,95 @@ class ReceiveOptions(_Options):
         super().postOptions()
         if not self["file"]:
             raise usage.UsageError("--file is missing: which disk is to be received?")
-        try:
-            name = self["export"].encode()
-        except UnicodeEncodeError:
-            raise usage.UsageError("--export: the name is not UTF-8") from None
-        longest = MAXIMUM_NAME - len(SIDE_EXPORT)
-        if len(name) > longest:
-            raise usage.UsageError(f"--export: the name is longer than {longest} bytes")
+        _check_export(self["export"], MAXIMUM_NAME - len(SIDE_EXPORT))
+
+
+class ServeOptions(_Options):
+    """Options of `serve`."""
+
+    synopsis = "blockmig serve --file PATH [options]"
+    longdesc = (
+        "Give a raw image or block device to NBD clients (QEMU, libnbd, the kernel) until it is "
+        "stopped by SIGTERM or SIGINT: then the requests that are under way are finished, the disk "
+        "is flushed, and it exits 0. "
+        "Exit statuses: 0 stopped in good order, 1 bad usage or refused at the start, "
+        "3 the last flush failed, 4 stopped before it could listen."
+    )
+    optFlags: ClassVar[Rows] = [
+        ["oldstyle", None, "Speak the old NBD handshake, for old clients."],
+        ["read-only", "r", "Clients may only read."],
+        *_Options.common_flags,
+    ]
+    optParameters: ClassVar[Rows] = [
+        ["file", "f", None, "The disk: a raw image or a block device."],
+        ["export", "e", "", "The export's name."],
+        [
+            "max-connections",
+            None,
+            128,
+            "How many clients may be connected at a time; 0 for no limit.",
+            _checked("--max-connections", parse_count),
+        ],
+        [
+            "handshake-timeout",
+            None,
+            30.0,
+            "Seconds that a connection has to negotiate; 0 for no limit.",
+            _checked("--handshake-timeout", parse_seconds),
+        ],
+        [
+            "request-timeout",
+            None,
+            300.0,
+            "Seconds of silence after which a client that has sent half a request, or does not "
+            "take its replies, is given up; 0 for never. Idle clients may stay.",
+            _checked("--request-timeout", parse_seconds),
+        ],
+        *_Options.control,
+        *_Options.state_directory,
+        *_Options.common_parameters,
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["listen"] = []
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Where to listen: a Twisted endpoint string, such as tcp:10809:interface=192.0.2.7 or
+        unix:/run/blockmig.sock; may be given several times. Without any: what systemd passed, or
+        tcp:10809:interface=127.0.0.1.
+        """
+        self["listen"].append(endpoint)
+
+    opt_l = opt_listen
+
+    def postOptions(self) -> None:
+        """A disk is needed."""
+        super().postOptions()
+        if not self["file"]:
+            raise usage.UsageError("--file is missing: which disk is to be served?")
+        if self["oldstyle"] and self["export"]:
+            raise usage.UsageError("--oldstyle has no names of exports: leave --export out")
+        _check_export(self["export"], MAXIMUM_NAME)
+
+
+class StatusOptions(_Options):
+    """Options of `status`."""
+
+    synopsis = "blockmig status --control PATH [--json]"
+    longdesc = (
+        "Tell what a running `serve` or `receive` is doing, which was given the same --control. "
+        "Exit statuses: 0 done, 1 bad usage or nobody answers there."
+    )
+    optFlags: ClassVar[Rows] = [
+        ["json", None, "Print one JSON object."],
+    ]
+    optParameters: ClassVar[Rows] = [*_Options.control]
+
+    def postOptions(self) -> None:
+        """A socket is needed."""
+        if not self["control"]:
+            raise usage.UsageError("--control is missing: which server is to be asked?")
 
 
 class SendOptions(_Options):
@@ -359,6 +471,8 @@ class BlockmigOptions(_Named):
     subCommands: ClassVar[Any] = [
         ["receive", None, ReceiveOptions, "Accept one migration into a disk."],
         ["send", None, SendOptions, "Send a disk to a receiver, or to any NBD server."],
+        ["serve", None, ServeOptions, "Give a disk to NBD clients."],
+        ["status", None, StatusOptions, "Tell what a running serve or receive is doing."],
         ["inspect", None, InspectOptions, "Tell which copy is the canonical one."],
         ["accept", None, AcceptOptions, "Declare a received disk the canonical copy."],
     ]
@@ -367,17 +481,18 @@ class BlockmigOptions(_Named):
         """A command is needed."""
         if self.subCommand is None:
             raise usage.UsageError(
-                "which command? receive, send, inspect or accept (--help says more)"
+                "which command? receive, send, serve, status, inspect or accept (--help says more)"
             )
 
 
 class TapOptions(_Named):
     """Options of `twistd blockmig`; without a command they are those of `receive`."""
 
-    synopsis = "twistd [twistd options] blockmig [receive] --file PATH [options]"
+    synopsis = "twistd [twistd options] blockmig [receive|serve] --file PATH [options]"
     longdesc = ReceiveOptions.longdesc
     subCommands: ClassVar[Any] = [
         ["receive", None, ReceiveOptions, "Accept one migration into a disk."],
+        ["serve", None, ServeOptions, "Give a disk to NBD clients."],
     ]
 
     def parseOptions(self, options: Any = None) -> None:

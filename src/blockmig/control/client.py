@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .errors import ControlError, ControlRefused
 
-# Bytes. A status with thousands of clients has less.
+# Bytes; a status with thousands of clients has less.
 _LONGEST_ANSWER: Final = 16 << 20
 
 
@@ -42,6 +42,8 @@ def ask(path: str, method: str, resource: str, body: Any = None, timeout: float 
                 )
             response = connection.getresponse()
             text = response.read(_LONGEST_ANSWER + 1)
+            if response.length:  # bytes that should have come behind these
+                raise _no_control(path)
         except TimeoutError:
             raise ControlError(f"no answer on {path} within {timeout:g} s") from None
         except ConnectionError:

@@ -38,12 +38,11 @@ from twisted.python.failure import Failure
 
 from ..interfaces import IDisk, IRecordedDisk
 from ..nbd import Command, Errno, Request, errno_to_wire
-from ..server import ServerConnection
+from ..server import InThread, ServerConnection
 from ..storage import Coverage, describe_error
 from .outcome import LocalFailure, MigrationError, Summary
 from .page import Page, Stage, fingerprint
 from .records import Kind, Phase, Record, Records, Side, this_host, timestamp
-from .threads import InThread
 from .write_behind import WriteBehind
 
 _log = Logger()

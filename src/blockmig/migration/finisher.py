@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ..server import InThread, ThreadWork, to_the_end
 from ..storage import describe_error
 from .client import ClientFailed, SmallClient, connect_client
 from .outcome import Summary, Unconfirmed
@@ -32,7 +33,6 @@ from .page import Page, Stage
 from .records import Record
 from .side import SideConversation, describe, is_about, message, open_side, side_name
 from .source_record import SourceRecord
-from .threads import InThread, ThreadWork, to_the_end
 
 _log = Logger()
 

@@ -31,14 +31,13 @@ from zope.interface import implementer
 
 from ..interfaces import IDisk, IExportHandler, IRecordedDisk
 from ..nbd import MAXIMUM_NAME, Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
-from ..server import ConnectionSettings, ServerConnection
+from ..server import ConnectionSettings, InThread, ServerConnection, ThreadWork
 from ..storage import SYSTEM, SystemCalls
 from .attempts import Answer, Attempts
 from .found import destination_record
 from .outcome import GaveUp, MigrationError, Summary, Unconfirmed
 from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page
 from .records import Records
-from .threads import InThread, ThreadWork
 
 _log = Logger()
 
@@ -55,6 +54,9 @@ _LINGER: Final = 5.0
 @implementer(IExportHandler)
 class _MigrationExport:
     """What the connections of a receiver ask and tell."""
+
+    access = None
+    at_once = False
 
     def __init__(self, core: Attempts, export: Export) -> None:
         self.export = export
@@ -161,6 +163,9 @@ class _PageDisk:
 class _SideExport:
     """What one connection to the side export asks and tells; messages are not mixed up with those
     of another."""
+
+    access = None
+    at_once = False
 
     def __init__(
         self, core: Attempts, export: Export, supersede: Callable[[ServerConnection], None]

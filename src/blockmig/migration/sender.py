@@ -67,6 +67,7 @@ from ..nbd import (
     TransmissionFlag,
     describe_errno,
 )
+from ..server import InThread, ThreadWork, to_the_end
 from ..storage import SYSTEM, DiskRefused, NotDurable, Piece, Scan, SystemCalls, describe_error
 from ..transport import (
     FileRegion,
@@ -93,7 +94,6 @@ from .side import (
     side_name,
 )
 from .source_record import SourceRecord
-from .threads import InThread, ThreadWork, to_the_end
 
 _log = Logger()
 

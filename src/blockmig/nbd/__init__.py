@@ -5,10 +5,17 @@ may be asked of which export. Imports no reactor, opens nothing, waits for nothi
 """
 
 from .constants import (
+    CHUNK_DONE,
+    CHUNK_MAGIC,
     DEFAULT_PORT,
     MAXIMUM_LENGTH,
     MAXIMUM_NAME,
     MAXIMUM_PAYLOAD,
+    REQUEST_MAGIC,
+    SIMPLE_REPLY_MAGIC,
+    STATE_HOLE,
+    STATE_ZERO,
+    Chunk,
     Command,
     CommandFlag,
     Errno,
@@ -28,10 +35,20 @@ from .errors import (
     errno_to_wire,
 )
 from .export import Export
-from .handshake import Aborted, ClientHandshake, Negotiated, ServerHandshake, oldstyle_hello
+from .handshake import (
+    ALLOCATION_ID,
+    Aborted,
+    ClientHandshake,
+    Negotiated,
+    ServerHandshake,
+    oldstyle_hello,
+)
 from .rules import changes_the_disk, check_request
 from .transmission import (
+    DATA_CHUNK,
+    REQUEST,
     REQUEST_SIZE,
+    SIMPLE_REPLY,
     ClientTransmission,
     EndOfPayload,
     Payload,
@@ -42,14 +59,25 @@ from .transmission import (
 from .uri import NBDURI, BadURI, parse_uri
 
 __all__ = [
+    "ALLOCATION_ID",
+    "CHUNK_DONE",
+    "CHUNK_MAGIC",
+    "DATA_CHUNK",
     "DEFAULT_PORT",
     "MAXIMUM_LENGTH",
     "MAXIMUM_NAME",
     "MAXIMUM_PAYLOAD",
     "NBDURI",
+    "REQUEST",
+    "REQUEST_MAGIC",
     "REQUEST_SIZE",
+    "SIMPLE_REPLY",
+    "SIMPLE_REPLY_MAGIC",
+    "STATE_HOLE",
+    "STATE_ZERO",
     "Aborted",
     "BadURI",
+    "Chunk",
     "ClientHandshake",
     "ClientTransmission",
     "Command",

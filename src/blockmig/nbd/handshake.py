@@ -14,7 +14,8 @@ Rules kept by the server:
 * EXPORT_NAME cannot be answered with an error: an unknown name ends the connection;
 * a client flag that we do not know ends the connection;
 * a client that did not answer FIXED_NEWSTYLE may only use EXPORT_NAME;
-* structured replies and metadata contexts only where the caller offers them; a context is selected
+* SEND_DF is offered only with structured replies; these and metadata contexts only where the
+  caller offers them; a context is selected
   for one export, by the last SET_META_CONTEXT, and by none if that failed.
 
 Rules kept by the client:
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ._conversation import Conversation, Steps
@@ -170,10 +171,14 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         self._to_send += _OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
 
     def _find(self, name: bytes) -> Export | None:
+        """The export of that name, as it is to be told to this client."""
         try:
-            return self._lookup(name.decode())
+            export = self._lookup(name.decode())
         except UnicodeDecodeError:
             return None
+        if export is None or self._structured:
+            return export
+        return replace(export, flags=export.flags & ~TransmissionFlag.SEND_DF)
 
     def _export_name(self, name: bytes, flags: int) -> Negotiated:
         export = self._find(name)

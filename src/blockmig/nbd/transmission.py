@@ -45,7 +45,16 @@ _REQUEST = struct.Struct("!IHHQQI")
 _SIMPLE_REPLY = struct.Struct("!IIQ")
 _CHUNK = struct.Struct("!IHHQI")
 
+REQUEST: Final = _REQUEST
+"""The layout of a request, the magic first."""
+
 REQUEST_SIZE: Final = _REQUEST.size
+
+SIMPLE_REPLY: Final = _SIMPLE_REPLY
+"""The layout of a simple reply: magic, error, cookie."""
+
+DATA_CHUNK: Final = struct.Struct("!IHHQIQ")
+"""The layout of a chunk of data, before the data: magic, flags, type, cookie, length, offset."""
 
 
 class Request(NamedTuple):
@@ -110,6 +119,18 @@ class _Transmission:
     def buffered(self) -> int:
         """How many received bytes wait here for `next_event`."""
         return len(self._data) - self._position
+
+    def unread(self) -> tuple[bytes, int]:
+        """The received bytes, and where those begin that no event was made of.
+
+        For a caller who reads messages there itself, and says so with L{skip}; nothing may be
+        expected of a payload then.
+        """
+        return self._data, self._position
+
+    def skip(self, position: int) -> None:
+        """Go on from C{position} of L{unread}, which is where a message begins."""
+        self._position = position
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer; ask for events until there is none before the next call."""
@@ -230,6 +251,14 @@ class ServerTransmission(_Transmission):
     def hole(self, request: Request, offset: int, length: int, done: bool = True) -> bytes:
         """A chunk that says that bytes read as zeroes."""
         return self.chunk(request, Chunk.OFFSET_HOLE, struct.pack("!QI", offset, length), done)
+
+    def error_at(self, request: Request, error: int, offset: int) -> bytes:
+        """A chunk that says that what was sent of the disk from C{offset} is not what it holds.
+
+        It is not the last: L{end} must follow.
+        """
+        content = struct.pack("!IHQ", error, 0, offset)
+        return self.chunk(request, Chunk.ERROR_OFFSET, content, done=False)
 
     def end(self, request: Request) -> bytes:
         """The chunk that only ends a reply."""

@@ -1,8 +1,22 @@
-"""A disk to clients: the server's side of NBD connections.
+"""A disk to clients: the server, and the server's side of NBD connections.
 
-Owns connections, one by one; who may do what on them, and what it means, is its handlers' affair.
+Owns connections, and what their clients share of a disk. A connection asks its handler who may do
+what on it, so that the receiver's are of the same kind as the server's.
 """
 
+from .access import DiskAccess
 from .connection import ConnectionSettings, ServerConnection
+from .serving import Server
+from .threads import InThread, ThreadWork, to_the_end
+from .traffic import Traffic
 
-__all__ = ["ConnectionSettings", "ServerConnection"]
+__all__ = [
+    "ConnectionSettings",
+    "DiskAccess",
+    "InThread",
+    "Server",
+    "ServerConnection",
+    "ThreadWork",
+    "Traffic",
+    "to_the_end",
+]

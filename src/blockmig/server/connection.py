@@ -1,16 +1,18 @@
 """One NBD connection as the server sees it: the wire, joined to a disk and to whoever decides.
 
 Owns the conversation from the greeting to the close, and nothing that outlives it. What an export
-is, which requests are admitted and what their outcome means is decided by an `IExportHandler`.
+is, which requests are admitted and what their outcome means is decided by an `IExportHandler`; how
+requests are carried out is `carrying`'s; small ones that need no admission and no waiting are
+answered by `small`; how it all ends is the machine's in `lifetime`.
 
 Rules:
 
 * every request is answered exactly once, perhaps out of order; DISC never;
 * a WRITE's payload is taken off the wire whatever the answer;
 * a reply that says success is made only after the disk said so;
-* FLUSH, TRIM, FUA and long zeroing run in threads;
-* memory: while `_MOST_REQUESTS` are being carried out or wait to be sent, nothing more is read, so
-  that a peer is held back by its own socket;
+* what may take long runs in threads;
+* memory: while so many requests, or so many bytes for them, are being carried out or wait to be
+  sent, nothing more is read, so that a peer is held back by its own socket;
 * a connection that has not negotiated within the handshake timeout, or that has been silent for
   the idle timeout with nothing of ours to wait for, is aborted;
 * nothing that a peer does raises out of here.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -34,8 +37,9 @@ from ..nbd import (
     REQUEST_SIZE,
     Aborted,
     Command,
-    CommandFlag,
     EndOfPayload,
+    Errno,
+    Export,
     Negotiated,
     Payload,
     RemoteProtocolError,
@@ -54,11 +58,15 @@ from ..transport import (
     describe_address,
     tune,
 )
+from .carrying import Carrying, IncomingWrite
+from .lifetime import make_lifetime
+from .small import SmallRequests
+from .traffic import Traffic
 
 _log = Logger()
 
 _MOST_REQUESTS: Final = 256
-_SHORT_ZEROES: Final = 1 << 20
+_MOST_BYTES: Final = 1 << 20
 _CLOSE_TIMEOUT: Final = 10.0
 
 
@@ -71,6 +79,7 @@ class ConnectionSettings:
     @ivar lookup: the handler of an export's name, or None.
     @ivar names: the names to list.
     @ivar oldstyle: speak the old handshake, for the export named "".
+    @ivar structured: offer structured replies, and the metadata context C{base:allocation}.
     @ivar handshake_timeout: seconds; 0 for none.
     @ivar idle_timeout: seconds; 0 for none.
     """
@@ -80,20 +89,18 @@ class ConnectionSettings:
     lookup: Callable[[str], IExportHandler | None]
     names: Callable[[], list[str]]
     oldstyle: IExportHandler | None = None
+    structured: bool = False
     handshake_timeout: float = 30.0
     idle_timeout: float = 60.0
     system: SystemCalls = SYSTEM
 
 
-class _Write:
-    """The WRITE whose payload is on the wire."""
+class _Hold(Enum):
+    """Why nothing is read from the peer at present."""
 
-    __slots__ = ("error", "position", "request")
-
-    def __init__(self, request: Request, error: int) -> None:
-        self.request = request
-        self.error = error
-        self.position = request.offset
+    FULL = "so much of it is under way that it must wait"
+    BEHIND = "its handler's disk is behind"
+    ADMITTING = "it is not known yet whether its latest request is admitted"
 
 
 @implementer(IPayloadReceiver, IHalfCloseableProtocol)
@@ -103,6 +110,8 @@ class ServerConnection(Protocol):
     @ivar peer: who it is, for messages.
     @ivar handler: the export's handler, once negotiated.
     @ivar first_cookie: the cookie of the first request, by which a client may make itself known.
+    @ivar traffic: what was asked for.
+    @ivar made: when the connection was made, by the reactor's clock.
     """
 
     transport: Any
@@ -112,20 +121,24 @@ class ServerConnection(Protocol):
         self.peer = describe_address(address)
         self.handler: IExportHandler | None = None
         self.first_cookie: int | None = None
+        self.traffic = Traffic()
+        self.made = settings.reactor.seconds()
+        self.reading = True
+        self.draining = False
         self._settings = settings
         self._reactor = settings.reactor
+        self._life = make_lifetime(self)
         self._handshake: ServerHandshake | None = None
         self._wire = ServerTransmission()
-        self._write: _Write | None = None
+        self._export: Export | None = None
+        self._allocation = False
+        self._small: SmallRequests | None = None
+        self._write: IncomingWrite | None = None
         self._in_progress = 0
-        self._full = False
-        self._behind = False
-        self._admitting = False
+        self._bytes_in_progress = 0
+        self._holds: set[_Hold] = set()
         self._processing = False
-        self._closing = False
-        self._disconnecting = False
         self._ending = False
-        self._lost = False
         self._last_activity = 0.0
         self._silence: IDelayedCall | None = None
 
@@ -133,36 +146,38 @@ class ServerConnection(Protocol):
 
     def connectionMade(self) -> None:
         """The server speaks first."""
-        transport = self.transport
+        transport, settings = self.transport, self._settings
         tune(transport)
         self._outgoing = RegionProducer(
             transport,
-            self._read_failed,
-            sent=self._sent,
+            self._sending_failed,
             drained=self._resume,
-            system=self._settings.system,
+            room=self._note_activity,
+            system=settings.system,
         )
         self._incoming = PayloadReader(
-            self._reactor, transport, self, REQUEST_SIZE, self._settings.system
+            self._reactor, transport, self, REQUEST_SIZE, settings.system
         )
-        self._last_activity = self._reactor.seconds()
-        self._watch(self._settings.handshake_timeout)
-        if self._settings.oldstyle is not None:
-            self._outgoing.send([oldstyle_hello(self._settings.oldstyle.export)])
-            self._begin_transmission(self._settings.oldstyle)
+        self._note_activity()
+        self._watch(settings.handshake_timeout)
+        if settings.oldstyle is not None:
+            self._outgoing.send([oldstyle_hello(settings.oldstyle.export)])
+            self._begin_transmission(settings.oldstyle, Negotiated(settings.oldstyle.export))
         else:
-            self._handshake = ServerHandshake(self._export, self._settings.names)
+            self._handshake = ServerHandshake(
+                self._exported, settings.names, structured=settings.structured
+            )
             self._outgoing.send([self._handshake.data_to_send()])
 
-    def _export(self, name: str) -> Any:
+    def _exported(self, name: str) -> Export | None:
         handler = self._settings.lookup(name)
         return None if handler is None else handler.export
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes that were not moved past us."""
-        if self._closing:
+        if not self.reading:
             return
-        self._last_activity = self._reactor.seconds()
+        self._note_activity()
         try:
             if self._handshake is not None:
                 self._shake_hands(data)
@@ -174,7 +189,7 @@ class ServerConnection(Protocol):
 
     def readConnectionLost(self) -> None:
         """The peer sends no more; behind its disconnect it still hears of ours."""
-        if not self._closing:
+        if self.reading:
             self.close()
 
     def writeConnectionLost(self) -> None:
@@ -182,7 +197,8 @@ class ServerConnection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection has gone, for whatever reason."""
-        self._lost = self._closing = True
+        self._life.lose()
+        self._ending = True
         self._incoming.stop()
         self._outgoing.stopProducing()
         self._watch(0)
@@ -207,12 +223,21 @@ class ServerConnection(Protocol):
             self._handshake = None
             handler = self._settings.lookup(event.export.name)
             assert handler is not None
-            self._begin_transmission(handler)
+            self._begin_transmission(handler, event)
             self._wire.receive_data(handshake.trailing_data())
             self._process()
 
-    def _begin_transmission(self, handler: IExportHandler) -> None:
+    def _begin_transmission(self, handler: IExportHandler, negotiated: Negotiated) -> None:
         self.handler = handler
+        self._export = export = negotiated.export
+        self._allocation = negotiated.allocation
+        self._wire = ServerTransmission(negotiated.structured)
+        access = handler.access
+        self._carrying = Carrying(
+            handler, access, self._wire, self._settings.in_thread, negotiated.structured
+        )
+        if access is not None:
+            self._small = SmallRequests(access, export, negotiated.structured, self.traffic)
         self._watch(self._settings.idle_timeout)
 
     # Requests.
@@ -223,7 +248,8 @@ class ServerConnection(Protocol):
             return
         self._processing = True
         try:
-            while not self._closing and not self._admitting and not self._is_full():
+            while self.reading and not self._is_full() and _Hold.ADMITTING not in self._holds:
+                self._answer_small()
                 event = self._wire.next_event()
                 if event is None:
                     break
@@ -235,22 +261,41 @@ class ServerConnection(Protocol):
                     self._end_of_payload()
         finally:
             self._processing = False
-        if not self._closing and not self._admitting:
-            self._incoming.take_over()
+        if self.reading and _Hold.ADMITTING not in self._holds:
+            self._incoming.take_over(at_once=self._small is not None)
+
+    def _answer_small(self) -> None:
+        """As many of the next requests as can be carried out at once, if any can."""
+        small, handler = self._small, self.handler
+        if small is None or self._write is not None or self.draining or self._outgoing.pending:
+            return
+        assert handler is not None
+        while handler.at_once and self._wire.buffered >= REQUEST_SIZE:
+            replies = small.answer(self._wire)
+            if not replies:
+                return
+            self._outgoing.send_view(replies)
+            if self._outgoing.pending or not self.reading:
+                return
 
     def _is_full(self) -> bool:
         """Whether the peer has so much under way that it must wait."""
         most = 1 if self._handshake is not None else _MOST_REQUESTS
-        if self._write is None and self._in_progress + self._outgoing.pending >= most:
-            self._full = True
-            self._incoming.pause()
-        return self._full
+        if self._write is None and (
+            self._in_progress + self._outgoing.pending >= most
+            or self._bytes_in_progress + self._outgoing.pending_bytes >= _MOST_BYTES
+        ):
+            self._hold(_Hold.FULL)
+        return _Hold.FULL in self._holds
 
     def _resume(self) -> None:
         """Something of ours was done: go on with what waited for it."""
-        if self._full and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2:
-            self._full = False
-            self._read_on()
+        if (
+            _Hold.FULL in self._holds
+            and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2
+            and self._bytes_in_progress + self._outgoing.pending_bytes < _MOST_BYTES // 2
+        ):
+            self._release(_Hold.FULL)
             if self._handshake is None:
                 self._go_on()
 
@@ -262,28 +307,39 @@ class ServerConnection(Protocol):
 
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}; for a handler whose disk is behind."""
-        self._behind = True
-        self._incoming.pause()
+        self._hold(_Hold.BEHIND)
 
     def resume_reading(self) -> None:
         """Read on, unless the peer is to wait for another reason."""
-        self._behind = False
-        self._last_activity = self._reactor.seconds()
-        self._read_on()
+        self._note_activity()
+        self._release(_Hold.BEHIND)
 
-    def _read_on(self) -> None:
-        if not self._full and not self._behind and not self._admitting:
+    def _hold(self, why: _Hold) -> None:
+        self._holds.add(why)
+        self._incoming.pause()
+
+    def _release(self, why: _Hold) -> None:
+        self._holds.discard(why)
+        if not self._holds:
             self._incoming.resume()
 
     def _settle(self) -> None:
-        """Tell the handler of an end, once nothing is being carried out any more."""
-        if self._in_progress or self.handler is None:
+        """Go on towards the end, if there is one, once nothing is being carried out any more."""
+        if self.reading and not self.draining:
             return
-        if self._disconnecting:
-            self._disconnecting = False
+        receiving = self.reading and self._write is not None
+        if not self._in_progress and not receiving:
+            self._life.settle()
+
+    def tell_disconnected(self) -> None:
+        """The client disconnected, and nothing of it is being carried out (see L{lifetime})."""
+        if self.handler is not None:
             self.handler.disconnected(self)
-        if self._lost:
-            handler, self.handler = self.handler, None
+
+    def tell_gone(self) -> None:
+        """The connection is gone, and nothing of it is being carried out (see L{lifetime})."""
+        handler, self.handler = self.handler, None
+        if handler is not None:
             handler.gone(self)
 
     def _request(self, request: Request) -> None:
@@ -292,102 +348,80 @@ class ServerConnection(Protocol):
         if self.first_cookie is None:
             self.first_cookie = request.cookie
         if request.command == Command.DISC:
-            self._closing = self._disconnecting = True
+            self._life.disconnect()
             self._settle()
             return
-        answer: Any = check_request(request, handler.export)
+        assert self._export is not None
+        self.traffic.count_request(request)
+        answer: Any = check_request(request, self._export, self._allocation)
         if not answer:
-            answer = handler.admit(self, request)
+            answer = Errno.ESHUTDOWN if self.draining else handler.admit(self, request)
         if isinstance(answer, Deferred):
             self._carry_out_after(request, answer)
         else:
-            self._carry_out(request, handler, answer)
+            self._carry_out(request, answer)
 
     def _carry_out_after(self, request: Request, admitting: Deferred[int]) -> None:
         """Do nothing more for the peer until it is known whether C{request} is admitted."""
-        self._admitting = True
         self._in_progress += 1
-        self._incoming.pause()
+        self._hold(_Hold.ADMITTING)
 
         def admitted(result: object) -> None:
             if isinstance(result, Failure):
                 _bug(result)
                 result = errno_to_wire(None)
             assert isinstance(result, int)
-            error = result
-            self._admitting = False
             self._in_progress -= 1
-            self._last_activity = self._reactor.seconds()
-            if not self._closing:
-                assert self.handler is not None
-                self._carry_out(request, self.handler, error)
-                self._read_on()
+            self._note_activity()
+            if self.reading:
+                self._carry_out(request, result)
+                self._release(_Hold.ADMITTING)
                 self._go_on()
             self._settle()
 
         admitting.addBoth(admitted).addErrback(_bug)
 
-    def _carry_out(self, request: Request, handler: IExportHandler, error: int) -> None:
+    def _carry_out(self, request: Request, error: int) -> None:
         if request.command == Command.WRITE:
-            self._write = _Write(request, error)
+            self._write = self._carrying.receive(request, error)
         elif error:
             self._reply(request, error)
-        elif request.command == Command.READ:
-            region = FileRegion(handler.disk, request.offset, request.length)
-            self._outgoing.send(self._wire.reply(request, 0, [region]))
-        elif request.command == Command.FLUSH:
-            if handler.needs_flush(self):
-                self._answer_after(request, self._settings.in_thread(handler.disk.flush))
-            else:
-                self._done(request)
         else:
-            self._zero_or_trim(request, handler)
+            self._answer_with(request, self._carrying.carry_out(request, self))
 
-    def _zero_or_trim(self, request: Request, handler: IExportHandler) -> None:
-        disk = handler.disk
-        durable = bool(request.flags & CommandFlag.FUA)
-        allocate = bool(request.flags & CommandFlag.NO_HOLE)
-        short = request.length <= _SHORT_ZEROES and not durable
-
-        def work() -> None:
-            if request.command == Command.TRIM:
-                disk.trim(request.offset, request.length)
-            else:
-                disk.zero(request.offset, request.length, allocate)
-            if durable:
-                disk.flush()
-
-        if not short:
-            self._answer_after(request, self._settings.in_thread(work))
-            return
-        try:
-            work()
-        except OSError as error:
-            self._failed(request, error)
-        else:
+    def _answer_with(self, request: Request, doing: Deferred[Any] | list[Any] | None) -> None:
+        """Send the reply's items once they are known; None is success without more to say."""
+        if isinstance(doing, Deferred):
+            self._answer_after(request, doing)
+        elif doing is None:
             self._done(request)
+        else:
+            self._outgoing.send(doing)
 
-    def _answer_after(self, request: Request, working: Deferred[Any]) -> None:
+    def _answer_after(self, request: Request, doing: Deferred[Any]) -> None:
+        held = self._carrying.memory_for(request)
         self._in_progress += 1
+        self._bytes_in_progress += held
 
-        def finished(result: object) -> None:
+        def finished(result: Any) -> None:
             self._in_progress -= 1
-            self._last_activity = self._reactor.seconds()
+            self._bytes_in_progress -= held
+            self._note_activity()
             if isinstance(result, Failure):
                 self._failed(request, result.value)
             else:
-                self._done(request)
+                self._answer_with(request, result)
             self._resume()
             self._settle()
 
-        working.addBoth(finished).addErrback(_bug)
+        doing.addBoth(finished).addErrback(_bug)
 
     # IPayloadReceiver, and the payloads that come through memory.
 
     def payload_region(self) -> FileRegion | None:
         """Where the rest of the WRITE on the wire belongs, if it is to be written at all."""
         write = self._write
-        if write is None or write.error or self._closing or self._wire.buffered:
+        if write is None or write.error or not self.reading or self._wire.buffered:
             return None
         assert self.handler is not None
         return FileRegion(self.handler.disk, write.position, self._wire.payload_expected)
@@ -395,7 +429,7 @@ class ServerConnection(Protocol):
     def payload_moved(self, count: int) -> None:
         """So much of it is off the wire."""
         assert self._write is not None
-        self._last_activity = self._reactor.seconds()
+        self._note_activity()
         self._write.position += count
         self._wire.payload_moved(count)
         if not self._wire.payload_expected:
@@ -408,13 +442,10 @@ class ServerConnection(Protocol):
     def _payload(self, data: memoryview) -> None:
         write = self._write
         assert write is not None
-        if not write.error:
-            assert self.handler is not None
-            try:
-                self.handler.disk.write(write.position, data)
-            except OSError as error:
-                self._write_failed(error)
-        write.position += len(data)
+        try:
+            self._carrying.take(write, data)
+        except OSError as error:
+            self._write_failed(error)
 
     def _write_failed(self, error: OSError) -> None:
         assert self._write is not None
@@ -424,14 +455,11 @@ class ServerConnection(Protocol):
     def _end_of_payload(self) -> None:
         write, self._write = self._write, None
         assert write is not None
-        assert self.handler is not None
         if write.error:
             self._reply(write.request, write.error)
-        elif write.request.flags & CommandFlag.FUA:
-            flushing = self._settings.in_thread(self.handler.disk.flush)
-            self._answer_after(write.request, flushing)
         else:
-            self._done(write.request)
+            self._answer_with(write.request, self._carrying.finish(write))
+        self._settle()
 
     # Outcomes.
 
@@ -449,7 +477,7 @@ class ServerConnection(Protocol):
 
         def finished(result: object) -> None:
             self._in_progress -= 1
-            self._last_activity = self._reactor.seconds()
+            self._note_activity()
             error = getattr(result.value, "errno", None) if isinstance(result, Failure) else 0
             self._reply(request, errno_to_wire(error) if error != 0 else 0)
             self._resume()
@@ -466,15 +494,13 @@ class ServerConnection(Protocol):
         self.handler.failed(self, request, error)
 
     def _reply(self, request: Request, error: int) -> None:
-        if not self._lost:
-            self._outgoing.send(self._wire.reply(request, error))
+        self._outgoing.send(self._wire.reply(request, error))
 
-    def _sent(self, count: int) -> None:
-        self._last_activity = self._reactor.seconds()
-
-    def _read_failed(self, error: OSError) -> None:
+    def _sending_failed(self, error: OSError) -> None:
         """A READ broke off behind its header, where only dropping the connection tells of it."""
         _log.warn("{peer}: reading the disk failed: {error}", peer=self.peer, error=str(error))
+        if self.handler is not None and self.handler.access is not None:
+            self.handler.access.read_failed(error)
         self.abort()
 
     def _broken(self, error: RemoteProtocolError) -> None:
@@ -483,28 +509,40 @@ class ServerConnection(Protocol):
 
     # The end.
 
+    def drain(self) -> None:
+        """Finish what is being carried out, refuse what comes new, then close."""
+        self._life.drain()
+        self._settle()
+
     def close(self) -> None:
         """Send what is due, then close; the connection is aborted if that takes long."""
-        self._closing = self._ending = True
-        if self._lost:
-            return
+        self._life.close()
+
+    def close_transport(self) -> None:
+        """Close when all was sent (see L{lifetime})."""
+        self._ending = True
         self._watch(_CLOSE_TIMEOUT)
-        self._last_activity = self._reactor.seconds()
+        self._note_activity()
         self.transport.loseConnection()
 
     def abort(self) -> None:
         """Close at once."""
-        self._closing = True
-        if not self._lost:
-            self.transport.abortConnection()
+        self._life.abort()
+
+    def abort_transport(self) -> None:
+        """Close at once (see L{lifetime})."""
+        self.transport.abortConnection()
 
     def _watch(self, timeout: float) -> None:
         """Abort the connection once it has been silent for C{timeout} seconds; 0 for never."""
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
-        if timeout and not self._lost:
+        if timeout:
             self._silence = self._reactor.callLater(timeout, self._check_silence, timeout)
+
+    def _note_activity(self) -> None:
+        self._last_activity = self._reactor.seconds()
 
     def _check_silence(self, timeout: float) -> None:
         self._silence = None
@@ -522,10 +560,15 @@ class ServerConnection(Protocol):
             _log.info("{peer}: silent for {timeout} s", peer=self.peer, timeout=timeout)
             self.abort()
 
+    @property
+    def owes(self) -> bool:
+        """Whether the peer has begun what it has to finish: a request, or taking its replies."""
+        return self._write is not None or bool(self._wire.buffered or self._outgoing.pending)
+
     def _may_be_silent(self) -> bool:
         """Whether the peer is waiting for us, or has leave to say nothing."""
         handler = self.handler
-        waits = bool(self._in_progress) or self._behind
+        waits = bool(self._in_progress) or _Hold.BEHIND in self._holds
         return waits or (handler is not None and handler.may_be_silent(self))
 
 

@@ -18,9 +18,10 @@ from .disk import (
 )
 from .lock import is_locked
 from .scan import Piece, Scan
-from .system import SYSTEM, SystemCalls, describe_error
+from .system import NO_WAIT, SYSTEM, SystemCalls, describe_error
 
 __all__ = [
+    "NO_WAIT",
     "PROBE_SIZE",
     "SYSTEM",
     "BlockDisk",

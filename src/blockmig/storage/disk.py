@@ -274,18 +274,21 @@ class _DescriptorDisk:
             view = view[written:]
             offset += written
 
-    def zero(self, offset: int, length: int, allocate: bool) -> None:
+    def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None:
         """Punch a hole, or zero in place; write zeroes where neither can be done."""
-        mode = FALLOC_FL_ZERO_RANGE if allocate else FALLOC_FL_PUNCH_HOLE
         try:
-            self._fast_zero(mode | FALLOC_FL_KEEP_SIZE, offset, length)
+            self._fast_zero(offset, length, allocate, fast)
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
+            if fast:
+                raise OSError(errno.EOPNOTSUPP, "zeroes would have to be written") from None
             self._write_zeroes(offset, length)
 
-    def _fast_zero(self, mode: int, offset: int, length: int) -> None:
-        self._system.fallocate(self._open_descriptor(), mode, offset, length)
+    def _fast_zero(self, offset: int, length: int, allocate: bool, fast: bool) -> None:
+        mode = FALLOC_FL_ZERO_RANGE if allocate else FALLOC_FL_PUNCH_HOLE
+        descriptor = self._open_descriptor()
+        self._system.fallocate(descriptor, mode | FALLOC_FL_KEEP_SIZE, offset, length)
 
     def _write_zeroes(self, offset: int, length: int) -> None:
         zeroes = memoryview(_ZEROES)
@@ -466,7 +469,7 @@ class FileDisk(_DescriptorDisk):
     def trim(self, offset: int, length: int) -> None:
         """Punch a hole where that is possible."""
         try:
-            self._fast_zero(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+            self._fast_zero(offset, length, allocate=False, fast=True)
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
@@ -561,20 +564,23 @@ class BlockDisk(_DescriptorDisk):
         if not stat.S_ISBLK(mode):
             raise DiskRefused(f"{self.name}: is not a block device")
 
-    def _fast_zero(self, mode: int, offset: int, length: int) -> None:
+    def _fast_zero(self, offset: int, length: int, allocate: bool, fast: bool) -> None:
         """Zero whole blocks by the device, their neighbours by writing.
 
         fallocate(2) on a device gives its space back (and says EOPNOTSUPP where that would not
-        leave zeroes, unlike BLKDISCARD); BLKZEROOUT keeps it.
+        leave zeroes, unlike BLKDISCARD); BLKZEROOUT keeps it, and may write zeroes, as fallocate
+        may where it is to keep the space.
         """
+        if fast and allocate:
+            raise OSError(errno.EOPNOTSUPP, "a device does not tell whether it can")
         start, end = _whole_blocks(offset, length)
         if start >= end:
             self._write_zeroes(offset, length)
             return
         try:
-            super()._fast_zero(mode, start, end - start)
+            super()._fast_zero(start, end - start, allocate, fast)
         except OSError as error:
-            if error.errno not in _CANNOT:
+            if fast or error.errno not in _CANNOT:
                 raise
             self._ioctl(_BLKZEROOUT, start, end - start)
         self._write_zeroes(offset, start - offset)

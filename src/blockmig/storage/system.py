@@ -12,9 +12,13 @@ import ctypes
 import errno
 import fcntl
 import os
+import socket
 import struct
 from collections.abc import Callable
 from typing import Any, Final
+
+NO_WAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+"""preadv(2): fail rather than wait for the medium; 0 where there is no such flag."""
 
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
@@ -78,6 +82,7 @@ class SystemCalls:
     unlink = staticmethod(os.unlink)
     listdir = staticmethod(os.listdir)
     sendfile: Any = staticmethod(os.sendfile)
+    send = staticmethod(socket.socket.send)
     flock = staticmethod(fcntl.flock)
     ioctl: Any = staticmethod(fcntl.ioctl)
     fcntl: Any = staticmethod(fcntl.fcntl)

@@ -1,6 +1,7 @@
 """What a connection receives: payloads go from the socket straight into a disk.
 
-Owns the reading side of one plain socket, from the first large payload on. The protocol is an
+Owns the reading side of one plain socket, from the first large payload on, or from when it is told
+to begin at once. The protocol is an
 `IPayloadReceiver`: while it names a region for the next bytes on the wire, they are moved there by
 splice(2) through a pipe (or recv into a buffer and pwrite, where splice cannot be used); all other
 bytes reach it by `dataReceived`. On any transport that is not a plain socket nothing is taken over,
@@ -41,6 +42,7 @@ WORTH_MOVING: Final = 64 << 10
 _TURN: Final = 512 << 10
 _PIPE: Final = 1 << 20
 _READ: Final = 64 << 10
+_MOST_READS: Final = 16
 _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -74,17 +76,23 @@ class PayloadReader:
         self._can_splice = system.splice is not None
         self._buffer: memoryview | None = None
         self._read_next = _READ
+        self._at_once = False
         self._moving = False
         self._paused = False
         self._stopped = False
 
-    def take_over(self) -> None:
-        """Read from here on, if the protocol's next bytes are a payload that is worth it."""
+    def take_over(self, at_once: bool = False) -> None:
+        """Read from here on, if the protocol's next bytes are a payload that is worth it.
+
+        @param at_once: read on in any case. Small messages are then read without the transport, and
+            as many of them in a turn as have come.
+        """
         if self._descriptor >= 0 or self._stopped or not is_plain_socket(self._transport):
             return
         region = self._protocol.payload_region()
-        if region is None or region.length < WORTH_MOVING:
+        if not at_once and (region is None or region.length < WORTH_MOVING):
             return
+        self._at_once = at_once
         if not IReactorFDSet.providedBy(self._reactor):
             return
         try:
@@ -148,8 +156,11 @@ class PayloadReader:
             try:
                 if region is None or (region.length < WORTH_MOVING and not self._moving):
                     self._read()
-                    return
-                turn -= self._move(region, min(region.length, turn, _PIPE))
+                    if not self._at_once:
+                        return
+                    turn -= _TURN // _MOST_READS
+                else:
+                    turn -= self._move(region, min(region.length, turn, _PIPE))
             except BlockingIOError:
                 return
             except OSError:  # of the socket: those of the disk are told of further in

@@ -1,14 +1,16 @@
 """What a connection sends: bytes and file regions, in one queue.
 
-Owns the order of everything that goes out on one connection. On a plain socket a region goes from
-the page cache to the wire by sendfile(2); on any other transport it is read and written.
+Owns the order of everything that goes out on one connection. On a plain socket all of it goes past
+the transport: bytes by send(2), regions from the page cache to the wire by sendfile(2). On any
+other transport regions are read, and everything is written to it.
 
 Rules:
 
 * the queue is the only writer: nothing of it may be overtaken, and another write would land inside
   a payload, so the protocol sends everything through here;
-* sendfile only when the transport has nothing buffered, and only on a transport that is a plain
-  socket at that moment (`plain`);
+* what the socket takes at once is sent from inside `send`, which spares a turn of the reactor; but
+  not before the transport was once seen with nothing buffered, which others may have written;
+* past the transport only while that is a plain socket (`plain`), which is asked each time;
 * the transport is given no more than it has room for, so that what a slow peer does not take stays
   in the queue, whose length its owner sees;
 * a turn of the reactor sends a bounded number of bytes;
@@ -19,14 +21,15 @@ Rules:
 Guards against: a FileDescriptor never resumes a streaming producer that did not `write`, so that
 one which moves bytes behind the transport's back must be a pull producer towards it, resumed each
 time the socket is writable with nothing buffered. The first such resume comes from inside
-`registerProducer`, perhaps with a header still buffered: then the socket is only watched. A
-producer is registered only while something is queued, since a TLS transport would poll an idle
-pull producer for ever, and no transport closes while it has one.
+`registerProducer`: then the socket is only watched. A producer is registered only while something
+is queued, since a TLS transport would poll an idle pull producer for ever, and no transport closes
+while it has one.
 """
 
 from __future__ import annotations
 
 import errno
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -46,11 +49,12 @@ from .rate import RateLimiter
 from .regions import FileRegion
 
 _TURN: Final = 4 << 20
+_AT_ONCE: Final = 1 << 20
 _CHUNK: Final = 256 << 10
 _SMALL: Final = 64 << 10
-_WRITE_AHEAD: Final = 64 << 10
 # Seconds, so that a limit that was changed meanwhile is soon kept.
 _LONGEST_WAIT: Final = 0.25
+_MORE: Final = getattr(socket, "MSG_MORE", 0)
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 _PEER_GONE = (
     errno.EPIPE,
@@ -76,7 +80,9 @@ class RegionProducer:
     @param failed: called with the OSError when a region could not be sent in full. The connection
         is then out of step and must be dropped.
     @param sent: called with the number of region bytes each time some were given to the transport.
-    @param drained: called whenever everything queued has been given to the transport.
+    @param drained: called when everything queued has been given to the transport; not where a plain
+        socket took all of it from inside L{send}.
+    @param room: called when a peer that did not take all there was has taken some of it.
     @param clock: needed with C{limiter}.
     @param limiter: the limit that region bytes are sent under; may be set and changed at any time.
     """
@@ -88,6 +94,7 @@ class RegionProducer:
         *,
         sent: Callable[[int], None] = lambda count: None,
         drained: Callable[[], None] = lambda: None,
+        room: Callable[[], None] = lambda: None,
         clock: IReactorTime | None = None,
         limiter: RateLimiter | None = None,
         system: SystemCalls = SYSTEM,
@@ -97,14 +104,16 @@ class RegionProducer:
         self._failed = failed
         self._sent = sent
         self._drained = drained
+        self._room = room
         self._clock = clock
         self._system = system
         self._queue: deque[bytes | FileRegion] = deque()
-        self._buffered = 0
+        self._in_memory = 0
+        self._seen_empty = False
         self._paused = False
         self._stopped = False
         self._can_sendfile = True
-        self._feed: _PullFeed | _PushFeed | None = None
+        self._feed: _PlainFeed | _PushFeed | None = None
         self._waiting: IDelayedCall | None = None
 
     @property
@@ -112,27 +121,35 @@ class RegionProducer:
         """How many items are queued and not wholly sent."""
         return len(self._queue)
 
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of memory the queue holds; those of regions are in the disk."""
+        return self._in_memory
+
     def send(self, items: Iterable[bytes | FileRegion]) -> None:
         """Queue C{items}; they are sent behind everything queued before."""
         if self._stopped:
             return
-        self._queue.extend(items)
-        if self._feed is None and not self._paused:
-            self._write_ahead()
-            if self._queue:
-                self._register()
+        for item in items:
+            if isinstance(item, bytes):
+                self._in_memory += len(item)
+            self._queue.append(item)
+        if self._feed is None and not self._paused and self._queue:
+            self._begin()
 
-    def _write_ahead(self) -> None:
-        """A few bytes with nothing before them need no turn."""
-        pieces: list[bytes] = []
-        while self._queue and isinstance(head := self._queue[0], bytes):
-            if self._buffered >= _WRITE_AHEAD:
-                break
-            pieces.append(head)
-            self._buffered += len(head)
-            self._queue.popleft()
-        if pieces:
-            self._transport.write(b"".join(pieces))
+    def send_view(self, view: memoryview) -> None:
+        """Send what C{view} shows, of which only what has to wait is copied."""
+        idle = not self._queue and self._feed is None and not self._paused and not self._stopped
+        if idle and self._seen_empty and is_plain_socket(self._transport):
+            try:
+                view = view[self._give(view, 0) :]
+            except BlockingIOError:
+                pass
+            except _PeerGone:
+                self._lose_peer()
+                return
+        if view:
+            self.send([bytes(view)])
 
     def pauseProducing(self) -> None:
         """Send nothing more until L{resumeProducing}."""
@@ -150,49 +167,59 @@ class RegionProducer:
         """Forget what is queued, and send nothing ever again."""
         self._stopped = True
         self._queue.clear()
+        self._in_memory = 0
         self._stop_waiting()
         if self._feed is not None:
-            self._unregister()
+            self._release()
 
     # From here on: the registration with the transport, and turns.
 
-    def _register(self) -> None:
-        plain = is_plain_socket(self._transport)
-        feed = _PullFeed(self) if plain else _PushFeed(self)
-        self._feed = feed
-        self._transport.registerProducer(feed, feed.streaming)
-        if self._feed is feed:
-            feed.begin()
+    def _begin(self) -> None:
+        """Something is queued behind nothing."""
+        feed: _PlainFeed | _PushFeed
+        if is_plain_socket(self._transport):
+            self._feed = feed = _PlainFeed(self)
+            if self._seen_empty:
+                self._turn(feed, _AT_ONCE)
+                return
+        else:
+            self._feed = feed = _PushFeed(self)
+        feed.register()
 
-    def _unregister(self) -> None:
-        self._feed = None
-        self._transport.unregisterProducer()
+    def _release(self) -> None:
+        feed, self._feed = self._feed, None
+        assert feed is not None
+        if feed.registered:
+            self._transport.unregisterProducer()
 
-    def _turn(self, feed: _PullFeed | _PushFeed) -> None:
+    def _turn(self, feed: _PlainFeed | _PushFeed, budget: int) -> None:
         """Send what may be sent now; the feed is woken again when there is room for more."""
-        budget = feed.turn
         while self._queue and budget > 0 and not self._paused and feed.has_room():
             if (count := self._allowed(budget)) == 0:
                 return
             try:
-                moved = self._step(feed, count)
+                budget -= self._step(feed, count)
             except BlockingIOError:
                 break
             except _PeerGone:
-                self.stopProducing()
-                self._transport.abortConnection()
+                self._lose_peer()
                 return
             except OSError as error:
                 self.stopProducing()
                 self._failed(error)
                 return
-            budget -= moved
         if self._queue:
             if not self._paused:
                 feed.again()
         elif self._feed is feed and feed.has_room():
-            self._unregister()
-            self._drained()
+            told = feed.registered
+            self._release()
+            if told:
+                self._drained()
+
+    def _lose_peer(self) -> None:
+        self.stopProducing()
+        self._transport.abortConnection()
 
     def _allowed(self, budget: int) -> int:
         """How many region bytes this step may send; 0 while the limit wants us to wait."""
@@ -219,13 +246,29 @@ class RegionProducer:
             self._waiting.cancel()
             self._waiting = None
 
-    def _step(self, feed: _PullFeed | _PushFeed, count: int) -> int:
+    def _step(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
         """Send some of the queue's head, at most C{count} region bytes; how many were sent."""
         head = self._queue[0]
-        if isinstance(head, bytes) or head.length <= _SMALL or not feed.plain:
+        if not self._by_sendfile(feed, head):
             return self._write(feed, count)
-        if not self._can_sendfile or head.disk.fileno() is None:
-            return self._write(feed, count)
+        assert isinstance(head, FileRegion)
+        try:
+            return self._send_file(feed, head, count)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._rescue(head, error)
+            return 0
+
+    def _rescue(self, head: FileRegion, error: OSError) -> None:
+        """Put something in the place of what cannot be read."""
+        if head.rescue is None:
+            raise error
+        self._queue.popleft()
+        for item in reversed(head.rescue(error, head)):
+            self._put_back(item)
+
+    def _send_file(self, feed: _PlainFeed | _PushFeed, head: FileRegion, count: int) -> int:
         wanted = min(head.length, count)
         try:
             moved: int = self._system.sendfile(
@@ -245,7 +288,16 @@ class RegionProducer:
         self._advance(moved)
         return moved
 
-    def _write(self, feed: _PullFeed | _PushFeed, count: int) -> int:
+    def _by_sendfile(self, feed: _PlainFeed | _PushFeed, item: bytes | FileRegion) -> bool:
+        return (
+            feed.plain
+            and self._can_sendfile
+            and isinstance(item, FileRegion)
+            and item.length > _SMALL
+            and item.disk.fileno() is not None
+        )
+
+    def _write(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
         """Write the head and what is small behind it as one piece of bytes."""
         pieces: list[bytes] = []
         size = moved = 0
@@ -254,19 +306,38 @@ class RegionProducer:
             if isinstance(head, bytes):
                 pieces.append(head)
                 size += len(head)
+                self._in_memory -= len(head)
                 self._queue.popleft()
                 continue
             length = min(head.length, count - moved, _CHUNK - size)
             if length <= 0 or (pieces and head.length > _SMALL):
                 break
-            pieces.append(head.disk.read(head.offset, length))
+            try:
+                pieces.append(head.disk.read(head.offset, length))
+            except OSError as error:
+                self._rescue(head, error)
+                continue
             size += length
             moved += length
             self._advance(length)
-        feed.wrote()
-        self._buffered = size
-        self._transport.write(b"".join(pieces))
+        if pieces:
+            feed.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         return moved
+
+    def _give(self, data: bytes | memoryview, flags: int) -> int:
+        """Give bytes to the socket; how many it took."""
+        try:
+            taken: int = self._system.send(self._transport.getHandle(), data, flags)
+        except BlockingIOError:
+            raise
+        except OSError:
+            raise _PeerGone from None
+        return taken
+
+    def _put_back(self, rest: bytes) -> None:
+        """C{rest} could not be sent yet, and still is the first to go."""
+        self._queue.appendleft(rest)
+        self._in_memory += len(rest)
 
     def _advance(self, moved: int) -> None:
         head = self._queue.popleft()
@@ -279,39 +350,59 @@ class RegionProducer:
 
 
 @implementer(IPullProducer)
-class _PullFeed:
-    """Towards a plain socket: resumed each time it is writable with nothing buffered."""
+class _PlainFeed:
+    """Past a plain socket's transport, which only tells when the socket is writable.
+
+    Registered once the socket has taken all it can; resumed each time it can take more.
+    """
 
     plain = True
-    streaming = False
-    turn = _TURN
 
     def __init__(self, producer: RegionProducer) -> None:
+        self.registered = False
         self._producer = producer
-        self._registered = False
-        self._writable = False
+        self._full = False
+        self._registering = False
 
-    def begin(self) -> None:
-        self._registered = True
-        self.again()
+    def register(self) -> None:
+        self.registered = self._registering = True
+        transport = self._producer._transport
+        transport.registerProducer(self, False)
+        self._registering = False
+        if self._producer._feed is self:
+            transport.startWriting()
 
     def has_room(self) -> bool:
-        return self._writable
+        return not self._full
 
-    def wrote(self) -> None:
-        self._writable = False
+    def write(self, data: bytes) -> None:
+        producer = self._producer
+        queue = producer._queue
+        # What comes behind it is to leave in the same segment.
+        more = _MORE if queue and producer._by_sendfile(self, queue[0]) else 0
+        try:
+            taken = producer._give(data, more)
+        except BlockingIOError:
+            taken = 0
+        if taken < len(data):
+            self._full = True
+            producer._put_back(data[taken:])
 
     def again(self) -> None:
-        self._producer._transport.startWriting()
+        if not self.registered:
+            self.register()
+        else:
+            self._producer._transport.startWriting()
 
     wake = again
 
     def resumeProducing(self) -> None:
         """The socket is writable, or this is the call from inside registerProducer."""
-        if self._registered:
-            self._writable = True
-            self._producer._buffered = 0
-            self._producer._turn(self)
+        if not self._registering:
+            self._producer._seen_empty = True
+            self._full = False
+            self._producer._room()
+            self._producer._turn(self, _TURN)
 
     def stopProducing(self) -> None:
         """The connection is lost."""
@@ -324,36 +415,38 @@ class _PushFeed:
     """Towards any other transport: writes until told to pause."""
 
     plain = False
-    streaming = True
-    # Nobody resumes a push producer that was not paused.
-    turn = sys.maxsize
 
     def __init__(self, producer: RegionProducer) -> None:
+        self.registered = False
         self._producer = producer
         self._full = False
 
-    def begin(self) -> None:
-        self.wake()
+    def register(self) -> None:
+        self.registered = True
+        self._producer._transport.registerProducer(self, True)
+        if self._producer._feed is self:
+            self.wake()
 
     def has_room(self) -> bool:
         return not self._full
 
-    def wrote(self) -> None:
-        """The transport says by itself when it has had enough."""
+    def write(self, data: bytes) -> None:
+        self._producer._transport.write(data)
 
     def again(self) -> None:
         """Nothing to do: the transport resumes us when it wants more."""
 
     def wake(self) -> None:
-        self._producer._turn(self)
+        # Nobody resumes a push producer that was not paused.
+        self._producer._turn(self, sys.maxsize)
 
     def pauseProducing(self) -> None:
         self._full = True
 
     def resumeProducing(self) -> None:
         self._full = False
-        self._producer._buffered = 0
-        self._producer._turn(self)
+        self._producer._room()
+        self._producer._turn(self, sys.maxsize)
 
     def stopProducing(self) -> None:
         self._producer._feed = None

@@ -1,7 +1,8 @@
-"""The work of one migration that is under way in threads.
+"""The work of one migration, or of one server, that is under way in threads.
 
 A thread that still works on a disk keeps its descriptor busy: whoever closes it then has that
-thread write to whatever gets the number next. So a migration ends only once its threads have.
+thread write to whatever gets the number next. So whoever uses the disk ends only once its threads
+have.
 """
 
 from __future__ import annotations
@@ -47,11 +48,14 @@ class ThreadWork:
 
     @param reactor: whose thread pool to use.
     @param in_thread: what to use instead of it.
+    @param most: how many of the pool's threads to hold at a time.
     """
 
-    def __init__(self, reactor: Any, in_thread: InThread | None = None) -> None:
+    def __init__(
+        self, reactor: Any, in_thread: InThread | None = None, most: int = _THREADS
+    ) -> None:
         self._in_thread = in_thread or partial(deferToThreadPool, reactor, reactor.getThreadPool())
-        self._tokens = DeferredSemaphore(_THREADS)
+        self._tokens = DeferredSemaphore(most)
         self._running = 0
         self._idle: list[Deferred[None]] = []
 

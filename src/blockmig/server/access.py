@@ -1,0 +1,243 @@
+"""A disk as the clients of a server share it: what can be done at once, and what has to wait.
+
+Owns what is known of one disk's speed and layout, and its flushes. Nothing of a connection.
+
+Rules:
+
+* what may take long runs in a thread. A read is done at once only if the kernel says that it need
+  not wait for the medium (RWF_NOWAIT); a write, or a read where the kernel cannot say, only while
+  such calls have proved to be quick;
+* what was slow once is left to threads for a while;
+* a flush covers all that was written before it was asked for: whoever asks while one is under way
+  waits for the next, together with all the others who do;
+* data may always be taken for data, a hole only if it was looked up after the request came;
+* once a part of the disk could not be read, nothing is promised before it has been read.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..interfaces import Extent, IDisk
+from ..nbd import STATE_HOLE, STATE_ZERO
+from ..storage import NO_WAIT, PROBE_SIZE, SYSTEM, SystemCalls
+from .threads import InThread
+
+_log = Logger()
+
+SMALL: Final = 64 << 10
+"""Bytes of the longest request that is carried out in memory."""
+
+_SLOW: Final = 0.005
+_LEAVE_ALONE: Final = 1.0
+_MOST_EXTENTS: Final = 1 << 15
+_CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class DiskAccess:
+    """One disk, for all connections of a server.
+
+    @param disk: the disk.
+    @param in_thread: runs a function in a thread.
+    @param seconds: the time, in seconds from anywhere; fine enough to time one call.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        in_thread: InThread,
+        seconds: Callable[[], float],
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        self.disk = disk
+        self.seconds = seconds
+        self.careful = False
+        self._in_thread = in_thread
+        self._system = system
+        self._no_wait = NO_WAIT
+        self._slow_until = float("-inf")
+        self._data = (0, 0)
+        self._flushing = False
+        self._to_flush: list[Deferred[None]] = []
+
+    # Small requests.
+
+    @property
+    def quick(self) -> bool:
+        """Whether small requests may be tried in the reactor's thread now."""
+        return self.seconds() >= self._slow_until and self.disk.fileno() is not None
+
+    def took(self, seconds: float, calls: int = 1) -> None:
+        """C{calls} small reads and writes in the reactor's thread took so long."""
+        if seconds > _SLOW * max(1, calls):
+            self._slow_until = self.seconds() + _LEAVE_ALONE
+
+    def read_now(self, view: memoryview, offset: int) -> bool:
+        """Fill C{view} from C{offset} if that needs no waiting; whether it was done."""
+        descriptor = self.disk.fileno()
+        assert descriptor is not None
+        try:
+            count = self._system.preadv(descriptor, [view], offset, self._no_wait)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if self._no_wait and error.errno in _CANNOT:
+                self._no_wait = 0
+                return self.read_now(view, offset)
+            return False
+        return bool(count == len(view))
+
+    def write_now(self, view: memoryview, offset: int) -> bool:
+        """Write C{view} to C{offset}; whether it was done. If not, an unknown part of it was."""
+        descriptor = self.disk.fileno()
+        assert descriptor is not None
+        try:
+            return self._system.pwrite(descriptor, view, offset) == len(view)
+        except OSError:
+            return False
+
+    def read(self, offset: int, length: int) -> Deferred[bytes]:
+        """I{In a thread.} That many bytes."""
+        return self._in_thread(self.disk.read, offset, length)
+
+    def write(self, offset: int, data: bytes) -> Deferred[None]:
+        """I{In a thread.} Write C{data}."""
+        return self._in_thread(self.disk.write, offset, data)
+
+    # Large reads, and what the disk looks like.
+
+    def is_ready(self, offset: int, length: int, with_holes: bool) -> bool:
+        """Whether a large read can be sent as it is, without L{prepare}.
+
+        @param with_holes: holes are to be told from data.
+        """
+        if self.careful or self.disk.fileno() is None:
+            return False
+        if with_holes and not self._data[0] <= offset <= offset + length <= self._data[1]:
+            return False
+        return not self._no_wait or self._is_cached(offset, length)
+
+    def _is_cached(self, offset: int, length: int) -> bool:
+        """Whether it seems to be in the page cache: one byte of every so many is looked at."""
+        byte = memoryview(bytearray(1))
+        end = offset + length
+        ends = range(min(offset + PROBE_SIZE, end), end, PROBE_SIZE)
+        return all(self.read_now(byte, position - 1) for position in (*ends, end))
+
+    def prepare(self, offset: int, length: int, with_holes: bool) -> Deferred[list[Extent]]:
+        """I{In a thread.} Have a range ready to be sent, and tell its holes from its data.
+
+        @param with_holes: if not, all of it is one run of data.
+        @return: fires with the runs, which adjoin and make up the range.
+        """
+        return self._in_thread(self._prepare, offset, length, with_holes).addCallback(self._learn)
+
+    def _prepare(
+        self, offset: int, length: int, with_holes: bool
+    ) -> tuple[list[Extent], tuple[int, int]]:
+        end = offset + length
+        runs: list[Extent] = []
+        known = (0, 0)
+        if not with_holes:
+            self._fetch(offset, end, [])
+            return [Extent(offset, length, hole=False)], known
+        for start, count, hole in self.disk.extents(offset):
+            if start >= end:
+                break
+            stop = min(start + count, end)
+            if hole:
+                _append(runs, start, stop, hole=True)
+                continue
+            found = len(runs)
+            self._fetch(start, stop, runs)
+            if not any(run.hole for run in runs[max(found - 1, 0) :]):
+                known = (start, start + count)
+        return runs, known
+
+    def _fetch(self, offset: int, end: int, runs: list[Extent]) -> None:
+        """Have the range in the page cache; add its runs to C{runs}."""
+        while offset < end:
+            count = min(PROBE_SIZE, end - offset)
+            zero = self.disk.probe(offset, count).zero
+            _append(runs, offset, offset + count, hole=zero)
+            offset += count
+
+    def _learn(self, found: tuple[list[Extent], tuple[int, int]]) -> list[Extent]:
+        runs, (start, end) = found
+        if end:
+            first, last = self._data
+            touching = start <= last and first <= end
+            self._data = (min(first, start), max(last, end)) if touching else (start, end)
+        return runs
+
+    def forget_layout(self) -> None:
+        """Space was given back: there may be holes where there was data."""
+        self._data = (0, 0)
+
+    def status(self, offset: int, length: int, one: bool) -> Deferred[list[tuple[int, int]]]:
+        """I{In a thread.} What C{base:allocation} says of a range, or of its beginning.
+
+        @param one: of its first extent only.
+        @return: fires with the length and state of each extent.
+        """
+        return self._in_thread(self._status, offset, offset + length, one)
+
+    def _status(self, offset: int, end: int, one: bool) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for start, count, hole in self.disk.extents(offset):
+            if start >= end or len(found) == (1 if one else _MOST_EXTENTS):
+                break
+            found.append((min(count, end - start), STATE_HOLE | STATE_ZERO if hole else 0))
+        return found
+
+    def read_failed(self, error: OSError) -> None:
+        """A part of the disk could not be sent."""
+        if not self.careful:
+            _log.warn(
+                "{disk}: cannot be read everywhere ({error}); reading before promising from now on",
+                disk=self.disk.name,
+                error=str(error),
+            )
+        self.careful = True
+
+    # Flushes.
+
+    def flush(self) -> Deferred[None]:
+        """Make durable what was written until now.
+
+        @return: fires when it is; fails with the disk's error.
+        """
+        asked: Deferred[None] = Deferred()
+        self._to_flush.append(asked)
+        if not self._flushing:
+            self._flush()
+        return asked
+
+    def _flush(self) -> None:
+        asked, self._to_flush = self._to_flush, []
+        self._flushing = True
+
+        def flushed(result: Any) -> None:
+            self._flushing = False
+            if self._to_flush:
+                self._flush()
+            for waiting in asked:
+                if isinstance(result, Failure):
+                    waiting.errback(Failure(result.value))
+                else:
+                    waiting.callback(None)
+
+        self._in_thread(self.disk.flush).addBoth(flushed)
+
+
+def _append(runs: list[Extent], start: int, end: int, hole: bool) -> None:
+    """Add a run, or lengthen the last."""
+    if runs and runs[-1].hole == hole:
+        start = runs.pop().offset
+    runs.append(Extent(start, end - start, hole))

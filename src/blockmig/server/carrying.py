@@ -1,0 +1,250 @@
+"""How the requests of one connection are carried out, and what the wire then says of it.
+
+Owns the ways from an admitted request to the items of its reply. Whoever calls has checked the
+request, sends the items, and answers with an error what raises or fails.
+
+Rules:
+
+* a large READ is sent from the disk by region, when it is ready (`access`); one that cannot be read
+  although its bytes were promised is filled up with zeroes and spoiled by an error chunk, or, where
+  replies are not structured, costs the connection;
+* a small READ is read into memory before anything of it is said;
+* where replies are structured, and the client does not forbid it, holes go as holes;
+* a small WRITE goes to the disk in one piece and by a thread where the disk is not quick;
+* FUA flushes behind the request's own work.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+
+from ..interfaces import Extent, IExportHandler
+from ..nbd import ALLOCATION_ID, Command, CommandFlag, Request, ServerTransmission, errno_to_wire
+from ..transport import FileRegion
+from .access import SMALL, DiskAccess
+from .threads import InThread
+
+Reply = list[Any]
+"""What to put on the wire, in order: bytes and file regions."""
+
+_SHORT_ZEROES: Final = 1 << 20
+_PIECE: Final = 1 << 20
+_ZEROES: Final = bytes(_PIECE)
+
+
+class IncomingWrite:
+    """The WRITE whose payload is on the wire.
+
+    @ivar error: what to answer it with; its payload is then only taken off the wire.
+    @ivar position: where on the disk the next byte belongs.
+    @ivar pieces: what came of it, if it is to be written by a thread.
+    """
+
+    __slots__ = ("error", "pieces", "position", "request")
+
+    def __init__(self, request: Request, error: int, pieces: list[bytes] | None) -> None:
+        self.request = request
+        self.error = error
+        self.position = request.offset
+        self.pieces = pieces
+
+
+class Carrying:
+    """The requests of one connection.
+
+    @param handler: whose disk it is.
+    @param access: the disk as its clients share it; None to go the plain way.
+    @param wire: makes the replies.
+    @param in_thread: runs a function in a thread.
+    @param structured: replies are structured.
+    """
+
+    def __init__(
+        self,
+        handler: IExportHandler,
+        access: DiskAccess | None,
+        wire: ServerTransmission,
+        in_thread: InThread,
+        structured: bool,
+    ) -> None:
+        self._handler = handler
+        self._disk = handler.disk
+        self._access = access
+        self._wire = wire
+        self._in_thread = in_thread
+        self._structured = structured
+
+    def memory_for(self, request: Request) -> int:
+        """How many bytes of memory the request may take while it is being carried out."""
+        if request.command == Command.WRITE or request.length <= SMALL:
+            return min(request.length, SMALL)
+        whole = request.command == Command.READ and self._reads_whole()
+        return request.length if whole else 0
+
+    def _reads_whole(self) -> bool:
+        access = self._access
+        return access is not None and (access.careful or self._disk.fileno() is None)
+
+    # WRITE.
+
+    def receive(self, request: Request, error: int) -> IncomingWrite:
+        """A WRITE's payload is about to come."""
+        access = self._access
+        aside = not error and access is not None and request.length <= SMALL and not access.quick
+        return IncomingWrite(request, error, [] if aside else None)
+
+    def take(self, write: IncomingWrite, data: memoryview) -> None:
+        """Some of it came.
+
+        @raise OSError: it could not be written.
+        """
+        if write.pieces is not None:
+            write.pieces.append(bytes(data))
+        elif not write.error:
+            self._timed(self._disk.write, write.position, data)
+        write.position += len(data)
+
+    def finish(self, write: IncomingWrite) -> Deferred[None] | None:
+        """All of it came.
+
+        @return: fires when it is on the disk; None if it is already.
+        """
+        request = write.request
+        written: Deferred[Any] | None = None
+        if write.pieces is not None:
+            assert self._access is not None
+            written = self._access.write(request.offset, b"".join(write.pieces))
+        return self._durable(request, written)
+
+    def _timed(self, work: Any, *arguments: Any) -> None:
+        access = self._access
+        if access is None:
+            work(*arguments)
+            return
+        began = access.seconds()
+        try:
+            work(*arguments)
+        finally:
+            access.took(access.seconds() - began)
+
+    # All the others.
+
+    def carry_out(self, request: Request, connection: Any) -> Deferred[Any] | Reply | None:
+        """Carry out a request that has no payload.
+
+        @return: the reply, or None for plain success; or what fires with either.
+        """
+        command = request.command
+        if command == Command.READ:
+            return self._read(request)
+        if command == Command.BLOCK_STATUS:
+            return self._block_status(request)
+        if command == Command.FLUSH:
+            return self._flush() if self._handler.needs_flush(connection) else None
+        if command == Command.CACHE:
+            return self._in_thread(self._cache, request)
+        return self._zero_or_trim(request)
+
+    def _flush(self) -> Deferred[Any]:
+        if self._access is not None:
+            return self._access.flush()
+        return self._in_thread(self._disk.flush)
+
+    def _durable(self, request: Request, working: Deferred[Any] | None) -> Deferred[Any] | None:
+        """C{working}, with the flush behind it that FUA asks for."""
+        if not request.flags & CommandFlag.FUA:
+            return working
+        return self._flush() if working is None else working.addCallback(lambda _: self._flush())
+
+    def _cache(self, request: Request) -> None:
+        offset, end = request.offset, request.offset + request.length
+        while offset < end:
+            offset += len(self._disk.read(offset, min(_PIECE, end - offset)))
+
+    def _zero_or_trim(self, request: Request) -> Deferred[Any] | None:
+        access = self._access
+        if access is not None and not request.flags & CommandFlag.NO_HOLE:
+            access.forget_layout()
+        quick = access.quick if access is not None else not request.flags & CommandFlag.FUA
+        working: Deferred[Any] | None = None
+        if quick and request.length <= _SHORT_ZEROES:
+            try:
+                self._timed(self._change, request)
+            except OSError as error:
+                return _failed(error)
+        else:
+            working = self._in_thread(self._change, request)
+        return self._durable(request, working)
+
+    def _change(self, request: Request) -> None:
+        flags = request.flags
+        if request.command == Command.TRIM:
+            self._disk.trim(request.offset, request.length)
+        else:
+            allocate, fast = flags & CommandFlag.NO_HOLE, flags & CommandFlag.FAST_ZERO
+            self._disk.zero(request.offset, request.length, bool(allocate), bool(fast))
+
+    def _block_status(self, request: Request) -> Deferred[Reply]:
+        assert self._access is not None
+        one = bool(request.flags & CommandFlag.REQ_ONE)
+        looking = self._access.status(request.offset, request.length, one)
+        return looking.addCallback(
+            lambda extents: [self._wire.block_status(request, ALLOCATION_ID, extents)]
+        )
+
+    # READ.
+
+    def _read(self, request: Request) -> Deferred[Reply] | Reply:
+        access, offset, length = self._access, request.offset, request.length
+        if access is None:
+            return self._wire.reply(request, 0, [FileRegion(self._disk, offset, length)])
+        if length <= SMALL:
+            if access.quick:
+                buffer = bytearray(length)
+                if access.read_now(memoryview(buffer), offset):
+                    return self._wire.reply(request, 0, [bytes(buffer)])
+            return self._read_whole(request, access)
+        if self._reads_whole():
+            return self._read_whole(request, access)
+        with_holes = self._structured and not request.flags & CommandFlag.DF
+        if access.is_ready(offset, length, with_holes):
+            return self._send(request, [Extent(offset, length, hole=False)])
+        preparing = access.prepare(offset, length, with_holes)
+        return preparing.addCallback(lambda runs: self._send(request, runs))
+
+    def _read_whole(self, request: Request, access: DiskAccess) -> Deferred[Reply]:
+        reading = access.read(request.offset, request.length)
+        return reading.addCallback(lambda data: self._wire.reply(request, 0, [data]))
+
+    def _send(self, request: Request, runs: list[Extent]) -> Reply:
+        wire, disk = self._wire, self._disk
+        if not self._structured:
+            return wire.reply(request, 0, [FileRegion(disk, request.offset, request.length)])
+
+        def rescue(error: OSError, rest: FileRegion) -> list[bytes]:
+            assert self._access is not None
+            self._access.read_failed(error)
+            number = errno_to_wire(error.errno)
+            return [*_zeroes(rest.length), wire.error_at(request, number, rest.offset)]
+
+        items: Reply = []
+        for offset, length, hole in runs:
+            if hole:
+                items.append(wire.hole(request, offset, length, done=False))
+            else:
+                region = FileRegion(disk, offset, length, rescue)
+                items += wire.data(request, offset, length, [region], done=False)
+        return [*items, wire.end(request)]
+
+
+def _zeroes(count: int) -> list[bytes]:
+    whole, rest = divmod(count, _PIECE)
+    return [_ZEROES] * whole + ([_ZEROES[:rest]] if rest else [])
+
+
+def _failed(error: OSError) -> Deferred[Any]:
+    failed: Deferred[Any] = Deferred()
+    failed.errback(error)
+    return failed

@@ -1,0 +1,160 @@
+"""How a connection comes to its end, as a machine.
+
+Owns the order in which an end is told of, and nothing of what is said on the wire.
+
+Rules:
+
+* from the disconnect on, or from when we close, no request is acted on any more;
+* the disconnect is told of when nothing of the connection is being carried out, once, and not if we
+  closed before that;
+* the loss of the connection is told of last, when nothing is being carried out, once, whatever else
+  was;
+* the transport is told to close once, and to abort once.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from automat import TypeMachineBuilder
+
+
+class Inputs(Protocol):
+    """What can happen."""
+
+    def disconnect(self) -> None:
+        """The client sent DISC."""
+
+    def drain(self) -> None:
+        """We want to close, as soon as nothing is being carried out."""
+
+    def settle(self) -> None:
+        """Nothing is being carried out (any more)."""
+
+    def close(self) -> None:
+        """We close, when all that is due was sent."""
+
+    def abort(self) -> None:
+        """We close, at once."""
+
+    def lose(self) -> None:
+        """The connection is gone."""
+
+
+class Core(Protocol):
+    """What is done on the way, by the connection."""
+
+    reading: bool
+    """Whether what the client sends is acted on."""
+
+    draining: bool
+    """Whether new requests are to be refused."""
+
+    def tell_disconnected(self) -> None:
+        """Tell whoever decides of the disconnect."""
+
+    def tell_gone(self) -> None:
+        """Tell whoever decides that the connection is no more."""
+
+    def close_transport(self) -> None:
+        """Close, when all was sent."""
+
+    def abort_transport(self) -> None:
+        """Close."""
+
+
+# mypy wants a class that could be made; Automat only wants its name.
+_builder = TypeMachineBuilder(Inputs, Core)  # type: ignore[type-abstract]
+_open = _builder.state("open")
+"""Requests come."""
+_draining = _builder.state("draining")
+"""Those that came are finished; new ones are refused."""
+_disconnected = _builder.state("disconnected")
+"""The client disconnected; something of it is still being carried out."""
+_told = _builder.state("told")
+"""Whoever decides knows of the disconnect, and is to close."""
+_closing = _builder.state("closing")
+"""We close; perhaps not all was sent yet."""
+_aborting = _builder.state("aborting")
+"""We have closed at once."""
+_lost_disconnected = _builder.state("lost, disconnected")
+"""Gone after a disconnect that was not told of yet."""
+_lost = _builder.state("lost")
+"""Gone, which was not told of yet."""
+_gone = _builder.state("gone")
+"""It is over."""
+
+
+@_open.upon(Inputs.disconnect).to(_disconnected)
+@_draining.upon(Inputs.disconnect).to(_disconnected)
+def _stop_reading(machine: Inputs, core: Core) -> None:
+    core.reading = False
+
+
+@_open.upon(Inputs.drain).to(_draining)
+def _drain(machine: Inputs, core: Core) -> None:
+    core.draining = True
+
+
+@_disconnected.upon(Inputs.settle).to(_told)
+def _tell_disconnected(machine: Inputs, core: Core) -> None:
+    core.tell_disconnected()
+
+
+@_open.upon(Inputs.close).to(_closing)
+@_draining.upon(Inputs.close).to(_closing)
+@_draining.upon(Inputs.settle).to(_closing)
+@_disconnected.upon(Inputs.close).to(_closing)
+@_told.upon(Inputs.close).to(_closing)
+def _close(machine: Inputs, core: Core) -> None:
+    core.reading = False
+    core.close_transport()
+
+
+@_open.upon(Inputs.abort).to(_aborting)
+@_draining.upon(Inputs.abort).to(_aborting)
+@_disconnected.upon(Inputs.abort).to(_aborting)
+@_told.upon(Inputs.abort).to(_aborting)
+@_closing.upon(Inputs.abort).to(_aborting)
+def _abort(machine: Inputs, core: Core) -> None:
+    core.reading = False
+    core.abort_transport()
+
+
+@_disconnected.upon(Inputs.lose).to(_lost_disconnected)
+@_open.upon(Inputs.lose).to(_lost)
+@_draining.upon(Inputs.lose).to(_lost)
+@_told.upon(Inputs.lose).to(_lost)
+@_closing.upon(Inputs.lose).to(_lost)
+@_aborting.upon(Inputs.lose).to(_lost)
+def _lose(machine: Inputs, core: Core) -> None:
+    core.reading = False
+
+
+@_lost_disconnected.upon(Inputs.settle).to(_gone)
+def _tell_both(machine: Inputs, core: Core) -> None:
+    core.tell_disconnected()
+    core.tell_gone()
+
+
+@_lost.upon(Inputs.settle).to(_gone)
+def _tell_gone(machine: Inputs, core: Core) -> None:
+    core.tell_gone()
+
+
+_ending = (_disconnected, _told, _closing, _aborting, _lost_disconnected, _lost, _gone)
+for _state in _ending:
+    _state.upon(Inputs.disconnect).loop().returns(None)
+for _state in (_draining, *_ending):
+    _state.upon(Inputs.drain).loop().returns(None)
+for _state in (_open, _told, _closing, _aborting, _gone):
+    _state.upon(Inputs.settle).loop().returns(None)
+for _state in (_closing, _aborting, _lost_disconnected, _lost, _gone):
+    _state.upon(Inputs.close).loop().returns(None)
+for _state in (_aborting, _lost_disconnected, _lost, _gone):
+    _state.upon(Inputs.abort).loop().returns(None)
+for _state in (_lost_disconnected, _lost, _gone):
+    _state.upon(Inputs.lose).loop().returns(None)
+
+make_lifetime = _builder.build()
+"""Makes the machine of one connection; it begins in C{open}."""

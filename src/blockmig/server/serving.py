@@ -1,0 +1,326 @@
+"""The server: one disk to any number of clients.
+
+Owns the export, its clients and their end. The disk is the caller's, and so are the ports.
+
+Rules:
+
+* every client sees what any client was told is written, and a flush on one connection covers what
+  was answered on all (CAN_MULTI_CONN): there is one descriptor, one page cache, one `DiskAccess`;
+* at most so many connections; one more is closed before it is spoken to;
+* when stopped: what is being carried out is finished, what comes new is refused (ESHUTDOWN), each
+  client is closed when nothing of it is left, and the disk is flushed last;
+* the disk's errors are the clients' affair, and none of them ends the server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IProtocolFactory
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..interfaces import IDisk, IExportHandler
+from ..nbd import MAXIMUM_NAME, Errno, Export, Request, TransmissionFlag
+from ..storage import SYSTEM, SystemCalls
+from .access import DiskAccess
+from .connection import ConnectionSettings, ServerConnection
+from .threads import InThread, ThreadWork
+from .traffic import Traffic
+
+_log = Logger()
+
+_READING: Final = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.SEND_FLUSH
+    | TransmissionFlag.SEND_DF
+    | TransmissionFlag.SEND_CACHE
+    | TransmissionFlag.CAN_MULTI_CONN
+)
+_WRITING: Final = (
+    TransmissionFlag.SEND_FUA
+    | TransmissionFlag.SEND_TRIM
+    | TransmissionFlag.SEND_WRITE_ZEROES
+    | TransmissionFlag.SEND_FAST_ZERO
+)
+_THREADS: Final = 8
+_PATIENCE: Final = 10.0
+_REPORT: Final = 60.0
+
+
+@implementer(IExportHandler)
+class _ServedExport:
+    """What the connections of a server ask and tell."""
+
+    at_once = True
+
+    def __init__(self, export: Export, access: DiskAccess) -> None:
+        self.export = export
+        self.access = access
+        self.disk = access.disk
+
+    def admit(self, connection: ServerConnection, request: Request) -> Errno:
+        """Everything that the protocol allows."""
+        return Errno.OK
+
+    def done(self, connection: ServerConnection, request: Request) -> None:
+        """Nothing depends on it."""
+
+    def failed(
+        self, connection: ServerConnection, request: Request, error: BaseException | None
+    ) -> None:
+        """The client was told; somebody should look at the disk."""
+        if getattr(error, "errno", None) is None:
+            _log.error("{peer}: {error!r}", peer=connection.peer, error=error)
+
+    def needs_flush(self, connection: ServerConnection) -> bool:
+        """Always: it covers what was answered on other connections too."""
+        return True
+
+    def may_be_silent(self, connection: ServerConnection) -> bool:
+        """Whoever has not begun anything may stay for ever."""
+        return not connection.owes
+
+    def disconnected(self, connection: ServerConnection) -> None:
+        """The client has what it wanted."""
+        connection.close()
+
+    def gone(self, connection: ServerConnection) -> None:
+        """Its server hears of that by itself."""
+
+
+@implementer(IProtocolFactory)
+class _ServerFactory:
+    """Makes the connections of a server."""
+
+    noisy = False
+
+    def __init__(self, build: Callable[[IAddress], IProtocol | None]) -> None:
+        self._build = build
+
+    def doStart(self) -> None:
+        """A port begins to listen."""
+
+    def doStop(self) -> None:
+        """A port stopped listening."""
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        """A connection, or None where it is one too many."""
+        return self._build(addr)
+
+
+class _ServedConnection(ServerConnection):
+    """A connection that its server knows of."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tell the server too: handshakes count as well, and no handler hears of their end."""
+        super().connectionLost(reason)
+        self.factory(self)
+
+
+class Server:
+    """Gives a disk to clients until it is stopped.
+
+    Give L{factory} to as many endpoints as you like, and wait for L{complete}. The ports and the
+    disk stay the caller's: close the ports, call L{stop}, and when L{complete} has fired the disk
+    may be closed too.
+
+    @param disk: what to serve; opened for writing unless C{read_only}.
+    @param export: the name of the export; "" is the default export.
+    @param read_only: clients may only read.
+    @param oldstyle: speak the old handshake.
+    @param max_connections: how many there may be at a time; 0 for no limit.
+    @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
+    @param request_timeout: seconds of silence after which a client that has begun a request, or has
+        replies to take, is given up; 0 for never.
+    @param reactor: the reactor; None for the global one.
+    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
+        reactor's thread pool.
+    @param seconds: a clock that is fine enough to time one system call.
+    @param system: the calls into the kernel.
+    @raise ValueError: C{export} is too long.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        export: str = "",
+        *,
+        read_only: bool = False,
+        oldstyle: bool = False,
+        max_connections: int = 0,
+        handshake_timeout: float = 30.0,
+        request_timeout: float = 300.0,
+        reactor: Any = None,
+        in_thread: InThread | None = None,
+        seconds: Callable[[], float] = time.perf_counter,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        if len(export.encode()) > MAXIMUM_NAME:
+            raise ValueError(f"the export's name is longer than {MAXIMUM_NAME} bytes")
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        self.disk = disk
+        self.export = export
+        self.read_only = read_only
+        self.connections = 0
+        self._reactor = reactor
+        self._began = reactor.seconds()
+        self._most = max_connections
+        self._threads = ThreadWork(reactor, in_thread, most=_THREADS)
+        self._access = DiskAccess(disk, self._threads, seconds, system)
+        flags = _READING | (TransmissionFlag.READ_ONLY if read_only else _WRITING)
+        self._handler = _ServedExport(Export(export, disk.size, flags), self._access)
+        self._settings = ConnectionSettings(
+            reactor=reactor,
+            in_thread=self._threads,
+            lookup=lambda name: self._handler if name == export else None,
+            names=lambda: [export],
+            oldstyle=self._handler if oldstyle else None,
+            structured=True,
+            handshake_timeout=handshake_timeout,
+            idle_timeout=request_timeout,
+            system=system,
+        )
+        self._clients: dict[_ServedConnection, None] = {}
+        self._past = Traffic()
+        self._refused_at = float("-inf")
+        self._stopping = False
+        self._no_client: Deferred[None] | None = None
+        self._patience: IDelayedCall | None = None
+        self._ended: BaseException | bool | None = None
+        self._waiting: list[Deferred[None]] = []
+
+    def factory(self) -> IProtocolFactory:
+        """What to listen with."""
+        return _ServerFactory(self._build)
+
+    def _build(self, address: IAddress) -> IProtocol | None:
+        if self._stopping:
+            return None
+        if self._most and len(self._clients) >= self._most:
+            now = self._reactor.seconds()
+            if now - self._refused_at >= _REPORT:
+                self._refused_at = now
+                _log.warn(
+                    "{most} clients are connected, and no more are let in (--max-connections)",
+                    event="full",
+                    most=self._most,
+                )
+            return None
+        connection = _ServedConnection(self._settings, address)
+        connection.factory = self._forget
+        self._clients[connection] = None
+        self.connections += 1
+        return connection
+
+    def _forget(self, connection: _ServedConnection) -> None:
+        self._clients.pop(connection, None)
+        self._past.add(connection.traffic)
+        if not self._clients and self._no_client is not None:
+            waiting, self._no_client = self._no_client, None
+            waiting.callback(None)
+
+    @property
+    def state(self) -> str:
+        """C{serving}, C{stopping} or C{stopped}."""
+        if self._ended is not None:
+            return "stopped"
+        return "stopping" if self._stopping else "serving"
+
+    def status(self) -> dict[str, Any]:
+        """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
+        now = self._reactor.seconds()
+        totals = Traffic()
+        totals.add(self._past)
+        for client in self._clients:
+            totals.add(client.traffic)
+        return {
+            "role": "serve",
+            "state": self.state,
+            "uptime": round(now - self._began, 3),
+            "disk": self.disk.name,
+            "size": self.disk.size,
+            "export": self.export,
+            "read_only": self.read_only,
+            "clients": [
+                {
+                    "address": client.peer,
+                    "export": client.handler.export.name if client.handler is not None else None,
+                    "connected": round(now - client.made, 3),
+                    **client.traffic.as_json(),
+                }
+                for client in self._clients
+            ],
+            "totals": {"connections": self.connections, **totals.as_json()},
+        }
+
+    def complete(self) -> Deferred[None]:
+        """Fires when the server was stopped, every client is gone, and the disk is flushed.
+
+        It fails with the L{OSError} of that last flush.
+        """
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        self._tell()
+        return waiting
+
+    def _tell(self) -> None:
+        if self._ended is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            if isinstance(self._ended, BaseException):
+                deferred.errback(self._ended)
+            else:
+                deferred.callback(None)
+
+    def stop(self, why: str = "stopped") -> None:
+        """Finish what is being carried out, close every client, flush; L{complete} tells when.
+
+        @param why: for the log.
+        """
+        if self._stopping:
+            return
+        self._stopping = True
+        _log.info(
+            "{why}: finishing the requests of {clients} client(s)",
+            event="stopping",
+            why=why,
+            clients=len(self._clients),
+        )
+        Deferred.fromCoroutine(self._stop()).addErrback(_bug)
+
+    async def _stop(self) -> None:
+        if self._clients:
+            gone: Deferred[None] = Deferred()
+            self._no_client = gone
+            self._patience = self._reactor.callLater(_PATIENCE, self._abort_clients)
+            for client in list(self._clients):
+                client.drain()
+            await gone
+            if self._patience.active():
+                self._patience.cancel()
+        await self._threads.idle()
+        try:
+            if not self.read_only:
+                await self._access.flush()
+        except OSError as error:
+            self._ended = error
+        else:
+            self._ended = True
+        self._tell()
+
+    def _abort_clients(self) -> None:
+        """They had their time to take their replies, or to send the rest of their requests."""
+        for client in list(self._clients):
+            client.abort()
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while stopping", failure=failure)

@@ -1,0 +1,50 @@
+"""How much went over a connection, or over all of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from ..nbd import Command, Request
+
+
+@dataclass
+class Traffic:
+    """Requests that were taken off the wire, and the bytes that they asked for.
+
+    @ivar reads: READs.
+    @ivar bytes_read: bytes, by READs.
+    @ivar writes: WRITEs.
+    @ivar bytes_written: bytes, by WRITEs.
+    @ivar other: all other requests.
+    """
+
+    reads: int = 0
+    bytes_read: int = 0
+    writes: int = 0
+    bytes_written: int = 0
+    other: int = 0
+
+    def count(self, reads: int, bytes_read: int, writes: int, bytes_written: int) -> None:
+        """Add several requests."""
+        self.reads += reads
+        self.bytes_read += bytes_read
+        self.writes += writes
+        self.bytes_written += bytes_written
+
+    def count_request(self, request: Request) -> None:
+        """Add one request."""
+        if request.command == Command.READ:
+            self.count(1, request.length, 0, 0)
+        elif request.command == Command.WRITE:
+            self.count(0, 0, 1, request.length)
+        else:
+            self.other += 1
+
+    def add(self, other: Traffic) -> None:
+        """Add all of C{other}."""
+        self.count(other.reads, other.bytes_read, other.writes, other.bytes_written)
+        self.other += other.other
+
+    def as_json(self) -> dict[str, int]:
+        """For a status."""
+        return {"requests": self.reads + self.writes + self.other, **asdict(self)}
