@@ -144,5 +144,5 @@ class RulesTests(SynchronousTestCase):
     )
     def test_what_is_allowed_is_inside(self, flags, command, offset, length):
         if check_request(Request(flags, command, 0, offset, length), EXPORT) == Errno.OK:
-            self.assertIn(command, (READ, WRITE, FLUSH, TRIM, ZEROES))
+            self.assertIn(command, (READ, WRITE, FLUSH, TRIM, ZEROES, CACHE))
             self.assertLessEqual(offset + length, EXPORT.size)

@@ -19,6 +19,7 @@ from blockmig.cli.systemd import (
     BadActivation,
     Notifier,
     activated_endpoints,
+    initial_environment,
     listening_descriptors,
     notify,
 )
@@ -74,6 +75,20 @@ class DescriptorsTests(Case):
         self.assertEqual([number], self.passed(number))
         self.assertFalse(os.get_inheritable(number))
         self.assertEqual({"HOME": "/root"}, self.environment)
+
+    def test_what_twisted_has_removed(self):
+        number = self.socket().fileno()
+        self.patch(systemd, "_FIRST", number)
+        initial = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+        environment = {"LISTEN_FDNAMES": "a"}
+        self.assertEqual([number], listening_descriptors(environment, initial))
+        self.assertEqual({}, environment)
+
+    def test_initial_environment(self):
+        self.patch(os, "environ", {})
+        initial = initial_environment()
+        self.assertIn("PATH", initial)
+        self.assertNotIn("", initial)
 
     def test_those_of_another_process(self):
         """Of a parent that did not remove them: the descriptors mean something else by now."""

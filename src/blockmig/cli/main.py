@@ -18,6 +18,8 @@ from .options import (
     InspectOptions,
     ReceiveOptions,
     SendOptions,
+    ServeOptions,
+    StatusOptions,
 )
 from .signals import on_signals
 
@@ -43,12 +45,16 @@ def _run(options: Any) -> int:
         if isinstance(options, InspectOptions):
             return run_inspect(options)
         return run_accept(options)
+    if isinstance(options, StatusOptions):
+        from .status import run_status  # noqa: PLC0415
+
+        return run_status(options)
     # Not before: --help and bad usage should not wait for the reactor to be imported. What is
     # imported stays, so that collecting garbage meanwhile would be looking for none.
     gc.disable()
     from twisted.internet import reactor  # noqa: PLC0415
 
-    from .operations import Operation, Receive, Send, report  # noqa: PLC0415
+    from .operations import Operation, Receive, Send, Serve, report  # noqa: PLC0415
     from .progress import make_display  # noqa: PLC0415
 
     operation: Operation
@@ -57,6 +63,8 @@ def _run(options: Any) -> int:
         display = make_display(options["progress"])
         write = display.write
         operation = Send(options, reactor, display)
+    elif isinstance(options, ServeOptions):
+        operation = Serve(options, reactor)
     else:
         assert isinstance(options, ReceiveOptions)
         operation = Receive(options, reactor)

@@ -10,14 +10,12 @@ import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from ..migration import (
     ExitStatus,
     Finisher,
-    GaveUp,
+    LocalFailure,
     MigrationError,
     Receiver,
     Records,
@@ -26,28 +24,24 @@ from ..migration import (
     SourceFound,
     SourceRecord,
     Summary,
+    check_canonical,
     source_found,
 )
 from ..nbd import NBDURI
+from ..server import Server
 from ..storage import (
     SYSTEM,
     BlockDisk,
     DiskRefused,
     FileDisk,
     SystemCalls,
+    describe_error,
     open_disk,
     record_path,
 )
-from ..transport import (
-    BadEndpoint,
-    CannotListen,
-    client_endpoint,
-    listen,
-    listening_uri,
-    server_endpoint,
-    stop_listening,
-)
-from .options import ReceiveOptions, SendOptions
+from ..transport import client_endpoint, server_endpoint
+from .listening import Listening, Offer
+from .options import ReceiveOptions, SendOptions, ServeOptions
 from .progress import Display
 
 _log = Logger()
@@ -56,8 +50,8 @@ _log = Logger()
 class Operation(Protocol):
     """A command under way."""
 
-    async def run(self) -> Summary:
-        """Do it."""
+    async def run(self) -> Summary | None:
+        """Do it; None where nothing was migrated."""
 
     def stop(self, why: str) -> None:
         """End it early, if that is still possible."""
@@ -82,20 +76,23 @@ class Receive:
         self._make_endpoint = make_endpoint
         self._system = system
         self._receiver: Receiver | None = None
-        self._listening: Deferred[IListeningPort] | None = None
+        self._listening: Listening | None = None
 
     async def run(self) -> Summary:
         """Listen, receive, close."""
         options = self._options
+        wanted = [options["listen"]] if options["listen"] else []
+        self._listening = listening = Listening(
+            self._reactor, wanted, options["control"], self._make_endpoint
+        )
         try:
-            endpoint = self._make_endpoint(self._reactor, options["listen"])
             disk = open_disk(
                 options["file"],
                 size=options["size"],
                 state_directory=options["state-dir"],
                 system=self._system,
             )
-        except (BadEndpoint, DiskRefused) as error:
+        except DiskRefused as error:
             raise Refused(str(error)) from None
         try:
             self._receiver = receiver = Receiver(
@@ -109,51 +106,30 @@ class Receive:
                 reactor=self._reactor,
                 system=self._system,
             )
-            port = await self._listen(endpoint, receiver)
             try:
+                await self._listen(listening, receiver)
                 return await receiver.complete()
             finally:
-                await stop_listening(port)
+                await listening.close()
         finally:
             # A file that we made, and nobody began to fill, is no copy of anything.
             touched = self._receiver is not None and self._receiver.touched
             disk.close() if touched else disk.discard()
 
-    async def _listen(self, endpoint: Any, receiver: Receiver) -> IListeningPort:
-        text, export = self._options["listen"], self._options["export"]
-        self._listening = Deferred.fromCoroutine(
-            listen(
-                self._reactor,
-                endpoint,
-                receiver.factory(),
-                text,
-                self._options["give-up-after"] or None,
-            )
-        )
+    async def _listen(self, listening: Listening, receiver: Receiver) -> None:
+        options = self._options
         try:
-            port = await self._listening
-        except CannotListen as error:
-            receiver.stop(str(error))
-            raise Refused(str(error)) from None
-        except TimeoutError as error:
-            receiver.stop(str(error))
-            raise GaveUp(str(error)) from None
-        except CancelledError:
-            raise GaveUp("stopped before it could listen") from None
-        finally:
-            self._listening = None
-        uri, local = listening_uri(port, export)
-        _log.info(
-            "listening on {uri} for {disk}", event="listening", uri=uri, disk=self._options["file"]
-        )
-        if not local:
-            _log.warn(
-                "{uri} can be reached from other machines, without TLS and without an allow-list: "
-                "anybody there can write this disk",
-                event="exposed",
-                uri=uri,
+            offer = Offer(
+                receiver.factory(),
+                options["file"],
+                options["export"],
+                "write this disk",
+                receiver.status,
             )
-        return port
+            await listening.open(offer, options["give-up-after"] or None)
+        except MigrationError as error:
+            receiver.stop(str(error))
+            raise
 
     def stop(self, why: str) -> None:
         """End the migration as it stands."""
@@ -161,6 +137,102 @@ class Receive:
             self._listening.cancel()
         if self._receiver is not None:
             self._receiver.stop(why)
+
+
+class Serve:
+    """`serve`: a disk to clients, until it is stopped.
+
+    @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
+    @param system: the calls into the kernel.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        reactor: Any,
+        make_endpoint: Callable[[Any, str], Any] = server_endpoint,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        self._options = options
+        self._reactor = reactor
+        self._make_endpoint = make_endpoint
+        self._system = system
+        self._server: Server | None = None
+        self._listening: Listening | None = None
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Listen, serve, close."""
+        options = self._options
+        self._listening = listening = Listening(
+            self._reactor, options["listen"], options["control"], self._make_endpoint
+        )
+        read_only, state_directory = bool(options["read-only"]), options["state-dir"]
+        try:
+            with open_disk(
+                options["file"],
+                writable=not read_only,
+                state_directory=state_directory,
+                system=self._system,
+            ) as disk:
+                # Only now that nobody else can begin to migrate it.
+                check_canonical(options["file"], state_directory, self._system)
+                await self._serve(disk, listening, read_only)
+        except DiskRefused as error:
+            raise Refused(str(error)) from None
+
+    async def _serve(
+        self, disk: FileDisk | BlockDisk, listening: Listening, read_only: bool
+    ) -> None:
+        options = self._options
+        server = Server(
+            disk,
+            options["export"],
+            read_only=read_only,
+            oldstyle=bool(options["oldstyle"]),
+            max_connections=options["max-connections"],
+            handshake_timeout=options["handshake-timeout"],
+            request_timeout=options["request-timeout"],
+            reactor=self._reactor,
+            system=self._system,
+        )
+        try:
+            try:
+                danger = "read this disk" if read_only else "read and write this disk"
+                await listening.open(
+                    Offer(
+                        server.factory(),
+                        options["file"],
+                        options["export"],
+                        danger,
+                        server.status,
+                    )
+                )
+            except MigrationError as error:
+                server.stop(str(error))
+                await server.complete()
+                raise
+            self._server = server
+            await server.complete()
+        except OSError as error:
+            raise LocalFailure(f"{disk.name}: {describe_error(error)}") from None
+        finally:
+            await listening.close()
+        totals = server.status()["totals"]
+        _log.info(
+            "stopped: {connections} connection(s), {requests} request(s), {bytes_read} bytes read "
+            "and {bytes_written} written; the disk is flushed",
+            event="stopped",
+            **totals,
+        )
+
+    def stop(self, why: str) -> None:
+        """Stop accepting, and let the server come to its end."""
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._server is not None and self._listening is not None:
+            self._listening.stop()
+            self._server.stop(why)
 
 
 class Send:
@@ -270,6 +342,8 @@ async def report(operation: Operation) -> ExitStatus:
     except Exception:
         _log.failure("this is a bug of blockmig", event="bug", status=int(ExitStatus.FAILED))
         return ExitStatus.FAILED
+    if summary is None:
+        return ExitStatus.DONE
     _log.info(
         "complete: {bytes} bytes ({data} of data, {zeroes} of zeroes) in {seconds:.2f} s, "
         "{megabytes:.1f} MB/s of data, {attempts} attempt(s)",

@@ -3,6 +3,10 @@
 Owns both directions: the sockets that it opened for us (sd_listen_fds(3)), and what we say of
 ourselves (sd_notify(3)). Without a service manager there is neither, and nothing happens. The
 environment is an argument; what is not meant for our children is removed from it.
+
+Twisted takes part in this unasked: importing its endpoints takes C{LISTEN_PID} and C{LISTEN_FDS}
+out of the process's environment, and forgets what they said if there is no C{LISTEN_FDNAMES}. So
+what the process was started with is asked for as well.
 """
 
 from __future__ import annotations
@@ -26,14 +30,29 @@ class BadActivation(Exception):
     """What the service manager passed cannot be listened on; the message says why."""
 
 
-def listening_descriptors(environment: MutableMapping[str, str]) -> list[int]:
+def initial_environment() -> dict[str, str]:
+    """The environment that this process was started with, whatever became of it (proc(5))."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            lines = file.read().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (os.fsdecode(line).partition("=") for line in lines if line)
+    return {name: value for name, _, value in pairs}
+
+
+def listening_descriptors(
+    environment: MutableMapping[str, str], initial: Mapping[str, str] | None = None
+) -> list[int]:
     """The descriptors that were passed to this process, and to no other; as sd_listen_fds(3).
 
-    They are not inherited by children, nor are the variables that tell of them.
+    They are not inherited by children, nor are the variables that tell of them. To be called once.
 
+    @param initial: is asked for variables that are missing; see L{initial_environment}.
     @raise BadActivation: the variables make no sense, or a descriptor is not open.
     """
-    given = {name: environment.pop(name, None) for name in _VARIABLES}
+    started = initial or {}
+    given = {name: environment.pop(name, started.get(name)) for name in _VARIABLES}
     process, count = given["LISTEN_PID"], given["LISTEN_FDS"]
     if process is None or count is None:
         return []
@@ -54,16 +73,20 @@ def listening_descriptors(environment: MutableMapping[str, str]) -> list[int]:
 
 
 def activated_endpoints(
-    reactor: Any, environment: MutableMapping[str, str]
+    reactor: Any,
+    environment: MutableMapping[str, str],
+    initial: Mapping[str, str] | None = None,
 ) -> list[IStreamServerEndpoint]:
     """Endpoints of the sockets that were passed to this process, in their order; none if none was.
 
     An endpoint owns its descriptor, and can be listened on once. A UNIX socket's file stays as the
-    service manager made it, and stays.
+    service manager made it, and stays. To be called once.
 
+    @param initial: is asked for variables that are missing; see L{initial_environment}.
     @raise BadActivation: one of them is no stream socket that listens.
     """
-    return [_endpoint(reactor, number) for number in listening_descriptors(environment)]
+    descriptors = listening_descriptors(environment, initial)
+    return [_endpoint(reactor, descriptor) for descriptor in descriptors]
 
 
 def _endpoint(reactor: Any, descriptor: int) -> IStreamServerEndpoint:

@@ -13,7 +13,8 @@ from twisted.logger import Logger, globalLogPublisher
 from zope.interface import implementer
 
 from .logs import observer_for, write_to
-from .operations import Receive, report
+from .operations import Operation, Receive, Serve, report
+from .options import ServeOptions
 from .options import TapOptions as Options
 from .signals import on_signals
 
@@ -34,7 +35,8 @@ class OperationService(Service):
     def __init__(self, options: Any, reactor: Any) -> None:
         self._options = options
         self._reactor = reactor
-        self._operation = Receive(options, reactor)
+        serves = isinstance(options, ServeOptions)
+        self._operation: Operation = (Serve if serves else Receive)(options, reactor)
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
 

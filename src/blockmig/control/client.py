@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import time
+from http.client import HTTPConnection, HTTPException
 from typing import Any, Final
 
 from .errors import ControlError, ControlRefused
@@ -25,9 +26,6 @@ def ask(path: str, method: str, resource: str, body: Any = None, timeout: float 
     @raise ControlRefused: the answer is an error's.
     @raise ControlError: nobody could be asked, or the answer is none.
     """
-    # Not before: it takes a while, and whoever opens a control socket does not need it.
-    from http.client import HTTPConnection, HTTPException  # noqa: PLC0415
-
     with _connect(path, timeout) as handle:
         connection = HTTPConnection("localhost", timeout=timeout)
         connection.sock = handle

@@ -8,7 +8,17 @@ Owns attempts, restarts, coverage, the order of the hand-off and its records. Kn
 from .accepting import accept
 from .finisher import Finisher
 from .found import SourceFound, source_found
-from .inspection import Found, Standing, Verdict, changing, judge, judge_pair, look, look_steadily
+from .inspection import (
+    Found,
+    Standing,
+    Verdict,
+    changing,
+    check_canonical,
+    judge,
+    judge_pair,
+    look,
+    look_steadily,
+)
 from .outcome import (
     ExitStatus,
     GaveUp,
@@ -50,6 +60,7 @@ __all__ = [
     "Verdict",
     "accept",
     "changing",
+    "check_canonical",
     "judge",
     "judge_pair",
     "look",

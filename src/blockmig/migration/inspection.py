@@ -30,6 +30,7 @@ from ..storage import (
     is_locked,
     record_path,
 )
+from .outcome import Refused
 from .records import BadRecord, Kind, Phase, Record, Records, Side, same_file, this_host
 
 _MOST_LOOKS: Final = 10
@@ -211,6 +212,19 @@ def judge(found: Found) -> Verdict:
         f"no record of a migration stands {found.where}: none was begun here, or it is complete",
         "use it",
     )
+
+
+def check_canonical(
+    path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+) -> None:
+    """Whether the disk at C{path} may be given to clients.
+
+    @raise Refused: it is not the canonical copy, or nobody can tell from here.
+    @raise DiskRefused: it cannot be looked at.
+    """
+    verdict = judge(look(path, state_directory, system))
+    if verdict.standing != Standing.CANONICAL:
+        raise Refused(f"{verdict.line}: {verdict.why}; {verdict.advice}")
 
 
 def _accepted(found: Found, accepted: Record) -> Verdict:

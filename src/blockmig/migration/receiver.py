@@ -31,7 +31,7 @@ from zope.interface import implementer
 
 from ..interfaces import IDisk, IExportHandler, IRecordedDisk
 from ..nbd import MAXIMUM_NAME, Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
-from ..server import ConnectionSettings, InThread, ServerConnection, ThreadWork
+from ..server import Clients, ConnectionSettings, InThread, ServerConnection, ThreadWork
 from ..storage import SYSTEM, SystemCalls
 from .attempts import Answer, Attempts
 from .found import destination_record
@@ -238,8 +238,8 @@ class _ReceiverFactory:
 
     def __init__(self, settings: ConnectionSettings) -> None:
         self._settings = settings
-        self._connections: set[ServerConnection] = set()
-        self._closed: Deferred[None] | None = None
+        self.clients = Clients()
+        self._closed = False
 
     def doStart(self) -> None:
         """A port begins to listen."""
@@ -249,18 +249,12 @@ class _ReceiverFactory:
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """A connection; none after the end."""
-        if self._closed is not None:
+        if self._closed:
             return None
         connection = _ReceiverConnection(self._settings, addr)
         connection.factory = self
-        self._connections.add(connection)
+        self.clients.add(connection)
         return connection
-
-    def forget(self, connection: ServerConnection) -> None:
-        """C{connection} is no more."""
-        self._connections.discard(connection)
-        if self._closed is not None and not self._connections:
-            self._closed.callback(None)
 
     def supersede(self, connection: ServerConnection) -> None:
         """A new attempt was claimed by C{connection}: what comes late of an earlier one is void.
@@ -268,7 +262,7 @@ class _ReceiverFactory:
         A claim that was on its way when its connection broke could otherwise arrive when the
         attempt after it has come to its end.
         """
-        for other in list(self._connections):
+        for other in self.clients:
             if other is not connection and isinstance(other.handler, _SideExport):
                 other.abort()
 
@@ -280,11 +274,10 @@ class _ReceiverFactory:
             migration is complete, for some seconds; the others are aborted.
         @return: fires when none is left.
         """
-        self._closed = Deferred()
-        if not self._connections:
-            self._closed.callback(None)
+        self._closed = True
+        closed = self.clients.none_left()
         lingering: list[ServerConnection] = []
-        for connection in list(self._connections):
+        for connection in self.clients:
             if connection is last:
                 connection.close()
             elif last is not None and isinstance(connection.handler, _SideExport):
@@ -298,8 +291,8 @@ class _ReceiverFactory:
                 if timer.active():
                     timer.cancel()
 
-            self._closed.addCallback(stop)
-        return self._closed
+            closed.addCallback(stop)
+        return closed
 
 
 def _abort_all(connections: list[ServerConnection]) -> None:
@@ -313,7 +306,7 @@ class _ReceiverConnection(ServerConnection):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the factory too."""
         super().connectionLost(reason)
-        self.factory.forget(self)
+        self.factory.clients.forget(self)
 
 
 class Receiver:
@@ -364,7 +357,8 @@ class Receiver:
             from twisted.internet import reactor  # noqa: PLC0415
         self._threads = ThreadWork(reactor, in_thread)
         self._reactor = reactor
-        self._give_up_after = give_up_after
+        self._began = reactor.seconds()
+        self._export = export
         self._outcome: Summary | MigrationError | None = None
         self._waiting: list[Deferred[Summary]] = []
         self._ended = False
@@ -426,6 +420,30 @@ class Receiver:
     def touched(self) -> bool:
         """Whether anything was put on record; if not, the disk is as it was."""
         return self._core.touched
+
+    def status(self) -> dict[str, Any]:
+        """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
+        core, now = self._core, self._reactor.seconds()
+        stage = core.page().phase
+        state = "copying" if core.attempt is not None and not core.copied else "waiting"
+        if stage in (Stage.COPIED, Stage.RETIRED, Stage.COMPLETE):
+            state = stage.value
+        covered = core.attempt.coverage.covered if core.attempt is not None else 0
+        return {
+            "role": "receive",
+            "state": state,
+            "uptime": round(now - self._began, 3),
+            "disk": core.disk.name,
+            "size": core.disk.size,
+            "export": self._export,
+            "read_only": False,
+            **self._factory.clients.status(now),
+            "migration": {
+                "attempts": core.attempts,
+                "covered": covered,
+                "source": str(core.record.source) if core.record is not None else "",
+            },
+        }
 
     def factory(self) -> IProtocolFactory:
         """What to listen with; the same one each time, so that several ports may be given it."""

@@ -5,12 +5,14 @@ what on it, so that the receiver's are of the same kind as the server's.
 """
 
 from .access import DiskAccess
+from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
 from .serving import Server
 from .threads import InThread, ThreadWork, to_the_end
 from .traffic import Traffic
 
 __all__ = [
+    "Clients",
     "ConnectionSettings",
     "DiskAccess",
     "InThread",

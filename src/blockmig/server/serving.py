@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IProtocolFactory
+from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -29,9 +29,9 @@ from ..interfaces import IDisk, IExportHandler
 from ..nbd import MAXIMUM_NAME, Errno, Export, Request, TransmissionFlag
 from ..storage import SYSTEM, SystemCalls
 from .access import DiskAccess
+from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
 from .threads import InThread, ThreadWork
-from .traffic import Traffic
 
 _log = Logger()
 
@@ -168,7 +168,6 @@ class Server:
         self.disk = disk
         self.export = export
         self.read_only = read_only
-        self.connections = 0
         self._reactor = reactor
         self._began = reactor.seconds()
         self._most = max_connections
@@ -187,12 +186,9 @@ class Server:
             idle_timeout=request_timeout,
             system=system,
         )
-        self._clients: dict[_ServedConnection, None] = {}
-        self._past = Traffic()
+        self._clients = Clients()
         self._refused_at = float("-inf")
         self._stopping = False
-        self._no_client: Deferred[None] | None = None
-        self._patience: IDelayedCall | None = None
         self._ended: BaseException | bool | None = None
         self._waiting: list[Deferred[None]] = []
 
@@ -214,17 +210,9 @@ class Server:
                 )
             return None
         connection = _ServedConnection(self._settings, address)
-        connection.factory = self._forget
-        self._clients[connection] = None
-        self.connections += 1
+        connection.factory = self._clients.forget
+        self._clients.add(connection)
         return connection
-
-    def _forget(self, connection: _ServedConnection) -> None:
-        self._clients.pop(connection, None)
-        self._past.add(connection.traffic)
-        if not self._clients and self._no_client is not None:
-            waiting, self._no_client = self._no_client, None
-            waiting.callback(None)
 
     @property
     def state(self) -> str:
@@ -236,10 +224,6 @@ class Server:
     def status(self) -> dict[str, Any]:
         """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
         now = self._reactor.seconds()
-        totals = Traffic()
-        totals.add(self._past)
-        for client in self._clients:
-            totals.add(client.traffic)
         return {
             "role": "serve",
             "state": self.state,
@@ -248,16 +232,7 @@ class Server:
             "size": self.disk.size,
             "export": self.export,
             "read_only": self.read_only,
-            "clients": [
-                {
-                    "address": client.peer,
-                    "export": client.handler.export.name if client.handler is not None else None,
-                    "connected": round(now - client.made, 3),
-                    **client.traffic.as_json(),
-                }
-                for client in self._clients
-            ],
-            "totals": {"connections": self.connections, **totals.as_json()},
+            **self._clients.status(now),
         }
 
     def complete(self) -> Deferred[None]:
@@ -297,15 +272,12 @@ class Server:
         Deferred.fromCoroutine(self._stop()).addErrback(_bug)
 
     async def _stop(self) -> None:
-        if self._clients:
-            gone: Deferred[None] = Deferred()
-            self._no_client = gone
-            self._patience = self._reactor.callLater(_PATIENCE, self._abort_clients)
-            for client in list(self._clients):
-                client.drain()
-            await gone
-            if self._patience.active():
-                self._patience.cancel()
+        patience = self._reactor.callLater(_PATIENCE, self._abort_clients)
+        for client in self._clients:
+            client.drain()
+        await self._clients.none_left()
+        if patience.active():
+            patience.cancel()
         await self._threads.idle()
         try:
             if not self.read_only:
@@ -318,7 +290,7 @@ class Server:
 
     def _abort_clients(self) -> None:
         """They had their time to take their replies, or to send the rest of their requests."""
-        for client in list(self._clients):
+        for client in self._clients:
             client.abort()
 
 

@@ -1,0 +1,165 @@
+"""Where a command can be reached: its listening ports, its control socket, the service manager.
+
+Owns all of them from the moment they are opened until they are closed. What connects is given to
+the factory of whoever runs the command.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
+
+from .. import __version__
+from ..control import ControlError, ControlPort, open_control
+from ..migration import GaveUp, Refused
+from ..transport import (
+    BadEndpoint,
+    CannotListen,
+    listen,
+    listening_uri,
+    server_endpoint,
+    stop_listening,
+)
+from .systemd import BadActivation, Notifier, activated_endpoints
+
+_log = Logger()
+
+DEFAULT: Final = "tcp:10809:interface=127.0.0.1"
+"""Where to listen if nobody says where."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What there is to connect to.
+
+    @ivar factory: makes the connections.
+    @ivar disk: its name, for the log.
+    @ivar export: the export's name.
+    @ivar danger: what anybody who reaches a port could do.
+    @ivar status: what the control socket tells, without what is known here.
+    """
+
+    factory: IProtocolFactory
+    disk: str
+    export: str
+    danger: str
+    status: Callable[[], dict[str, Any]]
+
+
+class Listening:
+    """The ports of one command.
+
+    @param endpoints: Twisted endpoint strings; without any, the sockets that systemd passed, or
+        else L{DEFAULT}.
+    @param control: the path of the control socket; None for none.
+    @param make_endpoint: makes the endpoint to listen with, from the reactor and its description.
+    @param environment: that of the process.
+    @ivar uris: how each port can be reached.
+    @raise Refused: an endpoint makes no sense.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoints: Iterable[str],
+        control: str | None,
+        make_endpoint: Callable[[Any, str], Any] = server_endpoint,
+        environment: MutableMapping[str, str] = os.environ,
+    ) -> None:
+        self.uris: list[str] = []
+        self._reactor = reactor
+        self._control_path = control
+        self._ports: list[IListeningPort] = []
+        self._control: ControlPort | None = None
+        self._opening: Deferred[Any] | None = None
+        self._closing: Deferred[None] | None = None
+        self._notifier = Notifier(environment)
+        try:
+            passed = activated_endpoints(reactor, environment)
+            self._endpoints = [(text, make_endpoint(reactor, text)) for text in endpoints]
+            if not self._endpoints:
+                self._endpoints = [("the socket that systemd passed", one) for one in passed]
+            if not self._endpoints:
+                self._endpoints = [(DEFAULT, make_endpoint(reactor, DEFAULT))]
+        except (BadActivation, BadEndpoint) as error:
+            raise Refused(str(error)) from None
+
+    async def open(self, offer: Offer, give_up_after: float | None = None) -> None:
+        """Listen at every endpoint, then say so.
+
+        @param give_up_after: seconds to try where time may mend what is wrong; None for ever.
+        @raise Refused: time will not mend it.
+        @raise GaveUp: it did not in time, or L{cancel} was called.
+        """
+        self._opening = Deferred.fromCoroutine(self._open(offer, give_up_after))
+        try:
+            await self._opening
+        except (CannotListen, ControlError) as error:
+            raise Refused(str(error)) from None
+        except TimeoutError as error:
+            raise GaveUp(str(error)) from None
+        except CancelledError:
+            raise GaveUp("stopped before it could listen") from None
+        finally:
+            self._opening = None
+        self._notifier.ready(f"{offer.disk} at {', '.join(self.uris)}")
+
+    async def _open(self, offer: Offer, give_up_after: float | None) -> None:
+        if self._control_path is not None:
+            self._control = await open_control(
+                self._reactor, self._control_path, lambda: self._status(offer.status())
+            )
+        for text, endpoint in self._endpoints:
+            port = await listen(self._reactor, endpoint, offer.factory, text, give_up_after)
+            self._ports.append(port)
+            uri, local = listening_uri(port, offer.export)
+            self.uris.append(uri)
+            _log.info("listening on {uri} for {disk}", event="listening", uri=uri, disk=offer.disk)
+            if not local:
+                _log.warn(
+                    "{uri} can be reached from other machines, without TLS and without an "
+                    "allow-list: anybody there can {danger}",
+                    event="exposed",
+                    uri=uri,
+                    danger=offer.danger,
+                )
+
+    def _status(self, status: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "listening": list(self.uris),
+            **status,
+        }
+
+    def cancel(self) -> None:
+        """Try no longer to listen."""
+        if self._opening is not None:
+            self._opening.cancel()
+
+    def stop(self) -> Deferred[None]:
+        """Accept no more connections; the control socket stays.
+
+        @return: fires when every port is closed.
+        """
+        if self._closing is None:
+            self._notifier.stopping()
+            self._closing = Deferred.fromCoroutine(self._close_ports())
+        return self._closing
+
+    async def _close_ports(self) -> None:
+        closing = [Deferred.fromCoroutine(stop_listening(port)) for port in self._ports]
+        for closed in closing:
+            await closed
+
+    async def close(self) -> None:
+        """Close everything."""
+        await self.stop()
+        if self._control is not None:
+            await self._control.close()

@@ -1,0 +1,75 @@
+"""The connections of one factory, as long as they last.
+
+Owns who is connected, what went over all connections so far, and the moment when nobody is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from .connection import ServerConnection
+from .traffic import Traffic
+
+
+class Clients:
+    """Iterating gives the connections that there are now, and may meanwhile end them."""
+
+    def __init__(self) -> None:
+        self._connections: dict[ServerConnection, None] = {}
+        self._count = 0
+        self._past = Traffic()
+        self._waiting: list[Deferred[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def __iter__(self) -> Iterator[ServerConnection]:
+        return iter(list(self._connections))
+
+    def add(self, connection: ServerConnection) -> None:
+        """C{connection} was made."""
+        self._connections[connection] = None
+        self._count += 1
+
+    def forget(self, connection: ServerConnection) -> None:
+        """C{connection} is no more."""
+        del self._connections[connection]
+        self._past.add(connection.traffic)
+        if not self._connections:
+            waiting, self._waiting = self._waiting, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+    def none_left(self) -> Deferred[None]:
+        """Fires when there is no connection."""
+        left: Deferred[None] = Deferred()
+        if self._connections:
+            self._waiting.append(left)
+        else:
+            left.callback(None)
+        return left
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Who is connected, and the totals, for a status.
+
+        @param now: the time, by the reactor's clock.
+        """
+        totals = Traffic()
+        totals.add(self._past)
+        for connection in self._connections:
+            totals.add(connection.traffic)
+        return {
+            "clients": [
+                {
+                    "address": connection.peer,
+                    "export": connection.handler.export.name if connection.handler else None,
+                    "connected": round(now - connection.made, 3),
+                    **connection.traffic.as_json(),
+                }
+                for connection in self._connections
+            ],
+            "totals": {"connections": self._count, **totals.as_json()},
+        }
