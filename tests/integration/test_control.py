@@ -402,7 +402,8 @@ class Manager:
         )
         shift = (
             f"import os, sys; {moves}os.closerange({3 + len(self._sockets)}, 300); "
-            "os.execvp('sh', ['sh', '-c', 'export LISTEN_PID=$$; exec \"$@\"', 'sh', *sys.argv[1:]])"
+            "script = 'export LISTEN_PID=$$; exec \"$@\"'; "
+            "os.execvp('sh', ['sh', '-c', script, 'sh', *sys.argv[1:]])"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", shift, sys.executable, "-c", ACTIVATED],

@@ -1,9 +1,9 @@
 """Listening on UNIX sockets that somebody else has bound: the service manager, or we ourselves.
 
-Owns one difference to Twisted: whoever made a socket's file also decides who may use it, and when
-it goes. Twisted, given a UNIX socket by `adoptStreamPort`, opens its file for everybody (mode 0666)
-and removes it at the end, so that a service manager's socket would be exposed at once, and gone for
-the next start.
+Owns one difference to Twisted: whoever made a socket also decides who may use it, and when it goes.
+Twisted, given a UNIX socket by `adoptStreamPort`, opens its file for everybody (mode 0666), and at
+the end removes it and shuts the socket down, which a service manager still has: it would be exposed
+at once, and of no use to the next process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ class _AdoptedPort(unix.Port):
     That is what a name beginning with a zero says (the abstract namespace of unix(7)). The
     addresses that the port tells are the socket's own nevertheless.
     """
+
+    # As Twisted has it for TCP's adopted ports: shutdown(2) is not this descriptor's alone.
+    _shouldShutdown = False
 
     def __init__(self, handle: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
         name = b"\0" + os.fsencode(handle.getsockname())
