@@ -145,6 +145,12 @@ class IPayloadReceiver(Interface):
     It is an C{IProtocol} as well: every byte that is not moved so arrives by C{dataReceived}.
     """
 
+    def viewReceived(view: memoryview) -> None:
+        """As C{dataReceived}, with bytes that are here only until this returns.
+
+        Only called where reading was taken over at once.
+        """
+
     def payload_region() -> Any:
         """The L{blockmig.transport.FileRegion} that the next bytes on the wire belong in.
 

@@ -26,7 +26,7 @@ from ..transport import (
     server_endpoint,
     stop_listening,
 )
-from .systemd import BadActivation, Notifier, activated_endpoints
+from .systemd import BadActivation, Notifier, activated_endpoints, initial_environment
 
 _log = Logger()
 
@@ -81,7 +81,7 @@ class Listening:
         self._closing: Deferred[None] | None = None
         self._notifier = Notifier(environment)
         try:
-            passed = activated_endpoints(reactor, environment)
+            passed = activated_endpoints(reactor, environment, initial_environment())
             self._endpoints = [(text, make_endpoint(reactor, text)) for text in endpoints]
             if not self._endpoints:
                 self._endpoints = [("the socket that systemd passed", one) for one in passed]

@@ -104,7 +104,7 @@ class _Transmission:
     _header: struct.Struct
 
     def __init__(self) -> None:
-        self._data = b""
+        self._data: bytes | memoryview = b""
         self._position = 0
         self._failure: str | None = None
         self._expected = 0
@@ -120,7 +120,7 @@ class _Transmission:
         """How many received bytes wait here for `next_event`."""
         return len(self._data) - self._position
 
-    def unread(self) -> tuple[bytes, int]:
+    def unread(self) -> tuple[bytes | memoryview, int]:
         """The received bytes, and where those begin that no event was made of.
 
         For a caller who reads messages there itself, and says so with L{skip}; nothing may be
@@ -132,10 +132,18 @@ class _Transmission:
         """Go on from C{position} of L{unread}, which is where a message begins."""
         self._position = position
 
-    def receive_data(self, data: bytes) -> None:
+    def receive_data(self, data: bytes | memoryview) -> None:
         """Take bytes from the peer; ask for events until there is none before the next call."""
-        self._data = self._data[self._position :] + data if self.buffered else data
+        if self._position < len(self._data):
+            data = b"".join((self._data[self._position :], data))
+        self._data = data
         self._position = 0
+
+    def keep(self) -> None:
+        """Copy what is left of a view that was received, since it will not last."""
+        if isinstance(self._data, memoryview):
+            self._data = bytes(self._data[self._position :])
+            self._position = 0
 
     def payload_moved(self, count: int) -> None:
         """The caller took C{count} payload bytes off the wire itself.

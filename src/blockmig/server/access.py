@@ -46,6 +46,8 @@ class DiskAccess:
     @param disk: the disk.
     @param in_thread: runs a function in a thread.
     @param seconds: the time, in seconds from anywhere; fine enough to time one call.
+    @ivar slow_until: when small requests may be tried in the reactor's thread again.
+    @ivar no_wait: the flag for C{preadv} that has it fail rather than wait; 0 where none is known.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class DiskAccess:
         self.seconds = seconds
         self.careful = False
         self._in_thread = in_thread
-        self._system = system
-        self._no_wait = NO_WAIT
-        self._slow_until = float("-inf")
+        self.preadv = system.preadv
+        self.pwrite = system.pwrite
+        self.no_wait = NO_WAIT
+        self.slow_until = float("-inf")
         self._data = (0, 0)
         self._flushing = False
         self._to_flush: list[Deferred[None]] = []
@@ -71,36 +74,28 @@ class DiskAccess:
     @property
     def quick(self) -> bool:
         """Whether small requests may be tried in the reactor's thread now."""
-        return self.seconds() >= self._slow_until and self.disk.fileno() is not None
+        return self.seconds() >= self.slow_until and self.disk.fileno() is not None
 
     def took(self, seconds: float, calls: int = 1) -> None:
         """C{calls} small reads and writes in the reactor's thread took so long."""
         if seconds > _SLOW * max(1, calls):
-            self._slow_until = self.seconds() + _LEAVE_ALONE
+            self.slow_until = self.seconds() + _LEAVE_ALONE
 
     def read_now(self, view: memoryview, offset: int) -> bool:
         """Fill C{view} from C{offset} if that needs no waiting; whether it was done."""
         descriptor = self.disk.fileno()
         assert descriptor is not None
         try:
-            count = self._system.preadv(descriptor, [view], offset, self._no_wait)
-        except BlockingIOError:
-            return False
+            return bool(self.preadv(descriptor, (view,), offset, self.no_wait) == len(view))
         except OSError as error:
-            if self._no_wait and error.errno in _CANNOT:
-                self._no_wait = 0
-                return self.read_now(view, offset)
-            return False
-        return bool(count == len(view))
+            return self.not_at_once(error) and self.read_now(view, offset)
 
-    def write_now(self, view: memoryview, offset: int) -> bool:
-        """Write C{view} to C{offset}; whether it was done. If not, an unknown part of it was."""
-        descriptor = self.disk.fileno()
-        assert descriptor is not None
-        try:
-            return self._system.pwrite(descriptor, view, offset) == len(view)
-        except OSError:
-            return False
+    def not_at_once(self, error: OSError) -> bool:
+        """Something could not be done at once; whether it may be tried again."""
+        if self.no_wait and error.errno in _CANNOT:
+            self.no_wait = 0
+            return True
+        return False
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """I{In a thread.} That many bytes."""
@@ -121,7 +116,7 @@ class DiskAccess:
             return False
         if with_holes and not self._data[0] <= offset <= offset + length <= self._data[1]:
             return False
-        return not self._no_wait or self._is_cached(offset, length)
+        return not self.no_wait or self._is_cached(offset, length)
 
     def _is_cached(self, offset: int, length: int) -> bool:
         """Whether it seems to be in the page cache: one byte of every so many is looked at."""

@@ -8,7 +8,7 @@ Rules:
 
 * only what is plainly right is done here: a small READ or WRITE without flags, inside the disk,
   that needs no waiting. Everything else, every error too, is left on the wire for the general way;
-* a WRITE whose payload has not all come is left there too;
+* a WRITE whose payload has not all come waits there for the rest of it;
 * the buffer is one for all connections: what it holds is sent, or copied, before anybody else gets
   to run.
 """
@@ -28,16 +28,16 @@ from ..nbd import (
     Chunk,
     Command,
     Export,
-    ServerTransmission,
 )
 from .access import SMALL, DiskAccess
 from .traffic import Traffic
 
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
-_DATA: Final = int(Chunk.OFFSET_DATA)
-_OFFSET_SIZE: Final = 8
 _HEADER: Final = REQUEST.size
+_REPLY: Final = SIMPLE_REPLY.size
+_CHUNK_START: Final = (CHUNK_MAGIC, CHUNK_DONE, int(Chunk.OFFSET_DATA))
+_pack_chunk: Final = DATA_CHUNK.pack_into
 
 _buffer: Final = memoryview(bytearray(4 * SMALL))
 
@@ -62,67 +62,85 @@ class SmallRequests:
         self._overhead = DATA_CHUNK.size if structured else SIMPLE_REPLY.size
         self._traffic = traffic
 
-    def answer(self, wire: ServerTransmission) -> memoryview:  # noqa: PLR0912 (calls cost time)
-        """Carry out what can be, from where the wire's events have come to.
+    # One function, and long: each call within the loop would cost more than what it does.
+    def answer(self, data: bytes | memoryview, position: int) -> tuple[int, memoryview]:  # noqa: PLR0912, PLR0915
+        """Carry out what can be.
 
-        @return: the replies; shown by a view of the shared buffer, perhaps empty.
+        @param data: what was received.
+        @param position: where the next request begins there.
+        @return: where the first request begins that was not carried out, and the replies: a view of
+            the shared buffer, perhaps empty.
         """
         access = self._access
-        if not access.quick:
-            return _buffer[:0]
-        data, position = wire.unread()
-        end, room = len(data), len(_buffer)
+        descriptor = access.disk.fileno()
+        seconds, began = access.seconds, access.seconds()
+        if descriptor is None or began < access.slow_until:
+            return position, _buffer[:0]
         size, block, overhead = self._size, self._block, self._overhead
-        unpack, seconds = REQUEST.unpack_from, access.seconds
+        structured, may_write = self._structured, self._may_write
+        unpack, preadv, pwrite = REQUEST.unpack_from, access.preadv, access.pwrite
+        no_wait, pack_reply = access.no_wait, SIMPLE_REPLY.pack_into
+        end, room = len(data), len(_buffer) - overhead
         view = None
         reads = writes = read = written = used = 0
-        began = seconds()
-        while end - position >= _HEADER:
-            magic, flags, command, cookie, offset, length = unpack(data, position)
-            if flags or magic != REQUEST_MAGIC or not 0 < length <= SMALL or offset + length > size:
-                break
-            if block > 1 and (offset % block or length % block):
-                break
-            if command == _READ:
-                if room - used < length + overhead:
+        try:
+            while end - position >= _HEADER:
+                magic, flags, command, cookie, offset, length = unpack(data, position)
+                if (
+                    magic != REQUEST_MAGIC
+                    or flags
+                    or not 0 < length <= SMALL
+                    or offset + length > size
+                    or (block > 1 and (offset % block or length % block))
+                ):
                     break
-                start = used + overhead
-                if not access.read_now(_buffer[start : start + length], offset):
-                    break
-                if self._structured:
-                    DATA_CHUNK.pack_into(
-                        _buffer,
-                        used,
-                        CHUNK_MAGIC,
-                        CHUNK_DONE,
-                        _DATA,
-                        cookie,
-                        length + _OFFSET_SIZE,
-                        offset,
-                    )
+                if command == _READ:
+                    start = used + overhead
+                    if start + length > room:
+                        break
+                    if (
+                        preadv(descriptor, (_buffer[start : start + length],), offset, no_wait)
+                        != length
+                    ):
+                        break
+                    if structured:
+                        _pack_chunk(_buffer, used, *_CHUNK_START, cookie, length + 8, offset)
+                    else:
+                        pack_reply(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
+                    used = start + length
+                    position += _HEADER
+                    reads += 1
+                    read += length
+                elif command == _WRITE and may_write:
+                    start = position + _HEADER
+                    if end - start < length or used > room:
+                        break
+                    if view is None:
+                        view = memoryview(data)
+                    if pwrite(descriptor, view[start : start + length], offset) != length:
+                        break
+                    pack_reply(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
+                    used += _REPLY
+                    position = start + length
+                    writes += 1
+                    written += length
                 else:
-                    SIMPLE_REPLY.pack_into(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
-                used = start + length
-                position += _HEADER
-                reads += 1
-                read += length
-            elif command == _WRITE and self._may_write:
-                start = position + _HEADER
-                if end - start < length or room - used < SIMPLE_REPLY.size:
                     break
-                if view is None:
-                    view = memoryview(data)
-                if not access.write_now(view[start : start + length], offset):
-                    break
-                SIMPLE_REPLY.pack_into(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
-                used += SIMPLE_REPLY.size
-                position = start + length
-                writes += 1
-                written += length
-            else:
-                break
+        except OSError as error:
+            access.not_at_once(error)
         if used:
             access.took(seconds() - began, reads + writes)
-            wire.skip(position)
             self._traffic.count(reads, read, writes, written)
-        return _buffer[:used]
+        return position, _buffer[:used]
+
+    def is_incomplete(self, data: bytes | memoryview, position: int) -> bool:
+        """Whether what begins there lacks nothing but the rest of its header or payload.
+
+        Only of a request that L{answer} would carry out.
+        """
+        if len(data) - position < _HEADER:
+            return True
+        magic, flags, command, _, offset, length = REQUEST.unpack_from(data, position)
+        small = 0 < length <= SMALL and offset + length <= self._size
+        writes = magic == REQUEST_MAGIC and command == _WRITE and not flags and self._may_write
+        return small and writes and len(data) - position - _HEADER < length

@@ -33,6 +33,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..storage import SYSTEM, SystemCalls
+from .lingering import Lingering
 from .plain import is_plain_socket
 from .regions import FileRegion
 
@@ -42,6 +43,7 @@ WORTH_MOVING: Final = 64 << 10
 _TURN: Final = 512 << 10
 _PIPE: Final = 1 << 20
 _READ: Final = 64 << 10
+_received: Final = memoryview(bytearray(256 << 10))
 _MOST_READS: Final = 16
 _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -76,7 +78,7 @@ class PayloadReader:
         self._can_splice = system.splice is not None
         self._buffer: memoryview | None = None
         self._read_next = _READ
-        self._at_once = False
+        self._lingering: Lingering | None = None
         self._moving = False
         self._paused = False
         self._stopped = False
@@ -84,15 +86,14 @@ class PayloadReader:
     def take_over(self, at_once: bool = False) -> None:
         """Read from here on, if the protocol's next bytes are a payload that is worth it.
 
-        @param at_once: read on in any case. Small messages are then read without the transport, and
-            as many of them in a turn as have come.
+        @param at_once: read on in any case. Small messages are then read without the transport, as
+            many of them in a turn as have come, and given to C{viewReceived}.
         """
         if self._descriptor >= 0 or self._stopped or not is_plain_socket(self._transport):
             return
         region = self._protocol.payload_region()
         if not at_once and (region is None or region.length < WORTH_MOVING):
             return
-        self._at_once = at_once
         if not IReactorFDSet.providedBy(self._reactor):
             return
         try:
@@ -100,6 +101,8 @@ class PayloadReader:
         except OSError:  # out of descriptors: the transport reads on, only slower
             return
         os.set_inheritable(self._descriptor, False)
+        if at_once:
+            self._lingering = Lingering(self._descriptor)
         self._transport.pauseProducing()
         if not self._paused:
             self._reactor.addReader(self)
@@ -151,14 +154,18 @@ class PayloadReader:
     def doRead(self) -> None:
         """The socket is readable."""
         turn = _TURN
+        if self._lingering is not None:
+            self._lingering.begin()
         while turn > 0 and self._descriptor >= 0 and not self._paused:
             region = self._protocol.payload_region()
             try:
                 if region is None or (region.length < WORTH_MOVING and not self._moving):
-                    self._read()
-                    if not self._at_once:
+                    if self._lingering is None:
+                        self._read()
                         return
-                    turn -= _TURN // _MOST_READS
+                    turn -= self._read_at_once()
+                    if self._paused or not self._lingering.more():
+                        return
                 else:
                     turn -= self._move(region, min(region.length, turn, _PIPE))
             except BlockingIOError:
@@ -180,6 +187,17 @@ class PayloadReader:
             return
         self._read_next = _READ
         self._protocol.dataReceived(data)
+
+    def _read_at_once(self) -> int:
+        """Whatever has come, into a buffer that is used again; what share of a turn that was."""
+        wanted = _received if self._read_next == _READ else _received[: self._read_next]
+        count = self._system.readv(self._descriptor, (wanted,))
+        if not count:
+            self._hand_back()
+            return _TURN
+        self._read_next = _READ
+        self._protocol.viewReceived(_received[:count])
+        return _TURN // _MOST_READS
 
     def _move(self, region: FileRegion, count: int) -> int:
         """Move up to C{count} bytes into the region; how many it was."""
