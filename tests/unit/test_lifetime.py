@@ -1,0 +1,135 @@
+"""How a connection comes to its end: every input in every state, and each thing told once."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.server.lifetime import make_lifetime
+
+INPUTS = ("disconnect", "drain", "settle", "close", "abort", "lose")
+
+
+class Core:
+    """Writes down what is done."""
+
+    def __init__(self):
+        self.reading = True
+        self.draining = False
+        self.told = []
+
+    def __getattr__(self, name):
+        if name not in ("tell_disconnected", "tell_gone", "close_transport", "abort_transport"):
+            raise AttributeError(name)
+        return lambda: self.told.append(name.replace("_transport", "").replace("tell_", ""))
+
+
+def run(*inputs):
+    core = Core()
+    machine = make_lifetime(core)
+    for name in inputs:
+        getattr(machine, name)()
+    return core
+
+
+# The ways into each state.
+STATES = {
+    "open": (),
+    "draining": ("drain",),
+    "disconnected": ("disconnect",),
+    "told": ("disconnect", "settle"),
+    "closing": ("close",),
+    "aborting": ("abort",),
+    "lost, disconnected": ("disconnect", "lose"),
+    "lost": ("lose",),
+    "gone": ("lose", "settle"),
+}
+# State, input: what is told; whether the peer is listened to afterwards. What is not here does
+# nothing.
+TABLE = {
+    ("open", "disconnect"): [],
+    ("open", "drain"): [],
+    ("open", "close"): ["close"],
+    ("open", "abort"): ["abort"],
+    ("open", "lose"): [],
+    ("draining", "disconnect"): [],
+    ("draining", "settle"): ["close"],
+    ("draining", "close"): ["close"],
+    ("draining", "abort"): ["abort"],
+    ("draining", "lose"): [],
+    ("disconnected", "settle"): ["disconnected"],
+    ("disconnected", "close"): ["close"],
+    ("disconnected", "abort"): ["abort"],
+    ("disconnected", "lose"): [],
+    ("told", "close"): ["close"],
+    ("told", "abort"): ["abort"],
+    ("told", "lose"): [],
+    ("closing", "abort"): ["abort"],
+    ("closing", "lose"): [],
+    ("aborting", "lose"): [],
+    ("lost, disconnected", "settle"): ["disconnected", "gone"],
+    ("lost", "settle"): ["gone"],
+}
+
+
+class TableTests(SynchronousTestCase):
+    def test_every_input_in_every_state(self):
+        for state, way in STATES.items():
+            for name in INPUTS:
+                before = run(*way)
+                after = run(*way, name)
+                told = after.told[len(before.told) :]
+                self.assertEqual(TABLE.get((state, name), []), told, (state, name))
+
+    def test_what_is_listened_to(self):
+        """Only an open connection, and one whose last requests are being finished."""
+        for state, way in STATES.items():
+            for name in (None, *INPUTS):
+                core = run(*way, *([name] if name else []))
+                listening = state in ("open", "draining") and name in (
+                    None,
+                    "drain",
+                    *(["settle"] if state == "open" else []),
+                )
+                self.assertEqual(listening, core.reading, (state, name))
+
+    def test_draining_refuses(self):
+        self.assertFalse(run().draining)
+        self.assertTrue(run("drain").draining)
+        self.assertTrue(run("drain", "drain", "disconnect").draining)
+        self.assertFalse(run("disconnect", "drain").draining)
+
+    def test_the_end_of_each_state(self):
+        """Wherever it was lost, it is gone after that, and nothing is told twice."""
+        for state, way in STATES.items():
+            core = run(*way, "lose", "settle", "lose", "settle", "close", "abort", "disconnect")
+            self.assertEqual(1, core.told.count("gone"), state)
+            self.assertEqual("gone", core.told[-1], state)
+
+    def test_a_handler_that_closes_when_it_is_told(self):
+        class Closing(Core):
+            def tell_disconnected(self):
+                self.told.append("disconnected")
+                self.machine.close()
+
+        core = Closing()
+        core.machine = make_lifetime(core)
+        core.machine.disconnect()
+        core.machine.settle()
+        core.machine.settle()
+        self.assertEqual(["disconnected", "close"], core.told)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.sampled_from(INPUTS), max_size=12))
+    def test_once_each(self, inputs):
+        told = run(*inputs).told
+        for name in ("disconnected", "gone", "close", "abort"):
+            self.assertLessEqual(told.count(name), 1)
+        if "gone" in told:
+            self.assertEqual("gone", told[-1])
+        if "disconnected" in told:
+            closed = [told.index(name) for name in ("close", "abort") if name in told]
+            self.assertTrue(all(told.index("disconnected") < at for at in closed))
+        if "lose" in inputs and "settle" in inputs[inputs.index("lose") :]:
+            self.assertIn("gone", told)
