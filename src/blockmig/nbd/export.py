@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from .constants import MAXIMUM_PAYLOAD, TransmissionFlag
 
+_READ_ONLY = int(TransmissionFlag.READ_ONLY)
+
 
 @dataclass(frozen=True, slots=True)
 class Export:
@@ -35,4 +37,4 @@ class Export:
     @property
     def read_only(self) -> bool:
         """Whether the export says that writing will fail."""
-        return TransmissionFlag.READ_ONLY in self.flags
+        return bool(int(self.flags) & _READ_ONLY)

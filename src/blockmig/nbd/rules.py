@@ -10,27 +10,30 @@ from .constants import Command, CommandFlag, Errno, TransmissionFlag
 from .export import Export
 from .transmission import Request
 
-_CHANGING = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
+# All plain numbers: enumerations would be asked several times for each request, and are slow; and
+# the complement of an enumeration's flags lacks the flags that it does not know.
+_READ, _WRITE, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.FLUSH)
+_ZEROES, _STATUS = int(Command.WRITE_ZEROES), int(Command.BLOCK_STATUS)
+_CHANGING = frozenset({_WRITE, int(Command.TRIM), _ZEROES})
 _NEEDS = {
-    Command.TRIM: TransmissionFlag.SEND_TRIM,
-    Command.WRITE_ZEROES: TransmissionFlag.SEND_WRITE_ZEROES,
-    Command.FLUSH: TransmissionFlag.SEND_FLUSH,
-    Command.CACHE: TransmissionFlag.SEND_CACHE,
+    int(Command.TRIM): int(TransmissionFlag.SEND_TRIM),
+    _ZEROES: int(TransmissionFlag.SEND_WRITE_ZEROES),
+    _FLUSH: int(TransmissionFlag.SEND_FLUSH),
+    int(Command.CACHE): int(TransmissionFlag.SEND_CACHE),
 }
 # FUA is accepted on every command, whether it means anything there or not.
-# Plain numbers, since the complement of an enumeration's flags lacks the flags it does not know.
 _ALLOWED_FLAGS = {
-    Command.READ: int(CommandFlag.FUA | CommandFlag.DF),
-    Command.WRITE: int(CommandFlag.FUA),
-    Command.FLUSH: int(CommandFlag.FUA),
-    Command.TRIM: int(CommandFlag.FUA),
-    Command.CACHE: int(CommandFlag.FUA),
-    Command.WRITE_ZEROES: int(CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO),
-    Command.BLOCK_STATUS: int(CommandFlag.FUA | CommandFlag.REQ_ONE),
+    _READ: int(CommandFlag.FUA | CommandFlag.DF),
+    _WRITE: int(CommandFlag.FUA),
+    _FLUSH: int(CommandFlag.FUA),
+    int(Command.TRIM): int(CommandFlag.FUA),
+    int(Command.CACHE): int(CommandFlag.FUA),
+    _ZEROES: int(CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO),
+    _STATUS: int(CommandFlag.FUA | CommandFlag.REQ_ONE),
 }
 _FLAGS_OFFERED = (
-    (CommandFlag.DF, TransmissionFlag.SEND_DF),
-    (CommandFlag.FAST_ZERO, TransmissionFlag.SEND_FAST_ZERO),
+    (int(CommandFlag.DF), int(TransmissionFlag.SEND_DF)),
+    (int(CommandFlag.FAST_ZERO), int(TransmissionFlag.SEND_FAST_ZERO)),
 )
 
 
@@ -48,32 +51,28 @@ def check_request(request: Request, export: Export, allocation: bool = False) ->
     @param allocation: the client has selected the metadata context C{base:allocation}.
     """
     flags, command, _, offset, length = request
-    if not _is_offered(command, flags, export, allocation):
+    if not _is_offered(command, flags, int(export.flags), allocation):
         return Errno.EINVAL
-    if command == Command.FLUSH:
+    if command == _FLUSH:
         return Errno.EINVAL if offset or length else Errno.OK
-    changing = command in _CHANGING
-    if changing and export.read_only:
+    if command in _CHANGING and export.read_only:
         return Errno.EPERM
     # Python's integers do not wrap: the sum of two 64-bit numbers is the true sum.
     if offset + length > export.size:
-        to_allocate = command in (Command.WRITE, Command.WRITE_ZEROES)
-        return Errno.ENOSPC if to_allocate else Errno.EINVAL
-    if offset % export.minimum_block or length % export.minimum_block:
+        return Errno.ENOSPC if command in (_WRITE, _ZEROES) else Errno.EINVAL
+    block = export.minimum_block
+    if block > 1 and (offset % block or length % block):
         return Errno.EINVAL
-    if command in (Command.READ, Command.WRITE) and length > export.maximum_payload:
+    if length > export.maximum_payload and command in (_READ, _WRITE):
         return Errno.EINVAL
-    if length == 0:
-        return Errno.EINVAL
-    return Errno.OK
+    return Errno.OK if length else Errno.EINVAL
 
 
-def _is_offered(command: int, flags: int, export: Export, allocation: bool) -> bool:
-    if command not in _ALLOWED_FLAGS or flags & ~_ALLOWED_FLAGS[Command(command)]:
+def _is_offered(command: int, flags: int, offers: int, allocation: bool) -> bool:
+    allowed = _ALLOWED_FLAGS.get(command)
+    if allowed is None or flags & ~allowed or (command == _STATUS and not allocation):
         return False
-    if command == Command.BLOCK_STATUS and not allocation:
+    needed = _NEEDS.get(command, 0)
+    if needed & ~offers:
         return False
-    needed = _NEEDS.get(Command(command))
-    if needed is not None and not export.offers(needed):
-        return False
-    return all(export.offers(offer) for flag, offer in _FLAGS_OFFERED if flags & flag)
+    return not flags or all(offers & offer for flag, offer in _FLAGS_OFFERED if flags & flag)

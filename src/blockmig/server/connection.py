@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableProtocol
@@ -263,17 +263,18 @@ class ServerConnection(Protocol):
         self._processing = True
         try:
             while self.reading and not self._is_full() and _Hold.ADMITTING not in self._holds:
-                if self._answer_small():
+                if self._write is None and self._answer_small():
                     break
                 event = self._wire.next_event()
-                if event is None:
-                    break
-                if isinstance(event, Request):
-                    self._request(event)
-                elif isinstance(event, Payload):
-                    self._payload(event.data)
-                elif isinstance(event, EndOfPayload):
+                kind = type(event)
+                if kind is Request:
+                    self._request(cast(Request, event))
+                elif kind is Payload:
+                    self._payload(cast(Payload, event).data)
+                elif kind is EndOfPayload:
                     self._end_of_payload()
+                else:
+                    break
         finally:
             self._processing = False
         if self.reading and _Hold.ADMITTING not in self._holds:

@@ -282,7 +282,7 @@ class Server:
         try:
             if not self.read_only:
                 await self._access.flush()
-        except OSError as error:
+        except Exception as error:  # whoever waits must hear of a bug too
             self._ended = error
         else:
             self._ended = True

@@ -169,7 +169,8 @@ class PayloadReader:
                 else:
                     turn -= self._move(region, min(region.length, turn, _PIPE))
             except BlockingIOError:
-                return
+                if self._lingering is None or not self._lingering.more():
+                    return
             except OSError:  # of the socket: those of the disk are told of further in
                 self._hand_back()
                 return

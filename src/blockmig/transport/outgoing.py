@@ -32,7 +32,7 @@ import errno
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twisted.internet.interfaces import (
@@ -126,30 +126,38 @@ class RegionProducer:
         """How many bytes of memory the queue holds; those of regions are in the disk."""
         return self._in_memory
 
-    def send(self, items: Iterable[bytes | FileRegion]) -> None:
+    def send(self, items: Sequence[bytes | FileRegion]) -> None:
         """Queue C{items}; they are sent behind everything queued before."""
         if self._stopped:
+            return
+        if len(items) == 1 and isinstance(items[0], bytes):
+            self.send_view(items[0])
             return
         for item in items:
             if isinstance(item, bytes):
                 self._in_memory += len(item)
             self._queue.append(item)
-        if self._feed is None and not self._paused and self._queue:
-            self._begin()
+        self._begin()
 
-    def send_view(self, view: memoryview) -> None:
+    def send_view(self, view: bytes | memoryview) -> None:
         """Send what C{view} shows, of which only what has to wait is copied."""
-        idle = not self._queue and self._feed is None and not self._paused and not self._stopped
+        if self._stopped:
+            return
+        idle = not self._queue and self._feed is None and not self._paused
         if idle and self._seen_empty and is_plain_socket(self._transport):
             try:
-                view = view[self._give(view, 0) :]
+                taken = self._give(view, 0)
             except BlockingIOError:
-                pass
+                taken = 0
             except _PeerGone:
                 self._lose_peer()
                 return
-        if view:
-            self.send([bytes(view)])
+            if taken == len(view):
+                return
+            view = view[taken:]
+        self._queue.append(bytes(view))
+        self._in_memory += len(view)
+        self._begin()
 
     def pauseProducing(self) -> None:
         """Send nothing more until L{resumeProducing}."""
@@ -161,7 +169,7 @@ class RegionProducer:
         if self._feed is not None:
             self._feed.wake()
         else:
-            self.send(())
+            self._begin()
 
     def stopProducing(self) -> None:
         """Forget what is queued, and send nothing ever again."""
@@ -175,7 +183,9 @@ class RegionProducer:
     # From here on: the registration with the transport, and turns.
 
     def _begin(self) -> None:
-        """Something is queued behind nothing."""
+        """Send what is queued, if that is not under way and may be."""
+        if self._feed is not None or self._paused or not self._queue:
+            return
         feed: _PlainFeed | _PushFeed
         if is_plain_socket(self._transport):
             self._feed = feed = _PlainFeed(self)
