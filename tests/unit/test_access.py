@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,15 +79,6 @@ class AtOnceTests(Case):
         self.kernel.preads.extend([9, 0])
         self.assertIsNone(self.read_now())
         self.assertIsNone(self.read_now())
-        self.kernel.pwrites.extend([3, 0])
-        for _ in range(2):
-            self.assertFalse(self.access.write_now(memoryview(b"data"), 0))
-
-    def test_write(self):
-        self.assertTrue(self.access.write_now(memoryview(b"data"), 7))
-        self.assertEqual(b"data", bytes(self.disk.data[7:11]))
-        self.kernel.pwrites.append(OSError(errno.ENOSPC, "full"))
-        self.assertFalse(self.access.write_now(memoryview(b"more"), 7))
 
     def test_in_threads(self):
         self.make(threads=Threads())
@@ -276,8 +268,12 @@ class PrepareTests(Case):
 
     def test_extents_that_could_be_one(self):
         self.disk.extents = lambda offset: iter(
-            [Extent(offset, 1000, True), Extent(offset + 1000, 1000, True)]
-            + [Extent(offset + 2000, 500, False), Extent(offset + 2500, SIZE, False)]
+            [
+                Extent(offset, 1000, True),
+                Extent(offset + 1000, 1000, True),
+                Extent(offset + 2000, 500, False),
+                Extent(offset + 2500, SIZE, False),
+            ]
         )
         self.assertEqual(
             [Extent(0, 2000, True), Extent(2000, 8000, False)], self.prepare(0, 10_000)
@@ -314,7 +310,7 @@ class PrepareTests(Case):
             position += run.length
         self.assertEqual(offset + length, position)
         kinds = [run.hole for run in runs]
-        self.assertTrue(all(one != two for one, two in zip(kinds, kinds[1:], strict=False)))
+        self.assertTrue(all(one != two for one, two in pairwise(kinds)))
         if not with_holes:
             self.assertEqual([False], kinds)
         elif any(start < offset + length and offset < end for start, end in holes):
