@@ -31,7 +31,7 @@ MOST_EXTENTS = 1 << 20
 EXPORT_NAME, ABORT, LIST, INFO, GO, STRUCTURED, LIST_META, SET_META = 1, 2, 3, 6, 7, 8, 9, 10
 ACK, SERVER, INFORMATION, META_CONTEXT = 1, 2, 3, 4
 OPTION_ERRORS = range(2**31 + 1, 2**31 + 11)
-UNSUP, INVALID = 2**31 + 1, 2**31 + 3
+UNSUP, INVALID, TOO_BIG = 2**31 + 1, 2**31 + 3, 2**31 + 9
 
 NONE, OFFSET_DATA, OFFSET_HOLE, BLOCK_STATUS, ERROR, ERROR_OFFSET = 0, 1, 2, 5, 2**15 + 1, 2**15 + 2
 CHUNKS = {
@@ -355,7 +355,8 @@ class _Decoder:
             said.context_export = data[4 : 4 + len(mine)]
         known = (ABORT, LIST, INFO, GO, STRUCTURED, LIST_META, SET_META)
         if option not in known:
-            _hold("unknown option", last == UNSUP, hex(last))
+            allowed = {UNSUP, TOO_BIG} if len(data) > 4096 else {UNSUP}
+            _hold("unknown option", last in allowed, hex(last))
         if option == ABORT:
             _hold("ABORT", last == ACK, hex(last))
 
