@@ -335,7 +335,7 @@ class _Decoder:
     ) -> None:
         said, last = self._said, replies[-1]
         mine = self._expected.name.encode()
-        if option in (GO, INFO, LIST_META, SET_META) and len(data) >= 8 and last == ACK:
+        if option in (GO, INFO, LIST_META, SET_META) and last == ACK:
             (size,) = struct.unpack_from("!I", data)
             _hold("export name", data[4 : 4 + size] == mine, data[:80])
         if option in (GO, INFO) and last == ACK:
