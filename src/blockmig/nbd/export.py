@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .constants import MAXIMUM_PAYLOAD, TransmissionFlag
 
@@ -33,6 +33,10 @@ class Export:
     def offers(self, flag: TransmissionFlag) -> bool:
         """Whether the export has C{flag} set."""
         return flag in self.flags
+
+    def without(self, flag: TransmissionFlag) -> Export:
+        """The export as it is told to a client who cannot use C{flag}."""
+        return replace(self, flags=self.flags & ~flag)
 
     @property
     def read_only(self) -> bool:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from ._conversation import Conversation, Steps
@@ -139,6 +139,8 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
                 if option == Option.EXPORT_NAME:
                     raise RemoteProtocolError(f"an export name of {length} bytes")
                 yield from self._skip(length)
+                if option == Option.SET_META_CONTEXT:
+                    self._allocation_of = None
                 self._answer(option, OptionReply.ERR_TOO_BIG, b"option data too long")
                 continue
             data = yield length
@@ -178,7 +180,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
             return None
         if export is None or self._structured:
             return export
-        return replace(export, flags=export.flags & ~TransmissionFlag.SEND_DF)
+        return export.without(TransmissionFlag.SEND_DF)
 
     def _export_name(self, name: bytes, flags: int) -> Negotiated:
         export = self._find(name)

@@ -7,7 +7,7 @@ Rules:
 * what may take long runs in a thread. A read is done at once only if the kernel says that it need
   not wait for the medium (RWF_NOWAIT); a write, or a read where the kernel cannot say, only while
   such calls have proved to be quick;
-* what was slow once is left to threads for a while;
+* what was slow is left to threads for a while, and for longer if it is slow again soon after;
 * a flush covers all that was written before it was asked for: whoever asks while one is under way
   waits for the next, together with all the others who do;
 * data may always be taken for data, a hole only if it was looked up after the request came;
@@ -36,6 +36,7 @@ SMALL: Final = 64 << 10
 
 _SLOW: Final = 0.005
 _LEAVE_ALONE: Final = 1.0
+_LEAVE_ALONE_LONGEST: Final = 32.0
 _MOST_EXTENTS: Final = 1 << 15
 _CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -65,6 +66,7 @@ class DiskAccess:
         self.pwrite = system.pwrite
         self.no_wait = NO_WAIT
         self.slow_until = float("-inf")
+        self._leave_alone = _LEAVE_ALONE
         self._data = (0, 0)
         self._flushing = False
         self._to_flush: list[Deferred[None]] = []
@@ -77,9 +79,14 @@ class DiskAccess:
         return self.seconds() >= self.slow_until and self.disk.fileno() is not None
 
     def took(self, seconds: float, calls: int = 1) -> None:
-        """C{calls} small reads and writes in the reactor's thread took so long."""
-        if seconds > _SLOW * max(1, calls):
-            self.slow_until = self.seconds() + _LEAVE_ALONE
+        """C{calls} calls to the disk in the reactor's thread took so long."""
+        if seconds <= _SLOW * calls:
+            return
+        now = self.seconds()
+        again = now - self.slow_until < _LEAVE_ALONE_LONGEST
+        longer = min(2 * self._leave_alone, _LEAVE_ALONE_LONGEST)
+        self._leave_alone = longer if again else _LEAVE_ALONE
+        self.slow_until = now + self._leave_alone
 
     def read_now(self, view: memoryview, offset: int) -> bool:
         """Fill C{view} from C{offset} if that needs no waiting; whether it was done."""

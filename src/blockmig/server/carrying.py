@@ -10,7 +10,8 @@ Rules:
   replies are not structured, costs the connection;
 * a small READ is read into memory before anything of it is said;
 * where replies are structured, and the client does not forbid it, holes go as holes;
-* a small WRITE goes to the disk in one piece and by a thread where the disk is not quick;
+* a WRITE goes by threads while the disk is not quick, a large one piece by piece, and no more of it
+  is taken meanwhile;
 * FUA flushes behind the request's own work.
 """
 
@@ -38,17 +39,19 @@ class IncomingWrite:
     """The WRITE whose payload is on the wire.
 
     @ivar error: what to answer it with; its payload is then only taken off the wire.
-    @ivar position: where on the disk the next byte belongs.
-    @ivar pieces: what came of it, if it is to be written by a thread.
+    @ivar position: where on the disk the next byte from the wire belongs.
+    @ivar pieces: what came of it and is to be written by a thread; None if that is not the way.
+    @ivar gathered: how many bytes they are.
     """
 
-    __slots__ = ("error", "pieces", "position", "request")
+    __slots__ = ("error", "gathered", "pieces", "position", "request")
 
     def __init__(self, request: Request, error: int, pieces: list[bytes] | None) -> None:
         self.request = request
         self.error = error
         self.position = request.offset
         self.pieces = pieces
+        self.gathered = 0
 
 
 class Carrying:
@@ -79,7 +82,7 @@ class Carrying:
     def memory_for(self, request: Request) -> int:
         """How many bytes of memory the request may take while it is being carried out."""
         if request.command == Command.WRITE or request.length <= SMALL:
-            return min(request.length, SMALL)
+            return min(request.length, _PIECE)
         whole = request.command == Command.READ and self._reads_whole()
         return request.length if whole else 0
 
@@ -92,31 +95,39 @@ class Carrying:
     def receive(self, request: Request, error: int) -> IncomingWrite:
         """A WRITE's payload is about to come."""
         access = self._access
-        aside = not error and access is not None and request.length <= SMALL and not access.quick
+        aside = not error and access is not None and not access.quick
         return IncomingWrite(request, error, [] if aside else None)
 
-    def take(self, write: IncomingWrite, data: memoryview) -> None:
+    def take(self, write: IncomingWrite, data: memoryview) -> Deferred[None] | None:
         """Some of it came.
 
+        @return: None; or what fires when more may be taken.
         @raise OSError: it could not be written.
         """
-        if write.pieces is not None:
-            write.pieces.append(bytes(data))
-        elif not write.error:
-            self._timed(self._disk.write, write.position, data)
         write.position += len(data)
+        if write.error:
+            return None
+        if write.pieces is None:
+            self._timed(self._disk.write, write.position - len(data), data)
+            return None
+        write.pieces.append(bytes(data))
+        write.gathered += len(data)
+        return self._write_pieces(write) if write.gathered >= _PIECE else None
+
+    def _write_pieces(self, write: IncomingWrite) -> Deferred[None]:
+        assert self._access is not None
+        assert write.pieces is not None
+        data = b"".join(write.pieces)
+        write.pieces.clear()
+        write.gathered = 0
+        return self._access.write(write.position - len(data), data)
 
     def finish(self, write: IncomingWrite) -> Deferred[None] | None:
         """All of it came.
 
         @return: fires when it is on the disk; None if it is already.
         """
-        request = write.request
-        written: Deferred[Any] | None = None
-        if write.pieces is not None:
-            assert self._access is not None
-            written = self._access.write(request.offset, b"".join(write.pieces))
-        return self._durable(request, written)
+        return self._durable(write.request, self._write_pieces(write) if write.pieces else None)
 
     def _timed(self, work: Any, *arguments: Any) -> None:
         access = self._access

@@ -46,6 +46,7 @@ from ..nbd import (
     Request,
     ServerHandshake,
     ServerTransmission,
+    TransmissionFlag,
     check_request,
     errno_to_wire,
     oldstyle_hello,
@@ -104,6 +105,7 @@ class _Hold(Enum):
     FULL = "so much of it is under way that it must wait"
     BEHIND = "its handler's disk is behind"
     ADMITTING = "it is not known yet whether its latest request is admitted"
+    WRITING = "a part of its payload is being written by a thread"
 
 
 @implementer(IPayloadReceiver, IHalfCloseableProtocol)
@@ -144,6 +146,7 @@ class ServerConnection(Protocol):
         self._processing = False
         self._ending = False
         self._last_activity = 0.0
+        self._began_moving = 0.0
         self._silence: IDelayedCall | None = None
 
     # IProtocol.
@@ -165,8 +168,9 @@ class ServerConnection(Protocol):
         self._note_activity()
         self._watch(settings.handshake_timeout)
         if settings.oldstyle is not None:
-            self._outgoing.send([oldstyle_hello(settings.oldstyle.export)])
-            self._begin_transmission(settings.oldstyle, Negotiated(settings.oldstyle.export))
+            export = settings.oldstyle.export.without(TransmissionFlag.SEND_DF)
+            self._outgoing.send([oldstyle_hello(export)])
+            self._begin_transmission(settings.oldstyle, Negotiated(export))
         else:
             self._handshake = ServerHandshake(
                 self._exported, settings.names, structured=settings.structured
@@ -262,7 +266,7 @@ class ServerConnection(Protocol):
             return
         self._processing = True
         try:
-            while self.reading and not self._is_full() and _Hold.ADMITTING not in self._holds:
+            while self.reading and not self._is_full() and not self._must_wait():
                 if self._write is None and self._answer_small():
                     break
                 event = self._wire.next_event()
@@ -277,8 +281,14 @@ class ServerConnection(Protocol):
                     break
         finally:
             self._processing = False
-        if self.reading and _Hold.ADMITTING not in self._holds:
+        if self.draining:
+            self._settle()
+        elif self.reading and not self._must_wait():
             self._incoming.take_over(at_once=self._small is not None)
+
+    def _must_wait(self) -> bool:
+        """Whether even what was received already is not to be looked at yet."""
+        return _Hold.ADMITTING in self._holds or _Hold.WRITING in self._holds
 
     def _answer_small(self) -> bool:
         """Answer as many of the next requests as can be carried out at once, if any can.
@@ -359,7 +369,7 @@ class ServerConnection(Protocol):
         """Go on towards the end, if there is one, once nothing is being carried out any more."""
         if self.reading and not self.draining:
             return
-        receiving = self.reading and self._write is not None
+        receiving = self.reading and (self._write is not None or bool(self._wire.buffered))
         if not self._in_progress and not receiving:
             self._life.settle()
 
@@ -455,13 +465,20 @@ class ServerConnection(Protocol):
         write = self._write
         if write is None or write.error or not self.reading or self._wire.buffered:
             return None
+        if write.pieces is not None:
+            return None
         assert self.handler is not None
+        if self.handler.access is not None:
+            self._began_moving = self.handler.access.seconds()
         return FileRegion(self.handler.disk, write.position, self._wire.payload_expected)
 
     def payload_moved(self, count: int) -> None:
         """So much of it is off the wire."""
         assert self._write is not None
         self._note_activity()
+        if self.handler is not None and self.handler.access is not None:
+            access = self.handler.access
+            access.took(access.seconds() - self._began_moving)
         self._write.position += count
         self._wire.payload_moved(count)
         if not self._wire.payload_expected:
@@ -475,13 +492,32 @@ class ServerConnection(Protocol):
         write = self._write
         assert write is not None
         try:
-            self._carrying.take(write, data)
+            writing = self._carrying.take(write, data)
         except OSError as error:
             self._write_failed(error)
+        else:
+            if writing is not None:
+                self._wait_for(writing)
 
-    def _write_failed(self, error: OSError) -> None:
+    def _wait_for(self, writing: Deferred[None]) -> None:
+        """Take no more of the payload until what came of it is written."""
+        self._in_progress += 1
+        self._hold(_Hold.WRITING)
+
+        def written(result: object) -> None:
+            self._in_progress -= 1
+            self._note_activity()
+            if isinstance(result, Failure):
+                self._write_failed(result.value)
+            self._release(_Hold.WRITING)
+            self._go_on()
+            self._settle()
+
+        writing.addBoth(written).addErrback(_bug)
+
+    def _write_failed(self, error: BaseException | None) -> None:
         assert self._write is not None
-        self._write.error = errno_to_wire(error.errno)
+        self._write.error = errno_to_wire(getattr(error, "errno", None))
         self._handler_failed(self._write.request, error)
 
     def _end_of_payload(self) -> None:
@@ -544,6 +580,8 @@ class ServerConnection(Protocol):
     def drain(self) -> None:
         """Finish what is being carried out, refuse what comes new, then close."""
         self._life.drain()
+        if self.draining and self._handshake is None:
+            self._go_on()
         self._settle()
 
     def close(self) -> None:

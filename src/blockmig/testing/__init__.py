@@ -1,0 +1,35 @@
+"""For the tests of programs that embed blockmig: disks, wires and threads that do as they are told.
+
+Owns a disk in memory, a network in memory that is driven by a L{twisted.internet.task.Clock}, two
+stand-ins for threads, and a client. Nothing of blockmig but tests uses it.
+
+Rules:
+
+* nothing happens by itself: bytes move when the network is pumped, time passes when the clock is
+  advanced, and the same test takes the same course each time;
+* no reactor, no socket, no thread, and no time but the clock's;
+* what is not possible with a real disk or a real connection is not possible here, but for failures
+  that are asked for.
+"""
+
+from .client import NBDClient, connect_client
+from .disk import Call, MemoryDisk, RecordedMemoryDisk, UnlinkableMemoryDisk
+from .network import MemoryConnection, MemoryNetwork
+from .threads import ManualThreads, synchronous
+from .transport import Direction, MemoryAddress, MemoryTransport
+
+__all__ = [
+    "Call",
+    "Direction",
+    "ManualThreads",
+    "MemoryAddress",
+    "MemoryConnection",
+    "MemoryDisk",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "NBDClient",
+    "RecordedMemoryDisk",
+    "UnlinkableMemoryDisk",
+    "connect_client",
+    "synchronous",
+]
