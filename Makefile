@@ -9,7 +9,7 @@ BIN := .venv/bin
 DEMO_NEEDS := mke2fs:e2fsprogs e2fsck:e2fsprogs
 TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-io:qemu-utils \
     qemu-nbd:qemu-utils nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdsh:python3-libnbd nbdkit:nbdkit \
-    nbd-server:nbd-server strace:strace ip:iproute2 prlimit:util-linux
+    nbd-server:nbd-server nbdfuse:libnbd-bin fio:fio strace:strace ip:iproute2 prlimit:util-linux
 
 .PHONY: help demo test proof lint bench clean
 .DELETE_ON_ERROR:
@@ -19,7 +19,7 @@ help:
 	@echo "make test              all tests"
 	@echo "make proof             the hand-off, by brute force (an hour)"
 	@echo "make lint              ruff, mypy, and whether the package installs as it should"
-	@echo "make bench             beside nbdcopy, qemu-img and nbdkit (ten minutes)"
+	@echo "make bench             beside nbdcopy, qemu-img, nbdkit, qemu-nbd, nbd-server (an hour)"
 	@echo "make clean             remove what these made"
 
 demo: .venv/package
@@ -46,6 +46,7 @@ bench: .venv/test
 	@scripts/need $(TEST_NEEDS)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/serving.py
 
 clean:
 	rm -rf .venv .demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache \
