@@ -289,11 +289,16 @@ class ShortWayTests(Case):
         self.assertIsNotNone(self.peer.outcome(slow))
 
     def test_slow_then_threads_for_a_while(self):
-        self.place.seconds.steps.extend([0] * 3 + [0.5] + [0] * 3)
-        while not self.place.threads.waiting:
-            outcome = self.peer.outcome(self.peer.write(0, b"first"))
-            if outcome is None:
-                break
+        pwrite = self.place.kernel.pwrite
+
+        def slow(*arguments):
+            self.place.seconds.now += 0.5
+            return pwrite(*arguments)
+
+        self.place.server._access.pwrite = slow
+        self.assertEqual(0, self.peer.outcome(self.peer.write(0, b"first")).error)
+        self.peer.write(0, b"second")
+        self.place.server._access.pwrite = pwrite
         self.assertEqual(["write"], self.place.threads.names())
         self.place.threads.run()
         self.peer.send(READ, 0, 10)
