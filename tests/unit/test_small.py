@@ -349,6 +349,15 @@ class ShortWayTests(Case):
         self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
         self.assertEqual(Errno.ENOSPC, self.peer.outcome(self.peer.write(0, b"more")).error)
 
+    def test_an_error_of_a_write_says_nothing_of_reads(self):
+        """They are asked not to wait all the same."""
+        for number in (errno.EINVAL, errno.EOPNOTSUPP):
+            self.place.kernel.pwrites.append(OSError(number, "odd"))
+            self.peer.outcome(self.peer.write(0, b"data"))
+        self.place.kernel.asked.clear()
+        self.peer.ask(READ, 0, 10)
+        self.assertTrue(all(flags for _, _, flags in self.place.kernel.asked))
+
     def test_a_read_that_fails(self):
         self.disk.bad = [(0, 100)]
         cookie = self.peer.send(READ, 50, 100)
