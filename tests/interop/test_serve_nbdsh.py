@@ -153,8 +153,9 @@ assert sum(length for _, length, _ in chunks(size, 0)) == size
 assert sum(length for _, length, _ in chunks(200001, M - 77)) == 200001
 assert chunks(70000, 5 * M + 1) == [(5 * M + 1, 70000, H)]
 
-h.trim(M, 9 * M + 8192)
-assert chunks(M, 9 * M + 8192) == [(9 * M + 8192, M, H)], "known as data, and then trimmed"
+assert chunks(M, 9 * M + 4096) == [(9 * M + 4096, M, D)]
+h.trim(M // 2, 9 * M + 8192)
+assert chunks(M // 2, 9 * M + 8192) == [(9 * M + 8192, M // 2, H)], "known as data until then"
 
 h.pwrite(b"x", 5 * M + 5)
 assert not any(kind == H and at <= 5 * M + 5 < at + n for at, n, kind in chunks(M, 5 * M))
@@ -556,15 +557,22 @@ def test_hand_made(make: Make, kind: str) -> None:
     assert has(counts, "unknown", "FLUSH", "STATUS chunk", "DATA chunk", "DISC")
 
 
-@pytest.mark.parametrize("second", [meta("other", "base:allocation"), meta("", "x:y"), b"\0"])
-def test_a_context_is_not_kept_when_the_next_one_is_refused(make: Make, second: bytes) -> None:
+REFUSED = {
+    "another export": meta("other", "base:allocation"),
+    "another context": meta("", "x:y"),
+    "no name": b"\0",
+}
+
+
+@pytest.mark.parametrize("second", REFUSED)
+def test_a_context_is_not_kept_when_the_next_one_is_refused(make: Make, second: str) -> None:
     bench = make("odd")
     counts: Counter[str] = Counter()
     with bench.recorded("unix", counts) as made:
         connection = connect(made.uri)
         read_exactly(connection, 18)
         first = meta("", "base:allocation")
-        asked = option(STRUCTURED) + option(SET_META, first) + option(SET_META, second)
+        asked = option(STRUCTURED) + option(SET_META, first) + option(SET_META, REFUSED[second])
         status = request(7, 0, 512, 5) + request(0, 0, 512, 6) + request(2, cookie=7)
         connection.sendall(FLAGS + asked + go() + status)
         while connection.recv(1 << 16):
