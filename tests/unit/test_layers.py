@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import blockmig
 
-LAYERS = ["cli", "control", "migration", "server", "transport", "storage", "nbd"]
+LAYERS = ["testing", "cli", "control", "migration", "server", "transport", "storage", "nbd"]
 WITHOUT_INTERNET = ("nbd", "storage")
 ROOT = Path(blockmig.__file__).parent
 
@@ -44,6 +44,8 @@ def offences(source, module):
             parts = name.split(".")
             if parts[0] == "blockmig":
                 other = layer_of(parts[1:])
+                if other == "testing" and own not in LAYERS:
+                    found.append(f"{module} imports {name}, which is for tests")
                 if other == "interfaces" and own not in LAYERS and own != "interfaces":
                     continue
                 if own == "interfaces" and other in LAYERS:
@@ -101,6 +103,13 @@ class LayersTests(SynchronousTestCase):
         source = "from ..interfaces import IDisk\nfrom ..nbd import Export\nfrom . import scan\n"
         self.assertEqual([], offences(source, "blockmig.storage.disk"))
         self.assertEqual([], offences("from .nbd import Export", "blockmig.__main__"))
+
+    def test_the_checker_sees_the_doubles_of_tests(self):
+        for module in ("blockmig.cli.other", "blockmig.__main__", "blockmig.storage.disk"):
+            self.assertEqual(1, len(offences("from blockmig.testing import MemoryDisk", module)))
+            self.assertEqual(1, len(offences("import blockmig.testing.disk", module)))
+        own = "from ..cli import main\nfrom .disk import MemoryDisk"
+        self.assertEqual([], offences(own, "blockmig.testing.other"))
 
     def test_the_checker_sees_interfaces_importing(self):
         self.assertEqual(1, len(offences("from .nbd import Export", "blockmig.interfaces")))

@@ -139,7 +139,8 @@ class NBDClient(Protocol):
         if self._broken is not None:
             return fail(self._broken)
         request, header = self._wire.request(command, offset, length, flags)
-        self._waiting[request.cookie] = waiting = Deferred()
+        waiting: Deferred[Any] = Deferred()
+        self._waiting[request.cookie] = waiting
         self.transport.write(header + payload)
         return waiting
 

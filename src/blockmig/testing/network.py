@@ -23,6 +23,7 @@ from twisted.internet.error import (
     ConnectionDone,
     ConnectionLost,
     ConnectionRefusedError,
+    NoProtocol,
 )
 from twisted.internet.interfaces import (
     IListeningPort,
@@ -31,7 +32,6 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
-from twisted.internet.protocol import NoProtocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -79,7 +79,7 @@ class MemoryConnection:
     def cut_after(
         self,
         pieces: int | None = None,
-        bytes: int | None = None,  # noqa: A002
+        bytes: int | None = None,
         direction: Direction | None = None,
     ) -> None:
         """Break it when so much has arrived from now on, and there is more to come.
@@ -239,7 +239,7 @@ class MemoryNetwork:
         self.clock = clock
         self.connections: list[MemoryConnection] = []
         self._ports: dict[str, _Port] = {}
-        self._preparing: deque[Callable[[MemoryConnection], None]] = deque()
+        self._preparing: deque[Callable[[MemoryConnection], object]] = deque()
         self._pumping = False
 
     def server_endpoint(self, name: str) -> IStreamServerEndpoint:

@@ -39,10 +39,6 @@ class ManualThreads:
         self._waiting.append((done, function, arguments))
         return done
 
-    def __len__(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
-
     def names(self) -> list[str]:
         """The names of the functions that wait, the next one first."""
         return [getattr(function, "__name__", "") for _, function, _ in self._waiting]
