@@ -12,7 +12,12 @@ A fenced block that is tagged ``sh`` is run by bash. What stands behind the tag 
 
 After each section with a disk in it, the destination's disk is compared with the source's, and the
 source is gone if and only if ``--unlink`` was given. Blocks tagged ``json events=…`` have to show
-the fields that there really are. Blocks tagged ``python`` are run too. ``text`` is not.
+the fields that there really are. ``text`` is not run. Blocks tagged ``python`` are; again, what
+stands behind the tag says how:
+
+* ``run=migrate``, ``run=service``: a program, which has a test of its own here;
+* ``file=…``: a module that is there under this name when the document's trial tests run;
+* ``trial``: trial tests, which have to pass, and to fail where that module is broken.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +38,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 
@@ -281,18 +288,122 @@ def test_installing(block: Block, tmp_path: Path) -> None:
     assert re.fullmatch(r"blockmig \d+\.\d+\.\d+\n", done.stdout)
 
 
-@pytest.mark.parametrize(
-    "block", [b for b in BLOCKS if b.language == "python"], ids=lambda b: b.document.name
-)
-def test_programs_run(block: Block, tmp_path: Path) -> None:
-    program, source, destination = (tmp_path / name for name in ("program.py", "a", "b"))
-    program.write_text(block.text)
+def program(kind: str, folder: Path) -> list[str]:
+    """The command that runs the one program of its kind."""
+    (block,) = [b for b in BLOCKS if f"run={kind}" in b.tags]
+    path = folder / "program.py"
+    path.write_text(block.text)
+    return [sys.executable, str(path)]
+
+
+def test_the_migrating_program(tmp_path: Path) -> None:
+    source, destination = tmp_path / "a", tmp_path / "b"
     source.write_bytes(random.Random(1).randbytes(5_000_001))
-    command = [sys.executable, str(program), str(source), str(destination)]
+    command = [*program("migrate", tmp_path), str(source), str(destination)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "5000001 bytes in 1 attempt(s), 5000001 of them data\n"
     assert destination.read_bytes() == source.read_bytes()
+
+
+@contextlib.contextmanager
+def service(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, int]]]:
+    """The serving program, and its ports by their names."""
+    (folder / "served").write_bytes(random.Random(3).randbytes(3_000_000))
+    command = [*program("service", folder), str(folder / "served"), str(folder / "in"), "5000001"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        found = [re.fullmatch(r"(\w+): port (\d+)\n", line) for line in lines]
+        assert all(found), (lines, process.poll())
+        yield process, {match[1]: int(match[2]) for match in found}
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What it still says when it is told to end, which it has to do in good order."""
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
+    return said
+
+
+def roles(port: int) -> dict[str, dict[str, object]]:
+    """What the status page says."""
+    with urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as answer:
+        assert answer.headers["content-type"] == "application/json"
+        return {part["role"]: part for part in json.load(answer)}
+
+
+def test_the_serving_program(tmp_path: Path) -> None:
+    source, copy = tmp_path / "a", tmp_path / "copy"
+    source.write_bytes(random.Random(4).randbytes(5_000_001))
+    with service(tmp_path) as (process, ports):
+        assert set(ports) == {"disk", "incoming", "status"}
+        assert roles(ports["status"])["receive"]["state"] == "waiting"
+        send = [sys.executable, "-m", "blockmig", "send", str(source)]
+        for command in (
+            [*send, f"nbd://127.0.0.1:{ports['incoming']}/"],
+            ["nbdcopy", f"nbd://127.0.0.1:{ports['disk']}/", str(copy)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            assert done.returncode == 0, done.stderr
+        status = roles(ports["status"])
+        assert status["receive"]["state"] == "complete"
+        assert status["serve"]["totals"]["bytes_read"] >= 3_000_000
+        assert process.stdout.readline() == "received: 5000001 bytes\n"
+        assert ended(process) == ""
+    assert (tmp_path / "in").read_bytes() == source.read_bytes()
+    assert copy.read_bytes() == (tmp_path / "served").read_bytes()
+
+
+def test_the_serving_program_is_stopped_with_nothing_received(tmp_path: Path) -> None:
+    with (
+        service(tmp_path) as (process, ports),
+        socket.create_connection(("127.0.0.1", ports["disk"]), PATIENCE) as client,
+    ):
+        assert client.recv(8) == b"NBDMAGIC"
+        said = ended(process)
+    assert re.fullmatch(r"not received: .*nothing was received into .*\n", said)
+
+
+def run_trial(folder: Path, modules: dict[str, str]) -> str:
+    """Run the document's trial tests with C{modules} beside them; what trial says."""
+    (block,) = [b for b in BLOCKS if "trial" in b.tags]
+    folder.mkdir()
+    for name, text in {**modules, "test_example.py": block.text}.items():
+        (folder / name).write_text(text)
+    command = [sys.executable, "-m", "twisted.trial", "test_example"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    return done.stdout + done.stderr
+
+
+def test_the_trial_tests(tmp_path: Path) -> None:
+    modules = {tag[5:]: b.text for b in BLOCKS for tag in b.tags if tag.startswith("file=")}
+    assert list(modules) == ["joined.py"]
+    assert "PASSED (successes=5)" in run_trial(tmp_path / "right", modules)
+    for number, (right, wrong) in enumerate(
+        (
+            ("            view = view[count:]\n", ""),
+            ("            part.flush()", "            pass"),
+            ("offset, length = 0, length - count", "offset, length = 0, length"),
+            ("    def forget", "    def forgotten"),
+        )
+    ):
+        assert right in modules["joined.py"]
+        broken = {"joined.py": modules["joined.py"].replace(right, wrong)}
+        assert "FAILED" in run_trial(tmp_path / f"wrong-{number}", broken), wrong
+
+
+def test_every_python_block_is_run() -> None:
+    for block in BLOCKS:
+        if block.language == "python":
+            assert len(block.tags) == 2, block
+            assert block.tags[1] in ("run=migrate", "run=service", "file=joined.py", "trial"), block
 
 
 def test_no_command_is_left_out() -> None:
