@@ -57,10 +57,21 @@ class ServedDisk(MemoryDisk):
         if any(offset < end and start < offset + length for start, end in self.bad):
             raise eio()
 
+    def fill(self, offset, length):
+        """What is written there is no hole any more."""
+        end, left = offset + length, []
+        for start, stop in self.holes:
+            left += [(start, min(stop, offset)), (max(start, end), stop)]
+        self.holes = [(start, stop) for start, stop in left if start < stop]
+
     def read(self, offset, length):
         self._called("read", offset, length)
         self.check(offset, length)
         return bytes(self.data[offset : offset + length])
+
+    def write(self, offset, data):
+        super().write(offset, data)
+        self.fill(offset, len(data))
 
     def zero(self, offset, length, allocate, fast=False):
         self._called("zero", offset, length, allocate, fast)
@@ -123,6 +134,7 @@ class Kernel(SystemCalls):
         self.wrote.append((offset, len(data)))
         count = self._most(self.pwrites, len(data))
         self.disk.data[offset : offset + count] = data[:count]
+        self.disk.fill(offset, count)
         return count
 
     @staticmethod

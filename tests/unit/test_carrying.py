@@ -81,6 +81,7 @@ class ReadTests(Case):
     def test_not_without_structured_replies(self):
         self.make(holes=[(1_000_000, 2_000_000)], structured=False)
         self.assertEqual(bytes(self.disk.data), self.read().data)
+        self.assertNotIn("extents", self.disk.names(), "nobody could be told")
         self.assertEqual(Errno.EINVAL, self.read(0, 10, DF).error)
 
     def test_by_sendfile(self):

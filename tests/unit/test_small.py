@@ -124,7 +124,7 @@ def messages(peer_expect, model, script):
     """The bytes of all requests, and what is to come of each."""
     stream, expected = b"", {}
     for number, (command, place, count, flag) in enumerate(script):
-        offset, length = (0, 0) if command == FLUSH and number % 3 else (place, count)
+        offset, length = (0, 0) if command == FLUSH and number % 3 != 2 else (place, count)
         payload = b""
         if command == WRITE:
             payload = pattern(length, number + 2)
@@ -267,6 +267,39 @@ class ShortWayTests(Case):
         self.peer.read_all()
         self.assertEqual(50, len(self.peer.replies.done))
         self.assertEqual([], self.place.threads.names())
+
+    def test_an_odd_one_among_them(self):
+        """The short way stops before it, and goes on behind it."""
+        plain = [(READ, 0, 100, 0), (WRITE, 50, 100, 0)]
+        for odd in (
+            (READ, 0, 10, 4),
+            (READ, 0, 10, int(DF)),
+            (READ, 0, 10, 0x8000),
+            (READ, 0, 0, 0),
+            (READ, SIZE, 1, 0),
+            (READ, SIZE - 5, 6, 0),
+            (READ, 2**64 - 1, 2, 0),
+            (READ, 0, SMALL + 1, 0),
+            (WRITE, 60, 10, 2),
+            (WRITE, 60, 10, int(FUA)),
+            (WRITE, 60, 0, 0),
+            (WRITE, SIZE - 5, 6, 0),
+            (WRITE, 60, SMALL + 1, 0),
+            (FLUSH, 0, 0, 0),
+            (99, 0, 10, 0),
+        ):
+            for before in (0, 1, 2, 5):
+                for structured in (False, True):
+                    place = Place(ServedDisk(pattern(SIZE)))
+                    model = Model(place.disk.data, False, structured)
+                    peer = place.peer(structured=structured)
+                    script = [*(plain * 3)[:before], odd, *plain]
+                    stream, expected = messages(peer.expect, model, script)
+                    peer.give(stream)
+                    peer.read_all()
+                    self.compare(peer.replies, expected, model, place.disk.data)
+                    flushes = odd[0] == FLUSH or (odd[0] == WRITE and odd[3] == FUA)
+                    self.assertEqual(flushes, "flush" in place.disk.names(), odd)
 
     def test_what_is_not_cached_is_read_in_a_thread(self):
         self.place.kernel.cold = eagain()
