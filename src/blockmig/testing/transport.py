@@ -77,9 +77,7 @@ class MemoryTransport:
 
     def write(self, data: bytes) -> None:
         """Send C{data}, which arrives as one piece."""
-        if isinstance(data, str):
-            raise TypeError("a transport takes bytes")
-        if not data or self.gone or self._aborted:
+        if not data or self.gone:
             return
         self._pieces.append(bytes(data))
         self._waiting += len(data)
@@ -98,11 +96,9 @@ class MemoryTransport:
 
     def abortConnection(self) -> None:
         """End the connection; what has not arrived never will."""
-        if self.gone or self._aborted:
-            return
-        self.disconnecting = True
-        self.reason = ConnectionAborted()
-        self._forget()
+        if not self.gone:
+            self.disconnecting = True
+            self.reason = ConnectionAborted()
 
     def getPeer(self) -> IAddress:
         """Where the other end is."""
@@ -203,7 +199,7 @@ class MemoryTransport:
             return
         self.gone = True
         self.reason = reason
-        self._forget()
+        self._pieces.clear()
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()
@@ -214,7 +210,3 @@ class MemoryTransport:
         if not self._holds_back:
             self._holds_back = True
             self._producer.pauseProducing()
-
-    def _forget(self) -> None:
-        self._pieces.clear()
-        self._waiting = 0
