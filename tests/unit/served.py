@@ -7,6 +7,7 @@ import os
 import struct
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
 
 from twisted.internet import tcp
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -16,7 +17,7 @@ from zope.interface import implementer
 
 from blockmig.interfaces import Extent, IDisk, Probe
 from blockmig.nbd import Command, CommandFlag
-from blockmig.server import Server
+from blockmig.server import Pace, Server
 from blockmig.storage import PROBE_SIZE, SystemCalls
 
 from .support import ADDRESS, MemoryDisk, Threads, in_thread, request_bytes
@@ -591,7 +592,7 @@ class Place:
             disk,
             reactor=self.clock,
             in_thread=self.threads or in_thread,
-            seconds=self.seconds,
+            pace=Pace(self.seconds, count().__next__),
             system=self.kernel,
             **keywords,
         )
@@ -601,7 +602,7 @@ class Place:
 
     def slow(self):
         """Have the disk be slow from now on, until a second has passed."""
-        self.server._access.took(1.0)
+        self.server._access.pace.slow_until = self.seconds() + 1.0
 
 
 def pattern(length, seed=1):

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.interfaces import Extent
 from blockmig.nbd import STATE_HOLE, STATE_ZERO
-from blockmig.server import DiskAccess
+from blockmig.server import DiskAccess, Pace
 from blockmig.storage import NO_WAIT, PROBE_SIZE
 
 from .served import Kernel, Seconds, ServedDisk, eio, pattern
@@ -31,7 +31,7 @@ class Case(SynchronousTestCase):
         self.kernel = Kernel(self.disk)
         self.seconds = Seconds()
         self.threads = threads
-        self.access = DiskAccess(self.disk, threads or in_thread, self.seconds, self.kernel)
+        self.access = DiskAccess(self.disk, threads or in_thread, Pace(self.seconds), self.kernel)
 
     def read_now(self, offset=0, length=10):
         view = memoryview(bytearray(length))
@@ -98,31 +98,8 @@ class QuickTests(Case):
         self.disk.descriptor = None
         self.assertFalse(self.access.quick)
 
-    def test_quick_calls(self):
-        for took, calls in ((0, 1), (0.004, 1), (0.04, 10), (0.0, 0)):
-            self.access.took(took, calls)
-            self.assertTrue(self.access.quick)
-
-    def test_slow_calls(self):
-        for took, calls in ((0.006, 1), (3.0, 1), (0.06, 10), (0.006, 0)):
-            self.make()
-            self.access.took(took, calls)
-            self.assertFalse(self.access.quick)
-            self.seconds.now += 0.9
-            self.assertFalse(self.access.quick)
-            self.seconds.now += 0.2
-            self.assertTrue(self.access.quick)
-
-    def test_quick_ones_do_not_end_it(self):
-        self.access.took(1.0)
-        self.access.took(0.0001)
-        self.assertFalse(self.access.quick)
-
-    def test_slow_again(self):
-        self.access.took(1.0)
-        self.seconds.now += 0.8
-        self.access.took(1.0)
-        self.seconds.now += 0.8
+    def test_slow(self):
+        self.access.pace.slow_until = self.seconds() + 1
         self.assertFalse(self.access.quick)
 
 

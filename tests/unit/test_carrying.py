@@ -401,6 +401,7 @@ class ThreadTests(ThreadCase):
 
         self.disk.zero = slow
         self.peer.ask(ZEROES, 0, 10)
+        self.peer.ask(ZEROES, 0, 10)
         self.peer.send(READ, 0, 10)
         self.peer.send(ZEROES, 0, 10)
         self.assertEqual(2, len(self.names()))

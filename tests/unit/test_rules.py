@@ -27,9 +27,7 @@ CACHE, STATUS = Command.CACHE, Command.BLOCK_STATUS
 
 
 class RulesTests(SynchronousTestCase):
-    def check(
-        self, expected, command, offset=0, length=0, flags=0, export=EXPORT, allocation=True
-    ):
+    def check(self, expected, command, offset=0, length=0, flags=0, export=EXPORT, allocation=True):
         found = check_request(Request(flags, command, 7, offset, length), export, allocation)
         self.assertEqual((expected, command, flags), (found, command, flags))
 

@@ -7,6 +7,7 @@ what on it, so that the receiver's are of the same kind as the server's.
 from .access import DiskAccess
 from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
+from .pace import Pace
 from .serving import Server
 from .threads import InThread, ThreadWork, to_the_end
 from .traffic import Traffic
@@ -16,6 +17,7 @@ __all__ = [
     "ConnectionSettings",
     "DiskAccess",
     "InThread",
+    "Pace",
     "Server",
     "ServerConnection",
     "ThreadWork",

@@ -6,8 +6,7 @@ Rules:
 
 * what may take long runs in a thread. A read is done at once only if the kernel says that it need
   not wait for the medium (RWF_NOWAIT); a write, or a read where the kernel cannot say, only while
-  such calls have proved to be quick;
-* what was slow is left to threads for a while, and for longer if it is slow again soon after;
+  such calls have proved to be quick (`pace`);
 * a flush covers all that was written before it was asked for: whoever asks while one is under way
   waits for the next, together with all the others who do;
 * data may always be taken for data, a hole only if it was looked up after the request came;
@@ -17,7 +16,6 @@ Rules:
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -27,6 +25,7 @@ from twisted.python.failure import Failure
 from ..interfaces import Extent, IDisk
 from ..nbd import STATE_HOLE, STATE_ZERO
 from ..storage import NO_WAIT, PROBE_SIZE, SYSTEM, SystemCalls
+from .pace import Pace
 from .threads import InThread
 
 _log = Logger()
@@ -34,10 +33,10 @@ _log = Logger()
 SMALL: Final = 64 << 10
 """Bytes of the longest request that is carried out in memory."""
 
-_SLOW: Final = 0.005
-_LEAVE_ALONE: Final = 1.0
-_LEAVE_ALONE_LONGEST: Final = 32.0
 _MOST_EXTENTS: Final = 1 << 15
+MOST_STATUS: Final = 8 * _MOST_EXTENTS
+"""Bytes that an answer to BLOCK_STATUS may have, or nearly so."""
+
 _CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -46,8 +45,7 @@ class DiskAccess:
 
     @param disk: the disk.
     @param in_thread: runs a function in a thread.
-    @param seconds: the time, in seconds from anywhere; fine enough to time one call.
-    @ivar slow_until: when small requests may be tried in the reactor's thread again.
+    @ivar pace: whether it is quick enough to be called in the reactor's thread.
     @ivar no_wait: the flag for C{preadv} that has it fail rather than wait; 0 where none is known.
     """
 
@@ -55,18 +53,16 @@ class DiskAccess:
         self,
         disk: IDisk,
         in_thread: InThread,
-        seconds: Callable[[], float],
+        pace: Pace,
         system: SystemCalls = SYSTEM,
     ) -> None:
         self.disk = disk
-        self.seconds = seconds
+        self.pace = pace
         self.careful = False
         self._in_thread = in_thread
         self.preadv = system.preadv
         self.pwrite = system.pwrite
         self.no_wait = NO_WAIT
-        self.slow_until = float("-inf")
-        self._leave_alone = _LEAVE_ALONE
         self._data = (0, 0)
         self._flushing = False
         self._to_flush: list[Deferred[None]] = []
@@ -76,17 +72,7 @@ class DiskAccess:
     @property
     def quick(self) -> bool:
         """Whether small requests may be tried in the reactor's thread now."""
-        return self.seconds() >= self.slow_until and self.disk.fileno() is not None
-
-    def took(self, seconds: float, calls: int = 1) -> None:
-        """C{calls} calls to the disk in the reactor's thread took so long."""
-        if seconds <= _SLOW * calls:
-            return
-        now = self.seconds()
-        again = now - self.slow_until < _LEAVE_ALONE_LONGEST
-        longer = min(2 * self._leave_alone, _LEAVE_ALONE_LONGEST)
-        self._leave_alone = longer if again else _LEAVE_ALONE
-        self.slow_until = now + self._leave_alone
+        return self.pace.quick and self.disk.fileno() is not None
 
     def read_now(self, view: memoryview, offset: int) -> bool:
         """Fill C{view} from C{offset} if that needs no waiting; whether it was done."""
@@ -123,7 +109,7 @@ class DiskAccess:
             return False
         if with_holes and not self._data[0] <= offset <= offset + length <= self._data[1]:
             return False
-        return not self.no_wait or self._is_cached(offset, length)
+        return self._is_cached(offset, length) if self.no_wait else self.pace.quick
 
     def _is_cached(self, offset: int, length: int) -> bool:
         """Whether it seems to be in the page cache: one byte of every so many is looked at."""
@@ -155,20 +141,20 @@ class DiskAccess:
             stop = min(start + count, end)
             if hole:
                 _append(runs, start, stop, hole=True)
-                continue
-            found = len(runs)
-            self._fetch(start, stop, runs)
-            if not any(run.hole for run in runs[max(found - 1, 0) :]):
+            elif self._fetch(start, stop, runs):
                 known = (start, start + count)
         return runs, known
 
-    def _fetch(self, offset: int, end: int, runs: list[Extent]) -> None:
-        """Have the range in the page cache; add its runs to C{runs}."""
+    def _fetch(self, offset: int, end: int, runs: list[Extent]) -> bool:
+        """Have the range in the page cache; add its runs to C{runs}; whether all of it is data."""
+        zeroes = False
         while offset < end:
             count = min(PROBE_SIZE, end - offset)
             zero = self.disk.probe(offset, count).zero
+            zeroes = zeroes or zero
             _append(runs, offset, offset + count, hole=zero)
             offset += count
+        return not zeroes
 
     def _learn(self, found: tuple[list[Extent], tuple[int, int]]) -> list[Extent]:
         runs, (start, end) = found

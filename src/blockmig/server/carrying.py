@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from ..interfaces import Extent, IExportHandler
 from ..nbd import ALLOCATION_ID, Command, CommandFlag, Request, ServerTransmission, errno_to_wire
 from ..transport import FileRegion
-from .access import SMALL, DiskAccess
+from .access import MOST_STATUS, SMALL, DiskAccess
 from .threads import InThread
 
 Reply = list[Any]
@@ -83,6 +83,8 @@ class Carrying:
         """How many bytes of memory the request may take while it is being carried out."""
         if request.command == Command.WRITE or request.length <= SMALL:
             return min(request.length, _PIECE)
+        if request.command == Command.BLOCK_STATUS:
+            return MOST_STATUS
         whole = request.command == Command.READ and self._reads_whole()
         return request.length if whole else 0
 
@@ -134,11 +136,11 @@ class Carrying:
         if access is None:
             work(*arguments)
             return
-        began = access.seconds()
+        began = access.pace.begin()
         try:
             work(*arguments)
         finally:
-            access.took(access.seconds() - began)
+            access.pace.end(began)
 
     # All the others.
 

@@ -61,6 +61,7 @@ from ..transport import (
 )
 from .carrying import Carrying, IncomingWrite
 from .lifetime import make_lifetime
+from .pace import Beginning
 from .small import SmallRequests
 from .traffic import Traffic
 
@@ -146,7 +147,7 @@ class ServerConnection(Protocol):
         self._processing = False
         self._ending = False
         self._last_activity = 0.0
-        self._began_moving = 0.0
+        self._began_moving: Beginning = (0.0, -1)
         self._silence: IDelayedCall | None = None
 
     # IProtocol.
@@ -201,8 +202,7 @@ class ServerConnection(Protocol):
             return
         self._note_activity()
         self._wire.receive_data(view)
-        if not self._answer_small():
-            self._go_on()
+        self._go_on()
         self._wire.keep()
 
     def readConnectionLost(self) -> None:
@@ -262,13 +262,11 @@ class ServerConnection(Protocol):
 
     def _process(self) -> None:
         """Act on what was received, as far as the limits allow."""
-        if self._processing:
+        if self._processing or self._answer_small():
             return
         self._processing = True
         try:
             while self.reading and not self._is_full() and not self._must_wait():
-                if self._write is None and self._answer_small():
-                    break
                 event = self._wire.next_event()
                 kind = type(event)
                 if kind is Request:
@@ -278,6 +276,8 @@ class ServerConnection(Protocol):
                 elif kind is EndOfPayload:
                     self._end_of_payload()
                 else:
+                    break
+                if self._write is None and self._answer_small():
                     break
         finally:
             self._processing = False
@@ -469,7 +469,7 @@ class ServerConnection(Protocol):
             return None
         assert self.handler is not None
         if self.handler.access is not None:
-            self._began_moving = self.handler.access.seconds()
+            self._began_moving = self.handler.access.pace.begin()
         return FileRegion(self.handler.disk, write.position, self._wire.payload_expected)
 
     def payload_moved(self, count: int) -> None:
@@ -477,8 +477,7 @@ class ServerConnection(Protocol):
         assert self._write is not None
         self._note_activity()
         if self.handler is not None and self.handler.access is not None:
-            access = self.handler.access
-            access.took(access.seconds() - self._began_moving)
+            self.handler.access.pace.end(self._began_moving)
         self._write.position += count
         self._wire.payload_moved(count)
         if not self._wire.payload_expected:
@@ -580,8 +579,6 @@ class ServerConnection(Protocol):
     def drain(self) -> None:
         """Finish what is being carried out, refuse what comes new, then close."""
         self._life.drain()
-        if self.draining and self._handshake is None:
-            self._go_on()
         self._settle()
 
     def close(self) -> None:

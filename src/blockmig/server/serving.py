@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -31,6 +30,7 @@ from ..storage import SYSTEM, SystemCalls
 from .access import DiskAccess
 from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
+from .pace import Pace
 from .threads import InThread, ThreadWork
 
 _log = Logger()
@@ -141,7 +141,7 @@ class Server:
     @param reactor: the reactor; None for the global one.
     @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
         reactor's thread pool.
-    @param seconds: a clock that is fine enough to time one system call.
+    @param pace: watches how quick the disk is; None for one that asks the system.
     @param system: the calls into the kernel.
     @raise ValueError: C{export} is too long.
     """
@@ -158,7 +158,7 @@ class Server:
         request_timeout: float = 300.0,
         reactor: Any = None,
         in_thread: InThread | None = None,
-        seconds: Callable[[], float] = time.perf_counter,
+        pace: Pace | None = None,
         system: SystemCalls = SYSTEM,
     ) -> None:
         if len(export.encode()) > MAXIMUM_NAME:
@@ -172,7 +172,7 @@ class Server:
         self._began = reactor.seconds()
         self._most = max_connections
         self._threads = ThreadWork(reactor, in_thread, most=_THREADS)
-        self._access = DiskAccess(disk, self._threads, seconds, system)
+        self._access = DiskAccess(disk, self._threads, pace or Pace(), system)
         flags = _READING | (TransmissionFlag.READ_ONLY if read_only else _WRITING)
         self._handler = _ServedExport(Export(export, disk.size, flags), self._access)
         self._settings = ConnectionSettings(

@@ -71,10 +71,12 @@ class SmallRequests:
         @return: where the first request begins that was not carried out, and the replies: a view of
             the shared buffer, perhaps empty.
         """
+        if not self._is_small(data, position):
+            return position, _buffer[:0]
         access = self._access
         descriptor = access.disk.fileno()
-        seconds, began = access.seconds, access.seconds()
-        if descriptor is None or began < access.slow_until:
+        began = access.pace.begin()
+        if descriptor is None or began[0] < access.pace.slow_until:
             return position, _buffer[:0]
         size, block, overhead = self._size, self._block, self._overhead
         structured, may_write = self._structured, self._may_write
@@ -127,11 +129,20 @@ class SmallRequests:
                 else:
                     break
         except OSError as error:
-            access.not_at_once(error)
+            if command == _READ:
+                access.not_at_once(error)
         if used:
-            access.took(seconds() - began, reads + writes)
+            access.pace.end(began, reads + writes)
             self._traffic.count(reads, read, writes, written)
         return position, _buffer[:used]
+
+    @staticmethod
+    def _is_small(data: bytes | memoryview, position: int) -> bool:
+        """Whether it is worth a closer look."""
+        if len(data) - position < _HEADER:
+            return False
+        _, flags, command, _, _, length = REQUEST.unpack_from(data, position)
+        return not flags and length <= SMALL and command in (_READ, _WRITE)
 
     def is_incomplete(self, data: bytes | memoryview, position: int) -> bool:
         """Whether what begins there lacks nothing but the rest of its header or payload.

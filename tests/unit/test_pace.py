@@ -1,0 +1,95 @@
+"""Whether a disk is quick: what counts as slow, and for how long."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.server import Pace
+
+
+class PaceTests(SynchronousTestCase):
+    def setUp(self):
+        self.now = 100.0
+        self.slept = self.asked = 0
+        self.pace = Pace(lambda: self.now, self.sleeps)
+
+    def sleeps(self):
+        self.asked += 1
+        return self.slept
+
+    def call(self, seconds, calls=1, sleeps=1):
+        began = self.pace.begin()
+        self.now += seconds
+        self.slept += sleeps
+        self.pace.end(began, calls)
+
+    def make_slow(self):
+        self.call(0.1)
+        self.call(0.1)
+        self.assertFalse(self.pace.quick)
+
+    def slow_for(self):
+        """How long it is left alone."""
+        began = self.now
+        while not self.pace.quick:
+            self.now += 0.25
+        return self.now - began
+
+    def test_quick_calls_ask_the_system_nothing(self):
+        for seconds, calls in ((0, 1), (0.0049, 1), (0.009, 2), (0.0199, 100)):
+            self.call(seconds, calls)
+            self.assertTrue(self.pace.quick)
+        self.assertEqual(0, self.asked)
+
+    def test_the_first_slow_call_is_only_suspicious(self):
+        self.call(0.1)
+        self.assertTrue(self.pace.quick)
+        self.call(0.0001)
+        self.assertTrue(self.pace.quick)
+        self.call(0.1)
+        self.assertFalse(self.pace.quick)
+
+    def test_one_slow_call_among_many(self):
+        for calls in (1, 4, 1000):
+            self.setUp()
+            self.call(0.021, calls)
+            self.call(0.021, calls)
+            self.assertFalse(self.pace.quick, calls)
+
+    def test_a_thread_that_was_kept_from_running(self):
+        for _ in range(5):
+            self.call(0.1, sleeps=0)
+            self.assertTrue(self.pace.quick)
+
+    def test_suspicion_passes(self):
+        self.call(0.1)
+        self.now += 12
+        self.call(0.1)
+        self.assertTrue(self.pace.quick)
+
+    def test_left_alone_for_a_while(self):
+        self.make_slow()
+        self.assertEqual(1.0, self.slow_for())
+
+    def test_longer_each_time(self):
+        self.make_slow()
+        found = [self.slow_for()]
+        for _ in range(7):
+            self.call(0.1)
+            found.append(self.slow_for())
+        self.assertEqual([1, 2, 4, 8, 16, 32, 32, 32], found)
+
+    def test_slow_again_much_later(self):
+        self.make_slow()
+        self.slow_for()
+        self.call(0.1)
+        self.assertEqual(2.0, self.slow_for())
+        self.now += 40
+        self.make_slow()
+        self.assertEqual(1.0, self.slow_for())
+
+    def test_the_real_thing(self):
+        pace = Pace()
+        self.assertTrue(pace.quick)
+        pace.end(pace.begin())
+        self.assertTrue(pace.quick)
