@@ -392,6 +392,53 @@ class ThreadTests(ThreadCase):
             self.assertEqual(0, self.peer.outcome(cookie).error)
             self.disk.calls.clear()
 
+    def test_a_large_write_where_the_disk_is_slow(self):
+        """Piece by piece, with no more taken from the wire while one is being written."""
+        self.place.slow()
+        payload = pattern(3 << 20, 5)
+        cookie, data = self.peer.expect(WRITE, 100, len(payload), 0, payload)
+        self.peer.give(data[: (1 << 20) + 100])
+        self.assertEqual(["write"], self.names())
+        self.assertIs(self.peer.outcome(cookie), None)
+        self.peer.give(data[(1 << 20) + 100 : 2 << 20])
+        self.assertEqual(["write"], self.names())
+        rest = data[2 << 20 :]
+        while self.names():
+            self.place.threads.run()
+            self.peer.give(rest)
+            rest = b""
+        self.assertEqual(0, self.peer.outcome(cookie).error)
+        self.assertEqual(payload, bytes(self.disk.data[100 : 100 + len(payload)]))
+
+    def test_a_large_write_that_fails_in_a_thread(self):
+        """The rest of it is taken off the wire, and the connection goes on."""
+        self.place.slow()
+        payload = pattern(3 << 20, 5)
+        self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
+        cookie, data = self.peer.expect(WRITE, 0, len(payload), 0, payload)
+        self.peer.give(data)
+        while self.names():
+            self.place.threads.run()
+        self.assertEqual(Errno.ENOSPC, self.peer.outcome(cookie).error)
+        self.disk.fail.clear()
+        reading = self.peer.send(READ, 0, 10)
+        self.place.threads.run()
+        self.assertEqual(0, self.peer.outcome(reading).error)
+
+    def test_lost_while_a_piece_is_being_written(self):
+        self.place.slow()
+        payload = pattern(3 << 20, 5)
+        _, data = self.peer.expect(WRITE, 0, len(payload), 0, payload)
+        self.peer.give(data[: 2 << 20])
+        self.peer.transport.lose()
+        done = self.place.server.complete()
+        self.place.server.stop()
+        self.assertNoResult(done)
+        while self.names():
+            self.place.threads.run()
+        self.successResultOf(done)
+        self.assertEqual(["write", "flush"], self.disk.names())
+
     def test_slow_change_makes_the_disk_slow(self):
         zero = self.disk.zero
 

@@ -496,6 +496,7 @@ class NetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(ConnectionDone, server.events[-1])
         self.assertEqual(2, len(client.events))
+        server.transport.abortConnection()  # too late to make it another end
         connection.resume(TO_CLIENT)
         self.network.pump()
         self.assertEqual(ConnectionDone, client.events[-1])
