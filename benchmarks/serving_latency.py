@@ -50,7 +50,8 @@ def serve(folder: str) -> None:
 
     server = Server(FileDisk(f"{folder}/inside"))
     UNIXServerEndpoint(reactor, f"{folder}/inside.socket").listen(server.factory())
-    port = reactor.listenTCP(0, Site(Page()), interface="127.0.0.1")
+    # A connection that was needed once, while many waited, is kept until it is needed again.
+    port = reactor.listenTCP(0, Site(Page(), timeout=None), interface="127.0.0.1")
     print(port.getHost().port, flush=True)
     reactor.run()
 

@@ -32,7 +32,7 @@ MOST_GROWTH = 48.0
 """MiB, whatever a client does."""
 MOST_LATENCY = 1.0
 """Seconds, on a machine that does other things too."""
-AS_LONG_AS = 3.0 if FULL else 1.2
+AS_LONG_AS = 3.0 if FULL else 0.8
 STATUS, CACHE = 7, 5
 FUA, NO_HOLE, DF = 1, 2, 4
 WHOLE = 0xFFFF_F000

@@ -21,7 +21,7 @@ from tests.support.disks import MIB
 from tests.support.processes import FULL, Processes, Running
 from tests.support.serving import KINDS, Served, serve
 
-SECONDS = 180.0 if FULL else 3.5
+SECONDS = 180.0 if FULL else 3.0
 PART = 16 * MIB
 PATTERN = bytes(range(1, 129)) * 4
 """What is where nobody has written."""
@@ -148,7 +148,7 @@ def test_verified(processes: Processes, disk: Disk, kind: str) -> None:
     disk.check()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS if FULL else ["unix"])
 def test_stopped_and_continued(processes: Processes, disk: Disk, kind: str) -> None:
     """The client stands still for a while, in the middle of anything, every 0.3 s."""
     seconds = SECONDS
@@ -167,9 +167,9 @@ def test_stopped_and_continued(processes: Processes, disk: Disk, kind: str) -> N
     disk.check()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS if FULL else ["tcp"])
 def test_one_of_two_is_killed(processes: Processes, disk: Disk, kind: str) -> None:
-    """Another client beside them dies every second; what they wrote is not touched by that."""
+    """Another client beside them dies, over and over; what they wrote is not touched by that."""
     uri = disk.served.uris[kind]
     seconds = SECONDS
     fio = start(processes, uri, seconds, JOBS)
@@ -178,7 +178,7 @@ def test_one_of_two_is_killed(processes: Processes, disk: Disk, kind: str) -> No
     jobs = {"doomed": (EXTRA, ["--rw=randrw", "--rwmixwrite=80"])}
     while time.monotonic() < end:
         doomed = start(processes, uri, 600, jobs)
-        time.sleep(1.0)
+        time.sleep(1.0 if FULL else 0.7)
         assert doomed.status is None, doomed.stderr
         doomed.kill()
         kills += 1
