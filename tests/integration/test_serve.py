@@ -196,8 +196,8 @@ def test_a_signal_before_it_listens(processes: Processes, disk: Path) -> None:
     assert running.wait(5) == 4
 
 
-FAILING = """
-import errno, os, sys
+PECULIAR = """
+import errno, os, sys, time
 from twisted.internet import reactor
 from blockmig.cli.main import run_operation
 from blockmig.cli.operations import Serve, report
@@ -205,20 +205,44 @@ from blockmig.cli.logs import begin_logging, write_to
 from blockmig.cli.options import BlockmigOptions
 from blockmig.storage import SystemCalls
 
-class Failing(SystemCalls):
+class Peculiar(SystemCalls):
     def fdatasync(self, descriptor):
+        if sys.argv[1] == "slow":
+            time.sleep(1.5)
+            return os.fdatasync(descriptor)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 options = BlockmigOptions()
-options.parseOptions(sys.argv[1:])
+options.parseOptions(sys.argv[2:])
 begin_logging(options.subOptions, write_to(2))
-operation = Serve(options.subOptions, reactor, system=Failing())
+operation = Serve(options.subOptions, reactor, system=Peculiar())
 raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 """
 
 
+@pytest.mark.parametrize("command", [wire.READ, wire.WRITE, wire.TRIM, wire.FLUSH])
+def test_what_comes_while_it_stops_is_refused(
+    processes: Processes, disk: Path, command: int
+) -> None:
+    before = disk.read_bytes()
+    served = serve(processes, disk, command=(sys.executable, "-c", PECULIAR, "slow", "serve"))
+    with wire.client(served.uris["unix"]) as client:
+        client.send(wire.request(wire.FLUSH, cookie=1))
+        time.sleep(0.3)
+        served.running.signal(signal.SIGTERM)
+        served.running.wait_event("stopping")
+        length = 0 if command == wire.FLUSH else 4096
+        payload = bytes(4096 if command == wire.WRITE else 0)
+        client.send(wire.request(command, 0, length, cookie=2) + payload)
+        assert client.reply() == (wire.ESHUTDOWN, 2)
+        assert client.reply() == (0, 1), "what was under way is finished"
+        assert client.closed()
+    assert served.running.wait(10) == 0
+    assert disk.read_bytes() == before
+
+
 def test_a_last_flush_that_fails(processes: Processes, disk: Path) -> None:
-    served = serve(processes, disk, command=(sys.executable, "-c", FAILING, "serve"))
+    served = serve(processes, disk, command=(sys.executable, "-c", PECULIAR, "failing", "serve"))
     with wire.client(served.uris["unix"]) as client:
         assert client.ask(wire.FLUSH) == 5
         assert client.ask(wire.WRITE, 0, 512, bytes(512)) == 0, "it goes on"

@@ -215,12 +215,30 @@ class _Watched:
                 self._points.after(label, number)
         return count
 
+    def send(self, handle: Any, data: bytes, flags: int) -> None:
+        """Give bytes to the kernel past the transport, message by message."""
+        for piece, name in self._outgoing.cut(data):
+            if name is None:
+                _send_all(handle, piece, flags)
+            else:
+                with self._points.around(f"{self._dialogue.export} out: {name}"):
+                    _send_all(handle, piece, flags)
+
     def went_past(self, count: int) -> None:
         """So many bytes were given to the kernel by another way than the transport."""
         name = self._outgoing.moved(count)
         if name is not None:
             with self._points.around(f"{self._dialogue.export} out: {name}"):
                 pass
+
+
+def _send_all(handle: Any, data: bytes, flags: int) -> None:
+    """Half a message would be none of our points."""
+    handle.settimeout(10)
+    try:
+        handle.sendall(data, flags)
+    finally:
+        handle.setblocking(False)
 
 
 class _Factory:
@@ -271,13 +289,17 @@ class _Watch:
     def add(self, protocol: Any, is_server: bool) -> None:
         self._all.append(_Watched(self._points, protocol, is_server, self._foreign))
 
+    def _watched(self, descriptor: int) -> _Watched:
+        # The newest, since descriptors are used again.
+        return next(w for w in reversed(self._all) if getattr(w, "descriptor", -1) == descriptor)
+
     def sent(self, descriptor: int, count: int) -> None:
         """By sendfile(2)."""
-        # The newest, since descriptors are used again.
-        for watched in reversed(self._all):
-            if getattr(watched, "descriptor", -1) == descriptor:
-                watched.went_past(count)
-                return
+        self._watched(descriptor).went_past(count)
+
+    def send(self, handle: Any, data: bytes, flags: int) -> None:
+        """By send(2)."""
+        self._watched(handle.fileno()).send(handle, data, flags)
 
     def server_endpoint(self, reactor: Any, text: str) -> Any:
         return _Endpoint(self, server_endpoint(reactor, text))
@@ -316,7 +338,7 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
     from twisted.internet import reactor
 
     operation: Send | Receive
-    system = VolatileCalls(points, command["file"], watch.sent)
+    system = VolatileCalls(points, command["file"], watch.sent, watch.send)
     if options.subCommand == "send":
         display = make_display("none")
         operation = Send(command, reactor, display, watch.client_endpoint, system)

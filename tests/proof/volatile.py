@@ -312,13 +312,21 @@ class VolatileCalls(SystemCalls):
 
     @param disk: the path of the disk; the files beside it are known by what follows its name.
     @param sent: called with a socket's descriptor and how many bytes sendfile(2) gave it.
+    @param send: sends bytes by a socket, all of them.
     """
 
-    def __init__(self, points: Points, disk: str, sent: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        points: Points,
+        disk: str,
+        sent: Callable[[int, int], None],
+        send: Callable[[Any, bytes, int], None],
+    ) -> None:
         self._points = points
         self._journal = points.journal
         self._disk = disk
         self._sent = sent
+        self._send = send
         self._paths: dict[int, str] = {}
 
     def _role(self, path: str) -> str:
@@ -404,6 +412,10 @@ class VolatileCalls(SystemCalls):
     def unlink(self, path: str) -> None:
         with self._change("unlink", path):
             self._journal.unlink(path)
+
+    def send(self, handle: Any, data: Any, flags: int) -> int:
+        self._send(handle, bytes(data), flags)
+        return len(data)
 
     def sendfile(self, target: int, source: int, offset: int, count: int) -> int:
         with self._points.around(f"sendfile {self._role(self._paths[source])}"):

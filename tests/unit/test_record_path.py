@@ -210,12 +210,35 @@ class IdentityTests(SynchronousTestCase):
 
     def test_a_birth_that_is_known(self):
         class New(SystemCalls):
+            known = None
+
             def birth(self, descriptor):
                 return 42
 
+            def generation(self, descriptor):
+                return self.known
+
         path, disk = self.make()
-        inode = os.stat(path).st_ino
-        self.assertEqual(f"inode {inode}, born 42", identify(disk.fileno(), New()))
+        inode, system = os.stat(path).st_ino, New()
+        self.assertEqual(f"inode {inode}, born 42", identify(disk.fileno(), system))
+        system.known = 7
+        self.assertEqual(f"inode {inode}, born 42, generation 7", identify(disk.fileno(), system))
+
+    def test_files_made_one_after_the_other(self):
+        """The same inode in the same instant, perhaps; it is another file for all that."""
+        found = set()
+        for _ in range(20):
+            path, disk = self.make()
+            found.add(disk.identity())
+            disk.close()
+            os.unlink(path)
+        self.assertEqual(20, len(found))
+
+    def test_generation(self):
+        _, disk = self.make()
+        self.assertIn(type(SystemCalls().generation(disk.fileno())), (int, type(None)))
+        with open("/dev/null") as other:
+            self.assertIsNone(SystemCalls().generation(other.fileno()))
 
     def test_birth(self):
         path, disk = self.make()

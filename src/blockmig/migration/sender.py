@@ -527,7 +527,9 @@ class SenderProtocol(Protocol):
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
         _, header = self._wire.request(Command.DISC)
-        self._outgoing.send([header])
+        # By the transport, which sends it and closes its side in one go: a server that is quicker
+        # could otherwise close before we know that the disconnect has left.
+        self.transport.write(header)
         self._half_closes = self._can_half_close()
         if self._half_closes:
             self.transport.loseWriteConnection()

@@ -630,7 +630,7 @@ class ServerConnection(Protocol):
     @property
     def owes(self) -> bool:
         """Whether the peer has begun what it has to finish: a request, or taking its replies."""
-        return self._write is not None or bool(self._wire.buffered or self._outgoing.pending)
+        return self._write is not None or bool(self._wire.buffered) or self._outgoing.waiting
 
     def _may_be_silent(self) -> bool:
         """Whether the peer is waiting for us, or has leave to say nothing."""

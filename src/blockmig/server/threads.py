@@ -54,7 +54,9 @@ class ThreadWork:
     def __init__(
         self, reactor: Any, in_thread: InThread | None = None, most: int = _THREADS
     ) -> None:
-        self._in_thread = in_thread or partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        if in_thread is None:
+            in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        self._in_thread = in_thread
         self._tokens = DeferredSemaphore(most)
         self._running = 0
         self._idle: list[Deferred[None]] = []

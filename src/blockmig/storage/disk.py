@@ -613,11 +613,18 @@ def _make_directory(path: str, system: SystemCalls) -> None:
 
 
 def identify(descriptor: int, system: SystemCalls) -> str:
-    """The file open as C{descriptor}: its inode, and when that was made (or last written to)."""
+    """The file open as C{descriptor}: its inode, and when that was made (or last written to).
+
+    Clocks of file systems are coarse: two files that are made one after the other in the same inode
+    may be born in the same instant, and are told apart by the inode's generation where it has one.
+    """
     status = system.fstat(descriptor)
     born = system.birth(descriptor)
-    when = f"born {born}" if born is not None else f"written {status.st_mtime_ns}"
-    return f"inode {status.st_ino}, {when}"
+    if born is None:
+        return f"inode {status.st_ino}, written {status.st_mtime_ns}"
+    generation = system.generation(descriptor)
+    which = f", generation {generation}" if generation is not None else ""
+    return f"inode {status.st_ino}, born {born}{which}"
 
 
 def _whole_blocks(offset: int, length: int) -> tuple[int, int]:

@@ -49,6 +49,7 @@ def _from_c_library(name: str, *arguments: Any) -> Callable[..., None]:
     return call
 
 
+_FS_IOC_GETVERSION: Final = 0x80087601
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_BTIME: Final = 0x800
 _STATX_BTIME_OFFSET: Final = 80
@@ -122,6 +123,18 @@ class SystemCalls:
             return None
         seconds, nanoseconds = struct.unpack_from("qI", buffer, _STATX_BTIME_OFFSET)
         return int(seconds) * 1_000_000_000 + int(nanoseconds)
+
+    def generation(self, descriptor: int) -> int | None:
+        """What tells the file open as C{descriptor} from others that had its inode (ioctl_iflags).
+
+        FS_IOC_GETVERSION; None where the file system has nothing of the kind.
+        """
+        try:
+            answer = self.ioctl(descriptor, _FS_IOC_GETVERSION, bytes(8))
+        except OSError:
+            return None
+        (number,) = struct.unpack_from("i", answer)
+        return int(number)
 
     def sync_directory(self, path: str) -> None:
         """Make the entries of the directory C{path} survive a power failure."""

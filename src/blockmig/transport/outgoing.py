@@ -122,6 +122,11 @@ class RegionProducer:
         return len(self._queue)
 
     @property
+    def waiting(self) -> bool:
+        """Whether the peer, or its transport, has not taken all that was sent."""
+        return self._feed is not None
+
+    @property
     def pending_bytes(self) -> int:
         """How many bytes of memory the queue holds; those of regions are in the disk."""
         return self._in_memory
