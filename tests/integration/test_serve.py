@@ -220,7 +220,7 @@ raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 """
 
 
-@pytest.mark.parametrize("command", [wire.READ, wire.WRITE, wire.TRIM, wire.FLUSH])
+@pytest.mark.parametrize("command", [wire.READ, wire.WRITE])
 def test_what_comes_while_it_stops_is_refused(
     processes: Processes, disk: Path, command: int
 ) -> None:
