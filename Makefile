@@ -9,7 +9,8 @@ BIN := .venv/bin
 DEMO_NEEDS := mke2fs:e2fsprogs e2fsck:e2fsprogs
 TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-io:qemu-utils \
     qemu-nbd:qemu-utils nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdsh:python3-libnbd nbdkit:nbdkit \
-    nbd-server:nbd-server nbdfuse:libnbd-bin fio:fio strace:strace ip:iproute2 prlimit:util-linux
+    nbd-server:nbd-server nbdfuse:libnbd-bin fio:fio strace:strace ip:iproute2 prlimit:util-linux setpriv:util-linux \
+    mkfs.ext4:e2fsprogs fstrim:util-linux
 
 .PHONY: help demo test proof lint bench clean
 .DELETE_ON_ERROR:
@@ -47,6 +48,8 @@ bench: .venv/test
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving_latency.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf .venv .demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache \

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.interfaces import Extent
 from blockmig.nbd import STATE_HOLE, STATE_ZERO
 from blockmig.server import DiskAccess, Pace
+from blockmig.server.access import SHORTEST_HOLE
 from blockmig.storage import NO_WAIT, PROBE_SIZE
 
 from .served import Kernel, Seconds, ServedDisk, eio, pattern
@@ -214,15 +215,23 @@ class PrepareTests(Case):
                 Extent(50_000, 50_000, False),
                 Extent(100_000, 200_000, True),
                 Extent(300_000, 100_000, False),
-                Extent(400_000, 50_000, True),
+                Extent(400_000, 100_000, True),
             ],
-            self.prepare(50_000, 400_000),
+            self.prepare(50_000, 450_000),
         )
-        self.assertEqual([Extent(150_000, 1000, True)], self.prepare(150_000, 1000))
+        self.assertEqual([Extent(150_000, 70_000, True)], self.prepare(150_000, 70_000))
         self.assertEqual(
-            [Extent(250_000, 50_000, True), Extent(300_000, 1, False)],
-            self.prepare(250_000, 50_001),
+            [Extent(230_000, 70_000, True), Extent(300_000, 1, False)],
+            self.prepare(230_000, 70_001),
         )
+
+    def test_short_holes_are_data(self):
+        """Or a reply could be made of a chunk for each page."""
+        short = SHORTEST_HOLE - 1
+        self.make(holes=[(at, at + short) for at in range(0, SIZE, SHORTEST_HOLE)])
+        self.assertEqual([Extent(0, SIZE, False)], self.prepare(0, SIZE))
+        self.make(holes=[(SHORTEST_HOLE, 2 * SHORTEST_HOLE)])
+        self.assertEqual([False, True, False], [run.hole for run in self.prepare(0, SIZE)])
 
     def test_holes_are_not_read(self):
         self.make(holes=[(PROBE_SIZE, SIZE)], bad=[(PROBE_SIZE, SIZE)])
@@ -246,14 +255,14 @@ class PrepareTests(Case):
     def test_extents_that_could_be_one(self):
         self.disk.extents = lambda offset: iter(
             [
-                Extent(offset, 1000, True),
-                Extent(offset + 1000, 1000, True),
-                Extent(offset + 2000, 500, False),
-                Extent(offset + 2500, SIZE, False),
+                Extent(offset, 100_000, True),
+                Extent(offset + 100_000, 100_000, True),
+                Extent(offset + 200_000, 500, False),
+                Extent(offset + 200_500, SIZE, False),
             ]
         )
         self.assertEqual(
-            [Extent(0, 2000, True), Extent(2000, 8000, False)], self.prepare(0, 10_000)
+            [Extent(0, 200_000, True), Extent(200_000, 100_000, False)], self.prepare(0, 300_000)
         )
 
     def test_cannot_be_read(self):
@@ -290,7 +299,9 @@ class PrepareTests(Case):
         self.assertTrue(all(one != two for one, two in pairwise(kinds)))
         if not with_holes:
             self.assertEqual([False], kinds)
-        elif any(start < offset + length and offset < end for start, end in holes):
+        elif any(
+            min(end, offset + length) - max(start, offset) >= SHORTEST_HOLE for start, end in holes
+        ):
             self.assertIn(True, kinds)
 
 

@@ -83,6 +83,10 @@ class Listening:
         try:
             passed = activated_endpoints(reactor, environment, initial_environment())
             self._endpoints = [(text, make_endpoint(reactor, text)) for text in endpoints]
+            if passed and self._endpoints:
+                raise BadEndpoint(
+                    "systemd passed sockets, so --listen has to be left out (or the socket unit)"
+                )
             if not self._endpoints:
                 self._endpoints = [("the socket that systemd passed", one) for one in passed]
             if not self._endpoints:

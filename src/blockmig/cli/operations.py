@@ -93,6 +93,8 @@ class Receive:
                 system=self._system,
             )
         except DiskRefused as error:
+            if options["size"] is None and not os.path.lexists(options["file"]):
+                raise Refused(f"{error} (--size creates it)") from None
             raise Refused(str(error)) from None
         try:
             self._receiver = receiver = Receiver(
@@ -177,6 +179,14 @@ class Serve:
             ) as disk:
                 # Only now that nobody else can begin to migrate it.
                 check_canonical(options["file"], state_directory, self._system)
+                if isinstance(disk, FileDisk) and (links := disk.links()) > 1:
+                    _log.warn(
+                        "{disk}: has {links} names (hard links); the records that may stand beside "
+                        "the others are not looked at",
+                        event="hard-links",
+                        disk=options["file"],
+                        links=links,
+                    )
                 await self._serve(disk, listening, read_only)
         except DiskRefused as error:
             raise Refused(str(error)) from None
@@ -208,8 +218,8 @@ class Serve:
                         server.status,
                     )
                 )
-            except MigrationError as error:
-                server.stop(str(error))
+            except MigrationError:
+                server.stop()
                 await server.complete()
                 raise
             self._server = server

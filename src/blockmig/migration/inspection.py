@@ -224,7 +224,7 @@ def check_canonical(
     """
     verdict = judge(look(path, state_directory, system))
     if verdict.standing != Standing.CANONICAL:
-        raise Refused(f"{verdict.line}: {verdict.why}; {verdict.advice}")
+        raise Refused(f"{path}: {verdict.line}: {verdict.why}; {verdict.advice}")
 
 
 def _accepted(found: Found, accepted: Record) -> Verdict:

@@ -51,12 +51,13 @@ def check_request(request: Request, export: Export, allocation: bool = False) ->
     @param allocation: the client has selected the metadata context C{base:allocation}.
     """
     flags, command, _, offset, length = request
+    changing = command in _CHANGING
+    if changing and export.read_only and not flags & ~_ALLOWED_FLAGS[command]:
+        return Errno.EPERM
     if not _is_offered(command, flags, int(export.flags), allocation):
         return Errno.EINVAL
     if command == _FLUSH:
         return Errno.EINVAL if offset or length else Errno.OK
-    if command in _CHANGING and export.read_only:
-        return Errno.EPERM
     # Python's integers do not wrap: the sum of two 64-bit numbers is the true sum.
     if offset + length > export.size:
         return Errno.ENOSPC if command in (_WRITE, _ZEROES) else Errno.EINVAL

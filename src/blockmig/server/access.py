@@ -27,13 +27,17 @@ from ..nbd import STATE_HOLE, STATE_ZERO
 from ..storage import NO_WAIT, PROBE_SIZE, SYSTEM, SystemCalls
 from .pace import Pace
 from .threads import InThread
+from .work import Owner, Work
 
 _log = Logger()
 
 SMALL: Final = 64 << 10
 """Bytes of the longest request that is carried out in memory."""
 
-_MOST_EXTENTS: Final = 1 << 15
+SHORTEST_HOLE: Final = 64 << 10
+"""Bytes of the shortest hole that a read tells of, so that its reply has not too many chunks."""
+
+_MOST_EXTENTS: Final = 1 << 13
 MOST_STATUS: Final = 8 * _MOST_EXTENTS
 """Bytes that an answer to BLOCK_STATUS may have, or nearly so."""
 
@@ -59,7 +63,9 @@ class DiskAccess:
         self.disk = disk
         self.pace = pace
         self.careful = False
+        self.work = Work(in_thread)
         self._in_thread = in_thread
+        self._nobody = Owner()
         self.preadv = system.preadv
         self.pwrite = system.pwrite
         self.no_wait = NO_WAIT
@@ -90,13 +96,16 @@ class DiskAccess:
             return True
         return False
 
-    def read(self, offset: int, length: int) -> Deferred[bytes]:
-        """I{In a thread.} That many bytes."""
-        return self._in_thread(self.disk.read, offset, length)
+    def read(self, offset: int, length: int, owner: Owner | None = None) -> Deferred[bytes]:
+        """I{In a thread.} That many bytes.
 
-    def write(self, offset: int, data: bytes) -> Deferred[None]:
+        @param owner: here and below, whose work it is.
+        """
+        return self.work.run(owner or self._nobody, self.disk.read, offset, length)
+
+    def write(self, offset: int, data: bytes, owner: Owner | None = None) -> Deferred[None]:
         """I{In a thread.} Write C{data}."""
-        return self._in_thread(self.disk.write, offset, data)
+        return self.work.run(owner or self._nobody, self.disk.write, offset, data, changing=True)
 
     # Large reads, and what the disk looks like.
 
@@ -118,13 +127,20 @@ class DiskAccess:
         ends = range(min(offset + PROBE_SIZE, end), end, PROBE_SIZE)
         return all(self.read_now(byte, position - 1) for position in (*ends, end))
 
-    def prepare(self, offset: int, length: int, with_holes: bool) -> Deferred[list[Extent]]:
+    def prepare(
+        self, offset: int, length: int, with_holes: bool, owner: Owner | None = None
+    ) -> Deferred[list[Extent]]:
         """I{In a thread.} Have a range ready to be sent, and tell its holes from its data.
+
+        Holes too short to be worth their chunk are data.
 
         @param with_holes: if not, all of it is one run of data.
         @return: fires with the runs, which adjoin and make up the range.
         """
-        return self._in_thread(self._prepare, offset, length, with_holes).addCallback(self._learn)
+        preparing = self.work.run(
+            owner or self._nobody, self._prepare, offset, length, with_holes, looking=with_holes
+        )
+        return preparing.addCallback(self._learn)
 
     def _prepare(
         self, offset: int, length: int, with_holes: bool
@@ -140,7 +156,7 @@ class DiskAccess:
                 break
             stop = min(start + count, end)
             if hole:
-                _append(runs, start, stop, hole=True)
+                _append(runs, start, stop, hole=stop - start >= SHORTEST_HOLE)
             elif self._fetch(start, stop, runs):
                 known = (start, start + count)
         return runs, known
@@ -168,13 +184,17 @@ class DiskAccess:
         """Space was given back: there may be holes where there was data."""
         self._data = (0, 0)
 
-    def status(self, offset: int, length: int, one: bool) -> Deferred[list[tuple[int, int]]]:
+    def status(
+        self, offset: int, length: int, one: bool, owner: Owner | None = None
+    ) -> Deferred[list[tuple[int, int]]]:
         """I{In a thread.} What C{base:allocation} says of a range, or of its beginning.
 
         @param one: of its first extent only.
         @return: fires with the length and state of each extent.
         """
-        return self._in_thread(self._status, offset, offset + length, one)
+        return self.work.run(
+            owner or self._nobody, self._status, offset, offset + length, one, looking=True
+        )
 
     def _status(self, offset: int, end: int, one: bool) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []

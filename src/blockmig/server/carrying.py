@@ -19,18 +19,22 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from ..interfaces import Extent, IExportHandler
 from ..nbd import ALLOCATION_ID, Command, CommandFlag, Request, ServerTransmission, errno_to_wire
 from ..transport import FileRegion
-from .access import MOST_STATUS, SMALL, DiskAccess
+from .access import MOST_STATUS, SHORTEST_HOLE, SMALL, DiskAccess
 from .threads import InThread
+from .work import Owner
 
 Reply = list[Any]
 """What to put on the wire, in order: bytes and file regions."""
 
 _SHORT_ZEROES: Final = 1 << 20
+_SLICE: Final = 64 << 20
+# Bytes of memory that one run of a READ's reply takes, or nearly so.
+_RUN_SIZE: Final = 256
 _PIECE: Final = 1 << 20
 _ZEROES: Final = bytes(_PIECE)
 
@@ -78,6 +82,7 @@ class Carrying:
         self._wire = wire
         self._in_thread = in_thread
         self._structured = structured
+        self._owner = Owner()
 
     def memory_for(self, request: Request) -> int:
         """How many bytes of memory the request may take while it is being carried out."""
@@ -85,12 +90,28 @@ class Carrying:
             return min(request.length, _PIECE)
         if request.command == Command.BLOCK_STATUS:
             return MOST_STATUS
-        whole = request.command == Command.READ and self._reads_whole()
-        return request.length if whole else 0
+        if request.command != Command.READ:
+            return 0
+        runs = request.length // SHORTEST_HOLE
+        return request.length if self._reads_whole() else runs * _RUN_SIZE
 
     def _reads_whole(self) -> bool:
         access = self._access
         return access is not None and (access.careful or self._disk.fileno() is None)
+
+    def abandon(self) -> None:
+        """The connection is gone: what was not begun is not to be done.
+
+        Where all is done the plain way, what the wire said is carried out to the end.
+        """
+        if self._access is not None:
+            self._access.work.abandon(self._owner)
+
+    def _run(self, function: Any, *arguments: Any, changing: bool = False) -> Deferred[Any]:
+        """In a thread."""
+        if self._access is None:
+            return self._in_thread(function, *arguments)
+        return self._access.work.run(self._owner, function, *arguments, changing=changing)
 
     # WRITE.
 
@@ -122,7 +143,7 @@ class Carrying:
         data = b"".join(write.pieces)
         write.pieces.clear()
         write.gathered = 0
-        return self._access.write(write.position - len(data), data)
+        return self._access.write(write.position - len(data), data, self._owner)
 
     def finish(self, write: IncomingWrite) -> Deferred[None] | None:
         """All of it came.
@@ -157,7 +178,7 @@ class Carrying:
         if command == Command.FLUSH:
             return self._flush() if self._handler.needs_flush(connection) else None
         if command == Command.CACHE:
-            return self._in_thread(self._cache, request)
+            return self._run(self._cache, request)
         return self._zero_or_trim(request)
 
     def _flush(self) -> Deferred[Any]:
@@ -174,6 +195,7 @@ class Carrying:
     def _cache(self, request: Request) -> None:
         offset, end = request.offset, request.offset + request.length
         while offset < end:
+            self._check_owner()
             offset += len(self._disk.read(offset, min(_PIECE, end - offset)))
 
     def _zero_or_trim(self, request: Request) -> Deferred[Any] | None:
@@ -188,21 +210,31 @@ class Carrying:
             except OSError as error:
                 return _failed(error)
         else:
-            working = self._in_thread(self._change, request)
+            working = self._run(self._change, request, changing=True)
         return self._durable(request, working)
 
     def _change(self, request: Request) -> None:
-        flags = request.flags
-        if request.command == Command.TRIM:
-            self._disk.trim(request.offset, request.length)
-        else:
-            allocate, fast = flags & CommandFlag.NO_HOLE, flags & CommandFlag.FAST_ZERO
-            self._disk.zero(request.offset, request.length, bool(allocate), bool(fast))
+        """In slices, since nobody may want all of it any more."""
+        offset, end = request.offset, request.offset + request.length
+        allocate = bool(request.flags & CommandFlag.NO_HOLE)
+        fast = bool(request.flags & CommandFlag.FAST_ZERO)
+        while offset < end:
+            self._check_owner()
+            length = min(_SLICE, end - offset)
+            if request.command == Command.TRIM:
+                self._disk.trim(offset, length)
+            else:
+                self._disk.zero(offset, length, allocate, fast)
+            offset += length
+
+    def _check_owner(self) -> None:
+        if self._owner.gone:
+            raise CancelledError
 
     def _block_status(self, request: Request) -> Deferred[Reply]:
         assert self._access is not None
         one = bool(request.flags & CommandFlag.REQ_ONE)
-        looking = self._access.status(request.offset, request.length, one)
+        looking = self._access.status(request.offset, request.length, one, self._owner)
         return looking.addCallback(
             lambda extents: [self._wire.block_status(request, ALLOCATION_ID, extents)]
         )
@@ -224,11 +256,11 @@ class Carrying:
         with_holes = self._structured and not request.flags & CommandFlag.DF
         if access.is_ready(offset, length, with_holes):
             return self._send(request, [Extent(offset, length, hole=False)])
-        preparing = access.prepare(offset, length, with_holes)
+        preparing = access.prepare(offset, length, with_holes, self._owner)
         return preparing.addCallback(lambda runs: self._send(request, runs))
 
     def _read_whole(self, request: Request, access: DiskAccess) -> Deferred[Reply]:
-        reading = access.read(request.offset, request.length)
+        reading = access.read(request.offset, request.length, self._owner)
         return reading.addCallback(lambda data: self._wire.reply(request, 0, [data]))
 
     def _send(self, request: Request, runs: list[Extent]) -> Reply:

@@ -58,6 +58,7 @@ from ..transport import (
     RegionProducer,
     describe_address,
     tune,
+    unacknowledged,
 )
 from .carrying import Carrying, IncomingWrite
 from .lifetime import make_lifetime
@@ -147,6 +148,7 @@ class ServerConnection(Protocol):
         self._processing = False
         self._ending = False
         self._last_activity = 0.0
+        self._untaken = 0
         self._began_moving: Beginning = (0.0, -1)
         self._silence: IDelayedCall | None = None
 
@@ -206,9 +208,8 @@ class ServerConnection(Protocol):
         self._wire.keep()
 
     def readConnectionLost(self) -> None:
-        """The peer sends no more; behind its disconnect it still hears of ours."""
-        if self.reading:
-            self.close()
+        """The peer sends no more; it still hears of what it has asked for."""
+        self._finish()
 
     def writeConnectionLost(self) -> None:
         """Never: we close both ways at once."""
@@ -219,6 +220,8 @@ class ServerConnection(Protocol):
         self._ending = True
         self._incoming.stop()
         self._outgoing.stopProducing()
+        if self.handler is not None:
+            self._carrying.abandon()
         self._watch(0)
         self._settle()
 
@@ -394,10 +397,11 @@ class ServerConnection(Protocol):
             self._settle()
             return
         assert self._export is not None
-        self.traffic.count_request(request)
         answer: Any = check_request(request, self._export, self._allocation)
         if not answer:
             answer = Errno.ESHUTDOWN if self.draining else handler.admit(self, request)
+        if not answer or isinstance(answer, Deferred):
+            self.traffic.count_request(request)
         if isinstance(answer, Deferred):
             self._carry_out_after(request, answer)
         else:
@@ -506,7 +510,7 @@ class ServerConnection(Protocol):
         def written(result: object) -> None:
             self._in_progress -= 1
             self._note_activity()
-            if isinstance(result, Failure):
+            if isinstance(result, Failure) and self._write is not None:
                 self._write_failed(result.value)
             self._release(_Hold.WRITING)
             self._go_on()
@@ -572,9 +576,15 @@ class ServerConnection(Protocol):
 
     def _broken(self, error: RemoteProtocolError) -> None:
         _log.info("{peer}: {error}; connection closed", peer=self.peer, error=str(error))
-        self.close()
+        self._finish()
 
     # The end.
+
+    def _finish(self) -> None:
+        """Nothing more can come: answer what is being carried out, then close."""
+        self._write = None
+        self._life.finish()
+        self._settle()
 
     def drain(self) -> None:
         """Finish what is being carried out, refuse what comes new, then close."""
@@ -613,12 +623,15 @@ class ServerConnection(Protocol):
 
     def _check_silence(self, timeout: float) -> None:
         self._silence = None
+        untaken, self._untaken = self._untaken, unacknowledged(self.transport)
         if self._handshake is not None and not self._ending:
             _log.info("{peer}: no handshake in {timeout} s", peer=self.peer, timeout=timeout)
             self.abort()
             return
         now = self._reactor.seconds()
-        if not self._ending and self._may_be_silent():
+        # A socket is writable only when much of it is free; until then a slow reader shows here.
+        takes = self._outgoing.waiting and self._untaken != untaken
+        if takes or (not self._ending and self._may_be_silent()):
             self._last_activity = now
         left = self._last_activity + timeout - now
         if left > 0:

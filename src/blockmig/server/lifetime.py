@@ -9,7 +9,7 @@ Rules:
   closed before that;
 * the loss of the connection is told of last, when nothing is being carried out, once, whatever else
   was;
-* the transport is told to close once, and to abort once.
+* the machine tells the transport to close once, and to abort once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ class Inputs(Protocol):
 
     def disconnect(self) -> None:
         """The client sent DISC."""
+
+    def finish(self) -> None:
+        """Nothing more can come; we close as soon as nothing is being carried out."""
 
     def drain(self) -> None:
         """We want to close, as soon as nothing is being carried out."""
@@ -69,6 +72,8 @@ _open = _builder.state("open")
 """Requests come."""
 _draining = _builder.state("draining")
 """Those that came are finished; new ones are refused."""
+_finishing = _builder.state("finishing")
+"""No more requests can come; what is being carried out is finished, and answered."""
 _disconnected = _builder.state("disconnected")
 """The client disconnected; something of it is still being carried out."""
 _told = _builder.state("told")
@@ -85,6 +90,8 @@ _gone = _builder.state("gone")
 """It is over."""
 
 
+@_open.upon(Inputs.finish).to(_finishing)
+@_draining.upon(Inputs.finish).to(_finishing)
 @_open.upon(Inputs.disconnect).to(_disconnected)
 @_draining.upon(Inputs.disconnect).to(_disconnected)
 def _stop_reading(machine: Inputs, core: Core) -> None:
@@ -104,6 +111,8 @@ def _tell_disconnected(machine: Inputs, core: Core) -> None:
 @_open.upon(Inputs.close).to(_closing)
 @_draining.upon(Inputs.close).to(_closing)
 @_draining.upon(Inputs.settle).to(_closing)
+@_finishing.upon(Inputs.close).to(_closing)
+@_finishing.upon(Inputs.settle).to(_closing)
 @_disconnected.upon(Inputs.close).to(_closing)
 @_told.upon(Inputs.close).to(_closing)
 def _close(machine: Inputs, core: Core) -> None:
@@ -113,6 +122,7 @@ def _close(machine: Inputs, core: Core) -> None:
 
 @_open.upon(Inputs.abort).to(_aborting)
 @_draining.upon(Inputs.abort).to(_aborting)
+@_finishing.upon(Inputs.abort).to(_aborting)
 @_disconnected.upon(Inputs.abort).to(_aborting)
 @_told.upon(Inputs.abort).to(_aborting)
 @_closing.upon(Inputs.abort).to(_aborting)
@@ -124,6 +134,7 @@ def _abort(machine: Inputs, core: Core) -> None:
 @_disconnected.upon(Inputs.lose).to(_lost_disconnected)
 @_open.upon(Inputs.lose).to(_lost)
 @_draining.upon(Inputs.lose).to(_lost)
+@_finishing.upon(Inputs.lose).to(_lost)
 @_told.upon(Inputs.lose).to(_lost)
 @_closing.upon(Inputs.lose).to(_lost)
 @_aborting.upon(Inputs.lose).to(_lost)
@@ -142,9 +153,10 @@ def _tell_gone(machine: Inputs, core: Core) -> None:
     core.tell_gone()
 
 
-_ending = (_disconnected, _told, _closing, _aborting, _lost_disconnected, _lost, _gone)
+_ending = (_finishing, _disconnected, _told, _closing, _aborting, _lost_disconnected, _lost, _gone)
 for _state in _ending:
     _state.upon(Inputs.disconnect).loop().returns(None)
+    _state.upon(Inputs.finish).loop().returns(None)
 for _state in (_draining, *_ending):
     _state.upon(Inputs.drain).loop().returns(None)
 for _state in (_open, _told, _closing, _aborting, _gone):

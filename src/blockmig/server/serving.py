@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -25,13 +25,22 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..interfaces import IDisk, IExportHandler
-from ..nbd import MAXIMUM_NAME, Errno, Export, Request, TransmissionFlag
+from ..nbd import (
+    MAXIMUM_NAME,
+    Errno,
+    Export,
+    Request,
+    TransmissionFlag,
+    changes_the_disk,
+)
 from ..storage import SYSTEM, SystemCalls
 from .access import DiskAccess
 from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
+from .errors import DiskErrors
 from .pace import Pace
 from .threads import InThread, ThreadWork
+from .work import MOST
 
 _log = Logger()
 
@@ -48,7 +57,6 @@ _WRITING: Final = (
     | TransmissionFlag.SEND_WRITE_ZEROES
     | TransmissionFlag.SEND_FAST_ZERO
 )
-_THREADS: Final = 8
 _PATIENCE: Final = 10.0
 _REPORT: Final = 60.0
 
@@ -57,15 +65,25 @@ _REPORT: Final = 60.0
 class _ServedExport:
     """What the connections of a server ask and tell."""
 
-    at_once = True
-
-    def __init__(self, export: Export, access: DiskAccess) -> None:
+    def __init__(self, export: Export, access: DiskAccess, seconds: Callable[[], float]) -> None:
         self.export = export
         self.access = access
         self.disk = access.disk
+        self.errors = DiskErrors(access.disk.name, seconds)
 
-    def admit(self, connection: ServerConnection, request: Request) -> Errno:
-        """Everything that the protocol allows."""
+    @property
+    def at_once(self) -> bool:
+        """Yes, unless something has to wait."""
+        return not self.access.work.late
+
+    def admit(self, connection: ServerConnection, request: Request) -> Errno | Deferred[Errno]:
+        """Everything that the protocol allows.
+
+        But no change while one that a lost connection had asked for is under way: the same client
+        may be repeating it here.
+        """
+        if self.access.work.late and changes_the_disk(request):
+            return self.access.work.settled().addCallback(lambda _: Errno.OK)
         return Errno.OK
 
     def done(self, connection: ServerConnection, request: Request) -> None:
@@ -75,8 +93,8 @@ class _ServedExport:
         self, connection: ServerConnection, request: Request, error: BaseException | None
     ) -> None:
         """The client was told; somebody should look at the disk."""
-        if getattr(error, "errno", None) is None:
-            _log.error("{peer}: {error!r}", peer=connection.peer, error=error)
+        if not isinstance(error, CancelledError):
+            self.errors.add(request, error)
 
     def needs_flush(self, connection: ServerConnection) -> bool:
         """Always: it covers what was answered on other connections too."""
@@ -115,12 +133,17 @@ class _ServerFactory:
 
 
 class _ServedConnection(ServerConnection):
-    """A connection that its server knows of."""
+    """A connection that its server knows of.
+
+    @ivar clients: all of them; handshakes count as well, and no handler hears of their end.
+    """
+
+    clients: Clients
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the server too: handshakes count as well, and no handler hears of their end."""
+        """Tell the server too."""
         super().connectionLost(reason)
-        self.factory(self)
+        self.clients.forget(self)
 
 
 class Server:
@@ -171,10 +194,12 @@ class Server:
         self._reactor = reactor
         self._began = reactor.seconds()
         self._most = max_connections
-        self._threads = ThreadWork(reactor, in_thread, most=_THREADS)
+        self._threads = ThreadWork(reactor, in_thread, most=MOST + 1)  # and one that flushes
         self._access = DiskAccess(disk, self._threads, pace or Pace(), system)
         flags = _READING | (TransmissionFlag.READ_ONLY if read_only else _WRITING)
-        self._handler = _ServedExport(Export(export, disk.size, flags), self._access)
+        self._handler = _ServedExport(
+            Export(export, disk.size, flags), self._access, reactor.seconds
+        )
         self._settings = ConnectionSettings(
             reactor=reactor,
             in_thread=self._threads,
@@ -210,7 +235,7 @@ class Server:
                 )
             return None
         connection = _ServedConnection(self._settings, address)
-        connection.factory = self._clients.forget
+        connection.clients = self._clients
         self._clients.add(connection)
         return connection
 
@@ -232,6 +257,8 @@ class Server:
             "size": self.disk.size,
             "export": self.export,
             "read_only": self.read_only,
+            "errors": self._handler.errors.count,
+            "last_error": self._handler.errors.last,
             **self._clients.status(now),
         }
 
@@ -255,20 +282,21 @@ class Server:
             else:
                 deferred.callback(None)
 
-    def stop(self, why: str = "stopped") -> None:
+    def stop(self, why: str = "") -> None:
         """Finish what is being carried out, close every client, flush; L{complete} tells when.
 
-        @param why: for the log.
+        @param why: for the log, which says nothing without it.
         """
         if self._stopping:
             return
         self._stopping = True
-        _log.info(
-            "{why}: finishing the requests of {clients} client(s)",
-            event="stopping",
-            why=why,
-            clients=len(self._clients),
-        )
+        if why:
+            _log.info(
+                "{why}: finishing the requests of {clients} client(s)",
+                event="stopping",
+                why=why,
+                clients=len(self._clients),
+            )
         Deferred.fromCoroutine(self._stop()).addErrback(_bug)
 
     async def _stop(self) -> None:

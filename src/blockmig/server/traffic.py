@@ -9,7 +9,7 @@ from ..nbd import Command, Request
 
 @dataclass
 class Traffic:
-    """Requests that were taken off the wire, and the bytes that they asked for.
+    """Requests that were admitted, and the bytes that they asked for.
 
     @ivar reads: READs.
     @ivar bytes_read: bytes, by READs.

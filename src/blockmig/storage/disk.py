@@ -172,6 +172,7 @@ class _DescriptorDisk:
         self._no_wait: int | None = getattr(os, "RWF_NOWAIT", None)
         self._sync_lock = threading.Lock()
         self._sync_error: OSError | None = None
+        self._shrunk = False
         self._descriptor: int | None = self._open(size)
         try:
             self._settle(size)
@@ -214,7 +215,7 @@ class _DescriptorDisk:
             self.size = size
             self._unsized = self._new = True
         if self.size == 0:
-            raise DiskRefused(f"{self.name}: the disk is empty (0 bytes); nothing to migrate")
+            raise DiskRefused(f"{self.name}: the disk is empty (0 bytes)")
         if size is not None and self.size != size:
             raise DiskRefused(
                 f"{self.name}: has {self.size} bytes, but {size} were asked for; "
@@ -238,8 +239,8 @@ class _DescriptorDisk:
     # IDisk, from here on.
 
     def fileno(self) -> int | None:
-        """The descriptor; None once closed, and before the file has its size."""
-        return None if self._unsized else self._descriptor
+        """The descriptor; None once closed, before the file has its size, and if it lost it."""
+        return None if self._unsized or self._shrunk else self._descriptor
 
     @property
     def blank(self) -> bool:
@@ -261,18 +262,25 @@ class _DescriptorDisk:
         while len(data) < length:
             more = self._system.pread(descriptor, length - len(data), offset + len(data))
             if not more:
-                raise OSError(errno.EIO, f"{self.name} is shorter than it was")
+                # Writing behind the end would have what is lost read as zeroes.
+                self._shrunk = True
+                raise self._is_shorter()
             data += more
         return data
 
     def write(self, offset: int, data: Any) -> None:
         """Write all of C{data}."""
         descriptor = self._open_descriptor()
+        if self._shrunk:
+            raise self._is_shorter()
         view = memoryview(data)
         while view:
             written = self._system.pwrite(descriptor, view, offset)
             view = view[written:]
             offset += written
+
+    def _is_shorter(self) -> OSError:
+        return OSError(errno.EIO, f"{self.name} is shorter than it was")
 
     def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None:
         """Punch a hole, or zero in place; write zeroes where neither can be done."""
@@ -448,8 +456,6 @@ class FileDisk(_DescriptorDisk):
 
     def _create(self, flags: int, size: int | None) -> int:
         if size is None:
-            if self.writable:
-                raise DiskRefused(f"{self.name}: no such file (give its size to create it)")
             raise DiskRefused(f"{self.name}: no such file")
         if size <= 0:
             raise DiskRefused(f"{self.name}: a disk of {size} bytes cannot be created")
@@ -480,12 +486,16 @@ class FileDisk(_DescriptorDisk):
         if self._new:
             self._system.sync_directory(os.path.dirname(self.path))
 
+    def links(self) -> int:
+        """How many names the file has."""
+        return self._system.fstat(self._open_descriptor()).st_nlink
+
     def check_unlink(self) -> None:
         """Whether `unlink` would retire this disk.
 
         @raise DiskRefused: it has other names, by which it would go on as if nothing had happened.
         """
-        links = self._system.fstat(self._open_descriptor()).st_nlink
+        links = self.links()
         if links != 1:
             raise DiskRefused(
                 f"{self.name}: has {links} hard links; deleting one would not retire the disk"

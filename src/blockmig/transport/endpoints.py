@@ -53,8 +53,13 @@ class CannotListen(Exception):
 def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     """The endpoint that C{text}, a Twisted server endpoint string, describes.
 
+    A UNIX socket is its owner's only, unless C{text} has a mode: Twisted's own default would let
+    everybody on this machine use it.
+
     @raise BadEndpoint: it describes none.
     """
+    if text.startswith("unix:") and ":mode=" not in text:
+        text += ":mode=600"
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, text)
     except Exception as error:  # each endpoint parser raises what it likes
@@ -63,7 +68,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
             f"or unix:/path ({error})"
         ) from None
     if isinstance(endpoint, endpoints.StandardIOEndpoint):
-        raise BadEndpoint(f"{text!r} accepts no connections, so nothing can be received")
+        raise BadEndpoint(f"{text!r} accepts no connections")
     return endpoint
 
 
@@ -106,7 +111,7 @@ async def listen(
             raise CannotListen(f"cannot listen on {text}: {error}") from None
         else:
             if not IListeningPort.providedBy(port):
-                raise CannotListen(f"{text} accepts no connections, so nothing can be received")
+                raise CannotListen(f"{text} accepts no connections")
             return port
         number = getattr(reason, "errno", None)
         why = getattr(reason, "strerror", None) or str(reason)

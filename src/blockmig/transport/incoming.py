@@ -15,7 +15,7 @@ Rules:
 * a payload's last byte is followed by a read of exactly one header, in the hope of another payload
   behind it, whose first bytes would otherwise come by way of memory;
 * the end of the connection is handed back to the transport, which tells the protocol as always;
-* a turn of the reactor moves a bounded number of bytes;
+* a turn of the reactor moves a bounded number of bytes, and takes a bounded time;
 * a disk that fails is told of with `payload_failed` before the bytes that it did not take are with
   `payload_moved`, or their request would seem to have succeeded.
 """
@@ -44,7 +44,6 @@ _TURN: Final = 512 << 10
 _PIPE: Final = 1 << 20
 _READ: Final = 64 << 10
 _received: Final = memoryview(bytearray(512 << 10))
-_MOST_READS: Final = 16
 _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -154,23 +153,23 @@ class PayloadReader:
     def doRead(self) -> None:
         """The socket is readable."""
         turn = _TURN
-        if self._lingering is not None:
-            self._lingering.begin()
+        lingering = self._lingering
+        if lingering is not None:
+            lingering.begin()
         while turn > 0 and self._descriptor >= 0 and not self._paused:
             region = self._protocol.payload_region()
             try:
                 if region is None or (region.length < WORTH_MOVING and not self._moving):
-                    if self._lingering is None:
+                    if lingering is None:
                         self._read()
                         return
-                    turn -= self._read_at_once()
-                    if self._paused or not self._lingering.more():
+                    self._read_at_once()
+                    if self._paused or lingering.is_over() or not lingering.more():
                         return
                 else:
                     turn -= self._move(region, min(region.length, turn, _PIPE))
             except BlockingIOError:
-                if self._lingering is None or not self._lingering.more():
-                    return
+                return
             except OSError:  # of the socket: those of the disk are told of further in
                 self._hand_back()
                 return
@@ -189,16 +188,15 @@ class PayloadReader:
         self._read_next = _READ
         self._protocol.dataReceived(data)
 
-    def _read_at_once(self) -> int:
-        """Whatever has come, into a buffer that is used again; what share of a turn that was."""
+    def _read_at_once(self) -> None:
+        """Whatever has come, into a buffer that is used again."""
         wanted = _received if self._read_next == _READ else _received[: self._read_next]
         count = self._system.readv(self._descriptor, (wanted,))
         if not count:
             self._hand_back()
-            return _TURN
+            return
         self._read_next = _READ
         self._protocol.viewReceived(_received[:count])
-        return _TURN // _MOST_READS
 
     def _move(self, region: FileRegion, count: int) -> int:
         """Move up to C{count} bytes into the region; how many it was."""

@@ -8,6 +8,7 @@ Rules:
 
 * never longer than `MOMENT`, and only while no other connection is being served as well;
 * where it does not pay, it is tried less and less often;
+* a turn that has gone on for a millisecond is over, paid or not;
 * the processor is offered to others (the client, if it has no other) each time.
 """
 
@@ -22,6 +23,7 @@ from typing import ClassVar, Final
 MOMENT: Final = 50e-6
 """Seconds."""
 
+_TURN: Final = 0.001
 _RAREST: Final = 63
 
 _yield: Final[Callable[[], None]] = getattr(os, "sched_yield", lambda: None)
@@ -52,6 +54,7 @@ class Lingering:
         self._skip = 0
         self._skipped = 0
         self._may = False
+        self._end = 0.0
 
     def begin(self) -> None:
         """A turn begins: something has come."""
@@ -59,6 +62,11 @@ class Lingering:
         Lingering._latest = self
         self._skipped += 1
         self._may = alone and self._skipped > self._skip
+        self._end = self._seconds() + _TURN
+
+    def is_over(self) -> bool:
+        """Whether the turn has taken long enough, so that others should have theirs."""
+        return self._seconds() >= self._end
 
     def more(self) -> bool:
         """What had come was answered: whether more has, now or after a moment."""

@@ -56,6 +56,7 @@ _SMALL: Final = 64 << 10
 _LONGEST_WAIT: Final = 0.25
 _MORE: Final = getattr(socket, "MSG_MORE", 0)
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
+_FOR_NOW = (errno.ENOBUFS, errno.ENOMEM)
 _PEER_GONE = (
     errno.EPIPE,
     errno.ECONNRESET,
@@ -107,7 +108,7 @@ class RegionProducer:
         self._room = room
         self._clock = clock
         self._system = system
-        self._queue: deque[bytes | FileRegion] = deque()
+        self._queue: deque[bytes | memoryview | FileRegion] = deque()
         self._in_memory = 0
         self._seen_empty = False
         self._paused = False
@@ -240,7 +241,7 @@ class RegionProducer:
         """How many region bytes this step may send; 0 while the limit wants us to wait."""
         limiter = self.limiter
         head = self._queue[0]
-        if limiter is None or isinstance(head, bytes):
+        if limiter is None or not isinstance(head, FileRegion):
             return budget
         wanted = min(head.length, budget)
         allowed = limiter.allowed(wanted)
@@ -262,7 +263,7 @@ class RegionProducer:
             self._waiting = None
 
     def _step(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
-        """Send some of the queue's head, at most C{count} region bytes; how many were sent."""
+        """Send some of the queue's head, at most C{count} region bytes; how many bytes it was."""
         head = self._queue[0]
         if not self._by_sendfile(feed, head):
             return self._write(feed, count)
@@ -303,7 +304,9 @@ class RegionProducer:
         self._advance(moved)
         return moved
 
-    def _by_sendfile(self, feed: _PlainFeed | _PushFeed, item: bytes | FileRegion) -> bool:
+    def _by_sendfile(
+        self, feed: _PlainFeed | _PushFeed, item: bytes | memoryview | FileRegion
+    ) -> bool:
         return (
             feed.plain
             and self._can_sendfile
@@ -313,12 +316,12 @@ class RegionProducer:
         )
 
     def _write(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
-        """Write the head and what is small behind it as one piece of bytes."""
-        pieces: list[bytes] = []
+        """Write the head and what is small behind it in one piece; how many bytes that is."""
+        pieces: list[bytes | memoryview] = []
         size = moved = 0
         while self._queue and size < _CHUNK:
             head = self._queue[0]
-            if isinstance(head, bytes):
+            if not isinstance(head, FileRegion):
                 pieces.append(head)
                 size += len(head)
                 self._in_memory -= len(head)
@@ -337,7 +340,7 @@ class RegionProducer:
             self._advance(length)
         if pieces:
             feed.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        return moved
+        return size
 
     def _give(self, data: bytes | memoryview, flags: int) -> int:
         """Give bytes to the socket; how many it took."""
@@ -345,11 +348,13 @@ class RegionProducer:
             taken: int = self._system.send(self._transport.getHandle(), data, flags)
         except BlockingIOError:
             raise
-        except OSError:
+        except OSError as error:
+            if error.errno in _FOR_NOW:
+                raise BlockingIOError(errno.EAGAIN, error.strerror) from None
             raise _PeerGone from None
         return taken
 
-    def _put_back(self, rest: bytes) -> None:
+    def _put_back(self, rest: bytes | memoryview) -> None:
         """C{rest} could not be sent yet, and still is the first to go."""
         self._queue.appendleft(rest)
         self._in_memory += len(rest)
@@ -390,7 +395,7 @@ class _PlainFeed:
     def has_room(self) -> bool:
         return not self._full
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         producer = self._producer
         queue = producer._queue
         # What comes behind it is to leave in the same segment.
@@ -401,7 +406,7 @@ class _PlainFeed:
             taken = 0
         if taken < len(data):
             self._full = True
-            producer._put_back(data[taken:])
+            producer._put_back(memoryview(data)[taken:])
 
     def again(self) -> None:
         if not self.registered:
@@ -445,8 +450,8 @@ class _PushFeed:
     def has_room(self) -> bool:
         return not self._full
 
-    def write(self, data: bytes) -> None:
-        self._producer._transport.write(data)
+    def write(self, data: bytes | memoryview) -> None:
+        self._producer._transport.write(bytes(data))
 
     def again(self) -> None:
         """Nothing to do: the transport resumes us when it wants more."""
