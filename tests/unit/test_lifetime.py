@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.server.lifetime import make_lifetime
 
-INPUTS = ("disconnect", "drain", "settle", "close", "abort", "lose")
+INPUTS = ("finish", "disconnect", "drain", "settle", "close", "abort", "lose")
 
 
 class Core:
@@ -37,6 +37,7 @@ def run(*inputs):
 STATES = {
     "open": (),
     "draining": ("drain",),
+    "finishing": ("finish",),
     "disconnected": ("disconnect",),
     "told": ("disconnect", "settle"),
     "closing": ("close",),
@@ -50,6 +51,12 @@ STATES = {
 TABLE = {
     ("open", "disconnect"): [],
     ("open", "drain"): [],
+    ("open", "finish"): [],
+    ("draining", "finish"): [],
+    ("finishing", "settle"): ["close"],
+    ("finishing", "close"): ["close"],
+    ("finishing", "abort"): ["abort"],
+    ("finishing", "lose"): [],
     ("open", "close"): ["close"],
     ("open", "abort"): ["abort"],
     ("open", "lose"): [],

@@ -81,7 +81,7 @@ class Receive:
     async def run(self) -> Summary:
         """Listen, receive, close."""
         options = self._options
-        wanted = [options["listen"]] if options["listen"] else []
+        wanted = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
             self._reactor, wanted, options["control"], self._make_endpoint
         )
