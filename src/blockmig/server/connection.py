@@ -259,6 +259,7 @@ class ServerConnection(Protocol):
         )
         if access is not None:
             self._small = SmallRequests(access, export, negotiated.structured, self.traffic)
+            self._incoming.take_over(at_once=True)
         self._watch(self._settings.idle_timeout)
 
     # Requests.
@@ -287,7 +288,7 @@ class ServerConnection(Protocol):
         if self.draining:
             self._settle()
         elif self.reading and not self._must_wait():
-            self._incoming.take_over(at_once=self._small is not None)
+            self._incoming.take_over()
 
     def _must_wait(self) -> bool:
         """Whether even what was received already is not to be looked at yet."""
