@@ -378,6 +378,26 @@ def test_read_only(processes: Processes, disk: Path) -> None:
     refused(processes, serve_command(disk), "Permission denied", prefix=without)
 
 
+@pytest.mark.parametrize(("options", "mode"), [("", 0o600), (":mode=660", 0o660)])
+def test_a_unix_socket_is_its_owners(
+    processes: Processes, room: Path, disk: Path, options: str, mode: int
+) -> None:
+    path = room / "socket"
+    command = serve_command(disk, "--listen", f"unix:{path}{options}", "--log-format", "json")
+    running = processes.start(*command)
+    listens(running)
+    assert path.stat().st_mode & 0o777 == mode
+    stopped(running)
+
+
+def test_a_file_with_other_names(processes: Processes, room: Path, disk: Path) -> None:
+    os.link(disk, room / "another")
+    running = processes.start(*serve_command(disk, "--listen", ANY_PORT, "--log-format", "json"))
+    listens(running)
+    assert "2 names (hard links)" in running.stderr
+    stopped(running)
+
+
 def test_a_reader_is_alone_too(processes: Processes, disk: Path) -> None:
     first = serve(processes, disk, "--read-only")
     for options in ((), ("--read-only",)):

@@ -508,6 +508,23 @@ class ThreadTests(ThreadCase):
         self.assertNotIn("flush", self.disk.names())
         self.assertEqual([], self.kernel.sent_from_disk)
 
+    def test_what_is_under_way_is_answered_to_who_says_no_more(self):
+        """A half close, or nonsense, does not take back what was asked before."""
+        for end in ("half close", "nonsense"):
+            self.make()
+            flush, zero = self.peer.send(FLUSH), self.peer.send(ZEROES, 0, SIZE)
+            if end == "half close":
+                self.peer.connection.readConnectionLost()
+            else:
+                self.peer.give(b"nonsense" * 10)
+            self.assertFalse(self.peer.transport.lost, "closed before it was answered")
+            self.place.threads.run()
+            for cookie in (flush, zero):
+                self.assertEqual(0, self.peer.outcome(cookie).error)
+            self.peer.run()
+            self.assertTrue(self.peer.transport.lost)
+            self.assertFalse(self.peer.transport.aborted)
+
     def test_a_bug_while_somebody_waits(self):
         self.disk.fail["zero"] = ValueError("a bug")
         cookie = self.peer.send(ZEROES, 0, SIZE)

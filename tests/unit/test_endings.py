@@ -404,6 +404,16 @@ class ToldTests(SynchronousTestCase):
             self.peer.close()
             self.check(unlink, None)
 
+    def test_the_disconnect_leaves_with_the_end_of_our_side(self):
+        """Or a server that is quick could close before we know that the disconnect has left."""
+        self.send(unlink=False)
+        self.reply_to_flush()
+        for reader in list(self.reactor.readers):
+            reader.doRead()
+        self.assertRaises(BlockingIOError, self.peer.recv, 1 << 20)
+        self.assertEqual(DISC, self.next_request().command)
+        self.assertEqual(b"", self.peer.recv(1))
+
     def test_reply_and_end_together(self):
         """A destination that died behind its last reply has not had the disconnect."""
         for unlink in (False, True):
