@@ -8,7 +8,7 @@ Rules:
 
 * never longer than `MOMENT`, and only while no other connection is being served as well;
 * where it does not pay, it is tried less and less often;
-* a turn that has gone on for a millisecond is over, paid or not;
+* a turn that has gone on for a third of a millisecond is over, paid or not;
 * the processor is offered to others (the client, if it has no other) each time.
 """
 
@@ -23,7 +23,7 @@ from typing import ClassVar, Final
 MOMENT: Final = 50e-6
 """Seconds."""
 
-_TURN: Final = 0.001
+_TURN: Final = 0.0003
 _RAREST: Final = 63
 
 _yield: Final[Callable[[], None]] = getattr(os, "sched_yield", lambda: None)
