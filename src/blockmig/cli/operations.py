@@ -57,16 +57,16 @@ class Operation(Protocol):
         """End it early, if that is still possible."""
 
 
-class Receive:
-    """`receive`: one migration into a disk.
+class _Listener:
+    """What the operations that listen have in common.
 
-    @param make_endpoint: makes the endpoint to listen with, from the reactor and its description.
+    @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
     @param system: the calls into the kernel.
     """
 
     def __init__(
         self,
-        options: ReceiveOptions,
+        options: Any,
         reactor: Any,
         make_endpoint: Callable[[Any, str], Any] = server_endpoint,
         system: SystemCalls = SYSTEM,
@@ -75,8 +75,14 @@ class Receive:
         self._reactor = reactor
         self._make_endpoint = make_endpoint
         self._system = system
-        self._receiver: Receiver | None = None
         self._listening: Listening | None = None
+
+
+class Receive(_Listener):
+    """`receive`: one migration into a disk."""
+
+    _options: ReceiveOptions
+    _receiver: Receiver | None = None
 
     async def run(self) -> Summary:
         """Listen, receive, close."""
@@ -141,27 +147,11 @@ class Receive:
             self._receiver.stop(why)
 
 
-class Serve:
-    """`serve`: a disk to clients, until it is stopped.
+class Serve(_Listener):
+    """`serve`: a disk to clients, until it is stopped."""
 
-    @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
-    @param system: the calls into the kernel.
-    """
-
-    def __init__(
-        self,
-        options: ServeOptions,
-        reactor: Any,
-        make_endpoint: Callable[[Any, str], Any] = server_endpoint,
-        system: SystemCalls = SYSTEM,
-    ) -> None:
-        self._options = options
-        self._reactor = reactor
-        self._make_endpoint = make_endpoint
-        self._system = system
-        self._server: Server | None = None
-        self._listening: Listening | None = None
-        self._stopped = False
+    _options: ServeOptions
+    _server: Server | None = None
 
     async def run(self) -> None:
         """Listen, serve, close."""
