@@ -186,6 +186,10 @@ class IExportHandler(Interface):
         "Whether small reads and writes need not be admitted now: L{admit} and L{done} are then "
         "not called for those that L{access} can carry out at once."
     )
+    held = Attribute(
+        "Whether clients are held: nothing is taken from a connection that has only just "
+        "negotiated, until it is released."
+    )
 
     def admit(connection: Any, request: Any) -> Any:
         """Whether a request, which the protocol allows, is to be tried now.

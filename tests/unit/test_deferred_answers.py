@@ -26,6 +26,7 @@ class Handler:
 
     access = None
     at_once = False
+    held = False
 
     def __init__(self):
         self.export = Export("", SIZE, ALL)

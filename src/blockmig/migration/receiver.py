@@ -57,6 +57,7 @@ class _MigrationExport:
 
     access = None
     at_once = False
+    held = False
 
     def __init__(self, core: Attempts, export: Export) -> None:
         self.export = export
@@ -166,6 +167,7 @@ class _SideExport:
 
     access = None
     at_once = False
+    held = False
 
     def __init__(
         self, core: Attempts, export: Export, supersede: Callable[[ServerConnection], None]

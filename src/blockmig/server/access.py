@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from ..interfaces import Extent, IDisk
 from ..nbd import STATE_HOLE, STATE_ZERO
 from ..storage import NO_WAIT, PROBE_SIZE, SYSTEM, SystemCalls
+from .changes import Changes
 from .pace import Pace
 from .threads import InThread
 from .work import Owner, Work
@@ -50,6 +51,7 @@ class DiskAccess:
     @param disk: the disk.
     @param in_thread: runs a function in a thread.
     @ivar pace: whether it is quick enough to be called in the reactor's thread.
+    @ivar changes: who is told of what clients change.
     @ivar no_wait: the flag for C{preadv} that has it fail rather than wait; 0 where none is known.
     """
 
@@ -63,6 +65,7 @@ class DiskAccess:
         self.disk = disk
         self.pace = pace
         self.careful = False
+        self.changes = Changes()
         self.work = Work(in_thread)
         self._in_thread = in_thread
         self._nobody = Owner()

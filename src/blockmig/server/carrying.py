@@ -12,7 +12,9 @@ Rules:
 * where replies are structured, and the client does not forbid it, holes go as holes;
 * a WRITE goes by threads while the disk is not quick, a large one piece by piece, and no more of it
   is taken meanwhile;
-* FUA flushes behind the request's own work.
+* FUA flushes behind the request's own work;
+* whoever watches the disk's changes (`changes`) is told before each, and again behind one that a
+  thread made.
 """
 
 from __future__ import annotations
@@ -131,6 +133,7 @@ class Carrying:
         if write.error:
             return None
         if write.pieces is None:
+            self._tell(write.position - len(data), len(data))
             self._timed(self._disk.write, write.position - len(data), data)
             return None
         write.pieces.append(bytes(data))
@@ -143,7 +146,13 @@ class Carrying:
         data = b"".join(write.pieces)
         write.pieces.clear()
         write.gathered = 0
-        return self._access.write(write.position - len(data), data, self._owner)
+        offset = write.position - len(data)
+        writing = self._access.write(offset, data, self._owner)
+        return self._access.changes.around(offset, len(data), writing)
+
+    def _tell(self, offset: int, length: int) -> None:
+        if self._access is not None:
+            self._access.changes.tell(offset, length)
 
     def finish(self, write: IncomingWrite) -> Deferred[None] | None:
         """All of it came.
@@ -205,12 +214,15 @@ class Carrying:
         quick = access.quick if access is not None else not request.flags & CommandFlag.FUA
         working: Deferred[Any] | None = None
         if quick and request.length <= _SHORT_ZEROES:
+            self._tell(request.offset, request.length)
             try:
                 self._timed(self._change, request)
             except OSError as error:
                 return _failed(error)
         else:
             working = self._run(self._change, request, changing=True)
+            if access is not None:
+                access.changes.around(request.offset, request.length, working)
         return self._durable(request, working)
 
     def _change(self, request: Request) -> None:

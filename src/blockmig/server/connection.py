@@ -13,6 +13,8 @@ Rules:
 * what may take long runs in threads;
 * memory: while so many requests, or so many bytes for them, are being carried out or wait to be
   sent, nothing more is read, so that a peer is held back by its own socket;
+* while its handler holds the clients, nothing more is taken from one that has negotiated: what it
+  asks stays unanswered, and the disk unchanged;
 * a connection that has not negotiated within the handshake timeout, or that has been silent for
   the idle timeout with nothing of ours to wait for, is aborted;
 * nothing that a peer does raises out of here.
@@ -108,6 +110,11 @@ class _Hold(Enum):
     BEHIND = "its handler's disk is behind"
     ADMITTING = "it is not known yet whether its latest request is admitted"
     WRITING = "a part of its payload is being written by a thread"
+    HELD = "all clients are held while the disk is handed over"
+
+
+_OURS: Final = frozenset({_Hold.BEHIND, _Hold.HELD})
+_MUST_WAIT: Final = frozenset({_Hold.ADMITTING, _Hold.WRITING, _Hold.HELD})
 
 
 @implementer(IPayloadReceiver, IHalfCloseableProtocol)
@@ -151,6 +158,7 @@ class ServerConnection(Protocol):
         self._untaken = 0
         self._began_moving: Beginning = (0.0, -1)
         self._silence: IDelayedCall | None = None
+        self._until_idle: list[Deferred[None]] = []
 
     # IProtocol.
 
@@ -261,6 +269,8 @@ class ServerConnection(Protocol):
             self._small = SmallRequests(access, export, negotiated.structured, self.traffic)
             self._incoming.take_over(at_once=True)
         self._watch(self._settings.idle_timeout)
+        if handler.held:
+            self._hold(_Hold.HELD)
 
     # Requests.
 
@@ -292,7 +302,7 @@ class ServerConnection(Protocol):
 
     def _must_wait(self) -> bool:
         """Whether even what was received already is not to be looked at yet."""
-        return _Hold.ADMITTING in self._holds or _Hold.WRITING in self._holds
+        return not self._holds.isdisjoint(_MUST_WAIT)
 
     def _answer_small(self) -> bool:
         """Answer as many of the next requests as can be carried out at once, if any can.
@@ -360,6 +370,31 @@ class ServerConnection(Protocol):
         self._note_activity()
         self._release(_Hold.BEHIND)
 
+    def hold(self) -> Deferred[None]:
+        """Begin nothing more for the peer until L{release}; a handshake may go on.
+
+        @return: fires when nothing of it is being carried out any more.
+        """
+        if self.handler is not None:
+            self._hold(_Hold.HELD)
+        idle: Deferred[None] = Deferred()
+        self._until_idle.append(idle)
+        self._tell_idle()
+        return idle
+
+    def _tell_idle(self) -> None:
+        if not self._in_progress and self._until_idle:
+            waiting, self._until_idle = self._until_idle, []
+            for idle in waiting:
+                idle.callback(None)
+
+    def release(self) -> None:
+        """Go on where L{hold} had it stop."""
+        if _Hold.HELD in self._holds:
+            self._note_activity()
+            self._release(_Hold.HELD)
+            self._go_on()
+
     def _hold(self, why: _Hold) -> None:
         self._holds.add(why)
         self._incoming.pause()
@@ -371,6 +406,7 @@ class ServerConnection(Protocol):
 
     def _settle(self) -> None:
         """Go on towards the end, if there is one, once nothing is being carried out any more."""
+        self._tell_idle()
         if self.reading and not self.draining:
             return
         receiving = self.reading and (self._write is not None or bool(self._wire.buffered))
@@ -473,9 +509,11 @@ class ServerConnection(Protocol):
         if write.pieces is not None:
             return None
         assert self.handler is not None
+        expected = self._wire.payload_expected
         if self.handler.access is not None:
             self._began_moving = self.handler.access.pace.begin()
-        return FileRegion(self.handler.disk, write.position, self._wire.payload_expected)
+            self.handler.access.changes.tell(write.position, expected)
+        return FileRegion(self.handler.disk, write.position, expected)
 
     def payload_moved(self, count: int) -> None:
         """So much of it is off the wire."""
@@ -649,7 +687,7 @@ class ServerConnection(Protocol):
     def _may_be_silent(self) -> bool:
         """Whether the peer is waiting for us, or has leave to say nothing."""
         handler = self.handler
-        waits = bool(self._in_progress) or _Hold.BEHIND in self._holds
+        waits = bool(self._in_progress) or not self._holds.isdisjoint(_OURS)
         return waits or (handler is not None and handler.may_be_silent(self))
 
 

@@ -9,6 +9,10 @@ Rules:
 * at most so many connections; one more is closed before it is spoken to;
 * when stopped: what is being carried out is finished, what comes new is refused (ESHUTDOWN), each
   client is closed when nothing of it is left, and the disk is flushed last;
+* whoever mirrors the disk may hold the clients (and release them): new ones may shake hands, but
+  nobody's request is begun. When nothing is under way the disk stays as it is until the release;
+* once the disk is handed over, its clients are closed with what they asked for last unanswered, so
+  that they repeat it at the new place; nothing is flushed, since this copy matters no more;
 * the disk's errors are the clients' affair, and none of them ends the server.
 """
 
@@ -17,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -35,6 +39,7 @@ from ..nbd import (
 )
 from ..storage import SYSTEM, SystemCalls
 from .access import DiskAccess
+from .changes import Changes
 from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
 from .errors import DiskErrors
@@ -69,22 +74,27 @@ class _ServedExport:
         self.export = export
         self.access = access
         self.disk = access.disk
+        self.held = False
         self.errors = DiskErrors(access.disk.name, seconds)
 
     @property
     def at_once(self) -> bool:
         """Yes, unless something has to wait."""
-        return not self.access.work.late
+        return not self.access.work.late and self.access.changes.throttle is None
 
     def admit(self, connection: ServerConnection, request: Request) -> Errno | Deferred[Errno]:
         """Everything that the protocol allows.
 
         But no change while one that a lost connection had asked for is under way: the same client
-        may be repeating it here.
+        may be repeating it here. And none before its time while changes are slowed.
         """
-        if self.access.work.late and changes_the_disk(request):
+        if not changes_the_disk(request):
+            return Errno.OK
+        if self.access.work.late:
             return self.access.work.settled().addCallback(lambda _: Errno.OK)
-        return Errno.OK
+        throttle = self.access.changes.throttle
+        turn = throttle.turn() if throttle is not None else None
+        return Errno.OK if turn is None else turn.addCallback(lambda _: Errno.OK)
 
     def done(self, connection: ServerConnection, request: Request) -> None:
         """Nothing depends on it."""
@@ -241,10 +251,12 @@ class Server:
 
     @property
     def state(self) -> str:
-        """C{serving}, C{stopping} or C{stopped}."""
+        """C{serving}, C{holding}, C{stopping} or C{stopped}."""
         if self._ended is not None:
             return "stopped"
-        return "stopping" if self._stopping else "serving"
+        if self._stopping:
+            return "stopping"
+        return "holding" if self._handler.held else "serving"
 
     def status(self) -> dict[str, Any]:
         """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
@@ -290,6 +302,8 @@ class Server:
         if self._stopping:
             return
         self._stopping = True
+        if self._handler.held:
+            self.release()
         if why:
             _log.info(
                 "{why}: finishing the requests of {clients} client(s)",
@@ -303,18 +317,54 @@ class Server:
         patience = self._reactor.callLater(_PATIENCE, self._abort_clients)
         for client in self._clients:
             client.drain()
-        await self._clients.none_left()
+        await self._end(None if self.read_only else self._access.flush)
         if patience.active():
             patience.cancel()
+
+    async def _end(self, flush: Callable[[], Deferred[None]] | None = None) -> None:
+        """Once every client is gone, and no thread at work, it is over."""
+        await self._clients.none_left()
         await self._threads.idle()
         try:
-            if not self.read_only:
-                await self._access.flush()
+            if flush is not None:
+                await flush()
         except Exception as error:  # whoever waits must hear of a bug too
             self._ended = error
         else:
             self._ended = True
         self._tell()
+
+    # For whoever mirrors the disk.
+
+    @property
+    def changes(self) -> Changes:
+        """What clients change; may be watched, and slowed."""
+        return self._access.changes
+
+    def hold(self) -> Deferred[None]:
+        """Begin nothing more for any client until L{release}, or L{hand_over}.
+
+        @return: fires when nothing is under way, and the disk is still.
+        """
+        self._handler.held = True
+        holding: list[Deferred[Any]] = [client.hold() for client in self._clients]
+        still: Deferred[Any] = gatherResults([*holding, self._access.work.settled()])
+        return still.addCallback(lambda _: None)
+
+    def release(self) -> None:
+        """Go on as if nothing had happened."""
+        self._handler.held = False
+        for client in self._clients:
+            client.release()
+
+    def hand_over(self) -> None:
+        """The disk is another's to serve: close every client; L{complete} tells when."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for client in self._clients:
+            client.close()
+        Deferred.fromCoroutine(self._end()).addErrback(_bug)
 
     def _abort_clients(self) -> None:
         """They had their time to take their replies, or to send the rest of their requests."""

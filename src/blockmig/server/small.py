@@ -9,6 +9,7 @@ Rules:
 * only what is plainly right is done here: a small READ or WRITE without flags, inside the disk,
   that needs no waiting. Everything else, every error too, is left on the wire for the general way;
 * a WRITE whose payload has not all come waits there for the rest of it;
+* whoever watches the disk's changes is told before each;
 * the buffer is one for all connections: what it holds is sent, or copied, before anybody else gets
   to run.
 """
@@ -82,6 +83,7 @@ class SmallRequests:
         structured, may_write = self._structured, self._may_write
         unpack, preadv, pwrite = REQUEST.unpack_from, access.preadv, access.pwrite
         no_wait, pack_reply = access.no_wait, SIMPLE_REPLY.pack_into
+        mark = access.changes.mark
         end, room = len(data), len(_buffer) - overhead
         view = None
         reads = writes = read = written = used = 0
@@ -119,6 +121,8 @@ class SmallRequests:
                         break
                     if view is None:
                         view = memoryview(data)
+                    if mark is not None:
+                        mark(offset, length)
                     if pwrite(descriptor, view[start : start + length], offset) != length:
                         break
                     pack_reply(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)

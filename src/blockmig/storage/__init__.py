@@ -5,6 +5,7 @@ ones in threads. Imports no reactor.
 """
 
 from .coverage import Coverage
+from .dirty import GRAIN, DirtyMap
 from .disk import (
     PROBE_SIZE,
     BlockDisk,
@@ -21,11 +22,13 @@ from .scan import Piece, Scan
 from .system import NO_WAIT, SYSTEM, SystemCalls, describe_error
 
 __all__ = [
+    "GRAIN",
     "NO_WAIT",
     "PROBE_SIZE",
     "SYSTEM",
     "BlockDisk",
     "Coverage",
+    "DirtyMap",
     "DiskRefused",
     "FileDisk",
     "NotDurable",

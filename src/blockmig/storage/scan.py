@@ -1,14 +1,15 @@
 """What a disk holds, cut into the pieces that travel: data, and zeroes.
 
-Owns the position of one walk over a disk. A `Scan` is advanced by one caller at a time, in a
-thread, since it reads the disk; each step looks at a bounded number of bytes.
+Owns the position of one walk over a disk, or over some ranges of it. A `Scan` is advanced by one
+caller at a time, in a thread, since it reads the disk; each step looks at a bounded number of
+bytes.
 
 Rules:
 
-* the pieces adjoin, in order, and make up the whole disk exactly: none overlaps another;
+* the pieces come in order, and make up the ranges exactly: none overlaps another;
 * a piece of data is at most a request long, and cut where a request's multiple lies, so that pages
   at both ends line up; a piece of zeroes is at most `LONGEST_ZEROES`;
-* every cut but the disk's end lies on a multiple of the block size that the peer wants;
+* every cut but a range's end lies on a multiple of the block size that the peer wants;
 * zero means read as zeroes: a hole of the file system, or bytes that were looked at, 256 KiB at a
   time (a look costs a call, and the sender has better things to do), or finer where the disk knows
   of no holes.
@@ -16,7 +17,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -55,19 +56,27 @@ class Scan:
     @param request: bytes of the longest piece of data; a multiple of C{block}.
     @param block: bytes, a power of two of at most 64 KiB, on whose multiples the cuts lie.
     @param find_zeroes: tell zeroes from data; otherwise all is data.
+    @param ranges: the start and the end of each range to walk over, in order and apart, on
+        multiples of C{block} (but for the disk's end); None for all of the disk.
     """
 
-    def __init__(self, disk: IDisk, request: int, block: int = 1, find_zeroes: bool = True) -> None:
+    def __init__(
+        self,
+        disk: IDisk,
+        request: int,
+        block: int = 1,
+        find_zeroes: bool = True,
+        ranges: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         self._request = request
         self._block = block
         self._looked = 0
         self._stopped = False
-        if find_zeroes:
-            runs = self._runs(disk, block)
-        else:
-            whole = self._looked_at(disk, 0, disk.size)
-            runs = (piece._replace(zero=False) for piece in whole)
-        self._pieces = self._cut(runs)
+        self._pieces = self._cut(
+            run
+            for start, end in ([(0, disk.size)] if ranges is None else ranges)
+            for run in self._found(disk, start, end, find_zeroes)
+        )
 
     def advance(self) -> list[Piece]:
         """The next pieces; none at the end of the disk.
@@ -86,26 +95,34 @@ class Scan:
         """Have the step under way in a thread, if there is one, end with what it has."""
         self._stopped = True
 
-    def _runs(self, disk: IDisk, block: int) -> Iterator[Piece]:
+    def _found(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Piece]:
         """Adjoining pieces of any length, as they are found."""
-        position = 0
-        for extent in disk.extents(0):
-            end = extent.offset + extent.length
+        if find_zeroes:
+            return self._runs(disk, start, end)
+        whole = self._looked_at(disk, start, end)
+        return (piece._replace(zero=False) for piece in whole)
+
+    def _runs(self, disk: IDisk, position: int, last: int) -> Iterator[Piece]:
+        block = self._block
+        for extent in disk.extents(position):
+            if extent.offset >= last:
+                break
+            end = min(extent.offset + extent.length, last)
             if extent.hole:
                 # A hole is told short rather than long where the peer's blocks are larger than the
                 # file system's; the data beside it then reaches into it.
                 start = -(-extent.offset // block) * block
-                stop = end if end == disk.size else end // block * block
+                stop = end if end == last else end // block * block
                 if start >= stop:
                     continue
                 yield from self._looked_at(disk, position, start)
                 yield Piece(start, stop - start, True)
                 position = stop
             else:
-                stop = end if end == disk.size else end // block * block
+                stop = end if end == last else end // block * block
                 yield from self._looked_at(disk, position, stop)
                 position = max(position, stop)
-        yield from self._looked_at(disk, position, disk.size)
+        yield from self._looked_at(disk, position, last)
 
     def _looked_at(self, disk: IDisk, start: int, end: int) -> Iterator[Piece]:
         while start < end and not self._stopped:
@@ -130,7 +147,7 @@ class Scan:
         """Join what is alike, and cut it to the lengths that may travel."""
         waiting: Piece | None = None
         for run in runs:
-            if waiting is not None and waiting.zero == run.zero:
+            if waiting is not None and (waiting.zero, waiting.end) == (run.zero, run.offset):
                 cold = waiting.cold or run.cold
                 waiting = Piece(waiting.offset, waiting.length + run.length, run.zero, cold)
             else:
