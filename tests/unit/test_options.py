@@ -15,11 +15,17 @@ from blockmig.cli.main import main
 from blockmig.cli.options import (
     AcceptOptions,
     BlockmigOptions,
+    BreakOptions,
     InspectOptions,
+    MirrorOptions,
+    RateOptions,
     ReceiveOptions,
     SendOptions,
+    StatusOptions,
     TapOptions,
     parse_bytes,
+    parse_milliseconds,
+    parse_rate,
     parse_seconds,
 )
 
@@ -74,6 +80,17 @@ class NumberTests(SynchronousTestCase):
         for text in ("", "-1", "x", "nan", "inf", "1e10", "-inf"):
             self.assertRaises(ValueError, parse_seconds, text)
 
+    def test_milliseconds(self):
+        self.assertEqual([1, 2.5, 60000], [parse_milliseconds(t) for t in ("1", "2.5", "60000")])
+        for text in ("", "0", "0.5", "-1", "x", "nan", "inf", "1e10", "500ms"):
+            self.assertRaises(ValueError, parse_milliseconds, text)
+
+    def test_rate(self):
+        self.assertEqual([None, 1 << 20], [parse_rate(text) for text in ("none", "1M")])
+        for text in ("", "0", "None", "no", "-1"):
+            error = self.assertRaises(ValueError, parse_rate, text)
+            self.assertIn("or none, for no limit", str(error))
+
 
 class Case(SynchronousTestCase):
     kind = BlockmigOptions
@@ -90,7 +107,7 @@ class Case(SynchronousTestCase):
 
 class NamesTests(SynchronousTestCase):
     def test_errors_name_their_option(self):
-        for kind in (ReceiveOptions, SendOptions):
+        for kind in (ReceiveOptions, SendOptions, MirrorOptions):
             for row in kind.optParameters:
                 if len(row) > 4:
                     error = self.assertRaises(usage.UsageError, row[4], "?")
@@ -202,6 +219,89 @@ class SendTests(Case):
         self.refused("less than one byte", "send", "x", "nbd://h/", "--max-rate", "0")
 
 
+class MirrorTests(Case):
+    def test_defaults(self):
+        options = self.parse("mirror", "--control", "/c", "nbd://host/name")
+        self.assertIsInstance(options, MirrorOptions)
+        self.assertEqual(("name", None), (options.uri.export, options.relay_to))
+        self.assertEqual(
+            {
+                "control": "/c",
+                "unlink": 0,
+                "again": 0,
+                "max-rate": None,
+                "max-pause": 500,
+                "converge": "wait",
+                "then": "exit",
+                "relay-to": None,
+                "wait": 0,
+                "no-wait": 0,
+                "progress": "auto",
+                "log-format": "text",
+                "verbose": 0,
+                "quiet": 0,
+            },
+            dict(options),
+        )
+
+    def test_all(self):
+        options = self.parse(
+            *["mirror", "nbd+unix:///x?socket=/s", "--control=/c", "--unlink", "--again", "--wait"],
+            *["--max-rate", "100M", "--max-pause", "20", "--converge", "throttle"],
+            *["--then", "relay", "--relay-to", "nbd://other/y", "--progress", "json", "-q"],
+        )
+        names = ["unlink", "again", "wait", "max-rate", "max-pause", "converge", "then"]
+        names += ["progress", "quiet"]
+        self.assertEqual(
+            [1, 1, 1, 100 << 20, 20.0, "throttle", "relay", "json", 1],
+            [options[name] for name in names],
+        )
+        self.assertEqual(("/s", "other"), (options.uri.socket, options.relay_to.host))
+
+    def test_relay(self):
+        asked = ["mirror", "--control", "/c", "nbd://h/"]
+        self.assertIsNone(self.parse(*asked, "--then", "relay").relay_to)
+        self.refused("only for --then relay", *asked, "--relay-to", "nbd://h/")
+        self.refused("only for --then relay", *asked, "--relay-to", "nbd://h/", "--then", "exit")
+        self.refused("--relay-to: ", *asked, "--then", "relay", "--relay-to", "http://h/")
+        self.refused("--relay-to: ", *asked, "--then", "relay", "--relay-to", "")
+
+    def test_bad(self):
+        asked = ["mirror", "--control", "/c", "nbd://h/"]
+        self.refused("--control is missing", "mirror", "nbd://h/")
+        self.refused("argument is wanted: URI", *asked[:3])
+        self.refused("argument is wanted: URI", *asked, "nbd://h/")
+        self.refused("is not an NBD URI", *asked[:3], "http://h/")
+        self.refused("--wait and --no-wait contradict", *asked, "--no-wait", "--wait")
+        self.refused("-v and -q contradict", *asked, "-v", "-q")
+        self.refused("wait, throttle, abort", *asked, "--converge", "hope")
+        self.refused("exit, relay", *asked, "--then", "serve")
+        self.refused("not a number of milliseconds", *asked, "--max-pause", "0")
+        self.refused("auto, bar, json, none", *asked, "--progress", "loud")
+        self.refused("spelled out in full", *asked, "--unl")
+        self.assertRaises(usage.UsageError, self.parse, *asked, "--state-dir", "/s")
+
+
+class AskTests(Case):
+    def test_which(self):
+        for arguments, kind in (
+            (["break"], BreakOptions),
+            (["rate", "1M"], RateOptions),
+            (["status"], StatusOptions),
+        ):
+            options = self.parse(*arguments, "--control", "/c")
+            self.assertIsInstance(options, kind)
+            self.assertEqual("/c", options["control"])
+            self.refused("--control is missing", *arguments)
+            self.assertRaises(usage.UsageError, self.parse, *arguments, "--control=/c", "more")
+
+    def test_rate(self):
+        for text, rate in (("100M", 100 << 20), ("none", None)):
+            self.assertEqual(rate, self.parse("rate", text, "--control", "/c")["rate"])
+        self.refused("argument is wanted: RATE", "rate", "--control", "/c")
+        self.refused("RATE: 'fast' is not a number", "rate", "--control", "/c", "fast")
+
+
 class AgainTests(Case):
     def test_both_ways(self):
         for arguments in (["receive", "-f", "x"], ["send", "x", "nbd://h/"]):
@@ -286,6 +386,9 @@ class SpelledOutTests(Case):
 class CommandTests(Case):
     def test_which_command(self):
         self.refused("which command", *[])
+        error = self.assertRaises(usage.UsageError, self.parse)
+        for row in BlockmigOptions.subCommands:
+            self.assertIn(f" {row[0]}", str(error))
         self.assertRaises(usage.UsageError, self.parse, "destroy")
 
     def test_version(self):
@@ -295,7 +398,10 @@ class CommandTests(Case):
         self.assertRegex(__version__, r"\d+\.\d+")
 
     def test_bad_usage_is_status_1(self):
-        for arguments in ([], ["receive"], ["send", "x"], ["nonsense"], ["receive", "--what"]):
+        for arguments in (
+            *([], ["receive"], ["send", "x"], ["nonsense"], ["receive", "--what"]),
+            *(["mirror"], ["mirror", "nbd://h/"], ["break"], ["rate", "1M"]),
+        ):
             error = self.assertRaises(SystemExit, main, arguments)
             self.assertEqual(1, error.code)
 

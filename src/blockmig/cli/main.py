@@ -15,7 +15,10 @@ from .logs import begin_logging, write_to
 from .options import (
     AcceptOptions,
     BlockmigOptions,
+    BreakOptions,
     InspectOptions,
+    MirrorOptions,
+    RateOptions,
     ReceiveOptions,
     SendOptions,
     ServeOptions,
@@ -35,7 +38,12 @@ def main(arguments: list[str] | None = None) -> None:
     except usage.UsageError as error:
         print(f"blockmig: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    raise SystemExit(int(_run(options.subOptions)))
+    try:
+        status = int(_run(options.subOptions))
+    except KeyboardInterrupt:  # where the reactor does not run
+        print("blockmig: stopped by SIGINT", file=sys.stderr)
+        status = 4
+    raise SystemExit(status)
 
 
 def _run(options: Any) -> int:
@@ -49,6 +57,16 @@ def _run(options: Any) -> int:
         from .status import run_status  # noqa: PLC0415
 
         return run_status(options)
+    if isinstance(options, BreakOptions | RateOptions | MirrorOptions):
+        from . import mirroring  # noqa: PLC0415
+
+        if isinstance(options, BreakOptions):
+            return mirroring.run_break(options)
+        if isinstance(options, RateOptions):
+            return mirroring.run_rate(options)
+        if not options["wait"]:
+            begin_logging(options, write_to(2))
+            return mirroring.run_mirror(options)
     # Not before: --help and bad usage should not wait for the reactor to be imported. What is
     # imported stays, so that collecting garbage meanwhile would be looking for none.
     gc.disable()
@@ -63,6 +81,10 @@ def _run(options: Any) -> int:
         display = make_display(options["progress"])
         write = display.write
         operation = Send(options, reactor, display)
+    elif isinstance(options, MirrorOptions):
+        display = make_display(options["progress"])
+        write = display.write
+        operation = mirroring.Mirror(options, reactor, display)
     elif isinstance(options, ServeOptions):
         operation = Serve(options, reactor)
     else:

@@ -53,6 +53,33 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_milliseconds(text: str) -> float:
+    """A number of milliseconds, 1 or more.
+
+    @raise ValueError: it is none.
+    """
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = 0.0
+    if not 1 <= milliseconds < 1e9:
+        raise ValueError(f"{text!r} is not a number of milliseconds, 1 or more")
+    return milliseconds
+
+
+def parse_rate(text: str) -> int | None:
+    """Bytes per second, as `parse_bytes` reads them; None for C{none}, which is no limit.
+
+    @raise ValueError: it is neither.
+    """
+    if text == "none":
+        return None
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ValueError(f"{error} (or none, for no limit)") from None
+
+
 def _checked(option: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """C{parse}, with errors that name the option."""
 
@@ -99,6 +126,13 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def _wanted_uri(text: str) -> NBDURI:
+    try:
+        return parse_uri(text)
+    except BadURI as error:
+        raise usage.UsageError(str(error)) from None
+
+
 def _check_export(name: str, longest: int) -> None:
     try:
         encoded = name.encode()
@@ -134,7 +168,19 @@ class _Options(_Named):
             "control",
             None,
             None,
-            "The path of the UNIX socket by which `blockmig status` asks how things stand.",
+            "The path of the UNIX socket by which `blockmig status` asks how things stand, and "
+            "`blockmig mirror` has a server's disk mirrored.",
+        ],
+    ]
+
+    progress: ClassVar[Rows] = [
+        [
+            "progress",
+            None,
+            "auto",
+            "How to show progress: auto (a bar on a terminal), bar, json (an object a second on "
+            "stdout) or none.",
+            _one_of("--progress", "auto", "bar", "json", "none"),
         ],
     ]
 
@@ -169,7 +215,7 @@ class _Options(_Named):
 
     def postOptions(self) -> None:
         """What depends on several options."""
-        if self["verbose"] and self["quiet"]:
+        if self.get("verbose") and self.get("quiet"):
             raise usage.UsageError("-v and -q contradict each other")
 
 
@@ -317,7 +363,26 @@ class ServeOptions(_Options):
         _check_export(self["export"], MAXIMUM_NAME)
 
 
-class StatusOptions(_Options):
+class _AskOptions(_Options):
+    """Options of what is asked of a server that runs already."""
+
+    control: ClassVar[Rows] = [
+        [
+            "control",
+            None,
+            None,
+            "The control socket: the path that the server was given as --control.",
+        ],
+    ]
+
+    def postOptions(self) -> None:
+        """A socket is needed."""
+        super().postOptions()
+        if not self["control"]:
+            raise usage.UsageError("--control is missing: which server is to be asked?")
+
+
+class StatusOptions(_AskOptions):
     """Options of `status`."""
 
     synopsis = "blockmig status --control PATH [--json]"
@@ -328,12 +393,137 @@ class StatusOptions(_Options):
     optFlags: ClassVar[Rows] = [
         ["json", None, "Print one JSON object."],
     ]
-    optParameters: ClassVar[Rows] = [*_Options.control]
+    optParameters: ClassVar[Rows] = [*_AskOptions.control]
+
+
+class MirrorOptions(_AskOptions):
+    """Options of `mirror`."""
+
+    synopsis = "blockmig mirror --control PATH URI [options]"
+    longdesc = (
+        "Have a running `blockmig serve` mirror its disk to the NBD server at URI "
+        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, as the server reaches it) "
+        "while its clients go on. What they write meanwhile is sent again, until so little is left "
+        "that holding their requests for a moment is enough for the hand-off. Returns as soon as "
+        "the destination has accepted; `blockmig status` tells how it goes on, `blockmig rate` "
+        "changes its limit, `blockmig break` ends it. "
+        "Exit statuses: 0 the mirror has begun (with --wait: it is complete), 1 bad usage or "
+        "refused at the start, 3 a disk failed, 4 it was broken off, gave up, or is no longer "
+        "waited for, 5 the server did not tell how it ended (`blockmig inspect` says which copy is "
+        "canonical)."
+    )
+    optFlags: ClassVar[Rows] = [
+        [
+            "unlink",
+            None,
+            "Delete the server's disk once all of it is durable at the destination. Otherwise it "
+            "is kept, and marked by DISK.MIGRATED.",
+        ],
+        [
+            "again",
+            None,
+            "Mirror although the records beside the disk say that it was migrated already, or "
+            "cannot be read.",
+        ],
+        ["wait", None, "Stay until the mirror has ended, with its progress and exit status."],
+        ["no-wait", None, "Return once the destination has accepted (the default)."],
+        ["verbose", "v", "Say more, for finding out what goes on."],
+        ["quiet", "q", "Say nothing but warnings and errors."],
+    ]
+    optParameters: ClassVar[Rows] = [
+        [
+            "max-rate",
+            None,
+            None,
+            "The most bytes of data to send per second, such as 100M.",
+            _checked("--max-rate", parse_bytes),
+        ],
+        [
+            "max-pause",
+            None,
+            500,
+            "For how many milliseconds the hand-off may hold the clients' requests.",
+            _checked("--max-pause", parse_milliseconds),
+        ],
+        [
+            "converge",
+            None,
+            "wait",
+            "What to do while clients write faster than their writes can be sent: wait until they "
+            "write less, throttle them, or abort the mirror.",
+            _one_of("--converge", "wait", "throttle", "abort"),
+        ],
+        [
+            "then",
+            None,
+            "exit",
+            "What the server does once the destination has the canonical copy: exit, or relay its "
+            "clients' requests to the new server.",
+            _one_of("--then", "exit", "relay"),
+        ],
+        [
+            "relay-to",
+            None,
+            None,
+            "With --then relay, the URI of the new server where it differs from that of the "
+            "destination.",
+        ],
+        *_AskOptions.control,
+        *_Options.progress,
+        *_Options.common_parameters,
+    ]
+    uri: NBDURI
+    relay_to: NBDURI | None = None
+
+    def parseArgs(self, *arguments: str) -> None:
+        """Where to."""
+        if len(arguments) != 1:
+            raise usage.UsageError("exactly one argument is wanted: URI")
+        self.uri = _wanted_uri(arguments[0])
 
     def postOptions(self) -> None:
-        """A socket is needed."""
-        if not self["control"]:
-            raise usage.UsageError("--control is missing: which server is to be asked?")
+        """What contradicts each other."""
+        super().postOptions()
+        if self["wait"] and self["no-wait"]:
+            raise usage.UsageError("--wait and --no-wait contradict each other")
+        if self["relay-to"] is not None:
+            if self["then"] != "relay":
+                raise usage.UsageError("--relay-to is only for --then relay")
+            try:
+                self.relay_to = parse_uri(self["relay-to"])
+            except BadURI as error:
+                raise usage.UsageError(f"--relay-to: {error}") from None
+
+
+class BreakOptions(_AskOptions):
+    """Options of `break`."""
+
+    synopsis = "blockmig break --control PATH"
+    longdesc = (
+        "Abandon the mirror that a running `blockmig serve` makes of its disk, which stays the "
+        "canonical copy; its clients go on. "
+        "Exit statuses: 0 done, 1 bad usage or refused (nothing is being mirrored, or it is too "
+        "late)."
+    )
+    optParameters: ClassVar[Rows] = [*_AskOptions.control]
+
+
+class RateOptions(_AskOptions):
+    """Options of `rate`."""
+
+    synopsis = "blockmig rate --control PATH RATE"
+    longdesc = (
+        "Change how fast a running `blockmig serve` mirrors its disk: RATE is the most bytes of "
+        "data to send per second, such as 100M, or none for no limit. "
+        "Exit statuses: 0 done, 1 bad usage or refused."
+    )
+    optParameters: ClassVar[Rows] = [*_AskOptions.control]
+
+    def parseArgs(self, *arguments: str) -> None:
+        """How fast."""
+        if len(arguments) != 1:
+            raise usage.UsageError("exactly one argument is wanted: RATE")
+        self["rate"] = _checked("RATE", parse_rate)(arguments[0])
 
 
 class SendOptions(_Options):
@@ -380,14 +570,7 @@ class SendOptions(_Options):
             "Seconds without progress after which to give up; 0, the default, is never.",
             _checked("--give-up-after", parse_seconds),
         ],
-        [
-            "progress",
-            None,
-            "auto",
-            "How to show progress: auto (a bar on a terminal), bar, json (an object a second on "
-            "stdout) or none.",
-            _one_of("--progress", "auto", "bar", "json", "none"),
-        ],
+        *_Options.progress,
         *_Options.state_directory,
         *_Options.common_parameters,
     ]
@@ -398,10 +581,7 @@ class SendOptions(_Options):
         if len(arguments) != 2:
             raise usage.UsageError("exactly two arguments are wanted: FILE URI")
         self["file"], uri = arguments
-        try:
-            self.uri = parse_uri(uri)
-        except BadURI as error:
-            raise usage.UsageError(str(error)) from None
+        self.uri = _wanted_uri(uri)
 
 
 class InspectOptions(_Options):
@@ -472,6 +652,9 @@ class BlockmigOptions(_Named):
         ["receive", None, ReceiveOptions, "Accept one migration into a disk."],
         ["send", None, SendOptions, "Send a disk to a receiver, or to any NBD server."],
         ["serve", None, ServeOptions, "Give a disk to NBD clients."],
+        ["mirror", None, MirrorOptions, "Have a running serve mirror its disk to a receiver."],
+        ["break", None, BreakOptions, "Abandon the mirror of a running serve."],
+        ["rate", None, RateOptions, "Change how fast a running serve mirrors its disk."],
         ["status", None, StatusOptions, "Tell what a running serve or receive is doing."],
         ["inspect", None, InspectOptions, "Tell which copy is the canonical one."],
         ["accept", None, AcceptOptions, "Declare a received disk the canonical copy."],
@@ -481,7 +664,8 @@ class BlockmigOptions(_Named):
         """A command is needed."""
         if self.subCommand is None:
             raise usage.UsageError(
-                "which command? receive, send, serve, status, inspect or accept (--help says more)"
+                "which command? receive, send, serve, mirror, break, rate, status, inspect or "
+                "accept (--help says more)"
             )
 
 

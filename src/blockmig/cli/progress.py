@@ -18,9 +18,11 @@ class Display(Protocol):
     """Shows progress, and passes log lines so that neither spoils the other.
 
     @ivar write: takes log lines.
+    @ivar interval: seconds between two looks at the progress.
     """
 
     write: Write
+    interval: float
 
     def start(self, progress: Progress, reactor: Any) -> None:
         """Begin to show C{progress}, which changes by itself."""

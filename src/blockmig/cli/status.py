@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 from ..control import ControlError, ask
@@ -60,9 +61,72 @@ def as_text(status: dict[str, Any]) -> str:
     migration = status.get("migration")
     if isinstance(migration, dict):
         lines += [f"{printable(key)}: {printable(value)}" for key, value in migration.items()]
+    mirror = status.get("mirror")
+    if isinstance(mirror, dict):
+        lines += _mirror(mirror, size)
     clients = [client for client in _list(status, "clients") if isinstance(client, dict)]
     lines += ["", *_table(clients)] if clients else ["no clients"]
     return "\n".join(lines)
+
+
+def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
+    """What becomes of the disk elsewhere, in as many lines as there is something to say."""
+    heading = f"mirror: {_text(mirror, 'state')}, to {_text(mirror, 'destination')}"
+    if (seconds := _number(mirror, "seconds")) is not None:
+        heading += f", for {duration(seconds)}"
+    numbers = [("attempts", "attempt"), ("pass", "pass")]
+    heading += "".join(f", {word} {_text(mirror, key)}" for key, word in numbers if key in mirror)
+    of_the_disk = "" if size is None else f" of {human(size)}"
+    lines = [
+        _joined(
+            _said(mirror, "left", f"{{}}{of_the_disk} left", human),
+            _said(mirror, "rate", "sent at {}/s", human),
+            _said(mirror, "expected_end", "the end is expected in {}", duration),
+        ),
+        _joined(
+            _said(mirror, "dirty", "{} dirty", human),
+            _said(mirror, "dirty_rate", "they write {}/s", human),
+            _said(mirror, "throttle", "throttled to {}/s", human),
+            "faster than it can be sent" if mirror.get("converging") is False else "",
+        ),
+        _joined(
+            _said(mirror, "sent", "{} of data", human),
+            _said(mirror, "zeroes", "{} of zeroes", human),
+        ),
+        _joined(
+            _said(mirror, "holds", "held {:.0f} time(s)"),
+            _said(mirror, "pause", "the last time for {}", _milliseconds),
+            _said(mirror, "max_pause", "for {} at most", _milliseconds),
+        ),
+        _joined(
+            _said(mirror, "max_rate", "at most {}/s", human),
+            *(f"{key}: {_text(mirror, key)}" for key in ("converge", "then") if key in mirror),
+            "the disk is deleted at the end" if mirror.get("unlink") is True else "",
+        ),
+        _joined(printable(mirror.get("last_error") or "")),
+    ]
+    labels = ("to do", "clients", "in this attempt", "pauses", "as asked", "last error")
+    told = zip(labels, lines, strict=True)
+    return [heading, *(f"  {label}: {line}" for label, line in told if line)]
+
+
+def _said(
+    fields: dict[str, Any],
+    name: str,
+    words: str,
+    spell: Callable[[float], object] = float,
+) -> str:
+    """C{words} with that number in them; "" if there is none."""
+    value = _number(fields, name)
+    return "" if value is None else words.format(spell(value))
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 def _table(clients: list[dict[str, Any]]) -> list[str]:

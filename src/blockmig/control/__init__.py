@@ -5,11 +5,12 @@ that asks. Knows nothing of what is asked for: `open_control` is given functions
 """
 
 from .client import ask
-from .errors import ControlError, ControlRefused
+from .errors import ControlError, ControlLost, ControlRefused
 from .server import ControlPort, Handler, Routes, open_control
 
 __all__ = [
     "ControlError",
+    "ControlLost",
     "ControlPort",
     "ControlRefused",
     "Handler",

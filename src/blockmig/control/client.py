@@ -9,24 +9,32 @@ import time
 from http.client import HTTPConnection, HTTPException
 from typing import Any, Final
 
-from .errors import ControlError, ControlRefused
+from .errors import ControlError, ControlLost, ControlRefused
 
 # Bytes; a status with thousands of clients has less.
 _LONGEST_ANSWER: Final = 16 << 20
 
+# Seconds. A server that is alive accepts connections all the time, however long its answers take.
+_PATIENCE: Final = 10.0
 
-def ask(path: str, method: str, resource: str, body: Any = None, timeout: float = 10.0) -> Any:
+
+def ask(
+    path: str, method: str, resource: str, body: Any = None, timeout: float | None = 10.0
+) -> Any:
     """Make one request, and give its answer as JSON says it.
 
     @param path: the control socket's.
     @param method: such as C{GET}.
     @param resource: such as C{/status}.
     @param body: what JSON can say; None for no body.
-    @param timeout: seconds to wait for the connection, and then for each piece of the answer.
+    @param timeout: seconds to wait for the connection (though never more than 10), and then for
+        each piece of the answer; None to wait for the answer until the server ends.
     @raise ControlRefused: the answer is an error's.
+    @raise ControlLost: it was asked, but no answer came.
     @raise ControlError: nobody could be asked, or the answer is none.
     """
-    with _connect(path, timeout) as handle:
+    with _connect(path, _PATIENCE if timeout is None else min(timeout, _PATIENCE)) as handle:
+        handle.settimeout(timeout)
         connection = HTTPConnection("localhost", timeout=timeout)
         connection.sock = handle
         try:
@@ -43,9 +51,9 @@ def ask(path: str, method: str, resource: str, body: Any = None, timeout: float 
             if response.length:  # bytes that should have come behind these
                 raise _no_control(path)
         except TimeoutError:
-            raise ControlError(f"no answer on {path} within {timeout:g} s") from None
+            raise ControlLost(f"no answer on {path} within {timeout:g} s") from None
         except ConnectionError:
-            raise ControlError(
+            raise ControlLost(
                 f"{path}: the connection was closed without an answer; "
                 "perhaps there are too many already"
             ) from None

@@ -7,6 +7,10 @@ class ControlError(Exception):
     """The control socket cannot be opened, or cannot be asked."""
 
 
+class ControlLost(ControlError):
+    """It was asked, and the answer never came; what was asked for may be done all the same."""
+
+
 class ControlRefused(ControlError):
     """It was asked, and refused; raised by a handler, and again where its answer arrives.
 

@@ -1,0 +1,571 @@
+"""What a running server is told about its mirror, and what is made of its answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.cli import mirroring
+from blockmig.cli.mirroring import Mirror, run_break, run_mirror, run_rate
+from blockmig.cli.operations import report
+from blockmig.cli.options import BlockmigOptions
+from blockmig.cli.progress import BarDisplay, JSONDisplay
+from blockmig.cli.status import as_text
+from blockmig.control import ControlError, ControlLost, ControlRefused
+
+BEGUN = {"destination": "nbd://h:10809/", "attempt": 1}
+SUMMARY = {"bytes": 1000, "data": 900, "zeroes": 300, "seconds": 2.0, "attempts": 2}
+COMPLETE = {"status": 0, "message": "complete", "summary": SUMMARY}
+MIRROR = {
+    "state": "copying",
+    "destination": "nbd://h:10809/",
+    "zeroes": 100,
+    "left": 600,
+    "attempts": 1,
+    "last_error": "",
+    "converging": True,
+}
+
+
+def parsed(*arguments):
+    options = BlockmigOptions()
+    options.parseOptions(arguments)
+    return options.subOptions
+
+
+class Server:
+    """Answers what it is asked with what it is to answer: a value, an error, or a Deferred."""
+
+    def __init__(self, **answers):
+        self.answers = answers
+        self.asked = []
+
+    def __call__(self, path, method, resource, body=None, timeout=10.0):
+        self.asked.append((path, method, resource, body, timeout))
+        answer = self.answers[resource.strip("/").replace("/", "_")]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def count(self, resource):
+        return sum(1 for asked in self.asked if asked[2] == resource)
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        for stream in ("stdout", "stderr"):
+            self.patch(sys, stream, io.StringIO())
+        self.events = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    def named(self, name):
+        return [event for event in self.events if event.get("event") == name]
+
+    def assert_error(self, status, *words):
+        (event,) = self.named("error")
+        self.assertEqual(status, event["status"])
+        for word in words:
+            self.assertIn(word, event["why"])
+        self.assertNotIn("\n", event["why"])
+        self.assertNotIn("\x1b", event["why"])
+
+
+class AskedTests(Case):
+    def asked(self, *arguments):
+        server = Server(mirror=BEGUN)
+        self.assertEqual(0, run_mirror(parsed("mirror", "--control", "/c", *arguments), server))
+        ((path, method, resource, body, timeout),) = server.asked
+        self.assertEqual(("/c", "POST", "/mirror", 180), (path, method, resource, timeout))
+        return body
+
+    def test_defaults(self):
+        self.assertEqual(
+            {
+                "uri": "nbd://h:10809/x",
+                "unlink": False,
+                "again": False,
+                "max_rate": None,
+                "max_pause": 0.5,
+                "converge": "wait",
+                "then": "exit",
+                "relay_to": None,
+            },
+            self.asked("nbd://h/x"),
+        )
+        (event,) = self.named("mirroring")
+        self.assertEqual("nbd://h:10809/", event["destination"])
+
+    def test_all(self):
+        options = ["--unlink", "--again", "--max-rate", "1M", "--max-pause", "20"]
+        options += ["--converge", "throttle", "--then", "relay", "--relay-to", "nbd://[::1]:7/y"]
+        body = self.asked("nbd+unix:///x?socket=/s", *options)
+        self.assertEqual(
+            {
+                "uri": "nbd+unix:///x?socket=/s",
+                "unlink": True,
+                "again": True,
+                "max_rate": 1 << 20,
+                "max_pause": 0.02,
+                "converge": "throttle",
+                "then": "relay",
+                "relay_to": "nbd://[::1]:7/y",
+            },
+            body,
+        )
+        self.assertEqual(body, json.loads(json.dumps(body)))
+
+    def test_sockets_are_found_from_elsewhere(self):
+        """The server has a current directory of its own."""
+        self.patch(mirroring.os, "getcwd", lambda: "/here")
+        options = ["--then", "relay", "--relay-to", "nbd+unix:///?socket=../t"]
+        body = self.asked("nbd+unix:///x?socket=s", *options)
+        self.assertEqual("nbd+unix:///x?socket=/here/s", body["uri"])
+        self.assertEqual("nbd+unix:///?socket=/t", body["relay_to"])
+
+
+class NoWaitTests(Case):
+    def run_mirror(self, answer):
+        return run_mirror(parsed("mirror", "--control", "/c d", "nbd://h/"), Server(mirror=answer))
+
+    def test_refused(self):
+        self.assertEqual(1, self.run_mirror(ControlRefused("the export\n\x1b is too small", 409)))
+        self.assert_error(1, "the export?? is too small")
+
+    def test_nobody_to_ask(self):
+        self.assertEqual(1, self.run_mirror(ControlError("there is no control socket at /c")))
+        self.assert_error(1, "there is no control socket at /c")
+
+    def test_no_answer(self):
+        """It may have begun: that is not a refusal."""
+        self.assertEqual(5, self.run_mirror(ControlLost("no answer on /c within 180 s")))
+        self.assert_error(
+            5, "no answer", "`blockmig status --control '/c d'`", "`blockmig inspect DISK`"
+        )
+
+    def test_interrupted(self):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        options = parsed("mirror", "--control", "/c d", "nbd://h/")
+        self.assertEqual(4, run_mirror(options, interrupted))
+        self.assert_error(4, "the mirror goes on", "`blockmig break --control '/c d'`")
+
+    def test_strange_answer(self):
+        self.assertEqual(0, self.run_mirror(["what"]))
+        self.assertEqual(1, len(self.named("mirroring")))
+
+
+class BreakTests(Case):
+    def test_break(self):
+        server = Server(**{"break": {}})
+        self.assertEqual(0, run_break(parsed("break", "--control", "/c"), server))
+        self.assertEqual([("/c", "POST", "/break", {}, 60)], server.asked)
+        self.assertEqual("", sys.stderr.getvalue())
+
+    def test_refused(self):
+        server = Server(**{"break": ControlRefused("it is\ntoo late", 409)})
+        self.assertEqual(1, run_break(parsed("break", "--control", "/c"), server))
+        self.assertEqual("blockmig: it is?too late\n", sys.stderr.getvalue())
+        self.assertEqual("", sys.stdout.getvalue())
+
+
+class RateTests(Case):
+    def rate(self, text, answer):
+        server = Server(rate=answer)
+        status = run_rate(parsed("rate", "--control", "/c", text), server)
+        (asked,) = server.asked
+        self.assertEqual(("/c", "POST", "/rate"), asked[:3])
+        return status, asked[3], sys.stdout.getvalue()
+
+    def test_rate(self):
+        expected = (0, {"max_rate": 100 << 20}, "at most 100 MiB/s\n")
+        self.assertEqual(expected, self.rate("100M", {"max_rate": 100 << 20}))
+
+    def test_none(self):
+        expected = (0, {"max_rate": None}, "no limit\n")
+        self.assertEqual(expected, self.rate("none", {"max_rate": None}))
+
+    def test_refused(self):
+        refused = ControlRefused("nothing is being mirrored", 409)
+        self.assertEqual((1, {"max_rate": 1}, ""), self.rate("1", refused))
+        self.assertEqual("blockmig: nothing is being mirrored\n", sys.stderr.getvalue())
+
+    def test_strange_answer(self):
+        self.assertEqual(0, self.rate("1", ["what"])[0])
+        self.assertEqual(0, self.rate("1", {"max_rate": "what"})[0])
+
+
+class WaitCase(Case):
+    """`mirror --wait`, with a clock, and a server that is asked at once and answers when it may."""
+
+    def setUp(self):
+        super().setUp()
+        self.clock = Clock()
+        self.lines = []
+        self.end = Deferred()
+        self.server = Server(mirror=BEGUN, mirror_wait=self.end, status=ControlError("not yet"))
+
+    def begin(self, display=None):
+        self.operation = Mirror(
+            parsed("mirror", "--control", "/c d", "--wait", "nbd://h/"),
+            self.clock,
+            display or JSONDisplay(self.lines.append),
+            self.server,
+            lambda reactor, function: maybeDeferred(function),
+        )
+        self.result = Deferred.fromCoroutine(report(self.operation))
+
+    def status(self, **changes):
+        disk = changes.pop("disk", "/d")
+        self.server.answers["status"] = {
+            "size": 1000,
+            "disk": disk,
+            "mirror": {**MIRROR, **changes},
+        }
+
+    def tick(self):
+        """Long enough for what is asked for to be shown."""
+        self.clock.pump([1, 1])
+
+    def shown(self):
+        names = ("attempt", "done", "total", "data", "zeroes")
+        return [tuple(json.loads(line)[name] for name in names) for line in self.lines]
+
+    def assert_ended(self, status):
+        self.assertEqual(status, self.successResultOf(self.result))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+
+class WaitTests(WaitCase):
+    def test_complete(self):
+        self.begin()
+        self.assertEqual(
+            ["/mirror", "/status", "/mirror/wait"], [asked[2] for asked in self.server.asked]
+        )
+        self.assertEqual(("/c d", "POST", "/mirror/wait", {}, None), self.server.asked[2])
+        self.assertEqual(1, len(self.named("mirroring")))
+        self.status()
+        self.tick()
+        self.status(left=300, zeroes=200, attempts=2)
+        self.tick()
+        self.assertNoResult(self.result)
+        self.end.callback(COMPLETE)
+        self.assert_ended(0)
+        self.assertEqual((1, 400, 1000, 300, 100), self.shown()[0])
+        self.assertIn((2, 700, 1000, 500, 200), self.shown())
+        self.assertEqual((2, 1000, 1000, 700, 300), self.shown()[-1])
+        (event,) = self.named("complete")
+        self.assertEqual(
+            (1000, 900, 300, 2.0, 450, 2),
+            tuple(event[n] for n in ("bytes", "data", "zeroes", "seconds", "rate", "attempts")),
+        )
+
+    def test_faster_than_anybody_looks(self):
+        self.begin()
+        self.end.callback(COMPLETE)
+        self.assert_ended(0)
+        self.assertEqual((2, 1000, 1000, 700, 300), self.shown()[-1])
+
+    def test_bar(self):
+        """It is redrawn more often, so more is asked for; and not drawn where nothing began."""
+        self.patch(BarDisplay, "stop", lambda _: self.fail("never started"))
+        self.server.answers["mirror"] = ControlRefused("not now")
+        self.begin(BarDisplay())
+        self.assert_ended(1)
+        self.end = self.server.answers["mirror_wait"] = Deferred()
+        self.server.answers["mirror"] = BEGUN
+        self.begin(BarDisplay())
+        self.clock.pump([0.2] * 5)
+        self.assertEqual(6, self.server.count("/status"))
+
+    def test_refused(self):
+        self.server.answers["mirror"] = ControlRefused("the export is too small", 409)
+        self.begin()
+        self.assert_ended(1)
+        self.assert_error(1, "the export is too small")
+        self.assertEqual([], self.lines)
+        self.assertEqual(1, len(self.server.asked))
+
+    def test_no_answer_to_the_start(self):
+        self.server.answers["mirror"] = ControlLost("no answer on /c within 180 s")
+        self.begin()
+        self.assert_ended(5)
+        self.assert_error(5, "no answer", "`blockmig status --control '/c d'`")
+
+    def test_each_status(self):
+        for status in (1, 3, 4, 5):
+            self.events.clear()
+            self.end = self.server.answers["mirror_wait"] = Deferred()
+            self.begin()
+            self.end.callback({"status": status, "message": "no\n\x1b!", "summary": None})
+            self.assert_ended(status)
+            self.assert_error(status, "no??!")
+
+    def test_failure_with_a_summary_is_a_failure(self):
+        self.begin()
+        self.end.callback({"status": 5, "message": "the disconnect was lost", "summary": SUMMARY})
+        self.assert_ended(5)
+        self.assert_error(5, "the disconnect was lost")
+        self.assertEqual([], self.named("complete"))
+
+    def test_done_without_a_summary(self):
+        self.begin()
+        self.end.callback({"status": 0, "message": "it was only finished", "summary": None})
+        self.assert_ended(0)
+        (event,) = self.named("complete")
+        self.assertEqual("it was only finished", event["how"])
+
+    def test_end_that_is_not_understood(self):
+        """Never taken for a success."""
+        for answer in (
+            None,
+            [],
+            {},
+            "complete",
+            {"status": 0},
+            {"status": 2, "message": "", "summary": None},
+            {"status": None, "message": "", "summary": None},
+            {"status": 0, "message": "", "summary": {}},
+            {"status": 0, "message": "", "summary": [1]},
+            {"status": 0, "message": "", "summary": {**SUMMARY, "bytes": "many"}},
+        ):
+            self.events.clear()
+            self.end = self.server.answers["mirror_wait"] = Deferred()
+            self.begin()
+            self.end.callback(answer)
+            self.assert_ended(5)
+            self.assert_error(5, "not understood", "`blockmig inspect DISK`")
+
+    def test_server_dies(self):
+        for error in (ControlLost("closed"), ControlError("nobody listens on /c d")):
+            self.events.clear()
+            self.end = self.server.answers["mirror_wait"] = Deferred()
+            self.begin()
+            self.end.errback(error)
+            self.assert_ended(5)
+            self.assert_error(
+                5, "the server ended without telling", "`blockmig inspect DISK`", "canonical"
+            )
+
+    def test_server_dies_at_once(self):
+        self.server.answers["mirror_wait"] = ControlError("nobody listens on /c d")
+        self.begin()
+        self.assert_ended(5)
+        self.assert_error(5, "ended without telling")
+
+    def test_disk_is_named_where_it_is_known(self):
+        for disk, named in (("/a b", "'/a b'"), ("relative", "DISK"), (7, "DISK")):
+            self.events.clear()
+            self.end = self.server.answers["mirror_wait"] = Deferred()
+            self.status(disk=disk)
+            self.begin()
+            self.end.errback(ControlLost("closed"))
+            self.assert_ended(5)
+            self.assert_error(5, f"`blockmig inspect {named}`")
+
+    def test_waiting_is_refused(self):
+        self.server.answers["mirror_wait"] = fail(ControlRefused("there is no '/mirror/wait'", 404))
+        self.begin()
+        self.assert_ended(5)
+        self.assert_error(5, "there is no '/mirror/wait'", "`blockmig inspect DISK`")
+
+    def test_stopped(self):
+        self.status()
+        self.begin()
+        self.operation.stop("stopped by SIGTERM")
+        self.assert_ended(4)
+        self.assert_error(
+            4, "stopped by SIGTERM", "the mirror goes on", "`blockmig break --control '/c d'`"
+        )
+        self.assertEqual(0, self.server.count("/break"))
+        # The thread that waits hears of the end later.
+        self.end.callback(COMPLETE)
+        self.operation.stop("again")
+
+    def test_stopped_before_it_began(self):
+        self.server.answers["mirror"] = Deferred()
+        self.begin()
+        self.operation.stop("stopped by SIGINT")
+        self.assert_ended(4)
+        self.assert_error(4, "stopped by SIGINT", "the mirror goes on")
+        self.assertEqual(1, len(self.server.asked))
+
+
+class ProgressTests(WaitCase):
+    def test_failed_looks_do_not_matter(self):
+        self.begin()
+        for answer in (ControlError("nobody"), ControlRefused("no"), [], {}, {"mirror": 5}):
+            self.server.answers["status"] = answer
+            self.clock.advance(1)
+        for strange in ({"left": "few"}, {"left": None}, {"attempts": "x", "zeroes": None}):
+            self.status(**strange)
+            self.clock.advance(1)
+        self.assertEqual({(0, 400, 1000, 400, 0)}, set(self.shown()))
+        self.assertNoResult(self.result)
+        self.status()
+        self.tick()
+        self.assertEqual((1, 400, 1000, 300, 100), self.shown()[-1])
+        self.end.callback(COMPLETE)
+        self.assert_ended(0)
+
+    def test_never_out_of_the_disk(self):
+        """More is dirty than the disk has, or more was sent: neither is progress."""
+        self.status(left=5000, zeroes=5000)
+        self.begin()
+        self.assertEqual((1, 0, 1000, 0, 0), self.shown()[-1])
+        self.status(left=0, zeroes=5000)
+        self.tick()
+        self.assertEqual((1, 1000, 1000, 0, 1000), self.shown()[-1])
+
+    def test_one_look_at_a_time(self):
+        slow = self.server.answers["status"] = Deferred()
+        self.begin()
+        self.clock.pump([1] * 5)
+        self.assertEqual(1, self.server.count("/status"))
+        slow.callback({})
+        self.clock.advance(1)
+        self.assertEqual(2, self.server.count("/status"))
+
+    def test_look_that_ends_behind_the_end(self):
+        self.status()
+        self.begin()
+        slow, answer = Deferred(), self.server.answers["status"]
+        self.server.answers["status"] = slow
+        self.clock.advance(1)
+        self.end.callback(COMPLETE)
+        self.assert_ended(0)
+        before = len(self.lines)
+        slow.callback(answer)
+        self.assertEqual(before, len(self.lines))
+        self.assertEqual((2, 1000, 1000, 700, 300), self.shown()[-1])
+
+    def test_why_it_starts_again(self):
+        self.begin()
+        lost = "the connection\x1b was lost"
+        for attempt, error in ((1, ""), (1, lost), (2, lost), (3, ""), (3, "worse")):
+            self.status(attempts=attempt, last_error=error)
+            self.clock.advance(1)
+        self.status(state="failed", attempts=3, last_error="the end")
+        self.clock.advance(1)
+        self.assertEqual(
+            ["the connection? was lost", "worse"], [event["why"] for event in self.named("restart")]
+        )
+        self.assertEqual([1, 2, 3], [event["number"] for event in self.named("attempt")])
+
+    def test_not_converging(self):
+        self.begin()
+        for converging in (None, False, False, True, False):
+            self.status(converging=converging, converge="throttle")
+            self.clock.advance(1)
+        self.assertEqual(
+            ["throttle", "throttle"], [event["converge"] for event in self.named("not-converging")]
+        )
+
+    def test_bug(self):
+        """What is shown does not end what is waited for."""
+        self.server.answers["status"] = ZeroDivisionError()
+        self.begin()
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+        self.end.callback(COMPLETE)
+        self.assert_ended(0)
+
+
+class ThreadTests(SynchronousTestCase):
+    def test_threads_are_not_waited_for(self):
+        made = []
+
+        class Thread:
+            def __init__(self, target, daemon):
+                self.target, self.daemon = target, daemon
+                made.append(self)
+
+            def start(self):
+                pass
+
+        self.patch(mirroring, "Thread", Thread)
+        clock = Clock()
+        clock.callFromThread = lambda function, *given: function(*given)
+        answer, error = (mirroring.in_thread(clock, call) for call in (lambda: 5, lambda: 1 / 0))
+        self.assertNoResult(answer)
+        for thread in made:
+            self.assertTrue(thread.daemon)
+            thread.target()
+        self.assertEqual(5, self.successResultOf(answer))
+        self.failureResultOf(error, ZeroDivisionError)
+
+
+class StatusTests(SynchronousTestCase):
+    FULL = {  # noqa: RUF012
+        "state": "copying",
+        "destination": "nbd://h:10809/web",
+        "unlink": True,
+        "pass": 2,
+        "sent": 18 << 30,
+        "zeroes": 3 << 30,
+        "left": 1 << 30,
+        "dirty": 300 << 20,
+        "rate": 100 << 20,
+        "dirty_rate": 5 << 20,
+        "converging": False,
+        "expected_end": 73.2,
+        "attempts": 1,
+        "last_error": "the connection was lost",
+        "max_rate": 200 << 20,
+        "max_pause": 0.5,
+        "converge": "throttle",
+        "then": "relay",
+        "throttle": 4 << 20,
+        "seconds": 200.3,
+        "pause": 0.123,
+        "holds": 1,
+    }
+
+    def text(self, mirror):
+        lines = as_text({"size": 20 << 30, "mirror": mirror}).split("\n")
+        return lines[2 : lines.index("no clients")]
+
+    def test_everything(self):
+        self.assertEqual(
+            [
+                "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
+                "  to do: 1 GiB of 20 GiB left, sent at 100 MiB/s, the end is expected in "
+                "1 min 13 s",
+                "  clients: 300 MiB dirty, they write 5 MiB/s, throttled to 4 MiB/s, faster than "
+                "it can be sent",
+                "  in this attempt: 18 GiB of data, 3 GiB of zeroes",
+                "  pauses: held 1 time(s), the last time for 123 ms, for 500 ms at most",
+                "  as asked: at most 200 MiB/s, converge: throttle, then: relay, the disk is "
+                "deleted at the end",
+                "  last error: the connection was lost",
+            ],
+            self.text(self.FULL),
+        )
+
+    def test_what_is_not_known_is_not_said(self):
+        unknown = dict.fromkeys(("max_rate", "throttle", "pause", "expected_end", "converging"))
+        text = self.text({**self.FULL, **unknown, "unlink": False, "last_error": ""})
+        self.assertEqual(
+            [
+                "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
+                "  to do: 1 GiB of 20 GiB left, sent at 100 MiB/s",
+                "  clients: 300 MiB dirty, they write 5 MiB/s",
+                "  in this attempt: 18 GiB of data, 3 GiB of zeroes",
+                "  pauses: held 1 time(s), for 500 ms at most",
+                "  as asked: converge: throttle, then: relay",
+            ],
+            text,
+        )
+
+    def test_missing_or_strange(self):
+        self.assertEqual(["mirror: ?, to ?"], self.text({}))
+        self.assertEqual([], self.text("what"))
+        for strange in ("what\x1b[2J", [], {}, None, True):
+            text = as_text({"mirror": dict.fromkeys(self.FULL, strange)})
+            self.assertNotIn("\x1b", text)
