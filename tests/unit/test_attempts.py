@@ -101,6 +101,7 @@ class Case(SynchronousTestCase):
         client.write(0, DATA)
         client.send(FLUSH)
         self.assertEqual([0, 0], client.errors())
+        self.assertEqual(0, side.told("copied", migration, cookie))
         self.assertEqual(Phase.COPIED, self.record().phase)
         return client, side
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
 from .. import __version__
-from ..control import ControlError, ControlPort, open_control
+from ..control import ControlError, ControlPort, Routes, open_control
 from ..migration import GaveUp, Refused
 from ..transport import (
     BadEndpoint,
@@ -43,6 +43,7 @@ class Offer:
     @ivar export: the export's name.
     @ivar danger: what anybody who reaches a port could do.
     @ivar status: what the control socket tells, without what is known here.
+    @ivar routes: what else can be asked for there.
     """
 
     factory: IProtocolFactory
@@ -50,6 +51,7 @@ class Offer:
     export: str
     danger: str
     status: Callable[[], dict[str, Any]]
+    routes: Routes = field(default_factory=dict)
 
 
 class Listening:
@@ -117,7 +119,10 @@ class Listening:
     async def _open(self, offer: Offer, give_up_after: float | None) -> None:
         if self._control_path is not None:
             self._control = await open_control(
-                self._reactor, self._control_path, lambda: self._status(offer.status())
+                self._reactor,
+                self._control_path,
+                lambda: self._status(offer.status()),
+                offer.routes,
             )
         for text, endpoint in self._endpoints:
             port = await listen(self._reactor, endpoint, offer.factory, text, give_up_after)

@@ -43,6 +43,7 @@ from ..transport import client_endpoint, server_endpoint
 from .listening import Listening, Offer
 from .options import ReceiveOptions, SendOptions, ServeOptions
 from .progress import Display
+from .served_mirror import Mirrors
 
 _log = Logger()
 
@@ -152,6 +153,7 @@ class Serve(_Listener):
 
     _options: ServeOptions
     _server: Server | None = None
+    _mirrors: Mirrors | None = None
 
     async def run(self) -> None:
         """Listen, serve, close."""
@@ -196,6 +198,7 @@ class Serve(_Listener):
             reactor=self._reactor,
             system=self._system,
         )
+        mirrors = Mirrors(server, self._reactor, client_endpoint, self._system)
         try:
             try:
                 danger = "read this disk" if read_only else "read and write this disk"
@@ -205,15 +208,18 @@ class Serve(_Listener):
                         options["file"],
                         options["export"],
                         danger,
-                        server.status,
+                        mirrors.status,
+                        mirrors.routes,
                     )
                 )
             except MigrationError:
                 server.stop()
                 await server.complete()
                 raise
-            self._server = server
+            self._server, self._mirrors = server, mirrors
             await server.complete()
+            if mirrors.current is not None:
+                await mirrors.current.handed_over()
         except OSError as error:
             raise LocalFailure(f"{disk.name}: {describe_error(error)}") from None
         finally:
@@ -221,8 +227,9 @@ class Serve(_Listener):
         totals = server.status()["totals"]
         _log.info(
             "stopped: {connections} connection(s), {requests} request(s), {bytes_read} bytes read "
-            "and {bytes_written} written; the disk is flushed",
+            "and {bytes_written} written; the disk is {what}",
             event="stopped",
+            what="handed over" if mirrors.handed_over else "flushed",
             **totals,
         )
 
@@ -230,9 +237,16 @@ class Serve(_Listener):
         """Stop accepting, and let the server come to its end."""
         if self._listening is not None:
             self._listening.cancel()
-        if self._server is not None and self._listening is not None:
-            self._listening.stop()
-            self._server.stop(why)
+        if self._server is None or self._listening is None or self._mirrors is None:
+            return
+        self._listening.stop()
+        mirror, server = self._mirrors.current, self._server
+        if mirror is None or mirror.over:
+            server.stop(why)
+        else:
+            # A disk that is being retired is not served any more, whatever comes of it.
+            mirror.complete().addBoth(lambda _: server.stop(why))
+            mirror.stop(why)
 
 
 class Send:

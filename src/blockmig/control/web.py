@@ -134,6 +134,8 @@ class _Request(Request):
 class _Channels(HTTPFactory):
     """Makes the protocol of one connection, with the handlers it calls."""
 
+    noisy = False
+
     def __init__(self, routes: Routes, reactor: Any, idle_timeout: float) -> None:
         super().__init__(timeout=idle_timeout, reactor=reactor)
         self.routes: Mapping[tuple[str, str], Any] = routes

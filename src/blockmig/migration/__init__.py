@@ -19,6 +19,8 @@ from .inspection import (
     look,
     look_steadily,
 )
+from .live import Converge
+from .mirror import Mirror, TakesOver
 from .outcome import (
     ExitStatus,
     GaveUp,
@@ -37,6 +39,7 @@ from .source_record import SourceRecord
 __all__ = [
     "SIDE_EXPORT",
     "BadRecord",
+    "Converge",
     "ExitStatus",
     "Finisher",
     "Found",
@@ -44,6 +47,7 @@ __all__ = [
     "Kind",
     "LocalFailure",
     "MigrationError",
+    "Mirror",
     "Phase",
     "Progress",
     "Receiver",
@@ -56,6 +60,7 @@ __all__ = [
     "SourceRecord",
     "Standing",
     "Summary",
+    "TakesOver",
     "Unconfirmed",
     "Verdict",
     "accept",

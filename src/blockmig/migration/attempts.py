@@ -9,7 +9,9 @@ Rules (design, section 2: R2 to R6):
   nothing of it is under way any more) such requests of any other connection are answered EPERM;
 * coverage belongs to the attempt and is forgotten with it;
 * the record says C{copying} before a byte is written, and C{copied} before the FLUSH that found the
-  whole disk covered is answered; whatever changes the disk after that has it say C{copying} first;
+  whole disk covered is answered. A sender that uses the side export is believed only when it says
+  there that this was all: a disk in use is flushed more often. Whatever changes the disk after that
+  has it say C{copying} first;
 * a sender that uses the side export gives the migration its UUID (a I{claim}), and makes its
   connection known by the cookie of the first request there; a C{copied} copy of such a migration is
   changed by nobody else, and once the source is C{retired} by nobody at all;
@@ -165,6 +167,7 @@ class Attempts:
         self._prepared = False
         self._refused: WeakSet[ServerConnection] = WeakSet()
         self._changes = 0
+        self._durable_at = -1
         self._whole_since: dict[int, int] = {}
         self._telling: IDelayedCall | None = None
         self._at_end: list[Deferred[Errno]] = []
@@ -321,6 +324,14 @@ class Attempts:
             raise OSError(int(self.failure_told), str(self.failure))
         if not unchanged:
             return None
+        self._durable_at = self._changes
+        return None if self._is_claimed() else self._say_copied()
+
+    def _is_claimed(self) -> bool:
+        """Whether the attempt is that of a sender which says itself when it has sent all."""
+        return self.attempt is not None and self.claimed(self.attempt.connection)
+
+    def _say_copied(self) -> Deferred[None]:
         changes = self._changes
         self._phase = Phase.COPIED
 
@@ -457,9 +468,19 @@ class Attempts:
             attempt.connection.abort()
         return Errno.EPERM
 
-    def confirm(self, page: Page) -> Errno:
+    def confirm(self, page: Page) -> Answer:
         """Whether the copy of that migration is whole, durable, and on record as such."""
-        return Errno.OK if self.copied and self._is_of(page) else Errno.EPERM
+        if self._is_copied(page):
+            return Errno.OK
+        if not self._is_of(page) or self._durable_at != self._changes or not self._is_claimed():
+            return Errno.EPERM
+        return self._say_copied().addCallbacks(
+            lambda _: Errno.OK if self._is_copied(page) else Errno.EPERM,
+            lambda _: self.failure_told,
+        )
+
+    def _is_copied(self, page: Page) -> bool:
+        return self.copied and self._is_of(page)
 
     def _is_of(self, page: Page) -> bool:
         record = self.record
@@ -470,7 +491,7 @@ class Attempts:
         if self._was_complete(page):
             self.record = self._identified(None, page).but(phase=Phase.COPIED, retired=timestamp())
             self.copied = self._retired = True
-        if self.confirm(page) != Errno.OK:
+        if not self._is_copied(page):
             return Errno.EPERM
         self._claim = _Claim(page.migration, int(page.cookie, 16))
         self.last_progress = self._reactor.seconds()

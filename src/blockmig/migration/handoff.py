@@ -9,6 +9,8 @@ The order (design, section 2) is copy, flush, confirm, record, retire, tell, dis
 * the destination then confirms that it has put that on record for this very migration, and we put
   it on record ourselves: only then may the source be retired;
 * the source is retired before the destination is told so, and that before the disconnect is sent;
+* while the flush is under way its disk may come into use again (its clients were held, and had to
+  be released): then there is more to copy, and the flush has said nothing;
 * until retiring has begun, anything that goes wrong is an early drop: the source is as it was, and
   another attempt may follow;
 * once retiring has begun there is no other attempt, whatever happens: if it fails, the source is
@@ -27,7 +29,10 @@ from automat import TypeMachineBuilder
 
 
 class HandoffActions(Protocol):
-    """What the machine has done; each is called at most once."""
+    """What the machine has done; each is called at most once, but for the first two."""
+
+    def copy_on(self) -> None:
+        """There is more to copy; answer with C{covered} again."""
 
     def flush(self) -> None:
         """Ask the destination to make its copy durable; answer with C{flushed}."""
@@ -72,6 +77,9 @@ class Handoff(Protocol):
 
     def covered(self) -> None:
         """Every byte was sent and acknowledged."""
+
+    def released(self) -> None:
+        """The disk is in use again."""
 
     def flushed(self) -> None:
         """The flush was acknowledged."""
@@ -124,6 +132,11 @@ _LOST = "the connection was lost before the disconnect"
 @_copying.upon(Handoff.covered).to(_flushing)
 def _flush(machine: Handoff, actions: HandoffActions) -> None:
     actions.flush()
+
+
+@_flushing.upon(Handoff.released).to(_copying)
+def _copy_on(machine: Handoff, actions: HandoffActions) -> None:
+    actions.copy_on()
 
 
 @_flushing.upon(Handoff.flushed).to(_confirming)
@@ -225,6 +238,7 @@ for _input in (
     Handoff.complete,
 ):
     _ended.upon(_input).loop().returns(None)
+_copying.upon(Handoff.released).loop().returns(None)
 _ended.upon(Handoff.step_failed).loop().returns(None)
 _ended.upon(Handoff.incomplete).loop().returns(None)
 

@@ -7,18 +7,20 @@ but the destination could not be told, the `finisher` goes on.
 
 Rules (design, sections 2 and 3):
 
-* an attempt starts from the beginning of the disk; nothing of an earlier one is trusted;
+* an attempt starts from the beginning of the disk; nothing of an earlier one is trusted. What it
+  sends, and when that is all, is up to the `passes`: one, or as many as a disk in use needs;
 * where the destination lists the side export, it is told there which migration the attempt belongs
   to, before anything is sent; a destination without it gets plain NBD, in the same order;
 * before the first byte of data the migration is on record at the source;
-* no two requests in flight overlap, since the pieces of a scan do not; a FLUSH and a disconnect are
-  sent with nothing in flight;
+* no two requests in flight overlap, since the pieces of a pass do not, and the next begins when
+  all of the last was acknowledged; a FLUSH and a disconnect are sent with nothing in flight;
 * what the destination does not offer is not used: without WRITE_ZEROES zeroes go as data; without
   FLUSH there is no telling when its copy is durable, so that such a destination is no place to
   unlink a source for;
 * any error in a reply ends the attempt, not the migration;
 * what goes wrong before a first handshake was accepted ends the migration, unless told to retry;
   after that there is always another attempt, until somebody gives up;
+* a destination that leaves requests unanswered for longer than it may is dropped;
 * an oldstyle server gets one request at a time, with a constant cookie; its flags are not to be
   relied on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that
   refuses FLUSH counts as having none.
@@ -71,6 +73,7 @@ from ..server import InThread, ThreadWork, to_the_end
 from ..storage import SYSTEM, DiskRefused, NotDurable, Piece, Scan, SystemCalls, describe_error
 from ..transport import (
     FileRegion,
+    Limiter,
     RateLimiter,
     RegionProducer,
     is_plain_socket,
@@ -83,6 +86,7 @@ from .found import SourceFound, source_found
 from .handoff import Handoff, make_handoff
 from .outcome import GaveUp, LocalFailure, MigrationError, Refused, Summary, Unconfirmed
 from .page import Page, Stage
+from .passes import OnePass, Passes, Ranges
 from .records import Records, Side
 from .side import (
     NoSideExport,
@@ -107,6 +111,8 @@ _UNKNOWN = (Errno.EINVAL, Errno.ENOTSUP)
 _HANDSHAKE_TIMEOUT: Final = 30.0
 _CLOSE_TIMEOUT: Final = 30.0
 _LAST_WORDS: Final = 5.0
+# So many times as long as for anything else.
+_FLUSH_TAKES: Final = 10
 
 
 class AttemptFailed(Exception):
@@ -158,10 +164,13 @@ class SenderProtocol(Protocol):
         self._wire = ClientTransmission()
         self._export: Export | None = None
         self._scan: Scan | None = None
+        self._request = 0
+        self._take: Callable[[], Ranges] = list
         self._pieces: deque[Piece] = deque()
         self._scanning = False
         self._scanned = False
-        self._covered = False
+        self._passed: Deferred[None] | None = None
+        self._flushed: Deferred[None] | None = None
         self._in_flight: dict[int, Piece] = {}
         self._bytes_in_flight = 0
         self._window_requests = _WINDOW_REQUESTS
@@ -176,6 +185,8 @@ class SenderProtocol(Protocol):
         self._ended = False
         self._lost = False
         self._timeout: IDelayedCall | None = None
+        self._silence: IDelayedCall | None = None
+        self._answered_at = 0.0
 
     # IProtocol.
 
@@ -297,7 +308,7 @@ class SenderProtocol(Protocol):
             self._wire = ClientTransmission(first_cookie=self._cookie)
         self._sender.accepted()
         self._wire.receive_data(trailing)
-        self._step(self._begin(event.export, request), self._fill)
+        self._step(self._begin(request), self._send_all)
 
     def _step(self, coroutine: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
         """Do something that takes time, then go on; if it fails, this connection is of no use."""
@@ -336,8 +347,8 @@ class SenderProtocol(Protocol):
         assert self._side is not None
         await self._side.tell(message(stage, self._sender.source.record, self._cookie))
 
-    async def _begin(self, export: Export, request: int) -> None:
-        """Say and put down which migration this is; then there is something to scan."""
+    async def _begin(self, request: int) -> None:
+        """Say and put down which migration this is; then there is something to send."""
         sender = self._sender
         place = Side(address=sender.destination)
         if self._listed:
@@ -352,19 +363,55 @@ class SenderProtocol(Protocol):
         if self._ended:
             return
         await sender.in_thread(sender.source.copying, sender.attempt, place, self._listed)
-        self._scan = Scan(
-            sender.disk,
-            request,
-            export.minimum_block,
-            find_zeroes=export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
-            and not sender.zeroes_as_data,
-        )
+        self._request = request
+        sender.passes.begin()
 
     # Copying.
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the handshake was accepted, and the attempt has not ended."""
+        return self._export is not None and not self._ended
+
+    def _send_all(self) -> None:
+        self._step(self._copy(), self._handoff.covered)
+
+    async def _copy(self) -> None:
+        await self._sender.passes.send(self)
+
+    async def send_pass(self, take: Callable[[], Ranges]) -> None:
+        """Send ranges of the disk.
+
+        @param take: gives the next ranges, each the start and the end; none when that was all.
+        @return: when everything was acknowledged.
+        """
+        self._take = take
+        self._scanned = False
+        self._passed = Deferred()
+        self._fill()
+        await self._passed
+
+    async def flush_now(self) -> None:
+        """Have the destination make durable what it has; that says nothing of the whole copy."""
+        assert self._export is not None
+        if self._export.offers(TransmissionFlag.SEND_FLUSH) and not self._oldstyle:
+            await self._send_flush()
+
+    def _send_flush(self) -> Deferred[None]:
+        flushed: Deferred[None] = Deferred()
+        self._flushed = flushed
+        _, header = self._wire.request(Command.FLUSH)
+        self._outgoing.send([header])
+        self._expect_reply()
+        return flushed
+
+    def release(self) -> None:
+        """The disk is in use again: it was not everything yet."""
+        self._handoff.released()
+
     def _fill(self) -> None:
         """Send what the window has room for, look at more of the disk, and see the end of it."""
-        if self._ended or self._covered or self._scan is None:
+        if self._ended or self._passed is None:
             return
         items: list[bytes | FileRegion] = []
         while (
@@ -382,24 +429,40 @@ class SenderProtocol(Protocol):
                 items.append(FileRegion(self._sender.disk, piece.offset, piece.length))
         if items:
             self._outgoing.send(items)
+            self._expect_reply()
         if len(self._pieces) < _LOOK_AHEAD and not self._scanned:
             self._look_further()
         if self._scanned and not self._pieces and not self._wire.in_flight:
-            self._covered = True
-            self._handoff.covered()
+            passed, self._passed = self._passed, None
+            passed.callback(None)
 
     def _look_further(self) -> None:
         if self._scanning:
             return
+        if self._scan is None:
+            ranges = self._take()
+            if not ranges:
+                self._scanned = True
+                return
+            assert self._export is not None
+            sender = self._sender
+            self._scan = Scan(
+                sender.disk,
+                self._request,
+                self._export.minimum_block,
+                find_zeroes=self._export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
+                and not sender.zeroes_as_data,
+                ranges=ranges,
+            )
         self._scanning = True
         used, self._used = self._used, []
-        self._sender.in_thread(self._look, used).addCallbacks(self._found, self._look_failed)
+        looking = self._sender.in_thread(self._look, self._scan, used)
+        looking.addCallbacks(self._found, self._look_failed)
 
-    def _look(self, used: list[Piece]) -> list[Piece]:
+    def _look(self, scan: Scan, used: list[Piece]) -> list[Piece]:
         """In a thread: the next pieces; what was fetched for the last ones is not needed again."""
         self._forget(used)
-        assert self._scan is not None
-        return self._scan.advance()
+        return scan.advance()
 
     def _forget(self, used: list[Piece]) -> None:
         for piece in used:
@@ -410,7 +473,8 @@ class SenderProtocol(Protocol):
         if self._ended:
             return
         self._pieces.extend(pieces)
-        self._scanned = not pieces
+        if not pieces:
+            self._scan = None
         self._fill()
 
     def _look_failed(self, failure: Failure) -> None:
@@ -427,7 +491,29 @@ class SenderProtocol(Protocol):
         while not self._ended and (event := self._wire.next_event()) is not None:
             assert isinstance(event, Reply)
             self._reply(event)
+        self._answered_at = self._reactor.seconds()
         self._fill()
+
+    def _expect_reply(self) -> None:
+        """Something was asked: from now on something must be answered in time."""
+        limit = self._sender.reply_timeout
+        if limit is not None and self._silence is None:
+            self._answered_at = self._reactor.seconds()
+            self._silence = self._reactor.callLater(limit, self._check_silence, limit)
+
+    def _check_silence(self, limit: float) -> None:
+        self._silence = None
+        if not self._wire.in_flight:
+            return
+        if self._flushed is not None:
+            limit *= _FLUSH_TAKES
+        left = self._answered_at + limit - self._reactor.seconds()
+        if left > 0:
+            self._silence = self._reactor.callLater(
+                left, self._check_silence, self._sender.reply_timeout
+            )
+        else:
+            self.drop(f"the destination answered nothing for {limit:g} s")
 
     def _reply(self, reply: Reply) -> None:
         request, error = reply
@@ -441,7 +527,7 @@ class SenderProtocol(Protocol):
             where = f" at {request.offset}" if request.length else ""
             self.drop(f"the destination answered {what}{where} with {name}")
         elif request.command == Command.FLUSH:
-            self._handoff.flushed()
+            self._flush_answered()
         else:
             piece = self._in_flight.pop(request.offset)
             if not piece.zero:
@@ -463,23 +549,35 @@ class SenderProtocol(Protocol):
             )
             self._abort()
         else:
-            self._handoff.flushed()
+            self._flush_answered()
+
+    def _flush_answered(self) -> None:
+        """Nobody waits for one that was asked for before the disk came into use again."""
+        flushed, self._flushed = self._flushed, None
+        if flushed is not None:
+            flushed.callback(None)
 
     # HandoffActions.
+
+    def copy_on(self) -> None:
+        """What was asked for and is not answered yet is of no importance."""
+        self._flushed = None
+        self._send_all()
 
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
         assert self._export is not None
         self._sender.source.flushing()
         self._sender.in_thread(self._forget, self._used).addErrback(_bug)
-        if not self._export.offers(TransmissionFlag.SEND_FLUSH):
+        self._used = []
+        if self._export.offers(TransmissionFlag.SEND_FLUSH):
+            self._send_flush().addCallback(lambda _: self._handoff.flushed())
+        else:
             self._handoff.flushed()
-            return
-        _, header = self._wire.request(Command.FLUSH)
-        self._outgoing.send([header])
 
     def confirm(self) -> None:
         """By the side export, if there is one."""
+        self._sender.passes.flushed()
         if self._listed:
             self._step(self._ask(), self._handoff.confirmed)
         else:
@@ -504,6 +602,7 @@ class SenderProtocol(Protocol):
 
     def retire(self) -> None:
         """In a thread, since it waits for the medium."""
+        self._sender.passes.retiring()
         self._sender.retire().addCallbacks(lambda _: self._handoff.retired(), self._step_failed)
 
     def _step_failed(self, failure: Failure) -> None:
@@ -574,6 +673,7 @@ class SenderProtocol(Protocol):
         """Tell the migration."""
         if not self._ended:
             self._end()
+            self._sender.passes.dropped()
             self._sender.failed(AttemptFailed(why))
 
     def failed(self, error: BaseException | None) -> None:
@@ -604,6 +704,9 @@ class SenderProtocol(Protocol):
         if self._side is not None:
             self._side.abort()
         self._stop_timeout()
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
         self._pieces.clear()
 
     def _start_timeout(self, seconds: float, why: str) -> None:
@@ -654,6 +757,11 @@ class _AttemptFactory:
         attempt.factory = self
         return attempt
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is an attempt that was accepted, and has not ended."""
+        return self._attempt is not None and self._attempt.goes_on
+
     def drop(self, why: str) -> None:
         """End the attempt, whatever the endpoint has wrapped it in."""
         if self._attempt is not None:
@@ -672,6 +780,10 @@ class Sender:
     @param retry: also retry what fails before the first handshake was accepted.
     @param give_up_after: seconds without progress after which to give up; None to go on for ever.
     @param max_rate: bytes of data per second; None for no limit.
+    @param reply_timeout: seconds within which the destination must answer something, as long as it
+        is asked; None to wait for ever.
+    @param passes: what an attempt sends; None for all of the disk, which nobody changes, once.
+    @param limiter: holds the data back; None for one that keeps to C{max_rate}.
     @param retry_policy: seconds to wait from the number of failures so far, the policy of
         L{twisted.application.internet.ClientService}.
     @param reactor: the reactor; None for the global one.
@@ -679,6 +791,8 @@ class Sender:
         reactor's thread pool.
     @param system: the calls into the kernel that move payloads, and write the record.
     @ivar progress: how far it is.
+    @ivar last_error: why the last attempt ended early; "" if none did.
+    @ivar when_accepted: fires when a first handshake was accepted.
     @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid to send
         it, or its migration is only to be finished (which a L{Finisher} does).
     """
@@ -695,6 +809,9 @@ class Sender:
         retry: bool = False,
         give_up_after: float | None = None,
         max_rate: float | None = None,
+        reply_timeout: float | None = None,
+        passes: Passes | None = None,
+        limiter: Limiter | None = None,
         retry_policy: Callable[[int], float] | None = None,
         reactor: Any = None,
         in_thread: InThread | None = None,
@@ -703,11 +820,13 @@ class Sender:
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
         self.disk = disk
+        self.passes: Passes = passes if passes is not None else OnePass(disk.size)
+        self.reply_timeout = reply_timeout
         self.export = export
         self.reactor = reactor
         self.in_thread = ThreadWork(reactor, in_thread)
         self.system = system
-        self.limiter = RateLimiter(reactor, max_rate) if max_rate else None
+        self.limiter = RateLimiter(reactor, max_rate) if limiter is None and max_rate else limiter
         self.progress = Progress(disk.size)
         self.zeroes_as_data = False
         self.endpoint = endpoint
@@ -720,6 +839,8 @@ class Sender:
         self._policy = retry_policy or backoffPolicy()
         self._last_progress = 0.0
         self._began: float | None = None
+        self.last_error = ""
+        self.when_accepted: Deferred[None] = Deferred()
         self._accepted = False
         self._retiring = False
         self._finisher: Finisher | None = None
@@ -826,6 +947,7 @@ class Sender:
         )
         if self._to_finish is not None:
             raise unconfirmed(self._to_finish, record)
+        self.passes.finishing()
         self._finisher = Finisher(
             self.source,
             self.endpoint,
@@ -860,6 +982,7 @@ class Sender:
                 self._result = Deferred()
 
     async def _pause(self, why: str, delay: float) -> None:
+        self.last_error = why
         _log.warn(
             "{why}; trying again in {delay:.1f} s",
             event="restart",
@@ -874,6 +997,16 @@ class Sender:
             self.stop(f"gave up after {limit:g} seconds without progress")
 
     # For the attempts.
+
+    @property
+    def connected(self) -> bool:
+        """Whether an attempt goes on, its handshake accepted."""
+        return self._factory is not None and self._factory.goes_on
+
+    @property
+    def retiring(self) -> bool:
+        """Whether the source is retired, or about to be: then it is too late to stop."""
+        return self._retiring
 
     @property
     def unlinks(self) -> bool:
@@ -930,7 +1063,6 @@ class Sender:
 
     def accepted(self) -> None:
         """The handshake was accepted; an attempt begins."""
-        self._accepted = True
         if self._began is None:
             self._began = self.reactor.seconds()
         progress = self.progress
@@ -943,6 +1075,9 @@ class Sender:
             size=self.disk.size,
             disk=self.disk.name,
         )
+        if not self._accepted:
+            self._accepted = True
+            self.when_accepted.callback(None)
 
     def moved(self, count: int) -> None:
         """Bytes were given to the wire."""
@@ -951,6 +1086,7 @@ class Sender:
     def acknowledged(self, piece: Piece) -> None:
         """The destination has C{piece}."""
         self._last_progress = self.reactor.seconds()
+        self.passes.acknowledged(piece)
         if piece.zero:
             self.progress.zeroes += piece.length
         else:

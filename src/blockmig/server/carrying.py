@@ -180,6 +180,8 @@ class Carrying:
         @return: the reply, or None for plain success; or what fires with either.
         """
         command = request.command
+        if self._access is not None:
+            self._access.pace.note()
         if command == Command.READ:
             return self._read(request)
         if command == Command.BLOCK_STATUS:

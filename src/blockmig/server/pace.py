@@ -42,6 +42,7 @@ class Pace:
     @param seconds: the time, in seconds from anywhere; fine enough to time one call.
     @param sleeps: how often the thread has slept so far; None to ask the system.
     @ivar slow_until: when the disk may be tried again.
+    @ivar latest: when it was last called.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Pace:
         seconds: Callable[[], float] = time.perf_counter,
         sleeps: Callable[[], int] | None = None,
     ) -> None:
-        self.slow_until = float("-inf")
+        self.slow_until = self.latest = float("-inf")
         self._seconds = seconds
         self._sleeps = sleeps or _sleeps_of_this_thread()
         self._suspicious_until = float("-inf")
@@ -60,6 +61,10 @@ class Pace:
         """Whether the disk may be called in the reactor's thread now."""
         return self._seconds() >= self.slow_until
 
+    def note(self) -> None:
+        """The disk is about to be called in another way."""
+        self.latest = self._seconds()
+
     def begin(self) -> Beginning:
         """Some calls are about to be made; give the result to L{end}."""
         now = self._seconds()
@@ -67,7 +72,7 @@ class Pace:
 
     def end(self, began: Beginning, calls: int = 1) -> None:
         """C{calls} calls were made."""
-        now = self._seconds()
+        self.latest = now = self._seconds()
         if now - began[0] <= SLOW * min(calls, _MANY):
             return
         if began[1] >= 0 and self._sleeps() > began[1]:

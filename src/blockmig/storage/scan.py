@@ -28,6 +28,9 @@ LONGEST_ZEROES: Final = 256 << 20
 
 _STEP_PIECES: Final = 256
 _STEP_BYTES: Final = 16 << 20
+# Of so few bytes all are looked at: asking where the file's next hole begins may take longer, since
+# that may be far away.
+_SHORT_RANGE: Final = 1 << 20
 
 
 class Piece(NamedTuple):
@@ -97,10 +100,12 @@ class Scan:
 
     def _found(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Piece]:
         """Adjoining pieces of any length, as they are found."""
-        if find_zeroes:
+        if find_zeroes and end - start >= min(_SHORT_RANGE, disk.size):
             return self._runs(disk, start, end)
-        whole = self._looked_at(disk, start, end)
-        return (piece._replace(zero=False) for piece in whole)
+        looked_at = self._looked_at(disk, start, end)
+        if find_zeroes:
+            return looked_at
+        return (piece._replace(zero=False) for piece in looked_at)
 
     def _runs(self, disk: IDisk, position: int, last: int) -> Iterator[Piece]:
         block = self._block

@@ -18,13 +18,15 @@ from .endpoints import (
 from .incoming import PayloadReader
 from .outgoing import RegionProducer
 from .plain import is_plain_socket, unacknowledged
-from .rate import RateLimiter
+from .rate import Courtesy, Limiter, RateLimiter
 from .regions import FileRegion
 
 __all__ = [
     "BadEndpoint",
     "CannotListen",
+    "Courtesy",
     "FileRegion",
+    "Limiter",
     "PayloadReader",
     "RateLimiter",
     "RegionProducer",

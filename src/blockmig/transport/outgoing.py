@@ -33,6 +33,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from twisted.internet.interfaces import (
@@ -45,7 +46,7 @@ from zope.interface import implementer
 
 from ..storage import SYSTEM, SystemCalls
 from .plain import is_plain_socket
-from .rate import RateLimiter
+from .rate import Limiter
 from .regions import FileRegion
 
 _TURN: Final = 4 << 20
@@ -97,7 +98,7 @@ class RegionProducer:
         drained: Callable[[], None] = lambda: None,
         room: Callable[[], None] = lambda: None,
         clock: IReactorTime | None = None,
-        limiter: RateLimiter | None = None,
+        limiter: Limiter | None = None,
         system: SystemCalls = SYSTEM,
     ) -> None:
         self.limiter = limiter
@@ -240,8 +241,11 @@ class RegionProducer:
     def _allowed(self, budget: int) -> int:
         """How many region bytes this step may send; 0 while the limit wants us to wait."""
         limiter = self.limiter
-        head = self._queue[0]
-        if limiter is None or not isinstance(head, FileRegion):
+        if limiter is None:
+            return budget
+        # A header leaves together with its region.
+        head = next((item for item in islice(self._queue, 2) if isinstance(item, FileRegion)), None)
+        if head is None:
             return budget
         wanted = min(head.length, budget)
         allowed = limiter.allowed(wanted)

@@ -1,19 +1,43 @@
-"""A limit to the mean rate of what is sent, without bursts.
+"""Limits to what is sent: a mean rate without bursts, and courtesy towards others.
 
-The allowance grows with time, at most to a quarter of a second's worth: enough that a busy reactor
-loses nothing, too little for a burst that others on the wire would feel. It is given out in slices
-of a twentieth of a second.
+The allowance of a rate grows with time, at most to a quarter of a second's worth: enough that a
+busy reactor loses nothing, too little for a burst that others on the wire would feel. It is given
+out in slices of a twentieth of a second.
+
+Courtesy: while others have asked for something within the last moments, what is sent takes at most
+a quarter of the reactor's time, in turns of so few bytes that nobody waits long for one to end.
+(Time in which the socket is full is nobody's.)
 """
 
 from __future__ import annotations
 
-from typing import Final
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
 _LARGEST: Final = 0.25
 _SLICE: Final = 0.05
 _SMALLEST_SLICE: Final = 4096
+
+
+_TURN: Final = 256 << 10
+_QUIET: Final = 0.003
+_SHARE: Final = 3
+
+
+class Limiter(Protocol):
+    """What holds sending back."""
+
+    def allowed(self, wanted: int) -> int:
+        """How many bytes may be sent now, at most C{wanted}."""
+
+    def spend(self, count: int) -> None:
+        """C{count} bytes were sent."""
+
+    def delay(self, wanted: int) -> float:
+        """Seconds until L{allowed} gives something, after it gave nothing."""
 
 
 class RateLimiter:
@@ -62,3 +86,74 @@ class RateLimiter:
         largest = max(self._rate * _LARGEST, _SMALLEST_SLICE)
         self._allowance = min(self._allowance + (now - self._then) * self._rate, largest)
         self._then = now
+
+
+class Courtesy:
+    """Lets others go first, and keeps to a rate that may change.
+
+    @param clock: tells the time, for the rate.
+    @param latest: when others were last busy, by C{seconds}.
+    @param rate: bytes per second; None for no limit.
+    @param seconds: a clock that is fine enough to time one turn.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        latest: Callable[[], float],
+        rate: float | None = None,
+        seconds: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
+        self._latest = latest
+        self._seconds = seconds
+        self._limiter: RateLimiter | None = None
+        self._not_before = float("-inf")
+        self._left = _TURN
+        self._busy = 0.0
+        self._asked = 0.0
+        self.set_rate(rate)
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second; None where there is no limit."""
+        return self._limiter.rate if self._limiter is not None else None
+
+    def set_rate(self, rate: float | None) -> None:
+        """Go on with another rate from now; None for no limit."""
+        if rate is None:
+            self._limiter = None
+        elif self._limiter is None:
+            self._limiter = RateLimiter(self._clock, rate)
+        else:
+            self._limiter.set_rate(rate)
+
+    def allowed(self, wanted: int) -> int:
+        """How many bytes may be sent now, at most C{wanted}."""
+        self._asked = now = self._seconds()
+        if now - self._latest() < _QUIET:
+            if now < self._not_before:
+                return 0
+            if self._left <= 0:
+                # The turn is over: the others have three times as long.
+                self._not_before = now + _SHARE * self._busy
+                self._left, self._busy = _TURN, 0.0
+                return 0
+            wanted = min(wanted, self._left)
+        return self._limiter.allowed(wanted) if self._limiter is not None else wanted
+
+    def spend(self, count: int) -> None:
+        """C{count} bytes were sent."""
+        self._left -= count
+        now = self._seconds()
+        self._busy += now - self._asked
+        self._asked = now
+        if self._limiter is not None:
+            self._limiter.spend(count)
+
+    def delay(self, wanted: int) -> float:
+        """Seconds until L{allowed} gives something."""
+        others = max(0.0, self._not_before - self._seconds())
+        if others or self._limiter is None:
+            return others
+        return self._limiter.delay(wanted)

@@ -1,0 +1,124 @@
+"""Whether a mirror comes to its end: what was measured, and what follows from it.
+
+Owns the measurements of one attempt: how fast data goes over, how fast clients make the disk dirty,
+how long a flush takes; and the decision after each pass. No clock of its own, no I/O.
+
+Rules:
+
+* clients are held only if what is left is likely to go over, and be flushed, within three quarters
+  of the longest pause that they may see: an estimate that is a little wrong costs no second hold;
+* but another pass comes first while it is likely to make the pause half as long, and there is
+  something to be gained;
+* a hold that was too long teaches how fast it really went; the next comes not at once, and each
+  time later;
+* a mirror does not converge if clients make the disk dirty nearly as fast as it goes over, so that
+  a pass leaves about as much as the one before.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from typing import Final
+
+_PART: Final = 0.75
+_SHORT: Final = 0.05
+"""Seconds of a pause that is not worth another pass."""
+_NEARLY: Final = 0.8
+_FIRST_GUESS: Final = 16 << 20
+_WORTH_MEASURING: Final = 1 << 20
+_WINDOW: Final = 0.1
+_FIRST_BREAK: Final = 1.0
+_LONGEST_BREAK: Final = 60.0
+
+
+class Next(Enum):
+    """What comes after a pass."""
+
+    HOLD = "hold the clients, and send the rest"
+    AGAIN = "another pass"
+    NOT_CONVERGING = "another pass, but that alone will not do"
+
+
+class Convergence:
+    """That of one attempt.
+
+    @param longest_pause: seconds for which clients may be held.
+    @ivar rate: bytes per second that went over lately.
+    @ivar dirty_rate: bytes per second that clients made dirty lately.
+    @ivar flush: seconds that the last flush took.
+    @ivar passes: how many were made.
+    """
+
+    def __init__(self, longest_pause: float) -> None:
+        self.longest_pause = longest_pause
+        self.rate = 0.0
+        self.dirty_rate = 0.0
+        self.flush = 0.0
+        self.passes = 0
+        self._best = 0.0
+        self._held_rate = 0.0
+        self._left_before = sys.maxsize
+        self._failed = 0
+        self._not_before = float("-inf")
+        self._window: tuple[float, int, int] | None = None
+
+    # Measuring.
+
+    def sample(self, now: float, sent: int, dirtied: int) -> None:
+        """To be called now and then, and often.
+
+        @param now: seconds from anywhere.
+        @param sent: bytes of data that were acknowledged so far.
+        @param dirtied: bytes that became dirty so far.
+        """
+        if self._window is None:
+            self._window = now, sent, dirtied
+            return
+        then, sent_then, dirtied_then = self._window
+        seconds = now - then
+        if seconds < _WINDOW:
+            return
+        self._window = now, sent, dirtied
+        weight = min(1.0, seconds)
+        if sent - sent_then >= _WORTH_MEASURING:
+            rate = (sent - sent_then) / seconds
+            self.rate = rate if not self.rate else self.rate + weight * (rate - self.rate)
+            self._best = max(self._best, rate)
+        dirty_rate = (dirtied - dirtied_then) / seconds
+        self.dirty_rate += weight * (dirty_rate - self.dirty_rate)
+
+    def pause(self, left: int) -> float:
+        """Seconds for which clients would have to be held to send C{left} bytes."""
+        rate = self._held_rate or self._best or _FIRST_GUESS
+        return left / rate + self.flush
+
+    # Deciding.
+
+    def pass_ended(self, now: float, left: int) -> Next:
+        """What comes next.
+
+        @param left: bytes that are dirty.
+        """
+        self.passes += 1
+        before, self._left_before = self._left_before, left
+        pause = self.pause(left)
+        if pause <= _PART * self.longest_pause and now >= self._not_before:
+            after = self.pause(int(self.dirty_rate * pause))
+            gains = pause > _SHORT + self.flush and after < pause / 2
+            return Next.AGAIN if gains and left < before else Next.HOLD
+        rate = self.rate or _FIRST_GUESS
+        too_fast = self.dirty_rate >= _NEARLY * rate or left >= _NEARLY * before
+        if self.passes > 1 and too_fast and pause > _PART * self.longest_pause:
+            return Next.NOT_CONVERGING
+        return Next.AGAIN
+
+    def hold_failed(self, now: float, sent: int, seconds: float) -> None:
+        """Clients were held, and had to be released.
+
+        @param sent: bytes that went over meanwhile.
+        """
+        self._failed += 1
+        if sent >= _WORTH_MEASURING and seconds > 0:
+            self._held_rate = sent / seconds
+        self._not_before = now + min(_FIRST_BREAK * 2 ** (self._failed - 1), _LONGEST_BREAK)
