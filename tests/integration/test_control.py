@@ -23,7 +23,7 @@ import pytest
 from tests.support.processes import Processes, Running, until
 
 from blockmig.cli.status import run_status
-from blockmig.control import ControlError, ControlRefused, ask
+from blockmig.control import ControlError, ControlLost, ControlRefused, ask, client
 
 PROGRAM = """
 import os, signal, sys, time
@@ -256,10 +256,39 @@ def _asked(path: str) -> Any:
 def test_client_that_leaves(start: Callable[..., Running], room: Path) -> None:
     path = str(room / "control")
     running = start(Path(path))
-    with pytest.raises(ControlError, match=r"no answer on .* within 0\.2 s"):
+    with pytest.raises(ControlLost, match=r"no answer on .* within 0\.2 s"):
         ask(path, "POST", "/slow", 0.5, timeout=0.2)
     assert ask(path, "POST", "/slow", 0.5) == "slow"
     assert running.stderr == ""
+
+
+def test_patience_for_answers(
+    start: Callable[..., Running], room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer may take longer than any connection, or as long as the server lives."""
+    monkeypatch.setattr(client, "_PATIENCE", 0.3)
+    path = str(room / "control")
+    running = start(Path(path))
+    assert ask(path, "POST", "/slow", 0.8, timeout=20) == "slow"
+    assert ask(path, "POST", "/slow", 0.8, timeout=None) == "slow"
+    threading.Timer(0.5, running.kill).start()
+    with pytest.raises(ControlLost, match="without an answer"):
+        ask(path, "POST", "/slow", 60, timeout=None)
+    with pytest.raises(ControlError, match="nobody listens") as caught:
+        ask(path, "POST", "/slow", 60, timeout=None)
+    assert not isinstance(caught.value, ControlLost)
+
+
+def test_connection_is_not_waited_for_as_long_as_answers(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_PATIENCE", 0.3)
+    path = str(room / "control")
+    with listening(Path(path), backlog=0), socket.socket(socket.AF_UNIX) as other:
+        other.connect(path)
+        for timeout in (20, None):
+            with pytest.raises(ControlError, match=r"no connection to .* within 0\.3 s"):
+                ask(path, "GET", "/status", timeout=timeout)
 
 
 def test_nobody_to_ask(room: Path) -> None:

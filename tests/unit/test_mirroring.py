@@ -446,6 +446,17 @@ class ProgressTests(WaitCase):
         self.assertEqual(before, len(self.lines))
         self.assertEqual((2, 1000, 1000, 700, 300), self.shown()[-1])
 
+    def test_first_look_that_ends_behind_the_end(self):
+        """Nothing is shown any more: nobody would end it."""
+        slow = self.server.answers["status"] = Deferred()
+        self.begin()
+        self.end.callback({"status": 3, "message": "no space left", "summary": None})
+        self.assert_ended(3)
+        self.status()
+        slow.callback(self.server.answers["status"])
+        self.assertEqual([], self.lines)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
     def test_why_it_starts_again(self):
         self.begin()
         lost = "the connection\x1b was lost"
