@@ -26,7 +26,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..server import InThread, Server
+from ..server import InThread, Relay, Server
 from ..storage import SYSTEM, SystemCalls
 from ..transport import Courtesy
 from .live import Converge, LivePasses
@@ -130,7 +130,6 @@ class Mirror:
             in_thread=in_thread,
             system=system,
         )
-        self._receiver_export = side_name(export)
         self._began: float | None = None
         self._ended_at: float | None = None
         self._state = ""
@@ -243,7 +242,14 @@ class Mirror:
         if takes_over is None:
             self._server.hand_over()
         else:
-            raise NotImplementedError
+            self._server.relay(
+                Relay(
+                    takes_over.endpoint,
+                    takes_over.export,
+                    receiver_export=side_name(takes_over.export),
+                    reactor=self._reactor,
+                )
+            )
 
     def _hand_over_early(self) -> None:
         """Until the destination is told clients need not wait, unless it is for its server."""
