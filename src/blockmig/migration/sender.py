@@ -387,9 +387,9 @@ class SenderProtocol(Protocol):
         """
         self._take = take
         self._scanned = False
-        self._passed = Deferred()
+        self._passed = passed = Deferred[None]()
         self._fill()
-        await self._passed
+        await passed
 
     async def flush_now(self) -> None:
         """Have the destination make durable what it has; that says nothing of the whole copy."""
