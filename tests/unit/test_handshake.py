@@ -474,11 +474,110 @@ class ClientTests(SynchronousTestCase):
                 self.assertIsNone(client.next_event())
 
 
+META = option(10, struct.pack("!I", 4) + b"disk" + struct.pack("!II", 1, 15) + b"base:allocation")
+
+
+class ClientStructuredTests(SynchronousTestCase):
+    """Structured replies and C{base:allocation}, asked for."""
+
+    GO = option(7, go("disk", 3))
+    AGREED = reply(7, 3, info_export(5000, FLAGS)) + reply(7, 1)
+
+    def begin(self, flags=3, **keywords):
+        self.client = ClientHandshake("disk", **keywords)
+        return self.say(b"NBDMAGICIHAVEOPT" + struct.pack("!H", flags))
+
+    def say(self, *data):
+        self.client.receive_data(b"".join(data))
+        return self.client.data_to_send()
+
+    def agreed(self):
+        """What was negotiated once the export is: whether structured, and with the context."""
+        self.assertEqual(b"", self.say(self.AGREED))
+        event = self.client.next_event()
+        self.assertEqual(5000, event.export.size)
+        return event.structured, event.allocation
+
+    def test_not_asked_for(self):
+        self.assertEqual(FIXED + self.GO, self.begin())
+        self.assertEqual((False, False), self.agreed())
+
+    def test_structured_only(self):
+        self.assertEqual(FIXED + option(8), self.begin(structured=True))
+        self.assertEqual(self.GO, self.say(reply(8, 1)))
+        self.assertEqual((True, False), self.agreed())
+
+    def test_both(self):
+        self.assertEqual(FIXED + option(8), self.begin(structured=True, allocation=True))
+        self.assertEqual(META, self.say(reply(8, 1)))
+        self.assertEqual(b"", self.say(reply(10, 4, b"\0\0\0\1base:allocation")))
+        self.assertEqual(self.GO, self.say(reply(10, 1)))
+        self.assertEqual((True, True), self.agreed())
+
+    def test_the_name_that_is_looked_for_comes_first(self):
+        self.assertEqual(FIXED + option(3), self.begin(structured=True, look_for="other"))
+        self.assertEqual(option(8), self.say(reply(3, 1)))
+
+    def test_another_number(self):
+        for number in (0, 2, 2**32 - 1):
+            self.begin(structured=True, allocation=True)
+            self.say(reply(8, 1))
+            self.say(reply(10, 4, struct.pack("!I", number) + b"base:allocation"), reply(10, 1))
+            self.assertEqual((True, False), self.agreed())
+
+    def test_structured_refused(self):
+        for kind in (*range(2**31 + 1, 2**31 + 10), 2**31 + 999):
+            self.begin(structured=True, allocation=True)
+            self.assertEqual(self.GO, self.say(reply(8, kind, b"no")))
+            self.assertEqual((False, False), self.agreed())
+
+    def test_context_refused(self):
+        for answer in (reply(10, 1), reply(10, 2**31 + 1), reply(10, 2**31 + 6, b"what?")):
+            self.begin(structured=True, allocation=True)
+            self.say(reply(8, 1))
+            self.assertEqual(self.GO, self.say(answer))
+            self.assertEqual((True, False), self.agreed())
+
+    def test_a_failure_after_the_context(self):
+        self.begin(structured=True, allocation=True)
+        self.say(reply(8, 1))
+        self.say(reply(10, 4, b"\0\0\0\1base:allocation"), reply(10, 2**31 + 3))
+        self.assertEqual((True, False), self.agreed())
+
+    def test_no_context_without_structured_replies(self):
+        self.assertEqual(FIXED + self.GO, self.begin(allocation=True))
+
+    def test_old_servers_are_not_asked(self):
+        self.assertEqual(bytes(4) + option(1, b"disk"), self.begin(0, structured=True))
+        self.assertEqual(b"", self.say(struct.pack("!QH", 5000, FLAGS) + bytes(124)))
+        self.assertFalse(self.client.next_event().structured)
+
+    def test_with_export_name(self):
+        self.begin(structured=True, allocation=True)
+        self.say(reply(8, 1))
+        self.say(reply(10, 4, b"\0\0\0\1base:allocation"), reply(10, 1))
+        self.assertEqual(option(1, b"disk"), self.say(reply(7, OptionReply.ERR_UNSUP)))
+        self.say(struct.pack("!QH", 5000, FLAGS))
+        event = self.client.next_event()
+        self.assertEqual((True, True), (event.structured, event.allocation))
+
+    def test_answers_that_are_none(self):
+        for kind in (0, 2, 3, 4, 1000):
+            self.begin(structured=True)
+            self.assertRaises(RemoteProtocolError, self.say, reply(8, kind))
+        known = reply(10, 4, b"\0\0\0\1base:allocation")
+        other = reply(10, 4, b"\0\0\0\2qemu:dirty-bitmap:x")
+        for answer in (reply(10, 2), other, reply(10, 4, b"\0"), known + known, known + other):
+            self.begin(structured=True, allocation=True)
+            self.say(reply(8, 1))
+            self.assertRaises(RemoteProtocolError, self.say, answer)
+
+
 class TogetherTests(SynchronousTestCase):
-    def converse(self, name, exports, cut=None):
+    def converse(self, name, exports, cut=None, **keywords):
         """What each side sent, and both events; C{cut} cuts each side's stream into pieces."""
-        server = ServerHandshake({e.name: e for e in exports}.get)
-        client = ClientHandshake(name)
+        server = ServerHandshake({e.name: e for e in exports}.get, structured=bool(keywords))
+        client = ClientHandshake(name, **keywords)
         sent = {"client": b"", "server": b""}
         events = [None, None]
         while True:
@@ -511,6 +610,18 @@ class TogetherTests(SynchronousTestCase):
     def test_refused(self):
         error = self.assertRaises(HandshakeRefused, self.converse, "other", [DISK])
         self.assertEqual(OptionReply.ERR_UNKNOWN, error.reply)
+
+    def test_structured(self):
+        def cut(data):
+            return [data[i : i + 1] for i in range(len(data))]
+
+        for keywords in ({"structured": True}, {"structured": True, "allocation": True}):
+            for pieces in (None, cut):
+                _, events, client, server = self.converse("disk", [DISK], pieces, **keywords)
+                for event in events:
+                    self.assertTrue(event.structured)
+                    self.assertEqual("allocation" in keywords, event.allocation)
+                self.assertEqual((b"", b""), (client.trailing_data(), server.trailing_data()))
 
     def test_byte_by_byte(self):
         whole = self.converse("disk", [DISK])

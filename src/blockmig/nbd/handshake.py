@@ -21,6 +21,8 @@ Rules kept by the server:
 Rules kept by the client:
 
 * LIST first where a name is looked for; a server that does not list has not got it;
+* structured replies and C{base:allocation} are asked for only where the caller wants them; a server
+  that refuses them is gone on with, and that is told;
 * GO then, with the block sizes asked for; EXPORT_NAME only for a server that has no GO;
 * a reply must be to the option that was sent, and is bounded in size;
 * block sizes that contradict the protocol are the server's error, not a reason to guess.
@@ -85,7 +87,8 @@ class Negotiated:
     @ivar oldstyle: the server spoke the old handshake, so it may be as old in all else.
     @ivar listed: the server lists the export that was looked for.
     @ivar structured: replies are structured.
-    @ivar allocation: the metadata context C{base:allocation} was selected (as L{ALLOCATION_ID}).
+    @ivar allocation: the metadata context C{base:allocation} was selected, as L{ALLOCATION_ID}; to
+        one that the server calls by another number a client cannot be brought that was told this.
     """
 
     export: Export
@@ -303,12 +306,24 @@ class ClientHandshake(Conversation[Negotiated]):
 
     @param name: the export wanted; an oldstyle server has but one and is not told.
     @param look_for: the name of another export, which may or may not be there.
+    @param structured: ask for structured replies; `ClientTransmission` does not understand them.
+    @param allocation: ask for the metadata context C{base:allocation} too, where they are to be
+        had.
     @raise LocalProtocolError: the name is longer than the protocol allows.
     """
 
-    def __init__(self, name: str = "", look_for: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "",
+        look_for: str | None = None,
+        *,
+        structured: bool = False,
+        allocation: bool = False,
+    ) -> None:
         self._name = name.encode()
         self._look_for = None if look_for is None else look_for.encode()
+        self._wants_structured = structured
+        self._wants_allocation = allocation
         if len(self._name) > MAXIMUM_NAME:
             raise LocalProtocolError(f"an export name has at most {MAXIMUM_NAME} bytes")
         super().__init__()
@@ -326,18 +341,23 @@ class ClientHandshake(Conversation[Negotiated]):
         (offered,) = struct.unpack("!H", (yield 2))
         flags = offered & _KNOWN_FLAGS
         self._to_send += struct.pack("!I", flags)
-        listed = False
+        listed = structured = allocation = False
+        export: Export | None = None
         if flags & HandshakeFlag.FIXED_NEWSTYLE:
             if self._look_for is not None:
                 listed = yield from self._list()
+            if self._wants_structured:
+                structured = yield from self._structured_reply()
+            if structured and self._wants_allocation:
+                allocation = yield from self._set_allocation()
             export = yield from self._go()
-            if export is not None:
-                return Negotiated(export, listed=listed)
-        self._option(Option.EXPORT_NAME, self._name)
-        size, export_flags = _EXPORT_ANSWER.unpack((yield _EXPORT_ANSWER.size))
-        if not flags & HandshakeFlag.NO_ZEROES:
-            yield _ZEROES
-        return Negotiated(self._export(size, export_flags), listed=listed)
+        if export is None:
+            self._option(Option.EXPORT_NAME, self._name)
+            size, export_flags = _EXPORT_ANSWER.unpack((yield _EXPORT_ANSWER.size))
+            if not flags & HandshakeFlag.NO_ZEROES:
+                yield _ZEROES
+            export = self._export(size, export_flags)
+        return Negotiated(export, listed=listed, structured=structured, allocation=allocation)
 
     def _option(self, option: Option, data: bytes) -> None:
         self._to_send += _OPTION.pack(OPTION_MAGIC, option, len(data)) + data
@@ -363,6 +383,30 @@ class ClientHandshake(Conversation[Negotiated]):
             if length > len(data) - 4:
                 raise RemoteProtocolError(f"a listed name of {length} bytes does not fit its reply")
             listed = listed or data[4 : 4 + length] == self._look_for
+
+    def _structured_reply(self) -> Steps[bool]:
+        """Whether the server will answer with structured replies."""
+        self._option(Option.STRUCTURED_REPLY, b"")
+        reply, _ = yield from self._reply(Option.STRUCTURED_REPLY)
+        if reply != OptionReply.ACK and not reply & OPTION_REPLY_ERROR:
+            raise RemoteProtocolError(f"reply {reply} does not answer STRUCTURED_REPLY")
+        return reply == OptionReply.ACK
+
+    def _set_allocation(self) -> Steps[bool]:
+        """Whether the server tells what is allocated, and calls that by our number."""
+        option = Option.SET_META_CONTEXT
+        texts = (struct.pack("!I", len(text)) + text for text in (self._name, ALLOCATION))
+        self._option(option, struct.pack("!I", 1).join(texts))
+        number: int | None = None
+        while True:
+            reply, data = yield from self._reply(option)
+            if reply == OptionReply.ACK:
+                return number == ALLOCATION_ID
+            if reply & OPTION_REPLY_ERROR:
+                return False
+            if reply != OptionReply.META_CONTEXT or data[4:] != ALLOCATION or number is not None:
+                raise RemoteProtocolError(f"reply {reply} does not answer SET_META_CONTEXT")
+            (number,) = struct.unpack_from("!I", data)
 
     def _go(self) -> Steps[Export | None]:
         """Negotiate with GO; None where the server has no GO."""

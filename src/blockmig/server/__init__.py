@@ -5,22 +5,27 @@ what on it, so that the receiver's are of the same kind as the server's.
 """
 
 from .access import DiskAccess
+from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
 from .pace import Pace
+from .relay import Relay
 from .serving import Server
 from .threads import InThread, ThreadWork, to_the_end
 from .traffic import Traffic
 
 __all__ = [
+    "Changes",
     "Clients",
     "ConnectionSettings",
     "DiskAccess",
     "InThread",
     "Pace",
+    "Relay",
     "Server",
     "ServerConnection",
     "ThreadWork",
+    "Throttle",
     "Traffic",
     "to_the_end",
 ]

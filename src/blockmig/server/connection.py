@@ -15,6 +15,8 @@ Rules:
   sent, nothing more is read, so that a peer is held back by its own socket;
 * while its handler holds the clients, nothing more is taken from one that has negotiated: what it
   asks stays unanswered, and the disk unchanged;
+* a connection may be passed on to another server: what was not answered is given up as it came, and
+  from then on only bytes are moved here;
 * a connection that has not negotiated within the handshake timeout, or that has been silent for
   the idle timeout with nothing of ours to wait for, is aborted;
 * nothing that a peer does raises out of here.
@@ -22,6 +24,7 @@ Rules:
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -36,6 +39,8 @@ from zope.interface import implementer
 
 from ..interfaces import IExportHandler, IPayloadReceiver
 from ..nbd import (
+    REQUEST,
+    REQUEST_MAGIC,
     REQUEST_SIZE,
     Aborted,
     Command,
@@ -107,7 +112,7 @@ class _Hold(Enum):
     __hash__ = object.__hash__
 
     FULL = "so much of it is under way that it must wait"
-    BEHIND = "its handler's disk is behind"
+    BEHIND = "its handler's disk is behind, or the server that it was passed on to"
     ADMITTING = "it is not known yet whether its latest request is admitted"
     WRITING = "a part of its payload is being written by a thread"
     HELD = "all clients are held while the disk is handed over"
@@ -117,12 +122,36 @@ _OURS: Final = frozenset({_Hold.BEHIND, _Hold.HELD})
 _MUST_WAIT: Final = frozenset({_Hold.ADMITTING, _Hold.WRITING, _Hold.HELD})
 
 
+class Passing(typing.Protocol):
+    """Whoever passes a connection on to another server, and is told of what happens to it."""
+
+    def begin(self, unanswered: list[bytes | FileRegion] | None) -> None:
+        """It is yours, and paused.
+
+        @param unanswered: what the peer has sent so far that was not answered, in order; None where
+            not all of it is to be had any more.
+        """
+
+    def received(self, data: bytes | memoryview) -> None:
+        """The peer sent this; a view will not last."""
+
+    def drained(self) -> None:
+        """The peer has taken all there was for it."""
+
+    def finished(self) -> None:
+        """The peer sends no more, and still listens."""
+
+    def lost(self, reason: Failure) -> None:
+        """The connection is gone."""
+
+
 @implementer(IPayloadReceiver, IHalfCloseableProtocol)
 class ServerConnection(Protocol):
     """The protocol of one connection.
 
     @ivar peer: who it is, for messages.
     @ivar handler: the export's handler, once negotiated.
+    @ivar negotiated: what the peer was told.
     @ivar first_cookie: the cookie of the first request, by which a client may make itself known.
     @ivar traffic: what was asked for.
     @ivar made: when the connection was made, by the reactor's clock.
@@ -134,6 +163,7 @@ class ServerConnection(Protocol):
     def __init__(self, settings: ConnectionSettings, address: IAddress) -> None:
         self.peer = describe_address(address)
         self.handler: IExportHandler | None = None
+        self.negotiated: Negotiated | None = None
         self.first_cookie: int | None = None
         self.traffic = Traffic()
         self.made = settings.reactor.seconds()
@@ -159,6 +189,7 @@ class ServerConnection(Protocol):
         self._began_moving: Beginning = (0.0, -1)
         self._silence: IDelayedCall | None = None
         self._until_idle: list[Deferred[None]] = []
+        self._passing: Passing | None = None
 
     # IProtocol.
 
@@ -177,11 +208,17 @@ class ServerConnection(Protocol):
             self._reactor, transport, self, REQUEST_SIZE, settings.system
         )
         self._note_activity()
+        self.begin()
+
+    def begin(self) -> None:
+        """Greet the peer."""
+        settings = self._settings
         self._watch(settings.handshake_timeout)
         if settings.oldstyle is not None:
             export = settings.oldstyle.export.without(TransmissionFlag.SEND_DF)
             self._outgoing.send([oldstyle_hello(export)])
             self._begin_transmission(settings.oldstyle, Negotiated(export))
+            self.agreed()
         else:
             self._handshake = ServerHandshake(
                 self._exported, settings.names, structured=settings.structured
@@ -195,6 +232,8 @@ class ServerConnection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Bytes that were not moved past us."""
         if not self.reading:
+            if self._passing is not None:
+                self._passing.received(data)
             return
         self._note_activity()
         try:
@@ -209,6 +248,8 @@ class ServerConnection(Protocol):
     def viewReceived(self, view: memoryview) -> None:
         """As L{dataReceived}, on the shortest way, with bytes that will not last."""
         if not self.reading:
+            if self._passing is not None:
+                self._passing.received(view)
             return
         self._note_activity()
         self._wire.receive_data(view)
@@ -217,7 +258,10 @@ class ServerConnection(Protocol):
 
     def readConnectionLost(self) -> None:
         """The peer sends no more; it still hears of what it has asked for."""
-        self._finish()
+        if self._passing is not None:
+            self._passing.finished()
+        else:
+            self._finish()
 
     def writeConnectionLost(self) -> None:
         """Never: we close both ways at once."""
@@ -231,6 +275,8 @@ class ServerConnection(Protocol):
         if self.handler is not None:
             self._carrying.abandon()
         self._watch(0)
+        if self._passing is not None:
+            self._passing.lost(reason)
         self._settle()
 
     # The handshake.
@@ -255,9 +301,14 @@ class ServerConnection(Protocol):
             self._begin_transmission(handler, event)
             self._wire.receive_data(handshake.trailing_data())
             self._process()
+            self.agreed()
+
+    def agreed(self) -> None:
+        """The handshake is over, and what came behind it was acted on as far as it may be."""
 
     def _begin_transmission(self, handler: IExportHandler, negotiated: Negotiated) -> None:
         self.handler = handler
+        self.negotiated = negotiated
         self._export = export = negotiated.export
         self._allocation = negotiated.allocation
         self._wire = ServerTransmission(negotiated.structured)
@@ -346,7 +397,9 @@ class ServerConnection(Protocol):
 
     def _resume(self) -> None:
         """Something of ours was done: go on with what waited for it."""
-        if (
+        if self._passing is not None:
+            self._passing.drained()
+        elif (
             _Hold.FULL in self._holds
             and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2
             and self._bytes_in_progress + self._outgoing.pending_bytes < _MOST_BYTES // 2
@@ -362,7 +415,10 @@ class ServerConnection(Protocol):
             self._broken(error)
 
     def pause_reading(self) -> None:
-        """Read nothing more until L{resume_reading}; for a handler whose disk is behind."""
+        """Read nothing more until L{resume_reading}.
+
+        For a handler whose disk is behind, and for who passes the connection on.
+        """
         self._hold(_Hold.BEHIND)
 
     def resume_reading(self) -> None:
@@ -375,7 +431,7 @@ class ServerConnection(Protocol):
 
         @return: fires when nothing of it is being carried out any more.
         """
-        if self.handler is not None:
+        if self.handler is not None and self._passing is None:
             self._hold(_Hold.HELD)
         idle: Deferred[None] = Deferred()
         self._until_idle.append(idle)
@@ -394,6 +450,48 @@ class ServerConnection(Protocol):
             self._note_activity()
             self._release(_Hold.HELD)
             self._go_on()
+
+    def pass_on(self, passing: Passing) -> None:
+        """Have another server answer; for one that is held and idle, or was not greeted.
+
+        Nothing happens if the connection is at its end already, and C{passing} hears of nothing.
+        """
+        if self.reading and not self.draining:
+            self._passing = passing
+            self._life.pass_on()
+
+    def begin_passing(self) -> None:
+        """Give the connection up (see L{lifetime})."""
+        assert self._passing is not None
+        self._watch(0)
+        self._holds.clear()
+        self.pause_reading()
+        self._passing.begin(self._unanswered())
+
+    def _unanswered(self) -> list[bytes | FileRegion] | None:
+        """What the peer has sent that was not answered, as it came, taken from us."""
+        write, self._write = self._write, None
+        data, position = self._wire.unread()
+        rest = bytes(data[position:])
+        self._wire = ServerTransmission()
+        items: list[bytes | FileRegion] = []
+        if write is not None:
+            if write.error:
+                return None
+            assert self.handler is not None
+            start = write.request.offset
+            items.append(REQUEST.pack(REQUEST_MAGIC, *write.request))
+            if (written := write.position - write.gathered - start) > 0:
+                items.append(FileRegion(self.handler.disk, start, written))
+            items += write.pieces or []
+        if rest:
+            items.append(rest)
+        return items
+
+    def answer(self, data: bytes) -> bool:
+        """Send what the other server says, behind what we did; whether the peer has taken all."""
+        self._outgoing.send_view(data)
+        return not self._outgoing.waiting
 
     def _hold(self, why: _Hold) -> None:
         self._holds.add(why)

@@ -4,7 +4,8 @@ Owns the order in which an end is told of, and nothing of what is said on the wi
 
 Rules:
 
-* from the disconnect on, or from when we close, no request is acted on any more;
+* from the disconnect on, or from when we close, no request is acted on any more; nor once another
+  server is to answer, but then the end is told of all the same;
 * the disconnect is told of when nothing of the connection is being carried out, once, and not if we
   closed before that;
 * the loss of the connection is told of last, when nothing is being carried out, once, whatever else
@@ -34,6 +35,9 @@ class Inputs(Protocol):
     def settle(self) -> None:
         """Nothing is being carried out (any more)."""
 
+    def pass_on(self) -> None:
+        """Another server is to answer; nothing is being carried out, nor will be."""
+
     def close(self) -> None:
         """We close, when all that is due was sent."""
 
@@ -59,6 +63,9 @@ class Core(Protocol):
     def tell_gone(self) -> None:
         """Tell whoever decides that the connection is no more."""
 
+    def begin_passing(self) -> None:
+        """Give the connection up to whoever passes it on."""
+
     def close_transport(self) -> None:
         """Close, when all was sent."""
 
@@ -76,6 +83,8 @@ _finishing = _builder.state("finishing")
 """No more requests can come; what is being carried out is finished, and answered."""
 _disconnected = _builder.state("disconnected")
 """The client disconnected; something of it is still being carried out."""
+_passed_on = _builder.state("passed on")
+"""Another server answers."""
 _told = _builder.state("told")
 """Whoever decides knows of the disconnect, and is to close."""
 _closing = _builder.state("closing")
@@ -103,6 +112,12 @@ def _drain(machine: Inputs, core: Core) -> None:
     core.draining = True
 
 
+@_open.upon(Inputs.pass_on).to(_passed_on)
+def _pass_on(machine: Inputs, core: Core) -> None:
+    core.reading = False
+    core.begin_passing()
+
+
 @_disconnected.upon(Inputs.settle).to(_told)
 def _tell_disconnected(machine: Inputs, core: Core) -> None:
     core.tell_disconnected()
@@ -115,6 +130,8 @@ def _tell_disconnected(machine: Inputs, core: Core) -> None:
 @_finishing.upon(Inputs.settle).to(_closing)
 @_disconnected.upon(Inputs.close).to(_closing)
 @_told.upon(Inputs.close).to(_closing)
+@_passed_on.upon(Inputs.close).to(_closing)
+@_passed_on.upon(Inputs.drain).to(_closing)
 def _close(machine: Inputs, core: Core) -> None:
     core.reading = False
     core.close_transport()
@@ -125,6 +142,7 @@ def _close(machine: Inputs, core: Core) -> None:
 @_finishing.upon(Inputs.abort).to(_aborting)
 @_disconnected.upon(Inputs.abort).to(_aborting)
 @_told.upon(Inputs.abort).to(_aborting)
+@_passed_on.upon(Inputs.abort).to(_aborting)
 @_closing.upon(Inputs.abort).to(_aborting)
 def _abort(machine: Inputs, core: Core) -> None:
     core.reading = False
@@ -136,6 +154,7 @@ def _abort(machine: Inputs, core: Core) -> None:
 @_draining.upon(Inputs.lose).to(_lost)
 @_finishing.upon(Inputs.lose).to(_lost)
 @_told.upon(Inputs.lose).to(_lost)
+@_passed_on.upon(Inputs.lose).to(_lost)
 @_closing.upon(Inputs.lose).to(_lost)
 @_aborting.upon(Inputs.lose).to(_lost)
 def _lose(machine: Inputs, core: Core) -> None:
@@ -154,12 +173,14 @@ def _tell_gone(machine: Inputs, core: Core) -> None:
 
 
 _ending = (_finishing, _disconnected, _told, _closing, _aborting, _lost_disconnected, _lost, _gone)
-for _state in _ending:
+for _state in (_passed_on, *_ending):
     _state.upon(Inputs.disconnect).loop().returns(None)
     _state.upon(Inputs.finish).loop().returns(None)
 for _state in (_draining, *_ending):
     _state.upon(Inputs.drain).loop().returns(None)
-for _state in (_open, _told, _closing, _aborting, _gone):
+for _state in (_draining, _passed_on, *_ending):
+    _state.upon(Inputs.pass_on).loop().returns(None)
+for _state in (_open, _passed_on, _told, _closing, _aborting, _gone):
     _state.upon(Inputs.settle).loop().returns(None)
 for _state in (_closing, _aborting, _lost_disconnected, _lost, _gone):
     _state.upon(Inputs.close).loop().returns(None)

@@ -13,6 +13,8 @@ Rules:
   nobody's request is begun. When nothing is under way the disk stays as it is until the release;
 * once the disk is handed over, its clients are closed with what they asked for last unanswered, so
   that they repeat it at the new place; nothing is flushed, since this copy matters no more;
+* or else they are passed on to the new place (`relay`), and so is who comes later; it is over when
+  the last of them has left;
 * the disk's errors are the clients' affair, and none of them ends the server.
 """
 
@@ -22,7 +24,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+)
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -44,6 +51,7 @@ from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
 from .errors import DiskErrors
 from .pace import Pace
+from .relay import Relay
 from .threads import InThread, ThreadWork
 from .work import MOST
 
@@ -146,14 +154,30 @@ class _ServedConnection(ServerConnection):
     """A connection that its server knows of.
 
     @ivar clients: all of them; handshakes count as well, and no handler hears of their end.
+    @ivar relay: gives what passes them on; None until they are.
     """
 
     clients: Clients
+    relay: Callable[[], Relay | None]
+
+    def agreed(self) -> None:
+        """Nobody is served here any more once the others are passed on."""
+        relay = self.relay()
+        if relay is not None:
+            relay.pass_on(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the server too."""
         super().connectionLost(reason)
         self.clients.forget(self)
+
+
+class _PassedConnection(_ServedConnection):
+    """The connection of a client that another server greets."""
+
+    def begin(self) -> None:
+        """Pass it on from its first byte."""
+        self.agreed()
 
 
 class Server:
@@ -224,6 +248,8 @@ class Server:
         self._clients = Clients()
         self._refused_at = float("-inf")
         self._stopping = False
+        self._relay: Relay | None = None
+        self._patience: IDelayedCall | None = None
         self._ended: BaseException | bool | None = None
         self._waiting: list[Deferred[None]] = []
 
@@ -244,18 +270,22 @@ class Server:
                     most=self._most,
                 )
             return None
-        connection = _ServedConnection(self._settings, address)
+        made = _ServedConnection if self._relay is None else _PassedConnection
+        connection = made(self._settings, address)
         connection.clients = self._clients
+        connection.relay = lambda: self._relay
         self._clients.add(connection)
         return connection
 
     @property
     def state(self) -> str:
-        """C{serving}, C{holding}, C{stopping} or C{stopped}."""
+        """C{serving}, C{holding}, C{relaying}, C{stopping} or C{stopped}."""
         if self._ended is not None:
             return "stopped"
         if self._stopping:
             return "stopping"
+        if self._relay is not None:
+            return "relaying"
         return "holding" if self._handler.held else "serving"
 
     def status(self) -> dict[str, Any]:
@@ -277,6 +307,9 @@ class Server:
     def complete(self) -> Deferred[None]:
         """Fires when the server was stopped, every client is gone, and the disk is flushed.
 
+        Nothing is flushed after L{hand_over}, nor after L{relay}, behind which it fires when the
+        last client has left, by itself.
+
         It fails with the L{OSError} of that last flush.
         """
         waiting: Deferred[None] = Deferred()
@@ -297,13 +330,14 @@ class Server:
     def stop(self, why: str = "") -> None:
         """Finish what is being carried out, close every client, flush; L{complete} tells when.
 
+        Clients that are passed on to another server are closed.
+
         @param why: for the log, which says nothing without it.
         """
         if self._stopping:
             return
         self._stopping = True
-        if self._handler.held:
-            self.release()
+        self._patience = self._reactor.callLater(_PATIENCE, self._abort_clients)
         if why:
             _log.info(
                 "{why}: finishing the requests of {clients} client(s)",
@@ -311,20 +345,22 @@ class Server:
                 why=why,
                 clients=len(self._clients),
             )
-        Deferred.fromCoroutine(self._stop()).addErrback(_bug)
-
-    async def _stop(self) -> None:
-        patience = self._reactor.callLater(_PATIENCE, self._abort_clients)
+        if self._relay is not None:
+            self._close_clients()
+            return
+        if self._handler.held:
+            self.release()
         for client in self._clients:
             client.drain()
-        await self._end(None if self.read_only else self._access.flush)
-        if patience.active():
-            patience.cancel()
+        ending = self._end(None if self.read_only else self._access.flush)
+        Deferred.fromCoroutine(ending).addErrback(_bug)
 
     async def _end(self, flush: Callable[[], Deferred[None]] | None = None) -> None:
         """Once every client is gone, and no thread at work, it is over."""
         await self._clients.none_left()
         await self._threads.idle()
+        if self._patience is not None and self._patience.active():
+            self._patience.cancel()
         try:
             if flush is not None:
                 await flush()
@@ -341,6 +377,11 @@ class Server:
         """What clients change; may be watched, and slowed."""
         return self._access.changes
 
+    @property
+    def last_busy(self) -> float:
+        """When the disk was last called for a client, by C{time.perf_counter}."""
+        return self._access.pace.latest
+
     def hold(self) -> Deferred[None]:
         """Begin nothing more for any client until L{release}, or L{hand_over}.
 
@@ -353,6 +394,8 @@ class Server:
 
     def release(self) -> None:
         """Go on as if nothing had happened."""
+        if self._relay is not None:
+            return
         self._handler.held = False
         for client in self._clients:
             client.release()
@@ -362,9 +405,42 @@ class Server:
         if self._stopping:
             return
         self._stopping = True
+        self._close_clients()
+        if self._relay is None:
+            Deferred.fromCoroutine(self._end()).addErrback(_bug)
+
+    def _close_clients(self) -> None:
+        if self._relay is not None:
+            self._relay.stop()
         for client in self._clients:
             client.close()
-        Deferred.fromCoroutine(self._end()).addErrback(_bug)
+
+    def relay(self, relay: Relay) -> None:
+        """The disk is another's to serve: pass every client on to that one, those to come too.
+
+        For a server whose clients are held (they are, if they were not). What they asked for and
+        were not answered is asked there first. The ports must go on listening, and the disk must
+        stay open, until L{complete} tells that the last client has left: at once if there is none.
+        L{stop} ends it sooner, and L{release} does nothing any more.
+
+        @param relay: knows the way, as in C{Relay(client_endpoint(reactor, uri), uri.export,
+            receiver_export=uri.export + SIDE_EXPORT, reactor=reactor)}.
+        """
+        if self._stopping or self._relay is not None:
+            return
+        self._relay = relay
+        relay.start()
+        Deferred.fromCoroutine(self._pass_on(relay)).addErrback(_bug)
+
+    async def _pass_on(self, relay: Relay) -> None:
+        await self.hold()
+        for client in self._clients:
+            if client.negotiated is not None:
+                relay.pass_on(client)
+        await self._clients.none_left()
+        self._stopping = True
+        relay.stop()
+        await self._end()
 
     def _abort_clients(self) -> None:
         """They had their time to take their replies, or to send the rest of their requests."""

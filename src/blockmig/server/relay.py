@@ -1,0 +1,568 @@
+"""Clients whose disk another server serves now, passed on to it so that they see only a pause.
+
+Owns the wait for that server, and the connections to it: one for each client. A client's own end is
+a `ServerConnection` that was passed on; it goes on sending what we owe the client, and everything
+behind that comes from the other server.
+
+Rules:
+
+* nobody is passed on before a server has answered that is not the migration's receiver any more:
+  the name of the receiver's side export, where one is known, is not listed;
+* a client that has negotiated with us goes on only where everything that it was told holds: what is
+  less there costs its connection, so that it may connect anew. Nothing else of its stream is
+  changed;
+* everything that it sent and we have not answered goes first, as it came, and each byte once: a
+  WRITE that was taken off the wire in part is made whole again, from the disk and from memory;
+* a client that connects later is passed on from its first byte, and is only waited with until then;
+* what one side does not take is not read from the other: one message of the reactor's, and the rest
+  of an unanswered one, is all that is ever kept;
+* a client that says no more may still listen. A server that says no more is gone, since there is
+  nothing that it could be told any more; then its client's connection is closed too;
+* a connection that does not come about has cost nothing: it is tried again, for ever.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..nbd import (
+    REQUEST,
+    REQUEST_MAGIC,
+    ClientHandshake,
+    Command,
+    HandshakeRefused,
+    Negotiated,
+    ProtocolError,
+    TransmissionFlag,
+)
+from ..storage import SYSTEM, SystemCalls
+from ..transport import FileRegion, RegionProducer, is_plain_socket, tune
+from .connection import ServerConnection
+
+_log = Logger()
+
+_FIRST_DELAY: Final = 0.02
+_LONGEST_DELAY: Final = 0.5
+_REPORT: Final = 60.0
+_PATIENCE: Final = 10.0
+_GOODBYE: Final = 1.0
+
+
+class _Near(typing.Protocol):
+    """Whoever has a connection to the other server made, and is told of what happens to it."""
+
+    def met(self, far: _Far, negotiated: Negotiated | None) -> None:
+        """Connected; with a handshake, if there was to be one."""
+
+    def answered(self, data: bytes) -> None:
+        """The server sent this."""
+
+    def far_drained(self) -> None:
+        """The server has taken all there was for it."""
+
+    def far_lost(self, why: str) -> None:
+        """The connection is gone, or did not come about; told once."""
+
+
+class _Far(Protocol):
+    """One connection to the other server.
+
+    @param handshake: what to begin with; None for nothing.
+    @ivar why: why we gave it up; empty if we did not.
+    """
+
+    transport: Any
+
+    def __init__(
+        self, near: _Near, reactor: Any, handshake: ClientHandshake | None, system: SystemCalls
+    ) -> None:
+        self._near = near
+        self._reactor = reactor
+        self._handshake = handshake
+        self._system = system
+        self.why = ""
+        self._lost = False
+        self._met = False
+        self._connecting: Deferred[Any] | None = None
+        self._timeout: IDelayedCall | None = None
+
+    def connect(self, endpoint: IStreamClientEndpoint) -> None:
+        """Connect, and shake hands, with patience."""
+        factory = Factory.forProtocol(lambda: self)
+        factory.noisy = False
+        self._wait(_PATIENCE, f"no answer in {_PATIENCE:g} s")
+        self._connecting = maybeDeferred(endpoint.connect, factory)
+        self._connecting.addCallbacks(lambda _: None, self._not_connected)
+
+    def _not_connected(self, failure: Failure) -> None:
+        self._gone(failure.getErrorMessage())
+
+    def _wait(self, seconds: float, why: str) -> None:
+        """Give up after a while; unless something else is waited for before that."""
+        self._wait_no_more()
+        self._timeout = self._reactor.callLater(seconds, self._give_up, why)
+
+    def _wait_no_more(self) -> None:
+        if self._timeout is not None and self._timeout.active():
+            self._timeout.cancel()
+        self._timeout = None
+
+    def _give_up(self, why: str) -> None:
+        self._timeout = None
+        self.why = self.why or why
+        self.abort()
+
+    def _gone(self, why: str) -> None:
+        self._wait_no_more()
+        if not self._lost:
+            self._lost = True
+            self._near.far_lost(self.why or why)
+
+    # IProtocol.
+
+    def connectionMade(self) -> None:
+        """The server speaks first."""
+        tune(self.transport)
+        self._outgoing = RegionProducer(
+            self.transport, self._sending_failed, drained=self._drained, system=self._system
+        )
+        if self._lost:
+            self.transport.abortConnection()
+        elif self._handshake is None:
+            self._meet(None)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Something from the server."""
+        if self._lost:
+            return
+        if self._handshake is not None:
+            data = self._shake_hands(self._handshake, data)
+        if data and self._met:
+            self._near.answered(data)
+
+    def _shake_hands(self, handshake: ClientHandshake, data: bytes) -> bytes:
+        try:
+            handshake.receive_data(data)
+        except (ProtocolError, HandshakeRefused) as error:
+            self._give_up(str(error))
+            return b""
+        if more := handshake.data_to_send():
+            self._outgoing.send([more])
+        event = handshake.next_event()
+        if event is None:
+            return b""
+        self._handshake = None
+        self._meet(event)
+        return handshake.trailing_data()
+
+    def _meet(self, negotiated: Negotiated | None) -> None:
+        self._wait_no_more()
+        self._met = True
+        self._near.met(self, negotiated)
+
+    def _drained(self) -> None:
+        if self._met and not self._lost:
+            self._near.far_drained()
+
+    def _sending_failed(self, error: OSError) -> None:
+        self._give_up(f"reading the disk failed: {error}")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        self._outgoing.stopProducing()
+        self._gone(reason.getErrorMessage())
+
+    # What is done with it.
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the server has not taken all that was sent."""
+        return self._outgoing.waiting
+
+    def send(self, items: Sequence[bytes | FileRegion]) -> None:
+        """Send what is here to stay."""
+        self._outgoing.send(items)
+
+    def send_view(self, data: bytes | memoryview) -> None:
+        """Send what may not last."""
+        self._outgoing.send_view(data)
+
+    def pause(self) -> None:
+        """Read nothing more until L{resume}."""
+        if not self._lost:
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self._lost:
+            self.transport.resumeProducing()
+
+    def finish(self) -> None:
+        """Tell the server that nothing more comes, once all was sent."""
+        if self._lost:
+            return
+        if is_plain_socket(self.transport):
+            self.transport.loseWriteConnection()
+        else:
+            self.close()
+
+    def disconnect(self) -> None:
+        """Take leave of the server, which is to close."""
+        self.send([REQUEST.pack(REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0)])
+        self._wait(_GOODBYE, "")
+
+    def close(self) -> None:
+        """Close when all was sent, or after a while."""
+        if not self._lost:
+            self._wait(_PATIENCE, "")
+            self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close at once, or do not connect any more."""
+        self._wait_no_more()
+        if self.transport is not None:
+            if not self._lost:
+                self.transport.abortConnection()
+        elif self._connecting is not None:
+            self._connecting.cancel()
+
+
+class _Probe:
+    """A look at whether the other server is there."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._is_there = False
+        self._receives = False
+
+    def met(self, far: _Far, negotiated: Negotiated | None) -> None:
+        """Somebody is there, who may still be the receiver: to that one no word is said."""
+        assert negotiated is not None
+        if negotiated.listed:
+            self._receives = True
+            far.abort()
+        else:
+            self._is_there = True
+            far.disconnect()
+
+    def answered(self, data: bytes) -> None:
+        """Nothing was asked."""
+
+    def far_drained(self) -> None:
+        """It has."""
+
+    def far_lost(self, why: str) -> None:
+        """Only now: where connections are counted, this one counts no more."""
+        if self._receives:
+            why = "the migration's receiver still has the disk"
+        self._relay.probed("" if self._is_there else why or "it closed the connection")
+
+
+class _Passage:
+    """One client, passed on.
+
+    @param client: its connection.
+    """
+
+    def __init__(self, relay: Relay, client: ServerConnection) -> None:
+        self._relay = relay
+        self._client = client
+        self._left: list[bytes | FileRegion] = []
+        self._far: _Far | None = None
+        self._joined = False
+        self._finished = False
+        self._ended = False
+
+    # From the client.
+
+    def begin(self, unanswered: list[bytes | FileRegion] | None) -> None:
+        """Its connection was given up to us."""
+        self._relay.add(self)
+        if unanswered is None:
+            self._close("a WRITE of it that is under way has failed here")
+            return
+        self._left = unanswered
+        if self._client.negotiated is None:
+            # It waits for a greeting, so that all there is to be read is that it gave up.
+            self._client.resume_reading()
+        self.connect()
+
+    def received(self, data: bytes | memoryview) -> None:
+        """To the server; or to be kept for it, but then only this."""
+        if self._ended:
+            return
+        if self._joined:
+            assert self._far is not None
+            self._far.send_view(data)
+            if self._far.waiting:
+                self._client.pause_reading()
+        else:
+            self._left.append(bytes(data))
+            self._client.pause_reading()
+
+    def finished(self) -> None:
+        """It sends no more."""
+        self._finished = True
+        if self._ended:
+            return
+        if self._joined:
+            assert self._far is not None
+            self._far.finish()
+        elif not self._left:
+            self._close("")
+
+    def drained(self) -> None:
+        """It has taken everything: there may be more."""
+        if self._joined and self._far is not None:
+            self._far.resume()
+
+    def lost(self, reason: Failure) -> None:
+        """It has gone. What it sent before it closed in order still reaches the server."""
+        self._ended = True
+        self._left = []
+        self._relay.remove(self)
+        if self._far is None:
+            return
+        if self._joined and reason.check(ConnectionDone):
+            self._far.close()
+        else:
+            self._far.abort()
+
+    def _close(self, why: str) -> None:
+        self._ended = True
+        self._left = []
+        if why:
+            _log.warn(
+                "{peer}: cannot be passed on, and is closed: {why}",
+                event="not-passed-on",
+                peer=self._client.peer,
+                why=why,
+            )
+        self._client.close()
+
+    # From the server, and what leads there.
+
+    def connect(self) -> None:
+        """Connect to the server, unless that is done, or too early."""
+        if self._far is None and not self._ended and self._relay.is_there:
+            self._far = self._relay.make_far(self, self._client.negotiated)
+            self._relay.connect(self._far)
+
+    def met(self, far: _Far, negotiated: Negotiated | None) -> None:
+        """Connected: the client may go on, if it is what the client was told."""
+        told = self._client.negotiated
+        if told is not None and negotiated is not None:
+            if negotiated.listed:
+                far.abort()
+                return
+            why = what_is_less(told, negotiated)
+            if why:
+                self._far = None
+                far.disconnect()
+                self._close(why)
+                return
+        self._joined = True
+        self._relay.joined()
+        left, self._left = self._left, []
+        far.send(left)
+        if self._finished:
+            far.finish()
+        if far.waiting:
+            self._client.pause_reading()
+        else:
+            self._client.resume_reading()
+
+    def answered(self, data: bytes) -> None:
+        """To the client."""
+        if self._joined and not self._ended and not self._client.answer(data):
+            assert self._far is not None
+            self._far.pause()
+
+    def far_drained(self) -> None:
+        """It has taken everything: there may be more."""
+        if not self._ended:
+            self._client.resume_reading()
+
+    def far_lost(self, why: str) -> None:
+        """Before they were joined nothing is lost; after that the client's connection is."""
+        far, self._far = self._far, None
+        if self._ended:
+            return
+        if self._joined:
+            self._close(far.why if far is not None else "")
+        else:
+            self._relay.missed(why)
+
+    def stop(self) -> None:
+        """Close."""
+        if not self._ended:
+            self._close("")
+
+
+class Relay:
+    """Passes clients on to the server that has their disk now.
+
+    Give it to L{Server.relay <blockmig.server.Server.relay>}.
+
+    @param endpoint: where that server is, or will be.
+    @param export: the name of the disk there.
+    @param receiver_export: the name of another export, which only the migration's receiver lists;
+        None if there is no such.
+    @param reactor: the reactor; None for the global one.
+    @param system: the calls into the kernel.
+    @ivar is_there: it has answered.
+    """
+
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        export: str = "",
+        *,
+        receiver_export: str | None = None,
+        reactor: Any = None,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        self.is_there = False
+        self._endpoint = endpoint
+        self._export = export
+        self._receiver_export = receiver_export
+        self._reactor = reactor
+        self._system = system
+        self._passages: dict[_Passage, None] = {}
+        self._delay = _FIRST_DELAY
+        self._reported = float("-inf")
+        self._said_so = False
+        self._probe: _Far | None = None
+        self._next: IDelayedCall | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Look for the server."""
+        self._look()
+
+    def pass_on(self, client: ServerConnection) -> None:
+        """Pass a client on that is held and idle, or was not greeted; now, or when that can be."""
+        client.pass_on(_Passage(self, client))
+
+    def stop(self) -> None:
+        """Give up: close every client, and look for nobody any more."""
+        self._stopped = True
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        if self._probe is not None:
+            self._probe.abort()
+        for passage in list(self._passages):
+            passage.stop()
+
+    # For passages and probes.
+
+    def make_far(self, passage: _Passage, told: Negotiated | None) -> _Far:
+        """A connection for a client: for one who was told this, or was not greeted."""
+        handshake: ClientHandshake | None = None
+        if told is not None:
+            handshake = ClientHandshake(
+                self._export,
+                self._receiver_export,
+                structured=told.structured,
+                allocation=told.allocation,
+            )
+        return _Far(passage, self._reactor, handshake, self._system)
+
+    def connect(self, far: _Far) -> None:
+        """Have it connect; it may fail at once."""
+        far.connect(self._endpoint)
+
+    def add(self, passage: _Passage) -> None:
+        """One more."""
+        self._passages[passage] = None
+        if self._stopped:
+            passage.stop()
+
+    def remove(self, passage: _Passage) -> None:
+        """One less."""
+        self._passages.pop(passage, None)
+
+    def joined(self) -> None:
+        """Somebody got through."""
+        self._delay = _FIRST_DELAY
+
+    def missed(self, why: str) -> None:
+        """The server is not there, or not yet; or somebody did not get through to it."""
+        self.is_there = False
+        if self._stopped:
+            return
+        now = self._reactor.seconds()
+        if now - self._reported >= _REPORT:
+            self._reported = now
+            self._said_so = False
+            _log.info(
+                "the server that takes over does not answer yet ({why}); trying again",
+                event="not-there-yet",
+                why=why,
+            )
+        if self._next is None and self._probe is None:
+            self._next = self._reactor.callLater(self._delay, self._look)
+            self._delay = min(2 * self._delay, _LONGEST_DELAY)
+
+    def probed(self, why: str) -> None:
+        """The probe is over.
+
+        @param why: why the server is not there; empty if it is.
+        """
+        self._probe = None
+        if why:
+            self.missed(why)
+        elif not self._stopped:
+            self._found()
+
+    def _found(self) -> None:
+        self.is_there = True
+        if not self._said_so:
+            self._said_so = True
+            _log.info(
+                "the server that takes over answers; passing {clients} client(s) on",
+                event="passing-on",
+                clients=len(self._passages),
+            )
+        for passage in list(self._passages):
+            passage.connect()
+
+    def _look(self) -> None:
+        self._next = None
+        handshake = ClientHandshake(self._export, self._receiver_export)
+        self._probe = _Far(_Probe(self), self._reactor, handshake, self._system)
+        self.connect(self._probe)
+
+
+def what_is_less(told: Negotiated, there: Negotiated) -> str:
+    """What a client was told that does not hold at another server; nothing if all does."""
+    ours, theirs = told.export, there.export
+    if theirs.size != ours.size:
+        return f"the disk has {theirs.size} bytes there, and {ours.size} here"
+    if theirs.read_only and not ours.read_only:
+        return "it may only be read there"
+    lacking = int(ours.flags) & ~int(theirs.flags) & ~int(TransmissionFlag.READ_ONLY)
+    if lacking:
+        names = ", ".join(str(flag.name) for flag in TransmissionFlag(lacking))
+        return f"{names} is not offered there"
+    if theirs.minimum_block > ours.minimum_block:
+        return f"blocks have at least {theirs.minimum_block} bytes there"
+    if theirs.maximum_payload < ours.maximum_payload:
+        return f"a request has at most {theirs.maximum_payload} bytes there"
+    if told.structured and not there.structured:
+        return "there are no structured replies there"
+    if told.allocation and not there.allocation:
+        return "base:allocation is not told there, or not by the same number"
+    return ""
