@@ -118,13 +118,16 @@ class Mirrors:
     def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
         if isinstance(result, Failure):
             return  # the mirror has said so
+        status = mirror.status()
         _log.info(
-            "{disk} is at {destination} now: {seconds:.2f} s, clients waited {pause:.0f} ms",
+            "{disk} is at {destination} now, after {seconds:.2f} s; clients were held for "
+            "{milliseconds:.0f} ms, while {rest} bytes went over",
             event="handed-over",
             disk=self._server.disk.name,
             destination=mirror.destination,
             seconds=result.seconds,
-            pause=1000 * (mirror.status()["pause"] or 0),
+            milliseconds=1000 * (status["pause"] or 0),
+            rest=status["rest"],
         )
 
     async def wait(self, body: Any) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class LivePasses:
     @ivar converging: whether it is likely to come to its end; None as long as nobody can tell.
     @ivar holds: how often clients were held.
     @ivar pause: seconds for which they were held the last time, or are by now.
+    @ivar rest: bytes of data that went over meanwhile.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class LivePasses:
         self._deadline: IDelayedCall | None = None
         self._held_at: float | None = None
         self._pause: float | None = None
+        self._rest = 0
         self._reported = float("-inf")
         self._sampling = LoopingCall(self._sample)
         self._sampling.clock = reactor
@@ -124,6 +126,11 @@ class LivePasses:
         if self._held_at is not None:
             return float(self._reactor.seconds() - self._held_at)
         return self._pause
+
+    @property
+    def rest(self) -> int:
+        """See the class."""
+        return self._sent - self._sent_before_hold if self._held_at is not None else self._rest
 
     @property
     def number(self) -> int:
@@ -266,7 +273,7 @@ class LivePasses:
         self._stop_deadline()
         if self._held_at is None:
             return
-        self._pause = self._reactor.seconds() - self._held_at
+        self._pause, self._rest = self.pause, self.rest
         self._held_at = None
         self.stage = Stage.COPYING
         self._server.release()
