@@ -480,9 +480,10 @@ class FallBackTests(Case):
         client.write(0, DATA)
         client.send(FLUSH)
         threads.run()
+        side.tell("copied")
+        threads.run()
         client.lose()
-        self.assertEqual(Phase.COPIED, self.record().phase)
-        side.errors()
+        self.assertEqual(([0, 0], Phase.COPIED), (side.errors(), self.record().phase))
         side.tell("copying", cookie=9)
         self.assertEqual(([], EPERM), (side.errors(), self.side().told("copied")))
         threads.run()
@@ -524,14 +525,280 @@ class ConfirmTests(Case):
         client = self.client(7)
         client.write(0, DATA)
         client.send(FLUSH)
-        threads.run(1)
-        self.assertEqual(["_write"], threads.names())
         side.errors()
+        self.assertEqual(["flush"], threads.names())
         self.assertEqual(EPERM, side.told("copied"))
         self.assertEqual([0], client.errors(), "the flush is not answered yet")
         threads.run()
         self.assertEqual([0], client.errors())
+        side.tell("copied")
+        self.assertEqual(["_write"], threads.names())
+        self.assertEqual(([], Phase.COPYING), (side.errors(), self.record().phase))
+        self.assertEqual(EPERM, self.side().told("retired"), "nothing follows from it yet")
+        threads.run()
+        self.assertEqual(([0], Phase.COPIED), (side.errors(), self.record().phase))
+
+    def test_not_before_it_is_on_record_of_a_foreign_sender(self):
+        """One that cannot say `copied` has its flush answered behind the record."""
+        threads = self.threads()
+        client = self.client()
+        client.write(0, DATA)
+        client.send(FLUSH)
+        threads.run(2)
+        self.assertEqual((["_write"], [0]), (threads.names(), client.errors()))
+        self.assertEqual(Phase.COPYING, self.record().phase)
+        threads.run()
+        self.assertEqual(([0], Phase.COPIED), (client.errors(), self.record().phase))
+
+    def written(self):
+        """All of it is here, and nothing of it is durable."""
+        client, side = self.claimed()
+        client.write(0, DATA)
+        self.assertEqual([0], client.errors())
+        return client, side
+
+    def flushed(self):
+        """What a mirror does after each pass; it has not said that this was all."""
+        client, side = self.written()
+        self.assertEqual(0, client.ask(FLUSH)[0])
+        return client, side
+
+    def written_by_threads(self):
+        """All of it is here, and the flush asked for."""
+        threads = self.threads()
+        side = self.side()
+        side.tell("copying")
+        threads.run()
+        client = self.client(7)
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0], side.errors())
+        return threads, client, side
+
+    def flushed_by_threads(self):
+        threads, client, side = self.written_by_threads()
+        threads.run()
+        self.assertEqual([0, 0], client.errors())
+        return threads, client, side
+
+    def check_not_copied(self):
+        self.assertEqual(Phase.COPYING, self.record().phase)
+        self.assertNotIn("INCOMPLETE copied", self.words)
+        page = self.side().page()
+        self.assertEqual((Stage.COPYING, "copying"), (page.phase, self.state()))
+
+    def state(self):
+        return self.receiver.status()["state"]
+
+    def watch(self):
+        """What was ever on record, from now on."""
+        self.words = []
+        self.system.tell = self.words.append
+
+    def test_a_flush_puts_nothing_on_record(self):
+        """Whoever has claimed the migration may go on: its disk is in use."""
+        self.watch()
+        client, side = self.flushed()
+        self.check_not_copied()
+        for _ in range(3):
+            self.assertEqual(0, client.ask(ZEROES, 5, 10)[0])
+            self.assertEqual(0, client.ask(FLUSH)[0])
+        self.check_not_copied()
+        self.assertEqual(["INCOMPLETE copying"], self.words, "and has nothing to take back")
         self.assertEqual(0, side.told("copied"))
+        self.assertEqual(["INCOMPLETE copying", "INCOMPLETE copied"], self.words)
+        self.assertEqual((Phase.COPIED, "copied"), (self.record().phase, self.state()))
+
+    def test_nothing_follows_from_a_flush(self):
+        """No retiring, no end, no leave to be silent."""
+        _, side = self.flushed()
+        self.assertEqual(EPERM, side.told("retired"))
+        self.receiver.stop("enough")
+        self.ends_with(GaveUp, 4, "is not canonical")
+        self.assertEqual(Phase.COPYING, self.record().phase)
+
+    def test_stopped_behind_copied(self):
+        _, side = self.flushed()
+        self.assertEqual(0, side.told("copied"))
+        self.receiver.stop("enough")
+        self.ends_with(Unconfirmed, 5, "look at there:/source")
+
+    def test_stopped_while_copied_is_being_put_down(self):
+        """What is on record in the end says more than what was told: that is the safe side."""
+        threads, _, side = self.flushed_by_threads()
+        side.tell("copied")
+        self.assertEqual("copying", self.state())
+        self.receiver.stop("enough")
+        self.waits()
+        self.assertEqual([], side.errors())
+        threads.run()
+        self.ends_with(GaveUp, 4)
+        self.assertEqual(Phase.COPIED, self.record().phase)
+
+    def test_copied_without_a_flush(self):
+        self.watch()
+        _, side = self.written()
+        self.assertEqual(EPERM, side.told("copied"))
+        self.check_not_copied()
+
+    def test_copied_with_a_flush_of_less(self):
+        self.watch()
+        client, side = self.claimed()
+        client.write(0, DATA[:4000])
+        client.send(FLUSH)
+        client.write(4000, DATA[4000:])
+        self.assertEqual([0, 0, 0], client.errors())
+        self.assertEqual(EPERM, side.told("copied"))
+        self.check_not_copied()
+
+    def test_copied_with_a_change_behind_the_flush(self):
+        for command in (WRITE, ZEROES, TRIM):
+            self.setUp()
+            self.watch()
+            client, side = self.flushed()
+            payload = b"new" if command == WRITE else b""
+            self.assertEqual(0, client.ask(command, 7, 3, payload=payload)[0])
+            self.assertEqual(EPERM, side.told("copied"), command)
+            self.check_not_copied()
+            # Until it is flushed as well.
+            self.assertEqual(0, client.ask(FLUSH)[0])
+            self.check_not_copied()
+            self.assertEqual(0, side.told("copied"))
+
+    def test_copied_with_a_change_under_way(self):
+        """Admitted behind the flush, and not done: nobody knows what is durable."""
+        threads, client, side = self.flushed_by_threads()
+        client.send(ZEROES, 0, 10, CommandFlag.FUA)
+        self.assertEqual(["_change"], threads.names())
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        threads.run()
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+
+    def test_copied_with_half_a_write_behind_the_flush(self):
+        client, side = self.flushed()
+        client.give(request_bytes(WRITE, 0, 100, cookie=999) + b"half")
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+
+    def test_copied_and_changed_while_that_is_put_down(self):
+        threads, client, side = self.flushed_by_threads()
+        side.tell("copied")
+        client.write(0, DATA[:10])
+        threads.run()
+        self.assertEqual(Phase.COPYING, self.record().phase)
+        self.assertEqual([EPERM], side.errors(), "it is not what stands there")
+        self.assertEqual(EPERM, side.told("retired"))
+
+    def test_told_twice(self):
+        self.watch()
+        _, side = self.flushed()
+        self.assertEqual([0, 0], [side.told("copied"), side.told("copied")])
+        self.assertEqual(["INCOMPLETE copying", "INCOMPLETE copied"], self.words)
+
+    def test_told_twice_at_once(self):
+        threads, _, side = self.flushed_by_threads()
+        other = self.side()
+        side.tell("copied")
+        other.tell("copied")
+        self.assertEqual(([], []), (side.errors(), other.errors()))
+        threads.run()
+        self.assertEqual(([0], [0]), (side.errors(), other.errors()))
+        self.assertEqual(Phase.COPIED, self.record().phase)
+
+    def test_told_by_another_connection(self):
+        """The sender's own to the side export may have been lost; what counts is who flushed."""
+        _, side = self.flushed()
+        side.lose()
+        self.clock.advance(0)
+        other = self.side()
+        self.assertEqual(EPERM, other.told("copied", TWO))
+        self.assertEqual(Phase.COPYING, self.record().phase)
+        self.assertEqual((0, Phase.COPIED), (other.told("copied"), self.record().phase))
+
+    def test_not_once_the_attempt_is_gone(self):
+        """Whatever it had flushed: another may have begun, and its coverage is forgotten."""
+        client, side = self.flushed()
+        client.lose()
+        self.clock.advance(0)
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        second, side = self.claimed(cookie=9)
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual(0, second.ask(FLUSH)[0])
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        second.write(0, DATA[:10])
+        second.send(FLUSH)
+        self.assertEqual([0, 0], second.errors())
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+
+    def test_a_flush_that_comes_back_late(self):
+        """It was asked for when all was there; what came meanwhile is not durable."""
+        threads, client, side = self.written_by_threads()
+        self.assertEqual(["flush"], threads.names())
+        client.write(5, b"late")
+        threads.run()
+        side.errors()
+        self.assertEqual([0, 0, 0], sorted(client.errors()))
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+
+    def test_a_change_while_the_flush_waits_for_what_is_on_its_way(self):
+        """Its reply waits for the writing behind, and what is changed meanwhile is not durable."""
+        threads = self.threads()
+        side = self.side()
+        side.tell("copying")
+        threads.run()
+        client = self.client(7)
+        client.write(0, DATA)
+        for offset in range(0, SIZE, 2):
+            client.write(offset, DATA[offset : offset + 1])
+        self.assertEqual(["work"], threads.names())
+        client.send(FLUSH)
+        threads.waiting.rotate(1)
+        self.assertEqual(["flush", "work"], threads.names())
+        threads.run(1)
+        self.assertEqual({0}, set(client.errors()))
+        client.write(5, b"late")
+        threads.run()
+        self.assertEqual([0, 0], client.errors())
+        side.errors()
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+
+    def test_the_late_flush_of_an_attempt_that_is_gone(self):
+        threads, client, side = self.written_by_threads()
+        client.lose()
+        self.clock.advance(0)
+        self.assertEqual(["flush"], threads.names())
+        threads.run()
+        self.clock.advance(0)
+        side.errors()
+        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+
+    def test_a_flush_from_before_does_not_count_for_the_next_attempt(self):
+        threads, client, side = self.written_by_threads()
+        client.lose()
+        side.errors()
+        side.tell("copying", cookie=9)
+        self.assertEqual([EPERM], side.errors(), "something of it is under way")
+        threads.run()
+        self.clock.advance(0)
+        side.tell("copying", cookie=9)
+        threads.run()
+        self.assertEqual([0], side.errors())
+        second = self.client(9)
+        second.write(0, DATA)
+        self.assertEqual([0], second.errors())
+        self.assertEqual(
+            (EPERM, Phase.COPYING), (side.told("copied", cookie=9), self.record().phase)
+        )
+
+    def test_not_by_who_has_not_claimed_it(self):
+        """The attempt is a stranger's, although the record was somebody's before."""
+        self.claimed()[0].lose()
+        self.clock.advance(0)
+        stranger = self.client(100)
+        stranger.write(0, DATA)
+        self.assertEqual([0], stranger.errors())
+        self.assertEqual(EPERM, self.side().told("copied"))
+        self.assertEqual(0, stranger.ask(FLUSH)[0])
+        self.assertEqual(EPERM, self.side().told("copied"))
 
     def test_a_strays_flush_does_not_make_it_copied(self):
         client, side = self.claimed()
@@ -570,6 +837,9 @@ class RetiredTests(Case):
         client.send(FLUSH)
         threads.run()
         self.assertEqual(([0], [0, 0]), (side.errors(), client.errors()))
+        side.tell("copied")
+        threads.run()
+        self.assertEqual([0], side.errors())
         side.tell("retired")
         self.assertEqual(([], ""), (side.errors(), self.record().retired))
         # From this instant on nothing is changed any more, on record or not yet.
@@ -585,6 +855,8 @@ class RetiredTests(Case):
         client.write(0, DATA)
         self.assertEqual(EPERM, side.told("retired"))
         client.send(FLUSH)
+        self.assertEqual(EPERM, side.told("retired"), "nobody has said that this is all")
+        self.assertEqual(0, side.told("copied"))
         self.assertEqual(EPERM, side.told("retired", TWO))
         self.assertEqual("", self.record().retired)
         client.write(0, DATA[:5])
@@ -954,8 +1226,23 @@ class FailureTests(Case):
         self.system.fail["INCOMPLETE copied"] = self.broken
         client.write(0, DATA)
         client.send(FLUSH)
-        self.assertEqual([0, Errno.ENOSPC], client.errors())
+        self.assertEqual([0, 0], client.errors(), "nothing was to be put down")
         self.assertEqual(Errno.ENOSPC, side.told("copied"))
+        self.assertEqual(Errno.ENOSPC, side.told("copied"))
+        self.assertEqual(Errno.ENOSPC, side.told("retired"))
+        self.assertEqual(Errno.ENOSPC, client.ask(ZEROES, 0, 5)[0])
+        self.assertEqual(Phase.COPYING, self.record().phase)
+        client.disconnect()
+        self.fails()
+        self.assertEqual(["disk.INCOMPLETE"], self.names())
+
+    def test_copied_by_a_foreign_sender(self):
+        client = self.client()
+        self.system.fail["INCOMPLETE copied"] = self.broken
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0, Errno.ENOSPC], client.errors())
+        self.assertEqual(Errno.ENOSPC, self.side().told("copied"))
         self.assertEqual(Phase.COPYING, self.record().phase)
         client.disconnect()
         self.fails()

@@ -195,8 +195,8 @@ class OrderTests(Case):
             [
                 *BEGIN,
                 *COPY,
-                "dst INCOMPLETE copied",
                 "H WRITE",
+                "dst INCOMPLETE copied",
                 "src MIGRATING copied",
                 "src unlink",
                 "H WRITE",
@@ -219,8 +219,8 @@ class OrderTests(Case):
             [
                 *BEGIN,
                 *COPY,
-                "dst INCOMPLETE copied",
                 "H WRITE",
+                "dst INCOMPLETE copied",
                 "src MIGRATING copied",
                 "src MIGRATED copied retired",
                 "H WRITE",
