@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.interfaces import Extent
 from blockmig.storage import PROBE_SIZE, Scan, scan
 
 from .support import MemoryDisk
@@ -186,3 +187,154 @@ class ScanTests(SynchronousTestCase):
             disk.fail[method] = OSError(5, "broken")
             scanner = Scan(disk, 65536)
             self.assertRaises(OSError, scanner.advance)
+
+
+class RangedDisk(MemoryDisk):
+    """One whose extents may be asked for from anywhere; `looked` is where each was that was."""
+
+    def __init__(self, content, runs=None):
+        super().__init__(content, runs)
+        self.looked = []
+
+    def extents(self, offset):
+        self._called("extents", offset)
+        position = 0
+        for length, hole in self.runs or [(self.size, False)]:
+            start, position = max(position, offset), position + length
+            if start < position:
+                self.looked.append(start)
+                yield Extent(start, position - start, hole)
+
+
+def ranged(*runs):
+    disk = disk_of(*runs)
+    return RangedDisk(disk.data, disk.runs)
+
+
+BLOCK = 65536
+
+
+class RangeTests(SynchronousTestCase):
+    def walk(self, disk, ranges, request=1 << 20, block=1, find_zeroes=True):
+        """The pieces of each range, which must make it up exactly."""
+        scanner = Scan(disk, request, block, find_zeroes, ranges=ranges)
+        pieces = []
+        while step := scanner.advance():
+            pieces += step
+        found = []
+        left = list(pieces)
+        for start, end in ranges:
+            position = start
+            found.append([])
+            while position < end:
+                piece = left.pop(0)
+                self.assertEqual(position, piece.offset)
+                self.assertGreater(piece.length, 0)
+                self.assertEqual(0, piece.offset % block)
+                position = piece.end
+                if piece.zero:
+                    self.assertFalse(any(disk.data[piece.offset : piece.end]))
+                else:
+                    self.assertEqual(piece.offset // request, (piece.end - 1) // request)
+                found[-1].append(piece[:3])
+            self.assertEqual(end, position, "joined across the end of a range")
+        self.assertEqual([], left)
+        return found
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.one_of(st.integers(1, 700_000), st.sampled_from([4096, 65536, 65537, 1 << 20])),
+                st.sampled_from(["hole", "zero", "data"]),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        st.sampled_from([1, 512, 4096, 65536]),
+        st.lists(st.tuples(st.integers(1, 12), st.integers(1, 24)), max_size=6),
+        st.booleans(),
+        st.booleans(),
+    )
+    def test_any_ranges(self, runs, block, steps, find_zeroes, to_the_end):
+        disk = ranged(*runs)
+        ranges, position = [], 0
+        for gap, length in steps:
+            start = position + gap * BLOCK
+            if start >= disk.size:
+                break
+            position = min(start + length * BLOCK, disk.size)
+            ranges.append((start, position))
+        if to_the_end and ranges:
+            ranges[-1] = (ranges[-1][0], disk.size)
+        self.walk(disk, ranges, 1 << 20, block, find_zeroes)
+
+    def test_none(self):
+        disk = ranged((BLOCK, "data"))
+        self.assertEqual([], self.walk(disk, []))
+        self.assertEqual([], disk.calls)
+
+    def test_only_what_they_hold_is_looked_at(self):
+        disk = ranged((8 * BLOCK, "data"))
+        self.walk(disk, [(BLOCK, 2 * BLOCK), (6 * BLOCK, 8 * BLOCK)])
+        self.assertEqual(
+            [("probe", BLOCK, BLOCK), ("probe", 6 * BLOCK, 2 * BLOCK)],
+            [call for call in disk.calls if call[0] == "probe"],
+        )
+
+    def test_one_piece_of_a_range_and_none_across(self):
+        for kind in ("data", "zero", "hole"):
+            disk = ranged((16 * BLOCK, kind))
+            found = self.walk(disk, [(0, 2 * BLOCK), (3 * BLOCK, 5 * BLOCK), (15 * BLOCK, 1 << 20)])
+            self.assertEqual([1, 1, 1], [len(pieces) for pieces in found], kind)
+
+    def test_short_ones_ask_for_no_extents(self):
+        """Where the file's next hole begins may be far away, and these are soon looked at."""
+        disk = ranged((8 << 20, "hole"))
+        self.walk(disk, [(BLOCK, 2 * BLOCK), (1 << 20, (2 << 20) - BLOCK)])
+        self.assertEqual((0, 5), (disk.names().count("extents"), disk.names().count("probe")))
+        self.walk(disk, [(1 << 20, 2 << 20)])
+        self.assertEqual(1, disk.names().count("extents"))
+
+    def test_all_of_a_small_disk_is_not_short(self):
+        disk = ranged((BLOCK, "hole"))
+        self.walk(disk, [(0, BLOCK)])
+        self.assertEqual(["extents"], disk.names())
+
+    def test_the_lookup_stops_at_the_end(self):
+        """Not one extent is asked for of what lies behind a range, but the one that tells so."""
+        disk = ranged(*[(1 << 20, "data"), (1 << 20, "hole")] * 20)
+        self.walk(disk, [(4 << 20, 6 << 20)])
+        self.assertEqual([4 << 20, 5 << 20, 6 << 20], disk.looked)
+        self.assertEqual([("extents", 4 << 20)], [c for c in disk.calls if c[0] == "extents"])
+
+    def test_holes_reach_over_both_ends(self):
+        disk = ranged((20 << 20, "hole"))
+        (found,) = self.walk(disk, [(3 << 20, 5 << 20)])
+        self.assertEqual([(3 << 20, 2 << 20, True)], found)
+
+    def test_the_disks_end_is_not_aligned(self):
+        size = 3 * BLOCK + 777
+        for kind in ("data", "zero"):
+            disk = ranged((5000, "data"), (size - 5000, kind))
+            found = self.walk(disk, [(0, BLOCK), (3 * BLOCK, size)], block=4096)
+            self.assertEqual([(3 * BLOCK, 777, kind == "zero")], found[1])
+
+    def test_blocks(self):
+        """Holes that do not fit the peer's blocks; the data beside them reaches into them."""
+        start, end = 2 << 20, (4 << 20) + BLOCK
+        for block, expected in (
+            (4096, [(start, 8192, False), (start + 8192, (1 << 20) - 8192, True)]),
+            (65536, [(start, BLOCK, False), (start + BLOCK, (1 << 20) - BLOCK, True)]),
+        ):
+            disk = ranged(
+                ((2 << 20) + 5000, "data"), ((1 << 20) - 5000 + 300, "hole"), (4 << 20, "data")
+            )
+            (found,) = self.walk(disk, [(start, end)], block=block)
+            self.assertEqual(expected, found[:2])
+
+    def test_without_finding_zeroes(self):
+        disk = ranged((4 << 20, "hole"))
+        found = self.walk(disk, [(0, BLOCK), (1 << 20, 3 << 20)], find_zeroes=False)
+        self.assertFalse(any(zero for pieces in found for _, _, zero in pieces))
+        self.assertNotIn("extents", disk.names())
