@@ -8,7 +8,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.server.lifetime import make_lifetime
 
-INPUTS = ("finish", "disconnect", "drain", "settle", "close", "abort", "lose")
+INPUTS = ("finish", "disconnect", "drain", "settle", "pass_on", "close", "abort", "lose")
+
+NAMES = ("tell_disconnected", "tell_gone", "begin_passing", "close_transport", "abort_transport")
 
 
 class Core:
@@ -20,7 +22,7 @@ class Core:
         self.told = []
 
     def __getattr__(self, name):
-        if name not in ("tell_disconnected", "tell_gone", "close_transport", "abort_transport"):
+        if name not in NAMES:
             raise AttributeError(name)
         return lambda: self.told.append(name.replace("_transport", "").replace("tell_", ""))
 
@@ -40,6 +42,7 @@ STATES = {
     "finishing": ("finish",),
     "disconnected": ("disconnect",),
     "told": ("disconnect", "settle"),
+    "passed on": ("pass_on",),
     "closing": ("close",),
     "aborting": ("abort",),
     "lost, disconnected": ("disconnect", "lose"),
@@ -60,6 +63,11 @@ TABLE = {
     ("open", "close"): ["close"],
     ("open", "abort"): ["abort"],
     ("open", "lose"): [],
+    ("open", "pass_on"): ["begin_passing"],
+    ("passed on", "drain"): ["close"],
+    ("passed on", "close"): ["close"],
+    ("passed on", "abort"): ["abort"],
+    ("passed on", "lose"): [],
     ("draining", "disconnect"): [],
     ("draining", "settle"): ["close"],
     ("draining", "close"): ["close"],
@@ -97,7 +105,7 @@ class TableTests(SynchronousTestCase):
                 listening = state in ("open", "draining") and name in (
                     None,
                     "drain",
-                    *(["settle"] if state == "open" else []),
+                    "settle" if state == "open" else "pass_on",
                 )
                 self.assertEqual(listening, core.reading, (state, name))
 
@@ -131,10 +139,11 @@ class TableTests(SynchronousTestCase):
     @given(st.lists(st.sampled_from(INPUTS), max_size=12))
     def test_once_each(self, inputs):
         told = run(*inputs).told
-        for name in ("disconnected", "gone", "close", "abort"):
+        for name in ("disconnected", "gone", "begin_passing", "close", "abort"):
             self.assertLessEqual(told.count(name), 1)
         if "gone" in told:
             self.assertEqual("gone", told[-1])
+        self.assertFalse({"disconnected", "begin_passing"} <= set(told))
         if "disconnected" in told:
             closed = [told.index(name) for name in ("close", "abort") if name in told]
             self.assertTrue(all(told.index("disconnected") < at for at in closed))

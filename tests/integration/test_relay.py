@@ -1,0 +1,492 @@
+"""Clients that are passed on to another server while they work: they see a pause, no disconnect."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.support import REPOSITORY, wire
+from tests.support.disks import MIB, digest, random_image
+from tests.support.processes import BLOCKMIG, Processes, Running, until
+from tests.support.serving import KINDS
+
+SIZE = 16 * MIB
+
+
+class Takeover:
+    """A disk that is served here, and will be served there.
+
+    @ivar uri: for a test of one kind of connection.
+    """
+
+    uri = ""
+
+    def __init__(self, processes: Processes, room: Path, there: str, *options: str) -> None:
+        self.processes = processes
+        self.disk = random_image(room / "disk", SIZE)
+        self.copy = room / "copy"
+        if there == "tcp":
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                port = probe.getsockname()[1]
+            self.listen, self.target = f"tcp:{port}:interface=127.0.0.1", f"nbd://127.0.0.1:{port}"
+        else:
+            path = room / "there.socket"
+            self.listen, self.target = f"unix:{path}", f"nbd+unix:///?socket={path}"
+        script = str(Path(REPOSITORY) / "tests" / "support" / "relaying.py")
+        here = str(room / "here.socket")
+        environment = ("env", f"PYTHONPATH={Path(REPOSITORY) / 'src'}")
+        self.here = processes.start(
+            *environment, sys.executable, script, self.disk, here, self.target, *options
+        )
+        self.here.wait_event("listening", count=2)
+        uris = [str(event["uri"]) for event in self.here.events("listening")]
+        self.uris = {"unix" if "socket=" in uri else "tcp": uri for uri in uris}
+        self.there: Running | None = None
+
+    def pid(self) -> int:
+        """Of the Python process: `env` and `setpriv` have become it."""
+        return self.here.pid
+
+    def hold(self) -> None:
+        """Hold the clients; the copy is made as a migration would make it."""
+        os.kill(self.pid(), signal.SIGUSR1)
+        self.here.wait_event("held")
+        shutil.copyfile(self.disk, self.copy)
+
+    def relay(self) -> None:
+        os.kill(self.pid(), signal.SIGUSR2)
+        self.here.wait_event("relaying")
+
+    def start(self, *options: str) -> Running:
+        """The server that takes over."""
+        self.there = self.processes.start(
+            BLOCKMIG, "serve", "--log-format", "json", "--listen", self.listen, "--file", self.copy,
+            *options,
+        )  # fmt: skip
+        return self.there
+
+    def start_qemu(self, *options: str) -> Running:
+        port = self.target.rpartition(":")[2] if "socket=" not in self.target else ""
+        where = ("-p", port, "-b", "127.0.0.1") if port else ("-k", self.target.split("=")[1])
+        self.there = self.processes.start(
+            "qemu-nbd", "-f", "raw", "-t", "-e", "16", *where, *options, self.copy
+        )
+        return self.there
+
+    def over(self, timeout: float = 20.0) -> dict[str, object]:
+        """The relay ends by itself; what it said last."""
+        assert self.here.wait(timeout) == 0, self.here.stderr
+        assert "Traceback" not in self.here.stderr
+        return self.here.events("complete")[0]
+
+
+@pytest.fixture(params=[(a, b) for a in KINDS for b in KINDS], ids="-to-".join)
+def takeover(request: pytest.FixtureRequest, processes: Processes, room: Path) -> Takeover:
+    kind, there = request.param
+    made = Takeover(processes, room, there)
+    made.uri = made.uris[kind]
+    return made
+
+
+def answers(client: wire.Client, requests: dict[int, int]) -> dict[int, bytes]:
+    """The replies to so many requests: cookie and bytes that are read."""
+    found: dict[int, bytes] = {}
+    while len(found) < len(requests):
+        error, cookie = client.reply()
+        assert error == 0
+        assert cookie not in found
+        found[cookie] = wire.read_exactly(client.socket, requests[cookie])
+    return found
+
+
+def test_a_pause_and_no_disconnect(takeover: Takeover) -> None:
+    """Half a WRITE and queued READs go over, and the same connections go on."""
+    content = takeover.disk.read_bytes()
+    payload = random.Random(5).randbytes(3 * MIB)
+    with (
+        wire.client(takeover.uri) as writer,
+        wire.client(takeover.uri) as reader,
+        wire.client(takeover.uri) as idle,
+    ):
+        assert idle.ask(wire.WRITE, 9 * MIB, 5, b"early") == 0
+        whole = wire.request(wire.WRITE, 2 * MIB + 5, len(payload), 77) + payload
+        writer.send(whole[: MIB + 77])
+        until(
+            lambda: takeover.disk.read_bytes()[2 * MIB + 5 :][: MIB // 2] == payload[: MIB // 2],
+            what="a part of it is written here",
+        )
+        takeover.hold()
+        asked = {n: 1000 * n + 1 for n in range(100)}
+        reader.send(b"".join(wire.request(wire.READ, 3000 * n, asked[n], n) for n in asked))
+        writer.send(whole[MIB + 77 : MIB + 50_000])
+        takeover.relay()
+        newcomer = wire.connect(takeover.uri)
+        time.sleep(0.3)
+        reader.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            reader.socket.recv(1)
+        reader.socket.settimeout(10)
+        takeover.start()
+        writer.send(whole[MIB + 50_000 :])
+        assert writer.reply() == (0, 77)
+        for n, data in answers(reader, asked).items():
+            assert data == content[3000 * n : 3000 * n + asked[n]]
+        assert idle.ask(wire.READ, 9 * MIB, 5) == 0
+        assert wire.read_exactly(idle.socket, 5) == b"early"
+        assert idle.ask(wire.FLUSH) == 0
+        assert wire.read_exactly(newcomer, 16) == b"NBDMAGICIHAVEOPT"
+        newcomer.close()
+        # A large one the other way, too.
+        assert reader.ask(wire.READ, MIB, 8 * MIB) == 0
+        expected = bytearray(content)
+        expected[2 * MIB + 5 : 2 * MIB + 5 + len(payload)] = payload
+        expected[9 * MIB : 9 * MIB + 5] = b"early"
+        assert wire.read_exactly(reader.socket, 8 * MIB) == expected[MIB : 9 * MIB]
+        assert takeover.here.status is None
+        writer.send(wire.request(wire.DISC))
+        assert writer.closed()
+    takeover.over()
+    assert takeover.copy.read_bytes() == expected
+
+
+def test_byte_by_byte(processes: Processes, room: Path) -> None:
+    takeover = Takeover(processes, room, "unix")
+    payload = random.Random(5).randbytes(3000)
+    stream = b"".join(
+        wire.request(wire.WRITE, 100 * n, 300, 2 * n) + payload[100 * n :][:300]
+        + wire.request(wire.READ, 100 * n, 300, 2 * n + 1)
+        for n in range(20)
+    )  # fmt: skip
+    with wire.client(takeover.uris["tcp"]) as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def send() -> None:
+            for at in range(len(stream)):
+                client.send(stream[at : at + 1])
+                time.sleep(0.0003)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        time.sleep(0.5)
+        takeover.hold()
+        takeover.relay()
+        time.sleep(0.2)
+        takeover.start()
+        for n in range(20):
+            assert client.reply() == (0, 2 * n)
+            assert client.reply() == (0, 2 * n + 1)
+            assert wire.read_exactly(client.socket, 300) == payload[100 * n :][:300]
+        sending.join()
+    takeover.over()
+
+
+WORK = """
+import os, random, sys, time
+generator = random.Random(int(os.environ["SEED"]))
+base, size = int(os.environ["BASE"]), 2 << 20
+model = bytearray(h.pread(size, base))
+print("begun", flush=True)
+end, count, longest = None, 0, 0.0
+while not os.path.exists(os.environ["STOP"]):
+    at = generator.randrange(size - 70000)
+    length = generator.choice((1, 512, 4096, 65536, 70000))
+    began = time.monotonic()
+    kind = generator.randrange(6)
+    if kind < 2:
+        data = generator.randbytes(length)
+        h.pwrite(data, base + at)
+        model[at : at + length] = data
+    elif kind == 2:
+        h.zero(length, base + at)
+        model[at : at + length] = bytes(length)
+    elif kind == 3 and h.get_structured_replies_negotiated() and os.environ.get("STATUS"):
+        h.block_status(length, base + at, lambda *_: 0)
+    else:
+        assert h.pread(length, base + at) == model[at : at + length], (at, length)
+    longest = max(longest, time.monotonic() - began)
+    count += 1
+assert h.pread(size, base) == model
+h.flush()
+print(f"{count} {longest}", flush=True)
+h.shutdown()
+"""
+
+
+def start_work(processes: Processes, uri: str, room: Path, number: int, **named: str) -> Running:
+    """A client of libnbd that reads and writes a part of the disk, and knows what it must find."""
+    clean = [
+        "env", "PATH=/usr/bin:/bin", f"SEED={number}", f"BASE={number * (2 << 20)}",
+        f"STOP={room / 'stop'}",
+    ]  # fmt: skip
+    simple = named.pop("simple", "")
+    clean += [f"{key}={value}" for key, value in named.items()]
+    connect = f"h.connect_uri({uri!r})"
+    if simple:
+        connect = "h.set_request_structured_replies(False)\n" + connect
+    elif named.get("STATUS"):
+        connect = 'h.add_meta_context("base:allocation")\n' + connect
+    running = processes.start(*clean, "nbdsh", "-c", f"{connect}\n{WORK}")
+    until(lambda: "begun" in running.stdout or running.status is not None, what=uri)
+    assert running.status is None, running.stderr
+    return running
+
+
+def worked(running: Running) -> float:
+    """It found what it must; the longest pause."""
+    assert running.wait() == 0, running.stderr
+    count, longest = running.stdout.split()[1:]
+    assert int(count) > 50
+    return float(longest)
+
+
+@pytest.mark.parametrize("there", KINDS)
+def test_working_clients(processes: Processes, room: Path, there: str) -> None:
+    """Structured, with and without the metadata context, and simple ones; all go on."""
+    takeover = Takeover(processes, room, there, "receiver=.handoff")
+    uris = takeover.uris
+    clients = [
+        start_work(processes, uris["tcp"], room, 0),
+        start_work(processes, uris["unix"], room, 1, STATUS="1"),
+        start_work(processes, uris["tcp"], room, 2, STATUS="1"),
+        start_work(processes, uris["unix"], room, 3, simple="1"),
+    ]
+    time.sleep(0.5)
+    takeover.hold()
+    takeover.relay()
+    time.sleep(0.2)
+    takeover.start()
+    takeover.here.wait_event("passing-on")
+    before = digest(takeover.disk)
+    time.sleep(1)
+    clients.append(start_work(processes, uris["unix"], room, 4, STATUS="1"))
+    time.sleep(0.5)
+    (room / "stop").touch()
+    pauses = [worked(client) for client in clients]
+    assert max(pauses) < 5
+    takeover.over()
+    assert digest(takeover.disk) == before, "the disk that was left is left alone"
+    assert digest(takeover.copy) != before
+
+
+@pytest.mark.parametrize("there", KINDS)
+def test_qemu_takes_over(processes: Processes, room: Path, there: str) -> None:
+    """It calls the metadata context by another number: who knows it must connect anew."""
+    takeover = Takeover(processes, room, there)
+    uris = takeover.uris
+    clients = [
+        start_work(processes, uris["unix"], room, 0),
+        start_work(processes, uris["tcp"], room, 1, simple="1"),
+    ]
+    told = start_work(processes, uris["unix"], room, 2, STATUS="1")
+    time.sleep(0.3)
+    takeover.hold()
+    takeover.relay()
+    takeover.start_qemu()
+    assert told.wait() != 0
+    assert "base:allocation" in takeover.here.wait_event("not-passed-on")["message"]
+    clients.append(start_work(processes, uris["unix"], room, 3, STATUS="1"))
+    time.sleep(1)
+    (room / "stop").touch()
+    for client in clients:
+        worked(client)
+    takeover.over()
+
+
+def test_a_client_is_killed(processes: Processes, room: Path) -> None:
+    """Nobody else notices, and the other server is rid of it."""
+    takeover, control = Takeover(processes, room, "tcp"), str(room / "control")
+    victim = start_work(processes, takeover.uris["tcp"], room, 0)
+    other = start_work(processes, takeover.uris["tcp"], room, 1)
+    takeover.hold()
+    takeover.relay()
+    there = takeover.start("--control", control)
+    takeover.here.wait_event("passing-on")
+    time.sleep(0.3)
+
+    def clients() -> int:
+        said = processes.run(BLOCKMIG, "status", "--json", "--control", control).stdout
+        return said.count('"address"')
+
+    until(lambda: clients() == 2, what="two clients there")
+    victim.kill()
+    until(lambda: clients() == 1, what="one client there")
+    (room / "stop").touch()
+    worked(other)
+    takeover.over()
+    assert there.status is None
+
+
+def test_the_other_server_is_killed(processes: Processes, room: Path) -> None:
+    """Its clients hear of it; who comes anew waits until it is there again."""
+    takeover = Takeover(processes, room, "unix")
+    client = start_work(processes, takeover.uris["tcp"], room, 0)
+    takeover.hold()
+    takeover.relay()
+    keep = wire.connect(takeover.uris["unix"])
+    takeover.start().wait_event("listening")
+    takeover.here.wait_event("passing-on")
+    assert wire.read_exactly(keep, 8) == b"NBDMAGIC"
+    late = wire.Client(takeover.uris["tcp"])
+    time.sleep(0.3)
+    assert takeover.there is not None
+    takeover.there.kill()
+    assert client.wait() != 0
+    assert late.closed()
+    keep.recv(100)
+    assert keep.recv(100) == b""
+    keep.close()
+    late.close()
+    takeover.over()
+
+
+def test_back_again(processes: Processes, room: Path) -> None:
+    takeover = Takeover(processes, room, "unix")
+    with wire.client(takeover.uris["unix"]) as held:
+        takeover.hold()
+        takeover.relay()
+        takeover.start().wait_event("listening")
+        assert held.ask(wire.FLUSH) == 0
+        assert takeover.there is not None
+        takeover.there.kill()
+        assert held.closed()
+        # Nobody is left: it was the last.
+    takeover.over()
+
+
+def test_whoever_gives_up_waiting_is_not_waited_for(processes: Processes, room: Path) -> None:
+    takeover = Takeover(processes, room, "tcp")
+    with wire.client(takeover.uris["unix"]) as held:
+        takeover.hold()
+        takeover.relay()
+        for kind in KINDS:
+            wire.connect(takeover.uris[kind]).close()
+        time.sleep(0.3)
+        takeover.start()
+        assert held.ask(wire.FLUSH) == 0
+    takeover.over()
+
+
+def test_stopped_while_it_waits(processes: Processes, room: Path) -> None:
+    takeover = Takeover(processes, room, "tcp")
+    with wire.client(takeover.uris["unix"]) as held, wire.client(takeover.uris["tcp"]) as other:
+        takeover.hold()
+        takeover.relay()
+        newcomer = wire.connect(takeover.uris["tcp"])
+        time.sleep(0.2)
+        takeover.here.signal(signal.SIGTERM)
+        assert held.closed()
+        assert other.closed()
+        assert newcomer.recv(1) == b""
+        newcomer.close()
+    takeover.over()
+
+
+def test_memory(processes: Processes, room: Path) -> None:
+    """A client that asks for much and takes nothing; one whose server takes nothing."""
+    takeover = Takeover(processes, room, "tcp")
+    with wire.client(takeover.uris["tcp"]) as greedy, wire.client(takeover.uris["unix"]) as busy:
+        takeover.hold()
+        takeover.relay()
+        takeover.start()
+        assert greedy.ask(wire.FLUSH) == 0
+        assert busy.ask(wire.FLUSH) == 0
+        for n in range(32):
+            greedy.send(wire.request(wire.READ, 0, 16 * MIB, n))
+        time.sleep(1)
+        assert takeover.there is not None
+        os.kill(takeover.there.pid, signal.SIGSTOP)
+        busy.socket.setblocking(False)
+        block = wire.request(wire.WRITE, 0, 16 * MIB) + bytes(16 * MIB)
+        sent = 0
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            try:
+                sent += busy.socket.send(block[sent : sent + MIB])
+            except BlockingIOError:
+                time.sleep(0.01)
+        assert sent < 15 * MIB
+        os.kill(takeover.there.pid, signal.SIGCONT)
+        busy.socket.settimeout(10)
+        busy.send(block[sent:])
+        assert busy.reply() == (0, 7)
+        total = 0
+        while total < 32 * (16 * MIB + 16):
+            piece = greedy.socket.recv(MIB)
+            assert piece
+            total += len(piece)
+    peak = takeover.over()["peak"]
+    assert isinstance(peak, int)
+    assert peak < 150 * 1024
+
+
+def test_half_closed(processes: Processes, room: Path) -> None:
+    """A client that says no more, and waits for its answers; behind it all is closed."""
+    takeover = Takeover(processes, room, "tcp")
+    content = takeover.disk.read_bytes()
+    for_both = wire.request(wire.READ, 0, 4 * MIB, 1) + wire.request(wire.READ, MIB, 4 * MIB, 2)
+    with wire.client(takeover.uris["tcp"]) as first, wire.client(takeover.uris["unix"]) as second:
+        takeover.hold()
+        first.send(for_both)
+        first.socket.shutdown(socket.SHUT_WR)
+        takeover.relay()
+        takeover.start()
+        assert second.ask(wire.FLUSH) == 0
+        second.send(for_both)
+        second.socket.shutdown(socket.SHUT_WR)
+        for client in (first, second):
+            for _ in range(2):
+                _, cookie = client.reply()
+                start = (cookie - 1) * MIB
+                data = wire.read_exactly(client.socket, 4 * MIB)
+                assert data == content[start : start + 4 * MIB]
+            assert client.socket.recv(1) == b""
+    takeover.over()
+
+
+def test_tools_that_come_later(processes: Processes, room: Path) -> None:
+    """From the first byte: whatever they negotiate, they negotiate with the other server."""
+    takeover = Takeover(processes, room, "tcp")
+    with wire.client(takeover.uris["unix"]):
+        takeover.hold()
+        takeover.relay()
+        takeover.start_qemu()
+        out = room / "out"
+        processes.checked("nbdcopy", takeover.uris["tcp"], out)
+        assert digest(out) == digest(takeover.copy)
+        said = processes.checked("qemu-img", "info", takeover.uris["unix"])
+        assert "16 MiB" in said
+        random_image(out, SIZE, seed=9)
+        processes.checked(
+            "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", out, takeover.uris["unix"]
+        )
+        assert digest(out) == digest(takeover.copy)
+    takeover.over()
+
+
+def test_headers_only(processes: Processes, room: Path) -> None:
+    """A request is cut at each byte of its header, between here and there."""
+    takeover = Takeover(processes, room, "unix")
+    clients = [wire.Client(takeover.uris["unix"]) for _ in range(29)]
+    for cut, client in enumerate(clients):
+        client.send(wire.request(wire.READ, cut, 10, cut)[:cut])
+    time.sleep(0.1)
+    takeover.hold()
+    takeover.relay()
+    takeover.start()
+    content = takeover.copy.read_bytes()
+    for cut, client in enumerate(clients):
+        client.send(wire.request(wire.READ, cut, 10, cut)[cut:])
+        assert client.reply() == (0, cut)
+        assert wire.read_exactly(client.socket, 10) == content[cut : cut + 10]
+        client.send(struct.pack("!IHHQQI", 0x25609513, 0, wire.DISC, 0, 0, 0))
+        client.close()
+    takeover.over()
