@@ -46,14 +46,18 @@ class Model:
         return min(len(self.dirty) * GRAIN, self.size)
 
 
-SIZES = st.one_of(st.integers(1, 40 * GRAIN), st.sampled_from([GRAIN - 1, GRAIN, GRAIN + 1]))
+# How far behind the start of a grain something lies.
+BYTES = st.sampled_from([0, 1, GRAIN - 1])
+SIZES = st.tuples(st.integers(1, 20), BYTES).map(lambda size: size[0] * GRAIN + size[1])
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["mark", "mark", "mark", "take", "take", "all"]),
-        st.integers(0, 40),
-        st.integers(0, 41 * GRAIN),
+        st.integers(0, 20),
+        BYTES,
+        st.integers(0, 8),
     ),
-    max_size=60,
+    min_size=5,
+    max_size=40,
 )
 
 
@@ -62,18 +66,18 @@ class DirtyTests(SynchronousTestCase):
     @given(SIZES, STEPS)
     def test_as_a_set_of_grains(self, size, steps):
         dirty, model = DirtyMap(size), Model(size)
-        for what, one, two in steps:
+        for what, grain, extra, count in steps:
             if what == "mark":
-                offset = min(one * GRAIN + two % GRAIN, size - 1)
-                length = 1 + two % (size - offset)
+                offset = min(grain * GRAIN + extra, size - 1)
+                length = min(1 + count * GRAIN, size - offset)
                 dirty.mark(offset, length)
                 model.mark(offset, length)
             elif what == "all":
                 dirty.mark_all()
                 model.mark_all()
             else:
-                position = min(one * GRAIN, size)
-                most = (1 + two % 8) * GRAIN
+                position = min(grain * GRAIN, size)
+                most = (1 + count) * GRAIN
                 self.assertEqual(model.take(position, most), dirty.take(position, most))
             self.assertEqual((model.bytes, model.marked), (dirty.bytes, dirty.marked))
         self.assertEqual(self.all_of(model), self.all_of(dirty))
@@ -149,6 +153,12 @@ class DirtyTests(SynchronousTestCase):
         self.assertEqual((3 * GRAIN, 0), (dirty.bytes, dirty.marked))
         dirty.mark(0, 3 * GRAIN)
         self.assertEqual((3 * GRAIN, 0), (dirty.bytes, dirty.marked), "it was dirty already")
+
+    def test_what_was_dirty_already_does_not_count_again(self):
+        dirty = DirtyMap(GRAIN * 9)
+        dirty.mark(GRAIN, 2 * GRAIN)
+        dirty.mark(0, 5 * GRAIN)
+        self.assertEqual((5 * GRAIN, 5 * GRAIN), (dirty.bytes, dirty.marked))
 
     def test_of_one_byte(self):
         dirty = DirtyMap(1)

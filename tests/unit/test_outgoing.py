@@ -504,3 +504,69 @@ class LimitedTests(Case):
         self.assertEqual(1, len(clock.getDelayedCalls()))
         self.producer.stopProducing()
         self.assertEqual([], clock.getDelayedCalls())
+
+    def test_a_header_waits_with_its_region(self):
+        """A peer that has a header is in the middle of a message, and may lose its patience."""
+        for length in (1000, 100_000, 1 << 20):
+            self.setUp()
+            clock = Clock()
+            self.make(clock=clock, limiter=RateLimiter(clock, 1 << 20))
+            items = [b"header", self.region(0, length)]
+            self.producer.send(items)
+            self.transport.run()
+            self.assertEqual(b"", bytes(self.transport.out))
+            clock.advance(0.06)
+            self.transport.run()
+            self.assertGreaterEqual(len(self.transport.out), 6 + min(length, 50_000))
+            self.run_for(clock, 2)
+            self.assertEqual(self.bytes_of(items), bytes(self.transport.out))
+
+    def test_many_small_regions_are_limited_too(self):
+        clock = Clock()
+        rate = 1 << 20
+        limiter = RateLimiter(clock, rate)
+        self.make(clock=clock, limiter=limiter)
+        items = []
+        for number in range(1000):
+            items += [b"header", self.region(number * 1000, 1000)]
+        self.producer.send(items)
+        before = 0
+        for _ in range(20):
+            self.run_for(clock, 0.05)
+            now = sum(self.sent)
+            self.assertLessEqual(now - before, 0.11 * rate)
+            before = now
+        self.assertTrue(0.85 < before / rate < 1.05, before / rate)
+        self.assertEqual([], [count for count in self.sent if count > 1000])
+        self.run_for(clock, 1)
+        self.assertEqual(self.bytes_of(items), bytes(self.transport.out))
+
+    def test_on_a_push_transport_too(self):
+        """There a turn has no end of its own: the limit is what ends it."""
+        clock = Clock()
+        other = StringTransport()
+        self.disk = MemoryDisk(self.content)
+        self.make(other, clock=clock, limiter=RateLimiter(clock, 1 << 20))
+        items = []
+        for number in range(1000):
+            items += [b"header", self.region(number * 1000, 1000)]
+        self.producer.send(items)
+        self.assertEqual(b"", other.value())
+        for _ in range(50):
+            clock.advance(0.01)
+        self.assertTrue(0.4 < len(other.value()) / (1 << 20) < 0.6)
+        for _ in range(100):
+            clock.advance(0.01)
+        self.assertEqual(self.bytes_of(items), other.value())
+
+    def test_set_while_regions_wait(self):
+        """What is queued goes by the limit that there is when it goes."""
+        clock = Clock()
+        self.make(clock=clock)
+        self.producer.limiter = RateLimiter(clock, 1 << 20)
+        self.producer.send([self.region()])
+        self.run_for(clock, 0.5)
+        self.assertTrue(0.3 < len(self.transport.out) / (1 << 20) < 0.7)
+        self.producer.limiter = None
+        self.run_for(clock, 0.3)
+        self.assertEqual(self.content, bytes(self.transport.out))

@@ -1,0 +1,212 @@
+"""What clients change is told of before it happens, and behind it; and how they are slowed."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.server import Changes, Throttle
+
+MB = 1_000_000
+
+
+class ChangesTests(SynchronousTestCase):
+    def setUp(self):
+        self.changes = Changes()
+        self.told = []
+
+    def watch(self):
+        self.changes.mark = lambda *change: self.told.append(change)
+
+    def test_nobody_wants_to_know(self):
+        working = Deferred()
+        self.changes.tell(1, 2)
+        self.assertIs(working, self.changes.around(1, 2, working))
+        working.callback("done")
+        self.assertEqual("done", self.successResultOf(working))
+
+    def test_told(self):
+        self.watch()
+        self.changes.tell(1, 2)
+        self.assertEqual([(1, 2)], self.told)
+
+    def test_around(self):
+        """Before the work, and again behind it, before anybody else hears that it is done."""
+        self.watch()
+        working = Deferred()
+        around = self.changes.around(4096, 512, working)
+        self.assertEqual([(4096, 512)], self.told)
+        around.addCallback(self.told.append)
+        working.callback("done")
+        self.assertEqual([(4096, 512), (4096, 512), "done"], self.told)
+
+    def test_around_what_fails(self):
+        """Some of it may have been changed."""
+        self.watch()
+        working = Deferred()
+        around = self.changes.around(4096, 512, working)
+        working.errback(OSError(5, "broken"))
+        self.assertEqual([(4096, 512)] * 2, self.told)
+        self.failureResultOf(around, OSError)
+
+    def test_around_what_is_cancelled(self):
+        self.watch()
+        around = self.changes.around(4096, 512, Deferred())
+        around.cancel()
+        self.assertEqual([(4096, 512)] * 2, self.told)
+        self.failureResultOf(around)
+
+    def test_around_what_is_done_already(self):
+        self.watch()
+        working = Deferred()
+        working.callback(None)
+        self.changes.around(4096, 512, working)
+        self.assertEqual([(4096, 512)] * 2, self.told)
+
+    def test_watched_only_since_the_middle(self):
+        """A mirror that begins while a thread is at work is told all the same."""
+        working = Deferred()
+        self.changes.around(4096, 512, working)
+        self.watch()
+        working.callback(None)
+        self.assertEqual([(4096, 512)], self.told)
+
+    def test_no_more_since_the_middle(self):
+        self.watch()
+        working = Deferred()
+        self.changes.around(4096, 512, working)
+        self.changes.mark = None
+        working.callback(None)
+        self.assertEqual([(4096, 512)], self.told)
+
+    def test_slowed_and_not(self):
+        clock = Clock()
+        dirtied = [0]
+        first = Throttle(clock, MB, lambda: dirtied[0])
+        self.changes.slow_down(first)
+        self.assertIs(first, self.changes.throttle)
+        dirtied[0] = MB
+        turn = first.turn()
+        second = Throttle(clock, 2 * MB, lambda: dirtied[0])
+        self.changes.slow_down(second)
+        self.successResultOf(turn)
+        self.assertIs(second, self.changes.throttle)
+        self.changes.slow_down(None)
+        self.assertIsNone(self.changes.throttle)
+        self.assertEqual([], clock.getDelayedCalls())
+
+
+class ThrottleTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.dirtied = 7 * MB  # before it began
+
+    def make(self, rate=10 * MB):
+        self.throttle = Throttle(self.clock, rate, lambda: self.dirtied)
+        return self.throttle
+
+    def test_at_once(self):
+        throttle = self.make()
+        self.assertIsNone(throttle.turn())
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_what_was_dirty_before_does_not_count(self):
+        throttle = self.make()
+        self.assertIsNone(throttle.turn())
+        self.dirtied += 1
+        self.assertIsNotNone(throttle.turn())
+
+    def test_waits_for_as_long_as_it_must(self):
+        throttle = self.make()
+        self.dirtied += 5 * MB
+        turn = throttle.turn()
+        self.clock.advance(0.49)
+        self.assertNoResult(turn)
+        self.clock.advance(0.02)
+        self.successResultOf(turn)
+        self.assertIsNone(throttle.turn(), "and then others may too")
+
+    def test_no_longer_than_a_second(self):
+        """Whoever waits must not take the server for dead."""
+        throttle = self.make(MB)
+        self.dirtied += 50 * MB
+        turn = throttle.turn()
+        self.clock.advance(0.99)
+        self.assertNoResult(turn)
+        self.clock.advance(0.02)
+        self.successResultOf(turn)
+        self.assertIsNotNone(throttle.turn(), "it still owes")
+
+    def test_what_made_nothing_dirty_costs_nothing(self):
+        """The same 64 KiB again and again have to be sent but once."""
+        throttle = self.make(1)
+        for _ in range(1000):
+            self.assertIsNone(throttle.turn())
+
+    def test_an_unused_share_is_lost(self):
+        throttle = self.make()
+        self.clock.advance(100)
+        self.assertIsNone(throttle.turn())
+        self.dirtied += MB  # a tenth of a second's worth
+        self.assertIsNone(throttle.turn())
+        self.dirtied += 1
+        self.assertIsNotNone(throttle.turn())
+
+    def test_a_short_rest_is_kept(self):
+        throttle = self.make()
+        self.clock.advance(0.05)
+        self.dirtied += MB // 2
+        self.assertIsNone(throttle.turn())
+        self.dirtied += 1000
+        self.assertIsNotNone(throttle.turn())
+
+    def run_for(self, throttle, seconds, clients=1, write=65536):
+        """Each of the clients writes, and waits for its turn; bytes that became dirty."""
+        before, end = self.dirtied, self.clock.seconds() + seconds
+        waiting = [None] * clients
+        while self.clock.seconds() < end:
+            for index, turn in enumerate(waiting):
+                if turn is not None and not turn.called:
+                    continue
+                # It may be made: the next one is asked for behind it.
+                self.dirtied += write
+                waiting[index] = throttle.turn()
+            if all(turn is not None and not turn.called for turn in waiting):
+                self.clock.advance(0.001)
+        throttle.lift()
+        return self.dirtied - before
+
+    def test_the_rate_over_time(self):
+        for rate in (MB, 10 * MB, 100 * MB):
+            for clients in (1, 4):
+                dirtied = self.run_for(self.make(rate), 10, clients)
+                self.assertTrue(0.9 < dirtied / (10 * rate) < 1.1, (rate, clients, dirtied))
+
+    def test_large_writes_are_slowed_as_well(self):
+        dirtied = self.run_for(self.make(10 * MB), 20, write=4 << 20)
+        self.assertTrue(0.85 < dirtied / (200 * MB) < 1.15, dirtied)
+
+    def test_lifted(self):
+        throttle = self.make()
+        self.dirtied += 5 * MB
+        turns = [throttle.turn(), throttle.turn()]
+        order = []
+        for number, turn in enumerate(turns):
+            turn.addCallback(lambda _, number=number: order.append(number))
+        throttle.lift()
+        self.assertEqual([0, 1], order)
+        self.assertEqual([], self.clock.getDelayedCalls())
+        throttle.lift()
+
+    def test_asked_again_from_inside(self):
+        """Who is let go may ask at once for its next."""
+        throttle = self.make()
+        self.dirtied += 5 * MB
+        later = []
+        throttle.turn().addCallback(lambda _: later.append(throttle.turn()))
+        throttle.lift()
+        self.assertNoResult(later[0])
+        throttle.lift()
+        self.successResultOf(later[0])
+        self.assertEqual([], self.clock.getDelayedCalls())
