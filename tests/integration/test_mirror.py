@@ -1,0 +1,468 @@
+"""Whole mirrors of a disk that clients write to, between real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import wire
+from tests.support.disks import MIB, allocated, digest, random_image, sparse_image
+from tests.support.mirroring import (
+    FLUSH,
+    WRITE,
+    Asked,
+    Mirrored,
+    Peer,
+    destination,
+    longest,
+    read_log,
+)
+from tests.support.processes import ANY_PORT, BLOCKMIG, FULL, Processes, Running, until
+
+from blockmig.control import ControlRefused
+
+SIZE = 24 * MIB
+
+
+def inspected(processes: Processes, *disks: Path) -> dict[str, Any]:
+    """What a human is told."""
+    told = processes.run(BLOCKMIG, "inspect", "--json", *disks)
+    assert told.status in (0, 5), told.stderr
+    verdict = json.loads(told.stdout)
+    assert isinstance(verdict, dict)
+    return verdict
+
+
+def names(disk: Path) -> list[str]:
+    """The disk, if it is there, and its records, by what stands behind the disk's name."""
+    sockets = (".socket", ".socket.lock")
+    found = [path.name for path in disk.parent.iterdir() if path.name.startswith(disk.name)]
+    return sorted({name.removeprefix(disk.name) for name in found} - {*sockets})
+
+
+def check_handed_over(
+    mirrored: Mirrored, receiver: Running, copy: Path, unlink: bool, size: int
+) -> None:
+    """Both have ended well, and everybody who asks is told which copy counts."""
+    processes, disk = mirrored.processes, mirrored.disk
+    assert receiver.wait(10) == 0, receiver.stderr
+    mirrored.ended()
+    (event,) = mirrored.running.events("handed-over")
+    assert event["milliseconds"] < 500
+    assert copy.stat().st_size == size
+    mirrored.history.check(copy)
+    assert names(copy) == [""]
+    assert inspected(processes, copy)["verdict"] == "canonical"
+    if unlink:
+        assert names(disk) == []
+        assert inspected(processes, disk)["verdict"] != "canonical"
+    else:
+        assert names(disk) == ["", ".MIGRATED"]
+        assert digest(disk) == digest(copy)
+        assert inspected(processes, disk)["verdict"] == "not canonical"
+    both = inspected(processes, disk, copy)
+    assert both["verdict"] == "canonical"
+    assert both["canonical"] == str(copy)
+
+
+@pytest.mark.parametrize("unlink", [True, False], ids=["unlink", "keep"])
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_moves_while_clients_write(
+    processes: Processes, room: Path, kind: str, unlink: bool
+) -> None:
+    disk, copy = random_image(room / "disk", SIZE), room / "copy"
+    mirrored = Mirrored(processes, room, disk)
+    listen = ANY_PORT if kind == "tcp" else f"unix:{room}/receiver"
+    receiver = processes.receive(copy, "--size", SIZE, listen=listen)
+    with mirrored.writer() as writer, mirrored.writer("unix", sizes=((4096, 1),)) as other:
+        other.kill()  # one that dies is nobody's affair
+        writer.go_on()
+        outcome = mirrored.mirror(receiver, unlink=unlink)
+        told = outcome.result()
+        requests = writer.wait()
+    assert told["status"] == 0, told
+    assert told["summary"]["bytes"] == SIZE
+    assert told["summary"]["attempts"] == 1
+    mirrored.history.add(read_log(other.log))
+    mirrored.history.add(requests)
+    assert len(requests) > 20
+    assert longest(requests) < 1
+    check_handed_over(mirrored, receiver, copy, unlink, SIZE)
+
+
+def test_read_only(processes: Processes, room: Path) -> None:
+    """Its clients cannot write, but they have to be sent away all the same."""
+    disk, copy = random_image(room / "disk", 4 * MIB), room / "copy"
+    mirrored = Mirrored(processes, room, disk, "--read-only")
+    receiver = processes.receive(copy, "--size", 4 * MIB)
+    with wire.client(mirrored.uris["tcp"]) as client:
+        assert client.ask(WRITE, 0, 512, bytes(512)) == wire.EPERM
+        assert mirrored.mirror(receiver).result()["status"] == 0
+        assert client.closed()
+    check_handed_over(mirrored, receiver, copy, False, 4 * MIB)
+
+
+def test_large_and_sparse(processes: Processes, room: Path) -> None:
+    """It has a gigabyte, and hardly anything in it."""
+    size = 1 << 30
+    generator = random.Random(1)
+    pieces = {at: generator.randbytes(MIB) for at in (0, 77 * MIB, 500 * MIB + 4096, size - MIB)}
+    disk, copy = sparse_image(room / "disk", size, pieces), room / "copy"
+    mirrored = Mirrored(processes, room, disk)
+    receiver = processes.receive(copy, "--size", size)
+    with mirrored.writer("unix tcp", start=490 * MIB, end=510 * MIB) as writer:
+        writer.go_on()
+        outcome = mirrored.mirror(receiver, unlink=True).result()
+        mirrored.history.add(writer.wait())
+    assert outcome["status"] == 0
+    assert outcome["summary"]["data"] < 200 * MIB
+    assert allocated(copy) < 60 * MIB
+    check_handed_over(mirrored, receiver, copy, True, size)
+
+
+@pytest.mark.parametrize("size", [3 * MIB + 12345, 65537, 700])
+def test_odd_sizes(processes: Processes, room: Path, size: int) -> None:
+    """Writes of any number of bytes, anywhere, up to the very last byte."""
+    disk, copy = random_image(room / "disk", size), room / "copy"
+    mirrored = Mirrored(processes, room, disk)
+    receiver = processes.receive(copy, "--size", size)
+    sizes = ((700, 4), (5000, 4), (200000, 1))
+    with (
+        mirrored.writer(end=size // 2, block=1, sizes=sizes, count=200) as writer,
+        mirrored.writer(start=size - 100, block=1, sizes=((100, 1),), count=100) as at_the_end,
+    ):
+        writer.go_on()
+        at_the_end.go_on()
+        outcome = mirrored.mirror(receiver).result()
+        for one in (writer, at_the_end):
+            mirrored.history.add(one.wait())
+    assert outcome["status"] == 0
+    check_handed_over(mirrored, receiver, copy, False, size)
+
+
+def test_commands(processes: Processes, room: Path) -> None:
+    """The same by the command line: begun, slowed, broken off; then again, and waited for."""
+    disk, copy = random_image(room / "disk", SIZE), room / "copy"
+    mirrored = Mirrored(processes, room, disk)
+    receiver = processes.receive(copy, "--size", SIZE)
+    control = ("--control", mirrored.control)
+    with mirrored.writer() as writer:
+        checked = processes.checked
+        checked(BLOCKMIG, "mirror", *control, receiver.uri, "--max-rate", "4M")
+        assert "8" in checked(BLOCKMIG, "rate", *control, "8M")
+        until(lambda: mirrored.status["sent"] > 0)
+        assert mirrored.status["max_rate"] == 8 * MIB
+        checked(BLOCKMIG, "break", *control)
+        assert mirrored.status["state"] == "broken"
+        writer.go_on()
+        assert inspected(processes, copy)["verdict"] == "not canonical"
+        assert inspected(processes, disk)["verdict"] == "canonical"
+        again = processes.run(BLOCKMIG, "mirror", *control, receiver.uri, "--wait", "--unlink")
+        assert again.status == 0, again.stderr
+        mirrored.history.add(writer.wait())
+    check_handed_over(mirrored, receiver, copy, True, SIZE)
+
+
+# The hold.
+
+
+class Slow:
+    """The script of a destination that answers the last flush when it is told to.
+
+    @ivar held: whether that flush is there.
+    @ivar answer: to be set; of no use for another such flush.
+    """
+
+    def __init__(self, mirrored: Mirrored) -> None:
+        self.held = threading.Event()
+        self.answer = threading.Event()
+        self.patient = False
+        self._mirrored = mirrored
+
+    def __call__(self, peer: Peer, asked: Asked | str) -> bytes | None:
+        flush = isinstance(asked, Asked) and asked.command == FLUSH and not self.patient
+        if flush and self._mirrored.status["state"] == "holding":
+            self.held.set()
+            self.answer.wait(30)
+        return None
+
+
+def test_clients_wait_during_the_hold(processes: Processes, room: Path) -> None:
+    """Old ones and new ones; behind the hand-off they are closed, and not one was answered."""
+    disk = random_image(room / "disk", 4 * MIB)
+    mirrored = Mirrored(processes, room, disk)
+    slow = Slow(mirrored)
+    with destination(4 * MIB, slow) as other, wire.client(mirrored.uris["tcp"]) as old:
+        assert old.ask(WRITE, 0, 4096, bytes(4096)) == 0
+        outcome = mirrored.mirror(other.uri, max_pause=20)
+        assert slow.held.wait(20)
+        before = digest(disk)
+        old.send(wire.request(WRITE, 8192, 4096) + b"x" * 4096)
+        with wire.client(mirrored.uris["unix"]) as new:
+            for client in (old, new):
+                client.send(wire.request(wire.READ, 0, 512))
+                client.socket.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    client.socket.recv(1)
+                client.socket.settimeout(10)
+            status = mirrored.status
+            assert (status["state"], status["holds"]) == ("holding", 1)
+            assert status["pause"] > 0.5
+            assert digest(disk) == before
+            slow.answer.set()
+            for client in (old, new):
+                with contextlib.suppress(ConnectionResetError):
+                    assert client.socket.recv(1) == b""
+        assert outcome.result()["status"] == 0
+        mirrored.ended()
+        assert other.disconnected
+        assert other.data == disk.read_bytes()
+        assert other.data[8192] != ord("x")
+
+
+def test_clients_are_released(processes: Processes, room: Path) -> None:
+    """A hold that takes too long is given up, no request is lost, and it comes to its end later."""
+    disk = random_image(room / "disk", 8 * MIB)
+    mirrored = Mirrored(processes, room, disk)
+    slow = Slow(mirrored)
+    with (
+        destination(8 * MIB, slow) as other,
+        mirrored.writer(start=4 * MIB, patience=20) as writer,
+        wire.client(mirrored.uris["tcp"]) as client,
+    ):
+        outcome = mirrored.mirror(other.uri, max_pause=0.4)
+        assert slow.held.wait(20)
+        began = time.monotonic()
+        assert client.ask(WRITE, MIB, 4096, b"x" * 4096) == 0
+        assert 0.05 < time.monotonic() - began < 1
+        writer.go_on()
+        status = mirrored.status
+        assert (status["state"], status["holds"]) == ("copying", 1)
+        assert 0.3 < status["pause"] < 1
+        slow.patient = True
+        slow.answer.set()
+        told = outcome.result()
+        requests = writer.wait()
+    mirrored.ended()
+    assert told["status"] == 0
+    assert told["summary"]["attempts"] == 1
+    assert mirrored.running.events("released")
+    assert longest(requests) < 1.5
+    assert other.data == disk.read_bytes()
+    assert other.data[MIB : MIB + 4096] == b"x" * 4096
+    mirrored.history.add(requests)
+    with disk.open("r+b") as file:
+        file.seek(MIB)
+        file.write(mirrored.history.known(MIB, 4096))
+    mirrored.history.check(disk)
+
+
+# What is refused.
+
+
+def test_refusals(processes: Processes, room: Path) -> None:
+    """With a reason, and nobody notices; then there is another place, and it goes there."""
+    disk, copy = random_image(room / "disk", SIZE), room / "copy"
+    mirrored = Mirrored(processes, room, disk, "--export", "web")
+    good = processes.receive(copy, "--size", SIZE)
+    small = processes.receive(room / "small", "--size", SIZE - 512)
+    named = processes.receive(room / "named", "--size", SIZE, "--export", "other")
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with mirrored.writer() as writer:
+        writer.go_on()
+        for uri, reason in (
+            (small.uri, f"{SIZE} bytes, the destination {SIZE - 512}"),
+            (named.uri.removesuffix("other"), "no export named ''"),
+            (f"nbd://127.0.0.1:{port}", "refused"),
+            (f"nbd+unix:///?socket={room}/nowhere", "No such file"),
+        ):
+            assert reason in mirrored.refused(uri, unlink=True)
+            assert mirrored.status["state"] == "failed"
+            assert names(disk) == [""]
+            writer.go_on(5)
+        for body, reason in (
+            ({"uri": "nbd://"}, "uri"),
+            ({"max_rate": -1}, "max_rate"),
+            ({"converge": "perhaps"}, "converge"),
+            ({"unlink": "no"}, "unlink"),
+        ):
+            with pytest.raises(ControlRefused, match=reason):
+                mirrored.ask("POST", "/mirror", {"uri": good.uri, **body})
+        for resource in ("/break", "/rate"):
+            with pytest.raises(ControlRefused, match="no mirror is running"):
+                mirrored.ask("POST", resource, {"max_rate": 1000})
+        outcome = mirrored.mirror(good, max_rate=6 * MIB, unlink=True)
+        assert "running already" in mirrored.refused(small.uri)
+        assert "running already" in mirrored.refused(good.uri)
+        mirrored.ask("POST", "/rate", {"max_rate": None})
+        told = outcome.result()
+        requests = writer.wait()
+    assert told["status"] == 0
+    assert told["summary"]["attempts"] == 1
+    assert longest(requests) < 1
+    mirrored.history.add(requests)
+    check_handed_over(mirrored, good, copy, True, SIZE)
+    for receiver in (small, named):
+        assert receiver.status is None
+        assert not receiver.events("attempt")
+
+
+def test_hard_links_are_not_unlinked(processes: Processes, room: Path) -> None:
+    """Deleting one name of a file would not retire it."""
+    disk = random_image(room / "disk", MIB)
+    (room / "second").hardlink_to(disk)
+    mirrored = Mirrored(processes, room, disk)
+    receiver = processes.receive(room / "copy", "--size", MIB)
+    assert "link" in mirrored.refused(receiver.uri, unlink=True)
+    assert mirrored.mirror(receiver).result()["status"] == 0
+    check_handed_over(mirrored, receiver, room / "copy", False, MIB)
+
+
+# The server is stopped.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+def test_stopped_during_a_mirror(processes: Processes, room: Path, number: int) -> None:
+    """Its clients' requests are finished, the destination is left, and the source counts."""
+    disk, copy = random_image(room / "disk", SIZE), room / "copy"
+    mirrored = Mirrored(processes, room, disk)
+    receiver = processes.receive(copy, "--size", SIZE)
+    with mirrored.writer() as writer:
+        outcome = mirrored.mirror(receiver, max_rate=8 * MIB, unlink=True)
+        until(lambda: mirrored.status["sent"] > 2 * MIB)
+        mirrored.running.signal(number)
+        mirrored.ended()
+        told = outcome.result()
+        requests = writer.wait()
+    assert told["status"] == 4
+    assert "not retired" in told["message"]
+    assert names(disk) == [""]
+    assert inspected(processes, disk)["verdict"] == "canonical"
+    assert inspected(processes, copy)["verdict"] == "not canonical"
+    assert receiver.status is None
+    mirrored.history.add(requests)
+    mirrored.history.check(disk)
+    send = processes.send(disk, receiver)
+    assert (send.wait(), receiver.wait()) == (0, 0)
+    mirrored.history.check(copy)
+
+
+# How fast.
+
+
+class Meter:
+    """The script of a destination that counts the data that comes."""
+
+    def __init__(self) -> None:
+        self.came: list[tuple[float, int]] = []
+
+    def __call__(self, peer: Peer, asked: Asked | str) -> bytes | None:
+        if isinstance(asked, Asked):
+            self.came.append((time.monotonic(), len(asked.payload)))
+        return None
+
+    def rate(self, since: float, until: float) -> float:
+        """Bytes per second."""
+        return sum(count for at, count in self.came if since < at <= until) / (until - since)
+
+
+SECONDS, TOLERANCE = (10.0, 0.05) if FULL else (1.5, 0.1)
+
+
+def test_rate_limit(processes: Processes, room: Path) -> None:
+    """It is kept, and may be changed at any time."""
+    size = 512 * MIB
+    disk = room / "disk"
+    piece = random.Random(1).randbytes(MIB)
+    with disk.open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(piece)
+    mirrored, meter = Mirrored(processes, room, disk), Meter()
+    with destination(size, meter) as other, mirrored.writer("unix", rate=2e6) as writer:
+        mirrored.mirror(other.uri, max_rate=20 * MIB)
+        for rate in (20 * MIB, 40 * MIB, 8 * MIB):
+            mirrored.ask("POST", "/rate", {"max_rate": rate})
+            assert mirrored.status["max_rate"] == rate
+            # What is on its way, and the allowance of a quarter of a second, are of the old rate.
+            time.sleep(0.5)
+            since = time.monotonic()
+            time.sleep(SECONDS)
+            measured = meter.rate(since, time.monotonic())
+            print(f"\n{rate / MIB:.0f} MiB/s: {measured / MIB:.2f} MiB/s")
+            assert abs(measured / rate - 1) < TOLERANCE
+        mirrored.ask("POST", "/rate", {"max_rate": None})
+        since = time.monotonic()
+        time.sleep(0.5)
+        assert meter.rate(since, time.monotonic()) > 60 * MIB
+        mirrored.ask("POST", "/break", {})
+        writer.go_on(2)
+        writer.stop()
+    mirrored.stop()
+
+
+# Other people's destinations.
+
+
+def foreign(processes: Processes, room: Path, kind: str, size: int) -> tuple[Running, str]:
+    """A server of somebody else's, and its URI."""
+    socket = room / "foreign"
+    copy = room / "copy"
+    if kind.startswith("qemu"):
+        form = kind.removeprefix("qemu ")
+        processes.checked("qemu-img", "create", "-f", form, copy, str(size))
+        options = ("--discard=unmap", "--detect-zeroes=off", "-x", "")
+        running = processes.start("qemu-nbd", "-f", form, "-k", socket, *options, copy)
+    elif kind == "nbdkit file":
+        with copy.open("wb") as file:
+            file.truncate(size)
+        running = processes.start("nbdkit", "-f", "-U", socket, "file", copy)
+    elif kind == "nbdkit blocks":
+        policy = ("blocksize-minimum=4096", "blocksize-error-policy=error")
+        running = processes.start(
+            "nbdkit", "-f", "-U", socket, "--filter=blocksize-policy", "memory", f"{size}", *policy
+        )
+    else:
+        running = processes.start("nbdkit", "-f", "-U", socket, "memory", f"{size}")
+    until(socket.exists, what=running.stderr)
+    return running, f"nbd+unix:///?socket={socket}"
+
+
+FOREIGN = ("qemu raw", "qemu qcow2", "nbdkit file", "nbdkit memory", "nbdkit blocks")
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_destinations(processes: Processes, room: Path, kind: str) -> None:
+    """With plain NBD it is the same order, and the same at its end."""
+    size = 8 * MIB
+    disk, found = random_image(room / "disk", size), room / "found"
+    mirrored = Mirrored(processes, room, disk)
+    running, uri = foreign(processes, room, kind, size)
+    with mirrored.writer() as writer:
+        writer.go_on()
+        outcome = mirrored.mirror(uri, unlink=kind.startswith("qemu"))
+        assert outcome.result()["status"] == 0
+        requests = writer.wait()
+    mirrored.ended()
+    assert len(requests) > 20
+    mirrored.history.add(requests)
+    if kind.startswith("qemu"):
+        assert running.wait(10) == 0
+        form = kind.removeprefix("qemu ")
+        processes.checked("qemu-img", "convert", "-f", form, "-O", "raw", room / "copy", found)
+        assert not disk.exists()
+    else:
+        processes.checked("nbdcopy", uri, found)
+        running.signal(signal.SIGTERM)
+        running.wait()
+        assert digest(disk) == digest(found)
+        assert names(disk) == ["", ".MIGRATED"]
+    mirrored.history.check(found)
