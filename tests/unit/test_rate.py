@@ -265,3 +265,23 @@ class CourtesyTests(SynchronousTestCase):
         self.courtesy.set_rate(MB)
         self.assertEqual(0, self.courtesy.allowed(1 << 20))
         self.assertTrue(0.04 < self.courtesy.delay(1 << 20) < 0.06)
+
+    def test_several_sendings_to_one_question(self):
+        """Each counts from the end of the one before."""
+        self.make()
+        self.courtesy.allowed(TURN)
+        for _ in range(4):
+            self.clock.advance(0.001)
+            self.courtesy.spend(TURN // 4)
+        self.assertEqual(0, self.courtesy.allowed(TURN))
+        self.assertTrue(0.0119 < self.courtesy.delay(TURN) < 0.0121)
+
+    def test_the_others_turn_comes_before_the_rate(self):
+        """The delay is that of what holds it back now; asked again, it may be the other."""
+        self.make(100 * MB)
+        self.clock.advance(10)
+        self.assertEqual(TURN, self.courtesy.allowed(4 << 20))
+        self.clock.advance(0.5)
+        self.courtesy.spend(TURN)
+        self.assertEqual(0, self.courtesy.allowed(1000))
+        self.assertTrue(1.49 < self.courtesy.delay(1000) < 1.51)

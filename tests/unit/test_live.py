@@ -1,0 +1,567 @@
+"""The passes over a disk in use, with an attempt and a server on the test's own hands (R8, R9)."""
+
+from __future__ import annotations
+
+import itertools
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.migration.live import Converge, LivePasses, Stage
+from blockmig.server import Changes
+from blockmig.storage import GRAIN, Piece
+
+MB = 1 << 20
+SIZE = 64 * MB
+PAUSE = 0.5
+
+
+class FakeDisk:
+    name = "disk"
+    size = SIZE
+
+
+class FakeServer:
+    """Clients by hand: it is still when the test says so."""
+
+    def __init__(self, story):
+        self.disk = FakeDisk()
+        self.changes = Changes()
+        self.story = story
+        self.holding = []
+        self.prompt = True
+
+    def hold(self):
+        self.story.append("hold")
+        still = Deferred()
+        self.holding.append(still)
+        if self.prompt:
+            still.callback(None)
+        return still
+
+    def release(self):
+        self.story.append("release")
+
+
+class FakeAttempt:
+    """What the passes have it do waits for the test; what is taken is remembered."""
+
+    def __init__(self, story):
+        self.story = story
+        self.take = None
+        self.waiting = None
+
+    def send_pass(self, take):
+        self.story.append("pass")
+        self.take, self.sending = take, True
+        self.waiting = Deferred()
+        return self.waiting
+
+    def flush_now(self):
+        self.story.append("flush")
+        self.sending = False
+        self.waiting = Deferred()
+        return self.waiting
+
+    def done(self):
+        waiting, self.waiting = self.waiting, None
+        waiting.callback(None)
+
+    def release(self):
+        self.story.append("copy on")
+
+    def drop(self, why):
+        self.story.append(why)
+
+
+class Case(SynchronousTestCase):
+    converge = Converge.WAIT
+
+    def setUp(self):
+        self.clock = Clock()
+        self.story = []
+        self.server = FakeServer(self.story)
+        self.attempt = FakeAttempt(self.story)
+        self.passes = LivePasses(
+            self.server,
+            longest_pause=PAUSE,
+            converge=self.converge,
+            reactor=self.clock,
+            give_up=lambda why: self.story.append(f"give up: {why}"),
+            finishing=lambda: self.story.append("finishing"),
+        )
+        self.passes.start()
+        self.sending = Deferred()
+        self.addCleanup(self.stop)
+
+    def stop(self):
+        self.sending.cancel()
+        self.sending.addErrback(lambda failure: failure.trap(CancelledError))
+        self.passes.stop()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def told(self):
+        """What happened since the last look."""
+        story = list(self.story)
+        self.story.clear()
+        return story
+
+    def begin(self):
+        self.passes.begin()
+        self.sending = Deferred.fromCoroutine(self.passes.send(self.attempt))
+
+    def take_all(self):
+        taken = []
+        while ranges := self.attempt.take():
+            taken += ranges
+        return taken
+
+    def acknowledge(self, taken, zero=False):
+        for start, end in taken:
+            self.passes.acknowledged(Piece(start, end - start, zero))
+
+    def send_pass(self, seconds=1.0, dirty=()):
+        """One pass; meanwhile the grains in C{dirty} are written to, again and again."""
+        taken = self.take_all()
+        steps = 40
+        for step in range(steps):
+            for grain in dirty[step::steps]:
+                self.server.changes.tell(grain * GRAIN, 4096)
+            for start, end in taken:
+                length = (end - start) // steps
+                begin = start + step * length
+                self.passes.acknowledged(
+                    Piece(begin, length if step < steps - 1 else end - begin, False)
+                )
+            self.clock.advance(seconds / steps)
+        self.attempt.done()
+        return taken
+
+    def flush(self, seconds=0.0):
+        self.clock.advance(seconds)
+        self.attempt.done()
+
+    def hold(self, **keywords):
+        """Up to the hold, with nothing left but what C{dirty} says."""
+        self.begin()
+        self.send_pass(**keywords)
+        self.flush()
+        self.assertEqual(["pass", "flush", "hold", "pass"], self.told())
+
+    def send_rest(self):
+        taken = self.take_all()
+        self.acknowledge(taken)
+        self.attempt.done()
+        return taken
+
+
+class PassTests(Case):
+    def test_nobody_writes(self):
+        """All of it, a flush, then a hold that finds nothing left; and no other flush of ours."""
+        self.begin()
+        self.assertEqual((SIZE, SIZE), (self.passes.left, self.passes.dirty.bytes))
+        self.assertEqual([(0, SIZE)], self.send_pass())
+        self.assertEqual(["pass", "flush"], self.told())
+        self.assertEqual((0, Stage.COPYING), (self.passes.left, self.passes.stage))
+        self.flush()
+        self.assertEqual(["hold", "pass"], self.told())
+        self.assertEqual((1, Stage.HOLDING), (self.passes.holds, self.passes.stage))
+        self.assertNoResult(self.sending)
+        self.assertEqual([], self.send_rest())
+        self.successResultOf(self.sending)
+        self.assertEqual([], self.told())
+
+    def test_what_is_written_meanwhile_goes_in_the_last_one(self):
+        self.hold(dirty=(3, 700))
+        expected = [(3 * GRAIN, 4 * GRAIN), (700 * GRAIN, 701 * GRAIN)]
+        self.assertEqual(expected, self.send_rest())
+        self.successResultOf(self.sending)
+        self.assertEqual(0, self.passes.left)
+
+    def test_what_is_written_until_the_disk_is_still(self):
+        """Marks come for as long as something is under way, and are of the last pass."""
+        self.server.prompt = False
+        self.begin()
+        self.send_pass()
+        self.flush()
+        self.assertEqual(["pass", "flush", "hold"], self.told())
+        self.server.changes.tell(5 * GRAIN, 1)
+        self.server.holding[0].callback(None)
+        self.assertEqual(["pass"], self.told())
+        self.assertEqual([(5 * GRAIN, 6 * GRAIN)], self.send_rest())
+        self.successResultOf(self.sending)
+
+    def test_a_range_is_taken_off_before_it_is_read(self):
+        """What changes it after that makes it dirty again, for the next pass and not for this."""
+        self.begin()
+        taken = self.attempt.take()
+        self.server.changes.tell(0, 1)
+        self.server.changes.tell(SIZE - 1, 1)
+        self.assertEqual([(0, SIZE)], taken)
+        self.assertEqual([], self.attempt.take())
+        self.assertEqual(2 * GRAIN, self.passes.dirty.bytes)
+        self.assertEqual(SIZE, self.passes.left)
+
+    def test_no_more_than_so_much_at_a_time(self):
+        self.begin()
+        self.passes.dirty.take(0, SIZE)
+        for grain in range(0, 800, 2):
+            self.server.changes.tell(grain * GRAIN, 1)
+        ranges = self.attempt.take()
+        self.assertEqual(256, len(ranges))
+        more = self.attempt.take()
+        self.assertEqual((144, ranges[-1][1] + GRAIN), (len(more), more[0][0]))
+        self.assertEqual([], self.attempt.take())
+
+    def test_no_way_back_within_a_pass(self):
+        """Or what clients write all the time would be sent all the time."""
+        self.begin()
+        self.attempt.take()
+        self.server.changes.tell(0, 1)
+        self.assertEqual([], self.attempt.take())
+
+    def test_left(self):
+        """What is dirty, and what is on its way, zeroes too."""
+        self.begin()
+        (run,) = self.attempt.take()
+        self.assertEqual((0, SIZE), (self.passes.dirty.bytes, self.passes.left))
+        self.passes.acknowledged(Piece(0, 4 * MB, True))
+        self.passes.acknowledged(Piece(4 * MB, 4 * MB, False))
+        self.assertEqual(SIZE - 8 * MB, self.passes.left)
+        self.assertEqual((0, SIZE), run)
+
+    def test_another_pass_where_much_is_left(self):
+        """And a flush behind each."""
+        self.begin()
+        self.send_pass(seconds=4, dirty=range(512))
+        self.flush()
+        self.assertEqual(["pass", "flush", "pass"], self.told())
+        self.assertEqual((2, True), (self.passes.number, self.passes.converging))
+        self.assertEqual(512 * GRAIN, sum(end - start for start, end in self.send_pass(seconds=2)))
+        self.flush()
+        self.assertEqual(["flush", "hold", "pass"], self.told())
+
+    def test_the_flush_is_measured(self):
+        self.begin()
+        self.send_pass()
+        self.flush(0.3)
+        self.assertAlmostEqual(0.3, self.passes.convergence.flush)
+
+    def test_a_slow_flush_is_part_of_the_pause(self):
+        """Nothing is left, but the last flush would take too long: it waits for a quicker one."""
+        self.begin()
+        self.send_pass()
+        self.flush(0.45)
+        self.assertEqual(["pass", "flush"], self.told())
+        self.clock.advance(0.06)
+        self.assertEqual(["pass"], self.told())
+        self.send_pass()
+        self.flush(0.1)
+        self.assertEqual(["flush", "hold", "pass"], self.told())
+
+    def test_an_attempt_begins_with_everything(self):
+        self.hold()
+        self.passes.dropped()
+        self.attempt = FakeAttempt(self.story)
+        self.told()
+        self.begin()
+        self.assertEqual(
+            (SIZE, 1, None), (self.passes.left, self.passes.number, self.passes.converging)
+        )
+        self.assertEqual([(0, SIZE)], self.take_all())
+
+    def test_watched_while_it_runs_only(self):
+        self.assertIsNotNone(self.server.changes.mark)
+        self.passes.stop()
+        self.assertIsNone(self.server.changes.mark)
+        self.assertEqual([], self.clock.getDelayedCalls())
+        self.passes.stop()
+
+
+class HoldTests(Case):
+    def test_in_time(self):
+        """The deadline is for all of it: sending, flushing."""
+        self.hold()
+        self.clock.advance(0.2)
+        self.send_rest()
+        self.successResultOf(self.sending)
+        self.clock.advance(0.2)
+        self.assertEqual([], self.told())
+        self.passes.flushed()
+        self.assertEqual(Stage.HANDING_OVER, self.passes.stage)
+        self.clock.advance(9.9)
+        self.assertEqual([], self.told(), "the small steps have a time of their own")
+        self.passes.retiring()
+        self.clock.advance(1000)
+        self.assertEqual([], self.told(), "and then there is no way back")
+
+    def test_overdue_while_something_is_under_way(self):
+        """Clients are released, and the passes go on without waiting any longer."""
+        self.server.prompt = False
+        self.begin()
+        self.send_pass()
+        self.flush()
+        self.told()
+        self.clock.advance(0.49)
+        self.assertEqual([], self.told())
+        self.clock.advance(0.02)
+        self.assertEqual(["release", "copy on"], self.told()[:2])
+        self.assertEqual(Stage.COPYING, self.passes.stage)
+
+    def test_and_goes_on_once_it_is_still(self):
+        self.server.prompt = False
+        self.begin()
+        self.send_pass()
+        self.flush()
+        self.clock.advance(0.51)
+        self.told()
+        if not self.server.holding[0].called:
+            self.server.holding[0].callback(None)
+        self.assertNoResult(self.sending)
+        self.server.changes.tell(0, 1)
+        self.clock.advance(1)
+        self.assertIsNotNone(self.attempt.waiting)
+        self.assertEqual(1, self.passes.holds)
+
+    def test_and_goes_on_although_it_never_is(self):
+        """Clients that keep several requests under way are never idle once they are released."""
+        self.server.prompt = False
+        self.begin()
+        self.send_pass()
+        self.flush()
+        self.told()
+        self.clock.advance(0.51)
+        self.assertEqual(["release", "copy on", "pass"], self.told())
+        self.assertNoResult(self.sending)
+
+    test_and_goes_on_although_it_never_is.todo = (
+        "_release must end the waiting for a server that is never still"
+    )
+
+    def test_overdue_while_sending(self):
+        self.hold(dirty=range(20))
+        self.clock.advance(0.51)
+        self.assertEqual(["release", "copy on"], self.told())
+        self.assertEqual(Stage.COPYING, self.passes.stage)
+        # The pass comes to its end, and is like any other: a flush, a decision.
+        self.server.changes.tell(0, 1)
+        self.send_rest()
+        self.assertEqual(["flush"], self.told())
+        self.assertNoResult(self.sending)
+        self.flush()
+        self.assertNotIn("hold", self.told(), "not at once")
+
+    def test_overdue_while_flushing(self):
+        """The attempt is told: its flush has said nothing, and it asks for more to send."""
+        self.hold()
+        self.send_rest()
+        self.successResultOf(self.sending)
+        self.clock.advance(0.51)
+        self.assertEqual(["release", "copy on"], self.told())
+        self.server.changes.tell(7 * GRAIN, 1)
+        self.sending = Deferred.fromCoroutine(self.passes.send(self.attempt))
+        self.assertEqual(["pass"], self.told())
+        self.assertEqual([(7 * GRAIN, 8 * GRAIN)], self.send_rest())
+        self.assertEqual(["flush"], self.told())
+
+    def until_held(self, seconds):
+        """Passes go on; when the next hold comes, in seconds from now."""
+        began = self.clock.seconds()
+        while self.clock.seconds() - began < seconds:
+            if "hold" in self.told():
+                return self.clock.seconds() - began
+            if self.attempt.waiting is not None:
+                if self.attempt.sending:
+                    self.acknowledge(self.take_all())
+                self.attempt.done()
+            self.clock.advance(0.01)
+        return None
+
+    def test_the_next_comes_not_at_once_and_later_each_time(self):
+        self.hold(dirty=range(20))
+        for least in (1, 2, 4, 8):
+            self.clock.advance(0.51)
+            self.assertEqual(["release", "copy on"], self.told()[:2])
+            after = self.until_held(least + 2)
+            self.assertIsNotNone(after, least)
+            self.assertTrue(least - 0.1 < after < least + 0.5, (least, after))
+        self.assertEqual(5, self.passes.holds)
+
+    def test_how_long(self):
+        self.assertIsNone(self.passes.pause)
+        self.hold()
+        self.clock.advance(0.2)
+        self.assertAlmostEqual(0.2, self.passes.pause)
+        self.clock.advance(0.31)
+        self.clock.advance(5)
+        self.assertAlmostEqual(0.51, self.passes.pause)
+
+    def test_small_steps_that_take_too_long(self):
+        """A destination that does not confirm must not keep clients waiting for ever."""
+        self.hold()
+        self.send_rest()
+        self.passes.flushed()
+        self.clock.advance(9.99)
+        self.assertEqual([], self.told())
+        self.clock.advance(0.02)
+        (why,) = self.told()
+        self.assertIn("the last steps before retiring took longer than 10 s", why)
+        self.passes.dropped()
+        self.assertEqual(["release"], self.told())
+
+    def test_dropped_at_each_point(self):
+        """Whenever the attempt ends before the source is retired, clients go on."""
+        for point in range(4):
+            self.setUp()
+            self.server.prompt = point > 0
+            self.begin()
+            self.send_pass()
+            self.flush()
+            if point > 1:
+                self.send_rest()
+            if point > 2:
+                self.passes.flushed()
+            self.told()
+            if point < 2:
+                self.sending.cancel()
+                self.failureResultOf(self.sending, CancelledError)
+            self.passes.dropped()
+            self.assertEqual((["release"], Stage.COPYING), (self.told(), self.passes.stage), point)
+            self.clock.advance(100)
+            self.assertEqual([], self.told(), "no deadline is left")
+            self.stop()
+
+    def test_dropped_while_copying(self):
+        """Nobody was held."""
+        self.begin()
+        self.sending.cancel()
+        self.failureResultOf(self.sending, CancelledError)
+        self.passes.dropped()
+        self.assertEqual(["pass"], self.told())
+
+    def test_once_it_is_retired_nobody_is_released(self):
+        self.hold()
+        self.send_rest()
+        self.passes.flushed()
+        self.passes.retiring()
+        self.clock.advance(100)
+        self.passes.finishing()
+        self.passes.stop()
+        self.assertEqual(["finishing"], self.told())
+
+    def test_the_pause_ends_with_the_mirror(self):
+        """How long clients waited, not how long ago that was."""
+        self.hold()
+        self.send_rest()
+        self.passes.flushed()
+        self.passes.retiring()
+        self.clock.advance(0.2)
+        self.passes.stop()
+        self.clock.advance(100)
+        self.assertAlmostEqual(0.2, self.passes.pause)
+
+    test_the_pause_ends_with_the_mirror.todo = "LivePasses.stop must end the pause"
+
+    def test_throttled_changes_are_let_go_first(self):
+        """They wait for their turn: the disk would never be still."""
+
+        class Slow:
+            rate = 1.0
+
+            def lift(slow):
+                self.story.append("lift")
+
+        self.begin()
+        self.server.changes.throttle = Slow()
+        self.send_pass()
+        self.flush()
+        self.assertEqual(["pass", "flush", "lift", "hold", "pass"], self.told())
+        self.assertIsNone(self.server.changes.throttle)
+        self.passes.stop()
+
+
+class NotConvergingTests(Case):
+    def not_converging(self, passes=3):
+        """Clients write as fast as it goes over."""
+        self.begin()
+        for _ in range(passes):
+            self.send_pass(seconds=4, dirty=range(1024))
+            self.flush()
+        return self.told()
+
+    def test_wait(self):
+        """It is said, and goes on."""
+        story = self.not_converging(10)
+        self.assertEqual(["pass", "flush"] * 10 + ["pass"], story)
+        self.assertIs(False, self.passes.converging)
+        self.assertIsNone(self.server.changes.throttle)
+        self.assertEqual(0, self.passes.holds)
+
+    def test_and_when_they_have_come_to_rest(self):
+        self.not_converging()
+        self.send_pass()
+        self.flush()
+        self.assertIn("hold", self.told())
+        self.assertIs(True, self.passes.converging)
+
+
+class ThrottleTests(NotConvergingTests):
+    converge = Converge.THROTTLE
+
+    def test_wait(self):
+        """Not applicable: see below."""
+
+    def test_slower_each_time_but_not_below_a_floor(self):
+        self.not_converging(2)
+        rates = [self.server.changes.throttle.rate]
+        self.assertAlmostEqual(self.passes.convergence.rate / 2, rates[0])
+        for _ in range(12):
+            self.send_pass(seconds=4, dirty=range(1024))
+            self.flush()
+            rates.append(self.server.changes.throttle.rate)
+        for before, after in itertools.pairwise(rates):
+            self.assertAlmostEqual(
+                max(min(before / 2, self.passes.convergence.rate / 2), MB), after
+            )
+        self.assertEqual(MB, rates[-1])
+
+    def test_it_counts_what_becomes_dirty(self):
+        self.not_converging(2)
+        throttle = self.server.changes.throttle
+        self.assertIsNone(throttle.turn())
+        for grain in range(1024):
+            self.server.changes.tell(grain * GRAIN, 1)
+        self.assertIsNone(throttle.turn(), "it was dirty already")
+        self.take_all()
+        for grain in range(1024):
+            self.server.changes.tell(grain * GRAIN, 1)
+        self.assertIsNotNone(throttle.turn())
+
+    def test_not_while_no_attempt_goes_on(self):
+        """The source goes on as if nothing had happened, for as long as nobody is there."""
+        self.not_converging(2)
+        self.sending.cancel()
+        self.failureResultOf(self.sending, CancelledError)
+        self.passes.dropped()
+        self.assertIsNone(self.server.changes.throttle)
+
+    test_not_while_no_attempt_goes_on.todo = "LivePasses.dropped must lift the throttle"
+
+    def test_lifted_at_the_end(self):
+        self.not_converging(2)
+        self.passes.stop()
+        self.assertIsNone(self.server.changes.throttle)
+
+
+class AbortTests(NotConvergingTests):
+    converge = Converge.ABORT
+
+    def test_wait(self):
+        story = self.not_converging(2)
+        (why,) = [words for words in story if words.startswith("give up")]
+        self.assertIn("not converging: clients make 16.", why)
+        self.assertIn("MB/s go over", why)
+
+    def test_and_when_they_have_come_to_rest(self):
+        """It has ended."""
