@@ -189,7 +189,8 @@ class Mirror:
         """Begin, and wait for the end; None if nothing was copied."""
         try:
             try:
-                answer = await self._answer("/mirror", request(self._options), _ACCEPTING)
+                wanted = {**request(self._options), "wait": True}
+                answer = await self._answer("/mirror", wanted, _ACCEPTING)
             except ControlError as error:
                 raise _not_begun(error, self._path) from None
             _begun(answer)

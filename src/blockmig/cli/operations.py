@@ -219,7 +219,10 @@ class Serve(_Listener):
             self._server, self._mirrors = server, mirrors
             await server.complete()
             if mirrors.current is not None:
-                await mirrors.current.handed_over()
+                try:
+                    await mirrors.current.handed_over()
+                finally:
+                    await mirrors.told()
         except OSError as error:
             raise LocalFailure(f"{disk.name}: {describe_error(error)}") from None
         finally:

@@ -4,14 +4,16 @@ Owns the present mirror, if there is one, and the last one behind it, for the st
 
 * one at a time; a second one is refused and disturbs nothing;
 * whoever started a mirror hears when the destination has accepted it; whoever waits for its end
-  hears of that, before the control socket is closed.
+  hears of that, before the control socket is closed. One who has said that he will wait is expected
+  for a few seconds, since a small disk may be gone before he asks.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -24,6 +26,8 @@ from ..server import Server
 from ..storage import DiskRefused, SystemCalls
 
 _log = Logger()
+
+_PATIENCE: Final = 5.0
 
 
 class Mirrors:
@@ -42,6 +46,7 @@ class Mirrors:
         system: SystemCalls,
     ) -> None:
         self.current: Mirror | None = None
+        self._expected: Deferred[None] | None = None
         self._server = server
         self._reactor = reactor
         self._make_endpoint = make_endpoint
@@ -85,12 +90,20 @@ class Mirrors:
         except (Refused, DiskRefused) as error:
             raise ControlRefused(str(error), 409) from None
         self.current = mirror
+        self._expected = Deferred() if isinstance(body, dict) and body.get("wait") else None
         mirror.complete().addBoth(self._ended, mirror)
         try:
             attempt = await mirror.start()
         except MigrationError as error:
             raise ControlRefused(str(error), 409) from None
         return {"destination": mirror.destination, "attempt": attempt}
+
+    async def told(self) -> None:
+        """To be waited for before the control socket is closed."""
+        if self._expected is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            await self._expected.addTimeout(_PATIENCE, self._reactor)
 
     def _make(self, wanted: _Wanted) -> Mirror:
         uri, after = wanted.uri("uri"), wanted.uri("uri")
@@ -134,6 +147,9 @@ class Mirrors:
         """Answered at the end of the mirror: how it ended."""
         if self.current is None:
             raise ControlRefused("no mirror is running", 409)
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            expected.callback(None)
         try:
             summary = await self.current.complete()
         except MigrationError as error:
