@@ -525,6 +525,12 @@ class History:
         """What stands there, as far as that is known."""
         return self._known[offset : offset + length]
 
+    def adopt(self, copy: Path, start: int) -> None:
+        """From C{start} on C{copy} is right, whatever stands there."""
+        with copy.open("rb") as file:
+            file.seek(start)
+            self._known[start:] = file.read()
+
     def check(self, copy: Path) -> None:
         """Whether C{copy} has what it must have; nobody may be writing to it.
 
