@@ -24,6 +24,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
@@ -108,6 +109,7 @@ class LivePasses:
         self._sent_before_hold = 0
         self._attempt: Attempt | None = None
         self._deadline: IDelayedCall | None = None
+        self._until_still: Deferred[None] | None = None
         self._held_at: float | None = None
         self._pause: float | None = None
         self._rest = 0
@@ -149,6 +151,7 @@ class LivePasses:
         if self._sampling.running:
             self._sampling.stop()
         self._stop_deadline()
+        self._end_pause()
 
     def _sample(self) -> None:
         if self._held_at is None:
@@ -249,7 +252,14 @@ class LivePasses:
         self._deadline = self._reactor.callLater(self._longest_pause, self._overdue)
         # What waits for its turn is to be done, so that nothing is under way.
         self._server.changes.slow_down(None)
-        await self._server.hold()
+        self._until_still = until_still = Deferred[None]()
+        self._server.hold().addCallback(lambda _: self._still(until_still))
+        await until_still
+
+    def _still(self, until_still: Deferred[None]) -> None:
+        """The server is; or it is not waited for any more."""
+        if not until_still.called:
+            until_still.callback(None)
 
     def _overdue(self) -> None:
         """Clients have waited for long enough."""
@@ -268,15 +278,21 @@ class LivePasses:
         self._release()
         assert self._attempt is not None
         self._attempt.release()
+        if self._until_still is not None:
+            self._still(self._until_still)
 
     def _release(self) -> None:
         self._stop_deadline()
         if self._held_at is None:
             return
-        self._pause, self._rest = self.pause, self.rest
-        self._held_at = None
+        self._end_pause()
         self.stage = Stage.COPYING
         self._server.release()
+
+    def _end_pause(self) -> None:
+        if self._held_at is not None:
+            self._pause, self._rest = self.pause, self.rest
+            self._held_at = None
 
     def flushed(self) -> None:
         """A few small steps remain."""
@@ -302,6 +318,7 @@ class LivePasses:
     def dropped(self) -> None:
         """The source is as it was."""
         self._attempt = None
+        self._server.changes.slow_down(None)
         self._release()
 
     def _stop_deadline(self) -> None:

@@ -132,7 +132,6 @@ class Mirror:
         )
         self._began: float | None = None
         self._ended_at: float | None = None
-        self._paused: float | None = None
         self._state = ""
         self._why = ""
         self._waiting: list[Deferred[Summary]] = []
@@ -216,7 +215,6 @@ class Mirror:
         self._outcome = result
         self._ended_at = self._reactor.seconds()
         self._passes.stop()
-        self._paused = self._passes.pause
         if not isinstance(result, Failure):
             self._state = "complete"
             self._hand_over()
@@ -289,7 +287,6 @@ class Mirror:
         left = 0 if isinstance(self._outcome, Summary) else passes.left
         gain = convergence.rate - convergence.dirty_rate
         running = self._outcome is None and self._sender.connected
-        pause = passes.pause if self._outcome is None else self._paused
         return {
             "state": self.state,
             "destination": self.destination,
@@ -311,7 +308,7 @@ class Mirror:
             "then": "exit" if self._takes_over is None else "relay",
             "throttle": round(throttle.rate) if throttle is not None else None,
             "seconds": round(now - began, 3),
-            "pause": None if pause is None else round(pause, 4),
+            "pause": None if passes.pause is None else round(passes.pause, 4),
             "rest": passes.rest,
             "holds": passes.holds,
         }

@@ -140,6 +140,9 @@ class Courtesy:
                 self._left, self._busy = _TURN, 0.0
                 return 0
             wanted = min(wanted, self._left)
+        else:
+            # What is sent while nobody else wants anything need not be made up for.
+            self._left, self._busy, self._not_before = _TURN, 0.0, now
         return self._limiter.allowed(wanted) if self._limiter is not None else wanted
 
     def spend(self, count: int) -> None:
