@@ -11,6 +11,8 @@ TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-i
     qemu-nbd:qemu-utils nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdsh:python3-libnbd nbdkit:nbdkit \
     nbd-server:nbd-server nbdfuse:libnbd-bin fio:fio strace:strace ip:iproute2 prlimit:util-linux setpriv:util-linux \
     mkfs.ext4:e2fsprogs fstrim:util-linux
+PROOF_NEEDS := $(TEST_NEEDS) qemu-system-x86_64:qemu-system-x86 busybox:busybox-static \
+    debugfs:e2fsprogs '/boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64'
 
 .PHONY: help demo test proof lint bench clean
 .DELETE_ON_ERROR:
@@ -34,7 +36,7 @@ test: .venv/test
 	$(BIN)/python -m pytest tests/integration tests/interop tests/faults tests/proof tests/docs
 
 proof: .venv/test
-	@scripts/need $(TEST_NEEDS)
+	@scripts/need $(PROOF_NEEDS)
 	BLOCKMIG_FULL=1 $(BIN)/python -m pytest -s tests/proof
 
 lint: .venv/test .venv/lint
