@@ -301,9 +301,11 @@ class ServeOptions(_Options):
     longdesc = (
         "Give a raw image or block device to NBD clients (QEMU, libnbd, the kernel) until it is "
         "stopped by SIGTERM or SIGINT: then the requests that are under way are finished, the disk "
-        "is flushed, and it exits 0. "
-        "Exit statuses: 0 stopped in good order, 1 bad usage or refused at the start, "
-        "3 the last flush failed, 4 stopped before it could listen."
+        "is flushed, and it exits 0. `blockmig mirror` moves the disk elsewhere meanwhile, and has "
+        "it exit 0 when that is done. "
+        "Exit statuses: 0 stopped in good order, or the disk was handed over, 1 bad usage or "
+        "refused at the start, 3 the last flush failed, 4 stopped before it could listen, "
+        "5 the disk was handed over, but the destination may not have been told."
     )
     optFlags: ClassVar[Rows] = [
         ["oldstyle", None, "Speak the old NBD handshake, for old clients."],
