@@ -18,6 +18,11 @@ Rules:
 Only what makes a run short is not the product's own: the seconds between tries, those for which a
 receiver that knows everything is looked for, and the window of the write-behind, which no small
 disk would ever fill.
+
+A server that mirrors its disk is struck at what it says to the destination, and at its calls into
+the kernel; the names of its points begin with what the mirror was at: `pass 2: `, `hold: `. Its
+clients' connections are nobody's point. It can also be told to break the mirror off at a point:
+that is a strike of the kind C{break}, and it tells C{broken} or C{too-late}.
 """
 
 from __future__ import annotations
@@ -39,16 +44,21 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from twisted.internet.defer import Deferred
+
+from blockmig.cli import operations
 from blockmig.cli.logs import begin_logging, write_to
 from blockmig.cli.main import run_operation
-from blockmig.cli.operations import Receive, Send, report
+from blockmig.cli.operations import Receive, Send, Serve, report
 from blockmig.cli.options import BlockmigOptions
 from blockmig.cli.progress import make_display
+from blockmig.control import ControlRefused
 from blockmig.migration import finisher, sender, write_behind
+from blockmig.migration.live import LivePasses, Stage
 from blockmig.migration.page import PAGE_SIZE, BadPage, decode_page
 from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
 from blockmig.transport import client_endpoint, server_endpoint
-from tests.proof.volatile import DIED, ORPHANED, Journal, Points, Strike, VolatileCalls
+from tests.proof.volatile import DIED, ORPHANED, Journal, Point, Points, Strike, VolatileCalls
 
 for _name in ("default", "endpoints", "epollreactor", "tcp", "threads", "udp", "unix"):
     # The children must not have to import it each time.
@@ -146,6 +156,77 @@ class _Stream:
         return name
 
 
+class _Staged(int):
+    """The number of a point, and its whole name."""
+
+    name = ""
+
+
+class StagedPoints(Points):
+    """Points of a server, whose names begin with what its mirror is at."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        strike: Strike | None,
+        tell: Callable[[str], None],
+        record: bool = False,
+    ) -> None:
+        super().__init__(journal, strike, tell, record)
+        self._stage = ""
+        self._break: Callable[[], Any] | None = None
+
+    def before(self, name: str) -> int:
+        name = self._stage + name
+        number = _Staged(super().before(name))
+        number.name = name
+        return number
+
+    def after(self, name: str, number: int) -> None:
+        super().after(number.name if isinstance(number, _Staged) else name, number)
+
+    def _reach(self, point: Point) -> None:
+        strike = self._strike
+        if strike is None or strike.point != point or strike.kind != "break":
+            super()._reach(point)
+        elif self._break is not None:
+            self._break()
+
+    def watch(self, operation: Serve, reactor: Any) -> None:
+        """Know what the mirror of C{operation} is at, and how to break it off."""
+
+        async def end() -> None:
+            assert operation._mirrors is not None
+            try:
+                await operation._mirrors.end({})
+            except ControlRefused:
+                self._tell("too-late")
+            else:
+                self._tell("broken")
+
+        self._break = lambda: reactor.callFromThread(Deferred.fromCoroutine, end())
+        send, hold, release = LivePasses._send_pass, LivePasses._hold, LivePasses._release
+
+        async def _send_pass(passes: LivePasses, attempt: Any) -> None:
+            if passes.stage != Stage.HOLDING:
+                self._stage = f"pass {passes.number}: "
+            with self.around("a pass"):
+                await send(passes, attempt)
+
+        async def _hold(passes: LivePasses) -> None:
+            self._stage = "hold: "
+            with self.around("the hold begins"):
+                await hold(passes)
+
+        def _release(passes: LivePasses) -> None:
+            if passes.stage != Stage.COPYING:
+                self._stage = "released: "
+            release(passes)
+
+        patched: Any = LivePasses
+        patched._send_pass, patched._hold, patched._release = _send_pass, _hold, _release
+
+
 class _Foreign:
     """A transport that blockmig does not know, around one that it would."""
 
@@ -170,6 +251,8 @@ class _Watched:
         self._foreign = foreign
         self._written = self._sent = 0
         self._due: list[tuple[int, str, int]] = []
+        self.descriptor = -1
+        self._lose, protocol.connectionLost = protocol.connectionLost, self._lost
         self._connect, protocol.makeConnection = protocol.makeConnection, self._connected
         self._receive, protocol.dataReceived = protocol.dataReceived, self._received
         if hasattr(protocol, "payload_moved"):
@@ -180,6 +263,10 @@ class _Watched:
         self._to_kernel, transport.writeSomeData = transport.writeSomeData, self._to_kernel_some
         self.descriptor = transport.fileno()
         self._connect(_Foreign(transport) if self._foreign else transport)
+
+    def _lost(self, *reason: Any) -> None:
+        self.descriptor = -1
+        self._lose(*reason)
 
     def _received(self, data: bytes) -> None:
         for piece, name in self._incoming.cut(data):
@@ -262,9 +349,10 @@ class _Factory:
 class _Endpoint:
     """Watches every connection of another endpoint."""
 
-    def __init__(self, watch: _Watch, endpoint: Any) -> None:
+    def __init__(self, watch: _Watch, endpoint: Any, watched: bool = True) -> None:
         self._watch = watch
         self._endpoint = endpoint
+        self._watched = watched
 
     def connect(self, factory: Any) -> Any:
         return self._endpoint.connect(_Factory(self._watch, factory, False))
@@ -274,7 +362,9 @@ class _Endpoint:
             self._watch.tell("listening")
             return port
 
-        return self._endpoint.listen(_Factory(self._watch, factory, True)).addCallback(listening)
+        if self._watched:
+            factory = _Factory(self._watch, factory, True)
+        return self._endpoint.listen(factory).addCallback(listening)
 
 
 class _Watch:
@@ -289,20 +379,31 @@ class _Watch:
     def add(self, protocol: Any, is_server: bool) -> None:
         self._all.append(_Watched(self._points, protocol, is_server, self._foreign))
 
-    def _watched(self, descriptor: int) -> _Watched:
-        # The newest, since descriptors are used again.
-        return next(w for w in reversed(self._all) if getattr(w, "descriptor", -1) == descriptor)
+    def _watched(self, descriptor: int) -> _Watched | None:
+        # The newest, since descriptors are used again; none for a server's client.
+        found = (one for one in reversed(self._all) if one.descriptor == descriptor)
+        return next(found, None)
 
     def sent(self, descriptor: int, count: int) -> None:
         """By sendfile(2)."""
-        self._watched(descriptor).went_past(count)
+        watched = self._watched(descriptor)
+        if watched is not None:
+            watched.went_past(count)
 
     def send(self, handle: Any, data: bytes, flags: int) -> None:
         """By send(2)."""
-        self._watched(handle.fileno()).send(handle, data, flags)
+        watched = self._watched(handle.fileno())
+        if watched is not None:
+            watched.send(handle, data, flags)
+        else:
+            _send_all(handle, data, flags)
 
     def server_endpoint(self, reactor: Any, text: str) -> Any:
         return _Endpoint(self, server_endpoint(reactor, text))
+
+    def clients_endpoint(self, reactor: Any, text: str) -> Any:
+        """That of a server whose clients are not watched."""
+        return _Endpoint(self, server_endpoint(reactor, text), watched=False)
 
     def client_endpoint(self, reactor: Any, uri: Any) -> Any:
         return _Endpoint(self, client_endpoint(reactor, uri))
@@ -337,11 +438,16 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
     command: Any = options.subOptions
     from twisted.internet import reactor
 
-    operation: Send | Receive
+    operation: Send | Receive | Serve
     system = VolatileCalls(points, command["file"], watch.sent, watch.send)
     if options.subCommand == "send":
         display = make_display("none")
         operation = Send(command, reactor, display, watch.client_endpoint, system)
+    elif options.subCommand == "serve":
+        operations.client_endpoint = watch.client_endpoint
+        operation = Serve(command, reactor, watch.clients_endpoint, system)
+        assert isinstance(points, StagedPoints)
+        points.watch(operation, reactor)
     else:
         operation = Receive(command, reactor, watch.server_endpoint, system)
     gc.freeze()
@@ -380,7 +486,8 @@ def _child(
         def tell(what: str) -> None:
             os.write(up, what.encode() + b"\n")
 
-        points = Points(Journal(str(aside)), strike, tell, record is not None)
+        kind = StagedPoints if arguments[0] == "serve" else Points
+        points = kind(Journal(str(aside)), strike, tell, record is not None)
 
         def obey() -> None:
             kind = os.read(down, 64).decode()
@@ -409,7 +516,7 @@ class Child:
     @param record: where to keep its points, once it ended.
     @param foreign: have it see strange transports.
     @ivar status: its exit status, once it ended; negative for a signal.
-    @ivar told: what it told: C{listening}, C{hung}, C{struck}.
+    @ivar told: what it told: C{listening}, C{hung}, C{struck}, C{broken}, C{too-late}.
     """
 
     _all: ClassVar[list[Child]] = []
