@@ -213,10 +213,6 @@ class CourtesyTests(SynchronousTestCase):
         share = sum(end - began for began, end, _ in self.run_for(1)) / 1
         self.assertTrue(0.23 < share < 0.27, share)
 
-    test_what_was_sent_while_others_were_idle_is_not_paid_for.todo = (
-        "Courtesy.allowed must begin its turn anew while others are idle"
-    )
-
     def test_spent_without_asking(self):
         """What was sent beyond what was asked for counts as well."""
         self.make()
