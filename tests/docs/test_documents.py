@@ -15,7 +15,7 @@ source is gone if and only if ``--unlink`` was given. Blocks tagged ``json event
 the fields that there really are. ``text`` is not run. Blocks tagged ``python`` are; again, what
 stands behind the tag says how:
 
-* ``run=migrate``, ``run=service``: a program, which has a test of its own here;
+* ``run=migrate``, ``run=service``, ``run=mirror``: a program, which has a test of its own here;
 * ``file=…``: a module that is there under this name when the document's trial tests run;
 * ``trial``: trial tests, which have to pass, and to fail where that module is broken.
 """
@@ -371,6 +371,40 @@ def test_the_serving_program_is_stopped_with_nothing_received(tmp_path: Path) ->
     assert re.fullmatch(r"not received: .*nothing was received into .*\n", said)
 
 
+def test_the_mirroring_program(tmp_path: Path) -> None:
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.write_bytes(random.Random(5).randbytes(5_000_001))
+    where = f"unix:{tmp_path}/receiver"
+    command = [*program("mirror", tmp_path), str(disk), where]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            port = int(process.stdout.readline().removeprefix("port "))
+            process.send_signal(signal.SIGUSR1)
+            assert process.stdout.readline().startswith("not moved: cannot connect")
+            receive = [sys.executable, "-m", "blockmig", "receive", "--file", str(copy)]
+            receive += ["--size", "5000001", "--listen", where]
+            with subprocess.Popen(receive, stderr=pipe, text=True) as receiver:
+                wait_until_listening_at(tmp_path / "receiver")
+                change = ["qemu-io", "-f", "raw", "-c", "write -P 7 4096 4096"]
+                subprocess.run([*change, f"nbd://127.0.0.1:{port}/"], check=True, timeout=PATIENCE)
+                process.send_signal(signal.SIGUSR1)
+                said, errors = process.communicate(timeout=PATIENCE)
+                assert (said, errors) == ("moved in 1 attempt(s)\n", "")
+                assert receiver.wait(PATIENCE) == 0, receiver.stderr.read()
+        finally:
+            process.kill()
+    assert copy.read_bytes() == disk.read_bytes()
+    assert copy.read_bytes()[4096:8192] == b"\7" * 4096
+
+
+def wait_until_listening_at(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def run_trial(folder: Path, modules: dict[str, str]) -> str:
     """Run the document's trial tests with C{modules} beside them; what trial says."""
     (block,) = [b for b in BLOCKS if "trial" in b.tags]
@@ -403,7 +437,9 @@ def test_every_python_block_is_run() -> None:
     for block in BLOCKS:
         if block.language == "python":
             assert len(block.tags) == 2, block
-            assert block.tags[1] in ("run=migrate", "run=service", "file=joined.py", "trial"), block
+            assert block.tags[1] in (
+                *("run=migrate", "run=service", "run=mirror", "file=joined.py", "trial"),
+            ), block
 
 
 def test_no_command_is_left_out() -> None:
