@@ -433,7 +433,7 @@ def test_half_closed(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "tcp")
     content = takeover.disk.read_bytes()
     for_both = wire.request(wire.READ, 0, 4 * MIB, 1) + wire.request(wire.READ, MIB, 4 * MIB, 2)
-    with wire.client(takeover.uris["tcp"]) as first, wire.client(takeover.uris["unix"]) as second:
+    with wire.client(takeover.uris["unix"]) as first, wire.client(takeover.uris["tcp"]) as second:
         takeover.hold()
         first.send(for_both)
         first.socket.shutdown(socket.SHUT_WR)
@@ -450,6 +450,25 @@ def test_half_closed(processes: Processes, room: Path) -> None:
                 assert data == content[start : start + 4 * MIB]
             assert client.socket.recv(1) == b""
     takeover.over()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hung_up_while_it_waited(processes: Processes, room: Path, kind: str) -> None:
+    """It may have repeated on another connection what it had asked for: that is not done."""
+    takeover = Takeover(processes, room, "tcp")
+    with wire.client(takeover.uris[kind]) as other:
+        gone = wire.Client(takeover.uris[kind])
+        takeover.hold()
+        gone.send(wire.request(wire.WRITE, 0, 4) + b"evil")
+        gone.close()
+        other.send(wire.request(wire.WRITE, 4, 4) + b"good")
+        takeover.relay()
+        takeover.start()
+        assert other.reply() == (0, 7)
+        assert "hung up" in takeover.here.wait_event("not-passed-on")["message"]
+        time.sleep(0.3)
+    takeover.over()
+    assert takeover.copy.read_bytes()[:8] == takeover.disk.read_bytes()[:4] + b"good"
 
 
 def test_tools_that_come_later(processes: Processes, room: Path) -> None:

@@ -23,6 +23,7 @@ from blockmig.nbd import (
     TransmissionFlag,
 )
 from blockmig.server import Pace, Relay, Server
+from blockmig.server import relay as relay_module
 from blockmig.server.relay import what_is_less
 
 from .served import (
@@ -584,6 +585,69 @@ class HeldTests(Case):
             self.stream(*taken, length=100)
             self.stream(*taken, slow=True, length=100)
 
+    def test_nothing_is_read_while_it_waits(self):
+        peer = self.peer()
+        self.hold()
+        self.relay()
+        peer.give(request_bytes(READ, 0, 10))
+        self.settle()
+        self.assertEqual(1, len(peer.transport.incoming))
+
+    def test_nothing_that_was_read_is_left_here(self):
+        peer = self.peer()
+        peer.give(request_bytes(READ, 0, 10)[:20])
+        self.hold()
+        self.assertTrue(peer.connection.owes)
+        self.relay()
+        self.assertFalse(peer.connection.owes)
+
+    def test_release_is_not_for_those_who_still_shake_hands(self):
+        self.make()
+        self.peer()
+        shaking = self.peer(structured=None)
+        self.hold()
+        self.relay()
+        self.server.release()
+        shaking.give(FIXED + go() + request_bytes(WRITE, 0, 4) + b"evil")
+        self.settle()
+        self.assertEqual(CONTENT, bytes(self.disk.data))
+
+    def test_the_receiver_is_there_when_a_client_comes(self):
+        """The probe met another."""
+        peer = self.peer()
+        self.relay(receiver_export=".handoff")
+        peer.write(0, b"new")
+        names = [[""], [".handoff", ""], [".handoff", ""]]
+        made = []
+
+        def build():
+            listed = names.pop(0) if names else [""]
+            made.append(Recording(self.other._handler.export, names=listed))
+            return made[-1]
+
+        self.endpoint.build = build
+        for _ in range(4):
+            self.clock.advance(0.5)
+            self.settle()
+        self.assertEqual([b""] * 2, [bytes(there.got) for there in made[1:3]])
+        self.assertTrue(made[1].lost)
+        self.assertFalse(peer.transport.lost)
+        self.assertEqual(b"new", bytes(made[-1].got[28:]))
+
+    def test_hung_up_while_it_waited(self):
+        """What it had asked for is not done any more."""
+        peer, other = self.peer(), self.peer()
+        self.hold()
+        peer.write(0, b"evil")
+        other.write(5, b"good")
+        gone = peer.transport
+        self.patch(relay_module, "has_hung_up", lambda transport: transport is gone)
+        self.relay()
+        self.other_comes()
+        self.assertTrue(peer.transport.lost)
+        self.assertEqual(CONTENT[:5] + b"good", bytes(self.copy.data[:9]))
+        self.assertIn("hung up", self.logged[-1])
+
     def test_nothing_is_left_of_it_here(self):
         self.stream(28 + 70_000)
         self.assertIsNone(self.peers[0].connection._write)
@@ -773,6 +837,7 @@ class LessTests(Case):
         # DISC, and nothing of what the client asked for.
         for connection in made:
             self.assertIn(bytes(connection.got), (b"", request_bytes(DISC)))
+        self.assertEqual(request_bytes(DISC), bytes(made[1].got))
         return plain, lines
 
     def export(self, size=SIZE, without=0, **more):
@@ -813,6 +878,7 @@ class LessTests(Case):
         self.assertEqual("", what_is_less(only, base))
         read_only = Negotiated(Export("", SIZE, base.export.flags | Flag.READ_ONLY))
         self.assertEqual("", what_is_less(read_only, simple))
+        self.assertEqual("", what_is_less(read_only, read_only))
 
 
 class OrderTests(Case):
@@ -1089,6 +1155,48 @@ class EndTests(Case):
         self.assertTrue(there.lost)
         self.completed()
 
+    def test_no_timeout_for_answers_that_are_not_taken(self):
+        self.make(request_timeout=5)
+        peer, there, _ = self.joined(room=5)
+        there.transport.write(b"an answer")
+        for _ in range(30):
+            self.clock.advance(1)
+            self.settle()
+        self.assertFalse(peer.transport.lost)
+
+    def test_stopped_while_the_server_is_met(self):
+        """Nothing is asked there any more, though our replies are still being taken."""
+        for delay in range(12):
+            self.make()
+            peer = self.peer(room=5)
+            peer.send(READ, 0, 100)
+            self.hold()
+            peer.write(0, b"evil")
+            self.relay()
+            made = []
+            self.endpoint.build = lambda made=made: (
+                made.append(Recording(self.other._handler.export)) or made[-1]
+            )
+            self.clock.advance(0.5)
+            for _ in range(delay):
+                for wire in self.endpoint.wires:
+                    wire.turn()
+                self.clock.advance(0)
+            before = [bytes(there.got) for there in made]
+            self.server.stop()
+            self.settle()
+            if not any(b"evil" in got for got in before):
+                self.assertFalse(any(b"evil" in there.got for there in made), delay)
+            peer.transport.room = None
+            self.settle()
+            self.completed()
+
+    def test_nobody_is_kept_in_mind(self):
+        peer, _, _ = self.joined()
+        peer.transport.lose(ConnectionDone())
+        self.completed()
+        self.assertEqual({}, self.relayed._passages)
+
     def test_stopped_with_a_stuck_client(self):
         peer, there, _ = self.joined(room=5)
         there.transport.write(b"an answer")
@@ -1250,6 +1358,28 @@ class NewcomerTests(Case):
         self.assertFalse(first.transport.lost)
         self.other_comes()
         self.assertEqual(GREETING, bytes(late.transport.out))
+
+    def test_looked_for_anew_from_the_beginning(self):
+        """Short waits at first, again; one look at a time; and its return is told of once."""
+        self.peer()
+        self.relay()
+        for _ in range(10):
+            self.clock.advance(0.5)
+        self.other_comes()
+        self.endpoint.build = None
+        self.clock.advance(61)
+        del self.endpoint.tries[:], self.logged[:]
+        self.late(), self.late()
+        self.settle()
+        self.assertEqual(1, len(self.endpoint.tries))
+        self.clock.advance(0.02)
+        self.assertEqual(2, len(self.endpoint.tries))
+        self.other_comes()
+        self.assertEqual(2, len(self.logged), self.logged)
+        self.endpoint.build = None
+        self.late()
+        self.other_comes()
+        self.assertEqual(2, len(self.logged), self.logged)
 
     def test_one_who_does_not_get_through_is_no_endless_loop(self):
         """Each probe is answered, nobody else is."""

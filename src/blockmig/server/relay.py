@@ -14,6 +14,8 @@ Rules:
 * everything that it sent and we have not answered goes first, as it came, and each byte once: a
   WRITE that was taken off the wire in part is made whole again, from the disk and from memory;
 * a client that connects later is passed on from its first byte, and is only waited with until then;
+* a client that has hung up while it waited is done with, and so is what it had asked for: it may
+  already be repeating that on another connection, and must not be overtaken by itself;
 * what one side does not take is not read from the other: one message of the reactor's, and the rest
   of an unanswered one, is all that is ever kept;
 * a client that says no more may still listen. A server that says no more is gone, since there is
@@ -45,7 +47,7 @@ from ..nbd import (
     TransmissionFlag,
 )
 from ..storage import SYSTEM, SystemCalls
-from ..transport import FileRegion, RegionProducer, is_plain_socket, tune
+from ..transport import FileRegion, RegionProducer, has_hung_up, is_plain_socket, tune
 from .connection import ServerConnection
 
 _log = Logger()
@@ -347,6 +349,8 @@ class _Passage:
                 peer=self._client.peer,
                 why=why,
             )
+        if self._far is not None and not self._joined:
+            self._far.abort()
         self._client.close()
 
     # From the server, and what leads there.
@@ -364,7 +368,8 @@ class _Passage:
             if negotiated.listed:
                 far.abort()
                 return
-            why = what_is_less(told, negotiated)
+            hung_up = has_hung_up(self._client.transport)
+            why = "it has hung up" if hung_up else what_is_less(told, negotiated)
             if why:
                 self._far = None
                 far.disconnect()
@@ -487,8 +492,6 @@ class Relay:
     def add(self, passage: _Passage) -> None:
         """One more."""
         self._passages[passage] = None
-        if self._stopped:
-            passage.stop()
 
     def remove(self, passage: _Passage) -> None:
         """One less."""

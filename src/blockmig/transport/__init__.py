@@ -17,7 +17,7 @@ from .endpoints import (
 )
 from .incoming import PayloadReader
 from .outgoing import RegionProducer
-from .plain import is_plain_socket, unacknowledged
+from .plain import has_hung_up, is_plain_socket, unacknowledged
 from .rate import Courtesy, Limiter, RateLimiter
 from .regions import FileRegion
 
@@ -32,6 +32,7 @@ __all__ = [
     "RegionProducer",
     "client_endpoint",
     "describe_address",
+    "has_hung_up",
     "is_plain_socket",
     "listen",
     "listening_uri",

@@ -8,6 +8,8 @@ real socket transport of Twisted's, which is not doing TLS at this moment, count
 from __future__ import annotations
 
 import fcntl
+import select
+import socket
 import struct
 import termios
 from typing import TypeGuard
@@ -29,6 +31,21 @@ def unacknowledged(transport: object) -> int:
         return 0
     (count,) = struct.unpack("i", answer)
     return int(count)
+
+
+def has_hung_up(transport: object) -> bool:
+    """Whether the peer has closed the connection, behind what is still to be read from it.
+
+    TCP does not tell that from a peer that only sends no more. No where it cannot be known.
+    """
+    if not is_plain_socket(transport):
+        return False
+    events = select.POLLHUP | select.POLLERR
+    if transport.getHandle().family != socket.AF_UNIX:
+        events |= getattr(select, "POLLRDHUP", 0)
+    poll = select.poll()
+    poll.register(transport.fileno(), events)
+    return any(found & events for _, found in poll.poll(0))
 
 
 def is_plain_socket(transport: object) -> TypeGuard[tcp.Connection]:
