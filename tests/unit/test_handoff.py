@@ -28,6 +28,7 @@ class Actions:
 
 INPUTS = {
     "covered": (),
+    "released": (),
     "flushed": (),
     "confirmed": (),
     "recorded": (),
@@ -42,8 +43,12 @@ INPUTS = {
 _DROPS = {"closed": ("ended", "restart"), "dropped": ("ended", "restart")}
 # From a state: what each input leads to, as the state and the action; None stays where it is.
 TABLE = {
-    "copying": {"covered": ("flushing", "flush"), **_DROPS},
-    "flushing": {"flushed": ("confirming", "confirm"), **_DROPS},
+    "copying": {"covered": ("flushing", "flush"), "released": ("copying", None), **_DROPS},
+    "flushing": {
+        "flushed": ("confirming", "confirm"),
+        "released": ("copying", "copy_on"),
+        **_DROPS,
+    },
     "confirming": {"confirmed": ("recording", "record"), **_DROPS},
     "recording": {
         "recorded": ("retiring", "retire"),
@@ -84,7 +89,8 @@ TABLE = {
         "closed": ("checking", None),
         "dropped": ("checking", None),
     },
-    "ended": dict.fromkeys(INPUTS, ("ended", None)),
+    # Whoever might release is told of the end before.
+    "ended": dict.fromkeys(set(INPUTS) - {"released"}, ("ended", None)),
 }
 _ORDER = ["covered", "flushed", "confirmed", "recorded", "retired", "told", "closed", "complete"]
 PATHS = {
@@ -164,7 +170,20 @@ class HandoffTests(SynchronousTestCase):
         return count
 
     def check_done(self, sequence, done):
-        self.assertEqual(len(set(done)), len(done), sequence)
+        once = [action for action in done if action not in ("flush", "copy_on")]
+        self.assertEqual(len(set(once)), len(once), sequence)
+        # Copying on and flushing take turns; behind anything else there is no way back.
+        again = done[: len(done) - len(once)]
+        self.assertEqual((["flush", "copy_on"] * len(again))[: len(again)], again, sequence)
+        if once and once[0] not in ENDS:
+            self.assertEqual("flush", again[-1], sequence)
+            self.assertLess(
+                len(sequence) - 1 - sequence[::-1].index("released")
+                if "released" in sequence
+                else -1,
+                sequence.index("flushed"),
+                sequence,
+            )
         for action, needed in {
             "confirm": "flushed",
             "record": "confirmed",
@@ -184,6 +203,29 @@ class HandoffTests(SynchronousTestCase):
         self.assertLessEqual(len(ends), 1, sequence)
         if ends:
             self.assertEqual(ends, {done[-1]})
+
+    def test_the_disk_is_in_use_again(self):
+        """There is more to copy, and the flush, if it is answered, has said nothing."""
+        machine, done = self.make(["covered", "released"])
+        self.assertEqual(["flush", "copy_on"], done)
+        self.assertRaises(NoTransition, put, machine, "flushed")
+        for _ in range(2):
+            put(machine, "covered")
+            put(machine, "released")
+        self.assertEqual(["flush", "copy_on"] * 3, done)
+        put(machine, "covered")
+        put(machine, "flushed")
+        self.assertEqual(["flush", "confirm"], done[-2:])
+
+    def test_too_late_to_be_in_use_again(self):
+        """From the flush's answer on clients are not released without an end of the attempt."""
+        for state, path in PATHS.items():
+            if state in ("copying", "flushing"):
+                continue
+            machine, done = self.make(path)
+            before = list(done)
+            self.assertRaises(NoTransition, put, machine, "released")
+            self.assertEqual(before, done)
 
     def test_what_is_said(self):
         """Why an attempt was of no use, and how the connection was lost, is handed on."""
