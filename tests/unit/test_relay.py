@@ -883,7 +883,7 @@ class LessTests(Case):
 
 class OrderTests(Case):
     def test_what_we_owe_comes_first(self):
-        for room in (1, 100, 70_000):
+        for room in (50, 1000, 70_000):
             self.make()
             peer = self.peer(room=room)
             cookies = [peer.send(READ, 0, LARGE), peer.send(READ, 5, 1000)]
@@ -942,7 +942,7 @@ class OrderTests(Case):
         peer.replies.end()
         self.assertEqual(GREETING, bytes(late.transport.out))
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(
         st.lists(st.tuples(st.booleans(), st.integers(1, 3000)), min_size=1, max_size=12),
         st.integers(0, 1000),
