@@ -245,6 +245,13 @@ class Room:
             return not self.source.exists()
         return Records(str(self.source)).read(Kind.MIGRATED) is not None
 
+    def left_to_finish(self) -> bool:
+        """Whether anything is, of a migration whose source is retired, as far as that knows."""
+        records = Records(str(self.source))
+        migrated = records.read(Kind.MIGRATED)
+        confirmed = migrated is not None and migrated.confirmed
+        return os.path.lexists(records.name(Kind.MIGRATING)) or not (self.unlink or confirmed)
+
     def check_verdicts(self, went_on: bool = False) -> bool:
         """Whether inspect tells the truth, all programs being still.
 
@@ -345,8 +352,9 @@ def _server_was_killed(room: Room, result: Result) -> None:
     result.retired = room.look()
     room.history.check(room.destination if result.retired else room.source)
     if result.retired:
-        room.start("sender")
-        expect(room.ended("sender") == 0, "the migration could not be finished")
+        if room.left_to_finish():
+            room.start("sender")
+            expect(room.ended("sender") == 0, "the migration could not be finished")
         expect(room.ended("receiver") == 0, "the receiver did not end with 0")
         room.check_end()
         return
@@ -575,7 +583,7 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
     disk = random_image(room / "disk", 8 * MIB)
     left, breaks, phases, home = BREAKS // 2, 0, Counter[str](), room
     while left > 0:
-        home = home / "next"
+        home, late = home / "next", False
         home.mkdir()
         mirrored, copy = Mirrored(processes, home, disk), home / "copy"
         receiver = processes.receive(copy, "--size", 8 * MIB)
@@ -590,6 +598,7 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
                     mirrored.ask("POST", "/break", {})
                 except ControlError:
                     assert outcome.result()["status"] == 0
+                    late = True
                     break
                 assert outcome.result()["status"] == 4
                 breaks += 1
@@ -611,7 +620,7 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
             requests = writer.wait()
         assert longest(requests) < 2
         mirrored.history.add(requests)
-        if "handed over" in mirrored.running.events("stopped")[0]["what"]:
+        if late:
             mirrored.ended()
             assert receiver.wait() == 0
             assert judge_pair(look(str(disk)), look(str(copy))).canonical == str(copy)

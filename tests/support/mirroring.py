@@ -575,8 +575,8 @@ class Mirrored:
     """A server with a control socket, whose disk may be mirrored.
 
     @param options: of the server.
-    @param quick: with short pauses between attempts (L{PAUSE}) and a short patience with handshakes
-        (L{PATIENCE}).
+    @param quick: with short pauses between attempts (L{PAUSE}), and a short patience with
+        handshakes (L{PATIENCE}) and with who does not hang up (L{CLOSING}).
     """
 
     def __init__(
@@ -661,11 +661,12 @@ class Mirrored:
         self.ended()
 
 
-PAUSE, PATIENCE = 0.1, 1.0
+PAUSE, PATIENCE, CLOSING = 0.1, 0.6, 1.0
 _QUICK = f"""
 from blockmig.migration import sender
 sender.backoffPolicy = lambda: lambda failures: {PAUSE}
 sender._HANDSHAKE_TIMEOUT = {PATIENCE}
+sender._CLOSE_TIMEOUT = {CLOSING}
 from blockmig.cli.main import main
 main()
 """
@@ -693,13 +694,13 @@ class Peer:
     """A connection to a L{Destination}.
 
     @ivar number: from 1.
-    @ivar requests: how many came, the present one with them.
+    @ivar alike: for the script to count with.
     """
 
     def __init__(self, destination: Destination, number: int, connection: socket.socket) -> None:
         self.destination = destination
         self.number = number
-        self.requests = 0
+        self.alike = 0
         self.socket = connection
 
     def exactly(self, count: int) -> bytes:
@@ -719,6 +720,11 @@ class Peer:
     def close(self, last_words: bytes = b"") -> None:
         """Hang up."""
         self.socket.sendall(last_words)
+        raise ConnectionError
+
+    def reset(self) -> None:
+        """Be gone as a machine is that has died."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raise ConnectionError
 
 
@@ -791,7 +797,6 @@ class Destination:
     def _answer(self, peer: Peer) -> bool:
         _, flags, command, cookie, offset, length = _REQUEST.unpack(peer.exactly(_REQUEST.size))
         payload = peer.exactly(length) if command == WRITE else b""
-        peer.requests += 1
         asked = Asked(command, flags, cookie, offset, length, payload)
         answer = self.script(peer, asked)
         if command == DISC:
