@@ -33,6 +33,16 @@ class MeasuringTests(Case):
         self.near(100 * MB, convergence.rate)
         self.near(30 * MB, convergence.dirty_rate)
 
+    def test_slow_ones(self):
+        """A line of a few megabits, or a limit: an estimate is needed there most of all."""
+        for rate in (5 * MB, MB, MB / 10):
+            convergence = measured(rate, rate / 10)
+            self.near(rate, convergence.rate, 0.1)
+            self.near(rate / 10, convergence.dirty_rate)
+            self.near(1.0, convergence.pause(int(rate)), 0.1)
+
+    test_slow_ones.todo = "below 1 MiB in 0.1 s nothing is measured, and 16 MiB/s believed"
+
     def test_nothing_at_first(self):
         convergence = Convergence(0.5)
         self.assertEqual(
@@ -128,6 +138,8 @@ class DecidingTests(Case):
         """Another pass would not shorten that."""
         convergence = measured(dirty_rate=1 * MB, flush=0.3)
         self.assertEqual([Next.HOLD], self.decide(convergence, 4 * MB))
+        convergence = measured(dirty_rate=0, flush=0.04)
+        self.assertEqual([Next.HOLD], self.decide(convergence, int(4.9 * MB)))
 
     def test_nor_where_the_last_one_gained_nothing(self):
         convergence = measured(dirty_rate=1 * MB)
