@@ -37,7 +37,7 @@ from blockmig.migration import Standing, judge, judge_pair, look
 
 SIZE = 12 * MIB
 EIO, ENOSPC = 5, 28
-LONGEST = 1.0
+LONGEST = 2.0
 """Seconds that a client may wait on a busy machine; a hold is shorter."""
 
 

@@ -17,7 +17,9 @@ from tests.support import wire
 from tests.support.disks import MIB, allocated, digest, random_image, sparse_image
 from tests.support.mirroring import (
     FLUSH,
+    TRIM,
     WRITE,
+    ZEROES,
     Asked,
     Mirrored,
     Peer,
@@ -29,7 +31,10 @@ from tests.support.processes import ANY_PORT, BLOCKMIG, FULL, Processes, Running
 from blockmig.control import ControlRefused
 
 SIZE = 24 * MIB
-APART = 22 * MIB
+ZEROED, APART = 16 * MIB, 22 * MIB
+
+NOTHING = ((ZEROES, 1), (TRIM, 1))
+SHORT = ((512, 2), (4096, 2), (20000, 1))
 
 
 def inspected(processes: Processes, *disks: Path) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def check_handed_over(
     assert receiver.wait(10) == 0, receiver.stderr
     mirrored.ended()
     (event,) = mirrored.running.events("handed-over")
-    assert event["milliseconds"] < 500
+    assert event["milliseconds"] < 3000
     assert copy.stat().st_size == size
     mirrored.history.check(copy)
     assert names(copy) == [""]
@@ -83,22 +88,44 @@ def test_moves_while_clients_write(
     listen = ANY_PORT if kind == "tcp" else f"unix:{room}/receiver"
     receiver = processes.receive(copy, "--size", SIZE, listen=listen)
     with (
-        mirrored.writer(end=APART) as writer,
+        mirrored.writer(end=ZEROED) as writer,
+        # Here nobody else makes dirty what a zero or a trim has changed.
+        mirrored.writer("unix", start=ZEROED, end=APART, mix=NOTHING, sizes=SHORT) as emptying,
         mirrored.writer("unix tcp", start=APART, rate=0, count=200) as other,
     ):
-        writer.go_on()
-        outcome = mirrored.mirror(receiver, unlink=unlink)
+        for one in (writer, emptying, other):
+            one.go_on()
+        outcome = mirrored.mirror(receiver, unlink=unlink, max_rate=40 * MIB)
         other.kill()  # with requests under way
         told = outcome.result()
-        requests = writer.wait()
+        requests = writer.wait() + emptying.wait()
     assert told["status"] == 0, told
     assert told["summary"]["bytes"] == SIZE
     assert told["summary"]["attempts"] == 1
     mirrored.history.add(requests)
     mirrored.history.adopt(copy, APART)  # nobody knows what it was answered
     assert len(requests) > 20
-    assert longest(requests) < 1
+    assert longest(requests) < 2
     check_handed_over(mirrored, receiver, copy, unlink, SIZE)
+
+
+def test_changed_by_threads(processes: Processes, room: Path) -> None:
+    """A slow disk is written to by threads, which are not done when the mirror looks."""
+    disk, copy = random_image(room / "disk", SIZE), room / "copy"
+    mirrored = Mirrored(processes, room, disk, slow=True)
+    receiver = processes.receive(copy, "--size", SIZE)
+    sizes = ((4096, 8), (70000, 2), (MIB, 1))
+    with (
+        mirrored.writer(end=ZEROED, depth=8, sizes=sizes) as writer,
+        mirrored.writer(start=ZEROED, depth=8, mix=NOTHING, sizes=SHORT, count=300) as emptying,
+    ):
+        writer.go_on()
+        emptying.go_on()
+        assert mirrored.mirror(receiver, max_rate=40 * MIB).result()["status"] == 0
+        requests = writer.wait() + emptying.wait()
+    mirrored.history.add(requests)
+    assert longest(requests) < 2
+    check_handed_over(mirrored, receiver, copy, False, SIZE)
 
 
 def test_read_only(processes: Processes, room: Path) -> None:
@@ -258,7 +285,7 @@ def test_clients_are_released(processes: Processes, room: Path) -> None:
     assert told["status"] == 0
     assert told["summary"]["attempts"] == 1
     assert mirrored.running.events("released")
-    assert longest(requests) < 1.5
+    assert longest(requests) < 3
     assert other.data == disk.read_bytes()
     assert other.data[MIB : MIB + 4096] == b"x" * 4096
     mirrored.history.add(requests)
@@ -311,7 +338,7 @@ def test_refusals(processes: Processes, room: Path) -> None:
         requests = writer.wait()
     assert told["status"] == 0
     assert told["summary"]["attempts"] == 1
-    assert longest(requests) < 1
+    assert longest(requests) < 2
     mirrored.history.add(requests)
     check_handed_over(mirrored, good, copy, True, SIZE)
     for receiver in (small, named):

@@ -577,10 +577,17 @@ class Mirrored:
     @param options: of the server.
     @param quick: with short pauses between attempts (L{PAUSE}), and a short patience with
         handshakes (L{PATIENCE}) and with who does not hang up (L{CLOSING}).
+    @param slow: whatever its clients change is changed by threads, which take their time for it.
     """
 
     def __init__(
-        self, processes: Processes, room: Path, disk: Path, *options: str, quick: bool = False
+        self,
+        processes: Processes,
+        room: Path,
+        disk: Path,
+        *options: str,
+        quick: bool = False,
+        slow: bool = False,
     ) -> None:
         from tests.support.processes import BLOCKMIG
         from tests.support.serving import serve
@@ -589,8 +596,8 @@ class Mirrored:
         self.room = room
         self.disk = disk
         self.control = str(room / "control")
-        command = (sys.executable, "-c", _QUICK) if quick else (BLOCKMIG,)
-        self._quick = quick
+        program = (_QUICK if quick else "") + (_SLOW if slow else "")
+        command = (sys.executable, "-c", program + _MAIN) if program else (BLOCKMIG,)
         self.history = History(disk, room / "expected")
         served = serve(
             processes, disk, "--control", self.control, *options, command=(*command, "serve")
@@ -667,6 +674,24 @@ from blockmig.migration import sender
 sender.backoffPolicy = lambda: lambda failures: {PAUSE}
 sender._HANDSHAKE_TIMEOUT = {PATIENCE}
 sender._CLOSE_TIMEOUT = {CLOSING}
+"""
+_SLOW = """
+import random, threading, time
+from blockmig.server.pace import Pace
+from blockmig.storage import SystemCalls
+
+def slowly(call):
+    def called(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(random.random() * 0.03)
+        return call(*arguments)
+    return staticmethod(called)
+
+Pace.slow_until = property(lambda pace: float("inf"), lambda pace, value: None)
+SystemCalls.pwrite = slowly(SystemCalls.pwrite)
+SystemCalls.fallocate = slowly(SystemCalls.fallocate)
+"""
+_MAIN = """
 from blockmig.cli.main import main
 main()
 """
