@@ -139,6 +139,7 @@ class Room:
         }  # fmt: skip
         self.running: dict[str, Child] = {}
         self.writer: Writer | None = None
+        self.begun: bool | None = None
         self._writers = 0
         self._lines: list[str] = []
 
@@ -207,9 +208,15 @@ class Room:
         """Ask for one, and do not wait for the answer."""
 
         def asking() -> None:
-            with contextlib.suppress(ControlError):
+            try:
                 self.ask("/mirror", self.wanted)
+            except ControlError as error:
+                self.begun = False
+                self.note(f"no mirror: {error}")
+            else:
+                self.begun = True
 
+        self.begun = None
         threading.Thread(target=asking, daemon=True).start()
 
     def ask(self, resource: str, body: Any) -> Any:
@@ -260,7 +267,8 @@ class Room:
         @return: whether the source is retired.
         """
         retired = self.retired()
-        whole = not retired and (went_on or digest(self.source) == digest(self.destination))
+        there = not retired and self.destination.exists()
+        whole = there and (went_on or digest(self.source) == digest(self.destination))
         source, destination = look(str(self.source)), look(str(self.destination))
         at_source, at_destination = judge(source), judge(destination)
         pair = judge_pair(source, destination)
@@ -279,8 +287,9 @@ class Room:
                 at_source.standing == Standing.CANONICAL,
                 f"the source is not retired, and called {at_source.line!r}",
             )
+        nothing = not (retired or self.destination.exists() or destination.records)
         expect(
-            at_destination.standing in known,
+            at_destination.standing in known or nothing,
             f"the source is {'' if retired else 'not '}retired, the destination called "
             f"{at_destination.line!r}",
         )
@@ -366,6 +375,7 @@ def _server_was_killed(room: Room, result: Result) -> None:
 
 def _receiver_was_killed(room: Room, result: Result) -> None:
     # What the server does about it, it does in a moment.
+    room.wait(lambda: room.begun is not None, 10)
     room.wait(lambda: False, 0.1)
     result.retired = room.look()
     writer = room.writer
@@ -379,7 +389,11 @@ def _receiver_was_killed(room: Room, result: Result) -> None:
     else:
         room.note("the receiver is not needed again")
         del room.running["receiver"]
-    _completes(room)
+    if room.begun or result.retired:
+        _completes(room)
+    else:  # it was never accepted, and that is all
+        room.goes_on()
+        _anew(room)
 
 
 def _was_broken_off(room: Room, result: Result) -> None:
