@@ -683,7 +683,7 @@ from blockmig.storage import SystemCalls
 def slowly(call):
     def called(*arguments):
         if threading.current_thread() is not threading.main_thread():
-            time.sleep(random.random() * 0.03)
+            time.sleep(random.random() * 0.15)
         return call(*arguments)
     return staticmethod(called)
 
@@ -765,6 +765,7 @@ class Destination:
     @param script: what it does otherwise than usual.
     @ivar connections: how many there were.
     @ivar disconnected: whether there was a disconnect.
+    @ivar state: asks how the mirror stands, for the script.
     """
 
     def __init__(self, size: int, script: Script | None = None) -> None:
@@ -772,6 +773,7 @@ class Destination:
         self.script: Script = script or (lambda peer, asked: None)
         self.connections = 0
         self.disconnected = False
+        self.state: Callable[[], str] = str
         self.over = threading.Event()
         self.data = bytearray(size)
         self._open: list[socket.socket] = []
