@@ -19,14 +19,16 @@ from blockmig.migration import (
     Receiver,
     Refused,
     Summary,
+    TakesOver,
     Unconfirmed,
+    sender,
 )
 from blockmig.migration.records import Kind, Phase, Records
 from blockmig.nbd import Command
 from blockmig.server import Pace, Server
 from blockmig.testing import Direction, MemoryNetwork, connect_client
 
-from .support import RecordedDisk, RecordedSource, Story, Threads, in_thread
+from .support import RecordedDisk, RecordedSource, Story, Threads, in_thread, make_plain
 
 KIB = 1024
 SIZE = 300 * KIB + 777
@@ -525,6 +527,61 @@ class EndTests(Case):
         self.assertTrue(self.current.too_late)
         self.writers[0].check(self.target)
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.left())
+
+    def check_nobody_is_served(self):
+        """No write is answered any more, and who waited is sent away."""
+        writer, before = self.writers[0], bytes(self.source.data)
+        count = writer.count
+        self.network.advance(5)
+        self.assertEqual((count, before), (writer.count, bytes(self.source.data)))
+        self.assertIsNotNone(writer.failed)
+        self.successResultOf(self.stopped)
+        self.assertNotIn("flush", self.source.names())
+
+    def test_unconfirmed_by_one_that_cannot_be_asked(self):
+        """A destination without the side export: nobody can find out."""
+        make_plain(self.receiver)
+        self.writer()
+        self.mirror()
+        self.steps_to(lambda: self.current.too_late)
+        self.cut()
+        self.finish()
+        self.failureResultOf(self.outcome, Unconfirmed)
+        self.check_nobody_is_served()
+
+    def test_unconfirmed_where_another_was_to_take_over(self):
+        """Clients wait for as long as it is tried, and are then sent away."""
+        self.writer()
+        self.mirror(takes_over=TakesOver(self.network.client_endpoint("new"), ""))
+        self.steps_to(lambda: self.current.too_late)
+        self.cut()
+        self.receiving.stopListening()
+        self.network.advance(20)
+        self.assertEqual("holding", self.server.state)
+        self.assertIsNone(self.writers[0].failed)
+        self.current.stop("enough")
+        self.network.advance(10)
+        self.failureResultOf(self.outcome, Unconfirmed)
+        self.check_nobody_is_served()
+
+    def test_a_bug_behind_retiring(self):
+        """Whatever comes of it: what is retired is not served any more (R1)."""
+
+        class Broken:
+            def __init__(self, *arguments, **keywords):
+                raise RuntimeError("a bug")
+
+        self.patch(sender, "Finisher", Broken)
+        for takes_over in (None, TakesOver(self.network.client_endpoint("new"), "")):
+            self.setUp()
+            self.writer()
+            self.mirror(takes_over=takes_over)
+            self.steps_to(lambda: self.current.too_late)
+            self.cut()
+            self.finish()
+            self.failureResultOf(self.outcome, RuntimeError)
+            self.assertEqual(1, len(self.flushLoggedErrors(RuntimeError)))
+            self.check_nobody_is_served()
 
     def left(self):
         return sorted(os.listdir(os.path.dirname(self.source.path)))

@@ -228,8 +228,6 @@ class StartTests(Case):
             else:
                 self.fail(ascii(uri))
 
-    test_text_that_is_no_unicode.todo = "what cannot be encoded is 400, before it comes further"
-
     def test_a_second_one(self):
         """It is refused, and disturbs nothing."""
         self.begin()
@@ -368,8 +366,6 @@ class ToldTests(Case):
         self.successResultOf(told)
         self.assertEqual(0, self.answer("/mirror/wait")["status"], "late, but answered")
 
-    test_not_for_long.todo = "Twisted's TimeoutError is not Python's: it comes out of told()"
-
     def test_who_waits_already(self):
         self.begin(wait=True)
         self.call("/mirror/wait")
@@ -380,8 +376,6 @@ class ToldTests(Case):
         self.port.stopListening()
         self.assertEqual(409, self.refused("/mirror", {"uri": URI, "wait": True})[0])
         self.successResultOf(self.told())
-
-    test_not_one_whose_mirror_was_refused.todo = "who was refused is not to be expected"
 
 
 class BreakTests(Case):
