@@ -58,6 +58,9 @@ FILES = 24
 BLOCKS = (0, 1, 3, 8, 40, 129, 700, 2500)
 """How large the files are, in 512 bytes."""
 
+OF_THE_DISK = re.compile(r"vda|ext4|jbd2|i/o|blk|virtio|buffer|blocked for|rror", re.IGNORECASE)
+"""What it may not warn of; but its clocks go wrong where this machine is busy."""
+
 PATTERN = random.Random(5).randbytes(4 * MIB)
 FULL_GRAIN = PATTERN[:GRAIN]
 
@@ -458,7 +461,10 @@ class Guest:
         self._listener.join(10)
         self.check()
         assert self.found("RESULT") == [["GOOD"]], self.quiet()
-        assert not self.found("dmesg"), self.quiet()
+        about_the_disk = [
+            line for line in self.found("dmesg") if OF_THE_DISK.search(" ".join(line))
+        ]
+        assert not about_the_disk, self.quiet()
         assert self.running.stderr == ""
         return Report(
             {int(number): int(version) for number, version in self.found("version")},
