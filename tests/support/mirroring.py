@@ -492,6 +492,13 @@ class Lost(AssertionError):
     """A copy has not got what its clients were told is written."""
 
 
+def _is_hole(descriptor: int, start: int, end: int) -> bool:
+    try:
+        return os.lseek(descriptor, start, os.SEEK_DATA) >= end
+    except OSError:
+        return True
+
+
 class History:
     """What a disk must hold.
 
@@ -503,8 +510,8 @@ class History:
 
     def __init__(self, disk: Path, expected: Path) -> None:
         subprocess.run(["cp", "--sparse=always", disk, expected], check=True)
-        with expected.open("r+b") as file:
-            self._known = mmap.mmap(file.fileno(), 0)
+        self._file = expected.open("r+b")
+        self._known = mmap.mmap(self._file.fileno(), 0)
         self._either: list[_Either] = []
         self.writes = 0
 
@@ -544,6 +551,11 @@ class History:
         with copy.open("rb", buffering=0) as file:
             for start in range(0, size, self._CHUNK):
                 end = min(start + self._CHUNK, size)
+                if _is_hole(file.fileno(), start, end) and _is_hole(
+                    self._file.fileno(), start, end
+                ):
+                    continue
+                file.seek(start)
                 found = file.read(end - start)
                 known = self._known[start:end]
                 if found != known:

@@ -164,7 +164,8 @@ class Case(SynchronousTestCase):
         self.network.advance(1)
         self.successResultOf(self.stopped)
         self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
-        self.assertEqual(bytes(self.source.data), bytes(self.target.data))
+        # A message with all of both would take minutes.
+        self.assertTrue(self.source.data == self.target.data, "the copy is not the disk")
         for writer in self.writers:
             self.assertIsNotNone(writer.failed)
             writer.check(self.target)
@@ -533,7 +534,8 @@ class EndTests(Case):
         writer, before = self.writers[0], bytes(self.source.data)
         count = writer.count
         self.network.advance(5)
-        self.assertEqual((count, before), (writer.count, bytes(self.source.data)))
+        self.assertEqual(count, writer.count)
+        self.assertTrue(before == bytes(self.source.data), "changed")
         self.assertIsNotNone(writer.failed)
         self.successResultOf(self.stopped)
         self.assertNotIn("flush", self.source.names())

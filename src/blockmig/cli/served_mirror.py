@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
 
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -95,6 +96,7 @@ class Mirrors:
         try:
             attempt = await mirror.start()
         except MigrationError as error:
+            self._expected = None
             raise ControlRefused(str(error), 409) from None
         return {"destination": mirror.destination, "attempt": attempt}
 
@@ -102,7 +104,7 @@ class Mirrors:
         """To be waited for before the control socket is closed."""
         if self._expected is None:
             return
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(defer.TimeoutError):
             await self._expected.addTimeout(_PATIENCE, self._reactor)
 
     def _make(self, wanted: _Wanted) -> Mirror:
@@ -191,7 +193,10 @@ class _Wanted:
 
     def uri(self, name: str) -> NBDURI:
         try:
+            self._body[name].encode()
             return parse_uri(self._body[name])
+        except UnicodeEncodeError:
+            raise self._bad(name) from None
         except BadURI as error:
             raise ControlRefused(f"{name}: {error}", 400) from None
         except (KeyError, TypeError, AttributeError):

@@ -5,14 +5,17 @@ how long a flush takes; and the decision after each pass. No clock of its own, n
 
 Rules:
 
+* how fast data goes over is measured only while there is some to send, and over so much of it that
+  single requests do not matter;
 * clients are held only if what is left is likely to go over, and be flushed, within three quarters
-  of the longest pause that they may see: an estimate that is a little wrong costs no second hold;
+  of the longest pause that they may see: an estimate that is a little wrong costs no second hold.
+  Where nothing is left it cannot get better, so that they are held however long a flush took;
 * but another pass comes first while it is likely to make the pause half as long, and there is
   something to be gained;
 * a hold that was too long teaches how fast it really went; the next comes not at once, and each
-  time later;
-* a mirror does not converge if clients make the disk dirty nearly as fast as it goes over, so that
-  a pass leaves about as much as the one before.
+  time later. What it taught is believed less with each pass behind that: it may have been bad luck;
+* a mirror does not converge if clients make the disk dirty nearly as fast as it goes over, or if
+  pass after pass leaves about as much as the one before.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ _NEARLY: Final = 0.8
 _FIRST_GUESS: Final = 16 << 20
 _WORTH_MEASURING: Final = 1 << 20
 _WINDOW: Final = 0.1
+_FORGETS: Final = 0.98
 _FIRST_BREAK: Final = 1.0
 _LONGEST_BREAK: Final = 60.0
 
@@ -59,34 +63,41 @@ class Convergence:
         self._best = 0.0
         self._held_rate = 0.0
         self._left_before = sys.maxsize
+        self._gained_nothing = 0
         self._failed = 0
         self._not_before = float("-inf")
-        self._window: tuple[float, int, int] | None = None
+        self._then: float | None = None
+        self._seconds = 0.0
+        self._sent = 0
+        self._dirtied = (0.0, 0)
 
     # Measuring.
 
-    def sample(self, now: float, sent: int, dirtied: int) -> None:
+    def sample(self, now: float, sent: int, dirtied: int, sending: bool = True) -> None:
         """To be called now and then, and often.
 
         @param now: seconds from anywhere.
         @param sent: bytes of data that were acknowledged so far.
         @param dirtied: bytes that became dirty so far.
+        @param sending: there was something to send.
         """
-        if self._window is None:
-            self._window = now, sent, dirtied
+        if self._then is None:
+            self._then, self._sent, self._dirtied = now, sent, (now, dirtied)
             return
-        then, sent_then, dirtied_then = self._window
-        seconds = now - then
-        if seconds < _WINDOW:
-            return
-        self._window = now, sent, dirtied
-        weight = min(1.0, seconds)
-        if sent - sent_then >= _WORTH_MEASURING:
-            rate = (sent - sent_then) / seconds
+        if sending:
+            self._seconds += now - self._then
+        self._then = now
+        if self._seconds >= _WINDOW and sent - self._sent >= _WORTH_MEASURING:
+            rate = (sent - self._sent) / self._seconds
+            weight = min(1.0, self._seconds)
             self.rate = rate if not self.rate else self.rate + weight * (rate - self.rate)
-            self._best = max(self._best, rate)
-        dirty_rate = (dirtied - dirtied_then) / seconds
-        self.dirty_rate += weight * (dirty_rate - self.dirty_rate)
+            self._best = max(_FORGETS * self._best, rate)
+            self._seconds, self._sent = 0.0, sent
+        seconds = now - self._dirtied[0]
+        if seconds >= _WINDOW:
+            dirty_rate = (dirtied - self._dirtied[1]) / seconds
+            self.dirty_rate += min(1.0, seconds) * (dirty_rate - self.dirty_rate)
+            self._dirtied = now, dirtied
 
     def pause(self, left: int) -> float:
         """Seconds for which clients would have to be held to send C{left} bytes."""
@@ -102,23 +113,31 @@ class Convergence:
         """
         self.passes += 1
         before, self._left_before = self._left_before, left
-        pause = self.pause(left)
-        if pause <= _PART * self.longest_pause and now >= self._not_before:
-            after = self.pause(int(self.dirty_rate * pause))
-            gains = pause > _SHORT + self.flush and after < pause / 2
-            return Next.AGAIN if gains and left < before else Next.HOLD
-        rate = self.rate or _FIRST_GUESS
-        too_fast = self.dirty_rate >= _NEARLY * rate or left >= _NEARLY * before
-        if self.passes > 1 and too_fast and pause > _PART * self.longest_pause:
+        self._gained_nothing = self._gained_nothing + 1 if left >= _NEARLY * before else 0
+        pause, most = self.pause(left), _PART * self.longest_pause
+        if now >= self._not_before:
+            if pause <= most or not left:
+                after = self.pause(int(self.dirty_rate * pause))
+                gains = pause > _SHORT + self.flush and after < pause / 2
+                return Next.AGAIN if gains and left < before else Next.HOLD
+            self._doubt_the_hold()
+        too_fast = self.dirty_rate >= _NEARLY * (self.rate or _FIRST_GUESS)
+        if left and pause > most and self.passes > 1 and (too_fast or self._gained_nothing > 1):
             return Next.NOT_CONVERGING
         return Next.AGAIN
+
+    def _doubt_the_hold(self) -> None:
+        self._held_rate *= 2
+        if self._held_rate >= self._best:
+            self._held_rate = 0.0
 
     def hold_failed(self, now: float, sent: int, seconds: float) -> None:
         """Clients were held, and had to be released.
 
         @param sent: bytes that went over meanwhile.
+        @param seconds: how long that took; 0 where nothing could be sent yet.
         """
         self._failed += 1
-        if sent >= _WORTH_MEASURING and seconds > 0:
+        if sent > 0 and seconds > 0:
             self._held_rate = sent / seconds
         self._not_before = now + min(_FIRST_BREAK * 2 ** (self._failed - 1), _LONGEST_BREAK)

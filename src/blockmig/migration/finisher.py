@@ -54,7 +54,7 @@ async def put_complete_on_record(in_thread: InThread, source: SourceRecord) -> N
     """Put on record that the destination is complete; at worst, it is asked again."""
     try:
         await to_the_end(in_thread(source.complete))
-    except OSError as error:
+    except Exception as error:  # nothing that is left to do depends on it
         _log.warn(
             "the migration is complete, but that could not be put on record: {error}",
             event="record-failed",

@@ -238,7 +238,8 @@ for _input in (
     Handoff.complete,
 ):
     _ended.upon(_input).loop().returns(None)
-_copying.upon(Handoff.released).loop().returns(None)
+for _state in (_copying, _ended):
+    _state.upon(Handoff.released).loop().returns(None)
 _ended.upon(Handoff.step_failed).loop().returns(None)
 _ended.upon(Handoff.incomplete).loop().returns(None)
 

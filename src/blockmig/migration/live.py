@@ -7,7 +7,8 @@ Rules (design, section 2: R8, R9):
 
 * an attempt begins with everything dirty. A range is taken off the map before it is read: what
   changes after that is dirty again, and goes in a later pass;
-* each pass ends with a flush, so that the last one, with clients waiting, is short;
+* each pass that sent something ends with a flush, so that the last one, with clients waiting, is
+  short;
 * when the rest is likely to go over in time (`convergence`), clients are held: once nothing of
   theirs is under way the disk is still, what is dirty goes over, and nothing is left;
 * they are held for no longer than they may be: then they are released, whatever is under way, and
@@ -109,6 +110,8 @@ class LivePasses:
         self._sent_before_hold = 0
         self._attempt: Attempt | None = None
         self._deadline: IDelayedCall | None = None
+        self._flushed = False
+        self._still_since: float | None = None
         self._until_still: Deferred[None] | None = None
         self._held_at: float | None = None
         self._pause: float | None = None
@@ -155,7 +158,8 @@ class LivePasses:
 
     def _sample(self) -> None:
         if self._held_at is None:
-            self.convergence.sample(self._reactor.seconds(), self._sent, self.dirty.marked)
+            now, sending = self._reactor.seconds(), self._taken > 0
+            self.convergence.sample(now, self._sent, self.dirty.marked, sending)
 
     # Passes.
 
@@ -164,6 +168,7 @@ class LivePasses:
         self.convergence = Convergence(self._longest_pause)
         self.dirty.mark_all()
         self._taken = 0
+        self._flushed = False
         self.converging = None
 
     async def send(self, attempt: Attempt) -> None:
@@ -173,9 +178,11 @@ class LivePasses:
             await self._send_pass(attempt)
             if self.stage == Stage.HOLDING:
                 return
-            began = self._reactor.seconds()
-            await attempt.flush_now()
-            self.convergence.flush = self._reactor.seconds() - began
+            if not self._flushed:
+                began = self._reactor.seconds()
+                await attempt.flush_now()
+                self.convergence.flush = self._reactor.seconds() - began
+                self._flushed = True
             if self._may_hold():
                 await self._hold()
             elif self.dirty.bytes < GRAIN * _MOST_RANGES:
@@ -205,6 +212,7 @@ class LivePasses:
     def acknowledged(self, piece: Piece) -> None:
         """It has gone over."""
         self._taken -= piece.length
+        self._flushed = False
         if not piece.zero:
             self._sent += piece.length
 
@@ -249,6 +257,7 @@ class LivePasses:
         self.holds += 1
         self._held_at = self._reactor.seconds()
         self._sent_before_hold = self._sent
+        self._still_since = None
         self._deadline = self._reactor.callLater(self._longest_pause, self._overdue)
         # What waits for its turn is to be done, so that nothing is under way.
         self._server.changes.slow_down(None)
@@ -259,25 +268,29 @@ class LivePasses:
     def _still(self, until_still: Deferred[None]) -> None:
         """The server is; or it is not waited for any more."""
         if not until_still.called:
+            self._still_since = self._reactor.seconds()
             until_still.callback(None)
 
     def _overdue(self) -> None:
         """Clients have waited for long enough."""
         self._deadline = None
         assert self._held_at is not None
+        assert self._attempt is not None
         now = self._reactor.seconds()
-        seconds = now - self._held_at
-        self.convergence.hold_failed(now, self._sent - self._sent_before_hold, seconds)
+        sending = now - self._still_since if self._still_since is not None else 0.0
+        self.convergence.hold_failed(now, self._sent - self._sent_before_hold, sending)
         _log.warn(
             "{disk}: what was left did not go over within {seconds:.3f} s; clients are released, "
             "and it goes on",
             event="released",
             disk=self._server.disk.name,
-            seconds=seconds,
+            seconds=now - self._held_at,
         )
-        self._release()
-        assert self._attempt is not None
-        self._attempt.release()
+        try:
+            self._release()
+        finally:
+            # Whatever went wrong, what was under way must not lead to retiring now.
+            self._attempt.release()
         if self._until_still is not None:
             self._still(self._until_still)
 

@@ -218,15 +218,19 @@ class Mirror:
         if not isinstance(result, Failure):
             self._state = "complete"
             self._hand_over()
-        elif result.check(Unconfirmed):
-            self._state = "failed"
-            self._why = result.getErrorMessage()
-            self._server.hand_over()
         else:
-            self._state = self._state or "failed"
+            broken = self._state == "broken" and not self.too_late
+            self._state = "broken" if broken else "failed"
             self._why = result.getErrorMessage()
             if not result.check(MigrationError):
                 _log.failure("this is a bug of blockmig", result, event="bug")
+            self._fail()
+        self._tell()
+
+    def _fail(self) -> None:
+        if self.too_late:
+            self._server.hand_over()
+        else:
             _log.warn(
                 "{disk}: the mirror to {destination} has ended, and clients are served on: {why}",
                 event="mirror-ended",
@@ -235,7 +239,6 @@ class Mirror:
                 why=self._why,
             )
             self._server.release()
-        self._tell()
 
     def _hand_over(self) -> None:
         takes_over = self._takes_over

@@ -327,6 +327,7 @@ class SenderProtocol(Protocol):
             self.drop(failure.getErrorMessage())
         elif isinstance(failure.value, Refused):
             self._end()
+            self._sender.passes.dropped()
             self._sender.failed(failure.value)
             self._abort()
         elif failure.check(OSError):
@@ -484,6 +485,7 @@ class SenderProtocol(Protocol):
     def _source_failed(self, error: BaseException | None) -> None:
         if not self._ended:
             self._end()
+            self._sender.passes.dropped()
             self._sender.failed(LocalFailure(f"{self._sender.disk.name}: {describe_error(error)}"))
             self._abort()
 
@@ -540,6 +542,7 @@ class SenderProtocol(Protocol):
         """An old server that offers FLUSH and does not know it (nbdkit 1.32 does so)."""
         if self._sender.unlinks:
             self._end()
+            self._sender.passes.dropped()
             self._sender.failed(
                 GaveUp(
                     "the destination has all the data, but does not know FLUSH, so it cannot be "
@@ -567,7 +570,8 @@ class SenderProtocol(Protocol):
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
         assert self._export is not None
-        self._sender.source.flushing()
+        if not self._listed:  # it may then take its copy for whole by itself
+            self._sender.source.flushing()
         self._sender.in_thread(self._forget, self._used).addErrback(_bug)
         self._used = []
         if self._export.offers(TransmissionFlag.SEND_FLUSH):
@@ -578,6 +582,8 @@ class SenderProtocol(Protocol):
     def confirm(self) -> None:
         """By the side export, if there is one."""
         self._sender.passes.flushed()
+        if self._listed:
+            self._sender.source.flushing()
         if self._listed:
             self._step(self._ask(), self._handoff.confirmed)
         else:
@@ -683,6 +689,7 @@ class SenderProtocol(Protocol):
             self._sender.failed(Unconfirmed(f"{error}; the destination was not told"))
             return
         self._sender.not_retired()
+        self._sender.passes.dropped()
         self._sender.failed(
             LocalFailure(
                 f"{self._sender.disk.name}: could not be retired: {describe_error(error)}; "

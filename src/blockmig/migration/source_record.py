@@ -147,7 +147,7 @@ class SourceRecord:
         self._write(Kind.MIGRATING, record)
 
     def flushing(self) -> None:
-        """The destination is about to be asked to make its copy durable, and may say so."""
+        """The destination is about to be asked whether its copy is whole, and may say so."""
         self._may_be_copied = self._asked = True
 
     def copied(self) -> None:

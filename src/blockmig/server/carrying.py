@@ -150,9 +150,9 @@ class Carrying:
         writing = self._access.write(offset, data, self._owner)
         return self._access.changes.around(offset, len(data), writing)
 
-    def _tell(self, offset: int, length: int) -> None:
+    def _tell(self, offset: int, length: int, data: bool = True) -> None:
         if self._access is not None:
-            self._access.changes.tell(offset, length)
+            self._access.changes.tell(offset, length, data)
 
     def finish(self, write: IncomingWrite) -> Deferred[None] | None:
         """All of it came.
@@ -216,7 +216,7 @@ class Carrying:
         quick = access.quick if access is not None else not request.flags & CommandFlag.FUA
         working: Deferred[Any] | None = None
         if quick and request.length <= _SHORT_ZEROES:
-            self._tell(request.offset, request.length)
+            self._tell(request.offset, request.length, data=False)
             try:
                 self._timed(self._change, request)
             except OSError as error:
@@ -224,7 +224,7 @@ class Carrying:
         else:
             working = self._run(self._change, request, changing=True)
             if access is not None:
-                access.changes.around(request.offset, request.length, working)
+                access.changes.around(request.offset, request.length, working, data=False)
         return self._durable(request, working)
 
     def _change(self, request: Request) -> None:

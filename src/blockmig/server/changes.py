@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 _SAVED: Final = 0.1
 """Seconds for which an unused share is kept."""
 
-_LONGEST_DELAY: Final = 1.0
+_LONGEST_DELAY: Final = 10.0
 """Seconds that a change is held back at most, so that no client takes the server for dead."""
 
 
@@ -46,12 +46,13 @@ class Throttle:
         """None where a change may be made now; else what fires when it may."""
         now, dirtied = self._clock.seconds(), self._dirtied()
         grown = self._allowance + (now - self._then) * self.rate
-        self._allowance = min(grown, self.rate * _SAVED) - (dirtied - self._counted)
+        allowance = min(grown, self.rate * _SAVED) - (dirtied - self._counted)
+        self._allowance = max(allowance, -self.rate * _LONGEST_DELAY)
         self._then, self._counted = now, dirtied
         if self._allowance >= 0:
             return None
         turn: Deferred[None] = Deferred()
-        delay = min(-self._allowance / self.rate, _LONGEST_DELAY)
+        delay = -self._allowance / self.rate
         self._waiting[turn] = self._clock.callLater(delay, self._begin, turn)
         return turn
 
@@ -70,12 +71,13 @@ class Throttle:
 class Changes:
     """The changes of one disk.
 
-    @ivar mark: called with the offset and the length of each change; None if nobody wants to know.
+    @ivar mark: called with the offset and the length of each change, and with False behind them
+        if it leaves only zeroes; None if nobody wants to know.
     @ivar throttle: holds changes back; None where nothing does.
     """
 
     def __init__(self) -> None:
-        self.mark: Callable[[int, int], None] | None = None
+        self.mark: Callable[..., None] | None = None
         self.throttle: Throttle | None = None
 
     def slow_down(self, throttle: Throttle | None) -> None:
@@ -84,17 +86,22 @@ class Changes:
         if before is not None:
             before.lift()
 
-    def tell(self, offset: int, length: int) -> None:
-        """C{length} bytes at C{offset} are about to be changed, or just were."""
-        if self.mark is not None:
-            self.mark(offset, length)
+    def tell(self, offset: int, length: int, data: bool = True) -> None:
+        """C{length} bytes at C{offset} are about to be changed, or just were.
 
-    def around(self, offset: int, length: int, working: Deferred[Any]) -> Deferred[Any]:
+        @param data: by a write; otherwise they are zeroed, or trimmed.
+        """
+        if self.mark is not None:
+            self.mark(offset, length, data)
+
+    def around(
+        self, offset: int, length: int, working: Deferred[Any], data: bool = True
+    ) -> Deferred[Any]:
         """C{working} is changing them; the same Deferred, behind which it is told of again."""
-        self.tell(offset, length)
+        self.tell(offset, length, data)
 
         def told_again(result: Any) -> Any:
-            self.tell(offset, length)
+            self.tell(offset, length, data)
             return result
 
         return working.addBoth(told_again)

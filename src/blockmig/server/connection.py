@@ -60,6 +60,7 @@ from ..nbd import (
 )
 from ..storage import SYSTEM, SystemCalls
 from ..transport import (
+    LONGEST_MOVE,
     FileRegion,
     PayloadReader,
     RegionProducer,
@@ -610,7 +611,7 @@ class ServerConnection(Protocol):
         expected = self._wire.payload_expected
         if self.handler.access is not None:
             self._began_moving = self.handler.access.pace.begin()
-            self.handler.access.changes.tell(write.position, expected)
+            self.handler.access.changes.tell(write.position, min(expected, LONGEST_MOVE))
         return FileRegion(self.handler.disk, write.position, expected)
 
     def payload_moved(self, count: int) -> None:

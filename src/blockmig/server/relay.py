@@ -353,6 +353,11 @@ class _Passage:
             self._far.abort()
         self._client.close()
 
+    def give_up_if_gone(self) -> None:
+        """The client may not have had the patience."""
+        if not self._joined and not self._ended and has_hung_up(self._client.transport):
+            self._close("it has hung up")
+
     # From the server, and what leads there.
 
     def connect(self) -> None:
@@ -506,6 +511,9 @@ class Relay:
         self.is_there = False
         if self._stopped:
             return
+        # Those who wait are not read from, so that nobody else notices.
+        for passage in list(self._passages):
+            passage.give_up_if_gone()
         now = self._reactor.seconds()
         if now - self._reported >= _REPORT:
             self._reported = now

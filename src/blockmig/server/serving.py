@@ -330,7 +330,7 @@ class Server:
     def stop(self, why: str = "") -> None:
         """Finish what is being carried out, close every client, flush; L{complete} tells when.
 
-        Clients that are passed on to another server are closed.
+        Clients that are held, or passed on to another server, are closed as they are.
 
         @param why: for the log, which says nothing without it.
         """
@@ -348,10 +348,9 @@ class Server:
         if self._relay is not None:
             self._close_clients()
             return
-        if self._handler.held:
-            self.release()
         for client in self._clients:
-            client.drain()
+            # Those who are held may be another server's: nothing of theirs is to be answered here.
+            client.close() if self._handler.held else client.drain()
         ending = self._end(None if self.read_only else self._access.flush)
         Deferred.fromCoroutine(ending).addErrback(_bug)
 

@@ -28,8 +28,8 @@ class DirtyMap:
     """The dirty parts of a disk.
 
     @param size: bytes of the disk.
-    @ivar marked: bytes that became dirty by L{mark} in the course of time; what was dirty already
-        does not count again. It only grows.
+    @ivar marked: bytes that became dirty by writes in the course of time, and so are likely to be
+        data; what was dirty already does not count again. It only grows.
     """
 
     def __init__(self, size: int) -> None:
@@ -44,8 +44,11 @@ class DirtyMap:
         """How many bytes are dirty; the last grain counts as a whole one."""
         return min(self._count << _SHIFT, self.size)
 
-    def mark(self, offset: int, length: int) -> None:
-        """C{length} bytes, more than 0, at C{offset} are about to be changed, or just were."""
+    def mark(self, offset: int, length: int, data: bool = True) -> None:
+        """C{length} bytes, more than 0, at C{offset} are about to be changed, or just were.
+
+        @param data: by a write; otherwise they are zeroed.
+        """
         first = offset >> _SHIFT
         last = (offset + length - 1) >> _SHIFT
         bits = self._bits
@@ -53,14 +56,14 @@ class DirtyMap:
             if not bits[first]:
                 bits[first] = 1
                 self._count += 1
-                self.marked += GRAIN
+                self.marked += GRAIN * data
             return
         stop = last + 1
         new = stop - first - bits.count(1, first, stop)
         if new:
             bits[first:stop] = 1
             self._count += new
-            self.marked += new << _SHIFT
+            self.marked += (new << _SHIFT) * data
 
     def mark_all(self) -> None:
         """All of the disk is to be sent (again); nobody has changed it."""

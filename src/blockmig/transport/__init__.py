@@ -15,13 +15,14 @@ from .endpoints import (
     stop_listening,
     tune,
 )
-from .incoming import PayloadReader
+from .incoming import LONGEST_MOVE, PayloadReader
 from .outgoing import RegionProducer
 from .plain import has_hung_up, is_plain_socket, unacknowledged
 from .rate import Courtesy, Limiter, RateLimiter
 from .regions import FileRegion
 
 __all__ = [
+    "LONGEST_MOVE",
     "BadEndpoint",
     "CannotListen",
     "Courtesy",

@@ -41,7 +41,7 @@ WORTH_MOVING: Final = 64 << 10
 """Bytes that must be left of a payload for the reading to be taken over for it."""
 
 _TURN: Final = 512 << 10
-_PIPE: Final = 1 << 20
+LONGEST_MOVE: Final = 1 << 20
 _READ: Final = 64 << 10
 _received: Final = memoryview(bytearray(512 << 10))
 _F_SETPIPE_SZ: Final = 1031
@@ -167,7 +167,7 @@ class PayloadReader:
                     if self._paused or lingering.is_over() or not lingering.more():
                         return
                 else:
-                    turn -= self._move(region, min(region.length, turn, _PIPE))
+                    turn -= self._move(region, min(region.length, turn, LONGEST_MOVE))
             except BlockingIOError:
                 return
             except OSError:  # of the socket: those of the disk are told of further in
@@ -248,7 +248,7 @@ class PayloadReader:
 
     def _copy(self, region: FileRegion, count: int) -> int:
         if self._buffer is None:
-            self._buffer = memoryview(bytearray(_PIPE))
+            self._buffer = memoryview(bytearray(LONGEST_MOVE))
         taken = self._system.readv(self._descriptor, [self._buffer[:count]])
         if not taken:
             return 0
@@ -263,7 +263,7 @@ class PayloadReader:
         if self._pipe is None:
             self._pipe = self._system.pipe()
             with contextlib.suppress(OSError):  # beyond the user's limit: a small pipe works too
-                fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, _PIPE)
+                fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, LONGEST_MOVE)
         return self._pipe
 
     def _close_pipe(self) -> None:

@@ -341,9 +341,11 @@ class RegionProducer:
                 continue
             size += length
             moved += length
-            self._advance(length)
+            self._shorten_head(length)
         if pieces:
             feed.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if moved:
+            self._moved(moved)
         return size
 
     def _give(self, data: bytes | memoryview, flags: int) -> int:
@@ -364,10 +366,16 @@ class RegionProducer:
         self._in_memory += len(rest)
 
     def _advance(self, moved: int) -> None:
+        self._shorten_head(moved)
+        self._moved(moved)
+
+    def _shorten_head(self, moved: int) -> None:
         head = self._queue.popleft()
         assert isinstance(head, FileRegion)
         if moved < head.length:
             self._queue.appendleft(head.after(moved))
+
+    def _moved(self, moved: int) -> None:
         if self.limiter is not None:
             self.limiter.spend(moved)
         self._sent(moved)
