@@ -160,6 +160,16 @@ class DirtyTests(SynchronousTestCase):
         dirty.mark(0, 5 * GRAIN)
         self.assertEqual((5 * GRAIN, 5 * GRAIN), (dirty.bytes, dirty.marked))
 
+    def test_zeroes_are_not_likely_to_be_data(self):
+        """They are as dirty as anything, but do not count for what clients write."""
+        dirty = DirtyMap(GRAIN * 9)
+        dirty.mark(0, 1, False)
+        dirty.mark(GRAIN, 3 * GRAIN, False)
+        self.assertEqual((4 * GRAIN, 0), (dirty.bytes, dirty.marked))
+        dirty.mark(0, 5 * GRAIN)
+        self.assertEqual((5 * GRAIN, GRAIN), (dirty.bytes, dirty.marked))
+        self.assertEqual((0, 5 * GRAIN), dirty.take(0, 9 * GRAIN))
+
     def test_of_one_byte(self):
         dirty = DirtyMap(1)
         dirty.mark(0, 1)

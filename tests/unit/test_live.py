@@ -249,9 +249,9 @@ class PassTests(Case):
         self.assertAlmostEqual(0.3, self.passes.convergence.flush)
 
     def test_a_slow_flush_is_part_of_the_pause(self):
-        """Nothing is left, but the last flush would take too long: it waits for a quicker one."""
+        """Little is left, but the last flush would take too long: it waits for a quicker one."""
         self.begin()
-        self.send_pass()
+        self.send_pass(dirty=(3,))
         self.flush(0.45)
         self.assertEqual(["pass", "flush"], self.told())
         self.clock.advance(0.06)
@@ -259,6 +259,30 @@ class PassTests(Case):
         self.send_pass()
         self.flush(0.1)
         self.assertEqual(["flush", "hold", "pass"], self.told())
+
+    def test_nothing_left_and_a_slow_flush(self):
+        """That of the hold may be quicker, since there is less to flush; it cannot get better."""
+        self.begin()
+        self.send_pass()
+        self.flush(0.45)
+        self.assertEqual(["pass", "flush", "hold", "pass"], self.told())
+
+    def test_no_flush_of_nothing(self):
+        """Passes that only wait for the next hold do not trouble the destination's disk."""
+        self.hold(dirty=range(20))
+        self.clock.advance(0.51)
+        self.send_rest()
+        self.flush()
+        self.told()
+        for _ in range(5):
+            self.clock.advance(0.06)
+            self.assertEqual(["pass"], self.told())
+            self.assertEqual([], self.send_rest())
+        self.clock.advance(0.06)
+        self.server.changes.tell(0, 1)
+        self.told()
+        self.assertEqual([(0, GRAIN)], self.send_rest())
+        self.assertEqual(["flush"], self.told())
 
     def test_an_attempt_begins_with_everything(self):
         self.hold()
