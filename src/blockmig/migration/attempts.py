@@ -480,7 +480,7 @@ class Attempts:
         )
 
     def _is_copied(self, page: Page) -> bool:
-        return self.copied and self._is_of(page)
+        return self.copied and self._phase == Phase.COPIED and self._is_of(page)
 
     def _is_of(self, page: Page) -> bool:
         record = self.record

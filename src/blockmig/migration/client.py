@@ -5,7 +5,7 @@ protocol moves the data.
 
 Rules:
 
-* every request is answered, or fails, within C{TIMEOUT} seconds: a silent peer is a failed one;
+* every request is answered in time, or fails: a silent peer is a failed one;
 * whatever goes wrong fails what is waited for with L{ClientFailed}, and ends the connection.
 """
 
@@ -52,16 +52,23 @@ class SmallClient(Protocol):
     @param export: the export's name.
     @param look_for: the name of another one, to see whether the server lists it.
     @param first_cookie: the cookie of the first request.
+    @param timeout: seconds within which each request must be answered.
     @ivar negotiated: fires once the handshake is over.
     """
 
     transport: Any
 
     def __init__(
-        self, reactor: Any, export: str, look_for: str | None = None, first_cookie: int = 0
+        self,
+        reactor: Any,
+        export: str,
+        look_for: str | None = None,
+        first_cookie: int = 0,
+        timeout: float = TIMEOUT,
     ) -> None:
         self.negotiated: Deferred[Negotiated] = Deferred()
         self._reactor = reactor
+        self._patience = timeout
         self._handshake: ClientHandshake | None = ClientHandshake(export, look_for)
         self._wire = ClientTransmission(first_cookie=first_cookie)
         self._waiting: Deferred[Any] | None = self.negotiated
@@ -182,11 +189,11 @@ class SmallClient(Protocol):
 
     def _start_timeout(self) -> None:
         self._stop_timeout()
-        self._timeout = self._reactor.callLater(TIMEOUT, self._timed_out)
+        self._timeout = self._reactor.callLater(self._patience, self._timed_out)
 
     def _timed_out(self) -> None:
         self._timeout = None
-        self._fail(ClientFailed(f"the destination said nothing for {TIMEOUT:g} s"))
+        self._fail(ClientFailed(f"the destination said nothing for {self._patience:g} s"))
 
     def _stop_timeout(self) -> None:
         if self._timeout is not None:

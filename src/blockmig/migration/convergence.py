@@ -51,6 +51,7 @@ class Convergence:
     @ivar rate: bytes per second that went over lately.
     @ivar dirty_rate: bytes per second that clients made dirty lately.
     @ivar flush: seconds that the last flush took.
+    @ivar steps: seconds that the small steps behind it took in a hold that failed for them.
     @ivar passes: how many were made.
     """
 
@@ -59,6 +60,7 @@ class Convergence:
         self.rate = 0.0
         self.dirty_rate = 0.0
         self.flush = 0.0
+        self.steps = 0.0
         self.passes = 0
         self._best = 0.0
         self._held_rate = 0.0
@@ -102,7 +104,7 @@ class Convergence:
     def pause(self, left: int) -> float:
         """Seconds for which clients would have to be held to send C{left} bytes."""
         rate = self._held_rate or self._best or _FIRST_GUESS
-        return left / rate + self.flush
+        return left / rate + self.flush + self.steps
 
     # Deciding.
 
@@ -118,7 +120,7 @@ class Convergence:
         if now >= self._not_before:
             if pause <= most or not left:
                 after = self.pause(int(self.dirty_rate * pause))
-                gains = pause > _SHORT + self.flush and after < pause / 2
+                gains = pause > _SHORT + self.flush + self.steps and after < pause / 2
                 return Next.AGAIN if gains and left < before else Next.HOLD
             self._doubt_the_hold()
         too_fast = self.dirty_rate >= _NEARLY * (self.rate or _FIRST_GUESS)
@@ -127,17 +129,20 @@ class Convergence:
         return Next.AGAIN
 
     def _doubt_the_hold(self) -> None:
+        self.steps /= 2
         self._held_rate *= 2
         if self._held_rate >= self._best:
             self._held_rate = 0.0
 
-    def hold_failed(self, now: float, sent: int, seconds: float) -> None:
+    def hold_failed(self, now: float, sent: int, seconds: float, steps: float = 0.0) -> None:
         """Clients were held, and had to be released.
 
         @param sent: bytes that went over meanwhile.
-        @param seconds: how long that took; 0 where nothing could be sent yet.
+        @param seconds: how long that took; 0 where nothing could be sent yet, or all was.
+        @param steps: seconds for which only the steps behind the last flush were waited for.
         """
         self._failed += 1
+        self.steps = max(self.steps, steps)
         if sent > 0 and seconds > 0:
             self._held_rate = sent / seconds
         self._not_before = now + min(_FIRST_BREAK * 2 ** (self._failed - 1), _LONGEST_BREAK)

@@ -9,8 +9,8 @@ The order (design, section 2) is copy, flush, confirm, record, retire, tell, dis
 * the destination then confirms that it has put that on record for this very migration, and we put
   it on record ourselves: only then may the source be retired;
 * the source is retired before the destination is told so, and that before the disconnect is sent;
-* while the flush is under way its disk may come into use again (its clients were held, and had to
-  be released): then there is more to copy, and the flush has said nothing;
+* until retiring has begun the disk may come into use again (its clients were held, and had to be
+  released): then there is more to copy, and what was said of the copy so far counts for nothing;
 * until retiring has begun, anything that goes wrong is an early drop: the source is as it was, and
   another attempt may follow;
 * once retiring has begun there is no other attempt, whatever happens: if it fails, the source is
@@ -29,7 +29,8 @@ from automat import TypeMachineBuilder
 
 
 class HandoffActions(Protocol):
-    """What the machine has done; each is called at most once, but for the first two."""
+    """What the machine has done; C{copy_on} and what is behind it may be called again and again
+    until C{retire}, all else at most once."""
 
     def copy_on(self) -> None:
         """There is more to copy; answer with C{covered} again."""
@@ -117,6 +118,7 @@ _copying = _builder.state("copying")
 _flushing = _builder.state("flushing")
 _confirming = _builder.state("confirming")
 _recording = _builder.state("recording")
+_recording_released = _builder.state("recording, in use again")
 _recording_alone = _builder.state("recording, connection lost")
 _retiring = _builder.state("retiring")
 _retiring_alone = _builder.state("retiring, connection lost")
@@ -135,6 +137,7 @@ def _flush(machine: Handoff, actions: HandoffActions) -> None:
 
 
 @_flushing.upon(Handoff.released).to(_copying)
+@_confirming.upon(Handoff.released).to(_copying)
 def _copy_on(machine: Handoff, actions: HandoffActions) -> None:
     actions.copy_on()
 
@@ -193,12 +196,18 @@ def _restart_after_close(machine: Handoff, actions: HandoffActions) -> None:
     actions.restart(_CLOSED)
 
 
+@_recording_released.upon(Handoff.recorded).to(_copying)
+def _copy_on_after_record(machine: Handoff, actions: HandoffActions) -> None:
+    actions.copy_on()
+
+
 @_recording_alone.upon(Handoff.recorded).to(_ended)
 def _restart_after_record(machine: Handoff, actions: HandoffActions) -> None:
     actions.restart("the connection was lost before the source was retired")
 
 
 @_recording.upon(Handoff.step_failed).to(_ended)
+@_recording_released.upon(Handoff.step_failed).to(_ended)
 @_recording_alone.upon(Handoff.step_failed).to(_ended)
 @_retiring.upon(Handoff.step_failed).to(_ended)
 @_retiring_alone.upon(Handoff.step_failed).to(_ended)
@@ -222,7 +231,12 @@ def _finish_after_close(machine: Handoff, actions: HandoffActions) -> None:
     actions.finish(_CLOSED)
 
 
-for _with, _without in ((_recording, _recording_alone), (_retiring, _retiring_alone)):
+_recording.upon(Handoff.released).to(_recording_released).returns(None)
+for _with, _without in (
+    (_recording, _recording_alone),
+    (_recording_released, _recording_alone),
+    (_retiring, _retiring_alone),
+):
     _with.upon(Handoff.dropped).to(_without).returns(None)
     _with.upon(Handoff.closed).to(_without).returns(None)
 for _state in (_recording_alone, _retiring_alone, _checking, _ended):
@@ -238,7 +252,7 @@ for _input in (
     Handoff.complete,
 ):
     _ended.upon(_input).loop().returns(None)
-for _state in (_copying, _ended):
+for _state in (_copying, _recording_alone, _ended):
     _state.upon(Handoff.released).loop().returns(None)
 _ended.upon(Handoff.step_failed).loop().returns(None)
 _ended.upon(Handoff.incomplete).loop().returns(None)

@@ -11,9 +11,8 @@ Rules (design, section 2: R8, R9):
   short;
 * when the rest is likely to go over in time (`convergence`), clients are held: once nothing of
   theirs is under way the disk is still, what is dirty goes over, and nothing is left;
-* they are held for no longer than they may be: then they are released, whatever is under way, and
-  the passes go on. Behind the last flush what remains is a few small steps, which have a time of
-  their own; if that passes, the attempt is dropped;
+* they are held for no longer than they may be: then they are released, whatever is under way short
+  of retiring, and the passes go on;
 * they are released whenever the attempt ends before the source is being retired; after that never;
 * where clients make the disk dirty as fast as it goes over, that is said, and they are slowed, or
   the mirror ends, or it goes on, as wanted. They are never slowed below a floor.
@@ -39,7 +38,6 @@ _log = Logger()
 
 _MOST_RANGES: Final = 256
 _MOST_BYTES: Final = 64 << 20
-_SMALL_STEPS: Final = 10.0
 _SAMPLE: Final = 0.1
 _REPORT: Final = 60.0
 _FLOOR: Final = 1 << 20
@@ -112,6 +110,7 @@ class LivePasses:
         self._deadline: IDelayedCall | None = None
         self._flushed = False
         self._still_since: float | None = None
+        self._flushed_at: float | None = None
         self._until_still: Deferred[None] | None = None
         self._held_at: float | None = None
         self._pause: float | None = None
@@ -144,6 +143,7 @@ class LivePasses:
 
     def start(self) -> None:
         """Watch what clients change, from now on."""
+        self.dirty.mark_all()
         self._server.changes.mark = self.dirty.mark
         self._sampling.start(_SAMPLE, now=True)
 
@@ -257,7 +257,7 @@ class LivePasses:
         self.holds += 1
         self._held_at = self._reactor.seconds()
         self._sent_before_hold = self._sent
-        self._still_since = None
+        self._still_since = self._flushed_at = None
         self._deadline = self._reactor.callLater(self._longest_pause, self._overdue)
         # What waits for its turn is to be done, so that nothing is under way.
         self._server.changes.slow_down(None)
@@ -277,8 +277,7 @@ class LivePasses:
         assert self._held_at is not None
         assert self._attempt is not None
         now = self._reactor.seconds()
-        sending = now - self._still_since if self._still_since is not None else 0.0
-        self.convergence.hold_failed(now, self._sent - self._sent_before_hold, sending)
+        self._learn(now)
         _log.warn(
             "{disk}: what was left did not go over within {seconds:.3f} s; clients are released, "
             "and it goes on",
@@ -293,6 +292,15 @@ class LivePasses:
             self._attempt.release()
         if self._until_still is not None:
             self._still(self._until_still)
+
+    def _learn(self, now: float) -> None:
+        """What the hold took so long for."""
+        sent, sending, steps = self._sent - self._sent_before_hold, 0.0, 0.0
+        if self._flushed_at is not None:
+            steps = now - self._flushed_at
+        elif self._still_since is not None:
+            sending = now - self._still_since
+        self.convergence.hold_failed(now, sent, sending, steps)
 
     def _release(self) -> None:
         self._stop_deadline()
@@ -309,16 +317,8 @@ class LivePasses:
 
     def flushed(self) -> None:
         """A few small steps remain."""
-        self._stop_deadline()
         self.stage = Stage.HANDING_OVER
-        assert self._attempt is not None
-        why = f"the last steps before retiring took longer than {_SMALL_STEPS:g} s"
-        self._deadline = self._reactor.callLater(_SMALL_STEPS, self._too_late, why)
-
-    def _too_late(self, why: str) -> None:
-        self._deadline = None
-        assert self._attempt is not None
-        self._attempt.drop(why)
+        self._flushed_at = self._reactor.seconds()
 
     def retiring(self) -> None:
         """Clients stay held, whatever happens."""

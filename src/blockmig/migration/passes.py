@@ -28,11 +28,8 @@ class Attempt(Protocol):
     def release(self) -> None:
         """C{send} has come to its end, but more is to be sent now: it is called again, or soon.
 
-        Not behind C{flushed}.
+        Not behind C{retiring}.
         """
-
-    def drop(self, why: str) -> None:
-        """End the attempt early."""
 
 
 class Passes(Protocol):

@@ -37,7 +37,7 @@ from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectingCancelledError, ConnectionDone
+from twisted.internet.error import ConnectingCancelledError, ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -80,7 +80,7 @@ from ..transport import (
     tune,
     unacknowledged,
 )
-from .client import ClientFailed
+from .client import TIMEOUT, ClientFailed
 from .finisher import Finisher, put_complete_on_record, unconfirmed
 from .found import SourceFound, source_found
 from .handoff import Handoff, make_handoff
@@ -111,6 +111,7 @@ _UNKNOWN = (Errno.EINVAL, Errno.ENOTSUP)
 _HANDSHAKE_TIMEOUT: Final = 30.0
 _CLOSE_TIMEOUT: Final = 30.0
 _LAST_WORDS: Final = 5.0
+_SOON: Final = 0.1
 # So many times as long as for anything else.
 _FLUSH_TAKES: Final = 10
 
@@ -171,6 +172,7 @@ class SenderProtocol(Protocol):
         self._scanned = False
         self._passed: Deferred[None] | None = None
         self._flushed: Deferred[None] | None = None
+        self._flushing = False
         self._in_flight: dict[int, Piece] = {}
         self._bytes_in_flight = 0
         self._window_requests = _WINDOW_REQUESTS
@@ -179,6 +181,7 @@ class SenderProtocol(Protocol):
         self._told = False
         self._half_closes = False
         self._listed = False
+        self._recorded = False
         self._cookie = secrets.randbits(64)
         self._side: SideConversation | None = None
         self._working: Deferred[None] | None = None
@@ -201,7 +204,8 @@ class SenderProtocol(Protocol):
             limiter=self._sender.limiter,
             system=self._sender.system,
         )
-        self._start_timeout(_HANDSHAKE_TIMEOUT, "no NBD handshake")
+        patience = self._sender.patience
+        self._start_timeout(min(_HANDSHAKE_TIMEOUT, patience), "no NBD handshake")
 
     def dataReceived(self, data: bytes) -> None:
         """Something from the server."""
@@ -246,7 +250,10 @@ class SenderProtocol(Protocol):
         elif self._handshake is not None:
             self.drop("the connection was closed during the handshake")
         else:
-            self.drop(f"the connection was lost: {reason.getErrorMessage()}")
+            # Aborted by us is what the other side has closed while we were sending.
+            closed = reason.check(ConnectionAborted, ConnectionDone)
+            why = "closed by the destination" if closed else f"lost: {reason.getErrorMessage()}"
+            self.drop(f"the connection was {why}")
 
     def drop(self, why: str) -> None:
         """This connection is of no more use."""
@@ -254,6 +261,8 @@ class SenderProtocol(Protocol):
             self.restart(why)
         else:
             self._handoff.dropped(why)
+            if not self._sender.retiring:
+                self._sender.passes.dropped()  # whatever else is to be waited for
         self._abort()
 
     def _abort(self) -> None:
@@ -321,8 +330,8 @@ class SenderProtocol(Protocol):
         working.addCallback(done).addErrback(self._step_broke).addErrback(_bug)
 
     def _step_broke(self, failure: Failure) -> None:
-        if self._ended and failure.check(CancelledError):
-            return
+        if failure.check(CancelledError):
+            return  # it is of no use any more, or the attempt is not
         if failure.check(ClientFailed, AttemptFailed):
             self.drop(failure.getErrorMessage())
         elif isinstance(failure.value, Refused):
@@ -338,7 +347,9 @@ class SenderProtocol(Protocol):
 
     async def _open_side(self) -> Page:
         sender = self._sender
-        self._side, page = await open_side(sender.endpoint, sender.export, self._reactor)
+        self._side, page = await open_side(
+            sender.endpoint, sender.export, self._reactor, sender.patience
+        )
         if self._ended:
             self._side.abort()
             raise ClientFailed("the attempt has ended")
@@ -401,6 +412,7 @@ class SenderProtocol(Protocol):
     def _send_flush(self) -> Deferred[None]:
         flushed: Deferred[None] = Deferred()
         self._flushed = flushed
+        self._flushing = True
         _, header = self._wire.request(Command.FLUSH)
         self._outgoing.send([header])
         self._expect_reply()
@@ -556,6 +568,7 @@ class SenderProtocol(Protocol):
 
     def _flush_answered(self) -> None:
         """Nobody waits for one that was asked for before the disk came into use again."""
+        self._flushing = False
         flushed, self._flushed = self._flushed, None
         if flushed is not None:
             flushed.callback(None)
@@ -565,7 +578,17 @@ class SenderProtocol(Protocol):
     def copy_on(self) -> None:
         """What was asked for and is not answered yet is of no importance."""
         self._flushed = None
-        self._send_all()
+        if self._working is not None:
+            self._working.cancel()
+        if self._recorded:
+            self._step(self._record_copying(), self._send_all)
+        else:
+            self._send_all()
+
+    async def _record_copying(self) -> None:
+        """It is on record here that the copy is whole, which it is not any more."""
+        self._recorded = False
+        await self._sender.in_thread(self._sender.source.copying_on)
 
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
@@ -603,6 +626,7 @@ class SenderProtocol(Protocol):
 
     def record(self) -> None:
         """In a thread, since it waits for the medium."""
+        self._recorded = True
         working = self._sender.in_thread(self._sender.source.copied)
         working.addCallbacks(lambda _: self._handoff.recorded(), self._step_failed)
 
@@ -641,7 +665,8 @@ class SenderProtocol(Protocol):
         else:
             self._told = True
         self._start_timeout(
-            _CLOSE_TIMEOUT, "the destination did not close the connection after the disconnect"
+            min(_CLOSE_TIMEOUT, self._sender.patience),
+            "the destination did not close the connection after the disconnect",
         )
 
     def check(self, why: str) -> None:
@@ -931,6 +956,7 @@ class Sender:
                 await self.in_thread.idle()
         if self._retiring:
             return
+        await self._take_back()
         try:
             await to_the_end(self.in_thread(self.source.abandon))
         except OSError as error:
@@ -939,6 +965,32 @@ class Sender:
                 event="record-failed",
                 error=describe_error(error),
             )
+
+    async def _take_back(self) -> None:
+        """Where the destination may have on record that its copy is whole, have it think again.
+
+        Best effort: it is whole, if older than the source by then.
+        """
+        source = self.source
+        if not source.asked or not source.record.side_export:
+            return
+        end = self.reactor.seconds() + _LAST_WORDS
+        while (left := end - self.reactor.seconds()) > 0:
+            try:
+                side, _ = await open_side(self.endpoint, self.export, self.reactor, left)
+                try:
+                    await side.tell(message(Stage.COPYING, source.record, secrets.randbits(64)))
+                    source.taken_back()
+                    return
+                finally:
+                    side.abort()
+            except ClientFailed as error:
+                if not error.error:
+                    return
+                # Until the last attempt's connection is gone over there the answer is no.
+                await deferLater(self.reactor, _SOON)
+            except CancelledError:
+                return
 
     async def _finish(self, why: str) -> Summary:
         """The source is retired; what is left is to have the destination know it."""
@@ -1004,6 +1056,11 @@ class Sender:
             self.stop(f"gave up after {limit:g} seconds without progress")
 
     # For the attempts.
+
+    @property
+    def patience(self) -> float:
+        """Seconds within which a small question must be answered."""
+        return min(TIMEOUT, self.reply_timeout or TIMEOUT)
 
     @property
     def connected(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from ..nbd import MAXIMUM_NAME
-from .client import ClientFailed, SmallClient, connect_client
+from .client import TIMEOUT, ClientFailed, SmallClient, connect_client
 from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page, fingerprint
 from .records import Record
 
@@ -95,14 +95,15 @@ def describe(page: Page) -> str:
 
 
 async def open_side(
-    endpoint: IStreamClientEndpoint, export: str, reactor: Any
+    endpoint: IStreamClientEndpoint, export: str, reactor: Any, timeout: float = TIMEOUT
 ) -> tuple[SideConversation, Page]:
     """Connect to the side export of C{export}, and read how the receiver stands.
 
+    @param timeout: seconds within which each question must be answered.
     @raise ClientFailed: that cannot be done.
     @raise NoSideExport: it is none of blockmig's.
     """
-    client = SmallClient(reactor, export + SIDE_EXPORT)
+    client = SmallClient(reactor, export + SIDE_EXPORT, timeout=timeout)
     _, negotiated = await connect_client(endpoint, client)
     side = SideConversation(client)
     try:

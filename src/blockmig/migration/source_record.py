@@ -146,6 +146,19 @@ class SourceRecord:
         )
         self._write(Kind.MIGRATING, record)
 
+    @property
+    def asked(self) -> bool:
+        """Whether the destination was asked whether its copy is whole, and may have said so."""
+        return self._asked
+
+    def taken_back(self) -> None:
+        """The destination has it on record no more."""
+        self._may_be_copied = self._asked = False
+
+    def copying_on(self) -> None:
+        """I{Slow.} The copy is not whole any more, since the disk came into use again."""
+        self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPYING))
+
     def flushing(self) -> None:
         """The destination is about to be asked whether its copy is whole, and may say so."""
         self._may_be_copied = self._asked = True
