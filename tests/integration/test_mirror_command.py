@@ -139,6 +139,7 @@ def test_begun(server: Server) -> None:
                 "again": False,
                 "max_rate": 1 << 20,
                 "max_pause": 0.02,
+                "timeout": 60.0,
                 "converge": "wait",
                 "then": "exit",
                 "relay_to": None,

@@ -93,6 +93,7 @@ class AskedTests(Case):
                 "again": False,
                 "max_rate": None,
                 "max_pause": 0.5,
+                "timeout": 60.0,
                 "converge": "wait",
                 "then": "exit",
                 "relay_to": None,
@@ -103,7 +104,16 @@ class AskedTests(Case):
         self.assertEqual("nbd://h:10809/", event["destination"])
 
     def test_all(self):
-        options = ["--unlink", "--again", "--max-rate", "1M", "--max-pause", "20"]
+        options = [
+            "--unlink",
+            "--again",
+            "--max-rate",
+            "1M",
+            "--max-pause",
+            "20",
+            "--timeout",
+            "7.5",
+        ]
         options += ["--converge", "throttle", "--then", "relay", "--relay-to", "nbd://[::1]:7/y"]
         body = self.asked("nbd+unix:///x?socket=/s", *options)
         self.assertEqual(
@@ -113,6 +123,7 @@ class AskedTests(Case):
                 "again": True,
                 "max_rate": 1 << 20,
                 "max_pause": 0.02,
+                "timeout": 7.5,
                 "converge": "throttle",
                 "then": "relay",
                 "relay_to": "nbd://[::1]:7/y",
@@ -530,6 +541,7 @@ class StatusTests(SynchronousTestCase):
         "last_error": "the connection was lost",
         "max_rate": 200 << 20,
         "max_pause": 0.5,
+        "timeout": 60.0,
         "converge": "throttle",
         "then": "relay",
         "throttle": 4 << 20,

@@ -231,6 +231,7 @@ class MirrorTests(Case):
                 "again": 0,
                 "max-rate": None,
                 "max-pause": 500,
+                "timeout": 60.0,
                 "converge": "wait",
                 "then": "exit",
                 "relay-to": None,
@@ -277,6 +278,8 @@ class MirrorTests(Case):
         self.refused("wait, throttle, abort", *asked, "--converge", "hope")
         self.refused("exit, relay", *asked, "--then", "serve")
         self.refused("not a number of milliseconds", *asked, "--max-pause", "0")
+        self.refused("'0' is no time", *asked, "--timeout", "0")
+        self.refused("not a number of seconds", *asked, "--timeout", "soon")
         self.refused("auto, bar, json, none", *asked, "--progress", "loud")
         self.refused("spelled out in full", *asked, "--unl")
         self.assertRaises(usage.UsageError, self.parse, *asked, "--state-dir", "/s")

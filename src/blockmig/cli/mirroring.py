@@ -100,6 +100,7 @@ def request(options: MirrorOptions) -> dict[str, Any]:
         "again": bool(options["again"]),
         "max_rate": options["max-rate"],
         "max_pause": options["max-pause"] / 1000,
+        "timeout": options["timeout"],
         "converge": options["converge"],
         "then": options["then"],
         "relay_to": None if options.relay_to is None else _from_the_root(options.relay_to),

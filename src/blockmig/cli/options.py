@@ -80,6 +80,17 @@ def parse_rate(text: str) -> int | None:
         raise ValueError(f"{error} (or none, for no limit)") from None
 
 
+def parse_some_seconds(text: str) -> float:
+    """A number of seconds, more than 0.
+
+    @raise ValueError: it is none.
+    """
+    seconds = parse_seconds(text)
+    if not seconds:
+        raise ValueError(f"{text!r} is no time")
+    return seconds
+
+
 def _checked(option: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """C{parse}, with errors that name the option."""
 
@@ -446,6 +457,13 @@ class MirrorOptions(_AskOptions):
             500,
             "For how many milliseconds the hand-off may hold the clients' requests.",
             _checked("--max-pause", parse_milliseconds),
+        ],
+        [
+            "timeout",
+            None,
+            60.0,
+            "Seconds of silence after which the destination is given up, and tried again.",
+            _checked("--timeout", parse_some_seconds),
         ],
         [
             "converge",
