@@ -632,6 +632,8 @@ class SenderProtocol(Protocol):
 
     def retire(self) -> None:
         """In a thread, since it waits for the medium."""
+        if self._ended:
+            return  # its disk may be in use again
         self._sender.passes.retiring()
         self._sender.retire().addCallbacks(lambda _: self._handoff.retired(), self._step_failed)
 
