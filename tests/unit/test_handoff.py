@@ -49,15 +49,27 @@ TABLE = {
         "released": ("copying", "copy_on"),
         **_DROPS,
     },
-    "confirming": {"confirmed": ("recording", "record"), **_DROPS},
+    "confirming": {
+        "confirmed": ("recording", "record"),
+        "released": ("copying", "copy_on"),
+        **_DROPS,
+    },
     "recording": {
         "recorded": ("retiring", "retire"),
+        "released": ("recording, in use", None),
+        "step_failed": ("ended", "failed"),
+        "closed": ("recording, alone", None),
+        "dropped": ("recording, alone", None),
+    },
+    "recording, in use": {
+        "recorded": ("copying", "copy_on"),
         "step_failed": ("ended", "failed"),
         "closed": ("recording, alone", None),
         "dropped": ("recording, alone", None),
     },
     "recording, alone": {
         "recorded": ("ended", "restart"),
+        "released": ("recording, alone", None),
         "step_failed": ("ended", "failed"),
         "closed": ("recording, alone", None),
         "dropped": ("recording, alone", None),
@@ -91,13 +103,16 @@ TABLE = {
     },
     "ended": dict.fromkeys(INPUTS, ("ended", None)),
 }
+TABLE["recording, in use, alone"] = TABLE["recording, alone"]
 _ORDER = ["covered", "flushed", "confirmed", "recorded", "retired", "told", "closed", "complete"]
 PATHS = {
     "copying": [],
     "flushing": _ORDER[:1],
     "confirming": _ORDER[:2],
     "recording": _ORDER[:3],
+    "recording, in use": [*_ORDER[:3], "released"],
     "recording, alone": [*_ORDER[:3], "dropped"],
+    "recording, in use, alone": [*_ORDER[:3], "released", "closed"],
     "retiring": _ORDER[:4],
     "retiring, alone": [*_ORDER[:4], "dropped"],
     "telling": _ORDER[:5],
@@ -169,20 +184,34 @@ class HandoffTests(SynchronousTestCase):
         return count
 
     def check_done(self, sequence, done):
-        once = [action for action in done if action not in ("flush", "copy_on")]
+        """Round after round until retiring, each as far as it came; then each step once."""
+        turns = ["flush", "confirm", "record"]
+        step = 0
+        for action in done:
+            if action == "copy_on":
+                self.assertGreater(step, 0, (sequence, done))
+                step = 0
+            elif action in turns:
+                self.assertEqual(turns[step : step + 1], [action], (sequence, done))
+                step += 1
+            elif action == "retire":
+                self.assertEqual(len(turns), step, (sequence, done))
+        again = ("copy_on", *turns)
+        once = [action for action in done if action not in again]
         self.assertEqual(len(set(once)), len(once), sequence)
-        # Copying on and flushing take turns; behind anything else there is no way back.
-        again = done[: len(done) - len(once)]
-        self.assertEqual((["flush", "copy_on"] * len(again))[: len(again)], again, sequence)
-        if once and once[0] not in ENDS:
-            self.assertEqual("flush", again[-1], sequence)
-            self.assertLess(
-                len(sequence) - 1 - sequence[::-1].index("released")
-                if "released" in sequence
-                else -1,
-                sequence.index("flushed"),
-                sequence,
+        if "retire" in done:
+            behind = done[done.index("retire") :]
+            self.assertEqual([], [action for action in behind if action in again], sequence)
+            # All of the last round was answered behind the last release.
+            round_ = (
+                sequence[len(sequence) - sequence[::-1].index("released") :]
+                if ("released" in sequence)
+                else sequence
             )
+            order = [name for name in round_ if name in _ORDER[:4]]
+            if "released" in sequence and order[:1] == ["recorded"]:
+                del order[0]  # that of the round before, which was in use again meanwhile
+            self.assertEqual(_ORDER[:4], order, sequence)
         for action, needed in {
             "confirm": "flushed",
             "record": "confirmed",
@@ -216,12 +245,48 @@ class HandoffTests(SynchronousTestCase):
         put(machine, "flushed")
         self.assertEqual(["flush", "confirm"], done[-2:])
 
+    def test_in_use_again_while_it_is_confirmed(self):
+        """What the destination then says counts for nothing: all steps come once more."""
+        machine, done = self.make([*_ORDER[:2], "released"])
+        self.assertEqual(["flush", "confirm", "copy_on"], done)
+        for name in ("flushed", "confirmed", "recorded"):
+            self.assertRaises(NoTransition, put, machine, name)
+        for name in _ORDER[:4]:
+            put(machine, name)
+        self.assertEqual(["flush", "confirm", "record", "retire"], done[3:])
+
+    def test_in_use_again_while_it_is_recorded(self):
+        """The record is waited for, and leads to copying on, never to retiring."""
+        for rounds in range(1, 4):
+            machine, done = self.make()
+            for _ in range(rounds):
+                for name in (*_ORDER[:3], "released"):
+                    put(machine, name)
+                self.assertEqual("record", done[-1])
+                self.assertRaises(NoTransition, put, machine, "covered")
+                put(machine, "recorded")
+                self.assertEqual("copy_on", done[-1])
+            self.assertNotIn("retire", done)
+            self.assertRaises(NoTransition, put, machine, "recorded")
+            for name in _ORDER[:4]:
+                put(machine, name)
+            self.assertEqual(["flush", "confirm", "record", "retire"], done[-4:])
+            self.assertEqual(1, done.count("retire"))
+
+    def test_lost_while_it_is_recorded_and_in_use_again(self):
+        """In either order: the attempt ends once the record is there, or has failed."""
+        for first, second in itertools.permutations(("released", "dropped")):
+            for name, end in (("recorded", "restart"), ("step_failed", "failed")):
+                machine, done = self.make([*_ORDER[:3], first, second])
+                self.assertEqual("record", done[-1])
+                put(machine, name)
+                self.assertEqual(end, done[-1])
+                self.assertNotIn("copy_on", done)
+
     def test_too_late_to_be_in_use_again(self):
-        """From the flush's answer on clients are not released without an end of the attempt."""
-        for state, path in PATHS.items():
-            if state in ("copying", "flushing", "ended"):
-                continue
-            machine, done = self.make(path)
+        """From the instant of retiring on clients are not released without an end of it."""
+        for state in ("retiring", "retiring, alone", "telling", "disconnecting", "checking"):
+            machine, done = self.make(PATHS[state])
             before = list(done)
             self.assertRaises(NoTransition, put, machine, "released")
             self.assertEqual(before, done)
