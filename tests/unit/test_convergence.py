@@ -257,3 +257,35 @@ class HoldFailedTests(Case):
         self.assertNotEqual(Next.HOLD, decided[0])
         self.assertIn(Next.HOLD, decided)
         self.near(0.3, convergence.pause(30 * MB))
+
+    def test_what_the_small_steps_took(self):
+        """They are part of each pause, like the flush; where nothing is left it must do."""
+        convergence = measured()
+        before = convergence.pause(MB)
+        convergence.hold_failed(100, 0, 0.0, 0.4)
+        self.near(before + 0.4, convergence.pause(MB))
+        self.assertNotEqual(Next.HOLD, convergence.pass_ended(200, MB))
+        self.assertEqual(Next.HOLD, convergence.pass_ended(200, 0))
+
+    def test_the_longest_steps_count(self):
+        """Until they are doubted a hold that failed for something else takes nothing back."""
+        convergence = measured()
+        for steps in (0.3, 0.4, 0.0, 0.2):
+            convergence.hold_failed(100, 0, 0.0, steps)
+        self.assertEqual(0.4, convergence.steps)
+
+    def test_steps_are_believed_less_with_each_pass(self):
+        convergence = measured()
+        convergence.hold_failed(100, 0, 0.0, 0.4)
+        # Not while the break lasts: no hold was thought of, and nothing was doubted.
+        self.assertEqual(Next.AGAIN, convergence.pass_ended(100.5, MB))
+        self.assertEqual(0.4, convergence.steps)
+        self.assertEqual(Next.AGAIN, convergence.pass_ended(200, MB))
+        self.assertEqual(0.2, convergence.steps)
+        self.assertEqual(Next.HOLD, convergence.pass_ended(200, MB))
+
+    def test_no_other_pass_because_of_the_steps(self):
+        """More passes make them no shorter."""
+        convergence = measured()
+        convergence.hold_failed(100, 0, 0.0, 0.3)
+        self.assertEqual(Next.HOLD, convergence.pass_ended(200, 100))

@@ -25,6 +25,7 @@ from blockmig.migration import (
     Summary,
     Unconfirmed,
 )
+from blockmig.migration.page import Stage
 from blockmig.nbd import (
     Command,
     Errno,
@@ -513,8 +514,12 @@ class RetireTests(SynchronousTestCase):
         self.assertEqual(DATA, bytes(self.target.data))
         self.assertEqual(1, receiver.attempts, "no other attempt once it was retired")
         self.assertTrue(all(link.client.lost for link in endpoint.links))
-        self.assertEqual(2, len(endpoint.links))
+        self.receiver, self.links = receiver, len(endpoint.links)
+        self.assertEqual([], clock.getDelayedCalls())
         return outcome
+
+    def stage(self):
+        return self.receiver._core.page().phase
 
     def test_deleted_but_not_durably(self):
         outcome = self.send(NotDurable("it is deleted, but its directory could not be synced: EIO"))
@@ -522,11 +527,14 @@ class RetireTests(SynchronousTestCase):
         self.assertEqual(ExitStatus.UNCONFIRMED, error.status)
         self.assertIn("is deleted, but its directory could not be synced", str(error))
         self.assertIn("the destination was not told", str(error))
+        self.assertEqual((2, Stage.COPIED), (self.links, self.stage()), "it may be the only copy")
 
     def test_another_link_was_made(self):
         error = self.failureResultOf(self.send(DiskRefused("2 hard links")), LocalFailure).value
         self.assertEqual(ExitStatus.FAILED, error.status)
         self.assertIn("2 hard links", str(error))
+        # One more connection: the source is the canonical copy, so that the other is told.
+        self.assertEqual((3, Stage.COPYING), (self.links, self.stage()))
 
 
 class ServiceTests(SynchronousTestCase):
