@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration import (
     Finisher,
+    GaveUp,
     LocalFailure,
     Receiver,
     Refused,
@@ -22,9 +23,10 @@ from blockmig.migration import (
     source_found,
 )
 from blockmig.migration.inspection import Found, judge_pair
+from blockmig.migration.page import Stage
 from blockmig.migration.records import Kind, Phase, Record, Records, Side
 from blockmig.migration.source_record import SourceRecord
-from blockmig.nbd import Command
+from blockmig.nbd import Command, Errno
 
 from .support import (
     ADDRESS,
@@ -385,14 +387,215 @@ class StopTests(Case):
     def place(self):
         return Records(self.source.path).read(Kind.MIGRATING).destination
 
+    def there(self):
+        return Records(self.target.path).read(Kind.INCOMPLETE)
+
+    def left(self):
+        return Records(self.source.path).read(Kind.MIGRATING)
+
+    def check_taken_back(self):
+        """Neither side takes the copy for a whole one, and nothing is left at the source."""
+        self.assertEqual((Phase.COPYING, ""), (self.there().phase, self.there().retired))
+        self.assertFalse(self.receiver._core.copied)
+        self.assertIsNone(self.left())
+        self.assertFalse(self.retired)
+        self.check_verdict()
+        self.assertTrue(all(link.client.lost for link in self.endpoint.links))
+        self.assertEqual([], self.sending.getDelayedCalls())
+
+    def check_again(self):
+        """And the same command line, once more, completes."""
+        self.send()
+        self.endpoint.pump()
+        self.pass_time(3)
+        self.check_done()
+
+    def test_taken_back_wherever_it_is_stopped(self):
+        """Whenever the outcome is told, the destination has no copy on record that is whole."""
+        for self.unlink in (True, False):
+            copied = 0
+            for messages in itertools.count():
+                self.setUp()
+                self.receive()
+                self.send()
+                self.steps(messages)
+                if self.sender.retiring:
+                    break
+                was = self.there()
+                self.sender.stop("enough")
+                self.endpoint.pump()
+                self.pass_time(6)
+                self.failureResultOf(self.outcome, GaveUp)
+                self.assertIsNone(self.left(), messages)
+                self.assertFalse(self.receiver._core.copied, messages)
+                if self.there() is not None:
+                    self.assertEqual(Phase.COPYING, self.there().phase, messages)
+                copied += was is not None and was.phase == Phase.COPIED
+                self.check_verdict()
+                self.check_again()
+            self.assertGreater(messages, 10)
+            self.assertGreater(copied, 0)
+
+    def test_taken_back_where_it_gives_up(self):
+        """The connection is lost behind the question, and it does not come to another attempt."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        for link in self.endpoint.links:
+            link.cut()
+        self.sender._check_progress(-1.0)
+        self.endpoint.pump()
+        self.assertIn("gave up", str(self.failureResultOf(self.outcome, GaveUp).value))
+        self.check_taken_back()
+        self.check_again()
+
+    def test_taken_back_where_retiring_failed(self):
+        unlink = self.source.unlink
+
+        def refuse():
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        self.source.unlink = refuse
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, LocalFailure)
+        self.check_taken_back()
+        self.source.unlink = unlink
+        self.check_again()
+
+    def held_by_the_attempt(self):
+        """It is stopped, and the destination does not hear that the connection is gone."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        (attempt,) = [
+            link for link in self.endpoint.links if self.receiver._core.holds(link.server.protocol)
+        ]
+        attempt.client.other = None
+        self.told, machine = [], self.receiver._core.machine
+        self.tell_, machine.tell = machine.tell, self.note_told
+        self.sender.stop("enough")
+
+    def note_told(self, page):
+        answer = self.tell_(page)
+        self.told.append((page.phase, answer if answer == Errno.EPERM else Errno.OK))
+        return answer
+
+    def test_taken_back_from_one_that_still_holds_the_attempt(self):
+        """No, says the receiver, and drops that connection; the next time it says yes."""
+        self.held_by_the_attempt()
+        self.endpoint.pump()
+        self.assertEqual([(Stage.COPYING, Errno.EPERM)], self.told)
+        self.assertNoResult(self.outcome)
+        self.assertEqual(Phase.COPIED, self.there().phase)
+        self.sending.advance(0.11)
+        self.endpoint.pump()
+        self.assertEqual([(Stage.COPYING, Errno.EPERM), (Stage.COPYING, Errno.OK)], self.told)
+        self.failureResultOf(self.outcome, GaveUp)
+        self.check_taken_back()
+        self.check_again()
+
+    def test_not_taken_back_for_longer_than_five_seconds(self):
+        """One that says no for ever: the command ends, and remembers what may be whole."""
+        self.held_by_the_attempt()
+        self.tell_ = lambda page: Errno.EPERM
+        for _ in range(49):
+            self.endpoint.pump()
+            self.assertNoResult(self.outcome)
+            self.sending.advance(0.1)
+        for _ in range(3):
+            self.endpoint.pump()
+            self.sending.advance(0.1)
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        self.assertTrue(40 < len(self.told) <= 51, len(self.told))
+        left = self.left()
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.assertEqual([], self.sending.getDelayedCalls())
+
+    def test_not_taken_back_by_one_that_is_silent(self):
+        """It takes the connection, and says nothing more: five seconds, and no more."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        links = len(self.endpoint.links)
+        self.sender.stop("enough")
+        for _ in range(50):
+            if self.endpoint.links[links:]:
+                break
+            self.clock.advance(0)
+        (silent,) = self.endpoint.links[links:]
+        silent.server.pieces.clear()
+        self.endpoint.pump()
+        self.sending.advance(4.9)
+        self.endpoint.pump()
+        self.assertNoResult(self.outcome)
+        self.sending.advance(0.2)
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        left = self.left()
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.assertTrue(silent.client.lost)
+
+    def test_not_taken_back_once_it_is_retired(self):
+        """What is the only copy by now must stay what it is."""
+        for self.unlink in (True, False):
+            self.setUp()
+            self.receive()
+            self.send()
+            self.until("src unlink" if self.unlink else "src MIGRATED copied retired")
+            self.sender.stop("enough")
+            for link in self.endpoint.links:
+                link.cut()
+            links = len(self.endpoint.links)
+            self.endpoint.pump()
+            self.sending.advance(10)
+            self.endpoint.pump()
+            self.failureResultOf(self.outcome, Unconfirmed)
+            self.assertEqual(links, len(self.endpoint.links))
+            self.assertEqual(Phase.COPIED, self.there().phase)
+            self.check_verdict()
+            self.check_again()
+
+    def test_not_taken_back_without_a_side_export(self):
+        """Nobody can be told anything: the record stays, and says that there may be a copy."""
+        self.plain = True
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        links = len(self.endpoint.links)
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        self.assertEqual(links, len(self.endpoint.links))
+        left = self.left()
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.assertEqual([], self.sending.getDelayedCalls())
+
+    def test_nothing_to_take_back(self):
+        """It was not asked yet: no other connection is made."""
+        self.receive()
+        self.send()
+        self.until("M FLUSH")
+        links = len(self.endpoint.links)
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        self.assertEqual(links, len(self.endpoint.links))
+        self.assertIsNone(self.left())
+
     def test_what_may_be_whole_is_remembered(self):
         """And so is its place: what is there now must not get to be a second copy."""
         self.receive()
         self.send()
         self.until("dst INCOMPLETE copied")
+        self.endpoint.refuse = ConnectionRefusedError()
         self.sender.stop("enough")
         self.endpoint.pump()
-        self.failureResultOf(self.outcome)
+        self.failureResultOf(self.outcome, GaveUp)
+        self.endpoint.refuse = None
+        self.assertEqual(Phase.COPIED, self.there().phase, "it could not be told")
         left = Records(self.source.path).read(Kind.MIGRATING)
         self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
         self.check_verdict()
@@ -422,6 +625,7 @@ class StopTests(Case):
         self.until("M FLUSH")
         # It died there, and could not put down any more.
         self.sender.source._records = None
+        self.sender.source._asked = False
         first = Records(self.source.path).read(Kind.MIGRATING)
         for link in self.endpoint.links:
             link.client.lost = True
@@ -525,6 +729,7 @@ class CrashTests(Case):
         # Python runs the end of a coroutine that nobody waits for; a dead process does not.
         source = self.sender.source if isinstance(self.sender, Sender) else self.sender._source
         source._records = None
+        source._asked = False
         self.endpoint.build = lambda: None
         self.endpoint = MemoryEndpoint(self.clock, self.build)
 
