@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 
@@ -28,7 +29,7 @@ from blockmig.nbd import Command
 from blockmig.server import Pace, Server
 from blockmig.testing import Direction, MemoryNetwork, connect_client
 
-from .support import RecordedDisk, RecordedSource, Story, Threads, in_thread, make_plain
+from .support import MemoryDisk, RecordedDisk, RecordedSource, Story, Threads, in_thread, make_plain
 
 KIB = 1024
 SIZE = 300 * KIB + 777
@@ -203,6 +204,11 @@ class Case(SynchronousTestCase):
 
     def step(self):
         """The least that can happen: one message, or some time."""
+        if not self.move():
+            self.pass_time()
+
+    def move(self):
+        """One message, if there is one; whether there was."""
         for link in self.network.connections:
             ways = (
                 (Direction.TO_SERVER, link.client, link.server),
@@ -213,7 +219,10 @@ class Case(SynchronousTestCase):
                 ),
             )
             if any(link._move(*way) for way in ways):
-                return
+                return True
+        return False
+
+    def pass_time(self):
         due = [c for c in self.clock.getDelayedCalls() if c.getTime() <= self.clock.seconds()]
         self.clock.advance(0 if due else 0.001)
 
@@ -410,9 +419,12 @@ class LostTests(Case):
 class BreakTests(Case):
     def test_at_every_step(self):
         """Broken off wherever that is possible: clients never notice."""
+        self.taken_back = 0
         self.assertGreater(self.broken_everywhere(1), 20)
+        self.assertGreater(self.taken_back, 0, "also behind the question whether it is whole")
 
     def test_at_many_steps_of_many_passes(self):
+        self.taken_back = 0
         steps = self.broken_everywhere(41, max_rate=300 * KIB, longest_pause=1.0)
         self.assertGreater(steps, 1000)
 
@@ -425,20 +437,29 @@ class BreakTests(Case):
             for _ in range(steps):
                 self.step()
             if self.outcome.called or self.current.too_late:
+                self.finish()
                 return steps
+            asked = self.was_copied()
             self.current.stop("broken off")
+            self.assertEqual("serving", self.server.state, "nobody waits for what comes behind")
+            self.network.advance(0.2 if asked else 0)
             error = self.failureResultOf(self.outcome, GaveUp).value
             self.assertIn("broken off", str(error))
             self.assertEqual("broken", self.current.state)
             self.network.pump()
             self.check_serves()
-            left = Records(self.source.path).read(Kind.MIGRATING)
-            if left is not None:  # what may be whole there is remembered
-                self.assertEqual((Phase.COPYING, ""), (left.phase, left.retired))
+            # What may have been whole there is not any more, and says so.
+            self.assertIsNone(Records(self.source.path).read(Kind.MIGRATING), steps)
             there = Records(self.target.path).read(Kind.INCOMPLETE)
             if there is not None:
-                self.assertEqual("", there.retired)
+                self.assertEqual((Phase.COPYING, ""), (there.phase, there.retired), steps)
+            self.assertFalse(self.receiver._core.copied)
+            self.taken_back += asked
             steps += stride
+
+    def was_copied(self):
+        there = Records(self.target.path).read(Kind.INCOMPLETE)
+        return there is not None and there.phase == Phase.COPIED
 
     def test_too_late(self):
         """Once the source is retired it goes on to its end."""
@@ -619,31 +640,6 @@ class EndTests(Case):
         self.failureResultOf(self.outcome, LocalFailure)
         self.check_serves()
 
-    def test_a_record_that_takes_too_long(self):
-        """The medium of the record hangs: clients wait for ten seconds, then they are released."""
-        threads = Threads()
-        self.writer()
-        self.mirror(in_thread=threads)
-        for _ in range(100_000):
-            if threads.names() and self.current.state == "handing over":
-                break
-            threads.run()
-            self.step()
-        self.assertEqual("holding", self.server.state)
-        self.network.advance(9.9)
-        self.assertEqual("holding", self.server.state)
-        self.network.advance(0.2)
-        threads.run()
-        self.network.pump()
-        self.assertEqual("serving", self.server.state)
-        self.network.advance(0.2)
-        self.stop_writers()
-        self.current.stop()
-        for _ in range(20):
-            threads.run()
-            self.network.advance(0.1)
-        self.failureResultOf(self.outcome, GaveUp)
-
     def test_a_silent_destination(self):
         """It answers nothing: the attempt is dropped, and another one comes."""
         self.writer()
@@ -711,6 +707,303 @@ class HeldTooLongTests(Case):
         protocol = link.client._protocol
         protocol = getattr(protocol, "_wrappedProtocol", protocol)
         return [request.command for request in protocol._wire._in_flight.values()]
+
+
+class ReleasedTests(Case):
+    """The time of a hold ends anywhere before retiring: clients go on, and so does the attempt."""
+
+    PAUSE = 0.4
+
+    def setUp(self):
+        self.threads = Threads()
+        self.wrong = []
+        super().setUp()
+        self.target._called = self.target_called
+        self.source._called = self.source_called
+
+    def receive(self):
+        self.receiver = Receiver(
+            self.target, reactor=self.clock, in_thread=self.threads, system=self.systems[1]
+        )
+        self.arrived = self.receiver.complete()
+        self.arrived.addErrback(lambda failure: failure.trap(MigrationError) and failure)
+        self.receiving = self.network.listen("receiver", self.receiver.factory())
+
+    def records(self):
+        return (
+            Records(self.source.path).read(Kind.MIGRATING),
+            Records(self.target.path).read(Kind.INCOMPLETE),
+        )
+
+    def teller(self, name):
+        def tell(words):
+            self.events.append(f"{name} {words}")
+            self.check_event(self.events[-1])
+
+        return tell
+
+    def check_event(self, event):
+        if event == "src MIGRATED copied retired":
+            self.check_retiring(event)
+
+    def source_called(self, name, *arguments):
+        MemoryDisk._called(self.source, name, *arguments)
+        if name == "unlink":
+            self.check_retiring(name)
+
+    def check_retiring(self, what):
+        """What leads to it is on record on both sides, and true."""
+        here, there = self.records()
+        if self.source.data != self.target.data or self.server.state != "holding":
+            self.wrong.append(f"{what}, and the copy is another")
+        if (here.phase, there.phase) != (Phase.COPIED, Phase.COPIED):
+            self.wrong.append(f"{what} without its records")
+
+    def target_called(self, name, *arguments):
+        """Nothing is written while one of the records says that the copy is whole."""
+        MemoryDisk._called(self.target, name, *arguments)
+        if name in ("write", "zero"):
+            here, there = self.records()
+            for record in (here, there):
+                if record is not None and record.phase != Phase.COPYING:
+                    self.wrong.append(f"{name} while {record.phase} is on record")
+
+    def step(self):
+        """A message, or a thread's work, or some time."""
+        if self.move():
+            return
+        if self.threads.waiting:
+            self.threads.run(1)
+        else:
+            self.pass_time()
+
+    def run_for(self, seconds):
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end:
+            self.step()
+
+    def begin(self, **keywords):
+        self.writer(3, range(300))
+        self.mirror(in_thread=self.threads, longest_pause=self.PAUSE, **keywords)
+        self.steps_to(lambda: self.server.state == "holding")
+
+    def overdue(self):
+        """Their time ends now, with nothing else happening meanwhile."""
+        self.assertEqual("holding", self.server.state)
+        held = self.clock.seconds() - self.current._passes._held_at
+        self.clock.advance(self.PAUSE - held - 0.001)
+        self.assertEqual("holding", self.server.state)
+        self.clock.advance(0.002)
+
+    def check_released(self, where):
+        """At once; nobody is told of an error, and no attempt is lost for it."""
+        self.assertEqual("serving", self.server.state, where)
+        self.assertEqual("copying", self.current.state, where)
+        self.assertFalse(self.current.too_late)
+        writer = self.writers[0]
+        before = writer.count
+        self.run_for(0.2)
+        self.assertGreater(writer.count, before + 5, where)
+        self.assertIsNone(writer.failed)
+        self.assertEqual((1, ""), self.attempts(), where)
+        self.assertNotIn("src MIGRATED copied retired", self.events[: self.events_before])
+
+    def attempts(self):
+        status = self.current.status()
+        return status["attempts"], status["last_error"]
+
+    def check_done(self):
+        """A later hold does it, on the same connection."""
+        for _ in range(200_000):
+            if self.outcome.called:
+                break
+            self.step()
+        self.run_for(1.5)
+        self.assertEqual((1, ""), self.attempts())
+        self.assertEqual(1, self.receiver.attempts)
+        self.assertGreater(self.current.status()["holds"], 1)
+        super().check_done()
+        self.assertEqual([], self.wrong)
+
+    def released_everywhere(self, late=0.0, **keywords):
+        """What is under way to the destination, and from it, arrives so much later."""
+        seen = {}
+        for steps in itertools.count():
+            self.setUp()
+            self.begin(**keywords)
+            for _ in range(steps):
+                self.step()
+            if self.current.too_late or self.server.state != "holding":
+                self.steps_to(lambda: self.outcome.called)
+                return steps, seen
+            state = self.machine_state()
+            self.events_before = len(self.events)
+            self.overdue()
+            to_receiver = [link for link in self.network.connections if link.name == "receiver"]
+            for link in to_receiver if late else ():
+                link.stall()
+            self.check_released((steps, state))
+            self.run_for(late)
+            for link in to_receiver:
+                link.resume()
+            self.check_done()
+            seen[state] = seen.get(state, 0) + 1
+
+    def machine_state(self):
+        """Where the hand-off is, told by what it waits for."""
+        names = self.threads.names()
+        if self.current.state == "holding":
+            return "copying"
+        return "recording" if "copied" in names else "confirming"
+
+    def test_at_every_message(self):
+        steps, seen = self.released_everywhere()
+        self.assertGreaterEqual(steps, 8, seen)
+        self.assertEqual({"copying", "confirming", "recording"}, set(seen))
+
+    def test_at_every_message_and_on_the_wire_for_long(self):
+        for late in (0.05, 3.0):
+            steps, seen = self.released_everywhere(late)
+            self.assertGreaterEqual(steps, 8, seen)
+
+    def test_where_it_is_unlinked(self):
+        self.unlink = True
+        steps, seen = self.released_everywhere()
+        self.assertGreaterEqual(steps, 8, seen)
+
+    def to(self, state):
+        self.begin()
+        self.steps_to(
+            lambda: self.current.state == "handing over" and self.machine_state() == state
+        )
+
+    def test_twice_while_it_is_confirmed(self):
+        """What the destination then has on record is changed before anything is written."""
+        self.to("confirming")
+        self.steps_to(lambda: "dst INCOMPLETE copied" in self.events)
+        self.assertEqual("confirming", self.machine_state())
+        self.events_before = len(self.events)
+        self.overdue()
+        self.check_released("first")
+        self.assertEqual(Phase.COPYING, self.records()[0].phase)
+        self.steps_to(lambda: self.current.state == "handing over")
+        self.overdue()
+        self.check_released("second")
+        self.check_done()
+        self.assertGreater(self.current.status()["holds"], 2)
+
+    def test_a_record_that_takes_too_long(self):
+        """The medium of the record hangs: clients go on, and it says `copying` again behind it."""
+        self.to("recording")
+        self.overdue()
+        self.assertEqual("serving", self.server.state)
+        before = self.writers[0].count
+        self.network.advance(30)
+        self.assertGreater(self.writers[0].count, before + 1000)
+        self.assertEqual(["copied"], self.threads.names(), "and nothing else is begun meanwhile")
+        self.assertEqual((1, ""), self.attempts())
+        self.assertEqual("copying", self.current.state)
+        sent = self.current.status()["sent"]
+        self.threads.run(1)
+        self.assertEqual(Phase.COPIED, self.records()[0].phase)
+        self.assertEqual(["copying_on"], self.threads.names())
+        self.network.advance(1)
+        self.assertEqual(sent, self.current.status()["sent"])
+        self.threads.run(1)
+        self.assertEqual(Phase.COPYING, self.records()[0].phase)
+        self.check_done()
+
+    def test_a_record_that_hangs_and_then_fails(self):
+        """Clients have gone on long since; the mirror ends, and the destination is told."""
+        for words, count in (("MIGRATING copied", 0), ("MIGRATING copying", 1)):
+            self.setUp()
+            self.to("recording")
+            self.overdue()
+            self.threads.run(count)
+            self.systems[0].fail[words] = OSError(28, "No space left on device")
+            self.run_for(2)
+            self.failureResultOf(self.outcome, LocalFailure)
+            self.assertEqual(Phase.COPYING, self.records()[1].phase)
+            self.check_serves_in_threads()
+            self.assertEqual([], self.wrong)
+
+    def check_serves_in_threads(self):
+        self.threads.run()
+        self.check_serves()
+
+    def test_dropped_while_it_is_recorded(self):
+        """Clients do not wait for the record's end, though the attempt has to."""
+        for how in ("cut", "silent"):
+            self.setUp()
+            self.to("recording")
+            before = self.clock.seconds()
+            if how == "cut":
+                self.link().cut()
+            else:
+                self.link().client._protocol.drop("silent")
+            self.assertEqual("serving", self.server.state, "at once")
+            self.assertEqual(before, self.clock.seconds())
+            count = self.writers[0].count
+            self.network.advance(5)
+            self.assertGreater(self.writers[0].count, count + 200)
+            self.assertEqual(["copied"], self.threads.names())
+            self.assertFalse(self.current.too_late)
+            self.threads.run(1)
+            self.assertNotIn("retire_kept", self.threads.names())
+            # Another attempt, from the beginning.
+            self.steps_to(lambda: self.outcome.called)
+            self.run_for(1.5)
+            self.assertEqual(2, self.current.status()["attempts"])
+            Case.check_done(self)
+            self.assertEqual([], self.wrong)
+
+    def test_released_and_then_dropped_while_it_is_recorded(self):
+        self.to("recording")
+        self.overdue()
+        self.link().cut()
+        self.assertEqual("serving", self.server.state)
+        self.network.advance(1)
+        self.steps_to(lambda: self.outcome.called)
+        self.run_for(1.5)
+        self.assertEqual(2, self.current.status()["attempts"])
+        Case.check_done(self)
+
+    def test_broken_off_while_it_is_recorded(self):
+        """Clients go on at once; the outcome waits for the record, and then takes all back."""
+        for overdue in (False, True):
+            self.setUp()
+            self.to("recording")
+            if overdue:
+                self.overdue()
+            self.assertEqual(Phase.COPIED, self.records()[1].phase)
+            self.current.stop("broken off")
+            self.assertEqual("serving", self.server.state)
+            self.network.advance(1)
+            self.assertNoResult(self.outcome)
+            self.run_for(1)
+            self.failureResultOf(self.outcome, GaveUp)
+            here, there = self.records()
+            self.assertIsNone(here)
+            self.assertEqual(Phase.COPYING, there.phase)
+            self.check_serves_in_threads()
+
+    def test_a_late_flush_has_its_time_behind_a_release(self):
+        """A destination's flush may take ten times as long as anything else, also then."""
+        self.begin(reply_timeout=5.0)
+        link = self.link()
+        protocol = link.client._protocol
+        protocol = getattr(protocol, "_wrappedProtocol", protocol)
+        self.steps_to(
+            lambda: (
+                Command.FLUSH in [request.command for request in protocol._wire._in_flight.values()]
+            )
+        )
+        link.stall(Direction.TO_CLIENT)
+        self.overdue()
+        self.run_for(20)
+        self.assertEqual((1, ""), self.attempts())
+        link.resume()
+        self.check_done()
 
 
 class StatusTests(Case):

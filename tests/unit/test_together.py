@@ -420,6 +420,7 @@ class StopTests(Case):
                 self.send()
                 self.steps(messages)
                 if self.sender.retiring:
+                    self.endpoint.pump()
                     break
                 was = self.there()
                 self.sender.stop("enough")
