@@ -18,7 +18,6 @@ from tests.support.disks import MIB, random_image
 from tests.support.mirroring import (
     DISC,
     FLUSH,
-    PATIENCE,
     PAUSE,
     WRITE,
     Asked,
@@ -37,6 +36,8 @@ from blockmig.migration import Standing, judge, judge_pair, look
 
 SIZE = 12 * MIB
 EIO, ENOSPC = 5, 28
+PATIENCE = 0.6
+"""Seconds of silence after which a destination is left."""
 LONGEST = 2.0
 """Seconds that a client may wait on a busy machine; a hold is shorter."""
 
@@ -154,7 +155,7 @@ def test_refused_at_the_first_handshake(scene: Scene) -> None:
         for name, (script, reason) in REFUSING.items():
             with destination(SIZE, script) as bad:
                 began = time.monotonic()
-                why = mirrored.refused(bad.uri)
+                why = mirrored.refused(bad.uri, timeout=PATIENCE)
                 assert reason in why, (name, why)
                 assert time.monotonic() - began < PATIENCE + 1.5, name
                 assert mirrored.status["state"] == "failed"
@@ -223,8 +224,8 @@ def half_a_reply(peer: Peer, asked: Asked | str) -> None:
 
 
 FAILING: dict[str, tuple[Script, str]] = {
-    "hangs after the handshake": (times(1, is_any, hang), "answered nothing for 0.6 s"),
-    "hangs after a write": (times(WRITES, is_write, hang), "answered nothing for 0.6 s"),
+    "hangs after the handshake": (times(1, is_any, hang), f"answered nothing for {PATIENCE:g} s"),
+    "hangs after a write": (times(WRITES, is_write, hang), f"answered nothing for {PATIENCE:g} s"),
     "fails a write": (times(WRITES, is_write, answered(EIO)), "EIO"),
     "is full": (times(WRITES, is_write, answered(ENOSPC)), "ENOSPC"),
     "answers with a wrong magic": (times(WRITES, is_write, wrong_magic), "broke the protocol"),
@@ -257,7 +258,7 @@ def fail_and_complete(scene: Scene, names: list[str]) -> None:
     mirrored = scene.mirrored
     with destination(SIZE, one_after_another(names)) as bad, scene.written_to():
         bad.state = lambda: str(mirrored.status["state"])
-        outcome = mirrored.mirror(bad.uri, timeout=0.6)
+        outcome = mirrored.mirror(bad.uri, timeout=PATIENCE)
         for number, name in enumerate(names, 1):
             event = mirrored.running.wait_event("restart", count=number)
             assert FAILING[name][1] in event["why"], name
@@ -294,7 +295,7 @@ def test_wrong_size_later(scene: Scene) -> None:
         return None
 
     with destination(SIZE, script) as bad, scene.written_to():
-        outcome = mirrored.mirror(bad.uri, timeout=0.6)
+        outcome = mirrored.mirror(bad.uri, timeout=PATIENCE)
         until(lambda: "size mismatch" in mirrored.status["last_error"])
         scene.undisturbed()
         assert not outcome.done()
@@ -342,7 +343,7 @@ def test_stays_silent_at_the_disconnect(scene: Scene) -> None:
         return None
 
     with destination(SIZE, script) as bad, scene.written_to():
-        outcome = mirrored.mirror(bad.uri, unlink=True).result()
+        outcome = mirrored.mirror(bad.uri, unlink=True, timeout=PATIENCE).result()
         mirrored_writer(scene)
         assert outcome["status"] == 5
         assert "all the data is at the destination" in outcome["message"]

@@ -126,7 +126,7 @@ def assert_one_line(text: str, *words: str) -> None:
 
 def test_begun(server: Server) -> None:
     began = time.monotonic()
-    ended = server.run("mirror", URI, "--unlink", "--max-rate", "1M", "--max-pause=20")
+    ended = server.run("mirror", URI, "--unlink", "--max-rate", "1M", "--max-pause=20", "--timeout=7")
     assert time.monotonic() - began < 10
     assert (ended.status, ended.stdout) == (0, "")
     assert_one_line(ended.stderr, f"the mirror to {URI} has begun")
@@ -139,6 +139,7 @@ def test_begun(server: Server) -> None:
                 "again": False,
                 "max_rate": 1 << 20,
                 "max_pause": 0.02,
+                "timeout": 7,
                 "timeout": 60.0,
                 "converge": "wait",
                 "then": "exit",

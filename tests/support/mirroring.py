@@ -587,9 +587,8 @@ class Mirrored:
     """A server with a control socket, whose disk may be mirrored.
 
     @param options: of the server.
-    @param quick: with short pauses between attempts (L{PAUSE}), and a short patience with
-        handshakes (L{PATIENCE}) and with who does not hang up (L{CLOSING}).
-    @param slow: whatever its clients change is changed by threads, which take their time for it.
+    @param quick: with short pauses between attempts (L{PAUSE}).
+    @param hook: Python that it runs first, such as L{SLOW}.
     """
 
     def __init__(
@@ -599,7 +598,7 @@ class Mirrored:
         disk: Path,
         *options: str,
         quick: bool = False,
-        slow: bool = False,
+        hook: str = "",
     ) -> None:
         from tests.support.processes import BLOCKMIG
         from tests.support.serving import serve
@@ -608,8 +607,8 @@ class Mirrored:
         self.room = room
         self.disk = disk
         self.control = str(room / "control")
-        program = (_QUICK if quick else "") + (_SLOW if slow else "")
-        command = (sys.executable, "-c", program + _MAIN) if program else (BLOCKMIG,)
+        program = (_QUICK if quick else "") + hook
+        command = hooked(program) if program else (BLOCKMIG,)
         self.history = History(disk, room / "expected")
         served = serve(
             processes, disk, "--control", self.control, *options, command=(*command, "serve")
@@ -680,18 +679,21 @@ class Mirrored:
         self.ended()
 
 
-PAUSE, PATIENCE, CLOSING = 0.1, 0.6, 1.0
+PAUSE = 0.1
 _QUICK = f"""
 from blockmig.migration import sender
 sender.backoffPolicy = lambda: lambda failures: {PAUSE}
-sender._HANDSHAKE_TIMEOUT = {PATIENCE}
-sender._CLOSE_TIMEOUT = {CLOSING}
 """
-_SLOW = """
-import random, threading, time
+_THREADS = """
+import os, random, threading, time
 from blockmig.server.pace import Pace
 from blockmig.storage import SystemCalls
 
+Pace.slow_until = property(lambda pace: float("inf"), lambda pace, value: None)
+"""
+SLOW = (
+    _THREADS
+    + """
 def slowly(call):
     def called(*arguments):
         if threading.current_thread() is not threading.main_thread():
@@ -699,14 +701,36 @@ def slowly(call):
         return call(*arguments)
     return staticmethod(called)
 
-Pace.slow_until = property(lambda pace: float("inf"), lambda pace, value: None)
 SystemCalls.pwrite = slowly(SystemCalls.pwrite)
 SystemCalls.fallocate = slowly(SystemCalls.fallocate)
 """
-_MAIN = """
-from blockmig.cli.main import main
-main()
+)
+"""Whatever clients change is changed by threads, which take their time for it."""
+
+
+def gated(offset: int, begun: Path, gate: Path) -> str:
+    """Zeroing from C{offset} on is begun, by a thread, and waits until C{gate} is there."""
+    return (
+        _THREADS
+        + f"""
+fallocate = SystemCalls.fallocate
+
+def waiting(descriptor, mode, start, length):
+    if start == {offset}:
+        assert threading.current_thread() is not threading.main_thread()
+        open({str(begun)!r}, "w").close()
+        while not os.path.exists({str(gate)!r}):
+            time.sleep(0.01)
+    return fallocate(descriptor, mode, start, length)
+
+SystemCalls.fallocate = staticmethod(waiting)
 """
+    )
+
+
+def hooked(program: str) -> tuple[str, ...]:
+    """The `blockmig` command, behind a program of its own."""
+    return sys.executable, "-c", f"{program}\nfrom blockmig.cli.main import main\nmain()\n"
 
 
 # A destination that does as it is told.
