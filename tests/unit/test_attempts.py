@@ -421,6 +421,31 @@ class FallBackTests(Case):
         self.assertEqual((Phase.COPYING, ["write"]), (self.record().phase, self.changes()))
         self.assertEqual(EPERM, side.told("copied"))
 
+    def test_asked_while_it_falls_back(self):
+        """The change is admitted only behind the record: what is told until then comes late."""
+        for words in ("copied", "retired"):
+            self.setUp()
+            threads = self.threads()
+            side = self.side()
+            side.tell("copying")
+            threads.run()
+            client = self.client(7)
+            client.write(0, DATA)
+            client.send(FLUSH)
+            threads.run()
+            side.tell("copied")
+            threads.run()
+            self.assertEqual(([0, 0], [0, 0]), (client.errors(), side.errors()))
+            self.disk.calls.clear()
+            client.write(0, DATA[:10])
+            self.assertEqual((1, [], Phase.COPIED), self.stands(threads))
+            side.tell(words)
+            self.assertEqual([EPERM], side.errors())
+            threads.run()
+            self.assertEqual((0, ["write"], Phase.COPYING), self.stands(threads))
+            self.assertEqual("", self.record().retired)
+            self.assertEqual([0], client.errors())
+
     def test_a_change_that_began_before_the_flush(self):
         """Whatever is under way in a thread while the flush is, is not durable behind it."""
         threads = self.threads()
