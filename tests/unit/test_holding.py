@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import socket
 
@@ -555,6 +556,19 @@ class ChangesTests(Case):
                 behind = slow or (command != WRITE and length > 1 << 20)
                 self.check([length], behind)
 
+    def test_zeroes_and_trims_are_no_data(self):
+        """Nor when they are told of once more behind the change; a WRITE always is."""
+        for command, length, flags, slow in itertools.product(
+            (WRITE, TRIM, ZEROES), (4096, 2 << 20), (0, FUA), (False, True)
+        ):
+            self.setUp()
+            told = []
+            self.server.changes.mark = lambda offset, length, data=True, told=told: told.append(
+                data
+            )
+            self.assertEqual(0, self.request(command, length, flags, slow).error)
+            self.assertEqual({command == WRITE}, set(told), (command, length, flags, slow))
+
     def test_those_that_fail(self):
         """Some of it may have been written."""
         for command, method, length, slow in (
@@ -737,6 +751,26 @@ class MovedTests(SynchronousTestCase):
         self.give(request_bytes(WRITE, 1 << 20, 1 << 20) + pattern(1 << 20))
         for offset, length in self.told:
             self.assertTrue(1 << 20 <= offset < offset + length <= 2 << 20)
+
+    def test_no_more_than_a_mebibyte_ahead(self):
+        """What a slow writer has not sent yet is not dirty, however long its request is."""
+        for script in ((), (-22,)):
+            self.begin(script)
+            data = request_bytes(WRITE, 5000, 3 << 20) + pattern(3 << 20)
+            given, ahead = [0], []
+
+            def mark(offset, length, data=True, given=given, ahead=ahead):
+                ahead.append((offset + length - 5000 - given[0], length))
+
+            self.server.changes.mark = mark
+            for start in range(0, len(data), 40_000):
+                piece = data[start : start + 40_000]
+                given[0] = start + len(piece)
+                self.give(piece)
+            self.assertEqual(pattern(3 << 20), self.disk.read(5000, 3 << 20))
+            self.assertGreater(len(ahead), 20)
+            self.assertLessEqual(max(length for _, length in ahead), 1 << 20)
+            self.assertLessEqual(max(further for further, _ in ahead), 1 << 20)
 
     def test_held_in_the_middle(self):
         """The rest stays in the socket, and is taken from there behind the release."""

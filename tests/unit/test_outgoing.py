@@ -559,6 +559,40 @@ class LimitedTests(Case):
             clock.advance(0.01)
         self.assertEqual(self.bytes_of(items), other.value())
 
+    def test_spent_behind_the_write(self):
+        """Small ones leave in one piece: what that took is part of the time that they cost."""
+        case = self
+
+        class Limit:
+            def __init__(self):
+                self.spent = []
+
+            def allowed(self, wanted):
+                return wanted
+
+            def spend(self, count):
+                self.spent.append((count, len(case.out())))
+
+            def delay(self, wanted):
+                raise AssertionError("it never waits")
+
+        for transport in (None, StringTransport()):
+            self.setUp()
+            limit = Limit()
+            self.make(transport, clock=Clock(), limiter=limit)
+            self.out = (lambda: self.transport.out) if transport is None else transport.value
+            items = []
+            for number in range(10):
+                items += [b"header", self.region(number * 1000, 1000)]
+            self.producer.send(items)
+            self.transport.run()
+            self.assertEqual(self.bytes_of(items), bytes(self.out()))
+            gone = 0
+            for count, sent in limit.spent:
+                gone += count
+                self.assertGreaterEqual(sent, gone, "they were not sent yet")
+            self.assertEqual((10_000, 10_000), (gone, sum(self.sent)))
+
     def test_set_while_regions_wait(self):
         """What is queued goes by the limit that there is when it goes."""
         clock = Clock()

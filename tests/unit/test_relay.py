@@ -648,6 +648,44 @@ class HeldTests(Case):
         self.assertEqual(CONTENT[:5] + b"good", bytes(self.copy.data[:9]))
         self.assertIn("hung up", self.logged[-1])
 
+    def test_hung_up_before_the_other_comes(self):
+        """It is closed while it waits: it counts no more, and is not waited for at the end."""
+        peer, other = self.peer(), self.peer()
+        self.hold()
+        peer.write(0, b"evil")
+        gone = []
+        self.patch(relay_module, "has_hung_up", lambda transport: transport in gone)
+        self.relay()
+        for _ in range(10):
+            self.clock.advance(0.5)
+            self.settle()
+        self.assertFalse(peer.transport.lost, "it waits")
+        gone.append(peer.transport)
+        self.clock.advance(0.5)
+        self.settle()
+        self.assertTrue(peer.transport.lost)
+        self.assertFalse(other.transport.lost)
+        self.assertIn("hung up", self.logged[-1])
+        self.assertEqual(1, len(self.relayed._passages))
+        # The other one is asked for nothing of it, and serves who is left.
+        cookie = other.write(5, b"good")
+        self.other_comes()
+        self.assertEqual(0, self.outcome(other, cookie).error)
+        self.assertEqual(CONTENT[:5] + b"good", bytes(self.copy.data[:9]))
+
+    def test_all_have_hung_up_before_the_other_comes(self):
+        """Then it is over, though that one never came."""
+        for _ in range(3):
+            self.peer()
+        self.hold()
+        self.relay()
+        self.assertNoResult(self.done)
+        self.patch(relay_module, "has_hung_up", lambda transport: True)
+        self.clock.advance(0.5)
+        self.settle()
+        self.successResultOf(self.done)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
     def test_nothing_is_left_of_it_here(self):
         self.stream(28 + 70_000)
         self.assertIsNone(self.peers[0].connection._write)

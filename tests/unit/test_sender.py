@@ -7,7 +7,12 @@ import itertools
 import random
 import struct
 
-from twisted.internet.error import ConnectionDone, ConnectionRefusedError
+from twisted.internet.error import (
+    ConnectionAborted,
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,
+)
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -370,6 +375,17 @@ class RefusedTests(Case):
         self.pass_time(31)
         self.assertIn("no NBD handshake", self.failure(Refused))
 
+    def test_silent_for_longer_than_it_may(self):
+        """No step of the handshake is waited for longer than for a reply."""
+        for limit, seconds in ((5.0, 5), (100.0, 30), (None, 30)):
+            self.setUp()
+            self.endpoint.build = Protocol
+            self.send(reply_timeout=limit)
+            self.pass_time(seconds - 0.1)
+            self.assertNoResult(self.outcome)
+            self.pass_time(0.2)
+            self.assertIn(f"no NBD handshake in {seconds} s", self.failure(Refused))
+
     def test_nobody_there(self):
         self.endpoint.refuse = ConnectionRefusedError()
         self.check("cannot connect")
@@ -489,6 +505,24 @@ class RestartTests(Case):
         self.assertFalse(self.disk.unlinked)
         self.assertEqual(0.0, self.clock.seconds())
 
+    def test_closed_while_we_were_sending(self):
+        """Why it was lost is said as it was seen from here, not as a fault of ours."""
+        for reason, words in (
+            (ConnectionDone(), "the connection was closed by the destination"),
+            (ConnectionAborted(), "the connection was closed by the destination"),
+            (ConnectionLost("reset"), "the connection was lost: "),
+        ):
+            self.setUp()
+            self.keywords = {"holds": True}
+            self.send()
+            self.endpoint.links[0].client.lose(reason)
+            self.endpoint.pump()
+            self.assertNoResult(self.outcome)
+            self.assertTrue(self.sender.last_error.startswith(words), self.sender.last_error)
+            self.sender.stop()
+            self.endpoint.pump()
+            self.failure(GaveUp)
+
     def test_closed_instead_of_the_flushs_reply(self):
         self.keywords = {"answer": lambda r: None if r.command == FLUSH else 0}
         self.send(unlink=True)
@@ -574,6 +608,38 @@ class EndTests(Case):
         self.assertNoResult(self.outcome)
         self.pass_time(31)
         self.assertIn("did not close", self.failure(Unconfirmed))
+
+    def test_peer_that_does_not_close_for_longer_than_it_may(self):
+        for limit, seconds in ((5.0, 5), (100.0, 30)):
+            self.setUp()
+            self.endpoint.build = self.build_deaf
+            self.send(unlink=True, reply_timeout=limit)
+            self.pass_time(seconds - 0.1)
+            self.assertNoResult(self.outcome)
+            self.pass_time(0.2)
+            self.assertIn(f"disconnect in {seconds} s", self.failure(Unconfirmed))
+
+    def test_a_side_export_that_is_silent_for_longer_than_it_may(self):
+        """Each question there has the time of any other, and no more than a minute."""
+        for limit, seconds in ((5.0, 5), (100.0, 60), (None, 60)):
+            self.setUp()
+            receiver = Receiver(MemoryDisk(bytes(SIZE)), reactor=self.clock, in_thread=in_thread)
+
+            def build(receiver=receiver):
+                if self.endpoint.links:
+                    return Protocol()
+                return receiver.factory().buildProtocol(ADDRESS)
+
+            self.endpoint.build = build
+            self.send(reply_timeout=limit)
+            self.assertEqual(2, len(self.endpoint.links))
+            self.pass_time(seconds - 0.1)
+            self.assertEqual("", self.sender.last_error)
+            self.pass_time(0.2)
+            self.assertIn(f"said nothing for {seconds} s", self.sender.last_error)
+            self.sender.stop()
+            self.endpoint.pump()
+            self.failure(GaveUp)
 
     def test_stop_while_the_destination_is_silent(self):
         """It has a few seconds for its last words; then they are left to another run."""
