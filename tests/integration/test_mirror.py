@@ -32,7 +32,7 @@ from tests.support.mirroring import (
 from tests.support.processes import ANY_PORT, BLOCKMIG, FULL, Processes, Running, until
 
 from blockmig.control import ControlRefused
-from blockmig.migration import Kind, Phase, Standing, judge, look
+from blockmig.migration import Kind, Phase, Standing, judge, judge_pair, look
 
 SIZE = 12 * MIB
 ZEROED, APART = 8 * MIB, 11 * MIB
@@ -66,7 +66,7 @@ def check_handed_over(
     mirrored: Mirrored, receiver: Running, copy: Path, unlink: bool, size: int
 ) -> None:
     """Both have ended well, and everybody who asks is told which copy counts."""
-    processes, disk = mirrored.processes, mirrored.disk
+    disk = mirrored.disk
     assert receiver.wait(10) == 0, receiver.stderr
     mirrored.ended()
     (event,) = mirrored.running.events("handed-over")
@@ -82,12 +82,10 @@ def check_handed_over(
         assert names(disk) == ["", ".MIGRATED"]
         assert digest(disk) == digest(copy)
         assert standing(disk) == Standing.NOT_CANONICAL
-    both = inspected(processes, disk, copy)
-    assert both["verdict"] == "canonical"
-    assert both["canonical"] == str(copy)
+    assert judge_pair(look(str(disk)), look(str(copy))).canonical == str(copy)
 
 
-WAYS = [("tcp", True), ("unix", False), *([("tcp", False), ("unix", True)] if FULL else [])]
+WAYS = [("unix", True), *([("tcp", True), ("tcp", False), ("unix", False)] if FULL else [])]
 
 
 @pytest.mark.parametrize(("kind", "unlink"), WAYS)
@@ -170,7 +168,7 @@ def test_large_and_sparse(processes: Processes, room: Path) -> None:
     check_handed_over(mirrored, receiver, copy, True, size)
 
 
-@pytest.mark.parametrize("size", [3 * MIB + 12345, 65537, 700])
+@pytest.mark.parametrize("size", [3 * MIB + 12345, *([65537] if FULL else []), 700])
 def test_odd_sizes(processes: Processes, room: Path, size: int) -> None:
     """Writes of any number of bytes, anywhere, up to the very last byte."""
     disk, copy = random_image(room / "disk", size), room / "copy"
@@ -211,6 +209,8 @@ def test_commands(processes: Processes, room: Path) -> None:
         assert again.status == 0, again.stderr
         mirrored.history.add(writer.wait())
     check_handed_over(mirrored, receiver, copy, True, SIZE)
+    both = inspected(processes, disk, copy)
+    assert (both["verdict"], both["canonical"]) == ("canonical", str(copy))
 
 
 # The hold.
@@ -372,25 +372,25 @@ def test_silent_at_the_last_step(processes: Processes, room: Path, where: str) -
         outcome = mirrored.mirror(receiver.running, max_pause=pause)
         receiver.asked()
         assert phase() == (Phase.COPIED if where == "behind" else Phase.COPYING)
+        if where == "behind" or FULL:
+            # Here the answer is out while it is broken off.
+            mirrored.ask("POST", "/break", {})
+            assert outcome.result()["status"] == 4
+            assert phase() == Phase.COPYING
+            assert standing(copy) == Standing.NOT_CANONICAL
+            assert standing(disk) == Standing.CANONICAL
+            writer.go_on(5)
+            outcome = mirrored.mirror(receiver.running, max_pause=pause)
+            receiver.asked()
+        # Here clients are released meanwhile, and the attempt is not given up.
         mirrored.running.wait_event("released")
         writer.go_on(5)
         until(lambda: phase() == Phase.COPYING)
-        receiver.asked()
-        mirrored.ask("POST", "/break", {})
-        assert outcome.result()["status"] == 4
-        assert phase() == Phase.COPYING
-        assert standing(copy) == Standing.NOT_CANONICAL
-        assert standing(disk) == Standing.CANONICAL
-        writer.go_on(5)
-        # Once more, and then it answers again: the attempt was never given up.
-        outcome = mirrored.mirror(receiver.running, max_pause=pause)
-        receiver.asked()
         receiver.withhold("")
         told = outcome.result()
         requests = writer.wait()
     assert told["status"] == 0, told
     assert told["summary"]["attempts"] == 1
-    assert mirrored.running.events("released")
     assert longest(requests) < pause + 0.3
     mirrored.history.add(requests)
     check_handed_over(mirrored, receiver.running, copy, False, size)
@@ -484,7 +484,7 @@ def test_hard_links_are_not_unlinked(processes: Processes, room: Path) -> None:
 # The server is stopped.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if FULL else [signal.SIGTERM])
 def test_stopped_during_a_mirror(processes: Processes, room: Path, number: int) -> None:
     """Its clients' requests are finished, the destination is left, and the source counts."""
     disk, copy = random_image(room / "disk", SIZE), room / "copy"
@@ -530,7 +530,7 @@ class Meter:
         return sum(count for _, count in came[1:]) / (came[-1][0] - came[0][0])
 
 
-SECONDS, TOLERANCE = (10.0, 0.05) if FULL else (1.2, 0.1)
+SECONDS, TOLERANCE = (10.0, 0.05) if FULL else (0.8, 0.1)
 
 
 def test_rate_limit(processes: Processes, room: Path) -> None:
@@ -556,7 +556,7 @@ def test_rate_limit(processes: Processes, room: Path) -> None:
             assert abs(measured / rate - 1) < TOLERANCE
         mirrored.ask("POST", "/rate", {"max_rate": None})
         since = time.monotonic()
-        time.sleep(0.5)
+        time.sleep(0.3)
         assert meter.rate(since, time.monotonic()) > 60 * MIB
         mirrored.ask("POST", "/break", {})
         writer.go_on(2)
@@ -591,7 +591,9 @@ def foreign(processes: Processes, room: Path, kind: str, size: int) -> tuple[Run
     return running, f"nbd+unix:///?socket={socket}"
 
 
-FOREIGN = ("qemu raw", "qemu qcow2", "nbdkit file", "nbdkit memory", "nbdkit blocks")
+FOREIGN = ["qemu qcow2", "nbdkit file", "nbdkit blocks"]
+if FULL:
+    FOREIGN += ["qemu raw", "nbdkit memory"]
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

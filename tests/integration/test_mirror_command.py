@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.processes import BLOCKMIG, Processes, Running, until
+from tests.support.processes import BLOCKMIG, FULL, Processes, Running, until
 
 URI = "nbd://127.0.0.1:10809/web"
 
@@ -140,7 +140,6 @@ def test_begun(server: Server) -> None:
                 "max_rate": 1 << 20,
                 "max_pause": 0.02,
                 "timeout": 7,
-                "timeout": 60.0,
                 "converge": "wait",
                 "then": "exit",
                 "relay_to": None,
@@ -154,7 +153,7 @@ def test_accepted_late(server: Server, room: Path) -> None:
     (room / "mirror.answer").unlink()
     running = server.start("mirror", URI, "--no-wait", "-q")
     server.wait_asked("mirror")
-    time.sleep(1)
+    time.sleep(0.4)
     assert running.status is None
     server.answers("mirror", {"destination": URI, "attempt": 1})
     assert running.wait() == 0
@@ -173,7 +172,7 @@ def test_refused(server: Server, wait: str) -> None:
     assert event["why"] == "the export is smaller than the disk"
 
 
-@pytest.mark.parametrize("wait", ["--wait", "--no-wait"])
+@pytest.mark.parametrize("wait", ["--wait", "--no-wait"] if FULL else ["--wait"])
 def test_nobody_to_ask(processes: Processes, room: Path, wait: str) -> None:
     ended = processes.run(BLOCKMIG, "mirror", "--control", room / "none", URI, wait)
     assert (ended.status, ended.stdout) == (1, "")
@@ -252,12 +251,12 @@ def test_complete_with_progress(server: Server) -> None:
     )
 
 
-@pytest.mark.parametrize("progress", ["bar", "none", "auto"])
+@pytest.mark.parametrize("progress", ["bar", "none", "auto"] if FULL else ["bar", "none"])
 def test_complete_with_other_displays(server: Server, progress: str) -> None:
     server.stands()
     running = server.start("mirror", URI, "--wait", "--progress", progress)
     server.wait_asked("mirror-wait")
-    time.sleep(0.5)
+    time.sleep(0.3)
     summary = {"bytes": 1000, "data": 900, "zeroes": 100, "seconds": 2.5, "attempts": 1}
     server.answers("mirror-wait", {"status": 0, "message": "complete", "summary": summary})
     assert running.wait() == 0
@@ -265,7 +264,7 @@ def test_complete_with_other_displays(server: Server, progress: str) -> None:
     assert running.stderr.count("complete: 1000 bytes") == 1
 
 
-@pytest.mark.parametrize("status", [1, 3, 4, 5])
+@pytest.mark.parametrize("status", [1, 3, 4, 5] if FULL else [3, 5])
 def test_each_end(server: Server, status: int) -> None:
     answer = {"status": status, "message": "no space left on device", "summary": None}
     server.answers("mirror-wait", answer)
@@ -302,7 +301,7 @@ def test_status_that_fails_does_not_matter(server: Server, room: Path) -> None:
     assert running.wait_event("complete")["message"] == "it was finished"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, *([signal.SIGTERM] if FULL else [])])
 def test_no_longer_waited_for(server: Server, number: signal.Signals) -> None:
     server.stands()
     running = wait_for(server, "--progress", "json")

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from tests.support import REPOSITORY, wire
 from tests.support.disks import MIB, digest, random_image
-from tests.support.processes import BLOCKMIG, Processes, Running, until
+from tests.support.processes import BLOCKMIG, FULL, Processes, Running, until
 from tests.support.serving import KINDS
 
 SIZE = 16 * MIB
+MIXED = [("tcp", "unix"), ("unix", "tcp")]
+WAYS = [(a, b) for a in KINDS for b in KINDS] if FULL else MIXED
 
 
 class Takeover:
@@ -89,7 +91,7 @@ class Takeover:
         return self.here.events("complete")[0]
 
 
-@pytest.fixture(params=[(a, b) for a in KINDS for b in KINDS], ids="-to-".join)
+@pytest.fixture(params=WAYS, ids="-to-".join)
 def takeover(request: pytest.FixtureRequest, processes: Processes, room: Path) -> Takeover:
     kind, there = request.param
     made = Takeover(processes, room, there)
@@ -158,13 +160,16 @@ def test_a_pause_and_no_disconnect(takeover: Takeover) -> None:
     assert takeover.copy.read_bytes() == expected
 
 
+COUNT = 20 if FULL else 8
+
+
 def test_byte_by_byte(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "unix")
-    payload = random.Random(5).randbytes(3000)
+    payload = random.Random(5).randbytes(100 * COUNT + 300)
     stream = b"".join(
         wire.request(wire.WRITE, 100 * n, 300, 2 * n) + payload[100 * n :][:300]
         + wire.request(wire.READ, 100 * n, 300, 2 * n + 1)
-        for n in range(20)
+        for n in range(COUNT)
     )  # fmt: skip
     with wire.client(takeover.uris["tcp"]) as client:
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -176,12 +181,12 @@ def test_byte_by_byte(processes: Processes, room: Path) -> None:
 
         sending = threading.Thread(target=send)
         sending.start()
-        time.sleep(0.5)
+        time.sleep(0.3)
         takeover.hold()
         takeover.relay()
         time.sleep(0.2)
         takeover.start()
-        for n in range(20):
+        for n in range(COUNT):
             assert client.reply() == (0, 2 * n)
             assert client.reply() == (0, 2 * n + 1)
             assert wire.read_exactly(client.socket, 300) == payload[100 * n :][:300]
@@ -244,11 +249,11 @@ def worked(running: Running) -> float:
     """It found what it must; the longest pause."""
     assert running.wait() == 0, running.stderr
     count, longest = running.stdout.split()[1:]
-    assert int(count) > 50
+    assert int(count) > 20
     return float(longest)
 
 
-@pytest.mark.parametrize("there", KINDS)
+@pytest.mark.parametrize("there", KINDS if FULL else ["tcp"])
 def test_working_clients(processes: Processes, room: Path, there: str) -> None:
     """Structured, with and without the metadata context, and simple ones; all go on."""
     takeover = Takeover(processes, room, there, "receiver=.handoff")
@@ -259,16 +264,16 @@ def test_working_clients(processes: Processes, room: Path, there: str) -> None:
         start_work(processes, uris["tcp"], room, 2, STATUS="1"),
         start_work(processes, uris["unix"], room, 3, simple="1"),
     ]
-    time.sleep(0.5)
+    time.sleep(0.2)
     takeover.hold()
     takeover.relay()
     time.sleep(0.2)
     takeover.start()
     takeover.here.wait_event("passing-on")
     before = digest(takeover.disk)
-    time.sleep(1)
+    time.sleep(0.4)
     clients.append(start_work(processes, uris["unix"], room, 4, STATUS="1"))
-    time.sleep(0.5)
+    time.sleep(0.3)
     (room / "stop").touch()
     pauses = [worked(client) for client in clients]
     assert max(pauses) < 5
@@ -277,7 +282,7 @@ def test_working_clients(processes: Processes, room: Path, there: str) -> None:
     assert digest(takeover.copy) != before
 
 
-@pytest.mark.parametrize("there", KINDS)
+@pytest.mark.parametrize("there", KINDS if FULL else ["unix"])
 def test_qemu_takes_over(processes: Processes, room: Path, there: str) -> None:
     """It calls the metadata context by another number: who knows it must connect anew."""
     takeover = Takeover(processes, room, there)
@@ -294,7 +299,7 @@ def test_qemu_takes_over(processes: Processes, room: Path, there: str) -> None:
     assert told.wait() != 0
     assert "base:allocation" in takeover.here.wait_event("not-passed-on")["message"]
     clients.append(start_work(processes, uris["unix"], room, 3, STATUS="1"))
-    time.sleep(1)
+    time.sleep(0.4)
     (room / "stop").touch()
     for client in clients:
         worked(client)
@@ -401,13 +406,13 @@ def test_memory(processes: Processes, room: Path) -> None:
         assert busy.ask(wire.FLUSH) == 0
         for n in range(32):
             greedy.send(wire.request(wire.READ, 0, 16 * MIB, n))
-        time.sleep(1)
+        time.sleep(0.4)
         assert takeover.there is not None
         os.kill(takeover.there.pid, signal.SIGSTOP)
         busy.socket.setblocking(False)
         block = wire.request(wire.WRITE, 0, 16 * MIB) + bytes(16 * MIB)
         sent = 0
-        end = time.monotonic() + 1.5
+        end = time.monotonic() + 0.7
         while time.monotonic() < end:
             try:
                 sent += busy.socket.send(block[sent : sent + MIB])
