@@ -400,6 +400,25 @@ class HoldTests(Case):
         self.successResultOf(done)
         self.assertIn("flush", self.disk.names())
 
+    def test_stopped_while_held_and_then_released(self):
+        """Whoever held them lets go a little later: nothing is done for them any more."""
+        peers = [self.peer(), self.peer()]
+        self.successResultOf(self.server.hold())
+        cookies = [peer.write(5 * number, b"late!") for number, peer in enumerate(peers)]
+        done = self.server.complete()
+        self.server.stop()
+        self.server.release()
+        for _ in range(5):
+            for peer in peers:
+                peer.transport.run()
+            self.clock.advance(0)
+            self.work.run()
+        for peer, cookie in zip(peers, cookies, strict=True):
+            self.assertIsNone(peer.outcome(cookie))
+            self.assertTrue(peer.transport.lost)
+        self.assertEqual(pattern(10), self.data(0, 10))
+        self.successResultOf(done)
+
 
 class HandOverTests(Case):
     def hand_over(self):

@@ -471,6 +471,30 @@ class BreakTests(Case):
         self.finish()
         self.check_done()
 
+    def test_the_server_is_stopped_while_its_clients_are_held(self):
+        """They are closed with what they had asked for unanswered, wherever the disk then is."""
+        for state in ("holding", "handing over"):
+            self.setUp()
+            writer = self.writer()
+            self.network.advance(0.05)
+            self.mirror(longest_pause=5.0)
+            self.steps_to(lambda state=state: self.current.state == state)
+            self.clock.advance(0.02)  # it has written something, and waits
+            count, before = writer.count, bytes(self.source.data)
+            self.server.stop("stopped")
+            self.current.stop("stopped")
+            self.network.advance(1)
+            self.assertEqual(count, writer.count)
+            self.assertIsNotNone(writer.failed)
+            self.assertTrue(before == bytes(self.source.data), "changed")
+            self.failureResultOf(self.outcome, GaveUp)
+            self.successResultOf(self.stopped)
+            self.assertIn("flush", self.source.names(), "this is the canonical copy")
+            self.assertFalse(self.current.too_late)
+            self.assertIsNone(Records(self.source.path).read(Kind.MIGRATING))
+            there = Records(self.target.path).read(Kind.INCOMPLETE)
+            self.assertEqual(Phase.COPYING, there.phase)
+
     def test_twice(self):
         self.mirror(max_rate=KIB)
         self.network.advance(1)

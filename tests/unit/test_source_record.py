@@ -163,6 +163,12 @@ class AbandonTests(Case):
                 ("side flushing copied", True),
                 ("side flushing side", False),
                 ("side flushing copied side", False),
+                ("side flushing taken_back", False),
+                ("side flushing copied taken_back", False),
+                ("side flushing copied copying_on", True),
+                ("side flushing copied copying_on taken_back", False),
+                ("side flushing copied copying_on flushing copied", True),
+                ("side flushing taken_back flushing", True),
                 ("side flushing copied plain", True),
                 ("plain flushing copied plain", True),
                 ("plain flushing side", False),
@@ -184,7 +190,7 @@ class AbandonTests(Case):
 
     def test_what_is_left_says_that_it_was_not_retired(self):
         """A source that is deleted later on must not be taken for one that we have deleted."""
-        for steps in (("flushing",), ("flushing", "copied")):
+        for steps in (("flushing",), ("flushing", "copied"), ("flushing", "copied", "copying_on")):
             self.setUp()
             source = self.make(unlink=True)
             source.copying(1, PLACE, True)
@@ -194,6 +200,24 @@ class AbandonTests(Case):
             found = self.migrating()
             self.assertEqual((Phase.COPYING, True), (found.phase, found.whole))
             self.assertEqual(PLACE, found.destination)
+
+    def test_in_use_again(self):
+        """From then on it is on record that the copy is not whole, until it is once more."""
+        source = self.make(unlink=True)
+        self.assertFalse(source.asked)
+        source.copying(3, PLACE, True)
+        for _ in range(2):
+            source.flushing()
+            source.copied()
+            before = self.migrating()
+            self.assertEqual(Phase.COPIED, before.phase)
+            source.copying_on()
+            found = self.migrating()
+            self.assertEqual(found, source.record)
+            self.assertEqual(before.but(phase=Phase.COPYING, changed=found.changed), found)
+            self.assertTrue(source.asked, "the destination has not heard of that yet")
+        source.taken_back()
+        self.assertFalse(source.asked)
 
     def test_it_stays_so(self):
         """However often it is begun and ended, until the destination has heard of another one."""

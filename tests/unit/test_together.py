@@ -559,6 +559,28 @@ class StopTests(Case):
             self.check_verdict()
             self.check_again()
 
+    def test_not_taken_back_from_another_disk(self):
+        """Another receiver answers there by then: it is told nothing, and the first remembered."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        first = self.target
+        for link in self.endpoint.links:
+            link.server.lost = True
+            link.client.lose(ConnectionLostByPeer())
+        self.target = RecordedDisk(b"o" * SIZE, first.path + "2")
+        self.target._called = self.teller("dst", self.target)
+        self.receive()
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.pass_time(6)
+        self.failureResultOf(self.outcome, GaveUp)
+        self.assertIsNone(self.there(), "nothing was to be received there")
+        self.assertEqual(Phase.COPIED, Records(first.path).read(Kind.INCOMPLETE).phase)
+        left = self.left()
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.assertEqual(first.path, left.destination.disk)
+
     def test_not_taken_back_without_a_side_export(self):
         """Nobody can be told anything: the record stays, and says that there may be a copy."""
         self.plain = True
