@@ -399,6 +399,23 @@ class LostTests(Case):
                 self.check_serves()
             steps += stride
 
+    def test_the_end_of_an_earlier_connection_comes_late(self):
+        """It is nothing to the attempt that goes on by then: its clients stay held."""
+        for state in ("holding", "handing over"):
+            self.setUp()
+            self.writer()
+            self.mirror(longest_pause=5.0)
+            self.steps_to(lambda: self.current.state == "copying")
+            earlier = self.link().client._protocol
+            earlier = getattr(earlier, "_wrappedProtocol", earlier)
+            self.link().cut()
+            self.steps_to(lambda: self.current.status()["attempts"] == 2)
+            self.steps_to(lambda state=state: self.current.state == state)
+            earlier.drop("late")
+            self.assertEqual(("holding", state), (self.server.state, self.current.state))
+            self.finish()
+            self.check_done()
+
     def test_crashed_destination(self):
         """It is gone with its disk: clients are served on."""
         self.writer()
