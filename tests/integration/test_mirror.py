@@ -531,11 +531,12 @@ class Meter:
 
 
 SECONDS, TOLERANCE = (10.0, 0.05) if FULL else (0.8, 0.1)
+RATES = (20 * MIB, 40 * MIB, 8 * MIB) if FULL else (20 * MIB, 8 * MIB)
 
 
 def test_rate_limit(processes: Processes, room: Path) -> None:
     """It is kept, and may be changed at any time."""
-    size = 512 * MIB
+    size = (1024 if FULL else 256) * MIB
     disk = room / "disk"
     piece = random.Random(1).randbytes(MIB)
     with disk.open("wb") as file:
@@ -544,7 +545,7 @@ def test_rate_limit(processes: Processes, room: Path) -> None:
     mirrored, meter = Mirrored(processes, room, disk), Meter()
     with destination(size, meter) as other, mirrored.writer("unix", rate=2e6) as writer:
         mirrored.mirror(other.uri, max_rate=20 * MIB)
-        for rate in (20 * MIB, 40 * MIB, 8 * MIB):
+        for rate in RATES:
             mirrored.ask("POST", "/rate", {"max_rate": rate})
             assert mirrored.status["max_rate"] == rate
             # What is on its way, and the allowance of a quarter of a second, are of the old rate.
@@ -556,7 +557,7 @@ def test_rate_limit(processes: Processes, room: Path) -> None:
             assert abs(measured / rate - 1) < TOLERANCE
         mirrored.ask("POST", "/rate", {"max_rate": None})
         since = time.monotonic()
-        time.sleep(0.3)
+        time.sleep(0.2)
         assert meter.rate(since, time.monotonic()) > 60 * MIB
         mirrored.ask("POST", "/break", {})
         writer.go_on(2)

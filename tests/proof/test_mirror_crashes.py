@@ -54,7 +54,7 @@ from tests.support.processes import Processes
 FULL: Final = os.environ.get("BLOCKMIG_FULL") == "1"
 SIZE: Final = (3 << 20) + 4608
 LONGEST: Final = 60.0
-SAMPLE: Final = 28
+SAMPLE: Final = 20
 BREAKS: Final = 100 if FULL else 8
 MANY: Final = 6
 """Of more points of one name than these only the first and the middle one are struck at."""
