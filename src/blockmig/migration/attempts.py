@@ -480,7 +480,7 @@ class Attempts:
         )
 
     def _is_copied(self, page: Page) -> bool:
-        return self.copied and self._phase == Phase.COPIED and self._is_of(page)
+        return self.copied and self._is_of(page)
 
     def _is_of(self, page: Page) -> bool:
         record = self.record
@@ -490,6 +490,7 @@ class Attempts:
         """The source is retired: from now on this is the canonical copy."""
         if self._was_complete(page):
             self.record = self._identified(None, page).but(phase=Phase.COPIED, retired=timestamp())
+            self._phase = Phase.COPIED
             self.copied = self._retired = True
         if not self._is_copied(page):
             return Errno.EPERM

@@ -261,7 +261,7 @@ class SenderProtocol(Protocol):
             self.restart(why)
         else:
             self._handoff.dropped(why)
-            if not self._sender.retiring:
+            if not self._ended and not self._sender.retiring:
                 self._sender.passes.dropped()  # whatever else is to be waited for
         self._abort()
 
@@ -519,7 +519,7 @@ class SenderProtocol(Protocol):
         self._silence = None
         if not self._wire.in_flight:
             return
-        if self._flushed is not None:
+        if self._flushing:
             limit *= _FLUSH_TAKES
         left = self._answered_at + limit - self._reactor.seconds()
         if left > 0:
@@ -979,8 +979,10 @@ class Sender:
         end = self.reactor.seconds() + _LAST_WORDS
         while (left := end - self.reactor.seconds()) > 0:
             try:
-                side, _ = await open_side(self.endpoint, self.export, self.reactor, left)
+                side, page = await open_side(self.endpoint, self.export, self.reactor, left)
                 try:
+                    if not is_about(page, source.record):
+                        return  # whoever is there now does not have that copy
                     await side.tell(message(Stage.COPYING, source.record, secrets.randbits(64)))
                     source.taken_back()
                     return
