@@ -34,7 +34,7 @@ from tests.support.processes import FULL, Processes, Running, until
 
 from blockmig.migration import Standing, judge, judge_pair, look
 
-SIZE = 12 * MIB
+SIZE = 8 * MIB
 EIO, ENOSPC = 5, 28
 PATIENCE = 0.6
 """Seconds of silence after which a destination is left."""
@@ -65,7 +65,7 @@ class Scene:
         """The client goes on."""
         assert self.writer is not None
         if self.writer.running:
-            self.writer.go_on(5)
+            self.writer.go_on(3)
         assert longest(self.writer.requests) < LONGEST
 
     def good(self, bad: Destination) -> Running:

@@ -592,9 +592,9 @@ def foreign(processes: Processes, room: Path, kind: str, size: int) -> tuple[Run
     return running, f"nbd+unix:///?socket={socket}"
 
 
-FOREIGN = ["qemu qcow2", "nbdkit file", "nbdkit blocks"]
+FOREIGN = ["qemu qcow2", "nbdkit blocks"]
 if FULL:
-    FOREIGN += ["qemu raw", "nbdkit memory"]
+    FOREIGN += ["qemu raw", "nbdkit file", "nbdkit memory"]
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

@@ -592,7 +592,7 @@ def test_mirror_crashes() -> None:
     assert sum(result.missed for result in results) <= len(results) // 5
 
 
-@pytest.mark.parametrize("unlink", [True, False], ids=["unlink", "keep"])
+@pytest.mark.parametrize("unlink", [True, False] if FULL else [True])
 def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) -> None:
     """Mirror after mirror is broken off, and its copy is certainly none; or it is too late."""
     generator = random.Random(time.strftime("%Y-%m-%d"))
