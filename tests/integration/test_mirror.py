@@ -307,8 +307,8 @@ def test_clients_are_released(processes: Processes, room: Path) -> None:
     mirrored.history.check(disk)
 
 
-# Answers to the sender's question whether the copy is whole are withheld: before it is put on record,
-# and behind that. A file says so, and there is one more byte in another for each that is.
+# Answers to the sender's question whether the copy is whole are withheld: before it is put on
+# record, and behind that. A file says so, and there is one more byte in another for each that is.
 SILENT = """
 import os
 from twisted.internet.defer import Deferred

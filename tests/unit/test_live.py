@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration.live import Converge, LivePasses, Stage
-from blockmig.server import Changes
+from blockmig.server import Changes, Pace
 from blockmig.storage import GRAIN, Piece
 
 MB = 1 << 20
@@ -28,6 +28,7 @@ class FakeServer:
     def __init__(self, story):
         self.disk = FakeDisk()
         self.changes = Changes()
+        self.pace = Pace()
         self.story = story
         self.holding = []
         self.prompt = True

@@ -61,6 +61,23 @@ class PaceTests(SynchronousTestCase):
             self.call(0.1, sleeps=0)
             self.assertTrue(self.pace.quick)
 
+    def test_a_call_beside_threads_of_ours_may_wait_for_the_interpreter(self):
+        self.pace.crowded = True
+        for _ in range(5):
+            self.call(0.049)
+            self.assertTrue(self.pace.quick)
+        self.call(0.051)
+        self.assertTrue(self.pace.quick)
+        self.call(0.051)
+        self.assertFalse(self.pace.quick)
+
+    def test_when_it_was_called_last(self):
+        self.call(0.001)
+        self.assertEqual(self.now, self.pace.latest)
+        self.now += 1
+        self.pace.note()
+        self.assertEqual(self.now, self.pace.latest)
+
     def test_suspicion_passes(self):
         self.call(0.1)
         self.now += 12

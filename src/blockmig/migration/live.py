@@ -145,11 +145,13 @@ class LivePasses:
         """Watch what clients change, from now on."""
         self.dirty.mark_all()
         self._server.changes.mark = self.dirty.mark
+        self._server.pace.crowded = True
         self._sampling.start(_SAMPLE, now=True)
 
     def stop(self) -> None:
         """Watch no more; clients that are held stay so."""
         self._server.changes.mark = None
+        self._server.pace.crowded = False
         self._server.changes.slow_down(None)
         if self._sampling.running:
             self._sampling.stop()

@@ -106,7 +106,7 @@ class Mirror:
         self._converge = converge
         self._longest_pause = longest_pause
         self._takes_over = takes_over
-        self._courtesy = Courtesy(reactor, lambda: server.last_busy, max_rate)
+        self._courtesy = Courtesy(reactor, lambda: server.pace.latest, max_rate)
         self._passes = LivePasses(
             server,
             longest_pause=longest_pause,

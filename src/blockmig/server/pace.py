@@ -4,6 +4,8 @@ Owns the suspicion that they are not. Rules:
 
 * only time in which the thread slept counts, as far as the system tells (getrusage(2)): on a busy
   machine a thread may be kept from running, and that is not the disk's fault;
+* where threads of ours are at work all the time, this one may sleep until the interpreter is free,
+  which is not the disk's fault either: a call may then take ten times as long;
 * asking for that costs something, so that it is begun when a call has taken long;
 * what was slow is left alone for a while, and for longer if it is slow again soon after.
 """
@@ -21,6 +23,7 @@ SLOW: Final = 0.005
 
 # One that is slow should not go unnoticed among many that are quick.
 _MANY: Final = 4
+_CROWDED: Final = 10
 _SUSPICIOUS: Final = 10.0
 _LEAVE_ALONE: Final = 1.0
 _LEAVE_ALONE_LONGEST: Final = 32.0
@@ -43,6 +46,7 @@ class Pace:
     @param sleeps: how often the thread has slept so far; None to ask the system.
     @ivar slow_until: when the disk may be tried again.
     @ivar latest: when it was last called.
+    @ivar crowded: threads of ours are at work all the time.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Pace:
         sleeps: Callable[[], int] | None = None,
     ) -> None:
         self.slow_until = self.latest = float("-inf")
+        self.crowded = False
         self._seconds = seconds
         self._sleeps = sleeps or _sleeps_of_this_thread()
         self._suspicious_until = float("-inf")
@@ -73,7 +78,8 @@ class Pace:
     def end(self, began: Beginning, calls: int = 1) -> None:
         """C{calls} calls were made."""
         self.latest = now = self._seconds()
-        if now - began[0] <= SLOW * min(calls, _MANY):
+        slow = SLOW * _CROWDED if self.crowded else SLOW
+        if now - began[0] <= slow * min(calls, _MANY):
             return
         if began[1] >= 0 and self._sleeps() > began[1]:
             again = now - self.slow_until < _LEAVE_ALONE_LONGEST

@@ -377,9 +377,9 @@ class Server:
         return self._access.changes
 
     @property
-    def last_busy(self) -> float:
-        """When the disk was last called for a client, by C{time.perf_counter}."""
-        return self._access.pace.latest
+    def pace(self) -> Pace:
+        """How quick the disk is, and when it was last called for a client."""
+        return self._access.pace
 
     def hold(self) -> Deferred[None]:
         """Begin nothing more for any client until L{release}, or L{hand_over}.

@@ -171,7 +171,9 @@ class PayloadReader:
             except BlockingIOError:
                 return
             except OSError:  # of the socket: those of the disk are told of further in
-                self._hand_back()
+                # The error is told once: the transport would now take it for a half close.
+                self.stop()
+                self._transport.abortConnection()
                 return
 
     def _hand_back(self) -> None:

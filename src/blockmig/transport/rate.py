@@ -5,7 +5,7 @@ busy reactor loses nothing, too little for a burst that others on the wire would
 out in slices of a twentieth of a second.
 
 Courtesy: while others have asked for something within the last moments, what is sent takes at most
-a quarter of the reactor's time, in turns of so few bytes that nobody waits long for one to end.
+a seventh of the reactor's time, in turns of so few bytes that nobody waits long for one to end.
 (Time in which the socket is full is nobody's.)
 """
 
@@ -22,9 +22,9 @@ _SLICE: Final = 0.05
 _SMALLEST_SLICE: Final = 4096
 
 
-_TURN: Final = 256 << 10
+_TURN: Final = 128 << 10
 _QUIET: Final = 0.003
-_SHARE: Final = 3
+_SHARE: Final = 6
 
 
 class Limiter(Protocol):
@@ -135,7 +135,7 @@ class Courtesy:
             if now < self._not_before:
                 return 0
             if self._left <= 0:
-                # The turn is over: the others have three times as long.
+                # The turn is over: the others have six times as long.
                 self._not_before = now + _SHARE * self._busy
                 self._left, self._busy = _TURN, 0.0
                 return 0
