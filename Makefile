@@ -50,6 +50,7 @@ bench: .venv/test
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/mirroring.py
 	$(BIN)/python benchmarks/serving_latency.py
 	$(BIN)/python benchmarks/memory.py
 
