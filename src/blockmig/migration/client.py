@@ -52,7 +52,7 @@ class SmallClient(Protocol):
     @param export: the export's name.
     @param look_for: the name of another one, to see whether the server lists it.
     @param first_cookie: the cookie of the first request.
-    @param timeout: seconds within which each request must be answered.
+    @param timeout: seconds within which each request must be answered, if less than C{TIMEOUT}.
     @ivar negotiated: fires once the handshake is over.
     """
 
@@ -64,11 +64,11 @@ class SmallClient(Protocol):
         export: str,
         look_for: str | None = None,
         first_cookie: int = 0,
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
     ) -> None:
         self.negotiated: Deferred[Negotiated] = Deferred()
         self._reactor = reactor
-        self._patience = timeout
+        self._patience = TIMEOUT if timeout is None else min(timeout, TIMEOUT)
         self._handshake: ClientHandshake | None = ClientHandshake(export, look_for)
         self._wire = ClientTransmission(first_cookie=first_cookie)
         self._waiting: Deferred[Any] | None = self.negotiated

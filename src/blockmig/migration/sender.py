@@ -80,7 +80,7 @@ from ..transport import (
     tune,
     unacknowledged,
 )
-from .client import TIMEOUT, ClientFailed
+from .client import ClientFailed
 from .finisher import Finisher, put_complete_on_record, unconfirmed
 from .found import SourceFound, source_found
 from .handoff import Handoff, make_handoff
@@ -204,8 +204,7 @@ class SenderProtocol(Protocol):
             limiter=self._sender.limiter,
             system=self._sender.system,
         )
-        patience = self._sender.patience
-        self._start_timeout(min(_HANDSHAKE_TIMEOUT, patience), "no NBD handshake")
+        self._start_timeout(self._sender.patience(_HANDSHAKE_TIMEOUT), "no NBD handshake")
 
     def dataReceived(self, data: bytes) -> None:
         """Something from the server."""
@@ -348,7 +347,7 @@ class SenderProtocol(Protocol):
     async def _open_side(self) -> Page:
         sender = self._sender
         self._side, page = await open_side(
-            sender.endpoint, sender.export, self._reactor, sender.patience
+            sender.endpoint, sender.export, self._reactor, sender.reply_timeout
         )
         if self._ended:
             self._side.abort()
@@ -667,7 +666,7 @@ class SenderProtocol(Protocol):
         else:
             self._told = True
         self._start_timeout(
-            min(_CLOSE_TIMEOUT, self._sender.patience),
+            self._sender.patience(_CLOSE_TIMEOUT),
             "the destination did not close the connection after the disconnect",
         )
 
@@ -1061,10 +1060,9 @@ class Sender:
 
     # For the attempts.
 
-    @property
-    def patience(self) -> float:
-        """Seconds within which a small question must be answered."""
-        return min(TIMEOUT, self.reply_timeout or TIMEOUT)
+    def patience(self, usual: float) -> float:
+        """Seconds within which something small must be answered, which usually has C{usual}."""
+        return min(usual, self.reply_timeout) if self.reply_timeout is not None else usual
 
     @property
     def connected(self) -> bool:

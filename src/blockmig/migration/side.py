@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from ..nbd import MAXIMUM_NAME
-from .client import TIMEOUT, ClientFailed, SmallClient, connect_client
+from .client import ClientFailed, SmallClient, connect_client
 from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page, fingerprint
 from .records import Record
 
@@ -95,11 +95,11 @@ def describe(page: Page) -> str:
 
 
 async def open_side(
-    endpoint: IStreamClientEndpoint, export: str, reactor: Any, timeout: float = TIMEOUT
+    endpoint: IStreamClientEndpoint, export: str, reactor: Any, timeout: float | None = None
 ) -> tuple[SideConversation, Page]:
     """Connect to the side export of C{export}, and read how the receiver stands.
 
-    @param timeout: seconds within which each question must be answered.
+    @param timeout: seconds within which each question must be answered; None for the usual.
     @raise ClientFailed: that cannot be done.
     @raise NoSideExport: it is none of blockmig's.
     """
