@@ -274,6 +274,7 @@ def test_patience_for_answers(
     threading.Timer(0.5, running.kill).start()
     with pytest.raises(ControlLost, match="without an answer"):
         ask(path, "POST", "/slow", 60, timeout=None)
+    running.process.wait(20)  # until then its socket may still take connections
     with pytest.raises(ControlError, match="nobody listens") as caught:
         ask(path, "POST", "/slow", 60, timeout=None)
     assert not isinstance(caught.value, ControlLost)
