@@ -151,6 +151,15 @@ class IPayloadReceiver(Interface):
         Only called where reading was taken over at once.
         """
 
+    def answers_at_once() -> Any:
+        """How the next messages may be answered on the shortest way, while nothing else runs.
+
+        Only asked where reading was taken over at once.
+
+        @return: a function that is called, instead of C{viewReceived}, with what has come, and
+            tells whether it may be called again; or None where it is not the time for that.
+        """
+
     def payload_region() -> Any:
         """The L{blockmig.transport.FileRegion} that the next bytes on the wire belong in.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -249,6 +250,11 @@ class RescueTests(Case):
 class ExpectsViews(Expects):
     """Is given what is no payload as views that do not last."""
 
+    answer = None
+
+    def answers_at_once(self):
+        return self.answer
+
     def viewReceived(self, view):
         self.bytes += bytes(view)
         self.views = getattr(self, "views", 0) + 1
@@ -347,6 +353,42 @@ class AtOnceTests(ReadingCase):
         self.reactor.run_dry()
         self.assertEqual(b"one", protocol.bytes)
 
+    def test_answered_on_the_shortest_way(self):
+        protocol = ExpectsViews(self.disk, 0)
+        answered = []
+
+        def answer(view):
+            answered.append(bytes(view))
+            protocol.answer = answer if len(answered) < 2 else None
+            return protocol.answer is not None
+
+        protocol.answer = answer
+        self.connect(protocol).take_over(at_once=True)
+        for message in (b"one", b"two", b"three"):
+            self.theirs.send(message)
+            self.reactor.look()
+        self.assertEqual(([b"one", b"two"], b"three"), (answered, protocol.bytes))
+
+    def test_behind_a_payload_only_a_header_is_read(self):
+        protocol = ExpectsViews(self.disk, 100_000)
+        answered = []
+        protocol.answer = lambda view: answered.append(bytes(view)) or True
+        self.connect(protocol).take_over(at_once=True)
+        self.theirs.send(bytes(100_000) + b"h" * 28 + b"more")
+        self.reactor.run_dry()
+        self.assertEqual((b"h" * 28, b"more"), (protocol.bytes, b"".join(answered)))
+
+    def test_the_end_on_the_shortest_way(self):
+        protocol = ExpectsViews(self.disk, 0)
+        answered = []
+        protocol.answer = lambda view: answered.append(bytes(view)) or True
+        self.connect(protocol).take_over(at_once=True)
+        self.theirs.send(b"last words")
+        self.theirs.shutdown(socket.SHUT_WR)
+        self.reactor.run_dry()
+        self.assertEqual([b"last words"], answered)
+        self.assertIsNotNone(protocol.lost)
+
     def test_stopped_from_inside(self):
         protocol = ExpectsViews(self.disk, 0)
         reader = self.connect(protocol)
@@ -369,6 +411,62 @@ class ServerReadsTests(ReadingCase):
         self.theirs.send(FIXED + go())
         self.reactor.run_dry()
         self.theirs.recv(1 << 16)
+
+    def count_general(self):
+        """How often something was left for the general way, from now on."""
+        left = []
+        receive = self.connection.viewReceived
+        self.connection.viewReceived = lambda view: left.append(bytes(view)) or receive(view)
+        return left
+
+    def test_small_requests_take_the_shortest_way(self):
+        left = self.count_general()
+        # Three READs, a TRIM that is refused, and half of a WRITE.
+        whole = request_bytes(1, 0, 10) + b"x" * 10
+        self.theirs.send(request_bytes(0, 0, 10) * 3)
+        self.reactor.run_dry()
+        self.assertEqual(3 * 26, len(self.theirs.recv(1 << 16)))
+        self.assertEqual([], left)
+        self.theirs.send(request_bytes(0, 0, 10) + request_bytes(4, 0, 0) + whole[:30])
+        self.reactor.run_dry()
+        self.assertEqual([request_bytes(4, 0, 0) + whole[:30]], left)
+        self.theirs.send(whole[30:])
+        self.reactor.run_dry()
+        self.assertEqual(26 + 16 + 16, len(self.theirs.recv(1 << 16)))
+        self.assertEqual(b"x" * 10, self.disk.read(0, 10))
+
+    def test_nothing_is_overtaken_by_the_shortest_way(self):
+        calls = self.connection._outgoing._system
+        taken = iter((20, 0))
+
+        class TakesLittle(type(calls)):
+            @staticmethod
+            def send(handle, data, flags=0):
+                if (most := next(taken, None)) == 0:
+                    raise BlockingIOError
+                return handle.send(data if most is None else data[:most], flags)
+
+        count, length = 12, 30_000
+        self.disk.write(0, random.Random(3).randbytes(count + length))
+        self.connection._outgoing._system = TakesLittle()
+        # More than one bufferful of replies, so that the rest of the first has to wait.
+        self.theirs.send(b"".join(request_bytes(0, i, length) for i in range(count)))
+        replies = b""
+        while len(replies) < count * (16 + length):
+            self.reactor.look()
+            with contextlib.suppress(BlockingIOError):
+                replies += self.theirs.recv(1 << 20)
+        for i in range(count):
+            start = i * (16 + length) + 16
+            self.assertEqual(self.disk.read(i, length), replies[start : start + length])
+
+    def test_who_watches_is_told_of_each_change(self):
+        told = []
+        self.connection.handler.access.changes.mark = lambda *change: told.append(change)
+        left = self.count_general()
+        self.theirs.send(request_bytes(1, 5, 10) + b"x" * 10)
+        self.reactor.run_dry()
+        self.assertEqual(([(5, 10)], 1), (told, len(left)))
 
     def test_small_requests(self):
         for _ in range(3):

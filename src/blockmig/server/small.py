@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from ..nbd import (
@@ -63,8 +64,39 @@ class SmallRequests:
         self._overhead = DATA_CHUNK.size if structured else SIMPLE_REPLY.size
         self._traffic = traffic
 
-    # One function, and long: each call within the loop would cost more than what it does.
-    def answer(self, data: bytes | memoryview, position: int) -> tuple[int, memoryview]:  # noqa: PLR0912, PLR0915
+    def answering(
+        self, give: Callable[[memoryview], bool], leave: Callable[[memoryview], None]
+    ) -> Callable[[memoryview], bool] | None:
+        """How to answer what comes, while nothing else runs; None where others hear of changes.
+
+        @param give: sends replies; whether all of them were taken.
+        @param leave: gets what is not to be answered here.
+        @return: a function that gets what came, which begins with a request, and tells whether all
+            of it was answered, so that it may be called again.
+        """
+        if self._access.changes.mark is not None:
+            return None
+        answer = self._answerer()
+
+        def answer_at_once(view: memoryview) -> bool:
+            position, replies = answer(view, 0)
+            end = len(view)
+            while position:
+                if not give(replies):
+                    break
+                if position == end:
+                    return True
+                start = position
+                position, replies = answer(view, start)
+                if position == start:
+                    break
+            if position < end:
+                leave(view[position:])
+            return False
+
+        return answer_at_once
+
+    def answer(self, data: bytes | memoryview, position: int) -> tuple[int, memoryview]:
         """Carry out what can be.
 
         @param data: what was received.
@@ -72,81 +104,84 @@ class SmallRequests:
         @return: where the first request begins that was not carried out, and the replies: a view of
             the shared buffer, perhaps empty.
         """
-        if not self._is_small(data, position):
+        if len(data) - position < _HEADER:
             return position, _buffer[:0]
-        access = self._access
+        return self._answerer()(data, position)
+
+    # One function, and long: each call within the loop would cost more than what it does; and what
+    # does not change from one call to the next is looked up outside of it.
+    def _answerer(self) -> Callable[[bytes | memoryview, int], tuple[int, memoryview]]:  # noqa: PLR0915
+        """L{answer}, for as long as nothing else runs."""
+        access, pace = self._access, self._access.pace
         descriptor = access.disk.fileno()
-        began = access.pace.begin()
-        if descriptor is None or began[0] < access.pace.slow_until:
-            return position, _buffer[:0]
         size, block, overhead = self._size, self._block, self._overhead
         structured, may_write = self._structured, self._may_write
         unpack, preadv, pwrite = REQUEST.unpack_from, access.preadv, access.pwrite
         no_wait, pack_reply = access.no_wait, SIMPLE_REPLY.pack_into
-        mark = access.changes.mark
-        end, room = len(data), len(_buffer) - overhead
-        view = None
-        reads = writes = read = written = used = 0
-        try:
-            while end - position >= _HEADER:
-                magic, flags, command, cookie, offset, length = unpack(data, position)
-                if (
-                    magic != REQUEST_MAGIC
-                    or flags
-                    or not 0 < length <= SMALL
-                    or offset + length > size
-                    or (block > 1 and (offset % block or length % block))
-                ):
-                    break
-                if command == _READ:
-                    start = used + overhead
-                    if start + length > room:
-                        break
+        mark, count = access.changes.mark, self._traffic.count
+        begin, finish = pace.begin, pace.end
+        room = len(_buffer) - overhead
+        nothing = _buffer[:0]
+
+        def answer(data: bytes | memoryview, position: int) -> tuple[int, memoryview]:  # noqa: PLR0912
+            began = begin()
+            if descriptor is None or began[0] < pace.slow_until:
+                return position, nothing
+            end = len(data)
+            view = None
+            reads = writes = read = written = used = 0
+            try:
+                while end - position >= _HEADER:
+                    magic, flags, command, cookie, offset, length = unpack(data, position)
                     if (
-                        preadv(descriptor, (_buffer[start : start + length],), offset, no_wait)
-                        != length
+                        magic != REQUEST_MAGIC
+                        or flags
+                        or not 0 < length <= SMALL
+                        or offset + length > size
+                        or (block > 1 and (offset % block or length % block))
                     ):
                         break
-                    if structured:
-                        _pack_chunk(_buffer, used, *_CHUNK_START, cookie, length + 8, offset)
-                    else:
+                    if command == _READ:
+                        start = used + overhead
+                        if start + length > room:
+                            break
+                        page = _buffer[start : start + length]
+                        if preadv(descriptor, (page,), offset, no_wait) != length:
+                            break
+                        if structured:
+                            _pack_chunk(_buffer, used, *_CHUNK_START, cookie, length + 8, offset)
+                        else:
+                            pack_reply(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
+                        used = start + length
+                        position += _HEADER
+                        reads += 1
+                        read += length
+                    elif command == _WRITE and may_write:
+                        start = position + _HEADER
+                        if end - start < length or used > room:
+                            break
+                        if view is None:
+                            view = memoryview(data)
+                        if mark is not None:
+                            mark(offset, length)
+                        if pwrite(descriptor, view[start : start + length], offset) != length:
+                            break
                         pack_reply(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
-                    used = start + length
-                    position += _HEADER
-                    reads += 1
-                    read += length
-                elif command == _WRITE and may_write:
-                    start = position + _HEADER
-                    if end - start < length or used > room:
+                        used += _REPLY
+                        position = start + length
+                        writes += 1
+                        written += length
+                    else:
                         break
-                    if view is None:
-                        view = memoryview(data)
-                    if mark is not None:
-                        mark(offset, length)
-                    if pwrite(descriptor, view[start : start + length], offset) != length:
-                        break
-                    pack_reply(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
-                    used += _REPLY
-                    position = start + length
-                    writes += 1
-                    written += length
-                else:
-                    break
-        except OSError as error:
-            if command == _READ:
-                access.not_at_once(error)
-        if used:
-            access.pace.end(began, reads + writes)
-            self._traffic.count(reads, read, writes, written)
-        return position, _buffer[:used]
+            except OSError as error:
+                if command == _READ:
+                    access.not_at_once(error)
+            if used:
+                finish(began, reads + writes)
+                count(reads, read, writes, written)
+            return position, _buffer[:used]
 
-    @staticmethod
-    def _is_small(data: bytes | memoryview, position: int) -> bool:
-        """Whether it is worth a closer look."""
-        if len(data) - position < _HEADER:
-            return False
-        _, flags, command, _, _, length = REQUEST.unpack_from(data, position)
-        return not flags and length <= SMALL and command in (_READ, _WRITE)
+        return answer
 
     def is_incomplete(self, data: bytes | memoryview, position: int) -> bool:
         """Whether what begins there lacks nothing but the rest of its header or payload.

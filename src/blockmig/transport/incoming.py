@@ -163,8 +163,7 @@ class PayloadReader:
                     if lingering is None:
                         self._read()
                         return
-                    self._read_at_once()
-                    if self._paused or lingering.is_over() or not lingering.more():
+                    if self._converse(lingering):
                         return
                 else:
                     turn -= self._move(region, min(region.length, turn, LONGEST_MOVE))
@@ -189,6 +188,26 @@ class PayloadReader:
             return
         self._read_next = _READ
         self._protocol.dataReceived(data)
+
+    def _converse(self, lingering: Lingering) -> bool:
+        """Have what comes answered, on the shortest way if that may be; whether the turn ends."""
+        expects_payload = self._read_next != _READ
+        answer = None if expects_payload else self._protocol.answers_at_once()
+        if answer is None:
+            self._read_at_once()
+            return self._paused or not lingering.more()
+        readv, descriptor, everything = self._system.readv, self._descriptor, (_received,)
+        more = lingering.more
+        while True:
+            count: int = readv(descriptor, everything)
+            if not count:
+                self._hand_back()
+                return True
+            goes_on = answer(_received[:count])
+            if self._paused or not more():
+                return True
+            if not goes_on:
+                return False
 
     def _read_at_once(self) -> None:
         """Whatever has come, into a buffer that is used again."""

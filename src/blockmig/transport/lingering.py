@@ -64,19 +64,17 @@ class Lingering:
         self._may = alone and self._skipped > self._skip
         self._end = self._seconds() + _TURN
 
-    def is_over(self) -> bool:
-        """Whether the turn has taken long enough, so that others should have theirs."""
-        return self._seconds() >= self._end
-
     def more(self) -> bool:
-        """What had come was answered: whether more has, now or after a moment."""
-        poll = self._poll
+        """What had come was answered: whether more has, now or after a moment, in this turn."""
+        poll, seconds = self._poll, self._seconds
+        now = seconds()
+        if now >= self._end:
+            return False
         if poll(0):
             return True
         if not self._may:
             return False
-        seconds = self._seconds
-        until = seconds() + MOMENT
+        until = now + MOMENT
         while seconds() < until:
             _yield()
             if poll(0):

@@ -150,18 +150,40 @@ class RegionProducer:
         """Send what C{view} shows, of which only what has to wait is copied."""
         if self._stopped:
             return
-        idle = not self._queue and self._feed is None and not self._paused
-        if idle and self._seen_empty and is_plain_socket(self._transport):
+        give = self.direct()
+        if give is None:
+            self._keep(view)
+        else:
+            give(view)
+
+    def direct(self) -> Callable[[bytes | memoryview], bool] | None:
+        """A quick L{send_view}, if what is sent next may go to the socket at once.
+
+        @return: a function that sends, and tells whether all of it was taken. Until it was not, or
+            anything else was done here, it may be called again.
+        """
+        idle = not self._queue and self._feed is None and not self._paused and not self._stopped
+        if not idle or not self._seen_empty or not is_plain_socket(self._transport):
+            return None
+        send, handle = self._system.send, self._transport.getHandle()
+
+        def give(view: bytes | memoryview) -> bool:
             try:
-                taken = self._give(view, 0)
-            except BlockingIOError:
+                taken: int = send(handle, view, 0)
+            except OSError as error:
+                if not isinstance(error, BlockingIOError) and error.errno not in _FOR_NOW:
+                    self._lose_peer()
+                    return False
                 taken = 0
-            except _PeerGone:
-                self._lose_peer()
-                return
             if taken == len(view):
-                return
-            view = view[taken:]
+                return True
+            self._keep(view[taken:])
+            return False
+
+        return give
+
+    def _keep(self, view: bytes | memoryview) -> None:
+        """Queue a copy."""
         self._queue.append(bytes(view))
         self._in_memory += len(view)
         self._begin()
