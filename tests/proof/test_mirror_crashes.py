@@ -597,6 +597,9 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
     """Mirror after mirror is broken off, and its copy is certainly none; or it is too late."""
     generator = random.Random(time.strftime("%Y-%m-%d"))
     disk = random_image(room / "disk", 8 * MIB)
+    # Spread over the time that a mirror takes and more, so that some of a few are in time.
+    times = [generator.uniform(i, i + 1) * 0.8 / BREAKS for i in range(BREAKS // 2)]
+    generator.shuffle(times)
     left, breaks, homes = BREAKS // 2, 0, 0
     while left > 0:
         homes, late = homes + 1, False
@@ -610,7 +613,7 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
                 outcome = mirrored.mirror(
                     receiver, max_rate=60 * MIB, max_pause=0.05, unlink=unlink
                 )
-                time.sleep(generator.uniform(0, 0.4))
+                time.sleep(times[left])
                 try:
                     mirrored.ask("POST", "/break", {})
                 except ControlError:
