@@ -5,7 +5,7 @@ Every layer may import this module; it imports none of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from zope.interface import Attribute, Interface
@@ -136,6 +136,37 @@ class IUnlinkableDisk(IDisk):
         @raise OSError: it is still there.
         @raise blockmig.storage.DiskRefused: it is still there.
         @raise blockmig.storage.NotDurable: it is gone, but may come back after a power failure.
+        """
+
+
+class IWatchedDisk(IDisk):
+    """A disk that can tell whether it is still what was opened, and as it was (design, R13)."""
+
+    def check_place() -> None:
+        """I{Slow.} Whether the disk's name still leads to what was opened, of the same size.
+
+        @raise blockmig.storage.DiskChanged: it does not; the message says what was found.
+        """
+
+    def is_gone() -> bool:
+        """Whether the last name of the disk's file was removed, so that nothing can open it now."""
+
+    def version(settle: bool = True) -> Any:
+        """I{Slow.} What changes whenever somebody writes to the disk, or touches it.
+
+        @param settle: sync the disk first, or some writes do not show: those by way of a mapping,
+            and those that are still on their way to a device.
+        @return: a L{blockmig.storage.DiskVersion}, to be compared with another of the same disk.
+        """
+
+    def rescue(announce: Callable[[str], None] | None = None) -> str:
+        """I{Slow.} Give the disk, whose name leads elsewhere (or nowhere) now, another, durably.
+
+        @param announce: called with that name before the disk has it (or before it is returned,
+            where the disk has it already); what it raises is raised, and the disk is as it was.
+        @return: that name: a path.
+        @raise blockmig.storage.DiskChanged: it was cut off, and cannot be saved.
+        @raise OSError: it could not be done; the disk is as it was. ENODEV if it cannot be lost.
         """
 
 

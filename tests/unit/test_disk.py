@@ -5,12 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage import BlockDisk, DiskRefused, FileDisk, NotDurable, SystemCalls, open_disk
+from blockmig.storage import (
+    BlockDisk,
+    DiskRefused,
+    FileDisk,
+    NotDurable,
+    SystemCalls,
+    deletable,
+    open_disk,
+)
 from blockmig.storage import disk as module
 from blockmig.storage import system as kernel
 
@@ -549,6 +560,116 @@ class UnlinkTests(Case):
                 f"is deleted, but that was reported as an error: {os.strerror(number)}", str(error)
             )
             self.assertEqual(by is not None, os.path.exists(path))
+
+    def undeletable(self, system, path=None):
+        disk = self.open(path or self.make(), system=system)
+        error = self.assertRaises(DiskRefused, disk.check_unlink)
+        self.assertIn(disk.name, str(error))
+        self.assertNotIn("\n", str(error))
+        self.assertIn("or send without --unlink", str(error))
+        self.assertTrue(os.path.exists(disk.path))
+        return str(error)
+
+    def test_attributes_that_forbid_it(self):
+        for flags, words in ((0x10, "immutable: chattr -i "), (0x20, "append-only: chattr -a ")):
+            for directory in (True, False):
+                path = self.make()
+
+                class Flagged(Calls):
+                    def ioctl(self, descriptor, request, *_, flags=flags, directory=directory):
+                        assert request == 0x80086601
+                        found = stat.S_ISDIR(os.fstat(descriptor).st_mode) == directory
+                        return struct.pack("Q", flags if found else 0)
+
+                what = os.path.realpath(path)
+                what = (
+                    f"its directory is {words}{os.path.dirname(what)},"
+                    if directory
+                    else (f"it is {words}{what},")
+                )
+                self.assertIn(what, self.undeletable(Flagged(), path))
+
+    def test_other_attributes_do_not(self):
+        class Flagged(Calls):
+            def ioctl(self, *_):
+                # Extents, no atime, and compressed.
+                return struct.pack("Q", 0x80000 | 0x80 | 0x4)
+
+        self.open(self.make(), system=Flagged()).check_unlink()
+
+    def test_a_file_system_without_attributes(self):
+        for number in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM):
+            self.open(self.make(), system=Calls(ioctl=number)).check_unlink()
+
+    def test_a_directory_that_may_not_be_written(self):
+        asked = []
+
+        class Denied(Calls):
+            def access(self, path, mode, *, effective_ids):
+                asked.append((path, mode, effective_ids))
+                return False
+
+        path = self.make()
+        words = self.undeletable(Denied(), path)
+        directory = os.path.dirname(os.path.realpath(path))
+        self.assertIn(f"no permission to write in {directory},", words)
+        self.assertEqual([(directory, os.W_OK | os.X_OK, True)], asked)
+
+    def test_a_sticky_directory_of_somebody_else(self):
+        for user, mode, refused in (
+            (4711, 0o1777, True),
+            (4711, 0o777, False),
+            (0, 0o1777, False),
+            (1, 0o1777, False),
+            (2, 0o1777, False),
+        ):
+
+            class Shared(Calls):
+                def access(self, *_, **__):
+                    return True
+
+                def geteuid(self, user=user):
+                    return user
+
+                def stat(self, path, mode=mode):
+                    if os.path.isdir(path):
+                        return SimpleNamespace(st_mode=stat.S_IFDIR | mode, st_uid=1)
+                    return os.stat(path)
+
+                def fstat(self, descriptor):
+                    found = os.fstat(descriptor)
+                    return SimpleNamespace(
+                        st_mode=found.st_mode, st_nlink=1, st_uid=2, st_ino=found.st_ino
+                    )
+
+            if refused:
+                self.assertIn("is sticky", self.undeletable(Shared()))
+            else:
+                self.open(self.make(), system=Shared()).check_unlink()
+
+    def test_a_mount_point(self):
+        path = self.make()
+        mountinfo = self.make(f"1 0 8:1 /x {os.path.realpath(path)} rw - xfs x rw\n".encode())
+        disk = self.open(path)
+        error = self.assertRaises(
+            DiskRefused,
+            deletable.check_deletable,
+            disk.fileno(),
+            disk.name,
+            disk.path,
+            SystemCalls(),
+            mountinfo,
+        )
+        self.assertIn("it is a mount point: umount ", str(error))
+
+    def test_asking_changes_nothing_and_leaves_no_descriptor(self):
+        calls = Calls()
+        disk = self.open(self.make(), system=calls)
+        disk.check_unlink()
+        self.assertTrue(os.path.exists(disk.path))
+        self.assertNotIn("unlink", calls.names())
+        opened, closed = (calls.names().count(name) for name in ("open", "close"))
+        self.assertEqual(opened - 1, closed)
 
     def test_hard_link_made_since(self):
         path = self.make()

@@ -1,25 +1,28 @@
-"""Disks, and what is known of them: their extents, zeroes, coverage and locks.
+"""Disks, and what is known of them: extents, contents, coverage, locks, place and users.
 
 Owns descriptors of disks and nothing above them. Its calls block; the layers above put the slow
 ones in threads. Imports no reactor.
 """
 
+from .contents import find_data, image_format, name_contents, sampled_places
 from .coverage import Coverage
 from .dirty import GRAIN, DirtyMap
 from .disk import (
     PROBE_SIZE,
     BlockDisk,
-    DiskRefused,
     FileDisk,
-    NotDurable,
     default_state_directory,
     identify,
     open_disk,
     record_path,
 )
+from .errors import DiskChanged, DiskRefused, NotDurable
 from .lock import is_locked
+from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .scan import Piece, Scan
 from .system import NO_WAIT, SYSTEM, SystemCalls, describe_error
+from .users import User, is_open_elsewhere, users_of
+from .watched import DiskVersion
 
 __all__ = [
     "GRAIN",
@@ -29,16 +32,29 @@ __all__ = [
     "BlockDisk",
     "Coverage",
     "DirtyMap",
+    "DiskChanged",
     "DiskRefused",
+    "DiskVersion",
     "FileDisk",
     "NotDurable",
     "Piece",
     "Scan",
     "SystemCalls",
+    "User",
     "default_state_directory",
     "describe_error",
+    "device_in_memory",
+    "filesystem_of",
+    "find_data",
     "identify",
+    "image_format",
+    "is_in_memory",
     "is_locked",
+    "is_open_elsewhere",
+    "is_remote",
+    "name_contents",
     "open_disk",
     "record_path",
+    "sampled_places",
+    "users_of",
 ]

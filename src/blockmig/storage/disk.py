@@ -28,8 +28,11 @@ from typing import Any, Final, Self
 
 from zope.interface import implementer
 
-from ..interfaces import Extent, IRecordedDisk, IUnlinkableDisk, Probe
+from ..interfaces import Extent, IRecordedDisk, IUnlinkableDisk, IWatchedDisk, Probe
+from .deletable import check_deletable
+from .errors import DiskRefused, NotDurable
 from .lock import InUse, lock_disk
+from .mounts import is_among_devices
 from .system import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -40,6 +43,7 @@ from .system import (
     SYSTEM,
     SystemCalls,
 )
+from .watched import WatchedDevice, WatchedFile, lasting_name
 
 PROBE_SIZE: Final = 262144
 """Bytes that one `IDisk.probe` looks at, at most; zero runs shorter than this travel as data."""
@@ -52,14 +56,6 @@ _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
 _NO_SYNC = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
-
-
-class DiskRefused(Exception):
-    """The disk cannot be used as it is, and nothing was touched; the message is one line."""
-
-
-class NotDurable(Exception):
-    """Something was done that a power failure may undo; the message is one line."""
 
 
 def default_state_directory() -> str:
@@ -163,6 +159,7 @@ class _DescriptorDisk:
     ) -> None:
         self.name = os.fspath(path)
         self.path = os.path.realpath(path)
+        self._place = lasting_name(self.name)
         self.size = 0
         self.writable = writable
         self.created = False
@@ -429,8 +426,8 @@ class _DescriptorDisk:
             raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
 
 
-@implementer(IUnlinkableDisk, IRecordedDisk)
-class FileDisk(_DescriptorDisk):
+@implementer(IUnlinkableDisk, IRecordedDisk, IWatchedDisk)
+class FileDisk(_DescriptorDisk, WatchedFile):
     """A raw image in a regular file.
 
     @param path: where it is.
@@ -455,6 +452,11 @@ class FileDisk(_DescriptorDisk):
         return identify(self._open_descriptor(), self._system)
 
     def _create(self, flags: int, size: int | None) -> int:
+        if is_among_devices(self.path):
+            raise DiskRefused(
+                f"{self.name}: there is no such device, and a file in /dev would be in memory: "
+                "the device must exist"
+            )
         if size is None:
             raise DiskRefused(f"{self.name}: no such file")
         if size <= 0:
@@ -471,6 +473,10 @@ class FileDisk(_DescriptorDisk):
             raise DiskRefused(f"{self.name}: is a directory, not a disk")
         if not stat.S_ISREG(mode):
             raise DiskRefused(f"{self.name}: is neither a regular file nor a block device")
+        if self.writable and is_among_devices(self.path):
+            raise DiskRefused(
+                f"{self.name}: is a regular file in /dev, which is memory: the device must exist"
+            )
 
     def trim(self, offset: int, length: int) -> None:
         """Punch a hole where that is possible."""
@@ -493,8 +499,13 @@ class FileDisk(_DescriptorDisk):
     def check_unlink(self) -> None:
         """Whether `unlink` would retire this disk.
 
-        @raise DiskRefused: it has other names, by which it would go on as if nothing had happened.
+        @raise DiskRefused: it has other names, by which it would go on as if nothing had happened;
+            or it cannot be deleted.
         """
+        self._check_links()
+        check_deletable(self._open_descriptor(), self.name, self.path, self._system)
+
+    def _check_links(self) -> None:
         links = self.links()
         if links != 1:
             raise DiskRefused(
@@ -511,7 +522,7 @@ class FileDisk(_DescriptorDisk):
         @raise NotDurable: it is gone, but may come back after a power failure.
         """
         self._check_name()
-        self.check_unlink()
+        self._check_links()
         try:
             self._system.unlink(self.path)
         except OSError as error:
@@ -538,8 +549,8 @@ class FileDisk(_DescriptorDisk):
         return True
 
 
-@implementer(IRecordedDisk)
-class BlockDisk(_DescriptorDisk):
+@implementer(IRecordedDisk, IWatchedDisk)
+class BlockDisk(_DescriptorDisk, WatchedDevice):
     """A block device, held exclusively: one that is mounted or part of another is refused.
 
     The parameters are those of L{FileDisk}, but a device is never created.

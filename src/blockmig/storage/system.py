@@ -82,6 +82,8 @@ class SystemCalls:
     rename = staticmethod(os.rename)
     unlink = staticmethod(os.unlink)
     listdir = staticmethod(os.listdir)
+    access = staticmethod(os.access)
+    geteuid = staticmethod(os.geteuid)
     sendfile: Any = staticmethod(os.sendfile)
     send = staticmethod(socket.socket.send)
     flock = staticmethod(fcntl.flock)
@@ -135,6 +137,15 @@ class SystemCalls:
             return None
         (number,) = struct.unpack_from("i", answer)
         return int(number)
+
+    def link(self, descriptor: int, path: str) -> None:
+        """Give the file open as C{descriptor}, which has a name, the name C{path} too (linkat(2)).
+
+        @raise FileExistsError: something has it.
+        """
+        # Only with a directory's descriptor does Python follow the link in /proc that is the file;
+        # which one does not matter to an absolute path.
+        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
 
     def sync_directory(self, path: str) -> None:
         """Make the entries of the directory C{path} survive a power failure."""

@@ -1,0 +1,210 @@
+"""Whether a disk holds anything, and what that seems to be.
+
+Owns the places to look at, and the marks by which formats are known: all of them are within the
+first MiB, but for a few that are near the end.
+
+Rules:
+
+* what reads as zeroes is nothing, and a hole is not even looked at;
+* a regular file is looked through until something is found. A device, or another machine's disk,
+  would take too long for that, and a sample must do: data may be missed there if it is small, and
+  none of it where file systems, partition tables and the like begin;
+* naming is a service to people: what is not known by its marks is just data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from ..interfaces import IDisk
+from .disk import PROBE_SIZE
+
+_MIB: Final = 1 << 20
+_GRAIN: Final = 64 << 10
+_BETWEEN: Final = 62
+
+
+def sampled_places(size: int) -> list[tuple[int, int]]:
+    """Where to look on a disk that is too large to be looked through.
+
+    The first MiB, the last, and 62 places of 64 KiB between them; all of it where it is small.
+
+    @param size: bytes of the disk, more than 0.
+    @return: offsets and lengths in bytes, ascending and apart. The offsets are multiples of 64 KiB,
+        the lengths less than 64 KiB above 1 MiB; the last ends at C{size}.
+    """
+    last = (size - _MIB) // _GRAIN * _GRAIN
+    between = last - _MIB
+    if between < (_BETWEEN + 1) * _GRAIN:
+        return [(offset, min(_MIB, size - offset)) for offset in range(0, size, _MIB)]
+    places = [
+        (_MIB + between * number // (_BETWEEN + 1) // _GRAIN * _GRAIN, _GRAIN)
+        for number in range(1, _BETWEEN + 1)
+    ]
+    return [(0, _MIB), *places, (last, size - last)]
+
+
+def find_data(disk: IDisk) -> str:
+    """I{Slow.} What stands on a disk.
+
+    A disk that knows its holes is looked through, any other only at L{sampled_places}.
+
+    @return: "" if it reads as zeroes, as far as was looked; otherwise what it seems to hold, in
+        words, with an article: C{an ext4 file system}, or C{data}.
+    @raise OSError: it could not be read.
+    """
+    if getattr(disk, "blank", False) or all(_is_zero(disk, *run) for run in _to_look_at(disk)):
+        return ""
+    first, last = sampled_places(disk.size)[0], sampled_places(disk.size)[-1]
+    return name_contents(disk.read(*first), disk.read(*last))
+
+
+def _to_look_at(disk: IDisk) -> Iterator[tuple[int, int]]:
+    """Offsets and lengths, of at most 1 MiB or a little more."""
+    if disk.shortest_zeroes < PROBE_SIZE:
+        yield from sampled_places(disk.size)
+        return
+    for extent in disk.extents(0):
+        if not extent.hole:
+            end = extent.offset + extent.length
+            for offset in range(extent.offset, end, _MIB):
+                yield offset, min(_MIB, end - offset)
+
+
+def _is_zero(disk: IDisk, offset: int, length: int) -> bool:
+    """Whether a range is all zeroes; it stays in the page cache only if it was there."""
+    end = offset + length
+    cold = False
+    try:
+        for position in range(offset, end, PROBE_SIZE):
+            probe = disk.probe(position, min(PROBE_SIZE, end - position))
+            cold = cold or probe.cold
+            if not probe.zero:
+                return False
+    finally:
+        if cold:
+            disk.forget(offset, length)
+    return True
+
+
+class _Mark(NamedTuple):
+    """Bytes by which a format is known, at any of some offsets from the start of the disk."""
+
+    name: str
+    magic: bytes
+    offsets: tuple[int, ...] | range = (0,)
+
+    def is_in(self, data: bytes) -> bool:
+        return any(data.startswith(self.magic, offset) for offset in self.offsets)
+
+
+_IMAGES: Final = (
+    _Mark("qcow2", b"QFI\xfb"),
+    _Mark("VMDK", b"KDMV"),
+    _Mark("VMDK", b"COWD"),
+    _Mark("VMDK", b"# Disk DescriptorFile"),
+    _Mark("VHDX", b"vhdxfile"),
+    _Mark("VDI", b"\x7f\x10\xda\xbe", (0x40,)),
+    _Mark("QED", b"QED\0"),
+    _Mark("VHD", b"conectix"),
+)
+
+_SECTORS: Final = (512, 4096)
+_PAGES: Final = (4096, 8192, 16384, 32768, 65536)
+_SWAP_MARKS: Final = tuple(page - 10 for page in _PAGES)
+# The magic numbers are in the byte order of the machine that made them.
+_UBERBLOCKS: Final = range(128 << 10, 256 << 10, 1024)
+_ZFS: Final = 0x00BAB10C.to_bytes(8, "little")
+_MD: Final = 0xA92B4EFC.to_bytes(4, "little")
+
+# Those before the partition tables are as good as certain, and may have one inside; a DOS partition
+# table is only a guess, since a boot sector of any file system looks much like one.
+_MARKS: Final = (
+    _Mark("a LUKS volume", b"LUKS\xba\xbe"),
+    _Mark("an LVM physical volume", b"LABELONE", (0, 512, 1024, 1536)),
+    _Mark("an ISO 9660 image", b"CD001", (32769,)),
+    _Mark("a GPT partition table", b"EFI PART", _SECTORS),
+    _Mark("part of an MD RAID", _MD, (0, 4096)),
+    _Mark("an xfs file system", b"XFSB"),
+    _Mark("a btrfs file system", b"_BHRfS_M", (65536 + 64,)),
+    _Mark("part of a ZFS pool", _ZFS, _UBERBLOCKS),
+    _Mark("part of a ZFS pool", _ZFS[::-1], _UBERBLOCKS),
+    _Mark("a swap area", b"SWAPSPACE2", _SWAP_MARKS),
+    _Mark("a swap area", b"SWAP-SPACE", _SWAP_MARKS),
+    _Mark("an NTFS file system", b"NTFS    ", (3,)),
+    _Mark("an exFAT file system", b"EXFAT   ", (3,)),
+    _Mark("a FAT file system", b"FAT12   ", (54,)),
+    _Mark("a FAT file system", b"FAT16   ", (54,)),
+    _Mark("a FAT file system", b"FAT32   ", (82,)),
+    _Mark("an f2fs file system", 0xF2F52010.to_bytes(4, "little"), (1024,)),
+    _Mark("an erofs file system", 0xE0F5E1E2.to_bytes(4, "little"), (1024,)),
+    _Mark("a squashfs file system", b"hsqs"),
+    _Mark("a jfs file system", b"JFS1", (32768,)),
+    _Mark("a reiserfs file system", b"ReIsEr", (65536 + 52,)),
+    _Mark("a bcache device", bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81"), (4096 + 24,)),
+    _Mark("a Ceph device", b"bluestore block device"),
+)
+
+
+def image_format(head: bytes) -> str:
+    """Which kind of image, other than a raw one, begins with C{head}.
+
+    @return: C{qcow2}, C{VMDK}, C{VHDX}, C{VDI}, C{QED} or C{VHD}; "" for none of them.
+    """
+    return next((mark.name for mark in _IMAGES if mark.is_in(head)), "")
+
+
+def name_contents(head: bytes, tail: bytes = b"") -> str:
+    """What a disk that is not all zeroes seems to hold, in words, with an article.
+
+    @param head: its first bytes, 1 MiB if it has as many.
+    @param tail: its last ones, up to its end, from a multiple of 4096.
+    @return: such as C{an ext4 file system}; C{data} where no mark is known.
+    """
+    if image := image_format(head):
+        return f"a {image} image"
+    for mark in _MARKS:
+        if mark.is_in(head):
+            return mark.name
+    return _extended(head) or _dos_table(head) or _at_the_end(tail) or "data"
+
+
+_SUPERBLOCK: Final = 1024
+_HAS_JOURNAL: Final = 0x4
+_NEEDS_EXT4: Final = ~0x16
+_NEEDS_EXT4_TO_WRITE: Final = ~0x7
+
+
+def _extended(head: bytes) -> str:
+    """Which of ext2, ext3 and ext4, by the features that are in use."""
+    block = head[_SUPERBLOCK : 2 * _SUPERBLOCK]
+    if block[56:58] != b"\x53\xef":
+        return ""
+    compatible, incompatible, read_only = (
+        int.from_bytes(block[offset : offset + 4], "little") for offset in (92, 96, 100)
+    )
+    if incompatible & _NEEDS_EXT4 or read_only & _NEEDS_EXT4_TO_WRITE:
+        return "an ext4 file system"
+    return f"an ext{3 if compatible & _HAS_JOURNAL else 2} file system"
+
+
+def _dos_table(head: bytes) -> str:
+    """Four entries of 16 bytes: whether it is active, where, the type, where again."""
+    if head[510:512] != b"\x55\xaa":
+        return ""
+    entries = [head[offset : offset + 16] for offset in range(446, 510, 16)]
+    plausible = all(entry[0] in (0, 0x80) for entry in entries)
+    if plausible and any(entry[4] for entry in entries):
+        return "a DOS partition table"
+    return "a boot sector"
+
+
+def _at_the_end(tail: bytes) -> str:
+    if any(tail[-sector:].startswith(b"EFI PART") for sector in _SECTORS):
+        return "a GPT partition table"
+    if tail[-512:].startswith(b"conectix"):
+        return "a VHD image"
+    # Versions 0.90 and 1.0, whose distance from the end is not always the same.
+    near = range(max(0, len(tail) - (128 << 10)) // 4096 * 4096, len(tail), 4096)
+    return "part of an MD RAID" if any(tail.startswith(_MD, offset) for offset in near) else ""

@@ -1,0 +1,90 @@
+"""Whether a file could be deleted, asked long before it is.
+
+Owns the reasons why unlink(2) would fail for root or for others, each with what to do about it.
+
+Rules:
+
+* only asks: nothing is changed;
+* what cannot be told is no reason; the deletion itself may still fail, and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from typing import Final
+
+from .errors import DiskRefused
+from .mounts import MOUNTINFO, is_mount_point
+from .system import SystemCalls
+
+_FS_IOC_GETFLAGS: Final = 0x80086601
+_IMMUTABLE: Final = 0x10
+_APPEND_ONLY: Final = 0x20
+_OTHERWISE: Final = "or send without --unlink"
+
+
+def check_deletable(
+    descriptor: int, name: str, path: str, system: SystemCalls, mountinfo: str = MOUNTINFO
+) -> None:
+    """Whether C{path} could be deleted.
+
+    @param descriptor: it is open as that.
+    @param name: what to call it in the message.
+    @param path: where it is, without symbolic links.
+    @param mountinfo: the path of the kernel's list of mounts.
+    @raise DiskRefused: it could not be.
+    """
+    directory = os.path.dirname(path)
+    reason = (
+        _flagged("it", path, _flags(descriptor, system))
+        or _flagged("its directory", directory, _flags_of(directory, system))
+        or _forbidden(descriptor, directory, system)
+    )
+    if not reason and is_mount_point(path, mountinfo):
+        reason = f"it is a mount point: umount {path}"
+    if reason:
+        raise DiskRefused(f"{name}: cannot be deleted: {reason}, or send without --unlink")
+
+
+def _flagged(what: str, path: str, flags: int) -> str:
+    if flags & _IMMUTABLE:
+        return f"{what} is immutable: chattr -i {path}"
+    if flags & _APPEND_ONLY:
+        return f"{what} is append-only: chattr -a {path}"
+    return ""
+
+
+def _flags(descriptor: int, system: SystemCalls) -> int:
+    """Its attributes (ioctl_iflags(2)); none where the file system has nothing of the kind."""
+    try:
+        answer = system.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8))
+    except OSError:
+        return 0
+    (flags,) = struct.unpack_from("I", answer)
+    return int(flags)
+
+
+def _flags_of(directory: str, system: SystemCalls) -> int:
+    try:
+        descriptor = system.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        # Who may write in a directory need not be allowed to read it.
+        return 0
+    try:
+        return _flags(descriptor, system)
+    finally:
+        system.close(descriptor)
+
+
+def _forbidden(descriptor: int, directory: str, system: SystemCalls) -> str:
+    """Why this user may not: a directory's entries belong to those who may write in it."""
+    if not system.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        return f"there is no permission to write in {directory}"
+    user = system.geteuid()
+    status = system.stat(directory)
+    owners = {0, status.st_uid, system.fstat(descriptor).st_uid}
+    if status.st_mode & stat.S_ISVTX and user not in owners:
+        return f"{directory} is sticky, and only the owner of a file may delete it there"
+    return ""

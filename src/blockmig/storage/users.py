@@ -1,0 +1,153 @@
+"""Who else has a file or a device open.
+
+Owns nothing: it asks the kernel, by a lease (fcntl(2), F_SETLEASE) whether there is anybody, and by
+proc(5) and sysfs who.
+
+Rules:
+
+* the lease is dropped at once, whatever happens: while it is there, whoever opens the file waits
+  for us, or is refused if it will not wait;
+* a lease knows of everybody on this machine, also of the kernel's own users, such as loop devices;
+  of other machines nothing is known;
+* the names are for people: one may be missing where permission is, or where a program has closed
+  the file and kept it mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import signal
+import stat
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from .mounts import MOUNTINFO, backing_file, filesystem_of, read_line, read_mounts
+from .system import SystemCalls
+
+# Their leases are only given where the server has granted as much, and otherwise refused as if
+# somebody had the file open.
+_DOUBTFUL: Final = frozenset({"cifs", "nfs", "nfs4", "smb3"})
+_FLAGS: Final = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
+
+
+class User(NamedTuple):
+    """Somebody who has a file or a device open.
+
+    @ivar what: what to call it, with its number: C{qemu-system-x86 (process 1234)}.
+    @ivar writes: whether it may write there; None if that could not be told.
+    """
+
+    what: str
+    writes: bool | None
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def is_open_elsewhere(
+    descriptor: int, readers: bool, system: SystemCalls, mountinfo: str = MOUNTINFO
+) -> bool | None:
+    """Whether the file open as C{descriptor} is open anywhere else, in this process too.
+
+    It is asked by a lease, which needs the file's owner or CAP_LEASE.
+
+    @param readers: whether those count who only read. If not, C{descriptor} must be open for
+        reading only, or it would itself be found.
+    @param mountinfo: the path of the kernel's list of mounts.
+    @return: None if it cannot be told, as with devices and on some file systems.
+    """
+    try:
+        if not readers and system.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            return None
+        # Who opens the file while we have the lease sends us a signal: SIGIO, which ends a process
+        # that does not expect it. SIGURG is ignored unless somebody asked for it.
+        system.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        try:
+            system.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK if readers else fcntl.F_RDLCK)
+        finally:
+            with contextlib.suppress(OSError):
+                system.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK):
+            return None
+        kind = filesystem_of(f"/proc/self/fd/{descriptor}", mountinfo)
+        return None if kind in _DOUBTFUL else True
+    except AttributeError:
+        # No such thing on this platform.
+        return None
+    return False
+
+
+def users_of(descriptor: int, proc: str = "/proc", sys: str = "/sys") -> list[User]:
+    """I{Slow.} Who has the file or device open as C{descriptor} open too, as far as can be told.
+
+    @param proc: where proc(5) is.
+    @param sys: where sysfs is.
+    @return: processes, by their numbers, then loop devices.
+    @raise OSError: the descriptor is closed.
+    """
+    own = os.fstat(descriptor)
+    return [*_processes(descriptor, own, proc), *_loops(own, proc, sys)]
+
+
+def _processes(descriptor: int, own: os.stat_result, proc: str) -> Iterator[User]:
+    for process in sorted(int(name) for name in _names(proc) if name.isdecimal()):
+        directory = os.path.join(proc, str(process))
+        writes = []
+        for number in _names(os.path.join(directory, "fd")):
+            if process == os.getpid() and number == str(descriptor):
+                continue
+            if _is_same(own, os.path.join(directory, "fd", number)):
+                writes.append(_may_write(os.path.join(directory, "fdinfo", number)))
+        if writes:
+            program = read_line(os.path.join(directory, "comm")) or "a program"
+            yield User(f"{program} (process {process})", _any(writes))
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        # It has ended meanwhile, or is somebody else's.
+        return []
+
+
+def _is_same(own: os.stat_result, path: str) -> bool:
+    try:
+        other = os.stat(path)
+    except OSError:
+        return False
+    if stat.S_ISBLK(own.st_mode):
+        # A device may have several nodes.
+        return stat.S_ISBLK(other.st_mode) and own.st_rdev == other.st_rdev
+    return os.path.samestat(own, other)
+
+
+def _may_write(path: str) -> bool | None:
+    flags = _FLAGS.search(read_line(path))
+    return int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY if flags else None
+
+
+def _any(answers: list[bool | None]) -> bool | None:
+    return True if True in answers else None if None in answers else False
+
+
+def _loops(own: os.stat_result, proc: str, sys: str) -> Iterator[User]:
+    block = os.path.join(sys, "block")
+    for name in sorted(name for name in _names(block) if name.startswith("loop")):
+        entry = os.path.join(block, name)
+        backing = backing_file(entry)
+        if not backing or not _is_same(own, backing):
+            continue
+        # A file system on the device, or on one of its partitions.
+        entries = [entry, *(os.path.join(entry, part) for part in _names(entry) if name in part)]
+        numbers = {read_line(os.path.join(part, "dev")) for part in entries} - {""}
+        mounts = read_mounts(os.path.join(proc, "self", "mountinfo"))
+        places = [mount.point for mount in mounts if mount.device in numbers]
+        mounted = f", mounted at {' and '.join(places)}" if places else ""
+        writes = {"0": True, "1": False}.get(read_line(os.path.join(entry, "ro")))
+        yield User(name + mounted, writes)

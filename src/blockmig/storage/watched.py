@@ -1,0 +1,334 @@
+"""Whether a disk is still what was opened, and what to do if its name is not (design, R13).
+
+Owns the comparison of a disk's name, size and times with what its descriptor says, and the saving
+of a file whose name somebody took away.
+
+Rules:
+
+* the descriptor is the disk, whatever becomes of its name;
+* a file has kept its name if both what the user gave and what that led to at the start lead to it:
+  the first is what will be opened next, the second is what is deleted;
+* nothing is replaced: what is saved gets a name that nobody has;
+* an error of the medium that turns up here is told to every later flush.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from ..interfaces import Extent
+from .errors import DiskChanged
+from .mounts import backing_file, device_entry, read_line
+from .system import SystemCalls
+
+_FICLONE: Final = 0x40049409
+_COPY: Final = 1 << 20
+# Nothing that could be made durable, which is no failure.
+_NO_FSYNC: Final = (errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
+_NO_NAME: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# What network file systems and FUSE call a deleted file that is still open. It goes once we close
+# it.
+_AS_GOOD_AS_GONE: Final = (".nfs", ".fuse_hidden")
+# In sysfs's "stat" (Documentation/block/stat): sectors written, and sectors discarded. The numbers
+# of requests are of no use: our own flush counts as a write on some devices (device mapper).
+_WRITTEN: Final = (6, 13)
+
+
+class DiskVersion(NamedTuple):
+    """A disk at one moment, to be compared with another: alike, nobody changed it between them.
+
+    @ivar written: differs after the content was changed.
+    @ivar touched: differs as well after owner, mode, names or times were; () for a device.
+    """
+
+    written: tuple[int, ...]
+    touched: tuple[int, ...]
+
+
+def lasting_name(name: str) -> str:
+    """C{name} as it means the same after the working directory was changed."""
+    # No abspath(): what is above ".." depends on the symbolic links before it.
+    return name if os.path.isabs(name) else os.path.join(os.getcwd(), name)
+
+
+class _Watched:
+    """What files and devices share; `disk` brings what is only declared here."""
+
+    name: str
+    path: str
+    size: int
+    _place: str
+    _unsized: bool
+    _system: SystemCalls
+
+    def _open_descriptor(self) -> int:
+        raise NotImplementedError
+
+    def _sync(self, call: Callable[..., None], *arguments: int) -> None:
+        raise NotImplementedError
+
+    def extents(self, offset: int) -> Iterator[Extent]:
+        raise NotImplementedError
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise NotImplementedError
+
+    def check_place(self) -> None:
+        """I{Slow.} Whether the disk's name still leads to what was opened, of the same size.
+
+        @raise DiskChanged: it does not.
+        """
+        own = self._system.fstat(self._open_descriptor())
+        for place in dict.fromkeys(self._places()):
+            called = self.name if place == self._place else place
+            try:
+                found = self._system.stat(place)
+            except OSError as error:
+                if error.errno not in _NO_NAME:
+                    raise
+                raise DiskChanged(f"{called}: {self._where_to()}") from None
+            if not self._is_same(own, found):
+                raise DiskChanged(f"{called}: is {self._another} now")
+        size = self._size()
+        if size != self._given_size:
+            raise DiskChanged(f"{self.name}: has {size} bytes now, not {self._given_size}")
+
+    @property
+    def _given_size(self) -> int:
+        return 0 if self._unsized else self.size
+
+    def _fsync(self) -> None:
+        """As far as there is anything to sync: writes by way of mappings count only after that."""
+
+        def fsync(descriptor: int) -> None:
+            try:
+                self._system.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in _NO_FSYNC:
+                    raise
+
+        self._sync(fsync)
+
+    # What differs between the two kinds.
+
+    _another: str
+
+    def _places(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def _where_to(self) -> str:
+        raise NotImplementedError
+
+    def _is_same(self, own: os.stat_result, found: os.stat_result) -> bool:
+        raise NotImplementedError
+
+    def _size(self) -> int:
+        raise NotImplementedError
+
+
+class WatchedFile(_Watched):
+    """A regular file that is watched: see L{blockmig.interfaces.IWatchedDisk}."""
+
+    _another = "another file"
+
+    def _places(self) -> tuple[str, ...]:
+        return self.path, self._place
+
+    def _is_same(self, own: os.stat_result, found: os.stat_result) -> bool:
+        return os.path.samestat(own, found)
+
+    def _size(self) -> int:
+        return self._system.fstat(self._open_descriptor()).st_size
+
+    def _where_to(self) -> str:
+        if self.is_gone():
+            return "was deleted by somebody else"
+        place = self._whereabouts()
+        moved = f" to {place}" if place and place != self.path else ""
+        return f"was moved away{moved} by somebody else"
+
+    def is_gone(self) -> bool:
+        """Whether the last name of the file was removed, so that nothing can open it now."""
+        links = self._system.fstat(self._open_descriptor()).st_nlink
+        return links == 0 or (links == 1 and self._is_left_over(self._known_as()))
+
+    def version(self, settle: bool = True) -> DiskVersion:
+        """I{Slow.} Size and times.
+
+        @param settle: fsync(2) first, or writes by way of a mapping do not show.
+        @raise OSError: the medium failed.
+        """
+        if settle:
+            self._fsync()
+        status = self._system.fstat(self._open_descriptor())
+        return DiskVersion((status.st_size, status.st_mtime_ns), (status.st_ctime_ns,))
+
+    def rescue(self, announce: Callable[[str], None] | None = None) -> str:
+        """I{Slow.} Have a name for the file that lasts: where it was moved to, or a new one.
+
+        The new one is its own, with C{.rescued} after it, in the nearest directory that is still
+        there. A file that has no name at all is copied, since Linux gives it none again.
+
+        @param announce: called with the path before the file has it, or before it is returned.
+        @return: the path, which is durable.
+        @raise DiskChanged: the file was cut off.
+        @raise OSError: there is no such name; nothing was left behind.
+        """
+        size = self._size()
+        if size < self._given_size:
+            # What is missing must not become zeroes.
+            raise DiskChanged(f"{self.name}: has {size} bytes now, not {self._given_size}")
+        announce = announce or (lambda path: None)
+        place = self._whereabouts()
+        if place:
+            announce(place)
+            self._system.sync_directory(os.path.dirname(place))
+            return place
+        for new in self._new_names():
+            if os.path.lexists(new):
+                continue
+            announce(new)
+            # Somebody may have taken it in this instant.
+            with contextlib.suppress(FileExistsError):
+                self._save(new)
+                return new
+        raise AssertionError("there is no end to names")
+
+    def _new_names(self) -> Iterator[str]:
+        directory, base = os.path.split(self.path)
+        while not os.path.isdir(directory):
+            directory = os.path.dirname(directory)
+        yield os.path.join(directory, f"{base}.rescued")
+        for number in itertools.count(2):
+            yield os.path.join(directory, f"{base}.rescued-{number}")
+
+    def _known_as(self) -> str:
+        """The kernel's name for the open file; it need not lead there."""
+        try:
+            return os.readlink(f"/proc/self/fd/{self._open_descriptor()}")
+        except OSError:
+            return ""
+
+    def _whereabouts(self) -> str:
+        """A path that leads to the file, and will after it is closed; "" where none is known."""
+        path = self._known_as()
+        own = self._system.fstat(self._open_descriptor())
+        for place in (path, self.path):
+            with contextlib.suppress(OSError):
+                if not self._is_left_over(place) and os.path.samestat(
+                    own, self._system.stat(place)
+                ):
+                    return place
+        return ""
+
+    def _is_left_over(self, path: str) -> bool:
+        return os.path.basename(path).startswith(_AS_GOOD_AS_GONE) and path != self.path
+
+    def _save(self, new: str) -> None:
+        """Give the file the name C{new}, which nobody has, or make a copy that has it."""
+        try:
+            # Enough where it still has a name, which we do not know.
+            self._system.link(self._open_descriptor(), new)
+        except FileExistsError:
+            raise
+        except OSError:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = self._system.open(new, flags, 0o600)
+            try:
+                self._copy(descriptor)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._system.unlink(new)
+                raise
+            finally:
+                self._system.close(descriptor)
+        self._system.sync_directory(os.path.dirname(new))
+
+    def _copy(self, descriptor: int) -> None:
+        """All of the file, with its holes, durably; as a clone where the file system has those."""
+        try:
+            self._system.ioctl(descriptor, _FICLONE, self._open_descriptor())
+        except OSError:
+            for extent in [] if self._unsized else self.extents(0):
+                if not extent.hole:
+                    self._copy_data(descriptor, extent.offset, extent.offset + extent.length)
+        self._system.ftruncate(descriptor, self._given_size)
+        self._system.fsync(descriptor)
+
+    def _copy_data(self, descriptor: int, offset: int, end: int) -> None:
+        while offset < end:
+            data = self.read(offset, min(_COPY, end - offset))
+            offset += self._system.pwrite(descriptor, data, offset)
+
+
+class WatchedDevice(_Watched):
+    """A block device that is watched: see L{blockmig.interfaces.IWatchedDisk}."""
+
+    _another = "another device"
+
+    def _places(self) -> tuple[str, ...]:
+        # What a name such as /dev/vg0/web leads to is called by a number that has no meaning.
+        return (self._place,)
+
+    def _is_same(self, own: os.stat_result, found: os.stat_result) -> bool:
+        kind = stat.S_IFMT
+        return (kind(own.st_mode), own.st_rdev) == (kind(found.st_mode), found.st_rdev)
+
+    def _size(self) -> int:
+        return self._system.lseek(self._open_descriptor(), 0, os.SEEK_END)
+
+    def _where_to(self) -> str:
+        return "is no device's name any more"
+
+    def is_gone(self) -> bool:
+        """A device has no last name: it can be opened by its number."""
+        return False
+
+    def version(self, settle: bool = True) -> DiskVersion:
+        """I{Slow.} How much was written to it since it is there.
+
+        @param settle: fsync(2) first. Otherwise nothing is told, since it is counted on arrival,
+            and what is still on its way may be ours.
+        @raise OSError: the medium failed.
+        """
+        if not settle:
+            return DiskVersion((), ())
+        self._fsync()
+        return device_version(self._system.fstat(self._open_descriptor()).st_rdev, self._system)
+
+    def rescue(self, announce: Callable[[str], None] | None = None) -> str:
+        """There is nothing to rescue.
+
+        @param announce: not called.
+        @raise OSError: always; the message says where the data is.
+        """
+        number = self._system.fstat(self._open_descriptor()).st_rdev
+        raise OSError(
+            errno.ENODEV,
+            f"{self.name} was a device's name, and the data is on that device: "
+            f"number {os.major(number)}:{os.minor(number)}",
+        )
+
+
+def device_version(number: int, system: SystemCalls, sys: str = "/sys") -> DiskVersion:
+    """The version of the block device with that number (C{st_rdev}), which was synced.
+
+    Of a loop device its file's size and time count as well, which tell of writes past the device.
+
+    @param sys: where sysfs is.
+    """
+    entry = device_entry(number, sys)
+    counters = read_line(os.path.join(entry, "stat")).split()
+    written = [int(counters[index]) for index in _WRITTEN if index < len(counters)]
+    backing = backing_file(entry)
+    if backing:
+        with contextlib.suppress(OSError):
+            status = system.stat(backing)
+            written += [status.st_size, status.st_mtime_ns]
+    return DiskVersion(tuple(written), ())
