@@ -46,6 +46,7 @@ class Case(SynchronousTestCase):
 
     def make(self, thread=in_thread, **keywords):
         keywords = {"system": self.system, **keywords}
+        keywords.setdefault("overwrite", True)
         self.receiver = Receiver(self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
 

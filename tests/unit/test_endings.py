@@ -63,6 +63,7 @@ class ReceiverCase(SynchronousTestCase):
         self.disk = MemoryDisk(b"o" * SIZE)
 
     def make(self, thread=in_thread, **keywords):
+        keywords.setdefault("overwrite", True)
         self.receiver = Receiver(self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
         return self.client()
@@ -356,6 +357,7 @@ class ToldTests(SynchronousTestCase):
         self.eof = False
 
     def send(self, **keywords):
+        keywords.setdefault("overwrite", True)
         self.sender = Sender(
             self.disk, self.endpoint, reactor=self.reactor, in_thread=in_thread, **keywords
         )
@@ -470,7 +472,7 @@ class OtherTransportTests(SynchronousTestCase):
         clock = Clock()
         disk = UnlinkableDisk(DATA)
         target = MemoryDisk(b"o" * SIZE)
-        receiver = Receiver(target, reactor=clock, in_thread=in_thread)
+        receiver = Receiver(target, overwrite=True, reactor=clock, in_thread=in_thread)
         receiver.complete().addErrback(lambda _: None)
         if not lists:
             make_plain(receiver)
@@ -481,7 +483,9 @@ class OtherTransportTests(SynchronousTestCase):
             return connection
 
         endpoint = MemoryEndpoint(clock, build)
-        sender = Sender(disk, endpoint, unlink=True, reactor=clock, in_thread=in_thread)
+        sender = Sender(
+            disk, endpoint, unlink=True, overwrite=True, reactor=clock, in_thread=in_thread
+        )
         outcome = sender.run()
         endpoint.pump()
         self.assertTrue(disk.unlinked)
@@ -505,7 +509,7 @@ class RetireTests(SynchronousTestCase):
         disk = UnlinkableDisk(DATA)
         disk.fail["unlink"] = error
         self.target = MemoryDisk(b"o" * SIZE)
-        receiver = Receiver(self.target, reactor=clock, in_thread=in_thread)
+        receiver = Receiver(self.target, overwrite=True, reactor=clock, in_thread=in_thread)
         self.arrived = receiver.complete()
         endpoint = MemoryEndpoint(clock, lambda: receiver.factory().buildProtocol(ADDRESS))
         outcome = Sender(disk, endpoint, unlink=True, reactor=clock, in_thread=in_thread).run()

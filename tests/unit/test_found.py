@@ -214,14 +214,16 @@ class SourceTests(Case):
             ({"migrating": COPIED}, SAME, {"unlink": True}, SourceFound(COPIED)),
             ({"migrating": UNLINK}, SAME, {"unlink": True}, SourceFound(UNLINK)),
             ({"migrating": UNLINK}, SAME, {}, SourceFound(UNLINK)),
-            # Without unlink in the record, the file's identity does not matter.
-            ({"migrating": COPIED}, OTHER, {}, SourceFound(COPIED)),
+            # Another file has the name: it goes on with nothing.
+            ({"migrating": COPYING}, OTHER, {}, SourceFound(instead_of=ONE)),
             (
                 {"migrating": COPYING.but(unlink=True)},
                 OTHER,
                 {},
-                SourceFound(COPYING.but(unlink=True)),
+                SourceFound(instead_of=ONE),
             ),
+            # Perhaps the same, where that is not told: as long as it is not to be deleted.
+            ({"migrating": COPIED}, MAYBE, {}, SourceFound(COPIED)),
             # To another place: a new migration, unless the copy is whole.
             (
                 {"migrating": COPYING},
@@ -265,7 +267,7 @@ class SourceTests(Case):
         old = MARK.but(migration=TWO)
         for begun, identity, retired in (
             (COPYING, SAME, False),
-            (COPIED, OTHER, False),
+            (COPIED, MAYBE, False),
             (UNLINK, SAME, False),
             (UNLINK, None, True),
         ):
@@ -285,6 +287,7 @@ class SourceTests(Case):
             (COPYING, SAME, "nbd://z"),
             (COPIED, SAME, "nbd://z"),
             (COPYING.but(whole=True), SAME, "nbd://z"),
+            (COPIED, OTHER, URI),
             (UNLINK, OTHER, URI),
             (UNLINK, MAYBE, URI),
         ):

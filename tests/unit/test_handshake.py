@@ -515,7 +515,7 @@ class ClientStructuredTests(SynchronousTestCase):
         self.assertEqual((True, True), self.agreed())
 
     def test_the_name_that_is_looked_for_comes_first(self):
-        self.assertEqual(FIXED + option(3), self.begin(structured=True, look_for="other"))
+        self.assertEqual(FIXED + option(3), self.begin(structured=True, look_for=["other"]))
         self.assertEqual(option(8), self.say(reply(3, 1)))
 
     def test_another_number(self):

@@ -298,7 +298,11 @@ class ReceiverTests(Case):
         self.calls = calls or Calls()
         self.reactor = FakeReactor()
         self.receiver = Receiver(
-            disk or self.disk, reactor=self.reactor, in_thread=in_thread, system=self.calls
+            disk or self.disk,
+            overwrite=True,
+            reactor=self.reactor,
+            in_thread=in_thread,
+            system=self.calls,
         )
         self.outcome = self.receiver.complete()
         self.make_for(self.receiver.factory().buildProtocol(ADDRESS))

@@ -85,6 +85,9 @@ class JudgeTests(Case):
             (place(incomplete=RECORD), NO, "attempt 2 of a migration from here:/disk"),
             (place(size=0, incomplete=RECORD), NO, "attempt 2"),
             (gone(incomplete=RECORD), NO, "attempt 2"),
+            (place(identity=OTHER, incomplete=RECORD), UNKNOWN, "is another file"),
+            (place(identity=MAYBE, incomplete=RECORD), NO, "attempt 2"),
+            (place(identity=OTHER, size=0, incomplete=RECORD), NO, "attempt 2"),
             (place(incomplete=COPIED), IF, "whether the source was retired was never told"),
             (place(incomplete=FOREIGN), IF, "never told"),
             (place(identity=MAYBE, incomplete=COPIED), IF, "never told"),
@@ -120,11 +123,14 @@ class JudgeTests(Case):
             (gone(migrating=RECORD.but(whole=True, unlink=True)), UNKNOWN, "did not delete it"),
             (place(migrating=COPIED), YES, "this one was not retired"),
             (place(migrating=UNLINK), YES, "this one was not retired"),
-            (place(identity=OTHER, migrating=COPIED), YES, "was not retired"),
+            (place(identity=MAYBE, migrating=COPIED), YES, "was not retired"),
+            # Another file has the name, whatever became of the one that was sent.
+            (place(identity=OTHER, migrating=COPIED), UNKNOWN, "perhaps not the file"),
+            (place(identity=OTHER, migrating=RECORD), UNKNOWN, "perhaps not the file"),
             (
                 place(identity=OTHER, migrating=RECORD.but(unlink=True)),
-                YES,
-                "not known to be whole",
+                UNKNOWN,
+                "perhaps not the file",
             ),
             (gone(migrating=UNLINK), NO, "was deleted once all of it was durable"),
             # Somebody has put a file there, perhaps our source's own back-up.

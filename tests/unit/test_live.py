@@ -65,6 +65,9 @@ class FakeAttempt:
         self.waiting = Deferred()
         return self.waiting
 
+    async def disk_is_still(self):
+        pass
+
     def done(self):
         waiting, self.waiting = self.waiting, None
         waiting.callback(None)

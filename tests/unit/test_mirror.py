@@ -115,7 +115,11 @@ class Case(SynchronousTestCase):
 
     def receive(self):
         self.receiver = Receiver(
-            self.target, reactor=self.clock, in_thread=in_thread, system=self.systems[1]
+            self.target,
+            overwrite=True,
+            reactor=self.clock,
+            in_thread=in_thread,
+            system=self.systems[1],
         )
         self.arrived = self.receiver.complete()
         self.arrived.addErrback(lambda failure: failure.trap(MigrationError) and failure)
@@ -126,6 +130,7 @@ class Case(SynchronousTestCase):
             "reactor": self.clock,
             "in_thread": in_thread,
             "unlink": self.unlink,
+            "overwrite": True,
             **keywords,
         }
         self.current = Mirror(
@@ -764,7 +769,11 @@ class ReleasedTests(Case):
 
     def receive(self):
         self.receiver = Receiver(
-            self.target, reactor=self.clock, in_thread=self.threads, system=self.systems[1]
+            self.target,
+            overwrite=True,
+            reactor=self.clock,
+            in_thread=self.threads,
+            system=self.systems[1],
         )
         self.arrived = self.receiver.complete()
         self.arrived.addErrback(lambda failure: failure.trap(MigrationError) and failure)
@@ -895,7 +904,7 @@ class ReleasedTests(Case):
         names = self.threads.names()
         if self.current.state == "holding":
             return "copying"
-        return "recording" if "copied" in names else "confirming"
+        return "recording" if "record_copied" in names else "confirming"
 
     def test_at_every_message(self):
         steps, seen = self.released_everywhere()
@@ -941,7 +950,9 @@ class ReleasedTests(Case):
         before = self.writers[0].count
         self.network.advance(30)
         self.assertGreater(self.writers[0].count, before + 1000)
-        self.assertEqual(["copied"], self.threads.names(), "and nothing else is begun meanwhile")
+        self.assertEqual(
+            ["record_copied"], self.threads.names(), "and nothing else is begun meanwhile"
+        )
         self.assertEqual((1, ""), self.attempts())
         self.assertEqual("copying", self.current.state)
         sent = self.current.status()["sent"]
@@ -987,10 +998,10 @@ class ReleasedTests(Case):
             count = self.writers[0].count
             self.network.advance(5)
             self.assertGreater(self.writers[0].count, count + 200)
-            self.assertEqual(["copied"], self.threads.names())
+            self.assertEqual(["record_copied"], self.threads.names())
             self.assertFalse(self.current.too_late)
             self.threads.run(1)
-            self.assertNotIn("retire_kept", self.threads.names())
+            self.assertNotIn("_retire", self.threads.names())
             # Another attempt, from the beginning.
             self.steps_to(lambda: self.outcome.called)
             self.run_for(1.5)

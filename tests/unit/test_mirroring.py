@@ -91,6 +91,7 @@ class AskedTests(Case):
                 "uri": "nbd://h:10809/x",
                 "unlink": False,
                 "again": False,
+                "overwrite": False,
                 "max_rate": None,
                 "max_pause": 0.5,
                 "timeout": 60.0,
@@ -107,6 +108,7 @@ class AskedTests(Case):
         options = [
             "--unlink",
             "--again",
+            "--overwrite",
             "--max-rate",
             "1M",
             "--max-pause",
@@ -121,6 +123,7 @@ class AskedTests(Case):
                 "uri": "nbd+unix:///x?socket=/s",
                 "unlink": True,
                 "again": True,
+                "overwrite": True,
                 "max_rate": 1 << 20,
                 "max_pause": 0.02,
                 "timeout": 7.5,

@@ -36,6 +36,7 @@ class Case(SynchronousTestCase):
         self.make()
 
     def make(self, thread=in_thread, **keywords):
+        keywords.setdefault("overwrite", True)
         self.receiver = Receiver(self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
 

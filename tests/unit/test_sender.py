@@ -141,6 +141,7 @@ class Case(SynchronousTestCase):
 
     def send(self, thread=in_thread, **keywords):
         keywords.setdefault("retry_policy", lambda failures: 1.0)
+        keywords.setdefault("overwrite", True)
         self.sender = Sender(
             self.disk, self.endpoint, reactor=self.clock, in_thread=thread, **keywords
         )
@@ -537,12 +538,12 @@ class EndTests(Case):
     def until_retiring(self, threads):
         """Go on until the unlinking waits for its thread."""
         for _ in range(100):
-            if "unlink" in threads.names():
+            if "_retire" in threads.names():
                 break
             threads.run(1)
             self.endpoint.pump()
         self.assertEqual(FLUSH, self.servers[0].commands()[-1])
-        self.assertEqual(["unlink"], threads.names())
+        self.assertEqual(["_retire"], threads.names())
         self.assertNotIn("unlink", self.disk.names())
 
     def test_lost_while_it_is_put_on_record(self):
@@ -550,7 +551,7 @@ class EndTests(Case):
         threads = Threads()
         self.send(threads, unlink=True)
         for _ in range(100):
-            if "copied" in threads.names():
+            if "record_copied" in threads.names():
                 break
             threads.run(1)
             self.endpoint.pump()
@@ -807,7 +808,9 @@ class TogetherTests(Case):
         self.clock = Clock()
         self.disk = UnlinkableDisk(content)
         self.target = MemoryDisk(b"o" * len(content))
-        self.receiver = Receiver(self.target, reactor=self.clock, in_thread=in_thread)
+        self.receiver = Receiver(
+            self.target, overwrite=True, reactor=self.clock, in_thread=in_thread
+        )
         self.arrived = self.receiver.complete()
         if self.plain:
             make_plain(self.receiver)

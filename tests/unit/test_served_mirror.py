@@ -74,7 +74,7 @@ class Case(SynchronousTestCase):
 
     def receive(self):
         self.receiver = Receiver(
-            self.target, reactor=self.clock, in_thread=in_thread, system=Story()
+            self.target, overwrite=True, reactor=self.clock, in_thread=in_thread, system=Story()
         )
         self.arrived = self.receiver.complete()
         self.port = self.network.listen("there", self.receiver.factory())

@@ -965,6 +965,10 @@ class MigrationTests(MigrationCase):
         sent = self.send()
         self.network.pump()
         self.assertNoResult(sent)
+        self.assertEqual(["_write"], threads.names()[-1:], "which looks for data before")
+        threads.run()
+        self.network.pump()
+        self.assertNoResult(sent)
         self.assertEqual(["flush"], threads.names()[-1:])
         while threads.run():
             self.network.pump()

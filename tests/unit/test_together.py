@@ -98,7 +98,11 @@ class Case(SynchronousTestCase):
 
     def receive(self):
         self.receiver = Receiver(
-            self.target, reactor=self.clock, in_thread=in_thread, system=self.systems["dst"]
+            self.target,
+            overwrite=True,
+            reactor=self.clock,
+            in_thread=in_thread,
+            system=self.systems["dst"],
         )
         self.arrived = self.receiver.complete()
         if self.plain:
@@ -120,6 +124,7 @@ class Case(SynchronousTestCase):
                 self.endpoint,
                 destination=URI,
                 unlink=self.unlink,
+                overwrite=True,
                 retry=True,
                 retry_policy=lambda failures: 1.0,
                 system=self.systems["src"],

@@ -98,6 +98,7 @@ def request(options: MirrorOptions) -> dict[str, Any]:
         "uri": _from_the_root(options.uri),
         "unlink": bool(options["unlink"]),
         "again": bool(options["again"]),
+        "overwrite": bool(options["overwrite"]),
         "max_rate": options["max-rate"],
         "max_pause": options["max-pause"] / 1000,
         "timeout": options["timeout"],

@@ -7,6 +7,7 @@ An operation is run once, may be stopped, and opens and closes what it needs. It
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from ..migration import (
     SourceRecord,
     Summary,
     check_canonical,
+    refuse_in_use,
     source_found,
 )
 from ..nbd import NBDURI
@@ -36,6 +38,10 @@ from ..storage import (
     FileDisk,
     SystemCalls,
     describe_error,
+    device_in_memory,
+    filesystem_of,
+    image_format,
+    is_in_memory,
     open_disk,
     record_path,
 )
@@ -46,6 +52,9 @@ from .progress import Display
 from .served_mirror import Mirrors
 
 _log = Logger()
+
+_HEAD = 4096
+"""Bytes in which the marks of image formats are."""
 
 
 class Operation(Protocol):
@@ -112,10 +121,12 @@ class Receive(_Listener):
                 idle_timeout=options["idle-timeout"],
                 give_up_after=options["give-up-after"] or None,
                 again=bool(options["again"]),
+                overwrite=bool(options["overwrite"]),
                 reactor=self._reactor,
                 system=self._system,
             )
             try:
+                await self._check(disk, receiver)
                 await self._listen(listening, receiver)
                 return await receiver.complete()
             finally:
@@ -124,6 +135,29 @@ class Receive(_Listener):
             # A file that we made, and nobody began to fill, is no copy of anything.
             touched = self._receiver is not None and self._receiver.touched
             disk.close() if touched else disk.discard()
+
+    async def _check(self, disk: FileDisk | BlockDisk, receiver: Receiver) -> None:
+        """Whether the disk is one to receive into, before anybody can reach it."""
+        path = self._options["file"]
+        try:
+            if not self._options["in-use-anyway"]:
+                await refuse_in_use(
+                    disk, path, readers=True, reactor=self._reactor, system=self._system
+                )
+            await receiver.check()
+        except (MigrationError, OSError) as error:
+            receiver.stop(str(error))
+            if isinstance(error, MigrationError):
+                raise
+            raise LocalFailure(f"{path}: {describe_error(error)}") from None
+        if is_in_memory(kind := filesystem_of(path)) or device_in_memory(path):
+            _log.warn(
+                "{disk}: is in memory ({kind}): what is received there is gone with the next "
+                "restart of this machine",
+                event="in-memory",
+                disk=path,
+                kind=kind if is_in_memory(kind) else "a device in memory",
+            )
 
     async def _listen(self, listening: Listening, receiver: Receiver) -> None:
         options = self._options
@@ -171,6 +205,21 @@ class Serve(_Listener):
             ) as disk:
                 # Only now that nobody else can begin to migrate it.
                 check_canonical(options["file"], state_directory, self._system)
+                if not options["in-use-anyway"]:
+                    await refuse_in_use(
+                        disk,
+                        options["file"],
+                        readers=False,
+                        reactor=self._reactor,
+                        system=self._system,
+                    )
+                if image := image_format(disk.read(0, min(disk.size, _HEAD))):
+                    _log.warn(
+                        "{disk}: begins as a {image} image; its bytes are served as they are",
+                        event="not-raw",
+                        disk=options["file"],
+                        image=image,
+                    )
                 if isinstance(disk, FileDisk) and (links := disk.links()) > 1:
                     _log.warn(
                         "{disk}: has {links} names (hard links); the records that may stand beside "
@@ -198,7 +247,13 @@ class Serve(_Listener):
             reactor=self._reactor,
             system=self._system,
         )
-        mirrors = Mirrors(server, self._reactor, client_endpoint, self._system)
+        mirrors = Mirrors(
+            server,
+            self._reactor,
+            client_endpoint,
+            self._system,
+            in_use_anyway=bool(options["in-use-anyway"]),
+        )
         try:
             try:
                 danger = "read this disk" if read_only else "read and write this disk"
@@ -290,6 +345,7 @@ class Send:
             )
             if disk is None or found.retired:
                 return await self._finish(records, found)
+            await self._check(disk)
             return await self._send(disk)
         finally:
             if disk is not None:
@@ -303,6 +359,26 @@ class Send:
             return disk, Records(disk.record_path, self._system)
         return None, Records(record_path(path, directory, self._system), self._system)
 
+    async def _check(self, disk: FileDisk | BlockDisk) -> None:
+        """Whether the disk is one to be sent."""
+        options, path = self._options, self._options["file"]
+        if not options["in-use-anyway"]:
+            await refuse_in_use(
+                disk, path, readers=False, reactor=self._reactor, system=self._system
+            )
+        if options["raw-anyway"]:
+            return
+        try:
+            image = image_format(disk.read(0, min(disk.size, _HEAD)))
+        except OSError as error:
+            raise LocalFailure(f"{path}: {describe_error(error)}") from None
+        if image:
+            raise Refused(
+                f"{path}: begins as a {image} image, and only raw disks are sent: convert it "
+                f"(qemu-img convert -O raw {shlex.quote(path)} NEW), or say --raw-anyway to send "
+                "its bytes as they are"
+            )
+
     async def _send(self, disk: FileDisk | BlockDisk) -> Summary:
         options = self._options
         self._running = sender = Sender(
@@ -312,6 +388,8 @@ class Send:
             destination=str(options.uri),
             unlink=bool(options["unlink"]),
             again=bool(options["again"]),
+            overwrite=bool(options["overwrite"]),
+            in_use_anyway=bool(options["in-use-anyway"]),
             retry=bool(options["retry"]),
             give_up_after=options["give-up-after"] or None,
             max_rate=options["max-rate"],

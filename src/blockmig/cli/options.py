@@ -195,6 +195,14 @@ class _Options(_Named):
         ],
     ]
 
+    in_use_anyway: ClassVar[Rows] = [
+        [
+            "in-use-anyway",
+            None,
+            "Go on although another program has the disk open.",
+        ],
+    ]
+
     state_directory: ClassVar[Rows] = [
         [
             "state-dir",
@@ -250,6 +258,12 @@ class ReceiveOptions(_Options):
             "Receive into a disk although the records beside it say that it was migrated away, or "
             "holds a whole copy, or cannot be read.",
         ],
+        [
+            "overwrite",
+            None,
+            "Receive into a disk although it holds data. An unfinished hand-off is not overridden.",
+        ],
+        *_Options.in_use_anyway,
         *_Options.common_flags,
     ]
     optParameters: ClassVar[Rows] = [
@@ -321,6 +335,7 @@ class ServeOptions(_Options):
     optFlags: ClassVar[Rows] = [
         ["oldstyle", None, "Speak the old NBD handshake, for old clients."],
         ["read-only", "r", "Clients may only read."],
+        *_Options.in_use_anyway,
         *_Options.common_flags,
     ]
     optParameters: ClassVar[Rows] = [
@@ -436,6 +451,12 @@ class MirrorOptions(_AskOptions):
             "again",
             None,
             "Mirror although the records beside the disk say that it was migrated already, or "
+            "cannot be read.",
+        ],
+        [
+            "overwrite",
+            None,
+            "Mirror to a server that is no receiver of blockmig's although it holds data, or "
             "cannot be read.",
         ],
         ["wait", None, "Stay until the mirror has ended, with its progress and exit status."],
@@ -571,6 +592,18 @@ class SendOptions(_Options):
             None,
             "Send a disk although the records beside it say that it was migrated already, or "
             "cannot be read.",
+        ],
+        [
+            "overwrite",
+            None,
+            "Send to a server that is no receiver of blockmig's although it holds data, or cannot "
+            "be read.",
+        ],
+        *_Options.in_use_anyway,
+        [
+            "raw-anyway",
+            None,
+            "Send the bytes of FILE as they are although it begins as an image of another format.",
         ],
         ["retry", None, "Also try again what fails before the first accepted handshake."],
         *_Options.common_flags,

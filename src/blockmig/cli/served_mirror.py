@@ -36,6 +36,7 @@ class Mirrors:
 
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     @param system: the calls into the kernel.
+    @param in_use_anyway: other programs may have the disk open.
     @ivar current: the mirror that runs, or the last one.
     """
 
@@ -45,7 +46,9 @@ class Mirrors:
         reactor: Any,
         make_endpoint: Callable[[Any, NBDURI], Any],
         system: SystemCalls,
+        in_use_anyway: bool = False,
     ) -> None:
+        self._in_use_anyway = in_use_anyway
         self.current: Mirror | None = None
         self._expected: Deferred[None] | None = None
         self._server = server
@@ -121,6 +124,8 @@ class Mirrors:
             destination=str(uri),
             unlink=wanted.flag("unlink"),
             again=wanted.flag("again"),
+            overwrite=wanted.flag("overwrite"),
+            in_use_anyway=self._in_use_anyway,
             max_rate=wanted.rate(),
             longest_pause=wanted.seconds("max_pause", 0.5),
             converge=Converge(wanted.one_of("converge", *Converge)),

@@ -8,6 +8,7 @@ Owns attempts, restarts, coverage, the order of the hand-off and its records. Kn
 from .accepting import accept
 from .finisher import Finisher
 from .found import SourceFound, source_found
+from .in_use import refuse_in_use
 from .inspection import (
     Found,
     Standing,
@@ -70,5 +71,6 @@ __all__ = [
     "judge_pair",
     "look",
     "look_steadily",
+    "refuse_in_use",
     "source_found",
 ]

@@ -19,6 +19,12 @@ Rules (design, section 2: R2 to R6):
   disk is covered; or if the source was retired, and it comes from a connection that the migration
   claimed. The disk is then flushed, whether or not the sender asked for that, and the record
   removed, before anybody is told that the migration is complete;
+* data that somebody may miss is not written over, unless that was allowed: who holds none of ours
+  is looked at before the first record is written;
+* the file that was opened is the one that is declared canonical: its name, inode and size are
+  looked at with each record that is written, and before the end. What is found once the source may
+  be retired must not cost the only copy: the disk gets another name, and the migration does not
+  become complete;
 * a disk error ends the migration: the sender gets it as an NBD error first.
 
 The states, and what moves the migration between them, are declared below `Attempts`.
@@ -26,6 +32,9 @@ The states, and what moves the migration between them, are declared below `Attem
 
 from __future__ import annotations
 
+import errno
+import os
+import shlex
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,11 +47,18 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..interfaces import IDisk, IRecordedDisk
+from ..interfaces import IDisk, IRecordedDisk, IWatchedDisk
 from ..nbd import Command, Errno, Request, errno_to_wire
 from ..server import InThread, ServerConnection
-from ..storage import Coverage, describe_error
-from .outcome import LocalFailure, MigrationError, Summary
+from ..storage import (
+    SYSTEM,
+    Coverage,
+    DiskChanged,
+    SystemCalls,
+    describe_error,
+    find_data,
+)
+from .outcome import LocalFailure, MigrationError, Refused, Summary
 from .page import Page, Stage, fingerprint
 from .records import Kind, Phase, Record, Records, Side, this_host, timestamp
 from .write_behind import WriteBehind
@@ -51,6 +67,7 @@ _log = Logger()
 
 _TELL_TIMEOUT: Final = 5.0
 _TELL_ASIDE_TIMEOUT: Final = 0.5
+_RESCUE_DELAY: Final = 10.0
 
 Answer = Errno | Deferred[Errno]
 """What a request is answered with, now or once something is done."""
@@ -79,6 +96,12 @@ class Inputs(Protocol):
 
     def disk_failed(self, error: BaseException | None) -> None:
         """The disk, or its record, did not do what it was told to."""
+
+    def displaced(self, error: BaseException | None) -> None:
+        """The disk's name leads elsewhere, and this may be the only copy."""
+
+    def rescued(self, error: MigrationError) -> None:
+        """The disk has another name, and is on record under that."""
 
     def give_up(self, error: MigrationError) -> None:
         """Somebody, or the clock, wants the migration to end as it stands."""
@@ -116,9 +139,11 @@ class Attempts:
     @param records: its records; None where none are kept.
     @param record: the DISK.INCOMPLETE to go on from, if there is one.
     @param again: the records of earlier migrations are disregarded.
+    @param overwrite: what is on the disk may be written over, whatever it is.
     @param reactor: tells the time.
     @param in_thread: runs a function in a thread.
     @param finish: called with the outcome, once.
+    @param system: the calls into the kernel.
     @ivar machine: takes the inputs.
     @ivar attempt: the one that goes on.
     @ivar attempts: how many have begun.
@@ -136,11 +161,14 @@ class Attempts:
         record: Record | None,
         *,
         again: bool,
+        overwrite: bool,
         reactor: Any,
         in_thread: InThread,
         finish: Callable[[Summary | MigrationError], None],
+        system: SystemCalls = SYSTEM,
     ) -> None:
         self.disk = disk
+        self._system = system
         self.finish = finish
         self.attempt: Attempt | None = None
         self.attempts = 0
@@ -157,6 +185,7 @@ class Attempts:
         self.machine: Inputs = make_attempts(self)
         self._records = records
         self._again = again
+        self._may_overwrite = overwrite
         self._reactor = reactor
         self._in_thread = in_thread
         self._began = 0.0
@@ -249,15 +278,62 @@ class Attempts:
             self.record = result
             self.touched = True
 
-        if self._records is None:
+        if self._records is None and self._may_overwrite:
             written(record)
             return succeed(None)
         return self._in_thread(self._write, self._records, record).addCallback(written)
 
-    def _write(self, records: Records, record: Record) -> Record:
+    def refuse_data(self) -> None:
+        """I{Slow.} See whether the disk may be written over.
+
+        @raise Refused: it holds what somebody may miss.
+        """
+        if self._may_overwrite:
+            return
+        if what := find_data(self.disk):
+            raise Refused(
+                f"{self.disk.name}: holds {what}, and no record says that it may be overwritten "
+                "(if a migration into it has ended, it is complete as far as can be told); to "
+                "overwrite it, say --overwrite"
+            )
+        self._may_overwrite = True
+
+    def _check_place(self) -> None:
+        if IWatchedDisk.providedBy(self.disk):
+            self.disk.check_place()
+
+    def check_end(self, request: Request) -> Errno:
+        """Whether a change may be made: one that touches the last byte gives a file that was cut
+        its size again, so that nobody could tell any more that a part of it is missing."""
+        if request.offset + request.length < self.disk.size:
+            return Errno.OK
+        try:
+            self._check_place()
+        except (DiskChanged, OSError) as error:
+            self.machine.disk_failed(error)
+            return self.failure_told
+        return Errno.OK
+
+    def is_displaced(self) -> bool:
+        """Whether the disk lost its name when it may be the only copy; it is rescued then."""
+        if not self.copied:
+            return False
+        try:
+            self._check_place()
+        except DiskChanged as error:
+            self.machine.displaced(error)
+            return True
+        except OSError:
+            pass  # nobody can tell
+        return False
+
+    def _write(self, records: Records | None, record: Record) -> Record:
         """In a thread."""
-        if record.phase == Phase.COPIED:
-            record = record.but(identity=self._token())
+        self.refuse_data()
+        self._check_place()
+        if records is None:
+            return record
+        record = record.but(identity=self._token())
         written = records.write(Kind.INCOMPLETE, record)
         if not self._prepared:
             records.settle()
@@ -272,6 +348,9 @@ class Attempts:
         """OK once that is done; an error, which ends the migration, if it fails."""
 
         def failed(failure: Failure) -> Errno:
+            if self._retired and failure.check(DiskChanged):
+                self.machine.displaced(failure.value)
+                return Errno.EIO
             self.machine.disk_failed(failure.value)
             return self.failure_told
 
@@ -555,14 +634,17 @@ class Attempts:
 
         def finish() -> None:
             self.disk.flush()
+            self._check_place()
             if self._records is not None:
                 self._records.remove(Kind.INCOMPLETE)
 
         def finished(result: object) -> None:
-            if isinstance(result, Failure):
-                self.machine.disk_failed(result.value)
-            else:
+            if not isinstance(result, Failure):
                 self.machine.durable()
+            elif result.check(DiskChanged):
+                self.machine.displaced(result.value)
+            else:
+                self.machine.disk_failed(result.value)
 
         working = self._writing.run(self._in_thread, finish)
         working.addBoth(finished).addErrback(_bug)
@@ -576,10 +658,67 @@ class Attempts:
         self.finish(Summary(self.disk.size, data, zeroes, seconds, self.attempts))
         self._end()
 
+    def rescue(self, error: BaseException | None) -> None:
+        """Give the disk a name again, under which it is on record, for as long as that takes."""
+        self._end()
+        _log.error(
+            "{error}; the disk that was received may be the only copy: it gets another name",
+            event="displaced",
+            error=str(error),
+        )
+        working = self._writing.run(self._in_thread, self._rescue)
+        working.addCallbacks(
+            self._rescued, self._not_rescued, callbackArgs=(error,), errbackArgs=(error,)
+        ).addErrback(_bug)
+
+    def _rescue(self) -> str:
+        """In a thread."""
+        assert IWatchedDisk.providedBy(self.disk)
+        return self.disk.rescue(self._record_rescued)
+
+    def _record_rescued(self, path: str) -> None:
+        """In a thread, before anything stands there: without a record it would look complete."""
+        if self.record is None or self._records is None:
+            return
+        retired = self.record.retired or (timestamp() if self._retired else "")
+        record = self.record.but(phase=Phase.COPIED, retired=retired, identity="")
+        Records(path, self._system).write(Kind.INCOMPLETE, record)
+
+    def _rescued(self, path: str, error: BaseException | None) -> None:
+        advice = f"see `blockmig inspect {shlex.quote(path)}`"
+        self.machine.rescued(
+            LocalFailure(f"{error}; the disk that was received is {path} now: {advice}")
+        )
+
+    def _not_rescued(self, failure: Failure, error: BaseException | None) -> None:
+        """Without us it would be gone; a device is not, and nobody can save what was cut off."""
+        if failure.check(DiskChanged):
+            self.machine.rescued(LocalFailure(f"{error}; what was received is lost"))
+            return
+        if isinstance(failure.value, OSError) and failure.value.errno == errno.ENODEV:
+            self.machine.rescued(LocalFailure(f"{error}; {describe_error(failure.value)}"))
+            return
+        held = f"/proc/{os.getpid()}/fd/{self.disk.fileno()}"
+        _log.error(
+            "{error}; the disk that was received may be the only copy, and could not be given "
+            "another name: {why}; it is still to be had as {held}; trying again in {delay:.0f} s",
+            event="not-rescued",
+            error=str(error),
+            why=describe_error(failure.value),
+            held=held,
+            delay=_RESCUE_DELAY,
+        )
+        self._reactor.callLater(_RESCUE_DELAY, self.rescue, error)
+
     def fail(self, error: BaseException | None) -> None:
         """Keep the error; the sender has a little time to take it from us before the end."""
-        self.failure_told = errno_to_wire(getattr(error, "errno", None))
-        self.failure = LocalFailure(f"{self.disk.name}: {describe_error(error)}")
+        if isinstance(error, Refused):
+            self.failure_told, self.failure = Errno.EPERM, error
+        elif isinstance(error, DiskChanged):
+            self.failure = LocalFailure(f"{error}; what was received is not the disk")
+        else:
+            self.failure_told = errno_to_wire(getattr(error, "errno", None))
+            self.failure = LocalFailure(f"{self.disk.name}: {describe_error(error)}")
         _log.error("the disk failed: {error}", event="disk-failed", error=str(self.failure))
         delay = _TELL_TIMEOUT if self.attempt is not None else _TELL_ASIDE_TIMEOUT
         self._telling = self._reactor.callLater(delay, self.machine.give_up, self.failure)
@@ -602,6 +741,8 @@ _finishing = _builder.state("finishing")
 """The disconnect was accepted; the last flush is under way."""
 _failing = _builder.state("failing")
 """The disk has failed, and the sender is being told."""
+_rescuing = _builder.state("rescuing")
+"""The disk has lost its name when it may have been the only copy, and is given another."""
 _over = _builder.state("over")
 """The outcome is known."""
 
@@ -658,6 +799,18 @@ def _fail(machine: Inputs, core: Attempts, error: BaseException | None) -> None:
     core.fail(error)
 
 
+@_waiting.upon(Inputs.displaced).to(_rescuing)
+@_copying.upon(Inputs.displaced).to(_rescuing)
+@_finishing.upon(Inputs.displaced).to(_rescuing)
+def _rescue(machine: Inputs, core: Attempts, error: BaseException | None) -> None:
+    core.rescue(error)
+
+
+@_rescuing.upon(Inputs.rescued).to(_over)
+def _has_a_name(machine: Inputs, core: Attempts, error: MigrationError) -> None:
+    core.finish(error)
+
+
 @_failing.upon(Inputs.drop).to(_over)
 def _told(machine: Inputs, core: Attempts, why: str) -> None:
     core.failed()
@@ -684,21 +837,23 @@ def _tell_failure_aside(machine: Inputs, core: Attempts, page: Page) -> Answer:
     return core.failure_told
 
 
-for _state in (_finishing, _over):
+for _state in (_finishing, _rescuing, _over):
     _state.upon(Inputs.change).loop().returns(Errno.ESHUTDOWN)
     _state.upon(Inputs.tell).loop().returns(Errno.ESHUTDOWN)
-for _state in (_waiting, _finishing, _failing, _over):
+for _state in (_waiting, _finishing, _failing, _rescuing, _over):
     _state.upon(Inputs.covered).loop().returns(None)
-for _state in (_finishing, _failing, _over):
+for _state in (_finishing, _failing, _rescuing, _over):
     _state.upon(Inputs.disconnect).loop().returns(None)
-for _state in (_waiting, _copying, _failing, _over):
+for _state in (_waiting, _copying, _failing, _rescuing, _over):
     _state.upon(Inputs.durable).loop().returns(None)
-for _state in (_failing, _over):
+for _state in (_failing, _rescuing, _over):
     _state.upon(Inputs.disk_failed).loop().returns(None)
-for _state in (_waiting, _finishing, _over):
+    _state.upon(Inputs.displaced).loop().returns(None)
+for _state in (_waiting, _finishing, _rescuing, _over):
     _state.upon(Inputs.drop).loop().returns(None)
-# Once the disconnect was accepted the sender holds the migration for done: it is finished.
-for _state in (_finishing, _over):
+# Once the disconnect was accepted the sender holds the migration for done: it is finished. And a
+# disk without a name would be gone with us.
+for _state in (_finishing, _rescuing, _over):
     _state.upon(Inputs.give_up).loop().returns(None)
 
 make_attempts = _builder.build()

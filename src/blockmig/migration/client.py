@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -50,7 +51,7 @@ class SmallClient(Protocol):
 
     @param reactor: tells the time.
     @param export: the export's name.
-    @param look_for: the name of another one, to see whether the server lists it.
+    @param look_for: the names of others, to see which of them the server lists.
     @param first_cookie: the cookie of the first request.
     @param timeout: seconds within which each request must be answered, if less than C{TIMEOUT}.
     @ivar negotiated: fires once the handshake is over.
@@ -62,7 +63,7 @@ class SmallClient(Protocol):
         self,
         reactor: Any,
         export: str,
-        look_for: str | None = None,
+        look_for: Iterable[str] = (),
         first_cookie: int = 0,
         timeout: float | None = None,
     ) -> None:

@@ -31,7 +31,7 @@ from .client import ClientFailed, SmallClient, connect_client
 from .outcome import Summary, Unconfirmed
 from .page import Page, Stage
 from .records import Record
-from .side import SideConversation, describe, is_about, message, open_side, side_name
+from .side import SideConversation, describe, is_about, message, open_side, side_names
 from .source_record import SourceRecord
 
 _log = Logger()
@@ -173,7 +173,7 @@ class Finisher:
         """
         cookie = secrets.randbits(64)
         client = SmallClient(
-            self._reactor, self._export, side_name(self._export), first_cookie=cookie
+            self._reactor, self._export, side_names(self._export), first_cookie=cookie
         )
         try:
             _, negotiated = await connect_client(self._endpoint, client)

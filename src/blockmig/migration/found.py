@@ -4,15 +4,19 @@ Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 
 * a disk that was migrated away is nobody's source and nobody's destination, unless told `again`;
 * a copy that is not known to be canonical is nobody's source;
+* data that no record speaks of is nobody's to write over, unless told so; the unfinished copy of a
+  migration is, as long as it is the file that its record is about;
 * what cannot be understood is reported, and nothing is done on the strength of it;
 * a source that was retired by a migration not known to be complete is there to be finished, by the
   same command line, and for nothing else;
+* another file that has a source's name by now is another disk: it goes on with nothing;
 * a source whose copy is whole at one place must not be sent to another: were it deleted then, two
   copies would look like the canonical one.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from ..interfaces import IRecordedDisk
@@ -91,6 +95,19 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     return incomplete
 
 
+def may_overwrite(
+    disk: IRecordedDisk, records: Records, record: Record | None, again: bool
+) -> bool:
+    """Whether the records alone say that what is on the disk is to be written over.
+
+    @param record: the one to go on from, if there is one.
+    @param again: a human has said so of the disk that the records are about.
+    """
+    if record is not None:
+        return not record.identity or same_file(record.identity, disk.identity()) is not False
+    return again and any(os.path.lexists(records.name(kind)) for kind in Kind)
+
+
 def _is_of(disk: IRecordedDisk, record: Record) -> bool:
     """Whether the disk may be the one that the record says is whole, if it says so."""
     return record.phase != Phase.COPIED or (
@@ -164,7 +181,20 @@ def source_found(
             f"{path}: is gone, and blockmig did not delete it: its migration to "
             f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
         )
+    if migrating.identity and same_file(migrating.identity, identity) is False:
+        return _anew(migrating, path)
     return _go_on(migrating, destination, path)
+
+
+def _anew(migrating: Record, path: str) -> SourceFound:
+    """Another file has the name now, and must not go where the one before may be whole."""
+    if migrating.phase == Phase.COPIED or migrating.whole:
+        raise Refused(
+            f"{path}: is another file than the one of which all was copied to "
+            f"{migrating.destination}; see `blockmig inspect {path}`; to send this one all the "
+            "same, say --again"
+        )
+    return SourceFound(instead_of=migrating.migration)
 
 
 def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
@@ -172,6 +202,8 @@ def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
     if identity is None:
         return True
     if not migrating.again or migrating.destination.address != destination:
+        return False
+    if migrating.identity and same_file(migrating.identity, identity) is False:
         return False
     may_be_deleted = migrating.unlink and migrating.phase == Phase.COPIED
     return not may_be_deleted or bool(same_file(migrating.identity, identity))

@@ -238,6 +238,13 @@ def _accepted(found: Found, accepted: Record) -> Verdict:
 
 
 def _judge_destination(found: Found, record: Record) -> Verdict:
+    another = record.identity and same_file(record.identity, found.identity) is False
+    if record.phase == Phase.COPYING and found.size and another:
+        return _unknown(
+            f"a migration from {record.source} began to write the disk that was here; {found.path} "
+            "is another file, of which nothing is known",
+            "find out who put this file here; if it is a new disk, move the record out of its way",
+        )
     if record.phase == Phase.COPYING:
         return Verdict(
             Standing.NOT_CANONICAL,
@@ -246,7 +253,6 @@ def _judge_destination(found: Found, record: Record) -> Verdict:
             "did not come to its end",
             "run both commands again, receive here and send there; or delete it with its record",
         )
-    another = record.identity and same_file(record.identity, found.identity) is False
     if found.size != record.size or another:
         is_there = "is gone" if found.size is None else "is another disk now"
         return _unknown(
@@ -347,6 +353,9 @@ def _judge_source(found: Found) -> Verdict:
 
 def _retired(migrating: Record, found: Found) -> bool | None:
     """Whether the source was retired by deleting it; None where that cannot be told."""
+    another = bool(migrating.identity) and same_file(migrating.identity, found.identity) is False
+    if found.size is not None and another:
+        return None
     if not migrating.unlink or migrating.phase == Phase.COPYING:
         return False
     if found.size is None:

@@ -5,6 +5,8 @@ order is the attempt's.
 
 Rules (design, section 2: R8, R9):
 
+* what clients have changed since the mirror began is known for the places that are looked at before
+  each attempt at a foreign destination (`foreign`);
 * an attempt begins with everything dirty. A range is taken off the map before it is read: what
   changes after that is dirty again, and goes in a later pass;
 * each pass that sent something ends with a flush, so that the last one, with clients waiting, is
@@ -30,7 +32,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ..server import Server, Throttle
-from ..storage import GRAIN, DirtyMap, Piece
+from ..storage import GRAIN, DirtyMap, Piece, sampled_places
 from .convergence import Convergence, Next
 from .passes import Attempt, Ranges
 
@@ -81,6 +83,8 @@ class LivePasses:
     @ivar rest: bytes of data that went over meanwhile.
     """
 
+    in_use = True
+
     def __init__(
         self,
         server: Server,
@@ -116,6 +120,11 @@ class LivePasses:
         self._pause: float | None = None
         self._rest = 0
         self._reported = float("-inf")
+        self._unchanged = {
+            grain
+            for offset, length in sampled_places(server.disk.size)
+            for grain in _grains(offset, length)
+        }
         self._sampling = LoopingCall(self._sample)
         self._sampling.clock = reactor
 
@@ -144,7 +153,7 @@ class LivePasses:
     def start(self) -> None:
         """Watch what clients change, from now on."""
         self.dirty.mark_all()
-        self._server.changes.mark = self.dirty.mark
+        self._server.changes.mark = self._mark
         self._server.pace.crowded = True
         self._sampling.start(_SAMPLE, now=True)
 
@@ -157,6 +166,19 @@ class LivePasses:
             self._sampling.stop()
         self._stop_deadline()
         self._end_pause()
+
+    def _mark(self, offset: int, length: int, data: bool = True) -> None:
+        """A client is about to change something, or has just done so."""
+        self.dirty.mark(offset, length, data)
+        grains = _grains(offset, length)
+        if len(grains) < len(self._unchanged):
+            self._unchanged.difference_update(grains)
+        else:
+            self._unchanged = {grain for grain in self._unchanged if grain not in grains}
+
+    def changed(self, offset: int, length: int) -> bool:
+        """Whether clients have changed anything there, a sampled place, since the mirror began."""
+        return not self._unchanged.issuperset(_grains(offset, length))
 
     def _sample(self) -> None:
         if self._held_at is None:
@@ -186,7 +208,7 @@ class LivePasses:
                 self.convergence.flush = self._reactor.seconds() - began
                 self._flushed = True
             if self._may_hold():
-                await self._hold()
+                await self._hold(attempt)
             elif self.dirty.bytes < GRAIN * _MOST_RANGES:
                 await deferLater(self._reactor, _BREATH)
 
@@ -254,7 +276,7 @@ class LivePasses:
 
     # The hold.
 
-    async def _hold(self) -> None:
+    async def _hold(self, attempt: Attempt) -> None:
         self.stage = Stage.HOLDING
         self.holds += 1
         self._held_at = self._reactor.seconds()
@@ -266,6 +288,8 @@ class LivePasses:
         self._until_still = until_still = Deferred[None]()
         self._server.hold().addCallback(lambda _: self._still(until_still))
         await until_still
+        if self.stage == Stage.HOLDING:
+            await attempt.disk_is_still()
 
     def _still(self, until_still: Deferred[None]) -> None:
         """The server is; or it is not waited for any more."""
@@ -340,3 +364,8 @@ class LivePasses:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _grains(offset: int, length: int) -> range:
+    """Which parts of 64 KiB a range touches."""
+    return range(offset // GRAIN, (offset + length - 1) // GRAIN + 1)

@@ -64,6 +64,8 @@ class Mirror:
     @param destination: the URI of the export, for the record and for messages.
     @param unlink: delete the disk's file just before the disconnect.
     @param again: although the records beside the disk say that it was migrated.
+    @param overwrite: to a foreign destination although it holds data, or cannot be read.
+    @param in_use_anyway: other programs may have the server's disk open.
     @param max_rate: bytes of data per second; None for no limit.
     @param longest_pause: seconds for which clients may be held.
     @param converge: what to do where clients write faster than the data goes over.
@@ -87,6 +89,8 @@ class Mirror:
         destination: str = "",
         unlink: bool = False,
         again: bool = False,
+        overwrite: bool = False,
+        in_use_anyway: bool = False,
         max_rate: float | None = None,
         longest_pause: float = LONGEST_PAUSE,
         converge: Converge = Converge.WAIT,
@@ -122,6 +126,8 @@ class Mirror:
             destination=destination,
             unlink=unlink,
             again=again,
+            overwrite=overwrite,
+            in_use_anyway=in_use_anyway,
             reply_timeout=reply_timeout,
             passes=self._passes,
             limiter=self._courtesy,

@@ -25,6 +25,9 @@ class Attempt(Protocol):
     async def flush_now(self) -> None:
         """Have the destination make durable what it has."""
 
+    async def disk_is_still(self) -> None:
+        """From now on nobody changes the disk, unless C{release} is called."""
+
     def release(self) -> None:
         """C{send} has come to its end, but more is to be sent now: it is called again, or soon.
 
@@ -33,7 +36,15 @@ class Attempt(Protocol):
 
 
 class Passes(Protocol):
-    """What attempts ask and tell; all of it in the reactor's thread."""
+    """What attempts ask and tell; all of it in the reactor's thread.
+
+    @ivar in_use: clients change the disk while it is sent, by way of a server of ours.
+    """
+
+    in_use: bool
+
+    def changed(self, offset: int, length: int) -> bool:
+        """Whether clients have changed anything there since the first attempt began."""
 
     def begin(self) -> None:
         """An attempt begins: all of the disk is to be sent."""
@@ -63,9 +74,15 @@ class OnePass:
     @param size: bytes of the disk.
     """
 
+    in_use = False
+
     def __init__(self, size: int) -> None:
         self._size = size
         self._left: Ranges = []
+
+    def changed(self, offset: int, length: int) -> bool:
+        """Nobody does."""
+        return False
 
     def begin(self) -> None:
         """All of the disk is left."""

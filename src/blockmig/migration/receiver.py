@@ -34,7 +34,7 @@ from ..nbd import MAXIMUM_NAME, Command, Errno, Export, Request, TransmissionFla
 from ..server import Clients, ConnectionSettings, InThread, ServerConnection, ThreadWork
 from ..storage import SYSTEM, SystemCalls
 from .attempts import Answer, Attempts
-from .found import destination_record
+from .found import destination_record, may_overwrite
 from .outcome import GaveUp, MigrationError, Summary, Unconfirmed
 from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page
 from .records import Records
@@ -72,6 +72,8 @@ class _MigrationExport:
                 core.flush_begins(connection, request)
             return Errno.OK
         if core.attempt is None and (error := core.may_begin(connection)):
+            return error
+        if error := core.check_end(request):
             return error
         answer = core.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):
@@ -331,6 +333,9 @@ class Receiver:
     @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
         reactor's thread pool.
     @param again: disregard what the records beside the disk say of earlier migrations.
+    @param overwrite: write over whatever is on the disk. Without it a disk that holds data, of
+        which no record says that it is an unfinished copy, is refused: by L{check}, or when a
+        sender is about to change it.
     @param system: the calls into the kernel that move payloads, and write the record.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long.
     @raise blockmig.migration.Refused: the records forbid it, or cannot be kept.
@@ -347,6 +352,7 @@ class Receiver:
         idle_timeout: float = 60.0,
         give_up_after: float | None = None,
         again: bool = False,
+        overwrite: bool = False,
         reactor: Any = None,
         in_thread: InThread | None = None,
         system: SystemCalls = SYSTEM,
@@ -368,6 +374,7 @@ class Receiver:
         if IRecordedDisk.providedBy(disk):
             records = Records(disk.record_path, system)
             record = destination_record(disk, records, again)
+            overwrite = overwrite or may_overwrite(disk, records, record, again)
         if record is not None:
             _log.info(
                 "{disk}: an earlier receiver's record says {stage}, from {source}, on {when}",
@@ -382,9 +389,11 @@ class Receiver:
             records,
             record,
             again=again,
+            overwrite=overwrite,
             reactor=reactor,
             in_thread=self._threads,
             finish=self._finish,
+            system=system,
         )
         handler = _MigrationExport(core, Export(export, disk.size, _OFFERS))
         side = Export(export + SIDE_EXPORT, PAGE_SIZE, TransmissionFlag.HAS_FLAGS)
@@ -447,6 +456,14 @@ class Receiver:
             },
         }
 
+    def check(self) -> Deferred[None]:
+        """See whether the disk may be written over, before anybody is let in.
+
+        @return: fires with None, or fails with L{Refused} where the disk holds data. It need not be
+            called: the same is looked at before the first change.
+        """
+        return self._threads(self._core.refuse_data)
+
     def factory(self) -> IProtocolFactory:
         """What to listen with; the same one each time, so that several ports may be given it."""
         return self._factory
@@ -455,8 +472,9 @@ class Receiver:
         """The outcome, once everything is durable, every connection closed, no thread at work.
 
         @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{LocalFailure} where
-            the disk failed, L{GaveUp} where the receiver was stopped or gave up, L{Unconfirmed}
-            where it did so with a copy that lacks nothing but the disconnect.
+            the disk failed, L{Refused} where it holds data, L{GaveUp} where the receiver was
+            stopped or gave up, L{Unconfirmed} where it did so with a copy that lacks nothing but
+            the disconnect.
         """
         waiting: Deferred[Summary] = Deferred()
         self._waiting.append(waiting)
@@ -466,6 +484,8 @@ class Receiver:
     def stop(self, why: str = "stopped") -> None:
         """End the migration as it stands, unless its disconnect was accepted already."""
         core, record, name = self._core, self._core.record, self._core.disk.name
+        if core.is_displaced():
+            return
         if core.copied and core.retired:
             error: MigrationError = Unconfirmed(
                 f"{why}; {name} is the canonical copy: its source was retired, and nothing but "

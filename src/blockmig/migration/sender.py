@@ -10,7 +10,11 @@ Rules (design, sections 2 and 3):
 * an attempt starts from the beginning of the disk; nothing of an earlier one is trusted. What it
   sends, and when that is all, is up to the `passes`: one, or as many as a disk in use needs;
 * where the destination lists the side export, it is told there which migration the attempt belongs
-  to, before anything is sent; a destination without it gets plain NBD, in the same order;
+  to, before anything is sent; a destination without it gets plain NBD, in the same order, and only
+  if nobody's data is there (`foreign`);
+* a server that says that it serves its disk to clients is no destination;
+* the source that is retired is the one that was opened, as it was when the scan began
+  (`source_watch`);
 * before the first byte of data the migration is on record at the source;
 * no two requests in flight overlap, since the pieces of a pass do not, and the next begins when
   all of the last was acknowledged; a FLUSH and a disconnect are sent with nothing in flight;
@@ -64,13 +68,23 @@ from ..nbd import (
     Negotiated,
     NotNBD,
     OptionReply,
+    Payload,
     ProtocolError,
     Reply,
     TransmissionFlag,
     describe_errno,
 )
-from ..server import InThread, ThreadWork, to_the_end
-from ..storage import SYSTEM, DiskRefused, NotDurable, Piece, Scan, SystemCalls, describe_error
+from ..server import InThread, ThreadWork, served_name, to_the_end
+from ..storage import (
+    SYSTEM,
+    DiskChanged,
+    DiskRefused,
+    NotDurable,
+    Piece,
+    Scan,
+    SystemCalls,
+    describe_error,
+)
 from ..transport import (
     FileRegion,
     Limiter,
@@ -82,6 +96,7 @@ from ..transport import (
 )
 from .client import ClientFailed
 from .finisher import Finisher, put_complete_on_record, unconfirmed
+from .foreign import NotBlank, Read, check_blank
 from .found import SourceFound, source_found
 from .handoff import Handoff, make_handoff
 from .outcome import GaveUp, LocalFailure, MigrationError, Refused, Summary, Unconfirmed
@@ -98,6 +113,7 @@ from .side import (
     side_name,
 )
 from .source_record import SourceRecord
+from .source_watch import SourceGone, SourceTouched, SourceWatch
 
 _log = Logger()
 
@@ -160,7 +176,7 @@ class SenderProtocol(Protocol):
         self._reactor = sender.reactor
         self._handoff: Handoff = make_handoff(self)
         self._handshake: ClientHandshake | None = ClientHandshake(
-            sender.export, side_name(sender.export)
+            sender.export, _looked_for(sender.export)
         )
         self._wire = ClientTransmission()
         self._export: Export | None = None
@@ -171,6 +187,8 @@ class SenderProtocol(Protocol):
         self._scanning = False
         self._scanned = False
         self._passed: Deferred[None] | None = None
+        self._read: Deferred[bytes] | None = None
+        self._payload = b""
         self._flushed: Deferred[None] | None = None
         self._flushing = False
         self._in_flight: dict[int, Piece] = {}
@@ -300,7 +318,13 @@ class SenderProtocol(Protocol):
 
     def _negotiated(self, event: Negotiated, trailing: bytes) -> None:
         self._stop_timeout()
+        listed = side_name(self._sender.export) in event.listed
         try:
+            if event.listed and not listed:
+                raise AttemptFailed(
+                    "the destination is a `blockmig serve`, which gives its disk to clients: it "
+                    "is in use, and no place to send another disk to"
+                )
             request = self._sender.check_export(event.export)
         except AttemptFailed as error:
             self.drop(str(error))
@@ -308,11 +332,11 @@ class SenderProtocol(Protocol):
         self._handshake = None
         self._export = event.export
         self._oldstyle = event.oldstyle
-        self._listed = event.listed
+        self._listed = listed
         if event.oldstyle:
             self._window_requests = 1
             self._wire = ClientTransmission(constant_cookie=True)
-        elif event.listed:
+        elif listed:
             self._wire = ClientTransmission(first_cookie=self._cookie)
         self._sender.accepted()
         self._wire.receive_data(trailing)
@@ -333,7 +357,7 @@ class SenderProtocol(Protocol):
             return  # it is of no use any more, or the attempt is not
         if failure.check(ClientFailed, AttemptFailed):
             self.drop(failure.getErrorMessage())
-        elif isinstance(failure.value, Refused):
+        elif isinstance(failure.value, MigrationError):
             self._end()
             self._sender.passes.dropped()
             self._sender.failed(failure.value)
@@ -361,6 +385,7 @@ class SenderProtocol(Protocol):
     async def _begin(self, request: int) -> None:
         """Say and put down which migration this is; then there is something to send."""
         sender = self._sender
+        sender.check_still_there()
         place = Side(address=sender.destination)
         if self._listed:
             try:
@@ -371,11 +396,23 @@ class SenderProtocol(Protocol):
                 sender.check_page(page)
                 place = Side(page.host, page.disk, sender.destination)
                 await self._tell(Stage.COPYING)
+        if not self._listed:
+            await sender.check_foreign(self._read_destination, request)
         if self._ended:
             return
-        await sender.in_thread(sender.source.copying, sender.attempt, place, self._listed)
+        sender.agreed()
+        await sender.in_thread(sender.begin_copying, place, self._listed)
         self._request = request
         sender.passes.begin()
+
+    def _read_destination(self, offset: int, length: int) -> Deferred[bytes]:
+        """What is there; one at a time, and only before there is anything else to be answered."""
+        self._read = reading = Deferred[bytes]()
+        self._payload = b""
+        _, header = self._wire.request(Command.READ, offset, length)
+        self._outgoing.send([header])
+        self._expect_reply()
+        return reading
 
     # Copying.
 
@@ -401,6 +438,11 @@ class SenderProtocol(Protocol):
         self._passed = passed = Deferred[None]()
         self._fill()
         await passed
+
+    async def disk_is_still(self) -> None:
+        """What the source is from now on must be what it is when it is retired."""
+        if self._sender.watch.watches:
+            await self._sender.in_thread(self._sender.watch.is_still)
 
     async def flush_now(self) -> None:
         """Have the destination make durable what it has; that says nothing of the whole copy."""
@@ -502,8 +544,12 @@ class SenderProtocol(Protocol):
 
     def _replies(self) -> None:
         while not self._ended and (event := self._wire.next_event()) is not None:
-            assert isinstance(event, Reply)
-            self._reply(event)
+            if isinstance(event, Reply):
+                self._reply(event)
+            elif isinstance(event, Payload):
+                self._payload += bytes(event.data)
+            else:
+                self._end_read(self._payload)
         self._answered_at = self._reactor.seconds()
         self._fill()
 
@@ -530,7 +576,10 @@ class SenderProtocol(Protocol):
 
     def _reply(self, reply: Reply) -> None:
         request, error = reply
-        if error and request.command == Command.FLUSH and error in _UNKNOWN and self._oldstyle:
+        if request.command == Command.READ:
+            if error:
+                self._end_read(Failure(ClientFailed(describe_errno(error), error)))
+        elif error and request.command == Command.FLUSH and error in _UNKNOWN and self._oldstyle:
             self._no_flush()
         elif error:
             if self._oldstyle and request.command == Command.WRITE_ZEROES:
@@ -548,6 +597,11 @@ class SenderProtocol(Protocol):
             if piece.cold:
                 self._used.append(piece)
             self._sender.acknowledged(piece)
+
+    def _end_read(self, result: bytes | Failure) -> None:
+        reading, self._read = self._read, None
+        if reading is not None:
+            reading.callback(result)
 
     def _no_flush(self) -> None:
         """An old server that offers FLUSH and does not know it (nbdkit 1.32 does so)."""
@@ -626,7 +680,7 @@ class SenderProtocol(Protocol):
     def record(self) -> None:
         """In a thread, since it waits for the medium."""
         self._recorded = True
-        working = self._sender.in_thread(self._sender.source.copied)
+        working = self._sender.in_thread(self._sender.record_copied)
         working.addCallbacks(lambda _: self._handoff.recorded(), self._step_failed)
 
     def retire(self) -> None:
@@ -716,12 +770,7 @@ class SenderProtocol(Protocol):
             return
         self._sender.not_retired()
         self._sender.passes.dropped()
-        self._sender.failed(
-            LocalFailure(
-                f"{self._sender.disk.name}: could not be retired: {describe_error(error)}; "
-                "it is still the canonical copy, though the destination has all of it"
-            )
-        )
+        self._sender.failed(self._sender.why_not_retired(error))
 
     def finish(self, why: str) -> None:
         """Tell the migration."""
@@ -758,6 +807,11 @@ class SenderProtocol(Protocol):
 
 def _bug(failure: Failure) -> None:
     _log.failure("while sending", failure=failure)
+
+
+def _looked_for(export: str) -> list[str]:
+    """The side exports that tell what a destination is."""
+    return [name for name in (side_name(export), served_name(export)) if name is not None]
 
 
 def _explain(error: HandshakeRefused, export: str) -> str:
@@ -810,6 +864,8 @@ class Sender:
     @param unlink: delete the disk's file just before the disconnect.
     @param destination: the URI of the export, for the record and for messages.
     @param again: send a disk although an earlier migration has retired it.
+    @param overwrite: send to a foreign destination although it holds data, or cannot be read.
+    @param in_use_anyway: somebody else may have the disk open for writing.
     @param retry: also retry what fails before the first handshake was accepted.
     @param give_up_after: seconds without progress after which to give up; None to go on for ever.
     @param max_rate: bytes of data per second; None for no limit.
@@ -825,7 +881,8 @@ class Sender:
     @param system: the calls into the kernel that move payloads, and write the record.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
-    @ivar when_accepted: fires when a first handshake was accepted.
+    @ivar when_accepted: fires when a destination was found fit for the migration, and a first
+        attempt is about to copy.
     @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid to send
         it, or its migration is only to be finished (which a L{Finisher} does).
     """
@@ -839,6 +896,8 @@ class Sender:
         destination: str = "",
         unlink: bool = False,
         again: bool = False,
+        overwrite: bool = False,
+        in_use_anyway: bool = False,
         retry: bool = False,
         give_up_after: float | None = None,
         max_rate: float | None = None,
@@ -866,6 +925,10 @@ class Sender:
         self.destination = destination
         self._to_unlink = _unlinkable(disk) if unlink else None
         self.source = _source_record(disk, destination, unlink=unlink, again=again, system=system)
+        self.watch = SourceWatch(
+            disk, in_use=self.passes.in_use, anyway=in_use_anyway, system=system
+        )
+        self._overwrite = overwrite
         self._attempts_before = self.source.record.attempt
         self._retry = retry
         self._give_up_after = give_up_after
@@ -876,6 +939,7 @@ class Sender:
         self.when_accepted: Deferred[None] = Deferred()
         self._accepted = False
         self._retiring = False
+        self._not_to_be_used = False
         self._finisher: Finisher | None = None
         self._factory: _AttemptFactory | None = None
         self._to_finish: str | None = None
@@ -957,15 +1021,21 @@ class Sender:
                 await self.in_thread.idle()
         if self._retiring:
             return
+        try:
+            if self.source.may_be_copied and self.watch.is_gone:
+                # The copy at the destination may be the only one.
+                if self._not_to_be_used:
+                    await to_the_end(self.in_thread(self.source.not_to_be_retired))
+                return
+            # First this, so that whoever moves the source then is not taken for us.
+            await to_the_end(self.in_thread(self.source.not_to_be_retired))
+        except OSError as error:
+            _record_failed(error)
         await self._take_back()
         try:
             await to_the_end(self.in_thread(self.source.abandon))
         except OSError as error:
-            _log.warn(
-                "the record of the migration could not be removed: {error}",
-                event="record-failed",
-                error=describe_error(error),
-            )
+            _record_failed(error)
 
     async def _take_back(self) -> None:
         """Where the destination may have on record that its copy is whole, have it think again.
@@ -1141,9 +1211,63 @@ class Sender:
             size=self.disk.size,
             disk=self.disk.name,
         )
-        if not self._accepted:
-            self._accepted = True
+        self._accepted = True
+
+    def begin_copying(self, place: Side, side_export: bool) -> None:
+        """In a thread: what the source is now must be what it is when it is retired."""
+        self.watch.begin()
+        self.source.copying(self.attempt, place, side_export)
+
+    def agreed(self) -> None:
+        """Nothing speaks against the destination: the attempt is about to copy."""
+        if not self.when_accepted.called:
             self.when_accepted.callback(None)
+
+    async def check_foreign(self, read: Read, longest: int) -> None:
+        """Whether a destination without the side export may be written to.
+
+        @param read: reads from there.
+        @param longest: bytes of the longest READ.
+        @raise AttemptFailed: not now.
+        @raise Refused: it may not, and this was the first time of asking.
+        """
+        if self._overwrite:
+            return
+        read_own: Read | None = None
+        if self.source.was_copying_to(self.destination):
+
+            def read_own(offset: int, length: int) -> Deferred[bytes]:
+                return self.in_thread(self.disk.read, offset, length)
+
+        refusal = Refused if self.progress.attempt == 1 else AttemptFailed
+        where = self.destination or "the destination"
+        try:
+            await check_blank(self.disk.size, longest, read, read_own, self.passes.changed)
+        except NotBlank as error:
+            raise refusal(
+                f"{where}: holds {error}, and is no receiver of blockmig's: to overwrite it, say "
+                "--overwrite"
+            ) from None
+        except ClientFailed as error:
+            raise refusal(
+                f"{where}: cannot be read ({error}), so that it cannot be known whether somebody's "
+                "data is there: to write there all the same, say --overwrite"
+            ) from None
+
+    def _gone(self, why: str) -> Unconfirmed:
+        return Unconfirmed(
+            f"{why} while it was being sent; the copy at {self.source.record.destination} may have "
+            "all of it, and be the only one: see `blockmig inspect` there"
+        )
+
+    def check_still_there(self) -> None:
+        """Whether another attempt may write over what the last one has left.
+
+        @raise Unconfirmed: the source was deleted by somebody else, when all of it may have been
+            copied.
+        """
+        if self.source.may_be_copied and self.watch.is_gone:
+            raise self._gone(f"{self.disk.name} was deleted by somebody else")
 
     def moved(self, count: int) -> None:
         """Bytes were given to the wire."""
@@ -1169,13 +1293,45 @@ class Sender:
         @return: fires once that is durable.
         """
         self._retiring = True
+        return self.in_thread(self._retire)
+
+    def record_copied(self) -> None:
+        """In a thread. Of a source that was moved away it must not stand that we may delete it."""
+        try:
+            self.watch.check()
+        except SourceGone as error:
+            if not error.unchanged:
+                raise
+        self.source.copied()
+
+    def _retire(self) -> None:
+        """In a thread: nothing comes between the last look and the act."""
+        self.watch.check()
         if self._to_unlink is None:
-            return self.in_thread(self.source.retire_kept)
-        return self.in_thread(self._to_unlink.unlink)
+            self.source.retire_kept()
+        else:
+            self._to_unlink.unlink()
 
     def not_retired(self) -> None:
         """Retiring failed: the source is still the canonical copy."""
         self._retiring = False
+
+    def why_not_retired(self, error: BaseException | None) -> AttemptFailed | MigrationError:
+        """What it means that a step of the retirement failed."""
+        name = self.disk.name
+        if isinstance(error, SourceTouched):
+            return AttemptFailed(str(error))
+        if isinstance(error, SourceGone):
+            self._not_to_be_used = not error.unchanged
+            return self._gone(str(error))
+        if isinstance(error, DiskChanged):
+            return LocalFailure(
+                f"{error}; the disk that was sent was not retired, and is still the canonical copy"
+            )
+        return LocalFailure(
+            f"{name}: could not be retired: {describe_error(error)}; it is still the canonical "
+            "copy, though the destination has all of it"
+        )
 
     def done(self) -> None:
         """The attempt came to its end, and so did the migration."""
@@ -1191,6 +1347,14 @@ class Sender:
         """The attempt ended otherwise; with a L{MigrationError} the migration did too."""
         if not self._result.called:
             self._result.errback(error)
+
+
+def _record_failed(error: OSError) -> None:
+    _log.warn(
+        "the record of the migration could not be removed: {error}",
+        event="record-failed",
+        error=describe_error(error),
+    )
 
 
 def _source_record(

@@ -28,6 +28,12 @@ def side_name(export: str) -> str | None:
     return name if len(name.encode()) <= MAXIMUM_NAME else None
 
 
+def side_names(export: str) -> tuple[str, ...]:
+    """That name, if there is one, to be looked for."""
+    name = side_name(export)
+    return () if name is None else (name,)
+
+
 def is_about(page: Page, record: Record) -> bool:
     """Whether a page speaks of the migration that C{record} is about."""
     return page.migration == fingerprint(record.migration)

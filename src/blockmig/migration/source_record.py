@@ -102,6 +102,16 @@ class SourceRecord:
         if kind == Kind.MIGRATING:
             self._standing = record
 
+    def was_copying_to(self, address: str) -> bool:
+        """Whether the unfinished copy at C{address}, a foreign destination, is this migration's."""
+        record = self._standing
+        return (
+            record is not None
+            and not record.side_export
+            and bool(address)
+            and record.destination.address == address
+        )
+
     def check_place(self, host: str, disk: str) -> None:
         """See whether this is where the migration went before, if it may have left a copy there.
 
@@ -150,6 +160,23 @@ class SourceRecord:
     def asked(self) -> bool:
         """Whether the destination was asked whether its copy is whole, and may have said so."""
         return self._asked
+
+    @property
+    def may_be_copied(self) -> bool:
+        """Whether the destination's copy may be whole."""
+        return self._asked or (
+            self._standing is not None
+            and (self._standing.phase == Phase.COPIED or self._standing.whole)
+        )
+
+    def not_to_be_retired(self) -> None:
+        """I{Slow.} The source is kept, and nobody is to take it for one that we have deleted.
+
+        @raise OSError: it may stand so still.
+        """
+        record = self._standing
+        if record is not None and record.phase == Phase.COPIED:
+            self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
 
     def taken_back(self) -> None:
         """The destination has it on record no more."""

@@ -20,7 +20,7 @@ Rules kept by the server:
 
 Rules kept by the client:
 
-* LIST first where a name is looked for; a server that does not list has not got it;
+* LIST first where names are looked for; a server that does not list has none of them;
 * structured replies and C{base:allocation} are asked for only where the caller wants them; a server
   that refuses them is gone on with, and that is told;
 * GO then, with the block sizes asked for; EXPORT_NAME only for a server that has no GO;
@@ -85,7 +85,7 @@ class Negotiated:
 
     @ivar export: the export, as the server told of it.
     @ivar oldstyle: the server spoke the old handshake, so it may be as old in all else.
-    @ivar listed: the server lists the export that was looked for.
+    @ivar listed: those of the exports that were looked for that the server lists.
     @ivar structured: replies are structured.
     @ivar allocation: the metadata context C{base:allocation} was selected, as L{ALLOCATION_ID}; to
         one that the server calls by another number a client cannot be brought that was told this.
@@ -93,7 +93,7 @@ class Negotiated:
 
     export: Export
     oldstyle: bool = False
-    listed: bool = False
+    listed: frozenset[str] = frozenset()
     structured: bool = False
     allocation: bool = False
 
@@ -305,7 +305,7 @@ class ClientHandshake(Conversation[Negotiated]):
     """The client's side, newstyle or oldstyle as the server speaks.
 
     @param name: the export wanted; an oldstyle server has but one and is not told.
-    @param look_for: the name of another export, which may or may not be there.
+    @param look_for: the names of other exports, which may or may not be there.
     @param structured: ask for structured replies; `ClientTransmission` does not understand them.
     @param allocation: ask for the metadata context C{base:allocation} too, where they are to be
         had.
@@ -315,13 +315,13 @@ class ClientHandshake(Conversation[Negotiated]):
     def __init__(
         self,
         name: str = "",
-        look_for: str | None = None,
+        look_for: Iterable[str] = (),
         *,
         structured: bool = False,
         allocation: bool = False,
     ) -> None:
         self._name = name.encode()
-        self._look_for = None if look_for is None else look_for.encode()
+        self._look_for = {other.encode(): other for other in look_for}
         self._wants_structured = structured
         self._wants_allocation = allocation
         if len(self._name) > MAXIMUM_NAME:
@@ -341,10 +341,11 @@ class ClientHandshake(Conversation[Negotiated]):
         (offered,) = struct.unpack("!H", (yield 2))
         flags = offered & _KNOWN_FLAGS
         self._to_send += struct.pack("!I", flags)
-        listed = structured = allocation = False
+        listed: frozenset[str] = frozenset()
+        structured = allocation = False
         export: Export | None = None
         if flags & HandshakeFlag.FIXED_NEWSTYLE:
-            if self._look_for is not None:
+            if self._look_for:
                 listed = yield from self._list()
             if self._wants_structured:
                 structured = yield from self._structured_reply()
@@ -367,22 +368,23 @@ class ClientHandshake(Conversation[Negotiated]):
             raise RemoteProtocolError(f"an export of {size} bytes is beyond any disk")
         return Export(self._name.decode(), size, TransmissionFlag(flags))
 
-    def _list(self) -> Steps[bool]:
-        """Whether the name that is looked for is among those that the server lists."""
+    def _list(self) -> Steps[frozenset[str]]:
+        """Those of the names looked for that the server lists."""
         self._option(Option.LIST, b"")
-        listed = False
+        listed: set[str] = set()
         while True:  # as long as there are names; who waits for us has a clock
             reply, data = yield from self._reply(Option.LIST)
             if reply == OptionReply.ACK:
-                return listed
+                return frozenset(listed)
             if reply & OPTION_REPLY_ERROR:
-                return False
+                return frozenset()
             if reply != OptionReply.SERVER or len(data) < 4:
                 raise RemoteProtocolError(f"reply {reply} does not answer LIST")
             (length,) = struct.unpack_from("!I", data)
             if length > len(data) - 4:
                 raise RemoteProtocolError(f"a listed name of {length} bytes does not fit its reply")
-            listed = listed or data[4 : 4 + length] == self._look_for
+            if (name := data[4 : 4 + length]) in self._look_for:
+                listed.add(self._look_for[name])
 
     def _structured_reply(self) -> Steps[bool]:
         """Whether the server will answer with structured replies."""

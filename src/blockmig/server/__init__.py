@@ -8,6 +8,7 @@ from .access import DiskAccess
 from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
+from .notice import SERVED_EXPORT, served_name
 from .pace import Pace
 from .relay import Relay
 from .serving import Server
@@ -15,6 +16,7 @@ from .threads import InThread, ThreadWork, to_the_end
 from .traffic import Traffic
 
 __all__ = [
+    "SERVED_EXPORT",
     "Changes",
     "Clients",
     "ConnectionSettings",
@@ -27,5 +29,6 @@ __all__ = [
     "ThreadWork",
     "Throttle",
     "Traffic",
+    "served_name",
     "to_the_end",
 ]

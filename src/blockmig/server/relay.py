@@ -446,7 +446,7 @@ class Relay:
         self.is_there = False
         self._endpoint = endpoint
         self._export = export
-        self._receiver_export = receiver_export
+        self._receiver_exports = () if receiver_export is None else (receiver_export,)
         self._reactor = reactor
         self._system = system
         self._passages: dict[_Passage, None] = {}
@@ -484,7 +484,7 @@ class Relay:
         if told is not None:
             handshake = ClientHandshake(
                 self._export,
-                self._receiver_export,
+                self._receiver_exports,
                 structured=told.structured,
                 allocation=told.allocation,
             )
@@ -552,7 +552,7 @@ class Relay:
 
     def _look(self) -> None:
         self._next = None
-        handshake = ClientHandshake(self._export, self._receiver_export)
+        handshake = ClientHandshake(self._export, self._receiver_exports)
         self._probe = _Far(_Probe(self), self._reactor, handshake, self._system)
         self.connect(self._probe)
 

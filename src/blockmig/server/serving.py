@@ -15,7 +15,9 @@ Rules:
   that they repeat it at the new place; nothing is flushed, since this copy matters no more;
 * or else they are passed on to the new place (`relay`), and so is who comes later; it is over when
   the last of them has left;
-* the disk's errors are the clients' affair, and none of them ends the server.
+* the disk's errors are the clients' affair, and none of them ends the server;
+* beside the export there is a side export that says that it is served (`notice`): to senders of
+  ours that is no destination.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ from .changes import Changes
 from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
 from .errors import DiskErrors
+from .notice import ServedNotice, served_name
 from .pace import Pace
 from .relay import Relay
 from .threads import InThread, ThreadWork
@@ -234,11 +237,14 @@ class Server:
         self._handler = _ServedExport(
             Export(export, disk.size, flags), self._access, reactor.seconds
         )
+        exports: dict[str, IExportHandler] = {export: self._handler}
+        if (notice := served_name(export)) is not None:
+            exports[notice] = ServedNotice(export, disk.size, self._threads)
         self._settings = ConnectionSettings(
             reactor=reactor,
             in_thread=self._threads,
-            lookup=lambda name: self._handler if name == export else None,
-            names=lambda: [export],
+            lookup=exports.get,
+            names=lambda: list(exports),
             oldstyle=self._handler if oldstyle else None,
             structured=True,
             handshake_timeout=handshake_timeout,

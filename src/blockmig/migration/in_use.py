@@ -1,0 +1,76 @@
+"""Whether somebody else has a disk's file open, which is then no disk to migrate.
+
+Owns the refusal; how it is found out is the affair of `storage.users`. Rules:
+
+* programs that only look (an indexer, a backup) come and go: they are given two seconds;
+* on a network file system it cannot be told who has a file open elsewhere: that is said, and the
+  command goes on. So it does, without a word, where a lease may not be asked for;
+* whoever serves a disk, or sends it, minds only those who write to it; a destination must be
+  nobody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from ..interfaces import IDisk
+from ..storage import (
+    SYSTEM,
+    SystemCalls,
+    User,
+    filesystem_of,
+    is_open_elsewhere,
+    is_remote,
+    users_of,
+)
+from .outcome import Refused
+
+_log = Logger()
+
+_PATIENCE: Final = 2.0
+_INTERVAL: Final = 0.1
+
+
+def describe_users(users: Sequence[User]) -> str:
+    """Who has a file open, for a message."""
+    return ", ".join(map(str, users)) or "another program"
+
+
+async def refuse_in_use(
+    disk: IDisk, path: str, *, readers: bool, reactor: Any, system: SystemCalls = SYSTEM
+) -> None:
+    """See whether anybody else has the disk open.
+
+    @param path: where it is.
+    @param readers: whether those matter who only read.
+    @param reactor: tells the time.
+    @raise Refused: somebody has.
+    """
+    descriptor = disk.fileno()
+    if descriptor is None:
+        return  # it was only just made
+    writable = bool(getattr(disk, "writable", False))
+    end = reactor.seconds() + _PATIENCE
+    while (found := is_open_elsewhere(descriptor, writable, system)) is True:
+        if reactor.seconds() < end:
+            await deferLater(reactor, _INTERVAL)
+            continue
+        users = users_of(descriptor)
+        only_read = bool(users) and all(user.writes is False for user in users)
+        if only_read and writable and not readers:
+            return  # who reads is met too on a writable descriptor
+        raise Refused(
+            f"{path}: is open in {describe_users(users)}; end that first, or say --in-use-anyway"
+        )
+    if found is None and is_remote(kind := filesystem_of(path)):
+        _log.warn(
+            "{disk}: is on {kind}, where it cannot be told whether another program, here or on "
+            "another host, has it open",
+            event="perhaps-in-use",
+            disk=path,
+            kind=kind,
+        )

@@ -1,0 +1,134 @@
+"""Whether a source is, at its retirement, what it was when its copying began.
+
+Owns what was seen of it then. Rules (design, section 2: R13):
+
+* before its copy is put on record as whole, and again just before it is retired, its name must lead
+  to the file that was opened, of the same size;
+* it must not have been written to since the scan began. A disk whose only writer is our own server
+  was written to all the time: of that one only from the instant when it was still, with its
+  clients held;
+* nobody else may have it open for writing by then, as far as can be told, unless that was allowed;
+* what was touched, though not written to (another owner, a label, a hard link that came and went),
+  may have been written to by somebody who set its time back: that is no failure, but it is copied
+  anew;
+* a source whose last name was removed by somebody else is a case of its own: what was copied may be
+  all that is left of it.
+
+The calls block: they are made from threads.
+"""
+
+from __future__ import annotations
+
+from ..interfaces import IDisk, IWatchedDisk
+from ..storage import (
+    SYSTEM,
+    DiskChanged,
+    DiskVersion,
+    SystemCalls,
+    is_open_elsewhere,
+    users_of,
+)
+from .in_use import describe_users
+
+
+class SourceTouched(Exception):
+    """The source may have been written to, and is to be copied anew; the message is one line."""
+
+
+class SourceGone(Exception):
+    """The source's last name was removed by somebody else; the message is one line.
+
+    @ivar unchanged: nothing speaks against the copy: nobody wrote to the source meanwhile.
+    """
+
+    def __init__(self, message: str, unchanged: bool) -> None:
+        super().__init__(message)
+        self.unchanged = unchanged
+
+
+class SourceWatch:
+    """The watch over one source.
+
+    @param disk: the source.
+    @param in_use: its only writer is a server of ours.
+    @param anyway: somebody else may have it open for writing.
+    @param system: the calls into the kernel.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        *,
+        in_use: bool = False,
+        anyway: bool = False,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        self._disk = disk
+        self._watched = disk if IWatchedDisk.providedBy(disk) else None
+        self._in_use = in_use
+        self._anyway = anyway
+        self._system = system
+        self._seen: DiskVersion | None = None
+
+    @property
+    def watches(self) -> bool:
+        """Whether the disk can be watched at all."""
+        return self._watched is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the last name of the source's file was removed, by whomever."""
+        return self._watched is not None and self._watched.is_gone()
+
+    def begin(self) -> None:
+        """I{Slow.} The copying begins.
+
+        @raise OSError: the disk does not tell.
+        """
+        if self._watched is not None:
+            self._seen = None if self._in_use else self._watched.version()
+
+    def is_still(self) -> None:
+        """I{Slow.} Nobody may write to a disk in use from now on: its clients are held."""
+        if self._watched is not None and self._in_use:
+            self._seen = self._watched.version(settle=False)
+
+    def check(self) -> None:
+        """I{Slow.} The copy is about to be put on record as whole, or the source to be retired.
+
+        @raise SourceGone: there is nothing left to be retired.
+        @raise DiskChanged: it must not be.
+        @raise SourceTouched: it must not be, before it was copied anew.
+        @raise OSError: it cannot be told.
+        """
+        disk, seen = self._watched, self._seen
+        if disk is None:
+            return
+        now = disk.version(settle=not self._in_use) if seen is not None else None
+        written = seen is not None and now is not None and now.written != seen.written
+        if disk.is_gone():
+            raise SourceGone(f"{disk.name} was deleted by somebody else", unchanged=not written)
+        disk.check_place()
+        if written:
+            when = "its clients were held" if self._in_use else "it was being sent"
+            raise DiskChanged(f"{disk.name} was written to by another program while {when}")
+        touched = seen is not None and now is not None and now.touched != seen.touched
+        if touched and not self._in_use:
+            raise SourceTouched(
+                f"{disk.name} was touched while it was being sent (its ctime changed), and is "
+                "copied anew"
+            )
+        if not self._anyway:
+            self._check_writers()
+
+    def _check_writers(self) -> None:
+        """Whoever has it open for writing would go on with what is no disk any more."""
+        descriptor = self._disk.fileno()
+        if descriptor is None:
+            return
+        writable = bool(getattr(self._disk, "writable", False))
+        if not is_open_elsewhere(descriptor, writable, self._system):
+            return
+        writers = [user for user in users_of(descriptor) if user.writes]
+        if writers or not writable:  # on a writable descriptor readers are met too
+            raise DiskChanged(f"{self._disk.name} is open for writing in {describe_users(writers)}")
