@@ -311,7 +311,7 @@ class Attempts:
             self._check_place()
         except (DiskChanged, OSError) as error:
             self.machine.disk_failed(error)
-            return self.failure_told
+            return _error_number(error)
         return Errno.OK
 
     def is_displaced(self) -> bool:
@@ -352,7 +352,7 @@ class Attempts:
                 self.machine.displaced(failure.value)
                 return Errno.EIO
             self.machine.disk_failed(failure.value)
-            return self.failure_told
+            return _error_number(failure.value)
 
         return working.addCallbacks(lambda _: Errno.OK, failed)
 
@@ -712,12 +712,12 @@ class Attempts:
 
     def fail(self, error: BaseException | None) -> None:
         """Keep the error; the sender has a little time to take it from us before the end."""
+        self.failure_told = _error_number(error)
         if isinstance(error, Refused):
-            self.failure_told, self.failure = Errno.EPERM, error
+            self.failure = error
         elif isinstance(error, DiskChanged):
             self.failure = LocalFailure(f"{error}; what was received is not the disk")
         else:
-            self.failure_told = errno_to_wire(getattr(error, "errno", None))
             self.failure = LocalFailure(f"{self.disk.name}: {describe_error(error)}")
         _log.error("the disk failed: {error}", event="disk-failed", error=str(self.failure))
         delay = _TELL_TIMEOUT if self.attempt is not None else _TELL_ASIDE_TIMEOUT
@@ -863,6 +863,13 @@ make_attempts = _builder.build()
 def _existing(record: Record | None) -> Record:
     assert record is not None
     return record
+
+
+def _error_number(error: BaseException | None) -> Errno:
+    """What a sender is told of an error that ends the migration."""
+    if isinstance(error, Refused):
+        return Errno.EPERM
+    return errno_to_wire(getattr(error, "errno", None))
 
 
 def _bug(failure: Failure) -> None:

@@ -46,7 +46,7 @@ async def check_blank(
         for offset in range(start, end, longest):
             count = min(longest, end - offset)
             data = await read(offset, count)
-            if not any(data):
+            if data == bytes(count):
                 continue
             if read_own is None:
                 raise NotBlank(_what(data, offset))

@@ -238,17 +238,34 @@ class WatchedFile(_Watched):
         except FileExistsError:
             raise
         except OSError:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptor = self._system.open(new, flags, 0o600)
-            try:
-                self._copy(descriptor)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    self._system.unlink(new)
-                raise
-            finally:
-                self._system.close(descriptor)
+            self._save_copy(new)
         self._system.sync_directory(os.path.dirname(new))
+
+    def _save_copy(self, new: str) -> None:
+        """A part of it must not be taken for the disk: it has that name only when it is whole."""
+        temporary = new + ".tmp"
+        with contextlib.suppress(FileNotFoundError):
+            self._system.unlink(temporary)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = self._system.open(temporary, flags, 0o600)
+        try:
+            self._copy(descriptor)
+            self._rename(descriptor, temporary, new)
+        finally:
+            self._system.close(descriptor)
+            with contextlib.suppress(OSError):
+                self._system.unlink(temporary)
+
+    def _rename(self, descriptor: int, temporary: str, new: str) -> None:
+        """As rename(2), which would replace what stands there."""
+        try:
+            self._system.link(descriptor, new)
+        except FileExistsError:
+            raise
+        except OSError:  # there are no hard links here
+            if os.path.lexists(new):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
+            self._system.rename(temporary, new)
 
     def _copy(self, descriptor: int) -> None:
         """All of the file, with its holes, durably; as a clone where the file system has those."""
