@@ -1,12 +1,15 @@
 """`make demo`: a real disk moves between two real processes, and arrived whole.
 
-Makes an ext4 image of the machine's own files (or takes a disk that is given), migrates it with
-`blockmig receive` and `blockmig send`, and then checks what was promised; exits 0 if all holds.
+Makes an ext4 image of the machine's own files (or a copy of a disk that is given, which is only
+read), migrates it with `blockmig receive` and `blockmig send`, and then checks what was promised;
+exits 0 if all holds. All that it makes is in `.demo`, and is gone when it ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +25,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+
+from blockmig.storage import SYSTEM, is_open_elsewhere, users_of
 
 TREES = ("/usr/lib/python3", "/usr/share/doc", "/usr/share", "/usr/lib", "/usr/bin")
 ENOUGH = 400 << 20
@@ -114,19 +119,87 @@ def is_ext(path: Path) -> bool:
 
 
 def check_room(work: Path, needed: int) -> None:
-    """Whether there is room for a copy, before anything is begun."""
+    """Whether there is room for so much, before it is begun."""
     free = shutil.disk_usage(work).free
     if free < needed + (64 << 20):
         raise Failed(f"{work}: {size(needed)} are needed, and only {size(free)} are free")
 
 
+def allocated(path: Path) -> int:
+    """Bytes that the disk takes: all that a device has, and of a file what is no hole."""
+    status = path.stat()
+    return length(path) if stat.S_ISBLK(status.st_mode) else status.st_blocks * 512
+
+
+def check_own(disk: Path) -> None:
+    """Whether it is a disk at all."""
+    try:
+        mode = disk.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise Failed(f"{disk}: is a directory, not a disk")
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise Failed(f"{disk}: is neither a regular file nor a block device")
+        if not length(disk):
+            raise Failed(f"{disk}: is empty, there is nothing to migrate")
+    except OSError as error:
+        raise Failed(f"{disk}: {error.strerror}") from None
+
+
+def state(disk: Path) -> tuple[int, ...]:
+    """What changes when the disk is written to, or replaced."""
+    now = disk.stat()
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+def writers(disk: Path) -> list[str]:
+    """Who else may be writing to it, as far as can be told."""
+    exclusive = os.O_EXCL if disk.is_block_device() else 0
+    try:
+        descriptor = os.open(disk, os.O_RDONLY | exclusive)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return ["a mounted file system"]
+    try:
+        if is_open_elsewhere(descriptor, False, SYSTEM) is False:
+            return []
+        return [user.what for user in users_of(descriptor) if user.writes is not False]
+    finally:
+        os.close(descriptor)
+
+
+def copy_disk(own: Path, copy: Path) -> None:
+    """A reflink where the file system can, and otherwise a copy with holes for its zeroes."""
+    needed = allocated(own)
+    cloned = False
+    with contextlib.suppress(Failed):
+        run("cp", "--reflink=always", "--", str(own), str(copy))
+        cloned = True
+    check_room(copy.parent, needed if cloned else 2 * needed)
+    if not cloned:
+        copy.unlink(missing_ok=True)
+        run("cp", "--sparse=always", "--", str(own), str(copy))
+    say("[green]•[/]", f"{copy}: a copy of it, {size(allocated(copy))} of data")
+
+
+def fsck(path: Path) -> subprocess.CompletedProcess[str]:
+    """Only looks (-n), as something on the destination would before mounting it."""
+    return subprocess.run(
+        ["e2fsck", "-fn", str(path)],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
 class Demo:
     """One migration, and what was found out about it."""
 
-    def __init__(self, source: Path, destination: Path, unlink: bool) -> None:
+    def __init__(self, source: Path, destination: Path, check: bool) -> None:
         self.source = source
         self.destination = destination
-        self.unlink = unlink
+        self.check = check
         self.blockmig = str(Path(sys.executable).with_name("blockmig"))
         self.failures = 0
 
@@ -170,10 +243,9 @@ class Demo:
             console.print(f"   {escape(event['message'])}")
         if uri is None:
             raise Failed(f"the receiver ended with status {receiver.wait()}")
-        unlink = ["--unlink"] if self.unlink else []
-        command = ["send", *unlink, "--progress", "bar", str(self.source), uri]
+        command = ["send", "--unlink", "--progress", "bar", str(self.source), uri]
         console.print(f"   [cyan]$ blockmig {escape(shlex.join(command))}[/]")
-        allocated = os.stat(self.source).st_blocks * 512
+        taken = allocated(self.source)
         sys.stdout.flush()
         began = time.monotonic()
         sender = subprocess.run([self.blockmig, *command], stdin=subprocess.DEVNULL, check=False)
@@ -193,26 +265,20 @@ class Demo:
         self.prove(after == before, f"sha256 before {before}\n            after {after}")
         self.check_file_system()
         there = self.source.exists()
-        if self.unlink:
-            self.prove(not there, "the source is " + ("still there" if there else "gone"))
-        else:
-            self.prove(there, "your own disk is " + ("still there" if there else "gone"))
-        now = os.stat(self.destination).st_blocks * 512
-        say("[green]•[/]", f"allocated: {size(allocated)} before, {size(now)} after")
+        self.prove(not there, "the source is " + ("still there" if there else "gone"))
+        now = allocated(self.destination)
+        say("[green]•[/]", f"allocated: {size(taken)} before, {size(now)} after")
         say("[green]•[/]", f"{seconds:.1f} s from the start of the sender to the end of both")
 
     def check_file_system(self) -> None:
-        """Only looks (-n), as something on the destination would before mounting it."""
+        """Whether the file system is as good as it was."""
         if not is_ext(self.destination):
             say("[yellow]•[/]", "e2fsck: skipped, since this is not an ext file system")
             return
-        done = subprocess.run(
-            ["e2fsck", "-fn", str(self.destination)],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        if not self.check:
+            say("[yellow]•[/]", "e2fsck: skipped, since it was not clean before")
+            return
+        done = fsck(self.destination)
         last = (done.stdout.strip().splitlines() or ["nothing said"])[-1].rpartition("/")[2]
         self.prove(done.returncode == 0, f"e2fsck -fn: {'clean' if not done.returncode else last}")
 
@@ -220,23 +286,28 @@ class Demo:
 def demonstrate(work: Path, own: Path | None, keep: bool) -> int:
     """The whole demo; how many proofs failed."""
     heading("A disk")
-    destination = work / "destination.img"
+    source, destination = work / "source.img", work / "destination.img"
+    stands_still, check = False, True
     if own is None:
         check_room(work, 3 * ENOUGH)
-        source = work / "source.img"
         make_image(source, work / "files")
     else:
-        source = own
-        try:
-            total = length(source)
-        except OSError as error:
-            raise Failed(f"{source}: {error.strerror}") from None
-        check_room(work, os.stat(source).st_blocks * 512 or total)
-        say("[green]•[/]", f"{escape(str(source))}: {total:,} bytes, yours: it will not be deleted")
+        check_own(own)
+        say("[green]•[/]", f"{escape(str(own))}: {length(own):,} bytes, yours: it is only read")
+        others, as_it_was = writers(own), state(own)
+        copy_disk(own, source)
+        stands_still = not others and state(own) == as_it_was
+        if not stands_still:
+            who = ", ".join(others) or "somebody"
+            say("[yellow]•[/]", f"{escape(who)} writes to yours: this copy of it may be torn")
+        check = not is_ext(source) or fsck(source).returncode == 0
     before = digest(source)
     say("[green]•[/]", f"sha256 {before}")
-    demo = Demo(source, destination, unlink=own is None)
+    demo = Demo(source, destination, check)
     demo.migrate(before, length(source))
+    if own is not None and stands_still:
+        holds = state(own) == as_it_was
+        demo.prove(holds, "your own disk " + ("is as it was" if holds else "has changed"))
     if keep:
         say("[green]•[/]", f"kept: {escape(str(destination))}")
     return demo.failures
@@ -249,15 +320,19 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the destination where it is")
     options = parser.parse_args()
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     work = Path(".demo")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    if options.disk and work.resolve() in options.disk.resolve().parents:
+        console.print(f"[red]demo: {escape(str(options.disk))}: {work} is emptied first[/]")
+        return 1
     kept = False
     try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(0o700)
         failures = demonstrate(work, options.disk, options.keep)
         kept = options.keep
-    except Failed as error:
+    except (Failed, OSError) as error:
         console.print(f"\n[red]demo: {escape(str(error))}[/]")
         return 1
     except KeyboardInterrupt:

@@ -115,8 +115,21 @@ def begun_and_removed(hosts: Hosts) -> None:
 
 
 def deleted_and_replaced(hosts: Hosts) -> None:
+    """By a file that was there already: one that is made now may get the inode again, or not."""
+    other = hosts.room / "other"
+    other.write_bytes(os.urandom(SIZE))
+    deleted(hosts)
+    other.rename(hosts.source)
+
+
+def deleted_and_replaced_in_its_inode(hosts: Hosts) -> None:
+    """The same inode, given again to a file that was made later; the record is made to say so."""
     deleted(hosts)
     hosts.source.write_bytes(os.urandom(SIZE))
+    record = Path(f"{hosts.source}.MIGRATING")
+    found = json.loads(record.read_text())
+    found["identity"] = f"inode {hosts.source.stat().st_ino}, born 1"
+    record.write_text(json.dumps(found))
 
 
 def torn(hosts: Hosts) -> None:
@@ -147,6 +160,7 @@ SOURCE: list[Callable[[Hosts], None]] = [
     copied,
     deleted,
     deleted_and_replaced,
+    deleted_and_replaced_in_its_inode,
     marked,
     kept,
     begun_and_removed,
@@ -195,18 +209,20 @@ def files(path: Path) -> str:
                 note = f" ({', '.join(words)})"
         elif file == path and file.stat().st_size == 0:
             note = " (0 bytes)"
-        elif file == path and _is_another(path):
-            note = " (another file, made since)"
+        elif file == path:
+            note = _is_another(path)
         shown.append(f"`{file.name}`{note}")
     return ", ".join(shown) or "nothing"
 
 
-def _is_another(path: Path) -> bool:
+def _is_another(path: Path) -> str:
     record = Path(f"{path}.MIGRATING")
     if not record.exists():
-        return False
+        return ""
     found = json.loads(record.read_text())["identity"]
-    return f"inode {path.stat().st_ino}," not in found
+    if f"inode {path.stat().st_ino}," not in found:
+        return " (another file, made since)"
+    return "" if found == look(str(path)).identity else " (another file, in the same inode)"
 
 
 def general(text: str, room: Path) -> str:

@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from tests.support.disks import MIB, digest, random_image, small_file_system, sparse_image
+from tests.support.disks import (
+    MIB,
+    allocated,
+    digest,
+    random_image,
+    small_file_system,
+    sparse_image,
+)
 from tests.support.embedding import log_lines, pause, receiving, sending
 from tests.support.processes import BLOCKMIG, FULL, TWISTD, Processes, Running, until
 from tests.support.wires import Break, wires
@@ -24,7 +31,7 @@ from blockmig.storage import SystemCalls
 
 LOOPS = range(10 if FULL else 3)
 SIZE = 64 * MIB if FULL else 32 * MIB
-RATE = str(SIZE)  # so that half of it takes half a second
+RATE = str(SIZE // 4)  # so that it is far from its end after half a second, or two
 
 
 def mixed_image(path: Path, seed: int) -> Path:
@@ -41,8 +48,8 @@ def port_of(receiver: Running) -> str:
     return receiver.uri.split(":")[2].rstrip("/")
 
 
-def about_half(receiver: Running) -> None:
-    """Wait until an attempt is halfway."""
+def under_way(receiver: Running) -> None:
+    """Wait until an attempt is well under way."""
     receiver.wait_event("attempt", count=len(receiver.events("restart")) + 1)
     time.sleep(0.5)
 
@@ -63,7 +70,8 @@ def test_sender_killed(processes: Processes, room: Path, loop: int) -> None:
         command = (TWISTD, "-n", "--pidfile=", "blockmig", "receive")
     receiver = processes.receive(room / "destination", "--size", SIZE, command=command)
     first = processes.send(source, receiver, "--unlink", "--max-rate", RATE)
-    about_half(receiver)
+    under_way(receiver)
+    until(lambda: allocated(room / "destination") > SIZE // 4)
     first.kill()
     restart = receiver.wait_event("restart", 5)
     assert 0.1 < left_over(restart) < 0.9, restart
@@ -83,7 +91,7 @@ def test_receiver_killed(processes: Processes, room: Path, loop: int) -> None:
     before = digest(source)
     first = processes.receive(room / "destination", "--size", SIZE)
     sender = processes.send(source, first, "--unlink", "--max-rate", RATE)
-    about_half(first)
+    under_way(first)
     first.kill()
     sender.wait_event("restart", 10)
     assert source.exists()
@@ -103,7 +111,7 @@ def test_every_attempt_starts_from_nothing(processes: Processes, room: Path) -> 
     receiver = processes.receive(room / "destination", "--size", SIZE)
     for _ in range(3):
         sender = processes.send(source, receiver, "--max-rate", RATE)
-        about_half(receiver)
+        under_way(receiver)
         sender.kill()
         until(lambda: len(receiver.events("restart")) == len(receiver.events("attempt")))
     assert receiver.status is None
@@ -116,7 +124,7 @@ def test_another_disk_may_follow(processes: Processes, room: Path) -> None:
     """What an earlier attempt wrote must not show through: zeroes too have to arrive."""
     receiver = processes.receive(room / "destination", "--size", SIZE)
     first = processes.send(random_image(room / "first", SIZE), receiver, "--max-rate", RATE)
-    about_half(receiver)
+    under_way(receiver)
     first.kill()
     receiver.wait_event("restart")
     second = sparse_image(room / "second", SIZE, {3 * MIB + 5: b"second"})
@@ -130,7 +138,7 @@ def test_stopped_sender_loses_its_place(processes: Processes, room: Path) -> Non
     twin = mixed_image(room / "twin", 2)
     receiver = processes.receive(room / "destination", "--size", SIZE, "--idle-timeout", 2)
     stopped = processes.send(source, receiver, "--unlink", "--max-rate", RATE)
-    about_half(receiver)
+    under_way(receiver)
     stopped.signal(signal.SIGSTOP)
     began = time.monotonic()
     other = processes.send(twin, receiver, "--unlink")
@@ -316,7 +324,7 @@ def test_source_that_shrinks(processes: Processes, room: Path) -> None:
     source = random_image(room / "source", SIZE)
     receiver = processes.receive(room / "destination", "--size", SIZE)
     sender = processes.send(source, receiver, "--unlink", "--max-rate", RATE)
-    about_half(receiver)
+    under_way(receiver)
     os.truncate(source, MIB)
     assert sender.wait(20) == 3, sender.stderr
     assert source.exists()

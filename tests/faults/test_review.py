@@ -210,9 +210,16 @@ def last_moment(
 def dies_with_its_reply(connection: socket.socket, reply: bytes) -> None:
     if connection.family == socket.AF_INET:
         connection.send(reply, socket.MSG_MORE)  # so that the end travels with it
-    else:
-        connection.send(reply)
+        connection.close()
+        return
+    # Two calls, between which the sender must not go on.
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    sender, _, _ = struct.unpack("iII", credentials)
+    os.kill(sender, signal.SIGSTOP)
+    until(lambda: ") T " in Path(f"/proc/{sender}/stat").read_text())
+    connection.send(reply)
     connection.close()
+    os.kill(sender, signal.SIGCONT)
 
 
 def dies_before_it_reads(connection: socket.socket, reply: bytes) -> None:

@@ -156,7 +156,7 @@ def test_stray(
     at_first = receiver.peak
     sender = None
     if when == "copying":
-        sender = processes.send(source, receiver, "--unlink", "--max-rate", "20M")
+        sender = processes.send(source, receiver, "--unlink", "--max-rate", "10M")
         receiver.wait_event("attempt")
     with strays(processes, receiver.uri) as strangers:
         stray(strangers)
@@ -218,7 +218,7 @@ def test_second_sender_is_refused_at_once(processes: Processes, room: Path) -> N
     source = random_image(room / "source", SIZE)
     twin = random_image(room / "twin", SIZE, seed=2)
     receiver = processes.receive(room / "destination", "--size", SIZE)
-    first = processes.send(source, receiver, "--max-rate", "8M")
+    first = processes.send(source, receiver, "--max-rate", "3M")
     receiver.wait_event("attempt")
     with wire.client(receiver.uri) as client:
         for ask in (
@@ -228,7 +228,7 @@ def test_second_sender_is_refused_at_once(processes: Processes, room: Path) -> N
         ):
             began = time.monotonic()
             assert ask() == wire.EPERM
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 3
         assert client.ask(wire.READ, 0, 512) == 0, "the connection lives"
         wire.read_exactly(client.socket, 512)
         client.send(wire.request(wire.DISC))
@@ -408,7 +408,7 @@ def test_hostile_beside_a_sender(
     thread.start()
     arrives(receiver, sender, room / "destination", digest(source))
     thread.join()
-    assert 1.8 <= sender.events("complete")[0]["seconds"] < 4
+    assert 1.8 <= sender.events("complete")[0]["seconds"] < 8
 
 
 # Nonsense.

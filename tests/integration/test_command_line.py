@@ -160,7 +160,7 @@ def test_bad_size(processes: Processes, room: Path, size: str) -> None:
 
 
 def test_in_use(processes: Processes, disk: Path) -> None:
-    processes.receive(disk)
+    processes.receive(disk, "--overwrite")
     refused(processes, receive_command(disk), disk, "in use")
     refused(processes, send_command(disk, NOWHERE), disk, "in use")
 
@@ -485,10 +485,11 @@ def port_that_never_answers() -> Iterator[int]:
 def test_signal_while_connecting(processes: Processes, disk: Path) -> None:
     with port_that_never_answers() as port:
         sender = processes.send(disk, f"nbd://127.0.0.1:{port}/", "--retry", "--unlink")
-        time.sleep(1.5)
+        until(lambda: sender.catches(signal.SIGTERM))
+        time.sleep(0.5)
         assert sender.status is None
         sender.signal(signal.SIGTERM)
-        assert sender.wait(5) == 4
+        assert sender.wait(20) == 4
     assert disk.exists()
 
 
@@ -639,7 +640,7 @@ def test_signal_to_the_receiver(processes: Processes, room: Path, number: int, w
 
 def test_an_existing_disk_stays_when_nothing_came(processes: Processes, disk: Path) -> None:
     before = digest(disk)
-    receiver = processes.receive(disk)
+    receiver = processes.receive(disk, "--overwrite")
     receiver.signal(signal.SIGTERM)
     assert receiver.wait(5) == 4
     assert digest(disk) == before

@@ -118,7 +118,10 @@ async def test_the_bytes_are_the_same(room: Path, name: str, kind: str) -> None:
     before = digest(source)
     calls = CALLS[name]()
     listen = "tcp:0:interface=127.0.0.1" if kind == "tcp" else f"unix:{room}/socket"
-    async with receiving(destination, system=calls, listen=listen) as (receiver, port):
+    async with receiving(destination, system=calls, listen=listen, overwrite=True) as (
+        receiver,
+        port,
+    ):
         to = port.getHost().port if kind == "tcp" else f"unix:{room}/socket"
         async with sending(source, to, system=calls, unlink=True) as sender:
             await sender.run().addTimeout(20, sender.reactor)

@@ -52,7 +52,7 @@ def migrate(
     state: Path | None = None,
 ) -> tuple[Running, Running]:
     """Receiver and sender, both at their good end; C{state} has the records of devices."""
-    size = () if destination.exists() else ("--size", size_of(source))
+    size = ("--overwrite",) if destination.exists() else ("--size", size_of(source))
     records = ("--state-dir", str(state)) if state is not None else ()
     receiver = processes.receive(destination, *size, *records, listen=listen)
     sender = processes.send(source, receiver, *options, *records)

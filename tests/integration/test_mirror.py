@@ -196,10 +196,10 @@ def test_commands(processes: Processes, room: Path) -> None:
     control = ("--control", mirrored.control)
     with mirrored.writer() as writer:
         checked = processes.checked
-        checked(BLOCKMIG, "mirror", *control, receiver.uri, "--max-rate", "4M")
-        assert "8" in checked(BLOCKMIG, "rate", *control, "8M")
+        checked(BLOCKMIG, "mirror", *control, receiver.uri, "--max-rate", "1M")
+        assert "2" in checked(BLOCKMIG, "rate", *control, "2M")
         until(lambda: mirrored.status["sent"] > 0)
-        assert mirrored.status["max_rate"] == 8 * MIB
+        assert mirrored.status["max_rate"] == 2 * MIB
         checked(BLOCKMIG, "break", *control)
         assert mirrored.status["state"] == "broken"
         writer.go_on()
@@ -491,8 +491,8 @@ def test_stopped_during_a_mirror(processes: Processes, room: Path, number: int) 
     mirrored = Mirrored(processes, room, disk)
     receiver = processes.receive(copy, "--size", SIZE)
     with mirrored.writer() as writer:
-        outcome = mirrored.mirror(receiver, max_rate=8 * MIB, unlink=True)
-        until(lambda: mirrored.status["sent"] > 2 * MIB)
+        outcome = mirrored.mirror(receiver, max_rate=2 * MIB, unlink=True)
+        until(lambda: mirrored.status["sent"] > MIB)
         mirrored.running.signal(number)
         mirrored.ended()
         told = outcome.result()
@@ -514,20 +514,42 @@ def test_stopped_during_a_mirror(processes: Processes, room: Path, number: int) 
 
 
 class Meter:
-    """The script of a destination that counts the data that comes."""
+    """The script of a destination that counts the data that comes.
 
-    def __init__(self) -> None:
+    What is beyond C{end} it never takes, so that no mirror is over, however fast the machine.
+    """
+
+    def __init__(self, end: int) -> None:
         self.came: list[tuple[float, int]] = []
+        self._end = end
 
     def __call__(self, peer: Peer, asked: Asked | str) -> bytes | None:
         if isinstance(asked, Asked):
             self.came.append((time.monotonic(), len(asked.payload)))
+            if asked.offset + asked.length > self._end:
+                peer.hang()
         return None
 
-    def rate(self, since: float, until: float) -> float:
+    def total(self, since: float) -> int:
+        """Bytes that have come."""
+        return sum(count for at, count in self.came if since < at)
+
+    def rate(self, since: float) -> float:
         """Bytes per second, from the first to the last that came."""
-        came = [(at, count) for at, count in self.came if since < at <= until and count]
+        came = [(at, count) for at, count in self.came if since < at and count]
+        if len(came) < 2:
+            return 0.0
         return sum(count for _, count in came[1:]) / (came[-1][0] - came[0][0])
+
+    def settles(self, rate: float) -> None:
+        """That is the rate, though not at once: a machine with more to do stands still at times."""
+        seen: list[float] = []
+        while not seen or abs(seen[-1] / rate - 1) >= TOLERANCE:
+            assert len(seen) < 5, [f"{each / MIB:.2f} MiB/s" for each in seen]
+            since = time.monotonic()
+            time.sleep(SECONDS)
+            seen.append(self.rate(since))
+        print(f"\n{rate / MIB:.0f} MiB/s: {seen[-1] / MIB:.2f} MiB/s")
 
 
 SECONDS, TOLERANCE = (10.0, 0.05) if FULL else (0.8, 0.1)
@@ -542,7 +564,7 @@ def test_rate_limit(processes: Processes, room: Path) -> None:
     with disk.open("wb") as file:
         for _ in range(size // MIB):
             file.write(piece)
-    mirrored, meter = Mirrored(processes, room, disk), Meter()
+    mirrored, meter = Mirrored(processes, room, disk), Meter(size - MIB)
     with destination(size, meter) as other, mirrored.writer("unix", rate=2e6) as writer:
         mirrored.mirror(other.uri, max_rate=20 * MIB)
         for rate in RATES:
@@ -550,15 +572,11 @@ def test_rate_limit(processes: Processes, room: Path) -> None:
             assert mirrored.status["max_rate"] == rate
             # What is on its way, and the allowance of a quarter of a second, are of the old rate.
             time.sleep(0.5)
-            since = time.monotonic()
-            time.sleep(SECONDS)
-            measured = meter.rate(since, time.monotonic())
-            print(f"\n{rate / MIB:.0f} MiB/s: {measured / MIB:.2f} MiB/s")
-            assert abs(measured / rate - 1) < TOLERANCE
-        mirrored.ask("POST", "/rate", {"max_rate": None})
+            meter.settles(rate)
         since = time.monotonic()
-        time.sleep(0.2)
-        assert meter.rate(since, time.monotonic()) > 60 * MIB
+        mirrored.ask("POST", "/rate", {"max_rate": None})
+        some = 48 * MIB
+        until(lambda: meter.total(since) > some, some / (3 * rate), "three times as fast")
         mirrored.ask("POST", "/break", {})
         writer.go_on(2)
         writer.stop()

@@ -139,6 +139,7 @@ def test_begun(server: Server) -> None:
                 "uri": URI,
                 "unlink": True,
                 "again": False,
+                "overwrite": False,
                 "max_rate": 1 << 20,
                 "max_pause": 0.02,
                 "timeout": 7,

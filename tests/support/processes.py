@@ -112,6 +112,14 @@ class Running:
                 f"{self.arguments} did not end in {timeout} s\n{self.stdout}\n{self.stderr}"
             ) from None
 
+    def catches(self, number: int) -> bool:
+        """Whether the process does something of its own when it gets that signal."""
+        assert self.status is None, f"ended with {self.status}: {self.stderr}"
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+        raise AssertionError("the system does not tell")
+
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 

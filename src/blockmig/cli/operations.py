@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from ..migration import (
     ExitStatus,
     Finisher,
+    GaveUp,
     LocalFailure,
     MigrationError,
     Receiver,
@@ -86,6 +87,15 @@ class _Listener:
         self._make_endpoint = make_endpoint
         self._system = system
         self._listening: Listening | None = None
+        self._stopped = ""
+
+    def _check_stopped(self) -> None:
+        """After something that takes time: whether somebody has lost patience.
+
+        @raise GaveUp: somebody has.
+        """
+        if self._stopped:
+            raise GaveUp(f"{self._stopped}; nothing was touched")
 
 
 class Receive(_Listener):
@@ -144,8 +154,11 @@ class Receive(_Listener):
                 await refuse_in_use(
                     disk, path, readers=True, reactor=self._reactor, system=self._system
                 )
+            self._check_stopped()
             await receiver.check()
+            self._check_stopped()
         except (MigrationError, OSError) as error:
+            self._check_stopped()
             receiver.stop(str(error))
             if isinstance(error, MigrationError):
                 raise
@@ -176,6 +189,7 @@ class Receive(_Listener):
 
     def stop(self, why: str) -> None:
         """End the migration as it stands."""
+        self._stopped = why
         if self._listening is not None:
             self._listening.cancel()
         if self._receiver is not None:
@@ -213,6 +227,7 @@ class Serve(_Listener):
                         reactor=self._reactor,
                         system=self._system,
                     )
+                    self._check_stopped()
                 if image := image_format(disk.read(0, min(disk.size, _HEAD))):
                     _log.warn(
                         "{disk}: begins as a {image} image; its bytes are served as they are",
@@ -293,6 +308,7 @@ class Serve(_Listener):
 
     def stop(self, why: str) -> None:
         """Stop accepting, and let the server come to its end."""
+        self._stopped = why
         if self._listening is not None:
             self._listening.cancel()
         if self._server is None or self._listening is None or self._mirrors is None:
@@ -328,6 +344,7 @@ class Send:
         self._make_endpoint = make_endpoint
         self._system = system
         self._running: Sender | Finisher | None = None
+        self._stopped = ""
 
     async def run(self) -> Summary:
         """Open, send, close; or finish what was begun before."""
@@ -366,6 +383,8 @@ class Send:
             await refuse_in_use(
                 disk, path, readers=False, reactor=self._reactor, system=self._system
             )
+            if self._stopped:
+                raise GaveUp(f"{self._stopped}; {path} is untouched and canonical")
         if options["raw-anyway"]:
             return
         try:
@@ -423,6 +442,7 @@ class Send:
 
     def stop(self, why: str) -> None:
         """End the migration as it stands."""
+        self._stopped = why
         if self._running is not None:
             self._running.stop(why)
 

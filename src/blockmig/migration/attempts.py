@@ -150,6 +150,7 @@ class Attempts:
     @ivar record: what stands beside the disk now, or would if records were kept.
     @ivar copied: every byte is here, durable, and on record as such.
     @ivar speaker: the connection to the side export whose message was last accepted.
+    @ivar over: the outcome is known.
     @ivar last: the connection whose disconnect completes the migration.
     @ivar touched: something was put on record, and perhaps on the disk.
     """
@@ -169,7 +170,7 @@ class Attempts:
     ) -> None:
         self.disk = disk
         self._system = system
-        self.finish = finish
+        self._finish = finish
         self.attempt: Attempt | None = None
         self.attempts = 0
         self.record = record
@@ -179,6 +180,7 @@ class Attempts:
         self.last: ServerConnection | None = None
         self.speaker: ServerConnection | None = None
         self.complete = False
+        self.over = False
         self.failure: MigrationError | None = None
         self.failure_told = Errno.EIO
         self.last_progress = reactor.seconds()
@@ -200,6 +202,11 @@ class Attempts:
         self._whole_since: dict[int, int] = {}
         self._telling: IDelayedCall | None = None
         self._at_end: list[Deferred[Errno]] = []
+
+    def finish(self, outcome: Summary | MigrationError) -> None:
+        """This is the outcome."""
+        self.over = True
+        self._finish(outcome)
 
     # What may be asked.
 
@@ -290,7 +297,7 @@ class Attempts:
         """
         if self._may_overwrite:
             return
-        if what := find_data(self.disk):
+        if what := find_data(self.disk, lambda: not self.over):
             raise Refused(
                 f"{self.disk.name}: holds {what}, and no record says that it may be overwritten "
                 "(if a migration into it has ended, it is complete as far as can be told); to "

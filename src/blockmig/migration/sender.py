@@ -1266,7 +1266,7 @@ class Sender:
         @raise Unconfirmed: the source was deleted by somebody else, when all of it may have been
             copied.
         """
-        if self.source.may_be_copied and self.watch.is_gone:
+        if self.source.may_be_copied and self.watch.is_gone and not self.passes.in_use:
             raise self._gone(f"{self.disk.name} was deleted by somebody else")
 
     def moved(self, count: int) -> None:
@@ -1306,7 +1306,15 @@ class Sender:
 
     def _retire(self) -> None:
         """In a thread: nothing comes between the last look and the act."""
-        self.watch.check()
+        try:
+            self.watch.check()
+        except SourceGone as error:
+            if not (self.passes.in_use and error.unchanged):
+                raise
+            # Its clients are held, so that nothing but its name was left to be taken away.
+            if self._to_unlink is not None:
+                self.source.settle()
+                return
         if self._to_unlink is None:
             self.source.retire_kept()
         else:

@@ -56,6 +56,7 @@ class SourceRecord:
         before = found.record
         self._records = records
         self._unreadable = found.unreadable
+        self._found = before
         self._standing = before  # as it was last put down, or found
         self._may_be_copied = before is not None
         self._asked = False
@@ -103,13 +104,16 @@ class SourceRecord:
             self._standing = record
 
     def was_copying_to(self, address: str) -> bool:
-        """Whether the unfinished copy at C{address}, a foreign destination, is this migration's."""
+        """Whether the unfinished copy at C{address}, a foreign destination, is this migration's.
+
+        An address that nobody gave is the same in this process only.
+        """
         record = self._standing
         return (
             record is not None
             and not record.side_export
-            and bool(address)
             and record.destination.address == address
+            and (bool(address) or record is not self._found)
         )
 
     def check_place(self, host: str, disk: str) -> None:

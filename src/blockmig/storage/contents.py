@@ -14,7 +14,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from ..interfaces import IDisk
@@ -45,16 +47,19 @@ def sampled_places(size: int) -> list[tuple[int, int]]:
     return [(0, _MIB), *places, (last, size - last)]
 
 
-def find_data(disk: IDisk) -> str:
+def find_data(disk: IDisk, wanted: Callable[[], bool] = lambda: True) -> str:
     """I{Slow.} What stands on a disk.
 
     A disk that knows its holes is looked through, any other only at L{sampled_places}.
 
+    @param wanted: asked now and then whether the answer still is.
     @return: "" if it reads as zeroes, as far as was looked; otherwise what it seems to hold, in
         words, with an article: C{an ext4 file system}, or C{data}.
-    @raise OSError: it could not be read.
+    @raise OSError: it could not be read; ECANCELED where the answer was wanted no longer.
     """
-    if getattr(disk, "blank", False) or all(_is_zero(disk, *run) for run in _to_look_at(disk)):
+    if getattr(disk, "blank", False) or all(
+        _is_zero(disk, *run, wanted) for run in _to_look_at(disk)
+    ):
         return ""
     first, last = sampled_places(disk.size)[0], sampled_places(disk.size)[-1]
     return name_contents(disk.read(*first), disk.read(*last))
@@ -72,8 +77,10 @@ def _to_look_at(disk: IDisk) -> Iterator[tuple[int, int]]:
                 yield offset, min(_MIB, end - offset)
 
 
-def _is_zero(disk: IDisk, offset: int, length: int) -> bool:
+def _is_zero(disk: IDisk, offset: int, length: int, wanted: Callable[[], bool]) -> bool:
     """Whether a range is all zeroes; it stays in the page cache only if it was there."""
+    if not wanted():
+        raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
     end = offset + length
     cold = False
     try:
