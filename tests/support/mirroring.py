@@ -871,6 +871,8 @@ class Destination:
             elif command in (ZEROES, TRIM):
                 self.data[offset : offset + length] = bytes(length)
             answer = asked.reply()
+            if command == READ:
+                answer += self.data[offset : offset + length]
         peer.socket.sendall(answer)
         return True
 

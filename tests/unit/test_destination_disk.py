@@ -226,6 +226,18 @@ class PlaceTests(AttemptsCase):
         self.saved()
         self.assertNotEqual("complete", self.receiver.status()["state"])
 
+    def test_when_the_last_flush_fails_since_the_directory_is_gone_too(self):
+        client, side = self.copied()
+        self.assertEqual(0, side.told("retired", ONE, 7))
+
+        def flush():
+            self.displace()
+            raise OSError(errno.ENOENT, "No such file or directory")
+
+        self.disk.flush = flush
+        client.disconnect()
+        self.saved()
+
     def test_before_it_is_complete_for_a_foreign_sender(self):
         client = self.client()
         client.write(0, DATA)

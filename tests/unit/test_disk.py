@@ -561,6 +561,19 @@ class UnlinkTests(Case):
             )
             self.assertEqual(by is not None, os.path.exists(path))
 
+    def test_moved_away_in_the_last_instant(self):
+        """It was not deleted, and nobody must say so."""
+
+        class Late(SystemCalls):
+            def unlink(self, path):
+                os.rename(path, path + ".moved")
+                os.unlink(path)
+
+        path = self.make()
+        disk = self.open(path, system=Late())
+        self.assertRaises(FileNotFoundError, disk.unlink)
+        self.assertTrue(os.path.exists(path + ".moved"))
+
     def undeletable(self, system, path=None):
         disk = self.open(path or self.make(), system=system)
         error = self.assertRaises(DiskRefused, disk.check_unlink)

@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -512,11 +512,17 @@ class StopTests(Case):
         self.unconfirmed("enough")
 
     def test_while_connecting(self):
-        connecting = Deferred()
-        self.endpoint.connect = lambda factory: connecting
-        self.finish()
-        self.finisher.stop("enough")
-        self.unconfirmed("enough")
+        """An endpoint may say in a way of its own that it was cancelled."""
+
+        def cancelled(connecting):
+            connecting.errback(ConnectingCancelledError(ADDRESS))
+
+        for connecting in (Deferred(), Deferred(cancelled)):
+            self.setUp()
+            self.endpoint.connect = lambda factory, connecting=connecting: connecting
+            self.finish()
+            self.finisher.stop("enough")
+            self.unconfirmed("enough")
 
     def test_in_the_middle(self):
         """However far it was: every connection ends, and nothing waits on the clock."""

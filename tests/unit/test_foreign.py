@@ -65,16 +65,25 @@ class CheckTests(SynchronousTestCase):
 
     def test_our_own_copy_is_zero_or_equal(self):
         places = [offset for offset, _ in sampled_places(LARGE)]
-        self.here = {offset: b"ours" for offset in places}
-        self.there = {offset: b"ours" for offset in places[:20]}
+        self.here = dict.fromkeys(places, b"ours")
+        self.there = dict.fromkeys(places[:20], b"ours")
         self.successResultOf(self.check(self.read_own))
 
     def test_anything_else_is_not_our_own_copy(self):
         places = [offset for offset, _ in sampled_places(LARGE)]
-        self.here = {offset: b"ours" for offset in places}
+        self.here = dict.fromkeys(places, b"ours")
         for offset in places:
             self.there = {places[0]: b"ours", offset: b"theirs"}
             self.assertIn("not a part of this disk", self.refused(self.read_own))
+
+    def test_a_part_of_a_place_may_be_ours_and_the_rest_zero(self):
+        """The connection was lost in the middle of it."""
+        self.here = {0: b"ours" * (1 << 18)}
+        for length in (512, 65536, (1 << 20) - 512):
+            self.there = {0: self.here[0][:length]}
+            self.successResultOf(self.check(self.read_own))
+        self.there = {0: self.here[0][:65536] + b"theirs"}
+        self.assertIn("not a part", self.refused(self.read_own))
 
     def test_where_clients_have_written_anything_may_be(self):
         places = [offset for offset, _ in sampled_places(LARGE)]
@@ -82,7 +91,7 @@ class CheckTests(SynchronousTestCase):
         self.here = {places[5]: b"newer"}
 
         def changed(offset, length):
-            return offset == places[5]
+            return places[5] <= offset < places[6]
 
         self.successResultOf(self.check(self.read_own, changed=changed))
         self.there[places[6]] = b"theirs"

@@ -74,6 +74,28 @@ class Case(SynchronousTestCase):
         self.assertEqual(verdict.standing == YES, bool(verdict.canonical))
 
 
+class RescuedTests(Case):
+    """A copy whose name was taken away after the retirement, and that got another."""
+
+    MOVED = RETIRED.but(identity="", destination=Side(HERE, "/a", URI))
+
+    def test_is_declared_since_no_command_finds_it(self):
+        verdict = judge(place("/a.rescued", incomplete=self.MOVED))
+        self.check_form(verdict)
+        self.assertEqual(YES, verdict.standing)
+        self.assertIn("blockmig accept /a.rescued", verdict.advice)
+        self.assertNotIn("run both commands", verdict.advice)
+        verdict = judge(place("/a", incomplete=self.MOVED))
+        self.assertIn("run both commands", verdict.advice)
+
+    def test_is_told_with_the_source_at_hand(self):
+        source = gone("/b", migrating=UNLINK.but(destination=Side(HERE, "/a", URI)))
+        for migration, canonical in ((ONE, "/a.rescued"), (TWO, "")):
+            copy = place("/a.rescued", incomplete=self.MOVED.but(migration=migration))
+            for pair in ((source, copy), (copy, source)):
+                self.assertEqual(canonical, judge_pair(*pair).canonical)
+
+
 class JudgeTests(Case):
     def test_table(self):
         for found, standing, words in (

@@ -27,6 +27,7 @@ from blockmig.migration import (
 from blockmig.migration.records import Kind, Phase, Records
 from blockmig.nbd import Command
 from blockmig.server import Pace, Server
+from blockmig.storage import DiskChanged
 from blockmig.testing import Direction, MemoryNetwork, connect_client
 
 from .support import MemoryDisk, RecordedDisk, RecordedSource, Story, Threads, in_thread, make_plain
@@ -941,6 +942,43 @@ class ReleasedTests(Case):
         self.check_released("second")
         self.check_done()
         self.assertGreater(self.current.status()["holds"], 2)
+
+    def look_fails(self):
+        """Somebody has written to the disk since it was still, as the look finds in its thread."""
+        watch = self.current._sender.watch
+        usual = watch.check
+
+        def check():
+            watch.check = usual
+            raise DiskChanged("memory was written to")
+
+        watch.check = check
+
+    def test_a_look_that_finds_what_clients_wrote_after_the_release(self):
+        """They were let go while it waited for its thread: there is just more to copy."""
+        self.to("recording")
+        self.look_fails()
+        self.overdue()
+        self.check_done()
+
+    def test_nor_does_it_end_the_mirror_where_the_connection_was_lost(self):
+        self.to("recording")
+        self.look_fails()
+        self.link().cut()
+        self.network.advance(1)
+        self.assertEqual("serving", self.server.state)
+        for _ in range(200_000):
+            if self.outcome.called:
+                break
+            self.step()
+        self.assertEqual(2, self.successResultOf(self.outcome).attempts)
+
+    def test_a_look_that_finds_something_while_clients_are_held(self):
+        self.to("recording")
+        self.look_fails()
+        self.run_for(2)
+        self.assertIn("written to", str(self.failureResultOf(self.outcome, LocalFailure).value))
+        self.check_serves_in_threads()
 
     def test_a_record_that_takes_too_long(self):
         """The medium of the record hangs: clients go on, and it says `copying` again behind it."""

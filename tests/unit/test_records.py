@@ -327,6 +327,21 @@ class WriteTests(Case):
             calls.calls,
         )
 
+    def test_looked_at_last_before_it_appears(self):
+        calls = Calls()
+        seen = []
+        Records(self.path, calls).write(
+            Kind.MIGRATED, RECORD, lambda: seen.extend(call[0] for call in calls.calls)
+        )
+        self.assertEqual(["open", "pwrite", "fsync", "close"], seen)
+
+    def test_does_not_appear_where_the_look_finds_something(self):
+        def look():
+            raise ValueError("no")
+
+        self.assertRaises(ValueError, self.records.write, Kind.MIGRATED, RECORD, look)
+        self.assertEqual([], os.listdir(self.directory))
+
     def test_short_writes(self):
         calls = Calls(most=100)
         record = Records(self.path, calls).write(Kind.INCOMPLETE, RECORD)

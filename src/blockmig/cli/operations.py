@@ -353,13 +353,7 @@ class Send:
         except DiskRefused as error:
             raise Refused(str(error)) from None
         try:
-            found = source_found(
-                records,
-                disk.identity() if disk is not None else None,
-                str(self._options.uri),
-                unlink=bool(self._options["unlink"]),
-                again=bool(self._options["again"]),
-            )
+            found = self._found(disk, records)
             if disk is None or found.retired:
                 return await self._finish(records, found)
             await self._check(disk)
@@ -367,6 +361,26 @@ class Send:
         finally:
             if disk is not None:
                 disk.close()
+
+    def _found(self, disk: FileDisk | BlockDisk | None, records: Records) -> SourceFound:
+        """What the records let us do."""
+        unlink = bool(self._options["unlink"])
+        try:
+            return source_found(
+                records,
+                disk.identity() if disk is not None else None,
+                str(self._options.uri),
+                unlink=unlink,
+                again=bool(self._options["again"]),
+            )
+        except Refused:
+            if unlink and isinstance(disk, FileDisk):
+                # What keeps the disk from being deleted may keep records from being written.
+                try:
+                    disk.check_unlink()
+                except DiskRefused as error:
+                    raise Refused(str(error)) from None
+            raise
 
     def _open(self) -> tuple[FileDisk | BlockDisk | None, Records]:
         """The disk, if it is still there, and its records."""

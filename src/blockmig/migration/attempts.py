@@ -321,9 +321,14 @@ class Attempts:
             return _error_number(error)
         return Errno.OK
 
+    def broke(self, error: BaseException | None) -> None:
+        """Something about the disk failed; perhaps since it has lost its name."""
+        if not self.is_displaced():
+            self.machine.disk_failed(error)
+
     def is_displaced(self) -> bool:
         """Whether the disk lost its name when it may be the only copy; it is rescued then."""
-        if not self.copied:
+        if not (self.copied or self.disconnected):
             return False
         try:
             self._check_place()
@@ -355,10 +360,7 @@ class Attempts:
         """OK once that is done; an error, which ends the migration, if it fails."""
 
         def failed(failure: Failure) -> Errno:
-            if self._retired and failure.check(DiskChanged):
-                self.machine.displaced(failure.value)
-                return Errno.EIO
-            self.machine.disk_failed(failure.value)
+            self.broke(failure.value)
             return _error_number(failure.value)
 
         return working.addCallbacks(lambda _: Errno.OK, failed)
@@ -426,7 +428,7 @@ class Attempts:
                 self.copied = True
 
         def failed(failure: Failure) -> Failure:
-            self.machine.disk_failed(failure.value)
+            self.broke(failure.value)
             return failure
 
         putting = self._put(lambda record: _existing(record).but(phase=Phase.COPIED))
@@ -640,18 +642,17 @@ class Attempts:
         self.disconnected = True
 
         def finish() -> None:
+            self._check_place()
             self.disk.flush()
             self._check_place()
             if self._records is not None:
                 self._records.remove(Kind.INCOMPLETE)
 
         def finished(result: object) -> None:
-            if not isinstance(result, Failure):
-                self.machine.durable()
-            elif result.check(DiskChanged):
-                self.machine.displaced(result.value)
+            if isinstance(result, Failure):
+                self.broke(result.value)
             else:
-                self.machine.disk_failed(result.value)
+                self.machine.durable()
 
         working = self._writing.run(self._in_thread, finish)
         working.addBoth(finished).addErrback(_bug)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -213,8 +214,8 @@ async def connect_client(
     factory.noisy = False
     try:
         await endpoint.connect(factory)
-    except CancelledError:
-        raise
+    except (CancelledError, ConnectingCancelledError):
+        raise CancelledError from None
     except Exception as error:  # each endpoint fails in its own ways
         client.negotiated.addErrback(lambda _: None)
         raise ClientFailed(f"cannot connect to the destination: {error}") from None

@@ -6,16 +6,20 @@ disk itself has to. Rules (design, section 2: R12):
 * sampled places of it are read before anything is written. All of them read as zeroes, or somebody
   may miss what is there; a place that cannot be read may hold anything;
 * where the sender's own record says that it was copying to this very place, what is there may be
-  its own: zero, or equal to the source. A place that clients have written to since the copying
-  began tells nothing, since the destination may have an older state of it;
+  its own: each block of it zero, or equal to the source. A place that clients have written to
+  since the copying began tells nothing, since the destination may have an older state of it;
 * one look for each attempt: another server may have the address by then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from ..storage import name_contents, sampled_places
+
+_BLOCK: Final = 512
+"""Bytes that a server writes as one, or not at all."""
 
 Read = Callable[[int, int], Awaitable[bytes]]
 """Reads bytes: from an offset, so many."""
@@ -50,8 +54,19 @@ async def check_blank(
                 continue
             if read_own is None:
                 raise NotBlank(_what(data, offset))
-            if not changed(offset, count) and data != await read_own(offset, count):
+            if data == (own := await read_own(offset, count)):
+                continue
+            if not _is_part(offset, data, own, changed):
                 raise NotBlank(f"{_what(data, offset)} that is not a part of this disk")
+
+
+def _is_part(offset: int, data: bytes, own: bytes, changed: Callable[[int, int], bool]) -> bool:
+    """Whether what is there may be what an attempt that was cut off has left: a part of it."""
+    for at in range(0, len(data), _BLOCK):
+        there, here = data[at : at + _BLOCK], own[at : at + _BLOCK]
+        if there not in (here, bytes(len(there))) and not changed(offset + at, len(there)):
+            return False
+    return True
 
 
 def _what(data: bytes, offset: int) -> str:

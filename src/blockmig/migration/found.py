@@ -61,7 +61,7 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     @param again: disregard what the records say.
     @raise Refused: it may not.
     """
-    _check_writable(records)
+    _check_writable(records, Kind.INCOMPLETE)
     migrated = _read(records, Kind.MIGRATED, again)
     migrating = _read(records, Kind.MIGRATING, again)
     incomplete = _read(records, Kind.INCOMPLETE, again)
@@ -117,13 +117,12 @@ def _is_of(disk: IRecordedDisk, record: Record) -> bool:
     )
 
 
-def _check_writable(records: Records) -> None:
+def _check_writable(records: Records, kind: Kind) -> None:
     try:
         records.check_writable()
     except OSError as error:
         raise Refused(
-            f"{records.name(Kind.INCOMPLETE)}: records cannot be kept there: "
-            f"{describe_error(error)}"
+            f"{records.name(kind)}: records cannot be kept there: {describe_error(error)}"
         ) from None
 
 
@@ -143,7 +142,7 @@ def source_found(
     @param again: disregard what the records say of earlier migrations.
     @raise Refused: nothing.
     """
-    _check_writable(records)
+    _check_writable(records, Kind.MIGRATING)
     path = records.path
     if _read(records, Kind.INCOMPLETE, False, may_disregard=False) is not None:
         raise Refused(

@@ -265,8 +265,7 @@ def _judge_destination(found: Found, record: Record) -> Verdict:
             found.path,
             f"all of it is here and durable, and the source {record.source} was retired before "
             f"{record.retired}; only the disconnect never came",
-            "run both commands again to finish; or declare it: "
-            f"blockmig accept {found.path} --i-have-checked-the-source",
+            _how_to_finish(record, found.path),
         )
     return Verdict(
         Standing.CONDITIONAL,
@@ -275,6 +274,13 @@ def _judge_destination(found: Found, record: Record) -> Verdict:
         "was never told",
         _where_to_look(record, found.path),
     )
+
+
+def _how_to_finish(record: Record, path: str) -> str:
+    accept = f"blockmig accept {path} --i-have-checked-the-source"
+    if not _may_be_at(path, record.destination):
+        return f"its name was another when it was received: declare it: {accept}"
+    return f"run both commands again to finish; or declare it: {accept}"
 
 
 def _where_to_look(record: Record, path: str) -> str:
@@ -395,7 +401,11 @@ def _yields(found: Found, verdict: Verdict, to: Found) -> bool:
     """Whether what stands at C{found} leaves it to C{to} to be canonical."""
     if verdict.standing == Standing.NOT_CANONICAL:
         record = found.of(Kind.MIGRATED) or found.of(Kind.MIGRATING)
-        return record is None or (record.size == to.size and _may_be(to, record.destination))
+        if record is None:
+            return True
+        incomplete = to.of(Kind.INCOMPLETE)
+        same = incomplete is not None and incomplete.migration == record.migration
+        return record.size == to.size and (same or _may_be(to, record.destination))
     nothing = not found.records and not found.bad
     if found.size is None and nothing:
         return True
@@ -406,9 +416,13 @@ def _yields(found: Found, verdict: Verdict, to: Found) -> bool:
 
 def _may_be(found: Found, side: Side) -> bool:
     """Whether a place may be the one that a record names; sure only on the same machine."""
+    return _may_be_at(found.path, side)
+
+
+def _may_be_at(path: str, side: Side) -> bool:
     if side.host != this_host() or not side.disk:
         return True
-    return os.path.realpath(found.path) == os.path.realpath(side.disk)
+    return os.path.realpath(path) == os.path.realpath(side.disk)
 
 
 def _belongs(there: Found, incomplete: Record) -> bool:

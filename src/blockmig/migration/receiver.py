@@ -108,7 +108,7 @@ class _MigrationExport:
         if changes_the_disk(request):
             self._core.changed(connection)
         self._core.flush_ended(request, False)
-        self._core.machine.disk_failed(error)
+        self._core.broke(error)
 
     def disconnected(self, connection: ServerConnection) -> None:
         """The end of the migration, or nothing much."""

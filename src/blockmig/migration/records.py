@@ -22,6 +22,7 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -277,9 +278,12 @@ class Records:
         if longest > os.pathconf(directory, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, "the name is too long to stand before .INCOMPLETE")
 
-    def write(self, kind: Kind, record: Record) -> Record:
+    def write(
+        self, kind: Kind, record: Record, check: Callable[[], object] = lambda: None
+    ) -> Record:
         """I{Slow.} Put a record there, durably, in place of one of its kind.
 
+        @param check: called last before it appears, which it does not if that raises.
         @return: the record as it stands there now.
         @raise OSError: it may or may not stand there, durably or not.
         """
@@ -289,11 +293,14 @@ class Records:
         with self._lock:
             try:
                 self._write_temporary(path + _TEMPORARY, text)
+                check()
                 self._system.rename(path + _TEMPORARY, path)
                 self._sync()
-            except OSError as error:
+            except Exception as error:
                 with contextlib.suppress(OSError):
                     self._system.unlink(path + _TEMPORARY)
+                if not isinstance(error, OSError):
+                    raise
                 raise OSError(error.errno, f"{path}: {describe_error(error)}") from None
         return record
 

@@ -200,6 +200,7 @@ class SenderProtocol(Protocol):
         self._half_closes = False
         self._listed = False
         self._recorded = False
+        self._released = False
         self._cookie = secrets.randbits(64)
         self._side: SideConversation | None = None
         self._working: Deferred[None] | None = None
@@ -277,6 +278,7 @@ class SenderProtocol(Protocol):
         if self._export is None:
             self.restart(why)
         else:
+            self._released = self._released or self._sender.passes.in_use
             self._handoff.dropped(why)
             if not self._ended and not self._sender.retiring:
                 self._sender.passes.dropped()  # whatever else is to be waited for
@@ -461,6 +463,7 @@ class SenderProtocol(Protocol):
 
     def release(self) -> None:
         """The disk is in use again: it was not everything yet."""
+        self._released = True
         self._handoff.released()
 
     def _fill(self) -> None:
@@ -680,8 +683,16 @@ class SenderProtocol(Protocol):
     def record(self) -> None:
         """In a thread, since it waits for the medium."""
         self._recorded = True
+        self._released = False
         working = self._sender.in_thread(self._sender.record_copied)
-        working.addCallbacks(lambda _: self._handoff.recorded(), self._step_failed)
+        working.addCallbacks(lambda _: self._handoff.recorded(), self._record_failed)
+
+    def _record_failed(self, failure: Failure) -> None:
+        """Clients that were released meanwhile may have written to it: there is more to copy."""
+        if self._released and failure.check(DiskChanged):
+            self._handoff.recorded()
+        else:
+            self._step_failed(failure)
 
     def retire(self) -> None:
         """In a thread, since it waits for the medium."""
@@ -1306,19 +1317,25 @@ class Sender:
 
     def _retire(self) -> None:
         """In a thread: nothing comes between the last look and the act."""
+        if self._to_unlink is None:
+            self.source.retire_kept(self._check_last)
+        elif self._check_last():
+            self._to_unlink.unlink()
+        else:
+            self.source.settle()
+
+    def _check_last(self) -> bool:
+        """Whether the source has a name to be taken away.
+
+        One that clients of ours use need not have: they are held, and nothing else was left of it.
+        """
         try:
             self.watch.check()
         except SourceGone as error:
             if not (self.passes.in_use and error.unchanged):
                 raise
-            # Its clients are held, so that nothing but its name was left to be taken away.
-            if self._to_unlink is not None:
-                self.source.settle()
-                return
-        if self._to_unlink is None:
-            self.source.retire_kept()
-        else:
-            self._to_unlink.unlink()
+            return False
+        return True
 
     def not_retired(self) -> None:
         """Retiring failed: the source is still the canonical copy."""

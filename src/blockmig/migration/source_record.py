@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections.abc import Callable
 
 from ..storage import NotDurable, describe_error
 from .found import SourceFound
@@ -96,9 +97,13 @@ class SourceRecord:
         if self._records is not None:
             self._records.settle()
 
-    def _write(self, kind: Kind, record: Record) -> None:
+    def _write(
+        self, kind: Kind, record: Record, check: Callable[[], object] = lambda: None
+    ) -> None:
         if self._records is not None:
-            record = self._records.write(kind, record)
+            record = self._records.write(kind, record, check)
+        else:
+            check()
         self.record = record
         if kind == Kind.MIGRATING:
             self._standing = record
@@ -199,15 +204,16 @@ class SourceRecord:
         self._may_be_copied = True
         self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPIED))
 
-    def retire_kept(self) -> None:
+    def retire_kept(self, check: Callable[[], object] = lambda: None) -> None:
         """I{Slow.} Retire a source that stays where it is, by saying so.
 
+        @param check: called last before that; it is not retired if it raises.
         @raise OSError: it is not retired.
         @raise NotDurable: it is, but that may be undone by a power failure.
         """
         record = self.record.but(retired=timestamp())
         try:
-            self._write(Kind.MIGRATED, record)
+            self._write(Kind.MIGRATED, record, check)
         except OSError as error:
             if self._is_marked():
                 why = f"{self._path} is marked as migrated, but perhaps not durably"

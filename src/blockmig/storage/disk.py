@@ -32,7 +32,7 @@ from ..interfaces import Extent, IRecordedDisk, IUnlinkableDisk, IWatchedDisk, P
 from .deletable import check_deletable
 from .errors import DiskRefused, NotDurable
 from .lock import InUse, lock_disk
-from .mounts import is_among_devices
+from .mounts import filesystem_of, is_among_devices, is_remote
 from .system import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -543,7 +543,9 @@ class FileDisk(_DescriptorDisk, WatchedFile):
         try:
             self._check_name()
         except FileNotFoundError:
-            return False
+            # Moved away, in the last instant? What a network file system says of that may be old.
+            directory = os.path.dirname(self.path)
+            return not is_remote(filesystem_of(directory)) and not self.is_gone()
         except OSError as error:
             return error.errno != errno.ESTALE
         return True
