@@ -68,6 +68,7 @@ _PAUSE = 0.05
 PATIENCE = 3.0
 """Seconds for which a sender looks for a receiver that has acknowledged everything."""
 _SMALL_WINDOW = 256 << 10
+_GO_ON = "go on"
 
 Steps = Generator[tuple[int, str | None], bytes, None]
 """Asks for so many bytes, and gives the name of the message that the last ones completed."""
@@ -213,10 +214,10 @@ class StagedPoints(Points):
             with self.around("a pass"):
                 await send(passes, attempt)
 
-        async def _hold(passes: LivePasses) -> None:
+        async def _hold(passes: LivePasses, attempt: Any) -> None:
             self._stage = "hold: "
             with self.around("the hold begins"):
-                await hold(passes)
+                await hold(passes, attempt)
 
         def _release(passes: LivePasses) -> None:
             if passes.stage != Stage.COPYING:
@@ -429,7 +430,7 @@ def _send_as_a_stranger(path: str, host: str, port: str) -> int:
     return 0 if wire.recv(1) == b"" else 4
 
 
-def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> int:
+def _operate(arguments: list[str], points: Points, watch: _Watch, log: int, looks: bool) -> int:
     """What `cli.main` does, with our calls and our endpoints."""
     if arguments[0] == "stranger":
         return _send_as_a_stranger(*arguments[1:])
@@ -439,7 +440,7 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int) -> i
     from twisted.internet import reactor
 
     operation: Send | Receive | Serve
-    system = VolatileCalls(points, command["file"], watch.sent, watch.send)
+    system = VolatileCalls(points, command["file"], watch.sent, watch.send, looks)
     if options.subCommand == "send":
         display = make_display("none")
         operation = Send(command, reactor, display, watch.client_endpoint, system)
@@ -470,6 +471,7 @@ def _child(
     strike: Strike | None,
     record: Path | None,
     foreign: bool,
+    looks: bool,
     up: int,
     down: int,
 ) -> NoReturn:
@@ -490,13 +492,14 @@ def _child(
         points = kind(Journal(str(aside)), strike, tell, record is not None)
 
         def obey() -> None:
-            kind = os.read(down, 64).decode()
+            while (kind := os.read(down, 64).decode()) == _GO_ON:
+                points.go_on()
             if not kind:
                 os._exit(ORPHANED)
             points.crash(kind)
 
         threading.Thread(target=obey, daemon=True).start()
-        status = _operate(arguments, points, _Watch(points, foreign, tell), output)
+        status = _operate(arguments, points, _Watch(points, foreign, tell), output, looks)
         points.ended(status)
         if record is not None:
             record.write_text(json.dumps(points.recorded))
@@ -515,8 +518,9 @@ class Child:
     @param strike: where to strike it.
     @param record: where to keep its points, once it ended.
     @param foreign: have it see strange transports.
+    @param looks: calls that only look at the disk are points too.
     @ivar status: its exit status, once it ended; negative for a signal.
-    @ivar told: what it told: C{listening}, C{hung}, C{struck}, C{broken}, C{too-late}.
+    @ivar told: what it told: C{listening}, C{hung}, C{struck}, C{held}, C{broken}, C{too-late}.
     """
 
     _all: ClassVar[list[Child]] = []
@@ -530,8 +534,9 @@ class Child:
         strike: Strike | None = None,
         record: Path | None = None,
         foreign: bool = False,
+        looks: bool = False,
     ) -> None:
-        assert "twisted.internet.reactor" not in sys.modules, "fork before, not behind"
+        assert "twisted.internet.reactor" not in sys.modules, "fork before, not after"
         self.status: int | None = None
         self.told: set[str] = set()
         self._up, up = os.pipe()
@@ -542,7 +547,7 @@ class Child:
                 other._close()
             os.close(self._up)
             os.close(self._down)
-            _child(arguments, log, aside, strike, record, foreign, up, down)
+            _child(arguments, log, aside, strike, record, foreign, looks, up, down)
         os.close(up)
         os.close(down)
         self._process = os.pidfd_open(self.pid)
@@ -560,7 +565,7 @@ class Child:
     @property
     def struck(self) -> bool:
         """Whether its strike has come."""
-        return self.status == DIED or not self.told.isdisjoint(("hung", "struck"))
+        return self.status == DIED or not self.told.isdisjoint(("hung", "struck", "held"))
 
     def _ended(self, status: int) -> None:
         self.status = os.waitstatus_to_exitcode(status)
@@ -580,6 +585,17 @@ class Child:
         """Undo L{stop}."""
         if self.alive:
             os.kill(self.pid, signal.SIGCONT)
+
+    def let_go(self) -> None:
+        """Undo the hold at its strike."""
+        if self.alive:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._down, _GO_ON.encode())
+
+    def interrupt(self) -> None:
+        """Ask it to stop, as its operator would."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """kill -9."""

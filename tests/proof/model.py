@@ -105,9 +105,30 @@ Cell = tuple[int, int]
 NONE, TORN = 0, 1
 """Values of every record: not there; there, but not readable."""
 
-GONE, THERE = 0, 2  # the source's file
-ABSENT, EMPTY, SIZED = 0, 2, 3  # the destination's file
-HOLE, V1, V2, FOREIGN, FOREIGN2 = 0, 1, 2, 3, 4  # a block's content
+GONE, THERE, LOST, OTHER, MOVED, AWAY, SPOILT = 0, 2, 3, 4, 5, 6, 7
+"""The source's file: deleted by us; at its name; deleted, replaced, moved, moved and replaced by
+somebody else; and, by mutation only, the other file deleted in its place."""
+
+NOTHING = (GONE, LOST, MOVED)  # its name leads to nothing
+ANOTHER = (OTHER, AWAY)  # its name leads to another file
+NAMELESS = (LOST, OTHER)  # it has no name any more, and not by our doing
+
+UNCHANGED, WRITTEN, DATED = 0, 1, 2
+"""The source since the scan began: as it was; its mtime (or size) is another; its ctime alone is:
+it was written to, and the mtime put back."""
+
+ABSENT, EMPTY, SIZED, CUT = 0, 2, 3, 4  # the destination's file
+OURS_THERE, DELETED, REPLACED = 0, 1, 2  # what the destination's name leads to
+LOOKED_COPIED, LOOKED_RETIRED = 1, 2
+SAVED, SAID, SAID_RETIRED, MISTAKEN = 1, 2, 4, 8
+"""What there is under another name: a copy of the disk; beside it a record that says copied, or
+that the source is retired; what is no copy of the disk."""
+
+WHOLE, CUT_EARLY, DESTROYED = 0, 1, 2
+"""What somebody else did to the destination's data: nothing; cut before it was said to be copied;
+and after that, or deleted it with nobody there to have it open."""
+
+HOLE, V1, V2, FOREIGN, FOREIGN2, V3, OLD = 0, 1, 2, 3, 4, 5, 6  # a block's content
 MARKED, CONFIRMED = 2, 3  # MIGRATED, and the same once the destination was complete
 
 COPYING, COPIED, RETIRED = 0, 1, 2
@@ -154,6 +175,21 @@ def entry_synced(cell: Cell) -> Cell:
 # --- The state ---------------------------------------------------------------------------------
 
 
+def swift(kind: type) -> type:
+    """A NamedTuple that replaces its fields in half the time: it is most of what is done here."""
+    places = {name: place for place, name in enumerate(kind._fields)}  # type: ignore[attr-defined]
+
+    def replaced(self: tuple, /, **changes: object) -> tuple:
+        values = list(self)
+        for name, value in changes.items():
+            values[places[name]] = value
+        return tuple.__new__(kind, values)
+
+    kind._replace = replaced  # type: ignore[attr-defined]
+    return kind
+
+
+@swift
 class Source(NamedTuple):
     """The sender's directory.  `tmp`: 0 no temporary file, 1 one not synced, 2 a synced one."""
 
@@ -161,18 +197,32 @@ class Source(NamedTuple):
     migrating: Cell
     migrated: Cell
     tmp: int
+    changed: int = UNCHANGED
 
 
+@swift
 class Target(NamedTuple):
-    """The receiver's directory and its disk."""
+    """The receiver's directory and its disk: the file that the receiver has open, or would open.
+
+    @ivar name: what the name of that file leads to.
+    @ivar late: that became so only after the look at which it was found to be there: that before
+        `copied`, 1; that on `retired`, 2.
+    @ivar harm: what others did to the data.
+    @ivar saved: what the receiver has made of it under another name.
+    """
 
     file: Cell
     first: Cell
     second: Cell
     incomplete: Cell
     tmp: int
+    name: int = OURS_THERE
+    late: int = 0
+    harm: int = WHOLE
+    saved: int = 0
 
 
+@swift
 class Sender(NamedTuple):
     """`program` is a key of L{Protocol.sender}, or `dead`, `exit`, `never`."""
 
@@ -186,6 +236,7 @@ class Sender(NamedTuple):
     """A copy there may be whole, and of this id: the id must not be forgotten."""
 
 
+@swift
 class Receiver(NamedTuple):
     """`doing` is `dead`, `idle`, `complete`, `exit`, or a key of L{Protocol.receiver}.
 
@@ -211,6 +262,7 @@ class Receiver(NamedTuple):
     status: int = 0
 
 
+@swift
 class Wire(NamedTuple):
     """One connection: the message on its way up, the reply on its way down, the receiver's end."""
 
@@ -219,6 +271,7 @@ class Wire(NamedTuple):
     alive: bool = True
 
 
+@swift
 class State(NamedTuple):
     source: Source
     sender: Sender
@@ -267,9 +320,17 @@ class Protocol:
     sender: dict[str, list[Step]]
     receiver: dict[str, list[Step]]
     rules: frozenset[str] = field(default_factory=frozenset)
-    device: bool = False
-    """The destination was there before (a block device, or a file that is overwritten): that it is
-    there, full-size and without a record, tells nothing of a migration."""
+    there: str = ""
+    """What was there before at the destination: nothing; `blank`, a device (or file) of its size
+    that is all holes; `data`, one that holds somebody's data.  That it is there, full-size and
+    without a record, tells nothing of a migration."""
+    overwrite: bool = False
+    """The receiver is started with `--overwrite`, each time."""
+
+    @property
+    def before(self) -> int:
+        """What a block holds before the first migration."""
+        return OLD if self.there == "data" else HOLE
 
 
 RULES = {
@@ -292,13 +353,29 @@ RULES = {
     "finish: a told sender that finds no record tells it",
     "leave: only when told",
     "stop: only before retiring",
+    "stop: the receiver looks first",
     "stop: the id is kept from FLUSH on",
     "stop: the id that was found is kept until it is claimed",
     "plain: an older connection is dead before the next",
+    "start: a disk that holds data is refused",
+    "start: another disk than the whole one of the record is refused",
+    "begin: another file than the record's is refused",
+    "claim: not once the last name is gone",
+    "back: not once the last name is gone",
+    "look: the source's name",
+    "look: the source's mtime and size",
+    "look: the source's ctime",
+    "look: the destination's name",
+    "look: the destination's size",
+    "rescue: what has lost its name is saved",
+    "rescue: what was cut is not",
+    "inspect: another file than the record's is told apart",
 }
 
 
-def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> Protocol:
+def build(
+    unlink: bool = True, peer: str = "blockmig", there: str = "", overwrite: bool = False
+) -> Protocol:
     """The protocol as the product has it."""
     retire = (
         [Step("source.unlink", "unlink", "file"), Step("source.dirsync", "dirsync")]
@@ -310,6 +387,9 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
         Step("MIGRATING.gone.dirsync", "dirsync"),
     ]
     remove = [*([] if unlink else writing("MIGRATED", "confirmed")), *abandon]
+    begin = [Step("source.fsync", "baseline")]
+    copied = [Step("source.look first", "look"), *writing("MIGRATING", "copied")]
+    look = [Step("source.look", "look")]
     data = [
         Step("M.write 0", "ask", "M write 0"),
         Step("M.write 1", "ask", "M write 1"),
@@ -322,16 +402,21 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
         # What a process that died left visible is not durable yet: whoever starts makes it so
         # before it believes it, and before it tells anybody.
         "look": [Step("look.dirsync", "dirsync")],
-        "stop": [*abandon, Step("exit", "exit", 4)],
-        "stop-keep": [Step("exit", "exit", 4)],
+        # The ends of a sender that did not retire its source; the status is decided before.
+        "stop": [*abandon, Step("exit", "exit")],
+        "stop-keep": [Step("exit", "exit")],
+        # MIGRATING says copied no more; then the destination's `copied` is taken back.
+        "unsay": writing("MIGRATING", "copying"),
     }
     if peer == "plain":
         sender = {
             "attempt": [
+                *begin,
                 Step("M.connect", "connect"),
                 *writing("MIGRATING", "copying"),
                 *data,
-                *writing("MIGRATING", "copied"),
+                *copied,
+                *look,
                 *retire,
                 *leave,
                 *remove,
@@ -349,13 +434,15 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
     else:
         sender = {
             "attempt": [
+                *begin,
                 Step("M.connect", "connect"),
                 Step("H.page", "ask", "H page"),
                 Step("H.copying", "ask", "H copying"),
                 *writing("MIGRATING", "copying"),
                 *data,
                 Step("H.copied", "ask", "H copied"),
-                *writing("MIGRATING", "copied"),
+                *copied,
+                *look,
                 *retire,
                 *tell,
                 *leave,
@@ -370,9 +457,12 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
             ],
             # The receiver has no record: it was started anew on the disk that it had completed.
             "anew": [Step("H.retired", "ask", "H retired"), *leave, *confirm],
+            # If it is, `stop` follows.
+            "back": [Step("back.page", "ask", "H page"), Step("back.copying", "ask", "H copying")],
             **always,
         }
-        record_copying = writing("INCOMPLETE", "copying")
+        # What is on record was looked at; in the product just before the bytes of the record.
+        record_copying = [Step("copying.look", "look"), *writing("INCOMPLETE", "copying")]
         receiver = {
             "look": [Step("file.create", "create"), Step("look.dirsync", "dirsync")],
             "claim": [
@@ -382,32 +472,55 @@ def build(unlink: bool = True, peer: str = "blockmig", device: bool = False) -> 
                 Step("reply", "reply"),
             ],
             "claim-kept": [Step("claim", "claim"), Step("reply", "reply")],  # by mutation only
-            "write": [Step("block.write", "block"), Step("reply", "reply")],
+            # Only what changes the last block can bring the size back after a cut.
+            "write": [
+                Step("end.look", "look", "end"),
+                Step("block.write", "block"),
+                Step("reply", "reply"),
+            ],
             "write-first": [  # an attempt without a claim, or a change of what is `copied`
                 *record_copying,
                 Step("file.size", "size"),
+                Step("end.look", "look", "end"),
                 Step("block.write", "block"),
                 Step("reply", "reply"),
             ],
             "flush": [Step("disk.fdatasync", "datasync"), Step("reply", "reply")],
             "flush-whole": [
                 Step("disk.fdatasync", "datasync"),
+                Step("copied.look", "look"),
                 *writing("INCOMPLETE", "copied"),
                 Step("reply", "reply"),
             ],
-            "retired": [*writing("INCOMPLETE", "retired"), Step("reply", "reply")],
+            "retired": [
+                Step("retired.look", "look", "rescue"),
+                *writing("INCOMPLETE", "retired"),
+                Step("reply", "reply"),
+            ],
             "retired-known": [Step("reply", "reply")],
             "disc-complete": [
                 Step("disk.fdatasync", "datasync"),
+                Step("complete.look", "look", "rescue"),
                 Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
                 Step("INCOMPLETE.gone.dirsync", "dirsync"),
                 Step("complete", "complete"),
             ],
             "disc-drop": [Step("close", "close")],
+            # What a look has found: the sender is refused, and exit 3.
+            "fail": [Step("fail", "fail")],
+            "rescue": [
+                Step("rescue.record", "save", "record"),
+                Step("rescue.copy", "save", "copy"),
+                Step("fail", "fail"),
+            ],
         }
     kind = f"{'unlink' if unlink else 'keep'}, {peer} peer" if peer != "foreign" else "foreign"
-    kind += " on a device" if device else ""
-    return Protocol(kind, unlink, peer, sender, receiver, frozenset(RULES), device)
+    if there:
+        kind += (
+            " over data" if overwrite else f" on {'a blank device' if there == 'blank' else there}"
+        )
+    rules = frozenset(RULES)
+    return Protocol(kind, unlink, peer, sender, receiver, rules, there, overwrite)
 
 
 # --- Truth -------------------------------------------------------------------------------------
@@ -424,10 +537,15 @@ def may_be_retired(protocol: Protocol, source: Source) -> bool:
 
 
 def surely_retired(protocol: Protocol, source: Source) -> bool:
-    """Whether it is and stays so, whatever power loss comes."""
+    """Whether it is and stays so, whatever power loss comes: no name leads to it, or it is marked.
+
+    What somebody else has deleted, or replaced, needs no retiring any more.
+    """
+    elsewhere = 1 << MOVED | 1 << AWAY
     if protocol.unlink:
-        return source.file[1] == 1 << GONE
-    return not source.migrated[1] & ~(1 << MARKED | 1 << CONFIRMED)
+        return not source.file[1] & (1 << THERE | elsewhere)
+    marked = not source.migrated[1] & ~(1 << MARKED | 1 << CONFIRMED)
+    return marked and not source.file[1] & elsewhere
 
 
 def holds(target: Target, version: int) -> bool:
@@ -437,6 +555,11 @@ def holds(target: Target, version: int) -> bool:
         and target.first[1] == 1 << version
         and target.second[1] == 1 << version
     )
+
+
+def preserved(target: Target, version: int) -> bool:
+    """Whether that version is there, or would be, had nobody else destroyed a whole copy of it."""
+    return bool(target.saved & SAVED) or target.harm == DESTROYED or holds(target, version)
 
 
 def holds_foreign(target: Target) -> bool:
@@ -450,30 +573,47 @@ def holds_foreign(target: Target) -> bool:
 # --- The verdicts of `inspect`, from what is visible in the directories --------------------------
 
 
-def verdict_of_source(source: Source) -> str:
-    if TORN in (source.migrating[0], source.migrated[0]):
+def verdict_of_source(protocol: Protocol, source: Source) -> str:
+    migrating, file = source.migrating[0], source.file[0]
+    if TORN in (migrating, source.migrated[0]):
         return "unknown"
     if source.migrated[0] >= MARKED:
         return "not canonical"
-    if source.file[0] == THERE:
+    if file in ANOTHER and migrating != NONE:
+        # A record, and a file that is not the one that it is about.
+        told_apart = "inspect: another file than the record's is told apart" in protocol.rules
+        return "unknown" if told_apart else "canonical"
+    if file not in NOTHING:
         return "canonical"
-    if source.migrating[0] == NONE:
+    if migrating == NONE:
         return "nothing here"
-    return "unknown" if phase_of(source.migrating[0]) == COPYING else "not canonical"
+    # A source that is kept is never missing by our doing.
+    copied = protocol.unlink and phase_of(migrating) >= COPIED
+    return "not canonical" if copied else "unknown"
 
 
-def verdict_of_target(target: Target) -> str:
+def verdict_of_target(protocol: Protocol, target: Target) -> str:
     value = target.incomplete[0]
     if value == TORN:
         return "unknown"
-    if value == NONE:
-        return {ABSENT: "nothing here", EMPTY: "not canonical", SIZED: "canonical"}[target.file[0]]
-    return {COPYING: "not canonical", COPIED: "only if retired"}.get(phase_of(value), "canonical")
+    if value == NONE and target.name == OURS_THERE:
+        file = target.file[0]
+        return {ABSENT: "nothing here", SIZED: "canonical"}.get(file, "not canonical")
+    if value == NONE:  # another file is what it looks like
+        return "nothing here" if target.name == DELETED else "canonical"
+    told_apart = "inspect: another file than the record's is told apart" in protocol.rules
+    if told_apart and target.name == REPLACED:
+        return "unknown"
+    if phase_of(value) == COPYING:
+        return "not canonical"
+    if told_apart and (target.name == DELETED or target.file[0] != SIZED):
+        return "unknown"
+    return "only if retired" if phase_of(value) == COPIED else "canonical"
 
 
-def verdict_of_pair(source: Source, target: Target) -> str:
+def verdict_of_pair(protocol: Protocol, source: Source, target: Target) -> str:
     """Which copy is canonical, from what stands in the two directories."""
-    ours, theirs = verdict_of_source(source), verdict_of_target(target)
+    ours, theirs = verdict_of_source(protocol, source), verdict_of_target(protocol, target)
     if theirs == "only if retired":
         same = ident_of(target.incomplete[0]) == ident_of(source.migrating[0])
         if ours == "canonical":
@@ -494,59 +634,62 @@ def verdict_of_pair(source: Source, target: Target) -> str:
 
 def violations(protocol: Protocol, before: State | None, actor: str, state: State) -> list[str]:
     """The invariants that this state breaks, or the act that led to it: the most telling first."""
-    found: list[str] = []
+    found = misdeeds(protocol, before, actor, state) if before is not None else []
     source, sender, receiver, target = state.source, state.sender, state.receiver, state.target
     retired = retired_now(protocol, source)
     plain = protocol.peer == "plain"
     data = (target.first, target.second)
 
-    # R5: what a stranger does completes nothing but a whole disk of its own, and touches nothing
-    # of a copy that is canonical.
-    if actor == "stranger" and before is not None:
-        if state.done != before.done and not all(cell[0] in (FOREIGN, FOREIGN2) for cell in data):
-            found.append("R5 a stranger completed what it had not written")
-        went_on = before.receiver.bound in ("M", "m")
-        if went_on and (
-            receiver.bound != before.receiver.bound
-            or target.incomplete[0] != before.target.incomplete[0]
-        ):
-            found.append("R5 a stranger disturbed the attempt that goes on")
-        if retired and (
-            data != (before.target.first, before.target.second)
-            or target.incomplete[0] != before.target.incomplete[0]
-        ):
-            found.append("R5 a stranger changed the canonical copy")
-
     # R2: the record stands before the first byte, and `copied` is true.
     if not plain:
-        written = any(cell[1] & ~(1 << HOLE) for cell in data)
-        if written and not state.done and target.incomplete[1] & 1 << NONE:
+        written = any(cell[1] & ~(1 << HOLE | 1 << OLD) for cell in data)
+        unrecorded = written and not state.done and target.incomplete[1] & 1 << NONE
+        if unrecorded and target.name == OURS_THERE:
             found.append("R2 bytes without a record")
         for value in members(target.incomplete[1]):
-            if phase_of(value) >= COPIED and not (
-                holds(target, target.first[0])
-                if ident_of(value) != THEIRS
-                else all(not cell[1] & 1 << HOLE and cell[1] & (cell[1] - 1) == 0 for cell in data)
-            ):
+            if phase_of(value) >= COPIED and not says_true(state, value):
                 found.append("R2 the record says copied, the disk is not")
+        said = phase_of(target.incomplete[0]) >= COPIED
+        if said and target.name != OURS_THERE and not target.late:
+            found.append("R2 the record says copied of a file that had lost its name")
+
+    # R12: nobody's data is overwritten unasked.
+    if protocol.there == "data" and not protocol.overwrite:
+        touched = any(cell[1] != 1 << OLD for cell in data) or target.incomplete[1] != 1 << NONE
+        if touched:
+            found.append("R12 somebody's disk was taken for a destination")
 
     # R1: one canonical copy, never none and never two.
     if protocol.peer != "foreign":
-        if may_be_retired(protocol, source) and not holds(target, state.version):
+        if may_be_retired(protocol, source) and not preserved(target, state.version):
             found.append("R1 neither: retired, and the destination does not durably hold it")
-        believed = state.done == 1 or any(
-            phase_of(value) == RETIRED for value in members(target.incomplete[1])
+        # Without a record beside it a disk is what it looks like.
+        bare = target.saved == SAVED
+        believed = (
+            state.done == 1
+            or bare
+            or bool(target.saved & SAID_RETIRED)
+            or any(phase_of(value) == RETIRED for value in members(target.incomplete[1]))
         )
         if believed and not surely_retired(protocol, source):
             found.append("R1 both: the destination was given away, the source can still be used")
         if state.done == 2 and may_be_retired(protocol, source):
             found.append("R1 neither: retired in favour of another's disk")
+        # R13: what is retired, or saved, is what was opened.
+        if target.saved & MISTAKEN:
+            found.append("R13 saved, and said to be the disk, which it is not")
+        if source.file[0] == SPOILT or (
+            not protocol.unlink and source.file[0] != THERE and may_be_retired(protocol, source)
+        ):
+            found.append("R13 another file was retired, or none")
 
-    # R3: exit 0 if and only if complete and durable.
+    # R3: exit 0 if and only if complete and durable, R13: of the file that has the name.
     if state.done and not (
         holds_foreign(target) if state.done == 2 else holds(target, state.version)
     ):
         found.append("R3 completed, and not durable")
+    if state.done and target.name != OURS_THERE:
+        found.append("R13 completed, and its name leads elsewhere")
     if (
         not plain
         and receiver.doing == "exit"
@@ -559,20 +702,22 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
             phase_of(value) == RETIRED or (value == NONE and state.done)
             for value in members(target.incomplete[1])
         )
-        if not (surely_retired(protocol, source) and holds(target, state.version) and known):
+        if not (surely_retired(protocol, source) and preserved(target, state.version) and known):
             found.append("R3 the sender said done, and is not")
 
     # R4: an attempt's coverage dies with it, and is true while it lives.
     if not plain:
         if not receiver.bound and receiver.covered:
             found.append("R4 coverage outlived its attempt")
-        if receiver.bound == "M" and receiver.ident != THEIRS:
+        undisturbed = state.version != V3 and target.harm == WHOLE
+        if receiver.bound == "M" and receiver.ident != THEIRS and undisturbed:
             for bit, cell in enumerate(data):
                 if receiver.covered >> bit & 1 and cell[0] != state.version:
                     found.append("R4 covered, but not by this attempt")
 
     # R8: a sender that did not retire leaves the source as it was, and says so only then.
-    if sender.program == "exit" and sender.status == 4 and may_be_retired(protocol, source):
+    gave_up = sender.program == "exit" and sender.status in (3, 4)
+    if gave_up and may_be_retired(protocol, source):
         found.append("R8 gave up after retiring")
 
     # R6, the part that is not liveness: nothing is copied from a source that is retired.
@@ -584,10 +729,58 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
     # R7: the verdicts, from what is visible, never contradict the truth.
     if protocol.peer != "foreign":
         found += wrong_verdicts(protocol, state, retired)
-    elif not unbegun(protocol, state) and (
-        not state.done and verdict_of_target(target) in ("canonical", "unknown")
+    elif (
+        not unbegun(protocol, state)
+        and target.name == OURS_THERE
+        and (not state.done and verdict_of_target(protocol, target) in ("canonical", "unknown"))
+        and target.harm == WHOLE
     ):
         found.append("R7 the destination's verdict is wrong")
+    return found
+
+
+def says_true(state: State, value: int) -> bool:
+    """Whether a record that says `copied` is true of the data."""
+    target = state.target
+    data = (target.first, target.second)
+    if target.harm == DESTROYED or target.saved or target.file[0] == ABSENT:
+        return True  # it was; what is there now is another matter
+    if ident_of(value) != THEIRS and state.version != V3:
+        return holds(target, target.first[0])
+    # What a foreign sender sends, or one whose source is being written to, may be any bytes.
+    return all(cell[1] & (cell[1] - 1) == 0 and cell[0] not in (HOLE, OLD) for cell in data)
+
+
+def misdeeds(protocol: Protocol, before: State, actor: str, state: State) -> list[str]:
+    """The acts that break an invariant, whatever led to the same state otherwise."""
+    found: list[str] = []
+    target, past = state.target, before.target
+    # R5: what a stranger does completes nothing but a whole disk of its own, and touches nothing
+    # of a copy that is canonical.
+    if actor == "stranger":
+        data = (target.first, target.second)
+        if state.done != before.done and not all(cell[0] in (FOREIGN, FOREIGN2) for cell in data):
+            found.append("R5 a stranger completed what it had not written")
+        went_on = before.receiver.bound in ("M", "m")
+        if went_on and (
+            state.receiver.bound != before.receiver.bound
+            or target.incomplete[0] != past.incomplete[0]
+        ):
+            found.append("R5 a stranger disturbed the attempt that goes on")
+        if retired_now(protocol, state.source) and (
+            data != (past.first, past.second) or target.incomplete[0] != past.incomplete[0]
+        ):
+            found.append("R5 a stranger changed the canonical copy")
+    # R13: no name leads to the source any more, and the copy that says it is whole is kept.
+    if state.source.file[0] in NAMELESS and before.receiver.message[-1:] == ("nameless",):
+        said = phase_of(past.incomplete[0])
+        if said >= COPIED and phase_of(target.incomplete[0]) < said:
+            found.append("R13 the copy of a source that is gone was taken back")
+    if past.name != OURS_THERE and state.sender.waiting and state.side and before.side:
+        step = protocol.sender[state.sender.program][state.sender.pc]
+        answered = not before.side.down and state.side.down == ("ok",)
+        if answered and step.name == "H.retired" and past.late < LOOKED_RETIRED:
+            found.append("R13 `retired` was acknowledged for a file that had lost its name")
     return found
 
 
@@ -598,26 +791,52 @@ def unbegun(protocol: Protocol, state: State) -> bool:
     """
     target = state.target
     nothing = target.file[0] == SIZED and target.incomplete[0] == NONE and not state.done
-    return protocol.device and nothing and target.first[0] == target.second[0] == HOLE
+    content = OLD if target.first[0] == OLD else protocol.before
+    untouched = target.first[0] == target.second[0] == content
+    return nothing and untouched and (bool(protocol.there) or content == OLD)
 
 
 def wrong_verdicts(protocol: Protocol, state: State, retired: bool) -> list[str]:
     found = []
-    ours = verdict_of_source(state.source)
-    if ours == "unknown" or {"canonical": retired, "not canonical": not retired}.get(ours, False):
-        found.append("R7 the source's verdict is wrong")
-    if ours == "nothing here" and not retired:
+    source, target = state.source, state.target
+    file = source.file[0]
+    ours = verdict_of_source(protocol, source)
+    if file in (THERE, GONE):
+        if ours == "unknown" or {"canonical": retired, "not canonical": not retired}.get(
+            ours, False
+        ):
+            found.append("R7 the source's verdict is wrong")
+        if ours == "nothing here" and not retired:
+            found.append("R7 the source's verdict is wrong")
+    elif ours == "canonical" and source.migrating[0] != NONE:
         found.append("R7 the source's verdict is wrong")
     if protocol.peer == "plain" or state.done == 2:
         return found  # a plain server has no verdict; another's disk is not this source's pair
-    theirs, before = verdict_of_target(state.target), unbegun(protocol, state)
-    if theirs == "unknown" or {"canonical": not (retired or before), "not canonical": retired}.get(
-        theirs, theirs == "nothing here" and retired
-    ):
-        found.append("R7 the destination's verdict is wrong")
-    if before and state.source.migrating[0] == NONE and not retired:
+    theirs, before = verdict_of_target(protocol, target), unbegun(protocol, state)
+    if target.name != OURS_THERE or target.harm != WHOLE:
+        said = phase_of(target.incomplete[0]) >= COPIED or (
+            target.name == REPLACED and target.incomplete[0] != NONE
+        )
+        if said and theirs != "unknown":
+            found.append("R7 the destination's verdict is wrong")
+    else:
+        # A source that has no name any more, and not by us, leaves the copy the only one.
+        right = retired or before or file in NAMELESS
+        if theirs == "unknown" or {"canonical": not right, "not canonical": retired}.get(
+            theirs, theirs == "nothing here" and retired
+        ):
+            found.append("R7 the destination's verdict is wrong")
+    if before and source.migrating[0] == NONE and not retired:
         return found  # two disks that have nothing to do with each other
-    if verdict_of_pair(state.source, state.target) != ("target" if retired else "source"):
+    pair = verdict_of_pair(protocol, source, target)
+    if file not in (THERE, GONE):
+        # Others have taken it away: it is not the source at this name, whatever else is.
+        wrong = pair == "source" and source.migrating[0] != NONE
+    elif target.name != OURS_THERE or target.harm != WHOLE:
+        wrong = pair not in ("source" if not retired else "", "unknown")
+    else:
+        wrong = pair != ("target" if retired else "source")
+    if wrong:
         found.append("R7 the pair's verdict is wrong")
     return found
 
@@ -643,15 +862,28 @@ UNSEEN = ("tmp", "sync")
 NEVER = 100
 NOBODY = "nobody"
 
-KINDS = frozenset({"crash", "power", "cut", "stop", "stranger"})
-"""The kinds of faults; `late stranger` is one that comes only once the source is retired.
+BREAKS = frozenset({"crash", "power", "cut", "stop", "stranger"})
+"""The kinds of faults that touch no file; `late stranger` is one that comes only once the source
+is retired."""
 
-Those that lift an assumption are L{LIFTS}; they are kinds of no ordinary exploration.
-"""
+OTHERS = frozenset({"swap source", "write source", "swap target", "cut target"})
+"""Those of somebody else who deletes, exchanges or changes what stands there."""
 
-LIFTS = frozenset({"finished stranger", "rerun", "earlier finisher"})
+KINDS = BREAKS | OTHERS
+"""All that an ordinary exploration has; those that lift an assumption are L{LIFTS}."""
 
-QUIET = KINDS - {"stranger", "stop"}
+LIFTS = frozenset(
+    {
+        "finished stranger",
+        "rerun",
+        "earlier finisher",
+        "between look and act",
+        "gone late",
+        "destroyed copy",
+    }
+)
+
+QUIET = frozenset({"crash", "power", "cut"})
 
 
 class Machine:
@@ -684,9 +916,9 @@ class Machine:
             None,
             Receiver("dead"),
             Target(
-                durable(SIZED if self.plain or self.protocol.device else ABSENT),
-                durable(HOLE),
-                durable(HOLE),
+                durable(SIZED if self.plain or self.protocol.there else ABSENT),
+                durable(self.protocol.before),
+                durable(self.protocol.before),
                 durable(NONE),
                 0,
             ),
@@ -711,7 +943,11 @@ class Machine:
             )
         if step.op == "unlink":
             if step.what == "file":
-                return source._replace(file=changed(source.file, GONE))
+                # By mutation only it is another file, or none.
+                value = {THERE: GONE, OTHER: SPOILT, AWAY: SPOILT}
+                return source._replace(
+                    file=changed(source.file, value.get(source.file[0], source.file[0]))
+                )
             return source._replace(migrating=changed(source.migrating, NONE))
         kind, phase = str(step.what).split(" ")
         torn = source.tmp != 2
@@ -740,6 +976,9 @@ class Machine:
             if file[0] != ABSENT:
                 file = (file[0], file[1] & ~(1 << ABSENT))
             target = target._replace(file=file, incomplete=entry_synced(target.incomplete))
+            if not self.says_copied(target):  # what was copied before does not count any more
+                harm = min(target.harm, CUT_EARLY)
+                target = target._replace(late=0, harm=harm)
         elif step.op == "unlink":
             target = target._replace(incomplete=changed(target.incomplete, NONE))
             state = state._replace(done=2 if receiver.who in ("F", "X") else 1)
@@ -747,10 +986,23 @@ class Machine:
             if target.file[0] == ABSENT:
                 target = target._replace(file=changed(target.file, EMPTY))
         elif step.op == "size":
-            if target.file[0] != SIZED:
+            if target.file[0] in (ABSENT, EMPTY):  # a new one; not one that was cut
                 target = target._replace(file=changed(target.file, SIZED))
+        elif step.op == "save":
+            # With its bytes durable before it has the other name; a foreign sender's as well.
+            if ident_of(target.incomplete[0]) != THEIRS:
+                whole = target.file[0] == SIZED
+                right = whole and target.first[0] == target.second[0] == state.version
+                saved = SAVED if right else MISTAKEN
+                if step.what == "record":
+                    known = phase_of(target.incomplete[0]) == RETIRED
+                    heard = receiver.message[0] == "retired"
+                    saved = SAID_RETIRED if known or heard else SAID
+                target = target._replace(saved=target.saved | saved)
         elif step.op == "block":
             block = receiver.message[1]
+            if block == 1 and target.file[0] == CUT:  # the last: the size is right again
+                target = target._replace(file=changed(target.file, SIZED))
             if receiver.who != "F":
                 content = receiver.message[3]
             else:  # a second write of the same block by a foreign sender brings other bytes
@@ -764,8 +1016,8 @@ class Machine:
             )
         elif step.op == "datasync":
             file = target.file
-            if file[0] == SIZED:
-                file = (SIZED, file[1] & ~(1 << EMPTY))
+            if file[0] in (SIZED, CUT):
+                file = (file[0], file[1] & (1 << file[0] | 1 << ABSENT))
             target = target._replace(
                 file=file, first=durable(target.first[0]), second=durable(target.second[0])
             )
@@ -792,18 +1044,21 @@ class Machine:
             if receiver.pc == len(steps):
                 return self.rest(state)
             step = steps[receiver.pc]
-            memory = step.op in ("claim", "reply", "close", "complete")
+            memory = step.op in ("claim", "reply", "close", "complete", "look", "fail")
             if not memory and not calls:
                 return state
             unseen = (
                 step.op in UNSEEN
-                or (step.op == "size" and state.target.file[0] == SIZED)
+                or (step.op == "size" and state.target.file[0] in (SIZED, CUT))
                 or (step.op == "create" and state.target.file[0] != ABSENT)
             )
             if memory:
+                doing = receiver.doing
                 state = self.in_memory(state, step)
-                if state.receiver.doing in ("idle", "complete"):
+                if state.receiver.doing in ("idle", "complete", "exit"):
                     return state
+                if state.receiver.doing != doing:  # a look has found something
+                    continue
             else:
                 state = self.on_target(state, step)
                 calls -= not unseen
@@ -813,18 +1068,84 @@ class Machine:
         """The handler is through: wait for the next message; connections nobody needs go."""
         who = state.receiver.who
         if state.receiver.doing == "look":
-            return self.looked(state)
+            return self.looked_up(state)
         state = state._replace(
             receiver=state.receiver._replace(doing="idle", pc=0, message=(), who="")
         )
         return self.sweep(state, who)
 
-    def looked(self, state: State) -> State:
+    def looked_up(self, state: State) -> State:
         """The receiver has read its directory."""
-        value, file = state.target.incomplete[0], state.target.file[0]
-        if value == TORN or (phase_of(value) >= COPIED and file != SIZED):
+        if self.refused(state):
             return state._replace(receiver=Receiver("exit", status=1))
-        return state._replace(receiver=Receiver("idle"))
+        target = state.target
+        if target.name == REPLACED:
+            other = durable(OLD)
+            target = target._replace(file=durable(SIZED), first=other, second=other)
+        target = target._replace(name=OURS_THERE, late=0)
+        if not self.says_copied(target):
+            target = target._replace(harm=WHOLE)
+        return state._replace(receiver=Receiver("idle"), target=target)
+
+    def start_receiver(self, state: State) -> State:
+        """With the file that has the name now, whichever it is, unless it is refused."""
+        if self.refused(state):
+            return state._replace(receiver=Receiver("exit", status=1))
+        target = state.target
+        if target.name == DELETED:
+            nothing = durable(HOLE)
+            target = target._replace(
+                name=OURS_THERE, file=durable(ABSENT), first=nothing, second=nothing
+            )
+        elif target.file[0] == CUT:
+            target = target._replace(file=durable(EMPTY))  # nothing was left of it
+        state = state._replace(receiver=Receiver("look"), target=target)
+        return self.run_receiver(state, calls=0)
+
+    def refused(self, state: State) -> bool:
+        """Whether a receiver does not start here."""
+        target = state.target
+        value, file = target.incomplete[0], target.file[0]
+        if self.plain:
+            return False
+        if value == TORN:
+            return True
+        if phase_of(value) >= COPIED:
+            other = target.name != OURS_THERE or file != SIZED
+            return other and self.rule(
+                "start: another disk than the whole one of the record is refused"
+            )
+        holds_data = target.name == REPLACED or (
+            target.name == OURS_THERE
+            and file == SIZED
+            and not target.first[0] == target.second[0] == HOLE
+        )
+        # An unfinished copy is nobody's data, if it is the file that the record is about.
+        unfinished = phase_of(value) == COPYING and target.name == OURS_THERE
+        if holds_data and not unfinished and not self.protocol.overwrite:
+            return self.rule("start: a disk that holds data is refused")
+        return False
+
+    def fail(self, state: State) -> State:
+        """The receiver ends by itself, with exit 3; whoever asked is told."""
+        who = state.receiver.who
+        return self.kill_receiver(self.answer(state, who, ("refused",)), 3)
+
+    def look_at_target(self, state: State, step: Step) -> State:
+        """The receiver looks at name, inode and size of its file."""
+        target, receiver = state.target, state.receiver
+        cut = target.file[0] == CUT and self.rule("look: the destination's size")
+        gone = target.name != OURS_THERE and self.rule("look: the destination's name")
+        if step.what == "end" and receiver.message[1] == 0:
+            return state
+        if not (cut or gone):
+            return state
+        rescue = step.what == "rescue" and self.rule("rescue: what has lost its name is saved")
+        if cut and self.rule("rescue: what was cut is not"):
+            rescue = False
+        return state._replace(
+            receiver=receiver._replace(doing="rescue" if rescue else "fail", pc=0)
+        )
 
     def sweep(self, state: State, who: str) -> State:
         if who in ("m", "h"):
@@ -839,6 +1160,10 @@ class Machine:
 
     def in_memory(self, state: State, step: Step) -> State:
         receiver = state.receiver
+        if step.op == "fail":
+            return self.fail(state)
+        if step.op == "look":
+            return self.look_at_target(state, step)
         if step.op == "claim":
             if self.rule("claim: ends every older side connection"):
                 state = state._replace(old_side=None if receiver.who != "h" else state.old_side)
@@ -1020,6 +1345,12 @@ class Machine:
                     message = (what, int(argument[0]), sender.cookie, state.version)
                 elif what == "copying":
                     message = (what, sender.ident, sender.cookie)
+                    if state.source.file[0] in NAMELESS and sender.kept:
+                        # The copy there may be whole, and is the only one then.
+                        back = "back" if sender.program == "back" else "claim"
+                        if self.rule(f"{back}: not once the last name is gone"):
+                            return self.leave_it(state, sure=back == "back")
+                        message = (*message, "nameless")
                 elif what == "retired":
                     told = phase_of(state.source.migrating[0]) == RETIRED
                     message = (what, sender.ident, sender.cookie, told)
@@ -1036,17 +1367,27 @@ class Machine:
     def next_step(self, state: State) -> State:
         sender = state.sender
         state = state._replace(sender=sender._replace(pc=sender.pc + 1, waiting=False))
-        if sender.program == "look" and sender.pc + 1 == len(self.protocol.sender["look"]):
+        through = sender.pc + 1 == len(self.protocol.sender[sender.program])
+        if sender.program == "look" and through:
             return self.begin(state)
+        if sender.program == "unsay" and through:
+            return self.take_back(state)
+        if sender.program == "back" and through:  # taken back
+            state = self.orphan(state)
+            return state._replace(sender=sender._replace(program="stop", pc=0, waiting=False))
         return self.advance(state)
 
     def begin(self, state: State) -> State:
         """What a sender does once it has looked, and after each drop."""
         source, sender = state.source, state.sender
         migrating = source.migrating[0]
-        state = state._replace(source=source._replace(tmp=0))
+        state = state._replace(source=source._replace(tmp=0, changed=UNCHANGED))
         told = phase_of(migrating) == RETIRED
+        # The process that has it open knows what it did itself; another goes by the directory.
+        has_it = sender.program == "attempt"
         retired = retired_now(self.protocol, source)
+        if self.protocol.unlink and not has_it:
+            retired = source.file[0] in NOTHING
         if not self.rule("finish: the source must be gone"):
             retired = retired or phase_of(migrating) in (COPIED, RETIRED)
         status = -1
@@ -1056,6 +1397,12 @@ class Machine:
             status = 1  # no such file, or MIGRATED: there is nothing to do
         elif retired and phase_of(migrating) == COPYING:
             status = 1  # gone, and not by us
+        elif not (retired or has_it) and source.file[0] != THERE:
+            # Gone, where it was to be kept; or another disk, and if a record stands beside it,
+            # not the one that the record is about.
+            gone = source.file[0] in NOTHING or migrating == NONE
+            if gone or self.rule("begin: another file than the record's is refused"):
+                status = 1
         if status >= 0:
             return state._replace(sender=Sender("exit", status=status))
         ident = sender.ident if sender.program == "attempt" else -1
@@ -1121,11 +1468,15 @@ class Machine:
                 changes[WIRES[old]] = Wire(wire.up)
                 changes["receiver"] = receiver
             state = state._replace(**changes)
+        if which == "MH":
+            state = state._replace(source=state.source._replace(changed=UNCHANGED))
         return state
 
     def drop(self, state: State) -> State:
         """The sender has lost a connection, or was refused: this attempt is over."""
         sender = state.sender
+        if sender.program == "back":
+            return self.give_up(state)
         state = self.orphan(state)
         if self.plain and retired_now(self.protocol, state.source):
             return state._replace(sender=Sender("exit", status=5))
@@ -1142,6 +1493,8 @@ class Machine:
         if reply[0] == "refused":
             if sender.program == "anew" and step.name == "H.retired":
                 return self.conclude(state)  # it has another disk
+            if sender.program == "back":  # until the attempt's connection is gone over there
+                return self.take_back(state)
             return self.drop(state)
         if reply[0] == "ok":
             if step.name == "H.copying":
@@ -1156,6 +1509,9 @@ class Machine:
 
     def hear_page(self, state: State, step: Step, reply: tuple) -> State:
         sender = state.sender
+        if sender.program == "back":
+            ours = reply[1] in (COPYING, COPIED) and reply[2] == sender.ident
+            return self.next_step(state) if ours else self.give_up(state)
         complete = reply[1:] == ("complete", sender.ident)
         if complete and state.receiver.doing != "complete":
             state = state._replace(left=True)  # that receiver is no more
@@ -1186,6 +1542,78 @@ class Machine:
             return self.conclude(state)
         return self.orphan(state)._replace(sender=Sender("exit", status=5))
 
+    # How a sender ends that has not retired its source.
+
+    def look_at_source(self, state: State, step: Step) -> State:
+        """The sender looks at name, inode, size and times of its file."""
+        file, altered = state.source.file[0], state.source.changed
+        if file != THERE and not self.rule("look: the source's name"):
+            file = THERE
+        if altered == WRITTEN and not self.rule("look: the source's mtime and size"):
+            altered = UNCHANGED
+        if altered == DATED and not self.rule("look: the source's ctime"):
+            altered = UNCHANGED
+        if file in NAMELESS:
+            # The copy is the only one, and MIGRATING is to say so.
+            first = step.name == "source.look first" and altered == UNCHANGED
+            return self.next_step(state) if first else self.leave_it(state)
+        if file != THERE or altered == WRITTEN:
+            return self.end(state, 3)
+        return self.drop(state) if altered == DATED else self.next_step(state)
+
+    def end(self, state: State, status: int) -> State:
+        """The migration ends; the source is as it was, and a copy that is whole is taken back."""
+        source, sender = state.source, state.sender
+        if (
+            source.file[0] in NAMELESS
+            and sender.kept
+            and self.rule("back: not once the last name is gone")
+        ):
+            return self.leave_it(state)
+        state = self.orphan(state)
+        state = state._replace(
+            source=state.source._replace(tmp=0), sender=sender._replace(status=status)
+        )
+        if source.migrating[0] == NONE:
+            return self.go_to(state, "stop-keep")
+        if not sender.kept:
+            return self.go_to(state, "stop")
+        # First this: whoever moves the source away from now on is not taken for us.
+        copied = phase_of(source.migrating[0]) >= COPIED
+        return self.go_to(state, "unsay") if copied else self.take_back(state)
+
+    def take_back(self, state: State) -> State:
+        """The destination is not to say any more that its copy is whole."""
+        state = self.orphan(state)
+        if self.plain or state.sender.status == 5:
+            return self.give_up(state)
+        cookie = self.fresh_cookie(state)
+        return self.go_to(state._replace(sender=state.sender._replace(cookie=cookie)), "back")
+
+    def give_up(self, state: State) -> State:
+        """It may say so on: the id is kept."""
+        return self.go_to(self.orphan(state), "stop-keep")
+
+    def leave_it(self, state: State, sure: bool = True) -> State:
+        """The source has lost its last name: its copy is the only one, and stays as it is.
+
+        If it is of a source that was changed, or perhaps so, a human has to look.
+        """
+        sure = sure and state.source.changed == UNCHANGED
+        copied = phase_of(state.source.migrating[0]) >= COPIED
+        state = self.orphan(state)
+        state = state._replace(
+            source=state.source._replace(tmp=0), sender=state.sender._replace(status=5)
+        )
+        return self.go_to(state, "unsay" if copied and not sure else "stop-keep")
+
+    def go_to(self, state: State, program: str) -> State:
+        old = state.sender
+        sender = Sender(program, ident=old.ident, status=old.status)
+        if program in ("back", "unsay"):
+            sender = sender._replace(cookie=old.cookie, kept=old.kept)
+        return self.advance(state._replace(sender=sender))
+
     def conclude(self, state: State) -> State:
         """Nothing is left but to put on record that the destination is complete."""
         steps = self.protocol.sender[state.sender.program]
@@ -1204,13 +1632,15 @@ class Machine:
 
     def nothing_to_run(self, state: State) -> bool:
         """Assumption 2: the destination's verdict is `canonical`, and nobody waits for it."""
+        if not self.protocol.overwrite:
+            return False  # it may be run, and is refused
         if state.target.incomplete[0] != NONE or "rerun" in self.kinds:
             return False
         return state.done == 2 or (state.done == 1 and self.concluded(state))
 
     def unguarded(self, state: State) -> bool:
         """Assumption 1: the receiver was started on a finished disk, and was told nothing yet."""
-        if "finished stranger" in self.kinds:
+        if "finished stranger" in self.kinds or not self.protocol.overwrite:
             return False
         finished = bool(state.done) and state.target.incomplete[0] == NONE
         return finished and state.receiver.anew < 0
@@ -1222,7 +1652,7 @@ class Machine:
         steps, pc = self.protocol.sender.get(state.sender.program), state.sender.pc
         if steps is None:
             return False
-        if pc and steps[pc].name in ("source.unlink", "MIGRATED.write"):
+        if pc and steps[pc].name in ("source.look", "source.unlink", "MIGRATED.write"):
             # A connection lost while `copied` was put on record here: it does not retire then.
             return steps[pc - 1].name == "MIGRATING(copied).dirsync"
         return steps[pc].op in ("ask", "closed", "connect")
@@ -1239,22 +1669,26 @@ class Machine:
             if late or "stranger" in self.kinds:
                 yield from self.strangers_come(spent)
             yield from self.receiver_dies(spent)
+            if not self.plain:
+                yield from self.target_is_changed(spent)
             if state.sender.program != "never":
+                yield from self.source_is_changed(spent)
                 yield from self.sender_dies(spent)
                 if state.sender.program not in ("dead", "exit"):
                     if "stop" in self.kinds:
                         yield from self.sender_is_stopped(spent)
                     if "cut" in self.kinds:
                         yield from self.cuts(spent)
+            if "stop" in self.kinds:
+                yield from self.receiver_is_stopped(spent)
 
     def receiver_moves(self, state: State) -> Iterator[Move]:
         receiver = state.receiver
         if receiver.doing == "dead" and not self.nothing_to_run(state):
-            begun = self.run_receiver(state._replace(receiver=Receiver("look")), calls=0)
-            yield Move(7, "receiver starts", NOBODY, begun)
-        elif receiver.doing == "exit" and "rerun" in self.kinds and self.concluded(state):
-            begun = self.run_receiver(state._replace(receiver=Receiver("look")), calls=0)
-            yield Move(NEVER, "receive is run again", NOBODY, begun)
+            yield Move(7, "receiver starts", NOBODY, self.start_receiver(state))
+        elif receiver.doing == "exit" and self.run_again(state):
+            rank = 7 if receiver.status in (3, 5) else NEVER
+            yield Move(rank, "receive is run again", NOBODY, self.start_receiver(state))
         elif receiver.doing in self.protocol.receiver:
             steps = self.protocol.receiver[receiver.doing][receiver.pc :]
             step = next((step for step in steps if step.op not in UNSEEN), steps[0])
@@ -1278,6 +1712,12 @@ class Machine:
             rank = 9 if state.sender.program == "exit" or state.side is None else NEVER
             yield Move(rank, "receiver: exit 0", NOBODY, self.kill_receiver(state, 0))
 
+    def run_again(self, state: State) -> bool:
+        """Whether `receive` may be run again after its end."""
+        if state.receiver.status in (3, 5) or not self.protocol.overwrite:
+            return True
+        return "rerun" in self.kinds and self.concluded(state)
+
     def kill_receiver(self, state: State, status: int | None = None) -> State:
         def severed(wire: Wire | None) -> Wire | None:
             return wire and wire._replace(up=(), alive=False)
@@ -1288,19 +1728,37 @@ class Machine:
             side=severed(state.side),
             old_main=None,
             old_side=None,
-            target=state.target._replace(tmp=0),
+            target=self.let_go(state, killed=status is None)._replace(tmp=0),
         )
+
+    def let_go(self, state: State, killed: bool) -> Target:
+        """Nobody has the file open any more: without a name it is no more."""
+        target = state.target
+        if target.name == OURS_THERE or target.file[0] == ABSENT:
+            return target
+        harm = target.harm
+        if killed and (target.late or self.says_copied(target)) and not target.saved & SAVED:
+            harm = self.destroyed
+        return target._replace(
+            file=durable(ABSENT), first=durable(HOLE), second=durable(HOLE), harm=harm
+        )
+
+    @property
+    def destroyed(self) -> int:
+        """What it is when somebody else destroys a whole copy (assumption 6)."""
+        return CUT_EARLY if "destroyed copy" in self.kinds else DESTROYED
 
     def sender_moves(self, state: State) -> Iterator[Move]:
         sender = state.sender
         if sender.program == "never":
             return
-        if sender.program == "dead" or (sender.program == "exit" and sender.status in (4, 5)):
+        if sender.program == "dead" or (sender.program == "exit" and sender.status in (3, 4, 5)):
             fresh = state._replace(sender=Sender("look"))
             if not self.protocol.sender["look"]:
                 fresh = self.begin(fresh)
             yield Move(7, "sender starts", NOBODY, fresh)
-            if state.version == V1 and not retired_now(self.protocol, state.source):
+            unretired = not retired_now(self.protocol, state.source)
+            if state.version == V1 and unretired and state.source.file[0] == THERE:
                 yield Move(NEVER, "the source is changed", NOBODY, state._replace(version=V2))
             return
         if sender.program == "exit":
@@ -1326,8 +1784,13 @@ class Machine:
                 gone = state._replace(main=None)
                 yield Move(3, "sender sees M closed", NOBODY, self.next_step(gone))
         elif step.op == "exit":
-            done = self.orphan(state)._replace(sender=Sender("exit", status=int(step.what)))
-            yield Move(3, f"sender: exit {step.what}", NOBODY, done)
+            status = sender.status if step.what == "" else int(step.what)
+            done = self.orphan(state)._replace(sender=Sender("exit", status=status))
+            yield Move(3, f"sender: exit {status}", NOBODY, done)
+        elif step.op == "look":
+            yield Move(3, f"sender: {step.name}", NOBODY, self.look_at_source(state, step))
+        elif step.op == "baseline":
+            yield Move(3, f"sender: {step.name}", NOBODY, self.next_step(state))
         else:
             steps, pc, source = self.protocol.sender[sender.program], sender.pc, state.source
             while steps[pc].op in UNSEEN:
@@ -1339,6 +1802,8 @@ class Machine:
                 pc -= 1
             moved = state._replace(source=source, sender=sender._replace(pc=pc))
             yield Move(3, f"sender: {steps[pc].name}", NOBODY, self.next_step(moved))
+        if sender.program == "back":
+            yield Move(NEVER, "sender gives up taking it back", NOBODY, self.give_up(state))
         if self.waiting_for_the_wire(state) and step.op != "closed":
             dead = [
                 name
@@ -1438,13 +1903,140 @@ class Machine:
         late = retired_now(self.protocol, state.source)
         if sender.program != "attempt" or (late and self.rule("stop: only before retiring")):
             return
-        keep = sender.kept or state.source.migrating[0] == NONE
-        stopped = self.orphan(state)
-        stopped = stopped._replace(
-            source=stopped.source._replace(tmp=0),
-            sender=Sender("stop-keep" if keep else "stop", ident=sender.ident),
-        )
+        stopped = self.end(state, 4)
+        if late:  # only by mutation
+            stopped = self.orphan(state)._replace(sender=Sender("stop-keep", status=4))
         yield Move(NEVER, "sender is stopped", NOBODY, stopped)
+
+    # -- what somebody else does to the files --
+
+    def source_is_changed(self, state: State) -> Iterator[Move]:
+        """Deleted, replaced, moved, moved and replaced; or written to, by a program that takes no
+        lock: plainly, by a mapping, or with the mtime put back."""
+        source, sender = state.source, state.sender
+        attempt = self.protocol.sender["attempt"] if sender.program == "attempt" else []
+        pc = sender.pc
+        # Those who delete wait for their directory's fsync.
+        if source.file != durable(THERE) or source.migrated != durable(NONE):
+            return
+        if sender.program == "exit" and sender.status < 3:
+            return
+        act = attempt[self.retire_index].name if attempt else ""
+        lifted = "between look and act" in self.kinds
+        if attempt and self.about_to(attempt, pc, "source.look", act) and not lifted:
+            return  # assumption 4
+        if "swap source" in self.kinds:
+            for value, how in (
+                (LOST, "deleted"),
+                (OTHER, "replaced"),
+                (MOVED, "moved"),
+                (AWAY, "moved and replaced"),
+            ):
+                if value in NOTHING and self.gone_late(state, value):
+                    continue
+                moved = state._replace(source=source._replace(file=durable(value)))
+                yield Move(NEVER, f"the source is {how}", NOBODY, moved)
+        names = [step.name for step in attempt]
+        if "write source" in self.kinds and state.version != V3 and attempt:
+            synced = names.index("source.fsync") if "source.fsync" in names else -1
+            if pc <= synced:
+                return  # before the scan: as if no sender ran
+            # A mapped write to a page that was dirty before shows nowhere.
+            mapped = WRITTEN if synced >= 0 else source.changed
+            for altered, how in (
+                (WRITTEN, ""),
+                (mapped, ", by a mapping"),
+                (DATED, ", its mtime put back"),
+            ):
+                written = source._replace(changed=altered)
+                label = f"the source is written to{how}"
+                yield Move(NEVER, label, NOBODY, state._replace(source=written, version=V3))
+
+    def gone_late(self, state: State, how: int) -> bool:
+        """Assumption 5: while MIGRATING says copied nobody moves the source away, or deletes it
+        once it was written to again; nor when it is about to say so, the first look being over."""
+        stale = not holds(state.target, state.version)
+        if "gone late" in self.kinds or (how == LOST and not stale):
+            return False
+        if any(phase_of(value) >= COPIED for value in members(state.source.migrating[1])):
+            return True
+        sender = state.sender
+        steps = self.protocol.sender.get(sender.program, [])
+        return self.about_to(steps, sender.pc, "source.look first", "MIGRATING(copied).rename")
+
+    def about_to(self, steps: list[Step], pc: int, look: str, act: str) -> bool:
+        """Whether that look has just been taken, and that act is all that follows."""
+        unseen = (*UNSEEN, "reply")
+        before = [step.name for step in steps[:pc] if step.op not in unseen]
+        after = [step.name for step in steps[pc:] if step.op not in unseen]
+        return before[-1:] == [look] and after[:1] == [act]
+
+    def says_copied(self, target: Target) -> bool:
+        return any(phase_of(value) >= COPIED for value in members(target.incomplete[1]))
+
+    def looked(self, state: State, steps: list[Step]) -> int:
+        """Which of its looks the receiver has behind it; what strikes now they did not miss."""
+        target, receiver = state.target, state.receiver
+        done = [step.name for step in steps[: receiver.pc]]
+        said = max(phase_of(value) for value in members(target.incomplete[1]))
+        if said == RETIRED or (receiver.doing == "retired" and "retired.look" in done):
+            return LOOKED_RETIRED
+        if said == COPIED or self.about_to(
+            steps, receiver.pc, "copied.look", "INCOMPLETE(copied).rename"
+        ):
+            return LOOKED_COPIED
+        return 0
+
+    def target_is_changed(self, state: State) -> Iterator[Move]:
+        """Deleted, replaced, cleared away with its record; or cut."""
+        target, receiver = state.target, state.receiver
+        alive = receiver.doing not in ("dead", "exit")
+        if target.name != OURS_THERE or target.file[0] == ABSENT or state.done:
+            return  # behind the end it is a disk like any other
+        if not alive and target.incomplete[0] == NONE:
+            return  # no migration has to do with it
+        steps = self.protocol.receiver.get(receiver.doing, [])
+        lifted = "between look and act" in self.kinds
+        if self.about_to(steps, receiver.pc, "complete.look", "INCOMPLETE.unlink") and not lifted:
+            return  # assumption 4
+        late = self.looked(state, steps)
+        if "swap target" in self.kinds:
+            for name, how in ((DELETED, "deleted"), (REPLACED, "replaced")):
+                yield self.swapped(state, how, target._replace(name=name, late=late))
+            begun = phase_of(target.incomplete[0]) == COPYING and not late
+            if begun and receiver.doing == "idle" and not receiver.bound and not receiver.claim:
+                gone = target._replace(name=DELETED, incomplete=durable(NONE))
+                yield self.swapped(state, "cleared away with its record", gone)
+        if "cut target" not in self.kinds or target.file[0] != SIZED:
+            return
+        if self.about_to(steps, receiver.pc, "end.look", "block.write") and not lifted:
+            return  # assumption 4
+        cut = target._replace(
+            file=durable(CUT),
+            first=durable(HOLE),
+            second=durable(HOLE),
+            harm=self.destroyed if late else CUT_EARLY,
+        )
+        yield Move(NEVER, "the destination is cut", NOBODY, state._replace(target=cut))
+
+    def swapped(self, state: State, how: str, target: Target) -> Move:
+        new = state._replace(target=target)
+        if state.receiver.doing in ("dead", "exit"):
+            new = new._replace(target=self.let_go(new, killed=True))
+        return Move(NEVER, f"the destination is {how}", NOBODY, new)
+
+    def receiver_is_stopped(self, state: State) -> Iterator[Move]:
+        """It looks at its file if that may be the only copy; if nothing is wrong, it is a crash."""
+        target, receiver = state.target, state.receiver
+        if receiver.doing != "idle" or phase_of(target.incomplete[0]) < COPIED:
+            return
+        looking = state._replace(receiver=receiver._replace(message=("stop",)))
+        found = self.look_at_target(looking, Step("stop.look", "look", "rescue"))
+        if found is not looking and self.rule("stop: the receiver looks first"):
+            yield Move(NEVER, "receiver is stopped", NOBODY, self.run_receiver(found, calls=0))
+        elif target.name != OURS_THERE:
+            dead = self.kill_receiver(state, 5)
+            yield Move(NEVER, "receiver is stopped", NOBODY, dead)
 
     def cuts(self, state: State) -> Iterator[Move]:
         receiver = state.receiver
@@ -1495,18 +2087,34 @@ class Machine:
             (sender.status == 0 and state.source.migrating[0] == NONE)
             or (sender.status == 1 and removed and surely_retired(self.protocol, state.source))
         )
-        if self.plain:
-            return "both" if sent else ""
+        if self.plain and sent:
+            return "both"
         got = (receiver.doing == "exit" and receiver.status == 0) or (
             receiver.doing == "dead" and finished and self.nothing_to_run(state)
         )
-        if sent and got:
+        if sent and got and not self.plain:
             return "both"
+        if sent and finished and receiver.doing == "exit" and receiver.status == 1:
+            return "refused"
         if sent and state.left and phase_of(target.incomplete[0]) == RETIRED:
             return "told"
         if sent and state.left and finished and receiver.doing == "idle":
             return "late"
-        return ""
+        return "human" if self.human(state) else ""
+
+    def human(self, state: State) -> bool:
+        """Whether somebody else has done what no program can mend, so that a human has to look."""
+        source, target = state.source, state.target
+        if self.protocol.there == "data" and not self.protocol.overwrite:
+            return True  # there is no place to receive into
+        phase = phase_of(target.incomplete[0])
+        if source.file[0] in (OTHER, MOVED, AWAY) or target.saved or target.harm == DESTROYED:
+            return True
+        if target.name != OURS_THERE and (target.name == REPLACED or phase >= COPIED):
+            return True
+        # Deleted by somebody else: who has a copy on record, and the other too, can finish.
+        finishes = phase_of(source.migrating[0]) >= COPIED and (phase >= COPIED or state.done)
+        return source.file[0] == LOST and not (self.protocol.unlink and finishes)
 
 
 def cookies(message: tuple) -> Iterable[int]:
@@ -1521,7 +2129,7 @@ def source_losses(source: Source) -> Iterator[Source]:
     for file, migrating, migrated in itertools.product(
         members(source.file[1]), members(source.migrating[1]), members(source.migrated[1])
     ):
-        yield Source(durable(file), durable(migrating), durable(migrated), 0)
+        yield Source(durable(file), durable(migrating), durable(migrated), 0, source.changed)
 
 
 def target_losses(target: Target) -> Iterator[Target]:
@@ -1533,7 +2141,13 @@ def target_losses(target: Target) -> Iterator[Target]:
         members(target.incomplete[1]),
     ):
         blocks = (first, second) if file == SIZED else (HOLE, HOLE)
-        lost = Target(durable(file), durable(blocks[0]), durable(blocks[1]), durable(incomplete), 0)
+        lost = target._replace(
+            file=durable(file),
+            first=durable(blocks[0]),
+            second=durable(blocks[1]),
+            incomplete=durable(incomplete),
+            tmp=0,
+        )
         if lost not in seen:
             seen.add(lost)
             yield lost
@@ -1543,9 +2157,9 @@ def tell(disk: Source | Target) -> str:
     """What a power loss left, for a trace."""
     if isinstance(disk, Source):
         file, migrating, migrated = disk.file[0], disk.migrating[0], disk.migrated[0]
-        words = [f"file {'gone' if file == GONE else 'there'}", f"MIGRATING {word(migrating)}"]
+        words = [f"file {'there' if file == THERE else 'gone'}", f"MIGRATING {word(migrating)}"]
         return ", ".join([*words, *(["MIGRATED"] if migrated >= MARKED else [])])
-    file = {ABSENT: "absent", EMPTY: "empty", SIZED: "sized"}[disk.file[0]]
+    file = {ABSENT: "absent", EMPTY: "empty", SIZED: "sized", CUT: "cut"}[disk.file[0]]
     return f"file {file}, INCOMPLETE {word(disk.incomplete[0])}"
 
 
@@ -1590,6 +2204,7 @@ def explore(protocol: Protocol, faults: int, kinds: frozenset[str] = KINDS) -> R
     # With the same state and more faults to spare everything is reachable that is with fewer:
     # the most that a state was reached with is what counts.
     spare: dict[tuple, int] = {first[:-1]: first.faults}
+    calm: dict[tuple, tuple | None] = {}
     queue = deque([first])
     transitions = 0
 
@@ -1600,39 +2215,35 @@ def explore(protocol: Protocol, faults: int, kinds: frozenset[str] = KINDS) -> R
 
     while queue:
         state = queue.popleft()
+        best: Move | None = None
         for move in machine.moves(state):
             transitions += 1
             new = move.state
-            if spare.get(new[:-1], -1) >= new.faults:
+            if move.rank < NEVER and (best is None or move.rank < best.rank):
+                best = move
+            key = new[:-1]
+            if spare.get(key, -1) >= new.faults:
                 # The act may still be wrong, when the state is not.
-                if move.actor == "stranger" and (
-                    broken := [
-                        name
-                        for name in violations(protocol, state, move.actor, new)
-                        if name.startswith("R5")
-                    ]
-                ):
+                if broken := misdeeds(protocol, state, move.actor, new):
                     return result(broken, state, move.label)
                 continue
-            spare[new[:-1]] = new.faults
+            spare[key] = new.faults
             parents[new] = (state, move.label)
             if broken := violations(protocol, state, move.actor, new):
                 return result(broken, new)
             queue.append(new)
+        calm[state[:-1]] = best and best.state[:-1]
     if protocol.peer == "foreign":
         return result([], None)
     ends: dict[str, int] = {}
-    known: dict[State, str] = {}
+    known: dict[tuple, str] = {}
     for key in spare:
-        state = State(*key, 0)
-        for calm, how in (
-            (state._replace(faults=0), "with both going on"),
-            (machine.both_restarted(state), "with both restarted"),
-        ):
-            end = calm_end(machine, calm, known)
+        restarted = machine.both_restarted(State(*key, 0))
+        for start, how in ((key, "with both going on"), (restarted[:-1], "with both restarted")):
+            end = calm_end(machine, start, known, calm)
             ends[end] = ends.get(end, 0) + 1
             if not end:
-                labels, last = calm_trace(machine, calm)
+                labels, last = calm_trace(machine, State(*start, 0))
                 name = "R6" if retired_now(protocol, last.source) else "R4"
                 found = next(whole for whole in parents if whole[:-1] == key)
                 return result([f"{name} never ends well, {how}"], found, f"({how})", *labels)
@@ -1650,27 +2261,38 @@ def trace_to(parents: dict[State, tuple[State, str] | None], state: State) -> li
     return labels[::-1]
 
 
-def calm_end(machine: Machine, state: State, known: dict[State, str]) -> str:
-    """How the run from here ends when nothing more goes wrong; `` if badly or never."""
-    path: list[State] = []
-    on_path: set[State] = set()
-    while state not in known:
-        if state in on_path:
-            known[state] = ""
+def calm_end(
+    machine: Machine, key: tuple, known: dict[tuple, str], calm: dict[tuple, tuple | None]
+) -> str:
+    """How the run from here ends when nothing more goes wrong; `` if badly or never.
+
+    @param key: a state but for its faults.
+    @param known: what is known of other states.
+    @param calm: of those that were explored, the next when nothing goes wrong.
+    """
+    path: list[tuple] = []
+    on_path: set[tuple] = set()
+    while key not in known:
+        state = State(*key, 0)
+        if key in on_path:
+            known[key] = "human" if machine.human(state) else ""
             break
-        path.append(state)
-        on_path.add(state)
+        path.append(key)
+        on_path.add(key)
         if state.done == 2:  # the receiver has taken another's disk: ours has nowhere to go
-            known[state] = "another's"
+            known[key] = "another's"
             break
-        move = machine.calm(state)
-        if move is None:
-            known[state] = machine.good_end(state)
+        if key not in calm:
+            move = machine.calm(state)
+            calm[key] = move and move.state[:-1]
+        following = calm[key]
+        if following is None:
+            known[key] = machine.good_end(state)
             break
-        state = move.state
+        key = following
     for passed in path:
-        known[passed] = known[state]
-    return known[state]
+        known[passed] = known[key]
+    return known[key]
 
 
 def calm_trace(machine: Machine, state: State) -> tuple[list[str], State]:
@@ -1697,11 +2319,12 @@ class Mutation:
     peer: str = "blockmig"
     unlink: bool = True
     faults: int = 1
-    kinds: frozenset[str] = KINDS
-    device: bool = False
+    kinds: frozenset[str] = BREAKS
+    there: str = ""
+    overwrite: bool = False
 
     def explore(self, kinds: frozenset[str] | None = None) -> Result:
-        protocol = self.edit(build(self.unlink, self.peer, self.device))
+        protocol = self.edit(build(self.unlink, self.peer, self.there, self.overwrite))
         return explore(protocol, self.faults, kinds or self.kinds)
 
 
@@ -1765,10 +2388,15 @@ SEND = "sender:attempt"
 UNLINK = ("source.unlink", "source.dirsync")
 LEAVE = ("M.disc", "M.closed")
 REMOVE = ("MIGRATING.unlink", "MIGRATING.gone.dirsync")
-ON_DEVICE: dict = {"unlink": False, "device": True}
+ON_DEVICE: dict = {"unlink": False, "there": "blank"}
+OVER_DATA: dict = {"there": "data", "overwrite": True}
 KEEP: dict = {"unlink": False}
 PLAIN: dict = {"peer": "plain"}
 FOREIGN_SENDER: dict = {"peer": "foreign"}
+SWAP: dict = {"kinds": frozenset({"swap source"})}
+SWAP_KEPT: dict = {"unlink": False, **SWAP}
+WRITE: dict = {"kinds": frozenset({"write source"})}
+LOOKS = ("source.look first", "source.look")
 LATE: dict = {"faults": 2, "kinds": frozenset({"cut", "late stranger"})}
 CRASHES: dict = {"kinds": frozenset({"crash"})}
 CUTS: dict = {"faults": 2, "kinds": frozenset({"cut"})}
@@ -1860,12 +2488,14 @@ MUTATIONS = [
         "R6",
         without("finish: a told sender that finds no record tells it"),
         **CRASHES,
+        **OVER_DATA,
     ),
     Mutation(
         "a receiver started anew does not believe the told sender",
         "R6",
         drop("sender:anew", "H.retired"),
         **CRASHES,
+        **OVER_DATA,
     ),
     Mutation(
         "a fresh receiver accepts `retired` from a sender that was not told",
@@ -2030,6 +2660,175 @@ MUTATIONS = [
     Mutation(
         "a sender stopped after retiring gives up", "R8", without("stop: only before retiring")
     ),
+    # The same file to the end: the source.
+    Mutation("the source is not looked at", "R13", drop(SEND, *LOOKS), **SWAP),
+    Mutation("the source, which is kept, is not looked at", "R13", drop(SEND, *LOOKS), **SWAP_KEPT),
+    Mutation("the source is not looked at, plain peer", "R13", drop(SEND, *LOOKS), **SWAP, **PLAIN),
+    Mutation("the source is not looked at, and written to", "R1", drop(SEND, *LOOKS), **WRITE),
+    Mutation(
+        "the source is not looked at, and written to, plain peer",
+        "R1",
+        drop(SEND, *LOOKS),
+        **WRITE,
+        **PLAIN,
+    ),
+    Mutation("no look just before retiring", "R13", drop(SEND, "source.look"), **SWAP),
+    Mutation("no look just before MIGRATED", "R13", drop(SEND, "source.look"), **SWAP_KEPT),
+    Mutation(
+        "no look before MIGRATING(copied)",
+        "R1",
+        drop(SEND, "source.look first"),
+        faults=2,
+        kinds=frozenset({"swap source", "crash"}),
+    ),
+    Mutation(
+        "the look comes before MIGRATING(copied) is durable",
+        "R13",
+        move(SEND, "source.look", "MIGRATING(copied).dirsync"),
+        **SWAP,
+    ),
+    Mutation(
+        "the source's name is not looked at", "R13", without("look: the source's name"), **SWAP
+    ),
+    Mutation(
+        "the name of a source that is kept is not looked at",
+        "R13",
+        without("look: the source's name"),
+        **SWAP_KEPT,
+    ),
+    Mutation(
+        "the source's mtime and size are not looked at",
+        "R1",
+        without("look: the source's mtime and size"),
+        **WRITE,
+    ),
+    Mutation("its ctime is not looked at", "R1", without("look: the source's ctime"), **WRITE),
+    Mutation(
+        "no fsync before the scan, so that mapped writes do not show",
+        "R1",
+        drop(SEND, "source.fsync"),
+        **WRITE,
+    ),
+    # A source that somebody else has deleted.
+    Mutation(
+        "taken back although the source is gone, by one that is stopped",
+        "R13",
+        without("back: not once the last name is gone"),
+        faults=2,
+        kinds=frozenset({"swap source", "stop"}),
+    ),
+    Mutation(
+        "taken back although the source is gone, by the next attempt",
+        "R13",
+        without("claim: not once the last name is gone"),
+        faults=2,
+        kinds=frozenset({"swap source", "cut"}),
+    ),
+    Mutation(
+        "another file in the place of the source is sent by its record",
+        "R13",
+        without(
+            "begin: another file than the record's is refused",
+            "claim: not once the last name is gone",  # that other file has a name
+        ),
+        faults=2,
+        kinds=frozenset({"swap source", "crash"}),
+    ),
+    Mutation(
+        "inspect does not tell another file from the record's",
+        "R7",
+        without("inspect: another file than the record's is told apart"),
+        **SWAP,
+    ),
+    # The same file to the end: the destination.
+    Mutation(
+        "no look before INCOMPLETE(copied)",
+        "R2",
+        drop("receiver:flush-whole", "copied.look"),
+        kinds=frozenset({"swap target"}),
+    ),
+    Mutation(
+        "no look before INCOMPLETE(copied), the destination cut",
+        "R2",
+        drop("receiver:flush-whole", "copied.look"),
+        kinds=frozenset({"cut target"}),
+    ),
+    Mutation(
+        "the look comes before the last fdatasync",
+        "R2",
+        move("receiver:flush-whole", "copied.look", "disk.fdatasync"),
+        kinds=frozenset({"swap target"}),
+    ),
+    Mutation(
+        "no look at the size before the last block, which mends it",
+        "R2",
+        both(drop("receiver:write", "end.look"), drop("receiver:write-first", "end.look")),
+        kinds=frozenset({"cut target"}),
+    ),
+    Mutation(
+        "no look before `retired` is acknowledged",
+        "R13",
+        drop("receiver:retired", "retired.look"),
+        kinds=frozenset({"swap target"}),
+    ),
+    Mutation(
+        "no look before it is complete",
+        "R13",
+        drop("receiver:disc-complete", "complete.look"),
+        kinds=frozenset({"swap target"}),
+    ),
+    Mutation(
+        "no look before it is complete, the destination cut",
+        "R3",
+        drop("receiver:disc-complete", "complete.look"),
+        kinds=frozenset({"cut target"}),
+    ),
+    Mutation(
+        "the disk that has lost its name is not saved",
+        "R1",
+        without("rescue: what has lost its name is saved"),
+        kinds=frozenset({"swap target"}),
+    ),
+    Mutation(
+        "a receiver that is stopped does not look whether its file has lost its name",
+        "R1",
+        without("stop: the receiver looks first"),
+        faults=2,
+        kinds=frozenset({"swap target", "stop"}),
+    ),
+    Mutation(
+        "a disk that is saved when the source is not retired has no record",
+        "R1",
+        drop("receiver:rescue", "rescue.record"),
+        faults=2,
+        kinds=frozenset({"swap target", "stop"}),
+    ),
+    Mutation(
+        "a disk that was cut is saved, and said to be whole",
+        "R13",
+        without("rescue: what was cut is not"),
+        kinds=frozenset({"cut target"}),
+    ),
+    # What is there before.
+    Mutation(
+        "a receiver starts on somebody's disk",
+        "R12",
+        without("start: a disk that holds data is refused"),
+        there="data",
+        kinds=frozenset({"stranger"}),
+    ),
+    Mutation(
+        "a receiver started again on a finished disk waits for the next",
+        "R5",
+        without("start: a disk that holds data is refused"),
+        kinds=frozenset({"late stranger"}),
+    ),
+    Mutation(
+        "a receiver goes on with another disk than the whole one of its record",
+        "R7",
+        without("start: another disk than the whole one of the record is refused"),
+        kinds=frozenset({"swap target"}),
+    ),
 ]
 
 REDUNDANT = [
@@ -2069,6 +2868,7 @@ LIMITS = [
         without(),
         faults=2,
         kinds=frozenset({"crash", "late stranger", "finished stranger"}),
+        **OVER_DATA,
     ),
     Mutation(
         "assumptions 1 and 2 lifted: receive is run again after all has ended, a stranger comes",
@@ -2076,6 +2876,7 @@ LIMITS = [
         without(),
         faults=1,
         kinds=frozenset({"late stranger", "finished stranger", "rerun"}),
+        **OVER_DATA,
     ),
     Mutation(
         "assumption 2 lifted: both commands are run again after all has ended",
@@ -2083,13 +2884,59 @@ LIMITS = [
         without(),
         faults=1,
         kinds=frozenset({"crash", "rerun"}),
+        **OVER_DATA,
     ),
     Mutation(
         "assumption 3 lifted: a sender that an earlier migration into that very file has told",
         "R5",
         without(),
         kinds=frozenset({"stranger", "earlier finisher"}),
-        **ON_DEVICE,
+        unlink=False,
+        **OVER_DATA,
+    ),
+    Mutation(
+        "assumption 4 lifted: the source is written to between the look and its deletion",
+        "R1",
+        without(),
+        kinds=frozenset({"write source", "between look and act"}),
+    ),
+    Mutation(
+        "assumption 4 lifted: the source is replaced between the look and its deletion",
+        "R13",
+        without(),
+        kinds=frozenset({"swap source", "between look and act"}),
+    ),
+    Mutation(
+        "assumption 4 lifted: the destination is deleted between the look and `complete`",
+        "R13",
+        without(),
+        kinds=frozenset({"swap target", "between look and act"}),
+    ),
+    Mutation(
+        "assumption 4 lifted: the destination is cut between the look and the last block",
+        "R2",
+        without(),
+        kinds=frozenset({"cut target", "between look and act"}),
+    ),
+    Mutation(
+        "assumption 5 lifted: the source is moved while MIGRATING says copied",
+        "R1",
+        without(),
+        faults=2,
+        kinds=frozenset({"swap source", "crash", "gone late"}),
+    ),
+    Mutation(
+        "assumption 6 lifted: the destination is cut once it is said to be copied",
+        "R2",
+        without(),
+        kinds=frozenset({"cut target", "destroyed copy"}),
+    ),
+    Mutation(
+        "assumption 6 lifted: it is deleted then, and its receiver dies",
+        "R1",
+        without(),
+        faults=2,
+        kinds=frozenset({"swap target", "crash", "destroyed copy"}),
     ),
 ]
 
@@ -2119,6 +2966,14 @@ HARMLESS = {
     "sender:attempt: no MIGRATING(copying).dirsync (plain)": "a plain peer knows no id",
     "*: MIGRATING(copying).dirsync before * (plain)": "a plain peer knows no id",
     "sender:stop: *": "a stopped sender may leave its id, and go on with it",
+    "sender:unsay: no MIGRATING(copying).rename*": "assumption 5, while it still says copied",
+    "sender:unsay: no MIGRATING(copying).dirsync*": "assumption 5, while it may say copied",
+    "sender:unsay: MIGRATING(copying).dirsync before *": "assumption 5, while it may say copied",
+    "sender:back: *back.page": "it keeps one from claiming where there is no copy of this disk",
+    "sender:attempt: M.connect before source.fsync*": "the scan has not begun",
+    "*.write before *look*": "nobody sees a temporary file",
+    "receiver:*: no copying.look": "what it would have found is found before `copied`",
+    "receiver:rescue: no fail": "the disk is saved, and nobody is told that it is complete",
     "receiver:claim: claim before file.size": "the claim is memory",
     "receiver:look: look.dirsync before file.create": "the fsync of the record's directory does it",
     "receiver:claim: reply before claim": "both are memory",
@@ -2173,14 +3028,27 @@ def edits_of(steps: list[Step]) -> Iterator[tuple[str, list[Step]]]:
 def bounds_of(peer: str, program: str, new: list[Step]) -> Explored:
     if peer == "plain":
         return [(edited(build(peer=peer), program, new), 2, KINDS)]
-    ours = edited(build(), program, new)
+    # A receiver without a record waits on a disk only where it may be overwritten.
+    over_data = OVER_DATA if program == "sender:anew" else {}
+    ours = edited(build(**over_data), program, new)
     if program in ENDING:
         return [(ours, 2, QUIET)]  # one fault leads there, it takes one more to go wrong
     if program == "receiver:look":
         return [(ours, 2, frozenset({"crash"})), (ours, 1, frozenset({"power"}))]
-    if program.startswith("sender"):
-        return [(ours, 1, KINDS)]
-    return [(edited(build(peer="foreign"), program, new), 2, KINDS), (ours, 1, KINDS)]
+    theirs = edited(build(peer="foreign"), program, new) if program.startswith("receiver") else None
+    explored: Explored = [(theirs, 2, KINDS)] if theirs is not None else []
+    explored.append((ours, 1, KINDS))
+    if program in TWO_FAULTS:
+        explored.append((ours, 2, frozenset(TWO_FAULTS[program])))
+    return explored
+
+
+TWO_FAULTS = {
+    # Those that two faults have to meet, and which.
+    "sender:attempt": {"swap source", "crash"},
+    "sender:unsay": {"stop", "power"},
+    "receiver:rescue": {"swap target", "stop"},
+}
 
 
 def first_broken(explored: Explored) -> Result:
@@ -2206,27 +3074,33 @@ class Bound:
     faults: int
     kinds: frozenset[str] = KINDS
     full: bool = False  # only when the whole is asked for
-    device: bool = False
+    there: str = ""
+    overwrite: bool = False
+
+    @property
+    def protocol(self) -> Protocol:
+        return build(self.unlink, self.peer, self.there, self.overwrite)
 
     def explore(self) -> Result:
-        return explore(build(self.unlink, self.peer, self.device), self.faults, self.kinds)
+        return explore(self.protocol, self.faults, self.kinds)
 
     @property
     def name(self) -> str:
-        kinds = "all kinds" if self.kinds == KINDS else "+".join(sorted(self.kinds))
-        return f"{build(self.unlink, self.peer, self.device).name}, faults {self.faults}: {kinds}"
+        names = {KINDS: "all kinds", BREAKS: "breaks"}
+        kinds = names.get(self.kinds) or "+".join(sorted(self.kinds))
+        return f"{self.protocol.name}, faults {self.faults}: {kinds}"
 
 
 BOUNDS = [
     Bound(True, "blockmig", 1),
-    Bound(False, "blockmig", 1, device=True),
+    Bound(False, "blockmig", 1, there="blank"),
     Bound(True, "blockmig", 2, QUIET),
     Bound(True, "plain", 3),
     Bound(True, "foreign", 3),
-    Bound(True, "foreign", 3, device=True),
+    Bound(True, "foreign", 3, there="blank"),
     Bound(False, "blockmig", 1, full=True),
     Bound(False, "blockmig", 2, QUIET, full=True),
-    Bound(False, "blockmig", 2, QUIET, full=True, device=True),
+    Bound(False, "blockmig", 2, QUIET, full=True, there="blank"),
     Bound(False, "plain", 3, full=True),
     Bound(True, "blockmig", 2, full=True),
     Bound(False, "blockmig", 3, QUIET, full=True),

@@ -24,8 +24,10 @@ with --unlink.
 
 Which restarts: C{both}, where the other one is killed (and its power fails, if the first one's did)
 before anybody looks; C{one}, where it goes on and is only held still while somebody looks. In some
-of them (C{eager}) a receiver is started again though its own place says that it is complete; in
-others (C{late}) it is not before the sender has ended without it, where it does that.
+of them (C{eager}) a receiver is started again though its own place says that it is complete: it
+refuses that with 1, and has touched nothing, so that the sender ends without it; where it was told
+to write over what is there (C{overwrite}) it finishes with the sender. In others (C{late}) it is
+not started again before the sender has ended without it, where it does that.
 
 C{python -m tests.proof.test_crash_matrix [--full] [FILTER ...]} plays it outside of pytest.
 """
@@ -46,7 +48,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -80,6 +82,10 @@ LEAST_LONG: Final = 8
 
 SAMPLE: Final = 200
 """Cases of an ordinary run: more than there are kinds of points."""
+
+PLAINLY: Final = "eager"
+OVERWRITE: Final = "eager-overwrite"
+"""How a receiver is started again that is not needed any more."""
 
 SIDES: Final = ("sender", "receiver")
 WIRES: Final = ("tcp", "unix", "wrapped")
@@ -116,7 +122,8 @@ class Case:
     """One strike in one play.
 
     @ivar both: the other side is struck down too before the restart.
-    @ivar eager: a receiver is started again even where its own place says that it is complete.
+    @ivar eager: a receiver is started again even where its own place says that it is complete: ""
+        if it is not, otherwise L{PLAINLY} or L{OVERWRITE}.
     @ivar late: it is started again only if the sender will not end without it.
     """
 
@@ -124,12 +131,12 @@ class Case:
     side: str
     strike: Strike
     both: bool
-    eager: bool = False
+    eager: str = ""
     late: bool = False
 
     def __str__(self) -> str:
         how = "hang" if self.strike.hang else f"die/{self.strike.kind}"
-        restart = ("both" if self.both else "one") + ("-eager" if self.eager else "")
+        restart = ("both" if self.both else "one") + (f"-{self.eager}" if self.eager else "")
         restart += "-late" if self.late else ""
         return f"{self.play} {self.side} {self.strike.point} {how} restart-{restart}"
 
@@ -192,6 +199,7 @@ class Room:
     """The two directories of one case, and the two programs that work there."""
 
     hall: ClassVar[str | None] = None
+    looks: ClassVar[bool] = False
     _numbers = itertools.count(1)
 
     def __init__(self, play: Play) -> None:
@@ -245,16 +253,23 @@ class Room:
                     parts.append(" ".join(path.read_text(errors="replace").split()))
         return "\n".join(parts)
 
-    def start(self, side: str, strike: Strike | None = None, record: Path | None = None) -> Child:
+    def start(
+        self,
+        side: str,
+        strike: Strike | None = None,
+        record: Path | None = None,
+        options: Sequence[str] = (),
+    ) -> Child:
         with self.log(side).open("a") as file:
             file.write(f"# started; to be struck: {strike}\n")
         self.running[side] = child = Child(
-            self.commands[side],
+            [*self.commands[side], *options],
             self.log(side),
             self.top / "aside",
             strike=strike,
             record=record,
             foreign=self.play.wire == "wrapped",
+            looks=self.looks,
         )
         return child
 
@@ -396,10 +411,10 @@ def check_end(room: Room) -> None:
                 raise Wrong(f"{sign!r} is in the {side}'s log")
 
 
-def restart(room: Room, eager: bool) -> None:
+def restart(room: Room, eager: str) -> None:
     """Start again what is to be started again, until both have ended, and well.
 
-    @param eager: also start a receiver that is not needed, as long as the sender has not ended.
+    @param eager: how to start a receiver that is not needed, as long as the sender has not ended.
     """
     starts: Counter[str] = Counter()
     needless = False
@@ -426,10 +441,10 @@ def restart(room: Room, eager: bool) -> None:
                 check_status(room, side, child.status or 0)
 
 
-def _start_again(room: Room, side: str, eager: bool, starts: Counter[str]) -> bool:
+def _start_again(room: Room, side: str, eager: str, starts: Counter[str]) -> bool:
     """Start one again, if that is what its operator would do.
 
-    @return: whether it was started although there was no need.
+    @return: whether it was started although there was no need, and has something to do.
     """
     child = room.running[side]
     status = child.status if child is not None else None
@@ -440,7 +455,7 @@ def _start_again(room: Room, side: str, eager: bool, starts: Counter[str]) -> bo
     sender = room.running["sender"]
     waited_for = sender is not None and (sender.alive or not room.nothing_left("sender"))
     needless = room.nothing_left(side)
-    if needless and not (eager and side == "receiver" and waited_for):
+    if needless and (not (eager and side == "receiver" and waited_for) or starts[side]):
         room.note(f"the {side} need not be started again")
         room.running[side] = None
         return False
@@ -449,11 +464,29 @@ def _start_again(room: Room, side: str, eager: bool, starts: Counter[str]) -> bo
         raise Wrong(f"the {side}, started again, ended with {status}")
     starts[side] += 1
     room.note(f"the {side} is started again (it had ended with {status})")
-    child = room.start(side)
+    if needless and eager == PLAINLY:
+        check_refusal(room)
+        return False
+    child = room.start(side, options=["--overwrite"] if needless else [])
     # It may have finished the migration before anybody has looked whether it listens.
     if side == "receiver" and not room.listening(child) and child.status != 0:
         raise Wrong(f"the receiver, started again, ended with {child.status}")
     return needless
+
+
+def check_refusal(room: Room) -> None:
+    """Whether a receiver that is not needed says so, and leaves everything as it is."""
+    before = room.destination.stat()
+    child = room.start("receiver")
+    if not room.wait(lambda: not child.alive) or child.status != 1:
+        raise Wrong(f"the receiver, started again on a finished disk, ended with {child.status}")
+    after = room.destination.stat()
+    if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+        raise Wrong("the receiver refused a finished disk, and has touched it")
+    if not room.nothing_left("receiver"):
+        raise Wrong("the receiver refused a finished disk, and has left something there")
+    room.note("the receiver refused what is finished")
+    room.running["receiver"] = None
 
 
 def set_up(room: Room) -> None:
@@ -596,9 +629,9 @@ def _look_at_ruins(
 Recorded = list[tuple[Point, tuple[bool, bool]]]
 
 
-def record(play: Play) -> dict[str, Recorded]:
+def record(play: Play, make_room: Callable[[Play], Room] = Room) -> dict[str, Recorded]:
     """The points of a play, side by side."""
-    room = Room(play)
+    room = make_room(play)
     places = room.top / "points"
     places.mkdir()
     try:
@@ -664,7 +697,8 @@ def strikes(point: Point, dirty: tuple[bool, bool], both: bool) -> Iterator[Stri
 
 def cases_of(play: Play, points: dict[str, Recorded]) -> list[Case]:
     """Every case of a play."""
-    eager = itertools.cycle((False, True, True, False, True))  # in step with nothing else
+    # In step with nothing else.
+    eager = itertools.cycle(("", PLAINLY, OVERWRITE, "", PLAINLY, "", OVERWRITE))
     cases = [
         Case(play, side, strike, both, next(eager))
         for side in (SIDES if play.scenario != "stranger" else SIDES[1:])
@@ -823,6 +857,20 @@ def test_crash_matrix() -> None:
     print("\n".join(report.lines()))
     assert not report.wrong, f"{len(report.wrong)} cases went wrong: {report.wrong[0].story}"
     assert sum(result.missed for result in report.results) <= len(report.results) // 50
+
+
+def test_exchanged_files() -> None:
+    """What a third hand does to the files at any step costs no copy, and fools nobody."""
+    from tests.proof import exchanged  # which is made of what is here
+
+    report = exchanged.run(None if FULL else exchanged.SAMPLE, time.strftime("%Y-%m-%d"))
+    print("\n".join(report.lines()))
+    assert not report.wrong, f"{len(report.wrong)} cases went wrong: {report.wrong[0].story}"
+    assert not report.misplaced
+    assert sum(result.missed for result in report.results) <= len(report.results) // 20
+    if FULL:
+        blind = {result.case.blind for result in report.results if result.known}
+        assert blind >= set(exchanged.BLIND), "one of the blind instants is none"
 
 
 def main() -> None:

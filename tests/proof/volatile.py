@@ -16,18 +16,20 @@ Rules:
   before; a record whose bytes are lost is empty, or half there;
 * a state-changing call and its entry in the journal are one step; a crash stops all others first;
 * each call, and each message, is a point before and a point after it, known by its name and by how
-  many of that name there were.
+  many of that name there were. Calls that only look at the disk (stat, fstat, a lease) change
+  nothing, and are points only where that is asked for.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -55,6 +57,10 @@ C{data}: directories got to the medium before the files' bytes. C{names}: the ot
 """
 
 
+HOLD: Final = "hold"
+"""The kind of a strike at which the program is held, until it is told to go on."""
+
+
 class Point(NamedTuple):
     """A moment in a program: before or after the so-manieth call, or message, of a name."""
 
@@ -71,12 +77,14 @@ class Strike:
     """What is to happen where.
 
     @ivar hang: the thread that comes there blocks for ever; otherwise the process crashes.
-    @ivar kind: of the crash; a key of L{LOSES}.
+    @ivar kind: of the crash; a key of L{LOSES}, or L{HOLD}.
+    @ivar then: what happens next, after a L{HOLD}.
     """
 
     point: Point
     hang: bool = False
     kind: str = "process"
+    then: Strike | None = None
 
 
 @dataclass(eq=False)
@@ -156,9 +164,8 @@ class Journal:
         status = os.fstat(descriptor)
         key = status.st_dev, status.st_ino
         if key not in self._files:
-            # A descriptor of its own: the program's goes, and has locks.
-            own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
-            self._files[key] = _File(own, is_disk)
+            # The program's own goes. Opened anew the file would be open twice, which leases tell.
+            self._files[key] = _File(os.dup(descriptor), is_disk)
         return self._files[key]
 
     def wrote(self, descriptor: int, is_disk: bool, offset: int, length: int) -> None:
@@ -244,6 +251,7 @@ class Points:
         self._tell = tell
         self._record = record
         self._counts: Counter[str] = Counter()
+        self._told_to_go_on = threading.Event()
 
     def before(self, name: str) -> int:
         """Something is about to happen.
@@ -274,11 +282,24 @@ class Points:
         strike = self._strike
         if strike is None or strike.point != point:
             return
+        if strike.kind == HOLD:
+            self._hold()
+            return
         if not strike.hang:
             self.crash(strike.kind)
         self._tell("hung")
         while True:
             time.sleep(3600)
+
+    def _hold(self) -> None:
+        assert self._strike is not None
+        self._strike = self._strike.then
+        self._tell("held")
+        self._told_to_go_on.wait()
+
+    def go_on(self) -> None:
+        """Let the thread that is held go on."""
+        self._told_to_go_on.set()
 
     def ended(self, status: int) -> None:
         """The program is done, and about to exit with C{status}: the last point.
@@ -288,9 +309,13 @@ class Points:
         point = Point(THE_END, 1, True)
         if self._record:
             self.recorded.append((point, self.journal.dirty))
-        if self._strike is not None and self._strike.point == point:
-            self._tell("struck")
-            self.crash(self._strike.kind, status)
+        if self._strike is None or self._strike.point != point:
+            return
+        if self._strike.kind == HOLD:
+            self._hold()
+            return
+        self._tell("struck")
+        self.crash(self._strike.kind, status)
 
     def crash(self, kind: str, status: int = DIED) -> NoReturn:
         """Die at once, and lose what C{kind} loses."""
@@ -313,6 +338,7 @@ class VolatileCalls(SystemCalls):
     @param disk: the path of the disk; the files beside it are known by what follows its name.
     @param sent: called with a socket's descriptor and how many bytes sendfile(2) gave it.
     @param send: sends bytes by a socket, all of them.
+    @param looks: calls that only look at the disk are points too.
     """
 
     def __init__(
@@ -321,12 +347,14 @@ class VolatileCalls(SystemCalls):
         disk: str,
         sent: Callable[[int, int], None],
         send: Callable[[Any, bytes, int], None],
+        looks: bool = False,
     ) -> None:
         self._points = points
         self._journal = points.journal
         self._disk = disk
         self._sent = sent
         self._send = send
+        self._looks = looks
         self._paths: dict[int, str] = {}
 
     def _role(self, path: str) -> str:
@@ -344,6 +372,24 @@ class VolatileCalls(SystemCalls):
 
     def _is_disk(self, descriptor: int) -> bool:
         return self._paths[descriptor] == self._disk
+
+    def _look(self, call: str, path: str | None) -> AbstractContextManager[None]:
+        if self._looks and path == self._disk:
+            return self._points.around(f"{call} disk")
+        return nullcontext()
+
+    def stat(self, path: str) -> os.stat_result:
+        with self._look("stat", path):
+            return os.stat(path)
+
+    def fstat(self, descriptor: int) -> os.stat_result:
+        with self._look("fstat", self._paths.get(descriptor)):
+            return os.fstat(descriptor)
+
+    def fcntl(self, descriptor: int, command: int, argument: Any = 0) -> Any:
+        leased = command == fcntl.F_SETLEASE and argument != fcntl.F_UNLCK
+        with self._look("lease", self._paths.get(descriptor) if leased else None):
+            return fcntl.fcntl(descriptor, command, argument)
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
         if not flags & os.O_CREAT:

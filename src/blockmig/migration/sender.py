@@ -387,7 +387,6 @@ class SenderProtocol(Protocol):
     async def _begin(self, request: int) -> None:
         """Say and put down which migration this is; then there is something to send."""
         sender = self._sender
-        sender.check_still_there()
         place = Side(address=sender.destination)
         if self._listed:
             try:
@@ -397,9 +396,11 @@ class SenderProtocol(Protocol):
             else:
                 sender.check_page(page)
                 place = Side(page.host, page.disk, sender.destination)
+                sender.check_still_there()  # last before what gives an earlier copy up
                 await self._tell(Stage.COPYING)
         if not self._listed:
             await sender.check_foreign(self._read_destination, request)
+            sender.check_still_there()
         if self._ended:
             return
         sender.agreed()
