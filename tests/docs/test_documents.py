@@ -508,7 +508,10 @@ def test_events_are_as_shown(tmp_path: Path) -> None:
             receiver.kill()
     assert receiver.returncode == 0
     gave_up = subprocess.run(
-        [*receive, "--give-up-after", "0.1"], capture_output=True, text=True, timeout=PATIENCE
+        [*receive, "--overwrite", "--give-up-after", "0.1"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert gave_up.returncode == 4
     assert fields_by_event(said + gave_up.stderr) == shown_fields("receive")

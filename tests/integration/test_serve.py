@@ -417,7 +417,7 @@ def test_a_writer_is_alone(processes: Processes, disk: Path) -> None:
     assert "lock" in said.stdout + said.stderr
     assert reads(served.uris["unix"]) == disk.read_bytes()[:4096]
     stopped(served.running)
-    receiver = processes.receive(disk)
+    receiver = processes.receive(disk, "--overwrite")
     refused(processes, serve_command(disk, "--listen", ANY_PORT), disk, "in use")
     receiver.signal(signal.SIGTERM)
     assert receiver.wait(10) == 4
