@@ -138,6 +138,7 @@ class Receive(_Listener):
             try:
                 await self._check(disk, receiver)
                 await self._listen(listening, receiver)
+                self._warn_of_memory()
                 return await receiver.complete()
             finally:
                 await listening.close()
@@ -163,6 +164,10 @@ class Receive(_Listener):
             if isinstance(error, MigrationError):
                 raise
             raise LocalFailure(f"{path}: {describe_error(error)}") from None
+
+    def _warn_of_memory(self) -> None:
+        """Once it listens: then it is not refused any more."""
+        path = self._options["file"]
         if is_in_memory(kind := filesystem_of(path)) or device_in_memory(path):
             _log.warn(
                 "{disk}: is in memory ({kind}): what is received there is gone with the next "
