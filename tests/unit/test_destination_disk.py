@@ -42,7 +42,7 @@ class Watched(RecordedDisk):
         return False
 
     def version(self, settle=True):
-        raise AssertionError("nobody asks that of a destination")
+        return (1,), (1,)
 
     def rescue(self, announce=None):
         self._called("rescue")
@@ -107,6 +107,27 @@ class DataTests(AttemptsCase):
         self.disk.calls.clear()
         self.client().write(0, DATA)
         self.assertNotIn("probe", self.disk.names())
+
+    def test_looked_at_again_if_it_was_changed_while_it_waited(self):
+        """A sender may come days after the start."""
+        for version, looks in ((((1,), (1,)), 1), (((), ()), 2)):
+            self.setUp()
+            self.disk = Watched(bytes(SIZE), self.disk.path)
+            self.disk.version = lambda settle=True, version=version: version
+            self.make()
+            self.successResultOf(self.receiver.check())
+            self.claimed()
+            self.assertEqual(looks, self.disk.names().count("probe"), "devices tell nothing")
+        self.setUp()
+        self.disk = Watched(bytes(SIZE), self.disk.path)
+        self.make()
+        self.disk.version = lambda settle=True: ((1,), (1,))
+        self.successResultOf(self.receiver.check())
+        self.disk.version = lambda settle=True: ((2,), (1,))
+        self.disk.data[:] = b"o" * SIZE
+        self.assertEqual(Errno.EPERM, self.side().told("copying", ONE, 7))
+        self.clock.advance(10)
+        self.refused()
 
     def test_overwritten_when_told_so(self):
         self.make(overwrite=True)
@@ -183,6 +204,20 @@ class PlaceTests(AttemptsCase):
             self.assertEqual(Errno.EIO, client.ask(request, SIZE - 1, 1, payload=payload)[0])
             self.ended()
             self.assertEqual(Phase.COPYING, self.record().phase)
+
+    def test_a_stray_finds_nothing_out(self):
+        self.claimed()[0].write(0, DATA)
+        self.displace()
+        self.assertEqual(Errno.EPERM, self.client(9).ask(WRITE, SIZE - 1, 1, payload=b"x")[0])
+        self.waits()
+
+    def test_before_a_change_of_what_may_be_the_only_copy(self):
+        client, side = self.copied()
+        self.assertEqual(0, side.told("retired", ONE, 7))
+        self.displace()
+        client.send(WRITE, SIZE - 1, 1, payload=b"x")
+        self.assertNotIn(0, client.errors())
+        self.saved()
 
     def test_before_it_is_copied(self):
         client, side = self.claimed()

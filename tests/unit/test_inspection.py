@@ -147,13 +147,9 @@ class JudgeTests(Case):
             (place(migrating=UNLINK), YES, "this one was not retired"),
             (place(identity=MAYBE, migrating=COPIED), YES, "was not retired"),
             # Another file has the name, whatever became of the one that was sent.
-            (place(identity=OTHER, migrating=COPIED), UNKNOWN, "perhaps not the file"),
-            (place(identity=OTHER, migrating=RECORD), UNKNOWN, "perhaps not the file"),
-            (
-                place(identity=OTHER, migrating=RECORD.but(unlink=True)),
-                UNKNOWN,
-                "perhaps not the file",
-            ),
+            (place(identity=OTHER, migrating=COPIED), UNKNOWN, "is another file"),
+            (place(identity=OTHER, migrating=RECORD), UNKNOWN, "is another file"),
+            (place(identity=OTHER, migrating=RECORD.but(unlink=True)), UNKNOWN, "is another file"),
             (gone(migrating=UNLINK), NO, "was deleted once all of it was durable"),
             # Somebody has put a file there, perhaps our source's own back-up.
             (place(identity=OTHER, migrating=UNLINK), UNKNOWN, "has taken its place"),

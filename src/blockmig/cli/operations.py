@@ -138,7 +138,7 @@ class Receive(_Listener):
             try:
                 await self._check(disk, receiver)
                 await self._listen(listening, receiver)
-                self._warn_of_memory()
+                self._warn_of_memory(disk)
                 return await receiver.complete()
             finally:
                 await listening.close()
@@ -165,16 +165,18 @@ class Receive(_Listener):
                 raise
             raise LocalFailure(f"{path}: {describe_error(error)}") from None
 
-    def _warn_of_memory(self) -> None:
+    def _warn_of_memory(self, disk: FileDisk | BlockDisk) -> None:
         """Once it listens: then it is not refused any more."""
         path = self._options["file"]
-        if is_in_memory(kind := filesystem_of(path)) or device_in_memory(path):
+        # That of a device's node is in memory always.
+        kind = filesystem_of(path) if isinstance(disk, FileDisk) else "a device in memory"
+        if is_in_memory(kind) or device_in_memory(path):
             _log.warn(
                 "{disk}: is in memory ({kind}): what is received there is gone with the next "
                 "restart of this machine",
                 event="in-memory",
                 disk=path,
-                kind=kind if is_in_memory(kind) else "a device in memory",
+                kind=kind,
             )
 
     async def _listen(self, listening: Listening, receiver: Receiver) -> None:
@@ -233,7 +235,7 @@ class Serve(_Listener):
                         system=self._system,
                     )
                     self._check_stopped()
-                if image := image_format(disk.read(0, min(disk.size, _HEAD))):
+                if image := self._format_of(disk):
                     _log.warn(
                         "{disk}: begins as a {image} image; its bytes are served as they are",
                         event="not-raw",
@@ -251,6 +253,13 @@ class Serve(_Listener):
                 await self._serve(disk, listening, read_only)
         except DiskRefused as error:
             raise Refused(str(error)) from None
+
+    @staticmethod
+    def _format_of(disk: FileDisk | BlockDisk) -> str:
+        try:
+            return image_format(disk.read(0, min(disk.size, _HEAD)))
+        except OSError:
+            return ""  # clients will hear of it, if they read there
 
     async def _serve(
         self, disk: FileDisk | BlockDisk, listening: Listening, read_only: bool

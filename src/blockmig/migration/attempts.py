@@ -188,6 +188,7 @@ class Attempts:
         self._records = records
         self._again = again
         self._may_overwrite = overwrite
+        self._looked: Any = None
         self._reactor = reactor
         self._in_thread = in_thread
         self._began = 0.0
@@ -293,9 +294,15 @@ class Attempts:
     def refuse_data(self) -> None:
         """I{Slow.} See whether the disk may be written over.
 
+        It is looked at once more before the first change: that may come days after the start.
+
         @raise Refused: it holds what somebody may miss.
         """
         if self._may_overwrite:
+            return
+        watched = self.disk if IWatchedDisk.providedBy(self.disk) else None
+        version = watched.version(settle=False) if watched is not None else (True,)
+        if version == self._looked and any(version):
             return
         if what := find_data(self.disk, lambda: not self.over):
             raise Refused(
@@ -303,7 +310,7 @@ class Attempts:
                 "(if a migration into it has ended, it is complete as far as can be told); to "
                 "overwrite it, say --overwrite"
             )
-        self._may_overwrite = True
+        self._looked = version
 
     def _check_place(self) -> None:
         if IWatchedDisk.providedBy(self.disk):
@@ -317,7 +324,7 @@ class Attempts:
         try:
             self._check_place()
         except (DiskChanged, OSError) as error:
-            self.machine.disk_failed(error)
+            self.broke(error)
             return _error_number(error)
         return Errno.OK
 
@@ -342,6 +349,7 @@ class Attempts:
     def _write(self, records: Records | None, record: Record) -> Record:
         """In a thread."""
         self.refuse_data()
+        self._may_overwrite = True
         self._check_place()
         if records is None:
             return record

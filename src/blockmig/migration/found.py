@@ -104,7 +104,10 @@ def may_overwrite(
     @param again: a human has said so of the disk that the records are about.
     """
     if record is not None:
-        return not record.identity or same_file(record.identity, disk.identity()) is not False
+        # Where births are not told, the inode must do.
+        inodes = {text.partition(",")[0] for text in (record.identity, disk.identity())}
+        same = same_file(record.identity, disk.identity())
+        return not record.identity or (same is not False and len(inodes) == 1)
     return again and any(os.path.lexists(records.name(kind)) for kind in Kind)
 
 

@@ -224,7 +224,8 @@ def check_canonical(
     """
     verdict = judge(look(path, state_directory, system))
     if verdict.standing != Standing.CANONICAL:
-        raise Refused(f"{path}: {verdict.line}: {verdict.why}; {verdict.advice}")
+        why = "" if verdict.why in verdict.line else f": {verdict.why}"
+        raise Refused(f"{path}: {verdict.line}{why}; {verdict.advice}")
 
 
 def _accepted(found: Found, accepted: Record) -> Verdict:
@@ -238,7 +239,7 @@ def _accepted(found: Found, accepted: Record) -> Verdict:
 
 
 def _judge_destination(found: Found, record: Record) -> Verdict:
-    another = record.identity and same_file(record.identity, found.identity) is False
+    another = _is_another(record, found)
     if record.phase == Phase.COPYING and found.size and another:
         return _unknown(
             f"a migration from {record.source} began to write the disk that was here; {found.path} "
@@ -326,6 +327,13 @@ def _judge_source(found: Found) -> Verdict:
             finish,
         )
     assert migrating is not None
+    if _is_another(migrating, found) and not _may_be_deleted(migrating):
+        return _unknown(
+            f"a migration to {migrating.destination} began of the disk that was here; {found.path} "
+            "is another file, of which nothing is known",
+            "find out who put this file here; if it is the disk to use, move the record "
+            f"({Kind.MIGRATING}) out of its way",
+        )
     retired = _retired(migrating, found)
     if retired is None:
         return _unknown(
@@ -340,6 +348,13 @@ def _judge_source(found: Found) -> Verdict:
             Standing.NOT_CANONICAL,
             f"it was deleted once all of it was durable at {migrating.destination}",
             f"run the same send command again to finish; use the copy at {migrating.destination}",
+        )
+    if found.size is None and (migrating.phase == Phase.COPIED or migrating.whole):
+        return _unknown(
+            f"{found.path} is gone, and blockmig did not delete it; all of it was copied to "
+            f"{migrating.destination}",
+            "find out who moved or deleted it; if it is gone for good, declare that copy: "
+            "run `blockmig accept` there",
         )
     if found.size is None:
         return _unknown(
@@ -359,14 +374,22 @@ def _judge_source(found: Found) -> Verdict:
 
 def _retired(migrating: Record, found: Found) -> bool | None:
     """Whether the source was retired by deleting it; None where that cannot be told."""
-    another = bool(migrating.identity) and same_file(migrating.identity, found.identity) is False
-    if found.size is not None and another:
-        return None
-    if not migrating.unlink or migrating.phase == Phase.COPYING:
+    if not _may_be_deleted(migrating):
         return False
     if found.size is None:
         return True
     return False if same_file(migrating.identity, found.identity) else None
+
+
+def _may_be_deleted(migrating: Record) -> bool:
+    """Whether it is the source's deletion by us that the record waits for."""
+    return migrating.unlink and migrating.phase != Phase.COPYING
+
+
+def _is_another(record: Record, found: Found) -> bool:
+    """Whether what stands there is certainly not the file that the record is about."""
+    there = found.size is not None and bool(record.identity)
+    return there and same_file(record.identity, found.identity) is False
 
 
 def judge_pair(one: Found, other: Found) -> Verdict:

@@ -73,7 +73,7 @@ class _MigrationExport:
             return Errno.OK
         if core.attempt is None and (error := core.may_begin(connection)):
             return error
-        if error := core.check_end(request):
+        if core.holds(connection) and (error := core.check_end(request)):
             return error
         answer = core.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):

@@ -364,6 +364,11 @@ class SenderProtocol(Protocol):
             self._sender.passes.dropped()
             self._sender.failed(failure.value)
             self._abort()
+        elif isinstance(failure.value, DiskChanged):
+            self._end()
+            self._sender.passes.dropped()
+            self._sender.failed(LocalFailure(f"{failure.value}; it was not retired"))
+            self._abort()
         elif failure.check(OSError):
             self._source_failed(failure.value)
         else:
@@ -396,7 +401,9 @@ class SenderProtocol(Protocol):
             else:
                 sender.check_page(page)
                 place = Side(page.host, page.disk, sender.destination)
-                sender.check_still_there()  # last before what gives an earlier copy up
+                # Last before what gives an earlier copy up.
+                whole = page.phase == Stage.COPIED and is_about(page, sender.source.record)
+                sender.check_still_there(whole)
                 await self._tell(Stage.COPYING)
         if not self._listed:
             await sender.check_foreign(self._read_destination, request)
@@ -1253,8 +1260,14 @@ class Sender:
 
         refusal = Refused if self.progress.attempt == 1 else AttemptFailed
         where = self.destination or "the destination"
+
+        async def read_there(offset: int, length: int) -> bytes:
+            data = await read(offset, length)
+            self.moved(length)
+            return data
+
         try:
-            await check_blank(self.disk.size, longest, read, read_own, self.passes.changed)
+            await check_blank(self.disk.size, longest, read_there, read_own, self.passes.changed)
         except NotBlank as error:
             raise refusal(
                 f"{where}: holds {error}, and is no receiver of blockmig's: to overwrite it, say "
@@ -1272,13 +1285,15 @@ class Sender:
             "all of it, and be the only one: see `blockmig inspect` there"
         )
 
-    def check_still_there(self) -> None:
+    def check_still_there(self, whole: bool = False) -> None:
         """Whether another attempt may write over what the last one has left.
 
+        @param whole: the destination says that this is a whole copy.
         @raise Unconfirmed: the source was deleted by somebody else, when all of it may have been
             copied.
         """
-        if self.source.may_be_copied and self.watch.is_gone and not self.passes.in_use:
+        whole = whole or self.source.may_be_copied
+        if whole and self.watch.is_gone and not self.passes.in_use:
             raise self._gone(f"{self.disk.name} was deleted by somebody else")
 
     def moved(self, count: int) -> None:
@@ -1310,7 +1325,7 @@ class Sender:
     def record_copied(self) -> None:
         """In a thread. Of a source that was moved away it must not stand that we may delete it."""
         try:
-            self.watch.check()
+            self._look()
         except SourceGone as error:
             if not error.unchanged:
                 raise
@@ -1331,21 +1346,37 @@ class Sender:
         One that clients of ours use need not have: they are held, and nothing else was left of it.
         """
         try:
-            self.watch.check()
+            self._look()
         except SourceGone as error:
-            if not (self.passes.in_use and error.unchanged):
+            spares = self._to_unlink is not None or not error.replaced
+            if not (self.passes.in_use and error.unchanged and spares):
                 raise
             return False
         return True
 
+    def _look(self) -> None:
+        """In a thread."""
+        try:
+            self.watch.check()
+        except SourceTouched:
+            # By a hard link, perhaps: it need not be copied once more to learn that.
+            if self._to_unlink is not None:
+                self._to_unlink.check_unlink()
+            raise
+
     def not_retired(self) -> None:
         """Retiring failed: the source is still the canonical copy."""
         self._retiring = False
+        if self._last_words is not None:
+            self._last_words.cancel()
+            self._last_words = None
 
     def why_not_retired(self, error: BaseException | None) -> AttemptFailed | MigrationError:
         """What it means that a step of the retirement failed."""
         name = self.disk.name
         if isinstance(error, SourceTouched):
+            if self._to_finish is not None:  # somebody wanted it to end meanwhile
+                return GaveUp(f"{self._to_finish}; {name} was not retired and is canonical")
             return AttemptFailed(str(error))
         if isinstance(error, SourceGone):
             self._not_to_be_used = not error.unchanged

@@ -261,12 +261,13 @@ class SourceRecord:
         """I{Slow.} The migration ends without the source being retired.
 
         Where there may be a copy that is whole, the record stays: that copy could be taken for the
-        canonical one, and only the same migration may write it anew.
+        canonical one, and only the same migration may write it anew. It stays too where a foreign
+        destination may have a part: nothing else tells that this is ours to write over.
         """
         record = self._standing
         if self._records is None or record is None:
             return
-        if not self._may_be_copied:
+        if not self._may_be_copied and record.side_export:
             self._records.remove(Kind.MIGRATING)
         elif record.phase == Phase.COPIED or (self._asked and not record.whole):
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))

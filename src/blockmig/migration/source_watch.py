@@ -8,6 +8,7 @@ Owns what was seen of it then. Rules (design, section 2: R13):
   was written to all the time: of that one only from the instant when it was still, with its
   clients held;
 * nobody else may have it open for writing by then, as far as can be told, unless that was allowed;
+  whether somebody writes to a disk in use is asked at the beginning of each attempt;
 * what was touched, though not written to (another owner, a label, a hard link that came and went),
   may have been written to by somebody who set its time back: that is no failure, but it is copied
   anew;
@@ -18,6 +19,9 @@ The calls block: they are made from threads.
 """
 
 from __future__ import annotations
+
+import contextlib
+import os
 
 from ..interfaces import IDisk, IWatchedDisk
 from ..storage import (
@@ -39,11 +43,13 @@ class SourceGone(Exception):
     """The source's last name was removed by somebody else; the message is one line.
 
     @ivar unchanged: nothing speaks against the copy: nobody wrote to the source meanwhile.
+    @ivar replaced: another file has its name.
     """
 
-    def __init__(self, message: str, unchanged: bool) -> None:
+    def __init__(self, message: str, unchanged: bool, replaced: bool) -> None:
         super().__init__(message)
         self.unchanged = unchanged
+        self.replaced = replaced
 
 
 class SourceWatch:
@@ -83,10 +89,15 @@ class SourceWatch:
     def begin(self) -> None:
         """I{Slow.} The copying begins.
 
+        @raise DiskChanged: somebody else writes to a disk in use. That is asked now, since it may
+            take longer than its clients can be held.
         @raise OSError: the disk does not tell.
         """
-        if self._watched is not None:
-            self._seen = None if self._in_use else self._watched.version()
+        if self._watched is None:
+            return
+        self._seen = None if self._in_use else self._watched.version()
+        if self._in_use and not self._anyway:
+            self._check_writers()
 
     def is_still(self) -> None:
         """I{Slow.} Nobody may write to a disk in use from now on: its clients are held."""
@@ -104,11 +115,17 @@ class SourceWatch:
         disk, seen = self._watched, self._seen
         if disk is None:
             return
-        now = disk.version(settle=not self._in_use) if seen is not None else None
-        written = seen is not None and now is not None and now.written != seen.written
+        try:
+            now = disk.version(settle=not self._in_use) if seen is not None else None
+            if not disk.is_gone():
+                disk.check_place()
+        except (DiskChanged, OSError):
+            if disk.is_gone():
+                raise self._gone(disk) from None
+            raise
         if disk.is_gone():
-            raise SourceGone(f"{disk.name} was deleted by somebody else", unchanged=not written)
-        disk.check_place()
+            raise self._gone(disk)
+        written = seen is not None and now is not None and now.written != seen.written
         if written:
             when = "its clients were held" if self._in_use else "it was being sent"
             raise DiskChanged(f"{disk.name} was written to by another program while {when}")
@@ -118,8 +135,17 @@ class SourceWatch:
                 f"{disk.name} was touched while it was being sent (its ctime changed), and is "
                 "copied anew"
             )
-        if not self._anyway:
+        if not self._anyway and not self._in_use:
             self._check_writers()
+
+    def _gone(self, disk: IWatchedDisk) -> SourceGone:
+        unchanged = self._seen is None
+        with contextlib.suppress(OSError):  # nobody can tell
+            now = disk.version(settle=not self._in_use)
+            unchanged = self._seen is None or now.written == self._seen.written
+        replaced = os.path.lexists(getattr(disk, "path", ""))
+        how = "replaced" if replaced else "deleted"
+        return SourceGone(f"{disk.name} was {how} by somebody else", unchanged, replaced)
 
     def _check_writers(self) -> None:
         """Whoever has it open for writing would go on with what is no disk any more."""

@@ -507,6 +507,8 @@ class FileDisk(_DescriptorDisk, WatchedFile):
 
     def _check_links(self) -> None:
         links = self.links()
+        if links == 0:
+            raise DiskRefused(f"{self.name}: was deleted by somebody else: send without --unlink")
         if links != 1:
             raise DiskRefused(
                 f"{self.name}: has {links} hard links; deleting one would not retire the disk"

@@ -155,7 +155,12 @@ class WatchedFile(_Watched):
 
     def is_gone(self) -> bool:
         """Whether the last name of the file was removed, so that nothing can open it now."""
-        links = self._system.fstat(self._open_descriptor()).st_nlink
+        try:
+            links = self._system.fstat(self._open_descriptor()).st_nlink
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return True  # on another client of a network file system
         return links == 0 or (links == 1 and self._is_left_over(self._known_as()))
 
     def version(self, settle: bool = True) -> DiskVersion:
