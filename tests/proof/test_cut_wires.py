@@ -5,8 +5,8 @@ payloads), one byte either side of each, and random ones before that. Whenever s
 the last phase, and at every break, `inspect` is asked about the pair, and must name the copy that
 is canonical by what is on disk: the source until it is retired, the destination from then on.
 
-Timeouts are patched to fractions of a second: whatever else is to be seen must not need them, so
-that they are short only where the wire stalls.
+Timeouts are patched to fractions of a second (on a busy machine to more): whatever else is to be
+seen must not need them, so that they are short only where the wire stalls.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ SIZE = 200_777
 TOGETHER = 6
 PAGE, HEADER, REPLY = 4096, 28, 16
 KEEP, UNLINK = False, True
+PACE = min(6.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+"""So many times slower than an idle machine this one may be."""
 
 # What passes behind the reply to the last change: connection (1 is the export's, 2 the side
 # export's), from the sender, the parts of the message.
@@ -148,7 +150,7 @@ class Migration:
     def _command(self, port: int) -> Deferred[Any]:
         uri = f"nbd://127.0.0.1:{port}/"
         endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{port}")
-        patience = 0.7 if self.case.how == Break.STALL else None
+        patience = 0.7 * PACE if self.case.how == Break.STALL else None
         if self.source.exists():
             disk = FileDisk(str(self.source), writable=False)
             records, identity = Records(disk.record_path), disk.identity()
@@ -193,7 +195,7 @@ class Migration:
         case, began = self.case, time.monotonic()
         image(self.source)
         before = digest(self.source)
-        idle = 0.4 if case.how == Break.STALL else 60.0
+        idle = 0.4 * PACE if case.how == Break.STALL else 60.0
         runs = 0
         async with receiving(self.destination, SIZE, idle_timeout=idle) as (receiver, port):
             done = receiver.complete()
@@ -205,7 +207,7 @@ class Migration:
                     runs += 1
                     assert runs < 8, f"{case}: never done"
                     try:
-                        await self._command(wire.port).addTimeout(15, reactor)
+                        await self._command(wire.port).addTimeout(15 * PACE, reactor)
                         break
                     except (GaveUp, Unconfirmed) as error:
                         # With a wire that is stalled for ever there is no other way: whoever
@@ -216,7 +218,7 @@ class Migration:
                 assert not case.cuts or wire.cut, f"{case}: {wire.passed} bytes passed"
                 self.figures.breaks += wire.cut
                 self.messages, self.passed = wire.messages, wire.passed
-                outcome = await done.addTimeout(10, reactor)
+                outcome = await done.addTimeout(10 * PACE, reactor)
                 assert not isinstance(outcome, Exception), f"{case}: {outcome}"
         assert not self.wrong, f"{case}: {self.wrong}"
         assert digest(self.destination) == before, f"{case}: not the same"
@@ -266,7 +268,7 @@ def short_timeouts(stalls: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in values:
             assert hasattr(module, name)
-            patch.setattr(module, name, value)
+            patch.setattr(module, name, value * PACE)
         yield
 
 
