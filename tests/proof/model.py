@@ -9,9 +9,10 @@ must each make it fail.
 What is abstract, and what is not
 =================================
 
-The disk has two blocks, so that an attempt can be half done.  Its content is one of two versions of
-the source (whoever owns the source may change it once, while no sender runs), or the bytes of a
-foreign client, or the hole that was there before.
+The disk has two blocks, so that an attempt can be half done.  Its content is one of three versions
+of the source (whoever owns the source may change it once, while no sender runs, and it may be
+written to once while one does), or the bytes of a foreign client, or what was there before: a hole,
+or somebody's data.
 
 A B{cell} is anything that a disk remembers: a record, a directory entry, a block, a file's size.
 It is a pair (what is visible now, the set of what a power loss may leave).  A rename adds its value
@@ -44,9 +45,18 @@ B{Strangers}: a bare DISC on a connection of its own, a claim of another migrati
 that writes any number of blocks, may FLUSH, may write again, and may DISC or vanish, and the
 finisher of another migration, told or not: its `retired`, and its DISC.
 
+B{Others} are whoever else can write in the two directories, or has the disk open. The source may be
+deleted, replaced by another file, moved to another name, or moved and replaced; it may be written
+to, plainly, by a mapping, or with its mtime put back (cut or grown, it is as if written to: its
+mtime changes too). The destination may be deleted (moved away is no worse), replaced, or cut
+to nothing (grown is no worse), or be cleared away with its record while nothing goes on. What they
+do is durable at once. A process knows its file by the descriptor: a file without a name is no more
+once that is closed. A I{look} compares what the name leads to with what is open; it happens at one
+instant, together with the call before it, and never together with the act that it is for.
+
 B{Bounds}: C{faults} in total, of any kinds: crash or power loss of either side, a cut, a stop of
-the sender, the coming of a stranger.  Restarts, attempts and time-outs are not bounded: the states
-are finite, and a loop of attempts is a loop in the graph.
+either, the coming of a stranger, an act of others.  Restarts, attempts and time-outs are not
+bounded: the states are finite, and a loop of attempts is a loop in the graph.
 
 Time does not exist: whatever a timer may do it may do at any moment.
 
@@ -57,32 +67,52 @@ Where nothing on either disk tells two cases apart, no program can; these are th
 Each is lifted by a kind of fault of its own, and L{LIMITS} shows what it then is that breaks.
 
  1. B{finished stranger}: a stranger does not write to, or claim, a receiver that somebody has
-    started on a finished disk, which has no record any more: to the receiver it is a disk that is
-    meant to be overwritten.  Used in L{Machine.unguarded}, for what strangers send, and only until
-    that receiver has heard `retired`.
+    started with C{--overwrite} on a finished disk, which has no record any more: it was told to.
+    Used in L{Machine.unguarded}, for what strangers send, and only until that receiver has heard
+    `retired`.
  2. B{rerun}: who finds `canonical` without a record, and a sender that has ended, or has concluded
     and is about to (in keep mode: MIGRATED says that the destination is complete, so that it is
-    not looked for again), has nothing to run: the receiver is not started again there.  Used in
-    L{Machine.nothing_to_run}, for the start of a receiver.  A sender that still has MIGRATING
-    does count: then both commands are run again, and both must end with 0.
+    not looked for again), has nothing to run: a receiver that has C{--overwrite} is not started
+    again there.  Used in L{Machine.nothing_to_run}, for the start of a receiver.  A sender that
+    still has MIGRATING does count: then both commands are run again, and both must end with 0.
  3. B{earlier finisher}: no sender that was told by this very file (it has its token), in an
     earlier migration, is still about when a receiver is started there on a disk of that size
     that is not blank (or rather: it is believed).  Used in L{Machine.strangers_come}.
+ 4. B{between look and act}: nobody changes a file between a look and the act right after it, which
+    are two system calls: at the source the last look and the deletion (or MIGRATED); at the
+    destination the look at its end and the write of its last block, and the last look and the
+    removal of INCOMPLETE.  (What strikes between another look and its act is found by the next.)
+    Used in L{Machine.source_is_changed} and L{Machine.target_is_changed}.
+ 5. B{gone late}: while MIGRATING says copied, or is about to after the first look, nobody moves
+    the source away, nor deletes it once it was written to again: a source that is missing then
+    counts as deleted by us.  Used in L{Machine.gone_late}.
+ 6. B{destroyed copy}: nobody destroys a copy after the destination has said that it is whole:
+    cuts it, or deletes or replaces its file so that it is gone when the receiver dies.  Where that
+    happens nevertheless it is let pass (L{DESTROYED}): what others have destroyed themselves we
+    have not lost.  But the receiver must not call complete, or save, what is not the disk any more;
+    and what it has open it must not let go of by its own will.
 
-Disks do not fail, and nobody exchanges, edits or moves away what stands there; there is no --again
-and no `blockmig accept`; two senders of one source do not run at once.
+The first three are needed with C{--overwrite} only (or on a disk that is all zeroes, of which
+there is nothing to be seen, and which the model has not): without it a receiver refuses a disk that
+holds data and has no record, and may be started again at any time, by anybody.
+
+Disks do not fail; nobody touches the records, but to clear away an unfinished copy; there is no
+C{--again} and no C{blockmig accept}; two senders of one source do not run at once; no server of
+ours writes to the source (mirrors); and a plain destination is blank.
 
 What counts as a good end
 =========================
 
 From every state found, with no more faults, once as it is and once with both sides started again,
-the run must come to exit 0 at both ends.  Four ends that are not that are let pass, and counted
+the run must come to exit 0 at both ends.  Some ends that are not that are let pass, and counted
 where they can be told apart: a process that died after its own last act finds nothing left to do
-(the sender refuses to start, exit 1; the receiver is not started, see assumption 2); the sender was
-told, found nobody and left, so that the receiver keeps a `retired` record and knows that it is
-canonical, without a disconnect (C{told}), or waits on a disk that is complete and has no record
-(C{late}: it was started while the sender was leaving); a stranger's whole migration was received
-instead of ours (C{another's}).
+(the sender refuses to start, exit 1; the receiver does too, since its disk holds data: C{refused};
+with C{--overwrite} it is not started, see assumption 2); the sender was told, found nobody and
+left, so that the receiver keeps a `retired` record and knows that it is canonical, without a
+disconnect (C{told}), or waits on a disk that is complete and has no record (C{late}: it was started
+with C{--overwrite} while the sender was leaving); a stranger's whole migration was received instead
+of ours (C{another's}); others have left what no program can mend, such as a file of theirs in the
+place of ours (C{human}: L{Machine.human} says which).
 """
 
 from __future__ import annotations
@@ -632,16 +662,29 @@ def verdict_of_pair(protocol: Protocol, source: Source, target: Target) -> str:
 # --- The invariants ----------------------------------------------------------------------------
 
 
-def violations(protocol: Protocol, before: State | None, actor: str, state: State) -> list[str]:
+Known = dict[tuple, list[str]]
+"""What was found of the two disks, to be looked at once."""
+
+
+def violations(
+    protocol: Protocol, before: State | None, actor: str, state: State, known: Known
+) -> list[str]:
     """The invariants that this state breaks, or the act that led to it: the most telling first."""
     found = misdeeds(protocol, before, actor, state) if before is not None else []
-    source, sender, receiver, target = state.source, state.sender, state.receiver, state.target
-    retired = retired_now(protocol, source)
-    plain = protocol.peer == "plain"
+    disks = (state.source, state.target, state.version, state.done)
+    if disks not in known:
+        known[disks] = of_the_disks(protocol, state)
+    return found + known[disks] + of_the_processes(protocol, state)
+
+
+def of_the_disks(protocol: Protocol, state: State) -> list[str]:
+    """The invariants that break by what stands on the two disks."""
+    found: list[str] = []
+    source, target = state.source, state.target
     data = (target.first, target.second)
 
     # R2: the record stands before the first byte, and `copied` is true.
-    if not plain:
+    if protocol.peer != "plain":
         written = any(cell[1] & ~(1 << HOLE | 1 << OLD) for cell in data)
         unrecorded = written and not state.done and target.incomplete[1] & 1 << NONE
         if unrecorded and target.name == OURS_THERE:
@@ -683,13 +726,31 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
         ):
             found.append("R13 another file was retired, or none")
 
-    # R3: exit 0 if and only if complete and durable, R13: of the file that has the name.
+    # R3: what is complete is durable, R13: and the file that has the name.
     if state.done and not (
         holds_foreign(target) if state.done == 2 else holds(target, state.version)
     ):
         found.append("R3 completed, and not durable")
     if state.done and target.name != OURS_THERE:
         found.append("R13 completed, and its name leads elsewhere")
+
+    # R7: the verdicts, from what is visible, never contradict the truth.
+    if protocol.peer != "foreign":
+        found += wrong_verdicts(protocol, state, retired_now(protocol, source))
+    elif target.name == OURS_THERE and target.harm == WHOLE and not state.done:
+        verdict = verdict_of_target(protocol, target)
+        if verdict in ("canonical", "unknown") and not unbegun(protocol, state):
+            found.append("R7 the destination's verdict is wrong")
+    return found
+
+
+def of_the_processes(protocol: Protocol, state: State) -> list[str]:
+    """The invariants that break by what a process says, or is about."""
+    found: list[str] = []
+    source, sender, receiver, target = state.source, state.sender, state.receiver, state.target
+    plain = protocol.peer == "plain"
+
+    # R3: exit 0 if and only if complete and durable.
     if (
         not plain
         and receiver.doing == "exit"
@@ -706,12 +767,12 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
             found.append("R3 the sender said done, and is not")
 
     # R4: an attempt's coverage dies with it, and is true while it lives.
-    if not plain:
-        if not receiver.bound and receiver.covered:
+    if not plain and receiver.covered:
+        if not receiver.bound:
             found.append("R4 coverage outlived its attempt")
         undisturbed = state.version != V3 and target.harm == WHOLE
         if receiver.bound == "M" and receiver.ident != THEIRS and undisturbed:
-            for bit, cell in enumerate(data):
+            for bit, cell in enumerate((target.first, target.second)):
                 if receiver.covered >> bit & 1 and cell[0] != state.version:
                     found.append("R4 covered, but not by this attempt")
 
@@ -721,21 +782,10 @@ def violations(protocol: Protocol, before: State | None, actor: str, state: Stat
         found.append("R8 gave up after retiring")
 
     # R6, the part that is not liveness: nothing is copied from a source that is retired.
-    if sender.program == "attempt" and retired:
+    if sender.program == "attempt" and retired_now(protocol, source):
         step = protocol.sender["attempt"][sender.pc]
         if step.name.startswith("M.write"):
             found.append("R6 copies again after retiring")
-
-    # R7: the verdicts, from what is visible, never contradict the truth.
-    if protocol.peer != "foreign":
-        found += wrong_verdicts(protocol, state, retired)
-    elif (
-        not unbegun(protocol, state)
-        and target.name == OURS_THERE
-        and (not state.done and verdict_of_target(protocol, target) in ("canonical", "unknown"))
-        and target.harm == WHOLE
-    ):
-        found.append("R7 the destination's verdict is wrong")
     return found
 
 
@@ -772,9 +822,14 @@ def misdeeds(protocol: Protocol, before: State, actor: str, state: State) -> lis
         ):
             found.append("R5 a stranger changed the canonical copy")
     # R13: no name leads to the source any more, and the copy that says it is whole is kept.
-    if state.source.file[0] in NAMELESS and before.receiver.message[-1:] == ("nameless",):
-        said = phase_of(past.incomplete[0])
-        if said >= COPIED and phase_of(target.incomplete[0]) < said:
+    if state.source.file[0] in NAMELESS and not state.done:
+        said, says = phase_of(past.incomplete[0]), phase_of(target.incomplete[0])
+        ours = ident_of(past.incomplete[0]) != THEIRS
+        fell = ours and said >= COPIED > says and state.receiver.doing not in ("dead", "exit")
+        # What was sent before that cannot be held back; a claim that was sent later says so.
+        sent_before = before.receiver.doing == "claim"
+        sent_after = before.receiver.message[-1:] == ("nameless",)
+        if fell and (sent_after or not sent_before):
             found.append("R13 the copy of a source that is gone was taken back")
     if past.name != OURS_THERE and state.sender.waiting and state.side and before.side:
         step = protocol.sender[state.sender.program][state.sender.pc]
@@ -884,6 +939,9 @@ LIFTS = frozenset(
 )
 
 QUIET = frozenset({"crash", "power", "cut"})
+AT_SOURCE = frozenset({"swap source", "write source", "crash", "cut"})
+AT_TARGET = frozenset({"swap target", "cut target", "crash", "cut"})
+AT_BOTH = frozenset({"swap source", "swap target", "crash", "stop"})
 
 
 class Machine:
@@ -991,13 +1049,16 @@ class Machine:
         elif step.op == "save":
             # With its bytes durable before it has the other name; a foreign sender's as well.
             if ident_of(target.incomplete[0]) != THEIRS:
-                whole = target.file[0] == SIZED
-                right = whole and target.first[0] == target.second[0] == state.version
-                saved = SAVED if right else MISTAKEN
+                retired = receiver.message[0] == "retired"
+                retired = retired or phase_of(target.incomplete[0]) == RETIRED
                 if step.what == "record":
-                    known = phase_of(target.incomplete[0]) == RETIRED
-                    heard = receiver.message[0] == "retired"
-                    saved = SAID_RETIRED if known or heard else SAID
+                    saved = SAID_RETIRED if retired else SAID
+                else:
+                    # While the source is in use, a copy of what it was is what `copied` says.
+                    data = (target.first[0], target.second[0])
+                    wanted = {state.version} if retired else {V1, V2, V3}
+                    right = target.file[0] == SIZED and set(data) <= wanted
+                    saved = SAVED if right else MISTAKEN
                 target = target._replace(saved=target.saved | saved)
         elif step.op == "block":
             block = receiver.message[1]
@@ -2205,6 +2266,7 @@ def explore(protocol: Protocol, faults: int, kinds: frozenset[str] = KINDS) -> R
     # the most that a state was reached with is what counts.
     spare: dict[tuple, int] = {first[:-1]: first.faults}
     calm: dict[tuple, tuple | None] = {}
+    looked_at: Known = {}
     queue = deque([first])
     transitions = 0
 
@@ -2229,7 +2291,7 @@ def explore(protocol: Protocol, faults: int, kinds: frozenset[str] = KINDS) -> R
                 continue
             spare[key] = new.faults
             parents[new] = (state, move.label)
-            if broken := violations(protocol, state, move.actor, new):
+            if broken := violations(protocol, state, move.actor, new, looked_at):
                 return result(broken, new)
             queue.append(new)
         calm[state[:-1]] = best and best.state[:-1]
@@ -3094,16 +3156,33 @@ class Bound:
 BOUNDS = [
     Bound(True, "blockmig", 1),
     Bound(False, "blockmig", 1, there="blank"),
+    Bound(True, "blockmig", 1, there="data"),
+    Bound(True, "blockmig", 1, there="data", overwrite=True),
     Bound(True, "blockmig", 2, QUIET),
-    Bound(True, "plain", 3),
-    Bound(True, "foreign", 3),
-    Bound(True, "foreign", 3, there="blank"),
+    Bound(True, "plain", 3, BREAKS),
+    Bound(True, "plain", 2),
+    Bound(True, "foreign", 3, BREAKS),
+    Bound(True, "foreign", 3, BREAKS, there="blank"),
+    Bound(True, "foreign", 2),
+    Bound(True, "foreign", 2, there="data", overwrite=True),
     Bound(False, "blockmig", 1, full=True),
+    Bound(False, "blockmig", 1, full=True, there="data", overwrite=True),
     Bound(False, "blockmig", 2, QUIET, full=True),
     Bound(False, "blockmig", 2, QUIET, full=True, there="blank"),
+    Bound(False, "blockmig", 2, QUIET, full=True, there="data", overwrite=True),
+    Bound(True, "plain", 3, full=True),
     Bound(False, "plain", 3, full=True),
+    Bound(True, "foreign", 3, full=True),
+    Bound(True, "foreign", 3, full=True, there="blank"),
+    Bound(True, "foreign", 3, full=True, there="data", overwrite=True),
     Bound(True, "blockmig", 2, full=True),
+    Bound(False, "blockmig", 2, full=True),
+    Bound(True, "blockmig", 2, full=True, there="data", overwrite=True),
     Bound(False, "blockmig", 3, QUIET, full=True),
+    Bound(True, "blockmig", 3, AT_SOURCE, full=True),
+    Bound(False, "blockmig", 3, AT_SOURCE, full=True),
+    Bound(True, "blockmig", 3, AT_TARGET, full=True),
+    Bound(True, "blockmig", 3, AT_BOTH, full=True),
 ]
 
 
