@@ -3073,7 +3073,7 @@ def single_edits() -> Iterator[tuple[str, Explored]]:
                     continue  # no step of the protocol
                 yield (
                     f"{program}: {name}{' (plain)' if peer == 'plain' else ''}",
-                    bounds_of(peer, program, new),
+                    bounds_of(peer, program, name, new),
                 )
 
 
@@ -3087,7 +3087,7 @@ def edits_of(steps: list[Step]) -> Iterator[tuple[str, list[Step]]]:
         yield f"{two.name} before {one.name}", [*steps[:i], two, one, *steps[i + 2 :]]
 
 
-def bounds_of(peer: str, program: str, new: list[Step]) -> Explored:
+def bounds_of(peer: str, program: str, name: str, new: list[Step]) -> Explored:
     if peer == "plain":
         return [(edited(build(peer=peer), program, new), 2, KINDS)]
     # A receiver without a record waits on a disk only where it may be overwritten.
@@ -3097,19 +3097,21 @@ def bounds_of(peer: str, program: str, new: list[Step]) -> Explored:
         return [(ours, 2, QUIET)]  # one fault leads there, it takes one more to go wrong
     if program == "receiver:look":
         return [(ours, 2, frozenset({"crash"})), (ours, 1, frozenset({"power"}))]
-    theirs = edited(build(peer="foreign"), program, new) if program.startswith("receiver") else None
-    explored: Explored = [(theirs, 2, KINDS)] if theirs is not None else []
+    explored: Explored = []
+    for pattern, kinds in TWO_FAULTS.items():
+        if fnmatch.fnmatchcase(f"{program}: {name}", pattern):
+            explored.append((ours, 2, frozenset(kinds)))
+    if program.startswith("receiver"):
+        explored.append((edited(build(peer="foreign"), program, new), 2, KINDS))
     explored.append((ours, 1, KINDS))
-    if program in TWO_FAULTS:
-        explored.append((ours, 2, frozenset(TWO_FAULTS[program])))
     return explored
 
 
 TWO_FAULTS = {
     # Those that two faults have to meet, and which.
-    "sender:attempt": {"swap source", "crash"},
-    "sender:unsay": {"stop", "power"},
-    "receiver:rescue": {"swap target", "stop"},
+    "sender:attempt: *source.look first*": {"swap source", "crash"},
+    "sender:unsay: *": {"stop", "power"},
+    "receiver:rescue: *": {"swap target", "stop"},
 }
 
 
