@@ -360,20 +360,21 @@ class SenderProtocol(Protocol):
         if failure.check(ClientFailed, AttemptFailed):
             self.drop(failure.getErrorMessage())
         elif isinstance(failure.value, MigrationError):
-            self._end()
-            self._sender.passes.dropped()
-            self._sender.failed(failure.value)
-            self._abort()
+            self._end_migration(failure.value)
         elif isinstance(failure.value, DiskChanged):
-            self._end()
-            self._sender.passes.dropped()
-            self._sender.failed(LocalFailure(f"{failure.value}; it was not retired"))
-            self._abort()
+            self._end_migration(LocalFailure(f"{failure.value}; it was not retired"))
         elif failure.check(OSError):
             self._source_failed(failure.value)
         else:
             _bug(failure)
             self.drop(f"a bug: {failure.getErrorMessage()}")
+
+    def _end_migration(self, error: MigrationError) -> None:
+        """There is no other attempt; the source is canonical."""
+        self._end()
+        self._sender.passes.dropped()
+        self._sender.failed(error)
+        self._abort()
 
     async def _open_side(self) -> Page:
         sender = self._sender
@@ -548,10 +549,8 @@ class SenderProtocol(Protocol):
 
     def _source_failed(self, error: BaseException | None) -> None:
         if not self._ended:
-            self._end()
-            self._sender.passes.dropped()
-            self._sender.failed(LocalFailure(f"{self._sender.disk.name}: {describe_error(error)}"))
-            self._abort()
+            why = f"{self._sender.disk.name}: {describe_error(error)}"
+            self._end_migration(LocalFailure(why))
 
     def _replies(self) -> None:
         while not self._ended and (event := self._wire.next_event()) is not None:
@@ -617,16 +616,13 @@ class SenderProtocol(Protocol):
     def _no_flush(self) -> None:
         """An old server that offers FLUSH and does not know it (nbdkit 1.32 does so)."""
         if self._sender.unlinks:
-            self._end()
-            self._sender.passes.dropped()
-            self._sender.failed(
+            self._end_migration(
                 GaveUp(
                     "the destination has all the data, but does not know FLUSH, so it cannot be "
                     f"known when it is durable; {self._sender.disk.name} is untouched and "
                     "canonical: send without --unlink"
                 )
             )
-            self._abort()
         else:
             self._flush_answered()
 
