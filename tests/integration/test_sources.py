@@ -281,7 +281,7 @@ def test_the_copy_of_a_source_that_somebody_else_deleted_is_kept(
     take(move.source)
     move.go_on()
     assert sender.wait() == 5, sender.stderr
-    assert "was deleted by somebody else" in move.why(sender)
+    assert "by somebody else while it was being sent" in move.why(sender)
     assert "may have all of it, and be the only one" in move.why(sender)
     assert receiver.status is None
     receiver.signal(signal.SIGTERM)
