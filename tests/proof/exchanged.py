@@ -112,6 +112,7 @@ _CHECK: Final = (
     "fstat disk",
     "stat disk",  # 4: the name
     "fstat disk",  # 5: the size
+    "fstat disk",  # 6: whether it has names
     "lease disk",
 )
 _PLACE: Final = ("fstat disk", "stat disk", "fstat disk")
@@ -121,14 +122,14 @@ BLIND: Final = {
         "sender",
         True,
         (*_CHECK, "fstat disk", "stat disk", "fstat disk", "unlink disk"),
-        {NAMES: 8, SIZES: 5, ("write",): 1},
+        {("delete", "replace"): 10, ("rename",): 9, SIZES: 5, ("write",): 1},
         frozenset({"foreign", "zero", "lost"}),
     ),
     "look -> rename of MIGRATED": Blind(
         "sender",
         False,
         (*_CHECK, "rename MIGRATED.tmp"),
-        {NAMES: 4, SIZES: 5, ("write",): 1},
+        {("delete", "replace"): 6, ("rename",): 4, SIZES: 5, ("write",): 1},
         frozenset({"zero", "lost"}),
     ),
     "look -> INCOMPLETE unlink": Blind(
@@ -170,6 +171,9 @@ BLIND: Final = {
         frozenset({"lost"}),
     ),
 }
+
+_MENDED: Final = ("look -> copying anew", "look -> MIGRATING copied")
+"""What is wrong then is put right by whoever lives on."""
 
 
 @dataclass(frozen=True)
@@ -522,11 +526,14 @@ def _come_to_an_end(room: Room) -> None:
         elif side == "sender":
             record = _record(room, "sender", Kind.MIGRATING)
             seconds += PATIENCE * 3 if record is not None and record.told else 0
-        if not room.wait(lambda child=child: not child.alive, seconds):
+        while not room.wait(lambda child=child: not child.alive, seconds):
+            if room.log(side).read_text().rstrip().rpartition("\n")[2].startswith("# started"):
+                continue  # it has hardly begun, and could not be stopped in good order
             room.note(f"the {side} is stopped")
             child.interrupt()
             if not room.wait(lambda child=child: not child.alive, 20):
                 raise Wrong(f"the {side} does not stop")
+            break
 
 
 def _run_again(room: ExchangeRoom) -> None:
@@ -693,6 +700,11 @@ def cases_of(play: Play, points: dict[str, Recorded]) -> list[Case]:
                     dies = point if way == "at once" else None
                     if way == "later" and index + 1 < len(there):
                         dies = generator.choice(there[index + 1 :])
+                    if title in _MENDED:
+                        ends = [
+                            there.index(where) for (where, _), of in blind.items() if of == title
+                        ]
+                        dies = there[max(ends) + 2]
                     again = way == "again"
                     cases.append(Case(play, side, point, act, place, title, dies, again))
     return cases

@@ -513,7 +513,7 @@ class Child:
     """A command in a process of its own.
 
     @param arguments: of `blockmig`.
-    @param log: where its log goes, behind what is there.
+    @param log: where its log goes, after what is there.
     @param aside: a directory for what it deletes.
     @param strike: where to strike it.
     @param record: where to keep its points, once it ended.

@@ -1,6 +1,6 @@
 """The crash matrix: the real programs, struck at every point at which anything changes.
 
-Owns the cases, and what must be so behind each of them. A case is a scenario, played by a real
+Owns the cases, and what must be so after each of them. A case is a scenario, played by a real
 sender and a real receiver, one of which is struck at one point: it dies (and its machine perhaps
 with it), or hangs. Then:
 
@@ -13,13 +13,13 @@ with it), or hangs. Then:
   source gone or marked, and no other file left behind.
 
 The scenarios: C{fresh}, a migration from its beginning; C{recopy}, the same once more where the
-first try broke off with the whole copy on record; C{finish}, where it broke off just behind the
+first try broke off with the whole copy on record; C{finish}, where it broke off just after the
 retirement; C{stranger}, a sender that is not blockmig's, sends no FLUSH, and leaves it to the
 receiver that what it calls whole is so (only the receiver is struck). Each is played once without a
 strike, to learn its points.
 
 What C{unknown} is allowed: where neither a disk nor a record stands at a place (R7 can say nothing
-of nothing): at the destination before its file is made, at the source behind the end of a migration
+of nothing): at the destination before its file is made, at the source after the end of a migration
 with --unlink.
 
 Which restarts: C{both}, where the other one is killed (and its power fails, if the first one's did)
@@ -708,10 +708,10 @@ def cases_of(play: Play, points: dict[str, Recorded]) -> list[Case]:
     ]
     if play.scenario == "fresh" and play.wire == WIRES[0]:
         names = [point.name for point, _ in points["receiver"]]
-        behind = points["receiver"][names.index("H in: tell retired") :]
+        later = points["receiver"][names.index("H in: tell retired") :]
         cases += [
             Case(play, "receiver", Strike(point, kind="worst"), False, late=True)
-            for point, _ in behind
+            for point, _ in later
             if point.name != THE_END
         ]
     return cases

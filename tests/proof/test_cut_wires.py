@@ -57,7 +57,7 @@ KEEP, UNLINK = False, True
 PACE = min(6.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 """So many times slower than an idle machine this one may be."""
 
-# What passes behind the reply to the last change: connection (1 is the export's, 2 the side
+# What passes after the reply to the last change: connection (1 is the export's, 2 the side
 # export's), from the sender, the parts of the message.
 LAST_PHASE = [
     (1, True, (HEADER,), "FLUSH"),

@@ -1,6 +1,6 @@
 """A mirror under a client that writes, struck at any point, and broken off at any.
 
-Owns the cases, and what must be so behind each of them; the programs are L{tests.proof.launcher}'s.
+Owns the cases, and what must be so after each of them; the programs are L{tests.proof.launcher}'s.
 A server mirrors its disk to a receiver while a L{Writer} writes, and at one point
 
 * the server dies, in each of its passes, in the hold, or around retiring;
@@ -323,7 +323,7 @@ class Room:
                 expect(sign not in text, f"{sign!r} is in the {name}'s log")
 
 
-# What is done behind a strike.
+# What is done after a strike.
 
 
 def _begin(room: Room, case: Case | None, record: Path | None = None) -> None:

@@ -39,7 +39,7 @@ DIED: Final = 77
 """The exit status of a process that was struck."""
 
 THE_END: Final = "the end"
-"""The name of the point behind a program's work."""
+"""The name of the point after a program's work."""
 
 ORPHANED: Final = 70
 """The exit status of a process whose harness has gone."""
@@ -270,7 +270,7 @@ class Points:
 
     @contextmanager
     def around(self, name: str) -> Iterator[None]:
-        """Both; what fails has no point behind it."""
+        """Both; what fails has no point after it."""
         number = self.before(name)
         yield
         self.after(name, number)
@@ -304,7 +304,7 @@ class Points:
     def ended(self, status: int) -> None:
         """The program is done, and about to exit with C{status}: the last point.
 
-        Struck there it has its status all the same, and the power fails behind its exit.
+        Struck there it has its status all the same, and the power fails after its exit.
         """
         point = Point(THE_END, 1, True)
         if self._record:
