@@ -177,6 +177,8 @@ class LastMoment:
                 if command == wire.WRITE:
                     wire.read_exactly(connection, length)
                 reply = struct.pack("!IIQ", 0x67446698, 0, cookie)
+                if command == wire.READ:
+                    reply += bytes(length)
                 if command == wire.FLUSH:
                     end(connection, reply)
                     return
