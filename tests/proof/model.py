@@ -45,14 +45,15 @@ B{Strangers}: a bare DISC on a connection of its own, a claim of another migrati
 that writes any number of blocks, may FLUSH, may write again, and may DISC or vanish, and the
 finisher of another migration, told or not: its `retired`, and its DISC.
 
-B{Others} are whoever else can write in the two directories, or has the disk open. The source may be
-deleted, replaced by another file, moved to another name, or moved and replaced; it may be written
-to, plainly, by a mapping, or with its mtime put back (cut or grown, it is as if written to: its
-mtime changes too). The destination may be deleted (moved away is no worse), replaced, or cut
-to nothing (grown is no worse), or be cleared away with its record while nothing goes on. What they
-do is durable at once. A process knows its file by the descriptor: a file without a name is no more
-once that is closed. A I{look} compares what the name leads to with what is open; it happens at one
-instant, together with the call before it, and never together with the act that it is for.
+B{Others} are whoever else can write in the two directories, or has the disk open.  The source may
+be deleted, replaced by another file, moved to another name, or moved and replaced; it may be
+written to, plainly, by a mapping, or with its mtime put back (cut or grown, it is as if written to:
+its mtime changes too).  The destination may be deleted (moved away is no worse), replaced, or cut
+to nothing (grown is no worse), or be cleared away with its record while nothing goes on.  What they
+do is durable at once.  A process knows its file by the descriptor: a file without a name is no more
+once that is closed.  A I{look} compares what the name leads to with what is open; it happens at one
+instant, the receiver's together with the call before it, and no look together with the act that it
+is for.
 
 B{Bounds}: C{faults} in total, of any kinds: crash or power loss of either side, a cut, a stop of
 either, the coming of a stranger, an act of others.  Restarts, attempts and time-outs are not
@@ -118,6 +119,7 @@ place of ours (C{human}: L{Machine.human} says which).
 from __future__ import annotations
 
 import fnmatch
+import gc
 import itertools
 import os
 import sys
@@ -149,7 +151,7 @@ it was written to, and the mtime put back."""
 
 ABSENT, EMPTY, SIZED, CUT = 0, 2, 3, 4  # the destination's file
 OURS_THERE, DELETED, REPLACED = 0, 1, 2  # what the destination's name leads to
-LOOKED_COPIED, LOOKED_RETIRED = 1, 2
+LOOKED_COPIED, LOOKED_RETIRED = 1, 2  # which of its looks a receiver has behind it
 SAVED, SAID, SAID_RETIRED, MISTAKEN = 1, 2, 4, 8
 """What there is under another name: a copy of the disk; beside it a record that says copied, or
 that the source is retired; what is no copy of the disk."""
@@ -235,8 +237,7 @@ class Target(NamedTuple):
     """The receiver's directory and its disk: the file that the receiver has open, or would open.
 
     @ivar name: what the name of that file leads to.
-    @ivar late: that became so only after the look at which it was found to be there: that before
-        `copied`, 1; that on `retired`, 2.
+    @ivar late: how far the receiver was with its looks when that became so, or 0.
     @ivar harm: what others did to the data.
     @ivar saved: what the receiver has made of it under another name.
     """
@@ -557,7 +558,7 @@ def build(
 
 
 def retired_now(protocol: Protocol, source: Source) -> bool:
-    """Whether the source is retired, as anyone who looks at its directory sees it."""
+    """Whether we have retired the source, as far as its directory shows it."""
     return source.file[0] == GONE if protocol.unlink else source.migrated[0] >= MARKED
 
 
@@ -914,6 +915,9 @@ ON_DISK = ("tmp", "sync", "rename", "dirsync", "unlink")
 UNSEEN = ("tmp", "sync")
 """What is done to a temporary file: nobody looks at it, and a crash forgets it."""
 
+IN_MEMORY = ("claim", "reply", "close", "complete", "look", "fail")
+"""What the receiver does together with the call before it."""
+
 NEVER = 100
 NOBODY = "nobody"
 
@@ -933,7 +937,8 @@ LIFTS = frozenset(
         "rerun",
         "earlier finisher",
         "between look and act",
-        "gone late",
+        "moved late",
+        "deleted late",
         "destroyed copy",
     }
 )
@@ -1097,33 +1102,30 @@ class Machine:
 
     def run_receiver(self, state: State, calls: int = 1) -> State:
         """One file-system call that can be seen, and all after it that cannot."""
-        while True:
-            receiver = state.receiver
-            steps = self.protocol.receiver.get(receiver.doing)
-            if steps is None:
-                return state
-            if receiver.pc == len(steps):
-                return self.rest(state)
-            step = steps[receiver.pc]
-            memory = step.op in ("claim", "reply", "close", "complete", "look", "fail")
-            if not memory and not calls:
-                return state
-            unseen = (
-                step.op in UNSEEN
-                or (step.op == "size" and state.target.file[0] in (SIZED, CUT))
-                or (step.op == "create" and state.target.file[0] != ABSENT)
-            )
-            if memory:
-                doing = receiver.doing
+        doing, pc = state.receiver.doing, state.receiver.pc
+        steps = self.protocol.receiver.get(doing)
+        while steps is not None and pc < len(steps):
+            step = steps[pc]
+            if step.op in IN_MEMORY:
                 state = self.in_memory(state, step)
                 if state.receiver.doing in ("idle", "complete", "exit"):
                     return state
                 if state.receiver.doing != doing:  # a look has found something
+                    doing, pc = state.receiver.doing, 0
+                    steps = self.protocol.receiver[doing]
                     continue
+            elif not calls:
+                return state._replace(receiver=state.receiver._replace(pc=pc))
             else:
+                unseen = (
+                    step.op in UNSEEN
+                    or (step.op == "size" and state.target.file[0] in (SIZED, CUT))
+                    or (step.op == "create" and state.target.file[0] != ABSENT)
+                )
                 state = self.on_target(state, step)
                 calls -= not unseen
-            state = state._replace(receiver=state.receiver._replace(pc=receiver.pc + 1))
+            pc += 1
+        return state if steps is None else self.rest(state)
 
     def rest(self, state: State) -> State:
         """The handler is through: wait for the next message; connections nobody needs go."""
@@ -1977,7 +1979,7 @@ class Machine:
         source, sender = state.source, state.sender
         attempt = self.protocol.sender["attempt"] if sender.program == "attempt" else []
         pc = sender.pc
-        # Those who delete wait for their directory's fsync.
+        # What was retired is nobody's disk any more.
         if source.file != durable(THERE) or source.migrated != durable(NONE):
             return
         if sender.program == "exit" and sender.status < 3:
@@ -1993,7 +1995,7 @@ class Machine:
                 (MOVED, "moved"),
                 (AWAY, "moved and replaced"),
             ):
-                if value in NOTHING and self.gone_late(state, value):
+                if value in (MOVED, LOST) and self.gone_late(state, value):
                     continue
                 moved = state._replace(source=source._replace(file=durable(value)))
                 yield Move(NEVER, f"the source is {how}", NOBODY, moved)
@@ -2016,8 +2018,9 @@ class Machine:
     def gone_late(self, state: State, how: int) -> bool:
         """Assumption 5: while MIGRATING says copied nobody moves the source away, or deletes it
         once it was written to again; nor when it is about to say so, the first look being over."""
-        stale = not holds(state.target, state.version)
-        if "gone late" in self.kinds or (how == LOST and not stale):
+        if how == LOST and holds(state.target, state.version):
+            return False
+        if {MOVED: "moved late", LOST: "deleted late"}[how] in self.kinds:
             return False
         if any(phase_of(value) >= COPIED for value in members(state.source.migrating[1])):
             return True
@@ -2053,7 +2056,7 @@ class Machine:
         target, receiver = state.target, state.receiver
         alive = receiver.doing not in ("dead", "exit")
         if target.name != OURS_THERE or target.file[0] == ABSENT or state.done:
-            return  # behind the end it is a disk like any other
+            return  # after the end it is a disk like any other
         if not alive and target.incomplete[0] == NONE:
             return  # no migration has to do with it
         steps = self.protocol.receiver.get(receiver.doing, [])
@@ -2258,7 +2261,16 @@ def explore(protocol: Protocol, faults: int, kinds: frozenset[str] = KINDS) -> R
     Safety is checked in each state as it is found; liveness (R4, R6) of all of them afterwards,
     in the order in which they were found.
     """
-    machine = Machine(protocol, faults, kinds)
+    gc.disable()  # all is kept until the end
+    try:
+        return explore_all(Machine(protocol, faults, kinds))
+    finally:
+        gc.enable()
+
+
+def explore_all(machine: Machine) -> Result:
+    """Visit every state that the machine can reach."""
+    protocol, faults = machine.protocol, machine.faults
     started = time.monotonic()
     first = machine.initial()
     parents: dict[State, tuple[State, str] | None] = {first: None}
@@ -2605,6 +2617,13 @@ MUTATIONS = [
         without("claim: copied falls back"),
         kinds=frozenset({"stranger"}),
     ),
+    Mutation(
+        # An attempt goes on only with a receiver that lives; one who takes back ends there.
+        "the claim acknowledged before its record, by which `copied` is taken back",
+        "R4",
+        move("receiver:claim", ("claim", "reply"), "INCOMPLETE(copying).write"),
+        kinds=frozenset({"stop"}),
+    ),
     # Strangers.
     Mutation("a stray DISC completes", "R5", without("disc: only when covered")),
     Mutation("finishing needs no id", "R5", without("disc: only with the id")),
@@ -2903,12 +2922,6 @@ REDUNDANT = [
         kinds=frozenset({"crash", "power"}),
     ),
     Mutation(
-        "the claim acknowledged before its record",
-        "the receiver handles one message at a time, and a crash ends the connection",
-        move("receiver:claim", ("claim", "reply"), "INCOMPLETE(copying).write"),
-        kinds=frozenset({"crash", "power"}),
-    ),
-    Mutation(
         "the created file's directory not fsynced at the start",
         "the fsync of the record's directory does it",
         drop("receiver:look", "look.dirsync"),
@@ -2985,7 +2998,14 @@ LIMITS = [
         "R1",
         without(),
         faults=2,
-        kinds=frozenset({"swap source", "crash", "gone late"}),
+        kinds=frozenset({"swap source", "crash", "moved late"}),
+    ),
+    Mutation(
+        "assumption 5 lifted: it is used again, and deleted, while MIGRATING says copied",
+        "R3",
+        without(),
+        faults=2,
+        kinds=frozenset({"swap source", "crash", "deleted late"}),
     ),
     Mutation(
         "assumption 6 lifted: the destination is cut once it is said to be copied",
@@ -3033,7 +3053,7 @@ HARMLESS = {
     "sender:unsay: MIGRATING(copying).dirsync before *": "assumption 5, while it may say copied",
     "sender:back: *back.page": "it keeps one from claiming where there is no copy of this disk",
     "sender:attempt: M.connect before source.fsync*": "the scan has not begun",
-    "*.write before *look*": "nobody sees a temporary file",
+    "*(*).write before *look*": "nobody sees a temporary file",
     "receiver:*: no copying.look": "what it would have found is found before `copied`",
     "receiver:rescue: no fail": "the disk is saved, and nobody is told that it is complete",
     "receiver:claim: claim before file.size": "the claim is memory",

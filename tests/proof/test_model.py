@@ -30,7 +30,7 @@ from tests.proof.model import (
 EDITS = list(single_edits())
 if not whole():
     BOUNDS = [bound for bound in BOUNDS if not bound.full]
-    EDITS = EDITS[::16]  # some, so that all of it is run
+    EDITS = EDITS[::20]  # some, so that all of it is run
 
 
 def told(result: Result) -> str:

@@ -128,6 +128,8 @@ class WatchTests(SynchronousTestCase):
 class MigrationTests(SynchronousTestCase):
     """A sender and a receiver; something happens to the source at one of the looks."""
 
+    delay = 1.0
+
     def setUp(self):
         self.clock = Clock()
         room = os.path.abspath(self.mktemp())
@@ -149,7 +151,7 @@ class MigrationTests(SynchronousTestCase):
             self.endpoint,
             destination="nbd://there/",
             unlink=unlink,
-            retry_policy=lambda failures: 1.0,
+            retry_policy=lambda failures: self.delay,
             reactor=self.clock,
             in_thread=in_thread,
             system=Story(),
@@ -227,6 +229,17 @@ class MigrationTests(SynchronousTestCase):
         self.send()
         self.failed(Unconfirmed)
         self.assertEqual((Phase.COPYING, Phase.COPIED), self.phases())
+
+    def test_gone_when_it_is_stopped(self):
+        """Nobody may say that it is canonical; and the copy stays."""
+        self.delay = 100.0
+        self.at(1, touched=2)
+        self.send()
+        self.assertIn("copied anew", self.sender.last_error)
+        self.source.gone = True
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.assertIn("deleted by somebody else", self.failed(Unconfirmed))
 
     def test_no_other_attempt_writes_over_the_copy_of_one_that_is_gone(self):
         """The connection is lost when the destination may have put on record that it is whole."""

@@ -1020,6 +1020,7 @@ class Sender:
                         failures += 1
                     await self._pause(str(error), self._policy(failures))
         except CancelledError:
+            self.check_still_there()  # or this copy is not the canonical one
             raise self._stopped or GaveUp("cancelled") from None
         finally:
             if patience is not None:
