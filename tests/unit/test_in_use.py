@@ -14,6 +14,8 @@ from blockmig.migration import Refused, refuse_in_use
 from blockmig.migration import in_use as module
 from blockmig.storage import SystemCalls, User
 
+from .support import in_thread
+
 
 class Leases(SystemCalls):
     """Each lease that is asked for ends as the next of `answers` says: an error's number, or 0."""
@@ -66,6 +68,7 @@ class Case(SynchronousTestCase):
             self.path,
             readers=readers,
             reactor=self.clock,
+            in_thread=in_thread,
             system=self.system,
         )
         return Deferred.fromCoroutine(looking)

@@ -18,6 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from ..interfaces import IDisk
+from ..server import InThread, ThreadWork
 from ..storage import (
     SYSTEM,
     SystemCalls,
@@ -41,13 +42,21 @@ def describe_users(users: Sequence[User]) -> str:
 
 
 async def refuse_in_use(
-    disk: IDisk, path: str, *, readers: bool, reactor: Any, system: SystemCalls = SYSTEM
+    disk: IDisk,
+    path: str,
+    *,
+    readers: bool,
+    reactor: Any,
+    in_thread: InThread | None = None,
+    system: SystemCalls = SYSTEM,
 ) -> None:
     """See whether anybody else has the disk open.
 
     @param path: where it is.
     @param readers: whether those matter who only read.
     @param reactor: tells the time.
+    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
+        reactor's thread pool.
     @raise Refused: somebody has.
     """
     descriptor = disk.fileno()
@@ -59,7 +68,7 @@ async def refuse_in_use(
         if reactor.seconds() < end:
             await deferLater(reactor, _INTERVAL)
             continue
-        users = users_of(descriptor)
+        users = await (in_thread or ThreadWork(reactor))(users_of, descriptor)
         only_read = bool(users) and all(user.writes is False for user in users)
         if only_read and writable and not readers:
             return  # who reads is met too on a writable descriptor

@@ -111,6 +111,7 @@ from .side import (
     message,
     open_side,
     side_name,
+    side_names,
 )
 from .source_record import SourceRecord
 from .source_watch import SourceGone, SourceTouched, SourceWatch
@@ -826,7 +827,8 @@ def _bug(failure: Failure) -> None:
 
 def _looked_for(export: str) -> list[str]:
     """The side exports that tell what a destination is."""
-    return [name for name in (side_name(export), served_name(export)) if name is not None]
+    served = served_name(export)
+    return [*side_names(export), *([] if served is None else [served])]
 
 
 def _explain(error: HandshakeRefused, export: str) -> str:
