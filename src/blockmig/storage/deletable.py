@@ -22,7 +22,6 @@ from .system import SystemCalls
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _IMMUTABLE: Final = 0x10
 _APPEND_ONLY: Final = 0x20
-_OTHERWISE: Final = "or send without --unlink"
 
 
 def check_deletable(
