@@ -169,7 +169,15 @@ def test_into_qemu_nbd_over_tcp_by_name(processes: Processes, room: Path, source
     processes.start(
         "qemu-nbd", "-f", "raw", "-b", "127.0.0.1", "-p", str(port), "-x", "disk", image
     )
-    send(processes, source, f"nbd://127.0.0.1:{port}/disk", "--retry", "--unlink", "-v")
+    send(
+        processes,
+        source,
+        f"nbd://127.0.0.1:{port}/disk",
+        "--retry",
+        "--overwrite",
+        "-v",
+        "--unlink",
+    )
     assert not source.exists()
 
 
@@ -213,7 +221,7 @@ def test_into_nbdkit_file(processes: Processes, room: Path, source: Path, peer: 
     image = random_image(room / "image", SIZE, seed=9)
     command = ("nbdkit", "-f", "-U", room / "socket", *options, "file", image, *parameters)
     uri = serve(processes, room, *command)
-    data = send(processes, source, uri)
+    data = send(processes, source, uri, "--overwrite")
     same(processes, source, image)
     no_zeroes = peer == "nozero"
     if "oldstyle" not in peer:  # nbdkit offers there what it then refuses
@@ -261,7 +269,7 @@ def test_errors_of_nbdkit_are_retried(processes: Processes, room: Path, source: 
         *("nbdkit", "-f", "-t", "1", "-U", room / "socket", "--filter=error", "file", image),
         *("error-pwrite=EIO", "error-pwrite-rate=100%", f"error-file={trigger}"),
     )
-    sender = processes.send(source, uri, "--unlink")
+    sender = processes.send(source, uri, "--overwrite", "--unlink")
     before = digest(source)
     first = sender.wait_event("restart")
     assert "EIO" in first["why"]
@@ -327,5 +335,5 @@ def test_into_nbd_server(processes: Processes, room: Path, source: Path) -> None
     )
     command = ("nbd-server", "-d", "-C", room / "config", "-p", room / "pid")
     processes.start(*command)
-    send(processes, source, f"nbd://127.0.0.1:{port}/disk", "--retry")
+    send(processes, source, f"nbd://127.0.0.1:{port}/disk", "--overwrite", "--retry")
     same(processes, source, image)

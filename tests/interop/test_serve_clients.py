@@ -65,7 +65,7 @@ def test_nbdinfo_asks_for_everything(make: Make, read_only: bool) -> None:
             assert "newstyle-fixed without TLS, using structured packets" in text
             assert f"is_read_only: {str(read_only).lower()}" in text
             listed = json.loads(checked("nbdinfo", "--list", "--json", uri))
-            assert [entry["export-name"] for entry in listed["exports"]] == [""]
+            assert [entry["export-name"] for entry in listed["exports"]] == ["", ".served"]
 
 
 MAPS = {
@@ -107,14 +107,18 @@ def test_nbdinfo_measures_and_maps(make: Make, disk: str) -> None:
             assert int(totals[0]) == data
 
 
-@pytest.mark.parametrize("name", ["one", LONGEST], ids=["short", "4096 bytes"])
-def test_a_name(make: Make, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "also"),
+    [("one", ["one.served"]), (LONGEST, [])],  # no longer name would be one
+    ids=["short", "4096 bytes"],
+)
+def test_a_name(make: Make, name: str, also: list[str]) -> None:
     bench = make("data", name=name)
     checked = bench.processes.checked
     for kind in KINDS:
         with bench.recorded(kind) as made:
             listed = json.loads(checked("nbdinfo", "--list", "--json", made.uri))
-            assert [entry["export-name"] for entry in listed["exports"]] == [name]
+            assert [entry["export-name"] for entry in listed["exports"]] == [name, *also]
             (export,) = json.loads(checked("nbdinfo", "--json", made.uri))["exports"]
             assert export["export-name"] == name
             checked("nbdcopy", made.uri, bench.room / "back")

@@ -444,7 +444,8 @@ h.set_opt_mode(True)
 h.set_full_info(True)
 h.connect_uri(uri)
 listed, contexts = [], []
-assert h.opt_list(lambda name, text: listed.append(name) or 0) == 1 and listed == [""]
+assert h.opt_list(lambda name, text: listed.append(name) or 0) == 2
+assert listed == ["", ".served"]
 assert h.opt_list_meta_context(lambda name: contexts.append(name) or 0) == 1
 assert contexts == ["base:allocation"]
 h.opt_info()

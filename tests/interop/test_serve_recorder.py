@@ -53,6 +53,10 @@ def answer(asked: int, kind: int, data: bytes = b"") -> Line:
     return "<", struct.pack("!QIII", 0x3E889045565A9, asked, kind, len(data)) + data
 
 
+def listed(name: bytes) -> Line:
+    return answer(3, 2, struct.pack("!I", len(name)) + name)
+
+
 def export(size: int = SIZE, flags: int = OFFERS) -> Line:
     return answer(7, 3, struct.pack("!HQH", 0, size, flags))
 
@@ -151,6 +155,8 @@ GOOD: dict[str, tuple[Line, ...]] = {
         simple(7),
         BYE,
     ),
+    "listed": (*HELLO, (">", option(3)), listed(b""), listed(b".served"), answer(3, 1)),
+    "the notice": (*HELLO, (">", go(".served")), export(4096, 3), answer(7, 1), BYE),
     "aborted": (*HELLO, (">", option(2)), answer(2, 1)),
     "no such name": (*HELLO, (">", option(1, b"other")), ("<", b"")),
 }
@@ -184,7 +190,16 @@ BAD: dict[str, tuple[str, tuple[Line, ...]]] = {
     "wrong reply type": ("option reply", (*HELLO, (">", option(3)), answer(3, 3, b"\0\0"))),
     "LIST says another name": (
         "LIST",
-        (*HELLO, (">", option(3)), answer(3, 2, b"\0\0\0\1x"), answer(3, 1)),
+        (*HELLO, (">", option(3)), listed(b"x"), listed(b".served"), answer(3, 1)),
+    ),
+    "LIST says no notice": ("LIST", (*HELLO, (">", option(3)), listed(b""), answer(3, 1))),
+    "a notice that can be written": (
+        "notice",
+        (*HELLO, (">", go(".served")), export(4096, 1), answer(7, 1), BYE),
+    ),
+    "a notice of another size": (
+        "notice",
+        (*HELLO, (">", go(".served")), export(SIZE, 3), answer(7, 1), BYE),
     ),
     "LIST with a length that lies": (
         "LIST",

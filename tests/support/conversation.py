@@ -71,6 +71,12 @@ def _hold(rule: str, holds: object, detail: object = "") -> None:
         raise Broken(rule, detail)
 
 
+def _named(asked: bytes) -> bytes:
+    """The export that an option asks about."""
+    (size,) = struct.unpack_from("!I", asked)
+    return asked[4 : 4 + size]
+
+
 class _Torn(Exception):
     """A stream ends in the middle of something."""
 
@@ -131,6 +137,17 @@ class Expected:
     read_only: bool = False
     oldstyle: bool = False
     stops: bool = False
+
+    @property
+    def notice(self) -> bytes | None:
+        """The side export that says that the disk is served; None: its name would be too long."""
+        name = self.name.encode() + b".served"
+        return name if len(name) <= 4096 else None
+
+    @property
+    def exports(self) -> list[bytes]:
+        """What LIST says."""
+        return [self.name.encode(), *([self.notice] if self.notice else [])]
 
 
 @dataclass
@@ -295,7 +312,7 @@ class _Decoder:
         replies: list[int] = []
         infos: list[int] = []
         numbers: set[int] = set()
-        listed = 0
+        listed: list[bytes] = []
         if option == SET_META:
             said.contexts = {}
         while not replies or (replies[-1] != ACK and replies[-1] < 2**31):
@@ -313,8 +330,7 @@ class _Decoder:
             elif kind == SERVER and option == LIST:
                 (size,) = struct.unpack_from("!I", content)
                 _hold("LIST", size <= min(length - 4, 4096), content)
-                _hold("LIST", content[4 : 4 + size] == self._expected.name.encode(), content)
-                listed += 1
+                listed.append(content[4 : 4 + size])
             elif kind == INFORMATION and option in (INFO, GO):
                 infos.append(self._information(content, data))
             elif kind == META_CONTEXT and option in (LIST_META, SET_META):
@@ -331,18 +347,17 @@ class _Decoder:
         return replies
 
     def _option_ended(
-        self, option: int, data: bytes, replies: list[int], infos: list[int], listed: int
+        self, option: int, data: bytes, replies: list[int], infos: list[int], listed: list[bytes]
     ) -> None:
         said, last = self._said, replies[-1]
         mine = self._expected.name.encode()
         if option in (GO, INFO, LIST_META, SET_META) and last == ACK:
-            (size,) = struct.unpack_from("!I", data)
-            _hold("export name", data[4 : 4 + size] == mine, data[:80])
+            _hold("export name", _named(data) in self._expected.exports, data[:80])
         if option in (GO, INFO) and last == ACK:
             _hold("INFO", infos.count(0) == 1, f"EXPORT must come once: {infos}")
             _hold("INFO", len(set(infos)) == len(infos), f"twice the same: {infos}")
         if option == LIST:
-            want = (INVALID, 0) if data else (ACK, 1)
+            want = (INVALID, []) if data else (ACK, self._expected.exports)
             _hold("LIST", (last, listed) == want, (hex(last), listed))
         if option == STRUCTURED:
             _hold("STRUCTURED_REPLY", last == (INVALID if data else ACK), hex(last))
@@ -364,9 +379,13 @@ class _Decoder:
         (kind,) = struct.unpack_from("!H", content)
         if kind == 0:
             _hold("INFO", len(content) == 12, content)
-            self._export(*struct.unpack("!QH", content[2:]))
+            if _named(asked) == self._expected.notice:
+                size, flags = struct.unpack("!QH", content[2:])
+                _hold("notice", size == 4096 and flags & 3 == HAS_FLAGS | READ_ONLY, content)
+            else:
+                self._export(*struct.unpack("!QH", content[2:]))
         elif kind == 1:
-            _hold("INFO", content[2:] == self._expected.name.encode(), content)
+            _hold("INFO", content[2:] == _named(asked), content)
         elif kind == 2:
             content[2:].decode()
         elif kind == 3:
