@@ -33,7 +33,8 @@ def serve(folder: str, size: int) -> None:
     from twisted.web.resource import Resource
     from twisted.web.server import NOT_DONE_YET, Site
 
-    from blockmig.migration import Receiver, Sender
+    from blockmig.migration.destination.receiver import Receiver
+    from blockmig.migration.source.sender import Sender
     from blockmig.storage import FileDisk
 
     path = f"{folder}/inside"

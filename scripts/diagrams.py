@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from blockmig.migration.attempts import make_attempts
-from blockmig.migration.handoff import make_handoff
+from blockmig.migration.destination.attempts import make_attempts
+from blockmig.migration.source.machine import make_handoff
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "handoff.md"
 MACHINES = {"sender": make_handoff, "receiver": make_attempts}

@@ -26,8 +26,9 @@ from tests.support.embedding import log_lines, pause, receiving, sending
 from tests.support.processes import BLOCKMIG, FULL, TWISTD, Processes, Running, until
 from tests.support.wires import Break, wires
 
-from blockmig.migration import LocalFailure, finisher
-from blockmig.storage import SystemCalls
+from blockmig.errors import LocalFailure
+from blockmig.migration.source import finisher
+from blockmig.syscalls import SystemCalls
 
 LOOPS = range(10 if FULL else 3)
 SIZE = 64 * MIB if FULL else 32 * MIB

@@ -24,15 +24,10 @@ from tests.support.embedding import pause, receiving, sending
 from tests.support.processes import BLOCKMIG, Processes, until
 from twisted.internet.threads import deferToThread
 
-from blockmig.migration import (
-    GaveUp,
-    LocalFailure,
-    Receiver,
-    Unconfirmed,
-    judge_pair,
-    look_steadily,
-)
-from blockmig.storage import SystemCalls
+from blockmig.errors import GaveUp, LocalFailure, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.records.verdict import judge_pair, look_steadily
+from blockmig.syscalls import SystemCalls
 
 SIZE = 3 * MIB
 

@@ -23,7 +23,13 @@ import pytest
 from tests.support.processes import Processes, Running, until
 
 from blockmig.cli.status import run_status
-from blockmig.control import ControlError, ControlLost, ControlRefused, ask, client
+from blockmig.control import (
+    ControlError,
+    ControlLost,
+    ControlRefused,
+    ask,
+    client,
+)
 
 PROGRAM = """
 import os, signal, sys, time

@@ -18,7 +18,7 @@ from tests.support.destinations import SIZE, Relaying, Scene, uri_of
 from tests.support.disks import MIB, digest, random_image, small_file_system, sparse_image
 from tests.support.processes import BLOCKMIG, Processes, until
 
-from blockmig.migration.records import Phase
+from blockmig.migration.records.files import Phase
 
 
 @pytest.fixture

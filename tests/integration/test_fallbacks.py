@@ -14,7 +14,7 @@ import pytest_twisted
 from tests.support.disks import MIB, allocated, digest, random_image, sparse_image
 from tests.support.embedding import CountingCalls, receiving, sending
 
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 
 SIZE = 12 * MIB + 777
 

@@ -39,7 +39,8 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
 )
 
-from blockmig.migration import Receiver, Sender
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.source.sender import Sender
 from blockmig.storage import FileDisk
 
 

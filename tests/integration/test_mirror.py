@@ -32,7 +32,8 @@ from tests.support.mirroring import (
 from tests.support.processes import ANY_PORT, BLOCKMIG, FULL, Processes, Running, until
 
 from blockmig.control import ControlRefused
-from blockmig.migration import Kind, Phase, Standing, judge, judge_pair, look
+from blockmig.migration.records.files import Kind, Phase
+from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
 
 SIZE = 12 * MIB
 ZEROED, APART = 8 * MIB, 11 * MIB
@@ -312,7 +313,7 @@ def test_clients_are_released(processes: Processes, room: Path) -> None:
 SILENT = """
 import os
 from twisted.internet.defer import Deferred
-from blockmig.migration.attempts import Attempts
+from blockmig.migration.destination.attempts import Attempts
 confirm = Attempts.confirm
 
 def confirm_silently(core, page):

@@ -53,9 +53,10 @@ from blockmig.cli.operations import Receive, Send, Serve, report
 from blockmig.cli.options import BlockmigOptions
 from blockmig.cli.progress import make_display
 from blockmig.control import ControlRefused
-from blockmig.migration import finisher, sender, write_behind
-from blockmig.migration.live import LivePasses, Stage
-from blockmig.migration.page import PAGE_SIZE, BadPage, decode_page
+from blockmig.migration.destination import write_behind
+from blockmig.migration.handoff.message import PAGE_SIZE, BadPage, decode_page
+from blockmig.migration.mirror.pre_copy import LivePasses, Stage
+from blockmig.migration.source import finisher, sender
 from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
 from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Point, Points, Strike, VolatileCalls

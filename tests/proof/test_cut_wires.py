@@ -29,21 +29,16 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.endpoints import clientFromString
 
-from blockmig.migration import (
-    Finisher,
-    GaveUp,
-    Records,
-    Sender,
-    SourceRecord,
-    Unconfirmed,
-    client,
-    finisher,
-    judge_pair,
-    look_steadily,
-    receiver,
-    sender,
-    source_found,
-)
+from blockmig.client import small as client
+from blockmig.errors import GaveUp, Unconfirmed
+from blockmig.migration.destination import receiver
+from blockmig.migration.records.files import Records
+from blockmig.migration.records.permitted import source_found
+from blockmig.migration.records.verdict import judge_pair, look_steadily
+from blockmig.migration.source import finisher, sender
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
+from blockmig.migration.source.sender import Sender
 from blockmig.storage import FileDisk
 from tests.support.disks import digest, sparse_image
 from tests.support.embedding import receiving

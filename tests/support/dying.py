@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 
 STATUS = 86
 

@@ -15,8 +15,10 @@ from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 
-from blockmig.migration import Receiver, Sender
-from blockmig.storage import FileDisk, SystemCalls
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.source.sender import Sender
+from blockmig.storage import FileDisk
+from blockmig.syscalls import SystemCalls
 
 
 class CountingCalls(SystemCalls):

@@ -22,7 +22,12 @@ from twisted.logger import formatEvent, globalLogPublisher
 from blockmig.nbd import parse_uri
 from blockmig.server import Relay, Server
 from blockmig.storage import FileDisk
-from blockmig.transport import client_endpoint, listen, listening_uri, server_endpoint
+from blockmig.transport import (
+    client_endpoint,
+    listen,
+    listening_uri,
+    server_endpoint,
+)
 
 
 def say(event: str, **more: Any) -> None:

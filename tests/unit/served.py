@@ -18,7 +18,8 @@ from zope.interface import implementer
 from blockmig.interfaces import Extent, IDisk, Probe
 from blockmig.nbd import Command, CommandFlag
 from blockmig.server import Pace, Server
-from blockmig.storage import PROBE_SIZE, SystemCalls
+from blockmig.storage import PROBE_SIZE
+from blockmig.syscalls import SystemCalls
 
 from .support import ADDRESS, MemoryDisk, Threads, in_thread, request_bytes
 

@@ -8,9 +8,10 @@ import os
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import ExitStatus, GaveUp, LocalFailure, Receiver, Refused, Unconfirmed
-from blockmig.migration.page import PAGE_SIZE, Stage, fingerprint
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
+from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import PAGE_SIZE, Stage, fingerprint
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
 from blockmig.nbd import Command, CommandFlag, Errno
 
 from .support import (

@@ -19,7 +19,13 @@ from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.status import as_text, duration, human
-from blockmig.control import ControlError, ControlRefused, open_control, place, server
+from blockmig.control import (
+    ControlError,
+    ControlRefused,
+    open_control,
+    place,
+    server,
+)
 from blockmig.control.place import Busy, claim
 from blockmig.control.web import MAXIMUM_BODY, ControlFactory
 

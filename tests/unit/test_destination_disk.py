@@ -7,9 +7,9 @@ import os
 
 from zope.interface import implementer
 
+from blockmig.errors import GaveUp, LocalFailure, Refused
 from blockmig.interfaces import IRecordedDisk, IWatchedDisk
-from blockmig.migration import GaveUp, LocalFailure, Refused
-from blockmig.migration.records import Kind, Phase, Records
+from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.nbd import Command, Errno
 from blockmig.storage import DiskChanged
 

@@ -13,17 +13,17 @@ from types import SimpleNamespace
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig import syscalls as kernel
 from blockmig.storage import (
     BlockDisk,
     DiskRefused,
     FileDisk,
     NotDurable,
-    SystemCalls,
     deletable,
     open_disk,
 )
 from blockmig.storage import disk as module
-from blockmig.storage import system as kernel
+from blockmig.syscalls import SystemCalls
 
 MIB = 1 << 20
 

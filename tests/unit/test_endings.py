@@ -16,16 +16,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from blockmig.cli import tap
-from blockmig.migration import (
-    ExitStatus,
-    GaveUp,
-    LocalFailure,
-    Receiver,
-    Sender,
-    Summary,
-    Unconfirmed,
-)
-from blockmig.migration.page import Stage
+from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import Stage
+from blockmig.migration.source.sender import Sender
 from blockmig.nbd import (
     Command,
     Errno,
@@ -451,7 +445,9 @@ class ToldTests(SynchronousTestCase):
             self.reply_to_flush()
             self.next_request()
             self.next_request()
-            with mock.patch("blockmig.migration.sender.unacknowledged", lambda _, n=count: n):
+            with mock.patch(
+                "blockmig.migration.source.sender.unacknowledged", lambda _, n=count: n
+            ):
                 self.peer.close()
                 self.check(True, kind)
 

@@ -13,10 +13,19 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import ExitStatus, Finisher, Receiver, SourceFound, Summary, Unconfirmed
-from blockmig.migration.page import PAGE_SIZE, Page, Stage, decode_page, fingerprint
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
-from blockmig.migration.source_record import SourceRecord
+from blockmig.errors import ExitStatus, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import (
+    PAGE_SIZE,
+    Page,
+    Stage,
+    decode_page,
+    fingerprint,
+)
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.permitted import SourceFound
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
 from blockmig.nbd import (
     Command,
     EndOfPayload,

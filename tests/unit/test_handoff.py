@@ -7,7 +7,7 @@ import itertools
 from automat import NoTransition
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.handoff import make_handoff
+from blockmig.migration.source.machine import make_handoff
 
 
 class Actions:

@@ -10,9 +10,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import Refused, refuse_in_use
+from blockmig.errors import Refused
 from blockmig.migration import in_use as module
-from blockmig.storage import SystemCalls, User
+from blockmig.migration.in_use import refuse_in_use
+from blockmig.storage import User
+from blockmig.syscalls import SystemCalls
 
 from .support import in_thread
 

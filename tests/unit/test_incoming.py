@@ -12,10 +12,12 @@ from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from blockmig.errors import LocalFailure
 from blockmig.interfaces import IPayloadReceiver
-from blockmig.migration import LocalFailure, Receiver
+from blockmig.migration.destination.receiver import Receiver
 from blockmig.nbd import Command, ServerTransmission
-from blockmig.storage import FileDisk, SystemCalls
+from blockmig.storage import FileDisk
+from blockmig.syscalls import SystemCalls
 from blockmig.transport import FileRegion, PayloadReader
 
 from .support import ADDRESS, FakeReactor, MemoryDisk, SocketTransport, in_thread, request_bytes

@@ -22,6 +22,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from blockmig.cli.logs import LineObserver
 from blockmig.cli.options import TapOptions
 from blockmig.cli.tap import OperationService
+from blockmig.client.small import SmallClient
 from blockmig.interfaces import (
     IDisk,
     IExportHandler,
@@ -29,10 +30,8 @@ from blockmig.interfaces import (
     IRecordedDisk,
     IUnlinkableDisk,
 )
-from blockmig.migration import Receiver, Sender
-from blockmig.migration.client import SmallClient
-from blockmig.migration.receiver import _MigrationExport, _SideExport
-from blockmig.migration.sender import SenderProtocol, _AttemptFactory
+from blockmig.migration.destination.receiver import Receiver, _MigrationExport, _SideExport
+from blockmig.migration.source.sender import Sender, SenderProtocol, _AttemptFactory
 from blockmig.server import ServerConnection
 from blockmig.storage import BlockDisk, FileDisk
 from blockmig.transport import PayloadReader, RegionProducer

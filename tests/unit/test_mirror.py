@@ -10,21 +10,20 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.interfaces import Extent
-from blockmig.migration import (
-    Converge,
+from blockmig.errors import (
     GaveUp,
     LocalFailure,
     MigrationError,
-    Mirror,
-    Receiver,
     Refused,
     Summary,
-    TakesOver,
     Unconfirmed,
-    sender,
 )
-from blockmig.migration.records import Kind, Phase, Records
+from blockmig.interfaces import Extent
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.mirror.mirror import Mirror, TakesOver
+from blockmig.migration.mirror.pre_copy import Converge
+from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.source import sender
 from blockmig.nbd import Command
 from blockmig.server import Pace, Server
 from blockmig.storage import DiskChanged

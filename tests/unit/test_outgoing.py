@@ -14,8 +14,13 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
-from blockmig.storage import SystemCalls
-from blockmig.transport import FileRegion, RateLimiter, RegionProducer, is_plain_socket
+from blockmig.syscalls import SystemCalls
+from blockmig.transport import (
+    FileRegion,
+    RateLimiter,
+    RegionProducer,
+    is_plain_socket,
+)
 
 from .support import MemoryDisk
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.page import (
+from blockmig.migration.handoff.message import (
     PAGE_SIZE,
     SIDE_EXPORT,
     BadPage,
@@ -18,7 +18,7 @@ from blockmig.migration.page import (
     decode_page,
     fingerprint,
 )
-from blockmig.migration.records import Phase
+from blockmig.migration.records.files import Phase
 
 from .support import ONE, TWO
 

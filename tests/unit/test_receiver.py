@@ -8,7 +8,8 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import ExitStatus, GaveUp, LocalFailure, Receiver
+from blockmig.errors import ExitStatus, GaveUp, LocalFailure
+from blockmig.migration.destination.receiver import Receiver
 from blockmig.nbd import Command, CommandFlag, Errno, HandshakeRefused
 
 from .support import (

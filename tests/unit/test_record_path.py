@@ -11,12 +11,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.storage import (
     DiskRefused,
     FileDisk,
-    SystemCalls,
     default_state_directory,
     identify,
     record_path,
 )
 from blockmig.storage import disk as module
+from blockmig.syscalls import SystemCalls
 
 
 class Case(SynchronousTestCase):

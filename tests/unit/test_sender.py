@@ -17,16 +17,16 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import (
+from blockmig.errors import (
     ExitStatus,
     GaveUp,
     LocalFailure,
-    Receiver,
     Refused,
-    Sender,
     Summary,
     Unconfirmed,
 )
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.source.sender import Sender
 from blockmig.nbd import (
     Command,
     Errno,

@@ -11,8 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.served_mirror import Mirrors, _Wanted
 from blockmig.control import ControlRefused
-from blockmig.migration import Receiver, Unconfirmed
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
+from blockmig.errors import Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
 from blockmig.server import Server
 from blockmig.testing import MemoryNetwork, connect_client
 

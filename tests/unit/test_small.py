@@ -15,7 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, Errno
 from blockmig.server import Pace, Server
-from blockmig.storage import FileDisk, SystemCalls
+from blockmig.storage import FileDisk
+from blockmig.syscalls import SystemCalls
 
 from .served import (
     DF,

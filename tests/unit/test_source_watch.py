@@ -9,10 +9,12 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from blockmig.errors import LocalFailure, Unconfirmed
 from blockmig.interfaces import IRecordedDisk, IUnlinkableDisk, IWatchedDisk
-from blockmig.migration import LocalFailure, Receiver, Sender, Unconfirmed
-from blockmig.migration.records import Kind, Phase, Records
-from blockmig.migration.source_watch import SourceGone, SourceTouched, SourceWatch
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.source.sender import Sender
+from blockmig.migration.source.watch import SourceGone, SourceTouched, SourceWatch
 from blockmig.storage import DiskChanged, DiskVersion
 
 from .support import (

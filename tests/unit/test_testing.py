@@ -33,15 +33,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 import blockmig.testing
-from blockmig.interfaces import Extent, IDisk, IRecordedDisk, IUnlinkableDisk, Probe
-from blockmig.migration import (
-    GaveUp,
-    LocalFailure,
-    Receiver,
-    Refused,
-    Sender,
-    Unconfirmed,
+from blockmig.errors import GaveUp, LocalFailure, Refused, Unconfirmed
+from blockmig.interfaces import (
+    Extent,
+    IDisk,
+    IRecordedDisk,
+    IUnlinkableDisk,
+    Probe,
 )
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.source.sender import Sender
 from blockmig.nbd import HandshakeRefused, LocalProtocolError, NotNBD
 from blockmig.server import Server
 from blockmig.storage import Scan

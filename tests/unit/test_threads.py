@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.server.threads import ThreadWork, to_the_end
+from blockmig.runtime import ThreadWork, to_the_end
 
 from .support import Threads
 

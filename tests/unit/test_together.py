@@ -11,21 +11,15 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import (
-    Finisher,
-    GaveUp,
-    LocalFailure,
-    Receiver,
-    Refused,
-    Sender,
-    Summary,
-    Unconfirmed,
-    source_found,
-)
-from blockmig.migration.inspection import Found, judge_pair
-from blockmig.migration.page import Stage
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
-from blockmig.migration.source_record import SourceRecord
+from blockmig.errors import GaveUp, LocalFailure, Refused, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import Stage
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.permitted import source_found
+from blockmig.migration.records.verdict import Found, judge_pair
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
+from blockmig.migration.source.sender import Sender
 from blockmig.nbd import Command, Errno
 
 from .support import (

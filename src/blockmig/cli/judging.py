@@ -7,13 +7,12 @@ import json
 import os
 import sys
 
-from ..migration import (
-    ExitStatus,
+from ..errors import ExitStatus, MigrationError
+from ..migration.records.accept import accept
+from ..migration.records.verdict import (
     Found,
-    MigrationError,
     Standing,
     Verdict,
-    accept,
     changing,
     judge,
     judge_pair,

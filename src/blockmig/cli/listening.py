@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from .. import __version__
 from ..control import ControlError, ControlPort, Routes, open_control
-from ..migration import GaveUp, Refused
+from ..errors import GaveUp, Refused
 from ..transport import (
     BadEndpoint,
     CannotListen,
@@ -26,7 +26,12 @@ from ..transport import (
     server_endpoint,
     stop_listening,
 )
-from .systemd import BadActivation, Notifier, activated_endpoints, initial_environment
+from .systemd import (
+    BadActivation,
+    Notifier,
+    activated_endpoints,
+    initial_environment,
+)
 
 _log = Logger()
 

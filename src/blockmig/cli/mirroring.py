@@ -21,15 +21,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..control import ControlError, ControlLost, ControlRefused, ask
-from ..migration import (
+from ..errors import (
     ExitStatus,
     GaveUp,
     MigrationError,
-    Progress,
     Refused,
     Summary,
     Unconfirmed,
 )
+from ..migration.source.sender import Progress
 from ..nbd import NBDURI
 from .options import BreakOptions, MirrorOptions, RateOptions
 from .progress import Display

@@ -13,32 +13,28 @@ from typing import Any, Protocol
 
 from twisted.logger import Logger
 
-from ..migration import (
+from ..errors import (
     ExitStatus,
-    Finisher,
     GaveUp,
     LocalFailure,
     MigrationError,
-    Receiver,
-    Records,
     Refused,
-    Sender,
-    SourceFound,
-    SourceRecord,
     Summary,
-    check_canonical,
-    refuse_in_use,
-    source_found,
 )
+from ..migration.destination.receiver import Receiver
+from ..migration.in_use import refuse_in_use
+from ..migration.records.files import Records
+from ..migration.records.permitted import SourceFound, source_found
+from ..migration.records.verdict import check_canonical
+from ..migration.source.finisher import Finisher
+from ..migration.source.record import SourceRecord
+from ..migration.source.sender import Sender
 from ..nbd import NBDURI
 from ..server import Server
 from ..storage import (
-    SYSTEM,
     BlockDisk,
     DiskRefused,
     FileDisk,
-    SystemCalls,
-    describe_error,
     device_in_memory,
     filesystem_of,
     image_format,
@@ -46,6 +42,7 @@ from ..storage import (
     open_disk,
     record_path,
 )
+from ..syscalls import SYSTEM, SystemCalls, describe_error
 from ..transport import client_endpoint, server_endpoint
 from .listening import Listening, Offer
 from .options import ReceiveOptions, SendOptions, ServeOptions

@@ -21,10 +21,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..control import ControlRefused, Routes
-from ..migration import Converge, ExitStatus, MigrationError, Mirror, Refused, Summary, TakesOver
+from ..errors import ExitStatus, MigrationError, Refused, Summary
+from ..migration.mirror.mirror import Mirror, TakesOver
+from ..migration.mirror.pre_copy import Converge
 from ..nbd import NBDURI, BadURI, parse_uri
 from ..server import Server
-from ..storage import DiskRefused, SystemCalls
+from ..storage import DiskRefused
+from ..syscalls import SystemCalls
 
 _log = Logger()
 

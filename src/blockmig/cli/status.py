@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..control import ControlError, ask
-from ..migration import ExitStatus
+from ..errors import ExitStatus
 
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _HEADINGS: Final = ("client", "connected", "reads", "read", "writes", "written", "other")

@@ -17,18 +17,11 @@ from typing import Any, Final
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ..errors import Refused
 from ..interfaces import IDisk
-from ..server import InThread, ThreadWork
-from ..storage import (
-    SYSTEM,
-    SystemCalls,
-    User,
-    filesystem_of,
-    is_open_elsewhere,
-    is_remote,
-    users_of,
-)
-from .outcome import Refused
+from ..runtime import InThread, ThreadWork
+from ..storage import User, filesystem_of, is_open_elsewhere, is_remote, users_of
+from ..syscalls import SYSTEM, SystemCalls
 
 _log = Logger()
 

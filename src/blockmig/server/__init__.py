@@ -12,7 +12,6 @@ from .notice import SERVED_EXPORT, served_name
 from .pace import Pace
 from .relay import Relay
 from .serving import Server
-from .threads import InThread, ThreadWork, to_the_end
 from .traffic import Traffic
 
 __all__ = [
@@ -21,14 +20,11 @@ __all__ = [
     "Clients",
     "ConnectionSettings",
     "DiskAccess",
-    "InThread",
     "Pace",
     "Relay",
     "Server",
     "ServerConnection",
-    "ThreadWork",
     "Throttle",
     "Traffic",
     "served_name",
-    "to_the_end",
 ]

@@ -24,10 +24,17 @@ from typing import Any, Final
 from twisted.internet.defer import CancelledError, Deferred
 
 from ..interfaces import Extent, IExportHandler
-from ..nbd import ALLOCATION_ID, Command, CommandFlag, Request, ServerTransmission, errno_to_wire
+from ..nbd import (
+    ALLOCATION_ID,
+    Command,
+    CommandFlag,
+    Request,
+    ServerTransmission,
+    errno_to_wire,
+)
+from ..runtime import InThread
 from ..transport import FileRegion
 from .access import MOST_STATUS, SHORTEST_HOLE, SMALL, DiskAccess
-from .threads import InThread
 from .work import Owner
 
 Reply = list[Any]

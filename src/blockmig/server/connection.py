@@ -58,7 +58,7 @@ from ..nbd import (
     errno_to_wire,
     oldstyle_hello,
 )
-from ..storage import SYSTEM, SystemCalls
+from ..syscalls import SYSTEM, SystemCalls
 from ..transport import (
     LONGEST_MOVE,
     FileRegion,

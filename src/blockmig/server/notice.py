@@ -15,9 +15,9 @@ from zope.interface import implementer
 
 from ..interfaces import Extent, IExportHandler
 from ..nbd import MAXIMUM_NAME, Errno, Export, Request, TransmissionFlag
+from ..runtime import InThread
 from .access import DiskAccess
 from .pace import Pace
-from .threads import InThread
 
 SERVED_EXPORT: Final = ".served"
 """What the name of the side export ends with."""

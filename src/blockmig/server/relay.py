@@ -46,8 +46,14 @@ from ..nbd import (
     ProtocolError,
     TransmissionFlag,
 )
-from ..storage import SYSTEM, SystemCalls
-from ..transport import FileRegion, RegionProducer, has_hung_up, is_plain_socket, tune
+from ..syscalls import SYSTEM, SystemCalls
+from ..transport import (
+    FileRegion,
+    RegionProducer,
+    has_hung_up,
+    is_plain_socket,
+    tune,
+)
 from .connection import ServerConnection
 
 _log = Logger()

@@ -46,7 +46,8 @@ from ..nbd import (
     TransmissionFlag,
     changes_the_disk,
 )
-from ..storage import SYSTEM, SystemCalls
+from ..runtime import InThread, ThreadWork
+from ..syscalls import SYSTEM, SystemCalls
 from .access import DiskAccess
 from .changes import Changes
 from .clients import Clients
@@ -55,7 +56,6 @@ from .errors import DiskErrors
 from .notice import ServedNotice, served_name
 from .pace import Pace
 from .relay import Relay
-from .threads import InThread, ThreadWork
 from .work import MOST
 
 _log = Logger()

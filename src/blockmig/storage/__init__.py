@@ -20,15 +20,12 @@ from .errors import DiskChanged, DiskRefused, NotDurable
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .scan import Piece, Scan
-from .system import NO_WAIT, SYSTEM, SystemCalls, describe_error
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
 
 __all__ = [
     "GRAIN",
-    "NO_WAIT",
     "PROBE_SIZE",
-    "SYSTEM",
     "BlockDisk",
     "Coverage",
     "DirtyMap",
@@ -39,10 +36,8 @@ __all__ = [
     "NotDurable",
     "Piece",
     "Scan",
-    "SystemCalls",
     "User",
     "default_state_directory",
-    "describe_error",
     "device_in_memory",
     "filesystem_of",
     "find_data",

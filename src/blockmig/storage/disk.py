@@ -28,12 +28,14 @@ from typing import Any, Final, Self
 
 from zope.interface import implementer
 
-from ..interfaces import Extent, IRecordedDisk, IUnlinkableDisk, IWatchedDisk, Probe
-from .deletable import check_deletable
-from .errors import DiskRefused, NotDurable
-from .lock import InUse, lock_disk
-from .mounts import filesystem_of, is_among_devices, is_remote
-from .system import (
+from ..interfaces import (
+    Extent,
+    IRecordedDisk,
+    IUnlinkableDisk,
+    IWatchedDisk,
+    Probe,
+)
+from ..syscalls import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
     FALLOC_FL_ZERO_RANGE,
@@ -43,6 +45,10 @@ from .system import (
     SYSTEM,
     SystemCalls,
 )
+from .deletable import check_deletable
+from .errors import DiskRefused, NotDurable
+from .lock import InUse, lock_disk
+from .mounts import filesystem_of, is_among_devices, is_remote
 from .watched import WatchedDevice, WatchedFile, lasting_name
 
 PROBE_SIZE: Final = 262144

@@ -32,7 +32,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..storage import SYSTEM, SystemCalls
+from ..syscalls import SYSTEM, SystemCalls
 from .lingering import Lingering
 from .plain import is_plain_socket
 from .regions import FileRegion

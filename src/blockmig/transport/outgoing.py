@@ -44,7 +44,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from ..storage import SYSTEM, SystemCalls
+from ..syscalls import SYSTEM, SystemCalls
 from .plain import is_plain_socket
 from .rate import Limiter
 from .regions import FileRegion

@@ -31,10 +31,10 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
-from ..server import Server, Throttle
-from ..storage import GRAIN, DirtyMap, Piece, sampled_places
+from ...server import Server, Throttle
+from ...storage import GRAIN, DirtyMap, Piece, sampled_places
+from ..source.passes import Attempt, Ranges
 from .convergence import Convergence, Next
-from .passes import Attempt, Ranges
 
 _log = Logger()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ..storage import name_contents, sampled_places
+from ...storage import name_contents, sampled_places
 
 _BLOCK: Final = 512
 """Bytes that a server writes as one, or not at all."""

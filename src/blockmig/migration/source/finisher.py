@@ -25,14 +25,21 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from ..server import InThread, ThreadWork, to_the_end
-from ..storage import describe_error
-from .client import ClientFailed, SmallClient, connect_client
-from .outcome import Summary, Unconfirmed
-from .page import Page, Stage
-from .records import Record
-from .side import SideConversation, describe, is_about, message, open_side, side_names
-from .source_record import SourceRecord
+from ...client.small import ClientFailed, SmallClient, connect_client
+from ...errors import Summary, Unconfirmed
+from ...runtime import InThread, ThreadWork, to_the_end
+from ...syscalls import describe_error
+from ..handoff.channel import (
+    SideConversation,
+    describe,
+    is_about,
+    message,
+    open_side,
+    side_names,
+)
+from ..handoff.message import Page, Stage
+from ..records.files import Record
+from .record import SourceRecord
 
 _log = Logger()
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ..interfaces import IDisk
+from ...interfaces import IDisk
 
 _WINDOW: Final = 32 << 20
 _WINDOWS: Final = 4

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 
-from ..storage import SYSTEM, DiskRefused, SystemCalls, describe_error, open_disk
-from .outcome import LocalFailure, Refused
-from .records import BadRecord, Kind, Phase, Record, Records, same_file
+from ...errors import LocalFailure, Refused
+from ...storage import DiskRefused, open_disk
+from ...syscalls import SYSTEM, SystemCalls, describe_error
+from .files import BadRecord, Kind, Phase, Record, Records, same_file
 
 
 def accept(

@@ -29,15 +29,31 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..interfaces import IDisk, IExportHandler, IRecordedDisk
-from ..nbd import MAXIMUM_NAME, Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
-from ..server import Clients, ConnectionSettings, InThread, ServerConnection, ThreadWork
-from ..storage import SYSTEM, SystemCalls
+from ...errors import GaveUp, MigrationError, Summary, Unconfirmed
+from ...interfaces import IDisk, IExportHandler, IRecordedDisk
+from ...nbd import (
+    MAXIMUM_NAME,
+    Command,
+    Errno,
+    Export,
+    Request,
+    TransmissionFlag,
+    changes_the_disk,
+)
+from ...runtime import InThread, ThreadWork
+from ...server import Clients, ConnectionSettings, ServerConnection
+from ...syscalls import SYSTEM, SystemCalls
+from ..handoff.message import (
+    PAGE_SIZE,
+    SIDE_EXPORT,
+    BadPage,
+    Page,
+    Stage,
+    decode_page,
+)
+from ..records.files import Records
+from ..records.permitted import destination_record, may_overwrite
 from .attempts import Answer, Attempts
-from .found import destination_record, may_overwrite
-from .outcome import GaveUp, MigrationError, Summary, Unconfirmed
-from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page
-from .records import Records
 
 _log = Logger()
 

@@ -57,8 +57,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
-from ..nbd import (
+from ...client.small import ClientFailed
+from ...errors import (
+    GaveUp,
+    LocalFailure,
+    MigrationError,
+    Refused,
+    Summary,
+    Unconfirmed,
+)
+from ...interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
+from ...nbd import (
     ClientHandshake,
     ClientTransmission,
     Command,
@@ -74,18 +83,11 @@ from ..nbd import (
     TransmissionFlag,
     describe_errno,
 )
-from ..server import InThread, ThreadWork, served_name, to_the_end
-from ..storage import (
-    SYSTEM,
-    DiskChanged,
-    DiskRefused,
-    NotDurable,
-    Piece,
-    Scan,
-    SystemCalls,
-    describe_error,
-)
-from ..transport import (
+from ...runtime import InThread, ThreadWork, to_the_end
+from ...server import served_name
+from ...storage import DiskChanged, DiskRefused, NotDurable, Piece, Scan
+from ...syscalls import SYSTEM, SystemCalls, describe_error
+from ...transport import (
     FileRegion,
     Limiter,
     RateLimiter,
@@ -94,16 +96,7 @@ from ..transport import (
     tune,
     unacknowledged,
 )
-from .client import ClientFailed
-from .finisher import Finisher, put_complete_on_record, unconfirmed
-from .foreign import NotBlank, Read, check_blank
-from .found import SourceFound, source_found
-from .handoff import Handoff, make_handoff
-from .outcome import GaveUp, LocalFailure, MigrationError, Refused, Summary, Unconfirmed
-from .page import Page, Stage
-from .passes import OnePass, Passes, Ranges
-from .records import Records, Side
-from .side import (
+from ..handoff.channel import (
     NoSideExport,
     SideConversation,
     describe,
@@ -113,8 +106,15 @@ from .side import (
     side_name,
     side_names,
 )
-from .source_record import SourceRecord
-from .source_watch import SourceGone, SourceTouched, SourceWatch
+from ..handoff.message import Page, Stage
+from ..records.files import Records, Side
+from ..records.permitted import SourceFound, source_found
+from .finisher import Finisher, put_complete_on_record, unconfirmed
+from .foreign import NotBlank, Read, check_blank
+from .machine import Handoff, make_handoff
+from .passes import OnePass, Passes, Ranges
+from .record import SourceRecord
+from .watch import SourceGone, SourceTouched, SourceWatch
 
 _log = Logger()
 

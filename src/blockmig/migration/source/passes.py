@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ..storage import Piece
+from ...storage import Piece
 
 Ranges = list[tuple[int, int]]
 """Runs of bytes: where each begins, and where it ends."""

@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, Self
 
-from ..storage import SYSTEM, SystemCalls, describe_error
+from ...syscalls import SYSTEM, SystemCalls, describe_error
 
 VERSION: Final = 1
 """Of the form of the records."""

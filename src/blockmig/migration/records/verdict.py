@@ -21,17 +21,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from ..storage import (
-    SYSTEM,
-    DiskRefused,
-    SystemCalls,
-    describe_error,
-    identify,
-    is_locked,
-    record_path,
+from ...errors import Refused
+from ...storage import DiskRefused, identify, is_locked, record_path
+from ...syscalls import SYSTEM, SystemCalls, describe_error
+from .files import (
+    BadRecord,
+    Kind,
+    Phase,
+    Record,
+    Records,
+    Side,
+    same_file,
+    this_host,
 )
-from .outcome import Refused
-from .records import BadRecord, Kind, Phase, Record, Records, Side, same_file, this_host
 
 _MOST_LOOKS: Final = 10
 

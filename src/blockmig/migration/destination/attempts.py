@@ -47,20 +47,23 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..interfaces import IDisk, IRecordedDisk, IWatchedDisk
-from ..nbd import Command, Errno, Request, errno_to_wire
-from ..server import InThread, ServerConnection
-from ..storage import (
-    SYSTEM,
-    Coverage,
-    DiskChanged,
-    SystemCalls,
-    describe_error,
-    find_data,
+from ...errors import LocalFailure, MigrationError, Refused, Summary
+from ...interfaces import IDisk, IRecordedDisk, IWatchedDisk
+from ...nbd import Command, Errno, Request, errno_to_wire
+from ...runtime import InThread
+from ...server import ServerConnection
+from ...storage import Coverage, DiskChanged, find_data
+from ...syscalls import SYSTEM, SystemCalls, describe_error
+from ..handoff.message import Page, Stage, fingerprint
+from ..records.files import (
+    Kind,
+    Phase,
+    Record,
+    Records,
+    Side,
+    this_host,
+    timestamp,
 )
-from .outcome import LocalFailure, MigrationError, Refused, Summary
-from .page import Page, Stage, fingerprint
-from .records import Kind, Phase, Record, Records, Side, this_host, timestamp
 from .write_behind import WriteBehind
 
 _log = Logger()

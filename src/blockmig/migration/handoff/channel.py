@@ -10,10 +10,18 @@ from typing import Any
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from ..nbd import MAXIMUM_NAME
-from .client import ClientFailed, SmallClient, connect_client
-from .page import PAGE_SIZE, SIDE_EXPORT, BadPage, Page, Stage, decode_page, fingerprint
-from .records import Record
+from ...client.small import ClientFailed, SmallClient, connect_client
+from ...nbd import MAXIMUM_NAME
+from ..records.files import Record
+from .message import (
+    PAGE_SIZE,
+    SIDE_EXPORT,
+    BadPage,
+    Page,
+    Stage,
+    decode_page,
+    fingerprint,
+)
 
 _EPERM = 1
 

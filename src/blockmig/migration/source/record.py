@@ -22,10 +22,20 @@ import contextlib
 import uuid
 from collections.abc import Callable
 
-from ..storage import NotDurable, describe_error
-from .found import SourceFound
-from .outcome import Refused
-from .records import BadRecord, Kind, Phase, Record, Records, Side, this_host, timestamp
+from ...errors import Refused
+from ...storage import NotDurable
+from ...syscalls import describe_error
+from ..records.files import (
+    BadRecord,
+    Kind,
+    Phase,
+    Record,
+    Records,
+    Side,
+    this_host,
+    timestamp,
+)
+from ..records.permitted import SourceFound
 
 
 class SourceRecord:

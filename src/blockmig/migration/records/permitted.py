@@ -19,10 +19,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ..interfaces import IRecordedDisk
-from ..storage import describe_error
-from .outcome import Refused
-from .records import BadRecord, Kind, Phase, Record, Records, same_file
+from ...errors import Refused
+from ...interfaces import IRecordedDisk
+from ...syscalls import describe_error
+from .files import BadRecord, Kind, Phase, Record, Records, same_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,14 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..server import InThread, Relay, Server
-from ..storage import SYSTEM, SystemCalls
-from ..transport import Courtesy
-from .live import Converge, LivePasses
-from .outcome import MigrationError, Summary, Unconfirmed
-from .sender import Sender
-from .side import side_name
+from ...errors import MigrationError, Summary, Unconfirmed
+from ...runtime import InThread
+from ...server import Relay, Server
+from ...syscalls import SYSTEM, SystemCalls
+from ...transport import Courtesy
+from ..handoff.channel import side_name
+from ..source.sender import Sender
+from .pre_copy import Converge, LivePasses
 
 _log = Logger()
 

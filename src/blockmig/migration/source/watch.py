@@ -23,16 +23,10 @@ from __future__ import annotations
 import contextlib
 import os
 
-from ..interfaces import IDisk, IWatchedDisk
-from ..storage import (
-    SYSTEM,
-    DiskChanged,
-    DiskVersion,
-    SystemCalls,
-    is_open_elsewhere,
-    users_of,
-)
-from .in_use import describe_users
+from ...interfaces import IDisk, IWatchedDisk
+from ...storage import DiskChanged, DiskVersion, is_open_elsewhere, users_of
+from ...syscalls import SYSTEM, SystemCalls
+from ..in_use import describe_users
 
 
 class SourceTouched(Exception):
