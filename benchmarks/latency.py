@@ -21,6 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from blockmig.client import Destination
+from blockmig.migration.policy import Overrides
+
 BLOCKMIG = [sys.executable, "-m", "blockmig"]
 ANSWER = b"ok\n"
 
@@ -56,7 +59,7 @@ def serve(folder: str, size: int) -> None:
     async def send(request: Any) -> None:
         disk = FileDisk(f"{folder}/source", writable=False)
         endpoint = UNIXClientEndpoint(reactor, f"{folder}/outside")
-        summary = await Sender(disk, endpoint, again=True).run()
+        summary = await Sender(disk, Destination(endpoint), overrides=Overrides(again=True)).run()
         disk.close()
         tell(request, summary)
 

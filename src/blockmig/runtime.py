@@ -1,26 +1,56 @@
-"""The work of one migration, or of one server, that is under way in threads.
+"""What everything that does I/O is given: the reactor, threads, and the system's calls.
 
-A thread that still works on a disk keeps its descriptor busy: whoever closes it then has that
-thread write to whatever gets the number next. So whoever uses the disk ends only once its threads
-have.
+Owns the count of what is under way in threads. A thread that still works on a disk keeps its
+descriptor busy: whoever closes it then has that thread write to whatever gets the number next. So
+whoever uses the disk ends only once its threads have.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
+from .syscalls import SYSTEM, SystemCalls
+
 _THREADS: Final = 4
 """How many of the process's threads one migration may hold at a time."""
 
 InThread = Callable[..., Deferred[Any]]
 """Runs a function with its arguments in a thread, and gives a Deferred of the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What the outside world is to an object.
+
+    @ivar reactor: watches sockets and tells the time.
+    @ivar threads: runs a function in a thread.
+    @ivar system: the calls into the kernel.
+    """
+
+    reactor: Any
+    threads: InThread
+    system: SystemCalls = SYSTEM
+
+    @classmethod
+    def of(cls, reactor: Any = None) -> Runtime:
+        """The real one.
+
+        @param reactor: whose thread pool is used too; None for the global one.
+        """
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+
+        def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+            return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
+
+        return cls(reactor, in_thread)
 
 
 async def to_the_end(working: Deferred[Any]) -> Any:
@@ -46,16 +76,11 @@ async def to_the_end(working: Deferred[Any]) -> Any:
 class ThreadWork:
     """Runs functions in threads, and knows when none is running.
 
-    @param reactor: whose thread pool to use.
-    @param in_thread: what to use instead of it.
-    @param most: how many of the pool's threads to hold at a time.
+    @param in_thread: what runs them.
+    @param most: how many threads to hold at a time.
     """
 
-    def __init__(
-        self, reactor: Any, in_thread: InThread | None = None, most: int = _THREADS
-    ) -> None:
-        if in_thread is None:
-            in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+    def __init__(self, in_thread: InThread, most: int = _THREADS) -> None:
         self._in_thread = in_thread
         self._tokens = DeferredSemaphore(most)
         self._running = 0

@@ -480,7 +480,7 @@ def test_output_that_nobody_reads(
 
 SLOW_FLUSH = """
 import os, sys, time
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 def slow(descriptor):
     open({flag!r}, "a").close()
     time.sleep(1.5)

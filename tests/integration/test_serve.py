@@ -198,12 +198,14 @@ def test_a_signal_before_it_listens(processes: Processes, disk: Path) -> None:
 
 PECULIAR = """
 import errno, os, sys, time
+from dataclasses import replace
 from twisted.internet import reactor
 from blockmig.cli.main import run_operation
 from blockmig.cli.operations import Serve, report
 from blockmig.cli.logs import begin_logging, write_to
 from blockmig.cli.options import BlockmigOptions
-from blockmig.storage import SystemCalls
+from blockmig.runtime import Runtime
+from blockmig.syscalls import SystemCalls
 
 class Peculiar(SystemCalls):
     def fdatasync(self, descriptor):
@@ -215,7 +217,7 @@ class Peculiar(SystemCalls):
 options = BlockmigOptions()
 options.parseOptions(sys.argv[2:])
 begin_logging(options.subOptions, write_to(2))
-operation = Serve(options.subOptions, reactor, system=Peculiar())
+operation = Serve(options.subOptions, replace(Runtime.of(reactor), system=Peculiar()))
 raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 """
 

@@ -41,6 +41,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -58,6 +59,7 @@ from blockmig.migration.handoff.message import PAGE_SIZE, BadPage, decode_page
 from blockmig.migration.mirror.pre_copy import LivePasses, Stage
 from blockmig.migration.source import finisher, sender
 from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
+from blockmig.runtime import Runtime
 from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Point, Points, Strike, VolatileCalls
 
@@ -442,16 +444,17 @@ def _operate(arguments: list[str], points: Points, watch: _Watch, log: int, look
 
     operation: Send | Receive | Serve
     system = VolatileCalls(points, command["file"], watch.sent, watch.send, looks)
+    runtime = replace(Runtime.of(reactor), system=system)
     if options.subCommand == "send":
         display = make_display("none")
-        operation = Send(command, reactor, display, watch.client_endpoint, system)
+        operation = Send(command, runtime, display, watch.client_endpoint)
     elif options.subCommand == "serve":
         operations.client_endpoint = watch.client_endpoint
-        operation = Serve(command, reactor, watch.clients_endpoint, system)
+        operation = Serve(command, runtime, watch.clients_endpoint)
         assert isinstance(points, StagedPoints)
         points.watch(operation, reactor)
     else:
-        operation = Receive(command, reactor, watch.server_endpoint, system)
+        operation = Receive(command, runtime, watch.server_endpoint)
     gc.freeze()
     gc.enable()
     begin_logging(command, write_to(log))

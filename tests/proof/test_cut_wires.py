@@ -29,9 +29,11 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.endpoints import clientFromString
 
+from blockmig.client import Destination
 from blockmig.client import small as client
 from blockmig.errors import GaveUp, Unconfirmed
 from blockmig.migration.destination import receiver
+from blockmig.migration.policy import Patience
 from blockmig.migration.records.files import Records
 from blockmig.migration.records.permitted import source_found
 from blockmig.migration.records.verdict import judge_pair, look_steadily
@@ -164,18 +166,17 @@ class Migration:
                     destination=record.destination.address,
                     size=record.size,
                 ),
-                endpoint,
+                Destination(endpoint),
                 give_up_after=patience,
             )
         else:
             running = Sender(
                 disk,
-                endpoint,
-                destination=uri,
+                Destination(endpoint, uri=uri),
                 unlink=self.case.unlink,
-                retry=True,
-                give_up_after=patience,
-                retry_policy=lambda failures: 0.01,
+                patience=Patience(
+                    retry=True, give_up_after=patience, retry_policy=lambda failures: 0.01
+                ),
             )
 
         def close(result: Any) -> Any:

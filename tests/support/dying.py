@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 
 from blockmig.syscalls import SystemCalls
 
@@ -47,14 +48,16 @@ def main() -> None:
     from blockmig.cli.operations import Receive, Send, report
     from blockmig.cli.options import BlockmigOptions, SendOptions
     from blockmig.cli.progress import NoDisplay
+    from blockmig.runtime import Runtime
 
     options = BlockmigOptions()
     options.parseOptions(arguments)
     system = DyingCalls(call, suffix, int(number), when)
+    runtime = replace(Runtime.of(reactor), system=system)
     if isinstance(options.subOptions, SendOptions):
-        operation = Send(options.subOptions, reactor, NoDisplay(), system=system)
+        operation = Send(options.subOptions, runtime, NoDisplay())
     else:
-        operation = Receive(options.subOptions, reactor, system=system)
+        operation = Receive(options.subOptions, runtime)
     raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 
 

@@ -13,6 +13,7 @@ from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.handoff.message import PAGE_SIZE, Stage, fingerprint
 from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
 from blockmig.nbd import Command, CommandFlag, Errno
+from tests.support.made import made
 
 from .support import (
     ADDRESS,
@@ -48,7 +49,7 @@ class Case(SynchronousTestCase):
     def make(self, thread=in_thread, **keywords):
         keywords = {"system": self.system, **keywords}
         keywords.setdefault("overwrite", True)
-        self.receiver = Receiver(self.disk, reactor=self.clock, in_thread=thread, **keywords)
+        self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
 
     def threads(self):

@@ -13,6 +13,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command
+from blockmig.runtime import Runtime
 from blockmig.server import Pace, Server, Throttle
 from blockmig.storage import GRAIN, DirtyMap, FileDisk
 
@@ -715,11 +716,7 @@ class MovedTests(SynchronousTestCase):
         self.calls = Calls(script)
         self.reactor = FakeReactor()
         self.server = Server(
-            self.disk,
-            reactor=self.reactor,
-            in_thread=in_thread,
-            pace=Pace(Seconds()),
-            system=self.calls,
+            self.disk, pace=Pace(Seconds()), runtime=Runtime(self.reactor, in_thread, self.calls)
         )
         ours, self.theirs = socket.socketpair()
         self.addCleanup(ours.close)

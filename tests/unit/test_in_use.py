@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.errors import Refused
 from blockmig.migration import in_use as module
 from blockmig.migration.in_use import refuse_in_use
+from blockmig.runtime import Runtime
 from blockmig.storage import User
 from blockmig.syscalls import SystemCalls
 
@@ -69,9 +70,7 @@ class Case(SynchronousTestCase):
             Disk(descriptor, writable),
             self.path,
             readers=readers,
-            reactor=self.clock,
-            in_thread=in_thread,
-            system=self.system,
+            runtime=Runtime(self.clock, in_thread, self.system),
         )
         return Deferred.fromCoroutine(looking)
 
@@ -138,6 +137,9 @@ class Case(SynchronousTestCase):
 
     def test_a_file_that_was_only_just_made_is_nobodys(self):
         looking = refuse_in_use(
-            Disk(None, True), self.path, readers=True, reactor=self.clock, system=Leases(1)
+            Disk(None, True),
+            self.path,
+            readers=True,
+            runtime=Runtime(self.clock, in_thread, Leases(1)),
         )
         self.successResultOf(Deferred.fromCoroutine(looking))

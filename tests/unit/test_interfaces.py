@@ -22,6 +22,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from blockmig.cli.logs import LineObserver
 from blockmig.cli.options import TapOptions
 from blockmig.cli.tap import OperationService
+from blockmig.client import Destination
 from blockmig.client.small import SmallClient
 from blockmig.interfaces import (
     IDisk,
@@ -32,8 +33,10 @@ from blockmig.interfaces import (
 )
 from blockmig.migration.destination.receiver import Receiver, _MigrationExport, _SideExport
 from blockmig.migration.source.sender import Sender, SenderProtocol, _AttemptFactory
+from blockmig.runtime import Runtime
 from blockmig.server import ServerConnection
 from blockmig.storage import BlockDisk, FileDisk
+from blockmig.syscalls import SYSTEM
 from blockmig.transport import PayloadReader, RegionProducer
 from blockmig.transport.outgoing import _PlainFeed, _PushFeed
 from twisted.plugins.blockmig_plugin import blockmig as plugin
@@ -44,8 +47,10 @@ from .support import ADDRESS, MemoryDisk, UnlinkableDisk, in_thread
 class InterfaceTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.receiver = Receiver(MemoryDisk(b"x"), reactor=self.clock, in_thread=in_thread)
-        self.sender = Sender(MemoryDisk(b"x"), None, reactor=self.clock, in_thread=in_thread)
+        self.receiver = Receiver(MemoryDisk(b"x"), runtime=Runtime(self.clock, in_thread))
+        self.sender = Sender(
+            MemoryDisk(b"x"), Destination(None), runtime=Runtime(self.clock, in_thread)
+        )
 
     def test_protocols(self):
         connection = self.receiver.factory().buildProtocol(ADDRESS)
@@ -60,14 +65,14 @@ class InterfaceTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IProtocolFactory, _AttemptFactory(self.sender)))
 
     def test_producers(self):
-        producer = RegionProducer(StringTransport(), lambda error: None)
+        producer = RegionProducer(StringTransport(), lambda error: None, system=SYSTEM)
         self.assertTrue(verifyObject(IPushProducer, producer))
         self.assertTrue(verifyClass(IPushProducer, RegionProducer))
         self.assertTrue(verifyObject(IPullProducer, _PlainFeed(producer)))
         self.assertTrue(verifyObject(IPushProducer, _PushFeed(producer)))
 
     def test_reader(self):
-        reader = PayloadReader(self.clock, StringTransport(), None, 28)
+        reader = PayloadReader(self.clock, StringTransport(), None, 28, SYSTEM)
         self.assertTrue(verifyObject(IReadDescriptor, reader))
         self.assertTrue(verifyClass(IReadDescriptor, PayloadReader))
 

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.client import Destination
 from blockmig.errors import (
     GaveUp,
     LocalFailure,
@@ -20,14 +21,17 @@ from blockmig.errors import (
 )
 from blockmig.interfaces import Extent
 from blockmig.migration.destination.receiver import Receiver
-from blockmig.migration.mirror.mirror import Mirror, TakesOver
+from blockmig.migration.mirror.mirror import Mirror
 from blockmig.migration.mirror.pre_copy import Converge
+from blockmig.migration.policy import Overrides
 from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.migration.source import sender
 from blockmig.nbd import Command
+from blockmig.runtime import Runtime
 from blockmig.server import Pace, Server
 from blockmig.storage import DiskChanged
 from blockmig.testing import Direction, MemoryNetwork, connect_client
+from tests.support.made import made
 
 from .support import MemoryDisk, RecordedDisk, RecordedSource, Story, Threads, in_thread, make_plain
 
@@ -104,7 +108,7 @@ class Case(SynchronousTestCase):
             os.mkdir(os.path.dirname(disk.path))
         self.events = []
         self.systems = [Story(self.teller(name)) for name in ("src", "dst")]
-        self.server = Server(self.source, reactor=self.clock, in_thread=in_thread, pace=Pace())
+        self.server = Server(self.source, pace=Pace(), runtime=Runtime(self.clock, in_thread))
         self.port = self.network.listen("server", self.server.factory())
         self.stopped = self.server.complete()
         self.receive()
@@ -116,10 +120,8 @@ class Case(SynchronousTestCase):
     def receive(self):
         self.receiver = Receiver(
             self.target,
-            overwrite=True,
-            reactor=self.clock,
-            in_thread=in_thread,
-            system=self.systems[1],
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, self.systems[1]),
         )
         self.arrived = self.receiver.complete()
         self.arrived.addErrback(lambda failure: failure.trap(MigrationError) and failure)
@@ -131,12 +133,13 @@ class Case(SynchronousTestCase):
             "in_thread": in_thread,
             "unlink": self.unlink,
             "overwrite": True,
+            "reply_timeout": 60.0,
             **keywords,
         }
-        self.current = Mirror(
+        self.current = made(
+            Mirror,
             self.server,
-            self.network.client_endpoint("receiver"),
-            destination="nbd://there/",
+            Destination(self.network.client_endpoint("receiver"), uri="nbd://there/"),
             retry_policy=lambda failures: 1.0,
             system=self.systems[0],
             **keywords,
@@ -338,7 +341,7 @@ class DoneTests(Case):
     def test_a_read_only_server(self):
         self.stopped.addErrback(lambda _: None)
         self.port.stopListening()
-        self.server = Server(self.source, reactor=self.clock, in_thread=in_thread, read_only=True)
+        self.server = Server(self.source, read_only=True, runtime=Runtime(self.clock, in_thread))
         self.stopped = self.server.complete()
         self.mirror()
         self.finish()
@@ -621,7 +624,7 @@ class EndTests(Case):
     def test_unconfirmed_where_another_was_to_take_over(self):
         """Clients wait for as long as it is tried, and are then sent away."""
         self.writer()
-        self.mirror(takes_over=TakesOver(self.network.client_endpoint("new"), ""))
+        self.mirror(takes_over=Destination(self.network.client_endpoint("new"), ""))
         self.steps_to(lambda: self.current.too_late)
         self.cut()
         self.receiving.stopListening()
@@ -641,7 +644,7 @@ class EndTests(Case):
                 raise RuntimeError("a bug")
 
         self.patch(sender, "Finisher", Broken)
-        for takes_over in (None, TakesOver(self.network.client_endpoint("new"), "")):
+        for takes_over in (None, Destination(self.network.client_endpoint("new"), "")):
             self.setUp()
             self.writer()
             self.mirror(takes_over=takes_over)
@@ -770,10 +773,8 @@ class ReleasedTests(Case):
     def receive(self):
         self.receiver = Receiver(
             self.target,
-            overwrite=True,
-            reactor=self.clock,
-            in_thread=self.threads,
-            system=self.systems[1],
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, self.threads, self.systems[1]),
         )
         self.arrived = self.receiver.complete()
         self.arrived.addErrback(lambda failure: failure.trap(MigrationError) and failure)

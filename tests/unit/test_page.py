@@ -11,7 +11,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration.handoff.message import (
     PAGE_SIZE,
-    SIDE_EXPORT,
     BadPage,
     Page,
     Stage,
@@ -19,6 +18,7 @@ from blockmig.migration.handoff.message import (
     fingerprint,
 )
 from blockmig.migration.records.files import Phase
+from blockmig.nbd import SIDE_EXPORT
 
 from .support import ONE, TWO
 

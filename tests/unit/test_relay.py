@@ -15,6 +15,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from blockmig.client import Destination
 from blockmig.nbd import (
     Command,
     Export,
@@ -25,6 +26,7 @@ from blockmig.nbd import (
 from blockmig.server import Pace, Relay, Server
 from blockmig.server import relay as relay_module
 from blockmig.server.relay import what_is_less
+from tests.support.made import made
 
 from .served import (
     FIXED,
@@ -233,7 +235,8 @@ class Case(SynchronousTestCase):
 
     def make_server(self, disk, kernel, self_pool=True, **keywords):
         seconds = Seconds()
-        server = Server(
+        server = made(
+            Server,
             disk,
             reactor=self.clock,
             in_thread=(self.pool if self_pool else None) or in_thread,
@@ -254,9 +257,15 @@ class Case(SynchronousTestCase):
         peer.replies.structured = keywords.get("structured", True)
         return peer
 
-    def relay(self, **keywords):
+    def relay(self, export="", **keywords):
         self.done = self.server.complete()
-        self.relayed = Relay(self.endpoint, reactor=self.clock, system=self.far_kernel, **keywords)
+        self.relayed = made(
+            Relay,
+            Destination(self.endpoint, export),
+            reactor=self.clock,
+            system=self.far_kernel,
+            **keywords,
+        )
         self.server.relay(self.relayed)
         self.settle()
 

@@ -17,6 +17,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.client import Destination
 from blockmig.errors import (
     ExitStatus,
     GaveUp,
@@ -26,6 +27,7 @@ from blockmig.errors import (
     Unconfirmed,
 )
 from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.policy import Overrides
 from blockmig.migration.source.sender import Sender
 from blockmig.nbd import (
     Command,
@@ -38,7 +40,10 @@ from blockmig.nbd import (
     TransmissionFlag,
     oldstyle_hello,
 )
+from blockmig.runtime import Runtime
 from blockmig.storage import DiskRefused
+from blockmig.transport import RateLimiter
+from tests.support.made import made
 
 from .support import (
     ADDRESS,
@@ -139,11 +144,16 @@ class Case(SynchronousTestCase):
         self.servers.append(server)
         return server
 
-    def send(self, thread=in_thread, **keywords):
+    def send(self, thread=in_thread, export="", destination="", **keywords):
         keywords.setdefault("retry_policy", lambda failures: 1.0)
         keywords.setdefault("overwrite", True)
-        self.sender = Sender(
-            self.disk, self.endpoint, reactor=self.clock, in_thread=thread, **keywords
+        self.sender = made(
+            Sender,
+            self.disk,
+            Destination(self.endpoint, export, destination),
+            reactor=self.clock,
+            in_thread=thread,
+            **keywords,
         )
         self.outcome = self.sender.run()
         self.endpoint.pump()
@@ -348,7 +358,7 @@ class RefusedTests(Case):
 
     def test_unknown_export(self):
         receiver = Receiver(
-            MemoryDisk(bytes(SIZE)), export="b", reactor=Clock(), in_thread=in_thread
+            MemoryDisk(bytes(SIZE)), export="b", runtime=Runtime(Clock(), in_thread)
         )
         self.endpoint.build = lambda: receiver.factory().buildProtocol(ADDRESS)
         self.check("'a'", export="a")
@@ -416,10 +426,9 @@ class RefusedTests(Case):
                 Refused,
                 Sender,
                 disk,
-                self.endpoint,
+                Destination(self.endpoint),
                 unlink=True,
-                reactor=self.clock,
-                in_thread=in_thread,
+                runtime=Runtime(self.clock, in_thread),
             )
 
     def test_retry(self):
@@ -624,7 +633,7 @@ class EndTests(Case):
         """Each question there has the time of any other, and no more than a minute."""
         for limit, seconds in ((5.0, 5), (100.0, 60), (None, 60)):
             self.setUp()
-            receiver = Receiver(MemoryDisk(bytes(SIZE)), reactor=self.clock, in_thread=in_thread)
+            receiver = Receiver(MemoryDisk(bytes(SIZE)), runtime=Runtime(self.clock, in_thread))
 
             def build(receiver=receiver):
                 if self.endpoint.links:
@@ -750,7 +759,9 @@ class EndTests(Case):
         self.failure(GaveUp)
         self.assertEqual([], self.clock.getDelayedCalls())
         self.endpoint.refuse = None
-        self.sender = Sender(self.disk, self.endpoint, reactor=self.clock, in_thread=in_thread)
+        self.sender = Sender(
+            self.disk, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
         self.outcome = self.sender.run()
         self.sender.stop()
         self.endpoint.pump()
@@ -792,7 +803,7 @@ class EndTests(Case):
     def test_max_rate(self):
         self.disk = UnlinkableDisk(b"x" * (8 << 20))
         self.export = Export("", self.disk.size, ALL)
-        self.send(max_rate=1 << 20)
+        self.send(limiter=RateLimiter(self.clock, 1 << 20))
         while not self.outcome.called and self.clock.seconds() < 60:
             self.pass_time(0.05)
         self.summary()
@@ -809,7 +820,7 @@ class TogetherTests(Case):
         self.disk = UnlinkableDisk(content)
         self.target = MemoryDisk(b"o" * len(content))
         self.receiver = Receiver(
-            self.target, overwrite=True, reactor=self.clock, in_thread=in_thread
+            self.target, overrides=Overrides(overwrite=True), runtime=Runtime(self.clock, in_thread)
         )
         self.arrived = self.receiver.complete()
         if self.plain:

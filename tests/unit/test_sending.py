@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.runtime import Runtime
 from blockmig.server import Server
 from blockmig.storage import FileDisk
 from blockmig.transport import FileRegion, PayloadReader, RegionProducer
@@ -404,7 +405,7 @@ class ServerReadsTests(ReadingCase):
 
     def setUp(self):
         super().setUp()
-        server = Server(self.disk, reactor=self.reactor, in_thread=in_thread)
+        server = Server(self.disk, runtime=Runtime(self.reactor, in_thread))
         self.connection = server.factory().buildProtocol(ADDRESS)
         self.transport = SocketTransport(self.ours, self.connection, self.reactor)
         self.connection.makeConnection(self.transport)

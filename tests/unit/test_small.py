@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, Errno
+from blockmig.runtime import Runtime
 from blockmig.server import Pace, Server
 from blockmig.storage import FileDisk
 from blockmig.syscalls import SystemCalls
@@ -472,7 +473,7 @@ class RealSocketTests(Case):
         seconds = Seconds()
         seconds.steps.extend(chance.choice((0, 0, 0, 0.001, 0.02, 2.0)) for _ in range(40))
         server = Server(
-            disk, reactor=reactor, in_thread=in_thread, pace=Pace(seconds), system=Limited(chance)
+            disk, pace=Pace(seconds), runtime=Runtime(reactor, in_thread, Limited(chance))
         )
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.runtime import ThreadWork, to_the_end
@@ -14,7 +13,7 @@ from .support import Threads
 class ThreadWorkTests(SynchronousTestCase):
     def setUp(self):
         self.threads = Threads()
-        self.work = ThreadWork(Clock(), self.threads)
+        self.work = ThreadWork(self.threads)
         self.done = []
 
     def test_results(self):

@@ -11,9 +11,11 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.client import Destination
 from blockmig.errors import GaveUp, LocalFailure, Refused, Summary, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.handoff.message import Stage
+from blockmig.migration.policy import Overrides
 from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
 from blockmig.migration.records.permitted import source_found
 from blockmig.migration.records.verdict import Found, judge_pair
@@ -21,6 +23,8 @@ from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.record import SourceRecord
 from blockmig.migration.source.sender import Sender
 from blockmig.nbd import Command, Errno
+from blockmig.runtime import Runtime
+from tests.support.made import made
 
 from .support import (
     ADDRESS,
@@ -93,10 +97,8 @@ class Case(SynchronousTestCase):
     def receive(self):
         self.receiver = Receiver(
             self.target,
-            overwrite=True,
-            reactor=self.clock,
-            in_thread=in_thread,
-            system=self.systems["dst"],
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, self.systems["dst"]),
         )
         self.arrived = self.receiver.complete()
         if self.plain:
@@ -111,12 +113,12 @@ class Case(SynchronousTestCase):
         arguments = {"reactor": self.sending, "in_thread": in_thread}
         if found.retired:
             record = SourceRecord(records, found, disk=self.source.path, destination=URI, size=SIZE)
-            self.sender = Finisher(record, self.endpoint, **arguments)
+            self.sender = made(Finisher, record, Destination(self.endpoint), **arguments)
         else:
-            self.sender = Sender(
+            self.sender = made(
+                Sender,
                 self.source,
-                self.endpoint,
-                destination=URI,
+                Destination(self.endpoint, uri=URI),
                 unlink=self.unlink,
                 overwrite=True,
                 retry=True,

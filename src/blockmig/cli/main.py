@@ -72,6 +72,7 @@ def _run(options: Any) -> int:
     gc.disable()
     from twisted.internet import reactor  # noqa: PLC0415
 
+    from ..runtime import Runtime  # noqa: PLC0415
     from .operations import Operation, Receive, Send, Serve, report  # noqa: PLC0415
     from .progress import make_display  # noqa: PLC0415
 
@@ -80,16 +81,16 @@ def _run(options: Any) -> int:
     if isinstance(options, SendOptions):
         display = make_display(options["progress"])
         write = display.write
-        operation = Send(options, reactor, display)
+        operation = Send(options, Runtime.of(reactor), display)
     elif isinstance(options, MirrorOptions):
         display = make_display(options["progress"])
         write = display.write
         operation = mirroring.Mirror(options, reactor, display)
     elif isinstance(options, ServeOptions):
-        operation = Serve(options, reactor)
+        operation = Serve(options, Runtime.of(reactor))
     else:
         assert isinstance(options, ReceiveOptions)
-        operation = Receive(options, reactor)
+        operation = Receive(options, Runtime.of(reactor))
     gc.freeze()
     gc.enable()
     begin_logging(options, write)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from twisted.logger import Logger
 
+from ..client import Destination
 from ..errors import (
     ExitStatus,
     GaveUp,
@@ -23,6 +24,7 @@ from ..errors import (
 )
 from ..migration.destination.receiver import Receiver
 from ..migration.in_use import refuse_in_use
+from ..migration.policy import Overrides, Patience
 from ..migration.records.files import Records
 from ..migration.records.permitted import SourceFound, source_found
 from ..migration.records.verdict import check_canonical
@@ -30,6 +32,7 @@ from ..migration.source.finisher import Finisher
 from ..migration.source.record import SourceRecord
 from ..migration.source.sender import Sender
 from ..nbd import NBDURI
+from ..runtime import Runtime
 from ..server import Server
 from ..storage import (
     BlockDisk,
@@ -42,8 +45,8 @@ from ..storage import (
     open_disk,
     record_path,
 )
-from ..syscalls import SYSTEM, SystemCalls, describe_error
-from ..transport import client_endpoint, server_endpoint
+from ..syscalls import describe_error
+from ..transport import RateLimiter, client_endpoint, server_endpoint
 from .listening import Listening, Offer
 from .options import ReceiveOptions, SendOptions, ServeOptions
 from .progress import Display
@@ -68,21 +71,19 @@ class Operation(Protocol):
 class _Listener:
     """What the operations that listen have in common.
 
+    @param runtime: what the outside world is.
     @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
-    @param system: the calls into the kernel.
     """
 
     def __init__(
         self,
         options: Any,
-        reactor: Any,
+        runtime: Runtime,
         make_endpoint: Callable[[Any, str], Any] = server_endpoint,
-        system: SystemCalls = SYSTEM,
     ) -> None:
         self._options = options
-        self._reactor = reactor
+        self._runtime = runtime
         self._make_endpoint = make_endpoint
-        self._system = system
         self._listening: Listening | None = None
         self._stopped = ""
 
@@ -106,14 +107,14 @@ class Receive(_Listener):
         options = self._options
         wanted = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
-            self._reactor, wanted, options["control"], self._make_endpoint
+            self._runtime.reactor, wanted, options["control"], self._make_endpoint
         )
         try:
             disk = open_disk(
                 options["file"],
                 size=options["size"],
                 state_directory=options["state-dir"],
-                system=self._system,
+                system=self._runtime.system,
             )
         except DiskRefused as error:
             if options["size"] is None and not os.path.lexists(options["file"]):
@@ -127,10 +128,8 @@ class Receive(_Listener):
                 handshake_timeout=options["handshake-timeout"],
                 idle_timeout=options["idle-timeout"],
                 give_up_after=options["give-up-after"] or None,
-                again=bool(options["again"]),
-                overwrite=bool(options["overwrite"]),
-                reactor=self._reactor,
-                system=self._system,
+                overrides=Overrides(bool(options["again"]), bool(options["overwrite"])),
+                runtime=self._runtime,
             )
             try:
                 await self._check(disk, receiver)
@@ -149,9 +148,7 @@ class Receive(_Listener):
         path = self._options["file"]
         try:
             if not self._options["in-use-anyway"]:
-                await refuse_in_use(
-                    disk, path, readers=True, reactor=self._reactor, system=self._system
-                )
+                await refuse_in_use(disk, path, readers=True, runtime=self._runtime)
             self._check_stopped()
             await receiver.check()
             self._check_stopped()
@@ -211,7 +208,7 @@ class Serve(_Listener):
         """Listen, serve, close."""
         options = self._options
         self._listening = listening = Listening(
-            self._reactor, options["listen"], options["control"], self._make_endpoint
+            self._runtime.reactor, options["listen"], options["control"], self._make_endpoint
         )
         read_only, state_directory = bool(options["read-only"]), options["state-dir"]
         try:
@@ -219,17 +216,16 @@ class Serve(_Listener):
                 options["file"],
                 writable=not read_only,
                 state_directory=state_directory,
-                system=self._system,
+                system=self._runtime.system,
             ) as disk:
                 # Only now that nobody else can begin to migrate it.
-                check_canonical(options["file"], state_directory, self._system)
+                check_canonical(options["file"], state_directory, self._runtime.system)
                 if not options["in-use-anyway"]:
                     await refuse_in_use(
                         disk,
                         options["file"],
                         readers=False,
-                        reactor=self._reactor,
-                        system=self._system,
+                        runtime=self._runtime,
                     )
                     self._check_stopped()
                 if image := self._format_of(disk):
@@ -270,14 +266,12 @@ class Serve(_Listener):
             max_connections=options["max-connections"],
             handshake_timeout=options["handshake-timeout"],
             request_timeout=options["request-timeout"],
-            reactor=self._reactor,
-            system=self._system,
+            runtime=self._runtime,
         )
         mirrors = Mirrors(
             server,
-            self._reactor,
+            self._runtime,
             client_endpoint,
-            self._system,
             in_use_anyway=bool(options["in-use-anyway"]),
         )
         try:
@@ -337,23 +331,21 @@ class Serve(_Listener):
 class Send:
     """`send`: a disk to an NBD server.
 
+    @param runtime: what the outside world is.
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
-    @param system: the calls into the kernel.
     """
 
     def __init__(
         self,
         options: SendOptions,
-        reactor: Any,
+        runtime: Runtime,
         display: Display,
         make_endpoint: Callable[[Any, NBDURI], Any] = client_endpoint,
-        system: SystemCalls = SYSTEM,
     ) -> None:
         self._options = options
-        self._reactor = reactor
+        self._runtime = runtime
         self._display = display
         self._make_endpoint = make_endpoint
-        self._system = system
         self._running: Sender | Finisher | None = None
         self._stopped = ""
 
@@ -397,17 +389,19 @@ class Send:
         """The disk, if it is still there, and its records."""
         path, directory = self._options["file"], self._options["state-dir"]
         if os.path.exists(path):
-            disk = open_disk(path, writable=False, state_directory=directory, system=self._system)
-            return disk, Records(disk.record_path, self._system)
-        return None, Records(record_path(path, directory, self._system), self._system)
+            disk = open_disk(
+                path, writable=False, state_directory=directory, system=self._runtime.system
+            )
+            return disk, Records(disk.record_path, self._runtime.system)
+        return None, Records(
+            record_path(path, directory, self._runtime.system), self._runtime.system
+        )
 
     async def _check(self, disk: FileDisk | BlockDisk) -> None:
         """Whether the disk is one to be sent."""
         options, path = self._options, self._options["file"]
         if not options["in-use-anyway"]:
-            await refuse_in_use(
-                disk, path, readers=False, reactor=self._reactor, system=self._system
-            )
+            await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
             if self._stopped:
                 raise GaveUp(f"{self._stopped}; {path} is untouched and canonical")
         if options["raw-anyway"]:
@@ -424,23 +418,23 @@ class Send:
             )
 
     async def _send(self, disk: FileDisk | BlockDisk) -> Summary:
-        options = self._options
+        options, reactor, max_rate = self._options, self._runtime.reactor, self._options["max-rate"]
         self._running = sender = Sender(
             disk,
-            self._make_endpoint(self._reactor, options.uri),
-            options.uri.export,
-            destination=str(options.uri),
+            self._destination(),
             unlink=bool(options["unlink"]),
-            again=bool(options["again"]),
-            overwrite=bool(options["overwrite"]),
-            in_use_anyway=bool(options["in-use-anyway"]),
-            retry=bool(options["retry"]),
-            give_up_after=options["give-up-after"] or None,
-            max_rate=options["max-rate"],
-            reactor=self._reactor,
-            system=self._system,
+            overrides=Overrides(
+                again=bool(options["again"]),
+                overwrite=bool(options["overwrite"]),
+                in_use_anyway=bool(options["in-use-anyway"]),
+            ),
+            patience=Patience(
+                retry=bool(options["retry"]), give_up_after=options["give-up-after"] or None
+            ),
+            limiter=RateLimiter(reactor, max_rate) if max_rate else None,
+            runtime=self._runtime,
         )
-        self._display.start(sender.progress, self._reactor)
+        self._display.start(sender.progress, reactor)
         try:
             return await sender.run()
         finally:
@@ -458,12 +452,15 @@ class Send:
         )
         self._running = finisher = Finisher(
             SourceRecord.finishing(records, found),
-            self._make_endpoint(self._reactor, options.uri),
-            options.uri.export,
+            self._destination(),
             give_up_after=options["give-up-after"] or None,
-            reactor=self._reactor,
+            runtime=self._runtime,
         )
         return await finisher.run()
+
+    def _destination(self) -> Destination:
+        uri = self._options.uri
+        return Destination(self._make_endpoint(self._runtime.reactor, uri), uri.export, str(uri))
 
     def stop(self, why: str) -> None:
         """End the migration as it stands."""

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 from twisted.python import usage
 
 from .. import __version__
-from ..migration.handoff.message import SIDE_EXPORT
-from ..nbd import MAXIMUM_NAME, NBDURI, BadURI, parse_uri
+from ..nbd import MAXIMUM_NAME, NBDURI, SIDE_EXPORT, BadURI, parse_uri
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)

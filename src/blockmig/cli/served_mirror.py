@@ -20,14 +20,16 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..client import Destination
 from ..control import ControlRefused, Routes
 from ..errors import ExitStatus, MigrationError, Refused, Summary
-from ..migration.mirror.mirror import Mirror, TakesOver
+from ..migration.mirror.mirror import Mirror
 from ..migration.mirror.pre_copy import Converge
+from ..migration.policy import Overrides, Patience
 from ..nbd import NBDURI, BadURI, parse_uri
+from ..runtime import Runtime
 from ..server import Server
 from ..storage import DiskRefused
-from ..syscalls import SystemCalls
 
 _log = Logger()
 
@@ -37,8 +39,8 @@ _PATIENCE: Final = 5.0
 class Mirrors:
     """Those of one server.
 
+    @param runtime: what the outside world is.
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
-    @param system: the calls into the kernel.
     @param in_use_anyway: other programs may have the disk open.
     @ivar current: the mirror that runs, or the last one.
     """
@@ -46,18 +48,16 @@ class Mirrors:
     def __init__(
         self,
         server: Server,
-        reactor: Any,
+        runtime: Runtime,
         make_endpoint: Callable[[Any, NBDURI], Any],
-        system: SystemCalls,
         in_use_anyway: bool = False,
     ) -> None:
         self._in_use_anyway = in_use_anyway
         self.current: Mirror | None = None
         self._expected: Deferred[None] | None = None
         self._server = server
-        self._reactor = reactor
+        self._runtime = runtime
         self._make_endpoint = make_endpoint
-        self._system = system
 
     @property
     def handed_over(self) -> bool:
@@ -111,7 +111,7 @@ class Mirrors:
         if self._expected is None:
             return
         with contextlib.suppress(defer.TimeoutError):
-            await self._expected.addTimeout(_PATIENCE, self._reactor)
+            await self._expected.addTimeout(_PATIENCE, self._runtime.reactor)
 
     def _make(self, wanted: _Wanted) -> Mirror:
         uri, after = wanted.uri("uri"), wanted.uri("uri")
@@ -119,24 +119,24 @@ class Mirrors:
         if wanted.one_of("then", "exit", "relay") == "relay":
             if wanted.given("relay_to"):
                 after = wanted.uri("relay_to")
-            takes_over = TakesOver(self._make_endpoint(self._reactor, after), after.export)
+            takes_over = self._destination(after)
         return Mirror(
             self._server,
-            self._make_endpoint(self._reactor, uri),
-            uri.export,
-            destination=str(uri),
+            self._destination(uri),
             unlink=wanted.flag("unlink"),
-            again=wanted.flag("again"),
-            overwrite=wanted.flag("overwrite"),
-            in_use_anyway=self._in_use_anyway,
+            overrides=Overrides(
+                wanted.flag("again"), wanted.flag("overwrite"), self._in_use_anyway
+            ),
             max_rate=wanted.rate(),
             longest_pause=wanted.seconds("max_pause", 0.5),
             converge=Converge(wanted.one_of("converge", *Converge)),
             takes_over=takes_over,
-            reply_timeout=wanted.seconds("timeout", 60.0),
-            reactor=self._reactor,
-            system=self._system,
+            patience=Patience(reply_timeout=wanted.seconds("timeout", 60.0)),
+            runtime=self._runtime,
         )
+
+    def _destination(self, uri: NBDURI) -> Destination:
+        return Destination(self._make_endpoint(self._runtime.reactor, uri), uri.export, str(uri))
 
     def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
         if isinstance(result, Failure):

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger, globalLogPublisher
 from zope.interface import implementer
 
+from ..runtime import Runtime
 from .logs import observer_for, write_to
 from .operations import Operation, Receive, Serve, report
 from .options import ServeOptions
@@ -36,7 +37,7 @@ class OperationService(Service):
         self._options = options
         self._reactor = reactor
         serves = isinstance(options, ServeOptions)
-        self._operation: Operation = (Serve if serves else Receive)(options, reactor)
+        self._operation: Operation = (Serve if serves else Receive)(options, Runtime.of(reactor))
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
 

@@ -8,14 +8,12 @@ from .access import DiskAccess
 from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ConnectionSettings, ServerConnection
-from .notice import SERVED_EXPORT, served_name
 from .pace import Pace
 from .relay import Relay
 from .serving import Server
 from .traffic import Traffic
 
 __all__ = [
-    "SERVED_EXPORT",
     "Changes",
     "Clients",
     "ConnectionSettings",
@@ -26,5 +24,4 @@ __all__ = [
     "ServerConnection",
     "Throttle",
     "Traffic",
-    "served_name",
 ]

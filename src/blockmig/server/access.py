@@ -26,7 +26,7 @@ from ..interfaces import Extent, IDisk
 from ..nbd import STATE_HOLE, STATE_ZERO
 from ..runtime import InThread
 from ..storage import PROBE_SIZE
-from ..syscalls import NO_WAIT, SYSTEM, SystemCalls
+from ..syscalls import NO_WAIT, SystemCalls
 from .changes import Changes
 from .pace import Pace
 from .work import Owner, Work
@@ -61,7 +61,7 @@ class DiskAccess:
         disk: IDisk,
         in_thread: InThread,
         pace: Pace,
-        system: SystemCalls = SYSTEM,
+        system: SystemCalls,
     ) -> None:
         self.disk = disk
         self.pace = pace

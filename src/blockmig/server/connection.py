@@ -58,7 +58,7 @@ from ..nbd import (
     errno_to_wire,
     oldstyle_hello,
 )
-from ..syscalls import SYSTEM, SystemCalls
+from ..runtime import Runtime
 from ..transport import (
     LONGEST_MOVE,
     FileRegion,
@@ -85,8 +85,7 @@ _CLOSE_TIMEOUT: Final = 10.0
 class ConnectionSettings:
     """What all connections of one listener have in common.
 
-    @ivar reactor: watches sockets and tells the time.
-    @ivar in_thread: runs a function in a thread; fires with its result.
+    @ivar runtime: what the outside world is.
     @ivar lookup: the handler of an export's name, or None.
     @ivar names: the names to list.
     @ivar oldstyle: speak the old handshake, for the export named "".
@@ -95,15 +94,13 @@ class ConnectionSettings:
     @ivar idle_timeout: seconds; 0 for none.
     """
 
-    reactor: Any
-    in_thread: Callable[..., Deferred[Any]]
+    runtime: Runtime
     lookup: Callable[[str], IExportHandler | None]
     names: Callable[[], list[str]]
     oldstyle: IExportHandler | None = None
     structured: bool = False
     handshake_timeout: float = 30.0
     idle_timeout: float = 60.0
-    system: SystemCalls = SYSTEM
 
 
 class _Hold(Enum):
@@ -167,12 +164,12 @@ class ServerConnection(Protocol):
         self.negotiated: Negotiated | None = None
         self.first_cookie: int | None = None
         self.traffic = Traffic()
-        self.made = settings.reactor.seconds()
+        self.made = settings.runtime.reactor.seconds()
         self.reading = True
         self.draining = False
         self._settings = settings
-        self._reactor = settings.reactor
-        self._seconds = settings.reactor.seconds
+        self._reactor = settings.runtime.reactor
+        self._seconds = settings.runtime.reactor.seconds
         self._life = make_lifetime(self)
         self._handshake: ServerHandshake | None = None
         self._wire = ServerTransmission()
@@ -203,10 +200,10 @@ class ServerConnection(Protocol):
             self._sending_failed,
             drained=self._resume,
             room=self._note_activity,
-            system=settings.system,
+            system=settings.runtime.system,
         )
         self._incoming = PayloadReader(
-            self._reactor, transport, self, REQUEST_SIZE, settings.system
+            self._reactor, transport, self, REQUEST_SIZE, settings.runtime.system
         )
         self._note_activity()
         self.begin()
@@ -325,7 +322,7 @@ class ServerConnection(Protocol):
         self._wire = ServerTransmission(negotiated.structured)
         access = handler.access
         self._carrying = Carrying(
-            handler, access, self._wire, self._settings.in_thread, negotiated.structured
+            handler, access, self._wire, self._settings.runtime.threads, negotiated.structured
         )
         if access is not None:
             self._small = SmallRequests(access, export, negotiated.structured, self.traffic)

@@ -36,6 +36,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..client import Destination
 from ..nbd import (
     REQUEST,
     REQUEST_MAGIC,
@@ -46,7 +47,7 @@ from ..nbd import (
     ProtocolError,
     TransmissionFlag,
 )
-from ..syscalls import SYSTEM, SystemCalls
+from ..runtime import Runtime
 from ..transport import (
     FileRegion,
     RegionProducer,
@@ -90,13 +91,11 @@ class _Far(Protocol):
 
     transport: Any
 
-    def __init__(
-        self, near: _Near, reactor: Any, handshake: ClientHandshake | None, system: SystemCalls
-    ) -> None:
+    def __init__(self, near: _Near, handshake: ClientHandshake | None, runtime: Runtime) -> None:
         self._near = near
-        self._reactor = reactor
+        self._reactor = runtime.reactor
         self._handshake = handshake
-        self._system = system
+        self._system = runtime.system
         self.why = ""
         self._lost = False
         self._met = False
@@ -429,32 +428,26 @@ class Relay:
 
     Give it to L{Server.relay <blockmig.server.Server.relay>}.
 
-    @param endpoint: where that server is, or will be.
-    @param export: the name of the disk there.
+    @param destination: where that server is, or will be, and the name of the disk there.
     @param receiver_export: the name of another export, which only the migration's receiver lists;
         None if there is no such.
-    @param reactor: the reactor; None for the global one.
-    @param system: the calls into the kernel.
+    @param runtime: what the outside world is; None for the real one.
     @ivar is_there: it has answered.
     """
 
     def __init__(
         self,
-        endpoint: IStreamClientEndpoint,
-        export: str = "",
+        destination: Destination,
         *,
         receiver_export: str | None = None,
-        reactor: Any = None,
-        system: SystemCalls = SYSTEM,
+        runtime: Runtime | None = None,
     ) -> None:
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
+        self._runtime = runtime = runtime or Runtime.of()
         self.is_there = False
-        self._endpoint = endpoint
-        self._export = export
+        self._endpoint = destination.endpoint
+        self._export = destination.export
         self._receiver_exports = () if receiver_export is None else (receiver_export,)
-        self._reactor = reactor
-        self._system = system
+        self._reactor = runtime.reactor
         self._passages: dict[_Passage, None] = {}
         self._delay = _FIRST_DELAY
         self._reported = float("-inf")
@@ -494,7 +487,7 @@ class Relay:
                 structured=told.structured,
                 allocation=told.allocation,
             )
-        return _Far(passage, self._reactor, handshake, self._system)
+        return _Far(passage, handshake, self._runtime)
 
     def connect(self, far: _Far) -> None:
         """Have it connect; it may fail at once."""
@@ -559,7 +552,7 @@ class Relay:
     def _look(self) -> None:
         self._next = None
         handshake = ClientHandshake(self._export, self._receiver_exports)
-        self._probe = _Far(_Probe(self), self._reactor, handshake, self._system)
+        self._probe = _Far(_Probe(self), handshake, self._runtime)
         self.connect(self._probe)
 
 

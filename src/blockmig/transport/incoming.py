@@ -32,7 +32,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..syscalls import SYSTEM, SystemCalls
+from ..syscalls import SystemCalls
 from .lingering import Lingering
 from .plain import is_plain_socket
 from .regions import FileRegion
@@ -65,7 +65,7 @@ class PayloadReader:
         transport: Any,
         protocol: Any,
         header: int,
-        system: SystemCalls = SYSTEM,
+        system: SystemCalls,
     ) -> None:
         self._reactor = reactor
         self._transport = transport

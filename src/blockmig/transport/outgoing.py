@@ -44,7 +44,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from ..syscalls import SYSTEM, SystemCalls
+from ..syscalls import SystemCalls
 from .plain import is_plain_socket
 from .rate import Limiter
 from .regions import FileRegion
@@ -99,7 +99,7 @@ class RegionProducer:
         room: Callable[[], None] = lambda: None,
         clock: IReactorTime | None = None,
         limiter: Limiter | None = None,
-        system: SystemCalls = SYSTEM,
+        system: SystemCalls,
     ) -> None:
         self.limiter = limiter
         self._transport = transport

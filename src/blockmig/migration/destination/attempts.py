@@ -50,11 +50,12 @@ from twisted.python.failure import Failure
 from ...errors import LocalFailure, MigrationError, Refused, Summary
 from ...interfaces import IDisk, IRecordedDisk, IWatchedDisk
 from ...nbd import Command, Errno, Request, errno_to_wire
-from ...runtime import InThread
+from ...runtime import Runtime
 from ...server import ServerConnection
 from ...storage import Coverage, DiskChanged, find_data
-from ...syscalls import SYSTEM, SystemCalls, describe_error
+from ...syscalls import describe_error
 from ..handoff.message import Page, Stage, fingerprint
+from ..policy import Overrides
 from ..records.files import (
     Kind,
     Phase,
@@ -141,12 +142,9 @@ class Attempts:
     @param disk: where to.
     @param records: its records; None where none are kept.
     @param record: the DISK.INCOMPLETE to go on from, if there is one.
-    @param again: the records of earlier migrations are disregarded.
-    @param overwrite: what is on the disk may be written over, whatever it is.
-    @param reactor: tells the time.
-    @param in_thread: runs a function in a thread.
+    @param overrides: what is done all the same.
+    @param runtime: what the outside world is.
     @param finish: called with the outcome, once.
-    @param system: the calls into the kernel.
     @ivar machine: takes the inputs.
     @ivar attempt: the one that goes on.
     @ivar attempts: how many have begun.
@@ -164,15 +162,12 @@ class Attempts:
         records: Records | None,
         record: Record | None,
         *,
-        again: bool,
-        overwrite: bool,
-        reactor: Any,
-        in_thread: InThread,
+        overrides: Overrides,
+        runtime: Runtime,
         finish: Callable[[Summary | MigrationError], None],
-        system: SystemCalls = SYSTEM,
     ) -> None:
         self.disk = disk
-        self._system = system
+        self._system = runtime.system
         self._finish = finish
         self.attempt: Attempt | None = None
         self.attempts = 0
@@ -186,14 +181,14 @@ class Attempts:
         self.over = False
         self.failure: MigrationError | None = None
         self.failure_told = Errno.EIO
-        self.last_progress = reactor.seconds()
+        self.last_progress = runtime.reactor.seconds()
         self.machine: Inputs = make_attempts(self)
         self._records = records
-        self._again = again
-        self._may_overwrite = overwrite
+        self._again = overrides.again
+        self._may_overwrite = overrides.overwrite
         self._looked: Any = None
-        self._reactor = reactor
-        self._in_thread = in_thread
+        self._reactor = runtime.reactor
+        self._in_thread = runtime.threads
         self._began = 0.0
         self._claim: _Claim | None = None
         self._retired = record is not None and bool(record.retired)

@@ -15,6 +15,7 @@ Rules (design, sections 2 and 3):
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -33,6 +34,7 @@ from ...errors import GaveUp, MigrationError, Summary, Unconfirmed
 from ...interfaces import IDisk, IExportHandler, IRecordedDisk
 from ...nbd import (
     MAXIMUM_NAME,
+    SIDE_EXPORT,
     Command,
     Errno,
     Export,
@@ -40,17 +42,16 @@ from ...nbd import (
     TransmissionFlag,
     changes_the_disk,
 )
-from ...runtime import InThread, ThreadWork
+from ...runtime import Runtime, ThreadWork
 from ...server import Clients, ConnectionSettings, ServerConnection
-from ...syscalls import SYSTEM, SystemCalls
 from ..handoff.message import (
     PAGE_SIZE,
-    SIDE_EXPORT,
     BadPage,
     Page,
     Stage,
     decode_page,
 )
+from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Records
 from ..records.permitted import destination_record, may_overwrite
 from .attempts import Answer, Attempts
@@ -305,7 +306,7 @@ class _ReceiverFactory:
             else:
                 connection.abort()
         if lingering:
-            timer = self._settings.reactor.callLater(_LINGER, _abort_all, lingering)
+            timer = self._settings.runtime.reactor.callLater(_LINGER, _abort_all, lingering)
 
             def stop(_: None) -> None:
                 if timer.active():
@@ -345,14 +346,11 @@ class Receiver:
         ended; 0 for never.
     @param give_up_after: seconds without progress after which the migration is given up; None to
         wait for ever.
-    @param reactor: the reactor; None for the global one.
-    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
-        reactor's thread pool.
-    @param again: disregard what the records beside the disk say of earlier migrations.
-    @param overwrite: write over whatever is on the disk. Without it a disk that holds data, of
-        which no record says that it is an unfinished copy, is refused: by L{check}, or when a
-        sender is about to change it.
-    @param system: the calls into the kernel that move payloads, and write the record.
+    @param overrides: what is done all the same: C{again} disregards what the records beside the
+        disk say of earlier migrations, C{overwrite} writes over whatever is on the disk. Without
+        it a disk that holds data, of which no record says that it is an unfinished copy, is
+        refused: by L{check}, or when a sender is about to change it.
+    @param runtime: what the outside world is; None for the real one.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long.
     @raise blockmig.migration.Refused: the records forbid it, or cannot be kept.
     """
@@ -367,19 +365,17 @@ class Receiver:
         handshake_timeout: float = 30.0,
         idle_timeout: float = 60.0,
         give_up_after: float | None = None,
-        again: bool = False,
-        overwrite: bool = False,
-        reactor: Any = None,
-        in_thread: InThread | None = None,
-        system: SystemCalls = SYSTEM,
+        overrides: Overrides = NO_OVERRIDES,
+        runtime: Runtime | None = None,
     ) -> None:
         if migrations != 1:
             raise ValueError("a receiver accepts one migration: migrations must be 1")
         if len(export.encode()) > MAXIMUM_NAME - len(SIDE_EXPORT):
             raise ValueError("the name of the export leaves no room for the side export's")
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
-        self._threads = ThreadWork(reactor, in_thread)
+        runtime = runtime or Runtime.of()
+        reactor = runtime.reactor
+        self._threads = ThreadWork(runtime.threads)
+        runtime = replace(runtime, threads=self._threads)
         self._reactor = reactor
         self._began = reactor.seconds()
         self._export = export
@@ -388,9 +384,10 @@ class Receiver:
         self._ended = False
         records = record = None
         if IRecordedDisk.providedBy(disk):
-            records = Records(disk.record_path, system)
-            record = destination_record(disk, records, again)
-            overwrite = overwrite or may_overwrite(disk, records, record, again)
+            records = Records(disk.record_path, runtime.system)
+            record = destination_record(disk, records, overrides.again)
+            if may_overwrite(disk, records, record, overrides.again):
+                overrides = replace(overrides, overwrite=True)
         if record is not None:
             _log.info(
                 "{disk}: an earlier receiver's record says {stage}, from {source}, on {when}",
@@ -404,12 +401,9 @@ class Receiver:
             disk,
             records,
             record,
-            again=again,
-            overwrite=overwrite,
-            reactor=reactor,
-            in_thread=self._threads,
+            overrides=overrides,
+            runtime=runtime,
             finish=self._finish,
-            system=system,
         )
         handler = _MigrationExport(core, Export(export, disk.size, _OFFERS))
         side = Export(export + SIDE_EXPORT, PAGE_SIZE, TransmissionFlag.HAS_FLAGS)
@@ -421,14 +415,12 @@ class Receiver:
 
         self._factory = _ReceiverFactory(
             ConnectionSettings(
-                reactor=reactor,
-                in_thread=self._threads,
+                runtime=runtime,
                 lookup=lookup,
                 names=lambda: [export, side.name],
                 oldstyle=handler if oldstyle else None,
                 handshake_timeout=handshake_timeout,
                 idle_timeout=idle_timeout,
-                system=system,
             )
         )
         if give_up_after is not None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.interfaces import IStreamClientEndpoint
-
+from ...client import Destination
 from ...client.small import ClientFailed, SmallClient, connect_client
-from ...nbd import MAXIMUM_NAME
+from ...nbd import SIDE_EXPORT
 from ..records.files import Record
 from .message import (
     PAGE_SIZE,
-    SIDE_EXPORT,
     BadPage,
     Page,
     Stage,
@@ -28,18 +26,6 @@ _EPERM = 1
 
 class NoSideExport(ClientFailed):
     """There is something of that name, but it is not a receiver's."""
-
-
-def side_name(export: str) -> str | None:
-    """The name of the side export of C{export}; None where that would be too long for a name."""
-    name = export + SIDE_EXPORT
-    return name if len(name.encode()) <= MAXIMUM_NAME else None
-
-
-def side_names(export: str) -> tuple[str, ...]:
-    """That name, if there is one, to be looked for."""
-    name = side_name(export)
-    return () if name is None else (name,)
 
 
 def is_about(page: Page, record: Record) -> bool:
@@ -109,16 +95,16 @@ def describe(page: Page) -> str:
 
 
 async def open_side(
-    endpoint: IStreamClientEndpoint, export: str, reactor: Any, timeout: float | None = None
+    destination: Destination, reactor: Any, timeout: float | None = None
 ) -> tuple[SideConversation, Page]:
-    """Connect to the side export of C{export}, and read how the receiver stands.
+    """Connect to the side export of C{destination}, and read how the receiver stands.
 
     @param timeout: seconds within which each question must be answered; None for the usual.
     @raise ClientFailed: that cannot be done.
     @raise NoSideExport: it is none of blockmig's.
     """
-    client = SmallClient(reactor, export + SIDE_EXPORT, timeout=timeout)
-    _, negotiated = await connect_client(endpoint, client)
+    client = SmallClient(reactor, destination.export + SIDE_EXPORT, timeout=timeout)
+    _, negotiated = await connect_client(destination.endpoint, client)
     side = SideConversation(client)
     try:
         if negotiated.export.size != PAGE_SIZE:

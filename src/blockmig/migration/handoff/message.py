@@ -19,9 +19,6 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final
 
-SIDE_EXPORT: Final = ".handoff"
-"""What the name of a side export ends with."""
-
 PAGE_SIZE: Final = 4096
 """Bytes of the side export."""
 

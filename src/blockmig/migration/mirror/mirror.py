@@ -18,20 +18,19 @@ Rules (design, section 2):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ...client import Destination
 from ...errors import MigrationError, Summary, Unconfirmed
-from ...runtime import InThread
+from ...nbd import side_name
+from ...runtime import Runtime
 from ...server import Relay, Server
-from ...syscalls import SYSTEM, SystemCalls
 from ...transport import Courtesy
-from ..handoff.channel import side_name
+from ..policy import NO_OVERRIDES, Overrides, Patience
 from ..source.sender import Sender
 from .pre_copy import Converge, LivePasses
 
@@ -40,73 +39,46 @@ _log = Logger()
 LONGEST_PAUSE: Final = 0.5
 """Seconds for which clients are held at most, if nobody says otherwise."""
 
-REPLY_TIMEOUT: Final = 60.0
-"""Seconds after which a destination that answers nothing is dropped."""
-
-
-@dataclass(frozen=True)
-class TakesOver:
-    """The server that serves the disk behind the hand-off.
-
-    @ivar endpoint: where it will be.
-    @ivar export: the name of its export.
-    """
-
-    endpoint: IStreamClientEndpoint
-    export: str
+PATIENCE: Final = Patience(reply_timeout=60.0)
+"""With a destination that answers nothing, and keeps clients waiting, there is less of it."""
 
 
 class Mirror:
     """Mirrors a server's disk while clients use it, then hands it over.
 
     @param server: its disk is the source; it stays the caller's to wait for and to close.
-    @param endpoint: where the destination's receiver is.
-    @param export: the name of its export.
-    @param destination: the URI of the export, for the record and for messages.
+    @param destination: where its receiver is.
     @param unlink: delete the disk's file just before the disconnect.
-    @param again: although the records beside the disk say that it was migrated.
-    @param overwrite: to a foreign destination although it holds data, or cannot be read.
-    @param in_use_anyway: other programs may have the server's disk open.
+    @param overrides: what is done all the same.
     @param max_rate: bytes of data per second; None for no limit.
     @param longest_pause: seconds for which clients may be held.
     @param converge: what to do where clients write faster than the data goes over.
     @param takes_over: have clients passed through to this server behind the hand-off; None to
         close them.
-    @param reply_timeout: seconds after which a destination that answers nothing is dropped.
-    @param reactor: the reactor; None for the global one.
-    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
-        reactor's thread pool.
-    @param system: the calls into the kernel.
-    @ivar destination: as given.
+    @param patience: how long the destination is tried.
+    @param runtime: what the outside world is; None for the real one.
+    @ivar destination: its URI, as given.
     @raise Refused: the records beside the disk forbid it, or it cannot be deleted.
     """
 
     def __init__(
         self,
         server: Server,
-        endpoint: IStreamClientEndpoint,
-        export: str = "",
+        destination: Destination,
         *,
-        destination: str = "",
         unlink: bool = False,
-        again: bool = False,
-        overwrite: bool = False,
-        in_use_anyway: bool = False,
+        overrides: Overrides = NO_OVERRIDES,
         max_rate: float | None = None,
         longest_pause: float = LONGEST_PAUSE,
         converge: Converge = Converge.WAIT,
-        takes_over: TakesOver | None = None,
-        reply_timeout: float = REPLY_TIMEOUT,
-        retry_policy: Any = None,
-        reactor: Any = None,
-        in_thread: InThread | None = None,
-        system: SystemCalls = SYSTEM,
+        takes_over: Destination | None = None,
+        patience: Patience = PATIENCE,
+        runtime: Runtime | None = None,
     ) -> None:
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
-        self.destination = destination
+        self._runtime = runtime = runtime or Runtime.of()
+        self.destination = destination.uri
         self._server = server
-        self._reactor = reactor
+        self._reactor = reactor = runtime.reactor
         self._unlink = unlink
         self._converge = converge
         self._longest_pause = longest_pause
@@ -122,20 +94,13 @@ class Mirror:
         )
         self._sender = Sender(
             server.disk,
-            endpoint,
-            export,
-            destination=destination,
+            destination,
             unlink=unlink,
-            again=again,
-            overwrite=overwrite,
-            in_use_anyway=in_use_anyway,
-            reply_timeout=reply_timeout,
+            overrides=overrides,
+            patience=patience,
             passes=self._passes,
             limiter=self._courtesy,
-            retry_policy=retry_policy,
-            reactor=reactor,
-            in_thread=in_thread,
-            system=system,
+            runtime=runtime,
         )
         self._began: float | None = None
         self._ended_at: float | None = None
@@ -254,10 +219,9 @@ class Mirror:
         else:
             self._server.relay(
                 Relay(
-                    takes_over.endpoint,
-                    takes_over.export,
+                    takes_over,
                     receiver_export=side_name(takes_over.export),
-                    reactor=self._reactor,
+                    runtime=self._runtime,
                 )
             )
 

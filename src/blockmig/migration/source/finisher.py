@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ...client import Destination
 from ...client.small import ClientFailed, SmallClient, connect_client
 from ...errors import Summary, Unconfirmed
-from ...runtime import InThread, ThreadWork, to_the_end
+from ...nbd import side_name
+from ...runtime import InThread, Runtime, to_the_end
 from ...syscalls import describe_error
 from ..handoff.channel import (
     SideConversation,
@@ -35,7 +36,6 @@ from ..handoff.channel import (
     is_about,
     message,
     open_side,
-    side_names,
 )
 from ..handoff.message import Page, Stage
 from ..records.files import Record
@@ -73,32 +73,25 @@ class Finisher:
     """Finishes one migration.
 
     @param source: its record.
-    @param endpoint: where the destination's receiver is.
-    @param export: the name of its export.
+    @param destination: where its receiver is.
     @param give_up_after: seconds after which to give up; None to go on for ever.
-    @param reactor: the reactor; None for the global one.
-    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
-        reactor's thread pool.
+    @param runtime: what the outside world is; None for the real one.
     """
 
     def __init__(
         self,
         source: SourceRecord,
-        endpoint: IStreamClientEndpoint,
-        export: str = "",
+        destination: Destination,
         *,
         give_up_after: float | None = None,
-        reactor: Any = None,
-        in_thread: InThread | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
+        runtime = runtime or Runtime.of()
         self._source = source
-        self._endpoint = endpoint
-        self._export = export
+        self._destination = destination
         self._give_up_after = give_up_after
-        self._reactor = reactor
-        self._in_thread = in_thread if in_thread is not None else ThreadWork(reactor)
+        self._reactor = runtime.reactor
+        self._in_thread = runtime.threads
         self._running: Deferred[Summary] | None = None
         self._why = ""
 
@@ -179,15 +172,16 @@ class Finisher:
         @raise Unconfirmed: it has something else.
         """
         cookie = secrets.randbits(64)
-        client = SmallClient(
-            self._reactor, self._export, side_names(self._export), first_cookie=cookie
-        )
+        export = self._destination.export
+        side_export = side_name(export)
+        looked_for = () if side_export is None else (side_export,)
+        client = SmallClient(self._reactor, export, looked_for, first_cookie=cookie)
         try:
-            _, negotiated = await connect_client(self._endpoint, client)
+            _, negotiated = await connect_client(self._destination.endpoint, client)
             if not negotiated.listed:
                 self._settle(None)
                 return
-            side, page = await open_side(self._endpoint, self._export, self._reactor)
+            side, page = await open_side(self._destination, self._reactor)
             try:
                 if self._is_ours(page, Stage.COPIED, Stage.RETIRED):
                     await self._tell(side, client, cookie)

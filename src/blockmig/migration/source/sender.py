@@ -36,7 +36,7 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
@@ -49,7 +49,6 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IProtocol,
     IProtocolFactory,
-    IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import LoopingCall, deferLater
@@ -57,6 +56,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ...client import Destination
 from ...client.small import ClientFailed
 from ...errors import (
     GaveUp,
@@ -82,15 +82,15 @@ from ...nbd import (
     Reply,
     TransmissionFlag,
     describe_errno,
+    side_exports,
+    side_name,
 )
-from ...runtime import InThread, ThreadWork, to_the_end
-from ...server import served_name
+from ...runtime import Runtime, ThreadWork, to_the_end
 from ...storage import DiskChanged, DiskRefused, NotDurable, Piece, Scan
-from ...syscalls import SYSTEM, SystemCalls, describe_error
+from ...syscalls import SystemCalls, describe_error
 from ...transport import (
     FileRegion,
     Limiter,
-    RateLimiter,
     RegionProducer,
     is_plain_socket,
     tune,
@@ -103,10 +103,9 @@ from ..handoff.channel import (
     is_about,
     message,
     open_side,
-    side_name,
-    side_names,
 )
 from ..handoff.message import Page, Stage
+from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records, Side
 from ..records.permitted import SourceFound, source_found
 from .finisher import Finisher, put_complete_on_record, unconfirmed
@@ -177,7 +176,7 @@ class SenderProtocol(Protocol):
         self._reactor = sender.reactor
         self._handoff: Handoff = make_handoff(self)
         self._handshake: ClientHandshake | None = ClientHandshake(
-            sender.export, _looked_for(sender.export)
+            sender.destination.export, side_exports(sender.destination.export)
         )
         self._wire = ClientTransmission()
         self._export: Export | None = None
@@ -222,7 +221,7 @@ class SenderProtocol(Protocol):
             sent=self._sender.moved,
             clock=self._reactor,
             limiter=self._sender.limiter,
-            system=self._sender.system,
+            system=self._sender.runtime.system,
         )
         self._start_timeout(self._sender.patience(_HANDSHAKE_TIMEOUT), "no NBD handshake")
 
@@ -310,7 +309,7 @@ class SenderProtocol(Protocol):
         try:
             handshake.receive_data(data)
         except HandshakeRefused as error:
-            self.drop(_explain(error, self._sender.export))
+            self.drop(_explain(error, self._sender.destination.export))
             return
         answer = handshake.data_to_send()
         if answer:
@@ -321,7 +320,7 @@ class SenderProtocol(Protocol):
 
     def _negotiated(self, event: Negotiated, trailing: bytes) -> None:
         self._stop_timeout()
-        listed = side_name(self._sender.export) in event.listed
+        listed = side_name(self._sender.destination.export) in event.listed
         try:
             if event.listed and not listed:
                 raise AttemptFailed(
@@ -379,9 +378,7 @@ class SenderProtocol(Protocol):
 
     async def _open_side(self) -> Page:
         sender = self._sender
-        self._side, page = await open_side(
-            sender.endpoint, sender.export, self._reactor, sender.reply_timeout
-        )
+        self._side, page = await open_side(sender.destination, self._reactor, sender.reply_timeout)
         if self._ended:
             self._side.abort()
             raise ClientFailed("the attempt has ended")
@@ -394,7 +391,7 @@ class SenderProtocol(Protocol):
     async def _begin(self, request: int) -> None:
         """Say and put down which migration this is; then there is something to send."""
         sender = self._sender
-        place = Side(address=sender.destination)
+        place = Side(address=sender.destination.uri)
         if self._listed:
             try:
                 page = await self._open_side()
@@ -402,7 +399,7 @@ class SenderProtocol(Protocol):
                 self._listed = False  # something else has that name
             else:
                 sender.check_page(page)
-                place = Side(page.host, page.disk, sender.destination)
+                place = Side(page.host, page.disk, sender.destination.uri)
                 # Last before what gives an earlier copy up.
                 whole = page.phase == Stage.COPIED and is_about(page, sender.source.record)
                 sender.check_still_there(whole)
@@ -825,12 +822,6 @@ def _bug(failure: Failure) -> None:
     _log.failure("while sending", failure=failure)
 
 
-def _looked_for(export: str) -> list[str]:
-    """The side exports that tell what a destination is."""
-    served = served_name(export)
-    return [*side_names(export), *([] if served is None else [served])]
-
-
 def _explain(error: HandshakeRefused, export: str) -> str:
     if error.reply == OptionReply.ERR_UNKNOWN:
         return f"the destination has no export named {export!r}"
@@ -876,26 +867,13 @@ class Sender:
     """Sends a disk to a destination, again and again until it has arrived.
 
     @param disk: what to send; stays the caller's to close.
-    @param endpoint: where the destination's server is.
-    @param export: the name of its export.
+    @param destination: where to.
     @param unlink: delete the disk's file just before the disconnect.
-    @param destination: the URI of the export, for the record and for messages.
-    @param again: send a disk although an earlier migration has retired it.
-    @param overwrite: send to a foreign destination although it holds data, or cannot be read.
-    @param in_use_anyway: somebody else may have the disk open for writing.
-    @param retry: also retry what fails before the first handshake was accepted.
-    @param give_up_after: seconds without progress after which to give up; None to go on for ever.
-    @param max_rate: bytes of data per second; None for no limit.
-    @param reply_timeout: seconds within which the destination must answer something, as long as it
-        is asked; None to wait for ever.
+    @param overrides: what is done all the same.
+    @param patience: how long the destination is tried.
     @param passes: what an attempt sends; None for all of the disk, which nobody changes, once.
-    @param limiter: holds the data back; None for one that keeps to C{max_rate}.
-    @param retry_policy: seconds to wait from the number of failures so far, the policy of
-        L{twisted.application.internet.ClientService}.
-    @param reactor: the reactor; None for the global one.
-    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
-        reactor's thread pool.
-    @param system: the calls into the kernel that move payloads, and write the record.
+    @param limiter: holds the data back; None for no limit.
+    @param runtime: what the outside world is; None for the real one.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
     @ivar when_accepted: fires when a destination was found fit for the migration, and a first
@@ -907,49 +885,38 @@ class Sender:
     def __init__(
         self,
         disk: IDisk,
-        endpoint: IStreamClientEndpoint,
-        export: str = "",
+        destination: Destination,
         *,
-        destination: str = "",
         unlink: bool = False,
-        again: bool = False,
-        overwrite: bool = False,
-        in_use_anyway: bool = False,
-        retry: bool = False,
-        give_up_after: float | None = None,
-        max_rate: float | None = None,
-        reply_timeout: float | None = None,
+        overrides: Overrides = NO_OVERRIDES,
+        patience: Patience = USUAL_PATIENCE,
         passes: Passes | None = None,
         limiter: Limiter | None = None,
-        retry_policy: Callable[[int], float] | None = None,
-        reactor: Any = None,
-        in_thread: InThread | None = None,
-        system: SystemCalls = SYSTEM,
+        runtime: Runtime | None = None,
     ) -> None:
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
+        runtime = runtime or Runtime.of()
+        system = runtime.system
         self.disk = disk
         self.passes: Passes = passes if passes is not None else OnePass(disk.size)
-        self.reply_timeout = reply_timeout
-        self.export = export
-        self.reactor = reactor
-        self.in_thread = ThreadWork(reactor, in_thread)
-        self.system = system
-        self.limiter = RateLimiter(reactor, max_rate) if limiter is None and max_rate else limiter
+        self.reply_timeout = patience.reply_timeout
+        self.reactor = runtime.reactor
+        self.in_thread = ThreadWork(runtime.threads)
+        self.runtime = replace(runtime, threads=self.in_thread)
+        self.limiter = limiter
         self.progress = Progress(disk.size)
         self.zeroes_as_data = False
-        self.endpoint = endpoint
         self.destination = destination
         self._to_unlink = _unlinkable(disk) if unlink else None
-        self.source = _source_record(disk, destination, unlink=unlink, again=again, system=system)
-        self.watch = SourceWatch(
-            disk, in_use=self.passes.in_use, anyway=in_use_anyway, system=system
+        self.source = _source_record(
+            disk, destination.uri, unlink=unlink, again=overrides.again, system=system
         )
-        self._overwrite = overwrite
+        self.watch = SourceWatch(
+            disk, in_use=self.passes.in_use, anyway=overrides.in_use_anyway, system=system
+        )
+        self._overwrite = overrides.overwrite
         self._attempts_before = self.source.record.attempt
-        self._retry = retry
-        self._give_up_after = give_up_after
-        self._policy = retry_policy or backoffPolicy()
+        self._patience = patience
+        self._policy = patience.retry_policy or backoffPolicy()
         self._last_progress = 0.0
         self._began: float | None = None
         self.last_error = ""
@@ -997,10 +964,11 @@ class Sender:
 
     async def _run(self) -> Summary:
         patience = None
-        if self._give_up_after is not None:
-            patience = LoopingCall(self._check_progress, self._give_up_after)
+        limit = self._patience.give_up_after
+        if limit is not None:
+            patience = LoopingCall(self._check_progress, limit)
             patience.clock = self.reactor
-            patience.start(min(1.0, self._give_up_after), now=False)
+            patience.start(min(1.0, limit), now=False)
         failures = 0
         try:
             while True:
@@ -1012,7 +980,7 @@ class Sender:
                 except Unfinished as error:
                     return await self._finish(str(error))
                 except AttemptFailed as error:
-                    if not self._accepted and not self._retry:
+                    if not self._accepted and not self._patience.retry:
                         raise Refused(str(error)) from None
                     if self.progress.attempt != attempt and self.progress.done:
                         failures = 0
@@ -1066,7 +1034,7 @@ class Sender:
         end = self.reactor.seconds() + _LAST_WORDS
         while (left := end - self.reactor.seconds()) > 0:
             try:
-                side, page = await open_side(self.endpoint, self.export, self.reactor, left)
+                side, page = await open_side(self.destination, self.reactor, left)
                 try:
                     if not is_about(page, source.record):
                         return  # whoever is there now does not have that copy
@@ -1100,11 +1068,9 @@ class Sender:
         self.passes.finishing()
         self._finisher = Finisher(
             self.source,
-            self.endpoint,
-            self.export,
-            give_up_after=self._give_up_after,
-            reactor=self.reactor,
-            in_thread=self.in_thread,
+            self.destination,
+            give_up_after=self._patience.give_up_after,
+            runtime=self.runtime,
         )
         await self._finisher.run()
         return self._summary()
@@ -1114,7 +1080,7 @@ class Sender:
         self._result = Deferred()
         self._factory = factory = _AttemptFactory(self)
         try:
-            await self.endpoint.connect(factory)
+            await self.destination.endpoint.connect(factory)
         except (CancelledError, ConnectingCancelledError):
             raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
@@ -1252,13 +1218,13 @@ class Sender:
         if self._overwrite:
             return
         read_own: Read | None = None
-        if self.source.was_copying_to(self.destination):
+        if self.source.was_copying_to(self.destination.uri):
 
             def read_own(offset: int, length: int) -> Deferred[bytes]:
                 return self.in_thread(self.disk.read, offset, length)
 
         refusal = Refused if self.progress.attempt == 1 else AttemptFailed
-        where = self.destination or "the destination"
+        where = self.destination.uri or "the destination"
 
         async def read_there(offset: int, length: int) -> bytes:
             data = await read(offset, length)

@@ -25,7 +25,7 @@ import os
 
 from ...interfaces import IDisk, IWatchedDisk
 from ...storage import DiskChanged, DiskVersion, is_open_elsewhere, users_of
-from ...syscalls import SYSTEM, SystemCalls
+from ...syscalls import SystemCalls
 from ..in_use import describe_users
 
 
@@ -61,7 +61,7 @@ class SourceWatch:
         *,
         in_use: bool = False,
         anyway: bool = False,
-        system: SystemCalls = SYSTEM,
+        system: SystemCalls,
     ) -> None:
         self._disk = disk
         self._watched = disk if IWatchedDisk.providedBy(disk) else None
