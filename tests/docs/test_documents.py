@@ -199,11 +199,17 @@ def group_sockets(group: int) -> set[str]:
 
 
 def listening_sockets() -> set[str]:
-    """The inodes of all sockets that listen; looked up, since some servers take one connection."""
+    """The inodes of all sockets that listen; looked up, since some servers take one connection.
+
+    But for control sockets, which listen before anything else does.
+    """
     tcp = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     unix = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     inodes = {fields[9] for fields in tcp if fields[3] == "0A"}
-    return inodes | {fields[6] for fields in unix if int(fields[3], 16) & 0x10000}
+    for fields in unix:
+        if int(fields[3], 16) & 0x10000 and not fields[-1].endswith(".control"):
+            inodes.add(fields[6])
+    return inodes
 
 
 def wait_until_listening(process: subprocess.Popen[str]) -> None:
