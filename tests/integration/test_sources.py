@@ -42,9 +42,9 @@ def waiting(step: str, begun: Path, gate: Path) -> tuple[str, ...]:
     return hooked(
         f"""
 import os
-from blockmig.migration.source.sender import SenderProtocol
+from blockmig.migration.source.attempt import Attempt
 
-real = SenderProtocol.{step}
+real = Attempt.{step}
 
 def wait(self):
     open({str(begun)!r}, "w").close()
@@ -54,9 +54,9 @@ def look(self):
     if os.path.exists({str(gate)!r}):
         real(self)
     else:
-        self._reactor.callLater(0.02, look, self)
+        self._given.runtime.reactor.callLater(0.02, look, self)
 
-SenderProtocol.{step} = wait
+Attempt.{step} = wait
 """
     )
 

@@ -454,9 +454,7 @@ class ToldTests(SynchronousTestCase):
             self.reply_to_flush()
             self.next_request()
             self.next_request()
-            with mock.patch(
-                "blockmig.migration.source.sender.unacknowledged", lambda _, n=count: n
-            ):
+            with mock.patch("blockmig.client.connection.unacknowledged", lambda _, n=count: n):
                 self.peer.close()
                 self.check(True, kind)
 

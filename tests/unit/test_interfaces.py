@@ -22,8 +22,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from blockmig.cli.logs import LineObserver
 from blockmig.cli.options import TapOptions
 from blockmig.cli.tap import OperationService
-from blockmig.client import Destination
-from blockmig.client.small import SmallClient
+from blockmig.client import ClientConnection, ClientFactory, Destination
 from blockmig.interfaces import (
     IDisk,
     IExportHandler,
@@ -32,7 +31,8 @@ from blockmig.interfaces import (
     IUnlinkableDisk,
 )
 from blockmig.migration.destination.receiver import Receiver, _MigrationExport, _SideExport
-from blockmig.migration.source.sender import Sender, SenderProtocol, _AttemptFactory
+from blockmig.migration.source.attempt import Opening
+from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
 from blockmig.server import ServerConnection
 from blockmig.storage import BlockDisk, FileDisk
@@ -58,11 +58,11 @@ class InterfaceTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IProtocol, connection))
         self.assertTrue(verifyObject(IPayloadReceiver, connection))
         self.assertTrue(verifyClass(IPayloadReceiver, ServerConnection))
-        self.assertTrue(verifyObject(IProtocol, SenderProtocol(self.sender)))
+        self.assertTrue(verifyObject(IProtocol, Opening(self.sender._given, None).connection))
 
     def test_factories(self):
         self.assertTrue(verifyObject(IProtocolFactory, self.receiver.factory()))
-        self.assertTrue(verifyObject(IProtocolFactory, _AttemptFactory(self.sender)))
+        self.assertTrue(verifyObject(IProtocolFactory, ClientFactory(None)))
 
     def test_producers(self):
         producer = RegionProducer(StringTransport(), lambda error: None, system=SYSTEM)
@@ -102,7 +102,9 @@ class InterfaceTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IExportHandler, side))
 
     def test_clients(self):
-        self.assertTrue(verifyObject(IProtocol, SmallClient(self.clock, "")))
+        self.assertTrue(
+            verifyObject(IProtocol, ClientConnection(None, None, self.sender._given.runtime))
+        )
 
     def test_twistd(self):
         self.assertTrue(verifyObject(IServiceMaker, plugin))

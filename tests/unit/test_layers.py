@@ -22,12 +22,12 @@ ARROWS = {
     "runtime": "syscalls",
     "storage": "interfaces syscalls",
     "transport": "interfaces syscalls nbd",
-    "client": "nbd transport",
+    "client": "runtime nbd transport",
     "server": "interfaces syscalls runtime nbd storage transport client",
     "migration.policy": "",
     "migration.in_use": "interfaces errors runtime storage",
     "migration.records": "interfaces syscalls errors storage",
-    "migration.handoff": "nbd client migration.records",
+    "migration.handoff": "runtime nbd client migration.records",
     "migration.source": (
         "interfaces syscalls errors runtime nbd storage transport client "
         "migration.policy migration.in_use migration.records migration.handoff"
@@ -45,7 +45,7 @@ ARROWS = {
         "migration.policy migration.in_use migration.records migration.source "
         "migration.destination migration.mirror"
     ),
-    "testing": "interfaces nbd storage",
+    "testing": "interfaces runtime nbd storage client",
     "__main__": "cli",
 }
 WITHOUT_INTERNET = ("nbd", "storage", "syscalls", "errors", "interfaces")

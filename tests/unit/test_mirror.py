@@ -419,7 +419,7 @@ class LostTests(Case):
             self.link().cut()
             self.steps_to(lambda: self.current.status()["attempts"] == 2)
             self.steps_to(lambda state=state: self.current.state == state)
-            earlier.drop("late")
+            earlier.user.connection_failed("late")
             self.assertEqual(("holding", state), (self.server.state, self.current.state))
             self.finish()
             self.check_done()
@@ -755,7 +755,14 @@ class HeldTooLongTests(Case):
         """What the sender waits for on that connection."""
         protocol = link.client._protocol
         protocol = getattr(protocol, "_wrappedProtocol", protocol)
-        return [request.command for request in protocol._wire._in_flight.values()]
+        return commands_in_flight(protocol)
+
+
+def commands_in_flight(protocol):
+    """What a sender's connection waits for, once its handshake is over."""
+    copier = getattr(protocol.user, "_copier", None)
+    waiting = copier._requests._waiting.values() if copier is not None else ()
+    return [request.command for request, _ in waiting]
 
 
 class ReleasedTests(Case):
@@ -945,7 +952,7 @@ class ReleasedTests(Case):
 
     def look_fails(self):
         """Somebody has written to the disk since it was still, as the look finds in its thread."""
-        watch = self.current._sender.watch
+        watch = self.current._sender._retirement.watch
         usual = watch.check
 
         def check():
@@ -1030,7 +1037,7 @@ class ReleasedTests(Case):
             if how == "cut":
                 self.link().cut()
             else:
-                self.link().client._protocol.drop("silent")
+                self.link().client._protocol.fail("silent")
             self.assertEqual("serving", self.server.state, "at once")
             self.assertEqual(before, self.clock.seconds())
             count = self.writers[0].count
@@ -1083,11 +1090,7 @@ class ReleasedTests(Case):
         link = self.link()
         protocol = link.client._protocol
         protocol = getattr(protocol, "_wrappedProtocol", protocol)
-        self.steps_to(
-            lambda: (
-                Command.FLUSH in [request.command for request in protocol._wire._in_flight.values()]
-            )
-        )
+        self.steps_to(lambda: Command.FLUSH in commands_in_flight(protocol))
         link.stall(Direction.TO_CLIENT)
         self.overdue()
         self.run_for(20)

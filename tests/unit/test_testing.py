@@ -354,7 +354,7 @@ class NetworkTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IStreamClientEndpoint, self.endpoint))
         self.assertTrue(verifyObject(IStreamServerEndpoint, self.network.server_endpoint("x")))
         self.assertTrue(verifyObject(IAddress, self.port.getHost()))
-        self.assertTrue(verifyObject(IProtocol, NBDClient()))
+        self.assertTrue(verifyObject(IProtocol, NBDClient()._connection))
 
     def test_bytes_go_both_ways_when_pumped(self):
         client, server, connection = self.connect()

@@ -29,7 +29,7 @@ from ..errors import (
     Summary,
     Unconfirmed,
 )
-from ..migration.source.sender import Progress
+from ..migration.source.progress import Progress
 from ..nbd import NBDURI
 from .options import BreakOptions, MirrorOptions, RateOptions
 from .progress import Display

@@ -122,7 +122,7 @@ class Mirror:
         self._passes.start()
 
         def first(_: object) -> None:
-            accepted.callback(self._sender.attempt)
+            accepted.callback(self._sender.progress.number)
 
         def ended(result: Summary | Failure) -> None:
             self._end(result)

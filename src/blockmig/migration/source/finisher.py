@@ -24,13 +24,13 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from ...client import Destination
-from ...client.small import ClientFailed, SmallClient, connect_client
+from ...client import ClientFailed, Destination, NBDClient
 from ...errors import Summary, Unconfirmed
-from ...nbd import side_name
+from ...nbd import ClientHandshake, side_name
 from ...runtime import InThread, Runtime, to_the_end
 from ...syscalls import describe_error
 from ..handoff.channel import (
+    ANSWER_TIMEOUT,
     SideConversation,
     describe,
     is_about,
@@ -90,6 +90,7 @@ class Finisher:
         self._source = source
         self._destination = destination
         self._give_up_after = give_up_after
+        self._runtime = runtime
         self._reactor = runtime.reactor
         self._in_thread = runtime.threads
         self._running: Deferred[Summary] | None = None
@@ -175,13 +176,15 @@ class Finisher:
         export = self._destination.export
         side_export = side_name(export)
         looked_for = () if side_export is None else (side_export,)
-        client = SmallClient(self._reactor, export, looked_for, first_cookie=cookie)
+        client = NBDClient(
+            ClientHandshake(export, looked_for), self._runtime, ANSWER_TIMEOUT, first_cookie=cookie
+        )
         try:
-            _, negotiated = await connect_client(self._destination.endpoint, client)
+            negotiated = await client.connect(self._destination.endpoint)
             if not negotiated.listed:
                 self._settle(None)
                 return
-            side, page = await open_side(self._destination, self._reactor)
+            side, page = await open_side(self._destination, self._runtime)
             try:
                 if self._is_ours(page, Stage.COPIED, Stage.RETIRED):
                     await self._tell(side, client, cookie)
@@ -209,7 +212,7 @@ class Finisher:
         token = self._source.record.token
         return page.phase == Stage.NONE and bool(token) and self._is_there(page)
 
-    async def _tell(self, side: SideConversation, client: SmallClient, cookie: int) -> None:
+    async def _tell(self, side: SideConversation, client: NBDClient, cookie: int) -> None:
         await side.tell(message(Stage.RETIRED, self._source.record, cookie))
         if not self._source.record.told:
             token = (await side.read()).token
@@ -221,7 +224,7 @@ class Finisher:
             raise ClientFailed(f"the destination is not complete ({describe(page)})")
 
     async def _tell_again(
-        self, side: SideConversation, client: SmallClient, cookie: int, page: Page
+        self, side: SideConversation, client: NBDClient, cookie: int, page: Page
     ) -> None:
         """To the receiver that was started anew; one with another disk is not to be told."""
         try:

@@ -29,11 +29,14 @@ from automat import TypeMachineBuilder
 
 
 class HandoffActions(Protocol):
-    """What the machine has done; C{copy_on} and what is behind it may be called again and again
+    """What the machine has done; C{copy_on} and what follows it may be called again and again
     until C{retire}, all else at most once."""
 
     def copy_on(self) -> None:
         """There is more to copy; answer with C{covered} again."""
+
+    def copy_on_from_whole(self) -> None:
+        """As C{copy_on}, once it is on record no more that the copy is whole."""
 
     def flush(self) -> None:
         """Ask the destination to make its copy durable; answer with C{flushed}."""
@@ -66,6 +69,9 @@ class HandoffActions(Protocol):
     def restart(self, why: str) -> None:
         """The attempt ended early; the source is canonical."""
 
+    def restart_changed(self, error: BaseException | None) -> None:
+        """As C{restart}, if clients of ours may have changed the disk; as C{failed} if not."""
+
     def failed(self, error: BaseException | None) -> None:
         """A step failed here, and the disk must not be sent again before a human looked."""
 
@@ -96,6 +102,9 @@ class Handoff(Protocol):
 
     def told(self) -> None:
         """The destination acknowledged that, durably."""
+
+    def changed(self, error: BaseException | None) -> None:
+        """It was not recorded, since the disk is not what it was."""
 
     def step_failed(self, error: BaseException | None) -> None:
         """The record could not be written, or the source not be retired."""
@@ -197,8 +206,23 @@ def _restart_after_close(machine: Handoff, actions: HandoffActions) -> None:
 
 
 @_recording_released.upon(Handoff.recorded).to(_copying)
-def _copy_on_after_record(machine: Handoff, actions: HandoffActions) -> None:
-    actions.copy_on()
+def _copy_on_from_whole(machine: Handoff, actions: HandoffActions) -> None:
+    actions.copy_on_from_whole()
+
+
+# Clients that were released meanwhile may have written to it: there is more to copy.
+@_recording_released.upon(Handoff.changed).to(_copying)
+def _copy_on_changed(
+    machine: Handoff, actions: HandoffActions, error: BaseException | None
+) -> None:
+    actions.copy_on_from_whole()
+
+
+@_recording_alone.upon(Handoff.changed).to(_ended)
+def _restart_changed(
+    machine: Handoff, actions: HandoffActions, error: BaseException | None
+) -> None:
+    actions.restart_changed(error)
 
 
 @_recording_alone.upon(Handoff.recorded).to(_ended)
@@ -206,6 +230,7 @@ def _restart_after_record(machine: Handoff, actions: HandoffActions) -> None:
     actions.restart("the connection was lost before the source was retired")
 
 
+@_recording.upon(Handoff.changed).to(_ended)
 @_recording.upon(Handoff.step_failed).to(_ended)
 @_recording_released.upon(Handoff.step_failed).to(_ended)
 @_recording_alone.upon(Handoff.step_failed).to(_ended)
@@ -254,6 +279,7 @@ for _input in (
     _ended.upon(_input).loop().returns(None)
 for _state in (_copying, _recording_alone, _ended):
     _state.upon(Handoff.released).loop().returns(None)
+_ended.upon(Handoff.changed).loop().returns(None)
 _ended.upon(Handoff.step_failed).loop().returns(None)
 _ended.upon(Handoff.incomplete).loop().returns(None)
 
