@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .runtime import Runtime
     from .server import Relay, Server
     from .storage import BlockDisk, FileDisk, open_disk
-    from .transport import RateLimiter
 
 __version__ = "0.1.0"
 
@@ -51,7 +50,6 @@ _WHERE: Final = {
     "Mirror": "migration.mirror.mirror",
     "Overrides": "migration.policy",
     "Patience": "migration.policy",
-    "RateLimiter": "transport",
     "Receiver": "migration.destination.receiver",
     "Refused": "errors",
     "Relay": "server",
@@ -77,7 +75,6 @@ __all__ = [
     "Mirror",
     "Overrides",
     "Patience",
-    "RateLimiter",
     "Receiver",
     "Refused",
     "Relay",

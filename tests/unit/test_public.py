@@ -13,7 +13,7 @@ import blockmig
 
 NAMES = """
     BlockDisk Converge Destination ExitStatus FileDisk GaveUp LocalFailure MigrationError Mirror
-    Overrides Patience RateLimiter Receiver Refused Relay Runtime Sender Server Summary Unconfirmed
+    Overrides Patience Receiver Refused Relay Runtime Sender Server Summary Unconfirmed
     judge look open_disk
 """
 DOCS = Path(__file__).parents[2] / "docs"

@@ -42,7 +42,6 @@ from blockmig.nbd import (
 )
 from blockmig.runtime import Runtime
 from blockmig.storage import DiskRefused
-from blockmig.transport import RateLimiter
 from tests.support.made import made
 
 from .support import (
@@ -803,7 +802,7 @@ class EndTests(Case):
     def test_max_rate(self):
         self.disk = UnlinkableDisk(b"x" * (8 << 20))
         self.export = Export("", self.disk.size, ALL)
-        self.send(limiter=RateLimiter(self.clock, 1 << 20))
+        self.send(max_rate=1 << 20)
         while not self.outcome.called and self.clock.seconds() < 60:
             self.pass_time(0.05)
         self.summary()

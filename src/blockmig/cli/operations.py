@@ -46,7 +46,7 @@ from ..storage import (
     record_path,
 )
 from ..syscalls import describe_error
-from ..transport import RateLimiter, client_endpoint, server_endpoint
+from ..transport import client_endpoint, server_endpoint
 from .listening import Listening, Offer
 from .options import ReceiveOptions, SendOptions, ServeOptions
 from .progress import Display
@@ -418,7 +418,7 @@ class Send:
             )
 
     async def _send(self, disk: FileDisk | BlockDisk) -> Summary:
-        options, reactor, max_rate = self._options, self._runtime.reactor, self._options["max-rate"]
+        options = self._options
         self._running = sender = Sender(
             disk,
             self._destination(),
@@ -431,10 +431,10 @@ class Send:
             patience=Patience(
                 retry=bool(options["retry"]), give_up_after=options["give-up-after"] or None
             ),
-            limiter=RateLimiter(reactor, max_rate) if max_rate else None,
+            max_rate=options["max-rate"],
             runtime=self._runtime,
         )
-        self._display.start(sender.progress, reactor)
+        self._display.start(sender.progress, self._runtime.reactor)
         try:
             return await sender.run()
         finally:

@@ -28,7 +28,7 @@ from zope.interface import implementer
 
 from ..nbd import ClientHandshake, HandshakeRefused, Negotiated, ProtocolError
 from ..runtime import Runtime
-from ..transport import Limiter, RegionProducer, is_plain_socket, tune, unacknowledged
+from ..transport import Pacer, RegionProducer, is_plain_socket, tune, unacknowledged
 
 
 class ClientUser:
@@ -85,7 +85,7 @@ class ClientConnection(Protocol):
     @param user: hears of it; may be exchanged by another.
     @param handshake: to begin with; None for a connection whose handshake is somebody else's.
     @param runtime: what the outside world is.
-    @param limiter: holds file regions back; None for no limit.
+    @param pacer: holds file regions back; None for no limit.
     @ivar outgoing: sends on it, once there is one.
     @ivar is_gone: there is none any more.
     @ivar why: why we have given it up; "" if we have not.
@@ -100,14 +100,14 @@ class ClientConnection(Protocol):
         user: ClientUser,
         handshake: ClientHandshake | None,
         runtime: Runtime,
-        limiter: Limiter | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
         self.user = user
         self.is_gone = False
         self.why = ""
         self._handshake = handshake
         self._runtime = runtime
-        self._limiter = limiter
+        self._pacer = pacer
         self._timeout: IDelayedCall | None = None
         self._is_of_use = True
 
@@ -121,8 +121,7 @@ class ClientConnection(Protocol):
             self._sending_failed,
             sent=self._moved,
             drained=self._drained,
-            clock=self._runtime.reactor,
-            limiter=self._limiter,
+            pacer=self._pacer,
             system=self._runtime.system,
         )
         if self._is_of_use:

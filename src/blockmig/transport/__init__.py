@@ -18,7 +18,7 @@ from .endpoints import (
 from .incoming import LONGEST_MOVE, PayloadReader
 from .outgoing import RegionProducer
 from .plain import has_hung_up, is_plain_socket, unacknowledged
-from .rate import Courtesy, Limiter, RateLimiter
+from .rate import Courtesy, Limiter, Pacer, RateLimiter
 from .regions import FileRegion
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Courtesy",
     "FileRegion",
     "Limiter",
+    "Pacer",
     "PayloadReader",
     "RateLimiter",
     "RegionProducer",

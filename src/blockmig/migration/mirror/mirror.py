@@ -91,6 +91,7 @@ class Mirror:
             reactor=reactor,
             give_up=self._give_up,
             finishing=self._hand_over_early,
+            limiter=self._courtesy,
         )
         self._sender = Sender(
             server.disk,
@@ -99,7 +100,6 @@ class Mirror:
             overrides=overrides,
             patience=patience,
             passes=self._passes,
-            limiter=self._courtesy,
             runtime=runtime,
         )
         self._began: float | None = None

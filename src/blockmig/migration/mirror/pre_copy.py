@@ -33,6 +33,7 @@ from twisted.logger import Logger
 
 from ...server import Server, Throttle
 from ...storage import GRAIN, DirtyMap, Piece, sampled_places
+from ...transport import Limiter
 from ..source.passes import Attempt, Ranges
 from .convergence import Convergence, Next
 
@@ -74,6 +75,7 @@ class LivePasses:
     @param give_up: called with the reason where they are too fast for it to come to an end, and
         that is to be the end of the mirror.
     @param finishing: called when the source is retired, and the destination cannot be told yet.
+    @param limiter: holds the data back.
     @ivar dirty: what is to be sent.
     @ivar convergence: what was measured in the present attempt.
     @ivar stage: what goes on.
@@ -94,7 +96,9 @@ class LivePasses:
         reactor: Any,
         give_up: Callable[[str], None],
         finishing: Callable[[], None],
+        limiter: Limiter | None = None,
     ) -> None:
+        self.limiter = limiter
         self.dirty = DirtyMap(server.disk.size)
         self.convergence = Convergence(longest_pause)
         self.stage = Stage.COPYING

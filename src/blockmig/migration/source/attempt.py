@@ -40,6 +40,7 @@ from ...nbd import (
 )
 from ...storage import DiskChanged, NotDurable
 from ...syscalls import describe_error
+from ...transport import Pacer
 from ..handoff.channel import Channel, HandoffChannel, NoChannel, NoSideExport
 from ..records.files import Side
 from .admission import Admission, Fit, check_fit
@@ -75,7 +76,9 @@ class Opening(ClientUser):
     def __init__(self, given: Given, ended: Callable[[Outcome], None]) -> None:
         export = given.destination.export
         handshake = ClientHandshake(export, side_exports(export))
-        self.connection = HalfClosingConnection(self, handshake, given.runtime, given.limiter)
+        limiter = given.passes.limiter
+        pacer = Pacer(given.runtime.reactor, limiter) if limiter is not None else None
+        self.connection = HalfClosingConnection(self, handshake, given.runtime, pacer)
         self.accepted: Attempt | None = None
         self._given = given
         self._ended = ended

@@ -9,7 +9,6 @@ from ...client import Destination
 from ...errors import MigrationError
 from ...interfaces import IDisk
 from ...runtime import Runtime
-from ...transport import Limiter
 from .passes import Passes
 from .progress import Progress
 from .record import SourceRecord
@@ -36,7 +35,6 @@ class Given:
 
     @ivar destination: where to.
     @ivar passes: what an attempt sends of the disk.
-    @ivar limiter: holds data back.
     @ivar reply_timeout: seconds within which the destination must answer something, as long as it
         is asked; None to wait for ever.
     @ivar overwrite: a foreign destination may hold data.
@@ -47,14 +45,13 @@ class Given:
     destination: Destination
     runtime: Runtime
     passes: Passes
-    limiter: Limiter | None
     record: SourceRecord
     retirement: Retirement
     progress: Progress
     reply_timeout: float | None
     overwrite: bool
     agreed: Callable[[], None]
-    learned: Learned = field(default_factory=Learned)
+    learned: Learned = field(default_factory=Learned, init=False)
 
     def patience(self, usual: float) -> float:
         """Seconds within which something small must be answered, which usually has C{usual}."""

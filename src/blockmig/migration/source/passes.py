@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ...storage import Piece
+from ...transport import Limiter
 
 Ranges = list[tuple[int, int]]
 """Runs of bytes: where each begins, and where it ends."""
@@ -39,9 +40,11 @@ class Passes(Protocol):
     """What attempts ask and tell; all of it in the reactor's thread.
 
     @ivar in_use: clients change the disk while it is sent, by way of a server of ours.
+    @ivar limiter: holds the data back; None for no limit.
     """
 
     in_use: bool
+    limiter: Limiter | None
 
     def changed(self, offset: int, length: int) -> bool:
         """Whether clients have changed anything there since the first attempt began."""
@@ -72,11 +75,13 @@ class OnePass:
     """All of a disk that nobody changes, once.
 
     @param size: bytes of the disk.
+    @param limiter: holds the data back; None for no limit.
     """
 
     in_use = False
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, limiter: Limiter | None = None) -> None:
+        self.limiter = limiter
         self._size = size
         self._left: Ranges = []
 

@@ -33,7 +33,7 @@ from ...errors import GaveUp, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
 from ...runtime import Runtime, ThreadWork, to_the_end
 from ...syscalls import SystemCalls, describe_error
-from ...transport import Limiter
+from ...transport import RateLimiter
 from ..handoff.channel import is_about, message, open_side
 from ..handoff.message import Stage
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
@@ -62,8 +62,9 @@ class Sender:
     @param unlink: delete the disk's file just before the disconnect.
     @param overrides: what is done all the same.
     @param patience: how long the destination is tried.
-    @param passes: what an attempt sends; None for all of the disk, which nobody changes, once.
-    @param limiter: holds the data back; None for no limit.
+    @param max_rate: bytes of data per second; None for no limit.
+    @param passes: what an attempt sends, and how fast, instead of all of the disk, which nobody
+        changes, once.
     @param runtime: what the outside world is; None for the real one.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
@@ -81,8 +82,8 @@ class Sender:
         unlink: bool = False,
         overrides: Overrides = NO_OVERRIDES,
         patience: Patience = USUAL_PATIENCE,
+        max_rate: float | None = None,
         passes: Passes | None = None,
-        limiter: Limiter | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
@@ -91,7 +92,8 @@ class Sender:
         self._patience = patience
         self._policy = patience.retry_policy or backoffPolicy()
         to_delete = unlinkable(disk) if unlink else None
-        self._passes: Passes = passes if passes is not None else OnePass(disk.size)
+        limiter = RateLimiter(self._reactor, max_rate) if max_rate else None
+        self._passes: Passes = passes if passes is not None else OnePass(disk.size, limiter)
         self.source = _source_record(
             disk, destination.uri, unlink=unlink, again=overrides.again, system=runtime.system
         )
@@ -117,7 +119,6 @@ class Sender:
             destination=destination,
             runtime=replace(runtime, threads=self._threads),
             passes=self._passes,
-            limiter=limiter,
             record=self.source,
             retirement=self._retirement,
             progress=self.progress,
