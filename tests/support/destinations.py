@@ -17,7 +17,7 @@ from blockmig.migration.records.files import (
     Side,
     this_host,
 )
-from blockmig.storage.disk import identify
+from blockmig.storage import identify
 from blockmig.syscalls import SYSTEM
 
 from . import wire

@@ -21,8 +21,8 @@ from blockmig.storage import (
     NotDurable,
     deletable,
     open_disk,
+    record_paths,
 )
-from blockmig.storage import disk as module
 from blockmig.syscalls import SystemCalls
 
 MIB = 1 << 20
@@ -443,7 +443,7 @@ class StateDirectoryTests(Case):
 
     def setUp(self):
         self.patch(BlockDisk, "_check_kind", lambda self, mode: None)
-        self.patch(module, "_is_device", lambda path: True)
+        self.patch(record_paths, "is_device", lambda path: True)
         self.base = os.path.realpath(self.mktemp())
 
     def open(self, **keywords):

@@ -6,19 +6,15 @@ ones in threads. Imports no reactor.
 
 from .contents import find_data, image_format, name_contents, sampled_places
 from .coverage import Coverage
+from .device import BlockDisk
 from .dirty import GRAIN, DirtyMap
-from .disk import (
-    PROBE_SIZE,
-    BlockDisk,
-    FileDisk,
-    default_state_directory,
-    identify,
-    open_disk,
-    record_path,
-)
+from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
+from .file import FileDisk, identify
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
+from .open import open_disk
+from .record_paths import default_state_directory, record_path
 from .scan import Piece, Scan
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
