@@ -141,6 +141,13 @@ class Channel(Protocol):
     exists: bool
     whole_when_flushed: bool
 
+    async def open(self) -> Channel:
+        """Connect.
+
+        @return: the channel that there is then.
+        @raise ClientFailed: that cannot be done.
+        """
+
     async def claim(self, admission: Admission) -> Side:
         """An attempt of this migration is about to begin, if it may.
 
@@ -176,6 +183,10 @@ class NoChannel:
 
     exists = False
     whole_when_flushed = True
+
+    async def open(self) -> Channel:
+        """There is nothing to connect to."""
+        return self
 
     async def claim(self, admission: Admission) -> Side:
         """Nobody is told."""
@@ -225,12 +236,15 @@ class HandoffChannel:
         self._page = Page(Stage.NONE)
         self._over = False
 
-    async def open(self) -> None:
-        """Connect.
+    async def open(self) -> Channel:
+        """Connect; something else may have that name."""
+        try:
+            await self._connect()
+        except NoSideExport:
+            return NoChannel()
+        return self
 
-        @raise ClientFailed: that cannot be done.
-        @raise NoSideExport: it is none of blockmig's.
-        """
+    async def _connect(self) -> None:
         self._side, self._page = await open_side(self._destination, self._runtime, self._timeout)
         if self._over:
             self._side.abort()
@@ -257,7 +271,7 @@ class HandoffChannel:
             if error.error:
                 raise
             self._is_open().abort()
-            await self.open()
+            await self._connect()
             await self._tell(Stage.COPIED)
 
     async def tell_retired(self, told: Callable[[str], Awaitable[object]]) -> None:

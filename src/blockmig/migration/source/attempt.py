@@ -41,7 +41,7 @@ from ...nbd import (
 from ...storage import DiskChanged, NotDurable
 from ...syscalls import describe_error
 from ...transport import Pacer
-from ..handoff.channel import Channel, HandoffChannel, NoChannel, NoSideExport
+from ..handoff.channel import Channel, HandoffChannel, NoChannel
 from ..records.files import Side
 from .admission import Admission, Fit, check_fit
 from .context import (
@@ -215,21 +215,13 @@ class Attempt(ClientUser):
         self._step(self._begin(), self._send_all)
 
     async def _begin(self) -> None:
-        channel = await self._open_channel()
+        self._channel = channel = await self._channel.open()
         place = await channel.claim(self._admission)
         if self.is_over:
             return
         self._given.agreed()
         await self._in_thread(self._record_begin, place, channel.exists)
         self._given.passes.begin()
-
-    async def _open_channel(self) -> Channel:
-        if isinstance(self._channel, HandoffChannel):
-            try:
-                await self._channel.open()
-            except NoSideExport:
-                self._channel = NoChannel()  # something else has that name
-        return self._channel
 
     def _record_begin(self, place: Side, side_export: bool) -> None:
         """In a thread: what the source is now must be what it is when it is retired."""
