@@ -32,7 +32,7 @@ from twisted.internet.endpoints import clientFromString
 from blockmig.client import Destination
 from blockmig.client import small as client
 from blockmig.errors import GaveUp, Unconfirmed
-from blockmig.migration.destination import receiver
+from blockmig.migration.destination import connections
 from blockmig.migration.policy import Patience
 from blockmig.migration.records.files import Records
 from blockmig.migration.records.permitted import source_found
@@ -259,7 +259,7 @@ def short_timeouts(stalls: bool) -> Iterator[None]:
             (client, "TIMEOUT", 0.4),
             (sender, "_CLOSE_TIMEOUT", 0.4),
             (sender, "_HANDSHAKE_TIMEOUT", 0.4),
-            (receiver, "_LINGER", 0.4),
+            (connections, "_LINGER", 0.4),
         ]
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in values:

@@ -536,7 +536,7 @@ class RetireTests(SynchronousTestCase):
         return outcome
 
     def stage(self):
-        return self.receiver._core.page().phase
+        return self.receiver._migration.standing.page().phase
 
     def test_deleted_but_not_durably(self):
         outcome = self.send(NotDurable("it is deleted, but its directory could not be synced: EIO"))

@@ -30,7 +30,9 @@ from blockmig.interfaces import (
     IRecordedDisk,
     IUnlinkableDisk,
 )
-from blockmig.migration.destination.receiver import Receiver, _MigrationExport, _SideExport
+from blockmig.migration.destination.export import MigrationExport
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.destination.side_export import SideExport
 from blockmig.migration.source.attempt import Opening
 from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
@@ -95,10 +97,10 @@ class InterfaceTests(SynchronousTestCase):
 
     def test_handler(self):
         handler = self.receiver.factory()._settings.lookup("")
-        self.assertIsInstance(handler, _MigrationExport)
+        self.assertIsInstance(handler, MigrationExport)
         self.assertTrue(verifyObject(IExportHandler, handler))
         side = self.receiver.factory()._settings.lookup(".handoff")
-        self.assertIsInstance(side, _SideExport)
+        self.assertIsInstance(side, SideExport)
         self.assertTrue(verifyObject(IExportHandler, side))
 
     def test_clients(self):

@@ -478,7 +478,7 @@ class BreakTests(Case):
             there = Records(self.target.path).read(Kind.INCOMPLETE)
             if there is not None:
                 self.assertEqual((Phase.COPYING, ""), (there.phase, there.retired), steps)
-            self.assertFalse(self.receiver._core.copied)
+            self.assertFalse(self.receiver._migration.durability.copied)
             self.taken_back += asked
             steps += stride
 

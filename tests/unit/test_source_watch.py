@@ -256,7 +256,7 @@ class MigrationTests(SynchronousTestCase):
                 self.source.gone = True
                 self.endpoint.links[0].cut()
 
-        self.receiver._core._records._system = Story(
+        self.receiver._migration.record._records._system = Story(
             lambda words: confirm() if words.endswith("copied") else None
         )
         self.send()

@@ -397,7 +397,7 @@ class StopTests(Case):
     def check_taken_back(self):
         """Neither side takes the copy for a whole one, and nothing is left at the source."""
         self.assertEqual((Phase.COPYING, ""), (self.there().phase, self.there().retired))
-        self.assertFalse(self.receiver._core.copied)
+        self.assertFalse(self.receiver._migration.durability.copied)
         self.assertIsNone(self.left())
         self.assertFalse(self.retired)
         self.check_verdict()
@@ -429,7 +429,7 @@ class StopTests(Case):
                 self.pass_time(6)
                 self.failureResultOf(self.outcome, GaveUp)
                 self.assertIsNone(self.left(), messages)
-                self.assertFalse(self.receiver._core.copied, messages)
+                self.assertFalse(self.receiver._migration.durability.copied, messages)
                 if self.there() is not None:
                     self.assertEqual(Phase.COPYING, self.there().phase, messages)
                 copied += was is not None and was.phase == Phase.COPIED
@@ -472,10 +472,12 @@ class StopTests(Case):
         self.send()
         self.until("dst INCOMPLETE copied")
         (attempt,) = [
-            link for link in self.endpoint.links if self.receiver._core.holds(link.server.protocol)
+            link
+            for link in self.endpoint.links
+            if self.receiver._migration.holds(link.server.protocol)
         ]
         attempt.client.other = None
-        self.told, machine = [], self.receiver._core.machine
+        self.told, machine = [], self.receiver._migration.machine
         self.tell_, machine.tell = machine.tell, self.note_told
         self.sender.stop("enough")
 
