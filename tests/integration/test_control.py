@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from tests.support.processes import Processes, Running, until
 
-from blockmig.cli.status import run_status
+from blockmig.cli.status import run as run_status
 from blockmig.control import (
     ControlError,
     ControlLost,

@@ -384,7 +384,8 @@ def test_no_reactor_where_nothing_is_waited_for(processes: Processes, server: Se
     program = (
         "import atexit, sys\n"
         "from blockmig.cli.main import main\n"
-        "unwanted = {'twisted.internet.reactor', 'twisted.web', 'blockmig.cli.operations'}\n"
+        "unwanted = {'twisted.internet.reactor', 'twisted.web', 'blockmig.cli.operations',\n"
+        "  'blockmig.cli.waiting', 'blockmig.cli.serving'}\n"
         "atexit.register(lambda: print(*(unwanted & set(sys.modules))))\n"
         "main(sys.argv[1:])\n"
     )

@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.status import as_text, duration, human
+from blockmig.cli.status import as_text
+from blockmig.cli.values import duration, human
 from blockmig.control import (
     ControlError,
     ControlRefused,

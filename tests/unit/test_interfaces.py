@@ -20,8 +20,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from blockmig.cli.logs import LineObserver
-from blockmig.cli.options import TapOptions
 from blockmig.cli.tap import OperationService
+from blockmig.cli.tap import Options as TapOptions
 from blockmig.client import ClientConnection, ClientFactory, Destination
 from blockmig.interfaces import (
     IDisk,

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.served_mirror import Mirrors, _Wanted
+from blockmig.cli.serve_mirrors import Mirrors, _Wanted
 from blockmig.control import ControlRefused
 from blockmig.errors import Unconfirmed
 from blockmig.migration.destination.receiver import Receiver

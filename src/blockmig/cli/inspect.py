@@ -1,29 +1,51 @@
-"""`inspect` and `accept`: what a human asks and decides; no reactor is needed for either."""
+"""`inspect`: tells which copy is the canonical one, from what stands beside the disks."""
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import sys
+from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import ExitStatus, MigrationError
-from ..migration.records.accept import accept
-from ..migration.records.verdict import (
-    Found,
-    Standing,
-    Verdict,
-    changing,
-    judge,
-    judge_pair,
-    look_steadily,
-)
-from ..storage import DiskRefused
-from .options import AcceptOptions, InspectOptions
+from ..errors import ExitStatus
+from . import common, usage
+from .usage import Flag, Parameter
+
+if TYPE_CHECKING:
+    from ..migration.records.verdict import Found, Verdict
 
 
-def run_inspect(options: InspectOptions) -> ExitStatus:
-    """Print the verdict."""
+class Options(usage.Options):
+    """Options of `inspect`."""
+
+    synopsis = "blockmig inspect DISK [OTHER] [options]"
+    longdesc = (
+        "Tell whether DISK is the canonical copy, from what stands beside it: first the verdict, "
+        "then why, then what to do. DISK may be gone. With the path of the other side's disk, "
+        "where both can be seen from here, one verdict for the two. Nothing is changed. "
+        "Exit statuses: 0 the verdict is certain (canonical, or not canonical), 1 bad usage, "
+        "3 it cannot be looked at, 5 the verdict is not certain."
+    )
+    optFlags: ClassVar[tuple[Flag, ...]] = (Flag("json", "Print one JSON object."),)
+    optParameters: ClassVar[tuple[Parameter, ...]] = (common.STATE_DIRECTORY,)
+
+    def parseArgs(self, *arguments: str) -> None:
+        """One disk or two."""
+        if not 1 <= len(arguments) <= 2:
+            raise usage.UsageError("one disk is wanted, or the two of one migration: DISK [OTHER]")
+        self["disks"] = arguments
+
+
+def run(options: Options) -> int:
+    """Print the verdict; 0 if it is certain."""
+    from ..migration.records.verdict import (  # noqa: PLC0415
+        Standing,
+        changing,
+        judge,
+        judge_pair,
+        look_steadily,
+    )
+    from ..storage import DiskRefused  # noqa: PLC0415
+
     try:
         found, steady = look_steadily(options["disks"], options["state-dir"])
     except DiskRefused as error:
@@ -72,27 +94,3 @@ def _as_json(verdict: Verdict, found: list[Found]) -> dict[str, object]:
             for place in found
         ],
     }
-
-
-def run_accept(options: AcceptOptions) -> ExitStatus:
-    """Put it on record."""
-    try:
-        accepted = accept(options["disk"], _who(), options["state-dir"])
-    except MigrationError as error:
-        print(f"blockmig: {error}", file=sys.stderr)
-        return error.status
-    print(f"{options['disk']} is canonical, by word of {accepted.by}, {accepted.changed}")
-    if accepted.identified:
-        source = accepted.source
-        print(f"if {source.disk}.MIGRATING stands on {source.host}, it may be removed")
-    return ExitStatus.DONE
-
-
-def _who() -> str:
-    """The human, as far as the system knows."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        name = f"user {os.getuid()}"
-    behind = os.environ.get("SUDO_USER")
-    return f"{behind} (as {name})" if behind and behind != name else name

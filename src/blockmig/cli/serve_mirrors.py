@@ -1,6 +1,7 @@
 """The mirrors of a running `serve`, as its control socket starts, changes and ends them.
 
-Owns the present mirror, if there is one, and the last one behind it, for the status. Rules:
+Owns the present mirror, or the last one, and the end of the server, which a mirror may bring about
+or has to come before. Rules:
 
 * one at a time; a second one is refused and disturbs nothing;
 * whoever started a mirror hears when the destination has accepted it; whoever waits for its end
@@ -52,12 +53,12 @@ class Mirrors:
         make_endpoint: Callable[[Any, NBDURI], Any],
         in_use_anyway: bool = False,
     ) -> None:
-        self._in_use_anyway = in_use_anyway
         self.current: Mirror | None = None
-        self._expected: Deferred[None] | None = None
         self._server = server
         self._runtime = runtime
         self._make_endpoint = make_endpoint
+        self._in_use_anyway = in_use_anyway
+        self._expected: Deferred[None] | None = None
 
     @property
     def handed_over(self) -> bool:
@@ -80,6 +81,28 @@ class Mirrors:
         if self.current is not None:
             status["mirror"] = self.current.status()
         return status
+
+    async def complete(self) -> None:
+        """Return once the server has come to its end, and whoever waits for the mirror's knows it.
+
+        @raise OSError: the last flush failed.
+        @raise MigrationError: the disk was handed over, but the destination may not know.
+        """
+        await self._server.complete()
+        if self.current is not None:
+            try:
+                await self.current.handed_over()
+            finally:
+                await self.told()
+
+    def stop(self, why: str) -> None:
+        """End the mirror as it stands, and then the server."""
+        if self.current is None or self.current.over:
+            self._server.stop(why)
+        else:
+            # A disk that is being retired is not served any more, whatever comes of it.
+            self.current.complete().addBoth(lambda _: self._server.stop(why))
+            self.current.stop(why)
 
     def _running(self) -> Mirror:
         if self.current is None or self.current.over:
