@@ -24,20 +24,16 @@ from blockmig.cli.options import TapOptions
 from blockmig.cli.tap import OperationService
 from blockmig.client import Destination
 from blockmig.client.small import SmallClient
-from blockmig.interfaces import (
-    IDisk,
-    IExportHandler,
-    IPayloadReceiver,
-    IRecordedDisk,
-    IUnlinkableDisk,
-)
+from blockmig.interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
 from blockmig.migration.destination.receiver import Receiver, _MigrationExport, _SideExport
 from blockmig.migration.source.sender import Sender, SenderProtocol, _AttemptFactory
 from blockmig.runtime import Runtime
-from blockmig.server import ServerConnection
+from blockmig.server import IExportHandler, ServerConnection
+from blockmig.server.forwarding import Forwarding
+from blockmig.server.session import Session
 from blockmig.storage import BlockDisk, FileDisk
 from blockmig.syscalls import SYSTEM
-from blockmig.transport import PayloadReader, RegionProducer
+from blockmig.transport import IPayloadReceiver, PayloadReader, RegionProducer
 from blockmig.transport.outgoing import _PlainFeed, _PushFeed
 from twisted.plugins.blockmig_plugin import blockmig as plugin
 
@@ -56,8 +52,10 @@ class InterfaceTests(SynchronousTestCase):
         connection = self.receiver.factory().buildProtocol(ADDRESS)
         self.assertIsInstance(connection, ServerConnection)
         self.assertTrue(verifyObject(IProtocol, connection))
-        self.assertTrue(verifyObject(IPayloadReceiver, connection))
-        self.assertTrue(verifyClass(IPayloadReceiver, ServerConnection))
+        connection.makeConnection(StringTransport())
+        self.assertTrue(verifyObject(IPayloadReceiver, connection._phase))
+        self.assertTrue(verifyClass(IPayloadReceiver, Session))
+        self.assertTrue(verifyClass(IPayloadReceiver, Forwarding))
         self.assertTrue(verifyObject(IProtocol, SenderProtocol(self.sender)))
 
     def test_factories(self):

@@ -31,7 +31,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...errors import GaveUp, MigrationError, Summary, Unconfirmed
-from ...interfaces import IDisk, IExportHandler, IRecordedDisk
+from ...interfaces import IDisk, IRecordedDisk
 from ...nbd import (
     MAXIMUM_NAME,
     SIDE_EXPORT,
@@ -43,7 +43,7 @@ from ...nbd import (
     changes_the_disk,
 )
 from ...runtime import Runtime, ThreadWork
-from ...server import Clients, ConnectionSettings, ServerConnection
+from ...server import Clients, ConnectionSettings, IExportHandler, ServerConnection
 from ..handoff.message import (
     PAGE_SIZE,
     BadPage,
