@@ -13,14 +13,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from blockmig.errors import LocalFailure
-from blockmig.interfaces import IPayloadReceiver
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides
 from blockmig.nbd import Command, ServerTransmission
 from blockmig.runtime import Runtime
 from blockmig.storage import FileDisk
 from blockmig.syscalls import SystemCalls
-from blockmig.transport import FileRegion, PayloadReader
+from blockmig.transport import FileRegion, IPayloadReceiver, PayloadReader
 
 from .support import ADDRESS, FakeReactor, MemoryDisk, SocketTransport, in_thread, request_bytes
 

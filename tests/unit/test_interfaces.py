@@ -23,23 +23,19 @@ from blockmig.cli.logs import LineObserver
 from blockmig.cli.tap import OperationService
 from blockmig.cli.tap import Options as TapOptions
 from blockmig.client import ClientConnection, ClientFactory, Destination
-from blockmig.interfaces import (
-    IDisk,
-    IExportHandler,
-    IPayloadReceiver,
-    IRecordedDisk,
-    IUnlinkableDisk,
-)
+from blockmig.interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
 from blockmig.migration.destination.export import MigrationExport
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.destination.side_export import SideExport
 from blockmig.migration.source.attempt import Opening
 from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
-from blockmig.server import ServerConnection
+from blockmig.server import IExportHandler, ServerConnection
+from blockmig.server.forwarding import Forwarding
+from blockmig.server.session import Session
 from blockmig.storage import BlockDisk, FileDisk
 from blockmig.syscalls import SYSTEM
-from blockmig.transport import PayloadReader, RegionProducer
+from blockmig.transport import IPayloadReceiver, PayloadReader, RegionProducer
 from blockmig.transport.outgoing import _PlainFeed, _PushFeed
 from twisted.plugins.blockmig_plugin import blockmig as plugin
 
@@ -58,8 +54,10 @@ class InterfaceTests(SynchronousTestCase):
         connection = self.receiver.factory().buildProtocol(ADDRESS)
         self.assertIsInstance(connection, ServerConnection)
         self.assertTrue(verifyObject(IProtocol, connection))
-        self.assertTrue(verifyObject(IPayloadReceiver, connection))
-        self.assertTrue(verifyClass(IPayloadReceiver, ServerConnection))
+        connection.makeConnection(StringTransport())
+        self.assertTrue(verifyObject(IPayloadReceiver, connection._phase))
+        self.assertTrue(verifyClass(IPayloadReceiver, Session))
+        self.assertTrue(verifyClass(IPayloadReceiver, Forwarding))
         self.assertTrue(verifyObject(IProtocol, Opening(self.sender._given, None).connection))
 
     def test_factories(self):

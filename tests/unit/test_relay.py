@@ -25,6 +25,7 @@ from blockmig.nbd import (
 )
 from blockmig.server import Pace, Relay, Server
 from blockmig.server import relay as relay_module
+from blockmig.server.forwarding import Forwarding
 from blockmig.server.relay import what_is_less
 from tests.support.made import made
 
@@ -697,7 +698,7 @@ class HeldTests(Case):
 
     def test_nothing_is_left_of_it_here(self):
         self.stream(28 + 70_000)
-        self.assertIsNone(self.peers[0].connection._write)
+        self.assertIsInstance(self.peers[0].connection._phase, Forwarding)
         self.assertFalse(self.peers[0].connection.owes)
 
     def test_a_write_that_failed_here(self):
@@ -1053,7 +1054,7 @@ class PressureTests(Case):
             made[1].transport.incoming  # noqa: B018
             self.endpoint.wires[1].there.out += bytes([n]) * 10_000
             self.settle()
-        kept = peer.connection._outgoing.pending_bytes
+        kept = peer.connection._line.outgoing.pending_bytes
         self.assertLessEqual(kept, 20_000)
         self.assertFalse(self.endpoint.wires[1].near.reading)
         peer.transport.room = None

@@ -488,7 +488,7 @@ class RealSocketTests(Case):
             reactor.run_dry()
             greeting = theirs.recv(1 << 16)
             self.assertEqual(b"\0\0\0\x07\0\0\0\1\0\0\0\0", greeting[-12:])
-            self.assertGreaterEqual(connection._incoming.fileno(), 0, "not taken over at once")
+            self.assertGreaterEqual(connection._line.incoming.fileno(), 0, "not taken over at once")
             replies = Replies(structured)
             asked = []
 

@@ -84,14 +84,19 @@ class Case(SynchronousTestCase):
         connection = self.receiver.factory().buildProtocol(ADDRESS)
         if connection is None:
             return None
-        take = connection._request
 
-        def request(request):
-            side = connection.handler.export.name.endswith(".handoff")
-            self.tell(f"{'H' if side else 'M'} {Command(request.command).name}")
-            take(request)
+        def agreed():
+            session = connection._phase
+            take = session._request
 
-        connection._request = request
+            def request(request):
+                side = connection.handler.export.name.endswith(".handoff")
+                self.tell(f"{'H' if side else 'M'} {Command(request.command).name}")
+                take(request)
+
+            session._request = request
+
+        connection.agreed = agreed
         return connection
 
     def receive(self):

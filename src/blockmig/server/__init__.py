@@ -7,7 +7,9 @@ what on it, so that the receiver's are of the same kind as the server's.
 from .access import DiskAccess
 from .changes import Changes, Throttle
 from .clients import Clients
-from .connection import ConnectionSettings, ServerConnection
+from .connection import ServerConnection
+from .handler import IExportHandler
+from .handshake import ConnectionSettings
 from .pace import Pace
 from .relay import Relay
 from .serving import Server
@@ -18,6 +20,7 @@ __all__ = [
     "Clients",
     "ConnectionSettings",
     "DiskAccess",
+    "IExportHandler",
     "Pace",
     "Relay",
     "Server",

@@ -13,10 +13,11 @@ from typing import Any, Final, cast
 
 from zope.interface import implementer
 
-from ..interfaces import Extent, IExportHandler
+from ..interfaces import Extent
 from ..nbd import SERVED_EXPORT, Errno, Export, Request, TransmissionFlag
 from ..runtime import Runtime
 from .access import DiskAccess
+from .handler import IExportHandler
 from .pace import Pace
 
 _SIZE: Final = 4096

@@ -38,7 +38,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..interfaces import IDisk, IExportHandler
+from ..interfaces import IDisk
 from ..nbd import (
     MAXIMUM_NAME,
     Errno,
@@ -52,8 +52,10 @@ from ..runtime import Runtime, ThreadWork
 from .access import DiskAccess
 from .changes import Changes
 from .clients import Clients
-from .connection import ConnectionSettings, ServerConnection
+from .connection import ServerConnection
 from .errors import DiskErrors
+from .handler import IExportHandler
+from .handshake import ConnectionSettings
 from .notice import ServedNotice
 from .pace import Pace
 from .relay import Relay

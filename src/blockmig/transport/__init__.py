@@ -15,7 +15,7 @@ from .endpoints import (
     stop_listening,
     tune,
 )
-from .incoming import LONGEST_MOVE, PayloadReader
+from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
 from .plain import has_hung_up, is_plain_socket, unacknowledged
 from .rate import Courtesy, Limiter, Pacer, RateLimiter
@@ -27,6 +27,7 @@ __all__ = [
     "CannotListen",
     "Courtesy",
     "FileRegion",
+    "IPayloadReceiver",
     "Limiter",
     "Pacer",
     "PayloadReader",

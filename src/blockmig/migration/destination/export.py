@@ -16,9 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ...interfaces import IExportHandler
 from ...nbd import Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
-from ...server import ServerConnection
+from ...server import IExportHandler, ServerConnection
 from .answers import Answer
 from .migration import IncomingMigration
 

@@ -19,9 +19,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from ...interfaces import IExportHandler
 from ...nbd import SIDE_EXPORT, Command, Errno, Export, Request, TransmissionFlag
-from ...server import Clients, ServerConnection
+from ...server import Clients, IExportHandler, ServerConnection
 from ..handoff.message import PAGE_SIZE, BadPage, Page, Stage, decode_page
 from .answers import Answer
 from .migration import IncomingMigration
