@@ -23,20 +23,15 @@ import pytest
 from tests.support.processes import Processes, Running, until
 
 from blockmig.cli.status import run as run_status
-from blockmig.control import (
-    ControlError,
-    ControlLost,
-    ControlRefused,
-    ask,
-    client,
-)
+from blockmig.control import ControlError, ControlLost, ControlRefused, ask, client
 
 PROGRAM = """
 import os, signal, sys, time
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from blockmig.control import ControlError, ControlRefused, open_control
+from blockmig.control import ControlError, ControlRefused
+from blockmig.control.server import open_control
 
 path, *start = sys.argv[1:]
 os.umask(0)

@@ -25,7 +25,8 @@ import json, os, signal, sys
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from blockmig.control import ControlRefused, open_control
+from blockmig.control import ControlRefused
+from blockmig.control.server import open_control
 
 room = sys.argv[1]
 

@@ -16,7 +16,8 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
 from .. import __version__
-from ..control import ControlError, ControlPort, Routes, open_control
+from ..control import ControlError
+from ..control.server import ControlPort, Routes, open_control
 from ..errors import GaveUp, Refused
 from ..transport import (
     BadEndpoint,

@@ -22,7 +22,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..client import Destination
-from ..control import ControlRefused, Routes
+from ..control import ControlRefused
+from ..control.server import Routes
 from ..errors import ExitStatus, MigrationError, Refused, Summary
 from ..migration.mirror.mirror import Mirror
 from ..migration.mirror.pre_copy import Converge
