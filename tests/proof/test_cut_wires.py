@@ -30,14 +30,14 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.endpoints import clientFromString
 
 from blockmig.client import Destination
-from blockmig.client import small as client
 from blockmig.errors import GaveUp, Unconfirmed
 from blockmig.migration.destination import connections
+from blockmig.migration.handoff import channel
 from blockmig.migration.policy import Patience
 from blockmig.migration.records.files import Records
 from blockmig.migration.records.permitted import source_found
 from blockmig.migration.records.verdict import judge_pair, look_steadily
-from blockmig.migration.source import finisher, sender
+from blockmig.migration.source import attempt, finisher
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.record import SourceRecord
 from blockmig.migration.source.sender import Sender
@@ -256,9 +256,10 @@ def short_timeouts(stalls: bool) -> Iterator[None]:
     values = [(finisher, "_PATIENCE", 0.3), (finisher, "_FIRST_DELAY", 0.02)]
     if stalls:
         values += [
-            (client, "TIMEOUT", 0.4),
-            (sender, "_CLOSE_TIMEOUT", 0.4),
-            (sender, "_HANDSHAKE_TIMEOUT", 0.4),
+            (channel, "ANSWER_TIMEOUT", 0.4),
+            (finisher, "ANSWER_TIMEOUT", 0.4),
+            (attempt, "_CLOSE_TIMEOUT", 0.4),
+            (attempt, "_HANDSHAKE_TIMEOUT", 0.4),
             (connections, "_LINGER", 0.4),
         ]
     with pytest.MonkeyPatch.context() as patch:
