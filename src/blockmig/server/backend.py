@@ -41,13 +41,11 @@ _SLICE: Final = 64 << 20
 
 
 class Backend(Protocol):
-    """The operations of a disk. What fails, or raises, does so with the disk's error.
-
-    @ivar aside: whether payloads are to be written by L{write_aside}, rather than as they come.
-    """
+    """The operations of a disk. What fails, or raises, does so with the disk's error."""
 
     @property
-    def aside(self) -> bool: ...  # noqa: D102
+    def aside(self) -> bool:
+        """Whether payloads are to be written by L{write_aside}, rather than as they come."""
 
     def note(self) -> None:
         """A request is about to be carried out, other than by the next two."""

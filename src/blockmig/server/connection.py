@@ -87,13 +87,13 @@ class ServerConnection(Protocol):
         self._line = line = Line(
             self.peer, outgoing, incoming, holds, silence, self._life, self.traffic
         )
-        self._enter(HandshakePhase(line, self._settings, self._agree))
-        self.begin()
+        handshake = HandshakePhase(line, self._settings, self._agree)
+        self._enter(handshake)
+        self.begin(handshake)
 
-    def begin(self) -> None:
+    def begin(self, handshake: HandshakePhase) -> None:
         """Greet the peer."""
-        assert isinstance(self._phase, HandshakePhase)
-        self._phase.begin()
+        handshake.begin()
 
     def _enter(self, phase: Phase) -> None:
         self._phase = self._line.incoming.protocol = phase

@@ -54,35 +54,25 @@ class IncomingWrite:
     @ivar request: the WRITE.
     @ivar error: what to answer it with; its payload is then only taken off the wire. So it is
         before the request is admitted.
+    @ivar aside: what comes of the payload is to be written by a thread.
     @ivar position: where on the disk the next byte from the wire belongs.
     """
 
-    __slots__ = ("_aside", "_backend", "_gathered", "_pieces", "error", "position", "request")
+    __slots__ = ("_backend", "_gathered", "_pieces", "aside", "error", "position", "request")
 
     def __init__(self, request: Request, backend: Backend) -> None:
         self.request = request
         self.error = int(Errno.ESHUTDOWN)
+        self.aside = False
         self.position = request.offset
         self._backend = backend
-        self._aside = False
         self._pieces: list[bytes] = []
         self._gathered = 0
 
     def admit(self, error: int) -> None:
         """It is known whether it is to be tried."""
         self.error = error
-        self._aside = not error and self._backend.aside
-
-    def region(self, length: int) -> FileRegion | None:
-        """Where the next C{length} bytes belong; None if they are not to be moved there."""
-        if self.error or self._aside:
-            return None
-        return self._backend.region(self.position, length)
-
-    def moved(self, count: int) -> None:
-        """So many of them were moved, or lost."""
-        self._backend.moved()
-        self.position += count
+        self.aside = not error and self._backend.aside
 
     def take(self, data: memoryview) -> Deferred[Any] | None:
         """The next bytes have come.
@@ -94,7 +84,7 @@ class IncomingWrite:
         self.position += len(data)
         if self.error:
             return None
-        if not self._aside:
+        if not self.aside:
             self._backend.write(offset, data)
             return None
         self._pieces.append(bytes(data))

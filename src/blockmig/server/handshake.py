@@ -31,7 +31,7 @@ from .phase import Line, Phase
 _log = Logger()
 
 Agreed = Callable[[IExportHandler, Negotiated, bytes], None]
-"""Is told the handler of the export, what was agreed on, and what has come behind that."""
+"""Is told the handler of the export, what was agreed on, and what has come after that."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Owns the wait for that server, and the connections to it: one for each client. A client's own end is
 a `ServerConnection` that was passed on; it goes on sending what we owe the client, and everything
-behind that comes from the other server.
+after that comes from the other server.
 
 Rules:
 

@@ -55,7 +55,7 @@ from .clients import Clients
 from .connection import ServerConnection
 from .errors import DiskErrors
 from .handler import IExportHandler
-from .handshake import ConnectionSettings
+from .handshake import ConnectionSettings, HandshakePhase
 from .notice import ServedNotice
 from .pace import Pace
 from .relay import Relay
@@ -181,7 +181,7 @@ class _ServedConnection(ServerConnection):
 class _PassedConnection(_ServedConnection):
     """The connection of a client that another server greets."""
 
-    def begin(self) -> None:
+    def begin(self, handshake: HandshakePhase) -> None:
         """Pass it on from its first byte."""
         self.agreed()
 
@@ -310,7 +310,7 @@ class Server:
     def complete(self) -> Deferred[None]:
         """Fires when the server was stopped, every client is gone, and the disk is flushed.
 
-        Nothing is flushed after L{hand_over}, nor after L{relay}, behind which it fires when the
+        Nothing is flushed after L{hand_over}, nor after L{relay}, after which it fires when the
         last client has left, by itself.
 
         It fails with the L{OSError} of that last flush.

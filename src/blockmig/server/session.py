@@ -34,7 +34,7 @@ from ..nbd import (
 )
 from ..runtime import InThread
 from ..transport import FileRegion
-from .backend import Answer, PlainBackend, Reply
+from .backend import Answer, Backend, PlainBackend, Reply
 from .executor import Executor, IncomingWrite
 from .handler import IExportHandler
 from .holds import FORBIDDING, FULL, HELD, OVER, PATIENT, REFUSED, UNDER_WAY, Hold
@@ -78,13 +78,15 @@ class Session(Phase):
         self._wire = wire = ServerTransmission(structured)
         access = handler.access
         self._small: SmallRequests | None = None
-        backend: PlainBackend | SharedBackend
+        self._backend: Backend
         if access is None:
-            backend = PlainBackend(handler.disk, wire, in_thread)
+            self._backend = PlainBackend(handler.disk, wire, in_thread)
         else:
-            backend = SharedBackend(access, wire, structured)
+            self._backend = SharedBackend(access, wire, structured)
             self._small = SmallRequests(access, negotiated.export, structured, line.traffic)
-        self._executor = Executor(line, connection, handler, negotiated, wire=wire, backend=backend)
+        self._executor = Executor(
+            line, connection, handler, negotiated, wire=wire, backend=self._backend
+        )
         self._write: IncomingWrite | None = None
         self._in_progress = 0
         self._bytes_in_progress = 0
@@ -228,15 +230,18 @@ class Session(Phase):
     def payload_region(self) -> FileRegion | None:
         """Where the rest of the WRITE on the wire belongs, if it is to be written at all."""
         write = self._write
-        if write is None or OVER in self._reasons or self._wire.buffered:
+        if write is None or write.error or write.aside:
             return None
-        return write.region(self._wire.payload_expected)
+        if OVER in self._reasons or self._wire.buffered:
+            return None
+        return self._backend.region(write.position, self._wire.payload_expected)
 
     def payload_moved(self, count: int) -> None:
         """So much of it is off the wire."""
         assert self._write is not None
         self._note()
-        self._write.moved(count)
+        self._backend.moved()
+        self._write.position += count
         self._wire.payload_moved(count)
         if not self._wire.payload_expected:
             self._go_on()

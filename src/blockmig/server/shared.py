@@ -89,7 +89,8 @@ class SharedBackend:
     def region(self, offset: int, length: int) -> FileRegion:
         """Where so much of a payload belongs; no more than can be moved in one go is announced."""
         self._began = self._pace.begin()
-        self._changes.tell(offset, min(length, LONGEST_MOVE))
+        if self._changes.mark is not None:
+            self._changes.tell(offset, min(length, LONGEST_MOVE))
         return FileRegion(self._disk, offset, length)
 
     def moved(self) -> None:
