@@ -4,7 +4,7 @@ Owns the way of a request from the wire's event to its reply: whether it is righ
 admitted, what it does to the disk (`backend`), what whoever decides is told of it. Rules:
 
 * every request has one reply: a list of what goes on the wire, now or later, and never a failure;
-  here errors become replies;
+  here errors become replies, which are sent before anybody else hears of the error;
 * nothing more is taken from the client before it is known whether its latest request is admitted;
 * a reply that says success is made only after the disk said so;
 * FUA flushes after the request's own work;
@@ -136,6 +136,7 @@ class Executor:
         self._wire = wire
         self._backend = backend
         self._holds = line.holds
+        self._outgoing = line.outgoing
         self._traffic = line.traffic
 
     def execute(self, request: Request) -> Answer:
@@ -226,7 +227,7 @@ class Executor:
 
         def admitted(result: int | Failure) -> None:
             if isinstance(result, Failure):
-                _log.failure("while admitting a request", failure=result)
+                _log.failure("while answering a request", failure=result)
                 result = errno_to_wire(None)
             begin(result)
 
@@ -285,8 +286,10 @@ class Executor:
         )
 
     def _failed(self, request: Request, error: BaseException | None) -> Reply:
+        """The client is told first: whoever decides may end the connection because of it."""
+        self._outgoing.send(self._wire.reply(request, _number(error)))
         self._handler.failed(self._connection, request, error)
-        return self._wire.reply(request, _number(error))
+        return []
 
 
 def _number(error: BaseException | None) -> int:

@@ -93,8 +93,11 @@ class Holds:
         doing.addBoth(done).addErrback(_bug)
 
     def clear(self) -> None:
-        """There is no reason any more, but nothing is read before one was released."""
-        self.reasons.clear()
+        """There is no reason any more but that it ends; nothing is read before one was released.
+
+        What was handed on to somebody else must not be acted on here as well.
+        """
+        self.reasons.intersection_update(ENDING)
 
 
 def _bug(failure: Failure) -> None:

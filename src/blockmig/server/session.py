@@ -270,13 +270,13 @@ class Session(Phase):
             self._bytes_in_progress -= memory
             self._note()
             if isinstance(reply, Failure):
-                _log.failure("while answering a request", failure=reply)
+                _bug(reply)
             else:
                 self._outgoing.send(reply)
             self.drained()
             self.settle()
 
-        answer.addBoth(known)
+        answer.addBoth(known).addErrback(_bug)
 
     def drained(self) -> None:
         """Something of ours was done: go on with what waited for it."""
@@ -352,3 +352,7 @@ class Session(Phase):
         if position < len(data):
             items.append(bytes(data[position:]))
         return items
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while answering a request", failure=failure)

@@ -97,7 +97,7 @@ class Receiver:
         if IRecordedDisk.providedBy(disk):
             records = Records(disk.record_path, self._runtime.system)
             found = destination_record(disk, records, overrides.again)
-            overwrite |= may_overwrite(disk, records, found, overrides.again)
+            overwrite = overwrite or may_overwrite(disk, records, found, overrides.again)
         if found is not None:
             _tell_found(disk, found)
         known = DestinationDisk(disk, overwrite, lambda: self._outcome.known is None)
