@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import struct
 from unittest import mock
 
+from twisted.internet.defer import CancelledError, fail
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -353,6 +355,28 @@ class NBDClientTests(SynchronousTestCase):
         self.network.pump()
         self.successResultOf(client.closed())
 
+    def test_words_of_a_failure_are_for_those_who_waited(self):
+        client = self.client(timeout=5)
+        waiting = client.read(0, 1)
+        self.network.advance(6)
+        self.assertIn("said nothing", str(self.failureResultOf(waiting, ClientFailed).value))
+        later = self.failureResultOf(client.read(0, 1), ClientFailed).value
+        self.assertEqual("the connection was lost", str(later))
+
+    def test_an_endpoint_that_fails_after_it_had_connected(self):
+        class Proxy:
+            def connect(self, factory):
+                protocol = factory.buildProtocol(None)
+                protocol.makeConnection(Transport())
+                protocol.connectionLost(Failure(ConnectionLost()))
+                return fail(ConnectionLost())
+
+        client = NBDClient(ClientHandshake(""), Runtime(self.clock, synchronous), 5)
+        self.assertRaises(ClientFailed, self.network.result, client.connect(Proxy()))
+        del client
+        gc.collect()
+        self.assertEqual([], self.flushLoggedErrors())
+
     def test_nobody_there(self):
         client = NBDClient(ClientHandshake(""), Runtime(self.clock, synchronous), 5)
         endpoint = self.network.client_endpoint("nobody")
@@ -376,6 +400,16 @@ class NBDClientTests(SynchronousTestCase):
         reading.addErrback(lambda failure: None)
         self.network.pump()
         self.successResultOf(client.closed())
+
+    def test_whoever_cancels_hears_that_though_it_is_gone_at_once(self):
+        client = self.client()
+        connection = client._connection
+        connection.transport.abortConnection = lambda: connection.connectionLost(
+            Failure(ConnectionAborted())
+        )
+        reading = client.read(0, 1)
+        reading.cancel()
+        self.failureResultOf(reading, CancelledError)
 
     def test_disconnected(self):
         client = self.client(timeout=5)

@@ -329,6 +329,13 @@ class PacerTests(SynchronousTestCase):
         self.clock.advance(0.25)
         self.assertEqual(["pause", "resume"], self.producer.calls)
 
+    def test_asked_again_while_it_waits(self):
+        for _ in range(3):
+            self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
+        self.assertEqual(1, len(self.clock.getDelayedCalls()))
+        self.pacer.stop()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
     def test_not_resumed_after_its_end(self):
         self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
         self.pacer.stop()

@@ -11,18 +11,22 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from blockmig.client import Destination
 from blockmig.nbd import (
+    ClientHandshake,
     Command,
     Export,
     Negotiated,
     ServerHandshake,
     TransmissionFlag,
 )
+from blockmig.runtime import Runtime
 from blockmig.server import Pace, Relay, Server
 from blockmig.server import relay as relay_module
 from blockmig.server.forwarding import Forwarding
@@ -1507,3 +1511,34 @@ class NewcomerTests(Case):
         self.settle()
         self.assertTrue(shaking.transport.lost)
         self.assertEqual(1, len(self.server.status()["clients"]))
+
+
+class FarTests(SynchronousTestCase):
+    def test_given_up_before_an_endpoint_that_could_not_take_it_back_had_connected(self):
+        class Near:
+            def __init__(self):
+                self.told = []
+
+            def met(self, far, negotiated):
+                self.told.append("met")
+
+            def far_lost(self, why):
+                self.told.append("lost")
+
+        class Stubborn:
+            def connect(self, factory):
+                self.factory = factory
+                return Deferred(lambda connecting: None)
+
+        for handshake in (None, ClientHandshake("")):
+            near, endpoint, transport = Near(), Stubborn(), StringTransport()
+            transport.abortConnection = transport.loseConnection
+            far = relay_module._Far(near, handshake, Runtime(Clock(), in_thread))
+            far.connect(endpoint)
+            far.abort()
+            self.assertEqual(["lost"], near.told)
+            connection = endpoint.factory.buildProtocol(None)
+            connection.makeConnection(transport)
+            self.assertTrue(transport.disconnecting)
+            connection.connectionLost(Failure(ConnectionDone()))
+            self.assertEqual(["lost"], near.told)

@@ -355,6 +355,10 @@ class RefusedTests(Case):
         self.send()
         self.summary()
 
+    def test_a_name_that_is_too_long(self):
+        self.send(export="ä" * 2048 + "x")
+        self.assertIn("at most 4096 bytes", self.failure(Refused))
+
     def test_unknown_export(self):
         receiver = Receiver(
             MemoryDisk(bytes(SIZE)), export="b", runtime=Runtime(Clock(), in_thread)

@@ -70,6 +70,7 @@ class NBDClient(ClientUser):
         except (CancelledError, ConnectingCancelledError):
             raise CancelledError from None
         except Exception as error:  # each endpoint fails in its own ways
+            self._greeting.addErrback(lambda _: None)  # perhaps it had connected before that
             raise ClientFailed(f"cannot connect to the destination: {error}") from None
         return await self.greeted()
 
@@ -127,7 +128,8 @@ class NBDClient(ClientUser):
         if not waiting.called:
             waiting.callback(result)
 
-    def _cancelled(self, _: object) -> None:
+    def _cancelled(self, waiting: Deferred[Any]) -> None:
+        self._waiting.pop(waiting, None)
         self.abort()
 
     def disconnect(self) -> Deferred[None]:
@@ -172,8 +174,9 @@ class NBDClient(ClientUser):
         self._requests.received(data)
 
     def connection_failed(self, why: str) -> None:
-        """Nobody is to wait any more."""
+        """Nobody is to wait any more; who asks later hears only that it is lost."""
         self._fail(Failure(ClientFailed(why)))
+        self._failure = Failure(ClientFailed("the connection was lost"))
 
     def connection_lost(self, why: str, reason: Failure) -> None:
         """Nobody is to wait any more."""

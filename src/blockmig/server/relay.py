@@ -112,7 +112,9 @@ class _Far(ClientUser):
 
     def connection_made(self) -> None:
         """The server speaks first; to the client, if that one was not greeted."""
-        if self._greets:
+        if self._lost:
+            self._connection.abort()  # given up, by an endpoint that could not take it back
+        elif self._greets:
             self._meet(None)
 
     def negotiated(self, negotiated: Negotiated) -> None:

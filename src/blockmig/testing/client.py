@@ -98,7 +98,7 @@ class NBDClient(_Client):
         command = Command(result.value.request.command).name
         return Failure(OSError(error, f"{command}: {name}: {os.strerror(error)}"))
 
-    def _cancelled(self, _: object) -> None:
+    def _cancelled(self, waiting: Deferred[Any]) -> None:
         """The connection lives on."""
 
     def negotiated(self, negotiated: Negotiated) -> None:

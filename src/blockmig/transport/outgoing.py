@@ -69,7 +69,8 @@ class _PeerGone(Exception):
 class RegionProducer:
     """Sends bytes and file regions on one transport, in order.
 
-    Whoever wants to hold it back uses it as an IPushProducer, as its pacer does.
+    Whoever wants to hold it back uses it as an IPushProducer: its pacer does, where it has one, and
+    then nobody else.
 
     @param transport: where to; any ITransport that is an IConsumer.
     @param failed: called with the OSError when a region could not be sent in full. The connection

@@ -46,7 +46,7 @@ class Limiter(Protocol):
 
 
 class Pacer:
-    """Paces one producer.
+    """Paces one producer, which nobody else is to pause.
 
     @param clock: tells the time.
     @param limiter: says how much may be sent.
@@ -64,6 +64,7 @@ class Pacer:
         """
         allowed = self._limiter.allowed(wanted)
         if not allowed:
+            self.stop()
             producer.pauseProducing()
             delay = min(self._limiter.delay(wanted), _LONGEST_WAIT)
             self._waiting = self._clock.callLater(delay, self._resume, producer)

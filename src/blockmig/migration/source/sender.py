@@ -246,8 +246,8 @@ class Sender:
             if not result.called:
                 result.callback(outcome)
 
-        self._opening = opening = Opening(self._given, ended)
         try:
+            self._opening = opening = Opening(self._given, ended)
             await self._given.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
             raise CancelledError from None
