@@ -21,6 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from blockmig.client import Destination
+from blockmig.migration.policy import Overrides
+
 BLOCKMIG = [sys.executable, "-m", "blockmig"]
 ANSWER = b"ok\n"
 
@@ -33,7 +36,8 @@ def serve(folder: str, size: int) -> None:
     from twisted.web.resource import Resource
     from twisted.web.server import NOT_DONE_YET, Site
 
-    from blockmig.migration import Receiver, Sender
+    from blockmig.migration.destination.receiver import Receiver
+    from blockmig.migration.source.sender import Sender
     from blockmig.storage import FileDisk
 
     path = f"{folder}/inside"
@@ -55,7 +59,7 @@ def serve(folder: str, size: int) -> None:
     async def send(request: Any) -> None:
         disk = FileDisk(f"{folder}/source", writable=False)
         endpoint = UNIXClientEndpoint(reactor, f"{folder}/outside")
-        summary = await Sender(disk, endpoint, again=True).run()
+        summary = await Sender(disk, Destination(endpoint), overrides=Overrides(again=True)).run()
         disk.close()
         tell(request, summary)
 

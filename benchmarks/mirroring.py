@@ -47,7 +47,7 @@ def receive_and_serve(folder: str, size: int) -> None:
     from twisted.internet.defer import Deferred
     from twisted.internet.endpoints import UNIXServerEndpoint
 
-    from blockmig.migration import Receiver
+    from blockmig.migration.destination.receiver import Receiver
     from blockmig.server import Server
     from blockmig.storage import open_disk
 

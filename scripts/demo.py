@@ -26,7 +26,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from blockmig.storage import SYSTEM, is_open_elsewhere, users_of
+from blockmig.storage import is_open_elsewhere, users_of
+from blockmig.syscalls import SYSTEM
 
 TREES = ("/usr/lib/python3", "/usr/share/doc", "/usr/share", "/usr/lib", "/usr/bin")
 ENOUGH = 400 << 20

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from blockmig.migration.attempts import make_attempts
-from blockmig.migration.handoff import make_handoff
+from blockmig.migration.destination.machine import make_machine
+from blockmig.migration.source.machine import make_handoff
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "handoff.md"
-MACHINES = {"sender": make_handoff, "receiver": make_attempts}
+MACHINES = {"sender": make_handoff, "receiver": make_machine}
 
 
 def draw(machine: Any) -> str:
@@ -44,8 +44,13 @@ def draw(machine: Any) -> str:
 
 def _names(outputs: Any) -> str:
     """What is done on the way."""
-    names = [getattr(output, "method", output).__name__ for output in outputs]
+    names = [_function(output).__name__ for output in outputs]
     return ", ".join(name.strip("_") for name in names if name.startswith("_"))
+
+
+def _function(output: Any) -> Any:
+    """What is called: to make a state's data, or to do what a transition does."""
+    return output.dataFactory if hasattr(output, "dataFactory") else output.method
 
 
 def rewrite(text: str) -> str:

@@ -1,7 +1,102 @@
 """blockmig moves the disks of running machines between hosts over NBD.
 
-The folders are the layers, imports go downwards only: `cli`, `migration`, `server`, `transport`,
-`storage`, `nbd`. `interfaces` stands beside them: what an embedder implements and is given.
+What is imported from here, from `blockmig.interfaces` and from `blockmig.testing` is for programs
+that embed blockmig, and stays as it is documented; each name is loaded when it is asked for. All
+else is private: it may change with any version.
+
+The folders are rooms, each of which may import some others (`tests/unit/test_layers.py` has the
+list): `nbd` is the wire, `storage` the disks, `transport` the bytes between the two; `client` and
+`server` are the ends of NBD connections, `migration` what the whole is for, `cli` and `control` its
+outside. `runtime` is what all of them are given.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .client import Destination
+    from .errors import (
+        ExitStatus,
+        GaveUp,
+        LocalFailure,
+        MigrationError,
+        Refused,
+        Summary,
+        Unconfirmed,
+    )
+    from .migration.destination.receiver import Receiver
+    from .migration.mirror.mirror import Mirror
+    from .migration.mirror.pre_copy import Converge
+    from .migration.policy import Overrides, Patience
+    from .migration.records.verdict import judge, look
+    from .migration.source.sender import Sender
+    from .runtime import Runtime
+    from .server import Relay, Server
+    from .storage import BlockDisk, FileDisk, open_disk
+
 __version__ = "0.1.0"
+
+_WHERE: Final = {
+    "BlockDisk": "storage",
+    "Converge": "migration.mirror.pre_copy",
+    "Destination": "client",
+    "ExitStatus": "errors",
+    "FileDisk": "storage",
+    "GaveUp": "errors",
+    "LocalFailure": "errors",
+    "MigrationError": "errors",
+    "Mirror": "migration.mirror.mirror",
+    "Overrides": "migration.policy",
+    "Patience": "migration.policy",
+    "Receiver": "migration.destination.receiver",
+    "Refused": "errors",
+    "Relay": "server",
+    "Runtime": "runtime",
+    "Sender": "migration.source.sender",
+    "Server": "server",
+    "Summary": "errors",
+    "Unconfirmed": "errors",
+    "judge": "migration.records.verdict",
+    "look": "migration.records.verdict",
+    "open_disk": "storage",
+}
+
+__all__ = [
+    "BlockDisk",
+    "Converge",
+    "Destination",
+    "ExitStatus",
+    "FileDisk",
+    "GaveUp",
+    "LocalFailure",
+    "MigrationError",
+    "Mirror",
+    "Overrides",
+    "Patience",
+    "Receiver",
+    "Refused",
+    "Relay",
+    "Runtime",
+    "Sender",
+    "Server",
+    "Summary",
+    "Unconfirmed",
+    "judge",
+    "look",
+    "open_disk",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name (PEP 562): who asks for the version is not made to wait for a reactor."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockmig.migration import Kind, judge, judge_pair, look
+from blockmig.migration.records.files import Kind
+from blockmig.migration.records.verdict import judge, judge_pair, look
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 300_000

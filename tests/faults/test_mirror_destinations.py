@@ -32,7 +32,7 @@ from tests.support.mirroring import (
 )
 from tests.support.processes import FULL, Processes, Running, until
 
-from blockmig.migration import Standing, judge, judge_pair, look
+from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
 
 SIZE = 8 * MIB
 EIO, ENOSPC = 5, 28

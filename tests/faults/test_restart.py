@@ -25,9 +25,11 @@ from tests.support.disks import (
 from tests.support.embedding import log_lines, pause, receiving, sending
 from tests.support.processes import BLOCKMIG, FULL, TWISTD, Processes, Running, until
 from tests.support.wires import Break, wires
+from twisted.internet import reactor
 
-from blockmig.migration import LocalFailure, finisher
-from blockmig.storage import SystemCalls
+from blockmig.errors import LocalFailure
+from blockmig.migration.source import finisher
+from blockmig.syscalls import SystemCalls
 
 LOOPS = range(10 if FULL else 3)
 SIZE = 64 * MIB if FULL else 32 * MIB
@@ -419,8 +421,8 @@ async def test_connection_cut_at_random_places(room: Path, reset: bool, unlink: 
             wires(port.getHost().port, cuts, how) as wire,
             sending(source, wire.port, retry=True, unlink=unlink) as sender,
         ):
-            sent = sender.run().addTimeout(30, sender.reactor)
-            done = receiver.complete().addTimeout(30, sender.reactor)
+            sent = sender.run().addTimeout(30, reactor)
+            done = receiver.complete().addTimeout(30, reactor)
             try:
                 summary = await sent
                 outcome = await done
@@ -462,8 +464,8 @@ async def test_connection_cut_in_the_hand_off(
                 wires(port.getHost().port, cut, how, whole) as wire,
                 sending(source, wire.port, unlink=unlink, retry=True) as sender,
             ):
-                sent = await sender.run().addTimeout(20, sender.reactor)
-                received = await done.addTimeout(20, sender.reactor)
+                sent = await sender.run().addTimeout(20, reactor)
+                received = await done.addTimeout(20, reactor)
         assert wire.cut == len(cut)
         assert sent.bytes == received.bytes == size
         assert (room / "destination").read_bytes() == data

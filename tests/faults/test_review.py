@@ -22,17 +22,13 @@ from tests.support import wire
 from tests.support.disks import MIB, allocated, digest, random_image
 from tests.support.embedding import pause, receiving, sending
 from tests.support.processes import BLOCKMIG, Processes, until
+from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
-from blockmig.migration import (
-    GaveUp,
-    LocalFailure,
-    Receiver,
-    Unconfirmed,
-    judge_pair,
-    look_steadily,
-)
-from blockmig.storage import SystemCalls
+from blockmig.errors import GaveUp, LocalFailure, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.records.verdict import judge_pair, look_steadily
+from blockmig.syscalls import SystemCalls
 
 SIZE = 3 * MIB
 
@@ -397,7 +393,7 @@ async def test_unlinking_that_takes_longer_than_the_idle_timeout(room: Path) -> 
         done = receiver.complete()
         slow = Slow("unlink", 1.5)
         async with sending(source, port.getHost().port, system=slow, unlink=True) as sender:
-            assert (await sender.run().addTimeout(20, sender.reactor)).attempts == 1
+            assert (await sender.run().addTimeout(20, reactor)).attempts == 1
         assert (await done).attempts == 1
     assert not source.exists()
 
@@ -410,7 +406,7 @@ async def test_flush_that_takes_longer_than_anybodys_patience(room: Path) -> Non
     ) as (receiver, port):
         done = receiver.complete()
         async with sending(source, port.getHost().port, unlink=True) as sender:
-            assert (await sender.run().addTimeout(20, sender.reactor)).attempts == 1
+            assert (await sender.run().addTimeout(20, reactor)).attempts == 1
         assert (await done).attempts == 1
 
 
@@ -485,7 +481,7 @@ def test_output_that_nobody_reads(
 
 SLOW_FLUSH = """
 import os, sys, time
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 def slow(descriptor):
     open({flag!r}, "a").close()
     time.sleep(1.5)

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from tests.support.processes import Processes, Running, until
 
-from blockmig.cli.status import run_status
+from blockmig.cli.status import run as run_status
 from blockmig.control import ControlError, ControlLost, ControlRefused, ask, client
 
 PROGRAM = """
@@ -30,7 +30,8 @@ import os, signal, sys, time
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from blockmig.control import ControlError, ControlRefused, open_control
+from blockmig.control import ControlError, ControlRefused
+from blockmig.control.server import open_control
 
 path, *start = sys.argv[1:]
 os.umask(0)

@@ -13,8 +13,9 @@ import pytest
 import pytest_twisted
 from tests.support.disks import MIB, allocated, digest, random_image, sparse_image
 from tests.support.embedding import CountingCalls, receiving, sending
+from twisted.internet import reactor
 
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 
 SIZE = 12 * MIB + 777
 
@@ -124,7 +125,7 @@ async def test_the_bytes_are_the_same(room: Path, name: str, kind: str) -> None:
     ):
         to = port.getHost().port if kind == "tcp" else f"unix:{room}/socket"
         async with sending(source, to, system=calls, unlink=True) as sender:
-            await sender.run().addTimeout(20, sender.reactor)
+            await sender.run().addTimeout(20, reactor)
         outcome = await receiver.complete()
     assert outcome.attempts == 1
     assert digest(destination) == before

@@ -39,7 +39,9 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
 )
 
-from blockmig.migration import Receiver, Sender
+from blockmig.client import Destination
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.source.sender import Sender
 from blockmig.storage import FileDisk
 
 
@@ -296,7 +298,7 @@ async def test_three_lines_embed_a_receiver(room: Path) -> None:
         receiver = Receiver(disk=disk, migrations=1)
         port = await endpoint.listen(receiver.factory())
         client = clientFromString(reactor, f"tcp:127.0.0.1:{port.getHost().port}")
-        sent = Sender(mine, client, unlink=True).run()
+        sent = Sender(mine, Destination(client), unlink=True).run()
         outcome = await receiver.complete()
         assert (await sent).bytes == outcome.bytes == outcome.data == 9 * MIB + 3
         await port.stopListening()

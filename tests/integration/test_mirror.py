@@ -32,7 +32,8 @@ from tests.support.mirroring import (
 from tests.support.processes import ANY_PORT, BLOCKMIG, FULL, Processes, Running, until
 
 from blockmig.control import ControlRefused
-from blockmig.migration import Kind, Phase, Standing, judge, judge_pair, look
+from blockmig.migration.records.files import Kind, Phase
+from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
 
 SIZE = 12 * MIB
 ZEROED, APART = 8 * MIB, 11 * MIB
@@ -312,15 +313,15 @@ def test_clients_are_released(processes: Processes, room: Path) -> None:
 SILENT = """
 import os
 from twisted.internet.defer import Deferred
-from blockmig.migration.attempts import Attempts
-confirm = Attempts.confirm
+from blockmig.migration.destination.messages import Messages
+confirm = Messages.confirm
 
-def confirm_silently(core, page):
+def confirm_silently(messages, page, attempt):
     silent = open("{room}/silent").read() if os.path.exists("{room}/silent") else ""
     if not silent:
-        return confirm(core, page)
+        return confirm(messages, page, attempt)
     if silent == "behind":
-        answer = confirm(core, page)
+        answer = confirm(messages, page, attempt)
         if isinstance(answer, Deferred):
             return answer.addCallback(lambda _: withheld())
     return withheld()
@@ -330,7 +331,7 @@ def withheld():
         file.write("x")
     return Deferred()
 
-Attempts.confirm = confirm_silently
+Messages.confirm = confirm_silently
 """
 
 

@@ -25,7 +25,8 @@ import json, os, signal, sys
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from blockmig.control import ControlRefused, open_control
+from blockmig.control import ControlRefused
+from blockmig.control.server import open_control
 
 room = sys.argv[1]
 
@@ -384,7 +385,8 @@ def test_no_reactor_where_nothing_is_waited_for(processes: Processes, server: Se
     program = (
         "import atexit, sys\n"
         "from blockmig.cli.main import main\n"
-        "unwanted = {'twisted.internet.reactor', 'twisted.web', 'blockmig.cli.operations'}\n"
+        "unwanted = {'twisted.internet.reactor', 'twisted.web', 'blockmig.cli.operations',\n"
+        "  'blockmig.cli.waiting', 'blockmig.cli.serving'}\n"
         "atexit.register(lambda: print(*(unwanted & set(sys.modules))))\n"
         "main(sys.argv[1:])\n"
     )

@@ -198,12 +198,14 @@ def test_a_signal_before_it_listens(processes: Processes, disk: Path) -> None:
 
 PECULIAR = """
 import errno, os, sys, time
+from dataclasses import replace
 from twisted.internet import reactor
-from blockmig.cli.main import run_operation
-from blockmig.cli.operations import Serve, report
+from blockmig.cli.commands import parse
 from blockmig.cli.logs import begin_logging, write_to
-from blockmig.cli.options import BlockmigOptions
-from blockmig.storage import SystemCalls
+from blockmig.cli.operations import report, run_operation
+from blockmig.cli.serving import Serve
+from blockmig.runtime import Runtime
+from blockmig.syscalls import SystemCalls
 
 class Peculiar(SystemCalls):
     def fdatasync(self, descriptor):
@@ -212,10 +214,9 @@ class Peculiar(SystemCalls):
             return os.fdatasync(descriptor)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-options = BlockmigOptions()
-options.parseOptions(sys.argv[2:])
-begin_logging(options.subOptions, write_to(2))
-operation = Serve(options.subOptions, reactor, system=Peculiar())
+_, options = parse(sys.argv[2:])
+begin_logging(options, write_to(2))
+operation = Serve(options, replace(Runtime.of(reactor), system=Peculiar()))
 raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 """
 

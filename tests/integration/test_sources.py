@@ -20,7 +20,7 @@ from tests.support.disks import MIB, digest, loop_device, random_image, sparse_i
 from tests.support.mirroring import hooked
 from tests.support.processes import BLOCKMIG, FULL, Processes, Running, until
 
-from blockmig.migration import Standing, judge, judge_pair, look
+from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
 
 SIZE = 3 * MIB
 NOWHERE = "nbd+unix:///?socket=/nowhere/at/all"
@@ -42,9 +42,9 @@ def waiting(step: str, begun: Path, gate: Path) -> tuple[str, ...]:
     return hooked(
         f"""
 import os
-from blockmig.migration.sender import SenderProtocol
+from blockmig.migration.source.attempt import Attempt
 
-real = SenderProtocol.{step}
+real = Attempt.{step}
 
 def wait(self):
     open({str(begun)!r}, "w").close()
@@ -54,9 +54,9 @@ def look(self):
     if os.path.exists({str(gate)!r}):
         real(self)
     else:
-        self._reactor.callLater(0.02, look, self)
+        self._given.runtime.reactor.callLater(0.02, look, self)
 
-SenderProtocol.{step} = wait
+Attempt.{step} = wait
 """
     )
 

@@ -43,17 +43,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from blockmig.migration import (
-    BadRecord,
-    Kind,
-    Phase,
-    Record,
-    Standing,
-    accept,
-    judge,
-    judge_pair,
-    look,
-)
+from blockmig.migration.records.accept import accept
+from blockmig.migration.records.files import BadRecord, Kind, Phase, Record
+from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
 from tests.proof import launcher
 from tests.proof import test_crash_matrix as matrix
 from tests.proof.test_crash_matrix import SIDES, SIZE, Play, Recorded, Room, Wrong

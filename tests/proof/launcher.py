@@ -3,7 +3,7 @@
 Owns the processes, and the names of the messages that pass between them. The product has no
 switches for this: it is given file-system calls (L{tests.proof.volatile}) and endpoints to use, and
 the launcher gives it its own. Everything else (options, operations, logging, reactor, exit status)
-is what `blockmig` itself does in `cli.main`.
+is what `blockmig` itself does in `cli.starting`.
 
 Rules:
 
@@ -41,22 +41,26 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from twisted.internet.defer import Deferred
 
-from blockmig.cli import operations
+from blockmig.cli.commands import parse
 from blockmig.cli.logs import begin_logging, write_to
-from blockmig.cli.main import run_operation
-from blockmig.cli.operations import Receive, Send, Serve, report
-from blockmig.cli.options import BlockmigOptions
+from blockmig.cli.operations import report, run_operation
 from blockmig.cli.progress import make_display
+from blockmig.cli.receiving import Receive
+from blockmig.cli.sending import Send
+from blockmig.cli.serving import Serve
 from blockmig.control import ControlRefused
-from blockmig.migration import finisher, sender, write_behind
-from blockmig.migration.live import LivePasses, Stage
-from blockmig.migration.page import PAGE_SIZE, BadPage, decode_page
+from blockmig.migration.destination import write_behind
+from blockmig.migration.handoff.message import PAGE_SIZE, BadPage, decode_page
+from blockmig.migration.mirror.pre_copy import LivePasses, Stage
+from blockmig.migration.source import finisher, sender
 from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
+from blockmig.runtime import Runtime
 from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Point, Points, Strike, VolatileCalls
 
@@ -431,29 +435,27 @@ def _send_as_a_stranger(path: str, host: str, port: str) -> int:
 
 
 def _operate(arguments: list[str], points: Points, watch: _Watch, log: int, looks: bool) -> int:
-    """What `cli.main` does, with our calls and our endpoints."""
+    """What `cli.starting` does, with our calls and our endpoints."""
     if arguments[0] == "stranger":
         return _send_as_a_stranger(*arguments[1:])
-    options = BlockmigOptions()
-    options.parseOptions(arguments)
-    command: Any = options.subOptions
+    command, options = parse(arguments)
     from twisted.internet import reactor
 
     operation: Send | Receive | Serve
-    system = VolatileCalls(points, command["file"], watch.sent, watch.send, looks)
-    if options.subCommand == "send":
+    system = VolatileCalls(points, options["file"], watch.sent, watch.send, looks)
+    runtime = replace(Runtime.of(reactor), system=system)
+    if command.name == "send":
         display = make_display("none")
-        operation = Send(command, reactor, display, watch.client_endpoint, system)
-    elif options.subCommand == "serve":
-        operations.client_endpoint = watch.client_endpoint
-        operation = Serve(command, reactor, watch.clients_endpoint, system)
+        operation = Send(options, runtime, display, watch.client_endpoint)
+    elif command.name == "serve":
+        operation = Serve(options, runtime, watch.clients_endpoint, watch.client_endpoint)
         assert isinstance(points, StagedPoints)
         points.watch(operation, reactor)
     else:
-        operation = Receive(command, reactor, watch.server_endpoint, system)
+        operation = Receive(options, runtime, watch.server_endpoint)
     gc.freeze()
     gc.enable()
-    begin_logging(command, write_to(log))
+    begin_logging(options, write_to(log))
     return run_operation(reactor, report(operation), operation.stop)
 
 
@@ -476,7 +478,7 @@ def _child(
     down: int,
 ) -> NoReturn:
     """The whole life of a child."""
-    gc.disable()  # as `cli.main` does at the start
+    gc.disable()  # as `cli.starting` does at the start
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -55,16 +55,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from blockmig.migration import (
-    BadRecord,
-    Kind,
-    Records,
-    Standing,
-    accept,
-    judge,
-    judge_pair,
-    look,
-)
+from blockmig.migration.records.accept import accept
+from blockmig.migration.records.files import BadRecord, Kind, Records
+from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
 from tests.proof import launcher
 from tests.proof.launcher import Child, wait
 from tests.proof.volatile import DIED, THE_END, Point, Strike

@@ -29,21 +29,18 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.endpoints import clientFromString
 
-from blockmig.migration import (
-    Finisher,
-    GaveUp,
-    Records,
-    Sender,
-    SourceRecord,
-    Unconfirmed,
-    client,
-    finisher,
-    judge_pair,
-    look_steadily,
-    receiver,
-    sender,
-    source_found,
-)
+from blockmig.client import Destination
+from blockmig.errors import GaveUp, Unconfirmed
+from blockmig.migration.destination import connections
+from blockmig.migration.handoff import channel
+from blockmig.migration.policy import Patience
+from blockmig.migration.records.files import Records
+from blockmig.migration.records.permitted import source_found
+from blockmig.migration.records.verdict import judge_pair, look_steadily
+from blockmig.migration.source import attempt, finisher
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
+from blockmig.migration.source.sender import Sender
 from blockmig.storage import FileDisk
 from tests.support.disks import digest, sparse_image
 from tests.support.embedding import receiving
@@ -169,18 +166,17 @@ class Migration:
                     destination=record.destination.address,
                     size=record.size,
                 ),
-                endpoint,
+                Destination(endpoint),
                 give_up_after=patience,
             )
         else:
             running = Sender(
                 disk,
-                endpoint,
-                destination=uri,
+                Destination(endpoint, uri=uri),
                 unlink=self.case.unlink,
-                retry=True,
-                give_up_after=patience,
-                retry_policy=lambda failures: 0.01,
+                patience=Patience(
+                    retry=True, give_up_after=patience, retry_policy=lambda failures: 0.01
+                ),
             )
 
         def close(result: Any) -> Any:
@@ -260,10 +256,11 @@ def short_timeouts(stalls: bool) -> Iterator[None]:
     values = [(finisher, "_PATIENCE", 0.3), (finisher, "_FIRST_DELAY", 0.02)]
     if stalls:
         values += [
-            (client, "TIMEOUT", 0.4),
-            (sender, "_CLOSE_TIMEOUT", 0.4),
-            (sender, "_HANDSHAKE_TIMEOUT", 0.4),
-            (receiver, "_LINGER", 0.4),
+            (channel, "ANSWER_TIMEOUT", 0.4),
+            (finisher, "ANSWER_TIMEOUT", 0.4),
+            (attempt, "_CLOSE_TIMEOUT", 0.4),
+            (attempt, "_HANDSHAKE_TIMEOUT", 0.4),
+            (connections, "_LINGER", 0.4),
         ]
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in values:

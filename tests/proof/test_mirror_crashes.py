@@ -44,7 +44,8 @@ from typing import Any, ClassVar, Final
 import pytest
 
 from blockmig.control import ControlError, ask
-from blockmig.migration import Kind, Phase, Records, Standing, judge, judge_pair, look
+from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
 from tests.proof.launcher import Child, wait
 from tests.proof.volatile import THE_END, Point, Strike
 from tests.support.disks import MIB, digest, random_image

@@ -39,12 +39,14 @@ VERIFIED = {
 
 CORRUPTING = """
 import os, sys
+from dataclasses import replace
 from twisted.internet import reactor
-from blockmig.cli.main import run_operation
-from blockmig.cli.operations import Serve, report
+from blockmig.cli.commands import parse
 from blockmig.cli.logs import begin_logging, write_to
-from blockmig.cli.options import BlockmigOptions
-from blockmig.storage import SystemCalls
+from blockmig.cli.operations import report, run_operation
+from blockmig.cli.serving import Serve
+from blockmig.runtime import Runtime
+from blockmig.syscalls import SystemCalls
 
 class Corrupting(SystemCalls):
     count = 0
@@ -55,10 +57,9 @@ class Corrupting(SystemCalls):
             data[len(data) // 2] ^= 1
         return os.pwrite(descriptor, data, offset)
 
-options = BlockmigOptions()
-options.parseOptions(sys.argv[1:])
-begin_logging(options.subOptions, write_to(2))
-operation = Serve(options.subOptions, reactor, system=Corrupting())
+_, options = parse(sys.argv[1:])
+begin_logging(options, write_to(2))
+operation = Serve(options, replace(Runtime.of(reactor), system=Corrupting()))
 raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 """
 

@@ -26,7 +26,15 @@ from pathlib import Path
 
 import pytest
 
-from blockmig.migration import Kind, Standing, Verdict, judge, judge_pair, look, look_steadily
+from blockmig.migration.records.files import Kind
+from blockmig.migration.records.verdict import (
+    Standing,
+    Verdict,
+    judge,
+    judge_pair,
+    look,
+    look_steadily,
+)
 from tests.support.processes import BLOCKMIG, FULL
 
 MIB = 1 << 20

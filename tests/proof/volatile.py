@@ -33,7 +33,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 
 DIED: Final = 77
 """The exit status of a process that was struck."""

@@ -9,9 +9,16 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from blockmig.migration.records import Kind, Phase, Record, Records, Side, this_host
-from blockmig.storage.disk import identify
-from blockmig.storage.system import SYSTEM
+from blockmig.migration.records.files import (
+    Kind,
+    Phase,
+    Record,
+    Records,
+    Side,
+    this_host,
+)
+from blockmig.storage import identify
+from blockmig.syscalls import SYSTEM
 
 from . import wire
 from .disks import MIB, digest, loop_device, sparse_image

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 
 STATUS = 86
 
@@ -43,18 +44,20 @@ def main() -> None:
     call, suffix, number, when, *arguments = sys.argv[1:]
     from twisted.internet import reactor
 
-    from blockmig.cli.main import run_operation
-    from blockmig.cli.operations import Receive, Send, report
-    from blockmig.cli.options import BlockmigOptions, SendOptions
+    from blockmig.cli.commands import parse
+    from blockmig.cli.operations import report, run_operation
     from blockmig.cli.progress import NoDisplay
+    from blockmig.cli.receiving import Receive
+    from blockmig.cli.sending import Send
+    from blockmig.runtime import Runtime
 
-    options = BlockmigOptions()
-    options.parseOptions(arguments)
+    command, options = parse(arguments)
     system = DyingCalls(call, suffix, int(number), when)
-    if isinstance(options.subOptions, SendOptions):
-        operation = Send(options.subOptions, reactor, NoDisplay(), system=system)
+    runtime = replace(Runtime.of(reactor), system=system)
+    if command.name == "send":
+        operation = Send(options, runtime, NoDisplay())
     else:
-        operation = Receive(options.subOptions, reactor, system=system)
+        operation = Receive(options, runtime)
     raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 
 

@@ -15,8 +15,12 @@ from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 
-from blockmig.migration import Receiver, Sender
-from blockmig.storage import FileDisk, SystemCalls
+from blockmig.client import Destination
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.source.sender import Sender
+from blockmig.storage import FileDisk
+from blockmig.syscalls import SystemCalls
+from tests.support.made import made
 
 
 class CountingCalls(SystemCalls):
@@ -67,7 +71,7 @@ async def receiving(
     """A receiver, and the port that it listens at."""
     calls = system or SystemCalls()
     disk = FileDisk(str(path), size=size, system=calls)
-    receiver = Receiver(disk=disk, migrations=1, system=calls, **options)
+    receiver = made(Receiver, disk=disk, migrations=1, system=calls, **options)
     endpoint = serverFromString(reactor, listen) if isinstance(listen, str) else listen
     port = await endpoint.listen(receiver.factory())
     try:
@@ -95,7 +99,7 @@ async def sending(
     endpoint = clientFromString(reactor, to) if isinstance(to, str) else to
     options.setdefault("retry_policy", lambda failures: 0.01)
     disk = FileDisk(str(path), writable=False, system=calls)
-    sender = Sender(disk, endpoint, system=calls, **options)
+    sender = made(Sender, disk, Destination(endpoint), system=calls, **options)
     try:
         yield sender
     finally:

@@ -681,13 +681,13 @@ class Mirrored:
 
 PAUSE = 0.1
 _QUICK = f"""
-from blockmig.migration import sender
+from blockmig.migration.source import sender
 sender.backoffPolicy = lambda: lambda failures: {PAUSE}
 """
 _THREADS = """
 import os, random, threading, time
 from blockmig.server.pace import Pace
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 
 Pace.slow_until = property(lambda pace: float("inf"), lambda pace, value: None)
 """

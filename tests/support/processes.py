@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockmig.storage.disk import default_state_directory
+from blockmig.storage import default_state_directory
 
 from . import REPOSITORY
 

@@ -19,10 +19,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 from twisted.logger import formatEvent, globalLogPublisher
 
+from blockmig.client import Destination
 from blockmig.nbd import parse_uri
+from blockmig.runtime import Runtime
 from blockmig.server import Relay, Server
 from blockmig.storage import FileDisk
-from blockmig.transport import client_endpoint, listen, listening_uri, server_endpoint
+from blockmig.transport import (
+    client_endpoint,
+    listen,
+    listening_uri,
+    server_endpoint,
+)
 
 
 def say(event: str, **more: Any) -> None:
@@ -51,7 +58,13 @@ async def main(path: str, socket: str, target: str, *options: str) -> None:
 
     def relay() -> None:
         way = client_endpoint(reactor, uri)
-        server.relay(Relay(way, uri.export, receiver_export=named.get("receiver"), reactor=reactor))
+        server.relay(
+            Relay(
+                Destination(way, uri.export),
+                receiver_export=named.get("receiver"),
+                runtime=Runtime.of(reactor),
+            )
+        )
         say(server.state)
 
     for number, act in (

@@ -18,7 +18,9 @@ from zope.interface import implementer
 from blockmig.interfaces import Extent, IDisk, Probe
 from blockmig.nbd import Command, CommandFlag
 from blockmig.server import Pace, Server
-from blockmig.storage import PROBE_SIZE, SystemCalls
+from blockmig.storage import PROBE_SIZE
+from blockmig.syscalls import SystemCalls
+from tests.support.made import made
 
 from .support import ADDRESS, MemoryDisk, Threads, in_thread, request_bytes
 
@@ -588,7 +590,8 @@ class Place:
         self.kernel = Kernel(disk)
         self.seconds = Seconds()
         self.threads = Threads() if threads else None
-        self.server = Server(
+        self.server = made(
+            Server,
             disk,
             reactor=self.clock,
             in_thread=self.threads or in_thread,

@@ -19,8 +19,14 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from blockmig.interfaces import Extent, IDisk, IRecordedDisk, IUnlinkableDisk, Probe
-from blockmig.migration.page import PAGE_SIZE, Page, Stage, decode_page
+from blockmig.interfaces import (
+    Extent,
+    IDisk,
+    IRecordedDisk,
+    IUnlinkableDisk,
+    Probe,
+)
+from blockmig.migration.handoff.message import PAGE_SIZE, Page, Stage, decode_page
 from blockmig.nbd import (
     Aborted,
     ClientHandshake,
@@ -30,7 +36,8 @@ from blockmig.nbd import (
     Payload,
     Reply,
 )
-from blockmig.storage import PROBE_SIZE, SystemCalls
+from blockmig.storage import PROBE_SIZE
+from blockmig.syscalls import SystemCalls
 
 ONE, TWO = (f"7d0b2d5c-9f5e-4d57-8c77-00000000000{number}" for number in (1, 2))
 """Two migrations."""

@@ -13,7 +13,8 @@ from blockmig.interfaces import Extent
 from blockmig.nbd import STATE_HOLE, STATE_ZERO
 from blockmig.server import DiskAccess, Pace
 from blockmig.server.access import SHORTEST_HOLE
-from blockmig.storage import NO_WAIT, PROBE_SIZE
+from blockmig.storage import PROBE_SIZE
+from blockmig.syscalls import NO_WAIT
 
 from .served import Kernel, Seconds, ServedDisk, eio, pattern
 from .support import Threads, in_thread

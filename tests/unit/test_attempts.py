@@ -8,10 +8,12 @@ import os
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import ExitStatus, GaveUp, LocalFailure, Receiver, Refused, Unconfirmed
-from blockmig.migration.page import PAGE_SIZE, Stage, fingerprint
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
+from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import PAGE_SIZE, Stage, fingerprint
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
 from blockmig.nbd import Command, CommandFlag, Errno
+from tests.support.made import made
 
 from .support import (
     ADDRESS,
@@ -47,7 +49,7 @@ class Case(SynchronousTestCase):
     def make(self, thread=in_thread, **keywords):
         keywords = {"system": self.system, **keywords}
         keywords.setdefault("overwrite", True)
-        self.receiver = Receiver(self.disk, reactor=self.clock, in_thread=thread, **keywords)
+        self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
 
     def threads(self):

@@ -18,9 +18,11 @@ from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.status import as_text, duration, human
-from blockmig.control import ControlError, ControlRefused, open_control, place, server
+from blockmig.cli.status import as_text
+from blockmig.cli.values import duration, human
+from blockmig.control import ControlError, ControlRefused, place, server
 from blockmig.control.place import Busy, claim
+from blockmig.control.server import open_control
 from blockmig.control.web import MAXIMUM_BODY, ControlFactory
 
 

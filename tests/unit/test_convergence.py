@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.convergence import Convergence, Next
+from blockmig.migration.mirror.convergence import Convergence, Next
 
 MB = 1_000_000
 MIB = 1 << 20

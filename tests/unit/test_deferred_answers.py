@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, CommandFlag, Errno, Export, TransmissionFlag
+from blockmig.runtime import Runtime
 from blockmig.server import ConnectionSettings, ServerConnection
 
 from .support import ADDRESS, Client, MemoryDisk, in_thread, request_bytes
@@ -73,10 +74,9 @@ class Case(SynchronousTestCase):
         self.handler = Handler()
         self.disk = self.handler.disk
         settings = ConnectionSettings(
-            reactor=self.clock,
-            in_thread=in_thread,
             lookup=lambda name: self.handler,
             names=lambda: [""],
+            runtime=Runtime(self.clock, in_thread),
         )
         self.connection = ServerConnection(settings, ADDRESS)
         self.client = Client(self.clock, self.connection)

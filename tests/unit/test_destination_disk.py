@@ -7,9 +7,9 @@ import os
 
 from zope.interface import implementer
 
+from blockmig.errors import GaveUp, LocalFailure, Refused
 from blockmig.interfaces import IRecordedDisk, IWatchedDisk
-from blockmig.migration import GaveUp, LocalFailure, Refused
-from blockmig.migration.records import Kind, Phase, Records
+from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.nbd import Command, Errno
 from blockmig.storage import DiskChanged
 
@@ -133,6 +133,17 @@ class DataTests(AttemptsCase):
         self.make(overwrite=True)
         self.successResultOf(self.receiver.check())
         self.assertEqual(0, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
+
+    def test_nothing_is_asked_of_a_disk_that_may_be_overwritten(self):
+        self.make(overwrite=True)
+        self.claimed()
+
+        def asked():
+            raise AssertionError("whose copy it is does not matter")
+
+        self.disk.identity = asked
+        self.make(overwrite=True)
+        self.successResultOf(self.receiver.check())
 
     def test_an_unfinished_copy_goes_on(self):
         for identity in ("", self.disk.identity()):

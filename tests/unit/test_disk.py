@@ -13,17 +13,17 @@ from types import SimpleNamespace
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig import syscalls as kernel
 from blockmig.storage import (
     BlockDisk,
     DiskRefused,
     FileDisk,
     NotDurable,
-    SystemCalls,
     deletable,
     open_disk,
+    record_paths,
 )
-from blockmig.storage import disk as module
-from blockmig.storage import system as kernel
+from blockmig.syscalls import SystemCalls
 
 MIB = 1 << 20
 
@@ -443,7 +443,7 @@ class StateDirectoryTests(Case):
 
     def setUp(self):
         self.patch(BlockDisk, "_check_kind", lambda self, mode: None)
-        self.patch(module, "_is_device", lambda path: True)
+        self.patch(record_paths, "is_device", lambda path: True)
         self.base = os.path.realpath(self.mktemp())
 
     def open(self, **keywords):

@@ -16,16 +16,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from blockmig.cli import tap
-from blockmig.migration import (
-    ExitStatus,
-    GaveUp,
-    LocalFailure,
-    Receiver,
-    Sender,
-    Summary,
-    Unconfirmed,
-)
-from blockmig.migration.page import Stage
+from blockmig.client import Destination
+from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import Stage
+from blockmig.migration.policy import Overrides
+from blockmig.migration.source.sender import Sender
 from blockmig.nbd import (
     Command,
     Errno,
@@ -35,7 +31,9 @@ from blockmig.nbd import (
     TransmissionFlag,
     oldstyle_hello,
 )
+from blockmig.runtime import Runtime
 from blockmig.storage import DiskRefused, NotDurable
+from tests.support.made import made
 
 from .support import (
     ADDRESS,
@@ -64,7 +62,7 @@ class ReceiverCase(SynchronousTestCase):
 
     def make(self, thread=in_thread, **keywords):
         keywords.setdefault("overwrite", True)
-        self.receiver = Receiver(self.disk, reactor=self.clock, in_thread=thread, **keywords)
+        self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
         return self.client()
 
@@ -358,8 +356,13 @@ class ToldTests(SynchronousTestCase):
 
     def send(self, **keywords):
         keywords.setdefault("overwrite", True)
-        self.sender = Sender(
-            self.disk, self.endpoint, reactor=self.reactor, in_thread=in_thread, **keywords
+        self.sender = made(
+            Sender,
+            self.disk,
+            Destination(self.endpoint),
+            reactor=self.reactor,
+            in_thread=in_thread,
+            **keywords,
         )
         self.outcome = self.sender.run()
         flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH
@@ -451,7 +454,7 @@ class ToldTests(SynchronousTestCase):
             self.reply_to_flush()
             self.next_request()
             self.next_request()
-            with mock.patch("blockmig.migration.sender.unacknowledged", lambda _, n=count: n):
+            with mock.patch("blockmig.client.connection.unacknowledged", lambda _, n=count: n):
                 self.peer.close()
                 self.check(True, kind)
 
@@ -472,7 +475,9 @@ class OtherTransportTests(SynchronousTestCase):
         clock = Clock()
         disk = UnlinkableDisk(DATA)
         target = MemoryDisk(b"o" * SIZE)
-        receiver = Receiver(target, overwrite=True, reactor=clock, in_thread=in_thread)
+        receiver = Receiver(
+            target, overrides=Overrides(overwrite=True), runtime=Runtime(clock, in_thread)
+        )
         receiver.complete().addErrback(lambda _: None)
         if not lists:
             make_plain(receiver)
@@ -484,7 +489,11 @@ class OtherTransportTests(SynchronousTestCase):
 
         endpoint = MemoryEndpoint(clock, build)
         sender = Sender(
-            disk, endpoint, unlink=True, overwrite=True, reactor=clock, in_thread=in_thread
+            disk,
+            Destination(endpoint),
+            unlink=True,
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(clock, in_thread),
         )
         outcome = sender.run()
         endpoint.pump()
@@ -509,10 +518,14 @@ class RetireTests(SynchronousTestCase):
         disk = UnlinkableDisk(DATA)
         disk.fail["unlink"] = error
         self.target = MemoryDisk(b"o" * SIZE)
-        receiver = Receiver(self.target, overwrite=True, reactor=clock, in_thread=in_thread)
+        receiver = Receiver(
+            self.target, overrides=Overrides(overwrite=True), runtime=Runtime(clock, in_thread)
+        )
         self.arrived = receiver.complete()
         endpoint = MemoryEndpoint(clock, lambda: receiver.factory().buildProtocol(ADDRESS))
-        outcome = Sender(disk, endpoint, unlink=True, reactor=clock, in_thread=in_thread).run()
+        outcome = Sender(
+            disk, Destination(endpoint), unlink=True, runtime=Runtime(clock, in_thread)
+        ).run()
         endpoint.pump()
         self.assertNoResult(self.arrived)
         self.assertEqual(DATA, bytes(self.target.data))
@@ -523,7 +536,7 @@ class RetireTests(SynchronousTestCase):
         return outcome
 
     def stage(self):
-        return self.receiver._core.page().phase
+        return self.receiver._migration.standing.page().phase
 
     def test_deleted_but_not_durably(self):
         outcome = self.send(NotDurable("it is deleted, but its directory could not be synced: EIO"))

@@ -13,10 +13,20 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import ExitStatus, Finisher, Receiver, SourceFound, Summary, Unconfirmed
-from blockmig.migration.page import PAGE_SIZE, Page, Stage, decode_page, fingerprint
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
-from blockmig.migration.source_record import SourceRecord
+from blockmig.client import Destination
+from blockmig.errors import ExitStatus, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import (
+    PAGE_SIZE,
+    Page,
+    Stage,
+    decode_page,
+    fingerprint,
+)
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.permitted import SourceFound
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
 from blockmig.nbd import (
     Command,
     EndOfPayload,
@@ -28,6 +38,8 @@ from blockmig.nbd import (
     ServerTransmission,
     TransmissionFlag,
 )
+from blockmig.runtime import Runtime
+from tests.support.made import made
 
 from .support import ADDRESS, ONE, TWO, MemoryEndpoint, RecordedDisk, Story, in_thread
 
@@ -151,9 +163,10 @@ class Case(SynchronousTestCase):
         return SourceRecord.finishing(self.records, SourceFound(record, True))
 
     def finish(self, told=False, record=None, **keywords):
-        self.finisher = Finisher(
+        self.finisher = made(
+            Finisher,
             self.source(told, **(record or {})),
-            self.endpoint,
+            Destination(self.endpoint),
             reactor=self.clock,
             in_thread=in_thread,
             **keywords,
@@ -196,7 +209,7 @@ class ReceiverTests(Case):
         self.target = Records(disk.path)
         record = RECORD.but(phase=Phase(phase), **changes)
         self.target.write(Kind.INCOMPLETE, record)
-        self.receiver = Receiver(disk, reactor=self.clock, in_thread=in_thread)
+        self.receiver = Receiver(disk, runtime=Runtime(self.clock, in_thread))
         self.arrived = self.receiver.complete()
         self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
 
@@ -259,7 +272,7 @@ class ReceiverTests(Case):
         ):
             self.setUp()
             disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
-            self.receiver = Receiver(disk, reactor=self.clock, in_thread=in_thread)
+            self.receiver = Receiver(disk, runtime=Runtime(self.clock, in_thread))
             self.arrived = self.receiver.complete()
             self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
             self.finish(told, {"destination": Side(host, disk.path, URI), "token": token})
@@ -529,7 +542,7 @@ class StopTests(Case):
         for messages in range(30):
             self.setUp()
             self.finisher = Finisher(
-                self.source(), self.endpoint, reactor=self.clock, in_thread=in_thread
+                self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
             )
             self.outcome = self.finisher.run()
             for _ in range(messages):
@@ -546,7 +559,9 @@ class StopTests(Case):
         self.fail("it has no end")
 
     def test_before_it_began(self):
-        finisher = Finisher(self.source(), self.endpoint, reactor=self.clock, in_thread=in_thread)
+        finisher = Finisher(
+            self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
         finisher.stop()
 
 
@@ -565,7 +580,9 @@ class SettleTests(Case):
 
         source = self.source()
         self.system.fsync = broken
-        self.finisher = Finisher(source, self.endpoint, reactor=self.clock, in_thread=in_thread)
+        self.finisher = Finisher(
+            source, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
         self.outcome = self.finisher.run()
         self.endpoint.pump()
         self.unconfirmed("broken")
@@ -585,7 +602,9 @@ class RecordFailureTests(Case):
         leave both sides unfinished."""
         source = self.source()
         self.system.fail["MIGRATING copied told"] = OSError(errno.ENOSPC, "full")
-        self.finisher = Finisher(source, self.endpoint, reactor=self.clock, in_thread=in_thread)
+        self.finisher = Finisher(
+            source, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
         self.outcome = self.finisher.run()
         self.endpoint.pump()
         self.assertIn("M DISC", self.script.events)

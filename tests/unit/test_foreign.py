@@ -7,8 +7,8 @@ import random
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import GaveUp, Refused
-from blockmig.migration.foreign import NotBlank, check_blank
+from blockmig.errors import GaveUp, Refused
+from blockmig.migration.source.foreign import NotBlank, check_blank
 from blockmig.nbd import Command, Errno, Export, ServerHandshake
 from blockmig.storage import sampled_places
 

@@ -8,10 +8,14 @@ from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import Refused
-from blockmig.migration.found import SourceFound, destination_record, source_found
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
-from blockmig.storage import SystemCalls
+from blockmig.errors import Refused
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.permitted import (
+    SourceFound,
+    destination_record,
+    source_found,
+)
+from blockmig.syscalls import SystemCalls
 
 from .support import ONE, TWO, RecordedDisk
 

@@ -7,7 +7,7 @@ import itertools
 from automat import NoTransition
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.handoff import make_handoff
+from blockmig.migration.source.machine import make_handoff
 
 
 class Actions:
@@ -34,6 +34,7 @@ INPUTS = {
     "recorded": (),
     "retired": (),
     "told": (),
+    "changed": (OSError(5, "written to"),),
     "step_failed": (OSError(5, "broken"),),
     "closed": (),
     "dropped": ("why",),
@@ -57,12 +58,14 @@ TABLE = {
     "recording": {
         "recorded": ("retiring", "retire"),
         "released": ("recording, in use", None),
+        "changed": ("ended", "failed"),
         "step_failed": ("ended", "failed"),
         "closed": ("recording, alone", None),
         "dropped": ("recording, alone", None),
     },
     "recording, in use": {
-        "recorded": ("copying", "copy_on"),
+        "recorded": ("copying", "copy_on_from_whole"),
+        "changed": ("copying", "copy_on_from_whole"),
         "step_failed": ("ended", "failed"),
         "closed": ("recording, alone", None),
         "dropped": ("recording, alone", None),
@@ -70,6 +73,7 @@ TABLE = {
     "recording, alone": {
         "recorded": ("ended", "restart"),
         "released": ("recording, alone", None),
+        "changed": ("ended", "restart_changed"),
         "step_failed": ("ended", "failed"),
         "closed": ("recording, alone", None),
         "dropped": ("recording, alone", None),
@@ -120,7 +124,7 @@ PATHS = {
     "checking": _ORDER[:7],
     "ended": ["dropped"],
 }
-ENDS = {"done", "restart", "failed", "finish"}
+ENDS = {"done", "restart", "restart_changed", "failed", "finish"}
 
 
 def put(machine, name):
@@ -188,7 +192,7 @@ class HandoffTests(SynchronousTestCase):
         turns = ["flush", "confirm", "record"]
         step = 0
         for action in done:
-            if action == "copy_on":
+            if action in ("copy_on", "copy_on_from_whole"):
                 self.assertGreater(step, 0, (sequence, done))
                 step = 0
             elif action in turns:
@@ -196,7 +200,7 @@ class HandoffTests(SynchronousTestCase):
                 step += 1
             elif action == "retire":
                 self.assertEqual(len(turns), step, (sequence, done))
-        again = ("copy_on", *turns)
+        again = ("copy_on", "copy_on_from_whole", *turns)
         once = [action for action in done if action not in again]
         self.assertEqual(len(set(once)), len(once), sequence)
         if "retire" in done:
@@ -264,8 +268,8 @@ class HandoffTests(SynchronousTestCase):
                     put(machine, name)
                 self.assertEqual("record", done[-1])
                 self.assertRaises(NoTransition, put, machine, "covered")
-                put(machine, "recorded")
-                self.assertEqual("copy_on", done[-1])
+                put(machine, "changed" if rounds == 2 else "recorded")
+                self.assertEqual("copy_on_from_whole", done[-1])
             self.assertNotIn("retire", done)
             self.assertRaises(NoTransition, put, machine, "recorded")
             for name in _ORDER[:4]:
@@ -276,12 +280,17 @@ class HandoffTests(SynchronousTestCase):
     def test_lost_while_it_is_recorded_and_in_use_again(self):
         """In either order: the attempt ends once the record is there, or has failed."""
         for first, second in itertools.permutations(("released", "dropped")):
-            for name, end in (("recorded", "restart"), ("step_failed", "failed")):
+            for name, end in (
+                ("recorded", "restart"),
+                ("changed", "restart_changed"),
+                ("step_failed", "failed"),
+            ):
                 machine, done = self.make([*_ORDER[:3], first, second])
                 self.assertEqual("record", done[-1])
                 put(machine, name)
                 self.assertEqual(end, done[-1])
                 self.assertNotIn("copy_on", done)
+                self.assertNotIn("copy_on_from_whole", done)
 
     def test_too_late_to_be_in_use_again(self):
         """From the instant of retiring on clients are not released without an end of it."""

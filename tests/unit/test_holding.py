@@ -6,13 +6,16 @@ import contextlib
 import itertools
 import random
 import socket
+import struct
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command
+from blockmig.runtime import Runtime
 from blockmig.server import Pace, Server, Throttle
 from blockmig.storage import GRAIN, DirtyMap, FileDisk
 
@@ -488,6 +491,56 @@ class HandOverTests(Case):
         self.assertEqual({}, peer.replies.done)
 
 
+class Taken:
+    """Whoever takes a connection over, and writes down what there was to be answered."""
+
+    def __init__(self):
+        self.unanswered = None
+
+    def begin(self, unanswered):
+        self.unanswered = unanswered
+
+    def lost(self, reason):
+        pass
+
+
+class Admitting:
+    """A throttle that lets nobody go on before it is told to."""
+
+    rate = 1.0
+
+    def __init__(self):
+        self.waiting = Deferred()
+
+    def turn(self):
+        return self.waiting
+
+    def lift(self):
+        self.waiting.callback(None)
+
+
+class TakenOverTests(Case):
+    threads = False
+
+    def test_what_was_handed_on_in_the_middle_of_it_is_not_acted_on_here(self):
+        """It would be done twice."""
+        peer, taken = self.peer(), Taken()
+        client = peer.connection
+        throttle = self.server.changes.throttle = Admitting()
+        first = request_bytes(WRITE, 0, 512, cookie=1) + b"a" * 512
+        peer.give(first + request_bytes(ZEROES, 4096, 4096, cookie=2))
+        idle = client.hold()
+        client.release()
+        idle.addCallback(lambda _: client.pass_on(taken))
+        before = self.data(4096, 4096)
+        self.server.changes.throttle = None
+        throttle.waiting.callback(None)
+        handed_on = b"".join(bytes(item) for item in taken.unanswered)
+        self.assertIn(request_bytes(ZEROES, 4096, 4096, cookie=2), handed_on)
+        self.assertEqual(before, self.data(4096, 4096), "it is the other server's to do")
+        self.assertEqual(0, peer.transport.out.count(struct.pack("!Q", 2)), "nor answered here")
+
+
 class ChangesTests(Case):
     """Every way in which the disk comes to be changed, told of before, and behind threads again."""
 
@@ -715,11 +768,7 @@ class MovedTests(SynchronousTestCase):
         self.calls = Calls(script)
         self.reactor = FakeReactor()
         self.server = Server(
-            self.disk,
-            reactor=self.reactor,
-            in_thread=in_thread,
-            pace=Pace(Seconds()),
-            system=self.calls,
+            self.disk, pace=Pace(Seconds()), runtime=Runtime(self.reactor, in_thread, self.calls)
         )
         ours, self.theirs = socket.socketpair()
         self.addCleanup(ours.close)

@@ -10,9 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import Refused, refuse_in_use
+from blockmig.errors import Refused
 from blockmig.migration import in_use as module
-from blockmig.storage import SystemCalls, User
+from blockmig.migration.in_use import refuse_in_use
+from blockmig.runtime import Runtime
+from blockmig.storage import User
+from blockmig.syscalls import SystemCalls
 
 from .support import in_thread
 
@@ -67,9 +70,7 @@ class Case(SynchronousTestCase):
             Disk(descriptor, writable),
             self.path,
             readers=readers,
-            reactor=self.clock,
-            in_thread=in_thread,
-            system=self.system,
+            runtime=Runtime(self.clock, in_thread, self.system),
         )
         return Deferred.fromCoroutine(looking)
 
@@ -136,6 +137,9 @@ class Case(SynchronousTestCase):
 
     def test_a_file_that_was_only_just_made_is_nobodys(self):
         looking = refuse_in_use(
-            Disk(None, True), self.path, readers=True, reactor=self.clock, system=Leases(1)
+            Disk(None, True),
+            self.path,
+            readers=True,
+            runtime=Runtime(self.clock, in_thread, Leases(1)),
         )
         self.successResultOf(Deferred.fromCoroutine(looking))

@@ -12,11 +12,14 @@ from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from blockmig.interfaces import IPayloadReceiver
-from blockmig.migration import LocalFailure, Receiver
+from blockmig.errors import LocalFailure
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.policy import Overrides
 from blockmig.nbd import Command, ServerTransmission
-from blockmig.storage import FileDisk, SystemCalls
-from blockmig.transport import FileRegion, PayloadReader
+from blockmig.runtime import Runtime
+from blockmig.storage import FileDisk
+from blockmig.syscalls import SystemCalls
+from blockmig.transport import FileRegion, IPayloadReceiver, PayloadReader
 
 from .support import ADDRESS, FakeReactor, MemoryDisk, SocketTransport, in_thread, request_bytes
 
@@ -299,10 +302,8 @@ class ReceiverTests(Case):
         self.reactor = FakeReactor()
         self.receiver = Receiver(
             disk or self.disk,
-            overwrite=True,
-            reactor=self.reactor,
-            in_thread=in_thread,
-            system=self.calls,
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.reactor, in_thread, self.calls),
         )
         self.outcome = self.receiver.complete()
         self.make_for(self.receiver.factory().buildProtocol(ADDRESS))

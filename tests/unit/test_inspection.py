@@ -8,20 +8,20 @@ from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import (
-    LocalFailure,
-    Refused,
+from blockmig.errors import LocalFailure, Refused
+from blockmig.migration.records.accept import accept
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.verdict import (
+    Found,
     Standing,
-    accept,
     changing,
     judge,
     judge_pair,
     look,
     look_steadily,
 )
-from blockmig.migration.inspection import Found
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
-from blockmig.storage import DiskRefused, FileDisk, SystemCalls
+from blockmig.storage import DiskRefused, FileDisk
+from blockmig.syscalls import SystemCalls
 
 from .support import ONE, TWO, Story
 

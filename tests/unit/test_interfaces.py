@@ -20,22 +20,22 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from blockmig.cli.logs import LineObserver
-from blockmig.cli.options import TapOptions
 from blockmig.cli.tap import OperationService
-from blockmig.interfaces import (
-    IDisk,
-    IExportHandler,
-    IPayloadReceiver,
-    IRecordedDisk,
-    IUnlinkableDisk,
-)
-from blockmig.migration import Receiver, Sender
-from blockmig.migration.client import SmallClient
-from blockmig.migration.receiver import _MigrationExport, _SideExport
-from blockmig.migration.sender import SenderProtocol, _AttemptFactory
-from blockmig.server import ServerConnection
+from blockmig.cli.tap import Options as TapOptions
+from blockmig.client import ClientConnection, ClientFactory, Destination
+from blockmig.interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
+from blockmig.migration.destination.export import MigrationExport
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.destination.side_export import SideExport
+from blockmig.migration.source.attempt import Opening
+from blockmig.migration.source.sender import Sender
+from blockmig.runtime import Runtime
+from blockmig.server import IExportHandler, ServerConnection
+from blockmig.server.forwarding import Forwarding
+from blockmig.server.session import Session
 from blockmig.storage import BlockDisk, FileDisk
-from blockmig.transport import PayloadReader, RegionProducer
+from blockmig.syscalls import SYSTEM
+from blockmig.transport import IPayloadReceiver, PayloadReader, RegionProducer
 from blockmig.transport.outgoing import _PlainFeed, _PushFeed
 from twisted.plugins.blockmig_plugin import blockmig as plugin
 
@@ -45,30 +45,34 @@ from .support import ADDRESS, MemoryDisk, UnlinkableDisk, in_thread
 class InterfaceTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.receiver = Receiver(MemoryDisk(b"x"), reactor=self.clock, in_thread=in_thread)
-        self.sender = Sender(MemoryDisk(b"x"), None, reactor=self.clock, in_thread=in_thread)
+        self.receiver = Receiver(MemoryDisk(b"x"), runtime=Runtime(self.clock, in_thread))
+        self.sender = Sender(
+            MemoryDisk(b"x"), Destination(None), runtime=Runtime(self.clock, in_thread)
+        )
 
     def test_protocols(self):
         connection = self.receiver.factory().buildProtocol(ADDRESS)
         self.assertIsInstance(connection, ServerConnection)
         self.assertTrue(verifyObject(IProtocol, connection))
-        self.assertTrue(verifyObject(IPayloadReceiver, connection))
-        self.assertTrue(verifyClass(IPayloadReceiver, ServerConnection))
-        self.assertTrue(verifyObject(IProtocol, SenderProtocol(self.sender)))
+        connection.makeConnection(StringTransport())
+        self.assertTrue(verifyObject(IPayloadReceiver, connection._phase))
+        self.assertTrue(verifyClass(IPayloadReceiver, Session))
+        self.assertTrue(verifyClass(IPayloadReceiver, Forwarding))
+        self.assertTrue(verifyObject(IProtocol, Opening(self.sender._given, None).connection))
 
     def test_factories(self):
         self.assertTrue(verifyObject(IProtocolFactory, self.receiver.factory()))
-        self.assertTrue(verifyObject(IProtocolFactory, _AttemptFactory(self.sender)))
+        self.assertTrue(verifyObject(IProtocolFactory, ClientFactory(None)))
 
     def test_producers(self):
-        producer = RegionProducer(StringTransport(), lambda error: None)
+        producer = RegionProducer(StringTransport(), lambda error: None, system=SYSTEM)
         self.assertTrue(verifyObject(IPushProducer, producer))
         self.assertTrue(verifyClass(IPushProducer, RegionProducer))
         self.assertTrue(verifyObject(IPullProducer, _PlainFeed(producer)))
         self.assertTrue(verifyObject(IPushProducer, _PushFeed(producer)))
 
     def test_reader(self):
-        reader = PayloadReader(self.clock, StringTransport(), None, 28)
+        reader = PayloadReader(self.clock, StringTransport(), None, 28, SYSTEM)
         self.assertTrue(verifyObject(IReadDescriptor, reader))
         self.assertTrue(verifyClass(IReadDescriptor, PayloadReader))
 
@@ -91,14 +95,16 @@ class InterfaceTests(SynchronousTestCase):
 
     def test_handler(self):
         handler = self.receiver.factory()._settings.lookup("")
-        self.assertIsInstance(handler, _MigrationExport)
+        self.assertIsInstance(handler, MigrationExport)
         self.assertTrue(verifyObject(IExportHandler, handler))
         side = self.receiver.factory()._settings.lookup(".handoff")
-        self.assertIsInstance(side, _SideExport)
+        self.assertIsInstance(side, SideExport)
         self.assertTrue(verifyObject(IExportHandler, side))
 
     def test_clients(self):
-        self.assertTrue(verifyObject(IProtocol, SmallClient(self.clock, "")))
+        self.assertTrue(
+            verifyObject(IProtocol, ClientConnection(None, None, self.sender._given.runtime))
+        )
 
     def test_twistd(self):
         self.assertTrue(verifyObject(IServiceMaker, plugin))

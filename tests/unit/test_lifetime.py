@@ -10,6 +10,8 @@ from blockmig.server.lifetime import make_lifetime
 
 INPUTS = ("finish", "disconnect", "drain", "settle", "pass_on", "close", "abort", "lose")
 
+ARGUMENTS = {"pass_on": (None,)}
+
 NAMES = ("tell_disconnected", "tell_gone", "begin_passing", "close_transport", "abort_transport")
 
 
@@ -21,17 +23,23 @@ class Core:
         self.draining = False
         self.told = []
 
+    def refuse(self):
+        self.draining = True
+
+    def ignore(self):
+        self.reading = False
+
     def __getattr__(self, name):
         if name not in NAMES:
             raise AttributeError(name)
-        return lambda: self.told.append(name.replace("_transport", "").replace("tell_", ""))
+        return lambda *_: self.told.append(name.replace("_transport", "").replace("tell_", ""))
 
 
 def run(*inputs):
     core = Core()
     machine = make_lifetime(core)
     for name in inputs:
-        getattr(machine, name)()
+        getattr(machine, name)(*ARGUMENTS.get(name, ()))
     return core
 
 

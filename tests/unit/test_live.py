@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.live import Converge, LivePasses, Stage
+from blockmig.migration.mirror.pre_copy import Converge, LivePasses, Stage
 from blockmig.server import Changes, Pace
 from blockmig.storage import GRAIN, Piece
 

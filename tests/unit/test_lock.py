@@ -9,8 +9,8 @@ import struct
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage import SystemCalls
 from blockmig.storage.lock import InUse, lock_disk
+from blockmig.syscalls import SystemCalls
 
 SYSTEM = SystemCalls()
 FLOCK = struct.Struct("hhqqi4x")

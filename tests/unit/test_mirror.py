@@ -10,25 +10,28 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.interfaces import Extent
-from blockmig.migration import (
-    Converge,
+from blockmig.client import Destination
+from blockmig.errors import (
     GaveUp,
     LocalFailure,
     MigrationError,
-    Mirror,
-    Receiver,
     Refused,
     Summary,
-    TakesOver,
     Unconfirmed,
-    sender,
 )
-from blockmig.migration.records import Kind, Phase, Records
+from blockmig.interfaces import Extent
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.mirror.mirror import Mirror
+from blockmig.migration.mirror.pre_copy import Converge
+from blockmig.migration.policy import Overrides
+from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.source import sender
 from blockmig.nbd import Command
+from blockmig.runtime import Runtime
 from blockmig.server import Pace, Server
 from blockmig.storage import DiskChanged
 from blockmig.testing import Direction, MemoryNetwork, connect_client
+from tests.support.made import made
 
 from .support import MemoryDisk, RecordedDisk, RecordedSource, Story, Threads, in_thread, make_plain
 
@@ -105,7 +108,7 @@ class Case(SynchronousTestCase):
             os.mkdir(os.path.dirname(disk.path))
         self.events = []
         self.systems = [Story(self.teller(name)) for name in ("src", "dst")]
-        self.server = Server(self.source, reactor=self.clock, in_thread=in_thread, pace=Pace())
+        self.server = Server(self.source, pace=Pace(), runtime=Runtime(self.clock, in_thread))
         self.port = self.network.listen("server", self.server.factory())
         self.stopped = self.server.complete()
         self.receive()
@@ -117,10 +120,8 @@ class Case(SynchronousTestCase):
     def receive(self):
         self.receiver = Receiver(
             self.target,
-            overwrite=True,
-            reactor=self.clock,
-            in_thread=in_thread,
-            system=self.systems[1],
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, self.systems[1]),
         )
         self.arrived = self.receiver.complete()
         self.arrived.addErrback(lambda failure: failure.trap(MigrationError) and failure)
@@ -132,12 +133,13 @@ class Case(SynchronousTestCase):
             "in_thread": in_thread,
             "unlink": self.unlink,
             "overwrite": True,
+            "reply_timeout": 60.0,
             **keywords,
         }
-        self.current = Mirror(
+        self.current = made(
+            Mirror,
             self.server,
-            self.network.client_endpoint("receiver"),
-            destination="nbd://there/",
+            Destination(self.network.client_endpoint("receiver"), uri="nbd://there/"),
             retry_policy=lambda failures: 1.0,
             system=self.systems[0],
             **keywords,
@@ -339,7 +341,7 @@ class DoneTests(Case):
     def test_a_read_only_server(self):
         self.stopped.addErrback(lambda _: None)
         self.port.stopListening()
-        self.server = Server(self.source, reactor=self.clock, in_thread=in_thread, read_only=True)
+        self.server = Server(self.source, read_only=True, runtime=Runtime(self.clock, in_thread))
         self.stopped = self.server.complete()
         self.mirror()
         self.finish()
@@ -417,7 +419,7 @@ class LostTests(Case):
             self.link().cut()
             self.steps_to(lambda: self.current.status()["attempts"] == 2)
             self.steps_to(lambda state=state: self.current.state == state)
-            earlier.drop("late")
+            earlier.user.connection_failed("late")
             self.assertEqual(("holding", state), (self.server.state, self.current.state))
             self.finish()
             self.check_done()
@@ -476,7 +478,7 @@ class BreakTests(Case):
             there = Records(self.target.path).read(Kind.INCOMPLETE)
             if there is not None:
                 self.assertEqual((Phase.COPYING, ""), (there.phase, there.retired), steps)
-            self.assertFalse(self.receiver._core.copied)
+            self.assertFalse(self.receiver._migration.durability.copied)
             self.taken_back += asked
             steps += stride
 
@@ -622,7 +624,7 @@ class EndTests(Case):
     def test_unconfirmed_where_another_was_to_take_over(self):
         """Clients wait for as long as it is tried, and are then sent away."""
         self.writer()
-        self.mirror(takes_over=TakesOver(self.network.client_endpoint("new"), ""))
+        self.mirror(takes_over=Destination(self.network.client_endpoint("new"), ""))
         self.steps_to(lambda: self.current.too_late)
         self.cut()
         self.receiving.stopListening()
@@ -642,7 +644,7 @@ class EndTests(Case):
                 raise RuntimeError("a bug")
 
         self.patch(sender, "Finisher", Broken)
-        for takes_over in (None, TakesOver(self.network.client_endpoint("new"), "")):
+        for takes_over in (None, Destination(self.network.client_endpoint("new"), "")):
             self.setUp()
             self.writer()
             self.mirror(takes_over=takes_over)
@@ -753,7 +755,14 @@ class HeldTooLongTests(Case):
         """What the sender waits for on that connection."""
         protocol = link.client._protocol
         protocol = getattr(protocol, "_wrappedProtocol", protocol)
-        return [request.command for request in protocol._wire._in_flight.values()]
+        return commands_in_flight(protocol)
+
+
+def commands_in_flight(protocol):
+    """What a sender's connection waits for, once its handshake is over."""
+    copier = getattr(protocol.user, "_copier", None)
+    waiting = copier._requests._waiting.values() if copier is not None else ()
+    return [request.command for request, _ in waiting]
 
 
 class ReleasedTests(Case):
@@ -771,10 +780,8 @@ class ReleasedTests(Case):
     def receive(self):
         self.receiver = Receiver(
             self.target,
-            overwrite=True,
-            reactor=self.clock,
-            in_thread=self.threads,
-            system=self.systems[1],
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, self.threads, self.systems[1]),
         )
         self.arrived = self.receiver.complete()
         self.arrived.addErrback(lambda failure: failure.trap(MigrationError) and failure)
@@ -945,7 +952,7 @@ class ReleasedTests(Case):
 
     def look_fails(self):
         """Somebody has written to the disk since it was still, as the look finds in its thread."""
-        watch = self.current._sender.watch
+        watch = self.current._sender._retirement.watch
         usual = watch.check
 
         def check():
@@ -1030,7 +1037,7 @@ class ReleasedTests(Case):
             if how == "cut":
                 self.link().cut()
             else:
-                self.link().client._protocol.drop("silent")
+                self.link().client._protocol.fail("silent")
             self.assertEqual("serving", self.server.state, "at once")
             self.assertEqual(before, self.clock.seconds())
             count = self.writers[0].count
@@ -1083,11 +1090,7 @@ class ReleasedTests(Case):
         link = self.link()
         protocol = link.client._protocol
         protocol = getattr(protocol, "_wrappedProtocol", protocol)
-        self.steps_to(
-            lambda: (
-                Command.FLUSH in [request.command for request in protocol._wire._in_flight.values()]
-            )
-        )
+        self.steps_to(lambda: Command.FLUSH in commands_in_flight(protocol))
         link.stall(Direction.TO_CLIENT)
         self.overdue()
         self.run_for(20)

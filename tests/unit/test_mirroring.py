@@ -11,12 +11,15 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli import mirroring
-from blockmig.cli.mirroring import Mirror, run_break, run_mirror, run_rate
+from blockmig.cli import beginning, waiting
+from blockmig.cli.beginning import begin as run_mirror
+from blockmig.cli.break_ import run as run_break
+from blockmig.cli.commands import parse
 from blockmig.cli.operations import report
-from blockmig.cli.options import BlockmigOptions
 from blockmig.cli.progress import BarDisplay, JSONDisplay
+from blockmig.cli.rate import run as run_rate
 from blockmig.cli.status import as_text
+from blockmig.cli.waiting import Waiting
 from blockmig.control import ControlError, ControlLost, ControlRefused
 
 BEGUN = {"destination": "nbd://h:10809/", "attempt": 1}
@@ -34,9 +37,8 @@ MIRROR = {
 
 
 def parsed(*arguments):
-    options = BlockmigOptions()
-    options.parseOptions(arguments)
-    return options.subOptions
+    _, options = parse(arguments)
+    return options
 
 
 class Server:
@@ -137,7 +139,7 @@ class AskedTests(Case):
 
     def test_sockets_are_found_from_elsewhere(self):
         """The server has a current directory of its own."""
-        self.patch(mirroring.os, "getcwd", lambda: "/here")
+        self.patch(beginning.os, "getcwd", lambda: "/here")
         options = ["--then", "relay", "--relay-to", "nbd+unix:///?socket=../t"]
         body = self.asked("nbd+unix:///x?socket=s", *options)
         self.assertEqual("nbd+unix:///x?socket=/here/s", body["uri"])
@@ -227,7 +229,7 @@ class WaitCase(Case):
         self.server = Server(mirror=BEGUN, mirror_wait=self.end, status=ControlError("not yet"))
 
     def begin(self, display=None):
-        self.operation = Mirror(
+        self.operation = Waiting(
             parsed("mirror", "--control", "/c d", "--wait", "nbd://h/"),
             self.clock,
             display or JSONDisplay(self.lines.append),
@@ -514,10 +516,10 @@ class ThreadTests(SynchronousTestCase):
             def start(self):
                 pass
 
-        self.patch(mirroring, "Thread", Thread)
+        self.patch(waiting, "Thread", Thread)
         clock = Clock()
         clock.callFromThread = lambda function, *given: function(*given)
-        answer, error = (mirroring.in_thread(clock, call) for call in (lambda: 5, lambda: 1 / 0))
+        answer, error = (waiting.in_thread(clock, call) for call in (lambda: 5, lambda: 1 / 0))
         self.assertNoResult(answer)
         for thread in made:
             self.assertTrue(thread.daemon)

@@ -6,7 +6,13 @@ import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage import device_in_memory, filesystem_of, is_in_memory, is_remote, mounts
+from blockmig.storage import (
+    device_in_memory,
+    filesystem_of,
+    is_in_memory,
+    is_remote,
+    mounts,
+)
 
 
 class Case(SynchronousTestCase):

@@ -7,8 +7,9 @@ import json
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.nbd import Command, Errno
-from blockmig.server import SERVED_EXPORT, Server, served_name
+from blockmig.nbd import SERVED_EXPORT, Command, Errno, served_name
+from blockmig.server import Server
+from tests.support.made import made
 
 from .support import ADDRESS, Client, MemoryDisk, in_thread
 
@@ -21,7 +22,9 @@ class NoticeTests(SynchronousTestCase):
         self.disk = MemoryDisk(b"d" * SIZE)
 
     def serve(self, export="web", **keywords):
-        self.server = Server(self.disk, export, reactor=self.clock, in_thread=in_thread, **keywords)
+        self.server = made(
+            Server, self.disk, export, reactor=self.clock, in_thread=in_thread, **keywords
+        )
         return self.server.factory().buildProtocol(ADDRESS)
 
     def test_listed_beside_the_export(self):

@@ -7,27 +7,23 @@ import sys
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.python import usage
+from twisted.python.usage import UsageError as TwistedUsageError
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import __version__
+from blockmig.cli import usage
+from blockmig.cli.accept import Options as AcceptOptions
+from blockmig.cli.break_ import Options as BreakOptions
+from blockmig.cli.commands import COMMANDS, parse
+from blockmig.cli.inspect import Options as InspectOptions
 from blockmig.cli.main import main
-from blockmig.cli.options import (
-    AcceptOptions,
-    BlockmigOptions,
-    BreakOptions,
-    InspectOptions,
-    MirrorOptions,
-    RateOptions,
-    ReceiveOptions,
-    SendOptions,
-    StatusOptions,
-    TapOptions,
-    parse_bytes,
-    parse_milliseconds,
-    parse_rate,
-    parse_seconds,
-)
+from blockmig.cli.mirror import Options as MirrorOptions
+from blockmig.cli.rate import Options as RateOptions
+from blockmig.cli.receive import Options as ReceiveOptions
+from blockmig.cli.send import Options as SendOptions
+from blockmig.cli.status import Options as StatusOptions
+from blockmig.cli.tap import Options as TapOptions
+from blockmig.cli.values import parse_bytes, parse_milliseconds, parse_rate, parse_seconds
 
 
 class NumberTests(SynchronousTestCase):
@@ -93,25 +89,24 @@ class NumberTests(SynchronousTestCase):
 
 
 class Case(SynchronousTestCase):
-    kind = BlockmigOptions
+    error = usage.UsageError
 
     def parse(self, *arguments):
-        options = self.kind()
-        options.parseOptions(list(arguments))
-        return options.subOptions
+        _, options = parse(arguments)
+        return options
 
     def refused(self, words, *arguments):
-        error = self.assertRaises(usage.UsageError, self.parse, *arguments)
+        error = self.assertRaises(self.error, self.parse, *arguments)
         self.assertIn(words, str(error))
 
 
 class NamesTests(SynchronousTestCase):
     def test_errors_name_their_option(self):
         for kind in (ReceiveOptions, SendOptions, MirrorOptions):
-            for row in kind.optParameters:
-                if len(row) > 4:
-                    error = self.assertRaises(usage.UsageError, row[4], "?")
-                    self.assertTrue(str(error).startswith(f"--{row[0]}: "), str(error))
+            for parameter in kind.optParameters:
+                if parameter.read is not str:
+                    error = self.assertRaises(usage.UsageError, parameter.value, "?")
+                    self.assertTrue(str(error).startswith(f"--{parameter.name}: "), str(error))
 
 
 class ReceiveTests(Case):
@@ -396,7 +391,7 @@ class CommandTests(Case):
     def test_which_command(self):
         self.refused("which command", *[])
         error = self.assertRaises(usage.UsageError, self.parse)
-        for row in BlockmigOptions.subCommands:
+        for row in COMMANDS:
             self.assertIn(f" {row[0]}", str(error))
         self.assertRaises(usage.UsageError, self.parse, "destroy")
 
@@ -416,7 +411,12 @@ class CommandTests(Case):
 
 
 class TapTests(Case):
-    kind = TapOptions
+    error = TwistedUsageError
+
+    def parse(self, *arguments):
+        options = TapOptions()
+        options.parseOptions(list(arguments))
+        return options.subOptions
 
     def test_command_may_be_left_out(self):
         for arguments in (["--file", "x"], ["receive", "--file", "x"], ["-f", "x"]):
@@ -426,4 +426,4 @@ class TapTests(Case):
 
     def test_bad(self):
         self.refused("--file is missing", *[])
-        self.assertRaises(usage.UsageError, self.parse, "send", "x", "nbd://h/")
+        self.assertRaises(self.error, self.parse, "send", "x", "nbd://h/")

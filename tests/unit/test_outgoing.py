@@ -14,8 +14,14 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
-from blockmig.storage import SystemCalls
-from blockmig.transport import FileRegion, RateLimiter, RegionProducer, is_plain_socket
+from blockmig.syscalls import SystemCalls
+from blockmig.transport import (
+    FileRegion,
+    Pacer,
+    RateLimiter,
+    RegionProducer,
+    is_plain_socket,
+)
 
 from .support import MemoryDisk
 
@@ -126,14 +132,14 @@ class Case(SynchronousTestCase):
         self.drained = []
         self.make()
 
-    def make(self, transport=None, **keywords):
+    def make(self, transport=None, clock=None, limiter=None):
         self.producer = RegionProducer(
             transport or self.transport,
             self.failures.append,
             sent=self.sent.append,
             drained=lambda: self.drained.append(True),
+            pacer=Pacer(clock, limiter) if limiter is not None else None,
             system=self.calls,
-            **keywords,
         )
 
     def region(self, offset=0, length=1 << 20):
@@ -496,6 +502,21 @@ class LimitedTests(Case):
         self.transport.run()
         self.assertEqual(b"a reply", bytes(self.transport.out))
 
+    def test_held_back_as_any_push_producer(self):
+        """It is paused while it has to wait, and resumed: there is no other way to hold it back."""
+        clock = Clock()
+        self.make(clock=clock, limiter=RateLimiter(clock, 1 << 20))
+        calls = []
+        for name in ("pauseProducing", "resumeProducing"):
+            usual = getattr(self.producer, name)
+            setattr(self.producer, name, lambda u=usual, n=name: (calls.append(n), u()))
+        self.producer.send([self.region()])
+        self.run_for(clock, 2)
+        self.assertEqual(1 << 20, len(self.transport.out))
+        self.assertGreater(len(calls), 10)
+        self.assertEqual({"pauseProducing"}, set(calls[::2]))
+        self.assertEqual({"resumeProducing"}, set(calls[1::2]))
+
     def test_stop_while_waiting(self):
         clock = Clock()
         self.make(clock=clock, limiter=RateLimiter(clock, 1))
@@ -597,10 +618,10 @@ class LimitedTests(Case):
         """What is queued goes by the limit that there is when it goes."""
         clock = Clock()
         self.make(clock=clock)
-        self.producer.limiter = RateLimiter(clock, 1 << 20)
+        self.producer.pacer = Pacer(clock, RateLimiter(clock, 1 << 20))
         self.producer.send([self.region()])
         self.run_for(clock, 0.5)
         self.assertTrue(0.3 < len(self.transport.out) / (1 << 20) < 0.7)
-        self.producer.limiter = None
+        self.producer.pacer = None
         self.run_for(clock, 0.3)
         self.assertEqual(self.content, bytes(self.transport.out))

@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.page import (
+from blockmig.migration.handoff.message import (
     PAGE_SIZE,
-    SIDE_EXPORT,
     BadPage,
     Page,
     Stage,
     decode_page,
     fingerprint,
 )
-from blockmig.migration.records import Phase
+from blockmig.migration.records.files import Phase
+from blockmig.nbd import SIDE_EXPORT
 
 from .support import ONE, TWO
 

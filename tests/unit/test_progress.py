@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.progress import BarDisplay, JSONDisplay, NoDisplay, make_display
-from blockmig.migration import Progress
+from blockmig.migration.source.progress import Progress
 
 
 class JSONTests(SynchronousTestCase):

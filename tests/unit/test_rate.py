@@ -6,10 +6,12 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
-from blockmig.transport import Courtesy, RateLimiter
+from blockmig.transport import Courtesy, Pacer, RateLimiter
 
 MB = 1_000_000
 
@@ -281,3 +283,62 @@ class CourtesyTests(SynchronousTestCase):
         self.courtesy.spend(TURN)
         self.assertEqual(0, self.courtesy.allowed(1000))
         self.assertTrue(2.99 < self.courtesy.delay(1000) < 3.01)
+
+
+@implementer(IPushProducer)
+class Paused:
+    def __init__(self):
+        self.calls = []
+
+    def pauseProducing(self):
+        self.calls.append("pause")
+
+    def resumeProducing(self):
+        self.calls.append("resume")
+
+    def stopProducing(self):
+        self.calls.append("stop")
+
+
+class PacerTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.limiter = RateLimiter(self.clock, MB)
+        self.pacer = Pacer(self.clock, self.limiter)
+        self.producer = Paused()
+
+    def test_paused_for_as_long_as_the_limit_says(self):
+        self.clock.advance(1)
+        allowed = self.pacer.allowed(10 * MB, self.producer)
+        self.assertGreater(allowed, 0)
+        self.assertEqual([], self.producer.calls)
+        self.pacer.spend(allowed)
+        self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
+        self.assertEqual(["pause"], self.producer.calls)
+        delay = self.limiter.delay(10 * MB)
+        self.clock.advance(delay - 0.002)
+        self.assertEqual(["pause"], self.producer.calls)
+        self.clock.advance(0.003)
+        self.assertEqual(["pause", "resume"], self.producer.calls)
+        self.assertGreater(self.pacer.allowed(10 * MB, self.producer), 0)
+
+    def test_a_limit_that_was_raised_is_soon_kept(self):
+        self.limiter.set_rate(1)
+        self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
+        self.limiter.set_rate(100 * MB)
+        self.clock.advance(0.25)
+        self.assertEqual(["pause", "resume"], self.producer.calls)
+
+    def test_asked_again_while_it_waits(self):
+        for _ in range(3):
+            self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
+        self.assertEqual(1, len(self.clock.getDelayedCalls()))
+        self.pacer.stop()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_not_resumed_after_its_end(self):
+        self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
+        self.pacer.stop()
+        self.pacer.stop()
+        self.assertEqual([], self.clock.getDelayedCalls())
+        self.assertEqual(["pause"], self.producer.calls)

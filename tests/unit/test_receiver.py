@@ -8,8 +8,11 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import ExitStatus, GaveUp, LocalFailure, Receiver
+from blockmig.errors import ExitStatus, GaveUp, LocalFailure
+from blockmig.migration.destination.receiver import Receiver
 from blockmig.nbd import Command, CommandFlag, Errno, HandshakeRefused
+from blockmig.runtime import Runtime
+from tests.support.made import made
 
 from .support import (
     ADDRESS,
@@ -37,7 +40,7 @@ class Case(SynchronousTestCase):
 
     def make(self, thread=in_thread, **keywords):
         keywords.setdefault("overwrite", True)
-        self.receiver = Receiver(self.disk, reactor=self.clock, in_thread=thread, **keywords)
+        self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
 
     def client(self, **keywords):
@@ -179,7 +182,7 @@ class CompleteTests(Case):
 
     def test_only_one_migration(self):
         for number in (0, 2):
-            self.assertRaises(ValueError, Receiver, self.disk, number, reactor=self.clock)
+            self.assertRaises(ValueError, Receiver, self.disk, number)
 
     def test_byte_by_byte(self):
         client = self.client()
@@ -617,7 +620,7 @@ class BoundTests(SynchronousTestCase):
 
         self.reactor = FakeReactor()
         self.disk = MemoryDisk(b"o" * SIZE)
-        self.receiver = Receiver(self.disk, reactor=self.reactor, in_thread=in_thread)
+        self.receiver = Receiver(self.disk, runtime=Runtime(self.reactor, in_thread))
         self.connection = self.receiver.factory().buildProtocol(ADDRESS)
         ours, self.theirs = socket.socketpair()
         self.addCleanup(self.theirs.close)

@@ -11,12 +11,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.storage import (
     DiskRefused,
     FileDisk,
-    SystemCalls,
     default_state_directory,
     identify,
     record_path,
 )
-from blockmig.storage import disk as module
+from blockmig.storage import record_paths as module
+from blockmig.syscalls import SystemCalls
 
 
 class Case(SynchronousTestCase):
@@ -84,7 +84,7 @@ class DeviceTests(Case):
     def setUp(self):
         super().setUp()
         self.device = self.make("dev/dm-3")
-        self.patch(module, "_is_device", lambda path: os.path.realpath(path) == self.device)
+        self.patch(module, "is_device", lambda path: os.path.realpath(path) == self.device)
         for name in ("dev/vg0-web", "dev/vg0/web"):
             os.makedirs(os.path.dirname(self.at(name)), exist_ok=True)
             os.symlink(self.device, self.at(name))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.records import (
+from blockmig.migration.records.files import (
     BadRecord,
     Kind,
     Phase,
@@ -22,7 +22,7 @@ from blockmig.migration.records import (
     same_file,
     timestamp,
 )
-from blockmig.storage import SystemCalls
+from blockmig.syscalls import SystemCalls
 
 RECORD = Record(
     migration="7d0b2d5c-9f5e-4d57-8c77-000000000001",

@@ -11,20 +11,27 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from blockmig.client import Destination
 from blockmig.nbd import (
+    ClientHandshake,
     Command,
     Export,
     Negotiated,
     ServerHandshake,
     TransmissionFlag,
 )
+from blockmig.runtime import Runtime
 from blockmig.server import Pace, Relay, Server
 from blockmig.server import relay as relay_module
+from blockmig.server.forwarding import Forwarding
 from blockmig.server.relay import what_is_less
+from tests.support.made import made
 
 from .served import (
     FIXED,
@@ -233,7 +240,8 @@ class Case(SynchronousTestCase):
 
     def make_server(self, disk, kernel, self_pool=True, **keywords):
         seconds = Seconds()
-        server = Server(
+        server = made(
+            Server,
             disk,
             reactor=self.clock,
             in_thread=(self.pool if self_pool else None) or in_thread,
@@ -254,9 +262,15 @@ class Case(SynchronousTestCase):
         peer.replies.structured = keywords.get("structured", True)
         return peer
 
-    def relay(self, **keywords):
+    def relay(self, export="", **keywords):
         self.done = self.server.complete()
-        self.relayed = Relay(self.endpoint, reactor=self.clock, system=self.far_kernel, **keywords)
+        self.relayed = made(
+            Relay,
+            Destination(self.endpoint, export),
+            reactor=self.clock,
+            system=self.far_kernel,
+            **keywords,
+        )
         self.server.relay(self.relayed)
         self.settle()
 
@@ -688,7 +702,7 @@ class HeldTests(Case):
 
     def test_nothing_is_left_of_it_here(self):
         self.stream(28 + 70_000)
-        self.assertIsNone(self.peers[0].connection._write)
+        self.assertIsInstance(self.peers[0].connection._phase, Forwarding)
         self.assertFalse(self.peers[0].connection.owes)
 
     def test_a_write_that_failed_here(self):
@@ -1044,7 +1058,7 @@ class PressureTests(Case):
             made[1].transport.incoming  # noqa: B018
             self.endpoint.wires[1].there.out += bytes([n]) * 10_000
             self.settle()
-        kept = peer.connection._outgoing.pending_bytes
+        kept = peer.connection._line.outgoing.pending_bytes
         self.assertLessEqual(kept, 20_000)
         self.assertFalse(self.endpoint.wires[1].near.reading)
         peer.transport.room = None
@@ -1497,3 +1511,34 @@ class NewcomerTests(Case):
         self.settle()
         self.assertTrue(shaking.transport.lost)
         self.assertEqual(1, len(self.server.status()["clients"]))
+
+
+class FarTests(SynchronousTestCase):
+    def test_given_up_before_an_endpoint_that_could_not_take_it_back_had_connected(self):
+        class Near:
+            def __init__(self):
+                self.told = []
+
+            def met(self, far, negotiated):
+                self.told.append("met")
+
+            def far_lost(self, why):
+                self.told.append("lost")
+
+        class Stubborn:
+            def connect(self, factory):
+                self.factory = factory
+                return Deferred(lambda connecting: None)
+
+        for handshake in (None, ClientHandshake("")):
+            near, endpoint, transport = Near(), Stubborn(), StringTransport()
+            transport.abortConnection = transport.loseConnection
+            far = relay_module._Far(near, handshake, Runtime(Clock(), in_thread))
+            far.connect(endpoint)
+            far.abort()
+            self.assertEqual(["lost"], near.told)
+            connection = endpoint.factory.buildProtocol(None)
+            connection.makeConnection(transport)
+            self.assertTrue(transport.disconnecting)
+            connection.connectionLost(Failure(ConnectionDone()))
+            self.assertEqual(["lost"], near.told)

@@ -17,16 +17,18 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import (
+from blockmig.client import Destination
+from blockmig.errors import (
     ExitStatus,
     GaveUp,
     LocalFailure,
-    Receiver,
     Refused,
-    Sender,
     Summary,
     Unconfirmed,
 )
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.policy import Overrides
+from blockmig.migration.source.sender import Sender
 from blockmig.nbd import (
     Command,
     Errno,
@@ -38,7 +40,9 @@ from blockmig.nbd import (
     TransmissionFlag,
     oldstyle_hello,
 )
+from blockmig.runtime import Runtime
 from blockmig.storage import DiskRefused
+from tests.support.made import made
 
 from .support import (
     ADDRESS,
@@ -139,11 +143,16 @@ class Case(SynchronousTestCase):
         self.servers.append(server)
         return server
 
-    def send(self, thread=in_thread, **keywords):
+    def send(self, thread=in_thread, export="", destination="", **keywords):
         keywords.setdefault("retry_policy", lambda failures: 1.0)
         keywords.setdefault("overwrite", True)
-        self.sender = Sender(
-            self.disk, self.endpoint, reactor=self.clock, in_thread=thread, **keywords
+        self.sender = made(
+            Sender,
+            self.disk,
+            Destination(self.endpoint, export, destination),
+            reactor=self.clock,
+            in_thread=thread,
+            **keywords,
         )
         self.outcome = self.sender.run()
         self.endpoint.pump()
@@ -346,9 +355,13 @@ class RefusedTests(Case):
         self.send()
         self.summary()
 
+    def test_a_name_that_is_too_long(self):
+        self.send(export="ä" * 2048 + "x")
+        self.assertIn("at most 4096 bytes", self.failure(Refused))
+
     def test_unknown_export(self):
         receiver = Receiver(
-            MemoryDisk(bytes(SIZE)), export="b", reactor=Clock(), in_thread=in_thread
+            MemoryDisk(bytes(SIZE)), export="b", runtime=Runtime(Clock(), in_thread)
         )
         self.endpoint.build = lambda: receiver.factory().buildProtocol(ADDRESS)
         self.check("'a'", export="a")
@@ -416,10 +429,9 @@ class RefusedTests(Case):
                 Refused,
                 Sender,
                 disk,
-                self.endpoint,
+                Destination(self.endpoint),
                 unlink=True,
-                reactor=self.clock,
-                in_thread=in_thread,
+                runtime=Runtime(self.clock, in_thread),
             )
 
     def test_retry(self):
@@ -624,7 +636,7 @@ class EndTests(Case):
         """Each question there has the time of any other, and no more than a minute."""
         for limit, seconds in ((5.0, 5), (100.0, 60), (None, 60)):
             self.setUp()
-            receiver = Receiver(MemoryDisk(bytes(SIZE)), reactor=self.clock, in_thread=in_thread)
+            receiver = Receiver(MemoryDisk(bytes(SIZE)), runtime=Runtime(self.clock, in_thread))
 
             def build(receiver=receiver):
                 if self.endpoint.links:
@@ -750,7 +762,9 @@ class EndTests(Case):
         self.failure(GaveUp)
         self.assertEqual([], self.clock.getDelayedCalls())
         self.endpoint.refuse = None
-        self.sender = Sender(self.disk, self.endpoint, reactor=self.clock, in_thread=in_thread)
+        self.sender = Sender(
+            self.disk, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
         self.outcome = self.sender.run()
         self.sender.stop()
         self.endpoint.pump()
@@ -809,7 +823,7 @@ class TogetherTests(Case):
         self.disk = UnlinkableDisk(content)
         self.target = MemoryDisk(b"o" * len(content))
         self.receiver = Receiver(
-            self.target, overwrite=True, reactor=self.clock, in_thread=in_thread
+            self.target, overrides=Overrides(overwrite=True), runtime=Runtime(self.clock, in_thread)
         )
         self.arrived = self.receiver.complete()
         if self.plain:

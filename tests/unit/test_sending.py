@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.runtime import Runtime
 from blockmig.server import Server
 from blockmig.storage import FileDisk
 from blockmig.transport import FileRegion, PayloadReader, RegionProducer
@@ -404,7 +405,7 @@ class ServerReadsTests(ReadingCase):
 
     def setUp(self):
         super().setUp()
-        server = Server(self.disk, reactor=self.reactor, in_thread=in_thread)
+        server = Server(self.disk, runtime=Runtime(self.reactor, in_thread))
         self.connection = server.factory().buildProtocol(ADDRESS)
         self.transport = SocketTransport(self.ours, self.connection, self.reactor)
         self.connection.makeConnection(self.transport)
@@ -415,8 +416,9 @@ class ServerReadsTests(ReadingCase):
     def count_general(self):
         """How often something was left for the general way, from now on."""
         left = []
-        receive = self.connection.viewReceived
-        self.connection.viewReceived = lambda view: left.append(bytes(view)) or receive(view)
+        session = self.connection._phase
+        receive = session.viewReceived
+        session.viewReceived = lambda view: left.append(bytes(view)) or receive(view)
         return left
 
     def test_small_requests_take_the_shortest_way(self):
@@ -436,7 +438,7 @@ class ServerReadsTests(ReadingCase):
         self.assertEqual(b"x" * 10, self.disk.read(0, 10))
 
     def test_nothing_is_overtaken_by_the_shortest_way(self):
-        calls = self.connection._outgoing._system
+        calls = self.connection._line.outgoing._system
         taken = iter((20, 0))
 
         class TakesLittle(type(calls)):
@@ -448,7 +450,7 @@ class ServerReadsTests(ReadingCase):
 
         count, length = 12, 30_000
         self.disk.write(0, random.Random(3).randbytes(count + length))
-        self.connection._outgoing._system = TakesLittle()
+        self.connection._line.outgoing._system = TakesLittle()
         # More than one bufferful of replies, so that the rest of the first has to wait.
         self.theirs.send(b"".join(request_bytes(0, i, length) for i in range(count)))
         replies = b""

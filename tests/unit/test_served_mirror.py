@@ -9,10 +9,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.served_mirror import Mirrors, _Wanted
+from blockmig.cli.serve_mirrors import Mirrors, _Wanted
 from blockmig.control import ControlRefused
-from blockmig.migration import Receiver, Unconfirmed
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
+from blockmig.errors import Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.policy import Overrides
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.runtime import Runtime
 from blockmig.server import Server
 from blockmig.testing import MemoryNetwork, connect_client
 
@@ -59,13 +62,15 @@ class Case(SynchronousTestCase):
         self.target = RecordedDisk(b"o" * SIZE, base + "-d/disk")
         for disk in (self.source, self.target):
             os.mkdir(os.path.dirname(disk.path))
-        self.server = Server(self.source, reactor=self.clock, in_thread=in_thread)
+        self.server = Server(self.source, runtime=Runtime(self.clock, in_thread))
         self.network.listen("server", self.server.factory())
         self.stopped = self.server.complete()
         self.receive()
         self.system = Story()
         self.endpoints = []
-        self.mirrors = Mirrors(self.server, self.clock, self.endpoint, self.system)
+        self.mirrors = Mirrors(
+            self.server, Runtime(self.clock, in_thread, self.system), self.endpoint
+        )
 
     def endpoint(self, reactor, uri):
         self.assertIs(self.clock, reactor)
@@ -74,7 +79,9 @@ class Case(SynchronousTestCase):
 
     def receive(self):
         self.receiver = Receiver(
-            self.target, overwrite=True, reactor=self.clock, in_thread=in_thread, system=Story()
+            self.target,
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, Story()),
         )
         self.arrived = self.receiver.complete()
         self.port = self.network.listen("there", self.receiver.factory())

@@ -8,6 +8,7 @@ import struct
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, Errno, TransmissionFlag
+from blockmig.runtime import Runtime
 from blockmig.server import Server
 
 from .served import FUA, Peer, Place, ServedDisk, SocketDouble, go, option, pattern
@@ -581,7 +582,7 @@ class SharedTests(Case):
 
     def test_default_clock_and_reactor(self):
         """It need not be told of either."""
-        server = Server(self.disk, reactor=self.clock, in_thread=lambda f, *a: f(*a))
+        server = Server(self.disk, runtime=Runtime(self.clock, lambda f, *a: f(*a)))
         connection = server.factory().buildProtocol(ADDRESS)
         SocketDouble(self.clock).connect(connection)
         self.assertEqual(1, len(server.status()["clients"]))

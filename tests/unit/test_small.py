@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, Errno
+from blockmig.runtime import Runtime
 from blockmig.server import Pace, Server
-from blockmig.storage import FileDisk, SystemCalls
+from blockmig.storage import FileDisk
+from blockmig.syscalls import SystemCalls
 
 from .served import (
     DF,
@@ -471,7 +473,7 @@ class RealSocketTests(Case):
         seconds = Seconds()
         seconds.steps.extend(chance.choice((0, 0, 0, 0.001, 0.02, 2.0)) for _ in range(40))
         server = Server(
-            disk, reactor=reactor, in_thread=in_thread, pace=Pace(seconds), system=Limited(chance)
+            disk, pace=Pace(seconds), runtime=Runtime(reactor, in_thread, Limited(chance))
         )
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
@@ -486,7 +488,7 @@ class RealSocketTests(Case):
             reactor.run_dry()
             greeting = theirs.recv(1 << 16)
             self.assertEqual(b"\0\0\0\x07\0\0\0\1\0\0\0\0", greeting[-12:])
-            self.assertGreaterEqual(connection._incoming.fileno(), 0, "not taken over at once")
+            self.assertGreaterEqual(connection._line.incoming.fileno(), 0, "not taken over at once")
             replies = Replies(structured)
             asked = []
 

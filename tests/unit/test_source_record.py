@@ -8,10 +8,10 @@ import uuid
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import Refused
-from blockmig.migration.found import SourceFound, source_found
-from blockmig.migration.records import Kind, Phase, Records, Side
-from blockmig.migration.source_record import SourceRecord
+from blockmig.errors import Refused
+from blockmig.migration.records.files import Kind, Phase, Records, Side
+from blockmig.migration.records.permitted import SourceFound, source_found
+from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
 
 from .support import ONE

@@ -9,11 +9,17 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from blockmig.client import Destination
+from blockmig.errors import LocalFailure, Unconfirmed
 from blockmig.interfaces import IRecordedDisk, IUnlinkableDisk, IWatchedDisk
-from blockmig.migration import LocalFailure, Receiver, Sender, Unconfirmed
-from blockmig.migration.records import Kind, Phase, Records
-from blockmig.migration.source_watch import SourceGone, SourceTouched, SourceWatch
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.policy import Overrides, Patience
+from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.source.sender import Sender
+from blockmig.migration.source.watch import SourceGone, SourceTouched, SourceWatch
+from blockmig.runtime import Runtime
 from blockmig.storage import DiskChanged, DiskVersion
+from blockmig.syscalls import SYSTEM
 
 from .support import (
     ADDRESS,
@@ -65,7 +71,7 @@ class WatchTests(SynchronousTestCase):
         self.disk = Watched(DATA, "/nowhere/disk")
 
     def begun(self, **keywords):
-        watch = SourceWatch(self.disk, **keywords)
+        watch = SourceWatch(self.disk, system=SYSTEM, **keywords)
         watch.begin()
         return watch
 
@@ -112,7 +118,7 @@ class WatchTests(SynchronousTestCase):
         self.assertNotIn(("version", True), self.disk.calls, "an fsync takes too long in a hold")
 
     def test_one_that_cannot_be_watched(self):
-        watch = SourceWatch(MemoryDisk(DATA))
+        watch = SourceWatch(MemoryDisk(DATA), system=SYSTEM)
         watch.begin()
         watch.is_still()
         watch.check()
@@ -138,7 +144,9 @@ class MigrationTests(SynchronousTestCase):
         self.source = Watched(DATA, f"{room}/a/disk")
         self.target = RecordedDisk(bytes(SIZE), f"{room}/b/disk")
         self.receiver = Receiver(
-            self.target, overwrite=True, reactor=self.clock, in_thread=in_thread, system=Story()
+            self.target,
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, Story()),
         )
         self.arrived = self.receiver.complete()
         self.endpoint = MemoryEndpoint(
@@ -148,13 +156,10 @@ class MigrationTests(SynchronousTestCase):
     def send(self, unlink=True):
         self.sender = Sender(
             self.source,
-            self.endpoint,
-            destination="nbd://there/",
+            Destination(self.endpoint, uri="nbd://there/"),
             unlink=unlink,
-            retry_policy=lambda failures: self.delay,
-            reactor=self.clock,
-            in_thread=in_thread,
-            system=Story(),
+            patience=Patience(retry_policy=lambda failures: self.delay),
+            runtime=Runtime(self.clock, in_thread, Story()),
         )
         self.outcome = self.sender.run()
         for _ in range(20):
@@ -251,7 +256,7 @@ class MigrationTests(SynchronousTestCase):
                 self.source.gone = True
                 self.endpoint.links[0].cut()
 
-        self.receiver._core._records._system = Story(
+        self.receiver._migration.record._records._system = Story(
             lambda words: confirm() if words.endswith("copied") else None
         )
         self.send()

@@ -33,15 +33,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 import blockmig.testing
-from blockmig.interfaces import Extent, IDisk, IRecordedDisk, IUnlinkableDisk, Probe
-from blockmig.migration import (
-    GaveUp,
-    LocalFailure,
-    Receiver,
-    Refused,
-    Sender,
-    Unconfirmed,
+from blockmig.client import Destination
+from blockmig.errors import GaveUp, LocalFailure, Refused, Unconfirmed
+from blockmig.interfaces import (
+    Extent,
+    IDisk,
+    IRecordedDisk,
+    IUnlinkableDisk,
+    Probe,
 )
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.source.sender import Sender
 from blockmig.nbd import HandshakeRefused, LocalProtocolError, NotNBD
 from blockmig.server import Server
 from blockmig.storage import Scan
@@ -58,6 +60,7 @@ from blockmig.testing import (
     connect_client,
     synchronous,
 )
+from tests.support.made import made
 
 MIB = 1 << 20
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -351,7 +354,7 @@ class NetworkTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IStreamClientEndpoint, self.endpoint))
         self.assertTrue(verifyObject(IStreamServerEndpoint, self.network.server_endpoint("x")))
         self.assertTrue(verifyObject(IAddress, self.port.getHost()))
-        self.assertTrue(verifyObject(IProtocol, NBDClient()))
+        self.assertTrue(verifyObject(IProtocol, NBDClient()._connection))
 
     def test_bytes_go_both_ways_when_pumped(self):
         client, server, connection = self.connect()
@@ -666,7 +669,7 @@ class ServedCase(SynchronousTestCase):
         self.network = MemoryNetwork(self.clock)
 
     def serve(self, disk, in_thread=synchronous, **options):
-        server = Server(disk, reactor=self.clock, in_thread=in_thread, **options)
+        server = made(Server, disk, reactor=self.clock, in_thread=in_thread, **options)
         self.network.listen("served", server.factory())
         return server
 
@@ -834,15 +837,15 @@ class MigrationCase(SynchronousTestCase):
 
     def receive(self, **options):
         options = {"reactor": self.clock, "in_thread": synchronous, **options}
-        self.receiver = Receiver(self.target, **options)
+        self.receiver = made(Receiver, self.target, **options)
         self.port = self.network.listen("there", self.receiver.factory())
         return self.receiver.complete()
 
-    def send(self, **options):
+    def send(self, destination="", **options):
         options = {"reactor": self.clock, "in_thread": synchronous, **options}
         options.setdefault("retry_policy", lambda failures: 10.0)
         endpoint = self.network.client_endpoint("there")
-        self.sender = Sender(self.source, endpoint, **options)
+        self.sender = made(Sender, self.source, Destination(endpoint, uri=destination), **options)
         return self.sender.run()
 
 

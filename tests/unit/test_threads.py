@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.server.threads import ThreadWork, to_the_end
+from blockmig.runtime import ThreadWork, to_the_end
 
 from .support import Threads
 
@@ -14,7 +13,7 @@ from .support import Threads
 class ThreadWorkTests(SynchronousTestCase):
     def setUp(self):
         self.threads = Threads()
-        self.work = ThreadWork(Clock(), self.threads)
+        self.work = ThreadWork(self.threads)
         self.done = []
 
     def test_results(self):

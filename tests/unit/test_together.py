@@ -11,22 +11,20 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration import (
-    Finisher,
-    GaveUp,
-    LocalFailure,
-    Receiver,
-    Refused,
-    Sender,
-    Summary,
-    Unconfirmed,
-    source_found,
-)
-from blockmig.migration.inspection import Found, judge_pair
-from blockmig.migration.page import Stage
-from blockmig.migration.records import Kind, Phase, Record, Records, Side
-from blockmig.migration.source_record import SourceRecord
+from blockmig.client import Destination
+from blockmig.errors import GaveUp, LocalFailure, Refused, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import Stage
+from blockmig.migration.policy import Overrides
+from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.permitted import source_found
+from blockmig.migration.records.verdict import Found, judge_pair
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
+from blockmig.migration.source.sender import Sender
 from blockmig.nbd import Command, Errno
+from blockmig.runtime import Runtime
+from tests.support.made import made
 
 from .support import (
     ADDRESS,
@@ -86,23 +84,26 @@ class Case(SynchronousTestCase):
         connection = self.receiver.factory().buildProtocol(ADDRESS)
         if connection is None:
             return None
-        take = connection._request
 
-        def request(request):
-            side = connection.handler.export.name.endswith(".handoff")
-            self.tell(f"{'H' if side else 'M'} {Command(request.command).name}")
-            take(request)
+        def agreed():
+            session = connection._phase
+            take = session._request
 
-        connection._request = request
+            def request(request):
+                side = connection.handler.export.name.endswith(".handoff")
+                self.tell(f"{'H' if side else 'M'} {Command(request.command).name}")
+                take(request)
+
+            session._request = request
+
+        connection.agreed = agreed
         return connection
 
     def receive(self):
         self.receiver = Receiver(
             self.target,
-            overwrite=True,
-            reactor=self.clock,
-            in_thread=in_thread,
-            system=self.systems["dst"],
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, self.systems["dst"]),
         )
         self.arrived = self.receiver.complete()
         if self.plain:
@@ -117,12 +118,12 @@ class Case(SynchronousTestCase):
         arguments = {"reactor": self.sending, "in_thread": in_thread}
         if found.retired:
             record = SourceRecord(records, found, disk=self.source.path, destination=URI, size=SIZE)
-            self.sender = Finisher(record, self.endpoint, **arguments)
+            self.sender = made(Finisher, record, Destination(self.endpoint), **arguments)
         else:
-            self.sender = Sender(
+            self.sender = made(
+                Sender,
                 self.source,
-                self.endpoint,
-                destination=URI,
+                Destination(self.endpoint, uri=URI),
                 unlink=self.unlink,
                 overwrite=True,
                 retry=True,
@@ -401,7 +402,7 @@ class StopTests(Case):
     def check_taken_back(self):
         """Neither side takes the copy for a whole one, and nothing is left at the source."""
         self.assertEqual((Phase.COPYING, ""), (self.there().phase, self.there().retired))
-        self.assertFalse(self.receiver._core.copied)
+        self.assertFalse(self.receiver._migration.durability.copied)
         self.assertIsNone(self.left())
         self.assertFalse(self.retired)
         self.check_verdict()
@@ -433,7 +434,7 @@ class StopTests(Case):
                 self.pass_time(6)
                 self.failureResultOf(self.outcome, GaveUp)
                 self.assertIsNone(self.left(), messages)
-                self.assertFalse(self.receiver._core.copied, messages)
+                self.assertFalse(self.receiver._migration.durability.copied, messages)
                 if self.there() is not None:
                     self.assertEqual(Phase.COPYING, self.there().phase, messages)
                 copied += was is not None and was.phase == Phase.COPIED
@@ -476,10 +477,12 @@ class StopTests(Case):
         self.send()
         self.until("dst INCOMPLETE copied")
         (attempt,) = [
-            link for link in self.endpoint.links if self.receiver._core.holds(link.server.protocol)
+            link
+            for link in self.endpoint.links
+            if self.receiver._migration.holds(link.server.protocol)
         ]
         attempt.client.other = None
-        self.told, machine = [], self.receiver._core.machine
+        self.told, machine = [], self.receiver._migration.machine
         self.tell_, machine.tell = machine.tell, self.note_told
         self.sender.stop("enough")
 

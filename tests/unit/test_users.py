@@ -9,7 +9,8 @@ import signal
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from blockmig.storage import SystemCalls, User, is_open_elsewhere, users, users_of
+from blockmig.storage import User, is_open_elsewhere, users, users_of
+from blockmig.syscalls import SystemCalls
 
 SYSTEM = SystemCalls()
 

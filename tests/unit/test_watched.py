@@ -17,9 +17,9 @@ from blockmig.storage import (
     DiskVersion,
     FileDisk,
     mounts,
+    record_paths,
     watched,
 )
-from blockmig.storage import disk as disk_module
 
 from .test_disk import MIB, Calls, Case
 
@@ -467,7 +467,7 @@ class DeviceCase(WatchCase):
 
     def setUp(self):
         self.patch(BlockDisk, "_check_kind", lambda self, mode: None)
-        self.patch(disk_module, "_is_device", lambda path: True)
+        self.patch(record_paths, "is_device", lambda path: True)
         self.root = os.path.realpath(self.mktemp())
         self.path = self.make()
         self.numbers = {}

@@ -16,8 +16,9 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
 from .. import __version__
-from ..control import ControlError, ControlPort, Routes, open_control
-from ..migration import GaveUp, Refused
+from ..control import ControlError
+from ..control.server import ControlPort, Routes, open_control
+from ..errors import GaveUp, Refused
 from ..transport import (
     BadEndpoint,
     CannotListen,
@@ -26,7 +27,12 @@ from ..transport import (
     server_endpoint,
     stop_listening,
 )
-from .systemd import BadActivation, Notifier, activated_endpoints, initial_environment
+from .systemd import (
+    BadActivation,
+    Notifier,
+    activated_endpoints,
+    initial_environment,
+)
 
 _log = Logger()
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from twisted.internet.task import LoopingCall
 
-from ..migration import Progress
+from ..migration.source.progress import Progress
 from .logs import Write, write_some, write_to
 
 

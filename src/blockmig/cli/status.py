@@ -9,20 +9,36 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from ..control import ControlError, ask
-from ..migration import ExitStatus
+from ..errors import ExitStatus
+from . import common, usage
+from .usage import Flag, Parameter
+from .values import duration, human, printable
 
-_UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _HEADINGS: Final = ("client", "connected", "reads", "read", "writes", "written", "other")
 
 
-def run_status(options: Any) -> ExitStatus:
-    """Print the status; 0, or 1 if nobody could be asked.
+class Options(usage.Options):
+    """Options of `status`."""
 
-    @param options: C{control} is the path of the control socket, C{json} asks for one JSON object.
-    """
+    synopsis = "blockmig status --control PATH [--json]"
+    longdesc = (
+        "Tell what a running `serve` or `receive` is doing, which was given the same --control. "
+        "Exit statuses: 0 done, 1 bad usage or nobody answers there."
+    )
+    optFlags: ClassVar[tuple[Flag, ...]] = (Flag("json", "Print one JSON object."),)
+    optParameters: ClassVar[tuple[Parameter, ...]] = (common.SERVER,)
+
+    def postOptions(self) -> None:
+        """A socket is needed."""
+        common.check_server(self)
+
+
+def run(options: Options) -> int:
+    """Print the status; 0, or 1 if nobody could be asked."""
+    from ..control import ControlError, ask  # noqa: PLC0415
+
     try:
         status = ask(options["control"], "GET", "/status")
         if not isinstance(status, dict):
@@ -150,36 +166,6 @@ def _table(clients: list[dict[str, Any]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def human(count: float) -> str:
-    """A number of bytes in powers of 1024, with one decimal if it is not whole."""
-    power = 0
-    # What would be shown as 1024 of a unit is one of the next.
-    while power < len(_UNITS) - 1 and round(count, 1) >= 1024:
-        count /= 1024
-        power += 1
-    whole = count == int(count)
-    return f"{count:.0f} {_UNITS[power]}" if whole else f"{count:.1f} {_UNITS[power]}"
-
-
-def duration(seconds: float) -> str:
-    """A number of seconds as people say it: C{4.2 s}, C{3 min 20 s}, C{2 h 5 min}, C{3 d 4 h}."""
-    if seconds < 60:
-        return f"{min(seconds, 59.9):.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"
-
-
-def printable(value: object) -> str:
-    """C{value} as text that cannot do anything to a terminal: a client chooses some of it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

@@ -5,22 +5,60 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger, globalLogPublisher
+from twisted.logger import globalLogPublisher
+from twisted.python.usage import Options as TwistedOptions
+from twisted.python.usage import UsageError as TwistedUsageError
 from zope.interface import implementer
 
+from ..runtime import Runtime
+from . import receive, serve
+from .commands import COMMANDS
 from .logs import observer_for, write_to
-from .operations import Operation, Receive, Serve, report
-from .options import ServeOptions
-from .options import TapOptions as Options
+from .operations import Operation, report
+from .receiving import Receive
+from .serving import Serve
 from .signals import on_signals
-
-_log = Logger()
+from .usage import UsageError, display
 
 __all__ = ["Options", "makeService"]
+
+
+class Options(TwistedOptions):
+    """Options of `twistd blockmig`; without a command they are those of `receive`."""
+
+    synopsis = "twistd [twistd options] blockmig [receive|serve] --file PATH [options]"
+    longdesc = receive.Options.longdesc
+    subCommands: ClassVar[Any] = [
+        [command.name, None, command.load().Options, command.help]
+        for command in COMMANDS
+        if command.name in ("receive", "serve")
+    ]
+
+    def getSynopsis(self) -> str:
+        """The one line of usage."""
+        return f"Usage: {self.synopsis}"
+
+    def opt_version(self) -> None:
+        """Display the version and exit."""
+        display("--version", self.__str__)
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Put the command there that was left out.
+
+        @raise twisted.python.usage.UsageError: what was given makes no sense.
+        """
+        given = list(options or ())
+        commands = [row[0] for row in self.subCommands]
+        if not given or given[0] not in (*commands, "--version"):
+            given.insert(0, "receive")
+        try:
+            super().parseOptions(given)
+        except UsageError as error:
+            raise TwistedUsageError(str(error)) from None
 
 
 @implementer(IService)
@@ -35,8 +73,8 @@ class OperationService(Service):
     def __init__(self, options: Any, reactor: Any) -> None:
         self._options = options
         self._reactor = reactor
-        serves = isinstance(options, ServeOptions)
-        self._operation: Operation = (Serve if serves else Receive)(options, reactor)
+        serves = isinstance(options, serve.Options)
+        self._operation: Operation = (Serve if serves else Receive)(options, Runtime.of(reactor))
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
 

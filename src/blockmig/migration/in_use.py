@@ -12,23 +12,15 @@ Owns the refusal; how it is found out is the affair of `storage.users`. Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ..errors import Refused
 from ..interfaces import IDisk
-from ..server import InThread, ThreadWork
-from ..storage import (
-    SYSTEM,
-    SystemCalls,
-    User,
-    filesystem_of,
-    is_open_elsewhere,
-    is_remote,
-    users_of,
-)
-from .outcome import Refused
+from ..runtime import Runtime
+from ..storage import User, filesystem_of, is_open_elsewhere, is_remote, users_of
 
 _log = Logger()
 
@@ -46,29 +38,26 @@ async def refuse_in_use(
     path: str,
     *,
     readers: bool,
-    reactor: Any,
-    in_thread: InThread | None = None,
-    system: SystemCalls = SYSTEM,
+    runtime: Runtime,
 ) -> None:
     """See whether anybody else has the disk open.
 
     @param path: where it is.
     @param readers: whether those matter who only read.
-    @param reactor: tells the time.
-    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
-        reactor's thread pool.
+    @param runtime: what the outside world is.
     @raise Refused: somebody has.
     """
     descriptor = disk.fileno()
     if descriptor is None:
         return  # it was only just made
     writable = bool(getattr(disk, "writable", False))
+    reactor = runtime.reactor
     end = reactor.seconds() + _PATIENCE
-    while (found := is_open_elsewhere(descriptor, writable, system)) is True:
+    while (found := is_open_elsewhere(descriptor, writable, runtime.system)) is True:
         if reactor.seconds() < end:
             await deferLater(reactor, _INTERVAL)
             continue
-        users = await (in_thread or ThreadWork(reactor))(users_of, descriptor)
+        users = await runtime.threads(users_of, descriptor)
         only_read = bool(users) and all(user.writes is False for user in users)
         if only_read and writable and not readers:
             return  # who reads is met too on a writable descriptor

@@ -44,6 +44,7 @@ from .handshake import (
     oldstyle_hello,
 )
 from .rules import changes_the_disk, check_request
+from .side_exports import SERVED_EXPORT, SIDE_EXPORT, served_name, side_exports, side_name
 from .transmission import (
     DATA_CHUNK,
     REQUEST,
@@ -71,6 +72,8 @@ __all__ = [
     "REQUEST",
     "REQUEST_MAGIC",
     "REQUEST_SIZE",
+    "SERVED_EXPORT",
+    "SIDE_EXPORT",
     "SIMPLE_REPLY",
     "SIMPLE_REPLY_MAGIC",
     "STATE_HOLE",
@@ -107,4 +110,7 @@ __all__ = [
     "errno_to_wire",
     "oldstyle_hello",
     "parse_uri",
+    "served_name",
+    "side_exports",
+    "side_name",
 ]

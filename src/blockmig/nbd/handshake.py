@@ -50,7 +50,12 @@ from .constants import (
     OptionReply,
     TransmissionFlag,
 )
-from .errors import HandshakeRefused, LocalProtocolError, NotNBD, RemoteProtocolError
+from .errors import (
+    HandshakeRefused,
+    LocalProtocolError,
+    NotNBD,
+    RemoteProtocolError,
+)
 from .export import Export
 
 ALLOCATION: Final = b"base:allocation"

@@ -7,28 +7,24 @@ what on it, so that the receiver's are of the same kind as the server's.
 from .access import DiskAccess
 from .changes import Changes, Throttle
 from .clients import Clients
-from .connection import ConnectionSettings, ServerConnection
-from .notice import SERVED_EXPORT, served_name
+from .connection import ServerConnection
+from .handler import IExportHandler
+from .handshake import ConnectionSettings
 from .pace import Pace
 from .relay import Relay
 from .serving import Server
-from .threads import InThread, ThreadWork, to_the_end
 from .traffic import Traffic
 
 __all__ = [
-    "SERVED_EXPORT",
     "Changes",
     "Clients",
     "ConnectionSettings",
     "DiskAccess",
-    "InThread",
+    "IExportHandler",
     "Pace",
     "Relay",
     "Server",
     "ServerConnection",
-    "ThreadWork",
     "Throttle",
     "Traffic",
-    "served_name",
-    "to_the_end",
 ]

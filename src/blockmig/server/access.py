@@ -24,10 +24,11 @@ from twisted.python.failure import Failure
 
 from ..interfaces import Extent, IDisk
 from ..nbd import STATE_HOLE, STATE_ZERO
-from ..storage import NO_WAIT, PROBE_SIZE, SYSTEM, SystemCalls
+from ..runtime import InThread
+from ..storage import PROBE_SIZE
+from ..syscalls import NO_WAIT, SystemCalls
 from .changes import Changes
 from .pace import Pace
-from .threads import InThread
 from .work import Owner, Work
 
 _log = Logger()
@@ -60,7 +61,7 @@ class DiskAccess:
         disk: IDisk,
         in_thread: InThread,
         pace: Pace,
-        system: SystemCalls = SYSTEM,
+        system: SystemCalls,
     ) -> None:
         self.disk = disk
         self.pace = pace

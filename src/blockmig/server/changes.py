@@ -3,7 +3,7 @@
 Owns who is told, and how much the clients are slowed for it. Rules:
 
 * a change is told of before it touches the disk. One that is made while others may run (by a
-  thread) is told of again behind it, whatever became of it: whoever mirrors may have read the range
+  thread) is told of again after it, whatever became of it: whoever mirrors may have read the range
   in between;
 * clients that are slowed are so by what they make dirty, not by what they write: a write of 4 KiB
   may have 64 KiB sent again;
@@ -71,7 +71,7 @@ class Throttle:
 class Changes:
     """The changes of one disk.
 
-    @ivar mark: called with the offset and the length of each change, and with False behind them
+    @ivar mark: called with the offset and the length of each change, and with False after them
         if it leaves only zeroes; None if nobody wants to know.
     @ivar throttle: holds changes back; None where nothing does.
     """
@@ -97,7 +97,7 @@ class Changes:
     def around(
         self, offset: int, length: int, working: Deferred[Any], data: bool = True
     ) -> Deferred[Any]:
-        """C{working} is changing them; the same Deferred, behind which it is told of again."""
+        """C{working} is changing them; the same Deferred, after which it is told of again."""
         self.tell(offset, length, data)
 
         def told_again(result: Any) -> Any:

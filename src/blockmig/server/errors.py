@@ -13,7 +13,7 @@ from typing import Final
 from twisted.logger import Logger
 
 from ..nbd import Command, CommandFlag, Request
-from ..storage import describe_error
+from ..syscalls import describe_error
 
 _log = Logger()
 

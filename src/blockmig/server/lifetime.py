@@ -19,6 +19,8 @@ from typing import Protocol
 
 from automat import TypeMachineBuilder
 
+from .forwarding import Passing
+
 
 class Inputs(Protocol):
     """What can happen."""
@@ -35,7 +37,7 @@ class Inputs(Protocol):
     def settle(self) -> None:
         """Nothing is being carried out (any more)."""
 
-    def pass_on(self) -> None:
+    def pass_on(self, passing: Passing) -> None:
         """Another server is to answer; nothing is being carried out, nor will be."""
 
     def close(self) -> None:
@@ -51,11 +53,11 @@ class Inputs(Protocol):
 class Core(Protocol):
     """What is done on the way, by the connection."""
 
-    reading: bool
-    """Whether what the client sends is acted on."""
+    def refuse(self) -> None:
+        """Refuse new requests."""
 
-    draining: bool
-    """Whether new requests are to be refused."""
+    def ignore(self) -> None:
+        """Act on nothing any more that the client sends."""
 
     def tell_disconnected(self) -> None:
         """Tell whoever decides of the disconnect."""
@@ -63,7 +65,7 @@ class Core(Protocol):
     def tell_gone(self) -> None:
         """Tell whoever decides that the connection is no more."""
 
-    def begin_passing(self) -> None:
+    def begin_passing(self, passing: Passing) -> None:
         """Give the connection up to whoever passes it on."""
 
     def close_transport(self) -> None:
@@ -104,18 +106,18 @@ _gone = _builder.state("gone")
 @_open.upon(Inputs.disconnect).to(_disconnected)
 @_draining.upon(Inputs.disconnect).to(_disconnected)
 def _stop_reading(machine: Inputs, core: Core) -> None:
-    core.reading = False
+    core.ignore()
 
 
 @_open.upon(Inputs.drain).to(_draining)
 def _drain(machine: Inputs, core: Core) -> None:
-    core.draining = True
+    core.refuse()
 
 
 @_open.upon(Inputs.pass_on).to(_passed_on)
-def _pass_on(machine: Inputs, core: Core) -> None:
-    core.reading = False
-    core.begin_passing()
+def _pass_on(machine: Inputs, core: Core, passing: Passing) -> None:
+    core.ignore()
+    core.begin_passing(passing)
 
 
 @_disconnected.upon(Inputs.settle).to(_told)
@@ -133,7 +135,7 @@ def _tell_disconnected(machine: Inputs, core: Core) -> None:
 @_passed_on.upon(Inputs.close).to(_closing)
 @_passed_on.upon(Inputs.drain).to(_closing)
 def _close(machine: Inputs, core: Core) -> None:
-    core.reading = False
+    core.ignore()
     core.close_transport()
 
 
@@ -145,7 +147,7 @@ def _close(machine: Inputs, core: Core) -> None:
 @_passed_on.upon(Inputs.abort).to(_aborting)
 @_closing.upon(Inputs.abort).to(_aborting)
 def _abort(machine: Inputs, core: Core) -> None:
-    core.reading = False
+    core.ignore()
     core.abort_transport()
 
 
@@ -158,7 +160,7 @@ def _abort(machine: Inputs, core: Core) -> None:
 @_closing.upon(Inputs.lose).to(_lost)
 @_aborting.upon(Inputs.lose).to(_lost)
 def _lose(machine: Inputs, core: Core) -> None:
-    core.reading = False
+    core.ignore()
 
 
 @_lost_disconnected.upon(Inputs.settle).to(_gone)

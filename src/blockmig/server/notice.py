@@ -13,22 +13,14 @@ from typing import Any, Final, cast
 
 from zope.interface import implementer
 
-from ..interfaces import Extent, IExportHandler
-from ..nbd import MAXIMUM_NAME, Errno, Export, Request, TransmissionFlag
+from ..interfaces import Extent
+from ..nbd import SERVED_EXPORT, Errno, Export, Request, TransmissionFlag
+from ..runtime import Runtime
 from .access import DiskAccess
+from .handler import IExportHandler
 from .pace import Pace
-from .threads import InThread
-
-SERVED_EXPORT: Final = ".served"
-"""What the name of the side export ends with."""
 
 _SIZE: Final = 4096
-
-
-def served_name(export: str) -> str | None:
-    """The name of that side export of C{export}; None where it would be too long for a name."""
-    name = export + SERVED_EXPORT
-    return name if len(name.encode()) <= MAXIMUM_NAME else None
 
 
 class _Page:
@@ -58,19 +50,19 @@ class ServedNotice:
 
     @param export: the name of the export that is served.
     @param size: bytes of its disk.
-    @param in_thread: runs a function in a thread.
+    @param runtime: what the outside world is.
     """
 
     at_once = False
     held = False
 
-    def __init__(self, export: str, size: int, in_thread: InThread) -> None:
+    def __init__(self, export: str, size: int, runtime: Runtime) -> None:
         flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.READ_ONLY
         says = "a blockmig serve gives this disk to its clients: it is in use, and no destination"
         text = {"blockmig": 1, "export": "served", "size": size, "says": says}
         self.export = Export(export + SERVED_EXPORT, _SIZE, flags)
         self.disk: Any = _Page(json.dumps(text).encode() + b"\n")
-        self.access = DiskAccess(cast(Any, self.disk), in_thread, Pace())
+        self.access = DiskAccess(cast(Any, self.disk), runtime.threads, Pace(), runtime.system)
 
     def admit(self, connection: Any, request: Request) -> Errno:
         """Whatever a read-only export offers."""

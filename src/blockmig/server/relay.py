@@ -2,7 +2,7 @@
 
 Owns the wait for that server, and the connections to it: one for each client. A client's own end is
 a `ServerConnection` that was passed on; it goes on sending what we owe the client, and everything
-behind that comes from the other server.
+after that comes from the other server.
 
 Rules:
 
@@ -32,22 +32,24 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..client import ClientConnection, ClientFactory, ClientUser, Destination
 from ..nbd import (
     REQUEST,
     REQUEST_MAGIC,
     ClientHandshake,
     Command,
-    HandshakeRefused,
     Negotiated,
-    ProtocolError,
     TransmissionFlag,
 )
-from ..storage import SYSTEM, SystemCalls
-from ..transport import FileRegion, RegionProducer, has_hung_up, is_plain_socket, tune
+from ..runtime import Runtime
+from ..transport import (
+    FileRegion,
+    has_hung_up,
+    is_plain_socket,
+)
 from .connection import ServerConnection
 
 _log = Logger()
@@ -75,166 +77,127 @@ class _Near(typing.Protocol):
         """The connection is gone, or did not come about; told once."""
 
 
-class _Far(Protocol):
+class _Far(ClientUser):
     """One connection to the other server.
 
     @param handshake: what to begin with; None for nothing.
-    @ivar why: why we gave it up; empty if we did not.
     """
 
-    transport: Any
-
-    def __init__(
-        self, near: _Near, reactor: Any, handshake: ClientHandshake | None, system: SystemCalls
-    ) -> None:
+    def __init__(self, near: _Near, handshake: ClientHandshake | None, runtime: Runtime) -> None:
         self._near = near
-        self._reactor = reactor
-        self._handshake = handshake
-        self._system = system
-        self.why = ""
-        self._lost = False
+        self._greets = handshake is None
+        self._connection = ClientConnection(self, handshake, runtime)
         self._met = False
+        self._lost = False
         self._connecting: Deferred[Any] | None = None
-        self._timeout: IDelayedCall | None = None
+
+    @property
+    def why(self) -> str:
+        """Why we gave it up; empty if we did not."""
+        return self._connection.why
 
     def connect(self, endpoint: IStreamClientEndpoint) -> None:
         """Connect, and shake hands, with patience."""
-        factory = Factory.forProtocol(lambda: self)
-        factory.noisy = False
-        self._wait(_PATIENCE, f"no answer in {_PATIENCE:g} s")
-        self._connecting = maybeDeferred(endpoint.connect, factory)
-        self._connecting.addCallbacks(lambda _: None, self._not_connected)
+        self._connection.wait(_PATIENCE, f"no answer in {_PATIENCE:g} s")
+        self._connecting = maybeDeferred(endpoint.connect, ClientFactory(self._connection))
+        self._connecting.addCallbacks(lambda _: None, self._gone)
 
-    def _not_connected(self, failure: Failure) -> None:
-        self._gone(failure.getErrorMessage())
-
-    def _wait(self, seconds: float, why: str) -> None:
-        """Give up after a while; unless something else is waited for before that."""
-        self._wait_no_more()
-        self._timeout = self._reactor.callLater(seconds, self._give_up, why)
-
-    def _wait_no_more(self) -> None:
-        if self._timeout is not None and self._timeout.active():
-            self._timeout.cancel()
-        self._timeout = None
-
-    def _give_up(self, why: str) -> None:
-        self._timeout = None
-        self.why = self.why or why
-        self.abort()
-
-    def _gone(self, why: str) -> None:
-        self._wait_no_more()
+    def _gone(self, reason: Failure) -> None:
+        self._connection.wait_no_more()
         if not self._lost:
             self._lost = True
-            self._near.far_lost(self.why or why)
+            self._near.far_lost(self.why or reason.getErrorMessage())
 
-    # IProtocol.
+    # ClientUser.
 
-    def connectionMade(self) -> None:
-        """The server speaks first."""
-        tune(self.transport)
-        self._outgoing = RegionProducer(
-            self.transport, self._sending_failed, drained=self._drained, system=self._system
-        )
+    def connection_made(self) -> None:
+        """The server speaks first; to the client, if that one was not greeted."""
         if self._lost:
-            self.transport.abortConnection()
-        elif self._handshake is None:
+            self._connection.abort()  # given up, by an endpoint that could not take it back
+        elif self._greets:
             self._meet(None)
 
-    def dataReceived(self, data: bytes) -> None:
-        """Something from the server."""
-        if self._lost:
-            return
-        if self._handshake is not None:
-            data = self._shake_hands(self._handshake, data)
-        if data and self._met:
-            self._near.answered(data)
-
-    def _shake_hands(self, handshake: ClientHandshake, data: bytes) -> bytes:
-        try:
-            handshake.receive_data(data)
-        except (ProtocolError, HandshakeRefused) as error:
-            self._give_up(str(error))
-            return b""
-        if more := handshake.data_to_send():
-            self._outgoing.send([more])
-        event = handshake.next_event()
-        if event is None:
-            return b""
-        self._handshake = None
-        self._meet(event)
-        return handshake.trailing_data()
+    def negotiated(self, negotiated: Negotiated) -> None:
+        """It is there."""
+        self._meet(negotiated)
 
     def _meet(self, negotiated: Negotiated | None) -> None:
-        self._wait_no_more()
+        self._connection.wait_no_more()
         self._met = True
         self._near.met(self, negotiated)
 
-    def _drained(self) -> None:
+    def received(self, data: bytes) -> None:
+        """It goes on to the client."""
+        if self._met:
+            self._near.answered(data)
+
+    def drained(self) -> None:
+        """There may be more."""
         if self._met and not self._lost:
             self._near.far_drained()
 
-    def _sending_failed(self, error: OSError) -> None:
-        self._give_up(f"reading the disk failed: {error}")
+    def sending_failed(self, error: OSError) -> None:
+        """What the client had sent cannot be had any more."""
+        self._connection.fail(f"reading the disk failed: {error}")
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is gone."""
-        self._outgoing.stopProducing()
-        self._gone(reason.getErrorMessage())
+    def connection_failed(self, why: str) -> None:
+        """We gave it up, perhaps before there was one."""
+        if self._connecting is not None and self._connection.transport is None:
+            self._connecting.cancel()
+
+    def connection_gone(self, reason: Failure) -> None:
+        """It is."""
+        self._gone(reason)
 
     # What is done with it.
 
     @property
     def waiting(self) -> bool:
         """Whether the server has not taken all that was sent."""
-        return self._outgoing.waiting
+        return self._connection.outgoing.waiting
 
     def send(self, items: Sequence[bytes | FileRegion]) -> None:
         """Send what is here to stay."""
-        self._outgoing.send(items)
+        self._connection.outgoing.send(items)
 
     def send_view(self, data: bytes | memoryview) -> None:
         """Send what may not last."""
-        self._outgoing.send_view(data)
+        self._connection.outgoing.send_view(data)
 
     def pause(self) -> None:
         """Read nothing more until L{resume}."""
         if not self._lost:
-            self.transport.pauseProducing()
+            self._connection.transport.pauseProducing()
 
     def resume(self) -> None:
         """Read on."""
         if not self._lost:
-            self.transport.resumeProducing()
+            self._connection.transport.resumeProducing()
 
     def finish(self) -> None:
         """Tell the server that nothing more comes, once all was sent."""
         if self._lost:
             return
-        if is_plain_socket(self.transport):
-            self.transport.loseWriteConnection()
+        if is_plain_socket(self._connection.transport):
+            self._connection.transport.loseWriteConnection()
         else:
             self.close()
 
     def disconnect(self) -> None:
         """Take leave of the server, which is to close."""
         self.send([REQUEST.pack(REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0)])
-        self._wait(_GOODBYE, "")
+        self._connection.wait(_GOODBYE, "")
 
     def close(self) -> None:
         """Close when all was sent, or after a while."""
         if not self._lost:
-            self._wait(_PATIENCE, "")
-            self.transport.loseConnection()
+            self._connection.wait(_PATIENCE, "")
+            self._connection.transport.loseConnection()
 
     def abort(self) -> None:
         """Close at once, or do not connect any more."""
-        self._wait_no_more()
-        if self.transport is not None:
-            if not self._lost:
-                self.transport.abortConnection()
-        elif self._connecting is not None:
+        self._connection.abort()
+        if self._connection.transport is None and self._connecting is not None:
             self._connecting.cancel()
 
 
@@ -423,32 +386,26 @@ class Relay:
 
     Give it to L{Server.relay <blockmig.server.Server.relay>}.
 
-    @param endpoint: where that server is, or will be.
-    @param export: the name of the disk there.
+    @param destination: where that server is, or will be, and the name of the disk there.
     @param receiver_export: the name of another export, which only the migration's receiver lists;
         None if there is no such.
-    @param reactor: the reactor; None for the global one.
-    @param system: the calls into the kernel.
+    @param runtime: what the outside world is; None for the real one.
     @ivar is_there: it has answered.
     """
 
     def __init__(
         self,
-        endpoint: IStreamClientEndpoint,
-        export: str = "",
+        destination: Destination,
         *,
         receiver_export: str | None = None,
-        reactor: Any = None,
-        system: SystemCalls = SYSTEM,
+        runtime: Runtime | None = None,
     ) -> None:
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
+        self._runtime = runtime = runtime or Runtime.of()
         self.is_there = False
-        self._endpoint = endpoint
-        self._export = export
+        self._endpoint = destination.endpoint
+        self._export = destination.export
         self._receiver_exports = () if receiver_export is None else (receiver_export,)
-        self._reactor = reactor
-        self._system = system
+        self._reactor = runtime.reactor
         self._passages: dict[_Passage, None] = {}
         self._delay = _FIRST_DELAY
         self._reported = float("-inf")
@@ -488,7 +445,7 @@ class Relay:
                 structured=told.structured,
                 allocation=told.allocation,
             )
-        return _Far(passage, self._reactor, handshake, self._system)
+        return _Far(passage, handshake, self._runtime)
 
     def connect(self, far: _Far) -> None:
         """Have it connect; it may fail at once."""
@@ -553,7 +510,7 @@ class Relay:
     def _look(self) -> None:
         self._next = None
         handshake = ClientHandshake(self._export, self._receiver_exports)
-        self._probe = _Far(_Probe(self), self._reactor, handshake, self._system)
+        self._probe = _Far(_Probe(self), handshake, self._runtime)
         self.connect(self._probe)
 
 

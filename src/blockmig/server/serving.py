@@ -23,6 +23,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -37,7 +38,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..interfaces import IDisk, IExportHandler
+from ..interfaces import IDisk
 from ..nbd import (
     MAXIMUM_NAME,
     Errno,
@@ -45,17 +46,19 @@ from ..nbd import (
     Request,
     TransmissionFlag,
     changes_the_disk,
+    served_name,
 )
-from ..storage import SYSTEM, SystemCalls
+from ..runtime import Runtime, ThreadWork
 from .access import DiskAccess
 from .changes import Changes
 from .clients import Clients
-from .connection import ConnectionSettings, ServerConnection
+from .connection import ServerConnection
 from .errors import DiskErrors
-from .notice import ServedNotice, served_name
+from .handler import IExportHandler
+from .handshake import ConnectionSettings, HandshakePhase
+from .notice import ServedNotice
 from .pace import Pace
 from .relay import Relay
-from .threads import InThread, ThreadWork
 from .work import MOST
 
 _log = Logger()
@@ -178,7 +181,7 @@ class _ServedConnection(ServerConnection):
 class _PassedConnection(_ServedConnection):
     """The connection of a client that another server greets."""
 
-    def begin(self) -> None:
+    def begin(self, handshake: HandshakePhase) -> None:
         """Pass it on from its first byte."""
         self.agreed()
 
@@ -198,11 +201,8 @@ class Server:
     @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
     @param request_timeout: seconds of silence after which a client that has begun a request, or has
         replies to take, is given up; 0 for never.
-    @param reactor: the reactor; None for the global one.
-    @param in_thread: runs a function in a thread, and gives a Deferred of its result; None for the
-        reactor's thread pool.
     @param pace: watches how quick the disk is; None for one that asks the system.
-    @param system: the calls into the kernel.
+    @param runtime: what the outside world is; None for the real one.
     @raise ValueError: C{export} is too long.
     """
 
@@ -216,40 +216,37 @@ class Server:
         max_connections: int = 0,
         handshake_timeout: float = 30.0,
         request_timeout: float = 300.0,
-        reactor: Any = None,
-        in_thread: InThread | None = None,
         pace: Pace | None = None,
-        system: SystemCalls = SYSTEM,
+        runtime: Runtime | None = None,
     ) -> None:
         if len(export.encode()) > MAXIMUM_NAME:
             raise ValueError(f"the export's name is longer than {MAXIMUM_NAME} bytes")
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
+        runtime = runtime or Runtime.of()
+        reactor = runtime.reactor
         self.disk = disk
         self.export = export
         self.read_only = read_only
         self._reactor = reactor
         self._began = reactor.seconds()
         self._most = max_connections
-        self._threads = ThreadWork(reactor, in_thread, most=MOST + 1)  # and one that flushes
-        self._access = DiskAccess(disk, self._threads, pace or Pace(), system)
+        self._threads = ThreadWork(runtime.threads, most=MOST + 1)  # and one that flushes
+        runtime = replace(runtime, threads=self._threads)
+        self._access = DiskAccess(disk, self._threads, pace or Pace(), runtime.system)
         flags = _READING | (TransmissionFlag.READ_ONLY if read_only else _WRITING)
         self._handler = _ServedExport(
             Export(export, disk.size, flags), self._access, reactor.seconds
         )
         exports: dict[str, IExportHandler] = {export: self._handler}
         if (notice := served_name(export)) is not None:
-            exports[notice] = ServedNotice(export, disk.size, self._threads)
+            exports[notice] = ServedNotice(export, disk.size, runtime)
         self._settings = ConnectionSettings(
-            reactor=reactor,
-            in_thread=self._threads,
+            runtime=runtime,
             lookup=exports.get,
             names=lambda: list(exports),
             oldstyle=self._handler if oldstyle else None,
             structured=True,
             handshake_timeout=handshake_timeout,
             idle_timeout=request_timeout,
-            system=system,
         )
         self._clients = Clients()
         self._refused_at = float("-inf")
@@ -313,7 +310,7 @@ class Server:
     def complete(self) -> Deferred[None]:
         """Fires when the server was stopped, every client is gone, and the disk is flushed.
 
-        Nothing is flushed after L{hand_over}, nor after L{relay}, behind which it fires when the
+        Nothing is flushed after L{hand_over}, nor after L{relay}, after which it fires when the
         last client has left, by itself.
 
         It fails with the L{OSError} of that last flush.
@@ -428,8 +425,8 @@ class Server:
         stay open, until L{complete} tells that the last client has left: at once if there is none.
         L{stop} ends it sooner, and L{release} does nothing any more.
 
-        @param relay: knows the way, as in C{Relay(client_endpoint(reactor, uri), uri.export,
-            receiver_export=uri.export + SIDE_EXPORT, reactor=reactor)}.
+        @param relay: knows the way, as in C{Relay(Destination(client_endpoint(reactor, uri),
+            uri.export), receiver_export=uri.export + SIDE_EXPORT)}.
         """
         if self._stopping or self._relay is not None:
             return

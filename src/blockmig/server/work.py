@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from .threads import InThread
+from ..runtime import InThread
 
 MOST: Final = 8
 """How many calls are made at a time."""

@@ -6,29 +6,22 @@ ones in threads. Imports no reactor.
 
 from .contents import find_data, image_format, name_contents, sampled_places
 from .coverage import Coverage
+from .device import BlockDisk
 from .dirty import GRAIN, DirtyMap
-from .disk import (
-    PROBE_SIZE,
-    BlockDisk,
-    FileDisk,
-    default_state_directory,
-    identify,
-    open_disk,
-    record_path,
-)
+from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
+from .file import FileDisk, identify
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
+from .open import open_disk
+from .record_paths import default_state_directory, record_path
 from .scan import Piece, Scan
-from .system import NO_WAIT, SYSTEM, SystemCalls, describe_error
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
 
 __all__ = [
     "GRAIN",
-    "NO_WAIT",
     "PROBE_SIZE",
-    "SYSTEM",
     "BlockDisk",
     "Coverage",
     "DirtyMap",
@@ -39,10 +32,8 @@ __all__ = [
     "NotDurable",
     "Piece",
     "Scan",
-    "SystemCalls",
     "User",
     "default_state_directory",
-    "describe_error",
     "device_in_memory",
     "filesystem_of",
     "find_data",

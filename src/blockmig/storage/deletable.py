@@ -15,9 +15,9 @@ import stat
 import struct
 from typing import Final
 
+from ..syscalls import SystemCalls
 from .errors import DiskRefused
 from .mounts import MOUNTINFO, is_mount_point
-from .system import SystemCalls
 
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _IMMUTABLE: Final = 0x10

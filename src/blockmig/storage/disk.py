@@ -1,4 +1,4 @@
-"""Disks: a regular file or a block device behind one interface, `IDisk`.
+"""What files and devices have in common: a descriptor that bytes are read from and written to.
 
 Owns the disk's descriptor and its lock from the constructor until `close`.
 
@@ -6,7 +6,7 @@ Rules:
 
 * a disk is locked before anything is read from or written to it, and its size is settled then;
 * sizes are exact bytes; a file that is made here stays empty until `prepare`, so that whoever
-  receives into it can first put down that it is no whole disk; it never grows after that;
+  receives into it can first record that it is no whole disk; it never grows after that;
 * zeroing gives space back unless told not to, and falls back to writing zeroes where the medium
   cannot do better, in slices;
 * an error of the medium that one call was told of is told to every flush after it: the kernel tells
@@ -16,24 +16,18 @@ Rules:
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import os
-import stat
 import threading
-import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
-from zope.interface import implementer
-
-from ..interfaces import Extent, IRecordedDisk, IUnlinkableDisk, IWatchedDisk, Probe
-from .deletable import check_deletable
-from .errors import DiskRefused, NotDurable
-from .lock import InUse, lock_disk
-from .mounts import filesystem_of, is_among_devices, is_remote
-from .system import (
+from ..interfaces import (
+    Extent,
+    Probe,
+)
+from ..syscalls import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
     FALLOC_FL_ZERO_RANGE,
@@ -43,7 +37,9 @@ from .system import (
     SYSTEM,
     SystemCalls,
 )
-from .watched import WatchedDevice, WatchedFile, lasting_name
+from .errors import DiskRefused
+from .lock import InUse, lock_disk
+from .watched import lasting_name
 
 PROBE_SIZE: Final = 262144
 """Bytes that one `IDisk.probe` looks at, at most; zero runs shorter than this travel as data."""
@@ -51,99 +47,12 @@ PROBE_SIZE: Final = 262144
 _PROBE_TAIL: Final = 512
 _READ_AHEAD: Final = 1 << 20
 _ZEROES: Final = bytes(1 << 20)
-_BLOCK: Final = 4096
-_BLKDISCARD: Final = 0x1277
-_BLKZEROOUT: Final = 0x127F
 _NO_SYNC = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
-_CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+CANNOT: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+"""What the kernel says where a medium cannot do something."""
 
 
-def default_state_directory() -> str:
-    """Where the records of block devices are kept: C{/var/lib/blockmig} for root.
-
-    For others C{$XDG_STATE_HOME/blockmig}, which is C{~/.local/state/blockmig} by default.
-    """
-    if os.geteuid() == 0:
-        return "/var/lib/blockmig"
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(home, "blockmig")
-
-
-def open_disk(
-    path: str,
-    *,
-    writable: bool = True,
-    size: int | None = None,
-    state_directory: str | None = None,
-    system: SystemCalls = SYSTEM,
-) -> FileDisk | BlockDisk:
-    """Open whatever stands at C{path}, file or block device.
-
-    @param size: bytes; a missing file is created (sparse) with it, anything else must have it.
-    @param state_directory: where the records of a block device are; None for the default.
-    @raise DiskRefused: missing, a directory, no permission, empty, in use, another size.
-    """
-    if _is_device(path):
-        return BlockDisk(
-            path, writable=writable, size=size, state_directory=state_directory, system=system
-        )
-    return FileDisk(path, writable=writable, size=size, system=system)
-
-
-def record_path(path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM) -> str:
-    """What the names of the records of the disk at C{path} begin with.
-
-    Beside a file, whether or not it is still there, and beside the file itself where C{path} is a
-    symbolic link. In the state directory for a device: by its name, with C{-} for C{/}; by another
-    of the device's names, where records stand under that.
-
-    @raise DiskRefused: C{path} cannot be looked at.
-    """
-    directory = os.path.abspath(state_directory or default_state_directory())
-    own = os.path.join(directory, _escape(os.path.abspath(path)))
-    beside = os.path.realpath(path)
-    try:
-        known = sorted(system.listdir(directory))
-    except OSError:
-        known = []
-    if _is_device(path):
-        stems = {name.rpartition(".")[0] for name in known if name.rpartition(".")[2].isupper()}
-        same = sorted(stem for stem in stems if os.path.realpath(_unescape(stem)) == beside)
-        if os.path.basename(own) in stems or not same:
-            return own
-        if len(same) > 1:
-            names = ", ".join(_unescape(stem) for stem in same)
-            raise DiskRefused(f"{path}: has records in {directory} by several names: {names}")
-        return os.path.join(directory, same[0])
-    # A device that is gone is only known by its records.
-    stem = os.path.basename(own) + "."
-    gone = not os.path.lexists(path) and any(name.startswith(stem) for name in known)
-    return own if gone else beside
-
-
-def _escape(path: str) -> str:
-    """A path as a file name: C{/dev/vg0/web} is C{dev-vg0-web}."""
-    return (
-        urllib.parse.quote(os.fsencode(path.strip("/")), safe="/")
-        .replace("-", "%2D")
-        .replace("/", "-")
-    )
-
-
-def _unescape(name: str) -> str:
-    return "/" + os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(name.replace("-", "/"))))
-
-
-def _is_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise DiskRefused(f"{path}: {error.strerror}") from None
-
-
-class _DescriptorDisk:
+class DescriptorDisk:
     """What files and devices share: a descriptor that bytes are read from and written to."""
 
     shortest_zeroes = PROBE_SIZE
@@ -284,7 +193,7 @@ class _DescriptorDisk:
         try:
             self._fast_zero(offset, length, allocate, fast)
         except OSError as error:
-            if error.errno not in _CANNOT:
+            if error.errno not in CANNOT:
                 raise
             if fast:
                 raise OSError(errno.EOPNOTSUPP, "zeroes would have to be written") from None
@@ -376,7 +285,7 @@ class _DescriptorDisk:
             except BlockingIOError:
                 continue
             except OSError as error:
-                if error.errno not in _CANNOT:
+                if error.errno not in CANNOT:
                     raise
                 self._no_wait = None
                 return self.read(start, tail), False
@@ -424,234 +333,3 @@ class _DescriptorDisk:
         ours = self._system.fstat(self._open_descriptor())
         if not os.path.samestat(ours, self._system.stat(self.path)):
             raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
-
-
-@implementer(IUnlinkableDisk, IRecordedDisk, IWatchedDisk)
-class FileDisk(_DescriptorDisk, WatchedFile):
-    """A raw image in a regular file.
-
-    @param path: where it is.
-    @param writable: open it for writing; a source is only read.
-    @param size: bytes; a missing file is created, empty until L{prepare}d; an existing one must
-        have that size (or be empty).
-    @param system: the calls into the kernel.
-    @ivar created: the file did not exist before.
-    @raise DiskRefused: the file cannot be used; nothing was touched.
-    """
-
-    # So that a FIFO is refused, not waited for.
-    _open_flags = os.O_NONBLOCK
-
-    @property
-    def record_path(self) -> str:
-        """What the names of its records begin with: they are beside it."""
-        return self.path
-
-    def identity(self) -> str:
-        """What tells this file from another that later has its name."""
-        return identify(self._open_descriptor(), self._system)
-
-    def _create(self, flags: int, size: int | None) -> int:
-        if is_among_devices(self.path):
-            raise DiskRefused(
-                f"{self.name}: there is no such device, and a file in /dev would be in memory: "
-                "the device must exist"
-            )
-        if size is None:
-            raise DiskRefused(f"{self.name}: no such file")
-        if size <= 0:
-            raise DiskRefused(f"{self.name}: a disk of {size} bytes cannot be created")
-        try:
-            descriptor = self._system.open(self.name, flags | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise DiskRefused(f"{self.name}: cannot be created: {error.strerror}") from None
-        self.created = True
-        return descriptor
-
-    def _check_kind(self, mode: int) -> None:
-        if stat.S_ISDIR(mode):
-            raise DiskRefused(f"{self.name}: is a directory, not a disk")
-        if not stat.S_ISREG(mode):
-            raise DiskRefused(f"{self.name}: is neither a regular file nor a block device")
-        if self.writable and is_among_devices(self.path):
-            raise DiskRefused(
-                f"{self.name}: is a regular file in /dev, which is memory: the device must exist"
-            )
-
-    def trim(self, offset: int, length: int) -> None:
-        """Punch a hole where that is possible."""
-        try:
-            self._fast_zero(offset, length, allocate=False, fast=True)
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
-
-    def flush(self) -> None:
-        """fdatasync(2), and for a new file fsync its directory, or the file itself may be lost."""
-        super().flush()
-        if self._new:
-            self._system.sync_directory(os.path.dirname(self.path))
-
-    def links(self) -> int:
-        """How many names the file has."""
-        return self._system.fstat(self._open_descriptor()).st_nlink
-
-    def check_unlink(self) -> None:
-        """Whether `unlink` would retire this disk.
-
-        @raise DiskRefused: it has other names, by which it would go on as if nothing had happened;
-            or it cannot be deleted.
-        """
-        self._check_links()
-        check_deletable(self._open_descriptor(), self.name, self.path, self._system)
-
-    def _check_links(self) -> None:
-        links = self.links()
-        if links == 0:
-            raise DiskRefused(f"{self.name}: was deleted by somebody else: send without --unlink")
-        if links != 1:
-            raise DiskRefused(
-                f"{self.name}: has {links} hard links; deleting one would not retire the disk"
-            )
-
-    def unlink(self) -> None:
-        """I{Slow.} Delete the file and make that survive a power failure; the disk stays open.
-
-        A symbolic link to it stays: it is the data that goes.
-
-        @raise OSError: it is still there; ESTALE where another file has taken its name.
-        @raise DiskRefused: it is still there, since it got another name meanwhile.
-        @raise NotDurable: it is gone, but may come back after a power failure.
-        """
-        self._check_name()
-        self._check_links()
-        try:
-            self._system.unlink(self.path)
-        except OSError as error:
-            # A network file system may have done it, and report that it found nothing to do.
-            if self._is_there():
-                raise
-            raise NotDurable(
-                f"{self.name} is deleted, but that was reported as an error: {error.strerror}"
-            ) from None
-        try:
-            self._system.sync_directory(os.path.dirname(self.path))
-        except OSError as error:
-            raise NotDurable(
-                f"{self.name} is deleted, but its directory could not be synced: {error.strerror}"
-            ) from None
-
-    def _is_there(self) -> bool:
-        try:
-            self._check_name()
-        except FileNotFoundError:
-            # Moved away, in the last instant? What a network file system says of that may be old.
-            directory = os.path.dirname(self.path)
-            return not is_remote(filesystem_of(directory)) and not self.is_gone()
-        except OSError as error:
-            return error.errno != errno.ESTALE
-        return True
-
-
-@implementer(IRecordedDisk, IWatchedDisk)
-class BlockDisk(_DescriptorDisk, WatchedDevice):
-    """A block device, held exclusively: one that is mounted or part of another is refused.
-
-    The parameters are those of L{FileDisk}, but a device is never created.
-
-    @param state_directory: where its records are; None for the default.
-    @ivar record_path: what their names begin with.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        writable: bool = True,
-        size: int | None = None,
-        state_directory: str | None = None,
-        system: SystemCalls = SYSTEM,
-    ) -> None:
-        super().__init__(path, writable=writable, size=size, system=system)
-        self.record_path = record_path(path, state_directory, system)
-        _make_directory(os.path.dirname(self.record_path), system)
-
-    def identity(self) -> str:
-        """A device is known by its name."""
-        return ""
-
-    # It knows no extents, so that they have to be found out.
-    shortest_zeroes = _BLOCK
-    # On a device O_EXCL (without O_CREAT) asks for the exclusive claim that mounting also takes.
-    _open_flags = getattr(os, "O_EXCL", 0)
-
-    def _check_kind(self, mode: int) -> None:
-        if not stat.S_ISBLK(mode):
-            raise DiskRefused(f"{self.name}: is not a block device")
-
-    def _fast_zero(self, offset: int, length: int, allocate: bool, fast: bool) -> None:
-        """Zero whole blocks by the device, their neighbours by writing.
-
-        fallocate(2) on a device gives its space back (and says EOPNOTSUPP where that would not
-        leave zeroes, unlike BLKDISCARD); BLKZEROOUT keeps it, and may write zeroes, as fallocate
-        may where it is to keep the space.
-        """
-        if fast and allocate:
-            raise OSError(errno.EOPNOTSUPP, "a device does not tell whether it can")
-        start, end = _whole_blocks(offset, length)
-        if start >= end:
-            self._write_zeroes(offset, length)
-            return
-        try:
-            super()._fast_zero(start, end - start, allocate, fast)
-        except OSError as error:
-            if fast or error.errno not in _CANNOT:
-                raise
-            self._ioctl(_BLKZEROOUT, start, end - start)
-        self._write_zeroes(offset, start - offset)
-        self._write_zeroes(end, offset + length - end)
-
-    def _ioctl(self, request: int, offset: int, length: int) -> None:
-        self._system.ioctl(self._open_descriptor(), request, array.array("Q", [offset, length]))
-
-    def trim(self, offset: int, length: int) -> None:
-        """BLKDISCARD, for the whole blocks of the range."""
-        start, end = _whole_blocks(offset, length)
-        if start < end:
-            try:
-                self._ioctl(_BLKDISCARD, start, end - start)
-            except OSError as error:
-                if error.errno not in _CANNOT:
-                    raise
-
-
-def _make_directory(path: str, system: SystemCalls) -> None:
-    """The state directory, durably; where it cannot be made, its first record will say so."""
-    if os.path.isdir(path):
-        return
-    with contextlib.suppress(OSError):
-        os.makedirs(path, 0o755)
-        parent = os.path.dirname(path)
-        while parent != os.path.dirname(parent):
-            system.sync_directory(parent)
-            parent = os.path.dirname(parent)
-
-
-def identify(descriptor: int, system: SystemCalls) -> str:
-    """The file open as C{descriptor}: its inode, and when that was made (or last written to).
-
-    Clocks of file systems are coarse: two files that are made one after the other in the same inode
-    may be born in the same instant, and are told apart by the inode's generation where it has one.
-    """
-    status = system.fstat(descriptor)
-    born = system.birth(descriptor)
-    if born is None:
-        return f"inode {status.st_ino}, written {status.st_mtime_ns}"
-    generation = system.generation(descriptor)
-    which = f", generation {generation}" if generation is not None else ""
-    return f"inode {status.st_ino}, born {born}{which}"
-
-
-def _whole_blocks(offset: int, length: int) -> tuple[int, int]:
-    """Where the first whole block of a range starts and the last one ends."""
-    return -(-offset // _BLOCK) * _BLOCK, (offset + length) // _BLOCK * _BLOCK

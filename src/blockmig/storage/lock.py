@@ -18,7 +18,7 @@ import os
 import struct
 from typing import Final
 
-from .system import SystemCalls
+from ..syscalls import SystemCalls
 
 _FLOCK = struct.Struct("hhqqi4x")
 _QEMU_FIRST: Final = 100

@@ -25,8 +25,8 @@ import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from ..syscalls import SystemCalls
 from .mounts import MOUNTINFO, backing_file, filesystem_of, read_line, read_mounts
-from .system import SystemCalls
 
 # Their leases are only given where the server has granted as much, and otherwise refused as if
 # somebody had the file open.

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from ..interfaces import Extent
+from ..syscalls import SystemCalls
 from .errors import DiskChanged
 from .mounts import backing_file, device_entry, read_line
-from .system import SystemCalls
 
 _FICLONE: Final = 0x40049409
 _COPY: Final = 1 << 20

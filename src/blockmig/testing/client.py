@@ -1,6 +1,6 @@
 """A client for tests of servers: one method for each request, one Deferred for each reply.
 
-Owns one connection to one export. It asks whatever it is told to, also what a server must refuse.
+It asks whatever it is told to, also what a server must refuse.
 
 Rules:
 
@@ -16,29 +16,20 @@ import errno
 import os
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from ..nbd import (
-    ClientHandshake,
-    ClientTransmission,
-    Command,
-    CommandFlag,
-    EndOfPayload,
-    Export,
-    HandshakeRefused,
-    Negotiated,
-    Payload,
-    ProtocolError,
-    Reply,
-    Request,
-)
+from ..client import ClientFactory, RequestFailed
+from ..client import NBDClient as _Client
+from ..nbd import ClientHandshake, Command, CommandFlag, Export, Negotiated
+from ..runtime import Runtime
+from .threads import synchronous
 
 
-class NBDClient(Protocol):
+class NBDClient(_Client):
     """A client; made by L{connect_client}. Offsets and lengths are in bytes.
 
     What is returned by methods that ask for something fires when the reply is there. It fails with
@@ -50,30 +41,19 @@ class NBDClient(Protocol):
     @ivar lost: whether the connection is gone.
     """
 
-    transport: Any
     export: Export
 
     def __init__(self, export: str = "") -> None:
-        self.lost = False
-        self.negotiated: Deferred[NBDClient] = Deferred()
-        self._handshake: ClientHandshake | None = ClientHandshake(export)
-        self._wire = ClientTransmission()
-        self._waiting: dict[int, Deferred[Any]] = {}
-        self._payload = b""
+        # No timeout is set, no file region is sent: of the runtime nothing is used.
+        super().__init__(ClientHandshake(export), Runtime(Clock(), synchronous))
         self._broken: Failure | None = None
-        self._to_close: list[Deferred[None]] = []
-
-    def read(self, offset: int, length: int) -> Deferred[bytes]:
-        """That many bytes."""
-        return self._ask(Command.READ, offset, length)
 
     def write(self, offset: int, data: bytes, *, fua: bool = False) -> Deferred[None]:
         """Put C{data} there.
 
         @param fua: durably.
         """
-        flags = _flags(fua=fua)
-        return self._ask(Command.WRITE, offset, len(data), flags, data)
+        return self.ask(Command.WRITE, offset, len(data), _flags(fua=fua), data)
 
     def zero(
         self,
@@ -91,121 +71,54 @@ class NBDClient(Protocol):
         @param fua: durably.
         """
         flags = _flags(fua=fua, allocate=allocate, fast=fast)
-        return self._ask(Command.WRITE_ZEROES, offset, length, flags)
+        return self.ask(Command.WRITE_ZEROES, offset, length, flags)
 
     def trim(self, offset: int, length: int, *, fua: bool = False) -> Deferred[None]:
         """Say that the content of a range matters no more.
 
         @param fua: durably.
         """
-        return self._ask(Command.TRIM, offset, length, _flags(fua=fua))
+        return self.ask(Command.TRIM, offset, length, _flags(fua=fua))
 
     def flush(self) -> Deferred[None]:
         """Have durable what was answered until now."""
-        return self._ask(Command.FLUSH)
+        return self.ask(Command.FLUSH)
 
-    def disconnect(self) -> Deferred[None]:
-        """Say that nothing follows.
+    @property
+    def lost(self) -> bool:
+        """See the class."""
+        return self._connection.is_gone
 
-        @return: fires when the connection is gone, in whichever way.
-        @raise blockmig.nbd.LocalProtocolError: requests wait for their replies.
-        """
-        if not self.lost:
-            _, header = self._wire.request(Command.DISC)
-            self.transport.write(header)
-        return self.closed()
+    def _judge(self, result: Any) -> Any:
+        if not isinstance(result, Failure):
+            return result or None
+        assert isinstance(result.value, RequestFailed)
+        error = result.value.error
+        name = errno.errorcode.get(error, str(error))
+        command = Command(result.value.request.command).name
+        return Failure(OSError(error, f"{command}: {name}: {os.strerror(error)}"))
 
-    def closed(self) -> Deferred[None]:
-        """Fires when the connection is gone, in whichever way."""
-        closed: Deferred[None] = Deferred()
-        if self.lost:
-            closed.callback(None)
-        else:
-            self._to_close.append(closed)
-        return closed
+    def _cancelled(self, waiting: Deferred[Any]) -> None:
+        """The connection lives on."""
 
-    def abort(self) -> None:
-        """Drop the connection."""
-        self.transport.abortConnection()
+    def negotiated(self, negotiated: Negotiated) -> None:
+        """Keep what the server says."""
+        self.export = negotiated.export
+        super().negotiated(negotiated)
 
-    def _ask(
-        self,
-        command: Command,
-        offset: int = 0,
-        length: int = 0,
-        flags: int = 0,
-        payload: bytes = b"",
-    ) -> Deferred[Any]:
-        if self._broken is not None:
-            return fail(self._broken)
-        request, header = self._wire.request(command, offset, length, flags)
-        waiting: Deferred[Any] = Deferred()
-        self._waiting[request.cookie] = waiting
-        self.transport.write(header + payload)
-        return waiting
+    def explain(self, error: Exception) -> str:
+        """Keep the error for those who wait."""
+        self._broken = Failure(error)
+        return str(error)
 
-    # IProtocol.
+    def connection_failed(self, why: str) -> None:
+        """They hear of the error itself."""
+        assert self._broken is not None
+        self._fail(self._broken)
 
-    def dataReceived(self, data: bytes) -> None:
-        """Something from the server."""
-        try:
-            if self._handshake is not None:
-                data = self._shake_hands(self._handshake, data)
-            self._wire.receive_data(data)
-            while (event := self._wire.next_event()) is not None:
-                if isinstance(event, Payload):
-                    self._payload += bytes(event.data)
-                elif isinstance(event, EndOfPayload):
-                    payload, self._payload = self._payload, b""
-                    assert isinstance(event.message, Reply)
-                    self._answer(event.message.request, payload)
-                elif isinstance(event, Reply):
-                    self._reply(event)
-        except (ProtocolError, HandshakeRefused):
-            self._fail_all(Failure())
-            self.transport.abortConnection()
-
-    def _shake_hands(self, handshake: ClientHandshake, data: bytes) -> bytes:
-        handshake.receive_data(data)
-        self.transport.write(handshake.data_to_send())
-        event: Negotiated | None = handshake.next_event()
-        if event is None:
-            return b""
-        self._handshake = None
-        self.export = event.export
-        self.negotiated.callback(self)
-        return handshake.trailing_data()
-
-    def _reply(self, reply: Reply) -> None:
-        request, error = reply
-        if error:
-            name = errno.errorcode.get(error, str(error))
-            why = f"{Command(request.command).name}: {name}: {os.strerror(error)}"
-            self._answer(request, Failure(OSError(error, why)))
-        elif request.command != Command.READ:
-            self._answer(request, None)
-
-    def _answer(self, request: Request, answer: object) -> None:
-        self._waiting.pop(request.cookie).callback(answer)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is gone."""
-        self.lost = True
-        self._fail_all(reason if reason.value is not None else Failure(ConnectionDone()))
-        closed, self._to_close = self._to_close, []
-        for deferred in closed:
-            deferred.callback(None)
-
-    def _fail_all(self, why: Failure) -> None:
-        if self._broken is not None:
-            return
-        self._broken = why
-        waiting = list(self._waiting.values())
-        self._waiting.clear()
-        if not self.negotiated.called:
-            waiting.append(self.negotiated)
-        for deferred in waiting:
-            deferred.errback(Failure(why.value))
+    def connection_lost(self, why: str, reason: Failure) -> None:
+        """They hear of the reason itself."""
+        self._fail(reason if reason.value is not None else Failure(ConnectionDone()))
 
 
 def _flags(fua: bool = False, allocate: bool = False, fast: bool = False) -> int:
@@ -227,6 +140,5 @@ def connect_client(endpoint: IStreamClientEndpoint, export: str = "") -> Deferre
         L{blockmig.nbd.ProtocolError}.
     """
     client = NBDClient(export)
-    factory = Factory.forProtocol(lambda: client)
-    factory.noisy = False
-    return endpoint.connect(factory).addCallback(lambda _: client.negotiated)
+    connecting = endpoint.connect(ClientFactory(client._connection))
+    return connecting.addCallback(lambda _: client.greeted()).addCallback(lambda _: client)

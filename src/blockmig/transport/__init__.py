@@ -15,10 +15,10 @@ from .endpoints import (
     stop_listening,
     tune,
 )
-from .incoming import LONGEST_MOVE, PayloadReader
+from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
 from .plain import has_hung_up, is_plain_socket, unacknowledged
-from .rate import Courtesy, Limiter, RateLimiter
+from .rate import Courtesy, Limiter, Pacer, RateLimiter
 from .regions import FileRegion
 
 __all__ = [
@@ -27,7 +27,9 @@ __all__ = [
     "CannotListen",
     "Courtesy",
     "FileRegion",
+    "IPayloadReceiver",
     "Limiter",
+    "Pacer",
     "PayloadReader",
     "RateLimiter",
     "RegionProducer",

@@ -1,11 +1,10 @@
 """What a connection receives: payloads go from the socket straight into a disk.
 
 Owns the reading side of one plain socket, from the first large payload on, or from when it is told
-to begin at once. The protocol is an
-`IPayloadReceiver`: while it names a region for the next bytes on the wire, they are moved there by
-splice(2) through a pipe (or recv into a buffer and pwrite, where splice cannot be used); all other
-bytes reach it by `dataReceived`. On any transport that is not a plain socket nothing is taken over,
-and everything arrives by `dataReceived`.
+to begin at once. While its `IPayloadReceiver` names a region for the next bytes on the wire, they
+are moved there by splice(2) through a pipe (or recv into a buffer and pwrite, where splice cannot
+be used); all other bytes reach it by `dataReceived`. On any transport that is not a plain socket
+nothing is taken over, and everything arrives at the transport's own protocol.
 
 Rules:
 
@@ -30,9 +29,9 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import Interface, implementer
 
-from ..storage import SYSTEM, SystemCalls
+from ..syscalls import SystemCalls
 from .lingering import Lingering
 from .plain import is_plain_socket
 from .regions import FileRegion
@@ -48,6 +47,46 @@ _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+class IPayloadReceiver(Interface):
+    """Somebody who wants payloads moved from the socket straight into a disk."""
+
+    def dataReceived(data: bytes) -> None:
+        """Bytes that were not moved so, in order."""
+
+    def viewReceived(view: memoryview) -> None:
+        """As C{dataReceived}, with bytes that are here only until this returns.
+
+        Only called where reading was taken over at once.
+        """
+
+    def answers_at_once() -> Any:
+        """How the next messages may be answered on the shortest way, while nothing else runs.
+
+        Only asked where reading was taken over at once.
+
+        @return: a function that is called, instead of C{viewReceived}, with what has come, and
+            tells whether it may be called again; or None where it is not the time for that.
+        """
+
+    def payload_region() -> Any:
+        """The L{FileRegion} that the next bytes on the wire belong in.
+
+        None where they should come by C{dataReceived}.
+        """
+
+    def payload_moved(count: int) -> None:
+        """The first C{count} bytes of that region are off the wire: in the disk, or lost.
+
+        Lost if L{payload_failed} was called just before.
+        """
+
+    def payload_failed(error: OSError) -> None:
+        """The disk did not take what L{payload_moved} is about to announce.
+
+        The request has failed, and what is left of its payload must go by C{dataReceived}.
+        """
+
+
 @implementer(IReadDescriptor)
 class PayloadReader:
     """Moves payloads from one connection into a disk.
@@ -55,8 +94,9 @@ class PayloadReader:
     @param reactor: watches the socket; a reactor that is not IReactorFDSet leaves all to the
         transport.
     @param transport: the connection's transport.
-    @param protocol: the connection's protocol, an L{IPayloadReceiver} and IProtocol.
+    @param protocol: whoever gets what is read; nobody is needed before L{take_over}.
     @param header: bytes of the header that is expected behind a payload.
+    @ivar protocol: the same, an L{IPayloadReceiver}; may be exchanged for another.
     """
 
     def __init__(
@@ -65,11 +105,11 @@ class PayloadReader:
         transport: Any,
         protocol: Any,
         header: int,
-        system: SystemCalls = SYSTEM,
+        system: SystemCalls,
     ) -> None:
         self._reactor = reactor
         self._transport = transport
-        self._protocol = protocol
+        self.protocol = protocol
         self._header = header
         self._system = system
         self._descriptor = -1
@@ -90,7 +130,7 @@ class PayloadReader:
         """
         if self._descriptor >= 0 or self._stopped or not is_plain_socket(self._transport):
             return
-        region = self._protocol.payload_region()
+        region = self.protocol.payload_region()
         if not at_once and (region is None or region.length < WORTH_MOVING):
             return
         if not IReactorFDSet.providedBy(self._reactor):
@@ -157,7 +197,7 @@ class PayloadReader:
         if lingering is not None:
             lingering.begin()
         while turn > 0 and self._descriptor >= 0 and not self._paused:
-            region = self._protocol.payload_region()
+            region = self.protocol.payload_region()
             try:
                 if region is None or (region.length < WORTH_MOVING and not self._moving):
                     if lingering is None:
@@ -187,12 +227,12 @@ class PayloadReader:
             self._hand_back()
             return
         self._read_next = _READ
-        self._protocol.dataReceived(data)
+        self.protocol.dataReceived(data)
 
     def _converse(self, lingering: Lingering) -> bool:
         """Have what comes answered, on the shortest way if that may be; whether the turn ends."""
         expects_payload = self._read_next != _READ
-        answer = None if expects_payload else self._protocol.answers_at_once()
+        answer = None if expects_payload else self.protocol.answers_at_once()
         if answer is None:
             self._read_at_once()
             return self._paused or not lingering.more()
@@ -217,7 +257,7 @@ class PayloadReader:
             self._hand_back()
             return
         self._read_next = _READ
-        self._protocol.viewReceived(_received[:count])
+        self.protocol.viewReceived(_received[:count])
 
     def _move(self, region: FileRegion, count: int) -> int:
         """Move up to C{count} bytes into the region; how many it was."""
@@ -243,9 +283,9 @@ class PayloadReader:
             self._drain_pipe(from_pipe, region, taken)
         except OSError as error:
             self._close_pipe()
-            self._protocol.payload_failed(error)
+            self.protocol.payload_failed(error)
         if taken:
-            self._protocol.payload_moved(taken)
+            self.protocol.payload_moved(taken)
         return taken
 
     def _drain_pipe(self, pipe: int, region: FileRegion, left: int) -> None:
@@ -276,8 +316,8 @@ class PayloadReader:
         try:
             region.disk.write(region.offset, self._buffer[:taken])
         except OSError as error:
-            self._protocol.payload_failed(error)
-        self._protocol.payload_moved(taken)
+            self.protocol.payload_failed(error)
+        self.protocol.payload_moved(taken)
         return taken
 
     def _open_pipe(self) -> tuple[int, int]:

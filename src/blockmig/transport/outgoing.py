@@ -36,25 +36,18 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IPullProducer,
-    IPushProducer,
-    IReactorTime,
-)
+from twisted.internet.interfaces import IPullProducer, IPushProducer
 from zope.interface import implementer
 
-from ..storage import SYSTEM, SystemCalls
+from ..syscalls import SystemCalls
 from .plain import is_plain_socket
-from .rate import Limiter
+from .rate import Pacer
 from .regions import FileRegion
 
 _TURN: Final = 4 << 20
 _AT_ONCE: Final = 1 << 20
 _CHUNK: Final = 256 << 10
 _SMALL: Final = 64 << 10
-# Seconds, so that a limit that was changed meanwhile is soon kept.
-_LONGEST_WAIT: Final = 0.25
 _MORE: Final = getattr(socket, "MSG_MORE", 0)
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 _FOR_NOW = (errno.ENOBUFS, errno.ENOMEM)
@@ -76,7 +69,8 @@ class _PeerGone(Exception):
 class RegionProducer:
     """Sends bytes and file regions on one transport, in order.
 
-    Somebody who wants to hold it back uses it as an IPushProducer.
+    Whoever wants to hold it back uses it as an IPushProducer: its pacer does, where it has one, and
+    then nobody else.
 
     @param transport: where to; any ITransport that is an IConsumer.
     @param failed: called with the OSError when a region could not be sent in full. The connection
@@ -85,8 +79,8 @@ class RegionProducer:
     @param drained: called when everything queued has been given to the transport; not where a plain
         socket took all of it from inside L{send}.
     @param room: called when a peer that did not take all there was has taken some of it.
-    @param clock: needed with C{limiter}.
-    @param limiter: the limit that region bytes are sent under; may be set and changed at any time.
+    @param pacer: pauses it where region bytes are to wait; may be set at any time.
+    @param system: the calls into the kernel.
     """
 
     def __init__(
@@ -97,17 +91,15 @@ class RegionProducer:
         sent: Callable[[int], None] = lambda count: None,
         drained: Callable[[], None] = lambda: None,
         room: Callable[[], None] = lambda: None,
-        clock: IReactorTime | None = None,
-        limiter: Limiter | None = None,
-        system: SystemCalls = SYSTEM,
+        pacer: Pacer | None = None,
+        system: SystemCalls,
     ) -> None:
-        self.limiter = limiter
+        self.pacer = pacer
         self._transport = transport
         self._failed = failed
         self._sent = sent
         self._drained = drained
         self._room = room
-        self._clock = clock
         self._system = system
         self._queue: deque[bytes | memoryview | FileRegion] = deque()
         self._in_memory = 0
@@ -116,7 +108,6 @@ class RegionProducer:
         self._stopped = False
         self._can_sendfile = True
         self._feed: _PlainFeed | _PushFeed | None = None
-        self._waiting: IDelayedCall | None = None
 
     @property
     def pending(self) -> int:
@@ -205,7 +196,8 @@ class RegionProducer:
         self._stopped = True
         self._queue.clear()
         self._in_memory = 0
-        self._stop_waiting()
+        if self.pacer is not None:
+            self.pacer.stop()
         if self._feed is not None:
             self._release()
 
@@ -261,32 +253,14 @@ class RegionProducer:
         self._transport.abortConnection()
 
     def _allowed(self, budget: int) -> int:
-        """How many region bytes this step may send; 0 while the limit wants us to wait."""
-        limiter = self.limiter
-        if limiter is None:
+        """How many region bytes this step may send; 0 if the pacer has paused us."""
+        if self.pacer is None:
             return budget
         # A header leaves together with its region.
         head = next((item for item in islice(self._queue, 2) if isinstance(item, FileRegion)), None)
         if head is None:
             return budget
-        wanted = min(head.length, budget)
-        allowed = limiter.allowed(wanted)
-        if not allowed and self._waiting is None:
-            assert self._clock is not None
-            self._waiting = self._clock.callLater(
-                min(limiter.delay(wanted), _LONGEST_WAIT), self._waited
-            )
-        return allowed
-
-    def _waited(self) -> None:
-        self._waiting = None
-        if self._feed is not None and not self._paused:
-            self._feed.wake()
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+        return self.pacer.allowed(min(head.length, budget), self)
 
     def _step(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
         """Send some of the queue's head, at most C{count} region bytes; how many bytes it was."""
@@ -398,8 +372,8 @@ class RegionProducer:
             self._queue.appendleft(head.after(moved))
 
     def _moved(self, moved: int) -> None:
-        if self.limiter is not None:
-            self.limiter.spend(moved)
+        if self.pacer is not None:
+            self.pacer.spend(moved)
         self._sent(moved)
 
 

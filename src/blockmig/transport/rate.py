@@ -1,5 +1,8 @@
 """Limits to what is sent: a mean rate without bursts, and courtesy towards others.
 
+A limiter says how much may be sent; a `Pacer` holds a producer back by it, as one holds back any
+push producer: it pauses it, and resumes it when there is something to send again.
+
 The allowance of a rate grows with time, at most to a quarter of a second's worth: enough that a
 busy reactor loses nothing, too little for a burst that others on the wire would feel. It is given
 out in slices of a twentieth of a second.
@@ -15,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 
 _LARGEST: Final = 0.25
 _SLICE: Final = 0.05
@@ -25,6 +28,8 @@ _SMALLEST_SLICE: Final = 4096
 _TURN: Final = 128 << 10
 _QUIET: Final = 0.003
 _SHARE: Final = 6
+# Seconds, so that a limit that was changed meanwhile is soon kept.
+_LONGEST_WAIT: Final = 0.25
 
 
 class Limiter(Protocol):
@@ -38,6 +43,46 @@ class Limiter(Protocol):
 
     def delay(self, wanted: int) -> float:
         """Seconds until L{allowed} gives something, after it gave nothing."""
+
+
+class Pacer:
+    """Paces one producer, which nobody else is to pause.
+
+    @param clock: tells the time.
+    @param limiter: says how much may be sent.
+    """
+
+    def __init__(self, clock: IReactorTime, limiter: Limiter) -> None:
+        self._clock = clock
+        self._limiter = limiter
+        self._waiting: IDelayedCall | None = None
+
+    def allowed(self, wanted: int, producer: IPushProducer) -> int:
+        """How many bytes C{producer} may send now, at most C{wanted}.
+
+        Where it is none the producer is paused, and resumed later.
+        """
+        allowed = self._limiter.allowed(wanted)
+        if not allowed:
+            self.stop()
+            producer.pauseProducing()
+            delay = min(self._limiter.delay(wanted), _LONGEST_WAIT)
+            self._waiting = self._clock.callLater(delay, self._resume, producer)
+        return allowed
+
+    def _resume(self, producer: IPushProducer) -> None:
+        self._waiting = None
+        producer.resumeProducing()
+
+    def spend(self, count: int) -> None:
+        """C{count} bytes were sent."""
+        self._limiter.spend(count)
+
+    def stop(self) -> None:
+        """The producer is not to be resumed any more."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class RateLimiter:

@@ -1,0 +1,158 @@
+"""What `receive` does: one migration into a disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+
+from ..errors import GaveUp, LocalFailure, MigrationError, Refused, Summary
+from ..migration.destination.receiver import Receiver
+from ..migration.in_use import refuse_in_use
+from ..migration.policy import Overrides
+from ..runtime import Runtime
+from ..storage import (
+    BlockDisk,
+    DiskRefused,
+    FileDisk,
+    device_in_memory,
+    filesystem_of,
+    is_in_memory,
+    open_disk,
+)
+from ..syscalls import describe_error
+from ..transport import server_endpoint
+from .listening import Listening, Offer
+from .receive import Options
+
+_log = Logger()
+
+
+class Receive:
+    """Receives one migration into the disk.
+
+    @param runtime: what the outside world is.
+    @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        runtime: Runtime,
+        make_endpoint: Callable[[Any, str], Any] = server_endpoint,
+    ) -> None:
+        self._options = options
+        self._runtime = runtime
+        self._make_endpoint = make_endpoint
+        self._listening: Listening | None = None
+        self._receiver: Receiver | None = None
+        self._stopped = ""
+
+    async def run(self) -> Summary:
+        """Listen, receive, close."""
+        options = self._options
+        wanted = [options["listen"]] if options["listen"] is not None else []
+        self._listening = listening = Listening(
+            self._runtime.reactor, wanted, options["control"], self._make_endpoint
+        )
+        disk = self._open()
+        try:
+            self._receiver = receiver = self._receive(disk)
+            try:
+                await self._check(disk, receiver)
+                await self._listen(listening, receiver)
+                _warn_of_memory(disk, options["file"])
+                return await receiver.complete()
+            finally:
+                await listening.close()
+        finally:
+            # A file that we made, and nobody began to fill, is no copy of anything.
+            touched = self._receiver is not None and self._receiver.touched
+            disk.close() if touched else disk.discard()
+
+    def stop(self, why: str) -> None:
+        """End the migration as it stands."""
+        self._stopped = why
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._receiver is not None:
+            self._receiver.stop(why)
+
+    def _open(self) -> FileDisk | BlockDisk:
+        options = self._options
+        try:
+            return open_disk(
+                options["file"],
+                size=options["size"],
+                state_directory=options["state-dir"],
+                system=self._runtime.system,
+            )
+        except DiskRefused as error:
+            if options["size"] is None and not os.path.lexists(options["file"]):
+                raise Refused(f"{error} (--size creates it)") from None
+            raise Refused(str(error)) from None
+
+    def _receive(self, disk: FileDisk | BlockDisk) -> Receiver:
+        options = self._options
+        return Receiver(
+            disk,
+            export=options["export"],
+            oldstyle=bool(options["oldstyle"]),
+            handshake_timeout=options["handshake-timeout"],
+            idle_timeout=options["idle-timeout"],
+            give_up_after=options["give-up-after"] or None,
+            overrides=Overrides(bool(options["again"]), bool(options["overwrite"])),
+            runtime=self._runtime,
+        )
+
+    async def _check(self, disk: FileDisk | BlockDisk, receiver: Receiver) -> None:
+        """Whether the disk is one to receive into, before anybody can reach it."""
+        path = self._options["file"]
+        try:
+            if not self._options["in-use-anyway"]:
+                await refuse_in_use(disk, path, readers=True, runtime=self._runtime)
+            self._check_stopped()
+            await receiver.check()
+            self._check_stopped()
+        except (MigrationError, OSError) as error:
+            self._check_stopped()
+            receiver.stop(str(error))
+            if isinstance(error, MigrationError):
+                raise
+            raise LocalFailure(f"{path}: {describe_error(error)}") from None
+
+    def _check_stopped(self) -> None:
+        """After something that takes time: whether somebody has lost patience."""
+        if self._stopped:
+            raise GaveUp(f"{self._stopped}; nothing was touched")
+
+    async def _listen(self, listening: Listening, receiver: Receiver) -> None:
+        options = self._options
+        offer = Offer(
+            receiver.factory(),
+            options["file"],
+            options["export"],
+            "write this disk",
+            receiver.status,
+        )
+        try:
+            await listening.open(offer, options["give-up-after"] or None)
+        except MigrationError as error:
+            receiver.stop(str(error))
+            raise
+
+
+def _warn_of_memory(disk: FileDisk | BlockDisk, path: str) -> None:
+    """Say that a copy in memory does not last, if it is one."""
+    # That of a device's node is in memory always.
+    kind = filesystem_of(path) if isinstance(disk, FileDisk) else "a device in memory"
+    if is_in_memory(kind) or device_in_memory(path):
+        _log.warn(
+            "{disk}: is in memory ({kind}): what is received there is gone with the next "
+            "restart of this machine",
+            event="in-memory",
+            disk=path,
+            kind=kind,
+        )

@@ -1,0 +1,261 @@
+"""The mirrors of a running `serve`, as its control socket starts, changes and ends them.
+
+Owns the present mirror, or the last one, and the end of the server, which a mirror may bring about
+or has to come before. Rules:
+
+* one at a time; a second one is refused and disturbs nothing;
+* whoever started a mirror hears when the destination has accepted it; whoever waits for its end
+  hears of that, before the control socket is closed. One who has said that he will wait is expected
+  for a few seconds, since a small disk may be gone before he asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Final
+
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..client import Destination
+from ..control import ControlRefused
+from ..control.server import Routes
+from ..errors import ExitStatus, MigrationError, Refused, Summary
+from ..migration.mirror.mirror import Mirror
+from ..migration.mirror.pre_copy import Converge
+from ..migration.policy import Overrides, Patience
+from ..nbd import NBDURI, BadURI, parse_uri
+from ..runtime import Runtime
+from ..server import Server
+from ..storage import DiskRefused
+
+_log = Logger()
+
+_PATIENCE: Final = 5.0
+
+
+class Mirrors:
+    """Those of one server.
+
+    @param runtime: what the outside world is.
+    @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
+    @param in_use_anyway: other programs may have the disk open.
+    @ivar current: the mirror that runs, or the last one.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        runtime: Runtime,
+        make_endpoint: Callable[[Any, NBDURI], Any],
+        in_use_anyway: bool = False,
+    ) -> None:
+        self.current: Mirror | None = None
+        self._server = server
+        self._runtime = runtime
+        self._make_endpoint = make_endpoint
+        self._in_use_anyway = in_use_anyway
+        self._expected: Deferred[None] | None = None
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether the disk is another's to serve."""
+        return self.current is not None and self.current.over and self.current.too_late
+
+    @property
+    def routes(self) -> Routes:
+        """What the control socket answers with."""
+        return {
+            ("POST", "/mirror"): self.start,
+            ("POST", "/mirror/wait"): self.wait,
+            ("POST", "/break"): self.end,
+            ("POST", "/rate"): self.set_rate,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """The server's, and the mirror's if there was one."""
+        status = self._server.status()
+        if self.current is not None:
+            status["mirror"] = self.current.status()
+        return status
+
+    async def complete(self) -> None:
+        """Return once the server has come to its end, and whoever waits for the mirror's knows it.
+
+        @raise OSError: the last flush failed.
+        @raise MigrationError: the disk was handed over, but the destination may not know.
+        """
+        await self._server.complete()
+        if self.current is not None:
+            try:
+                await self.current.handed_over()
+            finally:
+                await self.told()
+
+    def stop(self, why: str) -> None:
+        """End the mirror as it stands, and then the server."""
+        if self.current is None or self.current.over:
+            self._server.stop(why)
+        else:
+            # A disk that is being retired is not served any more, whatever comes of it.
+            self.current.complete().addBoth(lambda _: self._server.stop(why))
+            self.current.stop(why)
+
+    def _running(self) -> Mirror:
+        if self.current is None or self.current.over:
+            raise ControlRefused("no mirror is running", 409)
+        return self.current
+
+    async def start(self, body: Any) -> dict[str, Any]:
+        """Begin a mirror; answered when the destination has accepted its first handshake."""
+        if self.current is not None and not self.current.over:
+            raise ControlRefused(f"a mirror to {self.current.destination} is running already", 409)
+        if self._server.state != "serving":
+            raise ControlRefused(f"the server is {self._server.state}", 409)
+        try:
+            mirror = self._make(_Wanted(body))
+        except (Refused, DiskRefused) as error:
+            raise ControlRefused(str(error), 409) from None
+        self.current = mirror
+        self._expected = Deferred() if isinstance(body, dict) and body.get("wait") else None
+        mirror.complete().addBoth(self._ended, mirror)
+        try:
+            attempt = await mirror.start()
+        except MigrationError as error:
+            self._expected = None
+            raise ControlRefused(str(error), 409) from None
+        return {"destination": mirror.destination, "attempt": attempt}
+
+    async def told(self) -> None:
+        """To be waited for before the control socket is closed."""
+        if self._expected is None:
+            return
+        with contextlib.suppress(defer.TimeoutError):
+            await self._expected.addTimeout(_PATIENCE, self._runtime.reactor)
+
+    def _make(self, wanted: _Wanted) -> Mirror:
+        uri, after = wanted.uri("uri"), wanted.uri("uri")
+        takes_over = None
+        if wanted.one_of("then", "exit", "relay") == "relay":
+            if wanted.given("relay_to"):
+                after = wanted.uri("relay_to")
+            takes_over = self._destination(after)
+        return Mirror(
+            self._server,
+            self._destination(uri),
+            unlink=wanted.flag("unlink"),
+            overrides=Overrides(
+                wanted.flag("again"), wanted.flag("overwrite"), self._in_use_anyway
+            ),
+            max_rate=wanted.rate(),
+            longest_pause=wanted.seconds("max_pause", 0.5),
+            converge=Converge(wanted.one_of("converge", *Converge)),
+            takes_over=takes_over,
+            patience=Patience(reply_timeout=wanted.seconds("timeout", 60.0)),
+            runtime=self._runtime,
+        )
+
+    def _destination(self, uri: NBDURI) -> Destination:
+        return Destination(self._make_endpoint(self._runtime.reactor, uri), uri.export, str(uri))
+
+    def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
+        if isinstance(result, Failure):
+            return  # the mirror has said so
+        status = mirror.status()
+        _log.info(
+            "{disk} is at {destination} now, after {seconds:.2f} s; clients were held for "
+            "{milliseconds:.0f} ms, while {rest} bytes went over",
+            event="handed-over",
+            disk=self._server.disk.name,
+            destination=mirror.destination,
+            seconds=result.seconds,
+            milliseconds=1000 * (status["pause"] or 0),
+            rest=status["rest"],
+        )
+
+    async def wait(self, body: Any) -> dict[str, Any]:
+        """Answered at the end of the mirror: how it ended."""
+        if self.current is None:
+            raise ControlRefused("no mirror is running", 409)
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            expected.callback(None)
+        try:
+            summary = await self.current.complete()
+        except MigrationError as error:
+            return {"status": int(error.status), "message": str(error), "summary": None}
+        status, message = ExitStatus.DONE, "the disk is handed over"
+        return {"status": int(status), "message": message, "summary": asdict(summary)}
+
+    async def end(self, body: Any) -> dict[str, Any]:
+        """Break the mirror off; answered when clients are as before."""
+        mirror = self._running()
+        if mirror.too_late:
+            raise ControlRefused("it is too late: the source is being retired", 409)
+        over: Deferred[Any] = mirror.complete().addBoth(lambda result: result)
+        mirror.stop("the mirror was broken off")
+        if not isinstance(await over.addErrback(lambda failure: failure.value), MigrationError):
+            raise ControlRefused("it is too late: the disk is handed over", 409)
+        return {}
+
+    def set_rate(self, body: Any) -> dict[str, Any]:
+        """Change the limit."""
+        mirror, rate = self._running(), _Wanted(body).rate()
+        mirror.set_rate(rate)
+        return {"max_rate": rate}
+
+
+class _Wanted:
+    """The body of a request, looked at with suspicion."""
+
+    def __init__(self, body: Any) -> None:
+        if not isinstance(body, dict):
+            raise ControlRefused("the request's body is no object", 400)
+        self._body = body
+
+    def given(self, name: str) -> bool:
+        return self._body.get(name) is not None
+
+    def _bad(self, name: str) -> ControlRefused:
+        return ControlRefused(f"{name}: {self._body.get(name)!r} makes no sense", 400)
+
+    def uri(self, name: str) -> NBDURI:
+        try:
+            self._body[name].encode()
+            return parse_uri(self._body[name])
+        except UnicodeEncodeError:
+            raise self._bad(name) from None
+        except BadURI as error:
+            raise ControlRefused(f"{name}: {error}", 400) from None
+        except (KeyError, TypeError, AttributeError):
+            raise self._bad(name) from None
+
+    def flag(self, name: str) -> bool:
+        value = self._body.get(name, False)
+        if not isinstance(value, bool):
+            raise self._bad(name)
+        return value
+
+    def one_of(self, name: str, *choices: str) -> str:
+        value = self._body.get(name, choices[0])
+        if value not in choices:
+            raise self._bad(name)
+        return str(value)
+
+    def seconds(self, name: str, default: float) -> float:
+        value = self._body.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise self._bad(name)
+        return float(value)
+
+    def rate(self) -> float | None:
+        value = self._body.get("max_rate")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**63:
+            raise self._bad("max_rate")
+        return float(value)

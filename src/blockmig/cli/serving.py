@@ -1,0 +1,163 @@
+"""What `serve` does: a disk to clients, until it is stopped or has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.logger import Logger
+
+from ..errors import GaveUp, LocalFailure, MigrationError, Refused
+from ..migration.in_use import refuse_in_use
+from ..migration.records.verdict import check_canonical
+from ..nbd import NBDURI
+from ..runtime import Runtime
+from ..server import Server
+from ..storage import BlockDisk, DiskRefused, FileDisk, image_format, open_disk
+from ..syscalls import describe_error
+from ..transport import client_endpoint, server_endpoint
+from .listening import Listening, Offer
+from .serve import Options
+from .serve_mirrors import Mirrors
+
+_log = Logger()
+
+_HEAD: Final = 4096
+"""Bytes in which the marks of image formats are."""
+
+
+class Serve:
+    """Serves the disk.
+
+    @param runtime: what the outside world is.
+    @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
+    @param make_client_endpoint: makes the endpoint of a mirror's destination, from the reactor and
+        its URI.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        runtime: Runtime,
+        make_endpoint: Callable[[Any, str], Any] = server_endpoint,
+        make_client_endpoint: Callable[[Any, NBDURI], Any] = client_endpoint,
+    ) -> None:
+        self._options = options
+        self._runtime = runtime
+        self._make_endpoint = make_endpoint
+        self._make_client_endpoint = make_client_endpoint
+        self._listening: Listening | None = None
+        self._mirrors: Mirrors | None = None
+        self._stopped = ""
+
+    async def run(self) -> None:
+        """Listen, serve, close."""
+        options, system = self._options, self._runtime.system
+        self._listening = listening = Listening(
+            self._runtime.reactor, options["listen"], options["control"], self._make_endpoint
+        )
+        path, state_directory = options["file"], options["state-dir"]
+        try:
+            with open_disk(
+                path,
+                writable=not options["read-only"],
+                state_directory=state_directory,
+                system=system,
+            ) as disk:
+                # Only now that nobody else can begin to migrate it.
+                check_canonical(path, state_directory, system)
+                if not options["in-use-anyway"]:
+                    await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
+                    if self._stopped:
+                        raise GaveUp(f"{self._stopped}; nothing was touched")
+                _warn_of(disk, path)
+                await self._serve(disk, listening)
+        except DiskRefused as error:
+            raise Refused(str(error)) from None
+
+    def stop(self, why: str) -> None:
+        """Stop accepting, and let the server come to its end."""
+        self._stopped = why
+        if self._listening is not None:
+            self._listening.cancel()
+            if self._mirrors is not None:
+                self._listening.stop()
+                self._mirrors.stop(why)
+
+    async def _serve(self, disk: FileDisk | BlockDisk, listening: Listening) -> None:
+        options = self._options
+        server = Server(
+            disk,
+            options["export"],
+            read_only=bool(options["read-only"]),
+            oldstyle=bool(options["oldstyle"]),
+            max_connections=options["max-connections"],
+            handshake_timeout=options["handshake-timeout"],
+            request_timeout=options["request-timeout"],
+            runtime=self._runtime,
+        )
+        mirrors = Mirrors(
+            server,
+            self._runtime,
+            self._make_client_endpoint,
+            in_use_anyway=bool(options["in-use-anyway"]),
+        )
+        try:
+            await self._listen(listening, server, mirrors)
+            self._mirrors = mirrors
+            await mirrors.complete()
+        except OSError as error:
+            raise LocalFailure(f"{disk.name}: {describe_error(error)}") from None
+        finally:
+            await listening.close()
+        totals = server.status()["totals"]
+        _log.info(
+            "stopped: {connections} connection(s), {requests} request(s), {bytes_read} bytes read "
+            "and {bytes_written} written; the disk is {what}",
+            event="stopped",
+            what="handed over" if mirrors.handed_over else "flushed",
+            **totals,
+        )
+
+    async def _listen(self, listening: Listening, server: Server, mirrors: Mirrors) -> None:
+        options = self._options
+        offer = Offer(
+            server.factory(),
+            options["file"],
+            options["export"],
+            "read this disk" if options["read-only"] else "read and write this disk",
+            mirrors.status,
+            mirrors.routes,
+        )
+        try:
+            await listening.open(offer)
+        except MigrationError:
+            server.stop()
+            await server.complete()
+            raise
+
+
+def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
+    """Say what may be a mistake, but is served all the same."""
+    if image := _format_of(disk):
+        _log.warn(
+            "{disk}: begins as a {image} image; its bytes are served as they are",
+            event="not-raw",
+            disk=path,
+            image=image,
+        )
+    if isinstance(disk, FileDisk) and (links := disk.links()) > 1:
+        _log.warn(
+            "{disk}: has {links} names (hard links); the records that may stand beside "
+            "the others are not looked at",
+            event="hard-links",
+            disk=path,
+            links=links,
+        )
+
+
+def _format_of(disk: FileDisk | BlockDisk) -> str:
+    try:
+        return image_format(disk.read(0, min(disk.size, _HEAD)))
+    except OSError:
+        return ""  # clients will hear of it, if they read there

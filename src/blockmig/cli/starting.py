@@ -1,0 +1,38 @@
+"""How a command starts that needs the reactor.
+
+Owns the order: what takes long to import comes after everything that may be wrong with the options,
+and log lines begin once there is something that knows how to write them.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..runtime import Runtime
+    from .logs import Write
+    from .operations import Operation
+    from .usage import Options
+
+
+def start(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Write]]) -> int:
+    """Run an operation to its end, and give its exit status.
+
+    @param make: imports what the operation needs, and makes it from C{options} and the outside
+        world; gives with it what writes log lines.
+    """
+    # What is imported stays, so that collecting garbage meanwhile would be looking for none.
+    gc.disable()
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    from ..runtime import Runtime  # noqa: PLC0415
+    from .logs import begin_logging  # noqa: PLC0415
+    from .operations import report, run_operation  # noqa: PLC0415
+
+    operation, write = make(options, Runtime.of(reactor))
+    gc.freeze()
+    gc.enable()
+    begin_logging(options, write)
+    return run_operation(reactor, report(operation), operation.stop)

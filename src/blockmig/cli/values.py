@@ -1,0 +1,144 @@
+"""Values as people write them, and as they read them: bytes, seconds, rates, names.
+
+Nothing here knows what a value is for. What cannot be read raises L{ValueError}, whose message
+quotes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, Final
+
+_POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes such as C{4096}, C{100M} or C{1.5T}; units are powers of 1024, as QEMU's.
+
+    @raise ValueError: it is none, or less than one byte.
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a number of bytes such as 4096, 100M or 20G")
+    exact = Decimal(match[1]) * 1024 ** _POWERS[match[2].upper()]
+    count = int(exact)
+    if count != exact:
+        raise ValueError(f"{text!r} is not a whole number of bytes")
+    if count < 1:
+        raise ValueError(f"{text!r} is less than one byte")
+    if count >= 2**63:
+        raise ValueError(f"{text!r} is more than any disk has")
+    return count
+
+
+def parse_seconds(text: str) -> float:
+    """A number of seconds, 0 or more.
+
+    @raise ValueError: it is none.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def parse_milliseconds(text: str) -> float:
+    """A number of milliseconds, 1 or more.
+
+    @raise ValueError: it is none.
+    """
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = 0.0
+    if not 1 <= milliseconds < 1e9:
+        raise ValueError(f"{text!r} is not a number of milliseconds, 1 or more")
+    return milliseconds
+
+
+def parse_rate(text: str) -> int | None:
+    """Bytes per second, as `parse_bytes` reads them; None for C{none}, which is no limit.
+
+    @raise ValueError: it is neither.
+    """
+    if text == "none":
+        return None
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ValueError(f"{error} (or none, for no limit)") from None
+
+
+def parse_some_seconds(text: str) -> float:
+    """A number of seconds, more than 0.
+
+    @raise ValueError: it is none.
+    """
+    seconds = parse_seconds(text)
+    if not seconds:
+        raise ValueError(f"{text!r} is no time")
+    return seconds
+
+
+def parse_count(text: str) -> int:
+    """A whole number, 0 or more.
+
+    @raise ValueError: it is none.
+    """
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """What reads one of these words, and no other."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def human(count: float) -> str:
+    """A number of bytes in powers of 1024, with one decimal if it is not whole."""
+    power = 0
+    # What would be shown as 1024 of a unit is one of the next.
+    while power < len(_UNITS) - 1 and round(count, 1) >= 1024:
+        count /= 1024
+        power += 1
+    whole = count == int(count)
+    return f"{count:.0f} {_UNITS[power]}" if whole else f"{count:.1f} {_UNITS[power]}"
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds as people say it: C{4.2 s}, C{3 min 20 s}, C{2 h 5 min}, C{3 d 4 h}."""
+    if seconds < 60:
+        return f"{min(seconds, 59.9):.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def printable(value: object) -> str:
+    """C{value} as text that cannot do anything to a terminal: a client chooses some of it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+
+
+def whole(fields: dict[str, Any], name: str) -> int | None:
+    """The number of that name among the fields of a JSON object, as a whole one; None for none."""
+    value = fields.get(name)
+    return int(value) if isinstance(value, int | float) else None

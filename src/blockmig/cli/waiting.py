@@ -1,0 +1,245 @@
+"""What `mirror --wait` does: begins a mirror, and shows how it goes until it ends.
+
+Rules: how a mirror ended is only ever told as the server told it; where it did not tell, that is
+told. Nobody ends a mirror by ceasing to wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from threading import Thread
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..control import ControlError, ControlRefused, ask
+from ..errors import ExitStatus, GaveUp, MigrationError, Summary, Unconfirmed
+from ..migration.source.progress import Progress
+from .beginning import ACCEPTING, Ask, begun, left, not_begun, request
+from .mirror import Options
+from .progress import Display
+from .values import printable, whole
+
+_log = Logger()
+
+InThread = Callable[[Any, Callable[[], Any]], "Deferred[Any]"]
+
+
+class Told(MigrationError):
+    """The mirror did not complete: the server's exit status, and its words."""
+
+    def __init__(self, status: ExitStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def in_thread(reactor: Any, function: Callable[[], Any]) -> Deferred[Any]:
+    """Call C{function} in a thread of its own, which may still be in it when the process exits.
+
+    That is why it is none of the reactor's, which are waited for.
+    """
+    result: Deferred[Any] = Deferred()
+
+    def call() -> None:
+        try:
+            value = function()
+        except BaseException:
+            reactor.callFromThread(result.errback, Failure())
+        else:
+            reactor.callFromThread(result.callback, value)
+
+    Thread(target=call, daemon=True).start()
+    return result
+
+
+class Waiting:
+    """Begins a mirror, looks how it goes, and hears how it ended.
+
+    @param ask: asks the server; it blocks.
+    @param in_thread: calls a function elsewhere, and gives a Deferred of its result.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        reactor: Any,
+        display: Display,
+        ask: Ask = ask,
+        in_thread: InThread = in_thread,
+    ) -> None:
+        self._options = options
+        self._reactor = reactor
+        self._ask = ask
+        self._in_thread = in_thread
+        self._view = _View(display, reactor)
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = reactor
+        self._waiting: Deferred[Any] | None = None
+        self._stopped = ""
+
+    async def run(self) -> Summary | None:
+        """Begin, and wait for the end; None if nothing was copied."""
+        path: str = self._options["control"]
+        try:
+            try:
+                answer = await self._answer(
+                    "/mirror", {**request(self._options), "wait": True}, ACCEPTING
+                )
+            except ControlError as error:
+                raise not_begun(error, path) from None
+            begun(answer)
+            self._looking.start(self._view.interval).addErrback(self._cannot_look)
+            try:
+                end = await self._answer("/mirror/wait", {}, None)
+            except ControlRefused as error:
+                raise self._not_told(f"the server does not tell: {printable(error)}") from None
+            except ControlError:
+                what = "the server ended without telling how the mirror ended"
+                raise self._not_told(what) from None
+            return self._ended(end)
+        except CancelledError:
+            raise GaveUp(left(self._stopped, path)) from None
+        finally:
+            if self._looking.running:
+                self._looking.stop()
+            self._view.stop()
+
+    def stop(self, why: str) -> None:
+        """Wait no longer; the mirror goes on."""
+        self._stopped = why
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _answer(self, resource: str, body: Any, timeout: float | None) -> Deferred[Any]:
+        path = self._options["control"]
+        self._waiting = self._in_thread(
+            self._reactor, lambda: self._ask(path, "POST", resource, body, timeout)
+        )
+        return self._waiting
+
+    def _ended(self, answer: Any) -> Summary | None:
+        """What the server said at the end."""
+        try:
+            status, message = ExitStatus(answer["status"]), printable(answer["message"])
+            summary = _summary(answer["summary"])
+        except (KeyError, TypeError, ValueError):
+            what = "what the server tells of the end is not understood"
+            raise self._not_told(what) from None
+        if status is not ExitStatus.DONE:
+            raise Told(status, message)
+        if summary is None:
+            _log.info("{how}", event="complete", how=message)
+            return None
+        # What clients wrote meanwhile was sent more than once: that is more than the disk has.
+        zeroes = min(summary.zeroes, summary.bytes)
+        self._view.show(summary.bytes, summary.bytes - zeroes, zeroes, summary.attempts)
+        return summary
+
+    def _not_told(self, what: str) -> Unconfirmed:
+        disk = self._view.disk
+        return Unconfirmed(f"{what}; `blockmig inspect {disk}` says which copy is canonical")
+
+    def _look(self) -> Deferred[None]:
+        """Ask how things stand; whoever cannot be asked now is asked again."""
+        path = self._options["control"]
+        asked = self._in_thread(self._reactor, lambda: self._ask(path, "GET", "/status"))
+        return asked.addCallbacks(self._seen, self._unseen)
+
+    def _seen(self, status: Any) -> None:
+        if self._looking.running:  # the end may have been told meanwhile
+            self._view.see(status)
+
+    def _unseen(self, failure: Failure) -> None:
+        failure.trap(ControlError)
+
+    def _cannot_look(self, failure: Failure) -> None:
+        _log.failure("this is a bug of blockmig: the progress is not shown", failure, event="bug")
+
+
+class _View:
+    """What is shown of the server's status.
+
+    @ivar disk: what to call the server's disk in a command line.
+    """
+
+    def __init__(self, display: Display, reactor: Any) -> None:
+        self.disk = "DISK"
+        self._display = display
+        self._reactor = reactor
+        self._progress: Progress | None = None
+        self._remarks = _Remarks()
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks at the status."""
+        return self._display.interval
+
+    def see(self, status: Any) -> None:
+        """Show C{status}, if there is a mirror in it."""
+        mirror = status.get("mirror") if isinstance(status, dict) else None
+        if not isinstance(mirror, dict):
+            return
+        disk = status.get("disk")
+        if isinstance(disk, str) and os.path.isabs(disk):
+            self.disk = shlex.quote(printable(disk))
+        size, rest = whole(status, "size"), whole(mirror, "left")
+        attempts = whole(mirror, "attempts") or 0
+        if size is not None and rest is not None:
+            done = max(0, size - rest)
+            zeroes = min(whole(mirror, "zeroes") or 0, done)
+            self.show(size, done - zeroes, zeroes, attempts)
+        self._remarks.make(mirror, attempts)
+
+    def show(self, total: int, data: int, zeroes: int, attempt: int) -> None:
+        """Show the progress; all but C{attempt} are bytes."""
+        progress = self._progress or Progress(total)
+        progress.data, progress.zeroes, progress.attempt = data, zeroes, attempt
+        if self._progress is None:
+            self._progress = progress
+            self._display.start(progress, self._reactor)
+
+    def stop(self) -> None:
+        """Show the progress for the last time, if there was any."""
+        if self._progress is not None:
+            self._display.stop()
+
+
+class _Remarks:
+    """Logs what somebody who waits wonders about: why it starts again, why it does not end."""
+
+    def __init__(self) -> None:
+        self._attempts = 0
+        self._last_error = ""
+        self._converging = True
+
+    def make(self, mirror: dict[str, Any], attempts: int) -> None:
+        """Say what is new."""
+        error = mirror.get("last_error")
+        over = mirror.get("state") in ("complete", "failed", "broken")
+        if isinstance(error, str) and error not in ("", self._last_error) and not over:
+            _log.warn("{why}", event="restart", why=printable(error))
+            self._last_error = error
+        if attempts > self._attempts:
+            _log.info("attempt {number} began", event="attempt", number=attempts)
+            self._attempts = attempts
+        converging = mirror.get("converging") is not False
+        if self._converging and not converging:
+            _log.warn(
+                "the clients write faster than it can be sent: the mirror does not come to an end "
+                "like this (--converge is {converge})",
+                event="not-converging",
+                converge=printable(mirror.get("converge", "?")),
+            )
+        self._converging = converging
+
+
+def _summary(fields: Any) -> Summary | None:
+    if fields is None:
+        return None
+    numbers = {name: int(fields[name]) for name in ("bytes", "data", "zeroes", "attempts")}
+    return Summary(seconds=float(fields["seconds"]), **numbers)

@@ -1,0 +1,194 @@
+"""A client that waits for what it asks: for a hand-off, a lone disconnect, tests of servers.
+
+Owns one connection, and one Deferred for each request on it. Nothing of it is fast, and nothing
+large passes through it; the copier moves the data.
+
+Rules:
+
+* whoever waits is told: of the reply, of an error that it tells of (the connection lives on), or
+  that the connection is of no more use;
+* where a timeout is given every request is answered within it, or the server is a failed one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.error import ConnectingCancelledError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.python.failure import Failure
+
+from ..nbd import ClientHandshake, ClientTransmission, Command, Negotiated
+from ..runtime import Runtime
+from .connection import ClientConnection, ClientFactory, ClientUser
+from .requests import RequestFailed, Requests
+
+
+class ClientFailed(Exception):
+    """The server could not be asked; the message is one line that says why.
+
+    @ivar error: the number of the error that it answered with; 0 where it did not answer.
+    """
+
+    def __init__(self, why: str, error: int = 0) -> None:
+        super().__init__(why)
+        self.error = error
+
+
+class NBDClient(ClientUser):
+    """A client of one export; offsets and lengths are in bytes.
+
+    @param handshake: what is asked for.
+    @param runtime: what the outside world is.
+    @param timeout: seconds within which each answer must come; None for no limit.
+    @param first_cookie: the cookie of the first request.
+    """
+
+    def __init__(
+        self,
+        handshake: ClientHandshake,
+        runtime: Runtime,
+        timeout: float | None = None,
+        first_cookie: int = 0,
+    ) -> None:
+        self._connection = ClientConnection(self, handshake, runtime)
+        self._timeout = timeout
+        self._requests = Requests(ClientTransmission(first_cookie=first_cookie))
+        self._greeting: Deferred[Negotiated] = Deferred(self._cancelled)
+        self._waiting: dict[Deferred[Any], None] = {self._greeting: None}
+        self._to_close: list[Deferred[None]] = []
+        self._failure: Failure | None = None
+
+    async def connect(self, endpoint: IStreamClientEndpoint) -> Negotiated:
+        """Connect, and shake hands.
+
+        @raise ClientFailed: that did not come about.
+        """
+        try:
+            await endpoint.connect(ClientFactory(self._connection))
+        except (CancelledError, ConnectingCancelledError):
+            raise CancelledError from None
+        except Exception as error:  # each endpoint fails in its own ways
+            self._greeting.addErrback(lambda _: None)  # perhaps it had connected before that
+            raise ClientFailed(f"cannot connect to the destination: {error}") from None
+        return await self.greeted()
+
+    def greeted(self) -> Deferred[Negotiated]:
+        """Fires with what was negotiated; to be asked once."""
+        return self._greeting
+
+    # What is asked; it fails with L{ClientFailed}.
+
+    def read(self, offset: int, length: int) -> Deferred[bytes]:
+        """Bytes of the export."""
+        return self.ask(Command.READ, offset, length)
+
+    def write(self, offset: int, data: bytes) -> Deferred[None]:
+        """Bytes into the export."""
+        return self.ask(Command.WRITE, offset, len(data), payload=data)
+
+    def ask(
+        self,
+        command: Command,
+        offset: int = 0,
+        length: int = 0,
+        flags: int = 0,
+        payload: bytes = b"",
+    ) -> Deferred[Any]:
+        """A request.
+
+        @return: fires when its reply is there, with what a READ has brought.
+        """
+        if self._failure is not None:
+            return fail(self._failure)
+        header, answer = self._requests.ask(command, offset, length, flags)
+        waiting: Deferred[Any] = Deferred(self._cancelled)
+        self._waiting[waiting] = None
+        self._expect()
+        self._connection.outgoing.send([header + payload])
+
+        def answered(result: Any) -> None:
+            if not self._requests.in_flight:
+                self._connection.wait_no_more()
+            self._settle(waiting, self._judge(result))
+
+        answer.addBoth(answered)
+        return waiting
+
+    def _judge(self, result: Any) -> Any:
+        """What a reply comes to, for who waits for it."""
+        if not isinstance(result, Failure):
+            return result or None
+        assert isinstance(result.value, RequestFailed)
+        return Failure(ClientFailed(str(result.value), result.value.error))
+
+    def _settle(self, waiting: Deferred[Any], result: Any) -> None:
+        self._waiting.pop(waiting, None)
+        if not waiting.called:
+            waiting.callback(result)
+
+    def _cancelled(self, waiting: Deferred[Any]) -> None:
+        self._waiting.pop(waiting, None)
+        self.abort()
+
+    def disconnect(self) -> Deferred[None]:
+        """Send the disconnect.
+
+        @return: fires when the connection is gone, in whichever way.
+        """
+        if not self._connection.is_gone:
+            self._connection.outgoing.send([self._requests.disconnect()])
+            self._expect()
+        return self.closed()
+
+    def closed(self) -> Deferred[None]:
+        """Fires when the connection is gone, in whichever way."""
+        if self._connection.is_gone:
+            return succeed(None)
+        closed: Deferred[None] = Deferred()
+        self._to_close.append(closed)
+        return closed
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self._connection.abort()
+
+    def _expect(self) -> None:
+        if self._timeout is not None:
+            why = f"the destination said nothing for {self._timeout:g} s"
+            self._connection.wait(self._timeout, why)
+
+    # ClientUser.
+
+    def connection_made(self) -> None:
+        """The server speaks first."""
+        self._expect()
+
+    def negotiated(self, negotiated: Negotiated) -> None:
+        """Now something may be asked."""
+        self._settle(self._greeting, negotiated)
+
+    def received(self, data: bytes) -> None:
+        """Replies."""
+        self._requests.received(data)
+
+    def connection_failed(self, why: str) -> None:
+        """Nobody is to wait any more; who asks later hears only that it is lost."""
+        self._fail(Failure(ClientFailed(why)))
+        self._failure = Failure(ClientFailed("the connection was lost"))
+
+    def connection_lost(self, why: str, reason: Failure) -> None:
+        """Nobody is to wait any more."""
+        self._fail(Failure(ClientFailed("the connection was lost")))
+
+    def _fail(self, why: Failure) -> None:
+        self._failure = why
+        for waiting in list(self._waiting):
+            self._settle(waiting, Failure(why.value))
+
+    def connection_gone(self, reason: Failure) -> None:
+        """Nobody is to wait for that any more either."""
+        closed, self._to_close = self._to_close, []
+        for waiting in closed:
+            waiting.callback(None)

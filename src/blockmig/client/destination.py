@@ -1,0 +1,21 @@
+"""Where a disk is sent to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """An export of somebody's NBD server.
+
+    @ivar endpoint: where that server is.
+    @ivar export: the name of its export; "" is the default export.
+    @ivar uri: both as a URI, for records and messages; "" where nobody knows one.
+    """
+
+    endpoint: IStreamClientEndpoint
+    export: str = ""
+    uri: str = ""

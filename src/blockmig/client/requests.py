@@ -1,0 +1,113 @@
+"""The requests in flight on one connection, each with who waits for its reply.
+
+Owns the match of replies to requests. It sends nothing itself, so that many requests can go out in
+one piece. What a READ brings is kept in memory until it is whole: nobody reads much here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from ..nbd import ClientTransmission, Command, EndOfPayload, Payload, Reply, Request, describe_errno
+
+
+class RequestFailed(Exception):
+    """The server answered with an error; the message is one line that says which.
+
+    @ivar request: what was asked.
+    @ivar error: its number.
+    """
+
+    def __init__(self, request: Request, error: int) -> None:
+        name = Command(request.command).name
+        super().__init__(f"the destination answered {name} with {describe_errno(error)}")
+        self.request = request
+        self.error = error
+
+
+Answered = Callable[[int, bytes], None]
+"""Gets the error that a reply tells of, 0 for none, and what a READ has brought."""
+
+
+class Requests:
+    """Those of one connection.
+
+    @param wire: makes them, and understands the replies.
+    """
+
+    def __init__(self, wire: ClientTransmission) -> None:
+        self._wire = wire
+        self._waiting: dict[int, tuple[Request, Answered]] = {}
+        self._payload = b""
+
+    @property
+    def in_flight(self) -> int:
+        """How many were sent and not answered."""
+        return len(self._waiting)
+
+    def are_in_flight(self, command: Command) -> bool:
+        """Whether one of that kind is."""
+        return any(request.command == command for request, _ in self._waiting.values())
+
+    def make(
+        self, command: Command, offset: int, length: int, answered: Answered, flags: int = 0
+    ) -> tuple[Request, bytes]:
+        """Make a request; a WRITE's payload of C{length} bytes must follow it on the wire.
+
+        @param answered: called when its reply has come.
+        @return: the request, and its header for the wire.
+        """
+        request, header = self._wire.request(command, offset, length, flags)
+        self._waiting[request.cookie] = (request, answered)
+        return request, header
+
+    def ask(
+        self, command: Command, offset: int = 0, length: int = 0, flags: int = 0
+    ) -> tuple[bytes, Deferred[Any]]:
+        """L{make} a request that somebody waits for.
+
+        @return: its header for the wire, and what fires with what a READ has brought. It fails with
+            L{RequestFailed}.
+        """
+        waiting: Deferred[Any] = Deferred()
+
+        def answered(error: int, data: bytes) -> None:
+            if not waiting.called:
+                waiting.callback(Failure(RequestFailed(request, error)) if error else data)
+
+        request, header = self.make(command, offset, length, answered, flags)
+        return header, waiting
+
+    def disconnect(self) -> bytes:
+        """The last message.
+
+        @raise blockmig.nbd.LocalProtocolError: there are requests in flight.
+        """
+        _, header = self._wire.request(Command.DISC)
+        return header
+
+    def received(self, data: bytes) -> None:
+        """The server said this: tell who waits for it.
+
+        @raise blockmig.nbd.RemoteProtocolError: it breaks the protocol.
+        """
+        self._wire.receive_data(data)
+        while (event := self._wire.next_event()) is not None:
+            if isinstance(event, Payload):
+                self._payload += bytes(event.data)
+            elif isinstance(event, EndOfPayload):
+                payload, self._payload = self._payload, b""
+                assert isinstance(event.message, Reply)
+                self._answer(event.message, 0, payload)
+            elif isinstance(event, Reply) and (
+                event.error or event.request.command != Command.READ
+            ):
+                self._answer(event, event.error, b"")
+
+    def _answer(self, reply: Reply, error: int, data: bytes) -> None:
+        _, answered = self._waiting.pop(reply.request.cookie)
+        answered(error, data)

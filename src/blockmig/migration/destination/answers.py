@@ -1,0 +1,18 @@
+"""What a request or a message is answered with."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+
+from ...errors import Refused
+from ...nbd import Errno, errno_to_wire
+
+Answer = Errno | Deferred[Errno]
+"""Known now, or once something is done."""
+
+
+def error_number(error: BaseException | None) -> Errno:
+    """What a sender is told of an error that ends the migration."""
+    if isinstance(error, Refused):
+        return Errno.EPERM
+    return errno_to_wire(getattr(error, "errno", None))

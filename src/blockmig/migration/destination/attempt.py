@@ -1,0 +1,72 @@
+"""One connection's try at the whole migration, as its destination sees it.
+
+Owns what it covered, and what of that is on its way to the medium. All of it is forgotten with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+
+from ...interfaces import IDisk
+from ...nbd import Command, Request
+from ...runtime import InThread
+from ...server import ServerConnection
+from ...storage import Coverage
+from .write_behind import WriteBehind
+
+
+class IncomingAttempt:
+    """The attempt of one connection.
+
+    @param connection: whose it is; while the medium is too far behind, nothing is read from it.
+    @param disk: where to.
+    @param in_thread: runs a function in a thread.
+    @param failed: told of an error that came of writing behind.
+    @ivar coverage: the bytes that were changed, in whatever way.
+    @ivar data: bytes received as data; what is repeated counts again.
+    @ivar zeroes: bytes zeroed or trimmed.
+    @ivar changing: changes that were admitted and are not done.
+    """
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        disk: IDisk,
+        in_thread: InThread,
+        failed: Callable[[BaseException | None], None],
+    ) -> None:
+        self.connection = connection
+        self.coverage = Coverage(disk.size)
+        self.data = 0
+        self.zeroes = 0
+        self.changing = 0
+        self._write_behind = WriteBehind(
+            disk,
+            in_thread,
+            behind=connection.pause_reading,
+            caught_up=connection.resume_reading,
+            failed=failed,
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether every byte of the disk is here, and none is being changed."""
+        return self.coverage.complete and not self.changing
+
+    def cover(self, request: Request) -> None:
+        """What C{request} asks for was done."""
+        self.coverage.add(request.offset, request.length)
+        if request.command == Command.WRITE:
+            self.data += request.length
+            self._write_behind.wrote(request.offset, request.length)
+        else:
+            self.zeroes += request.length
+
+    def flushed(self) -> Deferred[None]:
+        """All of it was made durable.
+
+        @return: fires once every error that writing behind may have taken was told.
+        """
+        return self._write_behind.flushed()

@@ -1,0 +1,97 @@
+"""The connections of a receiver, from the first to the end of the last.
+
+Rules (design, section 2: R5): after the end, whichever it was, every connection is closed and no
+other is let in; but a side export's may first read that the migration is complete.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ...server import Clients, ConnectionSettings, ServerConnection
+from .side_export import SideExport
+
+_LINGER: Final = 5.0
+
+
+@implementer(IProtocolFactory)
+class ReceiverFactory:
+    """Makes the connections of a receiver.
+
+    @param settings: what they have in common.
+    @param clients: keeps them in sight.
+    """
+
+    noisy = False
+
+    def __init__(self, settings: ConnectionSettings, clients: Clients) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._closed = False
+
+    def doStart(self) -> None:
+        """A port begins to listen."""
+
+    def doStop(self) -> None:
+        """A port stopped listening."""
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        """A connection; none after the end."""
+        if self._closed:
+            return None
+        connection = _ReceiverConnection(self._settings, addr)
+        connection.factory = self
+        self._clients.add(connection)
+        return connection
+
+    def forget(self, connection: ServerConnection) -> None:
+        """C{connection} is no more."""
+        self._clients.forget(connection)
+
+    def close(self, last: ServerConnection | None) -> Deferred[None]:
+        """End every connection, and let in no other.
+
+        @param last: where the migration is complete, the connection that said so. It is closed
+            when all that is due to it was sent. Those to the side export may ask whether the
+            migration is complete, for some seconds; the others are aborted.
+        @return: fires when none is left.
+        """
+        self._closed = True
+        closed = self._clients.none_left()
+        lingering: list[ServerConnection] = []
+        for connection in self._clients:
+            if connection is last:
+                connection.close()
+            elif last is not None and isinstance(connection.handler, SideExport):
+                lingering.append(connection)
+            else:
+                connection.abort()
+        if lingering:
+            timer = self._settings.runtime.reactor.callLater(_LINGER, _abort_all, lingering)
+
+            def stop(_: None) -> None:
+                if timer.active():
+                    timer.cancel()
+
+            closed.addCallback(stop)
+        return closed
+
+
+def _abort_all(connections: list[ServerConnection]) -> None:
+    for connection in connections:
+        connection.abort()
+
+
+class _ReceiverConnection(ServerConnection):
+    """A connection that its factory knows of."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tell the factory too."""
+        super().connectionLost(reason)
+        self.factory.forget(self)

@@ -1,0 +1,106 @@
+"""How much of the content is durable, and how much of that is on record.
+
+The content has versions: it is another when a change begins, and once more when that is done, since
+in between nobody can say how much of it a flush has found. Owns which version it is, which one was
+the last to be durable as a whole, and which one is on record as copied.
+
+Rules (design, section 2: R2, R3):
+
+* a flush makes durable only what was written before it began: the copy is durable if it was whole
+  then, and is the same version still;
+* an error that writing behind has taken from such a flush is waited for;
+* the record says C{copied} before the flush that found all of it here is answered; a sender that
+  uses the side export is believed only when it says there that this was all: a disk in use is
+  flushed more often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from ...nbd import Request
+from ..records.files import Phase
+from .attempt import IncomingAttempt
+from .record import DestinationRecord
+
+_NONE = -1
+
+
+class Durability:
+    """The versions of one disk's content.
+
+    @param record: where it is put that the copy is whole.
+    @param broke: told of an error while that is done.
+    """
+
+    def __init__(
+        self, record: DestinationRecord, broke: Callable[[BaseException | None], None]
+    ) -> None:
+        self._record = record
+        self._broke = broke
+        self._version = 0
+        self._durable = _NONE
+        self._recorded = 0 if record.phase == Phase.COPIED else _NONE
+        self._flushes: dict[int, int] = {}
+
+    @property
+    def durable(self) -> bool:
+        """Whether every byte is here and durable."""
+        return self._durable == self._version
+
+    @property
+    def copied(self) -> bool:
+        """Whether every byte is here, durable, and on record as such."""
+        return self._recorded == self._version
+
+    def changes(self) -> None:
+        """The content is about to be changed, or was; or it is to count for nothing any more."""
+        self._version += 1
+
+    def take_for_copied(self) -> None:
+        """It is, as somebody knows who can."""
+        self._recorded = self._version
+
+    def flush_begins(self, request: Request) -> None:
+        """With every byte here."""
+        self._flushes[id(request)] = self._version
+
+    def flush_ended(self, request: Request) -> int | None:
+        """A flush, whichever it was, has come to its end.
+
+        @return: the version that is durable now; None where that helps nobody: not every byte was
+            here, some have changed since, or all this is on record already.
+        """
+        version = self._flushes.pop(id(request), None)
+        return version if version == self._version and not self.copied else None
+
+    def put_if_unchanged(self, version: int, attempt: IncomingAttempt) -> Deferred[None] | None:
+        """That version is durable: if it is the present one still, put it on record.
+
+        @param attempt: whose content it is.
+        @return: fires once it stands there; None where there is nothing to wait for.
+        """
+        if version != self._version:
+            return None
+        self._durable = version
+        return None if self._record.claimed(attempt.connection) else self.put_copied()
+
+    def put_copied(self) -> Deferred[None]:
+        """Put on record that every byte is here and durable.
+
+        @return: fires once it stands there, and fails if it could not be put there.
+        """
+        version = self._version
+
+        def recorded(_: None) -> None:
+            if version == self._version:
+                self._recorded = version
+
+        def failed(failure: Failure) -> Failure:
+            self._broke(failure.value)
+            return failure
+
+        return self._record.put_phase(Phase.COPIED).addCallbacks(recorded, failed)

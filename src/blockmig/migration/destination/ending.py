@@ -1,0 +1,35 @@
+"""The end of a migration whose disconnect was accepted, while the last flush is under way.
+
+Owns who waits for it: whoever reads the side export then wants to hear how it ended.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+
+from ...nbd import Errno
+from ...server import ServerConnection
+
+
+class Ending:
+    """The end of one migration.
+
+    @param connection: whose disconnect it was.
+    @ivar connection: the same, or another of that migration which said so later.
+    """
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self.connection = connection
+        self._readers: list[Deferred[Errno]] = []
+
+    def wait(self) -> Deferred[Errno]:
+        """OK, once there is something to be read."""
+        reader: Deferred[Errno] = Deferred()
+        self._readers.append(reader)
+        return reader
+
+    def let_read(self) -> None:
+        """There is, for those who wait now."""
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.callback(Errno.OK)

@@ -1,0 +1,129 @@
+"""The export that a migration's data comes to: what is admitted, and what comes of it.
+
+Rules (design, section 2: R5, R12):
+
+* whoever only connects, negotiates or reads holds no place;
+* only the attempt's connection may change the disk, and nobody what may be the only copy;
+* only its flushes cost an fdatasync.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from weakref import WeakSet
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ...nbd import Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
+from ...server import IExportHandler, ServerConnection
+from .answers import Answer
+from .migration import IncomingMigration
+
+_log = Logger()
+
+_OFFERS: Final = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.SEND_FLUSH
+    | TransmissionFlag.SEND_FUA
+    | TransmissionFlag.SEND_TRIM
+    | TransmissionFlag.SEND_WRITE_ZEROES
+)
+
+
+@implementer(IExportHandler)
+class MigrationExport:
+    """What the connections of a receiver ask and tell.
+
+    @param migration: what they are about.
+    @param name: the export's.
+    """
+
+    access = None
+    at_once = False
+    held = False
+
+    def __init__(self, migration: IncomingMigration, name: str) -> None:
+        self.export = Export(name, migration.disk.size, _OFFERS)
+        self.disk = migration.disk.disk
+        self._migration = migration
+        self._refused: WeakSet[ServerConnection] = WeakSet()
+
+    def admit(self, connection: ServerConnection, request: Request) -> Answer:
+        """Changes only from the attempt's connection; anything else from anybody."""
+        migration = self._migration
+        if not changes_the_disk(request):
+            if request.command == Command.FLUSH:
+                migration.flush_begins(connection, request)
+            return Errno.OK
+        if migration.attempt is None and (error := self._may_begin(connection)):
+            return error
+        if migration.holds(connection) and (error := migration.trouble.check_end(request)):
+            return error
+        answer = migration.machine.change(connection)
+        if answer == Errno.OK or isinstance(answer, Deferred):
+            migration.changing()
+        return answer
+
+    def _may_begin(self, connection: ServerConnection) -> Errno:
+        """Whether an attempt of C{connection} would destroy what may be the only copy."""
+        if self._migration.record.retired:
+            why = "the source of this copy was retired"
+        elif self._migration.record.is_kept:
+            why = "this copy is whole, and may be changed by its own sender only"
+        else:
+            return Errno.OK
+        if connection not in self._refused:
+            self._refused.add(connection)
+            _log.warn(
+                "{peer}: may not change the disk: {why}",
+                event="refused",
+                peer=connection.peer,
+                why=why,
+            )
+        return Errno.EPERM
+
+    def needs_flush(self, connection: ServerConnection) -> bool:
+        """Only the attempt's connection has written anything; others must cost no fdatasync."""
+        return self._migration.holds(connection)
+
+    def may_be_silent(self, connection: ServerConnection) -> bool:
+        """A sender that has sent all of it may take its time to retire the source.
+
+        And we may take ours for the last flush.
+        """
+        return self._migration.waits_for(connection)
+
+    def done(self, connection: ServerConnection, request: Request) -> Deferred[None] | None:
+        """Coverage grows by what was changed; a flush makes a whole copy a durable one."""
+        if not changes_the_disk(request):
+            return self._migration.flush_ended(request, True)
+        if self._migration.holds(connection):
+            self._migration.changed(connection)
+            self._migration.machine.covered(request)
+        return None
+
+    def failed(
+        self, connection: ServerConnection, request: Request, error: BaseException | None
+    ) -> None:
+        """The disk is not fit for the migration."""
+        if changes_the_disk(request):
+            self._migration.changed(connection)
+        self._migration.flush_ended(request, False)
+        self._migration.trouble.broke(error)
+
+    def disconnected(self, connection: ServerConnection) -> None:
+        """The end of the migration, or nothing much."""
+        machine = self._migration.machine
+        if self._migration.completes(connection):
+            machine.disconnect(connection)
+            return
+        if self._migration.holds(connection):
+            machine.drop("disconnect before the whole disk was covered")
+        connection.close()
+
+    def gone(self, connection: ServerConnection) -> None:
+        """The end of the attempt, if it was its connection."""
+        if self._migration.holds(connection):
+            self._migration.machine.drop("connection lost")

@@ -1,0 +1,290 @@
+"""One migration at its destination: what its states share, and what is done between them.
+
+Owns the parts of a migration (its disk, what is on record of it, how much is durable, how far it
+got) and joins them; when what is done is the `machine`'s affair, what a sender says by the side
+export that of `messages`. The connections and the listening are the receiver's.
+
+Rules (design, section 2: R2 to R5, R13):
+
+* while an attempt goes on, requests that change the disk are answered EPERM to anybody else;
+* coverage belongs to the attempt and is forgotten with it;
+* the record says C{copying} before a byte is written; whatever changes a whole copy has it say so
+  first;
+* a disconnect completes the migration only if it comes from the attempt's connection and the whole
+  disk is covered; or if the source was retired, and it comes from a connection that the migration
+  claimed. The disk is then flushed, whether or not the sender asked for that, and the record
+  removed, before anybody is told that the migration is complete;
+* what is found once the source may be retired must not cost the only copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ...errors import MigrationError, Summary
+from ...nbd import Errno, Request
+from ...runtime import Runtime
+from ...server import ServerConnection
+from ..handoff.message import Page
+from ..records.files import Phase
+from .answers import Answer
+from .attempt import IncomingAttempt
+from .disk import DestinationDisk
+from .durability import Durability
+from .ending import Ending
+from .machine import Inputs, make_machine
+from .messages import Messages
+from .outcome import Outcome
+from .progress import Progress
+from .record import DestinationRecord
+from .rescue import Rescue
+from .standing import Standing
+from .trouble import DiskFailure, DiskTrouble
+
+_log = Logger()
+
+_TELL_TIMEOUT: Final = 5.0
+_TELL_ASIDE_TIMEOUT: Final = 0.5
+
+
+class IncomingMigration:
+    """A migration into a disk.
+
+    @param disk: where to.
+    @param record: what is on record of it.
+    @param progress: told when it gets on.
+    @param outcome: told how it ends.
+    @param runtime: what the outside world is.
+    @ivar machine: takes the inputs.
+    @ivar durability: how much of the disk is durable.
+    @ivar trouble: takes what goes wrong with the disk.
+    @ivar standing: how it stands.
+    @ivar attempts: how many have begun.
+    @ivar attempt: the one that goes on, or went on when the end began.
+    """
+
+    def __init__(
+        self,
+        disk: DestinationDisk,
+        record: DestinationRecord,
+        progress: Progress,
+        outcome: Outcome,
+        runtime: Runtime,
+    ) -> None:
+        self.disk = disk
+        self.record = record
+        self.attempts = 0
+        self.attempt: IncomingAttempt | None = None
+        self.machine: Inputs = make_machine(self)
+        self.trouble = DiskTrouble(
+            disk,
+            may_be_the_only_copy=self._may_be_the_only_copy,
+            failed=self.machine.disk_failed,
+            displaced=self.machine.displaced,
+        )
+        self.durability = Durability(record, self.trouble.broke)
+        self.standing = Standing(disk, record, self.durability, outcome)
+        self._messages = Messages(disk, record, self.durability, self.trouble, progress)
+        self._progress = progress
+        self._outcome = outcome
+        self._runtime = runtime
+        self._ending: Ending | None = None
+
+    # What may be asked.
+
+    def holds(self, connection: ServerConnection) -> bool:
+        """Whether the attempt is C{connection}'s."""
+        return self.attempt is not None and self.attempt.connection is connection
+
+    def completes(self, connection: ServerConnection) -> bool:
+        """Whether a disconnect of C{connection} completes the migration."""
+        if self.record.retired and self.record.claimed(connection):
+            return True
+        attempt = self.attempt
+        return attempt is not None and self.holds(connection) and attempt.coverage.complete
+
+    def waits_for(self, connection: ServerConnection) -> bool:
+        """Whether it is for us, or for the source's retirement, that C{connection} is silent."""
+        return self.holds(connection) and self._may_be_the_only_copy()
+
+    def _may_be_the_only_copy(self) -> bool:
+        """Whether the source may be retired, for all that is known here."""
+        return self.durability.copied or self._ending is not None
+
+    def status(self) -> dict[str, Any]:
+        """How far it is, for humans and scripts; bytes."""
+        current = self.record.current
+        return {
+            "attempts": self.attempts,
+            "covered": self.attempt.coverage.covered if self.attempt is not None else 0,
+            "source": str(current.source) if current is not None else "",
+        }
+
+    def at_end(self) -> Answer:
+        """OK; while the last flush is under way, not before its end."""
+        ending = self._ending
+        if ending is None or self._outcome.complete or self.trouble.failure is not None:
+            return Errno.OK
+        return ending.wait()
+
+    # Changes and flushes.
+
+    def changing(self) -> None:
+        """The disk is about to be changed: what was durable is no more."""
+        self.durability.changes()
+        if self.attempt is not None:
+            self.attempt.changing += 1
+
+    def changed(self, connection: ServerConnection) -> None:
+        """It was, or it could not be."""
+        self.durability.changes()
+        if self.attempt is not None and self.holds(connection):
+            self.attempt.changing -= 1
+
+    def flush_begins(self, connection: ServerConnection, request: Request) -> None:
+        """Only the attempt's own can make its copy a durable one."""
+        if self.attempt is not None and self.holds(connection) and self.attempt.whole:
+            self.durability.flush_begins(request)
+
+    def flush_ended(self, request: Request, succeeded: bool) -> Deferred[None] | None:
+        """A flush was done, or could not be.
+
+        @return: None; or a Deferred that fires once what it tells of the copy is on record.
+        """
+        version, attempt = self.durability.flush_ended(request), self.attempt
+        if version is None or attempt is None or not succeeded:
+            return None
+
+        def told(_: None) -> Deferred[None] | None:
+            if (failure := self.trouble.failure) is not None:
+                raise OSError(int(failure.answer), str(failure.outcome))
+            return self.durability.put_if_unchanged(version, attempt)
+
+        return attempt.flushed().addCallback(told)
+
+    # What the machine has done.
+
+    def begin(self, connection: ServerConnection) -> IncomingAttempt:
+        """An attempt of C{connection} begins."""
+        self.attempts += 1
+        self._progress.begin()
+        _log.info(
+            "attempt {number} began, from {peer}",
+            event="attempt",
+            number=self.attempts,
+            peer=connection.peer,
+        )
+        self.attempt = IncomingAttempt(
+            connection, self.disk.disk, self._runtime.threads, self.machine.disk_failed
+        )
+        return self.attempt
+
+    def put_on_record(self, connection: ServerConnection) -> Answer:
+        """Put on record that it does, unless its sender has had that done; OK once it stands."""
+        if self.record.claimed(connection):
+            return self.trouble.answer(self.record.settled())
+        return self.trouble.answer(self.record.put_anonymous_attempt(connection.peer))
+
+    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> Answer:
+        """Whether C{connection} may change the disk, while an attempt goes on."""
+        if attempt.connection is not connection or self.record.retired:
+            return Errno.EPERM
+        if self.record.phase == Phase.COPIED:
+            return self.trouble.answer(self.record.put_phase(Phase.COPYING))
+        return Errno.OK
+
+    def tell(self, page: Page, attempt: IncomingAttempt | None) -> Answer:
+        """Act on a message, while that attempt goes on."""
+        return self._messages.take(page, attempt)
+
+    def cover(self, attempt: IncomingAttempt, request: Request) -> None:
+        """The attempt has changed what C{request} says."""
+        self._progress.made()
+        attempt.cover(request)
+
+    def restart(self, attempt: IncomingAttempt, why: str) -> None:
+        """The attempt is over, and its coverage forgotten."""
+        self.attempt = None
+        self._progress.made()
+        _log.warn(
+            "attempt {number} ended early ({why}), {covered} of {size} bytes covered; "
+            "waiting for the sender to {next}",
+            event="restart",
+            number=self.attempts,
+            why=why,
+            covered=attempt.coverage.covered,
+            size=self.disk.size,
+            next="finish" if self.record.retired else "start again",
+        )
+
+    def flush(self, connection: ServerConnection) -> Ending:
+        """The disconnect was accepted: make all durable, and take the record away."""
+        self._ending = Ending(connection)
+
+        def finished(result: object) -> None:
+            if isinstance(result, Failure):
+                self.trouble.broke(result.value)
+            else:
+                self.machine.durable()
+
+        self.record.remove().addBoth(finished).addErrback(_bug)
+        return self._ending
+
+    def complete(self, ending: Ending) -> None:
+        """The migration is complete."""
+        attempt = self.attempt
+        data, zeroes = (attempt.data, attempt.zeroes) if attempt is not None else (0, 0)
+        summary = Summary(self.disk.size, data, zeroes, self._progress.seconds, self.attempts)
+        self._outcome.reach(summary, ending.connection)
+        ending.let_read()
+
+    def fail(self, error: BaseException | None) -> DiskFailure:
+        """Keep the error; the sender has a little time to take it from us before the end."""
+        failure = self.trouble.fail(error)
+        outcome = failure.outcome
+        _log.error("the disk failed: {error}", event="disk-failed", error=str(outcome))
+        delay = _TELL_TIMEOUT if self.attempt is not None else _TELL_ASIDE_TIMEOUT
+        failure.deadline = self._runtime.reactor.callLater(delay, self.machine.give_up, outcome)
+        self._let_read()
+        return failure
+
+    def failed(self, failure: DiskFailure) -> None:
+        """The sender was told, or had its time."""
+        failure.cancel_deadline()
+        self._outcome.reach(failure.outcome)
+
+    def rescue(self, error: BaseException | None) -> Rescue:
+        """Give the disk a name again, under which it is on record, for as long as that takes."""
+        rescue = Rescue(
+            self.disk,
+            self.record,
+            error,
+            self._runtime,
+            begins=self._let_read,
+            ended=self.machine.rescued,
+        )
+        rescue.begin()
+        return rescue
+
+    def end(self, error: MigrationError) -> None:
+        """The migration ends with that."""
+        self._outcome.reach(error)
+
+    def _let_read(self) -> None:
+        if self._ending is not None:
+            self._ending.let_read()
+
+    # The end, for want of patience.
+
+    def stop(self, why: str) -> None:
+        """End it as it stands, unless its disconnect was accepted already."""
+        if not self.trouble.is_displaced():
+            self.machine.give_up(self.standing.unfinished(why))
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while ending a migration", failure=failure)

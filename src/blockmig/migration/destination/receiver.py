@@ -1,0 +1,194 @@
+"""The receiver: an NBD server that accepts one migration, and is done.
+
+Owns nothing but the joints: the disk is the caller's, and so is the listening port. What it
+consists of: the `migration` with its parts, the two exports that senders meet (`export`,
+`side_export`), their `connections`, and the `outcome`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.logger import Logger
+
+from ...errors import Summary
+from ...interfaces import IDisk, IRecordedDisk
+from ...nbd import MAXIMUM_NAME, SIDE_EXPORT
+from ...runtime import Runtime, ThreadWork
+from ...server import Clients, ConnectionSettings, ServerConnection
+from ..policy import NO_OVERRIDES, Overrides
+from ..records.files import Record, Records
+from ..records.permitted import destination_record, may_overwrite
+from .connections import ReceiverFactory
+from .disk import DestinationDisk
+from .export import MigrationExport
+from .migration import IncomingMigration
+from .outcome import Outcome
+from .progress import Progress
+from .record import DestinationRecord
+from .side_export import SideExport, SideExports
+
+_log = Logger()
+
+
+class Receiver:
+    """Accepts one migration into a disk.
+
+    Give L{factory} to an endpoint, and wait for L{complete}. The port and the disk stay the
+    caller's: when the outcome is there, every connection is closed, and both may be closed too.
+
+    @param disk: where to; opened for writing.
+    @param migrations: how many are accepted. A copy that became canonical must never be written
+        over, so 1 is the only number there is.
+    @param export: the name of the export; "" is the default export.
+    @param oldstyle: speak the old handshake.
+    @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
+    @param idle_timeout: seconds of silence after which a connection (and with it an attempt) is
+        ended; 0 for never.
+    @param give_up_after: seconds without progress after which the migration is given up; None to
+        wait for ever.
+    @param overrides: what is done all the same: C{again} disregards what the records beside the
+        disk say of earlier migrations, C{overwrite} writes over whatever is on the disk. Without
+        it a disk that holds data, of which no record says that it is an unfinished copy, is
+        refused: by L{check}, or when a sender is about to change it.
+    @param runtime: what the outside world is; None for the real one.
+    @raise ValueError: C{migrations} is not 1, or C{export} is too long.
+    @raise blockmig.migration.Refused: the records forbid it, or cannot be kept.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        migrations: int = 1,
+        export: str = "",
+        *,
+        oldstyle: bool = False,
+        handshake_timeout: float = 30.0,
+        idle_timeout: float = 60.0,
+        give_up_after: float | None = None,
+        overrides: Overrides = NO_OVERRIDES,
+        runtime: Runtime | None = None,
+    ) -> None:
+        if migrations != 1:
+            raise ValueError("a receiver accepts one migration: migrations must be 1")
+        if len(export.encode()) > MAXIMUM_NAME - len(SIDE_EXPORT):
+            raise ValueError("the name of the export leaves no room for the side export's")
+        runtime = runtime or Runtime.of()
+        self._threads = ThreadWork(runtime.threads)
+        self._runtime = runtime = replace(runtime, threads=self._threads)
+        self._began = runtime.reactor.seconds()
+        self._export = export
+        self._clients = Clients()
+        self._outcome = Outcome(self._wind_up)
+        self._progress = Progress(runtime.reactor, self._threads)
+        self._migration = self._incoming(disk, overrides)
+        self._factory = ReceiverFactory(
+            self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
+        )
+        if give_up_after is not None:
+            self._progress.watch(give_up_after, self.stop)
+
+    def _incoming(self, disk: IDisk, overrides: Overrides) -> IncomingMigration:
+        """The migration, as the records beside the disk have it go on."""
+        records, found, overwrite = None, None, overrides.overwrite
+        if IRecordedDisk.providedBy(disk):
+            records = Records(disk.record_path, self._runtime.system)
+            found = destination_record(disk, records, overrides.again)
+            overwrite = overwrite or may_overwrite(disk, records, found, overrides.again)
+        if found is not None:
+            _tell_found(disk, found)
+        known = DestinationDisk(disk, overwrite, lambda: self._outcome.known is None)
+        record = DestinationRecord(known, records, found, self._threads, overrides.again)
+        return IncomingMigration(known, record, self._progress, self._outcome, self._runtime)
+
+    def _settings(
+        self, oldstyle: bool, handshake_timeout: float, idle_timeout: float
+    ) -> ConnectionSettings:
+        """What its connections have in common."""
+        main = MigrationExport(self._migration, self._export)
+        side = SideExports(self._migration, self._export, self._clients)
+
+        def lookup(name: str) -> MigrationExport | SideExport | None:
+            if name == side.export.name:
+                return side.handler()
+            return main if name == main.export.name else None
+
+        return ConnectionSettings(
+            runtime=self._runtime,
+            lookup=lookup,
+            names=lambda: [main.export.name, side.export.name],
+            oldstyle=main if oldstyle else None,
+            handshake_timeout=handshake_timeout,
+            idle_timeout=idle_timeout,
+        )
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts have begun."""
+        return self._migration.attempts
+
+    @property
+    def touched(self) -> bool:
+        """Whether anything was put on record; if not, the disk is as it was."""
+        return self._migration.record.touched
+
+    def status(self) -> dict[str, Any]:
+        """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
+        now = self._runtime.reactor.seconds()
+        migration, disk = self._migration, self._migration.disk
+        return {
+            "role": "receive",
+            "state": migration.standing.state(migration.attempt is not None),
+            "uptime": round(now - self._began, 3),
+            "disk": disk.name,
+            "size": disk.size,
+            "export": self._export,
+            "read_only": False,
+            **self._clients.status(now),
+            "migration": migration.status(),
+        }
+
+    def check(self) -> Deferred[None]:
+        """See whether the disk may be written over, before anybody is let in.
+
+        @return: fires with None, or fails with L{Refused} where the disk holds data. It need not be
+            called: the same is looked at before the first change.
+        """
+        return self._threads(self._migration.disk.refuse_data)
+
+    def factory(self) -> IProtocolFactory:
+        """What to listen with; the same one each time, so that several ports may be given it."""
+        return self._factory
+
+    def complete(self) -> Deferred[Summary]:
+        """The outcome, once everything is durable, every connection closed, no thread at work.
+
+        @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{LocalFailure} where
+            the disk failed, L{Refused} where it holds data, L{GaveUp} where the receiver was
+            stopped or gave up, L{Unconfirmed} where it did so with a copy that lacks nothing but
+            the disconnect.
+        """
+        return self._outcome.wait()
+
+    def stop(self, why: str = "stopped") -> None:
+        """End the migration as it stands, unless its disconnect was accepted already."""
+        self._migration.stop(why)
+
+    def _wind_up(self, last: ServerConnection | None) -> Deferred[None]:
+        """The outcome is known: let nothing of the migration be under way any more."""
+        self._progress.stop_watching()
+        return self._factory.close(last).addCallback(lambda _: self._threads.idle())
+
+
+def _tell_found(disk: IDisk, record: Record) -> None:
+    _log.info(
+        "{disk}: an earlier receiver's record says {stage}, from {source}, on {when}",
+        event="found",
+        disk=disk.name,
+        stage="retired" if record.retired else record.phase.value,
+        source=str(record.source),
+        when=record.changed,
+    )

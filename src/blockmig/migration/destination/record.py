@@ -1,0 +1,231 @@
+"""What is on record at the destination: DISK.INCOMPLETE, as the receiver keeps it.
+
+Owns the record, the order in which it is written, and the identity of the migration that it is
+about: by it a sender is known again.
+
+Rules (design, section 2: R2, R6, R12, R13):
+
+* one write at a time, in the order in which they were asked for; each is made from what the one
+  before it has left;
+* before each the disk is looked at (L{DestinationDisk.check}); when the first stands, what an
+  earlier migration has left is removed, and only then a new file gets its size;
+* the record is removed, at the end, only when the disk is durable and still where it was;
+* a sender that uses the side export gives the migration its UUID (a I{claim}), and makes its
+  connection known by the cookie of the first request there. A whole copy of such a migration is
+  changed by nobody else, and once the source is retired by nobody at all.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+
+from ...runtime import InThread
+from ...server import ServerConnection
+from ..handoff.message import Page
+from ..records.files import Kind, Phase, Record, Records, Side, timestamp
+from .disk import DestinationDisk
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a sender said of itself by the side export."""
+
+    migration: str
+    cookie: int
+
+
+class DestinationRecord:
+    """The record of one migration.
+
+    @param disk: what it is about.
+    @param records: where it is kept; None where none are.
+    @param found: the one to go on from, if there is one.
+    @param in_thread: runs a function in a thread.
+    @param again: records of earlier migrations were disregarded, which is put on record too.
+    @ivar current: what stands beside the disk now, or would if records were kept.
+    @ivar phase: the phase as last asked for, which may not stand there yet; None before the first.
+    @ivar retired: the source is known to be retired, which may not stand there yet.
+    @ivar touched: something was put on record, and perhaps on the disk.
+    """
+
+    def __init__(
+        self,
+        disk: DestinationDisk,
+        records: Records | None,
+        found: Record | None,
+        in_thread: InThread,
+        again: bool,
+    ) -> None:
+        self.current = found
+        self.phase = found.phase if found is not None else None
+        self.retired = found is not None and bool(found.retired)
+        self.touched = False
+        self._disk = disk
+        self._records = records
+        self._in_thread = in_thread
+        self._again = again
+        self._claim: _Claim | None = None
+        self._writing = DeferredLock()
+        self._prepared = False
+
+    # What it is about.
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is of a whole copy that may be changed by its own sender only."""
+        current = self.current
+        return current is not None and current.identified and self.phase == Phase.COPIED
+
+    def is_about(self, page: Page) -> bool:
+        """Whether it is about the migration that a message names."""
+        current = self.current
+        return current is not None and current.identified and current.migration == page.migration
+
+    def claimed(self, connection: ServerConnection) -> bool:
+        """Whether C{connection} belongs to the migration that it is about."""
+        claim, current = self._claim, self.current
+        return (
+            claim is not None
+            and current is not None
+            and current.identified
+            and claim.migration == current.migration
+            and claim.cookie == connection.first_cookie
+        )
+
+    def claim(self, page: Page) -> None:
+        """The connection that a message names belongs to its migration."""
+        self._claim = _Claim(page.migration, int(page.cookie, 16))
+
+    # What is put on record. Each fires once that stands there, durably.
+
+    def put_attempt(self, page: Page) -> Deferred[None]:
+        """An attempt of the migration that a message names is about to begin."""
+        self.phase = Phase.COPYING
+        return self._put(lambda before: self._identified(before, page))
+
+    def put_anonymous_attempt(self, peer: str) -> Deferred[None]:
+        """So is one of a sender that says nothing of itself.
+
+        @param peer: its address.
+        """
+        self.phase = Phase.COPYING
+        source = Side(address=peer)
+        return self._put(lambda before: self._anonymous(before, source))
+
+    def put_phase(self, phase: Phase) -> Deferred[None]:
+        """The copy is whole and durable now, or is about to be so no more."""
+        self.phase = phase
+        return self._put(lambda record: _existing(record).but(phase=phase))
+
+    def put_retired(self) -> Deferred[None]:
+        """The source is retired."""
+        self.retired = True
+        return self._put(lambda record: _existing(record).but(retired=timestamp()))
+
+    def settled(self) -> Deferred[None]:
+        """Nothing new; fires once all that was asked for so far stands there."""
+        return self._writing.run(lambda: None)
+
+    def remove(self) -> Deferred[None]:
+        """The migration is complete: make the disk durable, then take the record away."""
+
+        def finish() -> None:
+            self._disk.check_place()
+            self._disk.disk.flush()
+            self._disk.check_place()
+            if self._records is not None:
+                self._records.remove(Kind.INCOMPLETE)
+
+        return self.run(finish)
+
+    def run(self, function: Callable[[], Any]) -> Deferred[Any]:
+        """Call C{function} in a thread, after whatever was asked for before.
+
+        @return: fires with its result.
+        """
+        return self._writing.run(self._in_thread, function)
+
+    # What stands there though it was not put.
+
+    def take_for_whole(self, page: Page) -> None:
+        """An earlier receiver has completed the migration that a message names, and removed it."""
+        self.current = self._identified(None, page).but(phase=Phase.COPIED, retired=timestamp())
+        self.phase = Phase.COPIED
+        self.retired = True
+
+    def rescued(self) -> Record | None:
+        """I{In a thread.} What is to stand beside the disk under another name, if anything is."""
+        if self.current is None or self._records is None:
+            return None
+        retired = self.current.retired or (timestamp() if self.retired else "")
+        return self.current.but(phase=Phase.COPIED, retired=retired, identity="")
+
+    def _identified(self, before: Record | None, page: Page) -> Record:
+        """The record of an attempt that was claimed."""
+        if before is not None and before.migration != page.migration:
+            before = None
+        record = self._attempt(before, page.migration, Side(page.host, page.disk))
+        return record.but(unlink=page.unlink, side_export=True)
+
+    def _anonymous(self, before: Record | None, source: Side) -> Record:
+        """The record of an attempt by a sender that says nothing of itself."""
+        if before is not None and before.identified:
+            before = None
+        migration = before.migration if before is not None else str(uuid.uuid4())
+        return self._attempt(before, migration, source).but(identified=False)
+
+    def _attempt(self, before: Record | None, migration: str, source: Side) -> Record:
+        """The record of an attempt.
+
+        @param before: that of the attempt before it, if it is of the same migration.
+        """
+        return Record(
+            migration=migration,
+            phase=Phase.COPYING,
+            attempt=before.attempt + 1 if before is not None else 1,
+            size=self._disk.size,
+            source=source,
+            destination=self._disk.side(),
+            began=before.began if before is not None else timestamp(),
+            again=self._again,
+        )
+
+    def _put(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
+        """Have the record changed, after whatever was asked for before."""
+        return self._writing.run(self._put_now, change)
+
+    def _put_now(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
+        record = change(self.current)
+
+        def written(result: Record) -> None:
+            self.current = result
+            self.touched = True
+
+        if self._records is None and self._disk.may_overwrite:
+            written(record)
+            return succeed(None)
+        return self._in_thread(self._write, record).addCallback(written)
+
+    def _write(self, record: Record) -> Record:
+        """In a thread."""
+        self._disk.check()
+        if (records := self._records) is None:
+            return record
+        written = records.write(Kind.INCOMPLETE, record.but(identity=self._disk.identity()))
+        if not self._prepared:
+            records.settle()
+            # What an earlier migration left is true no more.
+            records.remove_found(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
+            self._disk.prepare()
+            self._prepared = True
+        return written
+
+
+def _existing(record: Record | None) -> Record:
+    assert record is not None
+    return record

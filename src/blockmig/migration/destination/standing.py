@@ -1,0 +1,88 @@
+"""How a migration stands, for whoever asks: a sender, an operator, or the one who stops it."""
+
+from __future__ import annotations
+
+from ...errors import GaveUp, MigrationError, Unconfirmed
+from ..handoff.message import Page, Stage, fingerprint
+from ..records.files import this_host
+from .disk import DestinationDisk
+from .durability import Durability
+from .outcome import Outcome
+from .record import DestinationRecord
+
+
+class Standing:
+    """What can be said of one migration at any time.
+
+    @param disk: where to.
+    @param record: what is on record of it.
+    @param durability: how much of it is durable.
+    @param outcome: how it ended, if it has.
+    """
+
+    def __init__(
+        self,
+        disk: DestinationDisk,
+        record: DestinationRecord,
+        durability: Durability,
+        outcome: Outcome,
+    ) -> None:
+        self._disk = disk
+        self._record = record
+        self._durability = durability
+        self._outcome = outcome
+
+    @property
+    def stage(self) -> Stage:
+        """How far it is, as it stands on record."""
+        current = self._record.current
+        if self._outcome.complete:
+            return Stage.COMPLETE
+        if current is None:
+            return Stage.NONE
+        return Stage.RETIRED if current.retired else Stage(current.phase)
+
+    def page(self, knows: bool = False) -> Page:
+        """The page of the side export.
+
+        @param knows: it is read by the sender, which has just said that its source is retired.
+        """
+        current = self._record.current
+        return Page(
+            self.stage,
+            fingerprint(current.migration) if current is not None and current.identified else "",
+            current.attempt if current is not None else 0,
+            self._disk.size,
+            this_host(),
+            self._disk.side().disk,
+            token=self._disk.identity() if knows else "",
+        )
+
+    def state(self, in_attempt: bool) -> str:
+        """A word for people.
+
+        @param in_attempt: an attempt goes on, or went on when the end began.
+        """
+        if self.stage in (Stage.COPIED, Stage.RETIRED, Stage.COMPLETE):
+            return self.stage.value
+        return "copying" if in_attempt and not self._durability.copied else "waiting"
+
+    def unfinished(self, why: str) -> MigrationError:
+        """What is to be said of it, if it is left as it is.
+
+        @param why: it is.
+        """
+        name, current, copied = self._disk.name, self._record.current, self._durability.copied
+        if copied and self._record.retired:
+            return Unconfirmed(
+                f"{why}; {name} is the canonical copy: its source was retired, and nothing but "
+                "the sender's disconnect is missing"
+            )
+        if copied and current is not None:
+            return Unconfirmed(
+                f"{why}; all of {name} is here and durable, but the disconnect never came: it is "
+                f"canonical only if the source was retired: look at {current.source}"
+            )
+        if self._record.phase is not None:
+            return GaveUp(f"{why}; {name} is not canonical")
+        return GaveUp(f"{why}; nothing was received into {name}")

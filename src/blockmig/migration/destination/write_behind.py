@@ -1,0 +1,125 @@
+"""Keeps what a receiver has written, but its medium has not yet, small.
+
+Left alone, the kernel would let a migration fill the page cache with dirty pages, throw out what
+the host needs, and in the end stop the reactor in the middle of a write until the medium has caught
+up. So each window of written bytes is sent on its way as soon as it is full, waited for (in a
+thread) when the next ones are, and then dropped from the page cache. A sender that is faster than
+the medium is held back by its socket.
+
+Rules:
+
+* at most `_WINDOWS` windows are written and not yet on the medium; then `behind` is called, and
+  `caught_up` when there is room again;
+* an error that the medium tells of in this way is told to `failed`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from ...interfaces import IDisk
+
+_WINDOW: Final = 32 << 20
+_WINDOWS: Final = 4
+_MOST_RANGES: Final = 256
+
+Ranges = list[tuple[int, int]]
+
+
+class WriteBehind:
+    """The windows of one attempt.
+
+    @param in_thread: runs a function in a thread; fires with its result.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        in_thread: Callable[..., Deferred[Any]],
+        *,
+        behind: Callable[[], None],
+        caught_up: Callable[[], None],
+        failed: Callable[[BaseException | None], None],
+    ) -> None:
+        self._disk = disk
+        self._in_thread = in_thread
+        self._behind = behind
+        self._caught_up = caught_up
+        self._failed = failed
+        self._ranges: Ranges = []
+        self._written = 0
+        self._windows: deque[Ranges] = deque()
+        self._settling = False
+        self._is_behind = False
+        self._waiting: list[Deferred[None]] = []
+
+    def flushed(self) -> Deferred[None]:
+        """All was made durable meanwhile, so that nothing needs to be sent on its way any more.
+
+        @return: fires once nothing is under way: an error that is still to be told was told then.
+        """
+        self._ranges, self._written = [], 0
+        self._windows.clear()
+        self._go_on()
+        done: Deferred[None] = Deferred()
+        if self._settling:
+            self._waiting.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def wrote(self, offset: int, length: int) -> None:
+        """C{length} bytes were written at C{offset}."""
+        ranges = self._ranges
+        if ranges and sum(ranges[-1]) == offset:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
+        else:
+            ranges.append((offset, length))
+        self._written += length
+        if self._written >= _WINDOW or len(ranges) >= _MOST_RANGES:
+            self._ranges, self._written = [], 0
+            self._windows.append(ranges)
+            self._next()
+            if len(self._windows) >= _WINDOWS and not self._is_behind:
+                self._is_behind = True
+                self._behind()
+
+    def _go_on(self) -> None:
+        if self._is_behind and len(self._windows) < _WINDOWS:
+            self._is_behind = False
+            self._caught_up()
+
+    def _next(self) -> None:
+        """Start the newest window on its way and wait for the oldest, one pair at a time."""
+        if self._settling or not self._windows:
+            return
+        self._settling = True
+        newest = self._windows[-1]
+        oldest = self._windows[0] if len(self._windows) > 1 else None
+
+        def work() -> None:
+            for offset, length in newest:
+                self._disk.write_back(offset, length, False)
+            for offset, length in oldest or ():
+                self._disk.write_back(offset, length, True)
+
+        def finished(result: object) -> None:
+            self._settling = False
+            if isinstance(result, Failure):
+                self._windows.clear()
+                self._failed(result.value)
+            elif oldest is not None and self._windows and self._windows[0] is oldest:
+                self._windows.popleft()
+            self._go_on()
+            if len(self._windows) > 1:
+                self._next()
+            waiting, self._waiting = self._waiting, []
+            for done in waiting:
+                done.callback(None)
+
+        self._in_thread(work).addBoth(finished)

@@ -1,0 +1,1 @@
+"""A source that clients go on using while it is sent."""

@@ -1,0 +1,292 @@
+"""A mirror: the disk of a running server goes to a destination, and is handed over.
+
+Owns the migration from the first connection to the moment when the server's clients are closed, or
+passed through to whoever serves the disk then. What is sent, and when clients are held, is
+`live`'s; attempts, records and the hand-off are the `sender`'s: this is a migration like any other,
+but for the clients.
+
+Rules (design, section 2):
+
+* what goes wrong before the first handshake was accepted ends the mirror; after that an early drop,
+  or an error of the destination's, means another attempt, after a while;
+* as long as the source is not being retired the mirror can be broken off: clients never notice, and
+  the destination is left C{copying};
+* once it is retired nobody is served any more here, whatever becomes of the destination: clients
+  are closed, or kept waiting for the server that takes over;
+* a mirror that ended otherwise leaves the server as it was before, fit for another one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ...client import Destination
+from ...errors import MigrationError, Summary, Unconfirmed
+from ...nbd import side_name
+from ...runtime import Runtime
+from ...server import Relay, Server
+from ...transport import Courtesy
+from ..policy import NO_OVERRIDES, Overrides, Patience
+from ..source.sender import Sender
+from .pre_copy import Converge, LivePasses
+
+_log = Logger()
+
+LONGEST_PAUSE: Final = 0.5
+"""Seconds for which clients are held at most, if nobody says otherwise."""
+
+PATIENCE: Final = Patience(reply_timeout=60.0)
+"""With a destination that answers nothing, and keeps clients waiting, there is less of it."""
+
+
+class Mirror:
+    """Mirrors a server's disk while clients use it, then hands it over.
+
+    @param server: its disk is the source; it stays the caller's to wait for and to close.
+    @param destination: where its receiver is.
+    @param unlink: delete the disk's file just before the disconnect.
+    @param overrides: what is done all the same.
+    @param max_rate: bytes of data per second; None for no limit.
+    @param longest_pause: seconds for which clients may be held.
+    @param converge: what to do where clients write faster than the data goes over.
+    @param takes_over: have clients passed through to this server behind the hand-off; None to
+        close them.
+    @param patience: how long the destination is tried.
+    @param runtime: what the outside world is; None for the real one.
+    @ivar destination: its URI, as given.
+    @raise Refused: the records beside the disk forbid it, or it cannot be deleted.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        destination: Destination,
+        *,
+        unlink: bool = False,
+        overrides: Overrides = NO_OVERRIDES,
+        max_rate: float | None = None,
+        longest_pause: float = LONGEST_PAUSE,
+        converge: Converge = Converge.WAIT,
+        takes_over: Destination | None = None,
+        patience: Patience = PATIENCE,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._runtime = runtime = runtime or Runtime.of()
+        self.destination = destination.uri
+        self._server = server
+        self._reactor = reactor = runtime.reactor
+        self._unlink = unlink
+        self._converge = converge
+        self._longest_pause = longest_pause
+        self._takes_over = takes_over
+        self._courtesy = Courtesy(reactor, lambda: server.pace.latest, max_rate)
+        self._passes = LivePasses(
+            server,
+            longest_pause=longest_pause,
+            converge=converge,
+            reactor=reactor,
+            give_up=self._give_up,
+            finishing=self._hand_over_early,
+            limiter=self._courtesy,
+        )
+        self._sender = Sender(
+            server.disk,
+            destination,
+            unlink=unlink,
+            overrides=overrides,
+            patience=patience,
+            passes=self._passes,
+            runtime=runtime,
+        )
+        self._began: float | None = None
+        self._ended_at: float | None = None
+        self._state = ""
+        self._why = ""
+        self._waiting: list[Deferred[Summary]] = []
+        self._outcome: Summary | Failure | None = None
+
+    # From the start to the end.
+
+    def start(self) -> Deferred[int]:
+        """Begin; to be called once.
+
+        @return: fires with the number of the attempt when the destination has accepted the first
+            handshake; fails as L{complete} does if it does not come to that.
+        """
+        accepted: Deferred[int] = Deferred()
+        self._began = self._reactor.seconds()
+        self._passes.start()
+
+        def first(_: object) -> None:
+            accepted.callback(self._sender.progress.number)
+
+        def ended(result: Summary | Failure) -> None:
+            self._end(result)
+            if not accepted.called:
+                assert isinstance(result, Failure)
+                accepted.errback(result)
+
+        self._sender.when_accepted.addCallback(first)
+        self._sender.run().addBoth(ended).addErrback(_bug)
+        return accepted
+
+    def complete(self) -> Deferred[Summary]:
+        """The outcome.
+
+        @return: fires with a L{Summary} when the disk is handed over (the server's clients may
+            still be there: see L{Server.complete}), or fails with a L{MigrationError}: with
+            L{Unconfirmed} the source is retired, with any other the server serves on.
+        """
+        waiting: Deferred[Summary] = Deferred()
+        self._waiting.append(waiting)
+        self._tell()
+        return waiting
+
+    async def handed_over(self) -> None:
+        """To be waited for once the server has come to its end: so has the mirror.
+
+        @raise Unconfirmed: the source is retired, and the destination may not know it.
+        """
+        try:
+            await self.complete()
+        except Unconfirmed:
+            raise
+        except MigrationError:
+            return  # it was the server's to go on, and to end
+
+    @property
+    def over(self) -> bool:
+        """Whether it has come to its end, in whichever way."""
+        return self._outcome is not None
+
+    @property
+    def too_late(self) -> bool:
+        """Whether the source is retired, or about to be."""
+        return self._sender.retiring
+
+    def stop(self, why: str = "stopped") -> None:
+        """Break it off, unless it is too late for that."""
+        self._state = self._state or "broken"
+        self._sender.stop(why)
+
+    def set_rate(self, rate: float | None) -> None:
+        """Go on with another limit.
+
+        @param rate: bytes of data per second; None for no limit.
+        """
+        self._courtesy.set_rate(rate)
+
+    def _give_up(self, why: str) -> None:
+        self._sender.stop(why)
+
+    def _end(self, result: Summary | Failure) -> None:
+        self._outcome = result
+        self._ended_at = self._reactor.seconds()
+        self._passes.stop()
+        if not isinstance(result, Failure):
+            self._state = "complete"
+            self._hand_over()
+        else:
+            broken = self._state == "broken" and not self.too_late
+            self._state = "broken" if broken else "failed"
+            self._why = result.getErrorMessage()
+            if not result.check(MigrationError):
+                _log.failure("this is a bug of blockmig", result, event="bug")
+            self._fail()
+        self._tell()
+
+    def _fail(self) -> None:
+        if self.too_late:
+            self._server.hand_over()
+        else:
+            _log.warn(
+                "{disk}: the mirror to {destination} has ended, and clients are served on: {why}",
+                event="mirror-ended",
+                disk=self._server.disk.name,
+                destination=self.destination,
+                why=self._why,
+            )
+            self._server.release()
+
+    def _hand_over(self) -> None:
+        takes_over = self._takes_over
+        if takes_over is None:
+            self._server.hand_over()
+        else:
+            self._server.relay(
+                Relay(
+                    takes_over,
+                    receiver_export=side_name(takes_over.export),
+                    runtime=self._runtime,
+                )
+            )
+
+    def _hand_over_early(self) -> None:
+        """Until the destination is told clients need not wait, unless it is for its server."""
+        if self._takes_over is None:
+            self._server.hand_over()
+
+    def _tell(self) -> None:
+        if self._outcome is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            deferred.callback(self._outcome)
+
+    # How it stands.
+
+    @property
+    def state(self) -> str:
+        """C{starting}, C{copying}, C{holding}, C{handing over}, C{waiting} (for another attempt),
+        C{relaying}, C{complete}, C{failed} or C{broken}.
+        """
+        if self._outcome is not None:
+            relaying = self._state == "complete" and self._server.state == "relaying"
+            return "relaying" if relaying else self._state
+        if not self._sender.progress.attempt:
+            return "starting"
+        return self._passes.stage.value if self._sender.connected else "waiting"
+
+    def status(self) -> dict[str, Any]:
+        """How it stands, for humans and scripts: times in seconds, sizes in bytes."""
+        passes, convergence = self._passes, self._passes.convergence
+        progress = self._sender.progress
+        began = self._began if self._began is not None else self._reactor.seconds()
+        now = self._ended_at if self._ended_at is not None else self._reactor.seconds()
+        throttle = self._server.changes.throttle
+        left = 0 if isinstance(self._outcome, Summary) else passes.left
+        gain = convergence.rate - convergence.dirty_rate
+        running = self._outcome is None and self._sender.connected
+        return {
+            "state": self.state,
+            "destination": self.destination,
+            "unlink": self._unlink,
+            "pass": passes.number,
+            "sent": progress.data,
+            "zeroes": progress.zeroes,
+            "left": left,
+            "dirty": passes.dirty.bytes,
+            "rate": round(convergence.rate),
+            "dirty_rate": round(convergence.dirty_rate),
+            "converging": passes.converging,
+            "expected_end": round(left / gain, 1) if running and gain > 0 else None,
+            "attempts": progress.attempt,
+            "last_error": self._why or self._sender.last_error,
+            "max_rate": self._courtesy.rate,
+            "max_pause": self._longest_pause,
+            "converge": self._converge.value,
+            "then": "exit" if self._takes_over is None else "relay",
+            "throttle": round(throttle.rate) if throttle is not None else None,
+            "seconds": round(now - began, 3),
+            "pause": None if passes.pause is None else round(passes.pause, 4),
+            "rest": passes.rest,
+            "holds": passes.holds,
+        }
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while ending a mirror", failure, event="bug")

@@ -1,0 +1,375 @@
+"""What is sent of a disk that clients go on using: pass after pass, and the rest while they wait.
+
+Owns the dirty map, the passes over it, and the hold. It decides nothing of the hand-off, whose
+order is the attempt's.
+
+Rules (design, section 2: R8, R9):
+
+* what clients have changed since the mirror began is known for the places that are looked at before
+  each attempt at a foreign destination (`foreign`);
+* an attempt begins with everything dirty. A range is taken off the map before it is read: what
+  changes after that is dirty again, and goes in a later pass;
+* each pass that sent something ends with a flush, so that the last one, with clients waiting, is
+  short;
+* when the rest is likely to go over in time (`convergence`), clients are held: once nothing of
+  theirs is under way the disk is still, what is dirty goes over, and nothing is left;
+* they are held for no longer than they may be: then they are released, whatever is under way short
+  of retiring, and the passes go on;
+* they are released whenever the attempt ends before the source is being retired; after that never;
+* where clients make the disk dirty as fast as it goes over, that is said, and they are slowed, or
+  the mirror ends, or it goes on, as wanted. They are never slowed below a floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
+
+from ...server import Server, Throttle
+from ...storage import GRAIN, DirtyMap, Piece, sampled_places
+from ...transport import Limiter
+from ..source.passes import Attempt, Ranges
+from .convergence import Convergence, Next
+
+_log = Logger()
+
+_MOST_RANGES: Final = 256
+_MOST_BYTES: Final = 64 << 20
+_SAMPLE: Final = 0.1
+_REPORT: Final = 60.0
+_FLOOR: Final = 1 << 20
+"""Bytes per second that clients may always make dirty."""
+_BREATH: Final = 0.05
+"""Seconds between passes that are only made because a hold has to wait."""
+
+
+class Converge(StrEnum):
+    """What to do where clients are too fast."""
+
+    WAIT = "wait"
+    THROTTLE = "throttle"
+    ABORT = "abort"
+
+
+class Stage(StrEnum):
+    """What goes on."""
+
+    COPYING = "copying"
+    HOLDING = "holding"
+    HANDING_OVER = "handing over"
+
+
+class LivePasses:
+    """The passes of one mirror.
+
+    @param server: whose clients use the disk.
+    @param longest_pause: seconds for which they may be held.
+    @param converge: what to do where they are too fast.
+    @param reactor: tells the time.
+    @param give_up: called with the reason where they are too fast for it to come to an end, and
+        that is to be the end of the mirror.
+    @param finishing: called when the source is retired, and the destination cannot be told yet.
+    @param limiter: holds the data back.
+    @ivar dirty: what is to be sent.
+    @ivar convergence: what was measured in the present attempt.
+    @ivar stage: what goes on.
+    @ivar converging: whether it is likely to come to its end; None as long as nobody can tell.
+    @ivar holds: how often clients were held.
+    @ivar pause: seconds for which they were held the last time, or are by now.
+    @ivar rest: bytes of data that went over meanwhile.
+    """
+
+    in_use = True
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        longest_pause: float,
+        converge: Converge,
+        reactor: Any,
+        give_up: Callable[[str], None],
+        finishing: Callable[[], None],
+        limiter: Limiter | None = None,
+    ) -> None:
+        self.limiter = limiter
+        self.dirty = DirtyMap(server.disk.size)
+        self.convergence = Convergence(longest_pause)
+        self.stage = Stage.COPYING
+        self.converging: bool | None = None
+        self.holds = 0
+        self._longest_pause = longest_pause
+        self._server = server
+        self._converge = converge
+        self._reactor = reactor
+        self._give_up = give_up
+        self._finishing = finishing
+        self._position = 0
+        self._taken = 0
+        self._sent = 0
+        self._sent_before_hold = 0
+        self._attempt: Attempt | None = None
+        self._deadline: IDelayedCall | None = None
+        self._flushed = False
+        self._still_since: float | None = None
+        self._flushed_at: float | None = None
+        self._until_still: Deferred[None] | None = None
+        self._held_at: float | None = None
+        self._pause: float | None = None
+        self._rest = 0
+        self._reported = float("-inf")
+        self._unchanged = {
+            grain
+            for offset, length in sampled_places(server.disk.size)
+            for grain in _grains(offset, length)
+        }
+        self._sampling = LoopingCall(self._sample)
+        self._sampling.clock = reactor
+
+    @property
+    def left(self) -> int:
+        """Bytes that are dirty, or are on their way."""
+        return min(self.dirty.bytes + self._taken, self.dirty.size)
+
+    @property
+    def pause(self) -> float | None:
+        """See the class."""
+        if self._held_at is not None:
+            return float(self._reactor.seconds() - self._held_at)
+        return self._pause
+
+    @property
+    def rest(self) -> int:
+        """See the class."""
+        return self._sent - self._sent_before_hold if self._held_at is not None else self._rest
+
+    @property
+    def number(self) -> int:
+        """That of the present pass, from 1."""
+        return self.convergence.passes + 1
+
+    def start(self) -> None:
+        """Watch what clients change, from now on."""
+        self.dirty.mark_all()
+        self._server.changes.mark = self._mark
+        self._server.pace.crowded = True
+        self._sampling.start(_SAMPLE, now=True)
+
+    def stop(self) -> None:
+        """Watch no more; clients that are held stay so."""
+        self._server.changes.mark = None
+        self._server.pace.crowded = False
+        self._server.changes.slow_down(None)
+        if self._sampling.running:
+            self._sampling.stop()
+        self._stop_deadline()
+        self._end_pause()
+
+    def _mark(self, offset: int, length: int, data: bool = True) -> None:
+        """A client is about to change something, or has just done so."""
+        self.dirty.mark(offset, length, data)
+        grains = _grains(offset, length)
+        if len(grains) < len(self._unchanged):
+            self._unchanged.difference_update(grains)
+        else:
+            self._unchanged = {grain for grain in self._unchanged if grain not in grains}
+
+    def changed(self, offset: int, length: int) -> bool:
+        """Whether clients have changed anything there, a sampled place, since the mirror began."""
+        return not self._unchanged.issuperset(_grains(offset, length))
+
+    def _sample(self) -> None:
+        if self._held_at is None:
+            now, sending = self._reactor.seconds(), self._taken > 0
+            self.convergence.sample(now, self._sent, self.dirty.marked, sending)
+
+    # Passes.
+
+    def begin(self) -> None:
+        """All of the disk is dirty."""
+        self.convergence = Convergence(self._longest_pause)
+        self.dirty.mark_all()
+        self._taken = 0
+        self._flushed = False
+        self.converging = None
+
+    async def send(self, attempt: Attempt) -> None:
+        """Until clients are held, and nothing is left."""
+        self._attempt = attempt
+        while True:
+            await self._send_pass(attempt)
+            if self.stage == Stage.HOLDING:
+                return
+            if not self._flushed:
+                began = self._reactor.seconds()
+                await attempt.flush_now()
+                self.convergence.flush = self._reactor.seconds() - began
+                self._flushed = True
+            if self._may_hold():
+                await self._hold(attempt)
+            elif self.dirty.bytes < GRAIN * _MOST_RANGES:
+                await deferLater(self._reactor, _BREATH)
+
+    async def _send_pass(self, attempt: Attempt) -> None:
+        self._position = 0
+        await attempt.send_pass(self._take)
+        self._taken = 0
+
+    def _take(self) -> Ranges:
+        """The next ranges of the pass; they are not dirty any more."""
+        ranges: Ranges = []
+        room = _MOST_BYTES
+        while room > 0 and len(ranges) < _MOST_RANGES:
+            taken = self.dirty.take(self._position, room)
+            if taken is None:
+                self._position = self.dirty.size
+                break
+            start, end = taken
+            ranges.append(taken)
+            self._position = end
+            room -= end - start
+            self._taken += end - start
+        return ranges
+
+    def acknowledged(self, piece: Piece) -> None:
+        """It has gone over."""
+        self._taken -= piece.length
+        self._flushed = False
+        if not piece.zero:
+            self._sent += piece.length
+
+    def _may_hold(self) -> bool:
+        now, convergence = self._reactor.seconds(), self.convergence
+        decided = convergence.pass_ended(now, self.dirty.bytes)
+        if decided == Next.NOT_CONVERGING:
+            self._not_converging(now)
+        else:
+            self.converging = True
+        return decided == Next.HOLD
+
+    def _not_converging(self, now: float) -> None:
+        convergence, changes = self.convergence, self._server.changes
+        self.converging = False
+        rates = (
+            f"clients make {convergence.dirty_rate / 1e6:.1f} MB/s dirty, and "
+            f"{convergence.rate / 1e6:.1f} MB/s go over"
+        )
+        if now - self._reported >= _REPORT:
+            self._reported = now
+            _log.warn(
+                "{disk}: not converging: {rates}",
+                event="not-converging",
+                disk=self._server.disk.name,
+                rates=rates,
+                rate=round(convergence.rate),
+                dirty_rate=round(convergence.dirty_rate),
+            )
+        if self._converge == Converge.ABORT:
+            self._give_up(f"not converging: {rates}")
+        elif self._converge == Converge.THROTTLE:
+            limit = max(convergence.rate / 2, _FLOOR)
+            if changes.throttle is not None:
+                limit = max(min(limit, changes.throttle.rate / 2), _FLOOR)
+            changes.slow_down(Throttle(self._reactor, limit, lambda: self.dirty.marked))
+
+    # The hold.
+
+    async def _hold(self, attempt: Attempt) -> None:
+        self.stage = Stage.HOLDING
+        self.holds += 1
+        self._held_at = self._reactor.seconds()
+        self._sent_before_hold = self._sent
+        self._still_since = self._flushed_at = None
+        self._deadline = self._reactor.callLater(self._longest_pause, self._overdue)
+        # What waits for its turn is to be done, so that nothing is under way.
+        self._server.changes.slow_down(None)
+        self._until_still = until_still = Deferred[None]()
+        self._server.hold().addCallback(lambda _: self._still(until_still))
+        await until_still
+        if self.stage == Stage.HOLDING:
+            await attempt.disk_is_still()
+
+    def _still(self, until_still: Deferred[None]) -> None:
+        """The server is; or it is not waited for any more."""
+        if not until_still.called:
+            self._still_since = self._reactor.seconds()
+            until_still.callback(None)
+
+    def _overdue(self) -> None:
+        """Clients have waited for long enough."""
+        self._deadline = None
+        assert self._held_at is not None
+        assert self._attempt is not None
+        now = self._reactor.seconds()
+        self._learn(now)
+        _log.warn(
+            "{disk}: what was left did not go over within {seconds:.3f} s; clients are released, "
+            "and it goes on",
+            event="released",
+            disk=self._server.disk.name,
+            seconds=now - self._held_at,
+        )
+        try:
+            self._release()
+        finally:
+            # Whatever went wrong, what was under way must not lead to retiring now.
+            self._attempt.release()
+        if self._until_still is not None:
+            self._still(self._until_still)
+
+    def _learn(self, now: float) -> None:
+        """What the hold took so long for."""
+        sent, sending, steps = self._sent - self._sent_before_hold, 0.0, 0.0
+        if self._flushed_at is not None:
+            steps = now - self._flushed_at
+        elif self._still_since is not None:
+            sending = now - self._still_since
+        self.convergence.hold_failed(now, sent, sending, steps)
+
+    def _release(self) -> None:
+        self._stop_deadline()
+        if self._held_at is None:
+            return
+        self._end_pause()
+        self.stage = Stage.COPYING
+        self._server.release()
+
+    def _end_pause(self) -> None:
+        if self._held_at is not None:
+            self._pause, self._rest = self.pause, self.rest
+            self._held_at = None
+
+    def flushed(self) -> None:
+        """A few small steps remain."""
+        self.stage = Stage.HANDING_OVER
+        self._flushed_at = self._reactor.seconds()
+
+    def retiring(self) -> None:
+        """Clients stay held, whatever happens."""
+        self._stop_deadline()
+
+    def finishing(self) -> None:
+        """It may take long until the end."""
+        self._finishing()
+
+    def dropped(self) -> None:
+        """The source is as it was."""
+        self._attempt = None
+        self._server.changes.slow_down(None)
+        self._release()
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _grains(offset: int, length: int) -> range:
+    """Which parts of 64 KiB a range touches."""
+    return range(offset // GRAIN, (offset + length - 1) // GRAIN + 1)

@@ -1,0 +1,64 @@
+"""A human declares a copy the canonical one, and that is put on record.
+
+Owns DISK.ACCEPTED. Rule: only a copy that is whole and durable can be accepted, and what was said
+stands before the mark of incompleteness goes.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ...errors import LocalFailure, Refused
+from ...storage import DiskRefused, open_disk
+from ...syscalls import SYSTEM, SystemCalls, describe_error
+from .files import BadRecord, Kind, Phase, Record, Records, same_file
+
+
+def accept(
+    path: str, by: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+) -> Record:
+    """Declare the disk at C{path} the canonical copy.
+
+    @param by: who does so.
+    @param state_directory: where the records of block devices are; None for the default.
+    @return: the record of it.
+    @raise Refused: it cannot be, and nothing was changed.
+    @raise LocalFailure: the record could not be written.
+    """
+    if not os.path.lexists(path):
+        raise Refused(f"{path}: no such file")
+    try:
+        disk = open_disk(path, state_directory=state_directory, system=system)
+    except DiskRefused as error:
+        raise Refused(str(error)) from None
+    with disk:
+        records = Records(disk.record_path, system)
+        try:
+            incomplete = records.read(Kind.INCOMPLETE)
+        except BadRecord as error:
+            raise Refused(str(error)) from None
+        except OSError as error:
+            name = records.name(Kind.INCOMPLETE)
+            raise Refused(f"{name}: {describe_error(error)}") from None
+        if incomplete is None:
+            raise Refused(
+                f"{path}: is not the destination of a migration: there is no "
+                f"{records.name(Kind.INCOMPLETE)}"
+            )
+        if incomplete.phase != Phase.COPIED:
+            raise Refused(
+                f"{path}: is certainly not canonical: not all of it was received from "
+                f"{incomplete.source}"
+            )
+        if incomplete.size != disk.size:
+            raise Refused(f"{path}: has {disk.size} bytes, but {incomplete.size} were received")
+        if incomplete.identity and same_file(incomplete.identity, disk.identity()) is False:
+            raise Refused(f"{path}: is another disk than the one that was received")
+        try:
+            accepted = records.write(Kind.ACCEPTED, incomplete.but(by=by))
+            records.remove(Kind.INCOMPLETE)
+        except OSError as error:
+            raise LocalFailure(
+                f"{path}: could not be put on record as accepted: {describe_error(error)}"
+            ) from None
+    return accepted

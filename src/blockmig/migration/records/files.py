@@ -1,0 +1,342 @@
+"""What stands beside a disk to tell whether it is the canonical copy: the records of the hand-off.
+
+Owns the files DISK.INCOMPLETE, DISK.MIGRATING, DISK.MIGRATED and DISK.ACCEPTED, their form, and
+the way they get onto the medium. What they mean is told in docs/handoff.md; when they are written
+is the sender's and the receiver's affair.
+
+Rules (design, section 2: R2, R7):
+
+* a record appears, changes and goes in one piece, and is durable when the call returns: a temporary
+  file is written and synced, renamed, and the directory synced;
+* the temporary file has a fixed name, so that a crash leaves at most that one behind, which the
+  next write uses up and the removal takes away;
+* what cannot be read as a record of ours (torn, foreign, or of a later version) is reported as such
+  and never taken for one;
+* the calls block, and may be made from threads: one at a time is let in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, Self
+
+from ...syscalls import SYSTEM, SystemCalls, describe_error
+
+VERSION: Final = 1
+"""Of the form of the records."""
+
+_LONGEST: Final = 65536
+_TEMPORARY: Final = ".tmp"
+
+
+class Kind(StrEnum):
+    """The kinds of records, which are the ends of their names too."""
+
+    INCOMPLETE = "INCOMPLETE"
+    """At a destination: this copy is not whole, or not yet known to be the canonical one."""
+    MIGRATING = "MIGRATING"
+    """At a source: a migration of it has begun, and is not known to be complete."""
+    MIGRATED = "MIGRATED"
+    """At a source that was kept: it is not the canonical copy any more."""
+    ACCEPTED = "ACCEPTED"
+    """At a destination: somebody declared it the canonical copy."""
+
+
+class Phase(StrEnum):
+    """How far a migration's copy is."""
+
+    COPYING = "copying"
+    """It is certainly not canonical."""
+    COPIED = "copied"
+    """Every byte is there and durable: it is canonical if and only if the source was retired."""
+
+
+class BadRecord(Exception):
+    """There is a record that cannot be understood; the message says what is wrong with it.
+
+    @ivar path: the file.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a migration, as far as it is known.
+
+    @ivar host: the name that the machine goes by.
+    @ivar disk: the absolute path of its disk.
+    @ivar address: where the other side found it: an NBD URI, or the address of a connection.
+    """
+
+    host: str = ""
+    disk: str = ""
+    address: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.host}:{self.disk}" if self.disk else self.host
+        if place and self.address:
+            return f"{place} ({self.address})"
+        return place or self.address or "(unknown)"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record. Times are UTC, as ISO 8601 has them; "" where something has not happened.
+
+    @ivar migration: the migration's UUID.
+    @ivar phase: how far the copy is.
+    @ivar attempt: the number of the attempt, counted from 1.
+    @ivar size: bytes of the disk.
+    @ivar source: where the disk comes from.
+    @ivar destination: where it goes to.
+    @ivar began: when the migration did.
+    @ivar changed: when the record did.
+    @ivar identified: the sender gave the UUID; otherwise the receiver made it up, and the source
+        knows nothing of it.
+    @ivar unlink: the source is retired by deleting it.
+    @ivar identity: of the disk's file (L{blockmig.interfaces.IRecordedDisk.identity}), at a
+        destination once it is whole.
+    @ivar whole: the destination may have a whole copy, though the source was not retired and is in
+        use again (MIGRATING).
+    @ivar again: the migration was begun with C{--again}, and is gone on with by the same command.
+    @ivar token: by which the destination's disk is known, handed out when it acknowledged that the
+        source is retired (MIGRATING).
+    @ivar side_export: the destination has the side export, by which it can be told what happened.
+    @ivar retired: when the source was (MIGRATED), or when the destination was told so (INCOMPLETE).
+    @ivar told: when the destination acknowledged that the source is retired (MIGRATING, MIGRATED).
+    @ivar confirmed: when the destination's end of the migration was seen (MIGRATED).
+    @ivar instead_of: UUID of a migration that had copied all of this disk to another place before
+        a human told this one to begin.
+    @ivar by: who accepted the copy (ACCEPTED).
+    """
+
+    migration: str
+    phase: Phase
+    attempt: int
+    size: int
+    source: Side
+    destination: Side
+    began: str
+    changed: str = ""
+    identified: bool = True
+    unlink: bool = False
+    identity: str = ""
+    side_export: bool = False
+    retired: str = ""
+    told: str = ""
+    confirmed: str = ""
+    instead_of: str = ""
+    by: str = ""
+    whole: bool = False
+    again: bool = False
+    token: str = ""
+
+    def but(self, **changes: Any) -> Self:
+        """The record with some fields changed."""
+        return replace(self, **changes)
+
+    def encode(self, kind: Kind) -> bytes:
+        """The text of the record, for people too."""
+        text = {"blockmig": VERSION, "record": kind.value, **asdict(self)}
+        return json.dumps(text, indent=2).encode() + b"\n"
+
+
+_TYPES: Final = {field.name: field.type for field in fields(Record)}
+
+
+def decode_record(text: bytes, kind: Kind, path: str) -> Record:
+    """The record in C{text}.
+
+    @raise BadRecord: it is torn, foreign, or of a later version.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRecord(path, "is torn: it is not whole JSON") from None
+    if not isinstance(found, dict) or not isinstance(found.get("blockmig"), int):
+        raise BadRecord(path, "is not a record of blockmig's")
+    if found["blockmig"] > VERSION:
+        raise BadRecord(path, f"was written by a later version (format {found['blockmig']})")
+    if found.get("record") != kind.value:
+        raise BadRecord(path, f"is a record of another kind ({found.get('record')})")
+    try:
+        return _record(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecord(path, f"is not a record of blockmig's: {error}") from None
+
+
+def _record(found: dict[str, Any]) -> Record:
+    values: dict[str, Any] = {}
+    for name, kind in _TYPES.items():
+        value = found[name]
+        if kind == "Side":
+            value = Side(**value)
+            if not all(isinstance(part, str) for part in (value.host, value.disk, value.address)):
+                raise ValueError(f"{name} is not made of texts")
+        elif kind == "Phase":
+            value = Phase(value)
+        elif type(value).__name__ != kind:
+            raise ValueError(f"{name} is {value!r}")
+        values[name] = value
+    return Record(**values)
+
+
+def timestamp() -> str:
+    """This instant, to the second: C{2026-11-23T02:59:59Z}."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def this_host() -> str:
+    """The name that this machine goes by."""
+    return os.uname().nodename
+
+
+def same_file(one: str, other: str) -> bool | None:
+    """Whether two identities are one file's; None where that cannot be told."""
+    if one == other:
+        return True
+    births = [text.partition(", born ")[2] for text in (one, other)]
+    if all(births) and births[0] != births[1]:
+        return False
+    # Written to since, or the birth is not told now, or inodes are not kept on this file system.
+    return None
+
+
+class Records:
+    """The records of one disk.
+
+    @param path: what their names begin with, without the dot.
+    @param system: the calls into the kernel.
+    """
+
+    def __init__(self, path: str, system: SystemCalls = SYSTEM) -> None:
+        self.path = path
+        self._system = system
+        self._lock = threading.Lock()
+
+    def name(self, kind: Kind) -> str:
+        """The path of the record of that kind."""
+        return f"{self.path}.{kind.value}"
+
+    def read(self, kind: Kind) -> Record | None:
+        """The record of that kind; None where there is none.
+
+        @raise BadRecord: it cannot be understood.
+        @raise OSError: it cannot be read.
+        """
+        path = self.name(kind)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            descriptor = self._system.open(path, flags)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            text = self._system.pread(descriptor, _LONGEST + 1, 0)
+        except IsADirectoryError:
+            raise BadRecord(path, "is not a record of blockmig's: it is a directory") from None
+        finally:
+            self._system.close(descriptor)
+        if len(text) > _LONGEST:
+            raise BadRecord(path, "is not a record of blockmig's: it is too long")
+        return decode_record(text, kind, path)
+
+    def settle(self) -> None:
+        """I{Slow.} Make durable what stands here, and what is gone.
+
+        A process may have died between an act and its fsync: what is gone by its doing could come
+        back after a power failure, when somebody has relied on its being gone.
+
+        @raise OSError: that cannot be done.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self._sync()
+
+    def check_writable(self) -> None:
+        """See whether records can be written here at all.
+
+        @raise OSError: they cannot.
+        """
+        directory = os.path.dirname(self.path)
+        if not os.path.isdir(directory):
+            raise FileNotFoundError(errno.ENOENT, "there is no such directory", directory)
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), directory)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no permission to write there", directory)
+        longest = len(os.fsencode(os.path.basename(self.name(Kind.INCOMPLETE) + _TEMPORARY)))
+        if longest > os.pathconf(directory, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, "the name is too long to stand before .INCOMPLETE")
+
+    def write(
+        self, kind: Kind, record: Record, check: Callable[[], object] = lambda: None
+    ) -> Record:
+        """I{Slow.} Put a record there, durably, in place of one of its kind.
+
+        @param check: called last before it appears, which it does not if that raises.
+        @return: the record as it stands there now.
+        @raise OSError: it may or may not stand there, durably or not.
+        """
+        record = record.but(changed=timestamp())
+        text = record.encode(kind)
+        path = self.name(kind)
+        with self._lock:
+            try:
+                self._write_temporary(path + _TEMPORARY, text)
+                check()
+                self._system.rename(path + _TEMPORARY, path)
+                self._sync()
+            except Exception as error:
+                with contextlib.suppress(OSError):
+                    self._system.unlink(path + _TEMPORARY)
+                if not isinstance(error, OSError):
+                    raise
+                raise OSError(error.errno, f"{path}: {describe_error(error)}") from None
+        return record
+
+    def _write_temporary(self, path: str, text: bytes) -> None:
+        """Nothing that stands there already is followed, or waited for."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = self._system.open(path, flags, 0o600)
+        except FileExistsError:
+            self._system.unlink(path)
+            descriptor = self._system.open(path, flags, 0o600)
+        try:
+            view, offset = memoryview(text), 0
+            while offset < len(text):
+                offset += self._system.pwrite(descriptor, view[offset:], offset)
+            self._system.fsync(descriptor)
+        finally:
+            self._system.close(descriptor)
+
+    def remove(self, *kinds: Kind) -> None:
+        """I{Slow.} Take records away, durably; harmless where there are none.
+
+        @raise OSError: they may be there still, or come back after a power failure.
+        """
+        with self._lock:
+            for kind in kinds:
+                for path in (self.name(kind), self.name(kind) + _TEMPORARY):
+                    with contextlib.suppress(FileNotFoundError):
+                        self._system.unlink(path)
+            self._sync()
+
+    def remove_found(self, *kinds: Kind) -> None:
+        """I{Slow.} As L{remove}, but costs nothing where there is nothing to take away."""
+        found = [kind for kind in kinds if os.path.lexists(self.name(kind))]
+        if found:
+            self.remove(*found)
+
+    def _sync(self) -> None:
+        self._system.sync_directory(os.path.dirname(self.path))

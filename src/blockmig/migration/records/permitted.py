@@ -1,0 +1,269 @@
+"""What the records found beside a disk let a command do with it.
+
+Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
+
+* a disk that was migrated away is nobody's source and nobody's destination, unless told `again`;
+* a copy that is not known to be canonical is nobody's source;
+* data that no record speaks of is nobody's to write over, unless told so; the unfinished copy of a
+  migration is, as long as it is the file that its record is about;
+* what cannot be understood is reported, and nothing is done on the strength of it;
+* a source that was retired by a migration not known to be complete is there to be finished, by the
+  same command line, and for nothing else;
+* another file that has a source's name by now is another disk: it goes on with nothing;
+* a source whose copy is whole at one place must not be sent to another: were it deleted then, two
+  copies would look like the canonical one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ...errors import Refused
+from ...interfaces import IRecordedDisk
+from ...syscalls import describe_error
+from .files import BadRecord, Kind, Phase, Record, Records, same_file
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFound:
+    """What a sender goes by.
+
+    @ivar record: the migration to go on with, or None for a new one.
+    @ivar retired: its source is retired, so that there is nothing left but to finish it.
+    @ivar instead_of: a migration to another place, whose copy there may be whole.
+    @ivar unreadable: the records that a human has told to be disregarded, and that tell nothing.
+    """
+
+    record: Record | None = None
+    retired: bool = False
+    instead_of: str = ""
+    unreadable: tuple[Kind, ...] = ()
+
+
+def _read(records: Records, kind: Kind, again: bool, may_disregard: bool = True) -> Record | None:
+    try:
+        return records.read(kind)
+    except BadRecord as error:
+        if again:
+            return None
+        raise Refused(
+            f"{error}; `blockmig inspect {records.path}` says more"
+            + ("" if kind == Kind.INCOMPLETE and not may_disregard else ", --again disregards it")
+        ) from None
+    except OSError as error:
+        raise Refused(f"{records.name(kind)}: {describe_error(error)}") from None
+
+
+def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Record | None:
+    """The record to go on from, if a migration may be received into C{disk}.
+
+    @param again: disregard what the records say.
+    @raise Refused: it may not.
+    """
+    _check_writable(records, Kind.INCOMPLETE)
+    migrated = _read(records, Kind.MIGRATED, again)
+    migrating = _read(records, Kind.MIGRATING, again)
+    incomplete = _read(records, Kind.INCOMPLETE, again)
+    accepted = _read(records, Kind.ACCEPTED, again)
+    if again:
+        # The same command again goes on with what it has begun, on the same disk.
+        goes_on = incomplete is not None and incomplete.again and _is_of(disk, incomplete)
+        return incomplete if goes_on else None
+    if accepted is not None and incomplete is None and not disk.blank:
+        raise Refused(
+            f"{records.path}: was declared canonical on {accepted.changed} "
+            f"({records.name(Kind.ACCEPTED)}); to receive into it all the same, say --again"
+        )
+    if migrated is not None:
+        raise Refused(
+            f"{records.path}: was migrated to {migrated.destination} on {migrated.retired} "
+            f"({records.name(Kind.MIGRATED)}); to receive into it all the same, say --again"
+        )
+    if migrating is not None:
+        raise Refused(
+            f"{records.path}: a migration of it to {migrating.destination} is not known to be "
+            f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
+            "to receive into it all the same, say --again"
+        )
+    if incomplete is not None and not _is_of(disk, incomplete):
+        raise Refused(
+            f"{records.path}: all of {incomplete.source} was copied here and may be the canonical "
+            f"copy, but this is another disk: find that one ({records.name(Kind.INCOMPLETE)}), or "
+            "say --again to receive anew"
+        )
+    return incomplete
+
+
+def may_overwrite(
+    disk: IRecordedDisk, records: Records, record: Record | None, again: bool
+) -> bool:
+    """Whether the records alone say that what is on the disk is to be written over.
+
+    @param record: the one to go on from, if there is one.
+    @param again: a human has said so of the disk that the records are about.
+    """
+    if record is not None:
+        # Where births are not told, the inode must do.
+        inodes = {text.partition(",")[0] for text in (record.identity, disk.identity())}
+        same = same_file(record.identity, disk.identity())
+        return not record.identity or (same is not False and len(inodes) == 1)
+    return again and any(os.path.lexists(records.name(kind)) for kind in Kind)
+
+
+def _is_of(disk: IRecordedDisk, record: Record) -> bool:
+    """Whether the disk may be the one that the record says is whole, if it says so."""
+    return record.phase != Phase.COPIED or (
+        not disk.blank
+        and disk.size == record.size
+        and not (record.identity and same_file(record.identity, disk.identity()) is False)
+    )
+
+
+def _check_writable(records: Records, kind: Kind) -> None:
+    try:
+        records.check_writable()
+    except OSError as error:
+        raise Refused(
+            f"{records.name(kind)}: records cannot be kept there: {describe_error(error)}"
+        ) from None
+
+
+def source_found(
+    records: Records,
+    identity: str | None,
+    destination: str,
+    *,
+    unlink: bool = False,
+    again: bool = False,
+) -> SourceFound:
+    """What a sender may do with this source.
+
+    @param identity: the identity of the disk that is there; None where there is none.
+    @param destination: the URI to send to.
+    @param unlink: it is to be deleted.
+    @param again: disregard what the records say of earlier migrations.
+    @raise Refused: nothing.
+    """
+    _check_writable(records, Kind.MIGRATING)
+    path = records.path
+    if _read(records, Kind.INCOMPLETE, False, may_disregard=False) is not None:
+        raise Refused(
+            f"{path}: is a copy that is not known to be complete "
+            f"({records.name(Kind.INCOMPLETE)}): see `blockmig inspect {path}`"
+        )
+    migrating = _read(records, Kind.MIGRATING, again)
+    migrated = _read(records, Kind.MIGRATED, again)
+    if again and not (migrating and _goes_on(migrating, identity, destination)):
+        if identity is None:
+            raise Refused(f"{path}: no such file")
+        bad = tuple(kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_bad(records, kind))
+        return SourceFound(
+            instead_of=migrating.migration if migrating is not None else "", unreadable=bad
+        )
+    if migrating is not None and migrating.again and _is_of_another(migrated, migrating):
+        migrated = None  # it was disregarded
+    if migrated is not None and (migrating is None or _is_of_another(migrated, migrating)):
+        raise Refused(
+            f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
+            f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
+            "to send it all the same, say --again"
+        )
+    if migrating is None:
+        if identity is None:
+            raise Refused(f"{path}: no such file")
+        return SourceFound()
+    if migrated is not None:
+        migrating = migrating.but(retired=migrated.retired, confirmed=migrated.confirmed)
+    if migrated is not None or _deleted(migrating, identity, path):
+        _check_finish(migrating, identity, destination, unlink, path)
+        return SourceFound(migrating, retired=True)
+    if identity is None:
+        raise Refused(
+            f"{path}: is gone, and blockmig did not delete it: its migration to "
+            f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
+        )
+    if migrating.identity and same_file(migrating.identity, identity) is False:
+        return _anew(migrating, path)
+    return _go_on(migrating, destination, path)
+
+
+def _anew(migrating: Record, path: str) -> SourceFound:
+    """Another file has the name now, and must not go where the one before may be whole."""
+    if migrating.phase == Phase.COPIED or migrating.whole:
+        raise Refused(
+            f"{path}: is another file than the one of which all was copied to "
+            f"{migrating.destination}; see `blockmig inspect {path}`; to send this one all the "
+            "same, say --again"
+        )
+    return SourceFound(instead_of=migrating.migration)
+
+
+def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
+    """Whether C{--again} was said to go on with this, not to disregard it too."""
+    if identity is None:
+        return True
+    if not migrating.again or migrating.destination.address != destination:
+        return False
+    if migrating.identity and same_file(migrating.identity, identity) is False:
+        return False
+    may_be_deleted = migrating.unlink and migrating.phase == Phase.COPIED
+    return not may_be_deleted or bool(same_file(migrating.identity, identity))
+
+
+def _is_of_another(record: Record | None, other: Record) -> bool:
+    return record is not None and record.migration != other.migration
+
+
+def _is_bad(records: Records, kind: Kind) -> bool:
+    try:
+        records.read(kind)
+    except (BadRecord, OSError):
+        return True
+    return False
+
+
+def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
+    """Whether the source was retired by deleting it."""
+    if not (migrating.unlink and migrating.phase == Phase.COPIED):
+        return False
+    if identity is None:
+        return True
+    same = same_file(migrating.identity, identity)
+    if same is None:
+        raise Refused(
+            f"{path}: may or may not be the file whose migration to {migrating.destination} was "
+            "to delete it, and which may be gone; to send it all the same, say --again"
+        )
+    return not same
+
+
+def _check_finish(
+    record: Record, identity: str | None, destination: str, unlink: bool, path: str
+) -> None:
+    if record.destination.address != destination:
+        raise Refused(
+            f"{path}: its migration to {record.destination} has retired it, and is not known to be "
+            f"complete: give {record.destination.address} to finish it"
+        )
+    if record.unlink and identity is not None:
+        raise Refused(
+            f"{path}: is not the file that was migrated to {record.destination} and deleted; move "
+            "it away to finish that migration, or say --again to send this file"
+        )
+    if unlink and not record.unlink:
+        raise Refused(
+            f"{path}: was migrated to {record.destination}, to be kept: "
+            "finish that without --unlink, and delete it then"
+        )
+
+
+def _go_on(migrating: Record, destination: str, path: str) -> SourceFound:
+    if migrating.destination.address == destination:
+        return SourceFound(migrating)
+    if migrating.phase == Phase.COPIED or migrating.whole:
+        raise Refused(
+            f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
+            "canonical copy there: send it there, or delete that copy and say --again"
+        )
+    return SourceFound(instead_of=migrating.migration)

@@ -1,0 +1,1 @@
+"""The end that has the disk: it sends, retires and disconnects."""

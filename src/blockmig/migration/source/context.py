@@ -1,0 +1,88 @@
+"""What an attempt is given by its migration, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...client import Destination
+from ...errors import MigrationError
+from ...interfaces import IDisk
+from ...runtime import Runtime
+from .passes import Passes
+from .progress import Progress
+from .record import SourceRecord
+from .retirement import Retirement
+
+
+class AttemptFailed(Exception):
+    """An attempt did not come to its end; the message is one line that says why."""
+
+
+@dataclass(slots=True)
+class Learned:
+    """What attempts have found out of the destination, for those to come.
+
+    @ivar zeroes_as_data: it offers WRITE_ZEROES, and does not do it.
+    """
+
+    zeroes_as_data: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the attempts of one migration have in common.
+
+    @ivar destination: where to.
+    @ivar passes: what an attempt sends of the disk.
+    @ivar reply_timeout: seconds within which the destination must answer something, as long as it
+        is asked; None to wait for ever.
+    @ivar overwrite: a foreign destination may hold data.
+    @ivar agreed: called when a destination was found fit, and an attempt is about to copy.
+    """
+
+    disk: IDisk
+    destination: Destination
+    runtime: Runtime
+    passes: Passes
+    record: SourceRecord
+    retirement: Retirement
+    progress: Progress
+    reply_timeout: float | None
+    overwrite: bool
+    agreed: Callable[[], None]
+    learned: Learned = field(default_factory=Learned, init=False)
+
+    def patience(self, usual: float) -> float:
+        """Seconds within which something small must be answered, which usually has C{usual}."""
+        return min(usual, self.reply_timeout) if self.reply_timeout is not None else usual
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The destination has the disk, and knows that it is canonical; the source is retired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """It ended early; the source is canonical, and another attempt may follow."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It ended, and the migration with it."""
+
+    error: MigrationError
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The source is retired, and the destination may not know it."""
+
+    why: str
+
+
+Outcome = Completed | Dropped | Failed | Unfinished
+"""What an attempt comes to."""

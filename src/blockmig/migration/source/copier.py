@@ -1,0 +1,326 @@
+"""The copying of one attempt: from the scan of the disk to the last acknowledgement.
+
+Owns what is looked at, what waits to be sent, what is in flight, and how long nothing was answered.
+What is sent, and when that is all, is up to the `passes`; what follows is the hand-off's.
+
+Rules (design, sections 2 and 3):
+
+* no two requests in flight overlap, since the pieces of a pass do not, and the next begins when
+  all of the last was acknowledged; a FLUSH is sent with nothing else in flight;
+* what the destination does not offer is not used: without WRITE_ZEROES zeroes go as data;
+* any error in a reply ends the connection;
+* a destination that leaves requests unanswered for longer than it may is dropped; a FLUSH may take
+  longer than anything else;
+* an oldstyle server gets one request at a time, with a constant cookie; its flags are not to be
+  relied on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that
+  refuses FLUSH counts as having none;
+* what was fetched from the medium for us is not kept in the page cache when it was sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ...client import ClientConnection, ClientFailed, Requests
+from ...nbd import (
+    ClientTransmission,
+    Command,
+    Errno,
+    TransmissionFlag,
+    describe_errno,
+)
+from ...storage import Piece, Scan
+from ...transport import FileRegion
+from .admission import Fit
+from .context import Given
+from .passes import Ranges
+
+_log = Logger()
+
+_WINDOW_BYTES: Final = 32 << 20
+_WINDOW_REQUESTS: Final = 256
+_LOOK_AHEAD: Final = 64
+_UNKNOWN: Final = (Errno.EINVAL, Errno.ENOTSUP)
+# So many times as long as for anything else.
+_FLUSH_TAKES: Final = 10
+
+
+class NoFlush(Exception):
+    """An old server has offered FLUSH, and does not know it (nbdkit 1.32 does so)."""
+
+
+class _Pass:
+    """One pass: what is known of it so far.
+
+    @param take: gives the next ranges.
+    @ivar pieces: are to be sent.
+    @ivar scan: the one that goes on.
+    @ivar looking: a thread is at it.
+    @ivar seen: there is nothing more to look at.
+    """
+
+    def __init__(self, take: Callable[[], Ranges]) -> None:
+        self.take = take
+        self.acknowledged: Deferred[None] = Deferred()
+        self.pieces: deque[Piece] = deque()
+        self.scan: Scan | None = None
+        self.looking = False
+        self.seen = False
+
+
+class Copier:
+    """The copying of one attempt.
+
+    @param given: whose attempt it is.
+    @param connection: to the destination.
+    @param fit: what the destination is.
+    @param cookie: of the first request.
+    @param source_failed: called with the error where the disk cannot be read.
+    """
+
+    def __init__(
+        self,
+        given: Given,
+        connection: ClientConnection,
+        fit: Fit,
+        cookie: int,
+        source_failed: Callable[[BaseException | None], None],
+    ) -> None:
+        self._given = given
+        self._reactor = given.runtime.reactor
+        self._connection = connection
+        self._export = fit.export
+        self._oldstyle = fit.oldstyle
+        self._longest = fit.longest
+        self._source_failed = source_failed
+        self._window = 1 if fit.oldstyle else _WINDOW_REQUESTS
+        wire = ClientTransmission(constant_cookie=fit.oldstyle, first_cookie=cookie)
+        self._requests = Requests(wire)
+        self._pass: _Pass | None = None
+        self._bytes_in_flight = 0
+        self._used: list[Piece] = []
+        self._flushed: Deferred[None] | None = None
+        self._silence: IDelayedCall | None = None
+        self._answered_at = 0.0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """The attempt is over."""
+        self._stopped = True
+        if self._pass is not None:
+            self._pass.pieces.clear()
+            if self._pass.scan is not None:
+                self._pass.scan.stop()
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    # What is asked for.
+
+    async def send_pass(self, take: Callable[[], Ranges]) -> None:
+        """Send ranges of the disk.
+
+        @param take: gives the next ranges, each the start and the end; none when that was all.
+        @return: when everything was acknowledged.
+        """
+        self._pass = sending = _Pass(take)
+        self._fill(sending)
+        await sending.acknowledged
+
+    def read(self, offset: int, length: int) -> Deferred[bytes]:
+        """What is at the destination; before anything else is asked there.
+
+        @return: fails with L{ClientFailed} where it cannot be read.
+        """
+        reading: Deferred[bytes] = Deferred()
+
+        def answered(error: int, data: bytes) -> None:
+            failed = Failure(ClientFailed(describe_errno(error), error)) if error else None
+            if not reading.called:
+                reading.callback(failed if failed is not None else data)
+
+        _, header = self._requests.make(Command.READ, offset, length, answered)
+        self._send([header])
+        return reading
+
+    async def flush_now(self) -> None:
+        """Have durable at the destination what it has; that says nothing of the whole copy."""
+        if self._offers_flush and not self._oldstyle:
+            await self._flush()
+
+    def flush(self) -> Deferred[None]:
+        """Have the whole copy durable at the destination, if it can be told so.
+
+        @return: fails with L{NoFlush}.
+        """
+        self._forget_used()
+        return self._flush() if self._offers_flush else succeed(None)
+
+    @property
+    def _offers_flush(self) -> bool:
+        return self._export.offers(TransmissionFlag.SEND_FLUSH)
+
+    def _flush(self) -> Deferred[None]:
+        self._flushed = flushed = Deferred[None]()
+        _, header = self._requests.make(Command.FLUSH, 0, 0, self._flush_answered)
+        self._send([header])
+        return flushed
+
+    def wait_for_no_flush(self) -> None:
+        """What was asked for before the disk came into use again is of no importance."""
+        self._flushed = None
+
+    def disconnect_message(self) -> bytes:
+        """The last message; nothing may be in flight."""
+        return self._requests.disconnect()
+
+    # The window, and the scan ahead of it.
+
+    def _fill(self, sending: _Pass) -> None:
+        """Send what the window has room for, look at more of the disk, and see the end of it."""
+        if self._stopped:
+            return
+        items: list[bytes | FileRegion] = []
+        while (
+            sending.pieces
+            and self._requests.in_flight < self._window
+            and self._bytes_in_flight < _WINDOW_BYTES
+        ):
+            piece = sending.pieces.popleft()
+            command = Command.WRITE_ZEROES if piece.zero else Command.WRITE
+            answered = partial(self._piece_answered, piece)
+            _, header = self._requests.make(command, piece.offset, piece.length, answered)
+            items.append(header)
+            if not piece.zero:
+                self._bytes_in_flight += piece.length
+                items.append(FileRegion(self._given.disk, piece.offset, piece.length))
+        if items:
+            self._send(items)
+        if len(sending.pieces) < _LOOK_AHEAD and not sending.seen:
+            self._look_further(sending)
+        if sending.seen and not sending.pieces and not self._requests.in_flight:
+            self._pass = None
+            sending.acknowledged.callback(None)
+
+    def _look_further(self, sending: _Pass) -> None:
+        if sending.looking:
+            return
+        if sending.scan is None:
+            ranges = sending.take()
+            if not ranges:
+                sending.seen = True
+                return
+            sending.scan = Scan(
+                self._given.disk,
+                self._longest,
+                self._export.minimum_block,
+                find_zeroes=self._export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
+                and not self._given.learned.zeroes_as_data,
+                ranges=ranges,
+            )
+        sending.looking = True
+        used, self._used = self._used, []
+        looking = self._given.runtime.threads(self._look, sending.scan, used)
+        looking.addCallbacks(
+            self._found, self._look_failed, callbackArgs=(sending,), errbackArgs=(sending,)
+        )
+
+    def _look(self, scan: Scan, used: list[Piece]) -> list[Piece]:
+        """In a thread: the next pieces; what was fetched for the last ones is not needed again."""
+        self._forget(used)
+        return scan.advance()
+
+    def _forget(self, used: list[Piece]) -> None:
+        for piece in used:
+            self._given.disk.forget(piece.offset, piece.length)
+
+    def _forget_used(self) -> None:
+        used, self._used = self._used, []
+        self._given.runtime.threads(self._forget, used).addErrback(_bug)
+
+    def _found(self, pieces: list[Piece], sending: _Pass) -> None:
+        sending.looking = False
+        if self._stopped:
+            return
+        sending.pieces.extend(pieces)
+        if not pieces:
+            sending.scan = None
+        self._fill(sending)
+
+    def _look_failed(self, failure: Failure, sending: _Pass) -> None:
+        sending.looking = False
+        self._source_failed(failure.value)
+
+    # What is sent, and answered.
+
+    def _send(self, items: list[bytes | FileRegion]) -> None:
+        """From now on something must be answered in time."""
+        self._connection.outgoing.send(items)
+        limit = self._given.reply_timeout
+        if limit is not None and self._silence is None:
+            self._answered_at = self._reactor.seconds()
+            self._silence = self._reactor.callLater(limit, self._check_silence, limit)
+
+    def _check_silence(self, limit: float) -> None:
+        self._silence = None
+        if not self._requests.in_flight:
+            return
+        allowed = limit
+        if self._requests.are_in_flight(Command.FLUSH):
+            allowed *= _FLUSH_TAKES
+        left = self._answered_at + allowed - self._reactor.seconds()
+        if left > 0:
+            self._silence = self._reactor.callLater(left, self._check_silence, limit)
+        else:
+            self._connection.fail(f"the destination answered nothing for {allowed:g} s")
+
+    def received(self, data: bytes) -> None:
+        """The destination said something.
+
+        @raise blockmig.nbd.RemoteProtocolError: it breaks the protocol.
+        """
+        self._requests.received(data)
+        self._answered_at = self._reactor.seconds()
+        if self._pass is not None:
+            self._fill(self._pass)
+
+    def _piece_answered(self, piece: Piece, error: int, _: bytes) -> None:
+        if self._stopped:
+            return
+        if error:
+            command = Command.WRITE_ZEROES if piece.zero else Command.WRITE
+            if self._oldstyle and piece.zero:
+                self._given.learned.zeroes_as_data = True
+            self._refused(f"{command.name} at {piece.offset}", error)
+            return
+        if not piece.zero:
+            self._bytes_in_flight -= piece.length
+        if piece.cold:
+            self._used.append(piece)
+        self._given.passes.acknowledged(piece)
+        self._given.progress.acknowledged(piece)
+
+    def _flush_answered(self, error: int, _: bytes) -> None:
+        """Nobody waits for one that was asked for before the disk came into use again."""
+        if self._stopped:
+            return
+        flushed, self._flushed = self._flushed, None
+        if error and not (error in _UNKNOWN and self._oldstyle):
+            self._refused("FLUSH", error)
+        elif flushed is not None and not flushed.called:
+            flushed.callback(Failure(NoFlush()) if error else None)
+
+    def _refused(self, what: str, error: int) -> None:
+        self._connection.fail(f"the destination answered {what} with {describe_errno(error)}")
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while sending", failure=failure)

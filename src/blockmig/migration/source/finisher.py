@@ -1,0 +1,252 @@
+"""Finishes a migration whose source is retired, but whose destination may not know that it is
+complete.
+
+Owns nothing of the disk, which may be gone: the record says all that is needed.
+
+Rules (design, section 2: R6; docs/handoff.md):
+
+* the receiver must have this very migration's copy, whole and on record: it is told that the source
+  is retired, acknowledges that durably, and then gets the disconnect;
+* it is tried again and again, as every early drop is, for ever unless told otherwise;
+* once the receiver has acknowledged that the source is retired, both sides have on record which
+  copy is canonical. A receiver that then cannot be found any more, or knows of no migration, is
+  complete as far as anybody can tell: it ended, and took its record away, as in good order;
+* a receiver that was not told so, and has something else on record, is a matter for a human.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from typing import Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from ...client import ClientFailed, Destination, NBDClient
+from ...errors import Summary, Unconfirmed
+from ...nbd import ClientHandshake, side_name
+from ...runtime import InThread, Runtime, to_the_end
+from ...syscalls import describe_error
+from ..handoff.channel import (
+    ANSWER_TIMEOUT,
+    SideConversation,
+    describe,
+    is_about,
+    message,
+    open_side,
+)
+from ..handoff.message import Page, Stage
+from ..records.files import Record
+from .record import SourceRecord
+
+_log = Logger()
+
+_FIRST_DELAY: Final = 0.1
+_LONGEST_DELAY: Final = 5.0
+_PATIENCE: Final = 30.0
+"""Seconds for which a receiver that has acknowledged everything is looked for."""
+
+
+def unconfirmed(why: str, record: Record) -> Unconfirmed:
+    """The source is retired, and the destination may not know that it is complete."""
+    return Unconfirmed(
+        f"{why}; the source is retired and the copy at {record.destination} is the canonical one, "
+        "but its receiver may not know that it is complete: run the same command again"
+    )
+
+
+async def put_complete_on_record(in_thread: InThread, source: SourceRecord) -> None:
+    """Put on record that the destination is complete; at worst, it is asked again."""
+    try:
+        await to_the_end(in_thread(source.complete))
+    except Exception as error:  # nothing that is left to do depends on it
+        _log.warn(
+            "the migration is complete, but that could not be put on record: {error}",
+            event="record-failed",
+            error=describe_error(error),
+        )
+
+
+class Finisher:
+    """Finishes one migration.
+
+    @param source: its record.
+    @param destination: where its receiver is.
+    @param give_up_after: seconds after which to give up; None to go on for ever.
+    @param runtime: what the outside world is; None for the real one.
+    """
+
+    def __init__(
+        self,
+        source: SourceRecord,
+        destination: Destination,
+        *,
+        give_up_after: float | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        runtime = runtime or Runtime.of()
+        self._source = source
+        self._destination = destination
+        self._give_up_after = give_up_after
+        self._runtime = runtime
+        self._reactor = runtime.reactor
+        self._in_thread = runtime.threads
+        self._running: Deferred[Summary] | None = None
+        self._why = ""
+
+    def run(self) -> Deferred[Summary]:
+        """Finish the migration; to be called once.
+
+        @return: fires with a L{Summary} once the destination is complete, or fails with
+            L{Unconfirmed}.
+        """
+        self._running = Deferred.fromCoroutine(self._run())
+        return self._running
+
+    def stop(self, why: str = "stopped") -> None:
+        """Leave it unfinished; it may be finished by another."""
+        self._why = self._why or why
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _run(self) -> Summary:
+        began = self._reactor.seconds()
+        delay = _FIRST_DELAY
+        record = self._source.record
+        if not record.side_export and not record.confirmed:
+            _log.info(
+                "the copy at {destination} is whole and durable, and the source is retired; the "
+                "destination needs no telling",
+                event="finishing",
+                destination=str(record.destination),
+            )
+        try:
+            await self._in_thread(self._source.settle)
+            while self._source.record.side_export and not record.confirmed:
+                try:
+                    await self._try()
+                    break
+                except ClientFailed as error:
+                    if self._is_over(self._reactor.seconds() - began, error):
+                        break
+                    _log.warn(
+                        "the source is retired, but the destination could not be told that it is "
+                        "complete: {why}; trying again in {delay:.1f} s",
+                        event="restart",
+                        why=str(error),
+                        delay=delay,
+                        attempt=record.attempt,
+                    )
+                await deferLater(self._reactor, delay)
+                delay = min(2 * delay, _LONGEST_DELAY)
+        except OSError as error:
+            raise unconfirmed(f"{describe_error(error)}", record) from None
+        except CancelledError:
+            raise unconfirmed(self._why or "cancelled", record) from None
+        await put_complete_on_record(self._in_thread, self._source)
+        seconds = self._reactor.seconds() - began
+        return Summary(record.size, 0, 0, seconds, record.attempt)
+
+    def _is_over(self, waited: float, error: ClientFailed) -> bool:
+        """Whether there is no need to try again; fails where there is no use in it."""
+        limit = self._give_up_after
+        if self._source.record.told:
+            if waited < min(_PATIENCE, limit if limit is not None else _PATIENCE):
+                return False
+            _log.warn(
+                "{why}; the destination has acknowledged that its copy is the canonical one: if a "
+                "receiver still waits there, it may be stopped",
+                event="finished-alone",
+                why=str(error),
+            )
+            return True
+        if limit is not None and waited >= limit:
+            raise unconfirmed(f"gave up after {limit:g} seconds ({error})", self._source.record)
+        return False
+
+    async def _try(self) -> None:
+        """One try.
+
+        @raise ClientFailed: the receiver could not be reached.
+        @raise Unconfirmed: it has something else.
+        """
+        cookie = secrets.randbits(64)
+        export = self._destination.export
+        side_export = side_name(export)
+        looked_for = () if side_export is None else (side_export,)
+        client = NBDClient(
+            ClientHandshake(export, looked_for), self._runtime, ANSWER_TIMEOUT, first_cookie=cookie
+        )
+        try:
+            negotiated = await client.connect(self._destination.endpoint)
+            if not negotiated.listed:
+                self._settle(None)
+                return
+            side, page = await open_side(self._destination, self._runtime)
+            try:
+                if self._is_ours(page, Stage.COPIED, Stage.RETIRED):
+                    await self._tell(side, client, cookie)
+                elif self._was_ours(page):
+                    await self._tell_again(side, client, cookie, page)
+                elif not self._is_ours(page, Stage.COMPLETE):
+                    self._settle(page)
+                await side.close()
+            finally:
+                side.abort()
+        finally:
+            client.abort()
+
+    def _is_ours(self, page: Page, *stages: Stage) -> bool:
+        record = self._source.record
+        return page.phase in stages and is_about(page, record) and self._is_there(page)
+
+    def _is_there(self, page: Page) -> bool:
+        """Whether it is the place that the disk went to, not another with its address."""
+        place = self._source.record.destination
+        return not place.disk or (place.host, place.disk) == (page.host, page.disk)
+
+    def _was_ours(self, page: Page) -> bool:
+        """Whether a receiver was started anew on the disk that has acknowledged everything."""
+        token = self._source.record.token
+        return page.phase == Stage.NONE and bool(token) and self._is_there(page)
+
+    async def _tell(self, side: SideConversation, client: NBDClient, cookie: int) -> None:
+        await side.tell(message(Stage.RETIRED, self._source.record, cookie))
+        if not self._source.record.told:
+            token = (await side.read()).token
+            with contextlib.suppress(OSError):  # it is told again, if another try is needed
+                await self._in_thread(self._source.told, token)
+        await client.disconnect()
+        page = await side.read()
+        if not self._is_ours(page, Stage.COMPLETE):
+            raise ClientFailed(f"the destination is not complete ({describe(page)})")
+
+    async def _tell_again(
+        self, side: SideConversation, client: NBDClient, cookie: int, page: Page
+    ) -> None:
+        """To the receiver that was started anew; one with another disk is not to be told."""
+        try:
+            await self._tell(side, client, cookie)
+        except ClientFailed as error:
+            if not error.error:
+                raise
+            self._settle(page)
+
+    def _settle(self, page: Page | None) -> None:
+        """The destination knows nothing of this migration (any more)."""
+        if self._source.record.told and (page is None or page.phase == Stage.NONE):
+            return
+        found = describe(page) if page is not None else "there is no receiver of blockmig's"
+        if self._source.record.told and page is not None:
+            # Another migration into that disk, of which ours knows nothing.
+            _log.warn(
+                "another migration goes on at the destination: {found}",
+                event="finished-alone",
+                found=found,
+            )
+            return
+        raise unconfirmed(
+            f"the destination does not know this migration: {found}", self._source.record
+        )

@@ -1,0 +1,287 @@
+"""The end of an attempt at the source, step by step: the hand-off.
+
+Owns the order of the steps and nothing else; what a step does is the actions' affair, so that the
+machine can be driven without a reactor, a disk or a wire.
+
+The order (design, section 2) is copy, flush, confirm, record, retire, tell, disconnect, check:
+
+* flush is asked for when every byte was acknowledged; its reply says that the copy is durable;
+* the destination then confirms that it has put that on record for this very migration, and we put
+  it on record ourselves: only then may the source be retired;
+* the source is retired before the destination is told so, and that before the disconnect is sent;
+* until retiring has begun the disk may come into use again (its clients were held, and had to be
+  released): then there is more to copy, and what was said of the copy so far counts for nothing;
+* until retiring has begun, anything that goes wrong is an early drop: the source is as it was, and
+  another attempt may follow;
+* once retiring has begun there is no other attempt, whatever happens: if it fails, the source is
+  still there and the migration ends with that error; if it succeeds, the destination is canonical,
+  and all that is left to do is to have it know so, by another connection if this one is lost.
+
+A destination without a side export can neither confirm, nor be told, nor be asked at the end: those
+steps are then nothing, and their order is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from automat import TypeMachineBuilder
+
+
+class HandoffActions(Protocol):
+    """What the machine has done; C{copy_on} and what follows it may be called again and again
+    until C{retire}, all else at most once."""
+
+    def copy_on(self) -> None:
+        """There is more to copy; answer with C{covered} again."""
+
+    def copy_on_from_whole(self) -> None:
+        """As C{copy_on}, once it is on record no more that the copy is whole."""
+
+    def flush(self) -> None:
+        """Ask the destination to make its copy durable; answer with C{flushed}."""
+
+    def confirm(self) -> None:
+        """Ask it whether its copy of this migration is on record; answer with C{confirmed}."""
+
+    def record(self) -> None:
+        """Put that on record here; answer with C{recorded} or C{step_failed}."""
+
+    def retire(self) -> None:
+        """Retire the source; answer with C{retired} or C{step_failed}."""
+
+    def tell(self) -> None:
+        """Tell the destination that the source is retired; answer with C{told}."""
+
+    def disconnect(self) -> None:
+        """Send the disconnect and half-close; answer with C{closed}, C{dropped} in the end."""
+
+    def check(self, why: str) -> None:
+        """Find out whether the destination is complete; answer with C{complete}, C{incomplete}.
+
+        @param why: how the connection was lost behind the disconnect; "" where it was closed in
+            good order.
+        """
+
+    def done(self) -> None:
+        """The migration is complete."""
+
+    def restart(self, why: str) -> None:
+        """The attempt ended early; the source is canonical."""
+
+    def restart_changed(self, error: BaseException | None) -> None:
+        """As C{restart}, if clients of ours may have changed the disk; as C{failed} if not."""
+
+    def failed(self, error: BaseException | None) -> None:
+        """A step failed here, and the disk must not be sent again before a human looked."""
+
+    def finish(self, why: str) -> None:
+        """The source is retired, but the destination may not know that it is complete."""
+
+
+class Handoff(Protocol):
+    """What can happen to an attempt, as its source sees it."""
+
+    def covered(self) -> None:
+        """Every byte was sent and acknowledged."""
+
+    def released(self) -> None:
+        """The disk is in use again."""
+
+    def flushed(self) -> None:
+        """The flush was acknowledged."""
+
+    def confirmed(self) -> None:
+        """The destination has the whole copy on record."""
+
+    def recorded(self) -> None:
+        """So have we."""
+
+    def retired(self) -> None:
+        """The source is retired, durably."""
+
+    def told(self) -> None:
+        """The destination acknowledged that, durably."""
+
+    def changed(self, error: BaseException | None) -> None:
+        """It was not recorded, since the disk is not what it was."""
+
+    def step_failed(self, error: BaseException | None) -> None:
+        """The record could not be written, or the source not be retired."""
+
+    def closed(self) -> None:
+        """The peer closed the connection in good order, behind the disconnect."""
+
+    def complete(self) -> None:
+        """The destination is complete."""
+
+    def incomplete(self, why: str) -> None:
+        """It is not, or cannot be asked."""
+
+    def dropped(self, why: str) -> None:
+        """The connection is lost, or of no more use."""
+
+
+_builder = TypeMachineBuilder(Handoff, HandoffActions)  # type: ignore[type-abstract]
+_copying = _builder.state("copying")
+_flushing = _builder.state("flushing")
+_confirming = _builder.state("confirming")
+_recording = _builder.state("recording")
+_recording_released = _builder.state("recording, in use again")
+_recording_alone = _builder.state("recording, connection lost")
+_retiring = _builder.state("retiring")
+_retiring_alone = _builder.state("retiring, connection lost")
+_telling = _builder.state("telling")
+_disconnecting = _builder.state("disconnecting")
+_checking = _builder.state("checking")
+_ended = _builder.state("ended")
+
+_CLOSED = "the destination closed the connection"
+_LOST = "the connection was lost before the disconnect"
+
+
+@_copying.upon(Handoff.covered).to(_flushing)
+def _flush(machine: Handoff, actions: HandoffActions) -> None:
+    actions.flush()
+
+
+@_flushing.upon(Handoff.released).to(_copying)
+@_confirming.upon(Handoff.released).to(_copying)
+def _copy_on(machine: Handoff, actions: HandoffActions) -> None:
+    actions.copy_on()
+
+
+@_flushing.upon(Handoff.flushed).to(_confirming)
+def _confirm(machine: Handoff, actions: HandoffActions) -> None:
+    actions.confirm()
+
+
+@_confirming.upon(Handoff.confirmed).to(_recording)
+def _record(machine: Handoff, actions: HandoffActions) -> None:
+    actions.record()
+
+
+@_recording.upon(Handoff.recorded).to(_retiring)
+def _retire(machine: Handoff, actions: HandoffActions) -> None:
+    actions.retire()
+
+
+@_retiring.upon(Handoff.retired).to(_telling)
+def _tell(machine: Handoff, actions: HandoffActions) -> None:
+    actions.tell()
+
+
+@_telling.upon(Handoff.told).to(_disconnecting)
+def _disconnect(machine: Handoff, actions: HandoffActions) -> None:
+    actions.disconnect()
+
+
+@_disconnecting.upon(Handoff.closed).to(_checking)
+def _check(machine: Handoff, actions: HandoffActions) -> None:
+    actions.check("")
+
+
+@_disconnecting.upon(Handoff.dropped).to(_checking)
+def _check_lost(machine: Handoff, actions: HandoffActions, why: str) -> None:
+    actions.check(why)
+
+
+@_checking.upon(Handoff.complete).to(_ended)
+def _done(machine: Handoff, actions: HandoffActions) -> None:
+    actions.done()
+
+
+@_copying.upon(Handoff.dropped).to(_ended)
+@_flushing.upon(Handoff.dropped).to(_ended)
+@_confirming.upon(Handoff.dropped).to(_ended)
+def _restart(machine: Handoff, actions: HandoffActions, why: str) -> None:
+    actions.restart(why)
+
+
+@_copying.upon(Handoff.closed).to(_ended)
+@_flushing.upon(Handoff.closed).to(_ended)
+@_confirming.upon(Handoff.closed).to(_ended)
+def _restart_after_close(machine: Handoff, actions: HandoffActions) -> None:
+    actions.restart(_CLOSED)
+
+
+@_recording_released.upon(Handoff.recorded).to(_copying)
+def _copy_on_from_whole(machine: Handoff, actions: HandoffActions) -> None:
+    actions.copy_on_from_whole()
+
+
+# Clients that were released meanwhile may have written to it: there is more to copy.
+@_recording_released.upon(Handoff.changed).to(_copying)
+def _copy_on_changed(
+    machine: Handoff, actions: HandoffActions, error: BaseException | None
+) -> None:
+    actions.copy_on_from_whole()
+
+
+@_recording_alone.upon(Handoff.changed).to(_ended)
+def _restart_changed(
+    machine: Handoff, actions: HandoffActions, error: BaseException | None
+) -> None:
+    actions.restart_changed(error)
+
+
+@_recording_alone.upon(Handoff.recorded).to(_ended)
+def _restart_after_record(machine: Handoff, actions: HandoffActions) -> None:
+    actions.restart("the connection was lost before the source was retired")
+
+
+@_recording.upon(Handoff.changed).to(_ended)
+@_recording.upon(Handoff.step_failed).to(_ended)
+@_recording_released.upon(Handoff.step_failed).to(_ended)
+@_recording_alone.upon(Handoff.step_failed).to(_ended)
+@_retiring.upon(Handoff.step_failed).to(_ended)
+@_retiring_alone.upon(Handoff.step_failed).to(_ended)
+def _failed(machine: Handoff, actions: HandoffActions, error: BaseException | None) -> None:
+    actions.failed(error)
+
+
+@_retiring_alone.upon(Handoff.retired).to(_ended)
+def _too_late(machine: Handoff, actions: HandoffActions) -> None:
+    actions.finish(_LOST)
+
+
+@_telling.upon(Handoff.dropped).to(_ended)
+@_checking.upon(Handoff.incomplete).to(_ended)
+def _finish(machine: Handoff, actions: HandoffActions, why: str) -> None:
+    actions.finish(why)
+
+
+@_telling.upon(Handoff.closed).to(_ended)
+def _finish_after_close(machine: Handoff, actions: HandoffActions) -> None:
+    actions.finish(_CLOSED)
+
+
+_recording.upon(Handoff.released).to(_recording_released).returns(None)
+for _with, _without in (
+    (_recording, _recording_alone),
+    (_recording_released, _recording_alone),
+    (_retiring, _retiring_alone),
+):
+    _with.upon(Handoff.dropped).to(_without).returns(None)
+    _with.upon(Handoff.closed).to(_without).returns(None)
+for _state in (_recording_alone, _retiring_alone, _checking, _ended):
+    _state.upon(Handoff.dropped).loop().returns(None)
+    _state.upon(Handoff.closed).loop().returns(None)
+for _input in (
+    Handoff.covered,
+    Handoff.flushed,
+    Handoff.confirmed,
+    Handoff.recorded,
+    Handoff.retired,
+    Handoff.told,
+    Handoff.complete,
+):
+    _ended.upon(_input).loop().returns(None)
+for _state in (_copying, _recording_alone, _ended):
+    _state.upon(Handoff.released).loop().returns(None)
+_ended.upon(Handoff.changed).loop().returns(None)
+_ended.upon(Handoff.step_failed).loop().returns(None)
+_ended.upon(Handoff.incomplete).loop().returns(None)
+
+make_handoff = _builder.build()
+"""Makes the machine of one attempt from its actions; it begins in C{copying}."""

@@ -1,0 +1,61 @@
+"""How far a migration is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...storage import Piece
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a migration is, as its source sees it.
+
+    @ivar total: bytes of the disk.
+    @ivar data: bytes acknowledged as data in the present attempt.
+    @ivar zeroes: bytes acknowledged as zeroes in it.
+    @ivar attempt: its number, counted from 1; 0 before the first.
+    @ivar earlier: how many attempts earlier processes have made.
+    @ivar seconds: tells the time.
+    @ivar began: when the first attempt did, by that time; None before.
+    @ivar latest: when there was some progress last.
+    """
+
+    total: int
+    data: int = 0
+    zeroes: int = 0
+    attempt: int = 0
+    earlier: int = 0
+    seconds: Callable[[], float] = field(default=lambda: 0.0, repr=False)
+    began: float | None = None
+    latest: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Bytes acknowledged in the present attempt."""
+        return self.data + self.zeroes
+
+    @property
+    def number(self) -> int:
+        """That of the present attempt, those of earlier processes counted too."""
+        return self.earlier + self.attempt
+
+    def begin_attempt(self) -> None:
+        """Another attempt begins: nothing of the last one counts."""
+        if self.began is None:
+            self.began = self.seconds()
+        self.attempt += 1
+        self.data = self.zeroes = 0
+
+    def moved(self, count: int) -> None:
+        """So many bytes were given to the wire, or came from it."""
+        self.latest = self.seconds()
+
+    def acknowledged(self, piece: Piece) -> None:
+        """The destination has C{piece}."""
+        self.latest = self.seconds()
+        if piece.zero:
+            self.zeroes += piece.length
+        else:
+            self.data += piece.length

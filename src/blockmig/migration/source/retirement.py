@@ -1,0 +1,192 @@
+"""The one act after which the source is not the canonical copy any more, done in one of two ways.
+
+Owns whether it was begun, and the looks at the source that come before it. A source is retired by
+deleting it, or by marking it as migrated.
+
+Rules (design, section 2: R1, R6, R13):
+
+* nothing comes between the last look at the source and the act;
+* once it was begun there is no way back, unless it is known to have failed;
+* a source that somebody else has deleted is not taken back: what was copied may be all that is left
+  of it. One whose clients are held need not have a name: they have it, and so has the destination.
+
+What is marked I{slow} is called in a thread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from ...errors import LocalFailure, MigrationError, Refused, Unconfirmed
+from ...interfaces import IDisk, IUnlinkableDisk
+from ...runtime import InThread
+from ...storage import DiskChanged, DiskRefused
+from ...syscalls import describe_error
+from .record import SourceRecord
+from .watch import SourceGone, SourceTouched, SourceWatch
+
+
+class Retirement:
+    """The retirement of one source; this one marks it.
+
+    @param disk: the source.
+    @param record: what is on record of it.
+    @param watch: what it was when its copying began.
+    @param in_use: clients of ours use it.
+    @ivar begun: it is retired, or about to be.
+    @ivar gone: how it was found that somebody else has deleted it; None if it was not.
+    """
+
+    deletes = False
+
+    def __init__(
+        self, disk: IDisk, record: SourceRecord, watch: SourceWatch, *, in_use: bool
+    ) -> None:
+        self.begun = False
+        self.gone: SourceGone | None = None
+        self._disk = disk
+        self._record = record
+        self._watch = watch
+        self._in_use = in_use
+
+    @property
+    def watch(self) -> SourceWatch:
+        """The watch over the source."""
+        return self._watch
+
+    def record_copied(self) -> None:
+        """I{Slow.} Of a source that was moved away it must not stand that we may delete it."""
+        try:
+            self._look()
+        except SourceGone as error:
+            if not error.unchanged:
+                raise
+        self._record.copied()
+
+    def retire(self, in_thread: InThread) -> Deferred[Any]:
+        """Retire the source: from now on there is no other attempt.
+
+        @return: fires once that is durable.
+        """
+        self.begun = True
+        return in_thread(self._retire)
+
+    def _retire(self) -> None:
+        """I{Slow.}"""
+        self._record.retire_kept(self._check_last)
+
+    def _check_last(self) -> bool:
+        """I{Slow.} Whether the source has a name to be taken away.
+
+        One that clients of ours use need not have: they are held, and nothing else was left of it.
+        """
+        try:
+            self._look()
+        except SourceGone as error:
+            if not (self._in_use and error.unchanged and self._spares(error)):
+                raise
+            return False
+        return True
+
+    def _spares(self, gone: SourceGone) -> bool:
+        """Whether a mark beside the name of a disk that is gone says nothing of another disk."""
+        return not gone.replaced
+
+    def _look(self) -> None:
+        """I{Slow.}"""
+        self._watch.check()
+
+    def undone(self, error: BaseException | None) -> None:
+        """The act, or a step before it, has failed: the source is still there.
+
+        @param error: what was found.
+        """
+        self.begun = False
+        if isinstance(error, SourceGone):
+            self.gone = error
+
+    def explain(self, error: BaseException | None) -> MigrationError:
+        """What it means that a step failed, where that ends the migration."""
+        name = self._disk.name
+        if isinstance(error, SourceGone):
+            return self._only_copy(str(error))
+        if isinstance(error, DiskChanged):
+            return LocalFailure(
+                f"{error}; the disk that was sent was not retired, and is still the canonical copy"
+            )
+        return LocalFailure(
+            f"{name}: could not be retired: {describe_error(error)}; it is still the canonical "
+            "copy, though the destination has all of it"
+        )
+
+    def _only_copy(self, why: str) -> Unconfirmed:
+        return Unconfirmed(
+            f"{why} while it was being sent; the copy at {self._record.record.destination} may "
+            "have all of it, and be the only one: see `blockmig inspect` there"
+        )
+
+    @property
+    def left_the_only_copy(self) -> bool:
+        """Whether the source was deleted by somebody else when all of it may have been copied."""
+        return self._record.may_be_copied and self._watch.is_gone
+
+    def check_still_there(self, whole: bool = False) -> None:
+        """Whether another attempt may write over what the last one has left.
+
+        @param whole: the destination says that this is a whole copy.
+        @raise Unconfirmed: the source was deleted by somebody else, when all of it may have been
+            copied.
+        """
+        whole = whole or self._record.may_be_copied
+        if whole and self._watch.is_gone and not self._in_use:
+            raise self._only_copy(f"{self._disk.name} was deleted by somebody else")
+
+
+class Deletion(Retirement):
+    """The retirement of a source by deleting it.
+
+    @param disk: one that is L{unlinkable}.
+    """
+
+    deletes = True
+
+    def __init__(
+        self, disk: IUnlinkableDisk, record: SourceRecord, watch: SourceWatch, *, in_use: bool
+    ) -> None:
+        super().__init__(disk, record, watch, in_use=in_use)
+        self._unlinkable = disk
+
+    def _retire(self) -> None:
+        if self._check_last():
+            self._unlinkable.unlink()
+        else:
+            self._record.settle()
+
+    def _spares(self, gone: SourceGone) -> bool:
+        return True
+
+    def _look(self) -> None:
+        try:
+            super()._look()
+        except SourceTouched:
+            # By a hard link, perhaps: it need not be copied once more to learn that.
+            self._unlinkable.check_unlink()
+            raise
+
+
+def unlinkable(disk: IDisk) -> IUnlinkableDisk:
+    """The disk, if deleting it would retire it.
+
+    @raise Refused: it would not.
+    """
+    if not IUnlinkableDisk.providedBy(disk):
+        raise Refused(
+            f"{disk.name}: is not a regular file, so it cannot be deleted: send without --unlink"
+        )
+    try:
+        disk.check_unlink()
+    except DiskRefused as error:
+        raise Refused(str(error)) from None
+    return disk

@@ -1,0 +1,397 @@
+"""The sender: sends a disk to an NBD server, attempt after attempt, until one comes to its end.
+
+Owns the migration as a whole: when there is another attempt, when it is given up, and what is left
+to be done at the end. What one connection does is its `attempt`'s.
+
+Rules (design, section 2):
+
+* what goes wrong before a first handshake was accepted ends the migration, unless told to retry;
+  after that there is always another attempt, until somebody gives up;
+* it can be stopped until the source is being retired; after that it ends as quickly as it can, and
+  never without saying what became of the source;
+* where the source was retired, but the destination could not be told, the `finisher` goes on;
+* it ends only once no thread is at work on the disk any more, and a source that was not retired is
+  then as it was, but for the record of a copy that may be whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from dataclasses import replace
+from typing import Final
+
+from twisted.application.internet import backoffPolicy
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
+
+from ...client import ClientFactory, ClientFailed, Destination
+from ...errors import GaveUp, Refused, Summary, Unconfirmed
+from ...interfaces import IDisk, IRecordedDisk
+from ...runtime import Runtime, ThreadWork, to_the_end
+from ...syscalls import SystemCalls, describe_error
+from ...transport import RateLimiter
+from ..handoff.channel import is_about, message, open_side
+from ..handoff.message import Stage
+from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
+from ..records.files import Records
+from ..records.permitted import SourceFound, source_found
+from .attempt import Opening
+from .context import Completed, Dropped, Failed, Given, Outcome, Unfinished
+from .finisher import Finisher, put_complete_on_record, unconfirmed
+from .passes import OnePass, Passes
+from .progress import Progress
+from .record import SourceRecord
+from .retirement import Deletion, Retirement, unlinkable
+from .watch import SourceWatch
+
+_log = Logger()
+
+_LAST_WORDS: Final = 5.0
+_SOON: Final = 0.1
+
+
+class Sender:
+    """Sends a disk to a destination, again and again until it has arrived.
+
+    @param disk: what to send; stays the caller's to close.
+    @param destination: where to.
+    @param unlink: delete the disk's file just before the disconnect.
+    @param overrides: what is done all the same.
+    @param patience: how long the destination is tried.
+    @param max_rate: bytes of data per second; None for no limit.
+    @param passes: what an attempt sends, and how fast, instead of all of the disk, which nobody
+        changes, once.
+    @param runtime: what the outside world is; None for the real one.
+    @ivar progress: how far it is.
+    @ivar last_error: why the last attempt ended early; "" if none did.
+    @ivar when_accepted: fires when a destination was found fit for the migration, and a first
+        attempt is about to copy.
+    @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid to send
+        it, or its migration is only to be finished (which a L{Finisher} does).
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        destination: Destination,
+        *,
+        unlink: bool = False,
+        overrides: Overrides = NO_OVERRIDES,
+        patience: Patience = USUAL_PATIENCE,
+        max_rate: float | None = None,
+        passes: Passes | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        runtime = runtime or Runtime.of()
+        self._reactor = runtime.reactor
+        self._threads = ThreadWork(runtime.threads)
+        self._patience = patience
+        self._policy = patience.retry_policy or backoffPolicy()
+        to_delete = unlinkable(disk) if unlink else None
+        limiter = RateLimiter(self._reactor, max_rate) if max_rate else None
+        self._passes: Passes = passes if passes is not None else OnePass(disk.size, limiter)
+        self.source = _source_record(
+            disk, destination.uri, unlink=unlink, again=overrides.again, system=runtime.system
+        )
+        watch = SourceWatch(
+            disk,
+            in_use=self._passes.in_use,
+            anyway=overrides.in_use_anyway,
+            system=runtime.system,
+        )
+        in_use = self._passes.in_use
+        self._retirement = (
+            Deletion(to_delete, self.source, watch, in_use=in_use)
+            if to_delete is not None
+            else Retirement(disk, self.source, watch, in_use=in_use)
+        )
+        self.progress = Progress(
+            disk.size, earlier=self.source.record.attempt, seconds=self._reactor.seconds
+        )
+        self.last_error = ""
+        self.when_accepted: Deferred[None] = Deferred()
+        self._given = Given(
+            disk=disk,
+            destination=destination,
+            runtime=replace(runtime, threads=self._threads),
+            passes=self._passes,
+            record=self.source,
+            retirement=self._retirement,
+            progress=self.progress,
+            reply_timeout=patience.reply_timeout,
+            overwrite=overrides.overwrite,
+            agreed=self._agreed,
+        )
+        self._opening: Opening | None = None
+        self._finisher: Finisher | None = None
+        self._to_finish: str | None = None
+        self._last_words: IDelayedCall | None = None
+        self._stopped: GaveUp | None = None
+        self._running: Deferred[Summary] | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether an attempt goes on, its handshake accepted."""
+        return self._opening is not None and self._opening.goes_on
+
+    @property
+    def retiring(self) -> bool:
+        """Whether the source is retired, or about to be: then it is too late to stop."""
+        return self._retirement.begun
+
+    def _agreed(self) -> None:
+        if not self.when_accepted.called:
+            self.when_accepted.callback(None)
+
+    def run(self) -> Deferred[Summary]:
+        """Send the disk; to be called once.
+
+        @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{Refused} where the
+            first handshake was not accepted, L{LocalFailure} where the source failed, L{GaveUp}
+            where it was stopped or gave up, L{Unconfirmed} where the source is retired and the
+            destination may not know it.
+        """
+        self.progress.latest = self._reactor.seconds()
+        self._running = Deferred.fromCoroutine(self._run())
+        return self._running
+
+    def stop(self, why: str = "stopped") -> None:
+        """End the migration as it stands; too late while the source is being retired."""
+        if self._finisher is not None:
+            self._finisher.stop(why)
+        elif self.retiring and self._to_finish is None:
+            # Done in an instant, unless the destination is silent: then it is left to another run.
+            self._to_finish = why
+            self._last_words = self._reactor.callLater(_LAST_WORDS, self._drop_last)
+        if self.retiring or self._stopped is not None or self._running is None:
+            return
+        self._stopped = self._given_up(why)
+        self._running.cancel()
+
+    def _given_up(self, why: str) -> GaveUp:
+        return GaveUp(f"{why}; {self._given.disk.name} was not retired and is canonical")
+
+    def _drop_last(self) -> None:
+        self._last_words = None
+        if self._opening is not None:
+            self._opening.drop(self._to_finish or "stopped")
+
+    def _no_last_words(self) -> None:
+        if self._last_words is not None:
+            self._last_words.cancel()
+            self._last_words = None
+
+    # Attempt after attempt.
+
+    async def _run(self) -> Summary:
+        giving_up = self._watch_progress()
+        try:
+            return await self._try_until_it_ends()
+        except CancelledError:
+            self._retirement.check_still_there()  # or this copy is not the canonical one
+            raise self._stopped or GaveUp("cancelled") from None
+        finally:
+            if giving_up is not None:
+                giving_up.stop()
+            await self._clean_up()
+
+    def _watch_progress(self) -> LoopingCall | None:
+        limit = self._patience.give_up_after
+        if limit is None:
+            return None
+        watching = LoopingCall(self._check_progress, limit)
+        watching.clock = self._reactor
+        watching.start(min(1.0, limit), now=False)
+        return watching
+
+    def _check_progress(self, limit: float) -> None:
+        if self._reactor.seconds() - self.progress.latest >= limit:
+            self.stop(f"gave up after {limit:g} seconds without progress")
+
+    async def _try_until_it_ends(self) -> Summary:
+        failures = 0
+        while True:
+            attempt, latest = self.progress.attempt, self.progress.latest
+            outcome = await self._attempt()
+            if isinstance(outcome, Completed):
+                summary = self._summary()
+                await put_complete_on_record(self._threads, self.source)
+                return summary
+            if isinstance(outcome, Unfinished):
+                return await self._finish(outcome.why)
+            if isinstance(outcome, Failed):
+                raise outcome.error
+            self._no_last_words()
+            if self._to_finish is not None:  # somebody wanted it to end meanwhile
+                raise self._given_up(self._to_finish)
+            if not self.progress.attempt and not self._patience.retry:
+                raise Refused(outcome.why)
+            if self.progress.attempt != attempt and self.progress.done:
+                failures = 0
+            else:
+                # A destination that took nothing was no progress, whatever it was given.
+                self.progress.latest = latest
+                failures += 1
+            await self._pause(outcome.why, self._policy(failures))
+
+    async def _attempt(self) -> Outcome:
+        """One connection's try."""
+        result: Deferred[Outcome] = Deferred()
+
+        def ended(outcome: Outcome) -> None:
+            if not result.called:
+                result.callback(outcome)
+
+        try:
+            self._opening = opening = Opening(self._given, ended)
+            await self._given.destination.endpoint.connect(ClientFactory(opening.connection))
+        except (CancelledError, ConnectingCancelledError):
+            raise CancelledError from None
+        except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
+            if self._stopped is not None:
+                raise self._stopped from None
+            return Dropped(f"cannot connect to the destination: {error}")
+        while True:
+            try:
+                return await result
+            except CancelledError:
+                if not self.retiring:
+                    opening.drop("stopped")
+                    raise
+                # Too late: the outcome must say what becomes of the source.
+                result = Deferred()
+
+    async def _pause(self, why: str, delay: float) -> None:
+        self.last_error = why
+        _log.warn(
+            "{why}; trying again in {delay:.1f} s",
+            event="restart",
+            why=why,
+            delay=delay,
+            attempt=self.progress.attempt,
+        )
+        await deferLater(self._reactor, delay)
+
+    def _summary(self) -> Summary:
+        progress = self.progress
+        assert progress.began is not None
+        seconds = self._reactor.seconds() - progress.began
+        return Summary(progress.total, progress.data, progress.zeroes, seconds, progress.attempt)
+
+    # The end.
+
+    async def _finish(self, why: str) -> Summary:
+        """The source is retired; what is left is to have the destination know it."""
+        record = self.source.record
+        if not record.side_export:
+            raise Unconfirmed(
+                f"all the data is at the destination, but perhaps it was not told: {why}"
+            )
+        _log.warn(
+            "{why}; the source is retired, and the destination is to be told that it is complete",
+            event="finishing",
+            why=why,
+        )
+        if self._to_finish is not None:
+            raise unconfirmed(self._to_finish, record)
+        self._passes.finishing()
+        self._finisher = Finisher(
+            self.source,
+            self._given.destination,
+            give_up_after=self._patience.give_up_after,
+            runtime=self._given.runtime,
+        )
+        await self._finisher.run()
+        return self._summary()
+
+    async def _clean_up(self) -> None:
+        """Wait for the threads; a source that was not retired is as it was."""
+        self._no_last_words()
+        while self._threads.busy:
+            # Whoever cancels has to wait as well: the disk is closed after this.
+            with contextlib.suppress(CancelledError):
+                await self._threads.idle()
+        if self.retiring:
+            return
+        try:
+            if self._retirement.left_the_only_copy:
+                # The copy at the destination may be the only one.
+                gone = self._retirement.gone
+                if gone is not None and not gone.unchanged:
+                    await self._not_to_be_retired()
+                return
+            # First this, so that whoever moves the source then is not taken for us.
+            await self._not_to_be_retired()
+        except OSError as error:
+            _record_failed(error)
+        await self._take_back()
+        try:
+            await to_the_end(self._threads(self.source.abandon))
+        except OSError as error:
+            _record_failed(error)
+
+    async def _not_to_be_retired(self) -> None:
+        await to_the_end(self._threads(self.source.not_to_be_retired))
+
+    async def _take_back(self) -> None:
+        """Where the destination may have on record that its copy is whole, have it think again.
+
+        Best effort: it is whole, if older than the source by then.
+        """
+        source = self.source
+        if not source.asked or not source.record.side_export:
+            return
+        end = self._reactor.seconds() + _LAST_WORDS
+        while (left := end - self._reactor.seconds()) > 0:
+            try:
+                side, page = await open_side(self._given.destination, self._given.runtime, left)
+                try:
+                    if not is_about(page, source.record):
+                        return  # whoever is there now does not have that copy
+                    await side.tell(message(Stage.COPYING, source.record, secrets.randbits(64)))
+                    source.taken_back()
+                    return
+                finally:
+                    side.abort()
+            except ClientFailed as error:
+                if not error.error:
+                    return
+                # Until the last attempt's connection is gone over there the answer is no.
+                await deferLater(self._reactor, _SOON)
+            except CancelledError:
+                return
+
+
+def _record_failed(error: OSError) -> None:
+    _log.warn(
+        "the record of the migration could not be removed: {error}",
+        event="record-failed",
+        error=describe_error(error),
+    )
+
+
+def _source_record(
+    disk: IDisk, destination: str, *, unlink: bool, again: bool, system: SystemCalls
+) -> SourceRecord:
+    """What is on record about the source, if it may be sent."""
+    if not IRecordedDisk.providedBy(disk):
+        records, found, identity = None, SourceFound(), ""
+    else:
+        records, identity = Records(disk.record_path, system), disk.identity()
+        found = source_found(records, identity, destination, unlink=unlink, again=again)
+        if found.retired:
+            raise Refused(f"{disk.name}: is retired, and its migration only to be finished")
+    return SourceRecord(
+        records,
+        found,
+        disk=getattr(disk, "path", disk.name),
+        destination=destination,
+        size=disk.size,
+        unlink=unlink,
+        identity=identity,
+        again=again,
+    )

@@ -1,0 +1,154 @@
+"""Whether a source is, at its retirement, what it was when its copying began.
+
+Owns what was seen of it then. Rules (design, section 2: R13):
+
+* before its copy is put on record as whole, and again just before it is retired, its name must lead
+  to the file that was opened, of the same size;
+* it must not have been written to since the scan began. A disk whose only writer is our own server
+  was written to all the time: of that one only from the instant when it was still, with its
+  clients held;
+* nobody else may have it open for writing by then, as far as can be told, unless that was allowed;
+  whether somebody writes to a disk in use is asked at the beginning of each attempt;
+* what was touched, though not written to (another owner, a label, a hard link that came and went),
+  may have been written to by somebody who set its time back: that is no failure, but it is copied
+  anew;
+* a source whose last name was removed by somebody else is a case of its own: what was copied may be
+  all that is left of it.
+
+The calls block: they are made from threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ...interfaces import IDisk, IWatchedDisk
+from ...storage import DiskChanged, DiskVersion, is_open_elsewhere, users_of
+from ...syscalls import SystemCalls
+from ..in_use import describe_users
+
+
+class SourceTouched(Exception):
+    """The source may have been written to, and is to be copied anew; the message is one line."""
+
+
+class SourceGone(Exception):
+    """The source's last name was removed by somebody else; the message is one line.
+
+    @ivar unchanged: nothing speaks against the copy: nobody wrote to the source meanwhile.
+    @ivar replaced: another file has its name.
+    """
+
+    def __init__(self, message: str, unchanged: bool, replaced: bool) -> None:
+        super().__init__(message)
+        self.unchanged = unchanged
+        self.replaced = replaced
+
+
+class SourceWatch:
+    """The watch over one source.
+
+    @param disk: the source.
+    @param in_use: its only writer is a server of ours.
+    @param anyway: somebody else may have it open for writing.
+    @param system: the calls into the kernel.
+    """
+
+    def __init__(
+        self,
+        disk: IDisk,
+        *,
+        in_use: bool = False,
+        anyway: bool = False,
+        system: SystemCalls,
+    ) -> None:
+        self._disk = disk
+        self._watched = disk if IWatchedDisk.providedBy(disk) else None
+        self._in_use = in_use
+        self._anyway = anyway
+        self._system = system
+        self._seen: DiskVersion | None = None
+
+    @property
+    def watches(self) -> bool:
+        """Whether the disk can be watched at all."""
+        return self._watched is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the last name of the source's file was removed, by whomever."""
+        return self._watched is not None and self._watched.is_gone()
+
+    def begin(self) -> None:
+        """I{Slow.} The copying begins.
+
+        @raise DiskChanged: somebody else writes to a disk in use. That is asked now, since it may
+            take longer than its clients can be held.
+        @raise OSError: the disk does not tell.
+        """
+        if self._watched is None:
+            return
+        self._seen = None if self._in_use else self._watched.version()
+        if self._in_use and not self._anyway:
+            self._check_writers()
+
+    def is_still(self) -> None:
+        """I{Slow.} Nobody may write to a disk in use from now on: its clients are held."""
+        if self._watched is not None and self._in_use:
+            self._seen = self._watched.version(settle=False)
+
+    def check(self) -> None:
+        """I{Slow.} The copy is about to be put on record as whole, or the source to be retired.
+
+        @raise SourceGone: there is nothing left to be retired.
+        @raise DiskChanged: it must not be.
+        @raise SourceTouched: it must not be, before it was copied anew.
+        @raise OSError: it cannot be told.
+        """
+        disk, seen = self._watched, self._seen
+        if disk is None:
+            return
+        try:
+            now = disk.version(settle=not self._in_use) if seen is not None else None
+            if not disk.is_gone():
+                disk.check_place()
+        except (DiskChanged, OSError):
+            if disk.is_gone():
+                raise self._gone(disk) from None
+            raise
+        if disk.is_gone():
+            raise self._gone(disk)
+        written = seen is not None and now is not None and now.written != seen.written
+        if written:
+            when = "its clients were held" if self._in_use else "it was being sent"
+            raise DiskChanged(f"{disk.name} was written to by another program while {when}")
+        touched = seen is not None and now is not None and now.touched != seen.touched
+        if touched and not self._in_use:
+            raise SourceTouched(
+                f"{disk.name} was touched while it was being sent (its ctime changed), and is "
+                "copied anew"
+            )
+        if not self._anyway and not self._in_use:
+            self._check_writers()
+
+    def _gone(self, disk: IWatchedDisk) -> SourceGone:
+        unchanged = self._seen is None
+        with contextlib.suppress(OSError):  # nobody can tell
+            now = disk.version(settle=not self._in_use)
+            unchanged = self._seen is None or now.written == self._seen.written
+        replaced = os.path.lexists(getattr(disk, "path", ""))
+        how = "replaced" if replaced else "deleted"
+        return SourceGone(f"{disk.name} was {how} by somebody else", unchanged, replaced)
+
+    def _check_writers(self) -> None:
+        """Whoever has it open for writing would go on with what is no disk any more."""
+        descriptor = self._disk.fileno()
+        if descriptor is None:
+            return
+        writable = bool(getattr(self._disk, "writable", False))
+        if not is_open_elsewhere(descriptor, writable, self._system):
+            return
+        writers = [user for user in users_of(descriptor) if user.writes]
+        if writers or not writable:  # on a writable descriptor readers are met too
+            raise DiskChanged(f"{self._disk.name} is open for writing in {describe_users(writers)}")

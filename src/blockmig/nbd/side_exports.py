@@ -1,0 +1,38 @@
+"""Side exports: what our own two ends add to plain NBD, by no more than names beside an export's.
+
+For an export NAME a receiver also lists NAME.handoff, and a server of a disk NAME.served. Any
+client can read them; a peer without them is served with plain NBD.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .constants import MAXIMUM_NAME
+
+SIDE_EXPORT: Final = ".handoff"
+"""What the name of a receiver's side export ends with."""
+
+SERVED_EXPORT: Final = ".served"
+"""What the name of a server's side export ends with."""
+
+
+def _beside(export: str, ending: str) -> str | None:
+    name = export + ending
+    return name if len(name.encode()) <= MAXIMUM_NAME else None
+
+
+def side_name(export: str) -> str | None:
+    """A receiver's side export of C{export}; None where that would be too long for a name."""
+    return _beside(export, SIDE_EXPORT)
+
+
+def served_name(export: str) -> str | None:
+    """A server's side export of C{export}; None where that would be too long for a name."""
+    return _beside(export, SERVED_EXPORT)
+
+
+def side_exports(export: str) -> tuple[str, ...]:
+    """What to look for, to learn whether a server of C{export} is a receiver or serves its disk."""
+    names = (side_name(export), served_name(export))
+    return tuple(name for name in names if name is not None)

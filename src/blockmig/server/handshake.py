@@ -1,0 +1,123 @@
+"""The phase in which client and server agree on an export.
+
+Owns the dialogue, and the time that a client has for it. Rules:
+
+* the server speaks first;
+* a client that does not take what it is told waits, or it could ask for more than memory holds;
+* one that has not come to the end of it within its time is aborted, whatever it says meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twisted.logger import Logger
+
+from ..nbd import (
+    Aborted,
+    Export,
+    Negotiated,
+    RemoteProtocolError,
+    ServerHandshake,
+    TransmissionFlag,
+    oldstyle_hello,
+)
+from ..runtime import Runtime
+from .handler import IExportHandler
+from .holds import FULL, OVER
+from .phase import Line, Phase
+
+_log = Logger()
+
+Agreed = Callable[[IExportHandler, Negotiated, bytes], None]
+"""Is told the handler of the export, what was agreed on, and what has come after that."""
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """What all connections of one listener have in common.
+
+    @ivar runtime: what the outside world is.
+    @ivar lookup: the handler of an export's name, or None.
+    @ivar names: the names to list.
+    @ivar oldstyle: speak the old handshake, for the export named "".
+    @ivar structured: offer structured replies, and the metadata context C{base:allocation}.
+    @ivar handshake_timeout: seconds; 0 for none.
+    @ivar idle_timeout: seconds; 0 for none.
+    """
+
+    runtime: Runtime
+    lookup: Callable[[str], IExportHandler | None]
+    names: Callable[[], list[str]]
+    oldstyle: IExportHandler | None = None
+    structured: bool = False
+    handshake_timeout: float = 30.0
+    idle_timeout: float = 60.0
+
+
+class HandshakePhase(Phase):
+    """The phase of a connection that has not agreed on anything.
+
+    @param line: the connection.
+    @param settings: what is offered.
+    @param agreed: called once, at the end.
+    """
+
+    def __init__(self, line: Line, settings: ConnectionSettings, agreed: Agreed) -> None:
+        super().__init__(line)
+        self._settings = settings
+        self._agreed = agreed
+        self._handshake = ServerHandshake(
+            self._exported, settings.names, structured=settings.structured
+        )
+
+    def _exported(self, name: str) -> Export | None:
+        handler = self._settings.lookup(name)
+        return None if handler is None else handler.export
+
+    def begin(self) -> None:
+        """Greet the client; in the old way that is all."""
+        line, settings = self._line, self._settings
+        if settings.oldstyle is not None:
+            export = settings.oldstyle.export.without(TransmissionFlag.SEND_DF)
+            line.outgoing.send([oldstyle_hello(export)])
+            self._agreed(settings.oldstyle, Negotiated(export), b"")
+        else:
+            line.silence.limit(settings.handshake_timeout, self._late)
+            line.outgoing.send([self._handshake.data_to_send()])
+
+    def _late(self, seconds: float) -> None:
+        _log.info("{peer}: no handshake in {timeout} s", peer=self._line.peer, timeout=seconds)
+        self._line.life.abort()
+
+    def dataReceived(self, data: bytes) -> None:
+        """What the client says."""
+        if OVER in self._line.holds.reasons:
+            return
+        try:
+            self._answer(data)
+        except RemoteProtocolError as error:
+            self._broken(error)
+
+    def _answer(self, data: bytes) -> None:
+        line, handshake = self._line, self._handshake
+        try:
+            handshake.receive_data(data)
+        finally:
+            if answer := handshake.data_to_send():
+                line.outgoing.send([answer])
+        if line.outgoing.pending:
+            line.holds.add(FULL)
+        event = handshake.next_event()
+        if isinstance(event, Aborted):
+            line.life.close()
+        elif isinstance(event, Negotiated):
+            handler = self._settings.lookup(event.export.name)
+            assert handler is not None
+            self._agreed(handler, event, handshake.trailing_data())
+
+    def drained(self) -> None:
+        """The client has taken what it was told."""
+        if FULL in self._line.holds.reasons:
+            self._line.holds.release(FULL)

@@ -1,0 +1,104 @@
+"""Why nothing is read from a client, or acted on.
+
+Owns the reasons, of which there may be several at a time. Rules:
+
+* while there is a reason to hold the client, its socket is not read from;
+* what was read already goes on being acted on, unless the reason forbids that as well;
+* that a connection is to end is a reason too: it holds nobody, but new requests are refused, or
+  nothing is acted on any more. Such a reason stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..transport import PayloadReader
+
+_log = Logger()
+
+
+class Hold(Enum):
+    """A reason."""
+
+    # That of Enum is no built-in function, and is asked for with each request.
+    __hash__ = object.__hash__
+
+    FULL = "so much of it is under way that it must wait"
+    BEHIND = "its handler's disk is behind, or the server that it was passed on to"
+    ADMITTING = "it is not known yet whether its latest request is admitted"
+    WRITING = "a part of its payload is being written by a thread"
+    HELD = "all clients are held while the disk is handed over"
+    REFUSED = "the connection is to end: what has begun is finished, and new requests are refused"
+    OVER = "the connection ends: nothing more is acted on"
+
+
+FULL: Final = Hold.FULL
+HELD: Final = Hold.HELD
+REFUSED: Final = Hold.REFUSED
+OVER: Final = Hold.OVER
+
+PATIENT: Final = frozenset({Hold.BEHIND, Hold.HELD})
+"""The client waits for us, and may be silent."""
+
+UNDER_WAY: Final = frozenset({Hold.ADMITTING, Hold.WRITING})
+"""Something of the client's is being carried out."""
+
+FORBIDDING: Final = frozenset({FULL, *UNDER_WAY, HELD, OVER})
+"""Not even what was received already is to be acted on yet."""
+
+ENDING: Final = frozenset({REFUSED, OVER})
+"""The connection is to end."""
+
+
+class Holds:
+    """Those of one connection.
+
+    @param incoming: what is held.
+    @param released: called when something was released.
+    @ivar reasons: what holds at present; always the same set, only to be looked at.
+    """
+
+    def __init__(self, incoming: PayloadReader, released: Callable[[], None]) -> None:
+        self.reasons: set[Hold] = set()
+        self._incoming = incoming
+        self._released = released
+
+    def add(self, why: Hold) -> None:
+        """There is a reason."""
+        self.reasons.add(why)
+        if why not in ENDING:
+            self._incoming.pause()
+
+    def release(self, why: Hold) -> None:
+        """There is that reason no more."""
+        self.reasons.discard(why)
+        if self.reasons <= ENDING:
+            self._incoming.resume()
+        self._released()
+
+    def until(self, why: Hold, doing: Deferred[Any], then: Callable[[Any | Failure], None]) -> None:
+        """Hold until C{doing} is done, and C{then} has been told what came of it."""
+        self.add(why)
+
+        def done(result: Any | Failure) -> None:
+            then(result)
+            self.release(why)
+
+        doing.addBoth(done).addErrback(_bug)
+
+    def clear(self) -> None:
+        """There is no reason any more but that it ends; nothing is read before one was released.
+
+        What was handed on to somebody else must not be acted on here as well.
+        """
+        self.reasons.intersection_update(ENDING)
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while answering a request", failure=failure)

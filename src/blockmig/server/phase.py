@@ -1,0 +1,128 @@
+"""What a connection is in: a phase, which says what the events of the connection mean.
+
+A connection goes from its handshake (`handshake`) to its session (`session`), and may be forwarded
+from either (`forwarding`). Here is what they have in common: the connection as its phases have it,
+and what an event means where nothing was agreed on and nothing is under way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..nbd import RemoteProtocolError
+from ..transport import FileRegion, IPayloadReceiver, PayloadReader, RegionProducer
+from .holds import Holds
+from .silence import Silence
+from .traffic import Traffic
+
+if TYPE_CHECKING:
+    from .lifetime import Inputs
+
+_log = Logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """A connection as its phases have it.
+
+    @ivar peer: who it is, for messages.
+    @ivar outgoing: everything is sent through here.
+    @ivar incoming: reads past the transport.
+    @ivar holds: why nothing is read, or acted on.
+    @ivar silence: when the client is given up.
+    @ivar life: how the connection ends.
+    @ivar traffic: what was asked for.
+    """
+
+    peer: str
+    outgoing: RegionProducer
+    incoming: PayloadReader
+    holds: Holds
+    silence: Silence
+    life: Inputs
+    traffic: Traffic
+
+
+@implementer(IPayloadReceiver)
+class Phase:
+    """Nothing was agreed on, and nothing is under way.
+
+    @ivar first_cookie: the cookie of the first request; None before that.
+    """
+
+    first_cookie: int | None = None
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    # What comes from the client.
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes that were not moved past us."""
+
+    def viewReceived(self, view: memoryview) -> None:
+        """The same, with bytes that will not last."""
+
+    def answers_at_once(self) -> Any:
+        """There is no shorter way."""
+
+    def payload_region(self) -> FileRegion | None:
+        """No payload belongs anywhere."""
+        return None
+
+    def payload_moved(self, count: int) -> None:
+        """Nothing is."""
+
+    def payload_failed(self, error: OSError) -> None:
+        """Nothing does."""
+
+    def finished(self) -> None:
+        """The client sends no more; it still hears of what it has asked for."""
+        self._line.life.finish()
+        self.settle()
+
+    def lost(self, reason: Failure) -> None:
+        """The connection is gone."""
+
+    # What comes from us.
+
+    def drained(self) -> None:
+        """The client has taken all there was for it."""
+
+    def released(self) -> None:
+        """Something does not hold the client any more."""
+
+    def hold(self) -> Deferred[None]:
+        """Begin nothing more for the client until that is released.
+
+        @return: fires when nothing of it is being carried out any more.
+        """
+        return succeed(None)
+
+    def settle(self) -> None:
+        """Go on towards the end, if there is one, once nothing is being carried out any more."""
+        self._line.life.settle()
+
+    def unanswered(self) -> list[bytes | FileRegion] | None:
+        """What the client has sent that was not answered, as it came, taken from here.
+
+        @return: None where not all of it is to be had any more.
+        """
+        return []
+
+    @property
+    def owes(self) -> bool:
+        """Whether the client has begun what it has to finish: a request, or taking its replies."""
+        return self._line.outgoing.waiting
+
+    # For the phases.
+
+    def _broken(self, error: RemoteProtocolError) -> None:
+        _log.info("{peer}: {error}; connection closed", peer=self._line.peer, error=str(error))
+        self.finished()

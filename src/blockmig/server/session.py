@@ -1,0 +1,358 @@
+"""The phase in which a client's requests are carried out.
+
+Owns what has come and was not acted on, the WRITE whose payload is on the wire, and the count of
+what is under way. What a request does, and what is replied, is the executor's (`executor`); small
+ones that need no admission and no waiting are answered by `small`.
+
+Rules:
+
+* every request is answered exactly once, perhaps out of order; DISC never;
+* while so many requests, or so many bytes for them, are being carried out or wait to be sent,
+  nothing more is read, so that a client is held back by its own socket;
+* a part of a payload that a thread writes is written before more of it is taken;
+* while the handler holds the clients, nothing more is taken: what this one asks stays unanswered,
+  and the disk unchanged;
+* what is not a request ends the connection, after all that came before it was answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..nbd import (
+    Command,
+    Negotiated,
+    Payload,
+    RemoteProtocolError,
+    Request,
+    ServerTransmission,
+)
+from ..runtime import InThread
+from ..transport import FileRegion
+from .backend import Answer, Backend, PlainBackend, Reply
+from .executor import Executor, IncomingWrite
+from .handler import IExportHandler
+from .holds import FORBIDDING, FULL, HELD, OVER, PATIENT, REFUSED, UNDER_WAY, Hold
+from .phase import Line, Phase
+from .shared import SharedBackend
+from .small import SmallRequests
+
+_log = Logger()
+
+_MOST_REQUESTS: Final = 256
+_MOST_BYTES: Final = 1 << 20
+_DISC: Final = int(Command.DISC)
+_WRITE: Final = int(Command.WRITE)
+
+
+class Session(Phase):
+    """The phase of a connection that has agreed on an export.
+
+    @param line: the connection.
+    @param connection: what the handler knows it by.
+    @param handler: who decides what may be done with the export.
+    @param negotiated: what was agreed on.
+    @param in_thread: runs a function in a thread.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        connection: Any,
+        handler: IExportHandler,
+        negotiated: Negotiated,
+        in_thread: InThread,
+    ) -> None:
+        super().__init__(line)
+        self._connection = connection
+        self._handler = handler
+        self._outgoing = line.outgoing
+        self._reasons = line.holds.reasons
+        self._note = line.silence.note
+        structured = negotiated.structured
+        self._wire = wire = ServerTransmission(structured)
+        access = handler.access
+        self._small: SmallRequests | None = None
+        self._backend: Backend
+        if access is None:
+            self._backend = PlainBackend(handler.disk, wire, in_thread)
+        else:
+            self._backend = SharedBackend(access, wire, structured)
+            self._small = SmallRequests(access, negotiated.export, structured, line.traffic)
+        self._executor = Executor(
+            line, connection, handler, negotiated, wire=wire, backend=self._backend
+        )
+        self._write: IncomingWrite | None = None
+        self._in_progress = 0
+        self._bytes_in_progress = 0
+        self._acting = False
+        self._until_idle: list[Deferred[None]] = []
+
+    def begin(self, data: bytes) -> None:
+        """Act on what has come after the handshake, and read on."""
+        if self._small is not None:
+            self._line.incoming.take_over(at_once=True)
+        if self._handler.held:
+            self._line.holds.add(HELD)
+        self._wire.receive_data(data)
+        self._go_on()
+
+    # What comes from the client.
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes that were not moved past us."""
+        if OVER not in self._reasons:
+            self._note()
+            self._wire.receive_data(data)
+            self._go_on()
+
+    def viewReceived(self, view: memoryview) -> None:
+        """As L{dataReceived}, with bytes that will not last."""
+        if OVER not in self._reasons:
+            self._note()
+            self._wire.receive_data(view)
+            self._go_on()
+            self._wire.keep()
+
+    def answers_at_once(self) -> Callable[[memoryview], bool] | None:
+        """The shortest way, while nothing stands before it and nobody is told of changes."""
+        if self._wire.buffered or (small := self._ready_for_small()) is None:
+            return None
+        give = self._outgoing.direct()
+        if give is None:
+            return None
+        self._note()
+        return small.answering(give, self.viewReceived)
+
+    def _go_on(self) -> None:
+        """Act on what was received, as far as that may be."""
+        if self._acting or self._answer_small():
+            return
+        self._acting = True
+        try:
+            while self._may_go_on():
+                event = self._wire.next_event()
+                if type(event) is Request:
+                    self._request(event)
+                elif event is None or (write := self._write) is None:
+                    break
+                elif type(event) is Payload:
+                    self._payload(write, event.data)
+                else:
+                    self._end_of_payload(write)
+                if self._write is None and self._answer_small():
+                    break
+        except RemoteProtocolError as error:
+            self._broken(error)
+        finally:
+            self._acting = False
+        if REFUSED in self._reasons:
+            self.settle()
+        elif self._reasons.isdisjoint(FORBIDDING):
+            self._line.incoming.take_over()
+
+    def _may_go_on(self) -> bool:
+        """Whether the next message may be acted on; not while too much of the client's waits.
+
+        The payload of a WRITE that was begun is not kept waiting by that, or it would never end.
+        """
+        if self._write is None and (
+            self._in_progress + self._outgoing.pending >= _MOST_REQUESTS
+            or self._bytes_in_progress + self._outgoing.pending_bytes >= _MOST_BYTES
+        ):
+            self._line.holds.add(FULL)
+        return self._reasons.isdisjoint(FORBIDDING)
+
+    def _answer_small(self) -> bool:
+        """Answer as many of the next requests as can be carried out at once, if any can.
+
+        @return: whether there is nothing to do before more has come.
+        """
+        while (small := self._ready_for_small()) is not None:
+            data, position = self._wire.unread()
+            end, replies = small.answer(data, position)
+            if end == position:
+                return small.is_incomplete(data, position)
+            self._wire.skip(end)
+            self._outgoing.send_view(replies)
+            if end == len(data):
+                return True
+        return False
+
+    def _ready_for_small(self) -> SmallRequests | None:
+        """Who answers small requests, if those may be next on the wire, and nothing is before."""
+        if (
+            self._reasons
+            or self._write is not None
+            or self._outgoing.pending
+            or not self._handler.at_once
+        ):
+            return None
+        return self._small
+
+    def _request(self, request: Request) -> None:
+        if self.first_cookie is None:
+            self.first_cookie = request.cookie
+        if request.command == _WRITE:
+            self._write = self._executor.receive(request)
+        elif request.command != _DISC:
+            self._answer(request, self._executor.execute(request))
+        else:
+            self._line.life.disconnect()
+            self.settle()
+
+    def finished(self) -> None:
+        """The client sends no more; it still hears of what it has asked for in full."""
+        self._write = None
+        super().finished()
+
+    # The payload of a WRITE: what comes through memory, and what is moved past us.
+
+    def _payload(self, write: IncomingWrite, data: memoryview) -> None:
+        writing = self._executor.take(write, data)
+        if writing is not None:
+            self._line.holds.until(Hold.WRITING, writing, self._written)
+
+    def _written(self, result: Any) -> None:
+        if isinstance(result, Failure) and self._write is not None:
+            self._executor.write_failed(self._write, result.value)
+
+    def _end_of_payload(self, write: IncomingWrite) -> None:
+        self._write = None
+        self._answer(write.request, self._executor.finish(write))
+        self.settle()
+
+    def payload_region(self) -> FileRegion | None:
+        """Where the rest of the WRITE on the wire belongs, if it is to be written at all."""
+        write = self._write
+        if write is None or write.error or write.aside:
+            return None
+        if OVER in self._reasons or self._wire.buffered:
+            return None
+        return self._backend.region(write.position, self._wire.payload_expected)
+
+    def payload_moved(self, count: int) -> None:
+        """So much of it is off the wire."""
+        assert self._write is not None
+        self._note()
+        self._backend.moved()
+        self._write.position += count
+        self._wire.payload_moved(count)
+        if not self._wire.payload_expected:
+            self._go_on()
+
+    def payload_failed(self, error: OSError) -> None:
+        """The disk did not take what is about to be announced as moved."""
+        assert self._write is not None
+        self._executor.write_failed(self._write, error)
+
+    # What comes from us.
+
+    def _answer(self, request: Request, answer: Answer) -> None:
+        if isinstance(answer, Deferred):
+            self._answer_after(request, answer)
+        else:
+            self._outgoing.send(answer)
+
+    def _answer_after(self, request: Request, answer: Deferred[Reply]) -> None:
+        """Send the reply when it is known; until then it counts as under way."""
+        memory = self._executor.memory_for(request)
+        self._in_progress += 1
+        self._bytes_in_progress += memory
+
+        def known(reply: Reply | Failure) -> None:
+            self._in_progress -= 1
+            self._bytes_in_progress -= memory
+            self._note()
+            if isinstance(reply, Failure):
+                _bug(reply)
+            else:
+                self._outgoing.send(reply)
+            self.drained()
+            self.settle()
+
+        answer.addBoth(known).addErrback(_bug)
+
+    def drained(self) -> None:
+        """Something of ours was done: go on with what waited for it."""
+        if (
+            FULL in self._reasons
+            and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2
+            and self._bytes_in_progress + self._outgoing.pending_bytes < _MOST_BYTES // 2
+        ):
+            self._line.holds.release(FULL)
+
+    def released(self) -> None:
+        """Go on with what was held, and towards the end if it was the last."""
+        self._note()
+        self._go_on()
+        self.settle()
+
+    # The end, and what comes before it.
+
+    def hold(self) -> Deferred[None]:
+        """Begin nothing more for the client until that is released.
+
+        @return: fires when nothing of it is being carried out any more.
+        """
+        self._line.holds.add(HELD)
+        idle: Deferred[None] = Deferred()
+        self._until_idle.append(idle)
+        self.settle()
+        return idle
+
+    def settle(self) -> None:
+        """Go on towards the end, if there is one, once nothing is being carried out any more."""
+        if self._is_busy():
+            return
+        if self._until_idle:
+            waiting, self._until_idle = self._until_idle, []
+            for idle in waiting:
+                idle.callback(None)
+        reasons = self._reasons
+        if OVER in reasons or (REFUSED in reasons and not self._has_begun()):
+            self._line.life.settle()
+
+    def _is_busy(self) -> bool:
+        """Whether something of the client's is being carried out."""
+        return bool(self._in_progress) or not self._reasons.isdisjoint(UNDER_WAY)
+
+    def _has_begun(self) -> bool:
+        """Whether the client has begun a request that it has to finish."""
+        return self._write is not None or bool(self._wire.buffered)
+
+    def lost(self, reason: Failure) -> None:
+        """The connection is gone."""
+        self._executor.abandon()
+
+    def may_be_silent(self) -> bool:
+        """Whether the client is waiting for us, or has leave to say nothing."""
+        waits = self._is_busy() or not self._reasons.isdisjoint(PATIENT)
+        return waits or bool(self._handler.may_be_silent(self._connection))
+
+    @property
+    def owes(self) -> bool:
+        """Whether the client has begun what it has to finish: a request, or taking its replies."""
+        return self._has_begun() or self._outgoing.waiting
+
+    def unanswered(self) -> list[bytes | FileRegion] | None:
+        """What the client has sent that was not answered, as it came, taken from here."""
+        write, self._write = self._write, None
+        data, position = self._wire.unread()
+        items: list[bytes | FileRegion] = []
+        if write is not None:
+            if write.error:
+                return None
+            items = write.as_it_came(self._handler.disk)
+        if position < len(data):
+            items.append(bytes(data[position:]))
+        return items
+
+
+def _bug(failure: Failure) -> None:
+    _log.failure("while answering a request", failure=failure)

@@ -1,0 +1,121 @@
+"""A disk that is a block device.
+
+Owns its exclusive claim, and what its driver can be asked for beside reading and writing.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import stat
+from typing import Final
+
+from zope.interface import implementer
+
+from ..interfaces import (
+    IRecordedDisk,
+    IWatchedDisk,
+)
+from ..syscalls import (
+    SYSTEM,
+    SystemCalls,
+)
+from .disk import CANNOT, DescriptorDisk
+from .errors import DiskRefused
+from .record_paths import record_path
+from .watched import WatchedDevice
+
+_BLOCK: Final = 4096
+_BLKDISCARD: Final = 0x1277
+_BLKZEROOUT: Final = 0x127F
+
+
+@implementer(IRecordedDisk, IWatchedDisk)
+class BlockDisk(DescriptorDisk, WatchedDevice):
+    """A block device, held exclusively: one that is mounted or part of another is refused.
+
+    The parameters are those of L{FileDisk}, but a device is never created.
+
+    @param state_directory: where its records are; None for the default.
+    @ivar record_path: what their names begin with.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        writable: bool = True,
+        size: int | None = None,
+        state_directory: str | None = None,
+        system: SystemCalls = SYSTEM,
+    ) -> None:
+        super().__init__(path, writable=writable, size=size, system=system)
+        self.record_path = record_path(path, state_directory, system)
+        _make_directory(os.path.dirname(self.record_path), system)
+
+    def identity(self) -> str:
+        """A device is known by its name."""
+        return ""
+
+    # It knows no extents, so that they have to be found out.
+    shortest_zeroes = _BLOCK
+    # On a device O_EXCL (without O_CREAT) asks for the exclusive claim that mounting also takes.
+    _open_flags = getattr(os, "O_EXCL", 0)
+
+    def _check_kind(self, mode: int) -> None:
+        if not stat.S_ISBLK(mode):
+            raise DiskRefused(f"{self.name}: is not a block device")
+
+    def _fast_zero(self, offset: int, length: int, allocate: bool, fast: bool) -> None:
+        """Zero whole blocks by the device, their neighbours by writing.
+
+        fallocate(2) on a device gives its space back (and says EOPNOTSUPP where that would not
+        leave zeroes, unlike BLKDISCARD); BLKZEROOUT keeps it, and may write zeroes, as fallocate
+        may where it is to keep the space.
+        """
+        if fast and allocate:
+            raise OSError(errno.EOPNOTSUPP, "a device does not tell whether it can")
+        start, end = _whole_blocks(offset, length)
+        if start >= end:
+            self._write_zeroes(offset, length)
+            return
+        try:
+            super()._fast_zero(start, end - start, allocate, fast)
+        except OSError as error:
+            if fast or error.errno not in CANNOT:
+                raise
+            self._ioctl(_BLKZEROOUT, start, end - start)
+        self._write_zeroes(offset, start - offset)
+        self._write_zeroes(end, offset + length - end)
+
+    def _ioctl(self, request: int, offset: int, length: int) -> None:
+        self._system.ioctl(self._open_descriptor(), request, array.array("Q", [offset, length]))
+
+    def trim(self, offset: int, length: int) -> None:
+        """BLKDISCARD, for the whole blocks of the range."""
+        start, end = _whole_blocks(offset, length)
+        if start < end:
+            try:
+                self._ioctl(_BLKDISCARD, start, end - start)
+            except OSError as error:
+                if error.errno not in CANNOT:
+                    raise
+
+
+def _make_directory(path: str, system: SystemCalls) -> None:
+    """The state directory, durably; where it cannot be made, its first record will say so."""
+    if os.path.isdir(path):
+        return
+    with contextlib.suppress(OSError):
+        os.makedirs(path, 0o755)
+        parent = os.path.dirname(path)
+        while parent != os.path.dirname(parent):
+            system.sync_directory(parent)
+            parent = os.path.dirname(parent)
+
+
+def _whole_blocks(offset: int, length: int) -> tuple[int, int]:
+    """Where the first whole block of a range starts and the last one ends."""
+    return -(-offset // _BLOCK) * _BLOCK, (offset + length) // _BLOCK * _BLOCK

@@ -1,0 +1,168 @@
+"""A disk in a regular file: a raw image.
+
+Owns how it is made, and how it is retired by deleting it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from zope.interface import implementer
+
+from ..interfaces import (
+    IRecordedDisk,
+    IUnlinkableDisk,
+    IWatchedDisk,
+)
+from ..syscalls import (
+    SystemCalls,
+)
+from .deletable import check_deletable
+from .disk import CANNOT, DescriptorDisk
+from .errors import DiskRefused, NotDurable
+from .mounts import filesystem_of, is_among_devices, is_remote
+from .watched import WatchedFile
+
+
+@implementer(IUnlinkableDisk, IRecordedDisk, IWatchedDisk)
+class FileDisk(DescriptorDisk, WatchedFile):
+    """A raw image in a regular file.
+
+    @param path: where it is.
+    @param writable: open it for writing; a source is only read.
+    @param size: bytes; a missing file is created, empty until L{prepare}d; an existing one must
+        have that size (or be empty).
+    @param system: the calls into the kernel.
+    @ivar created: the file did not exist before.
+    @raise DiskRefused: the file cannot be used; nothing was touched.
+    """
+
+    # So that a FIFO is refused, not waited for.
+    _open_flags = os.O_NONBLOCK
+
+    @property
+    def record_path(self) -> str:
+        """What the names of its records begin with: they are beside it."""
+        return self.path
+
+    def identity(self) -> str:
+        """What tells this file from another that later has its name."""
+        return identify(self._open_descriptor(), self._system)
+
+    def _create(self, flags: int, size: int | None) -> int:
+        if is_among_devices(self.path):
+            raise DiskRefused(
+                f"{self.name}: there is no such device, and a file in /dev would be in memory: "
+                "the device must exist"
+            )
+        if size is None:
+            raise DiskRefused(f"{self.name}: no such file")
+        if size <= 0:
+            raise DiskRefused(f"{self.name}: a disk of {size} bytes cannot be created")
+        try:
+            descriptor = self._system.open(self.name, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise DiskRefused(f"{self.name}: cannot be created: {error.strerror}") from None
+        self.created = True
+        return descriptor
+
+    def _check_kind(self, mode: int) -> None:
+        if stat.S_ISDIR(mode):
+            raise DiskRefused(f"{self.name}: is a directory, not a disk")
+        if not stat.S_ISREG(mode):
+            raise DiskRefused(f"{self.name}: is neither a regular file nor a block device")
+        if self.writable and is_among_devices(self.path):
+            raise DiskRefused(
+                f"{self.name}: is a regular file in /dev, which is memory: the device must exist"
+            )
+
+    def trim(self, offset: int, length: int) -> None:
+        """Punch a hole where that is possible."""
+        try:
+            self._fast_zero(offset, length, allocate=False, fast=True)
+        except OSError as error:
+            if error.errno not in CANNOT:
+                raise
+
+    def flush(self) -> None:
+        """fdatasync(2), and for a new file fsync its directory, or the file itself may be lost."""
+        super().flush()
+        if self._new:
+            self._system.sync_directory(os.path.dirname(self.path))
+
+    def links(self) -> int:
+        """How many names the file has."""
+        return self._system.fstat(self._open_descriptor()).st_nlink
+
+    def check_unlink(self) -> None:
+        """Whether `unlink` would retire this disk.
+
+        @raise DiskRefused: it has other names, by which it would go on as if nothing had happened;
+            or it cannot be deleted.
+        """
+        self._check_links()
+        check_deletable(self._open_descriptor(), self.name, self.path, self._system)
+
+    def _check_links(self) -> None:
+        links = self.links()
+        if links == 0:
+            raise DiskRefused(f"{self.name}: was deleted by somebody else: send without --unlink")
+        if links != 1:
+            raise DiskRefused(
+                f"{self.name}: has {links} hard links; deleting one would not retire the disk"
+            )
+
+    def unlink(self) -> None:
+        """I{Slow.} Delete the file and make that survive a power failure; the disk stays open.
+
+        A symbolic link to it stays: it is the data that goes.
+
+        @raise OSError: it is still there; ESTALE where another file has taken its name.
+        @raise DiskRefused: it is still there, since it got another name meanwhile.
+        @raise NotDurable: it is gone, but may come back after a power failure.
+        """
+        self._check_name()
+        self._check_links()
+        try:
+            self._system.unlink(self.path)
+        except OSError as error:
+            # A network file system may have done it, and report that it found nothing to do.
+            if self._is_there():
+                raise
+            raise NotDurable(
+                f"{self.name} is deleted, but that was reported as an error: {error.strerror}"
+            ) from None
+        try:
+            self._system.sync_directory(os.path.dirname(self.path))
+        except OSError as error:
+            raise NotDurable(
+                f"{self.name} is deleted, but its directory could not be synced: {error.strerror}"
+            ) from None
+
+    def _is_there(self) -> bool:
+        try:
+            self._check_name()
+        except FileNotFoundError:
+            # Moved away, in the last instant? What a network file system says of that may be old.
+            directory = os.path.dirname(self.path)
+            return not is_remote(filesystem_of(directory)) and not self.is_gone()
+        except OSError as error:
+            return error.errno != errno.ESTALE
+        return True
+
+
+def identify(descriptor: int, system: SystemCalls) -> str:
+    """The file open as C{descriptor}: its inode, and when that was made (or last written to).
+
+    Clocks of file systems are coarse: two files that are made one after the other in the same inode
+    may be born in the same instant, and are told apart by the inode's generation where it has one.
+    """
+    status = system.fstat(descriptor)
+    born = system.birth(descriptor)
+    if born is None:
+        return f"inode {status.st_ino}, written {status.st_mtime_ns}"
+    generation = system.generation(descriptor)
+    which = f", generation {generation}" if generation is not None else ""
+    return f"inode {status.st_ino}, born {born}{which}"

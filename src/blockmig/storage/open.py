@@ -1,0 +1,32 @@
+"""Opening whatever stands at a path."""
+
+from __future__ import annotations
+
+from ..syscalls import (
+    SYSTEM,
+    SystemCalls,
+)
+from .device import BlockDisk
+from .file import FileDisk
+from .record_paths import is_device
+
+
+def open_disk(
+    path: str,
+    *,
+    writable: bool = True,
+    size: int | None = None,
+    state_directory: str | None = None,
+    system: SystemCalls = SYSTEM,
+) -> FileDisk | BlockDisk:
+    """Open whatever stands at C{path}, file or block device.
+
+    @param size: bytes; a missing file is created (sparse) with it, anything else must have it.
+    @param state_directory: where the records of a block device are; None for the default.
+    @raise DiskRefused: missing, a directory, no permission, empty, in use, another size.
+    """
+    if is_device(path):
+        return BlockDisk(
+            path, writable=writable, size=size, state_directory=state_directory, system=system
+        )
+    return FileDisk(path, writable=writable, size=size, system=system)

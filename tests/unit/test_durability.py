@@ -1,0 +1,117 @@
+"""Which version of a disk's content is durable, and which is on record as copied (R2, R3)."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.migration.destination.durability import Durability
+from blockmig.migration.records.files import Phase
+from blockmig.nbd import Command, Request
+
+
+class Record:
+    """As far as this needs one: it is put down when the test says so."""
+
+    def __init__(self, phase=None, ours=False):
+        self.phase = phase
+        self.ours = ours
+        self.putting = []
+
+    def claimed(self, connection):
+        return self.ours
+
+    def put_phase(self, phase):
+        self.phase = phase
+        self.putting.append(Deferred())
+        return self.putting[-1]
+
+
+class Attempt:
+    connection = None
+
+
+class DurabilityTests(SynchronousTestCase):
+    def make(self, **keywords):
+        self.record = Record(**keywords)
+        self.errors = []
+        self.durability = Durability(self.record, self.errors.append)
+
+    def flush(self, meanwhile=lambda: None):
+        """A flush with every byte here; the version that it made durable."""
+        request = Request(0, Command.FLUSH, 1, 0, 0)
+        self.durability.flush_begins(request)
+        meanwhile()
+        return self.durability.flush_ended(request)
+
+    def standing(self):
+        return self.durability.durable, self.durability.copied
+
+    def test_nothing_to_begin_with(self):
+        self.make()
+        self.assertEqual((False, False), self.standing())
+        self.make(phase=Phase.COPYING)
+        self.assertEqual((False, False), self.standing())
+
+    def test_what_an_earlier_receiver_has_put_on_record(self):
+        self.make(phase=Phase.COPIED)
+        self.assertTrue(self.durability.copied)
+        self.durability.changes()
+        self.assertFalse(self.durability.copied)
+
+    def test_of_a_sender_that_says_nothing_of_itself(self):
+        self.make()
+        put = self.durability.put_if_unchanged(self.flush(), Attempt)
+        self.assertEqual((True, False), self.standing())
+        self.assertNoResult(put)
+        self.record.putting[0].callback(None)
+        self.successResultOf(put)
+        self.assertEqual((True, True), self.standing())
+
+    def test_of_one_that_says_itself_when_this_was_all(self):
+        self.make(ours=True)
+        self.assertIsNone(self.durability.put_if_unchanged(self.flush(), Attempt))
+        self.assertEqual((True, False), self.standing())
+        self.assertEqual([], self.record.putting)
+
+    def test_a_flush_that_began_before_a_change(self):
+        self.make()
+        self.assertIsNone(self.flush(self.durability.changes))
+
+    def test_a_flush_that_began_before_all_was_here(self):
+        self.make()
+        self.assertIsNone(self.durability.flush_ended(Request(0, Command.FLUSH, 1, 0, 0)))
+
+    def test_a_change_after_a_flush(self):
+        self.make()
+        version = self.flush()
+        self.durability.changes()
+        self.assertIsNone(self.durability.put_if_unchanged(version, Attempt))
+        self.assertEqual((False, False), self.standing())
+
+    def test_a_change_while_it_is_put_on_record(self):
+        self.make()
+        put = self.durability.put_if_unchanged(self.flush(), Attempt)
+        self.durability.changes()
+        self.record.putting[0].callback(None)
+        self.successResultOf(put)
+        self.assertEqual((False, False), self.standing())
+
+    def test_no_flush_is_needed_for_what_is_on_record(self):
+        self.make(phase=Phase.COPIED)
+        self.assertIsNone(self.flush())
+
+    def test_known_by_somebody_who_can(self):
+        self.make()
+        self.durability.changes()
+        self.durability.take_for_copied()
+        self.assertTrue(self.durability.copied)
+
+    def test_a_record_that_cannot_be_written(self):
+        self.make()
+        put = self.durability.put_if_unchanged(self.flush(), Attempt)
+        error = OSError(28, "No space left")
+        self.record.putting[0].errback(error)
+        self.assertIs(error, self.failureResultOf(put, OSError).value)
+        self.assertEqual([error], self.errors)
+        self.assertFalse(self.durability.copied)

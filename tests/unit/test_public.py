@@ -1,0 +1,54 @@
+"""The names that embedders import, and what importing them costs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import blockmig
+
+NAMES = """
+    BlockDisk Converge Destination ExitStatus FileDisk GaveUp LocalFailure MigrationError Mirror
+    Overrides Patience Receiver Refused Relay Runtime Sender Server Summary Unconfirmed
+    judge look open_disk
+"""
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+class PublicNamesTests(SynchronousTestCase):
+    def test_these_and_no_others(self):
+        self.assertEqual(NAMES.split(), blockmig.__all__)
+        self.assertEqual(set(blockmig.__all__), set(blockmig._WHERE))
+
+    def test_each_is_what_it_is_called(self):
+        for name in blockmig.__all__:
+            self.assertEqual(name, getattr(blockmig, name).__name__)
+            self.assertIn(name, dir(blockmig))
+
+    def test_what_is_not_there(self):
+        self.assertRaises(AttributeError, getattr, blockmig, "Attempts")
+        with self.assertRaises(ImportError):
+            exec("from blockmig import Attempts", {})
+
+    def test_nothing_is_loaded_before_it_is_asked_for(self):
+        program = (
+            "import sys, blockmig\n"
+            "assert not [name for name in sys.modules if name.startswith('blockmig.')]\n"
+            "assert 'twisted' not in sys.modules\n"
+            "blockmig.Refused\n"
+            "assert 'twisted' not in sys.modules\n"
+            "blockmig.Receiver, blockmig.Sender, blockmig.Mirror, blockmig.Server\n"
+            "assert 'twisted.internet.reactor' not in sys.modules\n"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True)
+
+    def test_documents_import_from_here(self):
+        """What an embedder is shown is what they may rely on."""
+        allowed = {"blockmig", "blockmig.interfaces", "blockmig.testing"}
+        for path in DOCS.glob("*.md"):
+            found = re.findall(r"^\s*(?:from|import) (blockmig[\w.]*)", path.read_text(), re.M)
+            self.assertEqual(set(), set(found) - allowed, path.name)
