@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -149,11 +149,11 @@ class Executor:
         answered: Deferred[Reply] = Deferred()
 
         def begin(error: int) -> None:
-            answer = [] if OVER in self._holds.reasons else self._begin(request, error)
-            if isinstance(answer, Deferred):
-                answer.chainDeferred(answered)
-            else:
-                answered.callback(answer)
+            over = OVER in self._holds.reasons
+            answer: Deferred[Any] = (
+                succeed([]) if over else maybeDeferred(self._begin, request, error)
+            )
+            answer.chainDeferred(answered)
 
         self._after(admitted, begin)
         return answered
