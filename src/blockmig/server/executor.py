@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -148,14 +148,13 @@ class Executor:
             return self._begin(request, admitted)
         answered: Deferred[Reply] = Deferred()
 
-        def begin(error: int) -> None:
-            over = OVER in self._holds.reasons
-            answer: Deferred[Any] = (
-                succeed([]) if over else maybeDeferred(self._begin, request, error)
-            )
-            answer.chainDeferred(answered)
+        def begin(error: int) -> Any:
+            return [] if OVER in self._holds.reasons else self._begin(request, error)
 
-        self._after(admitted, begin)
+        def begin_after(error: int) -> None:
+            maybeDeferred(begin, error).chainDeferred(answered)
+
+        self._after(admitted, begin_after)
         return answered
 
     def memory_for(self, request: Request) -> int:
