@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -149,14 +149,13 @@ class Executor:
             return self._begin(request, admitted)
         answered: Deferred[Reply] = Deferred()
 
-        def begin(error: int) -> None:
-            answer = [] if OVER in self._holds.reasons else self._begin(request, error)
-            if isinstance(answer, Deferred):
-                answer.chainDeferred(answered)
-            else:
-                answered.callback(answer)
+        def begin(error: int) -> Any:
+            return [] if OVER in self._holds.reasons else self._begin(request, error)
 
-        self._after(admitted, begin)
+        def begin_after(error: int) -> None:
+            maybeDeferred(begin, error).chainDeferred(answered)
+
+        self._after(admitted, begin_after)
         return answered
 
     def memory_for(self, request: Request) -> int:

@@ -87,8 +87,10 @@ class Holds:
         self.add(why)
 
         def done(result: Any | Failure) -> None:
-            then(result)
-            self.release(why)
+            try:
+                then(result)
+            finally:
+                self.release(why)
 
         doing.addBoth(done).addErrback(_bug)
 

@@ -1,0 +1,91 @@
+"""When a client is given up."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.server import silence as module
+from blockmig.server.silence import Silence
+
+
+class SilenceTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.given_up = []
+        self.late = []
+        self.waiting = self.excused = False
+        self.silence = Silence(
+            self.clock, StringTransport(), lambda: self.waiting, self.given_up.append
+        )
+
+    def watch(self, seconds=10):
+        self.silence.watch(seconds, lambda: self.excused)
+
+    def test_silent(self):
+        self.watch()
+        self.clock.advance(9.9)
+        self.assertEqual([], self.given_up)
+        self.clock.advance(0.2)
+        self.assertEqual([10], self.given_up)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_from_when_it_is_watched(self):
+        self.clock.advance(8)
+        self.watch()
+        self.clock.advance(9.9)
+        self.assertEqual([], self.given_up)
+
+    def test_not_while_something_happens(self):
+        self.watch()
+        for _ in range(10):
+            self.clock.advance(6)
+            self.silence.note()
+        self.assertEqual([], self.given_up)
+        self.clock.pump([6, 6])
+        self.assertEqual([10], self.given_up)
+
+    def test_not_while_it_has_leave(self):
+        self.excused = True
+        self.watch()
+        self.clock.pump([5] * 20)
+        self.assertEqual([], self.given_up)
+        self.excused = False
+        self.clock.pump([5] * 3)
+        self.assertEqual([10], self.given_up)
+
+    def test_not_while_it_takes_what_waits(self):
+        untaken = iter(range(1000, 0, -1))
+        self.patch(module, "unacknowledged", lambda transport: next(untaken))
+        self.waiting = True
+        self.watch()
+        self.clock.pump([5] * 20)
+        self.assertEqual([], self.given_up)
+        self.patch(module, "unacknowledged", lambda transport: 7)
+        self.clock.pump([5] * 5)
+        self.assertEqual([10], self.given_up)
+
+    def test_never(self):
+        self.watch(0)
+        self.silence.limit(0, self.late.append)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_a_limit(self):
+        """It passes whatever happens meanwhile."""
+        self.silence.limit(10, self.late.append)
+        for _ in range(2):
+            self.clock.advance(4)
+            self.silence.note()
+        self.assertEqual([], self.late)
+        self.clock.advance(4)
+        self.assertEqual(([10], []), (self.late, self.given_up))
+
+    def test_one_thing_at_a_time(self):
+        self.silence.limit(10, self.late.append)
+        self.watch(20)
+        self.clock.advance(15)
+        self.assertEqual(([], []), (self.late, self.given_up))
+        self.silence.stop()
+        self.silence.stop()
+        self.assertEqual([], self.clock.getDelayedCalls())
