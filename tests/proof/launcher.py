@@ -61,6 +61,7 @@ from blockmig.migration.mirror.pre_copy import LivePasses, Stage
 from blockmig.migration.source import finisher, sender
 from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
 from blockmig.runtime import Runtime
+from blockmig.server import ServerConnection
 from blockmig.transport import client_endpoint, server_endpoint
 from tests.proof.volatile import DIED, ORPHANED, Journal, Point, Points, Strike, VolatileCalls
 
@@ -259,9 +260,16 @@ class _Watched:
         self.descriptor = -1
         self._lose, protocol.connectionLost = protocol.connectionLost, self._lost
         self._connect, protocol.makeConnection = protocol.makeConnection, self._connected
-        self._receive, protocol.dataReceived = protocol.dataReceived, self._received
-        if hasattr(protocol, "payload_moved"):
-            self._move, protocol.payload_moved = protocol.payload_moved, self._moved
+        if isinstance(protocol, ServerConnection):
+            self._enter, protocol._enter = protocol._enter, self._entered
+        else:
+            self._receive, protocol.dataReceived = protocol.dataReceived, self._received
+
+    def _entered(self, phase: Any) -> None:
+        """Of a server's connection: what comes goes to its phase, by the transport or past it."""
+        self._receive, phase.dataReceived = phase.dataReceived, self._received
+        self._move, phase.payload_moved = phase.payload_moved, self._moved
+        self._enter(phase)
 
     def _connected(self, transport: Any) -> None:
         self._write, transport.write = transport.write, self._writing
