@@ -82,7 +82,10 @@ def start(processes: Processes) -> Callable[..., Running]:
     def begin(path: Path, *more: Path, prefix: tuple[str, ...] = ()) -> Running:
         running = processes.start(sys.executable, "-c", PROGRAM, path, *more, prefix=prefix)
         if not more:
-            until(lambda: running.stdout or running.status is not None, what=running.stderr)
+            until(
+                lambda: running.stdout.endswith("\n") or running.status is not None,
+                what=running.stderr,
+            )
             assert running.stderr == ""
         return running
 

@@ -501,7 +501,7 @@ def test_a_destination_in_memory_is_warned_of_and_goes_on(
         holes(scene)
         scene.as_device()
     receiver = scene.receive()
-    (warned,) = receiver.events("in-memory")
+    warned = receiver.wait_event("in-memory")
     assert warned["level"] == "warn"
     assert "in memory" in warned["message"]
     assert str(scene.copy) in warned["message"]

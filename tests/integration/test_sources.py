@@ -16,7 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.disks import MIB, digest, loop_device, random_image, sparse_image
+from tests.support.disks import (
+    MIB,
+    digest,
+    loop_device,
+    random_image,
+    real_file_system,
+    sparse_image,
+)
 from tests.support.mirroring import hooked
 from tests.support.processes import BLOCKMIG, FULL, Processes, Running, until
 
@@ -375,8 +382,15 @@ def test_what_is_written_to_a_source_that_is_open_anyway_still_counts(move: Move
     assert move.stands(move.source) == Standing.CANONICAL
 
 
-def test_what_is_written_by_a_mapping_that_was_written_to_before_still_counts(move: Move) -> None:
-    """The page is dirty already, so that the kernel is not told of another write to it."""
+def test_what_is_written_by_a_mapping_that_was_written_to_before_still_counts(
+    room: Path, attached: contextlib.ExitStack, processes: Processes
+) -> None:
+    """The page is dirty already, so that the kernel is not told of another write to it.
+
+    On a file system in memory it is never told, and nobody can know.
+    """
+    place = attached.enter_context(real_file_system(room / "place", 32 * MIB))
+    move = Move(place, processes)
     move.receive()
     with move.source.open("r+b") as file, mmap.mmap(file.fileno(), SIZE) as mapping:
         mapping[1000:1009] = b"before it"

@@ -82,6 +82,19 @@ def loop_device(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def real_file_system(directory: Path, size: int) -> Iterator[Path]:
+    """A directory on ext4, whatever is around it."""
+    directory.mkdir()
+    image = sparse_image(directory.with_name(directory.name + ".image"), size, {})
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@contextlib.contextmanager
 def small_file_system(directory: Path, size: int) -> Iterator[Path]:
     """A directory in which there is so much room and no more."""
     directory.mkdir()

@@ -28,7 +28,14 @@ from zope.interface import implementer
 
 from ..nbd import ClientHandshake, HandshakeRefused, Negotiated, ProtocolError
 from ..runtime import Runtime
-from ..transport import Pacer, RegionProducer, is_plain_socket, tune, unacknowledged
+from ..transport import (
+    Pacer,
+    RegionProducer,
+    has_hung_up,
+    is_plain_socket,
+    tune,
+    unacknowledged,
+)
 
 
 class ClientUser:
@@ -186,6 +193,11 @@ class ClientConnection(Protocol):
         self.user.connection_lost(why, reason)
 
     # What is done with it.
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the server has closed it, though we were not told yet."""
+        return not self.is_gone and has_hung_up(self.transport)
 
     def wait(self, seconds: float, why: str) -> None:
         """Give the connection up in a while, unless something else is waited for before that."""

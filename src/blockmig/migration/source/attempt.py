@@ -336,8 +336,14 @@ class Attempt(ClientUser):
     def record(self) -> None:
         """In a thread, since it waits for the medium."""
         working = self._in_thread(self._given.retirement.record_copied)
-        working.addCallbacks(lambda _: self._handoff.recorded(), self._record_failed)
+        working.addCallbacks(self._recorded, self._record_failed)
         working.addErrback(_bug)
+
+    def _recorded(self, _: object) -> None:
+        """A destination that has left meanwhile may not have done so in good order."""
+        if self._connection.is_hung_up:
+            self._drop("the destination closed the connection")
+        self._handoff.recorded()
 
     def _record_failed(self, failure: Failure) -> None:
         if failure.check(DiskChanged):
