@@ -421,13 +421,28 @@ class ToldTests(SynchronousTestCase):
         self.assertEqual(b"", self.peer.recv(1))
 
     def test_reply_and_end_together(self):
-        """A destination that died behind its last reply has not had the disconnect."""
+        """A destination that died right after its last reply: that is looked at before retiring."""
         for unlink in (False, True):
             self.setUp()
             self.send(unlink=unlink)
             self.reply_to_flush()
             self.peer.close()
-            self.check(unlink, Unconfirmed)
+            self.reactor.run_dry()
+            self.assertFalse(self.disk.unlinked)
+            self.assertNoResult(self.outcome)
+            self.assertIn("lost before the source was retired", self.sender.last_error)
+            self.sender.stop()
+            self.check(False, GaveUp)
+
+    def test_the_end_comes_right_after_that_look(self):
+        """It died all the same, and has not had the disconnect."""
+        for unlink in (False, True):
+            self.setUp()
+            self.send(unlink=unlink)
+            self.reply_to_flush()
+            self.peer.close()
+            with mock.patch("blockmig.client.connection.has_hung_up", return_value=False):
+                self.check(unlink, Unconfirmed)
 
     def test_reply_and_half_close_together(self):
         for unlink in (False, True):
