@@ -511,7 +511,9 @@ def test_a_destination_in_memory_is_warned_of_and_goes_on(
 def test_a_destination_on_a_real_disk_is_not_warned_of(scene: Scene) -> None:
     """Where tests run in memory it is warned of here as well."""
     in_memory = is_in_memory(filesystem_of(str(scene.room)))
-    assert bool(scene.receive().events("in-memory")) == in_memory
+    receiver = scene.receive()
+    scene.completes("send")
+    assert bool(receiver.events("in-memory")) == in_memory
 
 
 @pytest.fixture
@@ -538,5 +540,6 @@ def test_a_file_in_dev_shm_is_no_missing_device(scene: Scene, name: str, there: 
     scene.copy = Path("/dev/shm") / name
     if there:
         holes(scene)
-    assert len(scene.receive().events("in-memory")) == 1
+    receiver = scene.receive()
     scene.completes("send")
+    assert len(receiver.events("in-memory")) == 1
