@@ -520,5 +520,7 @@ def test_events_are_as_shown(tmp_path: Path) -> None:
         timeout=PATIENCE,
     )
     assert gave_up.returncode == 4
-    assert fields_by_event(said + gave_up.stderr) == shown_fields("receive")
+    events = fields_by_event(said + gave_up.stderr)
+    events.pop("in-memory", None)  # of the machine's, where tests run in memory
+    assert events == shown_fields("receive")
     assert fields_by_event(done.stdout) == shown_fields("progress")
