@@ -22,14 +22,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ...client import ClientConnection, ClientFailed, Requests
+from ...client import ClientConnection, ClientFailed, RequestFailed, Requests
 from ...nbd import (
     ClientTransmission,
     Command,
@@ -140,16 +140,9 @@ class Copier:
 
         @return: fails with L{ClientFailed} where it cannot be read.
         """
-        reading: Deferred[bytes] = Deferred()
-
-        def answered(error: int, data: bytes) -> None:
-            failed = Failure(ClientFailed(describe_errno(error), error)) if error else None
-            if not reading.called:
-                reading.callback(failed if failed is not None else data)
-
-        _, header = self._requests.make(Command.READ, offset, length, answered)
+        header, reading = self._requests.ask(Command.READ, offset, length)
         self._send([header])
-        return reading
+        return reading.addErrback(_cannot_be_read)
 
     async def flush_now(self) -> None:
         """Have durable at the destination what it has; that says nothing of the whole copy."""
@@ -320,6 +313,14 @@ class Copier:
 
     def _refused(self, what: str, error: int) -> None:
         self._connection.fail(f"the destination answered {what} with {describe_errno(error)}")
+
+
+def _cannot_be_read(failure: Failure) -> NoReturn:
+    """In the words of whoever looks at a foreign destination."""
+    error = failure.value
+    if isinstance(error, RequestFailed):
+        raise ClientFailed(describe_errno(error.error), error.error) from None
+    failure.raiseException()
 
 
 def _bug(failure: Failure) -> None:
