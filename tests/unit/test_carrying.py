@@ -372,6 +372,20 @@ class ThreadCase(Case):
         return self.place.threads.names()
 
 
+class ToldTests(ThreadCase):
+    def test_the_client_is_told_of_an_error_before_whoever_decides(self):
+        """Who may end the connection because of it."""
+        sent = []
+        handler = self.place.server._handler
+        handler.failed = lambda *_: sent.append(len(self.peer.transport.out))
+        self.disk.fail["flush"] = OSError(5, "broken")
+        self.peer.send(FLUSH)
+        self.place.threads.run()
+        self.peer.run()
+        self.assertEqual(1, len(sent))
+        self.assertGreater(sent[0], 0)
+
+
 class ThreadTests(ThreadCase):
     def test_long_changes(self):
         for command, name in ((ZEROES, "zero"), (TRIM, "trim")):
