@@ -107,6 +107,9 @@ _CHECK: Final = (
     "fstat disk",  # 6: whether it has names
     "lease disk",
 )
+WHENEVER: Final = frozenset({"sync_file_range disk"})
+"""What a thread does beside the others: it may come between any two of them."""
+
 _PLACE: Final = ("fstat disk", "stat disk", "fstat disk")
 _TO_PUT_DOWN: Final = ("create", "pwrite", "fsync", "rename")
 BLIND: Final = {
@@ -637,7 +640,8 @@ def moments(recorded: Recorded) -> list[Point]:
 def blind_points(play: Play, side: str, points: list[Point]) -> dict[tuple[Point, str], str]:
     """Which acts at which points fall into which of the blind instants."""
     found: dict[tuple[Point, str], str] = {}
-    names = [point.name for point in points]
+    ordered = [index for index, point in enumerate(points) if point.name not in WHENEVER]
+    names = [points[index].name for index in ordered]
     for title, blind in BLIND.items():
         if blind.side != side or blind.unlink not in (None, play.unlink):
             continue
@@ -655,7 +659,8 @@ def blind_points(play: Play, side: str, points: list[Point]) -> dict[tuple[Point
             starts = [start for start in starts if start > asked]
         start = starts[0]
         for acts, seen in blind.seen.items():
-            for point in points[start + seen + 1 : start + len(blind.points)]:
+            last_seen, acted = ordered[start + seen], ordered[start + len(blind.points) - 1]
+            for point in points[last_seen + 1 : acted + 1]:
                 found |= {(point, act): title for act in acts}
     return found
 
