@@ -157,7 +157,7 @@ def test_stopped_sender_loses_its_place(processes: Processes, room: Path) -> Non
 
 
 def test_slow_sender_keeps_its_place(processes: Processes, room: Path) -> None:
-    """Silence is what counts, not slowness: 2 MiB take longer than the timeout."""
+    """ConnectionTimeout is what counts, not slowness: 2 MiB take longer than the timeout."""
     source = random_image(room / "source", 3 * MIB)
     receiver = processes.receive(room / "destination", "--size", 3 * MIB, "--idle-timeout", 1)
     sender = processes.send(source, receiver, "--max-rate", "1M")

@@ -46,12 +46,12 @@ FILE_SYSTEM = 33 * MIB, 127 * MIB
 """The partitions: where they begin, and how long they are."""
 
 SIZE = sum(FILE_SYSTEM)
-GRAIN = 64 << 10
-GRAINS = RAW[1] // GRAIN // 2
+GRANULARITY = 64 << 10
+GRAINS = RAW[1] // GRANULARITY // 2
 """Those that are written to; as many behind them are full, and are discarded one by one."""
 
 BLOCK = 4096
-PULSES = GRAINS * GRAIN // BLOCK
+PULSES = GRAINS * GRANULARITY // BLOCK
 PULSES_FOR_A_DISCARD = 10
 RING = 16 * MIB
 FILES = 24
@@ -62,7 +62,7 @@ OF_THE_DISK = re.compile(r"vda|ext4|jbd2|i/o|blk|virtio|buffer|blocked for|rror"
 """What it may not warn of; but its clocks go wrong where this machine is busy."""
 
 PATTERN = random.Random(5).randbytes(4 * MIB)
-FULL_GRAIN = PATTERN[:GRAIN]
+FULL_GRAIN = PATTERN[:GRANULARITY]
 
 INIT = Template(r"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -305,7 +305,7 @@ class Disk:
             struct.pack("<4xB3xII", 0x83, start // 512, length // 512)
             for start, length in (RAW, FILE_SYSTEM)
         )
-        pieces = {446: table, 510: b"\x55\xaa", RAW[0] + GRAINS * GRAIN: FULL_GRAIN * GRAINS}
+        pieces = {446: table, 510: b"\x55\xaa", RAW[0] + GRAINS * GRANULARITY: FULL_GRAIN * GRAINS}
         sparse_image(self.path, SIZE, pieces)
         start, length = FILE_SYSTEM
         make = ["mke2fs", "-q", "-t", "ext4", "-E", f"offset={start}", "-d", top]
@@ -503,10 +503,10 @@ def check_raw(path: Path, last: int) -> None:
     """The partition without a file system: what was written, and what was discarded."""
     with path.open("rb") as file:
         for n in range(max(0, last - PULSES + 1), last + 1):
-            file.seek(RAW[0] + n % GRAINS * GRAIN + n // GRAINS % 16 * BLOCK)
+            file.seek(RAW[0] + n % GRAINS * GRANULARITY + n // GRAINS % 16 * BLOCK)
             assert file.read(BLOCK) == b"%-4096d" % n, f"block {n}"
         discarded = last // PULSES_FOR_A_DISCARD + 1
-        file.seek(RAW[0] + GRAINS * GRAIN)
+        file.seek(RAW[0] + GRAINS * GRANULARITY)
         for n in range(GRAINS):
-            wanted = bytes(GRAIN) if n < discarded else FULL_GRAIN
-            assert file.read(GRAIN) == wanted, f"{n}, of {discarded} that are discarded"
+            wanted = bytes(GRANULARITY) if n < discarded else FULL_GRAIN
+            assert file.read(GRANULARITY) == wanted, f"{n}, of {discarded} that are discarded"

@@ -686,10 +686,10 @@ sender.backoffPolicy = lambda: lambda failures: {PAUSE}
 """
 _THREADS = """
 import os, random, threading, time
-from blockmig.server.pace import Pace
+from blockmig.server.latency import LatencyMonitor
 from blockmig.syscalls import SystemCalls
 
-Pace.slow_until = property(lambda pace: float("inf"), lambda pace, value: None)
+LatencyMonitor.slow_until = property(lambda latency: float("inf"), lambda latency, value: None)
 """
 SLOW = (
     _THREADS

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from blockmig.interfaces import Extent, IDisk, Probe
 from blockmig.nbd import Command, CommandFlag
-from blockmig.server import Pace, Server
+from blockmig.server import LatencyMonitor, Server
 from blockmig.storage import PROBE_SIZE
 from blockmig.syscalls import SystemCalls
 from tests.support.made import made
@@ -595,7 +595,7 @@ class Place:
             disk,
             reactor=self.clock,
             in_thread=self.threads or in_thread,
-            pace=Pace(self.seconds, count().__next__),
+            latency=LatencyMonitor(self.seconds, count().__next__),
             system=self.kernel,
             **keywords,
         )
@@ -605,7 +605,7 @@ class Place:
 
     def slow(self):
         """Have the disk be slow from now on, until a second has passed."""
-        self.server._access.pace.slow_until = self.seconds() + 1.0
+        self.server._access.latency.slow_until = self.seconds() + 1.0
 
 
 def pattern(length, seed=1):

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.interfaces import Extent
 from blockmig.nbd import STATE_HOLE, STATE_ZERO
-from blockmig.server import DiskAccess, Pace
+from blockmig.server import DiskAccess, LatencyMonitor
 from blockmig.server.access import SHORTEST_HOLE
 from blockmig.storage import PROBE_SIZE
 from blockmig.syscalls import NO_WAIT
@@ -33,7 +33,9 @@ class Case(SynchronousTestCase):
         self.kernel = Kernel(self.disk)
         self.seconds = Seconds()
         self.threads = threads
-        self.access = DiskAccess(self.disk, threads or in_thread, Pace(self.seconds), self.kernel)
+        self.access = DiskAccess(
+            self.disk, threads or in_thread, LatencyMonitor(self.seconds), self.kernel
+        )
 
     def read_now(self, offset=0, length=10):
         view = memoryview(bytearray(length))
@@ -101,7 +103,7 @@ class QuickTests(Case):
         self.assertFalse(self.access.quick)
 
     def test_slow(self):
-        self.access.pace.slow_until = self.seconds() + 1
+        self.access.latency.slow_until = self.seconds() + 1
         self.assertFalse(self.access.quick)
 
 

@@ -22,7 +22,7 @@ from blockmig.storage import (
 from .support import MemoryDisk
 
 KIB, MIB = 1 << 10, 1 << 20
-GRAIN = 64 * KIB
+GRANULARITY = 64 * KIB
 
 
 def head(*parts, size=MIB):
@@ -40,34 +40,34 @@ class PlacesTests(SynchronousTestCase):
 
     def test_so_they_are_about_where_a_disk_ceases_to_be_small(self):
         for grains in range(50, 140):
-            for more in (0, 1, GRAIN - 1):
-                self.check(2 * MIB + grains * GRAIN + more)
+            for more in (0, 1, GRANULARITY - 1):
+                self.check(2 * MIB + grains * GRANULARITY + more)
 
     def check(self, size):
         places = sampled_places(size)
         position = 0
         for offset, length in places:
             self.assertGreaterEqual(offset, position)
-            self.assertEqual(0, offset % GRAIN)
-            self.assertTrue(0 < length < MIB + GRAIN)
+            self.assertEqual(0, offset % GRANULARITY)
+            self.assertTrue(0 < length < MIB + GRANULARITY)
             position = offset + length
         self.assertEqual((0, min(size, MIB)), places[0])
         self.assertEqual(size, position)
         self.assertGreaterEqual(sum(length for _, length in places), min(size, 5 * MIB))
 
     def test_a_small_disk_is_looked_at_as_a_whole(self):
-        for size in (1, 5000, MIB, MIB + 1, 5 * MIB, 2 * MIB + 63 * GRAIN - 1):
+        for size in (1, 5000, MIB, MIB + 1, 5 * MIB, 2 * MIB + 63 * GRANULARITY - 1):
             self.assertEqual(size, sum(length for _, length in sampled_places(size)))
 
     def test_a_large_one_at_its_ends_and_at_62_places_between(self):
         size = (1 << 40) + 512
         places = sampled_places(size)
         self.assertEqual(64, len(places))
-        self.assertEqual({GRAIN}, {length for _, length in places[1:-1]})
+        self.assertEqual({GRANULARITY}, {length for _, length in places[1:-1]})
         self.assertEqual((size - 512 - MIB, MIB + 512), places[-1])
         starts = [offset for offset, _ in places[1:]]
         gaps = [after - before for before, after in itertools.pairwise(starts)]
-        self.assertLess(max(gaps) - min(gaps), 2 * GRAIN)
+        self.assertLess(max(gaps) - min(gaps), 2 * GRANULARITY)
 
 
 class Unmapped(MemoryDisk):

@@ -16,8 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command
 from blockmig.runtime import Runtime
-from blockmig.server import Pace, Server, Throttle
-from blockmig.storage import GRAIN, DirtyMap, FileDisk
+from blockmig.server import LatencyMonitor, Server, Throttle
+from blockmig.storage import GRANULARITY, DirtyMap, FileDisk
 
 from .served import FIXED, FUA, Place, Seconds, ServedDisk, go, pattern
 from .support import ADDRESS, FakeReactor, SocketTransport, in_thread, request_bytes
@@ -716,7 +716,7 @@ class ChangesTests(Case):
 
         def look():
             position = 0
-            while (taken := dirty.take(position, GRAIN)) is not None:
+            while (taken := dirty.take(position, GRANULARITY)) is not None:
                 start, position = taken
                 copy[start:position] = self.disk.data[start:position]
 
@@ -768,7 +768,9 @@ class MovedTests(SynchronousTestCase):
         self.calls = Calls(script)
         self.reactor = FakeReactor()
         self.server = Server(
-            self.disk, pace=Pace(Seconds()), runtime=Runtime(self.reactor, in_thread, self.calls)
+            self.disk,
+            latency=LatencyMonitor(Seconds()),
+            runtime=Runtime(self.reactor, in_thread, self.calls),
         )
         ours, self.theirs = socket.socketpair()
         self.addCleanup(ours.close)
@@ -803,7 +805,7 @@ class MovedTests(SynchronousTestCase):
 
             def look(dirty=dirty, copy=copy):
                 position = 0
-                while (taken := dirty.take(position, GRAIN)) is not None:
+                while (taken := dirty.take(position, GRANULARITY)) is not None:
                     start, position = taken
                     copy[start:position] = self.disk.read(start, position - start)
 

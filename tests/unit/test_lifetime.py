@@ -15,7 +15,7 @@ ARGUMENTS = {"pass_on": (None,)}
 NAMES = ("tell_disconnected", "tell_gone", "begin_passing", "close_transport", "abort_transport")
 
 
-class Core:
+class LifetimeCore:
     """Writes down what is done."""
 
     def __init__(self):
@@ -36,7 +36,7 @@ class Core:
 
 
 def run(*inputs):
-    core = Core()
+    core = LifetimeCore()
     machine = make_lifetime(core)
     for name in inputs:
         getattr(machine, name)(*ARGUMENTS.get(name, ()))
@@ -131,7 +131,7 @@ class TableTests(SynchronousTestCase):
             self.assertEqual("gone", core.told[-1], state)
 
     def test_a_handler_that_closes_when_it_is_told(self):
-        class Closing(Core):
+        class Closing(LifetimeCore):
             def tell_disconnected(self):
                 self.told.append("disconnected")
                 self.machine.close()

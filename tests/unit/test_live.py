@@ -9,8 +9,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration.mirror.pre_copy import Converge, LivePasses, Stage
-from blockmig.server import Changes, Pace
-from blockmig.storage import GRAIN, Piece
+from blockmig.server import Changes, LatencyMonitor
+from blockmig.storage import GRANULARITY, Piece
 
 MB = 1 << 20
 SIZE = 64 * MB
@@ -28,7 +28,7 @@ class FakeServer:
     def __init__(self, story):
         self.disk = FakeDisk()
         self.changes = Changes()
-        self.pace = Pace()
+        self.latency = LatencyMonitor()
         self.story = story
         self.holding = []
         self.prompt = True
@@ -128,7 +128,7 @@ class Case(SynchronousTestCase):
         steps = 40
         for step in range(steps):
             for grain in dirty[step::steps]:
-                self.server.changes.tell(grain * GRAIN, 4096)
+                self.server.changes.tell(grain * GRANULARITY, 4096)
             for start, end in taken:
                 length = (end - start) // steps
                 begin = start + step * length
@@ -175,7 +175,7 @@ class PassTests(Case):
 
     def test_what_is_written_meanwhile_goes_in_the_last_one(self):
         self.hold(dirty=(3, 700))
-        expected = [(3 * GRAIN, 4 * GRAIN), (700 * GRAIN, 701 * GRAIN)]
+        expected = [(3 * GRANULARITY, 4 * GRANULARITY), (700 * GRANULARITY, 701 * GRANULARITY)]
         self.assertEqual(expected, self.send_rest())
         self.successResultOf(self.sending)
         self.assertEqual(0, self.passes.left)
@@ -187,10 +187,10 @@ class PassTests(Case):
         self.send_pass()
         self.flush()
         self.assertEqual(["pass", "flush", "hold"], self.told())
-        self.server.changes.tell(5 * GRAIN, 1)
+        self.server.changes.tell(5 * GRANULARITY, 1)
         self.server.holding[0].callback(None)
         self.assertEqual(["pass"], self.told())
-        self.assertEqual([(5 * GRAIN, 6 * GRAIN)], self.send_rest())
+        self.assertEqual([(5 * GRANULARITY, 6 * GRANULARITY)], self.send_rest())
         self.successResultOf(self.sending)
 
     def test_a_range_is_taken_off_before_it_is_read(self):
@@ -201,18 +201,18 @@ class PassTests(Case):
         self.server.changes.tell(SIZE - 1, 1)
         self.assertEqual([(0, SIZE)], taken)
         self.assertEqual([], self.attempt.take())
-        self.assertEqual(2 * GRAIN, self.passes.dirty.bytes)
+        self.assertEqual(2 * GRANULARITY, self.passes.dirty.bytes)
         self.assertEqual(SIZE, self.passes.left)
 
     def test_no_more_than_so_much_at_a_time(self):
         self.begin()
         self.passes.dirty.take(0, SIZE)
         for grain in range(0, 800, 2):
-            self.server.changes.tell(grain * GRAIN, 1)
+            self.server.changes.tell(grain * GRANULARITY, 1)
         ranges = self.attempt.take()
         self.assertEqual(256, len(ranges))
         more = self.attempt.take()
-        self.assertEqual((144, ranges[-1][1] + GRAIN), (len(more), more[0][0]))
+        self.assertEqual((144, ranges[-1][1] + GRANULARITY), (len(more), more[0][0]))
         self.assertEqual([], self.attempt.take())
 
     def test_no_way_back_within_a_pass(self):
@@ -239,7 +239,9 @@ class PassTests(Case):
         self.flush()
         self.assertEqual(["pass", "flush", "pass"], self.told())
         self.assertEqual((2, True), (self.passes.number, self.passes.converging))
-        self.assertEqual(512 * GRAIN, sum(end - start for start, end in self.send_pass(seconds=2)))
+        self.assertEqual(
+            512 * GRANULARITY, sum(end - start for start, end in self.send_pass(seconds=2))
+        )
         self.flush()
         self.assertEqual(["flush", "hold", "pass"], self.told())
 
@@ -282,7 +284,7 @@ class PassTests(Case):
         self.clock.advance(0.06)
         self.server.changes.tell(0, 1)
         self.told()
-        self.assertEqual([(0, GRAIN)], self.send_rest())
+        self.assertEqual([(0, GRANULARITY)], self.send_rest())
         self.assertEqual(["flush"], self.told())
 
     def test_an_attempt_begins_with_everything(self):
@@ -405,10 +407,10 @@ class HoldTests(Case):
         self.successResultOf(self.sending)
         self.clock.advance(0.51)
         self.assertEqual(["release", "copy on"], self.told())
-        self.server.changes.tell(7 * GRAIN, 1)
+        self.server.changes.tell(7 * GRANULARITY, 1)
         self.sending = Deferred.fromCoroutine(self.passes.send(self.attempt))
         self.assertEqual(["pass"], self.told())
-        self.assertEqual([(7 * GRAIN, 8 * GRAIN)], self.send_rest())
+        self.assertEqual([(7 * GRANULARITY, 8 * GRANULARITY)], self.send_rest())
         self.assertEqual(["flush"], self.told())
 
     def until_held(self, seconds):
@@ -462,10 +464,10 @@ class HoldTests(Case):
         self.clock.advance(100)
         self.assertEqual([], self.told(), "no deadline is left")
         # It goes on where it was, with what is dirty since.
-        self.server.changes.tell(7 * GRAIN, 1)
+        self.server.changes.tell(7 * GRANULARITY, 1)
         self.sending = Deferred.fromCoroutine(self.passes.send(self.attempt))
         self.assertEqual(["pass"], self.told())
-        self.assertEqual([(7 * GRAIN, 8 * GRAIN)], self.send_rest())
+        self.assertEqual([(7 * GRANULARITY, 8 * GRANULARITY)], self.send_rest())
         self.assertEqual(["flush"], self.told())
 
     def test_small_steps_teach_how_long_they_take(self):
@@ -480,12 +482,12 @@ class HoldTests(Case):
         """That was not for the steps, of which there were none."""
         self.hold(dirty=range(20))
         (first, *_) = self.take_all()
-        self.passes.acknowledged(Piece(first[0], GRAIN, False))
+        self.passes.acknowledged(Piece(first[0], GRANULARITY, False))
         self.clock.advance(0.51)
         self.assertEqual(["release", "copy on"], self.told())
         convergence = self.passes.convergence
         self.assertEqual(0.0, convergence.steps)
-        self.assertAlmostEqual(GRAIN / 0.51, convergence._held_rate, places=0)
+        self.assertAlmostEqual(GRANULARITY / 0.51, convergence._held_rate, places=0)
 
     def test_what_one_hold_took_is_not_the_next_ones(self):
         """The instant of the flush is that of this hold, not of the one before."""
@@ -628,11 +630,11 @@ class ThrottleTests(NotConvergingTests):
         throttle = self.server.changes.throttle
         self.assertIsNone(throttle.turn())
         for grain in range(1024):
-            self.server.changes.tell(grain * GRAIN, 1)
+            self.server.changes.tell(grain * GRANULARITY, 1)
         self.assertIsNone(throttle.turn(), "it was dirty already")
         self.take_all()
         for grain in range(1024):
-            self.server.changes.tell(grain * GRAIN, 1)
+            self.server.changes.tell(grain * GRANULARITY, 1)
         self.assertIsNotNone(throttle.turn())
 
     def test_not_while_no_attempt_goes_on(self):

@@ -28,7 +28,7 @@ from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.migration.source import sender
 from blockmig.nbd import Command
 from blockmig.runtime import Runtime
-from blockmig.server import Pace, Server
+from blockmig.server import LatencyMonitor, Server
 from blockmig.storage import DiskChanged
 from blockmig.testing import Direction, MemoryNetwork, connect_client
 from tests.support.made import made
@@ -108,7 +108,9 @@ class Case(SynchronousTestCase):
             os.mkdir(os.path.dirname(disk.path))
         self.events = []
         self.systems = [Story(self.teller(name)) for name in ("src", "dst")]
-        self.server = Server(self.source, pace=Pace(), runtime=Runtime(self.clock, in_thread))
+        self.server = Server(
+            self.source, latency=LatencyMonitor(), runtime=Runtime(self.clock, in_thread)
+        )
         self.port = self.network.listen("server", self.server.factory())
         self.stopped = self.server.complete()
         self.receive()

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from blockmig.transport import Courtesy, Pacer, RateLimiter
+from blockmig.transport import Pacer, RateLimiter, YieldingLimiter
 
 MB = 1_000_000
 
@@ -126,7 +126,7 @@ class CourtesyTests(SynchronousTestCase):
         self.others = True
 
     def make(self, rate=None):
-        self.courtesy = Courtesy(self.clock, self.latest, rate, self.clock.seconds)
+        self.courtesy = YieldingLimiter(self.clock, self.latest, rate, self.clock.seconds)
         return self.courtesy
 
     def latest(self):

@@ -27,7 +27,7 @@ from blockmig.nbd import (
     TransmissionFlag,
 )
 from blockmig.runtime import Runtime
-from blockmig.server import Pace, Relay, Server
+from blockmig.server import LatencyMonitor, Relay, Server
 from blockmig.server import relay as relay_module
 from blockmig.server.forwarding import Forwarding
 from blockmig.server.relay import what_is_less
@@ -245,7 +245,7 @@ class Case(SynchronousTestCase):
             disk,
             reactor=self.clock,
             in_thread=(self.pool if self_pool else None) or in_thread,
-            pace=Pace(seconds, count().__next__),
+            latency=LatencyMonitor(seconds, count().__next__),
             system=kernel,
             **keywords,
         )
@@ -547,7 +547,7 @@ class HeldTests(Case):
         """A WRITE of which so many bytes came in pieces before the hold, and what came there."""
         self.make()
         if slow:
-            self.server._access.pace.slow_until = self.seconds() + 1.0
+            self.server._access.latency.slow_until = self.seconds() + 1.0
         peer = self.peer()
         payload = pattern(length, seed=9)
         _, whole = peer.expect(WRITE, 4096, length, flags, payload)
@@ -816,7 +816,7 @@ class HeldInThreadsTests(HeldTests):
         self.disk.data = bytearray(4 * SIZE)
         self.disk.size = 4 * SIZE
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
-        self.server._access.pace.slow_until = self.seconds() + 1.0
+        self.server._access.latency.slow_until = self.seconds() + 1.0
         peer = self.peer()
         payload = pattern(3 * SIZE, seed=9)
         _, whole = peer.expect(WRITE, 4096, len(payload), 0, payload)
@@ -838,7 +838,7 @@ class HeldInThreadsTests(HeldTests):
         self.disk.data = bytearray(4 * SIZE)
         self.disk.size = 4 * SIZE
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
-        self.server._access.pace.slow_until = self.seconds() + 1.0
+        self.server._access.latency.slow_until = self.seconds() + 1.0
         peer = self.peer()
         payload = pattern(3 * SIZE, seed=9)
         _, whole = peer.expect(WRITE, 0, len(payload), 0, payload)
@@ -860,7 +860,7 @@ class HeldInThreadsTests(HeldTests):
         self.disk.data = bytearray(4 * SIZE)
         self.disk.size = 4 * SIZE
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
-        self.server._access.pace.slow_until = self.seconds() + 1.0
+        self.server._access.latency.slow_until = self.seconds() + 1.0
         peer = self.peer()
         peer.give(request_bytes(WRITE, 0, 3 * SIZE, cookie=3) + bytes(SIZE + 100))
         self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
@@ -1008,7 +1008,7 @@ class OrderTests(Case):
         self.make()
         peer = self.peer(structured=structured)
         if slow:
-            self.server._access.pace.slow_until = self.seconds() + 1.0
+            self.server._access.latency.slow_until = self.seconds() + 1.0
         model, stream, expected = bytearray(CONTENT), b"", {}
         for n, (writes, length) in enumerate(asked):
             offset = 997 * n
@@ -1058,7 +1058,7 @@ class PressureTests(Case):
             made[1].transport.incoming  # noqa: B018
             self.endpoint.wires[1].there.out += bytes([n]) * 10_000
             self.settle()
-        kept = peer.connection._line.outgoing.pending_bytes
+        kept = peer.connection._context.outgoing.pending_bytes
         self.assertLessEqual(kept, 20_000)
         self.assertFalse(self.endpoint.wires[1].near.reading)
         peer.transport.room = None
@@ -1266,7 +1266,7 @@ class EndTests(Case):
         self.make()
         self.peer()
         still = Deferred()
-        self.server._access.work.settled = lambda: still
+        self.server._access.jobs.settled = lambda: still
         self.relay()
         self.server.stop()
         self.settle()

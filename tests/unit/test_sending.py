@@ -438,7 +438,7 @@ class ServerReadsTests(ReadingCase):
         self.assertEqual(b"x" * 10, self.disk.read(0, 10))
 
     def test_nothing_is_overtaken_by_the_shortest_way(self):
-        calls = self.connection._line.outgoing._system
+        calls = self.connection._context.outgoing._system
         taken = iter((20, 0))
 
         class TakesLittle(type(calls)):
@@ -450,7 +450,7 @@ class ServerReadsTests(ReadingCase):
 
         count, length = 12, 30_000
         self.disk.write(0, random.Random(3).randbytes(count + length))
-        self.connection._line.outgoing._system = TakesLittle()
+        self.connection._context.outgoing._system = TakesLittle()
         # More than one bufferful of replies, so that the rest of the first has to wait.
         self.theirs.send(b"".join(request_bytes(0, i, length) for i in range(count)))
         replies = b""

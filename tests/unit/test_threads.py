@@ -1,4 +1,4 @@
-"""Work in threads: it cannot be taken back, and is waited for."""
+"""JobQueue in threads: it cannot be taken back, and is waited for."""
 
 from __future__ import annotations
 

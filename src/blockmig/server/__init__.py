@@ -10,7 +10,7 @@ from .clients import Clients
 from .connection import ServerConnection
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
-from .pace import Pace
+from .latency import LatencyMonitor
 from .relay import Relay
 from .serving import Server
 from .traffic import Traffic
@@ -21,7 +21,7 @@ __all__ = [
     "ConnectionSettings",
     "DiskAccess",
     "IExportHandler",
-    "Pace",
+    "LatencyMonitor",
     "Relay",
     "Server",
     "ServerConnection",

@@ -6,7 +6,7 @@ Rules:
 
 * what may take long runs in a thread. A read is done at once only if the kernel says that it need
   not wait for the medium (RWF_NOWAIT); a write, or a read where the kernel cannot say, only while
-  such calls have proved to be quick (`pace`);
+  such calls have proved to be quick (`latency`);
 * a flush covers all that was written before it was asked for: whoever asks while one is under way
   waits for the next, together with all the others who do;
 * data may always be taken for data, a hole only if it was looked up after the request came;
@@ -28,8 +28,8 @@ from ..runtime import InThread
 from ..storage import PROBE_SIZE
 from ..syscalls import NO_WAIT, SystemCalls
 from .changes import Changes
-from .pace import Pace
-from .work import Owner, Work
+from .jobs import JobQueue, Owner
+from .latency import LatencyMonitor
 
 _log = Logger()
 
@@ -51,7 +51,7 @@ class DiskAccess:
 
     @param disk: the disk.
     @param in_thread: runs a function in a thread.
-    @ivar pace: whether it is quick enough to be called in the reactor's thread.
+    @ivar latency: whether it is quick enough to be called in the reactor's thread.
     @ivar changes: who is told of what clients change.
     @ivar no_wait: the flag for C{preadv} that has it fail rather than wait; 0 where none is known.
     """
@@ -60,14 +60,14 @@ class DiskAccess:
         self,
         disk: IDisk,
         in_thread: InThread,
-        pace: Pace,
+        latency: LatencyMonitor,
         system: SystemCalls,
     ) -> None:
         self.disk = disk
-        self.pace = pace
+        self.latency = latency
         self.careful = False
         self.changes = Changes()
-        self.work = Work(in_thread)
+        self.jobs = JobQueue(in_thread)
         self._in_thread = in_thread
         self._nobody = Owner()
         self.preadv = system.preadv
@@ -82,7 +82,7 @@ class DiskAccess:
     @property
     def quick(self) -> bool:
         """Whether small requests may be tried in the reactor's thread now."""
-        return self.pace.quick and self.disk.fileno() is not None
+        return self.latency.quick and self.disk.fileno() is not None
 
     def read_now(self, view: memoryview, offset: int) -> bool:
         """Fill C{view} from C{offset} if that needs no waiting; whether it was done."""
@@ -105,11 +105,11 @@ class DiskAccess:
 
         @param owner: here and below, whose work it is.
         """
-        return self.work.run(owner or self._nobody, self.disk.read, offset, length)
+        return self.jobs.run(owner or self._nobody, self.disk.read, offset, length)
 
     def write(self, offset: int, data: bytes, owner: Owner | None = None) -> Deferred[None]:
         """I{In a thread.} Write C{data}."""
-        return self.work.run(owner or self._nobody, self.disk.write, offset, data, changing=True)
+        return self.jobs.run(owner or self._nobody, self.disk.write, offset, data, changing=True)
 
     # Large reads, and what the disk looks like.
 
@@ -122,7 +122,7 @@ class DiskAccess:
             return False
         if with_holes and not self._data[0] <= offset <= offset + length <= self._data[1]:
             return False
-        return self._is_cached(offset, length) if self.no_wait else self.pace.quick
+        return self._is_cached(offset, length) if self.no_wait else self.latency.quick
 
     def _is_cached(self, offset: int, length: int) -> bool:
         """Whether it seems to be in the page cache: one byte of every so many is looked at."""
@@ -141,7 +141,7 @@ class DiskAccess:
         @param with_holes: if not, all of it is one run of data.
         @return: fires with the runs, which adjoin and make up the range.
         """
-        preparing = self.work.run(
+        preparing = self.jobs.run(
             owner or self._nobody, self._prepare, offset, length, with_holes, looking=with_holes
         )
         return preparing.addCallback(self._learn)
@@ -196,7 +196,7 @@ class DiskAccess:
         @param one: of its first extent only.
         @return: fires with the length and state of each extent.
         """
-        return self.work.run(
+        return self.jobs.run(
             owner or self._nobody, self._status, offset, offset + length, one, looking=True
         )
 

@@ -35,9 +35,9 @@ from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
 from .holds import HELD, Hold, Holds
 from .lifetime import make_lifetime
-from .phase import Line, Phase
+from .phase import Phase, PhaseContext
 from .session import Session
-from .silence import Silence
+from .timeout import ConnectionTimeout
 from .traffic import Traffic
 
 _log = Logger()
@@ -74,20 +74,22 @@ class ServerConnection(Protocol):
         """The server speaks first."""
         transport, runtime = self.transport, self._settings.runtime
         tune(transport)
-        silence = Silence(runtime.reactor, transport, lambda: outgoing.waiting, self._silent)
+        timeout = ConnectionTimeout(
+            runtime.reactor, transport, lambda: outgoing.waiting, self._silent
+        )
         outgoing = RegionProducer(
             transport,
             self._sending_failed,
             drained=self._drained,
-            room=silence.note,
+            room=timeout.note,
             system=runtime.system,
         )
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)
         holds = Holds(incoming, self._released)
-        self._line = line = Line(
-            self.peer, outgoing, incoming, holds, silence, self._life, self.traffic
+        self._context = context = PhaseContext(
+            self.peer, outgoing, incoming, holds, timeout, self._life, self.traffic
         )
-        handshake = HandshakePhase(line, self._settings, self._agree)
+        handshake = HandshakePhase(context, self._settings, self._agree)
         self._enter(handshake)
         self.begin(handshake)
 
@@ -96,7 +98,7 @@ class ServerConnection(Protocol):
         handshake.begin()
 
     def _enter(self, phase: Phase) -> None:
-        self._phase = self._line.incoming.protocol = phase
+        self._phase = self._context.incoming.protocol = phase
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes that the transport has read."""
@@ -111,11 +113,11 @@ class ServerConnection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection has gone, for whatever reason."""
-        line = self._line
+        context = self._context
         self._life.lose()
-        line.incoming.stop()
-        line.outgoing.stopProducing()
-        line.silence.stop()
+        context.incoming.stop()
+        context.outgoing.stopProducing()
+        context.timeout.stop()
         self._phase.lost(reason)
         self._phase.settle()
 
@@ -144,9 +146,9 @@ class ServerConnection(Protocol):
         """The handshake is over; C{data} came after it."""
         settings = self._settings
         self.handler, self.negotiated = handler, negotiated
-        session = Session(self._line, self, handler, negotiated, settings.runtime.threads)
+        session = Session(self._context, self, handler, negotiated, settings.runtime.threads)
         self._enter(session)
-        self._line.silence.watch(settings.idle_timeout, session.may_be_silent)
+        self._context.timeout.watch(settings.idle_timeout, session.may_be_silent)
         session.begin(data)
         self.agreed()
 
@@ -162,17 +164,17 @@ class ServerConnection(Protocol):
 
     def begin_passing(self, passing: Passing) -> None:
         """Give the connection up (see L{lifetime})."""
-        line, unanswered = self._line, self._phase.unanswered()
-        self._enter(Forwarding(line, passing))
-        line.silence.stop()
-        line.holds.clear()
+        context, unanswered = self._context, self._phase.unanswered()
+        self._enter(Forwarding(context, passing))
+        context.timeout.stop()
+        context.holds.clear()
         self.pause_reading()
         passing.begin(unanswered)
 
     def answer(self, data: bytes) -> bool:
         """Send what the other server says, after what we did; whether the peer has taken all."""
-        self._line.outgoing.send_view(data)
-        return not self._line.outgoing.waiting
+        self._context.outgoing.send_view(data)
+        return not self._context.outgoing.waiting
 
     # For handlers, and for whoever has the client wait.
 
@@ -191,11 +193,11 @@ class ServerConnection(Protocol):
 
         For a handler whose disk is behind, and for who passes the connection on.
         """
-        self._line.holds.add(Hold.BEHIND)
+        self._context.holds.add(Hold.BEHIND)
 
     def resume_reading(self) -> None:
         """Read on, unless the peer is to wait for another reason."""
-        self._line.holds.release(Hold.BEHIND)
+        self._context.holds.release(Hold.BEHIND)
 
     def hold(self) -> Deferred[None]:
         """Begin nothing more for the peer until L{release}; a handshake may go on.
@@ -206,8 +208,8 @@ class ServerConnection(Protocol):
 
     def release(self) -> None:
         """Go on where L{hold} had it stop."""
-        if HELD in self._line.holds.reasons:
-            self._line.holds.release(HELD)
+        if HELD in self._context.holds.reasons:
+            self._context.holds.release(HELD)
 
     # The end.
 
@@ -228,11 +230,11 @@ class ServerConnection(Protocol):
 
     def refuse(self) -> None:
         """Finish what has begun, and refuse what comes new."""
-        self._line.holds.add(Hold.REFUSED)
+        self._context.holds.add(Hold.REFUSED)
 
     def ignore(self) -> None:
         """Act on nothing more that the peer sends."""
-        self._line.holds.add(Hold.OVER)
+        self._context.holds.add(Hold.OVER)
 
     def tell_disconnected(self) -> None:
         """The client disconnected, and nothing of it is being carried out."""
@@ -246,7 +248,7 @@ class ServerConnection(Protocol):
 
     def close_transport(self) -> None:
         """Close when all was sent."""
-        self._line.silence.watch(_CLOSE_TIMEOUT, lambda: False)
+        self._context.timeout.watch(_CLOSE_TIMEOUT, lambda: False)
         self.transport.loseConnection()
 
     def abort_transport(self) -> None:

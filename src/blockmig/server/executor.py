@@ -37,7 +37,7 @@ from .access import MOST_STATUS, SMALL
 from .backend import PIECE, Answer, Backend, Reply
 from .handler import IExportHandler
 from .holds import OVER, REFUSED, Hold
-from .phase import Line
+from .phase import PhaseContext
 
 _log = Logger()
 
@@ -108,10 +108,10 @@ class IncomingWrite:
         return [header, *region, *self._pieces]
 
 
-class Executor:
+class RequestExecutor:
     """The requests of one connection.
 
-    @param line: the connection.
+    @param context: the connection.
     @param connection: what the handler knows it by.
     @param handler: who decides.
     @param negotiated: what was agreed on.
@@ -121,7 +121,7 @@ class Executor:
 
     def __init__(
         self,
-        line: Line,
+        context: PhaseContext,
         connection: Any,
         handler: IExportHandler,
         negotiated: Negotiated,
@@ -135,9 +135,9 @@ class Executor:
         self._allocation = negotiated.allocation
         self._wire = wire
         self._backend = backend
-        self._holds = line.holds
-        self._outgoing = line.outgoing
-        self._traffic = line.traffic
+        self._holds = context.holds
+        self._outgoing = context.outgoing
+        self._traffic = context.traffic
 
     def execute(self, request: Request) -> Answer:
         """Carry out a request that has no payload.

@@ -11,7 +11,7 @@ import typing
 from twisted.python.failure import Failure
 
 from ..transport import FileRegion
-from .phase import Line, Phase
+from .phase import Phase, PhaseContext
 
 
 class Passing(typing.Protocol):
@@ -40,12 +40,12 @@ class Passing(typing.Protocol):
 class Forwarding(Phase):
     """The phase of a connection that was passed on.
 
-    @param line: the connection.
+    @param context: the connection.
     @param passing: who is told of everything.
     """
 
-    def __init__(self, line: Line, passing: Passing) -> None:
-        super().__init__(line)
+    def __init__(self, context: PhaseContext, passing: Passing) -> None:
+        super().__init__(context)
         self._passing = passing
 
     def dataReceived(self, data: bytes) -> None:

@@ -26,7 +26,7 @@ from ..nbd import (
 from ..runtime import Runtime
 from .handler import IExportHandler
 from .holds import FULL, OVER
-from .phase import Line, Phase
+from .phase import Phase, PhaseContext
 
 _log = Logger()
 
@@ -59,13 +59,13 @@ class ConnectionSettings:
 class HandshakePhase(Phase):
     """The phase of a connection that has not agreed on anything.
 
-    @param line: the connection.
+    @param context: the connection.
     @param settings: what is offered.
     @param agreed: called once, at the end.
     """
 
-    def __init__(self, line: Line, settings: ConnectionSettings, agreed: Agreed) -> None:
-        super().__init__(line)
+    def __init__(self, context: PhaseContext, settings: ConnectionSettings, agreed: Agreed) -> None:
+        super().__init__(context)
         self._settings = settings
         self._agreed = agreed
         self._handshake = ServerHandshake(
@@ -78,22 +78,22 @@ class HandshakePhase(Phase):
 
     def begin(self) -> None:
         """Greet the client; in the old way that is all."""
-        line, settings = self._line, self._settings
+        context, settings = self._context, self._settings
         if settings.oldstyle is not None:
             export = settings.oldstyle.export.without(TransmissionFlag.SEND_DF)
-            line.outgoing.send([oldstyle_hello(export)])
+            context.outgoing.send([oldstyle_hello(export)])
             self._agreed(settings.oldstyle, Negotiated(export), b"")
         else:
-            line.silence.limit(settings.handshake_timeout, self._late)
-            line.outgoing.send([self._handshake.data_to_send()])
+            context.timeout.limit(settings.handshake_timeout, self._late)
+            context.outgoing.send([self._handshake.data_to_send()])
 
     def _late(self, seconds: float) -> None:
-        _log.info("{peer}: no handshake in {timeout} s", peer=self._line.peer, timeout=seconds)
-        self._line.life.abort()
+        _log.info("{peer}: no handshake in {timeout} s", peer=self._context.peer, timeout=seconds)
+        self._context.life.abort()
 
     def dataReceived(self, data: bytes) -> None:
         """What the client says."""
-        if OVER in self._line.holds.reasons:
+        if OVER in self._context.holds.reasons:
             return
         try:
             self._answer(data)
@@ -101,17 +101,17 @@ class HandshakePhase(Phase):
             self._broken(error)
 
     def _answer(self, data: bytes) -> None:
-        line, handshake = self._line, self._handshake
+        context, handshake = self._context, self._handshake
         try:
             handshake.receive_data(data)
         finally:
             if answer := handshake.data_to_send():
-                line.outgoing.send([answer])
-        if line.outgoing.pending:
-            line.holds.add(FULL)
+                context.outgoing.send([answer])
+        if context.outgoing.pending:
+            context.holds.add(FULL)
         event = handshake.next_event()
         if isinstance(event, Aborted):
-            line.life.close()
+            context.life.close()
         elif isinstance(event, Negotiated):
             handler = self._settings.lookup(event.export.name)
             assert handler is not None
@@ -119,5 +119,5 @@ class HandshakePhase(Phase):
 
     def drained(self) -> None:
         """The client has taken what it was told."""
-        if FULL in self._line.holds.reasons:
-            self._line.holds.release(FULL)
+        if FULL in self._context.holds.reasons:
+            self._context.holds.release(FULL)

@@ -22,7 +22,7 @@ from automat import TypeMachineBuilder
 from .forwarding import Passing
 
 
-class Inputs(Protocol):
+class LifetimeInputs(Protocol):
     """What can happen."""
 
     def disconnect(self) -> None:
@@ -50,7 +50,7 @@ class Inputs(Protocol):
         """The connection is gone."""
 
 
-class Core(Protocol):
+class LifetimeCore(Protocol):
     """What is done on the way, by the connection."""
 
     def refuse(self) -> None:
@@ -76,7 +76,7 @@ class Core(Protocol):
 
 
 # mypy wants a class that could be made; Automat only wants its name.
-_builder = TypeMachineBuilder(Inputs, Core)  # type: ignore[type-abstract]
+_builder = TypeMachineBuilder(LifetimeInputs, LifetimeCore)  # type: ignore[type-abstract]
 _open = _builder.state("open")
 """Requests come."""
 _draining = _builder.state("draining")
@@ -101,95 +101,95 @@ _gone = _builder.state("gone")
 """It is over."""
 
 
-@_open.upon(Inputs.finish).to(_finishing)
-@_draining.upon(Inputs.finish).to(_finishing)
-@_open.upon(Inputs.disconnect).to(_disconnected)
-@_draining.upon(Inputs.disconnect).to(_disconnected)
-def _stop_reading(machine: Inputs, core: Core) -> None:
+@_open.upon(LifetimeInputs.finish).to(_finishing)
+@_draining.upon(LifetimeInputs.finish).to(_finishing)
+@_open.upon(LifetimeInputs.disconnect).to(_disconnected)
+@_draining.upon(LifetimeInputs.disconnect).to(_disconnected)
+def _stop_reading(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
 
 
-@_open.upon(Inputs.drain).to(_draining)
-def _drain(machine: Inputs, core: Core) -> None:
+@_open.upon(LifetimeInputs.drain).to(_draining)
+def _drain(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.refuse()
 
 
-@_open.upon(Inputs.pass_on).to(_passed_on)
-def _pass_on(machine: Inputs, core: Core, passing: Passing) -> None:
+@_open.upon(LifetimeInputs.pass_on).to(_passed_on)
+def _pass_on(machine: LifetimeInputs, core: LifetimeCore, passing: Passing) -> None:
     core.ignore()
     core.begin_passing(passing)
 
 
-@_disconnected.upon(Inputs.settle).to(_told)
-def _tell_disconnected(machine: Inputs, core: Core) -> None:
+@_disconnected.upon(LifetimeInputs.settle).to(_told)
+def _tell_disconnected(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.tell_disconnected()
 
 
-@_open.upon(Inputs.close).to(_closing)
-@_draining.upon(Inputs.close).to(_closing)
-@_draining.upon(Inputs.settle).to(_closing)
-@_finishing.upon(Inputs.close).to(_closing)
-@_finishing.upon(Inputs.settle).to(_closing)
-@_disconnected.upon(Inputs.close).to(_closing)
-@_told.upon(Inputs.close).to(_closing)
-@_passed_on.upon(Inputs.close).to(_closing)
-@_passed_on.upon(Inputs.drain).to(_closing)
-def _close(machine: Inputs, core: Core) -> None:
+@_open.upon(LifetimeInputs.close).to(_closing)
+@_draining.upon(LifetimeInputs.close).to(_closing)
+@_draining.upon(LifetimeInputs.settle).to(_closing)
+@_finishing.upon(LifetimeInputs.close).to(_closing)
+@_finishing.upon(LifetimeInputs.settle).to(_closing)
+@_disconnected.upon(LifetimeInputs.close).to(_closing)
+@_told.upon(LifetimeInputs.close).to(_closing)
+@_passed_on.upon(LifetimeInputs.close).to(_closing)
+@_passed_on.upon(LifetimeInputs.drain).to(_closing)
+def _close(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
     core.close_transport()
 
 
-@_open.upon(Inputs.abort).to(_aborting)
-@_draining.upon(Inputs.abort).to(_aborting)
-@_finishing.upon(Inputs.abort).to(_aborting)
-@_disconnected.upon(Inputs.abort).to(_aborting)
-@_told.upon(Inputs.abort).to(_aborting)
-@_passed_on.upon(Inputs.abort).to(_aborting)
-@_closing.upon(Inputs.abort).to(_aborting)
-def _abort(machine: Inputs, core: Core) -> None:
+@_open.upon(LifetimeInputs.abort).to(_aborting)
+@_draining.upon(LifetimeInputs.abort).to(_aborting)
+@_finishing.upon(LifetimeInputs.abort).to(_aborting)
+@_disconnected.upon(LifetimeInputs.abort).to(_aborting)
+@_told.upon(LifetimeInputs.abort).to(_aborting)
+@_passed_on.upon(LifetimeInputs.abort).to(_aborting)
+@_closing.upon(LifetimeInputs.abort).to(_aborting)
+def _abort(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
     core.abort_transport()
 
 
-@_disconnected.upon(Inputs.lose).to(_lost_disconnected)
-@_open.upon(Inputs.lose).to(_lost)
-@_draining.upon(Inputs.lose).to(_lost)
-@_finishing.upon(Inputs.lose).to(_lost)
-@_told.upon(Inputs.lose).to(_lost)
-@_passed_on.upon(Inputs.lose).to(_lost)
-@_closing.upon(Inputs.lose).to(_lost)
-@_aborting.upon(Inputs.lose).to(_lost)
-def _lose(machine: Inputs, core: Core) -> None:
+@_disconnected.upon(LifetimeInputs.lose).to(_lost_disconnected)
+@_open.upon(LifetimeInputs.lose).to(_lost)
+@_draining.upon(LifetimeInputs.lose).to(_lost)
+@_finishing.upon(LifetimeInputs.lose).to(_lost)
+@_told.upon(LifetimeInputs.lose).to(_lost)
+@_passed_on.upon(LifetimeInputs.lose).to(_lost)
+@_closing.upon(LifetimeInputs.lose).to(_lost)
+@_aborting.upon(LifetimeInputs.lose).to(_lost)
+def _lose(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
 
 
-@_lost_disconnected.upon(Inputs.settle).to(_gone)
-def _tell_both(machine: Inputs, core: Core) -> None:
+@_lost_disconnected.upon(LifetimeInputs.settle).to(_gone)
+def _tell_both(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.tell_disconnected()
     core.tell_gone()
 
 
-@_lost.upon(Inputs.settle).to(_gone)
-def _tell_gone(machine: Inputs, core: Core) -> None:
+@_lost.upon(LifetimeInputs.settle).to(_gone)
+def _tell_gone(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.tell_gone()
 
 
 _ending = (_finishing, _disconnected, _told, _closing, _aborting, _lost_disconnected, _lost, _gone)
 for _state in (_passed_on, *_ending):
-    _state.upon(Inputs.disconnect).loop().returns(None)
-    _state.upon(Inputs.finish).loop().returns(None)
+    _state.upon(LifetimeInputs.disconnect).loop().returns(None)
+    _state.upon(LifetimeInputs.finish).loop().returns(None)
 for _state in (_draining, *_ending):
-    _state.upon(Inputs.drain).loop().returns(None)
+    _state.upon(LifetimeInputs.drain).loop().returns(None)
 for _state in (_draining, _passed_on, *_ending):
-    _state.upon(Inputs.pass_on).loop().returns(None)
+    _state.upon(LifetimeInputs.pass_on).loop().returns(None)
 for _state in (_open, _passed_on, _told, _closing, _aborting, _gone):
-    _state.upon(Inputs.settle).loop().returns(None)
+    _state.upon(LifetimeInputs.settle).loop().returns(None)
 for _state in (_closing, _aborting, _lost_disconnected, _lost, _gone):
-    _state.upon(Inputs.close).loop().returns(None)
+    _state.upon(LifetimeInputs.close).loop().returns(None)
 for _state in (_aborting, _lost_disconnected, _lost, _gone):
-    _state.upon(Inputs.abort).loop().returns(None)
+    _state.upon(LifetimeInputs.abort).loop().returns(None)
 for _state in (_lost_disconnected, _lost, _gone):
-    _state.upon(Inputs.lose).loop().returns(None)
+    _state.upon(LifetimeInputs.lose).loop().returns(None)
 
 make_lifetime = _builder.build()
 """Makes the machine of one connection; it begins in C{open}."""

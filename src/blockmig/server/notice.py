@@ -18,12 +18,12 @@ from ..nbd import SERVED_EXPORT, Errno, Export, Request, TransmissionFlag
 from ..runtime import Runtime
 from .access import DiskAccess
 from .handler import IExportHandler
-from .pace import Pace
+from .latency import LatencyMonitor
 
 _SIZE: Final = 4096
 
 
-class _Page:
+class _TextDisk:
     """Of L{blockmig.interfaces.IDisk} only what can come to be called of a read-only disk."""
 
     name = "the side export"
@@ -61,8 +61,10 @@ class ServedNotice:
         says = "a blockmig serve gives this disk to its clients: it is in use, and no destination"
         text = {"blockmig": 1, "export": "served", "size": size, "says": says}
         self.export = Export(export + SERVED_EXPORT, _SIZE, flags)
-        self.disk: Any = _Page(json.dumps(text).encode() + b"\n")
-        self.access = DiskAccess(cast(Any, self.disk), runtime.threads, Pace(), runtime.system)
+        self.disk: Any = _TextDisk(json.dumps(text).encode() + b"\n")
+        self.access = DiskAccess(
+            cast(Any, self.disk), runtime.threads, LatencyMonitor(), runtime.system
+        )
 
     def admit(self, connection: Any, request: Request) -> Errno:
         """Whatever a read-only export offers."""

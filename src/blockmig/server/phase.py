@@ -18,24 +18,24 @@ from zope.interface import implementer
 from ..nbd import RemoteProtocolError
 from ..transport import FileRegion, IPayloadReceiver, PayloadReader, RegionProducer
 from .holds import Holds
-from .silence import Silence
+from .timeout import ConnectionTimeout
 from .traffic import Traffic
 
 if TYPE_CHECKING:
-    from .lifetime import Inputs
+    from .lifetime import LifetimeInputs
 
 _log = Logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Line:
+class PhaseContext:
     """A connection as its phases have it.
 
     @ivar peer: who it is, for messages.
     @ivar outgoing: everything is sent through here.
     @ivar incoming: reads past the transport.
     @ivar holds: why nothing is read, or acted on.
-    @ivar silence: when the client is given up.
+    @ivar timeout: when the client is given up.
     @ivar life: how the connection ends.
     @ivar traffic: what was asked for.
     """
@@ -44,8 +44,8 @@ class Line:
     outgoing: RegionProducer
     incoming: PayloadReader
     holds: Holds
-    silence: Silence
-    life: Inputs
+    timeout: ConnectionTimeout
+    life: LifetimeInputs
     traffic: Traffic
 
 
@@ -58,8 +58,8 @@ class Phase:
 
     first_cookie: int | None = None
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, context: PhaseContext) -> None:
+        self._context = context
 
     # What comes from the client.
 
@@ -84,7 +84,7 @@ class Phase:
 
     def finished(self) -> None:
         """The client sends no more; it still hears of what it has asked for."""
-        self._line.life.finish()
+        self._context.life.finish()
         self.settle()
 
     def lost(self, reason: Failure) -> None:
@@ -107,7 +107,7 @@ class Phase:
 
     def settle(self) -> None:
         """Go on towards the end, if there is one, once nothing is being carried out any more."""
-        self._line.life.settle()
+        self._context.life.settle()
 
     def unanswered(self) -> list[bytes | FileRegion] | None:
         """What the client has sent that was not answered, as it came, taken from here.
@@ -119,10 +119,10 @@ class Phase:
     @property
     def owes(self) -> bool:
         """Whether the client has begun what it has to finish: a request, or taking its replies."""
-        return self._line.outgoing.waiting
+        return self._context.outgoing.waiting
 
     # For the phases.
 
     def _broken(self, error: RemoteProtocolError) -> None:
-        _log.info("{peer}: {error}; connection closed", peer=self._line.peer, error=str(error))
+        _log.info("{peer}: {error}; connection closed", peer=self._context.peer, error=str(error))
         self.finished()

@@ -56,10 +56,10 @@ from .connection import ServerConnection
 from .errors import DiskErrors
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
+from .jobs import MOST
+from .latency import LatencyMonitor
 from .notice import ServedNotice
-from .pace import Pace
 from .relay import Relay
-from .work import MOST
 
 _log = Logger()
 
@@ -94,7 +94,7 @@ class _ServedExport:
     @property
     def at_once(self) -> bool:
         """Yes, unless something has to wait."""
-        return not self.access.work.late and self.access.changes.throttle is None
+        return not self.access.jobs.late and self.access.changes.throttle is None
 
     def admit(self, connection: ServerConnection, request: Request) -> Errno | Deferred[Errno]:
         """Everything that the protocol allows.
@@ -104,8 +104,8 @@ class _ServedExport:
         """
         if not changes_the_disk(request):
             return Errno.OK
-        if self.access.work.late:
-            return self.access.work.settled().addCallback(lambda _: Errno.OK)
+        if self.access.jobs.late:
+            return self.access.jobs.settled().addCallback(lambda _: Errno.OK)
         throttle = self.access.changes.throttle
         turn = throttle.turn() if throttle is not None else None
         return Errno.OK if turn is None else turn.addCallback(lambda _: Errno.OK)
@@ -201,7 +201,7 @@ class Server:
     @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
     @param request_timeout: seconds of silence after which a client that has begun a request, or has
         replies to take, is given up; 0 for never.
-    @param pace: watches how quick the disk is; None for one that asks the system.
+    @param latency: watches how quick the disk is; None for one that asks the system.
     @param runtime: what the outside world is; None for the real one.
     @raise ValueError: C{export} is too long.
     """
@@ -216,7 +216,7 @@ class Server:
         max_connections: int = 0,
         handshake_timeout: float = 30.0,
         request_timeout: float = 300.0,
-        pace: Pace | None = None,
+        latency: LatencyMonitor | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         if len(export.encode()) > MAXIMUM_NAME:
@@ -231,7 +231,7 @@ class Server:
         self._most = max_connections
         self._threads = ThreadWork(runtime.threads, most=MOST + 1)  # and one that flushes
         runtime = replace(runtime, threads=self._threads)
-        self._access = DiskAccess(disk, self._threads, pace or Pace(), runtime.system)
+        self._access = DiskAccess(disk, self._threads, latency or LatencyMonitor(), runtime.system)
         flags = _READING | (TransmissionFlag.READ_ONLY if read_only else _WRITING)
         self._handler = _ServedExport(
             Export(export, disk.size, flags), self._access, reactor.seconds
@@ -380,9 +380,9 @@ class Server:
         return self._access.changes
 
     @property
-    def pace(self) -> Pace:
+    def latency(self) -> LatencyMonitor:
         """How quick the disk is, and when it was last called for a client."""
-        return self._access.pace
+        return self._access.latency
 
     def hold(self) -> Deferred[None]:
         """Begin nothing more for any client until L{release}, or L{hand_over}.
@@ -391,7 +391,7 @@ class Server:
         """
         self._handler.held = True
         holding: list[Deferred[Any]] = [client.hold() for client in self._clients]
-        still: Deferred[Any] = gatherResults([*holding, self._access.work.settled()])
+        still: Deferred[Any] = gatherResults([*holding, self._access.jobs.settled()])
         return still.addCallback(lambda _: None)
 
     def release(self) -> None:

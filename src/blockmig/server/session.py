@@ -2,7 +2,7 @@
 
 Owns what has come and was not acted on, the WRITE whose payload is on the wire, and the count of
 what is under way. What a request does, and what is replied, is the executor's (`executor`); small
-ones that need no admission and no waiting are answered by `small`.
+ones that need no admission and no waiting are answered by `fast_path`.
 
 Rules:
 
@@ -35,12 +35,12 @@ from ..nbd import (
 from ..runtime import InThread
 from ..transport import FileRegion
 from .backend import Answer, Backend, PlainBackend, Reply
-from .executor import Executor, IncomingWrite
+from .executor import IncomingWrite, RequestExecutor
+from .fast_path import FastPath
 from .handler import IExportHandler
 from .holds import FORBIDDING, FULL, HELD, OVER, PATIENT, REFUSED, UNDER_WAY, Hold
-from .phase import Line, Phase
+from .phase import Phase, PhaseContext
 from .shared import SharedBackend
-from .small import SmallRequests
 
 _log = Logger()
 
@@ -53,7 +53,7 @@ _WRITE: Final = int(Command.WRITE)
 class Session(Phase):
     """The phase of a connection that has agreed on an export.
 
-    @param line: the connection.
+    @param context: the connection.
     @param connection: what the handler knows it by.
     @param handler: who decides what may be done with the export.
     @param negotiated: what was agreed on.
@@ -62,30 +62,30 @@ class Session(Phase):
 
     def __init__(
         self,
-        line: Line,
+        context: PhaseContext,
         connection: Any,
         handler: IExportHandler,
         negotiated: Negotiated,
         in_thread: InThread,
     ) -> None:
-        super().__init__(line)
+        super().__init__(context)
         self._connection = connection
         self._handler = handler
-        self._outgoing = line.outgoing
-        self._reasons = line.holds.reasons
-        self._note = line.silence.note
+        self._outgoing = context.outgoing
+        self._reasons = context.holds.reasons
+        self._note = context.timeout.note
         structured = negotiated.structured
         self._wire = wire = ServerTransmission(structured)
         access = handler.access
-        self._small: SmallRequests | None = None
+        self._small: FastPath | None = None
         self._backend: Backend
         if access is None:
             self._backend = PlainBackend(handler.disk, wire, in_thread)
         else:
             self._backend = SharedBackend(access, wire, structured)
-            self._small = SmallRequests(access, negotiated.export, structured, line.traffic)
-        self._executor = Executor(
-            line, connection, handler, negotiated, wire=wire, backend=self._backend
+            self._small = FastPath(access, negotiated.export, structured, context.traffic)
+        self._executor = RequestExecutor(
+            context, connection, handler, negotiated, wire=wire, backend=self._backend
         )
         self._write: IncomingWrite | None = None
         self._in_progress = 0
@@ -96,9 +96,9 @@ class Session(Phase):
     def begin(self, data: bytes) -> None:
         """Act on what has come after the handshake, and read on."""
         if self._small is not None:
-            self._line.incoming.take_over(at_once=True)
+            self._context.incoming.take_over(at_once=True)
         if self._handler.held:
-            self._line.holds.add(HELD)
+            self._context.holds.add(HELD)
         self._wire.receive_data(data)
         self._go_on()
 
@@ -154,7 +154,7 @@ class Session(Phase):
         if REFUSED in self._reasons:
             self.settle()
         elif self._reasons.isdisjoint(FORBIDDING):
-            self._line.incoming.take_over()
+            self._context.incoming.take_over()
 
     def _may_go_on(self) -> bool:
         """Whether the next message may be acted on; not while too much of the client's waits.
@@ -165,7 +165,7 @@ class Session(Phase):
             self._in_progress + self._outgoing.pending >= _MOST_REQUESTS
             or self._bytes_in_progress + self._outgoing.pending_bytes >= _MOST_BYTES
         ):
-            self._line.holds.add(FULL)
+            self._context.holds.add(FULL)
         return self._reasons.isdisjoint(FORBIDDING)
 
     def _answer_small(self) -> bool:
@@ -184,7 +184,7 @@ class Session(Phase):
                 return True
         return False
 
-    def _ready_for_small(self) -> SmallRequests | None:
+    def _ready_for_small(self) -> FastPath | None:
         """Who answers small requests, if those may be next on the wire, and nothing is before."""
         if (
             self._reasons
@@ -203,7 +203,7 @@ class Session(Phase):
         elif request.command != _DISC:
             self._answer(request, self._executor.execute(request))
         else:
-            self._line.life.disconnect()
+            self._context.life.disconnect()
             self.settle()
 
     def finished(self) -> None:
@@ -216,7 +216,7 @@ class Session(Phase):
     def _payload(self, write: IncomingWrite, data: memoryview) -> None:
         writing = self._executor.take(write, data)
         if writing is not None:
-            self._line.holds.until(Hold.WRITING, writing, self._written)
+            self._context.holds.until(Hold.WRITING, writing, self._written)
 
     def _written(self, result: Any) -> None:
         if isinstance(result, Failure) and self._write is not None:
@@ -285,7 +285,7 @@ class Session(Phase):
             and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2
             and self._bytes_in_progress + self._outgoing.pending_bytes < _MOST_BYTES // 2
         ):
-            self._line.holds.release(FULL)
+            self._context.holds.release(FULL)
 
     def released(self) -> None:
         """Go on with what was held, and towards the end if it was the last."""
@@ -300,7 +300,7 @@ class Session(Phase):
 
         @return: fires when nothing of it is being carried out any more.
         """
-        self._line.holds.add(HELD)
+        self._context.holds.add(HELD)
         idle: Deferred[None] = Deferred()
         self._until_idle.append(idle)
         self.settle()
@@ -316,7 +316,7 @@ class Session(Phase):
                 idle.callback(None)
         reasons = self._reasons
         if OVER in reasons or (REFUSED in reasons and not self._has_begun()):
-            self._line.life.settle()
+            self._context.life.settle()
 
     def _is_busy(self) -> bool:
         """Whether something of the client's is being carried out."""

@@ -27,8 +27,8 @@ from ..nbd import ALLOCATION_ID, CommandFlag, Request, ServerTransmission, errno
 from ..transport import LONGEST_MOVE, FileRegion
 from .access import SHORTEST_HOLE, SMALL, DiskAccess
 from .backend import PIECE, SHORT_ZEROES, Answer, Reply, cache, change
-from .pace import Beginning
-from .work import Owner
+from .jobs import Owner
+from .latency import Beginning
 
 # Bytes of memory that one run of a READ's reply takes, or nearly so.
 _RUN_SIZE: Final = 256
@@ -46,7 +46,7 @@ class SharedBackend:
     def __init__(self, access: DiskAccess, wire: ServerTransmission, structured: bool) -> None:
         self._access = access
         self._disk = access.disk
-        self._pace = access.pace
+        self._latency = access.latency
         self._changes = access.changes
         self._wire = wire
         self._structured = structured
@@ -55,11 +55,11 @@ class SharedBackend:
 
     def note(self) -> None:
         """The disk is in use."""
-        self._pace.note()
+        self._latency.note()
 
     def abandon(self) -> None:
         """What was not begun is not to be done."""
-        self._access.work.abandon(self._owner)
+        self._access.jobs.abandon(self._owner)
 
     def _check(self) -> None:
         if self._owner.gone:
@@ -75,11 +75,11 @@ class SharedBackend:
     def write(self, offset: int, data: memoryview) -> None:
         """Write some of a payload at once."""
         self._changes.tell(offset, len(data))
-        began = self._pace.begin()
+        began = self._latency.begin()
         try:
             self._disk.write(offset, data)
         finally:
-            self._pace.end(began)
+            self._latency.end(began)
 
     def write_aside(self, offset: int, data: bytes) -> Deferred[Any]:
         """I{In a thread.} Write some of a payload."""
@@ -88,14 +88,14 @@ class SharedBackend:
 
     def region(self, offset: int, length: int) -> FileRegion:
         """Where so much of a payload belongs; no more than can be moved in one go is announced."""
-        self._began = self._pace.begin()
+        self._began = self._latency.begin()
         if self._changes.mark is not None:
             self._changes.tell(offset, min(length, LONGEST_MOVE))
         return FileRegion(self._disk, offset, length)
 
     def moved(self) -> None:
         """Some of it is there, or lost."""
-        self._pace.end(self._began)
+        self._latency.end(self._began)
 
     # READ.
 
@@ -162,14 +162,14 @@ class SharedBackend:
         if not request.flags & CommandFlag.NO_HOLE:
             access.forget_layout()
         if not access.quick or length > SHORT_ZEROES:
-            changing = access.work.run(self._owner, self._change, request, changing=True)
+            changing = access.jobs.run(self._owner, self._change, request, changing=True)
             return self._changes.around(offset, length, changing, data=False)
         self._changes.tell(offset, length, data=False)
-        began = self._pace.begin()
+        began = self._latency.begin()
         try:
             self._change(request)
         finally:
-            self._pace.end(began)
+            self._latency.end(began)
         return None
 
     def _change(self, request: Request) -> None:
@@ -177,7 +177,7 @@ class SharedBackend:
 
     def cache(self, request: Request) -> Deferred[Any]:
         """I{In a thread.} Read it all."""
-        return self._access.work.run(self._owner, cache, self._disk, request, self._check)
+        return self._access.jobs.run(self._owner, cache, self._disk, request, self._check)
 
     def flush(self) -> Deferred[Any]:
         """Together with whoever else wants that."""

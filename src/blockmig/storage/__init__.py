@@ -7,7 +7,7 @@ ones in threads. Imports no reactor.
 from .contents import find_data, image_format, name_contents, sampled_places
 from .coverage import Coverage
 from .device import BlockDisk
-from .dirty import GRAIN, DirtyMap
+from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
 from .file import FileDisk, identify
@@ -20,7 +20,7 @@ from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
 
 __all__ = [
-    "GRAIN",
+    "GRANULARITY",
     "PROBE_SIZE",
     "BlockDisk",
     "Coverage",

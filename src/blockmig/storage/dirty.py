@@ -18,7 +18,7 @@ from typing import Final
 
 from bitarray import bitarray
 
-GRAIN: Final = 64 << 10
+GRANULARITY: Final = 64 << 10
 """Bytes of the disk that one bit stands for."""
 
 _SHIFT: Final = 16
@@ -35,13 +35,13 @@ class DirtyMap:
     def __init__(self, size: int) -> None:
         self.size = size
         self.marked = 0
-        self._bits = bitarray(-(-size // GRAIN))
+        self._bits = bitarray(-(-size // GRANULARITY))
         self._bits.setall(0)
         self._count = 0
 
     @property
     def bytes(self) -> int:
-        """How many bytes are dirty; the last grain counts as a whole one."""
+        """How many bytes are dirty; the last block counts as a whole one."""
         return min(self._count << _SHIFT, self.size)
 
     def mark(self, offset: int, length: int, data: bool = True) -> None:
@@ -56,7 +56,7 @@ class DirtyMap:
             if not bits[first]:
                 bits[first] = 1
                 self._count += 1
-                self.marked += GRAIN * data
+                self.marked += GRANULARITY * data
             return
         stop = last + 1
         new = stop - first - bits.count(1, first, stop)
@@ -73,12 +73,12 @@ class DirtyMap:
     def take(self, position: int, most: int) -> tuple[int, int] | None:
         """Take the first dirty run at or behind C{position}: it is not dirty any more.
 
-        @param position: a multiple of L{GRAIN}, or the disk's size.
-        @param most: bytes at most, a multiple of L{GRAIN}; of a longer run the rest stays.
+        @param position: a multiple of L{GRANULARITY}, or the disk's size.
+        @param most: bytes at most, a multiple of L{GRANULARITY}; of a longer run the rest stays.
         @return: where the run begins and where it ends; None if there is none.
         """
         bits = self._bits
-        first = bits.find(1, -(-position // GRAIN))
+        first = bits.find(1, -(-position // GRANULARITY))
         if first < 0:
             return None
         stop = bits.find(0, first, min(first + (most >> _SHIFT), len(bits)))

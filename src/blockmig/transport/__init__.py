@@ -18,14 +18,13 @@ from .endpoints import (
 from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
 from .plain import has_hung_up, is_plain_socket, unacknowledged
-from .rate import Courtesy, Limiter, Pacer, RateLimiter
+from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .regions import FileRegion
 
 __all__ = [
     "LONGEST_MOVE",
     "BadEndpoint",
     "CannotListen",
-    "Courtesy",
     "FileRegion",
     "IPayloadReceiver",
     "Limiter",
@@ -33,6 +32,7 @@ __all__ = [
     "PayloadReader",
     "RateLimiter",
     "RegionProducer",
+    "YieldingLimiter",
     "client_endpoint",
     "describe_address",
     "has_hung_up",

@@ -32,7 +32,7 @@ from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
 from ..syscalls import SystemCalls
-from .lingering import Lingering
+from .busy_poll import BusyPoll
 from .plain import is_plain_socket
 from .regions import FileRegion
 
@@ -117,7 +117,7 @@ class PayloadReader:
         self._can_splice = system.splice is not None
         self._buffer: memoryview | None = None
         self._read_next = _READ
-        self._lingering: Lingering | None = None
+        self._busy_poll: BusyPoll | None = None
         self._moving = False
         self._paused = False
         self._stopped = False
@@ -141,7 +141,7 @@ class PayloadReader:
             return
         os.set_inheritable(self._descriptor, False)
         if at_once:
-            self._lingering = Lingering(self._descriptor)
+            self._busy_poll = BusyPoll(self._descriptor)
         self._transport.pauseProducing()
         if not self._paused:
             self._reactor.addReader(self)
@@ -193,17 +193,17 @@ class PayloadReader:
     def doRead(self) -> None:
         """The socket is readable."""
         turn = _TURN
-        lingering = self._lingering
-        if lingering is not None:
-            lingering.begin()
+        busy_poll = self._busy_poll
+        if busy_poll is not None:
+            busy_poll.begin()
         while turn > 0 and self._descriptor >= 0 and not self._paused:
             region = self.protocol.payload_region()
             try:
                 if region is None or (region.length < WORTH_MOVING and not self._moving):
-                    if lingering is None:
+                    if busy_poll is None:
                         self._read()
                         return
-                    if self._converse(lingering):
+                    if self._converse(busy_poll):
                         return
                 else:
                     turn -= self._move(region, min(region.length, turn, LONGEST_MOVE))
@@ -229,15 +229,15 @@ class PayloadReader:
         self._read_next = _READ
         self.protocol.dataReceived(data)
 
-    def _converse(self, lingering: Lingering) -> bool:
+    def _converse(self, busy_poll: BusyPoll) -> bool:
         """Have what comes answered, on the shortest way if that may be; whether the turn ends."""
         expects_payload = self._read_next != _READ
         answer = None if expects_payload else self.protocol.answers_at_once()
         if answer is None:
             self._read_at_once()
-            return self._paused or not lingering.more()
+            return self._paused or not busy_poll.more()
         readv, descriptor, everything = self._system.readv, self._descriptor, (_received,)
-        more = lingering.more
+        more = busy_poll.more
         while True:
             count: int = readv(descriptor, everything)
             if not count:

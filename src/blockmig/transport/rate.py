@@ -1,4 +1,4 @@
-"""Limits to what is sent: a mean rate without bursts, and courtesy towards others.
+"""Limits to what is sent: a mean rate without bursts, and a share that yields to others.
 
 A limiter says how much may be sent; a `Pacer` holds a producer back by it, as one holds back any
 push producer: it pauses it, and resumes it when there is something to send again.
@@ -7,9 +7,9 @@ The allowance of a rate grows with time, at most to a quarter of a second's wort
 busy reactor loses nothing, too little for a burst that others on the wire would feel. It is given
 out in slices of a twentieth of a second.
 
-Courtesy: while others have asked for something within the last moments, what is sent takes at most
-a seventh of the reactor's time, in turns of so few bytes that nobody waits long for one to end.
-(Time in which the socket is full is nobody's.)
+`YieldingLimiter`: while others have asked for something within the last moments, what is sent takes
+at most a seventh of the reactor's time, in turns of so few bytes that nobody waits long for one to
+end. (Time in which the socket is full is nobody's.)
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class RateLimiter:
         self._then = now
 
 
-class Courtesy:
+class YieldingLimiter:
     """Lets others go first, and keeps to a rate that may change.
 
     @param clock: tells the time, for the rate.

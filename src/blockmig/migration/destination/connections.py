@@ -17,7 +17,7 @@ from zope.interface import implementer
 from ...server import Clients, ConnectionSettings, ServerConnection
 from .side_export import SideExport
 
-_LINGER: Final = 5.0
+_CLOSE_GRACE: Final = 5.0
 
 
 @implementer(IProtocolFactory)
@@ -64,16 +64,16 @@ class ReceiverFactory:
         """
         self._closed = True
         closed = self._clients.none_left()
-        lingering: list[ServerConnection] = []
+        remaining: list[ServerConnection] = []
         for connection in self._clients:
             if connection is last:
                 connection.close()
             elif last is not None and isinstance(connection.handler, SideExport):
-                lingering.append(connection)
+                remaining.append(connection)
             else:
                 connection.abort()
-        if lingering:
-            timer = self._settings.runtime.reactor.callLater(_LINGER, _abort_all, lingering)
+        if remaining:
+            timer = self._settings.runtime.reactor.callLater(_CLOSE_GRACE, _abort_all, remaining)
 
             def stop(_: None) -> None:
                 if timer.active():

@@ -29,7 +29,7 @@ from ...errors import MigrationError, Summary, Unconfirmed
 from ...nbd import side_name
 from ...runtime import Runtime
 from ...server import Relay, Server
-from ...transport import Courtesy
+from ...transport import YieldingLimiter
 from ..policy import NO_OVERRIDES, Overrides, Patience
 from ..source.sender import Sender
 from .pre_copy import Converge, LivePasses
@@ -83,7 +83,7 @@ class Mirror:
         self._converge = converge
         self._longest_pause = longest_pause
         self._takes_over = takes_over
-        self._courtesy = Courtesy(reactor, lambda: server.pace.latest, max_rate)
+        self._limiter = YieldingLimiter(reactor, lambda: server.latency.latest, max_rate)
         self._passes = LivePasses(
             server,
             longest_pause=longest_pause,
@@ -91,7 +91,7 @@ class Mirror:
             reactor=reactor,
             give_up=self._give_up,
             finishing=self._hand_over_early,
-            limiter=self._courtesy,
+            limiter=self._limiter,
         )
         self._sender = Sender(
             server.disk,
@@ -178,7 +178,7 @@ class Mirror:
 
         @param rate: bytes of data per second; None for no limit.
         """
-        self._courtesy.set_rate(rate)
+        self._limiter.set_rate(rate)
 
     def _give_up(self, why: str) -> None:
         self._sender.stop(why)
@@ -276,7 +276,7 @@ class Mirror:
             "expected_end": round(left / gain, 1) if running and gain > 0 else None,
             "attempts": progress.attempt,
             "last_error": self._why or self._sender.last_error,
-            "max_rate": self._courtesy.rate,
+            "max_rate": self._limiter.rate,
             "max_pause": self._longest_pause,
             "converge": self._converge.value,
             "then": "exit" if self._takes_over is None else "relay",

@@ -32,7 +32,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ...server import Server, Throttle
-from ...storage import GRAIN, DirtyMap, Piece, sampled_places
+from ...storage import GRANULARITY, DirtyMap, Piece, sampled_places
 from ...transport import Limiter
 from ..source.passes import Attempt, Ranges
 from .convergence import Convergence, Next
@@ -125,9 +125,9 @@ class LivePasses:
         self._rest = 0
         self._reported = float("-inf")
         self._unchanged = {
-            grain
+            block
             for offset, length in sampled_places(server.disk.size)
-            for grain in _grains(offset, length)
+            for block in _blocks(offset, length)
         }
         self._sampling = LoopingCall(self._sample)
         self._sampling.clock = reactor
@@ -158,13 +158,13 @@ class LivePasses:
         """Watch what clients change, from now on."""
         self.dirty.mark_all()
         self._server.changes.mark = self._mark
-        self._server.pace.crowded = True
+        self._server.latency.crowded = True
         self._sampling.start(_SAMPLE, now=True)
 
     def stop(self) -> None:
         """Watch no more; clients that are held stay so."""
         self._server.changes.mark = None
-        self._server.pace.crowded = False
+        self._server.latency.crowded = False
         self._server.changes.slow_down(None)
         if self._sampling.running:
             self._sampling.stop()
@@ -174,15 +174,15 @@ class LivePasses:
     def _mark(self, offset: int, length: int, data: bool = True) -> None:
         """A client is about to change something, or has just done so."""
         self.dirty.mark(offset, length, data)
-        grains = _grains(offset, length)
-        if len(grains) < len(self._unchanged):
-            self._unchanged.difference_update(grains)
+        blocks = _blocks(offset, length)
+        if len(blocks) < len(self._unchanged):
+            self._unchanged.difference_update(blocks)
         else:
-            self._unchanged = {grain for grain in self._unchanged if grain not in grains}
+            self._unchanged = {block for block in self._unchanged if block not in blocks}
 
     def changed(self, offset: int, length: int) -> bool:
         """Whether clients have changed anything there, a sampled place, since the mirror began."""
-        return not self._unchanged.issuperset(_grains(offset, length))
+        return not self._unchanged.issuperset(_blocks(offset, length))
 
     def _sample(self) -> None:
         if self._held_at is None:
@@ -213,7 +213,7 @@ class LivePasses:
                 self._flushed = True
             if self._may_hold():
                 await self._hold(attempt)
-            elif self.dirty.bytes < GRAIN * _MOST_RANGES:
+            elif self.dirty.bytes < GRANULARITY * _MOST_RANGES:
                 await deferLater(self._reactor, _BREATH)
 
     async def _send_pass(self, attempt: Attempt) -> None:
@@ -370,6 +370,6 @@ class LivePasses:
             self._deadline = None
 
 
-def _grains(offset: int, length: int) -> range:
+def _blocks(offset: int, length: int) -> range:
     """Which parts of 64 KiB a range touches."""
-    return range(offset // GRAIN, (offset + length - 1) // GRAIN + 1)
+    return range(offset // GRANULARITY, (offset + length - 1) // GRANULARITY + 1)

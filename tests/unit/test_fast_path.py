@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, Errno
 from blockmig.runtime import Runtime
-from blockmig.server import Pace, Server
+from blockmig.server import LatencyMonitor, Server
 from blockmig.storage import FileDisk
 from blockmig.syscalls import SystemCalls
 
@@ -332,7 +332,7 @@ class ShortWayTests(Case):
             return pwrite(*arguments)
 
         self.place.server._access.pwrite = slow
-        for _ in range(2):  # the first only makes the pace suspicious
+        for _ in range(2):  # the first only makes the monitor suspicious
             self.assertEqual(0, self.peer.outcome(self.peer.write(0, b"first")).error)
         self.peer.write(0, b"second")
         self.place.server._access.pwrite = pwrite
@@ -473,7 +473,9 @@ class RealSocketTests(Case):
         seconds = Seconds()
         seconds.steps.extend(chance.choice((0, 0, 0, 0.001, 0.02, 2.0)) for _ in range(40))
         server = Server(
-            disk, pace=Pace(seconds), runtime=Runtime(reactor, in_thread, Limited(chance))
+            disk,
+            latency=LatencyMonitor(seconds),
+            runtime=Runtime(reactor, in_thread, Limited(chance)),
         )
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
@@ -488,7 +490,9 @@ class RealSocketTests(Case):
             reactor.run_dry()
             greeting = theirs.recv(1 << 16)
             self.assertEqual(b"\0\0\0\x07\0\0\0\1\0\0\0\0", greeting[-12:])
-            self.assertGreaterEqual(connection._line.incoming.fileno(), 0, "not taken over at once")
+            self.assertGreaterEqual(
+                connection._context.incoming.fileno(), 0, "not taken over at once"
+            )
             replies = Replies(structured)
             asked = []
 

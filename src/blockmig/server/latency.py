@@ -39,7 +39,7 @@ def _sleeps_of_this_thread() -> Callable[[], int]:
     return lambda: resource.getrusage(who).ru_nvcsw
 
 
-class Pace:
+class LatencyMonitor:
     """That of one disk.
 
     @param seconds: the time, in seconds from anywhere; fine enough to time one call.

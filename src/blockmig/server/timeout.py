@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from ..transport import unacknowledged
 
 
-class Silence:
+class ConnectionTimeout:
     """That of one connection.
 
     @param clock: tells the time.

@@ -4,85 +4,85 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.server import Pace
+from blockmig.server import LatencyMonitor
 
 
 class PaceTests(SynchronousTestCase):
     def setUp(self):
         self.now = 100.0
         self.slept = self.asked = 0
-        self.pace = Pace(lambda: self.now, self.sleeps)
+        self.latency = LatencyMonitor(lambda: self.now, self.sleeps)
 
     def sleeps(self):
         self.asked += 1
         return self.slept
 
     def call(self, seconds, calls=1, sleeps=1):
-        began = self.pace.begin()
+        began = self.latency.begin()
         self.now += seconds
         self.slept += sleeps
-        self.pace.end(began, calls)
+        self.latency.end(began, calls)
 
     def make_slow(self):
         self.call(0.1)
         self.call(0.1)
-        self.assertFalse(self.pace.quick)
+        self.assertFalse(self.latency.quick)
 
     def slow_for(self):
         """How long it is left alone."""
         began = self.now
-        while not self.pace.quick:
+        while not self.latency.quick:
             self.now += 0.25
         return self.now - began
 
     def test_quick_calls_ask_the_system_nothing(self):
         for seconds, calls in ((0, 1), (0.0049, 1), (0.009, 2), (0.0199, 100)):
             self.call(seconds, calls)
-            self.assertTrue(self.pace.quick)
+            self.assertTrue(self.latency.quick)
         self.assertEqual(0, self.asked)
 
     def test_the_first_slow_call_is_only_suspicious(self):
         self.call(0.1)
-        self.assertTrue(self.pace.quick)
+        self.assertTrue(self.latency.quick)
         self.call(0.0001)
-        self.assertTrue(self.pace.quick)
+        self.assertTrue(self.latency.quick)
         self.call(0.1)
-        self.assertFalse(self.pace.quick)
+        self.assertFalse(self.latency.quick)
 
     def test_one_slow_call_among_many(self):
         for calls in (1, 4, 1000):
             self.setUp()
             self.call(0.021, calls)
             self.call(0.021, calls)
-            self.assertFalse(self.pace.quick, calls)
+            self.assertFalse(self.latency.quick, calls)
 
     def test_a_thread_that_was_kept_from_running(self):
         for _ in range(5):
             self.call(0.1, sleeps=0)
-            self.assertTrue(self.pace.quick)
+            self.assertTrue(self.latency.quick)
 
     def test_a_call_beside_threads_of_ours_may_wait_for_the_interpreter(self):
-        self.pace.crowded = True
+        self.latency.crowded = True
         for _ in range(5):
             self.call(0.049)
-            self.assertTrue(self.pace.quick)
+            self.assertTrue(self.latency.quick)
         self.call(0.051)
-        self.assertTrue(self.pace.quick)
+        self.assertTrue(self.latency.quick)
         self.call(0.051)
-        self.assertFalse(self.pace.quick)
+        self.assertFalse(self.latency.quick)
 
     def test_when_it_was_called_last(self):
         self.call(0.001)
-        self.assertEqual(self.now, self.pace.latest)
+        self.assertEqual(self.now, self.latency.latest)
         self.now += 1
-        self.pace.note()
-        self.assertEqual(self.now, self.pace.latest)
+        self.latency.note()
+        self.assertEqual(self.now, self.latency.latest)
 
     def test_suspicion_passes(self):
         self.call(0.1)
         self.now += 12
         self.call(0.1)
-        self.assertTrue(self.pace.quick)
+        self.assertTrue(self.latency.quick)
 
     def test_left_alone_for_a_while(self):
         self.make_slow()
@@ -106,7 +106,7 @@ class PaceTests(SynchronousTestCase):
         self.assertEqual(1.0, self.slow_for())
 
     def test_the_real_thing(self):
-        pace = Pace()
-        self.assertTrue(pace.quick)
-        pace.end(pace.begin())
-        self.assertTrue(pace.quick)
+        latency = LatencyMonitor()
+        self.assertTrue(latency.quick)
+        latency.end(latency.begin())
+        self.assertTrue(latency.quick)

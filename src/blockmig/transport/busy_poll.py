@@ -29,7 +29,7 @@ _RAREST: Final = 63
 _yield: Final[Callable[[], None]] = getattr(os, "sched_yield", lambda: None)
 
 
-class Lingering:
+class BusyPoll:
     """One connection's.
 
     @param descriptor: of its socket.
@@ -37,7 +37,7 @@ class Lingering:
     @param poll: whether C{descriptor} is readable now, as L{select.poll} tells; for tests.
     """
 
-    _latest: ClassVar[Lingering | None] = None
+    _latest: ClassVar[BusyPoll | None] = None
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Lingering:
 
     def begin(self) -> None:
         """A turn begins: something has come."""
-        alone = Lingering._latest is self
-        Lingering._latest = self
+        alone = BusyPoll._latest is self
+        BusyPoll._latest = self
         self._skipped += 1
         self._may = alone and self._skipped > self._skip
         self._end = self._seconds() + _TURN

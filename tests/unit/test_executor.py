@@ -551,7 +551,7 @@ class BudgetTests(Case):
     """A client that never reads is held back by its own socket."""
 
     def pending(self):
-        return self.peer.connection._line.outgoing.pending_bytes
+        return self.peer.connection._context.outgoing.pending_bytes
 
     def flood(self, make, most=3000):
         """Send requests until they are not taken any more; how many were."""
@@ -626,7 +626,7 @@ class BudgetTests(Case):
     def test_a_read_of_a_disk_in_pieces(self):
         self.make(holes=[(i, i + 4096) for i in range(0, SIZE, 8192)], room=1000)
         self.flood(self.request(READ, 0, SIZE))
-        self.assertLess(self.peer.connection._line.outgoing.pending, 4096)
+        self.assertLess(self.peer.connection._context.outgoing.pending, 4096)
         self.goes_on()
 
 
@@ -668,7 +668,7 @@ class ThreadBudgetTests(ThreadCase):
         self.make(holes=[(i, i + 1) for i in range(1, SIZE, 512)], room=1000)
         self.flood(self.request(STATUS, 0, SIZE))
         self.place.threads.run()
-        self.assertLess(self.peer.connection._line.outgoing.pending_bytes, 4 << 20)
+        self.assertLess(self.peer.connection._context.outgoing.pending_bytes, 4 << 20)
         self.goes_on()
 
     def test_a_payload_that_began_is_taken(self):

@@ -7,7 +7,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.server import silence as module
-from blockmig.server.silence import Silence
+from blockmig.server.timeout import ConnectionTimeout
 
 
 class SilenceTests(SynchronousTestCase):
@@ -16,7 +16,7 @@ class SilenceTests(SynchronousTestCase):
         self.given_up = []
         self.late = []
         self.waiting = self.excused = False
-        self.silence = Silence(
+        self.silence = ConnectionTimeout(
             self.clock, StringTransport(), lambda: self.waiting, self.given_up.append
         )
 

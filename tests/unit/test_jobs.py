@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command
-from blockmig.server.work import MOST, Owner, Work
+from blockmig.server.jobs import MOST, JobQueue, Owner
 
 from .served import Place, ServedDisk, pattern
 from .support import Threads
@@ -20,7 +20,7 @@ WRITE, READ, ZEROES, TRIM = Command.WRITE, Command.READ, Command.WRITE_ZEROES, C
 class WorkTests(SynchronousTestCase):
     def setUp(self):
         self.threads = Threads()
-        self.work = Work(self.threads)
+        self.work = JobQueue(self.threads)
         self.done = []
 
     def run_for(self, owner, name, **keywords):
@@ -161,7 +161,7 @@ class LateChangeTests(SynchronousTestCase):
         one.send(ZEROES, 0, 0xFFFF_0000)
         self.place.threads.run()
         self.assertEqual(1, len(zeroed))
-        self.assertFalse(self.place.server._access.work.late)
+        self.assertFalse(self.place.server._access.jobs.late)
 
     def test_not_begun_not_done(self):
         one = self.place.peer()

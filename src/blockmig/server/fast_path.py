@@ -44,7 +44,7 @@ _pack_chunk: Final = DATA_CHUNK.pack_into
 _buffer: Final = memoryview(bytearray(4 * SMALL))
 
 
-class SmallRequests:
+class FastPath:
     """The small requests of one connection.
 
     @param access: the disk.
@@ -112,20 +112,20 @@ class SmallRequests:
     # does not change from one call to the next is looked up outside of it.
     def _answerer(self) -> Callable[[bytes | memoryview, int], tuple[int, memoryview]]:  # noqa: PLR0915
         """L{answer}, for as long as nothing else runs."""
-        access, pace = self._access, self._access.pace
+        access, latency = self._access, self._access.latency
         descriptor = access.disk.fileno()
         size, block, overhead = self._size, self._block, self._overhead
         structured, may_write = self._structured, self._may_write
         unpack, preadv, pwrite = REQUEST.unpack_from, access.preadv, access.pwrite
         no_wait, pack_reply = access.no_wait, SIMPLE_REPLY.pack_into
         mark, count = access.changes.mark, self._traffic.count
-        begin, finish = pace.begin, pace.end
+        begin, finish = latency.begin, latency.end
         room = len(_buffer) - overhead
         nothing = _buffer[:0]
 
         def answer(data: bytes | memoryview, position: int) -> tuple[int, memoryview]:  # noqa: PLR0912
             began = begin()
-            if descriptor is None or began[0] < pace.slow_until:
+            if descriptor is None or began[0] < latency.slow_until:
                 return position, nothing
             end = len(data)
             view = None

@@ -49,7 +49,7 @@ class Owner:
         self.changing = 0
 
 
-class Work:
+class JobQueue:
     """The calls to one disk.
 
     @param in_thread: runs a function in a thread.
