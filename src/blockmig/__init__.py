@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .migration.mirror.mirror import Mirror
     from .migration.mirror.pre_copy import Converge
     from .migration.policy import Overrides, Patience
-    from .migration.records.verdict import judge, look
+    from .migration.records.verdict import examine, verdict_of
     from .migration.source.sender import Sender
     from .runtime import Runtime
     from .server import Relay, Server
@@ -58,9 +58,9 @@ _WHERE: Final = {
     "Server": "server",
     "Summary": "errors",
     "Unconfirmed": "errors",
-    "judge": "migration.records.verdict",
-    "look": "migration.records.verdict",
+    "examine": "migration.records.verdict",
     "open_disk": "storage",
+    "verdict_of": "migration.records.verdict",
 }
 
 __all__ = [
@@ -83,9 +83,9 @@ __all__ = [
     "Server",
     "Summary",
     "Unconfirmed",
-    "judge",
-    "look",
+    "examine",
     "open_disk",
+    "verdict_of",
 ]
 
 

@@ -151,10 +151,10 @@ class IWatchedDisk(IDisk):
     def is_gone() -> bool:
         """Whether the last name of the disk's file was removed, so that nothing can open it now."""
 
-    def version(settle: bool = True) -> Any:
+    def version(sync: bool = True) -> Any:
         """I{Slow.} What changes whenever somebody writes to the disk, or touches it.
 
-        @param settle: sync the disk first, or some writes do not show: those by way of a mapping,
+        @param sync: sync the disk first, or some writes do not show: those by way of a mapping,
             and those that are still on their way to a device.
         @return: a L{blockmig.storage.DiskVersion}, to be compared with another of the same disk.
         """

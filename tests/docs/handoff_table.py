@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockmig.migration.records.files import Kind
-from blockmig.migration.records.verdict import judge, judge_pair, look
+from blockmig.migration.records.verdict import examine, verdict_of, verdict_of_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 300_000
@@ -223,7 +223,7 @@ def _is_another(path: Path) -> str:
     found = json.loads(record.read_text())["identity"]
     if f"inode {path.stat().st_ino}," not in found:
         return " (another file, made since)"
-    return "" if found == look(str(path)).identity else " (another file, in the same inode)"
+    return "" if found == examine(str(path)).identity else " (another file, in the same inode)"
 
 
 def general(text: str, room: Path) -> str:
@@ -251,7 +251,7 @@ def rows() -> Iterator[str]:
         for make in makers:
             with situation(make) as hosts:
                 path = getattr(hosts, side)
-                verdict = judge(look(str(path)))
+                verdict = verdict_of(examine(str(path)))
                 line, advice = (general(t, hosts.room) for t in (verdict.line, verdict.advice))
                 yield f"| {files(path)} | **{line}** | {advice} |"
         yield ""
@@ -261,7 +261,7 @@ def rows() -> Iterator[str]:
     yield "| --- | --- | --- |"
     for make in BOTH:
         with situation(make) as hosts:
-            verdict = judge_pair(look(str(hosts.source)), look(str(hosts.destination)))
+            verdict = verdict_of_pair(examine(str(hosts.source)), examine(str(hosts.destination)))
             which = Path(verdict.canonical).parent.name
             yield f"| {files(hosts.source)} | {files(hosts.destination)} | **{which}** |"
 

@@ -32,7 +32,7 @@ from tests.support.mirroring import (
 )
 from tests.support.processes import FULL, Processes, Running, until
 
-from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
+from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
 
 SIZE = 8 * MIB
 EIO, ENOSPC = 5, 28
@@ -86,7 +86,7 @@ class Scene:
         self.mirrored.ended()
         self.mirrored.history.add(requests)
         self.mirrored.history.check(self.copy)
-        both = judge_pair(look(str(self.disk)), look(str(self.copy)))
+        both = verdict_of_pair(examine(str(self.disk)), examine(str(self.copy)))
         assert both.canonical == str(self.copy)
         return dict(told["summary"])
 
@@ -97,7 +97,7 @@ class Scene:
         self.mirrored.stop()
         self.mirrored.history.add(requests)
         self.mirrored.history.check(self.disk)
-        assert judge(look(str(self.disk))).standing == Standing.CANONICAL
+        assert verdict_of(examine(str(self.disk))).state == CopyState.CANONICAL
 
 
 @pytest.fixture

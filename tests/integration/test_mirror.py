@@ -33,7 +33,7 @@ from tests.support.processes import ANY_PORT, BLOCKMIG, FULL, Processes, Running
 
 from blockmig.control import ControlRefused
 from blockmig.migration.records.files import Kind, Phase
-from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
+from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
 
 SIZE = 12 * MIB
 ZEROED, APART = 8 * MIB, 11 * MIB
@@ -42,9 +42,9 @@ NOTHING = ((ZEROES, 1), (TRIM, 1))
 SHORT = ((512, 2), (4096, 2), (20000, 1))
 
 
-def standing(disk: Path) -> Standing:
+def verdict_on(disk: Path) -> CopyState:
     """What is known of it."""
-    return judge(look(str(disk))).standing
+    return verdict_of(examine(str(disk))).state
 
 
 def inspected(processes: Processes, *disks: Path) -> dict[str, Any]:
@@ -75,15 +75,15 @@ def check_handed_over(
     assert copy.stat().st_size == size
     mirrored.history.check(copy)
     assert names(copy) == [""]
-    assert standing(copy) == Standing.CANONICAL
+    assert verdict_on(copy) == CopyState.CANONICAL
     if unlink:
         assert names(disk) == []
-        assert standing(disk) != Standing.CANONICAL
+        assert verdict_on(disk) != CopyState.CANONICAL
     else:
         assert names(disk) == ["", ".MIGRATED"]
         assert digest(disk) == digest(copy)
-        assert standing(disk) == Standing.NOT_CANONICAL
-    assert judge_pair(look(str(disk)), look(str(copy))).canonical == str(copy)
+        assert verdict_on(disk) == CopyState.NOT_CANONICAL
+    assert verdict_of_pair(examine(str(disk)), examine(str(copy))).canonical == str(copy)
 
 
 WAYS = [("unix", True), *([("tcp", True), ("tcp", False), ("unix", False)] if FULL else [])]
@@ -204,8 +204,8 @@ def test_commands(processes: Processes, room: Path) -> None:
         checked(BLOCKMIG, "break", *control)
         assert mirrored.status["state"] == "broken"
         writer.go_on()
-        assert standing(copy) == Standing.NOT_CANONICAL
-        assert standing(disk) == Standing.CANONICAL
+        assert verdict_on(copy) == CopyState.NOT_CANONICAL
+        assert verdict_on(disk) == CopyState.CANONICAL
         again = processes.run(BLOCKMIG, "mirror", *control, receiver.uri, "--wait", "--unlink")
         assert again.status == 0, again.stderr
         mirrored.history.add(writer.wait())
@@ -313,15 +313,15 @@ def test_clients_are_released(processes: Processes, room: Path) -> None:
 SILENT = """
 import os
 from twisted.internet.defer import Deferred
-from blockmig.migration.destination.messages import Messages
-confirm = Messages.confirm
+from blockmig.migration.destination.message_handler import MessageHandler
+confirm = MessageHandler.confirm
 
-def confirm_silently(messages, page, attempt):
+def confirm_silently(handler, message, attempt):
     silent = open("{room}/silent").read() if os.path.exists("{room}/silent") else ""
     if not silent:
-        return confirm(messages, page, attempt)
+        return confirm(handler, message, attempt)
     if silent == "behind":
-        answer = confirm(messages, page, attempt)
+        answer = confirm(handler, message, attempt)
         if isinstance(answer, Deferred):
             return answer.addCallback(lambda _: withheld())
     return withheld()
@@ -331,7 +331,7 @@ def withheld():
         file.write("x")
     return Deferred()
 
-Messages.confirm = confirm_silently
+MessageHandler.confirm = confirm_silently
 """
 
 
@@ -364,7 +364,7 @@ def test_silent_at_the_last_step(processes: Processes, room: Path, where: str) -
     receiver = Withholding(processes, room, copy, size)
 
     def phase() -> Phase | None:
-        record = look(str(copy)).of(Kind.INCOMPLETE)
+        record = examine(str(copy)).of(Kind.INCOMPLETE)
         return None if record is None else record.phase
 
     with mirrored.writer(rate=2e6, sizes=SHORT) as writer:
@@ -378,8 +378,8 @@ def test_silent_at_the_last_step(processes: Processes, room: Path, where: str) -
             mirrored.ask("POST", "/break", {})
             assert outcome.result()["status"] == 4
             assert phase() == Phase.COPYING
-            assert standing(copy) == Standing.NOT_CANONICAL
-            assert standing(disk) == Standing.CANONICAL
+            assert verdict_on(copy) == CopyState.NOT_CANONICAL
+            assert verdict_on(disk) == CopyState.CANONICAL
             writer.go_on(5)
             outcome = mirrored.mirror(receiver.running, max_pause=pause)
             receiver.asked()
@@ -501,8 +501,8 @@ def test_stopped_during_a_mirror(processes: Processes, room: Path, number: int) 
     assert told["status"] == 4
     assert "not retired" in told["message"]
     assert names(disk) == [""]
-    assert standing(disk) == Standing.CANONICAL
-    assert standing(copy) == Standing.NOT_CANONICAL
+    assert verdict_on(disk) == CopyState.CANONICAL
+    assert verdict_on(copy) == CopyState.NOT_CANONICAL
     assert receiver.status is None
     mirrored.history.add(requests)
     mirrored.history.check(disk)

@@ -27,7 +27,7 @@ from tests.support.disks import (
 from tests.support.mirroring import hooked
 from tests.support.processes import BLOCKMIG, FULL, Processes, Running, until
 
-from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
+from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
 
 SIZE = 3 * MIB
 NOWHERE = "nbd+unix:///?socket=/nowhere/at/all"
@@ -61,7 +61,7 @@ def look(self):
     if os.path.exists({str(gate)!r}):
         real(self)
     else:
-        self._given.runtime.reactor.callLater(0.02, look, self)
+        self._context.runtime.reactor.callLater(0.02, look, self)
 
 Attempt.{step} = wait
 """
@@ -133,13 +133,13 @@ class Move:
         assert self.sender.wait() == 0, self.sender.stderr
         assert self.receiver.wait(10) == 0, self.receiver.stderr
 
-    def stands(self, path: Path) -> Standing:
+    def stands(self, path: Path) -> CopyState:
         """What `inspect` says of a disk."""
-        return judge(look(str(path), str(self.room))).standing
+        return verdict_of(examine(str(path), str(self.room))).state
 
     def canonical(self) -> str:
         """What `inspect` says of both together: the path of the canonical one."""
-        return judge_pair(look(str(self.source)), look(str(self.copy))).canonical
+        return verdict_of_pair(examine(str(self.source)), examine(str(self.copy))).canonical
 
     def inspected(self, path: Path) -> str:
         """What the command says of a disk, in its first line."""
@@ -237,14 +237,14 @@ def test_a_source_that_is_not_what_it_was_stays(
     assert receiver.status is None, "the destination must not become canonical"
     receiver.signal(signal.SIGTERM)
     assert receiver.wait(10) in (4, 5)
-    assert move.stands(disk) == Standing.CANONICAL
-    assert move.stands(move.copy) in (Standing.NOT_CANONICAL, Standing.CONDITIONAL)
+    assert move.stands(disk) == CopyState.CANONICAL
+    assert move.stands(move.copy) in (CopyState.NOT_CANONICAL, CopyState.CONDITIONAL)
     if disk == move.source:
         assert move.canonical() == str(disk)
     else:
         # What its name says now is another matter; but nobody is told to use the copy.
         another = change is exchange  # a file of which nothing is known, without any record
-        assert move.stands(move.source) == (Standing.CANONICAL if another else Standing.UNKNOWN)
+        assert move.stands(move.source) == (CopyState.CANONICAL if another else CopyState.UNKNOWN)
         assert move.canonical() != str(move.copy)
 
 
@@ -294,8 +294,8 @@ def test_the_copy_of_a_source_that_somebody_else_deleted_is_kept(
     receiver.signal(signal.SIGTERM)
     assert receiver.wait(10) == 5
     assert digest(move.copy) == move.wanted
-    assert move.stands(move.copy) == Standing.CONDITIONAL
-    assert move.stands(move.source) != Standing.CANONICAL, "this is not what was sent"
+    assert move.stands(move.copy) == CopyState.CONDITIONAL
+    assert move.stands(move.source) != CopyState.CANONICAL, "this is not what was sent"
     assert move.canonical() in ("", str(move.copy))
     promise = "--i-have-checked-the-source"
     move.processes.checked(BLOCKMIG, "accept", move.copy, promise)
@@ -314,8 +314,8 @@ def test_a_source_that_was_written_to_and_then_deleted_is_told_of(move: Move) ->
     move.receiver.signal(signal.SIGTERM)
     assert move.receiver.wait(10) == 5
     assert digest(move.copy) == move.wanted
-    assert move.stands(move.copy) == Standing.CONDITIONAL
-    assert move.stands(move.source) == Standing.UNKNOWN
+    assert move.stands(move.copy) == CopyState.CONDITIONAL
+    assert move.stands(move.source) == CopyState.UNKNOWN
     assert move.canonical() == "", "nobody says that it is the disk"
 
 
@@ -379,7 +379,7 @@ def test_what_is_written_to_a_source_that_is_open_anyway_still_counts(move: Move
         move.go_on()
         assert sender.wait() == 3, sender.stderr
     assert "was written to by another program" in move.why(sender)
-    assert move.stands(move.source) == Standing.CANONICAL
+    assert move.stands(move.source) == CopyState.CANONICAL
 
 
 def test_what_is_written_by_a_mapping_that_was_written_to_before_still_counts(
@@ -566,7 +566,7 @@ def test_a_disk_that_is_received_into_itself_is_not_lost(
     receiver.signal(signal.SIGTERM)
     assert receiver.wait(10) in (4, 5)
     assert digest(move.source) == move.wanted
-    assert move.stands(move.source) == Standing.CANONICAL
+    assert move.stands(move.source) == CopyState.CANONICAL
 
 
 @pytest.mark.parametrize("blank", [False, True], ids=["data", "blank"])
@@ -584,7 +584,7 @@ def test_a_disk_that_is_sent_to_a_server_of_itself_is_not_lost(move: Move, blank
         assert sender.wait(20) in (1, 3), sender.stderr
         assert digest(move.source) == wanted
         assert not move.source.with_name("disk.MIGRATED").exists()
-    assert move.stands(move.source) == Standing.CANONICAL
+    assert move.stands(move.source) == CopyState.CANONICAL
 
 
 # A destination that is taken away.
@@ -624,7 +624,7 @@ def test_a_copy_that_is_taken_away_before_it_is_whole_leaves_the_source(
     assert "what was received is not the disk" in move.why(receiver)
     assert sender.wait(20) == 4, sender.stderr
     assert digest(move.source) == move.wanted
-    assert move.stands(move.source) == Standing.CANONICAL
+    assert move.stands(move.source) == CopyState.CANONICAL
 
 
 STRIKES = [(delete, RETIRING), (delete, TELLING), *((take, LEAVING) for take in TAKINGS)]
@@ -654,12 +654,12 @@ def test_a_copy_that_is_taken_away_when_it_may_be_the_only_one_is_saved(
     assert told.stdout.startswith("canonical\n")
     assert "blockmig accept" in told.stdout
     assert "run both commands again" not in told.stdout, "it was received by another name"
-    assert judge_pair(look(str(move.source)), look(str(saved))).canonical == str(saved)
+    assert verdict_of_pair(examine(str(move.source)), examine(str(saved))).canonical == str(saved)
     if move.copy.exists():
-        assert move.stands(move.copy) != Standing.CANONICAL, "it is not what was received"
+        assert move.stands(move.copy) != CopyState.CANONICAL, "it is not what was received"
     promise = "--i-have-checked-the-source"
     move.processes.checked(BLOCKMIG, "accept", saved, promise)
-    assert move.stands(saved) == Standing.CANONICAL
+    assert move.stands(saved) == CopyState.CANONICAL
     assert not saved.with_name(f"{saved.name}.INCOMPLETE").exists()
     assert digest(saved) == move.wanted
 
@@ -675,7 +675,7 @@ def test_a_copy_that_is_cut_when_it_may_be_the_only_one_is_never_called_complete
     assert receiver.wait(20) == 3, receiver.stderr
     assert "what was received is lost" in move.why(receiver)
     assert sender.wait(20) == 5, sender.stderr
-    assert move.stands(move.copy) == Standing.UNKNOWN
+    assert move.stands(move.copy) == CopyState.UNKNOWN
     assert list(move.copy.parent.glob("*.rescued*")) == []
 
 
@@ -704,5 +704,5 @@ def test_a_receiver_that_is_stopped_saves_a_copy_that_was_taken_away(
     assert receiver.wait(20) == 3, receiver.stderr
     saved = move.copy.with_name("disk.rescued")
     assert digest(saved) == move.wanted
-    expected = Standing.CANONICAL if stage == LEAVING else Standing.CONDITIONAL
+    expected = CopyState.CANONICAL if stage == LEAVING else CopyState.CONDITIONAL
     assert move.stands(saved) == expected

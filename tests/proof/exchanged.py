@@ -45,7 +45,7 @@ from typing import Final, NamedTuple
 
 from blockmig.migration.records.accept import accept
 from blockmig.migration.records.files import BadRecord, Kind, Phase, Record
-from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
+from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
 from tests.proof import launcher
 from tests.proof import test_crash_matrix as matrix
 from tests.proof.test_crash_matrix import SIDES, SIZE, Play, Recorded, Room, Wrong
@@ -385,16 +385,18 @@ class Findings:
         @param at_end: the programs have had their time to see what was done.
         """
         room, hand = self.room, self.hand
-        source, destination = look(str(room.source)), look(str(room.destination))
-        pair = judge_pair(source, destination)
+        source, destination = examine(str(room.source)), examine(str(room.destination))
+        pair = verdict_of_pair(source, destination)
         incomplete = destination.of(Kind.INCOMPLETE)
         for name, verdict in (
-            ("source", judge(source)), ("destination", judge(destination)), ("pair", pair),
-        ):  # fmt: skip
+            ("source", verdict_of(source)),
+            ("destination", verdict_of(destination)),
+            ("pair", pair),
+        ):
             room.note(f"verdict on the {name}: {verdict.line} | {verdict.why}")
-            if verdict.standing == Standing.NOT_CANONICAL and hand.took_the_name and at_end:
+            if verdict.state == CopyState.NOT_CANONICAL and hand.took_the_name and at_end:
                 self._check_denial(name, hand.case.act, verdict.why)
-            if verdict.standing != Standing.CANONICAL:
+            if verdict.state != CopyState.CANONICAL:
                 continue
             if verdict.canonical == str(room.destination):
                 # Who had no record there then can have none now.
@@ -466,13 +468,13 @@ class Findings:
         for path, found in self._copies().items():
             if not self.retired() or found != self.hand.needed or path.parent == room.source.parent:
                 continue
-            verdict = judge(look(str(path)))
+            verdict = verdict_of(examine(str(path)))
             room.note(f"verdict on {path.name}: {verdict.line} | {verdict.why}")
-            if verdict.standing not in (Standing.CANONICAL, Standing.CONDITIONAL):
+            if verdict.state not in (CopyState.CANONICAL, CopyState.CONDITIONAL):
                 self.add("rescue", f"what was saved as {path.name} is called {verdict.line!r}")
             else:
                 accept(str(path), "the matrix")
-                if judge(look(str(path))).standing != Standing.CANONICAL:
+                if verdict_of(examine(str(path))).state != CopyState.CANONICAL:
                     self.add("rescue", f"what was saved as {path.name} cannot be accepted")
 
     def check_logs(self) -> None:

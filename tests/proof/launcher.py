@@ -56,8 +56,8 @@ from blockmig.cli.sending import Send
 from blockmig.cli.serving import Serve
 from blockmig.control import ControlRefused
 from blockmig.migration.destination import write_behind
-from blockmig.migration.handoff.message import PAGE_SIZE, BadPage, decode_page
-from blockmig.migration.mirror.pre_copy import LivePasses, Stage
+from blockmig.migration.handoff.message import MESSAGE_SIZE, BadMessage, decode_message
+from blockmig.migration.mirror.pre_copy import MirrorStage, PreCopy
 from blockmig.migration.source import finisher, sender
 from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
 from blockmig.runtime import Runtime
@@ -128,9 +128,9 @@ class Dialogue:
 
     @staticmethod
     def _named(what: str, payload: bytes, otherwise: str) -> str:
-        if len(payload) == PAGE_SIZE:
-            with contextlib.suppress(BadPage):
-                return f"{what} {decode_page(payload).phase}"
+        if len(payload) == MESSAGE_SIZE:
+            with contextlib.suppress(BadMessage):
+                return f"{what} {decode_message(payload).phase}"
         return f"{otherwise} payload"
 
 
@@ -211,25 +211,25 @@ class StagedPoints(Points):
                 self._tell("broken")
 
         self._break = lambda: reactor.callFromThread(Deferred.fromCoroutine, end())
-        send, hold, release = LivePasses._send_pass, LivePasses._hold, LivePasses._release
+        send, hold, release = PreCopy._send_pass, PreCopy._hold, PreCopy._release
 
-        async def _send_pass(passes: LivePasses, attempt: Any) -> None:
-            if passes.stage != Stage.HOLDING:
+        async def _send_pass(passes: PreCopy, attempt: Any) -> None:
+            if passes.stage != MirrorStage.HOLDING:
                 self._stage = f"pass {passes.number}: "
             with self.around("a pass"):
                 await send(passes, attempt)
 
-        async def _hold(passes: LivePasses, attempt: Any) -> None:
+        async def _hold(passes: PreCopy, attempt: Any) -> None:
             self._stage = "hold: "
             with self.around("the hold begins"):
                 await hold(passes, attempt)
 
-        def _release(passes: LivePasses) -> None:
-            if passes.stage != Stage.COPYING:
+        def _release(passes: PreCopy) -> None:
+            if passes.stage != MirrorStage.COPYING:
                 self._stage = "released: "
             release(passes)
 
-        patched: Any = LivePasses
+        patched: Any = PreCopy
         patched._send_pass, patched._hold, patched._release = _send_pass, _hold, _release
 
 

@@ -57,7 +57,7 @@ from typing import Any, ClassVar, Final
 
 from blockmig.migration.records.accept import accept
 from blockmig.migration.records.files import BadRecord, Kind, Records
-from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
+from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
 from tests.proof import launcher
 from tests.proof.launcher import Child, wait
 from tests.proof.volatile import DIED, THE_END, Point, Strike
@@ -316,8 +316,8 @@ class Room:
     def nothing_left(self, side: str) -> bool:
         """Whether a side's own place says that its migration is complete."""
         if side == "receiver":
-            found = look(str(self.destination))
-            return not found.records and judge(found).standing == Standing.CANONICAL
+            found = examine(str(self.destination))
+            return not found.records and verdict_of(found).state == CopyState.CANONICAL
         if not self.retired() or os.path.lexists(self.records("sender").name(Kind.MIGRATING)):
             return False
         if self.play.unlink:
@@ -335,9 +335,9 @@ def check_verdicts(room: Room) -> tuple[str, str, str]:
         raise Wrong("the source was changed")
     if retired and not whole:
         raise Wrong("the source is retired, and the destination has not got every byte")
-    source, destination = look(str(room.source)), look(str(room.destination))
-    at_source, at_destination = judge(source), judge(destination)
-    pair = judge_pair(source, destination)
+    source, destination = examine(str(room.source)), examine(str(room.destination))
+    at_source, at_destination = verdict_of(source), verdict_of(destination)
+    pair = verdict_of_pair(source, destination)
     room.note(
         f"the source is {'' if retired else 'not '}retired, the copy {'' if whole else 'not '}whole"
     )
@@ -346,29 +346,29 @@ def check_verdicts(room: Room) -> tuple[str, str, str]:
     ):  # fmt: skip
         room.note(f"verdict on the {name}: {verdict.line} | {verdict.why}")
     allowed = {
-        "source": {Standing.NOT_CANONICAL} if retired else {Standing.CANONICAL},
-        "destination": {Standing.CANONICAL, Standing.CONDITIONAL}
+        "source": {CopyState.NOT_CANONICAL} if retired else {CopyState.CANONICAL},
+        "destination": {CopyState.CANONICAL, CopyState.CONDITIONAL}
         if retired
-        else {Standing.NOT_CANONICAL, Standing.CONDITIONAL}
+        else {CopyState.NOT_CANONICAL, CopyState.CONDITIONAL}
         if whole
-        else {Standing.NOT_CANONICAL},
+        else {CopyState.NOT_CANONICAL},
     }
     for name, found, verdict in (
         ("source", source, at_source),
         ("destination", destination, at_destination),
     ):
         nothing = found.size is None and not found.records and not found.bad
-        if nothing and verdict.standing == Standing.UNKNOWN:
-            if name == "source" and at_destination.standing != Standing.CANONICAL:
+        if nothing and verdict.state == CopyState.UNKNOWN:
+            if name == "source" and at_destination.state != CopyState.CANONICAL:
                 raise Wrong(f"nothing is left at the source, but: {at_destination.line}")
             if name == "destination" and retired:
                 raise Wrong("nothing is at the destination, and the source is retired")
-        elif verdict.standing not in allowed[name]:
+        elif verdict.state not in allowed[name]:
             raise Wrong(f"the {name} is called {verdict.line!r}: {verdict.why}")
     canonical = str(room.destination if retired else room.source)
-    if pair.standing != Standing.CANONICAL or pair.canonical != canonical:
+    if pair.state != CopyState.CANONICAL or pair.canonical != canonical:
         raise Wrong(f"{canonical} is canonical, but the two are called {pair.line!r}")
-    return at_source.standing.value, at_destination.standing.value, pair.canonical[-16:]
+    return at_source.state.value, at_destination.state.value, pair.canonical[-16:]
 
 
 def check_status(room: Room, side: str, status: int) -> None:
@@ -497,15 +497,15 @@ def set_up(room: Room) -> None:
 
 def check_copy(room: Room) -> tuple[str, str, str]:
     """Whether inspect tells the truth of a copy whose source nobody here knows."""
-    verdict = judge(look(str(room.destination)))
+    verdict = verdict_of(examine(str(room.destination)))
     room.note(f"verdict on the destination: {verdict.line} | {verdict.why}")
     there = room.destination.exists()
-    if verdict.standing in (Standing.CANONICAL, Standing.CONDITIONAL):
+    if verdict.state in (CopyState.CANONICAL, CopyState.CONDITIONAL):
         if not room.whole():
             raise Wrong(f"the copy is called {verdict.line!r} and has not got every byte")
-    elif there and verdict.standing == Standing.UNKNOWN:
+    elif there and verdict.state == CopyState.UNKNOWN:
         raise Wrong(f"the copy is called {verdict.line!r}: {verdict.why}")
-    return "stranger", verdict.standing.value, ""
+    return "stranger", verdict.state.value, ""
 
 
 def _play_stranger(room: Room, case: Case, result: Result) -> None:
@@ -527,7 +527,9 @@ def _play_stranger(room: Room, case: Case, result: Result) -> None:
         raise Wrong("the second try has no end")
     if [child.status for child in room.children()] != [0, 0]:
         raise Wrong(f"the second try ended with {[child.status for child in room.children()]}")
-    if check_copy(room)[1] != Standing.CANONICAL or os.listdir(room.destination.parent) != ["disk"]:
+    if check_copy(room)[1] != CopyState.CANONICAL or os.listdir(room.destination.parent) != [
+        "disk"
+    ]:
         raise Wrong("the second try has not come to its end")
 
 

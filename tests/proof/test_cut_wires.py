@@ -36,7 +36,7 @@ from blockmig.migration.handoff import channel
 from blockmig.migration.policy import Patience
 from blockmig.migration.records.files import Records
 from blockmig.migration.records.permitted import source_found
-from blockmig.migration.records.verdict import judge_pair, look_steadily
+from blockmig.migration.records.verdict import look_steadily, verdict_of_pair
 from blockmig.migration.source import attempt, finisher
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.record import SourceRecord
@@ -131,12 +131,12 @@ class Migration:
         """Compare the verdict with the truth, which must not change meanwhile."""
         while True:
             before = self._retired()
-            verdict = judge_pair(*look_steadily([str(self.source), str(self.destination)])[0])
+            verdict = verdict_of_pair(*look_steadily([str(self.source), str(self.destination)])[0])
             if before == self._retired():
                 break
         expected = self.destination if before else self.source
         self.figures.verdicts[expected.name] += 1
-        if verdict.canonical != str(expected) or verdict.standing != "canonical":
+        if verdict.canonical != str(expected) or verdict.state != "canonical":
             self.wrong.append(f"{expected.name} is canonical, but: {verdict}; {self._listing()}")
 
     def _listing(self) -> list[str]:

@@ -45,7 +45,7 @@ import pytest
 
 from blockmig.control import ControlError, ask
 from blockmig.migration.records.files import Kind, Phase, Records
-from blockmig.migration.records.verdict import Standing, judge, judge_pair, look
+from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
 from tests.proof.launcher import Child, wait
 from tests.proof.volatile import THE_END, Point, Strike
 from tests.support.disks import MIB, digest, random_image
@@ -270,33 +270,33 @@ class Room:
         retired = self.retired()
         there = not retired and self.destination.exists()
         whole = there and (went_on or digest(self.source) == digest(self.destination))
-        source, destination = look(str(self.source)), look(str(self.destination))
-        at_source, at_destination = judge(source), judge(destination)
-        pair = judge_pair(source, destination)
+        source, destination = examine(str(self.source)), examine(str(self.destination))
+        at_source, at_destination = verdict_of(source), verdict_of(destination)
+        pair = verdict_of_pair(source, destination)
         for verdict in (at_source, at_destination, pair):
             self.note(f"verdict: {verdict.line} | {verdict.why}")
         if retired:
-            known = (Standing.CANONICAL, Standing.CONDITIONAL)
-            gone = self.unlink and not source.records and at_source.standing == Standing.UNKNOWN
+            known = (CopyState.CANONICAL, CopyState.CONDITIONAL)
+            gone = self.unlink and not source.records and at_source.state == CopyState.UNKNOWN
             expect(
-                at_source.standing == Standing.NOT_CANONICAL or gone,
+                at_source.state == CopyState.NOT_CANONICAL or gone,
                 f"the source is retired, and called {at_source.line!r}",
             )
         else:
-            known = (Standing.NOT_CANONICAL, *([Standing.CONDITIONAL] if whole else []))
+            known = (CopyState.NOT_CANONICAL, *([CopyState.CONDITIONAL] if whole else []))
             expect(
-                at_source.standing == Standing.CANONICAL,
+                at_source.state == CopyState.CANONICAL,
                 f"the source is not retired, and called {at_source.line!r}",
             )
         nothing = not (retired or self.destination.exists() or destination.records)
         expect(
-            at_destination.standing in known or nothing,
+            at_destination.state in known or nothing,
             f"the source is {'' if retired else 'not '}retired, the destination called "
             f"{at_destination.line!r}",
         )
         canonical = self.destination if retired else self.source
         expect(
-            pair.standing == Standing.CANONICAL and pair.canonical == str(canonical),
+            pair.state == CopyState.CANONICAL and pair.canonical == str(canonical),
             f"{canonical} is canonical, and the two are called {pair.line!r}",
         )
         return retired
@@ -384,8 +384,8 @@ def _receiver_was_killed(room: Room, result: Result) -> None:
         # It may be retired yet, if all was there, and the server only waited for the medium.
         with contextlib.suppress(AssertionError):
             room.goes_on()
-    found = look(str(room.destination))
-    if found.records or judge(found).standing != Standing.CANONICAL:
+    found = examine(str(room.destination))
+    if found.records or verdict_of(found).state != CopyState.CANONICAL:
         expect(room.start("receiver").alive, "the receiver could not be started again")
     else:
         room.note("the receiver is not needed again")
@@ -411,10 +411,10 @@ def _was_broken_off(room: Room, result: Result) -> None:
         record is None or record.phase == Phase.COPYING,
         "the mirror was broken off, and the destination says that all was copied",
     )
-    found = look(str(room.destination))
+    found = examine(str(room.destination))
     expect(
-        record is None or judge(found).standing == Standing.NOT_CANONICAL,
-        f"the mirror was broken off, and the destination is called {judge(found).line!r}",
+        record is None or verdict_of(found).state == CopyState.NOT_CANONICAL,
+        f"the mirror was broken off, and the destination is called {verdict_of(found).line!r}",
     )
     room.goes_on()
     _anew(room)
@@ -624,13 +624,13 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
                 assert outcome.result()["status"] == 4
                 breaks += 1
                 writer.go_on(3)
-                found = look(str(copy))
+                found = examine(str(copy))
                 record = found.of(Kind.INCOMPLETE)
                 assert record is not None
                 assert record.phase == Phase.COPYING
-                assert judge(found).standing == Standing.NOT_CANONICAL
-                assert judge(look(str(disk))).standing == Standing.CANONICAL
-                assert judge_pair(look(str(disk)), found).canonical == str(disk)
+                assert verdict_of(found).state == CopyState.NOT_CANONICAL
+                assert verdict_of(examine(str(disk))).state == CopyState.CANONICAL
+                assert verdict_of_pair(examine(str(disk)), found).canonical == str(disk)
                 writer.go_on(3)
             else:
                 writer.stop()
@@ -641,7 +641,7 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
         if late:
             mirrored.ended()
             assert receiver.wait() == 0
-            assert judge_pair(look(str(disk)), look(str(copy))).canonical == str(copy)
+            assert verdict_of_pair(examine(str(disk)), examine(str(copy))).canonical == str(copy)
             disk = copy
         mirrored.history.check(disk)
     print(f"\n{breaks} of {BREAKS // 2} in time")

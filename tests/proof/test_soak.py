@@ -28,12 +28,12 @@ import pytest
 
 from blockmig.migration.records.files import Kind
 from blockmig.migration.records.verdict import (
-    Standing,
+    CopyState,
     Verdict,
-    judge,
-    judge_pair,
-    look,
+    examine,
     look_steadily,
+    verdict_of,
+    verdict_of_pair,
 )
 from tests.support.processes import BLOCKMIG, FULL
 
@@ -181,7 +181,7 @@ class Migration:
             return True
         if side == RECEIVER:
             return self._has_arrived()
-        found = look(str(self.source))
+        found = examine(str(self.source))
         if self.unlink:
             return found.size is None and not found.records and not found.bad
         migrated = found.of(Kind.MIGRATED)
@@ -191,8 +191,8 @@ class Migration:
 
     def _has_arrived(self) -> bool:
         """The destination's side says canonical, without a record."""
-        found = look(str(self.destination))
-        return judge(found).standing == Standing.CANONICAL and not found.records
+        found = examine(str(self.destination))
+        return verdict_of(found).state == CopyState.CANONICAL and not found.records
 
     def restart(self) -> None:
         """Start again what was killed and is not done."""
@@ -218,25 +218,25 @@ class Migration:
         """Hold the verdicts against the truth, which must not change meanwhile."""
         while True:
             before = self.retired()
-            here, there = look(str(self.source)), look(str(self.destination))
-            both = judge_pair(*look_steadily([str(self.source), str(self.destination)])[0])
+            here, there = examine(str(self.source)), examine(str(self.destination))
+            both = verdict_of_pair(*look_steadily([str(self.source), str(self.destination)])[0])
             if before == self.retired():
                 break
         canonical = self.destination if before else self.source
         told = f"{canonical.name} is canonical ({sorted(os.listdir(self.room))}), but "
-        assert both.standing == Standing.CANONICAL, f"{told}{both}"
+        assert both.state == CopyState.CANONICAL, f"{told}{both}"
         assert both.canonical == str(canonical), f"{told}{both}"
         assert same(canonical, self.original), f"{told}it has lost something"
-        self._check_source(judge(here), before, told)
-        arriving = judge(there)
-        right = [Standing.NOT_CANONICAL, Standing.CONDITIONAL]
+        self._check_source(verdict_of(here), before, told)
+        arriving = verdict_of(there)
+        right = [CopyState.NOT_CANONICAL, CopyState.CONDITIONAL]
         if before:
-            right = [Standing.CANONICAL, Standing.CONDITIONAL]
+            right = [CopyState.CANONICAL, CopyState.CONDITIONAL]
         elif there.size is None:
-            right = [Standing.UNKNOWN]
-        assert arriving.standing in right, f"{told}{arriving}"
+            right = [CopyState.UNKNOWN]
+        assert arriving.state in right, f"{told}{arriving}"
         self.figures.add(self.figures.verdicts, f"pair: {canonical.name}")
-        self.figures.add(self.figures.verdicts, f"destination: {arriving.standing}")
+        self.figures.add(self.figures.verdicts, f"destination: {arriving.state}")
         if self.random.random() < 0.1 and None not in [
             process.status for process in self._running.values()
         ]:
@@ -244,14 +244,14 @@ class Migration:
 
     def _check_source(self, verdict: Verdict, retired: bool, told: str) -> None:
         if not retired:
-            assert verdict.standing == Standing.CANONICAL, f"{told}{verdict}"
+            assert verdict.state == CopyState.CANONICAL, f"{told}{verdict}"
         elif not self.unlink or os.path.exists(f"{self.source}.MIGRATING"):
-            assert verdict.standing == Standing.NOT_CANONICAL, f"{told}{verdict}"
+            assert verdict.state == CopyState.NOT_CANONICAL, f"{told}{verdict}"
         else:
             # Complete: nothing is left. (Or it was so by the time of looking again.)
-            standings = (Standing.UNKNOWN, Standing.NOT_CANONICAL)
-            assert verdict.standing in standings, f"{told}{verdict}"
-        self.figures.add(self.figures.verdicts, f"source: {verdict.standing}")
+            standings = (CopyState.UNKNOWN, CopyState.NOT_CANONICAL)
+            assert verdict.state in standings, f"{told}{verdict}"
+        self.figures.add(self.figures.verdicts, f"source: {verdict.state}")
 
     def _check_command(self, canonical: Path) -> None:
         command = [BLOCKMIG, "inspect", str(self.destination), str(self.source)]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from blockmig.migration.records.files import (
     Kind,
+    Location,
     Phase,
     Record,
     Records,
-    Side,
     this_host,
 )
 from blockmig.storage import identify
@@ -95,14 +95,16 @@ class Scene:
             identity = identify(descriptor, SYSTEM)
         finally:
             os.close(descriptor)
-        stranger = Side("elsewhere", "/srv/another") if identified else Side(address="192.0.2.1:9")
+        stranger = (
+            Location("elsewhere", "/srv/another") if identified else Location(address="192.0.2.1:9")
+        )
         record = Record(
             migration=migration or str(uuid.uuid4()),
             phase=phase,
             attempt=1,
             size=self.size,
-            source=Side(this_host(), str(self.source)) if migration else stranger,
-            destination=Side(this_host(), str(self.copy)),
+            source=Location(this_host(), str(self.source)) if migration else stranger,
+            destination=Location(this_host(), str(self.copy)),
             began=BEGAN,
             identified=identified,
             side_export=identified,
@@ -118,14 +120,16 @@ class Scene:
         finally:
             os.close(descriptor)
         place = (
-            Side(this_host(), str(self.copy), self.uri) if side_export else Side("", "", self.uri)
+            Location(this_host(), str(self.copy), self.uri)
+            if side_export
+            else Location("", "", self.uri)
         )
         record = Record(
             migration=str(uuid.uuid4()),
             phase=Phase.COPYING,
             attempt=1,
             size=self.size,
-            source=Side(this_host(), str(self.source)),
+            source=Location(this_host(), str(self.source)),
             destination=place,
             began=BEGAN,
             identity=identity,

@@ -17,7 +17,7 @@ _MOST = 1 << 20
 
 
 class Recorder:
-    """Passes every connection on to the server of an NBD URI, over the same kind of socket.
+    """CopyPasses every connection on to the server of an NBD URI, over the same kind of socket.
 
     What goes to the server is written down before it is passed on, and what comes from it before
     it is passed on: a request whose bytes stand behind an answer was made after that.
@@ -91,7 +91,7 @@ class Recorder:
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
-    def judge(self, *, timeout: float = 10.0) -> Counter[str]:
+    def verdict_of(self, *, timeout: float = 10.0) -> Counter[str]:
         """Wait for the end of all connections, and judge what was said; the tally of it.
 
         @raise Broken: the server broke a rule.
@@ -132,6 +132,6 @@ def recorder(
     try:
         yield made
         if not made.conversations:
-            made.judge()
+            made.verdict_of()
     finally:
         made.close()

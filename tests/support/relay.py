@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class Relay:
-    """Passes every connection on to C{port} on this host."""
+    """CopyPasses every connection on to C{port} on this host."""
 
     def __init__(self, port: int) -> None:
         self.seen = bytearray()

@@ -90,7 +90,7 @@ class Bench:
         directory.mkdir()
         with recorder(self.served.uris[kind], directory, self.disk, self.expected) as made:
             yield made
-            counted = made.judge()
+            counted = made.verdict_of()
             if counts is not None:
                 counts.update(counted)
 

@@ -26,7 +26,12 @@ from blockmig.interfaces import (
     IUnlinkableDisk,
     Probe,
 )
-from blockmig.migration.handoff.message import PAGE_SIZE, Page, Stage, decode_page
+from blockmig.migration.handoff.message import (
+    MESSAGE_SIZE,
+    HandoffMessage,
+    HandoffPhase,
+    decode_message,
+)
 from blockmig.nbd import (
     Aborted,
     ClientHandshake,
@@ -266,7 +271,7 @@ class MemoryTransport(StringTransport):
             self.clock.callLater(0, self.closed)
 
     def closed(self):
-        """What we sent goes over; then the connection is no more on our side, nor the other."""
+        """What we sent goes over; then the connection is no more on our handoff, nor the other."""
         if self.lost:
             return
         if self.pieces and self.other is not None and not self.other.lost:
@@ -399,7 +404,7 @@ class Client:
         if shake:
             self.shake()
 
-    def settle(self):
+    def drain(self):
         """Called before replies are looked for; a test may have threads do their work."""
 
     def received(self):
@@ -437,7 +442,7 @@ class Client:
 
     def replies(self):
         """(error, payload) of each reply since the last look."""
-        self.settle()
+        self.drain()
         self.wire.receive_data(self.received())
         found = []
         payload = b""
@@ -470,28 +475,28 @@ class Client:
         self.transport.lose(reason or ConnectionLost())
 
 
-class SideClient(Client):
+class HandoffClient(Client):
     """A connection to the side export."""
 
     def __init__(self, clock, protocol, export=".handoff"):
         super().__init__(clock, protocol, export)
-        assert self.negotiated.export.size == PAGE_SIZE
+        assert self.negotiated.export.size == MESSAGE_SIZE
 
-    def tell(self, phase, migration=ONE, cookie=7, **more):
+    def send_message(self, phase, migration=ONE, cookie=7, **more):
         more = {"attempt": 1, "size": 5000, "host": "there", "disk": "/source", **more}
-        page = Page(Stage(phase), migration, cookie=f"{cookie:016x}", **more)
-        self.write(0, page.encode())
+        message = HandoffMessage(HandoffPhase(phase), migration, cookie=f"{cookie:016x}", **more)
+        self.write(0, message.encode())
 
-    def told(self, *arguments, **more):
+    def notify(self, *arguments, **more):
         """Tell something that is answered at once: the error."""
-        self.tell(*arguments, **more)
+        self.send_message(*arguments, **more)
         (error,) = self.errors()
         return error
 
     def page(self):
-        error, data = self.ask(Command.READ, 0, PAGE_SIZE)
+        error, data = self.ask(Command.READ, 0, MESSAGE_SIZE)
         assert error == 0
-        return decode_page(data)
+        return decode_message(data)
 
 
 @implementer(IReactorFDSet)

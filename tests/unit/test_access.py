@@ -229,7 +229,7 @@ class PrepareTests(Case):
         )
 
     def test_short_holes_are_data(self):
-        """Or a reply could be made of a chunk for each page."""
+        """Or a reply could be made of a chunk for each message."""
         short = SHORTEST_HOLE - 1
         self.make(holes=[(at, at + short) for at in range(0, SIZE, SHORTEST_HOLE)])
         self.assertEqual([Extent(0, SIZE, False)], self.prepare(0, SIZE))

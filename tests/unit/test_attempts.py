@@ -1,4 +1,4 @@
-"""The receiver's record and its side export, driven by clients on the test's own hands (R2, R6)."""
+"""The receiver's record and its handoff export, driven by hand (R2, R6)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
-from blockmig.migration.handoff.message import PAGE_SIZE, Stage, fingerprint
-from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.handoff.message import MESSAGE_SIZE, HandoffPhase, fingerprint
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.nbd import Command, CommandFlag, Errno
 from tests.support.made import made
 
@@ -20,8 +20,8 @@ from .support import (
     ONE,
     TWO,
     Client,
+    HandoffClient,
     RecordedDisk,
-    SideClient,
     Story,
     Threads,
     in_thread,
@@ -60,15 +60,15 @@ class Case(SynchronousTestCase):
     def client(self, cookie=100):
         connection = self.receiver.factory().buildProtocol(ADDRESS)
         client = Client(self.clock, connection, cookie=cookie)
-        client.settle = self.settle
+        client.drain = self.drain
         return client
 
-    def side(self):
-        client = SideClient(self.clock, self.receiver.factory().buildProtocol(ADDRESS))
-        client.settle = self.settle
+    def handoff(self):
+        client = HandoffClient(self.clock, self.receiver.factory().buildProtocol(ADDRESS))
+        client.drain = self.drain
         return client
 
-    def settle(self):
+    def drain(self):
         """Nothing, where threads are done at once or when the test says so."""
 
     def record(self):
@@ -94,24 +94,24 @@ class Case(SynchronousTestCase):
         self.assertNotIn("\n", str(error))
 
     def claimed(self, migration=ONE, cookie=7):
-        """A sender of ours that said so, and its side export."""
-        side = self.side()
-        self.assertEqual(0, side.told("copying", migration, cookie))
-        return self.client(cookie), side
+        """A sender of ours that said so, and its handoff export."""
+        handoff = self.handoff()
+        self.assertEqual(0, handoff.notify("copying", migration, cookie))
+        return self.client(cookie), handoff
 
     def copied(self, migration=ONE, cookie=7):
-        client, side = self.claimed(migration, cookie)
+        client, handoff = self.claimed(migration, cookie)
         client.write(0, DATA)
         client.send(FLUSH)
         self.assertEqual([0, 0], client.errors())
-        self.assertEqual(0, side.told("copied", migration, cookie))
+        self.assertEqual(0, handoff.notify("copied", migration, cookie))
         self.assertEqual(Phase.COPIED, self.record().phase)
-        return client, side
+        return client, handoff
 
     def retired(self):
-        client, side = self.copied()
-        self.assertEqual(0, side.told("retired"))
-        return client, side
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired"))
+        return client, handoff
 
     def foreign(self):
         """A whole copy by a sender that says nothing of itself."""
@@ -123,9 +123,9 @@ class Case(SynchronousTestCase):
 
     def stand(self, phase, **changes):
         """A record that an earlier receiver left."""
-        source = Side("there", "/source")
+        source = Location("there", "/source")
         fields = {"identified": True, **changes}
-        record = Record(ONE, Phase(phase), 2, SIZE, source, Side(), "then", **fields)
+        record = Record(ONE, Phase(phase), 2, SIZE, source, Location(), "then", **fields)
         self.records.write(Kind.INCOMPLETE, record)
         self.make()
 
@@ -133,12 +133,12 @@ class Case(SynchronousTestCase):
 class ClaimTests(Case):
     def test_on_record_before_it_is_acknowledged(self):
         threads = self.threads()
-        side = self.side()
-        self.assertEqual(Stage.NONE, side.page().phase)
-        side.tell("copying", unlink=True)
-        self.assertEqual(([], []), (side.errors(), self.names()))
+        handoff = self.handoff()
+        self.assertEqual(HandoffPhase.NONE, handoff.page().phase)
+        handoff.send_message("copying", unlink=True)
+        self.assertEqual(([], []), (handoff.errors(), self.names()))
         threads.run()
-        self.assertEqual([0], side.errors())
+        self.assertEqual([0], handoff.errors())
         found = self.record()
         self.assertEqual(
             (ONE, Phase.COPYING, 1, SIZE, True, True, True, ""),
@@ -153,18 +153,25 @@ class ClaimTests(Case):
                 found.retired,
             ),
         )
-        self.assertEqual(Side("there", "/source"), found.source)
+        self.assertEqual(Location("there", "/source"), found.source)
         self.assertEqual(self.disk.path, found.destination.disk)
         self.assertEqual(0, self.receiver.attempts)
 
     def test_page(self):
-        _, side = self.claimed()
-        page = side.page()
+        _, handoff = self.claimed()
+        message = handoff.page()
         self.assertEqual(
-            (Stage.COPYING, fingerprint(ONE), 1, SIZE, self.disk.path, ""),
-            (page.phase, page.migration, page.attempt, page.size, page.disk, page.cookie),
+            (HandoffPhase.COPYING, fingerprint(ONE), 1, SIZE, self.disk.path, ""),
+            (
+                message.phase,
+                message.migration,
+                message.attempt,
+                message.size,
+                message.disk,
+                message.cookie,
+            ),
         )
-        self.assertEqual(os.uname().nodename, page.host)
+        self.assertEqual(os.uname().nodename, message.host)
 
     def test_prepared_once_and_behind_the_record(self):
         seen = []
@@ -203,9 +210,9 @@ class ClaimTests(Case):
             self.assertFalse(self.record().identified, cookie)
 
     def test_claimed_again(self):
-        client, side = self.claimed()
+        client, handoff = self.claimed()
         client.write(0, DATA)
-        self.assertEqual(EPERM, side.told("copying"), "an attempt goes on")
+        self.assertEqual(EPERM, handoff.notify("copying"), "an attempt goes on")
         client.lose()
         self.clock.advance(0)
         began = self.record().began
@@ -219,17 +226,17 @@ class ClaimTests(Case):
         client, _ = self.claimed()
         client.write(0, DATA)
         for migration, error in ((TWO, EPERM), ("", EINVAL), (fingerprint(ONE), EINVAL)):
-            self.assertEqual(error, self.side().told("copying", migration))
+            self.assertEqual(error, self.handoff().notify("copying", migration))
             self.assertFalse(client.transport.gone)
-        self.assertEqual(EPERM, self.side().told("copying", cookie=9), "not before it is gone")
+        self.assertEqual(EPERM, self.handoff().notify("copying", cookie=9), "not before it is gone")
         self.clock.advance(0)
         self.assertTrue(client.transport.lost)
-        self.assertEqual(0, self.side().told("copying", cookie=9))
+        self.assertEqual(0, self.handoff().notify("copying", cookie=9))
 
     def test_nor_does_a_claim_end_a_foreign_attempt(self):
         client = self.client()
         client.write(0, DATA[:5])
-        self.assertEqual(EPERM, self.side().told("copying", self.record().migration))
+        self.assertEqual(EPERM, self.handoff().notify("copying", self.record().migration))
         self.assertFalse(client.transport.gone)
 
     def test_claimed_by_another(self):
@@ -241,54 +248,54 @@ class ClaimTests(Case):
         self.assertEqual(EPERM, self.client(7).ask(ZEROES, 0, 5)[0])
 
     def test_bad_messages(self):
-        side = self.side()
+        handoff = self.handoff()
         for more in (
             {"size": SIZE + 1},
             {"migration": ""},
             {"migration": "one"},
             {"migration": fingerprint(ONE)},
         ):
-            self.assertEqual(EINVAL, side.told("copying", **more))
+            self.assertEqual(EINVAL, handoff.notify("copying", **more))
         for phase, error in (
             ("none", EINVAL),
             ("complete", EINVAL),
             ("copied", EPERM),
             ("retired", EPERM),
         ):
-            self.assertEqual(error, side.told(phase))
+            self.assertEqual(error, handoff.notify(phase))
         for data in (bytes(4096), b"[" * 4096, b"\xff" * 4096):
-            side.write(0, data)
-            self.assertEqual([EINVAL], side.errors())
+            handoff.write(0, data)
+            self.assertEqual([EINVAL], handoff.errors())
         for cookie in (b'"cookie": ""', b'"cookie": "xyz"'):
             page = b'{"blockmig": 1, "export": "handoff", "phase": "copied", "migration": "%s", %s}'
-            side.write(0, (page % (ONE.encode(), cookie)).ljust(4096, b"\0"))
-            self.assertEqual([EINVAL], side.errors())
+            handoff.write(0, (page % (ONE.encode(), cookie)).ljust(4096, b"\0"))
+            self.assertEqual([EINVAL], handoff.errors())
         self.assertEqual([], self.names())
         self.assertFalse(self.receiver.touched)
 
     def test_only_whole_messages(self):
-        side = self.side()
+        handoff = self.handoff()
         for offset, length in ((0, 4095), (1, 4095), (0, 1), (4095, 1)):
-            side.write(offset, b"x" * length)
-            self.assertEqual([EINVAL], side.errors())
+            handoff.write(offset, b"x" * length)
+            self.assertEqual([EINVAL], handoff.errors())
         for command in (TRIM, ZEROES):
-            self.assertNotEqual(0, side.ask(command, 0, 4096)[0])
-        self.assertEqual(Stage.NONE, side.page().phase)
-        self.assertEqual(4096, len(side.ask(READ, 0, 4096)[1]))
-        self.assertEqual(b"{", side.ask(READ, 0, 1)[1])
-        self.assertEqual(bytes(96), side.ask(READ, 4000, 96)[1])
+            self.assertNotEqual(0, handoff.ask(command, 0, 4096)[0])
+        self.assertEqual(HandoffPhase.NONE, handoff.page().phase)
+        self.assertEqual(4096, len(handoff.ask(READ, 0, 4096)[1]))
+        self.assertEqual(b"{", handoff.ask(READ, 0, 1)[1])
+        self.assertEqual(bytes(96), handoff.ask(READ, 4000, 96)[1])
 
     def test_messages_of_two_are_not_mixed_up(self):
-        one, two = self.side(), self.side()
-        one.give(request_bytes(WRITE, 0, PAGE_SIZE, 0, 55) + b"{" * 2000)
-        self.assertEqual(EPERM, two.told("copied"))
+        one, two = self.handoff(), self.handoff()
+        one.give(request_bytes(WRITE, 0, MESSAGE_SIZE, 0, 55) + b"{" * 2000)
+        self.assertEqual(EPERM, two.notify("copied"))
         one.give(bytes(2096))
         self.assertEqual(int(EINVAL).to_bytes(4, "big"), one.received()[4:8])
 
     def test_what_comes_late_of_an_earlier_claim_is_void(self):
-        one, two = self.side(), self.side()
-        one.give(request_bytes(WRITE, 0, PAGE_SIZE, 0, 55) + b"{" * 2000)
-        self.assertEqual(0, two.told("copying"))
+        one, two = self.handoff(), self.handoff()
+        one.give(request_bytes(WRITE, 0, MESSAGE_SIZE, 0, 55) + b"{" * 2000)
+        self.assertEqual(0, two.notify("copying"))
         self.clock.advance(0)
         self.assertTrue(one.transport.lost)
         self.assertFalse(two.transport.gone)
@@ -326,10 +333,10 @@ class UnboundTests(Case):
         self.foreign()
         found = self.record()
         self.assertEqual(
-            (Phase.COPIED, 1, False, False, Side(address="192.0.2.7:4711")),
+            (Phase.COPIED, 1, False, False, Location(address="192.0.2.7:4711")),
             (found.phase, found.attempt, found.identified, found.side_export, found.source),
         )
-        self.assertEqual("", self.side().page().migration, "nobody can claim to be of it")
+        self.assertEqual("", self.handoff().page().migration, "nobody can claim to be of it")
 
     def test_goes_on(self):
         client = self.client()
@@ -372,7 +379,7 @@ class UnboundTests(Case):
         client = self.client()
         client.ask(READ, 0, 100)
         client.ask(FLUSH)
-        self.side().page()
+        self.handoff().page()
         client.disconnect()
         self.assertEqual([], self.names())
         self.assertNotIn("prepare", self.disk.names())
@@ -410,7 +417,7 @@ class FallBackTests(Case):
 
     def test_a_change_while_copied_is_being_put_down(self):
         threads = self.threads()
-        client, side = self.client(), self.side()
+        client, handoff = self.client(), self.handoff()
         client.write(0, DATA)
         client.send(FLUSH)
         threads.run(1)  # the first record
@@ -422,28 +429,28 @@ class FallBackTests(Case):
         self.assertEqual((Phase.COPIED, []), (self.record().phase, self.changes()))
         threads.run(1)
         self.assertEqual((Phase.COPYING, ["write"]), (self.record().phase, self.changes()))
-        self.assertEqual(EPERM, side.told("copied"))
+        self.assertEqual(EPERM, handoff.notify("copied"))
 
     def test_asked_while_it_falls_back(self):
         """The change is admitted only behind the record: what is told until then comes late."""
         for words in ("copied", "retired"):
             self.setUp()
             threads = self.threads()
-            side = self.side()
-            side.tell("copying")
+            handoff = self.handoff()
+            handoff.send_message("copying")
             threads.run()
             client = self.client(7)
             client.write(0, DATA)
             client.send(FLUSH)
             threads.run()
-            side.tell("copied")
+            handoff.send_message("copied")
             threads.run()
-            self.assertEqual(([0, 0], [0, 0]), (client.errors(), side.errors()))
+            self.assertEqual(([0, 0], [0, 0]), (client.errors(), handoff.errors()))
             self.disk.calls.clear()
             client.write(0, DATA[:10])
             self.assertEqual((1, [], Phase.COPIED), self.stands(threads))
-            side.tell(words)
-            self.assertEqual([EPERM], side.errors())
+            handoff.send_message(words)
+            self.assertEqual([EPERM], handoff.errors())
             threads.run()
             self.assertEqual((0, ["write"], Phase.COPYING), self.stands(threads))
             self.assertEqual("", self.record().retired)
@@ -467,7 +474,7 @@ class FallBackTests(Case):
         self.assertEqual(Phase.COPYING, self.record().phase)
 
     def test_a_whole_copy_of_ours_is_nobody_elses_to_change(self):
-        client, side = self.copied()
+        client, handoff = self.copied()
         client.lose()
         self.clock.advance(0)
         self.disk.calls.clear()
@@ -475,11 +482,11 @@ class FallBackTests(Case):
         for command in (WRITE, ZEROES, TRIM):
             payload = b"evil" if command == WRITE else b""
             self.assertEqual(EPERM, stranger.ask(command, 0, 4, payload=payload)[0])
-        self.assertEqual(EPERM, side.told("copying", TWO))
+        self.assertEqual(EPERM, handoff.notify("copying", TWO))
         # Not its sender's either, before it has said that it begins again.
         self.assertEqual(EPERM, self.client(7).ask(ZEROES, 0, 4)[0])
         self.assertEqual(([], Phase.COPIED), (self.changes(), self.record().phase))
-        self.assertEqual(0, side.told("copied"), "it is as it was")
+        self.assertEqual(0, handoff.notify("copied"), "it is as it was")
         again, _ = self.claimed(cookie=9)
         self.assertEqual(Phase.COPYING, self.record().phase)
         again.write(0, DATA)
@@ -501,70 +508,70 @@ class FallBackTests(Case):
 
     def test_claimed_again_falls_back_before_the_acknowledgement(self):
         threads = self.threads()
-        side = self.side()
-        side.tell("copying")
+        handoff = self.handoff()
+        handoff.send_message("copying")
         client = self.client(7)
         threads.run()
         client.write(0, DATA)
         client.send(FLUSH)
         threads.run()
-        side.tell("copied")
+        handoff.send_message("copied")
         threads.run()
         client.lose()
-        self.assertEqual(([0, 0], Phase.COPIED), (side.errors(), self.record().phase))
-        side.tell("copying", cookie=9)
-        self.assertEqual(([], EPERM), (side.errors(), self.side().told("copied")))
+        self.assertEqual(([0, 0], Phase.COPIED), (handoff.errors(), self.record().phase))
+        handoff.send_message("copying", cookie=9)
+        self.assertEqual(([], EPERM), (handoff.errors(), self.handoff().notify("copied")))
         threads.run()
-        self.assertEqual(([0], Phase.COPYING), (side.errors(), self.record().phase))
+        self.assertEqual(([0], Phase.COPYING), (handoff.errors(), self.record().phase))
 
 
 class ConfirmTests(Case):
     def test_only_when_copied_and_of_that_migration(self):
-        client, side = self.claimed()
-        self.assertEqual(EPERM, side.told("copied"))
+        client, handoff = self.claimed()
+        self.assertEqual(EPERM, handoff.notify("copied"))
         client.write(0, DATA[:4000])
         client.send(FLUSH)
-        self.assertEqual(EPERM, side.told("copied"), "not all of it")
+        self.assertEqual(EPERM, handoff.notify("copied"), "not all of it")
         client.write(4000, DATA[4000:])
-        self.assertEqual(EPERM, side.told("copied"), "not durable")
+        self.assertEqual(EPERM, handoff.notify("copied"), "not durable")
         self.assertEqual(Phase.COPYING, self.record().phase)
         client.send(FLUSH)
         self.assertEqual([0] * 4, client.errors())
         for migration in (TWO, ONE[:-1] + "3"):
-            self.assertEqual(EPERM, side.told("copied", migration))
+            self.assertEqual(EPERM, handoff.notify("copied", migration))
         for migration in ("", "one", ONE.upper(), fingerprint(ONE)):
-            self.assertEqual(EINVAL, side.told("copied", migration))
-        self.assertEqual(0, side.told("copied"))
+            self.assertEqual(EINVAL, handoff.notify("copied", migration))
+        self.assertEqual(0, handoff.notify("copied"))
         client.write(0, DATA[:1])
-        self.assertEqual(EPERM, side.told("copied"), "changed since")
+        self.assertEqual(EPERM, handoff.notify("copied"), "changed since")
 
     def test_nobody_confirms_a_foreign_senders(self):
         self.foreign()
-        side = self.side()
+        handoff = self.handoff()
         for migration, error in (("", EINVAL), (self.record().migration, EPERM)):
-            self.assertEqual(error, side.told("copied", migration))
-            self.assertEqual(error, side.told("retired", migration))
+            self.assertEqual(error, handoff.notify("copied", migration))
+            self.assertEqual(error, handoff.notify("retired", migration))
 
     def test_not_before_it_is_on_record(self):
         threads = self.threads()
-        side = self.side()
-        side.tell("copying")
+        handoff = self.handoff()
+        handoff.send_message("copying")
         threads.run()
         client = self.client(7)
         client.write(0, DATA)
         client.send(FLUSH)
-        side.errors()
+        handoff.errors()
         self.assertEqual(["flush"], threads.names())
-        self.assertEqual(EPERM, side.told("copied"))
+        self.assertEqual(EPERM, handoff.notify("copied"))
         self.assertEqual([0], client.errors(), "the flush is not answered yet")
         threads.run()
         self.assertEqual([0], client.errors())
-        side.tell("copied")
+        handoff.send_message("copied")
         self.assertEqual(["_write"], threads.names())
-        self.assertEqual(([], Phase.COPYING), (side.errors(), self.record().phase))
-        self.assertEqual(EPERM, self.side().told("retired"), "nothing follows from it yet")
+        self.assertEqual(([], Phase.COPYING), (handoff.errors(), self.record().phase))
+        self.assertEqual(EPERM, self.handoff().notify("retired"), "nothing follows from it yet")
         threads.run()
-        self.assertEqual(([0], Phase.COPIED), (side.errors(), self.record().phase))
+        self.assertEqual(([0], Phase.COPIED), (handoff.errors(), self.record().phase))
 
     def test_not_before_it_is_on_record_of_a_foreign_sender(self):
         """One that cannot say `copied` has its flush answered behind the record."""
@@ -580,40 +587,40 @@ class ConfirmTests(Case):
 
     def written(self):
         """All of it is here, and nothing of it is durable."""
-        client, side = self.claimed()
+        client, handoff = self.claimed()
         client.write(0, DATA)
         self.assertEqual([0], client.errors())
-        return client, side
+        return client, handoff
 
     def flushed(self):
         """What a mirror does after each pass; it has not said that this was all."""
-        client, side = self.written()
+        client, handoff = self.written()
         self.assertEqual(0, client.ask(FLUSH)[0])
-        return client, side
+        return client, handoff
 
     def written_by_threads(self):
         """All of it is here, and the flush asked for."""
         threads = self.threads()
-        side = self.side()
-        side.tell("copying")
+        handoff = self.handoff()
+        handoff.send_message("copying")
         threads.run()
         client = self.client(7)
         client.write(0, DATA)
         client.send(FLUSH)
-        self.assertEqual([0], side.errors())
-        return threads, client, side
+        self.assertEqual([0], handoff.errors())
+        return threads, client, handoff
 
     def flushed_by_threads(self):
-        threads, client, side = self.written_by_threads()
+        threads, client, handoff = self.written_by_threads()
         threads.run()
         self.assertEqual([0, 0], client.errors())
-        return threads, client, side
+        return threads, client, handoff
 
     def check_not_copied(self):
         self.assertEqual(Phase.COPYING, self.record().phase)
         self.assertNotIn("INCOMPLETE copied", self.words)
-        page = self.side().page()
-        self.assertEqual((Stage.COPYING, "copying"), (page.phase, self.state()))
+        message = self.handoff().page()
+        self.assertEqual((HandoffPhase.COPYING, "copying"), (message.phase, self.state()))
 
     def state(self):
         return self.receiver.status()["state"]
@@ -626,152 +633,152 @@ class ConfirmTests(Case):
     def test_a_flush_puts_nothing_on_record(self):
         """Whoever has claimed the migration may go on: its disk is in use."""
         self.watch()
-        client, side = self.flushed()
+        client, handoff = self.flushed()
         self.check_not_copied()
         for _ in range(3):
             self.assertEqual(0, client.ask(ZEROES, 5, 10)[0])
             self.assertEqual(0, client.ask(FLUSH)[0])
         self.check_not_copied()
         self.assertEqual(["INCOMPLETE copying"], self.words, "and has nothing to take back")
-        self.assertEqual(0, side.told("copied"))
+        self.assertEqual(0, handoff.notify("copied"))
         self.assertEqual(["INCOMPLETE copying", "INCOMPLETE copied"], self.words)
         self.assertEqual((Phase.COPIED, "copied"), (self.record().phase, self.state()))
 
     def test_nothing_follows_from_a_flush(self):
         """No retiring, no end, no leave to be silent."""
-        _, side = self.flushed()
-        self.assertEqual(EPERM, side.told("retired"))
+        _, handoff = self.flushed()
+        self.assertEqual(EPERM, handoff.notify("retired"))
         self.receiver.stop("enough")
         self.ends_with(GaveUp, 4, "is not canonical")
         self.assertEqual(Phase.COPYING, self.record().phase)
 
     def test_stopped_behind_copied(self):
-        _, side = self.flushed()
-        self.assertEqual(0, side.told("copied"))
+        _, handoff = self.flushed()
+        self.assertEqual(0, handoff.notify("copied"))
         self.receiver.stop("enough")
         self.ends_with(Unconfirmed, 5, "look at there:/source")
 
     def test_stopped_while_copied_is_being_put_down(self):
-        """What is on record in the end says more than what was told: that is the safe side."""
-        threads, _, side = self.flushed_by_threads()
-        side.tell("copied")
+        """What is on record in the end says more than what was told: that is the safe handoff."""
+        threads, _, handoff = self.flushed_by_threads()
+        handoff.send_message("copied")
         self.assertEqual("copying", self.state())
         self.receiver.stop("enough")
         self.waits()
-        self.assertEqual([], side.errors())
+        self.assertEqual([], handoff.errors())
         threads.run()
         self.ends_with(GaveUp, 4)
         self.assertEqual(Phase.COPIED, self.record().phase)
 
     def test_copied_without_a_flush(self):
         self.watch()
-        _, side = self.written()
-        self.assertEqual(EPERM, side.told("copied"))
+        _, handoff = self.written()
+        self.assertEqual(EPERM, handoff.notify("copied"))
         self.check_not_copied()
 
     def test_copied_with_a_flush_of_less(self):
         self.watch()
-        client, side = self.claimed()
+        client, handoff = self.claimed()
         client.write(0, DATA[:4000])
         client.send(FLUSH)
         client.write(4000, DATA[4000:])
         self.assertEqual([0, 0, 0], client.errors())
-        self.assertEqual(EPERM, side.told("copied"))
+        self.assertEqual(EPERM, handoff.notify("copied"))
         self.check_not_copied()
 
     def test_copied_with_a_change_behind_the_flush(self):
         for command in (WRITE, ZEROES, TRIM):
             self.setUp()
             self.watch()
-            client, side = self.flushed()
+            client, handoff = self.flushed()
             payload = b"new" if command == WRITE else b""
             self.assertEqual(0, client.ask(command, 7, 3, payload=payload)[0])
-            self.assertEqual(EPERM, side.told("copied"), command)
+            self.assertEqual(EPERM, handoff.notify("copied"), command)
             self.check_not_copied()
             # Until it is flushed as well.
             self.assertEqual(0, client.ask(FLUSH)[0])
             self.check_not_copied()
-            self.assertEqual(0, side.told("copied"))
+            self.assertEqual(0, handoff.notify("copied"))
 
     def test_copied_with_a_change_under_way(self):
         """Admitted behind the flush, and not done: nobody knows what is durable."""
-        threads, client, side = self.flushed_by_threads()
+        threads, client, handoff = self.flushed_by_threads()
         client.send(ZEROES, 0, 10, CommandFlag.FUA)
         self.assertEqual(["_change"], threads.names())
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
         threads.run()
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
     def test_copied_with_half_a_write_behind_the_flush(self):
-        client, side = self.flushed()
+        client, handoff = self.flushed()
         client.give(request_bytes(WRITE, 0, 100, cookie=999) + b"half")
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
     def test_copied_and_changed_while_that_is_put_down(self):
-        threads, client, side = self.flushed_by_threads()
-        side.tell("copied")
+        threads, client, handoff = self.flushed_by_threads()
+        handoff.send_message("copied")
         client.write(0, DATA[:10])
         threads.run()
         self.assertEqual(Phase.COPYING, self.record().phase)
-        self.assertEqual([EPERM], side.errors(), "it is not what stands there")
-        self.assertEqual(EPERM, side.told("retired"))
+        self.assertEqual([EPERM], handoff.errors(), "it is not what stands there")
+        self.assertEqual(EPERM, handoff.notify("retired"))
 
     def test_told_twice(self):
         self.watch()
-        _, side = self.flushed()
-        self.assertEqual([0, 0], [side.told("copied"), side.told("copied")])
+        _, handoff = self.flushed()
+        self.assertEqual([0, 0], [handoff.notify("copied"), handoff.notify("copied")])
         self.assertEqual(["INCOMPLETE copying", "INCOMPLETE copied"], self.words)
 
     def test_told_twice_at_once(self):
-        threads, _, side = self.flushed_by_threads()
-        other = self.side()
-        side.tell("copied")
-        other.tell("copied")
-        self.assertEqual(([], []), (side.errors(), other.errors()))
+        threads, _, handoff = self.flushed_by_threads()
+        other = self.handoff()
+        handoff.send_message("copied")
+        other.send_message("copied")
+        self.assertEqual(([], []), (handoff.errors(), other.errors()))
         threads.run()
-        self.assertEqual(([0], [0]), (side.errors(), other.errors()))
+        self.assertEqual(([0], [0]), (handoff.errors(), other.errors()))
         self.assertEqual(Phase.COPIED, self.record().phase)
 
     def test_told_by_another_connection(self):
-        """The sender's own to the side export may have been lost; what counts is who flushed."""
-        _, side = self.flushed()
-        side.lose()
+        """The sender's own to the handoff export may have been lost; what counts is who flushed."""
+        _, handoff = self.flushed()
+        handoff.lose()
         self.clock.advance(0)
-        other = self.side()
-        self.assertEqual(EPERM, other.told("copied", TWO))
+        other = self.handoff()
+        self.assertEqual(EPERM, other.notify("copied", TWO))
         self.assertEqual(Phase.COPYING, self.record().phase)
-        self.assertEqual((0, Phase.COPIED), (other.told("copied"), self.record().phase))
+        self.assertEqual((0, Phase.COPIED), (other.notify("copied"), self.record().phase))
 
     def test_not_once_the_attempt_is_gone(self):
         """Whatever it had flushed: another may have begun, and its coverage is forgotten."""
-        client, side = self.flushed()
+        client, handoff = self.flushed()
         client.lose()
         self.clock.advance(0)
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
-        second, side = self.claimed(cookie=9)
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
+        second, handoff = self.claimed(cookie=9)
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
         self.assertEqual(0, second.ask(FLUSH)[0])
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
         second.write(0, DATA[:10])
         second.send(FLUSH)
         self.assertEqual([0, 0], second.errors())
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
     def test_a_flush_that_comes_back_late(self):
         """It was asked for when all was there; what came meanwhile is not durable."""
-        threads, client, side = self.written_by_threads()
+        threads, client, handoff = self.written_by_threads()
         self.assertEqual(["flush"], threads.names())
         client.write(5, b"late")
         threads.run()
-        side.errors()
+        handoff.errors()
         self.assertEqual([0, 0, 0], sorted(client.errors()))
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
     def test_a_change_while_the_flush_waits_for_what_is_on_its_way(self):
         """Its reply waits for the writing behind, and what is changed meanwhile is not durable."""
         threads = self.threads()
-        side = self.side()
-        side.tell("copying")
+        handoff = self.handoff()
+        handoff.send_message("copying")
         threads.run()
         client = self.client(7)
         client.write(0, DATA)
@@ -786,35 +793,35 @@ class ConfirmTests(Case):
         client.write(5, b"late")
         threads.run()
         self.assertEqual([0, 0], client.errors())
-        side.errors()
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        handoff.errors()
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
     def test_the_late_flush_of_an_attempt_that_is_gone(self):
-        threads, client, side = self.written_by_threads()
+        threads, client, handoff = self.written_by_threads()
         client.lose()
         self.clock.advance(0)
         self.assertEqual(["flush"], threads.names())
         threads.run()
         self.clock.advance(0)
-        side.errors()
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        handoff.errors()
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
     def test_a_flush_from_before_does_not_count_for_the_next_attempt(self):
-        threads, client, side = self.written_by_threads()
+        threads, client, handoff = self.written_by_threads()
         client.lose()
-        side.errors()
-        side.tell("copying", cookie=9)
-        self.assertEqual([EPERM], side.errors(), "something of it is under way")
+        handoff.errors()
+        handoff.send_message("copying", cookie=9)
+        self.assertEqual([EPERM], handoff.errors(), "something of it is under way")
         threads.run()
         self.clock.advance(0)
-        side.tell("copying", cookie=9)
+        handoff.send_message("copying", cookie=9)
         threads.run()
-        self.assertEqual([0], side.errors())
+        self.assertEqual([0], handoff.errors())
         second = self.client(9)
         second.write(0, DATA)
         self.assertEqual([0], second.errors())
         self.assertEqual(
-            (EPERM, Phase.COPYING), (side.told("copied", cookie=9), self.record().phase)
+            (EPERM, Phase.COPYING), (handoff.notify("copied", cookie=9), self.record().phase)
         )
 
     def test_not_by_who_has_not_claimed_it(self):
@@ -824,91 +831,91 @@ class ConfirmTests(Case):
         stranger = self.client(100)
         stranger.write(0, DATA)
         self.assertEqual([0], stranger.errors())
-        self.assertEqual(EPERM, self.side().told("copied"))
+        self.assertEqual(EPERM, self.handoff().notify("copied"))
         self.assertEqual(0, stranger.ask(FLUSH)[0])
-        self.assertEqual(EPERM, self.side().told("copied"))
+        self.assertEqual(EPERM, self.handoff().notify("copied"))
 
     def test_a_strays_flush_does_not_make_it_copied(self):
-        client, side = self.claimed()
+        client, handoff = self.claimed()
         client.write(0, DATA)
         stray = self.client()
         self.assertEqual(0, stray.ask(FLUSH)[0])
-        self.assertEqual((EPERM, Phase.COPYING), (side.told("copied"), self.record().phase))
+        self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
     def test_a_flush_that_fails_does_not(self):
-        client, side = self.claimed()
+        client, handoff = self.claimed()
         client.write(0, DATA)
         self.disk.fail["flush"] = OSError(errno.EIO, "broken")
         client.send(FLUSH)
         self.assertEqual([0, EIO], client.errors())
-        self.assertEqual(EIO, side.told("copied"))
+        self.assertEqual(EIO, handoff.notify("copied"))
         self.assertEqual(Phase.COPYING, self.record().phase)
 
     def test_by_a_receiver_that_was_started_again(self):
         self.stand("copied")
-        self.assertEqual(0, self.side().told("copied"))
-        self.assertEqual(EPERM, self.side().told("copied", TWO))
+        self.assertEqual(0, self.handoff().notify("copied"))
+        self.assertEqual(EPERM, self.handoff().notify("copied", TWO))
         self.stand("copying")
-        self.assertEqual(EPERM, self.side().told("copied"))
+        self.assertEqual(EPERM, self.handoff().notify("copied"))
         self.stand("copied", identified=False)
-        self.assertEqual(EPERM, self.side().told("copied"))
+        self.assertEqual(EPERM, self.handoff().notify("copied"))
 
 
 class RetiredTests(Case):
     def test_on_record_before_it_is_acknowledged(self):
         threads = self.threads()
-        side = self.side()
-        side.tell("copying")
+        handoff = self.handoff()
+        handoff.send_message("copying")
         threads.run()
         client = self.client(7)
         client.write(0, DATA)
         client.send(FLUSH)
         threads.run()
-        self.assertEqual(([0], [0, 0]), (side.errors(), client.errors()))
-        side.tell("copied")
+        self.assertEqual(([0], [0, 0]), (handoff.errors(), client.errors()))
+        handoff.send_message("copied")
         threads.run()
-        self.assertEqual([0], side.errors())
-        side.tell("retired")
-        self.assertEqual(([], ""), (side.errors(), self.record().retired))
+        self.assertEqual([0], handoff.errors())
+        handoff.send_message("retired")
+        self.assertEqual(([], ""), (handoff.errors(), self.record().retired))
         # From this instant on nothing is changed any more, on record or not yet.
         self.assertEqual(EPERM, client.ask(ZEROES, 0, 4)[0])
         threads.run()
-        self.assertEqual([0], side.errors())
+        self.assertEqual([0], handoff.errors())
         self.assertRegex(self.record().retired, "Z$")
-        self.assertEqual(Stage.RETIRED, side.page().phase)
+        self.assertEqual(HandoffPhase.RETIRED, handoff.page().phase)
 
     def test_refused(self):
-        client, side = self.claimed()
-        self.assertEqual(EPERM, side.told("retired"))
+        client, handoff = self.claimed()
+        self.assertEqual(EPERM, handoff.notify("retired"))
         client.write(0, DATA)
-        self.assertEqual(EPERM, side.told("retired"))
+        self.assertEqual(EPERM, handoff.notify("retired"))
         client.send(FLUSH)
-        self.assertEqual(EPERM, side.told("retired"), "nobody has said that this is all")
-        self.assertEqual(0, side.told("copied"))
-        self.assertEqual(EPERM, side.told("retired", TWO))
+        self.assertEqual(EPERM, handoff.notify("retired"), "nobody has said that this is all")
+        self.assertEqual(0, handoff.notify("copied"))
+        self.assertEqual(EPERM, handoff.notify("retired", TWO))
         self.assertEqual("", self.record().retired)
         client.write(0, DATA[:5])
-        self.assertEqual(EPERM, side.told("retired"))
+        self.assertEqual(EPERM, handoff.notify("retired"))
 
     def test_twice(self):
-        _, side = self.retired()
+        _, handoff = self.retired()
         first = self.record()
         self.clock.advance(5)
-        self.assertEqual(0, side.told("retired", cookie=9))
+        self.assertEqual(0, handoff.notify("retired", cookie=9))
         self.assertEqual(first, self.record())
 
     def test_the_second_waits_for_the_first(self):
         self.stand("copied")
         threads = self.threads()
-        one, two = self.side(), self.side()
-        one.tell("retired")
-        two.tell("retired")
+        one, two = self.handoff(), self.handoff()
+        one.send_message("retired")
+        two.send_message("retired")
         self.assertEqual(([], []), (one.errors(), two.errors()))
         threads.run()
         self.assertEqual(([0], [0]), (one.errors(), two.errors()))
 
     def test_nothing_changes_it_any_more(self):
-        client, side = self.retired()
+        client, handoff = self.retired()
         self.disk.calls.clear()
         for other in (client, self.client(7), self.client()):
             for command in (WRITE, ZEROES, TRIM):
@@ -919,16 +926,16 @@ class RetiredTests(Case):
         for other in (self.client(7), self.client()):
             self.assertEqual(EPERM, other.ask(ZEROES, 0, 4)[0])
         for migration in (ONE, TWO):
-            self.assertEqual(EPERM, side.told("copying", migration))
+            self.assertEqual(EPERM, handoff.notify("copying", migration))
         self.assertEqual([], self.changes())
-        self.assertEqual(0, side.told("copied"))
+        self.assertEqual(0, handoff.notify("copied"))
 
     def test_nor_behind_a_restart(self):
         self.stand("copied", retired="then")
-        side = self.side()
-        self.assertEqual(Stage.RETIRED, side.page().phase)
+        handoff = self.handoff()
+        self.assertEqual(HandoffPhase.RETIRED, handoff.page().phase)
         self.assertEqual(EPERM, self.client().ask(ZEROES, 0, 4)[0])
-        self.assertEqual(EPERM, side.told("copying"))
+        self.assertEqual(EPERM, handoff.notify("copying"))
         self.assertEqual([], self.changes())
         self.assertEqual("then", self.record().retired)
 
@@ -938,9 +945,9 @@ class RetiredTests(Case):
         self.assertEqual([], self.names())
 
     def test_the_disconnect_in_good_order(self):
-        client, side = self.retired()
+        client, handoff = self.retired()
         client.disconnect()
-        side.disconnect()
+        handoff.disconnect()
         self.check_complete()
 
     def test_a_disconnect_while_waiting(self):
@@ -948,8 +955,8 @@ class RetiredTests(Case):
         self.stand("copied")
         self.client(7).disconnect()
         self.waits()
-        side = self.side()
-        self.assertEqual(0, side.told("retired", cookie=7))
+        handoff = self.handoff()
+        self.assertEqual(0, handoff.notify("retired", cookie=7))
         for cookie in (0, 6, 8):
             stranger = self.client(cookie)
             stranger.disconnect()
@@ -962,37 +969,37 @@ class RetiredTests(Case):
         self.assertEqual(["disk.INCOMPLETE"], self.names())
         finisher = self.client(7)
         finisher.disconnect()
-        side.disconnect()
+        handoff.disconnect()
         self.check_complete()
         self.assertEqual("flush", self.disk.names()[-1])
         self.assertTrue(finisher.transport.lost)
 
     def test_copied_is_not_enough(self):
-        client, side = self.copied()
+        client, handoff = self.copied()
         client.lose()
         self.clock.advance(0)
-        self.assertEqual(0, side.told("copied"))
+        self.assertEqual(0, handoff.notify("copied"))
         self.client(7).disconnect()
         self.waits()
         self.assertEqual(["disk.INCOMPLETE"], self.names())
 
     def test_the_last_cookie_counts(self):
-        client, side = self.retired()
+        client, handoff = self.retired()
         client.lose()
         self.clock.advance(0)
-        self.assertEqual(0, side.told("retired", cookie=9))
+        self.assertEqual(0, handoff.notify("retired", cookie=9))
         self.client(7).disconnect()
         self.waits()
         self.client(9).disconnect()
-        side.disconnect()
+        handoff.disconnect()
         self.check_complete()
 
     def test_another_may_finish_while_the_attempts_connection_is_there(self):
         """One that hangs half open must not keep the finisher out."""
-        _, side = self.retired()
-        self.assertEqual(0, side.told("retired", cookie=9))
+        _, handoff = self.retired()
+        self.assertEqual(0, handoff.notify("retired", cookie=9))
         self.client(9).disconnect()
-        side.disconnect()
+        handoff.disconnect()
         self.check_complete()
 
     def test_told_by_the_sender_of_a_migration_that_was_complete(self):
@@ -1001,15 +1008,15 @@ class RetiredTests(Case):
 
     def check_was_complete(self, expected, token=None, **more):
         self.make()
-        side = self.side()
+        handoff = self.handoff()
         token = self.disk.identity() if token is None else token
-        error = side.told("retired", token=token, **more)
+        error = handoff.notify("retired", token=token, **more)
         self.assertEqual(0 if expected else EPERM, error)
         self.assertEqual([], self.names())
         self.client(7).disconnect()
         if expected:
-            self.assertEqual(Stage.COMPLETE, side.page().phase)
-            side.disconnect()
+            self.assertEqual(HandoffPhase.COMPLETE, handoff.page().phase)
+            handoff.disconnect()
             self.check_complete()
             self.assertEqual([], self.changes())
         else:
@@ -1025,14 +1032,14 @@ class RetiredTests(Case):
 
     def test_nor_once_another_migration_began(self):
         self.claimed(TWO)
-        self.assertEqual(EPERM, self.side().told("retired", token=self.disk.identity()))
+        self.assertEqual(EPERM, self.handoff().notify("retired", token=self.disk.identity()))
         self.claimed(ONE, 9)
-        self.assertEqual(EPERM, self.side().told("retired", token=self.disk.identity()))
+        self.assertEqual(EPERM, self.handoff().notify("retired", token=self.disk.identity()))
 
     def test_told_while_another_attempt_is_over(self):
-        client, side = self.copied()
+        client, handoff = self.copied()
         client.disconnect()
-        side.disconnect()
+        handoff.disconnect()
         self.check_complete()
 
 
@@ -1040,42 +1047,42 @@ class TokenTests(Case):
     """What the disk is known by is for the sender alone, and not before its source is retired."""
 
     def tokens(self, *sides):
-        return [side.page().token for side in sides]
+        return [handoff.page().token for handoff in sides]
 
     def test_handed_out(self):
-        client, side = self.copied()
-        other = self.side()
-        self.assertEqual(0, side.told("copied"))
-        self.assertEqual(["", ""], self.tokens(side, other))
-        self.assertEqual(0, side.told("retired"))
-        self.assertEqual(["inode 5, born 6", ""], self.tokens(side, other))
+        client, handoff = self.copied()
+        other = self.handoff()
+        self.assertEqual(0, handoff.notify("copied"))
+        self.assertEqual(["", ""], self.tokens(handoff, other))
+        self.assertEqual(0, handoff.notify("retired"))
+        self.assertEqual(["inode 5, born 6", ""], self.tokens(handoff, other))
         client.disconnect()
-        self.assertEqual(["inode 5, born 6", ""], self.tokens(side, other))
+        self.assertEqual(["inode 5, born 6", ""], self.tokens(handoff, other))
 
     def test_not_to_one_that_was_refused(self):
         self.copied()
-        other = self.side()
+        other = self.handoff()
         for migration, error in ((TWO, EPERM), (fingerprint(ONE), EINVAL)):
-            self.assertEqual(error, other.told("retired", migration))
+            self.assertEqual(error, other.notify("retired", migration))
             self.assertEqual([""], self.tokens(other))
 
     def test_nothing_to_speak_with_is_shown(self):
         """No page has the UUID; what it has instead is no message."""
         self.retired()
-        page = self.side().page()
-        self.assertNotIn(ONE, page.encode().decode())
-        self.assertFalse(page.is_message)
-        stranger = self.side()
+        message = self.handoff().page()
+        self.assertNotIn(ONE, message.encode().decode())
+        self.assertFalse(message.is_from_sender)
+        stranger = self.handoff()
         for phase in ("copying", "copied", "retired"):
-            self.assertEqual(EINVAL, stranger.told(phase, page.migration))
+            self.assertEqual(EINVAL, stranger.notify(phase, message.migration))
 
     def test_not_while_something_else_is_being_put_down(self):
         """A receiver that was started anew is untouched until somebody begins."""
         threads = self.threads()
-        one = self.side()
-        one.tell("copying", TWO)
+        one = self.handoff()
+        one.send_message("copying", TWO)
         self.assertEqual(["_write"], threads.names())
-        self.assertEqual(EPERM, self.side().told("retired", token=self.disk.identity()))
+        self.assertEqual(EPERM, self.handoff().notify("retired", token=self.disk.identity()))
         threads.run()
         self.assertEqual([0], one.errors())
         self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
@@ -1086,7 +1093,7 @@ class EndTests(Case):
         events = []
         self.system.tell = events.append
         self.disk._called = lambda name, *_: events.append(name)
-        client, side = self.retired()
+        client, handoff = self.retired()
         client.disconnect()
         self.assertEqual(
             [
@@ -1101,23 +1108,23 @@ class EndTests(Case):
             ],
             events,
         )
-        self.assertEqual(Stage.COMPLETE, side.page().phase)
+        self.assertEqual(HandoffPhase.COMPLETE, handoff.page().phase)
 
     def test_reading_the_page_waits_for_the_end(self):
         self.stand("copied")
         threads = self.threads()
-        side = self.side()
-        side.tell("retired")
+        handoff = self.handoff()
+        handoff.send_message("retired")
         threads.run()
-        self.assertEqual([0], side.errors())
+        self.assertEqual([0], handoff.errors())
         client = self.client(7)
         client.disconnect()
-        side.send(READ, 0, PAGE_SIZE)
-        self.assertEqual([], side.replies())
+        handoff.send(READ, 0, MESSAGE_SIZE)
+        self.assertEqual([], handoff.replies())
         self.assertEqual(["finish"], threads.names())
         self.assertNotEqual([], self.names())
         threads.run()
-        ((_, error, data),) = side.replies()
+        ((_, error, data),) = handoff.replies()
         self.assertEqual(0, error)
         self.assertIn(b'"complete"', data)
         self.assertEqual([], self.names())
@@ -1126,28 +1133,28 @@ class EndTests(Case):
     def test_reading_the_page_while_the_end_fails(self):
         self.stand("copied", retired="then")
         threads = self.threads()
-        side = self.side()
-        side.tell("retired")
+        handoff = self.handoff()
+        handoff.send_message("retired")
         threads.run()
-        side.errors()
+        handoff.errors()
         self.disk.fail["flush"] = OSError(errno.EIO, "broken")
         self.client(7).disconnect()
-        side.send(READ, 0, PAGE_SIZE)
+        handoff.send(READ, 0, MESSAGE_SIZE)
         threads.run()
-        ((_, error, data),) = side.replies()
+        ((_, error, data),) = handoff.replies()
         self.assertEqual(0, error)
         self.assertIn(b'"retired"', data)
 
     def test_the_side_lingers(self):
-        client, side = self.retired()
-        silent, stranger = self.side(), self.client()
+        client, handoff = self.retired()
+        silent, stranger = self.handoff(), self.client()
         client.disconnect()
         self.assertTrue(client.transport.lost)
         self.assertTrue(stranger.transport.lost)
         self.waits()
-        self.assertEqual(Stage.COMPLETE, side.page().phase)
+        self.assertEqual(HandoffPhase.COMPLETE, handoff.page().phase)
         self.assertIsNone(self.receiver.factory().buildProtocol(ADDRESS))
-        side.disconnect()
+        handoff.disconnect()
         self.waits()
         self.assertFalse(silent.transport.gone)
         silent.disconnect()
@@ -1155,37 +1162,37 @@ class EndTests(Case):
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_for_a_few_seconds_at_most(self):
-        client, side = self.retired()
+        client, handoff = self.retired()
         client.disconnect()
         self.clock.advance(4.9)
         self.waits()
         self.clock.advance(0.2)
         self.clock.advance(0)
-        self.assertTrue(side.transport.lost)
+        self.assertTrue(handoff.transport.lost)
         self.successResultOf(self.outcome)
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_not_where_it_failed(self):
-        _, side = self.copied()
+        _, handoff = self.copied()
         self.receiver.stop()
         self.ends_with(Unconfirmed, 5)
-        self.assertTrue(side.transport.lost)
+        self.assertTrue(handoff.transport.lost)
 
     def test_the_side_may_be_silent_while_the_copy_goes_on(self):
         """Its sender has nothing to say for hours; another's has no such leave."""
-        client, side = self.claimed()
-        other = self.side()
+        client, handoff = self.claimed()
+        other = self.handoff()
         for _ in range(20):
             self.clock.advance(10)
             client.write(0, DATA[:1])
         self.assertTrue(other.transport.lost)
-        self.assertFalse(side.transport.gone)
+        self.assertFalse(handoff.transport.gone)
 
     def test_told_behind_the_end(self):
-        client, side = self.retired()
+        client, handoff = self.retired()
         client.disconnect()
         for phase in ("copying", "copied", "retired"):
-            self.assertEqual(Errno.ESHUTDOWN, side.told(phase))
+            self.assertEqual(Errno.ESHUTDOWN, handoff.notify(phase))
         self.assertEqual([], self.names())
 
 
@@ -1195,26 +1202,26 @@ class FailureTests(Case):
     def setUp(self):
         super().setUp()
         threads = self.threads()
-        self.settle = threads.run
+        self.drain = threads.run
 
     def fails(self, seconds=6):
         for _ in range(10 * seconds):
-            self.settle()
+            self.drain()
             self.clock.advance(0.1)
         self.ends_with(LocalFailure, ExitStatus.FAILED, "No space left on device")
 
     def test_a_claim(self):
-        side = self.side()
+        handoff = self.handoff()
         self.system.fail["INCOMPLETE copying"] = self.broken
-        self.assertEqual(Errno.ENOSPC, side.told("copying"))
-        self.assertEqual(Errno.ENOSPC, side.told("copying"))
+        self.assertEqual(Errno.ENOSPC, handoff.notify("copying"))
+        self.assertEqual(Errno.ENOSPC, handoff.notify("copying"))
         self.assertEqual(Errno.ENOSPC, self.client().ask(ZEROES, 0, 5)[0])
         self.assertEqual([], self.changes())
         self.fails()
 
     def test_not_touched_by_a_record_that_could_not_be_written(self):
         self.system.fail["INCOMPLETE copying"] = self.broken
-        self.assertEqual(Errno.ENOSPC, self.side().told("copying"))
+        self.assertEqual(Errno.ENOSPC, self.handoff().notify("copying"))
         self.assertEqual((False, []), (self.receiver.touched, self.names()))
         self.fails()
 
@@ -1228,7 +1235,7 @@ class FailureTests(Case):
                 raise self.broken
 
         self.system.fsync = fsync
-        self.assertEqual(Errno.ENOSPC, self.side().told("copying"))
+        self.assertEqual(Errno.ENOSPC, self.handoff().notify("copying"))
         self.assertNotIn("prepare", self.disk.names())
         self.fails()
 
@@ -1250,14 +1257,14 @@ class FailureTests(Case):
         self.fails()
 
     def test_copied(self):
-        client, side = self.claimed()
+        client, handoff = self.claimed()
         self.system.fail["INCOMPLETE copied"] = self.broken
         client.write(0, DATA)
         client.send(FLUSH)
         self.assertEqual([0, 0], client.errors(), "nothing was to be put down")
-        self.assertEqual(Errno.ENOSPC, side.told("copied"))
-        self.assertEqual(Errno.ENOSPC, side.told("copied"))
-        self.assertEqual(Errno.ENOSPC, side.told("retired"))
+        self.assertEqual(Errno.ENOSPC, handoff.notify("copied"))
+        self.assertEqual(Errno.ENOSPC, handoff.notify("copied"))
+        self.assertEqual(Errno.ENOSPC, handoff.notify("retired"))
         self.assertEqual(Errno.ENOSPC, client.ask(ZEROES, 0, 5)[0])
         self.assertEqual(Phase.COPYING, self.record().phase)
         client.disconnect()
@@ -1270,42 +1277,42 @@ class FailureTests(Case):
         client.write(0, DATA)
         client.send(FLUSH)
         self.assertEqual([0, Errno.ENOSPC], client.errors())
-        self.assertEqual(Errno.ENOSPC, self.side().told("copied"))
+        self.assertEqual(Errno.ENOSPC, self.handoff().notify("copied"))
         self.assertEqual(Phase.COPYING, self.record().phase)
         client.disconnect()
         self.fails()
         self.assertEqual(["disk.INCOMPLETE"], self.names())
 
     def test_falling_back(self):
-        client, side = self.copied()
+        client, handoff = self.copied()
         self.disk.calls.clear()
         self.system.fail["INCOMPLETE copying"] = self.broken
         client.write(0, DATA)
         self.assertEqual([Errno.ENOSPC], client.errors())
         self.assertEqual(([], Phase.COPIED), (self.changes(), self.record().phase))
-        self.assertNotEqual(0, side.told("retired"))
+        self.assertNotEqual(0, handoff.notify("retired"))
         self.fails()
 
     def test_retired(self):
-        _, side = self.copied()
+        _, handoff = self.copied()
         self.system.fail["INCOMPLETE copied retired"] = self.broken
-        self.assertEqual(Errno.ENOSPC, side.told("retired"))
+        self.assertEqual(Errno.ENOSPC, handoff.notify("retired"))
         self.assertEqual("", self.record().retired)
         self.fails()
 
     def test_removing(self):
-        client, side = self.retired()
+        client, handoff = self.retired()
         self.system.fail["INCOMPLETE removed"] = self.broken
         client.disconnect()
-        self.assertEqual(Stage.RETIRED, side.page().phase, "not complete")
+        self.assertEqual(HandoffPhase.RETIRED, handoff.page().phase, "not complete")
         self.fails()
         self.assertTrue(self.record().retired)
 
     def test_the_sender_has_a_little_time_to_hear_of_it(self):
         """Long enough to be told, and no longer: nobody waits for a client that is not there."""
         self.system.fail["INCOMPLETE copying"] = self.broken
-        self.side().tell("copying")
-        self.settle()
+        self.handoff().send_message("copying")
+        self.drain()
         self.clock.advance(0.4)
         self.waits()
         self.fails(1)
@@ -1346,20 +1353,20 @@ class StopTests(Case):
     def test_too_late(self):
         self.stand("copied", retired="then")
         threads = self.threads()
-        side = self.side()
-        side.tell("retired")
+        handoff = self.handoff()
+        handoff.send_message("retired")
         threads.run()
         self.client(7).disconnect()
         self.receiver.stop()
         self.waits()
         threads.run()
-        side.disconnect()
+        handoff.disconnect()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
 
     def test_while_a_record_is_written(self):
         """No outcome before the thread is done; and what it wrote stands."""
         threads = self.threads()
-        self.side().tell("copying")
+        self.handoff().send_message("copying")
         self.receiver.stop()
         self.waits()
         threads.run()
@@ -1369,7 +1376,7 @@ class StopTests(Case):
 
 class BeginTests(Case):
     def test_refused(self):
-        record = Record(ONE, Phase.COPIED, 1, SIZE, Side(), Side("z"), "", retired="then")
+        record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location("z"), "", retired="then")
         for kind in (Kind.MIGRATED, Kind.MIGRATING):
             self.records.write(kind, record)
             self.assertRaises(Refused, self.make)
@@ -1382,12 +1389,12 @@ class BeginTests(Case):
     def test_again_disregards_what_was_copied(self):
         self.stand("copied", retired="then")
         self.make(again=True)
-        self.assertEqual(Stage.NONE, self.side().page().phase)
+        self.assertEqual(HandoffPhase.NONE, self.handoff().page().phase)
         self.claimed(TWO)
         self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
 
     def test_accepted_is_true_no_more(self):
-        record = Record(ONE, Phase.COPIED, 1, SIZE, Side(), Side(), "", by="me")
+        record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location(), "", by="me")
         self.records.write(Kind.ACCEPTED, record)
         self.assertRaises(Refused, self.make)
         self.make(again=True)
@@ -1401,8 +1408,8 @@ class BeginTests(Case):
         self.copied()
         self.assertTrue(self.record().again)
         self.make(again=True)
-        self.assertEqual(Stage.COPIED, self.side().page().phase)
-        self.assertEqual(0, self.side().told("copied"))
+        self.assertEqual(HandoffPhase.COPIED, self.handoff().page().phase)
+        self.assertEqual(0, self.handoff().notify("copied"))
         self.make(again=True)
         self.foreign_after_claim()
         self.assertTrue(self.record().again)

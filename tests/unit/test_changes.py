@@ -21,16 +21,16 @@ class ChangesTests(SynchronousTestCase):
 
     def test_nobody_wants_to_know(self):
         working = Deferred()
-        self.changes.tell(1, 2)
+        self.changes.notify(1, 2)
         self.assertIs(working, self.changes.around(1, 2, working))
         working.callback("done")
         self.assertEqual("done", self.successResultOf(working))
 
     def test_told(self):
         self.watch()
-        self.changes.tell(1, 2)
+        self.changes.notify(1, 2)
         self.assertEqual([(1, 2, True)], self.told)
-        self.changes.tell(1, 2, data=False)
+        self.changes.notify(1, 2, data=False)
         self.assertEqual([(1, 2, False)], self.told[1:])
 
     def test_around(self):

@@ -20,9 +20,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.status import as_text
 from blockmig.cli.values import duration, human
-from blockmig.control import ControlError, ControlRefused, place, server
-from blockmig.control.place import Busy, claim
+from blockmig.control import ControlError, ControlRefused, server, socket_file
 from blockmig.control.server import open_control
+from blockmig.control.socket_file import Busy, claim
 from blockmig.control.web import MAXIMUM_BODY, ControlFactory
 
 
@@ -312,7 +312,7 @@ class PlaceTests(SynchronousTestCase):
                 modes.append(stat.S_IMODE(os.lstat(address).st_mode))
 
         self.addCleanup(os.umask, os.umask(0))
-        with mock.patch.object(place.socket, "socket", Watched):
+        with mock.patch.object(socket_file.socket, "socket", Watched):
             self.claim()
         self.assertEqual([0o600], modes)
         self.assertEqual(0o600, stat.S_IMODE(os.lstat(self.path).st_mode))
@@ -396,14 +396,14 @@ class PlaceTests(SynchronousTestCase):
     def test_two_at_once(self):
         """One that starts while another is between looking and listening."""
         self.left_behind(2**30)
-        original, seen = place._lock, []
+        original, seen = socket_file._lock, []
 
         def lock(path, patient):
-            with mock.patch.object(place, "_lock", original):
+            with mock.patch.object(socket_file, "_lock", original):
                 seen.append(self.assertRaises(Busy, claim, self.path, True))
             original(path, patient)
 
-        with mock.patch.object(place, "_lock", lock):
+        with mock.patch.object(socket_file, "_lock", lock):
             self.claim()
         self.assertEqual(1, len(seen))
         self.assertIn("locked", str(seen[0]))
@@ -412,19 +412,21 @@ class PlaceTests(SynchronousTestCase):
     def test_one_that_began_to_listen_meanwhile(self):
         """A program of Twisted's, which knows nothing of our lock on the directory."""
         self.left_behind()
-        original, ours = place._lock, []
+        original, ours = socket_file._lock, []
 
         def lock(path, patient):
             os.unlink(self.path)
             ours.append(self.listener())
             original(path, patient)
 
-        with mock.patch.object(place, "_lock", lock):
+        with mock.patch.object(socket_file, "_lock", lock):
             self.assertIn("in use", str(self.assertRaises(ControlError, self.claim)))
         self.assertEqual(["c"], os.listdir(os.path.dirname(self.path)))
 
     def test_failure_leaves_nothing(self):
-        with mock.patch.object(place, "Place", side_effect=OSError(5, "Input/output error")):
+        with mock.patch.object(
+            socket_file, "ControlSocket", side_effect=OSError(5, "Input/output error")
+        ):
             error = self.assertRaises(ControlError, self.claim)
         self.assertIn("Input/output error", str(error))
         self.assertEqual([], os.listdir(os.path.dirname(self.path)))

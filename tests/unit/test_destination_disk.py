@@ -41,7 +41,7 @@ class Watched(RecordedDisk):
     def is_gone(self):
         return False
 
-    def version(self, settle=True):
+    def version(self, sync=True):
         return (1,), (1,)
 
     def rescue(self, announce=None):
@@ -75,7 +75,7 @@ class DataTests(AttemptsCase):
         self.refused()
 
     def test_a_claim_finds_it_where_nobody_has_checked(self):
-        self.assertEqual(Errno.EPERM, self.side().told("copying", ONE, 7))
+        self.assertEqual(Errno.EPERM, self.handoff().notify("copying", ONE, 7))
         self.clock.advance(10)
         self.refused()
 
@@ -113,7 +113,7 @@ class DataTests(AttemptsCase):
         for version, looks in ((((1,), (1,)), 1), (((), ()), 2)):
             self.setUp()
             self.disk = Watched(bytes(SIZE), self.disk.path)
-            self.disk.version = lambda settle=True, version=version: version
+            self.disk.version = lambda sync=True, version=version: version
             self.make()
             self.successResultOf(self.receiver.check())
             self.claimed()
@@ -121,11 +121,11 @@ class DataTests(AttemptsCase):
         self.setUp()
         self.disk = Watched(bytes(SIZE), self.disk.path)
         self.make()
-        self.disk.version = lambda settle=True: ((1,), (1,))
+        self.disk.version = lambda sync=True: ((1,), (1,))
         self.successResultOf(self.receiver.check())
-        self.disk.version = lambda settle=True: ((2,), (1,))
+        self.disk.version = lambda sync=True: ((2,), (1,))
         self.disk.data[:] = b"o" * SIZE
-        self.assertEqual(Errno.EPERM, self.side().told("copying", ONE, 7))
+        self.assertEqual(Errno.EPERM, self.handoff().notify("copying", ONE, 7))
         self.clock.advance(10)
         self.refused()
 
@@ -199,7 +199,7 @@ class PlaceTests(AttemptsCase):
 
     def test_before_it_begins(self):
         self.displace()
-        self.assertEqual(Errno.EIO, self.side().told("copying", ONE, 7))
+        self.assertEqual(Errno.EIO, self.handoff().notify("copying", ONE, 7))
         self.ended()
         self.assertEqual([], self.names())
 
@@ -223,19 +223,19 @@ class PlaceTests(AttemptsCase):
         self.waits()
 
     def test_before_a_change_of_what_may_be_the_only_copy(self):
-        client, side = self.copied()
-        self.assertEqual(0, side.told("retired", ONE, 7))
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
         self.displace()
         client.send(WRITE, SIZE - 1, 1, payload=b"x")
         self.assertNotIn(0, client.errors())
         self.saved()
 
     def test_before_it_is_copied(self):
-        client, side = self.claimed()
+        client, handoff = self.claimed()
         client.write(0, DATA)
         client.send(FLUSH)
         self.displace()
-        self.assertEqual(Errno.EIO, side.told("copied", ONE, 7))
+        self.assertEqual(Errno.EIO, handoff.notify("copied", ONE, 7))
         self.ended()
         self.assertEqual(Phase.COPYING, self.record().phase)
 
@@ -258,23 +258,23 @@ class PlaceTests(AttemptsCase):
         self.assertEqual(retired, bool(self.rescued().retired))
 
     def test_when_the_source_is_retired(self):
-        _, side = self.copied()
+        _, handoff = self.copied()
         self.displace()
-        side.tell("retired", ONE, 7)
-        self.assertNotIn(0, side.errors())
+        handoff.send_message("retired", ONE, 7)
+        self.assertNotIn(0, handoff.errors())
         self.saved()
 
     def test_before_it_is_complete(self):
-        client, side = self.copied()
-        self.assertEqual(0, side.told("retired", ONE, 7))
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
         self.displace()
         client.disconnect()
         self.saved()
         self.assertNotEqual("complete", self.receiver.status()["state"])
 
     def test_when_the_last_flush_fails_since_the_directory_is_gone_too(self):
-        client, side = self.copied()
-        self.assertEqual(0, side.told("retired", ONE, 7))
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
 
         def flush():
             self.displace()
@@ -306,8 +306,8 @@ class PlaceTests(AttemptsCase):
 
     def test_tried_until_it_is_saved(self):
         """The process is all that keeps the disk: it does not end, whoever wants it to."""
-        client, side = self.copied()
-        side.told("retired", ONE, 7)
+        client, handoff = self.copied()
+        handoff.notify("retired", ONE, 7)
         self.disk.rescues = [OSError(errno.ENOSPC, "No space left")] * 3
         self.displace()
         client.disconnect()
@@ -328,8 +328,8 @@ class PlaceTests(AttemptsCase):
             (OSError(errno.ENODEV, "the data is on device 8:1"), "8:1"),
         ):
             self.setUp()
-            client, side = self.copied()
-            side.told("retired", ONE, 7)
+            client, handoff = self.copied()
+            handoff.notify("retired", ONE, 7)
             self.disk.rescues = [error]
             self.displace()
             client.disconnect()
@@ -338,12 +338,12 @@ class PlaceTests(AttemptsCase):
             self.assertEqual(Phase.COPIED, self.record().phase)
 
     def test_nobody_is_served_while_it_is_saved(self):
-        client, side = self.copied()
-        side.told("retired", ONE, 7)
+        client, handoff = self.copied()
+        handoff.notify("retired", ONE, 7)
         self.disk.rescues = [OSError(errno.ENOSPC, "No space left")]
         self.displace()
         client.disconnect()
-        self.assertEqual(Errno.ESHUTDOWN, self.side().told("copying", ONE, 8))
+        self.assertEqual(Errno.ESHUTDOWN, self.handoff().notify("copying", ONE, 8))
         self.assertEqual(Errno.ESHUTDOWN, self.client(9).ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
         self.saved()

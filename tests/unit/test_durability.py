@@ -44,14 +44,14 @@ class DurabilityTests(SynchronousTestCase):
         meanwhile()
         return self.durability.flush_ended(request)
 
-    def standing(self):
+    def state(self):
         return self.durability.durable, self.durability.copied
 
     def test_nothing_to_begin_with(self):
         self.make()
-        self.assertEqual((False, False), self.standing())
+        self.assertEqual((False, False), self.state())
         self.make(phase=Phase.COPYING)
-        self.assertEqual((False, False), self.standing())
+        self.assertEqual((False, False), self.state())
 
     def test_what_an_earlier_receiver_has_put_on_record(self):
         self.make(phase=Phase.COPIED)
@@ -62,16 +62,16 @@ class DurabilityTests(SynchronousTestCase):
     def test_of_a_sender_that_says_nothing_of_itself(self):
         self.make()
         put = self.durability.put_if_unchanged(self.flush(), Attempt)
-        self.assertEqual((True, False), self.standing())
+        self.assertEqual((True, False), self.state())
         self.assertNoResult(put)
         self.record.putting[0].callback(None)
         self.successResultOf(put)
-        self.assertEqual((True, True), self.standing())
+        self.assertEqual((True, True), self.state())
 
     def test_of_one_that_says_itself_when_this_was_all(self):
         self.make(ours=True)
         self.assertIsNone(self.durability.put_if_unchanged(self.flush(), Attempt))
-        self.assertEqual((True, False), self.standing())
+        self.assertEqual((True, False), self.state())
         self.assertEqual([], self.record.putting)
 
     def test_a_flush_that_began_before_a_change(self):
@@ -87,7 +87,7 @@ class DurabilityTests(SynchronousTestCase):
         version = self.flush()
         self.durability.changes()
         self.assertIsNone(self.durability.put_if_unchanged(version, Attempt))
-        self.assertEqual((False, False), self.standing())
+        self.assertEqual((False, False), self.state())
 
     def test_a_change_while_it_is_put_on_record(self):
         self.make()
@@ -95,7 +95,7 @@ class DurabilityTests(SynchronousTestCase):
         self.durability.changes()
         self.record.putting[0].callback(None)
         self.successResultOf(put)
-        self.assertEqual((False, False), self.standing())
+        self.assertEqual((False, False), self.state())
 
     def test_no_flush_is_needed_for_what_is_on_record(self):
         self.make(phase=Phase.COPIED)

@@ -19,7 +19,7 @@ from blockmig.cli import tap
 from blockmig.client import Destination
 from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Summary, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
-from blockmig.migration.handoff.message import Stage
+from blockmig.migration.handoff.message import HandoffPhase
 from blockmig.migration.policy import Overrides
 from blockmig.migration.source.sender import Sender
 from blockmig.nbd import (
@@ -551,7 +551,7 @@ class RetireTests(SynchronousTestCase):
         return outcome
 
     def stage(self):
-        return self.receiver._migration.standing.page().phase
+        return self.receiver._migration.report.message().phase
 
     def test_deleted_but_not_durably(self):
         outcome = self.send(NotDurable("it is deleted, but its directory could not be synced: EIO"))
@@ -559,14 +559,16 @@ class RetireTests(SynchronousTestCase):
         self.assertEqual(ExitStatus.UNCONFIRMED, error.status)
         self.assertIn("is deleted, but its directory could not be synced", str(error))
         self.assertIn("the destination was not told", str(error))
-        self.assertEqual((2, Stage.COPIED), (self.links, self.stage()), "it may be the only copy")
+        self.assertEqual(
+            (2, HandoffPhase.COPIED), (self.links, self.stage()), "it may be the only copy"
+        )
 
     def test_another_link_was_made(self):
         error = self.failureResultOf(self.send(DiskRefused("2 hard links")), LocalFailure).value
         self.assertEqual(ExitStatus.FAILED, error.status)
         self.assertIn("2 hard links", str(error))
         # One more connection: the source is the canonical copy, so that the other is told.
-        self.assertEqual((3, Stage.COPYING), (self.links, self.stage()))
+        self.assertEqual((3, HandoffPhase.COPYING), (self.links, self.stage()))
 
 
 class ServiceTests(SynchronousTestCase):

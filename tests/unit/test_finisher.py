@@ -17,14 +17,14 @@ from blockmig.client import Destination
 from blockmig.errors import ExitStatus, Summary, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.handoff.message import (
-    PAGE_SIZE,
-    Page,
-    Stage,
-    decode_page,
+    MESSAGE_SIZE,
+    HandoffMessage,
+    HandoffPhase,
+    decode_message,
     fingerprint,
 )
-from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
-from blockmig.migration.records.permitted import SourceFound
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.permitted import SourceState
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.record import SourceRecord
 from blockmig.nbd import (
@@ -50,20 +50,20 @@ RECORD = Record(
     phase=Phase.COPIED,
     attempt=3,
     size=SIZE,
-    source=Side("here", "/disk"),
-    destination=Side("there", "/copy", URI),
+    source=Location("here", "/disk"),
+    destination=Location("there", "/copy", URI),
     began="then",
     unlink=True,
     side_export=True,
 )
-NONE, COPYING, COPIED = Stage.NONE, Stage.COPYING, Stage.COPIED
-RETIRED, COMPLETE = Stage.RETIRED, Stage.COMPLETE
+NONE, COPYING, COPIED = HandoffPhase.NONE, HandoffPhase.COPYING, HandoffPhase.COPIED
+RETIRED, COMPLETE = HandoffPhase.RETIRED, HandoffPhase.COMPLETE
 
 
 def page(stage, migration="", token=""):
     """What a receiver shows that is at the place where the disk went."""
     where = {"host": "there", "disk": "/copy"}
-    return Page(stage, fingerprint(migration), token=token, **where)
+    return HandoffMessage(stage, fingerprint(migration), token=token, **where)
 
 
 class Peer(Protocol):
@@ -103,7 +103,7 @@ class Peer(Protocol):
             elif isinstance(event, Payload):
                 self.payload += bytes(event.data)
             elif isinstance(event, EndOfPayload):
-                said, self.payload = decode_page(self.payload), b""
+                said, self.payload = decode_message(self.payload), b""
                 self.script.events.append(f"told {said.phase} {said.migration}")
                 self.script.cookies.append(said.cookie)
                 self.script.tokens.append(said.token)
@@ -120,7 +120,7 @@ class Peer(Protocol):
             self.script.events.append(f"{where} READ")
             pages = self.script.pages
             shown = pages.pop(0) if len(pages) > 1 else pages[0]
-            data = shown.encode() if isinstance(shown, Page) else shown
+            data = shown.encode() if isinstance(shown, HandoffMessage) else shown
             self.reply(request, 0, [data])
 
     def reply(self, request, error, payload=()):
@@ -134,7 +134,7 @@ class Script:
     def __init__(self):
         self.names = ["", ".handoff"]
         self.pages = [page(COPIED, ONE), page(RETIRED, ONE, "key"), page(COMPLETE, ONE)]
-        self.page_size = PAGE_SIZE
+        self.page_size = MESSAGE_SIZE
         self.answer = 0
         self.refuse = False
         self.events = []
@@ -160,7 +160,7 @@ class Case(SynchronousTestCase):
         record = self.records.write(Kind.MIGRATING, record)
         if not record.unlink:
             record = self.records.write(Kind.MIGRATED, record.but(retired="x"))
-        return SourceRecord.finishing(self.records, SourceFound(record, True))
+        return SourceRecord.finishing(self.records, SourceState(record, True))
 
     def finish(self, told=False, record=None, **keywords):
         self.finisher = made(
@@ -205,7 +205,7 @@ class ReceiverTests(Case):
 
     def receive(self, phase="copied", **changes):
         disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
-        self.place = Side(os.uname().nodename, disk.path, URI)
+        self.place = Location(os.uname().nodename, disk.path, URI)
         self.target = Records(disk.path)
         record = RECORD.but(phase=Phase(phase), **changes)
         self.target.write(Kind.INCOMPLETE, record)
@@ -275,7 +275,7 @@ class ReceiverTests(Case):
             self.receiver = Receiver(disk, runtime=Runtime(self.clock, in_thread))
             self.arrived = self.receiver.complete()
             self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
-            self.finish(told, {"destination": Side(host, disk.path, URI), "token": token})
+            self.finish(told, {"destination": Location(host, disk.path, URI), "token": token})
             if told:
                 self.done()
             else:
@@ -395,7 +395,7 @@ class PeerTests(Case):
         self.done()
 
     def test_what_is_no_page(self):
-        for data in (bytes(PAGE_SIZE), b"[" * PAGE_SIZE):
+        for data in (bytes(MESSAGE_SIZE), b"[" * MESSAGE_SIZE):
             self.setUp()
             self.script.pages = [data]
             self.finish()
@@ -447,7 +447,7 @@ class PeerTests(Case):
 
     def test_where_no_place_is_known(self):
         self.script.pages = [replace(page(COMPLETE, ONE), disk="/other")]
-        self.finish(record={"destination": Side(address=URI)})
+        self.finish(record={"destination": Location(address=URI)})
         self.done()
 
     def test_handed_out_once_it_was_told(self):

@@ -33,7 +33,7 @@ INPUTS = {
     "confirmed": (),
     "recorded": (),
     "retired": (),
-    "told": (),
+    "acknowledged": (),
     "changed": (OSError(5, "written to"),),
     "step_failed": (OSError(5, "broken"),),
     "closed": (),
@@ -79,7 +79,7 @@ TABLE = {
         "dropped": ("recording, alone", None),
     },
     "retiring": {
-        "retired": ("telling", "tell"),
+        "retired": ("announcing", "announce"),
         "step_failed": ("ended", "failed"),
         "closed": ("retiring, alone", None),
         "dropped": ("retiring, alone", None),
@@ -90,8 +90,8 @@ TABLE = {
         "closed": ("retiring, alone", None),
         "dropped": ("retiring, alone", None),
     },
-    "telling": {
-        "told": ("disconnecting", "disconnect"),
+    "announcing": {
+        "acknowledged": ("disconnecting", "disconnect"),
         "closed": ("ended", "finish"),
         "dropped": ("ended", "finish"),
     },
@@ -108,7 +108,16 @@ TABLE = {
     "ended": dict.fromkeys(INPUTS, ("ended", None)),
 }
 TABLE["recording, in use, alone"] = TABLE["recording, alone"]
-_ORDER = ["covered", "flushed", "confirmed", "recorded", "retired", "told", "closed", "complete"]
+_ORDER = [
+    "covered",
+    "flushed",
+    "confirmed",
+    "recorded",
+    "retired",
+    "acknowledged",
+    "closed",
+    "complete",
+]
 PATHS = {
     "copying": [],
     "flushing": _ORDER[:1],
@@ -119,7 +128,7 @@ PATHS = {
     "recording, in use, alone": [*_ORDER[:3], "released", "closed"],
     "retiring": _ORDER[:4],
     "retiring, alone": [*_ORDER[:4], "dropped"],
-    "telling": _ORDER[:5],
+    "announcing": _ORDER[:5],
     "disconnecting": _ORDER[:6],
     "checking": _ORDER[:7],
     "ended": ["dropped"],
@@ -141,7 +150,16 @@ class HandoffTests(SynchronousTestCase):
 
     def test_the_order(self):
         machine, done = self.make()
-        expected = ["flush", "confirm", "record", "retire", "tell", "disconnect", "check", "done"]
+        expected = [
+            "flush",
+            "confirm",
+            "record",
+            "retire",
+            "announce",
+            "disconnect",
+            "check",
+            "done",
+        ]
         for name, action in zip(_ORDER, expected, strict=True):
             put(machine, name)
             self.assertEqual(action, done[-1])
@@ -220,8 +238,8 @@ class HandoffTests(SynchronousTestCase):
             "confirm": "flushed",
             "record": "confirmed",
             "retire": "recorded",
-            "tell": "retired",
-            "disconnect": "told",
+            "announce": "retired",
+            "disconnect": "acknowledged",
             "finish": "retired",
             "done": "complete",
         }.items():
@@ -294,7 +312,7 @@ class HandoffTests(SynchronousTestCase):
 
     def test_too_late_to_be_in_use_again(self):
         """From the instant of retiring on clients are not released without an end of it."""
-        for state in ("retiring", "retiring, alone", "telling", "disconnecting", "checking"):
+        for state in ("retiring", "retiring, alone", "announcing", "disconnecting", "checking"):
             machine, done = self.make(PATHS[state])
             before = list(done)
             self.assertRaises(NoTransition, put, machine, "released")
@@ -324,7 +342,7 @@ class HandoffTests(SynchronousTestCase):
             "confirm": "confirmed",
             "record": "recorded",
             "retire": "retired",
-            "tell": "told",
+            "announce": "acknowledged",
             "check": "complete",
         }
 
@@ -339,14 +357,14 @@ class HandoffTests(SynchronousTestCase):
 
         machine = make_handoff(Prompt())
         machine.covered()
-        expected = ["flush", "confirm", "record", "retire", "tell", "disconnect"]
+        expected = ["flush", "confirm", "record", "retire", "announce", "disconnect"]
         self.assertEqual(expected, done)
         machine.dropped("reset")
         self.assertEqual([*expected, "check", "done"], done)
 
     def test_lost_from_inside(self):
         """Telling a peer that is gone already."""
-        for name, end in (("flush", "restart"), ("confirm", "restart"), ("tell", "finish")):
+        for name, end in (("flush", "restart"), ("confirm", "restart"), ("announce", "finish")):
             done = []
 
             class Lost(Actions):
@@ -360,6 +378,6 @@ class HandoffTests(SynchronousTestCase):
 
             actions = Lost()
             actions.machine = machine = make_handoff(actions)
-            for step in _ORDER[: {"flush": 1, "confirm": 2, "tell": 5}[name]]:
+            for step in _ORDER[: {"flush": 1, "confirm": 2, "announce": 5}[name]]:
                 put(machine, step)
             self.assertEqual([name, end], done[-2:])

@@ -570,7 +570,7 @@ class ChangesTests(Case):
             self.work.run()
 
     def check(self, ranges, behind):
-        """Told of before each touch; behind it as well if others could run in between."""
+        """MirrorFailed of before each touch; behind it as well if others could run in between."""
         touched = []
         for number, (what, offset, length) in enumerate(self.story):
             if what != "touched":

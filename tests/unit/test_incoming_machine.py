@@ -6,21 +6,21 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import GaveUp, LocalFailure
 from blockmig.migration.destination.attempt import IncomingAttempt
-from blockmig.migration.destination.ending import Ending
-from blockmig.migration.destination.machine import Inputs, make_machine
+from blockmig.migration.destination.completion import Completion
+from blockmig.migration.destination.disk_failures import DiskFailure
+from blockmig.migration.destination.machine import MigrationInputs, make_machine
 from blockmig.migration.destination.rescue import Rescue
-from blockmig.migration.destination.trouble import DiskFailure
-from blockmig.migration.handoff.message import Page, Stage
+from blockmig.migration.handoff.message import HandoffMessage, HandoffPhase
 from blockmig.nbd import Errno
 
 from .support import MemoryDisk, in_thread
 
-PAGE = Page(Stage.COPIED)
+PAGE = HandoffMessage(HandoffPhase.COPIED)
 GAVE_UP, RESCUED = GaveUp("enough"), LocalFailure("it has another name")
-ANSWERED = ("change", "tell")
+ANSWERED = ("change", "take_message")
 GIVEN = {
     "change": "connection",
-    "tell": PAGE,
+    "take_message": PAGE,
     "covered": "request",
     "disconnect": "connection",
     "drop": "why",
@@ -58,7 +58,7 @@ class Connection:
     resume_reading = pause_reading
 
 
-class Actions:
+class MigrationActions:
     """Notes what is to be done."""
 
     def __init__(self):
@@ -75,9 +75,9 @@ class Actions:
     def change(self, attempt, connection):
         return self.note("change", Errno.EPERM, attempt, connection)
 
-    def tell(self, page, attempt):
+    def take_message(self, message, attempt):
         self.told = attempt
-        return self.note("tell", Errno.EINVAL, page)
+        return self.note("take_message", Errno.EINVAL, message)
 
     def cover(self, attempt, request):
         self.note("cover", None, attempt, request)
@@ -86,7 +86,7 @@ class Actions:
         self.note("restart", None, attempt, why)
 
     def flush(self, connection):
-        self.ending = Ending(connection)
+        self.ending = Completion(connection)
         return self.note("flush", self.ending, connection)
 
     def complete(self, ending):
@@ -113,7 +113,7 @@ class Actions:
 
 class MachineTests(SynchronousTestCase):
     def make(self, *inputs):
-        self.actions = Actions()
+        self.actions = MigrationActions()
         self.machine = make_machine(self.actions)
         for name in inputs:
             self.give(name)
@@ -143,10 +143,10 @@ class MachineTests(SynchronousTestCase):
 
     def test_messages(self):
         self.make()
-        self.assertEqual(Errno.EINVAL, self.does("tell", "tell"))
+        self.assertEqual(Errno.EINVAL, self.does("take_message", "take_message"))
         self.assertIsNone(self.actions.told)
         self.give("change")
-        self.does("tell", "tell")
+        self.does("take_message", "take_message")
         self.assertIs(self.actions.attempt, self.actions.told)
 
     def test_the_end(self):
@@ -199,5 +199,5 @@ class MachineTests(SynchronousTestCase):
                 self.assertEqual(Errno.ESHUTDOWN, self.does(name), (state, name))
 
     def test_all_inputs_are_tried(self):
-        declared = {name for name in vars(Inputs) if not name.startswith("_")}
+        declared = {name for name in vars(MigrationInputs) if not name.startswith("_")}
         self.assertEqual(declared, set(GIVEN))

@@ -10,15 +10,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import LocalFailure, Refused
 from blockmig.migration.records.accept import accept
-from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.migration.records.verdict import (
-    Found,
-    Standing,
+    CopyState,
+    DiskState,
     changing,
-    judge,
-    judge_pair,
-    look,
+    examine,
     look_steadily,
+    verdict_of,
+    verdict_of_pair,
 )
 from blockmig.storage import DiskRefused, FileDisk
 from blockmig.syscalls import SystemCalls
@@ -32,27 +32,27 @@ RECORD = Record(
     phase=Phase.COPYING,
     attempt=2,
     size=5,
-    source=Side("here", "/disk"),
-    destination=Side("there", "/copy", URI),
+    source=Location("here", "/disk"),
+    destination=Location("there", "/copy", URI),
     began="then",
     changed="since",
     identity=SAME,
 )
 COPIED = RECORD.but(phase=Phase.COPIED)
 RETIRED = COPIED.but(retired="when")
-FOREIGN = COPIED.but(identified=False, source=Side(address="192.0.2.7:4711"))
+FOREIGN = COPIED.but(identified=False, source=Location(address="192.0.2.7:4711"))
 UNLINK = COPIED.but(unlink=True)
 ACCEPTED = COPIED.but(by="me")
 EARLIER = RETIRED.but(migration=TWO)
 HERE = os.uname().nodename
-YES, NO = Standing.CANONICAL, Standing.NOT_CANONICAL
-IF, UNKNOWN = Standing.CONDITIONAL, Standing.UNKNOWN
+YES, NO = CopyState.CANONICAL, CopyState.NOT_CANONICAL
+IF, UNKNOWN = CopyState.CONDITIONAL, CopyState.UNKNOWN
 
 
 def place(path="/a", size=5, identity=SAME, bad=(), **records):
     found = {Kind(name.upper()): record for name, record in records.items()}
     broken = {Kind(name.upper()): f"/a.{name} is torn" for name in bad}
-    return Found(path, size, identity, records=found, bad=broken)
+    return DiskState(path, size, identity, records=found, bad=broken)
 
 
 def gone(path="/a", **more):
@@ -70,35 +70,35 @@ class Case(SynchronousTestCase):
             IF: "canonical only if the source was retired: look at ",
             UNKNOWN: "unknown: ",
         }
-        self.assertTrue(verdict.line.startswith(beginnings[verdict.standing]), verdict.line)
-        self.assertEqual(verdict.standing == YES, bool(verdict.canonical))
+        self.assertTrue(verdict.line.startswith(beginnings[verdict.state]), verdict.line)
+        self.assertEqual(verdict.state == YES, bool(verdict.canonical))
 
 
 class RescuedTests(Case):
     """A copy whose name was taken away after the retirement, and that got another."""
 
-    MOVED = RETIRED.but(identity="", destination=Side(HERE, "/a", URI))
+    MOVED = RETIRED.but(identity="", destination=Location(HERE, "/a", URI))
 
     def test_is_declared_since_no_command_finds_it(self):
-        verdict = judge(place("/a.rescued", incomplete=self.MOVED))
+        verdict = verdict_of(place("/a.rescued", incomplete=self.MOVED))
         self.check_form(verdict)
-        self.assertEqual(YES, verdict.standing)
+        self.assertEqual(YES, verdict.state)
         self.assertIn("blockmig accept /a.rescued", verdict.advice)
         self.assertNotIn("run both commands", verdict.advice)
-        verdict = judge(place("/a", incomplete=self.MOVED))
+        verdict = verdict_of(place("/a", incomplete=self.MOVED))
         self.assertIn("run both commands", verdict.advice)
 
     def test_is_told_with_the_source_at_hand(self):
-        source = gone("/b", migrating=UNLINK.but(destination=Side(HERE, "/a", URI)))
+        source = gone("/b", migrating=UNLINK.but(destination=Location(HERE, "/a", URI)))
         for migration, canonical in ((ONE, "/a.rescued"), (TWO, "")):
             copy = place("/a.rescued", incomplete=self.MOVED.but(migration=migration))
             for pair in ((source, copy), (copy, source)):
-                self.assertEqual(canonical, judge_pair(*pair).canonical)
+                self.assertEqual(canonical, verdict_of_pair(*pair).canonical)
 
 
 class JudgeTests(Case):
     def test_table(self):
-        for found, standing, words in (
+        for found, state, words in (
             # Nothing on record.
             (place(), YES, "no record"),
             (gone(), UNKNOWN, "neither /a nor a record"),
@@ -171,8 +171,8 @@ class JudgeTests(Case):
             (place(migrated=RETIRED, migrating=COPIED.but(again=True)), NO, "was migrated to"),
         ):
             with self.subTest(found=found):
-                verdict = judge(found)
-                self.assertEqual(standing, verdict.standing, verdict)
+                verdict = verdict_of(found)
+                self.assertEqual(state, verdict.state, verdict)
                 self.assertIn(words, verdict.why)
                 self.check_form(verdict)
 
@@ -187,8 +187,8 @@ class JudgeTests(Case):
             (place(migrated=RETIRED), "use the copy at there:/copy"),
             (place(migrated=RETIRED, migrating=COPIED), "run the same send command again"),
         ):
-            self.assertIn(words, judge(found).advice)
-        line = judge(place(incomplete=COPIED)).line
+            self.assertIn(words, verdict_of(found).advice)
+        line = verdict_of(place(incomplete=COPIED)).line
         self.assertEqual("canonical only if the source was retired: look at here:/disk", line)
 
 
@@ -196,10 +196,10 @@ class PairTests(Case):
     def both(self, source, copy, canonical, words=""):
         """In whichever order, the verdict is the same."""
         for one, other in ((source, copy), (copy, source)):
-            verdict = judge_pair(one, other)
+            verdict = verdict_of_pair(one, other)
             self.check_form(verdict)
             self.assertEqual(canonical or "", verdict.canonical, verdict)
-            self.assertEqual(YES if canonical else UNKNOWN, verdict.standing)
+            self.assertEqual(YES if canonical else UNKNOWN, verdict.state)
             if canonical:
                 self.assertEqual(f"canonical: {canonical}", verdict.line)
             self.assertIn(words, verdict.why)
@@ -215,7 +215,7 @@ class PairTests(Case):
             return place("/d", **more)
 
         def elsewhere(record):
-            return record.but(destination=Side(HERE, "/z", URI))
+            return record.but(destination=Location(HERE, "/z", URI))
 
         for source, copy, canonical in (
             # From the beginning to the end, --unlink.
@@ -254,17 +254,17 @@ class PairTests(Case):
             # Sizes and places must fit.
             (s(), d(incomplete=COPIED), "/s"),
             (s(size=6), d(incomplete=COPIED), None),
-            (s(), d(incomplete=COPIED.but(source=Side(HERE, "/s"))), "/s"),
-            (s(), d(incomplete=COPIED.but(source=Side(HERE, "/z"))), None),
+            (s(), d(incomplete=COPIED.but(source=Location(HERE, "/s"))), "/s"),
+            (s(), d(incomplete=COPIED.but(source=Location(HERE, "/z"))), None),
             (s(migrated=RETIRED), d(size=6), None),
             (sgone(migrating=UNLINK), d(size=6), None),
-            (s(migrated=RETIRED.but(destination=Side(HERE, "/d", URI))), d(), "/d"),
+            (s(migrated=RETIRED.but(destination=Location(HERE, "/d", URI))), d(), "/d"),
             (s(migrated=elsewhere(RETIRED)), d(), None),
             (sgone(migrating=elsewhere(UNLINK)), d(), None),
             (sgone(migrating=elsewhere(UNLINK)), d(incomplete=COPIED), None),
             (s(migrating=elsewhere(UNLINK)), d(incomplete=COPIED), None),
             (
-                sgone(migrating=UNLINK.but(destination=Side(address=URI))),
+                sgone(migrating=UNLINK.but(destination=Location(address=URI))),
                 d(incomplete=COPIED),
                 "/d",
             ),
@@ -298,13 +298,13 @@ class PairTests(Case):
         for one in states:
             for other in states:
                 there = replace(other, path="/b")
-                verdict = judge_pair(one, there)
+                verdict = verdict_of_pair(one, there)
                 self.check_form(verdict)
                 for found in (one, there):
                     if verdict.canonical == found.path:
-                        alone = judge(found).standing
+                        alone = verdict_of(found).state
                         self.assertIn(alone, (YES, IF), (one, there))
-                again = judge_pair(there, one)
+                again = verdict_of_pair(there, one)
                 self.assertEqual(verdict.canonical, again.canonical)
 
 
@@ -340,26 +340,26 @@ class FileCase(SynchronousTestCase):
 
 class LookTests(FileCase):
     def test_nothing(self):
-        self.assertEqual(Found(self.path), look(self.path))
+        self.assertEqual(DiskState(self.path), examine(self.path))
 
     def test_where_the_records_would_be(self):
         """A human looks for them where they are said to be."""
         self.make()
-        self.assertIn("stands beside it:", judge(look(self.path)).why)
+        self.assertIn("stands beside it:", verdict_of(examine(self.path)).why)
         directory = os.path.join(self.directory, "state")
-        found = replace(look(self.path), where=f"in {directory}")
-        self.assertIn(f"stands in {directory}:", judge(found).why)
+        found = replace(examine(self.path), where=f"in {directory}")
+        self.assertIn(f"stands in {directory}:", verdict_of(found).why)
 
     def test_everything(self):
         self.make()
         for kind in Kind:
             self.records.write(kind, RECORD)
-        found = look(self.path)
+        found = examine(self.path)
         self.assertEqual((5, set(Kind), {}), (found.size, set(found.records), found.bad))
         self.assertIn("inode", found.identity)
         with FileDisk(self.path) as disk:
             self.assertEqual(disk.identity(), found.identity)
-            self.assertTrue(look(self.path).in_use)
+            self.assertTrue(examine(self.path).in_use)
         self.assertFalse(found.in_use)
 
     def test_what_cannot_be_read(self):
@@ -368,7 +368,7 @@ class LookTests(FileCase):
             file.write(b"{")
         os.mkdir(self.path + ".MIGRATED")
         os.mkfifo(self.path + ".MIGRATING")
-        found = look(self.path)
+        found = examine(self.path)
         self.assertEqual({Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING}, set(found.bad))
         self.assertIn("torn", found.bad[Kind.INCOMPLETE])
         self.assertIn("directory", found.bad[Kind.MIGRATED])
@@ -389,7 +389,7 @@ class LookTests(FileCase):
                 order.append("stat")
                 return os.stat(path)
 
-        look(self.path, None, Calls())
+        examine(self.path, None, Calls())
         last = max(order.index(f"disk.{kind}") for kind in Kind)
         self.assertLess(last, order.index("stat"))
         self.assertLess(order.index("stat"), order.index("disk"))
@@ -410,23 +410,23 @@ class LookTests(FileCase):
                     if fails:
                         raise OSError(errno.EROFS, "read-only")
 
-            self.assertEqual(5, look(self.path, None, Calls()).size)
+            self.assertEqual(5, examine(self.path, None, Calls()).size)
             directory = os.path.basename(self.directory)
             self.assertEqual([directory, "fsync", "disk.INCOMPLETE"], order[:3])
 
     def test_not_a_disk(self):
         os.mkdir(self.path)
-        self.assertIn("directory", str(self.assertRaises(DiskRefused, look, self.path)))
+        self.assertIn("directory", str(self.assertRaises(DiskRefused, examine, self.path)))
         os.rmdir(self.path)
         os.mkfifo(self.path)
-        self.assertRaises(DiskRefused, look, self.path)
+        self.assertRaises(DiskRefused, examine, self.path)
 
     def test_nothing_is_changed(self):
         self.make()
         self.records.write(Kind.INCOMPLETE, COPIED)
         before = self.names()
         with FileDisk(self.path):
-            look(self.path)
+            examine(self.path)
         self.assertEqual(before, self.names())
 
     def test_by_a_symbolic_link(self):
@@ -434,9 +434,9 @@ class LookTests(FileCase):
         self.records.write(Kind.INCOMPLETE, COPIED)
         link = os.path.join(self.directory, "link")
         os.symlink("disk", link)
-        self.assertIsNotNone(look(link).of(Kind.INCOMPLETE))
+        self.assertIsNotNone(examine(link).of(Kind.INCOMPLETE))
         os.unlink(self.path)
-        found = look(link)
+        found = examine(link)
         self.assertEqual((None, True), (found.size, Kind.INCOMPLETE in found.records))
 
 
@@ -469,7 +469,7 @@ class SteadyTests(FileCase):
 
     def test_one_alone(self):
         found, steady = look_steadily([self.path])
-        self.assertEqual(([look(self.path)], True), (found, steady))
+        self.assertEqual(([examine(self.path)], True), (found, steady))
 
     def test_changed_once(self):
         """What is told is what stood there at one time."""
@@ -507,7 +507,7 @@ class SteadyTests(FileCase):
 
     def test_what_is_said_then(self):
         verdict = changing(["/a", "/b"])
-        self.assertEqual((UNKNOWN, ""), (verdict.standing, verdict.canonical))
+        self.assertEqual((UNKNOWN, ""), (verdict.state, verdict.canonical))
         self.assertIn("/a and /b changed while being looked at", verdict.line)
         self.assertIn("ask again", verdict.advice)
 
@@ -540,7 +540,7 @@ class AcceptTests(FileCase):
             self.assertEqual(("me (as root)", ONE), (record.by, record.migration))
             self.assertEqual(record, self.records.read(Kind.ACCEPTED))
             self.assertEqual(["disk", "disk.ACCEPTED"], self.names())
-            self.assertEqual(YES, judge(look(self.path)).standing)
+            self.assertEqual(YES, verdict_of(examine(self.path)).state)
             self.assertEqual(b"12345", self.read("disk"))
 
     def test_refused(self):
@@ -576,14 +576,14 @@ class AcceptTests(FileCase):
         self.assertEqual(["ACCEPTED copied", "INCOMPLETE removed"], events)
 
     def test_failures(self):
-        for words, standing in (("ACCEPTED", IF), ("INCOMPLETE removed", YES)):
+        for words, state in (("ACCEPTED", IF), ("INCOMPLETE removed", YES)):
             self.copied()
             story = Story()
             story.fail[words] = OSError(errno.ENOSPC, "No space left on device")
             error = self.assertRaises(LocalFailure, accept, self.path, "me", None, story)
             self.assertIn("No space left", str(error))
-            self.assertEqual(standing, judge(look(self.path)).standing)
+            self.assertEqual(state, verdict_of(examine(self.path)).state)
             # And once more, when there is room.
             accept(self.path, "me")
-            self.assertEqual(YES, judge(look(self.path)).standing)
+            self.assertEqual(YES, verdict_of(examine(self.path)).state)
             self.records.remove(*Kind)

@@ -25,8 +25,8 @@ from blockmig.cli.tap import Options as TapOptions
 from blockmig.client import ClientConnection, ClientFactory, Destination
 from blockmig.interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
 from blockmig.migration.destination.export import MigrationExport
+from blockmig.migration.destination.handoff_export import HandoffExport
 from blockmig.migration.destination.receiver import Receiver
-from blockmig.migration.destination.side_export import SideExport
 from blockmig.migration.source.attempt import Opening
 from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
@@ -58,7 +58,7 @@ class InterfaceTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IPayloadReceiver, connection._phase))
         self.assertTrue(verifyClass(IPayloadReceiver, Session))
         self.assertTrue(verifyClass(IPayloadReceiver, Forwarding))
-        self.assertTrue(verifyObject(IProtocol, Opening(self.sender._given, None).connection))
+        self.assertTrue(verifyObject(IProtocol, Opening(self.sender._context, None).connection))
 
     def test_factories(self):
         self.assertTrue(verifyObject(IProtocolFactory, self.receiver.factory()))
@@ -98,12 +98,12 @@ class InterfaceTests(SynchronousTestCase):
         self.assertIsInstance(handler, MigrationExport)
         self.assertTrue(verifyObject(IExportHandler, handler))
         side = self.receiver.factory()._settings.lookup(".handoff")
-        self.assertIsInstance(side, SideExport)
+        self.assertIsInstance(side, HandoffExport)
         self.assertTrue(verifyObject(IExportHandler, side))
 
     def test_clients(self):
         self.assertTrue(
-            verifyObject(IProtocol, ClientConnection(None, None, self.sender._given.runtime))
+            verifyObject(IProtocol, ClientConnection(None, None, self.sender._context.runtime))
         )
 
     def test_twistd(self):

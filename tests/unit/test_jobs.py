@@ -96,14 +96,14 @@ class WorkTests(SynchronousTestCase):
         self.run_for(owner, "change", changing=True)
         self.run_for(owner, "read")
         self.assertFalse(self.work.late)
-        self.successResultOf(self.work.settled())
+        self.successResultOf(self.work.drained())
         self.work.abandon(owner)
         self.assertTrue(self.work.late)
-        settled = self.work.settled()
-        self.assertNoResult(settled)
+        drained = self.work.drained()
+        self.assertNoResult(drained)
         self.threads.run(1)
         self.assertFalse(self.work.late)
-        self.successResultOf(settled)
+        self.successResultOf(drained)
 
     def test_late_reads_are_of_no_importance(self):
         owner = Owner()

@@ -8,11 +8,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.server.lifetime import make_lifetime
 
-INPUTS = ("finish", "disconnect", "drain", "settle", "pass_on", "close", "abort", "lose")
+INPUTS = ("finish", "disconnect", "drain", "idle", "pass_on", "close", "abort", "lose")
 
 ARGUMENTS = {"pass_on": (None,)}
 
-NAMES = ("tell_disconnected", "tell_gone", "begin_passing", "close_transport", "abort_transport")
+NAMES = (
+    "announce_disconnected",
+    "announce_gone",
+    "begin_passing",
+    "close_transport",
+    "abort_transport",
+)
 
 
 class LifetimeCore:
@@ -32,7 +38,7 @@ class LifetimeCore:
     def __getattr__(self, name):
         if name not in NAMES:
             raise AttributeError(name)
-        return lambda *_: self.told.append(name.replace("_transport", "").replace("tell_", ""))
+        return lambda *_: self.told.append(name.replace("_transport", "").replace("announce_", ""))
 
 
 def run(*inputs):
@@ -49,13 +55,13 @@ STATES = {
     "draining": ("drain",),
     "finishing": ("finish",),
     "disconnected": ("disconnect",),
-    "told": ("disconnect", "settle"),
+    "told": ("disconnect", "idle"),
     "passed on": ("pass_on",),
     "closing": ("close",),
     "aborting": ("abort",),
     "lost, disconnected": ("disconnect", "lose"),
     "lost": ("lose",),
-    "gone": ("lose", "settle"),
+    "gone": ("lose", "idle"),
 }
 # State, input: what is told; whether the peer is listened to afterwards. What is not here does
 # nothing.
@@ -64,7 +70,7 @@ TABLE = {
     ("open", "drain"): [],
     ("open", "finish"): [],
     ("draining", "finish"): [],
-    ("finishing", "settle"): ["close"],
+    ("finishing", "idle"): ["close"],
     ("finishing", "close"): ["close"],
     ("finishing", "abort"): ["abort"],
     ("finishing", "lose"): [],
@@ -77,11 +83,11 @@ TABLE = {
     ("passed on", "abort"): ["abort"],
     ("passed on", "lose"): [],
     ("draining", "disconnect"): [],
-    ("draining", "settle"): ["close"],
+    ("draining", "idle"): ["close"],
     ("draining", "close"): ["close"],
     ("draining", "abort"): ["abort"],
     ("draining", "lose"): [],
-    ("disconnected", "settle"): ["disconnected"],
+    ("disconnected", "idle"): ["disconnected"],
     ("disconnected", "close"): ["close"],
     ("disconnected", "abort"): ["abort"],
     ("disconnected", "lose"): [],
@@ -91,8 +97,8 @@ TABLE = {
     ("closing", "abort"): ["abort"],
     ("closing", "lose"): [],
     ("aborting", "lose"): [],
-    ("lost, disconnected", "settle"): ["disconnected", "gone"],
-    ("lost", "settle"): ["gone"],
+    ("lost, disconnected", "idle"): ["disconnected", "gone"],
+    ("lost", "idle"): ["gone"],
 }
 
 
@@ -113,7 +119,7 @@ class TableTests(SynchronousTestCase):
                 listening = state in ("open", "draining") and name in (
                     None,
                     "drain",
-                    "settle" if state == "open" else "pass_on",
+                    "idle" if state == "open" else "pass_on",
                 )
                 self.assertEqual(listening, core.reading, (state, name))
 
@@ -126,21 +132,21 @@ class TableTests(SynchronousTestCase):
     def test_the_end_of_each_state(self):
         """Wherever it was lost, it is gone after that, and nothing is told twice."""
         for state, way in STATES.items():
-            core = run(*way, "lose", "settle", "lose", "settle", "close", "abort", "disconnect")
+            core = run(*way, "lose", "idle", "lose", "idle", "close", "abort", "disconnect")
             self.assertEqual(1, core.told.count("gone"), state)
             self.assertEqual("gone", core.told[-1], state)
 
     def test_a_handler_that_closes_when_it_is_told(self):
         class Closing(LifetimeCore):
-            def tell_disconnected(self):
+            def announce_disconnected(self):
                 self.told.append("disconnected")
                 self.machine.close()
 
         core = Closing()
         core.machine = make_lifetime(core)
         core.machine.disconnect()
-        core.machine.settle()
-        core.machine.settle()
+        core.machine.idle()
+        core.machine.idle()
         self.assertEqual(["disconnected", "close"], core.told)
 
     @settings(max_examples=300, deadline=None)
@@ -155,5 +161,5 @@ class TableTests(SynchronousTestCase):
         if "disconnected" in told:
             closed = [told.index(name) for name in ("close", "abort") if name in told]
             self.assertTrue(all(told.index("disconnected") < at for at in closed))
-        if "lose" in inputs and "settle" in inputs[inputs.index("lose") :]:
+        if "lose" in inputs and "idle" in inputs[inputs.index("lose") :]:
             self.assertIn("gone", told)

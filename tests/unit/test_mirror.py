@@ -626,7 +626,7 @@ class EndTests(Case):
     def test_unconfirmed_where_another_was_to_take_over(self):
         """Clients wait for as long as it is tried, and are then sent away."""
         self.writer()
-        self.mirror(takes_over=Destination(self.network.client_endpoint("new"), ""))
+        self.mirror(successor=Destination(self.network.client_endpoint("new"), ""))
         self.steps_to(lambda: self.current.too_late)
         self.cut()
         self.receiving.stopListening()
@@ -646,10 +646,10 @@ class EndTests(Case):
                 raise RuntimeError("a bug")
 
         self.patch(sender, "Finisher", Broken)
-        for takes_over in (None, Destination(self.network.client_endpoint("new"), "")):
+        for successor in (None, Destination(self.network.client_endpoint("new"), "")):
             self.setUp()
             self.writer()
-            self.mirror(takes_over=takes_over)
+            self.mirror(successor=successor)
             self.steps_to(lambda: self.current.too_late)
             self.cut()
             self.finish()

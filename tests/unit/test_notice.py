@@ -7,7 +7,7 @@ import json
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.nbd import SERVED_EXPORT, Command, Errno, served_name
+from blockmig.nbd import SERVED_EXPORT, Command, Errno, served_export_name
 from blockmig.server import Server
 from tests.support.made import made
 
@@ -34,9 +34,9 @@ class NoticeTests(SynchronousTestCase):
 
     def test_a_name_that_leaves_no_room(self):
         name = "n" * 4090
-        self.assertIsNone(served_name(name))
+        self.assertIsNone(served_export_name(name))
         self.assertEqual([name], self.serve(name)._settings.names())
-        self.assertEqual("n" * 4089 + SERVED_EXPORT, served_name("n" * 4089))
+        self.assertEqual("n" * 4089 + SERVED_EXPORT, served_export_name("n" * 4089))
 
     def test_an_export_of_that_name_is_an_export(self):
         connection = self.serve(".served")
@@ -50,9 +50,9 @@ class NoticeTests(SynchronousTestCase):
         self.assertEqual((4096, True), (export.size, export.read_only))
         error, data = client.ask(Command.READ, 0, 4096)
         self.assertEqual((0, 4096), (error, len(data)))
-        page = json.loads(data.rstrip(b"\0"))
-        self.assertEqual(("served", SIZE), (page["export"], page["size"]))
-        self.assertIn("no destination", page["says"])
+        message = json.loads(data.rstrip(b"\0"))
+        self.assertEqual(("served", SIZE), (message["export"], message["size"]))
+        self.assertIn("no destination", message["says"])
         self.assertEqual((0, data[8:17]), client.ask(Command.READ, 8, 9))
         self.assertEqual([], self.disk.calls)
 

@@ -14,7 +14,7 @@ import blockmig
 NAMES = """
     BlockDisk Converge Destination ExitStatus FileDisk GaveUp LocalFailure MigrationError Mirror
     Overrides Patience Receiver Refused Relay Runtime Sender Server Summary Unconfirmed
-    judge look open_disk
+    examine open_disk verdict_of
 """
 DOCS = Path(__file__).parents[2] / "docs"
 

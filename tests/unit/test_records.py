@@ -14,10 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.migration.records.files import (
     BadRecord,
     Kind,
+    Location,
     Phase,
     Record,
     Records,
-    Side,
     decode_record,
     same_file,
     timestamp,
@@ -29,8 +29,8 @@ RECORD = Record(
     phase=Phase.COPIED,
     attempt=3,
     size=5000,
-    source=Side("here", "/images/ä disk\n", "192.0.2.7:4711"),
-    destination=Side("there", "/dev/vg0/web", "nbd://there/x"),
+    source=Location("here", "/images/ä disk\n", "192.0.2.7:4711"),
+    destination=Location("there", "/dev/vg0/web", "nbd://there/x"),
     began="2026-11-23T01:02:03Z",
     changed="2026-11-23T01:02:04Z",
     identified=False,
@@ -47,7 +47,7 @@ RECORD = Record(
     token="k",
 )
 texts = st.text(max_size=20)
-sides = st.builds(Side, texts, texts, texts)
+sides = st.builds(Location, texts, texts, texts)
 records = st.builds(
     Record,
     **{
@@ -56,7 +56,7 @@ records = st.builds(
             "int": st.integers(0, 2**63),
             "bool": st.booleans(),
             "Phase": st.sampled_from(Phase),
-            "Side": sides,
+            "Location": sides,
         }[field.type]
         for field in fields(Record)
     },
@@ -125,7 +125,7 @@ class FormTests(SynchronousTestCase):
             "int": (None, "5", 5.0, True, [], {}),
             "bool": (None, 0, 1, "", "true", []),
             "Phase": (None, "", "retired", 1, [], {}),
-            "Side": (None, "", [], ["a", "b", "c"], {"host": 1}, {"port": "x"}, {"disk": None}),
+            "Location": (None, "", [], ["a", "b", "c"], {"host": 1}, {"port": "x"}, {"disk": None}),
         }
         for field in fields(Record):
             for value in wrong[field.type]:
@@ -150,11 +150,11 @@ class FormTests(SynchronousTestCase):
 
     def test_sides(self):
         for side, text in (
-            (Side(), "(unknown)"),
-            (Side("h"), "h"),
-            (Side("h", "/d"), "h:/d"),
-            (Side("h", "/d", "a"), "h:/d (a)"),
-            (Side(address="a"), "a"),
+            (Location(), "(unknown)"),
+            (Location("h"), "h"),
+            (Location("h", "/d"), "h:/d"),
+            (Location("h", "/d", "a"), "h:/d (a)"),
+            (Location(address="a"), "a"),
         ):
             self.assertEqual(text, str(side))
 
@@ -495,15 +495,15 @@ class RemoveTests(Case):
         self.assertEqual("fsync", calls.calls[-2][0])
 
 
-class SettleTests(Case):
+class SyncTests(Case):
     def test_the_directory_is_synced(self):
         calls = Calls()
-        Records(self.path, calls).settle()
+        Records(self.path, calls).sync()
         self.assertEqual(["open", "fsync", "close"], [call[0] for call in calls.calls])
-        self.assertRaises(OSError, Records(self.path, Calls(1)).settle)
+        self.assertRaises(OSError, Records(self.path, Calls(1)).sync)
 
     def test_where_there_is_no_directory(self):
-        Records(self.path + "/no/where").settle()
+        Records(self.path + "/no/where").sync()
 
 
 class WritableTests(Case):

@@ -272,13 +272,13 @@ class Case(SynchronousTestCase):
             **keywords,
         )
         self.server.relay(self.relayed)
-        self.settle()
+        self.drain()
 
     def other_comes(self):
         """The other server begins to listen."""
         self.endpoint.build = lambda: self.other.factory().buildProtocol(ADDRESS)
         self.clock.advance(0.5)
-        self.settle()
+        self.drain()
 
     def by_hand(self, export=None, **keywords):
         """As L{other_comes}, with one that writes down; the list of its connections."""
@@ -290,10 +290,10 @@ class Case(SynchronousTestCase):
 
         self.endpoint.build = build
         self.clock.advance(0.5)
-        self.settle()
+        self.drain()
         return made
 
-    def settle(self, most=400_000):
+    def drain(self, most=400_000):
         for _ in range(most):
             moved = False
             for peer in self.peers:
@@ -308,9 +308,9 @@ class Case(SynchronousTestCase):
         raise AssertionError("it never rests")
 
     def outcome(self, peer, cookie):
-        self.settle()
+        self.drain()
         outcome = peer.outcome(cookie)
-        self.settle()
+        self.drain()
         outcome = peer.outcome(cookie)
         self.assertIsNotNone(outcome, "not answered")
         return outcome
@@ -318,7 +318,7 @@ class Case(SynchronousTestCase):
     def take(self, peer):
         """Have the client take all there is for it."""
         for _ in range(2 * LARGE):
-            self.settle()
+            self.drain()
             if not peer.transport.out:
                 return
             peer.read()
@@ -328,7 +328,7 @@ class Case(SynchronousTestCase):
         return self.successResultOf(self.server.hold())
 
     def completed(self):
-        self.settle()
+        self.drain()
         self.assertIsNone(self.successResultOf(self.done))
         self.assertEqual("stopped", self.server.state)
         self.assertEqual([], self.clock.getDelayedCalls())
@@ -366,11 +366,11 @@ class ProbeTests(Case):
             self.assertTrue(connection.lost)
         for _ in range(65):
             self.clock.advance(1)
-            self.settle()
+            self.drain()
         self.assertIn("receiver still has", self.logged[-1])
         before = len(made)
         self.clock.advance(0.5)
-        self.settle()
+        self.drain()
         self.assertEqual(before + 1, len(made))
         self.other_comes()
         self.assertEqual(CONTENT[5:15], self.outcome(peer, cookie).data)
@@ -401,10 +401,10 @@ class ProbeTests(Case):
         made = []
         self.endpoint.build = lambda: made.append(Stubborn(self.other._handler.export)) or made[-1]
         self.clock.advance(0.5)
-        self.settle()
+        self.drain()
         self.assertEqual(1, len(made))
         self.clock.advance(1)
-        self.settle()
+        self.drain()
         self.assertEqual(2, len(made))
 
     def test_a_silent_one(self):
@@ -413,20 +413,20 @@ class ProbeTests(Case):
         made = self.by_hand(greet=False)
         self.assertEqual(1, len(made))
         self.clock.advance(9.9)
-        self.settle()
+        self.drain()
         self.assertEqual(1, len(made))
         self.clock.advance(0.1)
-        self.settle()
+        self.drain()
         self.assertTrue(made[0].lost)
         self.clock.advance(0.5)
-        self.settle()
+        self.drain()
         self.assertEqual(2, len(made))
         self.assertIn("no answer in 10 s", self.relayed_why())
 
     def relayed_why(self):
         for _ in range(65):
             self.clock.advance(1)
-            self.settle()
+            self.drain()
         return self.logged[-1]
 
     def test_nonsense(self):
@@ -435,7 +435,7 @@ class ProbeTests(Case):
         self.endpoint.build = Noise
         for _ in range(100):
             self.clock.advance(0.7)
-            self.settle()
+            self.drain()
         self.assertIn("NBD", self.logged[-1])
         self.assertGreater(len(self.endpoint.wires), 50)
         self.assertTrue(all(wire.near.lost for wire in self.endpoint.wires))
@@ -445,9 +445,9 @@ class ProbeTests(Case):
         self.relay(export="other")
         self.other_comes()
         self.clock.advance(61)
-        self.settle()
+        self.drain()
         self.clock.advance(0.5)
-        self.settle()
+        self.drain()
         self.assertIn("UNKNOWN", self.logged[-1])
 
     def test_connecting_that_never_ends(self):
@@ -471,7 +471,7 @@ class ProbeTests(Case):
                 self.relay()
                 self.clock.advance(seconds)
                 self.server.stop()
-                self.settle()
+                self.drain()
                 self.completed()
 
 
@@ -512,11 +512,11 @@ class HeldTests(Case):
             more = peer.send(STATUS, 0, 1000) if structured else peer.send(FLUSH)
             self.assertEqual(0, self.outcome(peer, more).error)
             peer.transport.lose(ConnectionDone())
-            self.settle()
+            self.drain()
             self.assertNoResult(self.done)
             self.assertEqual(1, len(self.other.status()["clients"]))
             second.send(DISC)
-            self.settle()
+            self.drain()
             self.completed()
 
     def test_the_same_properties(self):
@@ -569,7 +569,7 @@ class HeldTests(Case):
         self.assertEqual(2, len(made))
         self.assertFalse(peer.transport.lost)
         peer.give(data[1000:])
-        self.settle()
+        self.drain()
         self.assertTrue(whole + read == bytes(made[1].got), "not what the client sent")
         self.assertEqual(0, peer.transport.incoming.__len__())
 
@@ -604,7 +604,7 @@ class HeldTests(Case):
         self.hold()
         self.relay()
         peer.give(request_bytes(READ, 0, 10))
-        self.settle()
+        self.drain()
         self.assertEqual(1, len(peer.transport.incoming))
 
     def test_nothing_that_was_read_is_left_here(self):
@@ -623,7 +623,7 @@ class HeldTests(Case):
         self.relay()
         self.server.release()
         shaking.give(FIXED + go() + request_bytes(WRITE, 0, 4) + b"evil")
-        self.settle()
+        self.drain()
         self.assertEqual(CONTENT, bytes(self.disk.data))
 
     def test_the_receiver_is_there_when_a_client_comes(self):
@@ -642,7 +642,7 @@ class HeldTests(Case):
         self.endpoint.build = build
         for _ in range(4):
             self.clock.advance(0.5)
-            self.settle()
+            self.drain()
         self.assertEqual([b""] * 2, [bytes(there.got) for there in made[1:3]])
         self.assertTrue(made[1].lost)
         self.assertFalse(peer.transport.lost)
@@ -672,11 +672,11 @@ class HeldTests(Case):
         self.relay()
         for _ in range(10):
             self.clock.advance(0.5)
-            self.settle()
+            self.drain()
         self.assertFalse(peer.transport.lost, "it waits")
         gone.append(peer.transport)
         self.clock.advance(0.5)
-        self.settle()
+        self.drain()
         self.assertTrue(peer.transport.lost)
         self.assertFalse(other.transport.lost)
         self.assertIn("hung up", self.logged[-1])
@@ -696,7 +696,7 @@ class HeldTests(Case):
         self.assertNoResult(self.done)
         self.patch(relay_module, "has_hung_up", lambda transport: True)
         self.clock.advance(0.5)
-        self.settle()
+        self.drain()
         self.successResultOf(self.done)
         self.assertEqual([], self.clock.getDelayedCalls())
 
@@ -712,7 +712,7 @@ class HeldTests(Case):
         peer.give(request_bytes(WRITE, 0, LARGE, cookie=9) + bytes(70_000))
         self.hold()
         self.relay()
-        self.settle()
+        self.drain()
         self.assertTrue(peer.transport.lost)
         self.assertIn("failed here", self.logged[-1])
         self.completed()
@@ -722,7 +722,7 @@ class HeldTests(Case):
         peer.give(request_bytes(WRITE, SIZE - 5, LARGE, cookie=9) + bytes(70_000))
         self.hold()
         self.relay()
-        self.settle()
+        self.drain()
         self.assertTrue(peer.transport.lost)
 
     def test_the_disk_cannot_be_read_any_more(self):
@@ -752,7 +752,7 @@ class HeldTests(Case):
         self.relay()
         self.server.release()
         self.successResultOf(self.server.hold())
-        self.settle()
+        self.drain()
         self.assertEqual(CONTENT, bytes(self.disk.data))
         self.other_comes()
         self.assertEqual(b"evil", bytes(self.copy.data[:4]))
@@ -766,7 +766,7 @@ class HeldTests(Case):
         late = self.late()
         for _ in range(100):
             self.clock.advance(1)
-            self.settle()
+            self.drain()
         self.assertFalse(peer.transport.lost)
         self.assertFalse(late.transport.lost)
 
@@ -781,7 +781,7 @@ class HeldTests(Case):
         self.assertEqual(1, len(made))
         peer.read_all()
         peer.transport.room = None
-        self.settle()
+        self.drain()
         self.completed()
 
     def test_a_lost_connection_is_told_of_once(self):
@@ -792,10 +792,10 @@ class HeldTests(Case):
         self.relay()
         self.other_comes()
         peer.transport.lose(ConnectionLost())
-        self.settle()
+        self.drain()
         self.assertEqual([peer.connection], gone)
         self.endpoint.wires[-1].near.lose(ConnectionLost())
-        self.settle()
+        self.drain()
         self.assertEqual([peer.connection, other.connection], gone)
 
 
@@ -824,7 +824,7 @@ class HeldInThreadsTests(HeldTests):
         self.assertEqual(["write"], self.pool.names())
         peer.give(whole[28 + SIZE + 100 : 28 + SIZE + 200])
         self.pool.run()
-        self.settle()
+        self.drain()
         held = self.server.hold()
         self.successResultOf(held)
         peer.give(whole[28 + SIZE + 200 :])
@@ -849,9 +849,9 @@ class HeldInThreadsTests(HeldTests):
         made = self.by_hand(self.server._handler.export)
         self.assertEqual(1, len(made), "a thread still writes")
         self.pool.run()
-        self.settle()
+        self.drain()
         peer.give(whole[28 + SIZE + 100 :])
-        self.settle()
+        self.drain()
         self.assertEqual(2, len(made))
         self.assertTrue(whole == bytes(made[1].got))
 
@@ -866,7 +866,7 @@ class HeldInThreadsTests(HeldTests):
         self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
         self.relay()
         self.pool.run()
-        self.settle()
+        self.drain()
         self.assertTrue(peer.transport.lost)
         self.completed()
 
@@ -959,7 +959,7 @@ class OrderTests(Case):
         self.other_comes()
         self.disk.bad.append((0, SIZE))
         peer.transport.room = None
-        self.settle()
+        self.drain()
         self.assertTrue(peer.transport.lost)
         self.completed()
 
@@ -981,7 +981,7 @@ class OrderTests(Case):
         self.hold()
         for byte in stream[700:5000]:
             peer.transport.incoming.append(bytes([byte]))
-        self.settle()
+        self.drain()
         # What was done here is done there too, by the migration.
         self.copy.data[:] = self.disk.data
         self.relay()
@@ -1057,13 +1057,13 @@ class PressureTests(Case):
         for n in range(100):
             made[1].transport.incoming  # noqa: B018
             self.endpoint.wires[1].there.out += bytes([n]) * 10_000
-            self.settle()
+            self.drain()
         kept = peer.connection._context.outgoing.pending_bytes
         self.assertLessEqual(kept, 20_000)
         self.assertFalse(self.endpoint.wires[1].near.reading)
         peer.transport.room = None
         for _ in range(100):
-            self.settle()
+            self.drain()
         self.assertEqual(
             b"".join(bytes([n]) * 10_000 for n in range(100)), bytes(peer.transport.out)
         )
@@ -1077,11 +1077,11 @@ class PressureTests(Case):
         near.room = 0
         for n in range(100):
             peer.transport.incoming.append(bytes([n]) * 10_000)
-        self.settle()
+        self.drain()
         self.assertEqual(99, len(peer.transport.incoming))
         self.assertFalse(peer.transport.reading)
         near.room = None
-        self.settle()
+        self.drain()
         self.assertEqual(b"".join(bytes([n]) * 10_000 for n in range(100)), bytes(made[1].got))
 
     def test_the_rest_of_a_write_waits_for_its_beginning(self):
@@ -1098,10 +1098,10 @@ class PressureTests(Case):
         self.patch(FarSocket, "__init__", narrow)
         made = self.by_hand()
         peer.give(b"x" * 100)
-        self.settle()
+        self.drain()
         self.assertEqual(1, len(peer.transport.incoming))
         self.endpoint.wires[1].near.room = None
-        self.settle()
+        self.drain()
         self.assertEqual(28 + 200_000 + 100, len(made[1].got))
 
 
@@ -1117,13 +1117,13 @@ class EndTests(Case):
         peer, there, _ = self.joined()
         peer.give(b"some requests")
         peer.connection.readConnectionLost()
-        self.settle()
+        self.drain()
         self.assertEqual(b"some requests", bytes(there.got))
         self.assertTrue(there.finished)
         self.assertFalse(peer.transport.lost)
         there.transport.write(b"an answer")
         there.transport.loseConnection()
-        self.settle()
+        self.drain()
         self.assertEqual(b"an answer", bytes(peer.transport.out))
         self.completed()
 
@@ -1132,10 +1132,10 @@ class EndTests(Case):
         wire.near.room = 4
         peer.give(b"some requests")
         peer.connection.readConnectionLost()
-        self.settle()
+        self.drain()
         self.assertFalse(there.finished)
         wire.near.room = None
-        self.settle()
+        self.drain()
         self.assertEqual(b"some requests", bytes(there.got))
         self.assertTrue(there.finished)
 
@@ -1146,9 +1146,9 @@ class EndTests(Case):
             wire.near.room = 4
             peer.give(b"some requests")
             peer.transport.lose(reason)
-            self.settle()
+            self.drain()
             wire.near.room = None
-            self.settle()
+            self.drain()
             self.assertEqual(sent, bytes(there.got))
             self.assertTrue(there.lost)
             self.completed()
@@ -1158,10 +1158,10 @@ class EndTests(Case):
         wire.near.room = 0
         peer.give(b"some requests")
         peer.transport.lose(ConnectionDone())
-        self.settle()
+        self.drain()
         self.assertFalse(wire.near.lost)
         self.clock.advance(10)
-        self.settle()
+        self.drain()
         self.assertTrue(wire.near.lost)
         self.assertEqual([], self.clock.getDelayedCalls())
 
@@ -1169,10 +1169,10 @@ class EndTests(Case):
         peer, there, _ = self.joined(room=5)
         there.transport.write(b"an answer")
         there.transport.loseConnection()
-        self.settle()
+        self.drain()
         self.assertFalse(peer.transport.lost, "not all was taken")
         peer.transport.room = None
-        self.settle()
+        self.drain()
         self.assertEqual(b"an answer", bytes(peer.transport.out))
         self.assertTrue(peer.transport.lost)
         self.completed()
@@ -1181,27 +1181,27 @@ class EndTests(Case):
         peer, there, _ = self.joined(room=5)
         there.transport.write(b"an answer")
         there.transport.loseConnection()
-        self.settle()
+        self.drain()
         for _ in range(25):
             self.clock.advance(1)
-            self.settle()
+            self.drain()
         self.assertTrue(peer.transport.lost)
         self.completed()
 
     def test_lost_by_the_server(self):
         peer, _, wire = self.joined()
         wire.near.lose(ConnectionLost())
-        self.settle()
+        self.drain()
         self.assertTrue(peer.transport.lost)
         self.completed()
 
     def test_stopped(self):
         peer, there, wire = self.joined()
         shaking = self.late()
-        self.settle()
+        self.drain()
         self.server.stop("a signal")
         self.assertEqual("stopping", self.server.state)
-        self.settle()
+        self.drain()
         for transport in (peer.transport, shaking.transport, wire.near):
             self.assertTrue(transport.lost)
         self.assertTrue(there.lost)
@@ -1213,7 +1213,7 @@ class EndTests(Case):
         there.transport.write(b"an answer")
         for _ in range(30):
             self.clock.advance(1)
-            self.settle()
+            self.drain()
         self.assertFalse(peer.transport.lost)
 
     def test_stopped_while_the_server_is_met(self):
@@ -1236,11 +1236,11 @@ class EndTests(Case):
                 self.clock.advance(0)
             before = [bytes(there.got) for there in made]
             self.server.stop()
-            self.settle()
+            self.drain()
             if not any(b"evil" in got for got in before):
                 self.assertFalse(any(b"evil" in there.got for there in made), delay)
             peer.transport.room = None
-            self.settle()
+            self.drain()
             self.completed()
 
     def test_nobody_is_kept_in_mind(self):
@@ -1252,24 +1252,24 @@ class EndTests(Case):
     def test_stopped_with_a_stuck_client(self):
         peer, there, _ = self.joined(room=5)
         there.transport.write(b"an answer")
-        self.settle()
+        self.drain()
         self.server.stop()
         for _ in range(9):
             self.clock.advance(1)
-        self.settle()
+        self.drain()
         self.assertFalse(peer.transport.lost)
         self.clock.advance(1)
-        self.settle()
+        self.drain()
         self.completed()
 
     def test_stopped_before_all_are_still(self):
         self.make()
         self.peer()
         still = Deferred()
-        self.server._access.jobs.settled = lambda: still
+        self.server._access.jobs.drained = lambda: still
         self.relay()
         self.server.stop()
-        self.settle()
+        self.drain()
         self.assertEqual("stopping", self.server.state)
         still.callback(None)
         self.completed()
@@ -1277,7 +1277,7 @@ class EndTests(Case):
     def test_handed_over_while_relaying(self):
         peer, _, _ = self.joined()
         self.server.hand_over()
-        self.settle()
+        self.drain()
         self.assertTrue(peer.transport.lost)
         self.completed()
 
@@ -1309,7 +1309,7 @@ class NewcomerTests(Case):
 
     def shake(self, peer, hello=FIXED):
         peer.give(hello + option(8) + go())
-        self.settle()
+        self.drain()
         peer.transport.out.clear()
 
     def test_from_the_first_byte(self):
@@ -1317,7 +1317,7 @@ class NewcomerTests(Case):
         self.relay()
         self.other_comes()
         late = self.late()
-        self.settle()
+        self.drain()
         self.assertEqual(GREETING, bytes(late.transport.out))
         self.shake(late)
         cookie = late.send(READ, 7, 9)
@@ -1326,7 +1326,7 @@ class NewcomerTests(Case):
         self.assertEqual([late.connection.peer] * 2, [client["address"] for client in status])
         self.assertEqual(["", None], [client["export"] for client in status])
         self.peers[0].transport.lose(ConnectionDone())
-        self.settle()
+        self.drain()
         self.assertNoResult(self.done)
         late.send(DISC)
         self.completed()
@@ -1337,7 +1337,7 @@ class NewcomerTests(Case):
         late, eager = self.late(), self.late()
         eager.give(FIXED)
         eager.give(option(8))
-        self.settle()
+        self.drain()
         self.assertEqual(b"", bytes(late.transport.out))
         self.assertEqual(1, len(eager.transport.incoming), "only so much is read")
         self.assertFalse(eager.transport.reading)
@@ -1355,7 +1355,7 @@ class NewcomerTests(Case):
                 late.transport.lose(ConnectionDone())
             else:
                 late.connection.readConnectionLost()
-            self.settle()
+            self.drain()
             self.assertTrue(late.transport.lost)
             self.assertEqual(1, len(self.server.status()["clients"]))
         first.transport.lose()
@@ -1367,7 +1367,7 @@ class NewcomerTests(Case):
         late = self.late()
         late.give(FIXED + option(8) + go() + request_bytes(READ, 5, 10, cookie=3))
         late.connection.readConnectionLost()
-        self.settle()
+        self.drain()
         self.assertFalse(late.transport.lost)
         self.other_comes()
         self.assertTrue(bytes(late.transport.out).endswith(CONTENT[5:15]))
@@ -1388,10 +1388,10 @@ class NewcomerTests(Case):
         self.relay()
         self.other_comes()
         late = self.late()
-        self.settle()
+        self.drain()
         self.shake(late)
         late.write(0, b"new")
-        self.settle()
+        self.drain()
         self.assertEqual(CONTENT, bytes(self.disk.data))
         self.assertEqual(b"new", bytes(self.copy.data[:3]))
 
@@ -1401,12 +1401,12 @@ class NewcomerTests(Case):
         self.other_comes()
         self.endpoint.build = None
         late = self.late()
-        self.settle()
+        self.drain()
         self.assertFalse(late.transport.lost)
         self.assertFalse(self.relayed.is_there)
         for _ in range(20):
             self.clock.advance(0.5)
-            self.settle()
+            self.drain()
         self.assertFalse(first.transport.lost)
         self.other_comes()
         self.assertEqual(GREETING, bytes(late.transport.out))
@@ -1422,7 +1422,7 @@ class NewcomerTests(Case):
         self.clock.advance(61)
         del self.endpoint.tries[:], self.logged[:]
         self.late(), self.late()
-        self.settle()
+        self.drain()
         self.assertEqual(1, len(self.endpoint.tries))
         self.clock.advance(0.02)
         self.assertEqual(2, len(self.endpoint.tries))
@@ -1448,7 +1448,7 @@ class NewcomerTests(Case):
         del self.endpoint.tries[:]
         for _ in range(1000):
             self.clock.advance(0.01)
-            self.settle()
+            self.drain()
         self.assertLess(len(probes), 60)
 
     def test_those_in_their_handshake(self):
@@ -1464,7 +1464,7 @@ class NewcomerTests(Case):
         shaking.replies.structured = True
         for byte in data:
             shaking.transport.incoming.append(bytes([byte]))
-            self.settle()
+            self.drain()
         # Ours, and then the reply of the other.
         self.assertEqual(CONTENT[5:15], bytes(shaking.transport.out[-10:]))
         self.assertEqual(2, len(self.other.status()["clients"]))
@@ -1489,7 +1489,7 @@ class NewcomerTests(Case):
         self.peer(structured=False, oldstyle=True)
         self.relay()
         late = self.late()
-        self.settle()
+        self.drain()
         self.assertEqual(b"", bytes(late.transport.out))
 
     def test_handshake_timeout_of_those_who_shake_hands_with_us(self):
@@ -1499,7 +1499,7 @@ class NewcomerTests(Case):
         self.relay()
         for _ in range(6):
             self.clock.advance(1)
-            self.settle()
+            self.drain()
         self.assertTrue(shaking.transport.lost)
         self.assertFalse(self.peers[0].transport.lost)
 
@@ -1508,7 +1508,7 @@ class NewcomerTests(Case):
         shaking = self.peer(structured=None)
         self.relay()
         shaking.give(FIXED + option(2))
-        self.settle()
+        self.drain()
         self.assertTrue(shaking.transport.lost)
         self.assertEqual(1, len(self.server.status()["clients"]))
 

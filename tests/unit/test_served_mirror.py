@@ -14,7 +14,7 @@ from blockmig.control import ControlRefused
 from blockmig.errors import Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides
-from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.runtime import Runtime
 from blockmig.server import Server
 from blockmig.testing import MemoryNetwork, connect_client
@@ -268,7 +268,7 @@ class StartTests(Case):
         self.assertEqual("copying", self.mirror()["state"])
 
     def test_forbidden_by_a_record(self):
-        record = Record(ONE, Phase.COPIED, 1, SIZE, Side(), Side("z"), "", retired="then")
+        record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location("z"), "", retired="then")
         Records(self.source.path).write(Kind.MIGRATED, record)
         self.assertEqual(409, self.refused("/mirror", {"uri": URI})[0])
         self.assertIsNone(self.mirrors.current)
@@ -349,7 +349,7 @@ class ToldTests(Case):
     """Whoever has said that he will wait is expected before the control socket is closed."""
 
     def told(self):
-        return Deferred.fromCoroutine(self.mirrors.told())
+        return Deferred.fromCoroutine(self.mirrors.announced())
 
     def test_nobody_said_so(self):
         self.start()

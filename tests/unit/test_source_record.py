@@ -9,8 +9,8 @@ import uuid
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import Refused
-from blockmig.migration.records.files import Kind, Phase, Records, Side
-from blockmig.migration.records.permitted import SourceFound, source_found
+from blockmig.migration.records.files import Kind, Location, Phase, Records
+from blockmig.migration.records.permitted import SourceState, source_found
 from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
 
@@ -18,7 +18,7 @@ from .support import ONE
 from .test_records import Calls
 
 URI = "nbd://there/x"
-PLACE = Side("there", "/copy", URI)
+PLACE = Location("there", "/copy", URI)
 
 
 class Case(SynchronousTestCase):
@@ -31,7 +31,7 @@ class Case(SynchronousTestCase):
         keywords = {"identity": "inode 5, born 6", **keywords}
         return SourceRecord(
             self.records if records == "" else records,
-            found or SourceFound(),
+            found or SourceState(),
             disk="/disk",
             destination=URI,
             size=5000,
@@ -78,7 +78,7 @@ class StepTests(Case):
         source.copied()
         self.assertEqual(Phase.COPIED, self.migrating().phase)
         self.assertEqual("", self.migrating().told)
-        source.told()
+        source.acknowledged()
         self.assertNotEqual("", self.migrating().told)
         self.assertEqual(Phase.COPIED, self.migrating().phase)
         source.complete()
@@ -94,7 +94,7 @@ class StepTests(Case):
         self.assertEqual(("", True), (found.confirmed, bool(found.retired)))
         self.assertEqual(source.record.migration, found.migration)
         self.assertEqual("", self.migrating().retired)
-        source.told()
+        source.acknowledged()
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
         source.complete()
         self.assertEqual(["disk.MIGRATED"], self.names())
@@ -106,7 +106,7 @@ class StepTests(Case):
         source.copying(1, PLACE, True)
         source.copied()
         before = source.record
-        source.copying(2, Side(address=URI), False)
+        source.copying(2, Location(address=URI), False)
         found = self.migrating()
         self.assertEqual(before.migration, found.migration)
         self.assertEqual((Phase.COPYING, 2, False), (found.phase, found.attempt, found.side_export))
@@ -114,7 +114,7 @@ class StepTests(Case):
     def test_goes_on(self):
         first = self.make()
         first.copying(3, PLACE, True)
-        second = self.make(SourceFound(self.migrating()), unlink=True)
+        second = self.make(SourceState(self.migrating()), unlink=True)
         self.assertEqual(first.record.migration, second.record.migration)
         self.assertEqual(first.record.began, second.record.began)
         self.assertEqual((3, True), (second.record.attempt, second.record.unlink))
@@ -124,9 +124,9 @@ class StepTests(Case):
         first.copying(1, PLACE, True)
         first.copied()
         found = self.migrating()
-        second = self.make(SourceFound(found, True), identity="", unlink=False)
+        second = self.make(SourceState(found, True), identity="", unlink=False)
         self.assertIs(found, second.record)
-        second.told()
+        second.acknowledged()
         self.assertTrue(self.migrating().unlink)
         self.assertEqual("inode 5, born 6", self.migrating().identity)
         second.complete()
@@ -138,7 +138,7 @@ class StepTests(Case):
         source.copied()
         self.assertEqual(Phase.COPIED, source.record.phase)
         source.retire_kept()
-        source.told()
+        source.acknowledged()
         source.complete()
         source.abandon()
         self.assertEqual([], self.names())
@@ -179,7 +179,7 @@ class AbandonTests(Case):
                     found = None
                     if earlier:
                         self.make().copying(1, PLACE, True)
-                        found = SourceFound(self.migrating())
+                        found = SourceState(self.migrating())
                     source = self.make(found)
                     for step in steps.split():
                         if step in ("side", "plain"):
@@ -228,11 +228,11 @@ class AbandonTests(Case):
         source.abandon()
         left = self.migrating()
         calls = Calls()
-        again = self.make(SourceFound(left), Records(self.records.path, calls), unlink=True)
+        again = self.make(SourceState(left), Records(self.records.path, calls), unlink=True)
         self.assertEqual((PLACE, True), (again.record.destination, again.record.whole))
         again.abandon()
         self.assertEqual((left, []), (self.migrating(), calls.calls))
-        again = self.make(SourceFound(left), unlink=True)
+        again = self.make(SourceState(left), unlink=True)
         again.copying(2, PLACE, True)
         self.assertFalse(self.migrating().whole)
 
@@ -241,7 +241,7 @@ class AbandonTests(Case):
         source = self.make(unlink=True)
         source.copying(1, PLACE, True)
         source.copied()
-        self.make(SourceFound(self.migrating()), unlink=True).abandon()
+        self.make(SourceState(self.migrating()), unlink=True).abandon()
         found = self.migrating()
         self.assertEqual((Phase.COPYING, True), (found.phase, found.whole))
         self.assertEqual(PLACE, found.destination)
@@ -254,7 +254,7 @@ class PlaceTests(Case):
         for step in steps:
             getattr(first, step)()
         self.first = first.record.migration
-        return self.make(SourceFound(self.migrating()))
+        return self.make(SourceState(self.migrating()))
 
     def test_the_same(self):
         source = self.going_on("copied")
@@ -319,7 +319,7 @@ class PlaceTests(Case):
 
     def test_where_no_place_is_known(self):
         source = self.make()
-        source.copying(1, Side(address=URI), False)
+        source.copying(1, Location(address=URI), False)
         source.copied()
         source.check_place("there", "/copy")
 
@@ -330,7 +330,7 @@ class AgainTests(Case):
             with open(f"{self.records.path}.{kind}", "wb") as file:
                 file.write(b"torn")
         calls = Calls()
-        found = SourceFound(instead_of=ONE, unreadable=(Kind.MIGRATED, Kind.MIGRATING))
+        found = SourceState(instead_of=ONE, unreadable=(Kind.MIGRATED, Kind.MIGRATING))
         second = self.make(found, Records(self.records.path, calls), again=True)
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
         second.copying(1, PLACE, True)
@@ -347,17 +347,17 @@ class AgainTests(Case):
 
     def test_instead_of_a_whole_copy_the_mark_stays(self):
         """The other copy may yet be taken for the canonical one; MIGRATED tells that it is not."""
-        source = self.make(SourceFound(instead_of=ONE), unlink=True, again=True)
+        source = self.make(SourceState(instead_of=ONE), unlink=True, again=True)
         source.copying(1, PLACE, True)
         source.copied()
-        source.told()
+        source.acknowledged()
         source.complete()
         self.assertEqual(["disk.MIGRATED"], self.names())
         self.assertTrue(self.migrated().retired)
         self.assertTrue(self.migrated().confirmed)
 
     def test_instead_of_goes_on_with_the_migration(self):
-        source = self.make(SourceFound(instead_of=ONE), unlink=True, again=True)
+        source = self.make(SourceState(instead_of=ONE), unlink=True, again=True)
         source.copying(1, PLACE, True)
         found = source_found(self.records, source.record.identity, URI, unlink=True)
         self.assertEqual(ONE, self.make(found, unlink=True).record.instead_of)
@@ -398,7 +398,7 @@ class AgainTests(Case):
         found = source_found(self.records, identity, URI, again=True)
         source = self.make(found, unlink=True, again=True)
         source.copied()
-        source.told()
+        source.acknowledged()
         source.complete()
 
     def test_on_record_though_it_is_not_said_again(self):
@@ -472,7 +472,7 @@ class RetireTests(Case):
         source.copying(1, PLACE, True)
         source.copied()
         source._records = Records(self.records.path, Calls(0))
-        self.assertRaises(OSError, source.told, "key")
+        self.assertRaises(OSError, source.acknowledged, "key")
         self.assertEqual(("key", True), (source.record.token, bool(source.record.told)))
         self.assertEqual("", self.migrating().told)
         source._records = self.records
@@ -490,7 +490,7 @@ class RetireTests(Case):
         self.assertEqual(["disk.MIGRATED"], self.names())
         self.assertEqual("", self.migrated().confirmed)
         # Unlike one that is not there yet, and is all that tells of a copy.
-        source = self.make(SourceFound(instead_of=ONE), unlink=True)
+        source = self.make(SourceState(instead_of=ONE), unlink=True)
         source.copying(1, PLACE, True)
         source._records = Records(self.records.path, Calls(0))
         self.assertRaises(OSError, source.complete)

@@ -56,8 +56,8 @@ class Watched(RecordedSource):
     def is_gone(self):
         return self.gone
 
-    def version(self, settle=True):
-        self._called("version", settle)
+    def version(self, sync=True):
+        self._called("version", sync)
         self.before(self.looks)
         self.looks += 1
         return DiskVersion((self.written,), (self.touched,))

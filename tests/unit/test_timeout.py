@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.server import silence as module
+from blockmig.server import timeout as module
 from blockmig.server.timeout import ConnectionTimeout
 
 

@@ -14,11 +14,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.client import Destination
 from blockmig.errors import GaveUp, LocalFailure, Refused, Summary, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
-from blockmig.migration.handoff.message import Stage
+from blockmig.migration.handoff.message import HandoffPhase
 from blockmig.migration.policy import Overrides
-from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.migration.records.permitted import source_found
-from blockmig.migration.records.verdict import Found, judge_pair
+from blockmig.migration.records.verdict import DiskState, verdict_of_pair
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.record import SourceRecord
 from blockmig.migration.source.sender import Sender
@@ -157,11 +157,11 @@ class Case(SynchronousTestCase):
     def found(self, disk, size):
         records = Records(disk.path)
         stand = {kind: found for kind in Kind if (found := records.read(kind)) is not None}
-        return Found(disk.path, size, disk.identity() if size else "", records=stand)
+        return DiskState(disk.path, size, disk.identity() if size else "", records=stand)
 
     def verdict(self):
         source = self.found(self.source, None if self.source.unlinked else SIZE)
-        return judge_pair(source, self.found(self.target, 0 if self.target.blank else SIZE))
+        return verdict_of_pair(source, self.found(self.target, 0 if self.target.blank else SIZE))
 
     def check_verdict(self):
         canonical = self.target if self.retired else self.source
@@ -483,24 +483,26 @@ class StopTests(Case):
         ]
         attempt.client.other = None
         self.told, machine = [], self.receiver._migration.machine
-        self.tell_, machine.tell = machine.tell, self.note_told
+        self.take_message, machine.take_message = machine.take_message, self.note_told
         self.sender.stop("enough")
 
-    def note_told(self, page):
-        answer = self.tell_(page)
-        self.told.append((page.phase, answer if answer == Errno.EPERM else Errno.OK))
+    def note_told(self, message):
+        answer = self.take_message(message)
+        self.told.append((message.phase, answer if answer == Errno.EPERM else Errno.OK))
         return answer
 
     def test_taken_back_from_one_that_still_holds_the_attempt(self):
         """No, says the receiver, and drops that connection; the next time it says yes."""
         self.held_by_the_attempt()
         self.endpoint.pump()
-        self.assertEqual([(Stage.COPYING, Errno.EPERM)], self.told)
+        self.assertEqual([(HandoffPhase.COPYING, Errno.EPERM)], self.told)
         self.assertNoResult(self.outcome)
         self.assertEqual(Phase.COPIED, self.there().phase)
         self.sending.advance(0.11)
         self.endpoint.pump()
-        self.assertEqual([(Stage.COPYING, Errno.EPERM), (Stage.COPYING, Errno.OK)], self.told)
+        self.assertEqual(
+            [(HandoffPhase.COPYING, Errno.EPERM), (HandoffPhase.COPYING, Errno.OK)], self.told
+        )
         self.failureResultOf(self.outcome, GaveUp)
         self.check_taken_back()
         self.check_again()
@@ -508,7 +510,7 @@ class StopTests(Case):
     def test_not_taken_back_for_longer_than_five_seconds(self):
         """One that says no for ever: the command ends, and remembers what may be whole."""
         self.held_by_the_attempt()
-        self.tell_ = lambda page: Errno.EPERM
+        self.take_message = lambda message: Errno.EPERM
         for _ in range(49):
             self.endpoint.pump()
             self.assertNoResult(self.outcome)
@@ -687,7 +689,7 @@ class RefusedTests(Case):
         ):
             self.setUp()
             self.target.blank = False
-            other = Record(TWO, phase, 1, SIZE, Side("z"), Side(), "then", **changes)
+            other = Record(TWO, phase, 1, SIZE, Location("z"), Location(), "then", **changes)
             Records(self.target.path).write(Kind.INCOMPLETE, other)
             self.receive()
             self.send()
@@ -705,7 +707,7 @@ class RefusedTests(Case):
         ):
             self.setUp()
             self.target.blank = False
-            other = Record(migration, phase, 1, SIZE, Side("z"), Side(), "then", **changes)
+            other = Record(migration, phase, 1, SIZE, Location("z"), Location(), "then", **changes)
             Records(self.target.path).write(Kind.INCOMPLETE, other)
             self.receive()
             self.send()

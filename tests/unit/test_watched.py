@@ -222,7 +222,7 @@ class VersionTests(WatchCase):
         disk.version()
         self.assertEqual(["fsync", "fstat"], [n for n in calls.names() if n in ("fsync", "fstat")])
         del calls.made[:]
-        disk.version(settle=False)
+        disk.version(sync=False)
         self.assertNotIn("fsync", calls.names())
 
     def test_nothing_to_sync_is_no_error(self):
@@ -595,7 +595,7 @@ class DeviceVersionTests(DeviceCase):
     def test_without_that_nothing_is_told(self):
         """What is still on its way to the device may be our own, and arrive later."""
         del self.calls.made[:]
-        self.assertEqual(DiskVersion((), ()), self.disk.version(settle=False))
+        self.assertEqual(DiskVersion((), ()), self.disk.version(sync=False))
         self.assertEqual([], self.calls.made)
 
 

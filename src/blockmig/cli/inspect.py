@@ -11,7 +11,7 @@ from . import common, usage
 from .usage import Flag, Parameter
 
 if TYPE_CHECKING:
-    from ..migration.records.verdict import Found, Verdict
+    from ..migration.records.verdict import DiskState, Verdict
 
 
 class Options(usage.Options):
@@ -38,11 +38,11 @@ class Options(usage.Options):
 def run(options: Options) -> int:
     """Print the verdict; 0 if it is certain."""
     from ..migration.records.verdict import (  # noqa: PLC0415
-        Standing,
+        CopyState,
         changing,
-        judge,
-        judge_pair,
         look_steadily,
+        verdict_of,
+        verdict_of_pair,
     )
     from ..storage import DiskRefused  # noqa: PLC0415
 
@@ -54,7 +54,7 @@ def run(options: Options) -> int:
     if not steady:
         verdict = changing(options["disks"])
     else:
-        verdict = judge(found[0]) if len(found) == 1 else judge_pair(*found)
+        verdict = verdict_of(found[0]) if len(found) == 1 else verdict_of_pair(*found)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a name of a file need not be text
         reconfigure(errors="backslashreplace")
@@ -69,13 +69,13 @@ def run(options: Options) -> int:
             if place.in_use
         ]
         print("\n".join(lines))
-    certain = verdict.standing in (Standing.CANONICAL, Standing.NOT_CANONICAL)
+    certain = verdict.state in (CopyState.CANONICAL, CopyState.NOT_CANONICAL)
     return ExitStatus.DONE if certain else ExitStatus.UNCONFIRMED
 
 
-def _as_json(verdict: Verdict, found: list[Found]) -> dict[str, object]:
+def _as_json(verdict: Verdict, found: list[DiskState]) -> dict[str, object]:
     return {
-        "verdict": verdict.standing.value,
+        "verdict": verdict.state.value,
         "line": verdict.line,
         "why": verdict.why,
         "do": verdict.advice,

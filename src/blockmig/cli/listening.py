@@ -41,7 +41,7 @@ DEFAULT: Final = "tcp:10809:interface=127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Offer:
+class ListeningExport:
     """What there is to connect to.
 
     @ivar factory: makes the connections.
@@ -102,7 +102,7 @@ class Listening:
         except (BadActivation, BadEndpoint) as error:
             raise Refused(str(error)) from None
 
-    async def open(self, offer: Offer, give_up_after: float | None = None) -> None:
+    async def open(self, offer: ListeningExport, give_up_after: float | None = None) -> None:
         """Listen at every endpoint, then say so.
 
         @param give_up_after: seconds to try where time may mend what is wrong; None for ever.
@@ -122,7 +122,7 @@ class Listening:
             self._opening = None
         self._notifier.ready(f"{offer.disk} at {', '.join(self.uris)}")
 
-    async def _open(self, offer: Offer, give_up_after: float | None) -> None:
+    async def _open(self, offer: ListeningExport, give_up_after: float | None) -> None:
         if self._control_path is not None:
             self._control = await open_control(
                 self._reactor,

@@ -104,8 +104,8 @@ def _as_json(event: LogEvent, level: str) -> str:
         if not key.startswith("log_") and isinstance(value, str | int | float | bool | None)
     }
     fields.pop("isError", None)
-    told = {"time": round(event.get("log_time", 0.0), 3), "level": level, "event": "log"}
-    return json.dumps({**told, **fields, "message": _message(event)}, ensure_ascii=False)
+    common = {"time": round(event.get("log_time", 0.0), 3), "level": level, "event": "log"}
+    return json.dumps({**common, **fields, "message": _message(event)}, ensure_ascii=False)
 
 
 def observer_for(options: Any, write: Write) -> LineObserver:

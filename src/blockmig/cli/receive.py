@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ..nbd import MAXIMUM_NAME, SIDE_EXPORT
+from ..nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from . import common, usage
 from .starting import start
 from .usage import Flag, Parameter
@@ -78,7 +78,7 @@ class Options(usage.Options):
         common.check_verbosity(self)
         if not self["file"]:
             raise usage.UsageError("--file is missing: which disk is to be received?")
-        common.check_export(self["export"], MAXIMUM_NAME - len(SIDE_EXPORT))
+        common.check_export(self["export"], MAXIMUM_NAME - len(HANDOFF_EXPORT))
 
 
 def run(options: Options) -> int:

@@ -24,7 +24,7 @@ from ..storage import (
 )
 from ..syscalls import describe_error
 from ..transport import server_endpoint
-from .listening import Listening, Offer
+from .listening import Listening, ListeningExport
 from .receive import Options
 
 _log = Logger()
@@ -130,7 +130,7 @@ class Receive:
 
     async def _listen(self, listening: Listening, receiver: Receiver) -> None:
         options = self._options
-        offer = Offer(
+        offer = ListeningExport(
             receiver.factory(),
             options["file"],
             options["export"],

@@ -14,7 +14,7 @@ from ..errors import GaveUp, LocalFailure, Refused, Summary
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides, Patience
 from ..migration.records.files import Records
-from ..migration.records.permitted import SourceFound, source_found
+from ..migration.records.permitted import SourceState, source_found
 from ..migration.source.finisher import Finisher
 from ..migration.source.record import SourceRecord
 from ..migration.source.sender import Sender
@@ -69,7 +69,7 @@ class Send:
             if disk is not None:
                 disk.close()
 
-    def _found(self, disk: FileDisk | BlockDisk | None, records: Records) -> SourceFound:
+    def _found(self, disk: FileDisk | BlockDisk | None, records: Records) -> SourceState:
         """What the records let us do."""
         unlink = bool(self._options["unlink"])
         try:
@@ -144,7 +144,7 @@ class Send:
         finally:
             self._display.stop()
 
-    async def _finish(self, records: Records, found: SourceFound) -> Summary:
+    async def _finish(self, records: Records, found: SourceState) -> Summary:
         options, record = self._options, found.record
         assert record is not None
         _log.info(

@@ -94,7 +94,7 @@ class Mirrors:
             try:
                 await self.current.handed_over()
             finally:
-                await self.told()
+                await self.announced()
 
     def stop(self, why: str) -> None:
         """End the mirror as it stands, and then the server."""
@@ -130,7 +130,7 @@ class Mirrors:
             raise ControlRefused(str(error), 409) from None
         return {"destination": mirror.destination, "attempt": attempt}
 
-    async def told(self) -> None:
+    async def announced(self) -> None:
         """To be waited for before the control socket is closed."""
         if self._expected is None:
             return
@@ -139,11 +139,11 @@ class Mirrors:
 
     def _make(self, wanted: _Wanted) -> Mirror:
         uri, after = wanted.uri("uri"), wanted.uri("uri")
-        takes_over = None
+        successor = None
         if wanted.one_of("then", "exit", "relay") == "relay":
             if wanted.given("relay_to"):
                 after = wanted.uri("relay_to")
-            takes_over = self._destination(after)
+            successor = self._destination(after)
         return Mirror(
             self._server,
             self._destination(uri),
@@ -154,7 +154,7 @@ class Mirrors:
             max_rate=wanted.rate(),
             longest_pause=wanted.seconds("max_pause", 0.5),
             converge=Converge(wanted.one_of("converge", *Converge)),
-            takes_over=takes_over,
+            successor=successor,
             patience=Patience(reply_timeout=wanted.seconds("timeout", 60.0)),
             runtime=self._runtime,
         )

@@ -16,7 +16,7 @@ from ..server import Server
 from ..storage import BlockDisk, DiskRefused, FileDisk, image_format, open_disk
 from ..syscalls import describe_error
 from ..transport import client_endpoint, server_endpoint
-from .listening import Listening, Offer
+from .listening import Listening, ListeningExport
 from .serve import Options
 from .serve_mirrors import Mirrors
 
@@ -121,7 +121,7 @@ class Serve:
 
     async def _listen(self, listening: Listening, server: Server, mirrors: Mirrors) -> None:
         options = self._options
-        offer = Offer(
+        offer = ListeningExport(
             server.factory(),
             options["file"],
             options["export"],

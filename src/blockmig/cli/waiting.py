@@ -30,7 +30,7 @@ _log = Logger()
 InThread = Callable[[Any, Callable[[], Any]], "Deferred[Any]"]
 
 
-class Told(MigrationError):
+class MirrorFailed(MigrationError):
     """The mirror did not complete: the server's exit status, and its words."""
 
     def __init__(self, status: ExitStatus, message: str) -> None:
@@ -97,10 +97,10 @@ class Waiting:
             try:
                 end = await self._answer("/mirror/wait", {}, None)
             except ControlRefused as error:
-                raise self._not_told(f"the server does not tell: {printable(error)}") from None
+                raise self._unknown_end(f"the server does not tell: {printable(error)}") from None
             except ControlError:
                 what = "the server ended without telling how the mirror ended"
-                raise self._not_told(what) from None
+                raise self._unknown_end(what) from None
             return self._ended(end)
         except CancelledError:
             raise GaveUp(left(self._stopped, path)) from None
@@ -129,9 +129,9 @@ class Waiting:
             summary = _summary(answer["summary"])
         except (KeyError, TypeError, ValueError):
             what = "what the server tells of the end is not understood"
-            raise self._not_told(what) from None
+            raise self._unknown_end(what) from None
         if status is not ExitStatus.DONE:
-            raise Told(status, message)
+            raise MirrorFailed(status, message)
         if summary is None:
             _log.info("{how}", event="complete", how=message)
             return None
@@ -140,7 +140,7 @@ class Waiting:
         self._view.show(summary.bytes, summary.bytes - zeroes, zeroes, summary.attempts)
         return summary
 
-    def _not_told(self, what: str) -> Unconfirmed:
+    def _unknown_end(self, what: str) -> Unconfirmed:
         disk = self._view.disk
         return Unconfirmed(f"{what}; `blockmig inspect {disk}` says which copy is canonical")
 

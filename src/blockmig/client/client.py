@@ -111,7 +111,7 @@ class NBDClient(ClientUser):
         def answered(result: Any) -> None:
             if not self._requests.in_flight:
                 self._connection.wait_no_more()
-            self._settle(waiting, self._judge(result))
+            self._finish(waiting, self._judge(result))
 
         answer.addBoth(answered)
         return waiting
@@ -123,7 +123,7 @@ class NBDClient(ClientUser):
         assert isinstance(result.value, RequestFailed)
         return Failure(ClientFailed(str(result.value), result.value.error))
 
-    def _settle(self, waiting: Deferred[Any], result: Any) -> None:
+    def _finish(self, waiting: Deferred[Any], result: Any) -> None:
         self._waiting.pop(waiting, None)
         if not waiting.called:
             waiting.callback(result)
@@ -167,7 +167,7 @@ class NBDClient(ClientUser):
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """Now something may be asked."""
-        self._settle(self._greeting, negotiated)
+        self._finish(self._greeting, negotiated)
 
     def received(self, data: bytes) -> None:
         """Replies."""
@@ -185,7 +185,7 @@ class NBDClient(ClientUser):
     def _fail(self, why: Failure) -> None:
         self._failure = why
         for waiting in list(self._waiting):
-            self._settle(waiting, Failure(why.value))
+            self._finish(waiting, Failure(why.value))
 
     def connection_gone(self, reason: Failure) -> None:
         """Nobody is to wait for that any more either."""

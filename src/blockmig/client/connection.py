@@ -238,7 +238,7 @@ class HalfClosingConnection(ClientConnection):
     unconfirmed by then, it would have closed without the disconnect.
     """
 
-    _told = False
+    _disconnecting = False
     _half_closes = False
 
     def disconnect(self, message: bytes) -> None:
@@ -253,7 +253,7 @@ class HalfClosingConnection(ClientConnection):
         if self._half_closes:
             self.transport.loseWriteConnection()
         else:
-            self._told = True
+            self._disconnecting = True
 
     def _can_half_close(self) -> bool:
         """Whether the transport can say that nothing follows, hear on, and tell us of both.
@@ -269,13 +269,13 @@ class HalfClosingConnection(ClientConnection):
 
     def writeConnectionLost(self) -> None:
         """The disconnect, and that nothing follows it, was given to the kernel."""
-        self._told = True
+        self._disconnecting = True
 
     def readConnectionLost(self) -> None:
         """The server closed its side: in good order, if it had the disconnect by then."""
         if not self._is_of_use:
             self.abort()
-        elif self._told and unacknowledged(self.transport) <= 1:
+        elif self._disconnecting and unacknowledged(self.transport) <= 1:
             self._close()
             self.transport.loseConnection()
         else:
@@ -283,7 +283,7 @@ class HalfClosingConnection(ClientConnection):
             self.abort()
 
     def _ended(self, reason: Failure) -> None:
-        if self._told and not self._half_closes and reason.check(ConnectionDone):
+        if self._disconnecting and not self._half_closes and reason.check(ConnectionDone):
             self._close()
         else:
             super()._ended(reason)

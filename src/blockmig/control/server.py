@@ -1,7 +1,7 @@
 """The control socket of a running command: opened, answering, closed.
 
-Owns the order in which that happens. The socket's file and its locks are `place`'s, HTTP is `web`'s
-and is imported with the first socket that is opened, since most commands have none.
+Owns the order in which that happens. The socket's file and its locks are `socket_file`'s, HTTP is
+`web`'s and is imported with the first socket that is opened, since most commands have none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 
 from ..transport import stop_listening
 from ..transport.adopting import adopt_unix
-from .place import Busy, Place, claim
+from .socket_file import Busy, ControlSocket, claim
 
 Handler = Callable[[Any], Any]
 """Takes a request's body, decoded (None if there was none); gives what JSON can say, or a Deferred
@@ -33,9 +33,11 @@ class ControlPort:
     @ivar path: its absolute path.
     """
 
-    def __init__(self, place: Place, port: IListeningPort, hang_up: Callable[[], None]) -> None:
+    def __init__(
+        self, place: ControlSocket, port: IListeningPort, hang_up: Callable[[], None]
+    ) -> None:
         self.path = place.path
-        self._place: Place | None = place
+        self._place: ControlSocket | None = place
         self._port = port
         self._hang_up = hang_up
 
@@ -79,7 +81,7 @@ async def open_control(
     return ControlPort(place, port, factory.hang_up)
 
 
-async def _claim(reactor: Any, path: str) -> Place:
+async def _claim(reactor: Any, path: str) -> ControlSocket:
     """The place, after some patience with whoever is at it now."""
     end = reactor.seconds() + _PATIENCE
     while True:

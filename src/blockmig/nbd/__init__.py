@@ -44,7 +44,13 @@ from .handshake import (
     oldstyle_hello,
 )
 from .rules import changes_the_disk, check_request
-from .side_exports import SERVED_EXPORT, SIDE_EXPORT, served_name, side_exports, side_name
+from .side_exports import (
+    HANDOFF_EXPORT,
+    SERVED_EXPORT,
+    handoff_export_name,
+    served_export_name,
+    side_exports,
+)
 from .transmission import (
     DATA_CHUNK,
     REQUEST,
@@ -65,6 +71,7 @@ __all__ = [
     "CHUNK_MAGIC",
     "DATA_CHUNK",
     "DEFAULT_PORT",
+    "HANDOFF_EXPORT",
     "MAXIMUM_LENGTH",
     "MAXIMUM_NAME",
     "MAXIMUM_PAYLOAD",
@@ -73,7 +80,6 @@ __all__ = [
     "REQUEST_MAGIC",
     "REQUEST_SIZE",
     "SERVED_EXPORT",
-    "SIDE_EXPORT",
     "SIMPLE_REPLY",
     "SIMPLE_REPLY_MAGIC",
     "STATE_HOLE",
@@ -108,9 +114,9 @@ __all__ = [
     "check_request",
     "describe_errno",
     "errno_to_wire",
+    "handoff_export_name",
     "oldstyle_hello",
     "parse_uri",
-    "served_name",
+    "served_export_name",
     "side_exports",
-    "side_name",
 ]

@@ -10,7 +10,7 @@ from typing import Final
 
 from .constants import MAXIMUM_NAME
 
-SIDE_EXPORT: Final = ".handoff"
+HANDOFF_EXPORT: Final = ".handoff"
 """What the name of a receiver's side export ends with."""
 
 SERVED_EXPORT: Final = ".served"
@@ -22,17 +22,17 @@ def _beside(export: str, ending: str) -> str | None:
     return name if len(name.encode()) <= MAXIMUM_NAME else None
 
 
-def side_name(export: str) -> str | None:
+def handoff_export_name(export: str) -> str | None:
     """A receiver's side export of C{export}; None where that would be too long for a name."""
-    return _beside(export, SIDE_EXPORT)
+    return _beside(export, HANDOFF_EXPORT)
 
 
-def served_name(export: str) -> str | None:
+def served_export_name(export: str) -> str | None:
     """A server's side export of C{export}; None where that would be too long for a name."""
     return _beside(export, SERVED_EXPORT)
 
 
 def side_exports(export: str) -> tuple[str, ...]:
     """What to look for, to learn whether a server of C{export} is a receiver or serves its disk."""
-    names = (side_name(export), served_name(export))
+    names = (handoff_export_name(export), served_export_name(export))
     return tuple(name for name in names if name is not None)

@@ -86,7 +86,7 @@ class Changes:
         if before is not None:
             before.lift()
 
-    def tell(self, offset: int, length: int, data: bool = True) -> None:
+    def notify(self, offset: int, length: int, data: bool = True) -> None:
         """C{length} bytes at C{offset} are about to be changed, or just were.
 
         @param data: by a write; otherwise they are zeroed, or trimmed.
@@ -98,10 +98,10 @@ class Changes:
         self, offset: int, length: int, working: Deferred[Any], data: bool = True
     ) -> Deferred[Any]:
         """C{working} is changing them; the same Deferred, after which it is told of again."""
-        self.tell(offset, length, data)
+        self.notify(offset, length, data)
 
-        def told_again(result: Any) -> Any:
-            self.tell(offset, length, data)
+        def notify_again(result: Any) -> Any:
+            self.notify(offset, length, data)
             return result
 
-        return working.addBoth(told_again)
+        return working.addBoth(notify_again)

@@ -119,7 +119,7 @@ class ServerConnection(Protocol):
         context.outgoing.stopProducing()
         context.timeout.stop()
         self._phase.lost(reason)
-        self._phase.settle()
+        self._phase.check_idle()
 
     # What the phases are told of.
 
@@ -216,7 +216,7 @@ class ServerConnection(Protocol):
     def drain(self) -> None:
         """Finish what is being carried out, refuse what comes new, then close."""
         self._life.drain()
-        self._phase.settle()
+        self._phase.check_idle()
 
     def close(self) -> None:
         """Send what is due, then close; the connection is aborted if that takes long."""
@@ -236,12 +236,12 @@ class ServerConnection(Protocol):
         """Act on nothing more that the peer sends."""
         self._context.holds.add(Hold.OVER)
 
-    def tell_disconnected(self) -> None:
+    def announce_disconnected(self) -> None:
         """The client disconnected, and nothing of it is being carried out."""
         if self.handler is not None:
             self.handler.disconnected(self)
 
-    def tell_gone(self) -> None:
+    def announce_gone(self) -> None:
         """The connection is gone, and nothing of it is being carried out."""
         if self.handler is not None:
             self.handler.gone(self)

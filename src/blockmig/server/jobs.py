@@ -61,7 +61,7 @@ class JobQueue:
         self._running = 0
         self._looking = 0
         self._late = 0
-        self._until_settled: list[Deferred[None]] = []
+        self._until_drained: list[Deferred[None]] = []
 
     def run(
         self,
@@ -114,7 +114,7 @@ class JobQueue:
             owner.changing -= job.changing
             if owner.gone and job.changing:
                 self._late -= 1
-                self._settle()
+                self._check_drained()
             self._start()
             job.done.callback(result)
 
@@ -137,16 +137,16 @@ class JobQueue:
         """Whether work of somebody who is gone may still change the disk."""
         return self._late > 0
 
-    def settled(self) -> Deferred[None]:
+    def drained(self) -> Deferred[None]:
         """Fires when no work of anybody who is gone changes the disk any more."""
-        settled: Deferred[None] = Deferred()
-        self._until_settled.append(settled)
-        self._settle()
-        return settled
+        drained: Deferred[None] = Deferred()
+        self._until_drained.append(drained)
+        self._check_drained()
+        return drained
 
-    def _settle(self) -> None:
+    def _check_drained(self) -> None:
         if self._late:
             return
-        waiting, self._until_settled = self._until_settled, []
-        for settled in waiting:
-            settled.callback(None)
+        waiting, self._until_drained = self._until_drained, []
+        for drained in waiting:
+            drained.callback(None)

@@ -34,7 +34,7 @@ class LifetimeInputs(Protocol):
     def drain(self) -> None:
         """We want to close, as soon as nothing is being carried out."""
 
-    def settle(self) -> None:
+    def idle(self) -> None:
         """Nothing is being carried out (any more)."""
 
     def pass_on(self, passing: Passing) -> None:
@@ -59,10 +59,10 @@ class LifetimeCore(Protocol):
     def ignore(self) -> None:
         """Act on nothing any more that the client sends."""
 
-    def tell_disconnected(self) -> None:
+    def announce_disconnected(self) -> None:
         """Tell whoever decides of the disconnect."""
 
-    def tell_gone(self) -> None:
+    def announce_gone(self) -> None:
         """Tell whoever decides that the connection is no more."""
 
     def begin_passing(self, passing: Passing) -> None:
@@ -87,7 +87,7 @@ _disconnected = _builder.state("disconnected")
 """The client disconnected; something of it is still being carried out."""
 _passed_on = _builder.state("passed on")
 """Another server answers."""
-_told = _builder.state("told")
+_announced = _builder.state("told")
 """Whoever decides knows of the disconnect, and is to close."""
 _closing = _builder.state("closing")
 """We close; perhaps not all was sent yet."""
@@ -120,18 +120,18 @@ def _pass_on(machine: LifetimeInputs, core: LifetimeCore, passing: Passing) -> N
     core.begin_passing(passing)
 
 
-@_disconnected.upon(LifetimeInputs.settle).to(_told)
+@_disconnected.upon(LifetimeInputs.idle).to(_announced)
 def _tell_disconnected(machine: LifetimeInputs, core: LifetimeCore) -> None:
-    core.tell_disconnected()
+    core.announce_disconnected()
 
 
 @_open.upon(LifetimeInputs.close).to(_closing)
 @_draining.upon(LifetimeInputs.close).to(_closing)
-@_draining.upon(LifetimeInputs.settle).to(_closing)
+@_draining.upon(LifetimeInputs.idle).to(_closing)
 @_finishing.upon(LifetimeInputs.close).to(_closing)
-@_finishing.upon(LifetimeInputs.settle).to(_closing)
+@_finishing.upon(LifetimeInputs.idle).to(_closing)
 @_disconnected.upon(LifetimeInputs.close).to(_closing)
-@_told.upon(LifetimeInputs.close).to(_closing)
+@_announced.upon(LifetimeInputs.close).to(_closing)
 @_passed_on.upon(LifetimeInputs.close).to(_closing)
 @_passed_on.upon(LifetimeInputs.drain).to(_closing)
 def _close(machine: LifetimeInputs, core: LifetimeCore) -> None:
@@ -143,7 +143,7 @@ def _close(machine: LifetimeInputs, core: LifetimeCore) -> None:
 @_draining.upon(LifetimeInputs.abort).to(_aborting)
 @_finishing.upon(LifetimeInputs.abort).to(_aborting)
 @_disconnected.upon(LifetimeInputs.abort).to(_aborting)
-@_told.upon(LifetimeInputs.abort).to(_aborting)
+@_announced.upon(LifetimeInputs.abort).to(_aborting)
 @_passed_on.upon(LifetimeInputs.abort).to(_aborting)
 @_closing.upon(LifetimeInputs.abort).to(_aborting)
 def _abort(machine: LifetimeInputs, core: LifetimeCore) -> None:
@@ -155,7 +155,7 @@ def _abort(machine: LifetimeInputs, core: LifetimeCore) -> None:
 @_open.upon(LifetimeInputs.lose).to(_lost)
 @_draining.upon(LifetimeInputs.lose).to(_lost)
 @_finishing.upon(LifetimeInputs.lose).to(_lost)
-@_told.upon(LifetimeInputs.lose).to(_lost)
+@_announced.upon(LifetimeInputs.lose).to(_lost)
 @_passed_on.upon(LifetimeInputs.lose).to(_lost)
 @_closing.upon(LifetimeInputs.lose).to(_lost)
 @_aborting.upon(LifetimeInputs.lose).to(_lost)
@@ -163,18 +163,27 @@ def _lose(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
 
 
-@_lost_disconnected.upon(LifetimeInputs.settle).to(_gone)
+@_lost_disconnected.upon(LifetimeInputs.idle).to(_gone)
 def _tell_both(machine: LifetimeInputs, core: LifetimeCore) -> None:
-    core.tell_disconnected()
-    core.tell_gone()
+    core.announce_disconnected()
+    core.announce_gone()
 
 
-@_lost.upon(LifetimeInputs.settle).to(_gone)
+@_lost.upon(LifetimeInputs.idle).to(_gone)
 def _tell_gone(machine: LifetimeInputs, core: LifetimeCore) -> None:
-    core.tell_gone()
+    core.announce_gone()
 
 
-_ending = (_finishing, _disconnected, _told, _closing, _aborting, _lost_disconnected, _lost, _gone)
+_ending = (
+    _finishing,
+    _disconnected,
+    _announced,
+    _closing,
+    _aborting,
+    _lost_disconnected,
+    _lost,
+    _gone,
+)
 for _state in (_passed_on, *_ending):
     _state.upon(LifetimeInputs.disconnect).loop().returns(None)
     _state.upon(LifetimeInputs.finish).loop().returns(None)
@@ -182,8 +191,8 @@ for _state in (_draining, *_ending):
     _state.upon(LifetimeInputs.drain).loop().returns(None)
 for _state in (_draining, _passed_on, *_ending):
     _state.upon(LifetimeInputs.pass_on).loop().returns(None)
-for _state in (_open, _passed_on, _told, _closing, _aborting, _gone):
-    _state.upon(LifetimeInputs.settle).loop().returns(None)
+for _state in (_open, _passed_on, _announced, _closing, _aborting, _gone):
+    _state.upon(LifetimeInputs.idle).loop().returns(None)
 for _state in (_closing, _aborting, _lost_disconnected, _lost, _gone):
     _state.upon(LifetimeInputs.close).loop().returns(None)
 for _state in (_aborting, _lost_disconnected, _lost, _gone):

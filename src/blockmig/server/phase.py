@@ -85,7 +85,7 @@ class Phase:
     def finished(self) -> None:
         """The client sends no more; it still hears of what it has asked for."""
         self._context.life.finish()
-        self.settle()
+        self.check_idle()
 
     def lost(self, reason: Failure) -> None:
         """The connection is gone."""
@@ -105,9 +105,9 @@ class Phase:
         """
         return succeed(None)
 
-    def settle(self) -> None:
+    def check_idle(self) -> None:
         """Go on towards the end, if there is one, once nothing is being carried out any more."""
-        self._context.life.settle()
+        self._context.life.idle()
 
     def unanswered(self) -> list[bytes | FileRegion] | None:
         """What the client has sent that was not answered, as it came, taken from here.

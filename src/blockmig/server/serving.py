@@ -46,7 +46,7 @@ from ..nbd import (
     Request,
     TransmissionFlag,
     changes_the_disk,
-    served_name,
+    served_export_name,
 )
 from ..runtime import Runtime, ThreadWork
 from .access import DiskAccess
@@ -105,7 +105,7 @@ class _ServedExport:
         if not changes_the_disk(request):
             return Errno.OK
         if self.access.jobs.late:
-            return self.access.jobs.settled().addCallback(lambda _: Errno.OK)
+            return self.access.jobs.drained().addCallback(lambda _: Errno.OK)
         throttle = self.access.changes.throttle
         turn = throttle.turn() if throttle is not None else None
         return Errno.OK if turn is None else turn.addCallback(lambda _: Errno.OK)
@@ -237,7 +237,7 @@ class Server:
             Export(export, disk.size, flags), self._access, reactor.seconds
         )
         exports: dict[str, IExportHandler] = {export: self._handler}
-        if (notice := served_name(export)) is not None:
+        if (notice := served_export_name(export)) is not None:
             exports[notice] = ServedNotice(export, disk.size, runtime)
         self._settings = ConnectionSettings(
             runtime=runtime,
@@ -391,7 +391,7 @@ class Server:
         """
         self._handler.held = True
         holding: list[Deferred[Any]] = [client.hold() for client in self._clients]
-        still: Deferred[Any] = gatherResults([*holding, self._access.jobs.settled()])
+        still: Deferred[Any] = gatherResults([*holding, self._access.jobs.drained()])
         return still.addCallback(lambda _: None)
 
     def release(self) -> None:
@@ -426,7 +426,7 @@ class Server:
         L{stop} ends it sooner, and L{release} does nothing any more.
 
         @param relay: knows the way, as in C{Relay(Destination(client_endpoint(reactor, uri),
-            uri.export), receiver_export=uri.export + SIDE_EXPORT)}.
+            uri.export), receiver_export=uri.export + HANDOFF_EXPORT)}.
         """
         if self._stopping or self._relay is not None:
             return

@@ -152,7 +152,7 @@ class Session(Phase):
         finally:
             self._acting = False
         if REFUSED in self._reasons:
-            self.settle()
+            self.check_idle()
         elif self._reasons.isdisjoint(FORBIDDING):
             self._context.incoming.take_over()
 
@@ -204,7 +204,7 @@ class Session(Phase):
             self._answer(request, self._executor.execute(request))
         else:
             self._context.life.disconnect()
-            self.settle()
+            self.check_idle()
 
     def finished(self) -> None:
         """The client sends no more; it still hears of what it has asked for in full."""
@@ -225,7 +225,7 @@ class Session(Phase):
     def _end_of_payload(self, write: IncomingWrite) -> None:
         self._write = None
         self._answer(write.request, self._executor.finish(write))
-        self.settle()
+        self.check_idle()
 
     def payload_region(self) -> FileRegion | None:
         """Where the rest of the WRITE on the wire belongs, if it is to be written at all."""
@@ -274,7 +274,7 @@ class Session(Phase):
             else:
                 self._outgoing.send(reply)
             self.drained()
-            self.settle()
+            self.check_idle()
 
         answer.addBoth(known).addErrback(_bug)
 
@@ -291,7 +291,7 @@ class Session(Phase):
         """Go on with what was held, and towards the end if it was the last."""
         self._note()
         self._go_on()
-        self.settle()
+        self.check_idle()
 
     # The end, and what comes before it.
 
@@ -303,10 +303,10 @@ class Session(Phase):
         self._context.holds.add(HELD)
         idle: Deferred[None] = Deferred()
         self._until_idle.append(idle)
-        self.settle()
+        self.check_idle()
         return idle
 
-    def settle(self) -> None:
+    def check_idle(self) -> None:
         """Go on towards the end, if there is one, once nothing is being carried out any more."""
         if self._is_busy():
             return
@@ -316,7 +316,7 @@ class Session(Phase):
                 idle.callback(None)
         reasons = self._reasons
         if OVER in reasons or (REFUSED in reasons and not self._has_begun()):
-            self._context.life.settle()
+            self._context.life.idle()
 
     def _is_busy(self) -> bool:
         """Whether something of the client's is being carried out."""

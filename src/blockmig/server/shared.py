@@ -74,7 +74,7 @@ class SharedBackend:
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write some of a payload at once."""
-        self._changes.tell(offset, len(data))
+        self._changes.notify(offset, len(data))
         began = self._latency.begin()
         try:
             self._disk.write(offset, data)
@@ -90,7 +90,7 @@ class SharedBackend:
         """Where so much of a payload belongs; no more than can be moved in one go is announced."""
         self._began = self._latency.begin()
         if self._changes.mark is not None:
-            self._changes.tell(offset, min(length, LONGEST_MOVE))
+            self._changes.notify(offset, min(length, LONGEST_MOVE))
         return FileRegion(self._disk, offset, length)
 
     def moved(self) -> None:
@@ -164,7 +164,7 @@ class SharedBackend:
         if not access.quick or length > SHORT_ZEROES:
             changing = access.jobs.run(self._owner, self._change, request, changing=True)
             return self._changes.around(offset, length, changing, data=False)
-        self._changes.tell(offset, length, data=False)
+        self._changes.notify(offset, length, data=False)
         began = self._latency.begin()
         try:
             self._change(request)

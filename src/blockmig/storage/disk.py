@@ -81,7 +81,7 @@ class DescriptorDisk:
         self._shrunk = False
         self._descriptor: int | None = self._open(size)
         try:
-            self._settle(size)
+            self._determine_size(size)
         except BaseException:
             self.discard() if self.created else self.close()
             raise
@@ -105,7 +105,7 @@ class DescriptorDisk:
             )
         return DiskRefused(f"{self.name}: {error.strerror}")
 
-    def _settle(self, size: int | None) -> None:
+    def _determine_size(self, size: int | None) -> None:
         """Lock the disk, and check that it is what the caller expects."""
         descriptor = self._open_descriptor()
         self._check_kind(self._system.fstat(descriptor).st_mode)

@@ -163,13 +163,13 @@ class WatchedFile(_Watched):
             return True  # on another client of a network file system
         return links == 0 or (links == 1 and self._is_left_over(self._known_as()))
 
-    def version(self, settle: bool = True) -> DiskVersion:
+    def version(self, sync: bool = True) -> DiskVersion:
         """I{Slow.} Size and times.
 
-        @param settle: fsync(2) first, or writes by way of a mapping do not show.
+        @param sync: fsync(2) first, or writes by way of a mapping do not show.
         @raise OSError: the medium failed.
         """
-        if settle:
+        if sync:
             self._fsync()
         status = self._system.fstat(self._open_descriptor())
         return DiskVersion((status.st_size, status.st_mtime_ns), (status.st_ctime_ns,))
@@ -312,14 +312,14 @@ class WatchedDevice(_Watched):
         """A device has no last name: it can be opened by its number."""
         return False
 
-    def version(self, settle: bool = True) -> DiskVersion:
+    def version(self, sync: bool = True) -> DiskVersion:
         """I{Slow.} How much was written to it since it is there.
 
-        @param settle: fsync(2) first. Otherwise nothing is told, since it is counted on arrival,
+        @param sync: fsync(2) first. Otherwise nothing is told, since it is counted on arrival,
             and what is still on its way may be ours.
         @raise OSError: the medium failed.
         """
-        if not settle:
+        if not sync:
             return DiskVersion((), ())
         self._fsync()
         return device_version(self._system.fstat(self._open_descriptor()).st_rdev, self._system)

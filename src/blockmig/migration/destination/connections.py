@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...server import Clients, ConnectionSettings, ServerConnection
-from .side_export import SideExport
+from .handoff_export import HandoffExport
 
 _CLOSE_GRACE: Final = 5.0
 
@@ -68,7 +68,7 @@ class ReceiverFactory:
         for connection in self._clients:
             if connection is last:
                 connection.close()
-            elif last is not None and isinstance(connection.handler, SideExport):
+            elif last is not None and isinstance(connection.handler, HandoffExport):
                 remaining.append(connection)
             else:
                 connection.abort()

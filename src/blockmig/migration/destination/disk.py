@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk, IWatchedDisk
 from ...storage import find_data
-from ..records.files import Side, this_host
+from ..records.files import Location, this_host
 
 
 class DestinationDisk:
@@ -40,9 +40,9 @@ class DestinationDisk:
         self._wanted = wanted
         self._looked: Any = None
 
-    def side(self) -> Side:
+    def location(self) -> Location:
         """This side of the migration."""
-        return Side(this_host(), getattr(self.disk, "path", self.name))
+        return Location(this_host(), getattr(self.disk, "path", self.name))
 
     def identity(self) -> str:
         """What it is known by, which nobody could guess; "" where it has nothing of the kind."""
@@ -73,7 +73,7 @@ class DestinationDisk:
         if self.may_overwrite:
             return
         watched = self.disk if IWatchedDisk.providedBy(self.disk) else None
-        version = watched.version(settle=False) if watched is not None else (True,)
+        version = watched.version(sync=False) if watched is not None else (True,)
         if version == self._looked and any(version):
             return
         if what := find_data(self.disk, self._wanted):

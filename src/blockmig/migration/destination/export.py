@@ -59,7 +59,7 @@ class MigrationExport:
             return Errno.OK
         if migration.attempt is None and (error := self._may_begin(connection)):
             return error
-        if migration.holds(connection) and (error := migration.trouble.check_end(request)):
+        if migration.holds(connection) and (error := migration.failures.check_end(request)):
             return error
         answer = migration.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):
@@ -111,7 +111,7 @@ class MigrationExport:
         if changes_the_disk(request):
             self._migration.changed(connection)
         self._migration.flush_ended(request, False)
-        self._migration.trouble.broke(error)
+        self._migration.failures.broke(error)
 
     def disconnected(self, connection: ServerConnection) -> None:
         """The end of the migration, or nothing much."""

@@ -27,21 +27,21 @@ from automat import TypeMachineBuilder
 from ...errors import MigrationError
 from ...nbd import Errno, Request
 from ...server import ServerConnection
-from ..handoff.message import Page
+from ..handoff.message import HandoffMessage
 from .answers import Answer
 from .attempt import IncomingAttempt
-from .ending import Ending
+from .completion import Completion
+from .disk_failures import DiskFailure
 from .rescue import Rescue
-from .trouble import DiskFailure
 
 
-class Inputs(Protocol):
+class MigrationInputs(Protocol):
     """What can happen to a migration, as its destination sees it."""
 
     def change(self, connection: ServerConnection) -> Answer:
         """C{connection} asks to change the disk; the answer says whether it may."""
 
-    def tell(self, page: Page) -> Answer:
+    def take_message(self, message: HandoffMessage) -> Answer:
         """A message came by the side export; the answer says whether it is acknowledged."""
 
     def covered(self, request: Request) -> None:
@@ -69,7 +69,7 @@ class Inputs(Protocol):
         """Somebody, or the clock, wants the migration to end as it stands."""
 
 
-class Actions(Protocol):
+class MigrationActions(Protocol):
     """What the machine has done."""
 
     def begin(self, connection: ServerConnection) -> IncomingAttempt:
@@ -81,7 +81,7 @@ class Actions(Protocol):
     def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> Answer:
         """Whether C{connection} may change the disk, while an attempt goes on."""
 
-    def tell(self, page: Page, attempt: IncomingAttempt | None) -> Answer:
+    def take_message(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
         """Act on a message, while that attempt goes on."""
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
@@ -90,10 +90,10 @@ class Actions(Protocol):
     def restart(self, attempt: IncomingAttempt, why: str) -> None:
         """The attempt is over, and its coverage forgotten."""
 
-    def flush(self, connection: ServerConnection) -> Ending:
+    def flush(self, connection: ServerConnection) -> Completion:
         """Make all durable, and take the record away; answer with C{durable}."""
 
-    def complete(self, ending: Ending) -> None:
+    def complete(self, ending: Completion) -> None:
         """The migration is complete."""
 
     def fail(self, error: BaseException | None) -> DiskFailure:
@@ -109,23 +109,31 @@ class Actions(Protocol):
         """The migration ends with that."""
 
 
-def _begin(machine: Inputs, actions: Actions, connection: ServerConnection) -> IncomingAttempt:
+def _begin(
+    machine: MigrationInputs, actions: MigrationActions, connection: ServerConnection
+) -> IncomingAttempt:
     return actions.begin(connection)
 
 
-def _flush(machine: Inputs, actions: Actions, connection: ServerConnection) -> Ending:
+def _flush(
+    machine: MigrationInputs, actions: MigrationActions, connection: ServerConnection
+) -> Completion:
     return actions.flush(connection)
 
 
-def _fail(machine: Inputs, actions: Actions, error: BaseException | None) -> DiskFailure:
+def _fail(
+    machine: MigrationInputs, actions: MigrationActions, error: BaseException | None
+) -> DiskFailure:
     return actions.fail(error)
 
 
-def _rescue(machine: Inputs, actions: Actions, error: BaseException | None) -> Rescue:
+def _rescue(
+    machine: MigrationInputs, actions: MigrationActions, error: BaseException | None
+) -> Rescue:
     return actions.rescue(error)
 
 
-_builder = TypeMachineBuilder(Inputs, Actions)  # type: ignore[type-abstract]
+_builder = TypeMachineBuilder(MigrationInputs, MigrationActions)  # type: ignore[type-abstract]
 _waiting = _builder.state("waiting")
 """No attempt goes on."""
 _copying = _builder.state("copying", _begin)
@@ -140,105 +148,135 @@ _over = _builder.state("over")
 """The outcome is known."""
 
 
-@_waiting.upon(Inputs.change).to(_copying)
-def _put_on_record(machine: Inputs, actions: Actions, connection: ServerConnection) -> Answer:
+@_waiting.upon(MigrationInputs.change).to(_copying)
+def _put_on_record(
+    machine: MigrationInputs, actions: MigrationActions, connection: ServerConnection
+) -> Answer:
     return actions.put_on_record(connection)
 
 
-@_copying.upon(Inputs.change).loop()
+@_copying.upon(MigrationInputs.change).loop()
 def _change(
-    machine: Inputs, actions: Actions, attempt: IncomingAttempt, connection: ServerConnection
+    machine: MigrationInputs,
+    actions: MigrationActions,
+    attempt: IncomingAttempt,
+    connection: ServerConnection,
 ) -> Answer:
     return actions.change(attempt, connection)
 
 
-@_waiting.upon(Inputs.tell).loop()
-def _tell_waiting(machine: Inputs, actions: Actions, page: Page) -> Answer:
-    return actions.tell(page, None)
-
-
-@_copying.upon(Inputs.tell).loop()
-def _tell_copying(
-    machine: Inputs, actions: Actions, attempt: IncomingAttempt, page: Page
+@_waiting.upon(MigrationInputs.take_message).loop()
+def _message_waiting(
+    machine: MigrationInputs, actions: MigrationActions, message: HandoffMessage
 ) -> Answer:
-    return actions.tell(page, attempt)
+    return actions.take_message(message, None)
 
 
-@_copying.upon(Inputs.covered).loop()
-def _cover(machine: Inputs, actions: Actions, attempt: IncomingAttempt, request: Request) -> None:
+@_copying.upon(MigrationInputs.take_message).loop()
+def _message_copying(
+    machine: MigrationInputs,
+    actions: MigrationActions,
+    attempt: IncomingAttempt,
+    message: HandoffMessage,
+) -> Answer:
+    return actions.take_message(message, attempt)
+
+
+@_copying.upon(MigrationInputs.covered).loop()
+def _cover(
+    machine: MigrationInputs, actions: MigrationActions, attempt: IncomingAttempt, request: Request
+) -> None:
     actions.cover(attempt, request)
 
 
-@_copying.upon(Inputs.drop).to(_waiting)
-def _restart(machine: Inputs, actions: Actions, attempt: IncomingAttempt, why: str) -> None:
+@_copying.upon(MigrationInputs.drop).to(_waiting)
+def _restart(
+    machine: MigrationInputs, actions: MigrationActions, attempt: IncomingAttempt, why: str
+) -> None:
     actions.restart(attempt, why)
 
 
-_waiting.upon(Inputs.disconnect).to(_finishing).returns(None)
-_copying.upon(Inputs.disconnect).to(_finishing).returns(None)
+_waiting.upon(MigrationInputs.disconnect).to(_finishing).returns(None)
+_copying.upon(MigrationInputs.disconnect).to(_finishing).returns(None)
 
 
-@_finishing.upon(Inputs.disconnect).loop()
+@_finishing.upon(MigrationInputs.disconnect).loop()
 def _disconnect_again(
-    machine: Inputs, actions: Actions, ending: Ending, connection: ServerConnection
+    machine: MigrationInputs,
+    actions: MigrationActions,
+    ending: Completion,
+    connection: ServerConnection,
 ) -> None:
     ending.connection = connection
 
 
-@_finishing.upon(Inputs.durable).to(_over)
-def _complete(machine: Inputs, actions: Actions, ending: Ending) -> None:
+@_finishing.upon(MigrationInputs.durable).to(_over)
+def _complete(machine: MigrationInputs, actions: MigrationActions, ending: Completion) -> None:
     actions.complete(ending)
 
 
-_waiting.upon(Inputs.disk_failed).to(_failing).returns(None)
-_copying.upon(Inputs.disk_failed).to(_failing).returns(None)
-_finishing.upon(Inputs.disk_failed).to(_failing).returns(None)
+_waiting.upon(MigrationInputs.disk_failed).to(_failing).returns(None)
+_copying.upon(MigrationInputs.disk_failed).to(_failing).returns(None)
+_finishing.upon(MigrationInputs.disk_failed).to(_failing).returns(None)
 
 
-@_failing.upon(Inputs.change).loop()
-def _tell_failure(
-    machine: Inputs, actions: Actions, failure: DiskFailure, connection: ServerConnection
+@_failing.upon(MigrationInputs.change).loop()
+def _answer_failing(
+    machine: MigrationInputs,
+    actions: MigrationActions,
+    failure: DiskFailure,
+    connection: ServerConnection,
 ) -> Answer:
     return failure.answer
 
 
-@_failing.upon(Inputs.tell).loop()
-def _tell_failure_aside(
-    machine: Inputs, actions: Actions, failure: DiskFailure, page: Page
+@_failing.upon(MigrationInputs.take_message).loop()
+def _message_failing(
+    machine: MigrationInputs,
+    actions: MigrationActions,
+    failure: DiskFailure,
+    message: HandoffMessage,
 ) -> Answer:
     return failure.answer
 
 
-@_failing.upon(Inputs.drop).to(_over)
-def _told(machine: Inputs, actions: Actions, failure: DiskFailure, why: str) -> None:
-    actions.failed(failure)
-
-
-@_failing.upon(Inputs.give_up).to(_over)
-def _not_told(
-    machine: Inputs, actions: Actions, failure: DiskFailure, error: MigrationError
+@_failing.upon(MigrationInputs.drop).to(_over)
+def _reported(
+    machine: MigrationInputs, actions: MigrationActions, failure: DiskFailure, why: str
 ) -> None:
     actions.failed(failure)
 
 
-_waiting.upon(Inputs.displaced).to(_rescuing).returns(None)
-_copying.upon(Inputs.displaced).to(_rescuing).returns(None)
-_finishing.upon(Inputs.displaced).to(_rescuing).returns(None)
+@_failing.upon(MigrationInputs.give_up).to(_over)
+def _not_reported(
+    machine: MigrationInputs, actions: MigrationActions, failure: DiskFailure, error: MigrationError
+) -> None:
+    actions.failed(failure)
 
 
-@_rescuing.upon(Inputs.rescued).to(_over)
-def _has_a_name(machine: Inputs, actions: Actions, rescue: Rescue, error: MigrationError) -> None:
+_waiting.upon(MigrationInputs.displaced).to(_rescuing).returns(None)
+_copying.upon(MigrationInputs.displaced).to(_rescuing).returns(None)
+_finishing.upon(MigrationInputs.displaced).to(_rescuing).returns(None)
+
+
+@_rescuing.upon(MigrationInputs.rescued).to(_over)
+def _has_a_name(
+    machine: MigrationInputs, actions: MigrationActions, rescue: Rescue, error: MigrationError
+) -> None:
     actions.end(error)
 
 
-@_waiting.upon(Inputs.give_up).to(_over)
-def _give_up(machine: Inputs, actions: Actions, error: MigrationError) -> None:
+@_waiting.upon(MigrationInputs.give_up).to(_over)
+def _give_up(machine: MigrationInputs, actions: MigrationActions, error: MigrationError) -> None:
     actions.end(error)
 
 
-@_copying.upon(Inputs.give_up).to(_over)
+@_copying.upon(MigrationInputs.give_up).to(_over)
 def _give_up_attempt(
-    machine: Inputs, actions: Actions, attempt: IncomingAttempt, error: MigrationError
+    machine: MigrationInputs,
+    actions: MigrationActions,
+    attempt: IncomingAttempt,
+    error: MigrationError,
 ) -> None:
     actions.end(error)
 
@@ -253,15 +291,15 @@ def _refuse(given: Callable[..., Answer], *states: Any) -> None:
         state.upon(given).loop().returns(Errno.ESHUTDOWN)
 
 
-_refuse(Inputs.change, _finishing, _rescuing, _over)
-_refuse(Inputs.tell, _finishing, _rescuing, _over)
-_ignore(Inputs.covered, _waiting, _finishing, _failing, _rescuing, _over)
-_ignore(Inputs.disconnect, _failing, _rescuing, _over)
-_ignore(Inputs.drop, _waiting, _finishing, _rescuing, _over)
-_ignore(Inputs.durable, _waiting, _copying, _failing, _rescuing, _over)
-_ignore(Inputs.disk_failed, _failing, _rescuing, _over)
-_ignore(Inputs.displaced, _failing, _rescuing, _over)
-_ignore(Inputs.give_up, _finishing, _rescuing, _over)
+_refuse(MigrationInputs.change, _finishing, _rescuing, _over)
+_refuse(MigrationInputs.take_message, _finishing, _rescuing, _over)
+_ignore(MigrationInputs.covered, _waiting, _finishing, _failing, _rescuing, _over)
+_ignore(MigrationInputs.disconnect, _failing, _rescuing, _over)
+_ignore(MigrationInputs.drop, _waiting, _finishing, _rescuing, _over)
+_ignore(MigrationInputs.durable, _waiting, _copying, _failing, _rescuing, _over)
+_ignore(MigrationInputs.disk_failed, _failing, _rescuing, _over)
+_ignore(MigrationInputs.displaced, _failing, _rescuing, _over)
+_ignore(MigrationInputs.give_up, _finishing, _rescuing, _over)
 
 make_machine = _builder.build()
 """Makes the machine of one migration from its actions; it begins in C{waiting}."""

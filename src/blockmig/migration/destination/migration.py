@@ -2,7 +2,7 @@
 
 Owns the parts of a migration (its disk, what is on record of it, how much is durable, how far it
 got) and joins them; when what is done is the `machine`'s affair, what a sender says by the side
-export that of `messages`. The connections and the listening are the receiver's.
+export that of `message_handler`. The connections and the listening are the receiver's.
 
 Rules (design, section 2: R2 to R5, R13):
 
@@ -29,21 +29,21 @@ from ...errors import MigrationError, Summary
 from ...nbd import Errno, Request
 from ...runtime import Runtime
 from ...server import ServerConnection
-from ..handoff.message import Page
+from ..handoff.message import HandoffMessage
 from ..records.files import Phase
 from .answers import Answer
 from .attempt import IncomingAttempt
+from .completion import Completion
 from .disk import DestinationDisk
+from .disk_failures import DiskFailure, DiskFailures
 from .durability import Durability
-from .ending import Ending
-from .machine import Inputs, make_machine
-from .messages import Messages
+from .machine import MigrationInputs, make_machine
+from .message_handler import MessageHandler
 from .outcome import Outcome
 from .progress import Progress
 from .record import DestinationRecord
+from .report import MigrationReport
 from .rescue import Rescue
-from .standing import Standing
-from .trouble import DiskFailure, DiskTrouble
 
 _log = Logger()
 
@@ -61,8 +61,8 @@ class IncomingMigration:
     @param runtime: what the outside world is.
     @ivar machine: takes the inputs.
     @ivar durability: how much of the disk is durable.
-    @ivar trouble: takes what goes wrong with the disk.
-    @ivar standing: how it stands.
+    @ivar failures: takes what goes wrong with the disk.
+    @ivar report: how it stands.
     @ivar attempts: how many have begun.
     @ivar attempt: the one that goes on, or went on when the end began.
     """
@@ -79,20 +79,22 @@ class IncomingMigration:
         self.record = record
         self.attempts = 0
         self.attempt: IncomingAttempt | None = None
-        self.machine: Inputs = make_machine(self)
-        self.trouble = DiskTrouble(
+        self.machine: MigrationInputs = make_machine(self)
+        self.failures = DiskFailures(
             disk,
             may_be_the_only_copy=self._may_be_the_only_copy,
             failed=self.machine.disk_failed,
             displaced=self.machine.displaced,
         )
-        self.durability = Durability(record, self.trouble.broke)
-        self.standing = Standing(disk, record, self.durability, outcome)
-        self._messages = Messages(disk, record, self.durability, self.trouble, progress)
+        self.durability = Durability(record, self.failures.broke)
+        self.report = MigrationReport(disk, record, self.durability, outcome)
+        self._message_handler = MessageHandler(
+            disk, record, self.durability, self.failures, progress
+        )
         self._progress = progress
         self._outcome = outcome
         self._runtime = runtime
-        self._ending: Ending | None = None
+        self._ending: Completion | None = None
 
     # What may be asked.
 
@@ -127,7 +129,7 @@ class IncomingMigration:
     def at_end(self) -> Answer:
         """OK; while the last flush is under way, not before its end."""
         ending = self._ending
-        if ending is None or self._outcome.complete or self.trouble.failure is not None:
+        if ending is None or self._outcome.complete or self.failures.failure is not None:
             return Errno.OK
         return ending.wait()
 
@@ -159,12 +161,12 @@ class IncomingMigration:
         if version is None or attempt is None or not succeeded:
             return None
 
-        def told(_: None) -> Deferred[None] | None:
-            if (failure := self.trouble.failure) is not None:
+        def durable(_: None) -> Deferred[None] | None:
+            if (failure := self.failures.failure) is not None:
                 raise OSError(int(failure.answer), str(failure.outcome))
             return self.durability.put_if_unchanged(version, attempt)
 
-        return attempt.flushed().addCallback(told)
+        return attempt.flushed().addCallback(durable)
 
     # What the machine has done.
 
@@ -186,20 +188,20 @@ class IncomingMigration:
     def put_on_record(self, connection: ServerConnection) -> Answer:
         """Put on record that it does, unless its sender has had that done; OK once it stands."""
         if self.record.claimed(connection):
-            return self.trouble.answer(self.record.settled())
-        return self.trouble.answer(self.record.put_anonymous_attempt(connection.peer))
+            return self.failures.answer(self.record.written())
+        return self.failures.answer(self.record.put_anonymous_attempt(connection.peer))
 
     def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> Answer:
         """Whether C{connection} may change the disk, while an attempt goes on."""
         if attempt.connection is not connection or self.record.retired:
             return Errno.EPERM
         if self.record.phase == Phase.COPIED:
-            return self.trouble.answer(self.record.put_phase(Phase.COPYING))
+            return self.failures.answer(self.record.put_phase(Phase.COPYING))
         return Errno.OK
 
-    def tell(self, page: Page, attempt: IncomingAttempt | None) -> Answer:
+    def take_message(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
         """Act on a message, while that attempt goes on."""
-        return self._messages.take(page, attempt)
+        return self._message_handler.take(message, attempt)
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
         """The attempt has changed what C{request} says."""
@@ -221,20 +223,20 @@ class IncomingMigration:
             next="finish" if self.record.retired else "start again",
         )
 
-    def flush(self, connection: ServerConnection) -> Ending:
+    def flush(self, connection: ServerConnection) -> Completion:
         """The disconnect was accepted: make all durable, and take the record away."""
-        self._ending = Ending(connection)
+        self._ending = Completion(connection)
 
         def finished(result: object) -> None:
             if isinstance(result, Failure):
-                self.trouble.broke(result.value)
+                self.failures.broke(result.value)
             else:
                 self.machine.durable()
 
         self.record.remove().addBoth(finished).addErrback(_bug)
         return self._ending
 
-    def complete(self, ending: Ending) -> None:
+    def complete(self, ending: Completion) -> None:
         """The migration is complete."""
         attempt = self.attempt
         data, zeroes = (attempt.data, attempt.zeroes) if attempt is not None else (0, 0)
@@ -244,7 +246,7 @@ class IncomingMigration:
 
     def fail(self, error: BaseException | None) -> DiskFailure:
         """Keep the error; the sender has a little time to take it from us before the end."""
-        failure = self.trouble.fail(error)
+        failure = self.failures.fail(error)
         outcome = failure.outcome
         _log.error("the disk failed: {error}", event="disk-failed", error=str(outcome))
         delay = _TELL_TIMEOUT if self.attempt is not None else _TELL_ASIDE_TIMEOUT
@@ -282,8 +284,8 @@ class IncomingMigration:
 
     def stop(self, why: str) -> None:
         """End it as it stands, unless its disconnect was accepted already."""
-        if not self.trouble.is_displaced():
-            self.machine.give_up(self.standing.unfinished(why))
+        if not self.failures.is_displaced():
+            self.machine.give_up(self.report.unfinished(why))
 
 
 def _bug(failure: Failure) -> None:

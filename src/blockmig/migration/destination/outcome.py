@@ -45,14 +45,14 @@ class Outcome:
         """Fires with the summary, or fails with the error, when nothing is under way any more."""
         waiting: Deferred[Summary] = Deferred()
         self._waiting.append(waiting)
-        self._tell()
+        self._notify()
         return waiting
 
     def _wound_up(self, _: object) -> None:
         self._over = True
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if not self._over:
             return
         waiting, self._waiting = self._waiting, []

@@ -2,7 +2,7 @@
 
 Owns nothing but the joints: the disk is the caller's, and so is the listening port. What it
 consists of: the `migration` with its parts, the two exports that senders meet (`export`,
-`side_export`), their `connections`, and the `outcome`.
+`handoff_export`), their `connections`, and the `outcome`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from ...errors import Summary
 from ...interfaces import IDisk, IRecordedDisk
-from ...nbd import MAXIMUM_NAME, SIDE_EXPORT
+from ...nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from ...runtime import Runtime, ThreadWork
 from ...server import Clients, ConnectionSettings, ServerConnection
 from ..policy import NO_OVERRIDES, Overrides
@@ -25,11 +25,11 @@ from ..records.permitted import destination_record, may_overwrite
 from .connections import ReceiverFactory
 from .disk import DestinationDisk
 from .export import MigrationExport
+from .handoff_export import HandoffExport, HandoffExports
 from .migration import IncomingMigration
 from .outcome import Outcome
 from .progress import Progress
 from .record import DestinationRecord
-from .side_export import SideExport, SideExports
 
 _log = Logger()
 
@@ -74,7 +74,7 @@ class Receiver:
     ) -> None:
         if migrations != 1:
             raise ValueError("a receiver accepts one migration: migrations must be 1")
-        if len(export.encode()) > MAXIMUM_NAME - len(SIDE_EXPORT):
+        if len(export.encode()) > MAXIMUM_NAME - len(HANDOFF_EXPORT):
             raise ValueError("the name of the export leaves no room for the side export's")
         runtime = runtime or Runtime.of()
         self._threads = ThreadWork(runtime.threads)
@@ -99,7 +99,7 @@ class Receiver:
             found = destination_record(disk, records, overrides.again)
             overwrite = overwrite or may_overwrite(disk, records, found, overrides.again)
         if found is not None:
-            _tell_found(disk, found)
+            _log_found(disk, found)
         known = DestinationDisk(disk, overwrite, lambda: self._outcome.known is None)
         record = DestinationRecord(known, records, found, self._threads, overrides.again)
         return IncomingMigration(known, record, self._progress, self._outcome, self._runtime)
@@ -109,17 +109,17 @@ class Receiver:
     ) -> ConnectionSettings:
         """What its connections have in common."""
         main = MigrationExport(self._migration, self._export)
-        side = SideExports(self._migration, self._export, self._clients)
+        handoff = HandoffExports(self._migration, self._export, self._clients)
 
-        def lookup(name: str) -> MigrationExport | SideExport | None:
-            if name == side.export.name:
-                return side.handler()
+        def lookup(name: str) -> MigrationExport | HandoffExport | None:
+            if name == handoff.export.name:
+                return handoff.handler()
             return main if name == main.export.name else None
 
         return ConnectionSettings(
             runtime=self._runtime,
             lookup=lookup,
-            names=lambda: [main.export.name, side.export.name],
+            names=lambda: [main.export.name, handoff.export.name],
             oldstyle=main if oldstyle else None,
             handshake_timeout=handshake_timeout,
             idle_timeout=idle_timeout,
@@ -141,7 +141,7 @@ class Receiver:
         migration, disk = self._migration, self._migration.disk
         return {
             "role": "receive",
-            "state": migration.standing.state(migration.attempt is not None),
+            "state": migration.report.state(migration.attempt is not None),
             "uptime": round(now - self._began, 3),
             "disk": disk.name,
             "size": disk.size,
@@ -183,7 +183,7 @@ class Receiver:
         return self._factory.close(last).addCallback(lambda _: self._threads.idle())
 
 
-def _tell_found(disk: IDisk, record: Record) -> None:
+def _log_found(disk: IDisk, record: Record) -> None:
     _log.info(
         "{disk}: an earlier receiver's record says {stage}, from {source}, on {when}",
         event="found",

@@ -26,8 +26,8 @@ from twisted.internet.defer import Deferred, DeferredLock, succeed
 
 from ...runtime import InThread
 from ...server import ServerConnection
-from ..handoff.message import Page
-from ..records.files import Kind, Phase, Record, Records, Side, timestamp
+from ..handoff.message import HandoffMessage
+from ..records.files import Kind, Location, Phase, Record, Records, timestamp
 from .disk import DestinationDisk
 
 
@@ -81,10 +81,10 @@ class DestinationRecord:
         current = self.current
         return current is not None and current.identified and self.phase == Phase.COPIED
 
-    def is_about(self, page: Page) -> bool:
+    def is_about(self, message: HandoffMessage) -> bool:
         """Whether it is about the migration that a message names."""
         current = self.current
-        return current is not None and current.identified and current.migration == page.migration
+        return current is not None and current.identified and current.migration == message.migration
 
     def claimed(self, connection: ServerConnection) -> bool:
         """Whether C{connection} belongs to the migration that it is about."""
@@ -97,16 +97,16 @@ class DestinationRecord:
             and claim.cookie == connection.first_cookie
         )
 
-    def claim(self, page: Page) -> None:
+    def claim(self, message: HandoffMessage) -> None:
         """The connection that a message names belongs to its migration."""
-        self._claim = _Claim(page.migration, int(page.cookie, 16))
+        self._claim = _Claim(message.migration, int(message.cookie, 16))
 
     # What is put on record. Each fires once that stands there, durably.
 
-    def put_attempt(self, page: Page) -> Deferred[None]:
+    def put_attempt(self, message: HandoffMessage) -> Deferred[None]:
         """An attempt of the migration that a message names is about to begin."""
         self.phase = Phase.COPYING
-        return self._put(lambda before: self._identified(before, page))
+        return self._put(lambda before: self._identified(before, message))
 
     def put_anonymous_attempt(self, peer: str) -> Deferred[None]:
         """So is one of a sender that says nothing of itself.
@@ -114,7 +114,7 @@ class DestinationRecord:
         @param peer: its address.
         """
         self.phase = Phase.COPYING
-        source = Side(address=peer)
+        source = Location(address=peer)
         return self._put(lambda before: self._anonymous(before, source))
 
     def put_phase(self, phase: Phase) -> Deferred[None]:
@@ -127,7 +127,7 @@ class DestinationRecord:
         self.retired = True
         return self._put(lambda record: _existing(record).but(retired=timestamp()))
 
-    def settled(self) -> Deferred[None]:
+    def written(self) -> Deferred[None]:
         """Nothing new; fires once all that was asked for so far stands there."""
         return self._writing.run(lambda: None)
 
@@ -152,9 +152,9 @@ class DestinationRecord:
 
     # What stands there though it was not put.
 
-    def take_for_whole(self, page: Page) -> None:
+    def take_for_whole(self, message: HandoffMessage) -> None:
         """An earlier receiver has completed the migration that a message names, and removed it."""
-        self.current = self._identified(None, page).but(phase=Phase.COPIED, retired=timestamp())
+        self.current = self._identified(None, message).but(phase=Phase.COPIED, retired=timestamp())
         self.phase = Phase.COPIED
         self.retired = True
 
@@ -165,21 +165,21 @@ class DestinationRecord:
         retired = self.current.retired or (timestamp() if self.retired else "")
         return self.current.but(phase=Phase.COPIED, retired=retired, identity="")
 
-    def _identified(self, before: Record | None, page: Page) -> Record:
+    def _identified(self, before: Record | None, message: HandoffMessage) -> Record:
         """The record of an attempt that was claimed."""
-        if before is not None and before.migration != page.migration:
+        if before is not None and before.migration != message.migration:
             before = None
-        record = self._attempt(before, page.migration, Side(page.host, page.disk))
-        return record.but(unlink=page.unlink, side_export=True)
+        record = self._attempt(before, message.migration, Location(message.host, message.disk))
+        return record.but(unlink=message.unlink, side_export=True)
 
-    def _anonymous(self, before: Record | None, source: Side) -> Record:
+    def _anonymous(self, before: Record | None, source: Location) -> Record:
         """The record of an attempt by a sender that says nothing of itself."""
         if before is not None and before.identified:
             before = None
         migration = before.migration if before is not None else str(uuid.uuid4())
         return self._attempt(before, migration, source).but(identified=False)
 
-    def _attempt(self, before: Record | None, migration: str, source: Side) -> Record:
+    def _attempt(self, before: Record | None, migration: str, source: Location) -> Record:
         """The record of an attempt.
 
         @param before: that of the attempt before it, if it is of the same migration.
@@ -190,7 +190,7 @@ class DestinationRecord:
             attempt=before.attempt + 1 if before is not None else 1,
             size=self._disk.size,
             source=source,
-            destination=self._disk.side(),
+            destination=self._disk.location(),
             began=before.began if before is not None else timestamp(),
             again=self._again,
         )
@@ -218,7 +218,7 @@ class DestinationRecord:
             return record
         written = records.write(Kind.INCOMPLETE, record.but(identity=self._disk.identity()))
         if not self._prepared:
-            records.settle()
+            records.sync()
             # What an earlier migration left is true no more.
             records.remove_found(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
             self._disk.prepare()

@@ -4,8 +4,8 @@ Owns one connection to NAME.handoff at a time. What is said there is `message`'s
 is the attempt's and the finisher's affair.
 
 An attempt has a channel in any case. Where the destination is no receiver of ours it is
-`NoChannel`, on which the same is asked and told, and nothing is said: plain NBD then does all that
-can be done.
+`NoChannel`, which has the same methods and sends nothing: plain NBD then does all that can be
+done.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from ...client import ClientFailed, Destination, NBDClient
-from ...nbd import SIDE_EXPORT, ClientHandshake
+from ...nbd import HANDOFF_EXPORT, ClientHandshake
 from ...runtime import Runtime
-from ..records.files import Record, Side
-from .message import PAGE_SIZE, BadPage, Page, Stage, decode_page, fingerprint
+from ..records.files import Location, Record
+from .message import (
+    MESSAGE_SIZE,
+    BadMessage,
+    HandoffMessage,
+    HandoffPhase,
+    decode_message,
+    fingerprint,
+)
 
 ANSWER_TIMEOUT: Final = 60.0
 """Seconds within which a receiver must answer, if it may not be silent for less."""
@@ -25,18 +32,18 @@ ANSWER_TIMEOUT: Final = 60.0
 _EPERM: Final = 1
 
 
-class NoSideExport(ClientFailed):
+class NoHandoffExport(ClientFailed):
     """There is something of that name, but it is not a receiver's."""
 
 
-def is_about(page: Page, record: Record) -> bool:
-    """Whether a page speaks of the migration that C{record} is about."""
-    return page.migration == fingerprint(record.migration)
+def is_about(message: HandoffMessage, record: Record) -> bool:
+    """Whether a message speaks of the migration that C{record} is about."""
+    return message.migration == fingerprint(record.migration)
 
 
-def message(stage: Stage, record: Record, cookie: int) -> Page:
+def sender_message(stage: HandoffPhase, record: Record, cookie: int) -> HandoffMessage:
     """What a sender tells of itself."""
-    return Page(
+    return HandoffMessage(
         stage,
         record.migration,
         record.attempt,
@@ -49,40 +56,40 @@ def message(stage: Stage, record: Record, cookie: int) -> Page:
     )
 
 
-def describe(page: Page) -> str:
-    """What a page says, for a message."""
-    return f"it says {page.phase.value!r}, its disk is {page.host}:{page.disk}"
+def describe(message: HandoffMessage) -> str:
+    """What a message says, for the log and for errors."""
+    return f"it says {message.phase.value!r}, its disk is {message.host}:{message.disk}"
 
 
-class SideConversation:
-    """One connection to a side export, opened by L{open_side}."""
+class HandoffConversation:
+    """One connection to a side export, opened by L{open_handoff}."""
 
     def __init__(self, client: NBDClient) -> None:
         self._client = client
 
-    async def read(self) -> Page:
+    async def read(self) -> HandoffMessage:
         """How the receiver stands.
 
         @raise ClientFailed: it does not say.
         """
         try:
-            return decode_page(await self._client.read(0, PAGE_SIZE))
-        except BadPage as error:
-            raise NoSideExport(f"the side export is not understood: {error}") from None
+            return decode_message(await self._client.read(0, MESSAGE_SIZE))
+        except BadMessage as error:
+            raise NoHandoffExport(f"the side export is not understood: {error}") from None
 
-    async def tell(self, page: Page) -> None:
+    async def send(self, message: HandoffMessage) -> None:
         """Tell it something; back once it has acknowledged that.
 
         @raise ClientFailed: it did not.
         """
         try:
-            await self._client.write(0, page.encode())
+            await self._client.write(0, message.encode())
         except ClientFailed as error:
             if error.error != _EPERM:
                 raise
             found = await self.read()
             raise ClientFailed(
-                f"the destination does not accept {page.phase.value!r} now ({describe(found)})",
+                f"the destination does not accept {message.phase.value!r} now ({describe(found)})",
                 error.error,
             ) from None
 
@@ -95,45 +102,45 @@ class SideConversation:
         self._client.abort()
 
 
-async def open_side(
+async def open_handoff(
     destination: Destination, runtime: Runtime, timeout: float | None = None
-) -> tuple[SideConversation, Page]:
+) -> tuple[HandoffConversation, HandoffMessage]:
     """Connect to the side export of C{destination}, and read how the receiver stands.
 
     @param timeout: seconds within which each question must be answered; None for the usual.
     @raise ClientFailed: that cannot be done.
-    @raise NoSideExport: it is none of blockmig's.
+    @raise NoHandoffExport: it is none of blockmig's.
     """
     timeout = ANSWER_TIMEOUT if timeout is None else min(timeout, ANSWER_TIMEOUT)
-    client = NBDClient(ClientHandshake(destination.export + SIDE_EXPORT), runtime, timeout)
+    client = NBDClient(ClientHandshake(destination.export + HANDOFF_EXPORT), runtime, timeout)
     negotiated = await client.connect(destination.endpoint)
-    side = SideConversation(client)
+    handoff = HandoffConversation(client)
     try:
-        if negotiated.export.size != PAGE_SIZE:
-            raise NoSideExport(f"the side export has {negotiated.export.size} bytes")
-        return side, await side.read()
+        if negotiated.export.size != MESSAGE_SIZE:
+            raise NoHandoffExport(f"the side export has {negotiated.export.size} bytes")
+        return handoff, await handoff.read()
     except BaseException:
-        side.abort()
+        handoff.abort()
         raise
 
 
 class Admission(Protocol):
     """Who decides whether the migration may begin at a destination."""
 
-    def check_receiver(self, page: Page) -> Side:
-        """At a receiver of ours, which says C{page}.
+    def check_receiver(self, message: HandoffMessage) -> Location:
+        """At a receiver of ours, which says C{message}.
 
         @return: what is known of it, for the record.
         """
 
-    async def check_foreign(self) -> Side:
+    async def check_foreign(self) -> Location:
         """At a server that is none."""
 
 
 class Channel(Protocol):
     """What an attempt tells its destination beside the data, and asks it.
 
-    @ivar exists: the destination acknowledges what it is told, and has it on record.
+    @ivar exists: the destination acknowledges what it is acknowledged, and has it on record.
     @ivar whole_when_flushed: it may take its copy for whole as soon as a FLUSH is asked for, since
         nobody can tell it otherwise.
     """
@@ -148,7 +155,7 @@ class Channel(Protocol):
         @raise ClientFailed: that cannot be done.
         """
 
-    async def claim(self, admission: Admission) -> Side:
+    async def claim(self, admission: Admission) -> Location:
         """An attempt of this migration is about to begin, if it may.
 
         @return: what is known of the destination.
@@ -160,10 +167,10 @@ class Channel(Protocol):
         @raise ClientFailed: it is not, or does not say so.
         """
 
-    async def tell_retired(self, told: Callable[[str], Awaitable[object]]) -> None:
+    async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         """The source is retired.
 
-        @param told: is given what the destination's disk is known by, once it has acknowledged.
+        @param acknowledged: called with the token of the destination's disk, once it is known.
         @raise ClientFailed: it did not.
         """
 
@@ -188,14 +195,14 @@ class NoChannel:
         """There is nothing to connect to."""
         return self
 
-    async def claim(self, admission: Admission) -> Side:
+    async def claim(self, admission: Admission) -> Location:
         """Nobody is told."""
         return await admission.check_foreign()
 
     async def confirm(self) -> None:
         """The reply to the FLUSH has said it."""
 
-    async def tell_retired(self, told: Callable[[str], Awaitable[object]]) -> None:
+    async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         """Nobody is told."""
 
     async def why_incomplete(self, why: str) -> str:
@@ -232,64 +239,66 @@ class HandoffChannel:
         self._timeout = timeout
         self._record = record
         self._cookie = cookie
-        self._side: SideConversation | None = None
-        self._page = Page(Stage.NONE)
+        self._conversation: HandoffConversation | None = None
+        self._message = HandoffMessage(HandoffPhase.NONE)
         self._over = False
 
     async def open(self) -> Channel:
         """Connect; something else may have that name."""
         try:
             await self._connect()
-        except NoSideExport:
+        except NoHandoffExport:
             return NoChannel()
         return self
 
     async def _connect(self) -> None:
-        self._side, self._page = await open_side(self._destination, self._runtime, self._timeout)
+        self._conversation, self._message = await open_handoff(
+            self._destination, self._runtime, self._timeout
+        )
         if self._over:
-            self._side.abort()
+            self._conversation.abort()
             raise ClientFailed("the attempt has ended")
 
-    def _is_open(self) -> SideConversation:
-        assert self._side is not None
-        return self._side
+    def _is_open(self) -> HandoffConversation:
+        assert self._conversation is not None
+        return self._conversation
 
-    async def _tell(self, stage: Stage) -> None:
-        await self._is_open().tell(message(stage, self._record(), self._cookie))
+    async def _announce(self, stage: HandoffPhase) -> None:
+        await self._is_open().send(sender_message(stage, self._record(), self._cookie))
 
-    async def claim(self, admission: Admission) -> Side:
+    async def claim(self, admission: Admission) -> Location:
         """See L{Channel}."""
-        place = admission.check_receiver(self._page)
-        await self._tell(Stage.COPYING)
+        place = admission.check_receiver(self._message)
+        await self._announce(HandoffPhase.COPYING)
         return place
 
     async def confirm(self) -> None:
         """By the connection that is there since the attempt began, unless silence has cost it."""
         try:
-            await self._tell(Stage.COPIED)
+            await self._announce(HandoffPhase.COPIED)
         except ClientFailed as error:
             if error.error:
                 raise
             self._is_open().abort()
             await self._connect()
-            await self._tell(Stage.COPIED)
+            await self._announce(HandoffPhase.COPIED)
 
-    async def tell_retired(self, told: Callable[[str], Awaitable[object]]) -> None:
+    async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         """See L{Channel}."""
-        await self._tell(Stage.RETIRED)
-        page = await self._is_open().read()
-        await told(page.token)
+        await self._announce(HandoffPhase.RETIRED)
+        message = await self._is_open().read()
+        await acknowledged(message.token)
 
     async def why_incomplete(self, why: str) -> str:
         """The receiver must know."""
-        page = await self._is_open().read()
-        if page.phase == Stage.COMPLETE and is_about(page, self._record()):
+        message = await self._is_open().read()
+        if message.phase == HandoffPhase.COMPLETE and is_about(message, self._record()):
             await self._is_open().close()
             return ""
-        return why or f"the destination is not complete ({describe(page)})"
+        return why or f"the destination is not complete ({describe(message)})"
 
     def abort(self) -> None:
         """See L{Channel}."""
         self._over = True
-        if self._side is not None:
-            self._side.abort()
+        if self._conversation is not None:
+            self._conversation.abort()

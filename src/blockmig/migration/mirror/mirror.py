@@ -26,13 +26,13 @@ from twisted.python.failure import Failure
 
 from ...client import Destination
 from ...errors import MigrationError, Summary, Unconfirmed
-from ...nbd import side_name
+from ...nbd import handoff_export_name
 from ...runtime import Runtime
 from ...server import Relay, Server
 from ...transport import YieldingLimiter
 from ..policy import NO_OVERRIDES, Overrides, Patience
 from ..source.sender import Sender
-from .pre_copy import Converge, LivePasses
+from .pre_copy import Converge, PreCopy
 
 _log = Logger()
 
@@ -53,7 +53,7 @@ class Mirror:
     @param max_rate: bytes of data per second; None for no limit.
     @param longest_pause: seconds for which clients may be held.
     @param converge: what to do where clients write faster than the data goes over.
-    @param takes_over: have clients passed through to this server behind the hand-off; None to
+    @param successor: have clients passed through to this server behind the hand-off; None to
         close them.
     @param patience: how long the destination is tried.
     @param runtime: what the outside world is; None for the real one.
@@ -71,7 +71,7 @@ class Mirror:
         max_rate: float | None = None,
         longest_pause: float = LONGEST_PAUSE,
         converge: Converge = Converge.WAIT,
-        takes_over: Destination | None = None,
+        successor: Destination | None = None,
         patience: Patience = PATIENCE,
         runtime: Runtime | None = None,
     ) -> None:
@@ -82,9 +82,9 @@ class Mirror:
         self._unlink = unlink
         self._converge = converge
         self._longest_pause = longest_pause
-        self._takes_over = takes_over
+        self._successor = successor
         self._limiter = YieldingLimiter(reactor, lambda: server.latency.latest, max_rate)
-        self._passes = LivePasses(
+        self._passes = PreCopy(
             server,
             longest_pause=longest_pause,
             converge=converge,
@@ -143,7 +143,7 @@ class Mirror:
         """
         waiting: Deferred[Summary] = Deferred()
         self._waiting.append(waiting)
-        self._tell()
+        self._notify()
         return waiting
 
     async def handed_over(self) -> None:
@@ -197,7 +197,7 @@ class Mirror:
             if not result.check(MigrationError):
                 _log.failure("this is a bug of blockmig", result, event="bug")
             self._fail()
-        self._tell()
+        self._notify()
 
     def _fail(self) -> None:
         if self.too_late:
@@ -213,24 +213,24 @@ class Mirror:
             self._server.release()
 
     def _hand_over(self) -> None:
-        takes_over = self._takes_over
-        if takes_over is None:
+        successor = self._successor
+        if successor is None:
             self._server.hand_over()
         else:
             self._server.relay(
                 Relay(
-                    takes_over,
-                    receiver_export=side_name(takes_over.export),
+                    successor,
+                    receiver_export=handoff_export_name(successor.export),
                     runtime=self._runtime,
                 )
             )
 
     def _hand_over_early(self) -> None:
         """Until the destination is told clients need not wait, unless it is for its server."""
-        if self._takes_over is None:
+        if self._successor is None:
             self._server.hand_over()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._outcome is None:
             return
         waiting, self._waiting = self._waiting, []
@@ -279,7 +279,7 @@ class Mirror:
             "max_rate": self._limiter.rate,
             "max_pause": self._longest_pause,
             "converge": self._converge.value,
-            "then": "exit" if self._takes_over is None else "relay",
+            "then": "exit" if self._successor is None else "relay",
             "throttle": round(throttle.rate) if throttle is not None else None,
             "seconds": round(now - began, 3),
             "pause": None if passes.pause is None else round(passes.pause, 4),

@@ -34,7 +34,7 @@ from twisted.logger import Logger
 from ...server import Server, Throttle
 from ...storage import GRANULARITY, DirtyMap, Piece, sampled_places
 from ...transport import Limiter
-from ..source.passes import Attempt, Ranges
+from ..source.passes import PassSender, Ranges
 from .convergence import Convergence, Next
 
 _log = Logger()
@@ -57,7 +57,7 @@ class Converge(StrEnum):
     ABORT = "abort"
 
 
-class Stage(StrEnum):
+class MirrorStage(StrEnum):
     """What goes on."""
 
     COPYING = "copying"
@@ -65,7 +65,7 @@ class Stage(StrEnum):
     HANDING_OVER = "handing over"
 
 
-class LivePasses:
+class PreCopy:
     """The passes of one mirror.
 
     @param server: whose clients use the disk.
@@ -101,7 +101,7 @@ class LivePasses:
         self.limiter = limiter
         self.dirty = DirtyMap(server.disk.size)
         self.convergence = Convergence(longest_pause)
-        self.stage = Stage.COPYING
+        self.stage = MirrorStage.COPYING
         self.converging: bool | None = None
         self.holds = 0
         self._longest_pause = longest_pause
@@ -114,7 +114,7 @@ class LivePasses:
         self._taken = 0
         self._sent = 0
         self._sent_before_hold = 0
-        self._attempt: Attempt | None = None
+        self._attempt: PassSender | None = None
         self._deadline: IDelayedCall | None = None
         self._flushed = False
         self._still_since: float | None = None
@@ -189,7 +189,7 @@ class LivePasses:
             now, sending = self._reactor.seconds(), self._taken > 0
             self.convergence.sample(now, self._sent, self.dirty.marked, sending)
 
-    # Passes.
+    # CopyPasses.
 
     def begin(self) -> None:
         """All of the disk is dirty."""
@@ -199,12 +199,12 @@ class LivePasses:
         self._flushed = False
         self.converging = None
 
-    async def send(self, attempt: Attempt) -> None:
+    async def send(self, attempt: PassSender) -> None:
         """Until clients are held, and nothing is left."""
         self._attempt = attempt
         while True:
             await self._send_pass(attempt)
-            if self.stage == Stage.HOLDING:
+            if self.stage == MirrorStage.HOLDING:
                 return
             if not self._flushed:
                 began = self._reactor.seconds()
@@ -216,7 +216,7 @@ class LivePasses:
             elif self.dirty.bytes < GRANULARITY * _MOST_RANGES:
                 await deferLater(self._reactor, _BREATH)
 
-    async def _send_pass(self, attempt: Attempt) -> None:
+    async def _send_pass(self, attempt: PassSender) -> None:
         self._position = 0
         await attempt.send_pass(self._take)
         self._taken = 0
@@ -280,8 +280,8 @@ class LivePasses:
 
     # The hold.
 
-    async def _hold(self, attempt: Attempt) -> None:
-        self.stage = Stage.HOLDING
+    async def _hold(self, attempt: PassSender) -> None:
+        self.stage = MirrorStage.HOLDING
         self.holds += 1
         self._held_at = self._reactor.seconds()
         self._sent_before_hold = self._sent
@@ -292,7 +292,7 @@ class LivePasses:
         self._until_still = until_still = Deferred[None]()
         self._server.hold().addCallback(lambda _: self._still(until_still))
         await until_still
-        if self.stage == Stage.HOLDING:
+        if self.stage == MirrorStage.HOLDING:
             await attempt.disk_is_still()
 
     def _still(self, until_still: Deferred[None]) -> None:
@@ -337,7 +337,7 @@ class LivePasses:
         if self._held_at is None:
             return
         self._end_pause()
-        self.stage = Stage.COPYING
+        self.stage = MirrorStage.COPYING
         self._server.release()
 
     def _end_pause(self) -> None:
@@ -347,7 +347,7 @@ class LivePasses:
 
     def flushed(self) -> None:
         """A few small steps remain."""
-        self.stage = Stage.HANDING_OVER
+        self.stage = MirrorStage.HANDING_OVER
         self._flushed_at = self._reactor.seconds()
 
     def retiring(self) -> None:

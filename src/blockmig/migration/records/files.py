@@ -71,7 +71,7 @@ class BadRecord(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Location:
     """One side of a migration, as far as it is known.
 
     @ivar host: the name that the machine goes by.
@@ -125,8 +125,8 @@ class Record:
     phase: Phase
     attempt: int
     size: int
-    source: Side
-    destination: Side
+    source: Location
+    destination: Location
     began: str
     changed: str = ""
     identified: bool = True
@@ -180,8 +180,8 @@ def _record(found: dict[str, Any]) -> Record:
     values: dict[str, Any] = {}
     for name, kind in _TYPES.items():
         value = found[name]
-        if kind == "Side":
-            value = Side(**value)
+        if kind == "Location":
+            value = Location(**value)
             if not all(isinstance(part, str) for part in (value.host, value.disk, value.address)):
                 raise ValueError(f"{name} is not made of texts")
         elif kind == "Phase":
@@ -251,7 +251,7 @@ class Records:
             raise BadRecord(path, "is not a record of blockmig's: it is too long")
         return decode_record(text, kind, path)
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """I{Slow.} Make durable what stands here, and what is gone.
 
         A process may have died between an act and its fsync: what is gone by its doing could come

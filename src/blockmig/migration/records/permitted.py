@@ -26,7 +26,7 @@ from .files import BadRecord, Kind, Phase, Record, Records, same_file
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFound:
+class SourceState:
     """What a sender goes by.
 
     @ivar record: the migration to go on with, or None for a new one.
@@ -136,7 +136,7 @@ def source_found(
     *,
     unlink: bool = False,
     again: bool = False,
-) -> SourceFound:
+) -> SourceState:
     """What a sender may do with this source.
 
     @param identity: the identity of the disk that is there; None where there is none.
@@ -158,7 +158,7 @@ def source_found(
         if identity is None:
             raise Refused(f"{path}: no such file")
         bad = tuple(kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_bad(records, kind))
-        return SourceFound(
+        return SourceState(
             instead_of=migrating.migration if migrating is not None else "", unreadable=bad
         )
     if migrating is not None and migrating.again and _is_of_another(migrated, migrating):
@@ -172,12 +172,12 @@ def source_found(
     if migrating is None:
         if identity is None:
             raise Refused(f"{path}: no such file")
-        return SourceFound()
+        return SourceState()
     if migrated is not None:
         migrating = migrating.but(retired=migrated.retired, confirmed=migrated.confirmed)
     if migrated is not None or _deleted(migrating, identity, path):
         _check_finish(migrating, identity, destination, unlink, path)
-        return SourceFound(migrating, retired=True)
+        return SourceState(migrating, retired=True)
     if identity is None:
         raise Refused(
             f"{path}: is gone, and blockmig did not delete it: its migration to "
@@ -188,7 +188,7 @@ def source_found(
     return _go_on(migrating, destination, path)
 
 
-def _anew(migrating: Record, path: str) -> SourceFound:
+def _anew(migrating: Record, path: str) -> SourceState:
     """Another file has the name now, and must not go where the one before may be whole."""
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
@@ -196,7 +196,7 @@ def _anew(migrating: Record, path: str) -> SourceFound:
             f"{migrating.destination}; see `blockmig inspect {path}`; to send this one all the "
             "same, say --again"
         )
-    return SourceFound(instead_of=migrating.migration)
+    return SourceState(instead_of=migrating.migration)
 
 
 def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
@@ -258,12 +258,12 @@ def _check_finish(
         )
 
 
-def _go_on(migrating: Record, destination: str, path: str) -> SourceFound:
+def _go_on(migrating: Record, destination: str, path: str) -> SourceState:
     if migrating.destination.address == destination:
-        return SourceFound(migrating)
+        return SourceState(migrating)
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
             f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
             "canonical copy there: send it there, or delete that copy and say --again"
         )
-    return SourceFound(instead_of=migrating.migration)
+    return SourceState(instead_of=migrating.migration)

@@ -27,10 +27,10 @@ from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .files import (
     BadRecord,
     Kind,
+    Location,
     Phase,
     Record,
     Records,
-    Side,
     same_file,
     this_host,
 )
@@ -38,7 +38,7 @@ from .files import (
 _MOST_LOOKS: Final = 10
 
 
-class Standing(StrEnum):
+class CopyState(StrEnum):
     """What a copy is."""
 
     CANONICAL = "canonical"
@@ -51,14 +51,14 @@ class Standing(StrEnum):
 class Verdict:
     """What can be said of a copy, or of two.
 
-    @ivar standing: in one word.
+    @ivar state: in one word.
     @ivar line: the first line: the verdict as it is told.
     @ivar why: the reason, one line.
     @ivar advice: what to do, one line.
     @ivar canonical: the path of the canonical copy, where it is one of those that were asked for.
     """
 
-    standing: Standing
+    state: CopyState
     line: str
     why: str
     advice: str
@@ -66,7 +66,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DiskState:
     """What stands at one place.
 
     @ivar path: the disk's path, as it was given.
@@ -91,7 +91,9 @@ class Found:
         return self.records.get(kind)
 
 
-def look(path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM) -> Found:
+def examine(
+    path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+) -> DiskState:
     """See what stands at C{path}.
 
     @param state_directory: where the records of block devices are; None for the default.
@@ -100,7 +102,7 @@ def look(path: str, state_directory: str | None = None, system: SystemCalls = SY
     # The records first: a disk that goes meanwhile then looks as it did while they were true.
     records = Records(record_path(path, state_directory, system), system)
     with contextlib.suppress(OSError):  # where that cannot be done, what is to be seen must do
-        records.settle()
+        records.sync()
     good: dict[Kind, Record] = {}
     bad: dict[Kind, str] = {}
     for kind in Kind:
@@ -117,7 +119,7 @@ def look(path: str, state_directory: str | None = None, system: SystemCalls = SY
     directory = os.path.dirname(records.path)
     beside = directory == os.path.dirname(os.path.realpath(path))
     where = "beside it" if beside else f"in {directory}"
-    return Found(path, size, identity, in_use, where, good, bad)
+    return DiskState(path, size, identity, in_use, where, good, bad)
 
 
 def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
@@ -142,22 +144,22 @@ def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool
 
 def look_steadily(
     paths: Sequence[str], state_directory: str | None = None, system: SystemCalls = SYSTEM
-) -> tuple[list[Found], bool]:
+) -> tuple[list[DiskState], bool]:
     """See what stands at places that may be changing: the ends of a migration under way.
 
     @return: what stands there, and whether that is what stood there at one time.
     @raise DiskRefused: one of them cannot be looked at.
     """
-    before: list[Found] = []
+    before: list[DiskState] = []
     for _ in range(_MOST_LOOKS):
-        found = [look(path, state_directory, system) for path in paths]
+        found = [examine(path, state_directory, system) for path in paths]
         if before and all(map(_are_alike, before, found)):
             return found, True
         before = found
     return before, False
 
 
-def _are_alike(one: Found, other: Found) -> bool:
+def _are_alike(one: DiskState, other: DiskState) -> bool:
     """Whether nothing has changed but what is in the disk."""
     inodes = [found.identity.partition(",")[0] for found in (one, other)]
     return (one.size, one.records, one.bad, inodes[0]) == (
@@ -175,7 +177,7 @@ def changing(paths: Sequence[str]) -> Verdict:
     )
 
 
-def judge(found: Found) -> Verdict:
+def verdict_of(found: DiskState) -> Verdict:
     """What can be said of one place by itself."""
     for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
         if kind in found.bad:
@@ -202,8 +204,8 @@ def judge(found: Found) -> Verdict:
         )
     if found.size == 0:
         return Verdict(
-            Standing.NOT_CANONICAL,
-            Standing.NOT_CANONICAL,
+            CopyState.NOT_CANONICAL,
+            CopyState.NOT_CANONICAL,
             f"{found.path} is empty: a receiver made it, and nothing was received yet",
             "receive into it again and send the disk; or delete it",
         )
@@ -224,13 +226,13 @@ def check_canonical(
     @raise Refused: it is not the canonical copy, or nobody can tell from here.
     @raise DiskRefused: it cannot be looked at.
     """
-    verdict = judge(look(path, state_directory, system))
-    if verdict.standing != Standing.CANONICAL:
+    verdict = verdict_of(examine(path, state_directory, system))
+    if verdict.state != CopyState.CANONICAL:
         why = "" if verdict.why in verdict.line else f": {verdict.why}"
         raise Refused(f"{path}: {verdict.line}{why}; {verdict.advice}")
 
 
-def _accepted(found: Found, accepted: Record) -> Verdict:
+def _accepted(found: DiskState, accepted: Record) -> Verdict:
     if found.size is None:
         return _unknown(f"{found.path} was accepted as canonical, and is gone", "look for it")
     return _canonical(
@@ -240,7 +242,7 @@ def _accepted(found: Found, accepted: Record) -> Verdict:
     )
 
 
-def _judge_destination(found: Found, record: Record) -> Verdict:
+def _judge_destination(found: DiskState, record: Record) -> Verdict:
     another = _is_another(record, found)
     if record.phase == Phase.COPYING and found.size and another:
         return _unknown(
@@ -250,8 +252,8 @@ def _judge_destination(found: Found, record: Record) -> Verdict:
         )
     if record.phase == Phase.COPYING:
         return Verdict(
-            Standing.NOT_CANONICAL,
-            Standing.NOT_CANONICAL,
+            CopyState.NOT_CANONICAL,
+            CopyState.NOT_CANONICAL,
             f"attempt {record.attempt} of a migration from {record.source} began to write it and "
             "did not come to its end",
             "run both commands again, receive here and send there; or delete it with its record",
@@ -271,8 +273,8 @@ def _judge_destination(found: Found, record: Record) -> Verdict:
             _how_to_finish(record, found.path),
         )
     return Verdict(
-        Standing.CONDITIONAL,
-        f"{Standing.CONDITIONAL}: look at {record.source}",
+        CopyState.CONDITIONAL,
+        f"{CopyState.CONDITIONAL}: look at {record.source}",
         f"all of it is here and durable since {record.changed}, but whether the source was retired "
         "was never told",
         _where_to_look(record, found.path),
@@ -300,7 +302,7 @@ def _where_to_look(record: Record, path: str) -> str:
     )
 
 
-def _judge_source(found: Found) -> Verdict:
+def _judge_source(found: DiskState) -> Verdict:
     migrating, migrated = found.of(Kind.MIGRATING), found.of(Kind.MIGRATED)
     if (
         migrated is not None
@@ -323,8 +325,8 @@ def _judge_source(found: Found) -> Verdict:
             f"{migrated.destination}"
         )
         return Verdict(
-            Standing.NOT_CANONICAL,
-            Standing.NOT_CANONICAL,
+            CopyState.NOT_CANONICAL,
+            CopyState.NOT_CANONICAL,
             f"it was migrated to {migrated.destination} on {migrated.retired}",
             finish,
         )
@@ -346,8 +348,8 @@ def _judge_source(found: Found) -> Verdict:
         )
     if retired:
         return Verdict(
-            Standing.NOT_CANONICAL,
-            Standing.NOT_CANONICAL,
+            CopyState.NOT_CANONICAL,
+            CopyState.NOT_CANONICAL,
             f"it was deleted once all of it was durable at {migrating.destination}",
             f"run the same send command again to finish; use the copy at {migrating.destination}",
         )
@@ -374,7 +376,7 @@ def _judge_source(found: Found) -> Verdict:
     )
 
 
-def _retired(migrating: Record, found: Found) -> bool | None:
+def _retired(migrating: Record, found: DiskState) -> bool | None:
     """Whether the source was retired by deleting it; None where that cannot be told."""
     if not _may_be_deleted(migrating):
         return False
@@ -388,29 +390,29 @@ def _may_be_deleted(migrating: Record) -> bool:
     return migrating.unlink and migrating.phase != Phase.COPYING
 
 
-def _is_another(record: Record, found: Found) -> bool:
+def _is_another(record: Record, found: DiskState) -> bool:
     """Whether what stands there is certainly not the file that the record is about."""
     there = found.size is not None and bool(record.identity)
     return there and same_file(record.identity, found.identity) is False
 
 
-def judge_pair(one: Found, other: Found) -> Verdict:
+def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
     """Which of two places has the canonical copy, in whichever order they are given."""
-    first, second = judge(one), judge(other)
+    first, second = verdict_of(one), verdict_of(other)
     for here, there, verdict, opposite in (
         (one, other, first, second),
         (other, one, second, first),
     ):
         incomplete = here.of(Kind.INCOMPLETE)
-        if verdict.standing == Standing.CONDITIONAL and incomplete is not None:
+        if verdict.state == CopyState.CONDITIONAL and incomplete is not None:
             return _judge_by_source(here, incomplete, verdict, there, opposite)
     for here, there, verdict, opposite in (
         (one, other, first, second),
         (other, one, second, first),
     ):
-        if verdict.standing == Standing.CANONICAL and _yields(there, opposite, here):
+        if verdict.state == CopyState.CANONICAL and _yields(there, opposite, here):
             return Verdict(
-                Standing.CANONICAL,
+                CopyState.CANONICAL,
                 f"canonical: {here.path}",
                 f"{here.path}: {verdict.why}",
                 verdict.advice,
@@ -422,9 +424,9 @@ def judge_pair(one: Found, other: Found) -> Verdict:
     )
 
 
-def _yields(found: Found, verdict: Verdict, to: Found) -> bool:
+def _yields(found: DiskState, verdict: Verdict, to: DiskState) -> bool:
     """Whether what stands at C{found} leaves it to C{to} to be canonical."""
-    if verdict.standing == Standing.NOT_CANONICAL:
+    if verdict.state == CopyState.NOT_CANONICAL:
         record = found.of(Kind.MIGRATED) or found.of(Kind.MIGRATING)
         if record is None:
             return True
@@ -439,27 +441,27 @@ def _yields(found: Found, verdict: Verdict, to: Found) -> bool:
     return migrating is not None and (nothing or Kind.INCOMPLETE in found.bad)
 
 
-def _may_be(found: Found, side: Side) -> bool:
+def _may_be(found: DiskState, location: Location) -> bool:
     """Whether a place may be the one that a record names; sure only on the same machine."""
-    return _may_be_at(found.path, side)
+    return _may_be_at(found.path, location)
 
 
-def _may_be_at(path: str, side: Side) -> bool:
-    if side.host != this_host() or not side.disk:
+def _may_be_at(path: str, location: Location) -> bool:
+    if location.host != this_host() or not location.disk:
         return True
-    return os.path.realpath(path) == os.path.realpath(side.disk)
+    return os.path.realpath(path) == os.path.realpath(location.disk)
 
 
-def _belongs(there: Found, incomplete: Record) -> bool:
+def _belongs(there: DiskState, incomplete: Record) -> bool:
     """Whether what stands there is the source of the copy that C{incomplete} is about."""
     record = there.of(Kind.MIGRATED) or there.of(Kind.MIGRATING)
     if record is None:
         return there.size == incomplete.size and _may_be(there, incomplete.source)
-    ends = [(side.host, side.disk) for side in (record.destination, incomplete.destination)]
+    ends = [(at.host, at.disk) for at in (record.destination, incomplete.destination)]
     return record.migration == incomplete.migration and (not ends[0][1] or ends[0] == ends[1])
 
 
-def _went_to(there: Found, here: Found, incomplete: Record) -> bool:
+def _went_to(there: DiskState, here: DiskState, incomplete: Record) -> bool:
     """Whether what was retired there is what C{incomplete} is about, the record of C{here}."""
     record = there.of(Kind.MIGRATED) or there.of(Kind.MIGRATING)
     if record is None or there.of(Kind.INCOMPLETE) is not None:
@@ -471,23 +473,23 @@ def _went_to(there: Found, here: Found, incomplete: Record) -> bool:
 
 
 def _judge_by_source(
-    here: Found, incomplete: Record, verdict: Verdict, there: Found, source: Verdict
+    here: DiskState, incomplete: Record, verdict: Verdict, there: DiskState, source: Verdict
 ) -> Verdict:
     """The verdict on a copy that is canonical if and only if its source was retired."""
     belongs = _belongs(there, incomplete) or (
         not incomplete.identified and there.size == incomplete.size
     )
-    if source.standing == Standing.CANONICAL and belongs:
+    if source.state == CopyState.CANONICAL and belongs:
         return Verdict(
-            Standing.CANONICAL,
+            CopyState.CANONICAL,
             f"canonical: {there.path}",
             f"{there.path} is there and was not retired: {source.why}",
             source.advice,
             there.path,
         )
-    if source.standing == Standing.NOT_CANONICAL and _went_to(there, here, incomplete):
+    if source.state == CopyState.NOT_CANONICAL and _went_to(there, here, incomplete):
         return Verdict(
-            Standing.CANONICAL,
+            CopyState.CANONICAL,
             f"canonical: {here.path}",
             f"{here.path} has all of it, durable, and {there.path} was retired: {source.why}",
             "run both commands again to finish, or: "
@@ -501,8 +503,8 @@ def _judge_by_source(
 
 
 def _canonical(path: str, why: str, advice: str) -> Verdict:
-    return Verdict(Standing.CANONICAL, Standing.CANONICAL, why, advice, path)
+    return Verdict(CopyState.CANONICAL, CopyState.CANONICAL, why, advice, path)
 
 
 def _unknown(why: str, advice: str) -> Verdict:
-    return Verdict(Standing.UNKNOWN, f"unknown: {why}", why, advice)
+    return Verdict(CopyState.UNKNOWN, f"unknown: {why}", why, advice)

@@ -21,11 +21,11 @@ from twisted.internet.defer import Deferred
 
 from ...client import ClientFailed
 from ...errors import Refused
-from ...nbd import Export, Negotiated, TransmissionFlag, side_name
+from ...nbd import Export, Negotiated, TransmissionFlag, handoff_export_name
 from ..handoff.channel import is_about
-from ..handoff.message import Page, Stage
-from ..records.files import Side
-from .context import AttemptFailed, Given
+from ..handoff.message import HandoffMessage, HandoffPhase
+from ..records.files import Location
+from .context import AttemptContext, AttemptFailed
 from .foreign import NotBlank, Read, check_blank
 
 REQUEST: Final = 2 << 20
@@ -46,30 +46,30 @@ class Fit:
     longest: int
 
 
-def check_fit(given: Given, negotiated: Negotiated) -> Fit:
+def check_fit(context: AttemptContext, negotiated: Negotiated) -> Fit:
     """Whether the migration can go to what was negotiated.
 
     @raise AttemptFailed: it cannot.
     """
-    receives = side_name(given.destination.export) in negotiated.listed
+    receives = handoff_export_name(context.destination.export) in negotiated.listed
     if negotiated.listed and not receives:
         raise AttemptFailed(
             "the destination is a `blockmig serve`, which gives its disk to clients: it is in use, "
             "and no place to send another disk to"
         )
-    longest = _longest_write(given, negotiated.export)
+    longest = _longest_write(context, negotiated.export)
     return Fit(negotiated.export, negotiated.oldstyle, receives, longest)
 
 
-def _longest_write(given: Given, export: Export) -> int:
-    size, block = given.disk.size, export.minimum_block
+def _longest_write(context: AttemptContext, export: Export) -> int:
+    size, block = context.disk.size, export.minimum_block
     if export.size != size:
         raise AttemptFailed(
-            f"size mismatch: {given.disk.name} has {size} bytes, the destination {export.size}"
+            f"size mismatch: {context.disk.name} has {size} bytes, the destination {export.size}"
         )
     if export.read_only:
         raise AttemptFailed("the destination is read-only")
-    if given.retirement.deletes and not export.offers(TransmissionFlag.SEND_FLUSH):
+    if context.retirement.deletes and not export.offers(TransmissionFlag.SEND_FLUSH):
         raise AttemptFailed(
             "the destination offers no FLUSH, so it cannot be known when its copy is durable: "
             "send without --unlink"
@@ -87,48 +87,52 @@ def _longest_write(given: Given, export: Export) -> int:
 class Admission:
     """The looks at one destination, before an attempt.
 
-    @param given: whose attempt it is.
+    @param context: whose attempt it is.
     @param read: reads from there.
     @param longest: bytes of the longest READ.
     """
 
     def __init__(
-        self, given: Given, read: Callable[[int, int], Deferred[bytes]], longest: int
+        self, context: AttemptContext, read: Callable[[int, int], Deferred[bytes]], longest: int
     ) -> None:
-        self._given = given
+        self._context = context
         self._read = read
         self._longest = longest
-        self._refusal = Refused if given.progress.attempt == 1 else AttemptFailed
+        self._refusal = Refused if context.progress.attempt == 1 else AttemptFailed
 
-    def check_receiver(self, page: Page) -> Side:
-        """Whether the migration may begin where the side export says C{page}.
+    def check_receiver(self, message: HandoffMessage) -> Location:
+        """Whether the migration may begin where the side export says C{message}.
 
         @return: what is known of the destination.
         @raise AttemptFailed: not now.
         @raise Refused: not before a human has looked, and this was the first time of asking.
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
-        record = self._given.record
+        record = self._context.record
         try:
-            record.check_place(page.host, page.disk)
+            record.check_place(message.host, message.disk)
         except Refused as error:
             raise self._refusal(str(error)) from None
-        ours = is_about(page, record.record)
-        if page.phase == Stage.RETIRED or (page.phase == Stage.COPIED and not ours):
+        ours = is_about(message, record.record)
+        if message.phase == HandoffPhase.RETIRED or (
+            message.phase == HandoffPhase.COPIED and not ours
+        ):
             why = (
                 "the destination has a whole copy of another migration, which may be the only one"
                 if not ours
                 else "the destination says that the source of this very migration was retired"
             )
-            if page.migration or page.phase == Stage.RETIRED:
-                raise self._refusal(f"{why}: see `blockmig inspect {page.disk}` on {page.host}")
-        place = Side(page.host, page.disk, self._given.destination.uri)
+            if message.migration or message.phase == HandoffPhase.RETIRED:
+                raise self._refusal(
+                    f"{why}: see `blockmig inspect {message.disk}` on {message.host}"
+                )
+        place = Location(message.host, message.disk, self._context.destination.uri)
         # Last before what gives an earlier copy up.
-        whole = page.phase == Stage.COPIED and is_about(page, record.record)
-        self._given.retirement.check_still_there(whole)
+        whole = message.phase == HandoffPhase.COPIED and is_about(message, record.record)
+        self._context.retirement.check_still_there(whole)
         return place
 
-    async def check_foreign(self) -> Side:
+    async def check_foreign(self) -> Location:
         """Whether a destination without the side export may be written to.
 
         @return: what is known of the destination.
@@ -136,19 +140,19 @@ class Admission:
         @raise Refused: it may not, and this was the first time of asking.
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
-        if not self._given.overwrite:
+        if not self._context.overwrite:
             await self._check_blank()
-        self._given.retirement.check_still_there()
-        return Side(address=self._given.destination.uri)
+        self._context.retirement.check_still_there()
+        return Location(address=self._context.destination.uri)
 
     async def _check_blank(self) -> None:
-        given = self._given
-        disk, progress, uri = given.disk, given.progress, given.destination.uri
+        context = self._context
+        disk, progress, uri = context.disk, context.progress, context.destination.uri
         read_own: Read | None = None
-        if given.record.was_copying_to(uri):
+        if context.record.was_copying_to(uri):
 
             def read_own(offset: int, length: int) -> Deferred[bytes]:
-                return given.runtime.threads(disk.read, offset, length)
+                return context.runtime.threads(disk.read, offset, length)
 
         async def read_there(offset: int, length: int) -> bytes:
             data = await self._read(offset, length)
@@ -157,7 +161,9 @@ class Admission:
 
         where = uri or "the destination"
         try:
-            await check_blank(disk.size, self._longest, read_there, read_own, given.passes.changed)
+            await check_blank(
+                disk.size, self._longest, read_there, read_own, context.passes.changed
+            )
         except NotBlank as error:
             raise self._refusal(
                 f"{where}: holds {error}, and is no receiver of blockmig's: to overwrite it, say "

@@ -42,14 +42,14 @@ from ...storage import DiskChanged, NotDurable
 from ...syscalls import describe_error
 from ...transport import Pacer
 from ..handoff.channel import Channel, HandoffChannel, NoChannel
-from ..records.files import Side
+from ..records.files import Location
 from .admission import Admission, Fit, check_fit
 from .context import (
+    AttemptContext,
     AttemptFailed,
     Completed,
     Dropped,
     Failed,
-    Given,
     Outcome,
     Unfinished,
 )
@@ -67,20 +67,20 @@ _CLOSE_TIMEOUT: Final = 30.0
 class Opening(ClientUser):
     """An attempt whose handshake was not accepted yet.
 
-    @param given: whose attempt it is.
+    @param context: whose attempt it is.
     @param ended: called with the outcome, once.
     @ivar connection: to the destination; to be given to its endpoint.
     @ivar accepted: what it has become; None until then.
     """
 
-    def __init__(self, given: Given, ended: Callable[[Outcome], None]) -> None:
-        export = given.destination.export
+    def __init__(self, context: AttemptContext, ended: Callable[[Outcome], None]) -> None:
+        export = context.destination.export
         handshake = ClientHandshake(export, side_exports(export))
-        limiter = given.passes.limiter
-        pacer = Pacer(given.runtime.reactor, limiter) if limiter is not None else None
-        self.connection = HalfClosingConnection(self, handshake, given.runtime, pacer)
+        limiter = context.passes.limiter
+        pacer = Pacer(context.runtime.reactor, limiter) if limiter is not None else None
+        self.connection = HalfClosingConnection(self, handshake, context.runtime, pacer)
         self.accepted: Attempt | None = None
-        self._given = given
+        self._context = context
         self._ended = ended
 
     @property
@@ -90,26 +90,26 @@ class Opening(ClientUser):
 
     def connection_made(self) -> None:
         """The server speaks first."""
-        seconds = self._given.patience(_HANDSHAKE_TIMEOUT)
+        seconds = self._context.patience(_HANDSHAKE_TIMEOUT)
         self.connection.wait(seconds, f"no NBD handshake in {seconds:g} s")
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """Accept what is offered, or not."""
-        given = self._given
+        context = self._context
         try:
-            fit = check_fit(given, negotiated)
+            fit = check_fit(context, negotiated)
         except AttemptFailed as error:
             self.connection.fail(str(error))
             return
-        given.progress.begin_attempt()
+        context.progress.begin_attempt()
         _log.info(
             "attempt {number} began: {size} bytes of {disk}",
             event="attempt",
-            number=given.progress.attempt,
-            size=given.disk.size,
-            disk=given.disk.name,
+            number=context.progress.attempt,
+            size=context.disk.size,
+            disk=context.disk.name,
         )
-        self.accepted = attempt = Attempt(given, self.connection, fit, self._ended)
+        self.accepted = attempt = Attempt(context, self.connection, fit, self._ended)
         self.connection.user = attempt
         attempt.begin()
 
@@ -122,7 +122,7 @@ class Opening(ClientUser):
         self._drop(why)
 
     def _drop(self, why: str) -> None:
-        self._given.passes.dropped()
+        self._context.passes.dropped()
         self._ended(Dropped(why))
 
     def drop(self, why: str) -> None:
@@ -131,13 +131,13 @@ class Opening(ClientUser):
 
     def explain(self, error: Exception) -> str:
         """Why the destination cannot be talked to."""
-        return explain(error, self._given.destination.export)
+        return explain(error, self._context.destination.export)
 
 
 class Attempt(ClientUser):
     """An attempt whose handshake was accepted: the actions of its hand-off.
 
-    @param given: whose attempt it is.
+    @param context: whose attempt it is.
     @param connection: to the destination.
     @param fit: what it is.
     @param ended: called with the outcome, once.
@@ -146,28 +146,28 @@ class Attempt(ClientUser):
 
     def __init__(
         self,
-        given: Given,
+        context: AttemptContext,
         connection: HalfClosingConnection,
         fit: Fit,
         ended: Callable[[Outcome], None],
     ) -> None:
         self.is_over = False
-        self._given = given
-        self._in_thread = given.runtime.threads
+        self._context = context
+        self._in_thread = context.runtime.threads
         self._connection = connection
         self._ended = ended
         self._handoff: Handoff = make_handoff(self)
         # By the cookie of the first request a receiver knows the connection from all others.
         cookie = secrets.randbits(64) if fit.receives and not fit.oldstyle else 0
-        self._copier = Copier(given, connection, fit, cookie, self._source_failed)
-        self._admission = Admission(given, self._copier.read, fit.longest)
+        self._copier = Copier(context, connection, fit, cookie, self._source_failed)
+        self._admission = Admission(context, self._copier.read, fit.longest)
         self._channel: Channel = NoChannel()
         if fit.receives:
             self._channel = HandoffChannel(
-                given.destination,
-                given.runtime,
-                given.reply_timeout,
-                lambda: given.record.record,
+                context.destination,
+                context.runtime,
+                context.reply_timeout,
+                lambda: context.record.record,
                 cookie,
             )
         self._working: Deferred[None] | None = None
@@ -181,7 +181,7 @@ class Attempt(ClientUser):
 
     def moved(self, count: int) -> None:
         """Some data was given to the wire."""
-        self._given.progress.moved(count)
+        self._context.progress.moved(count)
 
     def sending_failed(self, error: OSError) -> None:
         """The source is shorter than it was, or cannot be read."""
@@ -201,12 +201,12 @@ class Attempt(ClientUser):
 
     def _drop(self, why: str) -> None:
         self._handoff.dropped(why)
-        if not self.is_over and not self._given.retirement.begun:
-            self._given.passes.dropped()  # whatever else is to be waited for
+        if not self.is_over and not self._context.retirement.begun:
+            self._context.passes.dropped()  # whatever else is to be waited for
 
     def explain(self, error: Exception) -> str:
         """Why the destination cannot be talked to."""
-        return explain(error, self._given.destination.export)
+        return explain(error, self._context.destination.export)
 
     # The beginning.
 
@@ -219,18 +219,18 @@ class Attempt(ClientUser):
         place = await channel.claim(self._admission)
         if self.is_over:
             return
-        self._given.agreed()
+        self._context.agreed()
         await self._in_thread(self._record_begin, place, channel.exists)
-        self._given.passes.begin()
+        self._context.passes.begin()
 
-    def _record_begin(self, place: Side, side_export: bool) -> None:
+    def _record_begin(self, place: Location, side_export: bool) -> None:
         """In a thread: what the source is now must be what it is when it is retired."""
-        given = self._given
-        given.retirement.watch.begin()
-        given.record.copying(given.progress.number, place, side_export)
+        context = self._context
+        context.retirement.watch.begin()
+        context.record.copying(context.progress.number, place, side_export)
 
     def _send_all(self) -> None:
-        self._step(self._given.passes.send(self), self._handoff.covered)
+        self._step(self._context.passes.send(self), self._handoff.covered)
 
     def _step(self, coroutine: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
         """Do something that takes time, then go on; if it fails, this connection is of no use."""
@@ -260,7 +260,7 @@ class Attempt(ClientUser):
 
     def _source_failed(self, error: BaseException | None) -> None:
         if not self.is_over:
-            self._fail(LocalFailure(f"{self._given.disk.name}: {describe_error(error)}"))
+            self._fail(LocalFailure(f"{self._context.disk.name}: {describe_error(error)}"))
 
     def _fail(self, error: MigrationError) -> None:
         """There is no other attempt; the source is canonical."""
@@ -278,7 +278,7 @@ class Attempt(ClientUser):
 
     async def disk_is_still(self) -> None:
         """What the source is from now on must be what it is when it is retired."""
-        watch = self._given.retirement.watch
+        watch = self._context.retirement.watch
         if watch.watches:
             await self._in_thread(watch.is_still)
 
@@ -304,38 +304,38 @@ class Attempt(ClientUser):
             self._working.cancel()
 
     async def _record_copying(self) -> None:
-        await self._in_thread(self._given.record.copying_on)
+        await self._in_thread(self._context.record.copying_on)
 
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
         if self._channel.whole_when_flushed:
-            self._given.record.flushing()
+            self._context.record.flushing()
         self._copier.flush().addCallbacks(
             lambda _: self._handoff.flushed(), self._flush_failed
         ).addErrback(_bug)
 
     def _flush_failed(self, failure: Failure) -> None:
         failure.trap(NoFlush)
-        if not self._given.retirement.deletes:
+        if not self._context.retirement.deletes:
             self._handoff.flushed()
             return
         self._fail(
             GaveUp(
                 "the destination has all the data, but does not know FLUSH, so it cannot be known "
-                f"when it is durable; {self._given.disk.name} is untouched and canonical: send "
+                f"when it is durable; {self._context.disk.name} is untouched and canonical: send "
                 "without --unlink"
             )
         )
 
     def confirm(self) -> None:
         """The destination may take its copy for whole from now on."""
-        self._given.passes.flushed()
-        self._given.record.flushing()
+        self._context.passes.flushed()
+        self._context.record.flushing()
         self._step(self._channel.confirm(), self._handoff.confirmed)
 
     def record(self) -> None:
         """In a thread, since it waits for the medium."""
-        working = self._in_thread(self._given.retirement.record_copied)
+        working = self._in_thread(self._context.retirement.record_copied)
         working.addCallbacks(self._recorded, self._record_failed)
         working.addErrback(_bug)
 
@@ -355,25 +355,27 @@ class Attempt(ClientUser):
         """In a thread, since it waits for the medium."""
         if self.is_over:
             return  # its disk may be in use again
-        self._given.passes.retiring()
-        working = self._given.retirement.retire(self._in_thread)
+        self._context.passes.retiring()
+        working = self._context.retirement.retire(self._in_thread)
         working.addCallbacks(
             lambda _: self._handoff.retired(),
             lambda failure: self._handoff.step_failed(failure.value),
         ).addErrback(_bug)
 
-    def tell(self) -> None:
+    def announce(self) -> None:
         """By the channel."""
-        self._step(self._channel.tell_retired(self._record_told), self._handoff.told)
+        self._step(
+            self._channel.announce_retired(self._record_acknowledgement), self._handoff.acknowledged
+        )
 
-    async def _record_told(self, token: str) -> None:
+    async def _record_acknowledgement(self, token: str) -> None:
         with contextlib.suppress(OSError):  # then the finisher, if one is needed, tells it again
-            await self._in_thread(self._given.record.told, token)
+            await self._in_thread(self._context.record.acknowledged, token)
 
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
         self._connection.disconnect(self._copier.disconnect_message())
-        seconds = self._given.patience(_CLOSE_TIMEOUT)
+        seconds = self._context.patience(_CLOSE_TIMEOUT)
         self._connection.wait(
             seconds,
             f"the destination did not close the connection after the disconnect in {seconds:g} s",
@@ -402,14 +404,14 @@ class Attempt(ClientUser):
 
     def restart_changed(self, error: BaseException | None) -> None:
         """Clients may write again as soon as the connection is lost; anybody else may not."""
-        if self._given.passes.in_use:
+        if self._context.passes.in_use:
             self.restart("the connection was lost before the source was retired")
         else:
             self.failed(error)
 
     def failed(self, error: BaseException | None) -> None:
         """What became of the source tells what it means."""
-        retirement = self._given.retirement
+        retirement = self._context.retirement
         if isinstance(error, NotDurable):
             self._end(Failed(Unconfirmed(f"{error}; the destination was not told")))
             return
@@ -432,8 +434,8 @@ class Attempt(ClientUser):
             self._working.cancel()
         self._channel.abort()
         self._connection.wait_no_more()
-        if not self._given.retirement.begun:
-            self._given.passes.dropped()
+        if not self._context.retirement.begun:
+            self._context.passes.dropped()
         if not isinstance(outcome, Completed):
             self._connection.abort()  # before anybody else may want the destination
         self._ended(outcome)

@@ -9,7 +9,7 @@ from ...client import Destination
 from ...errors import MigrationError
 from ...interfaces import IDisk
 from ...runtime import Runtime
-from .passes import Passes
+from .passes import CopyPasses
 from .progress import Progress
 from .record import SourceRecord
 from .retirement import Retirement
@@ -20,7 +20,7 @@ class AttemptFailed(Exception):
 
 
 @dataclass(slots=True)
-class Learned:
+class PeerQuirks:
     """What attempts have found out of the destination, for those to come.
 
     @ivar zeroes_as_data: it offers WRITE_ZEROES, and does not do it.
@@ -30,7 +30,7 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class AttemptContext:
     """What the attempts of one migration have in common.
 
     @ivar destination: where to.
@@ -44,14 +44,14 @@ class Given:
     disk: IDisk
     destination: Destination
     runtime: Runtime
-    passes: Passes
+    passes: CopyPasses
     record: SourceRecord
     retirement: Retirement
     progress: Progress
     reply_timeout: float | None
     overwrite: bool
     agreed: Callable[[], None]
-    learned: Learned = field(default_factory=Learned, init=False)
+    learned: PeerQuirks = field(default_factory=PeerQuirks, init=False)
 
     def patience(self, usual: float) -> float:
         """Seconds within which something small must be answered, which usually has C{usual}."""

@@ -40,7 +40,7 @@ from ...nbd import (
 from ...storage import Piece, Scan
 from ...transport import FileRegion
 from .admission import Fit
-from .context import Given
+from .context import AttemptContext
 from .passes import Ranges
 
 _log = Logger()
@@ -79,7 +79,7 @@ class _Pass:
 class Copier:
     """The copying of one attempt.
 
-    @param given: whose attempt it is.
+    @param context: whose attempt it is.
     @param connection: to the destination.
     @param fit: what the destination is.
     @param cookie: of the first request.
@@ -88,14 +88,14 @@ class Copier:
 
     def __init__(
         self,
-        given: Given,
+        context: AttemptContext,
         connection: ClientConnection,
         fit: Fit,
         cookie: int,
         source_failed: Callable[[BaseException | None], None],
     ) -> None:
-        self._given = given
-        self._reactor = given.runtime.reactor
+        self._context = context
+        self._reactor = context.runtime.reactor
         self._connection = connection
         self._export = fit.export
         self._oldstyle = fit.oldstyle
@@ -194,7 +194,7 @@ class Copier:
             items.append(header)
             if not piece.zero:
                 self._bytes_in_flight += piece.length
-                items.append(FileRegion(self._given.disk, piece.offset, piece.length))
+                items.append(FileRegion(self._context.disk, piece.offset, piece.length))
         if items:
             self._send(items)
         if len(sending.pieces) < _LOOK_AHEAD and not sending.seen:
@@ -212,16 +212,16 @@ class Copier:
                 sending.seen = True
                 return
             sending.scan = Scan(
-                self._given.disk,
+                self._context.disk,
                 self._longest,
                 self._export.minimum_block,
                 find_zeroes=self._export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
-                and not self._given.learned.zeroes_as_data,
+                and not self._context.learned.zeroes_as_data,
                 ranges=ranges,
             )
         sending.looking = True
         used, self._used = self._used, []
-        looking = self._given.runtime.threads(self._look, sending.scan, used)
+        looking = self._context.runtime.threads(self._look, sending.scan, used)
         looking.addCallbacks(
             self._found, self._look_failed, callbackArgs=(sending,), errbackArgs=(sending,)
         )
@@ -233,11 +233,11 @@ class Copier:
 
     def _forget(self, used: list[Piece]) -> None:
         for piece in used:
-            self._given.disk.forget(piece.offset, piece.length)
+            self._context.disk.forget(piece.offset, piece.length)
 
     def _forget_used(self) -> None:
         used, self._used = self._used, []
-        self._given.runtime.threads(self._forget, used).addErrback(_bug)
+        self._context.runtime.threads(self._forget, used).addErrback(_bug)
 
     def _found(self, pieces: list[Piece], sending: _Pass) -> None:
         sending.looking = False
@@ -257,7 +257,7 @@ class Copier:
     def _send(self, items: list[bytes | FileRegion]) -> None:
         """From now on something must be answered in time."""
         self._connection.outgoing.send(items)
-        limit = self._given.reply_timeout
+        limit = self._context.reply_timeout
         if limit is not None and self._silence is None:
             self._answered_at = self._reactor.seconds()
             self._silence = self._reactor.callLater(limit, self._check_silence, limit)
@@ -291,15 +291,15 @@ class Copier:
         if error:
             command = Command.WRITE_ZEROES if piece.zero else Command.WRITE
             if self._oldstyle and piece.zero:
-                self._given.learned.zeroes_as_data = True
+                self._context.learned.zeroes_as_data = True
             self._refused(f"{command.name} at {piece.offset}", error)
             return
         if not piece.zero:
             self._bytes_in_flight -= piece.length
         if piece.cold:
             self._used.append(piece)
-        self._given.passes.acknowledged(piece)
-        self._given.progress.acknowledged(piece)
+        self._context.passes.acknowledged(piece)
+        self._context.progress.acknowledged(piece)
 
     def _flush_answered(self, error: int, _: bytes) -> None:
         """Nobody waits for one that was asked for before the disk came into use again."""

@@ -26,18 +26,18 @@ from twisted.logger import Logger
 
 from ...client import ClientFailed, Destination, NBDClient
 from ...errors import Summary, Unconfirmed
-from ...nbd import ClientHandshake, side_name
+from ...nbd import ClientHandshake, handoff_export_name
 from ...runtime import InThread, Runtime, to_the_end
 from ...syscalls import describe_error
 from ..handoff.channel import (
     ANSWER_TIMEOUT,
-    SideConversation,
+    HandoffConversation,
     describe,
     is_about,
-    message,
-    open_side,
+    open_handoff,
+    sender_message,
 )
-from ..handoff.message import Page, Stage
+from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.files import Record
 from .record import SourceRecord
 
@@ -123,7 +123,7 @@ class Finisher:
                 destination=str(record.destination),
             )
         try:
-            await self._in_thread(self._source.settle)
+            await self._in_thread(self._source.sync)
             while self._source.record.side_export and not record.confirmed:
                 try:
                     await self._try()
@@ -174,7 +174,7 @@ class Finisher:
         """
         cookie = secrets.randbits(64)
         export = self._destination.export
-        side_export = side_name(export)
+        side_export = handoff_export_name(export)
         looked_for = () if side_export is None else (side_export,)
         client = NBDClient(
             ClientHandshake(export, looked_for), self._runtime, ANSWER_TIMEOUT, first_cookie=cookie
@@ -182,64 +182,64 @@ class Finisher:
         try:
             negotiated = await client.connect(self._destination.endpoint)
             if not negotiated.listed:
-                self._settle(None)
+                self._conclude(None)
                 return
-            side, page = await open_side(self._destination, self._runtime)
+            handoff, message = await open_handoff(self._destination, self._runtime)
             try:
-                if self._is_ours(page, Stage.COPIED, Stage.RETIRED):
-                    await self._tell(side, client, cookie)
-                elif self._was_ours(page):
-                    await self._tell_again(side, client, cookie, page)
-                elif not self._is_ours(page, Stage.COMPLETE):
-                    self._settle(page)
-                await side.close()
+                if self._is_ours(message, HandoffPhase.COPIED, HandoffPhase.RETIRED):
+                    await self._announce(handoff, client, cookie)
+                elif self._was_ours(message):
+                    await self._announce_again(handoff, client, cookie, message)
+                elif not self._is_ours(message, HandoffPhase.COMPLETE):
+                    self._conclude(message)
+                await handoff.close()
             finally:
-                side.abort()
+                handoff.abort()
         finally:
             client.abort()
 
-    def _is_ours(self, page: Page, *stages: Stage) -> bool:
+    def _is_ours(self, message: HandoffMessage, *stages: HandoffPhase) -> bool:
         record = self._source.record
-        return page.phase in stages and is_about(page, record) and self._is_there(page)
+        return message.phase in stages and is_about(message, record) and self._is_there(message)
 
-    def _is_there(self, page: Page) -> bool:
+    def _is_there(self, message: HandoffMessage) -> bool:
         """Whether it is the place that the disk went to, not another with its address."""
         place = self._source.record.destination
-        return not place.disk or (place.host, place.disk) == (page.host, page.disk)
+        return not place.disk or (place.host, place.disk) == (message.host, message.disk)
 
-    def _was_ours(self, page: Page) -> bool:
+    def _was_ours(self, message: HandoffMessage) -> bool:
         """Whether a receiver was started anew on the disk that has acknowledged everything."""
         token = self._source.record.token
-        return page.phase == Stage.NONE and bool(token) and self._is_there(page)
+        return message.phase == HandoffPhase.NONE and bool(token) and self._is_there(message)
 
-    async def _tell(self, side: SideConversation, client: NBDClient, cookie: int) -> None:
-        await side.tell(message(Stage.RETIRED, self._source.record, cookie))
+    async def _announce(self, handoff: HandoffConversation, client: NBDClient, cookie: int) -> None:
+        await handoff.send(sender_message(HandoffPhase.RETIRED, self._source.record, cookie))
         if not self._source.record.told:
-            token = (await side.read()).token
+            token = (await handoff.read()).token
             with contextlib.suppress(OSError):  # it is told again, if another try is needed
-                await self._in_thread(self._source.told, token)
+                await self._in_thread(self._source.acknowledged, token)
         await client.disconnect()
-        page = await side.read()
-        if not self._is_ours(page, Stage.COMPLETE):
-            raise ClientFailed(f"the destination is not complete ({describe(page)})")
+        message = await handoff.read()
+        if not self._is_ours(message, HandoffPhase.COMPLETE):
+            raise ClientFailed(f"the destination is not complete ({describe(message)})")
 
-    async def _tell_again(
-        self, side: SideConversation, client: NBDClient, cookie: int, page: Page
+    async def _announce_again(
+        self, handoff: HandoffConversation, client: NBDClient, cookie: int, message: HandoffMessage
     ) -> None:
         """To the receiver that was started anew; one with another disk is not to be told."""
         try:
-            await self._tell(side, client, cookie)
+            await self._announce(handoff, client, cookie)
         except ClientFailed as error:
             if not error.error:
                 raise
-            self._settle(page)
+            self._conclude(message)
 
-    def _settle(self, page: Page | None) -> None:
+    def _conclude(self, message: HandoffMessage | None) -> None:
         """The destination knows nothing of this migration (any more)."""
-        if self._source.record.told and (page is None or page.phase == Stage.NONE):
+        if self._source.record.told and (message is None or message.phase == HandoffPhase.NONE):
             return
-        found = describe(page) if page is not None else "there is no receiver of blockmig's"
-        if self._source.record.told and page is not None:
+        found = describe(message) if message is not None else "there is no receiver of blockmig's"
+        if self._source.record.told and message is not None:
             # Another migration into that disk, of which ours knows nothing.
             _log.warn(
                 "another migration goes on at the destination: {found}",

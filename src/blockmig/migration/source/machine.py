@@ -50,8 +50,8 @@ class HandoffActions(Protocol):
     def retire(self) -> None:
         """Retire the source; answer with C{retired} or C{step_failed}."""
 
-    def tell(self) -> None:
-        """Tell the destination that the source is retired; answer with C{told}."""
+    def announce(self) -> None:
+        """Tell the destination that the source is retired; answer with C{acknowledged}."""
 
     def disconnect(self) -> None:
         """Send the disconnect and half-close; answer with C{closed}, C{dropped} in the end."""
@@ -100,7 +100,7 @@ class Handoff(Protocol):
     def retired(self) -> None:
         """The source is retired, durably."""
 
-    def told(self) -> None:
+    def acknowledged(self) -> None:
         """The destination acknowledged that, durably."""
 
     def changed(self, error: BaseException | None) -> None:
@@ -131,7 +131,7 @@ _recording_released = _builder.state("recording, in use again")
 _recording_alone = _builder.state("recording, connection lost")
 _retiring = _builder.state("retiring")
 _retiring_alone = _builder.state("retiring, connection lost")
-_telling = _builder.state("telling")
+_announcing = _builder.state("announcing")
 _disconnecting = _builder.state("disconnecting")
 _checking = _builder.state("checking")
 _ended = _builder.state("ended")
@@ -166,12 +166,12 @@ def _retire(machine: Handoff, actions: HandoffActions) -> None:
     actions.retire()
 
 
-@_retiring.upon(Handoff.retired).to(_telling)
-def _tell(machine: Handoff, actions: HandoffActions) -> None:
-    actions.tell()
+@_retiring.upon(Handoff.retired).to(_announcing)
+def _announce(machine: Handoff, actions: HandoffActions) -> None:
+    actions.announce()
 
 
-@_telling.upon(Handoff.told).to(_disconnecting)
+@_announcing.upon(Handoff.acknowledged).to(_disconnecting)
 def _disconnect(machine: Handoff, actions: HandoffActions) -> None:
     actions.disconnect()
 
@@ -245,13 +245,13 @@ def _too_late(machine: Handoff, actions: HandoffActions) -> None:
     actions.finish(_LOST)
 
 
-@_telling.upon(Handoff.dropped).to(_ended)
+@_announcing.upon(Handoff.dropped).to(_ended)
 @_checking.upon(Handoff.incomplete).to(_ended)
 def _finish(machine: Handoff, actions: HandoffActions, why: str) -> None:
     actions.finish(why)
 
 
-@_telling.upon(Handoff.closed).to(_ended)
+@_announcing.upon(Handoff.closed).to(_ended)
 def _finish_after_close(machine: Handoff, actions: HandoffActions) -> None:
     actions.finish(_CLOSED)
 
@@ -273,7 +273,7 @@ for _input in (
     Handoff.confirmed,
     Handoff.recorded,
     Handoff.retired,
-    Handoff.told,
+    Handoff.acknowledged,
     Handoff.complete,
 ):
     _ended.upon(_input).loop().returns(None)

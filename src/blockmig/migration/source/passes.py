@@ -1,6 +1,6 @@
 """What an attempt sends of a disk, and when that is all: pass after pass over its ranges.
 
-Owns the interface between an attempt (`sender`), which sends what it is given, and whoever knows
+Owns the interface between an attempt (`sender`), which sends what it is context, and whoever knows
 what is left to be sent; and its simple half, a disk that nobody changes. The other half, a disk
 that clients go on writing to, is `live`'s.
 """
@@ -17,7 +17,7 @@ Ranges = list[tuple[int, int]]
 """Runs of bytes: where each begins, and where it ends."""
 
 
-class Attempt(Protocol):
+class PassSender(Protocol):
     """What passes are sent by: one attempt."""
 
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
@@ -36,7 +36,7 @@ class Attempt(Protocol):
         """
 
 
-class Passes(Protocol):
+class CopyPasses(Protocol):
     """What attempts ask and tell; all of it in the reactor's thread.
 
     @ivar in_use: clients change the disk while it is sent, by way of a server of ours.
@@ -52,7 +52,7 @@ class Passes(Protocol):
     def begin(self) -> None:
         """An attempt begins: all of the disk is to be sent."""
 
-    async def send(self, attempt: Attempt) -> None:
+    async def send(self, attempt: PassSender) -> None:
         """Send all of it; back when nothing is left, and nobody changes the disk any more."""
 
     def acknowledged(self, piece: Piece) -> None:
@@ -71,7 +71,7 @@ class Passes(Protocol):
         """The attempt ended early; the source is canonical."""
 
 
-class OnePass:
+class FullCopy:
     """All of a disk that nobody changes, once.
 
     @param size: bytes of the disk.
@@ -93,7 +93,7 @@ class OnePass:
         """All of the disk is left."""
         self._left = [(0, self._size)]
 
-    async def send(self, attempt: Attempt) -> None:
+    async def send(self, attempt: PassSender) -> None:
         """Send it."""
         await attempt.send_pass(self._take)
 

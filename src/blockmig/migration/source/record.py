@@ -28,14 +28,14 @@ from ...syscalls import describe_error
 from ..records.files import (
     BadRecord,
     Kind,
+    Location,
     Phase,
     Record,
     Records,
-    Side,
     this_host,
     timestamp,
 )
-from ..records.permitted import SourceFound
+from ..records.permitted import SourceState
 
 
 class SourceRecord:
@@ -55,7 +55,7 @@ class SourceRecord:
     def __init__(
         self,
         records: Records | None,
-        found: SourceFound,
+        found: SourceState,
         *,
         disk: str,
         destination: str,
@@ -79,8 +79,8 @@ class SourceRecord:
             phase=before.phase if before is not None else Phase.COPYING,
             attempt=before.attempt if before is not None else 0,
             size=size,
-            source=Side(this_host(), disk),
-            destination=before.destination if before is not None else Side(address=destination),
+            source=Location(this_host(), disk),
+            destination=before.destination if before is not None else Location(address=destination),
             began=before.began if before is not None else timestamp(),
             unlink=unlink,
             identity=identity,
@@ -90,7 +90,7 @@ class SourceRecord:
         )
 
     @classmethod
-    def finishing(cls, records: Records, found: SourceFound) -> SourceRecord:
+    def finishing(cls, records: Records, found: SourceState) -> SourceRecord:
         """The record of a source that is retired, to be given to a L{Finisher}."""
         record = found.record
         assert record is not None
@@ -102,10 +102,10 @@ class SourceRecord:
             size=record.size,
         )
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """I{Slow.} Make durable what is seen here, before anybody is told of it."""
         if self._records is not None:
-            self._records.settle()
+            self._records.sync()
 
     def _write(
         self, kind: Kind, record: Record, check: Callable[[], object] = lambda: None
@@ -154,7 +154,7 @@ class SourceRecord:
             )
         self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
 
-    def copying(self, attempt: int, destination: Side, side_export: bool) -> None:
+    def copying(self, attempt: int, destination: Location, side_export: bool) -> None:
         """I{Slow.} An attempt begins.
 
         @param attempt: its number.
@@ -241,7 +241,7 @@ class SourceRecord:
             return True  # something stands there now
         return found is not None and found.migration == self.record.migration
 
-    def told(self, token: str = "") -> None:
+    def acknowledged(self, token: str = "") -> None:
         """I{Slow.} The destination has acknowledged that the source is retired.
 
         @param token: what it says that its disk is known by.

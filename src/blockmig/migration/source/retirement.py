@@ -162,7 +162,7 @@ class Deletion(Retirement):
         if self._check_last():
             self._unlinkable.unlink()
         else:
-            self._record.settle()
+            self._record.sync()
 
     def _spares(self, gone: SourceGone) -> bool:
         return True

@@ -34,15 +34,15 @@ from ...interfaces import IDisk, IRecordedDisk
 from ...runtime import Runtime, ThreadWork, to_the_end
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
-from ..handoff.channel import is_about, message, open_side
-from ..handoff.message import Stage
+from ..handoff.channel import is_about, open_handoff, sender_message
+from ..handoff.message import HandoffPhase
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records
-from ..records.permitted import SourceFound, source_found
+from ..records.permitted import SourceState, source_found
 from .attempt import Opening
-from .context import Completed, Dropped, Failed, Given, Outcome, Unfinished
+from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, put_complete_on_record, unconfirmed
-from .passes import OnePass, Passes
+from .passes import CopyPasses, FullCopy
 from .progress import Progress
 from .record import SourceRecord
 from .retirement import Deletion, Retirement, unlinkable
@@ -83,7 +83,7 @@ class Sender:
         overrides: Overrides = NO_OVERRIDES,
         patience: Patience = USUAL_PATIENCE,
         max_rate: float | None = None,
-        passes: Passes | None = None,
+        passes: CopyPasses | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
@@ -93,7 +93,7 @@ class Sender:
         self._policy = patience.retry_policy or backoffPolicy()
         to_delete = unlinkable(disk) if unlink else None
         limiter = RateLimiter(self._reactor, max_rate) if max_rate else None
-        self._passes: Passes = passes if passes is not None else OnePass(disk.size, limiter)
+        self._passes: CopyPasses = passes if passes is not None else FullCopy(disk.size, limiter)
         self.source = _source_record(
             disk, destination.uri, unlink=unlink, again=overrides.again, system=runtime.system
         )
@@ -114,7 +114,7 @@ class Sender:
         )
         self.last_error = ""
         self.when_accepted: Deferred[None] = Deferred()
-        self._given = Given(
+        self._context = AttemptContext(
             disk=disk,
             destination=destination,
             runtime=replace(runtime, threads=self._threads),
@@ -173,7 +173,7 @@ class Sender:
         self._running.cancel()
 
     def _given_up(self, why: str) -> GaveUp:
-        return GaveUp(f"{why}; {self._given.disk.name} was not retired and is canonical")
+        return GaveUp(f"{why}; {self._context.disk.name} was not retired and is canonical")
 
     def _drop_last(self) -> None:
         self._last_words = None
@@ -233,7 +233,7 @@ class Sender:
             if self.progress.attempt != attempt and self.progress.done:
                 failures = 0
             else:
-                # A destination that took nothing was no progress, whatever it was given.
+                # A destination that took nothing was no progress, whatever it was context.
                 self.progress.latest = latest
                 failures += 1
             await self._pause(outcome.why, self._policy(failures))
@@ -247,8 +247,8 @@ class Sender:
                 result.callback(outcome)
 
         try:
-            self._opening = opening = Opening(self._given, ended)
-            await self._given.destination.endpoint.connect(ClientFactory(opening.connection))
+            self._opening = opening = Opening(self._context, ended)
+            await self._context.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
             raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
@@ -301,9 +301,9 @@ class Sender:
         self._passes.finishing()
         self._finisher = Finisher(
             self.source,
-            self._given.destination,
+            self._context.destination,
             give_up_after=self._patience.give_up_after,
-            runtime=self._given.runtime,
+            runtime=self._context.runtime,
         )
         await self._finisher.run()
         return self._summary()
@@ -348,15 +348,19 @@ class Sender:
         end = self._reactor.seconds() + _LAST_WORDS
         while (left := end - self._reactor.seconds()) > 0:
             try:
-                side, page = await open_side(self._given.destination, self._given.runtime, left)
+                handoff, message = await open_handoff(
+                    self._context.destination, self._context.runtime, left
+                )
                 try:
-                    if not is_about(page, source.record):
+                    if not is_about(message, source.record):
                         return  # whoever is there now does not have that copy
-                    await side.tell(message(Stage.COPYING, source.record, secrets.randbits(64)))
+                    await handoff.send(
+                        sender_message(HandoffPhase.COPYING, source.record, secrets.randbits(64))
+                    )
                     source.taken_back()
                     return
                 finally:
-                    side.abort()
+                    handoff.abort()
             except ClientFailed as error:
                 if not error.error:
                     return
@@ -379,7 +383,7 @@ def _source_record(
 ) -> SourceRecord:
     """What is on record about the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
-        records, found, identity = None, SourceFound(), ""
+        records, found, identity = None, SourceState(), ""
     else:
         records, identity = Records(disk.record_path, system), disk.identity()
         found = source_found(records, identity, destination, unlink=unlink, again=again)

@@ -96,7 +96,7 @@ class SourceWatch:
     def is_still(self) -> None:
         """I{Slow.} Nobody may write to a disk in use from now on: its clients are held."""
         if self._watched is not None and self._in_use:
-            self._seen = self._watched.version(settle=False)
+            self._seen = self._watched.version(sync=False)
 
     def check(self) -> None:
         """I{Slow.} The copy is about to be put on record as whole, or the source to be retired.
@@ -110,7 +110,7 @@ class SourceWatch:
         if disk is None:
             return
         try:
-            now = disk.version(settle=not self._in_use) if seen is not None else None
+            now = disk.version(sync=not self._in_use) if seen is not None else None
             if not disk.is_gone():
                 disk.check_place()
         except (DiskChanged, OSError):
@@ -135,7 +135,7 @@ class SourceWatch:
     def _gone(self, disk: IWatchedDisk) -> SourceGone:
         unchanged = self._seen is None
         with contextlib.suppress(OSError):  # nobody can tell
-            now = disk.version(settle=not self._in_use)
+            now = disk.version(sync=not self._in_use)
             unchanged = self._seen is None or now.written == self._seen.written
         replaced = os.path.lexists(getattr(disk, "path", ""))
         how = "replaced" if replaced else "deleted"

@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.mirror.pre_copy import Converge, LivePasses, Stage
+from blockmig.migration.mirror.pre_copy import Converge, MirrorStage, PreCopy
 from blockmig.server import Changes, LatencyMonitor
 from blockmig.storage import GRANULARITY, Piece
 
@@ -84,7 +84,7 @@ class Case(SynchronousTestCase):
         self.story = []
         self.server = FakeServer(self.story)
         self.attempt = FakeAttempt(self.story)
-        self.passes = LivePasses(
+        self.passes = PreCopy(
             self.server,
             longest_pause=PAUSE,
             converge=self.converge,
@@ -102,7 +102,7 @@ class Case(SynchronousTestCase):
         self.passes.stop()
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def told(self):
+    def events(self):
         """What happened since the last look."""
         story = list(self.story)
         self.story.clear()
@@ -128,7 +128,7 @@ class Case(SynchronousTestCase):
         steps = 40
         for step in range(steps):
             for grain in dirty[step::steps]:
-                self.server.changes.tell(grain * GRANULARITY, 4096)
+                self.server.changes.notify(grain * GRANULARITY, 4096)
             for start, end in taken:
                 length = (end - start) // steps
                 begin = start + step * length
@@ -148,7 +148,7 @@ class Case(SynchronousTestCase):
         self.begin()
         self.send_pass(**keywords)
         self.flush()
-        self.assertEqual(["pass", "flush", "hold", "pass"], self.told())
+        self.assertEqual(["pass", "flush", "hold", "pass"], self.events())
 
     def send_rest(self):
         taken = self.take_all()
@@ -163,15 +163,15 @@ class PassTests(Case):
         self.begin()
         self.assertEqual((SIZE, SIZE), (self.passes.left, self.passes.dirty.bytes))
         self.assertEqual([(0, SIZE)], self.send_pass())
-        self.assertEqual(["pass", "flush"], self.told())
-        self.assertEqual((0, Stage.COPYING), (self.passes.left, self.passes.stage))
+        self.assertEqual(["pass", "flush"], self.events())
+        self.assertEqual((0, MirrorStage.COPYING), (self.passes.left, self.passes.stage))
         self.flush()
-        self.assertEqual(["hold", "pass"], self.told())
-        self.assertEqual((1, Stage.HOLDING), (self.passes.holds, self.passes.stage))
+        self.assertEqual(["hold", "pass"], self.events())
+        self.assertEqual((1, MirrorStage.HOLDING), (self.passes.holds, self.passes.stage))
         self.assertNoResult(self.sending)
         self.assertEqual([], self.send_rest())
         self.successResultOf(self.sending)
-        self.assertEqual([], self.told())
+        self.assertEqual([], self.events())
 
     def test_what_is_written_meanwhile_goes_in_the_last_one(self):
         self.hold(dirty=(3, 700))
@@ -186,10 +186,10 @@ class PassTests(Case):
         self.begin()
         self.send_pass()
         self.flush()
-        self.assertEqual(["pass", "flush", "hold"], self.told())
-        self.server.changes.tell(5 * GRANULARITY, 1)
+        self.assertEqual(["pass", "flush", "hold"], self.events())
+        self.server.changes.notify(5 * GRANULARITY, 1)
         self.server.holding[0].callback(None)
-        self.assertEqual(["pass"], self.told())
+        self.assertEqual(["pass"], self.events())
         self.assertEqual([(5 * GRANULARITY, 6 * GRANULARITY)], self.send_rest())
         self.successResultOf(self.sending)
 
@@ -197,8 +197,8 @@ class PassTests(Case):
         """What changes it after that makes it dirty again, for the next pass and not for this."""
         self.begin()
         taken = self.attempt.take()
-        self.server.changes.tell(0, 1)
-        self.server.changes.tell(SIZE - 1, 1)
+        self.server.changes.notify(0, 1)
+        self.server.changes.notify(SIZE - 1, 1)
         self.assertEqual([(0, SIZE)], taken)
         self.assertEqual([], self.attempt.take())
         self.assertEqual(2 * GRANULARITY, self.passes.dirty.bytes)
@@ -208,7 +208,7 @@ class PassTests(Case):
         self.begin()
         self.passes.dirty.take(0, SIZE)
         for grain in range(0, 800, 2):
-            self.server.changes.tell(grain * GRANULARITY, 1)
+            self.server.changes.notify(grain * GRANULARITY, 1)
         ranges = self.attempt.take()
         self.assertEqual(256, len(ranges))
         more = self.attempt.take()
@@ -219,7 +219,7 @@ class PassTests(Case):
         """Or what clients write all the time would be sent all the time."""
         self.begin()
         self.attempt.take()
-        self.server.changes.tell(0, 1)
+        self.server.changes.notify(0, 1)
         self.assertEqual([], self.attempt.take())
 
     def test_left(self):
@@ -237,13 +237,13 @@ class PassTests(Case):
         self.begin()
         self.send_pass(seconds=4, dirty=range(512))
         self.flush()
-        self.assertEqual(["pass", "flush", "pass"], self.told())
+        self.assertEqual(["pass", "flush", "pass"], self.events())
         self.assertEqual((2, True), (self.passes.number, self.passes.converging))
         self.assertEqual(
             512 * GRANULARITY, sum(end - start for start, end in self.send_pass(seconds=2))
         )
         self.flush()
-        self.assertEqual(["flush", "hold", "pass"], self.told())
+        self.assertEqual(["flush", "hold", "pass"], self.events())
 
     def test_the_flush_is_measured(self):
         self.begin()
@@ -256,42 +256,42 @@ class PassTests(Case):
         self.begin()
         self.send_pass(dirty=(3,))
         self.flush(0.45)
-        self.assertEqual(["pass", "flush"], self.told())
+        self.assertEqual(["pass", "flush"], self.events())
         self.clock.advance(0.06)
-        self.assertEqual(["pass"], self.told())
+        self.assertEqual(["pass"], self.events())
         self.send_pass()
         self.flush(0.1)
-        self.assertEqual(["flush", "hold", "pass"], self.told())
+        self.assertEqual(["flush", "hold", "pass"], self.events())
 
     def test_nothing_left_and_a_slow_flush(self):
         """That of the hold may be quicker, since there is less to flush; it cannot get better."""
         self.begin()
         self.send_pass()
         self.flush(0.45)
-        self.assertEqual(["pass", "flush", "hold", "pass"], self.told())
+        self.assertEqual(["pass", "flush", "hold", "pass"], self.events())
 
     def test_no_flush_of_nothing(self):
-        """Passes that only wait for the next hold do not trouble the destination's disk."""
+        """CopyPasses that only wait for the next hold do not trouble the destination's disk."""
         self.hold(dirty=range(20))
         self.clock.advance(0.51)
         self.send_rest()
         self.flush()
-        self.told()
+        self.events()
         for _ in range(5):
             self.clock.advance(0.06)
-            self.assertEqual(["pass"], self.told())
+            self.assertEqual(["pass"], self.events())
             self.assertEqual([], self.send_rest())
         self.clock.advance(0.06)
-        self.server.changes.tell(0, 1)
-        self.told()
+        self.server.changes.notify(0, 1)
+        self.events()
         self.assertEqual([(0, GRANULARITY)], self.send_rest())
-        self.assertEqual(["flush"], self.told())
+        self.assertEqual(["flush"], self.events())
 
     def test_an_attempt_begins_with_everything(self):
         self.hold()
         self.passes.dropped()
         self.attempt = FakeAttempt(self.story)
-        self.told()
+        self.events()
         self.begin()
         self.assertEqual(
             (SIZE, 1, None), (self.passes.left, self.passes.number, self.passes.converging)
@@ -315,13 +315,13 @@ class HoldTests(Case):
         self.successResultOf(self.sending)
         self.clock.advance(0.2)
         self.passes.flushed()
-        self.assertEqual(Stage.HANDING_OVER, self.passes.stage)
+        self.assertEqual(MirrorStage.HANDING_OVER, self.passes.stage)
         self.clock.advance(0.09)
-        self.assertEqual([], self.told())
+        self.assertEqual([], self.events())
         self.passes.retiring()
         self.clock.advance(1000)
-        self.assertEqual([], self.told(), "and then there is no way back")
-        self.assertEqual(Stage.HANDING_OVER, self.passes.stage)
+        self.assertEqual([], self.events(), "and then there is no way back")
+        self.assertEqual(MirrorStage.HANDING_OVER, self.passes.stage)
 
     def test_one_deadline_whatever_goes_on(self):
         """No step gives clients a longer wait: they are released at the same instant."""
@@ -338,12 +338,12 @@ class HoldTests(Case):
             self.clock.advance(0.1)
             if reached > 2:
                 self.passes.flushed()
-            self.told()
+            self.events()
             self.clock.advance(PAUSE - 0.2 - 0.001)
-            self.assertEqual([], self.told(), reached)
+            self.assertEqual([], self.events(), reached)
             self.clock.advance(0.002)
-            self.assertEqual(["release", "copy on"], self.told()[:2], reached)
-            self.assertEqual(Stage.COPYING, self.passes.stage)
+            self.assertEqual(["release", "copy on"], self.events()[:2], reached)
+            self.assertEqual(MirrorStage.COPYING, self.passes.stage)
             self.assertAlmostEqual(PAUSE, self.passes.pause, places=2)
             self.assertLess(self.clock.seconds() - began, PAUSE + 0.01)
             self.stop()
@@ -354,12 +354,12 @@ class HoldTests(Case):
         self.begin()
         self.send_pass()
         self.flush()
-        self.told()
+        self.events()
         self.clock.advance(0.49)
-        self.assertEqual([], self.told())
+        self.assertEqual([], self.events())
         self.clock.advance(0.02)
-        self.assertEqual(["release", "copy on"], self.told()[:2])
-        self.assertEqual(Stage.COPYING, self.passes.stage)
+        self.assertEqual(["release", "copy on"], self.events()[:2])
+        self.assertEqual(MirrorStage.COPYING, self.passes.stage)
 
     def test_and_goes_on_once_it_is_still(self):
         self.server.prompt = False
@@ -367,11 +367,11 @@ class HoldTests(Case):
         self.send_pass()
         self.flush()
         self.clock.advance(0.51)
-        self.told()
+        self.events()
         if not self.server.holding[0].called:
             self.server.holding[0].callback(None)
         self.assertNoResult(self.sending)
-        self.server.changes.tell(0, 1)
+        self.server.changes.notify(0, 1)
         self.clock.advance(1)
         self.assertIsNotNone(self.attempt.waiting)
         self.assertEqual(1, self.passes.holds)
@@ -382,23 +382,23 @@ class HoldTests(Case):
         self.begin()
         self.send_pass()
         self.flush()
-        self.told()
+        self.events()
         self.clock.advance(0.51)
-        self.assertEqual(["release", "copy on", "pass"], self.told())
+        self.assertEqual(["release", "copy on", "pass"], self.events())
         self.assertNoResult(self.sending)
 
     def test_overdue_while_sending(self):
         self.hold(dirty=range(20))
         self.clock.advance(0.51)
-        self.assertEqual(["release", "copy on"], self.told())
-        self.assertEqual(Stage.COPYING, self.passes.stage)
+        self.assertEqual(["release", "copy on"], self.events())
+        self.assertEqual(MirrorStage.COPYING, self.passes.stage)
         # The pass comes to its end, and is like any other: a flush, a decision.
-        self.server.changes.tell(0, 1)
+        self.server.changes.notify(0, 1)
         self.send_rest()
-        self.assertEqual(["flush"], self.told())
+        self.assertEqual(["flush"], self.events())
         self.assertNoResult(self.sending)
         self.flush()
-        self.assertNotIn("hold", self.told(), "not at once")
+        self.assertNotIn("hold", self.events(), "not at once")
 
     def test_overdue_while_flushing(self):
         """The attempt is told: its flush has said nothing, and it asks for more to send."""
@@ -406,18 +406,18 @@ class HoldTests(Case):
         self.send_rest()
         self.successResultOf(self.sending)
         self.clock.advance(0.51)
-        self.assertEqual(["release", "copy on"], self.told())
-        self.server.changes.tell(7 * GRANULARITY, 1)
+        self.assertEqual(["release", "copy on"], self.events())
+        self.server.changes.notify(7 * GRANULARITY, 1)
         self.sending = Deferred.fromCoroutine(self.passes.send(self.attempt))
-        self.assertEqual(["pass"], self.told())
+        self.assertEqual(["pass"], self.events())
         self.assertEqual([(7 * GRANULARITY, 8 * GRANULARITY)], self.send_rest())
-        self.assertEqual(["flush"], self.told())
+        self.assertEqual(["flush"], self.events())
 
     def until_held(self, seconds):
-        """Passes go on; when the next hold comes, in seconds from now."""
+        """CopyPasses go on; when the next hold comes, in seconds from now."""
         began = self.clock.seconds()
         while self.clock.seconds() - began < seconds:
-            if "hold" in self.told():
+            if "hold" in self.events():
                 return self.clock.seconds() - began
             if self.attempt.waiting is not None:
                 if self.attempt.sending:
@@ -430,7 +430,7 @@ class HoldTests(Case):
         self.hold(dirty=range(20))
         for least in (1, 2, 4, 8):
             self.clock.advance(0.51)
-            self.assertEqual(["release", "copy on"], self.told()[:2])
+            self.assertEqual(["release", "copy on"], self.events()[:2])
             after = self.until_held(least + 2)
             self.assertIsNotNone(after, least)
             self.assertTrue(least - 0.1 < after < least + 0.5, (least, after))
@@ -452,23 +452,23 @@ class HoldTests(Case):
         self.clock.advance(before)
         self.passes.flushed()
         self.clock.advance(PAUSE - before - 0.01)
-        self.assertEqual([], self.told())
+        self.assertEqual([], self.events())
         self.clock.advance(0.02)
-        self.assertEqual(["release", "copy on"], self.told())
-        self.assertEqual(Stage.COPYING, self.passes.stage)
+        self.assertEqual(["release", "copy on"], self.events())
+        self.assertEqual(MirrorStage.COPYING, self.passes.stage)
 
     def test_small_steps_that_take_too_long(self):
         """A destination that does not confirm must not keep clients waiting; none is dropped."""
         self.hold()
         self.overdue_in_small_steps()
         self.clock.advance(100)
-        self.assertEqual([], self.told(), "no deadline is left")
+        self.assertEqual([], self.events(), "no deadline is left")
         # It goes on where it was, with what is dirty since.
-        self.server.changes.tell(7 * GRANULARITY, 1)
+        self.server.changes.notify(7 * GRANULARITY, 1)
         self.sending = Deferred.fromCoroutine(self.passes.send(self.attempt))
-        self.assertEqual(["pass"], self.told())
+        self.assertEqual(["pass"], self.events())
         self.assertEqual([(7 * GRANULARITY, 8 * GRANULARITY)], self.send_rest())
-        self.assertEqual(["flush"], self.told())
+        self.assertEqual(["flush"], self.events())
 
     def test_small_steps_teach_how_long_they_take(self):
         """From the flush's answer on: what was sent before that has nothing to do with it."""
@@ -484,7 +484,7 @@ class HoldTests(Case):
         (first, *_) = self.take_all()
         self.passes.acknowledged(Piece(first[0], GRANULARITY, False))
         self.clock.advance(0.51)
-        self.assertEqual(["release", "copy on"], self.told())
+        self.assertEqual(["release", "copy on"], self.events())
         convergence = self.passes.convergence
         self.assertEqual(0.0, convergence.steps)
         self.assertAlmostEqual(GRANULARITY / 0.51, convergence._held_rate, places=0)
@@ -495,11 +495,11 @@ class HoldTests(Case):
         self.overdue_in_small_steps()
         self.passes.convergence.steps = 0.0
         self.sending = Deferred.fromCoroutine(self.passes.send(self.attempt))
-        self.told()
+        self.events()
         self.assertIsNotNone(self.until_held(3))
-        self.told()
+        self.events()
         self.clock.advance(0.51)
-        self.assertEqual(["release", "copy on"], self.told()[:2])
+        self.assertEqual(["release", "copy on"], self.events()[:2])
         self.assertEqual(0.0, self.passes.convergence.steps)
 
     def test_dropped_at_each_point(self):
@@ -514,14 +514,16 @@ class HoldTests(Case):
                 self.send_rest()
             if point > 2:
                 self.passes.flushed()
-            self.told()
+            self.events()
             if point < 2:
                 self.sending.cancel()
                 self.failureResultOf(self.sending, CancelledError)
             self.passes.dropped()
-            self.assertEqual((["release"], Stage.COPYING), (self.told(), self.passes.stage), point)
+            self.assertEqual(
+                (["release"], MirrorStage.COPYING), (self.events(), self.passes.stage), point
+            )
             self.clock.advance(100)
-            self.assertEqual([], self.told(), "no deadline is left")
+            self.assertEqual([], self.events(), "no deadline is left")
             self.stop()
 
     def test_dropped_while_copying(self):
@@ -530,7 +532,7 @@ class HoldTests(Case):
         self.sending.cancel()
         self.failureResultOf(self.sending, CancelledError)
         self.passes.dropped()
-        self.assertEqual(["pass"], self.told())
+        self.assertEqual(["pass"], self.events())
 
     def test_once_it_is_retired_nobody_is_released(self):
         self.hold()
@@ -540,7 +542,7 @@ class HoldTests(Case):
         self.clock.advance(100)
         self.passes.finishing()
         self.passes.stop()
-        self.assertEqual(["finishing"], self.told())
+        self.assertEqual(["finishing"], self.events())
 
     def test_the_pause_ends_with_the_mirror(self):
         """How long clients waited, not how long ago that was."""
@@ -566,7 +568,7 @@ class HoldTests(Case):
         self.server.changes.throttle = Slow()
         self.send_pass()
         self.flush()
-        self.assertEqual(["pass", "flush", "lift", "hold", "pass"], self.told())
+        self.assertEqual(["pass", "flush", "lift", "hold", "pass"], self.events())
         self.assertIsNone(self.server.changes.throttle)
         self.passes.stop()
 
@@ -578,7 +580,7 @@ class NotConvergingTests(Case):
         for _ in range(passes):
             self.send_pass(seconds=4, dirty=range(1024))
             self.flush()
-        return self.told()
+        return self.events()
 
     def test_wait(self):
         """It is said, and goes on."""
@@ -592,7 +594,7 @@ class NotConvergingTests(Case):
         self.not_converging()
         self.send_pass()
         self.flush()
-        self.assertIn("hold", self.told())
+        self.assertIn("hold", self.events())
         self.assertIs(True, self.passes.converging)
 
 
@@ -630,11 +632,11 @@ class ThrottleTests(NotConvergingTests):
         throttle = self.server.changes.throttle
         self.assertIsNone(throttle.turn())
         for grain in range(1024):
-            self.server.changes.tell(grain * GRANULARITY, 1)
+            self.server.changes.notify(grain * GRANULARITY, 1)
         self.assertIsNone(throttle.turn(), "it was dirty already")
         self.take_all()
         for grain in range(1024):
-            self.server.changes.tell(grain * GRANULARITY, 1)
+            self.server.changes.notify(grain * GRANULARITY, 1)
         self.assertIsNotNone(throttle.turn())
 
     def test_not_while_no_attempt_goes_on(self):

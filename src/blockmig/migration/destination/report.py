@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import GaveUp, MigrationError, Unconfirmed
-from ..handoff.message import Page, Stage, fingerprint
+from ..handoff.message import HandoffMessage, HandoffPhase, fingerprint
 from ..records.files import this_host
 from .disk import DestinationDisk
 from .durability import Durability
@@ -11,7 +11,7 @@ from .outcome import Outcome
 from .record import DestinationRecord
 
 
-class Standing:
+class MigrationReport:
     """What can be said of one migration at any time.
 
     @param disk: where to.
@@ -33,28 +33,28 @@ class Standing:
         self._outcome = outcome
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> HandoffPhase:
         """How far it is, as it stands on record."""
         current = self._record.current
         if self._outcome.complete:
-            return Stage.COMPLETE
+            return HandoffPhase.COMPLETE
         if current is None:
-            return Stage.NONE
-        return Stage.RETIRED if current.retired else Stage(current.phase)
+            return HandoffPhase.NONE
+        return HandoffPhase.RETIRED if current.retired else HandoffPhase(current.phase)
 
-    def page(self, knows: bool = False) -> Page:
-        """The page of the side export.
+    def message(self, knows: bool = False) -> HandoffMessage:
+        """The message of the side export.
 
         @param knows: it is read by the sender, which has just said that its source is retired.
         """
         current = self._record.current
-        return Page(
+        return HandoffMessage(
             self.stage,
             fingerprint(current.migration) if current is not None and current.identified else "",
             current.attempt if current is not None else 0,
             self._disk.size,
             this_host(),
-            self._disk.side().disk,
+            self._disk.location().disk,
             token=self._disk.identity() if knows else "",
         )
 
@@ -63,7 +63,7 @@ class Standing:
 
         @param in_attempt: an attempt goes on, or went on when the end began.
         """
-        if self.stage in (Stage.COPIED, Stage.RETIRED, Stage.COMPLETE):
+        if self.stage in (HandoffPhase.COPIED, HandoffPhase.RETIRED, HandoffPhase.COMPLETE):
             return self.stage.value
         return "copying" if in_attempt and not self._durability.copied else "waiting"
 

@@ -2,13 +2,13 @@
 to, and is told how that stands.
 
 Owns what its connections have in common, and the message that each is just writing. What a message
-does is decided in `messages`; the form of both is the `handoff`'s.
+does is decided in `message_handler`; the form of both is the `handoff`'s.
 
 Rules (design, section 3, "side exports"):
 
 * whoever reads it is told how the migration stands; while the last flush is under way, not before
   its end;
-* a message is one write of the whole page, and acted on before it is acknowledged;
+* a message is written in one request, and acted on before it is acknowledged;
 * what comes late of an earlier attempt's conversation is void.
 """
 
@@ -19,24 +19,24 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from ...nbd import SIDE_EXPORT, Command, Errno, Export, Request, TransmissionFlag
+from ...nbd import HANDOFF_EXPORT, Command, Errno, Export, Request, TransmissionFlag
 from ...server import Clients, IExportHandler, ServerConnection
-from ..handoff.message import PAGE_SIZE, BadPage, Page, Stage, decode_page
+from ..handoff.message import MESSAGE_SIZE, BadMessage, HandoffMessage, HandoffPhase, decode_message
 from .answers import Answer
 from .migration import IncomingMigration
 
 
-class _PageDisk:
-    """The disk of a side export: what is read is the page, what is written is the message.
+class _MessageDisk:
+    """The disk of a side export: reading gives the receiver's message, writing takes the sender's.
 
     Of L{blockmig.interfaces.IDisk} only what can come to be called.
     """
 
     name = "the side export"
-    size = PAGE_SIZE
+    size = MESSAGE_SIZE
 
     def __init__(self, migration: IncomingMigration) -> None:
-        self.message = bytearray(PAGE_SIZE)
+        self.message = bytearray(MESSAGE_SIZE)
         self.knows = False
         self._migration = migration
 
@@ -44,8 +44,8 @@ class _PageDisk:
         """In memory."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """A part of the page."""
-        return self._migration.standing.page(self.knows).encode()[offset : offset + length]
+        """A part of the message."""
+        return self._migration.report.message(self.knows).encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
         """A part of the message."""
@@ -55,7 +55,7 @@ class _PageDisk:
         """A message is durable before it is acknowledged, whether or not that is asked for."""
 
 
-class SideExports:
+class HandoffExports:
     """The side export of one migration, with a handler for each of its connections.
 
     @param migration: what it tells of.
@@ -67,30 +67,30 @@ class SideExports:
 
     def __init__(self, migration: IncomingMigration, name: str, clients: Clients) -> None:
         self.migration = migration
-        self.export = Export(name + SIDE_EXPORT, PAGE_SIZE, TransmissionFlag.HAS_FLAGS)
+        self.export = Export(name + HANDOFF_EXPORT, MESSAGE_SIZE, TransmissionFlag.HAS_FLAGS)
         self.speaker: ServerConnection | None = None
         self._clients = clients
 
-    def handler(self) -> SideExport:
+    def handler(self) -> HandoffExport:
         """One for a connection of its own."""
-        return SideExport(self)
+        return HandoffExport(self)
 
-    def accepted(self, connection: ServerConnection, page: Page) -> None:
+    def accepted(self, connection: ServerConnection, message: HandoffMessage) -> None:
         """A message of C{connection}'s is being acted on.
 
         If it is a claim, what comes late of an earlier one is void: one that was on its way when
         its connection broke could otherwise arrive when the attempt after it has come to its end.
         """
         self.speaker = connection
-        if page.phase != Stage.COPYING:
+        if message.phase != HandoffPhase.COPYING:
             return
         for other in self._clients:
-            if other is not connection and isinstance(other.handler, SideExport):
+            if other is not connection and isinstance(other.handler, HandoffExport):
                 other.abort()
 
 
 @implementer(IExportHandler)
-class SideExport:
+class HandoffExport:
     """What one connection to the side export asks and tells; messages are not mixed up with those
     of another.
 
@@ -101,9 +101,9 @@ class SideExport:
     at_once = False
     held = False
 
-    def __init__(self, shared: SideExports) -> None:
+    def __init__(self, shared: HandoffExports) -> None:
         self.export = shared.export
-        self.disk: Any = _PageDisk(shared.migration)
+        self.disk: Any = _MessageDisk(shared.migration)
         self._migration = shared.migration
         self._shared = shared
 
@@ -111,23 +111,30 @@ class SideExport:
         """Whole messages only; who reads after the disconnect is to hear how it ended."""
         if request.command == Command.READ:
             return self._migration.at_end()
-        if request.command == Command.WRITE and (request.offset, request.length) == (0, PAGE_SIZE):
+        if request.command == Command.WRITE and (request.offset, request.length) == (
+            0,
+            MESSAGE_SIZE,
+        ):
             return Errno.OK
         return Errno.EINVAL
 
     def done(self, connection: ServerConnection, request: Request) -> Deferred[None]:
         """A message is here: act on it, then acknowledge it."""
         try:
-            page = decode_page(bytes(self.disk.message))
-        except BadPage:
-            page = Page(Stage.NONE)
+            message = decode_message(bytes(self.disk.message))
+        except BadMessage:
+            message = HandoffMessage(HandoffPhase.NONE)
         answer: Answer = Errno.EINVAL
-        if page.is_message:
-            answer = self._migration.machine.tell(page)
+        if message.is_from_sender:
+            answer = self._migration.machine.take_message(message)
             if answer == Errno.OK or isinstance(answer, Deferred):
-                self.disk.knows = page.phase == Stage.RETIRED
-                self._shared.accepted(connection, page)
-        return _told(answer) if isinstance(answer, Errno) else answer.addCallback(_told)
+                self.disk.knows = message.phase == HandoffPhase.RETIRED
+                self._shared.accepted(connection, message)
+        return (
+            _acknowledged(answer)
+            if isinstance(answer, Errno)
+            else answer.addCallback(_acknowledged)
+        )
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None
@@ -150,11 +157,11 @@ class SideExport:
         """Nothing depends on it."""
 
 
-def _told(answer: Errno) -> Deferred[None]:
+def _acknowledged(answer: Errno) -> Deferred[None]:
     """What is waited for before a message is acknowledged, or answered with an error."""
-    told: Deferred[None] = Deferred()
+    acknowledged: Deferred[None] = Deferred()
     if answer == Errno.OK:
-        told.callback(None)
+        acknowledged.callback(None)
     else:
-        told.errback(OSError(int(answer), answer.name))
-    return told
+        acknowledged.errback(OSError(int(answer), answer.name))
+    return acknowledged

@@ -51,7 +51,7 @@ class DiskFailure:
             self.deadline.cancel()
 
 
-class DiskTrouble:
+class DiskFailures:
     """Tells a real failure of the disk from the loss of its name.
 
     @param disk: the disk.
@@ -76,7 +76,7 @@ class DiskTrouble:
         self._displaced = displaced
 
     @property
-    def told(self) -> Errno:
+    def reported(self) -> Errno:
         """What requests are answered with that came to nothing by it."""
         return self.failure.answer if self.failure is not None else Errno.EIO
 

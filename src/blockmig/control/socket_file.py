@@ -40,7 +40,7 @@ class Busy(ControlError):
     """Somebody else is at it just now; the message is for when that does not change."""
 
 
-class Place:
+class ControlSocket:
     """A socket that listens, and the files that belong to it.
 
     @ivar path: the socket's absolute path.
@@ -64,7 +64,7 @@ class Place:
         _remove_lock(_lock_of(self.path), str(self._owner))
 
 
-def claim(path: str, patient: bool) -> Place:
+def claim(path: str, patient: bool) -> ControlSocket:
     """Make the control socket at C{path}, and listen.
 
     @param patient: the caller will try again; otherwise a lock whose owner does not listen is
@@ -87,7 +87,7 @@ def claim(path: str, patient: bool) -> Place:
             handle.bind(path)
             undo.callback(os.unlink, path)
             handle.listen(_BACKLOG)
-            place = Place(path, handle)
+            place = ControlSocket(path, handle)
             undo.pop_all()
             return place
     except OSError as error:

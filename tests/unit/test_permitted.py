@@ -9,9 +9,9 @@ from dataclasses import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import Refused
-from blockmig.migration.records.files import Kind, Phase, Record, Records, Side
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.migration.records.permitted import (
-    SourceFound,
+    SourceState,
     destination_record,
     source_found,
 )
@@ -26,8 +26,8 @@ COPYING = Record(
     phase=Phase.COPYING,
     attempt=2,
     size=5,
-    source=Side("here", "/disk"),
-    destination=Side("there", "/copy", URI),
+    source=Location("here", "/disk"),
+    destination=Location("there", "/copy", URI),
     began="then",
     identity=SAME,
 )
@@ -206,41 +206,41 @@ class SourceTests(Case):
         return found
 
     def test_permissions(self):
-        new = SourceFound()
+        new = SourceState()
         # records, identity, what else; what is found
         for records, identity, more, expected in (
             ({}, SAME, {}, new),
             ({}, SAME, {"unlink": True}, new),
             ({"accepted": COPIED}, SAME, {}, new),
             # An attempt that did not come to its end goes on.
-            ({"migrating": COPYING}, SAME, {}, SourceFound(COPYING)),
-            ({"migrating": COPIED}, SAME, {}, SourceFound(COPIED)),
-            ({"migrating": COPIED}, SAME, {"unlink": True}, SourceFound(COPIED)),
-            ({"migrating": UNLINK}, SAME, {"unlink": True}, SourceFound(UNLINK)),
-            ({"migrating": UNLINK}, SAME, {}, SourceFound(UNLINK)),
+            ({"migrating": COPYING}, SAME, {}, SourceState(COPYING)),
+            ({"migrating": COPIED}, SAME, {}, SourceState(COPIED)),
+            ({"migrating": COPIED}, SAME, {"unlink": True}, SourceState(COPIED)),
+            ({"migrating": UNLINK}, SAME, {"unlink": True}, SourceState(UNLINK)),
+            ({"migrating": UNLINK}, SAME, {}, SourceState(UNLINK)),
             # Another file has the name: it goes on with nothing.
-            ({"migrating": COPYING}, OTHER, {}, SourceFound(instead_of=ONE)),
+            ({"migrating": COPYING}, OTHER, {}, SourceState(instead_of=ONE)),
             (
                 {"migrating": COPYING.but(unlink=True)},
                 OTHER,
                 {},
-                SourceFound(instead_of=ONE),
+                SourceState(instead_of=ONE),
             ),
             # Perhaps the same, where that is not told: as long as it is not to be deleted.
-            ({"migrating": COPIED}, MAYBE, {}, SourceFound(COPIED)),
+            ({"migrating": COPIED}, MAYBE, {}, SourceState(COPIED)),
             # To another place: a new migration, unless the copy is whole.
             (
                 {"migrating": COPYING},
                 SAME,
                 {"destination": "nbd://z"},
-                SourceFound(instead_of=ONE),
+                SourceState(instead_of=ONE),
             ),
             # Retired: there to be finished.
-            ({"migrating": UNLINK}, None, {"unlink": True}, SourceFound(UNLINK, True)),
-            ({"migrating": UNLINK}, None, {}, SourceFound(UNLINK, True)),
-            ({"migrating": COPIED, "migrated": MARK}, SAME, {}, SourceFound(MARK, True)),
-            ({"migrating": COPIED, "migrated": MARK}, None, {}, SourceFound(MARK, True)),
-            ({"migrating": COPIED, "migrated": END}, SAME, {}, SourceFound(END, True)),
+            ({"migrating": UNLINK}, None, {"unlink": True}, SourceState(UNLINK, True)),
+            ({"migrating": UNLINK}, None, {}, SourceState(UNLINK, True)),
+            ({"migrating": COPIED, "migrated": MARK}, SAME, {}, SourceState(MARK, True)),
+            ({"migrating": COPIED, "migrated": MARK}, None, {}, SourceState(MARK, True)),
+            ({"migrating": COPIED, "migrated": END}, SAME, {}, SourceState(END, True)),
         ):
             with self.subTest(records=records, identity=identity, more=more):
                 self.stand(**records)
@@ -262,7 +262,7 @@ class SourceTests(Case):
             with self.subTest(records=records):
                 self.stand(**records)
                 for identity in (SAME, OTHER, MAYBE):
-                    expected = SourceFound(instead_of=instead, unreadable=tuple(bad))
+                    expected = SourceState(instead_of=instead, unreadable=tuple(bad))
                     self.assertEqual(expected, self.found(identity, again=True))
                     self.assertEqual(expected, self.found(identity, "nbd://z", again=True))
 
@@ -281,7 +281,7 @@ class SourceTests(Case):
                     with self.subTest(record=record, again=again, others=others):
                         self.stand(migrating=record, **others)
                         found = self.found(identity, again=again)
-                        self.assertEqual(SourceFound(record, retired), found)
+                        self.assertEqual(SourceState(record, retired), found)
         self.stand(migrating=COPIED.but(again=True), migrated=MARK)
         self.assertTrue(self.found(again=True).retired)
 
@@ -298,12 +298,12 @@ class SourceTests(Case):
             with self.subTest(record=record, identity=identity):
                 self.stand(migrating=record.but(again=True))
                 found = self.found(identity, destination, again=True)
-                self.assertEqual(SourceFound(instead_of=ONE), found)
+                self.assertEqual(SourceState(instead_of=ONE), found)
 
     def test_again_finishes_what_is_gone(self):
         """There is nothing else that it could be about."""
         self.stand(migrating=UNLINK)
-        self.assertEqual(SourceFound(UNLINK, True), self.found(None, again=True))
+        self.assertEqual(SourceState(UNLINK, True), self.found(None, again=True))
 
     def test_refusals(self):
         for records, identity, more, words in (

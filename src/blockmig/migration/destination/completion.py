@@ -11,7 +11,7 @@ from ...nbd import Errno
 from ...server import ServerConnection
 
 
-class Ending:
+class Completion:
     """The end of one migration.
 
     @param connection: whose disconnect it was.

@@ -15,25 +15,25 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ...nbd import Errno
-from ..handoff.message import Page, Stage
+from ..handoff.message import HandoffMessage, HandoffPhase
 from .answers import Answer
 from .attempt import IncomingAttempt
 from .disk import DestinationDisk
+from .disk_failures import DiskFailures
 from .durability import Durability
 from .progress import Progress
 from .record import DestinationRecord
-from .trouble import DiskTrouble
 
 _log = Logger()
 
 
-class Messages:
+class MessageHandler:
     """Answers the messages of one migration's senders.
 
     @param disk: the disk that they are about.
     @param record: what is on record of it.
     @param durability: how much of it is durable.
-    @param trouble: told of what goes wrong meanwhile.
+    @param failures: told of what goes wrong meanwhile.
     @param progress: told that the migration gets on.
     """
 
@@ -42,88 +42,88 @@ class Messages:
         disk: DestinationDisk,
         record: DestinationRecord,
         durability: Durability,
-        trouble: DiskTrouble,
+        failures: DiskFailures,
         progress: Progress,
     ) -> None:
         self._disk = disk
         self._record = record
         self._durability = durability
-        self._trouble = trouble
+        self._failures = failures
         self._progress = progress
 
-    def take(self, page: Page, attempt: IncomingAttempt | None) -> Answer:
+    def take(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
         """A message came; the answer says whether it is acknowledged.
 
         @param attempt: the one that goes on, if any does.
         """
-        if page.phase == Stage.COPYING:
-            return self.claim(page) if attempt is None else self.replace(page, attempt)
-        if page.phase == Stage.COPIED:
-            return self.confirm(page, attempt)
-        return self.retire(page) if page.phase == Stage.RETIRED else Errno.EINVAL
+        if message.phase == HandoffPhase.COPYING:
+            return self.claim(message) if attempt is None else self.replace(message, attempt)
+        if message.phase == HandoffPhase.COPIED:
+            return self.confirm(message, attempt)
+        return self.retire(message) if message.phase == HandoffPhase.RETIRED else Errno.EINVAL
 
-    def claim(self, page: Page) -> Answer:
-        """An attempt of the migration that C{page} names is about to begin."""
+    def claim(self, message: HandoffMessage) -> Answer:
+        """An attempt of the migration that C{message} names is about to begin."""
         record = self._record
-        if record.retired or (record.is_kept and not record.is_about(page)):
+        if record.retired or (record.is_kept and not record.is_about(message)):
             return Errno.EPERM
-        if page.size != self._disk.size or not page.is_message:
+        if message.size != self._disk.size or not message.is_from_sender:
             return Errno.EINVAL
-        record.claim(page)
+        record.claim(message)
         self._durability.changes()
-        return self._trouble.answer(record.put_attempt(page))
+        return self._failures.answer(record.put_attempt(message))
 
-    def replace(self, page: Page, attempt: IncomingAttempt) -> Errno:
+    def replace(self, message: HandoffMessage, attempt: IncomingAttempt) -> Errno:
         """The sender of the attempt that goes on wants to begin another: it has lost this one.
 
         Its connection may be half-open, and is ended; until it is gone the answer is no.
         """
-        if self._record.is_about(page) and self._record.claimed(attempt.connection):
+        if self._record.is_about(message) and self._record.claimed(attempt.connection):
             attempt.connection.abort()
         return Errno.EPERM
 
-    def confirm(self, page: Page, attempt: IncomingAttempt | None) -> Answer:
+    def confirm(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
         """Whether the copy of that migration is whole, durable, and on record as such."""
-        if self._is_copied(page):
+        if self._is_copied(message):
             return Errno.OK
         if (
-            not self._record.is_about(page)
+            not self._record.is_about(message)
             or not self._durability.durable
             or attempt is None
             or not self._record.claimed(attempt.connection)
         ):
             return Errno.EPERM
-        return self._put_copied(page)
+        return self._put_copied(message)
 
-    def _put_copied(self, page: Page) -> Deferred[Errno]:
+    def _put_copied(self, message: HandoffMessage) -> Deferred[Errno]:
         return self._durability.put_copied().addCallbacks(
-            lambda _: Errno.OK if self._is_copied(page) else Errno.EPERM,
-            lambda _: self._trouble.told,
+            lambda _: Errno.OK if self._is_copied(message) else Errno.EPERM,
+            lambda _: self._failures.reported,
         )
 
-    def _is_copied(self, page: Page) -> bool:
-        return self._durability.copied and self._record.is_about(page)
+    def _is_copied(self, message: HandoffMessage) -> bool:
+        return self._durability.copied and self._record.is_about(message)
 
-    def retire(self, page: Page) -> Answer:
+    def retire(self, message: HandoffMessage) -> Answer:
         """The source is retired: from now on this is the canonical copy."""
-        if self._was_complete(page):
-            self._record.take_for_whole(page)
+        if self._was_complete(message):
+            self._record.take_for_whole(message)
             self._durability.take_for_copied()
-        if not self._is_copied(page):
+        if not self._is_copied(message):
             return Errno.EPERM
-        self._record.claim(page)
+        self._record.claim(message)
         self._progress.made()
         self._progress.begin()
         if self._record.retired:
-            return self._trouble.answer(self._record.settled())
+            return self._failures.answer(self._record.written())
         _log.info(
             "{disk}: the source is retired; this copy is the canonical one",
             event="retired",
             disk=self._disk.name,
         )
-        return self._trouble.answer(self._record.put_retired())
+        return self._failures.answer(self._record.put_retired())
 
-    def _was_complete(self, page: Page) -> bool:
+    def _was_complete(self, message: HandoffMessage) -> bool:
         """Whether an earlier receiver of this very disk had completed that migration.
 
         It died between taking its record away and its exit, and the sender, to which it has
@@ -131,8 +131,8 @@ class Messages:
         known by, and that never before all of it was here.
         """
         return (
-            bool(page.token)
-            and page.token == self._disk.identity()
+            bool(message.token)
+            and message.token == self._disk.identity()
             and self._record.phase is None
-            and page.size == self._disk.size
+            and message.size == self._disk.size
         )
