@@ -1,0 +1,450 @@
+"""The mirrors of a running `serve`: what its control socket takes, refuses and answers."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.cli.serve_mirrors import Mirrors, _Wanted
+from blockmig.control import ControlRefused
+from blockmig.errors import Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.policy import Overrides
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.runtime import Runtime
+from blockmig.server import Server
+from blockmig.testing import MemoryNetwork, connect_client
+from tests.unit.support import ONE, RecordedDisk, RecordedSource, Story, in_thread
+
+KIB = 1024
+SIZE = 200 * KIB
+URI = "nbd://there:1/"
+
+
+class Pool:
+    """Threads whose work is done at once."""
+
+    def callInThreadWithCallback(self, done, function, *arguments, **keywords):
+        try:
+            result = function(*arguments, **keywords)
+        except BaseException:
+            done(False, Failure())
+        else:
+            done(True, result)
+
+
+class Reactor(Clock):
+    """A clock that has such threads."""
+
+    def getThreadPool(self):
+        return Pool()
+
+    def callFromThread(self, function, *arguments):
+        function(*arguments)
+
+
+class Source(RecordedSource):
+    def extents(self, offset):
+        return iter([])
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Reactor()
+        self.network = MemoryNetwork(self.clock)
+        base = os.path.abspath(self.mktemp())
+        self.source = Source(b"s" * SIZE, base + "-s/disk")
+        self.target = RecordedDisk(b"o" * SIZE, base + "-d/disk")
+        for disk in (self.source, self.target):
+            os.mkdir(os.path.dirname(disk.path))
+        self.server = Server(self.source, runtime=Runtime(self.clock, in_thread))
+        self.network.listen("server", self.server.factory())
+        self.stopped = self.server.complete()
+        self.receive()
+        self.system = Story()
+        self.endpoints = []
+        self.mirrors = Mirrors(
+            self.server, Runtime(self.clock, in_thread, self.system), self.endpoint
+        )
+
+    def endpoint(self, reactor, uri):
+        self.assertIs(self.clock, reactor)
+        self.endpoints.append(str(uri))
+        return self.network.client_endpoint(uri.host)
+
+    def receive(self):
+        self.receiver = Receiver(
+            self.target,
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, Story()),
+        )
+        self.arrived = self.receiver.complete()
+        self.port = self.network.listen("there", self.receiver.factory())
+
+    def call(self, path, body=None):
+        return maybeDeferred(self.route, path, body)
+
+    def route(self, path, body):
+        answer = self.mirrors.routes["POST", path](body)
+        return answer if isinstance(answer, dict) else ensureDeferred(answer)
+
+    def answer(self, path, body=None):
+        """What is answered without time passing."""
+        return self.network.result(self.call(path, body))
+
+    def refused(self, path, body=None):
+        """The status and the words of a refusal."""
+        answer = self.call(path, body)
+        self.network.pump()
+        error = self.failureResultOf(answer, ControlRefused).value
+        self.assertNotIn("\n", str(error))
+        return error.http_status, str(error)
+
+    def start(self, **body):
+        return self.answer("/mirror", {"uri": URI, **body})
+
+    def begin(self, **body):
+        """One that does not come to its end by itself."""
+        return self.start(max_rate=10 * KIB, **body)
+
+    def mirror(self):
+        return self.mirrors.status().get("mirror")
+
+    def finish(self):
+        for _ in range(100):
+            self.network.advance(0.1)
+        self.assertTrue(self.mirrors.current.over)
+
+
+class StartTests(Case):
+    def test_answered_when_the_destination_has_accepted(self):
+        self.assertIsNone(self.mirror())
+        self.assertFalse(self.mirrors.handed_over)
+        answer = self.begin()
+        self.assertEqual({"destination": URI, "attempt": 1}, answer)
+        self.assertEqual(("copying", URI), (self.mirror()["state"], self.mirror()["destination"]))
+        self.assertFalse(self.mirrors.handed_over)
+
+    def test_not_before(self):
+        answer = self.call("/mirror", {"uri": URI, "max_rate": KIB})
+        self.assertNoResult(answer)
+        self.assertEqual("starting", self.mirror()["state"])
+        self.network.pump()
+        self.successResultOf(answer)
+
+    def test_defaults(self):
+        self.begin()
+        status = self.mirror()
+        found = {name: status[name] for name in ("unlink", "max_pause", "converge", "then")}
+        expected = {"unlink": False, "max_pause": 0.5, "converge": "wait", "then": "exit"}
+        self.assertEqual(expected, found)
+        self.assertEqual([URI], self.endpoints)
+
+    def test_what_is_wanted(self):
+        self.begin(
+            unlink=True,
+            again=True,
+            max_pause=2,
+            converge="throttle",
+            then="relay",
+            relay_to="nbd://elsewhere:5/x",
+            timeout=7,
+        )
+        status = self.mirror()
+        found = {name: status[name] for name in ("unlink", "max_pause", "converge", "then")}
+        expected = {"unlink": True, "max_pause": 2.0, "converge": "throttle", "then": "relay"}
+        self.assertEqual(expected, found)
+        self.assertEqual({URI, "nbd://elsewhere:5/x"}, set(self.endpoints))
+        self.assertEqual(10 * KIB, status["max_rate"])
+
+    def test_nothing_that_is_null(self):
+        """As if it was not there, where that makes sense."""
+        self.start(max_rate=None)
+        self.assertIsNone(self.mirror()["max_rate"])
+
+    def test_bad_bodies(self):
+        for body in (None, [], "nbd://there/", 5, True):
+            self.assertEqual(400, self.refused("/mirror", body)[0], body)
+            self.assertEqual(400, self.refused("/mirror", body)[0], body)
+        self.check_untouched()
+
+    def check_untouched(self):
+        self.assertIsNone(self.mirrors.current)
+        self.assertEqual("serving", self.server.state)
+        self.assertIsNone(self.server.changes.mark)
+        self.assertEqual([], os.listdir(os.path.dirname(self.source.path)))
+
+    def test_bad_fields(self):
+        for name, values in {
+            "uri": (
+                None,
+                5,
+                True,
+                [],
+                {},
+                [URI],
+                {"a": 1},
+                "",
+                "there",
+                "http://there/",
+                "nbds://x/",
+            ),
+            "unlink": ("yes", 1, 0, None, [], "true"),
+            "again": ("yes", 1, None),
+            "max_pause": (0, -1, "1", None, True, [], float("nan"), float("inf"), 1e6, 1e300),
+            "timeout": (0, -1, "1", None, True, [1], float("nan"), float("inf")),
+            "converge": ("", "WAIT", None, 5, [], {}, ["wait"], True),
+            "then": ("", "stop", None, 5, [], True),
+            "max_rate": (0, -5, 0.5, "1M", True, False, [], {}, float("nan"), float("inf"), 2**63),
+        }.items():
+            for value in values:
+                status, words = self.refused("/mirror", {"uri": URI, name: value})
+                self.assertEqual(400, status, (name, value))
+                self.assertTrue(words.startswith(name), words)
+                self.check_untouched()
+
+    def test_no_uri(self):
+        self.assertEqual(400, self.refused("/mirror", {})[0])
+        self.check_untouched()
+
+    def test_a_bad_uri_to_relay_to(self):
+        for value in (5, "there", "", [1]):
+            status, words = self.refused(
+                "/mirror", {"uri": URI, "then": "relay", "relay_to": value}
+            )
+            self.assertEqual((400, "relay_to"), (status, words[:8]), value)
+        self.check_untouched()
+
+    def test_text_that_is_no_unicode(self):
+        """JSON can say what no name on this machine can be."""
+        for uri in (
+            "nbd://there/\ud800",
+            "nbd://\ud800/",
+            "nbd+unix:///?socket=/\ud800",
+            "nbd+unix:///\ud800?socket=/x",
+        ):
+            try:
+                _Wanted({"uri": uri}).uri("uri")
+            except ControlRefused as error:
+                self.assertEqual(400, error.http_status)
+            else:
+                self.fail(ascii(uri))
+
+    def test_a_second_one(self):
+        """It is refused, and disturbs nothing."""
+        self.begin()
+        first = self.mirrors.current
+        status, words = self.refused("/mirror", {"uri": "nbd://elsewhere/"})
+        self.assertEqual((409, f"a mirror to {URI} is running already"), (status, words))
+        self.assertIs(first, self.mirrors.current)
+        self.assertEqual("copying", self.mirror()["state"])
+        self.answer("/rate", {"max_rate": None})
+        self.finish()
+        self.assertTrue(self.mirrors.handed_over)
+
+    def test_a_second_one_before_the_first_is_accepted(self):
+        first = self.call("/mirror", {"uri": URI, "max_rate": KIB})
+        self.assertEqual(
+            409, self.failureResultOf(self.call("/mirror", {"uri": URI})).value.http_status
+        )
+        self.network.pump()
+        self.successResultOf(first)
+
+    def test_a_destination_that_is_not_there(self):
+        self.port.stopListening()
+        status, words = self.refused("/mirror", {"uri": URI})
+        self.assertEqual(409, status)
+        self.assertIn("nobody listens", words)
+        self.assertEqual("failed", self.mirror()["state"])
+        self.assertFalse(self.mirrors.handed_over)
+        # Another one may be tried.
+        self.network.listen("there", self.receiver.factory())
+        self.begin()
+        self.assertEqual("copying", self.mirror()["state"])
+
+    def test_forbidden_by_a_record(self):
+        record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location("z"), "", retired="then")
+        Records(self.source.path).write(Kind.MIGRATED, record)
+        self.assertEqual(409, self.refused("/mirror", {"uri": URI})[0])
+        self.assertIsNone(self.mirrors.current)
+        self.assertEqual("serving", self.server.state)
+
+    def test_a_server_that_stops(self):
+        self.server.stop()
+        status, words = self.refused("/mirror", {"uri": URI})
+        self.assertEqual(409, status)
+        self.assertRegex(words, "the server is stop")
+
+
+class WaitTests(Case):
+    def test_answered_at_the_end(self):
+        self.begin()
+        waiting = [self.call("/mirror/wait"), self.call("/mirror/wait", {})]
+        self.network.advance(1)
+        self.assertNoResult(waiting[0])
+        self.answer("/rate", {"max_rate": None})
+        self.finish()
+        for answer in waiting:
+            found = self.successResultOf(answer)
+            self.assertEqual((0, SIZE), (found["status"], found["summary"]["bytes"]))
+            self.assertEqual("the disk is handed over", found["message"])
+        self.assertTrue(self.mirrors.handed_over)
+        self.assertEqual(bytes(self.source.data), bytes(self.target.data))
+
+    def test_behind_the_end(self):
+        self.start()
+        self.finish()
+        self.assertEqual(0, self.answer("/mirror/wait")["status"])
+
+    def test_none(self):
+        self.assertEqual((409, "no mirror is running"), self.refused("/mirror/wait"))
+
+    def test_broken_off(self):
+        self.begin()
+        waiting = self.call("/mirror/wait")
+        self.assertEqual({}, self.answer("/break"))
+        found = self.successResultOf(waiting)
+        self.assertEqual((4, None), (found["status"], found["summary"]))
+        self.assertIn("broken off", found["message"])
+
+    def test_failed(self):
+        self.source.fail["probe"] = OSError(5, "Input/output error")
+        self.start()
+        found = self.answer("/mirror/wait")
+        self.assertEqual((3, None), (found["status"], found["summary"]))
+        self.assertFalse(self.mirrors.handed_over)
+
+    def test_unconfirmed(self):
+        self.cut_when("MIGRATED copied retired")
+        self.start()
+        waiting = self.call("/mirror/wait")
+        self.network.advance(1)
+        self.assertNoResult(waiting)
+        self.mirrors.current.stop("enough")
+        self.network.advance(10)
+        found = self.successResultOf(waiting)
+        self.assertEqual((5, None), (found["status"], found["summary"]))
+        self.assertTrue(self.mirrors.handed_over)
+        self.failureResultOf(
+            Deferred.fromCoroutine(self.mirrors.current.handed_over()), Unconfirmed
+        )
+
+    def cut_when(self, words):
+        def tell(told):
+            if told == words:
+                self.port.stopListening()
+                for link in self.network.connections:
+                    if link.name == "there":
+                        link.stall()
+
+        self.system.tell = tell
+
+
+class ToldTests(Case):
+    """Whoever has said that he will wait is expected before the control socket is closed."""
+
+    def told(self):
+        return Deferred.fromCoroutine(self.mirrors.announced())
+
+    def test_nobody_said_so(self):
+        self.start()
+        self.successResultOf(self.told())
+
+    def test_expected(self):
+        self.start(wait=True)
+        self.finish()
+        told = self.told()
+        self.clock.advance(4.9)
+        self.assertNoResult(told)
+        self.answer("/mirror/wait")
+        self.successResultOf(told)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_not_for_long(self):
+        self.start(wait=True)
+        self.finish()
+        told = self.told()
+        self.clock.advance(5.1)
+        self.successResultOf(told)
+        self.assertEqual(0, self.answer("/mirror/wait")["status"], "late, but answered")
+
+    def test_who_waits_already(self):
+        self.begin(wait=True)
+        self.call("/mirror/wait")
+        self.successResultOf(self.told())
+
+    def test_not_one_whose_mirror_was_refused(self):
+        """He was told so, and will not come."""
+        self.port.stopListening()
+        self.assertEqual(409, self.refused("/mirror", {"uri": URI, "wait": True})[0])
+        self.successResultOf(self.told())
+
+
+class BreakTests(Case):
+    def test_clients_are_as_before(self):
+        client = self.network.result(connect_client(self.network.client_endpoint("server")))
+        self.begin()
+        self.network.advance(1)
+        self.assertEqual({}, self.answer("/break"))
+        self.assertEqual("broken", self.mirror()["state"])
+        self.assertEqual("serving", self.server.state)
+        self.network.result(client.write(0, b"new"))
+        self.assertFalse(self.mirrors.handed_over)
+
+    def test_none(self):
+        self.assertEqual((409, "no mirror is running"), self.refused("/break"))
+        self.begin()
+        self.answer("/break")
+        self.assertEqual((409, "no mirror is running"), self.refused("/break"))
+
+    def test_another_one_behind_it(self):
+        self.begin()
+        self.answer("/break")
+        self.network.advance(1)
+        self.start()
+        self.finish()
+        self.assertTrue(self.mirrors.handed_over)
+
+    def test_too_late(self):
+        answers = []
+
+        def tell(words):
+            if words == "MIGRATED copied retired":
+                answers.append(self.call("/break"))
+
+        self.system.tell = tell
+        self.start()
+        self.finish()
+        error = self.failureResultOf(answers[0], ControlRefused).value
+        self.assertEqual(409, error.http_status)
+        self.assertIn("too late: the source is being retired", str(error))
+        self.assertTrue(self.mirrors.handed_over)
+
+    def test_before_it_is_accepted(self):
+        starting = self.call("/mirror", {"uri": URI})
+        self.assertEqual({}, self.answer("/break"))
+        error = self.failureResultOf(starting, ControlRefused).value
+        self.assertEqual(409, error.http_status)
+        self.assertIn("broken off", str(error))
+
+
+class RateTests(Case):
+    def test_set_and_lifted(self):
+        self.begin()
+        self.assertEqual({"max_rate": 5e6}, self.answer("/rate", {"max_rate": 5_000_000}))
+        self.assertEqual(5e6, self.mirror()["max_rate"])
+        for body in ({"max_rate": None}, {}):
+            self.answer("/rate", {"max_rate": KIB})
+            self.assertEqual({"max_rate": None}, self.answer("/rate", body))
+            self.assertIsNone(self.mirrors.current.status()["max_rate"])
+
+    def test_refused(self):
+        self.assertEqual((409, "no mirror is running"), self.refused("/rate", {"max_rate": 5}))
+        self.begin()
+        for body in (None, [], 5, {"max_rate": 0}, {"max_rate": "1M"}, {"max_rate": True}):
+            self.assertEqual(400, self.refused("/rate", body)[0], body)
+        self.assertEqual(10 * KIB, self.mirror()["max_rate"])

@@ -1,0 +1,348 @@
+"""A destination's disk: nobody's data is written over, and the file stays the same (R12, R13)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from zope.interface import implementer
+
+from blockmig.errors import GaveUp, LocalFailure, Refused
+from blockmig.interfaces import IRecordedDisk, IWatchedDisk
+from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.nbd import Command, Errno
+from blockmig.storage import DiskChanged
+from tests.unit.migration.destination.test_migration import DATA, SIZE
+from tests.unit.migration.destination.test_migration import Case as AttemptsCase
+from tests.unit.support import ONE, MemoryDisk, RecordedDisk
+
+WRITE, FLUSH, ZEROES = Command.WRITE, Command.FLUSH, Command.WRITE_ZEROES
+
+
+@implementer(IRecordedDisk, IWatchedDisk)
+class Watched(RecordedDisk):
+    """A destination whose file other hands get at.
+
+    `rescues` is what comes of each attempt to rescue it: an error, or None.
+    """
+
+    displaced = ""
+
+    def __init__(self, content, path):
+        super().__init__(content, path)
+        self.rescues = []
+
+    def check_place(self):
+        self._called("check_place")
+        if self.displaced:
+            raise DiskChanged(f"{self.name}: {self.displaced}")
+
+    def is_gone(self):
+        return False
+
+    def version(self, sync=True):
+        return (1,), (1,)
+
+    def rescue(self, announce=None):
+        self._called("rescue")
+        error = self.rescues.pop(0) if self.rescues else None
+        if error is not None:
+            raise error
+        announce(self.path + ".rescued")
+        return self.path + ".rescued"
+
+
+class DataTests(AttemptsCase):
+    def make(self, *arguments, **keywords):
+        super().make(*arguments, **{"overwrite": False, **keywords})
+
+    def refused(self, *words):
+        self.ends_with(Refused, 1, "memory", "--overwrite", *words)
+        self.assertEqual(([], b"o" * SIZE), (self.names(), bytes(self.disk.data)))
+        self.assertFalse(self.receiver.touched)
+
+    def test_checked_before_anybody_is_let_in(self):
+        error = self.failureResultOf(self.receiver.check(), Refused).value
+        for word in ("data", "--overwrite", "complete as far as can be told"):
+            self.assertIn(word, str(error))
+        self.waits()
+
+    def test_a_change_finds_it_where_nobody_has_checked(self):
+        client = self.client()
+        self.assertEqual(Errno.EPERM, client.ask(WRITE, 0, 1, payload=b"x")[0])
+        self.clock.advance(10)
+        self.refused()
+
+    def test_a_claim_finds_it_where_nobody_has_checked(self):
+        self.assertEqual(Errno.EPERM, self.handoff().notify("copying", ONE, 7))
+        self.clock.advance(10)
+        self.refused()
+
+    def test_on_a_disk_without_records(self):
+        self.disk = MemoryDisk(b"o" * SIZE)
+        self.make()
+        self.assertEqual(Errno.EPERM, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
+        self.clock.advance(10)
+        self.ends_with(Refused, 1, "--overwrite")
+        self.assertEqual(b"o" * SIZE, bytes(self.disk.data))
+
+    def test_zeroes_are_no_data(self):
+        for disk in (RecordedDisk(bytes(SIZE), self.disk.path), MemoryDisk(bytes(SIZE))):
+            self.disk = disk
+            self.make()
+            self.successResultOf(self.receiver.check())
+            self.assertEqual(0, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
+
+    def test_a_new_file_is_not_looked_at(self):
+        self.disk.blank = True
+        self.make()
+        self.successResultOf(self.receiver.check())
+        self.assertEqual([], self.disk.calls)
+
+    def test_looked_at_only_once(self):
+        self.disk = RecordedDisk(bytes(SIZE), self.disk.path)
+        self.make()
+        self.successResultOf(self.receiver.check())
+        self.disk.calls.clear()
+        self.client().write(0, DATA)
+        self.assertNotIn("probe", self.disk.names())
+
+    def test_looked_at_again_if_it_was_changed_while_it_waited(self):
+        """A sender may come days after the start."""
+        for version, looks in ((((1,), (1,)), 1), (((), ()), 2)):
+            self.setUp()
+            self.disk = Watched(bytes(SIZE), self.disk.path)
+            self.disk.version = lambda sync=True, version=version: version
+            self.make()
+            self.successResultOf(self.receiver.check())
+            self.claimed()
+            self.assertEqual(looks, self.disk.names().count("probe"), "devices tell nothing")
+        self.setUp()
+        self.disk = Watched(bytes(SIZE), self.disk.path)
+        self.make()
+        self.disk.version = lambda sync=True: ((1,), (1,))
+        self.successResultOf(self.receiver.check())
+        self.disk.version = lambda sync=True: ((2,), (1,))
+        self.disk.data[:] = b"o" * SIZE
+        self.assertEqual(Errno.EPERM, self.handoff().notify("copying", ONE, 7))
+        self.clock.advance(10)
+        self.refused()
+
+    def test_overwritten_when_told_so(self):
+        self.make(overwrite=True)
+        self.successResultOf(self.receiver.check())
+        self.assertEqual(0, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
+
+    def test_nothing_is_asked_of_a_disk_that_may_be_overwritten(self):
+        self.make(overwrite=True)
+        self.claimed()
+
+        def asked():
+            raise AssertionError("whose copy it is does not matter")
+
+        self.disk.identity = asked
+        self.make(overwrite=True)
+        self.successResultOf(self.receiver.check())
+
+    def test_an_unfinished_copy_goes_on(self):
+        for identity in ("", self.disk.identity()):
+            self.make(overwrite=True)
+            self.claimed()
+            record = self.record().but(identity=identity)
+            self.records.write(Kind.INCOMPLETE, record)
+            self.make()
+            self.successResultOf(self.receiver.check())
+            self.claimed()
+
+    def test_another_file_in_the_place_of_an_unfinished_copy_is_somebodys(self):
+        self.make(overwrite=True)
+        self.claimed()
+        self.assertEqual(self.disk.identity(), self.record().identity, "from the first record on")
+        self.disk.identity = lambda: "inode 5, born 7"
+        self.make()
+        self.failureResultOf(self.receiver.check(), Refused)
+
+    def test_again_is_about_the_disk_that_records_speak_of(self):
+        self.make(again=True)
+        self.failureResultOf(self.receiver.check(), Refused)
+        self.make(overwrite=True)
+        self.claimed()
+        self.records.write(Kind.MIGRATED, self.record().but(retired="then"))
+        self.records.remove(Kind.INCOMPLETE)
+        self.make(again=True)
+        self.successResultOf(self.receiver.check())
+
+    def test_a_disk_that_cannot_be_read(self):
+        self.disk.fail["probe"] = OSError(errno.EIO, "broken")
+        self.failureResultOf(self.receiver.check(), OSError)
+        self.assertEqual(Errno.EIO, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
+        self.clock.advance(10)
+        self.ends_with(LocalFailure, 3, "broken")
+
+
+class PlaceTests(AttemptsCase):
+    """Its name leads elsewhere, from some moment on."""
+
+    def setUp(self):
+        super().setUp()
+        self.disk = Watched(bytes(SIZE), self.directory + "/disk")
+        self.make()
+
+    def displace(self):
+        self.disk.displaced = "is another file now"
+
+    def ended(self, *words):
+        self.clock.advance(10)
+        self.ends_with(LocalFailure, 3, "is another file now", *words)
+        self.assertNotIn("rescue", self.disk.names())
+
+    def test_before_it_begins(self):
+        self.displace()
+        self.assertEqual(Errno.EIO, self.handoff().notify("copying", ONE, 7))
+        self.ended()
+        self.assertEqual([], self.names())
+
+    def test_before_the_last_byte_is_changed(self):
+        """A file that was cut would have its size again, and what is missing be zeroes."""
+        for request in (WRITE, ZEROES):
+            self.setUp()
+            client, _ = self.claimed()
+            self.assertEqual(0, client.ask(WRITE, 0, 1, payload=b"x")[0])
+            self.displace()
+            self.assertEqual(0, client.ask(WRITE, 0, SIZE - 1, payload=DATA[1:])[0])
+            payload = b"x" if request == WRITE else b""
+            self.assertEqual(Errno.EIO, client.ask(request, SIZE - 1, 1, payload=payload)[0])
+            self.ended()
+            self.assertEqual(Phase.COPYING, self.record().phase)
+
+    def test_a_stray_finds_nothing_out(self):
+        self.claimed()[0].write(0, DATA)
+        self.displace()
+        self.assertEqual(Errno.EPERM, self.client(9).ask(WRITE, SIZE - 1, 1, payload=b"x")[0])
+        self.waits()
+
+    def test_before_a_change_of_what_may_be_the_only_copy(self):
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
+        self.displace()
+        client.send(WRITE, SIZE - 1, 1, payload=b"x")
+        self.assertNotIn(0, client.errors())
+        self.saved()
+
+    def test_before_it_is_copied(self):
+        client, handoff = self.claimed()
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.displace()
+        self.assertEqual(Errno.EIO, handoff.notify("copied", ONE, 7))
+        self.ended()
+        self.assertEqual(Phase.COPYING, self.record().phase)
+
+    def test_before_it_is_copied_by_a_foreign_sender(self):
+        client = self.client()
+        client.write(0, DATA)
+        self.displace()
+        client.send(FLUSH)
+        self.assertEqual([0, Errno.EIO], client.errors())
+        self.ended()
+        self.assertEqual(Phase.COPYING, self.record().phase)
+
+    def rescued(self):
+        return Records(self.disk.path + ".rescued").read(Kind.INCOMPLETE)
+
+    def saved(self, retired=True):
+        self.clock.advance(10)
+        self.ends_with(LocalFailure, 3, "is another file now", "disk.rescued")
+        self.assertEqual(Phase.COPIED, self.rescued().phase)
+        self.assertEqual(retired, bool(self.rescued().retired))
+
+    def test_when_the_source_is_retired(self):
+        _, handoff = self.copied()
+        self.displace()
+        handoff.send_message("retired", ONE, 7)
+        self.assertNotIn(0, handoff.errors())
+        self.saved()
+
+    def test_before_it_is_complete(self):
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
+        self.displace()
+        client.disconnect()
+        self.saved()
+        self.assertNotEqual("complete", self.receiver.status()["state"])
+
+    def test_when_the_last_flush_fails_since_the_directory_is_gone_too(self):
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
+
+        def flush():
+            self.displace()
+            raise OSError(errno.ENOENT, "No such file or directory")
+
+        self.disk.flush = flush
+        client.disconnect()
+        self.saved()
+
+    def test_before_it_is_complete_for_a_foreign_sender(self):
+        client = self.client()
+        client.write(0, DATA)
+        self.displace()
+        client.disconnect()
+        self.saved(retired=False)
+
+    def test_when_it_is_stopped_with_what_may_be_the_only_copy(self):
+        self.copied()
+        self.displace()
+        self.receiver.stop("enough")
+        self.saved(retired=False)
+
+    def test_stopped_before_that_it_is_nothing(self):
+        self.claimed()
+        self.displace()
+        self.receiver.stop("enough")
+        self.ends_with(GaveUp, 4)
+        self.assertNotIn("rescue", self.disk.names())
+
+    def test_tried_until_it_is_saved(self):
+        """The process is all that keeps the disk: it does not end, whoever wants it to."""
+        client, handoff = self.copied()
+        handoff.notify("retired", ONE, 7)
+        self.disk.rescues = [OSError(errno.ENOSPC, "No space left")] * 3
+        self.displace()
+        client.disconnect()
+        self.receiver.stop("enough")
+        for _ in range(3):
+            self.clock.advance(9)
+            self.assertNoResult(self.outcome)
+            self.assertEqual(["disk"], self.not_saved())
+            self.clock.advance(1)
+        self.saved()
+
+    def not_saved(self):
+        return ["disk"] if not os.path.exists(self.disk.path + ".rescued.INCOMPLETE") else []
+
+    def test_what_cannot_be_saved_is_not_tried_again(self):
+        for error, words in (
+            (DiskChanged("disk: has 5 bytes now"), "lost"),
+            (OSError(errno.ENODEV, "the data is on device 8:1"), "8:1"),
+        ):
+            self.setUp()
+            client, handoff = self.copied()
+            handoff.notify("retired", ONE, 7)
+            self.disk.rescues = [error]
+            self.displace()
+            client.disconnect()
+            self.clock.advance(0)
+            self.ends_with(LocalFailure, 3, words)
+            self.assertEqual(Phase.COPIED, self.record().phase)
+
+    def test_nobody_is_served_while_it_is_saved(self):
+        client, handoff = self.copied()
+        handoff.notify("retired", ONE, 7)
+        self.disk.rescues = [OSError(errno.ENOSPC, "No space left")]
+        self.displace()
+        client.disconnect()
+        self.assertEqual(Errno.ESHUTDOWN, self.handoff().notify("copying", ONE, 8))
+        self.assertEqual(Errno.ESHUTDOWN, self.client(9).ask(WRITE, 0, 1, payload=b"x")[0])
+        self.clock.advance(10)
+        self.saved()

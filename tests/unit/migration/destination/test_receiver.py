@@ -1,0 +1,676 @@
+"""The receiver, driven in memory by clients on the test's own hands (design: R3, R4, R5)."""
+
+from __future__ import annotations
+
+import errno
+
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.errors import ExitStatus, GaveUp, LocalFailure
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.nbd import Command, CommandFlag, Errno, HandshakeRefused
+from blockmig.runtime import Runtime
+from tests.support.made import made
+from tests.unit.support import (
+    ADDRESS,
+    Client,
+    FakeReactor,
+    MemoryDisk,
+    MemoryTransport,
+    SocketTransport,
+    Threads,
+    in_thread,
+    request_bytes,
+)
+
+WRITE, READ, FLUSH, DISC = Command.WRITE, Command.READ, Command.FLUSH, Command.DISC
+TRIM, ZEROES = Command.TRIM, Command.WRITE_ZEROES
+SIZE = 5000
+DATA = bytes(range(250)) * 20
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.disk = MemoryDisk(b"o" * SIZE)
+        self.make()
+
+    def make(self, thread=in_thread, **keywords):
+        keywords.setdefault("overwrite", True)
+        self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
+        self.outcome = self.receiver.complete()
+
+    def client(self, **keywords):
+        connection = self.receiver.factory().buildProtocol(ADDRESS)
+        return Client(self.clock, connection, **keywords)
+
+    def summary(self):
+        self.clock.advance(0)
+        return self.successResultOf(self.outcome)
+
+    def failure(self, kind):
+        self.clock.advance(0)
+        return self.failureResultOf(self.outcome, kind).value
+
+    def waits(self):
+        self.clock.advance(0)
+        self.assertNoResult(self.outcome)
+
+
+class CompleteTests(Case):
+    def test_one_write(self):
+        client = self.client()
+        client.write(0, DATA)
+        self.assertEqual([0], client.errors())
+        client.disconnect()
+        summary = self.summary()
+        self.assertEqual(
+            (SIZE, SIZE, 0, 1), (summary.bytes, summary.data, summary.zeroes, summary.attempts)
+        )
+        self.assertEqual(DATA, bytes(self.disk.data))
+        self.assertTrue(client.transport.lost)
+
+    def test_flushed_before_completion_though_nobody_asked(self):
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.write(0, DATA)
+        client.disconnect()
+        self.assertNotIn("flush", self.disk.names())
+        self.waits()
+        self.assertFalse(client.transport.gone)
+        threads.run()
+        self.assertEqual("flush", self.disk.names()[-1])
+        self.summary()
+
+    def test_flushed_again_though_somebody_asked(self):
+        client = self.client()
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0, 0], client.errors())
+        client.disconnect()
+        self.summary()
+        self.assertEqual(2, self.disk.names().count("flush"))
+
+    def test_flush_reply_comes_after_the_flush(self):
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0], client.errors())
+        threads.run()
+        self.assertEqual([0], client.errors())
+
+    def test_pieces_in_any_order_and_of_any_kind(self):
+        client = self.client()
+        client.write(4000, DATA[4000:])
+        client.send(ZEROES, 1000, 2000)
+        client.send(TRIM, 3000, 1000)
+        client.write(0, DATA[:1000])
+        self.assertEqual([0] * 4, client.errors())
+        client.disconnect()
+        summary = self.summary()
+        self.assertEqual((2000, 3000), (summary.data, summary.zeroes))
+        expected = DATA[:1000] + bytes(2000) + b"o" * 1000 + DATA[4000:]
+        self.assertEqual(expected, bytes(self.disk.data))
+
+    def test_lost_while_the_last_flush_is_under_way(self):
+        """The disconnect was accepted: the migration is complete whatever the connection does."""
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.write(0, DATA)
+        client.disconnect()
+        client.lose()
+        self.receiver.stop()
+        self.waits()
+        threads.run()
+        self.assertEqual(SIZE, self.summary().bytes)
+
+    def test_disconnect_waits_for_what_is_under_way(self):
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.write(0, DATA[:4000])
+        client.give(request_bytes(WRITE, 4000, 1000, CommandFlag.FUA, 7) + DATA[4000:])
+        client.give(request_bytes(DISC))
+        self.waits()
+        threads.run(1)
+        self.waits()
+        threads.run()
+        self.assertEqual(2, self.disk.names().count("flush"))
+        self.summary()
+
+    def test_several_may_wait(self):
+        client = self.client()
+        client.write(0, DATA)
+        client.disconnect()
+        late = self.receiver.complete()
+        self.assertEqual(self.summary(), self.successResultOf(late))
+
+    def test_data_behind_the_disconnect_is_ignored(self):
+        client = self.client()
+        client.write(0, DATA)
+        client.give(request_bytes(DISC) + request_bytes(WRITE, 0, 4) + b"evil")
+        self.summary()
+        self.assertEqual(DATA, bytes(self.disk.data))
+
+    def test_data_behind_a_disconnect_that_has_to_wait_is_ignored(self):
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.give(request_bytes(WRITE, 0, SIZE, CommandFlag.FUA) + DATA)
+        client.give(request_bytes(DISC) + request_bytes(WRITE, 0, 4) + b"evil")
+        client.give(request_bytes(WRITE, 0, 4) + b"evil")
+        threads.run()
+        self.summary()
+        self.assertEqual(DATA, bytes(self.disk.data))
+
+    def test_oldstyle(self):
+        self.make(oldstyle=True)
+        client = self.client()
+        self.assertTrue(client.negotiated.oldstyle)
+        self.assertEqual(SIZE, client.negotiated.export.size)
+        client.write(0, DATA)
+        self.assertEqual([0], client.errors())
+        client.disconnect()
+        self.summary()
+
+    def test_only_one_migration(self):
+        for number in (0, 2):
+            self.assertRaises(ValueError, Receiver, self.disk, number)
+
+    def test_byte_by_byte(self):
+        client = self.client()
+        stream = request_bytes(WRITE, 0, SIZE) + DATA + request_bytes(DISC)
+        for position in range(len(stream)):
+            client.give(stream[position : position + 1])
+        self.summary()
+        self.assertEqual(DATA, bytes(self.disk.data))
+
+
+class RestartTests(Case):
+    def test_coverage_is_forgotten(self):
+        for reason in (ConnectionLost(), ConnectionDone()):
+            self.setUp()
+            client = self.client()
+            client.write(0, DATA[:4000])
+            client.lose(reason)
+            self.waits()
+            second = self.client()
+            second.write(4000, DATA[4000:])
+            self.assertEqual([0], second.errors())
+            second.disconnect()
+            self.waits()
+            self.assertTrue(second.transport.lost)
+            third = self.client()
+            third.write(0, DATA)
+            third.disconnect()
+            summary = self.summary()
+            self.assertEqual((3, SIZE), (summary.attempts, summary.data))
+
+    def test_in_the_middle_of_a_payload(self):
+        client = self.client()
+        client.give(request_bytes(WRITE, 0, SIZE) + DATA[:4999])
+        client.lose()
+        self.waits()
+        second = self.client()
+        second.write(4999, b"x")
+        second.disconnect()
+        self.waits()
+
+    def test_all_covered_but_no_disconnect(self):
+        client = self.client()
+        client.write(0, DATA)
+        client.send(FLUSH)
+        client.lose(ConnectionDone())
+        self.waits()
+        self.assertEqual(1, self.receiver.attempts)
+
+    def test_bad_magic(self):
+        client = self.client()
+        client.write(0, DATA)
+        client.give(b"x" * 28)
+        self.waits()
+        self.assertTrue(client.transport.lost)
+        second = self.client()
+        second.disconnect()
+        self.waits()
+
+    def test_old_attempt_still_in_a_thread(self):
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.give(request_bytes(ZEROES, 0, 1000, CommandFlag.FUA))
+        client.lose()
+        second = self.client()
+        second.write(0, DATA)
+        self.assertEqual([Errno.EPERM], second.errors())
+        threads.run(2)  # zeroing, and the flush that FUA asks for
+        second.write(0, DATA)
+        self.assertEqual([0], second.errors())
+        self.assertEqual(2, self.receiver.attempts)
+        second.disconnect()
+        threads.run()
+        self.summary()
+        self.assertEqual(DATA, bytes(self.disk.data))
+
+
+class StrayTests(Case):
+    def test_bare_disconnect(self):
+        self.client().disconnect()
+        self.waits()
+        self.assertEqual(0, self.receiver.attempts)
+
+    def test_disconnect_with_a_hole(self):
+        for hole in (0, 2500, SIZE - 1):
+            self.setUp()
+            client = self.client()
+            if hole:
+                client.write(0, DATA[:hole])
+            if hole < SIZE - 1:
+                client.write(hole + 1, DATA[hole + 1 :])
+            client.disconnect()
+            self.waits()
+            self.assertTrue(client.transport.lost)
+
+    def test_second_connection(self):
+        first, second = self.client(), self.client()
+        first.write(0, DATA[:4000])
+        for command in (WRITE, ZEROES, TRIM):
+            error, _ = second.ask(command, 0, 4, payload=b"evil" if command == WRITE else b"")
+            self.assertEqual(Errno.EPERM, error)
+        self.assertEqual((0, DATA[:10]), second.ask(READ, 0, 10))
+        self.assertEqual(0, second.ask(FLUSH)[0])
+        second.disconnect()
+        self.waits()
+        self.assertFalse(first.transport.gone)
+        first.write(4000, DATA[4000:])
+        first.disconnect()
+        self.summary()
+        self.assertEqual(DATA, bytes(self.disk.data))
+
+    def test_disconnect_of_another_when_all_is_covered(self):
+        first, second = self.client(), self.client()
+        first.write(0, DATA)
+        second.disconnect()
+        self.waits()
+        self.assertTrue(second.transport.lost)
+        first.disconnect()
+        self.summary()
+
+    def test_others_hold_no_place(self):
+        half_open = self.client(shake=False)
+        negotiating = self.client(shake=False)
+        negotiating.give(b"\0\0\0\3IHAVEOPT")
+        idle, reader = self.client(), self.client()
+        reader.ask(READ, 0, 100)
+        sender = self.client()
+        sender.write(0, DATA)
+        self.assertEqual([0], sender.errors())
+        sender.disconnect()
+        self.summary()
+        for client in (half_open, negotiating, idle, reader):
+            self.assertTrue(client.transport.lost)
+
+    def test_not_nbd(self):
+        for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 4, bytes(1000)):
+            client = self.client(shake=False)
+            client.give(noise)
+            self.waits()
+        self.assertEqual(0, self.receiver.attempts)
+
+    def test_unknown_export(self):
+        self.make(export="disk")
+        self.assertRaises(HandshakeRefused, self.client, export="other")
+        self.client(export="disk")
+
+    def test_requests_that_are_not_allowed(self):
+        client = self.client()
+        for arguments, error in (
+            ((WRITE, 4999, 2), Errno.ENOSPC),
+            ((ZEROES, 0, SIZE + 1), Errno.ENOSPC),
+            ((READ, SIZE, 1), Errno.EINVAL),
+            ((TRIM, SIZE, 1), Errno.EINVAL),
+            ((WRITE, 2**64 - 1, 2), Errno.ENOSPC),
+            ((Command.BLOCK_STATUS, 0, 1), Errno.EINVAL),
+        ):
+            payload = b"ab" if arguments[0] == WRITE else b""
+            self.assertEqual(error, client.ask(*arguments, payload=payload)[0])
+        self.assertEqual(0, self.receiver.attempts)
+        self.assertEqual(b"o" * SIZE, bytes(self.disk.data))
+        client.write(0, DATA)
+        self.assertEqual([0], client.errors())
+
+
+class TimeoutTests(Case):
+    def test_handshake(self):
+        self.make(handshake_timeout=10)
+        clients = [self.client(shake=False) for _ in range(2)]
+        clients[1].give(b"\0\0\0\3")
+        self.clock.advance(9)
+        clients[1].give(b"I")
+        self.assertFalse(clients[0].transport.gone)
+        self.clock.advance(2)
+        self.clock.advance(0)
+        self.assertEqual([True, True], [client.transport.lost for client in clients])
+
+    def test_idle(self):
+        self.make(idle_timeout=10)
+        client = self.client()
+        for _ in range(5):
+            client.write(0, DATA[:100])
+            self.clock.advance(9)
+        self.assertFalse(client.transport.gone)
+        self.clock.advance(2)
+        self.clock.advance(0)
+        self.assertTrue(client.transport.lost)
+        second = self.client()
+        second.write(0, b"x")
+        self.assertEqual([0], second.errors())
+
+    def test_not_idle_while_something_is_under_way(self):
+        threads = Threads()
+        self.make(threads, idle_timeout=10)
+        client = self.client()
+        client.write(0, b"x")
+        client.send(FLUSH)
+        self.clock.pump([5] * 10)
+        self.assertFalse(client.transport.gone)
+        threads.run()
+        self.assertEqual([0, 0], client.errors())
+        self.clock.pump([5] * 3)
+        self.assertTrue(client.transport.lost)
+
+    def test_never(self):
+        self.make(handshake_timeout=0, idle_timeout=0)
+        clients = [self.client(), self.client(shake=False)]
+        self.clock.pump([1000] * 10)
+        self.assertEqual([False, False], [client.transport.gone for client in clients])
+
+    def test_give_up(self):
+        self.make(give_up_after=100)
+        self.clock.pump([10] * 9)
+        client = self.client()
+        client.write(0, DATA[:100])
+        self.clock.pump([9] * 6)
+        client.write(0, DATA[:100])
+        self.clock.pump([9] * 6)
+        self.waits()
+        client.lose()
+        self.clock.pump([9] * 12)
+        error = self.failure(GaveUp)
+        self.assertEqual(ExitStatus.GAVE_UP, error.status)
+        self.assertIn("not canonical", str(error))
+
+    def test_reading_is_no_progress(self):
+        self.make(give_up_after=100)
+        client = self.client()
+        for _ in range(11):
+            self.assertEqual(0, client.ask(READ, 0, 1)[0])
+            self.clock.advance(9)
+        self.waits()
+        self.clock.advance(9)
+        self.failure(GaveUp)
+
+    def test_nothing_is_left_in_the_clock(self):
+        self.make(give_up_after=100)
+        client = self.client()
+        client.write(0, DATA)
+        client.disconnect()
+        self.summary()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+
+class DiskErrorTests(Case):
+    def fails(self, client, expected):
+        """The sender gets the error, then the migration fails."""
+        self.assertEqual([expected], client.errors())
+        self.waits()
+        error, _ = client.ask(ZEROES, 0, 1)
+        self.assertEqual(expected, error)
+        client.lose(ConnectionDone())
+        return self.failure(LocalFailure)
+
+    def test_write(self):
+        for number, wire in ((errno.ENOSPC, 28), (errno.EIO, 5), (errno.EDQUOT, 28)):
+            self.setUp()
+            client = self.client()
+            client.write(0, DATA[:100])
+            client.errors()
+            self.disk.fail["write"] = OSError(number, "broken disk")
+            client.write(0, DATA)
+            error = self.fails(client, wire)
+            self.assertIn("broken disk", str(error))
+            self.assertEqual(ExitStatus.FAILED, error.status)
+
+    def test_write_in_pieces_is_answered_once(self):
+        client = self.client()
+        self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
+        stream = request_bytes(WRITE, 0, SIZE) + DATA
+        _request, _ = client.wire.request(WRITE, 0, SIZE)
+        for position in range(0, len(stream), 100):
+            client.give(stream[position : position + 100])
+        self.assertEqual(1, self.disk.names().count("write"))
+        self.fails(client, 28)
+
+    def test_zero_trim_and_flush(self):
+        for method, arguments in {
+            "zero": (ZEROES, 0, 100),
+            "trim": (TRIM, 0, 100),
+            "flush": (FLUSH,),
+        }.items():
+            self.setUp()
+            client = self.client()
+            client.write(0, DATA[:100])
+            client.errors()
+            self.disk.fail[method] = OSError(errno.EIO, "broken")
+            client.send(*arguments)
+            self.fails(client, 5)
+
+    def test_fua(self):
+        client = self.client()
+        self.disk.fail["flush"] = OSError(errno.EIO, "broken")
+        client.write(0, DATA, CommandFlag.FUA)
+        self.fails(client, 5)
+
+    def test_last_flush(self):
+        client = self.client()
+        client.write(0, DATA)
+        self.disk.fail["flush"] = OSError(errno.EIO, "broken")
+        client.disconnect()
+        self.waits()
+        self.clock.advance(6)
+        self.failure(LocalFailure)
+
+    def test_sender_that_does_not_leave(self):
+        client = self.client()
+        self.disk.fail["write"] = OSError(errno.EIO, "broken")
+        client.write(0, DATA)
+        self.assertEqual([5], client.errors())
+        self.clock.advance(4)
+        self.waits()
+        self.clock.advance(2)
+        self.failure(LocalFailure)
+        self.assertTrue(client.transport.lost)
+
+    def test_a_failed_write_is_not_covered(self):
+        client = self.client()
+        self.disk.fail["write"] = OSError(errno.EIO, "broken")
+        client.write(0, DATA)
+        self.disk.fail.clear()
+        client.disconnect()
+        self.clock.pump([1] * 10)
+        self.failure(LocalFailure)
+
+    def test_read_error_only_costs_the_connection(self):
+        client, reader = self.client(), self.client()
+        client.write(0, DATA)
+        self.disk.fail["read"] = OSError(errno.EIO, "broken")
+        reader.send(READ, 0, 100)
+        self.clock.advance(0)
+        self.assertTrue(reader.transport.lost)
+        client.disconnect()
+        self.summary()
+
+
+class WriteBackTests(Case):
+    """Errors that the medium tells of behind the sender's back (the kernel tells them once)."""
+
+    def setUp(self):
+        self.clock = Clock()
+        self.disk = MemoryDisk(bytes(64 << 20))
+        self.threads = Threads()
+        self.make(self.threads)
+        self.peer = self.client()
+
+    def window(self):
+        """Write one window's worth, so that it is sent on its way to the medium."""
+        self.peer.write(0, b"x" * (32 << 20))
+        self.assertEqual([0], self.peer.errors())
+
+    def test_windows_go_to_the_medium(self):
+        self.window()
+        self.threads.run()
+        self.assertEqual(("write_back", 0, 32 << 20, False), self.disk.calls[-1])
+
+    def test_error_ends_the_migration(self):
+        self.window()
+        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
+        self.threads.run()
+        self.peer.lose()
+        self.assertIn("medium error", str(self.failure(LocalFailure)))
+
+    def test_flush_after_the_error_is_no_success(self):
+        """Or the sender would unlink its source, though this copy has lost data."""
+        self.window()
+        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
+        self.threads.run()
+        self.peer.send(FLUSH)
+        self.threads.run()
+        (error,) = self.peer.errors()
+        self.assertNotEqual(0, error)
+
+    def test_a_sender_faster_than_the_medium_waits(self):
+        for _ in range(4):
+            self.assertEqual("producing", self.peer.transport.producerState)
+            self.window()
+        self.assertEqual("paused", self.peer.transport.producerState)
+        self.threads.run()
+        self.assertEqual("producing", self.peer.transport.producerState)
+
+
+class EndTests(Case):
+    def test_refused_after_the_end(self):
+        client = self.client()
+        client.write(0, DATA)
+        client.disconnect()
+        self.summary()
+        self.assertIsNone(self.receiver.factory().buildProtocol(ADDRESS))
+
+    def test_refused_while_the_end_is_made(self):
+        threads = Threads()
+        self.make(threads)
+        client, other = self.client(), self.client()
+        client.write(0, DATA)
+        client.disconnect()
+        other.write(0, b"evil")
+        self.assertEqual([Errno.ESHUTDOWN], other.errors())
+        threads.run()
+        self.summary()
+        self.assertEqual(DATA, bytes(self.disk.data))
+
+    def test_stop(self):
+        client = self.client()
+        client.write(0, DATA)
+        self.receiver.stop("enough")
+        error = self.failure(GaveUp)
+        self.assertIn("enough", str(error))
+        self.assertTrue(client.transport.lost)
+        self.receiver.stop("again")
+
+    def test_stop_before_anything(self):
+        self.receiver.stop()
+        self.failure(GaveUp)
+
+    def test_not_over_while_a_thread_works_on_the_disk(self):
+        """The caller closes the disk then: a thread would work on a descriptor that is not its."""
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.give(request_bytes(ZEROES, 0, 1000, CommandFlag.FUA))
+        self.assertEqual(1, len(threads.waiting))
+        self.receiver.stop()
+        self.clock.advance(0)
+        self.assertTrue(client.transport.lost)
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.failure(GaveUp)
+
+
+class BoundTests(SynchronousTestCase):
+    """What a peer sends can cost it its connection, never our memory."""
+
+    def setUp(self):
+        import socket
+
+        self.reactor = FakeReactor()
+        self.disk = MemoryDisk(b"o" * SIZE)
+        self.receiver = Receiver(self.disk, runtime=Runtime(self.reactor, in_thread))
+        self.connection = self.receiver.factory().buildProtocol(ADDRESS)
+        ours, self.theirs = socket.socketpair()
+        self.addCleanup(self.theirs.close)
+        self.addCleanup(ours.close)
+        self.transport = SocketTransport(ours, self.connection, self.reactor)
+        self.connection.makeConnection(self.transport)
+
+    def buffered(self):
+        transport = self.transport
+        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+    def flood(self, data):
+        """Give C{data} again and again while the connection still reads, never taking anything."""
+        for _ in range(3000):
+            if self.transport not in self.reactor.readers or self.transport.disconnecting:
+                break
+            self.connection.dataReceived(data)
+            self.reactor.look()
+            if self.buffered() > 4 << 20:
+                break
+        self.assertLess(self.buffered(), 4 << 20, "a peer that does not read fills our memory")
+
+    def test_options(self):
+        self.connection.dataReceived(b"\0\0\0\3")
+        self.flood((b"IHAVEOPT" + bytes([0, 0, 0, 3, 0, 0, 0, 0])) * 1000)
+
+    def test_refused_requests(self):
+        name = b"IHAVEOPT\0\0\0\1\0\0\0\0"
+        self.connection.dataReceived(b"\0\0\0\3" + name)
+        self.flood(request_bytes(99) * 2000)
+
+    def test_reads(self):
+        name = b"IHAVEOPT\0\0\0\1\0\0\0\0"
+        self.connection.dataReceived(b"\0\0\0\3" + name)
+        self.flood(request_bytes(READ, 0, SIZE) * 100)
+
+
+class TransportTests(Case):
+    def test_transport_that_is_paused_and_resumed_around_many_requests(self):
+        threads = Threads()
+        self.make(threads)
+        client = self.client()
+        client.write(0, b"x")
+        self.assertEqual([0], client.errors())
+        client.received()
+        for _ in range(300):
+            client.give(request_bytes(FLUSH))
+        self.assertEqual("paused", client.transport.producerState)
+        self.assertLessEqual(len(threads.waiting), 4, "a migration takes a few threads at most")
+        threads.run()
+        self.assertEqual("producing", client.transport.producerState)
+        threads.run()
+        self.assertEqual(300 * 16, len(client.received()))
+        self.assertIsInstance(client.transport, MemoryTransport)

@@ -1,0 +1,214 @@
+"""The page of the side export: its form, and what is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.migration.handoff.message import (
+    MESSAGE_SIZE,
+    BadMessage,
+    HandoffMessage,
+    HandoffPhase,
+    decode_message,
+    fingerprint,
+)
+from blockmig.migration.records.files import Phase
+from blockmig.nbd import HANDOFF_EXPORT
+from tests.unit.support import ONE, TWO
+
+PAGE = HandoffMessage(
+    HandoffPhase.COPIED,
+    ONE,
+    3,
+    5000,
+    "a host",
+    "/disks/ä",
+    True,
+    "inode 5, born 6",
+    "00000000000000ff",
+)
+texts = st.text(max_size=30).map(
+    lambda text: "".join(letter for letter in text if letter.isprintable())
+)
+pages = st.builds(
+    HandoffMessage,
+    st.sampled_from(HandoffPhase),
+    st.uuids().map(str) | st.uuids().map(lambda found: fingerprint(str(found))) | st.just(""),
+    st.integers(0, 2**63),
+    st.integers(0, 2**63),
+    texts,
+    texts,
+    st.booleans(),
+    texts,
+    st.integers(0, 2**64 - 1).map("{:x}".format) | st.just(""),
+)
+
+
+class PageTests(SynchronousTestCase):
+    def bad(self, data):
+        error = self.assertRaises(BadMessage, decode_message, data)
+        self.assertNotIn("\n", str(error))
+        return str(error)
+
+    def changed(self, **changes):
+        found = json.loads(PAGE.encode().rstrip(b"\0"))
+        return json.dumps({**found, **changes}).encode()
+
+    def test_form(self):
+        self.assertEqual((".handoff", 4096), (HANDOFF_EXPORT, MESSAGE_SIZE))
+        data = PAGE.encode()
+        self.assertEqual(4096, len(data))
+        text = data.rstrip(b"\0")
+        self.assertTrue(text.endswith(b"}\n"))
+        found = json.loads(text)
+        self.assertEqual((1, "handoff"), (found["blockmig"], found["export"]))
+        self.assertEqual(
+            {"blockmig", "export", *(field.name for field in fields(HandoffMessage))}, set(found)
+        )
+
+    @given(pages)
+    def test_round_trip(self, message):
+        data = message.encode()
+        self.assertEqual(MESSAGE_SIZE, len(data))
+        self.assertEqual(message, decode_message(data))
+
+    def test_the_longest_names(self):
+        for letter, most in (("x", 4096), ("ä", 2048), ("\U0001f600", 1024), ("\udcff", 4096)):
+            for host in ("h" * 64, letter * 255):
+                disk = "/" + letter * (most - 1)
+                message = HandoffMessage(
+                    HandoffPhase.RETIRED, ONE, 2**63, 2**63, host, disk, True, "t" * 50, "f" * 16
+                )
+                data = message.encode()
+                self.assertEqual(MESSAGE_SIZE, len(data))
+                found = decode_message(data)
+                # What is no character at all is shown as a question mark.
+                self.assertTrue(disk.replace("\udcff", "?").endswith(found.disk))
+                self.assertTrue(host.replace("\udcff", "?").endswith(found.host))
+                same = ("phase", "migration", "attempt", "size", "unlink", "token", "cookie")
+                for name in same:
+                    self.assertEqual(getattr(message, name), getattr(found, name))
+                # No more is cut than must be.
+                self.assertGreater(len(found.disk), 100)
+
+    def test_short_names_are_whole(self):
+        disk = "/" + "x" * 3000
+        message = HandoffMessage(HandoffPhase.COPIED, ONE, 1, 1, "h" * 64, disk)
+        self.assertEqual(message, decode_message(message.encode()))
+
+    @given(st.binary(max_size=MESSAGE_SIZE))
+    def test_garbage(self, data):
+        self.bad(data)
+
+    @given(st.binary(max_size=40), st.integers(0, 200))
+    def test_garbage_within(self, data, position):
+        whole = PAGE.encode()
+        try:
+            found = decode_message(whole[:position] + data + whole[position + len(data) :])
+        except BadMessage:
+            return
+        self.assertIsInstance(found, HandoffMessage)
+
+    def test_no_page(self):
+        for data in (
+            bytes(MESSAGE_SIZE),
+            b"",
+            b"[]",
+            b"5",
+            b"null",
+            b"{}",
+            b'{"export": "digests"}',
+        ):
+            self.assertIn("no message", self.bad(data))
+
+    def test_nested_too_deep(self):
+        """What comes off the wire must not raise anything else."""
+        for data in (b"[" * MESSAGE_SIZE, b'{"a":' * 800):
+            self.assertIn("no message", self.bad(data))
+
+    def test_torn(self):
+        text = PAGE.encode().rstrip(b"\0").rstrip()
+        for length in range(len(text)):
+            self.bad(text[:length].ljust(MESSAGE_SIZE, b"\0"))
+
+    def test_another_version(self):
+        for version in (0, 2, None, "1"):
+            self.assertIn("another version", self.bad(self.changed(blockmig=version)))
+
+    def test_what_a_later_one_adds_is_ignored(self):
+        self.assertEqual(PAGE, decode_message(self.changed(more="x")))
+
+    def test_what_is_missing_has_its_default(self):
+        data = json.dumps({"blockmig": 1, "export": "handoff", "phase": "none"}).encode()
+        self.assertEqual(HandoffMessage(HandoffPhase.NONE), decode_message(data))
+
+    def test_wrong_types(self):
+        for name, values in {
+            "phase": (None, 5, "", "Copied", [], {}),
+            "migration": (None, 5, []),
+            "attempt": ("5", None, 1.5, True),
+            "size": ("5", None, True),
+            "host": (None, 5),
+            "disk": (None, {}),
+            "unlink": (0, 1, "true", None),
+            "token": (None, 5, []),
+            "cookie": (None, 5),
+        }.items():
+            for value in values:
+                with self.subTest(name=name, value=value):
+                    self.bad(self.changed(**{name: value}))
+
+    def test_whose(self):
+        """A UUID as we write it, a fingerprint, or nothing; anything else is no message."""
+        for migration in (ONE, fingerprint(ONE), ""):
+            self.assertEqual(migration, decode_message(self.changed(migration=migration)).migration)
+        for migration in (
+            "one",
+            ONE.upper(),
+            ONE[:-1],
+            ONE + "0",
+            ONE.replace("-", ""),
+            f"{ONE}\n",
+        ):
+            self.assertIn("no UUID", self.bad(self.changed(migration=migration)))
+        for cookie in ("xyz", "0x1", "-1", " 1", "0" * 17, "F" * 16, "1\n"):
+            self.assertIn("cookie", self.bad(self.changed(cookie=cookie)))
+
+    def test_messages(self):
+        """Who speaks says which migration it is, and which connection it speaks of."""
+        for migration, cookie, expected in (
+            (ONE, "7", True),
+            (ONE, "f" * 16, True),
+            (ONE, "", False),
+            ("", "7", False),
+            (fingerprint(ONE), "7", False),
+            ("one", "7", False),
+        ):
+            message = HandoffMessage(HandoffPhase.COPIED, migration, cookie=cookie)
+            self.assertIs(expected, message.is_from_sender, message)
+
+    def test_fingerprint(self):
+        """Enough to recognize a migration by, and too little to speak for it."""
+        self.assertRegex(fingerprint(ONE), "^[0-9a-f]{64}$")
+        self.assertEqual(fingerprint(ONE), fingerprint(str(ONE)))
+        self.assertNotEqual(fingerprint(ONE), fingerprint(TWO))
+        self.assertEqual("", fingerprint(""))
+
+    def test_nothing_that_moves_the_cursor(self):
+        """What the other side says ends up in logs, and on terminals."""
+        found = decode_message(self.changed(host="a\x1b[2Jb\n", disk="/ä\x00\r"))
+        self.assertEqual(("a?[2Jb?", "/ä??"), (found.host, found.disk))
+
+    def test_what_cannot_be_cut(self):
+        self.assertRaises(
+            BadMessage, HandoffMessage(HandoffPhase.COPIED, ONE, token="t" * MESSAGE_SIZE).encode
+        )
+
+    def test_a_record_s_phases_are_stages(self):
+        for phase in Phase:
+            self.assertEqual(phase.value, HandoffPhase(phase).value)

@@ -1,0 +1,371 @@
+"""What the records let a command do: every refusal and every permission."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.errors import Refused
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.permitted import (
+    SourceState,
+    destination_record,
+    source_found,
+)
+from blockmig.syscalls import SystemCalls
+from tests.unit.support import ONE, TWO, RecordedDisk
+
+URI = "nbd://there/x"
+SAME, OTHER, MAYBE = "inode 5, born 1", "inode 6, born 2", "inode 5, written 2"
+COPYING = Record(
+    migration=ONE,
+    phase=Phase.COPYING,
+    attempt=2,
+    size=5,
+    source=Location("here", "/disk"),
+    destination=Location("there", "/copy", URI),
+    began="then",
+    identity=SAME,
+)
+COPIED = COPYING.but(phase=Phase.COPIED)
+UNLINK = COPIED.but(unlink=True)
+MARK = COPIED.but(retired="when")
+END = MARK.but(confirmed="later")
+ALL = (Kind.INCOMPLETE, Kind.MIGRATING, Kind.MIGRATED, Kind.ACCEPTED)
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        directory = os.path.abspath(self.mktemp())
+        os.mkdir(directory)
+        self.records = Records(directory + "/disk")
+
+    def stand(self, **records):
+        self.records.remove(*ALL)
+        for name, record in records.items():
+            kind = Kind(name.upper())
+            if isinstance(record, bytes):
+                with open(self.records.name(kind), "wb") as file:
+                    file.write(record)
+            else:
+                self.records.write(kind, record)
+
+    def refused(self, words, function, *arguments, **keywords):
+        before = self.content()
+        error = self.assertRaises(Refused, function, self.records, *arguments, **keywords)
+        for word in (words,) if isinstance(words, str) else words:
+            self.assertIn(word, str(error))
+        self.assertNotIn("\n", str(error))
+        self.assertEqual(before, self.content(), "a refusal touches nothing")
+        return str(error)
+
+    def content(self):
+        found = {}
+        directory = os.path.dirname(self.records.path)
+        for name in os.listdir(directory):
+            with open(os.path.join(directory, name), "rb") as file:
+                found[name] = file.read()
+        return found
+
+
+class DestinationTests(Case):
+    def setUp(self):
+        super().setUp()
+        self.disk = RecordedDisk(b"12345", self.records.path)
+        self.disk.identity = lambda: SAME
+
+    def found(self, again=False):
+        record = destination_record(self.disk, self.records, again)
+        return None if record is None else record.but(changed="")
+
+    def refused(self, words, again=False):
+        return super().refused(words, lambda records: destination_record(self.disk, records, again))
+
+    def test_permissions(self):
+        for records, expected in (
+            ({}, None),
+            ({"accepted": COPIED, "incomplete": COPYING}, COPYING),
+            ({"incomplete": COPYING}, COPYING),
+            ({"incomplete": COPIED}, COPIED),
+            ({"incomplete": MARK}, MARK),
+        ):
+            self.stand(**records)
+            self.assertEqual(expected, self.found())
+            self.assertIsNone(self.found(again=True))
+
+    def test_declared_canonical_but_nothing_there(self):
+        self.stand(accepted=COPIED)
+        self.disk.blank = True
+        self.assertIsNone(self.found())
+
+    def test_again_goes_on_with_what_it_has_begun(self):
+        for earlier in (COPYING, COPIED, MARK):
+            record = earlier.but(again=True)
+            for others in ({}, {"migrated": MARK}, {"migrating": b"torn"}):
+                self.stand(incomplete=record, **others)
+                self.assertEqual(record, self.found(again=True))
+
+    def test_again_on_another_disk(self):
+        """The record of a whole copy must not come to stand for one that is not."""
+        for name, value in (("blank", True), ("size", 6), ("identity", lambda: OTHER)):
+            for earlier, expected in ((COPYING, True), (COPIED, False), (MARK, False)):
+                self.setUp()
+                record = earlier.but(again=True)
+                self.stand(incomplete=record)
+                setattr(self.disk, name, value)
+                self.assertEqual(record if expected else None, self.found(again=True))
+
+    def test_refusals(self):
+        for records, words in (
+            ({"accepted": COPIED}, ("was declared canonical", "disk.ACCEPTED", "--again")),
+            ({"accepted": b"torn"}, ("torn", "--again")),
+            ({"migrated": MARK}, ("was migrated to there:/copy", "when", "--again")),
+            ({"migrating": COPYING}, ("not known to be complete", "inspect", "--again")),
+            ({"migrating": COPIED}, "not known to be complete"),
+            ({"migrated": MARK, "migrating": COPIED}, "was migrated to"),
+            ({"migrated": MARK, "incomplete": COPIED}, "was migrated to"),
+            ({"incomplete": b"{"}, ("torn", "inspect", "--again")),
+            ({"migrated": b"{"}, "torn"),
+            ({"migrating": b"{"}, "torn"),
+            ({"incomplete": b"5"}, "not a record of blockmig's"),
+            ({"incomplete": b'{"blockmig": 2}'}, "later version"),
+            ({"incomplete": COPIED.encode(Kind.MIGRATED)}, "another kind"),
+        ):
+            with self.subTest(records=records):
+                self.stand(**records)
+                self.refused(words)
+                self.assertIsNone(self.found(again=True))
+
+    def test_records_cannot_be_kept(self):
+        self.patch(os, "access", lambda *_: False)
+        for again in (False, True):
+            self.refused("records cannot be kept there", again)
+
+    def test_nothing_is_done_yet(self):
+        """Nor waited for: that comes with the first record, in a thread."""
+
+        class Broken(SystemCalls):
+            def fsync(self, descriptor):
+                raise OSError(errno.EIO, "broken")
+
+        self.stand(incomplete=COPYING)
+        self.records = Records(self.records.path, Broken())
+        self.assertEqual(COPYING, self.found())
+        self.records.remove_found = self.records.remove = None
+        before = self.content()
+        self.found(again=True)
+        self.assertEqual(before, self.content())
+
+    def test_records_cannot_be_read(self):
+        class Denied(SystemCalls):
+            def open(self, *_):
+                raise PermissionError(errno.EACCES, "Permission denied")
+
+        self.records = Records(self.records.path, Denied())
+        for again in (False, True):
+            self.refused("Permission denied", again)
+
+    def test_another_disk_than_the_one_that_is_whole(self):
+        """It must not get the other one's record, which may be all that tells of it."""
+        for name, value in (
+            ("size", 6),
+            ("blank", True),
+            ("identity", lambda: OTHER),
+            ("identity", lambda: "inode 5, born 2"),
+        ):
+            for record in (COPIED, MARK):
+                self.setUp()
+                self.stand(incomplete=record)
+                setattr(self.disk, name, value)
+                self.refused(("another disk", "--again"))
+                self.assertIsNone(self.found(again=True))
+                self.stand(incomplete=COPYING)
+                self.assertEqual(COPYING, self.found())
+
+    def test_the_same_disk_as_far_as_can_be_told(self):
+        for identity, record in (
+            (MAYBE, COPIED),
+            ("inode 6, born 1", COPIED),  # inodes are not kept everywhere
+            ("", COPIED),
+            (OTHER, COPIED.but(identity="")),
+        ):
+            self.stand(incomplete=record)
+            self.disk.identity = lambda identity=identity: identity
+            self.assertEqual(record, self.found())
+
+
+class SourceTests(Case):
+    def found(self, identity=SAME, destination=URI, **keywords):
+        found = source_found(self.records, identity, destination, **keywords)
+        if found.record is not None:
+            return replace(found, record=found.record.but(changed=""))
+        return found
+
+    def test_permissions(self):
+        new = SourceState()
+        # records, identity, what else; what is found
+        for records, identity, more, expected in (
+            ({}, SAME, {}, new),
+            ({}, SAME, {"unlink": True}, new),
+            ({"accepted": COPIED}, SAME, {}, new),
+            # An attempt that did not come to its end goes on.
+            ({"migrating": COPYING}, SAME, {}, SourceState(COPYING)),
+            ({"migrating": COPIED}, SAME, {}, SourceState(COPIED)),
+            ({"migrating": COPIED}, SAME, {"unlink": True}, SourceState(COPIED)),
+            ({"migrating": UNLINK}, SAME, {"unlink": True}, SourceState(UNLINK)),
+            ({"migrating": UNLINK}, SAME, {}, SourceState(UNLINK)),
+            # Another file has the name: it goes on with nothing.
+            ({"migrating": COPYING}, OTHER, {}, SourceState(instead_of=ONE)),
+            (
+                {"migrating": COPYING.but(unlink=True)},
+                OTHER,
+                {},
+                SourceState(instead_of=ONE),
+            ),
+            # Perhaps the same, where that is not told: as long as it is not to be deleted.
+            ({"migrating": COPIED}, MAYBE, {}, SourceState(COPIED)),
+            # To another place: a new migration, unless the copy is whole.
+            (
+                {"migrating": COPYING},
+                SAME,
+                {"destination": "nbd://z"},
+                SourceState(instead_of=ONE),
+            ),
+            # Retired: there to be finished.
+            ({"migrating": UNLINK}, None, {"unlink": True}, SourceState(UNLINK, True)),
+            ({"migrating": UNLINK}, None, {}, SourceState(UNLINK, True)),
+            ({"migrating": COPIED, "migrated": MARK}, SAME, {}, SourceState(MARK, True)),
+            ({"migrating": COPIED, "migrated": MARK}, None, {}, SourceState(MARK, True)),
+            ({"migrating": COPIED, "migrated": END}, SAME, {}, SourceState(END, True)),
+        ):
+            with self.subTest(records=records, identity=identity, more=more):
+                self.stand(**records)
+                self.assertEqual(expected, self.found(identity, **more))
+
+    def test_again(self):
+        for records, instead, *bad in (
+            ({}, ""),
+            ({"migrated": MARK}, ""),
+            ({"migrated": b"torn"}, "", Kind.MIGRATED),
+            ({"migrating": b"torn"}, "", Kind.MIGRATING),
+            ({"migrating": b"torn", "migrated": b"{"}, "", Kind.MIGRATED, Kind.MIGRATING),
+            ({"migrating": COPYING, "migrated": b"{"}, ONE, Kind.MIGRATED),
+            ({"migrating": COPYING}, ONE),
+            ({"migrating": COPIED}, ONE),
+            ({"migrating": UNLINK}, ONE),
+            ({"migrating": COPIED, "migrated": MARK}, ONE),
+        ):
+            with self.subTest(records=records):
+                self.stand(**records)
+                for identity in (SAME, OTHER, MAYBE):
+                    expected = SourceState(instead_of=instead, unreadable=tuple(bad))
+                    self.assertEqual(expected, self.found(identity, again=True))
+                    self.assertEqual(expected, self.found(identity, "nbd://z", again=True))
+
+    def test_again_goes_on_with_what_it_has_begun(self):
+        """Whether or not the word is said once more; the mark before it counts no more."""
+        old = MARK.but(migration=TWO)
+        for begun, identity, retired in (
+            (COPYING, SAME, False),
+            (COPIED, MAYBE, False),
+            (UNLINK, SAME, False),
+            (UNLINK, None, True),
+        ):
+            record = begun.but(again=True)
+            for others in ({}, {"migrated": old}):
+                for again in (True, False):
+                    with self.subTest(record=record, again=again, others=others):
+                        self.stand(migrating=record, **others)
+                        found = self.found(identity, again=again)
+                        self.assertEqual(SourceState(record, retired), found)
+        self.stand(migrating=COPIED.but(again=True), migrated=MARK)
+        self.assertTrue(self.found(again=True).retired)
+
+    def test_again_disregards_that_too(self):
+        """For another place, or another disk, than it was said for the first time."""
+        for record, identity, destination in (
+            (COPYING, SAME, "nbd://z"),
+            (COPIED, SAME, "nbd://z"),
+            (COPYING.but(whole=True), SAME, "nbd://z"),
+            (COPIED, OTHER, URI),
+            (UNLINK, OTHER, URI),
+            (UNLINK, MAYBE, URI),
+        ):
+            with self.subTest(record=record, identity=identity):
+                self.stand(migrating=record.but(again=True))
+                found = self.found(identity, destination, again=True)
+                self.assertEqual(SourceState(instead_of=ONE), found)
+
+    def test_again_finishes_what_is_gone(self):
+        """There is nothing else that it could be about."""
+        self.stand(migrating=UNLINK)
+        self.assertEqual(SourceState(UNLINK, True), self.found(None, again=True))
+
+    def test_refusals(self):
+        for records, identity, more, words in (
+            ({}, None, {}, "no such file"),
+            ({}, None, {"again": True}, "no such file"),
+            ({"migrating": COPYING}, None, {"again": True}, "did not delete it"),
+            # What may be whole there, though the source was in use again.
+            (
+                {"migrating": COPYING.but(whole=True)},
+                SAME,
+                {"destination": "nbd://z"},
+                "canonical copy there",
+            ),
+            # A copy that is not known to be canonical is nobody's source, whatever is said.
+            ({"incomplete": COPYING}, SAME, {}, "not known to be complete"),
+            ({"incomplete": COPIED}, SAME, {"again": True}, "not known to be complete"),
+            ({"incomplete": MARK}, SAME, {"again": True}, "not known to be complete"),
+            ({"incomplete": b"{"}, SAME, {}, "torn"),
+            ({"incomplete": b"{"}, SAME, {"again": True}, "torn"),
+            ({"migrating": b"{"}, SAME, {}, ("torn", "inspect", "--again")),
+            ({"migrated": b"{"}, SAME, {}, ("torn", "--again")),
+            ({"migrated": b'{"blockmig": 2}'}, SAME, {}, "later version"),
+            # Migrated away.
+            ({"migrated": MARK}, SAME, {}, ("was migrated to there:/copy", "when", "--again")),
+            ({"migrated": MARK}, None, {}, "was migrated to"),
+            (
+                {"migrated": MARK, "migrating": COPIED.but(migration=TWO)},
+                SAME,
+                {},
+                "was migrated to",
+            ),
+            # Gone, but not by us.
+            ({"migrating": COPYING}, None, {}, ("is gone", "did not delete it")),
+            ({"migrating": COPIED}, None, {}, ("is gone", "did not delete it")),
+            ({"migrating": COPYING.but(unlink=True)}, None, {"unlink": True}, "is gone"),
+            # To be finished, but not so.
+            ({"migrating": UNLINK}, None, {"destination": "nbd://z"}, ("retired it", URI)),
+            ({"migrating": COPIED, "migrated": MARK}, SAME, {"destination": "nbd://z"}, URI),
+            ({"migrating": UNLINK}, OTHER, {}, ("not the file", "move it away", "--again")),
+            ({"migrating": UNLINK}, MAYBE, {}, ("may or may not be the file", "--again")),
+            (
+                {"migrating": COPIED, "migrated": MARK},
+                SAME,
+                {"unlink": True},
+                ("to be kept", "without --unlink"),
+            ),
+            # Whole somewhere, and now to another place.
+            ({"migrating": COPIED}, SAME, {"destination": "nbd://z"}, "canonical copy there"),
+            ({"migrating": UNLINK}, SAME, {"destination": "nbd://z"}, "canonical copy there"),
+        ):
+            with self.subTest(records=records, identity=identity, more=more):
+                self.stand(**records)
+                arguments = {"destination": URI, **more}
+                self.refused(words, source_found, identity, **arguments)
+
+    def test_a_torn_copy_is_no_source(self):
+        """And nothing that is said on the command line makes it one."""
+        self.stand(incomplete=b"{")
+        for again in (False, True):
+            words = self.refused("torn", source_found, SAME, URI, again=again)
+            self.assertNotIn("--again", words)
+
+    def test_records_cannot_be_kept(self):
+        self.patch(os, "access", lambda *_: False)
+        self.refused("records cannot be kept there", source_found, SAME, URI)
+        self.refused("records cannot be kept there", source_found, SAME, URI, again=True)

@@ -1,0 +1,588 @@
+"""The verdicts, as the table that they are; what is looked at; and a human's word."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.errors import LocalFailure, Refused
+from blockmig.migration.records.accept import accept
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.verdict import (
+    CopyState,
+    DiskState,
+    changing,
+    examine,
+    look_steadily,
+    verdict_of,
+    verdict_of_pair,
+)
+from blockmig.storage import DiskRefused, FileDisk
+from blockmig.syscalls import SystemCalls
+from tests.unit.support import ONE, TWO, Story
+
+URI = "nbd://there/x"
+SAME, OTHER, MAYBE = "inode 5, born 1", "inode 6, born 2", "inode 5, written 2"
+RECORD = Record(
+    migration=ONE,
+    phase=Phase.COPYING,
+    attempt=2,
+    size=5,
+    source=Location("here", "/disk"),
+    destination=Location("there", "/copy", URI),
+    began="then",
+    changed="since",
+    identity=SAME,
+)
+COPIED = RECORD.but(phase=Phase.COPIED)
+RETIRED = COPIED.but(retired="when")
+FOREIGN = COPIED.but(identified=False, source=Location(address="192.0.2.7:4711"))
+UNLINK = COPIED.but(unlink=True)
+ACCEPTED = COPIED.but(by="me")
+EARLIER = RETIRED.but(migration=TWO)
+HERE = os.uname().nodename
+YES, NO = CopyState.CANONICAL, CopyState.NOT_CANONICAL
+IF, UNKNOWN = CopyState.CONDITIONAL, CopyState.UNKNOWN
+
+
+def place(path="/a", size=5, identity=SAME, bad=(), **records):
+    found = {Kind(name.upper()): record for name, record in records.items()}
+    broken = {Kind(name.upper()): f"/a.{name} is torn" for name in bad}
+    return DiskState(path, size, identity, records=found, bad=broken)
+
+
+def gone(path="/a", **more):
+    return place(path, None, "", **more)
+
+
+class Case(SynchronousTestCase):
+    def check_form(self, verdict):
+        for text in (verdict.line, verdict.why, verdict.advice):
+            self.assertTrue(text)
+            self.assertNotIn("\n", text)
+        beginnings = {
+            YES: "canonical",
+            NO: "not canonical",
+            IF: "canonical only if the source was retired: look at ",
+            UNKNOWN: "unknown: ",
+        }
+        self.assertTrue(verdict.line.startswith(beginnings[verdict.state]), verdict.line)
+        self.assertEqual(verdict.state == YES, bool(verdict.canonical))
+
+
+class RescuedTests(Case):
+    """A copy whose name was taken away after the retirement, and that got another."""
+
+    MOVED = RETIRED.but(identity="", destination=Location(HERE, "/a", URI))
+
+    def test_is_declared_since_no_command_finds_it(self):
+        verdict = verdict_of(place("/a.rescued", incomplete=self.MOVED))
+        self.check_form(verdict)
+        self.assertEqual(YES, verdict.state)
+        self.assertIn("blockmig accept /a.rescued", verdict.advice)
+        self.assertNotIn("run both commands", verdict.advice)
+        verdict = verdict_of(place("/a", incomplete=self.MOVED))
+        self.assertIn("run both commands", verdict.advice)
+
+    def test_is_told_with_the_source_at_hand(self):
+        source = gone("/b", migrating=UNLINK.but(destination=Location(HERE, "/a", URI)))
+        for migration, canonical in ((ONE, "/a.rescued"), (TWO, "")):
+            copy = place("/a.rescued", incomplete=self.MOVED.but(migration=migration))
+            for pair in ((source, copy), (copy, source)):
+                self.assertEqual(canonical, verdict_of_pair(*pair).canonical)
+
+
+class JudgeTests(Case):
+    def test_table(self):
+        for found, state, words in (
+            # Nothing on record.
+            (place(), YES, "no record"),
+            (gone(), UNKNOWN, "neither /a nor a record"),
+            (place(size=0), NO, "empty"),
+            # Destinations.
+            (place(incomplete=RECORD), NO, "attempt 2 of a migration from here:/disk"),
+            (place(size=0, incomplete=RECORD), NO, "attempt 2"),
+            (gone(incomplete=RECORD), NO, "attempt 2"),
+            (place(identity=OTHER, incomplete=RECORD), UNKNOWN, "is another file"),
+            (place(identity=MAYBE, incomplete=RECORD), NO, "attempt 2"),
+            (place(identity=OTHER, size=0, incomplete=RECORD), NO, "attempt 2"),
+            (place(incomplete=COPIED), IF, "whether the source was retired was never told"),
+            (place(incomplete=FOREIGN), IF, "never told"),
+            (place(identity=MAYBE, incomplete=COPIED), IF, "never told"),
+            (place(identity=OTHER, incomplete=COPIED), UNKNOWN, "another disk"),
+            (place(identity=OTHER, incomplete=RETIRED), UNKNOWN, "another disk"),
+            (place(identity=OTHER, incomplete=COPIED.but(identity="")), IF, "never told"),
+            (place(size=6, incomplete=COPIED), UNKNOWN, "another disk"),
+            (place(size=0, incomplete=COPIED), UNKNOWN, "another disk"),
+            (gone(incomplete=COPIED), UNKNOWN, "is gone"),
+            (gone(incomplete=RETIRED), UNKNOWN, "is gone"),
+            (place(incomplete=RETIRED), YES, "was retired before when"),
+            # What cannot be understood.
+            (place(bad=["incomplete"]), UNKNOWN, "torn"),
+            (place(bad=["migrated"]), UNKNOWN, "torn"),
+            (place(bad=["migrating"]), UNKNOWN, "torn"),
+            (gone(bad=["migrating"]), UNKNOWN, "torn"),
+            (place(bad=["migrating"], migrated=RETIRED), UNKNOWN, "torn"),
+            (place(bad=["migrated"], incomplete=COPIED), UNKNOWN, "torn"),
+            # A word that cannot be read is not needed for anything.
+            (place(bad=["accepted"]), YES, "no record"),
+            (place(bad=["accepted"], incomplete=COPIED), IF, "never told"),
+            # Accepted.
+            (place(accepted=ACCEPTED), YES, "me declared it so on since"),
+            (gone(accepted=ACCEPTED), UNKNOWN, "is gone"),
+            (place(accepted=ACCEPTED, incomplete=COPIED), YES, "me declared"),
+            (place(accepted=ACCEPTED, incomplete=RECORD), NO, "attempt 2"),
+            (place(accepted=ACCEPTED.but(migration=TWO), incomplete=COPIED), IF, "never told"),
+            (place(size=0, accepted=ACCEPTED), NO, "empty"),
+            # Sources.
+            (place(migrating=RECORD), YES, "is not known to be whole"),
+            (place(migrating=RECORD.but(whole=True)), YES, "may have all of it"),
+            (place(migrating=RECORD.but(whole=True, unlink=True)), YES, "may have all of it"),
+            (gone(migrating=RECORD.but(whole=True, unlink=True)), UNKNOWN, "did not delete it"),
+            (place(migrating=COPIED), YES, "this one was not retired"),
+            (place(migrating=UNLINK), YES, "this one was not retired"),
+            (place(identity=MAYBE, migrating=COPIED), YES, "was not retired"),
+            # Another file has the name, whatever became of the one that was sent.
+            (place(identity=OTHER, migrating=COPIED), UNKNOWN, "is another file"),
+            (place(identity=OTHER, migrating=RECORD), UNKNOWN, "is another file"),
+            (place(identity=OTHER, migrating=RECORD.but(unlink=True)), UNKNOWN, "is another file"),
+            (gone(migrating=UNLINK), NO, "was deleted once all of it was durable"),
+            # Somebody has put a file there, perhaps our source's own back-up.
+            (place(identity=OTHER, migrating=UNLINK), UNKNOWN, "has taken its place"),
+            (place(identity=MAYBE, migrating=UNLINK), UNKNOWN, "perhaps not the file"),
+            (gone(migrating=RECORD), UNKNOWN, "did not delete it"),
+            (gone(migrating=RECORD.but(unlink=True)), UNKNOWN, "did not delete it"),
+            (gone(migrating=COPIED), UNKNOWN, "did not delete it"),
+            (place(migrated=RETIRED), NO, "was migrated to there:/copy"),
+            (place(migrated=RETIRED, migrating=COPIED), NO, "was migrated to"),
+            (gone(migrated=RETIRED), NO, "was migrated to"),
+            (place(migrated=RETIRED, accepted=ACCEPTED), NO, "was migrated to"),
+            (place(identity=MAYBE, migrated=RETIRED), NO, "was migrated to"),
+            (place(identity=OTHER, migrated=RETIRED), UNKNOWN, "is another file"),
+            # A human has said that the mark does not count, and sent the disk anew.
+            (place(migrated=EARLIER, migrating=RECORD.but(again=True)), YES, "not known to be"),
+            (place(migrated=EARLIER, migrating=UNLINK.but(again=True)), YES, "was not retired"),
+            (gone(migrated=EARLIER, migrating=UNLINK.but(again=True)), NO, "was deleted"),
+            (place(migrated=EARLIER, migrating=RECORD), NO, "was migrated to"),
+            (place(migrated=RETIRED, migrating=COPIED.but(again=True)), NO, "was migrated to"),
+        ):
+            with self.subTest(found=found):
+                verdict = verdict_of(found)
+                self.assertEqual(state, verdict.state, verdict)
+                self.assertIn(words, verdict.why)
+                self.check_form(verdict)
+
+    def test_advice(self):
+        for found, words in (
+            (place(incomplete=COPIED), "on here run `blockmig inspect /disk`"),
+            (place(incomplete=COPIED), "blockmig accept /a --i-have-checked-the-source"),
+            (place(incomplete=FOREIGN), "the sender said nothing of itself"),
+            (place(incomplete=FOREIGN), "its MIGRATING says that it was not deleted"),
+            (place(incomplete=RECORD), "run both commands again"),
+            (gone(migrating=UNLINK), "run the same send command again to finish"),
+            (place(migrated=RETIRED), "use the copy at there:/copy"),
+            (place(migrated=RETIRED, migrating=COPIED), "run the same send command again"),
+        ):
+            self.assertIn(words, verdict_of(found).advice)
+        line = verdict_of(place(incomplete=COPIED)).line
+        self.assertEqual("canonical only if the source was retired: look at here:/disk", line)
+
+
+class PairTests(Case):
+    def both(self, source, copy, canonical, words=""):
+        """In whichever order, the verdict is the same."""
+        for one, other in ((source, copy), (copy, source)):
+            verdict = verdict_of_pair(one, other)
+            self.check_form(verdict)
+            self.assertEqual(canonical or "", verdict.canonical, verdict)
+            self.assertEqual(YES if canonical else UNKNOWN, verdict.state)
+            if canonical:
+                self.assertEqual(f"canonical: {canonical}", verdict.line)
+            self.assertIn(words, verdict.why)
+
+    def test_table(self):
+        def s(**more):
+            return place("/s", **more)
+
+        def sgone(**more):
+            return gone("/s", **more)
+
+        def d(**more):
+            return place("/d", **more)
+
+        def elsewhere(record):
+            return record.but(destination=Location(HERE, "/z", URI))
+
+        for source, copy, canonical in (
+            # From the beginning to the end, --unlink.
+            (s(), gone("/d"), "/s"),
+            (s(), d(size=0), "/s"),
+            (s(), d(size=0, incomplete=RECORD), "/s"),
+            (s(migrating=RECORD), d(incomplete=RECORD), "/s"),
+            (s(migrating=RECORD), d(incomplete=COPIED), "/s"),
+            (s(migrating=UNLINK), d(incomplete=COPIED), "/s"),
+            (sgone(migrating=UNLINK), d(incomplete=COPIED), "/d"),
+            (s(identity=OTHER, migrating=UNLINK), d(incomplete=COPIED), None),
+            (sgone(migrating=UNLINK), d(incomplete=RETIRED), "/d"),
+            (sgone(migrating=UNLINK), d(), "/d"),
+            (sgone(), d(), "/d"),
+            # Kept.
+            (s(migrating=COPIED), d(incomplete=COPIED), "/s"),
+            (s(migrating=COPIED, migrated=RETIRED), d(incomplete=COPIED), "/d"),
+            (s(migrating=COPIED, migrated=RETIRED), d(incomplete=RETIRED), "/d"),
+            (s(migrating=COPIED, migrated=RETIRED), d(), "/d"),
+            (s(migrated=RETIRED), d(), "/d"),
+            # A foreign sender's copy, and its source is still there.
+            (s(), d(incomplete=FOREIGN), "/s"),
+            (sgone(), d(incomplete=FOREIGN), None),
+            (s(size=6), d(incomplete=FOREIGN), None),
+            # Or a sender of ours that found no side export there.
+            (s(migrated=RETIRED), d(incomplete=FOREIGN.but(migration=TWO)), "/d"),
+            (s(migrated=elsewhere(RETIRED)), d(incomplete=FOREIGN.but(migration=TWO)), None),
+            (s(migrated=RETIRED.but(size=6)), d(incomplete=FOREIGN.but(migration=TWO)), None),
+            # Accepted by a human.
+            (sgone(), d(accepted=ACCEPTED), "/d"),
+            (s(migrated=RETIRED), d(accepted=ACCEPTED), "/d"),
+            # While a source is not retired, it does not matter what the destination looks like.
+            (s(migrating=RECORD), d(), "/s"),
+            (s(migrating=RECORD), d(bad=["incomplete"]), "/s"),
+            (s(migrating=UNLINK), gone("/d"), "/s"),
+            # Sizes and places must fit.
+            (s(), d(incomplete=COPIED), "/s"),
+            (s(size=6), d(incomplete=COPIED), None),
+            (s(), d(incomplete=COPIED.but(source=Location(HERE, "/s"))), "/s"),
+            (s(), d(incomplete=COPIED.but(source=Location(HERE, "/z"))), None),
+            (s(migrated=RETIRED), d(size=6), None),
+            (sgone(migrating=UNLINK), d(size=6), None),
+            (s(migrated=RETIRED.but(destination=Location(HERE, "/d", URI))), d(), "/d"),
+            (s(migrated=elsewhere(RETIRED)), d(), None),
+            (sgone(migrating=elsewhere(UNLINK)), d(), None),
+            (sgone(migrating=elsewhere(UNLINK)), d(incomplete=COPIED), None),
+            (s(migrating=elsewhere(UNLINK)), d(incomplete=COPIED), None),
+            (
+                sgone(migrating=UNLINK.but(destination=Location(address=URI))),
+                d(incomplete=COPIED),
+                "/d",
+            ),
+            # What is a copy itself does not tell of the source.
+            (place("/e", incomplete=RECORD), d(incomplete=COPIED), None),
+            (place("/e", incomplete=RECORD, migrating=RECORD), d(incomplete=COPIED), None),
+            # Nothing is known, or it contradicts itself.
+            (s(), d(), None),
+            (s(), d(bad=["incomplete"]), None),
+            (s(), d(incomplete=RETIRED), None),
+            (s(migrating=UNLINK), d(incomplete=RETIRED), None),
+            (s(migrating=RECORD), d(accepted=ACCEPTED), None),
+            (sgone(), gone("/d"), None),
+            (sgone(), d(incomplete=COPIED), None),
+            (sgone(), d(incomplete=RECORD), None),
+            (sgone(migrating=UNLINK), d(incomplete=RECORD), None),
+            (sgone(migrating=UNLINK), gone("/d"), None),
+            (sgone(migrating=UNLINK), d(incomplete=COPIED.but(migration=TWO)), None),
+            (s(migrated=RETIRED), d(incomplete=COPIED.but(migration=TWO)), None),
+            (s(bad=["migrating"]), d(incomplete=COPIED), None),
+            (s(identity=MAYBE, migrating=UNLINK), d(incomplete=COPIED), None),
+            (sgone(migrating=RECORD), d(incomplete=COPIED), None),
+            (d(incomplete=COPIED), gone("/e", incomplete=COPIED), None),
+        ):
+            with self.subTest(source=source, copy=copy):
+                self.both(source, copy, canonical)
+
+    def test_never_two(self):
+        """No place is said to be canonical that says of itself that it is not."""
+        states = [place("/a", **more) for more in STATES] + [gone("/a", **more) for more in STATES]
+        for one in states:
+            for other in states:
+                there = replace(other, path="/b")
+                verdict = verdict_of_pair(one, there)
+                self.check_form(verdict)
+                for found in (one, there):
+                    if verdict.canonical == found.path:
+                        alone = verdict_of(found).state
+                        self.assertIn(alone, (YES, IF), (one, there))
+                again = verdict_of_pair(there, one)
+                self.assertEqual(verdict.canonical, again.canonical)
+
+
+STATES = [
+    {},
+    *({"incomplete": record} for record in (RECORD, COPIED, RETIRED, FOREIGN)),
+    *({"migrating": record} for record in (RECORD, COPIED, UNLINK)),
+    {"migrated": RETIRED},
+    {"migrated": EARLIER, "migrating": UNLINK.but(again=True)},
+    {"incomplete": RECORD, "migrating": RECORD},
+    {"migrated": RETIRED, "migrating": COPIED},
+    {"accepted": ACCEPTED},
+    {"accepted": ACCEPTED, "incomplete": COPIED},
+    {"bad": ["incomplete"]},
+    {"bad": ["migrating"]},
+]
+
+
+class FileCase(SynchronousTestCase):
+    def setUp(self):
+        self.directory = os.path.abspath(self.mktemp())
+        os.mkdir(self.directory)
+        self.path = os.path.join(self.directory, "disk")
+        self.records = Records(self.path)
+
+    def make(self, content=b"12345"):
+        with open(self.path, "wb") as file:
+            file.write(content)
+
+    def names(self):
+        return sorted(os.listdir(self.directory))
+
+
+class LookTests(FileCase):
+    def test_nothing(self):
+        self.assertEqual(DiskState(self.path), examine(self.path))
+
+    def test_where_the_records_would_be(self):
+        """A human looks for them where they are said to be."""
+        self.make()
+        self.assertIn("stands beside it:", verdict_of(examine(self.path)).why)
+        directory = os.path.join(self.directory, "state")
+        found = replace(examine(self.path), where=f"in {directory}")
+        self.assertIn(f"stands in {directory}:", verdict_of(found).why)
+
+    def test_everything(self):
+        self.make()
+        for kind in Kind:
+            self.records.write(kind, RECORD)
+        found = examine(self.path)
+        self.assertEqual((5, set(Kind), {}), (found.size, set(found.records), found.bad))
+        self.assertIn("inode", found.identity)
+        with FileDisk(self.path) as disk:
+            self.assertEqual(disk.identity(), found.identity)
+            self.assertTrue(examine(self.path).in_use)
+        self.assertFalse(found.in_use)
+
+    def test_what_cannot_be_read(self):
+        self.make()
+        with open(self.path + ".INCOMPLETE", "wb") as file:
+            file.write(b"{")
+        os.mkdir(self.path + ".MIGRATED")
+        os.mkfifo(self.path + ".MIGRATING")
+        found = examine(self.path)
+        self.assertEqual({Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING}, set(found.bad))
+        self.assertIn("torn", found.bad[Kind.INCOMPLETE])
+        self.assertIn("directory", found.bad[Kind.MIGRATED])
+        self.assertIn("cannot be read", found.bad[Kind.MIGRATING])
+
+    def test_the_records_first(self):
+        """A disk that goes meanwhile then looks as it did while they were true."""
+        self.make()
+        self.records.write(Kind.MIGRATING, UNLINK)
+        order = []
+
+        class Calls(SystemCalls):
+            def open(self, path, *arguments):
+                order.append(os.path.basename(path))
+                return os.open(path, *arguments)
+
+            def stat(self, path):
+                order.append("stat")
+                return os.stat(path)
+
+        examine(self.path, None, Calls())
+        last = max(order.index(f"disk.{kind}") for kind in Kind)
+        self.assertLess(last, order.index("stat"))
+        self.assertLess(order.index("stat"), order.index("disk"))
+
+    def test_settled_first(self):
+        """What somebody is told here must not be undone by a power failure."""
+        self.make()
+        for fails in (False, True):
+            order = []
+
+            class Calls(SystemCalls):
+                def open(self, path, *arguments, order=order):
+                    order.append(os.path.basename(path))
+                    return os.open(path, *arguments)
+
+                def fsync(self, descriptor, order=order, fails=fails):
+                    order.append("fsync")
+                    if fails:
+                        raise OSError(errno.EROFS, "read-only")
+
+            self.assertEqual(5, examine(self.path, None, Calls()).size)
+            directory = os.path.basename(self.directory)
+            self.assertEqual([directory, "fsync", "disk.INCOMPLETE"], order[:3])
+
+    def test_not_a_disk(self):
+        os.mkdir(self.path)
+        self.assertIn("directory", str(self.assertRaises(DiskRefused, examine, self.path)))
+        os.rmdir(self.path)
+        os.mkfifo(self.path)
+        self.assertRaises(DiskRefused, examine, self.path)
+
+    def test_nothing_is_changed(self):
+        self.make()
+        self.records.write(Kind.INCOMPLETE, COPIED)
+        before = self.names()
+        with FileDisk(self.path):
+            examine(self.path)
+        self.assertEqual(before, self.names())
+
+    def test_by_a_symbolic_link(self):
+        self.make()
+        self.records.write(Kind.INCOMPLETE, COPIED)
+        link = os.path.join(self.directory, "link")
+        os.symlink("disk", link)
+        self.assertIsNotNone(examine(link).of(Kind.INCOMPLETE))
+        os.unlink(self.path)
+        found = examine(link)
+        self.assertEqual((None, True), (found.size, Kind.INCOMPLETE in found.records))
+
+
+class SteadyTests(FileCase):
+    """Two places, of which one may change while the other is looked at."""
+
+    def setUp(self):
+        super().setUp()
+        self.make()
+        self.other = os.path.join(self.directory, "other")
+        self.looks = 0
+
+    def look(self, change=lambda looks: None):
+        test = self
+
+        class Calls(SystemCalls):
+            def stat(self, path):
+                if path == test.other:
+                    test.looks += 1
+                    change(test.looks)
+                return os.stat(path)
+
+        return look_steadily([self.path, self.other], None, Calls())
+
+    def test_at_rest(self):
+        found, steady = self.look()
+        self.assertEqual(([self.path, self.other], True), ([at.path for at in found], steady))
+        self.assertEqual([5, None], [place.size for place in found])
+        self.assertEqual(2, self.looks)
+
+    def test_one_alone(self):
+        found, steady = look_steadily([self.path])
+        self.assertEqual(([examine(self.path)], True), (found, steady))
+
+    def test_changed_once(self):
+        """What is told is what stood there at one time."""
+
+        def change(looks):
+            if looks == 1:
+                self.records.write(Kind.MIGRATING, UNLINK)
+
+        found, steady = self.look(change)
+        self.assertTrue(steady)
+        self.assertIn(Kind.MIGRATING, found[0].records)
+        self.assertEqual(3, self.looks)
+
+    def test_never_at_rest(self):
+        changes = (
+            lambda looks: self.records.write(Kind.MIGRATING, RECORD.but(attempt=looks)),
+            lambda looks: self.make(bytes(looks)),
+            lambda looks: os.rename(self.path, self.path + str(looks)) or self.make(),
+        )
+        for change in changes:
+            self.looks = 0
+            _, steady = self.look(change)
+            self.assertFalse(steady)
+            self.assertEqual(10, self.looks)
+
+    def test_what_is_in_the_disk_may_change(self):
+        """A source is in use, and its file may tell no more than when it was last written to."""
+        self.patch(SystemCalls, "birth", lambda self, descriptor: None)
+
+        def change(looks):
+            os.utime(self.path, ns=(looks, looks))
+
+        _, steady = self.look(change)
+        self.assertTrue(steady)
+
+    def test_what_is_said_then(self):
+        verdict = changing(["/a", "/b"])
+        self.assertEqual((UNKNOWN, ""), (verdict.state, verdict.canonical))
+        self.assertIn("/a and /b changed while being looked at", verdict.line)
+        self.assertIn("ask again", verdict.advice)
+
+
+class AcceptTests(FileCase):
+    def copied(self, **changes):
+        self.make()
+        with FileDisk(self.path) as disk:
+            record = COPIED.but(identity=disk.identity(), **changes)
+        self.records.write(Kind.INCOMPLETE, record)
+
+    def refused(self, *words):
+        before = {name: self.read(name) for name in self.names()}
+        error = self.assertRaises(Refused, accept, self.path, "me")
+        for word in words:
+            self.assertIn(word, str(error))
+        self.assertEqual(before, {name: self.read(name) for name in self.names()})
+
+    def read(self, name):
+        path = os.path.join(self.directory, name)
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as file:
+            return file.read()
+
+    def test_accepted(self):
+        for changes in ({}, {"retired": "when"}, {"identified": False}):
+            self.copied(**changes)
+            record = accept(self.path, "me (as root)")
+            self.assertEqual(("me (as root)", ONE), (record.by, record.migration))
+            self.assertEqual(record, self.records.read(Kind.ACCEPTED))
+            self.assertEqual(["disk", "disk.ACCEPTED"], self.names())
+            self.assertEqual(YES, verdict_of(examine(self.path)).state)
+            self.assertEqual(b"12345", self.read("disk"))
+
+    def test_refused(self):
+        self.refused("no such file")
+        self.make()
+        self.refused("not the destination", "disk.INCOMPLETE")
+        self.records.write(Kind.INCOMPLETE, RECORD)
+        self.refused("certainly not canonical", "here:/disk")
+        self.records.write(Kind.INCOMPLETE, COPIED.but(size=6))
+        self.refused("5 bytes", "6")
+        with open(self.path + ".INCOMPLETE", "wb") as file:
+            file.write(b"{")
+        self.refused("torn")
+        os.unlink(self.path + ".INCOMPLETE")
+        os.mkfifo(self.path + ".INCOMPLETE")
+        self.refused("disk.INCOMPLETE")
+
+    def test_another_disk_in_its_place(self):
+        """What was copied is not what would be declared canonical."""
+        self.make()
+        self.records.write(Kind.INCOMPLETE, COPIED.but(identity="inode 1, born 1"))
+        self.refused("another disk")
+
+    def test_refused_while_somebody_has_it(self):
+        self.copied()
+        with FileDisk(self.path):
+            self.refused("in use")
+
+    def test_said_before_the_mark_goes(self):
+        self.copied()
+        events = []
+        accept(self.path, "me", None, Story(events.append))
+        self.assertEqual(["ACCEPTED copied", "INCOMPLETE removed"], events)
+
+    def test_failures(self):
+        for words, state in (("ACCEPTED", IF), ("INCOMPLETE removed", YES)):
+            self.copied()
+            story = Story()
+            story.fail[words] = OSError(errno.ENOSPC, "No space left on device")
+            error = self.assertRaises(LocalFailure, accept, self.path, "me", None, story)
+            self.assertIn("No space left", str(error))
+            self.assertEqual(state, verdict_of(examine(self.path)).state)
+            # And once more, when there is room.
+            accept(self.path, "me")
+            self.assertEqual(YES, verdict_of(examine(self.path)).state)
+            self.records.remove(*Kind)

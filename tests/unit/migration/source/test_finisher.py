@@ -1,0 +1,610 @@
+"""Finishing a migration whose source is retired (R6): a real receiver, and scripted peers."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from dataclasses import replace
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.client import Destination
+from blockmig.errors import ExitStatus, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import (
+    MESSAGE_SIZE,
+    HandoffMessage,
+    HandoffPhase,
+    decode_message,
+    fingerprint,
+)
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.permitted import SourceState
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
+from blockmig.nbd import (
+    Command,
+    EndOfPayload,
+    Export,
+    Negotiated,
+    Payload,
+    Request,
+    ServerHandshake,
+    ServerTransmission,
+    TransmissionFlag,
+)
+from blockmig.runtime import Runtime
+from tests.support.made import made
+from tests.unit.support import ADDRESS, ONE, TWO, MemoryEndpoint, RecordedDisk, Story, in_thread
+
+SIZE = 5000
+URI = "nbd://there/"
+RECORD = Record(
+    migration=ONE,
+    phase=Phase.COPIED,
+    attempt=3,
+    size=SIZE,
+    source=Location("here", "/disk"),
+    destination=Location("there", "/copy", URI),
+    began="then",
+    unlink=True,
+    side_export=True,
+)
+NONE, COPYING, COPIED = HandoffPhase.NONE, HandoffPhase.COPYING, HandoffPhase.COPIED
+RETIRED, COMPLETE = HandoffPhase.RETIRED, HandoffPhase.COMPLETE
+
+
+def page(stage, migration="", token=""):
+    """What a receiver shows that is at the place where the disk went."""
+    where = {"host": "there", "disk": "/copy"}
+    return HandoffMessage(stage, fingerprint(migration), token=token, **where)
+
+
+class Peer(Protocol):
+    """A server of the script's: what the page says, and what messages are answered with."""
+
+    def __init__(self, script):
+        self.script = script
+
+    def connectionMade(self):
+        self.script.connections.append(self)
+        self.wire = ServerTransmission()
+        self.handshake = ServerHandshake(self.lookup, lambda: self.script.names)
+        self.transport.write(self.handshake.data_to_send())
+        self.payload = b""
+
+    def lookup(self, name):
+        if name.endswith(".handoff"):
+            if self.script.refuse:
+                return None
+            return Export(name, self.script.page_size, TransmissionFlag.HAS_FLAGS)
+        return Export(name, SIZE, TransmissionFlag.HAS_FLAGS)
+
+    def dataReceived(self, data):
+        if self.handshake is not None:
+            self.handshake.receive_data(data)
+            self.transport.write(self.handshake.data_to_send())
+            event = self.handshake.next_event()
+            if not isinstance(event, Negotiated):
+                return
+            self.side = event.export.name.endswith(".handoff")
+            data = self.handshake.trailing_data()
+            self.handshake = None
+        self.wire.receive_data(data)
+        while (event := self.wire.next_event()) is not None:
+            if isinstance(event, Request):
+                self.request(event)
+            elif isinstance(event, Payload):
+                self.payload += bytes(event.data)
+            elif isinstance(event, EndOfPayload):
+                said, self.payload = decode_message(self.payload), b""
+                self.script.events.append(f"told {said.phase} {said.migration}")
+                self.script.cookies.append(said.cookie)
+                self.script.tokens.append(said.token)
+                self.reply(event.message, self.script.answer)
+
+    def request(self, request):
+        where = "H" if self.side else "M"
+        if request.command == Command.DISC:
+            self.script.events.append(f"{where} DISC")
+            if not self.side:
+                self.script.cookies.append(f"{request.cookie:016x}")
+            self.transport.loseConnection()
+        elif request.command == Command.READ:
+            self.script.events.append(f"{where} READ")
+            pages = self.script.pages
+            shown = pages.pop(0) if len(pages) > 1 else pages[0]
+            data = shown.encode() if isinstance(shown, HandoffMessage) else shown
+            self.reply(request, 0, [data])
+
+    def reply(self, request, error, payload=()):
+        if error is not None:
+            self.transport.write(b"".join(map(bytes, self.wire.reply(request, error, payload))))
+
+
+class Script:
+    """What a peer does."""
+
+    def __init__(self):
+        self.names = ["", ".handoff"]
+        self.pages = [page(COPIED, ONE), page(RETIRED, ONE, "key"), page(COMPLETE, ONE)]
+        self.page_size = MESSAGE_SIZE
+        self.answer = 0
+        self.refuse = False
+        self.events = []
+        self.cookies = []
+        self.tokens = []
+        self.connections = []
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.place = RECORD.destination
+        self.clock = Clock()
+        self.directory = os.path.abspath(self.mktemp())
+        os.mkdir(self.directory)
+        self.system = Story()
+        self.records = Records(self.directory + "/disk", self.system)
+        self.script = Script()
+        self.endpoint = MemoryEndpoint(self.clock, lambda: Peer(self.script))
+
+    def source(self, told=False, **changes):
+        changes = {"destination": self.place, **changes}
+        record = RECORD.but(told="then" if told else "", **changes)
+        record = self.records.write(Kind.MIGRATING, record)
+        if not record.unlink:
+            record = self.records.write(Kind.MIGRATED, record.but(retired="x"))
+        return SourceRecord.finishing(self.records, SourceState(record, True))
+
+    def finish(self, told=False, record=None, **keywords):
+        self.finisher = made(
+            Finisher,
+            self.source(told, **(record or {})),
+            Destination(self.endpoint),
+            reactor=self.clock,
+            in_thread=in_thread,
+            **keywords,
+        )
+        self.outcome = self.finisher.run()
+        self.endpoint.pump()
+
+    def pass_time(self, seconds):
+        for _ in range(round(seconds * 10)):
+            self.clock.advance(0.1)
+            self.endpoint.pump()
+
+    def done(self):
+        summary = self.successResultOf(self.outcome)
+        self.assertEqual((SIZE, 0, 3), (summary.bytes, summary.data, summary.attempts))
+        self.assertEqual([], sorted(os.listdir(self.directory)))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def unconfirmed(self, *words):
+        error = self.failureResultOf(self.outcome, Unconfirmed).value
+        self.assertEqual(ExitStatus.UNCONFIRMED, error.status)
+        for word in (*words, f"{self.place}", "run the same command again"):
+            self.assertIn(word, str(error))
+        self.assertNotIn("\n", str(error))
+        self.assertEqual(["disk.MIGRATING"], os.listdir(self.directory))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def tries_on(self):
+        self.pass_time(20)
+        self.assertNoResult(self.outcome)
+        self.assertEqual(["disk.MIGRATING"], os.listdir(self.directory))
+
+
+class ReceiverTests(Case):
+    """Against the real one."""
+
+    def receive(self, phase="copied", **changes):
+        disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
+        self.place = Location(os.uname().nodename, disk.path, URI)
+        self.target = Records(disk.path)
+        record = RECORD.but(phase=Phase(phase), **changes)
+        self.target.write(Kind.INCOMPLETE, record)
+        self.receiver = Receiver(disk, runtime=Runtime(self.clock, in_thread))
+        self.arrived = self.receiver.complete()
+        self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
+
+    def test_finished_on_both_sides(self):
+        for told in (False, True):
+            for changes in ({}, {"retired": "then"}):
+                self.setUp()
+                self.receive(**changes)
+                self.finish(told)
+                self.done()
+                self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
+                self.assertIsNone(self.target.read(Kind.INCOMPLETE))
+
+    def test_a_source_that_is_kept(self):
+        self.receive()
+        self.finish(record={"unlink": False})
+        self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+        self.successResultOf(self.arrived)
+        self.assertEqual(["disk.MIGRATED"], os.listdir(self.directory))
+        self.assertTrue(self.records.read(Kind.MIGRATED).confirmed)
+
+    def test_another_migrations(self):
+        self.receive(migration=TWO)
+        self.finish()
+        self.unconfirmed("does not know this migration", "'copied'")
+        self.assertNoResult(self.arrived)
+        self.assertEqual(TWO, self.target.read(Kind.INCOMPLETE).migration)
+
+    def test_a_copy_that_is_not_whole(self):
+        self.receive("copying")
+        self.finish()
+        self.unconfirmed("'copying'")
+        self.assertNoResult(self.arrived)
+
+    def test_cut_at_every_message(self):
+        budget = 0
+        while True:
+            self.setUp()
+            self.receive()
+            self.endpoint.budgets.extend([budget, budget])
+            self.finish()
+            self.pass_time(40)
+            self.done()
+            self.successResultOf(self.arrived)
+            delivered = [link.delivered for link in self.endpoint.links[:2]]
+            if max(delivered) < budget:
+                break
+            budget += 1
+        self.assertGreater(budget, 8)
+
+    def test_one_that_died_behind_the_end_and_was_started_again(self):
+        """It learns that it is complete, if it was told so by this very sender."""
+        here = os.uname().nodename
+        for told, host, token, exact in (
+            (True, here, "inode 5, born 6", True),
+            (True, here, "inode 5, born 7", False),
+            (True, here, "", False),
+            (True, "elsewhere", "inode 5, born 6", False),
+            (False, here, "", False),
+        ):
+            self.setUp()
+            disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
+            self.receiver = Receiver(disk, runtime=Runtime(self.clock, in_thread))
+            self.arrived = self.receiver.complete()
+            self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
+            self.finish(told, {"destination": Location(host, disk.path, URI), "token": token})
+            if told:
+                self.done()
+            else:
+                self.failureResultOf(self.outcome, Unconfirmed)
+            self.assertEqual(exact, self.arrived.called)
+            self.assertEqual(b"x" * SIZE, bytes(disk.data))
+
+
+class OrderTests(Case):
+    def test_told_then_disconnected_then_asked(self):
+        self.system.tell = self.script.events.append
+        self.finish()
+        self.assertEqual(
+            [
+                "MIGRATING copied",
+                "H READ",
+                f"told retired {ONE}",
+                "H READ",
+                "MIGRATING copied told",
+                "M DISC",
+                "H READ",
+                "H DISC",
+                "MIGRATING removed",
+            ],
+            self.script.events,
+        )
+        self.done()
+
+    def test_the_disconnect_has_the_cookie_that_was_told(self):
+        self.finish()
+        told, disconnected = self.script.cookies
+        self.assertEqual(told, disconnected)
+        self.assertNotEqual(told, "0" * 16)
+
+    def test_told_once_is_not_put_down_again(self):
+        self.system.tell = self.script.events.append
+        self.script.pages = [page(COPIED, ONE), page(COMPLETE, ONE)]
+        self.finish(told=True)
+        self.assertEqual(1, self.script.events.count("MIGRATING copied told"))
+        self.assertIn(f"told retired {ONE}", self.script.events)
+        self.done()
+
+    def test_a_new_cookie_each_time(self):
+        self.script.answer = 5
+        self.script.pages = [page(COPIED, ONE)]
+        self.finish()
+        self.pass_time(5)
+        self.assertEqual(len(self.script.cookies), len(set(self.script.cookies)))
+        self.assertGreater(len(self.script.cookies), 2)
+
+
+class PeerTests(Case):
+    """What is found there, and whether the destination has acknowledged that it is canonical."""
+
+    def test_complete(self):
+        for told in (False, True):
+            self.setUp()
+            self.script.pages = [page(COMPLETE, ONE)]
+            self.finish(told)
+            self.done()
+            self.assertEqual(["H READ", "H DISC"], self.script.events)
+
+    def test_something_else(self):
+        for found, words in (
+            (page(NONE), "'none'"),
+            (page(COPYING, ONE), "'copying'"),
+            (page(COPYING, TWO), "'copying'"),
+            (page(COPIED, TWO), "'copied'"),
+            (page(COPIED), "'copied'"),
+            (page(RETIRED, TWO), "'retired'"),
+            (page(COMPLETE, TWO), "'complete'"),
+        ):
+            for told in (False, True):
+                self.setUp()
+                self.script.pages = [found]
+                self.finish(told)
+                if told:
+                    self.done()
+                else:
+                    self.unconfirmed("does not know this migration", words, "is there:/copy")
+                self.assertNotIn("M DISC", self.script.events)
+                self.assertFalse([e for e in self.script.events if e.startswith("told")])
+
+    def test_no_receiver_of_ours(self):
+        for told in (False, True):
+            self.setUp()
+            self.script.names = [""]
+            self.finish(told)
+            if told:
+                self.done()
+            else:
+                self.unconfirmed("there is no receiver of blockmig's")
+            self.assertNotIn("M DISC", self.script.events)
+
+    def test_nothing_to_tell(self):
+        self.finish(record={"side_export": False})
+        self.done()
+        self.assertEqual([], self.script.connections)
+
+    def test_refused_to_be_told(self):
+        """The receiver's word is asked for again: it may be about to change its mind."""
+        self.script.answer = 1
+        self.script.pages = [page(COPIED, ONE)]
+        self.finish()
+        self.tries_on()
+        self.script.answer = 0
+        self.script.pages = [page(COPIED, ONE), page(COMPLETE, ONE)]
+        self.pass_time(6)
+        self.done()
+
+    def test_not_complete_behind_the_disconnect(self):
+        self.script.pages = [page(COPIED, ONE), page(RETIRED, ONE)]
+        self.finish()
+        self.tries_on()
+        self.script.pages = [page(COMPLETE, ONE)]
+        self.pass_time(6)
+        self.done()
+
+    def test_what_is_no_page(self):
+        for data in (bytes(MESSAGE_SIZE), b"[" * MESSAGE_SIZE):
+            self.setUp()
+            self.script.pages = [data]
+            self.finish()
+            self.tries_on()
+
+    def test_a_side_export_of_another_size(self):
+        self.script.page_size = 512
+        self.finish()
+        self.tries_on()
+        self.assertEqual([], self.script.events)
+
+    def test_a_side_export_that_is_refused(self):
+        """Listed, and not to be had: perhaps its receiver is just going away."""
+        self.script.refuse = True
+        self.finish()
+        self.tries_on()
+        self.script.refuse = False
+        self.pass_time(6)
+        self.done()
+
+    def test_a_silent_peer(self):
+        self.script.answer = None
+        self.script.pages = [page(COPIED, ONE)]
+        self.finish()
+        self.pass_time(59)
+        self.assertEqual(2, len(self.script.connections))
+        self.pass_time(3)
+        self.assertGreater(len(self.script.connections), 2)
+        self.assertNoResult(self.outcome)
+
+    def test_not_nbd(self):
+        class Web(Protocol):
+            def connectionMade(self):
+                self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        self.endpoint.build = Web
+        self.finish()
+        self.tries_on()
+
+    def test_another_place_with_its_address(self):
+        """Whatever it says of itself: the disk did not go there."""
+        for where in ({"host": "elsewhere"}, {"disk": "/other"}):
+            for stage in (COPIED, RETIRED, COMPLETE):
+                self.setUp()
+                self.script.pages = [replace(page(stage, ONE), **where)]
+                self.finish()
+                self.unconfirmed("does not know this migration")
+                self.assertEqual([], self.script.cookies)
+
+    def test_where_no_place_is_known(self):
+        self.script.pages = [replace(page(COMPLETE, ONE), disk="/other")]
+        self.finish(record={"destination": Location(address=URI)})
+        self.done()
+
+    def test_handed_out_once_it_was_told(self):
+        """And put on record with that, for one that is started again on the same disk."""
+        self.system.fail["MIGRATING removed"] = OSError(errno.EIO, "broken")
+        self.finish()
+        self.successResultOf(self.outcome)
+        self.assertEqual("key", self.records.read(Kind.MIGRATING).token)
+
+    def test_said_to_one_that_was_started_again(self):
+        self.script.pages = [page(NONE), page(COMPLETE, ONE)]
+        self.finish(told=True, record={"token": "key"})
+        self.done()
+        self.assertIn(f"told retired {ONE}", self.script.events)
+        self.assertEqual(["key"], self.script.tokens)
+
+
+class PatienceTests(Case):
+    def setUp(self):
+        super().setUp()
+        self.endpoint.refuse = ConnectionRefusedError()
+
+    def test_for_ever_where_it_was_not_told(self):
+        self.finish()
+        self.pass_time(400)
+        self.assertNoResult(self.outcome)
+        self.endpoint.refuse = None
+        self.pass_time(6)
+        self.done()
+
+    def test_backoff(self):
+        tries = []
+        connect = self.endpoint.connect
+        self.endpoint.connect = lambda factory: (
+            tries.append(self.clock.seconds()) or connect(factory)
+        )
+        self.finish()
+        self.pass_time(30)
+        gaps = [round(b - a, 1) for a, b in itertools.pairwise(tries)]
+        for expected, gap in zip((0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5), gaps, strict=False):
+            self.assertTrue(expected <= gap <= expected + 0.1, gaps)
+
+    def test_thirty_seconds_where_it_was_told(self):
+        self.finish(told=True)
+        self.pass_time(29)
+        self.assertNoResult(self.outcome)
+        self.pass_time(7)
+        self.done()
+
+    def test_give_up_after(self):
+        self.finish(give_up_after=10)
+        self.pass_time(9)
+        self.assertNoResult(self.outcome)
+        self.pass_time(7)
+        self.unconfirmed("gave up after 10 seconds")
+
+    def test_give_up_sooner_where_it_was_told(self):
+        self.finish(told=True, give_up_after=3)
+        self.pass_time(2)
+        self.assertNoResult(self.outcome)
+        self.pass_time(3)
+        self.done()
+
+    def test_give_up_later_does_not_matter_where_it_was_told(self):
+        self.finish(told=True, give_up_after=1000)
+        self.pass_time(36)
+        self.done()
+
+
+class StopTests(Case):
+    def test_while_waiting(self):
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.finish()
+        self.finisher.stop("enough")
+        self.unconfirmed("enough")
+
+    def test_while_connecting(self):
+        """An endpoint may say in a way of its own that it was cancelled."""
+
+        def cancelled(connecting):
+            connecting.errback(ConnectingCancelledError(ADDRESS))
+
+        for connecting in (Deferred(), Deferred(cancelled)):
+            self.setUp()
+            self.endpoint.connect = lambda factory, connecting=connecting: connecting
+            self.finish()
+            self.finisher.stop("enough")
+            self.unconfirmed("enough")
+
+    def test_in_the_middle(self):
+        """However far it was: every connection ends, and nothing waits on the clock."""
+        for messages in range(30):
+            self.setUp()
+            self.finisher = Finisher(
+                self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+            )
+            self.outcome = self.finisher.run()
+            for _ in range(messages):
+                if not any(link.step() for link in self.endpoint.links):
+                    self.clock.advance(0)
+            if self.outcome.called:
+                self.done()
+                self.assertGreater(messages, 10)
+                return
+            self.finisher.stop("enough")
+            self.endpoint.pump()
+            self.unconfirmed("enough")
+            self.assertTrue(all(link.client.gone for link in self.endpoint.links))
+        self.fail("it has no end")
+
+    def test_before_it_began(self):
+        finisher = Finisher(
+            self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
+        finisher.stop()
+
+
+class SettleTests(Case):
+    """What another run has left may not be durable yet; then nobody is told of it."""
+
+    def test_settled_before_anybody_is_told(self):
+        order = self.script.events
+        self.system.fsync = lambda descriptor: order.append("fsync")
+        self.finish()
+        self.assertLess(order.index("fsync"), order.index("H READ"))
+
+    def test_it_cannot_be(self):
+        def broken(descriptor):
+            raise OSError(errno.EIO, "broken")
+
+        source = self.source()
+        self.system.fsync = broken
+        self.finisher = Finisher(
+            source, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
+        self.outcome = self.finisher.run()
+        self.endpoint.pump()
+        self.unconfirmed("broken")
+        self.assertEqual([], self.script.events)
+
+
+class RecordFailureTests(Case):
+    def test_the_end_cannot_be_put_on_record(self):
+        """It is complete all the same; another finisher would find out so."""
+        self.system.fail["MIGRATING removed"] = OSError(errno.EIO, "broken")
+        self.finish()
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
+        self.assertEqual(["disk.MIGRATING"], os.listdir(self.directory))
+
+    def test_what_was_acknowledged_cannot_be_put_on_record(self):
+        """It was told all the same, and is told again the next time; a full disk is no reason to
+        leave both sides unfinished."""
+        source = self.source()
+        self.system.fail["MIGRATING copied told"] = OSError(errno.ENOSPC, "full")
+        self.finisher = Finisher(
+            source, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
+        self.outcome = self.finisher.run()
+        self.endpoint.pump()
+        self.assertIn("M DISC", self.script.events)
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)

@@ -1,0 +1,946 @@
+"""The sender against the receiver in memory, and against servers made by hand."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import random
+import struct
+from unittest import mock
+
+from twisted.internet.error import (
+    ConnectionAborted,
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,
+)
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.client import Destination
+from blockmig.errors import (
+    ExitStatus,
+    GaveUp,
+    LocalFailure,
+    Refused,
+    Summary,
+    Unconfirmed,
+)
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.policy import Overrides
+from blockmig.migration.source.sender import Sender
+from blockmig.nbd import (
+    Command,
+    Errno,
+    Export,
+    Negotiated,
+    Request,
+    ServerHandshake,
+    ServerTransmission,
+    TransmissionFlag,
+    oldstyle_hello,
+)
+from blockmig.runtime import Runtime
+from blockmig.storage import DiskRefused
+from tests.support.made import made
+from tests.unit.support import (
+    ADDRESS,
+    MemoryDisk,
+    MemoryEndpoint,
+    Threads,
+    UnlinkableDisk,
+    in_thread,
+    make_plain,
+)
+
+WRITE, FLUSH, DISC, ZEROES = Command.WRITE, Command.FLUSH, Command.DISC, Command.WRITE_ZEROES
+Flag = TransmissionFlag
+ALL = Flag.HAS_FLAGS | Flag.SEND_FLUSH | Flag.SEND_TRIM | Flag.SEND_WRITE_ZEROES | Flag.SEND_FUA
+DATA = random.Random(0).randbytes(70_000) + bytes(200_000) + b"the end"
+SIZE = len(DATA)
+
+
+class HandServer(Protocol):
+    """A server that keeps what it is asked, in order, and answers as the test wants."""
+
+    def __init__(self, export, *, oldstyle=False, answer=lambda request: 0, holds=False):
+        self.export = export
+        self.oldstyle = oldstyle
+        self.answer = answer
+        self.holds = holds
+        self.requests = []
+        self.data = bytearray(export.size)
+        self.held = []
+        self.lost = None
+        self.most = 0
+
+    def connectionMade(self):
+        self.wire = ServerTransmission()
+        self.handshake = None
+        if self.oldstyle:
+            self.transport.write(oldstyle_hello(self.export))
+        else:
+            self.handshake = ServerHandshake(lambda name: self.export)
+            self.transport.write(self.handshake.data_to_send())
+
+    def dataReceived(self, data):
+        if self.handshake is not None:
+            self.handshake.receive_data(data)
+            self.transport.write(self.handshake.data_to_send())
+            if isinstance(self.handshake.next_event(), Negotiated):
+                data = self.handshake.trailing_data()
+                self.handshake = None
+            else:
+                return
+        self.wire.receive_data(data)
+        while (event := self.wire.next_event()) is not None:
+            if isinstance(event, Request):
+                self.requests.append(event)
+                self.position = event.offset
+                if event.command == DISC:
+                    self.transport.loseConnection()
+                elif event.command != WRITE:
+                    self.reply(event)
+            elif hasattr(event, "data"):
+                end = self.position + len(event.data)
+                self.data[self.position : end] = event.data
+                self.position = end
+            else:
+                self.reply(event.message)
+
+    def reply(self, request):
+        self.held.append(request)
+        self.most = max(self.most, len(self.held))
+        if not self.holds:
+            self.release()
+
+    def release(self):
+        held, self.held = self.held, []
+        for request in held:
+            error = self.answer(request)
+            if error is not None:
+                self.transport.write(b"".join(self.wire.reply(request, error)))
+
+    def connectionLost(self, reason):
+        self.lost = reason
+
+    def commands(self):
+        return [request.command for request in self.requests]
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.disk = UnlinkableDisk(DATA)
+        self.endpoint = MemoryEndpoint(self.clock, self.build)
+        self.export = Export("", SIZE, ALL)
+        self.servers = []
+        self.keywords = {}
+
+    def build(self):
+        server = HandServer(self.export, **self.keywords)
+        self.servers.append(server)
+        return server
+
+    def send(self, thread=in_thread, export="", destination="", **keywords):
+        keywords.setdefault("retry_policy", lambda failures: 1.0)
+        keywords.setdefault("overwrite", True)
+        self.sender = made(
+            Sender,
+            self.disk,
+            Destination(self.endpoint, export, destination),
+            reactor=self.clock,
+            in_thread=thread,
+            **keywords,
+        )
+        self.outcome = self.sender.run()
+        self.endpoint.pump()
+
+    def summary(self):
+        return self.successResultOf(self.outcome)
+
+    def failure(self, kind):
+        error = self.failureResultOf(self.outcome, kind).value
+        self.assertNotIn("\n", str(error))
+        return str(error)
+
+    def pass_time(self, seconds=1.0):
+        self.clock.advance(seconds)
+        self.endpoint.pump()
+
+
+class OrderTests(Case):
+    def test_copy_flush_disconnect(self):
+        self.send()
+        summary = self.summary()
+        (server,) = self.servers
+        self.assertEqual([FLUSH, DISC], server.commands()[-2:])
+        self.assertEqual(DATA, bytes(server.data))
+        self.assertEqual(SIZE, summary.bytes)
+        self.assertEqual(SIZE, summary.data + summary.zeroes)
+        self.assertGreater(summary.zeroes, 100_000)
+        self.assertEqual(1, summary.attempts)
+        self.assertNotIn("unlink", self.disk.names())
+
+    def test_flush_only_after_everything_was_acknowledged(self):
+        self.keywords = {"holds": True}
+        self.send()
+        (server,) = self.servers
+        self.assertGreater(len(server.held), 1)
+        self.assertNotIn(FLUSH, server.commands())
+        server.release()
+        self.endpoint.pump()
+        self.assertEqual(FLUSH, server.commands()[-1])
+        self.assertNotIn(DISC, server.commands())
+
+    def test_unlink_after_the_flushs_reply_and_before_the_disconnect(self):
+        self.keywords = {"holds": True}
+        threads = Threads()
+        self.send(threads, unlink=True)
+        (server,) = self.servers
+        for _ in range(100):
+            if FLUSH in server.commands():
+                break
+            threads.run()
+            self.endpoint.pump()
+            if FLUSH not in server.commands():
+                server.release()
+            self.endpoint.pump()
+        self.assertEqual(FLUSH, server.commands()[-1])
+        threads.run()
+        self.assertFalse(self.disk.unlinked)
+        server.release()
+        self.endpoint.pump()
+        self.assertFalse(self.disk.unlinked)
+        self.assertNotIn(DISC, server.commands())
+        threads.run()
+        self.assertTrue(self.disk.unlinked)
+        self.endpoint.pump()
+        self.assertEqual(DISC, server.commands()[-1])
+        threads.run()
+        self.summary()
+
+    def test_no_two_requests_in_flight_overlap(self):
+        self.keywords = {"holds": True}
+        self.disk = UnlinkableDisk(bytes(1 << 20) + b"x" * (2 << 20))
+        self.export = Export("", self.disk.size, ALL, maximum_payload=4096)
+        self.send()
+        server = self.servers[0]
+        for _ in range(100):
+            ranges = sorted((r.offset, r.offset + r.length) for r in server.held if r.length)
+            for (_, end), (start, _) in itertools.pairwise(ranges):
+                self.assertLessEqual(end, start)
+            server.release()
+            self.endpoint.pump()
+        self.assertTrue(3 < server.most <= 256, server.most)
+        self.assertEqual(self.disk.data, server.data)
+
+    def test_the_window_is_bounded(self):
+        self.keywords = {"holds": True}
+        self.disk = UnlinkableDisk(b"x" * (70 << 20))
+        self.export = Export("", self.disk.size, ALL)
+        self.send()
+        held = sum(request.length for request in self.servers[0].held)
+        self.assertGreater(held, 1 << 20)
+        self.assertLessEqual(held, 34 << 20)
+
+    def test_request_size_and_blocks(self):
+        self.export = Export("", 4096 * 100, ALL, "", 4096, 4096, 10_000)
+        self.disk = UnlinkableDisk(b"x" * 4096 * 99 + bytes(4096))
+        self.send()
+        self.summary()
+        for request in self.servers[0].requests:
+            if request.command == WRITE:
+                self.assertLessEqual(request.length, 8192)
+            self.assertEqual((0, 0), (request.offset % 4096, request.length % 4096))
+
+    def test_progress(self):
+        self.keywords = {"holds": True}
+        self.send()
+        self.assertEqual((SIZE, 0, 1), (self.sender.progress.total, self.sender.progress.done, 1))
+        self.servers[0].release()
+        self.endpoint.pump()
+        self.assertEqual((SIZE, 1), (self.sender.progress.done, self.sender.progress.attempt))
+
+
+class OffersTests(Case):
+    def test_no_write_zeroes(self):
+        self.export = Export("", SIZE, ALL & ~Flag.SEND_WRITE_ZEROES)
+        self.send()
+        self.assertEqual({WRITE, FLUSH, DISC}, set(self.servers[0].commands()))
+        self.assertEqual(DATA, bytes(self.servers[0].data))
+        summary = self.summary()
+        self.assertEqual((SIZE, 0), (summary.data, summary.zeroes))
+
+    def test_no_flush(self):
+        self.export = Export("", SIZE, ALL & ~Flag.SEND_FLUSH)
+        self.send()
+        self.assertNotIn(FLUSH, self.servers[0].commands())
+        self.assertEqual(DISC, self.servers[0].commands()[-1])
+        self.summary()
+
+    def test_no_flush_and_unlink(self):
+        self.export = Export("", SIZE, ALL & ~Flag.SEND_FLUSH)
+        self.send(unlink=True)
+        self.assertIn("--unlink", self.failure(Refused))
+        self.assertFalse(self.disk.unlinked)
+        self.assertEqual([], self.servers[0].requests)
+
+    def test_oldstyle(self):
+        self.keywords = {"oldstyle": True, "holds": True}
+        content = random.Random(5).randbytes(5 << 20)
+        self.disk = UnlinkableDisk(content)
+        self.export = Export("", self.disk.size, Flag.HAS_FLAGS)
+        self.send()
+        server = self.servers[0]
+        for _ in range(100):
+            self.assertLessEqual(len(server.held), 1)
+            server.release()
+            self.endpoint.pump()
+        self.assertEqual(1, server.most)
+        self.assertEqual({0}, {request.cookie for request in server.requests})
+        self.assertEqual([WRITE, WRITE, WRITE, DISC], server.commands())
+        self.assertEqual(content, bytes(server.data))
+        self.summary()
+
+    def test_something_else_with_the_side_exports_name(self):
+        """A disk that is called so; there is nothing to be told to it."""
+
+        class Lister(HandServer):
+            def connectionMade(self):
+                super().connectionMade()
+                self.transport.pieces.clear()
+                self.handshake = ServerHandshake(lambda name: self.export, lambda: ["", ".handoff"])
+                self.transport.write(self.handshake.data_to_send())
+
+        def build():
+            self.servers.append(Lister(self.export))
+            return self.servers[-1]
+
+        self.endpoint.build = build
+        self.send()
+        summary = self.summary()
+        self.assertEqual((SIZE, 1), (summary.bytes, summary.attempts))
+        self.assertEqual(DATA, bytes(self.servers[0].data))
+        self.assertEqual([], self.servers[1].requests)
+        self.assertIsNotNone(self.servers[1].lost)
+        self.assertFalse(self.sender.source.record.side_export)
+
+
+class RefusedTests(Case):
+    def check(self, words, **keywords):
+        self.send(**keywords)
+        self.assertIn(words, self.failure(Refused))
+        self.assertEqual(ExitStatus.REFUSED, Refused.status)
+        self.assertFalse(self.disk.unlinked)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_size(self):
+        for size in (SIZE - 1, SIZE + 1, 0):
+            self.export = Export("", size, ALL)
+            self.check("size mismatch")
+
+    def test_read_only(self):
+        self.export = Export("", SIZE, ALL | Flag.READ_ONLY)
+        self.check("read-only")
+
+    def test_block_size(self):
+        self.export = Export("", SIZE, ALL, minimum_block=512)
+        self.check("512")
+
+    def test_payload_size(self):
+        self.disk = UnlinkableDisk(bytes(8192))
+        self.export = Export("", 8192, ALL, "", 4096, 4096, 4096)
+        self.send()
+        self.summary()
+
+    def test_a_name_that_is_too_long(self):
+        self.send(export="ä" * 2048 + "x")
+        self.assertIn("at most 4096 bytes", self.failure(Refused))
+
+    def test_unknown_export(self):
+        receiver = Receiver(
+            MemoryDisk(bytes(SIZE)), export="b", runtime=Runtime(Clock(), in_thread)
+        )
+        self.endpoint.build = lambda: receiver.factory().buildProtocol(ADDRESS)
+        self.check("'a'", export="a")
+
+    def test_not_nbd(self):
+        class Web(Protocol):
+            def connectionMade(self):
+                self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        self.endpoint.build = Web
+        self.check("does not speak NBD")
+
+    def test_closes_at_once(self):
+        class Closer(Protocol):
+            def connectionMade(self):
+                self.transport.loseConnection()
+
+        self.endpoint.build = Closer
+        self.check("handshake")
+
+    def test_silent(self):
+        self.endpoint.build = Protocol
+        self.send()
+        self.assertNoResult(self.outcome)
+        self.pass_time(31)
+        self.assertIn("no NBD handshake", self.failure(Refused))
+
+    def test_silent_for_longer_than_it_may(self):
+        """No step of the handshake is waited for longer than for a reply."""
+        for limit, seconds in ((5.0, 5), (100.0, 30), (None, 30)):
+            self.setUp()
+            self.endpoint.build = Protocol
+            self.send(reply_timeout=limit)
+            self.pass_time(seconds - 0.1)
+            self.assertNoResult(self.outcome)
+            self.pass_time(0.2)
+            self.assertIn(f"no NBD handshake in {seconds} s", self.failure(Refused))
+
+    def test_nobody_there(self):
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.check("cannot connect")
+
+    def test_refused_in_many_lines(self):
+        """What the other side says ends in a message that is one line (and a log line)."""
+
+        class Rude(Protocol):
+            def connectionMade(self):
+                self.transport.write(b"NBDMAGICIHAVEOPT\0\3")
+
+            def dataReceived(self, data):
+                words = b"no\n12:00:00 blockmig: complete: 5 bytes\n\x1b[2J"
+                self.transport.write(
+                    struct.pack("!QIII", 0x3E889045565A9, 7, 2**31 + 2, len(words)) + words
+                )
+
+        self.endpoint.build = Rude
+        self.send()
+        words = self.failure(Refused)
+        self.assertNotIn("\x1b", words)
+
+    def test_unlink_of_what_cannot_be(self):
+        for disk in (MemoryDisk(DATA), UnlinkableDisk(DATA)):
+            disk.fail["check_unlink"] = DiskRefused("it has 2 hard links")
+            self.assertRaises(
+                Refused,
+                Sender,
+                disk,
+                Destination(self.endpoint),
+                unlink=True,
+                runtime=Runtime(self.clock, in_thread),
+            )
+
+    def test_retry(self):
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.send(retry=True)
+        self.assertNoResult(self.outcome)
+        self.pass_time()
+        self.assertNoResult(self.outcome)
+        self.endpoint.refuse = None
+        self.export = Export("", 1, ALL)
+        self.pass_time()
+        self.assertNoResult(self.outcome)
+        self.export = Export("", SIZE, ALL)
+        self.pass_time()
+        self.assertEqual(1, self.summary().attempts)
+
+
+class RestartTests(Case):
+    def test_error_replies(self):
+        for command in (WRITE, ZEROES, FLUSH):
+            for error in (Errno.EIO, Errno.ENOSPC, Errno.EPERM, 77):
+                self.setUp()
+                wrong = lambda r, c=command, e=error: e if r.command == c else 0  # noqa: E731
+                self.keywords = {"answer": wrong}
+                self.send(unlink=True)
+                self.assertNoResult(self.outcome)
+                self.assertFalse(self.disk.unlinked)
+                self.assertNotIn(DISC, self.servers[0].commands())
+                self.assertIsNotNone(self.servers[0].lost)
+                self.keywords = {}
+                self.pass_time()
+                self.assertEqual(2, self.summary().attempts)
+                self.assertEqual(DATA, bytes(self.servers[1].data))
+                self.assertTrue(self.disk.unlinked)
+
+    def test_backoff(self):
+        asked = []
+
+        def policy(failures):
+            asked.append(failures)
+            return 10.0 * (failures + 1)
+
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.send(retry=True, retry_policy=policy)
+        for _ in range(3):
+            before = len(asked)
+            self.pass_time(10.0 * (asked[-1] + 1) - 0.1)
+            self.assertEqual(before, len(asked))
+            self.pass_time(0.2)
+            self.assertEqual(before + 1, len(asked))
+        self.assertEqual(sorted(asked), asked)
+        self.assertGreater(asked[-1], asked[0])
+
+    def test_after_the_first_handshake_there_is_always_another_attempt(self):
+        self.keywords = {"answer": lambda request: 5}
+        self.send()
+        self.endpoint.refuse = ConnectionRefusedError()
+        for _ in range(20):
+            self.pass_time()
+            self.assertNoResult(self.outcome)
+        self.endpoint.refuse = None
+        self.keywords = {}
+        self.pass_time()
+        self.summary()
+
+    def test_protocol_errors(self):
+        for noise in (b"x" * 16, struct.pack("!IIQ", 0x67446698, 0, 999)):
+            self.setUp()
+            self.keywords = {"holds": True}
+            self.send(unlink=True)
+            self.servers[0].transport.write(noise)
+            self.endpoint.pump()
+            self.assertNoResult(self.outcome)
+            self.keywords = {}
+            self.pass_time()
+            self.assertEqual(2, self.summary().attempts)
+
+    def test_server_closes_before_the_end(self):
+        self.keywords = {"holds": True}
+        self.send(unlink=True)
+        self.servers[0].transport.loseConnection()
+        self.endpoint.pump()
+        self.assertNoResult(self.outcome)
+        self.assertFalse(self.disk.unlinked)
+        self.assertEqual(0.0, self.clock.seconds())
+
+    def test_closed_while_we_were_sending(self):
+        """Why it was lost is said as it was seen from here, not as a fault of ours."""
+        for reason, words in (
+            (ConnectionDone(), "the connection was closed by the destination"),
+            (ConnectionAborted(), "the connection was closed by the destination"),
+            (ConnectionLost("reset"), "the connection was lost: "),
+        ):
+            self.setUp()
+            self.keywords = {"holds": True}
+            self.send()
+            self.endpoint.links[0].client.lose(reason)
+            self.endpoint.pump()
+            self.assertNoResult(self.outcome)
+            self.assertTrue(self.sender.last_error.startswith(words), self.sender.last_error)
+            self.sender.stop()
+            self.endpoint.pump()
+            self.failure(GaveUp)
+
+    def test_closed_instead_of_the_flushs_reply(self):
+        self.keywords = {"answer": lambda r: None if r.command == FLUSH else 0}
+        self.send(unlink=True)
+        self.servers[0].transport.lose(ConnectionDone())
+        self.servers[0].transport.other.lose(ConnectionDone())
+        self.endpoint.pump()
+        self.assertNoResult(self.outcome)
+        self.assertFalse(self.disk.unlinked)
+
+
+class EndTests(Case):
+    def until_retiring(self, threads):
+        """Go on until the unlinking waits for its thread."""
+        for _ in range(100):
+            if "_retire" in threads.names():
+                break
+            threads.run(1)
+            self.endpoint.pump()
+        self.assertEqual(FLUSH, self.servers[0].commands()[-1])
+        self.assertEqual(["_retire"], threads.names())
+        self.assertNotIn("unlink", self.disk.names())
+
+    def test_lost_while_it_is_put_on_record(self):
+        """Nothing was retired yet: it is an early drop as any other."""
+        threads = Threads()
+        self.send(threads, unlink=True)
+        for _ in range(100):
+            if "record_copied" in threads.names():
+                break
+            threads.run(1)
+            self.endpoint.pump()
+        self.endpoint.links[0].cut()
+        self.endpoint.pump()
+        threads.run()
+        self.assertFalse(self.disk.unlinked)
+        self.assertNoResult(self.outcome)
+        self.pass_time()
+        for _ in range(20):
+            threads.run()
+            self.endpoint.pump()
+        self.assertEqual(2, self.summary().attempts)
+
+    def test_hung_up_while_it_is_put_on_record(self):
+        """The kernel knows it before we are told: it is looked at once more before retiring."""
+        hung_up = [True, False]
+        with mock.patch("blockmig.client.connection.has_hung_up", side_effect=hung_up):
+            self.send(unlink=True)
+            self.assertFalse(self.disk.unlinked)
+            self.assertNotIn(DISC, self.servers[0].commands())
+            self.assertIn("lost before the source was retired", self.sender.last_error)
+            self.pass_time()
+        self.assertEqual(2, self.summary().attempts)
+
+    def test_source_fails(self):
+        for method in ("extents", "probe", "read"):
+            self.setUp()
+            self.disk.fail[method] = OSError(errno.EIO, "bad sector")
+            self.send(unlink=True)
+            self.assertIn("bad sector", self.failure(LocalFailure))
+            self.assertFalse(self.disk.unlinked)
+            self.assertNotIn(DISC, self.servers[0].commands())
+
+    def test_unlink_fails(self):
+        self.disk.fail["unlink"] = OSError(errno.EACCES, "Permission denied")
+        self.send(unlink=True)
+        self.assertIn("Permission denied", self.failure(LocalFailure))
+        self.assertNotIn(DISC, self.servers[0].commands())
+
+    def test_lost_while_unlinking(self):
+        threads = Threads()
+        self.send(threads, unlink=True)
+        self.until_retiring(threads)
+        self.endpoint.links[0].cut()
+        self.endpoint.pump()
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.failure(Unconfirmed)
+        self.assertEqual(ExitStatus.UNCONFIRMED, Unconfirmed.status)
+        self.assertEqual(1, len(self.servers))
+
+    def test_lost_while_unlinking_fails(self):
+        threads = Threads()
+        self.send(threads, unlink=True)
+        self.until_retiring(threads)
+        self.endpoint.links[0].cut()
+        self.disk.fail["unlink"] = OSError(errno.EACCES, "Permission denied")
+        threads.run()
+        self.failure(LocalFailure)
+
+    def test_peer_that_does_not_close(self):
+        self.endpoint.build = self.build_deaf
+        self.send(unlink=True)
+        self.assertTrue(self.disk.unlinked)
+        self.assertNoResult(self.outcome)
+        self.pass_time(31)
+        self.assertIn("did not close", self.failure(Unconfirmed))
+
+    def test_peer_that_does_not_close_for_longer_than_it_may(self):
+        for limit, seconds in ((5.0, 5), (100.0, 30)):
+            self.setUp()
+            self.endpoint.build = self.build_deaf
+            self.send(unlink=True, reply_timeout=limit)
+            self.pass_time(seconds - 0.1)
+            self.assertNoResult(self.outcome)
+            self.pass_time(0.2)
+            self.assertIn(f"disconnect in {seconds} s", self.failure(Unconfirmed))
+
+    def test_a_side_export_that_is_silent_for_longer_than_it_may(self):
+        """Each question there has the time of any other, and no more than a minute."""
+        for limit, seconds in ((5.0, 5), (100.0, 60), (None, 60)):
+            self.setUp()
+            receiver = Receiver(MemoryDisk(bytes(SIZE)), runtime=Runtime(self.clock, in_thread))
+
+            def build(receiver=receiver):
+                if self.endpoint.links:
+                    return Protocol()
+                return receiver.factory().buildProtocol(ADDRESS)
+
+            self.endpoint.build = build
+            self.send(reply_timeout=limit)
+            self.assertEqual(2, len(self.endpoint.links))
+            self.pass_time(seconds - 0.1)
+            self.assertEqual("", self.sender.last_error)
+            self.pass_time(0.2)
+            self.assertIn(f"said nothing for {seconds} s", self.sender.last_error)
+            self.sender.stop()
+            self.endpoint.pump()
+            self.failure(GaveUp)
+
+    def test_stop_while_the_destination_is_silent(self):
+        """It has a few seconds for its last words; then they are left to another run."""
+        self.endpoint.build = self.build_deaf
+        self.send(unlink=True)
+        self.sender.stop("enough")
+        self.sender.stop("enough of that")
+        self.pass_time(4.9)
+        self.assertNoResult(self.outcome)
+        self.pass_time(0.2)
+        words = self.failure(Unconfirmed)
+        for word in ("enough", "all the data is at the destination"):
+            self.assertIn(word, words)
+        self.assertNotIn("enough of that", words)
+        self.assertTrue(self.disk.unlinked)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_stop_before_unlinking_fails(self):
+        """Then it is as if nobody had stopped it: that is the canonical copy."""
+        threads = Threads()
+        self.send(threads, unlink=True)
+        self.until_retiring(threads)
+        self.sender.stop("enough")
+        self.disk.fail["unlink"] = OSError(errno.EACCES, "Permission denied")
+        for _ in range(5):
+            threads.run()
+            self.endpoint.pump()
+        self.assertIn("still the canonical copy", self.failure(LocalFailure))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def build_deaf(self):
+        """A server that does not close after the disconnect."""
+
+        class Deaf(HandServer):
+            def connectionMade(self):
+                self.transport.loseConnection = lambda: None
+                super().connectionMade()
+
+        return Deaf(self.export)
+
+    def test_stop(self):
+        self.keywords = {"holds": True}
+        self.send(unlink=True)
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        words = self.failure(GaveUp)
+        self.assertIn("enough", words)
+        self.assertIn("canonical", words)
+        self.assertIsNotNone(self.servers[0].lost)
+        self.assertFalse(self.disk.unlinked)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_cancel_while_unlinking(self):
+        """Whoever cancels must still be told that the source is gone."""
+        threads = Threads()
+        self.send(threads, unlink=True)
+        self.until_retiring(threads)
+        for _ in range(2):
+            self.outcome.cancel()
+            self.assertNoResult(self.outcome)
+        for _ in range(10):
+            threads.run()
+            self.endpoint.pump()
+        self.assertTrue(self.disk.unlinked)
+        self.assertEqual(SIZE, self.summary().bytes)
+        self.assertIn(DISC, self.servers[0].commands())
+
+    def test_no_outcome_while_a_thread_is_at_work(self):
+        threads = Threads()
+        self.send(threads)
+        self.assertEqual(1, len(threads.waiting))
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.assertNoResult(self.outcome)
+        self.sender.stop("again")
+        self.outcome.cancel()
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.assertIn("enough", self.failure(GaveUp))
+
+    def test_a_destination_that_takes_nothing_is_no_progress(self):
+        self.keywords = {"answer": lambda request: 1}
+        failed = []
+        self.send(give_up_after=5, retry_policy=lambda count: failed.append(count) or 1.0)
+        for _ in range(12):
+            self.pass_time()
+        self.assertIn("without progress", self.failure(GaveUp))
+        self.assertEqual(list(range(1, len(failed) + 1)), failed)
+
+    def test_endpoint_that_wraps_the_protocol(self):
+        """What it connects with is its own affair."""
+        connect = self.endpoint.connect
+        self.endpoint.connect = lambda factory: connect(factory).addCallback(lambda _: object())
+        self.send()
+        self.assertEqual(SIZE, self.summary().bytes)
+        self.keywords = {"holds": True}
+        self.send()
+        self.sender.stop()
+        self.endpoint.pump()
+        self.failure(GaveUp)
+        self.assertIsNotNone(self.servers[-1].lost)
+
+    def test_stop_while_waiting_and_while_connecting(self):
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.send(retry=True)
+        self.sender.stop()
+        self.failure(GaveUp)
+        self.assertEqual([], self.clock.getDelayedCalls())
+        self.endpoint.refuse = None
+        self.sender = Sender(
+            self.disk, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+        )
+        self.outcome = self.sender.run()
+        self.sender.stop()
+        self.endpoint.pump()
+        self.failure(GaveUp)
+
+    def test_stop_is_too_late_once_retiring(self):
+        threads = Threads()
+        self.send(threads, unlink=True)
+        self.until_retiring(threads)
+        self.sender.stop()
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.endpoint.pump()
+        threads.run()
+        self.summary()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_give_up(self):
+        self.keywords = {"holds": True}
+        self.send(give_up_after=10)
+        self.clock.pump([1] * 9)
+        self.assertNoResult(self.outcome)
+        self.servers[0].release()
+        self.endpoint.pump()
+        self.clock.pump([1] * 9)
+        self.assertNoResult(self.outcome)
+        self.clock.pump([1] * 3)
+        self.endpoint.pump()
+        self.assertIn("10 seconds", self.failure(GaveUp))
+
+    def test_give_up_while_nobody_is_there(self):
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.send(retry=True, give_up_after=10)
+        self.clock.pump([1] * 9)
+        self.assertNoResult(self.outcome)
+        self.clock.pump([1] * 3)
+        self.failure(GaveUp)
+
+    def test_max_rate(self):
+        self.disk = UnlinkableDisk(b"x" * (8 << 20))
+        self.export = Export("", self.disk.size, ALL)
+        self.send(max_rate=1 << 20)
+        while not self.outcome.called and self.clock.seconds() < 60:
+            self.pass_time(0.05)
+        self.summary()
+        self.assertTrue(7.5 < self.clock.seconds() < 8.8, self.clock.seconds())
+
+
+class TogetherTests(Case):
+    """The sender against the receiver, cut at every place."""
+
+    plain = False
+
+    def prepare(self, content, count=lambda piece: 1):
+        self.clock = Clock()
+        self.disk = UnlinkableDisk(content)
+        self.target = MemoryDisk(b"o" * len(content))
+        self.receiver = Receiver(
+            self.target, overrides=Overrides(overwrite=True), runtime=Runtime(self.clock, in_thread)
+        )
+        self.arrived = self.receiver.complete()
+        if self.plain:
+            make_plain(self.receiver)
+        self.endpoint = MemoryEndpoint(
+            self.clock, lambda: self.receiver.factory().buildProtocol(ADDRESS)
+        )
+        self.endpoint.count = count
+
+    def check(self):
+        """After the end: exactly one copy is canonical, and it is whole."""
+        if self.disk.unlinked:
+            self.assertEqual(bytes(self.disk.data), bytes(self.target.data))
+        if self.arrived.called:
+            self.assertEqual(bytes(self.disk.data), bytes(self.target.data))
+            self.assertTrue(self.disk.unlinked, "both copies are canonical")
+
+    def run_cut(self, budget):
+        self.endpoint.budgets.append(budget)
+        self.send(unlink=True)
+        self.check()
+        for _ in range(4):
+            self.pass_time()
+        # A receiver that is not to be found any more is looked for, where it was told all.
+        for _ in range(5):
+            if not self.outcome.called:
+                self.pass_time(10)
+        self.check()
+
+    def ended(self):
+        """How it ended for the sender."""
+        if not self.outcome.called:
+            return "not"
+        results = []
+        self.outcome.addBoth(results.append)
+        (result,) = results
+        if isinstance(result, Summary):
+            return "done"
+        result.trap(Unconfirmed)
+        return "unconfirmed"
+
+    def test_whole(self):
+        for content in (b"x", DATA, bytes(5000), b"y" * 200_000):
+            self.prepare(content)
+            self.send(unlink=True)
+            self.summary()
+            self.assertEqual(len(content), self.successResultOf(self.arrived).bytes)
+            self.assertEqual(content, bytes(self.target.data))
+            self.assertTrue(self.disk.unlinked)
+            self.assertIn("flush", self.target.names())
+
+    def cut_everywhere(self, content, count):
+        endings = set()
+        budget = 0
+        while True:
+            self.prepare(content, count)
+            self.run_cut(budget)
+            first = self.endpoint.links[0]
+            how = self.ended()
+            endings.add(how)
+            if how == "done":
+                self.successResultOf(self.arrived)
+                if budget < first.delivered:
+                    self.assertIn(self.sender.progress.attempt, (1, 2))
+            elif how == "unconfirmed":
+                self.assertTrue(self.disk.unlinked)
+            else:
+                self.fail("it did not end")
+            if first.delivered <= budget:
+                return endings
+            budget += 1
+
+    def send(self, *arguments, **keywords):
+        super().send(*arguments, **{"retry": True, **keywords})
+
+    def test_cut_at_every_message(self):
+        self.assertEqual({"done"}, self.cut_everywhere(DATA, lambda piece: 1))
+
+    def test_cut_at_every_byte(self):
+        self.assertEqual({"done"}, self.cut_everywhere(b"x" * 90, len))
+
+    def test_cut_at_every_message_of_a_plain_receiver(self):
+        self.plain = True
+        endings = self.cut_everywhere(DATA, lambda piece: 1)
+        self.assertEqual({"done", "unconfirmed"}, endings)
+
+    def test_cut_at_every_byte_of_a_plain_receiver(self):
+        self.plain = True
+        endings = self.cut_everywhere(b"x" * 90, len)
+        self.assertEqual({"done", "unconfirmed"}, endings)
+
+    def test_foreign_data_is_replaced(self):
+        """The destination's old content does not shine through, zeroes included."""
+        self.prepare(DATA)
+        self.target.data[:] = b"\xff" * SIZE
+        self.send()
+        self.assertEqual(DATA, bytes(self.target.data))
+
+    def test_destination_full(self):
+        self.prepare(DATA)
+        self.target.fail["write"] = OSError(errno.ENOSPC, "full")
+        self.send(unlink=True)
+        self.assertFalse(self.disk.unlinked)
+        self.assertNoResult(self.outcome)
+        self.failureResultOf(self.arrived, LocalFailure)
+        self.endpoint.build = lambda: None
+        self.pass_time()
+        self.sender.stop()
+        self.failure(GaveUp)

@@ -1,0 +1,266 @@
+"""What was opened is what is retired, as it was when the scan began (R13)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from blockmig.client import Destination
+from blockmig.errors import LocalFailure, Unconfirmed
+from blockmig.interfaces import IRecordedDisk, IUnlinkableDisk, IWatchedDisk
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.policy import Overrides, Patience
+from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.source.sender import Sender
+from blockmig.migration.source.watch import SourceGone, SourceTouched, SourceWatch
+from blockmig.runtime import Runtime
+from blockmig.storage import DiskChanged, DiskVersion
+from blockmig.syscalls import SYSTEM
+from tests.unit.support import (
+    ADDRESS,
+    MemoryDisk,
+    MemoryEndpoint,
+    RecordedDisk,
+    RecordedSource,
+    Story,
+    in_thread,
+)
+
+DATA = bytes(range(250)) * 20
+SIZE = len(DATA)
+
+
+@implementer(IRecordedDisk, IUnlinkableDisk, IWatchedDisk)
+class Watched(RecordedSource):
+    """A source whose file other hands get at.
+
+    `before` is called with the number of each look at its place: 0 for the first.
+    """
+
+    def __init__(self, content, path):
+        super().__init__(content, path)
+        self.written, self.touched, self.gone, self.moved = 1, 1, False, False
+        self.before = lambda look: None
+        self.looks = 0
+
+    def check_place(self):
+        self._called("check_place")
+        if self.moved:
+            raise DiskChanged(f"{self.name}: is another file now")
+
+    def is_gone(self):
+        return self.gone
+
+    def version(self, sync=True):
+        self._called("version", sync)
+        self.before(self.looks)
+        self.looks += 1
+        return DiskVersion((self.written,), (self.touched,))
+
+    def rescue(self, announce=None):
+        raise AssertionError("nobody rescues a source")
+
+
+class WatchTests(SynchronousTestCase):
+    def setUp(self):
+        self.disk = Watched(DATA, "/nowhere/disk")
+
+    def begun(self, **keywords):
+        watch = SourceWatch(self.disk, system=SYSTEM, **keywords)
+        watch.begin()
+        return watch
+
+    def test_nothing_happened(self):
+        self.begun().check()
+
+    def test_written_to(self):
+        watch = self.begun()
+        self.disk.written = 2
+        self.assertIn("written to", str(self.assertRaises(DiskChanged, watch.check)))
+
+    def test_touched_but_not_written_to(self):
+        watch = self.begun()
+        self.disk.touched = 2
+        self.assertIn("copied anew", str(self.assertRaises(SourceTouched, watch.check)))
+
+    def test_moved(self):
+        watch = self.begun()
+        self.disk.moved = True
+        self.assertRaises(DiskChanged, watch.check)
+
+    def test_gone(self):
+        watch = self.begun()
+        self.disk.gone = True
+        self.assertTrue(self.assertRaises(SourceGone, watch.check).unchanged)
+        self.disk.written = 2
+        self.assertFalse(self.assertRaises(SourceGone, watch.check).unchanged)
+
+    def test_synced_before_both_looks(self):
+        """Without that a write by way of a mapping does not show."""
+        self.begun().check()
+        self.assertEqual([True, True], [c[1] for c in self.disk.calls if c[0] == "version"])
+
+    def test_one_that_clients_use_is_compared_from_the_instant_when_it_was_still(self):
+        watch = self.begun(in_use=True)
+        self.disk.written = self.disk.touched = 2
+        watch.check()
+        watch.is_still()
+        watch.check()
+        self.disk.touched = 3
+        watch.check()
+        self.disk.written = 3
+        self.assertIn("held", str(self.assertRaises(DiskChanged, watch.check)))
+        self.assertNotIn(("version", True), self.disk.calls, "an fsync takes too long in a hold")
+
+    def test_one_that_cannot_be_watched(self):
+        watch = SourceWatch(MemoryDisk(DATA), system=SYSTEM)
+        watch.begin()
+        watch.is_still()
+        watch.check()
+        self.assertFalse(watch.is_gone)
+        self.assertFalse(watch.watches)
+
+    def test_a_medium_that_fails(self):
+        watch = self.begun()
+        self.disk.fail["version"] = OSError(errno.EIO, "broken")
+        self.assertRaises(OSError, watch.check)
+
+
+class MigrationTests(SynchronousTestCase):
+    """A sender and a receiver; something happens to the source at one of the looks."""
+
+    delay = 1.0
+
+    def setUp(self):
+        self.clock = Clock()
+        room = os.path.abspath(self.mktemp())
+        for side in ("a", "b"):
+            os.makedirs(f"{room}/{side}")
+        self.source = Watched(DATA, f"{room}/a/disk")
+        self.target = RecordedDisk(bytes(SIZE), f"{room}/b/disk")
+        self.receiver = Receiver(
+            self.target,
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, Story()),
+        )
+        self.arrived = self.receiver.complete()
+        self.endpoint = MemoryEndpoint(
+            self.clock, lambda: self.receiver.factory().buildProtocol(ADDRESS)
+        )
+
+    def send(self, unlink=True):
+        self.sender = Sender(
+            self.source,
+            Destination(self.endpoint, uri="nbd://there/"),
+            unlink=unlink,
+            patience=Patience(retry_policy=lambda failures: self.delay),
+            runtime=Runtime(self.clock, in_thread, Story()),
+        )
+        self.outcome = self.sender.run()
+        for _ in range(20):
+            self.endpoint.pump()
+            self.clock.advance(0.1)
+
+    def at(self, look, **changes):
+        """From that look on: 0 is the scan's begin, 1 before *copied*, 2 before the retirement."""
+
+        def before(number):
+            if number == look:
+                for name, value in changes.items():
+                    setattr(self.source, name, value)
+
+        self.source.before = before
+
+    def phases(self):
+        """What stands on record, here and there."""
+        here = Records(self.source.path).read(Kind.MIGRATING)
+        there = Records(self.target.path).read(Kind.INCOMPLETE)
+        return here and here.phase, there and there.phase
+
+    def failed(self, kind):
+        error = self.failureResultOf(self.outcome, kind).value
+        self.assertNotIn("\n", str(error))
+        self.assertNoResult(self.arrived)
+        self.assertFalse(self.source.unlinked)
+        self.assertIsNone(Records(self.source.path).read(Kind.MIGRATED))
+        return str(error)
+
+    def test_nothing_happens(self):
+        self.send()
+        self.successResultOf(self.outcome)
+        self.assertTrue(self.source.unlinked)
+
+    def test_changed_or_moved_at_either_look(self):
+        for unlink in (True, False):
+            for look in (1, 2):
+                for change in ({"written": 2}, {"moved": True}):
+                    with self.subTest(unlink=unlink, look=look, change=change):
+                        self.setUp()
+                        self.at(look, **change)
+                        self.send(unlink)
+                        self.assertIn("still the canonical copy", self.failed(LocalFailure))
+                        self.assertEqual((None, Phase.COPYING), self.phases(), "taken back")
+
+    def test_touched_at_either_look(self):
+        for unlink in (True, False):
+            for look in (1, 2):
+                with self.subTest(unlink=unlink, look=look):
+                    self.setUp()
+                    self.at(look, touched=2)
+                    self.send(unlink)
+                    self.assertIn("copied anew", self.sender.last_error)
+                    self.assertEqual(2, self.successResultOf(self.outcome).attempts)
+                    self.successResultOf(self.arrived)
+                    self.assertEqual(DATA, bytes(self.target.data))
+
+    def test_gone_while_it_was_copied(self):
+        """The copy may be the only one: it is not taken back, and the same command finishes."""
+        for look in (1, 2):
+            with self.subTest(look=look):
+                self.setUp()
+                self.at(look, gone=True)
+                self.send()
+                self.assertIn("deleted by somebody else", self.failed(Unconfirmed))
+                self.assertEqual((Phase.COPIED, Phase.COPIED), self.phases())
+
+    def test_gone_and_changed(self):
+        """It is not taken back either; but nothing declares it the disk."""
+        self.at(2, gone=True, written=2)
+        self.send()
+        self.failed(Unconfirmed)
+        self.assertEqual((Phase.COPYING, Phase.COPIED), self.phases())
+
+    def test_gone_when_it_is_stopped(self):
+        """Nobody may say that it is canonical; and the copy stays."""
+        self.delay = 100.0
+        self.at(1, touched=2)
+        self.send()
+        self.assertIn("copied anew", self.sender.last_error)
+        self.source.gone = True
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.assertIn("deleted by somebody else", self.failed(Unconfirmed))
+
+    def test_no_other_attempt_writes_over_the_copy_of_one_that_is_gone(self):
+        """The connection is lost when the destination may have put on record that it is whole."""
+        seen = []
+
+        def confirm():
+            if not seen:
+                seen.append(True)
+                self.source.gone = True
+                self.endpoint.links[0].cut()
+
+        self.receiver._migration.record._records._system = Story(
+            lambda words: confirm() if words.endswith("copied") else None
+        )
+        self.send()
+        for _ in range(5):
+            self.clock.advance(1)
+            self.endpoint.pump()
+        self.failed(Unconfirmed)
+        self.assertEqual(Phase.COPIED, self.phases()[1])

@@ -1,0 +1,626 @@
+"""How migrations end: which status, when a silence is none, and what counts as being told."""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+from unittest import mock
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from blockmig.cli import tap
+from blockmig.client import Destination
+from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import HandoffPhase
+from blockmig.migration.policy import Overrides
+from blockmig.migration.source.sender import Sender
+from blockmig.nbd import (
+    Command,
+    Errno,
+    Export,
+    Request,
+    ServerTransmission,
+    TransmissionFlag,
+    oldstyle_hello,
+)
+from blockmig.runtime import Runtime
+from blockmig.storage import DiskRefused, NotDurable
+from tests.support.made import made
+from tests.unit.support import (
+    ADDRESS,
+    Client,
+    FakeReactor,
+    MemoryDisk,
+    MemoryEndpoint,
+    SocketTransport,
+    Threads,
+    UnlinkableDisk,
+    in_thread,
+    make_plain,
+    request_bytes,
+)
+
+WRITE, FLUSH, DISC, ZEROES = Command.WRITE, Command.FLUSH, Command.DISC, Command.WRITE_ZEROES
+DATA = random.Random(3).randbytes(5000)
+SIZE = len(DATA)
+WINDOW = 32 << 20
+
+
+class ReceiverCase(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.disk = MemoryDisk(b"o" * SIZE)
+
+    def make(self, thread=in_thread, **keywords):
+        keywords.setdefault("overwrite", True)
+        self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
+        self.outcome = self.receiver.complete()
+        return self.client()
+
+    def client(self):
+        return Client(self.clock, self.receiver.factory().buildProtocol(ADDRESS))
+
+    def copied(self, **keywords):
+        """A client that has sent all of it, and made it durable."""
+        client = self.make(**keywords)
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0, 0], client.errors())
+        return client
+
+    def ends_with(self, kind, status):
+        self.clock.advance(0)
+        error = self.failureResultOf(self.outcome, kind).value
+        self.assertEqual(status, error.status)
+        self.assertNotIn("\n", str(error))
+        return str(error)
+
+
+class ClosingTests(ReceiverCase):
+    def test_a_holder_that_does_not_let_itself_be_closed(self):
+        """Its leave to be silent ends when we close, or no outcome would ever be told."""
+        client = self.copied()
+        client.transport.loseConnection = lambda: None
+        client.disconnect()
+        self.assertNoResult(self.outcome)
+        self.clock.pump([1] * 9)
+        self.assertNoResult(self.outcome)
+        self.clock.pump([1] * 3)
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
+
+    def test_a_strays_flush_costs_nothing(self):
+        self.make().write(0, DATA)
+        stray = self.client()
+        stray.send(FLUSH)
+        self.assertEqual([0], stray.errors())
+        self.assertNotIn("flush", self.disk.names())
+
+
+class ReceiverStatusTests(ReceiverCase):
+    def test_stopped_with_a_whole_durable_copy(self):
+        self.copied()
+        self.receiver.stop("enough")
+        words = self.ends_with(Unconfirmed, ExitStatus.UNCONFIRMED)
+        for word in ("enough", "durable", "only if the source was retired", "192.0.2.7"):
+            self.assertIn(word, words)
+
+    def test_gives_up_with_a_whole_durable_copy(self):
+        self.copied(give_up_after=100)
+        self.clock.pump([10] * 9)
+        self.assertNoResult(self.outcome)
+        self.clock.pump([10] * 2)
+        self.assertIn("100 seconds", self.ends_with(Unconfirmed, 5))
+
+    def test_the_connection_that_sent_it_need_not_be_there(self):
+        client = self.copied()
+        client.lose()
+        self.clock.advance(0)
+        self.receiver.stop()
+        self.ends_with(Unconfirmed, 5)
+
+    def test_another_attempt_writes_over_it(self):
+        self.copied().lose()
+        self.clock.advance(0)
+        second = self.client()
+        self.assertEqual(0, second.ask(WRITE, 0, 1, payload=b"x")[0])
+        self.receiver.stop()
+        self.assertIn("not canonical", self.ends_with(GaveUp, 4))
+
+    def test_a_whole_copy_that_nobody_flushed(self):
+        self.make().write(0, DATA)
+        self.receiver.stop()
+        self.assertIn("not canonical", self.ends_with(GaveUp, 4))
+
+    def test_flushed_before_it_was_whole(self):
+        client = self.make()
+        client.write(0, DATA[:-1])
+        client.send(FLUSH)
+        client.write(SIZE - 1, DATA[-1:])
+        self.assertEqual([0, 0, 0], client.errors())
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_flush_that_began_before_it_was_whole(self):
+        threads = Threads()
+        client = self.make(threads)
+        client.write(0, DATA[:-1])
+        client.send(FLUSH)
+        client.write(SIZE - 1, DATA[-1:])
+        threads.run()
+        self.assertEqual([0, 0, 0], client.errors())
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_flush_of_a_stray_that_began_before_it_was_whole(self):
+        threads = Threads()
+        client = self.make(threads)
+        stray = self.client()
+        stray.send(FLUSH)
+        client.write(0, DATA)
+        threads.run()
+        self.assertEqual([0], stray.errors())
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_changed_since_the_flush(self):
+        """Mirrors write again what their clients changed, until they disconnect."""
+        client = self.copied()
+        client.write(0, b"new")
+        self.assertEqual([0], client.errors())
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_being_changed_since_the_flush(self):
+        client = self.copied()
+        client.give(request_bytes(WRITE, 0, 100) + b"half of it")
+        self.receiver.stop()
+        self.ends_with(GaveUp, 4)
+
+    def test_a_strays_attempt_to_change_it_is_no_change(self):
+        self.copied()
+        self.assertEqual(Errno.EPERM, self.client().ask(ZEROES, 0, 10)[0])
+        self.receiver.stop()
+        self.ends_with(Unconfirmed, 5)
+
+    def test_changed_and_flushed_again(self):
+        client = self.copied()
+        client.write(0, b"new")
+        client.send(FLUSH)
+        self.assertEqual([0, 0], client.errors())
+        self.receiver.stop()
+        self.ends_with(Unconfirmed, 5)
+
+    def test_a_flush_that_failed(self):
+        client = self.make()
+        client.write(0, DATA)
+        self.disk.fail["flush"] = OSError(errno.EIO, "broken")
+        client.send(FLUSH)
+        self.assertEqual([0, 5], client.errors())
+        self.receiver.stop()
+        self.ends_with(LocalFailure, 3)
+
+    def test_disconnect_after_all_that(self):
+        """A stop that comes too late changes nothing, however often it comes."""
+        threads = Threads()
+        client = self.make(threads)
+        client.write(0, DATA)
+        client.disconnect()
+        for _ in range(3):
+            self.receiver.stop()
+        self.clock.advance(0)
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.clock.advance(0)
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
+
+
+class SilenceTests(ReceiverCase):
+    def test_while_the_sender_retires(self):
+        client = self.copied(idle_timeout=10)
+        self.clock.pump([5] * 100)
+        self.assertFalse(client.transport.gone, "the sender may be unlinking")
+        client.disconnect()
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
+
+    def test_only_of_the_one_that_sent_it(self):
+        client = self.copied(idle_timeout=10)
+        other = self.client()
+        self.clock.pump([5] * 4)
+        self.assertTrue(other.transport.lost)
+        self.assertFalse(client.transport.gone)
+
+    def test_not_before_it_is_durable(self):
+        client = self.make(idle_timeout=10)
+        client.write(0, DATA)
+        self.clock.pump([5] * 4)
+        self.assertTrue(client.transport.lost)
+        self.assertNoResult(self.outcome)
+
+    def test_not_in_a_later_attempt(self):
+        self.copied(idle_timeout=10).lose()
+        self.clock.advance(0)
+        second = self.client()
+        second.write(0, DATA[:10])
+        self.clock.pump([5] * 4)
+        self.assertTrue(second.transport.lost)
+
+
+class PatienceTests(ReceiverCase):
+    def test_our_own_work_on_the_disk_counts_as_progress(self):
+        threads = Threads()
+        client = self.make(threads, give_up_after=10, idle_timeout=0)
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual(1, len(threads.waiting))
+        self.clock.pump([5] * 20)
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.assertEqual([0, 0], client.errors())
+        self.clock.pump([5] * 4)
+        self.ends_with(Unconfirmed, 5)
+
+    def test_so_does_what_an_earlier_attempt_left_on_its_way(self):
+        threads = Threads()
+        self.disk = MemoryDisk(bytes(WINDOW + 1))
+        client = self.make(threads, give_up_after=10)
+        client.write(0, bytes(WINDOW))
+        client.lose()
+        self.clock.pump([5] * 20)
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.clock.pump([5] * 4)
+        self.ends_with(GaveUp, 4)
+
+
+class BehindTests(ReceiverCase):
+    def setUp(self):
+        super().setUp()
+        self.threads = Threads()
+        self.disk = MemoryDisk(bytes(5 * WINDOW))
+        self.peer = self.make(self.threads)
+
+    def fall_behind(self):
+        for _ in range(4):
+            self.peer.write(0, bytes(WINDOW))
+        self.assertEqual([0] * 4, self.peer.errors())
+        self.assertEqual("paused", self.peer.transport.producerState)
+
+    def test_error_while_the_sender_is_held_back(self):
+        """It is let go on at once, or it would not hear of the error before it is thrown out."""
+        self.fall_behind()
+        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
+        self.threads.run()
+        self.assertEqual("producing", self.peer.transport.producerState)
+        self.peer.write(0, b"more")
+        self.assertEqual([Errno.EIO], self.peer.errors())
+        self.peer.send(FLUSH)
+        self.threads.run()
+        self.assertEqual([Errno.EIO], self.peer.errors())
+        self.assertEqual(0.0, self.clock.seconds())
+        self.peer.lose()
+        self.assertIn("medium error", self.ends_with(LocalFailure, 3))
+
+
+# The sender, on a socket of its own.
+
+
+class HalfClosingTransport(SocketTransport):
+    """Hears that the peer sends no more as under a real reactor."""
+
+    def doRead(self):
+        why = super().doRead()
+        if isinstance(why, ConnectionDone):
+            self.reactor.removeReader(self)
+            self.readConnectionLost(Failure(why))
+            return None
+        return why
+
+
+@implementer(IStreamClientEndpoint)
+class SocketEndpoint:
+    """Reaches the other end of a socketpair, by Twisted's own transport for sockets."""
+
+    def __init__(self, reactor, ours):
+        self.reactor = reactor
+        self.ours = ours
+
+    def connect(self, factory):
+        protocol = factory.buildProtocol(ADDRESS)
+        self.transport = HalfClosingTransport(self.ours, protocol, self.reactor)
+        protocol.makeConnection(self.transport)
+        return succeed(protocol)
+
+
+class ToldTests(SynchronousTestCase):
+    """What the end of the connection says of the disconnect, where it can be half closed."""
+
+    def setUp(self):
+        self.reactor = FakeReactor()
+        self.disk = UnlinkableDisk(DATA)
+        ours, self.peer = socket.socketpair()
+        self.addCleanup(self.peer.close)
+        self.addCleanup(ours.close)
+        self.peer.setblocking(False)
+        self.endpoint = SocketEndpoint(self.reactor, ours)
+        self.wire = ServerTransmission()
+        self.eof = False
+
+    def send(self, **keywords):
+        keywords.setdefault("overwrite", True)
+        self.sender = made(
+            Sender,
+            self.disk,
+            Destination(self.endpoint),
+            reactor=self.reactor,
+            in_thread=in_thread,
+            **keywords,
+        )
+        self.outcome = self.sender.run()
+        flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH
+        self.peer.sendall(oldstyle_hello(Export("", SIZE, flags)))
+        while (request := self.next_request()).command != FLUSH:
+            self.peer.sendall(b"".join(self.wire.reply(request, 0)))
+        self.flush = request
+
+    def next_request(self):
+        """What the sender asks next; None when it said that nothing follows."""
+        while True:
+            while (event := self.wire.next_event()) is not None:
+                if isinstance(event, Request) and event.command != WRITE:
+                    return event
+                if hasattr(event, "message"):
+                    return event.message
+            self.reactor.run_dry()
+            data = self.peer.recv(1 << 20)
+            if not data:
+                return None
+            self.wire.receive_data(data)
+
+    def reply_to_flush(self):
+        self.peer.sendall(b"".join(self.wire.reply(self.flush, 0)))
+
+    def check(self, unlink, kind):
+        self.reactor.run_dry()
+        self.reactor.advance(0)
+        self.reactor.run_dry()
+        self.assertEqual(unlink, self.disk.unlinked)
+        if kind is None:
+            self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+        else:
+            self.failureResultOf(self.outcome, kind)
+        self.assertEqual([], self.reactor.getDelayedCalls())
+
+    def test_closed_behind_the_disconnect(self):
+        for unlink in (False, True):
+            self.setUp()
+            self.send(unlink=unlink)
+            self.reply_to_flush()
+            self.assertEqual(DISC, self.next_request().command)
+            self.assertIsNone(self.next_request())
+            self.assertNoResult(self.outcome)
+            self.peer.close()
+            self.check(unlink, None)
+
+    def test_the_disconnect_leaves_with_the_end_of_our_side(self):
+        """Or a server that is quick could close before we know that the disconnect has left."""
+        self.send(unlink=False)
+        self.reply_to_flush()
+        for reader in list(self.reactor.readers):
+            reader.doRead()
+        self.assertRaises(BlockingIOError, self.peer.recv, 1 << 20)
+        self.assertEqual(DISC, self.next_request().command)
+        self.assertEqual(b"", self.peer.recv(1))
+
+    def test_reply_and_end_together(self):
+        """A destination that died right after its last reply: that is looked at before retiring."""
+        for unlink in (False, True):
+            self.setUp()
+            self.send(unlink=unlink)
+            self.reply_to_flush()
+            self.peer.close()
+            self.reactor.run_dry()
+            self.assertFalse(self.disk.unlinked)
+            self.assertNoResult(self.outcome)
+            self.assertIn("lost before the source was retired", self.sender.last_error)
+            self.sender.stop()
+            self.check(False, GaveUp)
+
+    def test_the_end_comes_right_after_that_look(self):
+        """It died all the same, and has not had the disconnect."""
+        for unlink in (False, True):
+            self.setUp()
+            self.send(unlink=unlink)
+            self.reply_to_flush()
+            self.peer.close()
+            with mock.patch("blockmig.client.connection.has_hung_up", return_value=False):
+                self.check(unlink, Unconfirmed)
+
+    def test_reply_and_half_close_together(self):
+        for unlink in (False, True):
+            self.setUp()
+            self.send(unlink=unlink)
+            self.reply_to_flush()
+            self.peer.shutdown(socket.SHUT_WR)
+            self.check(unlink, Unconfirmed)
+
+    def test_end_before_the_disconnect_was_taken(self):
+        """It lies in the socket's buffer, unread, when the peer says that it has no more."""
+        self.send(unlink=True)
+        self.reply_to_flush()
+        self.reactor.run_dry()
+        self.assertNoResult(self.outcome)
+        self.peer.shutdown(socket.SHUT_WR)
+        self.check(True, Unconfirmed)
+
+    def test_what_the_kernel_says_decides(self):
+        """Over TCP the mark of our own end may be unconfirmed yet, the disconnect may not."""
+        for count, kind in ((0, None), (1, None), (28, Unconfirmed), (29, Unconfirmed)):
+            self.setUp()
+            self.send(unlink=True)
+            self.reply_to_flush()
+            self.next_request()
+            self.next_request()
+            with mock.patch("blockmig.client.connection.unacknowledged", lambda _, n=count: n):
+                self.peer.close()
+                self.check(True, kind)
+
+    def test_end_instead_of_the_reply(self):
+        self.send(unlink=True)
+        self.peer.close()
+        self.reactor.run_dry()
+        self.assertFalse(self.disk.unlinked)
+        self.assertNoResult(self.outcome)
+        self.sender.stop()
+        self.failureResultOf(self.outcome, GaveUp)
+
+
+class OtherTransportTests(SynchronousTestCase):
+    """Where nothing can be half closed (TLS, for one) a connection that closes in good order."""
+
+    def run_with(self, close, lists=False):
+        clock = Clock()
+        disk = UnlinkableDisk(DATA)
+        target = MemoryDisk(b"o" * SIZE)
+        receiver = Receiver(
+            target, overrides=Overrides(overwrite=True), runtime=Runtime(clock, in_thread)
+        )
+        receiver.complete().addErrback(lambda _: None)
+        if not lists:
+            make_plain(receiver)
+
+        def build():
+            connection = receiver.factory().buildProtocol(ADDRESS)
+            close(connection)
+            return connection
+
+        endpoint = MemoryEndpoint(clock, build)
+        sender = Sender(
+            disk,
+            Destination(endpoint),
+            unlink=True,
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(clock, in_thread),
+        )
+        outcome = sender.run()
+        endpoint.pump()
+        self.assertTrue(disk.unlinked)
+        return outcome
+
+    def test_closed(self):
+        self.assertEqual(SIZE, self.successResultOf(self.run_with(lambda _: None)).bytes)
+
+    def test_reset(self):
+        def reset(connection):
+            connection.close = lambda: connection.transport.other.lose(ConnectionLost())
+
+        self.failureResultOf(self.run_with(reset), Unconfirmed)
+        # A destination that can be asked says by itself that it is complete.
+        self.assertEqual(SIZE, self.successResultOf(self.run_with(reset, True)).bytes)
+
+
+class RetireTests(SynchronousTestCase):
+    def send(self, error):
+        clock = Clock()
+        disk = UnlinkableDisk(DATA)
+        disk.fail["unlink"] = error
+        self.target = MemoryDisk(b"o" * SIZE)
+        receiver = Receiver(
+            self.target, overrides=Overrides(overwrite=True), runtime=Runtime(clock, in_thread)
+        )
+        self.arrived = receiver.complete()
+        endpoint = MemoryEndpoint(clock, lambda: receiver.factory().buildProtocol(ADDRESS))
+        outcome = Sender(
+            disk, Destination(endpoint), unlink=True, runtime=Runtime(clock, in_thread)
+        ).run()
+        endpoint.pump()
+        self.assertNoResult(self.arrived)
+        self.assertEqual(DATA, bytes(self.target.data))
+        self.assertEqual(1, receiver.attempts, "no other attempt once it was retired")
+        self.assertTrue(all(link.client.lost for link in endpoint.links))
+        self.receiver, self.links = receiver, len(endpoint.links)
+        self.assertEqual([], clock.getDelayedCalls())
+        return outcome
+
+    def stage(self):
+        return self.receiver._migration.report.message().phase
+
+    def test_deleted_but_not_durably(self):
+        outcome = self.send(NotDurable("it is deleted, but its directory could not be synced: EIO"))
+        error = self.failureResultOf(outcome, Unconfirmed).value
+        self.assertEqual(ExitStatus.UNCONFIRMED, error.status)
+        self.assertIn("is deleted, but its directory could not be synced", str(error))
+        self.assertIn("the destination was not told", str(error))
+        self.assertEqual(
+            (2, HandoffPhase.COPIED), (self.links, self.stage()), "it may be the only copy"
+        )
+
+    def test_another_link_was_made(self):
+        error = self.failureResultOf(self.send(DiskRefused("2 hard links")), LocalFailure).value
+        self.assertEqual(ExitStatus.FAILED, error.status)
+        self.assertIn("2 hard links", str(error))
+        # One more connection: the source is the canonical copy, so that the other is told.
+        self.assertEqual((3, HandoffPhase.COPYING), (self.links, self.stage()))
+
+
+class ServiceTests(SynchronousTestCase):
+    """Under twistd: whoever stops the reactor, the operation ends first, and sets the status."""
+
+    def setUp(self):
+        case = self
+
+        class Operation:
+            def __init__(self, options, reactor):
+                case.operation = self
+                self.ending = Deferred()
+                self.stopped = []
+
+            async def run(self):
+                return await self.ending
+
+            def stop(self, why):
+                self.stopped.append(why)
+
+        class Reactor(Clock):
+            stops = 0
+
+            def callWhenRunning(self, function):
+                function()
+
+            def stop(self):
+                self.stops += 1
+
+        self.exits = []
+        self.reactor = Reactor()
+        self.patch(tap, "Receive", Operation)
+        self.patch(tap, "on_signals", lambda *_: None)
+        self.patch(tap.atexit, "register", lambda function, status: self.exits.append(status))
+        self.service = tap.OperationService({"log-format": "text"}, self.reactor)
+        self.service.startService()
+
+    def test_ends_by_itself(self):
+        self.operation.ending.callback(Summary(5, 5, 0, 1.0, 1))
+        self.assertEqual(([0], 1), (self.exits, self.reactor.stops))
+        self.successResultOf(self.service.stopService())
+
+    def test_reactor_stopped_by_somebody_else(self):
+        stopping = self.service.stopService()
+        self.assertEqual(1, len(self.operation.stopped))
+        self.assertNoResult(stopping)
+        self.assertEqual([], self.exits)
+        self.operation.ending.errback(Unconfirmed("stopped with its process"))
+        self.successResultOf(stopping)
+        self.assertEqual(([5], 0), (self.exits, self.reactor.stops))
+
+    def test_too_late_to_be_stopped(self):
+        stopping = self.service.stopService()
+        self.operation.ending.callback(Summary(5, 5, 0, 1.0, 1))
+        self.successResultOf(stopping)
+        self.assertEqual([0], self.exits)

@@ -1,0 +1,144 @@
+"""A disk that others have open is no disk to migrate, unless they are gone in two seconds."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.errors import Refused
+from blockmig.migration import in_use as module
+from blockmig.migration.in_use import refuse_in_use
+from blockmig.runtime import Runtime
+from blockmig.storage import User
+from blockmig.syscalls import SystemCalls
+from tests.unit.support import in_thread
+
+
+class Leases(SystemCalls):
+    """Each lease that is asked for ends as the next of `answers` says: an error's number, or 0."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = []
+
+    def fcntl(self, descriptor, command, argument=0):
+        if command != fcntl.F_SETLEASE:
+            return fcntl.fcntl(descriptor, command) if command == fcntl.F_GETFL else 0
+        if argument == fcntl.F_UNLCK:
+            return 0
+        self.asked.append(argument)
+        number = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if number:
+            raise OSError(number, os.strerror(number))
+        return 0
+
+
+class Disk:
+    def __init__(self, descriptor, writable):
+        self.descriptor = descriptor
+        self.writable = writable
+
+    def fileno(self):
+        return self.descriptor
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.path = os.path.abspath(self.mktemp())
+        with open(self.path, "wb"):
+            pass
+        self.warned = []
+        self.patch(module, "users_of", lambda descriptor: self.users)
+        self.patch(module, "filesystem_of", lambda path: self.kind)
+        self.patch(module._log, "warn", lambda *_, **fields: self.warned.append(fields["event"]))
+        self.users = [User("qemu (process 12)", True)]
+        self.kind = "ext4"
+
+    def look(self, *answers, readers=True, writable=True):
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        descriptor = os.open(self.path, flags)
+        self.addCleanup(os.close, descriptor)
+        self.system = Leases(*answers)
+        looking = refuse_in_use(
+            Disk(descriptor, writable),
+            self.path,
+            readers=readers,
+            runtime=Runtime(self.clock, in_thread, self.system),
+        )
+        return Deferred.fromCoroutine(looking)
+
+    def refused(self, looking):
+        self.clock.pump([0.1] * 30)
+        why = str(self.failureResultOf(looking, Refused).value)
+        self.assertIn("--in-use-anyway", why)
+        return why
+
+    def test_nobody_has_it(self):
+        self.successResultOf(self.look(0))
+        self.assertEqual([], self.warned)
+
+    def test_who_has_it_is_told(self):
+        self.assertIn("qemu (process 12)", self.refused(self.look(errno.EAGAIN)))
+
+    def test_somebody_of_whom_nothing_is_known(self):
+        self.users = []
+        self.assertIn("another program", self.refused(self.look(errno.EAGAIN)))
+
+    def test_who_leaves_within_two_seconds_was_only_passing(self):
+        looking = self.look(*[errno.EAGAIN] * 10, 0)
+        self.clock.pump([0.1] * 8)
+        self.assertNoResult(looking)
+        self.clock.pump([0.1] * 4)
+        self.successResultOf(looking)
+
+    def test_two_seconds_are_waited(self):
+        looking = self.look(errno.EAGAIN)
+        self.clock.pump([0.1] * 19)
+        self.assertNoResult(looking)
+        self.refused(looking)
+
+    def test_a_destination_and_what_is_served_ask_of_anybody_a_source_of_writers(self):
+        self.successResultOf(self.look(0))
+        self.assertEqual([fcntl.F_WRLCK], self.system.asked)
+        self.successResultOf(self.look(0, writable=False))
+        self.assertEqual([fcntl.F_RDLCK], self.system.asked)
+
+    def test_readers_of_what_is_served_do_not_matter(self):
+        self.users = [User("tar (process 5)", False)]
+        looking = self.look(errno.EAGAIN, readers=False)
+        self.clock.pump([0.1] * 30)
+        self.successResultOf(looking)
+        for users in ([], [User("a", None)], [User("a", False), User("b", True)]):
+            self.users = users
+            self.refused(self.look(errno.EAGAIN, readers=False))
+
+    def test_readers_of_a_destination_do(self):
+        self.users = [User("tar (process 5)", False)]
+        self.refused(self.look(errno.EAGAIN))
+
+    def test_where_a_lease_may_not_be_asked_for_nothing_is_said(self):
+        for number in (errno.EACCES, errno.EINVAL):
+            self.successResultOf(self.look(number))
+        self.assertEqual([], self.warned)
+
+    def test_on_a_network_file_system_it_is_said_that_nobody_can_tell(self):
+        for kind in ("nfs4", "cifs", "fuse.sshfs"):
+            self.kind = kind
+            self.warned.clear()
+            self.successResultOf(self.look(errno.EINVAL))
+            self.assertEqual(["perhaps-in-use"], self.warned)
+
+    def test_a_file_that_was_only_just_made_is_nobodys(self):
+        looking = refuse_in_use(
+            Disk(None, True),
+            self.path,
+            readers=True,
+            runtime=Runtime(self.clock, in_thread, Leases(1)),
+        )
+        self.successResultOf(Deferred.fromCoroutine(looking))

@@ -1,0 +1,807 @@
+"""Sender and receiver together, with records on a real file system: the order of all that happens,
+cuts and crashes at every message, and at every instant the right verdict (R1, R2, R6, R7)."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.client import Destination
+from blockmig.errors import GaveUp, LocalFailure, Refused, Summary, Unconfirmed
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import HandoffPhase
+from blockmig.migration.policy import Overrides
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.permitted import source_found
+from blockmig.migration.records.verdict import DiskState, verdict_of_pair
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
+from blockmig.migration.source.sender import Sender
+from blockmig.nbd import Command, Errno
+from blockmig.runtime import Runtime
+from tests.support.made import made
+from tests.unit.support import (
+    ADDRESS,
+    TWO,
+    MemoryEndpoint,
+    RecordedDisk,
+    RecordedSource,
+    Story,
+    in_thread,
+    make_plain,
+)
+
+DATA = b"x" * 5000 + bytes(300_000)
+SIZE = len(DATA)
+URI = "nbd://there/"
+
+
+class Case(SynchronousTestCase):
+    unlink = True
+    plain = False
+
+    def setUp(self):
+        self.events = []
+        self.clock = Clock()
+        base = os.path.abspath(self.mktemp())
+        self.source = RecordedSource(DATA, base + "-s/disk")
+        self.target = RecordedDisk(b"o" * SIZE, base + "-d/disk")
+        self.target.blank = True
+        for disk, name in ((self.source, "src"), (self.target, "dst")):
+            os.mkdir(os.path.dirname(disk.path))
+            disk._called = self.teller(name, disk)
+        self.systems = {name: Story(self.record_teller(name)) for name in ("src", "dst")}
+        self.endpoint = MemoryEndpoint(self.clock, self.build)
+        self.marked = False
+
+    def teller(self, name, disk):
+        def called(call, *_):
+            if call in ("flush", "unlink", "prepare", "write", "zero"):
+                if call == "prepare":
+                    disk.blank = False
+                self.tell(f"{name} {call}")
+
+        return called
+
+    def record_teller(self, name):
+        def tell(words):
+            if words.startswith("MIGRATED"):
+                self.marked = True
+            self.tell(f"{name} {words}")
+
+        return tell
+
+    def tell(self, words):
+        self.events.append(words)
+
+    def build(self):
+        connection = self.receiver.factory().buildProtocol(ADDRESS)
+        if connection is None:
+            return None
+
+        def agreed():
+            session = connection._phase
+            take = session._request
+
+            def request(request):
+                side = connection.handler.export.name.endswith(".handoff")
+                self.tell(f"{'H' if side else 'M'} {Command(request.command).name}")
+                take(request)
+
+            session._request = request
+
+        connection.agreed = agreed
+        return connection
+
+    def receive(self):
+        self.receiver = Receiver(
+            self.target,
+            overrides=Overrides(overwrite=True),
+            runtime=Runtime(self.clock, in_thread, self.systems["dst"]),
+        )
+        self.arrived = self.receiver.complete()
+        if self.plain:
+            make_plain(self.receiver)
+
+    def send(self):
+        """As the command does: go on where the records say."""
+        self.sending = Clock()
+        records = Records(self.source.path, self.systems["src"])
+        identity = None if self.source.unlinked else self.source.identity()
+        found = source_found(records, identity, URI, unlink=self.unlink)
+        arguments = {"reactor": self.sending, "in_thread": in_thread}
+        if found.retired:
+            record = SourceRecord(records, found, disk=self.source.path, destination=URI, size=SIZE)
+            self.sender = made(Finisher, record, Destination(self.endpoint), **arguments)
+        else:
+            self.sender = made(
+                Sender,
+                self.source,
+                Destination(self.endpoint, uri=URI),
+                unlink=self.unlink,
+                overwrite=True,
+                retry=True,
+                retry_policy=lambda failures: 1.0,
+                system=self.systems["src"],
+                **arguments,
+            )
+        self.outcome = self.sender.run()
+
+    def pass_time(self, seconds):
+        for _ in range(seconds):
+            self.clock.advance(1)
+            self.sending.advance(1)
+            self.endpoint.pump()
+
+    def steps(self, count):
+        """Let C{count} messages be delivered; whether there were so many."""
+        for _ in range(count):
+            for _ in range(50):
+                if any(link.step() for link in self.endpoint.links):
+                    break
+                self.clock.advance(0)
+            else:
+                return False
+        return True
+
+    @property
+    def retired(self):
+        return self.source.unlinked if self.unlink else self.marked
+
+    def found(self, disk, size):
+        records = Records(disk.path)
+        stand = {kind: found for kind in Kind if (found := records.read(kind)) is not None}
+        return DiskState(disk.path, size, disk.identity() if size else "", records=stand)
+
+    def verdict(self):
+        source = self.found(self.source, None if self.source.unlinked else SIZE)
+        return verdict_of_pair(source, self.found(self.target, 0 if self.target.blank else SIZE))
+
+    def check_verdict(self):
+        canonical = self.target if self.retired else self.source
+        self.assertEqual(canonical.path, self.verdict().canonical, (self.verdict(), self.events))
+
+    def check_done(self, arrived=True):
+        self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+        if arrived:
+            self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
+        self.assertEqual(DATA, bytes(self.target.data))
+        self.assertTrue(self.retired)
+        left = {"disk.MIGRATED"} if not self.unlink else set()
+        self.assertEqual(left, set(os.listdir(os.path.dirname(self.source.path))))
+        self.assertEqual([], os.listdir(os.path.dirname(self.target.path)))
+        self.check_verdict()
+
+
+BEGIN = [
+    "H READ",
+    "H WRITE",
+    "dst INCOMPLETE copying",
+    "dst prepare",
+    "src MIGRATING copying",
+]
+COPY = ["M WRITE", "dst write", "M WRITE_ZEROES", "dst zero", "M FLUSH", "dst flush"]
+END = ["M DISC", "dst flush", "dst INCOMPLETE removed"]
+
+
+class OrderTests(Case):
+    def run_whole(self):
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        self.check_done()
+
+    def test_unlink(self):
+        self.run_whole()
+        self.assertEqual(
+            [
+                *BEGIN,
+                *COPY,
+                "H WRITE",
+                "dst INCOMPLETE copied",
+                "src MIGRATING copied",
+                "src unlink",
+                "H WRITE",
+                "dst INCOMPLETE copied retired",
+                "H READ",
+                "src MIGRATING copied told",
+                *END,
+                "H READ",
+                "H DISC",
+                "src MIGRATING removed",
+            ],
+            self.events,
+        )
+        self.assertEqual([], self.sending.getDelayedCalls() + self.clock.getDelayedCalls())
+
+    def test_keep(self):
+        self.unlink = False
+        self.run_whole()
+        self.assertEqual(
+            [
+                *BEGIN,
+                *COPY,
+                "H WRITE",
+                "dst INCOMPLETE copied",
+                "src MIGRATING copied",
+                "src MIGRATED copied retired",
+                "H WRITE",
+                "dst INCOMPLETE copied retired",
+                "H READ",
+                "src MIGRATING copied retired told",
+                *END,
+                "H READ",
+                "H DISC",
+                "src MIGRATED copied retired told confirmed",
+                "src MIGRATING removed",
+            ],
+            self.events,
+        )
+
+    def test_plain(self):
+        self.plain = True
+        self.run_whole()
+        self.assertEqual(
+            [
+                "src MIGRATING copying",
+                "M WRITE",
+                "dst INCOMPLETE copying",
+                "dst prepare",
+                "dst write",
+                *COPY[2:],
+                "dst INCOMPLETE copied",
+                "src MIGRATING copied",
+                "src unlink",
+                *END,
+                "src MIGRATING removed",
+            ],
+            self.events,
+        )
+
+    def test_the_verdict_at_every_instant(self):
+        """Between any two things that happen, a human who looks is told the truth."""
+        for self.unlink in (True, False):
+            self.setUp()
+            seen = []
+
+            def tell(words, seen=seen):
+                Case.tell(self, words)
+                seen.append(words)
+                if words not in ("src unlink",):  # told just before it is done
+                    self.check_verdict()
+
+            self.tell = tell
+            self.run_whole()
+            self.assertGreater(len(seen), 15)
+
+    def test_one_migration_on_both_sides(self):
+        self.receive()
+        self.send()
+        self.steps(10)
+        while "dst INCOMPLETE copied retired" not in self.events:
+            self.assertTrue(self.steps(1))
+        one = Records(self.source.path).read(Kind.MIGRATING)
+        other = Records(self.target.path).read(Kind.INCOMPLETE)
+        self.assertEqual((one.migration, one.attempt), (other.migration, other.attempt))
+        self.assertEqual(
+            (self.source.path, self.target.path), (other.source.disk, one.destination.disk)
+        )
+        self.assertEqual(URI, one.destination.address)
+
+
+class FailureTests(Case):
+    """The source's record cannot be written, at each of the times when it is."""
+
+    broken = OSError(errno.ENOSPC, "No space left on device")
+
+    def run_with(self, words, unlink=True):
+        self.unlink = unlink
+        self.setUp()
+        self.receive()
+        self.systems["src"].fail[words] = self.broken
+        self.send()
+        self.endpoint.pump()
+
+    def check_failed(self, *missing):
+        error = self.failureResultOf(self.outcome, LocalFailure).value
+        self.assertIn("No space left on device", str(error))
+        self.assertFalse(self.retired)
+        for words in missing:
+            self.assertNotIn(words, self.events)
+        self.assertNoResult(self.arrived)
+        self.check_verdict()
+        # And once more, when there is room.
+        self.systems["src"].fail.clear()
+        self.send()
+        self.endpoint.pump()
+        self.pass_time(2)
+        self.check_done()
+
+    def test_before_the_first_byte(self):
+        self.run_with("MIGRATING copying")
+        self.check_failed("M WRITE", "dst write")
+
+    def test_before_it_is_retired(self):
+        for unlink in (True, False):
+            self.run_with("MIGRATING copied", unlink)
+            self.check_failed("M DISC", "src unlink", "dst INCOMPLETE copied retired")
+
+    def test_retiring(self):
+        self.run_with("MIGRATED", unlink=False)
+        self.check_failed("M DISC", "dst INCOMPLETE copied retired")
+
+    def test_what_was_acknowledged(self):
+        """Both sides have on record what matters; it goes on."""
+        for words, unlink in (
+            ("MIGRATING copied told", True),
+            ("MIGRATING copied retired told", False),
+        ):
+            self.run_with(words, unlink)
+            self.check_done()
+
+    def test_the_end(self):
+        for unlink in (True, False):
+            self.run_with("MIGRATING removed", unlink)
+            self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+            self.successResultOf(self.arrived)
+            self.check_verdict()
+            # The same command line, once more: there is nothing left to do but the removal.
+            self.systems["src"].fail.clear()
+            self.endpoint.refuse = ConnectionRefusedError()
+            self.send()
+            self.pass_time(40)
+            self.check_done(arrived=False)
+
+    def test_what_the_mark_says_of_the_end(self):
+        """It stands without that too, and nothing is left to be finished."""
+        self.run_with("MIGRATED copied retired told", unlink=False)
+        self.check_done()
+        self.assertEqual("", Records(self.source.path).read(Kind.MIGRATED).confirmed)
+
+
+class StopTests(Case):
+    def until(self, words):
+        while words not in self.events:
+            self.assertTrue(self.steps(1))
+
+    def test_once_it_is_retired(self):
+        """The destination is not to be reached: another run has to tell it, and need not wait."""
+        self.receive()
+        self.send()
+        self.until("src unlink")
+        self.sender.stop("enough")
+        for link in self.endpoint.links:
+            link.cut()
+        connected = len(self.endpoint.links)
+        self.endpoint.pump()
+        words = str(self.failureResultOf(self.outcome, Unconfirmed).value)
+        self.assertIn(f"enough; the source is retired and the copy at {self.place()}", words)
+        self.assertEqual(connected, len(self.endpoint.links))
+        self.assertEqual([], self.sending.getDelayedCalls())
+        self.assertEqual(["disk.MIGRATING"], os.listdir(os.path.dirname(self.source.path)))
+        self.check_verdict()
+        self.send()
+        self.endpoint.pump()
+        self.check_done()
+
+    def place(self):
+        return Records(self.source.path).read(Kind.MIGRATING).destination
+
+    def there(self):
+        return Records(self.target.path).read(Kind.INCOMPLETE)
+
+    def left(self):
+        return Records(self.source.path).read(Kind.MIGRATING)
+
+    def check_taken_back(self):
+        """Neither side takes the copy for a whole one, and nothing is left at the source."""
+        self.assertEqual((Phase.COPYING, ""), (self.there().phase, self.there().retired))
+        self.assertFalse(self.receiver._migration.durability.copied)
+        self.assertIsNone(self.left())
+        self.assertFalse(self.retired)
+        self.check_verdict()
+        self.assertTrue(all(link.client.lost for link in self.endpoint.links))
+        self.assertEqual([], self.sending.getDelayedCalls())
+
+    def check_again(self):
+        """And the same command line, once more, completes."""
+        self.send()
+        self.endpoint.pump()
+        self.pass_time(3)
+        self.check_done()
+
+    def test_taken_back_wherever_it_is_stopped(self):
+        """Whenever the outcome is told, the destination has no copy on record that is whole."""
+        for self.unlink in (True, False):
+            copied = 0
+            for messages in itertools.count():
+                self.setUp()
+                self.receive()
+                self.send()
+                self.steps(messages)
+                if self.sender.retiring:
+                    self.endpoint.pump()
+                    break
+                was = self.there()
+                self.sender.stop("enough")
+                self.endpoint.pump()
+                self.pass_time(6)
+                self.failureResultOf(self.outcome, GaveUp)
+                self.assertIsNone(self.left(), messages)
+                self.assertFalse(self.receiver._migration.durability.copied, messages)
+                if self.there() is not None:
+                    self.assertEqual(Phase.COPYING, self.there().phase, messages)
+                copied += was is not None and was.phase == Phase.COPIED
+                self.check_verdict()
+                self.check_again()
+            self.assertGreater(messages, 10)
+            self.assertGreater(copied, 0)
+
+    def test_taken_back_where_it_gives_up(self):
+        """The connection is lost behind the question, and it does not come to another attempt."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        for link in self.endpoint.links:
+            link.cut()
+        self.sender._check_progress(-1.0)
+        self.endpoint.pump()
+        self.assertIn("gave up", str(self.failureResultOf(self.outcome, GaveUp).value))
+        self.check_taken_back()
+        self.check_again()
+
+    def test_taken_back_where_retiring_failed(self):
+        unlink = self.source.unlink
+
+        def refuse():
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        self.source.unlink = refuse
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, LocalFailure)
+        self.check_taken_back()
+        self.source.unlink = unlink
+        self.check_again()
+
+    def held_by_the_attempt(self):
+        """It is stopped, and the destination does not hear that the connection is gone."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        (attempt,) = [
+            link
+            for link in self.endpoint.links
+            if self.receiver._migration.holds(link.server.protocol)
+        ]
+        attempt.client.other = None
+        self.told, machine = [], self.receiver._migration.machine
+        self.take_message, machine.take_message = machine.take_message, self.note_told
+        self.sender.stop("enough")
+
+    def note_told(self, message):
+        answer = self.take_message(message)
+        self.told.append((message.phase, answer if answer == Errno.EPERM else Errno.OK))
+        return answer
+
+    def test_taken_back_from_one_that_still_holds_the_attempt(self):
+        """No, says the receiver, and drops that connection; the next time it says yes."""
+        self.held_by_the_attempt()
+        self.endpoint.pump()
+        self.assertEqual([(HandoffPhase.COPYING, Errno.EPERM)], self.told)
+        self.assertNoResult(self.outcome)
+        self.assertEqual(Phase.COPIED, self.there().phase)
+        self.sending.advance(0.11)
+        self.endpoint.pump()
+        self.assertEqual(
+            [(HandoffPhase.COPYING, Errno.EPERM), (HandoffPhase.COPYING, Errno.OK)], self.told
+        )
+        self.failureResultOf(self.outcome, GaveUp)
+        self.check_taken_back()
+        self.check_again()
+
+    def test_not_taken_back_for_longer_than_five_seconds(self):
+        """One that says no for ever: the command ends, and remembers what may be whole."""
+        self.held_by_the_attempt()
+        self.take_message = lambda message: Errno.EPERM
+        for _ in range(49):
+            self.endpoint.pump()
+            self.assertNoResult(self.outcome)
+            self.sending.advance(0.1)
+        for _ in range(3):
+            self.endpoint.pump()
+            self.sending.advance(0.1)
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        self.assertTrue(40 < len(self.told) <= 51, len(self.told))
+        left = self.left()
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.assertEqual([], self.sending.getDelayedCalls())
+
+    def test_not_taken_back_by_one_that_is_silent(self):
+        """It takes the connection, and says nothing more: five seconds, and no more."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        links = len(self.endpoint.links)
+        self.sender.stop("enough")
+        for _ in range(50):
+            if self.endpoint.links[links:]:
+                break
+            self.clock.advance(0)
+        (silent,) = self.endpoint.links[links:]
+        silent.server.pieces.clear()
+        self.endpoint.pump()
+        self.sending.advance(4.9)
+        self.endpoint.pump()
+        self.assertNoResult(self.outcome)
+        self.sending.advance(0.2)
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        left = self.left()
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.assertTrue(silent.client.lost)
+
+    def test_not_taken_back_once_it_is_retired(self):
+        """What is the only copy by now must stay what it is."""
+        for self.unlink in (True, False):
+            self.setUp()
+            self.receive()
+            self.send()
+            self.until("src unlink" if self.unlink else "src MIGRATED copied retired")
+            self.sender.stop("enough")
+            for link in self.endpoint.links:
+                link.cut()
+            links = len(self.endpoint.links)
+            self.endpoint.pump()
+            self.sending.advance(10)
+            self.endpoint.pump()
+            self.failureResultOf(self.outcome, Unconfirmed)
+            self.assertEqual(links, len(self.endpoint.links))
+            self.assertEqual(Phase.COPIED, self.there().phase)
+            self.check_verdict()
+            self.check_again()
+
+    def test_not_taken_back_from_another_disk(self):
+        """Another receiver answers there by then: it is told nothing, and the first remembered."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        first = self.target
+        for link in self.endpoint.links:
+            link.server.lost = True
+            link.client.lose(ConnectionLostByPeer())
+        self.target = RecordedDisk(b"o" * SIZE, first.path + "2")
+        self.target._called = self.teller("dst", self.target)
+        self.receive()
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.pass_time(6)
+        self.failureResultOf(self.outcome, GaveUp)
+        self.assertIsNone(self.there(), "nothing was to be received there")
+        self.assertEqual(Phase.COPIED, Records(first.path).read(Kind.INCOMPLETE).phase)
+        left = self.left()
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.assertEqual(first.path, left.destination.disk)
+
+    def test_not_taken_back_without_a_side_export(self):
+        """Nobody can be told anything: the record stays, and says that there may be a copy."""
+        self.plain = True
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        links = len(self.endpoint.links)
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        self.assertEqual(links, len(self.endpoint.links))
+        left = self.left()
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.assertEqual([], self.sending.getDelayedCalls())
+
+    def test_nothing_to_take_back(self):
+        """It was not asked yet: no other connection is made."""
+        self.receive()
+        self.send()
+        self.until("M FLUSH")
+        links = len(self.endpoint.links)
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        self.assertEqual(links, len(self.endpoint.links))
+        self.assertIsNone(self.left())
+
+    def test_what_may_be_whole_is_remembered(self):
+        """And so is its place: what is there now must not get to be a second copy."""
+        self.receive()
+        self.send()
+        self.until("dst INCOMPLETE copied")
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.sender.stop("enough")
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
+        self.endpoint.refuse = None
+        self.assertEqual(Phase.COPIED, self.there().phase, "it could not be told")
+        left = Records(self.source.path).read(Kind.MIGRATING)
+        self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
+        self.check_verdict()
+        there = self.target
+        for link in self.endpoint.links:
+            link.cut()
+        self.target = RecordedDisk(b"o" * SIZE, there.path + "2")
+        self.target._called = self.teller("dst", self.target)
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        words = str(self.failureResultOf(self.outcome, Refused).value)
+        for word in ("all of it was copied to", there.path, self.target.path + " now", "--again"):
+            self.assertIn(word, words)
+        self.assertEqual(left, Records(self.source.path).read(Kind.MIGRATING))
+        self.assertEqual(b"o" * SIZE, bytes(self.target.data))
+        self.target = there
+        self.receive()
+        self.send()
+        self.endpoint.pump()
+        self.check_done()
+
+    def test_another_place_than_the_one_that_was_begun(self):
+        """It may have gone on to be whole, unseen: the other one is another migration's."""
+        self.receive()
+        self.send()
+        self.until("M FLUSH")
+        # It died there, and could not put down any more.
+        self.sender.source._records = None
+        self.sender.source._asked = False
+        first = Records(self.source.path).read(Kind.MIGRATING)
+        for link in self.endpoint.links:
+            link.client.lost = True
+            link.cut()
+        there = self.target
+        self.target = RecordedDisk(b"o" * SIZE, there.path + "2")
+        self.target._called = self.teller("dst", self.target)
+        self.receive()
+        self.send()
+        self.until("src unlink")
+        second = Records(self.source.path).read(Kind.MIGRATING)
+        self.assertNotEqual(first.migration, second.migration)
+        self.assertEqual(first.migration, second.instead_of)
+        self.assertEqual(self.target.path, second.destination.disk)
+        self.endpoint.pump()
+        self.successResultOf(self.outcome)
+        self.assertEqual(DATA, bytes(self.target.data))
+        # The mark tells that the other one is not the canonical copy.
+        self.assertEqual(["disk.MIGRATED"], os.listdir(os.path.dirname(self.source.path)))
+
+
+class RefusedTests(Case):
+    def test_by_what_the_destination_has(self):
+        for phase, changes, words in (
+            (Phase.COPIED, {}, "another migration"),
+            (Phase.COPIED, {"retired": "then"}, "another migration"),
+            (Phase.COPIED, {"retired": "then", "identified": False}, "another migration"),
+        ):
+            self.setUp()
+            self.target.blank = False
+            other = Record(TWO, phase, 1, SIZE, Location("z"), Location(), "then", **changes)
+            Records(self.target.path).write(Kind.INCOMPLETE, other)
+            self.receive()
+            self.send()
+            self.endpoint.pump()
+            error = self.failureResultOf(self.outcome, Refused).value
+            self.assertIn(words, str(error))
+            self.assertIn(f"blockmig inspect {self.target.path}", str(error))
+            self.assertEqual(["H READ"], self.events)
+            self.assertFalse(os.listdir(os.path.dirname(self.source.path)))
+
+    def test_not_by_what_may_be_written_over(self):
+        for phase, migration, changes in (
+            (Phase.COPYING, TWO, {}),
+            (Phase.COPIED, TWO, {"identified": False}),
+        ):
+            self.setUp()
+            self.target.blank = False
+            other = Record(migration, phase, 1, SIZE, Location("z"), Location(), "then", **changes)
+            Records(self.target.path).write(Kind.INCOMPLETE, other)
+            self.receive()
+            self.send()
+            self.endpoint.pump()
+            self.check_done()
+
+
+class CutTests(Case):
+    def test_every_message(self):
+        """The network fails once: the same two processes complete, without anybody's help."""
+        for self.unlink, which in itertools.product((True, False), ("M", "H", "both")):
+            with self.subTest(unlink=self.unlink, which=which):
+                self.cut_everywhere(which)
+
+    def cut_everywhere(self, which):
+        for messages in itertools.count():
+            self.setUp()
+            self.receive()
+            self.send()
+            there = self.steps(messages)
+            before = self.retired
+            for index, link in enumerate(list(self.endpoint.links)):
+                if which == "both" or index == ("M", "H").index(which):
+                    link.cut()
+            self.endpoint.pump()
+            self.check_verdict()
+            self.pass_time(8)
+            if not (self.outcome.called and self.arrived.called):
+                self.pass_time(60)
+            self.check_done()
+            if before:
+                self.assertEqual(1, self.events.count("M FLUSH"), "it is not copied again")
+            if not there:
+                break
+        self.assertGreater(messages, 20)
+
+
+class CrashTests(Case):
+    """A process is gone at once, and started again with the same command line."""
+
+    def crash_receiver(self):
+        for link in self.endpoint.links:
+            link.server.lost = True
+            link.client.lose(ConnectionLostByPeer())
+        self.receive()
+
+    def crash_sender(self):
+        """Its clock stands still from now on, and nothing reaches it any more."""
+        for link in self.endpoint.links:
+            link.client.lost = True
+            link.server.lose(ConnectionLostByPeer())
+        # Python runs the end of a coroutine that nobody waits for; a dead process does not.
+        source = self.sender.source if isinstance(self.sender, Sender) else self.sender._source
+        source._records = None
+        source._asked = False
+        self.endpoint.build = lambda: None
+        self.endpoint = MemoryEndpoint(self.clock, self.build)
+
+    def test_every_message(self):
+        for self.unlink, which in itertools.product((True, False), ("sender", "receiver", "both")):
+            with self.subTest(unlink=self.unlink, which=which):
+                self.crash_everywhere(which)
+
+    def crash_everywhere(self, which):
+        for messages in itertools.count():
+            self.setUp()
+            self.receive()
+            self.send()
+            there = self.steps(messages)
+            if self.outcome.called or self.arrived.called:
+                break
+            before = self.retired
+            removed = "dst INCOMPLETE removed" in self.events
+            self.check_verdict()
+            if which != "receiver":
+                self.crash_sender()
+            if which != "sender":
+                self.crash_receiver()
+            self.check_verdict()
+            if which != "receiver":
+                self.send()
+            self.endpoint.pump()
+            self.check_verdict()
+            self.pass_time(8)
+            if not (self.outcome.called and self.arrived.called):
+                self.pass_time(60)
+            # A receiver that was complete, and is started again, waits for another migration where
+            # the sender has seen that already: nobody will come to tell it anything.
+            self.check_done(arrived=not removed or self.arrived.called)
+            if before:
+                self.assertEqual(1, self.events.count("M FLUSH"), "it is not copied again")
+            if not there:
+                break
+        self.assertGreater(messages, 20)
+
+
+class ConnectionLostByPeer(Exception):
+    """The other end is no more."""

@@ -1,0 +1,295 @@
+"""Handlers that take their time: to admit a request, and to have it be done."""
+
+from __future__ import annotations
+
+import errno
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.nbd import Command, CommandFlag, Errno, Export, TransmissionFlag
+from blockmig.runtime import Runtime
+from blockmig.server import ConnectionSettings, ServerConnection
+from tests.unit.support import ADDRESS, Client, MemoryDisk, in_thread, request_bytes
+
+WRITE, READ, FLUSH, DISC = Command.WRITE, Command.READ, Command.FLUSH, Command.DISC
+ZEROES, TRIM = Command.WRITE_ZEROES, Command.TRIM
+SIZE = 5000
+Flag = TransmissionFlag
+ALL = Flag.HAS_FLAGS | Flag.SEND_FLUSH | Flag.SEND_TRIM | Flag.SEND_WRITE_ZEROES | Flag.SEND_FUA
+
+
+class Handler:
+    """Writes down what it is told; the answers are the test's."""
+
+    access = None
+    at_once = False
+    held = False
+
+    def __init__(self):
+        self.export = Export("", SIZE, ALL)
+        self.disk = MemoryDisk(b"o" * SIZE)
+        self.events = []
+        self.admitting = []
+        self.doing = []
+        self.slow = {"admit"}
+
+    def admit(self, connection, request):
+        self.events.append(("admit", Command(request.command)))
+        return self._later(self.admitting, "admit") or 0
+
+    def done(self, connection, request):
+        self.events.append(("done", Command(request.command)))
+        return self._later(self.doing, "done")
+
+    def _later(self, waiting, name):
+        if name not in self.slow:
+            return None
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    def failed(self, connection, request, error):
+        self.events.append(("failed", Command(request.command)))
+
+    def needs_flush(self, connection):
+        return True
+
+    def may_be_silent(self, connection):
+        return False
+
+    def disconnected(self, connection):
+        self.events.append("disconnected")
+        connection.close()
+
+    def gone(self, connection):
+        self.events.append("gone")
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.handler = Handler()
+        self.disk = self.handler.disk
+        settings = ConnectionSettings(
+            lookup=lambda name: self.handler,
+            names=lambda: [""],
+            runtime=Runtime(self.clock, in_thread),
+        )
+        self.connection = ServerConnection(settings, ADDRESS)
+        self.client = Client(self.clock, self.connection)
+
+    def admit(self, answer=0):
+        self.handler.admitting.pop(0).callback(answer)
+
+    def do(self, result=None):
+        self.handler.doing.pop(0).callback(result)
+
+
+class AdmitTests(Case):
+    def test_nothing_before_it_is_known(self):
+        for command, name in ((WRITE, "write"), (ZEROES, "zero"), (TRIM, "trim"), (READ, "read")):
+            self.setUp()
+            payload = b"x" * 10 if command == WRITE else b""
+            self.client.send(command, 0, 10, 0, payload)
+            self.assertEqual(([], []), (self.client.replies(), self.disk.calls))
+            self.admit()
+            self.assertIn(name, self.disk.names())
+            self.assertEqual([0], self.client.errors())
+
+    def test_a_payload_in_pieces(self):
+        self.client.give(request_bytes(WRITE, 0, 10)[:20])
+        self.client.give(request_bytes(WRITE, 0, 10)[20:] + b"abc")
+        self.client.give(b"def")
+        self.assertEqual([], self.disk.calls)
+        self.admit()
+        self.client.give(b"ghij")
+        self.assertEqual(b"abcdefghijoo", bytes(self.disk.data[:12]))
+        self.assertEqual(1, len(self.client.received()) // 16)
+
+    def test_further_requests_wait(self):
+        self.client.write(0, b"one")
+        self.client.write(3, b"two")
+        self.client.send(READ, 0, 6)
+        self.assertEqual([("admit", WRITE)], self.handler.events)
+        self.admit()
+        self.assertEqual(b"oneooo", bytes(self.disk.data[:6]))
+        self.assertEqual([("admit", WRITE), ("done", WRITE), ("admit", WRITE)], self.handler.events)
+        self.admit()
+        self.admit()
+        replies = self.client.replies()
+        self.assertEqual([0, 0, 0], [error for _, error, _ in replies])
+        self.assertEqual(b"onetwo", replies[-1][2])
+
+    def test_the_peer_is_held_back(self):
+        self.client.write(0, b"one")
+        self.assertEqual("paused", self.client.transport.producerState)
+        self.admit()
+        self.assertEqual("producing", self.client.transport.producerState)
+
+    def test_refused(self):
+        self.client.write(0, b"evil")
+        self.client.write(0, b"good")
+        self.admit(Errno.EPERM)
+        self.admit()
+        self.assertEqual([Errno.EPERM, 0], self.client.errors())
+        self.assertEqual((b"good", ["write"]), (bytes(self.disk.data[:4]), self.disk.names()))
+        self.assertNotIn(("failed", WRITE), self.handler.events)
+
+    def test_a_bug_in_the_handler(self):
+        """The peer is not left without an answer, nor the connection without a reader."""
+        self.client.write(0, b"evil")
+        self.client.write(0, b"good")
+        self.admit(Failure(ValueError("a bug")))
+        self.assertEqual(1, len(self.flushLoggedErrors(ValueError)))
+        self.admit()
+        self.assertEqual([Errno.EIO, 0], self.client.errors())
+        self.assertEqual((b"good", ["write"]), (bytes(self.disk.data[:4]), self.disk.names()))
+
+    def test_answered_already(self):
+        answered = Deferred()
+        answered.callback(0)
+        self.handler.admit = lambda *_: answered
+        self.client.write(0, b"now")
+        self.assertEqual([0], self.client.errors())
+
+    evil = (
+        request_bytes(WRITE, 0, 4) + b"evil",
+        request_bytes(ZEROES, 0, 4),
+        request_bytes(ZEROES, 0, 4, CommandFlag.FUA),
+        request_bytes(TRIM, 0, 4),
+        request_bytes(FLUSH),
+    )
+
+    def test_client_gone_meanwhile(self):
+        for request in self.evil:
+            self.setUp()
+            self.client.give(request)
+            self.client.lose()
+            self.assertNotIn("gone", self.handler.events, "something of it is under way")
+            self.admit()
+            self.assertEqual("gone", self.handler.events[-1])
+            self.assertEqual([], self.disk.calls)
+
+    def test_closing_meanwhile(self):
+        for request in self.evil:
+            self.setUp()
+            self.client.give(request)
+            self.connection.close()
+            self.admit()
+            self.assertEqual([], self.disk.calls)
+            self.clock.advance(0)
+            self.assertEqual(["gone"], self.handler.events[1:])
+
+    def test_half_closed_meanwhile(self):
+        self.client.write(0, b"evil")
+        self.connection.readConnectionLost()
+        self.admit()
+        self.assertEqual([], self.disk.calls)
+
+    def test_disconnect_behind_it(self):
+        self.client.write(0, b"last")
+        self.client.give(request_bytes(DISC))
+        self.assertNotIn("disconnected", self.handler.events)
+        self.admit()
+        self.assertEqual(b"last", bytes(self.disk.data[:4]))
+        self.assertEqual("disconnected", self.handler.events[-1])
+
+    def test_not_silent_while_it_waits(self):
+        self.client.write(0, b"slow")
+        self.clock.pump([10] * 30)
+        self.assertFalse(self.client.transport.gone)
+        self.admit()
+        self.clock.pump([10] * 7)
+        self.assertTrue(self.client.transport.lost)
+
+    def test_bad_magic_behind_it(self):
+        self.client.write(0, b"good")
+        self.client.give(b"x" * 28)
+        self.admit()
+        self.assertEqual(b"good", bytes(self.disk.data[:4]))
+        self.clock.advance(0)
+        self.assertTrue(self.client.transport.lost)
+
+    def test_what_the_protocol_forbids_is_not_asked(self):
+        self.client.send(ZEROES, SIZE, 1)
+        self.assertEqual(([], 1), (self.handler.events, len(self.client.replies())))
+
+    def test_first_cookie(self):
+        self.assertIsNone(self.connection.first_cookie)
+        for cookie in (9, 5, 9):
+            self.client.give(request_bytes(READ, 0, 1, cookie=cookie))
+            self.admit()
+            self.assertEqual(9, self.connection.first_cookie)
+
+    def test_the_cookie_of_a_disconnect(self):
+        self.client.give(request_bytes(DISC, cookie=2**64 - 1))
+        self.assertEqual(2**64 - 1, self.connection.first_cookie)
+
+
+class DoneTests(Case):
+    def setUp(self):
+        super().setUp()
+        self.handler.slow = {"done"}
+
+    def test_the_reply_waits(self):
+        for command, payload in ((WRITE, b"x" * 10), (FLUSH, b""), (ZEROES, b""), (TRIM, b"")):
+            length = 0 if command == FLUSH else 10
+            self.client.send(command, 0, length, 0, payload)
+            self.assertEqual([], self.client.errors())
+            self.do()
+            self.assertEqual([0], self.client.errors())
+
+    def test_others_do_not(self):
+        self.client.send(FLUSH)
+        self.handler.slow = set()
+        self.client.write(0, b"x")
+        self.assertEqual([0], self.client.errors())
+        self.do()
+        ((request, error, _),) = self.client.replies()
+        self.assertEqual((FLUSH, 0), (request.command, error))
+
+    def test_a_failure_is_an_error(self):
+        for error, told in (
+            (OSError(errno.ENOSPC, "full"), Errno.ENOSPC),
+            (OSError(errno.EPERM, "no"), Errno.EPERM),
+            (OSError(1234, "odd"), Errno.EIO),
+            (OSError("no number"), Errno.EIO),
+            (ValueError("a bug"), Errno.EIO),
+        ):
+            self.client.send(FLUSH)
+            self.handler.doing.pop(0).errback(error)
+            self.assertEqual([told], self.client.errors())
+        # The handler knows it itself.
+        self.assertNotIn(("failed", FLUSH), self.handler.events)
+        self.assertEqual([], self.flushLoggedErrors())
+
+    def test_with_fua(self):
+        self.client.send(WRITE, 0, 4, CommandFlag.FUA, b"data")
+        self.assertIn("flush", self.disk.names())
+        self.assertEqual([], self.client.errors())
+        self.do()
+        self.assertEqual([0], self.client.errors())
+
+    def test_client_gone_meanwhile(self):
+        self.client.send(FLUSH)
+        self.client.lose()
+        self.assertNotIn("gone", self.handler.events)
+        self.do()
+        self.assertEqual("gone", self.handler.events[-1])
+
+    def test_disconnect_waits_for_it(self):
+        self.client.send(FLUSH)
+        self.client.give(request_bytes(DISC))
+        self.assertNotIn("disconnected", self.handler.events)
+        self.do()
+        self.assertEqual("disconnected", self.handler.events[-1])
+        self.assertEqual([0], self.client.errors())
+
+    def test_not_silent_while_it_waits(self):
+        self.client.send(FLUSH)
+        self.clock.pump([10] * 30)
+        self.assertFalse(self.client.transport.gone)
+        self.do()
+        self.assertEqual([0], self.client.errors())

@@ -1,0 +1,861 @@
+"""What a mirror needs of the server: clients that wait, and word of what they change (R8, R9)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import socket
+import struct
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.nbd import Command
+from blockmig.runtime import Runtime
+from blockmig.server import LatencyMonitor, Server, Throttle
+from blockmig.storage import GRANULARITY, DirtyMap, FileDisk
+from tests.unit.served import FIXED, FUA, Place, Seconds, ServedDisk, go, pattern
+from tests.unit.support import ADDRESS, FakeReactor, SocketTransport, in_thread, request_bytes
+from tests.unit.transport.test_incoming import Calls
+
+READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
+TRIM, ZEROES = Command.TRIM, Command.WRITE_ZEROES
+SIZE = 4 << 20
+KIB = 1024
+BROKEN = OSError(5, "broken")
+
+
+class Case(SynchronousTestCase):
+    threads = True
+
+    def setUp(self):
+        self.make()
+
+    def make(self, **keywords):
+        self.disk = ServedDisk(pattern(SIZE))
+        self.place = place = Place(self.disk, threads=self.threads, **keywords)
+        self.server, self.clock, self.work = place.server, place.clock, place.threads
+
+    def peer(self, **keywords):
+        return self.place.peer(**keywords)
+
+    def data(self, offset, length):
+        return bytes(self.disk.data[offset : offset + length])
+
+    def hold(self):
+        """Held, and still at once."""
+        self.successResultOf(self.server.hold())
+        self.assertEqual("holding", self.server.state)
+
+
+class HoldTests(Case):
+    def test_requests_stay_unanswered(self):
+        one, two = self.peer(), self.peer()
+        self.hold()
+        before = bytes(self.disk.data)
+        cookies = [
+            one.write(0, b"small"),
+            one.send(READ, 0, 10),
+            two.send(READ, 0, 200 * KIB),
+            two.write(0, b"x" * (200 * KIB)),
+            two.send(TRIM, 0, 4096),
+            two.send(FLUSH),
+        ]
+        self.clock.advance(1)
+        for peer in (one, two):
+            peer.read_all()
+            self.assertEqual(({}, b""), (peer.replies.done, bytes(peer.transport.out)))
+        self.assertEqual(([], before), (self.work.names(), bytes(self.disk.data)))
+        self.server.release()
+        self.assertEqual("serving", self.server.state)
+        for _ in range(5):
+            one.transport.run()
+            two.transport.run()
+            self.work.run()
+        for peer, cookie in zip((one, one, two, two, two, two), cookies, strict=True):
+            self.assertEqual(0, peer.outcome(cookie).error)
+
+    def test_released_and_held_again(self):
+        peer = self.peer()
+        for number in range(3):
+            self.hold()
+            cookie = peer.write(0, bytes([number]))
+            self.assertIsNone(peer.outcome(cookie))
+            self.server.release()
+            peer.transport.run()
+            self.assertEqual(0, peer.outcome(cookie).error)
+            self.assertEqual(number, self.disk.data[0])
+
+    def test_what_came_before_is_answered(self):
+        """Its replies are on their way, though the client may take its time for them."""
+        peer = self.peer(room=0)
+        peer.write(0, b"new")
+        self.hold()
+        peer.transport.room = None
+        peer.transport.run()
+        peer.read_all()
+        self.assertEqual([0], [outcome.error for outcome in peer.replies.done.values()])
+
+    def half_a_write(self, length, threads):
+        peer = self.peer()
+        if threads:
+            self.place.slow()
+        cookie, data = peer.expect(WRITE, 4096, length, 0, pattern(length, 2))
+        half = len(data) // 2
+        peer.give(data[:half])
+        self.work.run()
+        self.hold()
+        before = bytes(self.disk.data)
+        peer.give(data[half:])
+        self.clock.advance(1)
+        self.assertEqual((before, []), (bytes(self.disk.data), self.work.names()))
+        self.assertIsNone(peer.outcome(cookie))
+        self.server.release()
+        for _ in range(5):
+            peer.transport.run()
+            self.work.run()
+        self.assertEqual(0, peer.outcome(cookie).error)
+        self.assertEqual(pattern(length, 2), self.data(4096, length))
+
+    def test_half_a_write_is_kept(self):
+        for length in (1000, 60 * KIB, 300 * KIB, 3 << 20):
+            for threads in (False, True):
+                self.setUp()
+                self.half_a_write(length, threads)
+
+    def test_half_a_header_is_kept(self):
+        peer = self.peer()
+        cookie, data = peer.expect(READ, 0, 10)
+        peer.give(data[:20])
+        self.hold()
+        peer.give(data[20:])
+        self.assertIsNone(peer.outcome(cookie))
+        self.server.release()
+        peer.transport.run()
+        self.assertEqual(pattern(10), peer.outcome(cookie).data)
+
+    def test_work_in_threads_is_waited_for(self):
+        """And answered, before it is said that the disk is still."""
+        for command, length in ((WRITE, 9000), (TRIM, 2 << 20), (ZEROES, 2 << 20), (FLUSH, 0)):
+            self.setUp()
+            peer = self.peer()
+            self.place.slow()
+            payload = bytes(length) if command == WRITE else b""
+            cookie = peer.send(command, 0, length, payload=payload)
+            self.assertEqual(1, len(self.work.waiting), command)
+            answered = []
+
+            def ask(_, peer=peer, cookie=cookie, answered=answered):
+                answered.append(peer.outcome(cookie))
+
+            still = self.server.hold().addCallback(ask)
+            self.assertNoResult(still)
+            self.clock.advance(5)
+            self.assertEqual([], answered)
+            self.work.run()
+            self.assertEqual([0], [outcome.error for outcome in answered])
+
+    def test_of_all_clients(self):
+        peers = [self.peer() for _ in range(3)]
+        self.place.slow()
+        for number, peer in enumerate(peers):
+            peer.write(4096 * number, b"x" * 4096)
+        still = self.server.hold()
+        for _ in peers:
+            self.assertNoResult(still)
+            self.work.run(1)
+        self.successResultOf(still)
+
+    def test_a_request_behind_one_that_is_waited_for(self):
+        """It had come already, but nothing of it had been begun."""
+        peer = self.peer()
+        self.place.slow()
+        peer.send(ZEROES, 0, 2 << 20)
+        still = self.server.hold()
+        cookie = peer.write(0, b"behind")
+        self.work.run()
+        self.successResultOf(still)
+        self.assertEqual([], self.work.names())
+        self.assertIsNone(peer.outcome(cookie))
+        self.assertEqual(bytes(6), self.data(0, 6))
+        self.server.release()
+        peer.transport.run()
+        self.work.run()
+        self.assertEqual(b"behind", self.data(0, 6))
+
+    def test_fua_that_is_under_way(self):
+        """The flush behind the write is a part of it."""
+        peer = self.peer()
+        self.place.slow()
+        peer.write(0, b"x" * 4096, FUA)
+        still = self.server.hold()
+        self.work.run(1)
+        self.assertNoResult(still)
+        self.assertEqual(["flush"], self.work.names())
+        self.work.run()
+        self.successResultOf(still)
+
+    def test_late_work_of_a_lost_connection(self):
+        peer = self.peer()
+        self.place.slow()
+        peer.send(ZEROES, 0, 2 << 20)
+        peer.transport.lose()
+        still = self.server.hold()
+        self.assertNoResult(still)
+        self.work.run()
+        self.successResultOf(still)
+
+    def test_late_work_of_one_that_is_lost_meanwhile(self):
+        peer = self.peer()
+        self.place.slow()
+        peer.send(ZEROES, 0, 2 << 20)
+        still = self.server.hold()
+        peer.transport.lose()
+        self.assertNoResult(still)
+        self.work.run()
+        self.successResultOf(still)
+
+    def test_one_that_waits_for_late_work(self):
+        """Its request is done as soon as it may be, and only then the disk is still."""
+        lost, peer = self.peer(), self.peer()
+        self.place.slow()
+        lost.send(ZEROES, 0, 2 << 20)
+        lost.transport.lose()
+        cookie = peer.send(TRIM, 0, 2 << 20)
+        self.assertEqual(1, len(self.work.waiting))
+        still = self.server.hold()
+        self.work.run(1)
+        self.assertNoResult(still)
+        self.assertEqual(["_change"], self.work.names())
+        self.work.run()
+        self.assertEqual(0, peer.outcome(cookie).error)
+        self.successResultOf(still)
+
+    def test_a_write_that_waits_for_late_work(self):
+        """Nothing of its payload was taken: it stays on the wire."""
+        lost, peer = self.peer(), self.peer()
+        self.place.slow()
+        lost.send(ZEROES, 0, 2 << 20)
+        lost.transport.lose()
+        cookie = peer.write(0, b"new" * 1000)
+        still = self.server.hold()
+        self.work.run()
+        self.successResultOf(still)
+        self.assertEqual(pattern(3), self.data(0, 3))
+        self.assertIsNone(peer.outcome(cookie))
+        self.server.release()
+        peer.transport.run()
+        self.work.run()
+        self.assertEqual((0, b"new"), (peer.outcome(cookie).error, self.data(0, 3)))
+
+    def test_new_clients_shake_hands_and_wait(self):
+        self.hold()
+        peer = self.peer()
+        self.assertIn("negotiated", dir(peer.connection))
+        self.assertIsNotNone(peer.connection.negotiated)
+        cookie = peer.write(0, b"new")
+        self.assertIsNone(peer.outcome(cookie))
+        self.server.release()
+        peer.transport.run()
+        self.assertEqual((0, b"new"), (peer.outcome(cookie).error, self.data(0, 3)))
+
+    def test_one_that_shakes_hands_when_the_hold_comes(self):
+        peer = self.peer(structured=None)
+        peer.give(FIXED)
+        self.hold()
+        _cookie, data = peer.expect(WRITE, 0, 3, 0, b"new")
+        peer.give(go() + data)
+        self.assertIsNotNone(peer.connection.negotiated)
+        self.assertEqual(pattern(3), self.data(0, 3))
+        self.server.release()
+        peer.transport.run()
+        self.assertEqual(b"new", self.data(0, 3))
+
+    def test_oldstyle(self):
+        self.make(oldstyle=True)
+        self.hold()
+        peer = self.peer(structured=False, oldstyle=True)
+        cookie = peer.write(0, b"new")
+        self.assertIsNone(peer.outcome(cookie))
+        self.server.release()
+        peer.transport.run()
+        self.assertEqual(0, peer.outcome(cookie).error)
+
+    def test_throttled_changes_are_let_go(self):
+        """Who holds lifts the throttle first, and what waited is done before the disk is still."""
+        peer = self.peer()
+        dirtied = [0]
+        self.server.changes.slow_down(Throttle(self.clock, 1.0, lambda: dirtied[0]))
+        dirtied[0] = 1000
+        cookie = peer.send(TRIM, 0, 4096)
+        self.assertIsNone(peer.outcome(cookie))
+        waiting = self.server.hold()
+        self.assertNoResult(waiting)
+        self.server.changes.slow_down(None)
+        self.successResultOf(waiting)
+        self.assertEqual(0, peer.outcome(cookie).error)
+
+    def test_a_throttle_that_is_not_lifted(self):
+        peer = self.peer()
+        dirtied = [0]
+        self.server.changes.slow_down(Throttle(self.clock, 1.0, lambda: dirtied[0]))
+        dirtied[0] = 1000
+        peer.send(TRIM, 0, 4096)
+        waiting = self.server.hold()
+        self.clock.advance(9.9)
+        self.assertNoResult(waiting)
+        self.clock.advance(0.2)
+        self.successResultOf(waiting)
+        self.assertEqual(["trim"], [call[0] for call in self.disk.calls])
+
+    def test_nobody_is_given_up_for_being_silent(self):
+        """Held for longer than a client may be silent: it waits for us."""
+        self.make(request_timeout=60)
+        peers = [self.peer() for _ in range(3)]
+        _, data = peers[1].expect(WRITE, 0, 100, 0, b"x" * 100)
+        peers[1].give(data[:50])
+        self.hold()
+        cookie = peers[2].write(0, b"new")
+        for _ in range(100):
+            self.clock.advance(10)
+        self.assertEqual([False] * 3, [peer.transport.lost for peer in peers])
+        self.server.release()
+        peers[2].transport.run()
+        self.assertEqual(0, peers[2].outcome(cookie).error)
+        # And from now on they have as long as ever.
+        self.clock.advance(50)
+        self.assertFalse(peers[1].transport.lost)
+        self.clock.advance(50)
+        self.assertTrue(peers[1].transport.lost)
+
+    def test_a_handshake_has_its_time_all_the_same(self):
+        self.hold()
+        peer = self.peer(structured=None)
+        for _ in range(4):
+            self.clock.advance(10)
+        self.assertTrue(peer.transport.lost)
+
+    def test_nobody_is_there(self):
+        self.hold()
+        self.server.release()
+
+    def test_one_that_goes_while_it_is_held(self):
+        peer = self.peer()
+        self.hold()
+        peer.write(0, b"new")
+        peer.transport.lose()
+        self.server.release()
+        self.assertEqual(pattern(3), self.data(0, 3))
+
+    def test_a_disconnect_while_it_is_held(self):
+        """It is looked at behind the release, with what came before it."""
+        peer = self.peer()
+        self.hold()
+        peer.write(0, b"new")
+        peer.send(DISC)
+        self.assertFalse(peer.transport.closing)
+        self.server.release()
+        peer.transport.run()
+        self.assertTrue(peer.transport.lost)
+        self.assertEqual(b"new", self.data(0, 3))
+
+    def test_released_before_it_is_still(self):
+        """Nobody waits on who asked; it hears of it when there is a moment of rest."""
+        peer = self.peer()
+        self.place.slow()
+        peer.send(ZEROES, 0, 2 << 20)
+        still = self.server.hold()
+        self.server.release()
+        cookie = peer.send(READ, 3 << 20, 10)
+        self.work.run()
+        peer.transport.run()
+        self.work.run()
+        self.assertEqual(0, peer.outcome(cookie).error)
+        self.successResultOf(still)
+
+    def test_stopped_while_held(self):
+        """They may be another server's: nothing that is held is begun, or answered."""
+        lost, peer = self.peer(), self.peer()
+        self.place.slow()
+        lost.send(ZEROES, 1 << 20, 2 << 20)
+        lost.transport.lose()
+        _, first = peer.expect(TRIM, 1 << 20, 4096)
+        cookie, second = peer.expect(WRITE, 0, 3, 0, b"new")
+        peer.give(first + second)
+        still = self.server.hold()
+        self.work.run()
+        self.successResultOf(still)
+        self.assertEqual((None, pattern(3)), (peer.outcome(cookie), self.data(0, 3)))
+        done = self.server.complete()
+        self.server.stop()
+        for _ in range(5):
+            peer.transport.run()
+            self.clock.advance(0)
+            self.work.run()
+        self.assertEqual((None, pattern(3)), (peer.outcome(cookie), self.data(0, 3)))
+        self.assertTrue(peer.transport.lost)
+        self.clock.advance(0)
+        self.successResultOf(done)
+        self.assertIn("flush", self.disk.names())
+
+    def test_stopped_while_held_and_then_released(self):
+        """Whoever held them lets go a little later: nothing is done for them any more."""
+        peers = [self.peer(), self.peer()]
+        self.successResultOf(self.server.hold())
+        cookies = [peer.write(5 * number, b"late!") for number, peer in enumerate(peers)]
+        done = self.server.complete()
+        self.server.stop()
+        self.server.release()
+        for _ in range(5):
+            for peer in peers:
+                peer.transport.run()
+            self.clock.advance(0)
+            self.work.run()
+        for peer, cookie in zip(peers, cookies, strict=True):
+            self.assertIsNone(peer.outcome(cookie))
+            self.assertTrue(peer.transport.lost)
+        self.assertEqual(pattern(10), self.data(0, 10))
+        self.successResultOf(done)
+
+
+class HandOverTests(Case):
+    def hand_over(self):
+        self.done = self.server.complete()
+        self.server.hand_over()
+
+    def finish(self, *peers):
+        for _ in range(3):
+            for peer in peers:
+                peer.transport.run()
+            self.clock.advance(0)
+        self.successResultOf(self.done)
+        self.assertEqual("stopped", self.server.state)
+
+    def test_closed_with_nothing_answered_and_nothing_flushed(self):
+        peers = [self.peer() for _ in range(3)]
+        self.hold()
+        before = bytes(self.disk.data)
+        peers[0].write(0, b"new")
+        _, data = peers[1].expect(WRITE, 0, 100, 0, b"x" * 100)
+        peers[1].give(data[:50])
+        peers[2].send(READ, 0, 10)
+        self.hand_over()
+        self.assertEqual("stopping", self.server.state)
+        self.finish(*peers)
+        for peer in peers:
+            self.assertTrue(peer.transport.lost)
+            peer.read_all()
+            self.assertEqual({}, peer.replies.done)
+        self.assertEqual((before, []), (bytes(self.disk.data), self.disk.calls))
+        self.assertEqual([], self.work.names())
+
+    def test_what_was_answered_before_is_sent(self):
+        peer = self.peer(room=0)
+        peer.write(0, b"new")
+        self.hold()
+        self.hand_over()
+        self.assertFalse(peer.transport.lost)
+        peer.transport.room = None
+        self.finish(peer)
+        peer.read_all()
+        self.assertEqual([0], [outcome.error for outcome in peer.replies.done.values()])
+
+    def test_nobody_is_let_in_any_more(self):
+        self.hold()
+        self.hand_over()
+        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        self.finish()
+
+    def test_twice(self):
+        self.hold()
+        self.hand_over()
+        self.server.hand_over()
+        self.server.stop()
+        self.finish()
+        self.assertEqual([], self.disk.calls)
+
+    def test_not_released_any_more(self):
+        peer = self.peer()
+        self.hold()
+        peer.write(0, b"new")
+        self.hand_over()
+        self.server.release()
+        self.finish(peer)
+        self.assertEqual(pattern(3), self.data(0, 3))
+        peer.read_all()
+        self.assertEqual({}, peer.replies.done)
+
+
+class Taken:
+    """Whoever takes a connection over, and writes down what there was to be answered."""
+
+    def __init__(self):
+        self.unanswered = None
+
+    def begin(self, unanswered):
+        self.unanswered = unanswered
+
+    def lost(self, reason):
+        pass
+
+
+class Admitting:
+    """A throttle that lets nobody go on before it is told to."""
+
+    rate = 1.0
+
+    def __init__(self):
+        self.waiting = Deferred()
+
+    def turn(self):
+        return self.waiting
+
+    def lift(self):
+        self.waiting.callback(None)
+
+
+class TakenOverTests(Case):
+    threads = False
+
+    def test_what_was_handed_on_in_the_middle_of_it_is_not_acted_on_here(self):
+        """It would be done twice."""
+        peer, taken = self.peer(), Taken()
+        client = peer.connection
+        throttle = self.server.changes.throttle = Admitting()
+        first = request_bytes(WRITE, 0, 512, cookie=1) + b"a" * 512
+        peer.give(first + request_bytes(ZEROES, 4096, 4096, cookie=2))
+        idle = client.hold()
+        client.release()
+        idle.addCallback(lambda _: client.pass_on(taken))
+        before = self.data(4096, 4096)
+        self.server.changes.throttle = None
+        throttle.waiting.callback(None)
+        handed_on = b"".join(bytes(item) for item in taken.unanswered)
+        self.assertIn(request_bytes(ZEROES, 4096, 4096, cookie=2), handed_on)
+        self.assertEqual(before, self.data(4096, 4096), "it is the other server's to do")
+        self.assertEqual(0, peer.transport.out.count(struct.pack("!Q", 2)), "nor answered here")
+
+
+class ChangesTests(Case):
+    """Every way in which the disk comes to be changed, told of before, and behind threads again."""
+
+    def make(self, **keywords):
+        super().make(**keywords)
+        self.story = []
+        self.server.changes.mark = lambda offset, length, data=True: self.story.append(
+            ("told", offset, length)
+        )
+        called, access = self.disk._called, self.server._access
+        pwrite = access.pwrite
+
+        def touched(name, *arguments):
+            if name in ("write", "zero", "trim"):
+                self.story.append(("touched", *arguments[:2]))
+            called(name, *arguments)
+
+        def touched_at_once(descriptor, data, offset):
+            self.story.append(("touched", offset, len(data)))
+            return pwrite(descriptor, data, offset)
+
+        self.disk._called, access.pwrite = touched, touched_at_once
+
+    def run_all(self, peer):
+        for _ in range(10):
+            peer.transport.run()
+            self.work.run()
+
+    def check(self, ranges, behind):
+        """MirrorFailed of before each touch; behind it as well if others could run in between."""
+        touched = []
+        for number, (what, offset, length) in enumerate(self.story):
+            if what != "touched":
+                continue
+            touched.append((offset, length))
+            for story, needed in (
+                (self.story[:number], True),
+                (self.story[number:], behind),
+            ):
+                told = [change for change in story if change[0] == "told"]
+                holds = any(o <= offset and offset + length <= o + n for _, o, n in told)
+                self.assertTrue(holds or not needed, (self.story, offset, length))
+        self.assertEqual(sum(ranges), sum(length for _, length in touched))
+        for what, offset, length in self.story:
+            self.assertTrue(4096 <= offset < offset + length <= 4096 + sum(ranges), what)
+
+    def request(self, command, length, flags=0, slow=False, pieces=1):
+        peer = self.peer()
+        if slow:
+            self.place.slow()
+        payload = pattern(length, 3) if command == WRITE else b""
+        cookie, data = peer.expect(command, 4096, length, flags, payload)
+        step = -(-len(data) // pieces)
+        for start in range(0, len(data), step):
+            peer.give(data[start : start + step])
+        self.run_all(peer)
+        return peer.outcome(cookie)
+
+    def test_every_way(self):
+        for command, length, flags, slow, pieces in (
+            (WRITE, 512, 0, False, 1),
+            (WRITE, 64 * KIB, 0, False, 1),
+            (WRITE, 64 * KIB, 0, False, 3),
+            (WRITE, 512, FUA, False, 1),
+            (WRITE, 3 << 20, 0, False, 1),
+            (WRITE, 3 << 20, 0, False, 50),
+            (WRITE, 3 << 20, FUA, False, 50),
+            (WRITE, 512, 0, True, 1),
+            (WRITE, 512, FUA, True, 1),
+            (WRITE, 3 << 20, 0, True, 1),
+            (WRITE, 3 << 20, 0, True, 50),
+            (WRITE, 3 << 20, FUA, True, 50),
+            (TRIM, 4096, 0, False, 1),
+            (TRIM, 4096, FUA, True, 1),
+            (TRIM, 2 << 20, 0, False, 1),
+            (ZEROES, 4096, 0, False, 1),
+            (ZEROES, 4096, FUA, False, 1),
+            (ZEROES, 4096, 0, True, 1),
+            (ZEROES, 2 << 20, 0, False, 1),
+            (ZEROES, 2 << 20, FUA, True, 1),
+        ):
+            with self.subTest(command=command, length=length, slow=slow, pieces=pieces):
+                self.setUp()
+                self.assertEqual(0, self.request(command, length, flags, slow, pieces).error)
+                behind = slow or (command != WRITE and length > 1 << 20)
+                self.check([length], behind)
+
+    def test_zeroes_and_trims_are_no_data(self):
+        """Nor when they are told of once more behind the change; a WRITE always is."""
+        for command, length, flags, slow in itertools.product(
+            (WRITE, TRIM, ZEROES), (4096, 2 << 20), (0, FUA), (False, True)
+        ):
+            self.setUp()
+            told = []
+            self.server.changes.mark = lambda offset, length, data=True, told=told: told.append(
+                data
+            )
+            self.assertEqual(0, self.request(command, length, flags, slow).error)
+            self.assertEqual({command == WRITE}, set(told), (command, length, flags, slow))
+
+    def test_those_that_fail(self):
+        """Some of it may have been written."""
+        for command, method, length, slow in (
+            (WRITE, "write", 512, True),
+            (WRITE, "write", 3 << 20, False),
+            (WRITE, "write", 3 << 20, True),
+            (TRIM, "trim", 4096, False),
+            (TRIM, "trim", 2 << 20, False),
+            (ZEROES, "zero", 4096, True),
+            (ZEROES, "zero", 2 << 20, False),
+        ):
+            self.setUp()
+            self.disk.fail[method] = BROKEN
+            self.assertEqual(5, self.request(command, length, slow=slow).error)
+            self.assertEqual(("told", 4096), self.story[0][:2], command)
+            at = next(number for number, event in enumerate(self.story) if event[0] == "touched")
+            if slow or (command != WRITE and length > 1 << 20):
+                self.assertIn(("told", 4096), [event[:2] for event in self.story[at:]])
+
+    def test_a_small_write_that_fails_or_is_short(self):
+        for script in (BROKEN, 100):
+            self.setUp()
+            self.place.kernel.pwrites.append(script)
+            self.request(WRITE, 512)
+            self.assertEqual([("told", 4096, 512), ("touched", 4096, 512)], self.story[:2])
+
+    def test_many_small_ones_at_once(self):
+        peer = self.peer()
+        requests = [peer.expect(WRITE, 4096 + 512 * n, 512, 0, pattern(512, n)) for n in range(50)]
+        peer.give(b"".join(data for _, data in requests))
+        self.check([512 * 50], False)
+        self.assertEqual(100, len(self.story))
+
+    def test_readers_change_nothing(self):
+        peer = self.peer()
+        for command, length in ((READ, 10), (READ, 2 << 20), (FLUSH, 0), (Command.CACHE, 10_000)):
+            peer.send(command, 0, length)
+            self.run_all(peer)
+        self.assertEqual([], self.story)
+
+    def test_what_is_refused_changes_nothing(self):
+        peer = self.peer()
+        self.assertNotEqual(0, peer.outcome(peer.write(SIZE - 1, b"xx")).error)
+        self.assertNotEqual(0, peer.ask(TRIM, SIZE, 1).error)
+        self.assertEqual([], self.story)
+
+    def test_connection_lost_in_the_middle(self):
+        """What was begun goes on in its thread, and is told of behind it."""
+        for command, length in ((WRITE, 3 << 20), (ZEROES, 3 << 20)):
+            self.setUp()
+            peer = self.peer()
+            self.place.slow()
+            payload = pattern(length, 3) if command == WRITE else b""
+            _, data = peer.expect(command, 4096, length, 0, payload)
+            peer.give(data[: 2 << 20])
+            self.assertEqual(1, len(self.work.waiting))
+            self.story.clear()
+            peer.transport.lose(ConnectionLost())
+            self.work.run()
+            self.assertEqual("told", self.story[-1][0])
+            for _, offset, count in [event for event in self.story if event[0] == "touched"]:
+                self.assertLessEqual(self.story[-1][1], offset)
+                self.assertLessEqual(offset + count, sum(self.story[-1][1:]))
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.integers(0, 2**32))
+    def test_a_mirror_that_looks_at_any_time(self, seed):
+        """Whatever it takes off the map, and copies, when: the rest makes the copy whole."""
+        chance = random.Random(seed)
+        Case.make(self)
+        dirty, copy = DirtyMap(SIZE), bytearray(self.disk.data)
+        self.server.changes.mark = dirty.mark
+
+        def look():
+            position = 0
+            while (taken := dirty.take(position, GRANULARITY)) is not None:
+                start, position = taken
+                copy[start:position] = self.disk.data[start:position]
+
+        peers = [self.peer() for _ in range(2)]
+        streams = []
+        for peer in peers:
+            stream = b""
+            for _ in range(chance.randint(1, 8)):
+                command = chance.choice((WRITE, WRITE, WRITE, TRIM, ZEROES))
+                length = chance.choice((1, 512, 4096, 70_000, 1 << 20, 1_500_000))
+                offset = chance.randrange(SIZE - length)
+                flags = chance.choice((0, 0, FUA))
+                payload = chance.randbytes(length) if command == WRITE else b""
+                stream += peer.expect(command, offset, length, flags, payload)[1]
+            streams.append(stream)
+        lost = chance.random() < 0.3
+        while any(streams) or self.work.waiting:
+            number = chance.randrange(2)
+            count = chance.choice((30, 5000, 1 << 20))
+            piece, streams[number] = streams[number][:count], streams[number][count:]
+            if piece and not peers[number].transport.lost:
+                peers[number].give(piece)
+            if chance.random() < 0.1:
+                self.place.slow()
+            if chance.random() < 0.05:
+                self.place.seconds.now += 2
+            if lost and chance.random() < 0.05:
+                peers[0].transport.lose(ConnectionLost())
+            if chance.random() < 0.5:
+                look()
+            if self.work.waiting and chance.random() < 0.5:
+                self.work.waiting.rotate(chance.randrange(len(self.work.waiting)))
+                self.work.run(1)
+        still = self.server.hold()
+        for _ in range(20):
+            self.work.run()
+        self.successResultOf(still)
+        look()
+        self.assertEqual(bytes(self.disk.data), bytes(copy))
+
+
+class MovedTests(SynchronousTestCase):
+    """Payloads that never come by: spliced into the file, or read into a buffer and written."""
+
+    def begin(self, script=()):
+        self.disk = FileDisk(self.mktemp(), size=SIZE)
+        self.addCleanup(self.disk.close)
+        self.disk.prepare()
+        self.calls = Calls(script)
+        self.reactor = FakeReactor()
+        self.server = Server(
+            self.disk,
+            latency=LatencyMonitor(Seconds()),
+            runtime=Runtime(self.reactor, in_thread, self.calls),
+        )
+        ours, self.theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(self.theirs.close)
+        self.theirs.setblocking(False)
+        connection = self.server.factory().buildProtocol(ADDRESS)
+        self.transport = SocketTransport(ours, connection, self.reactor)
+        connection.makeConnection(self.transport)
+        self.theirs.send(FIXED + go())
+        self.reactor.run_dry()
+        self.theirs.recv(1 << 16)
+        self.told = []
+        self.server.changes.mark = lambda *change: self.told.append(change[:2])
+
+    def give(self, data, after=lambda: None):
+        view = memoryview(data)
+        while view:
+            with contextlib.suppress(BlockingIOError):
+                view = view[self.theirs.send(view[:50_000]) :]
+            self.reactor.look()
+            after()
+        self.reactor.run_dry()
+        after()
+
+    def test_marked_before_each_move(self):
+        """A mirror may look between any two turns of the reactor."""
+        length = 3 << 20
+        for script in ((), (-22,)):  # splice, and EINVAL: not known here
+            self.begin(script)
+            dirty, copy = DirtyMap(SIZE), bytearray(SIZE)
+            self.server.changes.mark = dirty.mark
+
+            def look(dirty=dirty, copy=copy):
+                position = 0
+                while (taken := dirty.take(position, GRANULARITY)) is not None:
+                    start, position = taken
+                    copy[start:position] = self.disk.read(start, position - start)
+
+            self.give(request_bytes(WRITE, 5000, length) + pattern(length), look)
+            self.assertEqual(16, len(self.theirs.recv(100)))
+            self.assertEqual(pattern(length), self.disk.read(5000, length))
+            self.assertEqual(self.disk.read(0, SIZE), bytes(copy))
+            if not script:
+                self.assertGreater(self.calls.splices, 4)
+
+    def test_only_what_is_written(self):
+        self.begin()
+        self.give(request_bytes(WRITE, 1 << 20, 1 << 20) + pattern(1 << 20))
+        for offset, length in self.told:
+            self.assertTrue(1 << 20 <= offset < offset + length <= 2 << 20)
+
+    def test_no_more_than_a_mebibyte_ahead(self):
+        """What a slow writer has not sent yet is not dirty, however long its request is."""
+        for script in ((), (-22,)):
+            self.begin(script)
+            data = request_bytes(WRITE, 5000, 3 << 20) + pattern(3 << 20)
+            given, ahead = [0], []
+
+            def mark(offset, length, data=True, given=given, ahead=ahead):
+                ahead.append((offset + length - 5000 - given[0], length))
+
+            self.server.changes.mark = mark
+            for start in range(0, len(data), 40_000):
+                piece = data[start : start + 40_000]
+                given[0] = start + len(piece)
+                self.give(piece)
+            self.assertEqual(pattern(3 << 20), self.disk.read(5000, 3 << 20))
+            self.assertGreater(len(ahead), 20)
+            self.assertLessEqual(max(length for _, length in ahead), 1 << 20)
+            self.assertLessEqual(max(further for further, _ in ahead), 1 << 20)
+
+    def test_held_in_the_middle(self):
+        """The rest stays in the socket, and is taken from there behind the release."""
+        self.begin()
+        data = request_bytes(WRITE, 0, 2 << 20, cookie=7) + pattern(2 << 20)
+        self.give(data[: 1 << 20])
+        self.successResultOf(self.server.hold())
+        before = self.disk.read(0, SIZE)
+        self.told.clear()
+        view = memoryview(data)[1 << 20 :]
+        taken = self.theirs.send(view[:100_000])
+        for _ in range(10):
+            self.reactor.look()
+            self.reactor.advance(0)
+        self.assertEqual((before, []), (self.disk.read(0, SIZE), self.told))
+        self.server.release()
+        self.give(view[taken:])
+        self.assertEqual(pattern(2 << 20), self.disk.read(0, 2 << 20))
+        self.assertEqual(16, len(self.theirs.recv(100)))

@@ -1,0 +1,194 @@
+"""Calls to a disk in threads: turns, limits, and what becomes of those whose owner is gone."""
+
+from __future__ import annotations
+
+import errno
+
+from twisted.internet.defer import CancelledError
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.nbd import Command
+from blockmig.server.jobs import MOST, JobQueue, Owner
+from tests.unit.served import Place, ServedDisk, pattern
+from tests.unit.support import Threads
+
+SIZE = 4 << 20
+WRITE, READ, ZEROES, TRIM = Command.WRITE, Command.READ, Command.WRITE_ZEROES, Command.TRIM
+
+
+class WorkTests(SynchronousTestCase):
+    def setUp(self):
+        self.threads = Threads()
+        self.work = JobQueue(self.threads)
+        self.done = []
+
+    def run_for(self, owner, name, **keywords):
+        return self.work.run(owner, self.done.append, name, **keywords)
+
+    def test_result_and_error(self):
+        owner = Owner()
+        good = self.work.run(owner, lambda a, b: a + b, 1, 2)
+        bad = self.work.run(owner, lambda: 1 / 0)
+        self.threads.run()
+        self.assertEqual(3, self.successResultOf(good))
+        self.failureResultOf(bad, ZeroDivisionError)
+
+    def test_one_owner_leaves_room(self):
+        greedy, other = Owner(), Owner()
+        for number in range(100):
+            self.run_for(greedy, number)
+        self.assertLess(len(self.threads.waiting), MOST)
+        self.run_for(other, "other")
+        self.assertIn("other", [arguments[0] for _, _, arguments in self.threads.waiting])
+        self.threads.run()
+        self.assertEqual(101, len(self.done))
+
+    def test_so_many_at_a_time(self):
+        for _ in range(20):
+            self.run_for(Owner(), "x")
+        self.assertEqual(MOST, len(self.threads.waiting))
+        self.threads.run()
+        self.assertEqual(20, len(self.done))
+
+    def test_owners_take_turns(self):
+        owners = [Owner() for _ in range(3)]
+        for owner, name in zip(owners, "abc", strict=True):
+            for _ in range(10):
+                self.run_for(owner, name)
+        self.threads.run()
+        for start in range(4, 20):
+            self.assertEqual({"a", "b", "c"}, set(self.done[start : start + 6]), self.done)
+
+    def test_in_order_for_each(self):
+        owner = Owner()
+        for number in range(50):
+            self.run_for(owner, number)
+        self.threads.run()
+        self.assertEqual(list(range(50)), self.done)
+
+    def test_little_looking_at_a_time(self):
+        for _ in range(5):
+            self.run_for(Owner(), "looks", looking=True)
+        self.run_for(Owner(), "reads")
+        begun = [arguments[0] for _, _, arguments in self.threads.waiting]
+        self.assertEqual(["looks", "looks", "reads"], begun)
+        self.threads.run()
+        self.assertEqual(6, len(self.done))
+
+    def test_what_was_not_begun_is_dropped(self):
+        owner, other = Owner(), Owner()
+        results = [self.run_for(owner, number) for number in range(10)]
+        kept = self.run_for(other, "other")
+        begun = len(self.threads.waiting) - 1
+        self.work.abandon(owner)
+        self.work.abandon(owner)
+        self.threads.run()
+        self.assertEqual([*range(begun), "other"], self.done)
+        for result in results[:begun]:
+            self.successResultOf(result)
+        for result in results[begun:]:
+            self.failureResultOf(result, CancelledError)
+        self.successResultOf(kept)
+
+    def test_late_changes(self):
+        owner = Owner()
+        self.run_for(owner, "change", changing=True)
+        self.run_for(owner, "read")
+        self.assertFalse(self.work.late)
+        self.successResultOf(self.work.drained())
+        self.work.abandon(owner)
+        self.assertTrue(self.work.late)
+        drained = self.work.drained()
+        self.assertNoResult(drained)
+        self.threads.run(1)
+        self.assertFalse(self.work.late)
+        self.successResultOf(drained)
+
+    def test_late_reads_are_of_no_importance(self):
+        owner = Owner()
+        self.run_for(owner, "read")
+        self.work.abandon(owner)
+        self.assertFalse(self.work.late)
+
+
+class LateChangeTests(SynchronousTestCase):
+    """A client that connects again must not be overtaken by what it asked for before."""
+
+    def setUp(self):
+        self.disk = ServedDisk(pattern(SIZE))
+        self.place = Place(self.disk, threads=True)
+
+    def names(self):
+        return self.place.threads.names()
+
+    def lose_one_that_zeroes(self, command=ZEROES):
+        one = self.place.peer()
+        one.send(command, 0, 2 << 20)
+        self.assertEqual(["_change"], self.names())
+        one.transport.lose()
+
+    def test_a_write_waits_for_the_late_change(self):
+        for command in (ZEROES, TRIM):
+            self.setUp()
+            self.lose_one_that_zeroes(command)
+            two = self.place.peer()
+            cookie = two.write(0, b"written again")
+            self.assertIsNone(two.outcome(cookie), "answered before it can be kept")
+            while self.names():
+                self.place.threads.run()
+            self.assertEqual(0, two.outcome(cookie).error)
+            self.assertEqual(b"written again", bytes(self.disk.data[:13]))
+
+    def test_reads_do_not_wait(self):
+        self.lose_one_that_zeroes()
+        two = self.place.peer()
+        self.assertEqual(0, two.ask(READ, 0, 10).error)
+
+    def test_long_work_ends_early(self):
+        """Between two slices, since nobody wants the rest."""
+        self.disk = ServedDisk(bytes(SIZE))
+        self.disk.size = 1 << 40
+        zeroed = []
+        self.place = Place(self.disk, threads=True)
+        one = self.place.peer()
+
+        def zero(offset, length, allocate, fast=False):
+            zeroed.append(length)
+            one.transport.lose()
+
+        self.disk.zero = zero
+        one.send(ZEROES, 0, 0xFFFF_0000)
+        self.place.threads.run()
+        self.assertEqual(1, len(zeroed))
+        self.assertFalse(self.place.server._access.jobs.late)
+
+    def test_not_begun_not_done(self):
+        one = self.place.peer()
+        for _ in range(20):
+            one.send(ZEROES, 0, 2 << 20)
+        self.place.threads.run(1)
+        one.transport.lose()
+        while self.names():
+            self.place.threads.run()
+        self.assertEqual(1, self.disk.names().count("zero"))
+
+    def test_stopping_meanwhile(self):
+        self.lose_one_that_zeroes()
+        two = self.place.peer()
+        cookie = two.write(0, b"x")
+        done = self.place.server.complete()
+        self.place.server.stop()
+        for _ in range(3):
+            self.place.threads.run()
+            two.run()
+        self.assertIsNotNone(two.outcome(cookie))
+        self.successResultOf(done)
+
+    def test_errors_are_counted(self):
+        self.disk.fail["flush"] = OSError(errno.EIO, "worn out")
+        one = self.place.peer()
+        for _ in range(3):
+            one.send(Command.FLUSH)
+            self.place.threads.run()
+        status = self.place.server.status()
+        self.assertEqual((3, "FLUSH: worn out"), (status["errors"], status["last_error"]))

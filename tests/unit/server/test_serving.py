@@ -1,0 +1,587 @@
+"""The server: who is let in, who is given up, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.nbd import Command, Errno, TransmissionFlag
+from blockmig.runtime import Runtime
+from blockmig.server import Server
+from tests.unit.served import FUA, Peer, Place, ServedDisk, SocketDouble, go, option, pattern
+from tests.unit.support import ADDRESS, request_bytes
+
+READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
+TRIM, ZEROES, STATUS = Command.TRIM, Command.WRITE_ZEROES, Command.BLOCK_STATUS
+SIZE = 1 << 20
+Flag = TransmissionFlag
+
+
+class Case(SynchronousTestCase):
+    threads = False
+
+    def setUp(self):
+        self.make()
+
+    def make(self, **keywords):
+        self.disk = ServedDisk(pattern(SIZE))
+        self.place = Place(self.disk, threads=self.threads, **keywords)
+        self.server, self.clock, self.kernel = (
+            self.place.server,
+            self.place.clock,
+            self.place.kernel,
+        )
+
+    def later(self, seconds, step=1.0):
+        """Let so much time pass, and everything happen that happens then."""
+        for _ in range(int(seconds / step)):
+            self.clock.advance(step)
+
+    def stop(self):
+        self.done = self.server.complete()
+        self.assertNoResult(self.done)
+        self.server.stop()
+        self.clock.advance(0)
+
+    def stopped(self):
+        self.clock.advance(0)
+        self.assertIsNone(self.successResultOf(self.done))
+        self.assertEqual("stopped", self.server.state)
+
+
+class ExportTests(Case):
+    def flags(self, **keywords):
+        self.make(**keywords)
+        peer = Peer(self.server, self.clock, self.kernel)
+        # The size and the flags stand at the end, before GO's ACK.
+        size, flags = struct.unpack("!QH", peer.handshake[-30:-20])
+        self.assertEqual(SIZE, size)
+        return Flag(flags)
+
+    def test_flags(self):
+        reading = Flag.HAS_FLAGS | Flag.SEND_FLUSH | Flag.SEND_DF
+        reading |= Flag.SEND_CACHE | Flag.CAN_MULTI_CONN
+        writing = Flag.SEND_FUA | Flag.SEND_TRIM | Flag.SEND_WRITE_ZEROES | Flag.SEND_FAST_ZERO
+        self.assertEqual(reading | writing, self.flags())
+        self.assertEqual(reading | Flag.READ_ONLY, self.flags(read_only=True))
+
+    def test_name(self):
+        self.make(export="ä")
+        peer = self.place.peer()
+        self.assertEqual("ä", self.server.status()["clients"][0]["export"])
+        self.assertEqual(0, peer.ask(READ, 0, 10).error)
+        other = self.place.peer(structured=None)
+        other.give(struct.pack("!I", 3) + go(b"") + option(3))
+        self.assertEqual(b"IHAVEOPT", bytes(other.transport.out[8:16]))
+        self.assertIn(struct.pack("!II", 7, 2**31 + 6), other.transport.out)
+        self.assertIn("ä".encode(), other.transport.out)
+
+    def test_name_of_the_greatest_length(self):
+        self.make(export="ä" * 2048)
+        self.assertEqual(0, self.place.peer().ask(READ, 0, 10).error)
+        self.assertRaises(ValueError, self.make, export="ä" * 2048 + "x")
+
+    def test_read_only(self):
+        self.make(read_only=True)
+        peer = self.place.peer()
+        self.assertEqual(Errno.EPERM, peer.outcome(peer.write(0, b"evil")).error)
+        for command in (ZEROES, TRIM):
+            self.assertEqual(Errno.EPERM, peer.ask(command, 0, 10).error)
+        self.assertEqual(0, peer.ask(FLUSH).error)
+        self.assertEqual(pattern(10), peer.ask(READ, 0, 10).data)
+        self.assertEqual(pattern(SIZE), bytes(self.disk.data))
+
+
+class OldstyleTests(Case):
+    def peer(self, **keywords):
+        self.make(oldstyle=True, **keywords)
+        return self.place.peer(structured=False, oldstyle=True)
+
+    def test_hello_then_requests(self):
+        peer = self.peer()
+        self.assertEqual(152, len(peer.handshake))
+        self.assertEqual(SIZE, struct.unpack_from("!Q", peer.handshake, 16)[0])
+        self.assertEqual(pattern(100), peer.ask(READ, 0, 100).data)
+        self.assertEqual(pattern(SIZE), peer.ask(READ, 0, SIZE).data)
+        self.assertEqual(0, peer.outcome(peer.write(5, b"new")).error)
+        self.assertEqual(b"new", bytes(self.disk.data[5:8]))
+        self.assertEqual(Errno.EINVAL, peer.ask(STATUS, 0, 100).error)
+
+    def test_nothing_is_offered_that_needs_structured_replies(self):
+        flags = Flag(struct.unpack_from("!I", self.peer().handshake, 24)[0])
+        self.assertNotIn(Flag.SEND_DF, flags)
+        self.assertIn(Flag.SEND_FLUSH | Flag.SEND_TRIM, flags)
+
+    def test_whatever_the_export_is_called(self):
+        peer = self.peer(export="disk")
+        self.assertEqual(pattern(9), peer.ask(READ, 0, 9).data)
+
+
+class LimitTests(Case):
+    def test_max_connections(self):
+        self.make(max_connections=2)
+        first, _ = self.place.peer(), self.place.peer()
+        factory = self.server.factory()
+        self.assertIsNone(factory.buildProtocol(ADDRESS))
+        first.transport.lose()
+        third = self.place.peer()
+        self.assertEqual(0, third.ask(READ, 0, 1).error)
+        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertEqual(3, self.server.status()["totals"]["connections"])
+
+    def test_those_who_shake_hands_count(self):
+        self.make(max_connections=1)
+        shaking = self.place.peer(structured=None)
+        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        shaking.transport.lose()
+        self.assertIsNotNone(self.server.factory().buildProtocol(ADDRESS))
+
+    def test_no_limit(self):
+        peers = [self.place.peer() for _ in range(50)]
+        self.assertEqual(50, len(self.server.status()["clients"]))
+        self.assertEqual(0, peers[-1].ask(READ, 0, 1).error)
+
+
+class HandshakeTimeoutTests(Case):
+    def test_too_slow(self):
+        self.make(handshake_timeout=30)
+        silent = self.place.peer(structured=None)
+        busy = self.place.peer(structured=None)
+        busy.give(struct.pack("!I", 3))
+        for _ in range(29):
+            self.clock.advance(1)
+            busy.give(option(3))
+        self.assertFalse(silent.transport.lost or busy.transport.lost)
+        self.later(2)
+        self.assertTrue(silent.transport.lost and busy.transport.lost, "talking is not negotiating")
+
+    def test_in_time(self):
+        self.make(handshake_timeout=30)
+        peer = self.place.peer()
+        self.later(1000, 10)
+        self.assertEqual(0, peer.ask(READ, 0, 1).error)
+
+    def test_none(self):
+        self.make(handshake_timeout=0)
+        peer = self.place.peer(structured=None)
+        self.later(10_000, 100)
+        self.assertFalse(peer.transport.lost)
+
+    def test_aborted_by_the_client(self):
+        peer = self.place.peer(structured=None)
+        peer.give(struct.pack("!I", 3) + option(2))
+        peer.run()
+        self.assertTrue(peer.transport.lost)
+        self.assertFalse(peer.transport.aborted)
+        self.assertEqual(0, len(self.server.status()["clients"]))
+
+    def test_noise(self):
+        peer = self.place.peer(structured=None)
+        peer.give(b"GET / HTTP/1.1\r\n\r\n")
+        peer.run()
+        self.assertTrue(peer.transport.lost)
+
+
+class RequestTimeoutTests(Case):
+    """Whoever has begun something must go on with it; whoever has not may stay."""
+
+    def setUp(self):
+        self.make(request_timeout=300)
+
+    def given_up(self, peer):
+        self.later(290)
+        self.assertFalse(peer.transport.lost)
+        self.later(12)
+        self.assertTrue(peer.transport.aborted)
+        self.assertEqual([], self.server.status()["clients"])
+
+    def test_idle(self):
+        peers = [self.place.peer(), self.place.peer(structured=False)]
+        peers[0].ask(READ, 0, 10)
+        self.later(100_000, 50)
+        for peer in peers:
+            self.assertEqual(0, peer.ask(READ, 0, 10).error)
+
+    def test_half_a_header(self):
+        for count in (1, 27):
+            self.setUp()
+            peer = self.place.peer()
+            peer.give(request_bytes(READ, 0, 10)[:count])
+            self.given_up(peer)
+
+    def test_half_a_header_after_long_silence(self):
+        peer = self.place.peer()
+        self.later(1234)
+        peer.give(request_bytes(READ, 0, 10)[:20])
+        self.given_up(peer)
+
+    def test_half_a_payload(self):
+        for length, part in ((4096, 0), (4096, 4095), (SIZE, 70_000), (SIZE, 0)):
+            for bad in (0, SIZE):
+                self.setUp()
+                peer = self.place.peer()
+                peer.give(request_bytes(WRITE, bad, length) + bytes(part))
+                self.given_up(peer)
+
+    def test_half_a_payload_goes_on(self):
+        peer = self.place.peer()
+        cookie, data = peer.expect(WRITE, 0, 5000, 0, bytes(5000))
+        for start in range(0, len(data), 1000):
+            peer.give(data[start : start + 1000])
+            self.later(250)
+        self.assertEqual(0, peer.outcome(cookie).error)
+
+    def test_untaken_replies(self):
+        for length in (1000, 100_000):
+            self.setUp()
+            peer = self.place.peer(room=500)
+            peer.send(READ, 0, length)
+            self.given_up(peer)
+
+    def test_replies_taken_slowly(self):
+        peer = self.place.peer(room=100)
+        cookie = peer.send(READ, 0, 1000)
+        for _ in range(12):
+            self.later(250)
+            peer.read(100)
+        self.assertEqual(pattern(1000), peer.outcome(cookie).data)
+
+    def test_never(self):
+        self.make(request_timeout=0)
+        peer = self.place.peer()
+        peer.give(request_bytes(READ)[:5])
+        self.later(100_000, 1000)
+        self.assertFalse(peer.transport.lost)
+
+
+class SlowDiskTests(Case):
+    threads = True
+
+    def test_nobody_is_given_up_for_our_slowness(self):
+        self.make(request_timeout=300)
+        peer = self.place.peer()
+        cookie = peer.send(FLUSH)
+        self.later(5000, 50)
+        self.assertFalse(peer.transport.lost)
+        self.place.threads.run()
+        self.assertEqual(0, peer.outcome(cookie).error)
+        self.later(1000, 50)
+        self.assertFalse(peer.transport.lost)
+
+
+class StopTests(Case):
+    def test_nobody_there(self):
+        self.stop()
+        self.stopped()
+        self.assertEqual(["flush"], self.disk.names())
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_read_only_is_not_flushed(self):
+        self.make(read_only=True)
+        self.stop()
+        self.stopped()
+        self.assertEqual([], self.disk.names())
+
+    def test_idle_clients_are_closed(self):
+        peers = [self.place.peer(), self.place.peer(structured=None)]
+        self.stop()
+        for peer in peers:
+            peer.run()
+            self.assertTrue(peer.transport.lost)
+            self.assertFalse(peer.transport.aborted)
+        self.stopped()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_nobody_is_let_in_any_more(self):
+        peer = self.place.peer(room=0)
+        peer.send(READ, 0, 10)
+        self.stop()
+        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertEqual("stopping", self.server.state)
+        peer.transport.room = 1000
+        peer.read_all()
+        peer.run()
+        self.stopped()
+        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+
+    def test_twice(self):
+        peer = self.place.peer(room=0)
+        cookie = peer.send(READ, 0, 10)
+        self.stop()
+        self.server.stop("again")
+        peer.transport.room = 1000
+        self.assertIsNotNone(peer.outcome(cookie))
+        peer.run()
+        self.stopped()
+        self.server.stop()
+        self.assertIsNone(self.successResultOf(self.server.complete()))
+        self.assertEqual(1, self.disk.names().count("flush"))
+
+    def test_several_who_wait(self):
+        waiting = [self.server.complete() for _ in range(3)]
+        self.stop()
+        for done in waiting:
+            self.assertIsNone(self.successResultOf(done))
+
+    def test_the_last_flush_fails(self):
+        self.disk.fail["flush"] = OSError(errno.EIO, "worn out")
+        first, second = self.server.complete(), self.server.complete()
+        self.server.stop()
+        for done in (first, second, self.server.complete()):
+            self.assertEqual(errno.EIO, self.failureResultOf(done, OSError).value.errno)
+        self.assertEqual("stopped", self.server.state)
+
+    def test_a_bug_in_the_last_flush(self):
+        """Whoever waits for the end is not left waiting."""
+        self.disk.fail["flush"] = ValueError("a bug")
+        done = self.server.complete()
+        self.server.stop()
+        self.failureResultOf(done, ValueError)
+        self.flushLoggedErrors(ValueError)
+
+    def test_a_half_received_write_is_answered(self):
+        for length, part in ((4096, 100), (4096, 0), (65536, 65535), (SIZE, 100_000), (SIZE, 0)):
+            for flags in (0, FUA):
+                self.make()
+                peer = self.place.peer()
+                payload = pattern(length, 9)
+                cookie, data = peer.expect(WRITE, 0, length, flags, payload)
+                peer.give(data[: 28 + part])
+                self.stop()
+                self.assertNoResult(self.done)
+                peer.give(data[28 + part :])
+                outcome = peer.outcome(cookie)
+                self.assertIsNotNone(outcome, "the client was left without an answer")
+                self.assertIn(outcome.error, (0, Errno.ESHUTDOWN))
+                if not outcome.error:
+                    self.assertEqual(payload, bytes(self.disk.data[:length]))
+                peer.run()
+                self.stopped()
+                self.assertEqual("flush", self.disk.names()[-1])
+
+    def test_a_half_received_write_finishes(self):
+        peer = self.place.peer()
+        payload = pattern(SIZE, 9)
+        cookie, data = peer.expect(WRITE, 0, SIZE, 0, payload)
+        peer.give(data[:100_000])
+        self.stop()
+        peer.give(data[100_000:])
+        self.assertEqual(0, peer.outcome(cookie).error)
+        self.assertEqual(payload, bytes(self.disk.data))
+        peer.run()
+        self.assertFalse(peer.transport.aborted)
+        self.stopped()
+
+    def test_what_comes_behind_a_half_received_write(self):
+        peer = self.place.peer()
+        cookie, data = peer.expect(WRITE, 0, SIZE, 0, pattern(SIZE, 9))
+        peer.give(data[:100_000])
+        self.stop()
+        late, more = peer.expect(WRITE, 0, 4, 0, b"late")
+        peer.give(data[100_000:-10])
+        peer.give(data[-10:] + more)
+        self.assertEqual(0, peer.outcome(cookie).error)
+        outcome = peer.outcome(late)
+        self.assertTrue(outcome is None or outcome.error == Errno.ESHUTDOWN)
+        self.assertEqual(pattern(SIZE, 9), bytes(self.disk.data))
+
+    def test_a_stubborn_client(self):
+        """One does not take its replies, another does not send the rest of its request."""
+        idle = self.place.peer(room=100)
+        idle.send(READ, 0, 1000)
+        half = self.place.peer()
+        half.give(request_bytes(WRITE, 0, SIZE) + bytes(1000))
+        self.stop()
+        self.later(9)
+        self.assertNoResult(self.done)
+        self.assertFalse(idle.transport.lost or half.transport.lost)
+        self.assertNotIn("flush", self.disk.names())
+        self.later(2)
+        self.assertTrue(idle.transport.aborted and half.transport.aborted)
+        self.stopped()
+        self.assertEqual("flush", self.disk.names()[-1])
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_a_client_that_takes_its_replies_one_by_one(self):
+        """As long as it does, but not for ever."""
+        peer = self.place.peer(room=10)
+        peer.send(READ, 0, 60_000)
+        self.stop()
+        for _ in range(11):
+            self.clock.advance(0.9)
+            peer.transport.room += 10
+            peer.transport.run()
+        self.assertFalse(peer.transport.lost)
+        self.later(2)
+        self.assertTrue(peer.transport.aborted)
+        self.stopped()
+
+    def test_all_replies_go_out_first(self):
+        peer = self.place.peer(room=0)
+        cookies = [peer.send(READ, i * 1000, 1000) for i in range(20)]
+        self.stop()
+        for i, cookie in enumerate(cookies):
+            peer.transport.room = 100_000
+            self.assertEqual(pattern(SIZE)[i * 1000 :][:1000], peer.outcome(cookie).data)
+        peer.run()
+        self.assertTrue(peer.transport.lost)
+        self.assertFalse(peer.transport.aborted)
+        self.stopped()
+
+    def test_disconnected_clients(self):
+        peer = self.place.peer()
+        peer.give(request_bytes(DISC))
+        peer.run()
+        self.assertTrue(peer.transport.lost)
+        self.stop()
+        self.stopped()
+
+
+class StopInThreadsTests(Case):
+    threads = True
+
+    def test_in_flight_finishes(self):
+        peer = self.place.peer()
+        peer.give(b"".join([peer.expect(FLUSH)[1], peer.expect(WRITE, 0, 4, FUA, b"data")[1]]))
+        self.stop()
+        self.assertFalse(peer.transport.lost)
+        new = [
+            peer.send(READ, 0, 10),
+            peer.send(WRITE, 0, 4, 0, b"evil"),
+            peer.send(FLUSH),
+            peer.send(ZEROES, 0, 10),
+            peer.send(STATUS, 0, 10),
+            peer.send(READ, SIZE, 10),
+        ]
+        errors = [peer.outcome(cookie).error for cookie in new]
+        self.assertEqual([Errno.ESHUTDOWN] * 5 + [Errno.EINVAL], errors)
+        self.place.threads.run()
+        self.assertEqual(0, peer.outcome(1).error)
+        self.assertEqual(0, peer.outcome(2).error)
+        self.assertEqual(b"data", bytes(self.disk.data[:4]))
+        peer.run()
+        self.assertTrue(peer.transport.lost)
+        self.assertFalse(peer.transport.aborted)
+        self.assertNoResult(self.done)
+        self.place.threads.run()
+        self.stopped()
+        self.assertEqual("flush", self.disk.names()[-1])
+
+    def test_threads_of_a_client_that_is_gone(self):
+        """They are waited for, and the flush comes behind them."""
+        peer = self.place.peer()
+        peer.send(ZEROES, 0, SIZE)
+        peer.send(ZEROES, 0, SIZE // 2)
+        self.place.slow()
+        peer.write(0, b"slow")
+        peer.transport.lose()
+        self.stop()
+        self.assertNotIn("flush", self.place.threads.names())
+        self.place.threads.run()
+        self.stopped()
+        self.assertEqual(("flush",), self.disk.calls[-1])
+        self.assertEqual(b"slow", bytes(self.disk.data[:4]))
+
+    def test_disconnected_with_requests_in_flight(self):
+        """As rude as that is: they are finished and answered, then it is closed."""
+        peer = self.place.peer()
+        cookie = peer.send(FLUSH)
+        peer.give(request_bytes(DISC))
+        late = peer.send(READ, 0, 10)
+        peer.run()
+        self.assertFalse(peer.transport.lost)
+        self.place.threads.run()
+        self.assertEqual(0, peer.outcome(cookie).error)
+        peer.run()
+        self.assertTrue(peer.transport.lost)
+        self.assertFalse(peer.transport.aborted)
+        self.assertIsNone(peer.replies.done.get(late))
+
+
+class StatusTests(Case):
+    def test_at_the_start(self):
+        self.later(5)
+        nothing = dict.fromkeys(
+            ("requests", "reads", "bytes_read", "writes", "bytes_written", "other"), 0
+        )
+        self.assertEqual(
+            {
+                "role": "serve",
+                "state": "serving",
+                "uptime": 5.0,
+                "disk": "memory",
+                "size": SIZE,
+                "export": "",
+                "read_only": False,
+                "errors": 0,
+                "last_error": "",
+                "clients": [],
+                "totals": {"connections": 0, **nothing},
+            },
+            self.server.status(),
+        )
+
+    def test_traffic(self):
+        peer = self.place.peer()
+        self.later(3)
+        peer.ask(READ, 0, 1000)
+        peer.ask(READ, 0, 100_000)
+        peer.write(0, b"x" * 10)
+        peer.write(0, b"x" * 100_000)
+        peer.ask(FLUSH)
+        peer.ask(TRIM, 0, 10)
+        peer.ask(READ, SIZE, 10)
+        expected = {
+            "requests": 6,  # what was refused is none
+            "reads": 2,
+            "bytes_read": 101_000,
+            "writes": 2,
+            "bytes_written": 100_010,
+            "other": 2,
+        }
+        (client,) = self.server.status()["clients"]
+        self.assertEqual(
+            {"address": "192.0.2.7:4711", "export": "", "connected": 3.0, **expected}, client
+        )
+        second = self.place.peer()
+        second.ask(READ, 0, 1)
+        peer.transport.lose()
+        status = self.server.status()
+        self.assertEqual(1, len(status["clients"]))
+        totals = {**expected, "requests": 7, "reads": 3, "bytes_read": 101_001}
+        self.assertEqual({"connections": 2, **totals}, status["totals"])
+
+    def test_states(self):
+        self.make(read_only=True, export="disk")
+        self.place.peer(structured=None)
+        status = self.server.status()
+        self.assertEqual((True, "disk"), (status["read_only"], status["export"]))
+        self.assertIsNone(status["clients"][0]["export"], "nothing was agreed on yet")
+        stubborn = self.place.peer(room=0)
+        stubborn.send(READ, 0, 10)
+        self.server.stop()
+        self.assertEqual("stopping", self.server.status()["state"])
+        self.later(12)
+        self.assertEqual("stopped", self.server.status()["state"])
+
+
+class SharedTests(Case):
+    def test_what_one_writes_the_other_reads(self):
+        one, other = self.place.peer(), self.place.peer(structured=False)
+        for length in (10, 100_000):
+            data = pattern(length, length)
+            one.outcome(one.write(1234, data))
+            self.assertEqual(data, other.ask(READ, 1234, length).data)
+            other.outcome(other.write(5, data))
+            self.place.kernel.transport = one.transport
+            self.assertEqual(data, one.ask(READ, 5, length).data)
+            self.place.kernel.transport = other.transport
+
+    def test_default_clock_and_reactor(self):
+        """It need not be told of either."""
+        server = Server(self.disk, runtime=Runtime(self.clock, lambda f, *a: f(*a)))
+        connection = server.factory().buildProtocol(ADDRESS)
+        SocketDouble(self.clock).connect(connection)
+        self.assertEqual(1, len(server.status()["clients"]))

@@ -1,0 +1,339 @@
+"""The walk over a disk: its pieces adjoin, cover it exactly, and tell zeroes truly."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.interfaces import Extent
+from blockmig.storage import PROBE_SIZE, Scan, scan
+from tests.unit.support import MemoryDisk
+
+KIB = 1024
+
+
+def walk(disk, request=1 << 20, block=1, find_zeroes=True):
+    scanner = Scan(disk, request, block, find_zeroes)
+    pieces = []
+    while step := scanner.advance():
+        pieces += step
+    assert scanner.advance() == []
+    return pieces
+
+
+def disk_of(*runs):
+    """A disk of (length, "hole" or "zero" or "data") runs."""
+    content = b"".join(bytes([kind == "data"]) * length for length, kind in runs)
+    return MemoryDisk(content, [(length, kind == "hole") for length, kind in runs])
+
+
+class ScanTests(SynchronousTestCase):
+    def check(self, disk, request, block, find_zeroes=True):
+        pieces = walk(disk, request, block, find_zeroes)
+        position = 0
+        for piece in pieces:
+            self.assertEqual(position, piece.offset)
+            self.assertGreater(piece.length, 0)
+            self.assertEqual(0, piece.offset % block)
+            position = piece.end
+            if piece.zero:
+                self.assertTrue(find_zeroes)
+                self.assertFalse(any(disk.data[piece.offset : piece.end]))
+                self.assertLessEqual(piece.length, scan.LONGEST_ZEROES)
+            else:
+                self.assertLessEqual(piece.length, request)
+                # Cut where the request's multiples lie: no piece crosses one.
+                self.assertEqual(piece.offset // request, (piece.end - 1) // request)
+        self.assertEqual(disk.size, position)
+        return pieces
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.one_of(
+                    st.integers(1, 300_000),
+                    st.sampled_from([1, 511, 512, 4096, 65535, 65536, 65537, 131072]),
+                ),
+                st.sampled_from(["hole", "zero", "data"]),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        st.integers(0, 16),
+        st.integers(0, 6),
+        st.booleans(),
+    )
+    def test_any_disk(self, runs, power, factor, find_zeroes):
+        block = 1 << power
+        request = max(65536, block) << factor
+        self.check(disk_of(*runs), request, block, find_zeroes)
+
+    def test_every_block_size(self):
+        disk = disk_of(
+            (5000, "data"), (70_000, "hole"), (3, "data"), (200_001, "hole"), (99, "zero")
+        )
+        for power in range(17):
+            self.check(disk, 65536 * 2, 1 << power)
+
+    def test_requests_smaller_than_a_probe(self):
+        self.check(disk_of((200_000, "data"), (5000, "hole")), 4096, 512)
+
+    def test_a_hole_is_not_looked_at(self):
+        disk = disk_of((1 << 20, "hole"), (65536, "data"), (1 << 20, "hole"))
+        pieces = self.check(disk, 2 << 20, 4096)
+        self.assertEqual([True, False, True], [piece.zero for piece in pieces])
+        self.assertEqual([("probe", 1 << 20, 65536)], [c for c in disk.calls if c[0] == "probe"])
+
+    def test_zeroes_that_are_no_hole(self):
+        disk = disk_of((PROBE_SIZE, "data"), (PROBE_SIZE * 3, "zero"), (PROBE_SIZE, "data"))
+        pieces = self.check(disk, 2 << 20, 1)
+        self.assertEqual(
+            [
+                (0, PROBE_SIZE, False),
+                (PROBE_SIZE, PROBE_SIZE * 3, True),
+                (PROBE_SIZE * 4, PROBE_SIZE, False),
+            ],
+            [piece[:3] for piece in pieces],
+        )
+
+    def test_zeroes_to_the_page_where_no_holes_are_known(self):
+        disk = disk_of((4096, "data"), (8192, "zero"), (PROBE_SIZE, "data"), (5000, "zero"))
+        disk.shortest_zeroes = 4096
+        self.assertEqual(
+            [
+                (0, 4096, False),
+                (4096, 8192, True),
+                (12288, PROBE_SIZE, False),
+                (12288 + PROBE_SIZE, 5000, True),
+            ],
+            [piece[:3] for piece in self.check(disk, 2 << 20, 512)],
+        )
+        (piece,) = self.check(disk_of((4096, "zero"), (4096, "data")), 2 << 20, 8192)
+        self.assertFalse(piece.zero)
+
+    def test_a_single_byte_is_never_lost(self):
+        for at in (0, 1, PROBE_SIZE - 1, PROBE_SIZE, 2 * PROBE_SIZE - 1, 4 * PROBE_SIZE - 1):
+            content = bytearray(4 * PROBE_SIZE)
+            content[at] = 1
+            pieces = walk(MemoryDisk(content))
+            (data,) = [piece for piece in pieces if not piece.zero]
+            self.assertLessEqual(data.offset, at)
+            self.assertLess(at, data.end)
+
+    def test_data_reaches_into_a_hole_that_is_not_aligned(self):
+        disk = disk_of((1000, "data"), (65536, "hole"), (1000, "data"))
+        pieces = self.check(disk, 65536, 4096)
+        self.assertEqual(
+            [(0, 4096, False), (4096, 61440, True), (65536, 2000, False)],
+            [piece[:3] for piece in pieces],
+        )
+
+    def test_without_finding_zeroes(self):
+        disk = disk_of((1 << 20, "hole"), (1 << 20, "zero"))
+        pieces = self.check(disk, 1 << 20, 1, find_zeroes=False)
+        self.assertEqual([False, False], [piece.zero for piece in pieces])
+        self.assertNotIn("extents", disk.names())
+
+    def test_long_zeroes_are_cut(self):
+        size = (512 << 20) + 5
+
+        class Huge(MemoryDisk):
+            def __init__(self):
+                super().__init__(b"")
+                self.size = size
+                self.runs = [(size, True)]
+
+        pieces = walk(Huge())
+        self.assertEqual([256 << 20, 256 << 20, 5], [piece.length for piece in pieces])
+
+    def test_cold_is_passed_on(self):
+        disk = disk_of((PROBE_SIZE * 2, "data"))
+        probe = disk.probe
+        disk.probe = lambda offset, length: probe(offset, length)._replace(cold=offset > 0)
+        (piece,) = walk(disk)
+        self.assertTrue(piece.cold)
+        disk.probe = probe
+        (piece,) = walk(disk)
+        self.assertFalse(piece.cold)
+
+    def test_stopped_in_the_middle_of_a_step(self):
+        disk = MemoryDisk(b"x" * (40 << 20))
+        scanner = Scan(disk, 1 << 20)
+        probe = disk.probe
+
+        def stops(offset, length):
+            if offset >= 5 << 20:
+                scanner.stop()
+            return probe(offset, length)
+
+        disk.probe = stops
+        self.assertLess(sum(piece.length for piece in scanner.advance()), 7 << 20)
+
+    def test_steps_are_bounded(self):
+        disk = MemoryDisk(b"x" * (40 << 20))
+        scanner = Scan(disk, 1 << 20)
+        before = 0
+        while scanner.advance():
+            probes = disk.names().count("probe")
+            self.assertLessEqual((probes - before) * PROBE_SIZE, 18 << 20)
+            before = probes
+
+    def test_errors_are_told(self):
+        for method in ("probe", "extents"):
+            disk = MemoryDisk(b"x" * 100_000)
+            disk.fail[method] = OSError(5, "broken")
+            scanner = Scan(disk, 65536)
+            self.assertRaises(OSError, scanner.advance)
+
+
+class RangedDisk(MemoryDisk):
+    """One whose extents may be asked for from anywhere; `looked` is where each was that was."""
+
+    def __init__(self, content, runs=None):
+        super().__init__(content, runs)
+        self.looked = []
+
+    def extents(self, offset):
+        self._called("extents", offset)
+        position = 0
+        for length, hole in self.runs or [(self.size, False)]:
+            start, position = max(position, offset), position + length
+            if start < position:
+                self.looked.append(start)
+                yield Extent(start, position - start, hole)
+
+
+def ranged(*runs):
+    disk = disk_of(*runs)
+    return RangedDisk(disk.data, disk.runs)
+
+
+BLOCK = 65536
+
+
+class RangeTests(SynchronousTestCase):
+    def walk(self, disk, ranges, request=1 << 20, block=1, find_zeroes=True):
+        """The pieces of each range, which must make it up exactly."""
+        scanner = Scan(disk, request, block, find_zeroes, ranges=ranges)
+        pieces = []
+        while step := scanner.advance():
+            pieces += step
+        found = []
+        left = list(pieces)
+        for start, end in ranges:
+            position = start
+            found.append([])
+            while position < end:
+                piece = left.pop(0)
+                self.assertEqual(position, piece.offset)
+                self.assertGreater(piece.length, 0)
+                self.assertEqual(0, piece.offset % block)
+                position = piece.end
+                if piece.zero:
+                    self.assertFalse(any(disk.data[piece.offset : piece.end]))
+                else:
+                    self.assertEqual(piece.offset // request, (piece.end - 1) // request)
+                found[-1].append(piece[:3])
+            self.assertEqual(end, position, "joined across the end of a range")
+        self.assertEqual([], left)
+        return found
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.one_of(st.integers(1, 700_000), st.sampled_from([4096, 65536, 65537, 1 << 20])),
+                st.sampled_from(["hole", "zero", "data"]),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        st.sampled_from([1, 512, 4096, 65536]),
+        st.lists(st.tuples(st.integers(1, 12), st.integers(1, 24)), max_size=6),
+        st.booleans(),
+        st.booleans(),
+    )
+    def test_any_ranges(self, runs, block, steps, find_zeroes, to_the_end):
+        disk = ranged(*runs)
+        ranges, position = [], 0
+        for gap, length in steps:
+            start = position + gap * BLOCK
+            if start >= disk.size:
+                break
+            position = min(start + length * BLOCK, disk.size)
+            ranges.append((start, position))
+        if to_the_end and ranges:
+            ranges[-1] = (ranges[-1][0], disk.size)
+        self.walk(disk, ranges, 1 << 20, block, find_zeroes)
+
+    def test_none(self):
+        disk = ranged((BLOCK, "data"))
+        self.assertEqual([], self.walk(disk, []))
+        self.assertEqual([], disk.calls)
+
+    def test_only_what_they_hold_is_looked_at(self):
+        disk = ranged((8 * BLOCK, "data"))
+        self.walk(disk, [(BLOCK, 2 * BLOCK), (6 * BLOCK, 8 * BLOCK)])
+        self.assertEqual(
+            [("probe", BLOCK, BLOCK), ("probe", 6 * BLOCK, 2 * BLOCK)],
+            [call for call in disk.calls if call[0] == "probe"],
+        )
+
+    def test_one_piece_of_a_range_and_none_across(self):
+        for kind in ("data", "zero", "hole"):
+            disk = ranged((16 * BLOCK, kind))
+            found = self.walk(disk, [(0, 2 * BLOCK), (3 * BLOCK, 5 * BLOCK), (15 * BLOCK, 1 << 20)])
+            self.assertEqual([1, 1, 1], [len(pieces) for pieces in found], kind)
+
+    def test_short_ones_ask_for_no_extents(self):
+        """Where the file's next hole begins may be far away, and these are soon looked at."""
+        disk = ranged((8 << 20, "hole"))
+        self.walk(disk, [(BLOCK, 2 * BLOCK), (1 << 20, (2 << 20) - BLOCK)])
+        self.assertEqual((0, 5), (disk.names().count("extents"), disk.names().count("probe")))
+        self.walk(disk, [(1 << 20, 2 << 20)])
+        self.assertEqual(1, disk.names().count("extents"))
+
+    def test_all_of_a_small_disk_is_not_short(self):
+        disk = ranged((BLOCK, "hole"))
+        self.walk(disk, [(0, BLOCK)])
+        self.assertEqual(["extents"], disk.names())
+
+    def test_the_lookup_stops_at_the_end(self):
+        """Not one extent is asked for of what lies behind a range, but the one that tells so."""
+        disk = ranged(*[(1 << 20, "data"), (1 << 20, "hole")] * 20)
+        self.walk(disk, [(4 << 20, 6 << 20)])
+        self.assertEqual([4 << 20, 5 << 20, 6 << 20], disk.looked)
+        self.assertEqual([("extents", 4 << 20)], [c for c in disk.calls if c[0] == "extents"])
+
+    def test_holes_reach_over_both_ends(self):
+        disk = ranged((20 << 20, "hole"))
+        (found,) = self.walk(disk, [(3 << 20, 5 << 20)])
+        self.assertEqual([(3 << 20, 2 << 20, True)], found)
+
+    def test_the_disks_end_is_not_aligned(self):
+        size = 3 * BLOCK + 777
+        for kind in ("data", "zero"):
+            disk = ranged((5000, "data"), (size - 5000, kind))
+            found = self.walk(disk, [(0, BLOCK), (3 * BLOCK, size)], block=4096)
+            self.assertEqual([(3 * BLOCK, 777, kind == "zero")], found[1])
+
+    def test_blocks(self):
+        """Holes that do not fit the peer's blocks; the data beside them reaches into them."""
+        start, end = 2 << 20, (4 << 20) + BLOCK
+        for block, expected in (
+            (4096, [(start, 8192, False), (start + 8192, (1 << 20) - 8192, True)]),
+            (65536, [(start, BLOCK, False), (start + BLOCK, (1 << 20) - BLOCK, True)]),
+        ):
+            disk = ranged(
+                ((2 << 20) + 5000, "data"), ((1 << 20) - 5000 + 300, "hole"), (4 << 20, "data")
+            )
+            (found,) = self.walk(disk, [(start, end)], block=block)
+            self.assertEqual(expected, found[:2])
+
+    def test_without_finding_zeroes(self):
+        disk = ranged((4 << 20, "hole"))
+        found = self.walk(disk, [(0, BLOCK), (1 << 20, 3 << 20)], find_zeroes=False)
+        self.assertFalse(any(zero for pieces in found for _, _, zero in pieces))
+        self.assertNotIn("extents", disk.names())
