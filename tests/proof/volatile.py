@@ -58,7 +58,7 @@ C{data}: directories got to the medium before the files' bytes. C{names}: the ot
 
 
 HOLD: Final = "hold"
-"""The kind of a strike at which the program is held, until it is told to go on."""
+"""The kind of a strike at which the program is held, until it may go on."""
 
 
 class Point(NamedTuple):
@@ -164,7 +164,7 @@ class Journal:
         status = os.fstat(descriptor)
         key = status.st_dev, status.st_ino
         if key not in self._files:
-            # The program's own goes. Opened anew the file would be open twice, which leases tell.
+            # The program's own goes. Opened anew the file would be open twice, which leases notice.
             self._files[key] = _File(os.dup(descriptor), is_disk)
         return self._files[key]
 
@@ -233,7 +233,7 @@ class Points:
     """Counts the points of one process, and strikes at one of them.
 
     @param strike: where; None for nowhere.
-    @param tell: tells the harness that a thread hangs.
+    @param notify: reports to the harness, such as that a thread hangs.
     @param record: keep every point, with what could have been lost there.
     @ivar recorded: those.
     """
@@ -242,16 +242,16 @@ class Points:
         self,
         journal: Journal,
         strike: Strike | None,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
         record: bool = False,
     ) -> None:
         self.journal = journal
         self.recorded: list[tuple[Point, tuple[bool, bool]]] = []
         self._strike = strike
-        self._tell = tell
+        self._notify = notify
         self._record = record
         self._counts: Counter[str] = Counter()
-        self._told_to_go_on = threading.Event()
+        self._may_go_on = threading.Event()
 
     def before(self, name: str) -> int:
         """Something is about to happen.
@@ -287,19 +287,19 @@ class Points:
             return
         if not strike.hang:
             self.crash(strike.kind)
-        self._tell("hung")
+        self._notify("hung")
         while True:
             time.sleep(3600)
 
     def _hold(self) -> None:
         assert self._strike is not None
         self._strike = self._strike.then
-        self._tell("held")
-        self._told_to_go_on.wait()
+        self._notify("held")
+        self._may_go_on.wait()
 
     def go_on(self) -> None:
         """Let the thread that is held go on."""
-        self._told_to_go_on.set()
+        self._may_go_on.set()
 
     def ended(self, status: int) -> None:
         """The program is done, and about to exit with C{status}: the last point.
@@ -314,7 +314,7 @@ class Points:
         if self._strike.kind == HOLD:
             self._hold()
             return
-        self._tell("struck")
+        self._notify("struck")
         self.crash(self._strike.kind, status)
 
     def crash(self, kind: str, status: int = DIED) -> NoReturn:

@@ -1,0 +1,174 @@
+"""What must be so after each act."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from blockmig.migration.records.accept import accept
+from blockmig.migration.records.files import Kind, Phase
+from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
+from tests.proof.exchanged.acts import BLIND, DESTROYS, NAMES
+from tests.proof.exchanged.hand import Hand, digest_of, foreign_digest, record_of
+from tests.proof.matrix.plays import SIDES
+from tests.proof.matrix.room import Room, right_digest
+from tests.proof.volatile import DIED
+
+
+class Findings:
+    """What is wrong, by its kind."""
+
+    def __init__(self, room: Room, hand: Hand) -> None:
+        self.room = room
+        self.hand = hand
+        self.wrong: dict[str, str] = {}
+
+    def add(self, kind: str, what: str) -> None:
+        self.wrong.setdefault(kind, what)
+
+    def _copies(self) -> dict[Path, str]:
+        room = self.room
+        return {
+            path: digest_of(path)
+            for directory in (room.source.parent, room.destination.parent)
+            for path in sorted(directory.iterdir())
+            if path.stat().st_size > 4096
+        }
+
+    def retired(self) -> bool:
+        """Whether the source was, by its own sender."""
+        if self.hand.retired:
+            return True
+        if self.room.play.unlink and self.hand.took_the_name:
+            return False
+        return self.room.retired()
+
+    def check_bytes(self) -> None:
+        """Whether all that was there is there still."""
+        hand, copies = self.hand, set(self._copies().values())
+        if hand.needed not in copies:
+            self.add("lost", "no file has all bytes of the disk")
+        if hand.case.act == "replace" and foreign_digest() not in copies:
+            self.add("foreign", f"the file that was put in the {hand.case.place}'s place is gone")
+
+    def check_verdicts(self, at_end: bool = True) -> None:
+        """Whether inspect says canonical of what is.
+
+        @param at_end: the programs have had their time to see what was done.
+        """
+        room, hand = self.room, self.hand
+        source, destination = examine(str(room.source)), examine(str(room.destination))
+        pair = verdict_of_pair(source, destination)
+        incomplete = destination.of(Kind.INCOMPLETE)
+        for name, verdict in (
+            ("source", verdict_of(source)),
+            ("destination", verdict_of(destination)),
+            ("pair", pair),
+        ):
+            room.note(f"verdict on the {name}: {verdict.line} | {verdict.why}")
+            if verdict.state == CopyState.NOT_CANONICAL and hand.took_the_name and at_end:
+                self._check_denial(name, hand.case.act, verdict.why)
+            if verdict.state != CopyState.CANONICAL:
+                continue
+            if verdict.canonical == str(room.destination):
+                # Who had no record there then can have none now.
+                knew = hand.recorded["destination"] or hand.case.place == "source"
+                if (
+                    digest_of(room.destination) not in (right_digest(), *self._acceptable())
+                    and knew
+                ):
+                    self.add("verdict", f"the {name} is called {verdict.line!r}: {verdict.why}")
+            elif hand.case.act == "replace" and hand.case.place == "source":
+                # Without a record there it is nobody's, once the copy is known to be canonical.
+                unfinished = incomplete is not None and incomplete.phase == Phase.COPIED
+                if hand.recorded["source"] and unfinished and not incomplete.retired:
+                    self.add("verdict", f"another file has the source's name: {verdict.line!r}")
+            elif self.retired():
+                self.add("verdict", f"the source is retired, and the {name} {verdict.line!r}")
+
+    def _check_denial(self, name: str, act: str, why: str) -> None:
+        """Somebody else took the source's name, and of one of the two it is said that it is none.
+
+        What was moved away must not be taken for what we have deleted; and where it was deleted,
+        what may be the only copy must not be taken back.
+        """
+        if name == "source" and act == "rename" and self.room.play.unlink:
+            self.add("deleted", f"the source was moved away, and it is said: {why}")
+        if name == "destination" and act in DESTROYS and self.hand.copied:
+            self.add("deleted", f"the source was deleted, and of its copy is said: {why}")
+
+    def check_statuses(self) -> None:
+        """Whether what has ended may say so of how it did."""
+        room, hand = self.room, self.hand
+        sender, receiver = (
+            child.status if child is not None else None
+            for child in (room.running["sender"], room.running["receiver"])
+        )
+        room.note(f"the sender ended with {sender}, the receiver with {receiver}")
+        there = digest_of(room.destination)
+        if receiver == 0 and there not in self._acceptable():
+            self.add("zero", "the receiver ended with 0, and its disk's name leads to another")
+        if sender == 0 and not (self.retired() or hand.took_the_name):
+            self.add("status", "the sender ended with 0, and the source is not retired")
+        if sender in (1, 3, 4) and self.retired() and not hand.retired:
+            self.add("status", f"the sender ended with {sender}, and the source is retired")
+        copied = record_of(room, "receiver", Kind.INCOMPLETE)
+        if (
+            receiver == 4
+            and self.retired()
+            and there == hand.needed
+            and copied is not None
+            and copied.phase == Phase.COPIED
+        ):
+            self.add("status", "the receiver ended with 4, and has the only copy")
+        for side, status in (("sender", sender), ("receiver", receiver)):
+            if status not in (None, 0, 1, 3, 4, 5, -signal.SIGKILL, DIED):
+                self.add("status", f"the {side} ended with {status}")
+        ctime = hand.case.act == "touch" or not hand.did
+        if ctime and not hand.case.dies and (sender, receiver) != (0, 0):
+            self.add("touched", f"nothing was changed, but they ended with {sender}, {receiver}")
+        if receiver == 3 and hand.case.place == "destination" and hand.case.act in NAMES:
+            self._check_rescue()
+
+    def _acceptable(self) -> tuple[str, ...]:
+        """What a complete destination may hold."""
+        hand = self.hand
+        # By the time of another run the other file is the disk.
+        another = hand.case.act == "replace" and hand.case.place == "source"
+        return (hand.needed, *([foreign_digest()] if another and self.room.rerun else []))
+
+    def _check_rescue(self) -> None:
+        """What has another name now, and is the only copy, must be known as what it is."""
+        room = self.room
+        for path, found in self._copies().items():
+            if not self.retired() or found != self.hand.needed or path.parent == room.source.parent:
+                continue
+            verdict = verdict_of(examine(str(path)))
+            room.note(f"verdict on {path.name}: {verdict.line} | {verdict.why}")
+            if verdict.state not in (CopyState.CANONICAL, CopyState.CONDITIONAL):
+                self.add("rescue", f"what was saved as {path.name} is called {verdict.line!r}")
+            else:
+                accept(str(path), "the matrix")
+                if verdict_of(examine(str(path))).state != CopyState.CANONICAL:
+                    self.add("rescue", f"what was saved as {path.name} cannot be accepted")
+
+    def check_logs(self) -> None:
+        """Nothing is a bug."""
+        for side in SIDES:
+            log = self.room.log(side)
+            text = log.read_text(errors="replace") if log.exists() else ""
+            for sign in ("Traceback", "bug of blockmig", "Unhandled"):
+                if sign in text:
+                    self.add("log", f"{sign!r} is in the {side}'s log")
+
+    def known(self, kind: str) -> bool:
+        """Whether nothing could have been done about it."""
+        case = self.hand.case
+        saved = case.blind == "look -> copied" and case.act in NAMES
+        if case.blind and kind in BLIND[case.blind].wrong and not saved:
+            return True
+        if kind == "deleted" and case.act == "rename":
+            return self.hand.may_delete and case.side == "sender" and case.dies is not None
+        if kind in ("zero", "verdict") and case.place == "destination":
+            return self.hand.complete  # it was, and is none of ours any more
+        return kind == "lost" and self.hand.destroyed_it()

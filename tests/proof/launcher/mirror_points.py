@@ -1,0 +1,84 @@
+"""Points of a server, whose names begin with what its mirror is doing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from blockmig.cli.serving import Serve
+from blockmig.control import ControlRefused
+from blockmig.migration.mirror.pre_copy import MirrorStage, PreCopy
+from tests.proof.volatile import Journal, Point, Points, Strike
+
+
+class _StagedNumber(int):
+    """The number of a point, and its whole name."""
+
+    name = ""
+
+
+class MirrorPoints(Points):
+    """Points of a server, whose names begin with what its mirror is at."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        strike: Strike | None,
+        notify: Callable[[str], None],
+        record: bool = False,
+    ) -> None:
+        super().__init__(journal, strike, notify, record)
+        self._stage = ""
+        self._break: Callable[[], Any] | None = None
+
+    def before(self, name: str) -> int:
+        name = self._stage + name
+        number = _StagedNumber(super().before(name))
+        number.name = name
+        return number
+
+    def after(self, name: str, number: int) -> None:
+        super().after(number.name if isinstance(number, _StagedNumber) else name, number)
+
+    def _reach(self, point: Point) -> None:
+        strike = self._strike
+        if strike is None or strike.point != point or strike.kind != "break":
+            super()._reach(point)
+        elif self._break is not None:
+            self._break()
+
+    def watch(self, operation: Serve, reactor: Any) -> None:
+        """Know what the mirror of C{operation} is at, and how to break it off."""
+
+        async def end() -> None:
+            assert operation._mirrors is not None
+            try:
+                await operation._mirrors.end({})
+            except ControlRefused:
+                self._notify("too-late")
+            else:
+                self._notify("broken")
+
+        self._break = lambda: reactor.callFromThread(Deferred.fromCoroutine, end())
+        send, hold, release = PreCopy._send_pass, PreCopy._hold, PreCopy._release
+
+        async def _send_pass(passes: PreCopy, attempt: Any) -> None:
+            if passes.stage != MirrorStage.HOLDING:
+                self._stage = f"pass {passes.number}: "
+            with self.around("a pass"):
+                await send(passes, attempt)
+
+        async def _hold(passes: PreCopy, attempt: Any) -> None:
+            self._stage = "hold: "
+            with self.around("the hold begins"):
+                await hold(passes, attempt)
+
+        def _release(passes: PreCopy) -> None:
+            if passes.stage != MirrorStage.COPYING:
+                self._stage = "released: "
+            release(passes)
+
+        patched: Any = PreCopy
+        patched._send_pass, patched._hold, patched._release = _send_pass, _hold, _release

@@ -1,0 +1,116 @@
+"""What must be so after each case."""
+
+from __future__ import annotations
+
+import os
+
+from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
+from tests.proof.matrix.plays import SIDES, Wrong
+from tests.proof.matrix.room import Room, right_digest
+from tests.support.disks import digest
+
+
+def check_verdicts(room: Room) -> tuple[str, str, str]:
+    """Whether inspect tells the truth about what stands there now."""
+    retired, whole = room.retired(), room.whole()
+    if not room.source.exists() and not whole:
+        raise Wrong("no copy has all the bytes")
+    if room.source.exists() and digest(room.source) != right_digest():
+        raise Wrong("the source was changed")
+    if retired and not whole:
+        raise Wrong("the source is retired, and the destination has not got every byte")
+    source, destination = examine(str(room.source)), examine(str(room.destination))
+    at_source, at_destination = verdict_of(source), verdict_of(destination)
+    pair = verdict_of_pair(source, destination)
+    room.note(
+        f"the source is {'' if retired else 'not '}retired, the copy {'' if whole else 'not '}whole"
+    )
+    for name, verdict in (
+        ("source", at_source), ("destination", at_destination), ("pair", pair),
+    ):  # fmt: skip
+        room.note(f"verdict on the {name}: {verdict.line} | {verdict.why}")
+    allowed = {
+        "source": {CopyState.NOT_CANONICAL} if retired else {CopyState.CANONICAL},
+        "destination": {CopyState.CANONICAL, CopyState.CONDITIONAL}
+        if retired
+        else {CopyState.NOT_CANONICAL, CopyState.CONDITIONAL}
+        if whole
+        else {CopyState.NOT_CANONICAL},
+    }
+    for name, found, verdict in (
+        ("source", source, at_source),
+        ("destination", destination, at_destination),
+    ):
+        nothing = found.size is None and not found.records and not found.bad
+        if nothing and verdict.state == CopyState.UNKNOWN:
+            if name == "source" and at_destination.state != CopyState.CANONICAL:
+                raise Wrong(f"nothing is left at the source, but: {at_destination.line}")
+            if name == "destination" and retired:
+                raise Wrong("nothing is at the destination, and the source is retired")
+        elif verdict.state not in allowed[name]:
+            raise Wrong(f"the {name} is called {verdict.line!r}: {verdict.why}")
+    canonical = str(room.destination if retired else room.source)
+    if pair.state != CopyState.CANONICAL or pair.canonical != canonical:
+        raise Wrong(f"{canonical} is canonical, but the two are called {pair.line!r}")
+    return at_source.state.value, at_destination.state.value, pair.canonical[-16:]
+
+
+def check_status(room: Room, side: str, status: int) -> None:
+    """Whether a program may say so of how it ended."""
+    if status == 0:
+        if not room.retired() or not room.whole():
+            raise Wrong(f"the {side} ended with 0, and the migration is not complete")
+    elif side == "sender" and status in (1, 4):
+        # 1: what failed before a first handshake was accepted.
+        if room.retired():
+            raise Wrong(f"the sender ended with {status}, and the source is retired")
+    elif (side, status) != ("sender", 5):
+        raise Wrong(f"the {side} ended with {status}")
+
+
+def check_end(room: Room) -> None:
+    """Whether the migration is complete, and nothing else is there."""
+    if not room.whole():
+        raise Wrong("the destination has not got every byte")
+    if not room.retired():
+        raise Wrong("the source is not retired")
+    expected = {"source": [] if room.play.unlink else ["disk", "disk.MIGRATED"]}
+    expected["destination"] = ["disk"]
+    for place, names in expected.items():
+        found = sorted(os.listdir(room.top / place))
+        if found != names:
+            raise Wrong(f"in the {place}'s directory there are {found}")
+    check_verdicts(room)
+    for side in SIDES:
+        text = room.log(side).read_text(errors="replace") if room.log(side).exists() else ""
+        for sign in ("Traceback", "bug of blockmig", "Unhandled"):
+            if sign in text:
+                raise Wrong(f"{sign!r} is in the {side}'s log")
+
+
+def check_refusal(room: Room) -> None:
+    """Whether a receiver that is not needed says so, and leaves everything as it is."""
+    before = room.destination.stat()
+    child = room.start("receiver")
+    if not room.wait(lambda: not child.alive) or child.status != 1:
+        raise Wrong(f"the receiver, started again on a finished disk, ended with {child.status}")
+    after = room.destination.stat()
+    if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+        raise Wrong("the receiver refused a finished disk, and has touched it")
+    if not room.nothing_left("receiver"):
+        raise Wrong("the receiver refused a finished disk, and has left something there")
+    room.note("the receiver refused what is finished")
+    room.running["receiver"] = None
+
+
+def check_copy(room: Room) -> tuple[str, str, str]:
+    """Whether inspect tells the truth of a copy whose source nobody here knows."""
+    verdict = verdict_of(examine(str(room.destination)))
+    room.note(f"verdict on the destination: {verdict.line} | {verdict.why}")
+    there = room.destination.exists()
+    if verdict.state in (CopyState.CANONICAL, CopyState.CONDITIONAL):
+        if not room.whole():
+            raise Wrong(f"the copy is called {verdict.line!r} and has not got every byte")
+    elif there and verdict.state == CopyState.UNKNOWN:
+        raise Wrong(f"the copy is called {verdict.line!r}: {verdict.why}")
+    return "stranger", verdict.state.value, ""
