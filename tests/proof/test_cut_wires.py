@@ -33,6 +33,7 @@ from blockmig.client import Destination
 from blockmig.errors import GaveUp, Unconfirmed
 from blockmig.migration.destination import connections
 from blockmig.migration.handoff import channel
+from blockmig.migration.handoff.message import MESSAGE_SIZE
 from blockmig.migration.policy import Patience
 from blockmig.migration.records.files import Records
 from blockmig.migration.records.permitted import source_found
@@ -49,9 +50,9 @@ from tests.support.wires import Break, wires
 
 SIZE = 200_777
 TOGETHER = 6
-PAGE, HEADER, REPLY = 4096, 28, 16
+MESSAGE, HEADER, REPLY = MESSAGE_SIZE, 28, 16
 KEEP, UNLINK = False, True
-PACE = min(6.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+SLOWNESS = min(6.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 """So many times slower than an idle machine this one may be."""
 
 # What passes after the reply to the last change: connection (1 is the export's, 2 the side
@@ -59,15 +60,15 @@ PACE = min(6.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 LAST_PHASE = [
     (1, True, (HEADER,), "FLUSH"),
     (1, False, (REPLY,), "its reply"),
-    (2, True, (HEADER, PAGE), "copied"),
+    (2, True, (HEADER, MESSAGE), "copied"),
     (2, False, (REPLY,), "its acknowledgement"),
-    (2, True, (HEADER, PAGE), "retired"),
+    (2, True, (HEADER, MESSAGE), "retired"),
     (2, False, (REPLY,), "its acknowledgement"),
-    (2, True, (HEADER,), "READ of the page, for its token"),
-    (2, False, (REPLY, PAGE), "the page"),
+    (2, True, (HEADER,), "READ of the state, for its token"),
+    (2, False, (REPLY, MESSAGE), "the state"),
     (1, True, (HEADER,), "DISC"),
-    (2, True, (HEADER,), "READ of the page"),
-    (2, False, (REPLY, PAGE), "the page"),
+    (2, True, (HEADER,), "READ of the state"),
+    (2, False, (REPLY, MESSAGE), "the state"),
     (2, True, (HEADER,), "DISC of the side export"),
 ]
 
@@ -147,7 +148,7 @@ class Migration:
     def _command(self, port: int) -> Deferred[Any]:
         uri = f"nbd://127.0.0.1:{port}/"
         endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{port}")
-        patience = 0.7 * PACE if self.case.how == Break.STALL else None
+        patience = 0.7 * SLOWNESS if self.case.how == Break.STALL else None
         if self.source.exists():
             disk = FileDisk(str(self.source), writable=False)
             records, identity = Records(disk.record_path), disk.identity()
@@ -191,7 +192,7 @@ class Migration:
         case, began = self.case, time.monotonic()
         image(self.source)
         before = digest(self.source)
-        idle = 0.4 * PACE if case.how == Break.STALL else 60.0
+        idle = 0.4 * SLOWNESS if case.how == Break.STALL else 60.0
         runs = 0
         async with receiving(self.destination, SIZE, idle_timeout=idle) as (receiver, port):
             done = receiver.complete()
@@ -203,7 +204,7 @@ class Migration:
                     runs += 1
                     assert runs < 8, f"{case}: never done"
                     try:
-                        await self._command(wire.port).addTimeout(15 * PACE, reactor)
+                        await self._command(wire.port).addTimeout(15 * SLOWNESS, reactor)
                         break
                     except (GaveUp, Unconfirmed) as error:
                         # With a wire that is stalled for ever there is no other way: whoever
@@ -214,7 +215,7 @@ class Migration:
                 assert not case.cuts or wire.cut, f"{case}: {wire.passed} bytes passed"
                 self.figures.breaks += wire.cut
                 self.messages, self.passed = wire.messages, wire.passed
-                outcome = await done.addTimeout(10 * PACE, reactor)
+                outcome = await done.addTimeout(10 * SLOWNESS, reactor)
                 assert not isinstance(outcome, Exception), f"{case}: {outcome}"
         assert not self.wrong, f"{case}: {self.wrong}"
         assert digest(self.destination) == before, f"{case}: not the same"
@@ -252,7 +253,7 @@ def arena() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def short_timeouts(stalls: bool) -> Iterator[None]:
-    """A told sender's patience is short in all cases, the rest only where a wire stalls."""
+    """An acknowledged sender's patience is always short, the rest only where a wire stalls."""
     values = [(finisher, "_PATIENCE", 0.3), (finisher, "_FIRST_DELAY", 0.02)]
     if stalls:
         values += [
@@ -265,7 +266,7 @@ def short_timeouts(stalls: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in values:
             assert hasattr(module, name)
-            patch.setattr(module, name, value * PACE)
+            patch.setattr(module, name, value * SLOWNESS)
         yield
 
 
@@ -315,7 +316,9 @@ async def places(arena: Path, unlink: bool) -> tuple[int, list[int], list[int]]:
 
 @pytest.mark.parametrize("stalls", [False, True], ids=["broken", "stalled"])
 @pytest_twisted.ensureDeferred
-async def test_last_phase(arena: Path, stalls: bool) -> None:
+async def test_a_wire_that_breaks_in_the_last_phase_leaves_one_canonical_copy(
+    arena: Path, stalls: bool
+) -> None:
     """Every boundary and the bytes beside it, by every kind of break, of one or all connections."""
     figures, cases = Figures(), []
     kinds = [Break.STALL] if stalls else [Break.CLOSE, Break.RESET, Break.HALF]
@@ -340,7 +343,9 @@ async def test_last_phase(arena: Path, stalls: bool) -> None:
 
 @pytest.mark.parametrize("stalls", [False, True], ids=["broken", "stalled"])
 @pytest_twisted.ensureDeferred
-async def test_random_places_before(arena: Path, stalls: bool) -> None:
+async def test_a_wire_that_breaks_before_the_last_phase_only_delays_the_migration(
+    arena: Path, stalls: bool
+) -> None:
     """Also two or three breaks in one migration, wherever the later ones fall."""
     seed = random.randrange(1 << 32)
     print(f"\nseed {seed}")

@@ -1,4 +1,7 @@
-"""A mirror under a client that writes, struck at any point, and broken off at any."""
+"""A mirror under a client that writes (L{tests.proof.mirror_crashes}).
+
+C{python -m tests.proof.test_mirror_crashes [FILTER ...]} plays the cases outside of pytest.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +18,32 @@ import pytest
 from blockmig.control import ControlError
 from blockmig.migration.records.files import Kind, Phase
 from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
-from tests.proof.mirror_crashes.running import run, told
+from tests.proof.mirror_crashes.running import run, summary
 from tests.support.disks import MIB, random_image
 from tests.support.mirroring import Mirrored, longest
 from tests.support.processes import Processes
 
 FULL: Final = os.environ.get("BLOCKMIG_FULL") == "1"
 
-
 SAMPLE: Final = 20
-
 
 BREAKS: Final = 100 if FULL else 8
 
 
-def test_mirror_crashes() -> None:
-    """Every case ends well; all of them with BLOCKMIG_FULL=1, otherwise a part of them."""
+def test_every_mirror_struck_at_any_point_ends_well() -> None:
+    """All of them with BLOCKMIG_FULL=1, otherwise a part of them."""
     results = run(None if FULL else SAMPLE, time.strftime("%Y-%m-%d"))
-    print(told(results))
+    print(summary(results))
     wrong = [result for result in results if result.wrong]
     assert not wrong, f"{len(wrong)} cases went wrong: {wrong[0].story}"
     assert sum(result.missed for result in results) <= len(results) // 5
 
 
 @pytest.mark.parametrize("unlink", [True, False] if FULL else [True])
-def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) -> None:
-    """Mirror after mirror is broken off, and its copy is certainly none; or it is too late."""
+def test_a_mirror_broken_off_at_any_time_leaves_no_canonical_copy(
+    processes: Processes, room: Path, unlink: bool
+) -> None:
+    """Mirror after mirror is broken off, and its copy is not canonical; or it is too late."""
     generator = random.Random(time.strftime("%Y-%m-%d"))
     disk = random_image(room / "disk", 8 * MIB)
     # Spread over the time that a mirror takes and more, so that some of a few are in time.
@@ -94,7 +97,6 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
 
 
 def main() -> None:
-    """The same without pytest."""
     only = tuple(sys.argv[1:])
     began = time.monotonic()
     results = run(None if only or FULL else SAMPLE, time.strftime("%Y-%m-%d"), only)
@@ -102,7 +104,7 @@ def main() -> None:
         print(f"{result.seconds:.1f} s: {result.case}")
     missed = Counter(result.case.point.name for result in results if result.missed)
     print("missed:", dict(missed))
-    print(told(results), f"in {time.monotonic() - began:.0f} s")
+    print(summary(results), f"in {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 With `relay` one fio stays on the one connection of each of its jobs while its disk goes from server
 to server. It hears of no error, what it reads back between its writes is right, and so is what is
-found behind the end, at the last server.
+found after the end, at the last server.
 
 With `exit` there is a fio for each move. It is stopped during the passes, or cut off by the
-hand-off in the middle of its writing, and tells how far it came: at the next server all of that is
-found. Then the next fio goes on there.
+hand-off in the middle of its writing, and reports how far it came: at the next server all of that
+is found. Then the next fio goes on there.
 
-fio 3.33 does not tell the blocks of one run from those of an earlier one at the same place by
-their seed. Hence each run has another kind of checksum. Where it was stopped, its state file tells
-how far it came, exactly. Where its connection went away it does so only with one request at a time:
-with more it takes those that failed for written, and complains for ever.
+fio 3.33 does not distinguish the blocks of one run from those of an earlier one at the same place
+by their seed. Hence each run has another kind of checksum. Where it was stopped, its state file
+says exactly how far it came. Where its connection went away it does so only with one request at a
+time: with more it takes those that failed for written, and complains for ever.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ once in a run; and for those that write over and over."""
 
 END = CHECKED + 4 * PART
 SIZE = END + 32 * MIB
-"""What stands in the end takes a while to go over, and nobody uses it."""
+"""What is at the end takes a while to be transferred, and nobody uses it."""
 
 PIECE = MIB // 2
 PATTERN = bytes(range(1, 129)) * 4
@@ -146,8 +146,8 @@ class Fio:
     def _read(self, fio: Running) -> tuple[str, dict[str, Any]]:
         said, brace, report = fio.stdout.partition("{\n")
         assert brace, (fio.status, fio.stderr[:2000], said[:2000])
-        report, _, behind = (brace + report).rpartition("}\n")
-        said += behind + fio.stderr
+        report, _, rest = (brace + report).rpartition("}\n")
+        said += rest + fio.stderr
         return said, {job["jobname"]: job for job in json.loads(report + "}")["jobs"]}
 
     def stop(self) -> None:
@@ -372,7 +372,9 @@ ENDED = [
 
 
 @pytest.mark.parametrize("runs", [RELAYED if FULL else [Run("four", "tcp", 16, 2)]], ids=["all"])
-def test_relay(processes: Processes, room: Path, runs: list[Run]) -> None:
+def test_fio_stays_on_one_connection_while_its_disk_is_relayed(
+    processes: Processes, room: Path, runs: list[Run]
+) -> None:
     moves = Moves(processes, room)
     for number, run in enumerate(runs):
         fio = Fio(processes, WORKS[run.work], number, run.depth)
@@ -395,7 +397,9 @@ def test_relay(processes: Processes, room: Path, runs: list[Run]) -> None:
     [ENDED if FULL else [Run("four", "unix", 16), Run("four", "tcp", 1, cut=True)]],
     ids=["all"],
 )
-def test_exit(processes: Processes, room: Path, runs: list[Run]) -> None:
+def test_each_fio_finds_at_the_next_server_what_the_one_before_wrote(
+    processes: Processes, room: Path, runs: list[Run]
+) -> None:
     moves = Moves(processes, room)
     for number, run in enumerate(runs):
         fio = Fio(processes, WORKS[run.work], number, run.depth)

@@ -26,7 +26,7 @@ from tests.support.processes import BLOCKMIG, FULL, Processes, Running
 pytestmark = pytest.mark.skipif(not FULL, reason="starts QEMU: make proof")
 
 RATE = "10M"
-"""So that the machine does everything that it does while its disk goes over."""
+"""So that the machine does everything that it does while its disk is transferred."""
 
 
 class Host:
@@ -132,7 +132,7 @@ class Machine:
         self.hosts.append(there)
         rounds = len(self.guest.found("round")) - rounds
         pulses = len(self.guest.found("pulse")) - pulses
-        # All that it was told before this is over, and more.
+        # All that it was sent before this is over, and more.
         self.guest.wait_pulses(20)
         stalls = self.guest.stalls(began)
         self.guest.wait_rounds(2)
@@ -157,7 +157,7 @@ def machine(processes: Processes, room: Path) -> Machine:
     return Machine(processes, room)
 
 
-def test_three_moves(machine: Machine, room: Path) -> None:
+def test_a_machine_does_not_notice_three_moves_of_its_disk(machine: Machine, room: Path) -> None:
     guest = machine.guest
     quiet = max(guest.stalls())
     same = tcp()
@@ -207,7 +207,7 @@ def test_one_wrong_byte_is_noticed(machine: Machine, room: Path) -> None:
 
 
 def test_a_lost_connection_is_noticed(machine: Machine, room: Path) -> None:
-    """The same move, but with the machine's connection closed behind it."""
+    """The same move, but with the machine's connection closed after it."""
     where = f"unix:{room}/both"
     there, _ = machine.received(where)
     there.serve(where)

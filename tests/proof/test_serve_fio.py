@@ -2,7 +2,7 @@
 
 Its jobs have a connection and a part of the disk each, side by side: whatever one of them, or the
 one that only trims, does outside of its own part is found by another, or by the look at the image
-behind the end. Within its part a job writes blocks of 512 bytes to 1 MiB anywhere, over and over,
+after the end. Within its part a job writes blocks of 512 bytes to 1 MiB anywhere, over and over,
 sixteen at a time, and reads them back, each with its checksum.
 """
 
@@ -135,7 +135,7 @@ def disk(processes: Processes, room: Path) -> Disk:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_verified(processes: Processes, disk: Disk, kind: str) -> None:
+def test_all_that_fio_wrote_it_reads_again(processes: Processes, disk: Disk, kind: str) -> None:
     fio = start(processes, disk.served.uris[kind], SECONDS, JOBS)
     jobs = finished(fio, SECONDS)
     counts = {
@@ -150,7 +150,9 @@ def test_verified(processes: Processes, disk: Disk, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS if FULL else ["unix"])
-def test_stopped_and_continued(processes: Processes, disk: Disk, kind: str) -> None:
+def test_a_client_that_is_stopped_and_continued_loses_nothing(
+    processes: Processes, disk: Disk, kind: str
+) -> None:
     """The client stands still for a while, in the middle of anything, every 0.3 s."""
     seconds = SECONDS
     fio = start(processes, disk.served.uris[kind], seconds, JOBS)
@@ -169,7 +171,9 @@ def test_stopped_and_continued(processes: Processes, disk: Disk, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS if FULL else ["tcp"])
-def test_one_of_two_is_killed(processes: Processes, disk: Disk, kind: str) -> None:
+def test_a_client_that_is_killed_harms_no_other(
+    processes: Processes, disk: Disk, kind: str
+) -> None:
     """Another client beside them dies, over and over; what they wrote is not touched by that."""
     uri = disk.served.uris[kind]
     seconds = SECONDS
@@ -204,7 +208,7 @@ def test_one_wrong_bit_is_noticed(processes: Processes, room: Path, name: str) -
     assert "verify" in corrupted(processes, disk, {name: VERIFIED[name]})
 
 
-def test_a_neighbour_is_noticed(processes: Processes, room: Path) -> None:
+def test_what_was_written_in_another_part_is_noticed(processes: Processes, room: Path) -> None:
     """Nor would the look at the image, if it did not find what does not belong there."""
     disk = Disk(processes, room)
     finished(start(processes, disk.served.uris["unix"], 0.5, {"trims": JOBS["trims"]}), 0.5)

@@ -199,7 +199,7 @@ class Migration:
         for side in self.random.sample([RECEIVER, SENDER], 2):
             process = self._running[side]
             if process.status is not None and process.killed and not self.is_done(side):
-                # A told sender looks for its receiver for half a minute: not for one that is done.
+                # Acknowledged, it looks half a minute for its receiver: not for one that is done.
                 alone = side == SENDER and self.is_done(RECEIVER)
                 self.start(side, *(("--give-up-after", "1") if alone else ()))
                 self.figures.add(self.figures.counts, "finished alone", alone)
@@ -223,18 +223,18 @@ class Migration:
             if before == self.retired():
                 break
         canonical = self.destination if before else self.source
-        told = f"{canonical.name} is canonical ({sorted(os.listdir(self.room))}), but "
-        assert both.state == CopyState.CANONICAL, f"{told}{both}"
-        assert both.canonical == str(canonical), f"{told}{both}"
-        assert same(canonical, self.original), f"{told}it has lost something"
-        self._check_source(verdict_of(here), before, told)
+        truth = f"{canonical.name} is canonical ({sorted(os.listdir(self.room))}), but "
+        assert both.state == CopyState.CANONICAL, f"{truth}{both}"
+        assert both.canonical == str(canonical), f"{truth}{both}"
+        assert same(canonical, self.original), f"{truth}it has lost something"
+        self._check_source(verdict_of(here), before, truth)
         arriving = verdict_of(there)
         right = [CopyState.NOT_CANONICAL, CopyState.CONDITIONAL]
         if before:
             right = [CopyState.CANONICAL, CopyState.CONDITIONAL]
         elif there.size is None:
             right = [CopyState.UNKNOWN]
-        assert arriving.state in right, f"{told}{arriving}"
+        assert arriving.state in right, f"{truth}{arriving}"
         self.figures.add(self.figures.verdicts, f"pair: {canonical.name}")
         self.figures.add(self.figures.verdicts, f"destination: {arriving.state}")
         if self.random.random() < 0.1 and None not in [
@@ -242,15 +242,15 @@ class Migration:
         ]:
             self._check_command(canonical)
 
-    def _check_source(self, verdict: Verdict, retired: bool, told: str) -> None:
+    def _check_source(self, verdict: Verdict, retired: bool, truth: str) -> None:
         if not retired:
-            assert verdict.state == CopyState.CANONICAL, f"{told}{verdict}"
+            assert verdict.state == CopyState.CANONICAL, f"{truth}{verdict}"
         elif not self.unlink or os.path.exists(f"{self.source}.MIGRATING"):
-            assert verdict.state == CopyState.NOT_CANONICAL, f"{told}{verdict}"
+            assert verdict.state == CopyState.NOT_CANONICAL, f"{truth}{verdict}"
         else:
             # Complete: nothing is left. (Or it was so by the time of looking again.)
-            standings = (CopyState.UNKNOWN, CopyState.NOT_CANONICAL)
-            assert verdict.state in standings, f"{told}{verdict}"
+            states = (CopyState.UNKNOWN, CopyState.NOT_CANONICAL)
+            assert verdict.state in states, f"{truth}{verdict}"
         self.figures.add(self.figures.verdicts, f"source: {verdict.state}")
 
     def _check_command(self, canonical: Path) -> None:
@@ -406,7 +406,7 @@ def arena() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def test_soak(arena: Path) -> None:
+def test_migrations_killed_at_random_times_complete(arena: Path) -> None:
     seed = int(os.environ.get("BLOCKMIG_SEED", "0")) or random.randrange(1, 1 << 32)
     print(f"\nBLOCKMIG_SEED={seed}")
     figures = Figures()

@@ -56,7 +56,6 @@ C{process}: only the process dies. C{worst}: power fails, and nothing that was n
 C{data}: directories got to the medium before the files' bytes. C{names}: the other way round.
 """
 
-
 HOLD: Final = "hold"
 """The kind of a strike at which the program is held, until it may go on."""
 

@@ -1,4 +1,4 @@
-"""The exchanged files without pytest."""
+"""Plays the cases outside of pytest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from tests.proof.exchanged.running import SAMPLE, run
 
 
 def main() -> None:
-    """The same without pytest."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(description="a third party at the files")
     parser.add_argument("--full", action="store_true", help="all of it")

@@ -10,29 +10,23 @@ from tests.proof.volatile import Point
 
 PLACES: Final = {"sender": "source", "receiver": "destination"}
 
-
 # What is done to names, to sizes, and to bytes.
 NAMES: Final = ("delete", "rename", "replace")
 
-
 CUTS: Final = ("cut", "halve")
 
-
 SIZES: Final = (*CUTS, "grow")
-
 
 ACTS: Final = {
     "source": (*NAMES, *SIZES, "write", "touch"),
     "destination": (*NAMES, *CUTS, "touch"),
 }
 
-
 ACROSS: Final = {
     "source": (("delete", "cut"), ("replace", "write")),
     "destination": (("delete", "cut"), ("replace",), ("cut", "rename")),
 }
 """At the points of the other side, those of its last phase, in turns."""
-
 
 DESTROYS: Final = frozenset({"delete", "replace", *CUTS})
 
@@ -66,16 +60,12 @@ _CHECK: Final = (
     "lease disk",
 )
 
-
 WHENEVER: Final = frozenset({"sync_file_range disk"})
 """What a thread does beside the others: it may come between any two of them."""
 
-
 _PLACE: Final = ("fstat disk", "stat disk", "fstat disk")
 
-
 _TO_PUT_DOWN: Final = ("create", "pwrite", "fsync", "rename")
-
 
 BLIND: Final = {
     "look -> unlink": Blind(
@@ -131,7 +121,6 @@ BLIND: Final = {
         frozenset({"lost"}),
     ),
 }
-
 
 MENDED: Final = ("look -> copying anew", "look -> MIGRATING copied")
 """What is wrong then is put right by whoever lives on."""

@@ -78,9 +78,9 @@ class Hand:
 
     @ivar did: there was something to do it to.
     @ivar retired: the source was retired before.
-    @ivar copied: the destination had it on record that its copy is whole.
+    @ivar copied: the destination's record said that its copy is whole.
     @ivar complete: it had no record any more, and had a whole copy.
-    @ivar may_delete: the sender had it on record that it may delete the source.
+    @ivar may_delete: the sender's record said that it may delete the source.
     @ivar recorded: which places had records.
     @ivar needed: the digest of the disk, as it was last.
     """

@@ -19,7 +19,6 @@ from tests.proof.volatile import HOLD, Strike
 PATIENCE: Final = 1.0
 """Seconds for which a sender looks for a receiver that has acknowledged everything."""
 
-
 GRACE: Final = 0.4
 """Seconds after which one is stopped that goes on alone, and for nothing."""
 

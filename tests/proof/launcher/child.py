@@ -80,7 +80,8 @@ class Child:
     @param foreign: have it see strange transports.
     @param looks: calls that only look at the disk are points too.
     @ivar status: its exit status, once it ended; negative for a signal.
-    @ivar reported: what it has reported: C{listening}, C{hung}, C{struck}, C{held}, C{broken}, C{too-late}.
+    @ivar reported: what it has reported: C{listening}, C{hung}, C{struck}, C{held}, C{broken},
+        C{too-late}.
     """
 
     _all: ClassVar[list[Child]] = []

@@ -36,10 +36,8 @@ for _name in ("default", "endpoints", "epollreactor", "tcp", "threads", "udp", "
 
 _PAUSE = 0.05
 
-
 PATIENCE = 3.0
 """Seconds for which a sender looks for a receiver that has acknowledged everything."""
-
 
 _SMALL_WINDOW = 256 << 10
 

@@ -18,7 +18,6 @@ from tests.proof.volatile import THE_END, Point, Strike
 LEAST_LONG: Final = 8
 """Calls of one name from which on only the first, the second, the middle and the last are tried."""
 
-
 Recorded = list[tuple[Point, tuple[bool, bool]]]
 
 

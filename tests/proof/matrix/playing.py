@@ -151,13 +151,13 @@ def _play(room: Room, case: Case, result: Result) -> None:
     set_up(room)
     room.start_both({case.side: strike})
 
-    def settled() -> bool:
+    def decided() -> bool:
         struck = room.running[case.side]
         if struck is not None and struck.struck:
             return True
         return all(not child.alive for child in room.children())
 
-    if not room.wait(settled):
+    if not room.wait(decided):
         raise Wrong(f"neither struck nor ended within {LONGEST:g} s")
     struck = room.running[case.side]
     if struck is None or not struck.struck:

@@ -1,4 +1,4 @@
-"""X"""
+"""The scenarios as they are played, one strike in one of them, and what became of it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ from tests.proof.volatile import Point, Strike
 SIZE: Final = (1 << 20) + 5000
 """Data, a hole, data, written zeroes, and a tail that is no multiple of anything."""
 
-
 LONGEST: Final = 60.0
 """Seconds after which something that has not come will not come, on a busy machine too."""
 
-
 PLAINLY: Final = "eager"
-
 
 OVERWRITE: Final = "eager-overwrite"
 """How a receiver is started again that is not needed any more."""
 
-
 SIDES: Final = ("sender", "receiver")
-
 
 WIRES: Final = ("tcp", "unix", "wrapped")
 

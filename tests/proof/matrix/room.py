@@ -105,7 +105,7 @@ class Room:
         self.lines.append(f"{time.strftime('%H:%M:%S')} {line}")
 
     def story(self) -> str:
-        """All that can be told of it."""
+        """What happened, the logs, and the files, for whoever has to understand a failure."""
         parts = list(self.lines)
         for side in SIDES:
             if self.log(side).exists():

@@ -1,4 +1,4 @@
-"""How a case is played: struck, looked at, gone on with, and checked at its end."""
+"""How a case is played: struck, looked at, continued, and checked at its end."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ def _play(room: Room, case: Case, result: Result) -> None:
     begin(room, case)
     struck = room.running["receiver" if case.what == "kill receiver" else "server"]
 
-    def settled() -> bool:
+    def decided() -> bool:
         if struck.struck or not struck.reported.isdisjoint(("broken", "too-late")):
             return True
         return not room.running["server"].alive
 
-    expect(room.wait(settled), "neither struck nor ended")
+    expect(room.wait(decided), "neither struck nor ended")
     if struck.struck or not struck.reported.isdisjoint(("broken", "too-late")):
         room.note(f"{case.what}, {case.point}")
         AFTERMATH[case.what](room, result)

@@ -9,15 +9,12 @@ from tests.proof.volatile import Point
 
 SIZE: Final = (3 << 20) + 4608
 
-
 LONGEST: Final = 60.0
-
 
 PLAYS: Final[dict[str, dict[str, Any]]] = {
     "passes": {"max_rate": 8 << 20, "max_pause": 0.04},
     "hold": {"max_rate": 40 << 20},
 }
-
 
 WRITERS: Final[dict[str, dict[str, Any]]] = {
     "passes": {"rate": 3e6, "sizes": ((512, 4), (4096, 6), (65536, 2), (300000, 1))},

@@ -62,7 +62,7 @@ class Room:
         self._lines.append(f"{time.strftime('%H:%M:%S')} {line}")
 
     def story(self) -> str:
-        """All that can be told of it."""
+        """What happened, the logs, and the files, for whoever has to understand a failure."""
         parts = list(self._lines)
         for name in self.commands:
             if self.log(name).exists():
@@ -135,7 +135,7 @@ class Room:
         return ask(self.control, "POST", resource, body, 30.0)
 
     def written(self) -> None:
-        """The writer has lost its server, and tells what it was answered."""
+        """The writer has lost its server, and reports what it was answered."""
         writer, self.writer = self.writer, None
         if writer is not None:
             requests = writer.wait()
@@ -174,8 +174,8 @@ class Room:
     def check_verdicts(self, went_on: bool = False) -> bool:
         """Whether inspect tells the truth, all programs being still.
 
-        @param went_on: clients may have written to the source since the destination was told that
-            it has all of it: the destination cannot know that.
+        @param went_on: clients may have written to the source since the destination recorded that
+            its copy is whole, which the destination cannot know.
         @return: whether the source is retired.
         """
         retired = self.retired()

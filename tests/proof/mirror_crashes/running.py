@@ -128,7 +128,7 @@ def run(count: int | None, seed: str, only: tuple[str, ...] = (), jobs: int = 4)
     return results
 
 
-def told(results: list[Result]) -> str:
+def summary(results: list[Result]) -> str:
     """For people."""
     kinds = Counter(
         f"{result.case.play}, {result.case.what}"
