@@ -19,10 +19,10 @@ wherever they are by then. These must hold:
 
 Between a last look and the act that relies on it a program is blind. L{acts.BLIND} lists those
 points, all of them, and what may be wrong after something was done to a file there. What else may
-be lost is what the third party has itself destroyed: L{hand.Hand.destroyed_it}.
+be lost is what the third party has itself destroyed: L{third_party.ThirdParty.destroyed_it}.
 
-From the bottom up: C{acts}, what is done, and where a program is blind to it; C{hand}, who does it;
-C{findings}, what must hold; C{playing}; C{cases}; C{running}.
+From the bottom up: C{acts}, what is done, and where a program is blind to it; C{third_party}, who
+does it; C{findings}, what must hold; C{playing}; C{cases}; C{running}.
 
 C{python -m tests.proof.exchanged [--full] [FILTER ...]} plays it outside of pytest.
 """

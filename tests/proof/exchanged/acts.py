@@ -12,11 +12,8 @@ PLACES: Final = {"sender": "source", "receiver": "destination"}
 
 # What is done to names, to sizes, and to bytes.
 NAMES: Final = ("delete", "rename", "replace")
-
 CUTS: Final = ("cut", "halve")
-
 SIZES: Final = (*CUTS, "grow")
-
 ACTS: Final = {
     "source": (*NAMES, *SIZES, "write", "touch"),
     "destination": (*NAMES, *CUTS, "touch"),
@@ -63,9 +60,9 @@ _CHECK: Final = (
 WHENEVER: Final = frozenset({"sync_file_range disk"})
 """What a thread does beside the others: it may come between any two of them."""
 
-_PLACE: Final = ("fstat disk", "stat disk", "fstat disk")
+_LOOK: Final = ("fstat disk", "stat disk", "fstat disk")
 
-_TO_PUT_DOWN: Final = ("create", "pwrite", "fsync", "rename")
+_WRITING_A_RECORD: Final = ("create", "pwrite", "fsync", "rename")
 
 BLIND: Final = {
     "look -> unlink": Blind(
@@ -85,14 +82,14 @@ BLIND: Final = {
     "look -> INCOMPLETE unlink": Blind(
         "receiver",
         None,
-        (*_PLACE, "unlink INCOMPLETE"),
+        (*_LOOK, "unlink INCOMPLETE"),
         {NAMES: 1, CUTS: 2},
         frozenset({"zero", "verdict", "lost"}),
     ),
     "look -> last byte": Blind(
         "receiver",
         None,
-        (*_PLACE, "M in: WRITE payload", "pwrite disk"),
+        (*_LOOK, "M in: WRITE payload", "pwrite disk"),
         {CUTS: 2},
         frozenset({"zero", "verdict", "lost"}),
     ),
@@ -107,7 +104,7 @@ BLIND: Final = {
     "look -> MIGRATING copied": Blind(
         "sender",
         True,
-        (*_CHECK, *(f"{call} MIGRATING.tmp" for call in _TO_PUT_DOWN)),
+        (*_CHECK, *(f"{call} MIGRATING.tmp" for call in _WRITING_A_RECORD)),
         {("rename",): 4},
         frozenset({"deleted"}),
     ),
@@ -116,7 +113,7 @@ BLIND: Final = {
     "look -> copied": Blind(
         "receiver",
         None,
-        (*_PLACE, "fstat disk", *(f"{call} INCOMPLETE.tmp" for call in _TO_PUT_DOWN)),
+        (*_LOOK, "fstat disk", *(f"{call} INCOMPLETE.tmp" for call in _WRITING_A_RECORD)),
         {NAMES: 1, CUTS: 2},
         frozenset({"lost"}),
     ),

@@ -9,7 +9,7 @@ from blockmig.migration.records.accept import accept
 from blockmig.migration.records.files import Kind, Phase
 from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
 from tests.proof.exchanged.acts import BLIND, DESTROYS, NAMES
-from tests.proof.exchanged.hand import Hand, digest_of, foreign_digest, record_of
+from tests.proof.exchanged.third_party import ThirdParty, digest_of, foreign_digest, record_of
 from tests.proof.matrix.plays import SIDES
 from tests.proof.matrix.room import Room, right_digest
 from tests.proof.volatile import DIED
@@ -18,9 +18,9 @@ from tests.proof.volatile import DIED
 class Findings:
     """What is wrong, by its kind."""
 
-    def __init__(self, room: Room, hand: Hand) -> None:
+    def __init__(self, room: Room, party: ThirdParty) -> None:
         self.room = room
-        self.hand = hand
+        self.party = party
         self.wrong: dict[str, str] = {}
 
     def add(self, kind: str, what: str) -> None:
@@ -37,26 +37,26 @@ class Findings:
 
     def retired(self) -> bool:
         """Whether the source was, by its own sender."""
-        if self.hand.retired:
+        if self.party.retired:
             return True
-        if self.room.play.unlink and self.hand.took_the_name:
+        if self.room.play.unlink and self.party.took_the_name:
             return False
         return self.room.retired()
 
     def check_bytes(self) -> None:
         """Whether all that was there is there still."""
-        hand, copies = self.hand, set(self._copies().values())
-        if hand.needed not in copies:
+        party, copies = self.party, set(self._copies().values())
+        if party.needed not in copies:
             self.add("lost", "no file has all bytes of the disk")
-        if hand.case.act == "replace" and foreign_digest() not in copies:
-            self.add("foreign", f"the file that was put in the {hand.case.place}'s place is gone")
+        if party.case.act == "replace" and foreign_digest() not in copies:
+            self.add("foreign", f"the file that was put in the {party.case.place}'s place is gone")
 
     def check_verdicts(self, at_end: bool = True) -> None:
         """Whether inspect says canonical of what is.
 
         @param at_end: the programs have had their time to see what was done.
         """
-        room, hand = self.room, self.hand
+        room, party = self.room, self.party
         source, destination = examine(str(room.source)), examine(str(room.destination))
         pair = verdict_of_pair(source, destination)
         incomplete = destination.of(Kind.INCOMPLETE)
@@ -66,22 +66,22 @@ class Findings:
             ("pair", pair),
         ):
             room.note(f"verdict on the {name}: {verdict.line} | {verdict.why}")
-            if verdict.state == CopyState.NOT_CANONICAL and hand.took_the_name and at_end:
-                self._check_denial(name, hand.case.act, verdict.why)
+            if verdict.state == CopyState.NOT_CANONICAL and party.took_the_name and at_end:
+                self._check_denial(name, party.case.act, verdict.why)
             if verdict.state != CopyState.CANONICAL:
                 continue
             if verdict.canonical == str(room.destination):
                 # Who had no record there then can have none now.
-                knew = hand.recorded["destination"] or hand.case.place == "source"
+                knew = party.recorded["destination"] or party.case.place == "source"
                 if (
                     digest_of(room.destination) not in (right_digest(), *self._acceptable())
                     and knew
                 ):
                     self.add("verdict", f"the {name} is called {verdict.line!r}: {verdict.why}")
-            elif hand.case.act == "replace" and hand.case.place == "source":
+            elif party.case.act == "replace" and party.case.place == "source":
                 # Without a record there it is nobody's, once the copy is known to be canonical.
                 unfinished = incomplete is not None and incomplete.phase == Phase.COPIED
-                if hand.recorded["source"] and unfinished and not incomplete.retired:
+                if party.recorded["source"] and unfinished and not incomplete.retired:
                     self.add("verdict", f"another file has the source's name: {verdict.line!r}")
             elif self.retired():
                 self.add("verdict", f"the source is retired, and the {name} {verdict.line!r}")
@@ -94,12 +94,12 @@ class Findings:
         """
         if name == "source" and act == "rename" and self.room.play.unlink:
             self.add("deleted", f"the source was moved away, and it is said: {why}")
-        if name == "destination" and act in DESTROYS and self.hand.copied:
+        if name == "destination" and act in DESTROYS and self.party.copied:
             self.add("deleted", f"the source was deleted, and of its copy is said: {why}")
 
     def check_statuses(self) -> None:
         """Whether what has ended may say so of how it did."""
-        room, hand = self.room, self.hand
+        room, party = self.room, self.party
         sender, receiver = (
             child.status if child is not None else None
             for child in (room.running["sender"], room.running["receiver"])
@@ -108,15 +108,15 @@ class Findings:
         there = digest_of(room.destination)
         if receiver == 0 and there not in self._acceptable():
             self.add("zero", "the receiver ended with 0, and its disk's name leads to another")
-        if sender == 0 and not (self.retired() or hand.took_the_name):
+        if sender == 0 and not (self.retired() or party.took_the_name):
             self.add("status", "the sender ended with 0, and the source is not retired")
-        if sender in (1, 3, 4) and self.retired() and not hand.retired:
+        if sender in (1, 3, 4) and self.retired() and not party.retired:
             self.add("status", f"the sender ended with {sender}, and the source is retired")
         copied = record_of(room, "receiver", Kind.INCOMPLETE)
         if (
             receiver == 4
             and self.retired()
-            and there == hand.needed
+            and there == party.needed
             and copied is not None
             and copied.phase == Phase.COPIED
         ):
@@ -124,24 +124,28 @@ class Findings:
         for side, status in (("sender", sender), ("receiver", receiver)):
             if status not in (None, 0, 1, 3, 4, 5, -signal.SIGKILL, DIED):
                 self.add("status", f"the {side} ended with {status}")
-        ctime = hand.case.act == "touch" or not hand.did
-        if ctime and not hand.case.dies and (sender, receiver) != (0, 0):
+        ctime = party.case.act == "touch" or not party.did
+        if ctime and not party.case.dies and (sender, receiver) != (0, 0):
             self.add("touched", f"nothing was changed, but they ended with {sender}, {receiver}")
-        if receiver == 3 and hand.case.place == "destination" and hand.case.act in NAMES:
+        if receiver == 3 and party.case.place == "destination" and party.case.act in NAMES:
             self._check_rescue()
 
     def _acceptable(self) -> tuple[str, ...]:
         """What a complete destination may hold."""
-        hand = self.hand
+        party = self.party
         # By the time of another run the other file is the disk.
-        another = hand.case.act == "replace" and hand.case.place == "source"
-        return (hand.needed, *([foreign_digest()] if another and self.room.rerun else []))
+        another = party.case.act == "replace" and party.case.place == "source"
+        return (party.needed, *([foreign_digest()] if another and self.room.rerun else []))
 
     def _check_rescue(self) -> None:
         """What has another name now, and is the only copy, must be known as what it is."""
         room = self.room
         for path, found in self._copies().items():
-            if not self.retired() or found != self.hand.needed or path.parent == room.source.parent:
+            if (
+                not self.retired()
+                or found != self.party.needed
+                or path.parent == room.source.parent
+            ):
                 continue
             verdict = verdict_of(examine(str(path)))
             room.note(f"verdict on {path.name}: {verdict.line} | {verdict.why}")
@@ -163,12 +167,12 @@ class Findings:
 
     def known(self, kind: str) -> bool:
         """Whether nothing could have been done about it."""
-        case = self.hand.case
+        case = self.party.case
         saved = case.blind == "look -> copied" and case.act in NAMES
         if case.blind and kind in BLIND[case.blind].wrong and not saved:
             return True
         if kind == "deleted" and case.act == "rename":
-            return self.hand.may_delete and case.side == "sender" and case.dies is not None
+            return self.party.may_delete and case.side == "sender" and case.dies is not None
         if kind in ("zero", "verdict") and case.place == "destination":
-            return self.hand.complete  # it was, and is none of ours any more
-        return kind == "lost" and self.hand.destroyed_it()
+            return self.party.complete  # it was, and is none of ours any more
+        return kind == "lost" and self.party.destroyed_it()

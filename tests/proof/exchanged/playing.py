@@ -9,7 +9,7 @@ from typing import Final
 from blockmig.migration.records.files import Kind
 from tests.proof.exchanged.acts import Case, Result
 from tests.proof.exchanged.findings import Findings
-from tests.proof.exchanged.hand import Hand, record_of
+from tests.proof.exchanged.third_party import ThirdParty, record_of
 from tests.proof.matrix.checks import check_end
 from tests.proof.matrix.playing import set_up
 from tests.proof.matrix.plays import LONGEST, SIDES, Wrong
@@ -84,9 +84,9 @@ def _play(room: ExchangeRoom, case: Case, result: Result) -> None:
     both = [child for child in (held, other) if child is not None]
     for child in both:
         child.stop()
-    hand = Hand(room, case)
+    party = ThirdParty(room, case)
     room.note(f"held {case.point}, and somebody else did: {case.act} the {case.place}")
-    findings = Findings(room, hand)
+    findings = Findings(room, party)
     findings.check_verdicts(at_end=False)
     for child in both:
         child.go_on()
@@ -102,7 +102,7 @@ def _play(room: ExchangeRoom, case: Case, result: Result) -> None:
     if (case.again or case.dies) and result.ends != (0, 0) and not findings.wrong:
         _run_again(room)
         _check(findings, room)
-    if not hand.did and not case.dies and not findings.wrong:
+    if not party.did and not case.dies and not findings.wrong:
         check_end(room)
     for kind, what in findings.wrong.items():
         if findings.known(kind):

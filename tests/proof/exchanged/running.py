@@ -12,8 +12,8 @@ from typing import Final
 
 from tests.proof.exchanged.acts import Case, Result
 from tests.proof.exchanged.cases import cases_of, check_blind, plays, sample
-from tests.proof.exchanged.hand import foreign_digest
 from tests.proof.exchanged.playing import PATIENCE, ExchangeRoom, play_case
+from tests.proof.exchanged.third_party import foreign_digest
 from tests.proof.launcher import commands
 from tests.proof.matrix import running as matrix
 from tests.proof.matrix.cases import Recorded, record
@@ -64,8 +64,8 @@ class Report:
         ]
 
 
-def prepare_worker(hall: str) -> None:
-    matrix.prepare_worker(hall)
+def prepare_worker(parent: str) -> None:
+    matrix.prepare_worker(parent)
     commands.PATIENCE = PATIENCE
     foreign_digest()
 
@@ -91,7 +91,7 @@ def run(
     report = Report()
     context = multiprocessing.get_context("spawn")
     only = tuple(only)
-    with directory_for_rooms() as hall, context.Pool(jobs, prepare_worker, (hall,)) as pool:
+    with directory_for_rooms() as parent, context.Pool(jobs, prepare_worker, (parent,)) as pool:
         cases: list[Case] = []
         for play, points in pool.imap(_recorded, plays()):
             own = cases_of(play, points)

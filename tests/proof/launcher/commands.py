@@ -33,12 +33,9 @@ for _name in ("default", "endpoints", "epollreactor", "tcp", "threads", "udp", "
     # The children must not have to import it each time.
     importlib.import_module(f"twisted.internet.{_name}")
 
-
 _PAUSE = 0.05
-
 PATIENCE = 3.0
 """Seconds for which a sender looks for a receiver that has acknowledged everything."""
-
 _SMALL_WINDOW = 256 << 10
 
 

@@ -20,7 +20,7 @@ class _StagedNumber(int):
 
 
 class MirrorPoints(Points):
-    """Points of a server, whose names begin with what its mirror is at."""
+    """Points of a server, whose names begin with what its mirror is doing."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class MirrorPoints(Points):
             self._break()
 
     def watch(self, operation: Serve, reactor: Any) -> None:
-        """Know what the mirror of C{operation} is at, and how to break it off."""
+        """Follow what the mirror of C{operation} is doing, and how to break it off."""
 
         async def end() -> None:
             assert operation._mirrors is not None

@@ -14,12 +14,10 @@ LONGEST: Final = 60.0
 """Seconds after which something that has not come will not come, on a busy machine too."""
 
 PLAINLY: Final = "eager"
-
 OVERWRITE: Final = "eager-overwrite"
 """How a receiver is started again that is not needed any more."""
 
 SIDES: Final = ("sender", "receiver")
-
 WIRES: Final = ("tcp", "unix", "wrapped")
 
 
@@ -54,8 +52,8 @@ class Case:
     """One strike in one play.
 
     @ivar both: the other side is struck down too before the restart.
-    @ivar eager: a receiver is started again even where its own place says that it is complete: ""
-        if it is not, otherwise L{PLAINLY} or L{OVERWRITE}.
+    @ivar eager: a receiver is started again even where its own records say that it is complete:
+        "" if it is not, otherwise L{PLAINLY} or L{OVERWRITE}.
     @ivar late: it is started again only if the sender will not end without it.
     """
 

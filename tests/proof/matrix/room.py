@@ -53,23 +53,23 @@ def right_digest() -> str:
 def directory_for_rooms() -> Iterator[str]:
     """A directory for all rooms, in memory where that is possible: nothing here waits for disks."""
     base = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    hall = tempfile.mkdtemp(prefix="blockmig-matrix-", dir=base)
+    parent = tempfile.mkdtemp(prefix="blockmig-matrix-", dir=base)
     try:
-        yield hall
+        yield parent
     finally:
-        shutil.rmtree(hall, ignore_errors=True)
+        shutil.rmtree(parent, ignore_errors=True)
 
 
 class Room:
     """The two directories of one case, and the two programs that work there."""
 
-    hall: ClassVar[str | None] = None
+    parent: ClassVar[str | None] = None
     looks: ClassVar[bool] = False
     _numbers = itertools.count(1)
 
     def __init__(self, play: Play) -> None:
         self.play = play
-        self.top = Path(tempfile.mkdtemp(dir=self.hall))
+        self.top = Path(tempfile.mkdtemp(dir=self.parent))
         for name in ("source", "destination", "aside"):
             (self.top / name).mkdir()
         self.source = self.top / "source" / "disk"

@@ -18,9 +18,9 @@ from tests.proof.matrix.plays import Case, Play, Result
 from tests.proof.matrix.room import Room, directory_for_rooms, right_digest
 
 
-def prepare_worker(hall: str) -> None:
+def prepare_worker(parent: str) -> None:
     """In each worker: what is here is here for good, and its children's pages stay shared."""
-    Room.hall = hall
+    Room.parent = parent
     assert "twisted.internet.reactor" not in sys.modules
     right_digest()
     gc.collect()
@@ -94,7 +94,7 @@ def run(
     report = Report()
     context = multiprocessing.get_context("spawn")
     only = tuple(only)
-    with directory_for_rooms() as hall, context.Pool(jobs, prepare_worker, (hall,)) as pool:
+    with directory_for_rooms() as parent, context.Pool(jobs, prepare_worker, (parent,)) as pool:
         cases: list[Case] = []
         wanted = [text for text in only if "/" in text]
         chosen_plays = [play for play in plays(full) if all(text in str(play) for text in wanted)]

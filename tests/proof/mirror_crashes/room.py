@@ -23,10 +23,10 @@ from tests.support.mirroring import UNANSWERED, History, Writer, longest
 class Room:
     """The two places of one case, and who works there."""
 
-    hall: ClassVar[str | None] = None
+    parent: ClassVar[str | None] = None
 
     def __init__(self, play: str, unlink: bool) -> None:
-        self.top = Path(tempfile.mkdtemp(dir=self.hall))
+        self.top = Path(tempfile.mkdtemp(dir=self.parent))
         self.unlink = unlink
         for name in ("source", "destination", "aside"):
             (self.top / name).mkdir()

@@ -93,8 +93,8 @@ def sample(cases: list[Case], count: int, seed: str) -> list[Case]:
     return picked[:count]
 
 
-def prepare_worker(hall: str) -> None:
-    Room.hall = hall
+def prepare_worker(parent: str) -> None:
+    Room.parent = parent
     assert "twisted.internet.reactor" not in sys.modules
     gc.collect()
     gc.freeze()
@@ -103,18 +103,18 @@ def prepare_worker(hall: str) -> None:
 @contextlib.contextmanager
 def directory_for_rooms() -> Iterator[str]:
     base = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    hall = tempfile.mkdtemp(prefix="blockmig-mirrors-", dir=base)
+    parent = tempfile.mkdtemp(prefix="blockmig-mirrors-", dir=base)
     try:
-        yield hall
+        yield parent
     finally:
-        shutil.rmtree(hall, ignore_errors=True)
+        shutil.rmtree(parent, ignore_errors=True)
 
 
 def run(count: int | None, seed: str, only: tuple[str, ...] = (), jobs: int = 4) -> list[Result]:
     """Play them, or so many of them."""
     results = []
     context = multiprocessing.get_context("spawn")
-    with directory_for_rooms() as hall, context.Pool(jobs, prepare_worker, (hall,)) as pool:
+    with directory_for_rooms() as parent, context.Pool(jobs, prepare_worker, (parent,)) as pool:
         plays = [(play, unlink) for play in PLAYS for unlink in (True, False)]
         cases = [case for found in pool.starmap(cases_of, plays) for case in found]
         print(f"\n{len(cases)} cases")

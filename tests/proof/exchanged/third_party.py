@@ -73,7 +73,7 @@ def record_of(room: Room, side: str, kind: Kind) -> Record | None:
         raise Wrong(f"{room.records(side).name(kind)} is torn") from None
 
 
-class Hand:
+class ThirdParty:
     """What somebody else has done, and how things stood in that instant.
 
     @ivar did: there was something to do it to.
