@@ -261,7 +261,7 @@ def short_timeouts(stalls: bool) -> Iterator[None]:
             (finisher, "ANSWER_TIMEOUT", 0.4),
             (attempt, "_CLOSE_TIMEOUT", 0.4),
             (attempt, "_HANDSHAKE_TIMEOUT", 0.4),
-            (connections, "_LINGER", 0.4),
+            (connections, "_CLOSE_GRACE", 0.4),
         ]
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in values:
