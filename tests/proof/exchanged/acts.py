@@ -23,7 +23,7 @@ ACROSS: Final = {
     "source": (("delete", "cut"), ("replace", "write")),
     "destination": (("delete", "cut"), ("replace",), ("cut", "rename")),
 }
-"""At the points of the other side, those of its last phase, in turns."""
+"""What is done, in turns, at the points of the other side, from its last phase on."""
 
 DESTROYS: Final = frozenset({"delete", "replace", *CUTS})
 
@@ -58,7 +58,7 @@ _CHECK: Final = (
 )
 
 WHENEVER: Final = frozenset({"sync_file_range disk"})
-"""What a thread does beside the others: it may come between any two of them."""
+"""A thread makes these calls at its own pace: they may come between any two of the others."""
 
 _LOOK: Final = ("fstat disk", "stat disk", "fstat disk")
 
@@ -120,7 +120,7 @@ BLIND: Final = {
 }
 
 MENDED: Final = ("look -> copying anew", "look -> MIGRATING copied")
-"""What is wrong then is put right by whoever lives on."""
+"""What is wrong in these is corrected by the program that survives."""
 
 
 @dataclass(frozen=True)

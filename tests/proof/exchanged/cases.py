@@ -132,7 +132,7 @@ def check_blind(play: Play, cases: Iterable[Case]) -> list[str]:
 
 
 def plays() -> list[Play]:
-    """On the usual wire only: the files do not know of it."""
+    """On the usual wire only, since the wire makes no difference to the files."""
     names = ("fresh", "recopy", "finish")
     return [Play(name, unlink) for name in names for unlink in (True, False)]
 

@@ -36,7 +36,7 @@ class Findings:
         }
 
     def retired(self) -> bool:
-        """Whether the source was, by its own sender."""
+        """Whether the source was retired, by its own sender."""
         if self.party.retired:
             return True
         if self.room.play.unlink and self.party.took_the_name:
@@ -44,7 +44,7 @@ class Findings:
         return self.room.retired()
 
     def check_bytes(self) -> None:
-        """Whether all that was there is there still."""
+        """Whether all that was there is still there."""
         party, copies = self.party, set(self._copies().values())
         if party.needed not in copies:
             self.add("lost", "no file has all bytes of the disk")
@@ -52,7 +52,7 @@ class Findings:
             self.add("foreign", f"the file that was put in the {party.case.place}'s place is gone")
 
     def check_verdicts(self, at_end: bool = True) -> None:
-        """Whether inspect says canonical of what is.
+        """Whether inspect calls canonical only what is canonical.
 
         @param at_end: the programs have had their time to see what was done.
         """
@@ -87,7 +87,7 @@ class Findings:
                 self.add("verdict", f"the source is retired, and the {name} {verdict.line!r}")
 
     def _check_denial(self, name: str, act: str, why: str) -> None:
-        """Somebody else took the source's name, and of one of the two it is said that it is none.
+        """The source has lost its name, and one of the two is called not canonical.
 
         What was moved away must not be taken for what we have deleted; and where it was deleted,
         what may be the only copy must not be taken back.
@@ -98,7 +98,7 @@ class Findings:
             self.add("deleted", f"the source was deleted, and of its copy is said: {why}")
 
     def check_statuses(self) -> None:
-        """Whether what has ended may say so of how it did."""
+        """Whether the programs that have ended may have ended with these statuses."""
         room, party = self.room, self.party
         sender, receiver = (
             child.status if child is not None else None
@@ -131,14 +131,14 @@ class Findings:
             self._check_rescue()
 
     def _acceptable(self) -> tuple[str, ...]:
-        """What a complete destination may hold."""
+        """The digests that a complete destination may have."""
         party = self.party
         # By the time of another run the other file is the disk.
         another = party.case.act == "replace" and party.case.place == "source"
         return (party.needed, *([foreign_digest()] if another and self.room.rerun else []))
 
     def _check_rescue(self) -> None:
-        """What has another name now, and is the only copy, must be known as what it is."""
+        """A copy that was saved under another name, and is the only one, must be recognised."""
         room = self.room
         for path, found in self._copies().items():
             if (
@@ -157,7 +157,7 @@ class Findings:
                     self.add("rescue", f"what was saved as {path.name} cannot be accepted")
 
     def check_logs(self) -> None:
-        """Nothing is a bug."""
+        """No log may show a bug."""
         for side in SIDES:
             log = self.room.log(side)
             text = log.read_text(errors="replace") if log.exists() else ""
@@ -166,7 +166,7 @@ class Findings:
                     self.add("log", f"{sign!r} is in the {side}'s log")
 
     def known(self, kind: str) -> bool:
-        """Whether nothing could have been done about it."""
+        """Whether no program could have prevented this."""
         case = self.party.case
         saved = case.blind == "look -> copied" and case.act in NAMES
         if case.blind and kind in BLIND[case.blind].wrong and not saved:

@@ -20,7 +20,7 @@ PATIENCE: Final = 1.0
 """Seconds for which a sender looks for a receiver that has acknowledged everything."""
 
 GRACE: Final = 0.4
-"""Seconds after which one is stopped that goes on alone, and for nothing."""
+"""Seconds after which a program is stopped that goes on alone with nothing to do."""
 
 
 class ExchangeRoom(Room):
@@ -31,7 +31,7 @@ class ExchangeRoom(Room):
 
 
 def _come_to_an_end(room: Room) -> None:
-    """Wait for both; whoever goes on for nothing is stopped, as its operator would."""
+    """Wait for both; one that goes on with nothing to do is stopped, as its operator would."""
     if not room.wait(lambda: not all(child.alive for child in room.children())):
         raise Wrong(f"neither has ended within {LONGEST:g} s")
     for side, child in room.running.items():
@@ -55,7 +55,7 @@ def _come_to_an_end(room: Room) -> None:
 
 
 def _run_again(room: ExchangeRoom) -> None:
-    """As operators would what has not ended with 0; whatever is refused then is refused."""
+    """Start again, as operators would, what has not ended with 0; it may be refused."""
     room.rerun = True
     for side in ("receiver", "sender"):
         child = room.running[side]
@@ -119,7 +119,6 @@ def _check(findings: Findings, room: Room) -> None:
 
 
 def play_case(case: Case) -> Result:
-    """Play one case."""
     began = time.monotonic()
     result = Result(case)
     room = ExchangeRoom(case.play)

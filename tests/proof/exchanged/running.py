@@ -37,11 +37,9 @@ class Report:
 
     @property
     def wrong(self) -> list[Result]:
-        """The cases that went wrong."""
         return [result for result in self.results if result.wrong]
 
     def lines(self) -> list[str]:
-        """For people."""
         acts = Counter(f"{result.case.act} the {result.case.place}" for result in self.results)
         ends = Counter(result.ends for result in self.results)
         known = Counter(

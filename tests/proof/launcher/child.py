@@ -120,7 +120,7 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended, as far as was looked."""
+        """Whether it has not ended, as far as is known."""
         return self.status is None
 
     @property
@@ -165,7 +165,7 @@ class Child:
             self._ended(os.waitpid(self.pid, 0)[1])
 
     def fail(self, kind: str) -> None:
-        """Have it die a death of this kind, wherever it is."""
+        """Have it crash in this way, wherever it is."""
         if self.alive:
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._down, kind.encode())
@@ -173,7 +173,7 @@ class Child:
 
 
 def wait(children: list[Child], until: Callable[[], bool], seconds: float) -> bool:
-    """Look after children until something is so.
+    """Attend to children until a condition holds.
 
     @return: whether it was, in time.
     """

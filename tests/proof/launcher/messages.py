@@ -14,7 +14,7 @@ Steps = Generator[tuple[int, str | None], bytes, None]
 
 
 class Dialogue:
-    """What is said on one connection, in both directions.
+    """The messages on one connection, in both directions.
 
     @ivar export: C{M} for the main export, C{H} for the side export, C{?} before it is known.
     """
@@ -84,7 +84,7 @@ class _Stream:
             yield piece, self._passed(len(piece))
 
     def moved(self, count: int) -> str | None:
-        """Bytes have gone past us."""
+        """Bytes were transferred that we have not seen."""
         return self._passed(count)
 
     def _passed(self, count: int) -> str | None:

@@ -22,7 +22,7 @@ class _Foreign:
 
 
 class WatchedConnection:
-    """Has the points of one connection be points.
+    """Makes each message of one connection a point.
 
     @param is_server: this end is the server's.
     """
@@ -103,7 +103,7 @@ class WatchedConnection:
                     _send_all(handle, piece, flags)
 
     def went_past(self, count: int) -> None:
-        """So many bytes were given to the kernel by another way than the transport."""
+        """So many bytes were given to the kernel without the transport."""
         name = self._outgoing.moved(count)
         if name is not None:
             with self._points.around(f"{self._dialogue.export} out: {name}"):
@@ -111,7 +111,7 @@ class WatchedConnection:
 
 
 def _send_all(handle: Any, data: bytes, flags: int) -> None:
-    """Half a message would be none of our points."""
+    """Send all of it: half a message would not be a point."""
     handle.settimeout(10)
     try:
         handle.sendall(data, flags)

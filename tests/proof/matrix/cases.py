@@ -22,7 +22,7 @@ Recorded = list[tuple[Point, tuple[bool, bool]]]
 
 
 def record(play: Play, make_room: Callable[[Play], Room] = Room) -> dict[str, Recorded]:
-    """The points of a play, side by side."""
+    """The points of a play, for each side."""
     room = make_room(play)
     places = room.top / "points"
     places.mkdir()
@@ -69,7 +69,7 @@ def chosen(play: Play, recorded: Recorded) -> Recorded:
 
 
 def strikes(point: Point, dirty: tuple[bool, bool], both: bool) -> Iterator[Strike]:
-    """All that can happen at a point, without what would be the same.
+    """All strikes that make a difference at a point.
 
     What only the other side can lose there it loses at its own points too.
     """

@@ -11,7 +11,7 @@ from tests.support.disks import digest
 
 
 def check_verdicts(room: Room) -> tuple[str, str, str]:
-    """Whether inspect tells the truth about what stands there now."""
+    """Check that the verdicts on what is there now are true."""
     retired, whole = room.retired(), room.whole()
     if not room.source.exists() and not whole:
         raise Wrong("no copy has all the bytes")
@@ -56,7 +56,7 @@ def check_verdicts(room: Room) -> tuple[str, str, str]:
 
 
 def check_status(room: Room, side: str, status: int) -> None:
-    """Whether a program may say so of how it ended."""
+    """Check that a program may have ended with this status."""
     if status == 0:
         if not room.retired() or not room.whole():
             raise Wrong(f"the {side} ended with 0, and the migration is not complete")
@@ -69,7 +69,7 @@ def check_status(room: Room, side: str, status: int) -> None:
 
 
 def check_end(room: Room) -> None:
-    """Whether the migration is complete, and nothing else is there."""
+    """Check that the migration is complete, and that nothing else is there."""
     if not room.whole():
         raise Wrong("the destination has not got every byte")
     if not room.retired():
@@ -89,7 +89,7 @@ def check_end(room: Room) -> None:
 
 
 def check_refusal(room: Room) -> None:
-    """Whether a receiver that is not needed says so, and leaves everything as it is."""
+    """Check that a receiver that is not needed refuses, and leaves everything as it is."""
     before = room.destination.stat()
     child = room.start("receiver")
     if not room.wait(lambda: not child.alive) or child.status != 1:
@@ -104,7 +104,7 @@ def check_refusal(room: Room) -> None:
 
 
 def check_copy(room: Room) -> tuple[str, str, str]:
-    """Whether inspect tells the truth of a copy whose source nobody here knows."""
+    """Check that the verdict on a copy is true, its source being unknown here."""
     verdict = verdict_of(examine(str(room.destination)))
     room.note(f"verdict on the destination: {verdict.line} | {verdict.why}")
     there = room.destination.exists()

@@ -126,7 +126,6 @@ def _play_stranger(room: Room, case: Case, result: Result) -> None:
 
 
 def play_case(case: Case) -> Result:
-    """Play one case."""
     began = time.monotonic()
     result = Result(case)
     room = Room(case.play)

@@ -84,4 +84,4 @@ class Result:
 
 
 class Wrong(Exception):
-    """Something is not as it must be."""
+    """A check has failed."""

@@ -147,7 +147,7 @@ class Room:
     def start_both(
         self, strikes: dict[str, Strike] | None = None, record: Path | None = None
     ) -> None:
-        """The receiver first, and the sender once there is somebody to listen."""
+        """The receiver first, and the sender once the receiver listens."""
         strikes = strikes or {}
         for side in ("receiver", "sender"):
             place = record / side if record is not None else None
@@ -156,7 +156,7 @@ class Room:
                 return
 
     def listening(self, child: Child) -> bool:
-        """Whether a receiver came so far as to listen."""
+        """Whether a receiver has come to listen."""
         self.wait(lambda: not child.alive or bool(child.reported))
         return child.alive and "listening" in child.reported
 
@@ -173,7 +173,7 @@ class Room:
         return Records(str(self.source if side == "sender" else self.destination))
 
     def retired(self) -> bool:
-        """Whether the source is, by the bare facts."""
+        """Whether the source is retired, by the files alone."""
         if self.play.unlink:
             return not self.source.exists()
         try:
@@ -186,7 +186,7 @@ class Room:
         return self.destination.exists() and digest(self.destination) == right_digest()
 
     def nothing_left(self, side: str) -> bool:
-        """Whether a side's own place says that its migration is complete."""
+        """Whether a side's own files show that its migration is complete."""
         if side == "receiver":
             found = examine(str(self.destination))
             return not found.records and verdict_of(found).state == CopyState.CANONICAL

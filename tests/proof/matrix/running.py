@@ -19,7 +19,7 @@ from tests.proof.matrix.room import Room, directory_for_rooms, right_digest
 
 
 def prepare_worker(parent: str) -> None:
-    """In each worker: what is here is here for good, and its children's pages stay shared."""
+    """In each worker: freeze what exists, so that its children go on sharing its memory."""
     Room.parent = parent
     assert "twisted.internet.reactor" not in sys.modules
     right_digest()
@@ -37,11 +37,9 @@ class Report:
 
     @property
     def wrong(self) -> list[Result]:
-        """The cases that went wrong."""
         return [result for result in self.results if result.wrong]
 
     def lines(self) -> list[str]:
-        """For people."""
         kinds = Counter(
             f"{'both' if result.case.both else 'one'} restarted, "
             + ("hang" if result.case.strike.hang else f"die/{result.case.strike.kind}")

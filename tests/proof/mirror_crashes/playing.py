@@ -19,7 +19,7 @@ from tests.support.mirroring import Lost
 
 
 def begin(room: Room, case: Case | None, record: Path | None = None) -> None:
-    """Both are there, a client writes, and the mirror begins."""
+    """Start both, have a client write, and begin the mirror."""
     strikes: dict[str, Strike | None] = {"receiver": None, "server": None}
     if case is not None and case.what == "kill receiver":
         strikes["receiver"] = Strike(case.point)
@@ -34,7 +34,7 @@ def begin(room: Room, case: Case | None, record: Path | None = None) -> None:
 
 
 def completes(room: Room) -> None:
-    """By itself, to its good end."""
+    """It completes by itself, and ends well."""
     expect(room.ended("server") == 0, "the server did not end with 0")
     if "receiver" in room.running:
         expect(room.ended("receiver") == 0, "the receiver did not end with 0")
@@ -137,7 +137,6 @@ def _play(room: Room, case: Case, result: Result) -> None:
 
 
 def play_case(case: Case) -> Result:
-    """Play one case."""
     began = time.monotonic()
     result = Result(case)
     room = Room(case.play, case.unlink)

@@ -52,10 +52,10 @@ class Result:
 
 
 class Wrong(Exception):
-    """Something is not as it must be."""
+    """A check has failed."""
 
 
 def expect(holds: object, what: str) -> None:
-    """It is wrong otherwise."""
+    """Raise L{Wrong} unless it is so."""
     if not holds:
         raise Wrong(what)

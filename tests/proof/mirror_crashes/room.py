@@ -1,4 +1,4 @@
-"""The two places of one case, who works there, and what must be so there."""
+"""The two directories of a case, the programs that work there, and what must hold there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.mirroring import UNANSWERED, History, Writer, longest
 
 
 class Room:
-    """The two places of one case, and who works there."""
+    """The two directories of a case, and the programs that work there."""
 
     parent: ClassVar[str | None] = None
 
@@ -88,7 +88,7 @@ class Room:
         return child
 
     def wait(self, condition: Callable[[], bool], seconds: float = LONGEST) -> bool:
-        """Look after all of them until something is so; a condition may change without them."""
+        """Attend to all of them until a condition holds, which may change without them."""
         end = time.monotonic() + seconds
         children = list(self.running.values())
         while not wait(children, condition, 0.02):
@@ -117,7 +117,7 @@ class Room:
         )
 
     def mirror(self) -> None:
-        """Ask for one, and do not wait for the answer."""
+        """Ask for a mirror, and do not wait for the answer."""
 
         def asking() -> None:
             try:
@@ -146,7 +146,7 @@ class Room:
             expect(late < 10, f"a client waited for {late:.1f} s")
 
     def goes_on(self) -> None:
-        """The writer is served."""
+        """Expect that the writer is served."""
         assert self.writer is not None
         self.writer.go_on(5)
 
@@ -159,20 +159,20 @@ class Room:
     # What is so.
 
     def retired(self) -> bool:
-        """Whether the source is, by the bare facts."""
+        """Whether the source is retired, by the files alone."""
         if self.unlink:
             return not self.source.exists()
         return Records(str(self.source)).read(Kind.MIGRATED) is not None
 
     def left_to_finish(self) -> bool:
-        """Whether anything is, of a migration whose source is retired, as far as that knows."""
+        """Whether, as far as the source's directory shows, the retired migration is unfinished."""
         records = Records(str(self.source))
         migrated = records.read(Kind.MIGRATED)
         confirmed = migrated is not None and migrated.confirmed
         return os.path.lexists(records.name(Kind.MIGRATING)) or not (self.unlink or confirmed)
 
     def check_verdicts(self, went_on: bool = False) -> bool:
-        """Whether inspect tells the truth, all programs being still.
+        """Check that the verdicts are true, all programs being held still.
 
         @param went_on: clients may have written to the source since the destination recorded that
             its copy is whole, which the destination cannot know.
@@ -213,7 +213,7 @@ class Room:
         return retired
 
     def look(self) -> bool:
-        """Hold all still, and look at verdicts; whether the source is retired."""
+        """Hold all still, and check the verdicts; whether the source is retired."""
         for child in self.running.values():
             child.stop()
         try:
@@ -223,7 +223,7 @@ class Room:
                 child.go_on()
 
     def check_end(self) -> None:
-        """Whether it is complete, and nothing else is there."""
+        """Check that it is complete, and that nothing else is there."""
         self.history.check(self.destination)
         expect(self.check_verdicts(), "the source is not retired")
         found = {place: sorted(os.listdir(self.top / place)) for place in ("source", "destination")}

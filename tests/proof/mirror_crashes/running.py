@@ -45,7 +45,7 @@ def record(play: str, unlink: bool) -> dict[str, list[Point]]:
 
 
 def chosen(points: list[Point], beginnings: tuple[str, ...]) -> list[Point]:
-    """Those whose names begin so; of many alike the first and the middle one."""
+    """The points whose names begin so; of many alike the first and the middle one."""
     counts = Counter(point.name for point in points if not point.after)
     return [
         point
@@ -57,7 +57,6 @@ def chosen(points: list[Point], beginnings: tuple[str, ...]) -> list[Point]:
 
 
 def cases_of(play: str, unlink: bool) -> list[Case]:
-    """All of a play."""
     points = record(play, unlink)
     if play == "passes":
         server = chosen(points["server"], ("pass 1: ", "pass 2: ", "pass 3: "))
@@ -111,7 +110,7 @@ def directory_for_rooms() -> Iterator[str]:
 
 
 def run(count: int | None, seed: str, only: tuple[str, ...] = (), jobs: int = 4) -> list[Result]:
-    """Play them, or so many of them."""
+    """Play all cases, or so many of them."""
     results = []
     context = multiprocessing.get_context("spawn")
     with directory_for_rooms() as parent, context.Pool(jobs, prepare_worker, (parent,)) as pool:
@@ -129,7 +128,6 @@ def run(count: int | None, seed: str, only: tuple[str, ...] = (), jobs: int = 4)
 
 
 def summary(results: list[Result]) -> str:
-    """For people."""
     kinds = Counter(
         f"{result.case.play}, {result.case.what}"
         + (": missed" if result.missed else ", retired" if result.retired else ", not retired")

@@ -14,7 +14,7 @@ from tests.proof.model.truth import retired_now
 
 
 class Breaks(ThirdParty):
-    """The moves of everything that breaks."""
+    """The moves of strangers, and of whatever breaks."""
 
     def foreign(self, state: State, message: tuple, who: str = "F") -> Move:
         label = f"{'foreign sender' if who == 'F' else 'stray'}: {' '.join(map(str, message[:2]))}"
@@ -76,7 +76,7 @@ class Breaks(ThirdParty):
         yield Move(NEVER, "sender is stopped", NOBODY, stopped)
 
     def receiver_is_stopped(self, state: State) -> Iterator[Move]:
-        """It looks at its file if that may be the only copy; if nothing is wrong, it is a crash."""
+        """It looks at its file if that may be the only copy; with nothing wrong it is a crash."""
         target, receiver = state.target, state.receiver
         if receiver.doing != "idle" or phase_of(target.incomplete[0]) < COPIED:
             return

@@ -1,4 +1,7 @@
-"""What a process does to its own directory, and what a power loss leaves of it."""
+"""What a process does to its own directory, and what a power loss leaves of it.
+
+Also the base of the transitions' classes: the protocol, its rules, and the faults that may strike.
+"""
 
 from __future__ import annotations
 

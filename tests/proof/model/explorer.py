@@ -1,4 +1,8 @@
-"""Visits every state that can be reached, and says what breaks first."""
+"""The explorer: visits every state that can be reached, and says what breaks first.
+
+Owns safety, which is checked in each state and each act as it is found, and liveness: from each
+state a calm run, in which nothing more goes wrong, must come to a good end.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from tests.proof.model.truth import retired_now
 
 @dataclass
 class Result:
-    """What exploring one protocol came to."""
+    """What was found by exploring one protocol."""
 
     protocol: Protocol
     faults: int

@@ -1,4 +1,4 @@
-"""The kinds of faults, and the sets of them that explorations have."""
+"""The kinds of faults, and the sets of them with which the model is explored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All moves of the model, and what it comes to when nothing more goes wrong."""
+"""All transitions of the model, and how its runs end when nothing more goes wrong."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ class Machine(Breaks):
         return state
 
     def good_end(self, state: State) -> str:
-        """How well both ended: `` if not at all."""
+        """How both ended well, in a word; `` if they did not."""
         sender, receiver, target = state.sender, state.receiver, state.target
         removed = state.source.migrating[1] == 1 << NONE
         finished = state.done == 1 and target.incomplete[0] == NONE

@@ -1,4 +1,4 @@
-"""One transition of the model."""
+"""What a transition of the model is, as L{machine} makes it and L{explorer} follows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How the receiver handles a message, a file-system call at a time."""
+"""How the receiver handles a message, a file-system call at a time.
+
+What changes only its memory, and what it sends, happens together with the call before it.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class ReceiverSteps(DiskSteps):
         return state if steps is None else self.rest(state)
 
     def rest(self, state: State) -> State:
-        """The handler is through: wait for the next message; connections nobody needs go."""
+        """The handler is done: wait for the next message; connections that nobody needs go."""
         who = state.receiver.who
         if state.receiver.doing == "look":
             return self.looked_up(state)
@@ -92,7 +95,7 @@ class ReceiverSteps(DiskSteps):
         return state._replace(receiver=Receiver("idle"), target=target)
 
     def start_receiver(self, state: State) -> State:
-        """With the file that has the name now, whichever it is, unless it is refused."""
+        """Start with the file that has the name now, whichever it is, unless it is refused."""
         if self.refused(state):
             return state._replace(receiver=Receiver("exit", status=1))
         target = state.target
@@ -331,7 +334,7 @@ class ReceiverSteps(DiskSteps):
         )
 
     def let_go(self, state: State, killed: bool) -> Target:
-        """Nobody has the file open any more: without a name it is no more."""
+        """Nobody has the file open any more: without a name it is gone."""
         target = state.target
         if target.name == OURS_THERE or target.file[0] == ABSENT:
             return target
@@ -344,5 +347,5 @@ class ReceiverSteps(DiskSteps):
 
     @property
     def destroyed(self) -> int:
-        """What it is when somebody else destroys a whole copy (assumption 6)."""
+        """What counts as the harm when somebody else destroys a whole copy (assumption 6)."""
         return CUT_EARLY if "destroyed copy" in self.kinds else DESTROYED

@@ -154,7 +154,7 @@ class SenderSteps(ReceiverSteps):
         return next(ident for ident in OURS if ident not in used)
 
     def fresh_cookie(self, state: State) -> int:
-        """A number that nothing else remembers; a UUID's part, in the program."""
+        """A number that nothing else remembers; in the product, part of a UUID."""
         used = {*state.receiver.claim[1:], state.receiver.finish}
         for wire in (state.old_main, state.old_side):
             if wire is not None:
@@ -311,7 +311,7 @@ class SenderSteps(ReceiverSteps):
         return self.go_to(state._replace(sender=state.sender._replace(cookie=cookie)), "back")
 
     def give_up(self, state: State) -> State:
-        """It may say so on: the id is kept."""
+        """It may go on saying so: the id is kept."""
         return self.go_to(self.orphan(state), "stop-keep")
 
     def leave_it(self, state: State, sure: bool = True) -> State:

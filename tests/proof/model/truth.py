@@ -1,4 +1,4 @@
-"""What is so, whatever any process believes, and what `inspect` would say of it."""
+"""What is true, whatever any process believes, and what `inspect` says of it."""
 
 from __future__ import annotations
 
