@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WHERE: Final = {
+_MODULES: Final = {
     "BlockDisk": "storage",
     "Converge": "migration.mirror.pre_copy",
     "Destination": "client",
@@ -91,9 +91,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name (PEP 562): who asks for the version is not made to wait for a reactor."""
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
     globals()[name] = value
     return value
 

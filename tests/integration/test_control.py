@@ -270,7 +270,7 @@ def test_patience_for_answers(
     start: Callable[..., Running], room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer may take longer than any connection, or as long as the server lives."""
-    monkeypatch.setattr(client, "_PATIENCE", 0.3)
+    monkeypatch.setattr(client, "_CONNECT_TIMEOUT", 0.3)
     path = str(room / "control")
     running = start(Path(path))
     assert ask(path, "POST", "/slow", 0.8, timeout=20) == "slow"
@@ -287,7 +287,7 @@ def test_patience_for_answers(
 def test_connection_is_not_waited_for_as_long_as_answers(
     room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_PATIENCE", 0.3)
+    monkeypatch.setattr(client, "_CONNECT_TIMEOUT", 0.3)
     path = str(room / "control")
     with listening(Path(path), backlog=0), socket.socket(socket.AF_UNIX) as other:
         other.connect(path)

@@ -386,7 +386,7 @@ def test_no_reactor_where_nothing_is_waited_for(processes: Processes, server: Se
         "import atexit, sys\n"
         "from blockmig.cli.main import main\n"
         "unwanted = {'twisted.internet.reactor', 'twisted.web', 'blockmig.cli.operations',\n"
-        "  'blockmig.cli.waiting', 'blockmig.cli.serving'}\n"
+        "  'blockmig.cli.mirror_operation', 'blockmig.cli.serve_operation'}\n"
         "atexit.register(lambda: print(*(unwanted & set(sys.modules))))\n"
         "main(sys.argv[1:])\n"
     )

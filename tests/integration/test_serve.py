@@ -201,9 +201,9 @@ import errno, os, sys, time
 from dataclasses import replace
 from twisted.internet import reactor
 from blockmig.cli.commands import parse
-from blockmig.cli.logs import begin_logging, write_to
+from blockmig.cli.logs import begin_logging, line_writer
 from blockmig.cli.operations import report, run_operation
-from blockmig.cli.serving import Serve
+from blockmig.cli.serve_operation import ServeOperation
 from blockmig.runtime import Runtime
 from blockmig.syscalls import SystemCalls
 
@@ -215,8 +215,8 @@ class Peculiar(SystemCalls):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 _, options = parse(sys.argv[2:])
-begin_logging(options, write_to(2))
-operation = Serve(options, replace(Runtime.of(reactor), system=Peculiar()))
+begin_logging(options, line_writer(2))
+operation = ServeOperation(options, replace(Runtime.of(reactor), system=Peculiar()))
 raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 """
 

@@ -42,9 +42,9 @@ import os, sys
 from dataclasses import replace
 from twisted.internet import reactor
 from blockmig.cli.commands import parse
-from blockmig.cli.logs import begin_logging, write_to
+from blockmig.cli.logs import begin_logging, line_writer
 from blockmig.cli.operations import report, run_operation
-from blockmig.cli.serving import Serve
+from blockmig.cli.serve_operation import ServeOperation
 from blockmig.runtime import Runtime
 from blockmig.syscalls import SystemCalls
 
@@ -58,8 +58,8 @@ class Corrupting(SystemCalls):
         return os.pwrite(descriptor, data, offset)
 
 _, options = parse(sys.argv[1:])
-begin_logging(options, write_to(2))
-operation = Serve(options, replace(Runtime.of(reactor), system=Corrupting()))
+begin_logging(options, line_writer(2))
+operation = ServeOperation(options, replace(Runtime.of(reactor), system=Corrupting()))
 raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 """
 

@@ -47,17 +47,17 @@ def main() -> None:
     from blockmig.cli.commands import parse
     from blockmig.cli.operations import report, run_operation
     from blockmig.cli.progress import NoDisplay
-    from blockmig.cli.receiving import Receive
-    from blockmig.cli.sending import Send
+    from blockmig.cli.receive_operation import ReceiveOperation
+    from blockmig.cli.send_operation import SendOperation
     from blockmig.runtime import Runtime
 
     command, options = parse(arguments)
     system = DyingCalls(call, suffix, int(number), when)
     runtime = replace(Runtime.of(reactor), system=system)
     if command.name == "send":
-        operation = Send(options, runtime, NoDisplay())
+        operation = SendOperation(options, runtime, NoDisplay())
     else:
-        operation = Receive(options, runtime)
+        operation = ReceiveOperation(options, runtime)
     raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 
 

@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 class PublicNamesTests(SynchronousTestCase):
     def test_these_and_no_others(self):
         self.assertEqual(NAMES.split(), blockmig.__all__)
-        self.assertEqual(set(blockmig.__all__), set(blockmig._WHERE))
+        self.assertEqual(set(blockmig.__all__), set(blockmig._MODULES))
 
     def test_each_is_what_it_is_called(self):
         for name in blockmig.__all__:

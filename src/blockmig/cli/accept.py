@@ -49,7 +49,7 @@ def run(options: Options) -> int:
     from ..migration.records.accept import accept  # noqa: PLC0415
 
     try:
-        accepted = accept(options["disk"], _who(), options["state-dir"])
+        accepted = accept(options["disk"], _user(), options["state-dir"])
     except MigrationError as error:
         print(f"blockmig: {error}", file=sys.stderr)
         return error.status
@@ -60,11 +60,11 @@ def run(options: Options) -> int:
     return ExitStatus.DONE
 
 
-def _who() -> str:
+def _user() -> str:
     """The human, as far as the system knows."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
         name = f"user {os.getuid()}"
-    behind = os.environ.get("SUDO_USER")
-    return f"{behind} (as {name})" if behind and behind != name else name
+    sudo_user = os.environ.get("SUDO_USER")
+    return f"{sudo_user} (as {name})" if sudo_user and sudo_user != name else name

@@ -11,7 +11,7 @@ from . import common, usage
 from .usage import Parameter
 from .values import printable
 
-_PATIENCE: Final = 60.0
+_TIMEOUT: Final = 60.0
 """Seconds for the answer, which comes when clients are as before."""
 
 
@@ -25,11 +25,11 @@ class Options(usage.Options):
         "Exit statuses: 0 done, 1 bad usage or refused (nothing is being mirrored, or it is too "
         "late)."
     )
-    optParameters: ClassVar[tuple[Parameter, ...]] = (common.SERVER,)
+    optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 
     def postOptions(self) -> None:
         """A socket is needed."""
-        common.check_server(self)
+        common.check_control(self)
 
 
 def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
@@ -40,7 +40,7 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     from .. import control  # noqa: PLC0415
 
     try:
-        (ask or control.ask)(options["control"], "POST", "/break", {}, _PATIENCE)
+        (ask or control.ask)(options["control"], "POST", "/break", {}, _TIMEOUT)
     except control.ControlError as error:
         print(f"blockmig: {printable(error)}", file=sys.stderr)
         return ExitStatus.REFUSED

@@ -12,7 +12,7 @@ from getopt import GetoptError, getopt
 from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from .usage import ALWAYS, Options, UsageError, display, usage_text
+from .usage import STANDARD_OPTIONS, Options, UsageError, display, usage_text
 
 
 class CommandModule(Protocol):
@@ -63,10 +63,10 @@ def parse(given: Sequence[str]) -> tuple[Command, Options]:
     @raise SystemExit: it asked for something to be displayed.
     """
     try:
-        found, rest = getopt(given, "", [flag.label for flag in ALWAYS])
+        given_options, rest = getopt(given, "", [flag.getopt_name for flag in STANDARD_OPTIONS])
     except GetoptError as error:
         raise UsageError(str(error)) from None
-    for name, _ in found:
+    for name, _ in given_options:
         display(name, _help)
     if not rest:
         *names, last = (command.name for command in COMMANDS)
@@ -82,4 +82,4 @@ def parse(given: Sequence[str]) -> tuple[Command, Options]:
 def _help() -> str:
     purposes = [(command.name, command.help) for command in COMMANDS]
     longdesc = "Move the disks of running machines between hosts over NBD."
-    return "Usage: blockmig COMMAND [options]\n" + usage_text(ALWAYS, longdesc, purposes)
+    return "Usage: blockmig COMMAND [options]\n" + usage_text(STANDARD_OPTIONS, longdesc, purposes)

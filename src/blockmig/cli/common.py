@@ -36,7 +36,7 @@ CONTROL: Final = Parameter(
     "The path of the UNIX socket by which `blockmig status` asks how things stand, and "
     "`blockmig mirror` has a server's disk mirrored.",
 )
-SERVER: Final = Parameter(
+CONTROL_SOCKET: Final = Parameter(
     "control", "The control socket: the path that the server was given as --control."
 )
 
@@ -66,7 +66,7 @@ def check_verbosity(options: Options) -> None:
         raise UsageError("-v and -q contradict each other")
 
 
-def check_server(options: Options) -> None:
+def check_control(options: Options) -> None:
     """Whether it was said which server is to be asked.
 
     @raise UsageError: it was not.

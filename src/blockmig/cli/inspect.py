@@ -47,33 +47,33 @@ def run(options: Options) -> int:
     from ..storage import DiskRefused  # noqa: PLC0415
 
     try:
-        found, steady = look_steadily(options["disks"], options["state-dir"])
+        states, steady = look_steadily(options["disks"], options["state-dir"])
     except DiskRefused as error:
         print(f"blockmig: {error}", file=sys.stderr)
         return ExitStatus.FAILED
     if not steady:
         verdict = changing(options["disks"])
     else:
-        verdict = verdict_of(found[0]) if len(found) == 1 else verdict_of_pair(*found)
+        verdict = verdict_of(states[0]) if len(states) == 1 else verdict_of_pair(*states)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a name of a file need not be text
         reconfigure(errors="backslashreplace")
     if options["json"]:
-        print(json.dumps(_as_json(verdict, found)))
+        print(json.dumps(_as_json(verdict, states)))
     else:
         lines = [verdict.line, f"why: {verdict.why}", f"do: {verdict.advice}"]
         lines = [line.replace("\n", "?") for line in lines]
         lines += [
-            f"now: {place.path} is open in another program: it may be on the move, wait for that"
-            for place in found
-            if place.in_use
+            f"now: {state.path} is open in another program: it may be on the move, wait for that"
+            for state in states
+            if state.in_use
         ]
         print("\n".join(lines))
     certain = verdict.state in (CopyState.CANONICAL, CopyState.NOT_CANONICAL)
     return ExitStatus.DONE if certain else ExitStatus.UNCONFIRMED
 
 
-def _as_json(verdict: Verdict, found: list[DiskState]) -> dict[str, object]:
+def _as_json(verdict: Verdict, states: list[DiskState]) -> dict[str, object]:
     return {
         "verdict": verdict.state.value,
         "line": verdict.line,
@@ -82,15 +82,15 @@ def _as_json(verdict: Verdict, found: list[DiskState]) -> dict[str, object]:
         "canonical": verdict.canonical or None,
         "disks": [
             {
-                "path": place.path,
-                "size": place.size,
-                "in_use": place.in_use,
+                "path": state.path,
+                "size": state.size,
+                "in_use": state.in_use,
                 "records": {
                     kind.value: json.loads(record.encode(kind))
-                    for kind, record in place.records.items()
+                    for kind, record in state.records.items()
                 },
-                "unreadable": {kind.value: why for kind, why in place.bad.items()},
+                "unreadable": {kind.value: why for kind, why in state.bad.items()},
             }
-            for place in found
+            for state in states
         ],
     }

@@ -36,7 +36,7 @@ from .systemd import (
 
 _log = Logger()
 
-DEFAULT: Final = "tcp:10809:interface=127.0.0.1"
+DEFAULT_ENDPOINT: Final = "tcp:10809:interface=127.0.0.1"
 """Where to listen if nobody says where."""
 
 
@@ -64,7 +64,7 @@ class Listening:
     """The ports of one command.
 
     @param endpoints: Twisted endpoint strings; without any, the sockets that systemd passed, or
-        else L{DEFAULT}.
+        else L{DEFAULT_ENDPOINT}.
     @param control: the path of the control socket; None for none.
     @param make_endpoint: makes the endpoint to listen with, from the reactor and its description.
     @param environment: that of the process.
@@ -98,18 +98,18 @@ class Listening:
             if not self._endpoints:
                 self._endpoints = [("the socket that systemd passed", one) for one in passed]
             if not self._endpoints:
-                self._endpoints = [(DEFAULT, make_endpoint(reactor, DEFAULT))]
+                self._endpoints = [(DEFAULT_ENDPOINT, make_endpoint(reactor, DEFAULT_ENDPOINT))]
         except (BadActivation, BadEndpoint) as error:
             raise Refused(str(error)) from None
 
-    async def open(self, offer: ListeningExport, give_up_after: float | None = None) -> None:
+    async def open(self, target: ListeningExport, give_up_after: float | None = None) -> None:
         """Listen at every endpoint, then say so.
 
         @param give_up_after: seconds to try where time may mend what is wrong; None for ever.
         @raise Refused: time will not mend it.
         @raise GaveUp: it did not in time, or L{cancel} was called.
         """
-        self._opening = Deferred.fromCoroutine(self._open(offer, give_up_after))
+        self._opening = Deferred.fromCoroutine(self._open(target, give_up_after))
         try:
             await self._opening
         except (CannotListen, ControlError) as error:
@@ -120,29 +120,29 @@ class Listening:
             raise GaveUp("stopped before it could listen") from None
         finally:
             self._opening = None
-        self._notifier.ready(f"{offer.disk} at {', '.join(self.uris)}")
+        self._notifier.ready(f"{target.disk} at {', '.join(self.uris)}")
 
-    async def _open(self, offer: ListeningExport, give_up_after: float | None) -> None:
+    async def _open(self, target: ListeningExport, give_up_after: float | None) -> None:
         if self._control_path is not None:
             self._control = await open_control(
                 self._reactor,
                 self._control_path,
-                lambda: self._status(offer.status()),
-                offer.routes,
+                lambda: self._status(target.status()),
+                target.routes,
             )
         for text, endpoint in self._endpoints:
-            port = await listen(self._reactor, endpoint, offer.factory, text, give_up_after)
+            port = await listen(self._reactor, endpoint, target.factory, text, give_up_after)
             self._ports.append(port)
-            uri, local = listening_uri(port, offer.export)
+            uri, local = listening_uri(port, target.export)
             self.uris.append(uri)
-            _log.info("listening on {uri} for {disk}", event="listening", uri=uri, disk=offer.disk)
+            _log.info("listening on {uri} for {disk}", event="listening", uri=uri, disk=target.disk)
             if not local:
                 _log.warn(
                     "{uri} can be reached from other machines, without TLS and without an "
                     "allow-list: anybody there can {danger}",
                     event="exposed",
                     uri=uri,
-                    danger=offer.danger,
+                    danger=target.danger,
                 )
 
     def _status(self, status: dict[str, Any]) -> dict[str, Any]:

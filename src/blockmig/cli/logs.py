@@ -23,7 +23,7 @@ from zope.interface import implementer
 Write = Callable[[str], None]
 
 
-def _without_waiting(descriptor: int) -> int:
+def _reopened_nonblocking(descriptor: int) -> int:
     """A descriptor of the same pipe or terminal on which no write ever waits.
 
     O_NONBLOCK is not the descriptor's but the open file's, which others (a shell) share; so the
@@ -37,12 +37,12 @@ def _without_waiting(descriptor: int) -> int:
     return descriptor
 
 
-def write_some(descriptor: int) -> Write:
+def nonblocking_writer(descriptor: int) -> Write:
     """A function that writes text to C{descriptor} in one piece.
 
     A reader that left, or that does not read, loses text; it does not stop a migration.
     """
-    descriptor = _without_waiting(descriptor)
+    descriptor = _reopened_nonblocking(descriptor)
 
     def write(text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -54,9 +54,9 @@ def write_some(descriptor: int) -> Write:
     return write
 
 
-def write_to(descriptor: int) -> Write:
-    """A function that writes a line to C{descriptor}, as L{write_some} does."""
-    write = write_some(descriptor)
+def line_writer(descriptor: int) -> Write:
+    """A function that writes a line to C{descriptor}, as L{nonblocking_writer} does."""
+    write = nonblocking_writer(descriptor)
     return lambda line: write(line + "\n")
 
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import NBDURI, parse_uri
 from . import common, usage
-from .starting import start
+from .launch import launch
 from .usage import Flag, Parameter
 from .values import one_of, parse_milliseconds, parse_some_seconds
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
-    from .waiting import Waiting
+    from .mirror_operation import MirrorOperation
 
 
 class Options(usage.Options):
@@ -90,7 +90,7 @@ class Options(usage.Options):
             "With --then relay, the URI of the new server where it differs from that of the "
             "destination.",
         ),
-        common.SERVER,
+        common.CONTROL_SOCKET,
         common.PROGRESS,
         common.LOG_FORMAT,
     )
@@ -101,34 +101,34 @@ class Options(usage.Options):
         """Where to."""
         if len(arguments) != 1:
             raise usage.UsageError("exactly one argument is wanted: URI")
-        self.uri = usage.value_of(arguments[0], parse_uri)
+        self.uri = usage.parse_value(arguments[0], parse_uri)
 
     def postOptions(self) -> None:
         """What contradicts each other."""
         common.check_verbosity(self)
-        common.check_server(self)
+        common.check_control(self)
         if self["wait"] and self["no-wait"]:
             raise usage.UsageError("--wait and --no-wait contradict each other")
         if self["relay-to"] is not None:
             if self["then"] != "relay":
                 raise usage.UsageError("--relay-to is only for --then relay")
-            self.relay_to = usage.value_of(self["relay-to"], parse_uri, "--relay-to")
+            self.relay_to = usage.parse_value(self["relay-to"], parse_uri, "--relay-to")
 
 
 def run(options: Options) -> int:
     """Have the server begin, and give the exit status: of that, or of the mirror."""
     if options["wait"]:
-        return start(options, _operation)
-    from .beginning import begin  # noqa: PLC0415
-    from .logs import begin_logging, write_to  # noqa: PLC0415
+        return launch(options, _operation)
+    from .logs import begin_logging, line_writer  # noqa: PLC0415
+    from .mirror_request import request_mirror  # noqa: PLC0415
 
-    begin_logging(options, write_to(2))
-    return begin(options)
+    begin_logging(options, line_writer(2))
+    return request_mirror(options)
 
 
-def _operation(options: Options, runtime: Runtime) -> tuple[Waiting, Write]:
+def _operation(options: Options, runtime: Runtime) -> tuple[MirrorOperation, Write]:
+    from .mirror_operation import MirrorOperation  # noqa: PLC0415
     from .progress import make_display  # noqa: PLC0415
-    from .waiting import Waiting  # noqa: PLC0415
 
     display = make_display(options["progress"])
-    return Waiting(options, runtime.reactor, display), display.write
+    return MirrorOperation(options, runtime.reactor, display), display.write

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 from twisted.internet.task import LoopingCall
 
 from ..migration.source.progress import Progress
-from .logs import Write, write_some, write_to
+from .logs import Write, line_writer, nonblocking_writer
 
 
 class Display(Protocol):
@@ -31,13 +31,13 @@ class Display(Protocol):
         """Show it for the last time."""
 
 
-class _Sampled:
+class _PeriodicDisplay:
     """Calls C{show} once every so many seconds with what changed since."""
 
     interval = 1.0
 
     def __init__(self) -> None:
-        self.write: Write = write_to(2)
+        self.write: Write = line_writer(2)
         self._loop: LoopingCall | None = None
 
     def start(self, progress: Progress, reactor: Any) -> None:
@@ -59,14 +59,14 @@ class _Sampled:
             self.show()
 
 
-class NoDisplay(_Sampled):
+class NoDisplay(_PeriodicDisplay):
     """Shows nothing."""
 
     def start(self, progress: Progress, reactor: Any) -> None:
         """Nothing to show."""
 
 
-class JSONDisplay(_Sampled):
+class JSONDisplay(_PeriodicDisplay):
     """One object a second on stdout.
 
     @param output: takes one line.
@@ -74,7 +74,7 @@ class JSONDisplay(_Sampled):
 
     def __init__(self, output: Callable[[str], None] | None = None) -> None:
         super().__init__()
-        self._output = output or write_to(1)
+        self._output = output or line_writer(1)
         self._before = (0.0, 0)
 
     def show(self) -> None:
@@ -97,13 +97,13 @@ class JSONDisplay(_Sampled):
         self._output(json.dumps(line))
 
 
-class _Lossy:
+class _NonblockingStderr:
     """Stderr for a console: what its reader has no room for is lost, and so is every error."""
 
     encoding = "utf-8"
 
     def __init__(self) -> None:
-        self._write = write_some(2)
+        self._write = nonblocking_writer(2)
 
     def write(self, text: str) -> int:
         """Write C{text} in one piece, or not at all."""
@@ -122,7 +122,7 @@ class _Lossy:
         return 2
 
 
-class BarDisplay(_Sampled):
+class BarDisplay(_PeriodicDisplay):
     """A bar on the terminal: done and total, rate, time left, and the number of the attempt."""
 
     interval = 0.2
@@ -139,7 +139,9 @@ class BarDisplay(_Sampled):
         from rich.progress import Progress as Bar  # noqa: PLC0415
 
         super().__init__()
-        self._console = Console(file=cast(Any, _Lossy()), soft_wrap=True, highlight=False)
+        self._console = Console(
+            file=cast(Any, _NonblockingStderr()), soft_wrap=True, highlight=False
+        )
         self._bar = Bar(
             TextColumn("attempt {task.fields[attempt]}"),
             BarColumn(None),

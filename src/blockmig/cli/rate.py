@@ -21,17 +21,17 @@ class Options(usage.Options):
         "data to send per second, such as 100M, or none for no limit. "
         "Exit statuses: 0 done, 1 bad usage or refused."
     )
-    optParameters: ClassVar[tuple[Parameter, ...]] = (common.SERVER,)
+    optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 
     def parseArgs(self, *arguments: str) -> None:
         """How fast."""
         if len(arguments) != 1:
             raise usage.UsageError("exactly one argument is wanted: RATE")
-        self["rate"] = usage.value_of(arguments[0], parse_rate, "RATE")
+        self["rate"] = usage.parse_value(arguments[0], parse_rate, "RATE")
 
     def postOptions(self) -> None:
         """A socket is needed."""
-        common.check_server(self)
+        common.check_control(self)
 
 
 def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
@@ -41,9 +41,9 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     """
     from .. import control  # noqa: PLC0415
 
-    wanted = {"max_rate": options["rate"]}
+    body = {"max_rate": options["rate"]}
     try:
-        answer = (ask or control.ask)(options["control"], "POST", "/rate", wanted)
+        answer = (ask or control.ask)(options["control"], "POST", "/rate", body)
     except control.ControlError as error:
         print(f"blockmig: {printable(error)}", file=sys.stderr)
         return ExitStatus.REFUSED

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from . import common, usage
-from .starting import start
+from .launch import launch
 from .usage import Flag, Parameter
 from .values import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
-    from .receiving import Receive
+    from .receive_operation import ReceiveOperation
 
 
 class Options(usage.Options):
@@ -83,11 +83,11 @@ class Options(usage.Options):
 
 def run(options: Options) -> int:
     """Receive the disk, and give the exit status."""
-    return start(options, _operation)
+    return launch(options, _operation)
 
 
-def _operation(options: Options, runtime: Runtime) -> tuple[Receive, Write]:
-    from .logs import write_to  # noqa: PLC0415
-    from .receiving import Receive  # noqa: PLC0415
+def _operation(options: Options, runtime: Runtime) -> tuple[ReceiveOperation, Write]:
+    from .logs import line_writer  # noqa: PLC0415
+    from .receive_operation import ReceiveOperation  # noqa: PLC0415
 
-    return Receive(options, runtime), write_to(2)
+    return ReceiveOperation(options, runtime), line_writer(2)

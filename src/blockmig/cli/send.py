@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import NBDURI, parse_uri
 from . import common, usage
-from .starting import start
+from .launch import launch
 from .usage import Flag, Parameter
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
-    from .sending import Send
+    from .send_operation import SendOperation
 
 
 class Options(usage.Options):
@@ -70,7 +70,7 @@ class Options(usage.Options):
         if len(arguments) != 2:
             raise usage.UsageError("exactly two arguments are wanted: FILE URI")
         self["file"], uri = arguments
-        self.uri = usage.value_of(uri, parse_uri)
+        self.uri = usage.parse_value(uri, parse_uri)
 
     def postOptions(self) -> None:
         """How much is to be said."""
@@ -79,12 +79,12 @@ class Options(usage.Options):
 
 def run(options: Options) -> int:
     """Send the disk, and give the exit status."""
-    return start(options, _operation)
+    return launch(options, _operation)
 
 
-def _operation(options: Options, runtime: Runtime) -> tuple[Send, Write]:
+def _operation(options: Options, runtime: Runtime) -> tuple[SendOperation, Write]:
     from .progress import make_display  # noqa: PLC0415
-    from .sending import Send  # noqa: PLC0415
+    from .send_operation import SendOperation  # noqa: PLC0415
 
     display = make_display(options["progress"])
-    return Send(options, runtime, display), display.write
+    return SendOperation(options, runtime, display), display.write

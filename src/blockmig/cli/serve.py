@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import MAXIMUM_NAME
 from . import common, usage
-from .starting import start
+from .launch import launch
 from .usage import Flag, Parameter
 from .values import parse_count, parse_seconds
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
-    from .serving import Serve
+    from .serve_operation import ServeOperation
 
 
 class Options(usage.Options):
@@ -78,11 +78,11 @@ class Options(usage.Options):
 
 def run(options: Options) -> int:
     """Serve the disk, and give the exit status."""
-    return start(options, _operation)
+    return launch(options, _operation)
 
 
-def _operation(options: Options, runtime: Runtime) -> tuple[Serve, Write]:
-    from .logs import write_to  # noqa: PLC0415
-    from .serving import Serve  # noqa: PLC0415
+def _operation(options: Options, runtime: Runtime) -> tuple[ServeOperation, Write]:
+    from .logs import line_writer  # noqa: PLC0415
+    from .serve_operation import ServeOperation  # noqa: PLC0415
 
-    return Serve(options, runtime), write_to(2)
+    return ServeOperation(options, runtime), line_writer(2)

@@ -28,11 +28,11 @@ class Options(usage.Options):
         "Exit statuses: 0 done, 1 bad usage or nobody answers there."
     )
     optFlags: ClassVar[tuple[Flag, ...]] = (Flag("json", "Print one JSON object."),)
-    optParameters: ClassVar[tuple[Parameter, ...]] = (common.SERVER,)
+    optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 
     def postOptions(self) -> None:
         """A socket is needed."""
-        common.check_server(self)
+        common.check_control(self)
 
 
 def run(options: Options) -> int:
@@ -95,38 +95,38 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
     of_the_disk = "" if size is None else f" of {human(size)}"
     lines = [
         _joined(
-            _said(mirror, "left", f"{{}}{of_the_disk} left", human),
-            _said(mirror, "rate", "sent at {}/s", human),
-            _said(mirror, "expected_end", "the end is expected in {}", duration),
+            _phrase(mirror, "left", f"{{}}{of_the_disk} left", human),
+            _phrase(mirror, "rate", "sent at {}/s", human),
+            _phrase(mirror, "expected_end", "the end is expected in {}", duration),
         ),
         _joined(
-            _said(mirror, "dirty", "{} dirty", human),
-            _said(mirror, "dirty_rate", "they write {}/s", human),
-            _said(mirror, "throttle", "throttled to {}/s", human),
+            _phrase(mirror, "dirty", "{} dirty", human),
+            _phrase(mirror, "dirty_rate", "they write {}/s", human),
+            _phrase(mirror, "throttle", "throttled to {}/s", human),
             "faster than it can be sent" if mirror.get("converging") is False else "",
         ),
         _joined(
-            _said(mirror, "sent", "{} of data", human),
-            _said(mirror, "zeroes", "{} of zeroes", human),
+            _phrase(mirror, "sent", "{} of data", human),
+            _phrase(mirror, "zeroes", "{} of zeroes", human),
         ),
         _joined(
-            _said(mirror, "holds", "held {:.0f} time(s)"),
-            _said(mirror, "pause", "the last time for {}", _milliseconds),
-            _said(mirror, "max_pause", "for {} at most", _milliseconds),
+            _phrase(mirror, "holds", "held {:.0f} time(s)"),
+            _phrase(mirror, "pause", "the last time for {}", _milliseconds),
+            _phrase(mirror, "max_pause", "for {} at most", _milliseconds),
         ),
         _joined(
-            _said(mirror, "max_rate", "at most {}/s", human),
+            _phrase(mirror, "max_rate", "at most {}/s", human),
             *(f"{key}: {_text(mirror, key)}" for key in ("converge", "then") if key in mirror),
             "the disk is deleted at the end" if mirror.get("unlink") is True else "",
         ),
         _joined(printable(mirror.get("last_error") or "")),
     ]
     labels = ("to do", "clients", "in this attempt", "pauses", "as asked", "last error")
-    told = zip(labels, lines, strict=True)
-    return [heading, *(f"  {label}: {line}" for label, line in told if line)]
+    rows = zip(labels, lines, strict=True)
+    return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
 
 
-def _said(
+def _phrase(
     fields: dict[str, Any],
     name: str,
     words: str,

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 
 from ..transport.adopting import AdoptedUNIXEndpoint
 
-_FIRST: Final = 3
+_LISTEN_FDS_START: Final = 3
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
@@ -61,7 +61,7 @@ def listening_descriptors(
             raise BadActivation(f"socket activation: {name} is {text!r}, which is no number")
     if int(process) != os.getpid():
         return []
-    descriptors = list(range(_FIRST, _FIRST + int(count)))
+    descriptors = list(range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(count)))
     for descriptor in descriptors:
         try:
             os.set_inheritable(descriptor, False)
@@ -90,21 +90,21 @@ def activated_endpoints(
 
 
 def _endpoint(reactor: Any, descriptor: int) -> IStreamServerEndpoint:
-    def bad(why: str) -> BadActivation:
+    def bad_activation(why: str) -> BadActivation:
         return BadActivation(f"socket activation: descriptor {descriptor} {why}")
 
     try:
         handle = socket.socket(fileno=descriptor)
     except OSError:
-        raise bad("is not a socket") from None
+        raise bad_activation("is not a socket") from None
     # From here the descriptor is the handle's, which closes it when it is forgotten.
     try:
         if handle.type != socket.SOCK_STREAM:
-            raise bad("is not a stream socket: ListenStream= makes one")
+            raise bad_activation("is not a stream socket: ListenStream= makes one")
         if not handle.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise bad("does not listen: Accept=no is wanted")
+            raise bad_activation("does not listen: Accept=no is wanted")
         if handle.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            raise bad(f"is of a family that cannot be used: {handle.family!r}")
+            raise bad_activation(f"is of a family that cannot be used: {handle.family!r}")
     except BadActivation:
         handle.detach()
         raise

@@ -17,10 +17,10 @@ from zope.interface import implementer
 from ..runtime import Runtime
 from . import receive, serve
 from .commands import COMMANDS
-from .logs import observer_for, write_to
+from .logs import line_writer, observer_for
 from .operations import Operation, report
-from .receiving import Receive
-from .serving import Serve
+from .receive_operation import ReceiveOperation
+from .serve_operation import ServeOperation
 from .signals import on_signals
 from .usage import UsageError, display
 
@@ -74,7 +74,9 @@ class OperationService(Service):
         self._options = options
         self._reactor = reactor
         serves = isinstance(options, serve.Options)
-        self._operation: Operation = (Serve if serves else Receive)(options, Runtime.of(reactor))
+        self._operation: Operation = (ServeOperation if serves else ReceiveOperation)(
+            options, Runtime.of(reactor)
+        )
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
 
@@ -82,7 +84,7 @@ class OperationService(Service):
         """Begin, once the reactor runs."""
         super().startService()
         if self._options["log-format"] == "json":
-            globalLogPublisher.addObserver(observer_for(self._options, write_to(2)))
+            globalLogPublisher.addObserver(observer_for(self._options, line_writer(2)))
         self._reactor.callWhenRunning(self._begin)
 
     def _begin(self) -> None:

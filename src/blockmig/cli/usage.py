@@ -24,15 +24,15 @@ class UsageError(Exception):
     """What was given makes no sense; the message says why."""
 
 
-def value_of(text: str, read: Callable[[str], T], what: str = "") -> T:
-    """What C{read} makes of C{text}.
+def parse_value(text: str, parse: Callable[[str], T], what: str = "") -> T:
+    """What C{parse} makes of C{text}.
 
-    @param read: raises L{ValueError} if it makes nothing of it.
+    @param parse: raises L{ValueError} if it makes nothing of it.
     @param what: how an error calls it; "" where the error itself does.
     @raise UsageError: it is no such value.
     """
     try:
-        return read(text)
+        return parse(text)
     except ValueError as error:
         raise UsageError(f"{what}: {error}" if what else str(error)) from None
 
@@ -48,16 +48,16 @@ class Flag(NamedTuple):
     short: str = ""
 
     @property
-    def label(self) -> str:
+    def getopt_name(self) -> str:
         """Its name, as getopt(3) and its users see it."""
         return self.name
 
     @property
-    def initial(self) -> Any:
+    def initial_value(self) -> Any:
         """Its value where it is not given."""
         return 0
 
-    def taken(self, text: str, before: Any) -> Any:
+    def updated(self, text: str, previous: Any) -> Any:
         """Its value now that it is given."""
         return 1
 
@@ -65,7 +65,7 @@ class Flag(NamedTuple):
 class Parameter(NamedTuple):
     """An option that has a value.
 
-    @ivar read: makes the value from its text, or raises L{ValueError}.
+    @ivar parse: makes the value from its text, or raises L{ValueError}.
     @ivar default: its value where it is not given.
     @ivar short: its letter; "" for none.
     @ivar repeated: it may be given several times, and its value is a list.
@@ -73,18 +73,18 @@ class Parameter(NamedTuple):
 
     name: str
     help: str
-    read: Callable[[str], Any] = str
+    parse: Callable[[str], Any] = str
     default: Any = None
     short: str = ""
     repeated: bool = False
 
     @property
-    def label(self) -> str:
+    def getopt_name(self) -> str:
         """Its name, as getopt(3) and its users see it."""
         return f"{self.name}="
 
     @property
-    def initial(self) -> Any:
+    def initial_value(self) -> Any:
         """Its value where it is not given."""
         return [] if self.repeated else self.default
 
@@ -93,20 +93,20 @@ class Parameter(NamedTuple):
 
         @raise UsageError: nothing.
         """
-        return value_of(text, self.read, f"--{self.name}")
+        return parse_value(text, self.parse, f"--{self.name}")
 
-    def taken(self, text: str, before: Any) -> Any:
+    def updated(self, text: str, previous: Any) -> Any:
         """Its value now that it is given.
 
         @raise UsageError: C{text} is no such value.
         """
         value = self.value(text)
-        return [*before, value] if self.repeated else value
+        return [*previous, value] if self.repeated else value
 
 
 Option = Flag | Parameter
 
-ALWAYS = (
+STANDARD_OPTIONS = (
     Flag("help", "Display this help and exit."),
     Flag("version", "Display the version and exit."),
 )
@@ -114,7 +114,7 @@ ALWAYS = (
 
 
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:
-    """Print what one of L{ALWAYS} asks for, and exit."""
+    """Print what one of L{STANDARD_OPTIONS} asks for, and exit."""
     print(help_text() if name == "--help" else f"blockmig {__version__}")
     raise SystemExit(0)
 
@@ -136,8 +136,8 @@ def usage_text(
     for option in sorted(options, key=lambda option: option.short or option.name):
         default = getattr(option, "default", None)
         letter = f"-{option.short}," if option.short else "   "
-        told = "" if default is None else f" [default: {default}]"
-        rows.append((f"  {letter} --", option.label, f"{option.help}{told}"))
+        default_note = "" if default is None else f" [default: {default}]"
+        rows.append((f"  {letter} --", option.getopt_name, f"{option.help}{default_note}"))
     text = "Options:\n" + _table(rows, "  ", columns)
     text += "\n" + "\n".join(textwrap.wrap(longdesc, columns)) + "\n"
     if commands:
@@ -173,8 +173,8 @@ class Options(dict[str, Any]):
 
     def __init__(self) -> None:
         own: tuple[Option, ...] = (*self.optFlags, *self.optParameters)
-        super().__init__({option.name: option.initial for option in own})
-        self._known: tuple[Option, ...] = (*own, *ALWAYS)
+        super().__init__({option.name: option.initial_value for option in own})
+        self._known: tuple[Option, ...] = (*own, *STANDARD_OPTIONS)
 
     def __str__(self) -> str:
         return f"Usage: {self.synopsis}\n{self.getUsage()}"
@@ -196,24 +196,24 @@ class Options(dict[str, Any]):
             if option.short
         ]
         try:
-            found, arguments = gnu_getopt(
-                given, "".join(letters), [option.label for option in self._known]
+            given_options, arguments = gnu_getopt(
+                given, "".join(letters), [option.getopt_name for option in self._known]
             )
         except GetoptError as error:
             raise UsageError(str(error)) from None
-        for name, _ in found:
+        for name, _ in given_options:
             # A promise, or the deletion of a disk, is not to be given by one letter too many.
             if name.startswith("--") and not any(
                 text == name or text.startswith(f"{name}=") for text in given
             ):
                 raise UsageError(f"{name}: options must be spelled out in full")
-        spelled = {f"--{option.name}": option for option in self._known}
-        spelled |= {f"-{option.short}": option for option in self._known if option.short}
-        for name, text in found:
-            option = spelled[name]
-            if option in ALWAYS:
+        by_spelling = {f"--{option.name}": option for option in self._known}
+        by_spelling |= {f"-{option.short}": option for option in self._known if option.short}
+        for name, text in given_options:
+            option = by_spelling[name]
+            if option in STANDARD_OPTIONS:
                 display(name, self.__str__)
-            self[option.name] = option.taken(text, self[option.name])
+            self[option.name] = option.updated(text, self[option.name])
         self.parseArgs(*arguments)
         self.postOptions()
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 from .errors import ControlError, ControlLost, ControlRefused
 
 # Bytes; a status with thousands of clients has less.
-_LONGEST_ANSWER: Final = 16 << 20
+_MAX_ANSWER: Final = 16 << 20
 
 # Seconds. A server that is alive accepts connections all the time, however long its answers take.
-_PATIENCE: Final = 10.0
+_CONNECT_TIMEOUT: Final = 10.0
 
 
 def ask(
@@ -33,7 +33,9 @@ def ask(
     @raise ControlLost: it was asked, but no answer came.
     @raise ControlError: nobody could be asked, or the answer is none.
     """
-    with _connect(path, _PATIENCE if timeout is None else min(timeout, _PATIENCE)) as handle:
+    with _connect(
+        path, _CONNECT_TIMEOUT if timeout is None else min(timeout, _CONNECT_TIMEOUT)
+    ) as handle:
         handle.settimeout(timeout)
         connection = HTTPConnection("localhost", timeout=timeout)
         connection.sock = handle
@@ -47,9 +49,9 @@ def ask(
                     {"Content-Type": "application/json", "Connection": "close"},
                 )
             response = connection.getresponse()
-            text = response.read(_LONGEST_ANSWER + 1)
+            text = response.read(_MAX_ANSWER + 1)
             if response.length:  # bytes that should have come behind these
-                raise _no_control(path)
+                raise _not_a_control_socket(path)
         except TimeoutError:
             raise ControlLost(f"no answer on {path} within {timeout:g} s") from None
         except ConnectionError:
@@ -60,18 +62,18 @@ def ask(
         except OSError as error:
             raise ControlError(f"{path}: {error.strerror or error}") from None
         except HTTPException:
-            raise _no_control(path) from None
+            raise _not_a_control_socket(path) from None
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
-        raise _no_control(path) from None
+        raise _not_a_control_socket(path) from None
     if response.status >= 400:
         message = answer.get("error") if isinstance(answer, dict) else None
         raise ControlRefused(str(message or f"HTTP status {response.status}"), response.status)
     return answer
 
 
-def _no_control(path: str) -> ControlError:
+def _not_a_control_socket(path: str) -> ControlError:
     return ControlError(f"what listens on {path} is no control socket of blockmig")
 
 
@@ -90,10 +92,10 @@ def _connect(path: str, timeout: float) -> socket.socket:
                 time.sleep(0.02)
     except BaseException as error:
         handle.close()
-        raise _why(path, error, timeout) from None
+        raise _connect_error(path, error, timeout) from None
 
 
-def _why(path: str, error: BaseException, timeout: float) -> BaseException:
+def _connect_error(path: str, error: BaseException, timeout: float) -> BaseException:
     """C{error} in words that help."""
     match error:
         case FileNotFoundError():

@@ -23,8 +23,8 @@ or coroutine of it; raises `ControlRefused` for what is not to be done."""
 Routes = Mapping[tuple[str, str], Handler]
 """Handlers by method and path, such as C{("POST", "/rate")}."""
 
-_PATIENCE: Final = 2.0
-_RETRY: Final = 0.05
+_CLAIM_TIMEOUT: Final = 2.0
+_CLAIM_INTERVAL: Final = 0.05
 
 
 class ControlPort:
@@ -34,18 +34,18 @@ class ControlPort:
     """
 
     def __init__(
-        self, place: ControlSocket, port: IListeningPort, hang_up: Callable[[], None]
+        self, control_socket: ControlSocket, port: IListeningPort, hang_up: Callable[[], None]
     ) -> None:
-        self.path = place.path
-        self._place: ControlSocket | None = place
+        self.path = control_socket.path
+        self._socket: ControlSocket | None = control_socket
         self._port = port
         self._hang_up = hang_up
 
     async def close(self) -> None:
         """Remove the socket, end its connections, and return when nobody can ask any more."""
-        if self._place is not None:
-            place, self._place = self._place, None
-            place.release()
+        if self._socket is not None:
+            control_socket, self._socket = self._socket, None
+            control_socket.release()
             self._hang_up()
             await stop_listening(self._port)
 
@@ -67,23 +67,23 @@ async def open_control(
     @param idle_timeout: seconds that a connection may say nothing while it is not being answered.
     @raise ControlError: it cannot be opened, for instance because another process has it.
     """
-    place = await _claim(reactor, path)
+    control_socket = await _claim(reactor, path)
     from .web import ControlFactory  # noqa: PLC0415
 
     known: Routes = {("GET", "/status"): lambda _: status(), **(routes or {})}
     factory = ControlFactory(known, reactor, connections, idle_timeout)
     try:
-        port = adopt_unix(reactor, place.handle, factory)
+        port = adopt_unix(reactor, control_socket.handle, factory)
     except BaseException:
-        place.release()
-        place.handle.close()
+        control_socket.release()
+        control_socket.handle.close()
         raise
-    return ControlPort(place, port, factory.hang_up)
+    return ControlPort(control_socket, port, factory.hang_up)
 
 
 async def _claim(reactor: Any, path: str) -> ControlSocket:
-    """The place, after some patience with whoever is at it now."""
-    end = reactor.seconds() + _PATIENCE
+    """The control socket, after some patience with whoever is at it now."""
+    end = reactor.seconds() + _CLAIM_TIMEOUT
     while True:
         patient = reactor.seconds() < end
         try:
@@ -91,4 +91,4 @@ async def _claim(reactor: Any, path: str) -> ControlSocket:
         except Busy:
             if not patient:
                 raise
-            await deferLater(reactor, _RETRY)
+            await deferLater(reactor, _CLAIM_INTERVAL)

@@ -31,9 +31,9 @@ from typing import Final
 from .errors import ControlError
 
 # sun_path has 108 bytes, and wants a zero behind the name (unix(7)).
-_LONGEST: Final = 107
+_MAX_PATH: Final = 107
 _BACKLOG: Final = 50
-_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+_NO_FLOCK: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
 class Busy(ControlError):
@@ -61,7 +61,7 @@ class ControlSocket:
         with contextlib.suppress(OSError):
             if _identity(self.path) == self._file:
                 os.unlink(self.path)
-        _remove_lock(_lock_of(self.path), str(self._owner))
+        _remove_lock(_lock_path(self.path), str(self._owner))
 
 
 def claim(path: str, patient: bool) -> ControlSocket:
@@ -72,14 +72,14 @@ def claim(path: str, patient: bool) -> ControlSocket:
     @raise Busy: it may be possible in a moment.
     @raise ControlError: it is not possible.
     """
-    path = _checked(path)
+    path = _absolute_path(path)
     try:
-        with _alone(os.path.dirname(path)), contextlib.ExitStack() as undo:
-            _is_dead(path)
+        with _directory_lock(os.path.dirname(path)), contextlib.ExitStack() as undo:
+            _is_stale(path)
             _lock(path, patient)
-            undo.callback(_remove_lock, _lock_of(path), str(os.getpid()))
+            undo.callback(_remove_lock, _lock_path(path), str(os.getpid()))
             # Again: a program that had the lock until now may have begun to listen.
-            if _is_dead(path):
+            if _is_stale(path):
                 os.unlink(path)
             handle = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             handle.setblocking(False)
@@ -87,30 +87,30 @@ def claim(path: str, patient: bool) -> ControlSocket:
             handle.bind(path)
             undo.callback(os.unlink, path)
             handle.listen(_BACKLOG)
-            place = ControlSocket(path, handle)
+            control_socket = ControlSocket(path, handle)
             undo.pop_all()
-            return place
+            return control_socket
     except OSError as error:
         raise ControlError(
             f"cannot open the control socket {path}: {error.strerror or error}"
         ) from None
 
 
-def _checked(path: str) -> str:
+def _absolute_path(path: str) -> str:
     """C{path} from the root, so that it is found again after a change of directory."""
     if not path or "\0" in path:
         raise ControlError(f"{path!r} is no path for a control socket")
     path = os.path.abspath(path)
     length = len(os.fsencode(path))
-    if length > _LONGEST:
+    if length > _MAX_PATH:
         raise ControlError(
-            f"the path of a control socket has at most {_LONGEST} bytes, and {path} has {length}"
+            f"the path of a control socket has at most {_MAX_PATH} bytes, and {path} has {length}"
         )
     return path
 
 
 @contextlib.contextmanager
-def _alone(directory: str) -> Iterator[None]:
+def _directory_lock(directory: str) -> Iterator[None]:
     """Keep other blockmigs from looking and replacing in C{directory} meanwhile."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -119,14 +119,14 @@ def _alone(directory: str) -> Iterator[None]:
         except BlockingIOError:
             raise Busy(f"another program keeps the directory {directory} locked") from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in _NO_FLOCK:
                 raise
         yield
     finally:
         os.close(descriptor)
 
 
-def _is_dead(path: str) -> bool:
+def _is_stale(path: str) -> bool:
     """Whether a socket is at C{path} that nobody listens on; false if nothing is there.
 
     @raise ControlError: somebody listens, or it is no socket.
@@ -154,14 +154,14 @@ def _is_dead(path: str) -> bool:
     raise ControlError(f"{path} is in use: another process listens there")
 
 
-def _lock_of(path: str) -> str:
+def _lock_path(path: str) -> str:
     """Where Twisted's UNIX ports keep their lock."""
     return path + ".lock"
 
 
 def _lock(path: str, patient: bool) -> None:
     """Take Twisted's lock, which is free, was left behind, or is somebody's."""
-    lock = _lock_of(path)
+    lock = _lock_path(path)
     try:
         owner = os.readlink(lock)
     except FileNotFoundError:
@@ -171,7 +171,7 @@ def _lock(path: str, patient: bool) -> None:
             raise
         raise ControlError(f"{lock} is something else than a lock; it was left alone") from None
     else:
-        if patient and _lives(owner):
+        if patient and _is_running(owner):
             raise Busy(f"process {owner} has locked {path}")
         _remove_lock(lock, owner)
     try:
@@ -180,7 +180,7 @@ def _lock(path: str, patient: bool) -> None:
         raise Busy(f"another process has just locked {path}") from None
 
 
-def _lives(owner: str) -> bool:
+def _is_running(owner: str) -> bool:
     """Whether another process has that id; our own was somebody else's before it was ours."""
     try:
         number = int(owner)

@@ -84,7 +84,7 @@ class _Request(Request):
         maybeDeferred(self._call).addCallbacks(self._answer, self._fail).addErrback(self._bug)
 
     def _call(self) -> Any:
-        factory: _Channels = self.channel.factory
+        factory: _HTTPFactory = self.channel.factory
         method = self.method.decode("latin-1")
         path = self.path.decode("latin-1")
         handler = factory.routes.get((method, path))
@@ -131,7 +131,7 @@ class _Request(Request):
         Request.finish(self)
 
 
-class _Channels(HTTPFactory):
+class _HTTPFactory(HTTPFactory):
     """Makes the protocol of one connection, with the handlers it calls."""
 
     noisy = False
@@ -162,12 +162,12 @@ class ControlFactory(WrappingFactory):
 
     def __init__(self, routes: Routes, reactor: Any, connections: int, idle_timeout: float) -> None:
         start: Any = super().__init__
-        start(_Channels(routes, reactor, idle_timeout))
-        self._most = connections
+        start(_HTTPFactory(routes, reactor, idle_timeout))
+        self._max_connections = connections
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """A connection's protocol; None, which ends it, if there is no room for one more."""
-        return super().buildProtocol(addr) if len(self.protocols) < self._most else None
+        return super().buildProtocol(addr) if len(self.protocols) < self._max_connections else None
 
     def hang_up(self) -> None:
         """End all connections, once what was answered has been sent."""

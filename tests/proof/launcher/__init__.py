@@ -5,7 +5,7 @@ sender's announcement on the side export as it reaches the receiver, `H in: stat
 receiver's state as it reaches the sender, `M out: FLUSH` a request on the main export. The product
 has no switches for this: it is given file-system calls (L{tests.proof.volatile}) and endpoints to
 use, and the launcher gives it its own. Everything else (options, operations, logging, reactor, exit
-status) is what `blockmig` itself does in `cli.starting`.
+status) is what `blockmig` itself does in `cli.launch`.
 
 Rules:
 

@@ -36,7 +36,7 @@ def _child(
     down: int,
 ) -> NoReturn:
     """The whole life of a child."""
-    gc.disable()  # as `cli.starting` does at the start
+    gc.disable()  # as `cli.launch` does at the start
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

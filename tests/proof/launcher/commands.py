@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from blockmig.cli.commands import parse
-from blockmig.cli.logs import begin_logging, write_to
+from blockmig.cli.logs import begin_logging, line_writer
 from blockmig.cli.operations import report, run_operation
 from blockmig.cli.progress import make_display
-from blockmig.cli.receiving import Receive
-from blockmig.cli.sending import Send
-from blockmig.cli.serving import Serve
+from blockmig.cli.receive_operation import ReceiveOperation
+from blockmig.cli.send_operation import SendOperation
+from blockmig.cli.serve_operation import ServeOperation
 from blockmig.migration.destination import write_behind
 from blockmig.migration.source import finisher, sender
 from blockmig.nbd import ClientHandshake, Command
@@ -60,27 +60,27 @@ def _send_as_a_stranger(path: str, host: str, port: str) -> int:
 
 
 def run_command(arguments: list[str], points: Points, watch: Watch, log: int, looks: bool) -> int:
-    """What `cli.starting` does, with our calls and our endpoints."""
+    """What `cli.launch` does, with our calls and our endpoints."""
     if arguments[0] == "stranger":
         return _send_as_a_stranger(*arguments[1:])
     command, options = parse(arguments)
     from twisted.internet import reactor
 
-    operation: Send | Receive | Serve
+    operation: SendOperation | ReceiveOperation | ServeOperation
     system = VolatileCalls(points, options["file"], watch.sent, watch.send, looks)
     runtime = replace(Runtime.of(reactor), system=system)
     if command.name == "send":
         display = make_display("none")
-        operation = Send(options, runtime, display, watch.client_endpoint)
+        operation = SendOperation(options, runtime, display, watch.client_endpoint)
     elif command.name == "serve":
-        operation = Serve(options, runtime, watch.clients_endpoint, watch.client_endpoint)
+        operation = ServeOperation(options, runtime, watch.clients_endpoint, watch.client_endpoint)
         assert isinstance(points, MirrorPoints)
         points.watch(operation, reactor)
     else:
-        operation = Receive(options, runtime, watch.server_endpoint)
+        operation = ReceiveOperation(options, runtime, watch.server_endpoint)
     gc.freeze()
     gc.enable()
-    begin_logging(options, write_to(log))
+    begin_logging(options, line_writer(log))
     return run_operation(reactor, report(operation), operation.stop)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from blockmig.cli.serving import Serve
+from blockmig.cli.serve_operation import ServeOperation
 from blockmig.control import ControlRefused
 from blockmig.migration.mirror.pre_copy import MirrorStage, PreCopy
 from tests.proof.volatile import Journal, Point, Points, Strike
@@ -49,7 +49,7 @@ class MirrorPoints(Points):
         elif self._break is not None:
             self._break()
 
-    def watch(self, operation: Serve, reactor: Any) -> None:
+    def watch(self, operation: ServeOperation, reactor: Any) -> None:
         """Follow what the mirror of C{operation} is doing, and how to break it off."""
 
         async def end() -> None:

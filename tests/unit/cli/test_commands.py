@@ -56,7 +56,7 @@ class OptionsTests(SynchronousTestCase):
     def test_names_are_given_once(self):
         for command in COMMANDS:
             kind = command.load().Options
-            options = [*kind.optFlags, *kind.optParameters, *usage.ALWAYS]
+            options = [*kind.optFlags, *kind.optParameters, *usage.STANDARD_OPTIONS]
             names = [option.name for option in options]
             names += [option.short for option in options if option.short]
             self.assertEqual(sorted(set(names)), sorted(names), command.name)
@@ -145,7 +145,7 @@ class ImportsTests(SynchronousTestCase):
 
     def assert_own(self, loaded, *own):
         """Only these of C{blockmig.cli} are there, beside what every command has."""
-        every = {"main", "commands", "usage", "common", "values", "starting"}
+        every = {"main", "commands", "usage", "common", "values", "launch"}
         prefix = "blockmig.cli."
         found = {name.removeprefix(prefix) for name in loaded if name.startswith(prefix)}
         self.assertEqual(set(own), found - every)
@@ -181,7 +181,7 @@ class ImportsTests(SynchronousTestCase):
             (["status"], "status"),
             (["break_"], "break"),
             (["rate"], "rate", "none"),
-            (["mirror", "beginning", "logs"], "mirror", "nbd://h/"),
+            (["mirror", "mirror_request", "logs"], "mirror", "nbd://h/"),
         ):
             loaded = self.loaded(1, *arguments, "--control", "/nowhere/socket")
             self.assert_own(loaded, *own)
@@ -190,8 +190,13 @@ class ImportsTests(SynchronousTestCase):
 
     def test_only_the_end_that_runs(self):
         for own, *arguments in (
-            (["send", "sending", "progress"], "send", "/nowhere/disk", "nbd://h/"),
-            (["receive", "receiving", "listening", "systemd"], "receive", "-f", "/nowhere/disk"),
+            (["send", "send_operation", "progress"], "send", "/nowhere/disk", "nbd://h/"),
+            (
+                ["receive", "receive_operation", "listening", "systemd"],
+                "receive",
+                "-f",
+                "/nowhere/disk",
+            ),
         ):
             loaded = self.loaded(1, *arguments)
             self.assert_own(loaded, *own, "operations", "logs", "signals")

@@ -11,7 +11,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.logs import LineObserver, write_to
+from blockmig.cli.logs import LineObserver, line_writer
 
 
 class Case(SynchronousTestCase):
@@ -26,7 +26,7 @@ class WriteTests(SynchronousTestCase):
     def test_one_write_for_each_line(self):
         written = []
         with mock.patch("os.write", lambda fd, data: written.append(data) or len(data)):
-            write = write_to(2)
+            write = line_writer(2)
             write("one")
             write("zwei ä \ud800")
         self.assertEqual([b"one\n", "zwei ä ?\n".encode()], written)
@@ -34,7 +34,7 @@ class WriteTests(SynchronousTestCase):
     def test_one_write_for_each_event(self):
         for as_json in (True, False):
             written = []
-            log = Logger("blockmig.x", observer=LineObserver(write_to(2), as_json, 0))
+            log = Logger("blockmig.x", observer=LineObserver(line_writer(2), as_json, 0))
             with mock.patch("os.write", lambda fd, data, w=written: w.append(data)):
                 log.info("hello {name}", name="x" * 10_000)
             (data,) = written
@@ -44,7 +44,7 @@ class WriteTests(SynchronousTestCase):
         source, target = os.pipe()
         self.addCleanup(os.close, source)
         self.addCleanup(os.close, target)
-        write = write_to(target)
+        write = line_writer(target)
         for _ in range(10_000):  # more than the pipe holds
             write("x" * 100)
         first = os.read(source, 1 << 20)
@@ -66,7 +66,7 @@ class WriteTests(SynchronousTestCase):
         signal.setitimer(signal.ITIMER_REAL, 2)
         self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
         for length in (37, 200, 5000):
-            write = write_to(theirs)
+            write = line_writer(theirs)
             for _ in range(1000):
                 write("x" * length)
         self.assertTrue(os.get_blocking(theirs), "others share that")
@@ -75,8 +75,8 @@ class WriteTests(SynchronousTestCase):
         source, target = os.pipe()
         os.close(source)
         self.addCleanup(os.close, target)
-        self.assertIsNone(write_to(target)("line"))
-        self.assertIsNone(write_to(-1)("line"))
+        self.assertIsNone(line_writer(target)("line"))
+        self.assertIsNone(line_writer(-1)("line"))
 
 
 class LevelTests(Case):

@@ -11,15 +11,15 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli import beginning, waiting
-from blockmig.cli.beginning import begin as run_mirror
+from blockmig.cli import mirror_operation, mirror_request
 from blockmig.cli.break_ import run as run_break
 from blockmig.cli.commands import parse
+from blockmig.cli.mirror_operation import MirrorOperation
+from blockmig.cli.mirror_request import request_mirror as run_mirror
 from blockmig.cli.operations import report
 from blockmig.cli.progress import BarDisplay, JSONDisplay
 from blockmig.cli.rate import run as run_rate
 from blockmig.cli.status import as_text
-from blockmig.cli.waiting import Waiting
 from blockmig.control import ControlError, ControlLost, ControlRefused
 
 BEGUN = {"destination": "nbd://h:10809/", "attempt": 1}
@@ -139,7 +139,7 @@ class AskedTests(Case):
 
     def test_sockets_are_found_from_elsewhere(self):
         """The server has a current directory of its own."""
-        self.patch(beginning.os, "getcwd", lambda: "/here")
+        self.patch(mirror_request.os, "getcwd", lambda: "/here")
         options = ["--then", "relay", "--relay-to", "nbd+unix:///?socket=../t"]
         body = self.asked("nbd+unix:///x?socket=s", *options)
         self.assertEqual("nbd+unix:///x?socket=/here/s", body["uri"])
@@ -229,7 +229,7 @@ class WaitCase(Case):
         self.server = Server(mirror=BEGUN, mirror_wait=self.end, status=ControlError("not yet"))
 
     def begin(self, display=None):
-        self.operation = Waiting(
+        self.operation = MirrorOperation(
             parsed("mirror", "--control", "/c d", "--wait", "nbd://h/"),
             self.clock,
             display or JSONDisplay(self.lines.append),
@@ -516,10 +516,12 @@ class ThreadTests(SynchronousTestCase):
             def start(self):
                 pass
 
-        self.patch(waiting, "Thread", Thread)
+        self.patch(mirror_operation, "Thread", Thread)
         clock = Clock()
         clock.callFromThread = lambda function, *given: function(*given)
-        answer, error = (waiting.in_thread(clock, call) for call in (lambda: 5, lambda: 1 / 0))
+        answer, error = (
+            mirror_operation.in_thread(clock, call) for call in (lambda: 5, lambda: 1 / 0)
+        )
         self.assertNoResult(answer)
         for thread in made:
             self.assertTrue(thread.daemon)

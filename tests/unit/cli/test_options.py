@@ -104,7 +104,7 @@ class NamesTests(SynchronousTestCase):
     def test_errors_name_their_option(self):
         for kind in (ReceiveOptions, SendOptions, MirrorOptions):
             for parameter in kind.optParameters:
-                if parameter.read is not str:
+                if parameter.parse is not str:
                     error = self.assertRaises(usage.UsageError, parameter.value, "?")
                     self.assertTrue(str(error).startswith(f"--{parameter.name}: "), str(error))
 

@@ -50,7 +50,7 @@ class DescriptorsTests(Case):
         for number in descriptors:
             os.set_inheritable(number, True)
         first = descriptors[0] if descriptors else 3
-        self.patch(systemd, "_FIRST", first)
+        self.patch(systemd, "_LISTEN_FDS_START", first)
         environment = {
             "LISTEN_PID": str(os.getpid()),
             "LISTEN_FDS": str(len(descriptors)),
@@ -78,7 +78,7 @@ class DescriptorsTests(Case):
 
     def test_what_twisted_has_removed(self):
         number = self.socket().fileno()
-        self.patch(systemd, "_FIRST", number)
+        self.patch(systemd, "_LISTEN_FDS_START", number)
         initial = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
         environment = {"LISTEN_FDNAMES": "a"}
         self.assertEqual([number], listening_descriptors(environment, initial))
@@ -113,7 +113,7 @@ class DescriptorsTests(Case):
     def test_not_open(self):
         number = os.dup(0)
         os.close(number)
-        self.patch(systemd, "_FIRST", number)
+        self.patch(systemd, "_LISTEN_FDS_START", number)
         environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
         error = self.assertRaises(BadActivation, listening_descriptors, environment)
         self.assertIn(f"descriptor {number} of 1: Bad file descriptor", str(error))
@@ -121,7 +121,7 @@ class DescriptorsTests(Case):
 
 class EndpointsTests(Case):
     def endpoint(self, descriptor):
-        self.patch(systemd, "_FIRST", descriptor)
+        self.patch(systemd, "_LISTEN_FDS_START", descriptor)
         environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
         (endpoint,) = activated_endpoints(MemoryReactor(), environment)
         return endpoint

@@ -599,7 +599,7 @@ class ServiceTests(SynchronousTestCase):
 
         self.exits = []
         self.reactor = Reactor()
-        self.patch(tap, "Receive", Operation)
+        self.patch(tap, "ReceiveOperation", Operation)
         self.patch(tap, "on_signals", lambda *_: None)
         self.patch(tap.atexit, "register", lambda function, status: self.exits.append(status))
         self.service = tap.OperationService({"log-format": "text"}, self.reactor)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .usage import Options
 
 
-def start(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Write]]) -> int:
+def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Write]]) -> int:
     """Run an operation to its end, and give its exit status.
 
     @param make: imports what the operation needs, and makes it from C{options} and the outside

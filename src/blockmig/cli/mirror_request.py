@@ -21,7 +21,7 @@ from .values import printable
 
 _log = Logger()
 
-ACCEPTING: Final = 180.0
+START_TIMEOUT: Final = 180.0
 """Seconds. The server answers when the destination has accepted the handshake, or has not for long.
 """
 
@@ -29,7 +29,7 @@ Ask = Callable[..., Any]
 """As L{blockmig.control.ask}; it blocks."""
 
 
-def begin(options: Options, ask: Ask = ask) -> int:
+def request_mirror(options: Options, ask: Ask = ask) -> int:
     """Have the server begin, and log one line of whether it did.
 
     @return: the exit status.
@@ -37,19 +37,19 @@ def begin(options: Options, ask: Ask = ask) -> int:
     path = options["control"]
     try:
         try:
-            answer = ask(path, "POST", "/mirror", request(options), ACCEPTING)
+            answer = ask(path, "POST", "/mirror", request_body(options), START_TIMEOUT)
         except ControlError as error:
-            raise not_begun(error, path) from None
+            raise start_error(error, path) from None
         except KeyboardInterrupt:
-            raise GaveUp(left("stopped by SIGINT", path)) from None
+            raise GaveUp(still_running("stopped by SIGINT", path)) from None
     except MigrationError as error:
         _log.error("{why}", event="error", why=str(error), status=int(error.status))
         return error.status
-    begun(answer)
+    log_started(answer)
     return ExitStatus.DONE
 
 
-def request(options: Options) -> dict[str, Any]:
+def request_body(options: Options) -> dict[str, Any]:
     """What C{options} ask for, as the control socket takes it."""
     return {
         "uri": _from_the_root(options.uri),
@@ -70,7 +70,7 @@ def _from_the_root(uri: NBDURI) -> str:
     return str(replace(uri, socket=os.path.abspath(uri.socket)) if uri.socket else uri)
 
 
-def begun(answer: Any) -> None:
+def log_started(answer: Any) -> None:
     """Log that the mirror has begun, with what the server answered."""
     fields = answer if isinstance(answer, dict) else {}
     _log.info(
@@ -81,7 +81,7 @@ def begun(answer: Any) -> None:
     )
 
 
-def not_begun(error: ControlError, path: str) -> MigrationError:
+def start_error(error: ControlError, path: str) -> MigrationError:
     """What it means that the server at C{path} gave no good answer."""
     if isinstance(error, ControlLost):
         return Unconfirmed(
@@ -92,6 +92,6 @@ def not_begun(error: ControlError, path: str) -> MigrationError:
     return Refused(printable(error))
 
 
-def left(why: str, path: str) -> str:
+def still_running(why: str, path: str) -> str:
     """What to say where nobody waits any longer for the server at C{path}."""
     return f"{why}: the mirror goes on; `blockmig break --control {shlex.quote(path)}` ends it"

@@ -30,7 +30,7 @@ from .receive import Options
 _log = Logger()
 
 
-class Receive:
+class ReceiveOperation:
     """Receives one migration into the disk.
 
     @param runtime: what the outside world is.
@@ -48,14 +48,14 @@ class Receive:
         self._make_endpoint = make_endpoint
         self._listening: Listening | None = None
         self._receiver: Receiver | None = None
-        self._stopped = ""
+        self._stop_reason = ""
 
     async def run(self) -> Summary:
         """Listen, receive, close."""
         options = self._options
-        wanted = [options["listen"]] if options["listen"] is not None else []
+        endpoints = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
-            self._runtime.reactor, wanted, options["control"], self._make_endpoint
+            self._runtime.reactor, endpoints, options["control"], self._make_endpoint
         )
         disk = self._open()
         try:
@@ -74,7 +74,7 @@ class Receive:
 
     def stop(self, why: str) -> None:
         """End the migration as it stands."""
-        self._stopped = why
+        self._stop_reason = why
         if self._listening is not None:
             self._listening.cancel()
         if self._receiver is not None:
@@ -125,12 +125,12 @@ class Receive:
 
     def _check_stopped(self) -> None:
         """After something that takes time: whether somebody has lost patience."""
-        if self._stopped:
-            raise GaveUp(f"{self._stopped}; nothing was touched")
+        if self._stop_reason:
+            raise GaveUp(f"{self._stop_reason}; nothing was touched")
 
     async def _listen(self, listening: Listening, receiver: Receiver) -> None:
         options = self._options
-        offer = ListeningExport(
+        target = ListeningExport(
             receiver.factory(),
             options["file"],
             options["export"],
@@ -138,7 +138,7 @@ class Receive:
             receiver.status,
         )
         try:
-            await listening.open(offer, options["give-up-after"] or None)
+            await listening.open(target, options["give-up-after"] or None)
         except MigrationError as error:
             receiver.stop(str(error))
             raise

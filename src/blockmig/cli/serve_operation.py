@@ -17,16 +17,16 @@ from ..storage import BlockDisk, DiskRefused, FileDisk, image_format, open_disk
 from ..syscalls import describe_error
 from ..transport import client_endpoint, server_endpoint
 from .listening import Listening, ListeningExport
+from .mirror_manager import MirrorManager
 from .serve import Options
-from .serve_mirrors import Mirrors
 
 _log = Logger()
 
-_HEAD: Final = 4096
+_FORMAT_PROBE: Final = 4096
 """Bytes in which the marks of image formats are."""
 
 
-class Serve:
+class ServeOperation:
     """Serves the disk.
 
     @param runtime: what the outside world is.
@@ -47,8 +47,8 @@ class Serve:
         self._make_endpoint = make_endpoint
         self._make_client_endpoint = make_client_endpoint
         self._listening: Listening | None = None
-        self._mirrors: Mirrors | None = None
-        self._stopped = ""
+        self._mirrors: MirrorManager | None = None
+        self._stop_reason = ""
 
     async def run(self) -> None:
         """Listen, serve, close."""
@@ -68,8 +68,8 @@ class Serve:
                 check_canonical(path, state_directory, system)
                 if not options["in-use-anyway"]:
                     await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
-                    if self._stopped:
-                        raise GaveUp(f"{self._stopped}; nothing was touched")
+                    if self._stop_reason:
+                        raise GaveUp(f"{self._stop_reason}; nothing was touched")
                 _warn_of(disk, path)
                 await self._serve(disk, listening)
         except DiskRefused as error:
@@ -77,7 +77,7 @@ class Serve:
 
     def stop(self, why: str) -> None:
         """Stop accepting, and let the server come to its end."""
-        self._stopped = why
+        self._stop_reason = why
         if self._listening is not None:
             self._listening.cancel()
             if self._mirrors is not None:
@@ -96,7 +96,7 @@ class Serve:
             request_timeout=options["request-timeout"],
             runtime=self._runtime,
         )
-        mirrors = Mirrors(
+        mirrors = MirrorManager(
             server,
             self._runtime,
             self._make_client_endpoint,
@@ -119,9 +119,9 @@ class Serve:
             **totals,
         )
 
-    async def _listen(self, listening: Listening, server: Server, mirrors: Mirrors) -> None:
+    async def _listen(self, listening: Listening, server: Server, mirrors: MirrorManager) -> None:
         options = self._options
-        offer = ListeningExport(
+        target = ListeningExport(
             server.factory(),
             options["file"],
             options["export"],
@@ -130,7 +130,7 @@ class Serve:
             mirrors.routes,
         )
         try:
-            await listening.open(offer)
+            await listening.open(target)
         except MigrationError:
             server.stop()
             await server.complete()
@@ -158,6 +158,6 @@ def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
 
 def _format_of(disk: FileDisk | BlockDisk) -> str:
     try:
-        return image_format(disk.read(0, min(disk.size, _HEAD)))
+        return image_format(disk.read(0, min(disk.size, _FORMAT_PROBE)))
     except OSError:
         return ""  # clients will hear of it, if they read there

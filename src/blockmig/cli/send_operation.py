@@ -28,11 +28,11 @@ from .send import Options
 
 _log = Logger()
 
-_HEAD: Final = 4096
+_FORMAT_PROBE: Final = 4096
 """Bytes in which the marks of image formats are."""
 
 
-class Send:
+class SendOperation:
     """Sends the disk, or finishes what was begun before.
 
     @param runtime: what the outside world is.
@@ -51,7 +51,7 @@ class Send:
         self._display = display
         self._make_endpoint = make_endpoint
         self._running: Sender | Finisher | None = None
-        self._stopped = ""
+        self._stop_reason = ""
 
     async def run(self) -> Summary:
         """Open, send, close; or finish what was begun before."""
@@ -60,16 +60,16 @@ class Send:
         except DiskRefused as error:
             raise Refused(str(error)) from None
         try:
-            found = self._found(disk, records)
-            if disk is None or found.retired:
-                return await self._finish(records, found)
+            state = self._source_state(disk, records)
+            if disk is None or state.retired:
+                return await self._finish(records, state)
             await self._check(disk)
             return await self._send(disk)
         finally:
             if disk is not None:
                 disk.close()
 
-    def _found(self, disk: FileDisk | BlockDisk | None, records: Records) -> SourceState:
+    def _source_state(self, disk: FileDisk | BlockDisk | None, records: Records) -> SourceState:
         """What the records let us do."""
         unlink = bool(self._options["unlink"])
         try:
@@ -106,12 +106,12 @@ class Send:
         options, path = self._options, self._options["file"]
         if not options["in-use-anyway"]:
             await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
-            if self._stopped:
-                raise GaveUp(f"{self._stopped}; {path} is untouched and canonical")
+            if self._stop_reason:
+                raise GaveUp(f"{self._stop_reason}; {path} is untouched and canonical")
         if options["raw-anyway"]:
             return
         try:
-            image = image_format(disk.read(0, min(disk.size, _HEAD)))
+            image = image_format(disk.read(0, min(disk.size, _FORMAT_PROBE)))
         except OSError as error:
             raise LocalFailure(f"{path}: {describe_error(error)}") from None
         if image:
@@ -144,8 +144,8 @@ class Send:
         finally:
             self._display.stop()
 
-    async def _finish(self, records: Records, found: SourceState) -> Summary:
-        options, record = self._options, found.record
+    async def _finish(self, records: Records, state: SourceState) -> Summary:
+        options, record = self._options, state.record
         assert record is not None
         _log.info(
             "{disk} was retired on an earlier run; its migration to {destination} is only to be "
@@ -155,7 +155,7 @@ class Send:
             destination=str(record.destination),
         )
         self._running = finisher = Finisher(
-            SourceRecord.finishing(records, found),
+            SourceRecord.finishing(records, state),
             self._destination(),
             give_up_after=options["give-up-after"] or None,
             runtime=self._runtime,
@@ -168,6 +168,6 @@ class Send:
 
     def stop(self, why: str) -> None:
         """End the migration as it stands."""
-        self._stopped = why
+        self._stop_reason = why
         if self._running is not None:
             self._running.stop(why)

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.serve_mirrors import Mirrors, _Wanted
+from blockmig.cli.mirror_manager import MirrorManager, _RequestBody
 from blockmig.control import ControlRefused
 from blockmig.errors import Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
@@ -67,7 +67,7 @@ class Case(SynchronousTestCase):
         self.receive()
         self.system = Story()
         self.endpoints = []
-        self.mirrors = Mirrors(
+        self.mirrors = MirrorManager(
             self.server, Runtime(self.clock, in_thread, self.system), self.endpoint
         )
 
@@ -228,7 +228,7 @@ class StartTests(Case):
             "nbd+unix:///\ud800?socket=/x",
         ):
             try:
-                _Wanted({"uri": uri}).uri("uri")
+                _RequestBody({"uri": uri}).uri("uri")
             except ControlRefused as error:
                 self.assertEqual(400, error.http_status)
             else:
@@ -344,44 +344,44 @@ class WaitTests(Case):
         self.system.tell = tell
 
 
-class ToldTests(Case):
+class EndReportedTests(Case):
     """Whoever has said that he will wait is expected before the control socket is closed."""
 
-    def told(self):
-        return Deferred.fromCoroutine(self.mirrors.announced())
+    def reported(self):
+        return Deferred.fromCoroutine(self.mirrors.end_reported())
 
     def test_nobody_said_so(self):
         self.start()
-        self.successResultOf(self.told())
+        self.successResultOf(self.reported())
 
     def test_expected(self):
         self.start(wait=True)
         self.finish()
-        told = self.told()
+        reported = self.reported()
         self.clock.advance(4.9)
-        self.assertNoResult(told)
+        self.assertNoResult(reported)
         self.answer("/mirror/wait")
-        self.successResultOf(told)
+        self.successResultOf(reported)
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_not_for_long(self):
         self.start(wait=True)
         self.finish()
-        told = self.told()
+        reported = self.reported()
         self.clock.advance(5.1)
-        self.successResultOf(told)
+        self.successResultOf(reported)
         self.assertEqual(0, self.answer("/mirror/wait")["status"], "late, but answered")
 
     def test_who_waits_already(self):
         self.begin(wait=True)
         self.call("/mirror/wait")
-        self.successResultOf(self.told())
+        self.successResultOf(self.reported())
 
     def test_not_one_whose_mirror_was_refused(self):
         """He was told so, and will not come."""
         self.port.stopListening()
         self.assertEqual(409, self.refused("/mirror", {"uri": URI, "wait": True})[0])
-        self.successResultOf(self.told())
+        self.successResultOf(self.reported())
 
 
 class BreakTests(Case):

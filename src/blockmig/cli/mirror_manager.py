@@ -35,10 +35,10 @@ from ..storage import DiskRefused
 
 _log = Logger()
 
-_PATIENCE: Final = 5.0
+_WAITER_TIMEOUT: Final = 5.0
 
 
-class Mirrors:
+class MirrorManager:
     """Those of one server.
 
     @param runtime: what the outside world is.
@@ -59,7 +59,7 @@ class Mirrors:
         self._runtime = runtime
         self._make_endpoint = make_endpoint
         self._in_use_anyway = in_use_anyway
-        self._expected: Deferred[None] | None = None
+        self._expected_waiter: Deferred[None] | None = None
 
     @property
     def handed_over(self) -> bool:
@@ -94,7 +94,7 @@ class Mirrors:
             try:
                 await self.current.handed_over()
             finally:
-                await self.announced()
+                await self.end_reported()
 
     def stop(self, why: str) -> None:
         """End the mirror as it stands, and then the server."""
@@ -117,45 +117,43 @@ class Mirrors:
         if self._server.state != "serving":
             raise ControlRefused(f"the server is {self._server.state}", 409)
         try:
-            mirror = self._make(_Wanted(body))
+            mirror = self._make(_RequestBody(body))
         except (Refused, DiskRefused) as error:
             raise ControlRefused(str(error), 409) from None
         self.current = mirror
-        self._expected = Deferred() if isinstance(body, dict) and body.get("wait") else None
+        self._expected_waiter = Deferred() if isinstance(body, dict) and body.get("wait") else None
         mirror.complete().addBoth(self._ended, mirror)
         try:
             attempt = await mirror.start()
         except MigrationError as error:
-            self._expected = None
+            self._expected_waiter = None
             raise ControlRefused(str(error), 409) from None
         return {"destination": mirror.destination, "attempt": attempt}
 
-    async def announced(self) -> None:
+    async def end_reported(self) -> None:
         """To be waited for before the control socket is closed."""
-        if self._expected is None:
+        if self._expected_waiter is None:
             return
         with contextlib.suppress(defer.TimeoutError):
-            await self._expected.addTimeout(_PATIENCE, self._runtime.reactor)
+            await self._expected_waiter.addTimeout(_WAITER_TIMEOUT, self._runtime.reactor)
 
-    def _make(self, wanted: _Wanted) -> Mirror:
-        uri, after = wanted.uri("uri"), wanted.uri("uri")
+    def _make(self, body: _RequestBody) -> Mirror:
+        uri, after = body.uri("uri"), body.uri("uri")
         successor = None
-        if wanted.one_of("then", "exit", "relay") == "relay":
-            if wanted.given("relay_to"):
-                after = wanted.uri("relay_to")
+        if body.one_of("then", "exit", "relay") == "relay":
+            if body.has("relay_to"):
+                after = body.uri("relay_to")
             successor = self._destination(after)
         return Mirror(
             self._server,
             self._destination(uri),
-            unlink=wanted.flag("unlink"),
-            overrides=Overrides(
-                wanted.flag("again"), wanted.flag("overwrite"), self._in_use_anyway
-            ),
-            max_rate=wanted.rate(),
-            longest_pause=wanted.seconds("max_pause", 0.5),
-            converge=Converge(wanted.one_of("converge", *Converge)),
+            unlink=body.flag("unlink"),
+            overrides=Overrides(body.flag("again"), body.flag("overwrite"), self._in_use_anyway),
+            max_rate=body.rate(),
+            longest_pause=body.seconds("max_pause", 0.5),
+            converge=Converge(body.one_of("converge", *Converge)),
             successor=successor,
-            patience=Patience(reply_timeout=wanted.seconds("timeout", 60.0)),
+            patience=Patience(reply_timeout=body.seconds("timeout", 60.0)),
             runtime=self._runtime,
         )
 
@@ -181,9 +179,9 @@ class Mirrors:
         """Answered at the end of the mirror: how it ended."""
         if self.current is None:
             raise ControlRefused("no mirror is running", 409)
-        expected, self._expected = self._expected, None
-        if expected is not None:
-            expected.callback(None)
+        waiter, self._expected_waiter = self._expected_waiter, None
+        if waiter is not None:
+            waiter.callback(None)
         try:
             summary = await self.current.complete()
         except MigrationError as error:
@@ -204,12 +202,12 @@ class Mirrors:
 
     def set_rate(self, body: Any) -> dict[str, Any]:
         """Change the limit."""
-        mirror, rate = self._running(), _Wanted(body).rate()
+        mirror, rate = self._running(), _RequestBody(body).rate()
         mirror.set_rate(rate)
         return {"max_rate": rate}
 
 
-class _Wanted:
+class _RequestBody:
     """The body of a request, looked at with suspicion."""
 
     def __init__(self, body: Any) -> None:
@@ -217,7 +215,7 @@ class _Wanted:
             raise ControlRefused("the request's body is no object", 400)
         self._body = body
 
-    def given(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         return self._body.get(name) is not None
 
     def _bad(self, name: str) -> ControlRefused:

@@ -20,8 +20,15 @@ from twisted.python.failure import Failure
 from ..control import ControlError, ControlRefused, ask
 from ..errors import ExitStatus, GaveUp, MigrationError, Summary, Unconfirmed
 from ..migration.source.progress import Progress
-from .beginning import ACCEPTING, Ask, begun, left, not_begun, request
 from .mirror import Options
+from .mirror_request import (
+    START_TIMEOUT,
+    Ask,
+    log_started,
+    request_body,
+    start_error,
+    still_running,
+)
 from .progress import Display
 from .values import printable, whole
 
@@ -57,7 +64,7 @@ def in_thread(reactor: Any, function: Callable[[], Any]) -> Deferred[Any]:
     return result
 
 
-class Waiting:
+class MirrorOperation:
     """Begins a mirror, looks how it goes, and hears how it ended.
 
     @param ask: asks the server; it blocks.
@@ -76,53 +83,53 @@ class Waiting:
         self._reactor = reactor
         self._ask = ask
         self._in_thread = in_thread
-        self._view = _View(display, reactor)
-        self._looking = LoopingCall(self._look)
-        self._looking.clock = reactor
-        self._waiting: Deferred[Any] | None = None
-        self._stopped = ""
+        self._view = _MirrorView(display, reactor)
+        self._poll_loop = LoopingCall(self._poll)
+        self._poll_loop.clock = reactor
+        self._pending: Deferred[Any] | None = None
+        self._stop_reason = ""
 
     async def run(self) -> Summary | None:
         """Begin, and wait for the end; None if nothing was copied."""
         path: str = self._options["control"]
         try:
             try:
-                answer = await self._answer(
-                    "/mirror", {**request(self._options), "wait": True}, ACCEPTING
+                answer = await self._request(
+                    "/mirror", {**request_body(self._options), "wait": True}, START_TIMEOUT
                 )
             except ControlError as error:
-                raise not_begun(error, path) from None
-            begun(answer)
-            self._looking.start(self._view.interval).addErrback(self._cannot_look)
+                raise start_error(error, path) from None
+            log_started(answer)
+            self._poll_loop.start(self._view.interval).addErrback(self._poll_crashed)
             try:
-                end = await self._answer("/mirror/wait", {}, None)
+                end = await self._request("/mirror/wait", {}, None)
             except ControlRefused as error:
                 raise self._unknown_end(f"the server does not tell: {printable(error)}") from None
             except ControlError:
                 what = "the server ended without telling how the mirror ended"
                 raise self._unknown_end(what) from None
-            return self._ended(end)
+            return self._outcome(end)
         except CancelledError:
-            raise GaveUp(left(self._stopped, path)) from None
+            raise GaveUp(still_running(self._stop_reason, path)) from None
         finally:
-            if self._looking.running:
-                self._looking.stop()
+            if self._poll_loop.running:
+                self._poll_loop.stop()
             self._view.stop()
 
     def stop(self, why: str) -> None:
         """Wait no longer; the mirror goes on."""
-        self._stopped = why
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self._stop_reason = why
+        if self._pending is not None:
+            self._pending.cancel()
 
-    def _answer(self, resource: str, body: Any, timeout: float | None) -> Deferred[Any]:
+    def _request(self, resource: str, body: Any, timeout: float | None) -> Deferred[Any]:
         path = self._options["control"]
-        self._waiting = self._in_thread(
+        self._pending = self._in_thread(
             self._reactor, lambda: self._ask(path, "POST", resource, body, timeout)
         )
-        return self._waiting
+        return self._pending
 
-    def _ended(self, answer: Any) -> Summary | None:
+    def _outcome(self, answer: Any) -> Summary | None:
         """What the server said at the end."""
         try:
             status, message = ExitStatus(answer["status"]), printable(answer["message"])
@@ -144,24 +151,24 @@ class Waiting:
         disk = self._view.disk
         return Unconfirmed(f"{what}; `blockmig inspect {disk}` says which copy is canonical")
 
-    def _look(self) -> Deferred[None]:
+    def _poll(self) -> Deferred[None]:
         """Ask how things stand; whoever cannot be asked now is asked again."""
         path = self._options["control"]
         asked = self._in_thread(self._reactor, lambda: self._ask(path, "GET", "/status"))
-        return asked.addCallbacks(self._seen, self._unseen)
+        return asked.addCallbacks(self._status_received, self._status_failed)
 
-    def _seen(self, status: Any) -> None:
-        if self._looking.running:  # the end may have been told meanwhile
-            self._view.see(status)
+    def _status_received(self, status: Any) -> None:
+        if self._poll_loop.running:  # the end may have been told meanwhile
+            self._view.update(status)
 
-    def _unseen(self, failure: Failure) -> None:
+    def _status_failed(self, failure: Failure) -> None:
         failure.trap(ControlError)
 
-    def _cannot_look(self, failure: Failure) -> None:
+    def _poll_crashed(self, failure: Failure) -> None:
         _log.failure("this is a bug of blockmig: the progress is not shown", failure, event="bug")
 
 
-class _View:
+class _MirrorView:
     """What is shown of the server's status.
 
     @ivar disk: what to call the server's disk in a command line.
@@ -172,14 +179,14 @@ class _View:
         self._display = display
         self._reactor = reactor
         self._progress: Progress | None = None
-        self._remarks = _Remarks()
+        self._change_log = _ChangeLog()
 
     @property
     def interval(self) -> float:
         """Seconds between two looks at the status."""
         return self._display.interval
 
-    def see(self, status: Any) -> None:
+    def update(self, status: Any) -> None:
         """Show C{status}, if there is a mirror in it."""
         mirror = status.get("mirror") if isinstance(status, dict) else None
         if not isinstance(mirror, dict):
@@ -193,7 +200,7 @@ class _View:
             done = max(0, size - rest)
             zeroes = min(whole(mirror, "zeroes") or 0, done)
             self.show(size, done - zeroes, zeroes, attempts)
-        self._remarks.make(mirror, attempts)
+        self._change_log.update(mirror, attempts)
 
     def show(self, total: int, data: int, zeroes: int, attempt: int) -> None:
         """Show the progress; all but C{attempt} are bytes."""
@@ -209,7 +216,7 @@ class _View:
             self._display.stop()
 
 
-class _Remarks:
+class _ChangeLog:
     """Logs what somebody who waits wonders about: why it starts again, why it does not end."""
 
     def __init__(self) -> None:
@@ -217,7 +224,7 @@ class _Remarks:
         self._last_error = ""
         self._converging = True
 
-    def make(self, mirror: dict[str, Any], attempts: int) -> None:
+    def update(self, mirror: dict[str, Any], attempts: int) -> None:
         """Say what is new."""
         error = mirror.get("last_error")
         over = mirror.get("state") in ("complete", "failed", "broken")
