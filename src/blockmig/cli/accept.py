@@ -13,39 +13,36 @@ from .usage import Flag, Parameter
 
 
 class Options(usage.Options):
-    """Options of `accept`."""
-
     synopsis = "blockmig accept DISK --i-have-checked-the-source [options]"
     longdesc = (
-        "Declare a destination's DISK the canonical copy, where all of it arrived but nobody could "
-        "tell whether the source was retired. Look at the source first: if it is still used "
-        "anywhere, there will be two disks. Who accepted it, and when, stands in DISK.ACCEPTED. "
-        "Exit statuses: 0 done, 1 bad usage or refused, nothing was changed, 3 the disk failed."
+        "Declare DISK, a received copy, the canonical copy. This is for a copy that arrived whole, "
+        "where it is not known whether the source was retired; `blockmig inspect DISK` says so. "
+        "Check the source first: if it is still used anywhere, there will be two copies that "
+        "differ. Who accepted the copy, and when, is recorded in DISK.ACCEPTED."
     )
+    statuses = (0, 1, 3)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         Flag(
             "i-have-checked-the-source",
-            "Say that the source is not the canonical copy, and will not be used any more.",
+            "Confirm that the source is not the canonical copy, and will not be used again.",
         ),
     )
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.STATE_DIRECTORY,)
 
     def parseArgs(self, *arguments: str) -> None:
-        """One disk."""
         if len(arguments) != 1:
-            raise usage.UsageError("exactly one argument is wanted: DISK")
+            raise usage.UsageError("expected one argument: DISK")
         (self["disk"],) = arguments
 
     def postOptions(self) -> None:
-        """The promise is needed."""
         if not self["i-have-checked-the-source"]:
             raise usage.UsageError(
-                "--i-have-checked-the-source is missing: `blockmig inspect` says where to look"
+                "--i-have-checked-the-source is missing: `blockmig inspect DISK` says where to look"
             )
 
 
 def run(options: Options) -> int:
-    """Put it on record."""
+    """Record that the disk was accepted, and return the exit status."""
     from ..migration.records.accept import accept  # noqa: PLC0415
 
     try:
@@ -53,15 +50,15 @@ def run(options: Options) -> int:
     except MigrationError as error:
         print(f"blockmig: {error}", file=sys.stderr)
         return error.status
-    print(f"{options['disk']} is canonical, by word of {accepted.by}, {accepted.changed}")
+    print(f"{options['disk']} is the canonical copy: accepted by {accepted.by}, {accepted.changed}")
     if accepted.identified:
         source = accepted.source
-        print(f"if {source.disk}.MIGRATING stands on {source.host}, it may be removed")
+        print(f"if there is a {source.disk}.MIGRATING on {source.host}, it can be removed")
     return ExitStatus.DONE
 
 
 def _user() -> str:
-    """The human, as far as the system knows."""
+    """The name of the user, with that behind sudo."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""`break`: has a running server abandon the mirror of its disk; no reactor is needed."""
+"""`break`, or `cancel`: cancels the mirror of a running server; needs no reactor."""
 
 from __future__ import annotations
 
@@ -12,30 +12,27 @@ from .usage import Parameter
 from .values import printable
 
 _TIMEOUT: Final = 60.0
-"""Seconds for the answer, which comes when clients are as before."""
+"""Seconds. The server answers when it has released the clients."""
 
 
 class Options(usage.Options):
-    """Options of `break`."""
-
     synopsis = "blockmig break --control PATH"
     longdesc = (
-        "Abandon the mirror that a running `blockmig serve` makes of its disk, which stays the "
-        "canonical copy; its clients go on. "
-        "Exit statuses: 0 done, 1 bad usage or refused (nothing is being mirrored, or it is too "
-        "late)."
+        "Cancel the mirror that a running `blockmig serve` makes of its disk. The disk stays the "
+        "canonical copy, and clients go on using it. This is refused if no mirror is running, and "
+        "once the source is being retired, since that cannot be taken back."
     )
+    statuses = (0, 1)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 
     def postOptions(self) -> None:
-        """A socket is needed."""
         common.check_control(self)
 
 
 def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
-    """Abandon the mirror; 0, or 1 if that was refused.
+    """Cancel the mirror, and return 0, or 1 if that was refused.
 
-    @param ask: asks the server; None for L{blockmig.control.ask}.
+    @param ask: asks the server; by default L{blockmig.control.ask}.
     """
     from .. import control  # noqa: PLC0415
 
@@ -44,5 +41,5 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     except control.ControlError as error:
         print(f"blockmig: {printable(error)}", file=sys.stderr)
         return ExitStatus.REFUSED
-    print("the mirror is abandoned")
+    print("the mirror was cancelled")
     return ExitStatus.DONE

@@ -1,8 +1,8 @@
-"""The commands: the table that `--help` is printed from, and that a command is found by.
+"""The commands: the table that `--help` is printed from, and that a command is looked up in.
 
-Each has a module with its L{Options<blockmig.cli.usage.Options>} and what it does. The rule: a
-module is imported when its command is given, and whatever takes long to import (Twisted, the
-reactor, the ends of a migration) only once its options were found to make sense.
+Each has a module with its L{Options<blockmig.cli.usage.Options>} and its C{run}. The rule: a module
+is imported when its command is given, and whatever takes long to import (Twisted, the reactor, the
+two ends of a migration) only once the options are known to be valid.
 """
 
 from __future__ import annotations
@@ -12,31 +12,34 @@ from getopt import GetoptError, getopt
 from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from .usage import STANDARD_OPTIONS, Options, UsageError, display, usage_text
+from .usage import EXIT_STATUSES, STANDARD_OPTIONS, Options, UsageError, display, usage_text
 
 
 class CommandModule(Protocol):
-    """What the module of a command has.
-
-    @ivar Options: what may be given.
-    """
+    """What the module of a command has."""
 
     Options: type[Options]
 
     def run(self, options: Any) -> int:
-        """Do it, and give the exit status."""
+        """Do it, and return the exit status."""
 
 
 class Command(NamedTuple):
     """A row of the table.
 
     @ivar module: the name of its module.
-    @ivar help: what it is for, in one line.
+    @ivar help: what it does, in one line.
+    @ivar aliases: other names that it is known by.
     """
 
     name: str
     module: str
     help: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
 
     def load(self) -> CommandModule:
         """Import its module."""
@@ -44,42 +47,61 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final = (
-    Command("receive", "receive", "Accept one migration into a disk."),
+    Command("receive", "receive", "Receive a disk: the destination of `send` or `mirror`."),
     Command("send", "send", "Send a disk to a receiver, or to any NBD server."),
-    Command("serve", "serve", "Give a disk to NBD clients."),
-    Command("mirror", "mirror", "Have a running serve mirror its disk to a receiver."),
-    Command("break", "break_", "Abandon the mirror of a running serve."),
-    Command("rate", "rate", "Change how fast a running serve mirrors its disk."),
-    Command("status", "status", "Tell what a running serve or receive is doing."),
-    Command("inspect", "inspect", "Tell which copy is the canonical one."),
+    Command("serve", "serve", "Serve a disk to NBD clients, such as QEMU."),
+    Command("mirror", "mirror", "Move the disk of a running `serve` while its clients go on."),
+    Command("break", "break_", "Cancel the mirror of a running `serve`.", ("cancel",)),
+    Command("rate", "rate", "Change the rate limit of a running mirror.", ("set-rate",)),
+    Command("status", "status", "Show what a running `serve` or `receive` is doing."),
+    Command("inspect", "inspect", "Show which copy of a disk is the canonical one."),
     Command("accept", "accept", "Declare a received disk the canonical copy."),
+)
+
+_DESCRIPTION: Final = (
+    "Move the disks of running machines between hosts over NBD.\n\n"
+    "At every moment exactly one copy of a disk is the canonical one, the copy to use: the source "
+    "until it is retired (deleted, or marked as migrated), the destination from then on. "
+    "`blockmig COMMAND --help` describes a command."
 )
 
 
 def parse(given: Sequence[str]) -> tuple[Command, Options]:
     """The command that was given to `blockmig`, and its options.
 
-    @raise UsageError: what was given makes no sense.
+    @raise UsageError: the command line is wrong.
     @raise SystemExit: it asked for something to be displayed.
     """
     try:
         given_options, rest = getopt(given, "", [flag.getopt_name for flag in STANDARD_OPTIONS])
     except GetoptError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{error} (see `blockmig --help`)") from None
     for name, _ in given_options:
         display(name, _help)
     if not rest:
-        *names, last = (command.name for command in COMMANDS)
-        raise UsageError(f"which command? {', '.join(names)} or {last} (--help says more)")
+        names = ", ".join(_title(command) for command in COMMANDS)
+        raise UsageError(f"which command? {names} (see `blockmig --help`)")
     for command in COMMANDS:
-        if command.name == rest[0]:
-            options = command.load().Options()
-            options.parseOptions(rest[1:])
+        if rest[0] in command.names:
+            options = command.load().Options(command.aliases)
+            try:
+                options.parseOptions(rest[1:])
+            except UsageError as error:
+                raise UsageError(f"{error} (see `blockmig {rest[0]} --help`)") from None
             return command, options
-    raise UsageError(f"Unknown command: {rest[0]}")
+    raise UsageError(f"unknown command: {rest[0]} (see `blockmig --help`)")
+
+
+def _title(command: Command) -> str:
+    """Its name, with its aliases in brackets."""
+    return f"{command.name} ({', '.join(command.aliases)})" if command.aliases else command.name
 
 
 def _help() -> str:
-    purposes = [(command.name, command.help) for command in COMMANDS]
-    longdesc = "Move the disks of running machines between hosts over NBD."
-    return "Usage: blockmig COMMAND [options]\n" + usage_text(STANDARD_OPTIONS, longdesc, purposes)
+    return usage_text(
+        ["blockmig COMMAND [options]"],
+        _DESCRIPTION,
+        STANDARD_OPTIONS,
+        EXIT_STATUSES,
+        commands=[(", ".join(command.names), command.help) for command in COMMANDS],
+    )

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what is looked at where they are given."""
+"""Options that several commands have, and their checks."""
 
 from __future__ import annotations
 
@@ -7,79 +7,135 @@ from typing import Final
 from .usage import Flag, Options, Parameter, UsageError
 from .values import one_of, parse_bytes, parse_seconds
 
-VERBOSE: Final = Flag(
-    "verbose", "Say more, for finding out what goes on. (Text under twistd is twistd's.)", "v"
-)
-QUIET: Final = Flag("quiet", "Say nothing but warnings and errors. (As above.)", "q")
+VERBOSE: Final = Flag("verbose", "Log more, for debugging.", "v")
+QUIET: Final = Flag("quiet", "Log only warnings and errors.", "q")
 LOG_FORMAT: Final = Parameter(
-    "log-format", "Log lines as text or as json.", one_of("text", "json"), "text"
+    "log-format",
+    "Write log lines as text or as json (one object a line).",
+    one_of("text", "json"),
+    "text",
+    metavar="FORMAT",
 )
 PROGRESS: Final = Parameter(
     "progress",
-    "How to show progress: auto (a bar on a terminal), bar, json (an object a second on stdout) "
-    "or none.",
+    "How to show progress: bar, json (one object a second on stdout), none, or auto (a bar if "
+    "stderr is a terminal).",
     one_of("auto", "bar", "json", "none"),
     "auto",
+    metavar="HOW",
 )
+JSON: Final = Flag("json", "Print one JSON object instead of text.")
 
-FILE: Final = Parameter("file", "The disk: a raw image or a block device.", short="f")
-EXPORT: Final = Parameter("export", "The export's name.", default="", short="e")
-IN_USE_ANYWAY: Final = Flag("in-use-anyway", "Go on although another program has the disk open.")
+FILE: Final = Parameter(
+    "file", "The disk: a raw image or a block device.", short="f", metavar="PATH"
+)
+EXPORT: Final = Parameter(
+    "export",
+    "The name of the NBD export.",
+    default="",
+    short="e",
+    metavar="NAME",
+    default_text="the empty name",
+)
+LISTEN: Final = Parameter(
+    "listen",
+    "Where to listen: a Twisted endpoint string, such as tcp:10809:interface=192.0.2.7 or "
+    "unix:/run/blockmig.sock.",
+    short="l",
+    metavar="ENDPOINT",
+    default_text="the sockets that systemd passed, or else tcp:10809:interface=127.0.0.1",
+)
+OLDSTYLE: Final = Flag("oldstyle", "Speak the oldstyle NBD handshake, for old clients.")
+IN_USE_ANYWAY: Final = Flag("in-use-anyway", "Go on even if another program has the disk open.")
 STATE_DIRECTORY: Final = Parameter(
     "state-dir",
-    "Where the records of block devices are kept; by default /var/lib/blockmig for root, "
-    "~/.local/state/blockmig for others. (Those of files are beside them.)",
+    "Where the migration records of block devices are. (Those of a file are beside the file.)",
+    metavar="DIRECTORY",
+    default_text="/var/lib/blockmig for root, ~/.local/state/blockmig for other users",
+)
+UNLINK: Final = Flag(
+    "unlink",
+    "Delete the source disk once all of it is durable at the destination. Without this option it "
+    "is kept, and marked as migrated by a .MIGRATED record.",
+)
+AGAIN: Final = Flag(
+    "again",
+    "Migrate the disk even if its records say that it was migrated already, or cannot be read.",
+)
+OVERWRITE: Final = Flag(
+    "overwrite",
+    "Overwrite a destination that is not a blockmig receiver even if it holds data, or cannot be "
+    "read.",
 )
 
 CONTROL: Final = Parameter(
     "control",
-    "The path of the UNIX socket by which `blockmig status` asks how things stand, and "
-    "`blockmig mirror` has a server's disk mirrored.",
+    "Create a control socket (a UNIX socket) at PATH, for `blockmig status` and, with `serve`, for "
+    "`blockmig mirror`, `rate` and `break`.",
+    metavar="PATH",
 )
 CONTROL_SOCKET: Final = Parameter(
-    "control", "The control socket: the path that the server was given as --control."
+    "control",
+    "The control socket of the running command: the path that it was given as --control.",
+    metavar="PATH",
 )
 
 HANDSHAKE_TIMEOUT: Final = Parameter(
     "handshake-timeout",
-    "Seconds that a connection has to negotiate; 0 for no limit.",
+    "Close a connection whose NBD handshake takes longer than SECONDS; 0 means no limit.",
     parse_seconds,
     30.0,
+    metavar="SECONDS",
 )
 GIVE_UP_AFTER: Final = Parameter(
     "give-up-after",
-    "Seconds without progress after which to give up; 0, the default, is never.",
+    "Give up after SECONDS without progress; 0, the default, means never.",
     parse_seconds,
     0.0,
+    metavar="SECONDS",
+    default_text="",
 )
 MAX_RATE: Final = Parameter(
-    "max-rate", "The most bytes of data to send per second, such as 100M.", parse_bytes
+    "max-rate",
+    "Send at most RATE bytes of data per second, such as 100M.",
+    parse_bytes,
+    metavar="RATE",
+    default_text="no limit",
 )
 
 
 def check_verbosity(options: Options) -> None:
-    """Whether it was said clearly how much is to be said.
+    """Check that -v and -q are not both given.
 
-    @raise UsageError: it was not.
+    @raise UsageError: they are.
     """
     if options["verbose"] and options["quiet"]:
         raise UsageError("-v and -q contradict each other")
 
 
-def check_control(options: Options) -> None:
-    """Whether it was said which server is to be asked.
+def check_file(options: Options) -> None:
+    """Check that a disk is given.
 
-    @raise UsageError: it was not.
+    @raise UsageError: none is.
+    """
+    if not options["file"]:
+        raise UsageError("--file is missing: give the path of the disk")
+
+
+def check_control(options: Options) -> None:
+    """Check that a control socket is given.
+
+    @raise UsageError: none is.
     """
     if not options["control"]:
-        raise UsageError("--control is missing: which server is to be asked?")
+        raise UsageError("--control is missing: give the control socket of the running command")
 
 
 def check_export(name: str, longest: int) -> None:
-    """Whether an export may have that name.
+    """Check that C{name} can be the name of an export.
 
-    @param longest: the most bytes that the name may have.
-    @raise UsageError: it may not.
+    @param longest: the most bytes that it may have.
+    @raise UsageError: it cannot.
     """
     try:
         encoded = name.encode()

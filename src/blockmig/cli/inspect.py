@@ -1,4 +1,4 @@
-"""`inspect`: tells which copy is the canonical one, from what stands beside the disks."""
+"""`inspect`: shows which copy is the canonical one, from the records beside the disks."""
 
 from __future__ import annotations
 
@@ -15,28 +15,26 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
-    """Options of `inspect`."""
-
     synopsis = "blockmig inspect DISK [OTHER] [options]"
     longdesc = (
-        "Tell whether DISK is the canonical copy, from what stands beside it: first the verdict, "
-        "then why, then what to do. DISK may be gone. With the path of the other side's disk, "
-        "where both can be seen from here, one verdict for the two. Nothing is changed. "
-        "Exit statuses: 0 the verdict is certain (canonical, or not canonical), 1 bad usage, "
-        "3 it cannot be looked at, 5 the verdict is not certain."
+        "Show whether DISK is the canonical copy, from the migration records beside it: the first "
+        "line is the verdict, the next says why, the next what to do. DISK itself may be gone. If "
+        "the other side's disk can be reached from this host too, give it as OTHER, for one "
+        "verdict on both. Nothing is changed. The exit status is 0 if the verdict is certain "
+        "(canonical or not canonical), and 5 if it is not."
     )
-    optFlags: ClassVar[tuple[Flag, ...]] = (Flag("json", "Print one JSON object."),)
+    statuses = (0, 1, 3, 5)
+    optFlags: ClassVar[tuple[Flag, ...]] = (common.JSON,)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.STATE_DIRECTORY,)
 
     def parseArgs(self, *arguments: str) -> None:
-        """One disk or two."""
         if not 1 <= len(arguments) <= 2:
-            raise usage.UsageError("one disk is wanted, or the two of one migration: DISK [OTHER]")
+            raise usage.UsageError("expected one or two arguments: DISK [OTHER]")
         self["disks"] = arguments
 
 
 def run(options: Options) -> int:
-    """Print the verdict; 0 if it is certain."""
+    """Print the verdict, and return 0 if it is certain."""
     from ..migration.records.verdict import (  # noqa: PLC0415
         CopyState,
         changing,
@@ -56,7 +54,7 @@ def run(options: Options) -> int:
     else:
         verdict = verdict_of(states[0]) if len(states) == 1 else verdict_of_pair(*states)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # a name of a file need not be text
+    if reconfigure is not None:  # a file name need not be UTF-8
         reconfigure(errors="backslashreplace")
     if options["json"]:
         print(json.dumps(_as_json(verdict, states)))
@@ -64,7 +62,7 @@ def run(options: Options) -> int:
         lines = [verdict.line, f"why: {verdict.why}", f"do: {verdict.advice}"]
         lines = [line.replace("\n", "?") for line in lines]
         lines += [
-            f"now: {state.path} is open in another program: it may be on the move, wait for that"
+            f"now: {state.path} is open in another program: wait, if it is being migrated"
             for state in states
             if state.in_use
         ]

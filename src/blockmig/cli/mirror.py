@@ -1,4 +1,4 @@
-"""`mirror`: has a running server mirror its disk, and waits for the end of that if asked to."""
+"""`mirror`: has a running server mirror its disk; waits for the end with `--wait`."""
 
 from __future__ import annotations
 
@@ -17,78 +17,74 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
-    """Options of `mirror`.
-
-    @ivar uri: where to.
-    @ivar relay_to: where the new server is; None where it is the destination, or nobody wants it.
+    """
+    @ivar uri: the destination.
+    @ivar relay_to: the new server; None if it is at the destination, or there is no relay.
     """
 
     synopsis = "blockmig mirror --control PATH URI [options]"
     longdesc = (
-        "Have a running `blockmig serve` mirror its disk to the NBD server at URI "
+        "Move the disk of a running `blockmig serve` to the NBD server at URI "
         "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, as the server reaches it) "
-        "while its clients go on. What they write meanwhile is sent again, until so little is left "
-        "that holding their requests for a moment is enough for the hand-off. Returns as soon as "
-        "the destination has accepted; `blockmig status` tells how it goes on, `blockmig rate` "
-        "changes its limit, `blockmig break` ends it. "
-        "Exit statuses: 0 the mirror has begun (with --wait: it is complete), 1 bad usage or "
-        "refused at the start, 3 a disk failed, 4 it was broken off, gave up, or is no longer "
-        "waited for, 5 the server did not tell how it ended (`blockmig inspect` says which copy is "
-        "canonical)."
+        "while clients go on using it. What they write meanwhile is sent again, until so little is "
+        "left that the hand-off can begin: the clients' requests are held for a moment, the rest "
+        "is sent, and the source is retired: deleted (--unlink), or marked as migrated.\n\n"
+        "Without --wait the command returns as soon as the destination has accepted. "
+        "`blockmig status` shows the progress, `blockmig rate` changes the rate limit, and "
+        "`blockmig break` cancels the mirror. With --wait, SIGINT (Ctrl-C) or SIGTERM ends only "
+        "the waiting, with status 4; the mirror goes on."
     )
+    statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
+        common.UNLINK,
+        common.AGAIN,
+        common.OVERWRITE,
         Flag(
-            "unlink",
-            "Delete the server's disk once all of it is durable at the destination. Otherwise it "
-            "is kept, and marked by DISK.MIGRATED.",
+            "wait",
+            "Wait until the mirror has ended: show its progress, and exit with its status.",
         ),
-        Flag(
-            "again",
-            "Mirror although the records beside the disk say that it was migrated already, or "
-            "cannot be read.",
-        ),
-        Flag(
-            "overwrite",
-            "Mirror to a server that is no receiver of blockmig's although it holds data, or "
-            "cannot be read.",
-        ),
-        Flag("wait", "Stay until the mirror has ended, with its progress and exit status."),
-        Flag("no-wait", "Return once the destination has accepted (the default)."),
-        Flag("verbose", "Say more, for finding out what goes on.", "v"),
-        Flag("quiet", "Say nothing but warnings and errors.", "q"),
+        Flag("no-wait", "Return as soon as the destination has accepted. This is the default."),
+        common.VERBOSE,
+        common.QUIET,
     )
     optParameters: ClassVar[tuple[Parameter, ...]] = (
         common.MAX_RATE,
         Parameter(
             "max-pause",
-            "For how many milliseconds the hand-off may hold the clients' requests.",
+            "Hold the clients' requests for at most MS milliseconds during the hand-off. (Others "
+            "call this the downtime limit.)",
             parse_milliseconds,
             500,
+            metavar="MS",
         ),
         Parameter(
             "timeout",
-            "Seconds of silence after which the destination is given up, and tried again.",
+            "Disconnect from the destination, and start again, after SECONDS without an answer.",
             parse_some_seconds,
             60.0,
+            metavar="SECONDS",
         ),
         Parameter(
             "converge",
             "What to do while clients write faster than their writes can be sent: wait until they "
-            "write less, throttle them, or abort the mirror.",
+            "write less, throttle their writes, or abort the mirror.",
             one_of("wait", "throttle", "abort"),
             "wait",
+            metavar="HOW",
         ),
         Parameter(
             "then",
-            "What the server does once the destination has the canonical copy: exit, or relay its "
-            "clients' requests to the new server.",
+            "What the server does after the hand-off: exit, or relay its clients' requests to the "
+            "new server.",
             one_of("exit", "relay"),
             "exit",
+            metavar="WHAT",
         ),
         Parameter(
             "relay-to",
-            "With --then relay, the URI of the new server where it differs from that of the "
-            "destination.",
+            "With --then relay: the URI of the new server.",
+            metavar="URI",
+            default_text="that of the destination",
         ),
         common.CONTROL_SOCKET,
         common.PROGRESS,
@@ -98,13 +94,11 @@ class Options(usage.Options):
     relay_to: NBDURI | None = None
 
     def parseArgs(self, *arguments: str) -> None:
-        """Where to."""
         if len(arguments) != 1:
-            raise usage.UsageError("exactly one argument is wanted: URI")
+            raise usage.UsageError("expected one argument: URI")
         self.uri = usage.parse_value(arguments[0], parse_uri)
 
     def postOptions(self) -> None:
-        """What contradicts each other."""
         common.check_verbosity(self)
         common.check_control(self)
         if self["wait"] and self["no-wait"]:
@@ -116,7 +110,7 @@ class Options(usage.Options):
 
 
 def run(options: Options) -> int:
-    """Have the server begin, and give the exit status: of that, or of the mirror."""
+    """Start the mirror, and return the exit status: of the start, or with --wait of the mirror."""
     if options["wait"]:
         return launch(options, _operation)
     from .logs import begin_logging, line_writer  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`rate`: changes how fast a running server mirrors its disk; no reactor is needed."""
+"""`rate`, or `set-rate`: changes the rate limit of a running mirror; needs no reactor."""
 
 from __future__ import annotations
 
@@ -13,31 +13,27 @@ from .values import human, parse_rate, printable, whole
 
 
 class Options(usage.Options):
-    """Options of `rate`."""
-
     synopsis = "blockmig rate --control PATH RATE"
     longdesc = (
-        "Change how fast a running `blockmig serve` mirrors its disk: RATE is the most bytes of "
-        "data to send per second, such as 100M, or none for no limit. "
-        "Exit statuses: 0 done, 1 bad usage or refused."
+        "Change the rate limit of the mirror that a running `blockmig serve` makes of its disk. "
+        "RATE is the most bytes of data to send per second, such as 100M, or `none` for no limit."
     )
+    statuses = (0, 1)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 
     def parseArgs(self, *arguments: str) -> None:
-        """How fast."""
         if len(arguments) != 1:
-            raise usage.UsageError("exactly one argument is wanted: RATE")
+            raise usage.UsageError("expected one argument: RATE")
         self["rate"] = usage.parse_value(arguments[0], parse_rate, "RATE")
 
     def postOptions(self) -> None:
-        """A socket is needed."""
         common.check_control(self)
 
 
 def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
-    """Change the limit; 0, or 1 if that was refused.
+    """Change the limit, and return 0, or 1 if that was refused.
 
-    @param ask: asks the server; None for L{blockmig.control.ask}.
+    @param ask: asks the server; by default L{blockmig.control.ask}.
     """
     from .. import control  # noqa: PLC0415
 

@@ -17,27 +17,23 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
-    """Options of `receive`."""
-
     synopsis = "blockmig receive --file PATH [options]"
     longdesc = (
-        "Accept one migration into a raw image or block device, and exit 0 once it is complete. "
-        "Any NBD client can be the sender; a sender that drops early may start again. "
-        "Exit statuses: 0 done, 1 bad usage or refused at the start, 3 the disk failed, "
-        "4 stopped or gave up before completion (the copy is not canonical), "
-        "5 stopped or gave up with all the data here and durable, but no disconnect "
-        "(`blockmig inspect` tells whether the copy is canonical)."
+        "Receive one disk into a raw image or block device, and exit when the migration is "
+        "complete. The sender can be `blockmig send`, `blockmig mirror`, or any other NBD client. "
+        "If the connection is lost, the receiver keeps listening, and the sender can start again."
     )
+    statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
-        Flag("oldstyle", "Speak the old NBD handshake, for old senders."),
+        common.OLDSTYLE,
         Flag(
             "again",
-            "Receive into a disk although the records beside it say that it was migrated away, or "
-            "holds a whole copy, or cannot be read.",
+            "Receive even if the disk's records say that it was migrated away or that it holds a "
+            "complete copy, or cannot be read.",
         ),
         Flag(
             "overwrite",
-            "Receive into a disk although it holds data. An unfinished hand-off is not overridden.",
+            "Receive into a disk that holds data. Never overrides an unfinished hand-off.",
         ),
         common.IN_USE_ANYWAY,
         common.VERBOSE,
@@ -47,25 +43,22 @@ class Options(usage.Options):
         common.FILE,
         Parameter(
             "size",
-            "The disk's exact size: bytes, or 20G. A missing file is created with it, sparse.",
+            "The exact size of the disk: a number of bytes, or one with K, M, G, T or P (powers of "
+            "1024), such as 20G. A missing file is created with this size, sparse.",
             parse_bytes,
             short="s",
+            metavar="SIZE",
         ),
-        Parameter(
-            "listen",
-            "Where to listen: a Twisted endpoint string, such as "
-            "tcp:10809:interface=192.0.2.7 or unix:/run/blockmig.sock. Without it: what systemd "
-            "passed, or tcp:10809:interface=127.0.0.1.",
-            short="l",
-        ),
+        common.LISTEN,
         common.EXPORT,
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "idle-timeout",
-            "Seconds of silence after which a connection, and its attempt, is ended; 0 for never. "
-            "A sender that has flushed all the data may take its time.",
+            "Close a connection, and end its attempt, after SECONDS without a request; 0 means "
+            "never. Does not apply to a sender that has flushed all the data.",
             parse_seconds,
             60.0,
+            metavar="SECONDS",
         ),
         common.GIVE_UP_AFTER,
         common.CONTROL,
@@ -74,15 +67,13 @@ class Options(usage.Options):
     )
 
     def postOptions(self) -> None:
-        """A disk is needed."""
         common.check_verbosity(self)
-        if not self["file"]:
-            raise usage.UsageError("--file is missing: which disk is to be received?")
+        common.check_file(self)
         common.check_export(self["export"], MAXIMUM_NAME - len(HANDOFF_EXPORT))
 
 
 def run(options: Options) -> int:
-    """Receive the disk, and give the exit status."""
+    """Receive the disk, and return the exit status."""
     return launch(options, _operation)
 
 

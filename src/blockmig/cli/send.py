@@ -16,43 +16,32 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
-    """Options of `send`.
-
-    @ivar uri: where to.
-    """
+    """@ivar uri: the destination."""
 
     synopsis = "blockmig send FILE URI [options]"
     longdesc = (
-        "Send a raw image or block device to the NBD server at URI "
-        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH), then disconnect. "
-        "After an early drop it starts again, for ever unless told otherwise. A migration that was "
-        "cut off behind the deletion of FILE is finished by the same command line. "
-        "Exit statuses: 0 done, 1 bad usage or refused at the start, 3 the disk failed, "
-        "4 stopped or gave up before completion (the disk is untouched and canonical), "
-        "5 the disk was retired, but the destination may not have been told."
+        "Send FILE, a raw image or block device, to the NBD server at URI "
+        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH). When all of it is durable "
+        "there, FILE is retired: deleted (--unlink), or marked as migrated. If the connection is "
+        "lost, the migration starts again from the beginning (see --give-up-after). If the command "
+        "is interrupted after FILE was retired, run it again to finish; nothing is copied twice."
     )
+    statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
-        Flag(
-            "unlink",
-            "Delete FILE once all of it is durable at the destination. Otherwise it is kept, and "
-            "marked by FILE.MIGRATED.",
-        ),
-        Flag(
-            "again",
-            "Send a disk although the records beside it say that it was migrated already, or "
-            "cannot be read.",
-        ),
-        Flag(
-            "overwrite",
-            "Send to a server that is no receiver of blockmig's although it holds data, or cannot "
-            "be read.",
-        ),
+        common.UNLINK,
+        common.AGAIN,
+        common.OVERWRITE,
         common.IN_USE_ANYWAY,
         Flag(
             "raw-anyway",
-            "Send the bytes of FILE as they are although it begins as an image of another format.",
+            "Send the bytes of FILE as they are even if it begins as an image of another format, "
+            "such as qcow2.",
         ),
-        Flag("retry", "Also try again what fails before the first accepted handshake."),
+        Flag(
+            "retry",
+            "Also try again after a failure before the destination has accepted the first "
+            "handshake.",
+        ),
         common.VERBOSE,
         common.QUIET,
     )
@@ -66,19 +55,17 @@ class Options(usage.Options):
     uri: NBDURI
 
     def parseArgs(self, *arguments: str) -> None:
-        """FILE and URI, both needed."""
         if len(arguments) != 2:
-            raise usage.UsageError("exactly two arguments are wanted: FILE URI")
+            raise usage.UsageError("expected two arguments: FILE URI")
         self["file"], uri = arguments
         self.uri = usage.parse_value(uri, parse_uri)
 
     def postOptions(self) -> None:
-        """How much is to be said."""
         common.check_verbosity(self)
 
 
 def run(options: Options) -> int:
-    """Send the disk, and give the exit status."""
+    """Send the disk, and return the exit status."""
     return launch(options, _operation)
 
 

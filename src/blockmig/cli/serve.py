@@ -1,4 +1,4 @@
-"""`serve`: gives a disk to NBD clients, until it is stopped or the disk has moved."""
+"""`serve`: serves a disk to NBD clients, until it is stopped or the disk has moved."""
 
 from __future__ import annotations
 
@@ -17,49 +17,42 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
-    """Options of `serve`."""
-
     synopsis = "blockmig serve --file PATH [options]"
     longdesc = (
-        "Give a raw image or block device to NBD clients (QEMU, libnbd, the kernel) until it is "
-        "stopped by SIGTERM or SIGINT: then the requests that are under way are finished, the disk "
-        "is flushed, and it exits 0. `blockmig mirror` moves the disk elsewhere meanwhile, and has "
-        "it exit 0 when that is done. "
-        "Exit statuses: 0 stopped in good order, or the disk was handed over, 1 bad usage or "
-        "refused at the start, 3 the last flush failed, 4 stopped before it could listen, "
-        "5 the disk was handed over, but the destination may not have been told."
+        "Serve a raw image or block device to NBD clients (QEMU, libnbd, the kernel) until SIGTERM "
+        "or SIGINT: then finish the requests that are under way, flush the disk, and exit. "
+        "`blockmig mirror` moves the disk to another host while it is served; when that is done, "
+        "the server exits too."
     )
+    statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
-        Flag("oldstyle", "Speak the old NBD handshake, for old clients."),
-        Flag("read-only", "Clients may only read.", "r"),
+        common.OLDSTYLE,
+        Flag("read-only", "Serve the disk read-only.", "r"),
         common.IN_USE_ANYWAY,
         common.VERBOSE,
         common.QUIET,
     )
     optParameters: ClassVar[tuple[Parameter, ...]] = (
         common.FILE,
-        Parameter(
-            "listen",
-            "Where to listen: a Twisted endpoint string, such as tcp:10809:interface=192.0.2.7 or "
-            "unix:/run/blockmig.sock; may be given several times. Without any: what systemd "
-            "passed, or tcp:10809:interface=127.0.0.1.",
-            short="l",
-            repeated=True,
+        common.LISTEN._replace(
+            help=f"{common.LISTEN.help} May be given several times.", repeated=True
         ),
         common.EXPORT,
         Parameter(
             "max-connections",
-            "How many clients may be connected at a time; 0 for no limit.",
+            "Accept at most COUNT clients at a time; 0 means no limit.",
             parse_count,
             128,
+            metavar="COUNT",
         ),
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "request-timeout",
-            "Seconds of silence after which a client that has sent half a request, or does not "
-            "take its replies, is given up; 0 for never. Idle clients may stay.",
+            "Disconnect a client that has sent half a request, or does not take its replies, after "
+            "SECONDS without a byte; 0 means never. Idle clients stay connected.",
             parse_seconds,
             300.0,
+            metavar="SECONDS",
         ),
         common.CONTROL,
         common.STATE_DIRECTORY,
@@ -67,17 +60,15 @@ class Options(usage.Options):
     )
 
     def postOptions(self) -> None:
-        """A disk is needed."""
         common.check_verbosity(self)
-        if not self["file"]:
-            raise usage.UsageError("--file is missing: which disk is to be served?")
+        common.check_file(self)
         if self["oldstyle"] and self["export"]:
-            raise usage.UsageError("--oldstyle has no names of exports: leave --export out")
+            raise usage.UsageError("--oldstyle has no export names: leave out --export")
         common.check_export(self["export"], MAXIMUM_NAME)
 
 
 def run(options: Options) -> int:
-    """Serve the disk, and give the exit status."""
+    """Serve the disk, and return the exit status."""
     return launch(options, _operation)
 
 

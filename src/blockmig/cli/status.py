@@ -1,7 +1,7 @@
-"""`status`: asks a running command how things stand, and shows it; no reactor is needed.
+"""`status`: asks a running command for its status, and shows it; needs no reactor.
 
-The rule: the two need not be of one version. What is not there is not shown, and what is not known
-neither (but in the JSON, which is passed on as it came).
+The rule: the two need not be of one version. Fields that are missing, or not known here, are not
+shown (except with `--json`, which passes on everything as it came).
 """
 
 from __future__ import annotations
@@ -20,34 +20,32 @@ _HEADINGS: Final = ("client", "connected", "reads", "read", "writes", "written",
 
 
 class Options(usage.Options):
-    """Options of `status`."""
-
     synopsis = "blockmig status --control PATH [--json]"
     longdesc = (
-        "Tell what a running `serve` or `receive` is doing, which was given the same --control. "
-        "Exit statuses: 0 done, 1 bad usage or nobody answers there."
+        "Show what a running `blockmig serve` or `blockmig receive` is doing. The exit status is "
+        "1 if nothing answers on the control socket."
     )
-    optFlags: ClassVar[tuple[Flag, ...]] = (Flag("json", "Print one JSON object."),)
+    statuses = (0, 1)
+    optFlags: ClassVar[tuple[Flag, ...]] = (common.JSON,)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 
     def postOptions(self) -> None:
-        """A socket is needed."""
         common.check_control(self)
 
 
 def run(options: Options) -> int:
-    """Print the status; 0, or 1 if nobody could be asked."""
+    """Print the status, and return 0, or 1 if there is no answer."""
     from ..control import ControlError, ask  # noqa: PLC0415
 
     try:
         status = ask(options["control"], "GET", "/status")
         if not isinstance(status, dict):
-            raise ControlError(f"what {options['control']} answers is no status")
+            raise ControlError(f"the answer on {options['control']} is not a status")
     except ControlError as error:
         print(f"blockmig: {error}", file=sys.stderr)
         return ExitStatus.REFUSED
     reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # a name of a file need not be text
+    if reconfigure is not None:  # a file name need not be UTF-8
         reconfigure(errors="backslashreplace")
     print(json.dumps(status) if options["json"] else as_text(status))
     return ExitStatus.DONE
@@ -69,7 +67,7 @@ def as_text(status: dict[str, Any]) -> str:
     totals = status.get("totals")
     if isinstance(totals, dict):
         lines.append(
-            f"in all: {_text(totals, 'connections')} connections, "
+            f"total: {_text(totals, 'connections')} connections, "
             f"{_text(totals, 'reads')} reads ({_bytes(totals, 'bytes_read')}), "
             f"{_text(totals, 'writes')} writes ({_bytes(totals, 'bytes_written')}), "
             f"{_text(totals, 'other')} other requests"
@@ -86,7 +84,7 @@ def as_text(status: dict[str, Any]) -> str:
 
 
 def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
-    """What becomes of the disk elsewhere, in as many lines as there is something to say."""
+    """The lines of the mirror; those without anything to show are left out."""
     heading = f"mirror: {_text(mirror, 'state')}, to {_text(mirror, 'destination')}"
     if (seconds := _number(mirror, "seconds")) is not None:
         heading += f", for {duration(seconds)}"
@@ -97,11 +95,11 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
         _joined(
             _phrase(mirror, "left", f"{{}}{of_the_disk} left", human),
             _phrase(mirror, "rate", "sent at {}/s", human),
-            _phrase(mirror, "expected_end", "the end is expected in {}", duration),
+            _phrase(mirror, "expected_end", "expected to end in {}", duration),
         ),
         _joined(
             _phrase(mirror, "dirty", "{} dirty", human),
-            _phrase(mirror, "dirty_rate", "they write {}/s", human),
+            _phrase(mirror, "dirty_rate", "writing {}/s", human),
             _phrase(mirror, "throttle", "throttled to {}/s", human),
             "faster than it can be sent" if mirror.get("converging") is False else "",
         ),
@@ -110,18 +108,18 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             _phrase(mirror, "zeroes", "{} of zeroes", human),
         ),
         _joined(
-            _phrase(mirror, "holds", "held {:.0f} time(s)"),
-            _phrase(mirror, "pause", "the last time for {}", _milliseconds),
-            _phrase(mirror, "max_pause", "for {} at most", _milliseconds),
+            _phrase(mirror, "holds", "{:.0f} so far"),
+            _phrase(mirror, "pause", "the last for {}", _milliseconds),
+            _phrase(mirror, "max_pause", "at most {} allowed", _milliseconds),
         ),
         _joined(
             _phrase(mirror, "max_rate", "at most {}/s", human),
             *(f"{key}: {_text(mirror, key)}" for key in ("converge", "then") if key in mirror),
-            "the disk is deleted at the end" if mirror.get("unlink") is True else "",
+            "the source is deleted at the end" if mirror.get("unlink") is True else "",
         ),
         _joined(printable(mirror.get("last_error") or "")),
     ]
-    labels = ("to do", "clients", "in this attempt", "pauses", "as asked", "last error")
+    labels = ("progress", "clients", "this attempt", "holds", "options", "last error")
     rows = zip(labels, lines, strict=True)
     return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
 
@@ -132,7 +130,7 @@ def _phrase(
     words: str,
     spell: Callable[[float], object] = float,
 ) -> str:
-    """C{words} with that number in them; "" if there is none."""
+    """C{words} with the number of that name in them; "" if there is none."""
     value = _number(fields, name)
     return "" if value is None else words.format(spell(value))
 

@@ -1,4 +1,4 @@
-"""What `twistd blockmig` runs: the operation as a service, and its exit status as twistd's."""
+"""`twistd blockmig`: runs an operation as a service, and makes its exit status twistd's."""
 
 from __future__ import annotations
 
@@ -22,24 +22,39 @@ from .operations import Operation, report
 from .receive_operation import ReceiveOperation
 from .serve_operation import ServeOperation
 from .signals import on_signals
+from .usage import Options as CommandOptions
 from .usage import UsageError, display
 
 __all__ = ["Options", "makeService"]
 
 
+_LOGS = (
+    "Log lines as text are written by twistd itself, which ignores -v and -q; --log-format json "
+    "heeds them."
+)
+
+
+def _under_twistd(options: type[CommandOptions]) -> type[CommandOptions]:
+    """The options of a command, with a help that is true under twistd."""
+    words = {
+        "synopsis": f"twistd [twistd options] {options.synopsis}",
+        "longdesc": f"{options.longdesc}\n\n{_LOGS}",
+    }
+    return type(options.__name__, (options,), words)
+
+
 class Options(TwistedOptions):
-    """Options of `twistd blockmig`; without a command they are those of `receive`."""
+    """Without a command these are the options of `receive`."""
 
     synopsis = "twistd [twistd options] blockmig [receive|serve] --file PATH [options]"
     longdesc = receive.Options.longdesc
     subCommands: ClassVar[Any] = [
-        [command.name, None, command.load().Options, command.help]
+        [command.name, None, _under_twistd(command.load().Options), command.help]
         for command in COMMANDS
         if command.name in ("receive", "serve")
     ]
 
     def getSynopsis(self) -> str:
-        """The one line of usage."""
         return f"Usage: {self.synopsis}"
 
     def opt_version(self) -> None:
@@ -47,9 +62,9 @@ class Options(TwistedOptions):
         display("--version", self.__str__)
 
     def parseOptions(self, options: Any = None) -> None:
-        """Put the command there that was left out.
+        """Insert `receive` if no command is given.
 
-        @raise twisted.python.usage.UsageError: what was given makes no sense.
+        @raise twisted.python.usage.UsageError: the command line is wrong.
         """
         given = list(options or ())
         commands = [row[0] for row in self.subCommands]
@@ -65,9 +80,9 @@ class Options(TwistedOptions):
 class OperationService(Service):
     """Runs one operation, then stops the reactor and sets the exit status.
 
-    twistd has no exit status for plugins, and swallows a SystemExit in the reactor; so the status
-    is set by the very last thing the process does. A signal would have twistd die of that signal:
-    it is taken here instead, and the operation ends as under `blockmig`.
+    twistd has no exit status for plugins, and swallows a SystemExit in the reactor, so the last
+    thing that the process does is to exit with the status. twistd would die of a signal: signals
+    are handled here instead, and the operation ends as under `blockmig`.
     """
 
     def __init__(self, options: Any, reactor: Any) -> None:
@@ -81,7 +96,7 @@ class OperationService(Service):
         self._ended: Deferred[None] = Deferred()
 
     def startService(self) -> None:
-        """Begin, once the reactor runs."""
+        """Start the operation, once the reactor runs."""
         super().startService()
         if self._options["log-format"] == "json":
             globalLogPublisher.addObserver(observer_for(self._options, line_writer(2)))
@@ -98,7 +113,7 @@ class OperationService(Service):
             self._reactor.stop()
 
     def stopService(self) -> Deferred[None]:
-        """The reactor is being stopped, perhaps by somebody else: the operation ends first."""
+        """Stop the operation; fires when it has ended, whoever stops the reactor."""
         super().stopService()
         self._stopping = True
         self._operation.stop("stopped with its process")
@@ -112,7 +127,7 @@ def _exit(status: int) -> None:
 
 
 def makeService(options: Any) -> IService:
-    """The service that C{options} describe."""
+    """Twisted's entry point: the service that C{options} describe."""
     from twisted.internet import reactor  # noqa: PLC0415
 
     return OperationService(options.subOptions, reactor)

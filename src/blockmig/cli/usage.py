@@ -1,10 +1,10 @@
 """How the options of a command are declared, read from the command line, and shown by `--help`.
 
-A part of L{twisted.python.usage}: its words, its layout and the names of its methods, so that
-twistd can use a command's options as they are. Twisted's own takes seven times as long to import as
-Python to start, which is more than anybody should wait to be told of a wrong letter.
+Covers the part of L{twisted.python.usage} that is needed here, with the same method names, so that
+twistd can use a command's options as they are. Importing Twisted's own takes seven times as long as
+Python takes to start: too long to wait for the report of a mistyped option.
 
-Nothing is imported here that takes long, and nothing is known of any command.
+Nothing that takes long is imported here, and nothing is known of any command.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from getopt import GetoptError, gnu_getopt
-from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeVar
 
 from .. import __version__
 
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 class UsageError(Exception):
-    """What was given makes no sense; the message says why."""
+    """The command line is wrong; the message says why."""
 
 
 def parse_value(text: str, parse: Callable[[str], T], what: str = "") -> T:
-    """What C{parse} makes of C{text}.
+    """Parse C{text}.
 
-    @param parse: raises L{ValueError} if it makes nothing of it.
-    @param what: how an error calls it; "" where the error itself does.
-    @raise UsageError: it is no such value.
+    @param parse: raises L{ValueError} if the text is not valid.
+    @param what: the name of the value in an error; "" if the L{ValueError} says it itself.
+    @raise UsageError: the text is not valid.
     """
     try:
         return parse(text)
@@ -38,7 +38,7 @@ def parse_value(text: str, parse: Callable[[str], T], what: str = "") -> T:
 
 
 class Flag(NamedTuple):
-    """An option that is given or not: its value is 1 or 0.
+    """An option without a value: 1 if it is given, 0 if not.
 
     @ivar short: its letter; "" for none.
     """
@@ -49,26 +49,36 @@ class Flag(NamedTuple):
 
     @property
     def getopt_name(self) -> str:
-        """Its name, as getopt(3) and its users see it."""
+        """The name as L{getopt.gnu_getopt} expects it."""
         return self.name
 
     @property
+    def shown_name(self) -> str:
+        return self.name
+
+    @property
+    def shown_default(self) -> str:
+        return ""
+
+    @property
     def initial_value(self) -> Any:
-        """Its value where it is not given."""
         return 0
 
     def updated(self, text: str, previous: Any) -> Any:
-        """Its value now that it is given."""
+        """The value after the option was given."""
         return 1
 
 
 class Parameter(NamedTuple):
-    """An option that has a value.
+    """An option with a value.
 
     @ivar parse: makes the value from its text, or raises L{ValueError}.
-    @ivar default: its value where it is not given.
+    @ivar default: the value if the option is not given.
     @ivar short: its letter; "" for none.
     @ivar repeated: it may be given several times, and its value is a list.
+    @ivar metavar: what C{--help} shows in place of the value, such as C{SECONDS}.
+    @ivar default_text: the default as C{--help} shows it, where that is not C{default} itself; ""
+        if C{help} says it.
     """
 
     name: str
@@ -77,28 +87,42 @@ class Parameter(NamedTuple):
     default: Any = None
     short: str = ""
     repeated: bool = False
+    metavar: str = ""
+    default_text: str | None = None
 
     @property
     def getopt_name(self) -> str:
-        """Its name, as getopt(3) and its users see it."""
+        """The name as L{getopt.gnu_getopt} expects it."""
         return f"{self.name}="
 
     @property
+    def shown_name(self) -> str:
+        return f"{self.name}={self.metavar}"
+
+    @property
+    def shown_default(self) -> str:
+        """The default as C{--help} shows it; "" for none."""
+        if self.default_text is not None:
+            return self.default_text
+        if isinstance(self.default, float):
+            return f"{self.default:g}"
+        return "" if self.default is None else str(self.default)
+
+    @property
     def initial_value(self) -> Any:
-        """Its value where it is not given."""
         return [] if self.repeated else self.default
 
     def value(self, text: str) -> Any:
-        """What C{text} means.
+        """The value that C{text} stands for.
 
-        @raise UsageError: nothing.
+        @raise UsageError: it is not valid.
         """
         return parse_value(text, self.parse, f"--{self.name}")
 
     def updated(self, text: str, previous: Any) -> Any:
-        """Its value now that it is given.
+        """The value after the option was given with C{text}.
 
-        @raise UsageError: C{text} is no such value.
+        @raise UsageError: C{text} is not valid.
         """
         value = self.value(text)
         return [*previous, value] if self.repeated else value
@@ -106,11 +130,21 @@ class Parameter(NamedTuple):
 
 Option = Flag | Parameter
 
-STANDARD_OPTIONS = (
+STANDARD_OPTIONS: Final = (
     Flag("help", "Display this help and exit."),
     Flag("version", "Display the version and exit."),
 )
 """The options of every command, and of `blockmig` itself."""
+
+EXIT_STATUSES: Final = {
+    0: "Done.",
+    1: "Bad usage, or refused at the start: nothing was changed.",
+    3: "Failed for a local reason: a disk error, no space, no permission.",
+    4: "Stopped or gave up before completion: the destination's copy is not canonical.",
+    5: "Completion is not confirmed: `blockmig inspect DISK` says which copy is canonical, or "
+    "where to look.",
+}
+"""What `--help` says of each L{exit status<blockmig.errors.ExitStatus>}."""
 
 
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:
@@ -120,39 +154,52 @@ def display(name: str, help_text: Callable[[], str]) -> NoReturn:
 
 
 def usage_text(
+    synopses: Sequence[str],
+    description: str,
     options: Iterable[Option],
-    longdesc: str,
+    statuses: Iterable[int],
+    *,
     commands: Sequence[tuple[str, str]] = (),
     width: int | None = None,
 ) -> str:
-    """What `--help` says below the synopsis.
+    """The whole text of `--help`.
 
-    @param longdesc: what it all is for.
-    @param commands: the names of the commands that can follow, and what each is for.
+    @param synopses: the command line, in each form that it has.
+    @param description: what the command does; paragraphs are separated by empty lines.
+    @param statuses: those of L{EXIT_STATUSES} that the command can exit with.
+    @param commands: the names of the commands that can follow, and what each does.
     @param width: columns; None for those of the terminal.
     """
     columns = width or int(os.environ.get("COLUMNS", "80"))
+    first, *others = synopses
+    text = "".join([f"Usage: {first}\n", *(f"   or: {other}\n" for other in others)])
+    for paragraph in description.split("\n\n"):
+        text += "\n" + "\n".join(textwrap.wrap(paragraph, columns)) + "\n"
+    if commands:
+        rows = [("    ", name, purpose) for name, purpose in commands]
+        text += "\nCommands:\n" + _table(rows, "  ", columns)
+    text += "\n" + options_text(options, columns)
+    rows = [("    ", str(status), EXIT_STATUSES[status]) for status in statuses]
+    return text + "\nExit statuses:\n" + _table(rows, "  ", columns)
+
+
+def options_text(options: Iterable[Option], columns: int) -> str:
+    """The section of the options, laid out as by L{twisted.python.usage.Options.getUsage}."""
     rows = []
     for option in sorted(options, key=lambda option: option.short or option.name):
-        default = getattr(option, "default", None)
         letter = f"-{option.short}," if option.short else "   "
-        default_note = "" if default is None else f" [default: {default}]"
-        rows.append((f"  {letter} --", option.getopt_name, f"{option.help}{default_note}"))
-    text = "Options:\n" + _table(rows, "  ", columns)
-    text += "\n" + "\n".join(textwrap.wrap(longdesc, columns)) + "\n"
-    if commands:
-        rows = [("    ", name, purpose) for name, purpose in sorted(commands)]
-        text += "Commands:\n" + _table(rows, "      ", columns)
-    return text
+        default = f" [default: {option.shown_default}]" if option.shown_default else ""
+        rows.append((f"  {letter} --", option.shown_name, f"{option.help}{default}"))
+    return "Options:\n" + _table(rows, "  ", columns)
 
 
 def _table(rows: list[tuple[str, str, str]], gap: str, columns: int) -> str:
-    """Rows of a margin, a name and an explanation, which has a column of its own."""
+    """Rows of a margin, a name and an explanation; the explanations are aligned."""
     longest = max(len(name) for _, name, _ in rows)
     lines = []
     for margin, name, explanation in rows:
         left = f"{margin}{name:<{longest}}{gap}"
-        first, *rest = textwrap.wrap(explanation, columns - len(left))
+        first, *rest = textwrap.wrap(explanation, max(20, columns - len(left)))
         lines += [left + first, *(" " * len(left) + line for line in rest)]
     return "".join(f"{line}\n" for line in lines)
 
@@ -162,31 +209,37 @@ class Options(dict[str, Any]):
 
     @cvar synopsis: the command line, in one line.
     @cvar longdesc: what the command does, for `--help`.
-    @cvar optFlags: those that have no value.
-    @cvar optParameters: those that have one.
+    @cvar statuses: what the command can exit with.
+    @cvar optFlags: the options without a value.
+    @cvar optParameters: the options with a value.
+    @param aliases: other names of the command.
     """
 
     synopsis: ClassVar[str]
     longdesc: ClassVar[str]
+    statuses: ClassVar[tuple[int, ...]] = ()
     optFlags: ClassVar[tuple[Flag, ...]] = ()
     optParameters: ClassVar[tuple[Parameter, ...]] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, aliases: Sequence[str] = ()) -> None:
         own: tuple[Option, ...] = (*self.optFlags, *self.optParameters)
         super().__init__({option.name: option.initial_value for option in own})
         self._known: tuple[Option, ...] = (*own, *STANDARD_OPTIONS)
+        self._aliases = aliases
 
     def __str__(self) -> str:
-        return f"Usage: {self.synopsis}\n{self.getUsage()}"
+        return self.getUsage()
 
     def getUsage(self, width: int | None = None) -> str:
-        """What `--help` says below the synopsis."""
-        return usage_text(self._known, self.longdesc, width=width)
+        """The whole text of `--help`."""
+        program, command, rest = self.synopsis.split(" ", 2)
+        synopses = [f"{program} {name} {rest}" for name in (command, *self._aliases)]
+        return usage_text(synopses, self.longdesc, self._known, self.statuses, width=width)
 
     def parseOptions(self, options: Iterable[str]) -> None:
-        """Take what was given; options may stand after arguments too, as people write them.
+        """Read the command line after the command; options may follow arguments.
 
-        @raise UsageError: it makes no sense.
+        @raise UsageError: it is wrong.
         @raise SystemExit: it asked for something to be displayed.
         """
         given = list(options)
@@ -202,7 +255,7 @@ class Options(dict[str, Any]):
         except GetoptError as error:
             raise UsageError(str(error)) from None
         for name, _ in given_options:
-            # A promise, or the deletion of a disk, is not to be given by one letter too many.
+            # getopt takes abbreviations, but no mistyped one may delete or declare a disk.
             if name.startswith("--") and not any(
                 text == name or text.startswith(f"{name}=") for text in given
             ):
@@ -218,15 +271,15 @@ class Options(dict[str, Any]):
         self.postOptions()
 
     def parseArgs(self, *arguments: str) -> None:
-        """Take what is no option; by default there is no such thing.
+        """Take the arguments that are not options; by default none is allowed.
 
-        @raise UsageError: there is too much of it, or too little.
+        @raise UsageError: there are too many, or too few.
         """
         if arguments:
-            raise UsageError("Wrong number of arguments.")
+            raise UsageError(f"unexpected argument: {arguments[0]!r}")
 
     def postOptions(self) -> None:
-        """Look at what depends on several options.
+        """Check what depends on several options.
 
         @raise UsageError: they contradict each other, or one is missing.
         """

@@ -83,7 +83,7 @@ def parse_some_seconds(text: str) -> float:
     """
     seconds = parse_seconds(text)
     if not seconds:
-        raise ValueError(f"{text!r} is no time")
+        raise ValueError(f"{text!r} is not a number of seconds, more than 0")
     return seconds
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -13,9 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import cli
 from blockmig.cli import usage
-from blockmig.cli.commands import COMMANDS
+from blockmig.cli.commands import COMMANDS, parse
 from blockmig.cli.main import main
 from blockmig.cli.usage import Flag, Parameter
+from blockmig.errors import ExitStatus
 
 
 class TableTests(SynchronousTestCase):
@@ -43,13 +45,44 @@ class TableTests(SynchronousTestCase):
             synopsis, *_ = sys.stdout.getvalue().splitlines()
             self.assertEqual(f"Usage: {command.load().Options.synopsis}", synopsis)
 
+    def test_each_is_found_by_its_aliases(self):
+        aliases = {alias: command for command in COMMANDS for alias in command.aliases}
+        self.assertEqual(["cancel", "set-rate"], sorted(aliases))
+        for alias, command in aliases.items():
+            found, options = parse([alias, "--control", "/c", *["1M"] * (alias == "set-rate")])
+            self.assertIs(command, found)
+            self.assertIs(command.load().Options, type(options))
+
+    def test_the_help_of_a_command_shows_its_aliases(self):
+        for name, alias in (("break", "cancel"), ("rate", "set-rate")):
+            for given in (name, alias):
+                self.patch(sys, "stdout", io.StringIO())
+                self.assertRaises(SystemExit, main, [given, "--help"])
+                first, second, *_ = sys.stdout.getvalue().splitlines()
+                self.assertTrue(first.startswith(f"Usage: blockmig {name} --control PATH"))
+                self.assertTrue(second.startswith(f"   or: blockmig {alias} --control PATH"))
+
+    def test_usage_errors_name_the_command_as_it_was_given(self):
+        for given in ("break", "cancel", "rate", "set-rate", "send"):
+            error = self.assertRaises(usage.UsageError, parse, [given, "--nonsense"])
+            self.assertIn(f"(see `blockmig {given} --help`)", str(error))
+        error = self.assertRaises(usage.UsageError, parse, [])
+        for words in ("break (cancel)", "rate (set-rate)", "(see `blockmig --help`)"):
+            self.assertIn(words, str(error))
+
+    def test_names_and_aliases_are_used_once(self):
+        names = [name for command in COMMANDS for name in command.names]
+        self.assertEqual(sorted(set(names)), sorted(names))
+
     def test_help_is_printed_from_it(self):
         self.patch(sys, "stdout", io.StringIO())
         error = self.assertRaises(SystemExit, main, ["--help"])
         self.assertEqual(0, error.code)
-        _, commands = sys.stdout.getvalue().split("Commands:\n")
-        listed = dict(line.split(maxsplit=1) for line in commands.splitlines() if line)
-        self.assertEqual({command.name: command.help for command in COMMANDS}, listed)
+        _, text = sys.stdout.getvalue().split("Commands:\n")
+        commands, _ = text.split("\n\n", 1)
+        listed = dict(re.split("  +", line.strip()) for line in commands.splitlines())
+        names = {", ".join(command.names): command.help for command in COMMANDS}
+        self.assertEqual(names, listed)
 
 
 class OptionsTests(SynchronousTestCase):
@@ -61,24 +94,72 @@ class OptionsTests(SynchronousTestCase):
             names += [option.short for option in options if option.short]
             self.assertEqual(sorted(set(names)), sorted(names), command.name)
 
+    def test_the_same_words_for_each_exit_status(self):
+        self.assertEqual(set(ExitStatus), set(usage.EXIT_STATUSES))
+        for command in COMMANDS:
+            statuses = command.load().Options.statuses
+            self.assertEqual({0, 1}, {0, 1} & set(statuses), command.name)
+            text = command.load().Options().getUsage(200)
+            shown = [
+                line.split(maxsplit=1) for line in text.split("Exit statuses:\n")[1].splitlines()
+            ]
+            expected = [[str(status), usage.EXIT_STATUSES[status]] for status in statuses]
+            self.assertEqual(expected, shown)
+
+    def test_an_option_of_several_commands_has_the_same_words(self):
+        # These differ in meaning: `receive` has the destination's records and disk, and the
+        # commands without a disk of their own connect to the control socket instead of making it.
+        differ = {"again", "overwrite", "control", "listen"}
+        words = {}
+        for command in COMMANDS:
+            kind = command.load().Options
+            for option in (*kind.optFlags, *kind.optParameters):
+                words.setdefault(option.name, set()).add(
+                    (option.help, option.short, option.shown_name, option.shown_default)
+                )
+        self.assertEqual(differ, {name for name, shown in words.items() if len(shown) > 1})
+
+    def test_each_default_is_shown_once(self):
+        for command in COMMANDS:
+            for option in command.load().Options.optParameters:
+                if option.default is not None:
+                    shown = bool(option.shown_default) + ("default" in option.help)
+                    self.assertEqual(1, shown, option.name)
+                self.assertNotIn(".0", option.shown_default.replace("127.0.0.1", ""))
+
+    def test_each_value_has_a_name(self):
+        for command in COMMANDS:
+            for option in command.load().Options.optParameters:
+                self.assertTrue(option.metavar.isupper(), option.name)
+
+    def test_the_downtime_limit_is_found(self):
+        (command,) = [command for command in COMMANDS if command.name == "mirror"]
+        self.assertIn("downtime limit", command.load().Options().getUsage(200))
+
     def test_shown_as_twisted_would(self):
         def opt_version(_):
             """Display the version and exit."""
 
         for command in COMMANDS:
-            ours = command.load().Options()
-
+            kind = command.load().Options
+            # Twisted has no names of values, and no other words for a default.
+            parameters = [
+                one._replace(metavar="", default_text=None, default=one.shown_default or None)
+                for one in kind.optParameters
+            ]
             names = {
-                "longdesc": ours.longdesc,
-                "optFlags": [[one.name, one.short, one.help] for one in ours.optFlags],
+                "longdesc": "",
+                "optFlags": [[one.name, one.short, one.help] for one in kind.optFlags],
                 "optParameters": [
-                    [one.name, one.short, one.default, one.help] for one in ours.optParameters
+                    [one.name, one.short, one.default, one.help] for one in parameters
                 ],
                 "opt_version": opt_version,
             }
             theirs = type("Theirs", (TwistedOptions,), names)()
-            for width in (50, 79, 80, 81, 120, 200):
-                self.assertEqual(theirs.getUsage(width), ours.getUsage(width))
+            ours = [*kind.optFlags, *parameters, *usage.STANDARD_OPTIONS]
+            for width in (60, 79, 80, 81, 120, 200):
+                shown = usage.options_text(ours, width)
+                self.assertEqual(theirs.getUsage(width).strip(), shown.strip())
 
     def test_columns_of_the_terminal(self):
         options = COMMANDS[0].load().Options()
@@ -106,7 +187,7 @@ class OptionsTests(SynchronousTestCase):
             (["--count"], "option --count requires argument"),
             (["--loud=1"], "option --loud must not have an argument"),
             (["--lou"], "--loud: options must be spelled out in full"),
-            (["x"], "Wrong number of arguments."),
+            (["x"], "unexpected argument: 'x'"),
         ):
             error = self.assertRaises(usage.UsageError, Options().parseOptions, given)
             self.assertIn(words, str(error))

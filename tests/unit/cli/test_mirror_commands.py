@@ -565,13 +565,13 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual(
             [
                 "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
-                "  to do: 1 GiB of 20 GiB left, sent at 100 MiB/s, the end is expected in "
+                "  progress: 1 GiB of 20 GiB left, sent at 100 MiB/s, expected to end in "
                 "1 min 13 s",
-                "  clients: 300 MiB dirty, they write 5 MiB/s, throttled to 4 MiB/s, faster than "
+                "  clients: 300 MiB dirty, writing 5 MiB/s, throttled to 4 MiB/s, faster than "
                 "it can be sent",
-                "  in this attempt: 18 GiB of data, 3 GiB of zeroes",
-                "  pauses: held 1 time(s), the last time for 123 ms, for 500 ms at most",
-                "  as asked: at most 200 MiB/s, converge: throttle, then: relay, the disk is "
+                "  this attempt: 18 GiB of data, 3 GiB of zeroes",
+                "  holds: 1 so far, the last for 123 ms, at most 500 ms allowed",
+                "  options: at most 200 MiB/s, converge: throttle, then: relay, the source is "
                 "deleted at the end",
                 "  last error: the connection was lost",
             ],
@@ -584,11 +584,11 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual(
             [
                 "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
-                "  to do: 1 GiB of 20 GiB left, sent at 100 MiB/s",
-                "  clients: 300 MiB dirty, they write 5 MiB/s",
-                "  in this attempt: 18 GiB of data, 3 GiB of zeroes",
-                "  pauses: held 1 time(s), for 500 ms at most",
-                "  as asked: converge: throttle, then: relay",
+                "  progress: 1 GiB of 20 GiB left, sent at 100 MiB/s",
+                "  clients: 300 MiB dirty, writing 5 MiB/s",
+                "  this attempt: 18 GiB of data, 3 GiB of zeroes",
+                "  holds: 1 so far, at most 500 ms allowed",
+                "  options: converge: throttle, then: relay",
             ],
             text,
         )

@@ -271,15 +271,15 @@ class MirrorTests(Case):
     def test_bad(self):
         asked = ["mirror", "--control", "/c", "nbd://h/"]
         self.refused("--control is missing", "mirror", "nbd://h/")
-        self.refused("argument is wanted: URI", *asked[:3])
-        self.refused("argument is wanted: URI", *asked, "nbd://h/")
+        self.refused("expected one argument: URI", *asked[:3])
+        self.refused("expected one argument: URI", *asked, "nbd://h/")
         self.refused("is not an NBD URI", *asked[:3], "http://h/")
         self.refused("--wait and --no-wait contradict", *asked, "--no-wait", "--wait")
         self.refused("-v and -q contradict", *asked, "-v", "-q")
         self.refused("wait, throttle, abort", *asked, "--converge", "hope")
         self.refused("exit, relay", *asked, "--then", "serve")
         self.refused("not a number of milliseconds", *asked, "--max-pause", "0")
-        self.refused("'0' is no time", *asked, "--timeout", "0")
+        self.refused("'0' is not a number of seconds, more than 0", *asked, "--timeout", "0")
         self.refused("not a number of seconds", *asked, "--timeout", "soon")
         self.refused("auto, bar, json, none", *asked, "--progress", "loud")
         self.refused("spelled out in full", *asked, "--unl")
@@ -302,7 +302,7 @@ class AskTests(Case):
     def test_rate(self):
         for text, rate in (("100M", 100 << 20), ("none", None)):
             self.assertEqual(rate, self.parse("rate", text, "--control", "/c")["rate"])
-        self.refused("argument is wanted: RATE", "rate", "--control", "/c")
+        self.refused("expected one argument: RATE", "rate", "--control", "/c")
         self.refused("RATE: 'fast' is not a number", "rate", "--control", "/c", "fast")
 
 

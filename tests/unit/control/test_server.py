@@ -528,7 +528,7 @@ class StatusTests(SynchronousTestCase):
                 "serve: serving, /d, 1 GiB (1073741824 bytes), read-only, export 'web'",
                 "pid 7, up 1 min 1 s, blockmig 0.1.0",
                 "listening on nbd://127.0.0.1:10809/",
-                "in all: 7 connections, 5 reads (20 KiB), 6 writes (0 bytes), 2 other requests",
+                "total: 7 connections, 5 reads (20 KiB), 6 writes (0 bytes), 2 other requests",
                 "attempts: 2",
                 "",
                 "client          connected  reads    read  writes  written  other",
