@@ -1,13 +1,13 @@
 """blockmig moves the disks of running machines between hosts over NBD.
 
-What is imported from here, from `blockmig.interfaces` and from `blockmig.testing` is for programs
-that embed blockmig, and stays as it is documented; each name is loaded when it is asked for. All
-else is private: it may change with any version.
+The names here, in `blockmig.interfaces` and in `blockmig.testing` are for programs that embed
+blockmig, and stay as they are documented; each is loaded on first use. Everything else is private,
+and may change with any version.
 
-The folders are rooms, each of which may import some others (`tests/unit/test_layers.py` has the
-list): `nbd` is the wire, `storage` the disks, `transport` the bytes between the two; `client` and
-`server` are the ends of NBD connections, `migration` what the whole is for, `cli` and `control` its
-outside. `runtime` is what all of them are given.
+The packages are layers, each of which may import some others (`tests/unit/test_layers.py` has the
+list): `nbd` is the wire protocol, `storage` the disks, `transport` moves bytes between the two;
+`client` and `server` are the two ends of an NBD connection; `migration` is what it is all for;
+`cli` and `control` are the user's side. `runtime` is what all that does I/O is given.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name (PEP 562): who asks for the version is not made to wait for a reactor."""
+    """Load a public name (PEP 562), so that to import the package is quick."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,6 +1,6 @@
 """How a migration ends: a summary, or one of four errors, each with its exit status.
 
-Source: design, section 2, "Exit statuses". The errors' messages are single lines for the user.
+Source: the design, section 2, "Exit statuses". The messages are single lines for the user.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class ExitStatus(IntEnum):
 
 
 class MigrationError(Exception):
-    """A migration that did not come to its end.
+    """A migration that did not complete.
 
-    @cvar status: the exit status that tells of it.
+    @cvar status: the exit status for it.
     """
 
     status: ExitStatus
@@ -47,20 +47,20 @@ class GaveUp(MigrationError):
 
 
 class Unconfirmed(MigrationError):
-    """All the data is there and durable, but whether the disconnect came is not known."""
+    """All the data is there and durable, but it is not known whether the disconnect arrived."""
 
     status = ExitStatus.UNCONFIRMED
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A migration that came to its end.
+    """A migration that completed.
 
     @ivar bytes: the size of the disk.
-    @ivar data: bytes that travelled as data, in the attempt that completed it.
-    @ivar zeroes: bytes that were zeroed or trimmed, in that attempt.
+    @ivar data: bytes that were sent as data, in the last attempt.
+    @ivar zeroes: bytes that were zeroed or trimmed, in the last attempt.
     @ivar seconds: from the start of the first attempt to the end of the last.
-    @ivar attempts: how many there were.
+    @ivar attempts: the number of attempts.
     """
 
     bytes: int

@@ -323,10 +323,10 @@ def test_nobody_to_ask(room: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"NBDMAGICIHAVEOPT\0\3", "no control socket"),
+        (b"NBDMAGICIHAVEOPT\0\3", "not a control socket"),
         (b"", "without an answer"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "no control socket"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}", "no control socket"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "not a control socket"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}", "not a control socket"),
         (b"HTTP/1.1 502 Bad\r\nContent-Length: 2\r\n\r\n[]", "HTTP status 502"),
     ],
 )
@@ -506,7 +506,7 @@ def test_activation_of_somebody_else(manager: Manager) -> None:
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (
         1,
-        "socket activation: LISTEN_FDS is 'x', which is no number\n",
+        "socket activation: LISTEN_FDS is 'x', which is not a number\n",
     )
     process = manager.start(LISTEN_FDS="4")
     _, err = process.communicate(timeout=20)

@@ -288,7 +288,7 @@ def test_server_dies_while_waited_for(server: Server, known: bool) -> None:
     server.running.kill()
     assert running.wait() == 5
     (event,) = running.events("error")
-    assert "the server ended without telling how the mirror ended" in event["why"]
+    assert "the server ended without reporting how the mirror ended" in event["why"]
     disk = server.disk if known else "DISK"
     assert f"`blockmig inspect {disk}` says which copy is canonical" in event["why"]
     assert "Traceback" not in running.stderr
@@ -316,7 +316,7 @@ def test_no_longer_waited_for(server: Server, number: signal.Signals) -> None:
     assert time.monotonic() - began < 5, "the thread that asks was waited for"
     (event,) = running.events("error")
     assert number.name in event["why"]
-    assert f"`blockmig break --control {server.control}` ends it" in event["why"]
+    assert f"`blockmig break --control {server.control}` cancels it" in event["why"]
     assert [name for name, _ in server.asked] == ["mirror", "mirror-wait"]
     assert server.running.status is None
 

@@ -1,6 +1,7 @@
-"""The command line: options, log lines, progress, exit statuses, and twistd's way in.
+"""The command line: options, log lines, progress, exit statuses, and the twistd plugin.
 
-`commands` is the table of the commands, each of which has a module of its own. What takes long to
-import is imported by a command once its options were found to make sense, so that `--help` and
-errors are quick. The only room that may import the reactor at module level (none of it does).
+`commands` is the table of the commands. The module of a command has its options; if it needs the
+reactor, what it does there is an operation, in `NAME_operation`. What takes long to import is
+imported only once the options are known to be valid, so that `--help` and usage errors are quick.
+The only package that may import the reactor at module level (no module does).
 """

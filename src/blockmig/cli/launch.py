@@ -1,7 +1,7 @@
-"""How a command starts that needs the reactor.
+"""Starts a command that needs the reactor.
 
-Owns the order: what takes long to import comes after everything that may be wrong with the options,
-and log lines begin once there is something that knows how to write them.
+Owns the order: slow imports come after the check of the options, and logging begins when the
+operation's display, which writes the log lines, exists.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Write]]) -> int:
-    """Run an operation to its end, and give its exit status.
+    """Run an operation to its end, and return its exit status.
 
-    @param make: imports what the operation needs, and makes it from C{options} and the outside
-        world; gives with it what writes log lines.
+    @param make: imports what the operation needs, and makes it; returns with it the function that
+        writes log lines.
     """
-    # What is imported stays, so that collecting garbage meanwhile would be looking for none.
+    # What is imported stays alive: collecting garbage meanwhile would only cost time.
     gc.disable()
     from twisted.internet import reactor  # noqa: PLC0415
 

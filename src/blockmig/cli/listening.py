@@ -1,7 +1,6 @@
-"""Where a command can be reached: its listening ports, its control socket, the service manager.
+"""The listening ports of a command, its control socket, and its notices to the service manager.
 
-Owns all of them from the moment they are opened until they are closed. What connects is given to
-the factory of whoever runs the command.
+Owns all of them from opening to closing. Connections go to the factory of the operation.
 """
 
 from __future__ import annotations
@@ -37,19 +36,18 @@ from .systemd import (
 _log = Logger()
 
 DEFAULT_ENDPOINT: Final = "tcp:10809:interface=127.0.0.1"
-"""Where to listen if nobody says where."""
+"""Where to listen without `--listen` and without sockets from systemd."""
 
 
 @dataclass(frozen=True)
 class ListeningExport:
-    """What there is to connect to.
+    """The export that a command offers.
 
-    @ivar factory: makes the connections.
-    @ivar disk: its name, for the log.
-    @ivar export: the export's name.
-    @ivar danger: what anybody who reaches a port could do.
-    @ivar status: what the control socket tells, without what is known here.
-    @ivar routes: what else can be asked for there.
+    @ivar factory: makes the protocols of the connections.
+    @ivar disk: the name of the disk, for the log.
+    @ivar danger: what anybody who can reach a port can do, for the log.
+    @ivar status: the status for the control socket, to which version, pid and ports are added.
+    @ivar routes: further handlers for the control socket.
     """
 
     factory: IProtocolFactory
@@ -61,15 +59,14 @@ class ListeningExport:
 
 
 class Listening:
-    """The ports of one command.
+    """The ports and the control socket of one command.
 
-    @param endpoints: Twisted endpoint strings; without any, the sockets that systemd passed, or
-        else L{DEFAULT_ENDPOINT}.
+    @param endpoints: Twisted endpoint strings; if there are none, the sockets that systemd passed,
+        or else L{DEFAULT_ENDPOINT}.
     @param control: the path of the control socket; None for none.
     @param make_endpoint: makes the endpoint to listen with, from the reactor and its description.
-    @param environment: that of the process.
     @ivar uris: how each port can be reached.
-    @raise Refused: an endpoint makes no sense.
+    @raise Refused: an endpoint is not valid.
     """
 
     def __init__(
@@ -92,9 +89,7 @@ class Listening:
             passed = activated_endpoints(reactor, environment, initial_environment())
             self._endpoints = [(text, make_endpoint(reactor, text)) for text in endpoints]
             if passed and self._endpoints:
-                raise BadEndpoint(
-                    "systemd passed sockets, so --listen has to be left out (or the socket unit)"
-                )
+                raise BadEndpoint("systemd passed sockets: leave out --listen, or the socket unit")
             if not self._endpoints:
                 self._endpoints = [("the socket that systemd passed", one) for one in passed]
             if not self._endpoints:
@@ -103,11 +98,11 @@ class Listening:
             raise Refused(str(error)) from None
 
     async def open(self, target: ListeningExport, give_up_after: float | None = None) -> None:
-        """Listen at every endpoint, then say so.
+        """Listen on every endpoint, then notify the service manager.
 
-        @param give_up_after: seconds to try where time may mend what is wrong; None for ever.
-        @raise Refused: time will not mend it.
-        @raise GaveUp: it did not in time, or L{cancel} was called.
+        @param give_up_after: seconds to retry after a temporary failure; None to retry forever.
+        @raise Refused: the failure is permanent.
+        @raise GaveUp: the failure lasted too long, or L{cancel} was called.
         """
         self._opening = Deferred.fromCoroutine(self._open(target, give_up_after))
         try:
@@ -138,8 +133,8 @@ class Listening:
             _log.info("listening on {uri} for {disk}", event="listening", uri=uri, disk=target.disk)
             if not local:
                 _log.warn(
-                    "{uri} can be reached from other machines, without TLS and without an "
-                    "allow-list: anybody there can {danger}",
+                    "{uri} can be reached from other machines, without TLS or an allow-list: "
+                    "anybody there can {danger}",
                     event="exposed",
                     uri=uri,
                     danger=target.danger,
@@ -154,12 +149,12 @@ class Listening:
         }
 
     def cancel(self) -> None:
-        """Try no longer to listen."""
+        """Stop trying to listen."""
         if self._opening is not None:
             self._opening.cancel()
 
     def stop(self) -> Deferred[None]:
-        """Accept no more connections; the control socket stays.
+        """Stop accepting connections; the control socket stays open.
 
         @return: fires when every port is closed.
         """
@@ -174,7 +169,7 @@ class Listening:
             await closed
 
     async def close(self) -> None:
-        """Close everything."""
+        """Close the ports and the control socket."""
         await self.stop()
         if self._control is not None:
             await self._control.close()

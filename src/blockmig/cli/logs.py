@@ -1,8 +1,7 @@
 """Log lines: what happened, one whole line for each event, as text or as JSON.
 
 Owns the way from Twisted's logger to a descriptor. Each event is one write(2), so that the lines of
-several processes never overlap. Without `-v`, what Twisted itself has to say below a warning is
-left out.
+several processes never mix. Without `-v`, Twisted's own events below a warning are left out.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ Write = Callable[[str], None]
 
 
 def _reopened_nonblocking(descriptor: int) -> int:
-    """A descriptor of the same pipe or terminal on which no write ever waits.
+    """A non-blocking descriptor of the same pipe or terminal.
 
-    O_NONBLOCK is not the descriptor's but the open file's, which others (a shell) share; so the
-    file is opened anew.
+    O_NONBLOCK belongs to the open file description, which others (a shell) share; so the file is
+    opened again.
     """
     with contextlib.suppress(OSError):
         mode = os.fstat(descriptor).st_mode
@@ -38,9 +37,9 @@ def _reopened_nonblocking(descriptor: int) -> int:
 
 
 def nonblocking_writer(descriptor: int) -> Write:
-    """A function that writes text to C{descriptor} in one piece.
+    """A function that writes text to C{descriptor} in one write(2).
 
-    A reader that left, or that does not read, loses text; it does not stop a migration.
+    If the reader has gone or does not read, text is lost; the migration goes on.
     """
     descriptor = _reopened_nonblocking(descriptor)
 
@@ -55,7 +54,7 @@ def nonblocking_writer(descriptor: int) -> Write:
 
 
 def line_writer(descriptor: int) -> Write:
-    """A function that writes a line to C{descriptor}, as L{nonblocking_writer} does."""
+    """As L{nonblocking_writer}, with the end of the line added."""
     write = nonblocking_writer(descriptor)
     return lambda line: write(line + "\n")
 
@@ -65,8 +64,8 @@ class LineObserver:
     """Writes events as lines.
 
     @param write: takes one line.
-    @param as_json: one JSON object for each event, instead of text.
-    @param verbosity: -1 for warnings and worse, 0 for what users want, 1 for everything.
+    @param as_json: write one JSON object for each event, instead of text.
+    @param verbosity: -1 for warnings and worse, 0 also for blockmig's other news, 1 for everything.
     """
 
     def __init__(self, write: Write, as_json: bool, verbosity: int) -> None:
@@ -75,7 +74,6 @@ class LineObserver:
         self._verbosity = verbosity
 
     def __call__(self, event: LogEvent) -> None:
-        """Write C{event}, if it is wanted."""
         level = event.get("log_level") or LogLevel.info
         ours = str(event.get("log_namespace", "")).startswith("blockmig")
         least = LogLevel.warn if self._verbosity < 0 or not ours else LogLevel.info
@@ -109,11 +107,11 @@ def _as_json(event: LogEvent, level: str) -> str:
 
 
 def observer_for(options: Any, write: Write) -> LineObserver:
-    """The observer that writes to C{write} what C{options} ask for."""
+    """The observer that writes to C{write}, as the log options say."""
     verbosity = 1 if options["verbose"] else -1 if options["quiet"] else 0
     return LineObserver(write, options["log-format"] == "json", verbosity)
 
 
 def begin_logging(options: Any, write: Write) -> None:
-    """Send everything that is logged in this process to C{write}, as C{options} say."""
+    """Send the log of this process to C{write}, as the log options say."""
     globalLogBeginner.beginLoggingTo([observer_for(options, write)], redirectStandardIO=False)

@@ -1,12 +1,12 @@
-"""The mirrors of a running `serve`, as its control socket starts, changes and ends them.
+"""The mirrors of a running `serve`: handles the requests that start, change and cancel them.
 
-Owns the present mirror, or the last one, and the end of the server, which a mirror may bring about
-or has to come before. Rules:
+Owns the current or last mirror, and the end of the server, which may follow from a mirror or has to
+wait for one. Rules:
 
-* one at a time; a second one is refused and disturbs nothing;
-* whoever started a mirror hears when the destination has accepted it; whoever waits for its end
-  hears of that, before the control socket is closed. One who has said that he will wait is expected
-  for a few seconds, since a small disk may be gone before he asks.
+* One mirror at a time; a request for a second one is refused and disturbs nothing.
+* The request that starts a mirror is answered when the destination has accepted. A request that
+  waits for the end is answered before the control socket is closed. A client that announced that it
+  will wait is given a few seconds to do so, since a small disk may be done before it asks.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from ..storage import DiskRefused
 _log = Logger()
 
 _WAITER_TIMEOUT: Final = 5.0
+"""Seconds for the request that was announced with C{"wait": true}."""
 
 
 class MirrorManager:
-    """Those of one server.
+    """Runs the mirrors of one server.
 
-    @param runtime: what the outside world is.
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     @param in_use_anyway: other programs may have the disk open.
-    @ivar current: the mirror that runs, or the last one.
+    @ivar current: the mirror that is running, or the last one.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class MirrorManager:
 
     @property
     def handed_over(self) -> bool:
-        """Whether the disk is another's to serve."""
+        """Whether another server has the disk now."""
         return self.current is not None and self.current.over and self.current.too_late
 
     @property
     def routes(self) -> Routes:
-        """What the control socket answers with."""
+        """The handlers for the control socket."""
         return {
             ("POST", "/mirror"): self.start,
             ("POST", "/mirror/wait"): self.wait,
@@ -77,14 +77,14 @@ class MirrorManager:
         }
 
     def status(self) -> dict[str, Any]:
-        """The server's, and the mirror's if there was one."""
+        """The status of the server, and of the mirror if there was one."""
         status = self._server.status()
         if self.current is not None:
             status["mirror"] = self.current.status()
         return status
 
     async def complete(self) -> None:
-        """Return once the server has come to its end, and whoever waits for the mirror's knows it.
+        """Return when the server has ended, and the end of the mirror was reported.
 
         @raise OSError: the last flush failed.
         @raise MigrationError: the disk was handed over, but the destination may not know.
@@ -97,11 +97,11 @@ class MirrorManager:
                 await self.end_reported()
 
     def stop(self, why: str) -> None:
-        """End the mirror as it stands, and then the server."""
+        """Stop the mirror, and then the server."""
         if self.current is None or self.current.over:
             self._server.stop(why)
         else:
-            # A disk that is being retired is not served any more, whatever comes of it.
+            # If the disk is being retired by now, it will not be served again, however that ends.
             self.current.complete().addBoth(lambda _: self._server.stop(why))
             self.current.stop(why)
 
@@ -111,11 +111,11 @@ class MirrorManager:
         return self.current
 
     async def start(self, body: Any) -> dict[str, Any]:
-        """Begin a mirror; answered when the destination has accepted its first handshake."""
+        """Start a mirror; answered when the destination has accepted the first handshake."""
         if self.current is not None and not self.current.over:
             raise ControlRefused(f"a mirror to {self.current.destination} is running already", 409)
         if self._server.state != "serving":
-            raise ControlRefused(f"the server is {self._server.state}", 409)
+            raise ControlRefused(f"the server is {self._server.state}: no mirror can begin", 409)
         try:
             mirror = self._make(_RequestBody(body))
         except (Refused, DiskRefused) as error:
@@ -131,7 +131,7 @@ class MirrorManager:
         return {"destination": mirror.destination, "attempt": attempt}
 
     async def end_reported(self) -> None:
-        """To be waited for before the control socket is closed."""
+        """Return when the expected waiter has come, or is overdue."""
         if self._expected_waiter is None:
             return
         with contextlib.suppress(defer.TimeoutError):
@@ -162,11 +162,11 @@ class MirrorManager:
 
     def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
         if isinstance(result, Failure):
-            return  # the mirror has said so
+            return  # the mirror has logged it
         status = mirror.status()
         _log.info(
-            "{disk} is at {destination} now, after {seconds:.2f} s; clients were held for "
-            "{milliseconds:.0f} ms, while {rest} bytes went over",
+            "{disk} was handed over to {destination}, after {seconds:.2f} s; clients were held for "
+            "{milliseconds:.0f} ms while the last {rest} bytes were sent",
             event="handed-over",
             disk=self._server.disk.name,
             destination=mirror.destination,
@@ -176,7 +176,7 @@ class MirrorManager:
         )
 
     async def wait(self, body: Any) -> dict[str, Any]:
-        """Answered at the end of the mirror: how it ended."""
+        """Answered when the mirror has ended, with the outcome."""
         if self.current is None:
             raise ControlRefused("no mirror is running", 409)
         waiter, self._expected_waiter = self._expected_waiter, None
@@ -190,7 +190,7 @@ class MirrorManager:
         return {"status": int(status), "message": message, "summary": asdict(summary)}
 
     async def end(self, body: Any) -> dict[str, Any]:
-        """Break the mirror off; answered when clients are as before."""
+        """Cancel the mirror; answered when the clients are released."""
         mirror = self._running()
         if mirror.too_late:
             raise ControlRefused("it is too late: the source is being retired", 409)
@@ -201,25 +201,24 @@ class MirrorManager:
         return {}
 
     def set_rate(self, body: Any) -> dict[str, Any]:
-        """Change the limit."""
         mirror, rate = self._running(), _RequestBody(body).rate()
         mirror.set_rate(rate)
         return {"max_rate": rate}
 
 
 class _RequestBody:
-    """The body of a request, looked at with suspicion."""
+    """The body of a request; every field is validated."""
 
     def __init__(self, body: Any) -> None:
         if not isinstance(body, dict):
-            raise ControlRefused("the request's body is no object", 400)
+            raise ControlRefused("the request's body is not a JSON object", 400)
         self._body = body
 
     def has(self, name: str) -> bool:
         return self._body.get(name) is not None
 
     def _bad(self, name: str) -> ControlRefused:
-        return ControlRefused(f"{name}: {self._body.get(name)!r} makes no sense", 400)
+        return ControlRefused(f"{name}: {self._body.get(name)!r} is not valid", 400)
 
     def uri(self, name: str) -> NBDURI:
         try:

@@ -1,7 +1,7 @@
-"""What `mirror --wait` does: begins a mirror, and shows how it goes until it ends.
+"""What `mirror --wait` does: starts a mirror, and shows its progress until it ends.
 
-Rules: how a mirror ended is only ever told as the server told it; where it did not tell, that is
-told. Nobody ends a mirror by ceasing to wait for it.
+Rules: how the mirror ended is reported only as the server reported it; if the server did not, the
+outcome is reported as unconfirmed. The mirror goes on when the waiting is interrupted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ InThread = Callable[[Any, Callable[[], Any]], "Deferred[Any]"]
 
 
 class MirrorFailed(MigrationError):
-    """The mirror did not complete: the server's exit status, and its words."""
+    """The mirror did not complete; status and message are those that the server reported."""
 
     def __init__(self, status: ExitStatus, message: str) -> None:
         super().__init__(message)
@@ -46,9 +46,9 @@ class MirrorFailed(MigrationError):
 
 
 def in_thread(reactor: Any, function: Callable[[], Any]) -> Deferred[Any]:
-    """Call C{function} in a thread of its own, which may still be in it when the process exits.
+    """Call C{function} in a daemon thread: the process can exit while it is still running.
 
-    That is why it is none of the reactor's, which are waited for.
+    The threads of the reactor's pool are joined at exit instead.
     """
     result: Deferred[Any] = Deferred()
 
@@ -65,10 +65,10 @@ def in_thread(reactor: Any, function: Callable[[], Any]) -> Deferred[Any]:
 
 
 class MirrorOperation:
-    """Begins a mirror, looks how it goes, and hears how it ended.
+    """Starts a mirror, polls the server's status, and receives the outcome.
 
-    @param ask: asks the server; it blocks.
-    @param in_thread: calls a function elsewhere, and gives a Deferred of its result.
+    @param ask: sends a request to the server, and blocks until it is answered.
+    @param in_thread: calls a function in a thread, and returns a Deferred of its result.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class MirrorOperation:
         self._stop_reason = ""
 
     async def run(self) -> Summary | None:
-        """Begin, and wait for the end; None if nothing was copied."""
+        """Start the mirror, and wait for its end; None if nothing was copied."""
         path: str = self._options["control"]
         try:
             try:
@@ -104,9 +104,10 @@ class MirrorOperation:
             try:
                 end = await self._request("/mirror/wait", {}, None)
             except ControlRefused as error:
-                raise self._unknown_end(f"the server does not tell: {printable(error)}") from None
+                what = f"the server does not report how the mirror ended: {printable(error)}"
+                raise self._unknown_end(what) from None
             except ControlError:
-                what = "the server ended without telling how the mirror ended"
+                what = "the server ended without reporting how the mirror ended"
                 raise self._unknown_end(what) from None
             return self._outcome(end)
         except CancelledError:
@@ -117,7 +118,7 @@ class MirrorOperation:
             self._view.stop()
 
     def stop(self, why: str) -> None:
-        """Wait no longer; the mirror goes on."""
+        """Stop waiting; the mirror goes on."""
         self._stop_reason = why
         if self._pending is not None:
             self._pending.cancel()
@@ -130,19 +131,19 @@ class MirrorOperation:
         return self._pending
 
     def _outcome(self, answer: Any) -> Summary | None:
-        """What the server said at the end."""
+        """The outcome that the server reported."""
         try:
             status, message = ExitStatus(answer["status"]), printable(answer["message"])
             summary = _summary(answer["summary"])
         except (KeyError, TypeError, ValueError):
-            what = "what the server tells of the end is not understood"
+            what = "the server's report of the end is not understood"
             raise self._unknown_end(what) from None
         if status is not ExitStatus.DONE:
             raise MirrorFailed(status, message)
         if summary is None:
             _log.info("{how}", event="complete", how=message)
             return None
-        # What clients wrote meanwhile was sent more than once: that is more than the disk has.
+        # What clients wrote meanwhile was sent again, so the sums can exceed the disk's size.
         zeroes = min(summary.zeroes, summary.bytes)
         self._view.show(summary.bytes, summary.bytes - zeroes, zeroes, summary.attempts)
         return summary
@@ -152,13 +153,13 @@ class MirrorOperation:
         return Unconfirmed(f"{what}; `blockmig inspect {disk}` says which copy is canonical")
 
     def _poll(self) -> Deferred[None]:
-        """Ask how things stand; whoever cannot be asked now is asked again."""
+        """Request the status; a failure does not matter, since it is requested again."""
         path = self._options["control"]
         asked = self._in_thread(self._reactor, lambda: self._ask(path, "GET", "/status"))
         return asked.addCallbacks(self._status_received, self._status_failed)
 
     def _status_received(self, status: Any) -> None:
-        if self._poll_loop.running:  # the end may have been told meanwhile
+        if self._poll_loop.running:  # the outcome may have come meanwhile
             self._view.update(status)
 
     def _status_failed(self, failure: Failure) -> None:
@@ -169,9 +170,9 @@ class MirrorOperation:
 
 
 class _MirrorView:
-    """What is shown of the server's status.
+    """What the server's status shows.
 
-    @ivar disk: what to call the server's disk in a command line.
+    @ivar disk: the server's disk as a word of a shell command; C{DISK} if it is not known.
     """
 
     def __init__(self, display: Display, reactor: Any) -> None:
@@ -183,7 +184,7 @@ class _MirrorView:
 
     @property
     def interval(self) -> float:
-        """Seconds between two looks at the status."""
+        """Seconds between two requests for the status."""
         return self._display.interval
 
     def update(self, status: Any) -> None:
@@ -211,13 +212,13 @@ class _MirrorView:
             self._display.start(progress, self._reactor)
 
     def stop(self) -> None:
-        """Show the progress for the last time, if there was any."""
+        """Show the final progress, if there was any."""
         if self._progress is not None:
             self._display.stop()
 
 
 class _ChangeLog:
-    """Logs what somebody who waits wonders about: why it starts again, why it does not end."""
+    """Logs what changed since the last status: errors, new attempts, convergence."""
 
     def __init__(self) -> None:
         self._attempts = 0
@@ -225,7 +226,6 @@ class _ChangeLog:
         self._converging = True
 
     def update(self, mirror: dict[str, Any], attempts: int) -> None:
-        """Say what is new."""
         error = mirror.get("last_error")
         over = mirror.get("state") in ("complete", "failed", "broken")
         if isinstance(error, str) and error not in ("", self._last_error) and not over:
@@ -237,7 +237,7 @@ class _ChangeLog:
         converging = mirror.get("converging") is not False
         if self._converging and not converging:
             _log.warn(
-                "the clients write faster than it can be sent: the mirror does not come to an end "
+                "clients write faster than their writes can be sent: the mirror cannot complete "
                 "like this (--converge is {converge})",
                 event="not-converging",
                 converge=printable(mirror.get("converge", "?")),

@@ -1,6 +1,6 @@
-"""How a mirror begins: what a running server is told, and what its answer means.
+"""The request that starts a mirror in a running server, and what its answer means.
 
-Waits for nothing more than that the destination has accepted, or has not; needs no reactor.
+Waits only until the destination has accepted or refused; needs no reactor.
 """
 
 from __future__ import annotations
@@ -22,18 +22,14 @@ from .values import printable
 _log = Logger()
 
 START_TIMEOUT: Final = 180.0
-"""Seconds. The server answers when the destination has accepted the handshake, or has not for long.
-"""
+"""Seconds. The server answers when the destination has accepted or refused the handshake."""
 
 Ask = Callable[..., Any]
-"""As L{blockmig.control.ask}; it blocks."""
+"""A function like L{blockmig.control.ask}; it blocks."""
 
 
 def request_mirror(options: Options, ask: Ask = ask) -> int:
-    """Have the server begin, and log one line of whether it did.
-
-    @return: the exit status.
-    """
+    """Start the mirror, log whether that succeeded, and return the exit status."""
     path = options["control"]
     try:
         try:
@@ -50,9 +46,9 @@ def request_mirror(options: Options, ask: Ask = ask) -> int:
 
 
 def request_body(options: Options) -> dict[str, Any]:
-    """What C{options} ask for, as the control socket takes it."""
+    """The body of the request for the mirror that C{options} describe."""
     return {
-        "uri": _from_the_root(options.uri),
+        "uri": _absolute(options.uri),
         "unlink": bool(options["unlink"]),
         "again": bool(options["again"]),
         "overwrite": bool(options["overwrite"]),
@@ -61,17 +57,17 @@ def request_body(options: Options) -> dict[str, Any]:
         "timeout": options["timeout"],
         "converge": options["converge"],
         "then": options["then"],
-        "relay_to": None if options.relay_to is None else _from_the_root(options.relay_to),
+        "relay_to": None if options.relay_to is None else _absolute(options.relay_to),
     }
 
 
-def _from_the_root(uri: NBDURI) -> str:
-    """C{uri} as text; the server need not be in the directory that a socket's path starts from."""
+def _absolute(uri: NBDURI) -> str:
+    """C{uri} with an absolute path of the socket: the server's current directory is another."""
     return str(replace(uri, socket=os.path.abspath(uri.socket)) if uri.socket else uri)
 
 
 def log_started(answer: Any) -> None:
-    """Log that the mirror has begun, with what the server answered."""
+    """Log that the mirror has begun, with the fields of the server's answer."""
     fields = answer if isinstance(answer, dict) else {}
     _log.info(
         "the mirror to {destination} has begun",
@@ -82,16 +78,16 @@ def log_started(answer: Any) -> None:
 
 
 def start_error(error: ControlError, path: str) -> MigrationError:
-    """What it means that the server at C{path} gave no good answer."""
+    """The error to report when the server at C{path} did not start the mirror."""
     if isinstance(error, ControlLost):
         return Unconfirmed(
-            f"{printable(error)}; the server may mirror all the same: "
-            f"`blockmig status --control {shlex.quote(path)}` tells, or if it has ended, "
-            "`blockmig inspect DISK`"
+            f"{printable(error)}; the mirror may have begun all the same: "
+            f"`blockmig status --control {shlex.quote(path)}` shows it, or, if the server has "
+            "ended, `blockmig inspect DISK`"
         )
     return Refused(printable(error))
 
 
 def still_running(why: str, path: str) -> str:
-    """What to say where nobody waits any longer for the server at C{path}."""
-    return f"{why}: the mirror goes on; `blockmig break --control {shlex.quote(path)}` ends it"
+    """The message when the waiting ends before the mirror of the server at C{path}."""
+    return f"{why}: the mirror goes on; `blockmig break --control {shlex.quote(path)}` cancels it"

@@ -1,7 +1,7 @@
 """Operations: what a command does under the reactor, the same for `blockmig` and for `twistd`.
 
-An operation is run once, may be stopped, and opens and closes what it needs. It ends with a
-`Summary`, or with a `MigrationError` whose message is the one line for the user.
+An operation is run once, can be stopped, and opens and closes what it needs. It ends with a
+`Summary`, or with a `MigrationError` whose message is one line for the user.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _log = Logger()
 
 
 class Operation(Protocol):
-    """A command under way."""
+    """A command that is running."""
 
     async def run(self) -> Summary | None:
-        """Do it; None where nothing was migrated."""
+        """Run to the end; None if nothing was migrated."""
 
     def stop(self, why: str) -> None:
-        """End it early, if that is still possible."""
+        """End early, if that is still possible; C{why} is for the user."""
 
 
 def run_operation(reactor: Any, coroutine: Any, stop: Callable[[str], None]) -> int:
-    """Run the reactor until C{coroutine} gives an exit status; a signal stops it in good order."""
+    """Run the reactor until C{coroutine} returns an exit status; a signal calls C{stop}."""
     status: list[int] = []
 
     def begin() -> None:
@@ -46,7 +46,7 @@ def run_operation(reactor: Any, coroutine: Any, stop: Callable[[str], None]) -> 
 
 
 async def report(operation: Operation) -> ExitStatus:
-    """Run C{operation}, log one line of how it ended, and give its exit status."""
+    """Run C{operation}, log its outcome in one line, and return its exit status."""
     try:
         summary = await operation.run()
     except MigrationError as error:

@@ -1,4 +1,4 @@
-"""How far a migration is, shown while it goes on: a bar for people, or JSON for scripts."""
+"""The progress of a migration: a bar for people, or JSON for scripts."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .logs import Write, line_writer, nonblocking_writer
 
 
 class Display(Protocol):
-    """Shows progress, and passes log lines so that neither spoils the other.
+    """Shows progress, and writes log lines so that the two do not mix on a terminal.
 
-    @ivar write: takes log lines.
-    @ivar interval: seconds between two looks at the progress.
+    @ivar write: writes a log line.
+    @ivar interval: seconds between two updates.
     """
 
     write: Write
     interval: float
 
     def start(self, progress: Progress, reactor: Any) -> None:
-        """Begin to show C{progress}, which changes by itself."""
+        """Start to show C{progress}, which others update."""
 
     def stop(self) -> None:
-        """Show it for the last time."""
+        """Show the final progress, and end."""
 
 
 class _PeriodicDisplay:
-    """Calls C{show} once every so many seconds with what changed since."""
+    """Calls C{show} every C{interval} seconds."""
 
     interval = 1.0
 
@@ -41,7 +41,6 @@ class _PeriodicDisplay:
         self._loop: LoopingCall | None = None
 
     def start(self, progress: Progress, reactor: Any) -> None:
-        """Begin to look."""
         self._progress = progress
         self._began = reactor.seconds()
         self._reactor = reactor
@@ -50,10 +49,9 @@ class _PeriodicDisplay:
         self._loop.start(self.interval, now=True)
 
     def show(self) -> None:
-        """Look once."""
+        """Show the progress as it is now."""
 
     def stop(self) -> None:
-        """Look for the last time."""
         if self._loop is not None and self._loop.running:
             self._loop.stop()
             self.show()
@@ -63,13 +61,13 @@ class NoDisplay(_PeriodicDisplay):
     """Shows nothing."""
 
     def start(self, progress: Progress, reactor: Any) -> None:
-        """Nothing to show."""
+        pass
 
 
 class JSONDisplay(_PeriodicDisplay):
-    """One object a second on stdout.
+    """Writes one object a second to stdout.
 
-    @param output: takes one line.
+    @param output: writes a line.
     """
 
     def __init__(self, output: Callable[[str], None] | None = None) -> None:
@@ -78,7 +76,7 @@ class JSONDisplay(_PeriodicDisplay):
         self._before = (0.0, 0)
 
     def show(self) -> None:
-        """Write one object; C{rate} is bytes of the disk per second since the one before."""
+        """Write one object; C{rate} is bytes per second since the previous one."""
         progress = self._progress
         seconds = self._reactor.seconds() - self._began
         then, done = self._before
@@ -98,7 +96,7 @@ class JSONDisplay(_PeriodicDisplay):
 
 
 class _NonblockingStderr:
-    """Stderr for a console: what its reader has no room for is lost, and so is every error."""
+    """Stderr for a console: text that cannot be written at once is lost, without an error."""
 
     encoding = "utf-8"
 
@@ -106,19 +104,17 @@ class _NonblockingStderr:
         self._write = nonblocking_writer(2)
 
     def write(self, text: str) -> int:
-        """Write C{text} in one piece, or not at all."""
         self._write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        pass
 
     def isatty(self) -> bool:
-        """Whether there is somebody to draw for."""
         return sys.stderr.isatty()
 
     def fileno(self) -> int:
-        """For asking the terminal for its width."""
+        """Rich asks this descriptor for the width of the terminal."""
         return 2
 
 
@@ -156,18 +152,16 @@ class BarDisplay(_PeriodicDisplay):
         self.write = self._print
 
     def _print(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # a terminal that has gone stops no migration
+        with contextlib.suppress(OSError):  # a terminal that has gone must not stop a migration
             self._console.print(line, markup=False, highlight=False)
 
     def start(self, progress: Progress, reactor: Any) -> None:
-        """Draw the bar."""
         self._task = self._bar.add_task("", total=progress.total, attempt=progress.attempt)
         with contextlib.suppress(OSError):
             self._bar.start()
         super().start(progress, reactor)
 
     def show(self) -> None:
-        """Redraw it."""
         progress = self._progress
         with contextlib.suppress(OSError):
             if progress.attempt != self._attempt:
@@ -177,14 +171,14 @@ class BarDisplay(_PeriodicDisplay):
             self._bar.refresh()
 
     def stop(self) -> None:
-        """Leave the bar as it stands."""
+        """Draw the final bar, and leave it there."""
         super().stop()
         with contextlib.suppress(OSError):
             self._bar.stop()
 
 
 def make_display(kind: str) -> Display:
-    """The display of that kind: auto, bar, json or none."""
+    """The display for a value of `--progress`."""
     if kind == "json":
         return JSONDisplay()
     if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):

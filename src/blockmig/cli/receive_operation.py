@@ -33,7 +33,6 @@ _log = Logger()
 class ReceiveOperation:
     """Receives one migration into the disk.
 
-    @param runtime: what the outside world is.
     @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
     """
 
@@ -51,7 +50,6 @@ class ReceiveOperation:
         self._stop_reason = ""
 
     async def run(self) -> Summary:
-        """Listen, receive, close."""
         options = self._options
         endpoints = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
@@ -68,12 +66,11 @@ class ReceiveOperation:
             finally:
                 await listening.close()
         finally:
-            # A file that we made, and nobody began to fill, is no copy of anything.
+            # A file that was created here, and never written to, is removed.
             touched = self._receiver is not None and self._receiver.touched
             disk.close() if touched else disk.discard()
 
     def stop(self, why: str) -> None:
-        """End the migration as it stands."""
         self._stop_reason = why
         if self._listening is not None:
             self._listening.cancel()
@@ -91,7 +88,7 @@ class ReceiveOperation:
             )
         except DiskRefused as error:
             if options["size"] is None and not os.path.lexists(options["file"]):
-                raise Refused(f"{error} (--size creates it)") from None
+                raise Refused(f"{error} (give --size to create it)") from None
             raise Refused(str(error)) from None
 
     def _receive(self, disk: FileDisk | BlockDisk) -> Receiver:
@@ -108,7 +105,7 @@ class ReceiveOperation:
         )
 
     async def _check(self, disk: FileDisk | BlockDisk, receiver: Receiver) -> None:
-        """Whether the disk is one to receive into, before anybody can reach it."""
+        """Check that the disk can be received into, before anybody can connect."""
         path = self._options["file"]
         try:
             if not self._options["in-use-anyway"]:
@@ -124,7 +121,7 @@ class ReceiveOperation:
             raise LocalFailure(f"{path}: {describe_error(error)}") from None
 
     def _check_stopped(self) -> None:
-        """After something that takes time: whether somebody has lost patience."""
+        """Raise L{GaveUp} if L{stop} was called during a check."""
         if self._stop_reason:
             raise GaveUp(f"{self._stop_reason}; nothing was touched")
 
@@ -145,13 +142,13 @@ class ReceiveOperation:
 
 
 def _warn_of_memory(disk: FileDisk | BlockDisk, path: str) -> None:
-    """Say that a copy in memory does not last, if it is one."""
-    # That of a device's node is in memory always.
+    """Warn if the disk is in memory, where a copy does not survive a restart."""
+    # The node of a device is always in memory.
     kind = filesystem_of(path) if isinstance(disk, FileDisk) else "a device in memory"
     if is_in_memory(kind) or device_in_memory(path):
         _log.warn(
-            "{disk}: is in memory ({kind}): what is received there is gone with the next "
-            "restart of this machine",
+            "{disk}: is in memory ({kind}): what is received there is lost when this machine "
+            "restarts",
             event="in-memory",
             disk=path,
             kind=kind,

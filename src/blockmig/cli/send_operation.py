@@ -1,4 +1,4 @@
-"""What `send` does: a disk to an NBD server."""
+"""What `send` does: sends a disk to an NBD server, or finishes an earlier run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ from .send import Options
 _log = Logger()
 
 _FORMAT_PROBE: Final = 4096
-"""Bytes in which the marks of image formats are."""
+"""Bytes at the start of a disk that tell the format of an image."""
 
 
 class SendOperation:
-    """Sends the disk, or finishes what was begun before.
+    """Sends the disk, or finishes a migration whose source was retired in an earlier run.
 
-    @param runtime: what the outside world is.
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     """
 
@@ -54,7 +53,6 @@ class SendOperation:
         self._stop_reason = ""
 
     async def run(self) -> Summary:
-        """Open, send, close; or finish what was begun before."""
         try:
             disk, records = self._open()
         except DiskRefused as error:
@@ -70,7 +68,7 @@ class SendOperation:
                 disk.close()
 
     def _source_state(self, disk: FileDisk | BlockDisk | None, records: Records) -> SourceState:
-        """What the records let us do."""
+        """What the records say, and allow."""
         unlink = bool(self._options["unlink"])
         try:
             return source_found(
@@ -82,7 +80,7 @@ class SendOperation:
             )
         except Refused:
             if unlink and isinstance(disk, FileDisk):
-                # What keeps the disk from being deleted may keep records from being written.
+                # What prevents the deletion may have prevented the records: report the former.
                 try:
                     disk.check_unlink()
                 except DiskRefused as error:
@@ -90,7 +88,7 @@ class SendOperation:
             raise
 
     def _open(self) -> tuple[FileDisk | BlockDisk | None, Records]:
-        """The disk, if it is still there, and its records."""
+        """The disk, or None if it is gone, and its records."""
         path, directory = self._options["file"], self._options["state-dir"]
         if os.path.exists(path):
             disk = open_disk(
@@ -102,7 +100,7 @@ class SendOperation:
         )
 
     async def _check(self, disk: FileDisk | BlockDisk) -> None:
-        """Whether the disk is one to be sent."""
+        """Check that the disk can be sent."""
         options, path = self._options, self._options["file"]
         if not options["in-use-anyway"]:
             await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
@@ -117,7 +115,7 @@ class SendOperation:
         if image:
             raise Refused(
                 f"{path}: begins as a {image} image, and only raw disks are sent: convert it "
-                f"(qemu-img convert -O raw {shlex.quote(path)} NEW), or say --raw-anyway to send "
+                f"(qemu-img convert -O raw {shlex.quote(path)} NEW), or give --raw-anyway to send "
                 "its bytes as they are"
             )
 
@@ -148,8 +146,8 @@ class SendOperation:
         options, record = self._options, state.record
         assert record is not None
         _log.info(
-            "{disk} was retired on an earlier run; its migration to {destination} is only to be "
-            "finished",
+            "{disk} was retired in an earlier run: finishing its migration to {destination}, "
+            "without copying again",
             event="finishing",
             disk=options["file"],
             destination=str(record.destination),
@@ -167,7 +165,6 @@ class SendOperation:
         return Destination(self._make_endpoint(self._runtime.reactor, uri), uri.export, str(uri))
 
     def stop(self, why: str) -> None:
-        """End the migration as it stands."""
         self._stop_reason = why
         if self._running is not None:
             self._running.stop(why)

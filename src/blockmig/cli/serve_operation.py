@@ -1,4 +1,4 @@
-"""What `serve` does: a disk to clients, until it is stopped or has moved."""
+"""What `serve` does: serves a disk to clients, until it is stopped or the disk has moved."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from .serve import Options
 _log = Logger()
 
 _FORMAT_PROBE: Final = 4096
-"""Bytes in which the marks of image formats are."""
+"""Bytes at the start of a disk that tell the format of an image."""
 
 
 class ServeOperation:
     """Serves the disk.
 
-    @param runtime: what the outside world is.
     @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
     @param make_client_endpoint: makes the endpoint of a mirror's destination, from the reactor and
         its URI.
@@ -51,7 +50,6 @@ class ServeOperation:
         self._stop_reason = ""
 
     async def run(self) -> None:
-        """Listen, serve, close."""
         options, system = self._options, self._runtime.system
         self._listening = listening = Listening(
             self._runtime.reactor, options["listen"], options["control"], self._make_endpoint
@@ -64,7 +62,7 @@ class ServeOperation:
                 state_directory=state_directory,
                 system=system,
             ) as disk:
-                # Only now that nobody else can begin to migrate it.
+                # After the disk was locked: nobody else can begin to migrate it now.
                 check_canonical(path, state_directory, system)
                 if not options["in-use-anyway"]:
                     await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
@@ -76,7 +74,7 @@ class ServeOperation:
             raise Refused(str(error)) from None
 
     def stop(self, why: str) -> None:
-        """Stop accepting, and let the server come to its end."""
+        """Stop accepting connections, and let the server finish."""
         self._stop_reason = why
         if self._listening is not None:
             self._listening.cancel()
@@ -138,7 +136,7 @@ class ServeOperation:
 
 
 def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
-    """Say what may be a mistake, but is served all the same."""
+    """Warn of what may be a mistake, but is served all the same."""
     if image := _format_of(disk):
         _log.warn(
             "{disk}: begins as a {image} image; its bytes are served as they are",
@@ -148,8 +146,8 @@ def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
         )
     if isinstance(disk, FileDisk) and (links := disk.links()) > 1:
         _log.warn(
-            "{disk}: has {links} names (hard links); the records that may stand beside "
-            "the others are not looked at",
+            "{disk}: has {links} names (hard links); records beside the other names are not "
+            "checked",
             event="hard-links",
             disk=path,
             links=links,
@@ -160,4 +158,4 @@ def _format_of(disk: FileDisk | BlockDisk) -> str:
     try:
         return image_format(disk.read(0, min(disk.size, _FORMAT_PROBE)))
     except OSError:
-        return ""  # clients will hear of it, if they read there
+        return ""  # clients get the error when they read there

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end an operation in good order, however often they come."""
+"""SIGINT and SIGTERM stop an operation in good order, however often they come."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def on_signals(reactor: Any, stop: Callable[[str], None]) -> None:
-    """Have C{stop} called instead of what Twisted does with them; once the reactor runs.
+    """Call C{stop} on a signal, in place of Twisted's handlers; for when the reactor runs.
 
-    Twisted would stop the reactor, and twistd would then die of the signal; the operation ends
-    first, and the reactor, with the operation's status, behind it.
+    Twisted would stop the reactor, and twistd would then die of the signal. Here the operation ends
+    first, and then the reactor, with the status of the operation.
     """
 
     def signalled(number: int, frame: object) -> None:

@@ -1,12 +1,11 @@
-"""What a service manager and blockmig tell each other.
+"""The service manager's side: socket activation (sd_listen_fds(3)) and notices (sd_notify(3)).
 
-Owns both directions: the sockets that it opened for us (sd_listen_fds(3)), and what we say of
-ourselves (sd_notify(3)). Without a service manager there is neither, and nothing happens. The
-environment is an argument; what is not meant for our children is removed from it.
+Without a service manager nothing happens. The environment is an argument; variables that are not
+meant for child processes are removed from it.
 
-Twisted takes part in this unasked: importing its endpoints takes C{LISTEN_PID} and C{LISTEN_FDS}
-out of the process's environment, and forgets what they said if there is no C{LISTEN_FDNAMES}. So
-what the process was started with is asked for as well.
+Importing Twisted's endpoints removes C{LISTEN_PID} and C{LISTEN_FDS} from the environment of the
+process, and loses their values if there is no C{LISTEN_FDNAMES}. So the environment that the
+process was started with is read as well.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFD
 
 
 class BadActivation(Exception):
-    """What the service manager passed cannot be listened on; the message says why."""
+    """The sockets that the service manager passed cannot be used; the message says why."""
 
 
 def initial_environment() -> dict[str, str]:
-    """The environment that this process was started with, whatever became of it (proc(5))."""
+    """The environment that this process was started with (proc(5)), before any change."""
     try:
         with open("/proc/self/environ", "rb") as file:
             lines = file.read().split(b"\0")
@@ -44,12 +43,12 @@ def initial_environment() -> dict[str, str]:
 def listening_descriptors(
     environment: MutableMapping[str, str], initial: Mapping[str, str] | None = None
 ) -> list[int]:
-    """The descriptors that were passed to this process, and to no other; as sd_listen_fds(3).
+    """The descriptors that were passed to this process, as sd_listen_fds(3); to be called once.
 
-    They are not inherited by children, nor are the variables that tell of them. To be called once.
+    Neither they nor the variables that announce them are inherited by child processes.
 
-    @param initial: is asked for variables that are missing; see L{initial_environment}.
-    @raise BadActivation: the variables make no sense, or a descriptor is not open.
+    @param initial: where to look up missing variables; see L{initial_environment}.
+    @raise BadActivation: the variables are not valid, or a descriptor is not open.
     """
     started = initial or {}
     given = {name: environment.pop(name, started.get(name)) for name in _VARIABLES}
@@ -58,7 +57,7 @@ def listening_descriptors(
         return []
     for name, text in (("LISTEN_PID", process), ("LISTEN_FDS", count)):
         if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise BadActivation(f"socket activation: {name} is {text!r}, which is no number")
+            raise BadActivation(f"socket activation: {name} is {text!r}, which is not a number")
     if int(process) != os.getpid():
         return []
     descriptors = list(range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(count)))
@@ -77,13 +76,13 @@ def activated_endpoints(
     environment: MutableMapping[str, str],
     initial: Mapping[str, str] | None = None,
 ) -> list[IStreamServerEndpoint]:
-    """Endpoints of the sockets that were passed to this process, in their order; none if none was.
+    """Endpoints of the sockets that were passed to this process, in order; to be called once.
 
-    An endpoint owns its descriptor, and can be listened on once. A UNIX socket's file stays as the
-    service manager made it, and stays. To be called once.
+    An endpoint owns its descriptor, and can be listened on once. The file of a UNIX socket stays as
+    the service manager made it, also after the end.
 
-    @param initial: is asked for variables that are missing; see L{initial_environment}.
-    @raise BadActivation: one of them is no stream socket that listens.
+    @param initial: where to look up missing variables; see L{initial_environment}.
+    @raise BadActivation: one of them is not a listening stream socket.
     """
     descriptors = listening_descriptors(environment, initial)
     return [_endpoint(reactor, descriptor) for descriptor in descriptors]
@@ -97,14 +96,14 @@ def _endpoint(reactor: Any, descriptor: int) -> IStreamServerEndpoint:
         handle = socket.socket(fileno=descriptor)
     except OSError:
         raise bad_activation("is not a socket") from None
-    # From here the descriptor is the handle's, which closes it when it is forgotten.
+    # From here the handle owns the descriptor, and closes it when it is collected.
     try:
         if handle.type != socket.SOCK_STREAM:
-            raise bad_activation("is not a stream socket: ListenStream= makes one")
+            raise bad_activation("is not a stream socket: use ListenStream=")
         if not handle.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise bad_activation("does not listen: Accept=no is wanted")
+            raise bad_activation("does not listen: set Accept=no")
         if handle.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            raise bad_activation(f"is of a family that cannot be used: {handle.family!r}")
+            raise bad_activation(f"has an address family that cannot be used: {handle.family!r}")
     except BadActivation:
         handle.detach()
         raise
@@ -114,10 +113,10 @@ def _endpoint(reactor: Any, descriptor: int) -> IStreamServerEndpoint:
 
 
 def notify(state: str, environment: Mapping[str, str]) -> None:
-    """Tell the service manager C{state}, lines such as C{READY=1}; as sd_notify(3).
+    """Send C{state}, lines such as C{READY=1}, to the service manager, as sd_notify(3).
 
-    Nothing happens without one. It is never waited for, and nothing that goes wrong is of
-    importance: at worst it does not know.
+    Never blocks, and ignores errors: at worst the service manager does not know. Does nothing
+    without a service manager.
     """
     address = environment.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
@@ -133,33 +132,32 @@ def notify(state: str, environment: Mapping[str, str]) -> None:
 
 
 class Notifier:
-    """What a service manager is told in the course of a command.
+    """The notices of a command to the service manager.
 
-    @param environment: that of the process; C{NOTIFY_SOCKET} is left in it, for children may speak
-        for us.
+    @param environment: C{NOTIFY_SOCKET} is left in it: child processes may send notices for us.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
 
     def ready(self, status: str = "") -> None:
-        """The start is over: what is needed listens.
+        """Report that the start is complete: the ports are listening.
 
         @param status: one line for C{systemctl status}.
         """
-        # Under twistd, which forks, the manager may know of another process.
+        # twistd forks, so the service manager may know another process id.
         lines = ["READY=1", f"MAINPID={os.getpid()}", *self._status(status)]
         notify("\n".join(lines), self._environment)
 
     def status(self, status: str) -> None:
-        """How things stand, in one line."""
+        """Report C{status}, one line."""
         notify("\n".join(self._status(status)), self._environment)
 
     def stopping(self, status: str = "") -> None:
-        """The end has begun."""
+        """Report that the command is stopping."""
         notify("\n".join(["STOPPING=1", *self._status(status)]), self._environment)
 
     @staticmethod
     def _status(status: str) -> list[str]:
-        # A line more would be an assignment more.
+        # A line break would begin another assignment.
         return [f"STATUS={' '.join(status.split())}"] if status else []

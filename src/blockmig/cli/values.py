@@ -1,7 +1,6 @@
-"""Values as people write them, and as they read them: bytes, seconds, rates, names.
+"""Values as people write and read them: bytes, seconds, rates, names.
 
-Nothing here knows what a value is for. What cannot be read raises L{ValueError}, whose message
-quotes it.
+Nothing here knows what a value is for. Text that is not valid raises L{ValueError}, quoting it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 def parse_bytes(text: str) -> int:
     """A number of bytes such as C{4096}, C{100M} or C{1.5T}; units are powers of 1024, as QEMU's.
 
-    @raise ValueError: it is none, or less than one byte.
+    @raise ValueError: it is not, or it is less than one byte.
     """
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
@@ -31,14 +30,14 @@ def parse_bytes(text: str) -> int:
     if count < 1:
         raise ValueError(f"{text!r} is less than one byte")
     if count >= 2**63:
-        raise ValueError(f"{text!r} is more than any disk has")
+        raise ValueError(f"{text!r} is more than a disk can have")
     return count
 
 
 def parse_seconds(text: str) -> float:
     """A number of seconds, 0 or more.
 
-    @raise ValueError: it is none.
+    @raise ValueError: it is not.
     """
     try:
         seconds = float(text)
@@ -52,7 +51,7 @@ def parse_seconds(text: str) -> float:
 def parse_milliseconds(text: str) -> float:
     """A number of milliseconds, 1 or more.
 
-    @raise ValueError: it is none.
+    @raise ValueError: it is not.
     """
     try:
         milliseconds = float(text)
@@ -64,7 +63,7 @@ def parse_milliseconds(text: str) -> float:
 
 
 def parse_rate(text: str) -> int | None:
-    """Bytes per second, as `parse_bytes` reads them; None for C{none}, which is no limit.
+    """Bytes per second, as for `parse_bytes`; None, no limit, for C{none}.
 
     @raise ValueError: it is neither.
     """
@@ -79,7 +78,7 @@ def parse_rate(text: str) -> int | None:
 def parse_some_seconds(text: str) -> float:
     """A number of seconds, more than 0.
 
-    @raise ValueError: it is none.
+    @raise ValueError: it is not.
     """
     seconds = parse_seconds(text)
     if not seconds:
@@ -90,7 +89,7 @@ def parse_some_seconds(text: str) -> float:
 def parse_count(text: str) -> int:
     """A whole number, 0 or more.
 
-    @raise ValueError: it is none.
+    @raise ValueError: it is not.
     """
     if not text.isdecimal():
         raise ValueError(f"{text!r} is not a whole number")
@@ -98,7 +97,7 @@ def parse_count(text: str) -> int:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """What reads one of these words, and no other."""
+    """A parser that accepts only these words."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -111,7 +110,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 def human(count: float) -> str:
     """A number of bytes in powers of 1024, with one decimal if it is not whole."""
     power = 0
-    # What would be shown as 1024 of a unit is one of the next.
+    # 1024 of a unit, after rounding, is shown as 1 of the next.
     while power < len(_UNITS) - 1 and round(count, 1) >= 1024:
         count /= 1024
         power += 1
@@ -120,7 +119,7 @@ def human(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A number of seconds as people say it: C{4.2 s}, C{3 min 20 s}, C{2 h 5 min}, C{3 d 4 h}."""
+    """A number of seconds in words: C{4.2 s}, C{3 min 20 s}, C{2 h 5 min}, C{3 d 4 h}."""
     if seconds < 60:
         return f"{min(seconds, 59.9):.1f} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -134,11 +133,11 @@ def duration(seconds: float) -> str:
 
 
 def printable(value: object) -> str:
-    """C{value} as text that cannot do anything to a terminal: a client chooses some of it."""
+    """C{value} as text without control characters: clients choose some of what is printed."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 def whole(fields: dict[str, Any], name: str) -> int | None:
-    """The number of that name among the fields of a JSON object, as a whole one; None for none."""
+    """The number C{name} of a JSON object, as an integer; None if there is none."""
     value = fields.get(name)
     return int(value) if isinstance(value, int | float) else None

@@ -1,8 +1,8 @@
-"""Asking a running blockmig how things stand, and telling it what to do: JSON over HTTP.
+"""The control socket of a running blockmig: status and commands as JSON over HTTP.
 
-Owns the control socket (a UNIX socket that only its owner may use), the HTTP on it, and the client
-that asks. Knows nothing of what is asked for: `server.open_control` is given functions that answer.
-Whoever only asks imports nothing of the server, and waits for no reactor.
+Owns the socket (a UNIX socket that only its owner can use), the HTTP on it, and the client. Knows
+nothing of what is requested: `server.open_control` is given the handlers. The client imports
+nothing of the server, and no reactor.
 """
 
 from .client import ask

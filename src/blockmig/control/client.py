@@ -1,4 +1,4 @@
-"""Asks a running blockmig over its control socket; blocks, and needs no reactor."""
+"""The client of a control socket; blocks, and needs no reactor."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Any, Final
 
 from .errors import ControlError, ControlLost, ControlRefused
 
-# Bytes; a status with thousands of clients has less.
+# Bytes. A status with thousands of clients is smaller.
 _MAX_ANSWER: Final = 16 << 20
 
-# Seconds. A server that is alive accepts connections all the time, however long its answers take.
+# Seconds. A running server accepts connections at any time, however long its answers take.
 _CONNECT_TIMEOUT: Final = 10.0
 
 
 def ask(
     path: str, method: str, resource: str, body: Any = None, timeout: float | None = 10.0
 ) -> Any:
-    """Make one request, and give its answer as JSON says it.
+    """Send one request, and return its answer, decoded from JSON.
 
-    @param path: the control socket's.
+    @param path: the control socket.
     @param method: such as C{GET}.
     @param resource: such as C{/status}.
-    @param body: what JSON can say; None for no body.
-    @param timeout: seconds to wait for the connection (though never more than 10), and then for
-        each piece of the answer; None to wait for the answer until the server ends.
-    @raise ControlRefused: the answer is an error's.
-    @raise ControlLost: it was asked, but no answer came.
-    @raise ControlError: nobody could be asked, or the answer is none.
+    @param body: encoded as JSON; None for no body.
+    @param timeout: seconds to wait for the connection (at most 10), and then for each piece of the
+        answer; None to wait for the answer until the server ends.
+    @raise ControlRefused: the server answered with an error.
+    @raise ControlLost: the request was sent, but no answer came.
+    @raise ControlError: the request could not be sent, or the answer is not valid.
     """
     with _connect(
         path, _CONNECT_TIMEOUT if timeout is None else min(timeout, _CONNECT_TIMEOUT)
@@ -40,7 +40,7 @@ def ask(
         connection = HTTPConnection("localhost", timeout=timeout)
         connection.sock = handle
         try:
-            # What is too large is answered before all of it is read.
+            # A server refuses a body that is too large before it has read all of it.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(
                     method,
@@ -50,14 +50,13 @@ def ask(
                 )
             response = connection.getresponse()
             text = response.read(_MAX_ANSWER + 1)
-            if response.length:  # bytes that should have come behind these
+            if response.length:  # the answer is longer, or was cut off
                 raise _not_a_control_socket(path)
         except TimeoutError:
             raise ControlLost(f"no answer on {path} within {timeout:g} s") from None
         except ConnectionError:
             raise ControlLost(
-                f"{path}: the connection was closed without an answer; "
-                "perhaps there are too many already"
+                f"{path}: the connection was closed without an answer; perhaps too many are open"
             ) from None
         except OSError as error:
             raise ControlError(f"{path}: {error.strerror or error}") from None
@@ -74,7 +73,7 @@ def ask(
 
 
 def _not_a_control_socket(path: str) -> ControlError:
-    return ControlError(f"what listens on {path} is no control socket of blockmig")
+    return ControlError(f"what listens on {path} is not a control socket of blockmig")
 
 
 def _connect(path: str, timeout: float) -> socket.socket:
@@ -86,7 +85,9 @@ def _connect(path: str, timeout: float) -> socket.socket:
             try:
                 handle.connect(path)
                 return handle
-            except BlockingIOError:  # the queue is full: connect(2) does not wait for room in it
+            except (
+                BlockingIOError
+            ):  # the queue is full, and connect(2) does not wait for room in it
                 if time.monotonic() >= end:
                     raise TimeoutError from None
                 time.sleep(0.02)
@@ -96,12 +97,12 @@ def _connect(path: str, timeout: float) -> socket.socket:
 
 
 def _connect_error(path: str, error: BaseException, timeout: float) -> BaseException:
-    """C{error} in words that help."""
+    """C{error} as a L{ControlError} that says what is wrong."""
     match error:
         case FileNotFoundError():
             return ControlError(f"there is no control socket at {path}")
         case ConnectionRefusedError():
-            return ControlError(f"nobody listens on {path}")
+            return ControlError(f"nobody listens on {path}: its server has ended")
         case PermissionError():
             return ControlError(f"{path} may only be used by its owner: permission denied")
         case TimeoutError():

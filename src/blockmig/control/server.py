@@ -1,7 +1,7 @@
-"""The control socket of a running command: opened, answering, closed.
+"""The control socket of a running command: opens it, answers requests, closes it.
 
-Owns the order in which that happens. The socket's file and its locks are `socket_file`'s, HTTP is
-`web`'s and is imported with the first socket that is opened, since most commands have none.
+Owns the order of these. The socket's file and its locks are in `socket_file`; HTTP is in `web`,
+which is imported when a socket is opened, since most commands have none.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from ..transport.adopting import adopt_unix
 from .socket_file import Busy, ControlSocket, claim
 
 Handler = Callable[[Any], Any]
-"""Takes a request's body, decoded (None if there was none); gives what JSON can say, or a Deferred
-or coroutine of it; raises `ControlRefused` for what is not to be done."""
+"""Takes the body of a request, decoded (None if there is none), and returns the answer, which is
+encoded as JSON, or a Deferred or coroutine of it; raises `ControlRefused` to refuse."""
 
 Routes = Mapping[tuple[str, str], Handler]
 """Handlers by method and path, such as C{("POST", "/rate")}."""
 
+# Seconds.
 _CLAIM_TIMEOUT: Final = 2.0
 _CLAIM_INTERVAL: Final = 0.05
 
@@ -42,7 +43,7 @@ class ControlPort:
         self._hang_up = hang_up
 
     async def close(self) -> None:
-        """Remove the socket, end its connections, and return when nobody can ask any more."""
+        """Remove the socket, close its connections, and return when the port is closed."""
         if self._socket is not None:
             control_socket, self._socket = self._socket, None
             control_socket.release()
@@ -59,12 +60,13 @@ async def open_control(
     connections: int = 32,
     idle_timeout: float = 30.0,
 ) -> ControlPort:
-    """Open a control socket at C{path}, which only its owner (and root) can use.
+    """Open a control socket at C{path} that only its owner (and root) can use.
 
     @param status: answers C{GET /status}.
-    @param routes: what else is answered.
-    @param connections: how many there may be at once; those beyond are closed at once.
-    @param idle_timeout: seconds that a connection may say nothing while it is not being answered.
+    @param routes: further handlers.
+    @param connections: the most at a time; further ones are closed immediately.
+    @param idle_timeout: seconds of silence after which a connection is closed, unless an answer is
+        pending.
     @raise ControlError: it cannot be opened, for instance because another process has it.
     """
     control_socket = await _claim(reactor, path)
@@ -82,7 +84,7 @@ async def open_control(
 
 
 async def _claim(reactor: Any, path: str) -> ControlSocket:
-    """The control socket, after some patience with whoever is at it now."""
+    """Claim C{path}, with retries while another process is claiming it."""
     end = reactor.seconds() + _CLAIM_TIMEOUT
     while True:
         patient = reactor.seconds() < end

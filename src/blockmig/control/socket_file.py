@@ -1,20 +1,20 @@
-"""The control socket's place in the file system: who may have it, and for how long.
+"""The file of the control socket: who may create it, and when it is removed.
 
 The rules:
 
-* The file is there with mode 0600 or not at all: a socket's own mode, set before it is bound, is
-  what unix(7) makes the file of (less the umask). The umask itself is not touched: it is that of
-  all threads.
-* Whether a socket is in use is found out by connecting to it. One in use is left alone, whoever
-  has it; one that nobody listens on was left behind by a process that was killed, and is replaced.
-  Whatever else is there is never touched.
-* `PATH.lock` is Twisted's lock (a symbolic link to the owner's process id), so that we and the
-  UNIX endpoints of Twisted respect each other. It tells little: process ids are used again, within
-  seconds in a container. So an owner that lives, but does not come to listen, has none.
-* Two of ours that start at once look and replace one after the other: each holds a `flock` on the
-  directory meanwhile, which leaves nothing behind, however it ends.
-* What is removed at the end is only what is still ours. The file of a socket that is open cannot
-  lose its inode number to another one, so it is removed before the socket is closed.
+* The file has mode 0600 from the moment it exists: unix(7) creates it with the mode of the socket
+  (less the umask), which is set before the bind. The umask itself is not changed, since all threads
+  share it.
+* Whether a socket is in use is found out by connecting to it. A socket in use is left alone,
+  whoever has it. A socket that nobody listens on was left behind by a process that was killed, and
+  is replaced. Any other file is never touched.
+* `PATH.lock` is Twisted's lock (a symbolic link to the owner's process id), so that blockmig and
+  Twisted's UNIX endpoints respect each other. It proves little: process ids are reused, in a
+  container within seconds. So the lock of a running process that does not come to listen is void.
+* Two blockmigs that start at once check and replace one after the other: each holds a `flock` on
+  the directory meanwhile, which leaves nothing behind, however the process ends.
+* At the end, only what is still ours is removed. The inode number of an open socket's file cannot
+  be reused, so the file is removed before the socket is closed.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from typing import Final
 
 from .errors import ControlError
 
-# sun_path has 108 bytes, and wants a zero behind the name (unix(7)).
+# sun_path has 108 bytes, with a zero after the name (unix(7)).
 _MAX_PATH: Final = 107
 _BACKLOG: Final = 50
 _NO_FLOCK: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
 class Busy(ControlError):
-    """Somebody else is at it just now; the message is for when that does not change."""
+    """Another process is claiming the path now; the message is for when that does not end."""
 
 
 class ControlSocket:
-    """A socket that listens, and the files that belong to it.
+    """A listening socket, and its files.
 
     @ivar path: the socket's absolute path.
-    @ivar handle: the listening socket; whoever takes it over closes it.
+    @ivar handle: the socket; whoever takes it over closes it.
     """
 
     def __init__(self, path: str, handle: socket.socket) -> None:
@@ -54,7 +54,7 @@ class ControlSocket:
         self._owner = os.getpid()
 
     def release(self) -> None:
-        """Remove the socket's file and the lock, as far as they are still ours; never raises.
+        """Remove the socket's file and the lock, if they are still ours; never raises.
 
         To be called while the socket is open.
         """
@@ -65,12 +65,12 @@ class ControlSocket:
 
 
 def claim(path: str, patient: bool) -> ControlSocket:
-    """Make the control socket at C{path}, and listen.
+    """Create the control socket at C{path}, and listen.
 
-    @param patient: the caller will try again; otherwise a lock whose owner does not listen is
-        taken for one that was left behind.
-    @raise Busy: it may be possible in a moment.
-    @raise ControlError: it is not possible.
+    @param patient: the caller will retry; if not, a lock whose owner does not listen counts as left
+        behind.
+    @raise Busy: a retry may succeed.
+    @raise ControlError: a retry will not help.
     """
     path = _absolute_path(path)
     try:
@@ -78,7 +78,7 @@ def claim(path: str, patient: bool) -> ControlSocket:
             _is_stale(path)
             _lock(path, patient)
             undo.callback(_remove_lock, _lock_path(path), str(os.getpid()))
-            # Again: a program that had the lock until now may have begun to listen.
+            # Check again: a program that had the lock until now may have begun to listen.
             if _is_stale(path):
                 os.unlink(path)
             handle = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -97,9 +97,9 @@ def claim(path: str, patient: bool) -> ControlSocket:
 
 
 def _absolute_path(path: str) -> str:
-    """C{path} from the root, so that it is found again after a change of directory."""
+    """C{path} made absolute, so that it stays valid after a change of directory."""
     if not path or "\0" in path:
-        raise ControlError(f"{path!r} is no path for a control socket")
+        raise ControlError(f"{path!r} is no path of a control socket")
     path = os.path.abspath(path)
     length = len(os.fsencode(path))
     if length > _MAX_PATH:
@@ -111,13 +111,13 @@ def _absolute_path(path: str) -> str:
 
 @contextlib.contextmanager
 def _directory_lock(directory: str) -> Iterator[None]:
-    """Keep other blockmigs from looking and replacing in C{directory} meanwhile."""
+    """Hold a lock that keeps other blockmigs from replacing sockets in C{directory}."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"another program keeps the directory {directory} locked") from None
+            raise Busy(f"another program has locked the directory {directory}") from None
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
@@ -127,16 +127,18 @@ def _directory_lock(directory: str) -> Iterator[None]:
 
 
 def _is_stale(path: str) -> bool:
-    """Whether a socket is at C{path} that nobody listens on; false if nothing is there.
+    """Whether C{path} is a socket that nobody listens on; false if nothing is there.
 
-    @raise ControlError: somebody listens, or it is no socket.
+    @raise ControlError: another process listens there, or it is not a socket.
     """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return False
     if not stat.S_ISSOCK(mode):
-        raise ControlError(f"{path} is something else than a control socket; it was left alone")
+        raise ControlError(
+            f"{path} is something else than a socket, and was left alone: give another path"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -146,21 +148,21 @@ def _is_stale(path: str) -> bool:
         except FileNotFoundError:
             return False
         except BlockingIOError:
-            pass  # its queue is full, so it has one
+            pass  # its queue is full, so another process listens
         except OSError as error:
             raise ControlError(
-                f"{path} is a socket of somebody else's: {error.strerror}; it was left alone"
+                f"{path} is another program's socket, and was left alone: {error.strerror}"
             ) from None
     raise ControlError(f"{path} is in use: another process listens there")
 
 
 def _lock_path(path: str) -> str:
-    """Where Twisted's UNIX ports keep their lock."""
+    """The lock of Twisted's UNIX ports."""
     return path + ".lock"
 
 
 def _lock(path: str, patient: bool) -> None:
-    """Take Twisted's lock, which is free, was left behind, or is somebody's."""
+    """Take Twisted's lock, if it is free or was left behind."""
     lock = _lock_path(path)
     try:
         owner = os.readlink(lock)
@@ -169,7 +171,9 @@ def _lock(path: str, patient: bool) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise ControlError(f"{lock} is something else than a lock; it was left alone") from None
+        raise ControlError(
+            f"{lock} is something else than a lock, and was left alone: remove it"
+        ) from None
     else:
         if patient and _is_running(owner):
             raise Busy(f"process {owner} has locked {path}")
@@ -181,7 +185,7 @@ def _lock(path: str, patient: bool) -> None:
 
 
 def _is_running(owner: str) -> bool:
-    """Whether another process has that id; our own was somebody else's before it was ours."""
+    """Whether another process has the id C{owner}; our own id is a reused one."""
     try:
         number = int(owner)
         if number <= 0 or number == os.getpid():

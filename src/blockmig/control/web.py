@@ -1,10 +1,10 @@
-"""HTTP/1.1 with JSON, as the control socket speaks it.
+"""The HTTP/1.1 with JSON of the control socket.
 
-The rules: a request's body is JSON and at most 64 KiB, an answer is JSON, an error's is
-C{{"error": "one line"}}. What a client can have kept in memory is bounded, and so is the number of
+The rules: the body of a request is JSON of at most 64 KiB; an answer is JSON, that of an error
+C{{"error": "one line"}}. The memory that a client can occupy is bounded, and so is the number of
 clients. No access log. Source: RFC 9110 (the statuses), RFC 8259.
 
-Importing this imports twisted.web, so only `server` does, and late.
+This module imports twisted.web, so only `server` imports it, and late.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .server import Routes
 _log = Logger()
 
 MAXIMUM_BODY: Final = 64 << 10
-"""Bytes of a request's body."""
+"""Bytes."""
 
 
 def _encoded(answer: Any) -> bytes:
@@ -39,7 +39,7 @@ def _error(message: str) -> bytes:
 
 
 def _too_large() -> bytes:
-    body = _error(f"a request's body has at most {MAXIMUM_BODY} bytes")
+    body = _error(f"the body of a request can have at most {MAXIMUM_BODY} bytes")
     return (
         b"HTTP/1.1 413 Content Too Large\r\nContent-Type: application/json\r\n"
         b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
@@ -49,22 +49,21 @@ def _too_large() -> bytes:
 class _Request(Request):
     """One request.
 
-    Nothing more is read behind a body that is too large: Twisted would go on to the next request
-    only after all of it, so that one is answered past Twisted, and its connection ends.
+    Twisted would read all of a body before it answers. A body that is too large is refused at once,
+    past Twisted, and the connection is closed.
     """
 
     content: BytesIO
     _refused = False
 
     def gotLength(self, length: int | None) -> None:
-        """The headers are complete; C{length} is the body's, None if it comes in chunks."""
-        # Not Twisted's own, which puts large bodies into a temporary file.
+        """The headers are complete; C{length} is that of the body, None if it comes in chunks."""
+        # Not Twisted's own gotLength, which uses a temporary file for large bodies.
         self.content = BytesIO()
         if length is not None and length > MAXIMUM_BODY:
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Take a piece of the body."""
         if self.content.tell() + len(data) > MAXIMUM_BODY:
             self._refuse()
         elif not self._refused:
@@ -78,7 +77,6 @@ class _Request(Request):
             channel.loseConnection()
 
     def process(self) -> None:
-        """Answer it."""
         if self._refused:
             return
         maybeDeferred(self._call).addCallbacks(self._answer, self._fail).addErrback(self._bug)
@@ -93,7 +91,7 @@ class _Request(Request):
             if not allowed:
                 raise ControlRefused(f"there is no {path!r}", 404)
             self.responseHeaders.setRawHeaders(b"allow", [", ".join(allowed).encode()])
-            raise ControlRefused(f"{path} can be asked for with {' or '.join(allowed)} only", 405)
+            raise ControlRefused(f"{path} only takes {' or '.join(allowed)}", 405)
         text = self.content.read()
         try:
             body = json.loads(text) if text else None
@@ -121,7 +119,7 @@ class _Request(Request):
         self._send(500, _error("this is a bug of blockmig; its log says more"))
 
     def _send(self, status: int, body: bytes) -> None:
-        # Whoever asked may have gone meanwhile; what was asked for is done nevertheless.
+        # The client may have gone meanwhile; its request was carried out nevertheless.
         if self.channel is None:
             return
         self.setResponseCode(status)
@@ -132,7 +130,7 @@ class _Request(Request):
 
 
 class _HTTPFactory(HTTPFactory):
-    """Makes the protocol of one connection, with the handlers it calls."""
+    """Makes the protocol of a connection."""
 
     noisy = False
 
@@ -141,21 +139,21 @@ class _HTTPFactory(HTTPFactory):
         self.routes: Mapping[tuple[str, str], Any] = routes
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """A connection's protocol."""
         protocol: Any = super().buildProtocol(addr)
         protocol.requestFactory = _Request
         return protocol
 
     def startFactory(self) -> None:
-        """No access log, nor a clock that wakes up once a second for its lines."""
+        """Override Twisted's, which starts an access log and a timer that fires every second."""
 
 
 class ControlFactory(WrappingFactory):
-    """Makes the connections of one control socket, and keeps count of them.
+    """Makes the connections of one control socket, and limits their number.
 
     @param reactor: an C{IReactorTime}.
-    @param connections: how many there may be at once.
-    @param idle_timeout: seconds that one may say nothing while it is not being answered.
+    @param connections: the most at a time.
+    @param idle_timeout: seconds of silence after which a connection is closed, unless an answer is
+        pending.
     """
 
     noisy = False
@@ -166,10 +164,10 @@ class ControlFactory(WrappingFactory):
         self._max_connections = connections
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """A connection's protocol; None, which ends it, if there is no room for one more."""
+        """A protocol; None, which closes the connection, if there are too many."""
         return super().buildProtocol(addr) if len(self.protocols) < self._max_connections else None
 
     def hang_up(self) -> None:
-        """End all connections, once what was answered has been sent."""
+        """Close all connections, once their answers have been sent."""
         for protocol in list(self.protocols):
             protocol.loseConnection()

@@ -367,14 +367,14 @@ class WaitTests(WaitCase):
             self.end.errback(error)
             self.assert_ended(5)
             self.assert_error(
-                5, "the server ended without telling", "`blockmig inspect DISK`", "canonical"
+                5, "the server ended without reporting", "`blockmig inspect DISK`", "canonical"
             )
 
     def test_server_dies_at_once(self):
         self.server.answers["mirror_wait"] = ControlError("nobody listens on /c d")
         self.begin()
         self.assert_ended(5)
-        self.assert_error(5, "ended without telling")
+        self.assert_error(5, "ended without reporting")
 
     def test_disk_is_named_where_it_is_known(self):
         for disk, named in (("/a b", "'/a b'"), ("relative", "DISK"), (7, "DISK")):

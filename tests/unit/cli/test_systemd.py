@@ -107,7 +107,7 @@ class DescriptorsTests(Case):
             {"LISTEN_PID": "me"},
         ):
             error = self.assertRaises(BadActivation, self.passed, **variables)
-            self.assertIn("no number", str(error))
+            self.assertIn("not a number", str(error))
             self.assertEqual({"HOME": "/root"}, self.environment)
 
     def test_not_open(self):
