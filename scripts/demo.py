@@ -1,8 +1,8 @@
-"""`make demo`: a real disk moves between two real processes, and arrived whole.
+"""`make demo`: migrate a real disk between two real processes, and check the result.
 
-Makes an ext4 image of the machine's own files (or a copy of a disk that is given, which is only
-read), migrates it with `blockmig receive` and `blockmig send`, and then checks what was promised;
-exits 0 if all holds. All that it makes is in `.demo`, and is gone when it ends.
+Makes an ext4 image of the machine's own files (or a copy of a given disk, which is only read),
+migrates it with `blockmig receive` and `blockmig send`, and then checks what was promised; exits
+with 0 if every check passes. All that it creates is in `.demo`, and is removed at the end.
 """
 
 from __future__ import annotations
@@ -43,22 +43,18 @@ class Failed(Exception):
 
 
 def say(mark: str, text: str) -> None:
-    """One line, with its mark in front."""
     console.print(f" {mark} {text}")
 
 
 def heading(text: str) -> None:
-    """The name of what comes next."""
     console.print(f"\n[bold]{text}[/]")
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
     return f"{count / (1 << 20):,.0f} MiB"
 
 
 def real_files() -> Iterator[tuple[Path, os.stat_result]]:
-    """Files of this machine."""
     seen = set()
     for tree in TREES:
         for folder, folders, names in os.walk(tree):
@@ -75,7 +71,7 @@ def real_files() -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def make_image(image: Path, staging: Path) -> None:
-    """An ext4 file system that holds some hundred MiB of them."""
+    """Make an ext4 file system with up to L{ENOUGH} bytes of this machine's files."""
     count = total = 0
     for path, status in real_files():
         copy = staging / path.relative_to("/")
@@ -91,7 +87,7 @@ def make_image(image: Path, staging: Path) -> None:
 
 
 def run(*command: str) -> None:
-    """Run a tool that says nothing when all is well."""
+    """Run a tool whose output matters only if it fails."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -100,19 +96,18 @@ def run(*command: str) -> None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the whole disk."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def length(path: Path) -> int:
-    """Bytes of a file or block device."""
+    """The size of a file or block device."""
     with path.open("rb") as file:
         return file.seek(0, os.SEEK_END)
 
 
 def is_ext(path: Path) -> bool:
-    """Whether there is an ext2, 3 or 4 file system on the whole disk."""
+    """Whether the disk, without partitions, has an ext2, 3 or 4 file system."""
     offset, magic = EXT_MAGIC
     with path.open("rb") as file:
         file.seek(offset)
@@ -120,20 +115,20 @@ def is_ext(path: Path) -> bool:
 
 
 def check_room(work: Path, needed: int) -> None:
-    """Whether there is room for so much, before it is begun."""
+    """Check that there is room for so many bytes, before anything is written."""
     free = shutil.disk_usage(work).free
     if free < needed + (64 << 20):
-        raise Failed(f"{work}: {size(needed)} are needed, and only {size(free)} are free")
+        raise Failed(f"{work}: {size(needed)} are needed, but only {size(free)} are free")
 
 
 def allocated(path: Path) -> int:
-    """Bytes that the disk takes: all that a device has, and of a file what is no hole."""
+    """Bytes that the disk occupies: all of a device, and of a file what is not a hole."""
     status = path.stat()
     return length(path) if stat.S_ISBLK(status.st_mode) else status.st_blocks * 512
 
 
 def check_own(disk: Path) -> None:
-    """Whether it is a disk at all."""
+    """Check that it is a disk."""
     try:
         mode = disk.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -147,13 +142,13 @@ def check_own(disk: Path) -> None:
 
 
 def state(disk: Path) -> tuple[int, ...]:
-    """What changes when the disk is written to, or replaced."""
+    """Values that change when the disk is written to, or replaced."""
     now = disk.stat()
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
 def writers(disk: Path) -> list[str]:
-    """Who else may be writing to it, as far as can be told."""
+    """Who else may be writing to it, as far as the system shows."""
     exclusive = os.O_EXCL if disk.is_block_device() else 0
     try:
         descriptor = os.open(disk, os.O_RDONLY | exclusive)
@@ -170,7 +165,7 @@ def writers(disk: Path) -> list[str]:
 
 
 def copy_disk(own: Path, copy: Path) -> None:
-    """A reflink where the file system can, and otherwise a copy with holes for its zeroes."""
+    """Make a reflink if the file system supports it, otherwise a sparse copy."""
     needed = allocated(own)
     cloned = False
     with contextlib.suppress(Failed):
@@ -184,7 +179,7 @@ def copy_disk(own: Path, copy: Path) -> None:
 
 
 def fsck(path: Path) -> subprocess.CompletedProcess[str]:
-    """Only looks (-n), as something on the destination would before mounting it."""
+    """Check the file system without changing it (-n)."""
     return subprocess.run(
         ["e2fsck", "-fn", str(path)],
         check=False,
@@ -195,7 +190,7 @@ def fsck(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 class Demo:
-    """One migration, and what was found out about it."""
+    """One migration, and its checks."""
 
     def __init__(self, source: Path, destination: Path, check: bool) -> None:
         self.source = source
@@ -205,12 +200,10 @@ class Demo:
         self.failures = 0
 
     def prove(self, holds: bool, text: str) -> None:
-        """One thing that was promised."""
         self.failures += not holds
         say("[green]✔[/]" if holds else "[red]✘[/]", text if holds else f"[red]{text}[/]")
 
     def migrate(self, before: str, total: int) -> None:
-        """Run both processes, and prove what they did."""
         heading("Two processes")
         receiver = self.start_receiver(total)
         try:
@@ -221,7 +214,6 @@ class Demo:
                 receiver.wait()
 
     def start_receiver(self, total: int) -> subprocess.Popen[str]:
-        """Start the destination's."""
         command = ["receive", "--file", str(self.destination), "--size", str(total)]
         command += ["--listen", "tcp:0:interface=127.0.0.1"]
         console.print(f"   [cyan]$ blockmig {escape(shlex.join(command))}[/]")
@@ -233,7 +225,7 @@ class Demo:
         )
 
     def send(self, receiver: subprocess.Popen[str], before: str) -> None:
-        """Run the source's, wait for both, and look at what is there."""
+        """Run the sender, wait for both processes, and check the result."""
         assert receiver.stderr is not None
         uri = None
         for line in receiver.stderr:
@@ -259,7 +251,7 @@ class Demo:
         receiver.wait()
         seconds = time.monotonic() - began
 
-        heading("Proofs")
+        heading("Checks")
         self.prove(sender.returncode == 0, f"blockmig send: exit status {sender.returncode}")
         self.prove(receiver.returncode == 0, f"blockmig receive: exit status {receiver.returncode}")
         after = digest(self.destination)
@@ -272,7 +264,7 @@ class Demo:
         say("[green]•[/]", f"{seconds:.1f} s from the start of the sender to the end of both")
 
     def check_file_system(self) -> None:
-        """Whether the file system is as good as it was."""
+        """Check that the file system is still clean."""
         if not is_ext(self.destination):
             say("[yellow]•[/]", "e2fsck: skipped, since this is not an ext file system")
             return
@@ -280,12 +272,12 @@ class Demo:
             say("[yellow]•[/]", "e2fsck: skipped, since it was not clean before")
             return
         done = fsck(self.destination)
-        last = (done.stdout.strip().splitlines() or ["nothing said"])[-1].rpartition("/")[2]
+        last = (done.stdout.strip().splitlines() or ["no output"])[-1].rpartition("/")[2]
         self.prove(done.returncode == 0, f"e2fsck -fn: {'clean' if not done.returncode else last}")
 
 
 def demonstrate(work: Path, own: Path | None, keep: bool) -> int:
-    """The whole demo; how many proofs failed."""
+    """Run the demo, and return how many checks failed."""
     heading("A disk")
     source, destination = work / "source.img", work / "destination.img"
     stands_still, check = False, True
@@ -294,13 +286,16 @@ def demonstrate(work: Path, own: Path | None, keep: bool) -> int:
         make_image(source, work / "files")
     else:
         check_own(own)
-        say("[green]•[/]", f"{escape(str(own))}: {length(own):,} bytes, yours: it is only read")
+        say(
+            "[green]•[/]",
+            f"{escape(str(own))}: {length(own):,} bytes, your disk, which is only read",
+        )
         others, as_it_was = writers(own), state(own)
         copy_disk(own, source)
         stands_still = not others and state(own) == as_it_was
         if not stands_still:
             who = ", ".join(others) or "somebody"
-            say("[yellow]•[/]", f"{escape(who)} writes to yours: this copy of it may be torn")
+            say("[yellow]•[/]", f"{escape(who)} writes to your disk: this copy may be inconsistent")
         check = not is_ext(source) or fsck(source).returncode == 0
     before = digest(source)
     say("[green]•[/]", f"sha256 {before}")
@@ -308,24 +303,26 @@ def demonstrate(work: Path, own: Path | None, keep: bool) -> int:
     demo.migrate(before, length(source))
     if own is not None and stands_still:
         holds = state(own) == as_it_was
-        demo.prove(holds, "your own disk " + ("is as it was" if holds else "has changed"))
+        demo.prove(holds, "your own disk is unchanged" if holds else "your own disk has changed")
     if keep:
         say("[green]•[/]", f"kept: {escape(str(destination))}")
     return demo.failures
 
 
 def main() -> int:
-    """Run it in a folder of its own, which goes when it is over."""
+    """Run the demo in a directory of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("disk", nargs="?", type=Path, help="an image or device, instead of ours")
-    parser.add_argument("--keep", action="store_true", help="leave the destination where it is")
+    parser.add_argument("disk", nargs="?", type=Path, help="an image or device to copy and migrate")
+    parser.add_argument("--keep", action="store_true", help="do not remove the destination")
     options = parser.parse_args()
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     work = Path(".demo")
     if options.disk and work.resolve() in options.disk.resolve().parents:
-        console.print(f"[red]demo: {escape(str(options.disk))}: {work} is emptied first[/]")
+        console.print(
+            f"[red]demo: {escape(str(options.disk))}: .demo is emptied first: give another disk[/]"
+        )
         return 1
     kept = False
     try:
@@ -343,9 +340,9 @@ def main() -> int:
         if not kept:
             shutil.rmtree(work, ignore_errors=True)
     if failures:
-        console.print(f"\n[bold red]{failures} of these do not hold.[/]")
+        console.print(f"\n[bold red]{failures} of the checks failed.[/]")
         return 1
-    console.print("\n[bold green]All of it holds.[/]")
+    console.print("\n[bold green]All checks passed.[/]")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Draws the state machines of the hand-off into docs/handoff.md, from the machines themselves.
 
-``python scripts/diagrams.py`` rewrites what stands there between the marks; with ``--check`` it
-only says whether that is up to date (status 1 if not).
+``python scripts/diagrams.py`` rewrites what is between the marks; with ``--check`` it only checks
+that this is up to date, and exits with 1 if not.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ MACHINES = {"sender": make_handoff, "receiver": make_machine}
 
 
 def draw(machine: Any) -> str:
-    """A machine as Mermaid has it; what changes nothing and does nothing is left out."""
+    """A machine as a Mermaid diagram, without transitions that change and do nothing."""
     automaton = machine.__automat_automaton__
     transitions = sorted(
         (before.name, given, after.name, _names(outputs))
         for before, given, after, outputs in automaton.allTransitions()
     )
     states = [automaton.initialState.name]
-    for state in states:  # grows meanwhile: in the order in which they can be reached
+    for state in states:  # the list grows meanwhile, in the order in which states are reached
         states += dict.fromkeys(
             after for before, _, after, _ in transitions if before == state and after not in states
         )
@@ -43,18 +43,18 @@ def draw(machine: Any) -> str:
 
 
 def _names(outputs: Any) -> str:
-    """What is done on the way."""
+    """The outputs of a transition, as a label."""
     names = [_function(output).__name__ for output in outputs]
     return ", ".join(name.strip("_") for name in names if name.startswith("_"))
 
 
 def _function(output: Any) -> Any:
-    """What is called: to make a state's data, or to do what a transition does."""
+    """The function that makes the data of a state, or that a transition calls."""
     return output.dataFactory if hasattr(output, "dataFactory") else output.method
 
 
 def rewrite(text: str) -> str:
-    """The document with its diagrams as they should be."""
+    """The document with its diagrams up to date."""
     for which, machine in MACHINES.items():
         mark = re.compile(rf"(<!-- diagram: {which} -->\n).*?(<!-- end -->)", re.S)
         assert mark.search(text), f"no place for the diagram of the {which}"
@@ -64,7 +64,6 @@ def rewrite(text: str) -> str:
 
 
 def main() -> int:
-    """Draw, or check."""
     text = DOCUMENT.read_text()
     drawn = rewrite(text)
     if "--check" in sys.argv[1:]:

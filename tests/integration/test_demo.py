@@ -73,7 +73,7 @@ def holds(demo: Running, room: Path) -> str:
     """It has ended well, and nothing of it is left; what it said."""
     assert demo.wait() == 0, demo.stdout + demo.stderr
     assert not (room / ".demo").exists()
-    assert "All of it holds." in demo.stdout
+    assert "All checks passed." in demo.stdout
     return demo.stdout
 
 
@@ -84,7 +84,7 @@ def test_own_disk_is_left_alone(processes: Processes, room: Path, disk: Path) ->
             holds(processes.start(*DEMO, disk), room)
     assert said.count(sha256(disk)) == 3, "of the copy, before and after"
     assert "e2fsck -fn: clean" in said
-    assert "your own disk is as it was" in said
+    assert "your own disk is unchanged" in said
 
 
 def test_without_a_file_system(processes: Processes, room: Path) -> None:
@@ -116,7 +116,7 @@ def test_in_use(processes: Processes, room: Path, disk: Path) -> None:
     """It is only read, so that it does no harm; but the copy may be torn, and that is said."""
     with left_alone(disk), disk.open("r+b"):
         said = holds(processes.start(*DEMO, disk), room)
-    assert f"(process {os.getpid()}) writes to yours: this copy of it may be torn" in said
+    assert f"(process {os.getpid()}) writes to your disk: this copy may be inconsistent" in said
 
 
 def test_file_system_that_was_not_clean(processes: Processes, room: Path, disk: Path) -> None:

@@ -91,7 +91,7 @@ class _Request(Request):
             if not allowed:
                 raise ControlRefused(f"there is no {path!r}", 404)
             self.responseHeaders.setRawHeaders(b"allow", [", ".join(allowed).encode()])
-            raise ControlRefused(f"{path} only takes {' or '.join(allowed)}", 405)
+            raise ControlRefused(f"{path} takes {' or '.join(allowed)} only", 405)
         text = self.content.read()
         try:
             body = json.loads(text) if text else None

@@ -103,7 +103,7 @@ class WebTests(SynchronousTestCase):
         ):
             status, headers, body = self.answer(method, path)
             self.assertEqual((405, allowed), (status, headers["allow"]))
-            self.assertEqual({"error": f"{path} only takes {allowed}"}, body)
+            self.assertEqual({"error": f"{path} takes {allowed} only"}, body)
 
     def test_head_has_no_body(self):
         wire = self.request("HEAD", "/status")
