@@ -30,7 +30,7 @@ from .mirror_request import (
     still_running,
 )
 from .progress import Display
-from .values import printable, whole
+from .values import integer_field, printable
 
 _log = Logger()
 
@@ -195,11 +195,11 @@ class _MirrorView:
         disk = status.get("disk")
         if isinstance(disk, str) and os.path.isabs(disk):
             self.disk = shlex.quote(printable(disk))
-        size, rest = whole(status, "size"), whole(mirror, "left")
-        attempts = whole(mirror, "attempts") or 0
+        size, rest = integer_field(status, "size"), integer_field(mirror, "left")
+        attempts = integer_field(mirror, "attempts") or 0
         if size is not None and rest is not None:
             done = max(0, size - rest)
-            zeroes = min(whole(mirror, "zeroes") or 0, done)
+            zeroes = min(integer_field(mirror, "zeroes") or 0, done)
             self.show(size, done - zeroes, zeroes, attempts)
         self._change_log.update(mirror, attempts)
 

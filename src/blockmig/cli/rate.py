@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ..errors import ExitStatus
 from . import common, usage
 from .usage import Parameter
-from .values import human, parse_rate, printable, whole
+from .values import format_bytes, integer_field, parse_rate, printable
 
 
 class Options(usage.Options):
@@ -43,6 +43,6 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     except control.ControlError as error:
         print(f"blockmig: {printable(error)}", file=sys.stderr)
         return ExitStatus.REFUSED
-    rate = whole(answer, "max_rate") if isinstance(answer, dict) else None
-    print("no limit" if rate is None else f"at most {human(rate)}/s")
+    rate = integer_field(answer, "max_rate") if isinstance(answer, dict) else None
+    print("no limit" if rate is None else f"at most {format_bytes(rate)}/s")
     return ExitStatus.DONE

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 from ..errors import ExitStatus
 from . import common, usage
 from .usage import Flag, Parameter
-from .values import duration, human, printable
+from .values import format_bytes, format_duration, printable
 
 _HEADINGS: Final = ("client", "connected", "reads", "read", "writes", "written", "other")
 
@@ -56,12 +56,12 @@ def as_text(status: dict[str, Any]) -> str:
     size = _number(status, "size")
     disk = f"{_text(status, 'role')}: {_text(status, 'state')}, {_text(status, 'disk')}"
     if size is not None:
-        disk += f", {human(size)}" + (f" ({size:.0f} bytes)" if size >= 1024 else "")
+        disk += f", {format_bytes(size)}" + (f" ({size:.0f} bytes)" if size >= 1024 else "")
     if status.get("read_only"):
         disk += ", read-only"
     if status.get("export"):
         disk += f", export {_text(status, 'export')!r}"
-    process = f"pid {_text(status, 'pid')}, up {duration(_number(status, 'uptime') or 0)}"
+    process = f"pid {_text(status, 'pid')}, up {format_duration(_number(status, 'uptime') or 0)}"
     lines = [disk, f"{process}, blockmig {_text(status, 'version')}"]
     lines += [f"listening on {printable(uri)}" for uri in _list(status, "listening")]
     totals = status.get("totals")
@@ -87,25 +87,25 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
     """The lines of the mirror; those without anything to show are left out."""
     heading = f"mirror: {_text(mirror, 'state')}, to {_text(mirror, 'destination')}"
     if (seconds := _number(mirror, "seconds")) is not None:
-        heading += f", for {duration(seconds)}"
+        heading += f", for {format_duration(seconds)}"
     numbers = [("attempts", "attempt"), ("pass", "pass")]
     heading += "".join(f", {word} {_text(mirror, key)}" for key, word in numbers if key in mirror)
-    of_the_disk = "" if size is None else f" of {human(size)}"
+    of_the_disk = "" if size is None else f" of {format_bytes(size)}"
     lines = [
         _joined(
-            _phrase(mirror, "left", f"{{}}{of_the_disk} left", human),
-            _phrase(mirror, "rate", "sent at {}/s", human),
-            _phrase(mirror, "expected_end", "expected to end in {}", duration),
+            _phrase(mirror, "left", f"{{}}{of_the_disk} left", format_bytes),
+            _phrase(mirror, "rate", "sent at {}/s", format_bytes),
+            _phrase(mirror, "expected_end", "expected to end in {}", format_duration),
         ),
         _joined(
-            _phrase(mirror, "dirty", "{} dirty", human),
-            _phrase(mirror, "dirty_rate", "writing {}/s", human),
-            _phrase(mirror, "throttle", "throttled to {}/s", human),
+            _phrase(mirror, "dirty", "{} dirty", format_bytes),
+            _phrase(mirror, "dirty_rate", "writing {}/s", format_bytes),
+            _phrase(mirror, "throttle", "throttled to {}/s", format_bytes),
             "faster than it can be sent" if mirror.get("converging") is False else "",
         ),
         _joined(
-            _phrase(mirror, "sent", "{} of data", human),
-            _phrase(mirror, "zeroes", "{} of zeroes", human),
+            _phrase(mirror, "sent", "{} of data", format_bytes),
+            _phrase(mirror, "zeroes", "{} of zeroes", format_bytes),
         ),
         _joined(
             _phrase(mirror, "holds", "{:.0f} so far"),
@@ -113,7 +113,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             _phrase(mirror, "max_pause", "at most {} allowed", _milliseconds),
         ),
         _joined(
-            _phrase(mirror, "max_rate", "at most {}/s", human),
+            _phrase(mirror, "max_rate", "at most {}/s", format_bytes),
             *(f"{key}: {_text(mirror, key)}" for key in ("converge", "then") if key in mirror),
             "the source is deleted at the end" if mirror.get("unlink") is True else "",
         ),
@@ -140,14 +140,14 @@ def _joined(*parts: str) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else format_duration(seconds)
 
 
 def _table(clients: list[dict[str, Any]]) -> list[str]:
     rows = [_HEADINGS] + [
         (
             _text(client, "address"),
-            duration(_number(client, "connected") or 0),
+            format_duration(_number(client, "connected") or 0),
             _text(client, "reads"),
             _bytes(client, "bytes_read"),
             _text(client, "writes"),
@@ -177,7 +177,7 @@ def _number(fields: dict[str, Any], name: str) -> float | None:
 
 def _bytes(fields: dict[str, Any], name: str) -> str:
     value = _number(fields, name)
-    return "?" if value is None else human(value)
+    return "?" if value is None else format_bytes(value)
 
 
 def _list(fields: dict[str, Any], name: str) -> list[Any]:

@@ -107,7 +107,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def human(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A number of bytes in powers of 1024, with one decimal if it is not whole."""
     power = 0
     # 1024 of a unit, after rounding, is shown as 1 of the next.
@@ -118,7 +118,7 @@ def human(count: float) -> str:
     return f"{count:.0f} {_UNITS[power]}" if whole else f"{count:.1f} {_UNITS[power]}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A number of seconds in words: C{4.2 s}, C{3 min 20 s}, C{2 h 5 min}, C{3 d 4 h}."""
     if seconds < 60:
         return f"{min(seconds, 59.9):.1f} s"
@@ -137,7 +137,7 @@ def printable(value: object) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
-def whole(fields: dict[str, Any], name: str) -> int | None:
+def integer_field(fields: dict[str, Any], name: str) -> int | None:
     """The number C{name} of a JSON object, as an integer; None if there is none."""
     value = fields.get(name)
     return int(value) if isinstance(value, int | float) else None

@@ -19,7 +19,7 @@ from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.status import as_text
-from blockmig.cli.values import duration, human
+from blockmig.cli.values import format_bytes, format_duration
 from blockmig.control import ControlError, ControlRefused, server, socket_file
 from blockmig.control.server import open_control
 from blockmig.control.socket_file import Busy, claim
@@ -490,7 +490,7 @@ class StatusTests(SynchronousTestCase):
             (2**30 + 1, "1.0 GiB"),
             (2**63 - 1, "8192 PiB"),
         ):
-            self.assertEqual(text, human(count))
+            self.assertEqual(text, format_bytes(count))
 
     def test_durations(self):
         for seconds, text in (
@@ -500,7 +500,7 @@ class StatusTests(SynchronousTestCase):
             (3600, "1 h 0 min"),
             (90_000, "1 d 1 h"),
         ):
-            self.assertEqual(text, duration(seconds))
+            self.assertEqual(text, format_duration(seconds))
 
     def test_text(self):
         counters = {"reads": 5, "bytes_read": 20480, "writes": 6, "bytes_written": 0, "other": 2}
