@@ -61,7 +61,8 @@ COMMANDS: Final = (
 _DESCRIPTION: Final = (
     "Move the disks of running machines between hosts over NBD.\n\n"
     "At every moment exactly one copy of a disk is the canonical one, the copy to use: the source "
-    "until it is retired (deleted, or marked as migrated), the destination from then on. "
+    "until the hand-off, which retires it (deletes it, or marks it as migrated), and the "
+    "destination from then on.\n\n"
     "`blockmig COMMAND --help` describes a command."
 )
 

@@ -21,7 +21,8 @@ class Options(usage.Options):
     longdesc = (
         "Receive one disk into a raw image or block device, and exit when the migration is "
         "complete. The sender can be `blockmig send`, `blockmig mirror`, or any other NBD client. "
-        "If the connection is lost, the receiver keeps listening, and the sender can start again."
+        "If the connection is lost, this ends only the attempt: the receiver keeps listening, and "
+        "the sender can start again from the beginning."
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
@@ -54,7 +55,7 @@ class Options(usage.Options):
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "idle-timeout",
-            "Close a connection, and end its attempt, after SECONDS without a request; 0 means "
+            "Close a connection, and end its attempt, after SECONDS of silence; 0 means "
             "never. Does not apply to a sender that has flushed all the data.",
             parse_seconds,
             60.0,

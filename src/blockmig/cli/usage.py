@@ -174,7 +174,8 @@ def usage_text(
     first, *others = synopses
     text = "".join([f"Usage: {first}\n", *(f"   or: {other}\n" for other in others)])
     for paragraph in description.split("\n\n"):
-        text += "\n" + "\n".join(textwrap.wrap(paragraph, columns)) + "\n"
+        lines = textwrap.wrap(paragraph, columns, break_on_hyphens=False)
+        text += "\n" + "\n".join(lines) + "\n"
     if commands:
         rows = [("    ", name, purpose) for name, purpose in commands]
         text += "\nCommands:\n" + _table(rows, "  ", columns)

@@ -1,5 +1,5 @@
 from twisted.application.service import ServiceMaker
 
 blockmig = ServiceMaker(
-    "blockmig", "blockmig.cli.tap", "Accept the migration of a disk over NBD.", "blockmig"
+    "blockmig", "blockmig.cli.tap", "Receive a disk over NBD, or serve one.", "blockmig"
 )

@@ -185,6 +185,12 @@ class BreakTests(Case):
         self.assertEqual([("/c", "POST", "/break", {}, 60)], server.asked)
         self.assertEqual("", sys.stderr.getvalue())
 
+    def test_cancel_requests_the_same(self):
+        server = Server(**{"break": {}})
+        command, options = parse(["cancel", "--control", "/c"])
+        self.assertEqual(0, command.load().run(options, server))
+        self.assertEqual([("/c", "POST", "/break", {}, 60)], server.asked)
+
     def test_refused(self):
         server = Server(**{"break": ControlRefused("it is\ntoo late", 409)})
         self.assertEqual(1, run_break(parsed("break", "--control", "/c"), server))
@@ -203,6 +209,12 @@ class RateTests(Case):
     def test_rate(self):
         expected = (0, {"max_rate": 100 << 20}, "at most 100 MiB/s\n")
         self.assertEqual(expected, self.rate("100M", {"max_rate": 100 << 20}))
+
+    def test_set_rate_requests_the_same(self):
+        server = Server(rate={"max_rate": 1 << 20})
+        command, options = parse(["set-rate", "--control", "/c", "1M"])
+        self.assertEqual(0, command.load().run(options, server))
+        self.assertEqual(("/c", "POST", "/rate", {"max_rate": 1 << 20}), server.asked[0][:4])
 
     def test_none(self):
         expected = (0, {"max_rate": None}, "no limit\n")

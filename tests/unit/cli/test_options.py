@@ -424,6 +424,12 @@ class TapTests(Case):
             self.assertIsInstance(options, ReceiveOptions)
             self.assertEqual("x", options["file"])
 
+    def test_help_is_about_twistd(self):
+        for command in ("receive", "serve"):
+            text = str(self.parse(command, "--file", "x"))
+            self.assertTrue(text.startswith(f"Usage: twistd [twistd options] blockmig {command} "))
+            self.assertIn("twistd itself, which ignores -v and -q", text)
+
     def test_bad(self):
         self.refused("--file is missing", *[])
         self.assertRaises(self.error, self.parse, "send", "x", "nbd://h/")
