@@ -27,7 +27,7 @@ from twisted.internet.threads import deferToThread
 
 from blockmig.errors import GaveUp, LocalFailure, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
-from blockmig.migration.records.verdict import look_steadily, verdict_of_pair
+from blockmig.migration.records.verdict import examine_until_stable, verdict_of_pair
 from blockmig.syscalls import SystemCalls
 
 SIZE = 3 * MIB
@@ -366,7 +366,9 @@ async def test_record_that_cannot_be_synced(room: Path, unlink: bool, which: int
         assert not done.called, "the destination was told that it is canonical"
         assert digest(source) == before
         assert not (room / "source.MIGRATED").exists()
-        verdict = verdict_of_pair(*look_steadily([str(source), str(room / "destination")])[0])
+        verdict = verdict_of_pair(
+            *examine_until_stable([str(source), str(room / "destination")])[0]
+        )
         assert verdict.canonical == str(source), verdict
         receiver.stop()
         # Also where it had put its copy on record as whole: it was told that it is not to be.

@@ -625,7 +625,7 @@ def test_breaks_at_random_times(processes: Processes, room: Path, unlink: bool) 
                 breaks += 1
                 writer.go_on(3)
                 found = examine(str(copy))
-                record = found.of(Kind.INCOMPLETE)
+                record = found.record(Kind.INCOMPLETE)
                 assert record is not None
                 assert record.phase == Phase.COPYING
                 assert verdict_of(found).state == CopyState.NOT_CANONICAL

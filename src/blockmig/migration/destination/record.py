@@ -220,7 +220,7 @@ class DestinationRecord:
         if not self._prepared:
             records.sync()
             # What an earlier migration left is true no more.
-            records.remove_found(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
+            records.remove_existing(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
             self._disk.prepare()
             self._prepared = True
         return written

@@ -36,15 +36,15 @@ class NoHandoffExport(ClientFailed):
     """There is something of that name, but it is not a receiver's."""
 
 
-def is_about(message: HandoffMessage, record: Record) -> bool:
+def is_same_migration(message: HandoffMessage, record: Record) -> bool:
     """Whether a message speaks of the migration that C{record} is about."""
     return message.migration == fingerprint(record.migration)
 
 
-def sender_message(stage: HandoffPhase, record: Record, cookie: int) -> HandoffMessage:
+def sender_message(phase: HandoffPhase, record: Record, cookie: int) -> HandoffMessage:
     """What a sender tells of itself."""
     return HandoffMessage(
-        stage,
+        phase,
         record.migration,
         record.attempt,
         record.size,
@@ -56,7 +56,7 @@ def sender_message(stage: HandoffPhase, record: Record, cookie: int) -> HandoffM
     )
 
 
-def describe(message: HandoffMessage) -> str:
+def describe_message(message: HandoffMessage) -> str:
     """What a message says, for the log and for errors."""
     return f"it says {message.phase.value!r}, its disk is {message.host}:{message.disk}"
 
@@ -87,9 +87,10 @@ class HandoffConversation:
         except ClientFailed as error:
             if error.error != _EPERM:
                 raise
-            found = await self.read()
+            answer = await self.read()
             raise ClientFailed(
-                f"the destination does not accept {message.phase.value!r} now ({describe(found)})",
+                f"the destination does not accept {message.phase.value!r} now "
+                f"({describe_message(answer)})",
                 error.error,
             ) from None
 
@@ -141,12 +142,12 @@ class Channel(Protocol):
     """What an attempt tells its destination beside the data, and asks it.
 
     @ivar exists: the destination acknowledges what it is acknowledged, and has it on record.
-    @ivar whole_when_flushed: it may take its copy for whole as soon as a FLUSH is asked for, since
+    @ivar copied_when_flushed: it may take its copy for whole as soon as a FLUSH is asked for, since
         nobody can tell it otherwise.
     """
 
     exists: bool
-    whole_when_flushed: bool
+    copied_when_flushed: bool
 
     async def open(self) -> Channel:
         """Connect.
@@ -189,7 +190,7 @@ class NoChannel:
     """Plain NBD: the way in which the data's connection ended must do for an answer."""
 
     exists = False
-    whole_when_flushed = True
+    copied_when_flushed = True
 
     async def open(self) -> Channel:
         """There is nothing to connect to."""
@@ -224,7 +225,7 @@ class HandoffChannel:
     """
 
     exists = True
-    whole_when_flushed = False
+    copied_when_flushed = False
 
     def __init__(
         self,
@@ -241,7 +242,7 @@ class HandoffChannel:
         self._cookie = cookie
         self._conversation: HandoffConversation | None = None
         self._message = HandoffMessage(HandoffPhase.NONE)
-        self._over = False
+        self._aborted = False
 
     async def open(self) -> Channel:
         """Connect; something else may have that name."""
@@ -255,22 +256,22 @@ class HandoffChannel:
         self._conversation, self._message = await open_handoff(
             self._destination, self._runtime, self._timeout
         )
-        if self._over:
+        if self._aborted:
             self._conversation.abort()
             raise ClientFailed("the attempt has ended")
 
-    def _is_open(self) -> HandoffConversation:
+    def _open_conversation(self) -> HandoffConversation:
         assert self._conversation is not None
         return self._conversation
 
-    async def _announce(self, stage: HandoffPhase) -> None:
-        await self._is_open().send(sender_message(stage, self._record(), self._cookie))
+    async def _announce(self, phase: HandoffPhase) -> None:
+        await self._open_conversation().send(sender_message(phase, self._record(), self._cookie))
 
     async def claim(self, admission: Admission) -> Location:
         """See L{Channel}."""
-        place = admission.check_receiver(self._message)
+        location = admission.check_receiver(self._message)
         await self._announce(HandoffPhase.COPYING)
-        return place
+        return location
 
     async def confirm(self) -> None:
         """By the connection that is there since the attempt began, unless silence has cost it."""
@@ -279,26 +280,26 @@ class HandoffChannel:
         except ClientFailed as error:
             if error.error:
                 raise
-            self._is_open().abort()
+            self._open_conversation().abort()
             await self._connect()
             await self._announce(HandoffPhase.COPIED)
 
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         """See L{Channel}."""
         await self._announce(HandoffPhase.RETIRED)
-        message = await self._is_open().read()
+        message = await self._open_conversation().read()
         await acknowledged(message.token)
 
     async def why_incomplete(self, why: str) -> str:
         """The receiver must know."""
-        message = await self._is_open().read()
-        if message.phase == HandoffPhase.COMPLETE and is_about(message, self._record()):
-            await self._is_open().close()
+        message = await self._open_conversation().read()
+        if message.phase == HandoffPhase.COMPLETE and is_same_migration(message, self._record()):
+            await self._open_conversation().close()
             return ""
-        return why or f"the destination is not complete ({describe(message)})"
+        return why or f"the destination is not complete ({describe_message(message)})"
 
     def abort(self) -> None:
         """See L{Channel}."""
-        self._over = True
+        self._aborted = True
         if self._conversation is not None:
             self._conversation.abort()

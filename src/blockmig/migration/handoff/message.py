@@ -89,12 +89,12 @@ class HandoffMessage:
 
     def encode(self) -> bytes:
         """The 4096 bytes."""
-        found = {"blockmig": _VERSION, "export": _MARK, **asdict(self)}
-        while len(text := json.dumps(found).encode() + b"\n") > MESSAGE_SIZE:
-            longest = max(("disk", "host"), key=lambda name: len(found[name]))
-            if not found[longest]:
+        content = {"blockmig": _VERSION, "export": _MARK, **asdict(self)}
+        while len(text := json.dumps(content).encode() + b"\n") > MESSAGE_SIZE:
+            longest = max(("disk", "host"), key=lambda name: len(content[name]))
+            if not content[longest]:
                 raise BadMessage("the message is too long")
-            found[longest] = found[longest][-(len(found[longest]) // 2) :]
+            content[longest] = content[longest][-(len(content[longest]) // 2) :]
         return text.ljust(MESSAGE_SIZE, b"\0")
 
 
@@ -107,14 +107,14 @@ def decode_message(data: bytes) -> HandoffMessage:
     @raise BadMessage: it is none, or of a later version.
     """
     try:
-        found = json.loads(data.rstrip(b"\0"))
+        parsed = json.loads(data.rstrip(b"\0"))
     except (ValueError, RecursionError):
         raise BadMessage("this is no message of a hand-off") from None
-    if not isinstance(found, dict) or found.get("export") != _MARK:
+    if not isinstance(parsed, dict) or parsed.get("export") != _MARK:
         raise BadMessage("this is no message of a hand-off")
-    if found.get("blockmig") != _VERSION:
-        raise BadMessage(f"a message of another version ({found.get('blockmig')!r})")
-    values = {name: value for name, value in found.items() if name in _TYPES}
+    if parsed.get("blockmig") != _VERSION:
+        raise BadMessage(f"a message of another version ({parsed.get('blockmig')!r})")
+    values = {name: value for name, value in parsed.items() if name in _TYPES}
     try:
         values["phase"] = HandoffPhase(str(values.get("phase")))
     except ValueError as error:

@@ -84,10 +84,10 @@ class Location:
     address: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.host}:{self.disk}" if self.disk else self.host
-        if place and self.address:
-            return f"{place} ({self.address})"
-        return place or self.address or "(unknown)"
+        end = f"{self.host}:{self.disk}" if self.disk else self.host
+        if end and self.address:
+            return f"{end} ({self.address})"
+        return end or self.address or "(unknown)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,25 +161,25 @@ def decode_record(text: bytes, kind: Kind, path: str) -> Record:
     @raise BadRecord: it is torn, foreign, or of a later version.
     """
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         raise BadRecord(path, "is torn: it is not whole JSON") from None
-    if not isinstance(found, dict) or not isinstance(found.get("blockmig"), int):
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("blockmig"), int):
         raise BadRecord(path, "is not a record of blockmig's")
-    if found["blockmig"] > VERSION:
-        raise BadRecord(path, f"was written by a later version (format {found['blockmig']})")
-    if found.get("record") != kind.value:
-        raise BadRecord(path, f"is a record of another kind ({found.get('record')})")
+    if parsed["blockmig"] > VERSION:
+        raise BadRecord(path, f"was written by a later version (format {parsed['blockmig']})")
+    if parsed.get("record") != kind.value:
+        raise BadRecord(path, f"is a record of another kind ({parsed.get('record')})")
     try:
-        return _record(found)
+        return _record(parsed)
     except (KeyError, TypeError, ValueError) as error:
         raise BadRecord(path, f"is not a record of blockmig's: {error}") from None
 
 
-def _record(found: dict[str, Any]) -> Record:
+def _record(parsed: dict[str, Any]) -> Record:
     values: dict[str, Any] = {}
     for name, kind in _TYPES.items():
-        value = found[name]
+        value = parsed[name]
         if kind == "Location":
             value = Location(**value)
             if not all(isinstance(part, str) for part in (value.host, value.disk, value.address)):
@@ -332,11 +332,11 @@ class Records:
                         self._system.unlink(path)
             self._sync()
 
-    def remove_found(self, *kinds: Kind) -> None:
+    def remove_existing(self, *kinds: Kind) -> None:
         """I{Slow.} As L{remove}, but costs nothing where there is nothing to take away."""
-        found = [kind for kind in kinds if os.path.lexists(self.name(kind))]
-        if found:
-            self.remove(*found)
+        existing = [kind for kind in kinds if os.path.lexists(self.name(kind))]
+        if existing:
+            self.remove(*existing)
 
     def _sync(self) -> None:
         self._system.sync_directory(os.path.dirname(self.path))

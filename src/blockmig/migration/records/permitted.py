@@ -68,8 +68,8 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     accepted = _read(records, Kind.ACCEPTED, again)
     if again:
         # The same command again goes on with what it has begun, on the same disk.
-        goes_on = incomplete is not None and incomplete.again and _is_of(disk, incomplete)
-        return incomplete if goes_on else None
+        continues = incomplete is not None and incomplete.again and _is_of(disk, incomplete)
+        return incomplete if continues else None
     if accepted is not None and incomplete is None and not disk.blank:
         raise Refused(
             f"{records.path}: was declared canonical on {accepted.changed} "
@@ -129,7 +129,7 @@ def _check_writable(records: Records, kind: Kind) -> None:
         ) from None
 
 
-def source_found(
+def source_state(
     records: Records,
     identity: str | None,
     destination: str,
@@ -154,7 +154,7 @@ def source_found(
         )
     migrating = _read(records, Kind.MIGRATING, again)
     migrated = _read(records, Kind.MIGRATED, again)
-    if again and not (migrating and _goes_on(migrating, identity, destination)):
+    if again and not (migrating and _continues(migrating, identity, destination)):
         if identity is None:
             raise Refused(f"{path}: no such file")
         bad = tuple(kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_bad(records, kind))
@@ -184,11 +184,11 @@ def source_found(
             f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
         )
     if migrating.identity and same_file(migrating.identity, identity) is False:
-        return _anew(migrating, path)
-    return _go_on(migrating, destination, path)
+        return _start_over(migrating, path)
+    return _continue(migrating, destination, path)
 
 
-def _anew(migrating: Record, path: str) -> SourceState:
+def _start_over(migrating: Record, path: str) -> SourceState:
     """Another file has the name now, and must not go where the one before may be whole."""
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
@@ -199,7 +199,7 @@ def _anew(migrating: Record, path: str) -> SourceState:
     return SourceState(instead_of=migrating.migration)
 
 
-def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
+def _continues(migrating: Record, identity: str | None, destination: str) -> bool:
     """Whether C{--again} was said to go on with this, not to disregard it too."""
     if identity is None:
         return True
@@ -258,7 +258,7 @@ def _check_finish(
         )
 
 
-def _go_on(migrating: Record, destination: str, path: str) -> SourceState:
+def _continue(migrating: Record, destination: str, path: str) -> SourceState:
     if migrating.destination.address == destination:
         return SourceState(migrating)
     if migrating.phase == Phase.COPIED or migrating.whole:

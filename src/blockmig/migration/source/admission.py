@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from ...client import ClientFailed
 from ...errors import Refused
 from ...nbd import Export, Negotiated, TransmissionFlag, handoff_export_name
-from ..handoff.channel import is_about
+from ..handoff.channel import is_same_migration
 from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.files import Location
 from .context import AttemptContext, AttemptFailed
@@ -113,7 +113,7 @@ class Admission:
             record.check_place(message.host, message.disk)
         except Refused as error:
             raise self._refusal(str(error)) from None
-        ours = is_about(message, record.record)
+        ours = is_same_migration(message, record.record)
         if message.phase == HandoffPhase.RETIRED or (
             message.phase == HandoffPhase.COPIED and not ours
         ):
@@ -128,7 +128,7 @@ class Admission:
                 )
         place = Location(message.host, message.disk, self._context.destination.uri)
         # Last before what gives an earlier copy up.
-        whole = message.phase == HandoffPhase.COPIED and is_about(message, record.record)
+        whole = message.phase == HandoffPhase.COPIED and is_same_migration(message, record.record)
         self._context.retirement.check_still_there(whole)
         return place
 

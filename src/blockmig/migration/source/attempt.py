@@ -308,7 +308,7 @@ class Attempt(ClientUser):
 
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
-        if self._channel.whole_when_flushed:
+        if self._channel.copied_when_flushed:
             self._context.record.flushing()
         self._copier.flush().addCallbacks(
             lambda _: self._handoff.flushed(), self._flush_failed

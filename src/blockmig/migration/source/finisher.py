@@ -32,8 +32,8 @@ from ...syscalls import describe_error
 from ..handoff.channel import (
     ANSWER_TIMEOUT,
     HandoffConversation,
-    describe,
-    is_about,
+    describe_message,
+    is_same_migration,
     open_handoff,
     sender_message,
 )
@@ -200,7 +200,11 @@ class Finisher:
 
     def _is_ours(self, message: HandoffMessage, *stages: HandoffPhase) -> bool:
         record = self._source.record
-        return message.phase in stages and is_about(message, record) and self._is_there(message)
+        return (
+            message.phase in stages
+            and is_same_migration(message, record)
+            and self._is_there(message)
+        )
 
     def _is_there(self, message: HandoffMessage) -> bool:
         """Whether it is the place that the disk went to, not another with its address."""
@@ -221,7 +225,7 @@ class Finisher:
         await client.disconnect()
         message = await handoff.read()
         if not self._is_ours(message, HandoffPhase.COMPLETE):
-            raise ClientFailed(f"the destination is not complete ({describe(message)})")
+            raise ClientFailed(f"the destination is not complete ({describe_message(message)})")
 
     async def _announce_again(
         self, handoff: HandoffConversation, client: NBDClient, cookie: int, message: HandoffMessage
@@ -238,7 +242,11 @@ class Finisher:
         """The destination knows nothing of this migration (any more)."""
         if self._source.record.told and (message is None or message.phase == HandoffPhase.NONE):
             return
-        found = describe(message) if message is not None else "there is no receiver of blockmig's"
+        found = (
+            describe_message(message)
+            if message is not None
+            else "there is no receiver of blockmig's"
+        )
         if self._source.record.told and message is not None:
             # Another migration into that disk, of which ours knows nothing.
             _log.warn(

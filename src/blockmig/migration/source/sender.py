@@ -34,11 +34,11 @@ from ...interfaces import IDisk, IRecordedDisk
 from ...runtime import Runtime, ThreadWork, to_the_end
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
-from ..handoff.channel import is_about, open_handoff, sender_message
+from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records
-from ..records.permitted import SourceState, source_found
+from ..records.permitted import SourceState, source_state
 from .attempt import Opening
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, put_complete_on_record, unconfirmed
@@ -352,7 +352,7 @@ class Sender:
                     self._context.destination, self._context.runtime, left
                 )
                 try:
-                    if not is_about(message, source.record):
+                    if not is_same_migration(message, source.record):
                         return  # whoever is there now does not have that copy
                     await handoff.send(
                         sender_message(HandoffPhase.COPYING, source.record, secrets.randbits(64))
@@ -386,7 +386,7 @@ def _source_record(
         records, found, identity = None, SourceState(), ""
     else:
         records, identity = Records(disk.record_path, system), disk.identity()
-        found = source_found(records, identity, destination, unlink=unlink, again=again)
+        found = source_state(records, identity, destination, unlink=unlink, again=again)
         if found.retired:
             raise Refused(f"{disk.name}: is retired, and its migration only to be finished")
     return SourceRecord(

@@ -488,9 +488,9 @@ class RemoveTests(Case):
         self.put(b"torn", "disk.ACCEPTED")
         calls = Calls()
         records = Records(self.path, calls)
-        records.remove_found(Kind.INCOMPLETE, Kind.MIGRATED)
+        records.remove_existing(Kind.INCOMPLETE, Kind.MIGRATED)
         self.assertEqual([], calls.calls)
-        records.remove_found(Kind.ACCEPTED, Kind.MIGRATED)
+        records.remove_existing(Kind.ACCEPTED, Kind.MIGRATED)
         self.assertEqual([], self.names())
         self.assertEqual("fsync", calls.calls[-2][0])
 

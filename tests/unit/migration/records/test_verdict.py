@@ -14,9 +14,9 @@ from blockmig.migration.records.files import Kind, Location, Phase, Record, Reco
 from blockmig.migration.records.verdict import (
     CopyState,
     DiskState,
-    changing,
     examine,
-    look_steadily,
+    examine_until_stable,
+    unstable_verdict,
     verdict_of,
     verdict_of_pair,
 )
@@ -346,7 +346,7 @@ class LookTests(FileCase):
         self.make()
         self.assertIn("stands beside it:", verdict_of(examine(self.path)).why)
         directory = os.path.join(self.directory, "state")
-        found = replace(examine(self.path), where=f"in {directory}")
+        found = replace(examine(self.path), records_where=f"in {directory}")
         self.assertIn(f"stands in {directory}:", verdict_of(found).why)
 
     def test_everything(self):
@@ -433,7 +433,7 @@ class LookTests(FileCase):
         self.records.write(Kind.INCOMPLETE, COPIED)
         link = os.path.join(self.directory, "link")
         os.symlink("disk", link)
-        self.assertIsNotNone(examine(link).of(Kind.INCOMPLETE))
+        self.assertIsNotNone(examine(link).record(Kind.INCOMPLETE))
         os.unlink(self.path)
         found = examine(link)
         self.assertEqual((None, True), (found.size, Kind.INCOMPLETE in found.records))
@@ -458,7 +458,7 @@ class SteadyTests(FileCase):
                     change(test.looks)
                 return os.stat(path)
 
-        return look_steadily([self.path, self.other], None, Calls())
+        return examine_until_stable([self.path, self.other], None, Calls())
 
     def test_at_rest(self):
         found, steady = self.look()
@@ -467,7 +467,7 @@ class SteadyTests(FileCase):
         self.assertEqual(2, self.looks)
 
     def test_one_alone(self):
-        found, steady = look_steadily([self.path])
+        found, steady = examine_until_stable([self.path])
         self.assertEqual(([examine(self.path)], True), (found, steady))
 
     def test_changed_once(self):
@@ -505,7 +505,7 @@ class SteadyTests(FileCase):
         self.assertTrue(steady)
 
     def test_what_is_said_then(self):
-        verdict = changing(["/a", "/b"])
+        verdict = unstable_verdict(["/a", "/b"])
         self.assertEqual((UNKNOWN, ""), (verdict.state, verdict.canonical))
         self.assertIn("/a and /b changed while being looked at", verdict.line)
         self.assertIn("ask again", verdict.advice)

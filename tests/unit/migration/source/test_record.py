@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Records
-from blockmig.migration.records.permitted import SourceState, source_found
+from blockmig.migration.records.permitted import SourceState, source_state
 from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
 from tests.unit.migration.records.test_files import Calls
@@ -358,7 +358,7 @@ class AgainTests(Case):
     def test_instead_of_goes_on_with_the_migration(self):
         source = self.make(SourceState(instead_of=ONE), unlink=True, again=True)
         source.copying(1, PLACE, True)
-        found = source_found(self.records, source.record.identity, URI, unlink=True)
+        found = source_state(self.records, source.record.identity, URI, unlink=True)
         self.assertEqual(ONE, self.make(found, unlink=True).record.instead_of)
 
     def marked(self):
@@ -369,7 +369,7 @@ class AgainTests(Case):
         first.retire_kept()
         first.complete()
         self.before = self.migrated()
-        found = source_found(self.records, first.record.identity, URI, again=True)
+        found = source_state(self.records, first.record.identity, URI, again=True)
         second = self.make(found, again=True)
         second.copying(1, PLACE, True)
         return second
@@ -394,7 +394,7 @@ class AgainTests(Case):
         self.assertEqual([], self.names())
 
     def unlinked(self, identity):
-        found = source_found(self.records, identity, URI, again=True)
+        found = source_state(self.records, identity, URI, again=True)
         source = self.make(found, unlink=True, again=True)
         source.copied()
         source.acknowledged()
@@ -403,7 +403,7 @@ class AgainTests(Case):
     def test_on_record_though_it_is_not_said_again(self):
         """Or else the mark before it would count while it goes on."""
         second = self.marked()
-        found = source_found(self.records, second.record.identity, URI)
+        found = source_state(self.records, second.record.identity, URI)
         third = self.make(found)
         third.copying(2, PLACE, True)
         self.assertEqual((second.record.migration, True), self.of(self.migrating()))
