@@ -28,7 +28,7 @@ class Completion:
         self._readers.append(reader)
         return reader
 
-    def let_read(self) -> None:
+    def release_readers(self) -> None:
         """There is, for those who wait now."""
         readers, self._readers = self._readers, []
         for reader in readers:

@@ -26,19 +26,19 @@ class DestinationDisk:
 
     @param disk: the disk itself.
     @param may_overwrite: whatever is on it may be written over.
-    @param wanted: asked, in a thread, whether it still matters what is on it.
+    @param still_wanted: asked, in a thread, whether it still matters what is on it.
     @ivar may_overwrite: the same; so it may once our own record stands beside it.
     @ivar name: what to call it in messages.
     @ivar size: bytes.
     """
 
-    def __init__(self, disk: IDisk, may_overwrite: bool, wanted: Callable[[], bool]) -> None:
+    def __init__(self, disk: IDisk, may_overwrite: bool, still_wanted: Callable[[], bool]) -> None:
         self.disk = disk
         self.name: str = disk.name
         self.size: int = disk.size
         self.may_overwrite = may_overwrite
-        self._wanted = wanted
-        self._looked: Any = None
+        self._still_wanted = still_wanted
+        self._checked_version: Any = None
 
     def location(self) -> Location:
         """This side of the migration."""
@@ -74,15 +74,15 @@ class DestinationDisk:
             return
         watched = self.disk if IWatchedDisk.providedBy(self.disk) else None
         version = watched.version(sync=False) if watched is not None else (True,)
-        if version == self._looked and any(version):
+        if version == self._checked_version and any(version):
             return
-        if what := find_data(self.disk, self._wanted):
+        if what := find_data(self.disk, self._still_wanted):
             raise Refused(
                 f"{self.name}: holds {what}, and no record says that it may be overwritten "
                 "(if a migration into it has ended, it is complete as far as can be told); to "
                 "overwrite it, say --overwrite"
             )
-        self._looked = version
+        self._checked_version = version
 
     def check_place(self) -> None:
         """I{Slow.} Whether its name still leads to what was opened, of the same size.

@@ -20,8 +20,8 @@ from ...errors import LocalFailure, MigrationError, Refused
 from ...nbd import Errno, Request
 from ...storage import DiskChanged
 from ...syscalls import describe_error
-from .answers import error_number
 from .disk import DestinationDisk
+from .errnos import errno_for
 
 
 class DiskFailure:
@@ -30,12 +30,12 @@ class DiskFailure:
     @param name: what to call the disk.
     @param error: what it failed with.
     @ivar outcome: the error to end with.
-    @ivar answer: what requests are answered with until then.
+    @ivar errno: what requests are answered with until then.
     @ivar deadline: until when the sender may take it from us.
     """
 
     def __init__(self, name: str, error: BaseException | None) -> None:
-        self.answer = error_number(error)
+        self.errno = errno_for(error)
         self.deadline: IDelayedCall | None = None
         self.outcome: MigrationError
         if isinstance(error, Refused):
@@ -76,21 +76,21 @@ class DiskFailures:
         self._displaced = displaced
 
     @property
-    def reported(self) -> Errno:
+    def errno(self) -> Errno:
         """What requests are answered with that came to nothing by it."""
-        return self.failure.answer if self.failure is not None else Errno.EIO
+        return self.failure.errno if self.failure is not None else Errno.EIO
 
     def fail(self, error: BaseException | None) -> DiskFailure:
         """The migration ends with that."""
         self.failure = DiskFailure(self._disk.name, error)
         return self.failure
 
-    def broke(self, error: BaseException | None) -> None:
+    def handle(self, error: BaseException | None) -> None:
         """Something about the disk failed; perhaps since it has lost its name."""
-        if not self.is_displaced():
+        if not self.check_displaced():
             self._failed(error)
 
-    def is_displaced(self) -> bool:
+    def check_displaced(self) -> bool:
         """Whether the disk lost its name when it may be the only copy; it is rescued then."""
         if not self._may_be_the_only_copy():
             return False
@@ -103,7 +103,7 @@ class DiskFailures:
             pass  # nobody can tell
         return False
 
-    def check_end(self, request: Request) -> Errno:
+    def check_last_byte(self, request: Request) -> Errno:
         """Whether a change may be made: one that touches the last byte gives a file that was cut
         its size again, so that nobody could tell any more that a part of it is missing."""
         if request.offset + request.length < self._disk.size:
@@ -111,15 +111,15 @@ class DiskFailures:
         try:
             self._disk.check_place()
         except (DiskChanged, OSError) as error:
-            self.broke(error)
-            return error_number(error)
+            self.handle(error)
+            return errno_for(error)
         return Errno.OK
 
-    def answer(self, working: Deferred[Any]) -> Deferred[Errno]:
+    def reply_when_done(self, working: Deferred[Any]) -> Deferred[Errno]:
         """OK once that is done; an error, which ends the migration, if it fails."""
 
         def failed(failure: Failure) -> Errno:
-            self.broke(failure.value)
-            return error_number(failure.value)
+            self.handle(failure.value)
+            return errno_for(failure.value)
 
         return working.addCallbacks(lambda _: Errno.OK, failed)

@@ -33,14 +33,14 @@ class Durability:
     """The versions of one disk's content.
 
     @param record: where it is put that the copy is whole.
-    @param broke: told of an error while that is done.
+    @param failed_to_record: told of an error while that is done.
     """
 
     def __init__(
-        self, record: DestinationRecord, broke: Callable[[BaseException | None], None]
+        self, record: DestinationRecord, failed_to_record: Callable[[BaseException | None], None]
     ) -> None:
         self._record = record
-        self._broke = broke
+        self._failed = failed_to_record
         self._version = 0
         self._durable = _NONE
         self._recorded = 0 if record.phase == Phase.COPIED else _NONE
@@ -56,11 +56,11 @@ class Durability:
         """Whether every byte is here, durable, and on record as such."""
         return self._recorded == self._version
 
-    def changes(self) -> None:
+    def content_changes(self) -> None:
         """The content is about to be changed, or was; or it is to count for nothing any more."""
         self._version += 1
 
-    def take_for_copied(self) -> None:
+    def assume_copied(self) -> None:
         """It is, as somebody knows who can."""
         self._recorded = self._version
 
@@ -77,7 +77,7 @@ class Durability:
         version = self._flushes.pop(id(request), None)
         return version if version == self._version and not self.copied else None
 
-    def put_if_unchanged(self, version: int, attempt: IncomingAttempt) -> Deferred[None] | None:
+    def record_if_unchanged(self, version: int, attempt: IncomingAttempt) -> Deferred[None] | None:
         """That version is durable: if it is the present one still, put it on record.
 
         @param attempt: whose content it is.
@@ -86,9 +86,9 @@ class Durability:
         if version != self._version:
             return None
         self._durable = version
-        return None if self._record.claimed(attempt.connection) else self.put_copied()
+        return None if self._record.claimed(attempt.connection) else self.record_copied()
 
-    def put_copied(self) -> Deferred[None]:
+    def record_copied(self) -> Deferred[None]:
         """Put on record that every byte is here and durable.
 
         @return: fires once it stands there, and fails if it could not be put there.
@@ -100,7 +100,7 @@ class Durability:
                 self._recorded = version
 
         def failed(failure: Failure) -> Failure:
-            self._broke(failure.value)
+            self._failed(failure.value)
             return failure
 
-        return self._record.put_phase(Phase.COPIED).addCallbacks(recorded, failed)
+        return self._record.record_phase(Phase.COPIED).addCallbacks(recorded, failed)

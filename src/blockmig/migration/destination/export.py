@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from ...nbd import Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
 from ...server import IExportHandler, ServerConnection
-from .answers import Answer
+from .errnos import EventualErrno
 from .migration import IncomingMigration
 
 _log = Logger()
@@ -50,7 +50,7 @@ class MigrationExport:
         self._migration = migration
         self._refused: WeakSet[ServerConnection] = WeakSet()
 
-    def admit(self, connection: ServerConnection, request: Request) -> Answer:
+    def admit(self, connection: ServerConnection, request: Request) -> EventualErrno:
         """Changes only from the attempt's connection; anything else from anybody."""
         migration = self._migration
         if not changes_the_disk(request):
@@ -59,18 +59,20 @@ class MigrationExport:
             return Errno.OK
         if migration.attempt is None and (error := self._may_begin(connection)):
             return error
-        if migration.holds(connection) and (error := migration.failures.check_end(request)):
+        if migration.owns_attempt(connection) and (
+            error := migration.failures.check_last_byte(request)
+        ):
             return error
         answer = migration.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):
-            migration.changing()
+            migration.change_begins()
         return answer
 
     def _may_begin(self, connection: ServerConnection) -> Errno:
         """Whether an attempt of C{connection} would destroy what may be the only copy."""
         if self._migration.record.retired:
             why = "the source of this copy was retired"
-        elif self._migration.record.is_kept:
+        elif self._migration.record.is_protected:
             why = "this copy is whole, and may be changed by its own sender only"
         else:
             return Errno.OK
@@ -86,21 +88,21 @@ class MigrationExport:
 
     def needs_flush(self, connection: ServerConnection) -> bool:
         """Only the attempt's connection has written anything; others must cost no fdatasync."""
-        return self._migration.holds(connection)
+        return self._migration.owns_attempt(connection)
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """A sender that has sent all of it may take its time to retire the source.
 
         And we may take ours for the last flush.
         """
-        return self._migration.waits_for(connection)
+        return self._migration.may_be_silent(connection)
 
     def done(self, connection: ServerConnection, request: Request) -> Deferred[None] | None:
         """Coverage grows by what was changed; a flush makes a whole copy a durable one."""
         if not changes_the_disk(request):
             return self._migration.flush_ended(request, True)
-        if self._migration.holds(connection):
-            self._migration.changed(connection)
+        if self._migration.owns_attempt(connection):
+            self._migration.change_ended(connection)
             self._migration.machine.covered(request)
         return None
 
@@ -109,9 +111,9 @@ class MigrationExport:
     ) -> None:
         """The disk is not fit for the migration."""
         if changes_the_disk(request):
-            self._migration.changed(connection)
+            self._migration.change_ended(connection)
         self._migration.flush_ended(request, False)
-        self._migration.failures.broke(error)
+        self._migration.failures.handle(error)
 
     def disconnected(self, connection: ServerConnection) -> None:
         """The end of the migration, or nothing much."""
@@ -119,11 +121,11 @@ class MigrationExport:
         if self._migration.completes(connection):
             machine.disconnect(connection)
             return
-        if self._migration.holds(connection):
+        if self._migration.owns_attempt(connection):
             machine.drop("disconnect before the whole disk was covered")
         connection.close()
 
     def gone(self, connection: ServerConnection) -> None:
         """The end of the attempt, if it was its connection."""
-        if self._migration.holds(connection):
+        if self._migration.owns_attempt(connection):
             self._migration.machine.drop("connection lost")

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from ...nbd import HANDOFF_EXPORT, Command, Errno, Export, Request, TransmissionFlag
 from ...server import Clients, IExportHandler, ServerConnection
 from ..handoff.message import MESSAGE_SIZE, BadMessage, HandoffMessage, HandoffPhase, decode_message
-from .answers import Answer
+from .errnos import EventualErrno
 from .migration import IncomingMigration
 
 
@@ -37,7 +37,7 @@ class _MessageDisk:
 
     def __init__(self, migration: IncomingMigration) -> None:
         self.message = bytearray(MESSAGE_SIZE)
-        self.knows = False
+        self.reveals_token = False
         self._migration = migration
 
     def fileno(self) -> None:
@@ -45,7 +45,7 @@ class _MessageDisk:
 
     def read(self, offset: int, length: int) -> bytes:
         """A part of the message."""
-        return self._migration.report.message(self.knows).encode()[offset : offset + length]
+        return self._migration.report.message(self.reveals_token).encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
         """A part of the message."""
@@ -55,20 +55,20 @@ class _MessageDisk:
         """A message is durable before it is acknowledged, whether or not that is asked for."""
 
 
-class HandoffExports:
+class HandoffExportFactory:
     """The side export of one migration, with a handler for each of its connections.
 
     @param migration: what it tells of.
     @param name: of the export that it stands beside.
     @param clients: all connections of the receiver.
     @ivar export: what is offered.
-    @ivar speaker: the connection whose message was last accepted.
+    @ivar last_sender: the connection whose message was last accepted.
     """
 
     def __init__(self, migration: IncomingMigration, name: str, clients: Clients) -> None:
         self.migration = migration
         self.export = Export(name + HANDOFF_EXPORT, MESSAGE_SIZE, TransmissionFlag.HAS_FLAGS)
-        self.speaker: ServerConnection | None = None
+        self.last_sender: ServerConnection | None = None
         self._clients = clients
 
     def handler(self) -> HandoffExport:
@@ -81,7 +81,7 @@ class HandoffExports:
         If it is a claim, what comes late of an earlier one is void: one that was on its way when
         its connection broke could otherwise arrive when the attempt after it has come to its end.
         """
-        self.speaker = connection
+        self.last_sender = connection
         if message.phase != HandoffPhase.COPYING:
             return
         for other in self._clients:
@@ -94,23 +94,23 @@ class HandoffExport:
     """What one connection to the side export asks and tells; messages are not mixed up with those
     of another.
 
-    @param shared: what it has in common with those.
+    @param factory: what it has in common with those.
     """
 
     access = None
     at_once = False
     held = False
 
-    def __init__(self, shared: HandoffExports) -> None:
-        self.export = shared.export
-        self.disk: Any = _MessageDisk(shared.migration)
-        self._migration = shared.migration
-        self._shared = shared
+    def __init__(self, factory: HandoffExportFactory) -> None:
+        self.export = factory.export
+        self.disk: Any = _MessageDisk(factory.migration)
+        self._migration = factory.migration
+        self._factory = factory
 
-    def admit(self, connection: ServerConnection, request: Request) -> Answer:
+    def admit(self, connection: ServerConnection, request: Request) -> EventualErrno:
         """Whole messages only; who reads after the disconnect is to hear how it ended."""
         if request.command == Command.READ:
-            return self._migration.at_end()
+            return self._migration.wait_for_end()
         if request.command == Command.WRITE and (request.offset, request.length) == (
             0,
             MESSAGE_SIZE,
@@ -124,12 +124,12 @@ class HandoffExport:
             message = decode_message(bytes(self.disk.message))
         except BadMessage:
             message = HandoffMessage(HandoffPhase.NONE)
-        answer: Answer = Errno.EINVAL
+        answer: EventualErrno = Errno.EINVAL
         if message.is_from_sender:
             answer = self._migration.machine.take_message(message)
             if answer == Errno.OK or isinstance(answer, Deferred):
-                self.disk.knows = message.phase == HandoffPhase.RETIRED
-                self._shared.accepted(connection, message)
+                self.disk.reveals_token = message.phase == HandoffPhase.RETIRED
+                self._factory.accepted(connection, message)
         return (
             _acknowledged(answer)
             if isinstance(answer, Errno)
@@ -147,7 +147,7 @@ class HandoffExport:
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """It is the sender's, which has nothing to say here while it copies."""
-        return self._shared.speaker is connection
+        return self._factory.last_sender is connection
 
     def disconnected(self, connection: ServerConnection) -> None:
         """The end of the conversation."""

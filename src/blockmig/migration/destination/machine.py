@@ -28,20 +28,20 @@ from ...errors import MigrationError
 from ...nbd import Errno, Request
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
-from .answers import Answer
 from .attempt import IncomingAttempt
 from .completion import Completion
 from .disk_failures import DiskFailure
+from .errnos import EventualErrno
 from .rescue import Rescue
 
 
 class MigrationInputs(Protocol):
     """What can happen to a migration, as its destination sees it."""
 
-    def change(self, connection: ServerConnection) -> Answer:
+    def change(self, connection: ServerConnection) -> EventualErrno:
         """C{connection} asks to change the disk; the answer says whether it may."""
 
-    def take_message(self, message: HandoffMessage) -> Answer:
+    def take_message(self, message: HandoffMessage) -> EventualErrno:
         """A message came by the side export; the answer says whether it is acknowledged."""
 
     def covered(self, request: Request) -> None:
@@ -75,13 +75,15 @@ class MigrationActions(Protocol):
     def begin(self, connection: ServerConnection) -> IncomingAttempt:
         """An attempt of C{connection} begins."""
 
-    def put_on_record(self, connection: ServerConnection) -> Answer:
+    def record_attempt(self, connection: ServerConnection) -> EventualErrno:
         """Put on record that it does; OK once that stands there."""
 
-    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> Answer:
+    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> EventualErrno:
         """Whether C{connection} may change the disk, while an attempt goes on."""
 
-    def take_message(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
+    def take_message(
+        self, message: HandoffMessage, attempt: IncomingAttempt | None
+    ) -> EventualErrno:
         """Act on a message, while that attempt goes on."""
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
@@ -93,7 +95,7 @@ class MigrationActions(Protocol):
     def flush(self, connection: ServerConnection) -> Completion:
         """Make all durable, and take the record away; answer with C{durable}."""
 
-    def complete(self, ending: Completion) -> None:
+    def complete(self, completion: Completion) -> None:
         """The migration is complete."""
 
     def fail(self, error: BaseException | None) -> DiskFailure:
@@ -149,10 +151,10 @@ _over = _builder.state("over")
 
 
 @_waiting.upon(MigrationInputs.change).to(_copying)
-def _put_on_record(
+def _record_attempt(
     machine: MigrationInputs, actions: MigrationActions, connection: ServerConnection
-) -> Answer:
-    return actions.put_on_record(connection)
+) -> EventualErrno:
+    return actions.record_attempt(connection)
 
 
 @_copying.upon(MigrationInputs.change).loop()
@@ -161,14 +163,14 @@ def _change(
     actions: MigrationActions,
     attempt: IncomingAttempt,
     connection: ServerConnection,
-) -> Answer:
+) -> EventualErrno:
     return actions.change(attempt, connection)
 
 
 @_waiting.upon(MigrationInputs.take_message).loop()
 def _message_waiting(
     machine: MigrationInputs, actions: MigrationActions, message: HandoffMessage
-) -> Answer:
+) -> EventualErrno:
     return actions.take_message(message, None)
 
 
@@ -178,7 +180,7 @@ def _message_copying(
     actions: MigrationActions,
     attempt: IncomingAttempt,
     message: HandoffMessage,
-) -> Answer:
+) -> EventualErrno:
     return actions.take_message(message, attempt)
 
 
@@ -204,15 +206,15 @@ _copying.upon(MigrationInputs.disconnect).to(_finishing).returns(None)
 def _disconnect_again(
     machine: MigrationInputs,
     actions: MigrationActions,
-    ending: Completion,
+    completion: Completion,
     connection: ServerConnection,
 ) -> None:
-    ending.connection = connection
+    completion.connection = connection
 
 
 @_finishing.upon(MigrationInputs.durable).to(_over)
-def _complete(machine: MigrationInputs, actions: MigrationActions, ending: Completion) -> None:
-    actions.complete(ending)
+def _complete(machine: MigrationInputs, actions: MigrationActions, completion: Completion) -> None:
+    actions.complete(completion)
 
 
 _waiting.upon(MigrationInputs.disk_failed).to(_failing).returns(None)
@@ -226,8 +228,8 @@ def _answer_failing(
     actions: MigrationActions,
     failure: DiskFailure,
     connection: ServerConnection,
-) -> Answer:
-    return failure.answer
+) -> EventualErrno:
+    return failure.errno
 
 
 @_failing.upon(MigrationInputs.take_message).loop()
@@ -236,8 +238,8 @@ def _message_failing(
     actions: MigrationActions,
     failure: DiskFailure,
     message: HandoffMessage,
-) -> Answer:
-    return failure.answer
+) -> EventualErrno:
+    return failure.errno
 
 
 @_failing.upon(MigrationInputs.drop).to(_over)
@@ -286,7 +288,7 @@ def _ignore(given: Callable[..., None], *states: Any) -> None:
         state.upon(given).loop().returns(None)
 
 
-def _refuse(given: Callable[..., Answer], *states: Any) -> None:
+def _refuse(given: Callable[..., EventualErrno], *states: Any) -> None:
     for state in states:
         state.upon(given).loop().returns(Errno.ESHUTDOWN)
 

@@ -16,11 +16,11 @@ from twisted.logger import Logger
 
 from ...nbd import Errno
 from ..handoff.message import HandoffMessage, HandoffPhase
-from .answers import Answer
 from .attempt import IncomingAttempt
 from .disk import DestinationDisk
 from .disk_failures import DiskFailures
 from .durability import Durability
+from .errnos import EventualErrno
 from .progress import Progress
 from .record import DestinationRecord
 
@@ -51,77 +51,83 @@ class MessageHandler:
         self._failures = failures
         self._progress = progress
 
-    def take(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
+    def handle(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> EventualErrno:
         """A message came; the answer says whether it is acknowledged.
 
         @param attempt: the one that goes on, if any does.
         """
         if message.phase == HandoffPhase.COPYING:
-            return self.claim(message) if attempt is None else self.replace(message, attempt)
+            if attempt is not None:
+                return self._abort_lost_attempt(message, attempt)
+            return self._claim(message)
         if message.phase == HandoffPhase.COPIED:
-            return self.confirm(message, attempt)
-        return self.retire(message) if message.phase == HandoffPhase.RETIRED else Errno.EINVAL
+            return self._confirm_copied(message, attempt)
+        if message.phase == HandoffPhase.RETIRED:
+            return self._accept_retirement(message)
+        return Errno.EINVAL
 
-    def claim(self, message: HandoffMessage) -> Answer:
+    def _claim(self, message: HandoffMessage) -> EventualErrno:
         """An attempt of the migration that C{message} names is about to begin."""
         record = self._record
-        if record.retired or (record.is_kept and not record.is_about(message)):
+        if record.retired or (record.is_protected and not record.matches(message)):
             return Errno.EPERM
         if message.size != self._disk.size or not message.is_from_sender:
             return Errno.EINVAL
         record.claim(message)
-        self._durability.changes()
-        return self._failures.answer(record.put_attempt(message))
+        self._durability.content_changes()
+        return self._failures.reply_when_done(record.record_attempt(message))
 
-    def replace(self, message: HandoffMessage, attempt: IncomingAttempt) -> Errno:
+    def _abort_lost_attempt(self, message: HandoffMessage, attempt: IncomingAttempt) -> Errno:
         """The sender of the attempt that goes on wants to begin another: it has lost this one.
 
         Its connection may be half-open, and is ended; until it is gone the answer is no.
         """
-        if self._record.is_about(message) and self._record.claimed(attempt.connection):
+        if self._record.matches(message) and self._record.claimed(attempt.connection):
             attempt.connection.abort()
         return Errno.EPERM
 
-    def confirm(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
+    def _confirm_copied(
+        self, message: HandoffMessage, attempt: IncomingAttempt | None
+    ) -> EventualErrno:
         """Whether the copy of that migration is whole, durable, and on record as such."""
         if self._is_copied(message):
             return Errno.OK
         if (
-            not self._record.is_about(message)
+            not self._record.matches(message)
             or not self._durability.durable
             or attempt is None
             or not self._record.claimed(attempt.connection)
         ):
             return Errno.EPERM
-        return self._put_copied(message)
+        return self._record_copied(message)
 
-    def _put_copied(self, message: HandoffMessage) -> Deferred[Errno]:
-        return self._durability.put_copied().addCallbacks(
+    def _record_copied(self, message: HandoffMessage) -> Deferred[Errno]:
+        return self._durability.record_copied().addCallbacks(
             lambda _: Errno.OK if self._is_copied(message) else Errno.EPERM,
-            lambda _: self._failures.reported,
+            lambda _: self._failures.errno,
         )
 
     def _is_copied(self, message: HandoffMessage) -> bool:
-        return self._durability.copied and self._record.is_about(message)
+        return self._durability.copied and self._record.matches(message)
 
-    def retire(self, message: HandoffMessage) -> Answer:
+    def _accept_retirement(self, message: HandoffMessage) -> EventualErrno:
         """The source is retired: from now on this is the canonical copy."""
         if self._was_complete(message):
-            self._record.take_for_whole(message)
-            self._durability.take_for_copied()
+            self._record.assume_retired(message)
+            self._durability.assume_copied()
         if not self._is_copied(message):
             return Errno.EPERM
         self._record.claim(message)
         self._progress.made()
         self._progress.begin()
         if self._record.retired:
-            return self._failures.answer(self._record.written())
+            return self._failures.reply_when_done(self._record.wait_for_writes())
         _log.info(
             "{disk}: the source is retired; this copy is the canonical one",
             event="retired",
             disk=self._disk.name,
         )
-        return self._failures.answer(self._record.put_retired())
+        return self._failures.reply_when_done(self._record.record_retired())
 
     def _was_complete(self, message: HandoffMessage) -> bool:
         """Whether an earlier receiver of this very disk had completed that migration.

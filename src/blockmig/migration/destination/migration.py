@@ -31,12 +31,12 @@ from ...runtime import Runtime
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
 from ..records.files import Phase
-from .answers import Answer
 from .attempt import IncomingAttempt
 from .completion import Completion
 from .disk import DestinationDisk
 from .disk_failures import DiskFailure, DiskFailures
 from .durability import Durability
+from .errnos import EventualErrno
 from .machine import MigrationInputs, make_machine
 from .message_handler import MessageHandler
 from .outcome import Outcome
@@ -47,8 +47,8 @@ from .rescue import Rescue
 
 _log = Logger()
 
-_TELL_TIMEOUT: Final = 5.0
-_TELL_ASIDE_TIMEOUT: Final = 0.5
+_REPORT_TIMEOUT: Final = 5.0
+_IDLE_REPORT_TIMEOUT: Final = 0.5
 
 
 class IncomingMigration:
@@ -86,7 +86,7 @@ class IncomingMigration:
             failed=self.machine.disk_failed,
             displaced=self.machine.displaced,
         )
-        self.durability = Durability(record, self.failures.broke)
+        self.durability = Durability(record, self.failures.handle)
         self.report = MigrationReport(disk, record, self.durability, outcome)
         self._message_handler = MessageHandler(
             disk, record, self.durability, self.failures, progress
@@ -94,11 +94,11 @@ class IncomingMigration:
         self._progress = progress
         self._outcome = outcome
         self._runtime = runtime
-        self._ending: Completion | None = None
+        self._completion: Completion | None = None
 
     # What may be asked.
 
-    def holds(self, connection: ServerConnection) -> bool:
+    def owns_attempt(self, connection: ServerConnection) -> bool:
         """Whether the attempt is C{connection}'s."""
         return self.attempt is not None and self.attempt.connection is connection
 
@@ -107,15 +107,15 @@ class IncomingMigration:
         if self.record.retired and self.record.claimed(connection):
             return True
         attempt = self.attempt
-        return attempt is not None and self.holds(connection) and attempt.coverage.complete
+        return attempt is not None and self.owns_attempt(connection) and attempt.coverage.complete
 
-    def waits_for(self, connection: ServerConnection) -> bool:
+    def may_be_silent(self, connection: ServerConnection) -> bool:
         """Whether it is for us, or for the source's retirement, that C{connection} is silent."""
-        return self.holds(connection) and self._may_be_the_only_copy()
+        return self.owns_attempt(connection) and self._may_be_the_only_copy()
 
     def _may_be_the_only_copy(self) -> bool:
         """Whether the source may be retired, for all that is known here."""
-        return self.durability.copied or self._ending is not None
+        return self.durability.copied or self._completion is not None
 
     def status(self) -> dict[str, Any]:
         """How far it is, for humans and scripts; bytes."""
@@ -126,30 +126,30 @@ class IncomingMigration:
             "source": str(current.source) if current is not None else "",
         }
 
-    def at_end(self) -> Answer:
+    def wait_for_end(self) -> EventualErrno:
         """OK; while the last flush is under way, not before its end."""
-        ending = self._ending
-        if ending is None or self._outcome.complete or self.failures.failure is not None:
+        completion = self._completion
+        if completion is None or self._outcome.complete or self.failures.failure is not None:
             return Errno.OK
-        return ending.wait()
+        return completion.wait()
 
     # Changes and flushes.
 
-    def changing(self) -> None:
+    def change_begins(self) -> None:
         """The disk is about to be changed: what was durable is no more."""
-        self.durability.changes()
+        self.durability.content_changes()
         if self.attempt is not None:
             self.attempt.changing += 1
 
-    def changed(self, connection: ServerConnection) -> None:
+    def change_ended(self, connection: ServerConnection) -> None:
         """It was, or it could not be."""
-        self.durability.changes()
-        if self.attempt is not None and self.holds(connection):
+        self.durability.content_changes()
+        if self.attempt is not None and self.owns_attempt(connection):
             self.attempt.changing -= 1
 
     def flush_begins(self, connection: ServerConnection, request: Request) -> None:
         """Only the attempt's own can make its copy a durable one."""
-        if self.attempt is not None and self.holds(connection) and self.attempt.whole:
+        if self.attempt is not None and self.owns_attempt(connection) and self.attempt.whole:
             self.durability.flush_begins(request)
 
     def flush_ended(self, request: Request, succeeded: bool) -> Deferred[None] | None:
@@ -163,8 +163,8 @@ class IncomingMigration:
 
         def durable(_: None) -> Deferred[None] | None:
             if (failure := self.failures.failure) is not None:
-                raise OSError(int(failure.answer), str(failure.outcome))
-            return self.durability.put_if_unchanged(version, attempt)
+                raise OSError(int(failure.errno), str(failure.outcome))
+            return self.durability.record_if_unchanged(version, attempt)
 
         return attempt.flushed().addCallback(durable)
 
@@ -185,23 +185,25 @@ class IncomingMigration:
         )
         return self.attempt
 
-    def put_on_record(self, connection: ServerConnection) -> Answer:
+    def record_attempt(self, connection: ServerConnection) -> EventualErrno:
         """Put on record that it does, unless its sender has had that done; OK once it stands."""
         if self.record.claimed(connection):
-            return self.failures.answer(self.record.written())
-        return self.failures.answer(self.record.put_anonymous_attempt(connection.peer))
+            return self.failures.reply_when_done(self.record.wait_for_writes())
+        return self.failures.reply_when_done(self.record.record_anonymous_attempt(connection.peer))
 
-    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> Answer:
+    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> EventualErrno:
         """Whether C{connection} may change the disk, while an attempt goes on."""
         if attempt.connection is not connection or self.record.retired:
             return Errno.EPERM
         if self.record.phase == Phase.COPIED:
-            return self.failures.answer(self.record.put_phase(Phase.COPYING))
+            return self.failures.reply_when_done(self.record.record_phase(Phase.COPYING))
         return Errno.OK
 
-    def take_message(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
+    def take_message(
+        self, message: HandoffMessage, attempt: IncomingAttempt | None
+    ) -> EventualErrno:
         """Act on a message, while that attempt goes on."""
-        return self._message_handler.take(message, attempt)
+        return self._message_handler.handle(message, attempt)
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
         """The attempt has changed what C{request} says."""
@@ -225,31 +227,31 @@ class IncomingMigration:
 
     def flush(self, connection: ServerConnection) -> Completion:
         """The disconnect was accepted: make all durable, and take the record away."""
-        self._ending = Completion(connection)
+        self._completion = Completion(connection)
 
         def finished(result: object) -> None:
             if isinstance(result, Failure):
-                self.failures.broke(result.value)
+                self.failures.handle(result.value)
             else:
                 self.machine.durable()
 
         self.record.remove().addBoth(finished).addErrback(_bug)
-        return self._ending
+        return self._completion
 
-    def complete(self, ending: Completion) -> None:
+    def complete(self, completion: Completion) -> None:
         """The migration is complete."""
         attempt = self.attempt
         data, zeroes = (attempt.data, attempt.zeroes) if attempt is not None else (0, 0)
         summary = Summary(self.disk.size, data, zeroes, self._progress.seconds, self.attempts)
-        self._outcome.reach(summary, ending.connection)
-        ending.let_read()
+        self._outcome.resolve(summary, completion.connection)
+        completion.release_readers()
 
     def fail(self, error: BaseException | None) -> DiskFailure:
         """Keep the error; the sender has a little time to take it from us before the end."""
         failure = self.failures.fail(error)
         outcome = failure.outcome
         _log.error("the disk failed: {error}", event="disk-failed", error=str(outcome))
-        delay = _TELL_TIMEOUT if self.attempt is not None else _TELL_ASIDE_TIMEOUT
+        delay = _REPORT_TIMEOUT if self.attempt is not None else _IDLE_REPORT_TIMEOUT
         failure.deadline = self._runtime.reactor.callLater(delay, self.machine.give_up, outcome)
         self._let_read()
         return failure
@@ -257,7 +259,7 @@ class IncomingMigration:
     def failed(self, failure: DiskFailure) -> None:
         """The sender was told, or had its time."""
         failure.cancel_deadline()
-        self._outcome.reach(failure.outcome)
+        self._outcome.resolve(failure.outcome)
 
     def rescue(self, error: BaseException | None) -> Rescue:
         """Give the disk a name again, under which it is on record, for as long as that takes."""
@@ -274,17 +276,17 @@ class IncomingMigration:
 
     def end(self, error: MigrationError) -> None:
         """The migration ends with that."""
-        self._outcome.reach(error)
+        self._outcome.resolve(error)
 
     def _let_read(self) -> None:
-        if self._ending is not None:
-            self._ending.let_read()
+        if self._completion is not None:
+            self._completion.release_readers()
 
     # The end, for want of patience.
 
     def stop(self, why: str) -> None:
         """End it as it stands, unless its disconnect was accepted already."""
-        if not self.failures.is_displaced():
+        if not self.failures.check_displaced():
             self.machine.give_up(self.report.unfinished(why))
 
 

@@ -17,11 +17,11 @@ class Outcome:
     @param wind_up: called once the outcome is known, with the connection that is to be closed in
         good order, if there is one; fires when nothing of the migration is under way any more.
         Only then anybody is told.
-    @ivar known: the outcome; None before that.
+    @ivar result: the outcome; None before that.
     """
 
     def __init__(self, wind_up: Callable[[ServerConnection | None], Deferred[Any]]) -> None:
-        self.known: Summary | MigrationError | None = None
+        self.result: Summary | MigrationError | None = None
         self._wind_up = wind_up
         self._over = False
         self._waiting: list[Deferred[Summary]] = []
@@ -29,16 +29,16 @@ class Outcome:
     @property
     def complete(self) -> bool:
         """Whether the migration is."""
-        return isinstance(self.known, Summary)
+        return isinstance(self.result, Summary)
 
-    def reach(
+    def resolve(
         self, outcome: Summary | MigrationError, last: ServerConnection | None = None
     ) -> None:
         """This is it.
 
         @param last: the connection that said so.
         """
-        self.known = outcome
+        self.result = outcome
         self._wind_up(last).addCallback(self._wound_up)
 
     def wait(self) -> Deferred[Summary]:
@@ -57,8 +57,8 @@ class Outcome:
             return
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
-            if isinstance(self.known, MigrationError):
-                deferred.errback(self.known)
+            if isinstance(self.result, MigrationError):
+                deferred.errback(self.result)
             else:
-                assert self.known is not None
-                deferred.callback(self.known)
+                assert self.result is not None
+                deferred.callback(self.result)

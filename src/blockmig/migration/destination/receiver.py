@@ -25,7 +25,7 @@ from ..records.permitted import destination_record, may_overwrite
 from .connections import ReceiverFactory
 from .disk import DestinationDisk
 from .export import MigrationExport
-from .handoff_export import HandoffExport, HandoffExports
+from .handoff_export import HandoffExport, HandoffExportFactory
 from .migration import IncomingMigration
 from .outcome import Outcome
 from .progress import Progress
@@ -100,7 +100,7 @@ class Receiver:
             overwrite = overwrite or may_overwrite(disk, records, found, overrides.again)
         if found is not None:
             _log_found(disk, found)
-        known = DestinationDisk(disk, overwrite, lambda: self._outcome.known is None)
+        known = DestinationDisk(disk, overwrite, lambda: self._outcome.result is None)
         record = DestinationRecord(known, records, found, self._threads, overrides.again)
         return IncomingMigration(known, record, self._progress, self._outcome, self._runtime)
 
@@ -109,7 +109,7 @@ class Receiver:
     ) -> ConnectionSettings:
         """What its connections have in common."""
         main = MigrationExport(self._migration, self._export)
-        handoff = HandoffExports(self._migration, self._export, self._clients)
+        handoff = HandoffExportFactory(self._migration, self._export, self._clients)
 
         def lookup(name: str) -> MigrationExport | HandoffExport | None:
             if name == handoff.export.name:

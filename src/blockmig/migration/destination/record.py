@@ -44,7 +44,7 @@ class DestinationRecord:
 
     @param disk: what it is about.
     @param records: where it is kept; None where none are.
-    @param found: the one to go on from, if there is one.
+    @param previous: the one to go on from, if there is one.
     @param in_thread: runs a function in a thread.
     @param again: records of earlier migrations were disregarded, which is put on record too.
     @ivar current: what stands beside the disk now, or would if records were kept.
@@ -57,13 +57,13 @@ class DestinationRecord:
         self,
         disk: DestinationDisk,
         records: Records | None,
-        found: Record | None,
+        previous: Record | None,
         in_thread: InThread,
         again: bool,
     ) -> None:
-        self.current = found
-        self.phase = found.phase if found is not None else None
-        self.retired = found is not None and bool(found.retired)
+        self.current = previous
+        self.phase = previous.phase if previous is not None else None
+        self.retired = previous is not None and bool(previous.retired)
         self.touched = False
         self._disk = disk
         self._records = records
@@ -76,12 +76,12 @@ class DestinationRecord:
     # What it is about.
 
     @property
-    def is_kept(self) -> bool:
+    def is_protected(self) -> bool:
         """Whether it is of a whole copy that may be changed by its own sender only."""
         current = self.current
         return current is not None and current.identified and self.phase == Phase.COPIED
 
-    def is_about(self, message: HandoffMessage) -> bool:
+    def matches(self, message: HandoffMessage) -> bool:
         """Whether it is about the migration that a message names."""
         current = self.current
         return current is not None and current.identified and current.migration == message.migration
@@ -103,31 +103,31 @@ class DestinationRecord:
 
     # What is put on record. Each fires once that stands there, durably.
 
-    def put_attempt(self, message: HandoffMessage) -> Deferred[None]:
+    def record_attempt(self, message: HandoffMessage) -> Deferred[None]:
         """An attempt of the migration that a message names is about to begin."""
         self.phase = Phase.COPYING
-        return self._put(lambda before: self._identified(before, message))
+        return self._update(lambda before: self._identified(before, message))
 
-    def put_anonymous_attempt(self, peer: str) -> Deferred[None]:
+    def record_anonymous_attempt(self, peer: str) -> Deferred[None]:
         """So is one of a sender that says nothing of itself.
 
         @param peer: its address.
         """
         self.phase = Phase.COPYING
         source = Location(address=peer)
-        return self._put(lambda before: self._anonymous(before, source))
+        return self._update(lambda before: self._anonymous(before, source))
 
-    def put_phase(self, phase: Phase) -> Deferred[None]:
+    def record_phase(self, phase: Phase) -> Deferred[None]:
         """The copy is whole and durable now, or is about to be so no more."""
         self.phase = phase
-        return self._put(lambda record: _existing(record).but(phase=phase))
+        return self._update(lambda record: _existing(record).but(phase=phase))
 
-    def put_retired(self) -> Deferred[None]:
+    def record_retired(self) -> Deferred[None]:
         """The source is retired."""
         self.retired = True
-        return self._put(lambda record: _existing(record).but(retired=timestamp()))
+        return self._update(lambda record: _existing(record).but(retired=timestamp()))
 
-    def written(self) -> Deferred[None]:
+    def wait_for_writes(self) -> Deferred[None]:
         """Nothing new; fires once all that was asked for so far stands there."""
         return self._writing.run(lambda: None)
 
@@ -152,7 +152,7 @@ class DestinationRecord:
 
     # What stands there though it was not put.
 
-    def take_for_whole(self, message: HandoffMessage) -> None:
+    def assume_retired(self, message: HandoffMessage) -> None:
         """An earlier receiver has completed the migration that a message names, and removed it."""
         self.current = self._identified(None, message).but(phase=Phase.COPIED, retired=timestamp())
         self.phase = Phase.COPIED
@@ -195,11 +195,11 @@ class DestinationRecord:
             again=self._again,
         )
 
-    def _put(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
+    def _update(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
         """Have the record changed, after whatever was asked for before."""
-        return self._writing.run(self._put_now, change)
+        return self._writing.run(self._update_now, change)
 
-    def _put_now(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
+    def _update_now(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
         record = change(self.current)
 
         def written(result: Record) -> None:

@@ -33,7 +33,7 @@ class MigrationReport:
         self._outcome = outcome
 
     @property
-    def stage(self) -> HandoffPhase:
+    def phase(self) -> HandoffPhase:
         """How far it is, as it stands on record."""
         current = self._record.current
         if self._outcome.complete:
@@ -42,20 +42,21 @@ class MigrationReport:
             return HandoffPhase.NONE
         return HandoffPhase.RETIRED if current.retired else HandoffPhase(current.phase)
 
-    def message(self, knows: bool = False) -> HandoffMessage:
+    def message(self, reveal_token: bool = False) -> HandoffMessage:
         """The message of the side export.
 
-        @param knows: it is read by the sender, which has just said that its source is retired.
+        @param reveal_token: the reader is the sender that has just announced that its source is
+            retired.
         """
         current = self._record.current
         return HandoffMessage(
-            self.stage,
+            self.phase,
             fingerprint(current.migration) if current is not None and current.identified else "",
             current.attempt if current is not None else 0,
             self._disk.size,
             this_host(),
             self._disk.location().disk,
-            token=self._disk.identity() if knows else "",
+            token=self._disk.identity() if reveal_token else "",
         )
 
     def state(self, in_attempt: bool) -> str:
@@ -63,8 +64,8 @@ class MigrationReport:
 
         @param in_attempt: an attempt goes on, or went on when the end began.
         """
-        if self.stage in (HandoffPhase.COPIED, HandoffPhase.RETIRED, HandoffPhase.COMPLETE):
-            return self.stage.value
+        if self.phase in (HandoffPhase.COPIED, HandoffPhase.RETIRED, HandoffPhase.COMPLETE):
+            return self.phase.value
         return "copying" if in_attempt and not self._durability.copied else "waiting"
 
     def unfinished(self, why: str) -> MigrationError:

@@ -54,7 +54,7 @@ class WriteBehind:
         self._ranges: Ranges = []
         self._written = 0
         self._windows: deque[Ranges] = deque()
-        self._settling = False
+        self._writing_back = False
         self._is_behind = False
         self._waiting: list[Deferred[None]] = []
 
@@ -65,9 +65,9 @@ class WriteBehind:
         """
         self._ranges, self._written = [], 0
         self._windows.clear()
-        self._go_on()
+        self._resume_if_caught_up()
         done: Deferred[None] = Deferred()
-        if self._settling:
+        if self._writing_back:
             self._waiting.append(done)
         else:
             done.callback(None)
@@ -84,21 +84,21 @@ class WriteBehind:
         if self._written >= _WINDOW or len(ranges) >= _MOST_RANGES:
             self._ranges, self._written = [], 0
             self._windows.append(ranges)
-            self._next()
+            self._write_back_next()
             if len(self._windows) >= _WINDOWS and not self._is_behind:
                 self._is_behind = True
                 self._behind()
 
-    def _go_on(self) -> None:
+    def _resume_if_caught_up(self) -> None:
         if self._is_behind and len(self._windows) < _WINDOWS:
             self._is_behind = False
             self._caught_up()
 
-    def _next(self) -> None:
+    def _write_back_next(self) -> None:
         """Start the newest window on its way and wait for the oldest, one pair at a time."""
-        if self._settling or not self._windows:
+        if self._writing_back or not self._windows:
             return
-        self._settling = True
+        self._writing_back = True
         newest = self._windows[-1]
         oldest = self._windows[0] if len(self._windows) > 1 else None
 
@@ -109,15 +109,15 @@ class WriteBehind:
                 self._disk.write_back(offset, length, True)
 
         def finished(result: object) -> None:
-            self._settling = False
+            self._writing_back = False
             if isinstance(result, Failure):
                 self._windows.clear()
                 self._failed(result.value)
             elif oldest is not None and self._windows and self._windows[0] is oldest:
                 self._windows.popleft()
-            self._go_on()
+            self._resume_if_caught_up()
             if len(self._windows) > 1:
-                self._next()
+                self._write_back_next()
             waiting, self._waiting = self._waiting, []
             for done in waiting:
                 done.callback(None)

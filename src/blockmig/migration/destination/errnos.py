@@ -7,11 +7,11 @@ from twisted.internet.defer import Deferred
 from ...errors import Refused
 from ...nbd import Errno, errno_to_wire
 
-Answer = Errno | Deferred[Errno]
+EventualErrno = Errno | Deferred[Errno]
 """Known now, or once something is done."""
 
 
-def error_number(error: BaseException | None) -> Errno:
+def errno_for(error: BaseException | None) -> Errno:
     """What a sender is told of an error that ends the migration."""
     if isinstance(error, Refused):
         return Errno.EPERM
