@@ -293,7 +293,7 @@ class PreCopy:
         self._server.hold().addCallback(lambda _: self._still(until_still))
         await until_still
         if self.stage == MirrorStage.HOLDING:
-            await attempt.disk_is_still()
+            await attempt.disk_is_quiescent()
 
     def _still(self, until_still: Deferred[None]) -> None:
         """The server is; or it is not waited for any more."""

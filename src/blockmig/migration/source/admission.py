@@ -26,39 +26,39 @@ from ..handoff.channel import is_same_migration
 from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.files import Location
 from .context import AttemptContext, AttemptFailed
-from .foreign import NotBlank, Read, check_blank
+from .foreign import DestinationNotEmpty, Read, check_empty
 
 REQUEST: Final = 2 << 20
 """Bytes of the longest WRITE."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class PeerCapabilities:
     """A destination that can take the disk.
 
-    @ivar receives: it is a receiver of ours.
+    @ivar is_receiver: it is a receiver of ours.
     @ivar longest: bytes of the longest request to be made there.
     """
 
     export: Export
     oldstyle: bool
-    receives: bool
+    is_receiver: bool
     longest: int
 
 
-def check_fit(context: AttemptContext, negotiated: Negotiated) -> Fit:
+def check_peer(context: AttemptContext, negotiated: Negotiated) -> PeerCapabilities:
     """Whether the migration can go to what was negotiated.
 
     @raise AttemptFailed: it cannot.
     """
-    receives = handoff_export_name(context.destination.export) in negotiated.listed
-    if negotiated.listed and not receives:
+    is_receiver = handoff_export_name(context.destination.export) in negotiated.listed
+    if negotiated.listed and not is_receiver:
         raise AttemptFailed(
             "the destination is a `blockmig serve`, which gives its disk to clients: it is in use, "
             "and no place to send another disk to"
         )
     longest = _longest_write(context, negotiated.export)
-    return Fit(negotiated.export, negotiated.oldstyle, receives, longest)
+    return PeerCapabilities(negotiated.export, negotiated.oldstyle, is_receiver, longest)
 
 
 def _longest_write(context: AttemptContext, export: Export) -> int:
@@ -110,7 +110,7 @@ class Admission:
         """
         record = self._context.record
         try:
-            record.check_place(message.host, message.disk)
+            record.check_location(message.host, message.disk)
         except Refused as error:
             raise self._refusal(str(error)) from None
         ours = is_same_migration(message, record.record)
@@ -126,11 +126,11 @@ class Admission:
                 raise self._refusal(
                     f"{why}: see `blockmig inspect {message.disk}` on {message.host}"
                 )
-        place = Location(message.host, message.disk, self._context.destination.uri)
+        location = Location(message.host, message.disk, self._context.destination.uri)
         # Last before what gives an earlier copy up.
         whole = message.phase == HandoffPhase.COPIED and is_same_migration(message, record.record)
         self._context.retirement.check_still_there(whole)
-        return place
+        return location
 
     async def check_foreign(self) -> Location:
         """Whether a destination without the side export may be written to.
@@ -141,11 +141,11 @@ class Admission:
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
         if not self._context.overwrite:
-            await self._check_blank()
+            await self._check_empty()
         self._context.retirement.check_still_there()
         return Location(address=self._context.destination.uri)
 
-    async def _check_blank(self) -> None:
+    async def _check_empty(self) -> None:
         context = self._context
         disk, progress, uri = context.disk, context.progress, context.destination.uri
         read_own: Read | None = None
@@ -161,10 +161,10 @@ class Admission:
 
         where = uri or "the destination"
         try:
-            await check_blank(
+            await check_empty(
                 disk.size, self._longest, read_there, read_own, context.passes.changed
             )
-        except NotBlank as error:
+        except DestinationNotEmpty as error:
             raise self._refusal(
                 f"{where}: holds {error}, and is no receiver of blockmig's: to overwrite it, say "
                 "--overwrite"

@@ -1,6 +1,6 @@
 """One attempt: one connection's try at the whole migration, from its handshake to one outcome.
 
-Owns the life of that connection. `Opening` is an attempt until its handshake was accepted;
+Owns the life of that connection. `OpeningAttempt` is an attempt until its handshake was accepted;
 `Attempt` is what follows: the order of its steps is the hand-off `machine`'s, what is sent the
 `copier`'s, what is told and asked beside the data the `channel`'s, and how the source is retired
 the `retirement`'s.
@@ -43,7 +43,7 @@ from ...syscalls import describe_error
 from ...transport import Pacer
 from ..handoff.channel import Channel, HandoffChannel, NoChannel
 from ..records.files import Location
-from .admission import Admission, Fit, check_fit
+from .admission import Admission, PeerCapabilities, check_peer
 from .context import (
     AttemptContext,
     AttemptFailed,
@@ -64,7 +64,7 @@ _HANDSHAKE_TIMEOUT: Final = 30.0
 _CLOSE_TIMEOUT: Final = 30.0
 
 
-class Opening(ClientUser):
+class OpeningAttempt(ClientUser):
     """An attempt whose handshake was not accepted yet.
 
     @param context: whose attempt it is.
@@ -84,20 +84,20 @@ class Opening(ClientUser):
         self._ended = ended
 
     @property
-    def goes_on(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the handshake was accepted, and the attempt has not ended."""
         return self.accepted is not None and not self.accepted.is_over
 
     def connection_made(self) -> None:
         """The server speaks first."""
-        seconds = self._context.patience(_HANDSHAKE_TIMEOUT)
+        seconds = self._context.timeout(_HANDSHAKE_TIMEOUT)
         self.connection.wait(seconds, f"no NBD handshake in {seconds:g} s")
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """Accept what is offered, or not."""
         context = self._context
         try:
-            fit = check_fit(context, negotiated)
+            peer = check_peer(context, negotiated)
         except AttemptFailed as error:
             self.connection.fail(str(error))
             return
@@ -109,7 +109,7 @@ class Opening(ClientUser):
             size=context.disk.size,
             disk=context.disk.name,
         )
-        self.accepted = attempt = Attempt(context, self.connection, fit, self._ended)
+        self.accepted = attempt = Attempt(context, self.connection, peer, self._ended)
         self.connection.user = attempt
         attempt.begin()
 
@@ -139,7 +139,7 @@ class Attempt(ClientUser):
 
     @param context: whose attempt it is.
     @param connection: to the destination.
-    @param fit: what it is.
+    @param peer: what it is.
     @param ended: called with the outcome, once.
     @ivar is_over: it has been.
     """
@@ -148,7 +148,7 @@ class Attempt(ClientUser):
         self,
         context: AttemptContext,
         connection: HalfClosingConnection,
-        fit: Fit,
+        peer: PeerCapabilities,
         ended: Callable[[Outcome], None],
     ) -> None:
         self.is_over = False
@@ -158,11 +158,11 @@ class Attempt(ClientUser):
         self._ended = ended
         self._handoff: Handoff = make_handoff(self)
         # By the cookie of the first request a receiver knows the connection from all others.
-        cookie = secrets.randbits(64) if fit.receives and not fit.oldstyle else 0
-        self._copier = Copier(context, connection, fit, cookie, self._source_failed)
-        self._admission = Admission(context, self._copier.read, fit.longest)
+        cookie = secrets.randbits(64) if peer.is_receiver and not peer.oldstyle else 0
+        self._copier = Copier(context, connection, peer, cookie, self._source_failed)
+        self._admission = Admission(context, self._copier.read, peer.longest)
         self._channel: Channel = NoChannel()
-        if fit.receives:
+        if peer.is_receiver:
             self._channel = HandoffChannel(
                 context.destination,
                 context.runtime,
@@ -201,7 +201,7 @@ class Attempt(ClientUser):
 
     def _drop(self, why: str) -> None:
         self._handoff.dropped(why)
-        if not self.is_over and not self._context.retirement.begun:
+        if not self.is_over and not self._context.retirement.has_begun:
             self._context.passes.dropped()  # whatever else is to be waited for
 
     def explain(self, error: Exception) -> str:
@@ -216,18 +216,18 @@ class Attempt(ClientUser):
 
     async def _begin(self) -> None:
         self._channel = channel = await self._channel.open()
-        place = await channel.claim(self._admission)
+        location = await channel.claim(self._admission)
         if self.is_over:
             return
-        self._context.agreed()
-        await self._in_thread(self._record_begin, place, channel.exists)
+        self._context.accepted()
+        await self._in_thread(self._record_begin, location, channel.exists)
         self._context.passes.begin()
 
-    def _record_begin(self, place: Location, side_export: bool) -> None:
+    def _record_begin(self, location: Location, side_export: bool) -> None:
         """In a thread: what the source is now must be what it is when it is retired."""
         context = self._context
         context.retirement.watch.begin()
-        context.record.copying(context.progress.number, place, side_export)
+        context.record.copying(context.progress.number, location, side_export)
 
     def _send_all(self) -> None:
         self._step(self._context.passes.send(self), self._handoff.covered)
@@ -240,9 +240,9 @@ class Attempt(ClientUser):
                 then()
 
         self._working = working = Deferred.fromCoroutine(coroutine)
-        working.addCallback(done).addErrback(self._step_broke).addErrback(_bug)
+        working.addCallback(done).addErrback(self._step_failed).addErrback(_bug)
 
-    def _step_broke(self, failure: Failure) -> None:
+    def _step_failed(self, failure: Failure) -> None:
         error = failure.value
         if isinstance(error, CancelledError):
             return  # it is of no use any more, or the attempt is not
@@ -276,11 +276,11 @@ class Attempt(ClientUser):
         """See L{blockmig.migration.source.passes.Attempt}."""
         await self._copier.flush_now()
 
-    async def disk_is_still(self) -> None:
+    async def disk_is_quiescent(self) -> None:
         """What the source is from now on must be what it is when it is retired."""
         watch = self._context.retirement.watch
         if watch.watches:
-            await self._in_thread(watch.is_still)
+            await self._in_thread(watch.is_quiescent)
 
     def release(self) -> None:
         """The disk is in use again: it was not everything yet."""
@@ -288,28 +288,28 @@ class Attempt(ClientUser):
 
     # HandoffActions.
 
-    def copy_on(self) -> None:
+    def resume_copying(self) -> None:
         """What was asked for and is not answered yet is of no importance."""
         self._forget_step()
         self._send_all()
 
-    def copy_on_from_whole(self) -> None:
+    def unrecord_and_resume(self) -> None:
         """It is on record here that the copy is whole, which it is not any more."""
         self._forget_step()
         self._step(self._record_copying(), self._send_all)
 
     def _forget_step(self) -> None:
-        self._copier.wait_for_no_flush()
+        self._copier.ignore_flush()
         if self._working is not None:
             self._working.cancel()
 
     async def _record_copying(self) -> None:
-        await self._in_thread(self._context.record.copying_on)
+        await self._in_thread(self._context.record.copying_again)
 
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
         if self._channel.copied_when_flushed:
-            self._context.record.flushing()
+            self._context.record.asking_copied()
         self._copier.flush().addCallbacks(
             lambda _: self._handoff.flushed(), self._flush_failed
         ).addErrback(_bug)
@@ -330,7 +330,7 @@ class Attempt(ClientUser):
     def confirm(self) -> None:
         """The destination may take its copy for whole from now on."""
         self._context.passes.flushed()
-        self._context.record.flushing()
+        self._context.record.asking_copied()
         self._step(self._channel.confirm(), self._handoff.confirmed)
 
     def record(self) -> None:
@@ -375,7 +375,7 @@ class Attempt(ClientUser):
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
         self._connection.disconnect(self._copier.disconnect_message())
-        seconds = self._context.patience(_CLOSE_TIMEOUT)
+        seconds = self._context.timeout(_CLOSE_TIMEOUT)
         self._connection.wait(
             seconds,
             f"the destination did not close the connection after the disconnect in {seconds:g} s",
@@ -415,7 +415,7 @@ class Attempt(ClientUser):
         if isinstance(error, NotDurable):
             self._end(Failed(Unconfirmed(f"{error}; the destination was not told")))
             return
-        retirement.undone(error)
+        retirement.step_failed(error)
         if isinstance(error, SourceTouched):
             self._end(Dropped(str(error)))
         else:
@@ -434,7 +434,7 @@ class Attempt(ClientUser):
             self._working.cancel()
         self._channel.abort()
         self._connection.wait_no_more()
-        if not self._context.retirement.begun:
+        if not self._context.retirement.has_begun:
             self._context.passes.dropped()
         if not isinstance(outcome, Completed):
             self._connection.abort()  # before anybody else may want the destination

@@ -38,7 +38,7 @@ class AttemptContext:
     @ivar reply_timeout: seconds within which the destination must answer something, as long as it
         is asked; None to wait for ever.
     @ivar overwrite: a foreign destination may hold data.
-    @ivar agreed: called when a destination was found fit, and an attempt is about to copy.
+    @ivar accepted: called when a destination was found fit, and an attempt is about to copy.
     """
 
     disk: IDisk
@@ -50,10 +50,10 @@ class AttemptContext:
     progress: Progress
     reply_timeout: float | None
     overwrite: bool
-    agreed: Callable[[], None]
-    learned: PeerQuirks = field(default_factory=PeerQuirks, init=False)
+    accepted: Callable[[], None]
+    quirks: PeerQuirks = field(default_factory=PeerQuirks, init=False)
 
-    def patience(self, usual: float) -> float:
+    def timeout(self, usual: float) -> float:
         """Seconds within which something small must be answered, which usually has C{usual}."""
         return min(usual, self.reply_timeout) if self.reply_timeout is not None else usual
 

@@ -45,7 +45,7 @@ _log = Logger()
 
 _FIRST_DELAY: Final = 0.1
 _LONGEST_DELAY: Final = 5.0
-_PATIENCE: Final = 30.0
+_SEARCH_TIME: Final = 30.0
 """Seconds for which a receiver that has acknowledged everything is looked for."""
 
 
@@ -57,7 +57,7 @@ def unconfirmed(why: str, record: Record) -> Unconfirmed:
     )
 
 
-async def put_complete_on_record(in_thread: InThread, source: SourceRecord) -> None:
+async def record_complete(in_thread: InThread, source: SourceRecord) -> None:
     """Put on record that the destination is complete; at worst, it is asked again."""
     try:
         await to_the_end(in_thread(source.complete))
@@ -129,7 +129,7 @@ class Finisher:
                     await self._try()
                     break
                 except ClientFailed as error:
-                    if self._is_over(self._reactor.seconds() - began, error):
+                    if self._may_stop_trying(self._reactor.seconds() - began, error):
                         break
                     _log.warn(
                         "the source is retired, but the destination could not be told that it is "
@@ -145,15 +145,15 @@ class Finisher:
             raise unconfirmed(f"{describe_error(error)}", record) from None
         except CancelledError:
             raise unconfirmed(self._why or "cancelled", record) from None
-        await put_complete_on_record(self._in_thread, self._source)
+        await record_complete(self._in_thread, self._source)
         seconds = self._reactor.seconds() - began
         return Summary(record.size, 0, 0, seconds, record.attempt)
 
-    def _is_over(self, waited: float, error: ClientFailed) -> bool:
+    def _may_stop_trying(self, waited: float, error: ClientFailed) -> bool:
         """Whether there is no need to try again; fails where there is no use in it."""
         limit = self._give_up_after
         if self._source.record.told:
-            if waited < min(_PATIENCE, limit if limit is not None else _PATIENCE):
+            if waited < min(_SEARCH_TIME, limit if limit is not None else _SEARCH_TIME):
                 return False
             _log.warn(
                 "{why}; the destination has acknowledged that its copy is the canonical one: if a "
@@ -182,39 +182,41 @@ class Finisher:
         try:
             negotiated = await client.connect(self._destination.endpoint)
             if not negotiated.listed:
-                self._conclude(None)
+                self._conclude_unknown(None)
                 return
             handoff, message = await open_handoff(self._destination, self._runtime)
             try:
                 if self._is_ours(message, HandoffPhase.COPIED, HandoffPhase.RETIRED):
                     await self._announce(handoff, client, cookie)
-                elif self._was_ours(message):
-                    await self._announce_again(handoff, client, cookie, message)
+                elif self._was_restarted(message):
+                    await self._announce_to_restarted(handoff, client, cookie, message)
                 elif not self._is_ours(message, HandoffPhase.COMPLETE):
-                    self._conclude(message)
+                    self._conclude_unknown(message)
                 await handoff.close()
             finally:
                 handoff.abort()
         finally:
             client.abort()
 
-    def _is_ours(self, message: HandoffMessage, *stages: HandoffPhase) -> bool:
+    def _is_ours(self, message: HandoffMessage, *phases: HandoffPhase) -> bool:
         record = self._source.record
         return (
-            message.phase in stages
+            message.phase in phases
             and is_same_migration(message, record)
-            and self._is_there(message)
+            and self._is_our_destination(message)
         )
 
-    def _is_there(self, message: HandoffMessage) -> bool:
+    def _is_our_destination(self, message: HandoffMessage) -> bool:
         """Whether it is the place that the disk went to, not another with its address."""
-        place = self._source.record.destination
-        return not place.disk or (place.host, place.disk) == (message.host, message.disk)
+        location = self._source.record.destination
+        return not location.disk or (location.host, location.disk) == (message.host, message.disk)
 
-    def _was_ours(self, message: HandoffMessage) -> bool:
+    def _was_restarted(self, message: HandoffMessage) -> bool:
         """Whether a receiver was started anew on the disk that has acknowledged everything."""
         token = self._source.record.token
-        return message.phase == HandoffPhase.NONE and bool(token) and self._is_there(message)
+        return (
+            message.phase == HandoffPhase.NONE and bool(token) and self._is_our_destination(message)
+        )
 
     async def _announce(self, handoff: HandoffConversation, client: NBDClient, cookie: int) -> None:
         await handoff.send(sender_message(HandoffPhase.RETIRED, self._source.record, cookie))
@@ -227,7 +229,7 @@ class Finisher:
         if not self._is_ours(message, HandoffPhase.COMPLETE):
             raise ClientFailed(f"the destination is not complete ({describe_message(message)})")
 
-    async def _announce_again(
+    async def _announce_to_restarted(
         self, handoff: HandoffConversation, client: NBDClient, cookie: int, message: HandoffMessage
     ) -> None:
         """To the receiver that was started anew; one with another disk is not to be told."""
@@ -236,25 +238,23 @@ class Finisher:
         except ClientFailed as error:
             if not error.error:
                 raise
-            self._conclude(message)
+            self._conclude_unknown(message)
 
-    def _conclude(self, message: HandoffMessage | None) -> None:
+    def _conclude_unknown(self, message: HandoffMessage | None) -> None:
         """The destination knows nothing of this migration (any more)."""
         if self._source.record.told and (message is None or message.phase == HandoffPhase.NONE):
             return
-        found = (
-            describe_message(message)
-            if message is not None
-            else "there is no receiver of blockmig's"
-        )
+        answer = "there is no blockmig receiver"
+        if message is not None:
+            answer = describe_message(message)
         if self._source.record.told and message is not None:
             # Another migration into that disk, of which ours knows nothing.
             _log.warn(
                 "another migration goes on at the destination: {found}",
                 event="finished-alone",
-                found=found,
+                found=answer,
             )
             return
         raise unconfirmed(
-            f"the destination does not know this migration: {found}", self._source.record
+            f"the destination does not know this migration: {answer}", self._source.record
         )

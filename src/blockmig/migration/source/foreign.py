@@ -25,11 +25,11 @@ Read = Callable[[int, int], Awaitable[bytes]]
 """Reads bytes: from an offset, so many."""
 
 
-class NotBlank(Exception):
+class DestinationNotEmpty(Exception):
     """The destination has something that is not to be overwritten; the message says what."""
 
 
-async def check_blank(
+async def check_empty(
     size: int,
     longest: int,
     read: Read,
@@ -43,7 +43,7 @@ async def check_blank(
     @param read: reads from the destination.
     @param read_own: reads from the source, where what is there may be our own unfinished copy.
     @param changed: whether a range of the source was changed since its copying began.
-    @raise NotBlank: it may not.
+    @raise DestinationNotEmpty: it may not.
     """
     for start, length in sampled_places(size):
         end = start + length
@@ -53,11 +53,11 @@ async def check_blank(
             if data == bytes(count):
                 continue
             if read_own is None:
-                raise NotBlank(_what(data, offset))
+                raise DestinationNotEmpty(_what(data, offset))
             if data == (own := await read_own(offset, count)):
                 continue
             if not _is_part(offset, data, own, changed):
-                raise NotBlank(f"{_what(data, offset)} that is not a part of this disk")
+                raise DestinationNotEmpty(f"{_what(data, offset)} that is not a part of this disk")
 
 
 def _is_part(offset: int, data: bytes, own: bytes, changed: Callable[[int, int], bool]) -> bool:

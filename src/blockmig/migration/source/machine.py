@@ -29,14 +29,14 @@ from automat import TypeMachineBuilder
 
 
 class HandoffActions(Protocol):
-    """What the machine has done; C{copy_on} and what follows it may be called again and again
-    until C{retire}, all else at most once."""
+    """What the machine does; C{resume_copying} and what follows it may be called repeatedly until
+    C{retire}, everything else at most once."""
 
-    def copy_on(self) -> None:
+    def resume_copying(self) -> None:
         """There is more to copy; answer with C{covered} again."""
 
-    def copy_on_from_whole(self) -> None:
-        """As C{copy_on}, once it is on record no more that the copy is whole."""
+    def unrecord_and_resume(self) -> None:
+        """As C{resume_copying}, once it is on record no more that the copy is whole."""
 
     def flush(self) -> None:
         """Ask the destination to make its copy durable; answer with C{flushed}."""
@@ -147,8 +147,8 @@ def _flush(machine: Handoff, actions: HandoffActions) -> None:
 
 @_flushing.upon(Handoff.released).to(_copying)
 @_confirming.upon(Handoff.released).to(_copying)
-def _copy_on(machine: Handoff, actions: HandoffActions) -> None:
-    actions.copy_on()
+def _resume_copying(machine: Handoff, actions: HandoffActions) -> None:
+    actions.resume_copying()
 
 
 @_flushing.upon(Handoff.flushed).to(_confirming)
@@ -206,16 +206,14 @@ def _restart_after_close(machine: Handoff, actions: HandoffActions) -> None:
 
 
 @_recording_released.upon(Handoff.recorded).to(_copying)
-def _copy_on_from_whole(machine: Handoff, actions: HandoffActions) -> None:
-    actions.copy_on_from_whole()
+def _unrecord_and_resume(machine: Handoff, actions: HandoffActions) -> None:
+    actions.unrecord_and_resume()
 
 
 # Clients that were released meanwhile may have written to it: there is more to copy.
 @_recording_released.upon(Handoff.changed).to(_copying)
-def _copy_on_changed(
-    machine: Handoff, actions: HandoffActions, error: BaseException | None
-) -> None:
-    actions.copy_on_from_whole()
+def _resume_changed(machine: Handoff, actions: HandoffActions, error: BaseException | None) -> None:
+    actions.unrecord_and_resume()
 
 
 @_recording_alone.upon(Handoff.changed).to(_ended)

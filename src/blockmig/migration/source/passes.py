@@ -26,7 +26,7 @@ class PassSender(Protocol):
     async def flush_now(self) -> None:
         """Have the destination make durable what it has."""
 
-    async def disk_is_still(self) -> None:
+    async def disk_is_quiescent(self) -> None:
         """From now on nobody changes the disk, unless C{release} is called."""
 
     def release(self) -> None:

@@ -42,7 +42,7 @@ class SourceRecord:
     """The record of one source.
 
     @param records: where it is kept; None where it is not.
-    @param found: what the source was found to be.
+    @param state: what the source was found to be.
     @param disk: the path of the disk.
     @param destination: the URI that it goes to.
     @param size: bytes of the disk.
@@ -55,7 +55,7 @@ class SourceRecord:
     def __init__(
         self,
         records: Records | None,
-        found: SourceState,
+        state: SourceState,
         *,
         disk: str,
         destination: str,
@@ -64,14 +64,14 @@ class SourceRecord:
         identity: str = "",
         again: bool = False,
     ) -> None:
-        before = found.record
+        before = state.record
         self._records = records
-        self._unreadable = found.unreadable
-        self._found = before
-        self._standing = before  # as it was last put down, or found
+        self._unreadable = state.unreadable
+        self._previous = before
+        self._on_disk = before  # as it was last put down, or found
         self._may_be_copied = before is not None
         self._asked = False
-        if found.retired and before is not None:
+        if state.retired and before is not None:
             self.record = before
             return
         self.record = Record(
@@ -84,19 +84,19 @@ class SourceRecord:
             began=before.began if before is not None else timestamp(),
             unlink=unlink,
             identity=identity,
-            instead_of=before.instead_of if before is not None else found.instead_of,
+            instead_of=before.instead_of if before is not None else state.instead_of,
             whole=before is not None and before.whole,
             again=again or (before is not None and before.again),
         )
 
     @classmethod
-    def finishing(cls, records: Records, found: SourceState) -> SourceRecord:
+    def finishing(cls, records: Records, state: SourceState) -> SourceRecord:
         """The record of a source that is retired, to be given to a L{Finisher}."""
-        record = found.record
+        record = state.record
         assert record is not None
         return cls(
             records,
-            found,
+            state,
             disk=record.source.disk,
             destination=record.destination.address,
             size=record.size,
@@ -116,39 +116,43 @@ class SourceRecord:
             check()
         self.record = record
         if kind == Kind.MIGRATING:
-            self._standing = record
+            self._on_disk = record
 
     def was_copying_to(self, address: str) -> bool:
         """Whether the unfinished copy at C{address}, a foreign destination, is this migration's.
 
         An address that nobody gave is the same in this process only.
         """
-        record = self._standing
+        record = self._on_disk
         return (
             record is not None
             and not record.side_export
             and record.destination.address == address
-            and (bool(address) or record is not self._found)
+            and (bool(address) or record is not self._previous)
         )
 
-    def check_place(self, host: str, disk: str) -> None:
+    def check_location(self, host: str, disk: str) -> None:
         """See whether this is where the migration went before, if it may have left a copy there.
 
         It must not have two whole copies by one UUID, so that a place of another copy gets another.
 
-        @raise Refused: all of it is at the other place.
+        @raise Refused: all of it is at the other location.
         """
-        record = self._standing
+        record = self._on_disk
         if record is None:
             return
         # Until the next attempt is put down, whatever was found elsewhere counts for nothing.
         self.record = self.record.but(migration=record.migration, instead_of=record.instead_of)
-        place = record.destination
-        if not self._may_be_copied or not place.disk or (place.host, place.disk) == (host, disk):
+        location = record.destination
+        if (
+            not self._may_be_copied
+            or not location.disk
+            or (location.host, location.disk) == (host, disk)
+        ):
             return
         if record.phase == Phase.COPIED or record.whole:
             raise Refused(
-                f"all of it was copied to {place}, which could be taken for the canonical copy, "
+                f"all of it was copied to {location}, which could be taken for the canonical copy, "
                 f"but the destination is {host}:{disk} now: send it there, or delete that copy and "
                 "say --again"
             )
@@ -184,28 +188,28 @@ class SourceRecord:
     def may_be_copied(self) -> bool:
         """Whether the destination's copy may be whole."""
         return self._asked or (
-            self._standing is not None
-            and (self._standing.phase == Phase.COPIED or self._standing.whole)
+            self._on_disk is not None
+            and (self._on_disk.phase == Phase.COPIED or self._on_disk.whole)
         )
 
-    def not_to_be_retired(self) -> None:
+    def record_not_retired(self) -> None:
         """I{Slow.} The source is kept, and nobody is to take it for one that we have deleted.
 
         @raise OSError: it may stand so still.
         """
-        record = self._standing
+        record = self._on_disk
         if record is not None and record.phase == Phase.COPIED:
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
 
-    def taken_back(self) -> None:
+    def copied_withdrawn(self) -> None:
         """The destination has it on record no more."""
         self._may_be_copied = self._asked = False
 
-    def copying_on(self) -> None:
+    def copying_again(self) -> None:
         """I{Slow.} The copy is not whole any more, since the disk came into use again."""
         self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPYING))
 
-    def flushing(self) -> None:
+    def asking_copied(self) -> None:
         """The destination is about to be asked whether its copy is whole, and may say so."""
         self._may_be_copied = self._asked = True
 
@@ -214,7 +218,7 @@ class SourceRecord:
         self._may_be_copied = True
         self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPIED))
 
-    def retire_kept(self, check: Callable[[], object] = lambda: None) -> None:
+    def mark_retired(self, check: Callable[[], object] = lambda: None) -> None:
         """I{Slow.} Retire a source that stays where it is, by saying so.
 
         @param check: called last before that; it is not retired if it raises.
@@ -236,10 +240,10 @@ class SourceRecord:
 
     def _is_marked(self) -> bool:
         try:
-            found = self._records.read(Kind.MIGRATED) if self._records is not None else None
+            mark = self._records.read(Kind.MIGRATED) if self._records is not None else None
         except (OSError, BadRecord):
             return True  # something stands there now
-        return found is not None and found.migration == self.record.migration
+        return mark is not None and mark.migration == self.record.migration
 
     def acknowledged(self, token: str = "") -> None:
         """I{Slow.} The destination has acknowledged that the source is retired.
@@ -274,7 +278,7 @@ class SourceRecord:
         canonical one, and only the same migration may write it anew. It stays too where a foreign
         destination may have a part: nothing else tells that this is ours to write over.
         """
-        record = self._standing
+        record = self._on_disk
         if self._records is None or record is None:
             return
         if not self._may_be_copied and record.side_export:

@@ -35,7 +35,7 @@ class Retirement:
     @param record: what is on record of it.
     @param watch: what it was when its copying began.
     @param in_use: clients of ours use it.
-    @ivar begun: it is retired, or about to be.
+    @ivar has_begun: it is retired, or about to be.
     @ivar gone: how it was found that somebody else has deleted it; None if it was not.
     """
 
@@ -44,7 +44,7 @@ class Retirement:
     def __init__(
         self, disk: IDisk, record: SourceRecord, watch: SourceWatch, *, in_use: bool
     ) -> None:
-        self.begun = False
+        self.has_begun = False
         self.gone: SourceGone | None = None
         self._disk = disk
         self._record = record
@@ -59,7 +59,7 @@ class Retirement:
     def record_copied(self) -> None:
         """I{Slow.} Of a source that was moved away it must not stand that we may delete it."""
         try:
-            self._look()
+            self._check_unchanged()
         except SourceGone as error:
             if not error.unchanged:
                 raise
@@ -70,12 +70,12 @@ class Retirement:
 
         @return: fires once that is durable.
         """
-        self.begun = True
+        self.has_begun = True
         return in_thread(self._retire)
 
     def _retire(self) -> None:
         """I{Slow.}"""
-        self._record.retire_kept(self._check_last)
+        self._record.mark_retired(self._check_last)
 
     def _check_last(self) -> bool:
         """I{Slow.} Whether the source has a name to be taken away.
@@ -83,27 +83,27 @@ class Retirement:
         One that clients of ours use need not have: they are held, and nothing else was left of it.
         """
         try:
-            self._look()
+            self._check_unchanged()
         except SourceGone as error:
-            if not (self._in_use and error.unchanged and self._spares(error)):
+            if not (self._in_use and error.unchanged and self._may_lack_name(error)):
                 raise
             return False
         return True
 
-    def _spares(self, gone: SourceGone) -> bool:
+    def _may_lack_name(self, gone: SourceGone) -> bool:
         """Whether a mark beside the name of a disk that is gone says nothing of another disk."""
         return not gone.replaced
 
-    def _look(self) -> None:
+    def _check_unchanged(self) -> None:
         """I{Slow.}"""
         self._watch.check()
 
-    def undone(self, error: BaseException | None) -> None:
+    def step_failed(self, error: BaseException | None) -> None:
         """The act, or a step before it, has failed: the source is still there.
 
         @param error: what was found.
         """
-        self.begun = False
+        self.has_begun = False
         if isinstance(error, SourceGone):
             self.gone = error
 
@@ -128,7 +128,7 @@ class Retirement:
         )
 
     @property
-    def left_the_only_copy(self) -> bool:
+    def only_copy_may_be_remote(self) -> bool:
         """Whether the source was deleted by somebody else when all of it may have been copied."""
         return self._record.may_be_copied and self._watch.is_gone
 
@@ -144,7 +144,7 @@ class Retirement:
             raise self._only_copy(f"{self._disk.name} was deleted by somebody else")
 
 
-class Deletion(Retirement):
+class DeletingRetirement(Retirement):
     """The retirement of a source by deleting it.
 
     @param disk: one that is L{unlinkable}.
@@ -164,12 +164,12 @@ class Deletion(Retirement):
         else:
             self._record.sync()
 
-    def _spares(self, gone: SourceGone) -> bool:
+    def _may_lack_name(self, gone: SourceGone) -> bool:
         return True
 
-    def _look(self) -> None:
+    def _check_unchanged(self) -> None:
         try:
-            super()._look()
+            super()._check_unchanged()
         except SourceTouched:
             # By a hard link, perhaps: it need not be copied once more to learn that.
             self._unlinkable.check_unlink()

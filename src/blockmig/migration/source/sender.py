@@ -39,19 +39,19 @@ from ..handoff.message import HandoffPhase
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records
 from ..records.permitted import SourceState, source_state
-from .attempt import Opening
+from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
-from .finisher import Finisher, put_complete_on_record, unconfirmed
+from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
 from .progress import Progress
 from .record import SourceRecord
-from .retirement import Deletion, Retirement, unlinkable
+from .retirement import DeletingRetirement, Retirement, unlinkable
 from .watch import SourceWatch
 
 _log = Logger()
 
-_LAST_WORDS: Final = 5.0
-_SOON: Final = 0.1
+_FINAL_TIMEOUT: Final = 5.0
+_RETRY_DELAY: Final = 0.1
 
 
 class Sender:
@@ -105,7 +105,7 @@ class Sender:
         )
         in_use = self._passes.in_use
         self._retirement = (
-            Deletion(to_delete, self.source, watch, in_use=in_use)
+            DeletingRetirement(to_delete, self.source, watch, in_use=in_use)
             if to_delete is not None
             else Retirement(disk, self.source, watch, in_use=in_use)
         )
@@ -124,26 +124,26 @@ class Sender:
             progress=self.progress,
             reply_timeout=patience.reply_timeout,
             overwrite=overrides.overwrite,
-            agreed=self._agreed,
+            accepted=self._accepted,
         )
-        self._opening: Opening | None = None
+        self._opening: OpeningAttempt | None = None
         self._finisher: Finisher | None = None
-        self._to_finish: str | None = None
-        self._last_words: IDelayedCall | None = None
+        self._stopped_too_late: str | None = None
+        self._final_timeout: IDelayedCall | None = None
         self._stopped: GaveUp | None = None
         self._running: Deferred[Summary] | None = None
 
     @property
     def connected(self) -> bool:
         """Whether an attempt goes on, its handshake accepted."""
-        return self._opening is not None and self._opening.goes_on
+        return self._opening is not None and self._opening.is_active
 
     @property
     def retiring(self) -> bool:
         """Whether the source is retired, or about to be: then it is too late to stop."""
-        return self._retirement.begun
+        return self._retirement.has_begun
 
-    def _agreed(self) -> None:
+    def _accepted(self) -> None:
         if not self.when_accepted.called:
             self.when_accepted.callback(None)
 
@@ -163,10 +163,12 @@ class Sender:
         """End the migration as it stands; too late while the source is being retired."""
         if self._finisher is not None:
             self._finisher.stop(why)
-        elif self.retiring and self._to_finish is None:
+        elif self.retiring and self._stopped_too_late is None:
             # Done in an instant, unless the destination is silent: then it is left to another run.
-            self._to_finish = why
-            self._last_words = self._reactor.callLater(_LAST_WORDS, self._drop_last)
+            self._stopped_too_late = why
+            self._final_timeout = self._reactor.callLater(
+                _FINAL_TIMEOUT, self._final_timeout_passed
+            )
         if self.retiring or self._stopped is not None or self._running is None:
             return
         self._stopped = self._given_up(why)
@@ -175,15 +177,15 @@ class Sender:
     def _given_up(self, why: str) -> GaveUp:
         return GaveUp(f"{why}; {self._context.disk.name} was not retired and is canonical")
 
-    def _drop_last(self) -> None:
-        self._last_words = None
+    def _final_timeout_passed(self) -> None:
+        self._final_timeout = None
         if self._opening is not None:
-            self._opening.drop(self._to_finish or "stopped")
+            self._opening.drop(self._stopped_too_late or "stopped")
 
-    def _no_last_words(self) -> None:
-        if self._last_words is not None:
-            self._last_words.cancel()
-            self._last_words = None
+    def _cancel_final_timeout(self) -> None:
+        if self._final_timeout is not None:
+            self._final_timeout.cancel()
+            self._final_timeout = None
 
     # Attempt after attempt.
 
@@ -219,15 +221,15 @@ class Sender:
             outcome = await self._attempt()
             if isinstance(outcome, Completed):
                 summary = self._summary()
-                await put_complete_on_record(self._threads, self.source)
+                await record_complete(self._threads, self.source)
                 return summary
             if isinstance(outcome, Unfinished):
                 return await self._finish(outcome.why)
             if isinstance(outcome, Failed):
                 raise outcome.error
-            self._no_last_words()
-            if self._to_finish is not None:  # somebody wanted it to end meanwhile
-                raise self._given_up(self._to_finish)
+            self._cancel_final_timeout()
+            if self._stopped_too_late is not None:  # somebody wanted it to end meanwhile
+                raise self._given_up(self._stopped_too_late)
             if not self.progress.attempt and not self._patience.retry:
                 raise Refused(outcome.why)
             if self.progress.attempt != attempt and self.progress.done:
@@ -247,7 +249,7 @@ class Sender:
                 result.callback(outcome)
 
         try:
-            self._opening = opening = Opening(self._context, ended)
+            self._opening = opening = OpeningAttempt(self._context, ended)
             await self._context.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
             raise CancelledError from None
@@ -296,8 +298,8 @@ class Sender:
             event="finishing",
             why=why,
         )
-        if self._to_finish is not None:
-            raise unconfirmed(self._to_finish, record)
+        if self._stopped_too_late is not None:
+            raise unconfirmed(self._stopped_too_late, record)
         self._passes.finishing()
         self._finisher = Finisher(
             self.source,
@@ -310,7 +312,7 @@ class Sender:
 
     async def _clean_up(self) -> None:
         """Wait for the threads; a source that was not retired is as it was."""
-        self._no_last_words()
+        self._cancel_final_timeout()
         while self._threads.busy:
             # Whoever cancels has to wait as well: the disk is closed after this.
             with contextlib.suppress(CancelledError):
@@ -318,26 +320,26 @@ class Sender:
         if self.retiring:
             return
         try:
-            if self._retirement.left_the_only_copy:
+            if self._retirement.only_copy_may_be_remote:
                 # The copy at the destination may be the only one.
                 gone = self._retirement.gone
                 if gone is not None and not gone.unchanged:
-                    await self._not_to_be_retired()
+                    await self._record_not_retired()
                 return
             # First this, so that whoever moves the source then is not taken for us.
-            await self._not_to_be_retired()
+            await self._record_not_retired()
         except OSError as error:
             _record_failed(error)
-        await self._take_back()
+        await self._withdraw_copied()
         try:
             await to_the_end(self._threads(self.source.abandon))
         except OSError as error:
             _record_failed(error)
 
-    async def _not_to_be_retired(self) -> None:
-        await to_the_end(self._threads(self.source.not_to_be_retired))
+    async def _record_not_retired(self) -> None:
+        await to_the_end(self._threads(self.source.record_not_retired))
 
-    async def _take_back(self) -> None:
+    async def _withdraw_copied(self) -> None:
         """Where the destination may have on record that its copy is whole, have it think again.
 
         Best effort: it is whole, if older than the source by then.
@@ -345,7 +347,7 @@ class Sender:
         source = self.source
         if not source.asked or not source.record.side_export:
             return
-        end = self._reactor.seconds() + _LAST_WORDS
+        end = self._reactor.seconds() + _FINAL_TIMEOUT
         while (left := end - self._reactor.seconds()) > 0:
             try:
                 handoff, message = await open_handoff(
@@ -357,7 +359,7 @@ class Sender:
                     await handoff.send(
                         sender_message(HandoffPhase.COPYING, source.record, secrets.randbits(64))
                     )
-                    source.taken_back()
+                    source.copied_withdrawn()
                     return
                 finally:
                     handoff.abort()
@@ -365,7 +367,7 @@ class Sender:
                 if not error.error:
                     return
                 # Until the last attempt's connection is gone over there the answer is no.
-                await deferLater(self._reactor, _SOON)
+                await deferLater(self._reactor, _RETRY_DELAY)
             except CancelledError:
                 return
 
@@ -383,15 +385,15 @@ def _source_record(
 ) -> SourceRecord:
     """What is on record about the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
-        records, found, identity = None, SourceState(), ""
+        records, state, identity = None, SourceState(), ""
     else:
         records, identity = Records(disk.record_path, system), disk.identity()
-        found = source_state(records, identity, destination, unlink=unlink, again=again)
-        if found.retired:
+        state = source_state(records, identity, destination, unlink=unlink, again=again)
+        if state.retired:
             raise Refused(f"{disk.name}: is retired, and its migration only to be finished")
     return SourceRecord(
         records,
-        found,
+        state,
         disk=getattr(disk, "path", disk.name),
         destination=destination,
         size=disk.size,

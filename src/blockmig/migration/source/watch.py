@@ -93,7 +93,7 @@ class SourceWatch:
         if self._in_use and not self._anyway:
             self._check_writers()
 
-    def is_still(self) -> None:
+    def is_quiescent(self) -> None:
         """I{Slow.} Nobody may write to a disk in use from now on: its clients are held."""
         if self._watched is not None and self._in_use:
             self._seen = self._watched.version(sync=False)

@@ -65,7 +65,7 @@ class FakeAttempt:
         self.waiting = Deferred()
         return self.waiting
 
-    async def disk_is_still(self):
+    async def disk_is_quiescent(self):
         pass
 
     def done(self):
