@@ -57,7 +57,7 @@ from blockmig.cli.serving import Serve
 from blockmig.control import ControlRefused
 from blockmig.migration.destination import write_behind
 from blockmig.migration.handoff.message import MESSAGE_SIZE, BadMessage, decode_message
-from blockmig.migration.mirror.pre_copy import MirrorStage, PreCopy
+from blockmig.migration.mirror.pre_copy import MirrorPhase, PreCopy
 from blockmig.migration.source import finisher, sender
 from blockmig.nbd import ClientHandshake, Command, Option, OptionReply, Request
 from blockmig.runtime import Runtime
@@ -214,7 +214,7 @@ class StagedPoints(Points):
         send, hold, release = PreCopy._send_pass, PreCopy._hold, PreCopy._release
 
         async def _send_pass(passes: PreCopy, attempt: Any) -> None:
-            if passes.stage != MirrorStage.HOLDING:
+            if passes.phase != MirrorPhase.HOLDING:
                 self._stage = f"pass {passes.number}: "
             with self.around("a pass"):
                 await send(passes, attempt)
@@ -225,7 +225,7 @@ class StagedPoints(Points):
                 await hold(passes, attempt)
 
         def _release(passes: PreCopy) -> None:
-            if passes.stage != MirrorStage.COPYING:
+            if passes.phase != MirrorPhase.COPYING:
                 self._stage = "released: "
             release(passes)
 

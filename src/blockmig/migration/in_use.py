@@ -24,7 +24,7 @@ from ..storage import User, filesystem_of, is_open_elsewhere, is_remote, users_o
 
 _log = Logger()
 
-_PATIENCE: Final = 2.0
+_READER_GRACE: Final = 2.0
 _INTERVAL: Final = 0.1
 
 
@@ -52,8 +52,8 @@ async def refuse_in_use(
         return  # it was only just made
     writable = bool(getattr(disk, "writable", False))
     reactor = runtime.reactor
-    end = reactor.seconds() + _PATIENCE
-    while (found := is_open_elsewhere(descriptor, writable, runtime.system)) is True:
+    end = reactor.seconds() + _READER_GRACE
+    while (in_use := is_open_elsewhere(descriptor, writable, runtime.system)) is True:
         if reactor.seconds() < end:
             await deferLater(reactor, _INTERVAL)
             continue
@@ -64,7 +64,7 @@ async def refuse_in_use(
         raise Refused(
             f"{path}: is open in {describe_users(users)}; end that first, or say --in-use-anyway"
         )
-    if found is None and is_remote(kind := filesystem_of(path)):
+    if in_use is None and is_remote(kind := filesystem_of(path)):
         _log.warn(
             "{disk}: is on {kind}, where it cannot be told whether another program, here or on "
             "another host, has it open",

@@ -24,16 +24,16 @@ import sys
 from enum import Enum
 from typing import Final
 
-_PART: Final = 0.75
-_SHORT: Final = 0.05
+_PAUSE_SHARE: Final = 0.75
+_SHORT_PAUSE: Final = 0.05
 """Seconds of a pause that is not worth another pass."""
-_NEARLY: Final = 0.8
-_FIRST_GUESS: Final = 16 << 20
-_WORTH_MEASURING: Final = 1 << 20
-_WINDOW: Final = 0.1
-_FORGETS: Final = 0.98
-_FIRST_BREAK: Final = 1.0
-_LONGEST_BREAK: Final = 60.0
+_NEARLY_AS_MUCH: Final = 0.8
+_ASSUMED_RATE: Final = 16 << 20
+_SAMPLE_BYTES: Final = 1 << 20
+_SAMPLE_SECONDS: Final = 0.1
+_BEST_DECAY: Final = 0.98
+_FIRST_HOLD_DELAY: Final = 1.0
+_LONGEST_HOLD_DELAY: Final = 60.0
 
 
 class Next(Enum):
@@ -65,10 +65,10 @@ class Convergence:
         self._best = 0.0
         self._held_rate = 0.0
         self._left_before = sys.maxsize
-        self._gained_nothing = 0
+        self._passes_without_gain = 0
         self._failed = 0
         self._not_before = float("-inf")
-        self._then: float | None = None
+        self._sampled_at: float | None = None
         self._seconds = 0.0
         self._sent = 0
         self._dirtied = (0.0, 0)
@@ -83,27 +83,27 @@ class Convergence:
         @param dirtied: bytes that became dirty so far.
         @param sending: there was something to send.
         """
-        if self._then is None:
-            self._then, self._sent, self._dirtied = now, sent, (now, dirtied)
+        if self._sampled_at is None:
+            self._sampled_at, self._sent, self._dirtied = now, sent, (now, dirtied)
             return
         if sending:
-            self._seconds += now - self._then
-        self._then = now
-        if self._seconds >= _WINDOW and sent - self._sent >= _WORTH_MEASURING:
+            self._seconds += now - self._sampled_at
+        self._sampled_at = now
+        if self._seconds >= _SAMPLE_SECONDS and sent - self._sent >= _SAMPLE_BYTES:
             rate = (sent - self._sent) / self._seconds
             weight = min(1.0, self._seconds)
             self.rate = rate if not self.rate else self.rate + weight * (rate - self.rate)
-            self._best = max(_FORGETS * self._best, rate)
+            self._best = max(_BEST_DECAY * self._best, rate)
             self._seconds, self._sent = 0.0, sent
         seconds = now - self._dirtied[0]
-        if seconds >= _WINDOW:
+        if seconds >= _SAMPLE_SECONDS:
             dirty_rate = (dirtied - self._dirtied[1]) / seconds
             self.dirty_rate += min(1.0, seconds) * (dirty_rate - self.dirty_rate)
             self._dirtied = now, dirtied
 
     def pause(self, left: int) -> float:
         """Seconds for which clients would have to be held to send C{left} bytes."""
-        rate = self._held_rate or self._best or _FIRST_GUESS
+        rate = self._held_rate or self._best or _ASSUMED_RATE
         return left / rate + self.flush + self.steps
 
     # Deciding.
@@ -115,20 +115,27 @@ class Convergence:
         """
         self.passes += 1
         before, self._left_before = self._left_before, left
-        self._gained_nothing = self._gained_nothing + 1 if left >= _NEARLY * before else 0
-        pause, most = self.pause(left), _PART * self.longest_pause
+        self._passes_without_gain = (
+            self._passes_without_gain + 1 if left >= _NEARLY_AS_MUCH * before else 0
+        )
+        pause, most = self.pause(left), _PAUSE_SHARE * self.longest_pause
         if now >= self._not_before:
             if pause <= most or not left:
                 after = self.pause(int(self.dirty_rate * pause))
-                gains = pause > _SHORT + self.flush + self.steps and after < pause / 2
+                gains = pause > _SHORT_PAUSE + self.flush + self.steps and after < pause / 2
                 return Next.AGAIN if gains and left < before else Next.HOLD
-            self._doubt_the_hold()
-        too_fast = self.dirty_rate >= _NEARLY * (self.rate or _FIRST_GUESS)
-        if left and pause > most and self.passes > 1 and (too_fast or self._gained_nothing > 1):
+            self._relax_held_rate()
+        too_fast = self.dirty_rate >= _NEARLY_AS_MUCH * (self.rate or _ASSUMED_RATE)
+        if (
+            left
+            and pause > most
+            and self.passes > 1
+            and (too_fast or self._passes_without_gain > 1)
+        ):
             return Next.NOT_CONVERGING
         return Next.AGAIN
 
-    def _doubt_the_hold(self) -> None:
+    def _relax_held_rate(self) -> None:
         self.steps /= 2
         self._held_rate *= 2
         if self._held_rate >= self._best:
@@ -145,4 +152,6 @@ class Convergence:
         self.steps = max(self.steps, steps)
         if sent > 0 and seconds > 0:
             self._held_rate = sent / seconds
-        self._not_before = now + min(_FIRST_BREAK * 2 ** (self._failed - 1), _LONGEST_BREAK)
+        self._not_before = now + min(
+            _FIRST_HOLD_DELAY * 2 ** (self._failed - 1), _LONGEST_HOLD_DELAY
+        )

@@ -249,7 +249,7 @@ class Mirror:
             return "relaying" if relaying else self._state
         if not self._sender.progress.attempt:
             return "starting"
-        return self._passes.stage.value if self._sender.connected else "waiting"
+        return self._passes.phase.value if self._sender.connected else "waiting"
 
     def status(self) -> dict[str, Any]:
         """How it stands, for humans and scripts: times in seconds, sizes in bytes."""
@@ -283,8 +283,8 @@ class Mirror:
             "throttle": round(throttle.rate) if throttle is not None else None,
             "seconds": round(now - began, 3),
             "pause": None if passes.pause is None else round(passes.pause, 4),
-            "rest": passes.rest,
-            "holds": passes.holds,
+            "rest": passes.sent_while_held,
+            "holds": passes.hold_count,
         }
 
 

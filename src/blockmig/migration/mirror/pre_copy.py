@@ -43,9 +43,9 @@ _MOST_RANGES: Final = 256
 _MOST_BYTES: Final = 64 << 20
 _SAMPLE: Final = 0.1
 _REPORT: Final = 60.0
-_FLOOR: Final = 1 << 20
+_LOWEST_THROTTLE: Final = 1 << 20
 """Bytes per second that clients may always make dirty."""
-_BREATH: Final = 0.05
+_IDLE_DELAY: Final = 0.05
 """Seconds between passes that are only made because a hold has to wait."""
 
 
@@ -57,7 +57,7 @@ class Converge(StrEnum):
     ABORT = "abort"
 
 
-class MirrorStage(StrEnum):
+class MirrorPhase(StrEnum):
     """What goes on."""
 
     COPYING = "copying"
@@ -78,11 +78,11 @@ class PreCopy:
     @param limiter: holds the data back.
     @ivar dirty: what is to be sent.
     @ivar convergence: what was measured in the present attempt.
-    @ivar stage: what goes on.
+    @ivar phase: what goes on.
     @ivar converging: whether it is likely to come to its end; None as long as nobody can tell.
-    @ivar holds: how often clients were held.
+    @ivar hold_count: how often clients were held.
     @ivar pause: seconds for which they were held the last time, or are by now.
-    @ivar rest: bytes of data that went over meanwhile.
+    @ivar sent_while_held: bytes of data that went over meanwhile.
     """
 
     in_use = True
@@ -101,9 +101,9 @@ class PreCopy:
         self.limiter = limiter
         self.dirty = DirtyMap(server.disk.size)
         self.convergence = Convergence(longest_pause)
-        self.stage = MirrorStage.COPYING
+        self.phase = MirrorPhase.COPYING
         self.converging: bool | None = None
-        self.holds = 0
+        self.hold_count = 0
         self._longest_pause = longest_pause
         self._server = server
         self._converge = converge
@@ -111,18 +111,18 @@ class PreCopy:
         self._give_up = give_up
         self._finishing = finishing
         self._position = 0
-        self._taken = 0
+        self._in_flight = 0
         self._sent = 0
         self._sent_before_hold = 0
         self._attempt: PassSender | None = None
         self._deadline: IDelayedCall | None = None
         self._flushed = False
-        self._still_since: float | None = None
+        self._quiescent_since: float | None = None
         self._flushed_at: float | None = None
-        self._until_still: Deferred[None] | None = None
+        self._until_quiescent: Deferred[None] | None = None
         self._held_at: float | None = None
         self._pause: float | None = None
-        self._rest = 0
+        self._sent_in_last_hold = 0
         self._reported = float("-inf")
         self._unchanged = {
             block
@@ -135,7 +135,7 @@ class PreCopy:
     @property
     def left(self) -> int:
         """Bytes that are dirty, or are on their way."""
-        return min(self.dirty.bytes + self._taken, self.dirty.size)
+        return min(self.dirty.bytes + self._in_flight, self.dirty.size)
 
     @property
     def pause(self) -> float | None:
@@ -145,9 +145,13 @@ class PreCopy:
         return self._pause
 
     @property
-    def rest(self) -> int:
+    def sent_while_held(self) -> int:
         """See the class."""
-        return self._sent - self._sent_before_hold if self._held_at is not None else self._rest
+        return (
+            self._sent - self._sent_before_hold
+            if self._held_at is not None
+            else self._sent_in_last_hold
+        )
 
     @property
     def number(self) -> int:
@@ -186,7 +190,7 @@ class PreCopy:
 
     def _sample(self) -> None:
         if self._held_at is None:
-            now, sending = self._reactor.seconds(), self._taken > 0
+            now, sending = self._reactor.seconds(), self._in_flight > 0
             self.convergence.sample(now, self._sent, self.dirty.marked, sending)
 
     # CopyPasses.
@@ -195,7 +199,7 @@ class PreCopy:
         """All of the disk is dirty."""
         self.convergence = Convergence(self._longest_pause)
         self.dirty.mark_all()
-        self._taken = 0
+        self._in_flight = 0
         self._flushed = False
         self.converging = None
 
@@ -204,7 +208,7 @@ class PreCopy:
         self._attempt = attempt
         while True:
             await self._send_pass(attempt)
-            if self.stage == MirrorStage.HOLDING:
+            if self.phase == MirrorPhase.HOLDING:
                 return
             if not self._flushed:
                 began = self._reactor.seconds()
@@ -214,14 +218,14 @@ class PreCopy:
             if self._may_hold():
                 await self._hold(attempt)
             elif self.dirty.bytes < GRANULARITY * _MOST_RANGES:
-                await deferLater(self._reactor, _BREATH)
+                await deferLater(self._reactor, _IDLE_DELAY)
 
     async def _send_pass(self, attempt: PassSender) -> None:
         self._position = 0
-        await attempt.send_pass(self._take)
-        self._taken = 0
+        await attempt.send_pass(self._next_ranges)
+        self._in_flight = 0
 
-    def _take(self) -> Ranges:
+    def _next_ranges(self) -> Ranges:
         """The next ranges of the pass; they are not dirty any more."""
         ranges: Ranges = []
         room = _MOST_BYTES
@@ -234,12 +238,12 @@ class PreCopy:
             ranges.append(taken)
             self._position = end
             room -= end - start
-            self._taken += end - start
+            self._in_flight += end - start
         return ranges
 
     def acknowledged(self, piece: Piece) -> None:
         """It has gone over."""
-        self._taken -= piece.length
+        self._in_flight -= piece.length
         self._flushed = False
         if not piece.zero:
             self._sent += piece.length
@@ -273,41 +277,41 @@ class PreCopy:
         if self._converge == Converge.ABORT:
             self._give_up(f"not converging: {rates}")
         elif self._converge == Converge.THROTTLE:
-            limit = max(convergence.rate / 2, _FLOOR)
+            limit = max(convergence.rate / 2, _LOWEST_THROTTLE)
             if changes.throttle is not None:
-                limit = max(min(limit, changes.throttle.rate / 2), _FLOOR)
+                limit = max(min(limit, changes.throttle.rate / 2), _LOWEST_THROTTLE)
             changes.slow_down(Throttle(self._reactor, limit, lambda: self.dirty.marked))
 
     # The hold.
 
     async def _hold(self, attempt: PassSender) -> None:
-        self.stage = MirrorStage.HOLDING
-        self.holds += 1
+        self.phase = MirrorPhase.HOLDING
+        self.hold_count += 1
         self._held_at = self._reactor.seconds()
         self._sent_before_hold = self._sent
-        self._still_since = self._flushed_at = None
-        self._deadline = self._reactor.callLater(self._longest_pause, self._overdue)
+        self._quiescent_since = self._flushed_at = None
+        self._deadline = self._reactor.callLater(self._longest_pause, self._hold_timed_out)
         # What waits for its turn is to be done, so that nothing is under way.
         self._server.changes.slow_down(None)
-        self._until_still = until_still = Deferred[None]()
-        self._server.hold().addCallback(lambda _: self._still(until_still))
-        await until_still
-        if self.stage == MirrorStage.HOLDING:
+        self._until_quiescent = until_quiescent = Deferred[None]()
+        self._server.hold().addCallback(lambda _: self._quiescent(until_quiescent))
+        await until_quiescent
+        if self.phase == MirrorPhase.HOLDING:
             await attempt.disk_is_quiescent()
 
-    def _still(self, until_still: Deferred[None]) -> None:
+    def _quiescent(self, until_quiescent: Deferred[None]) -> None:
         """The server is; or it is not waited for any more."""
-        if not until_still.called:
-            self._still_since = self._reactor.seconds()
-            until_still.callback(None)
+        if not until_quiescent.called:
+            self._quiescent_since = self._reactor.seconds()
+            until_quiescent.callback(None)
 
-    def _overdue(self) -> None:
+    def _hold_timed_out(self) -> None:
         """Clients have waited for long enough."""
         self._deadline = None
         assert self._held_at is not None
         assert self._attempt is not None
         now = self._reactor.seconds()
-        self._learn(now)
+        self._measure_failed_hold(now)
         _log.warn(
             "{disk}: what was left did not go over within {seconds:.3f} s; clients are released, "
             "and it goes on",
@@ -320,16 +324,16 @@ class PreCopy:
         finally:
             # Whatever went wrong, what was under way must not lead to retiring now.
             self._attempt.release()
-        if self._until_still is not None:
-            self._still(self._until_still)
+        if self._until_quiescent is not None:
+            self._quiescent(self._until_quiescent)
 
-    def _learn(self, now: float) -> None:
+    def _measure_failed_hold(self, now: float) -> None:
         """What the hold took so long for."""
         sent, sending, steps = self._sent - self._sent_before_hold, 0.0, 0.0
         if self._flushed_at is not None:
             steps = now - self._flushed_at
-        elif self._still_since is not None:
-            sending = now - self._still_since
+        elif self._quiescent_since is not None:
+            sending = now - self._quiescent_since
         self.convergence.hold_failed(now, sent, sending, steps)
 
     def _release(self) -> None:
@@ -337,17 +341,17 @@ class PreCopy:
         if self._held_at is None:
             return
         self._end_pause()
-        self.stage = MirrorStage.COPYING
+        self.phase = MirrorPhase.COPYING
         self._server.release()
 
     def _end_pause(self) -> None:
         if self._held_at is not None:
-            self._pause, self._rest = self.pause, self.rest
+            self._pause, self._sent_in_last_hold = self.pause, self.sent_while_held
             self._held_at = None
 
     def flushed(self) -> None:
         """A few small steps remain."""
-        self.stage = MirrorStage.HANDING_OVER
+        self.phase = MirrorPhase.HANDING_OVER
         self._flushed_at = self._reactor.seconds()
 
     def retiring(self) -> None:
