@@ -21,7 +21,7 @@ from .disk import DestinationDisk
 from .disk_failures import DiskFailures
 from .durability import Durability
 from .errnos import EventualErrno
-from .progress import Progress
+from .progress_timer import ProgressTimer
 from .record import DestinationRecord
 
 _log = Logger()
@@ -43,7 +43,7 @@ class MessageHandler:
         record: DestinationRecord,
         durability: Durability,
         failures: DiskFailures,
-        progress: Progress,
+        progress: ProgressTimer,
     ) -> None:
         self._disk = disk
         self._record = record

@@ -40,7 +40,7 @@ from .errnos import EventualErrno
 from .machine import MigrationInputs, make_machine
 from .message_handler import MessageHandler
 from .outcome import Outcome
-from .progress import Progress
+from .progress_timer import ProgressTimer
 from .record import DestinationRecord
 from .report import MigrationReport
 from .rescue import Rescue
@@ -71,7 +71,7 @@ class IncomingMigration:
         self,
         disk: DestinationDisk,
         record: DestinationRecord,
-        progress: Progress,
+        progress: ProgressTimer,
         outcome: Outcome,
         runtime: Runtime,
     ) -> None:

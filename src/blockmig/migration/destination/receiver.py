@@ -28,7 +28,7 @@ from .export import MigrationExport
 from .handoff_export import HandoffExport, HandoffExportFactory
 from .migration import IncomingMigration
 from .outcome import Outcome
-from .progress import Progress
+from .progress_timer import ProgressTimer
 from .record import DestinationRecord
 
 _log = Logger()
@@ -83,7 +83,7 @@ class Receiver:
         self._export = export
         self._clients = Clients()
         self._outcome = Outcome(self._wind_up)
-        self._progress = Progress(runtime.reactor, self._threads)
+        self._progress = ProgressTimer(runtime.reactor, self._threads)
         self._migration = self._incoming(disk, overrides)
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IDelayedCall
 from ...runtime import ThreadWork
 
 
-class Progress:
+class ProgressTimer:
     """The time since a migration began, and since it last got on.
 
     @param reactor: tells the time.
@@ -22,7 +22,7 @@ class Progress:
         self._threads = threads
         self._began: float | None = None
         self._last: float = reactor.seconds()
-        self._next_look: IDelayedCall | None = None
+        self._next_check: IDelayedCall | None = None
 
     @property
     def seconds(self) -> float:
@@ -45,23 +45,23 @@ class Progress:
         @param limit: for so many seconds.
         @param give_up: called with the reason.
         """
-        self._look_in(limit, limit, give_up)
+        self._check_in(limit, limit, give_up)
 
-    def _look_in(self, delay: float, limit: float, give_up: Callable[[str], None]) -> None:
-        self._next_look = self._reactor.callLater(delay, self._look, limit, give_up)
+    def _check_in(self, delay: float, limit: float, give_up: Callable[[str], None]) -> None:
+        self._next_check = self._reactor.callLater(delay, self._check, limit, give_up)
 
-    def _look(self, limit: float, give_up: Callable[[str], None]) -> None:
-        self._next_look = None
+    def _check(self, limit: float, give_up: Callable[[str], None]) -> None:
+        self._next_check = None
         if self._threads.busy:
             self.made()
         left = self._last + limit - self._reactor.seconds()
         if left > 0:
-            self._look_in(left, limit, give_up)
+            self._check_in(left, limit, give_up)
         else:
             give_up(f"gave up after {limit:g} seconds without progress")
 
     def stop_watching(self) -> None:
         """It is at its end."""
-        if self._next_look is not None:
-            self._next_look.cancel()
-            self._next_look = None
+        if self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
