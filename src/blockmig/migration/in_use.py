@@ -1,12 +1,13 @@
-"""Whether somebody else has a disk's file open, which is then no disk to migrate.
+"""Refuses a disk whose file another program has open.
 
-Owns the refusal; how it is found out is the affair of `storage.users`. Rules:
+Owns the refusal; `storage.users` finds out who has it open. Rules:
 
-* programs that only look (an indexer, a backup) come and go: they are given two seconds;
-* on a network file system it cannot be told who has a file open elsewhere: that is said, and the
-  command goes on. So it does, without a word, where a lease may not be asked for;
-* whoever serves a disk, or sends it, minds only those who write to it; a destination must be
-  nobody's.
+* programs that only read for a moment (an indexer, a backup) come and go: they are given two
+  seconds;
+* on a network file system nobody can tell who has a file open on another host: that is logged, and
+  the command goes on. Where a lease may not be taken it goes on without a word;
+* for a disk that is served or sent only other writers matter; a destination must not be open
+  anywhere else.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ _INTERVAL: Final = 0.1
 
 
 def describe_users(users: Sequence[User]) -> str:
-    """Who has a file open, for a message."""
     return ", ".join(map(str, users)) or "another program"
 
 
@@ -40,12 +40,12 @@ async def refuse_in_use(
     readers: bool,
     runtime: Runtime,
 ) -> None:
-    """See whether anybody else has the disk open.
+    """Refuse the disk if another program has it open.
 
     @param path: where it is.
-    @param readers: whether those matter who only read.
-    @param runtime: what the outside world is.
-    @raise Refused: somebody has.
+    @param readers: whether programs that only read it matter too.
+    @param runtime: the reactor, threads and system calls to use.
+    @raise Refused: another program has it open.
     """
     descriptor = disk.fileno()
     if descriptor is None:

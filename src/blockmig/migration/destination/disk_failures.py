@@ -1,10 +1,10 @@
-"""What goes wrong with the disk, and what comes of that.
+"""Failures of the disk, and what they lead to.
 
 Rules (design, section 2: R1, R13):
 
 * a disk error ends the migration: the sender gets it as an NBD error first;
 * a disk that has lost its name when it may be the only copy is no such error: it is saved
-  (`rescue`), and nobody's migration becomes complete with it.
+  (`rescue`), and no migration becomes complete with it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DiskFailure:
     @param error: what it failed with.
     @ivar outcome: the error to end with.
     @ivar errno: what requests are answered with until then.
-    @ivar deadline: until when the sender may take it from us.
+    @ivar deadline: ends the time in which the sender may still receive the error.
     """
 
     def __init__(self, name: str, error: BaseException | None) -> None:
@@ -46,7 +46,7 @@ class DiskFailure:
             self.outcome = LocalFailure(f"{name}: {describe_error(error)}")
 
     def cancel_deadline(self) -> None:
-        """It has, or the time is over."""
+        """The sender has received it, or the time is over."""
         if self.deadline is not None and self.deadline.active():
             self.deadline.cancel()
 
@@ -56,8 +56,8 @@ class DiskFailures:
 
     @param disk: the disk.
     @param may_be_the_only_copy: whether it must be saved if it loses its name now.
-    @param failed: told of a failure.
-    @param displaced: told of the loss of its name.
+    @param failed: called with a failure.
+    @param displaced: called with the error that reports the loss of its name.
     @ivar failure: the one that the migration ends with, once there is one.
     """
 
@@ -77,21 +77,21 @@ class DiskFailures:
 
     @property
     def errno(self) -> Errno:
-        """What requests are answered with that came to nothing by it."""
+        """What requests are answered with that failed because of it."""
         return self.failure.errno if self.failure is not None else Errno.EIO
 
     def fail(self, error: BaseException | None) -> DiskFailure:
-        """The migration ends with that."""
+        """End the migration with that error."""
         self.failure = DiskFailure(self._disk.name, error)
         return self.failure
 
     def handle(self, error: BaseException | None) -> None:
-        """Something about the disk failed; perhaps since it has lost its name."""
+        """Something about the disk failed; perhaps because it has lost its name."""
         if not self.check_displaced():
             self._failed(error)
 
     def check_displaced(self) -> bool:
-        """Whether the disk lost its name when it may be the only copy; it is rescued then."""
+        """Whether the disk lost its name when it may be the only copy; if so its rescue begins."""
         if not self._may_be_the_only_copy():
             return False
         try:
@@ -104,8 +104,8 @@ class DiskFailures:
         return False
 
     def check_last_byte(self, request: Request) -> Errno:
-        """Whether a change may be made: one that touches the last byte gives a file that was cut
-        its size again, so that nobody could tell any more that a part of it is missing."""
+        """Whether a change may be made: one that touches the last byte would give a truncated file
+        its size back, and hide that a part of it is missing."""
         if request.offset + request.length < self._disk.size:
             return Errno.OK
         try:
@@ -116,7 +116,7 @@ class DiskFailures:
         return Errno.OK
 
     def reply_when_done(self, working: Deferred[Any]) -> Deferred[Errno]:
-        """OK once that is done; an error, which ends the migration, if it fails."""
+        """OK once C{working} is done; an error, which ends the migration, if it fails."""
 
         def failed(failure: Failure) -> Errno:
             self.handle(failure.value)

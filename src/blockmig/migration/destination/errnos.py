@@ -1,4 +1,4 @@
-"""What a request or a message is answered with."""
+"""The errors that requests and messages are answered with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EventualErrno = Errno | Deferred[Errno]
 
 
 def errno_for(error: BaseException | None) -> Errno:
-    """What a sender is told of an error that ends the migration."""
+    """The NBD error that reports C{error}, which ends the migration, to a sender."""
     if isinstance(error, Refused):
         return Errno.EPERM
     return errno_to_wire(getattr(error, "errno", None))

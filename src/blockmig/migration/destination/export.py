@@ -1,9 +1,10 @@
-"""The export that a migration's data comes to: what is admitted, and what comes of it.
+"""The export that receives a migration's data: what it admits, and the consequences.
 
 Rules (design, section 2: R5, R12):
 
-* whoever only connects, negotiates or reads holds no place;
-* only the attempt's connection may change the disk, and nobody what may be the only copy;
+* a connection that only negotiates or reads occupies nothing;
+* only the attempt's connection may change the disk, and nobody may change what may be the only
+  copy;
 * only its flushes cost an fdatasync.
 """
 
@@ -34,7 +35,7 @@ _OFFERS: Final = (
 
 @implementer(IExportHandler)
 class MigrationExport:
-    """What the connections of a receiver ask and tell.
+    """Handles the requests of a receiver's connections.
 
     @param migration: what they are about.
     @param name: the export's.
@@ -51,7 +52,7 @@ class MigrationExport:
         self._refused: WeakSet[ServerConnection] = WeakSet()
 
     def admit(self, connection: ServerConnection, request: Request) -> EventualErrno:
-        """Changes only from the attempt's connection; anything else from anybody."""
+        """Changes only from the attempt's connection; anything else from any."""
         migration = self._migration
         if not changes_the_disk(request):
             if request.command == Command.FLUSH:
@@ -91,7 +92,7 @@ class MigrationExport:
         return self._migration.owns_attempt(connection)
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
-        """A sender that has sent all of it may take its time to retire the source.
+        """A sender that has sent everything may take its time to retire the source.
 
         And we may take ours for the last flush.
         """
@@ -116,7 +117,7 @@ class MigrationExport:
         self._migration.failures.handle(error)
 
     def disconnected(self, connection: ServerConnection) -> None:
-        """The end of the migration, or nothing much."""
+        """The end of the migration, of an attempt, or of a connection that had none."""
         machine = self._migration.machine
         if self._migration.completes(connection):
             machine.disconnect(connection)

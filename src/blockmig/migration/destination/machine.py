@@ -1,20 +1,20 @@
-"""A migration as its destination sees it: the states, and what moves it between them.
+"""The states of a migration as its destination sees it, and what moves it between them.
 
-Owns when something may happen, and nothing else; what is done is the actions' affair.
+Owns when something may happen, and nothing else; what is done is up to the actions.
 
 Rules (design, section 2: R3 to R5, R13):
 
-* an attempt begins with the first request that changes the disk; while one goes on (and until
-  nothing of it is under way any more) it is the only one;
-* a drop ends the attempt, never the migration. It is over when a disconnect was accepted and all is
-  durable; when the disk has failed and the sender was told, or had its time; when a disk that had
-  lost its name has another; or when somebody gives up;
-* once the disconnect was accepted the sender holds the migration for done: it is finished, whoever
-  wants it to end. And a disk without a name would be gone with us.
+* an attempt begins with the first request that changes the disk; while one goes on (and until none
+  of its requests is under way any more) it is the only one;
+* a drop ends the attempt, never the migration. The migration is over when a disconnect was accepted
+  and everything is durable; when the disk has failed and the sender has received the error, or had
+  time to; when a disk that had lost its name has another; or when somebody gives up;
+* once the disconnect was accepted the sender considers the migration done: it is completed, whoever
+  wants to stop it. And a disk without a name would be lost with this process.
 
-What a state goes with is its data: the attempt that goes on, the end that is waited for, the
-failure that the sender is being told, the rescue. Requests and messages can come in the middle of a
-transition, when a machine cannot be asked: so the actions keep some of these too.
+A state carries its data: the attempt that goes on, the completion that is waited for, the failure
+that is being reported to the sender, the rescue. Requests and messages can arrive in the middle of
+a transition, when a machine cannot be asked: so the actions keep some of these too.
 """
 
 from __future__ import annotations
@@ -36,55 +36,56 @@ from .rescue import Rescue
 
 
 class MigrationInputs(Protocol):
-    """What can happen to a migration, as its destination sees it."""
+    """The events of a migration, as its destination sees it."""
 
     def change(self, connection: ServerConnection) -> EventualErrno:
-        """C{connection} asks to change the disk; the answer says whether it may."""
+        """C{connection} asks to change the disk; the result says whether it may."""
 
     def take_message(self, message: HandoffMessage) -> EventualErrno:
-        """A message came by the side export; the answer says whether it is acknowledged."""
+        """A message came through the side export; the result says whether it is acknowledged."""
 
     def covered(self, request: Request) -> None:
         """A change that the attempt's connection asked for was made."""
 
     def disconnect(self, connection: ServerConnection) -> None:
-        """The disconnect that completes the migration came, by C{connection}."""
+        """C{connection} sent the disconnect that completes the migration."""
 
     def drop(self, why: str) -> None:
-        """The attempt's connection ended in any other way, and nothing of it is under way."""
+        """The attempt's connection ended in any other way, and none of its requests is under
+        way."""
 
     def durable(self) -> None:
-        """What follows a disconnect is done: the disk is durable, the record gone."""
+        """What follows a disconnect is done: the disk is durable, and the record removed."""
 
     def disk_failed(self, error: BaseException | None) -> None:
-        """The disk, or its record, did not do what it was told to."""
+        """An operation on the disk, or on its record, failed."""
 
     def displaced(self, error: BaseException | None) -> None:
         """The disk's name leads elsewhere, and this may be the only copy."""
 
     def rescued(self, error: MigrationError) -> None:
-        """The disk has another name, and is on record under that."""
+        """The disk has another name, with a record."""
 
     def give_up(self, error: MigrationError) -> None:
-        """Somebody, or the clock, wants the migration to end as it stands."""
+        """A person, or a time limit, wants the migration to end as it stands."""
 
 
 class MigrationActions(Protocol):
-    """What the machine has done."""
+    """What the machine does."""
 
     def begin(self, connection: ServerConnection) -> IncomingAttempt:
         """An attempt of C{connection} begins."""
 
     def record_attempt(self, connection: ServerConnection) -> EventualErrno:
-        """Put on record that it does; OK once that stands there."""
+        """Record that it does; OK once that is durable."""
 
     def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> EventualErrno:
-        """Whether C{connection} may change the disk, while an attempt goes on."""
+        """Whether C{connection} may change the disk during an attempt."""
 
     def take_message(
         self, message: HandoffMessage, attempt: IncomingAttempt | None
     ) -> EventualErrno:
-        """Act on a message, while that attempt goes on."""
+        """Act on a message during that attempt, if there is one."""
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
         """The attempt has changed what C{request} says."""
@@ -93,22 +94,22 @@ class MigrationActions(Protocol):
         """The attempt is over, and its coverage forgotten."""
 
     def flush(self, connection: ServerConnection) -> Completion:
-        """Make all durable, and take the record away; answer with C{durable}."""
+        """Make everything durable, and remove the record; answer with C{durable}."""
 
     def complete(self, completion: Completion) -> None:
         """The migration is complete."""
 
     def fail(self, error: BaseException | None) -> DiskFailure:
-        """Have the sender told, for a little time; answer with C{give_up}."""
+        """Report the error to the sender, for a short time; answer with C{give_up}."""
 
     def failed(self, failure: DiskFailure) -> None:
-        """The sender was told, or had its time."""
+        """The sender has received the error, or had time to."""
 
     def rescue(self, error: BaseException | None) -> Rescue:
         """Give the disk a name again; answer with C{rescued}, however long that takes."""
 
     def end(self, error: MigrationError) -> None:
-        """The migration ends with that."""
+        """The migration ends with that error."""
 
 
 def _begin(

@@ -1,12 +1,13 @@
-"""What a sender of ours says by the side export, and what comes of it before that is acknowledged.
+"""Acts on the messages that blockmig senders write to the side export, before they are
+acknowledged.
 
 Rules (design, section 2: R2, R6, R12):
 
-* a claim is put on record before anything may be sent; it never takes the place of another
-  migration's whole copy, nor of one whose source is retired;
-* that the copy is whole is said only of one that is durable and on record as such;
-* that the source is retired is believed only of such a copy, or by the token of its disk, which was
-  told to nobody before all of it was here.
+* a claim is recorded before anything may be sent; it never displaces another migration's whole
+  copy, nor one whose source is retired;
+* a copy is confirmed as whole only if it is durable and recorded as such;
+* that the source is retired is believed only of such a copy, or with the token of its disk, which
+  was given to nobody before all of it was here.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class MessageHandler:
     """Answers the messages of one migration's senders.
 
     @param disk: the disk that they are about.
-    @param record: what is on record of it.
+    @param record: the record of it.
     @param durability: how much of it is durable.
-    @param failures: told of what goes wrong meanwhile.
-    @param progress: told that the migration gets on.
+    @param failures: handles what goes wrong meanwhile.
+    @param progress: notified of progress.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class MessageHandler:
         self._progress = progress
 
     def handle(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> EventualErrno:
-        """A message came; the answer says whether it is acknowledged.
+        """Act on a message; the result says whether it is acknowledged.
 
         @param attempt: the one that goes on, if any does.
         """
@@ -80,7 +81,7 @@ class MessageHandler:
     def _abort_lost_attempt(self, message: HandoffMessage, attempt: IncomingAttempt) -> Errno:
         """The sender of the attempt that goes on wants to begin another: it has lost this one.
 
-        Its connection may be half-open, and is ended; until it is gone the answer is no.
+        Its connection may be half-open, and is ended; until it is gone the claim is refused.
         """
         if self._record.matches(message) and self._record.claimed(attempt.connection):
             attempt.connection.abort()
@@ -89,7 +90,7 @@ class MessageHandler:
     def _confirm_copied(
         self, message: HandoffMessage, attempt: IncomingAttempt | None
     ) -> EventualErrno:
-        """Whether the copy of that migration is whole, durable, and on record as such."""
+        """Whether the copy of that migration is whole, durable, and recorded as such."""
         if self._is_copied(message):
             return Errno.OK
         if (
@@ -132,9 +133,9 @@ class MessageHandler:
     def _was_complete(self, message: HandoffMessage) -> bool:
         """Whether an earlier receiver of this very disk had completed that migration.
 
-        It died between taking its record away and its exit, and the sender, to which it has
-        acknowledged everything, has not seen that end: but it has been told what only this file is
-        known by, and that never before all of it was here.
+        It died between removing its record and exiting, and the sender, all of whose messages it
+        had acknowledged, has not seen the end: but the sender has the token that identifies only
+        this file, and that is never given before all of it is here.
         """
         return (
             bool(message.token)

@@ -1,19 +1,18 @@
 """One migration at its destination: what its states share, and what is done between them.
 
-Owns the parts of a migration (its disk, what is on record of it, how much is durable, how far it
-got) and joins them; when what is done is the `machine`'s affair, what a sender says by the side
-export that of `message_handler`. The connections and the listening are the receiver's.
+Owns the parts of a migration (its disk, its record, how much is durable, its progress) and joins
+them; when something is done is up to the `machine`, what a sender's message causes up to
+`message_handler`. The connections and the listening are the receiver's.
 
 Rules (design, section 2: R2 to R5, R13):
 
-* while an attempt goes on, requests that change the disk are answered EPERM to anybody else;
+* during an attempt, requests of anybody else that change the disk are answered EPERM;
 * coverage belongs to the attempt and is forgotten with it;
-* the record says C{copying} before a byte is written; whatever changes a whole copy has it say so
-  first;
+* the record says C{copying} before a byte is written; a change to a whole copy has it say so first;
 * a disconnect completes the migration only if it comes from the attempt's connection and the whole
   disk is covered; or if the source was retired, and it comes from a connection that the migration
   claimed. The disk is then flushed, whether or not the sender asked for that, and the record
-  removed, before anybody is told that the migration is complete;
+  removed, before the migration is reported complete to anybody;
 * what is found once the source may be retired must not cost the only copy.
 """
 
@@ -55,14 +54,14 @@ class IncomingMigration:
     """A migration into a disk.
 
     @param disk: where to.
-    @param record: what is on record of it.
-    @param progress: told when it gets on.
-    @param outcome: told how it ends.
-    @param runtime: what the outside world is.
+    @param record: the record of it.
+    @param progress: notified of progress.
+    @param outcome: given the result.
+    @param runtime: the reactor, threads and system calls to use.
     @ivar machine: takes the inputs.
     @ivar durability: how much of the disk is durable.
-    @ivar failures: takes what goes wrong with the disk.
-    @ivar report: how it stands.
+    @ivar failures: handles what goes wrong with the disk.
+    @ivar report: how the migration stands.
     @ivar attempts: how many have begun.
     @ivar attempt: the one that goes on, or went on when the end began.
     """
@@ -110,11 +109,12 @@ class IncomingMigration:
         return attempt is not None and self.owns_attempt(connection) and attempt.coverage.complete
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
-        """Whether it is for us, or for the source's retirement, that C{connection} is silent."""
+        """Whether C{connection} is silent because it waits for us, or for the source's
+        retirement."""
         return self.owns_attempt(connection) and self._may_be_the_only_copy()
 
     def _may_be_the_only_copy(self) -> bool:
-        """Whether the source may be retired, for all that is known here."""
+        """Whether the source may be retired, as far as is known here."""
         return self.durability.copied or self._completion is not None
 
     def status(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class IncomingMigration:
         }
 
     def wait_for_end(self) -> EventualErrno:
-        """OK; while the last flush is under way, not before its end."""
+        """OK; during the last flush, only after it has ended."""
         completion = self._completion
         if completion is None or self._outcome.complete or self.failures.failure is not None:
             return Errno.OK
@@ -136,26 +136,26 @@ class IncomingMigration:
     # Changes and flushes.
 
     def change_begins(self) -> None:
-        """The disk is about to be changed: what was durable is no more."""
+        """The disk is about to change: what was durable no longer is."""
         self.durability.content_changes()
         if self.attempt is not None:
             self.attempt.changing += 1
 
     def change_ended(self, connection: ServerConnection) -> None:
-        """It was, or it could not be."""
+        """The disk was changed, or that failed."""
         self.durability.content_changes()
         if self.attempt is not None and self.owns_attempt(connection):
             self.attempt.changing -= 1
 
     def flush_begins(self, connection: ServerConnection, request: Request) -> None:
-        """Only the attempt's own can make its copy a durable one."""
+        """Only a flush of the attempt's own connection can make its copy a durable one."""
         if self.attempt is not None and self.owns_attempt(connection) and self.attempt.whole:
             self.durability.flush_begins(request)
 
     def flush_ended(self, request: Request, succeeded: bool) -> Deferred[None] | None:
-        """A flush was done, or could not be.
+        """A flush was done, or failed.
 
-        @return: None; or a Deferred that fires once what it tells of the copy is on record.
+        @return: None; or a Deferred that fires once what the flush means for the copy is recorded.
         """
         version, attempt = self.durability.flush_ended(request), self.attempt
         if version is None or attempt is None or not succeeded:
@@ -186,13 +186,13 @@ class IncomingMigration:
         return self.attempt
 
     def record_attempt(self, connection: ServerConnection) -> EventualErrno:
-        """Put on record that it does, unless its sender has had that done; OK once it stands."""
+        """Record that it does, unless a claim has recorded it; OK once it is recorded."""
         if self.record.claimed(connection):
             return self.failures.reply_when_done(self.record.wait_for_writes())
         return self.failures.reply_when_done(self.record.record_anonymous_attempt(connection.peer))
 
     def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> EventualErrno:
-        """Whether C{connection} may change the disk, while an attempt goes on."""
+        """Whether C{connection} may change the disk during an attempt."""
         if attempt.connection is not connection or self.record.retired:
             return Errno.EPERM
         if self.record.phase == Phase.COPIED:
@@ -202,7 +202,7 @@ class IncomingMigration:
     def take_message(
         self, message: HandoffMessage, attempt: IncomingAttempt | None
     ) -> EventualErrno:
-        """Act on a message, while that attempt goes on."""
+        """Act on a message during that attempt, if there is one."""
         return self._message_handler.handle(message, attempt)
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
@@ -226,7 +226,7 @@ class IncomingMigration:
         )
 
     def flush(self, connection: ServerConnection) -> Completion:
-        """The disconnect was accepted: make all durable, and take the record away."""
+        """The disconnect was accepted: make everything durable, and remove the record."""
         self._completion = Completion(connection)
 
         def finished(result: object) -> None:
@@ -239,7 +239,6 @@ class IncomingMigration:
         return self._completion
 
     def complete(self, completion: Completion) -> None:
-        """The migration is complete."""
         attempt = self.attempt
         data, zeroes = (attempt.data, attempt.zeroes) if attempt is not None else (0, 0)
         summary = Summary(self.disk.size, data, zeroes, self._progress.seconds, self.attempts)
@@ -247,7 +246,7 @@ class IncomingMigration:
         completion.release_readers()
 
     def fail(self, error: BaseException | None) -> DiskFailure:
-        """Keep the error; the sender has a little time to take it from us before the end."""
+        """Keep the error; the sender has a short time to receive it before the end."""
         failure = self.failures.fail(error)
         outcome = failure.outcome
         _log.error("the disk failed: {error}", event="disk-failed", error=str(outcome))
@@ -257,12 +256,12 @@ class IncomingMigration:
         return failure
 
     def failed(self, failure: DiskFailure) -> None:
-        """The sender was told, or had its time."""
+        """The sender has received the error, or had time to."""
         failure.cancel_deadline()
         self._outcome.resolve(failure.outcome)
 
     def rescue(self, error: BaseException | None) -> Rescue:
-        """Give the disk a name again, under which it is on record, for as long as that takes."""
+        """Give the disk a name again, with a record, for as long as that takes."""
         rescue = Rescue(
             self.disk,
             self.record,
@@ -275,7 +274,7 @@ class IncomingMigration:
         return rescue
 
     def end(self, error: MigrationError) -> None:
-        """The migration ends with that."""
+        """The migration ends with that error."""
         self._outcome.resolve(error)
 
     def _let_read(self) -> None:

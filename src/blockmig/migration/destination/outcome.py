@@ -15,8 +15,8 @@ class Outcome:
     """The outcome of one migration.
 
     @param wind_up: called once the outcome is known, with the connection that is to be closed in
-        good order, if there is one; fires when nothing of the migration is under way any more.
-        Only then anybody is told.
+        good order, if there is one; fires when nothing of the migration is under way any more. Only
+        then is the outcome passed on.
     @ivar result: the outcome; None before that.
     """
 
@@ -28,15 +28,15 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """Whether the migration is."""
+        """Whether the migration is complete."""
         return isinstance(self.result, Summary)
 
     def resolve(
         self, outcome: Summary | MigrationError, last: ServerConnection | None = None
     ) -> None:
-        """This is it.
+        """Set the outcome.
 
-        @param last: the connection that said so.
+        @param last: the connection whose disconnect completed the migration.
         """
         self.result = outcome
         self._wind_up(last).addCallback(self._wound_up)

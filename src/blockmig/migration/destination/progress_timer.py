@@ -1,4 +1,4 @@
-"""How long a migration takes, and when it is given up for making no progress."""
+"""Measures how long a migration takes, and gives it up when it makes no progress."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ...runtime import ThreadWork
 
 
 class ProgressTimer:
-    """The time since a migration began, and since it last got on.
+    """The time since a migration began, and since its last progress.
 
-    @param reactor: tells the time.
-    @param threads: as long as one works for the migration, it gets on.
+    @param reactor: the clock.
+    @param threads: as long as one works for the migration, that is progress.
     """
 
     def __init__(self, reactor: Any, threads: ThreadWork) -> None:
@@ -26,7 +26,7 @@ class ProgressTimer:
 
     @property
     def seconds(self) -> float:
-        """Since it began; 0 before that."""
+        """Seconds since it began; 0 before that."""
         now: float = self._reactor.seconds()
         return 0.0 if self._began is None else now - self._began
 
@@ -36,11 +36,11 @@ class ProgressTimer:
             self._began = self._reactor.seconds()
 
     def made(self) -> None:
-        """It got on."""
+        """Progress was made."""
         self._last = self._reactor.seconds()
 
     def watch(self, limit: float, give_up: Callable[[str], None]) -> None:
-        """Have it given up when it makes no progress.
+        """Give the migration up when it makes no progress.
 
         @param limit: for so many seconds.
         @param give_up: called with the reason.
@@ -61,7 +61,6 @@ class ProgressTimer:
             give_up(f"gave up after {limit:g} seconds without progress")
 
     def stop_watching(self) -> None:
-        """It is at its end."""
         if self._next_check is not None:
             self._next_check.cancel()
             self._next_check = None

@@ -1,4 +1,4 @@
-"""How a migration stands, for whoever asks: a sender, an operator, or the one who stops it."""
+"""How a migration stands, for a sender, for an operator, and for whoever stops it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MigrationReport:
     """What can be said of one migration at any time.
 
     @param disk: where to.
-    @param record: what is on record of it.
+    @param record: the record of it.
     @param durability: how much of it is durable.
     @param outcome: how it ended, if it has.
     """
@@ -34,7 +34,7 @@ class MigrationReport:
 
     @property
     def phase(self) -> HandoffPhase:
-        """How far it is, as it stands on record."""
+        """How far it is, according to its record."""
         current = self._record.current
         if self._outcome.complete:
             return HandoffPhase.COMPLETE
@@ -69,9 +69,9 @@ class MigrationReport:
         return "copying" if in_attempt and not self._durability.copied else "waiting"
 
     def unfinished(self, why: str) -> MigrationError:
-        """What is to be said of it, if it is left as it is.
+        """The error that describes it, if it is left as it is.
 
-        @param why: it is.
+        @param why: the reason for that.
         """
         name, current, copied = self._disk.name, self._record.current, self._durability.copied
         if copied and self._record.retired:

@@ -1,16 +1,16 @@
-"""Keeps what a receiver has written, but its medium has not yet, small.
+"""Limits how much of what a receiver has written is not on its medium yet.
 
-Left alone, the kernel would let a migration fill the page cache with dirty pages, throw out what
-the host needs, and in the end stop the reactor in the middle of a write until the medium has caught
-up. So each window of written bytes is sent on its way as soon as it is full, waited for (in a
-thread) when the next ones are, and then dropped from the page cache. A sender that is faster than
-the medium is held back by its socket.
+Left alone, the kernel would let a migration fill the page cache with dirty pages, evict what the
+host needs, and in the end block the reactor in the middle of a write until the medium has caught
+up. So the write-back of each window of written bytes is started as soon as the window is full,
+waited for (in a thread) when the next one is, and the window is then dropped from the page cache. A
+sender that is faster than the medium is held back by its socket.
 
 Rules:
 
 * at most `_WINDOWS` windows are written and not yet on the medium; then `behind` is called, and
   `caught_up` when there is room again;
-* an error that the medium tells of in this way is told to `failed`.
+* an error that the medium reports in this way is passed to `failed`.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class WriteBehind:
         self._waiting: list[Deferred[None]] = []
 
     def flushed(self) -> Deferred[None]:
-        """All was made durable meanwhile, so that nothing needs to be sent on its way any more.
+        """Everything was made durable meanwhile, so that no window needs a write-back any more.
 
-        @return: fires once nothing is under way: an error that is still to be told was told then.
+        @return: fires once no write-back is under way: all its errors have been reported then.
         """
         self._ranges, self._written = [], 0
         self._windows.clear()
@@ -95,7 +95,7 @@ class WriteBehind:
             self._caught_up()
 
     def _write_back_next(self) -> None:
-        """Start the newest window on its way and wait for the oldest, one pair at a time."""
+        """Start the write-back of the newest window and wait for the oldest, one pair at a time."""
         if self._writing_back or not self._windows:
             return
         self._writing_back = True

@@ -1,21 +1,24 @@
-"""Whether a mirror comes to its end: what was measured, and what follows from it.
+"""Whether a mirror will converge: what was measured, and what follows from it.
 
-Owns the measurements of one attempt: how fast data goes over, how fast clients make the disk dirty,
-how long a flush takes; and the decision after each pass. No clock of its own, no I/O.
+Owns the measurements of one attempt: how fast data is transferred, how fast clients make the disk
+dirty, how long a flush takes; and the decision after each pass. Has no clock of its own and does no
+I/O.
 
 Rules:
 
-* how fast data goes over is measured only while there is some to send, and over so much of it that
+* the transfer rate is measured only while there is something to send, and over so much of it that
   single requests do not matter;
-* clients are held only if what is left is likely to go over, and be flushed, within three quarters
-  of the longest pause that they may see: an estimate that is a little wrong costs no second hold.
-  Where nothing is left it cannot get better, so that they are held however long a flush took;
-* but another pass comes first while it is likely to make the pause half as long, and there is
-  something to be gained;
-* a hold that was too long teaches how fast it really went; the next comes not at once, and each
-  time later. What it taught is believed less with each pass behind that: it may have been bad luck;
-* a mirror does not converge if clients make the disk dirty nearly as fast as it goes over, or if
-  pass after pass leaves about as much as the one before.
+* clients are held only if what is left is likely to be transferred and flushed within three
+  quarters of the longest pause that they may see: an estimate that is a little wrong costs no
+  second hold. Where nothing is left it cannot get better, so that they are held however long a
+  flush took;
+* but another pass comes first while it is likely to halve the pause, and there is something to be
+  gained;
+* a hold that was too long shows how fast the transfer really was; the next hold does not come at
+  once, and later each time. What was measured in it counts for less with each pass after it: it may
+  have been bad luck;
+* a mirror does not converge if clients make the disk dirty nearly as fast as it is transferred, or
+  if pass after pass leaves about as much as the one before.
 """
 
 from __future__ import annotations
@@ -45,13 +48,13 @@ class Next(Enum):
 
 
 class Convergence:
-    """That of one attempt.
+    """The measurements of one attempt.
 
     @param longest_pause: seconds for which clients may be held.
-    @ivar rate: bytes per second that went over lately.
+    @ivar rate: bytes per second transferred lately.
     @ivar dirty_rate: bytes per second that clients made dirty lately.
     @ivar flush: seconds that the last flush took.
-    @ivar steps: seconds that the small steps behind it took in a hold that failed for them.
+    @ivar steps: seconds that the small steps after it took in a hold that failed because of them.
     @ivar passes: how many were made.
     """
 
@@ -76,9 +79,9 @@ class Convergence:
     # Measuring.
 
     def sample(self, now: float, sent: int, dirtied: int, sending: bool = True) -> None:
-        """To be called now and then, and often.
+        """To be called often.
 
-        @param now: seconds from anywhere.
+        @param now: seconds, by any clock.
         @param sent: bytes of data that were acknowledged so far.
         @param dirtied: bytes that became dirty so far.
         @param sending: there was something to send.
@@ -109,7 +112,7 @@ class Convergence:
     # Deciding.
 
     def pass_ended(self, now: float, left: int) -> Next:
-        """What comes next.
+        """Decide what comes next.
 
         @param left: bytes that are dirty.
         """
@@ -144,9 +147,9 @@ class Convergence:
     def hold_failed(self, now: float, sent: int, seconds: float, steps: float = 0.0) -> None:
         """Clients were held, and had to be released.
 
-        @param sent: bytes that went over meanwhile.
+        @param sent: bytes that were transferred meanwhile.
         @param seconds: how long that took; 0 where nothing could be sent yet, or all was.
-        @param steps: seconds for which only the steps behind the last flush were waited for.
+        @param steps: seconds for which only the steps after the last flush were waited for.
         """
         self._failed += 1
         self.steps = max(self.steps, steps)

@@ -1,23 +1,25 @@
-"""What is sent of a disk that clients go on using: pass after pass, and the rest while they wait.
+"""What is sent of a disk that clients go on using: pass after pass, and the rest while they are
+held.
 
 Owns the dirty map, the passes over it, and the hold. It decides nothing of the hand-off, whose
 order is the attempt's.
 
 Rules (design, section 2: R8, R9):
 
-* what clients have changed since the mirror began is known for the places that are looked at before
+* what clients have changed since the mirror began is known for the places that are checked before
   each attempt at a foreign destination (`foreign`);
 * an attempt begins with everything dirty. A range is taken off the map before it is read: what
-  changes after that is dirty again, and goes in a later pass;
+  changes after that is dirty again, and is sent in a later pass;
 * each pass that sent something ends with a flush, so that the last one, with clients waiting, is
   short;
-* when the rest is likely to go over in time (`convergence`), clients are held: once nothing of
-  theirs is under way the disk is still, what is dirty goes over, and nothing is left;
-* they are held for no longer than they may be: then they are released, whatever is under way short
-  of retiring, and the passes go on;
+* when the rest is likely to be transferred in time (`convergence`), clients are held: once none of
+  their requests is under way the disk is quiescent, what is dirty is sent, and nothing is left;
+* they are held for no longer than the longest pause: then they are released, whatever is under way
+  short of retiring, and the passes go on;
 * they are released whenever the attempt ends before the source is being retired; after that never;
-* where clients make the disk dirty as fast as it goes over, that is said, and they are slowed, or
-  the mirror ends, or it goes on, as wanted. They are never slowed below a floor.
+* where clients make the disk dirty as fast as it is transferred, that is logged, and they are
+  slowed down, or the mirror ends, or it goes on, as configured. They are never slowed below a
+  minimum.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ _IDLE_DELAY: Final = 0.05
 
 
 class Converge(StrEnum):
-    """What to do where clients are too fast."""
+    """What to do where clients write too fast for the mirror to converge."""
 
     WAIT = "wait"
     THROTTLE = "throttle"
@@ -58,8 +60,6 @@ class Converge(StrEnum):
 
 
 class MirrorPhase(StrEnum):
-    """What goes on."""
-
     COPYING = "copying"
     HOLDING = "holding"
     HANDING_OVER = "handing over"
@@ -70,19 +70,18 @@ class PreCopy:
 
     @param server: whose clients use the disk.
     @param longest_pause: seconds for which they may be held.
-    @param converge: what to do where they are too fast.
-    @param reactor: tells the time.
-    @param give_up: called with the reason where they are too fast for it to come to an end, and
-        that is to be the end of the mirror.
-    @param finishing: called when the source is retired, and the destination cannot be told yet.
-    @param limiter: holds the data back.
+    @param converge: what to do where they write too fast.
+    @param reactor: the clock.
+    @param give_up: called with the reason where they write too fast, and that is to end the mirror.
+    @param finishing: called when the source is retired, and the destination cannot be notified yet.
+    @param limiter: limits the rate of the data.
     @ivar dirty: what is to be sent.
     @ivar convergence: what was measured in the present attempt.
-    @ivar phase: what goes on.
-    @ivar converging: whether it is likely to come to its end; None as long as nobody can tell.
+    @ivar phase: what is going on.
+    @ivar converging: whether it is likely to converge; None as long as that is not known.
     @ivar hold_count: how often clients were held.
-    @ivar pause: seconds for which they were held the last time, or are by now.
-    @ivar sent_while_held: bytes of data that went over meanwhile.
+    @ivar pause: seconds for which they were held the last time, or have been by now.
+    @ivar sent_while_held: bytes of data that were transferred meanwhile.
     """
 
     in_use = True
@@ -134,7 +133,7 @@ class PreCopy:
 
     @property
     def left(self) -> int:
-        """Bytes that are dirty, or are on their way."""
+        """Bytes that are dirty or in flight."""
         return min(self.dirty.bytes + self._in_flight, self.dirty.size)
 
     @property
@@ -155,7 +154,7 @@ class PreCopy:
 
     @property
     def number(self) -> int:
-        """That of the present pass, from 1."""
+        """The number of the present pass, from 1."""
         return self.convergence.passes + 1
 
     def start(self) -> None:
@@ -204,7 +203,7 @@ class PreCopy:
         self.converging = None
 
     async def send(self, attempt: PassSender) -> None:
-        """Until clients are held, and nothing is left."""
+        """Returns once clients are held, and nothing is left."""
         self._attempt = attempt
         while True:
             await self._send_pass(attempt)
@@ -242,7 +241,7 @@ class PreCopy:
         return ranges
 
     def acknowledged(self, piece: Piece) -> None:
-        """It has gone over."""
+        """It was transferred."""
         self._in_flight -= piece.length
         self._flushed = False
         if not piece.zero:
@@ -300,7 +299,7 @@ class PreCopy:
             await attempt.disk_is_quiescent()
 
     def _quiescent(self, until_quiescent: Deferred[None]) -> None:
-        """The server is; or it is not waited for any more."""
+        """The server is quiescent; or it is not waited for any more."""
         if not until_quiescent.called:
             self._quiescent_since = self._reactor.seconds()
             until_quiescent.callback(None)
@@ -328,7 +327,7 @@ class PreCopy:
             self._quiescent(self._until_quiescent)
 
     def _measure_failed_hold(self, now: float) -> None:
-        """What the hold took so long for."""
+        """Pass on what the hold spent its time on."""
         sent, sending, steps = self._sent - self._sent_before_hold, 0.0, 0.0
         if self._flushed_at is not None:
             steps = now - self._flushed_at
@@ -375,5 +374,5 @@ class PreCopy:
 
 
 def _blocks(offset: int, length: int) -> range:
-    """Which parts of 64 KiB a range touches."""
+    """The blocks of 64 KiB that a range touches."""
     return range(offset // GRANULARITY, (offset + length - 1) // GRANULARITY + 1)

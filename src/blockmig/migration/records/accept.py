@@ -1,7 +1,7 @@
-"""A human declares a copy the canonical one, and that is put on record.
+"""Records that a human has declared a copy the canonical one.
 
-Owns DISK.ACCEPTED. Rule: only a copy that is whole and durable can be accepted, and what was said
-stands before the mark of incompleteness goes.
+Owns DISK.ACCEPTED. Rule: only a copy that is whole and durable can be accepted, and the declaration
+is recorded before the mark of incompleteness is removed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def accept(
 ) -> Record:
     """Declare the disk at C{path} the canonical copy.
 
-    @param by: who does so.
+    @param by: who declares it.
     @param state_directory: where the records of block devices are; None for the default.
     @return: the record of it.
-    @raise Refused: it cannot be, and nothing was changed.
+    @raise Refused: it cannot be accepted, and nothing was changed.
     @raise LocalFailure: the record could not be written.
     """
     if not os.path.lexists(path):

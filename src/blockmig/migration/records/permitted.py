@@ -1,17 +1,17 @@
-"""What the records found beside a disk let a command do with it.
+"""What the records beside a disk permit a command to do with it.
 
 Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 
-* a disk that was migrated away is nobody's source and nobody's destination, unless told `again`;
-* a copy that is not known to be canonical is nobody's source;
-* data that no record speaks of is nobody's to write over, unless told so; the unfinished copy of a
-  migration is, as long as it is the file that its record is about;
-* what cannot be understood is reported, and nothing is done on the strength of it;
-* a source that was retired by a migration not known to be complete is there to be finished, by the
-  same command line, and for nothing else;
-* another file that has a source's name by now is another disk: it goes on with nothing;
-* a source whose copy is whole at one place must not be sent to another: were it deleted then, two
-  copies would look like the canonical one.
+* a disk that was migrated away is neither source nor destination, unless C{again} says so;
+* a copy that is not known to be canonical is not a source;
+* data that no record mentions is not overwritten, unless the caller says so; the unfinished copy of
+  a migration may be, as long as it is the file that its record is about;
+* what cannot be understood is reported, and nothing is concluded from it;
+* a source that was retired by a migration not known to be complete can only be finished, by the
+  same command line;
+* another file that now has the source's name is another disk: it continues nothing;
+* a source whose copy is whole in one place must not be sent to another: if it were deleted then,
+  two copies would look canonical.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .files import BadRecord, Kind, Phase, Record, Records, same_file
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """What a sender goes by.
+    """What the records say of a source, for a sender to act on.
 
-    @ivar record: the migration to go on with, or None for a new one.
-    @ivar retired: its source is retired, so that there is nothing left but to finish it.
+    @ivar record: the migration to continue, or None for a new one.
+    @ivar retired: the source is retired, so that its migration can only be finished.
     @ivar instead_of: a migration to another place, whose copy there may be whole.
-    @ivar unreadable: the records that a human has told to be disregarded, and that tell nothing.
+    @ivar unreadable: the records that cannot be read, and that the user has said to disregard.
     """
 
     record: Record | None = None
@@ -56,7 +56,7 @@ def _read(records: Records, kind: Kind, again: bool, may_disregard: bool = True)
 
 
 def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Record | None:
-    """The record to go on from, if a migration may be received into C{disk}.
+    """The record to continue from, if a migration may be received into C{disk}.
 
     @param again: disregard what the records say.
     @raise Refused: it may not.
@@ -98,10 +98,10 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
 def may_overwrite(
     disk: IRecordedDisk, records: Records, record: Record | None, again: bool
 ) -> bool:
-    """Whether the records alone say that what is on the disk is to be written over.
+    """Whether the records alone permit overwriting what is on the disk.
 
-    @param record: the one to go on from, if there is one.
-    @param again: a human has said so of the disk that the records are about.
+    @param record: the record to continue from, if there is one.
+    @param again: the user has said to disregard the records of this disk.
     """
     if record is not None:
         # Where births are not told, the inode must do.
@@ -112,7 +112,7 @@ def may_overwrite(
 
 
 def _is_of(disk: IRecordedDisk, record: Record) -> bool:
-    """Whether the disk may be the one that the record says is whole, if it says so."""
+    """Whether the disk may be the one that the record calls whole, if it does."""
     return record.phase != Phase.COPIED or (
         not disk.blank
         and disk.size == record.size
@@ -141,9 +141,9 @@ def source_state(
 
     @param identity: the identity of the disk that is there; None where there is none.
     @param destination: the URI to send to.
-    @param unlink: it is to be deleted.
+    @param unlink: the source is to be deleted.
     @param again: disregard what the records say of earlier migrations.
-    @raise Refused: nothing.
+    @raise Refused: it may not be sent.
     """
     _check_writable(records, Kind.MIGRATING)
     path = records.path
@@ -189,7 +189,8 @@ def source_state(
 
 
 def _start_over(migrating: Record, path: str) -> SourceState:
-    """Another file has the name now, and must not go where the one before may be whole."""
+    """Another file has the name now; it must not go where a copy of the earlier one may be
+    whole."""
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
             f"{path}: is another file than the one of which all was copied to "
@@ -200,7 +201,7 @@ def _start_over(migrating: Record, path: str) -> SourceState:
 
 
 def _continues(migrating: Record, identity: str | None, destination: str) -> bool:
-    """Whether C{--again} was said to go on with this, not to disregard it too."""
+    """Whether C{--again} was given to continue this migration, not to disregard it too."""
     if identity is None:
         return True
     if not migrating.again or migrating.destination.address != destination:

@@ -1,13 +1,12 @@
-"""Which copy is the canonical one, told from what stands on disk and from nothing else.
+"""Which copy is canonical, judged from what is on disk and nothing else.
 
-Owns the verdicts: a table in code, the same as the one in docs/handoff.md. Reading is all it does
-(and making durable what it has read); no lock is taken, so that a migration under way is not
-disturbed.
+Owns the verdicts: a table in code, the same as the one in docs/handoff.md. It only reads (and makes
+durable what it has read); it takes no lock, so that a migration under way is not disturbed.
 
 Rules (design, section 2: R1, R7):
 
-* a source is canonical until it is retired, and a destination from then on: where a side's own
-  records cannot tell, the verdict names the place where to look;
+* a source is canonical until it is retired, and a destination from then on: where one end's own
+  records cannot decide, the verdict names the place to look at;
 * whatever cannot be read, or contradicts itself, gives C{unknown}, with the reason: never a guess.
 """
 
@@ -39,8 +38,6 @@ _MOST_LOOKS: Final = 10
 
 
 class CopyState(StrEnum):
-    """What a copy is."""
-
     CANONICAL = "canonical"
     NOT_CANONICAL = "not canonical"
     CONDITIONAL = "canonical only if the source was retired"
@@ -49,13 +46,13 @@ class CopyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What can be said of a copy, or of two.
+    """The verdict on one copy, or on two.
 
     @ivar state: in one word.
-    @ivar line: the first line: the verdict as it is told.
+    @ivar line: the first line: the verdict as it is printed.
     @ivar why: the reason, one line.
     @ivar advice: what to do, one line.
-    @ivar canonical: the path of the canonical copy, where it is one of those that were asked for.
+    @ivar canonical: the path of the canonical copy, where it is one of those that were asked about.
     """
 
     state: CopyState
@@ -67,12 +64,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class DiskState:
-    """What stands at one place.
+    """What was found at one path.
 
     @ivar path: the disk's path, as it was given.
     @ivar size: bytes of the disk; None where there is none.
-    @ivar identity: of the disk's file; "" where nothing tells.
-    @ivar in_use: another program has it open, so that what stands here may be about to change.
+    @ivar identity: of the disk's file; "" where there is nothing to identify it by.
+    @ivar in_use: another program has it open, so that what was found may be about to change.
     @ivar records_where: where its records would be.
     @ivar records: the records that could be read.
     @ivar bad: those that could not, with the reason.
@@ -94,10 +91,10 @@ class DiskState:
 def examine(
     path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
 ) -> DiskState:
-    """See what stands at C{path}.
+    """Read the state of the disk at C{path} and of its records.
 
     @param state_directory: where the records of block devices are; None for the default.
-    @raise DiskRefused: it cannot be looked at.
+    @raise DiskRefused: it cannot be examined.
     """
     # The records first: a disk that goes meanwhile then looks as it did while they were true.
     records = Records(record_path(path, state_directory, system), system)
@@ -145,10 +142,10 @@ def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool
 def examine_until_stable(
     paths: Sequence[str], state_directory: str | None = None, system: SystemCalls = SYSTEM
 ) -> tuple[list[DiskState], bool]:
-    """See what stands at places that may be changing: the ends of a migration under way.
+    """Examine paths that may be changing: the ends of a migration under way.
 
-    @return: what stands there, and whether that is what stood there at one time.
-    @raise DiskRefused: one of them cannot be looked at.
+    @return: their states, and whether all of them were so at one time.
+    @raise DiskRefused: one of them cannot be examined.
     """
     before: list[DiskState] = []
     for _ in range(_MOST_LOOKS):
@@ -160,7 +157,7 @@ def examine_until_stable(
 
 
 def _are_alike(one: DiskState, other: DiskState) -> bool:
-    """Whether nothing has changed but what is in the disk."""
+    """Whether nothing has changed but the disk's content."""
     inodes = [disk.identity.partition(",")[0] for disk in (one, other)]
     return (one.size, one.records, one.bad, inodes[0]) == (
         other.size,
@@ -171,14 +168,14 @@ def _are_alike(one: DiskState, other: DiskState) -> bool:
 
 
 def unstable_verdict(paths: Sequence[str]) -> Verdict:
-    """What is said of places that do not hold still."""
+    """The verdict on paths that change while they are examined."""
     return _unknown(
         f"{' and '.join(paths)} changed while being looked at", "ask again: a migration goes on"
     )
 
 
 def verdict_of(disk: DiskState) -> Verdict:
-    """What can be said of one place by itself."""
+    """The verdict on one disk by itself."""
     for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
         if kind in disk.bad:
             return _unknown(
@@ -222,10 +219,10 @@ def verdict_of(disk: DiskState) -> Verdict:
 def check_canonical(
     path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
 ) -> None:
-    """Whether the disk at C{path} may be given to clients.
+    """Whether the disk at C{path} may be served to clients.
 
-    @raise Refused: it is not the canonical copy, or nobody can tell from here.
-    @raise DiskRefused: it cannot be looked at.
+    @raise Refused: it is not the canonical copy, or that cannot be decided from here.
+    @raise DiskRefused: it cannot be examined.
     """
     verdict = verdict_of(examine(path, state_directory, system))
     if verdict.state != CopyState.CANONICAL:
@@ -378,7 +375,7 @@ def _source_verdict(disk: DiskState) -> Verdict:
 
 
 def _retired(migrating: Record, disk: DiskState) -> bool | None:
-    """Whether the source was retired by deleting it; None where that cannot be told."""
+    """Whether the source was retired by deleting it; None where that cannot be decided."""
     if not _may_be_deleted(migrating):
         return False
     if disk.size is None:
@@ -387,18 +384,18 @@ def _retired(migrating: Record, disk: DiskState) -> bool | None:
 
 
 def _may_be_deleted(migrating: Record) -> bool:
-    """Whether it is the source's deletion by us that the record waits for."""
+    """Whether the record announces that we are about to delete the source."""
     return migrating.unlink and migrating.phase != Phase.COPYING
 
 
 def _is_another(record: Record, disk: DiskState) -> bool:
-    """Whether what stands there is certainly not the file that the record is about."""
+    """Whether the file is certainly not the one that the record is about."""
     there = disk.size is not None and bool(record.identity)
     return there and same_file(record.identity, disk.identity) is False
 
 
 def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
-    """Which of two places has the canonical copy, in whichever order they are given."""
+    """Which of two disks is the canonical copy, in whichever order they are given."""
     first, second = verdict_of(one), verdict_of(other)
     for here, there, verdict, opposite in (
         (one, other, first, second),
@@ -426,7 +423,7 @@ def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
 
 
 def _defers_to(disk: DiskState, verdict: Verdict, to: DiskState) -> bool:
-    """Whether what stands at C{disk} leaves it to C{to} to be canonical."""
+    """Whether what was found at C{disk} leaves it to C{to} to be canonical."""
     if verdict.state == CopyState.NOT_CANONICAL:
         record = disk.record(Kind.MIGRATED) or disk.record(Kind.MIGRATING)
         if record is None:
@@ -443,7 +440,7 @@ def _defers_to(disk: DiskState, verdict: Verdict, to: DiskState) -> bool:
 
 
 def _may_be_location(disk: DiskState, location: Location) -> bool:
-    """Whether a place may be the one that a record names; sure only on the same machine."""
+    """Whether the disk may be the one that a record names; certain only on the same machine."""
     return _may_be_path(disk.path, location)
 
 
@@ -454,7 +451,7 @@ def _may_be_path(path: str, location: Location) -> bool:
 
 
 def _is_source_of(there: DiskState, incomplete: Record) -> bool:
-    """Whether what stands there is the source of the copy that C{incomplete} is about."""
+    """Whether C{there} is the source of the copy that C{incomplete} is about."""
     record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
     if record is None:
         return there.size == incomplete.size and _may_be_location(there, incomplete.source)
@@ -463,7 +460,8 @@ def _is_source_of(there: DiskState, incomplete: Record) -> bool:
 
 
 def _was_migrated_to(there: DiskState, here: DiskState, incomplete: Record) -> bool:
-    """Whether what was retired there is what C{incomplete} is about, the record of C{here}."""
+    """Whether what was retired at C{there} is what C{incomplete}, the record of C{here}, is
+    about."""
     record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
     if record is None or there.record(Kind.INCOMPLETE) is not None:
         return False  # it is not canonical because it is no whole copy itself

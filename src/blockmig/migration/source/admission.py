@@ -1,14 +1,14 @@
-"""Whether a destination is fit for the migration: before anything is sent there.
+"""Whether a destination may take the migration, checked before anything is sent there.
 
-Owns the refusals, in their words. Rules (design, section 2: R10, R12):
+Owns the refusals and their wording. Rules (design, section 2: R10, R12):
 
-* it must be of the disk's size, writable, and take what we can send; where the source is to be
-  deleted it must be able to say when its copy is durable;
-* a server that says that it serves its disk to clients is no destination;
-* at a receiver of ours it must be no copy of another migration that may be the only one;
-* a server that is none of ours must have nothing that somebody may miss (`foreign`);
-* what speaks against it at the first try ends the migration: a human is to look. Later on it is one
-  more attempt that failed, since another server may have the address for a while.
+* it must have the disk's size, be writable, and accept requests that we can send; where the source
+  is to be deleted it must be able to report when its copy is durable;
+* a server that says that it serves its disk to clients is not a destination;
+* a blockmig receiver must not hold another migration's copy that may be the only one;
+* any other server must hold nothing that somebody may miss (`foreign`);
+* an objection at the first attempt ends the migration: a human is to look. Later it is one more
+  attempt that failed, since another server may have the address for a while.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ REQUEST: Final = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class PeerCapabilities:
-    """A destination that can take the disk.
+    """What a destination that can take the disk offers.
 
-    @ivar is_receiver: it is a receiver of ours.
-    @ivar longest: bytes of the longest request to be made there.
+    @ivar is_receiver: it is a blockmig receiver.
+    @ivar longest: bytes of the longest request to make there.
     """
 
     export: Export
@@ -47,7 +47,7 @@ class PeerCapabilities:
 
 
 def check_peer(context: AttemptContext, negotiated: Negotiated) -> PeerCapabilities:
-    """Whether the migration can go to what was negotiated.
+    """Check that the migration can go to the export that was negotiated.
 
     @raise AttemptFailed: it cannot.
     """
@@ -85,10 +85,10 @@ def _longest_write(context: AttemptContext, export: Export) -> int:
 
 
 class Admission:
-    """The looks at one destination, before an attempt.
+    """The checks of one destination before an attempt.
 
-    @param context: whose attempt it is.
-    @param read: reads from there.
+    @param context: of the attempt.
+    @param read: reads from the destination.
     @param longest: bytes of the longest READ.
     """
 
@@ -101,11 +101,11 @@ class Admission:
         self._refusal = Refused if context.progress.attempt == 1 else AttemptFailed
 
     def check_receiver(self, message: HandoffMessage) -> Location:
-        """Whether the migration may begin where the side export says C{message}.
+        """Check that the migration may begin at a receiver whose message is C{message}.
 
         @return: what is known of the destination.
         @raise AttemptFailed: not now.
-        @raise Refused: not before a human has looked, and this was the first time of asking.
+        @raise Refused: not before a human has looked; this was the first attempt.
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
         record = self._context.record
@@ -133,11 +133,11 @@ class Admission:
         return location
 
     async def check_foreign(self) -> Location:
-        """Whether a destination without the side export may be written to.
+        """Check that a destination without the side export may be written to.
 
         @return: what is known of the destination.
         @raise AttemptFailed: not now.
-        @raise Refused: it may not, and this was the first time of asking.
+        @raise Refused: it may not; this was the first attempt.
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
         if not self._context.overwrite:

@@ -1,19 +1,19 @@
 """One attempt: one connection's try at the whole migration, from its handshake to one outcome.
 
 Owns the life of that connection. `OpeningAttempt` is an attempt until its handshake was accepted;
-`Attempt` is what follows: the order of its steps is the hand-off `machine`'s, what is sent the
-`copier`'s, what is told and asked beside the data the `channel`'s, and how the source is retired
-the `retirement`'s.
+`Attempt` is what follows. The order of its steps is the hand-off `machine`'s, what is sent the
+`copier`'s, what is exchanged outside the data the `channel`'s, and how the source is retired the
+`retirement`'s.
 
 Rules (design, sections 2 and 3):
 
 * an attempt starts from the beginning of the disk; nothing of an earlier one is trusted;
-* where the destination has the side export, it is told there which migration the attempt belongs
-  to, before anything is sent; a destination without it gets plain NBD, in the same order;
-* before the first byte of data the migration is on record at the source;
+* where the destination has the side export, the attempt announces there which migration it belongs
+  to before anything is sent; a destination without it gets plain NBD, in the same order;
+* before the first byte of data the migration is recorded at the source;
 * the source that is retired is the one that was opened, as it was when the scan began;
-* whatever happens, it ends with one outcome, told once. Unless the source is being retired by then,
-  clients of ours are told first that the disk is theirs again.
+* whatever happens, the attempt ends with one outcome, reported once. Unless the source is being
+  retired by then, our own server's clients are released first.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ _CLOSE_TIMEOUT: Final = 30.0
 class OpeningAttempt(ClientUser):
     """An attempt whose handshake was not accepted yet.
 
-    @param context: whose attempt it is.
+    @param context: of the attempt.
     @param ended: called with the outcome, once.
     @ivar connection: to the destination; to be given to its endpoint.
-    @ivar accepted: what it has become; None until then.
+    @ivar accepted: the attempt that follows the handshake; None until then.
     """
 
     def __init__(self, context: AttemptContext, ended: Callable[[Outcome], None]) -> None:
@@ -114,11 +114,9 @@ class OpeningAttempt(ClientUser):
         attempt.begin()
 
     def connection_failed(self, why: str) -> None:
-        """It came to nothing."""
         self._drop(why)
 
     def connection_lost(self, why: str, reason: Failure) -> None:
-        """It came to nothing."""
         self._drop(why)
 
     def _drop(self, why: str) -> None:
@@ -126,22 +124,22 @@ class OpeningAttempt(ClientUser):
         self._ended(Dropped(why))
 
     def drop(self, why: str) -> None:
-        """End the attempt, at whatever it is."""
+        """End the attempt, however far it is."""
         self.connection.fail(why)
 
     def explain(self, error: Exception) -> str:
-        """Why the destination cannot be talked to."""
+        """Why the destination cannot be used."""
         return explain(error, self._context.destination.export)
 
 
 class Attempt(ClientUser):
     """An attempt whose handshake was accepted: the actions of its hand-off.
 
-    @param context: whose attempt it is.
+    @param context: of the attempt.
     @param connection: to the destination.
-    @param peer: what it is.
+    @param peer: what the destination offers.
     @param ended: called with the outcome, once.
-    @ivar is_over: it has been.
+    @ivar is_over: it has ended.
     """
 
     def __init__(
@@ -180,7 +178,7 @@ class Attempt(ClientUser):
             self._copier.received(data)
 
     def moved(self, count: int) -> None:
-        """Some data was given to the wire."""
+        """Some data was written to the connection."""
         self._context.progress.moved(count)
 
     def sending_failed(self, error: OSError) -> None:
@@ -205,13 +203,13 @@ class Attempt(ClientUser):
             self._context.passes.dropped()  # whatever else is to be waited for
 
     def explain(self, error: Exception) -> str:
-        """Why the destination cannot be talked to."""
+        """Why the destination cannot be used."""
         return explain(error, self._context.destination.export)
 
     # The beginning.
 
     def begin(self) -> None:
-        """Say and record which migration this is; then there is something to send."""
+        """Announce and record which migration this is; then send."""
         self._step(self._begin(), self._send_all)
 
     async def _begin(self) -> None:
@@ -233,7 +231,8 @@ class Attempt(ClientUser):
         self._step(self._context.passes.send(self), self._handoff.covered)
 
     def _step(self, coroutine: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
-        """Do something that takes time, then go on; if it fails, this connection is of no use."""
+        """Do something that takes time, then continue; if it fails, this connection is of no
+        use."""
 
         def done(_: None) -> None:
             if not self.is_over:
@@ -263,17 +262,17 @@ class Attempt(ClientUser):
             self._fail(LocalFailure(f"{self._context.disk.name}: {describe_error(error)}"))
 
     def _fail(self, error: MigrationError) -> None:
-        """There is no other attempt; the source is canonical."""
+        """No other attempt follows; the source is canonical."""
         self._end(Failed(error))
 
     # What passes are sent by.
 
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
-        """See L{blockmig.migration.source.passes.Attempt}."""
+        """See L{blockmig.migration.source.passes.PassSender}."""
         await self._copier.send_pass(take)
 
     async def flush_now(self) -> None:
-        """See L{blockmig.migration.source.passes.Attempt}."""
+        """See L{blockmig.migration.source.passes.PassSender}."""
         await self._copier.flush_now()
 
     async def disk_is_quiescent(self) -> None:
@@ -283,18 +282,18 @@ class Attempt(ClientUser):
             await self._in_thread(watch.is_quiescent)
 
     def release(self) -> None:
-        """The disk is in use again: it was not everything yet."""
+        """The disk is in use again: there is more to send."""
         self._handoff.released()
 
     # HandoffActions.
 
     def resume_copying(self) -> None:
-        """What was asked for and is not answered yet is of no importance."""
+        """Requests that are not answered yet no longer matter."""
         self._forget_step()
         self._send_all()
 
     def unrecord_and_resume(self) -> None:
-        """It is on record here that the copy is whole, which it is not any more."""
+        """The record here says that the copy is whole, which it no longer is."""
         self._forget_step()
         self._step(self._record_copying(), self._send_all)
 
@@ -328,7 +327,7 @@ class Attempt(ClientUser):
         )
 
     def confirm(self) -> None:
-        """The destination may take its copy for whole from now on."""
+        """The destination may consider its copy whole from now on."""
         self._context.passes.flushed()
         self._context.record.asking_copied()
         self._step(self._channel.confirm(), self._handoff.confirmed)
@@ -363,7 +362,7 @@ class Attempt(ClientUser):
         ).addErrback(_bug)
 
     def announce(self) -> None:
-        """By the channel."""
+        """Through the channel."""
         self._step(
             self._channel.announce_retired(self._record_acknowledgement), self._handoff.acknowledged
         )
@@ -382,7 +381,7 @@ class Attempt(ClientUser):
         )
 
     def check(self, why: str) -> None:
-        """By the channel."""
+        """Through the channel."""
         self._connection.wait_no_more()
         checking = Deferred.fromCoroutine(self._channel.why_incomplete(why))
         checking.addErrback(lambda failure: failure.getErrorMessage())
@@ -395,7 +394,6 @@ class Attempt(ClientUser):
             self._handoff.complete()
 
     def done(self) -> None:
-        """It is complete."""
         self._end(Completed())
 
     def restart(self, why: str) -> None:
@@ -410,7 +408,7 @@ class Attempt(ClientUser):
             self.failed(error)
 
     def failed(self, error: BaseException | None) -> None:
-        """What became of the source tells what it means."""
+        """What became of the source decides what the error means."""
         retirement = self._context.retirement
         if isinstance(error, NotDurable):
             self._end(Failed(Unconfirmed(f"{error}; the destination was not told")))
@@ -442,7 +440,7 @@ class Attempt(ClientUser):
 
 
 def explain(error: Exception, export: str) -> str:
-    """Why a destination cannot be talked to."""
+    """Why a destination cannot be used."""
     if isinstance(error, HandshakeRefused):
         if error.reply == OptionReply.ERR_UNKNOWN:
             return f"the destination has no export named {export!r}"

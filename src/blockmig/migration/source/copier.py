@@ -1,20 +1,20 @@
 """The copying of one attempt: from the scan of the disk to the last acknowledgement.
 
-Owns what is looked at, what waits to be sent, what is in flight, and how long nothing was answered.
+Owns the scan, the queue of pieces to send, what is in flight, and how long nothing was answered.
 What is sent, and when that is all, is up to the `passes`; what follows is the hand-off's.
 
 Rules (design, sections 2 and 3):
 
-* no two requests in flight overlap, since the pieces of a pass do not, and the next begins when
-  all of the last was acknowledged; a FLUSH is sent with nothing else in flight;
-* what the destination does not offer is not used: without WRITE_ZEROES zeroes go as data;
+* no two requests in flight overlap, since the pieces of a pass do not, and the next pass begins
+  when all of the last was acknowledged; a FLUSH is sent with nothing else in flight;
+* what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
-* a destination that leaves requests unanswered for longer than it may is dropped; a FLUSH may take
-  longer than anything else;
-* an oldstyle server gets one request at a time, with a constant cookie; its flags are not to be
-  relied on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that
-  refuses FLUSH counts as having none;
-* what was fetched from the medium for us is not kept in the page cache when it was sent.
+* a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
+  may take longer than anything else;
+* an oldstyle server gets one request at a time, with a constant cookie; its flags cannot be relied
+  on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that refuses
+  FLUSH counts as having none;
+* what was read from the medium for the copy is not kept in the page cache once it was sent.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class NoFlush(Exception):
 
 
 class _Pass:
-    """One pass: what is known of it so far.
+    """The state of one pass.
 
-    @param take: gives the next ranges.
+    @param take: returns the next ranges.
     @ivar pieces: are to be sent.
     @ivar scan: the one that goes on.
-    @ivar scanning: a thread is at it.
-    @ivar scanned: there is nothing more to look at.
+    @ivar scanning: a thread is at work on it.
+    @ivar scanned: nothing is left to scan.
     """
 
     def __init__(self, take: Callable[[], Ranges]) -> None:
@@ -79,9 +79,9 @@ class _Pass:
 class Copier:
     """The copying of one attempt.
 
-    @param context: whose attempt it is.
+    @param context: of the attempt.
     @param connection: to the destination.
-    @param peer: what the destination is.
+    @param peer: what the destination offers.
     @param cookie: of the first request.
     @param source_failed: called with the error where the disk cannot be read.
     """
@@ -128,7 +128,8 @@ class Copier:
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
         """Send ranges of the disk.
 
-        @param take: gives the next ranges, each the start and the end; none when that was all.
+        @param take: returns the next ranges, each the start and the end; an empty list when that
+            was all.
         @return: when everything was acknowledged.
         """
         self._pass = sending = _Pass(take)
@@ -136,7 +137,7 @@ class Copier:
         await sending.acknowledged
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
-        """What is at the destination; before anything else is asked there.
+        """Read from the destination, before any other request is sent there.
 
         @return: fails with L{ClientFailed} where it cannot be read.
         """
@@ -145,12 +146,12 @@ class Copier:
         return reading.addErrback(_cannot_be_read)
 
     async def flush_now(self) -> None:
-        """Have durable at the destination what it has; that says nothing of the whole copy."""
+        """Make durable what the destination has so far; that says nothing of the whole copy."""
         if self._offers_flush and not self._oldstyle:
             await self._flush()
 
     def flush(self) -> Deferred[None]:
-        """Have the whole copy durable at the destination, if it can be told so.
+        """Make the whole copy durable at the destination, if it offers that.
 
         @return: fails with L{NoFlush}.
         """
@@ -168,7 +169,7 @@ class Copier:
         return flushed
 
     def ignore_flush(self) -> None:
-        """What was asked for before the disk came into use again is of no importance."""
+        """A flush that was requested before the disk came into use again no longer matters."""
         self._flushed = None
 
     def disconnect_message(self) -> bytes:
@@ -178,7 +179,7 @@ class Copier:
     # The window, and the scan ahead of it.
 
     def _fill(self, sending: _Pass) -> None:
-        """Send what the window has room for, look at more of the disk, and see the end of it."""
+        """Send what the window has room for, scan further, and notice the end of the pass."""
         if self._stopped:
             return
         items: list[bytes | FileRegion] = []
@@ -227,7 +228,7 @@ class Copier:
         )
 
     def _advance_scan(self, scan: Scan, cold: list[Piece]) -> list[Piece]:
-        """In a thread: the next pieces; what was fetched for the last ones is not needed again."""
+        """In a thread: the next pieces; what was read for the last ones is not needed again."""
         self._forget(cold)
         return scan.advance()
 
@@ -276,7 +277,7 @@ class Copier:
             self._connection.fail(f"the destination answered nothing for {allowed:g} s")
 
     def received(self, data: bytes) -> None:
-        """The destination said something.
+        """Data from the destination.
 
         @raise blockmig.nbd.RemoteProtocolError: it breaks the protocol.
         """
@@ -302,7 +303,7 @@ class Copier:
         self._context.progress.acknowledged(piece)
 
     def _flush_answered(self, error: int, _: bytes) -> None:
-        """Nobody waits for one that was asked for before the disk came into use again."""
+        """Nobody waits for a flush that was requested before the disk came into use again."""
         if self._stopped:
             return
         flushed, self._flushed = self._flushed, None
@@ -316,7 +317,7 @@ class Copier:
 
 
 def _cannot_be_read(failure: Failure) -> NoReturn:
-    """In the words of whoever looks at a foreign destination."""
+    """Reword the error for the check of a foreign destination."""
     error = failure.value
     if isinstance(error, RequestFailed):
         raise ClientFailed(describe_errno(error.error), error.error) from None

@@ -1,17 +1,17 @@
 """Finishes a migration whose source is retired, but whose destination may not know that it is
 complete.
 
-Owns nothing of the disk, which may be gone: the record says all that is needed.
+Needs nothing of the disk, which may be gone: the record says everything.
 
 Rules (design, section 2: R6; docs/handoff.md):
 
-* the receiver must have this very migration's copy, whole and on record: it is told that the source
-  is retired, acknowledges that durably, and then gets the disconnect;
-* it is tried again and again, as every early drop is, for ever unless told otherwise;
-* once the receiver has acknowledged that the source is retired, both sides have on record which
-  copy is canonical. A receiver that then cannot be found any more, or knows of no migration, is
-  complete as far as anybody can tell: it ended, and took its record away, as in good order;
-* a receiver that was not told so, and has something else on record, is a matter for a human.
+* the receiver must have this very migration's copy, whole and recorded: it is notified that the
+  source is retired, acknowledges that durably, and then gets the disconnect;
+* it is tried again and again, as after every early drop, for ever unless there is a time limit;
+* once the receiver has acknowledged that the source is retired, both sides have recorded which copy
+  is canonical. A receiver that then cannot be found any more, or knows of no migration, is complete
+  as far as anybody can tell: it ended and removed its record, as in good order;
+* a receiver that was not notified, and has something else recorded, is a matter for a human.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def unconfirmed(why: str, record: Record) -> Unconfirmed:
 
 
 async def record_complete(in_thread: InThread, source: SourceRecord) -> None:
-    """Put on record that the destination is complete; at worst, it is asked again."""
+    """Record that the destination is complete; if that fails, the next run asks it again."""
     try:
         await to_the_end(in_thread(source.complete))
     except Exception as error:  # nothing that is left to do depends on it
@@ -75,7 +75,7 @@ class Finisher:
     @param source: its record.
     @param destination: where its receiver is.
     @param give_up_after: seconds after which to give up; None to go on for ever.
-    @param runtime: what the outside world is; None for the real one.
+    @param runtime: the reactor, threads and system calls to use; None for the real ones.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Finisher:
         return self._running
 
     def stop(self, why: str = "stopped") -> None:
-        """Leave it unfinished; it may be finished by another."""
+        """Leave it unfinished; another run may finish it."""
         self._why = self._why or why
         if self._running is not None:
             self._running.cancel()
@@ -150,7 +150,7 @@ class Finisher:
         return Summary(record.size, 0, 0, seconds, record.attempt)
 
     def _may_stop_trying(self, waited: float, error: ClientFailed) -> bool:
-        """Whether there is no need to try again; fails where there is no use in it."""
+        """Whether no further try is needed; raises L{Unconfirmed} where the time to try is over."""
         limit = self._give_up_after
         if self._source.record.told:
             if waited < min(_SEARCH_TIME, limit if limit is not None else _SEARCH_TIME):
@@ -207,12 +207,12 @@ class Finisher:
         )
 
     def _is_our_destination(self, message: HandoffMessage) -> bool:
-        """Whether it is the place that the disk went to, not another with its address."""
+        """Whether it is the disk that the migration went to, not another at the same address."""
         location = self._source.record.destination
         return not location.disk or (location.host, location.disk) == (message.host, message.disk)
 
     def _was_restarted(self, message: HandoffMessage) -> bool:
-        """Whether a receiver was started anew on the disk that has acknowledged everything."""
+        """Whether a receiver was restarted on the disk that has acknowledged everything."""
         token = self._source.record.token
         return (
             message.phase == HandoffPhase.NONE and bool(token) and self._is_our_destination(message)
@@ -232,7 +232,7 @@ class Finisher:
     async def _announce_to_restarted(
         self, handoff: HandoffConversation, client: NBDClient, cookie: int, message: HandoffMessage
     ) -> None:
-        """To the receiver that was started anew; one with another disk is not to be told."""
+        """Announce it to the restarted receiver; one with another disk refuses it."""
         try:
             await self._announce(handoff, client, cookie)
         except ClientFailed as error:
@@ -241,7 +241,7 @@ class Finisher:
             self._conclude_unknown(message)
 
     def _conclude_unknown(self, message: HandoffMessage | None) -> None:
-        """The destination knows nothing of this migration (any more)."""
+        """The destination does not know this migration (any more)."""
         if self._source.record.told and (message is None or message.phase == HandoffPhase.NONE):
             return
         answer = "there is no blockmig receiver"

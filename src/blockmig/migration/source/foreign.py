@@ -1,14 +1,14 @@
-"""What a sender looks at before it writes to a server that is no receiver of blockmig's.
+"""Checks what a server that is not a blockmig receiver holds, before anything is written to it.
 
-Owns nothing. Such a server, qemu-nbd or nbdkit, does not tell what its disk is for, so that the
-disk itself has to. Rules (design, section 2: R12):
+Owns no state. Such a server, qemu-nbd or nbdkit, does not say what its disk is for, so the disk
+itself has to. Rules (design, section 2: R12):
 
 * sampled places of it are read before anything is written. All of them read as zeroes, or somebody
   may miss what is there; a place that cannot be read may hold anything;
 * where the sender's own record says that it was copying to this very place, what is there may be
-  its own: each block of it zero, or equal to the source. A place that clients have written to
-  since the copying began tells nothing, since the destination may have an older state of it;
-* one look for each attempt: another server may have the address by then.
+  its own copy: each block of it zero, or equal to the source. A place that clients have written to
+  since the copying began proves nothing, since the destination may have an older state of it;
+* it is checked for each attempt: another server may have the address by then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Read = Callable[[int, int], Awaitable[bytes]]
 
 
 class DestinationNotEmpty(Exception):
-    """The destination has something that is not to be overwritten; the message says what."""
+    """The destination holds something that must not be overwritten; the message says what."""
 
 
 async def check_empty(
@@ -36,7 +36,7 @@ async def check_empty(
     read_own: Read | None = None,
     changed: Callable[[int, int], bool] = lambda offset, length: False,
 ) -> None:
-    """See whether a foreign destination may be written to.
+    """Check that a foreign destination may be written to.
 
     @param size: bytes of the disk.
     @param longest: bytes of the longest READ.
@@ -61,7 +61,7 @@ async def check_empty(
 
 
 def _is_part(offset: int, data: bytes, own: bytes, changed: Callable[[int, int], bool]) -> bool:
-    """Whether what is there may be what an attempt that was cut off has left: a part of it."""
+    """Whether the data may be what an interrupted attempt has left: a part of the disk."""
     for at in range(0, len(data), _BLOCK):
         there, here = data[at : at + _BLOCK], own[at : at + _BLOCK]
         if there not in (here, bytes(len(there))) and not changed(offset + at, len(there)):

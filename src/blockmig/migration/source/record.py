@@ -1,15 +1,15 @@
-"""What the source has on record about its migration, and how that changes.
+"""What the source records of its migration, and how that changes.
 
-Owns DISK.MIGRATING and DISK.MIGRATED; the order of the steps is the `handoff` machine's.
+Owns DISK.MIGRATING and DISK.MIGRATED; the order of the steps is the hand-off `machine`'s.
 
 Rules (design, section 2: R1, R6, R7):
 
-* MIGRATING stands from before the first byte is sent until the destination is known to be complete,
-  and says C{copied} before the source is retired: with the source gone it then tells that we have
-  deleted it, and where its copy is;
-* MIGRATED appears in one piece; that is what retires a source that is kept. It stays;
-* a migration that was begun with C{--again} stands beside the mark of the one before it: if it ends
-  without retiring the source, that mark counts as before;
+* MIGRATING exists from before the first byte is sent until the destination is known to be complete,
+  and says C{copied} before the source is retired: once the source is gone the record says that we
+  have deleted it, and where its copy is;
+* MIGRATED appears atomically; that is what retires a source that is kept. It stays;
+* the record of a migration begun with C{--again} is kept beside the MIGRATED of the one before it:
+  if it ends without retiring the source, that MIGRATED counts as before;
 * where a migration ends without the source being retired, its record says so: a source that is
   moved or deleted afterwards is not taken for one that we have deleted.
 
@@ -42,14 +42,14 @@ class SourceRecord:
     """The record of one source.
 
     @param records: where it is kept; None where it is not.
-    @param state: what the source was found to be.
+    @param state: what the records beside the source said.
     @param disk: the path of the disk.
     @param destination: the URI that it goes to.
     @param size: bytes of the disk.
     @param unlink: it is retired by deleting it.
     @param identity: of the disk.
     @param again: a human disregards earlier migrations.
-    @ivar record: what is on record, or would be.
+    @ivar record: what is recorded, or would be.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SourceRecord:
         )
 
     def sync(self) -> None:
-        """I{Slow.} Make durable what is seen here, before anybody is told of it."""
+        """I{Slow.} Make durable what was read here, before anybody is told of it."""
         if self._records is not None:
             self._records.sync()
 
@@ -121,7 +121,7 @@ class SourceRecord:
     def was_copying_to(self, address: str) -> bool:
         """Whether the unfinished copy at C{address}, a foreign destination, is this migration's.
 
-        An address that nobody gave is the same in this process only.
+        An empty address is the same one only within this process.
         """
         record = self._on_disk
         return (
@@ -132,9 +132,10 @@ class SourceRecord:
         )
 
     def check_location(self, host: str, disk: str) -> None:
-        """See whether this is where the migration went before, if it may have left a copy there.
+        """Check that this is where the migration went before, if it may have left a copy there.
 
-        It must not have two whole copies by one UUID, so that a place of another copy gets another.
+        There must not be two whole copies with one UUID, so that the copy at another location gets
+        another.
 
         @raise Refused: all of it is at the other location.
         """
@@ -163,7 +164,8 @@ class SourceRecord:
 
         @param attempt: its number.
         @param destination: what is known of the other side.
-        @param side_export: it has the side export, and has acknowledged that the attempt begins.
+        @param side_export: the destination has the side export, and has acknowledged that the
+            attempt begins.
         """
         if side_export:
             self._may_be_copied = self._asked = False
@@ -181,7 +183,8 @@ class SourceRecord:
 
     @property
     def asked(self) -> bool:
-        """Whether the destination was asked whether its copy is whole, and may have said so."""
+        """Whether the destination was asked whether its copy is whole, and may have recorded that
+        it is."""
         return self._asked
 
     @property
@@ -193,16 +196,16 @@ class SourceRecord:
         )
 
     def record_not_retired(self) -> None:
-        """I{Slow.} The source is kept, and nobody is to take it for one that we have deleted.
+        """I{Slow.} The source is kept, and must not be taken for one that we have deleted.
 
-        @raise OSError: it may stand so still.
+        @raise OSError: the record may still say so.
         """
         record = self._on_disk
         if record is not None and record.phase == Phase.COPIED:
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
 
     def copied_withdrawn(self) -> None:
-        """The destination has it on record no more."""
+        """The destination no longer has its copy recorded as whole."""
         self._may_be_copied = self._asked = False
 
     def copying_again(self) -> None:
@@ -210,7 +213,8 @@ class SourceRecord:
         self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPYING))
 
     def asking_copied(self) -> None:
-        """The destination is about to be asked whether its copy is whole, and may say so."""
+        """The destination is about to be asked whether its copy is whole, and may record that it
+        is."""
         self._may_be_copied = self._asked = True
 
     def copied(self) -> None:
@@ -219,11 +223,11 @@ class SourceRecord:
         self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPIED))
 
     def mark_retired(self, check: Callable[[], object] = lambda: None) -> None:
-        """I{Slow.} Retire a source that stays where it is, by saying so.
+        """I{Slow.} Retire a source that stays where it is, by writing MIGRATED.
 
         @param check: called last before that; it is not retired if it raises.
         @raise OSError: it is not retired.
-        @raise NotDurable: it is, but that may be undone by a power failure.
+        @raise NotDurable: it is, but a power failure may undo that.
         """
         record = self.record.but(retired=timestamp())
         try:
@@ -248,7 +252,7 @@ class SourceRecord:
     def acknowledged(self, token: str = "") -> None:
         """I{Slow.} The destination has acknowledged that the source is retired.
 
-        @param token: what it says that its disk is known by.
+        @param token: the identity of the destination's disk, from its message.
         """
         self.record = self.record.but(told=timestamp(), token=token)
         self._write(Kind.MIGRATING, self.record)
@@ -275,8 +279,8 @@ class SourceRecord:
         """I{Slow.} The migration ends without the source being retired.
 
         Where there may be a copy that is whole, the record stays: that copy could be taken for the
-        canonical one, and only the same migration may write it anew. It stays too where a foreign
-        destination may have a part: nothing else tells that this is ours to write over.
+        canonical one, and only the same migration may overwrite it. It stays too where a foreign
+        destination may have a part: nothing else says that this is ours to overwrite.
         """
         record = self._on_disk
         if self._records is None or record is None:

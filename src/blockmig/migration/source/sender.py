@@ -1,15 +1,15 @@
-"""The sender: sends a disk to an NBD server, attempt after attempt, until one comes to its end.
+"""The sender: sends a disk to an NBD server, attempt after attempt, until one completes.
 
-Owns the migration as a whole: when there is another attempt, when it is given up, and what is left
-to be done at the end. What one connection does is its `attempt`'s.
+Owns the migration as a whole: when another attempt is made, when it is given up, and what remains
+to be done at the end. What one connection does is up to the `attempt`.
 
 Rules (design, section 2):
 
-* what goes wrong before a first handshake was accepted ends the migration, unless told to retry;
-  after that there is always another attempt, until somebody gives up;
+* what goes wrong before a first handshake was accepted ends the migration, unless it is to be
+  retried too; after that there is always another attempt, until somebody gives up;
 * it can be stopped until the source is being retired; after that it ends as quickly as it can, and
-  never without saying what became of the source;
-* where the source was retired, but the destination could not be told, the `finisher` goes on;
+  never without reporting what became of the source;
+* where the source was retired, but the destination could not be notified, the `finisher` goes on;
 * it ends only once no thread is at work on the disk any more, and a source that was not retired is
   then as it was, but for the record of a copy that may be whole.
 """
@@ -60,18 +60,18 @@ class Sender:
     @param disk: what to send; stays the caller's to close.
     @param destination: where to.
     @param unlink: delete the disk's file just before the disconnect.
-    @param overrides: what is done all the same.
+    @param overrides: checks to override.
     @param patience: how long the destination is tried.
     @param max_rate: bytes of data per second; None for no limit.
-    @param passes: what an attempt sends, and how fast, instead of all of the disk, which nobody
-        changes, once.
-    @param runtime: what the outside world is; None for the real one.
+    @param passes: what an attempt sends, and how fast; by default all of the disk once, which
+        nobody changes.
+    @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
-    @ivar when_accepted: fires when a destination was found fit for the migration, and a first
+    @ivar when_accepted: fires when a destination was accepted for the migration, and a first
         attempt is about to copy.
-    @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid to send
-        it, or its migration is only to be finished (which a L{Finisher} does).
+    @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid sending
+        it, or its migration can only be finished (which a L{Finisher} does).
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class Sender:
     # The end.
 
     async def _finish(self, why: str) -> Summary:
-        """The source is retired; what is left is to have the destination know it."""
+        """The source is retired; what remains is to notify the destination."""
         record = self.source.record
         if not record.side_export:
             raise Unconfirmed(
@@ -340,9 +340,9 @@ class Sender:
         await to_the_end(self._threads(self.source.record_not_retired))
 
     async def _withdraw_copied(self) -> None:
-        """Where the destination may have on record that its copy is whole, have it think again.
+        """Where the destination may have its copy recorded as whole, have it record otherwise.
 
-        Best effort: it is whole, if older than the source by then.
+        Best effort: the copy is whole, though by then perhaps older than the source.
         """
         source = self.source
         if not source.asked or not source.record.side_export:
@@ -383,7 +383,7 @@ def _record_failed(error: OSError) -> None:
 def _source_record(
     disk: IDisk, destination: str, *, unlink: bool, again: bool, system: SystemCalls
 ) -> SourceRecord:
-    """What is on record about the source, if it may be sent."""
+    """The record of the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
         records, state, identity = None, SourceState(), ""
     else:
