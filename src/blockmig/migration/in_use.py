@@ -49,7 +49,7 @@ async def refuse_in_use(
     """
     descriptor = disk.fileno()
     if descriptor is None:
-        return  # it was only just made
+        return  # it was only just created
     writable = bool(getattr(disk, "writable", False))
     reactor = runtime.reactor
     end = reactor.seconds() + _READER_GRACE
@@ -60,7 +60,7 @@ async def refuse_in_use(
         users = await runtime.threads(users_of, descriptor)
         only_read = bool(users) and all(user.writes is False for user in users)
         if only_read and writable and not readers:
-            return  # who reads is met too on a writable descriptor
+            return  # a lease on a writable descriptor also conflicts with readers
         raise Refused(
             f"{path}: is open in {describe_users(users)}; end that first, or say --in-use-anyway"
         )

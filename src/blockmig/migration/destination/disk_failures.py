@@ -100,7 +100,7 @@ class DiskFailures:
             self._displaced(error)
             return True
         except OSError:
-            pass  # nobody can tell
+            pass  # then it cannot be decided
         return False
 
     def check_last_byte(self, request: Request) -> Errno:

@@ -144,7 +144,7 @@ _copying = _builder.state("copying", _begin)
 _finishing = _builder.state("finishing", _flush)
 """The disconnect was accepted; the last flush is under way."""
 _failing = _builder.state("failing", _fail)
-"""The disk has failed, and the sender is being told."""
+"""The disk has failed, and that is being reported to the sender."""
 _rescuing = _builder.state("rescuing", _rescue)
 """The disk has lost its name when it may have been the only copy, and is given another."""
 _over = _builder.state("over")

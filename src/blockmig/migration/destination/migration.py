@@ -95,7 +95,7 @@ class IncomingMigration:
         self._runtime = runtime
         self._completion: Completion | None = None
 
-    # What may be asked.
+    # Queries.
 
     def owns_attempt(self, connection: ServerConnection) -> bool:
         """Whether the attempt is C{connection}'s."""
@@ -168,7 +168,7 @@ class IncomingMigration:
 
         return attempt.flushed().addCallback(durable)
 
-    # What the machine has done.
+    # MigrationActions.
 
     def begin(self, connection: ServerConnection) -> IncomingAttempt:
         """An attempt of C{connection} begins."""
@@ -281,7 +281,7 @@ class IncomingMigration:
         if self._completion is not None:
             self._completion.release_readers()
 
-    # The end, for want of patience.
+    # Stopping.
 
     def stop(self, why: str) -> None:
         """End it as it stands, unless its disconnect was accepted already."""

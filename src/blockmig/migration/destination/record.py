@@ -101,7 +101,7 @@ class DestinationRecord:
         """The connection that a message names belongs to its migration."""
         self._claim = _Claim(message.migration, int(message.cookie, 16))
 
-    # What is put on record. Each fires once that stands there, durably.
+    # Writes. Each Deferred fires once the write is durable.
 
     def record_attempt(self, message: HandoffMessage) -> Deferred[None]:
         """An attempt of the migration that a message names is about to begin."""
@@ -118,7 +118,7 @@ class DestinationRecord:
         return self._update(lambda before: self._anonymous(before, source))
 
     def record_phase(self, phase: Phase) -> Deferred[None]:
-        """The copy is whole and durable now, or is about to be so no more."""
+        """The copy is whole and durable now, or is about to be so no longer."""
         self.phase = phase
         return self._update(lambda record: _existing(record).but(phase=phase))
 
@@ -150,7 +150,7 @@ class DestinationRecord:
         """
         return self._writing.run(self._in_thread, function)
 
-    # What stands there though it was not put.
+    # Records that are not written here.
 
     def assume_retired(self, message: HandoffMessage) -> None:
         """An earlier receiver has completed the migration that a message names, and removed the
@@ -220,7 +220,7 @@ class DestinationRecord:
         written = records.write(Kind.INCOMPLETE, record.but(identity=self._disk.identity()))
         if not self._prepared:
             records.sync()
-            # What an earlier migration left is true no more.
+            # What an earlier migration left is no longer true.
             records.remove_existing(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
             self._disk.prepare()
             self._prepared = True

@@ -142,7 +142,7 @@ class Channel(Protocol):
 
     @ivar exists: the destination acknowledges what it is sent, and records it.
     @ivar copied_when_flushed: the destination may consider its copy whole as soon as a FLUSH is
-        requested, since nothing can say otherwise to it.
+        requested, since nothing else can be sent to it.
     """
 
     exists: bool

@@ -37,7 +37,7 @@ from .pre_copy import Converge, PreCopy
 _log = Logger()
 
 LONGEST_PAUSE: Final = 0.5
-"""Seconds for which clients are held at most, if nobody says otherwise."""
+"""Seconds for which clients are held at most, by default."""
 
 PATIENCE: Final = Patience(reply_timeout=60.0)
 """With a destination that answers nothing, and keeps clients waiting, there is less of it."""
@@ -108,7 +108,7 @@ class Mirror:
         self._waiting: list[Deferred[Summary]] = []
         self._outcome: Summary | Failure | None = None
 
-    # From the start to the end.
+    # Start and end.
 
     def start(self) -> Deferred[int]:
         """Begin; to be called once.
@@ -155,7 +155,7 @@ class Mirror:
         except Unconfirmed:
             raise
         except MigrationError:
-            return  # it was the server's to go on, and to end
+            return  # the server went on, and has ended by itself
 
     @property
     def over(self) -> bool:

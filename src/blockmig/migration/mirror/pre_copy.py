@@ -158,14 +158,14 @@ class PreCopy:
         return self.convergence.passes + 1
 
     def start(self) -> None:
-        """Watch what clients change, from now on."""
+        """Watch what clients change from now on."""
         self.dirty.mark_all()
         self._server.changes.mark = self._mark
         self._server.latency.crowded = True
         self._sampling.start(_SAMPLE, now=True)
 
     def stop(self) -> None:
-        """Watch no more; clients that are held stay so."""
+        """Stop watching; clients that are held stay held."""
         self._server.changes.mark = None
         self._server.latency.crowded = False
         self._server.changes.slow_down(None)
@@ -290,7 +290,7 @@ class PreCopy:
         self._sent_before_hold = self._sent
         self._quiescent_since = self._flushed_at = None
         self._deadline = self._reactor.callLater(self._longest_pause, self._hold_timed_out)
-        # What waits for its turn is to be done, so that nothing is under way.
+        # Throttled requests are let through, so that nothing remains under way.
         self._server.changes.slow_down(None)
         self._until_quiescent = until_quiescent = Deferred[None]()
         self._server.hold().addCallback(lambda _: self._quiescent(until_quiescent))
@@ -321,7 +321,7 @@ class PreCopy:
         try:
             self._release()
         finally:
-            # Whatever went wrong, what was under way must not lead to retiring now.
+            # Whatever went wrong, the steps under way must not lead to retiring now.
             self._attempt.release()
         if self._until_quiescent is not None:
             self._quiescent(self._until_quiescent)

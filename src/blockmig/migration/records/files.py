@@ -207,7 +207,7 @@ def same_file(one: str, other: str) -> bool | None:
     births = [text.partition(", born ")[2] for text in (one, other)]
     if all(births) and births[0] != births[1]:
         return False
-    # Written to since, or the birth is not told now, or inodes are not kept on this file system.
+    # Written since, or no birth time is reported now, or this file system does not keep inodes.
     return None
 
 

@@ -67,7 +67,7 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     incomplete = _read(records, Kind.INCOMPLETE, again)
     accepted = _read(records, Kind.ACCEPTED, again)
     if again:
-        # The same command again goes on with what it has begun, on the same disk.
+        # The same command, run again, continues what it began, on the same disk.
         continues = incomplete is not None and incomplete.again and _is_of(disk, incomplete)
         return incomplete if continues else None
     if accepted is not None and incomplete is None and not disk.blank:
@@ -104,7 +104,7 @@ def may_overwrite(
     @param again: the user has said to disregard the records of this disk.
     """
     if record is not None:
-        # Where births are not told, the inode must do.
+        # On a file system that reports no birth times the inode must do.
         inodes = {text.partition(",")[0] for text in (record.identity, disk.identity())}
         same = same_file(record.identity, disk.identity())
         return not record.identity or (same is not False and len(inodes) == 1)
@@ -162,7 +162,7 @@ def source_state(
             instead_of=migrating.migration if migrating is not None else "", unreadable=bad
         )
     if migrating is not None and migrating.again and _is_of_another(migrated, migrating):
-        migrated = None  # it was disregarded
+        migrated = None  # --again disregarded it
     if migrated is not None and (migrating is None or _is_of_another(migrated, migrating)):
         raise Refused(
             f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "

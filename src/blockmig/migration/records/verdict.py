@@ -96,9 +96,9 @@ def examine(
     @param state_directory: where the records of block devices are; None for the default.
     @raise DiskRefused: it cannot be examined.
     """
-    # The records first: a disk that goes meanwhile then looks as it did while they were true.
+    # Records first: if the disk goes meanwhile, it looks as it did while they were true.
     records = Records(record_path(path, state_directory, system), system)
-    with contextlib.suppress(OSError):  # where that cannot be done, what is to be seen must do
+    with contextlib.suppress(OSError):  # then what can be read must do
         records.sync()
     good: dict[Kind, Record] = {}
     bad: dict[Kind, str] = {}
@@ -308,7 +308,7 @@ def _source_verdict(disk: DiskState) -> Verdict:
         and migrating.again
         and migrating.migration != migrated.migration
     ):
-        migrated = None  # a human has said that it does not count
+        migrated = None  # --again disregarded it
     if migrated is not None:
         if disk.size is not None and same_file(migrated.identity, disk.identity) is False:
             return _unknown(
@@ -464,10 +464,10 @@ def _was_migrated_to(there: DiskState, here: DiskState, incomplete: Record) -> b
     about."""
     record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
     if record is None or there.record(Kind.INCOMPLETE) is not None:
-        return False  # it is not canonical because it is no whole copy itself
+        return False  # it is not canonical because it is not a whole copy itself
     if incomplete.identified:
         return _is_source_of(there, incomplete)
-    # Its sender could not say which migration it was: the side export was not to be had.
+    # Its sender could not identify the migration: it had no side export to do so.
     return record.size == incomplete.size and _may_be_location(here, record.destination)
 
 

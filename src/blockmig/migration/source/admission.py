@@ -127,7 +127,7 @@ class Admission:
                     f"{why}: see `blockmig inspect {message.disk}` on {message.host}"
                 )
         location = Location(message.host, message.disk, self._context.destination.uri)
-        # Last before what gives an earlier copy up.
+        # Last, since the next step gives up an earlier copy.
         whole = message.phase == HandoffPhase.COPIED and is_same_migration(message, record.record)
         self._context.retirement.check_still_there(whole)
         return location

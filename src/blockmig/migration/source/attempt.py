@@ -155,7 +155,7 @@ class Attempt(ClientUser):
         self._connection = connection
         self._ended = ended
         self._handoff: Handoff = make_handoff(self)
-        # By the cookie of the first request a receiver knows the connection from all others.
+        # The cookie of the first request tells this connection from all others at a receiver.
         cookie = secrets.randbits(64) if peer.is_receiver and not peer.oldstyle else 0
         self._copier = Copier(context, connection, peer, cookie, self._source_failed)
         self._admission = Admission(context, self._copier.read, peer.longest)
@@ -200,7 +200,7 @@ class Attempt(ClientUser):
     def _drop(self, why: str) -> None:
         self._handoff.dropped(why)
         if not self.is_over and not self._context.retirement.has_begun:
-            self._context.passes.dropped()  # whatever else is to be waited for
+            self._context.passes.dropped()  # without waiting for anything else
 
     def explain(self, error: Exception) -> str:
         """Why the destination cannot be used."""
@@ -244,7 +244,7 @@ class Attempt(ClientUser):
     def _step_failed(self, failure: Failure) -> None:
         error = failure.value
         if isinstance(error, CancelledError):
-            return  # it is of no use any more, or the attempt is not
+            return  # the step, or the attempt, is of no use any more
         if isinstance(error, ClientFailed | AttemptFailed):
             self._connection.fail(failure.getErrorMessage())
         elif isinstance(error, MigrationError):
@@ -265,7 +265,7 @@ class Attempt(ClientUser):
         """No other attempt follows; the source is canonical."""
         self._end(Failed(error))
 
-    # What passes are sent by.
+    # PassSender.
 
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
         """See L{blockmig.migration.source.passes.PassSender}."""
@@ -368,7 +368,7 @@ class Attempt(ClientUser):
         )
 
     async def _record_acknowledgement(self, token: str) -> None:
-        with contextlib.suppress(OSError):  # then the finisher, if one is needed, tells it again
+        with contextlib.suppress(OSError):  # then the finisher, if needed, announces it again
             await self._in_thread(self._context.record.acknowledged, token)
 
     def disconnect(self) -> None:
@@ -435,7 +435,7 @@ class Attempt(ClientUser):
         if not self._context.retirement.has_begun:
             self._context.passes.dropped()
         if not isinstance(outcome, Completed):
-            self._connection.abort()  # before anybody else may want the destination
+            self._connection.abort()  # before another connection may need the destination
         self._ended(outcome)
 
 

@@ -49,7 +49,7 @@ _WINDOW_BYTES: Final = 32 << 20
 _WINDOW_REQUESTS: Final = 256
 _LOOK_AHEAD: Final = 64
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
-# So many times as long as for anything else.
+# How many times the reply timeout a FLUSH may take.
 _FLUSH_FACTOR: Final = 10
 
 
@@ -123,7 +123,7 @@ class Copier:
             self._reply_timer.cancel()
             self._reply_timer = None
 
-    # What is asked for.
+    # What the attempt calls.
 
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
         """Send ranges of the disk.
@@ -253,7 +253,7 @@ class Copier:
         sending.scanning = False
         self._source_failed(failure.value)
 
-    # What is sent, and answered.
+    # Requests and replies.
 
     def _send(self, items: list[bytes | FileRegion]) -> None:
         """From now on something must be answered in time."""

@@ -61,7 +61,7 @@ async def record_complete(in_thread: InThread, source: SourceRecord) -> None:
     """Record that the destination is complete; if that fails, the next run asks it again."""
     try:
         await to_the_end(in_thread(source.complete))
-    except Exception as error:  # nothing that is left to do depends on it
+    except Exception as error:  # nothing that remains to be done depends on it
         _log.warn(
             "the migration is complete, but that could not be put on record: {error}",
             event="record-failed",
@@ -222,7 +222,7 @@ class Finisher:
         await handoff.send(sender_message(HandoffPhase.RETIRED, self._source.record, cookie))
         if not self._source.record.told:
             token = (await handoff.read()).token
-            with contextlib.suppress(OSError):  # it is told again, if another try is needed
+            with contextlib.suppress(OSError):  # another try, if needed, announces it again
                 await self._in_thread(self._source.acknowledged, token)
         await client.disconnect()
         message = await handoff.read()
@@ -248,7 +248,7 @@ class Finisher:
         if message is not None:
             answer = describe_message(message)
         if self._source.record.told and message is not None:
-            # Another migration into that disk, of which ours knows nothing.
+            # Another migration into that disk, unrelated to ours.
             _log.warn(
                 "another migration goes on at the destination: {found}",
                 event="finished-alone",

@@ -68,7 +68,7 @@ class SourceRecord:
         self._records = records
         self._unreadable = state.unreadable
         self._previous = before
-        self._on_disk = before  # as it was last put down, or found
+        self._on_disk = before  # as last written, or found
         self._may_be_copied = before is not None
         self._asked = False
         if state.retired and before is not None:
@@ -103,7 +103,7 @@ class SourceRecord:
         )
 
     def sync(self) -> None:
-        """I{Slow.} Make durable what was read here, before anybody is told of it."""
+        """I{Slow.} Make durable what was read here, before anything is announced because of it."""
         if self._records is not None:
             self._records.sync()
 
@@ -142,7 +142,7 @@ class SourceRecord:
         record = self._on_disk
         if record is None:
             return
-        # Until the next attempt is put down, whatever was found elsewhere counts for nothing.
+        # Until the next attempt is recorded, whatever was found elsewhere does not count.
         self.record = self.record.but(migration=record.migration, instead_of=record.instead_of)
         location = record.destination
         if (
@@ -246,7 +246,7 @@ class SourceRecord:
         try:
             mark = self._records.read(Kind.MIGRATED) if self._records is not None else None
         except (OSError, BadRecord):
-            return True  # something stands there now
+            return True  # something is there now
         return mark is not None and mark.migration == self.record.migration
 
     def acknowledged(self, token: str = "") -> None:
@@ -264,7 +264,7 @@ class SourceRecord:
         record = self.record
         if not record.unlink or record.instead_of:
             retired = record.retired or timestamp()
-            # The mark is there already, but for what it says of the end.
+            # The mark exists already; only the confirmation is missing from it.
             needed = contextlib.nullcontext() if record.unlink else contextlib.suppress(OSError)
             with needed:
                 self._records.write(

@@ -173,7 +173,7 @@ class DeletingRetirement(Retirement):
         try:
             super()._check_unchanged()
         except SourceTouched:
-            # By a hard link, perhaps: it need not be copied once more to learn that.
+            # Perhaps by a hard link: that can be found out without copying once more.
             self._unlinkable.check_unlink()
             raise
 

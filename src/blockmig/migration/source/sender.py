@@ -164,7 +164,7 @@ class Sender:
         if self._finisher is not None:
             self._finisher.stop(why)
         elif self.retiring and self._stopped_too_late is None:
-            # Done in an instant, unless the destination is silent: then it is left to another run.
+            # Done in an instant, unless the destination is silent: then another run finishes it.
             self._stopped_too_late = why
             self._final_timeout = self._reactor.callLater(
                 _FINAL_TIMEOUT, self._final_timeout_passed
@@ -228,14 +228,14 @@ class Sender:
             if isinstance(outcome, Failed):
                 raise outcome.error
             self._cancel_final_timeout()
-            if self._stopped_too_late is not None:  # somebody wanted it to end meanwhile
+            if self._stopped_too_late is not None:  # a stop was requested meanwhile
                 raise self._given_up(self._stopped_too_late)
             if not self.progress.attempt and not self._patience.retry:
                 raise Refused(outcome.why)
             if self.progress.attempt != attempt and self.progress.done:
                 failures = 0
             else:
-                # A destination that took nothing was no progress, whatever it was context.
+                # A destination that acknowledged nothing was no progress, whatever it was sent.
                 self.progress.latest = latest
                 failures += 1
             await self._pause(outcome.why, self._policy(failures))
@@ -314,7 +314,7 @@ class Sender:
         """Wait for the threads; a source that was not retired is as it was."""
         self._cancel_final_timeout()
         while self._threads.busy:
-            # Whoever cancels has to wait as well: the disk is closed after this.
+            # The canceller has to wait as well: the disk is closed after this.
             with contextlib.suppress(CancelledError):
                 await self._threads.idle()
         if self.retiring:
@@ -326,7 +326,7 @@ class Sender:
                 if gone is not None and not gone.unchanged:
                     await self._record_not_retired()
                 return
-            # First this, so that whoever moves the source then is not taken for us.
+            # This first: somebody may move the source next, and must not be taken for us.
             await self._record_not_retired()
         except OSError as error:
             _record_failed(error)
@@ -355,7 +355,7 @@ class Sender:
                 )
                 try:
                     if not is_same_migration(message, source.record):
-                        return  # whoever is there now does not have that copy
+                        return  # the receiver there now does not have that copy
                     await handoff.send(
                         sender_message(HandoffPhase.COPYING, source.record, secrets.randbits(64))
                     )
@@ -366,7 +366,7 @@ class Sender:
             except ClientFailed as error:
                 if not error.error:
                     return
-                # Until the last attempt's connection is gone over there the answer is no.
+                # The receiver refuses until the last attempt's connection is gone there.
                 await deferLater(self._reactor, _RETRY_DELAY)
             except CancelledError:
                 return

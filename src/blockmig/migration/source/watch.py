@@ -135,7 +135,7 @@ class SourceWatch:
 
     def _gone(self, disk: IWatchedDisk) -> SourceGone:
         unchanged = self._seen is None
-        with contextlib.suppress(OSError):  # nobody can tell
+        with contextlib.suppress(OSError):  # then nothing was seen to change
             now = disk.version(sync=not self._in_use)
             unchanged = self._seen is None or now.written == self._seen.written
         replaced = os.path.lexists(getattr(disk, "path", ""))
@@ -152,5 +152,5 @@ class SourceWatch:
         if not is_open_elsewhere(descriptor, writable, self._system):
             return
         writers = [user for user in users_of(descriptor) if user.writes]
-        if writers or not writable:  # on a writable descriptor readers are met too
+        if writers or not writable:  # a lease on a writable descriptor also conflicts with readers
             raise DiskChanged(f"{self._disk.name} is open for writing in {describe_users(writers)}")
