@@ -264,7 +264,7 @@ def test_end_at_the_last_moment(
         assert sender.wait(30) == status, sender.stderr
     assert source.exists() is not unlink
     if status:
-        assert "perhaps it was not told" in sender.events("error")[0]["why"]
+        assert "it may not have been notified" in sender.events("error")[0]["why"]
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])

@@ -62,11 +62,11 @@ async def refuse_in_use(
         if only_read and writable and not readers:
             return  # a lease on a writable descriptor also conflicts with readers
         raise Refused(
-            f"{path}: is open in {describe_users(users)}; end that first, or say --in-use-anyway"
+            f"{path}: is open in {describe_users(users)}; close it first, or use --in-use-anyway"
         )
     if in_use is None and is_remote(kind := filesystem_of(path)):
         _log.warn(
-            "{disk}: is on {kind}, where it cannot be told whether another program, here or on "
+            "{disk}: is on {kind}, where it cannot be detected whether another program, here or on "
             "another host, has it open",
             event="perhaps-in-use",
             disk=path,

@@ -478,7 +478,7 @@ class StopTests(Case):
         (attempt,) = [
             link
             for link in self.endpoint.links
-            if self.receiver._migration.holds(link.server.protocol)
+            if self.receiver._migration.owns_attempt(link.server.protocol)
         ]
         attempt.client.other = None
         self.told, machine = [], self.receiver._migration.machine

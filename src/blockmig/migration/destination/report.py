@@ -76,8 +76,8 @@ class MigrationReport:
         name, current, copied = self._disk.name, self._record.current, self._durability.copied
         if copied and self._record.retired:
             return Unconfirmed(
-                f"{why}; {name} is the canonical copy: its source was retired, and nothing but "
-                "the sender's disconnect is missing"
+                f"{why}; {name} is the canonical copy: its source was retired, and only the "
+                "sender's disconnect is missing"
             )
         if copied and current is not None:
             return Unconfirmed(

@@ -62,7 +62,8 @@ class Rescue:
         """Try it, after all pending writes of the record; again and again if need be."""
         self._begins()
         _log.error(
-            "{error}; the disk that was received may be the only copy: it gets another name",
+            "{error}; the disk that was received may be the only copy, and is being given another "
+            "name",
             event="displaced",
             error=str(self._error),
         )
@@ -87,7 +88,7 @@ class Rescue:
         held = f"/proc/{os.getpid()}/fd/{self._disk.disk.fileno()}"
         _log.error(
             "{error}; the disk that was received may be the only copy, and could not be given "
-            "another name: {why}; it is still to be had as {held}; trying again in {delay:.0f} s",
+            "another name: {why}; it can still be read as {held}; trying again in {delay:.0f} s",
             event="not-rescued",
             error=str(self._error),
             why=describe_error(failure.value),

@@ -107,9 +107,9 @@ def decode_message(data: bytes) -> HandoffMessage:
     try:
         parsed = json.loads(data.rstrip(b"\0"))
     except (ValueError, RecursionError):
-        raise BadMessage("this is no message of a hand-off") from None
+        raise BadMessage("this is not a hand-off message") from None
     if not isinstance(parsed, dict) or parsed.get("export") != _MARK:
-        raise BadMessage("this is no message of a hand-off")
+        raise BadMessage("this is not a hand-off message")
     if parsed.get("blockmig") != _VERSION:
         raise BadMessage(f"a message of another version ({parsed.get('blockmig')!r})")
     values = {name: value for name, value in parsed.items() if name in _TYPES}

@@ -203,7 +203,7 @@ class Mirror:
             self._server.hand_over()
         else:
             _log.warn(
-                "{disk}: the mirror to {destination} has ended, and clients are served on: {why}",
+                "{disk}: the mirror to {destination} has ended, clients are still served: {why}",
                 event="mirror-ended",
                 disk=self._server.disk.name,
                 destination=self.destination,

@@ -260,8 +260,8 @@ class PreCopy:
         convergence, changes = self.convergence, self._server.changes
         self.converging = False
         rates = (
-            f"clients make {convergence.dirty_rate / 1e6:.1f} MB/s dirty, and "
-            f"{convergence.rate / 1e6:.1f} MB/s go over"
+            f"clients dirty {convergence.dirty_rate / 1e6:.1f} MB/s, and "
+            f"{convergence.rate / 1e6:.1f} MB/s are transferred"
         )
         if now - self._reported >= _REPORT:
             self._reported = now
@@ -312,8 +312,8 @@ class PreCopy:
         now = self._reactor.seconds()
         self._measure_failed_hold(now)
         _log.warn(
-            "{disk}: what was left did not go over within {seconds:.3f} s; clients are released, "
-            "and it goes on",
+            "{disk}: the rest was not transferred within {seconds:.3f} s; clients are released, "
+            "and the mirror goes on",
             event="released",
             disk=self._server.disk.name,
             seconds=now - self._held_at,

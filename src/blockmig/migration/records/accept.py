@@ -53,12 +53,12 @@ def accept(
         if incomplete.size != disk.size:
             raise Refused(f"{path}: has {disk.size} bytes, but {incomplete.size} were received")
         if incomplete.identity and same_file(incomplete.identity, disk.identity()) is False:
-            raise Refused(f"{path}: is another disk than the one that was received")
+            raise Refused(f"{path}: is not the disk that was received")
         try:
             accepted = records.write(Kind.ACCEPTED, incomplete.but(by=by))
             records.remove(Kind.INCOMPLETE)
         except OSError as error:
             raise LocalFailure(
-                f"{path}: could not be put on record as accepted: {describe_error(error)}"
+                f"{path}: could not be recorded as accepted: {describe_error(error)}"
             ) from None
     return accepted

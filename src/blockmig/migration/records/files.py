@@ -162,9 +162,9 @@ def decode_record(text: bytes, kind: Kind, path: str) -> Record:
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
-        raise BadRecord(path, "is torn: it is not whole JSON") from None
+        raise BadRecord(path, "is torn: its JSON is incomplete") from None
     if not isinstance(parsed, dict) or not isinstance(parsed.get("blockmig"), int):
-        raise BadRecord(path, "is not a record of blockmig's")
+        raise BadRecord(path, "is not a blockmig record")
     if parsed["blockmig"] > VERSION:
         raise BadRecord(path, f"was written by a later version (format {parsed['blockmig']})")
     if parsed.get("record") != kind.value:
@@ -172,7 +172,7 @@ def decode_record(text: bytes, kind: Kind, path: str) -> Record:
     try:
         return _record(parsed)
     except (KeyError, TypeError, ValueError) as error:
-        raise BadRecord(path, f"is not a record of blockmig's: {error}") from None
+        raise BadRecord(path, f"is not a blockmig record: {error}") from None
 
 
 def _record(parsed: dict[str, Any]) -> Record:
@@ -182,7 +182,7 @@ def _record(parsed: dict[str, Any]) -> Record:
         if kind == "Location":
             value = Location(**value)
             if not all(isinstance(part, str) for part in (value.host, value.disk, value.address)):
-                raise ValueError(f"{name} is not made of texts")
+                raise ValueError(f"{name} is not made of strings")
         elif kind == "Phase":
             value = Phase(value)
         elif type(value).__name__ != kind:
@@ -242,11 +242,11 @@ class Records:
         try:
             text = self._system.pread(descriptor, _LONGEST + 1, 0)
         except IsADirectoryError:
-            raise BadRecord(path, "is not a record of blockmig's: it is a directory") from None
+            raise BadRecord(path, "is not a blockmig record: it is a directory") from None
         finally:
             self._system.close(descriptor)
         if len(text) > _LONGEST:
-            raise BadRecord(path, "is not a record of blockmig's: it is too long")
+            raise BadRecord(path, "is not a blockmig record: it is too long")
         return decode_record(text, kind, path)
 
     def sync(self) -> None:
@@ -274,7 +274,7 @@ class Records:
             raise PermissionError(errno.EACCES, "no permission to write there", directory)
         longest = len(os.fsencode(os.path.basename(self.name(Kind.INCOMPLETE) + _TEMPORARY)))
         if longest > os.pathconf(directory, "PC_NAME_MAX"):
-            raise OSError(errno.ENAMETOOLONG, "the name is too long to stand before .INCOMPLETE")
+            raise OSError(errno.ENAMETOOLONG, "the name is too long to append .INCOMPLETE to it")
 
     def write(
         self, kind: Kind, record: Record, check: Callable[[], object] = lambda: None

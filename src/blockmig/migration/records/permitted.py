@@ -48,8 +48,12 @@ def _read(records: Records, kind: Kind, again: bool, may_disregard: bool = True)
         if again:
             return None
         raise Refused(
-            f"{error}; `blockmig inspect {records.path}` says more"
-            + ("" if kind == Kind.INCOMPLETE and not may_disregard else ", --again disregards it")
+            f"{error}; see `blockmig inspect {records.path}`"
+            + (
+                ""
+                if kind == Kind.INCOMPLETE and not may_disregard
+                else ", or use --again to ignore it"
+            )
         ) from None
     except OSError as error:
         raise Refused(f"{records.name(kind)}: {describe_error(error)}") from None
@@ -73,24 +77,24 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     if accepted is not None and incomplete is None and not disk.blank:
         raise Refused(
             f"{records.path}: was declared canonical on {accepted.changed} "
-            f"({records.name(Kind.ACCEPTED)}); to receive into it all the same, say --again"
+            f"({records.name(Kind.ACCEPTED)}); to receive into it anyway, use --again"
         )
     if migrated is not None:
         raise Refused(
             f"{records.path}: was migrated to {migrated.destination} on {migrated.retired} "
-            f"({records.name(Kind.MIGRATED)}); to receive into it all the same, say --again"
+            f"({records.name(Kind.MIGRATED)}); to receive into it anyway, use --again"
         )
     if migrating is not None:
         raise Refused(
             f"{records.path}: a migration of it to {migrating.destination} is not known to be "
             f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
-            "to receive into it all the same, say --again"
+            "to receive into it anyway, use --again"
         )
     if incomplete is not None and not _is_of(disk, incomplete):
         raise Refused(
             f"{records.path}: all of {incomplete.source} was copied here and may be the canonical "
-            f"copy, but this is another disk: find that one ({records.name(Kind.INCOMPLETE)}), or "
-            "say --again to receive anew"
+            "copy, but this is another disk: find the right one "
+            f"({records.name(Kind.INCOMPLETE)}), or use --again to receive anew"
         )
     return incomplete
 
@@ -167,7 +171,7 @@ def source_state(
         raise Refused(
             f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
             f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
-            "to send it all the same, say --again"
+            "to send it anyway, use --again"
         )
     if migrating is None:
         if identity is None:
@@ -181,7 +185,7 @@ def source_state(
     if identity is None:
         raise Refused(
             f"{path}: is gone, and blockmig did not delete it: its migration to "
-            f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
+            f"{migrating.destination} had not got that far; see `blockmig inspect {path}`"
         )
     if migrating.identity and same_file(migrating.identity, identity) is False:
         return _start_over(migrating, path)
@@ -193,9 +197,8 @@ def _start_over(migrating: Record, path: str) -> SourceState:
     whole."""
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
-            f"{path}: is another file than the one of which all was copied to "
-            f"{migrating.destination}; see `blockmig inspect {path}`; to send this one all the "
-            "same, say --again"
+            f"{path}: is not the file of which all was copied to {migrating.destination}; see "
+            f"`blockmig inspect {path}`; to send this one anyway, use --again"
         )
     return SourceState(instead_of=migrating.migration)
 
@@ -233,8 +236,8 @@ def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
     same = same_file(migrating.identity, identity)
     if same is None:
         raise Refused(
-            f"{path}: may or may not be the file whose migration to {migrating.destination} was "
-            "to delete it, and which may be gone; to send it all the same, say --again"
+            f"{path}: may or may not be the file that was to be deleted after its migration to "
+            f"{migrating.destination}, and that may be gone; to send it anyway, use --again"
         )
     return not same
 
@@ -245,17 +248,17 @@ def _check_finish(
     if record.destination.address != destination:
         raise Refused(
             f"{path}: its migration to {record.destination} has retired it, and is not known to be "
-            f"complete: give {record.destination.address} to finish it"
+            f"complete: send to {record.destination.address} to finish it"
         )
     if record.unlink and identity is not None:
         raise Refused(
             f"{path}: is not the file that was migrated to {record.destination} and deleted; move "
-            "it away to finish that migration, or say --again to send this file"
+            "it away to finish that migration, or use --again to send this file"
         )
     if unlink and not record.unlink:
         raise Refused(
-            f"{path}: was migrated to {record.destination}, to be kept: "
-            "finish that without --unlink, and delete it then"
+            f"{path}: was migrated to {record.destination}, and is to be kept: "
+            "finish that without --unlink, then delete it"
         )
 
 
@@ -265,6 +268,6 @@ def _continue(migrating: Record, destination: str, path: str) -> SourceState:
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
             f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
-            "canonical copy there: send it there, or delete that copy and say --again"
+            "canonical copy there: send it there, or delete that copy and use --again"
         )
     return SourceState(instead_of=migrating.migration)

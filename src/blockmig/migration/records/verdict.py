@@ -170,7 +170,8 @@ def _are_alike(one: DiskState, other: DiskState) -> bool:
 def unstable_verdict(paths: Sequence[str]) -> Verdict:
     """The verdict on paths that change while they are examined."""
     return _unknown(
-        f"{' and '.join(paths)} changed while being looked at", "ask again: a migration goes on"
+        f"{' and '.join(paths)} changed while they were examined",
+        "try again: a migration is under way",
     )
 
 
@@ -180,8 +181,8 @@ def verdict_of(disk: DiskState) -> Verdict:
         if kind in disk.bad:
             return _unknown(
                 disk.bad[kind],
-                "do not use this copy before you know where that file comes from; "
-                "the other side's records tell as much: run `blockmig inspect` there",
+                "do not use this copy until you know where that file comes from; "
+                "the other side's records say as much: run `blockmig inspect` there",
             )
     incomplete, accepted = disk.record(Kind.INCOMPLETE), disk.record(Kind.ACCEPTED)
     if incomplete is not None:
@@ -203,14 +204,14 @@ def verdict_of(disk: DiskState) -> Verdict:
         return Verdict(
             CopyState.NOT_CANONICAL,
             CopyState.NOT_CANONICAL,
-            f"{disk.path} is empty: a receiver made it, and nothing was received yet",
+            f"{disk.path} is empty: a receiver created it, and nothing was received yet",
             "receive into it again and send the disk; or delete it",
         )
     if accepted is not None:
         return _accepted(disk, accepted)
     return _canonical(
         disk.path,
-        f"no record of a migration stands {disk.records_where}: none was begun here, or it is "
+        f"there is no record of a migration {disk.records_where}: none was begun here, or it is "
         "complete",
         "use it",
     )
@@ -235,7 +236,8 @@ def _accepted(disk: DiskState, accepted: Record) -> Verdict:
         return _unknown(f"{disk.path} was accepted as canonical, and is gone", "look for it")
     return _canonical(
         disk.path,
-        f"{accepted.by} declared it so on {accepted.changed}, the source being {accepted.source}",
+        f"{accepted.by} declared it canonical on {accepted.changed}; its source was "
+        f"{accepted.source}",
         "use it",
     )
 
@@ -246,14 +248,14 @@ def _destination_verdict(disk: DiskState, record: Record) -> Verdict:
         return _unknown(
             f"a migration from {record.source} began to write the disk that was here; {disk.path} "
             "is another file, of which nothing is known",
-            "find out who put this file here; if it is a new disk, move the record out of its way",
+            "find out who put this file here; if it is a new disk, move the record away",
         )
     if record.phase == Phase.COPYING:
         return Verdict(
             CopyState.NOT_CANONICAL,
             CopyState.NOT_CANONICAL,
             f"attempt {record.attempt} of a migration from {record.source} began to write it and "
-            "did not come to its end",
+            "did not finish",
             "run both commands again, receive here and send there; or delete it with its record",
         )
     if disk.size != record.size or another:
@@ -267,14 +269,14 @@ def _destination_verdict(disk: DiskState, record: Record) -> Verdict:
         return _canonical(
             disk.path,
             f"all of it is here and durable, and the source {record.source} was retired before "
-            f"{record.retired}; only the disconnect never came",
+            f"{record.retired}; only the disconnect is missing",
             _how_to_finish(record, disk.path),
         )
     return Verdict(
         CopyState.CONDITIONAL,
         f"{CopyState.CONDITIONAL}: look at {record.source}",
-        f"all of it is here and durable since {record.changed}, but whether the source was retired "
-        "was never told",
+        f"all of it has been here and durable since {record.changed}, but the sender never "
+        "reported whether the source was retired",
         _where_to_look(record, disk.path),
     )
 
@@ -282,21 +284,21 @@ def _destination_verdict(disk: DiskState, record: Record) -> Verdict:
 def _how_to_finish(record: Record, path: str) -> str:
     accept = f"blockmig accept {path} --i-have-checked-the-source"
     if not _may_be_path(path, record.destination):
-        return f"its name was another when it was received: declare it: {accept}"
-    return f"run both commands again to finish; or declare it: {accept}"
+        return f"it had another name when it was received; declare it canonical: {accept}"
+    return f"run both commands again to finish; or declare it canonical: {accept}"
 
 
 def _where_to_look(record: Record, path: str) -> str:
     if not record.identified:
         return (
-            "the sender said nothing of itself: if its disk is still in use, or its MIGRATING says "
-            "that it was not deleted, delete this copy; if not, "
+            "the sender did not identify itself: if its disk is still in use, or its MIGRATING "
+            "says that it was not deleted, delete this copy; if not, "
             f"blockmig accept {path} --i-have-checked-the-source"
         )
     return (
         f"on {record.source.host} run `blockmig inspect {record.source.disk}`: if that is "
-        "canonical, this is not; if it is not canonical any more, run both commands again to "
-        f"finish, or here: blockmig accept {path} --i-have-checked-the-source"
+        "canonical, this is not; if it no longer is, run both commands again to finish, or run "
+        f"here: blockmig accept {path} --i-have-checked-the-source"
     )
 
 
@@ -314,7 +316,7 @@ def _source_verdict(disk: DiskState) -> Verdict:
             return _unknown(
                 f"the disk that was here was migrated to {migrated.destination} on "
                 f"{migrated.retired}; {disk.path} is another file, of which nothing is known",
-                "if it is a new disk, move the record out of its way",
+                "if it is a new disk, move the record away",
             )
         finish = (
             f"use the copy at {migrated.destination}; delete this one when you like"
@@ -331,17 +333,17 @@ def _source_verdict(disk: DiskState) -> Verdict:
     assert migrating is not None
     if _is_another(migrating, disk) and not _may_be_deleted(migrating):
         return _unknown(
-            f"a migration to {migrating.destination} began of the disk that was here; {disk.path} "
+            f"a migration of the disk that was here to {migrating.destination} began; {disk.path} "
             "is another file, of which nothing is known",
             "find out who put this file here; if it is the disk to use, move the record "
-            f"({Kind.MIGRATING}) out of its way",
+            f"({Kind.MIGRATING}) away",
         )
     retired = _retired(migrating, disk)
     if retired is None:
         return _unknown(
-            f"{disk.path} is perhaps not the file that was sent to {migrating.destination}, to be "
-            "deleted then: it has taken its place, or that of its successor",
-            f"run `blockmig inspect` for {migrating.destination}; and find out who put this file "
+            f"{disk.path} may not be the file that was sent to {migrating.destination}, to be "
+            "deleted afterwards: another file may have taken its place",
+            f"run `blockmig inspect` for {migrating.destination}, and find out who put this file "
             "here",
         )
     if retired:
@@ -355,13 +357,13 @@ def _source_verdict(disk: DiskState) -> Verdict:
         return _unknown(
             f"{disk.path} is gone, and blockmig did not delete it; all of it was copied to "
             f"{migrating.destination}",
-            "find out who moved or deleted it; if it is gone for good, declare that copy: "
-            "run `blockmig accept` there",
+            "find out who moved or deleted it; if it is gone for good, declare that copy "
+            "canonical: run `blockmig accept` there",
         )
     if disk.size is None:
         return _unknown(
             f"{disk.path} is gone, and blockmig did not delete it: its migration to "
-            f"{migrating.destination} was not so far",
+            f"{migrating.destination} had not got that far",
             "find out who moved or deleted it",
         )
     so_far = "may have all of it, but this one was not retired"
@@ -418,7 +420,7 @@ def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
             )
     return _unknown(
         f"{one.path}: {first.line} ({first.why}); {other.path}: {second.line} ({second.why})",
-        "these two do not tell it together: follow what each says by itself",
+        "the two together do not decide it: follow the advice for each by itself",
     )
 
 
@@ -496,7 +498,7 @@ def _verdict_by_source(
             here.path,
         )
     return _unknown(
-        f"{here.path}: {verdict.line}; {there.path} does not tell that: {source.why}",
+        f"{here.path}: {verdict.line}; {there.path} does not decide that: {source.why}",
         verdict.advice,
     )
 

@@ -54,8 +54,8 @@ def check_peer(context: AttemptContext, negotiated: Negotiated) -> PeerCapabilit
     is_receiver = handoff_export_name(context.destination.export) in negotiated.listed
     if negotiated.listed and not is_receiver:
         raise AttemptFailed(
-            "the destination is a `blockmig serve`, which gives its disk to clients: it is in use, "
-            "and no place to send another disk to"
+            "the destination is a `blockmig serve`, which serves its disk to clients: a disk in "
+            "use cannot be a destination"
         )
     longest = _longest_write(context, negotiated.export)
     return PeerCapabilities(negotiated.export, negotiated.oldstyle, is_receiver, longest)
@@ -76,11 +76,11 @@ def _longest_write(context: AttemptContext, export: Export) -> int:
         )
     if size % block:
         raise AttemptFailed(
-            f"the destination only takes multiples of {block} bytes, and {size} is none"
+            f"the destination only accepts multiples of {block} bytes, and {size} is not one"
         )
     longest = min(REQUEST, export.maximum_payload) // block * block
     if not longest:
-        raise AttemptFailed("the destination takes no payload as long as its own blocks")
+        raise AttemptFailed("the destination's largest payload is smaller than its blocks")
     return longest
 
 
@@ -166,11 +166,11 @@ class Admission:
             )
         except DestinationNotEmpty as error:
             raise self._refusal(
-                f"{where}: holds {error}, and is no receiver of blockmig's: to overwrite it, say "
+                f"{where}: holds {error}, and is not a blockmig receiver; to overwrite it, use "
                 "--overwrite"
             ) from None
         except ClientFailed as error:
             raise self._refusal(
-                f"{where}: cannot be read ({error}), so that it cannot be known whether somebody's "
-                "data is there: to write there all the same, say --overwrite"
+                f"{where}: cannot be read ({error}), so it may hold somebody's data; to write "
+                "there anyway, use --overwrite"
             ) from None

@@ -411,7 +411,7 @@ class Attempt(ClientUser):
         """What became of the source decides what the error means."""
         retirement = self._context.retirement
         if isinstance(error, NotDurable):
-            self._end(Failed(Unconfirmed(f"{error}; the destination was not told")))
+            self._end(Failed(Unconfirmed(f"{error}; the destination was not notified")))
             return
         retirement.step_failed(error)
         if isinstance(error, SourceTouched):
@@ -445,7 +445,7 @@ def explain(error: Exception, export: str) -> str:
         if error.reply == OptionReply.ERR_UNKNOWN:
             return f"the destination has no export named {export!r}"
         if error.reply == OptionReply.ERR_TLS_REQD:
-            return "the destination wants TLS, which is not supported"
+            return "the destination requires TLS, which is not supported"
         return f"the destination refused the handshake: {error}"
     if isinstance(error, ProtocolError) and not isinstance(error, NotNBD):
         return f"the destination broke the protocol: {error}"

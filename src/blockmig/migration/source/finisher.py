@@ -63,7 +63,7 @@ async def record_complete(in_thread: InThread, source: SourceRecord) -> None:
         await to_the_end(in_thread(source.complete))
     except Exception as error:  # nothing that remains to be done depends on it
         _log.warn(
-            "the migration is complete, but that could not be put on record: {error}",
+            "the migration is complete, but that could not be recorded: {error}",
             event="record-failed",
             error=describe_error(error),
         )
@@ -118,7 +118,7 @@ class Finisher:
         if not record.side_export and not record.confirmed:
             _log.info(
                 "the copy at {destination} is whole and durable, and the source is retired; the "
-                "destination needs no telling",
+                "destination need not be notified",
                 event="finishing",
                 destination=str(record.destination),
             )
@@ -132,8 +132,8 @@ class Finisher:
                     if self._may_stop_trying(self._reactor.seconds() - began, error):
                         break
                     _log.warn(
-                        "the source is retired, but the destination could not be told that it is "
-                        "complete: {why}; trying again in {delay:.1f} s",
+                        "the source is retired, but the destination could not be notified that it "
+                        "is complete: {why}; trying again in {delay:.1f} s",
                         event="restart",
                         why=str(error),
                         delay=delay,
@@ -250,7 +250,7 @@ class Finisher:
         if self._source.record.told and message is not None:
             # Another migration into that disk, unrelated to ours.
             _log.warn(
-                "another migration goes on at the destination: {found}",
+                "another migration is under way at the destination: {found}",
                 event="finished-alone",
                 found=answer,
             )

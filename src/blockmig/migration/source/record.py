@@ -155,7 +155,7 @@ class SourceRecord:
             raise Refused(
                 f"all of it was copied to {location}, which could be taken for the canonical copy, "
                 f"but the destination is {host}:{disk} now: send it there, or delete that copy and "
-                "say --again"
+                "use --again"
             )
         self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
 

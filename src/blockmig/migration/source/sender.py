@@ -291,10 +291,11 @@ class Sender:
         record = self.source.record
         if not record.side_export:
             raise Unconfirmed(
-                f"all the data is at the destination, but perhaps it was not told: {why}"
+                f"all the data is at the destination, but it may not have been notified: {why}"
             )
         _log.warn(
-            "{why}; the source is retired, and the destination is to be told that it is complete",
+            "{why}; the source is retired, and the destination must still be notified that it is "
+            "complete",
             event="finishing",
             why=why,
         )
@@ -390,7 +391,7 @@ def _source_record(
         records, identity = Records(disk.record_path, system), disk.identity()
         state = source_state(records, identity, destination, unlink=unlink, again=again)
         if state.retired:
-            raise Refused(f"{disk.name}: is retired, and its migration only to be finished")
+            raise Refused(f"{disk.name}: is retired, and its migration can only be finished")
     return SourceRecord(
         records,
         state,

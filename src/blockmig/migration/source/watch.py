@@ -135,7 +135,7 @@ class SourceWatch:
 
     def _gone(self, disk: IWatchedDisk) -> SourceGone:
         unchanged = self._seen is None
-        with contextlib.suppress(OSError):  # then nothing was seen to change
+        with contextlib.suppress(OSError):  # then it cannot be decided
             now = disk.version(sync=not self._in_use)
             unchanged = self._seen is None or now.written == self._seen.written
         replaced = os.path.lexists(getattr(disk, "path", ""))

@@ -659,8 +659,8 @@ class AbortTests(NotConvergingTests):
     def test_wait(self):
         story = self.not_converging(2)
         (why,) = [words for words in story if words.startswith("give up")]
-        self.assertIn("not converging: clients make 16.", why)
-        self.assertIn("MB/s go over", why)
+        self.assertIn("not converging: clients dirty 16.", why)
+        self.assertIn("MB/s are transferred", why)
 
     def test_and_when_they_have_come_to_rest(self):
         """It has ended."""

@@ -130,7 +130,7 @@ class DestinationTests(Case):
             ({"incomplete": b"{"}, ("torn", "inspect", "--again")),
             ({"migrated": b"{"}, "torn"),
             ({"migrating": b"{"}, "torn"),
-            ({"incomplete": b"5"}, "not a record of blockmig's"),
+            ({"incomplete": b"5"}, "not a blockmig record"),
             ({"incomplete": b'{"blockmig": 2}'}, "later version"),
             ({"incomplete": COPIED.encode(Kind.MIGRATED)}, "another kind"),
         ):
@@ -347,7 +347,7 @@ class SourceTests(Case):
                 {"migrating": COPIED, "migrated": MARK},
                 SAME,
                 {"unlink": True},
-                ("to be kept", "without --unlink"),
+                ("is to be kept", "without --unlink"),
             ),
             # Whole somewhere, and now to another place.
             ({"migrating": COPIED}, SAME, {"destination": "nbd://z"}, "canonical copy there"),
