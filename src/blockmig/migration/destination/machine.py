@@ -263,7 +263,7 @@ _finishing.upon(MigrationInputs.displaced).to(_rescuing).returns(None)
 
 
 @_rescuing.upon(MigrationInputs.rescued).to(_over)
-def _has_a_name(
+def _rescued(
     machine: MigrationInputs, actions: MigrationActions, rescue: Rescue, error: MigrationError
 ) -> None:
     actions.end(error)

@@ -252,7 +252,7 @@ class IncomingMigration:
         _log.error("the disk failed: {error}", event="disk-failed", error=str(outcome))
         delay = _REPORT_TIMEOUT if self.attempt is not None else _IDLE_REPORT_TIMEOUT
         failure.deadline = self._runtime.reactor.callLater(delay, self.machine.give_up, outcome)
-        self._let_read()
+        self._release_readers()
         return failure
 
     def failed(self, failure: DiskFailure) -> None:
@@ -267,7 +267,7 @@ class IncomingMigration:
             self.record,
             error,
             self._runtime,
-            begins=self._let_read,
+            begins=self._release_readers,
             ended=self.machine.rescued,
         )
         rescue.begin()
@@ -277,7 +277,7 @@ class IncomingMigration:
         """The migration ends with that error."""
         self._outcome.resolve(error)
 
-    def _let_read(self) -> None:
+    def _release_readers(self) -> None:
         if self._completion is not None:
             self._completion.release_readers()
 

@@ -93,16 +93,16 @@ class Receiver:
 
     def _incoming(self, disk: IDisk, overrides: Overrides) -> IncomingMigration:
         """The migration, continued from the records beside the disk."""
-        records, found, overwrite = None, None, overrides.overwrite
+        records, previous, overwrite = None, None, overrides.overwrite
         if IRecordedDisk.providedBy(disk):
             records = Records(disk.record_path, self._runtime.system)
-            found = destination_record(disk, records, overrides.again)
-            overwrite = overwrite or may_overwrite(disk, records, found, overrides.again)
-        if found is not None:
-            _log_found(disk, found)
-        known = DestinationDisk(disk, overwrite, lambda: self._outcome.result is None)
-        record = DestinationRecord(known, records, found, self._threads, overrides.again)
-        return IncomingMigration(known, record, self._progress, self._outcome, self._runtime)
+            previous = destination_record(disk, records, overrides.again)
+            overwrite = overwrite or may_overwrite(disk, records, previous, overrides.again)
+        if previous is not None:
+            _log_previous(disk, previous)
+        destination = DestinationDisk(disk, overwrite, lambda: self._outcome.result is None)
+        record = DestinationRecord(destination, records, previous, self._threads, overrides.again)
+        return IncomingMigration(destination, record, self._progress, self._outcome, self._runtime)
 
     def _settings(
         self, oldstyle: bool, handshake_timeout: float, idle_timeout: float
@@ -183,7 +183,7 @@ class Receiver:
         return self._factory.close(last).addCallback(lambda _: self._threads.idle())
 
 
-def _log_found(disk: IDisk, record: Record) -> None:
+def _log_previous(disk: IDisk, record: Record) -> None:
     _log.info(
         "{disk}: an earlier receiver's record says {stage}, from {source}, on {when}",
         event="found",

@@ -72,7 +72,9 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     accepted = _read(records, Kind.ACCEPTED, again)
     if again:
         # The same command, run again, continues what it began, on the same disk.
-        continues = incomplete is not None and incomplete.again and _is_of(disk, incomplete)
+        continues = (
+            incomplete is not None and incomplete.again and _may_be_disk_of(disk, incomplete)
+        )
         return incomplete if continues else None
     if accepted is not None and incomplete is None and not disk.blank:
         raise Refused(
@@ -90,7 +92,7 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
             f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
             "to receive into it anyway, use --again"
         )
-    if incomplete is not None and not _is_of(disk, incomplete):
+    if incomplete is not None and not _may_be_disk_of(disk, incomplete):
         raise Refused(
             f"{records.path}: all of {incomplete.source} was copied here and may be the canonical "
             "copy, but this is another disk: find the right one "
@@ -115,7 +117,7 @@ def may_overwrite(
     return again and any(os.path.lexists(records.name(kind)) for kind in Kind)
 
 
-def _is_of(disk: IRecordedDisk, record: Record) -> bool:
+def _may_be_disk_of(disk: IRecordedDisk, record: Record) -> bool:
     """Whether the disk may be the one that the record calls whole, if it does."""
     return record.phase != Phase.COPIED or (
         not disk.blank
@@ -161,13 +163,15 @@ def source_state(
     if again and not (migrating and _continues(migrating, identity, destination)):
         if identity is None:
             raise Refused(f"{path}: no such file")
-        bad = tuple(kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_bad(records, kind))
-        return SourceState(
-            instead_of=migrating.migration if migrating is not None else "", unreadable=bad
+        unreadable = tuple(
+            kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_unreadable(records, kind)
         )
-    if migrating is not None and migrating.again and _is_of_another(migrated, migrating):
+        return SourceState(
+            instead_of=migrating.migration if migrating is not None else "", unreadable=unreadable
+        )
+    if migrating is not None and migrating.again and _is_another_migration(migrated, migrating):
         migrated = None  # --again disregarded it
-    if migrated is not None and (migrating is None or _is_of_another(migrated, migrating)):
+    if migrated is not None and (migrating is None or _is_another_migration(migrated, migrating)):
         raise Refused(
             f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
             f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
@@ -215,11 +219,11 @@ def _continues(migrating: Record, identity: str | None, destination: str) -> boo
     return not may_be_deleted or bool(same_file(migrating.identity, identity))
 
 
-def _is_of_another(record: Record | None, other: Record) -> bool:
+def _is_another_migration(record: Record | None, other: Record) -> bool:
     return record is not None and record.migration != other.migration
 
 
-def _is_bad(records: Records, kind: Kind) -> bool:
+def _is_unreadable(records: Records, kind: Kind) -> bool:
     try:
         records.read(kind)
     except (BadRecord, OSError):

@@ -34,7 +34,7 @@ from .files import (
     this_host,
 )
 
-_MOST_LOOKS: Final = 10
+_MOST_TRIES: Final = 10
 
 
 class CopyState(StrEnum):
@@ -112,14 +112,14 @@ def examine(
         else:
             if record is not None:
                 good[kind] = record
-    size, identity, in_use = _look_at_disk(path, system)
+    size, identity, in_use = _examine_disk(path, system)
     directory = os.path.dirname(records.path)
     beside = directory == os.path.dirname(os.path.realpath(path))
     where = "beside it" if beside else f"in {directory}"
     return DiskState(path, size, identity, in_use, where, good, bad)
 
 
-def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
+def _examine_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
     try:
         mode = system.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -148,7 +148,7 @@ def examine_until_stable(
     @raise DiskRefused: one of them cannot be examined.
     """
     before: list[DiskState] = []
-    for _ in range(_MOST_LOOKS):
+    for _ in range(_MOST_TRIES):
         states = [examine(path, state_directory, system) for path in paths]
         if before and all(map(_are_alike, before, states)):
             return states, True

@@ -289,15 +289,15 @@ class Attempt(ClientUser):
 
     def resume_copying(self) -> None:
         """Requests that are not answered yet no longer matter."""
-        self._forget_step()
+        self._cancel_step()
         self._send_all()
 
     def unrecord_and_resume(self) -> None:
         """The record here says that the copy is whole, which it no longer is."""
-        self._forget_step()
+        self._cancel_step()
         self._step(self._record_copying(), self._send_all)
 
-    def _forget_step(self) -> None:
+    def _cancel_step(self) -> None:
         self._copier.ignore_flush()
         if self._working is not None:
             self._working.cancel()

@@ -53,11 +53,13 @@ async def check_empty(
             if data == bytes(count):
                 continue
             if read_own is None:
-                raise DestinationNotEmpty(_what(data, offset))
+                raise DestinationNotEmpty(_describe(data, offset))
             if data == (own := await read_own(offset, count)):
                 continue
             if not _is_part(offset, data, own, changed):
-                raise DestinationNotEmpty(f"{_what(data, offset)} that is not a part of this disk")
+                raise DestinationNotEmpty(
+                    f"{_describe(data, offset)} that is not a part of this disk"
+                )
 
 
 def _is_part(offset: int, data: bytes, own: bytes, changed: Callable[[int, int], bool]) -> bool:
@@ -69,5 +71,5 @@ def _is_part(offset: int, data: bytes, own: bytes, changed: Callable[[int, int],
     return True
 
 
-def _what(data: bytes, offset: int) -> str:
+def _describe(data: bytes, offset: int) -> str:
     return name_contents(data) if offset == 0 else "data"

@@ -100,7 +100,7 @@ class Sender:
         watch = SourceWatch(
             disk,
             in_use=self._passes.in_use,
-            anyway=overrides.in_use_anyway,
+            ignore_writers=overrides.in_use_anyway,
             system=runtime.system,
         )
         in_use = self._passes.in_use

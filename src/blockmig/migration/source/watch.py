@@ -52,7 +52,7 @@ class SourceWatch:
 
     @param disk: the source.
     @param in_use: its only writer is a server of ours.
-    @param anyway: another program may have it open for writing.
+    @param ignore_writers: another program may have it open for writing.
     @param system: the system calls to use.
     """
 
@@ -61,13 +61,13 @@ class SourceWatch:
         disk: IDisk,
         *,
         in_use: bool = False,
-        anyway: bool = False,
+        ignore_writers: bool = False,
         system: SystemCalls,
     ) -> None:
         self._disk = disk
         self._watched = disk if IWatchedDisk.providedBy(disk) else None
         self._in_use = in_use
-        self._anyway = anyway
+        self._ignore_writers = ignore_writers
         self._system = system
         self._seen: DiskVersion | None = None
 
@@ -91,7 +91,7 @@ class SourceWatch:
         if self._watched is None:
             return
         self._seen = None if self._in_use else self._watched.version()
-        if self._in_use and not self._anyway:
+        if self._in_use and not self._ignore_writers:
             self._check_writers()
 
     def is_quiescent(self) -> None:
@@ -130,7 +130,7 @@ class SourceWatch:
                 f"{disk.name} was touched while it was being sent (its ctime changed), and is "
                 "copied anew"
             )
-        if not self._anyway and not self._in_use:
+        if not self._ignore_writers and not self._in_use:
             self._check_writers()
 
     def _gone(self, disk: IWatchedDisk) -> SourceGone:
