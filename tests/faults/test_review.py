@@ -27,7 +27,7 @@ from twisted.internet.threads import deferToThread
 
 from blockmig.errors import GaveUp, LocalFailure, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
-from blockmig.migration.records.verdict import look_steadily, verdict_of_pair
+from blockmig.migration.records.verdict import examine_until_stable, verdict_of_pair
 from blockmig.syscalls import SystemCalls
 
 SIZE = 3 * MIB
@@ -264,7 +264,7 @@ def test_end_at_the_last_moment(
         assert sender.wait(30) == status, sender.stderr
     assert source.exists() is not unlink
     if status:
-        assert "perhaps it was not told" in sender.events("error")[0]["why"]
+        assert "it may not have been notified" in sender.events("error")[0]["why"]
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
@@ -366,7 +366,9 @@ async def test_record_that_cannot_be_synced(room: Path, unlink: bool, which: int
         assert not done.called, "the destination was told that it is canonical"
         assert digest(source) == before
         assert not (room / "source.MIGRATED").exists()
-        verdict = verdict_of_pair(*look_steadily([str(source), str(room / "destination")])[0])
+        verdict = verdict_of_pair(
+            *examine_until_stable([str(source), str(room / "destination")])[0]
+        )
         assert verdict.canonical == str(source), verdict
         receiver.stop()
         # Also where it had put its copy on record as whole: it was told that it is not to be.

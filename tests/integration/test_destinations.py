@@ -237,8 +237,8 @@ QEMU = Start("in use by QEMU")
 QEMU_IO = Start("is open in qemu-io (process ")
 WHOLE = No("has a whole copy of another migration, which may be the only one: see `blockmig")
 EPERM = No("Operation not permitted")
-SERVED = No("is a `blockmig serve`, which gives its disk to clients")
-FOREIGN = "holds {}, and is no receiver of blockmig's: to overwrite it, say --overwrite"
+SERVED = No("is a `blockmig serve`, which serves its disk to clients")
+FOREIGN = "holds {}, and is not a blockmig receiver; to overwrite it, use --overwrite"
 DATA_AT, EXT4_AT = (No(FOREIGN.format(what)) for what in ("data", "an ext4 file system"))
 NOT_OURS = No("holds data that is not a part of this disk")
 UNREAD = No("cannot be read (EIO")
@@ -437,7 +437,7 @@ def test_what_another_disk_has_there_is_refused_to_a_source_that_was_never_sent(
     """Equal or not: without a record nobody knows whose it is."""
     slow.copy.write_bytes(slow.source.read_bytes())
     slow.nbdkit()
-    slow.is_refused("send", "holds data, and is no receiver of blockmig's")
+    slow.is_refused("send", "holds data, and is not a blockmig receiver")
 
 
 def test_a_later_attempt_never_writes_over_another_disk_there(slow: Scene) -> None:

@@ -364,7 +364,7 @@ def test_silent_at_the_last_step(processes: Processes, room: Path, where: str) -
     receiver = Withholding(processes, room, copy, size)
 
     def phase() -> Phase | None:
-        record = examine(str(copy)).of(Kind.INCOMPLETE)
+        record = examine(str(copy)).record(Kind.INCOMPLETE)
         return None if record is None else record.phase
 
     with mirrored.writer(rate=2e6, sizes=SHORT) as writer:

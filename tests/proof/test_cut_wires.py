@@ -36,8 +36,8 @@ from blockmig.migration.handoff import channel
 from blockmig.migration.handoff.message import MESSAGE_SIZE
 from blockmig.migration.policy import Patience
 from blockmig.migration.records.files import Records
-from blockmig.migration.records.permitted import source_found
-from blockmig.migration.records.verdict import look_steadily, verdict_of_pair
+from blockmig.migration.records.permitted import source_state
+from blockmig.migration.records.verdict import examine_until_stable, verdict_of_pair
 from blockmig.migration.source import attempt, finisher
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.record import SourceRecord
@@ -132,7 +132,9 @@ class Migration:
         """Compare the verdict with the truth, which must not change meanwhile."""
         while True:
             before = self._retired()
-            verdict = verdict_of_pair(*look_steadily([str(self.source), str(self.destination)])[0])
+            verdict = verdict_of_pair(
+                *examine_until_stable([str(self.source), str(self.destination)])[0]
+            )
             if before == self._retired():
                 break
         expected = self.destination if before else self.source
@@ -154,7 +156,7 @@ class Migration:
             records, identity = Records(disk.record_path), disk.identity()
         else:
             disk, records, identity = None, Records(str(self.source)), None
-        found = source_found(records, identity, uri, unlink=self.case.unlink)
+        found = source_state(records, identity, uri, unlink=self.case.unlink)
         running: Finisher | Sender
         if disk is None or found.retired:
             record = found.record

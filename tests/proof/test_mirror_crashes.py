@@ -73,7 +73,7 @@ def test_a_mirror_broken_off_at_any_time_leaves_no_canonical_copy(
                 breaks += 1
                 writer.go_on(3)
                 found = examine(str(copy))
-                record = found.of(Kind.INCOMPLETE)
+                record = found.record(Kind.INCOMPLETE)
                 assert record is not None
                 assert record.phase == Phase.COPYING
                 assert verdict_of(found).state == CopyState.NOT_CANONICAL

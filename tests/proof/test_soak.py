@@ -31,7 +31,7 @@ from blockmig.migration.records.verdict import (
     CopyState,
     Verdict,
     examine,
-    look_steadily,
+    examine_until_stable,
     verdict_of,
     verdict_of_pair,
 )
@@ -184,9 +184,11 @@ class Migration:
         found = examine(str(self.source))
         if self.unlink:
             return found.size is None and not found.records and not found.bad
-        migrated = found.of(Kind.MIGRATED)
+        migrated = found.record(Kind.MIGRATED)
         return (
-            migrated is not None and bool(migrated.confirmed) and found.of(Kind.MIGRATING) is None
+            migrated is not None
+            and bool(migrated.confirmed)
+            and found.record(Kind.MIGRATING) is None
         )
 
     def _has_arrived(self) -> bool:
@@ -219,7 +221,9 @@ class Migration:
         while True:
             before = self.retired()
             here, there = examine(str(self.source)), examine(str(self.destination))
-            both = verdict_of_pair(*look_steadily([str(self.source), str(self.destination)])[0])
+            both = verdict_of_pair(
+                *examine_until_stable([str(self.source), str(self.destination)])[0]
+            )
             if before == self.retired():
                 break
         canonical = self.destination if before else self.source

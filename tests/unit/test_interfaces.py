@@ -27,7 +27,7 @@ from blockmig.interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
 from blockmig.migration.destination.export import MigrationExport
 from blockmig.migration.destination.handoff_export import HandoffExport
 from blockmig.migration.destination.receiver import Receiver
-from blockmig.migration.source.attempt import Opening
+from blockmig.migration.source.attempt import OpeningAttempt
 from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
 from blockmig.server import IExportHandler, ServerConnection
@@ -58,7 +58,9 @@ class InterfaceTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IPayloadReceiver, connection._phase))
         self.assertTrue(verifyClass(IPayloadReceiver, Session))
         self.assertTrue(verifyClass(IPayloadReceiver, Forwarding))
-        self.assertTrue(verifyObject(IProtocol, Opening(self.sender._context, None).connection))
+        self.assertTrue(
+            verifyObject(IProtocol, OpeningAttempt(self.sender._context, None).connection)
+        )
 
     def test_factories(self):
         self.assertTrue(verifyObject(IProtocolFactory, self.receiver.factory()))

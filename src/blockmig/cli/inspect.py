@@ -37,20 +37,20 @@ def run(options: Options) -> int:
     """Print the verdict, and return 0 if it is certain."""
     from ..migration.records.verdict import (  # noqa: PLC0415
         CopyState,
-        changing,
-        look_steadily,
+        examine_until_stable,
+        unstable_verdict,
         verdict_of,
         verdict_of_pair,
     )
     from ..storage import DiskRefused  # noqa: PLC0415
 
     try:
-        states, steady = look_steadily(options["disks"], options["state-dir"])
+        states, steady = examine_until_stable(options["disks"], options["state-dir"])
     except DiskRefused as error:
         print(f"blockmig: {error}", file=sys.stderr)
         return ExitStatus.FAILED
     if not steady:
-        verdict = changing(options["disks"])
+        verdict = unstable_verdict(options["disks"])
     else:
         verdict = verdict_of(states[0]) if len(states) == 1 else verdict_of_pair(*states)
     reconfigure = getattr(sys.stdout, "reconfigure", None)

@@ -14,7 +14,7 @@ from ..errors import GaveUp, LocalFailure, Refused, Summary
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides, Patience
 from ..migration.records.files import Records
-from ..migration.records.permitted import SourceState, source_found
+from ..migration.records.permitted import SourceState, source_state
 from ..migration.source.finisher import Finisher
 from ..migration.source.record import SourceRecord
 from ..migration.source.sender import Sender
@@ -71,7 +71,7 @@ class SendOperation:
         """What the records say, and allow."""
         unlink = bool(self._options["unlink"])
         try:
-            return source_found(
+            return source_state(
                 records,
                 disk.identity() if disk is not None else None,
                 str(self._options.uri),

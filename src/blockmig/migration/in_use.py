@@ -1,12 +1,13 @@
-"""Whether somebody else has a disk's file open, which is then no disk to migrate.
+"""Refuses a disk whose file another program has open.
 
-Owns the refusal; how it is found out is the affair of `storage.users`. Rules:
+Owns the refusal; `storage.users` finds out who has it open. Rules:
 
-* programs that only look (an indexer, a backup) come and go: they are given two seconds;
-* on a network file system it cannot be told who has a file open elsewhere: that is said, and the
-  command goes on. So it does, without a word, where a lease may not be asked for;
-* whoever serves a disk, or sends it, minds only those who write to it; a destination must be
-  nobody's.
+* programs that only read for a moment (an indexer, a backup) come and go: they are given two
+  seconds;
+* on a network file system nobody can tell who has a file open on another host: that is logged, and
+  the command goes on. Where a lease may not be taken it goes on without a word;
+* for a disk that is served or sent only other writers matter; a destination must not be open
+  anywhere else.
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from ..storage import User, filesystem_of, is_open_elsewhere, is_remote, users_o
 
 _log = Logger()
 
-_PATIENCE: Final = 2.0
+_READER_GRACE: Final = 2.0
 _INTERVAL: Final = 0.1
 
 
 def describe_users(users: Sequence[User]) -> str:
-    """Who has a file open, for a message."""
     return ", ".join(map(str, users)) or "another program"
 
 
@@ -40,33 +40,33 @@ async def refuse_in_use(
     readers: bool,
     runtime: Runtime,
 ) -> None:
-    """See whether anybody else has the disk open.
+    """Refuse the disk if another program has it open.
 
     @param path: where it is.
-    @param readers: whether those matter who only read.
-    @param runtime: what the outside world is.
-    @raise Refused: somebody has.
+    @param readers: whether programs that only read it matter too.
+    @param runtime: the reactor, threads and system calls to use.
+    @raise Refused: another program has it open.
     """
     descriptor = disk.fileno()
     if descriptor is None:
-        return  # it was only just made
+        return  # it was only just created
     writable = bool(getattr(disk, "writable", False))
     reactor = runtime.reactor
-    end = reactor.seconds() + _PATIENCE
-    while (found := is_open_elsewhere(descriptor, writable, runtime.system)) is True:
+    end = reactor.seconds() + _READER_GRACE
+    while (in_use := is_open_elsewhere(descriptor, writable, runtime.system)) is True:
         if reactor.seconds() < end:
             await deferLater(reactor, _INTERVAL)
             continue
         users = await runtime.threads(users_of, descriptor)
         only_read = bool(users) and all(user.writes is False for user in users)
         if only_read and writable and not readers:
-            return  # who reads is met too on a writable descriptor
+            return  # a lease on a writable descriptor also conflicts with readers
         raise Refused(
-            f"{path}: is open in {describe_users(users)}; end that first, or say --in-use-anyway"
+            f"{path}: is open in {describe_users(users)}; close it first, or use --in-use-anyway"
         )
-    if found is None and is_remote(kind := filesystem_of(path)):
+    if in_use is None and is_remote(kind := filesystem_of(path)):
         _log.warn(
-            "{disk}: is on {kind}, where it cannot be told whether another program, here or on "
+            "{disk}: is on {kind}, where it cannot be detected whether another program, here or on "
             "another host, has it open",
             event="perhaps-in-use",
             disk=path,

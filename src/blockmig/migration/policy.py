@@ -1,4 +1,5 @@
-"""What whoever starts a migration decides: what is done all the same, and how long it is tried."""
+"""What the caller of a migration decides: which checks it overrides, and how long it keeps
+trying."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What is done although something speaks against it, as with the options of these names.
+    """Checks that are overridden, named after the options that do so.
 
-    @ivar again: the records say that the disk was migrated already.
-    @ivar overwrite: the destination holds data, or cannot be looked at.
-    @ivar in_use_anyway: somebody else may have the disk open for writing.
+    @ivar again: send or receive although the records say that the disk was migrated already.
+    @ivar overwrite: write although the destination holds data, or cannot be read.
+    @ivar in_use_anyway: go on although another program may have the disk open for writing.
     """
 
     again: bool = False
@@ -30,10 +31,10 @@ class Patience:
 
     @ivar retry: also retry what fails before the first handshake was accepted.
     @ivar give_up_after: seconds without progress after which to give up; None to go on for ever.
-    @ivar reply_timeout: seconds within which the destination must answer something, as long as it
-        is asked; None to wait for ever.
-    @ivar retry_policy: seconds to wait from the number of failures so far; None for the policy of
-        L{twisted.application.internet.ClientService}.
+    @ivar reply_timeout: seconds within which the destination must reply while requests are
+        outstanding; None to wait for ever.
+    @ivar retry_policy: maps the number of failures so far to the seconds to wait; None for the
+        policy of L{twisted.application.internet.ClientService}.
     """
 
     retry: bool = False

@@ -59,7 +59,7 @@ class Findings:
         room, party = self.room, self.party
         source, destination = examine(str(room.source)), examine(str(room.destination))
         pair = verdict_of_pair(source, destination)
-        incomplete = destination.of(Kind.INCOMPLETE)
+        incomplete = destination.record(Kind.INCOMPLETE)
         for name, verdict in (
             ("source", verdict_of(source)),
             ("destination", verdict_of(destination)),

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from blockmig.cli.serve_operation import ServeOperation
 from blockmig.control import ControlRefused
-from blockmig.migration.mirror.pre_copy import MirrorStage, PreCopy
+from blockmig.migration.mirror.pre_copy import MirrorPhase, PreCopy
 from tests.proof.volatile import Journal, Point, Points, Strike
 
 
@@ -65,7 +65,7 @@ class MirrorPoints(Points):
         send, hold, release = PreCopy._send_pass, PreCopy._hold, PreCopy._release
 
         async def _send_pass(passes: PreCopy, attempt: Any) -> None:
-            if passes.stage != MirrorStage.HOLDING:
+            if passes.phase != MirrorPhase.HOLDING:
                 self._stage = f"pass {passes.number}: "
             with self.around("a pass"):
                 await send(passes, attempt)
@@ -76,7 +76,7 @@ class MirrorPoints(Points):
                 await hold(passes, attempt)
 
         def _release(passes: PreCopy) -> None:
-            if passes.stage != MirrorStage.COPYING:
+            if passes.phase != MirrorPhase.COPYING:
                 self._stage = "released: "
             release(passes)
 

@@ -557,7 +557,7 @@ class RetireTests(SynchronousTestCase):
         error = self.failureResultOf(outcome, Unconfirmed).value
         self.assertEqual(ExitStatus.UNCONFIRMED, error.status)
         self.assertIn("is deleted, but its directory could not be synced", str(error))
-        self.assertIn("the destination was not told", str(error))
+        self.assertIn("the destination was not notified", str(error))
         self.assertEqual(
             (2, HandoffPhase.COPIED), (self.links, self.stage()), "it may be the only copy"
         )

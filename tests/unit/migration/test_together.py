@@ -17,7 +17,7 @@ from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.handoff.message import HandoffPhase
 from blockmig.migration.policy import Overrides
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
-from blockmig.migration.records.permitted import source_found
+from blockmig.migration.records.permitted import source_state
 from blockmig.migration.records.verdict import DiskState, verdict_of_pair
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.record import SourceRecord
@@ -113,7 +113,7 @@ class Case(SynchronousTestCase):
         self.sending = Clock()
         records = Records(self.source.path, self.systems["src"])
         identity = None if self.source.unlinked else self.source.identity()
-        found = source_found(records, identity, URI, unlink=self.unlink)
+        found = source_state(records, identity, URI, unlink=self.unlink)
         arguments = {"reactor": self.sending, "in_thread": in_thread}
         if found.retired:
             record = SourceRecord(records, found, disk=self.source.path, destination=URI, size=SIZE)
@@ -478,7 +478,7 @@ class StopTests(Case):
         (attempt,) = [
             link
             for link in self.endpoint.links
-            if self.receiver._migration.holds(link.server.protocol)
+            if self.receiver._migration.owns_attempt(link.server.protocol)
         ]
         attempt.client.other = None
         self.told, machine = [], self.receiver._migration.machine

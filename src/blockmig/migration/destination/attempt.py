@@ -1,6 +1,7 @@
 """One connection's try at the whole migration, as its destination sees it.
 
-Owns what it covered, and what of that is on its way to the medium. All of it is forgotten with it.
+Owns what the attempt covered, and what of that is on its way to the medium. All of it is forgotten
+when the attempt ends.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from .write_behind import WriteBehind
 class IncomingAttempt:
     """The attempt of one connection.
 
-    @param connection: whose it is; while the medium is too far behind, nothing is read from it.
-    @param disk: where to.
+    @param connection: whose attempt it is; nothing is read from it while the medium is too far
+        behind.
+    @param disk: the destination's disk.
     @param in_thread: runs a function in a thread.
-    @param failed: told of an error that came of writing behind.
-    @ivar coverage: the bytes that were changed, in whatever way.
-    @ivar data: bytes received as data; what is repeated counts again.
+    @param failed: called with an error that a write-back reported.
+    @ivar coverage: the bytes that were written, zeroed or trimmed.
+    @ivar data: bytes received as data; repeated ones count again.
     @ivar zeroes: bytes zeroed or trimmed.
     @ivar changing: changes that were admitted and are not done.
     """
@@ -65,8 +67,8 @@ class IncomingAttempt:
             self.zeroes += request.length
 
     def flushed(self) -> Deferred[None]:
-        """All of it was made durable.
+        """A flush has made everything durable.
 
-        @return: fires once every error that writing behind may have taken was told.
+        @return: fires once every error that a write-back may have consumed was reported.
         """
         return self._write_behind.flushed()

@@ -1,6 +1,6 @@
-"""The end of a migration whose disconnect was accepted, while the last flush is under way.
+"""The completion of a migration whose disconnect was accepted, while the last flush is under way.
 
-Owns who waits for it: whoever reads the side export then wants to hear how it ended.
+Owns who waits for it: a read of the side export is answered only once the result is known.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from ...server import ServerConnection
 
 
 class Completion:
-    """The end of one migration.
+    """The completion of one migration.
 
     @param connection: whose disconnect it was.
-    @ivar connection: the same, or another of that migration which said so later.
+    @ivar connection: the same, or another of that migration which disconnected later.
     """
 
     def __init__(self, connection: ServerConnection) -> None:
@@ -23,13 +23,13 @@ class Completion:
         self._readers: list[Deferred[Errno]] = []
 
     def wait(self) -> Deferred[Errno]:
-        """OK, once there is something to be read."""
+        """Fires with OK once the side export may be read."""
         reader: Deferred[Errno] = Deferred()
         self._readers.append(reader)
         return reader
 
-    def let_read(self) -> None:
-        """There is, for those who wait now."""
+    def release_readers(self) -> None:
+        """Let those read who wait now."""
         readers, self._readers = self._readers, []
         for reader in readers:
             reader.callback(Errno.OK)

@@ -1,7 +1,7 @@
-"""The connections of a receiver, from the first to the end of the last.
+"""The connections of a receiver, from the first until the last is closed.
 
 Rules (design, section 2: R5): after the end, whichever it was, every connection is closed and no
-other is let in; but a side export's may first read that the migration is complete.
+other is accepted; but one to the side export may first read that the migration is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ReceiverFactory:
     """Makes the connections of a receiver.
 
     @param settings: what they have in common.
-    @param clients: keeps them in sight.
+    @param clients: keeps track of them.
     """
 
     noisy = False
@@ -35,11 +35,9 @@ class ReceiverFactory:
         self._clients = clients
         self._closed = False
 
-    def doStart(self) -> None:
-        """A port begins to listen."""
+    def doStart(self) -> None: ...
 
-    def doStop(self) -> None:
-        """A port stopped listening."""
+    def doStop(self) -> None: ...
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """A connection; none after the end."""
@@ -51,15 +49,15 @@ class ReceiverFactory:
         return connection
 
     def forget(self, connection: ServerConnection) -> None:
-        """C{connection} is no more."""
+        """C{connection} is gone."""
         self._clients.forget(connection)
 
     def close(self, last: ServerConnection | None) -> Deferred[None]:
-        """End every connection, and let in no other.
+        """End every connection, and accept no other.
 
-        @param last: where the migration is complete, the connection that said so. It is closed
-            when all that is due to it was sent. Those to the side export may ask whether the
-            migration is complete, for some seconds; the others are aborted.
+        @param last: where the migration is complete, the connection whose disconnect completed it.
+            It is closed once all that is due to it was sent. Connections to the side export may ask
+            whether the migration is complete, for some seconds; the others are aborted.
         @return: fires when none is left.
         """
         self._closed = True
@@ -89,9 +87,9 @@ def _abort_all(connections: list[ServerConnection]) -> None:
 
 
 class _ReceiverConnection(ServerConnection):
-    """A connection that its factory knows of."""
+    """A connection that its factory keeps track of."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the factory too."""
+        """Notify the factory too."""
         super().connectionLost(reason)
         self.factory.forget(self)

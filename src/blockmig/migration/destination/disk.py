@@ -1,13 +1,13 @@
-"""The disk of a migration, by what it can tell of itself at the destination.
+"""The disk of a migration, at its destination.
 
 Rules (design, section 2: R12, R13):
 
-* data that somebody may miss is not written over, unless that was allowed: who holds none of ours
-  is looked at before the first record is written;
-* the file that was opened is the one that gets the data: its name, inode and size are looked at
-  with each record.
+* data that somebody may miss is not overwritten, unless that was allowed: a disk without a record
+  of ours is checked before the first record is written;
+* the file that was opened is the one that gets the data: its name, inode and size are checked with
+  each record.
 
-A disk that knows nothing of its place, or keeps no records, is taken as it is.
+A disk that cannot check its place, or keeps no records, is taken as it is.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from ..records.files import Location, this_host
 
 
 class DestinationDisk:
-    """A disk, and what may be done with it.
+    """A disk, and the checks on it.
 
     @param disk: the disk itself.
-    @param may_overwrite: whatever is on it may be written over.
-    @param wanted: asked, in a thread, whether it still matters what is on it.
-    @ivar may_overwrite: the same; so it may once our own record stands beside it.
+    @param may_overwrite: whatever is on it may be overwritten.
+    @param still_wanted: called in a thread: whether the result of a check still matters.
+    @ivar may_overwrite: the same; also true once our own record exists.
     @ivar name: what to call it in messages.
     @ivar size: bytes.
     """
 
-    def __init__(self, disk: IDisk, may_overwrite: bool, wanted: Callable[[], bool]) -> None:
+    def __init__(self, disk: IDisk, may_overwrite: bool, still_wanted: Callable[[], bool]) -> None:
         self.disk = disk
         self.name: str = disk.name
         self.size: int = disk.size
         self.may_overwrite = may_overwrite
-        self._wanted = wanted
-        self._looked: Any = None
+        self._still_wanted = still_wanted
+        self._checked_version: Any = None
 
     def location(self) -> Location:
-        """This side of the migration."""
+        """This end of the migration."""
         return Location(this_host(), getattr(self.disk, "path", self.name))
 
     def identity(self) -> str:
-        """What it is known by, which nobody could guess; "" where it has nothing of the kind."""
+        """What identifies it, which nobody could guess; "" where there is nothing of the kind."""
         return self.disk.identity() if IRecordedDisk.providedBy(self.disk) else ""
 
     def prepare(self) -> None:
-        """I{Slow.} The first record stands; nothing was written yet."""
+        """I{Slow.} The first record exists; nothing was written yet."""
         if IRecordedDisk.providedBy(self.disk):
             self.disk.prepare()
 
     def check(self) -> None:
-        """I{Slow.} All that is looked at before a record is written.
+        """I{Slow.} All checks that come before a record is written.
 
-        @raise Refused: it holds what somebody may miss.
+        @raise Refused: the disk holds data that somebody may miss.
         @raise blockmig.storage.DiskChanged: its name leads elsewhere.
         """
         self.refuse_data()
@@ -64,30 +64,31 @@ class DestinationDisk:
         self.check_place()
 
     def refuse_data(self) -> None:
-        """I{Slow.} See whether the disk may be written over.
+        """I{Slow.} Refuse a disk that holds data.
 
-        It is looked at once more before the first change: that may come days after the start.
+        It is checked once more before the first change, which may come days after the start.
 
-        @raise Refused: it holds what somebody may miss.
+        @raise Refused: it holds data that somebody may miss.
         """
         if self.may_overwrite:
             return
         watched = self.disk if IWatchedDisk.providedBy(self.disk) else None
         version = watched.version(sync=False) if watched is not None else (True,)
-        if version == self._looked and any(version):
+        if version == self._checked_version and any(version):
             return
-        if what := find_data(self.disk, self._wanted):
+        if what := find_data(self.disk, self._still_wanted):
             raise Refused(
                 f"{self.name}: holds {what}, and no record says that it may be overwritten "
-                "(if a migration into it has ended, it is complete as far as can be told); to "
-                "overwrite it, say --overwrite"
+                "(if a migration into it has ended, it is presumably complete); to overwrite it, "
+                "use --overwrite"
             )
-        self._looked = version
+        self._checked_version = version
 
     def check_place(self) -> None:
-        """I{Slow.} Whether its name still leads to what was opened, of the same size.
+        """I{Slow.} Check that its name still leads to what was opened, and that the size is the
+        same.
 
-        @raise blockmig.storage.DiskChanged: it does not.
+        @raise blockmig.storage.DiskChanged: one of the two is not so.
         """
         if IWatchedDisk.providedBy(self.disk):
             self.disk.check_place()

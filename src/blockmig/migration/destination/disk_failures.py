@@ -1,10 +1,10 @@
-"""What goes wrong with the disk, and what comes of that.
+"""Failures of the disk, and what they lead to.
 
 Rules (design, section 2: R1, R13):
 
 * a disk error ends the migration: the sender gets it as an NBD error first;
 * a disk that has lost its name when it may be the only copy is no such error: it is saved
-  (`rescue`), and nobody's migration becomes complete with it.
+  (`rescue`), and no migration becomes complete with it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ...errors import LocalFailure, MigrationError, Refused
 from ...nbd import Errno, Request
 from ...storage import DiskChanged
 from ...syscalls import describe_error
-from .answers import error_number
 from .disk import DestinationDisk
+from .errnos import errno_for
 
 
 class DiskFailure:
@@ -30,12 +30,12 @@ class DiskFailure:
     @param name: what to call the disk.
     @param error: what it failed with.
     @ivar outcome: the error to end with.
-    @ivar answer: what requests are answered with until then.
-    @ivar deadline: until when the sender may take it from us.
+    @ivar errno: what requests are answered with until then.
+    @ivar deadline: ends the time in which the sender may still receive the error.
     """
 
     def __init__(self, name: str, error: BaseException | None) -> None:
-        self.answer = error_number(error)
+        self.errno = errno_for(error)
         self.deadline: IDelayedCall | None = None
         self.outcome: MigrationError
         if isinstance(error, Refused):
@@ -46,7 +46,7 @@ class DiskFailure:
             self.outcome = LocalFailure(f"{name}: {describe_error(error)}")
 
     def cancel_deadline(self) -> None:
-        """It has, or the time is over."""
+        """The sender has received it, or the time is over."""
         if self.deadline is not None and self.deadline.active():
             self.deadline.cancel()
 
@@ -56,8 +56,8 @@ class DiskFailures:
 
     @param disk: the disk.
     @param may_be_the_only_copy: whether it must be saved if it loses its name now.
-    @param failed: told of a failure.
-    @param displaced: told of the loss of its name.
+    @param failed: called with a failure.
+    @param displaced: called with the error that reports the loss of its name.
     @ivar failure: the one that the migration ends with, once there is one.
     """
 
@@ -76,22 +76,22 @@ class DiskFailures:
         self._displaced = displaced
 
     @property
-    def reported(self) -> Errno:
-        """What requests are answered with that came to nothing by it."""
-        return self.failure.answer if self.failure is not None else Errno.EIO
+    def errno(self) -> Errno:
+        """What requests are answered with that failed because of it."""
+        return self.failure.errno if self.failure is not None else Errno.EIO
 
     def fail(self, error: BaseException | None) -> DiskFailure:
-        """The migration ends with that."""
+        """End the migration with that error."""
         self.failure = DiskFailure(self._disk.name, error)
         return self.failure
 
-    def broke(self, error: BaseException | None) -> None:
-        """Something about the disk failed; perhaps since it has lost its name."""
-        if not self.is_displaced():
+    def handle(self, error: BaseException | None) -> None:
+        """Something about the disk failed; perhaps because it has lost its name."""
+        if not self.check_displaced():
             self._failed(error)
 
-    def is_displaced(self) -> bool:
-        """Whether the disk lost its name when it may be the only copy; it is rescued then."""
+    def check_displaced(self) -> bool:
+        """Whether the disk lost its name when it may be the only copy; if so its rescue begins."""
         if not self._may_be_the_only_copy():
             return False
         try:
@@ -100,26 +100,26 @@ class DiskFailures:
             self._displaced(error)
             return True
         except OSError:
-            pass  # nobody can tell
+            pass  # then it cannot be decided
         return False
 
-    def check_end(self, request: Request) -> Errno:
-        """Whether a change may be made: one that touches the last byte gives a file that was cut
-        its size again, so that nobody could tell any more that a part of it is missing."""
+    def check_last_byte(self, request: Request) -> Errno:
+        """Whether a change may be made: one that touches the last byte would give a truncated file
+        its size back, and hide that a part of it is missing."""
         if request.offset + request.length < self._disk.size:
             return Errno.OK
         try:
             self._disk.check_place()
         except (DiskChanged, OSError) as error:
-            self.broke(error)
-            return error_number(error)
+            self.handle(error)
+            return errno_for(error)
         return Errno.OK
 
-    def answer(self, working: Deferred[Any]) -> Deferred[Errno]:
-        """OK once that is done; an error, which ends the migration, if it fails."""
+    def reply_when_done(self, working: Deferred[Any]) -> Deferred[Errno]:
+        """OK once C{working} is done; an error, which ends the migration, if it fails."""
 
         def failed(failure: Failure) -> Errno:
-            self.broke(failure.value)
-            return error_number(failure.value)
+            self.handle(failure.value)
+            return errno_for(failure.value)
 
         return working.addCallbacks(lambda _: Errno.OK, failed)

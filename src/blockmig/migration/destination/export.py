@@ -1,9 +1,10 @@
-"""The export that a migration's data comes to: what is admitted, and what comes of it.
+"""The export that receives a migration's data: what it admits, and the consequences.
 
 Rules (design, section 2: R5, R12):
 
-* whoever only connects, negotiates or reads holds no place;
-* only the attempt's connection may change the disk, and nobody what may be the only copy;
+* a connection that only negotiates or reads occupies nothing;
+* only the attempt's connection may change the disk, and nobody may change what may be the only
+  copy;
 * only its flushes cost an fdatasync.
 """
 
@@ -18,7 +19,7 @@ from zope.interface import implementer
 
 from ...nbd import Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
 from ...server import IExportHandler, ServerConnection
-from .answers import Answer
+from .errnos import EventualErrno
 from .migration import IncomingMigration
 
 _log = Logger()
@@ -34,7 +35,7 @@ _OFFERS: Final = (
 
 @implementer(IExportHandler)
 class MigrationExport:
-    """What the connections of a receiver ask and tell.
+    """Handles the requests of a receiver's connections.
 
     @param migration: what they are about.
     @param name: the export's.
@@ -50,8 +51,8 @@ class MigrationExport:
         self._migration = migration
         self._refused: WeakSet[ServerConnection] = WeakSet()
 
-    def admit(self, connection: ServerConnection, request: Request) -> Answer:
-        """Changes only from the attempt's connection; anything else from anybody."""
+    def admit(self, connection: ServerConnection, request: Request) -> EventualErrno:
+        """Changes only from the attempt's connection; anything else from any."""
         migration = self._migration
         if not changes_the_disk(request):
             if request.command == Command.FLUSH:
@@ -59,18 +60,20 @@ class MigrationExport:
             return Errno.OK
         if migration.attempt is None and (error := self._may_begin(connection)):
             return error
-        if migration.holds(connection) and (error := migration.failures.check_end(request)):
+        if migration.owns_attempt(connection) and (
+            error := migration.failures.check_last_byte(request)
+        ):
             return error
         answer = migration.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):
-            migration.changing()
+            migration.change_begins()
         return answer
 
     def _may_begin(self, connection: ServerConnection) -> Errno:
         """Whether an attempt of C{connection} would destroy what may be the only copy."""
         if self._migration.record.retired:
             why = "the source of this copy was retired"
-        elif self._migration.record.is_kept:
+        elif self._migration.record.is_protected:
             why = "this copy is whole, and may be changed by its own sender only"
         else:
             return Errno.OK
@@ -86,21 +89,21 @@ class MigrationExport:
 
     def needs_flush(self, connection: ServerConnection) -> bool:
         """Only the attempt's connection has written anything; others must cost no fdatasync."""
-        return self._migration.holds(connection)
+        return self._migration.owns_attempt(connection)
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
-        """A sender that has sent all of it may take its time to retire the source.
+        """A sender that has sent everything may take its time to retire the source.
 
         And we may take ours for the last flush.
         """
-        return self._migration.waits_for(connection)
+        return self._migration.may_be_silent(connection)
 
     def done(self, connection: ServerConnection, request: Request) -> Deferred[None] | None:
         """Coverage grows by what was changed; a flush makes a whole copy a durable one."""
         if not changes_the_disk(request):
             return self._migration.flush_ended(request, True)
-        if self._migration.holds(connection):
-            self._migration.changed(connection)
+        if self._migration.owns_attempt(connection):
+            self._migration.change_ended(connection)
             self._migration.machine.covered(request)
         return None
 
@@ -109,21 +112,21 @@ class MigrationExport:
     ) -> None:
         """The disk is not fit for the migration."""
         if changes_the_disk(request):
-            self._migration.changed(connection)
+            self._migration.change_ended(connection)
         self._migration.flush_ended(request, False)
-        self._migration.failures.broke(error)
+        self._migration.failures.handle(error)
 
     def disconnected(self, connection: ServerConnection) -> None:
-        """The end of the migration, or nothing much."""
+        """The end of the migration, of an attempt, or of a connection that had none."""
         machine = self._migration.machine
         if self._migration.completes(connection):
             machine.disconnect(connection)
             return
-        if self._migration.holds(connection):
+        if self._migration.owns_attempt(connection):
             machine.drop("disconnect before the whole disk was covered")
         connection.close()
 
     def gone(self, connection: ServerConnection) -> None:
         """The end of the attempt, if it was its connection."""
-        if self._migration.holds(connection):
+        if self._migration.owns_attempt(connection):
             self._migration.machine.drop("connection lost")

@@ -1,15 +1,14 @@
-"""The side export NAME.handoff: where a sender of ours says which migration its connection belongs
-to, and is told how that stands.
+"""The side export NAME.handoff: where a blockmig sender says which migration its connection belongs
+to, and reads how that stands.
 
-Owns what its connections have in common, and the message that each is just writing. What a message
-does is decided in `message_handler`; the form of both is the `handoff`'s.
+Owns what its connections have in common, and the message that each is writing. What a message
+causes is decided in `message_handler`; the form of the messages is the `handoff` package's.
 
 Rules (design, section 3, "side exports"):
 
-* whoever reads it is told how the migration stands; while the last flush is under way, not before
-  its end;
+* a read returns how the migration stands; during the last flush it is answered only after that;
 * a message is written in one request, and acted on before it is acknowledged;
-* what comes late of an earlier attempt's conversation is void.
+* what arrives late from an earlier attempt's conversation is void.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from zope.interface import implementer
 from ...nbd import HANDOFF_EXPORT, Command, Errno, Export, Request, TransmissionFlag
 from ...server import Clients, IExportHandler, ServerConnection
 from ..handoff.message import MESSAGE_SIZE, BadMessage, HandoffMessage, HandoffPhase, decode_message
-from .answers import Answer
+from .errnos import EventualErrno
 from .migration import IncomingMigration
 
 
 class _MessageDisk:
-    """The disk of a side export: reading gives the receiver's message, writing takes the sender's.
+    """The disk of a side export: a read returns the receiver's message, a write takes the sender's.
 
-    Of L{blockmig.interfaces.IDisk} only what can come to be called.
+    Only those methods of L{blockmig.interfaces.IDisk} that can come to be called.
     """
 
     name = "the side export"
@@ -37,51 +36,49 @@ class _MessageDisk:
 
     def __init__(self, migration: IncomingMigration) -> None:
         self.message = bytearray(MESSAGE_SIZE)
-        self.knows = False
+        self.reveals_token = False
         self._migration = migration
 
-    def fileno(self) -> None:
-        """In memory."""
+    def fileno(self) -> None: ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """A part of the message."""
-        return self._migration.report.message(self.knows).encode()[offset : offset + length]
+        return self._migration.report.message(self.reveals_token).encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
-        """A part of the message."""
         self.message[offset : offset + len(data)] = data
 
     def flush(self) -> None:
-        """A message is durable before it is acknowledged, whether or not that is asked for."""
+        """A message is durable before it is acknowledged, whether or not anybody asks for that."""
 
 
-class HandoffExports:
+class HandoffExportFactory:
     """The side export of one migration, with a handler for each of its connections.
 
-    @param migration: what it tells of.
-    @param name: of the export that it stands beside.
+    @param migration: the migration that it reports.
+    @param name: of the main export.
     @param clients: all connections of the receiver.
     @ivar export: what is offered.
-    @ivar speaker: the connection whose message was last accepted.
+    @ivar last_sender: the connection whose message was last accepted.
     """
 
     def __init__(self, migration: IncomingMigration, name: str, clients: Clients) -> None:
         self.migration = migration
         self.export = Export(name + HANDOFF_EXPORT, MESSAGE_SIZE, TransmissionFlag.HAS_FLAGS)
-        self.speaker: ServerConnection | None = None
+        self.last_sender: ServerConnection | None = None
         self._clients = clients
 
     def handler(self) -> HandoffExport:
-        """One for a connection of its own."""
+        """A handler for one connection."""
         return HandoffExport(self)
 
     def accepted(self, connection: ServerConnection, message: HandoffMessage) -> None:
-        """A message of C{connection}'s is being acted on.
+        """A message of C{connection} is being acted on.
 
-        If it is a claim, what comes late of an earlier one is void: one that was on its way when
-        its connection broke could otherwise arrive when the attempt after it has come to its end.
+        If it is a claim, whatever arrives late from an earlier conversation is void: a message that
+        was on its way when its connection broke could otherwise arrive at the end of a later
+        attempt.
         """
-        self.speaker = connection
+        self.last_sender = connection
         if message.phase != HandoffPhase.COPYING:
             return
         for other in self._clients:
@@ -91,26 +88,26 @@ class HandoffExports:
 
 @implementer(IExportHandler)
 class HandoffExport:
-    """What one connection to the side export asks and tells; messages are not mixed up with those
-    of another.
+    """Handles one connection to the side export, with a message of its own, so that messages of
+    different connections are not mixed up.
 
-    @param shared: what it has in common with those.
+    @param factory: what it has in common with the others.
     """
 
     access = None
     at_once = False
     held = False
 
-    def __init__(self, shared: HandoffExports) -> None:
-        self.export = shared.export
-        self.disk: Any = _MessageDisk(shared.migration)
-        self._migration = shared.migration
-        self._shared = shared
+    def __init__(self, factory: HandoffExportFactory) -> None:
+        self.export = factory.export
+        self.disk: Any = _MessageDisk(factory.migration)
+        self._migration = factory.migration
+        self._factory = factory
 
-    def admit(self, connection: ServerConnection, request: Request) -> Answer:
-        """Whole messages only; who reads after the disconnect is to hear how it ended."""
+    def admit(self, connection: ServerConnection, request: Request) -> EventualErrno:
+        """Whole messages only; a read after the disconnect waits for the result."""
         if request.command == Command.READ:
-            return self._migration.at_end()
+            return self._migration.wait_for_end()
         if request.command == Command.WRITE and (request.offset, request.length) == (
             0,
             MESSAGE_SIZE,
@@ -119,17 +116,17 @@ class HandoffExport:
         return Errno.EINVAL
 
     def done(self, connection: ServerConnection, request: Request) -> Deferred[None]:
-        """A message is here: act on it, then acknowledge it."""
+        """A message has arrived: act on it, then acknowledge it."""
         try:
             message = decode_message(bytes(self.disk.message))
         except BadMessage:
             message = HandoffMessage(HandoffPhase.NONE)
-        answer: Answer = Errno.EINVAL
+        answer: EventualErrno = Errno.EINVAL
         if message.is_from_sender:
             answer = self._migration.machine.take_message(message)
             if answer == Errno.OK or isinstance(answer, Deferred):
-                self.disk.knows = message.phase == HandoffPhase.RETIRED
-                self._shared.accepted(connection, message)
+                self.disk.reveals_token = message.phase == HandoffPhase.RETIRED
+                self._factory.accepted(connection, message)
         return (
             _acknowledged(answer)
             if isinstance(answer, Errno)
@@ -139,18 +136,16 @@ class HandoffExport:
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None
     ) -> None:
-        """Nothing of the disk is concerned."""
+        """The disk is not affected."""
 
     def needs_flush(self, connection: ServerConnection) -> bool:
-        """There is nothing to flush."""
         return False
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
-        """It is the sender's, which has nothing to say here while it copies."""
-        return self._shared.speaker is connection
+        """Yes for the sender, which has nothing to say here while it copies."""
+        return self._factory.last_sender is connection
 
     def disconnected(self, connection: ServerConnection) -> None:
-        """The end of the conversation."""
         connection.close()
 
     def gone(self, connection: ServerConnection) -> None:
@@ -158,7 +153,7 @@ class HandoffExport:
 
 
 def _acknowledged(answer: Errno) -> Deferred[None]:
-    """What is waited for before a message is acknowledged, or answered with an error."""
+    """Fires when a message is to be acknowledged; fails with the error to answer instead."""
     acknowledged: Deferred[None] = Deferred()
     if answer == Errno.OK:
         acknowledged.callback(None)

@@ -1,20 +1,20 @@
-"""A migration as its destination sees it: the states, and what moves it between them.
+"""The states of a migration as its destination sees it, and what moves it between them.
 
-Owns when something may happen, and nothing else; what is done is the actions' affair.
+Owns when something may happen, and nothing else; what is done is up to the actions.
 
 Rules (design, section 2: R3 to R5, R13):
 
-* an attempt begins with the first request that changes the disk; while one goes on (and until
-  nothing of it is under way any more) it is the only one;
-* a drop ends the attempt, never the migration. It is over when a disconnect was accepted and all is
-  durable; when the disk has failed and the sender was told, or had its time; when a disk that had
-  lost its name has another; or when somebody gives up;
-* once the disconnect was accepted the sender holds the migration for done: it is finished, whoever
-  wants it to end. And a disk without a name would be gone with us.
+* an attempt begins with the first request that changes the disk; while one goes on (and until none
+  of its requests is under way any more) it is the only one;
+* a drop ends the attempt, never the migration. The migration is over when a disconnect was accepted
+  and everything is durable; when the disk has failed and the sender has received the error, or had
+  time to; when a disk that had lost its name has another; or when somebody gives up;
+* once the disconnect was accepted the sender considers the migration done: it is completed, whoever
+  wants to stop it. And a disk without a name would be lost with this process.
 
-What a state goes with is its data: the attempt that goes on, the end that is waited for, the
-failure that the sender is being told, the rescue. Requests and messages can come in the middle of a
-transition, when a machine cannot be asked: so the actions keep some of these too.
+A state carries its data: the attempt that goes on, the completion that is waited for, the failure
+that is being reported to the sender, the rescue. Requests and messages can arrive in the middle of
+a transition, when a machine cannot be asked: so the actions keep some of these too.
 """
 
 from __future__ import annotations
@@ -28,61 +28,64 @@ from ...errors import MigrationError
 from ...nbd import Errno, Request
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
-from .answers import Answer
 from .attempt import IncomingAttempt
 from .completion import Completion
 from .disk_failures import DiskFailure
+from .errnos import EventualErrno
 from .rescue import Rescue
 
 
 class MigrationInputs(Protocol):
-    """What can happen to a migration, as its destination sees it."""
+    """The events of a migration, as its destination sees it."""
 
-    def change(self, connection: ServerConnection) -> Answer:
-        """C{connection} asks to change the disk; the answer says whether it may."""
+    def change(self, connection: ServerConnection) -> EventualErrno:
+        """C{connection} asks to change the disk; the result says whether it may."""
 
-    def take_message(self, message: HandoffMessage) -> Answer:
-        """A message came by the side export; the answer says whether it is acknowledged."""
+    def take_message(self, message: HandoffMessage) -> EventualErrno:
+        """A message came through the side export; the result says whether it is acknowledged."""
 
     def covered(self, request: Request) -> None:
         """A change that the attempt's connection asked for was made."""
 
     def disconnect(self, connection: ServerConnection) -> None:
-        """The disconnect that completes the migration came, by C{connection}."""
+        """C{connection} sent the disconnect that completes the migration."""
 
     def drop(self, why: str) -> None:
-        """The attempt's connection ended in any other way, and nothing of it is under way."""
+        """The attempt's connection ended in any other way, and none of its requests is under
+        way."""
 
     def durable(self) -> None:
-        """What follows a disconnect is done: the disk is durable, the record gone."""
+        """What follows a disconnect is done: the disk is durable, and the record removed."""
 
     def disk_failed(self, error: BaseException | None) -> None:
-        """The disk, or its record, did not do what it was told to."""
+        """An operation on the disk, or on its record, failed."""
 
     def displaced(self, error: BaseException | None) -> None:
         """The disk's name leads elsewhere, and this may be the only copy."""
 
     def rescued(self, error: MigrationError) -> None:
-        """The disk has another name, and is on record under that."""
+        """The disk has another name, with a record."""
 
     def give_up(self, error: MigrationError) -> None:
-        """Somebody, or the clock, wants the migration to end as it stands."""
+        """A person, or a time limit, wants the migration to end as it stands."""
 
 
 class MigrationActions(Protocol):
-    """What the machine has done."""
+    """What the machine does."""
 
     def begin(self, connection: ServerConnection) -> IncomingAttempt:
         """An attempt of C{connection} begins."""
 
-    def put_on_record(self, connection: ServerConnection) -> Answer:
-        """Put on record that it does; OK once that stands there."""
+    def record_attempt(self, connection: ServerConnection) -> EventualErrno:
+        """Record that it does; OK once that is durable."""
 
-    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> Answer:
-        """Whether C{connection} may change the disk, while an attempt goes on."""
+    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> EventualErrno:
+        """Whether C{connection} may change the disk during an attempt."""
 
-    def take_message(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
-        """Act on a message, while that attempt goes on."""
+    def take_message(
+        self, message: HandoffMessage, attempt: IncomingAttempt | None
+    ) -> EventualErrno:
+        """Act on a message during that attempt, if there is one."""
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
         """The attempt has changed what C{request} says."""
@@ -91,22 +94,22 @@ class MigrationActions(Protocol):
         """The attempt is over, and its coverage forgotten."""
 
     def flush(self, connection: ServerConnection) -> Completion:
-        """Make all durable, and take the record away; answer with C{durable}."""
+        """Make everything durable, and remove the record; answer with C{durable}."""
 
-    def complete(self, ending: Completion) -> None:
+    def complete(self, completion: Completion) -> None:
         """The migration is complete."""
 
     def fail(self, error: BaseException | None) -> DiskFailure:
-        """Have the sender told, for a little time; answer with C{give_up}."""
+        """Report the error to the sender, for a short time; answer with C{give_up}."""
 
     def failed(self, failure: DiskFailure) -> None:
-        """The sender was told, or had its time."""
+        """The sender has received the error, or had time to."""
 
     def rescue(self, error: BaseException | None) -> Rescue:
         """Give the disk a name again; answer with C{rescued}, however long that takes."""
 
     def end(self, error: MigrationError) -> None:
-        """The migration ends with that."""
+        """The migration ends with that error."""
 
 
 def _begin(
@@ -141,7 +144,7 @@ _copying = _builder.state("copying", _begin)
 _finishing = _builder.state("finishing", _flush)
 """The disconnect was accepted; the last flush is under way."""
 _failing = _builder.state("failing", _fail)
-"""The disk has failed, and the sender is being told."""
+"""The disk has failed, and that is being reported to the sender."""
 _rescuing = _builder.state("rescuing", _rescue)
 """The disk has lost its name when it may have been the only copy, and is given another."""
 _over = _builder.state("over")
@@ -149,10 +152,10 @@ _over = _builder.state("over")
 
 
 @_waiting.upon(MigrationInputs.change).to(_copying)
-def _put_on_record(
+def _record_attempt(
     machine: MigrationInputs, actions: MigrationActions, connection: ServerConnection
-) -> Answer:
-    return actions.put_on_record(connection)
+) -> EventualErrno:
+    return actions.record_attempt(connection)
 
 
 @_copying.upon(MigrationInputs.change).loop()
@@ -161,14 +164,14 @@ def _change(
     actions: MigrationActions,
     attempt: IncomingAttempt,
     connection: ServerConnection,
-) -> Answer:
+) -> EventualErrno:
     return actions.change(attempt, connection)
 
 
 @_waiting.upon(MigrationInputs.take_message).loop()
 def _message_waiting(
     machine: MigrationInputs, actions: MigrationActions, message: HandoffMessage
-) -> Answer:
+) -> EventualErrno:
     return actions.take_message(message, None)
 
 
@@ -178,7 +181,7 @@ def _message_copying(
     actions: MigrationActions,
     attempt: IncomingAttempt,
     message: HandoffMessage,
-) -> Answer:
+) -> EventualErrno:
     return actions.take_message(message, attempt)
 
 
@@ -204,15 +207,15 @@ _copying.upon(MigrationInputs.disconnect).to(_finishing).returns(None)
 def _disconnect_again(
     machine: MigrationInputs,
     actions: MigrationActions,
-    ending: Completion,
+    completion: Completion,
     connection: ServerConnection,
 ) -> None:
-    ending.connection = connection
+    completion.connection = connection
 
 
 @_finishing.upon(MigrationInputs.durable).to(_over)
-def _complete(machine: MigrationInputs, actions: MigrationActions, ending: Completion) -> None:
-    actions.complete(ending)
+def _complete(machine: MigrationInputs, actions: MigrationActions, completion: Completion) -> None:
+    actions.complete(completion)
 
 
 _waiting.upon(MigrationInputs.disk_failed).to(_failing).returns(None)
@@ -226,8 +229,8 @@ def _answer_failing(
     actions: MigrationActions,
     failure: DiskFailure,
     connection: ServerConnection,
-) -> Answer:
-    return failure.answer
+) -> EventualErrno:
+    return failure.errno
 
 
 @_failing.upon(MigrationInputs.take_message).loop()
@@ -236,8 +239,8 @@ def _message_failing(
     actions: MigrationActions,
     failure: DiskFailure,
     message: HandoffMessage,
-) -> Answer:
-    return failure.answer
+) -> EventualErrno:
+    return failure.errno
 
 
 @_failing.upon(MigrationInputs.drop).to(_over)
@@ -260,7 +263,7 @@ _finishing.upon(MigrationInputs.displaced).to(_rescuing).returns(None)
 
 
 @_rescuing.upon(MigrationInputs.rescued).to(_over)
-def _has_a_name(
+def _rescued(
     machine: MigrationInputs, actions: MigrationActions, rescue: Rescue, error: MigrationError
 ) -> None:
     actions.end(error)
@@ -286,7 +289,7 @@ def _ignore(given: Callable[..., None], *states: Any) -> None:
         state.upon(given).loop().returns(None)
 
 
-def _refuse(given: Callable[..., Answer], *states: Any) -> None:
+def _refuse(given: Callable[..., EventualErrno], *states: Any) -> None:
     for state in states:
         state.upon(given).loop().returns(Errno.ESHUTDOWN)
 

@@ -1,19 +1,18 @@
 """One migration at its destination: what its states share, and what is done between them.
 
-Owns the parts of a migration (its disk, what is on record of it, how much is durable, how far it
-got) and joins them; when what is done is the `machine`'s affair, what a sender says by the side
-export that of `message_handler`. The connections and the listening are the receiver's.
+Owns the parts of a migration (its disk, its record, how much is durable, its progress) and joins
+them; when something is done is up to the `machine`, what a sender's message causes up to
+`message_handler`. The connections and the listening are the receiver's.
 
 Rules (design, section 2: R2 to R5, R13):
 
-* while an attempt goes on, requests that change the disk are answered EPERM to anybody else;
+* during an attempt, requests of anybody else that change the disk are answered EPERM;
 * coverage belongs to the attempt and is forgotten with it;
-* the record says C{copying} before a byte is written; whatever changes a whole copy has it say so
-  first;
+* the record says C{copying} before a byte is written; a change to a whole copy has it say so first;
 * a disconnect completes the migration only if it comes from the attempt's connection and the whole
   disk is covered; or if the source was retired, and it comes from a connection that the migration
   claimed. The disk is then flushed, whether or not the sender asked for that, and the record
-  removed, before anybody is told that the migration is complete;
+  removed, before the migration is reported complete to anybody;
 * what is found once the source may be retired must not cost the only copy.
 """
 
@@ -31,38 +30,38 @@ from ...runtime import Runtime
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
 from ..records.files import Phase
-from .answers import Answer
 from .attempt import IncomingAttempt
 from .completion import Completion
 from .disk import DestinationDisk
 from .disk_failures import DiskFailure, DiskFailures
 from .durability import Durability
+from .errnos import EventualErrno
 from .machine import MigrationInputs, make_machine
 from .message_handler import MessageHandler
 from .outcome import Outcome
-from .progress import Progress
+from .progress_timer import ProgressTimer
 from .record import DestinationRecord
 from .report import MigrationReport
 from .rescue import Rescue
 
 _log = Logger()
 
-_TELL_TIMEOUT: Final = 5.0
-_TELL_ASIDE_TIMEOUT: Final = 0.5
+_REPORT_TIMEOUT: Final = 5.0
+_IDLE_REPORT_TIMEOUT: Final = 0.5
 
 
 class IncomingMigration:
     """A migration into a disk.
 
     @param disk: where to.
-    @param record: what is on record of it.
-    @param progress: told when it gets on.
-    @param outcome: told how it ends.
-    @param runtime: what the outside world is.
+    @param record: the record of it.
+    @param progress: notified of progress.
+    @param outcome: given the result.
+    @param runtime: the reactor, threads and system calls to use.
     @ivar machine: takes the inputs.
     @ivar durability: how much of the disk is durable.
-    @ivar failures: takes what goes wrong with the disk.
-    @ivar report: how it stands.
+    @ivar failures: handles what goes wrong with the disk.
+    @ivar report: how the migration stands.
     @ivar attempts: how many have begun.
     @ivar attempt: the one that goes on, or went on when the end began.
     """
@@ -71,7 +70,7 @@ class IncomingMigration:
         self,
         disk: DestinationDisk,
         record: DestinationRecord,
-        progress: Progress,
+        progress: ProgressTimer,
         outcome: Outcome,
         runtime: Runtime,
     ) -> None:
@@ -86,7 +85,7 @@ class IncomingMigration:
             failed=self.machine.disk_failed,
             displaced=self.machine.displaced,
         )
-        self.durability = Durability(record, self.failures.broke)
+        self.durability = Durability(record, self.failures.handle)
         self.report = MigrationReport(disk, record, self.durability, outcome)
         self._message_handler = MessageHandler(
             disk, record, self.durability, self.failures, progress
@@ -94,11 +93,11 @@ class IncomingMigration:
         self._progress = progress
         self._outcome = outcome
         self._runtime = runtime
-        self._ending: Completion | None = None
+        self._completion: Completion | None = None
 
-    # What may be asked.
+    # Queries.
 
-    def holds(self, connection: ServerConnection) -> bool:
+    def owns_attempt(self, connection: ServerConnection) -> bool:
         """Whether the attempt is C{connection}'s."""
         return self.attempt is not None and self.attempt.connection is connection
 
@@ -107,15 +106,16 @@ class IncomingMigration:
         if self.record.retired and self.record.claimed(connection):
             return True
         attempt = self.attempt
-        return attempt is not None and self.holds(connection) and attempt.coverage.complete
+        return attempt is not None and self.owns_attempt(connection) and attempt.coverage.complete
 
-    def waits_for(self, connection: ServerConnection) -> bool:
-        """Whether it is for us, or for the source's retirement, that C{connection} is silent."""
-        return self.holds(connection) and self._may_be_the_only_copy()
+    def may_be_silent(self, connection: ServerConnection) -> bool:
+        """Whether C{connection} is silent because it waits for us, or for the source's
+        retirement."""
+        return self.owns_attempt(connection) and self._may_be_the_only_copy()
 
     def _may_be_the_only_copy(self) -> bool:
-        """Whether the source may be retired, for all that is known here."""
-        return self.durability.copied or self._ending is not None
+        """Whether the source may be retired, as far as is known here."""
+        return self.durability.copied or self._completion is not None
 
     def status(self) -> dict[str, Any]:
         """How far it is, for humans and scripts; bytes."""
@@ -126,36 +126,36 @@ class IncomingMigration:
             "source": str(current.source) if current is not None else "",
         }
 
-    def at_end(self) -> Answer:
-        """OK; while the last flush is under way, not before its end."""
-        ending = self._ending
-        if ending is None or self._outcome.complete or self.failures.failure is not None:
+    def wait_for_end(self) -> EventualErrno:
+        """OK; during the last flush, only after it has ended."""
+        completion = self._completion
+        if completion is None or self._outcome.complete or self.failures.failure is not None:
             return Errno.OK
-        return ending.wait()
+        return completion.wait()
 
     # Changes and flushes.
 
-    def changing(self) -> None:
-        """The disk is about to be changed: what was durable is no more."""
-        self.durability.changes()
+    def change_begins(self) -> None:
+        """The disk is about to change: what was durable no longer is."""
+        self.durability.content_changes()
         if self.attempt is not None:
             self.attempt.changing += 1
 
-    def changed(self, connection: ServerConnection) -> None:
-        """It was, or it could not be."""
-        self.durability.changes()
-        if self.attempt is not None and self.holds(connection):
+    def change_ended(self, connection: ServerConnection) -> None:
+        """The disk was changed, or that failed."""
+        self.durability.content_changes()
+        if self.attempt is not None and self.owns_attempt(connection):
             self.attempt.changing -= 1
 
     def flush_begins(self, connection: ServerConnection, request: Request) -> None:
-        """Only the attempt's own can make its copy a durable one."""
-        if self.attempt is not None and self.holds(connection) and self.attempt.whole:
+        """Only a flush of the attempt's own connection can make its copy a durable one."""
+        if self.attempt is not None and self.owns_attempt(connection) and self.attempt.whole:
             self.durability.flush_begins(request)
 
     def flush_ended(self, request: Request, succeeded: bool) -> Deferred[None] | None:
-        """A flush was done, or could not be.
+        """A flush was done, or failed.
 
-        @return: None; or a Deferred that fires once what it tells of the copy is on record.
+        @return: None; or a Deferred that fires once what the flush means for the copy is recorded.
         """
         version, attempt = self.durability.flush_ended(request), self.attempt
         if version is None or attempt is None or not succeeded:
@@ -163,12 +163,12 @@ class IncomingMigration:
 
         def durable(_: None) -> Deferred[None] | None:
             if (failure := self.failures.failure) is not None:
-                raise OSError(int(failure.answer), str(failure.outcome))
-            return self.durability.put_if_unchanged(version, attempt)
+                raise OSError(int(failure.errno), str(failure.outcome))
+            return self.durability.record_if_unchanged(version, attempt)
 
         return attempt.flushed().addCallback(durable)
 
-    # What the machine has done.
+    # MigrationActions.
 
     def begin(self, connection: ServerConnection) -> IncomingAttempt:
         """An attempt of C{connection} begins."""
@@ -185,23 +185,25 @@ class IncomingMigration:
         )
         return self.attempt
 
-    def put_on_record(self, connection: ServerConnection) -> Answer:
-        """Put on record that it does, unless its sender has had that done; OK once it stands."""
+    def record_attempt(self, connection: ServerConnection) -> EventualErrno:
+        """Record that it does, unless a claim has recorded it; OK once it is recorded."""
         if self.record.claimed(connection):
-            return self.failures.answer(self.record.written())
-        return self.failures.answer(self.record.put_anonymous_attempt(connection.peer))
+            return self.failures.reply_when_done(self.record.wait_for_writes())
+        return self.failures.reply_when_done(self.record.record_anonymous_attempt(connection.peer))
 
-    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> Answer:
-        """Whether C{connection} may change the disk, while an attempt goes on."""
+    def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> EventualErrno:
+        """Whether C{connection} may change the disk during an attempt."""
         if attempt.connection is not connection or self.record.retired:
             return Errno.EPERM
         if self.record.phase == Phase.COPIED:
-            return self.failures.answer(self.record.put_phase(Phase.COPYING))
+            return self.failures.reply_when_done(self.record.record_phase(Phase.COPYING))
         return Errno.OK
 
-    def take_message(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> Answer:
-        """Act on a message, while that attempt goes on."""
-        return self._message_handler.take(message, attempt)
+    def take_message(
+        self, message: HandoffMessage, attempt: IncomingAttempt | None
+    ) -> EventualErrno:
+        """Act on a message during that attempt, if there is one."""
+        return self._message_handler.handle(message, attempt)
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
         """The attempt has changed what C{request} says."""
@@ -224,67 +226,66 @@ class IncomingMigration:
         )
 
     def flush(self, connection: ServerConnection) -> Completion:
-        """The disconnect was accepted: make all durable, and take the record away."""
-        self._ending = Completion(connection)
+        """The disconnect was accepted: make everything durable, and remove the record."""
+        self._completion = Completion(connection)
 
         def finished(result: object) -> None:
             if isinstance(result, Failure):
-                self.failures.broke(result.value)
+                self.failures.handle(result.value)
             else:
                 self.machine.durable()
 
         self.record.remove().addBoth(finished).addErrback(_bug)
-        return self._ending
+        return self._completion
 
-    def complete(self, ending: Completion) -> None:
-        """The migration is complete."""
+    def complete(self, completion: Completion) -> None:
         attempt = self.attempt
         data, zeroes = (attempt.data, attempt.zeroes) if attempt is not None else (0, 0)
         summary = Summary(self.disk.size, data, zeroes, self._progress.seconds, self.attempts)
-        self._outcome.reach(summary, ending.connection)
-        ending.let_read()
+        self._outcome.resolve(summary, completion.connection)
+        completion.release_readers()
 
     def fail(self, error: BaseException | None) -> DiskFailure:
-        """Keep the error; the sender has a little time to take it from us before the end."""
+        """Keep the error; the sender has a short time to receive it before the end."""
         failure = self.failures.fail(error)
         outcome = failure.outcome
         _log.error("the disk failed: {error}", event="disk-failed", error=str(outcome))
-        delay = _TELL_TIMEOUT if self.attempt is not None else _TELL_ASIDE_TIMEOUT
+        delay = _REPORT_TIMEOUT if self.attempt is not None else _IDLE_REPORT_TIMEOUT
         failure.deadline = self._runtime.reactor.callLater(delay, self.machine.give_up, outcome)
-        self._let_read()
+        self._release_readers()
         return failure
 
     def failed(self, failure: DiskFailure) -> None:
-        """The sender was told, or had its time."""
+        """The sender has received the error, or had time to."""
         failure.cancel_deadline()
-        self._outcome.reach(failure.outcome)
+        self._outcome.resolve(failure.outcome)
 
     def rescue(self, error: BaseException | None) -> Rescue:
-        """Give the disk a name again, under which it is on record, for as long as that takes."""
+        """Give the disk a name again, with a record, for as long as that takes."""
         rescue = Rescue(
             self.disk,
             self.record,
             error,
             self._runtime,
-            begins=self._let_read,
+            begins=self._release_readers,
             ended=self.machine.rescued,
         )
         rescue.begin()
         return rescue
 
     def end(self, error: MigrationError) -> None:
-        """The migration ends with that."""
-        self._outcome.reach(error)
+        """The migration ends with that error."""
+        self._outcome.resolve(error)
 
-    def _let_read(self) -> None:
-        if self._ending is not None:
-            self._ending.let_read()
+    def _release_readers(self) -> None:
+        if self._completion is not None:
+            self._completion.release_readers()
 
-    # The end, for want of patience.
+    # Stopping.
 
     def stop(self, why: str) -> None:
         """End it as it stands, unless its disconnect was accepted already."""
-        if not self.failures.is_displaced():
+        if not self.failures.check_displaced():
             self.machine.give_up(self.report.unfinished(why))
 
 

@@ -15,30 +15,30 @@ class Outcome:
     """The outcome of one migration.
 
     @param wind_up: called once the outcome is known, with the connection that is to be closed in
-        good order, if there is one; fires when nothing of the migration is under way any more.
-        Only then anybody is told.
-    @ivar known: the outcome; None before that.
+        good order, if there is one; fires when nothing of the migration is under way any more. Only
+        then is the outcome passed on.
+    @ivar result: the outcome; None before that.
     """
 
     def __init__(self, wind_up: Callable[[ServerConnection | None], Deferred[Any]]) -> None:
-        self.known: Summary | MigrationError | None = None
+        self.result: Summary | MigrationError | None = None
         self._wind_up = wind_up
         self._over = False
         self._waiting: list[Deferred[Summary]] = []
 
     @property
     def complete(self) -> bool:
-        """Whether the migration is."""
-        return isinstance(self.known, Summary)
+        """Whether the migration is complete."""
+        return isinstance(self.result, Summary)
 
-    def reach(
+    def resolve(
         self, outcome: Summary | MigrationError, last: ServerConnection | None = None
     ) -> None:
-        """This is it.
+        """Set the outcome.
 
-        @param last: the connection that said so.
+        @param last: the connection whose disconnect completed the migration.
         """
-        self.known = outcome
+        self.result = outcome
         self._wind_up(last).addCallback(self._wound_up)
 
     def wait(self) -> Deferred[Summary]:
@@ -57,8 +57,8 @@ class Outcome:
             return
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
-            if isinstance(self.known, MigrationError):
-                deferred.errback(self.known)
+            if isinstance(self.result, MigrationError):
+                deferred.errback(self.result)
             else:
-                assert self.known is not None
-                deferred.callback(self.known)
+                assert self.result is not None
+                deferred.callback(self.result)

@@ -1,8 +1,8 @@
 """The receiver: an NBD server that accepts one migration, and is done.
 
-Owns nothing but the joints: the disk is the caller's, and so is the listening port. What it
-consists of: the `migration` with its parts, the two exports that senders meet (`export`,
-`handoff_export`), their `connections`, and the `outcome`.
+Owns nothing but the assembly: the disk is the caller's, and so is the listening port. Its parts are
+the `migration`, the two exports that senders meet (`export`, `handoff_export`), their
+`connections`, and the `outcome`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..records.permitted import destination_record, may_overwrite
 from .connections import ReceiverFactory
 from .disk import DestinationDisk
 from .export import MigrationExport
-from .handoff_export import HandoffExport, HandoffExports
+from .handoff_export import HandoffExport, HandoffExportFactory
 from .migration import IncomingMigration
 from .outcome import Outcome
-from .progress import Progress
+from .progress_timer import ProgressTimer
 from .record import DestinationRecord
 
 _log = Logger()
@@ -38,11 +38,11 @@ class Receiver:
     """Accepts one migration into a disk.
 
     Give L{factory} to an endpoint, and wait for L{complete}. The port and the disk stay the
-    caller's: when the outcome is there, every connection is closed, and both may be closed too.
+    caller's: once the outcome is there, every connection is closed, and both may be closed too.
 
     @param disk: where to; opened for writing.
-    @param migrations: how many are accepted. A copy that became canonical must never be written
-        over, so 1 is the only number there is.
+    @param migrations: how many are accepted. A copy that became canonical must never be
+        overwritten, so 1 is the only possible number.
     @param export: the name of the export; "" is the default export.
     @param oldstyle: speak the old handshake.
     @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
@@ -50,11 +50,11 @@ class Receiver:
         ended; 0 for never.
     @param give_up_after: seconds without progress after which the migration is given up; None to
         wait for ever.
-    @param overrides: what is done all the same: C{again} disregards what the records beside the
-        disk say of earlier migrations, C{overwrite} writes over whatever is on the disk. Without
-        it a disk that holds data, of which no record says that it is an unfinished copy, is
-        refused: by L{check}, or when a sender is about to change it.
-    @param runtime: what the outside world is; None for the real one.
+    @param overrides: checks to override: C{again} disregards what the records beside the disk say
+        of earlier migrations, C{overwrite} overwrites whatever is on the disk. Without it a disk
+        that holds data, of which no record says that it is an unfinished copy, is refused: by
+        L{check}, or when a sender is about to change it.
+    @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long.
     @raise blockmig.migration.Refused: the records forbid it, or cannot be kept.
     """
@@ -83,7 +83,7 @@ class Receiver:
         self._export = export
         self._clients = Clients()
         self._outcome = Outcome(self._wind_up)
-        self._progress = Progress(runtime.reactor, self._threads)
+        self._progress = ProgressTimer(runtime.reactor, self._threads)
         self._migration = self._incoming(disk, overrides)
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
@@ -92,24 +92,24 @@ class Receiver:
             self._progress.watch(give_up_after, self.stop)
 
     def _incoming(self, disk: IDisk, overrides: Overrides) -> IncomingMigration:
-        """The migration, as the records beside the disk have it go on."""
-        records, found, overwrite = None, None, overrides.overwrite
+        """The migration, continued from the records beside the disk."""
+        records, previous, overwrite = None, None, overrides.overwrite
         if IRecordedDisk.providedBy(disk):
             records = Records(disk.record_path, self._runtime.system)
-            found = destination_record(disk, records, overrides.again)
-            overwrite = overwrite or may_overwrite(disk, records, found, overrides.again)
-        if found is not None:
-            _log_found(disk, found)
-        known = DestinationDisk(disk, overwrite, lambda: self._outcome.known is None)
-        record = DestinationRecord(known, records, found, self._threads, overrides.again)
-        return IncomingMigration(known, record, self._progress, self._outcome, self._runtime)
+            previous = destination_record(disk, records, overrides.again)
+            overwrite = overwrite or may_overwrite(disk, records, previous, overrides.again)
+        if previous is not None:
+            _log_previous(disk, previous)
+        destination = DestinationDisk(disk, overwrite, lambda: self._outcome.result is None)
+        record = DestinationRecord(destination, records, previous, self._threads, overrides.again)
+        return IncomingMigration(destination, record, self._progress, self._outcome, self._runtime)
 
     def _settings(
         self, oldstyle: bool, handshake_timeout: float, idle_timeout: float
     ) -> ConnectionSettings:
         """What its connections have in common."""
         main = MigrationExport(self._migration, self._export)
-        handoff = HandoffExports(self._migration, self._export, self._clients)
+        handoff = HandoffExportFactory(self._migration, self._export, self._clients)
 
         def lookup(name: str) -> MigrationExport | HandoffExport | None:
             if name == handoff.export.name:
@@ -132,7 +132,7 @@ class Receiver:
 
     @property
     def touched(self) -> bool:
-        """Whether anything was put on record; if not, the disk is as it was."""
+        """Whether anything was recorded; if not, the disk is as it was."""
         return self._migration.record.touched
 
     def status(self) -> dict[str, Any]:
@@ -152,19 +152,19 @@ class Receiver:
         }
 
     def check(self) -> Deferred[None]:
-        """See whether the disk may be written over, before anybody is let in.
+        """Check that the disk may be overwritten, before any connection is accepted.
 
-        @return: fires with None, or fails with L{Refused} where the disk holds data. It need not be
-            called: the same is looked at before the first change.
+        @return: fires with None, or fails with L{Refused} where the disk holds data. Calling it is
+            optional: the same is checked before the first change.
         """
         return self._threads(self._migration.disk.refuse_data)
 
     def factory(self) -> IProtocolFactory:
-        """What to listen with; the same one each time, so that several ports may be given it."""
+        """The factory to listen with; the same one each time, so that several ports may use it."""
         return self._factory
 
     def complete(self) -> Deferred[Summary]:
-        """The outcome, once everything is durable, every connection closed, no thread at work.
+        """The outcome, once everything is durable, every connection closed, and no thread at work.
 
         @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{LocalFailure} where
             the disk failed, L{Refused} where it holds data, L{GaveUp} where the receiver was
@@ -178,12 +178,12 @@ class Receiver:
         self._migration.stop(why)
 
     def _wind_up(self, last: ServerConnection | None) -> Deferred[None]:
-        """The outcome is known: let nothing of the migration be under way any more."""
+        """The outcome is known: end whatever of the migration is still under way."""
         self._progress.stop_watching()
         return self._factory.close(last).addCallback(lambda _: self._threads.idle())
 
 
-def _log_found(disk: IDisk, record: Record) -> None:
+def _log_previous(disk: IDisk, record: Record) -> None:
     _log.info(
         "{disk}: an earlier receiver's record says {stage}, from {source}, on {when}",
         event="found",

@@ -1,14 +1,14 @@
-"""What is on record at the destination: DISK.INCOMPLETE, as the receiver keeps it.
+"""The record at the destination: DISK.INCOMPLETE, as the receiver keeps it.
 
 Owns the record, the order in which it is written, and the identity of the migration that it is
-about: by it a sender is known again.
+about, by which a sender is recognized again.
 
 Rules (design, section 2: R2, R6, R12, R13):
 
-* one write at a time, in the order in which they were asked for; each is made from what the one
-  before it has left;
-* before each the disk is looked at (L{DestinationDisk.check}); when the first stands, what an
-  earlier migration has left is removed, and only then a new file gets its size;
+* one write at a time, in the order in which they were requested; each starts from the result of the
+  one before it;
+* before each the disk is checked (L{DestinationDisk.check}); once the first is durable, what an
+  earlier migration has left is removed, and only then does a new file get its size;
 * the record is removed, at the end, only when the disk is durable and still where it was;
 * a sender that uses the side export gives the migration its UUID (a I{claim}), and makes its
   connection known by the cookie of the first request there. A whole copy of such a migration is
@@ -33,7 +33,7 @@ from .disk import DestinationDisk
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a sender said of itself by the side export."""
+    """What a sender said of itself through the side export."""
 
     migration: str
     cookie: int
@@ -44,26 +44,26 @@ class DestinationRecord:
 
     @param disk: what it is about.
     @param records: where it is kept; None where none are.
-    @param found: the one to go on from, if there is one.
+    @param previous: the one to continue from, if there is one.
     @param in_thread: runs a function in a thread.
-    @param again: records of earlier migrations were disregarded, which is put on record too.
-    @ivar current: what stands beside the disk now, or would if records were kept.
-    @ivar phase: the phase as last asked for, which may not stand there yet; None before the first.
-    @ivar retired: the source is known to be retired, which may not stand there yet.
-    @ivar touched: something was put on record, and perhaps on the disk.
+    @param again: records of earlier migrations were disregarded, which is recorded too.
+    @ivar current: the record beside the disk now, or what it would be if records were kept.
+    @ivar phase: the phase as last requested, which may not be written yet; None before the first.
+    @ivar retired: the source is known to be retired, which may not be written yet.
+    @ivar touched: something was recorded, and perhaps written to the disk.
     """
 
     def __init__(
         self,
         disk: DestinationDisk,
         records: Records | None,
-        found: Record | None,
+        previous: Record | None,
         in_thread: InThread,
         again: bool,
     ) -> None:
-        self.current = found
-        self.phase = found.phase if found is not None else None
-        self.retired = found is not None and bool(found.retired)
+        self.current = previous
+        self.phase = previous.phase if previous is not None else None
+        self.retired = previous is not None and bool(previous.retired)
         self.touched = False
         self._disk = disk
         self._records = records
@@ -76,12 +76,12 @@ class DestinationRecord:
     # What it is about.
 
     @property
-    def is_kept(self) -> bool:
+    def is_protected(self) -> bool:
         """Whether it is of a whole copy that may be changed by its own sender only."""
         current = self.current
         return current is not None and current.identified and self.phase == Phase.COPIED
 
-    def is_about(self, message: HandoffMessage) -> bool:
+    def matches(self, message: HandoffMessage) -> bool:
         """Whether it is about the migration that a message names."""
         current = self.current
         return current is not None and current.identified and current.migration == message.migration
@@ -101,38 +101,38 @@ class DestinationRecord:
         """The connection that a message names belongs to its migration."""
         self._claim = _Claim(message.migration, int(message.cookie, 16))
 
-    # What is put on record. Each fires once that stands there, durably.
+    # Writes. Each Deferred fires once the write is durable.
 
-    def put_attempt(self, message: HandoffMessage) -> Deferred[None]:
+    def record_attempt(self, message: HandoffMessage) -> Deferred[None]:
         """An attempt of the migration that a message names is about to begin."""
         self.phase = Phase.COPYING
-        return self._put(lambda before: self._identified(before, message))
+        return self._update(lambda before: self._identified(before, message))
 
-    def put_anonymous_attempt(self, peer: str) -> Deferred[None]:
-        """So is one of a sender that says nothing of itself.
+    def record_anonymous_attempt(self, peer: str) -> Deferred[None]:
+        """An attempt is about to begin by a sender that does not identify itself.
 
         @param peer: its address.
         """
         self.phase = Phase.COPYING
         source = Location(address=peer)
-        return self._put(lambda before: self._anonymous(before, source))
+        return self._update(lambda before: self._anonymous(before, source))
 
-    def put_phase(self, phase: Phase) -> Deferred[None]:
-        """The copy is whole and durable now, or is about to be so no more."""
+    def record_phase(self, phase: Phase) -> Deferred[None]:
+        """The copy is whole and durable now, or is about to be so no longer."""
         self.phase = phase
-        return self._put(lambda record: _existing(record).but(phase=phase))
+        return self._update(lambda record: _existing(record).but(phase=phase))
 
-    def put_retired(self) -> Deferred[None]:
+    def record_retired(self) -> Deferred[None]:
         """The source is retired."""
         self.retired = True
-        return self._put(lambda record: _existing(record).but(retired=timestamp()))
+        return self._update(lambda record: _existing(record).but(retired=timestamp()))
 
-    def written(self) -> Deferred[None]:
-        """Nothing new; fires once all that was asked for so far stands there."""
+    def wait_for_writes(self) -> Deferred[None]:
+        """Fires once all that was requested so far is written."""
         return self._writing.run(lambda: None)
 
     def remove(self) -> Deferred[None]:
-        """The migration is complete: make the disk durable, then take the record away."""
+        """The migration is complete: make the disk durable, then remove the record."""
 
         def finish() -> None:
             self._disk.check_place()
@@ -144,22 +144,23 @@ class DestinationRecord:
         return self.run(finish)
 
     def run(self, function: Callable[[], Any]) -> Deferred[Any]:
-        """Call C{function} in a thread, after whatever was asked for before.
+        """Call C{function} in a thread, after everything that was requested before.
 
         @return: fires with its result.
         """
         return self._writing.run(self._in_thread, function)
 
-    # What stands there though it was not put.
+    # Records that are not written here.
 
-    def take_for_whole(self, message: HandoffMessage) -> None:
-        """An earlier receiver has completed the migration that a message names, and removed it."""
+    def assume_retired(self, message: HandoffMessage) -> None:
+        """An earlier receiver has completed the migration that a message names, and removed the
+        record."""
         self.current = self._identified(None, message).but(phase=Phase.COPIED, retired=timestamp())
         self.phase = Phase.COPIED
         self.retired = True
 
     def rescued(self) -> Record | None:
-        """I{In a thread.} What is to stand beside the disk under another name, if anything is."""
+        """I{In a thread.} The record to keep beside the disk under another name, if any."""
         if self.current is None or self._records is None:
             return None
         retired = self.current.retired or (timestamp() if self.retired else "")
@@ -173,7 +174,7 @@ class DestinationRecord:
         return record.but(unlink=message.unlink, side_export=True)
 
     def _anonymous(self, before: Record | None, source: Location) -> Record:
-        """The record of an attempt by a sender that says nothing of itself."""
+        """The record of an attempt by a sender that does not identify itself."""
         if before is not None and before.identified:
             before = None
         migration = before.migration if before is not None else str(uuid.uuid4())
@@ -195,11 +196,11 @@ class DestinationRecord:
             again=self._again,
         )
 
-    def _put(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
-        """Have the record changed, after whatever was asked for before."""
-        return self._writing.run(self._put_now, change)
+    def _update(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
+        """Change the record, after everything that was requested before."""
+        return self._writing.run(self._update_now, change)
 
-    def _put_now(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
+    def _update_now(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
         record = change(self.current)
 
         def written(result: Record) -> None:
@@ -219,8 +220,8 @@ class DestinationRecord:
         written = records.write(Kind.INCOMPLETE, record.but(identity=self._disk.identity()))
         if not self._prepared:
             records.sync()
-            # What an earlier migration left is true no more.
-            records.remove_found(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
+            # What an earlier migration left is no longer true.
+            records.remove_existing(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
             self._disk.prepare()
             self._prepared = True
         return written

@@ -1,4 +1,4 @@
-"""How a migration stands, for whoever asks: a sender, an operator, or the one who stops it."""
+"""How a migration stands, for a sender, for an operator, and for whoever stops it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MigrationReport:
     """What can be said of one migration at any time.
 
     @param disk: where to.
-    @param record: what is on record of it.
+    @param record: the record of it.
     @param durability: how much of it is durable.
     @param outcome: how it ended, if it has.
     """
@@ -33,8 +33,8 @@ class MigrationReport:
         self._outcome = outcome
 
     @property
-    def stage(self) -> HandoffPhase:
-        """How far it is, as it stands on record."""
+    def phase(self) -> HandoffPhase:
+        """How far it is, according to its record."""
         current = self._record.current
         if self._outcome.complete:
             return HandoffPhase.COMPLETE
@@ -42,20 +42,21 @@ class MigrationReport:
             return HandoffPhase.NONE
         return HandoffPhase.RETIRED if current.retired else HandoffPhase(current.phase)
 
-    def message(self, knows: bool = False) -> HandoffMessage:
+    def message(self, reveal_token: bool = False) -> HandoffMessage:
         """The message of the side export.
 
-        @param knows: it is read by the sender, which has just said that its source is retired.
+        @param reveal_token: the reader is the sender that has just announced that its source is
+            retired.
         """
         current = self._record.current
         return HandoffMessage(
-            self.stage,
+            self.phase,
             fingerprint(current.migration) if current is not None and current.identified else "",
             current.attempt if current is not None else 0,
             self._disk.size,
             this_host(),
             self._disk.location().disk,
-            token=self._disk.identity() if knows else "",
+            token=self._disk.identity() if reveal_token else "",
         )
 
     def state(self, in_attempt: bool) -> str:
@@ -63,20 +64,20 @@ class MigrationReport:
 
         @param in_attempt: an attempt goes on, or went on when the end began.
         """
-        if self.stage in (HandoffPhase.COPIED, HandoffPhase.RETIRED, HandoffPhase.COMPLETE):
-            return self.stage.value
+        if self.phase in (HandoffPhase.COPIED, HandoffPhase.RETIRED, HandoffPhase.COMPLETE):
+            return self.phase.value
         return "copying" if in_attempt and not self._durability.copied else "waiting"
 
     def unfinished(self, why: str) -> MigrationError:
-        """What is to be said of it, if it is left as it is.
+        """The error that describes it, if it is left as it is.
 
-        @param why: it is.
+        @param why: the reason for that.
         """
         name, current, copied = self._disk.name, self._record.current, self._durability.copied
         if copied and self._record.retired:
             return Unconfirmed(
-                f"{why}; {name} is the canonical copy: its source was retired, and nothing but "
-                "the sender's disconnect is missing"
+                f"{why}; {name} is the canonical copy: its source was retired, and only the "
+                "sender's disconnect is missing"
             )
         if copied and current is not None:
             return Unconfirmed(

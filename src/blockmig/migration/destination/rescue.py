@@ -1,8 +1,9 @@
 """Saves a disk that lost its name (it was deleted, or another took its place) when it may be the
-only copy: gives it another, under which it is on record.
+only copy: gives it another name, with a record beside it.
 
-Rules (design, section 2: R1, R13): the process is all that keeps such a disk. It is tried for as
-long as it takes; what can be lost no more, or is lost already, is not tried again.
+Rules (design, section 2: R1, R13): this process is all that keeps such a disk in existence, so the
+rescue is tried for as long as it takes; what cannot be lost any more, or is lost already, is not
+tried again.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class Rescue:
     """Gives the disk another name, sooner or later.
 
     @param disk: the disk.
-    @param record: what is on record of it.
+    @param record: the record of it.
     @param error: what was found in its place.
-    @param runtime: what the outside world is.
-    @param begins: called each time that it is tried.
-    @param ended: told how the migration ends, once nothing more can be done.
+    @param runtime: the reactor, threads and system calls to use.
+    @param begins: called before each try.
+    @param ended: called with how the migration ends, once nothing more can be done.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Rescue:
         self._ended = ended
 
     def begin(self) -> None:
-        """Try it, after whatever was to be put on record; again and again if need be."""
+        """Try it, after all pending writes of the record; again and again if need be."""
         self._begins()
         _log.error(
-            "{error}; the disk that was received may be the only copy: it gets another name",
+            "{error}; the disk that was received may be the only copy, and is being given another "
+            "name",
             event="displaced",
             error=str(self._error),
         )
@@ -75,7 +77,8 @@ class Rescue:
         )
 
     def _not_rescued(self, failure: Failure) -> None:
-        """Without us it would be gone; a device is not, and nobody can save what was cut off."""
+        """Without this process it would be gone; a device would not, and nobody can save what was
+        truncated."""
         if failure.check(DiskChanged):
             self._ended(LocalFailure(f"{self._error}; what was received is lost"))
             return
@@ -85,7 +88,7 @@ class Rescue:
         held = f"/proc/{os.getpid()}/fd/{self._disk.disk.fileno()}"
         _log.error(
             "{error}; the disk that was received may be the only copy, and could not be given "
-            "another name: {why}; it is still to be had as {held}; trying again in {delay:.0f} s",
+            "another name: {why}; it can still be read as {held}; trying again in {delay:.0f} s",
             event="not-rescued",
             error=str(self._error),
             why=describe_error(failure.value),
@@ -99,7 +102,7 @@ class Rescue:
         return self._disk.rescue(self._announce)
 
     def _announce(self, path: str) -> None:
-        """In a thread, before anything stands there: without a record it would look complete."""
+        """In a thread, before the disk has that name: without a record it would look complete."""
         if (record := self._record.rescued()) is not None:
             Records(path, self._runtime.system).write(Kind.INCOMPLETE, record)
 

@@ -1,16 +1,16 @@
-"""Keeps what a receiver has written, but its medium has not yet, small.
+"""Limits how much of what a receiver has written is not on its medium yet.
 
-Left alone, the kernel would let a migration fill the page cache with dirty pages, throw out what
-the host needs, and in the end stop the reactor in the middle of a write until the medium has caught
-up. So each window of written bytes is sent on its way as soon as it is full, waited for (in a
-thread) when the next ones are, and then dropped from the page cache. A sender that is faster than
-the medium is held back by its socket.
+Left alone, the kernel would let a migration fill the page cache with dirty pages, evict what the
+host needs, and in the end block the reactor in the middle of a write until the medium has caught
+up. So the write-back of each window of written bytes is started as soon as the window is full,
+waited for (in a thread) when the next one is, and the window is then dropped from the page cache. A
+sender that is faster than the medium is held back by its socket.
 
 Rules:
 
 * at most `_WINDOWS` windows are written and not yet on the medium; then `behind` is called, and
   `caught_up` when there is room again;
-* an error that the medium tells of in this way is told to `failed`.
+* an error that the medium reports in this way is passed to `failed`.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ class WriteBehind:
         self._ranges: Ranges = []
         self._written = 0
         self._windows: deque[Ranges] = deque()
-        self._settling = False
+        self._writing_back = False
         self._is_behind = False
         self._waiting: list[Deferred[None]] = []
 
     def flushed(self) -> Deferred[None]:
-        """All was made durable meanwhile, so that nothing needs to be sent on its way any more.
+        """Everything was made durable meanwhile, so that no window needs a write-back any more.
 
-        @return: fires once nothing is under way: an error that is still to be told was told then.
+        @return: fires once no write-back is under way: all its errors have been reported then.
         """
         self._ranges, self._written = [], 0
         self._windows.clear()
-        self._go_on()
+        self._resume_if_caught_up()
         done: Deferred[None] = Deferred()
-        if self._settling:
+        if self._writing_back:
             self._waiting.append(done)
         else:
             done.callback(None)
@@ -84,21 +84,21 @@ class WriteBehind:
         if self._written >= _WINDOW or len(ranges) >= _MOST_RANGES:
             self._ranges, self._written = [], 0
             self._windows.append(ranges)
-            self._next()
+            self._write_back_next()
             if len(self._windows) >= _WINDOWS and not self._is_behind:
                 self._is_behind = True
                 self._behind()
 
-    def _go_on(self) -> None:
+    def _resume_if_caught_up(self) -> None:
         if self._is_behind and len(self._windows) < _WINDOWS:
             self._is_behind = False
             self._caught_up()
 
-    def _next(self) -> None:
-        """Start the newest window on its way and wait for the oldest, one pair at a time."""
-        if self._settling or not self._windows:
+    def _write_back_next(self) -> None:
+        """Start the write-back of the newest window and wait for the oldest, one pair at a time."""
+        if self._writing_back or not self._windows:
             return
-        self._settling = True
+        self._writing_back = True
         newest = self._windows[-1]
         oldest = self._windows[0] if len(self._windows) > 1 else None
 
@@ -109,15 +109,15 @@ class WriteBehind:
                 self._disk.write_back(offset, length, True)
 
         def finished(result: object) -> None:
-            self._settling = False
+            self._writing_back = False
             if isinstance(result, Failure):
                 self._windows.clear()
                 self._failed(result.value)
             elif oldest is not None and self._windows and self._windows[0] is oldest:
                 self._windows.popleft()
-            self._go_on()
+            self._resume_if_caught_up()
             if len(self._windows) > 1:
-                self._next()
+                self._write_back_next()
             waiting, self._waiting = self._waiting, []
             for done in waiting:
                 done.callback(None)

@@ -1,5 +1,5 @@
-"""What the two ends of a migration tell each other outside the data, by the side export.
+"""What the two ends of a migration exchange outside the data, through the side export.
 
-Owns the message and the channel that carries it; who says what, and when, is `source`'s and
-`destination`'s affair.
+Owns the message and the channel that carries it. Who sends which message, and when, is up to
+`source` and `destination`.
 """

@@ -1,11 +1,10 @@
-"""The sender's end of the side export: what it asks the receiver, and what it tells it.
+"""The sender's end of the side export: its questions to the receiver and its announcements.
 
-Owns one connection to NAME.handoff at a time. What is said there is `message`'s; who says it when
-is the attempt's and the finisher's affair.
+Owns one connection to NAME.handoff at a time. The form of the messages is `message`'s; which is
+sent when is up to the attempt and the finisher.
 
-An attempt has a channel in any case. Where the destination is no receiver of ours it is
-`NoChannel`, which has the same methods and sends nothing: plain NBD then does all that can be
-done.
+Every attempt has a channel. Where the destination is not a blockmig receiver the channel is a
+`NoChannel`, which has the same methods and sends nothing: plain NBD then does all that can be done.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ _EPERM: Final = 1
 
 
 class NoHandoffExport(ClientFailed):
-    """There is something of that name, but it is not a receiver's."""
+    """An export of that name exists, but it is not a blockmig receiver's."""
 
 
-def is_about(message: HandoffMessage, record: Record) -> bool:
-    """Whether a message speaks of the migration that C{record} is about."""
+def is_same_migration(message: HandoffMessage, record: Record) -> bool:
+    """Whether a message is about the migration of C{record}."""
     return message.migration == fingerprint(record.migration)
 
 
-def sender_message(stage: HandoffPhase, record: Record, cookie: int) -> HandoffMessage:
-    """What a sender tells of itself."""
+def sender_message(phase: HandoffPhase, record: Record, cookie: int) -> HandoffMessage:
+    """The message in which a sender announces C{phase}."""
     return HandoffMessage(
-        stage,
+        phase,
         record.migration,
         record.attempt,
         record.size,
@@ -56,8 +55,8 @@ def sender_message(stage: HandoffPhase, record: Record, cookie: int) -> HandoffM
     )
 
 
-def describe(message: HandoffMessage) -> str:
-    """What a message says, for the log and for errors."""
+def describe_message(message: HandoffMessage) -> str:
+    """What a receiver's message says, for the log and for errors."""
     return f"it says {message.phase.value!r}, its disk is {message.host}:{message.disk}"
 
 
@@ -68,9 +67,9 @@ class HandoffConversation:
         self._client = client
 
     async def read(self) -> HandoffMessage:
-        """How the receiver stands.
+        """Read the receiver's message.
 
-        @raise ClientFailed: it does not say.
+        @raise ClientFailed: it could not be read.
         """
         try:
             return decode_message(await self._client.read(0, MESSAGE_SIZE))
@@ -78,7 +77,7 @@ class HandoffConversation:
             raise NoHandoffExport(f"the side export is not understood: {error}") from None
 
     async def send(self, message: HandoffMessage) -> None:
-        """Tell it something; back once it has acknowledged that.
+        """Send a message; returns once the receiver has acknowledged it.
 
         @raise ClientFailed: it did not.
         """
@@ -87,29 +86,30 @@ class HandoffConversation:
         except ClientFailed as error:
             if error.error != _EPERM:
                 raise
-            found = await self.read()
+            answer = await self.read()
             raise ClientFailed(
-                f"the destination does not accept {message.phase.value!r} now ({describe(found)})",
+                f"the destination does not accept {message.phase.value!r} now "
+                f"({describe_message(answer)})",
                 error.error,
             ) from None
 
     async def close(self) -> None:
-        """Disconnect, and wait until the connection is gone."""
+        """Disconnect, and wait until the connection is closed."""
         await self._client.disconnect()
 
     def abort(self) -> None:
-        """Give up the connection at once."""
+        """Drop the connection at once."""
         self._client.abort()
 
 
 async def open_handoff(
     destination: Destination, runtime: Runtime, timeout: float | None = None
 ) -> tuple[HandoffConversation, HandoffMessage]:
-    """Connect to the side export of C{destination}, and read how the receiver stands.
+    """Connect to the side export of C{destination}, and read the receiver's message.
 
-    @param timeout: seconds within which each question must be answered; None for the usual.
-    @raise ClientFailed: that cannot be done.
-    @raise NoHandoffExport: it is none of blockmig's.
+    @param timeout: seconds within which each request must be answered; None for the default.
+    @raise ClientFailed: that failed.
+    @raise NoHandoffExport: the export is not blockmig's.
     """
     timeout = ANSWER_TIMEOUT if timeout is None else min(timeout, ANSWER_TIMEOUT)
     client = NBDClient(ClientHandshake(destination.export + HANDOFF_EXPORT), runtime, timeout)
@@ -125,60 +125,60 @@ async def open_handoff(
 
 
 class Admission(Protocol):
-    """Who decides whether the migration may begin at a destination."""
+    """Decides whether the migration may begin at a destination."""
 
     def check_receiver(self, message: HandoffMessage) -> Location:
-        """At a receiver of ours, which says C{message}.
+        """Check a blockmig receiver whose message is C{message}.
 
-        @return: what is known of it, for the record.
+        @return: what is known of the destination, for the record.
         """
 
     async def check_foreign(self) -> Location:
-        """At a server that is none."""
+        """Check a server that is not a blockmig receiver."""
 
 
 class Channel(Protocol):
-    """What an attempt tells its destination beside the data, and asks it.
+    """What an attempt exchanges with its destination outside the data.
 
-    @ivar exists: the destination acknowledges what it is acknowledged, and has it on record.
-    @ivar whole_when_flushed: it may take its copy for whole as soon as a FLUSH is asked for, since
-        nobody can tell it otherwise.
+    @ivar exists: the destination acknowledges what it is sent, and records it.
+    @ivar copied_when_flushed: the destination may consider its copy whole as soon as a FLUSH is
+        requested, since nothing else can be sent to it.
     """
 
     exists: bool
-    whole_when_flushed: bool
+    copied_when_flushed: bool
 
     async def open(self) -> Channel:
         """Connect.
 
-        @return: the channel that there is then.
-        @raise ClientFailed: that cannot be done.
+        @return: the channel to use from then on.
+        @raise ClientFailed: that failed.
         """
 
     async def claim(self, admission: Admission) -> Location:
-        """An attempt of this migration is about to begin, if it may.
+        """Announce that an attempt of this migration is about to begin, if it may.
 
         @return: what is known of the destination.
         """
 
     async def confirm(self) -> None:
-        """Is the copy whole and durable there, and on record as such?
+        """Have the destination confirm that its copy is whole and durable, and recorded as such.
 
-        @raise ClientFailed: it is not, or does not say so.
+        @raise ClientFailed: it is not, or the destination did not confirm it.
         """
 
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
-        """The source is retired.
+        """Announce that the source is retired.
 
         @param acknowledged: called with the token of the destination's disk, once it is known.
-        @raise ClientFailed: it did not.
+        @raise ClientFailed: the destination did not acknowledge it.
         """
 
     async def why_incomplete(self, why: str) -> str:
         """After the disconnect: why the destination is not complete; "" if it is.
 
         @param why: how the data's connection was lost; "" where it was closed in good order.
-        @raise ClientFailed: it does not say.
+        @raise ClientFailed: the destination did not answer.
         """
 
     def abort(self) -> None:
@@ -186,45 +186,41 @@ class Channel(Protocol):
 
 
 class NoChannel:
-    """Plain NBD: the way in which the data's connection ended must do for an answer."""
+    """Plain NBD: how the data's connection ended is the only answer there is."""
 
     exists = False
-    whole_when_flushed = True
+    copied_when_flushed = True
 
     async def open(self) -> Channel:
-        """There is nothing to connect to."""
         return self
 
     async def claim(self, admission: Admission) -> Location:
-        """Nobody is told."""
         return await admission.check_foreign()
 
     async def confirm(self) -> None:
-        """The reply to the FLUSH has said it."""
+        """The reply to the FLUSH was the confirmation."""
 
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
-        """Nobody is told."""
+        """Plain NBD has no way to announce it."""
 
     async def why_incomplete(self, why: str) -> str:
-        """As it looks."""
         return why
 
-    def abort(self) -> None:
-        """There is nothing to be given up."""
+    def abort(self) -> None: ...
 
 
 class HandoffChannel:
-    """The side export of a receiver of ours.
+    """The side export of a blockmig receiver.
 
     @param destination: where it is.
-    @param runtime: what the outside world is.
-    @param timeout: seconds within which each question must be answered; None for the usual.
-    @param record: tells which migration this is, as it stands by then.
-    @param cookie: of the first request of the data's connection.
+    @param runtime: the reactor, threads and system calls to use.
+    @param timeout: seconds within which each request must be answered; None for the default.
+    @param record: returns the current record, which identifies the migration.
+    @param cookie: of the first request on the data's connection.
     """
 
     exists = True
-    whole_when_flushed = False
+    copied_when_flushed = False
 
     def __init__(
         self,
@@ -241,10 +237,10 @@ class HandoffChannel:
         self._cookie = cookie
         self._conversation: HandoffConversation | None = None
         self._message = HandoffMessage(HandoffPhase.NONE)
-        self._over = False
+        self._aborted = False
 
     async def open(self) -> Channel:
-        """Connect; something else may have that name."""
+        """Connect; an export of that name may be something else."""
         try:
             await self._connect()
         except NoHandoffExport:
@@ -255,50 +251,48 @@ class HandoffChannel:
         self._conversation, self._message = await open_handoff(
             self._destination, self._runtime, self._timeout
         )
-        if self._over:
+        if self._aborted:
             self._conversation.abort()
             raise ClientFailed("the attempt has ended")
 
-    def _is_open(self) -> HandoffConversation:
+    def _open_conversation(self) -> HandoffConversation:
         assert self._conversation is not None
         return self._conversation
 
-    async def _announce(self, stage: HandoffPhase) -> None:
-        await self._is_open().send(sender_message(stage, self._record(), self._cookie))
+    async def _announce(self, phase: HandoffPhase) -> None:
+        await self._open_conversation().send(sender_message(phase, self._record(), self._cookie))
 
     async def claim(self, admission: Admission) -> Location:
-        """See L{Channel}."""
-        place = admission.check_receiver(self._message)
+        location = admission.check_receiver(self._message)
         await self._announce(HandoffPhase.COPYING)
-        return place
+        return location
 
     async def confirm(self) -> None:
-        """By the connection that is there since the attempt began, unless silence has cost it."""
+        """Use the connection that is open since the attempt began, or a new one if it was lost
+        meanwhile."""
         try:
             await self._announce(HandoffPhase.COPIED)
         except ClientFailed as error:
             if error.error:
                 raise
-            self._is_open().abort()
+            self._open_conversation().abort()
             await self._connect()
             await self._announce(HandoffPhase.COPIED)
 
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
-        """See L{Channel}."""
         await self._announce(HandoffPhase.RETIRED)
-        message = await self._is_open().read()
+        message = await self._open_conversation().read()
         await acknowledged(message.token)
 
     async def why_incomplete(self, why: str) -> str:
-        """The receiver must know."""
-        message = await self._is_open().read()
-        if message.phase == HandoffPhase.COMPLETE and is_about(message, self._record()):
-            await self._is_open().close()
+        """Ask the receiver."""
+        message = await self._open_conversation().read()
+        if message.phase == HandoffPhase.COMPLETE and is_same_migration(message, self._record()):
+            await self._open_conversation().close()
             return ""
-        return why or f"the destination is not complete ({describe(message)})"
+        return why or f"the destination is not complete ({describe_message(message)})"
 
     def abort(self) -> None:
-        """See L{Channel}."""
-        self._over = True
+        self._aborted = True
         if self._conversation is not None:
             self._conversation.abort()

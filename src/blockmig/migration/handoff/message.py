@@ -4,10 +4,10 @@ Owns its form, the same in both directions: one JSON object, padded with zero by
 the export returns the receiver's message, which says how far it is; writing 4096 bytes at offset 0
 sends the receiver one, and the reply is the acknowledgement (design, section 3, "side exports").
 
-The sender's messages, in their order: C{copying} (an attempt of this migration begins; its
-connection is the one whose first request has this cookie), C{copied} (is this migration's copy
-whole and durable there, and on record as such?), C{retired} (the source is retired; the receiver
-records it).
+The sender's messages, in order: C{copying} (an attempt of this migration begins; its connection is
+the one whose first request has this cookie), C{copied} (asks whether this migration's copy is whole
+and durable there, and recorded as such), C{retired} (the source is retired; the receiver records
+it).
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ MESSAGE_SIZE: Final = 4096
 
 
 class HandoffPhase(StrEnum):
-    """How far a migration is, in one word."""
-
     NONE = "none"
     COPYING = "copying"
     COPIED = "copied"
@@ -43,15 +41,16 @@ _COOKIE: Final = re.compile(r"[0-9a-f]{0,16}")
 
 
 def fingerprint(migration: str) -> str:
-    """What a receiver's message has of a migration's UUID: it identifies it, and is no proof of it.
+    """What a receiver's message has of a migration's UUID: it identifies the migration without
+    proving knowledge of the UUID.
 
-    Otherwise whoever can read the export could announce that the source is retired.
+    Otherwise anybody who can read the export could announce that the source is retired.
     """
     return hashlib.sha256(migration.encode()).hexdigest() if migration else ""
 
 
 class BadMessage(ValueError):
-    """These bytes are no message of a hand-off that we know; the message says why."""
+    """The bytes are not a hand-off message of a known version; the error's message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +59,15 @@ class HandoffMessage:
 
     @ivar phase: how far it is.
     @ivar migration: from a sender, the migration's UUID; from a receiver, its fingerprint, or ""
-        where there is none, or none that a sender gave.
+        where there is no migration, or its sender gave no UUID.
     @ivar attempt: the number of the attempt.
     @ivar size: bytes of the disk.
-    @ivar host: the name of the machine of whoever wrote the message.
-    @ivar disk: the path of its disk; the end of it, where it is very long.
+    @ivar host: the host name of the machine that wrote the message.
+    @ivar disk: the path of its disk; only the end of a very long one.
     @ivar unlink: the source is retired by deleting it (senders only).
-    @ivar token: from a receiver, what its disk is known by, once the reader has announced that the
-        source is retired; from a sender the same, if it has been given it.
-    @ivar cookie: the cookie of the first request of the connection that this message is about, in
+    @ivar token: from a receiver, the identity of its disk, given only to a reader that has
+        announced that the source is retired; from a sender the same, if it has received it.
+    @ivar cookie: the cookie of the first request on the connection that this message is about, in
         hexadecimal (senders only).
     """
 
@@ -84,17 +83,16 @@ class HandoffMessage:
 
     @property
     def is_from_sender(self) -> bool:
-        """Whether it says who speaks, which no message does."""
+        """Whether it has what only a sender's message has; no field says so outright."""
         return bool(_UUID.fullmatch(self.migration)) and bool(self.cookie)
 
     def encode(self) -> bytes:
-        """The 4096 bytes."""
-        found = {"blockmig": _VERSION, "export": _MARK, **asdict(self)}
-        while len(text := json.dumps(found).encode() + b"\n") > MESSAGE_SIZE:
-            longest = max(("disk", "host"), key=lambda name: len(found[name]))
-            if not found[longest]:
+        content = {"blockmig": _VERSION, "export": _MARK, **asdict(self)}
+        while len(text := json.dumps(content).encode() + b"\n") > MESSAGE_SIZE:
+            longest = max(("disk", "host"), key=lambda name: len(content[name]))
+            if not content[longest]:
                 raise BadMessage("the message is too long")
-            found[longest] = found[longest][-(len(found[longest]) // 2) :]
+            content[longest] = content[longest][-(len(content[longest]) // 2) :]
         return text.ljust(MESSAGE_SIZE, b"\0")
 
 
@@ -102,19 +100,19 @@ _TYPES: Final = {field.name: str(field.type) for field in fields(HandoffMessage)
 
 
 def decode_message(data: bytes) -> HandoffMessage:
-    """The message in C{data}.
+    """Decode C{data}.
 
-    @raise BadMessage: it is none, or of a later version.
+    @raise BadMessage: it is not a message, or one of a later version.
     """
     try:
-        found = json.loads(data.rstrip(b"\0"))
+        parsed = json.loads(data.rstrip(b"\0"))
     except (ValueError, RecursionError):
-        raise BadMessage("this is no message of a hand-off") from None
-    if not isinstance(found, dict) or found.get("export") != _MARK:
-        raise BadMessage("this is no message of a hand-off")
-    if found.get("blockmig") != _VERSION:
-        raise BadMessage(f"a message of another version ({found.get('blockmig')!r})")
-    values = {name: value for name, value in found.items() if name in _TYPES}
+        raise BadMessage("this is not a hand-off message") from None
+    if not isinstance(parsed, dict) or parsed.get("export") != _MARK:
+        raise BadMessage("this is not a hand-off message")
+    if parsed.get("blockmig") != _VERSION:
+        raise BadMessage(f"a message of another version ({parsed.get('blockmig')!r})")
+    values = {name: value for name, value in parsed.items() if name in _TYPES}
     try:
         values["phase"] = HandoffPhase(str(values.get("phase")))
     except ValueError as error:
@@ -134,7 +132,7 @@ def decode_message(data: bytes) -> HandoffMessage:
 
 
 def _printable(value: Any) -> Any:
-    """Texts come from the other side, and go to logs and terminals."""
+    """Texts come from the peer, and end up in logs and on terminals."""
     if type(value) is not str:
         return value
     return "".join(letter if letter.isprintable() else "?" for letter in value)

@@ -1,21 +1,24 @@
-"""Whether a mirror comes to its end: what was measured, and what follows from it.
+"""Whether a mirror will converge: what was measured, and what follows from it.
 
-Owns the measurements of one attempt: how fast data goes over, how fast clients make the disk dirty,
-how long a flush takes; and the decision after each pass. No clock of its own, no I/O.
+Owns the measurements of one attempt: how fast data is transferred, how fast clients make the disk
+dirty, how long a flush takes; and the decision after each pass. Has no clock of its own and does no
+I/O.
 
 Rules:
 
-* how fast data goes over is measured only while there is some to send, and over so much of it that
+* the transfer rate is measured only while there is something to send, and over so much of it that
   single requests do not matter;
-* clients are held only if what is left is likely to go over, and be flushed, within three quarters
-  of the longest pause that they may see: an estimate that is a little wrong costs no second hold.
-  Where nothing is left it cannot get better, so that they are held however long a flush took;
-* but another pass comes first while it is likely to make the pause half as long, and there is
-  something to be gained;
-* a hold that was too long teaches how fast it really went; the next comes not at once, and each
-  time later. What it taught is believed less with each pass behind that: it may have been bad luck;
-* a mirror does not converge if clients make the disk dirty nearly as fast as it goes over, or if
-  pass after pass leaves about as much as the one before.
+* clients are held only if what is left is likely to be transferred and flushed within three
+  quarters of the longest pause that they may see: an estimate that is a little wrong costs no
+  second hold. Where nothing is left it cannot get better, so that they are held however long a
+  flush took;
+* but another pass comes first while it is likely to halve the pause, and there is something to be
+  gained;
+* a hold that was too long shows how fast the transfer really was; the next hold does not come at
+  once, and later each time. What was measured in it counts for less with each pass after it: it may
+  have been bad luck;
+* a mirror does not converge if clients make the disk dirty nearly as fast as it is transferred, or
+  if pass after pass leaves about as much as the one before.
 """
 
 from __future__ import annotations
@@ -24,16 +27,16 @@ import sys
 from enum import Enum
 from typing import Final
 
-_PART: Final = 0.75
-_SHORT: Final = 0.05
+_PAUSE_SHARE: Final = 0.75
+_SHORT_PAUSE: Final = 0.05
 """Seconds of a pause that is not worth another pass."""
-_NEARLY: Final = 0.8
-_FIRST_GUESS: Final = 16 << 20
-_WORTH_MEASURING: Final = 1 << 20
-_WINDOW: Final = 0.1
-_FORGETS: Final = 0.98
-_FIRST_BREAK: Final = 1.0
-_LONGEST_BREAK: Final = 60.0
+_NEARLY_AS_MUCH: Final = 0.8
+_ASSUMED_RATE: Final = 16 << 20
+_SAMPLE_BYTES: Final = 1 << 20
+_SAMPLE_SECONDS: Final = 0.1
+_BEST_DECAY: Final = 0.98
+_FIRST_HOLD_DELAY: Final = 1.0
+_LONGEST_HOLD_DELAY: Final = 60.0
 
 
 class Next(Enum):
@@ -45,13 +48,13 @@ class Next(Enum):
 
 
 class Convergence:
-    """That of one attempt.
+    """The measurements of one attempt.
 
     @param longest_pause: seconds for which clients may be held.
-    @ivar rate: bytes per second that went over lately.
+    @ivar rate: bytes per second transferred lately.
     @ivar dirty_rate: bytes per second that clients made dirty lately.
     @ivar flush: seconds that the last flush took.
-    @ivar steps: seconds that the small steps behind it took in a hold that failed for them.
+    @ivar steps: seconds that the small steps after it took in a hold that failed because of them.
     @ivar passes: how many were made.
     """
 
@@ -65,10 +68,10 @@ class Convergence:
         self._best = 0.0
         self._held_rate = 0.0
         self._left_before = sys.maxsize
-        self._gained_nothing = 0
+        self._passes_without_gain = 0
         self._failed = 0
         self._not_before = float("-inf")
-        self._then: float | None = None
+        self._sampled_at: float | None = None
         self._seconds = 0.0
         self._sent = 0
         self._dirtied = (0.0, 0)
@@ -76,59 +79,66 @@ class Convergence:
     # Measuring.
 
     def sample(self, now: float, sent: int, dirtied: int, sending: bool = True) -> None:
-        """To be called now and then, and often.
+        """To be called often.
 
-        @param now: seconds from anywhere.
+        @param now: seconds, by any clock.
         @param sent: bytes of data that were acknowledged so far.
         @param dirtied: bytes that became dirty so far.
         @param sending: there was something to send.
         """
-        if self._then is None:
-            self._then, self._sent, self._dirtied = now, sent, (now, dirtied)
+        if self._sampled_at is None:
+            self._sampled_at, self._sent, self._dirtied = now, sent, (now, dirtied)
             return
         if sending:
-            self._seconds += now - self._then
-        self._then = now
-        if self._seconds >= _WINDOW and sent - self._sent >= _WORTH_MEASURING:
+            self._seconds += now - self._sampled_at
+        self._sampled_at = now
+        if self._seconds >= _SAMPLE_SECONDS and sent - self._sent >= _SAMPLE_BYTES:
             rate = (sent - self._sent) / self._seconds
             weight = min(1.0, self._seconds)
             self.rate = rate if not self.rate else self.rate + weight * (rate - self.rate)
-            self._best = max(_FORGETS * self._best, rate)
+            self._best = max(_BEST_DECAY * self._best, rate)
             self._seconds, self._sent = 0.0, sent
         seconds = now - self._dirtied[0]
-        if seconds >= _WINDOW:
+        if seconds >= _SAMPLE_SECONDS:
             dirty_rate = (dirtied - self._dirtied[1]) / seconds
             self.dirty_rate += min(1.0, seconds) * (dirty_rate - self.dirty_rate)
             self._dirtied = now, dirtied
 
     def pause(self, left: int) -> float:
         """Seconds for which clients would have to be held to send C{left} bytes."""
-        rate = self._held_rate or self._best or _FIRST_GUESS
+        rate = self._held_rate or self._best or _ASSUMED_RATE
         return left / rate + self.flush + self.steps
 
     # Deciding.
 
     def pass_ended(self, now: float, left: int) -> Next:
-        """What comes next.
+        """Decide what comes next.
 
         @param left: bytes that are dirty.
         """
         self.passes += 1
         before, self._left_before = self._left_before, left
-        self._gained_nothing = self._gained_nothing + 1 if left >= _NEARLY * before else 0
-        pause, most = self.pause(left), _PART * self.longest_pause
+        self._passes_without_gain = (
+            self._passes_without_gain + 1 if left >= _NEARLY_AS_MUCH * before else 0
+        )
+        pause, most = self.pause(left), _PAUSE_SHARE * self.longest_pause
         if now >= self._not_before:
             if pause <= most or not left:
                 after = self.pause(int(self.dirty_rate * pause))
-                gains = pause > _SHORT + self.flush + self.steps and after < pause / 2
+                gains = pause > _SHORT_PAUSE + self.flush + self.steps and after < pause / 2
                 return Next.AGAIN if gains and left < before else Next.HOLD
-            self._doubt_the_hold()
-        too_fast = self.dirty_rate >= _NEARLY * (self.rate or _FIRST_GUESS)
-        if left and pause > most and self.passes > 1 and (too_fast or self._gained_nothing > 1):
+            self._relax_held_rate()
+        too_fast = self.dirty_rate >= _NEARLY_AS_MUCH * (self.rate or _ASSUMED_RATE)
+        if (
+            left
+            and pause > most
+            and self.passes > 1
+            and (too_fast or self._passes_without_gain > 1)
+        ):
             return Next.NOT_CONVERGING
         return Next.AGAIN
 
-    def _doubt_the_hold(self) -> None:
+    def _relax_held_rate(self) -> None:
         self.steps /= 2
         self._held_rate *= 2
         if self._held_rate >= self._best:
@@ -137,12 +147,14 @@ class Convergence:
     def hold_failed(self, now: float, sent: int, seconds: float, steps: float = 0.0) -> None:
         """Clients were held, and had to be released.
 
-        @param sent: bytes that went over meanwhile.
+        @param sent: bytes that were transferred meanwhile.
         @param seconds: how long that took; 0 where nothing could be sent yet, or all was.
-        @param steps: seconds for which only the steps behind the last flush were waited for.
+        @param steps: seconds for which only the steps after the last flush were waited for.
         """
         self._failed += 1
         self.steps = max(self.steps, steps)
         if sent > 0 and seconds > 0:
             self._held_rate = sent / seconds
-        self._not_before = now + min(_FIRST_BREAK * 2 ** (self._failed - 1), _LONGEST_BREAK)
+        self._not_before = now + min(
+            _FIRST_HOLD_DELAY * 2 ** (self._failed - 1), _LONGEST_HOLD_DELAY
+        )

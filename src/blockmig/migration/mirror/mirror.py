@@ -1,9 +1,9 @@
-"""A mirror: the disk of a running server goes to a destination, and is handed over.
+"""A mirror: sends the disk of a running server to a destination, and hands it over.
 
 Owns the migration from the first connection to the moment when the server's clients are closed, or
-passed through to whoever serves the disk then. What is sent, and when clients are held, is
-`live`'s; attempts, records and the hand-off are the `sender`'s: this is a migration like any other,
-but for the clients.
+passed through to the server that takes over. What is sent, and when clients are held, is up to
+`pre_copy`; attempts, records and the hand-off are the `sender`'s: this is a migration like any
+other, but for the clients.
 
 Rules (design, section 2):
 
@@ -11,9 +11,9 @@ Rules (design, section 2):
   or an error of the destination's, means another attempt, after a while;
 * as long as the source is not being retired the mirror can be broken off: clients never notice, and
   the destination is left C{copying};
-* once it is retired nobody is served any more here, whatever becomes of the destination: clients
-  are closed, or kept waiting for the server that takes over;
-* a mirror that ended otherwise leaves the server as it was before, fit for another one.
+* once the source is retired this server serves nobody any more, whatever becomes of the
+  destination: clients are closed, or kept waiting for the server that takes over;
+* a mirror that ended otherwise leaves the server as it was before, ready for another one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .pre_copy import Converge, PreCopy
 _log = Logger()
 
 LONGEST_PAUSE: Final = 0.5
-"""Seconds for which clients are held at most, if nobody says otherwise."""
+"""Seconds for which clients are held at most, by default."""
 
 PATIENCE: Final = Patience(reply_timeout=60.0)
 """With a destination that answers nothing, and keeps clients waiting, there is less of it."""
@@ -46,17 +46,16 @@ PATIENCE: Final = Patience(reply_timeout=60.0)
 class Mirror:
     """Mirrors a server's disk while clients use it, then hands it over.
 
-    @param server: its disk is the source; it stays the caller's to wait for and to close.
+    @param server: its disk is the source; waiting for it and closing it stays up to the caller.
     @param destination: where its receiver is.
     @param unlink: delete the disk's file just before the disconnect.
-    @param overrides: what is done all the same.
+    @param overrides: checks to override.
     @param max_rate: bytes of data per second; None for no limit.
     @param longest_pause: seconds for which clients may be held.
-    @param converge: what to do where clients write faster than the data goes over.
-    @param successor: have clients passed through to this server behind the hand-off; None to
-        close them.
+    @param converge: what to do where clients write faster than the data is transferred.
+    @param successor: pass clients through to this server after the hand-off; None to close them.
     @param patience: how long the destination is tried.
-    @param runtime: what the outside world is; None for the real one.
+    @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar destination: its URI, as given.
     @raise Refused: the records beside the disk forbid it, or it cannot be deleted.
     """
@@ -109,7 +108,7 @@ class Mirror:
         self._waiting: list[Deferred[Summary]] = []
         self._outcome: Summary | Failure | None = None
 
-    # From the start to the end.
+    # Start and end.
 
     def start(self) -> Deferred[int]:
         """Begin; to be called once.
@@ -139,7 +138,7 @@ class Mirror:
 
         @return: fires with a L{Summary} when the disk is handed over (the server's clients may
             still be there: see L{Server.complete}), or fails with a L{MigrationError}: with
-            L{Unconfirmed} the source is retired, with any other the server serves on.
+            L{Unconfirmed} the source is retired, with any other the server goes on serving.
         """
         waiting: Deferred[Summary] = Deferred()
         self._waiting.append(waiting)
@@ -147,7 +146,7 @@ class Mirror:
         return waiting
 
     async def handed_over(self) -> None:
-        """To be waited for once the server has come to its end: so has the mirror.
+        """To be awaited once the server has ended: then the mirror has too.
 
         @raise Unconfirmed: the source is retired, and the destination may not know it.
         """
@@ -156,11 +155,11 @@ class Mirror:
         except Unconfirmed:
             raise
         except MigrationError:
-            return  # it was the server's to go on, and to end
+            return  # the server went on, and has ended by itself
 
     @property
     def over(self) -> bool:
-        """Whether it has come to its end, in whichever way."""
+        """Whether it has ended, in whichever way."""
         return self._outcome is not None
 
     @property
@@ -174,7 +173,7 @@ class Mirror:
         self._sender.stop(why)
 
     def set_rate(self, rate: float | None) -> None:
-        """Go on with another limit.
+        """Change the rate limit.
 
         @param rate: bytes of data per second; None for no limit.
         """
@@ -204,7 +203,7 @@ class Mirror:
             self._server.hand_over()
         else:
             _log.warn(
-                "{disk}: the mirror to {destination} has ended, and clients are served on: {why}",
+                "{disk}: the mirror to {destination} has ended, clients are still served: {why}",
                 event="mirror-ended",
                 disk=self._server.disk.name,
                 destination=self.destination,
@@ -226,7 +225,8 @@ class Mirror:
             )
 
     def _hand_over_early(self) -> None:
-        """Until the destination is told clients need not wait, unless it is for its server."""
+        """Clients need not wait until the destination is notified, unless they wait for its
+        server."""
         if self._successor is None:
             self._server.hand_over()
 
@@ -249,7 +249,7 @@ class Mirror:
             return "relaying" if relaying else self._state
         if not self._sender.progress.attempt:
             return "starting"
-        return self._passes.stage.value if self._sender.connected else "waiting"
+        return self._passes.phase.value if self._sender.connected else "waiting"
 
     def status(self) -> dict[str, Any]:
         """How it stands, for humans and scripts: times in seconds, sizes in bytes."""
@@ -283,8 +283,8 @@ class Mirror:
             "throttle": round(throttle.rate) if throttle is not None else None,
             "seconds": round(now - began, 3),
             "pause": None if passes.pause is None else round(passes.pause, 4),
-            "rest": passes.rest,
-            "holds": passes.holds,
+            "rest": passes.sent_while_held,
+            "holds": passes.hold_count,
         }
 
 

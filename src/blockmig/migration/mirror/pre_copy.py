@@ -1,23 +1,25 @@
-"""What is sent of a disk that clients go on using: pass after pass, and the rest while they wait.
+"""What is sent of a disk that clients go on using: pass after pass, and the rest while they are
+held.
 
 Owns the dirty map, the passes over it, and the hold. It decides nothing of the hand-off, whose
 order is the attempt's.
 
 Rules (design, section 2: R8, R9):
 
-* what clients have changed since the mirror began is known for the places that are looked at before
+* what clients have changed since the mirror began is known for the places that are checked before
   each attempt at a foreign destination (`foreign`);
 * an attempt begins with everything dirty. A range is taken off the map before it is read: what
-  changes after that is dirty again, and goes in a later pass;
+  changes after that is dirty again, and is sent in a later pass;
 * each pass that sent something ends with a flush, so that the last one, with clients waiting, is
   short;
-* when the rest is likely to go over in time (`convergence`), clients are held: once nothing of
-  theirs is under way the disk is still, what is dirty goes over, and nothing is left;
-* they are held for no longer than they may be: then they are released, whatever is under way short
-  of retiring, and the passes go on;
+* when the rest is likely to be transferred in time (`convergence`), clients are held: once none of
+  their requests is under way the disk is quiescent, what is dirty is sent, and nothing is left;
+* they are held for no longer than the longest pause: then they are released, whatever is under way
+  short of retiring, and the passes go on;
 * they are released whenever the attempt ends before the source is being retired; after that never;
-* where clients make the disk dirty as fast as it goes over, that is said, and they are slowed, or
-  the mirror ends, or it goes on, as wanted. They are never slowed below a floor.
+* where clients make the disk dirty as fast as it is transferred, that is logged, and they are
+  slowed down, or the mirror ends, or it goes on, as configured. They are never slowed below a
+  minimum.
 """
 
 from __future__ import annotations
@@ -43,23 +45,21 @@ _MOST_RANGES: Final = 256
 _MOST_BYTES: Final = 64 << 20
 _SAMPLE: Final = 0.1
 _REPORT: Final = 60.0
-_FLOOR: Final = 1 << 20
+_LOWEST_THROTTLE: Final = 1 << 20
 """Bytes per second that clients may always make dirty."""
-_BREATH: Final = 0.05
+_IDLE_DELAY: Final = 0.05
 """Seconds between passes that are only made because a hold has to wait."""
 
 
 class Converge(StrEnum):
-    """What to do where clients are too fast."""
+    """What to do where clients write too fast for the mirror to converge."""
 
     WAIT = "wait"
     THROTTLE = "throttle"
     ABORT = "abort"
 
 
-class MirrorStage(StrEnum):
-    """What goes on."""
-
+class MirrorPhase(StrEnum):
     COPYING = "copying"
     HOLDING = "holding"
     HANDING_OVER = "handing over"
@@ -70,19 +70,18 @@ class PreCopy:
 
     @param server: whose clients use the disk.
     @param longest_pause: seconds for which they may be held.
-    @param converge: what to do where they are too fast.
-    @param reactor: tells the time.
-    @param give_up: called with the reason where they are too fast for it to come to an end, and
-        that is to be the end of the mirror.
-    @param finishing: called when the source is retired, and the destination cannot be told yet.
-    @param limiter: holds the data back.
+    @param converge: what to do where they write too fast.
+    @param reactor: the clock.
+    @param give_up: called with the reason where they write too fast, and that is to end the mirror.
+    @param finishing: called when the source is retired, and the destination cannot be notified yet.
+    @param limiter: limits the rate of the data.
     @ivar dirty: what is to be sent.
     @ivar convergence: what was measured in the present attempt.
-    @ivar stage: what goes on.
-    @ivar converging: whether it is likely to come to its end; None as long as nobody can tell.
-    @ivar holds: how often clients were held.
-    @ivar pause: seconds for which they were held the last time, or are by now.
-    @ivar rest: bytes of data that went over meanwhile.
+    @ivar phase: what is going on.
+    @ivar converging: whether it is likely to converge; None as long as that is not known.
+    @ivar hold_count: how often clients were held.
+    @ivar pause: seconds for which they were held the last time, or have been by now.
+    @ivar sent_while_held: bytes of data that were transferred meanwhile.
     """
 
     in_use = True
@@ -101,9 +100,9 @@ class PreCopy:
         self.limiter = limiter
         self.dirty = DirtyMap(server.disk.size)
         self.convergence = Convergence(longest_pause)
-        self.stage = MirrorStage.COPYING
+        self.phase = MirrorPhase.COPYING
         self.converging: bool | None = None
-        self.holds = 0
+        self.hold_count = 0
         self._longest_pause = longest_pause
         self._server = server
         self._converge = converge
@@ -111,18 +110,18 @@ class PreCopy:
         self._give_up = give_up
         self._finishing = finishing
         self._position = 0
-        self._taken = 0
+        self._in_flight = 0
         self._sent = 0
         self._sent_before_hold = 0
         self._attempt: PassSender | None = None
         self._deadline: IDelayedCall | None = None
         self._flushed = False
-        self._still_since: float | None = None
+        self._quiescent_since: float | None = None
         self._flushed_at: float | None = None
-        self._until_still: Deferred[None] | None = None
+        self._until_quiescent: Deferred[None] | None = None
         self._held_at: float | None = None
         self._pause: float | None = None
-        self._rest = 0
+        self._sent_in_last_hold = 0
         self._reported = float("-inf")
         self._unchanged = {
             block
@@ -134,8 +133,8 @@ class PreCopy:
 
     @property
     def left(self) -> int:
-        """Bytes that are dirty, or are on their way."""
-        return min(self.dirty.bytes + self._taken, self.dirty.size)
+        """Bytes that are dirty or in flight."""
+        return min(self.dirty.bytes + self._in_flight, self.dirty.size)
 
     @property
     def pause(self) -> float | None:
@@ -145,24 +144,28 @@ class PreCopy:
         return self._pause
 
     @property
-    def rest(self) -> int:
+    def sent_while_held(self) -> int:
         """See the class."""
-        return self._sent - self._sent_before_hold if self._held_at is not None else self._rest
+        return (
+            self._sent - self._sent_before_hold
+            if self._held_at is not None
+            else self._sent_in_last_hold
+        )
 
     @property
     def number(self) -> int:
-        """That of the present pass, from 1."""
+        """The number of the present pass, from 1."""
         return self.convergence.passes + 1
 
     def start(self) -> None:
-        """Watch what clients change, from now on."""
+        """Watch what clients change from now on."""
         self.dirty.mark_all()
         self._server.changes.mark = self._mark
         self._server.latency.crowded = True
         self._sampling.start(_SAMPLE, now=True)
 
     def stop(self) -> None:
-        """Watch no more; clients that are held stay so."""
+        """Stop watching; clients that are held stay held."""
         self._server.changes.mark = None
         self._server.latency.crowded = False
         self._server.changes.slow_down(None)
@@ -186,7 +189,7 @@ class PreCopy:
 
     def _sample(self) -> None:
         if self._held_at is None:
-            now, sending = self._reactor.seconds(), self._taken > 0
+            now, sending = self._reactor.seconds(), self._in_flight > 0
             self.convergence.sample(now, self._sent, self.dirty.marked, sending)
 
     # CopyPasses.
@@ -195,16 +198,16 @@ class PreCopy:
         """All of the disk is dirty."""
         self.convergence = Convergence(self._longest_pause)
         self.dirty.mark_all()
-        self._taken = 0
+        self._in_flight = 0
         self._flushed = False
         self.converging = None
 
     async def send(self, attempt: PassSender) -> None:
-        """Until clients are held, and nothing is left."""
+        """Returns once clients are held, and nothing is left."""
         self._attempt = attempt
         while True:
             await self._send_pass(attempt)
-            if self.stage == MirrorStage.HOLDING:
+            if self.phase == MirrorPhase.HOLDING:
                 return
             if not self._flushed:
                 began = self._reactor.seconds()
@@ -214,14 +217,14 @@ class PreCopy:
             if self._may_hold():
                 await self._hold(attempt)
             elif self.dirty.bytes < GRANULARITY * _MOST_RANGES:
-                await deferLater(self._reactor, _BREATH)
+                await deferLater(self._reactor, _IDLE_DELAY)
 
     async def _send_pass(self, attempt: PassSender) -> None:
         self._position = 0
-        await attempt.send_pass(self._take)
-        self._taken = 0
+        await attempt.send_pass(self._next_ranges)
+        self._in_flight = 0
 
-    def _take(self) -> Ranges:
+    def _next_ranges(self) -> Ranges:
         """The next ranges of the pass; they are not dirty any more."""
         ranges: Ranges = []
         room = _MOST_BYTES
@@ -234,12 +237,12 @@ class PreCopy:
             ranges.append(taken)
             self._position = end
             room -= end - start
-            self._taken += end - start
+            self._in_flight += end - start
         return ranges
 
     def acknowledged(self, piece: Piece) -> None:
-        """It has gone over."""
-        self._taken -= piece.length
+        """It was transferred."""
+        self._in_flight -= piece.length
         self._flushed = False
         if not piece.zero:
             self._sent += piece.length
@@ -257,8 +260,8 @@ class PreCopy:
         convergence, changes = self.convergence, self._server.changes
         self.converging = False
         rates = (
-            f"clients make {convergence.dirty_rate / 1e6:.1f} MB/s dirty, and "
-            f"{convergence.rate / 1e6:.1f} MB/s go over"
+            f"clients dirty {convergence.dirty_rate / 1e6:.1f} MB/s, and "
+            f"{convergence.rate / 1e6:.1f} MB/s are transferred"
         )
         if now - self._reported >= _REPORT:
             self._reported = now
@@ -273,44 +276,44 @@ class PreCopy:
         if self._converge == Converge.ABORT:
             self._give_up(f"not converging: {rates}")
         elif self._converge == Converge.THROTTLE:
-            limit = max(convergence.rate / 2, _FLOOR)
+            limit = max(convergence.rate / 2, _LOWEST_THROTTLE)
             if changes.throttle is not None:
-                limit = max(min(limit, changes.throttle.rate / 2), _FLOOR)
+                limit = max(min(limit, changes.throttle.rate / 2), _LOWEST_THROTTLE)
             changes.slow_down(Throttle(self._reactor, limit, lambda: self.dirty.marked))
 
     # The hold.
 
     async def _hold(self, attempt: PassSender) -> None:
-        self.stage = MirrorStage.HOLDING
-        self.holds += 1
+        self.phase = MirrorPhase.HOLDING
+        self.hold_count += 1
         self._held_at = self._reactor.seconds()
         self._sent_before_hold = self._sent
-        self._still_since = self._flushed_at = None
-        self._deadline = self._reactor.callLater(self._longest_pause, self._overdue)
-        # What waits for its turn is to be done, so that nothing is under way.
+        self._quiescent_since = self._flushed_at = None
+        self._deadline = self._reactor.callLater(self._longest_pause, self._hold_timed_out)
+        # Throttled requests are let through, so that nothing remains under way.
         self._server.changes.slow_down(None)
-        self._until_still = until_still = Deferred[None]()
-        self._server.hold().addCallback(lambda _: self._still(until_still))
-        await until_still
-        if self.stage == MirrorStage.HOLDING:
-            await attempt.disk_is_still()
+        self._until_quiescent = until_quiescent = Deferred[None]()
+        self._server.hold().addCallback(lambda _: self._quiescent(until_quiescent))
+        await until_quiescent
+        if self.phase == MirrorPhase.HOLDING:
+            await attempt.disk_is_quiescent()
 
-    def _still(self, until_still: Deferred[None]) -> None:
-        """The server is; or it is not waited for any more."""
-        if not until_still.called:
-            self._still_since = self._reactor.seconds()
-            until_still.callback(None)
+    def _quiescent(self, until_quiescent: Deferred[None]) -> None:
+        """The server is quiescent; or it is not waited for any more."""
+        if not until_quiescent.called:
+            self._quiescent_since = self._reactor.seconds()
+            until_quiescent.callback(None)
 
-    def _overdue(self) -> None:
+    def _hold_timed_out(self) -> None:
         """Clients have waited for long enough."""
         self._deadline = None
         assert self._held_at is not None
         assert self._attempt is not None
         now = self._reactor.seconds()
-        self._learn(now)
+        self._measure_failed_hold(now)
         _log.warn(
-            "{disk}: what was left did not go over within {seconds:.3f} s; clients are released, "
-            "and it goes on",
+            "{disk}: the rest was not transferred within {seconds:.3f} s; clients are released, "
+            "and the mirror goes on",
             event="released",
             disk=self._server.disk.name,
             seconds=now - self._held_at,
@@ -318,18 +321,18 @@ class PreCopy:
         try:
             self._release()
         finally:
-            # Whatever went wrong, what was under way must not lead to retiring now.
+            # Whatever went wrong, the steps under way must not lead to retiring now.
             self._attempt.release()
-        if self._until_still is not None:
-            self._still(self._until_still)
+        if self._until_quiescent is not None:
+            self._quiescent(self._until_quiescent)
 
-    def _learn(self, now: float) -> None:
-        """What the hold took so long for."""
+    def _measure_failed_hold(self, now: float) -> None:
+        """Pass on what the hold spent its time on."""
         sent, sending, steps = self._sent - self._sent_before_hold, 0.0, 0.0
         if self._flushed_at is not None:
             steps = now - self._flushed_at
-        elif self._still_since is not None:
-            sending = now - self._still_since
+        elif self._quiescent_since is not None:
+            sending = now - self._quiescent_since
         self.convergence.hold_failed(now, sent, sending, steps)
 
     def _release(self) -> None:
@@ -337,17 +340,17 @@ class PreCopy:
         if self._held_at is None:
             return
         self._end_pause()
-        self.stage = MirrorStage.COPYING
+        self.phase = MirrorPhase.COPYING
         self._server.release()
 
     def _end_pause(self) -> None:
         if self._held_at is not None:
-            self._pause, self._rest = self.pause, self.rest
+            self._pause, self._sent_in_last_hold = self.pause, self.sent_while_held
             self._held_at = None
 
     def flushed(self) -> None:
         """A few small steps remain."""
-        self.stage = MirrorStage.HANDING_OVER
+        self.phase = MirrorPhase.HANDING_OVER
         self._flushed_at = self._reactor.seconds()
 
     def retiring(self) -> None:
@@ -371,5 +374,5 @@ class PreCopy:
 
 
 def _blocks(offset: int, length: int) -> range:
-    """Which parts of 64 KiB a range touches."""
+    """The blocks of 64 KiB that a range touches."""
     return range(offset // GRANULARITY, (offset + length - 1) // GRANULARITY + 1)

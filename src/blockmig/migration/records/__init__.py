@@ -1,5 +1,5 @@
-"""What stands beside a disk about its migrations: the files, what they permit, what they prove.
+"""The records beside a disk about its migrations: the files, what they permit, and what they prove.
 
-Owns the records and every conclusion from them, so that it can be read in one place why a disk is
-said to be canonical.
+Owns the records and every conclusion drawn from them, so that there is one place to read why a disk
+is called canonical.
 """

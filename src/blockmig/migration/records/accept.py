@@ -1,7 +1,7 @@
-"""A human declares a copy the canonical one, and that is put on record.
+"""Records that a human has declared a copy the canonical one.
 
-Owns DISK.ACCEPTED. Rule: only a copy that is whole and durable can be accepted, and what was said
-stands before the mark of incompleteness goes.
+Owns DISK.ACCEPTED. Rule: only a copy that is whole and durable can be accepted, and the declaration
+is recorded before the mark of incompleteness is removed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def accept(
 ) -> Record:
     """Declare the disk at C{path} the canonical copy.
 
-    @param by: who does so.
+    @param by: who declares it.
     @param state_directory: where the records of block devices are; None for the default.
     @return: the record of it.
-    @raise Refused: it cannot be, and nothing was changed.
+    @raise Refused: it cannot be accepted, and nothing was changed.
     @raise LocalFailure: the record could not be written.
     """
     if not os.path.lexists(path):
@@ -53,12 +53,12 @@ def accept(
         if incomplete.size != disk.size:
             raise Refused(f"{path}: has {disk.size} bytes, but {incomplete.size} were received")
         if incomplete.identity and same_file(incomplete.identity, disk.identity()) is False:
-            raise Refused(f"{path}: is another disk than the one that was received")
+            raise Refused(f"{path}: is not the disk that was received")
         try:
             accepted = records.write(Kind.ACCEPTED, incomplete.but(by=by))
             records.remove(Kind.INCOMPLETE)
         except OSError as error:
             raise LocalFailure(
-                f"{path}: could not be put on record as accepted: {describe_error(error)}"
+                f"{path}: could not be recorded as accepted: {describe_error(error)}"
             ) from None
     return accepted

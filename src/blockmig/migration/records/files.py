@@ -1,18 +1,18 @@
-"""What stands beside a disk to tell whether it is the canonical copy: the records of the hand-off.
+"""The hand-off's records: files beside a disk that say whether it is the canonical copy.
 
-Owns the files DISK.INCOMPLETE, DISK.MIGRATING, DISK.MIGRATED and DISK.ACCEPTED, their form, and
-the way they get onto the medium. What they mean is told in docs/handoff.md; when they are written
-is the sender's and the receiver's affair.
+Owns the files DISK.INCOMPLETE, DISK.MIGRATING, DISK.MIGRATED and DISK.ACCEPTED, their form, and how
+they are written durably. Their meaning is explained in docs/handoff.md; when they are written is up
+to the sender and the receiver.
 
 Rules (design, section 2: R2, R7):
 
-* a record appears, changes and goes in one piece, and is durable when the call returns: a temporary
-  file is written and synced, renamed, and the directory synced;
-* the temporary file has a fixed name, so that a crash leaves at most that one behind, which the
-  next write uses up and the removal takes away;
+* a record appears, changes and disappears atomically, and durably by the time the call returns: a
+  temporary file is written and synced, renamed, and the directory synced;
+* the temporary file has a fixed name, so that a crash leaves at most that one behind; the next
+  write uses it up, and a removal deletes it;
 * what cannot be read as a record of ours (torn, foreign, or of a later version) is reported as such
   and never taken for one;
-* the calls block, and may be made from threads: one at a time is let in.
+* the calls block, and may be made from threads: a lock admits one at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TEMPORARY: Final = ".tmp"
 
 
 class Kind(StrEnum):
-    """The kinds of records, which are the ends of their names too."""
+    """The kinds of records; a kind is also the suffix of the file's name."""
 
     INCOMPLETE = "INCOMPLETE"
     """At a destination: this copy is not whole, or not yet known to be the canonical one."""
@@ -51,8 +51,6 @@ class Kind(StrEnum):
 
 
 class Phase(StrEnum):
-    """How far a migration's copy is."""
-
     COPYING = "copying"
     """It is certainly not canonical."""
     COPIED = "copied"
@@ -60,7 +58,7 @@ class Phase(StrEnum):
 
 
 class BadRecord(Exception):
-    """There is a record that cannot be understood; the message says what is wrong with it.
+    """A record exists that cannot be understood; the message says what is wrong with it.
 
     @ivar path: the file.
     """
@@ -72,11 +70,11 @@ class BadRecord(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """One side of a migration, as far as it is known.
+    """One end of a migration, as far as it is known.
 
-    @ivar host: the name that the machine goes by.
+    @ivar host: the machine's host name.
     @ivar disk: the absolute path of its disk.
-    @ivar address: where the other side found it: an NBD URI, or the address of a connection.
+    @ivar address: where the other end reached it: an NBD URI, or the address of a connection.
     """
 
     host: str = ""
@@ -84,15 +82,15 @@ class Location:
     address: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.host}:{self.disk}" if self.disk else self.host
-        if place and self.address:
-            return f"{place} ({self.address})"
-        return place or self.address or "(unknown)"
+        end = f"{self.host}:{self.disk}" if self.disk else self.host
+        if end and self.address:
+            return f"{end} ({self.address})"
+        return end or self.address or "(unknown)"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record. Times are UTC, as ISO 8601 has them; "" where something has not happened.
+    """One record. Times are UTC in ISO 8601; "" where something has not happened.
 
     @ivar migration: the migration's UUID.
     @ivar phase: how far the copy is.
@@ -100,8 +98,8 @@ class Record:
     @ivar size: bytes of the disk.
     @ivar source: where the disk comes from.
     @ivar destination: where it goes to.
-    @ivar began: when the migration did.
-    @ivar changed: when the record did.
+    @ivar began: when the migration began.
+    @ivar changed: when the record was last written.
     @ivar identified: the sender gave the UUID; otherwise the receiver made it up, and the source
         knows nothing of it.
     @ivar unlink: the source is retired by deleting it.
@@ -109,15 +107,16 @@ class Record:
         destination once it is whole.
     @ivar whole: the destination may have a whole copy, though the source was not retired and is in
         use again (MIGRATING).
-    @ivar again: the migration was begun with C{--again}, and is gone on with by the same command.
-    @ivar token: by which the destination's disk is known, handed out when it acknowledged that the
-        source is retired (MIGRATING).
-    @ivar side_export: the destination has the side export, by which it can be told what happened.
-    @ivar retired: when the source was (MIGRATED), or when the destination was told so (INCOMPLETE).
+    @ivar again: the migration was begun with C{--again}, and the same command continues it.
+    @ivar token: identifies the destination's disk; the destination gave it when it acknowledged
+        that the source is retired (MIGRATING).
+    @ivar side_export: the destination has the side export, through which it can be notified.
+    @ivar retired: when the source was retired (MIGRATED), or when the destination was notified of
+        it (INCOMPLETE).
     @ivar told: when the destination acknowledged that the source is retired (MIGRATING, MIGRATED).
     @ivar confirmed: when the destination's end of the migration was seen (MIGRATED).
-    @ivar instead_of: UUID of a migration that had copied all of this disk to another place before
-        a human told this one to begin.
+    @ivar instead_of: UUID of a migration that had copied all of this disk to another place before a
+        human had this one begin.
     @ivar by: who accepted the copy (ACCEPTED).
     """
 
@@ -143,11 +142,11 @@ class Record:
     token: str = ""
 
     def but(self, **changes: Any) -> Self:
-        """The record with some fields changed."""
+        """A copy of the record with some fields changed."""
         return replace(self, **changes)
 
     def encode(self, kind: Kind) -> bytes:
-        """The text of the record, for people too."""
+        """The text of the record, which people read too."""
         text = {"blockmig": VERSION, "record": kind.value, **asdict(self)}
         return json.dumps(text, indent=2).encode() + b"\n"
 
@@ -156,34 +155,34 @@ _TYPES: Final = {field.name: field.type for field in fields(Record)}
 
 
 def decode_record(text: bytes, kind: Kind, path: str) -> Record:
-    """The record in C{text}.
+    """Decode C{text}.
 
     @raise BadRecord: it is torn, foreign, or of a later version.
     """
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
-        raise BadRecord(path, "is torn: it is not whole JSON") from None
-    if not isinstance(found, dict) or not isinstance(found.get("blockmig"), int):
-        raise BadRecord(path, "is not a record of blockmig's")
-    if found["blockmig"] > VERSION:
-        raise BadRecord(path, f"was written by a later version (format {found['blockmig']})")
-    if found.get("record") != kind.value:
-        raise BadRecord(path, f"is a record of another kind ({found.get('record')})")
+        raise BadRecord(path, "is torn: its JSON is incomplete") from None
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("blockmig"), int):
+        raise BadRecord(path, "is not a blockmig record")
+    if parsed["blockmig"] > VERSION:
+        raise BadRecord(path, f"was written by a later version (format {parsed['blockmig']})")
+    if parsed.get("record") != kind.value:
+        raise BadRecord(path, f"is a record of another kind ({parsed.get('record')})")
     try:
-        return _record(found)
+        return _record(parsed)
     except (KeyError, TypeError, ValueError) as error:
-        raise BadRecord(path, f"is not a record of blockmig's: {error}") from None
+        raise BadRecord(path, f"is not a blockmig record: {error}") from None
 
 
-def _record(found: dict[str, Any]) -> Record:
+def _record(parsed: dict[str, Any]) -> Record:
     values: dict[str, Any] = {}
     for name, kind in _TYPES.items():
-        value = found[name]
+        value = parsed[name]
         if kind == "Location":
             value = Location(**value)
             if not all(isinstance(part, str) for part in (value.host, value.disk, value.address)):
-                raise ValueError(f"{name} is not made of texts")
+                raise ValueError(f"{name} is not made of strings")
         elif kind == "Phase":
             value = Phase(value)
         elif type(value).__name__ != kind:
@@ -193,31 +192,30 @@ def _record(found: dict[str, Any]) -> Record:
 
 
 def timestamp() -> str:
-    """This instant, to the second: C{2026-11-23T02:59:59Z}."""
+    """The current time, to the second: C{2026-11-23T02:59:59Z}."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def this_host() -> str:
-    """The name that this machine goes by."""
     return os.uname().nodename
 
 
 def same_file(one: str, other: str) -> bool | None:
-    """Whether two identities are one file's; None where that cannot be told."""
+    """Whether two identities are of the same file; None where that cannot be decided."""
     if one == other:
         return True
     births = [text.partition(", born ")[2] for text in (one, other)]
     if all(births) and births[0] != births[1]:
         return False
-    # Written to since, or the birth is not told now, or inodes are not kept on this file system.
+    # Written since, or no birth time is reported now, or this file system does not keep inodes.
     return None
 
 
 class Records:
     """The records of one disk.
 
-    @param path: what their names begin with, without the dot.
-    @param system: the calls into the kernel.
+    @param path: their names without the kind and the dot before it.
+    @param system: the system calls to use.
     """
 
     def __init__(self, path: str, system: SystemCalls = SYSTEM) -> None:
@@ -244,26 +242,26 @@ class Records:
         try:
             text = self._system.pread(descriptor, _LONGEST + 1, 0)
         except IsADirectoryError:
-            raise BadRecord(path, "is not a record of blockmig's: it is a directory") from None
+            raise BadRecord(path, "is not a blockmig record: it is a directory") from None
         finally:
             self._system.close(descriptor)
         if len(text) > _LONGEST:
-            raise BadRecord(path, "is not a record of blockmig's: it is too long")
+            raise BadRecord(path, "is not a blockmig record: it is too long")
         return decode_record(text, kind, path)
 
     def sync(self) -> None:
-        """I{Slow.} Make durable what stands here, and what is gone.
+        """I{Slow.} Make durable which records exist now, and which are gone.
 
-        A process may have died between an act and its fsync: what is gone by its doing could come
-        back after a power failure, when somebody has relied on its being gone.
+        A process may have died between an act and its fsync: what it removed could come back after
+        a power failure, when somebody already relies on its being gone.
 
-        @raise OSError: that cannot be done.
+        @raise OSError: that failed.
         """
         with contextlib.suppress(FileNotFoundError):
             self._sync()
 
     def check_writable(self) -> None:
-        """See whether records can be written here at all.
+        """Check that records can be written here at all.
 
         @raise OSError: they cannot.
         """
@@ -276,16 +274,17 @@ class Records:
             raise PermissionError(errno.EACCES, "no permission to write there", directory)
         longest = len(os.fsencode(os.path.basename(self.name(Kind.INCOMPLETE) + _TEMPORARY)))
         if longest > os.pathconf(directory, "PC_NAME_MAX"):
-            raise OSError(errno.ENAMETOOLONG, "the name is too long to stand before .INCOMPLETE")
+            raise OSError(errno.ENAMETOOLONG, "the name is too long to append .INCOMPLETE to it")
 
     def write(
         self, kind: Kind, record: Record, check: Callable[[], object] = lambda: None
     ) -> Record:
-        """I{Slow.} Put a record there, durably, in place of one of its kind.
+        """I{Slow.} Write a record durably, in place of the one of its kind.
 
-        @param check: called last before it appears, which it does not if that raises.
-        @return: the record as it stands there now.
-        @raise OSError: it may or may not stand there, durably or not.
+        @param check: called last before the record appears; if it raises, the record does not
+            appear.
+        @return: the record as written.
+        @raise OSError: the record may or may not have appeared, durably or not.
         """
         record = record.but(changed=timestamp())
         text = record.encode(kind)
@@ -305,7 +304,7 @@ class Records:
         return record
 
     def _write_temporary(self, path: str, text: bytes) -> None:
-        """Nothing that stands there already is followed, or waited for."""
+        """Follow no link and open no file that is already there."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             descriptor = self._system.open(path, flags, 0o600)
@@ -321,9 +320,9 @@ class Records:
             self._system.close(descriptor)
 
     def remove(self, *kinds: Kind) -> None:
-        """I{Slow.} Take records away, durably; harmless where there are none.
+        """I{Slow.} Remove records, durably; harmless where there are none.
 
-        @raise OSError: they may be there still, or come back after a power failure.
+        @raise OSError: they may still be there, or come back after a power failure.
         """
         with self._lock:
             for kind in kinds:
@@ -332,11 +331,11 @@ class Records:
                         self._system.unlink(path)
             self._sync()
 
-    def remove_found(self, *kinds: Kind) -> None:
-        """I{Slow.} As L{remove}, but costs nothing where there is nothing to take away."""
-        found = [kind for kind in kinds if os.path.lexists(self.name(kind))]
-        if found:
-            self.remove(*found)
+    def remove_existing(self, *kinds: Kind) -> None:
+        """I{Slow.} As L{remove}, but costs nothing where there is nothing to remove."""
+        existing = [kind for kind in kinds if os.path.lexists(self.name(kind))]
+        if existing:
+            self.remove(*existing)
 
     def _sync(self) -> None:
         self._system.sync_directory(os.path.dirname(self.path))

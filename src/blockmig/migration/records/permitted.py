@@ -1,17 +1,17 @@
-"""What the records found beside a disk let a command do with it.
+"""What the records beside a disk permit a command to do with it.
 
 Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 
-* a disk that was migrated away is nobody's source and nobody's destination, unless told `again`;
-* a copy that is not known to be canonical is nobody's source;
-* data that no record speaks of is nobody's to write over, unless told so; the unfinished copy of a
-  migration is, as long as it is the file that its record is about;
-* what cannot be understood is reported, and nothing is done on the strength of it;
-* a source that was retired by a migration not known to be complete is there to be finished, by the
-  same command line, and for nothing else;
-* another file that has a source's name by now is another disk: it goes on with nothing;
-* a source whose copy is whole at one place must not be sent to another: were it deleted then, two
-  copies would look like the canonical one.
+* a disk that was migrated away is neither source nor destination, unless C{again} says so;
+* a copy that is not known to be canonical is not a source;
+* data that no record mentions is not overwritten, unless the caller says so; the unfinished copy of
+  a migration may be, as long as it is the file that its record is about;
+* what cannot be understood is reported, and nothing is concluded from it;
+* a source that was retired by a migration not known to be complete can only be finished, by the
+  same command line;
+* another file that now has the source's name is another disk: it continues nothing;
+* a source whose copy is whole in one place must not be sent to another: if it were deleted then,
+  two copies would look canonical.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .files import BadRecord, Kind, Phase, Record, Records, same_file
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """What a sender goes by.
+    """What the records say of a source, for a sender to act on.
 
-    @ivar record: the migration to go on with, or None for a new one.
-    @ivar retired: its source is retired, so that there is nothing left but to finish it.
+    @ivar record: the migration to continue, or None for a new one.
+    @ivar retired: the source is retired, so that its migration can only be finished.
     @ivar instead_of: a migration to another place, whose copy there may be whole.
-    @ivar unreadable: the records that a human has told to be disregarded, and that tell nothing.
+    @ivar unreadable: the records that cannot be read, and that the user has said to disregard.
     """
 
     record: Record | None = None
@@ -48,15 +48,19 @@ def _read(records: Records, kind: Kind, again: bool, may_disregard: bool = True)
         if again:
             return None
         raise Refused(
-            f"{error}; `blockmig inspect {records.path}` says more"
-            + ("" if kind == Kind.INCOMPLETE and not may_disregard else ", --again disregards it")
+            f"{error}; see `blockmig inspect {records.path}`"
+            + (
+                ""
+                if kind == Kind.INCOMPLETE and not may_disregard
+                else ", or use --again to ignore it"
+            )
         ) from None
     except OSError as error:
         raise Refused(f"{records.name(kind)}: {describe_error(error)}") from None
 
 
 def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Record | None:
-    """The record to go on from, if a migration may be received into C{disk}.
+    """The record to continue from, if a migration may be received into C{disk}.
 
     @param again: disregard what the records say.
     @raise Refused: it may not.
@@ -67,30 +71,32 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
     incomplete = _read(records, Kind.INCOMPLETE, again)
     accepted = _read(records, Kind.ACCEPTED, again)
     if again:
-        # The same command again goes on with what it has begun, on the same disk.
-        goes_on = incomplete is not None and incomplete.again and _is_of(disk, incomplete)
-        return incomplete if goes_on else None
+        # The same command, run again, continues what it began, on the same disk.
+        continues = (
+            incomplete is not None and incomplete.again and _may_be_disk_of(disk, incomplete)
+        )
+        return incomplete if continues else None
     if accepted is not None and incomplete is None and not disk.blank:
         raise Refused(
             f"{records.path}: was declared canonical on {accepted.changed} "
-            f"({records.name(Kind.ACCEPTED)}); to receive into it all the same, say --again"
+            f"({records.name(Kind.ACCEPTED)}); to receive into it anyway, use --again"
         )
     if migrated is not None:
         raise Refused(
             f"{records.path}: was migrated to {migrated.destination} on {migrated.retired} "
-            f"({records.name(Kind.MIGRATED)}); to receive into it all the same, say --again"
+            f"({records.name(Kind.MIGRATED)}); to receive into it anyway, use --again"
         )
     if migrating is not None:
         raise Refused(
             f"{records.path}: a migration of it to {migrating.destination} is not known to be "
             f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
-            "to receive into it all the same, say --again"
+            "to receive into it anyway, use --again"
         )
-    if incomplete is not None and not _is_of(disk, incomplete):
+    if incomplete is not None and not _may_be_disk_of(disk, incomplete):
         raise Refused(
             f"{records.path}: all of {incomplete.source} was copied here and may be the canonical "
-            f"copy, but this is another disk: find that one ({records.name(Kind.INCOMPLETE)}), or "
-            "say --again to receive anew"
+            "copy, but this is another disk: find the right one "
+            f"({records.name(Kind.INCOMPLETE)}), or use --again to receive anew"
         )
     return incomplete
 
@@ -98,21 +104,21 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
 def may_overwrite(
     disk: IRecordedDisk, records: Records, record: Record | None, again: bool
 ) -> bool:
-    """Whether the records alone say that what is on the disk is to be written over.
+    """Whether the records alone permit overwriting what is on the disk.
 
-    @param record: the one to go on from, if there is one.
-    @param again: a human has said so of the disk that the records are about.
+    @param record: the record to continue from, if there is one.
+    @param again: the user has said to disregard the records of this disk.
     """
     if record is not None:
-        # Where births are not told, the inode must do.
+        # On a file system that reports no birth times the inode must do.
         inodes = {text.partition(",")[0] for text in (record.identity, disk.identity())}
         same = same_file(record.identity, disk.identity())
         return not record.identity or (same is not False and len(inodes) == 1)
     return again and any(os.path.lexists(records.name(kind)) for kind in Kind)
 
 
-def _is_of(disk: IRecordedDisk, record: Record) -> bool:
-    """Whether the disk may be the one that the record says is whole, if it says so."""
+def _may_be_disk_of(disk: IRecordedDisk, record: Record) -> bool:
+    """Whether the disk may be the one that the record calls whole, if it does."""
     return record.phase != Phase.COPIED or (
         not disk.blank
         and disk.size == record.size
@@ -129,7 +135,7 @@ def _check_writable(records: Records, kind: Kind) -> None:
         ) from None
 
 
-def source_found(
+def source_state(
     records: Records,
     identity: str | None,
     destination: str,
@@ -141,9 +147,9 @@ def source_found(
 
     @param identity: the identity of the disk that is there; None where there is none.
     @param destination: the URI to send to.
-    @param unlink: it is to be deleted.
+    @param unlink: the source is to be deleted.
     @param again: disregard what the records say of earlier migrations.
-    @raise Refused: nothing.
+    @raise Refused: it may not be sent.
     """
     _check_writable(records, Kind.MIGRATING)
     path = records.path
@@ -154,20 +160,22 @@ def source_found(
         )
     migrating = _read(records, Kind.MIGRATING, again)
     migrated = _read(records, Kind.MIGRATED, again)
-    if again and not (migrating and _goes_on(migrating, identity, destination)):
+    if again and not (migrating and _continues(migrating, identity, destination)):
         if identity is None:
             raise Refused(f"{path}: no such file")
-        bad = tuple(kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_bad(records, kind))
-        return SourceState(
-            instead_of=migrating.migration if migrating is not None else "", unreadable=bad
+        unreadable = tuple(
+            kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_unreadable(records, kind)
         )
-    if migrating is not None and migrating.again and _is_of_another(migrated, migrating):
-        migrated = None  # it was disregarded
-    if migrated is not None and (migrating is None or _is_of_another(migrated, migrating)):
+        return SourceState(
+            instead_of=migrating.migration if migrating is not None else "", unreadable=unreadable
+        )
+    if migrating is not None and migrating.again and _is_another_migration(migrated, migrating):
+        migrated = None  # --again disregarded it
+    if migrated is not None and (migrating is None or _is_another_migration(migrated, migrating)):
         raise Refused(
             f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
             f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
-            "to send it all the same, say --again"
+            "to send it anyway, use --again"
         )
     if migrating is None:
         if identity is None:
@@ -181,26 +189,26 @@ def source_found(
     if identity is None:
         raise Refused(
             f"{path}: is gone, and blockmig did not delete it: its migration to "
-            f"{migrating.destination} was not so far; see `blockmig inspect {path}`"
+            f"{migrating.destination} had not got that far; see `blockmig inspect {path}`"
         )
     if migrating.identity and same_file(migrating.identity, identity) is False:
-        return _anew(migrating, path)
-    return _go_on(migrating, destination, path)
+        return _start_over(migrating, path)
+    return _continue(migrating, destination, path)
 
 
-def _anew(migrating: Record, path: str) -> SourceState:
-    """Another file has the name now, and must not go where the one before may be whole."""
+def _start_over(migrating: Record, path: str) -> SourceState:
+    """Another file has the name now; it must not go where a copy of the earlier one may be
+    whole."""
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
-            f"{path}: is another file than the one of which all was copied to "
-            f"{migrating.destination}; see `blockmig inspect {path}`; to send this one all the "
-            "same, say --again"
+            f"{path}: is not the file of which all was copied to {migrating.destination}; see "
+            f"`blockmig inspect {path}`; to send this one anyway, use --again"
         )
     return SourceState(instead_of=migrating.migration)
 
 
-def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
-    """Whether C{--again} was said to go on with this, not to disregard it too."""
+def _continues(migrating: Record, identity: str | None, destination: str) -> bool:
+    """Whether C{--again} was given to continue this migration, not to disregard it too."""
     if identity is None:
         return True
     if not migrating.again or migrating.destination.address != destination:
@@ -211,11 +219,11 @@ def _goes_on(migrating: Record, identity: str | None, destination: str) -> bool:
     return not may_be_deleted or bool(same_file(migrating.identity, identity))
 
 
-def _is_of_another(record: Record | None, other: Record) -> bool:
+def _is_another_migration(record: Record | None, other: Record) -> bool:
     return record is not None and record.migration != other.migration
 
 
-def _is_bad(records: Records, kind: Kind) -> bool:
+def _is_unreadable(records: Records, kind: Kind) -> bool:
     try:
         records.read(kind)
     except (BadRecord, OSError):
@@ -232,8 +240,8 @@ def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
     same = same_file(migrating.identity, identity)
     if same is None:
         raise Refused(
-            f"{path}: may or may not be the file whose migration to {migrating.destination} was "
-            "to delete it, and which may be gone; to send it all the same, say --again"
+            f"{path}: may or may not be the file that was to be deleted after its migration to "
+            f"{migrating.destination}, and that may be gone; to send it anyway, use --again"
         )
     return not same
 
@@ -244,26 +252,26 @@ def _check_finish(
     if record.destination.address != destination:
         raise Refused(
             f"{path}: its migration to {record.destination} has retired it, and is not known to be "
-            f"complete: give {record.destination.address} to finish it"
+            f"complete: send to {record.destination.address} to finish it"
         )
     if record.unlink and identity is not None:
         raise Refused(
             f"{path}: is not the file that was migrated to {record.destination} and deleted; move "
-            "it away to finish that migration, or say --again to send this file"
+            "it away to finish that migration, or use --again to send this file"
         )
     if unlink and not record.unlink:
         raise Refused(
-            f"{path}: was migrated to {record.destination}, to be kept: "
-            "finish that without --unlink, and delete it then"
+            f"{path}: was migrated to {record.destination}, and is to be kept: "
+            "finish that without --unlink, then delete it"
         )
 
 
-def _go_on(migrating: Record, destination: str, path: str) -> SourceState:
+def _continue(migrating: Record, destination: str, path: str) -> SourceState:
     if migrating.destination.address == destination:
         return SourceState(migrating)
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
             f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
-            "canonical copy there: send it there, or delete that copy and say --again"
+            "canonical copy there: send it there, or delete that copy and use --again"
         )
     return SourceState(instead_of=migrating.migration)

@@ -1,13 +1,12 @@
-"""Which copy is the canonical one, told from what stands on disk and from nothing else.
+"""Which copy is canonical, judged from what is on disk and nothing else.
 
-Owns the verdicts: a table in code, the same as the one in docs/handoff.md. Reading is all it does
-(and making durable what it has read); no lock is taken, so that a migration under way is not
-disturbed.
+Owns the verdicts: a table in code, the same as the one in docs/handoff.md. It only reads (and makes
+durable what it has read); it takes no lock, so that a migration under way is not disturbed.
 
 Rules (design, section 2: R1, R7):
 
-* a source is canonical until it is retired, and a destination from then on: where a side's own
-  records cannot tell, the verdict names the place where to look;
+* a source is canonical until it is retired, and a destination from then on: where one end's own
+  records cannot decide, the verdict names the place to look at;
 * whatever cannot be read, or contradicts itself, gives C{unknown}, with the reason: never a guess.
 """
 
@@ -35,12 +34,10 @@ from .files import (
     this_host,
 )
 
-_MOST_LOOKS: Final = 10
+_MOST_TRIES: Final = 10
 
 
 class CopyState(StrEnum):
-    """What a copy is."""
-
     CANONICAL = "canonical"
     NOT_CANONICAL = "not canonical"
     CONDITIONAL = "canonical only if the source was retired"
@@ -49,13 +46,13 @@ class CopyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What can be said of a copy, or of two.
+    """The verdict on one copy, or on two.
 
     @ivar state: in one word.
-    @ivar line: the first line: the verdict as it is told.
+    @ivar line: the first line: the verdict as it is printed.
     @ivar why: the reason, one line.
     @ivar advice: what to do, one line.
-    @ivar canonical: the path of the canonical copy, where it is one of those that were asked for.
+    @ivar canonical: the path of the canonical copy, where it is one of those that were asked about.
     """
 
     state: CopyState
@@ -67,13 +64,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class DiskState:
-    """What stands at one place.
+    """What was found at one path.
 
     @ivar path: the disk's path, as it was given.
     @ivar size: bytes of the disk; None where there is none.
-    @ivar identity: of the disk's file; "" where nothing tells.
-    @ivar in_use: another program has it open, so that what stands here may be about to change.
-    @ivar where: where its records would be.
+    @ivar identity: of the disk's file; "" where there is nothing to identify it by.
+    @ivar in_use: another program has it open, so that what was found may be about to change.
+    @ivar records_where: where its records would be.
     @ivar records: the records that could be read.
     @ivar bad: those that could not, with the reason.
     """
@@ -82,11 +79,11 @@ class DiskState:
     size: int | None = None
     identity: str = ""
     in_use: bool = False
-    where: str = "beside it"
+    records_where: str = "beside it"
     records: dict[Kind, Record] = field(default_factory=dict)
     bad: dict[Kind, str] = field(default_factory=dict)
 
-    def of(self, kind: Kind) -> Record | None:
+    def record(self, kind: Kind) -> Record | None:
         """The record of that kind, if there is one."""
         return self.records.get(kind)
 
@@ -94,14 +91,14 @@ class DiskState:
 def examine(
     path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
 ) -> DiskState:
-    """See what stands at C{path}.
+    """Read the state of the disk at C{path} and of its records.
 
     @param state_directory: where the records of block devices are; None for the default.
-    @raise DiskRefused: it cannot be looked at.
+    @raise DiskRefused: it cannot be examined.
     """
-    # The records first: a disk that goes meanwhile then looks as it did while they were true.
+    # Records first: if the disk goes meanwhile, it looks as it did while they were true.
     records = Records(record_path(path, state_directory, system), system)
-    with contextlib.suppress(OSError):  # where that cannot be done, what is to be seen must do
+    with contextlib.suppress(OSError):  # then what can be read must do
         records.sync()
     good: dict[Kind, Record] = {}
     bad: dict[Kind, str] = {}
@@ -115,14 +112,14 @@ def examine(
         else:
             if record is not None:
                 good[kind] = record
-    size, identity, in_use = _look_at_disk(path, system)
+    size, identity, in_use = _examine_disk(path, system)
     directory = os.path.dirname(records.path)
     beside = directory == os.path.dirname(os.path.realpath(path))
     where = "beside it" if beside else f"in {directory}"
     return DiskState(path, size, identity, in_use, where, good, bad)
 
 
-def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
+def _examine_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
     try:
         mode = system.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -142,26 +139,26 @@ def _look_at_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool
         system.close(descriptor)
 
 
-def look_steadily(
+def examine_until_stable(
     paths: Sequence[str], state_directory: str | None = None, system: SystemCalls = SYSTEM
 ) -> tuple[list[DiskState], bool]:
-    """See what stands at places that may be changing: the ends of a migration under way.
+    """Examine paths that may be changing: the ends of a migration under way.
 
-    @return: what stands there, and whether that is what stood there at one time.
-    @raise DiskRefused: one of them cannot be looked at.
+    @return: their states, and whether all of them were so at one time.
+    @raise DiskRefused: one of them cannot be examined.
     """
     before: list[DiskState] = []
-    for _ in range(_MOST_LOOKS):
-        found = [examine(path, state_directory, system) for path in paths]
-        if before and all(map(_are_alike, before, found)):
-            return found, True
-        before = found
+    for _ in range(_MOST_TRIES):
+        states = [examine(path, state_directory, system) for path in paths]
+        if before and all(map(_are_alike, before, states)):
+            return states, True
+        before = states
     return before, False
 
 
 def _are_alike(one: DiskState, other: DiskState) -> bool:
-    """Whether nothing has changed but what is in the disk."""
-    inodes = [found.identity.partition(",")[0] for found in (one, other)]
+    """Whether nothing has changed but the disk's content."""
+    inodes = [disk.identity.partition(",")[0] for disk in (one, other)]
     return (one.size, one.records, one.bad, inodes[0]) == (
         other.size,
         other.records,
@@ -170,50 +167,52 @@ def _are_alike(one: DiskState, other: DiskState) -> bool:
     )
 
 
-def changing(paths: Sequence[str]) -> Verdict:
-    """What is said of places that do not hold still."""
+def unstable_verdict(paths: Sequence[str]) -> Verdict:
+    """The verdict on paths that change while they are examined."""
     return _unknown(
-        f"{' and '.join(paths)} changed while being looked at", "ask again: a migration goes on"
+        f"{' and '.join(paths)} changed while they were examined",
+        "try again: a migration is under way",
     )
 
 
-def verdict_of(found: DiskState) -> Verdict:
-    """What can be said of one place by itself."""
+def verdict_of(disk: DiskState) -> Verdict:
+    """The verdict on one disk by itself."""
     for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
-        if kind in found.bad:
+        if kind in disk.bad:
             return _unknown(
-                found.bad[kind],
-                "do not use this copy before you know where that file comes from; "
-                "the other side's records tell as much: run `blockmig inspect` there",
+                disk.bad[kind],
+                "do not use this copy until you know where that file comes from; "
+                "the other side's records say as much: run `blockmig inspect` there",
             )
-    incomplete, accepted = found.of(Kind.INCOMPLETE), found.of(Kind.ACCEPTED)
+    incomplete, accepted = disk.record(Kind.INCOMPLETE), disk.record(Kind.ACCEPTED)
     if incomplete is not None:
         if (
             accepted is not None
             and incomplete.phase == Phase.COPIED
             and accepted.migration == incomplete.migration
         ):
-            return _accepted(found, accepted)
-        return _judge_destination(found, incomplete)
-    if found.of(Kind.MIGRATED) is not None or found.of(Kind.MIGRATING) is not None:
-        return _judge_source(found)
-    if found.size is None and accepted is None:
+            return _accepted(disk, accepted)
+        return _destination_verdict(disk, incomplete)
+    if disk.record(Kind.MIGRATED) is not None or disk.record(Kind.MIGRATING) is not None:
+        return _source_verdict(disk)
+    if disk.size is None and accepted is None:
         return _unknown(
-            f"neither {found.path} nor a record of it is there",
+            f"neither {disk.path} nor a record of it is there",
             "look on the other host; a source that was migrated with --unlink leaves nothing here",
         )
-    if found.size == 0:
+    if disk.size == 0:
         return Verdict(
             CopyState.NOT_CANONICAL,
             CopyState.NOT_CANONICAL,
-            f"{found.path} is empty: a receiver made it, and nothing was received yet",
+            f"{disk.path} is empty: a receiver created it, and nothing was received yet",
             "receive into it again and send the disk; or delete it",
         )
     if accepted is not None:
-        return _accepted(found, accepted)
+        return _accepted(disk, accepted)
     return _canonical(
-        found.path,
-        f"no record of a migration stands {found.where}: none was begun here, or it is complete",
+        disk.path,
+        f"there is no record of a migration {disk.records_where}: none was begun here, or it is "
+        "complete",
         "use it",
     )
 
@@ -221,10 +220,10 @@ def verdict_of(found: DiskState) -> Verdict:
 def check_canonical(
     path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
 ) -> None:
-    """Whether the disk at C{path} may be given to clients.
+    """Whether the disk at C{path} may be served to clients.
 
-    @raise Refused: it is not the canonical copy, or nobody can tell from here.
-    @raise DiskRefused: it cannot be looked at.
+    @raise Refused: it is not the canonical copy, or that cannot be decided from here.
+    @raise DiskRefused: it cannot be examined.
     """
     verdict = verdict_of(examine(path, state_directory, system))
     if verdict.state != CopyState.CANONICAL:
@@ -232,91 +231,92 @@ def check_canonical(
         raise Refused(f"{path}: {verdict.line}{why}; {verdict.advice}")
 
 
-def _accepted(found: DiskState, accepted: Record) -> Verdict:
-    if found.size is None:
-        return _unknown(f"{found.path} was accepted as canonical, and is gone", "look for it")
+def _accepted(disk: DiskState, accepted: Record) -> Verdict:
+    if disk.size is None:
+        return _unknown(f"{disk.path} was accepted as canonical, and is gone", "look for it")
     return _canonical(
-        found.path,
-        f"{accepted.by} declared it so on {accepted.changed}, the source being {accepted.source}",
+        disk.path,
+        f"{accepted.by} declared it canonical on {accepted.changed}; its source was "
+        f"{accepted.source}",
         "use it",
     )
 
 
-def _judge_destination(found: DiskState, record: Record) -> Verdict:
-    another = _is_another(record, found)
-    if record.phase == Phase.COPYING and found.size and another:
+def _destination_verdict(disk: DiskState, record: Record) -> Verdict:
+    another = _is_another(record, disk)
+    if record.phase == Phase.COPYING and disk.size and another:
         return _unknown(
-            f"a migration from {record.source} began to write the disk that was here; {found.path} "
+            f"a migration from {record.source} began to write the disk that was here; {disk.path} "
             "is another file, of which nothing is known",
-            "find out who put this file here; if it is a new disk, move the record out of its way",
+            "find out who put this file here; if it is a new disk, move the record away",
         )
     if record.phase == Phase.COPYING:
         return Verdict(
             CopyState.NOT_CANONICAL,
             CopyState.NOT_CANONICAL,
             f"attempt {record.attempt} of a migration from {record.source} began to write it and "
-            "did not come to its end",
+            "did not finish",
             "run both commands again, receive here and send there; or delete it with its record",
         )
-    if found.size != record.size or another:
-        is_there = "is gone" if found.size is None else "is another disk now"
+    if disk.size != record.size or another:
+        is_there = "is gone" if disk.size is None else "is another disk now"
         return _unknown(
-            f"all {record.size} bytes of {record.source} were copied here, but {found.path} "
+            f"all {record.size} bytes of {record.source} were copied here, but {disk.path} "
             f"{is_there}",
             f"find the disk; if the source is still at {record.source}, that is the canonical copy",
         )
     if record.retired:
         return _canonical(
-            found.path,
+            disk.path,
             f"all of it is here and durable, and the source {record.source} was retired before "
-            f"{record.retired}; only the disconnect never came",
-            _how_to_finish(record, found.path),
+            f"{record.retired}; only the disconnect is missing",
+            _how_to_finish(record, disk.path),
         )
     return Verdict(
         CopyState.CONDITIONAL,
         f"{CopyState.CONDITIONAL}: look at {record.source}",
-        f"all of it is here and durable since {record.changed}, but whether the source was retired "
-        "was never told",
-        _where_to_look(record, found.path),
+        f"all of it has been here and durable since {record.changed}, but the sender never "
+        "reported whether the source was retired",
+        _where_to_look(record, disk.path),
     )
 
 
 def _how_to_finish(record: Record, path: str) -> str:
     accept = f"blockmig accept {path} --i-have-checked-the-source"
-    if not _may_be_at(path, record.destination):
-        return f"its name was another when it was received: declare it: {accept}"
-    return f"run both commands again to finish; or declare it: {accept}"
+    if not _may_be_path(path, record.destination):
+        return f"it had another name when it was received; declare it canonical: {accept}"
+    return f"run both commands again to finish; or declare it canonical: {accept}"
 
 
 def _where_to_look(record: Record, path: str) -> str:
     if not record.identified:
         return (
-            "the sender said nothing of itself: if its disk is still in use, or its MIGRATING says "
-            "that it was not deleted, delete this copy; if not, "
+            "the sender did not identify itself: if its disk is still in use, or its MIGRATING "
+            "says that it was not deleted, delete this copy; if not, "
             f"blockmig accept {path} --i-have-checked-the-source"
         )
     return (
         f"on {record.source.host} run `blockmig inspect {record.source.disk}`: if that is "
-        "canonical, this is not; if it is not canonical any more, run both commands again to "
-        f"finish, or here: blockmig accept {path} --i-have-checked-the-source"
+        "canonical, this is not; if it no longer is, run both commands again to finish, or run "
+        f"here: blockmig accept {path} --i-have-checked-the-source"
     )
 
 
-def _judge_source(found: DiskState) -> Verdict:
-    migrating, migrated = found.of(Kind.MIGRATING), found.of(Kind.MIGRATED)
+def _source_verdict(disk: DiskState) -> Verdict:
+    migrating, migrated = disk.record(Kind.MIGRATING), disk.record(Kind.MIGRATED)
     if (
         migrated is not None
         and migrating is not None
         and migrating.again
         and migrating.migration != migrated.migration
     ):
-        migrated = None  # a human has said that it does not count
+        migrated = None  # --again disregarded it
     if migrated is not None:
-        if found.size is not None and same_file(migrated.identity, found.identity) is False:
+        if disk.size is not None and same_file(migrated.identity, disk.identity) is False:
             return _unknown(
                 f"the disk that was here was migrated to {migrated.destination} on "
-                f"{migrated.retired}; {found.path} is another file, of which nothing is known",
-                "if it is a new disk, move the record out of its way",
+                f"{migrated.retired}; {disk.path} is another file, of which nothing is known",
+                "if it is a new disk, move the record away",
             )
         finish = (
             f"use the copy at {migrated.destination}; delete this one when you like"
@@ -331,19 +331,19 @@ def _judge_source(found: DiskState) -> Verdict:
             finish,
         )
     assert migrating is not None
-    if _is_another(migrating, found) and not _may_be_deleted(migrating):
+    if _is_another(migrating, disk) and not _may_be_deleted(migrating):
         return _unknown(
-            f"a migration to {migrating.destination} began of the disk that was here; {found.path} "
+            f"a migration of the disk that was here to {migrating.destination} began; {disk.path} "
             "is another file, of which nothing is known",
             "find out who put this file here; if it is the disk to use, move the record "
-            f"({Kind.MIGRATING}) out of its way",
+            f"({Kind.MIGRATING}) away",
         )
-    retired = _retired(migrating, found)
+    retired = _retired(migrating, disk)
     if retired is None:
         return _unknown(
-            f"{found.path} is perhaps not the file that was sent to {migrating.destination}, to be "
-            "deleted then: it has taken its place, or that of its successor",
-            f"run `blockmig inspect` for {migrating.destination}; and find out who put this file "
+            f"{disk.path} may not be the file that was sent to {migrating.destination}, to be "
+            "deleted afterwards: another file may have taken its place",
+            f"run `blockmig inspect` for {migrating.destination}, and find out who put this file "
             "here",
         )
     if retired:
@@ -353,64 +353,64 @@ def _judge_source(found: DiskState) -> Verdict:
             f"it was deleted once all of it was durable at {migrating.destination}",
             f"run the same send command again to finish; use the copy at {migrating.destination}",
         )
-    if found.size is None and (migrating.phase == Phase.COPIED or migrating.whole):
+    if disk.size is None and (migrating.phase == Phase.COPIED or migrating.whole):
         return _unknown(
-            f"{found.path} is gone, and blockmig did not delete it; all of it was copied to "
+            f"{disk.path} is gone, and blockmig did not delete it; all of it was copied to "
             f"{migrating.destination}",
-            "find out who moved or deleted it; if it is gone for good, declare that copy: "
-            "run `blockmig accept` there",
+            "find out who moved or deleted it; if it is gone for good, declare that copy "
+            "canonical: run `blockmig accept` there",
         )
-    if found.size is None:
+    if disk.size is None:
         return _unknown(
-            f"{found.path} is gone, and blockmig did not delete it: its migration to "
-            f"{migrating.destination} was not so far",
+            f"{disk.path} is gone, and blockmig did not delete it: its migration to "
+            f"{migrating.destination} had not got that far",
             "find out who moved or deleted it",
         )
     so_far = "may have all of it, but this one was not retired"
     if migrating.phase == Phase.COPYING and not migrating.whole:
         so_far = "is not known to be whole"
     return _canonical(
-        found.path,
+        disk.path,
         f"its migration began, and the copy at {migrating.destination} {so_far}",
         "use it; to migrate it, run both commands again",
     )
 
 
-def _retired(migrating: Record, found: DiskState) -> bool | None:
-    """Whether the source was retired by deleting it; None where that cannot be told."""
+def _retired(migrating: Record, disk: DiskState) -> bool | None:
+    """Whether the source was retired by deleting it; None where that cannot be decided."""
     if not _may_be_deleted(migrating):
         return False
-    if found.size is None:
+    if disk.size is None:
         return True
-    return False if same_file(migrating.identity, found.identity) else None
+    return False if same_file(migrating.identity, disk.identity) else None
 
 
 def _may_be_deleted(migrating: Record) -> bool:
-    """Whether it is the source's deletion by us that the record waits for."""
+    """Whether the record announces that we are about to delete the source."""
     return migrating.unlink and migrating.phase != Phase.COPYING
 
 
-def _is_another(record: Record, found: DiskState) -> bool:
-    """Whether what stands there is certainly not the file that the record is about."""
-    there = found.size is not None and bool(record.identity)
-    return there and same_file(record.identity, found.identity) is False
+def _is_another(record: Record, disk: DiskState) -> bool:
+    """Whether the file is certainly not the one that the record is about."""
+    there = disk.size is not None and bool(record.identity)
+    return there and same_file(record.identity, disk.identity) is False
 
 
 def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
-    """Which of two places has the canonical copy, in whichever order they are given."""
+    """Which of two disks is the canonical copy, in whichever order they are given."""
     first, second = verdict_of(one), verdict_of(other)
     for here, there, verdict, opposite in (
         (one, other, first, second),
         (other, one, second, first),
     ):
-        incomplete = here.of(Kind.INCOMPLETE)
+        incomplete = here.record(Kind.INCOMPLETE)
         if verdict.state == CopyState.CONDITIONAL and incomplete is not None:
-            return _judge_by_source(here, incomplete, verdict, there, opposite)
+            return _verdict_by_source(here, incomplete, verdict, there, opposite)
     for here, there, verdict, opposite in (
         (one, other, first, second),
         (other, one, second, first),
     ):
-        if verdict.state == CopyState.CANONICAL and _yields(there, opposite, here):
+        if verdict.state == CopyState.CANONICAL and _defers_to(there, opposite, here):
             return Verdict(
                 CopyState.CANONICAL,
                 f"canonical: {here.path}",
@@ -420,66 +420,67 @@ def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
             )
     return _unknown(
         f"{one.path}: {first.line} ({first.why}); {other.path}: {second.line} ({second.why})",
-        "these two do not tell it together: follow what each says by itself",
+        "the two together do not decide it: follow the advice for each by itself",
     )
 
 
-def _yields(found: DiskState, verdict: Verdict, to: DiskState) -> bool:
-    """Whether what stands at C{found} leaves it to C{to} to be canonical."""
+def _defers_to(disk: DiskState, verdict: Verdict, to: DiskState) -> bool:
+    """Whether what was found at C{disk} leaves it to C{to} to be canonical."""
     if verdict.state == CopyState.NOT_CANONICAL:
-        record = found.of(Kind.MIGRATED) or found.of(Kind.MIGRATING)
+        record = disk.record(Kind.MIGRATED) or disk.record(Kind.MIGRATING)
         if record is None:
             return True
-        incomplete = to.of(Kind.INCOMPLETE)
+        incomplete = to.record(Kind.INCOMPLETE)
         same = incomplete is not None and incomplete.migration == record.migration
-        return record.size == to.size and (same or _may_be(to, record.destination))
-    nothing = not found.records and not found.bad
-    if found.size is None and nothing:
+        return record.size == to.size and (same or _may_be_location(to, record.destination))
+    nothing = not disk.records and not disk.bad
+    if disk.size is None and nothing:
         return True
     # While a source is not retired, it does not matter what the destination looks like.
-    migrating = to.of(Kind.MIGRATING)
-    return migrating is not None and (nothing or Kind.INCOMPLETE in found.bad)
+    migrating = to.record(Kind.MIGRATING)
+    return migrating is not None and (nothing or Kind.INCOMPLETE in disk.bad)
 
 
-def _may_be(found: DiskState, location: Location) -> bool:
-    """Whether a place may be the one that a record names; sure only on the same machine."""
-    return _may_be_at(found.path, location)
+def _may_be_location(disk: DiskState, location: Location) -> bool:
+    """Whether the disk may be the one that a record names; certain only on the same machine."""
+    return _may_be_path(disk.path, location)
 
 
-def _may_be_at(path: str, location: Location) -> bool:
+def _may_be_path(path: str, location: Location) -> bool:
     if location.host != this_host() or not location.disk:
         return True
     return os.path.realpath(path) == os.path.realpath(location.disk)
 
 
-def _belongs(there: DiskState, incomplete: Record) -> bool:
-    """Whether what stands there is the source of the copy that C{incomplete} is about."""
-    record = there.of(Kind.MIGRATED) or there.of(Kind.MIGRATING)
+def _is_source_of(there: DiskState, incomplete: Record) -> bool:
+    """Whether C{there} is the source of the copy that C{incomplete} is about."""
+    record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
     if record is None:
-        return there.size == incomplete.size and _may_be(there, incomplete.source)
+        return there.size == incomplete.size and _may_be_location(there, incomplete.source)
     ends = [(at.host, at.disk) for at in (record.destination, incomplete.destination)]
     return record.migration == incomplete.migration and (not ends[0][1] or ends[0] == ends[1])
 
 
-def _went_to(there: DiskState, here: DiskState, incomplete: Record) -> bool:
-    """Whether what was retired there is what C{incomplete} is about, the record of C{here}."""
-    record = there.of(Kind.MIGRATED) or there.of(Kind.MIGRATING)
-    if record is None or there.of(Kind.INCOMPLETE) is not None:
-        return False  # it is not canonical because it is no whole copy itself
+def _was_migrated_to(there: DiskState, here: DiskState, incomplete: Record) -> bool:
+    """Whether what was retired at C{there} is what C{incomplete}, the record of C{here}, is
+    about."""
+    record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
+    if record is None or there.record(Kind.INCOMPLETE) is not None:
+        return False  # it is not canonical because it is not a whole copy itself
     if incomplete.identified:
-        return _belongs(there, incomplete)
-    # Its sender could not say which migration it was: the side export was not to be had.
-    return record.size == incomplete.size and _may_be(here, record.destination)
+        return _is_source_of(there, incomplete)
+    # Its sender could not identify the migration: it had no side export to do so.
+    return record.size == incomplete.size and _may_be_location(here, record.destination)
 
 
-def _judge_by_source(
+def _verdict_by_source(
     here: DiskState, incomplete: Record, verdict: Verdict, there: DiskState, source: Verdict
 ) -> Verdict:
     """The verdict on a copy that is canonical if and only if its source was retired."""
-    belongs = _belongs(there, incomplete) or (
+    is_source = _is_source_of(there, incomplete) or (
         not incomplete.identified and there.size == incomplete.size
     )
-    if source.state == CopyState.CANONICAL and belongs:
+    if source.state == CopyState.CANONICAL and is_source:
         return Verdict(
             CopyState.CANONICAL,
             f"canonical: {there.path}",
@@ -487,7 +488,7 @@ def _judge_by_source(
             source.advice,
             there.path,
         )
-    if source.state == CopyState.NOT_CANONICAL and _went_to(there, here, incomplete):
+    if source.state == CopyState.NOT_CANONICAL and _was_migrated_to(there, here, incomplete):
         return Verdict(
             CopyState.CANONICAL,
             f"canonical: {here.path}",
@@ -497,7 +498,7 @@ def _judge_by_source(
             here.path,
         )
     return _unknown(
-        f"{here.path}: {verdict.line}; {there.path} does not tell that: {source.why}",
+        f"{here.path}: {verdict.line}; {there.path} does not decide that: {source.why}",
         verdict.advice,
     )
 

@@ -1,14 +1,14 @@
-"""Whether a destination is fit for the migration: before anything is sent there.
+"""Whether a destination may take the migration, checked before anything is sent there.
 
-Owns the refusals, in their words. Rules (design, section 2: R10, R12):
+Owns the refusals and their wording. Rules (design, section 2: R10, R12):
 
-* it must be of the disk's size, writable, and take what we can send; where the source is to be
-  deleted it must be able to say when its copy is durable;
-* a server that says that it serves its disk to clients is no destination;
-* at a receiver of ours it must be no copy of another migration that may be the only one;
-* a server that is none of ours must have nothing that somebody may miss (`foreign`);
-* what speaks against it at the first try ends the migration: a human is to look. Later on it is one
-  more attempt that failed, since another server may have the address for a while.
+* it must have the disk's size, be writable, and accept requests that we can send; where the source
+  is to be deleted it must be able to report when its copy is durable;
+* a server that says that it serves its disk to clients is not a destination;
+* a blockmig receiver must not hold another migration's copy that may be the only one;
+* any other server must hold nothing that somebody may miss (`foreign`);
+* an objection at the first attempt ends the migration: a human is to look. Later it is one more
+  attempt that failed, since another server may have the address for a while.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from twisted.internet.defer import Deferred
 from ...client import ClientFailed
 from ...errors import Refused
 from ...nbd import Export, Negotiated, TransmissionFlag, handoff_export_name
-from ..handoff.channel import is_about
+from ..handoff.channel import is_same_migration
 from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.files import Location
 from .context import AttemptContext, AttemptFailed
-from .foreign import NotBlank, Read, check_blank
+from .foreign import DestinationNotEmpty, Read, check_empty
 
 REQUEST: Final = 2 << 20
 """Bytes of the longest WRITE."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """A destination that can take the disk.
+class PeerCapabilities:
+    """What a destination that can take the disk offers.
 
-    @ivar receives: it is a receiver of ours.
-    @ivar longest: bytes of the longest request to be made there.
+    @ivar is_receiver: it is a blockmig receiver.
+    @ivar longest: bytes of the longest request to make there.
     """
 
     export: Export
     oldstyle: bool
-    receives: bool
+    is_receiver: bool
     longest: int
 
 
-def check_fit(context: AttemptContext, negotiated: Negotiated) -> Fit:
-    """Whether the migration can go to what was negotiated.
+def check_peer(context: AttemptContext, negotiated: Negotiated) -> PeerCapabilities:
+    """Check that the migration can go to the export that was negotiated.
 
     @raise AttemptFailed: it cannot.
     """
-    receives = handoff_export_name(context.destination.export) in negotiated.listed
-    if negotiated.listed and not receives:
+    is_receiver = handoff_export_name(context.destination.export) in negotiated.listed
+    if negotiated.listed and not is_receiver:
         raise AttemptFailed(
-            "the destination is a `blockmig serve`, which gives its disk to clients: it is in use, "
-            "and no place to send another disk to"
+            "the destination is a `blockmig serve`, which serves its disk to clients: a disk in "
+            "use cannot be a destination"
         )
     longest = _longest_write(context, negotiated.export)
-    return Fit(negotiated.export, negotiated.oldstyle, receives, longest)
+    return PeerCapabilities(negotiated.export, negotiated.oldstyle, is_receiver, longest)
 
 
 def _longest_write(context: AttemptContext, export: Export) -> int:
@@ -76,19 +76,19 @@ def _longest_write(context: AttemptContext, export: Export) -> int:
         )
     if size % block:
         raise AttemptFailed(
-            f"the destination only takes multiples of {block} bytes, and {size} is none"
+            f"the destination only accepts multiples of {block} bytes, and {size} is not one"
         )
     longest = min(REQUEST, export.maximum_payload) // block * block
     if not longest:
-        raise AttemptFailed("the destination takes no payload as long as its own blocks")
+        raise AttemptFailed("the destination's largest payload is smaller than its blocks")
     return longest
 
 
 class Admission:
-    """The looks at one destination, before an attempt.
+    """The checks of one destination before an attempt.
 
-    @param context: whose attempt it is.
-    @param read: reads from there.
+    @param context: of the attempt.
+    @param read: reads from the destination.
     @param longest: bytes of the longest READ.
     """
 
@@ -101,19 +101,19 @@ class Admission:
         self._refusal = Refused if context.progress.attempt == 1 else AttemptFailed
 
     def check_receiver(self, message: HandoffMessage) -> Location:
-        """Whether the migration may begin where the side export says C{message}.
+        """Check that the migration may begin at a receiver whose message is C{message}.
 
         @return: what is known of the destination.
         @raise AttemptFailed: not now.
-        @raise Refused: not before a human has looked, and this was the first time of asking.
+        @raise Refused: not before a human has looked; this was the first attempt.
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
         record = self._context.record
         try:
-            record.check_place(message.host, message.disk)
+            record.check_location(message.host, message.disk)
         except Refused as error:
             raise self._refusal(str(error)) from None
-        ours = is_about(message, record.record)
+        ours = is_same_migration(message, record.record)
         if message.phase == HandoffPhase.RETIRED or (
             message.phase == HandoffPhase.COPIED and not ours
         ):
@@ -126,26 +126,26 @@ class Admission:
                 raise self._refusal(
                     f"{why}: see `blockmig inspect {message.disk}` on {message.host}"
                 )
-        place = Location(message.host, message.disk, self._context.destination.uri)
-        # Last before what gives an earlier copy up.
-        whole = message.phase == HandoffPhase.COPIED and is_about(message, record.record)
+        location = Location(message.host, message.disk, self._context.destination.uri)
+        # Last, since the next step gives up an earlier copy.
+        whole = message.phase == HandoffPhase.COPIED and is_same_migration(message, record.record)
         self._context.retirement.check_still_there(whole)
-        return place
+        return location
 
     async def check_foreign(self) -> Location:
-        """Whether a destination without the side export may be written to.
+        """Check that a destination without the side export may be written to.
 
         @return: what is known of the destination.
         @raise AttemptFailed: not now.
-        @raise Refused: it may not, and this was the first time of asking.
+        @raise Refused: it may not; this was the first attempt.
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
         if not self._context.overwrite:
-            await self._check_blank()
+            await self._check_empty()
         self._context.retirement.check_still_there()
         return Location(address=self._context.destination.uri)
 
-    async def _check_blank(self) -> None:
+    async def _check_empty(self) -> None:
         context = self._context
         disk, progress, uri = context.disk, context.progress, context.destination.uri
         read_own: Read | None = None
@@ -161,16 +161,16 @@ class Admission:
 
         where = uri or "the destination"
         try:
-            await check_blank(
+            await check_empty(
                 disk.size, self._longest, read_there, read_own, context.passes.changed
             )
-        except NotBlank as error:
+        except DestinationNotEmpty as error:
             raise self._refusal(
-                f"{where}: holds {error}, and is no receiver of blockmig's: to overwrite it, say "
+                f"{where}: holds {error}, and is not a blockmig receiver; to overwrite it, use "
                 "--overwrite"
             ) from None
         except ClientFailed as error:
             raise self._refusal(
-                f"{where}: cannot be read ({error}), so that it cannot be known whether somebody's "
-                "data is there: to write there all the same, say --overwrite"
+                f"{where}: cannot be read ({error}), so it may hold somebody's data; to write "
+                "there anyway, use --overwrite"
             ) from None

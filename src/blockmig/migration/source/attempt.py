@@ -1,19 +1,19 @@
 """One attempt: one connection's try at the whole migration, from its handshake to one outcome.
 
-Owns the life of that connection. `Opening` is an attempt until its handshake was accepted;
-`Attempt` is what follows: the order of its steps is the hand-off `machine`'s, what is sent the
-`copier`'s, what is told and asked beside the data the `channel`'s, and how the source is retired
-the `retirement`'s.
+Owns the life of that connection. `OpeningAttempt` is an attempt until its handshake was accepted;
+`Attempt` is what follows. The order of its steps is the hand-off `machine`'s, what is sent the
+`copier`'s, what is exchanged outside the data the `channel`'s, and how the source is retired the
+`retirement`'s.
 
 Rules (design, sections 2 and 3):
 
 * an attempt starts from the beginning of the disk; nothing of an earlier one is trusted;
-* where the destination has the side export, it is told there which migration the attempt belongs
-  to, before anything is sent; a destination without it gets plain NBD, in the same order;
-* before the first byte of data the migration is on record at the source;
+* where the destination has the side export, the attempt announces there which migration it belongs
+  to before anything is sent; a destination without it gets plain NBD, in the same order;
+* before the first byte of data the migration is recorded at the source;
 * the source that is retired is the one that was opened, as it was when the scan began;
-* whatever happens, it ends with one outcome, told once. Unless the source is being retired by then,
-  clients of ours are told first that the disk is theirs again.
+* whatever happens, the attempt ends with one outcome, reported once. Unless the source is being
+  retired by then, our own server's clients are released first.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ...syscalls import describe_error
 from ...transport import Pacer
 from ..handoff.channel import Channel, HandoffChannel, NoChannel
 from ..records.files import Location
-from .admission import Admission, Fit, check_fit
+from .admission import Admission, PeerCapabilities, check_peer
 from .context import (
     AttemptContext,
     AttemptFailed,
@@ -64,13 +64,13 @@ _HANDSHAKE_TIMEOUT: Final = 30.0
 _CLOSE_TIMEOUT: Final = 30.0
 
 
-class Opening(ClientUser):
+class OpeningAttempt(ClientUser):
     """An attempt whose handshake was not accepted yet.
 
-    @param context: whose attempt it is.
+    @param context: of the attempt.
     @param ended: called with the outcome, once.
     @ivar connection: to the destination; to be given to its endpoint.
-    @ivar accepted: what it has become; None until then.
+    @ivar accepted: the attempt that follows the handshake; None until then.
     """
 
     def __init__(self, context: AttemptContext, ended: Callable[[Outcome], None]) -> None:
@@ -84,20 +84,20 @@ class Opening(ClientUser):
         self._ended = ended
 
     @property
-    def goes_on(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the handshake was accepted, and the attempt has not ended."""
         return self.accepted is not None and not self.accepted.is_over
 
     def connection_made(self) -> None:
         """The server speaks first."""
-        seconds = self._context.patience(_HANDSHAKE_TIMEOUT)
+        seconds = self._context.timeout(_HANDSHAKE_TIMEOUT)
         self.connection.wait(seconds, f"no NBD handshake in {seconds:g} s")
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """Accept what is offered, or not."""
         context = self._context
         try:
-            fit = check_fit(context, negotiated)
+            peer = check_peer(context, negotiated)
         except AttemptFailed as error:
             self.connection.fail(str(error))
             return
@@ -109,16 +109,14 @@ class Opening(ClientUser):
             size=context.disk.size,
             disk=context.disk.name,
         )
-        self.accepted = attempt = Attempt(context, self.connection, fit, self._ended)
+        self.accepted = attempt = Attempt(context, self.connection, peer, self._ended)
         self.connection.user = attempt
         attempt.begin()
 
     def connection_failed(self, why: str) -> None:
-        """It came to nothing."""
         self._drop(why)
 
     def connection_lost(self, why: str, reason: Failure) -> None:
-        """It came to nothing."""
         self._drop(why)
 
     def _drop(self, why: str) -> None:
@@ -126,29 +124,29 @@ class Opening(ClientUser):
         self._ended(Dropped(why))
 
     def drop(self, why: str) -> None:
-        """End the attempt, at whatever it is."""
+        """End the attempt, however far it is."""
         self.connection.fail(why)
 
     def explain(self, error: Exception) -> str:
-        """Why the destination cannot be talked to."""
+        """Why the destination cannot be used."""
         return explain(error, self._context.destination.export)
 
 
 class Attempt(ClientUser):
     """An attempt whose handshake was accepted: the actions of its hand-off.
 
-    @param context: whose attempt it is.
+    @param context: of the attempt.
     @param connection: to the destination.
-    @param fit: what it is.
+    @param peer: what the destination offers.
     @param ended: called with the outcome, once.
-    @ivar is_over: it has been.
+    @ivar is_over: it has ended.
     """
 
     def __init__(
         self,
         context: AttemptContext,
         connection: HalfClosingConnection,
-        fit: Fit,
+        peer: PeerCapabilities,
         ended: Callable[[Outcome], None],
     ) -> None:
         self.is_over = False
@@ -157,12 +155,12 @@ class Attempt(ClientUser):
         self._connection = connection
         self._ended = ended
         self._handoff: Handoff = make_handoff(self)
-        # By the cookie of the first request a receiver knows the connection from all others.
-        cookie = secrets.randbits(64) if fit.receives and not fit.oldstyle else 0
-        self._copier = Copier(context, connection, fit, cookie, self._source_failed)
-        self._admission = Admission(context, self._copier.read, fit.longest)
+        # The cookie of the first request tells this connection from all others at a receiver.
+        cookie = secrets.randbits(64) if peer.is_receiver and not peer.oldstyle else 0
+        self._copier = Copier(context, connection, peer, cookie, self._source_failed)
+        self._admission = Admission(context, self._copier.read, peer.longest)
         self._channel: Channel = NoChannel()
-        if fit.receives:
+        if peer.is_receiver:
             self._channel = HandoffChannel(
                 context.destination,
                 context.runtime,
@@ -180,7 +178,7 @@ class Attempt(ClientUser):
             self._copier.received(data)
 
     def moved(self, count: int) -> None:
-        """Some data was given to the wire."""
+        """Some data was written to the connection."""
         self._context.progress.moved(count)
 
     def sending_failed(self, error: OSError) -> None:
@@ -201,51 +199,52 @@ class Attempt(ClientUser):
 
     def _drop(self, why: str) -> None:
         self._handoff.dropped(why)
-        if not self.is_over and not self._context.retirement.begun:
-            self._context.passes.dropped()  # whatever else is to be waited for
+        if not self.is_over and not self._context.retirement.has_begun:
+            self._context.passes.dropped()  # without waiting for anything else
 
     def explain(self, error: Exception) -> str:
-        """Why the destination cannot be talked to."""
+        """Why the destination cannot be used."""
         return explain(error, self._context.destination.export)
 
     # The beginning.
 
     def begin(self) -> None:
-        """Say and record which migration this is; then there is something to send."""
+        """Announce and record which migration this is; then send."""
         self._step(self._begin(), self._send_all)
 
     async def _begin(self) -> None:
         self._channel = channel = await self._channel.open()
-        place = await channel.claim(self._admission)
+        location = await channel.claim(self._admission)
         if self.is_over:
             return
-        self._context.agreed()
-        await self._in_thread(self._record_begin, place, channel.exists)
+        self._context.accepted()
+        await self._in_thread(self._record_begin, location, channel.exists)
         self._context.passes.begin()
 
-    def _record_begin(self, place: Location, side_export: bool) -> None:
+    def _record_begin(self, location: Location, side_export: bool) -> None:
         """In a thread: what the source is now must be what it is when it is retired."""
         context = self._context
         context.retirement.watch.begin()
-        context.record.copying(context.progress.number, place, side_export)
+        context.record.copying(context.progress.number, location, side_export)
 
     def _send_all(self) -> None:
         self._step(self._context.passes.send(self), self._handoff.covered)
 
     def _step(self, coroutine: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
-        """Do something that takes time, then go on; if it fails, this connection is of no use."""
+        """Do something that takes time, then continue; if it fails, this connection is of no
+        use."""
 
         def done(_: None) -> None:
             if not self.is_over:
                 then()
 
         self._working = working = Deferred.fromCoroutine(coroutine)
-        working.addCallback(done).addErrback(self._step_broke).addErrback(_bug)
+        working.addCallback(done).addErrback(self._step_failed).addErrback(_bug)
 
-    def _step_broke(self, failure: Failure) -> None:
+    def _step_failed(self, failure: Failure) -> None:
         error = failure.value
         if isinstance(error, CancelledError):
-            return  # it is of no use any more, or the attempt is not
+            return  # the step, or the attempt, is of no use any more
         if isinstance(error, ClientFailed | AttemptFailed):
             self._connection.fail(failure.getErrorMessage())
         elif isinstance(error, MigrationError):
@@ -263,53 +262,53 @@ class Attempt(ClientUser):
             self._fail(LocalFailure(f"{self._context.disk.name}: {describe_error(error)}"))
 
     def _fail(self, error: MigrationError) -> None:
-        """There is no other attempt; the source is canonical."""
+        """No other attempt follows; the source is canonical."""
         self._end(Failed(error))
 
-    # What passes are sent by.
+    # PassSender.
 
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
-        """See L{blockmig.migration.source.passes.Attempt}."""
+        """See L{blockmig.migration.source.passes.PassSender}."""
         await self._copier.send_pass(take)
 
     async def flush_now(self) -> None:
-        """See L{blockmig.migration.source.passes.Attempt}."""
+        """See L{blockmig.migration.source.passes.PassSender}."""
         await self._copier.flush_now()
 
-    async def disk_is_still(self) -> None:
+    async def disk_is_quiescent(self) -> None:
         """What the source is from now on must be what it is when it is retired."""
         watch = self._context.retirement.watch
         if watch.watches:
-            await self._in_thread(watch.is_still)
+            await self._in_thread(watch.is_quiescent)
 
     def release(self) -> None:
-        """The disk is in use again: it was not everything yet."""
+        """The disk is in use again: there is more to send."""
         self._handoff.released()
 
     # HandoffActions.
 
-    def copy_on(self) -> None:
-        """What was asked for and is not answered yet is of no importance."""
-        self._forget_step()
+    def resume_copying(self) -> None:
+        """Requests that are not answered yet no longer matter."""
+        self._cancel_step()
         self._send_all()
 
-    def copy_on_from_whole(self) -> None:
-        """It is on record here that the copy is whole, which it is not any more."""
-        self._forget_step()
+    def unrecord_and_resume(self) -> None:
+        """The record here says that the copy is whole, which it no longer is."""
+        self._cancel_step()
         self._step(self._record_copying(), self._send_all)
 
-    def _forget_step(self) -> None:
-        self._copier.wait_for_no_flush()
+    def _cancel_step(self) -> None:
+        self._copier.ignore_flush()
         if self._working is not None:
             self._working.cancel()
 
     async def _record_copying(self) -> None:
-        await self._in_thread(self._context.record.copying_on)
+        await self._in_thread(self._context.record.copying_again)
 
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
-        if self._channel.whole_when_flushed:
-            self._context.record.flushing()
+        if self._channel.copied_when_flushed:
+            self._context.record.asking_copied()
         self._copier.flush().addCallbacks(
             lambda _: self._handoff.flushed(), self._flush_failed
         ).addErrback(_bug)
@@ -328,9 +327,9 @@ class Attempt(ClientUser):
         )
 
     def confirm(self) -> None:
-        """The destination may take its copy for whole from now on."""
+        """The destination may consider its copy whole from now on."""
         self._context.passes.flushed()
-        self._context.record.flushing()
+        self._context.record.asking_copied()
         self._step(self._channel.confirm(), self._handoff.confirmed)
 
     def record(self) -> None:
@@ -363,26 +362,26 @@ class Attempt(ClientUser):
         ).addErrback(_bug)
 
     def announce(self) -> None:
-        """By the channel."""
+        """Through the channel."""
         self._step(
             self._channel.announce_retired(self._record_acknowledgement), self._handoff.acknowledged
         )
 
     async def _record_acknowledgement(self, token: str) -> None:
-        with contextlib.suppress(OSError):  # then the finisher, if one is needed, tells it again
+        with contextlib.suppress(OSError):  # then the finisher, if needed, announces it again
             await self._in_thread(self._context.record.acknowledged, token)
 
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
         self._connection.disconnect(self._copier.disconnect_message())
-        seconds = self._context.patience(_CLOSE_TIMEOUT)
+        seconds = self._context.timeout(_CLOSE_TIMEOUT)
         self._connection.wait(
             seconds,
             f"the destination did not close the connection after the disconnect in {seconds:g} s",
         )
 
     def check(self, why: str) -> None:
-        """By the channel."""
+        """Through the channel."""
         self._connection.wait_no_more()
         checking = Deferred.fromCoroutine(self._channel.why_incomplete(why))
         checking.addErrback(lambda failure: failure.getErrorMessage())
@@ -395,7 +394,6 @@ class Attempt(ClientUser):
             self._handoff.complete()
 
     def done(self) -> None:
-        """It is complete."""
         self._end(Completed())
 
     def restart(self, why: str) -> None:
@@ -410,12 +408,12 @@ class Attempt(ClientUser):
             self.failed(error)
 
     def failed(self, error: BaseException | None) -> None:
-        """What became of the source tells what it means."""
+        """What became of the source decides what the error means."""
         retirement = self._context.retirement
         if isinstance(error, NotDurable):
-            self._end(Failed(Unconfirmed(f"{error}; the destination was not told")))
+            self._end(Failed(Unconfirmed(f"{error}; the destination was not notified")))
             return
-        retirement.undone(error)
+        retirement.step_failed(error)
         if isinstance(error, SourceTouched):
             self._end(Dropped(str(error)))
         else:
@@ -434,20 +432,20 @@ class Attempt(ClientUser):
             self._working.cancel()
         self._channel.abort()
         self._connection.wait_no_more()
-        if not self._context.retirement.begun:
+        if not self._context.retirement.has_begun:
             self._context.passes.dropped()
         if not isinstance(outcome, Completed):
-            self._connection.abort()  # before anybody else may want the destination
+            self._connection.abort()  # before another connection may need the destination
         self._ended(outcome)
 
 
 def explain(error: Exception, export: str) -> str:
-    """Why a destination cannot be talked to."""
+    """Why a destination cannot be used."""
     if isinstance(error, HandshakeRefused):
         if error.reply == OptionReply.ERR_UNKNOWN:
             return f"the destination has no export named {export!r}"
         if error.reply == OptionReply.ERR_TLS_REQD:
-            return "the destination wants TLS, which is not supported"
+            return "the destination requires TLS, which is not supported"
         return f"the destination refused the handshake: {error}"
     if isinstance(error, ProtocolError) and not isinstance(error, NotNBD):
         return f"the destination broke the protocol: {error}"

@@ -1,4 +1,4 @@
-"""What an attempt is given by its migration, and what it comes to."""
+"""What a migration gives to its attempts, and the outcomes of an attempt."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .retirement import Retirement
 
 
 class AttemptFailed(Exception):
-    """An attempt did not come to its end; the message is one line that says why."""
+    """An attempt failed; the message is one line that says why."""
 
 
 @dataclass(slots=True)
 class PeerQuirks:
-    """What attempts have found out of the destination, for those to come.
+    """What attempts have found out about the destination, for later ones.
 
-    @ivar zeroes_as_data: it offers WRITE_ZEROES, and does not do it.
+    @ivar zeroes_as_data: it offers WRITE_ZEROES, but refuses it.
     """
 
     zeroes_as_data: bool = False
@@ -35,10 +35,11 @@ class AttemptContext:
 
     @ivar destination: where to.
     @ivar passes: what an attempt sends of the disk.
-    @ivar reply_timeout: seconds within which the destination must answer something, as long as it
-        is asked; None to wait for ever.
+    @ivar reply_timeout: seconds within which the destination must reply while requests are
+        outstanding; None to wait for ever.
     @ivar overwrite: a foreign destination may hold data.
-    @ivar agreed: called when a destination was found fit, and an attempt is about to copy.
+    @ivar accepted: called when a destination was accepted, and an attempt is about to copy.
+    @ivar quirks: what attempts have found out about the destination.
     """
 
     disk: IDisk
@@ -50,11 +51,11 @@ class AttemptContext:
     progress: Progress
     reply_timeout: float | None
     overwrite: bool
-    agreed: Callable[[], None]
-    learned: PeerQuirks = field(default_factory=PeerQuirks, init=False)
+    accepted: Callable[[], None]
+    quirks: PeerQuirks = field(default_factory=PeerQuirks, init=False)
 
-    def patience(self, usual: float) -> float:
-        """Seconds within which something small must be answered, which usually has C{usual}."""
+    def timeout(self, usual: float) -> float:
+        """Seconds to allow for a small answer, for which C{usual} are allowed by default."""
         return min(usual, self.reply_timeout) if self.reply_timeout is not None else usual
 
 
@@ -65,14 +66,14 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """It ended early; the source is canonical, and another attempt may follow."""
+    """The attempt ended early; the source is canonical, and another attempt may follow."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It ended, and the migration with it."""
+    """The attempt ended, and the migration with it."""
 
     error: MigrationError
 

@@ -1,20 +1,20 @@
 """The copying of one attempt: from the scan of the disk to the last acknowledgement.
 
-Owns what is looked at, what waits to be sent, what is in flight, and how long nothing was answered.
+Owns the scan, the queue of pieces to send, what is in flight, and how long nothing was answered.
 What is sent, and when that is all, is up to the `passes`; what follows is the hand-off's.
 
 Rules (design, sections 2 and 3):
 
-* no two requests in flight overlap, since the pieces of a pass do not, and the next begins when
-  all of the last was acknowledged; a FLUSH is sent with nothing else in flight;
-* what the destination does not offer is not used: without WRITE_ZEROES zeroes go as data;
+* no two requests in flight overlap, since the pieces of a pass do not, and the next pass begins
+  when all of the last was acknowledged; a FLUSH is sent with nothing else in flight;
+* what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
-* a destination that leaves requests unanswered for longer than it may is dropped; a FLUSH may take
-  longer than anything else;
-* an oldstyle server gets one request at a time, with a constant cookie; its flags are not to be
-  relied on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that
-  refuses FLUSH counts as having none;
-* what was fetched from the medium for us is not kept in the page cache when it was sent.
+* a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
+  may take longer than anything else;
+* an oldstyle server gets one request at a time, with a constant cookie; its flags cannot be relied
+  on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that refuses
+  FLUSH counts as having none;
+* what was read from the medium for the copy is not kept in the page cache once it was sent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ...nbd import (
 )
 from ...storage import Piece, Scan
 from ...transport import FileRegion
-from .admission import Fit
+from .admission import PeerCapabilities
 from .context import AttemptContext
 from .passes import Ranges
 
@@ -48,9 +48,9 @@ _log = Logger()
 _WINDOW_BYTES: Final = 32 << 20
 _WINDOW_REQUESTS: Final = 256
 _LOOK_AHEAD: Final = 64
-_UNKNOWN: Final = (Errno.EINVAL, Errno.ENOTSUP)
-# So many times as long as for anything else.
-_FLUSH_TAKES: Final = 10
+_UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
+# How many times the reply timeout a FLUSH may take.
+_FLUSH_FACTOR: Final = 10
 
 
 class NoFlush(Exception):
@@ -58,13 +58,13 @@ class NoFlush(Exception):
 
 
 class _Pass:
-    """One pass: what is known of it so far.
+    """The state of one pass.
 
-    @param take: gives the next ranges.
+    @param take: returns the next ranges.
     @ivar pieces: are to be sent.
     @ivar scan: the one that goes on.
-    @ivar looking: a thread is at it.
-    @ivar seen: there is nothing more to look at.
+    @ivar scanning: a thread is at work on it.
+    @ivar scanned: nothing is left to scan.
     """
 
     def __init__(self, take: Callable[[], Ranges]) -> None:
@@ -72,16 +72,16 @@ class _Pass:
         self.acknowledged: Deferred[None] = Deferred()
         self.pieces: deque[Piece] = deque()
         self.scan: Scan | None = None
-        self.looking = False
-        self.seen = False
+        self.scanning = False
+        self.scanned = False
 
 
 class Copier:
     """The copying of one attempt.
 
-    @param context: whose attempt it is.
+    @param context: of the attempt.
     @param connection: to the destination.
-    @param fit: what the destination is.
+    @param peer: what the destination offers.
     @param cookie: of the first request.
     @param source_failed: called with the error where the disk cannot be read.
     """
@@ -90,25 +90,25 @@ class Copier:
         self,
         context: AttemptContext,
         connection: ClientConnection,
-        fit: Fit,
+        peer: PeerCapabilities,
         cookie: int,
         source_failed: Callable[[BaseException | None], None],
     ) -> None:
         self._context = context
         self._reactor = context.runtime.reactor
         self._connection = connection
-        self._export = fit.export
-        self._oldstyle = fit.oldstyle
-        self._longest = fit.longest
+        self._export = peer.export
+        self._oldstyle = peer.oldstyle
+        self._longest = peer.longest
         self._source_failed = source_failed
-        self._window = 1 if fit.oldstyle else _WINDOW_REQUESTS
-        wire = ClientTransmission(constant_cookie=fit.oldstyle, first_cookie=cookie)
+        self._window = 1 if peer.oldstyle else _WINDOW_REQUESTS
+        wire = ClientTransmission(constant_cookie=peer.oldstyle, first_cookie=cookie)
         self._requests = Requests(wire)
         self._pass: _Pass | None = None
         self._bytes_in_flight = 0
-        self._used: list[Piece] = []
+        self._cold: list[Piece] = []
         self._flushed: Deferred[None] | None = None
-        self._silence: IDelayedCall | None = None
+        self._reply_timer: IDelayedCall | None = None
         self._answered_at = 0.0
         self._stopped = False
 
@@ -119,16 +119,17 @@ class Copier:
             self._pass.pieces.clear()
             if self._pass.scan is not None:
                 self._pass.scan.stop()
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
+        if self._reply_timer is not None:
+            self._reply_timer.cancel()
+            self._reply_timer = None
 
-    # What is asked for.
+    # What the attempt calls.
 
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
         """Send ranges of the disk.
 
-        @param take: gives the next ranges, each the start and the end; none when that was all.
+        @param take: returns the next ranges, each the start and the end; an empty list when that
+            was all.
         @return: when everything was acknowledged.
         """
         self._pass = sending = _Pass(take)
@@ -136,7 +137,7 @@ class Copier:
         await sending.acknowledged
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
-        """What is at the destination; before anything else is asked there.
+        """Read from the destination, before any other request is sent there.
 
         @return: fails with L{ClientFailed} where it cannot be read.
         """
@@ -145,16 +146,16 @@ class Copier:
         return reading.addErrback(_cannot_be_read)
 
     async def flush_now(self) -> None:
-        """Have durable at the destination what it has; that says nothing of the whole copy."""
+        """Make durable what the destination has so far; that says nothing of the whole copy."""
         if self._offers_flush and not self._oldstyle:
             await self._flush()
 
     def flush(self) -> Deferred[None]:
-        """Have the whole copy durable at the destination, if it can be told so.
+        """Make the whole copy durable at the destination, if it offers that.
 
         @return: fails with L{NoFlush}.
         """
-        self._forget_used()
+        self._forget_cold()
         return self._flush() if self._offers_flush else succeed(None)
 
     @property
@@ -167,8 +168,8 @@ class Copier:
         self._send([header])
         return flushed
 
-    def wait_for_no_flush(self) -> None:
-        """What was asked for before the disk came into use again is of no importance."""
+    def ignore_flush(self) -> None:
+        """A flush that was requested before the disk came into use again no longer matters."""
         self._flushed = None
 
     def disconnect_message(self) -> bytes:
@@ -178,7 +179,7 @@ class Copier:
     # The window, and the scan ahead of it.
 
     def _fill(self, sending: _Pass) -> None:
-        """Send what the window has room for, look at more of the disk, and see the end of it."""
+        """Send what the window has room for, scan further, and notice the end of the pass."""
         if self._stopped:
             return
         items: list[bytes | FileRegion] = []
@@ -197,50 +198,50 @@ class Copier:
                 items.append(FileRegion(self._context.disk, piece.offset, piece.length))
         if items:
             self._send(items)
-        if len(sending.pieces) < _LOOK_AHEAD and not sending.seen:
-            self._look_further(sending)
-        if sending.seen and not sending.pieces and not self._requests.in_flight:
+        if len(sending.pieces) < _LOOK_AHEAD and not sending.scanned:
+            self._scan_further(sending)
+        if sending.scanned and not sending.pieces and not self._requests.in_flight:
             self._pass = None
             sending.acknowledged.callback(None)
 
-    def _look_further(self, sending: _Pass) -> None:
-        if sending.looking:
+    def _scan_further(self, sending: _Pass) -> None:
+        if sending.scanning:
             return
         if sending.scan is None:
             ranges = sending.take()
             if not ranges:
-                sending.seen = True
+                sending.scanned = True
                 return
             sending.scan = Scan(
                 self._context.disk,
                 self._longest,
                 self._export.minimum_block,
                 find_zeroes=self._export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
-                and not self._context.learned.zeroes_as_data,
+                and not self._context.quirks.zeroes_as_data,
                 ranges=ranges,
             )
-        sending.looking = True
-        used, self._used = self._used, []
-        looking = self._context.runtime.threads(self._look, sending.scan, used)
-        looking.addCallbacks(
-            self._found, self._look_failed, callbackArgs=(sending,), errbackArgs=(sending,)
+        sending.scanning = True
+        cold, self._cold = self._cold, []
+        scanning = self._context.runtime.threads(self._advance_scan, sending.scan, cold)
+        scanning.addCallbacks(
+            self._scan_advanced, self._scan_failed, callbackArgs=(sending,), errbackArgs=(sending,)
         )
 
-    def _look(self, scan: Scan, used: list[Piece]) -> list[Piece]:
-        """In a thread: the next pieces; what was fetched for the last ones is not needed again."""
-        self._forget(used)
+    def _advance_scan(self, scan: Scan, cold: list[Piece]) -> list[Piece]:
+        """In a thread: the next pieces; what was read for the last ones is not needed again."""
+        self._forget(cold)
         return scan.advance()
 
-    def _forget(self, used: list[Piece]) -> None:
-        for piece in used:
+    def _forget(self, cold: list[Piece]) -> None:
+        for piece in cold:
             self._context.disk.forget(piece.offset, piece.length)
 
-    def _forget_used(self) -> None:
-        used, self._used = self._used, []
-        self._context.runtime.threads(self._forget, used).addErrback(_bug)
+    def _forget_cold(self) -> None:
+        cold, self._cold = self._cold, []
+        self._context.runtime.threads(self._forget, cold).addErrback(_bug)
 
-    def _found(self, pieces: list[Piece], sending: _Pass) -> None:
-        sending.looking = False
+    def _scan_advanced(self, pieces: list[Piece], sending: _Pass) -> None:
+        sending.scanning = False
         if self._stopped:
             return
         sending.pieces.extend(pieces)
@@ -248,35 +249,35 @@ class Copier:
             sending.scan = None
         self._fill(sending)
 
-    def _look_failed(self, failure: Failure, sending: _Pass) -> None:
-        sending.looking = False
+    def _scan_failed(self, failure: Failure, sending: _Pass) -> None:
+        sending.scanning = False
         self._source_failed(failure.value)
 
-    # What is sent, and answered.
+    # Requests and replies.
 
     def _send(self, items: list[bytes | FileRegion]) -> None:
         """From now on something must be answered in time."""
         self._connection.outgoing.send(items)
         limit = self._context.reply_timeout
-        if limit is not None and self._silence is None:
+        if limit is not None and self._reply_timer is None:
             self._answered_at = self._reactor.seconds()
-            self._silence = self._reactor.callLater(limit, self._check_silence, limit)
+            self._reply_timer = self._reactor.callLater(limit, self._check_reply_timeout, limit)
 
-    def _check_silence(self, limit: float) -> None:
-        self._silence = None
+    def _check_reply_timeout(self, limit: float) -> None:
+        self._reply_timer = None
         if not self._requests.in_flight:
             return
         allowed = limit
         if self._requests.are_in_flight(Command.FLUSH):
-            allowed *= _FLUSH_TAKES
+            allowed *= _FLUSH_FACTOR
         left = self._answered_at + allowed - self._reactor.seconds()
         if left > 0:
-            self._silence = self._reactor.callLater(left, self._check_silence, limit)
+            self._reply_timer = self._reactor.callLater(left, self._check_reply_timeout, limit)
         else:
             self._connection.fail(f"the destination answered nothing for {allowed:g} s")
 
     def received(self, data: bytes) -> None:
-        """The destination said something.
+        """Data from the destination.
 
         @raise blockmig.nbd.RemoteProtocolError: it breaks the protocol.
         """
@@ -291,22 +292,22 @@ class Copier:
         if error:
             command = Command.WRITE_ZEROES if piece.zero else Command.WRITE
             if self._oldstyle and piece.zero:
-                self._context.learned.zeroes_as_data = True
+                self._context.quirks.zeroes_as_data = True
             self._refused(f"{command.name} at {piece.offset}", error)
             return
         if not piece.zero:
             self._bytes_in_flight -= piece.length
         if piece.cold:
-            self._used.append(piece)
+            self._cold.append(piece)
         self._context.passes.acknowledged(piece)
         self._context.progress.acknowledged(piece)
 
     def _flush_answered(self, error: int, _: bytes) -> None:
-        """Nobody waits for one that was asked for before the disk came into use again."""
+        """Nobody waits for a flush that was requested before the disk came into use again."""
         if self._stopped:
             return
         flushed, self._flushed = self._flushed, None
-        if error and not (error in _UNKNOWN and self._oldstyle):
+        if error and not (error in _UNKNOWN_COMMAND and self._oldstyle):
             self._refused("FLUSH", error)
         elif flushed is not None and not flushed.called:
             flushed.callback(Failure(NoFlush()) if error else None)
@@ -316,7 +317,7 @@ class Copier:
 
 
 def _cannot_be_read(failure: Failure) -> NoReturn:
-    """In the words of whoever looks at a foreign destination."""
+    """Reword the error for the check of a foreign destination."""
     error = failure.value
     if isinstance(error, RequestFailed):
         raise ClientFailed(describe_errno(error.error), error.error) from None

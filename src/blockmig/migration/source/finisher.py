@@ -1,17 +1,17 @@
 """Finishes a migration whose source is retired, but whose destination may not know that it is
 complete.
 
-Owns nothing of the disk, which may be gone: the record says all that is needed.
+Needs nothing of the disk, which may be gone: the record says everything.
 
 Rules (design, section 2: R6; docs/handoff.md):
 
-* the receiver must have this very migration's copy, whole and on record: it is told that the source
-  is retired, acknowledges that durably, and then gets the disconnect;
-* it is tried again and again, as every early drop is, for ever unless told otherwise;
-* once the receiver has acknowledged that the source is retired, both sides have on record which
-  copy is canonical. A receiver that then cannot be found any more, or knows of no migration, is
-  complete as far as anybody can tell: it ended, and took its record away, as in good order;
-* a receiver that was not told so, and has something else on record, is a matter for a human.
+* the receiver must have this very migration's copy, whole and recorded: it is notified that the
+  source is retired, acknowledges that durably, and then gets the disconnect;
+* it is tried again and again, as after every early drop, for ever unless there is a time limit;
+* once the receiver has acknowledged that the source is retired, both sides have recorded which copy
+  is canonical. A receiver that then cannot be found any more, or knows of no migration, is complete
+  as far as anybody can tell: it ended and removed its record, as in good order;
+* a receiver that was not notified, and has something else recorded, is a matter for a human.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from ...syscalls import describe_error
 from ..handoff.channel import (
     ANSWER_TIMEOUT,
     HandoffConversation,
-    describe,
-    is_about,
+    describe_message,
+    is_same_migration,
     open_handoff,
     sender_message,
 )
@@ -45,7 +45,7 @@ _log = Logger()
 
 _FIRST_DELAY: Final = 0.1
 _LONGEST_DELAY: Final = 5.0
-_PATIENCE: Final = 30.0
+_SEARCH_TIME: Final = 30.0
 """Seconds for which a receiver that has acknowledged everything is looked for."""
 
 
@@ -57,13 +57,13 @@ def unconfirmed(why: str, record: Record) -> Unconfirmed:
     )
 
 
-async def put_complete_on_record(in_thread: InThread, source: SourceRecord) -> None:
-    """Put on record that the destination is complete; at worst, it is asked again."""
+async def record_complete(in_thread: InThread, source: SourceRecord) -> None:
+    """Record that the destination is complete; if that fails, the next run asks it again."""
     try:
         await to_the_end(in_thread(source.complete))
-    except Exception as error:  # nothing that is left to do depends on it
+    except Exception as error:  # nothing that remains to be done depends on it
         _log.warn(
-            "the migration is complete, but that could not be put on record: {error}",
+            "the migration is complete, but that could not be recorded: {error}",
             event="record-failed",
             error=describe_error(error),
         )
@@ -75,7 +75,7 @@ class Finisher:
     @param source: its record.
     @param destination: where its receiver is.
     @param give_up_after: seconds after which to give up; None to go on for ever.
-    @param runtime: what the outside world is; None for the real one.
+    @param runtime: the reactor, threads and system calls to use; None for the real ones.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Finisher:
         return self._running
 
     def stop(self, why: str = "stopped") -> None:
-        """Leave it unfinished; it may be finished by another."""
+        """Leave it unfinished; another run may finish it."""
         self._why = self._why or why
         if self._running is not None:
             self._running.cancel()
@@ -118,7 +118,7 @@ class Finisher:
         if not record.side_export and not record.confirmed:
             _log.info(
                 "the copy at {destination} is whole and durable, and the source is retired; the "
-                "destination needs no telling",
+                "destination need not be notified",
                 event="finishing",
                 destination=str(record.destination),
             )
@@ -129,11 +129,11 @@ class Finisher:
                     await self._try()
                     break
                 except ClientFailed as error:
-                    if self._is_over(self._reactor.seconds() - began, error):
+                    if self._may_stop_trying(self._reactor.seconds() - began, error):
                         break
                     _log.warn(
-                        "the source is retired, but the destination could not be told that it is "
-                        "complete: {why}; trying again in {delay:.1f} s",
+                        "the source is retired, but the destination could not be notified that it "
+                        "is complete: {why}; trying again in {delay:.1f} s",
                         event="restart",
                         why=str(error),
                         delay=delay,
@@ -145,15 +145,15 @@ class Finisher:
             raise unconfirmed(f"{describe_error(error)}", record) from None
         except CancelledError:
             raise unconfirmed(self._why or "cancelled", record) from None
-        await put_complete_on_record(self._in_thread, self._source)
+        await record_complete(self._in_thread, self._source)
         seconds = self._reactor.seconds() - began
         return Summary(record.size, 0, 0, seconds, record.attempt)
 
-    def _is_over(self, waited: float, error: ClientFailed) -> bool:
-        """Whether there is no need to try again; fails where there is no use in it."""
+    def _may_stop_trying(self, waited: float, error: ClientFailed) -> bool:
+        """Whether no further try is needed; raises L{Unconfirmed} where the time to try is over."""
         limit = self._give_up_after
         if self._source.record.told:
-            if waited < min(_PATIENCE, limit if limit is not None else _PATIENCE):
+            if waited < min(_SEARCH_TIME, limit if limit is not None else _SEARCH_TIME):
                 return False
             _log.warn(
                 "{why}; the destination has acknowledged that its copy is the canonical one: if a "
@@ -182,71 +182,79 @@ class Finisher:
         try:
             negotiated = await client.connect(self._destination.endpoint)
             if not negotiated.listed:
-                self._conclude(None)
+                self._conclude_unknown(None)
                 return
             handoff, message = await open_handoff(self._destination, self._runtime)
             try:
                 if self._is_ours(message, HandoffPhase.COPIED, HandoffPhase.RETIRED):
                     await self._announce(handoff, client, cookie)
-                elif self._was_ours(message):
-                    await self._announce_again(handoff, client, cookie, message)
+                elif self._was_restarted(message):
+                    await self._announce_to_restarted(handoff, client, cookie, message)
                 elif not self._is_ours(message, HandoffPhase.COMPLETE):
-                    self._conclude(message)
+                    self._conclude_unknown(message)
                 await handoff.close()
             finally:
                 handoff.abort()
         finally:
             client.abort()
 
-    def _is_ours(self, message: HandoffMessage, *stages: HandoffPhase) -> bool:
+    def _is_ours(self, message: HandoffMessage, *phases: HandoffPhase) -> bool:
         record = self._source.record
-        return message.phase in stages and is_about(message, record) and self._is_there(message)
+        return (
+            message.phase in phases
+            and is_same_migration(message, record)
+            and self._is_our_destination(message)
+        )
 
-    def _is_there(self, message: HandoffMessage) -> bool:
-        """Whether it is the place that the disk went to, not another with its address."""
-        place = self._source.record.destination
-        return not place.disk or (place.host, place.disk) == (message.host, message.disk)
+    def _is_our_destination(self, message: HandoffMessage) -> bool:
+        """Whether it is the disk that the migration went to, not another at the same address."""
+        location = self._source.record.destination
+        return not location.disk or (location.host, location.disk) == (message.host, message.disk)
 
-    def _was_ours(self, message: HandoffMessage) -> bool:
-        """Whether a receiver was started anew on the disk that has acknowledged everything."""
+    def _was_restarted(self, message: HandoffMessage) -> bool:
+        """Whether a receiver was restarted on the disk that has acknowledged everything."""
         token = self._source.record.token
-        return message.phase == HandoffPhase.NONE and bool(token) and self._is_there(message)
+        return (
+            message.phase == HandoffPhase.NONE and bool(token) and self._is_our_destination(message)
+        )
 
     async def _announce(self, handoff: HandoffConversation, client: NBDClient, cookie: int) -> None:
         await handoff.send(sender_message(HandoffPhase.RETIRED, self._source.record, cookie))
         if not self._source.record.told:
             token = (await handoff.read()).token
-            with contextlib.suppress(OSError):  # it is told again, if another try is needed
+            with contextlib.suppress(OSError):  # another try, if needed, announces it again
                 await self._in_thread(self._source.acknowledged, token)
         await client.disconnect()
         message = await handoff.read()
         if not self._is_ours(message, HandoffPhase.COMPLETE):
-            raise ClientFailed(f"the destination is not complete ({describe(message)})")
+            raise ClientFailed(f"the destination is not complete ({describe_message(message)})")
 
-    async def _announce_again(
+    async def _announce_to_restarted(
         self, handoff: HandoffConversation, client: NBDClient, cookie: int, message: HandoffMessage
     ) -> None:
-        """To the receiver that was started anew; one with another disk is not to be told."""
+        """Announce it to the restarted receiver; one with another disk refuses it."""
         try:
             await self._announce(handoff, client, cookie)
         except ClientFailed as error:
             if not error.error:
                 raise
-            self._conclude(message)
+            self._conclude_unknown(message)
 
-    def _conclude(self, message: HandoffMessage | None) -> None:
-        """The destination knows nothing of this migration (any more)."""
+    def _conclude_unknown(self, message: HandoffMessage | None) -> None:
+        """The destination does not know this migration (any more)."""
         if self._source.record.told and (message is None or message.phase == HandoffPhase.NONE):
             return
-        found = describe(message) if message is not None else "there is no receiver of blockmig's"
+        answer = "there is no blockmig receiver"
+        if message is not None:
+            answer = describe_message(message)
         if self._source.record.told and message is not None:
-            # Another migration into that disk, of which ours knows nothing.
+            # Another migration into that disk, unrelated to ours.
             _log.warn(
-                "another migration goes on at the destination: {found}",
+                "another migration is under way at the destination: {found}",
                 event="finished-alone",
-                found=found,
+                found=answer,
             )
             return
         raise unconfirmed(
-            f"the destination does not know this migration: {found}", self._source.record
+            f"the destination does not know this migration: {answer}", self._source.record
         )

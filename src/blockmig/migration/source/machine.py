@@ -1,24 +1,25 @@
 """The end of an attempt at the source, step by step: the hand-off.
 
-Owns the order of the steps and nothing else; what a step does is the actions' affair, so that the
+Owns the order of the steps and nothing else; what a step does is up to the actions, so that the
 machine can be driven without a reactor, a disk or a wire.
 
-The order (design, section 2) is copy, flush, confirm, record, retire, tell, disconnect, check:
+The order (design, section 2) is copy, flush, confirm, record, retire, announce, disconnect, check:
 
-* flush is asked for when every byte was acknowledged; its reply says that the copy is durable;
-* the destination then confirms that it has put that on record for this very migration, and we put
-  it on record ourselves: only then may the source be retired;
-* the source is retired before the destination is told so, and that before the disconnect is sent;
+* the flush is requested when every byte was acknowledged; its reply says that the copy is durable;
+* the destination then confirms that it has recorded that for this very migration, and we record it
+  ourselves: only then may the source be retired;
+* the source is retired before that is announced to the destination, and it is announced before the
+  disconnect is sent;
 * until retiring has begun the disk may come into use again (its clients were held, and had to be
-  released): then there is more to copy, and what was said of the copy so far counts for nothing;
+  released): then there is more to copy, and what was recorded of the copy so far no longer counts;
 * until retiring has begun, anything that goes wrong is an early drop: the source is as it was, and
   another attempt may follow;
 * once retiring has begun there is no other attempt, whatever happens: if it fails, the source is
   still there and the migration ends with that error; if it succeeds, the destination is canonical,
-  and all that is left to do is to have it know so, by another connection if this one is lost.
+  and what is left is to notify it, on another connection if this one is lost.
 
-A destination without a side export can neither confirm, nor be told, nor be asked at the end: those
-steps are then nothing, and their order is the same.
+A destination without a side export can neither confirm, nor be notified, nor be asked at the end:
+those steps then do nothing, and their order is the same.
 """
 
 from __future__ import annotations
@@ -29,38 +30,38 @@ from automat import TypeMachineBuilder
 
 
 class HandoffActions(Protocol):
-    """What the machine has done; C{copy_on} and what follows it may be called again and again
-    until C{retire}, all else at most once."""
+    """What the machine does; C{resume_copying} and what follows it may be called repeatedly until
+    C{retire}, everything else at most once."""
 
-    def copy_on(self) -> None:
+    def resume_copying(self) -> None:
         """There is more to copy; answer with C{covered} again."""
 
-    def copy_on_from_whole(self) -> None:
-        """As C{copy_on}, once it is on record no more that the copy is whole."""
+    def unrecord_and_resume(self) -> None:
+        """As C{resume_copying}, once the record no longer says that the copy is whole."""
 
     def flush(self) -> None:
         """Ask the destination to make its copy durable; answer with C{flushed}."""
 
     def confirm(self) -> None:
-        """Ask it whether its copy of this migration is on record; answer with C{confirmed}."""
+        """Ask it whether its copy of this migration is recorded; answer with C{confirmed}."""
 
     def record(self) -> None:
-        """Put that on record here; answer with C{recorded} or C{step_failed}."""
+        """Record the copy here; answer with C{recorded} or C{step_failed}."""
 
     def retire(self) -> None:
         """Retire the source; answer with C{retired} or C{step_failed}."""
 
     def announce(self) -> None:
-        """Tell the destination that the source is retired; answer with C{acknowledged}."""
+        """Announce to the destination that the source is retired; answer with C{acknowledged}."""
 
     def disconnect(self) -> None:
-        """Send the disconnect and half-close; answer with C{closed}, C{dropped} in the end."""
+        """Send the disconnect and half-close; answer with C{closed}, or C{dropped} in the end."""
 
     def check(self, why: str) -> None:
-        """Find out whether the destination is complete; answer with C{complete}, C{incomplete}.
+        """Find out whether the destination is complete; answer with C{complete} or C{incomplete}.
 
-        @param why: how the connection was lost behind the disconnect; "" where it was closed in
-            good order.
+        @param why: how the connection was lost after the disconnect; "" where it was closed in good
+            order.
         """
 
     def done(self) -> None:
@@ -70,17 +71,18 @@ class HandoffActions(Protocol):
         """The attempt ended early; the source is canonical."""
 
     def restart_changed(self, error: BaseException | None) -> None:
-        """As C{restart}, if clients of ours may have changed the disk; as C{failed} if not."""
+        """As C{restart}, if our own server's clients may have changed the disk; as C{failed} if
+        not."""
 
     def failed(self, error: BaseException | None) -> None:
-        """A step failed here, and the disk must not be sent again before a human looked."""
+        """A step failed here, and the disk must not be sent again before a human has looked."""
 
     def finish(self, why: str) -> None:
         """The source is retired, but the destination may not know that it is complete."""
 
 
 class Handoff(Protocol):
-    """What can happen to an attempt, as its source sees it."""
+    """The events of an attempt, as its source sees it."""
 
     def covered(self) -> None:
         """Every byte was sent and acknowledged."""
@@ -92,7 +94,7 @@ class Handoff(Protocol):
         """The flush was acknowledged."""
 
     def confirmed(self) -> None:
-        """The destination has the whole copy on record."""
+        """The destination has recorded the whole copy."""
 
     def recorded(self) -> None:
         """So have we."""
@@ -104,19 +106,20 @@ class Handoff(Protocol):
         """The destination acknowledged that, durably."""
 
     def changed(self, error: BaseException | None) -> None:
-        """It was not recorded, since the disk is not what it was."""
+        """The copy was not recorded, since the disk is not what it was."""
 
     def step_failed(self, error: BaseException | None) -> None:
         """The record could not be written, or the source not be retired."""
 
     def closed(self) -> None:
-        """The peer closed the connection in good order, behind the disconnect."""
+        """The peer closed the connection in good order; it should do so only after the
+        disconnect."""
 
     def complete(self) -> None:
         """The destination is complete."""
 
     def incomplete(self, why: str) -> None:
-        """It is not, or cannot be asked."""
+        """The destination is not complete, or cannot be asked."""
 
     def dropped(self, why: str) -> None:
         """The connection is lost, or of no more use."""
@@ -147,8 +150,8 @@ def _flush(machine: Handoff, actions: HandoffActions) -> None:
 
 @_flushing.upon(Handoff.released).to(_copying)
 @_confirming.upon(Handoff.released).to(_copying)
-def _copy_on(machine: Handoff, actions: HandoffActions) -> None:
-    actions.copy_on()
+def _resume_copying(machine: Handoff, actions: HandoffActions) -> None:
+    actions.resume_copying()
 
 
 @_flushing.upon(Handoff.flushed).to(_confirming)
@@ -206,16 +209,14 @@ def _restart_after_close(machine: Handoff, actions: HandoffActions) -> None:
 
 
 @_recording_released.upon(Handoff.recorded).to(_copying)
-def _copy_on_from_whole(machine: Handoff, actions: HandoffActions) -> None:
-    actions.copy_on_from_whole()
+def _unrecord_and_resume(machine: Handoff, actions: HandoffActions) -> None:
+    actions.unrecord_and_resume()
 
 
 # Clients that were released meanwhile may have written to it: there is more to copy.
 @_recording_released.upon(Handoff.changed).to(_copying)
-def _copy_on_changed(
-    machine: Handoff, actions: HandoffActions, error: BaseException | None
-) -> None:
-    actions.copy_on_from_whole()
+def _resume_changed(machine: Handoff, actions: HandoffActions, error: BaseException | None) -> None:
+    actions.unrecord_and_resume()
 
 
 @_recording_alone.upon(Handoff.changed).to(_ended)

@@ -1,8 +1,8 @@
 """What an attempt sends of a disk, and when that is all: pass after pass over its ranges.
 
-Owns the interface between an attempt (`sender`), which sends what it is context, and whoever knows
-what is left to be sent; and its simple half, a disk that nobody changes. The other half, a disk
-that clients go on writing to, is `live`'s.
+Owns the interface between an attempt, which sends what it is given, and whoever knows what is left
+to send; and its simple implementation, for a disk that nobody changes. The other one, for a disk
+that clients go on writing to, is `mirror.pre_copy`.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ Ranges = list[tuple[int, int]]
 
 
 class PassSender(Protocol):
-    """What passes are sent by: one attempt."""
+    """Sends passes: one attempt."""
 
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
-        """Send what C{take} gives, until it gives nothing; back when all was acknowledged."""
+        """Send what C{take} returns, until it returns nothing; back when all was acknowledged."""
 
     async def flush_now(self) -> None:
         """Have the destination make durable what it has."""
 
-    async def disk_is_still(self) -> None:
+    async def disk_is_quiescent(self) -> None:
         """From now on nobody changes the disk, unless C{release} is called."""
 
     def release(self) -> None:
-        """C{send} has come to its end, but more is to be sent now: it is called again, or soon.
+        """C{send} has returned, or is about to, but more is to be sent now: it is called again.
 
-        Not behind C{retiring}.
+        Not after C{retiring}.
         """
 
 
 class CopyPasses(Protocol):
-    """What attempts ask and tell; all of it in the reactor's thread.
+    """What attempts call; all of it in the reactor's thread.
 
-    @ivar in_use: clients change the disk while it is sent, by way of a server of ours.
-    @ivar limiter: holds the data back; None for no limit.
+    @ivar in_use: clients change the disk while it is sent, through a server of ours.
+    @ivar limiter: limits the rate of the data; None for no limit.
     """
 
     in_use: bool
@@ -65,7 +65,8 @@ class CopyPasses(Protocol):
         """The source is being retired: there is no way back."""
 
     def finishing(self) -> None:
-        """It is retired, and the destination is looked for, to be told so; that may take long."""
+        """The source is retired, and the destination is being looked for to notify it; that may
+        take long."""
 
     def dropped(self) -> None:
         """The attempt ended early; the source is canonical."""
@@ -75,7 +76,7 @@ class FullCopy:
     """All of a disk that nobody changes, once.
 
     @param size: bytes of the disk.
-    @param limiter: holds the data back; None for no limit.
+    @param limiter: limits the rate of the data; None for no limit.
     """
 
     in_use = False
@@ -86,32 +87,24 @@ class FullCopy:
         self._left: Ranges = []
 
     def changed(self, offset: int, length: int) -> bool:
-        """Nobody does."""
         return False
 
     def begin(self) -> None:
-        """All of the disk is left."""
         self._left = [(0, self._size)]
 
     async def send(self, attempt: PassSender) -> None:
-        """Send it."""
         await attempt.send_pass(self._take)
 
     def _take(self) -> Ranges:
         left, self._left = self._left, []
         return left
 
-    def acknowledged(self, piece: Piece) -> None:
-        """Nothing depends on it."""
+    def acknowledged(self, piece: Piece) -> None: ...
 
-    def flushed(self) -> None:
-        """Nobody waits for it."""
+    def flushed(self) -> None: ...
 
-    def retiring(self) -> None:
-        """Nobody waits for it."""
+    def retiring(self) -> None: ...
 
-    def finishing(self) -> None:
-        """Nobody waits for it."""
+    def finishing(self) -> None: ...
 
-    def dropped(self) -> None:
-        """Nobody waits for it."""
+    def dropped(self) -> None: ...

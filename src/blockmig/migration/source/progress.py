@@ -17,9 +17,9 @@ class Progress:
     @ivar zeroes: bytes acknowledged as zeroes in it.
     @ivar attempt: its number, counted from 1; 0 before the first.
     @ivar earlier: how many attempts earlier processes have made.
-    @ivar seconds: tells the time.
-    @ivar began: when the first attempt did, by that time; None before.
-    @ivar latest: when there was some progress last.
+    @ivar seconds: returns the time.
+    @ivar began: when the first attempt did, by that clock; None before.
+    @ivar latest: when the last progress was made.
     """
 
     total: int
@@ -38,7 +38,7 @@ class Progress:
 
     @property
     def number(self) -> int:
-        """That of the present attempt, those of earlier processes counted too."""
+        """The number of the present attempt, those of earlier processes included."""
         return self.earlier + self.attempt
 
     def begin_attempt(self) -> None:
@@ -49,7 +49,7 @@ class Progress:
         self.data = self.zeroes = 0
 
     def moved(self, count: int) -> None:
-        """So many bytes were given to the wire, or came from it."""
+        """So many bytes were written to the connection, or read from it."""
         self.latest = self.seconds()
 
     def acknowledged(self, piece: Piece) -> None:

@@ -1,15 +1,15 @@
-"""What the source has on record about its migration, and how that changes.
+"""What the source records of its migration, and how that changes.
 
-Owns DISK.MIGRATING and DISK.MIGRATED; the order of the steps is the `handoff` machine's.
+Owns DISK.MIGRATING and DISK.MIGRATED; the order of the steps is the hand-off `machine`'s.
 
 Rules (design, section 2: R1, R6, R7):
 
-* MIGRATING stands from before the first byte is sent until the destination is known to be complete,
-  and says C{copied} before the source is retired: with the source gone it then tells that we have
-  deleted it, and where its copy is;
-* MIGRATED appears in one piece; that is what retires a source that is kept. It stays;
-* a migration that was begun with C{--again} stands beside the mark of the one before it: if it ends
-  without retiring the source, that mark counts as before;
+* MIGRATING exists from before the first byte is sent until the destination is known to be complete,
+  and says C{copied} before the source is retired: once the source is gone the record says that we
+  have deleted it, and where its copy is;
+* MIGRATED appears atomically; that is what retires a source that is kept. It stays;
+* the record of a migration begun with C{--again} is kept beside the MIGRATED of the one before it:
+  if it ends without retiring the source, that MIGRATED counts as before;
 * where a migration ends without the source being retired, its record says so: a source that is
   moved or deleted afterwards is not taken for one that we have deleted.
 
@@ -42,20 +42,20 @@ class SourceRecord:
     """The record of one source.
 
     @param records: where it is kept; None where it is not.
-    @param found: what the source was found to be.
+    @param state: what the records beside the source said.
     @param disk: the path of the disk.
     @param destination: the URI that it goes to.
     @param size: bytes of the disk.
     @param unlink: it is retired by deleting it.
     @param identity: of the disk.
     @param again: a human disregards earlier migrations.
-    @ivar record: what is on record, or would be.
+    @ivar record: what is recorded, or would be.
     """
 
     def __init__(
         self,
         records: Records | None,
-        found: SourceState,
+        state: SourceState,
         *,
         disk: str,
         destination: str,
@@ -64,14 +64,14 @@ class SourceRecord:
         identity: str = "",
         again: bool = False,
     ) -> None:
-        before = found.record
+        before = state.record
         self._records = records
-        self._unreadable = found.unreadable
-        self._found = before
-        self._standing = before  # as it was last put down, or found
+        self._unreadable = state.unreadable
+        self._previous = before
+        self._on_disk = before  # as last written, or found
         self._may_be_copied = before is not None
         self._asked = False
-        if found.retired and before is not None:
+        if state.retired and before is not None:
             self.record = before
             return
         self.record = Record(
@@ -84,26 +84,26 @@ class SourceRecord:
             began=before.began if before is not None else timestamp(),
             unlink=unlink,
             identity=identity,
-            instead_of=before.instead_of if before is not None else found.instead_of,
+            instead_of=before.instead_of if before is not None else state.instead_of,
             whole=before is not None and before.whole,
             again=again or (before is not None and before.again),
         )
 
     @classmethod
-    def finishing(cls, records: Records, found: SourceState) -> SourceRecord:
+    def finishing(cls, records: Records, state: SourceState) -> SourceRecord:
         """The record of a source that is retired, to be given to a L{Finisher}."""
-        record = found.record
+        record = state.record
         assert record is not None
         return cls(
             records,
-            found,
+            state,
             disk=record.source.disk,
             destination=record.destination.address,
             size=record.size,
         )
 
     def sync(self) -> None:
-        """I{Slow.} Make durable what is seen here, before anybody is told of it."""
+        """I{Slow.} Make durable what was read here, before anything is announced because of it."""
         if self._records is not None:
             self._records.sync()
 
@@ -116,41 +116,46 @@ class SourceRecord:
             check()
         self.record = record
         if kind == Kind.MIGRATING:
-            self._standing = record
+            self._on_disk = record
 
     def was_copying_to(self, address: str) -> bool:
         """Whether the unfinished copy at C{address}, a foreign destination, is this migration's.
 
-        An address that nobody gave is the same in this process only.
+        An empty address is the same one only within this process.
         """
-        record = self._standing
+        record = self._on_disk
         return (
             record is not None
             and not record.side_export
             and record.destination.address == address
-            and (bool(address) or record is not self._found)
+            and (bool(address) or record is not self._previous)
         )
 
-    def check_place(self, host: str, disk: str) -> None:
-        """See whether this is where the migration went before, if it may have left a copy there.
+    def check_location(self, host: str, disk: str) -> None:
+        """Check that this is where the migration went before, if it may have left a copy there.
 
-        It must not have two whole copies by one UUID, so that a place of another copy gets another.
+        There must not be two whole copies with one UUID, so that the copy at another location gets
+        another.
 
-        @raise Refused: all of it is at the other place.
+        @raise Refused: all of it is at the other location.
         """
-        record = self._standing
+        record = self._on_disk
         if record is None:
             return
-        # Until the next attempt is put down, whatever was found elsewhere counts for nothing.
+        # Until the next attempt is recorded, whatever was found elsewhere does not count.
         self.record = self.record.but(migration=record.migration, instead_of=record.instead_of)
-        place = record.destination
-        if not self._may_be_copied or not place.disk or (place.host, place.disk) == (host, disk):
+        location = record.destination
+        if (
+            not self._may_be_copied
+            or not location.disk
+            or (location.host, location.disk) == (host, disk)
+        ):
             return
         if record.phase == Phase.COPIED or record.whole:
             raise Refused(
-                f"all of it was copied to {place}, which could be taken for the canonical copy, "
+                f"all of it was copied to {location}, which could be taken for the canonical copy, "
                 f"but the destination is {host}:{disk} now: send it there, or delete that copy and "
-                "say --again"
+                "use --again"
             )
         self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
 
@@ -159,7 +164,8 @@ class SourceRecord:
 
         @param attempt: its number.
         @param destination: what is known of the other side.
-        @param side_export: it has the side export, and has acknowledged that the attempt begins.
+        @param side_export: the destination has the side export, and has acknowledged that the
+            attempt begins.
         """
         if side_export:
             self._may_be_copied = self._asked = False
@@ -177,36 +183,38 @@ class SourceRecord:
 
     @property
     def asked(self) -> bool:
-        """Whether the destination was asked whether its copy is whole, and may have said so."""
+        """Whether the destination was asked whether its copy is whole, and may have recorded that
+        it is."""
         return self._asked
 
     @property
     def may_be_copied(self) -> bool:
         """Whether the destination's copy may be whole."""
         return self._asked or (
-            self._standing is not None
-            and (self._standing.phase == Phase.COPIED or self._standing.whole)
+            self._on_disk is not None
+            and (self._on_disk.phase == Phase.COPIED or self._on_disk.whole)
         )
 
-    def not_to_be_retired(self) -> None:
-        """I{Slow.} The source is kept, and nobody is to take it for one that we have deleted.
+    def record_not_retired(self) -> None:
+        """I{Slow.} The source is kept, and must not be taken for one that we have deleted.
 
-        @raise OSError: it may stand so still.
+        @raise OSError: the record may still say so.
         """
-        record = self._standing
+        record = self._on_disk
         if record is not None and record.phase == Phase.COPIED:
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
 
-    def taken_back(self) -> None:
-        """The destination has it on record no more."""
+    def copied_withdrawn(self) -> None:
+        """The destination no longer has its copy recorded as whole."""
         self._may_be_copied = self._asked = False
 
-    def copying_on(self) -> None:
+    def copying_again(self) -> None:
         """I{Slow.} The copy is not whole any more, since the disk came into use again."""
         self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPYING))
 
-    def flushing(self) -> None:
-        """The destination is about to be asked whether its copy is whole, and may say so."""
+    def asking_copied(self) -> None:
+        """The destination is about to be asked whether its copy is whole, and may record that it
+        is."""
         self._may_be_copied = self._asked = True
 
     def copied(self) -> None:
@@ -214,12 +222,12 @@ class SourceRecord:
         self._may_be_copied = True
         self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPIED))
 
-    def retire_kept(self, check: Callable[[], object] = lambda: None) -> None:
-        """I{Slow.} Retire a source that stays where it is, by saying so.
+    def mark_retired(self, check: Callable[[], object] = lambda: None) -> None:
+        """I{Slow.} Retire a source that stays where it is, by writing MIGRATED.
 
         @param check: called last before that; it is not retired if it raises.
         @raise OSError: it is not retired.
-        @raise NotDurable: it is, but that may be undone by a power failure.
+        @raise NotDurable: it is, but a power failure may undo that.
         """
         record = self.record.but(retired=timestamp())
         try:
@@ -236,15 +244,15 @@ class SourceRecord:
 
     def _is_marked(self) -> bool:
         try:
-            found = self._records.read(Kind.MIGRATED) if self._records is not None else None
+            mark = self._records.read(Kind.MIGRATED) if self._records is not None else None
         except (OSError, BadRecord):
-            return True  # something stands there now
-        return found is not None and found.migration == self.record.migration
+            return True  # something is there now
+        return mark is not None and mark.migration == self.record.migration
 
     def acknowledged(self, token: str = "") -> None:
         """I{Slow.} The destination has acknowledged that the source is retired.
 
-        @param token: what it says that its disk is known by.
+        @param token: the identity of the destination's disk, from its message.
         """
         self.record = self.record.but(told=timestamp(), token=token)
         self._write(Kind.MIGRATING, self.record)
@@ -256,7 +264,7 @@ class SourceRecord:
         record = self.record
         if not record.unlink or record.instead_of:
             retired = record.retired or timestamp()
-            # The mark is there already, but for what it says of the end.
+            # The mark exists already; only the confirmation is missing from it.
             needed = contextlib.nullcontext() if record.unlink else contextlib.suppress(OSError)
             with needed:
                 self._records.write(
@@ -271,10 +279,10 @@ class SourceRecord:
         """I{Slow.} The migration ends without the source being retired.
 
         Where there may be a copy that is whole, the record stays: that copy could be taken for the
-        canonical one, and only the same migration may write it anew. It stays too where a foreign
-        destination may have a part: nothing else tells that this is ours to write over.
+        canonical one, and only the same migration may overwrite it. It stays too where a foreign
+        destination may have a part: nothing else says that this is ours to overwrite.
         """
-        record = self._standing
+        record = self._on_disk
         if self._records is None or record is None:
             return
         if not self._may_be_copied and record.side_export:

@@ -1,12 +1,12 @@
-"""The one act after which the source is not the canonical copy any more, done in one of two ways.
+"""The one act after which the source is no longer the canonical copy, done in one of two ways.
 
-Owns whether it was begun, and the looks at the source that come before it. A source is retired by
+Owns whether it has begun, and the checks of the source that precede it. A source is retired by
 deleting it, or by marking it as migrated.
 
 Rules (design, section 2: R1, R6, R13):
 
-* nothing comes between the last look at the source and the act;
-* once it was begun there is no way back, unless it is known to have failed;
+* nothing comes between the last check of the source and the act;
+* once it has begun there is no way back, unless it is known to have failed;
 * a source that somebody else has deleted is not taken back: what was copied may be all that is left
   of it. One whose clients are held need not have a name: they have it, and so has the destination.
 
@@ -29,14 +29,14 @@ from .watch import SourceGone, SourceTouched, SourceWatch
 
 
 class Retirement:
-    """The retirement of one source; this one marks it.
+    """The retirement of one source, by marking it as migrated.
 
     @param disk: the source.
-    @param record: what is on record of it.
-    @param watch: what it was when its copying began.
-    @param in_use: clients of ours use it.
-    @ivar begun: it is retired, or about to be.
-    @ivar gone: how it was found that somebody else has deleted it; None if it was not.
+    @param record: the record of it.
+    @param watch: detects changes since its copying began.
+    @param in_use: clients of our own server use it.
+    @ivar has_begun: it is retired, or about to be.
+    @ivar gone: the error that reported that somebody else has deleted it; None if nobody has.
     """
 
     deletes = False
@@ -44,7 +44,7 @@ class Retirement:
     def __init__(
         self, disk: IDisk, record: SourceRecord, watch: SourceWatch, *, in_use: bool
     ) -> None:
-        self.begun = False
+        self.has_begun = False
         self.gone: SourceGone | None = None
         self._disk = disk
         self._record = record
@@ -57,9 +57,10 @@ class Retirement:
         return self._watch
 
     def record_copied(self) -> None:
-        """I{Slow.} Of a source that was moved away it must not stand that we may delete it."""
+        """I{Slow.} The record of a source that was moved away must not say that we may delete
+        it."""
         try:
-            self._look()
+            self._check_unchanged()
         except SourceGone as error:
             if not error.unchanged:
                 raise
@@ -70,45 +71,46 @@ class Retirement:
 
         @return: fires once that is durable.
         """
-        self.begun = True
+        self.has_begun = True
         return in_thread(self._retire)
 
     def _retire(self) -> None:
         """I{Slow.}"""
-        self._record.retire_kept(self._check_last)
+        self._record.mark_retired(self._check_last)
 
     def _check_last(self) -> bool:
-        """I{Slow.} Whether the source has a name to be taken away.
+        """I{Slow.} Whether the source still has a name to be removed.
 
-        One that clients of ours use need not have: they are held, and nothing else was left of it.
+        One that clients of our own server use need not have: they are held, and nothing else was
+        left of it.
         """
         try:
-            self._look()
+            self._check_unchanged()
         except SourceGone as error:
-            if not (self._in_use and error.unchanged and self._spares(error)):
+            if not (self._in_use and error.unchanged and self._may_lack_name(error)):
                 raise
             return False
         return True
 
-    def _spares(self, gone: SourceGone) -> bool:
+    def _may_lack_name(self, gone: SourceGone) -> bool:
         """Whether a mark beside the name of a disk that is gone says nothing of another disk."""
         return not gone.replaced
 
-    def _look(self) -> None:
+    def _check_unchanged(self) -> None:
         """I{Slow.}"""
         self._watch.check()
 
-    def undone(self, error: BaseException | None) -> None:
+    def step_failed(self, error: BaseException | None) -> None:
         """The act, or a step before it, has failed: the source is still there.
 
         @param error: what was found.
         """
-        self.begun = False
+        self.has_begun = False
         if isinstance(error, SourceGone):
             self.gone = error
 
     def explain(self, error: BaseException | None) -> MigrationError:
-        """What it means that a step failed, where that ends the migration."""
+        """The error that ends the migration because a step failed."""
         name = self._disk.name
         if isinstance(error, SourceGone):
             return self._only_copy(str(error))
@@ -128,14 +130,14 @@ class Retirement:
         )
 
     @property
-    def left_the_only_copy(self) -> bool:
+    def only_copy_may_be_remote(self) -> bool:
         """Whether the source was deleted by somebody else when all of it may have been copied."""
         return self._record.may_be_copied and self._watch.is_gone
 
     def check_still_there(self, whole: bool = False) -> None:
-        """Whether another attempt may write over what the last one has left.
+        """Check that another attempt may overwrite what the last one has left.
 
-        @param whole: the destination says that this is a whole copy.
+        @param whole: the destination reports that this is a whole copy.
         @raise Unconfirmed: the source was deleted by somebody else, when all of it may have been
             copied.
         """
@@ -144,7 +146,7 @@ class Retirement:
             raise self._only_copy(f"{self._disk.name} was deleted by somebody else")
 
 
-class Deletion(Retirement):
+class DeletingRetirement(Retirement):
     """The retirement of a source by deleting it.
 
     @param disk: one that is L{unlinkable}.
@@ -164,14 +166,14 @@ class Deletion(Retirement):
         else:
             self._record.sync()
 
-    def _spares(self, gone: SourceGone) -> bool:
+    def _may_lack_name(self, gone: SourceGone) -> bool:
         return True
 
-    def _look(self) -> None:
+    def _check_unchanged(self) -> None:
         try:
-            super()._look()
+            super()._check_unchanged()
         except SourceTouched:
-            # By a hard link, perhaps: it need not be copied once more to learn that.
+            # Perhaps by a hard link: that can be found out without copying once more.
             self._unlinkable.check_unlink()
             raise
 

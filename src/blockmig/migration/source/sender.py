@@ -1,15 +1,15 @@
-"""The sender: sends a disk to an NBD server, attempt after attempt, until one comes to its end.
+"""The sender: sends a disk to an NBD server, attempt after attempt, until one completes.
 
-Owns the migration as a whole: when there is another attempt, when it is given up, and what is left
-to be done at the end. What one connection does is its `attempt`'s.
+Owns the migration as a whole: when another attempt is made, when it is given up, and what remains
+to be done at the end. What one connection does is up to the `attempt`.
 
 Rules (design, section 2):
 
-* what goes wrong before a first handshake was accepted ends the migration, unless told to retry;
-  after that there is always another attempt, until somebody gives up;
+* what goes wrong before a first handshake was accepted ends the migration, unless it is to be
+  retried too; after that there is always another attempt, until somebody gives up;
 * it can be stopped until the source is being retired; after that it ends as quickly as it can, and
-  never without saying what became of the source;
-* where the source was retired, but the destination could not be told, the `finisher` goes on;
+  never without reporting what became of the source;
+* where the source was retired, but the destination could not be notified, the `finisher` goes on;
 * it ends only once no thread is at work on the disk any more, and a source that was not retired is
   then as it was, but for the record of a copy that may be whole.
 """
@@ -34,24 +34,24 @@ from ...interfaces import IDisk, IRecordedDisk
 from ...runtime import Runtime, ThreadWork, to_the_end
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
-from ..handoff.channel import is_about, open_handoff, sender_message
+from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records
-from ..records.permitted import SourceState, source_found
-from .attempt import Opening
+from ..records.permitted import SourceState, source_state
+from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
-from .finisher import Finisher, put_complete_on_record, unconfirmed
+from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
 from .progress import Progress
 from .record import SourceRecord
-from .retirement import Deletion, Retirement, unlinkable
+from .retirement import DeletingRetirement, Retirement, unlinkable
 from .watch import SourceWatch
 
 _log = Logger()
 
-_LAST_WORDS: Final = 5.0
-_SOON: Final = 0.1
+_FINAL_TIMEOUT: Final = 5.0
+_RETRY_DELAY: Final = 0.1
 
 
 class Sender:
@@ -60,18 +60,18 @@ class Sender:
     @param disk: what to send; stays the caller's to close.
     @param destination: where to.
     @param unlink: delete the disk's file just before the disconnect.
-    @param overrides: what is done all the same.
+    @param overrides: checks to override.
     @param patience: how long the destination is tried.
     @param max_rate: bytes of data per second; None for no limit.
-    @param passes: what an attempt sends, and how fast, instead of all of the disk, which nobody
-        changes, once.
-    @param runtime: what the outside world is; None for the real one.
+    @param passes: what an attempt sends, and how fast; by default all of the disk once, which
+        nobody changes.
+    @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
-    @ivar when_accepted: fires when a destination was found fit for the migration, and a first
+    @ivar when_accepted: fires when a destination was accepted for the migration, and a first
         attempt is about to copy.
-    @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid to send
-        it, or its migration is only to be finished (which a L{Finisher} does).
+    @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid sending
+        it, or its migration can only be finished (which a L{Finisher} does).
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class Sender:
         watch = SourceWatch(
             disk,
             in_use=self._passes.in_use,
-            anyway=overrides.in_use_anyway,
+            ignore_writers=overrides.in_use_anyway,
             system=runtime.system,
         )
         in_use = self._passes.in_use
         self._retirement = (
-            Deletion(to_delete, self.source, watch, in_use=in_use)
+            DeletingRetirement(to_delete, self.source, watch, in_use=in_use)
             if to_delete is not None
             else Retirement(disk, self.source, watch, in_use=in_use)
         )
@@ -124,26 +124,26 @@ class Sender:
             progress=self.progress,
             reply_timeout=patience.reply_timeout,
             overwrite=overrides.overwrite,
-            agreed=self._agreed,
+            accepted=self._accepted,
         )
-        self._opening: Opening | None = None
+        self._opening: OpeningAttempt | None = None
         self._finisher: Finisher | None = None
-        self._to_finish: str | None = None
-        self._last_words: IDelayedCall | None = None
+        self._stopped_too_late: str | None = None
+        self._final_timeout: IDelayedCall | None = None
         self._stopped: GaveUp | None = None
         self._running: Deferred[Summary] | None = None
 
     @property
     def connected(self) -> bool:
         """Whether an attempt goes on, its handshake accepted."""
-        return self._opening is not None and self._opening.goes_on
+        return self._opening is not None and self._opening.is_active
 
     @property
     def retiring(self) -> bool:
         """Whether the source is retired, or about to be: then it is too late to stop."""
-        return self._retirement.begun
+        return self._retirement.has_begun
 
-    def _agreed(self) -> None:
+    def _accepted(self) -> None:
         if not self.when_accepted.called:
             self.when_accepted.callback(None)
 
@@ -163,10 +163,12 @@ class Sender:
         """End the migration as it stands; too late while the source is being retired."""
         if self._finisher is not None:
             self._finisher.stop(why)
-        elif self.retiring and self._to_finish is None:
-            # Done in an instant, unless the destination is silent: then it is left to another run.
-            self._to_finish = why
-            self._last_words = self._reactor.callLater(_LAST_WORDS, self._drop_last)
+        elif self.retiring and self._stopped_too_late is None:
+            # Done in an instant, unless the destination is silent: then another run finishes it.
+            self._stopped_too_late = why
+            self._final_timeout = self._reactor.callLater(
+                _FINAL_TIMEOUT, self._final_timeout_passed
+            )
         if self.retiring or self._stopped is not None or self._running is None:
             return
         self._stopped = self._given_up(why)
@@ -175,15 +177,15 @@ class Sender:
     def _given_up(self, why: str) -> GaveUp:
         return GaveUp(f"{why}; {self._context.disk.name} was not retired and is canonical")
 
-    def _drop_last(self) -> None:
-        self._last_words = None
+    def _final_timeout_passed(self) -> None:
+        self._final_timeout = None
         if self._opening is not None:
-            self._opening.drop(self._to_finish or "stopped")
+            self._opening.drop(self._stopped_too_late or "stopped")
 
-    def _no_last_words(self) -> None:
-        if self._last_words is not None:
-            self._last_words.cancel()
-            self._last_words = None
+    def _cancel_final_timeout(self) -> None:
+        if self._final_timeout is not None:
+            self._final_timeout.cancel()
+            self._final_timeout = None
 
     # Attempt after attempt.
 
@@ -219,21 +221,21 @@ class Sender:
             outcome = await self._attempt()
             if isinstance(outcome, Completed):
                 summary = self._summary()
-                await put_complete_on_record(self._threads, self.source)
+                await record_complete(self._threads, self.source)
                 return summary
             if isinstance(outcome, Unfinished):
                 return await self._finish(outcome.why)
             if isinstance(outcome, Failed):
                 raise outcome.error
-            self._no_last_words()
-            if self._to_finish is not None:  # somebody wanted it to end meanwhile
-                raise self._given_up(self._to_finish)
+            self._cancel_final_timeout()
+            if self._stopped_too_late is not None:  # a stop was requested meanwhile
+                raise self._given_up(self._stopped_too_late)
             if not self.progress.attempt and not self._patience.retry:
                 raise Refused(outcome.why)
             if self.progress.attempt != attempt and self.progress.done:
                 failures = 0
             else:
-                # A destination that took nothing was no progress, whatever it was context.
+                # A destination that acknowledged nothing was no progress, whatever it was sent.
                 self.progress.latest = latest
                 failures += 1
             await self._pause(outcome.why, self._policy(failures))
@@ -247,7 +249,7 @@ class Sender:
                 result.callback(outcome)
 
         try:
-            self._opening = opening = Opening(self._context, ended)
+            self._opening = opening = OpeningAttempt(self._context, ended)
             await self._context.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
             raise CancelledError from None
@@ -285,19 +287,20 @@ class Sender:
     # The end.
 
     async def _finish(self, why: str) -> Summary:
-        """The source is retired; what is left is to have the destination know it."""
+        """The source is retired; what remains is to notify the destination."""
         record = self.source.record
         if not record.side_export:
             raise Unconfirmed(
-                f"all the data is at the destination, but perhaps it was not told: {why}"
+                f"all the data is at the destination, but it may not have been notified: {why}"
             )
         _log.warn(
-            "{why}; the source is retired, and the destination is to be told that it is complete",
+            "{why}; the source is retired, and the destination must still be notified that it is "
+            "complete",
             event="finishing",
             why=why,
         )
-        if self._to_finish is not None:
-            raise unconfirmed(self._to_finish, record)
+        if self._stopped_too_late is not None:
+            raise unconfirmed(self._stopped_too_late, record)
         self._passes.finishing()
         self._finisher = Finisher(
             self.source,
@@ -310,62 +313,62 @@ class Sender:
 
     async def _clean_up(self) -> None:
         """Wait for the threads; a source that was not retired is as it was."""
-        self._no_last_words()
+        self._cancel_final_timeout()
         while self._threads.busy:
-            # Whoever cancels has to wait as well: the disk is closed after this.
+            # The canceller has to wait as well: the disk is closed after this.
             with contextlib.suppress(CancelledError):
                 await self._threads.idle()
         if self.retiring:
             return
         try:
-            if self._retirement.left_the_only_copy:
+            if self._retirement.only_copy_may_be_remote:
                 # The copy at the destination may be the only one.
                 gone = self._retirement.gone
                 if gone is not None and not gone.unchanged:
-                    await self._not_to_be_retired()
+                    await self._record_not_retired()
                 return
-            # First this, so that whoever moves the source then is not taken for us.
-            await self._not_to_be_retired()
+            # This first: somebody may move the source next, and must not be taken for us.
+            await self._record_not_retired()
         except OSError as error:
             _record_failed(error)
-        await self._take_back()
+        await self._withdraw_copied()
         try:
             await to_the_end(self._threads(self.source.abandon))
         except OSError as error:
             _record_failed(error)
 
-    async def _not_to_be_retired(self) -> None:
-        await to_the_end(self._threads(self.source.not_to_be_retired))
+    async def _record_not_retired(self) -> None:
+        await to_the_end(self._threads(self.source.record_not_retired))
 
-    async def _take_back(self) -> None:
-        """Where the destination may have on record that its copy is whole, have it think again.
+    async def _withdraw_copied(self) -> None:
+        """Where the destination may have its copy recorded as whole, have it record otherwise.
 
-        Best effort: it is whole, if older than the source by then.
+        Best effort: the copy is whole, though by then perhaps older than the source.
         """
         source = self.source
         if not source.asked or not source.record.side_export:
             return
-        end = self._reactor.seconds() + _LAST_WORDS
+        end = self._reactor.seconds() + _FINAL_TIMEOUT
         while (left := end - self._reactor.seconds()) > 0:
             try:
                 handoff, message = await open_handoff(
                     self._context.destination, self._context.runtime, left
                 )
                 try:
-                    if not is_about(message, source.record):
-                        return  # whoever is there now does not have that copy
+                    if not is_same_migration(message, source.record):
+                        return  # the receiver there now does not have that copy
                     await handoff.send(
                         sender_message(HandoffPhase.COPYING, source.record, secrets.randbits(64))
                     )
-                    source.taken_back()
+                    source.copied_withdrawn()
                     return
                 finally:
                     handoff.abort()
             except ClientFailed as error:
                 if not error.error:
                     return
-                # Until the last attempt's connection is gone over there the answer is no.
-                await deferLater(self._reactor, _SOON)
+                # The receiver refuses until the last attempt's connection is gone there.
+                await deferLater(self._reactor, _RETRY_DELAY)
             except CancelledError:
                 return
 
@@ -381,17 +384,17 @@ def _record_failed(error: OSError) -> None:
 def _source_record(
     disk: IDisk, destination: str, *, unlink: bool, again: bool, system: SystemCalls
 ) -> SourceRecord:
-    """What is on record about the source, if it may be sent."""
+    """The record of the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
-        records, found, identity = None, SourceState(), ""
+        records, state, identity = None, SourceState(), ""
     else:
         records, identity = Records(disk.record_path, system), disk.identity()
-        found = source_found(records, identity, destination, unlink=unlink, again=again)
-        if found.retired:
-            raise Refused(f"{disk.name}: is retired, and its migration only to be finished")
+        state = source_state(records, identity, destination, unlink=unlink, again=again)
+        if state.retired:
+            raise Refused(f"{disk.name}: is retired, and its migration can only be finished")
     return SourceRecord(
         records,
-        found,
+        state,
         disk=getattr(disk, "path", disk.name),
         destination=destination,
         size=disk.size,

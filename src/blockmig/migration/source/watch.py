@@ -1,16 +1,17 @@
-"""Whether a source is, at its retirement, what it was when its copying began.
+"""Detects whether a source is, at its retirement, what it was when its copying began.
 
-Owns what was seen of it then. Rules (design, section 2: R13):
+Owns what was observed then. Rules (design, section 2: R13):
 
-* before its copy is put on record as whole, and again just before it is retired, its name must lead
-  to the file that was opened, of the same size;
+* before its copy is recorded as whole, and again just before it is retired, its name must lead to
+  the file that was opened, of the same size;
 * it must not have been written to since the scan began. A disk whose only writer is our own server
-  was written to all the time: of that one only from the instant when it was still, with its
-  clients held;
-* nobody else may have it open for writing by then, as far as can be told, unless that was allowed;
-  whether somebody writes to a disk in use is asked at the beginning of each attempt;
+  was written to all the time: that one must not have been since it was quiescent, with its clients
+  held;
+* nobody else may have it open for writing by then, as far as can be found out, unless that was
+  allowed; whether another program writes to a disk in use is checked at the beginning of each
+  attempt;
 * what was touched, though not written to (another owner, a label, a hard link that came and went),
-  may have been written to by somebody who set its time back: that is no failure, but it is copied
+  may have been written to by a program that set its time back: that is no failure, but it is copied
   anew;
 * a source whose last name was removed by somebody else is a case of its own: what was copied may be
   all that is left of it.
@@ -30,7 +31,7 @@ from ..in_use import describe_users
 
 
 class SourceTouched(Exception):
-    """The source may have been written to, and is to be copied anew; the message is one line."""
+    """The source may have been written to, and must be copied anew; the message is one line."""
 
 
 class SourceGone(Exception):
@@ -47,12 +48,12 @@ class SourceGone(Exception):
 
 
 class SourceWatch:
-    """The watch over one source.
+    """Watches one source.
 
     @param disk: the source.
     @param in_use: its only writer is a server of ours.
-    @param anyway: somebody else may have it open for writing.
-    @param system: the calls into the kernel.
+    @param ignore_writers: another program may have it open for writing.
+    @param system: the system calls to use.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class SourceWatch:
         disk: IDisk,
         *,
         in_use: bool = False,
-        anyway: bool = False,
+        ignore_writers: bool = False,
         system: SystemCalls,
     ) -> None:
         self._disk = disk
         self._watched = disk if IWatchedDisk.providedBy(disk) else None
         self._in_use = in_use
-        self._anyway = anyway
+        self._ignore_writers = ignore_writers
         self._system = system
         self._seen: DiskVersion | None = None
 
@@ -83,28 +84,28 @@ class SourceWatch:
     def begin(self) -> None:
         """I{Slow.} The copying begins.
 
-        @raise DiskChanged: somebody else writes to a disk in use. That is asked now, since it may
-            take longer than its clients can be held.
-        @raise OSError: the disk does not tell.
+        @raise DiskChanged: another program writes to a disk in use. That is checked now, since it
+            may take longer than its clients can be held.
+        @raise OSError: the disk's version cannot be read.
         """
         if self._watched is None:
             return
         self._seen = None if self._in_use else self._watched.version()
-        if self._in_use and not self._anyway:
+        if self._in_use and not self._ignore_writers:
             self._check_writers()
 
-    def is_still(self) -> None:
+    def is_quiescent(self) -> None:
         """I{Slow.} Nobody may write to a disk in use from now on: its clients are held."""
         if self._watched is not None and self._in_use:
             self._seen = self._watched.version(sync=False)
 
     def check(self) -> None:
-        """I{Slow.} The copy is about to be put on record as whole, or the source to be retired.
+        """I{Slow.} The copy is about to be recorded as whole, or the source to be retired.
 
         @raise SourceGone: there is nothing left to be retired.
         @raise DiskChanged: it must not be.
         @raise SourceTouched: it must not be, before it was copied anew.
-        @raise OSError: it cannot be told.
+        @raise OSError: that cannot be decided.
         """
         disk, seen = self._watched, self._seen
         if disk is None:
@@ -129,12 +130,12 @@ class SourceWatch:
                 f"{disk.name} was touched while it was being sent (its ctime changed), and is "
                 "copied anew"
             )
-        if not self._anyway and not self._in_use:
+        if not self._ignore_writers and not self._in_use:
             self._check_writers()
 
     def _gone(self, disk: IWatchedDisk) -> SourceGone:
         unchanged = self._seen is None
-        with contextlib.suppress(OSError):  # nobody can tell
+        with contextlib.suppress(OSError):  # then it cannot be decided
             now = disk.version(sync=not self._in_use)
             unchanged = self._seen is None or now.written == self._seen.written
         replaced = os.path.lexists(getattr(disk, "path", ""))
@@ -142,7 +143,8 @@ class SourceWatch:
         return SourceGone(f"{disk.name} was {how} by somebody else", unchanged, replaced)
 
     def _check_writers(self) -> None:
-        """Whoever has it open for writing would go on with what is no disk any more."""
+        """A program that has it open for writing would go on writing to what is no longer the
+        disk."""
         descriptor = self._disk.fileno()
         if descriptor is None:
             return
@@ -150,5 +152,5 @@ class SourceWatch:
         if not is_open_elsewhere(descriptor, writable, self._system):
             return
         writers = [user for user in users_of(descriptor) if user.writes]
-        if writers or not writable:  # on a writable descriptor readers are met too
+        if writers or not writable:  # a lease on a writable descriptor also conflicts with readers
             raise DiskChanged(f"{self._disk.name} is open for writing in {describe_users(writers)}")

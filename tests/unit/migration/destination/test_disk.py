@@ -63,7 +63,7 @@ class DataTests(AttemptsCase):
 
     def test_checked_before_anybody_is_let_in(self):
         error = self.failureResultOf(self.receiver.check(), Refused).value
-        for word in ("data", "--overwrite", "complete as far as can be told"):
+        for word in ("data", "--overwrite", "presumably complete"):
             self.assertIn(word, str(error))
         self.waits()
 

@@ -21,7 +21,7 @@ class Record:
     def claimed(self, connection):
         return self.ours
 
-    def put_phase(self, phase):
+    def record_phase(self, phase):
         self.phase = phase
         self.putting.append(Deferred())
         return self.putting[-1]
@@ -56,12 +56,12 @@ class DurabilityTests(SynchronousTestCase):
     def test_what_an_earlier_receiver_has_put_on_record(self):
         self.make(phase=Phase.COPIED)
         self.assertTrue(self.durability.copied)
-        self.durability.changes()
+        self.durability.content_changes()
         self.assertFalse(self.durability.copied)
 
     def test_of_a_sender_that_says_nothing_of_itself(self):
         self.make()
-        put = self.durability.put_if_unchanged(self.flush(), Attempt)
+        put = self.durability.record_if_unchanged(self.flush(), Attempt)
         self.assertEqual((True, False), self.state())
         self.assertNoResult(put)
         self.record.putting[0].callback(None)
@@ -70,13 +70,13 @@ class DurabilityTests(SynchronousTestCase):
 
     def test_of_one_that_says_itself_when_this_was_all(self):
         self.make(ours=True)
-        self.assertIsNone(self.durability.put_if_unchanged(self.flush(), Attempt))
+        self.assertIsNone(self.durability.record_if_unchanged(self.flush(), Attempt))
         self.assertEqual((True, False), self.state())
         self.assertEqual([], self.record.putting)
 
     def test_a_flush_that_began_before_a_change(self):
         self.make()
-        self.assertIsNone(self.flush(self.durability.changes))
+        self.assertIsNone(self.flush(self.durability.content_changes))
 
     def test_a_flush_that_began_before_all_was_here(self):
         self.make()
@@ -85,14 +85,14 @@ class DurabilityTests(SynchronousTestCase):
     def test_a_change_after_a_flush(self):
         self.make()
         version = self.flush()
-        self.durability.changes()
-        self.assertIsNone(self.durability.put_if_unchanged(version, Attempt))
+        self.durability.content_changes()
+        self.assertIsNone(self.durability.record_if_unchanged(version, Attempt))
         self.assertEqual((False, False), self.state())
 
     def test_a_change_while_it_is_put_on_record(self):
         self.make()
-        put = self.durability.put_if_unchanged(self.flush(), Attempt)
-        self.durability.changes()
+        put = self.durability.record_if_unchanged(self.flush(), Attempt)
+        self.durability.content_changes()
         self.record.putting[0].callback(None)
         self.successResultOf(put)
         self.assertEqual((False, False), self.state())
@@ -103,13 +103,13 @@ class DurabilityTests(SynchronousTestCase):
 
     def test_known_by_somebody_who_can(self):
         self.make()
-        self.durability.changes()
-        self.durability.take_for_copied()
+        self.durability.content_changes()
+        self.durability.assume_copied()
         self.assertTrue(self.durability.copied)
 
     def test_a_record_that_cannot_be_written(self):
         self.make()
-        put = self.durability.put_if_unchanged(self.flush(), Attempt)
+        put = self.durability.record_if_unchanged(self.flush(), Attempt)
         error = OSError(28, "No space left")
         self.record.putting[0].errback(error)
         self.assertIs(error, self.failureResultOf(put, OSError).value)

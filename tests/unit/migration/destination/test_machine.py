@@ -68,7 +68,7 @@ class MigrationActions:
         self.attempt = IncomingAttempt(Connection(), MemoryDisk(b"x"), in_thread, None)
         return self.attempt
 
-    def put_on_record(self, connection):
+    def record_attempt(self, connection):
         return self.note("put on record", Errno.OK, connection)
 
     def change(self, attempt, connection):
@@ -85,11 +85,11 @@ class MigrationActions:
         self.note("restart", None, attempt, why)
 
     def flush(self, connection):
-        self.ending = Completion(connection)
-        return self.note("flush", self.ending, connection)
+        self.completion = Completion(connection)
+        return self.note("flush", self.completion, connection)
 
-    def complete(self, ending):
-        self.note("complete", None, ending)
+    def complete(self, completion):
+        self.note("complete", None, completion)
 
     def fail(self, error):
         self.failure = DiskFailure("disk", error)
@@ -153,14 +153,14 @@ class MachineTests(SynchronousTestCase):
             self.make(*way)
             self.does("disconnect", "flush")
             self.does("durable", "complete")
-            self.assertEqual((self.actions.ending,), self.actions.about)
-            self.assertEqual("connection", self.actions.ending.connection)
+            self.assertEqual((self.actions.completion,), self.actions.about)
+            self.assertEqual("connection", self.actions.completion.connection)
 
     def test_who_disconnects_last_is_closed_in_good_order(self):
         self.make("change", "disconnect")
         self.machine.disconnect("another")
         self.assertEqual([], self.actions.done)
-        self.assertEqual("another", self.actions.ending.connection)
+        self.assertEqual("another", self.actions.completion.connection)
 
     def test_a_disk_that_fails(self):
         for way in ((), ("change",), ("change", "disconnect")):

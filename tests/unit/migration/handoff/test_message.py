@@ -124,12 +124,12 @@ class PageTests(SynchronousTestCase):
             b"{}",
             b'{"export": "digests"}',
         ):
-            self.assertIn("no message", self.bad(data))
+            self.assertIn("not a hand-off message", self.bad(data))
 
     def test_nested_too_deep(self):
         """What comes off the wire must not raise anything else."""
         for data in (b"[" * MESSAGE_SIZE, b'{"a":' * 800):
-            self.assertIn("no message", self.bad(data))
+            self.assertIn("not a hand-off message", self.bad(data))
 
     def test_torn(self):
         text = PAGE.encode().rstrip(b"\0").rstrip()

@@ -453,12 +453,12 @@ class LostTests(Case):
 class BreakTests(Case):
     def test_at_every_step(self):
         """Broken off wherever that is possible: clients never notice."""
-        self.taken_back = 0
+        self.copied_withdrawn = 0
         self.assertGreater(self.broken_everywhere(1), 20)
-        self.assertGreater(self.taken_back, 0, "also behind the question whether it is whole")
+        self.assertGreater(self.copied_withdrawn, 0, "also behind the question whether it is whole")
 
     def test_at_many_steps_of_many_passes(self):
-        self.taken_back = 0
+        self.copied_withdrawn = 0
         steps = self.broken_everywhere(41, max_rate=300 * KIB, longest_pause=1.0)
         self.assertGreater(steps, 1000)
 
@@ -488,7 +488,7 @@ class BreakTests(Case):
             if there is not None:
                 self.assertEqual((Phase.COPYING, ""), (there.phase, there.retired), steps)
             self.assertFalse(self.receiver._migration.durability.copied)
-            self.taken_back += asked
+            self.copied_withdrawn += asked
             steps += stride
 
     def was_copied(self):
@@ -1012,7 +1012,7 @@ class ReleasedTests(Case):
         sent = self.current.status()["sent"]
         self.threads.run(1)
         self.assertEqual(Phase.COPIED, self.records()[0].phase)
-        self.assertEqual(["copying_on"], self.threads.names())
+        self.assertEqual(["copying_again"], self.threads.names())
         self.network.advance(1)
         self.assertEqual(sent, self.current.status()["sent"])
         self.threads.run(1)

@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.mirror.pre_copy import Converge, MirrorStage, PreCopy
+from blockmig.migration.mirror.pre_copy import Converge, MirrorPhase, PreCopy
 from blockmig.server import Changes, LatencyMonitor
 from blockmig.storage import GRANULARITY, Piece
 
@@ -65,7 +65,7 @@ class FakeAttempt:
         self.waiting = Deferred()
         return self.waiting
 
-    async def disk_is_still(self):
+    async def disk_is_quiescent(self):
         pass
 
     def done(self):
@@ -164,10 +164,10 @@ class PassTests(Case):
         self.assertEqual((SIZE, SIZE), (self.passes.left, self.passes.dirty.bytes))
         self.assertEqual([(0, SIZE)], self.send_pass())
         self.assertEqual(["pass", "flush"], self.events())
-        self.assertEqual((0, MirrorStage.COPYING), (self.passes.left, self.passes.stage))
+        self.assertEqual((0, MirrorPhase.COPYING), (self.passes.left, self.passes.phase))
         self.flush()
         self.assertEqual(["hold", "pass"], self.events())
-        self.assertEqual((1, MirrorStage.HOLDING), (self.passes.holds, self.passes.stage))
+        self.assertEqual((1, MirrorPhase.HOLDING), (self.passes.hold_count, self.passes.phase))
         self.assertNoResult(self.sending)
         self.assertEqual([], self.send_rest())
         self.successResultOf(self.sending)
@@ -315,13 +315,13 @@ class HoldTests(Case):
         self.successResultOf(self.sending)
         self.clock.advance(0.2)
         self.passes.flushed()
-        self.assertEqual(MirrorStage.HANDING_OVER, self.passes.stage)
+        self.assertEqual(MirrorPhase.HANDING_OVER, self.passes.phase)
         self.clock.advance(0.09)
         self.assertEqual([], self.events())
         self.passes.retiring()
         self.clock.advance(1000)
         self.assertEqual([], self.events(), "and then there is no way back")
-        self.assertEqual(MirrorStage.HANDING_OVER, self.passes.stage)
+        self.assertEqual(MirrorPhase.HANDING_OVER, self.passes.phase)
 
     def test_one_deadline_whatever_goes_on(self):
         """No step gives clients a longer wait: they are released at the same instant."""
@@ -343,7 +343,7 @@ class HoldTests(Case):
             self.assertEqual([], self.events(), reached)
             self.clock.advance(0.002)
             self.assertEqual(["release", "copy on"], self.events()[:2], reached)
-            self.assertEqual(MirrorStage.COPYING, self.passes.stage)
+            self.assertEqual(MirrorPhase.COPYING, self.passes.phase)
             self.assertAlmostEqual(PAUSE, self.passes.pause, places=2)
             self.assertLess(self.clock.seconds() - began, PAUSE + 0.01)
             self.stop()
@@ -359,7 +359,7 @@ class HoldTests(Case):
         self.assertEqual([], self.events())
         self.clock.advance(0.02)
         self.assertEqual(["release", "copy on"], self.events()[:2])
-        self.assertEqual(MirrorStage.COPYING, self.passes.stage)
+        self.assertEqual(MirrorPhase.COPYING, self.passes.phase)
 
     def test_and_goes_on_once_it_is_still(self):
         self.server.prompt = False
@@ -374,7 +374,7 @@ class HoldTests(Case):
         self.server.changes.notify(0, 1)
         self.clock.advance(1)
         self.assertIsNotNone(self.attempt.waiting)
-        self.assertEqual(1, self.passes.holds)
+        self.assertEqual(1, self.passes.hold_count)
 
     def test_and_goes_on_although_it_never_is(self):
         """Clients that keep several requests under way are never idle once they are released."""
@@ -391,7 +391,7 @@ class HoldTests(Case):
         self.hold(dirty=range(20))
         self.clock.advance(0.51)
         self.assertEqual(["release", "copy on"], self.events())
-        self.assertEqual(MirrorStage.COPYING, self.passes.stage)
+        self.assertEqual(MirrorPhase.COPYING, self.passes.phase)
         # The pass comes to its end, and is like any other: a flush, a decision.
         self.server.changes.notify(0, 1)
         self.send_rest()
@@ -434,7 +434,7 @@ class HoldTests(Case):
             after = self.until_held(least + 2)
             self.assertIsNotNone(after, least)
             self.assertTrue(least - 0.1 < after < least + 0.5, (least, after))
-        self.assertEqual(5, self.passes.holds)
+        self.assertEqual(5, self.passes.hold_count)
 
     def test_how_long(self):
         self.assertIsNone(self.passes.pause)
@@ -455,7 +455,7 @@ class HoldTests(Case):
         self.assertEqual([], self.events())
         self.clock.advance(0.02)
         self.assertEqual(["release", "copy on"], self.events())
-        self.assertEqual(MirrorStage.COPYING, self.passes.stage)
+        self.assertEqual(MirrorPhase.COPYING, self.passes.phase)
 
     def test_small_steps_that_take_too_long(self):
         """A destination that does not confirm must not keep clients waiting; none is dropped."""
@@ -520,7 +520,7 @@ class HoldTests(Case):
                 self.failureResultOf(self.sending, CancelledError)
             self.passes.dropped()
             self.assertEqual(
-                (["release"], MirrorStage.COPYING), (self.events(), self.passes.stage), point
+                (["release"], MirrorPhase.COPYING), (self.events(), self.passes.phase), point
             )
             self.clock.advance(100)
             self.assertEqual([], self.events(), "no deadline is left")
@@ -588,7 +588,7 @@ class NotConvergingTests(Case):
         self.assertEqual(["pass", "flush"] * 10 + ["pass"], story)
         self.assertIs(False, self.passes.converging)
         self.assertIsNone(self.server.changes.throttle)
-        self.assertEqual(0, self.passes.holds)
+        self.assertEqual(0, self.passes.hold_count)
 
     def test_and_when_they_have_come_to_rest(self):
         self.not_converging()
@@ -659,8 +659,8 @@ class AbortTests(NotConvergingTests):
     def test_wait(self):
         story = self.not_converging(2)
         (why,) = [words for words in story if words.startswith("give up")]
-        self.assertIn("not converging: clients make 16.", why)
-        self.assertIn("MB/s go over", why)
+        self.assertIn("not converging: clients dirty 16.", why)
+        self.assertIn("MB/s are transferred", why)
 
     def test_and_when_they_have_come_to_rest(self):
         """It has ended."""

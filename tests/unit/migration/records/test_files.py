@@ -97,7 +97,7 @@ class FormTests(SynchronousTestCase):
 
     def test_foreign(self):
         for text in (b"{}", b"[]", b"5", b"null", b'"x"', b'{"blockmig": "1"}', b'{"a": 1}'):
-            self.assertIn("not a record of blockmig's", self.bad(text))
+            self.assertIn("not a blockmig record", self.bad(text))
 
     def test_not_text(self):
         for text in (b"\xff\xfe\0", b"\x80", b"NaN", b"[" * 5000):
@@ -131,7 +131,7 @@ class FormTests(SynchronousTestCase):
             for value in wrong[field.type]:
                 with self.subTest(field=field.name, value=value):
                     words = self.bad(self.changed(**{field.name: value}))
-                    self.assertIn("not a record of blockmig's", words)
+                    self.assertIn("not a blockmig record", words)
 
     def test_a_field_missing(self):
         found = json.loads(RECORD.encode(Kind.INCOMPLETE))
@@ -488,9 +488,9 @@ class RemoveTests(Case):
         self.put(b"torn", "disk.ACCEPTED")
         calls = Calls()
         records = Records(self.path, calls)
-        records.remove_found(Kind.INCOMPLETE, Kind.MIGRATED)
+        records.remove_existing(Kind.INCOMPLETE, Kind.MIGRATED)
         self.assertEqual([], calls.calls)
-        records.remove_found(Kind.ACCEPTED, Kind.MIGRATED)
+        records.remove_existing(Kind.ACCEPTED, Kind.MIGRATED)
         self.assertEqual([], self.names())
         self.assertEqual("fsync", calls.calls[-2][0])
 

@@ -13,7 +13,7 @@ from blockmig.migration.records.files import Kind, Location, Phase, Record, Reco
 from blockmig.migration.records.permitted import (
     SourceState,
     destination_record,
-    source_found,
+    source_state,
 )
 from blockmig.syscalls import SystemCalls
 from tests.unit.support import ONE, TWO, RecordedDisk
@@ -130,7 +130,7 @@ class DestinationTests(Case):
             ({"incomplete": b"{"}, ("torn", "inspect", "--again")),
             ({"migrated": b"{"}, "torn"),
             ({"migrating": b"{"}, "torn"),
-            ({"incomplete": b"5"}, "not a record of blockmig's"),
+            ({"incomplete": b"5"}, "not a blockmig record"),
             ({"incomplete": b'{"blockmig": 2}'}, "later version"),
             ({"incomplete": COPIED.encode(Kind.MIGRATED)}, "another kind"),
         ):
@@ -154,7 +154,7 @@ class DestinationTests(Case):
         self.stand(incomplete=COPYING)
         self.records = Records(self.records.path, Broken())
         self.assertEqual(COPYING, self.found())
-        self.records.remove_found = self.records.remove = None
+        self.records.remove_existing = self.records.remove = None
         before = self.content()
         self.found(again=True)
         self.assertEqual(before, self.content())
@@ -199,7 +199,7 @@ class DestinationTests(Case):
 
 class SourceTests(Case):
     def found(self, identity=SAME, destination=URI, **keywords):
-        found = source_found(self.records, identity, destination, **keywords)
+        found = source_state(self.records, identity, destination, **keywords)
         if found.record is not None:
             return replace(found, record=found.record.but(changed=""))
         return found
@@ -347,7 +347,7 @@ class SourceTests(Case):
                 {"migrating": COPIED, "migrated": MARK},
                 SAME,
                 {"unlink": True},
-                ("to be kept", "without --unlink"),
+                ("is to be kept", "without --unlink"),
             ),
             # Whole somewhere, and now to another place.
             ({"migrating": COPIED}, SAME, {"destination": "nbd://z"}, "canonical copy there"),
@@ -356,16 +356,16 @@ class SourceTests(Case):
             with self.subTest(records=records, identity=identity, more=more):
                 self.stand(**records)
                 arguments = {"destination": URI, **more}
-                self.refused(words, source_found, identity, **arguments)
+                self.refused(words, source_state, identity, **arguments)
 
     def test_a_torn_copy_is_no_source(self):
         """And nothing that is said on the command line makes it one."""
         self.stand(incomplete=b"{")
         for again in (False, True):
-            words = self.refused("torn", source_found, SAME, URI, again=again)
+            words = self.refused("torn", source_state, SAME, URI, again=again)
             self.assertNotIn("--again", words)
 
     def test_records_cannot_be_kept(self):
         self.patch(os, "access", lambda *_: False)
-        self.refused("records cannot be kept there", source_found, SAME, URI)
-        self.refused("records cannot be kept there", source_found, SAME, URI, again=True)
+        self.refused("records cannot be kept there", source_state, SAME, URI)
+        self.refused("records cannot be kept there", source_state, SAME, URI, again=True)

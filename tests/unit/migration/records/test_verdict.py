@@ -14,9 +14,9 @@ from blockmig.migration.records.files import Kind, Location, Phase, Record, Reco
 from blockmig.migration.records.verdict import (
     CopyState,
     DiskState,
-    changing,
     examine,
-    look_steadily,
+    examine_until_stable,
+    unstable_verdict,
     verdict_of,
     verdict_of_pair,
 )
@@ -109,12 +109,16 @@ class JudgeTests(Case):
             (place(identity=OTHER, incomplete=RECORD), UNKNOWN, "is another file"),
             (place(identity=MAYBE, incomplete=RECORD), NO, "attempt 2"),
             (place(identity=OTHER, size=0, incomplete=RECORD), NO, "attempt 2"),
-            (place(incomplete=COPIED), IF, "whether the source was retired was never told"),
-            (place(incomplete=FOREIGN), IF, "never told"),
-            (place(identity=MAYBE, incomplete=COPIED), IF, "never told"),
+            (
+                place(incomplete=COPIED),
+                IF,
+                "the sender never reported whether the source was retired",
+            ),
+            (place(incomplete=FOREIGN), IF, "never reported"),
+            (place(identity=MAYBE, incomplete=COPIED), IF, "never reported"),
             (place(identity=OTHER, incomplete=COPIED), UNKNOWN, "another disk"),
             (place(identity=OTHER, incomplete=RETIRED), UNKNOWN, "another disk"),
-            (place(identity=OTHER, incomplete=COPIED.but(identity="")), IF, "never told"),
+            (place(identity=OTHER, incomplete=COPIED.but(identity="")), IF, "never reported"),
             (place(size=6, incomplete=COPIED), UNKNOWN, "another disk"),
             (place(size=0, incomplete=COPIED), UNKNOWN, "another disk"),
             (gone(incomplete=COPIED), UNKNOWN, "is gone"),
@@ -129,13 +133,13 @@ class JudgeTests(Case):
             (place(bad=["migrated"], incomplete=COPIED), UNKNOWN, "torn"),
             # A word that cannot be read is not needed for anything.
             (place(bad=["accepted"]), YES, "no record"),
-            (place(bad=["accepted"], incomplete=COPIED), IF, "never told"),
+            (place(bad=["accepted"], incomplete=COPIED), IF, "never reported"),
             # Accepted.
-            (place(accepted=ACCEPTED), YES, "me declared it so on since"),
+            (place(accepted=ACCEPTED), YES, "me declared it canonical on since"),
             (gone(accepted=ACCEPTED), UNKNOWN, "is gone"),
             (place(accepted=ACCEPTED, incomplete=COPIED), YES, "me declared"),
             (place(accepted=ACCEPTED, incomplete=RECORD), NO, "attempt 2"),
-            (place(accepted=ACCEPTED.but(migration=TWO), incomplete=COPIED), IF, "never told"),
+            (place(accepted=ACCEPTED.but(migration=TWO), incomplete=COPIED), IF, "never reported"),
             (place(size=0, accepted=ACCEPTED), NO, "empty"),
             # Sources.
             (place(migrating=RECORD), YES, "is not known to be whole"),
@@ -151,8 +155,12 @@ class JudgeTests(Case):
             (place(identity=OTHER, migrating=RECORD.but(unlink=True)), UNKNOWN, "is another file"),
             (gone(migrating=UNLINK), NO, "was deleted once all of it was durable"),
             # Somebody has put a file there, perhaps our source's own back-up.
-            (place(identity=OTHER, migrating=UNLINK), UNKNOWN, "has taken its place"),
-            (place(identity=MAYBE, migrating=UNLINK), UNKNOWN, "perhaps not the file"),
+            (
+                place(identity=OTHER, migrating=UNLINK),
+                UNKNOWN,
+                "another file may have taken its place",
+            ),
+            (place(identity=MAYBE, migrating=UNLINK), UNKNOWN, "may not be the file"),
             (gone(migrating=RECORD), UNKNOWN, "did not delete it"),
             (gone(migrating=RECORD.but(unlink=True)), UNKNOWN, "did not delete it"),
             (gone(migrating=COPIED), UNKNOWN, "did not delete it"),
@@ -179,7 +187,7 @@ class JudgeTests(Case):
         for found, words in (
             (place(incomplete=COPIED), "on here run `blockmig inspect /disk`"),
             (place(incomplete=COPIED), "blockmig accept /a --i-have-checked-the-source"),
-            (place(incomplete=FOREIGN), "the sender said nothing of itself"),
+            (place(incomplete=FOREIGN), "the sender did not identify itself"),
             (place(incomplete=FOREIGN), "its MIGRATING says that it was not deleted"),
             (place(incomplete=RECORD), "run both commands again"),
             (gone(migrating=UNLINK), "run the same send command again to finish"),
@@ -344,10 +352,10 @@ class LookTests(FileCase):
     def test_where_the_records_would_be(self):
         """A human looks for them where they are said to be."""
         self.make()
-        self.assertIn("stands beside it:", verdict_of(examine(self.path)).why)
+        self.assertIn("a migration beside it:", verdict_of(examine(self.path)).why)
         directory = os.path.join(self.directory, "state")
-        found = replace(examine(self.path), where=f"in {directory}")
-        self.assertIn(f"stands in {directory}:", verdict_of(found).why)
+        found = replace(examine(self.path), records_where=f"in {directory}")
+        self.assertIn(f"a migration in {directory}:", verdict_of(found).why)
 
     def test_everything(self):
         self.make()
@@ -433,7 +441,7 @@ class LookTests(FileCase):
         self.records.write(Kind.INCOMPLETE, COPIED)
         link = os.path.join(self.directory, "link")
         os.symlink("disk", link)
-        self.assertIsNotNone(examine(link).of(Kind.INCOMPLETE))
+        self.assertIsNotNone(examine(link).record(Kind.INCOMPLETE))
         os.unlink(self.path)
         found = examine(link)
         self.assertEqual((None, True), (found.size, Kind.INCOMPLETE in found.records))
@@ -458,7 +466,7 @@ class SteadyTests(FileCase):
                     change(test.looks)
                 return os.stat(path)
 
-        return look_steadily([self.path, self.other], None, Calls())
+        return examine_until_stable([self.path, self.other], None, Calls())
 
     def test_at_rest(self):
         found, steady = self.look()
@@ -467,7 +475,7 @@ class SteadyTests(FileCase):
         self.assertEqual(2, self.looks)
 
     def test_one_alone(self):
-        found, steady = look_steadily([self.path])
+        found, steady = examine_until_stable([self.path])
         self.assertEqual(([examine(self.path)], True), (found, steady))
 
     def test_changed_once(self):
@@ -505,10 +513,10 @@ class SteadyTests(FileCase):
         self.assertTrue(steady)
 
     def test_what_is_said_then(self):
-        verdict = changing(["/a", "/b"])
+        verdict = unstable_verdict(["/a", "/b"])
         self.assertEqual((UNKNOWN, ""), (verdict.state, verdict.canonical))
-        self.assertIn("/a and /b changed while being looked at", verdict.line)
-        self.assertIn("ask again", verdict.advice)
+        self.assertIn("/a and /b changed while they were examined", verdict.line)
+        self.assertIn("try again", verdict.advice)
 
 
 class AcceptTests(FileCase):
@@ -561,7 +569,7 @@ class AcceptTests(FileCase):
         """What was copied is not what would be declared canonical."""
         self.make()
         self.records.write(Kind.INCOMPLETE, COPIED.but(identity="inode 1, born 1"))
-        self.refused("another disk")
+        self.refused("not the disk that was received")
 
     def test_refused_while_somebody_has_it(self):
         self.copied()

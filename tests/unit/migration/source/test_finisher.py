@@ -366,7 +366,7 @@ class PeerTests(Case):
             if told:
                 self.done()
             else:
-                self.unconfirmed("there is no receiver of blockmig's")
+                self.unconfirmed("there is no blockmig receiver")
             self.assertNotIn("M DISC", self.script.events)
 
     def test_nothing_to_tell(self):

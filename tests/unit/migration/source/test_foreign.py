@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import GaveUp, Refused
-from blockmig.migration.source.foreign import NotBlank, check_blank
+from blockmig.migration.source.foreign import DestinationNotEmpty, check_empty
 from blockmig.nbd import Command, Errno, Export, ServerHandshake
 from blockmig.storage import sampled_places
 from tests.unit.migration.source.test_sender import ALL, DATA, DISC, FLUSH, SIZE, WRITE, HandServer
@@ -35,11 +35,13 @@ class CheckTests(SynchronousTestCase):
         return succeed(self.here.get(offset, b"").ljust(length, b"\0"))
 
     def check(self, *arguments, size=LARGE, longest=2 << 20, **keywords):
-        checking = check_blank(size, longest, self.read, *arguments, **keywords)
+        checking = check_empty(size, longest, self.read, *arguments, **keywords)
         return Deferred.fromCoroutine(checking)
 
     def refused(self, *arguments, **keywords):
-        return str(self.failureResultOf(self.check(*arguments, **keywords), NotBlank).value)
+        return str(
+            self.failureResultOf(self.check(*arguments, **keywords), DestinationNotEmpty).value
+        )
 
     def test_what_is_blank_is_looked_at_in_all_places(self):
         self.successResultOf(self.check())

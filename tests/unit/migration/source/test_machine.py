@@ -47,12 +47,12 @@ TABLE = {
     "copying": {"covered": ("flushing", "flush"), "released": ("copying", None), **_DROPS},
     "flushing": {
         "flushed": ("confirming", "confirm"),
-        "released": ("copying", "copy_on"),
+        "released": ("copying", "resume_copying"),
         **_DROPS,
     },
     "confirming": {
         "confirmed": ("recording", "record"),
-        "released": ("copying", "copy_on"),
+        "released": ("copying", "resume_copying"),
         **_DROPS,
     },
     "recording": {
@@ -64,8 +64,8 @@ TABLE = {
         "dropped": ("recording, alone", None),
     },
     "recording, in use": {
-        "recorded": ("copying", "copy_on_from_whole"),
-        "changed": ("copying", "copy_on_from_whole"),
+        "recorded": ("copying", "unrecord_and_resume"),
+        "changed": ("copying", "unrecord_and_resume"),
         "step_failed": ("ended", "failed"),
         "closed": ("recording, alone", None),
         "dropped": ("recording, alone", None),
@@ -210,7 +210,7 @@ class HandoffTests(SynchronousTestCase):
         turns = ["flush", "confirm", "record"]
         step = 0
         for action in done:
-            if action in ("copy_on", "copy_on_from_whole"):
+            if action in ("resume_copying", "unrecord_and_resume"):
                 self.assertGreater(step, 0, (sequence, done))
                 step = 0
             elif action in turns:
@@ -218,7 +218,7 @@ class HandoffTests(SynchronousTestCase):
                 step += 1
             elif action == "retire":
                 self.assertEqual(len(turns), step, (sequence, done))
-        again = ("copy_on", "copy_on_from_whole", *turns)
+        again = ("resume_copying", "unrecord_and_resume", *turns)
         once = [action for action in done if action not in again]
         self.assertEqual(len(set(once)), len(once), sequence)
         if "retire" in done:
@@ -257,12 +257,12 @@ class HandoffTests(SynchronousTestCase):
     def test_the_disk_is_in_use_again(self):
         """There is more to copy, and the flush, if it is answered, has said nothing."""
         machine, done = self.make(["covered", "released"])
-        self.assertEqual(["flush", "copy_on"], done)
+        self.assertEqual(["flush", "resume_copying"], done)
         self.assertRaises(NoTransition, put, machine, "flushed")
         for _ in range(2):
             put(machine, "covered")
             put(machine, "released")
-        self.assertEqual(["flush", "copy_on"] * 3, done)
+        self.assertEqual(["flush", "resume_copying"] * 3, done)
         put(machine, "covered")
         put(machine, "flushed")
         self.assertEqual(["flush", "confirm"], done[-2:])
@@ -270,7 +270,7 @@ class HandoffTests(SynchronousTestCase):
     def test_in_use_again_while_it_is_confirmed(self):
         """What the destination then says counts for nothing: all steps come once more."""
         machine, done = self.make([*_ORDER[:2], "released"])
-        self.assertEqual(["flush", "confirm", "copy_on"], done)
+        self.assertEqual(["flush", "confirm", "resume_copying"], done)
         for name in ("flushed", "confirmed", "recorded"):
             self.assertRaises(NoTransition, put, machine, name)
         for name in _ORDER[:4]:
@@ -287,7 +287,7 @@ class HandoffTests(SynchronousTestCase):
                 self.assertEqual("record", done[-1])
                 self.assertRaises(NoTransition, put, machine, "covered")
                 put(machine, "changed" if rounds == 2 else "recorded")
-                self.assertEqual("copy_on_from_whole", done[-1])
+                self.assertEqual("unrecord_and_resume", done[-1])
             self.assertNotIn("retire", done)
             self.assertRaises(NoTransition, put, machine, "recorded")
             for name in _ORDER[:4]:
@@ -307,8 +307,8 @@ class HandoffTests(SynchronousTestCase):
                 self.assertEqual("record", done[-1])
                 put(machine, name)
                 self.assertEqual(end, done[-1])
-                self.assertNotIn("copy_on", done)
-                self.assertNotIn("copy_on_from_whole", done)
+                self.assertNotIn("resume_copying", done)
+                self.assertNotIn("unrecord_and_resume", done)
 
     def test_too_late_to_be_in_use_again(self):
         """From the instant of retiring on clients are not released without an end of it."""

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Records
-from blockmig.migration.records.permitted import SourceState, source_found
+from blockmig.migration.records.permitted import SourceState, source_state
 from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
 from tests.unit.migration.records.test_files import Calls
@@ -88,7 +88,7 @@ class StepTests(Case):
         source.copying(1, PLACE, True)
         source.copied()
         self.assertIsNone(self.migrated())
-        source.retire_kept()
+        source.mark_retired()
         found = self.migrated()
         self.assertEqual(("", True), (found.confirmed, bool(found.retired)))
         self.assertEqual(source.record.migration, found.migration)
@@ -136,7 +136,7 @@ class StepTests(Case):
         source.copying(1, PLACE, True)
         source.copied()
         self.assertEqual(Phase.COPIED, source.record.phase)
-        source.retire_kept()
+        source.mark_retired()
         source.acknowledged()
         source.complete()
         source.abandon()
@@ -158,20 +158,20 @@ class AbandonTests(Case):
                 ("", earlier),
                 ("side", False),
                 ("plain", True),
-                ("side flushing", True),
-                ("plain flushing", True),
-                ("side flushing copied", True),
-                ("side flushing side", False),
-                ("side flushing copied side", False),
-                ("side flushing taken_back", False),
-                ("side flushing copied taken_back", False),
-                ("side flushing copied copying_on", True),
-                ("side flushing copied copying_on taken_back", False),
-                ("side flushing copied copying_on flushing copied", True),
-                ("side flushing taken_back flushing", True),
-                ("side flushing copied plain", True),
-                ("plain flushing copied plain", True),
-                ("plain flushing side", False),
+                ("side asking_copied", True),
+                ("plain asking_copied", True),
+                ("side asking_copied copied", True),
+                ("side asking_copied side", False),
+                ("side asking_copied copied side", False),
+                ("side asking_copied copied_withdrawn", False),
+                ("side asking_copied copied copied_withdrawn", False),
+                ("side asking_copied copied copying_again", True),
+                ("side asking_copied copied copying_again copied_withdrawn", False),
+                ("side asking_copied copied copying_again asking_copied copied", True),
+                ("side asking_copied copied_withdrawn asking_copied", True),
+                ("side asking_copied copied plain", True),
+                ("plain asking_copied copied plain", True),
+                ("plain asking_copied side", False),
             ):
                 with self.subTest(earlier=earlier, steps=steps):
                     self.records.remove(Kind.MIGRATING)
@@ -190,7 +190,11 @@ class AbandonTests(Case):
 
     def test_what_is_left_says_that_it_was_not_retired(self):
         """A source that is deleted later on must not be taken for one that we have deleted."""
-        for steps in (("flushing",), ("flushing", "copied"), ("flushing", "copied", "copying_on")):
+        for steps in (
+            ("asking_copied",),
+            ("asking_copied", "copied"),
+            ("asking_copied", "copied", "copying_again"),
+        ):
             self.setUp()
             source = self.make(unlink=True)
             source.copying(1, PLACE, True)
@@ -207,16 +211,16 @@ class AbandonTests(Case):
         self.assertFalse(source.asked)
         source.copying(3, PLACE, True)
         for _ in range(2):
-            source.flushing()
+            source.asking_copied()
             source.copied()
             before = self.migrating()
             self.assertEqual(Phase.COPIED, before.phase)
-            source.copying_on()
+            source.copying_again()
             found = self.migrating()
             self.assertEqual(found, source.record)
             self.assertEqual(before.but(phase=Phase.COPYING, changed=found.changed), found)
             self.assertTrue(source.asked, "the destination has not heard of that yet")
-        source.taken_back()
+        source.copied_withdrawn()
         self.assertFalse(source.asked)
 
     def test_it_stays_so(self):
@@ -257,22 +261,22 @@ class PlaceTests(Case):
 
     def test_the_same(self):
         source = self.going_on("copied")
-        source.check_place("there", "/copy")
+        source.check_location("there", "/copy")
         self.assertEqual(self.first, source.record.migration)
 
     def test_all_of_it_is_elsewhere(self):
-        for steps in (("copied",), ("copied", "abandon"), ("flushing", "abandon")):
+        for steps in (("copied",), ("copied", "abandon"), ("asking_copied", "abandon")):
             for place in (("there", "/other"), ("elsewhere", "/copy")):
                 self.setUp()
                 source = self.going_on(*steps)
-                error = self.assertRaises(Refused, source.check_place, *place)
+                error = self.assertRaises(Refused, source.check_location, *place)
                 for words in ("there:/copy", ":".join(place), "--again"):
                     self.assertIn(words, str(error))
                 self.assertEqual(self.first, source.record.migration)
 
     def test_it_may_be(self):
         source = self.going_on()
-        source.check_place("there", "/other")
+        source.check_location("there", "/other")
         self.assertNotEqual(self.first, source.record.migration)
         self.assertEqual(self.first, source.record.instead_of)
         self.assertEqual(self.first, self.migrating().migration)
@@ -281,7 +285,7 @@ class PlaceTests(Case):
         """That place may refuse it: what stands is still about the first one."""
         source = self.going_on()
         for _ in range(2):
-            source.check_place("there", "/other")
+            source.check_location("there", "/other")
             self.assertEqual(self.first, source.record.instead_of)
         source.abandon()
         found = self.migrating()
@@ -294,14 +298,14 @@ class PlaceTests(Case):
         before = self.migrating()
         source.abandon()
         self.assertEqual(before, self.migrating())
-        source.flushing()
+        source.asking_copied()
         source.abandon()
         self.assertTrue(self.migrating().whole)
 
     def test_back_at_the_first(self):
         source = self.going_on()
-        source.check_place("there", "/other")
-        source.check_place("there", "/copy")
+        source.check_location("there", "/other")
+        source.check_location("there", "/copy")
         source.copying(2, PLACE, True)
         self.assertEqual((self.first, "", PLACE), self.of(self.migrating()))
 
@@ -313,14 +317,14 @@ class PlaceTests(Case):
         source = self.make()
         source.copying(1, PLACE, True)
         before = source.record.migration
-        source.check_place("there", "/other")
+        source.check_location("there", "/other")
         self.assertEqual(before, source.record.migration)
 
     def test_where_no_place_is_known(self):
         source = self.make()
         source.copying(1, Location(address=URI), False)
         source.copied()
-        source.check_place("there", "/copy")
+        source.check_location("there", "/copy")
 
 
 class AgainTests(Case):
@@ -358,7 +362,7 @@ class AgainTests(Case):
     def test_instead_of_goes_on_with_the_migration(self):
         source = self.make(SourceState(instead_of=ONE), unlink=True, again=True)
         source.copying(1, PLACE, True)
-        found = source_found(self.records, source.record.identity, URI, unlink=True)
+        found = source_state(self.records, source.record.identity, URI, unlink=True)
         self.assertEqual(ONE, self.make(found, unlink=True).record.instead_of)
 
     def marked(self):
@@ -366,10 +370,10 @@ class AgainTests(Case):
         first = self.make()
         first.copying(1, PLACE, True)
         first.copied()
-        first.retire_kept()
+        first.mark_retired()
         first.complete()
         self.before = self.migrated()
-        found = source_found(self.records, first.record.identity, URI, again=True)
+        found = source_state(self.records, first.record.identity, URI, again=True)
         second = self.make(found, again=True)
         second.copying(1, PLACE, True)
         return second
@@ -381,7 +385,7 @@ class AgainTests(Case):
         self.assertTrue(self.migrating().again)
         second.copied()
         self.assertEqual(self.before, self.migrated())
-        second.retire_kept()
+        second.mark_retired()
         self.assertEqual(second.record.migration, self.migrated().migration)
 
     def test_the_mark_counts_as_before(self):
@@ -394,7 +398,7 @@ class AgainTests(Case):
         self.assertEqual([], self.names())
 
     def unlinked(self, identity):
-        found = source_found(self.records, identity, URI, again=True)
+        found = source_state(self.records, identity, URI, again=True)
         source = self.make(found, unlink=True, again=True)
         source.copied()
         source.acknowledged()
@@ -403,7 +407,7 @@ class AgainTests(Case):
     def test_on_record_though_it_is_not_said_again(self):
         """Or else the mark before it would count while it goes on."""
         second = self.marked()
-        found = source_found(self.records, second.record.identity, URI)
+        found = source_state(self.records, second.record.identity, URI)
         third = self.make(found)
         third.copying(2, PLACE, True)
         self.assertEqual((second.record.migration, True), self.of(self.migrating()))
@@ -424,7 +428,7 @@ class RetireTests(Case):
                 self.records.remove(Kind.MIGRATED)
                 source._records = Records(self.records.path, Calls(index, after))
                 try:
-                    source.retire_kept()
+                    source.mark_retired()
                 except NotDurable as error:
                     self.assertIsNotNone(self.migrated())
                     self.assertIn("perhaps not durably", str(error))
@@ -442,7 +446,7 @@ class RetireTests(Case):
         source.copying(1, PLACE, True)
         self.records.write(Kind.MIGRATED, source.record.but(migration="other"))
         source._records = Records(self.records.path, Calls(0))
-        error = self.assertRaises(OSError, source.retire_kept)
+        error = self.assertRaises(OSError, source.mark_retired)
         self.assertEqual(errno.EIO, error.errno)
         self.assertNotIsInstance(error, NotDurable)
 
@@ -462,7 +466,7 @@ class RetireTests(Case):
         self.assertRaises(OSError, source.copied)
         self.assertEqual(Phase.COPYING, source.record.phase)
         source._records = Records(self.records.path, Calls(1))
-        self.assertRaises(OSError, source.retire_kept)
+        self.assertRaises(OSError, source.mark_retired)
         self.assertEqual("", source.record.retired)
 
     def test_but_what_was_acknowledged_is(self):
@@ -483,7 +487,7 @@ class RetireTests(Case):
         source = self.make()
         source.copying(1, PLACE, True)
         source.copied()
-        source.retire_kept()
+        source.mark_retired()
         source._records = Records(self.records.path, Calls(0))
         source.complete()
         self.assertEqual(["disk.MIGRATED"], self.names())

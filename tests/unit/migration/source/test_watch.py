@@ -108,7 +108,7 @@ class WatchTests(SynchronousTestCase):
         watch = self.begun(in_use=True)
         self.disk.written = self.disk.touched = 2
         watch.check()
-        watch.is_still()
+        watch.is_quiescent()
         watch.check()
         self.disk.touched = 3
         watch.check()
@@ -119,7 +119,7 @@ class WatchTests(SynchronousTestCase):
     def test_one_that_cannot_be_watched(self):
         watch = SourceWatch(MemoryDisk(DATA), system=SYSTEM)
         watch.begin()
-        watch.is_still()
+        watch.is_quiescent()
         watch.check()
         self.assertFalse(watch.is_gone)
         self.assertFalse(watch.watches)

@@ -1,4 +1,4 @@
-"""What a request or a message is answered with."""
+"""The errors that requests and messages are answered with."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from twisted.internet.defer import Deferred
 from ...errors import Refused
 from ...nbd import Errno, errno_to_wire
 
-Answer = Errno | Deferred[Errno]
+EventualErrno = Errno | Deferred[Errno]
 """Known now, or once something is done."""
 
 
-def error_number(error: BaseException | None) -> Errno:
-    """What a sender is told of an error that ends the migration."""
+def errno_for(error: BaseException | None) -> Errno:
+    """The NBD error that reports C{error}, which ends the migration, to a sender."""
     if isinstance(error, Refused):
         return Errno.EPERM
     return errno_to_wire(getattr(error, "errno", None))

@@ -1,4 +1,4 @@
-"""How long a migration takes, and when it is given up for making no progress."""
+"""Measures how long a migration takes, and gives it up when it makes no progress."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from twisted.internet.interfaces import IDelayedCall
 from ...runtime import ThreadWork
 
 
-class Progress:
-    """The time since a migration began, and since it last got on.
+class ProgressTimer:
+    """The time since a migration began, and since its last progress.
 
-    @param reactor: tells the time.
-    @param threads: as long as one works for the migration, it gets on.
+    @param reactor: the clock.
+    @param threads: as long as one works for the migration, that is progress.
     """
 
     def __init__(self, reactor: Any, threads: ThreadWork) -> None:
@@ -22,11 +22,11 @@ class Progress:
         self._threads = threads
         self._began: float | None = None
         self._last: float = reactor.seconds()
-        self._next_look: IDelayedCall | None = None
+        self._next_check: IDelayedCall | None = None
 
     @property
     def seconds(self) -> float:
-        """Since it began; 0 before that."""
+        """Seconds since it began; 0 before that."""
         now: float = self._reactor.seconds()
         return 0.0 if self._began is None else now - self._began
 
@@ -36,32 +36,31 @@ class Progress:
             self._began = self._reactor.seconds()
 
     def made(self) -> None:
-        """It got on."""
+        """Progress was made."""
         self._last = self._reactor.seconds()
 
     def watch(self, limit: float, give_up: Callable[[str], None]) -> None:
-        """Have it given up when it makes no progress.
+        """Give the migration up when it makes no progress.
 
         @param limit: for so many seconds.
         @param give_up: called with the reason.
         """
-        self._look_in(limit, limit, give_up)
+        self._check_in(limit, limit, give_up)
 
-    def _look_in(self, delay: float, limit: float, give_up: Callable[[str], None]) -> None:
-        self._next_look = self._reactor.callLater(delay, self._look, limit, give_up)
+    def _check_in(self, delay: float, limit: float, give_up: Callable[[str], None]) -> None:
+        self._next_check = self._reactor.callLater(delay, self._check, limit, give_up)
 
-    def _look(self, limit: float, give_up: Callable[[str], None]) -> None:
-        self._next_look = None
+    def _check(self, limit: float, give_up: Callable[[str], None]) -> None:
+        self._next_check = None
         if self._threads.busy:
             self.made()
         left = self._last + limit - self._reactor.seconds()
         if left > 0:
-            self._look_in(left, limit, give_up)
+            self._check_in(left, limit, give_up)
         else:
             give_up(f"gave up after {limit:g} seconds without progress")
 
     def stop_watching(self) -> None:
-        """It is at its end."""
-        if self._next_look is not None:
-            self._next_look.cancel()
-            self._next_look = None
+        if self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
