@@ -98,7 +98,7 @@ class HandoffExport:
     """
 
     access = None
-    at_once = False
+    allows_fast_path = False
     held = False
 
     def __init__(self, shared: HandoffExports) -> None:
