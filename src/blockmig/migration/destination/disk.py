@@ -61,7 +61,7 @@ class DestinationDisk:
         """
         self.refuse_data()
         self.may_overwrite = True
-        self.check_place()
+        self.check_path()
 
     def refuse_data(self) -> None:
         """I{Slow.} See whether the disk may be written over.
@@ -84,13 +84,13 @@ class DestinationDisk:
             )
         self._looked = version
 
-    def check_place(self) -> None:
+    def check_path(self) -> None:
         """I{Slow.} Whether its name still leads to what was opened, of the same size.
 
         @raise blockmig.storage.DiskChanged: it does not.
         """
         if IWatchedDisk.providedBy(self.disk):
-            self.disk.check_place()
+            self.disk.check_path()
 
     def rescue(self, announce: Callable[[str], None]) -> str:
         """I{Slow.} Give it another name (L{IWatchedDisk.rescue}); only where it has lost its own.

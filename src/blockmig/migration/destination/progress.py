@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 
-from ...runtime import ThreadWork
+from ...runtime import BoundedThreads
 
 
 class Progress:
@@ -17,7 +17,7 @@ class Progress:
     @param threads: as long as one works for the migration, it gets on.
     """
 
-    def __init__(self, reactor: Any, threads: ThreadWork) -> None:
+    def __init__(self, reactor: Any, threads: BoundedThreads) -> None:
         self._reactor = reactor
         self._threads = threads
         self._began: float | None = None

@@ -110,7 +110,7 @@ class Admission:
         """
         record = self._context.record
         try:
-            record.check_place(message.host, message.disk)
+            record.check_path(message.host, message.disk)
         except Refused as error:
             raise self._refusal(str(error)) from None
         ours = is_about(message, record.record)

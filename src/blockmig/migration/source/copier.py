@@ -37,7 +37,7 @@ from ...nbd import (
     TransmissionFlag,
     describe_errno,
 )
-from ...storage import Piece, Scan
+from ...storage import Scan, Segment
 from ...transport import FileRegion
 from .admission import Fit
 from .context import AttemptContext
@@ -70,7 +70,7 @@ class _Pass:
     def __init__(self, take: Callable[[], Ranges]) -> None:
         self.take = take
         self.acknowledged: Deferred[None] = Deferred()
-        self.pieces: deque[Piece] = deque()
+        self.pieces: deque[Segment] = deque()
         self.scan: Scan | None = None
         self.looking = False
         self.seen = False
@@ -106,7 +106,7 @@ class Copier:
         self._requests = PendingRequests(wire)
         self._pass: _Pass | None = None
         self._bytes_in_flight = 0
-        self._used: list[Piece] = []
+        self._used: list[Segment] = []
         self._flushed: Deferred[None] | None = None
         self._silence: IDelayedCall | None = None
         self._answered_at = 0.0
@@ -226,12 +226,12 @@ class Copier:
             self._found, self._look_failed, callbackArgs=(sending,), errbackArgs=(sending,)
         )
 
-    def _look(self, scan: Scan, used: list[Piece]) -> list[Piece]:
+    def _look(self, scan: Scan, used: list[Segment]) -> list[Segment]:
         """In a thread: the next pieces; what was fetched for the last ones is not needed again."""
         self._forget(used)
         return scan.advance()
 
-    def _forget(self, used: list[Piece]) -> None:
+    def _forget(self, used: list[Segment]) -> None:
         for piece in used:
             self._context.disk.forget(piece.offset, piece.length)
 
@@ -239,7 +239,7 @@ class Copier:
         used, self._used = self._used, []
         self._context.runtime.threads(self._forget, used).addErrback(_bug)
 
-    def _found(self, pieces: list[Piece], sending: _Pass) -> None:
+    def _found(self, pieces: list[Segment], sending: _Pass) -> None:
         sending.looking = False
         if self._stopped:
             return
@@ -285,7 +285,7 @@ class Copier:
         if self._pass is not None:
             self._fill(self._pass)
 
-    def _piece_answered(self, piece: Piece, error: int, _: bytes) -> None:
+    def _piece_answered(self, piece: Segment, error: int, _: bytes) -> None:
         if self._stopped:
             return
         if error:

@@ -131,7 +131,7 @@ class SourceRecord:
             and (bool(address) or record is not self._found)
         )
 
-    def check_place(self, host: str, disk: str) -> None:
+    def check_path(self, host: str, disk: str) -> None:
         """See whether this is where the migration went before, if it may have left a copy there.
 
         It must not have two whole copies by one UUID, so that a place of another copy gets another.

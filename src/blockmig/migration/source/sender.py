@@ -31,7 +31,7 @@ from twisted.logger import Logger
 from ...client import ClientFactory, ClientFailed, Destination
 from ...errors import GaveUp, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
-from ...runtime import Runtime, ThreadWork, to_the_end
+from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
 from ..handoff.channel import is_about, open_handoff, sender_message
@@ -88,7 +88,7 @@ class Sender:
     ) -> None:
         runtime = runtime or Runtime.of()
         self._reactor = runtime.reactor
-        self._threads = ThreadWork(runtime.threads)
+        self._threads = BoundedThreads(runtime.threads)
         self._patience = patience
         self._policy = patience.retry_policy or backoffPolicy()
         to_delete = unlinkable(disk) if unlink else None
@@ -330,12 +330,12 @@ class Sender:
             _record_failed(error)
         await self._take_back()
         try:
-            await to_the_end(self._threads(self.source.abandon))
+            await wait_shielded(self._threads(self.source.abandon))
         except OSError as error:
             _record_failed(error)
 
     async def _not_to_be_retired(self) -> None:
-        await to_the_end(self._threads(self.source.not_to_be_retired))
+        await wait_shielded(self._threads(self.source.not_to_be_retired))
 
     async def _take_back(self) -> None:
         """Where the destination may have on record that its copy is whole, have it think again.

@@ -32,7 +32,7 @@ class Watched(RecordedDisk):
         super().__init__(content, path)
         self.rescues = []
 
-    def check_place(self):
+    def check_path(self):
         self._called("check_place")
         if self.displaced:
             raise DiskChanged(f"{self.name}: {self.displaced}")

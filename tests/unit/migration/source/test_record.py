@@ -257,7 +257,7 @@ class PlaceTests(Case):
 
     def test_the_same(self):
         source = self.going_on("copied")
-        source.check_place("there", "/copy")
+        source.check_path("there", "/copy")
         self.assertEqual(self.first, source.record.migration)
 
     def test_all_of_it_is_elsewhere(self):
@@ -265,14 +265,14 @@ class PlaceTests(Case):
             for place in (("there", "/other"), ("elsewhere", "/copy")):
                 self.setUp()
                 source = self.going_on(*steps)
-                error = self.assertRaises(Refused, source.check_place, *place)
+                error = self.assertRaises(Refused, source.check_path, *place)
                 for words in ("there:/copy", ":".join(place), "--again"):
                     self.assertIn(words, str(error))
                 self.assertEqual(self.first, source.record.migration)
 
     def test_it_may_be(self):
         source = self.going_on()
-        source.check_place("there", "/other")
+        source.check_path("there", "/other")
         self.assertNotEqual(self.first, source.record.migration)
         self.assertEqual(self.first, source.record.instead_of)
         self.assertEqual(self.first, self.migrating().migration)
@@ -281,7 +281,7 @@ class PlaceTests(Case):
         """That place may refuse it: what stands is still about the first one."""
         source = self.going_on()
         for _ in range(2):
-            source.check_place("there", "/other")
+            source.check_path("there", "/other")
             self.assertEqual(self.first, source.record.instead_of)
         source.abandon()
         found = self.migrating()
@@ -300,8 +300,8 @@ class PlaceTests(Case):
 
     def test_back_at_the_first(self):
         source = self.going_on()
-        source.check_place("there", "/other")
-        source.check_place("there", "/copy")
+        source.check_path("there", "/other")
+        source.check_path("there", "/copy")
         source.copying(2, PLACE, True)
         self.assertEqual((self.first, "", PLACE), self.of(self.migrating()))
 
@@ -313,14 +313,14 @@ class PlaceTests(Case):
         source = self.make()
         source.copying(1, PLACE, True)
         before = source.record.migration
-        source.check_place("there", "/other")
+        source.check_path("there", "/other")
         self.assertEqual(before, source.record.migration)
 
     def test_where_no_place_is_known(self):
         source = self.make()
         source.copying(1, Location(address=URI), False)
         source.copied()
-        source.check_place("there", "/copy")
+        source.check_path("there", "/copy")
 
 
 class AgainTests(Case):

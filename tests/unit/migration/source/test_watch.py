@@ -47,7 +47,7 @@ class Watched(RecordedSource):
         self.before = lambda look: None
         self.looks = 0
 
-    def check_place(self):
+    def check_path(self):
         self._called("check_place")
         if self.moved:
             raise DiskChanged(f"{self.name}: is another file now")
