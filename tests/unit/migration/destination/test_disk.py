@@ -33,7 +33,7 @@ class Watched(RecordedDisk):
         self.rescues = []
 
     def check_path(self):
-        self._called("check_place")
+        self._called("check_path")
         if self.displaced:
             raise DiskChanged(f"{self.name}: {self.displaced}")
 

@@ -48,7 +48,7 @@ class Watched(RecordedSource):
         self.looks = 0
 
     def check_path(self):
-        self._called("check_place")
+        self._called("check_path")
         if self.moved:
             raise DiskChanged(f"{self.name}: is another file now")
 
