@@ -172,7 +172,7 @@ class Attempt(ClientHandler):
             )
         self._working: Deferred[None] | None = None
 
-    # ClientUser.
+    # ClientHandler.
 
     def received(self, data: bytes) -> None:
         """Replies."""
