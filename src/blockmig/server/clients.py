@@ -1,6 +1,7 @@
-"""The connections of one factory, as long as they last.
+"""The current connections of one factory.
 
-Owns who is connected, what went over all connections so far, and the moment when nobody is left.
+Owns the set of connections, the totals over all connections so far, and the moment when none is
+left.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from .connection import ServerConnection
-from .traffic import Traffic
+from .traffic import TrafficCounters
 
 
 class Clients:
-    """Iterating gives the connections that there are now, and may meanwhile end them."""
+    """The connections; one may be closed while iterating over them."""
 
     def __init__(self) -> None:
         self._connections: dict[ServerConnection, None] = {}
         self._count = 0
-        self._past = Traffic()
+        self._past = TrafficCounters()
         self._waiting: list[Deferred[None]] = []
 
     def __len__(self) -> int:
@@ -30,12 +31,10 @@ class Clients:
         return iter(list(self._connections))
 
     def add(self, connection: ServerConnection) -> None:
-        """C{connection} was made."""
         self._connections[connection] = None
         self._count += 1
 
-    def forget(self, connection: ServerConnection) -> None:
-        """C{connection} is no more."""
+    def remove(self, connection: ServerConnection) -> None:
         del self._connections[connection]
         self._past.add(connection.traffic)
         if not self._connections:
@@ -43,8 +42,8 @@ class Clients:
             for deferred in waiting:
                 deferred.callback(None)
 
-    def none_left(self) -> Deferred[None]:
-        """Fires when there is no connection."""
+    def all_gone(self) -> Deferred[None]:
+        """Fires when there is no connection (any more)."""
         left: Deferred[None] = Deferred()
         if self._connections:
             self._waiting.append(left)
@@ -53,11 +52,11 @@ class Clients:
         return left
 
     def status(self, now: float) -> dict[str, Any]:
-        """Who is connected, and the totals, for a status.
+        """The connections and the totals, for a status.
 
-        @param now: the time, by the reactor's clock.
+        @param now: the time by the reactor's clock.
         """
-        totals = Traffic()
+        totals = TrafficCounters()
         totals.add(self._past)
         for connection in self._connections:
             totals.add(connection.traffic)
@@ -66,7 +65,7 @@ class Clients:
                 {
                     "address": connection.peer,
                     "export": connection.handler.export.name if connection.handler else None,
-                    "connected": round(now - connection.made, 3),
+                    "connected": round(now - connection.connected_at, 3),
                     **connection.traffic.as_json(),
                 }
                 for connection in self._connections

@@ -1,20 +1,20 @@
-"""One NBD connection as the server sees it, from its making to its end.
+"""One NBD connection on the server's side, from when it is made to its end.
 
-Owns the transport, when the client is given up, and the connection's end; and the phase that it is
-in (`phase`), to which everything else goes: handshake, session, forwarding. What an export is,
-which requests are admitted and what their outcome means is decided by an `IExportHandler`; how it
-all ends is the machine's in `lifetime`.
+Owns the transport, the timeouts, the connection's end, and the phase that it is in (`phase`):
+handshake, session or forwarding. Everything else is delegated to that phase. What an export is,
+which requests are admitted, and what their outcome means is decided by an `IExportHandler`; the
+order in which a connection ends is declared in `lifetime`.
 
 Rules:
 
-* a connection that has not negotiated within the handshake timeout, or that has been silent for
-  the idle timeout with nothing of ours to wait for, is aborted; so is one that does not take what
-  is due to it when we close;
-* while its handler holds the clients, nothing more is taken from one that has negotiated; a
-  handshake may go on;
-* a connection may be passed on to another server: what was not answered is given up as it came, and
-  from then on only bytes are moved here;
-* nothing that a peer does raises out of here.
+* a connection is aborted if it has not negotiated within the handshake timeout, if it has been
+  silent for the idle timeout while it was not waiting for us, or if it does not take what is still
+  due to it when we close;
+* while the handler holds the clients, nothing more is read from one that has negotiated; a
+  handshake may continue;
+* a connection may be forwarded to another server: what was not answered is handed over unchanged,
+  and from then on only bytes are moved here;
+* nothing that a peer does raises an exception out of here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from zope.interface import implementer
 
 from ..nbd import REQUEST_SIZE, Negotiated
 from ..transport import PayloadReader, RegionProducer, describe_address, tune
-from .forwarding import Forwarding, Passing
+from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
 from .holds import HELD, Hold, Holds
@@ -38,7 +38,7 @@ from .lifetime import make_lifetime
 from .phase import Phase, PhaseContext
 from .session import Session
 from .timeout import ConnectionTimeout
-from .traffic import Traffic
+from .traffic import TrafficCounters
 
 _log = Logger()
 
@@ -49,11 +49,11 @@ _CLOSE_TIMEOUT: Final = 10.0
 class ServerConnection(Protocol):
     """The protocol of one connection.
 
-    @ivar peer: who it is, for messages.
+    @ivar peer: its address, for messages.
     @ivar handler: the export's handler, once negotiated.
     @ivar negotiated: what the peer was told.
-    @ivar traffic: what was asked for.
-    @ivar made: when the connection was made, by the reactor's clock.
+    @ivar traffic: counts its requests.
+    @ivar connected_at: when the connection was made, by the reactor's clock.
     """
 
     transport: Any
@@ -63,10 +63,10 @@ class ServerConnection(Protocol):
         self.peer = describe_address(address)
         self.handler: IExportHandler | None = None
         self.negotiated: Negotiated | None = None
-        self.traffic = Traffic()
-        self.made = settings.runtime.reactor.seconds()
+        self.traffic = TrafficCounters()
+        self.connected_at = settings.runtime.reactor.seconds()
         self._settings = settings
-        self._life = make_lifetime(self)
+        self._lifetime = make_lifetime(self)
 
     # IProtocol, and IHalfCloseableProtocol.
 
@@ -81,47 +81,45 @@ class ServerConnection(Protocol):
             transport,
             self._sending_failed,
             drained=self._drained,
-            room=timeout.note,
+            progressed=timeout.reset,
             system=runtime.system,
         )
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)
         holds = Holds(incoming, self._released)
         self._context = context = PhaseContext(
-            self.peer, outgoing, incoming, holds, timeout, self._life, self.traffic
+            self.peer, outgoing, incoming, holds, timeout, self._lifetime, self.traffic
         )
-        handshake = HandshakePhase(context, self._settings, self._agree)
+        handshake = HandshakePhase(context, self._settings, self._begin_session)
         self._enter(handshake)
         self.begin(handshake)
 
     def begin(self, handshake: HandshakePhase) -> None:
-        """Greet the peer."""
         handshake.begin()
 
     def _enter(self, phase: Phase) -> None:
         self._phase = self._context.incoming.protocol = phase
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes that the transport has read."""
         self._phase.dataReceived(data)
 
     def readConnectionLost(self) -> None:
-        """The peer sends no more."""
+        """The peer has closed its sending side."""
         self._phase.finished()
 
     def writeConnectionLost(self) -> None:
         """Never: we close both ways at once."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection has gone, for whatever reason."""
+        """The connection was lost, for whatever reason."""
         context = self._context
-        self._life.lose()
+        self._lifetime.lose()
         context.incoming.stop()
         context.outgoing.stopProducing()
         context.timeout.stop()
         self._phase.lost(reason)
         self._phase.check_idle()
 
-    # What the phases are told of.
+    # Events for the phase.
 
     def _drained(self) -> None:
         self._phase.drained()
@@ -130,19 +128,21 @@ class ServerConnection(Protocol):
         self._phase.released()
 
     def _sending_failed(self, error: OSError) -> None:
-        """A READ broke off after its header, where only dropping the connection tells of it."""
+        """A READ failed after its header was sent: only a lost connection can report that."""
         _log.warn("{peer}: reading the disk failed: {error}", peer=self.peer, error=str(error))
         if self.handler is not None and self.handler.access is not None:
             self.handler.access.read_failed(error)
         self.abort()
 
     def _silent(self, seconds: float) -> None:
-        _log.info("{peer}: silent for {timeout} s", peer=self.peer, timeout=seconds)
+        _log.info(
+            "{peer}: silent for {timeout} s; connection closed", peer=self.peer, timeout=seconds
+        )
         self.abort()
 
     # From phase to phase.
 
-    def _agree(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
+    def _begin_session(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
         """The handshake is over; C{data} came after it."""
         settings = self._settings
         self.handler, self.negotiated = handler, negotiated
@@ -150,104 +150,104 @@ class ServerConnection(Protocol):
         self._enter(session)
         self._context.timeout.watch(settings.idle_timeout, session.may_be_silent)
         session.begin(data)
-        self.agreed()
+        self.session_began()
 
-    def agreed(self) -> None:
-        """The handshake is over, and what came after it was acted on as far as it may be."""
+    def session_began(self) -> None:
+        """Hook: the handshake is over, and what came after it was processed as far as allowed."""
 
-    def pass_on(self, passing: Passing) -> None:
-        """Have another server answer; for one that is held and idle, or was not greeted.
+    def forward(self, forwarder: Forwarder) -> None:
+        """Have another server answer; for a connection that is held and idle, or was not greeted.
 
-        Nothing happens if the connection is at its end already, and C{passing} hears of nothing.
+        Where the connection is ending already nothing happens, and C{forwarder} is not called.
         """
-        self._life.pass_on(passing)
+        self._lifetime.forward(forwarder)
 
-    def begin_passing(self, passing: Passing) -> None:
-        """Give the connection up (see L{lifetime})."""
+    def begin_forwarding(self, forwarder: Forwarder) -> None:
+        """Hand the connection over (see L{lifetime})."""
         context, unanswered = self._context, self._phase.unanswered()
-        self._enter(Forwarding(context, passing))
+        self._enter(Forwarding(context, forwarder))
         context.timeout.stop()
         context.holds.clear()
         self.pause_reading()
-        passing.begin(unanswered)
+        forwarder.begin(unanswered)
 
     def answer(self, data: bytes) -> bool:
-        """Send what the other server says, after what we did; whether the peer has taken all."""
+        """Send C{data} from the other server after our own; return whether all of it was taken."""
         self._context.outgoing.send_view(data)
         return not self._context.outgoing.waiting
 
-    # For handlers, and for whoever has the client wait.
+    # For handlers, and for whoever makes the client wait.
 
     @property
     def first_cookie(self) -> int | None:
-        """The cookie of the first request, by which a client may make itself known."""
+        """The cookie of the first request, by which a client may identify itself."""
         return self._phase.first_cookie
 
     @property
-    def owes(self) -> bool:
-        """Whether the peer has begun what it has to finish: a request, or taking its replies."""
-        return self._phase.owes
+    def is_mid_exchange(self) -> bool:
+        """Whether the peer has sent a part of a request, or has replies to take."""
+        return self._phase.is_mid_exchange
 
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}.
 
-        For a handler whose disk is behind, and for who passes the connection on.
+        For a handler whose disk is too slow, and for whoever forwards the connection.
         """
-        self._context.holds.add(Hold.BEHIND)
+        self._context.holds.add(Hold.BACKPRESSURE)
 
     def resume_reading(self) -> None:
-        """Read on, unless the peer is to wait for another reason."""
-        self._context.holds.release(Hold.BEHIND)
+        """Read on, unless the peer is held for another reason."""
+        self._context.holds.release(Hold.BACKPRESSURE)
 
     def hold(self) -> Deferred[None]:
-        """Begin nothing more for the peer until L{release}; a handshake may go on.
+        """Begin no more requests of the peer's until L{release}; a handshake may continue.
 
-        @return: fires when nothing of it is being carried out any more.
+        @return: fires when none of its requests is being carried out any more.
         """
         return self._phase.hold()
 
     def release(self) -> None:
-        """Go on where L{hold} had it stop."""
+        """End the L{hold}."""
         if HELD in self._context.holds.reasons:
             self._context.holds.release(HELD)
 
     # The end.
 
     def drain(self) -> None:
-        """Finish what is being carried out, refuse what comes new, then close."""
-        self._life.drain()
+        """Finish the requests in progress, refuse new ones, then close."""
+        self._lifetime.drain()
         self._phase.check_idle()
 
     def close(self) -> None:
-        """Send what is due, then close; the connection is aborted if that takes long."""
-        self._life.close()
+        """Send what is due, then close; abort if the peer takes nothing for 10 s."""
+        self._lifetime.close()
 
     def abort(self) -> None:
         """Close at once."""
-        self._life.abort()
+        self._lifetime.abort()
 
-    # For the machine (see L{lifetime}).
+    # LifetimeCore, for the machine (see L{lifetime}).
 
     def refuse(self) -> None:
-        """Finish what has begun, and refuse what comes new."""
-        self._context.holds.add(Hold.REFUSED)
+        """Finish the requests in progress, and refuse new ones."""
+        self._context.holds.add(Hold.DRAINING)
 
     def ignore(self) -> None:
-        """Act on nothing more that the peer sends."""
-        self._context.holds.add(Hold.OVER)
+        """Process nothing more that the peer sends."""
+        self._context.holds.add(Hold.CLOSING)
 
     def announce_disconnected(self) -> None:
-        """The client disconnected, and nothing of it is being carried out."""
+        """The client disconnected, and none of its requests is being carried out."""
         if self.handler is not None:
             self.handler.disconnected(self)
 
     def announce_gone(self) -> None:
-        """The connection is gone, and nothing of it is being carried out."""
+        """The connection is gone, and none of its requests is being carried out."""
         if self.handler is not None:
             self.handler.gone(self)
 
     def close_transport(self) -> None:
-        """Close when all was sent."""
+        """Close once everything was sent."""
         self._context.timeout.watch(_CLOSE_TIMEOUT, lambda: False)
         self.transport.loseConnection()
 

@@ -1,16 +1,16 @@
-"""How a connection comes to its end, as a machine.
+"""How a connection ends: a state machine.
 
-Owns the order in which an end is told of, and nothing of what is said on the wire.
+Owns the order of the steps and notifications at the end, and nothing of the wire.
 
 Rules:
 
-* from the disconnect on, or from when we close, no request is acted on any more; nor once another
-  server is to answer, but then the end is told of all the same;
-* the disconnect is told of when nothing of the connection is being carried out, once, and not if we
-  closed before that;
-* the loss of the connection is told of last, when nothing is being carried out, once, whatever else
-  was;
-* the machine tells the transport to close once, and to abort once.
+* no request is processed any more after the disconnect, after we close, or after the connection is
+  forwarded to another server; a forwarded connection's end is notified like any other's;
+* the disconnect is announced when no request is being carried out, once, and not if we closed
+  before that;
+* the loss of the connection is announced last, when no request is being carried out, once, whatever
+  happened before;
+* the transport is closed at most once, and aborted at most once.
 """
 
 from __future__ import annotations
@@ -19,84 +19,84 @@ from typing import Protocol
 
 from automat import TypeMachineBuilder
 
-from .forwarding import Passing
+from .forwarding import Forwarder
 
 
 class LifetimeInputs(Protocol):
-    """What can happen."""
+    """The events."""
 
     def disconnect(self) -> None:
         """The client sent DISC."""
 
     def finish(self) -> None:
-        """Nothing more can come; we close as soon as nothing is being carried out."""
+        """The client sends no more; close as soon as no request is being carried out."""
 
     def drain(self) -> None:
-        """We want to close, as soon as nothing is being carried out."""
+        """Close as soon as no request is being carried out; refuse new ones until then."""
 
     def idle(self) -> None:
-        """Nothing is being carried out (any more)."""
+        """No request is being carried out (any more)."""
 
-    def pass_on(self, passing: Passing) -> None:
-        """Another server is to answer; nothing is being carried out, nor will be."""
+    def forward(self, forwarder: Forwarder) -> None:
+        """Another server is to answer; no request is being carried out, nor will be."""
 
     def close(self) -> None:
-        """We close, when all that is due was sent."""
+        """Close once everything that is due was sent."""
 
     def abort(self) -> None:
-        """We close, at once."""
+        """Close at once."""
 
     def lose(self) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
 
 
 class LifetimeCore(Protocol):
-    """What is done on the way, by the connection."""
+    """The actions, which the connection implements."""
 
     def refuse(self) -> None:
         """Refuse new requests."""
 
     def ignore(self) -> None:
-        """Act on nothing any more that the client sends."""
+        """Process nothing more that the client sends."""
 
     def announce_disconnected(self) -> None:
-        """Tell whoever decides of the disconnect."""
+        """Notify the handler of the disconnect."""
 
     def announce_gone(self) -> None:
-        """Tell whoever decides that the connection is no more."""
+        """Notify the handler that the connection is gone."""
 
-    def begin_passing(self, passing: Passing) -> None:
-        """Give the connection up to whoever passes it on."""
+    def begin_forwarding(self, forwarder: Forwarder) -> None:
+        """Hand the connection over to C{forwarder}."""
 
     def close_transport(self) -> None:
-        """Close, when all was sent."""
+        """Close once everything was sent."""
 
     def abort_transport(self) -> None:
-        """Close."""
+        """Close at once."""
 
 
-# mypy wants a class that could be made; Automat only wants its name.
+# mypy wants a class that can be instantiated; Automat only needs its name.
 _builder = TypeMachineBuilder(LifetimeInputs, LifetimeCore)  # type: ignore[type-abstract]
 _open = _builder.state("open")
-"""Requests come."""
+"""Requests are received."""
 _draining = _builder.state("draining")
-"""Those that came are finished; new ones are refused."""
+"""Requests in progress are finished; new ones are refused."""
 _finishing = _builder.state("finishing")
-"""No more requests can come; what is being carried out is finished, and answered."""
+"""The client sends no more; requests in progress are finished and answered."""
 _disconnected = _builder.state("disconnected")
-"""The client disconnected; something of it is still being carried out."""
-_passed_on = _builder.state("passed on")
+"""The client disconnected; a request of it is still being carried out."""
+_forwarded = _builder.state("forwarded")
 """Another server answers."""
-_announced = _builder.state("told")
-"""Whoever decides knows of the disconnect, and is to close."""
+_announced = _builder.state("announced")
+"""The handler was notified of the disconnect, and is to close."""
 _closing = _builder.state("closing")
-"""We close; perhaps not all was sent yet."""
+"""We close; there may still be something to send."""
 _aborting = _builder.state("aborting")
 """We have closed at once."""
 _lost_disconnected = _builder.state("lost, disconnected")
-"""Gone after a disconnect that was not told of yet."""
+"""Lost after a disconnect that was not announced yet."""
 _lost = _builder.state("lost")
-"""Gone, which was not told of yet."""
+"""Lost, which was not announced yet."""
 _gone = _builder.state("gone")
 """It is over."""
 
@@ -114,14 +114,14 @@ def _drain(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.refuse()
 
 
-@_open.upon(LifetimeInputs.pass_on).to(_passed_on)
-def _pass_on(machine: LifetimeInputs, core: LifetimeCore, passing: Passing) -> None:
+@_open.upon(LifetimeInputs.forward).to(_forwarded)
+def _forward(machine: LifetimeInputs, core: LifetimeCore, forwarder: Forwarder) -> None:
     core.ignore()
-    core.begin_passing(passing)
+    core.begin_forwarding(forwarder)
 
 
 @_disconnected.upon(LifetimeInputs.idle).to(_announced)
-def _tell_disconnected(machine: LifetimeInputs, core: LifetimeCore) -> None:
+def _announce_disconnected(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.announce_disconnected()
 
 
@@ -132,8 +132,8 @@ def _tell_disconnected(machine: LifetimeInputs, core: LifetimeCore) -> None:
 @_finishing.upon(LifetimeInputs.idle).to(_closing)
 @_disconnected.upon(LifetimeInputs.close).to(_closing)
 @_announced.upon(LifetimeInputs.close).to(_closing)
-@_passed_on.upon(LifetimeInputs.close).to(_closing)
-@_passed_on.upon(LifetimeInputs.drain).to(_closing)
+@_forwarded.upon(LifetimeInputs.close).to(_closing)
+@_forwarded.upon(LifetimeInputs.drain).to(_closing)
 def _close(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
     core.close_transport()
@@ -144,7 +144,7 @@ def _close(machine: LifetimeInputs, core: LifetimeCore) -> None:
 @_finishing.upon(LifetimeInputs.abort).to(_aborting)
 @_disconnected.upon(LifetimeInputs.abort).to(_aborting)
 @_announced.upon(LifetimeInputs.abort).to(_aborting)
-@_passed_on.upon(LifetimeInputs.abort).to(_aborting)
+@_forwarded.upon(LifetimeInputs.abort).to(_aborting)
 @_closing.upon(LifetimeInputs.abort).to(_aborting)
 def _abort(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
@@ -156,7 +156,7 @@ def _abort(machine: LifetimeInputs, core: LifetimeCore) -> None:
 @_draining.upon(LifetimeInputs.lose).to(_lost)
 @_finishing.upon(LifetimeInputs.lose).to(_lost)
 @_announced.upon(LifetimeInputs.lose).to(_lost)
-@_passed_on.upon(LifetimeInputs.lose).to(_lost)
+@_forwarded.upon(LifetimeInputs.lose).to(_lost)
 @_closing.upon(LifetimeInputs.lose).to(_lost)
 @_aborting.upon(LifetimeInputs.lose).to(_lost)
 def _lose(machine: LifetimeInputs, core: LifetimeCore) -> None:
@@ -164,13 +164,13 @@ def _lose(machine: LifetimeInputs, core: LifetimeCore) -> None:
 
 
 @_lost_disconnected.upon(LifetimeInputs.idle).to(_gone)
-def _tell_both(machine: LifetimeInputs, core: LifetimeCore) -> None:
+def _announce_both(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.announce_disconnected()
     core.announce_gone()
 
 
 @_lost.upon(LifetimeInputs.idle).to(_gone)
-def _tell_gone(machine: LifetimeInputs, core: LifetimeCore) -> None:
+def _announce_gone(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.announce_gone()
 
 
@@ -184,14 +184,14 @@ _ending = (
     _lost,
     _gone,
 )
-for _state in (_passed_on, *_ending):
+for _state in (_forwarded, *_ending):
     _state.upon(LifetimeInputs.disconnect).loop().returns(None)
     _state.upon(LifetimeInputs.finish).loop().returns(None)
 for _state in (_draining, *_ending):
     _state.upon(LifetimeInputs.drain).loop().returns(None)
-for _state in (_draining, _passed_on, *_ending):
-    _state.upon(LifetimeInputs.pass_on).loop().returns(None)
-for _state in (_open, _passed_on, _announced, _closing, _aborting, _gone):
+for _state in (_draining, _forwarded, *_ending):
+    _state.upon(LifetimeInputs.forward).loop().returns(None)
+for _state in (_open, _forwarded, _announced, _closing, _aborting, _gone):
     _state.upon(LifetimeInputs.idle).loop().returns(None)
 for _state in (_closing, _aborting, _lost_disconnected, _lost, _gone):
     _state.upon(LifetimeInputs.close).loop().returns(None)

@@ -1,18 +1,16 @@
-"""What a disk holds, cut into the pieces that travel: data, and zeroes.
+"""Cuts a disk's content into segments for requests: data, and zeroes.
 
-Owns the position of one walk over a disk, or over some ranges of it. A `Scan` is advanced by one
-caller at a time, in a thread, since it reads the disk; each step looks at a bounded number of
-bytes.
+Owns the position of one pass over a disk, or over some ranges of it. A `Scan` is advanced by one
+caller at a time, in a thread, since it reads the disk; each step probes a bounded number of bytes.
 
 Rules:
 
-* the pieces come in order, and make up the ranges exactly: none overlaps another;
-* a piece of data is at most a request long, and cut where a request's multiple lies, so that pages
-  at both ends line up; a piece of zeroes is at most `LONGEST_ZEROES`;
-* every cut but a range's end lies on a multiple of the block size that the peer wants;
-* zero means read as zeroes: a hole of the file system, or bytes that were looked at, 256 KiB at a
-  time (a look costs a call, and the sender has better things to do), or finer where the disk knows
-  of no holes.
+* the segments come in order, do not overlap, and make up the ranges exactly;
+* a segment of data is at most one request long, and is cut at multiples of the request size, so
+  that both ends are page-aligned; a segment of zeroes is at most `LONGEST_ZEROES` long;
+* every cut except a range's end is at a multiple of the block size that the peer wants;
+* zeroes are what reads as zeroes: a hole of the file system, or bytes that were probed, 256 KiB at
+  a time (each probe costs a call), or in finer steps where the disk knows of no holes.
 """
 
 from __future__ import annotations
@@ -26,20 +24,20 @@ from .disk import PROBE_SIZE
 
 LONGEST_ZEROES: Final = 256 << 20
 
-_STEP_PIECES: Final = 256
+_STEP_SEGMENTS: Final = 256
 _STEP_BYTES: Final = 16 << 20
-# Of so few bytes all are looked at: asking where the file's next hole begins may take longer, since
-# that may be far away.
+# A shorter range is probed completely: finding the file's next hole may take longer, since that may
+# be far away.
 _SHORT_RANGE: Final = 1 << 20
 
 
-class Piece(NamedTuple):
-    """A run of bytes that one request can carry.
+class Segment(NamedTuple):
+    """A run of bytes for one request.
 
     @ivar offset: bytes from the start of the disk.
     @ivar length: bytes.
-    @ivar zero: it reads as zeroes and need not be carried.
-    @ivar cold: it was fetched from the medium for us, and is not wanted in the page cache after.
+    @ivar zero: it reads as zeroes, so that its bytes need not be sent.
+    @ivar cold: it was not in the page cache before, and need not stay there.
     """
 
     offset: int
@@ -49,18 +47,18 @@ class Piece(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The offset behind the last byte."""
+        """The offset after the last byte."""
         return self.offset + self.length
 
 
 class Scan:
-    """A walk over a disk from its start to its end.
+    """One pass over a disk from its start to its end.
 
-    @param request: bytes of the longest piece of data; a multiple of C{block}.
-    @param block: bytes, a power of two of at most 64 KiB, on whose multiples the cuts lie.
-    @param find_zeroes: tell zeroes from data; otherwise all is data.
-    @param ranges: the start and the end of each range to walk over, in order and apart, on
-        multiples of C{block} (but for the disk's end); None for all of the disk.
+    @param request: bytes of the longest segment of data; a multiple of C{block}.
+    @param block: bytes, a power of two of at most 64 KiB; cuts are at its multiples.
+    @param find_zeroes: distinguish zeroes from data; otherwise everything is data.
+    @param ranges: the start and the end of each range to scan, in order and disjoint, at multiples
+        of C{block} (except the disk's end); None for the whole disk.
     """
 
     def __init__(
@@ -73,98 +71,98 @@ class Scan:
     ) -> None:
         self._request = request
         self._block = block
-        self._looked = 0
+        self._bytes_probed = 0
         self._stopped = False
-        self._pieces = self._cut(
+        self._segments = self._cut(
             run
             for start, end in ([(0, disk.size)] if ranges is None else ranges)
-            for run in self._found(disk, start, end, find_zeroes)
+            for run in self._uncut(disk, start, end, find_zeroes)
         )
 
-    def advance(self) -> list[Piece]:
-        """The next pieces; none at the end of the disk.
+    def advance(self) -> list[Segment]:
+        """The next segments; none at the end of the disk.
 
         @raise OSError: the disk could not be read.
         """
-        pieces: list[Piece] = []
-        stop = self._looked + _STEP_BYTES
-        for piece in islice(self._pieces, _STEP_PIECES):
-            pieces.append(piece)
-            if self._looked >= stop:
+        segments: list[Segment] = []
+        stop = self._bytes_probed + _STEP_BYTES
+        for segment in islice(self._segments, _STEP_SEGMENTS):
+            segments.append(segment)
+            if self._bytes_probed >= stop:
                 break
-        return pieces
+        return segments
 
     def stop(self) -> None:
-        """Have the step under way in a thread, if there is one, end with what it has."""
+        """Make a step that is running in a thread end with what it has."""
         self._stopped = True
 
-    def _found(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Piece]:
-        """Adjoining pieces of any length, as they are found."""
+    def _uncut(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Segment]:
+        """Adjacent segments of any length, as they are found."""
         if find_zeroes and end - start >= min(_SHORT_RANGE, disk.size):
             return self._runs(disk, start, end)
-        looked_at = self._looked_at(disk, start, end)
+        probed = self._probed(disk, start, end)
         if find_zeroes:
-            return looked_at
-        return (piece._replace(zero=False) for piece in looked_at)
+            return probed
+        return (segment._replace(zero=False) for segment in probed)
 
-    def _runs(self, disk: IDisk, position: int, last: int) -> Iterator[Piece]:
+    def _runs(self, disk: IDisk, position: int, last: int) -> Iterator[Segment]:
         block = self._block
         for extent in disk.extents(position):
             if extent.offset >= last:
                 break
             end = min(extent.offset + extent.length, last)
             if extent.hole:
-                # A hole is told short rather than long where the peer's blocks are larger than the
-                # file system's; the data beside it then reaches into it.
+                # Where the peer's blocks are larger than the file system's, a hole is rounded
+                # inwards: the data beside it then reaches into it.
                 start = -(-extent.offset // block) * block
                 stop = end if end == last else end // block * block
                 if start >= stop:
                     continue
-                yield from self._looked_at(disk, position, start)
-                yield Piece(start, stop - start, True)
+                yield from self._probed(disk, position, start)
+                yield Segment(start, stop - start, True)
                 position = stop
             else:
                 stop = end if end == last else end // block * block
-                yield from self._looked_at(disk, position, stop)
+                yield from self._probed(disk, position, stop)
                 position = max(position, stop)
-        yield from self._looked_at(disk, position, last)
+        yield from self._probed(disk, position, last)
 
-    def _looked_at(self, disk: IDisk, start: int, end: int) -> Iterator[Piece]:
+    def _probed(self, disk: IDisk, start: int, end: int) -> Iterator[Segment]:
         while start < end and not self._stopped:
             stop = min((start // PROBE_SIZE + 1) * PROBE_SIZE, end)
             zero, cold = disk.probe(start, stop - start)
-            self._looked += stop - start
+            self._bytes_probed += stop - start
             step = max(disk.shortest_zeroes, self._block)
             if zero or step >= stop - start:
-                yield Piece(start, stop - start, zero, cold)
+                yield Segment(start, stop - start, zero, cold)
             else:
-                yield from self._looked_closely(disk.read(start, stop - start), start, step, cold)
+                yield from self._probed_finely(disk.read(start, stop - start), start, step, cold)
             start = stop
 
     @staticmethod
-    def _looked_closely(data: bytes, start: int, step: int, cold: bool) -> Iterator[Piece]:
+    def _probed_finely(data: bytes, start: int, step: int, cold: bool) -> Iterator[Segment]:
         zeroes = bytes(step)
         for position in range(0, len(data), step):
             part = data[position : position + step]
-            yield Piece(start + position, len(part), part == zeroes[: len(part)], cold)
+            yield Segment(start + position, len(part), part == zeroes[: len(part)], cold)
 
-    def _cut(self, runs: Iterator[Piece]) -> Iterator[Piece]:
-        """Join what is alike, and cut it to the lengths that may travel."""
-        waiting: Piece | None = None
+    def _cut(self, runs: Iterator[Segment]) -> Iterator[Segment]:
+        """Join adjacent segments of one kind, and cut them to the allowed lengths."""
+        waiting: Segment | None = None
         for run in runs:
             if waiting is not None and (waiting.zero, waiting.end) == (run.zero, run.offset):
                 cold = waiting.cold or run.cold
-                waiting = Piece(waiting.offset, waiting.length + run.length, run.zero, cold)
+                waiting = Segment(waiting.offset, waiting.length + run.length, run.zero, cold)
             else:
                 if waiting is not None:
                     yield waiting
                 waiting = run
-            while (cut := self._boundary(waiting)) < waiting.end:
+            while (cut := self._next_cut(waiting)) < waiting.end:
                 yield waiting._replace(length=cut - waiting.offset)
                 waiting = waiting._replace(offset=cut, length=waiting.end - cut)
         if waiting is not None:
             yield waiting
 
-    def _boundary(self, piece: Piece) -> int:
-        limit = LONGEST_ZEROES if piece.zero else self._request
-        return (piece.offset // limit + 1) * limit
+    def _next_cut(self, segment: Segment) -> int:
+        limit = LONGEST_ZEROES if segment.zero else self._request
+        return (segment.offset // limit + 1) * limit

@@ -1,29 +1,29 @@
-"""What a connection sends: bytes and file regions, in one queue.
+"""Sending: bytes and file regions in one queue.
 
-Owns the order of everything that goes out on one connection. On a plain socket all of it goes past
-the transport: bytes by send(2), regions from the page cache to the wire by sendfile(2). On any
-other transport regions are read, and everything is written to it.
+Owns the order of everything that is sent on one connection. On a plain socket everything bypasses
+the transport: bytes by send(2), regions from the page cache by sendfile(2). On any other transport
+regions are read, and everything is written to the transport.
 
 Rules:
 
-* the queue is the only writer: nothing of it may be overtaken, and another write would land inside
-  a payload, so the protocol sends everything through here;
-* what the socket takes at once is sent from inside `send`, which spares a turn of the reactor; but
-  not before the transport was once seen with nothing buffered, which others may have written;
-* past the transport only while that is a plain socket (`plain`), which is asked each time;
+* the queue is the only writer: nothing may overtake it, and another write would land inside a
+  payload, so the protocol sends everything through here;
+* what the socket takes at once is sent from inside `send`, which saves a turn of the reactor; but
+  not before the transport was once seen with an empty buffer, into which others may have written;
+* the transport is bypassed only while it is a plain socket (`plain`), which is checked each time;
 * the transport is given no more than it has room for, so that what a slow peer does not take stays
-  in the queue, whose length its owner sees;
+  in the queue, where the owner sees its length;
 * a turn of the reactor sends a bounded number of bytes;
 * a region that cannot be sent in full (the disk shrank, a read failed) breaks the promise of the
   header before it: `failed` is called, once, and nothing more is sent;
 * a peer that goes away costs its connection and nothing else; `stopProducing` never raises.
 
-Guards against: a FileDescriptor never resumes a streaming producer that did not `write`, so that
-one which moves bytes behind the transport's back must be a pull producer towards it, resumed each
-time the socket is writable with nothing buffered. The first such resume comes from inside
-`registerProducer`: then the socket is only watched. A producer is registered only while something
-is queued, since a TLS transport would poll an idle pull producer for ever, and no transport closes
-while it has one.
+Guards against: a FileDescriptor never resumes a streaming producer that did not `write`. A producer
+that bypasses the transport must therefore be a pull producer, which is resumed each time the socket
+is writable with an empty buffer. The first resume comes from inside `registerProducer`: it only
+starts watching the socket. A producer is registered only while something is queued, since a TLS
+transport would poll an idle pull producer for ever, and no transport closes while it has a
+producer.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from .plain import is_plain_socket
 from .rate import Pacer
 from .regions import FileRegion
 
-_TURN: Final = 4 << 20
-_AT_ONCE: Final = 1 << 20
-_CHUNK: Final = 256 << 10
+_TURN_BUDGET: Final = 4 << 20
+_IMMEDIATE_BUDGET: Final = 1 << 20
+_WRITE_SIZE: Final = 256 << 10
 _SMALL: Final = 64 << 10
 _MORE: Final = getattr(socket, "MSG_MORE", 0)
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
-_FOR_NOW = (errno.ENOBUFS, errno.ENOMEM)
+_TRANSIENT = (errno.ENOBUFS, errno.ENOMEM)
 _PEER_GONE = (
     errno.EPIPE,
     errno.ECONNRESET,
@@ -62,25 +62,24 @@ _PEER_GONE = (
 
 
 class _PeerGone(Exception):
-    """The socket, not the disk, is why nothing can be sent."""
+    """Sending failed because of the socket, not of the disk."""
 
 
 @implementer(IPushProducer)
 class RegionProducer:
     """Sends bytes and file regions on one transport, in order.
 
-    Whoever wants to hold it back uses it as an IPushProducer: its pacer does, where it has one, and
-    then nobody else.
+    To hold it back, use it as an IPushProducer. Where it has a pacer, only the pacer may do so.
 
-    @param transport: where to; any ITransport that is an IConsumer.
+    @param transport: any ITransport that is an IConsumer.
     @param failed: called with the OSError when a region could not be sent in full. The connection
-        is then out of step and must be dropped.
+        cannot be used any more and must be dropped.
     @param sent: called with the number of region bytes each time some were given to the transport.
-    @param drained: called when everything queued has been given to the transport; not where a plain
-        socket took all of it from inside L{send}.
-    @param room: called when a peer that did not take all there was has taken some of it.
-    @param pacer: pauses it where region bytes are to wait; may be set at any time.
-    @param system: the calls into the kernel.
+    @param drained: called when everything queued has been given to the transport; not if a plain
+        socket took all of it inside L{send}.
+    @param progressed: called when a slow peer has taken some of what was queued.
+    @param pacer: pauses this producer while region bytes have to wait; may be set at any time.
+    @param system: the system calls.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class RegionProducer:
         *,
         sent: Callable[[int], None] = lambda count: None,
         drained: Callable[[], None] = lambda: None,
-        room: Callable[[], None] = lambda: None,
+        progressed: Callable[[], None] = lambda: None,
         pacer: Pacer | None = None,
         system: SystemCalls,
     ) -> None:
@@ -99,7 +98,7 @@ class RegionProducer:
         self._failed = failed
         self._sent = sent
         self._drained = drained
-        self._room = room
+        self._progressed = progressed
         self._system = system
         self._queue: deque[bytes | memoryview | FileRegion] = deque()
         self._in_memory = 0
@@ -107,25 +106,25 @@ class RegionProducer:
         self._paused = False
         self._stopped = False
         self._can_sendfile = True
-        self._feed: _PlainFeed | _PushFeed | None = None
+        self._sink: _SocketSink | _TransportSink | None = None
 
     @property
     def pending(self) -> int:
-        """How many items are queued and not wholly sent."""
+        """How many items are queued and not completely sent."""
         return len(self._queue)
 
     @property
     def waiting(self) -> bool:
-        """Whether the peer, or its transport, has not taken all that was sent."""
-        return self._feed is not None
+        """Whether the peer, or the transport, has not yet taken everything that was sent."""
+        return self._sink is not None
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes of memory the queue holds; those of regions are in the disk."""
+        """How many bytes the queue holds in memory; regions do not count."""
         return self._in_memory
 
     def send(self, items: Sequence[bytes | FileRegion]) -> None:
-        """Queue C{items}; they are sent behind everything queued before."""
+        """Queue C{items}; they are sent after everything queued before."""
         if self._stopped:
             return
         if len(items) == 1 and isinstance(items[0], bytes):
@@ -135,101 +134,100 @@ class RegionProducer:
             if isinstance(item, bytes):
                 self._in_memory += len(item)
             self._queue.append(item)
-        self._begin()
+        self._start()
 
     def send_view(self, view: bytes | memoryview) -> None:
-        """Send what C{view} shows, of which only what has to wait is copied."""
+        """Send the bytes of C{view}, copying only what has to wait."""
         if self._stopped:
             return
-        give = self.direct()
-        if give is None:
-            self._keep(view)
+        try_send = self.direct_send()
+        if try_send is None:
+            self._queue_copy(view)
         else:
-            give(view)
+            try_send(view)
 
-    def direct(self) -> Callable[[bytes | memoryview], bool] | None:
-        """A quick L{send_view}, if what is sent next may go to the socket at once.
+    def direct_send(self) -> Callable[[bytes | memoryview], bool] | None:
+        """A fast L{send_view}, if the next bytes may go to the socket at once; else None.
 
-        @return: a function that sends, and tells whether all of it was taken. Until it was not, or
-            anything else was done here, it may be called again.
+        @return: a function that sends bytes, and returns whether all of them were taken. It may be
+            called again until it returns False, or anything else is called here.
         """
-        idle = not self._queue and self._feed is None and not self._paused and not self._stopped
+        idle = not self._queue and self._sink is None and not self._paused and not self._stopped
         if not idle or not self._seen_empty or not is_plain_socket(self._transport):
             return None
         send, handle = self._system.send, self._transport.getHandle()
 
-        def give(view: bytes | memoryview) -> bool:
+        def try_send(view: bytes | memoryview) -> bool:
             try:
                 taken: int = send(handle, view, 0)
             except OSError as error:
-                if not isinstance(error, BlockingIOError) and error.errno not in _FOR_NOW:
+                if not isinstance(error, BlockingIOError) and error.errno not in _TRANSIENT:
                     self._lose_peer()
                     return False
                 taken = 0
             if taken == len(view):
                 return True
-            self._keep(view[taken:])
+            self._queue_copy(view[taken:])
             return False
 
-        return give
+        return try_send
 
-    def _keep(self, view: bytes | memoryview) -> None:
+    def _queue_copy(self, view: bytes | memoryview) -> None:
         """Queue a copy."""
         self._queue.append(bytes(view))
         self._in_memory += len(view)
-        self._begin()
+        self._start()
 
     def pauseProducing(self) -> None:
         """Send nothing more until L{resumeProducing}."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """Go on."""
         self._paused = False
-        if self._feed is not None:
-            self._feed.wake()
+        if self._sink is not None:
+            self._sink.wake()
         else:
-            self._begin()
+            self._start()
 
     def stopProducing(self) -> None:
-        """Forget what is queued, and send nothing ever again."""
+        """Drop what is queued, and never send anything again."""
         self._stopped = True
         self._queue.clear()
         self._in_memory = 0
         if self.pacer is not None:
             self.pacer.stop()
-        if self._feed is not None:
+        if self._sink is not None:
             self._release()
 
     # From here on: the registration with the transport, and turns.
 
-    def _begin(self) -> None:
-        """Send what is queued, if that is not under way and may be."""
-        if self._feed is not None or self._paused or not self._queue:
+    def _start(self) -> None:
+        """Begin to send what is queued, unless that has begun, or is not allowed now."""
+        if self._sink is not None or self._paused or not self._queue:
             return
-        feed: _PlainFeed | _PushFeed
+        sink: _SocketSink | _TransportSink
         if is_plain_socket(self._transport):
-            self._feed = feed = _PlainFeed(self)
+            self._sink = sink = _SocketSink(self)
             if self._seen_empty:
-                self._turn(feed, _AT_ONCE)
+                self._turn(sink, _IMMEDIATE_BUDGET)
                 return
         else:
-            self._feed = feed = _PushFeed(self)
-        feed.register()
+            self._sink = sink = _TransportSink(self)
+        sink.register()
 
     def _release(self) -> None:
-        feed, self._feed = self._feed, None
-        assert feed is not None
-        if feed.registered:
+        sink, self._sink = self._sink, None
+        assert sink is not None
+        if sink.registered:
             self._transport.unregisterProducer()
 
-    def _turn(self, feed: _PlainFeed | _PushFeed, budget: int) -> None:
-        """Send what may be sent now; the feed is woken again when there is room for more."""
-        while self._queue and budget > 0 and not self._paused and feed.has_room():
+    def _turn(self, sink: _SocketSink | _TransportSink, budget: int) -> None:
+        """Send what may be sent now; the sink continues when there is room for more."""
+        while self._queue and budget > 0 and not self._paused and sink.has_room():
             if (count := self._allowed(budget)) == 0:
                 return
             try:
-                budget -= self._step(feed, count)
+                budget -= self._step(sink, count)
             except BlockingIOError:
                 break
             except _PeerGone:
@@ -241,11 +239,11 @@ class RegionProducer:
                 return
         if self._queue:
             if not self._paused:
-                feed.again()
-        elif self._feed is feed and feed.has_room():
-            told = feed.registered
+                sink.schedule()
+        elif self._sink is sink and sink.has_room():
+            was_registered = sink.registered
             self._release()
-            if told:
+            if was_registered:
                 self._drained()
 
     def _lose_peer(self) -> None:
@@ -256,35 +254,35 @@ class RegionProducer:
         """How many region bytes this step may send; 0 if the pacer has paused us."""
         if self.pacer is None:
             return budget
-        # A header leaves together with its region.
+        # A header is sent together with its region.
         head = next((item for item in islice(self._queue, 2) if isinstance(item, FileRegion)), None)
         if head is None:
             return budget
         return self.pacer.allowed(min(head.length, budget), self)
 
-    def _step(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
-        """Send some of the queue's head, at most C{count} region bytes; how many bytes it was."""
+    def _step(self, sink: _SocketSink | _TransportSink, count: int) -> int:
+        """Send some of the queue's head, at most C{count} region bytes; return how many bytes."""
         head = self._queue[0]
-        if not self._by_sendfile(feed, head):
-            return self._write(feed, count)
+        if not self._by_sendfile(sink, head):
+            return self._write(sink, count)
         assert isinstance(head, FileRegion)
         try:
-            return self._send_file(feed, head, count)
+            return self._send_file(sink, head, count)
         except BlockingIOError:
             raise
         except OSError as error:
-            self._rescue(head, error)
+            self._replace_head(head, error)
             return 0
 
-    def _rescue(self, head: FileRegion, error: OSError) -> None:
-        """Put something in the place of what cannot be read."""
-        if head.rescue is None:
+    def _replace_head(self, head: FileRegion, error: OSError) -> None:
+        """Replace a region that cannot be read."""
+        if head.on_read_error is None:
             raise error
         self._queue.popleft()
-        for item in reversed(head.rescue(error, head)):
+        for item in reversed(head.on_read_error(error, head)):
             self._put_back(item)
 
-    def _send_file(self, feed: _PlainFeed | _PushFeed, head: FileRegion, count: int) -> int:
+    def _send_file(self, sink: _SocketSink | _TransportSink, head: FileRegion, count: int) -> int:
         wanted = min(head.length, count)
         try:
             moved: int = self._system.sendfile(
@@ -293,33 +291,33 @@ class RegionProducer:
         except OSError as error:
             if error.errno in _NO_SENDFILE:
                 self._can_sendfile = False
-                return self._write(feed, count)
+                return self._write(sink, count)
             if error.errno in _PEER_GONE:
-                # A disk behind a network fails with the same errors: it raises its own here.
+                # A disk on a network can fail with the same errors: its read raises them here.
                 head.disk.read(head.offset, 1)
                 raise _PeerGone from None
             raise
         if moved == 0:
             raise OSError(errno.EIO, f"{head.disk.name} is shorter than it was")
-        self._advance(moved)
+        self._region_sent(moved)
         return moved
 
     def _by_sendfile(
-        self, feed: _PlainFeed | _PushFeed, item: bytes | memoryview | FileRegion
+        self, sink: _SocketSink | _TransportSink, item: bytes | memoryview | FileRegion
     ) -> bool:
         return (
-            feed.plain
+            sink.plain
             and self._can_sendfile
             and isinstance(item, FileRegion)
             and item.length > _SMALL
             and item.disk.fileno() is not None
         )
 
-    def _write(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
-        """Write the head and what is small behind it in one piece; how many bytes that is."""
+    def _write(self, sink: _SocketSink | _TransportSink, count: int) -> int:
+        """Write the head and small items after it in one piece; return how many bytes."""
         pieces: list[bytes | memoryview] = []
         size = moved = 0
-        while self._queue and size < _CHUNK:
+        while self._queue and size < _WRITE_SIZE:
             head = self._queue[0]
             if not isinstance(head, FileRegion):
                 pieces.append(head)
@@ -327,43 +325,43 @@ class RegionProducer:
                 self._in_memory -= len(head)
                 self._queue.popleft()
                 continue
-            length = min(head.length, count - moved, _CHUNK - size)
+            length = min(head.length, count - moved, _WRITE_SIZE - size)
             if length <= 0 or (pieces and head.length > _SMALL):
                 break
             try:
                 pieces.append(head.disk.read(head.offset, length))
             except OSError as error:
-                self._rescue(head, error)
+                self._replace_head(head, error)
                 continue
             size += length
             moved += length
             self._shorten_head(length)
         if pieces:
-            feed.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            sink.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if moved:
-            self._moved(moved)
+            self._count_sent(moved)
         return size
 
-    def _give(self, data: bytes | memoryview, flags: int) -> int:
-        """Give bytes to the socket; how many it took."""
+    def _send_to_socket(self, data: bytes | memoryview, flags: int) -> int:
+        """Give bytes to the socket; return how many it took."""
         try:
             taken: int = self._system.send(self._transport.getHandle(), data, flags)
         except BlockingIOError:
             raise
         except OSError as error:
-            if error.errno in _FOR_NOW:
+            if error.errno in _TRANSIENT:
                 raise BlockingIOError(errno.EAGAIN, error.strerror) from None
             raise _PeerGone from None
         return taken
 
     def _put_back(self, rest: bytes | memoryview) -> None:
-        """C{rest} could not be sent yet, and still is the first to go."""
+        """Put C{rest}, which could not be sent yet, back at the queue's head."""
         self._queue.appendleft(rest)
         self._in_memory += len(rest)
 
-    def _advance(self, moved: int) -> None:
+    def _region_sent(self, moved: int) -> None:
         self._shorten_head(moved)
-        self._moved(moved)
+        self._count_sent(moved)
 
     def _shorten_head(self, moved: int) -> None:
         head = self._queue.popleft()
@@ -371,17 +369,17 @@ class RegionProducer:
         if moved < head.length:
             self._queue.appendleft(head.after(moved))
 
-    def _moved(self, moved: int) -> None:
+    def _count_sent(self, moved: int) -> None:
         if self.pacer is not None:
             self.pacer.spend(moved)
         self._sent(moved)
 
 
 @implementer(IPullProducer)
-class _PlainFeed:
-    """Past a plain socket's transport, which only tells when the socket is writable.
+class _SocketSink:
+    """Sends on a plain socket past its transport, which only reports when the socket is writable.
 
-    Registered once the socket has taken all it can; resumed each time it can take more.
+    It is registered once the socket takes no more, and resumed each time that it can take more.
     """
 
     plain = True
@@ -397,7 +395,7 @@ class _PlainFeed:
         transport = self._producer._transport
         transport.registerProducer(self, False)
         self._registering = False
-        if self._producer._feed is self:
+        if self._producer._sink is self:
             transport.startWriting()
 
     def has_room(self) -> bool:
@@ -406,41 +404,41 @@ class _PlainFeed:
     def write(self, data: bytes | memoryview) -> None:
         producer = self._producer
         queue = producer._queue
-        # What comes behind it is to leave in the same segment.
+        # What follows is to leave in the same TCP segment.
         more = _MORE if queue and producer._by_sendfile(self, queue[0]) else 0
         try:
-            taken = producer._give(data, more)
+            taken = producer._send_to_socket(data, more)
         except BlockingIOError:
             taken = 0
         if taken < len(data):
             self._full = True
             producer._put_back(memoryview(data)[taken:])
 
-    def again(self) -> None:
+    def schedule(self) -> None:
         if not self.registered:
             self.register()
         else:
             self._producer._transport.startWriting()
 
-    wake = again
+    wake = schedule
 
     def resumeProducing(self) -> None:
         """The socket is writable, or this is the call from inside registerProducer."""
         if not self._registering:
             self._producer._seen_empty = True
             self._full = False
-            self._producer._room()
-            self._producer._turn(self, _TURN)
+            self._producer._progressed()
+            self._producer._turn(self, _TURN_BUDGET)
 
     def stopProducing(self) -> None:
         """The connection is lost."""
-        self._producer._feed = None
+        self._producer._sink = None
         self._producer.stopProducing()
 
 
 @implementer(IPushProducer)
-class _PushFeed:
-    """Towards any other transport: writes until told to pause."""
+class _TransportSink:
+    """Writes to any other transport until that pauses it."""
 
     plain = False
 
@@ -452,7 +450,7 @@ class _PushFeed:
     def register(self) -> None:
         self.registered = True
         self._producer._transport.registerProducer(self, True)
-        if self._producer._feed is self:
+        if self._producer._sink is self:
             self.wake()
 
     def has_room(self) -> bool:
@@ -461,11 +459,11 @@ class _PushFeed:
     def write(self, data: bytes | memoryview) -> None:
         self._producer._transport.write(bytes(data))
 
-    def again(self) -> None:
-        """Nothing to do: the transport resumes us when it wants more."""
+    def schedule(self) -> None:
+        """Nothing to do: the transport resumes us when it has room."""
 
     def wake(self) -> None:
-        # Nobody resumes a push producer that was not paused.
+        # A transport does not resume a push producer that it did not pause.
         self._producer._turn(self, sys.maxsize)
 
     def pauseProducing(self) -> None:
@@ -473,9 +471,9 @@ class _PushFeed:
 
     def resumeProducing(self) -> None:
         self._full = False
-        self._producer._room()
+        self._producer._progressed()
         self._producer._turn(self, sys.maxsize)
 
     def stopProducing(self) -> None:
-        self._producer._feed = None
+        self._producer._sink = None
         self._producer.stopProducing()

@@ -1,15 +1,15 @@
-"""Limits to what is sent: a mean rate without bursts, and a share that yields to others.
+"""Limits on sending: a mean rate without bursts, and a share of the time that yields to others.
 
-A limiter says how much may be sent; a `Pacer` holds a producer back by it, as one holds back any
-push producer: it pauses it, and resumes it when there is something to send again.
+A limiter says how much may be sent; a `Pacer` applies it to a push producer, which it pauses, and
+resumes when something may be sent again.
 
-The allowance of a rate grows with time, at most to a quarter of a second's worth: enough that a
-busy reactor loses nothing, too little for a burst that others on the wire would feel. It is given
-out in slices of a twentieth of a second.
+The allowance of a rate grows with time, up to a quarter of a second's worth: enough that a busy
+reactor loses nothing, too little for a burst that others on the wire would notice. It is given out
+in slices of a twentieth of a second.
 
-`YieldingLimiter`: while others have asked for something within the last moments, what is sent takes
-at most a seventh of the reactor's time, in turns of so few bytes that nobody waits long for one to
-end. (Time in which the socket is full is nobody's.)
+`YieldingLimiter`: while others were busy within the last 3 ms, sending takes at most a seventh of
+the reactor's time, in turns of 128 KiB, so that nobody waits long for one to end. (Time in which
+the socket is full does not count.)
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Final, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 
-_LARGEST: Final = 0.25
+_BURST: Final = 0.25
 _SLICE: Final = 0.05
 _SMALLEST_SLICE: Final = 4096
 
 
-_TURN: Final = 128 << 10
-_QUIET: Final = 0.003
-_SHARE: Final = 6
-# Seconds, so that a limit that was changed meanwhile is soon kept.
+_TURN_SIZE: Final = 128 << 10
+_RECENT: Final = 0.003
+_YIELD_FACTOR: Final = 6
+# Seconds, so that a changed limit takes effect soon.
 _LONGEST_WAIT: Final = 0.25
 
 
 class Limiter(Protocol):
-    """What holds sending back."""
+    """Says how much may be sent."""
 
     def allowed(self, wanted: int) -> int:
         """How many bytes may be sent now, at most C{wanted}."""
@@ -42,13 +42,12 @@ class Limiter(Protocol):
         """C{count} bytes were sent."""
 
     def delay(self, wanted: int) -> float:
-        """Seconds until L{allowed} gives something, after it gave nothing."""
+        """Seconds until L{allowed} returns more than 0, after it returned 0."""
 
 
 class Pacer:
-    """Paces one producer, which nobody else is to pause.
+    """Applies a limiter to one producer, which nobody else may pause.
 
-    @param clock: tells the time.
     @param limiter: says how much may be sent.
     """
 
@@ -60,7 +59,7 @@ class Pacer:
     def allowed(self, wanted: int, producer: IPushProducer) -> int:
         """How many bytes C{producer} may send now, at most C{wanted}.
 
-        Where it is none the producer is paused, and resumed later.
+        If it is 0 the producer is paused, and resumed later.
         """
         allowed = self._limiter.allowed(wanted)
         if not allowed:
@@ -79,7 +78,7 @@ class Pacer:
         self._limiter.spend(count)
 
     def stop(self) -> None:
-        """The producer is not to be resumed any more."""
+        """Do not resume the producer any more."""
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
@@ -88,14 +87,13 @@ class Pacer:
 class RateLimiter:
     """A token bucket.
 
-    @param clock: tells the time.
     @param rate: bytes per second, more than 0; may be changed at any time by L{set_rate}.
     """
 
     def __init__(self, clock: IReactorTime, rate: float) -> None:
         self._clock = clock
         self._allowance = 0.0
-        self._then = clock.seconds()
+        self._updated_at = clock.seconds()
         self._rate = float(rate)
 
     @property
@@ -104,13 +102,13 @@ class RateLimiter:
         return self._rate
 
     def set_rate(self, rate: float) -> None:
-        """Go on with another rate from now."""
-        self._grow()
+        """Use another rate from now on."""
+        self._refill()
         self._rate = float(rate)
 
     def allowed(self, wanted: int) -> int:
-        """How many bytes may be sent now, at most C{wanted}; 0 where the slice is not full yet."""
-        self._grow()
+        """How many bytes may be sent now, at most C{wanted}; 0 while the slice is not full."""
+        self._refill()
         if self._allowance < min(wanted, self._slice()):
             return 0
         return min(wanted, int(self._allowance))
@@ -120,43 +118,43 @@ class RateLimiter:
         self._allowance -= count
 
     def delay(self, wanted: int) -> float:
-        """Seconds until L{allowed} gives something."""
+        """Seconds until L{allowed} returns more than 0."""
         return max(0.0, min(wanted, self._slice()) - self._allowance) / self._rate + 0.001
 
     def _slice(self) -> float:
         return max(self._rate * _SLICE, _SMALLEST_SLICE)
 
-    def _grow(self) -> None:
+    def _refill(self) -> None:
         now = self._clock.seconds()
-        largest = max(self._rate * _LARGEST, _SMALLEST_SLICE)
-        self._allowance = min(self._allowance + (now - self._then) * self._rate, largest)
-        self._then = now
+        burst = max(self._rate * _BURST, _SMALLEST_SLICE)
+        self._allowance = min(self._allowance + (now - self._updated_at) * self._rate, burst)
+        self._updated_at = now
 
 
 class YieldingLimiter:
-    """Lets others go first, and keeps to a rate that may change.
+    """Lets others go first, and keeps to a rate that can be changed.
 
-    @param clock: tells the time, for the rate.
-    @param latest: when others were last busy, by C{seconds}.
+    @param clock: for the rate.
+    @param others_last_busy: returns when others were last busy, by C{seconds}.
     @param rate: bytes per second; None for no limit.
-    @param seconds: a clock that is fine enough to time one turn.
+    @param seconds: a clock fine enough to time one turn.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
-        latest: Callable[[], float],
+        others_last_busy: Callable[[], float],
         rate: float | None = None,
         seconds: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._clock = clock
-        self._latest = latest
+        self._others_last_busy = others_last_busy
         self._seconds = seconds
         self._limiter: RateLimiter | None = None
         self._not_before = float("-inf")
-        self._left = _TURN
-        self._busy = 0.0
-        self._asked = 0.0
+        self._left_in_turn = _TURN_SIZE
+        self._time_used = 0.0
+        self._asked_at = 0.0
         self.set_rate(rate)
 
     @property
@@ -165,7 +163,7 @@ class YieldingLimiter:
         return self._limiter.rate if self._limiter is not None else None
 
     def set_rate(self, rate: float | None) -> None:
-        """Go on with another rate from now; None for no limit."""
+        """Use another rate from now on; None for no limit."""
         if rate is None:
             self._limiter = None
         elif self._limiter is None:
@@ -175,32 +173,32 @@ class YieldingLimiter:
 
     def allowed(self, wanted: int) -> int:
         """How many bytes may be sent now, at most C{wanted}."""
-        self._asked = now = self._seconds()
-        if now - self._latest() < _QUIET:
+        self._asked_at = now = self._seconds()
+        if now - self._others_last_busy() < _RECENT:
             if now < self._not_before:
                 return 0
-            if self._left <= 0:
-                # The turn is over: the others have six times as long.
-                self._not_before = now + _SHARE * self._busy
-                self._left, self._busy = _TURN, 0.0
+            if self._left_in_turn <= 0:
+                # The turn is over: now the others get six times as long.
+                self._not_before = now + _YIELD_FACTOR * self._time_used
+                self._left_in_turn, self._time_used = _TURN_SIZE, 0.0
                 return 0
-            wanted = min(wanted, self._left)
+            wanted = min(wanted, self._left_in_turn)
         else:
-            # What is sent while nobody else wants anything need not be made up for.
-            self._left, self._busy, self._not_before = _TURN, 0.0, now
+            # What is sent while nobody else is busy need not be made up for.
+            self._left_in_turn, self._time_used, self._not_before = _TURN_SIZE, 0.0, now
         return self._limiter.allowed(wanted) if self._limiter is not None else wanted
 
     def spend(self, count: int) -> None:
         """C{count} bytes were sent."""
-        self._left -= count
+        self._left_in_turn -= count
         now = self._seconds()
-        self._busy += now - self._asked
-        self._asked = now
+        self._time_used += now - self._asked_at
+        self._asked_at = now
         if self._limiter is not None:
             self._limiter.spend(count)
 
     def delay(self, wanted: int) -> float:
-        """Seconds until L{allowed} gives something."""
+        """Seconds until L{allowed} returns more than 0."""
         others = max(0.0, self._not_before - self._seconds())
         if others or self._limiter is None:
             return others

@@ -34,7 +34,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ...server import Server, Throttle
-from ...storage import GRANULARITY, DirtyMap, Piece, sampled_places
+from ...storage import GRANULARITY, DirtyMap, Segment, sample_ranges
 from ...transport import Limiter
 from ..source.passes import PassSender, Ranges
 from .convergence import Convergence, Next
@@ -125,7 +125,7 @@ class PreCopy:
         self._reported = float("-inf")
         self._unchanged = {
             block
-            for offset, length in sampled_places(server.disk.size)
+            for offset, length in sample_ranges(server.disk.size)
             for block in _blocks(offset, length)
         }
         self._sampling = LoopingCall(self._sample)
@@ -161,13 +161,13 @@ class PreCopy:
         """Watch what clients change from now on."""
         self.dirty.mark_all()
         self._server.changes.mark = self._mark
-        self._server.latency.crowded = True
+        self._server.latency.threads_busy = True
         self._sampling.start(_SAMPLE, now=True)
 
     def stop(self) -> None:
         """Stop watching; clients that are held stay held."""
         self._server.changes.mark = None
-        self._server.latency.crowded = False
+        self._server.latency.threads_busy = False
         self._server.changes.slow_down(None)
         if self._sampling.running:
             self._sampling.stop()
@@ -240,7 +240,7 @@ class PreCopy:
             self._in_flight += end - start
         return ranges
 
-    def acknowledged(self, piece: Piece) -> None:
+    def acknowledged(self, piece: Segment) -> None:
         """It was transferred."""
         self._in_flight -= piece.length
         self._flushed = False
