@@ -1,4 +1,4 @@
-"""What the documents call by name is there: classes, modules, tests, and the rules of the design."""
+"""What the documents call by name is there: classes, files, methods, the rules of the design."""
 
 from __future__ import annotations
 
