@@ -18,11 +18,15 @@ from typing import Any
 from blockmig.storage import default_state_directory
 
 from . import REPOSITORY
+from .forking import forked
 
 FULL = os.environ.get("BLOCKMIG_FULL") == "1"
 BIN = os.path.dirname(sys.executable)
 BLOCKMIG = os.path.join(BIN, "blockmig")
 TWISTD = os.path.join(BIN, "twistd")
+ITS_OWN = (sys.executable, "-I", "-c")
+"""Runs a program in an interpreter that has not imported anything yet."""
+
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 
 
@@ -46,7 +50,8 @@ class Running:
         assert tool is not None, f"{arguments[0]} is needed for this test and is not installed"
         guarded = ["setpriv", "--pdeathsig", "KILL", *prefix, "--", tool, *arguments[1:]]
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
+            fork = None if prefix or FULL else forked(arguments, BLOCKMIG, out, err, cwd)
+            self.process = fork or subprocess.Popen(
                 guarded,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -151,7 +156,7 @@ class Processes:
         self._sampler.start()
 
     def _sample(self) -> None:
-        while not self._over.wait(0.02):
+        while not self._over.wait(0.05):
             for running in list(self._all):
                 if running.process.returncode is None:
                     running.sample()
@@ -237,4 +242,14 @@ class Processes:
                     assert "Unhandled" not in text, f"{running.arguments}\n{text}"
 
 
-__all__ = ["ANY_PORT", "BIN", "BLOCKMIG", "FULL", "REPOSITORY", "TWISTD", "Processes", "until"]
+__all__ = [
+    "ANY_PORT",
+    "BIN",
+    "BLOCKMIG",
+    "FULL",
+    "ITS_OWN",
+    "REPOSITORY",
+    "TWISTD",
+    "Processes",
+    "until",
+]
