@@ -361,7 +361,7 @@ def test_overwriting_has_to_be_asked_for_and_is_not_enough_for_everything(
 def test_a_receiver_started_again_after_its_success_is_refused(scene: Scene) -> None:
     scene.receive()
     scene.completes("send")
-    scene.receive_is_refused("if a migration into it has ended, it is complete as far as can be")
+    scene.receive_is_refused("if a migration into it has ended, it is presumably complete")
     verdict = scene.processes.run(BLOCKMIG, "inspect", scene.copy)
     assert verdict.stdout.startswith("canonical\n")
 

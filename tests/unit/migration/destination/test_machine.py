@@ -69,7 +69,7 @@ class MigrationActions:
         return self.attempt
 
     def record_attempt(self, connection):
-        return self.note("put on record", Errno.OK, connection)
+        return self.note("record attempt", Errno.OK, connection)
 
     def change(self, attempt, connection):
         return self.note("change", Errno.EPERM, attempt, connection)
@@ -131,14 +131,14 @@ class MachineTests(SynchronousTestCase):
 
     def test_an_attempt(self):
         self.make()
-        self.assertEqual(Errno.OK, self.does("change", "begin", "put on record"))
+        self.assertEqual(Errno.OK, self.does("change", "begin", "record attempt"))
         self.assertEqual(Errno.EPERM, self.does("change", "change"))
         self.assertEqual((self.actions.attempt, "connection"), self.actions.about)
         self.does("covered", "cover")
         self.assertEqual((self.actions.attempt, "request"), self.actions.about)
         self.does("drop", "restart")
         self.assertEqual((self.actions.attempt, "why"), self.actions.about)
-        self.does("change", "begin", "put on record")
+        self.does("change", "begin", "record attempt")
 
     def test_messages(self):
         self.make()
