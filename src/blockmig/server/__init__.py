@@ -13,7 +13,7 @@ from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
 from .relay import Relay
 from .serving import Server
-from .traffic import Traffic
+from .traffic import TrafficCounters
 
 __all__ = [
     "Changes",
@@ -26,5 +26,5 @@ __all__ = [
     "Server",
     "ServerConnection",
     "Throttle",
-    "Traffic",
+    "TrafficCounters",
 ]

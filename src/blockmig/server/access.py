@@ -28,7 +28,7 @@ from ..runtime import InThread
 from ..storage import PROBE_SIZE
 from ..syscalls import NO_WAIT, SystemCalls
 from .changes import Changes
-from .jobs import JobQueue, Owner
+from .jobs import JobOwner, JobQueue
 from .latency import LatencyMonitor
 
 _log = Logger()
@@ -40,10 +40,10 @@ SHORTEST_HOLE: Final = 64 << 10
 """Bytes of the shortest hole that a read tells of, so that its reply has not too many chunks."""
 
 _MOST_EXTENTS: Final = 1 << 13
-MOST_STATUS: Final = 8 * _MOST_EXTENTS
+LONGEST_STATUS: Final = 8 * _MOST_EXTENTS
 """Bytes that an answer to BLOCK_STATUS may have, or nearly so."""
 
-_CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class DiskAccess:
@@ -65,17 +65,17 @@ class DiskAccess:
     ) -> None:
         self.disk = disk
         self.latency = latency
-        self.careful = False
+        self.reads_first = False
         self.changes = Changes()
         self.jobs = JobQueue(in_thread)
         self._in_thread = in_thread
-        self._nobody = Owner()
+        self._anonymous = JobOwner()
         self.preadv = system.preadv
         self.pwrite = system.pwrite
         self.no_wait = NO_WAIT
-        self._data = (0, 0)
+        self._known_data = (0, 0)
         self._flushing = False
-        self._to_flush: list[Deferred[None]] = []
+        self._flush_waiters: list[Deferred[None]] = []
 
     # Small requests.
 
@@ -84,32 +84,32 @@ class DiskAccess:
         """Whether small requests may be tried in the reactor's thread now."""
         return self.latency.quick and self.disk.fileno() is not None
 
-    def read_now(self, view: memoryview, offset: int) -> bool:
+    def read_nowait(self, view: memoryview, offset: int) -> bool:
         """Fill C{view} from C{offset} if that needs no waiting; whether it was done."""
         descriptor = self.disk.fileno()
         assert descriptor is not None
         try:
             return bool(self.preadv(descriptor, (view,), offset, self.no_wait) == len(view))
         except OSError as error:
-            return self.not_at_once(error) and self.read_now(view, offset)
+            return self.nowait_failed(error) and self.read_nowait(view, offset)
 
-    def not_at_once(self, error: OSError) -> bool:
+    def nowait_failed(self, error: OSError) -> bool:
         """Something could not be done at once; whether it may be tried again."""
-        if self.no_wait and error.errno in _CANNOT:
+        if self.no_wait and error.errno in _UNSUPPORTED:
             self.no_wait = 0
             return True
         return False
 
-    def read(self, offset: int, length: int, owner: Owner | None = None) -> Deferred[bytes]:
+    def read(self, offset: int, length: int, owner: JobOwner | None = None) -> Deferred[bytes]:
         """I{In a thread.} That many bytes.
 
         @param owner: here and below, whose work it is.
         """
-        return self.jobs.run(owner or self._nobody, self.disk.read, offset, length)
+        return self.jobs.run(owner or self._anonymous, self.disk.read, offset, length)
 
-    def write(self, offset: int, data: bytes, owner: Owner | None = None) -> Deferred[None]:
+    def write(self, offset: int, data: bytes, owner: JobOwner | None = None) -> Deferred[None]:
         """I{In a thread.} Write C{data}."""
-        return self.jobs.run(owner or self._nobody, self.disk.write, offset, data, changing=True)
+        return self.jobs.run(owner or self._anonymous, self.disk.write, offset, data, changing=True)
 
     # Large reads, and what the disk looks like.
 
@@ -118,9 +118,12 @@ class DiskAccess:
 
         @param with_holes: holes are to be told from data.
         """
-        if self.careful or self.disk.fileno() is None:
+        if self.reads_first or self.disk.fileno() is None:
             return False
-        if with_holes and not self._data[0] <= offset <= offset + length <= self._data[1]:
+        if (
+            with_holes
+            and not self._known_data[0] <= offset <= offset + length <= self._known_data[1]
+        ):
             return False
         return self._is_cached(offset, length) if self.no_wait else self.latency.quick
 
@@ -129,10 +132,10 @@ class DiskAccess:
         byte = memoryview(bytearray(1))
         end = offset + length
         ends = range(min(offset + PROBE_SIZE, end), end, PROBE_SIZE)
-        return all(self.read_now(byte, position - 1) for position in (*ends, end))
+        return all(self.read_nowait(byte, position - 1) for position in (*ends, end))
 
     def prepare(
-        self, offset: int, length: int, with_holes: bool, owner: Owner | None = None
+        self, offset: int, length: int, with_holes: bool, owner: JobOwner | None = None
     ) -> Deferred[list[Extent]]:
         """I{In a thread.} Have a range ready to be sent, and tell its holes from its data.
 
@@ -142,9 +145,9 @@ class DiskAccess:
         @return: fires with the runs, which adjoin and make up the range.
         """
         preparing = self.jobs.run(
-            owner or self._nobody, self._prepare, offset, length, with_holes, looking=with_holes
+            owner or self._anonymous, self._prepare, offset, length, with_holes, scanning=with_holes
         )
-        return preparing.addCallback(self._learn)
+        return preparing.addCallback(self._remember_data)
 
     def _prepare(
         self, offset: int, length: int, with_holes: bool
@@ -176,20 +179,20 @@ class DiskAccess:
             offset += count
         return not zeroes
 
-    def _learn(self, found: tuple[list[Extent], tuple[int, int]]) -> list[Extent]:
+    def _remember_data(self, found: tuple[list[Extent], tuple[int, int]]) -> list[Extent]:
         runs, (start, end) = found
         if end:
-            first, last = self._data
+            first, last = self._known_data
             touching = start <= last and first <= end
-            self._data = (min(first, start), max(last, end)) if touching else (start, end)
+            self._known_data = (min(first, start), max(last, end)) if touching else (start, end)
         return runs
 
     def forget_layout(self) -> None:
         """Space was given back: there may be holes where there was data."""
-        self._data = (0, 0)
+        self._known_data = (0, 0)
 
     def status(
-        self, offset: int, length: int, one: bool, owner: Owner | None = None
+        self, offset: int, length: int, one: bool, owner: JobOwner | None = None
     ) -> Deferred[list[tuple[int, int]]]:
         """I{In a thread.} What C{base:allocation} says of a range, or of its beginning.
 
@@ -197,7 +200,7 @@ class DiskAccess:
         @return: fires with the length and state of each extent.
         """
         return self.jobs.run(
-            owner or self._nobody, self._status, offset, offset + length, one, looking=True
+            owner or self._anonymous, self._status, offset, offset + length, one, scanning=True
         )
 
     def _status(self, offset: int, end: int, one: bool) -> list[tuple[int, int]]:
@@ -210,13 +213,13 @@ class DiskAccess:
 
     def read_failed(self, error: OSError) -> None:
         """A part of the disk could not be sent."""
-        if not self.careful:
+        if not self.reads_first:
             _log.warn(
                 "{disk}: cannot be read everywhere ({error}); reading before promising from now on",
                 disk=self.disk.name,
                 error=str(error),
             )
-        self.careful = True
+        self.reads_first = True
 
     # Flushes.
 
@@ -226,18 +229,18 @@ class DiskAccess:
         @return: fires when it is; fails with the disk's error.
         """
         asked: Deferred[None] = Deferred()
-        self._to_flush.append(asked)
+        self._flush_waiters.append(asked)
         if not self._flushing:
             self._flush()
         return asked
 
     def _flush(self) -> None:
-        asked, self._to_flush = self._to_flush, []
+        asked, self._flush_waiters = self._flush_waiters, []
         self._flushing = True
 
         def flushed(result: Any) -> None:
             self._flushing = False
-            if self._to_flush:
+            if self._flush_waiters:
                 self._flush()
             for waiting in asked:
                 if isinstance(result, Failure):

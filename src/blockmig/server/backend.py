@@ -25,47 +25,47 @@ from ..nbd import Command, CommandFlag, Errno, Request, ServerTransmission
 from ..runtime import InThread
 from ..transport import FileRegion
 
-Reply = list[Any]
+ReplyItems = list[Any]
 """What to put on the wire, in order: bytes and file regions."""
 
-Answer = Reply | Deferred[Reply]
+EventualReply = ReplyItems | Deferred[ReplyItems]
 """The reply to a request, now or once it is known."""
 
 SHORT_ZEROES: Final = 1 << 20
 """Bytes of the longest range that may be zeroed, or trimmed, in the reactor's thread."""
 
-PIECE: Final = 1 << 20
+IO_SIZE: Final = 1 << 20
 """Bytes that are read or written at a time by a thread."""
 
-_SLICE: Final = 64 << 20
+_ZEROING_SLICE: Final = 64 << 20
 
 
 class Backend(Protocol):
     """The operations of a disk. What fails, or raises, does so with the disk's error."""
 
     @property
-    def aside(self) -> bool:
-        """Whether payloads are to be written by L{write_aside}, rather than as they come."""
+    def writes_in_thread(self) -> bool:
+        """Whether payloads are to be written by L{write_in_thread}, rather than as they come."""
 
-    def note(self) -> None:
+    def touch(self) -> None:
         """A request is about to be carried out, other than by the next two."""
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write some of a payload."""
 
-    def write_aside(self, offset: int, data: bytes) -> Deferred[Any]:
+    def write_in_thread(self, offset: int, data: bytes) -> Deferred[Any]:
         """I{In a thread.} Write some of a payload."""
 
-    def region(self, offset: int, length: int) -> FileRegion:
+    def write_region(self, offset: int, length: int) -> FileRegion:
         """Where so much of a payload belongs, some of which may now be moved there."""
 
-    def moved(self) -> None:
+    def payload_moved(self) -> None:
         """Some of it was."""
 
-    def read(self, request: Request) -> Answer:
+    def read(self, request: Request) -> EventualReply:
         """Carry out a READ."""
 
-    def status(self, request: Request) -> Answer:
+    def status(self, request: Request) -> EventualReply:
         """Carry out a BLOCK_STATUS."""
 
     def memory_to_read(self, length: int) -> int:
@@ -95,37 +95,37 @@ class PlainBackend:
     @param in_thread: runs a function in a thread.
     """
 
-    aside = False
+    writes_in_thread = False
 
     def __init__(self, disk: IDisk, wire: ServerTransmission, in_thread: InThread) -> None:
         self._disk = disk
         self._wire = wire
         self._in_thread = in_thread
 
-    def note(self) -> None:
+    def touch(self) -> None:
         """It matters to nobody."""
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write some of a payload."""
         self._disk.write(offset, data)
 
-    def write_aside(self, offset: int, data: bytes) -> Deferred[Any]:
+    def write_in_thread(self, offset: int, data: bytes) -> Deferred[Any]:
         """I{In a thread.} Write some of a payload."""
         return self._in_thread(self._disk.write, offset, data)
 
-    def region(self, offset: int, length: int) -> FileRegion:
+    def write_region(self, offset: int, length: int) -> FileRegion:
         """Where so much of a payload belongs."""
         return FileRegion(self._disk, offset, length)
 
-    def moved(self) -> None:
+    def payload_moved(self) -> None:
         """It matters to nobody."""
 
-    def read(self, request: Request) -> Reply:
+    def read(self, request: Request) -> ReplyItems:
         """Send it from the disk."""
         region = FileRegion(self._disk, request.offset, request.length)
         return self._wire.reply(request, 0, [region])
 
-    def status(self, request: Request) -> Reply:
+    def status(self, request: Request) -> ReplyItems:
         """It is offered to nobody."""
         return self._wire.reply(request, Errno.ENOTSUP)
 
@@ -165,7 +165,7 @@ def change(disk: IDisk, request: Request, check: Callable[[], None] = lambda: No
     fast = bool(request.flags & CommandFlag.FAST_ZERO)
     while offset < end:
         check()
-        length = min(_SLICE, end - offset)
+        length = min(_ZEROING_SLICE, end - offset)
         if request.command == Command.TRIM:
             disk.trim(offset, length)
         else:
@@ -181,4 +181,4 @@ def cache(disk: IDisk, request: Request, check: Callable[[], None] = lambda: Non
     offset, end = request.offset, request.offset + request.length
     while offset < end:
         check()
-        offset += len(disk.read(offset, min(PIECE, end - offset)))
+        offset += len(disk.read(offset, min(IO_SIZE, end - offset)))

@@ -18,7 +18,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-_SAVED: Final = 0.1
+_BURST: Final = 0.1
 """Seconds for which an unused share is kept."""
 
 _LONGEST_DELAY: Final = 10.0
@@ -37,18 +37,18 @@ class Throttle:
         self.rate = rate
         self._clock = clock
         self._dirtied = dirtied
-        self._then = clock.seconds()
-        self._counted = dirtied()
+        self._updated_at = clock.seconds()
+        self._dirtied_before = dirtied()
         self._allowance = 0.0
         self._waiting: dict[Deferred[None], IDelayedCall] = {}
 
     def turn(self) -> Deferred[None] | None:
         """None where a change may be made now; else what fires when it may."""
         now, dirtied = self._clock.seconds(), self._dirtied()
-        grown = self._allowance + (now - self._then) * self.rate
-        allowance = min(grown, self.rate * _SAVED) - (dirtied - self._counted)
+        grown = self._allowance + (now - self._updated_at) * self.rate
+        allowance = min(grown, self.rate * _BURST) - (dirtied - self._dirtied_before)
         self._allowance = max(allowance, -self.rate * _LONGEST_DELAY)
-        self._then, self._counted = now, dirtied
+        self._updated_at, self._dirtied_before = now, dirtied
         if self._allowance >= 0:
             return None
         turn: Deferred[None] = Deferred()

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from .connection import ServerConnection
-from .traffic import Traffic
+from .traffic import TrafficCounters
 
 
 class Clients:
@@ -20,7 +20,7 @@ class Clients:
     def __init__(self) -> None:
         self._connections: dict[ServerConnection, None] = {}
         self._count = 0
-        self._past = Traffic()
+        self._past = TrafficCounters()
         self._waiting: list[Deferred[None]] = []
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Clients:
         self._connections[connection] = None
         self._count += 1
 
-    def forget(self, connection: ServerConnection) -> None:
+    def remove(self, connection: ServerConnection) -> None:
         """C{connection} is no more."""
         del self._connections[connection]
         self._past.add(connection.traffic)
@@ -43,7 +43,7 @@ class Clients:
             for deferred in waiting:
                 deferred.callback(None)
 
-    def none_left(self) -> Deferred[None]:
+    def all_gone(self) -> Deferred[None]:
         """Fires when there is no connection."""
         left: Deferred[None] = Deferred()
         if self._connections:
@@ -57,7 +57,7 @@ class Clients:
 
         @param now: the time, by the reactor's clock.
         """
-        totals = Traffic()
+        totals = TrafficCounters()
         totals.add(self._past)
         for connection in self._connections:
             totals.add(connection.traffic)
@@ -66,7 +66,7 @@ class Clients:
                 {
                     "address": connection.peer,
                     "export": connection.handler.export.name if connection.handler else None,
-                    "connected": round(now - connection.made, 3),
+                    "connected": round(now - connection.connected_at, 3),
                     **connection.traffic.as_json(),
                 }
                 for connection in self._connections

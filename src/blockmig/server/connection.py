@@ -30,7 +30,7 @@ from zope.interface import implementer
 
 from ..nbd import REQUEST_SIZE, Negotiated
 from ..transport import PayloadReader, RegionProducer, describe_address, tune
-from .forwarding import Forwarding, Passing
+from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
 from .holds import HELD, Hold, Holds
@@ -38,7 +38,7 @@ from .lifetime import make_lifetime
 from .phase import Phase, PhaseContext
 from .session import Session
 from .timeout import ConnectionTimeout
-from .traffic import Traffic
+from .traffic import TrafficCounters
 
 _log = Logger()
 
@@ -53,7 +53,7 @@ class ServerConnection(Protocol):
     @ivar handler: the export's handler, once negotiated.
     @ivar negotiated: what the peer was told.
     @ivar traffic: what was asked for.
-    @ivar made: when the connection was made, by the reactor's clock.
+    @ivar connected_at: when the connection was made, by the reactor's clock.
     """
 
     transport: Any
@@ -63,10 +63,10 @@ class ServerConnection(Protocol):
         self.peer = describe_address(address)
         self.handler: IExportHandler | None = None
         self.negotiated: Negotiated | None = None
-        self.traffic = Traffic()
-        self.made = settings.runtime.reactor.seconds()
+        self.traffic = TrafficCounters()
+        self.connected_at = settings.runtime.reactor.seconds()
         self._settings = settings
-        self._life = make_lifetime(self)
+        self._lifetime = make_lifetime(self)
 
     # IProtocol, and IHalfCloseableProtocol.
 
@@ -81,15 +81,15 @@ class ServerConnection(Protocol):
             transport,
             self._sending_failed,
             drained=self._drained,
-            room=timeout.note,
+            room=timeout.reset,
             system=runtime.system,
         )
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)
         holds = Holds(incoming, self._released)
         self._context = context = PhaseContext(
-            self.peer, outgoing, incoming, holds, timeout, self._life, self.traffic
+            self.peer, outgoing, incoming, holds, timeout, self._lifetime, self.traffic
         )
-        handshake = HandshakePhase(context, self._settings, self._agree)
+        handshake = HandshakePhase(context, self._settings, self._begin_session)
         self._enter(handshake)
         self.begin(handshake)
 
@@ -114,7 +114,7 @@ class ServerConnection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection has gone, for whatever reason."""
         context = self._context
-        self._life.lose()
+        self._lifetime.lose()
         context.incoming.stop()
         context.outgoing.stopProducing()
         context.timeout.stop()
@@ -142,7 +142,7 @@ class ServerConnection(Protocol):
 
     # From phase to phase.
 
-    def _agree(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
+    def _begin_session(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
         """The handshake is over; C{data} came after it."""
         settings = self._settings
         self.handler, self.negotiated = handler, negotiated
@@ -150,26 +150,26 @@ class ServerConnection(Protocol):
         self._enter(session)
         self._context.timeout.watch(settings.idle_timeout, session.may_be_silent)
         session.begin(data)
-        self.agreed()
+        self.session_began()
 
-    def agreed(self) -> None:
+    def session_began(self) -> None:
         """The handshake is over, and what came after it was acted on as far as it may be."""
 
-    def pass_on(self, passing: Passing) -> None:
+    def forward(self, forwarder: Forwarder) -> None:
         """Have another server answer; for one that is held and idle, or was not greeted.
 
-        Nothing happens if the connection is at its end already, and C{passing} hears of nothing.
+        Nothing happens if the connection is at its end already, and C{forwarder} hears of nothing.
         """
-        self._life.pass_on(passing)
+        self._lifetime.forward(forwarder)
 
-    def begin_passing(self, passing: Passing) -> None:
+    def begin_forwarding(self, forwarder: Forwarder) -> None:
         """Give the connection up (see L{lifetime})."""
         context, unanswered = self._context, self._phase.unanswered()
-        self._enter(Forwarding(context, passing))
+        self._enter(Forwarding(context, forwarder))
         context.timeout.stop()
         context.holds.clear()
         self.pause_reading()
-        passing.begin(unanswered)
+        forwarder.begin(unanswered)
 
     def answer(self, data: bytes) -> bool:
         """Send what the other server says, after what we did; whether the peer has taken all."""
@@ -184,20 +184,20 @@ class ServerConnection(Protocol):
         return self._phase.first_cookie
 
     @property
-    def owes(self) -> bool:
+    def is_mid_exchange(self) -> bool:
         """Whether the peer has begun what it has to finish: a request, or taking its replies."""
-        return self._phase.owes
+        return self._phase.is_mid_exchange
 
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}.
 
         For a handler whose disk is behind, and for who passes the connection on.
         """
-        self._context.holds.add(Hold.BEHIND)
+        self._context.holds.add(Hold.BACKPRESSURE)
 
     def resume_reading(self) -> None:
         """Read on, unless the peer is to wait for another reason."""
-        self._context.holds.release(Hold.BEHIND)
+        self._context.holds.release(Hold.BACKPRESSURE)
 
     def hold(self) -> Deferred[None]:
         """Begin nothing more for the peer until L{release}; a handshake may go on.
@@ -215,26 +215,26 @@ class ServerConnection(Protocol):
 
     def drain(self) -> None:
         """Finish what is being carried out, refuse what comes new, then close."""
-        self._life.drain()
+        self._lifetime.drain()
         self._phase.check_idle()
 
     def close(self) -> None:
         """Send what is due, then close; the connection is aborted if that takes long."""
-        self._life.close()
+        self._lifetime.close()
 
     def abort(self) -> None:
         """Close at once."""
-        self._life.abort()
+        self._lifetime.abort()
 
     # For the machine (see L{lifetime}).
 
     def refuse(self) -> None:
         """Finish what has begun, and refuse what comes new."""
-        self._context.holds.add(Hold.REFUSED)
+        self._context.holds.add(Hold.DRAINING)
 
     def ignore(self) -> None:
         """Act on nothing more that the peer sends."""
-        self._context.holds.add(Hold.OVER)
+        self._context.holds.add(Hold.CLOSING)
 
     def announce_disconnected(self) -> None:
         """The client disconnected, and nothing of it is being carried out."""

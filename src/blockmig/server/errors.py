@@ -17,7 +17,7 @@ from ..syscalls import describe_error
 
 _log = Logger()
 
-_SILENT_FOR: Final = 60.0
+_LOG_INTERVAL: Final = 60.0
 
 
 class DiskErrors:
@@ -34,7 +34,7 @@ class DiskErrors:
         self.last = ""
         self._disk = disk
         self._seconds = seconds
-        self._told: dict[tuple[int, int | None], float] = {}
+        self._logged_at: dict[tuple[int, int | None], float] = {}
 
     def add(self, request: Request, error: BaseException | None) -> None:
         """C{request} failed."""
@@ -47,9 +47,9 @@ class DiskErrors:
         self.last = f"{command.name}{where}: {describe_error(error)}"
         kind = command, number
         now = self._seconds()
-        if now - self._told.get(kind, float("-inf")) < _SILENT_FOR:
+        if now - self._logged_at.get(kind, float("-inf")) < _LOG_INTERVAL:
             return
-        self._told[kind] = now
+        self._logged_at[kind] = now
         _log.error(
             "{disk}: {error} (the client was told; errors so far: {count})",
             event="disk-error",

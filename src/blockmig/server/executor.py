@@ -33,10 +33,10 @@ from ..nbd import (
     errno_to_wire,
 )
 from ..transport import FileRegion
-from .access import MOST_STATUS, SMALL
-from .backend import PIECE, Answer, Backend, Reply
+from .access import LONGEST_STATUS, SMALL
+from .backend import IO_SIZE, Backend, EventualReply, ReplyItems
 from .handler import IExportHandler
-from .holds import OVER, REFUSED, Hold
+from .holds import CLOSING, DRAINING, Hold
 from .phase import PhaseContext
 
 _log = Logger()
@@ -54,25 +54,25 @@ class IncomingWrite:
     @ivar request: the WRITE.
     @ivar error: what to answer it with; its payload is then only taken off the wire. So it is
         before the request is admitted.
-    @ivar aside: what comes of the payload is to be written by a thread.
+    @ivar in_thread: what comes of the payload is to be written by a thread.
     @ivar position: where on the disk the next byte from the wire belongs.
     """
 
-    __slots__ = ("_backend", "_gathered", "_pieces", "aside", "error", "position", "request")
+    __slots__ = ("_backend", "_buffered", "_pieces", "error", "in_thread", "position", "request")
 
     def __init__(self, request: Request, backend: Backend) -> None:
         self.request = request
         self.error = int(Errno.ESHUTDOWN)
-        self.aside = False
+        self.in_thread = False
         self.position = request.offset
         self._backend = backend
         self._pieces: list[bytes] = []
-        self._gathered = 0
+        self._buffered = 0
 
     def admit(self, error: int) -> None:
         """It is known whether it is to be tried."""
         self.error = error
-        self.aside = not error and self._backend.aside
+        self.in_thread = not error and self._backend.writes_in_thread
 
     def take(self, data: memoryview) -> Deferred[Any] | None:
         """The next bytes have come.
@@ -84,25 +84,25 @@ class IncomingWrite:
         self.position += len(data)
         if self.error:
             return None
-        if not self.aside:
+        if not self.in_thread:
             self._backend.write(offset, data)
             return None
         self._pieces.append(bytes(data))
-        self._gathered += len(data)
-        return self.write_pieces() if self._gathered >= PIECE else None
+        self._buffered += len(data)
+        return self.write_buffered() if self._buffered >= IO_SIZE else None
 
-    def write_pieces(self) -> Deferred[Any] | None:
+    def write_buffered(self) -> Deferred[Any] | None:
         """Write what has come and is to be written by a thread; None if there is nothing."""
         if not self._pieces:
             return None
         data = b"".join(self._pieces)
         self._pieces.clear()
-        self._gathered = 0
-        return self._backend.write_aside(self.position - len(data), data)
+        self._buffered = 0
+        return self._backend.write_in_thread(self.position - len(data), data)
 
-    def as_it_came(self, disk: Any) -> list[bytes | FileRegion]:
+    def as_received(self, disk: Any) -> list[bytes | FileRegion]:
         """Its header, and what has come of its payload: from C{disk}, and from memory."""
-        start, written = self.request.offset, self.position - self._gathered - self.request.offset
+        start, written = self.request.offset, self.position - self._buffered - self.request.offset
         header = REQUEST.pack(REQUEST_MAGIC, *self.request)
         region = [FileRegion(disk, start, written)] if written else []
         return [header, *region, *self._pieces]
@@ -139,7 +139,7 @@ class RequestExecutor:
         self._outgoing = context.outgoing
         self._traffic = context.traffic
 
-    def execute(self, request: Request) -> Answer:
+    def execute(self, request: Request) -> EventualReply:
         """Carry out a request that has no payload.
 
         @return: its reply; empty where the client is not to be answered any more.
@@ -147,10 +147,10 @@ class RequestExecutor:
         admitted = self._admit(request)
         if not isinstance(admitted, Deferred):
             return self._begin(request, admitted)
-        answered: Deferred[Reply] = Deferred()
+        answered: Deferred[ReplyItems] = Deferred()
 
         def begin(error: int) -> Any:
-            return [] if OVER in self._holds.reasons else self._begin(request, error)
+            return [] if CLOSING in self._holds.reasons else self._begin(request, error)
 
         def begin_after(error: int) -> None:
             maybeDeferred(begin, error).chainDeferred(answered)
@@ -161,9 +161,9 @@ class RequestExecutor:
     def memory_for(self, request: Request) -> int:
         """How many bytes of memory the request may take while it is being carried out."""
         if request.command == _WRITE or request.length <= SMALL:
-            return min(request.length, PIECE)
+            return min(request.length, IO_SIZE)
         if request.command == _STATUS:
-            return MOST_STATUS
+            return LONGEST_STATUS
         return self._backend.memory_to_read(request.length) if request.command == _READ else 0
 
     def abandon(self) -> None:
@@ -195,17 +195,17 @@ class RequestExecutor:
 
     def write_failed(self, write: IncomingWrite, error: BaseException | None) -> None:
         """The disk did not take some of the payload."""
-        write.error = _number(error)
+        write.error = _wire_errno(error)
         self._handler.failed(self._connection, write.request, error)
 
-    def finish(self, write: IncomingWrite) -> Answer:
+    def finish(self, write: IncomingWrite) -> EventualReply:
         """All of the payload came.
 
         @return: the WRITE's reply.
         """
         if write.error:
             return self._wire.reply(write.request, write.error)
-        return self._conclude(write.request, write.write_pieces())
+        return self._flush_if_asked(write.request, write.write_buffered())
 
     # From the request to what is done.
 
@@ -214,14 +214,14 @@ class RequestExecutor:
         error = check_request(request, self._export, self._allocation)
         if error:
             return error
-        if REFUSED in self._holds.reasons:
+        if DRAINING in self._holds.reasons:
             return Errno.ESHUTDOWN
         admitted: int | Deferred[int] = self._handler.admit(self._connection, request)
         if not admitted or isinstance(admitted, Deferred):
             self._traffic.count_request(request)
         return admitted
 
-    def _after(self, admitting: Deferred[int], begin: Any) -> None:
+    def _after(self, admission: Deferred[int], begin: Any) -> None:
         """Do nothing more for the client until it is known whether the request is admitted."""
 
         def admitted(result: int | Failure) -> None:
@@ -230,67 +230,68 @@ class RequestExecutor:
                 result = errno_to_wire(None)
             begin(result)
 
-        self._holds.until(Hold.ADMITTING, admitting, admitted)
+        self._holds.until(Hold.ADMITTING, admission, admitted)
 
-    def _begin(self, request: Request, error: int) -> Answer:
+    def _begin(self, request: Request, error: int) -> EventualReply:
         if error:
             return self._wire.reply(request, error)
         backend, command = self._backend, request.command
-        backend.note()
+        backend.touch()
         if command == _READ:
-            return self._or_error(request, backend.read(request))
+            return self._reply_or_error(request, backend.read(request))
         if command == _STATUS:
-            return self._or_error(request, backend.status(request))
+            return self._reply_or_error(request, backend.status(request))
         if command == _CACHE:
-            return self._or_done(request, backend.cache(request))
+            return self._reply_when_done(request, backend.cache(request))
         if command == _FLUSH:
             needed = self._handler.needs_flush(self._connection)
-            return self._or_done(request, backend.flush() if needed else None)
+            return self._reply_when_done(request, backend.flush() if needed else None)
         try:
             changing = backend.change(request)
         except OSError as failed:
-            return self._failed(request, failed)
-        return self._conclude(request, changing)
+            return self._reply_failed(request, failed)
+        return self._flush_if_asked(request, changing)
 
     # From what is done to the reply.
 
-    def _conclude(self, request: Request, changing: Deferred[Any] | None) -> Answer:
+    def _flush_if_asked(self, request: Request, changing: Deferred[Any] | None) -> EventualReply:
         """The disk is being changed, or was; FUA wants it flushed after that."""
         if request.flags & CommandFlag.FUA:
             flush = self._backend.flush
             changing = flush() if changing is None else changing.addCallback(lambda _: flush())
-        return self._or_done(request, changing)
+        return self._reply_when_done(request, changing)
 
-    def _or_done(self, request: Request, working: Deferred[Any] | None) -> Answer:
+    def _reply_when_done(self, request: Request, working: Deferred[Any] | None) -> EventualReply:
         """There is nothing to say of the work but that it is done."""
         if working is None:
-            return self._done(request)
+            return self._reply_done(request)
         return working.addCallbacks(
-            lambda _: self._done(request), lambda failure: self._failed(request, failure.value)
+            lambda _: self._reply_done(request),
+            lambda failure: self._reply_failed(request, failure.value),
         )
 
-    def _or_error(self, request: Request, answer: Answer) -> Answer:
+    def _reply_or_error(self, request: Request, answer: EventualReply) -> EventualReply:
         if isinstance(answer, Deferred):
-            answer.addErrback(lambda failure: self._failed(request, failure.value))
+            answer.addErrback(lambda failure: self._reply_failed(request, failure.value))
         return answer
 
-    def _done(self, request: Request) -> Answer:
+    def _reply_done(self, request: Request) -> EventualReply:
         more = self._handler.done(self._connection, request)
         if not isinstance(more, Deferred):
             return self._wire.reply(request)
         # The handler has something to do yet, and knows itself if that fails.
         return more.addCallbacks(
             lambda _: self._wire.reply(request),
-            lambda failure: self._wire.reply(request, _number(failure.value)),
+            lambda failure: self._wire.reply(request, _wire_errno(failure.value)),
         )
 
-    def _failed(self, request: Request, error: BaseException | None) -> Reply:
+    def _reply_failed(self, request: Request, error: BaseException | None) -> ReplyItems:
         """The client is told first: whoever decides may end the connection because of it."""
-        self._outgoing.send(self._wire.reply(request, _number(error)))
+        self._outgoing.send(self._wire.reply(request, _wire_errno(error)))
         self._handler.failed(self._connection, request, error)
         return []
 
 
-def _number(error: BaseException | None) -> int:
+def _wire_errno(error: BaseException | None) -> int:
     """The error of the wire for what the system said."""
     return errno_to_wire(getattr(error, "errno", None))

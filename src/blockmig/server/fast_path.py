@@ -32,7 +32,7 @@ from ..nbd import (
     Export,
 )
 from .access import SMALL, DiskAccess
-from .traffic import Traffic
+from .traffic import TrafficCounters
 
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
@@ -54,7 +54,7 @@ class FastPath:
     """
 
     def __init__(
-        self, access: DiskAccess, export: Export, structured: bool, traffic: Traffic
+        self, access: DiskAccess, export: Export, structured: bool, traffic: TrafficCounters
     ) -> None:
         self._access = access
         self._size = export.size
@@ -64,25 +64,25 @@ class FastPath:
         self._overhead = DATA_CHUNK.size if structured else SIMPLE_REPLY.size
         self._traffic = traffic
 
-    def answering(
-        self, give: Callable[[memoryview], bool], leave: Callable[[memoryview], None]
+    def responder(
+        self, send: Callable[[memoryview], bool], fallback: Callable[[memoryview], None]
     ) -> Callable[[memoryview], bool] | None:
         """How to answer what comes, while nothing else runs; None where others hear of changes.
 
-        @param give: sends replies; whether all of them were taken.
-        @param leave: gets what is not to be answered here.
+        @param send: sends replies; whether all of them were taken.
+        @param fallback: gets what is not to be answered here.
         @return: a function that gets what came, which begins with a request, and tells whether all
             of it was answered, so that it may be called again.
         """
         if self._access.changes.mark is not None:
             return None
-        answer = self._answerer()
+        answer = self._make_answer()
 
         def answer_at_once(view: memoryview) -> bool:
             position, replies = answer(view, 0)
             end = len(view)
             while position:
-                if not give(replies):
+                if not send(replies):
                     break
                 if position == end:
                     return True
@@ -91,7 +91,7 @@ class FastPath:
                 if position == start:
                     break
             if position < end:
-                leave(view[position:])
+                fallback(view[position:])
             return False
 
         return answer_at_once
@@ -106,11 +106,11 @@ class FastPath:
         """
         if len(data) - position < _HEADER:
             return position, _buffer[:0]
-        return self._answerer()(data, position)
+        return self._make_answer()(data, position)
 
     # One function, and long: each call within the loop would cost more than what it does; and what
     # does not change from one call to the next is looked up outside of it.
-    def _answerer(self) -> Callable[[bytes | memoryview, int], tuple[int, memoryview]]:  # noqa: PLR0915
+    def _make_answer(self) -> Callable[[bytes | memoryview, int], tuple[int, memoryview]]:  # noqa: PLR0915
         """L{answer}, for as long as nothing else runs."""
         access, latency = self._access, self._access.latency
         descriptor = access.disk.fileno()
@@ -175,7 +175,7 @@ class FastPath:
                         break
             except OSError as error:
                 if command == _READ:
-                    access.not_at_once(error)
+                    access.nowait_failed(error)
             if used:
                 finish(began, reads + writes)
                 count(reads, read, writes, written)

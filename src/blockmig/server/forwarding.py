@@ -14,7 +14,7 @@ from ..transport import FileRegion
 from .phase import Phase, PhaseContext
 
 
-class Passing(typing.Protocol):
+class Forwarder(typing.Protocol):
     """Whoever passes a connection on to another server, and is told of what happens to it."""
 
     def begin(self, unanswered: list[bytes | FileRegion] | None) -> None:
@@ -41,29 +41,29 @@ class Forwarding(Phase):
     """The phase of a connection that was passed on.
 
     @param context: the connection.
-    @param passing: who is told of everything.
+    @param forwarder: who is told of everything.
     """
 
-    def __init__(self, context: PhaseContext, passing: Passing) -> None:
+    def __init__(self, context: PhaseContext, forwarder: Forwarder) -> None:
         super().__init__(context)
-        self._passing = passing
+        self._forwarder = forwarder
 
     def dataReceived(self, data: bytes) -> None:
         """From the client."""
-        self._passing.received(data)
+        self._forwarder.received(data)
 
     def viewReceived(self, view: memoryview) -> None:
         """From the client, and not to last."""
-        self._passing.received(view)
+        self._forwarder.received(view)
 
     def finished(self) -> None:
         """The client sends no more."""
-        self._passing.finished()
+        self._forwarder.finished()
 
     def lost(self, reason: Failure) -> None:
         """The connection is gone."""
-        self._passing.lost(reason)
+        self._forwarder.lost(reason)
 
     def drained(self) -> None:
         """The client has taken all there was for it."""
-        self._passing.drained()
+        self._forwarder.drained()

@@ -23,7 +23,7 @@ class IExportHandler(Interface):
         "The L{blockmig.server.DiskAccess} that the disk's clients share; None where each request "
         "goes the plain way."
     )
-    at_once = Attribute(
+    allows_fast_path = Attribute(
         "Whether small reads and writes need not be admitted now: L{admit} and L{done} are then "
         "not called for those that L{access} can carry out at once."
     )

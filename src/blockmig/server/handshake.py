@@ -25,12 +25,12 @@ from ..nbd import (
 )
 from ..runtime import Runtime
 from .handler import IExportHandler
-from .holds import FULL, OVER
+from .holds import BACKLOG, CLOSING
 from .phase import Phase, PhaseContext
 
 _log = Logger()
 
-Agreed = Callable[[IExportHandler, Negotiated, bytes], None]
+BeginSession = Callable[[IExportHandler, Negotiated, bytes], None]
 """Is told the handler of the export, what was agreed on, and what has come after that."""
 
 
@@ -61,18 +61,20 @@ class HandshakePhase(Phase):
 
     @param context: the connection.
     @param settings: what is offered.
-    @param agreed: called once, at the end.
+    @param begin_session: called once, at the end.
     """
 
-    def __init__(self, context: PhaseContext, settings: ConnectionSettings, agreed: Agreed) -> None:
+    def __init__(
+        self, context: PhaseContext, settings: ConnectionSettings, begin_session: BeginSession
+    ) -> None:
         super().__init__(context)
         self._settings = settings
-        self._agreed = agreed
+        self._begin_session = begin_session
         self._handshake = ServerHandshake(
-            self._exported, settings.names, structured=settings.structured
+            self._export_of, settings.names, structured=settings.structured
         )
 
-    def _exported(self, name: str) -> Export | None:
+    def _export_of(self, name: str) -> Export | None:
         handler = self._settings.lookup(name)
         return None if handler is None else handler.export
 
@@ -82,23 +84,23 @@ class HandshakePhase(Phase):
         if settings.oldstyle is not None:
             export = settings.oldstyle.export.without(TransmissionFlag.SEND_DF)
             context.outgoing.send([oldstyle_hello(export)])
-            self._agreed(settings.oldstyle, Negotiated(export), b"")
+            self._begin_session(settings.oldstyle, Negotiated(export), b"")
         else:
-            context.timeout.limit(settings.handshake_timeout, self._late)
+            context.timeout.limit(settings.handshake_timeout, self._timed_out)
             context.outgoing.send([self._handshake.data_to_send()])
 
-    def _late(self, seconds: float) -> None:
+    def _timed_out(self, seconds: float) -> None:
         _log.info("{peer}: no handshake in {timeout} s", peer=self._context.peer, timeout=seconds)
-        self._context.life.abort()
+        self._context.lifetime.abort()
 
     def dataReceived(self, data: bytes) -> None:
         """What the client says."""
-        if OVER in self._context.holds.reasons:
+        if CLOSING in self._context.holds.reasons:
             return
         try:
             self._answer(data)
         except RemoteProtocolError as error:
-            self._broken(error)
+            self._protocol_error(error)
 
     def _answer(self, data: bytes) -> None:
         context, handshake = self._context, self._handshake
@@ -108,16 +110,16 @@ class HandshakePhase(Phase):
             if answer := handshake.data_to_send():
                 context.outgoing.send([answer])
         if context.outgoing.pending:
-            context.holds.add(FULL)
+            context.holds.add(BACKLOG)
         event = handshake.next_event()
         if isinstance(event, Aborted):
-            context.life.close()
+            context.lifetime.close()
         elif isinstance(event, Negotiated):
             handler = self._settings.lookup(event.export.name)
             assert handler is not None
-            self._agreed(handler, event, handshake.trailing_data())
+            self._begin_session(handler, event, handshake.trailing_data())
 
     def drained(self) -> None:
         """The client has taken what it was told."""
-        if FULL in self._context.holds.reasons:
-            self._context.holds.release(FULL)
+        if BACKLOG in self._context.holds.reasons:
+            self._context.holds.release(BACKLOG)

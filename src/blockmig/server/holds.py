@@ -29,30 +29,30 @@ class Hold(Enum):
     # That of Enum is no built-in function, and is asked for with each request.
     __hash__ = object.__hash__
 
-    FULL = "so much of it is under way that it must wait"
-    BEHIND = "its handler's disk is behind, or the server that it was passed on to"
+    BACKLOG = "so much of it is under way that it must wait"
+    BACKPRESSURE = "its handler's disk is behind, or the server that it was passed on to"
     ADMITTING = "it is not known yet whether its latest request is admitted"
     WRITING = "a part of its payload is being written by a thread"
     HELD = "all clients are held while the disk is handed over"
-    REFUSED = "the connection is to end: what has begun is finished, and new requests are refused"
-    OVER = "the connection ends: nothing more is acted on"
+    DRAINING = "the connection is to end: what has begun is finished, and new requests are refused"
+    CLOSING = "the connection ends: nothing more is acted on"
 
 
-FULL: Final = Hold.FULL
+BACKLOG: Final = Hold.BACKLOG
 HELD: Final = Hold.HELD
-REFUSED: Final = Hold.REFUSED
-OVER: Final = Hold.OVER
+DRAINING: Final = Hold.DRAINING
+CLOSING: Final = Hold.CLOSING
 
-PATIENT: Final = frozenset({Hold.BEHIND, Hold.HELD})
+CLIENT_WAITS: Final = frozenset({Hold.BACKPRESSURE, Hold.HELD})
 """The client waits for us, and may be silent."""
 
-UNDER_WAY: Final = frozenset({Hold.ADMITTING, Hold.WRITING})
+IN_PROGRESS: Final = frozenset({Hold.ADMITTING, Hold.WRITING})
 """Something of the client's is being carried out."""
 
-FORBIDDING: Final = frozenset({FULL, *UNDER_WAY, HELD, OVER})
+BLOCKING: Final = frozenset({BACKLOG, *IN_PROGRESS, HELD, CLOSING})
 """Not even what was received already is to be acted on yet."""
 
-ENDING: Final = frozenset({REFUSED, OVER})
+ENDING: Final = frozenset({DRAINING, CLOSING})
 """The connection is to end."""
 
 
@@ -69,30 +69,32 @@ class Holds:
         self._incoming = incoming
         self._released = released
 
-    def add(self, why: Hold) -> None:
+    def add(self, reason: Hold) -> None:
         """There is a reason."""
-        self.reasons.add(why)
-        if why not in ENDING:
+        self.reasons.add(reason)
+        if reason not in ENDING:
             self._incoming.pause()
 
-    def release(self, why: Hold) -> None:
+    def release(self, reason: Hold) -> None:
         """There is that reason no more."""
-        self.reasons.discard(why)
+        self.reasons.discard(reason)
         if self.reasons <= ENDING:
             self._incoming.resume()
         self._released()
 
-    def until(self, why: Hold, doing: Deferred[Any], then: Callable[[Any | Failure], None]) -> None:
-        """Hold until C{doing} is done, and C{then} has been told what came of it."""
-        self.add(why)
+    def until(
+        self, reason: Hold, working: Deferred[Any], then: Callable[[Any | Failure], None]
+    ) -> None:
+        """Hold until C{working} is done, and C{then} has been told what came of it."""
+        self.add(reason)
 
         def done(result: Any | Failure) -> None:
             try:
                 then(result)
             finally:
-                self.release(why)
+                self.release(reason)
 
-        doing.addBoth(done).addErrback(_bug)
+        working.addBoth(done).addErrback(_bug)
 
     def clear(self) -> None:
         """There is no reason any more but that it ends; nothing is read before one was released.

@@ -21,11 +21,11 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from ..runtime import InThread
 
-MOST: Final = 8
+MOST_JOBS: Final = 8
 """How many calls are made at a time."""
 
-_MOST_EACH: Final = 4
-_MOST_LOOKING: Final = 2
+_MOST_PER_OWNER: Final = 4
+_MOST_SCANNING: Final = 2
 
 
 class _Job(NamedTuple):
@@ -33,10 +33,10 @@ class _Job(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     changing: bool
-    looking: bool
+    scanning: bool
 
 
-class Owner:
+class JobOwner:
     """Somebody whose calls belong together: a connection.
 
     @ivar gone: its calls are of no use to anybody any more; long ones look at this.
@@ -57,75 +57,75 @@ class JobQueue:
 
     def __init__(self, in_thread: InThread) -> None:
         self._in_thread = in_thread
-        self._waiting: deque[Owner] = deque()
+        self._waiting: deque[JobOwner] = deque()
         self._running = 0
-        self._looking = 0
-        self._late = 0
-        self._until_drained: list[Deferred[None]] = []
+        self._scanning = 0
+        self._orphans = 0
+        self._until_no_orphans: list[Deferred[None]] = []
 
     def run(
         self,
-        owner: Owner,
+        owner: JobOwner,
         function: Callable[..., Any],
         *arguments: Any,
         changing: bool = False,
-        looking: bool = False,
+        scanning: bool = False,
     ) -> Deferred[Any]:
         """I{In a thread.} Call C{function}, when it is C{owner}'s turn.
 
         @param changing: it may change the disk.
-        @param looking: it looks through the disk's layout.
+        @param scanning: it looks through the disk's layout.
         @return: fires with the result; fails with L{CancelledError} if the owner was gone before.
         """
         done: Deferred[Any] = Deferred()
         if not owner.jobs:
             self._waiting.append(owner)
-        owner.jobs.append(_Job(done, function, arguments, changing, looking))
+        owner.jobs.append(_Job(done, function, arguments, changing, scanning))
         self._start()
         return done
 
     def _start(self) -> None:
         """Begin what may be begun."""
-        passed = 0
-        while self._waiting and self._running < MOST and passed < len(self._waiting):
+        skipped = 0
+        while self._waiting and self._running < MOST_JOBS and skipped < len(self._waiting):
             owner = self._waiting.popleft()
-            if owner.running >= _MOST_EACH or (
-                owner.jobs[0].looking and self._looking >= _MOST_LOOKING
+            if owner.running >= _MOST_PER_OWNER or (
+                owner.jobs[0].scanning and self._scanning >= _MOST_SCANNING
             ):
                 self._waiting.append(owner)
-                passed += 1
+                skipped += 1
                 continue
             job = owner.jobs.popleft()
             if owner.jobs:
                 self._waiting.append(owner)
-            passed = 0
+            skipped = 0
             self._begin(owner, job)
 
-    def _begin(self, owner: Owner, job: _Job) -> None:
+    def _begin(self, owner: JobOwner, job: _Job) -> None:
         self._running += 1
-        self._looking += job.looking
+        self._scanning += job.scanning
         owner.running += 1
         owner.changing += job.changing
 
         def ended(result: Any) -> None:
             self._running -= 1
-            self._looking -= job.looking
+            self._scanning -= job.scanning
             owner.running -= 1
             owner.changing -= job.changing
             if owner.gone and job.changing:
-                self._late -= 1
-                self._check_drained()
+                self._orphans -= 1
+                self._check_orphans()
             self._start()
             job.done.callback(result)
 
         self._in_thread(job.function, *job.arguments).addBoth(ended)
 
-    def abandon(self, owner: Owner) -> None:
+    def abandon(self, owner: JobOwner) -> None:
         """C{owner} is gone."""
         if owner.gone:
             return
         owner.gone = True
-        self._late += owner.changing
+        self._orphans += owner.changing
         if owner.jobs:
             self._waiting.remove(owner)
         jobs, owner.jobs = owner.jobs, deque()
@@ -133,20 +133,20 @@ class JobQueue:
             job.done.errback(CancelledError())
 
     @property
-    def late(self) -> bool:
+    def has_orphans(self) -> bool:
         """Whether work of somebody who is gone may still change the disk."""
-        return self._late > 0
+        return self._orphans > 0
 
-    def drained(self) -> Deferred[None]:
+    def orphans_finished(self) -> Deferred[None]:
         """Fires when no work of anybody who is gone changes the disk any more."""
         drained: Deferred[None] = Deferred()
-        self._until_drained.append(drained)
-        self._check_drained()
+        self._until_no_orphans.append(drained)
+        self._check_orphans()
         return drained
 
-    def _check_drained(self) -> None:
-        if self._late:
+    def _check_orphans(self) -> None:
+        if self._orphans:
             return
-        waiting, self._until_drained = self._until_drained, []
+        waiting, self._until_no_orphans = self._until_no_orphans, []
         for drained in waiting:
             drained.callback(None)

@@ -22,13 +22,13 @@ SLOW: Final = 0.005
 """Seconds that one call may take."""
 
 # One that is slow should not go unnoticed among many that are quick.
-_MANY: Final = 4
-_CROWDED: Final = 10
-_SUSPICIOUS: Final = 10.0
-_LEAVE_ALONE: Final = 1.0
-_LEAVE_ALONE_LONGEST: Final = 32.0
+_MOST_COUNTED: Final = 4
+_BUSY_FACTOR: Final = 10
+_SUSPICION: Final = 10.0
+_BACKOFF: Final = 1.0
+_LONGEST_BACKOFF: Final = 32.0
 
-Beginning = tuple[float, int]
+CallStart = tuple[float, int]
 """When some calls began, and how often the thread had slept by then (-1: not asked for)."""
 
 
@@ -45,8 +45,8 @@ class LatencyMonitor:
     @param seconds: the time, in seconds from anywhere; fine enough to time one call.
     @param sleeps: how often the thread has slept so far; None to ask the system.
     @ivar slow_until: when the disk may be tried again.
-    @ivar latest: when it was last called.
-    @ivar crowded: threads of ours are at work all the time.
+    @ivar last_used: when it was last called.
+    @ivar threads_busy: threads of ours are at work all the time.
     """
 
     def __init__(
@@ -54,36 +54,36 @@ class LatencyMonitor:
         seconds: Callable[[], float] = time.perf_counter,
         sleeps: Callable[[], int] | None = None,
     ) -> None:
-        self.slow_until = self.latest = float("-inf")
-        self.crowded = False
+        self.slow_until = self.last_used = float("-inf")
+        self.threads_busy = False
         self._seconds = seconds
         self._sleeps = sleeps or _sleeps_of_this_thread()
         self._suspicious_until = float("-inf")
-        self._leave_alone = _LEAVE_ALONE
+        self._backoff = _BACKOFF
 
     @property
     def quick(self) -> bool:
         """Whether the disk may be called in the reactor's thread now."""
         return self._seconds() >= self.slow_until
 
-    def note(self) -> None:
+    def touch(self) -> None:
         """The disk is about to be called in another way."""
-        self.latest = self._seconds()
+        self.last_used = self._seconds()
 
-    def begin(self) -> Beginning:
+    def begin(self) -> CallStart:
         """Some calls are about to be made; give the result to L{end}."""
         now = self._seconds()
         return now, self._sleeps() if now < self._suspicious_until else -1
 
-    def end(self, began: Beginning, calls: int = 1) -> None:
+    def end(self, began: CallStart, calls: int = 1) -> None:
         """C{calls} calls were made."""
-        self.latest = now = self._seconds()
-        slow = SLOW * _CROWDED if self.crowded else SLOW
-        if now - began[0] <= slow * min(calls, _MANY):
+        self.last_used = now = self._seconds()
+        slow = SLOW * _BUSY_FACTOR if self.threads_busy else SLOW
+        if now - began[0] <= slow * min(calls, _MOST_COUNTED):
             return
         if began[1] >= 0 and self._sleeps() > began[1]:
-            again = now - self.slow_until < _LEAVE_ALONE_LONGEST
-            longer = min(2 * self._leave_alone, _LEAVE_ALONE_LONGEST)
-            self._leave_alone = longer if again else _LEAVE_ALONE
-            self.slow_until = now + self._leave_alone
-        self._suspicious_until = now + _SUSPICIOUS + self._leave_alone
+            again = now - self.slow_until < _LONGEST_BACKOFF
+            longer = min(2 * self._backoff, _LONGEST_BACKOFF)
+            self._backoff = longer if again else _BACKOFF
+            self.slow_until = now + self._backoff
+        self._suspicious_until = now + _SUSPICION + self._backoff

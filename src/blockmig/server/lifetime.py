@@ -19,7 +19,7 @@ from typing import Protocol
 
 from automat import TypeMachineBuilder
 
-from .forwarding import Passing
+from .forwarding import Forwarder
 
 
 class LifetimeInputs(Protocol):
@@ -37,7 +37,7 @@ class LifetimeInputs(Protocol):
     def idle(self) -> None:
         """Nothing is being carried out (any more)."""
 
-    def pass_on(self, passing: Passing) -> None:
+    def forward(self, forwarder: Forwarder) -> None:
         """Another server is to answer; nothing is being carried out, nor will be."""
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class LifetimeCore(Protocol):
     def announce_gone(self) -> None:
         """Tell whoever decides that the connection is no more."""
 
-    def begin_passing(self, passing: Passing) -> None:
+    def begin_forwarding(self, forwarder: Forwarder) -> None:
         """Give the connection up to whoever passes it on."""
 
     def close_transport(self) -> None:
@@ -85,9 +85,9 @@ _finishing = _builder.state("finishing")
 """No more requests can come; what is being carried out is finished, and answered."""
 _disconnected = _builder.state("disconnected")
 """The client disconnected; something of it is still being carried out."""
-_passed_on = _builder.state("passed on")
+_forwarded = _builder.state("forwarded")
 """Another server answers."""
-_announced = _builder.state("told")
+_announced = _builder.state("announced")
 """Whoever decides knows of the disconnect, and is to close."""
 _closing = _builder.state("closing")
 """We close; perhaps not all was sent yet."""
@@ -114,14 +114,14 @@ def _drain(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.refuse()
 
 
-@_open.upon(LifetimeInputs.pass_on).to(_passed_on)
-def _pass_on(machine: LifetimeInputs, core: LifetimeCore, passing: Passing) -> None:
+@_open.upon(LifetimeInputs.forward).to(_forwarded)
+def _forward(machine: LifetimeInputs, core: LifetimeCore, forwarder: Forwarder) -> None:
     core.ignore()
-    core.begin_passing(passing)
+    core.begin_forwarding(forwarder)
 
 
 @_disconnected.upon(LifetimeInputs.idle).to(_announced)
-def _tell_disconnected(machine: LifetimeInputs, core: LifetimeCore) -> None:
+def _announce_disconnected(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.announce_disconnected()
 
 
@@ -132,8 +132,8 @@ def _tell_disconnected(machine: LifetimeInputs, core: LifetimeCore) -> None:
 @_finishing.upon(LifetimeInputs.idle).to(_closing)
 @_disconnected.upon(LifetimeInputs.close).to(_closing)
 @_announced.upon(LifetimeInputs.close).to(_closing)
-@_passed_on.upon(LifetimeInputs.close).to(_closing)
-@_passed_on.upon(LifetimeInputs.drain).to(_closing)
+@_forwarded.upon(LifetimeInputs.close).to(_closing)
+@_forwarded.upon(LifetimeInputs.drain).to(_closing)
 def _close(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
     core.close_transport()
@@ -144,7 +144,7 @@ def _close(machine: LifetimeInputs, core: LifetimeCore) -> None:
 @_finishing.upon(LifetimeInputs.abort).to(_aborting)
 @_disconnected.upon(LifetimeInputs.abort).to(_aborting)
 @_announced.upon(LifetimeInputs.abort).to(_aborting)
-@_passed_on.upon(LifetimeInputs.abort).to(_aborting)
+@_forwarded.upon(LifetimeInputs.abort).to(_aborting)
 @_closing.upon(LifetimeInputs.abort).to(_aborting)
 def _abort(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.ignore()
@@ -156,7 +156,7 @@ def _abort(machine: LifetimeInputs, core: LifetimeCore) -> None:
 @_draining.upon(LifetimeInputs.lose).to(_lost)
 @_finishing.upon(LifetimeInputs.lose).to(_lost)
 @_announced.upon(LifetimeInputs.lose).to(_lost)
-@_passed_on.upon(LifetimeInputs.lose).to(_lost)
+@_forwarded.upon(LifetimeInputs.lose).to(_lost)
 @_closing.upon(LifetimeInputs.lose).to(_lost)
 @_aborting.upon(LifetimeInputs.lose).to(_lost)
 def _lose(machine: LifetimeInputs, core: LifetimeCore) -> None:
@@ -164,13 +164,13 @@ def _lose(machine: LifetimeInputs, core: LifetimeCore) -> None:
 
 
 @_lost_disconnected.upon(LifetimeInputs.idle).to(_gone)
-def _tell_both(machine: LifetimeInputs, core: LifetimeCore) -> None:
+def _announce_both(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.announce_disconnected()
     core.announce_gone()
 
 
 @_lost.upon(LifetimeInputs.idle).to(_gone)
-def _tell_gone(machine: LifetimeInputs, core: LifetimeCore) -> None:
+def _announce_gone(machine: LifetimeInputs, core: LifetimeCore) -> None:
     core.announce_gone()
 
 
@@ -184,14 +184,14 @@ _ending = (
     _lost,
     _gone,
 )
-for _state in (_passed_on, *_ending):
+for _state in (_forwarded, *_ending):
     _state.upon(LifetimeInputs.disconnect).loop().returns(None)
     _state.upon(LifetimeInputs.finish).loop().returns(None)
 for _state in (_draining, *_ending):
     _state.upon(LifetimeInputs.drain).loop().returns(None)
-for _state in (_draining, _passed_on, *_ending):
-    _state.upon(LifetimeInputs.pass_on).loop().returns(None)
-for _state in (_open, _passed_on, _announced, _closing, _aborting, _gone):
+for _state in (_draining, _forwarded, *_ending):
+    _state.upon(LifetimeInputs.forward).loop().returns(None)
+for _state in (_open, _forwarded, _announced, _closing, _aborting, _gone):
     _state.upon(LifetimeInputs.idle).loop().returns(None)
 for _state in (_closing, _aborting, _lost_disconnected, _lost, _gone):
     _state.upon(LifetimeInputs.close).loop().returns(None)

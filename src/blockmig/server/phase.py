@@ -19,7 +19,7 @@ from ..nbd import RemoteProtocolError
 from ..transport import FileRegion, IPayloadReceiver, PayloadReader, RegionProducer
 from .holds import Holds
 from .timeout import ConnectionTimeout
-from .traffic import Traffic
+from .traffic import TrafficCounters
 
 if TYPE_CHECKING:
     from .lifetime import LifetimeInputs
@@ -36,7 +36,7 @@ class PhaseContext:
     @ivar incoming: reads past the transport.
     @ivar holds: why nothing is read, or acted on.
     @ivar timeout: when the client is given up.
-    @ivar life: how the connection ends.
+    @ivar lifetime: how the connection ends.
     @ivar traffic: what was asked for.
     """
 
@@ -45,8 +45,8 @@ class PhaseContext:
     incoming: PayloadReader
     holds: Holds
     timeout: ConnectionTimeout
-    life: LifetimeInputs
-    traffic: Traffic
+    lifetime: LifetimeInputs
+    traffic: TrafficCounters
 
 
 @implementer(IPayloadReceiver)
@@ -84,7 +84,7 @@ class Phase:
 
     def finished(self) -> None:
         """The client sends no more; it still hears of what it has asked for."""
-        self._context.life.finish()
+        self._context.lifetime.finish()
         self.check_idle()
 
     def lost(self, reason: Failure) -> None:
@@ -107,7 +107,7 @@ class Phase:
 
     def check_idle(self) -> None:
         """Go on towards the end, if there is one, once nothing is being carried out any more."""
-        self._context.life.idle()
+        self._context.lifetime.idle()
 
     def unanswered(self) -> list[bytes | FileRegion] | None:
         """What the client has sent that was not answered, as it came, taken from here.
@@ -117,12 +117,12 @@ class Phase:
         return []
 
     @property
-    def owes(self) -> bool:
+    def is_mid_exchange(self) -> bool:
         """Whether the client has begun what it has to finish: a request, or taking its replies."""
         return self._context.outgoing.waiting
 
     # For the phases.
 
-    def _broken(self, error: RemoteProtocolError) -> None:
+    def _protocol_error(self, error: RemoteProtocolError) -> None:
         _log.info("{peer}: {error}; connection closed", peer=self._context.peer, error=str(error))
         self.finished()

@@ -54,40 +54,42 @@ from .connection import ServerConnection
 
 _log = Logger()
 
-_FIRST_DELAY: Final = 0.02
-_LONGEST_DELAY: Final = 0.5
-_REPORT: Final = 60.0
-_PATIENCE: Final = 10.0
-_GOODBYE: Final = 1.0
+_FIRST_RETRY: Final = 0.02
+_LONGEST_RETRY: Final = 0.5
+_REPORT_INTERVAL: Final = 60.0
+_TIMEOUT: Final = 10.0
+_DISCONNECT_TIMEOUT: Final = 1.0
 
 
-class _Near(typing.Protocol):
+class _UpstreamUser(typing.Protocol):
     """Whoever has a connection to the other server made, and is told of what happens to it."""
 
-    def met(self, far: _Far, negotiated: Negotiated | None) -> None:
+    def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
         """Connected; with a handshake, if there was to be one."""
 
-    def answered(self, data: bytes) -> None:
+    def upstream_received(self, data: bytes) -> None:
         """The server sent this."""
 
-    def far_drained(self) -> None:
+    def upstream_drained(self) -> None:
         """The server has taken all there was for it."""
 
-    def far_lost(self, why: str) -> None:
+    def upstream_lost(self, why: str) -> None:
         """The connection is gone, or did not come about; told once."""
 
 
-class _Far(ClientUser):
+class _Upstream(ClientUser):
     """One connection to the other server.
 
     @param handshake: what to begin with; None for nothing.
     """
 
-    def __init__(self, near: _Near, handshake: ClientHandshake | None, runtime: Runtime) -> None:
-        self._near = near
-        self._greets = handshake is None
+    def __init__(
+        self, user: _UpstreamUser, handshake: ClientHandshake | None, runtime: Runtime
+    ) -> None:
+        self._user = user
+        self._relays_greeting = handshake is None
         self._connection = ClientConnection(self, handshake, runtime)
-        self._met = False
+        self._connected = False
         self._lost = False
         self._connecting: Deferred[Any] | None = None
 
@@ -98,7 +100,7 @@ class _Far(ClientUser):
 
     def connect(self, endpoint: IStreamClientEndpoint) -> None:
         """Connect, and shake hands, with patience."""
-        self._connection.wait(_PATIENCE, f"no answer in {_PATIENCE:g} s")
+        self._connection.wait(_TIMEOUT, f"no answer in {_TIMEOUT:g} s")
         self._connecting = maybeDeferred(endpoint.connect, ClientFactory(self._connection))
         self._connecting.addCallbacks(lambda _: None, self._gone)
 
@@ -106,7 +108,7 @@ class _Far(ClientUser):
         self._connection.wait_no_more()
         if not self._lost:
             self._lost = True
-            self._near.far_lost(self.why or reason.getErrorMessage())
+            self._user.upstream_lost(self.why or reason.getErrorMessage())
 
     # ClientUser.
 
@@ -114,27 +116,27 @@ class _Far(ClientUser):
         """The server speaks first; to the client, if that one was not greeted."""
         if self._lost:
             self._connection.abort()  # given up, by an endpoint that could not take it back
-        elif self._greets:
-            self._meet(None)
+        elif self._relays_greeting:
+            self._ready(None)
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """It is there."""
-        self._meet(negotiated)
+        self._ready(negotiated)
 
-    def _meet(self, negotiated: Negotiated | None) -> None:
+    def _ready(self, negotiated: Negotiated | None) -> None:
         self._connection.wait_no_more()
-        self._met = True
-        self._near.met(self, negotiated)
+        self._connected = True
+        self._user.upstream_connected(self, negotiated)
 
     def received(self, data: bytes) -> None:
         """It goes on to the client."""
-        if self._met:
-            self._near.answered(data)
+        if self._connected:
+            self._user.upstream_received(data)
 
     def drained(self) -> None:
         """There may be more."""
-        if self._met and not self._lost:
-            self._near.far_drained()
+        if self._connected and not self._lost:
+            self._user.upstream_drained()
 
     def sending_failed(self, error: OSError) -> None:
         """What the client had sent cannot be had any more."""
@@ -186,12 +188,12 @@ class _Far(ClientUser):
     def disconnect(self) -> None:
         """Take leave of the server, which is to close."""
         self.send([REQUEST.pack(REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0)])
-        self._connection.wait(_GOODBYE, "")
+        self._connection.wait(_DISCONNECT_TIMEOUT, "")
 
     def close(self) -> None:
         """Close when all was sent, or after a while."""
         if not self._lost:
-            self._connection.wait(_PATIENCE, "")
+            self._connection.wait(_TIMEOUT, "")
             self._connection.transport.loseConnection()
 
     def abort(self) -> None:
@@ -206,33 +208,33 @@ class _Probe:
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._is_there = False
-        self._receives = False
+        self._is_server = False
+        self._is_receiver = False
 
-    def met(self, far: _Far, negotiated: Negotiated | None) -> None:
+    def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
         """Somebody is there, who may still be the receiver: to that one no word is said."""
         assert negotiated is not None
         if negotiated.listed:
-            self._receives = True
-            far.abort()
+            self._is_receiver = True
+            upstream.abort()
         else:
-            self._is_there = True
-            far.disconnect()
+            self._is_server = True
+            upstream.disconnect()
 
-    def answered(self, data: bytes) -> None:
+    def upstream_received(self, data: bytes) -> None:
         """Nothing was asked."""
 
-    def far_drained(self) -> None:
+    def upstream_drained(self) -> None:
         """It has."""
 
-    def far_lost(self, why: str) -> None:
+    def upstream_lost(self, why: str) -> None:
         """Only now: where connections are counted, this one counts no more."""
-        if self._receives:
+        if self._is_receiver:
             why = "the migration's receiver still has the disk"
-        self._relay.probed("" if self._is_there else why or "it closed the connection")
+        self._relay.probe_finished("" if self._is_server else why or "it closed the connection")
 
 
-class _Passage:
+class _RelayedClient:
     """One client, passed on.
 
     @param client: its connection.
@@ -241,9 +243,9 @@ class _Passage:
     def __init__(self, relay: Relay, client: ServerConnection) -> None:
         self._relay = relay
         self._client = client
-        self._left: list[bytes | FileRegion] = []
-        self._far: _Far | None = None
-        self._joined = False
+        self._backlog: list[bytes | FileRegion] = []
+        self._upstream: _Upstream | None = None
+        self._is_relaying = False
         self._finished = False
         self._ended = False
 
@@ -255,7 +257,7 @@ class _Passage:
         if unanswered is None:
             self._close("a WRITE of it that is under way has failed here")
             return
-        self._left = unanswered
+        self._backlog = unanswered
         if self._client.negotiated is None:
             # It waits for a greeting, so that all there is to be read is that it gave up.
             self._client.resume_reading()
@@ -265,13 +267,13 @@ class _Passage:
         """To the server; or to be kept for it, but then only this."""
         if self._ended:
             return
-        if self._joined:
-            assert self._far is not None
-            self._far.send_view(data)
-            if self._far.waiting:
+        if self._is_relaying:
+            assert self._upstream is not None
+            self._upstream.send_view(data)
+            if self._upstream.waiting:
                 self._client.pause_reading()
         else:
-            self._left.append(bytes(data))
+            self._backlog.append(bytes(data))
             self._client.pause_reading()
 
     def finished(self) -> None:
@@ -279,32 +281,32 @@ class _Passage:
         self._finished = True
         if self._ended:
             return
-        if self._joined:
-            assert self._far is not None
-            self._far.finish()
-        elif not self._left:
+        if self._is_relaying:
+            assert self._upstream is not None
+            self._upstream.finish()
+        elif not self._backlog:
             self._close("")
 
     def drained(self) -> None:
         """It has taken everything: there may be more."""
-        if self._joined and self._far is not None:
-            self._far.resume()
+        if self._is_relaying and self._upstream is not None:
+            self._upstream.resume()
 
     def lost(self, reason: Failure) -> None:
         """It has gone. What it sent before it closed in order still reaches the server."""
         self._ended = True
-        self._left = []
+        self._backlog = []
         self._relay.remove(self)
-        if self._far is None:
+        if self._upstream is None:
             return
-        if self._joined and reason.check(ConnectionDone):
-            self._far.close()
+        if self._is_relaying and reason.check(ConnectionDone):
+            self._upstream.close()
         else:
-            self._far.abort()
+            self._upstream.abort()
 
     def _close(self, why: str) -> None:
         self._ended = True
-        self._left = []
+        self._backlog = []
         if why:
             _log.warn(
                 "{peer}: cannot be passed on, and is closed: {why}",
@@ -312,68 +314,68 @@ class _Passage:
                 peer=self._client.peer,
                 why=why,
             )
-        if self._far is not None and not self._joined:
-            self._far.abort()
+        if self._upstream is not None and not self._is_relaying:
+            self._upstream.abort()
         self._client.close()
 
     def give_up_if_gone(self) -> None:
         """The client may not have had the patience."""
-        if not self._joined and not self._ended and has_hung_up(self._client.transport):
+        if not self._is_relaying and not self._ended and has_hung_up(self._client.transport):
             self._close("it has hung up")
 
     # From the server, and what leads there.
 
     def connect(self) -> None:
         """Connect to the server, unless that is done, or too early."""
-        if self._far is None and not self._ended and self._relay.is_there:
-            self._far = self._relay.make_far(self, self._client.negotiated)
-            self._relay.connect(self._far)
+        if self._upstream is None and not self._ended and self._relay.is_available:
+            self._upstream = self._relay.make_upstream(self, self._client.negotiated)
+            self._relay.connect(self._upstream)
 
-    def met(self, far: _Far, negotiated: Negotiated | None) -> None:
+    def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
         """Connected: the client may go on, if it is what the client was told."""
-        told = self._client.negotiated
-        if told is not None and negotiated is not None:
+        advertised = self._client.negotiated
+        if advertised is not None and negotiated is not None:
             if negotiated.listed:
-                far.abort()
+                upstream.abort()
                 return
             hung_up = has_hung_up(self._client.transport)
-            why = "it has hung up" if hung_up else what_is_less(told, negotiated)
+            why = "it has hung up" if hung_up else missing_feature(advertised, negotiated)
             if why:
-                self._far = None
-                far.disconnect()
+                self._upstream = None
+                upstream.disconnect()
                 self._close(why)
                 return
-        self._joined = True
-        self._relay.joined()
-        left, self._left = self._left, []
-        far.send(left)
+        self._is_relaying = True
+        self._relay.client_connected()
+        backlog, self._backlog = self._backlog, []
+        upstream.send(backlog)
         if self._finished:
-            far.finish()
-        if far.waiting:
+            upstream.finish()
+        if upstream.waiting:
             self._client.pause_reading()
         else:
             self._client.resume_reading()
 
-    def answered(self, data: bytes) -> None:
+    def upstream_received(self, data: bytes) -> None:
         """To the client."""
-        if self._joined and not self._ended and not self._client.answer(data):
-            assert self._far is not None
-            self._far.pause()
+        if self._is_relaying and not self._ended and not self._client.answer(data):
+            assert self._upstream is not None
+            self._upstream.pause()
 
-    def far_drained(self) -> None:
+    def upstream_drained(self) -> None:
         """It has taken everything: there may be more."""
         if not self._ended:
             self._client.resume_reading()
 
-    def far_lost(self, why: str) -> None:
+    def upstream_lost(self, why: str) -> None:
         """Before they were joined nothing is lost; after that the client's connection is."""
-        far, self._far = self._far, None
+        upstream, self._upstream = self._upstream, None
         if self._ended:
             return
-        if self._joined:
-            self._close(far.why if far is not None else "")
+        if self._is_relaying:
+            self._close(upstream.why if upstream is not None else "")
         else:
-            self._relay.missed(why)
+            self._relay.unreachable(why)
 
     def stop(self) -> None:
         """Close."""
@@ -390,7 +392,7 @@ class Relay:
     @param receiver_export: the name of another export, which only the migration's receiver lists;
         None if there is no such.
     @param runtime: what the outside world is; None for the real one.
-    @ivar is_there: it has answered.
+    @ivar is_available: it has answered.
     """
 
     def __init__(
@@ -401,122 +403,122 @@ class Relay:
         runtime: Runtime | None = None,
     ) -> None:
         self._runtime = runtime = runtime or Runtime.of()
-        self.is_there = False
+        self.is_available = False
         self._endpoint = destination.endpoint
         self._export = destination.export
         self._receiver_exports = () if receiver_export is None else (receiver_export,)
         self._reactor = runtime.reactor
-        self._passages: dict[_Passage, None] = {}
-        self._delay = _FIRST_DELAY
-        self._reported = float("-inf")
-        self._said_so = False
-        self._probe: _Far | None = None
-        self._next: IDelayedCall | None = None
+        self._clients: dict[_RelayedClient, None] = {}
+        self._delay = _FIRST_RETRY
+        self._reported_at = float("-inf")
+        self._announced = False
+        self._probe: _Upstream | None = None
+        self._next_probe: IDelayedCall | None = None
         self._stopped = False
 
     def start(self) -> None:
         """Look for the server."""
-        self._look()
+        self._start_probe()
 
-    def pass_on(self, client: ServerConnection) -> None:
+    def forward(self, client: ServerConnection) -> None:
         """Pass a client on that is held and idle, or was not greeted; now, or when that can be."""
-        client.pass_on(_Passage(self, client))
+        client.forward(_RelayedClient(self, client))
 
     def stop(self) -> None:
         """Give up: close every client, and look for nobody any more."""
         self._stopped = True
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        if self._next_probe is not None:
+            self._next_probe.cancel()
+            self._next_probe = None
         if self._probe is not None:
             self._probe.abort()
-        for passage in list(self._passages):
-            passage.stop()
+        for client in list(self._clients):
+            client.stop()
 
     # For passages and probes.
 
-    def make_far(self, passage: _Passage, told: Negotiated | None) -> _Far:
+    def make_upstream(self, client: _RelayedClient, advertised: Negotiated | None) -> _Upstream:
         """A connection for a client: for one who was told this, or was not greeted."""
         handshake: ClientHandshake | None = None
-        if told is not None:
+        if advertised is not None:
             handshake = ClientHandshake(
                 self._export,
                 self._receiver_exports,
-                structured=told.structured,
-                allocation=told.allocation,
+                structured=advertised.structured,
+                allocation=advertised.allocation,
             )
-        return _Far(passage, handshake, self._runtime)
+        return _Upstream(client, handshake, self._runtime)
 
-    def connect(self, far: _Far) -> None:
+    def connect(self, upstream: _Upstream) -> None:
         """Have it connect; it may fail at once."""
-        far.connect(self._endpoint)
+        upstream.connect(self._endpoint)
 
-    def add(self, passage: _Passage) -> None:
+    def add(self, client: _RelayedClient) -> None:
         """One more."""
-        self._passages[passage] = None
+        self._clients[client] = None
 
-    def remove(self, passage: _Passage) -> None:
+    def remove(self, client: _RelayedClient) -> None:
         """One less."""
-        self._passages.pop(passage, None)
+        self._clients.pop(client, None)
 
-    def joined(self) -> None:
+    def client_connected(self) -> None:
         """Somebody got through."""
-        self._delay = _FIRST_DELAY
+        self._delay = _FIRST_RETRY
 
-    def missed(self, why: str) -> None:
+    def unreachable(self, why: str) -> None:
         """The server is not there, or not yet; or somebody did not get through to it."""
-        self.is_there = False
+        self.is_available = False
         if self._stopped:
             return
         # Those who wait are not read from, so that nobody else notices.
-        for passage in list(self._passages):
-            passage.give_up_if_gone()
+        for client in list(self._clients):
+            client.give_up_if_gone()
         now = self._reactor.seconds()
-        if now - self._reported >= _REPORT:
-            self._reported = now
-            self._said_so = False
+        if now - self._reported_at >= _REPORT_INTERVAL:
+            self._reported_at = now
+            self._announced = False
             _log.info(
                 "the server that takes over does not answer yet ({why}); trying again",
                 event="not-there-yet",
                 why=why,
             )
-        if self._next is None and self._probe is None:
-            self._next = self._reactor.callLater(self._delay, self._look)
-            self._delay = min(2 * self._delay, _LONGEST_DELAY)
+        if self._next_probe is None and self._probe is None:
+            self._next_probe = self._reactor.callLater(self._delay, self._start_probe)
+            self._delay = min(2 * self._delay, _LONGEST_RETRY)
 
-    def probed(self, why: str) -> None:
+    def probe_finished(self, why: str) -> None:
         """The probe is over.
 
         @param why: why the server is not there; empty if it is.
         """
         self._probe = None
         if why:
-            self.missed(why)
+            self.unreachable(why)
         elif not self._stopped:
-            self._found()
+            self._became_available()
 
-    def _found(self) -> None:
-        self.is_there = True
-        if not self._said_so:
-            self._said_so = True
+    def _became_available(self) -> None:
+        self.is_available = True
+        if not self._announced:
+            self._announced = True
             _log.info(
                 "the server that takes over answers; passing {clients} client(s) on",
                 event="passing-on",
-                clients=len(self._passages),
+                clients=len(self._clients),
             )
-        for passage in list(self._passages):
-            passage.connect()
+        for client in list(self._clients):
+            client.connect()
 
-    def _look(self) -> None:
-        self._next = None
+    def _start_probe(self) -> None:
+        self._next_probe = None
         handshake = ClientHandshake(self._export, self._receiver_exports)
-        self._probe = _Far(_Probe(self), handshake, self._runtime)
+        self._probe = _Upstream(_Probe(self), handshake, self._runtime)
         self.connect(self._probe)
 
 
-def what_is_less(told: Negotiated, there: Negotiated) -> str:
+def missing_feature(advertised: Negotiated, upstream: Negotiated) -> str:
     """What a client was told that does not hold at another server; nothing if all does."""
-    ours, theirs = told.export, there.export
+    ours, theirs = advertised.export, upstream.export
     if theirs.size != ours.size:
         return f"the disk has {theirs.size} bytes there, and {ours.size} here"
     if theirs.read_only and not ours.read_only:
@@ -529,8 +531,8 @@ def what_is_less(told: Negotiated, there: Negotiated) -> str:
         return f"blocks have at least {theirs.minimum_block} bytes there"
     if theirs.maximum_payload < ours.maximum_payload:
         return f"a request has at most {theirs.maximum_payload} bytes there"
-    if told.structured and not there.structured:
+    if advertised.structured and not upstream.structured:
         return "there are no structured replies there"
-    if told.allocation and not there.allocation:
+    if advertised.allocation and not upstream.allocation:
         return "base:allocation is not told there, or not by the same number"
     return ""

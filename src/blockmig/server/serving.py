@@ -16,8 +16,8 @@ Rules:
 * or else they are passed on to the new place (`relay`), and so is who comes later; it is over when
   the last of them has left;
 * the disk's errors are the clients' affair, and none of them ends the server;
-* beside the export there is a side export that says that it is served (`notice`): to senders of
-  ours that is no destination.
+* beside the export there is a side export that says that it is served (`served_export`): our
+  senders do not take such a server for a destination.
 """
 
 from __future__ import annotations
@@ -56,32 +56,32 @@ from .connection import ServerConnection
 from .errors import DiskErrors
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
-from .jobs import MOST
+from .jobs import MOST_JOBS
 from .latency import LatencyMonitor
-from .notice import ServedNotice
 from .relay import Relay
+from .served_export import ServedSideExport
 
 _log = Logger()
 
-_READING: Final = (
+_READ_FLAGS: Final = (
     TransmissionFlag.HAS_FLAGS
     | TransmissionFlag.SEND_FLUSH
     | TransmissionFlag.SEND_DF
     | TransmissionFlag.SEND_CACHE
     | TransmissionFlag.CAN_MULTI_CONN
 )
-_WRITING: Final = (
+_WRITE_FLAGS: Final = (
     TransmissionFlag.SEND_FUA
     | TransmissionFlag.SEND_TRIM
     | TransmissionFlag.SEND_WRITE_ZEROES
     | TransmissionFlag.SEND_FAST_ZERO
 )
-_PATIENCE: Final = 10.0
-_REPORT: Final = 60.0
+_DRAIN_TIMEOUT: Final = 10.0
+_REPORT_INTERVAL: Final = 60.0
 
 
 @implementer(IExportHandler)
-class _ServedExport:
+class _DiskExport:
     """What the connections of a server ask and tell."""
 
     def __init__(self, export: Export, access: DiskAccess, seconds: Callable[[], float]) -> None:
@@ -92,9 +92,9 @@ class _ServedExport:
         self.errors = DiskErrors(access.disk.name, seconds)
 
     @property
-    def at_once(self) -> bool:
+    def allows_fast_path(self) -> bool:
         """Yes, unless something has to wait."""
-        return not self.access.jobs.late and self.access.changes.throttle is None
+        return not self.access.jobs.has_orphans and self.access.changes.throttle is None
 
     def admit(self, connection: ServerConnection, request: Request) -> Errno | Deferred[Errno]:
         """Everything that the protocol allows.
@@ -104,8 +104,8 @@ class _ServedExport:
         """
         if not changes_the_disk(request):
             return Errno.OK
-        if self.access.jobs.late:
-            return self.access.jobs.drained().addCallback(lambda _: Errno.OK)
+        if self.access.jobs.has_orphans:
+            return self.access.jobs.orphans_finished().addCallback(lambda _: Errno.OK)
         throttle = self.access.changes.throttle
         turn = throttle.turn() if throttle is not None else None
         return Errno.OK if turn is None else turn.addCallback(lambda _: Errno.OK)
@@ -126,7 +126,7 @@ class _ServedExport:
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """Whoever has not begun anything may stay for ever."""
-        return not connection.owes
+        return not connection.is_mid_exchange
 
     def disconnected(self, connection: ServerConnection) -> None:
         """The client has what it wanted."""
@@ -166,24 +166,24 @@ class _ServedConnection(ServerConnection):
     clients: Clients
     relay: Callable[[], Relay | None]
 
-    def agreed(self) -> None:
+    def session_began(self) -> None:
         """Nobody is served here any more once the others are passed on."""
         relay = self.relay()
         if relay is not None:
-            relay.pass_on(self)
+            relay.forward(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the server too."""
         super().connectionLost(reason)
-        self.clients.forget(self)
+        self.clients.remove(self)
 
 
-class _PassedConnection(_ServedConnection):
+class _RelayedConnection(_ServedConnection):
     """The connection of a client that another server greets."""
 
     def begin(self, handshake: HandshakePhase) -> None:
         """Pass it on from its first byte."""
-        self.agreed()
+        self.session_began()
 
 
 class Server:
@@ -227,18 +227,16 @@ class Server:
         self.export = export
         self.read_only = read_only
         self._reactor = reactor
-        self._began = reactor.seconds()
-        self._most = max_connections
-        self._threads = ThreadWork(runtime.threads, most=MOST + 1)  # and one that flushes
+        self._started_at = reactor.seconds()
+        self._max_connections = max_connections
+        self._threads = ThreadWork(runtime.threads, most=MOST_JOBS + 1)  # and one that flushes
         runtime = replace(runtime, threads=self._threads)
         self._access = DiskAccess(disk, self._threads, latency or LatencyMonitor(), runtime.system)
-        flags = _READING | (TransmissionFlag.READ_ONLY if read_only else _WRITING)
-        self._handler = _ServedExport(
-            Export(export, disk.size, flags), self._access, reactor.seconds
-        )
+        flags = _READ_FLAGS | (TransmissionFlag.READ_ONLY if read_only else _WRITE_FLAGS)
+        self._handler = _DiskExport(Export(export, disk.size, flags), self._access, reactor.seconds)
         exports: dict[str, IExportHandler] = {export: self._handler}
         if (notice := served_export_name(export)) is not None:
-            exports[notice] = ServedNotice(export, disk.size, runtime)
+            exports[notice] = ServedSideExport(export, disk.size, runtime)
         self._settings = ConnectionSettings(
             runtime=runtime,
             lookup=exports.get,
@@ -249,12 +247,12 @@ class Server:
             idle_timeout=request_timeout,
         )
         self._clients = Clients()
-        self._refused_at = float("-inf")
+        self._refusal_logged_at = float("-inf")
         self._stopping = False
         self._relay: Relay | None = None
-        self._patience: IDelayedCall | None = None
+        self._drain_timeout: IDelayedCall | None = None
         self._ended: BaseException | bool | None = None
-        self._waiting: list[Deferred[None]] = []
+        self._complete_waiters: list[Deferred[None]] = []
 
     def factory(self) -> IProtocolFactory:
         """What to listen with."""
@@ -263,17 +261,17 @@ class Server:
     def _build(self, address: IAddress) -> IProtocol | None:
         if self._stopping:
             return None
-        if self._most and len(self._clients) >= self._most:
+        if self._max_connections and len(self._clients) >= self._max_connections:
             now = self._reactor.seconds()
-            if now - self._refused_at >= _REPORT:
-                self._refused_at = now
+            if now - self._refusal_logged_at >= _REPORT_INTERVAL:
+                self._refusal_logged_at = now
                 _log.warn(
                     "{most} clients are connected, and no more are let in (--max-connections)",
                     event="full",
-                    most=self._most,
+                    most=self._max_connections,
                 )
             return None
-        made = _ServedConnection if self._relay is None else _PassedConnection
+        made = _ServedConnection if self._relay is None else _RelayedConnection
         connection = made(self._settings, address)
         connection.clients = self._clients
         connection.relay = lambda: self._relay
@@ -297,7 +295,7 @@ class Server:
         return {
             "role": "serve",
             "state": self.state,
-            "uptime": round(now - self._began, 3),
+            "uptime": round(now - self._started_at, 3),
             "disk": self.disk.name,
             "size": self.disk.size,
             "export": self.export,
@@ -316,14 +314,14 @@ class Server:
         It fails with the L{OSError} of that last flush.
         """
         waiting: Deferred[None] = Deferred()
-        self._waiting.append(waiting)
-        self._tell()
+        self._complete_waiters.append(waiting)
+        self._fire_complete()
         return waiting
 
-    def _tell(self) -> None:
+    def _fire_complete(self) -> None:
         if self._ended is None:
             return
-        waiting, self._waiting = self._waiting, []
+        waiting, self._complete_waiters = self._complete_waiters, []
         for deferred in waiting:
             if isinstance(self._ended, BaseException):
                 deferred.errback(self._ended)
@@ -340,7 +338,7 @@ class Server:
         if self._stopping:
             return
         self._stopping = True
-        self._patience = self._reactor.callLater(_PATIENCE, self._abort_clients)
+        self._drain_timeout = self._reactor.callLater(_DRAIN_TIMEOUT, self._abort_clients)
         if why:
             _log.info(
                 "{why}: finishing the requests of {clients} client(s)",
@@ -359,10 +357,10 @@ class Server:
 
     async def _end(self, flush: Callable[[], Deferred[None]] | None = None) -> None:
         """Once every client is gone, and no thread at work, it is over."""
-        await self._clients.none_left()
+        await self._clients.all_gone()
         await self._threads.idle()
-        if self._patience is not None and self._patience.active():
-            self._patience.cancel()
+        if self._drain_timeout is not None and self._drain_timeout.active():
+            self._drain_timeout.cancel()
         try:
             if flush is not None:
                 await flush()
@@ -370,7 +368,7 @@ class Server:
             self._ended = error
         else:
             self._ended = True
-        self._tell()
+        self._fire_complete()
 
     # For whoever mirrors the disk.
 
@@ -391,7 +389,7 @@ class Server:
         """
         self._handler.held = True
         holding: list[Deferred[Any]] = [client.hold() for client in self._clients]
-        still: Deferred[Any] = gatherResults([*holding, self._access.jobs.drained()])
+        still: Deferred[Any] = gatherResults([*holding, self._access.jobs.orphans_finished()])
         return still.addCallback(lambda _: None)
 
     def release(self) -> None:
@@ -432,14 +430,14 @@ class Server:
             return
         self._relay = relay
         relay.start()
-        Deferred.fromCoroutine(self._pass_on(relay)).addErrback(_bug)
+        Deferred.fromCoroutine(self._relay_clients(relay)).addErrback(_bug)
 
-    async def _pass_on(self, relay: Relay) -> None:
+    async def _relay_clients(self, relay: Relay) -> None:
         await self.hold()
         for client in self._clients:
             if client.negotiated is not None:
-                relay.pass_on(client)
-        await self._clients.none_left()
+                relay.forward(client)
+        await self._clients.all_gone()
         self._stopping = True
         relay.stop()
         await self._end()

@@ -34,11 +34,11 @@ from ..nbd import (
 )
 from ..runtime import InThread
 from ..transport import FileRegion
-from .backend import Answer, Backend, PlainBackend, Reply
+from .backend import Backend, EventualReply, PlainBackend, ReplyItems
 from .executor import IncomingWrite, RequestExecutor
 from .fast_path import FastPath
 from .handler import IExportHandler
-from .holds import FORBIDDING, FULL, HELD, OVER, PATIENT, REFUSED, UNDER_WAY, Hold
+from .holds import BACKLOG, BLOCKING, CLIENT_WAITS, CLOSING, DRAINING, HELD, IN_PROGRESS, Hold
 from .phase import Phase, PhaseContext
 from .shared import SharedBackend
 
@@ -73,69 +73,69 @@ class Session(Phase):
         self._handler = handler
         self._outgoing = context.outgoing
         self._reasons = context.holds.reasons
-        self._note = context.timeout.note
+        self._reset_timeout = context.timeout.reset
         structured = negotiated.structured
         self._wire = wire = ServerTransmission(structured)
         access = handler.access
-        self._small: FastPath | None = None
+        self._fast_path: FastPath | None = None
         self._backend: Backend
         if access is None:
             self._backend = PlainBackend(handler.disk, wire, in_thread)
         else:
             self._backend = SharedBackend(access, wire, structured)
-            self._small = FastPath(access, negotiated.export, structured, context.traffic)
+            self._fast_path = FastPath(access, negotiated.export, structured, context.traffic)
         self._executor = RequestExecutor(
             context, connection, handler, negotiated, wire=wire, backend=self._backend
         )
         self._write: IncomingWrite | None = None
         self._in_progress = 0
         self._bytes_in_progress = 0
-        self._acting = False
+        self._processing = False
         self._until_idle: list[Deferred[None]] = []
 
     def begin(self, data: bytes) -> None:
         """Act on what has come after the handshake, and read on."""
-        if self._small is not None:
+        if self._fast_path is not None:
             self._context.incoming.take_over(at_once=True)
         if self._handler.held:
             self._context.holds.add(HELD)
         self._wire.receive_data(data)
-        self._go_on()
+        self._process()
 
     # What comes from the client.
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes that were not moved past us."""
-        if OVER not in self._reasons:
-            self._note()
+        if CLOSING not in self._reasons:
+            self._reset_timeout()
             self._wire.receive_data(data)
-            self._go_on()
+            self._process()
 
     def viewReceived(self, view: memoryview) -> None:
         """As L{dataReceived}, with bytes that will not last."""
-        if OVER not in self._reasons:
-            self._note()
+        if CLOSING not in self._reasons:
+            self._reset_timeout()
             self._wire.receive_data(view)
-            self._go_on()
+            self._process()
             self._wire.keep()
 
     def answers_at_once(self) -> Callable[[memoryview], bool] | None:
         """The shortest way, while nothing stands before it and nobody is told of changes."""
-        if self._wire.buffered or (small := self._ready_for_small()) is None:
+        if self._wire.buffered or (fast_path := self._usable_fast_path()) is None:
             return None
         give = self._outgoing.direct()
         if give is None:
             return None
-        self._note()
-        return small.answering(give, self.viewReceived)
+        self._reset_timeout()
+        return fast_path.responder(give, self.viewReceived)
 
-    def _go_on(self) -> None:
+    def _process(self) -> None:
         """Act on what was received, as far as that may be."""
-        if self._acting or self._answer_small():
+        if self._processing or self._take_fast_path():
             return
-        self._acting = True
+        self._processing = True
         try:
-            while self._may_go_on():
+            while self._may_process():
                 event = self._wire.next_event()
                 if type(event) is Request:
                     self._request(event)
@@ -145,18 +145,18 @@ class Session(Phase):
                     self._payload(write, event.data)
                 else:
                     self._end_of_payload(write)
-                if self._write is None and self._answer_small():
+                if self._write is None and self._take_fast_path():
                     break
         except RemoteProtocolError as error:
-            self._broken(error)
+            self._protocol_error(error)
         finally:
-            self._acting = False
-        if REFUSED in self._reasons:
+            self._processing = False
+        if DRAINING in self._reasons:
             self.check_idle()
-        elif self._reasons.isdisjoint(FORBIDDING):
+        elif self._reasons.isdisjoint(BLOCKING):
             self._context.incoming.take_over()
 
-    def _may_go_on(self) -> bool:
+    def _may_process(self) -> bool:
         """Whether the next message may be acted on; not while too much of the client's waits.
 
         The payload of a WRITE that was begun is not kept waiting by that, or it would never end.
@@ -165,35 +165,35 @@ class Session(Phase):
             self._in_progress + self._outgoing.pending >= _MOST_REQUESTS
             or self._bytes_in_progress + self._outgoing.pending_bytes >= _MOST_BYTES
         ):
-            self._context.holds.add(FULL)
-        return self._reasons.isdisjoint(FORBIDDING)
+            self._context.holds.add(BACKLOG)
+        return self._reasons.isdisjoint(BLOCKING)
 
-    def _answer_small(self) -> bool:
+    def _take_fast_path(self) -> bool:
         """Answer as many of the next requests as can be carried out at once, if any can.
 
         @return: whether there is nothing to do before more has come.
         """
-        while (small := self._ready_for_small()) is not None:
+        while (fast_path := self._usable_fast_path()) is not None:
             data, position = self._wire.unread()
-            end, replies = small.answer(data, position)
+            end, replies = fast_path.answer(data, position)
             if end == position:
-                return small.is_incomplete(data, position)
+                return fast_path.is_incomplete(data, position)
             self._wire.skip(end)
             self._outgoing.send_view(replies)
             if end == len(data):
                 return True
         return False
 
-    def _ready_for_small(self) -> FastPath | None:
+    def _usable_fast_path(self) -> FastPath | None:
         """Who answers small requests, if those may be next on the wire, and nothing is before."""
         if (
             self._reasons
             or self._write is not None
             or self._outgoing.pending
-            or not self._handler.at_once
+            or not self._handler.allows_fast_path
         ):
             return None
-        return self._small
+        return self._fast_path
 
     def _request(self, request: Request) -> None:
         if self.first_cookie is None:
@@ -201,9 +201,9 @@ class Session(Phase):
         if request.command == _WRITE:
             self._write = self._executor.receive(request)
         elif request.command != _DISC:
-            self._answer(request, self._executor.execute(request))
+            self._send_reply(request, self._executor.execute(request))
         else:
-            self._context.life.disconnect()
+            self._context.lifetime.disconnect()
             self.check_idle()
 
     def finished(self) -> None:
@@ -224,27 +224,27 @@ class Session(Phase):
 
     def _end_of_payload(self, write: IncomingWrite) -> None:
         self._write = None
-        self._answer(write.request, self._executor.finish(write))
+        self._send_reply(write.request, self._executor.finish(write))
         self.check_idle()
 
     def payload_region(self) -> FileRegion | None:
         """Where the rest of the WRITE on the wire belongs, if it is to be written at all."""
         write = self._write
-        if write is None or write.error or write.aside:
+        if write is None or write.error or write.in_thread:
             return None
-        if OVER in self._reasons or self._wire.buffered:
+        if CLOSING in self._reasons or self._wire.buffered:
             return None
-        return self._backend.region(write.position, self._wire.payload_expected)
+        return self._backend.write_region(write.position, self._wire.payload_expected)
 
     def payload_moved(self, count: int) -> None:
         """So much of it is off the wire."""
         assert self._write is not None
-        self._note()
-        self._backend.moved()
+        self._reset_timeout()
+        self._backend.payload_moved()
         self._write.position += count
         self._wire.payload_moved(count)
         if not self._wire.payload_expected:
-            self._go_on()
+            self._process()
 
     def payload_failed(self, error: OSError) -> None:
         """The disk did not take what is about to be announced as moved."""
@@ -253,22 +253,22 @@ class Session(Phase):
 
     # What comes from us.
 
-    def _answer(self, request: Request, answer: Answer) -> None:
+    def _send_reply(self, request: Request, answer: EventualReply) -> None:
         if isinstance(answer, Deferred):
-            self._answer_after(request, answer)
+            self._send_reply_later(request, answer)
         else:
             self._outgoing.send(answer)
 
-    def _answer_after(self, request: Request, answer: Deferred[Reply]) -> None:
+    def _send_reply_later(self, request: Request, answer: Deferred[ReplyItems]) -> None:
         """Send the reply when it is known; until then it counts as under way."""
         memory = self._executor.memory_for(request)
         self._in_progress += 1
         self._bytes_in_progress += memory
 
-        def known(reply: Reply | Failure) -> None:
+        def known(reply: ReplyItems | Failure) -> None:
             self._in_progress -= 1
             self._bytes_in_progress -= memory
-            self._note()
+            self._reset_timeout()
             if isinstance(reply, Failure):
                 _bug(reply)
             else:
@@ -281,16 +281,16 @@ class Session(Phase):
     def drained(self) -> None:
         """Something of ours was done: go on with what waited for it."""
         if (
-            FULL in self._reasons
+            BACKLOG in self._reasons
             and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2
             and self._bytes_in_progress + self._outgoing.pending_bytes < _MOST_BYTES // 2
         ):
-            self._context.holds.release(FULL)
+            self._context.holds.release(BACKLOG)
 
     def released(self) -> None:
         """Go on with what was held, and towards the end if it was the last."""
-        self._note()
-        self._go_on()
+        self._reset_timeout()
+        self._process()
         self.check_idle()
 
     # The end, and what comes before it.
@@ -308,21 +308,21 @@ class Session(Phase):
 
     def check_idle(self) -> None:
         """Go on towards the end, if there is one, once nothing is being carried out any more."""
-        if self._is_busy():
+        if self._is_executing():
             return
         if self._until_idle:
             waiting, self._until_idle = self._until_idle, []
             for idle in waiting:
                 idle.callback(None)
         reasons = self._reasons
-        if OVER in reasons or (REFUSED in reasons and not self._has_begun()):
-            self._context.life.idle()
+        if CLOSING in reasons or (DRAINING in reasons and not self._is_mid_request()):
+            self._context.lifetime.idle()
 
-    def _is_busy(self) -> bool:
+    def _is_executing(self) -> bool:
         """Whether something of the client's is being carried out."""
-        return bool(self._in_progress) or not self._reasons.isdisjoint(UNDER_WAY)
+        return bool(self._in_progress) or not self._reasons.isdisjoint(IN_PROGRESS)
 
-    def _has_begun(self) -> bool:
+    def _is_mid_request(self) -> bool:
         """Whether the client has begun a request that it has to finish."""
         return self._write is not None or bool(self._wire.buffered)
 
@@ -332,13 +332,13 @@ class Session(Phase):
 
     def may_be_silent(self) -> bool:
         """Whether the client is waiting for us, or has leave to say nothing."""
-        waits = self._is_busy() or not self._reasons.isdisjoint(PATIENT)
+        waits = self._is_executing() or not self._reasons.isdisjoint(CLIENT_WAITS)
         return waits or bool(self._handler.may_be_silent(self._connection))
 
     @property
-    def owes(self) -> bool:
+    def is_mid_exchange(self) -> bool:
         """Whether the client has begun what it has to finish: a request, or taking its replies."""
-        return self._has_begun() or self._outgoing.waiting
+        return self._is_mid_request() or self._outgoing.waiting
 
     def unanswered(self) -> list[bytes | FileRegion] | None:
         """What the client has sent that was not answered, as it came, taken from here."""
@@ -348,7 +348,7 @@ class Session(Phase):
         if write is not None:
             if write.error:
                 return None
-            items = write.as_it_came(self._handler.disk)
+            items = write.as_received(self._handler.disk)
         if position < len(data):
             items.append(bytes(data[position:]))
         return items

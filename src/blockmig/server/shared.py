@@ -26,13 +26,13 @@ from ..interfaces import Extent
 from ..nbd import ALLOCATION_ID, CommandFlag, Request, ServerTransmission, errno_to_wire
 from ..transport import LONGEST_MOVE, FileRegion
 from .access import SHORTEST_HOLE, SMALL, DiskAccess
-from .backend import PIECE, SHORT_ZEROES, Answer, Reply, cache, change
-from .jobs import Owner
-from .latency import Beginning
+from .backend import IO_SIZE, SHORT_ZEROES, EventualReply, ReplyItems, cache, change
+from .jobs import JobOwner
+from .latency import CallStart
 
 # Bytes of memory that one run of a READ's reply takes, or nearly so.
-_RUN_SIZE: Final = 256
-_ZEROES: Final = bytes(PIECE)
+_RUN_MEMORY: Final = 256
+_ZEROES: Final = bytes(IO_SIZE)
 
 
 class SharedBackend:
@@ -50,12 +50,12 @@ class SharedBackend:
         self._changes = access.changes
         self._wire = wire
         self._structured = structured
-        self._owner = Owner()
-        self._began: Beginning = (0.0, -1)
+        self._owner = JobOwner()
+        self._call_start: CallStart = (0.0, -1)
 
-    def note(self) -> None:
+    def touch(self) -> None:
         """The disk is in use."""
-        self._latency.note()
+        self._latency.touch()
 
     def abandon(self) -> None:
         """What was not begun is not to be done."""
@@ -68,7 +68,7 @@ class SharedBackend:
     # WRITE.
 
     @property
-    def aside(self) -> bool:
+    def writes_in_thread(self) -> bool:
         """While the disk is not quick."""
         return not self._access.quick
 
@@ -81,53 +81,53 @@ class SharedBackend:
         finally:
             self._latency.end(began)
 
-    def write_aside(self, offset: int, data: bytes) -> Deferred[Any]:
+    def write_in_thread(self, offset: int, data: bytes) -> Deferred[Any]:
         """I{In a thread.} Write some of a payload."""
         writing = self._access.write(offset, data, self._owner)
         return self._changes.around(offset, len(data), writing)
 
-    def region(self, offset: int, length: int) -> FileRegion:
+    def write_region(self, offset: int, length: int) -> FileRegion:
         """Where so much of a payload belongs; no more than can be moved in one go is announced."""
-        self._began = self._latency.begin()
+        self._call_start = self._latency.begin()
         if self._changes.mark is not None:
             self._changes.notify(offset, min(length, LONGEST_MOVE))
         return FileRegion(self._disk, offset, length)
 
-    def moved(self) -> None:
+    def payload_moved(self) -> None:
         """Some of it is there, or lost."""
-        self._latency.end(self._began)
+        self._latency.end(self._call_start)
 
     # READ.
 
-    def read(self, request: Request) -> Answer:
+    def read(self, request: Request) -> EventualReply:
         """Small ones in memory, large ones from the disk."""
         access, offset, length = self._access, request.offset, request.length
         if length <= SMALL:
             if access.quick:
                 buffer = bytearray(length)
-                if access.read_now(memoryview(buffer), offset):
+                if access.read_nowait(memoryview(buffer), offset):
                     return self._wire.reply(request, 0, [bytes(buffer)])
-            return self._read_whole(request)
-        if self._reads_whole():
-            return self._read_whole(request)
+            return self._read_in_thread(request)
+        if self._must_read_first():
+            return self._read_in_thread(request)
         with_holes = self._structured and not request.flags & CommandFlag.DF
         if access.is_ready(offset, length, with_holes):
             return self._send(request, [Extent(offset, length, hole=False)])
         preparing = access.prepare(offset, length, with_holes, self._owner)
         return preparing.addCallback(lambda runs: self._send(request, runs))
 
-    def _reads_whole(self) -> bool:
-        return self._access.careful or self._disk.fileno() is None
+    def _must_read_first(self) -> bool:
+        return self._access.reads_first or self._disk.fileno() is None
 
     def memory_to_read(self, length: int) -> int:
         """All of it, or what its runs take."""
-        return length if self._reads_whole() else length // SHORTEST_HOLE * _RUN_SIZE
+        return length if self._must_read_first() else length // SHORTEST_HOLE * _RUN_MEMORY
 
-    def _read_whole(self, request: Request) -> Deferred[Reply]:
+    def _read_in_thread(self, request: Request) -> Deferred[ReplyItems]:
         reading = self._access.read(request.offset, request.length, self._owner)
         return reading.addCallback(lambda data: self._wire.reply(request, 0, [data]))
 
-    def _send(self, request: Request, runs: list[Extent]) -> Reply:
+    def _send(self, request: Request, runs: list[Extent]) -> ReplyItems:
         wire, disk = self._wire, self._disk
         if not self._structured:
             return wire.reply(request, 0, [FileRegion(disk, request.offset, request.length)])
@@ -137,7 +137,7 @@ class SharedBackend:
             number = errno_to_wire(error.errno)
             return [*_zeroes(rest.length), wire.error_at(request, number, rest.offset)]
 
-        items: Reply = []
+        items: ReplyItems = []
         for offset, length, hole in runs:
             if hole:
                 items.append(wire.hole(request, offset, length, done=False))
@@ -148,7 +148,7 @@ class SharedBackend:
 
     # All the others.
 
-    def status(self, request: Request) -> Deferred[Reply]:
+    def status(self, request: Request) -> Deferred[ReplyItems]:
         """I{In a thread.} Where there is data, and where none."""
         one = bool(request.flags & CommandFlag.REQ_ONE)
         looking = self._access.status(request.offset, request.length, one, self._owner)
@@ -185,5 +185,5 @@ class SharedBackend:
 
 
 def _zeroes(count: int) -> list[bytes]:
-    whole, rest = divmod(count, PIECE)
+    whole, rest = divmod(count, IO_SIZE)
     return [_ZEROES] * whole + ([_ZEROES[:rest]] if rest else [])

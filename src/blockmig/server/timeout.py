@@ -23,7 +23,7 @@ class ConnectionTimeout:
     @param clock: tells the time.
     @param transport: of the connection.
     @param waiting: whether the client has not taken all that was sent.
-    @param given_up: called with the seconds of silence that were too many.
+    @param timed_out: called with the seconds of silence that were too many.
     """
 
     def __init__(
@@ -31,33 +31,33 @@ class ConnectionTimeout:
         clock: IReactorTime,
         transport: Any,
         waiting: Callable[[], bool],
-        given_up: Callable[[float], None],
+        timed_out: Callable[[float], None],
     ) -> None:
         self._clock = clock
         self._seconds = clock.seconds
         self._transport = transport
         self._waiting = waiting
-        self._given_up = given_up
-        self._latest = clock.seconds()
-        self._untaken = 0
+        self._timed_out = timed_out
+        self._last_activity = clock.seconds()
+        self._unacknowledged = 0
         self._timer: IDelayedCall | None = None
 
-    def note(self) -> None:
+    def reset(self) -> None:
         """Something has happened."""
-        self._latest = self._seconds()
+        self._last_activity = self._seconds()
 
-    def watch(self, seconds: float, excused: Callable[[], bool]) -> None:
+    def watch(self, seconds: float, may_be_silent: Callable[[], bool]) -> None:
         """Give the client up once it has been silent for so long, from now on.
 
         @param seconds: 0 for never.
-        @param excused: whether it has leave to be silent.
+        @param may_be_silent: whether it has leave to be silent.
         """
-        self.note()
-        self._start(seconds, self._check, seconds, excused)
+        self.reset()
+        self._start(seconds, self._check, seconds, may_be_silent)
 
-    def limit(self, seconds: float, late: Callable[[float], None]) -> None:
-        """Call C{late} after C{seconds}; 0 for never."""
-        self._start(seconds, late, seconds)
+    def limit(self, seconds: float, expired: Callable[[float], None]) -> None:
+        """Call C{expired} after C{seconds}; 0 for never."""
+        self._start(seconds, expired, seconds)
 
     def stop(self) -> None:
         """Wait for nothing any more."""
@@ -70,16 +70,16 @@ class ConnectionTimeout:
         if seconds:
             self._timer = self._clock.callLater(seconds, function, *arguments)
 
-    def _check(self, seconds: float, excused: Callable[[], bool]) -> None:
+    def _check(self, seconds: float, may_be_silent: Callable[[], bool]) -> None:
         now = self._seconds()
-        untaken, self._untaken = self._untaken, unacknowledged(self._transport)
+        before, self._unacknowledged = self._unacknowledged, unacknowledged(self._transport)
         # A socket is writable only when much of it is free; until then a slow reader shows here.
-        takes = self._waiting() and self._untaken != untaken
-        if takes or excused():
-            self._latest = now
-        left = self._latest + seconds - now
+        takes = self._waiting() and self._unacknowledged != before
+        if takes or may_be_silent():
+            self._last_activity = now
+        left = self._last_activity + seconds - now
         if left > 0:
-            self._timer = self._clock.callLater(left, self._check, seconds, excused)
+            self._timer = self._clock.callLater(left, self._check, seconds, may_be_silent)
         else:
             self._timer = None
-            self._given_up(seconds)
+            self._timed_out(seconds)

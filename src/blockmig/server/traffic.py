@@ -8,7 +8,7 @@ from ..nbd import Command, Request
 
 
 @dataclass
-class Traffic:
+class TrafficCounters:
     """Requests that were admitted, and the bytes that they asked for.
 
     @ivar reads: READs.
@@ -40,7 +40,7 @@ class Traffic:
         else:
             self.other += 1
 
-    def add(self, other: Traffic) -> None:
+    def add(self, other: TrafficCounters) -> None:
         """Add all of C{other}."""
         self.count(other.reads, other.bytes_read, other.writes, other.bytes_written)
         self.other += other.other

@@ -84,7 +84,7 @@ class Case(SynchronousTestCase):
         if connection is None:
             return None
 
-        def agreed():
+        def session_began():
             session = connection._phase
             take = session._request
 
@@ -95,7 +95,7 @@ class Case(SynchronousTestCase):
 
             session._request = request
 
-        connection.agreed = agreed
+        connection.session_began = session_began
         return connection
 
     def receive(self):

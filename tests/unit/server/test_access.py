@@ -36,9 +36,9 @@ class Case(SynchronousTestCase):
             self.disk, threads or in_thread, LatencyMonitor(self.seconds), self.kernel
         )
 
-    def read_now(self, offset=0, length=10):
+    def read_nowait(self, offset=0, length=10):
         view = memoryview(bytearray(length))
-        return bytes(view) if self.access.read_now(view, offset) else None
+        return bytes(view) if self.access.read_nowait(view, offset) else None
 
     def prepare(self, offset, length, with_holes=True):
         return self.successResultOf(self.access.prepare(offset, length, with_holes))
@@ -46,14 +46,14 @@ class Case(SynchronousTestCase):
 
 class AtOnceTests(Case):
     def test_read(self):
-        self.assertEqual(pattern(SIZE)[5:15], self.read_now(5))
+        self.assertEqual(pattern(SIZE)[5:15], self.read_nowait(5))
         self.assertEqual([(5, 10, NO_WAIT)], self.kernel.asked)
         self.assertTrue(NO_WAIT, "these tests are for a platform that has it")
 
     def test_would_wait(self):
         self.kernel.cold = EAGAIN
         for _ in range(2):
-            self.assertIsNone(self.read_now())
+            self.assertIsNone(self.read_nowait())
         self.assertTrue(all(flags for _, _, flags in self.kernel.asked))
 
     def test_cannot_tell(self):
@@ -62,26 +62,26 @@ class AtOnceTests(Case):
             self.make()
             self.kernel.cold = OSError(number, "unknown flag")
             for _ in range(3):
-                self.assertEqual(pattern(SIZE)[:10], self.read_now())
+                self.assertEqual(pattern(SIZE)[:10], self.read_nowait())
             self.assertEqual([NO_WAIT, 0, 0, 0], [flags for _, _, flags in self.kernel.asked])
 
     def test_other_errors(self):
         """They are the general way's to tell of, and change nothing."""
         self.make(bad=[(0, 10)])
-        self.assertIsNone(self.read_now())
-        self.assertEqual(pattern(SIZE)[100:110], self.read_now(100))
+        self.assertIsNone(self.read_nowait())
+        self.assertEqual(pattern(SIZE)[100:110], self.read_nowait(100))
         self.assertEqual([NO_WAIT] * 2, [flags for _, _, flags in self.kernel.asked])
 
     def test_an_error_without_the_flag(self):
         self.kernel.cold = OSError(errno.EOPNOTSUPP, "unknown flag")
-        self.read_now()
+        self.read_nowait()
         self.kernel.preads.append(OSError(errno.EINVAL, "odd"))
-        self.assertIsNone(self.read_now())
+        self.assertIsNone(self.read_nowait())
 
     def test_short(self):
         self.kernel.preads.extend([9, 0])
-        self.assertIsNone(self.read_now())
-        self.assertIsNone(self.read_now())
+        self.assertIsNone(self.read_nowait())
+        self.assertIsNone(self.read_nowait())
 
     def test_in_threads(self):
         self.make(threads=Threads())
@@ -388,10 +388,10 @@ class ReadyTests(Case):
 
     def test_careful(self):
         self.prepare(0, 1000)
-        self.assertFalse(self.access.careful)
+        self.assertFalse(self.access.reads_first)
         for _ in range(2):
             self.access.read_failed(eio())
-        self.assertTrue(self.access.careful)
+        self.assertTrue(self.access.reads_first)
         for with_holes in (False, True):
             self.assertFalse(self.access.is_ready(0, 1000, with_holes))
 

@@ -715,7 +715,7 @@ class HoldTests(ThreadCase):
             admitting.append(Deferred())
             return admitting[-1]
 
-        self.patch(type(handler), "at_once", False)
+        self.patch(type(handler), "allows_fast_path", False)
         handler.admit = admit
         cookie = self.peer.send(READ, 0, 10)
         later = self.peer.send(READ, 0, 10)

@@ -530,7 +530,7 @@ class TakenOverTests(Case):
         peer.give(first + request_bytes(ZEROES, 4096, 4096, cookie=2))
         idle = client.hold()
         client.release()
-        idle.addCallback(lambda _: client.pass_on(taken))
+        idle.addCallback(lambda _: client.forward(taken))
         before = self.data(4096, 4096)
         self.server.changes.throttle = None
         throttle.waiting.callback(None)

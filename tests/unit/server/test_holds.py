@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.server.holds import ENDING, FORBIDDING, PATIENT, UNDER_WAY, Hold, Holds
+from blockmig.server.holds import BLOCKING, CLIENT_WAITS, ENDING, IN_PROGRESS, Hold, Holds
 
 
 class Incoming:
@@ -46,8 +46,8 @@ class HoldsTests(SynchronousTestCase):
             self.setUp()
             self.holds.add(end)
             self.assertTrue(self.incoming.reading)
-            self.holds.add(Hold.FULL)
-            self.holds.release(Hold.FULL)
+            self.holds.add(Hold.BACKLOG)
+            self.holds.release(Hold.BACKLOG)
             self.assertTrue(self.incoming.reading)
             self.assertEqual({end}, self.holds.reasons)
 
@@ -76,11 +76,11 @@ class HoldsTests(SynchronousTestCase):
         self.assertEqual(set(), self.holds.reasons)
         self.assertIs(reasons, self.holds.reasons)
         self.assertFalse(self.incoming.reading)
-        self.holds.release(Hold.BEHIND)
+        self.holds.release(Hold.BACKPRESSURE)
         self.assertTrue(self.incoming.reading)
 
     def test_kinds(self):
         """What came already goes on where a disk is behind, or new requests are refused."""
-        self.assertEqual({Hold.BEHIND, Hold.REFUSED}, set(Hold) - FORBIDDING)
-        self.assertLess(UNDER_WAY, FORBIDDING)
-        self.assertTrue(PATIENT.isdisjoint(UNDER_WAY | ENDING))
+        self.assertEqual({Hold.BACKPRESSURE, Hold.DRAINING}, set(Hold) - BLOCKING)
+        self.assertLess(IN_PROGRESS, BLOCKING)
+        self.assertTrue(CLIENT_WAITS.isdisjoint(IN_PROGRESS | ENDING))

@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command
-from blockmig.server.jobs import MOST, JobQueue, Owner
+from blockmig.server.jobs import MOST_JOBS, JobOwner, JobQueue
 from tests.unit.served import Place, ServedDisk, pattern
 from tests.unit.support import Threads
 
@@ -26,7 +26,7 @@ class WorkTests(SynchronousTestCase):
         return self.work.run(owner, self.done.append, name, **keywords)
 
     def test_result_and_error(self):
-        owner = Owner()
+        owner = JobOwner()
         good = self.work.run(owner, lambda a, b: a + b, 1, 2)
         bad = self.work.run(owner, lambda: 1 / 0)
         self.threads.run()
@@ -34,10 +34,10 @@ class WorkTests(SynchronousTestCase):
         self.failureResultOf(bad, ZeroDivisionError)
 
     def test_one_owner_leaves_room(self):
-        greedy, other = Owner(), Owner()
+        greedy, other = JobOwner(), JobOwner()
         for number in range(100):
             self.run_for(greedy, number)
-        self.assertLess(len(self.threads.waiting), MOST)
+        self.assertLess(len(self.threads.waiting), MOST_JOBS)
         self.run_for(other, "other")
         self.assertIn("other", [arguments[0] for _, _, arguments in self.threads.waiting])
         self.threads.run()
@@ -45,13 +45,13 @@ class WorkTests(SynchronousTestCase):
 
     def test_so_many_at_a_time(self):
         for _ in range(20):
-            self.run_for(Owner(), "x")
-        self.assertEqual(MOST, len(self.threads.waiting))
+            self.run_for(JobOwner(), "x")
+        self.assertEqual(MOST_JOBS, len(self.threads.waiting))
         self.threads.run()
         self.assertEqual(20, len(self.done))
 
     def test_owners_take_turns(self):
-        owners = [Owner() for _ in range(3)]
+        owners = [JobOwner() for _ in range(3)]
         for owner, name in zip(owners, "abc", strict=True):
             for _ in range(10):
                 self.run_for(owner, name)
@@ -60,7 +60,7 @@ class WorkTests(SynchronousTestCase):
             self.assertEqual({"a", "b", "c"}, set(self.done[start : start + 6]), self.done)
 
     def test_in_order_for_each(self):
-        owner = Owner()
+        owner = JobOwner()
         for number in range(50):
             self.run_for(owner, number)
         self.threads.run()
@@ -68,15 +68,15 @@ class WorkTests(SynchronousTestCase):
 
     def test_little_looking_at_a_time(self):
         for _ in range(5):
-            self.run_for(Owner(), "looks", looking=True)
-        self.run_for(Owner(), "reads")
+            self.run_for(JobOwner(), "looks", scanning=True)
+        self.run_for(JobOwner(), "reads")
         begun = [arguments[0] for _, _, arguments in self.threads.waiting]
         self.assertEqual(["looks", "looks", "reads"], begun)
         self.threads.run()
         self.assertEqual(6, len(self.done))
 
     def test_what_was_not_begun_is_dropped(self):
-        owner, other = Owner(), Owner()
+        owner, other = JobOwner(), JobOwner()
         results = [self.run_for(owner, number) for number in range(10)]
         kept = self.run_for(other, "other")
         begun = len(self.threads.waiting) - 1
@@ -91,24 +91,24 @@ class WorkTests(SynchronousTestCase):
         self.successResultOf(kept)
 
     def test_late_changes(self):
-        owner = Owner()
+        owner = JobOwner()
         self.run_for(owner, "change", changing=True)
         self.run_for(owner, "read")
-        self.assertFalse(self.work.late)
-        self.successResultOf(self.work.drained())
+        self.assertFalse(self.work.has_orphans)
+        self.successResultOf(self.work.orphans_finished())
         self.work.abandon(owner)
-        self.assertTrue(self.work.late)
-        drained = self.work.drained()
+        self.assertTrue(self.work.has_orphans)
+        drained = self.work.orphans_finished()
         self.assertNoResult(drained)
         self.threads.run(1)
-        self.assertFalse(self.work.late)
+        self.assertFalse(self.work.has_orphans)
         self.successResultOf(drained)
 
     def test_late_reads_are_of_no_importance(self):
-        owner = Owner()
+        owner = JobOwner()
         self.run_for(owner, "read")
         self.work.abandon(owner)
-        self.assertFalse(self.work.late)
+        self.assertFalse(self.work.has_orphans)
 
 
 class LateChangeTests(SynchronousTestCase):
@@ -160,7 +160,7 @@ class LateChangeTests(SynchronousTestCase):
         one.send(ZEROES, 0, 0xFFFF_0000)
         self.place.threads.run()
         self.assertEqual(1, len(zeroed))
-        self.assertFalse(self.place.server._access.jobs.late)
+        self.assertFalse(self.place.server._access.jobs.has_orphans)
 
     def test_not_begun_not_done(self):
         one = self.place.peer()

@@ -62,7 +62,7 @@ class PaceTests(SynchronousTestCase):
             self.assertTrue(self.latency.quick)
 
     def test_a_call_beside_threads_of_ours_may_wait_for_the_interpreter(self):
-        self.latency.crowded = True
+        self.latency.threads_busy = True
         for _ in range(5):
             self.call(0.049)
             self.assertTrue(self.latency.quick)
@@ -73,10 +73,10 @@ class PaceTests(SynchronousTestCase):
 
     def test_when_it_was_called_last(self):
         self.call(0.001)
-        self.assertEqual(self.now, self.latency.latest)
+        self.assertEqual(self.now, self.latency.last_used)
         self.now += 1
-        self.latency.note()
-        self.assertEqual(self.now, self.latency.latest)
+        self.latency.touch()
+        self.assertEqual(self.now, self.latency.last_used)
 
     def test_suspicion_passes(self):
         self.call(0.1)

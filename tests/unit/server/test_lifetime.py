@@ -8,14 +8,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.server.lifetime import make_lifetime
 
-INPUTS = ("finish", "disconnect", "drain", "idle", "pass_on", "close", "abort", "lose")
+INPUTS = ("finish", "disconnect", "drain", "idle", "forward", "close", "abort", "lose")
 
-ARGUMENTS = {"pass_on": (None,)}
+ARGUMENTS = {"forward": (None,)}
 
 NAMES = (
     "announce_disconnected",
     "announce_gone",
-    "begin_passing",
+    "begin_forwarding",
     "close_transport",
     "abort_transport",
 )
@@ -55,8 +55,8 @@ STATES = {
     "draining": ("drain",),
     "finishing": ("finish",),
     "disconnected": ("disconnect",),
-    "told": ("disconnect", "idle"),
-    "passed on": ("pass_on",),
+    "announced": ("disconnect", "idle"),
+    "forwarded": ("forward",),
     "closing": ("close",),
     "aborting": ("abort",),
     "lost, disconnected": ("disconnect", "lose"),
@@ -77,11 +77,11 @@ TABLE = {
     ("open", "close"): ["close"],
     ("open", "abort"): ["abort"],
     ("open", "lose"): [],
-    ("open", "pass_on"): ["begin_passing"],
-    ("passed on", "drain"): ["close"],
-    ("passed on", "close"): ["close"],
-    ("passed on", "abort"): ["abort"],
-    ("passed on", "lose"): [],
+    ("open", "forward"): ["begin_forwarding"],
+    ("forwarded", "drain"): ["close"],
+    ("forwarded", "close"): ["close"],
+    ("forwarded", "abort"): ["abort"],
+    ("forwarded", "lose"): [],
     ("draining", "disconnect"): [],
     ("draining", "idle"): ["close"],
     ("draining", "close"): ["close"],
@@ -91,9 +91,9 @@ TABLE = {
     ("disconnected", "close"): ["close"],
     ("disconnected", "abort"): ["abort"],
     ("disconnected", "lose"): [],
-    ("told", "close"): ["close"],
-    ("told", "abort"): ["abort"],
-    ("told", "lose"): [],
+    ("announced", "close"): ["close"],
+    ("announced", "abort"): ["abort"],
+    ("announced", "lose"): [],
     ("closing", "abort"): ["abort"],
     ("closing", "lose"): [],
     ("aborting", "lose"): [],
@@ -119,7 +119,7 @@ class TableTests(SynchronousTestCase):
                 listening = state in ("open", "draining") and name in (
                     None,
                     "drain",
-                    "idle" if state == "open" else "pass_on",
+                    "idle" if state == "open" else "forward",
                 )
                 self.assertEqual(listening, core.reading, (state, name))
 
@@ -153,11 +153,11 @@ class TableTests(SynchronousTestCase):
     @given(st.lists(st.sampled_from(INPUTS), max_size=12))
     def test_once_each(self, inputs):
         told = run(*inputs).told
-        for name in ("disconnected", "gone", "begin_passing", "close", "abort"):
+        for name in ("disconnected", "gone", "begin_forwarding", "close", "abort"):
             self.assertLessEqual(told.count(name), 1)
         if "gone" in told:
             self.assertEqual("gone", told[-1])
-        self.assertFalse({"disconnected", "begin_passing"} <= set(told))
+        self.assertFalse({"disconnected", "begin_forwarding"} <= set(told))
         if "disconnected" in told:
             closed = [told.index(name) for name in ("close", "abort") if name in told]
             self.assertTrue(all(told.index("disconnected") < at for at in closed))

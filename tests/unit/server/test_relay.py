@@ -30,7 +30,7 @@ from blockmig.runtime import Runtime
 from blockmig.server import LatencyMonitor, Relay, Server
 from blockmig.server import relay as relay_module
 from blockmig.server.forwarding import Forwarding
-from blockmig.server.relay import what_is_less
+from blockmig.server.relay import missing_feature
 from tests.support.made import made
 from tests.unit.served import (
     FIXED,
@@ -459,7 +459,7 @@ class ProbeTests(Case):
         self.assertEqual(1, len(cancelled))
         del self.endpoint.connect
         self.other_comes()
-        self.assertIs(True, self.relayed.is_there)
+        self.assertIs(True, self.relayed.is_available)
 
     def test_stopped_at_any_time(self):
         for seconds in (0, 0.01, 0.03):
@@ -610,9 +610,9 @@ class HeldTests(Case):
         peer = self.peer()
         peer.give(request_bytes(READ, 0, 10)[:20])
         self.hold()
-        self.assertTrue(peer.connection.owes)
+        self.assertTrue(peer.connection.is_mid_exchange)
         self.relay()
-        self.assertFalse(peer.connection.owes)
+        self.assertFalse(peer.connection.is_mid_exchange)
 
     def test_release_is_not_for_those_who_still_shake_hands(self):
         self.make()
@@ -679,7 +679,7 @@ class HeldTests(Case):
         self.assertTrue(peer.transport.lost)
         self.assertFalse(other.transport.lost)
         self.assertIn("hung up", self.logged[-1])
-        self.assertEqual(1, len(self.relayed._passages))
+        self.assertEqual(1, len(self.relayed._clients))
         # The other one is asked for nothing of it, and serves who is left.
         cookie = other.write(5, b"good")
         self.other_comes()
@@ -702,7 +702,7 @@ class HeldTests(Case):
     def test_nothing_is_left_of_it_here(self):
         self.stream(28 + 70_000)
         self.assertIsInstance(self.peers[0].connection._phase, Forwarding)
-        self.assertFalse(self.peers[0].connection.owes)
+        self.assertFalse(self.peers[0].connection.is_mid_exchange)
 
     def test_a_write_that_failed_here(self):
         peer = self.peer()
@@ -918,18 +918,18 @@ class LessTests(Case):
 
     def test_what_is_less(self):
         base = Negotiated(self.export(), structured=True, allocation=True)
-        self.assertEqual("", what_is_less(base, base))
+        self.assertEqual("", missing_feature(base, base))
         more = Export("x", SIZE, base.export.flags | Flag.ROTATIONAL, "", 1, 1, 2**32 - 1)
-        self.assertEqual("", what_is_less(base, Negotiated(more, False, False, True, True)))
+        self.assertEqual("", missing_feature(base, Negotiated(more, False, False, True, True)))
         simple = Negotiated(self.export())
-        self.assertEqual("", what_is_less(simple, base))
-        self.assertIn("structured", what_is_less(base, simple))
+        self.assertEqual("", missing_feature(simple, base))
+        self.assertIn("structured", missing_feature(base, simple))
         only = Negotiated(self.export(), structured=True)
-        self.assertIn("base:allocation", what_is_less(base, only))
-        self.assertEqual("", what_is_less(only, base))
+        self.assertIn("base:allocation", missing_feature(base, only))
+        self.assertEqual("", missing_feature(only, base))
         read_only = Negotiated(Export("", SIZE, base.export.flags | Flag.READ_ONLY))
-        self.assertEqual("", what_is_less(read_only, simple))
-        self.assertEqual("", what_is_less(read_only, read_only))
+        self.assertEqual("", missing_feature(read_only, simple))
+        self.assertEqual("", missing_feature(read_only, read_only))
 
 
 class OrderTests(Case):
@@ -1246,7 +1246,7 @@ class EndTests(Case):
         peer, _, _ = self.joined()
         peer.transport.lose(ConnectionDone())
         self.completed()
-        self.assertEqual({}, self.relayed._passages)
+        self.assertEqual({}, self.relayed._clients)
 
     def test_stopped_with_a_stuck_client(self):
         peer, there, _ = self.joined(room=5)
@@ -1265,7 +1265,7 @@ class EndTests(Case):
         self.make()
         self.peer()
         still = Deferred()
-        self.server._access.jobs.drained = lambda: still
+        self.server._access.jobs.orphans_finished = lambda: still
         self.relay()
         self.server.stop()
         self.drain()
@@ -1402,7 +1402,7 @@ class NewcomerTests(Case):
         late = self.late()
         self.drain()
         self.assertFalse(late.transport.lost)
-        self.assertFalse(self.relayed.is_there)
+        self.assertFalse(self.relayed.is_available)
         for _ in range(20):
             self.clock.advance(0.5)
             self.drain()
@@ -1518,10 +1518,10 @@ class FarTests(SynchronousTestCase):
             def __init__(self):
                 self.told = []
 
-            def met(self, far, negotiated):
+            def upstream_connected(self, far, negotiated):
                 self.told.append("met")
 
-            def far_lost(self, why):
+            def upstream_lost(self, why):
                 self.told.append("lost")
 
         class Stubborn:
@@ -1532,7 +1532,7 @@ class FarTests(SynchronousTestCase):
         for handshake in (None, ClientHandshake("")):
             near, endpoint, transport = Near(), Stubborn(), StringTransport()
             transport.abortConnection = transport.loseConnection
-            far = relay_module._Far(near, handshake, Runtime(Clock(), in_thread))
+            far = relay_module._Upstream(near, handshake, Runtime(Clock(), in_thread))
             far.connect(endpoint)
             far.abort()
             self.assertEqual(["lost"], near.told)

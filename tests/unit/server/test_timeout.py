@@ -41,7 +41,7 @@ class SilenceTests(SynchronousTestCase):
         self.watch()
         for _ in range(10):
             self.clock.advance(6)
-            self.silence.note()
+            self.silence.reset()
         self.assertEqual([], self.given_up)
         self.clock.pump([6, 6])
         self.assertEqual([10], self.given_up)
@@ -76,7 +76,7 @@ class SilenceTests(SynchronousTestCase):
         self.silence.limit(10, self.late.append)
         for _ in range(2):
             self.clock.advance(4)
-            self.silence.note()
+            self.silence.reset()
         self.assertEqual([], self.late)
         self.clock.advance(4)
         self.assertEqual(([10], []), (self.late, self.given_up))

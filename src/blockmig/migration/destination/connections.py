@@ -50,7 +50,7 @@ class ReceiverFactory:
 
     def forget(self, connection: ServerConnection) -> None:
         """C{connection} is gone."""
-        self._clients.forget(connection)
+        self._clients.remove(connection)
 
     def close(self, last: ServerConnection | None) -> Deferred[None]:
         """End every connection, and accept no other.
@@ -61,7 +61,7 @@ class ReceiverFactory:
         @return: fires when none is left.
         """
         self._closed = True
-        closed = self._clients.none_left()
+        closed = self._clients.all_gone()
         remaining: list[ServerConnection] = []
         for connection in self._clients:
             if connection is last:

@@ -42,7 +42,7 @@ class MigrationExport:
     """
 
     access = None
-    at_once = False
+    allows_fast_path = False
     held = False
 
     def __init__(self, migration: IncomingMigration, name: str) -> None:

@@ -95,7 +95,7 @@ class HandoffExport:
     """
 
     access = None
-    at_once = False
+    allows_fast_path = False
     held = False
 
     def __init__(self, factory: HandoffExportFactory) -> None:

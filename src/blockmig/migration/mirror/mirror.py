@@ -82,7 +82,7 @@ class Mirror:
         self._converge = converge
         self._longest_pause = longest_pause
         self._successor = successor
-        self._limiter = YieldingLimiter(reactor, lambda: server.latency.latest, max_rate)
+        self._limiter = YieldingLimiter(reactor, lambda: server.latency.last_used, max_rate)
         self._passes = PreCopy(
             server,
             longest_pause=longest_pause,

@@ -161,13 +161,13 @@ class PreCopy:
         """Watch what clients change from now on."""
         self.dirty.mark_all()
         self._server.changes.mark = self._mark
-        self._server.latency.crowded = True
+        self._server.latency.threads_busy = True
         self._sampling.start(_SAMPLE, now=True)
 
     def stop(self) -> None:
         """Stop watching; clients that are held stay held."""
         self._server.changes.mark = None
-        self._server.latency.crowded = False
+        self._server.latency.threads_busy = False
         self._server.changes.slow_down(None)
         if self._sampling.running:
             self._sampling.stop()

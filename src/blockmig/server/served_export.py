@@ -45,7 +45,7 @@ class _TextDisk:
 
 
 @implementer(IExportHandler)
-class ServedNotice:
+class ServedSideExport:
     """What connections to the side export ask.
 
     @param export: the name of the export that is served.
@@ -53,7 +53,7 @@ class ServedNotice:
     @param runtime: what the outside world is.
     """
 
-    at_once = False
+    allows_fast_path = False
     held = False
 
     def __init__(self, export: str, size: int, runtime: Runtime) -> None:
