@@ -36,7 +36,7 @@ from blockmig.server.session import Session
 from blockmig.storage import BlockDisk, FileDisk
 from blockmig.syscalls import SYSTEM
 from blockmig.transport import IPayloadReceiver, PayloadReader, RegionProducer
-from blockmig.transport.outgoing import _PlainFeed, _PushFeed
+from blockmig.transport.outgoing import _SocketSink, _TransportSink
 from twisted.plugins.blockmig_plugin import blockmig as plugin
 
 from .support import ADDRESS, MemoryDisk, UnlinkableDisk, in_thread
@@ -70,8 +70,8 @@ class InterfaceTests(SynchronousTestCase):
         producer = RegionProducer(StringTransport(), lambda error: None, system=SYSTEM)
         self.assertTrue(verifyObject(IPushProducer, producer))
         self.assertTrue(verifyClass(IPushProducer, RegionProducer))
-        self.assertTrue(verifyObject(IPullProducer, _PlainFeed(producer)))
-        self.assertTrue(verifyObject(IPushProducer, _PushFeed(producer)))
+        self.assertTrue(verifyObject(IPullProducer, _SocketSink(producer)))
+        self.assertTrue(verifyObject(IPushProducer, _TransportSink(producer)))
 
     def test_reader(self):
         reader = PayloadReader(self.clock, StringTransport(), None, 28, SYSTEM)

@@ -6,18 +6,18 @@ side and the tests' client are built on these.
 """
 
 from .client import ClientFailed, NBDClient
-from .connection import ClientConnection, ClientFactory, ClientUser, HalfClosingConnection
+from .connection import ClientConnection, ClientFactory, ClientHandler, HalfClosingConnection
 from .destination import Destination
-from .requests import RequestFailed, Requests
+from .requests import PendingRequests, RequestFailed
 
 __all__ = [
     "ClientConnection",
     "ClientFactory",
     "ClientFailed",
-    "ClientUser",
+    "ClientHandler",
     "Destination",
     "HalfClosingConnection",
     "NBDClient",
+    "PendingRequests",
     "RequestFailed",
-    "Requests",
 ]

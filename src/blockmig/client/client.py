@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 
 from ..nbd import ClientHandshake, ClientTransmission, Command, Negotiated
 from ..runtime import Runtime
-from .connection import ClientConnection, ClientFactory, ClientUser
-from .requests import RequestFailed, Requests
+from .connection import ClientConnection, ClientFactory, ClientHandler
+from .requests import PendingRequests, RequestFailed
 
 
 class ClientFailed(Exception):
@@ -36,7 +36,7 @@ class ClientFailed(Exception):
         self.error = error
 
 
-class NBDClient(ClientUser):
+class NBDClient(ClientHandler):
     """A client of one export; offsets and lengths are in bytes.
 
     @param handshake: what is asked for.
@@ -54,10 +54,10 @@ class NBDClient(ClientUser):
     ) -> None:
         self._connection = ClientConnection(self, handshake, runtime)
         self._timeout = timeout
-        self._requests = Requests(ClientTransmission(first_cookie=first_cookie))
+        self._requests = PendingRequests(ClientTransmission(first_cookie=first_cookie))
         self._greeting: Deferred[Negotiated] = Deferred(self._cancelled)
         self._waiting: dict[Deferred[Any], None] = {self._greeting: None}
-        self._to_close: list[Deferred[None]] = []
+        self._close_waiters: list[Deferred[None]] = []
         self._failure: Failure | None = None
 
     async def connect(self, endpoint: IStreamClientEndpoint) -> Negotiated:
@@ -105,18 +105,18 @@ class NBDClient(ClientUser):
         header, answer = self._requests.ask(command, offset, length, flags)
         waiting: Deferred[Any] = Deferred(self._cancelled)
         self._waiting[waiting] = None
-        self._expect()
+        self._start_timeout()
         self._connection.outgoing.send([header + payload])
 
         def answered(result: Any) -> None:
             if not self._requests.in_flight:
-                self._connection.wait_no_more()
-            self._finish(waiting, self._judge(result))
+                self._connection.cancel_timeout()
+            self._finish(waiting, self._outcome(result))
 
         answer.addBoth(answered)
         return waiting
 
-    def _judge(self, result: Any) -> Any:
+    def _outcome(self, result: Any) -> Any:
         """What a reply comes to, for who waits for it."""
         if not isinstance(result, Failure):
             return result or None
@@ -139,7 +139,7 @@ class NBDClient(ClientUser):
         """
         if not self._connection.is_gone:
             self._connection.outgoing.send([self._requests.disconnect()])
-            self._expect()
+            self._start_timeout()
         return self.closed()
 
     def closed(self) -> Deferred[None]:
@@ -147,23 +147,23 @@ class NBDClient(ClientUser):
         if self._connection.is_gone:
             return succeed(None)
         closed: Deferred[None] = Deferred()
-        self._to_close.append(closed)
+        self._close_waiters.append(closed)
         return closed
 
     def abort(self) -> None:
         """End the connection now."""
         self._connection.abort()
 
-    def _expect(self) -> None:
+    def _start_timeout(self) -> None:
         if self._timeout is not None:
             why = f"the destination said nothing for {self._timeout:g} s"
-            self._connection.wait(self._timeout, why)
+            self._connection.set_timeout(self._timeout, why)
 
     # ClientUser.
 
     def connection_made(self) -> None:
         """The server speaks first."""
-        self._expect()
+        self._start_timeout()
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """Now something may be asked."""
@@ -189,6 +189,6 @@ class NBDClient(ClientUser):
 
     def connection_gone(self, reason: Failure) -> None:
         """Nobody is to wait for that any more either."""
-        closed, self._to_close = self._to_close, []
+        closed, self._close_waiters = self._close_waiters, []
         for waiting in closed:
             waiting.callback(None)

@@ -38,7 +38,7 @@ from ..transport import (
 )
 
 
-class ClientUser:
+class ClientHandler:
     """What a connection tells whoever uses it; what is of no interest need not be overridden."""
 
     def connection_made(self) -> None:
@@ -89,7 +89,7 @@ class ClientUser:
 class ClientConnection(Protocol):
     """The connection.
 
-    @param user: hears of it; may be exchanged by another.
+    @param handler: hears of it; may be exchanged by another.
     @param handshake: to begin with; None for a connection whose handshake is somebody else's.
     @param runtime: what the outside world is.
     @param pacer: holds file regions back; None for no limit.
@@ -104,19 +104,19 @@ class ClientConnection(Protocol):
 
     def __init__(
         self,
-        user: ClientUser,
+        handler: ClientHandler,
         handshake: ClientHandshake | None,
         runtime: Runtime,
         pacer: Pacer | None = None,
     ) -> None:
-        self.user = user
+        self.handler = handler
         self.is_gone = False
         self.why = ""
         self._handshake = handshake
         self._runtime = runtime
         self._pacer = pacer
         self._timeout: IDelayedCall | None = None
-        self._is_of_use = True
+        self._is_usable = True
 
     # IProtocol.
 
@@ -131,35 +131,35 @@ class ClientConnection(Protocol):
             pacer=self._pacer,
             system=self._runtime.system,
         )
-        if self._is_of_use:
-            self.user.connection_made()
+        if self._is_usable:
+            self.handler.connection_made()
         else:
             self.transport.abortConnection()  # it was given up before
 
     # The user may be another by then.
 
     def _sending_failed(self, error: OSError) -> None:
-        self.user.sending_failed(error)
+        self.handler.sending_failed(error)
 
     def _moved(self, count: int) -> None:
-        self.user.moved(count)
+        self.handler.moved(count)
 
     def _drained(self) -> None:
-        self.user.drained()
+        self.handler.drained()
 
     def dataReceived(self, data: bytes) -> None:
         """Something from the server."""
-        if not self._is_of_use:
+        if not self._is_usable:
             return
         try:
             if self._handshake is not None:
-                data = self._shake_hands(self._handshake, data)
+                data = self._continue_handshake(self._handshake, data)
             if data:
-                self.user.received(data)
+                self.handler.received(data)
         except (ProtocolError, HandshakeRefused) as error:
-            self.fail(self.user.explain(error))
+            self.fail(self.handler.explain(error))
 
-    def _shake_hands(self, handshake: ClientHandshake, data: bytes) -> bytes:
+    def _continue_handshake(self, handshake: ClientHandshake, data: bytes) -> bytes:
         handshake.receive_data(data)
         if answer := handshake.data_to_send():
             self.outgoing.send([answer])
@@ -167,18 +167,18 @@ class ClientConnection(Protocol):
         if event is None:
             return b""
         self._handshake = None
-        self.wait_no_more()
-        self.user.negotiated(event)
-        return handshake.trailing_data() if self._is_of_use else b""
+        self.cancel_timeout()
+        self.handler.negotiated(event)
+        return handshake.trailing_data() if self._is_usable else b""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
         self.is_gone = True
         self.outgoing.stopProducing()
-        self.wait_no_more()
-        if self._is_of_use:
+        self.cancel_timeout()
+        if self._is_usable:
             self._ended(reason)
-        self.user.connection_gone(reason)
+        self.handler.connection_gone(reason)
 
     def _ended(self, reason: Failure) -> None:
         # Aborted by us is what the other side has closed while we were sending.
@@ -187,10 +187,10 @@ class ClientConnection(Protocol):
         self._lose(f"the connection was {why}", reason)
 
     def _lose(self, why: str, reason: Failure) -> None:
-        self._is_of_use = False
+        self._is_usable = False
         if self._handshake is not None:
             why = "the connection was closed during the handshake"
-        self.user.connection_lost(why, reason)
+        self.handler.connection_lost(why, reason)
 
     # What is done with it.
 
@@ -199,12 +199,12 @@ class ClientConnection(Protocol):
         """Whether the server has closed it, though we were not told yet."""
         return not self.is_gone and has_hung_up(self.transport)
 
-    def wait(self, seconds: float, why: str) -> None:
+    def set_timeout(self, seconds: float, why: str) -> None:
         """Give the connection up in a while, unless something else is waited for before that."""
-        self.wait_no_more()
+        self.cancel_timeout()
         self._timeout = self._runtime.reactor.callLater(seconds, self._timed_out, why)
 
-    def wait_no_more(self) -> None:
+    def cancel_timeout(self) -> None:
         """What was waited for is there."""
         if self._timeout is not None and self._timeout.active():
             self._timeout.cancel()
@@ -216,15 +216,15 @@ class ClientConnection(Protocol):
 
     def fail(self, why: str) -> None:
         """Give the connection up."""
-        if self._is_of_use:
-            self._is_of_use = False
+        if self._is_usable:
+            self._is_usable = False
             self.why = why
-            self.user.connection_failed(why)
+            self.handler.connection_failed(why)
         self.abort()
 
     def abort(self) -> None:
         """End the connection at once, if there is one."""
-        self.wait_no_more()
+        self.cancel_timeout()
         if self.transport is not None and not self.is_gone:
             self.outgoing.stopProducing()
             self.transport.abortConnection()
@@ -273,7 +273,7 @@ class HalfClosingConnection(ClientConnection):
 
     def readConnectionLost(self) -> None:
         """The server closed its side: in good order, if it had the disconnect by then."""
-        if not self._is_of_use:
+        if not self._is_usable:
             self.abort()
         elif self._disconnecting and unacknowledged(self.transport) <= 1:
             self._close()
@@ -289,8 +289,8 @@ class HalfClosingConnection(ClientConnection):
             super()._ended(reason)
 
     def _close(self) -> None:
-        self._is_of_use = False
-        self.user.connection_closed()
+        self._is_usable = False
+        self.handler.connection_closed()
 
 
 class ClientFactory(Factory):

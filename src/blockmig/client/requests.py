@@ -29,11 +29,11 @@ class RequestFailed(Exception):
         self.error = error
 
 
-Answered = Callable[[int, bytes], None]
+OnReply = Callable[[int, bytes], None]
 """Gets the error that a reply tells of, 0 for none, and what a READ has brought."""
 
 
-class Requests:
+class PendingRequests:
     """Those of one connection.
 
     @param wire: makes them, and understands the replies.
@@ -41,7 +41,7 @@ class Requests:
 
     def __init__(self, wire: ClientTransmission) -> None:
         self._wire = wire
-        self._waiting: dict[int, tuple[Request, Answered]] = {}
+        self._waiting: dict[int, tuple[Request, OnReply]] = {}
         self._payload = b""
 
     @property
@@ -49,12 +49,12 @@ class Requests:
         """How many were sent and not answered."""
         return len(self._waiting)
 
-    def are_in_flight(self, command: Command) -> bool:
+    def is_in_flight(self, command: Command) -> bool:
         """Whether one of that kind is."""
         return any(request.command == command for request, _ in self._waiting.values())
 
     def make(
-        self, command: Command, offset: int, length: int, answered: Answered, flags: int = 0
+        self, command: Command, offset: int, length: int, answered: OnReply, flags: int = 0
     ) -> tuple[Request, bytes]:
         """Make a request; a WRITE's payload of C{length} bytes must follow it on the wire.
 

@@ -81,7 +81,7 @@ class ServerConnection(Protocol):
             transport,
             self._sending_failed,
             drained=self._drained,
-            room=timeout.reset,
+            progressed=timeout.reset,
             system=runtime.system,
         )
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)

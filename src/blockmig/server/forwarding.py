@@ -52,7 +52,7 @@ class Forwarding(Phase):
         """From the client."""
         self._forwarder.received(data)
 
-    def viewReceived(self, view: memoryview) -> None:
+    def bufferReceived(self, view: memoryview) -> None:
         """From the client, and not to last."""
         self._forwarder.received(view)
 

@@ -66,10 +66,10 @@ class Phase:
     def dataReceived(self, data: bytes) -> None:
         """Bytes that were not moved past us."""
 
-    def viewReceived(self, view: memoryview) -> None:
+    def bufferReceived(self, view: memoryview) -> None:
         """The same, with bytes that will not last."""
 
-    def answers_at_once(self) -> Any:
+    def fast_responder(self) -> Any:
         """There is no shorter way."""
 
     def payload_region(self) -> FileRegion | None:

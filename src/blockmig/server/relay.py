@@ -35,7 +35,7 @@ from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..client import ClientConnection, ClientFactory, ClientUser, Destination
+from ..client import ClientConnection, ClientFactory, ClientHandler, Destination
 from ..nbd import (
     REQUEST,
     REQUEST_MAGIC,
@@ -77,7 +77,7 @@ class _UpstreamUser(typing.Protocol):
         """The connection is gone, or did not come about; told once."""
 
 
-class _Upstream(ClientUser):
+class _Upstream(ClientHandler):
     """One connection to the other server.
 
     @param handshake: what to begin with; None for nothing.
@@ -100,12 +100,12 @@ class _Upstream(ClientUser):
 
     def connect(self, endpoint: IStreamClientEndpoint) -> None:
         """Connect, and shake hands, with patience."""
-        self._connection.wait(_TIMEOUT, f"no answer in {_TIMEOUT:g} s")
+        self._connection.set_timeout(_TIMEOUT, f"no answer in {_TIMEOUT:g} s")
         self._connecting = maybeDeferred(endpoint.connect, ClientFactory(self._connection))
         self._connecting.addCallbacks(lambda _: None, self._gone)
 
     def _gone(self, reason: Failure) -> None:
-        self._connection.wait_no_more()
+        self._connection.cancel_timeout()
         if not self._lost:
             self._lost = True
             self._user.upstream_lost(self.why or reason.getErrorMessage())
@@ -124,7 +124,7 @@ class _Upstream(ClientUser):
         self._ready(negotiated)
 
     def _ready(self, negotiated: Negotiated | None) -> None:
-        self._connection.wait_no_more()
+        self._connection.cancel_timeout()
         self._connected = True
         self._user.upstream_connected(self, negotiated)
 
@@ -188,12 +188,12 @@ class _Upstream(ClientUser):
     def disconnect(self) -> None:
         """Take leave of the server, which is to close."""
         self.send([REQUEST.pack(REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0)])
-        self._connection.wait(_DISCONNECT_TIMEOUT, "")
+        self._connection.set_timeout(_DISCONNECT_TIMEOUT, "")
 
     def close(self) -> None:
         """Close when all was sent, or after a while."""
         if not self._lost:
-            self._connection.wait(_TIMEOUT, "")
+            self._connection.set_timeout(_TIMEOUT, "")
             self._connection.transport.loseConnection()
 
     def abort(self) -> None:

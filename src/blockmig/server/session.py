@@ -111,7 +111,7 @@ class Session(Phase):
             self._wire.receive_data(data)
             self._process()
 
-    def viewReceived(self, view: memoryview) -> None:
+    def bufferReceived(self, view: memoryview) -> None:
         """As L{dataReceived}, with bytes that will not last."""
         if CLOSING not in self._reasons:
             self._reset_timeout()
@@ -119,15 +119,15 @@ class Session(Phase):
             self._process()
             self._wire.keep()
 
-    def answers_at_once(self) -> Callable[[memoryview], bool] | None:
+    def fast_responder(self) -> Callable[[memoryview], bool] | None:
         """The shortest way, while nothing stands before it and nobody is told of changes."""
         if self._wire.buffered or (fast_path := self._usable_fast_path()) is None:
             return None
-        give = self._outgoing.direct()
-        if give is None:
+        send = self._outgoing.direct_send()
+        if send is None:
             return None
         self._reset_timeout()
-        return fast_path.responder(give, self.viewReceived)
+        return fast_path.responder(send, self.bufferReceived)
 
     def _process(self) -> None:
         """Act on what was received, as far as that may be."""

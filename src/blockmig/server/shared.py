@@ -132,7 +132,7 @@ class SharedBackend:
         if not self._structured:
             return wire.reply(request, 0, [FileRegion(disk, request.offset, request.length)])
 
-        def rescue(error: OSError, rest: FileRegion) -> list[bytes]:
+        def on_read_error(error: OSError, rest: FileRegion) -> list[bytes]:
             self._access.read_failed(error)
             number = errno_to_wire(error.errno)
             return [*_zeroes(rest.length), wire.error_at(request, number, rest.offset)]
@@ -142,7 +142,7 @@ class SharedBackend:
             if hole:
                 items.append(wire.hole(request, offset, length, done=False))
             else:
-                region = FileRegion(disk, offset, length, rescue)
+                region = FileRegion(disk, offset, length, on_read_error)
                 items += wire.data(request, offset, length, [region], done=False)
         return [*items, wire.end(request)]
 

@@ -6,7 +6,7 @@ the time that such a client waits for. So whoever has just answered looks again 
 
 Rules:
 
-* never longer than `MOMENT`, and only while no other connection is being served as well;
+* never longer than `SPIN`, and only while no other connection is being served as well;
 * where it does not pay, it is tried less and less often;
 * a turn that has gone on for a third of a millisecond is over, paid or not;
 * the processor is offered to others (the client, if it has no other) each time.
@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-MOMENT: Final = 50e-6
+SPIN: Final = 50e-6
 """Seconds."""
 
-_TURN: Final = 0.0003
-_RAREST: Final = 63
+_LONGEST_TURN: Final = 0.0003
+_LONGEST_SKIP: Final = 63
 
 _yield: Final[Callable[[], None]] = getattr(os, "sched_yield", lambda: None)
 
@@ -53,7 +53,7 @@ class BusyPoll:
         self._seconds = seconds
         self._skip = 0
         self._skipped = 0
-        self._may = False
+        self._may_spin = False
         self._end = 0.0
 
     def begin(self) -> None:
@@ -61,8 +61,8 @@ class BusyPoll:
         alone = BusyPoll._latest is self
         BusyPoll._latest = self
         self._skipped += 1
-        self._may = alone and self._skipped > self._skip
-        self._end = self._seconds() + _TURN
+        self._may_spin = alone and self._skipped > self._skip
+        self._end = self._seconds() + _LONGEST_TURN
 
     def more(self) -> bool:
         """What had come was answered: whether more has, now or after a moment, in this turn."""
@@ -72,15 +72,15 @@ class BusyPoll:
             return False
         if poll(0):
             return True
-        if not self._may:
+        if not self._may_spin:
             return False
-        until = now + MOMENT
+        until = now + SPIN
         while seconds() < until:
             _yield()
             if poll(0):
                 self._skip = 0
                 return True
-        self._skip = min(2 * self._skip + 1, _RAREST)
+        self._skip = min(2 * self._skip + 1, _LONGEST_SKIP)
         self._skipped = 0
-        self._may = False
+        self._may_spin = False
         return False

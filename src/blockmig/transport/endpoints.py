@@ -24,7 +24,7 @@ from .plain import is_plain_socket
 
 _log = Logger()
 
-_MAY_MEND = frozenset(
+_TRANSIENT = frozenset(
     {
         errno.EADDRNOTAVAIL,
         errno.EMFILE,
@@ -36,8 +36,8 @@ _MAY_MEND = frozenset(
     }
 )
 _SEND_BUFFER: Final = 4 << 20
-_RETRY: Final = 1.0
-_REPORT: Final = 60.0
+_RETRY_INTERVAL: Final = 1.0
+_REPORT_INTERVAL: Final = 60.0
 # Milliseconds. It also counts while a peer that is alive takes nothing, so it cannot be short.
 _USER_TIMEOUT: Final = 300_000
 
@@ -99,7 +99,7 @@ async def listen(
     @raise TimeoutError: C{give_up_after} has passed.
     """
     began = reactor.seconds()
-    reported = began - _REPORT
+    reported = began - _REPORT_INTERVAL
     while True:
         try:
             port: IListeningPort = await endpoint.listen(factory)
@@ -117,17 +117,17 @@ async def listen(
         why = getattr(reason, "strerror", None) or str(reason)
         if why == "Cannot acquire lock":  # Twisted's words for a UNIX socket that has an owner
             why = "the socket is in use by another process"
-        if number not in _MAY_MEND:
+        if number not in _TRANSIENT:
             raise CannotListen(f"cannot listen on {text}: {why}")
         now = reactor.seconds()
         if give_up_after is not None and now - began >= give_up_after:
             raise TimeoutError(f"gave up listening on {text}: {why}")
-        if now - reported >= _REPORT:
+        if now - reported >= _REPORT_INTERVAL:
             reported = now
             _log.warn(
                 "cannot listen on {endpoint} yet: {why}; trying again", endpoint=text, why=why
             )
-        await deferLater(reactor, _RETRY)
+        await deferLater(reactor, _RETRY_INTERVAL)
 
 
 def listening_uri(port: IListeningPort, export: str) -> tuple[str, bool]:

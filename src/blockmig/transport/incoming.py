@@ -36,13 +36,13 @@ from .busy_poll import BusyPoll
 from .plain import is_plain_socket
 from .regions import FileRegion
 
-WORTH_MOVING: Final = 64 << 10
+SHORTEST_MOVE: Final = 64 << 10
 """Bytes that must be left of a payload for the reading to be taken over for it."""
 
-_TURN: Final = 512 << 10
+_TURN_BUDGET: Final = 512 << 10
 LONGEST_MOVE: Final = 1 << 20
-_READ: Final = 64 << 10
-_received: Final = memoryview(bytearray(512 << 10))
+_READ_SIZE: Final = 64 << 10
+_receive_buffer: Final = memoryview(bytearray(512 << 10))
 _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -53,18 +53,18 @@ class IPayloadReceiver(Interface):
     def dataReceived(data: bytes) -> None:
         """Bytes that were not moved so, in order."""
 
-    def viewReceived(view: memoryview) -> None:
+    def bufferReceived(view: memoryview) -> None:
         """As C{dataReceived}, with bytes that are here only until this returns.
 
         Only called where reading was taken over at once.
         """
 
-    def answers_at_once() -> Any:
+    def fast_responder() -> Any:
         """How the next messages may be answered on the shortest way, while nothing else runs.
 
         Only asked where reading was taken over at once.
 
-        @return: a function that is called, instead of C{viewReceived}, with what has come, and
+        @return: a function that is called, instead of C{bufferReceived}, with what has come, and
             tells whether it may be called again; or None where it is not the time for that.
         """
 
@@ -116,7 +116,7 @@ class PayloadReader:
         self._pipe: tuple[int, int] | None = None
         self._can_splice = system.splice is not None
         self._buffer: memoryview | None = None
-        self._read_next = _READ
+        self._read_next = _READ_SIZE
         self._busy_poll: BusyPoll | None = None
         self._moving = False
         self._paused = False
@@ -126,12 +126,12 @@ class PayloadReader:
         """Read from here on, if the protocol's next bytes are a payload that is worth it.
 
         @param at_once: read on in any case. Small messages are then read without the transport, as
-            many of them in a turn as have come, and given to C{viewReceived}.
+            many of them in a turn as have come, and given to C{bufferReceived}.
         """
         if self._descriptor >= 0 or self._stopped or not is_plain_socket(self._transport):
             return
         region = self.protocol.payload_region()
-        if not at_once and (region is None or region.length < WORTH_MOVING):
+        if not at_once and (region is None or region.length < SHORTEST_MOVE):
             return
         if not IReactorFDSet.providedBy(self._reactor):
             return
@@ -192,18 +192,18 @@ class PayloadReader:
 
     def doRead(self) -> None:
         """The socket is readable."""
-        turn = _TURN
+        turn = _TURN_BUDGET
         busy_poll = self._busy_poll
         if busy_poll is not None:
             busy_poll.begin()
         while turn > 0 and self._descriptor >= 0 and not self._paused:
             region = self.protocol.payload_region()
             try:
-                if region is None or (region.length < WORTH_MOVING and not self._moving):
+                if region is None or (region.length < SHORTEST_MOVE and not self._moving):
                     if busy_poll is None:
                         self._read()
                         return
-                    if self._converse(busy_poll):
+                    if self._answer_fast(busy_poll):
                         return
                 else:
                     turn -= self._move(region, min(region.length, turn, LONGEST_MOVE))
@@ -226,38 +226,40 @@ class PayloadReader:
         if not data:
             self._hand_back()
             return
-        self._read_next = _READ
+        self._read_next = _READ_SIZE
         self.protocol.dataReceived(data)
 
-    def _converse(self, busy_poll: BusyPoll) -> bool:
+    def _answer_fast(self, busy_poll: BusyPoll) -> bool:
         """Have what comes answered, on the shortest way if that may be; whether the turn ends."""
-        expects_payload = self._read_next != _READ
-        answer = None if expects_payload else self.protocol.answers_at_once()
+        expects_payload = self._read_next != _READ_SIZE
+        answer = None if expects_payload else self.protocol.fast_responder()
         if answer is None:
             self._read_at_once()
             return self._paused or not busy_poll.more()
-        readv, descriptor, everything = self._system.readv, self._descriptor, (_received,)
+        readv, descriptor, everything = self._system.readv, self._descriptor, (_receive_buffer,)
         more = busy_poll.more
         while True:
             count: int = readv(descriptor, everything)
             if not count:
                 self._hand_back()
                 return True
-            goes_on = answer(_received[:count])
+            may_repeat = answer(_receive_buffer[:count])
             if self._paused or not more():
                 return True
-            if not goes_on:
+            if not may_repeat:
                 return False
 
     def _read_at_once(self) -> None:
         """Whatever has come, into a buffer that is used again."""
-        wanted = _received if self._read_next == _READ else _received[: self._read_next]
+        wanted = (
+            _receive_buffer if self._read_next == _READ_SIZE else _receive_buffer[: self._read_next]
+        )
         count = self._system.readv(self._descriptor, (wanted,))
         if not count:
             self._hand_back()
             return
-        self._read_next = _READ
-        self.protocol.viewReceived(_received[:count])
+        self._read_next = _READ_SIZE
+        self.protocol.bufferReceived(_receive_buffer[:count])
 
     def _move(self, region: FileRegion, count: int) -> int:
         """Move up to C{count} bytes into the region; how many it was."""
@@ -268,7 +270,7 @@ class PayloadReader:
             self._hand_back()
         elif not self._moving:
             self._read_next = self._header
-        return moved or _TURN
+        return moved or _TURN_BUDGET
 
     def _splice(self, region: FileRegion, count: int) -> int:
         try:

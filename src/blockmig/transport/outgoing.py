@@ -44,13 +44,13 @@ from .plain import is_plain_socket
 from .rate import Pacer
 from .regions import FileRegion
 
-_TURN: Final = 4 << 20
-_AT_ONCE: Final = 1 << 20
-_CHUNK: Final = 256 << 10
+_TURN_BUDGET: Final = 4 << 20
+_IMMEDIATE_BUDGET: Final = 1 << 20
+_WRITE_SIZE: Final = 256 << 10
 _SMALL: Final = 64 << 10
 _MORE: Final = getattr(socket, "MSG_MORE", 0)
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
-_FOR_NOW = (errno.ENOBUFS, errno.ENOMEM)
+_TRANSIENT = (errno.ENOBUFS, errno.ENOMEM)
 _PEER_GONE = (
     errno.EPIPE,
     errno.ECONNRESET,
@@ -78,7 +78,7 @@ class RegionProducer:
     @param sent: called with the number of region bytes each time some were given to the transport.
     @param drained: called when everything queued has been given to the transport; not where a plain
         socket took all of it from inside L{send}.
-    @param room: called when a peer that did not take all there was has taken some of it.
+    @param progressed: called when a peer that did not take all there was has taken some of it.
     @param pacer: pauses it where region bytes are to wait; may be set at any time.
     @param system: the calls into the kernel.
     """
@@ -90,7 +90,7 @@ class RegionProducer:
         *,
         sent: Callable[[int], None] = lambda count: None,
         drained: Callable[[], None] = lambda: None,
-        room: Callable[[], None] = lambda: None,
+        progressed: Callable[[], None] = lambda: None,
         pacer: Pacer | None = None,
         system: SystemCalls,
     ) -> None:
@@ -99,7 +99,7 @@ class RegionProducer:
         self._failed = failed
         self._sent = sent
         self._drained = drained
-        self._room = room
+        self._progressed = progressed
         self._system = system
         self._queue: deque[bytes | memoryview | FileRegion] = deque()
         self._in_memory = 0
@@ -107,7 +107,7 @@ class RegionProducer:
         self._paused = False
         self._stopped = False
         self._can_sendfile = True
-        self._feed: _PlainFeed | _PushFeed | None = None
+        self._sink: _SocketSink | _TransportSink | None = None
 
     @property
     def pending(self) -> int:
@@ -117,7 +117,7 @@ class RegionProducer:
     @property
     def waiting(self) -> bool:
         """Whether the peer, or its transport, has not taken all that was sent."""
-        return self._feed is not None
+        return self._sink is not None
 
     @property
     def pending_bytes(self) -> int:
@@ -135,49 +135,49 @@ class RegionProducer:
             if isinstance(item, bytes):
                 self._in_memory += len(item)
             self._queue.append(item)
-        self._begin()
+        self._start()
 
     def send_view(self, view: bytes | memoryview) -> None:
         """Send what C{view} shows, of which only what has to wait is copied."""
         if self._stopped:
             return
-        give = self.direct()
-        if give is None:
-            self._keep(view)
+        try_send = self.direct_send()
+        if try_send is None:
+            self._queue_copy(view)
         else:
-            give(view)
+            try_send(view)
 
-    def direct(self) -> Callable[[bytes | memoryview], bool] | None:
+    def direct_send(self) -> Callable[[bytes | memoryview], bool] | None:
         """A quick L{send_view}, if what is sent next may go to the socket at once.
 
         @return: a function that sends, and tells whether all of it was taken. Until it was not, or
             anything else was done here, it may be called again.
         """
-        idle = not self._queue and self._feed is None and not self._paused and not self._stopped
+        idle = not self._queue and self._sink is None and not self._paused and not self._stopped
         if not idle or not self._seen_empty or not is_plain_socket(self._transport):
             return None
         send, handle = self._system.send, self._transport.getHandle()
 
-        def give(view: bytes | memoryview) -> bool:
+        def try_send(view: bytes | memoryview) -> bool:
             try:
                 taken: int = send(handle, view, 0)
             except OSError as error:
-                if not isinstance(error, BlockingIOError) and error.errno not in _FOR_NOW:
+                if not isinstance(error, BlockingIOError) and error.errno not in _TRANSIENT:
                     self._lose_peer()
                     return False
                 taken = 0
             if taken == len(view):
                 return True
-            self._keep(view[taken:])
+            self._queue_copy(view[taken:])
             return False
 
-        return give
+        return try_send
 
-    def _keep(self, view: bytes | memoryview) -> None:
+    def _queue_copy(self, view: bytes | memoryview) -> None:
         """Queue a copy."""
         self._queue.append(bytes(view))
         self._in_memory += len(view)
-        self._begin()
+        self._start()
 
     def pauseProducing(self) -> None:
         """Send nothing more until L{resumeProducing}."""
@@ -186,10 +186,10 @@ class RegionProducer:
     def resumeProducing(self) -> None:
         """Go on."""
         self._paused = False
-        if self._feed is not None:
-            self._feed.wake()
+        if self._sink is not None:
+            self._sink.wake()
         else:
-            self._begin()
+            self._start()
 
     def stopProducing(self) -> None:
         """Forget what is queued, and send nothing ever again."""
@@ -198,38 +198,38 @@ class RegionProducer:
         self._in_memory = 0
         if self.pacer is not None:
             self.pacer.stop()
-        if self._feed is not None:
+        if self._sink is not None:
             self._release()
 
     # From here on: the registration with the transport, and turns.
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         """Send what is queued, if that is not under way and may be."""
-        if self._feed is not None or self._paused or not self._queue:
+        if self._sink is not None or self._paused or not self._queue:
             return
-        feed: _PlainFeed | _PushFeed
+        sink: _SocketSink | _TransportSink
         if is_plain_socket(self._transport):
-            self._feed = feed = _PlainFeed(self)
+            self._sink = sink = _SocketSink(self)
             if self._seen_empty:
-                self._turn(feed, _AT_ONCE)
+                self._turn(sink, _IMMEDIATE_BUDGET)
                 return
         else:
-            self._feed = feed = _PushFeed(self)
-        feed.register()
+            self._sink = sink = _TransportSink(self)
+        sink.register()
 
     def _release(self) -> None:
-        feed, self._feed = self._feed, None
-        assert feed is not None
-        if feed.registered:
+        sink, self._sink = self._sink, None
+        assert sink is not None
+        if sink.registered:
             self._transport.unregisterProducer()
 
-    def _turn(self, feed: _PlainFeed | _PushFeed, budget: int) -> None:
+    def _turn(self, sink: _SocketSink | _TransportSink, budget: int) -> None:
         """Send what may be sent now; the feed is woken again when there is room for more."""
-        while self._queue and budget > 0 and not self._paused and feed.has_room():
+        while self._queue and budget > 0 and not self._paused and sink.has_room():
             if (count := self._allowed(budget)) == 0:
                 return
             try:
-                budget -= self._step(feed, count)
+                budget -= self._step(sink, count)
             except BlockingIOError:
                 break
             except _PeerGone:
@@ -241,11 +241,11 @@ class RegionProducer:
                 return
         if self._queue:
             if not self._paused:
-                feed.again()
-        elif self._feed is feed and feed.has_room():
-            told = feed.registered
+                sink.schedule()
+        elif self._sink is sink and sink.has_room():
+            was_registered = sink.registered
             self._release()
-            if told:
+            if was_registered:
                 self._drained()
 
     def _lose_peer(self) -> None:
@@ -262,29 +262,29 @@ class RegionProducer:
             return budget
         return self.pacer.allowed(min(head.length, budget), self)
 
-    def _step(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
+    def _step(self, sink: _SocketSink | _TransportSink, count: int) -> int:
         """Send some of the queue's head, at most C{count} region bytes; how many bytes it was."""
         head = self._queue[0]
-        if not self._by_sendfile(feed, head):
-            return self._write(feed, count)
+        if not self._by_sendfile(sink, head):
+            return self._write(sink, count)
         assert isinstance(head, FileRegion)
         try:
-            return self._send_file(feed, head, count)
+            return self._send_file(sink, head, count)
         except BlockingIOError:
             raise
         except OSError as error:
-            self._rescue(head, error)
+            self._replace_head(head, error)
             return 0
 
-    def _rescue(self, head: FileRegion, error: OSError) -> None:
+    def _replace_head(self, head: FileRegion, error: OSError) -> None:
         """Put something in the place of what cannot be read."""
-        if head.rescue is None:
+        if head.on_read_error is None:
             raise error
         self._queue.popleft()
-        for item in reversed(head.rescue(error, head)):
+        for item in reversed(head.on_read_error(error, head)):
             self._put_back(item)
 
-    def _send_file(self, feed: _PlainFeed | _PushFeed, head: FileRegion, count: int) -> int:
+    def _send_file(self, sink: _SocketSink | _TransportSink, head: FileRegion, count: int) -> int:
         wanted = min(head.length, count)
         try:
             moved: int = self._system.sendfile(
@@ -293,7 +293,7 @@ class RegionProducer:
         except OSError as error:
             if error.errno in _NO_SENDFILE:
                 self._can_sendfile = False
-                return self._write(feed, count)
+                return self._write(sink, count)
             if error.errno in _PEER_GONE:
                 # A disk behind a network fails with the same errors: it raises its own here.
                 head.disk.read(head.offset, 1)
@@ -301,25 +301,25 @@ class RegionProducer:
             raise
         if moved == 0:
             raise OSError(errno.EIO, f"{head.disk.name} is shorter than it was")
-        self._advance(moved)
+        self._region_sent(moved)
         return moved
 
     def _by_sendfile(
-        self, feed: _PlainFeed | _PushFeed, item: bytes | memoryview | FileRegion
+        self, sink: _SocketSink | _TransportSink, item: bytes | memoryview | FileRegion
     ) -> bool:
         return (
-            feed.plain
+            sink.plain
             and self._can_sendfile
             and isinstance(item, FileRegion)
             and item.length > _SMALL
             and item.disk.fileno() is not None
         )
 
-    def _write(self, feed: _PlainFeed | _PushFeed, count: int) -> int:
+    def _write(self, sink: _SocketSink | _TransportSink, count: int) -> int:
         """Write the head and what is small behind it in one piece; how many bytes that is."""
         pieces: list[bytes | memoryview] = []
         size = moved = 0
-        while self._queue and size < _CHUNK:
+        while self._queue and size < _WRITE_SIZE:
             head = self._queue[0]
             if not isinstance(head, FileRegion):
                 pieces.append(head)
@@ -327,31 +327,31 @@ class RegionProducer:
                 self._in_memory -= len(head)
                 self._queue.popleft()
                 continue
-            length = min(head.length, count - moved, _CHUNK - size)
+            length = min(head.length, count - moved, _WRITE_SIZE - size)
             if length <= 0 or (pieces and head.length > _SMALL):
                 break
             try:
                 pieces.append(head.disk.read(head.offset, length))
             except OSError as error:
-                self._rescue(head, error)
+                self._replace_head(head, error)
                 continue
             size += length
             moved += length
             self._shorten_head(length)
         if pieces:
-            feed.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            sink.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if moved:
-            self._moved(moved)
+            self._count_sent(moved)
         return size
 
-    def _give(self, data: bytes | memoryview, flags: int) -> int:
+    def _send_to_socket(self, data: bytes | memoryview, flags: int) -> int:
         """Give bytes to the socket; how many it took."""
         try:
             taken: int = self._system.send(self._transport.getHandle(), data, flags)
         except BlockingIOError:
             raise
         except OSError as error:
-            if error.errno in _FOR_NOW:
+            if error.errno in _TRANSIENT:
                 raise BlockingIOError(errno.EAGAIN, error.strerror) from None
             raise _PeerGone from None
         return taken
@@ -361,9 +361,9 @@ class RegionProducer:
         self._queue.appendleft(rest)
         self._in_memory += len(rest)
 
-    def _advance(self, moved: int) -> None:
+    def _region_sent(self, moved: int) -> None:
         self._shorten_head(moved)
-        self._moved(moved)
+        self._count_sent(moved)
 
     def _shorten_head(self, moved: int) -> None:
         head = self._queue.popleft()
@@ -371,14 +371,14 @@ class RegionProducer:
         if moved < head.length:
             self._queue.appendleft(head.after(moved))
 
-    def _moved(self, moved: int) -> None:
+    def _count_sent(self, moved: int) -> None:
         if self.pacer is not None:
             self.pacer.spend(moved)
         self._sent(moved)
 
 
 @implementer(IPullProducer)
-class _PlainFeed:
+class _SocketSink:
     """Past a plain socket's transport, which only tells when the socket is writable.
 
     Registered once the socket has taken all it can; resumed each time it can take more.
@@ -397,7 +397,7 @@ class _PlainFeed:
         transport = self._producer._transport
         transport.registerProducer(self, False)
         self._registering = False
-        if self._producer._feed is self:
+        if self._producer._sink is self:
             transport.startWriting()
 
     def has_room(self) -> bool:
@@ -409,37 +409,37 @@ class _PlainFeed:
         # What comes behind it is to leave in the same segment.
         more = _MORE if queue and producer._by_sendfile(self, queue[0]) else 0
         try:
-            taken = producer._give(data, more)
+            taken = producer._send_to_socket(data, more)
         except BlockingIOError:
             taken = 0
         if taken < len(data):
             self._full = True
             producer._put_back(memoryview(data)[taken:])
 
-    def again(self) -> None:
+    def schedule(self) -> None:
         if not self.registered:
             self.register()
         else:
             self._producer._transport.startWriting()
 
-    wake = again
+    wake = schedule
 
     def resumeProducing(self) -> None:
         """The socket is writable, or this is the call from inside registerProducer."""
         if not self._registering:
             self._producer._seen_empty = True
             self._full = False
-            self._producer._room()
-            self._producer._turn(self, _TURN)
+            self._producer._progressed()
+            self._producer._turn(self, _TURN_BUDGET)
 
     def stopProducing(self) -> None:
         """The connection is lost."""
-        self._producer._feed = None
+        self._producer._sink = None
         self._producer.stopProducing()
 
 
 @implementer(IPushProducer)
-class _PushFeed:
+class _TransportSink:
     """Towards any other transport: writes until told to pause."""
 
     plain = False
@@ -452,7 +452,7 @@ class _PushFeed:
     def register(self) -> None:
         self.registered = True
         self._producer._transport.registerProducer(self, True)
-        if self._producer._feed is self:
+        if self._producer._sink is self:
             self.wake()
 
     def has_room(self) -> bool:
@@ -461,7 +461,7 @@ class _PushFeed:
     def write(self, data: bytes | memoryview) -> None:
         self._producer._transport.write(bytes(data))
 
-    def again(self) -> None:
+    def schedule(self) -> None:
         """Nothing to do: the transport resumes us when it wants more."""
 
     def wake(self) -> None:
@@ -473,9 +473,9 @@ class _PushFeed:
 
     def resumeProducing(self) -> None:
         self._full = False
-        self._producer._room()
+        self._producer._progressed()
         self._producer._turn(self, sys.maxsize)
 
     def stopProducing(self) -> None:
-        self._producer._feed = None
+        self._producer._sink = None
         self._producer.stopProducing()

@@ -20,14 +20,14 @@ from typing import Final, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 
-_LARGEST: Final = 0.25
+_BURST: Final = 0.25
 _SLICE: Final = 0.05
 _SMALLEST_SLICE: Final = 4096
 
 
-_TURN: Final = 128 << 10
-_QUIET: Final = 0.003
-_SHARE: Final = 6
+_TURN_SIZE: Final = 128 << 10
+_RECENT: Final = 0.003
+_YIELD_FACTOR: Final = 6
 # Seconds, so that a limit that was changed meanwhile is soon kept.
 _LONGEST_WAIT: Final = 0.25
 
@@ -95,7 +95,7 @@ class RateLimiter:
     def __init__(self, clock: IReactorTime, rate: float) -> None:
         self._clock = clock
         self._allowance = 0.0
-        self._then = clock.seconds()
+        self._updated_at = clock.seconds()
         self._rate = float(rate)
 
     @property
@@ -105,12 +105,12 @@ class RateLimiter:
 
     def set_rate(self, rate: float) -> None:
         """Go on with another rate from now."""
-        self._grow()
+        self._refill()
         self._rate = float(rate)
 
     def allowed(self, wanted: int) -> int:
         """How many bytes may be sent now, at most C{wanted}; 0 where the slice is not full yet."""
-        self._grow()
+        self._refill()
         if self._allowance < min(wanted, self._slice()):
             return 0
         return min(wanted, int(self._allowance))
@@ -126,18 +126,18 @@ class RateLimiter:
     def _slice(self) -> float:
         return max(self._rate * _SLICE, _SMALLEST_SLICE)
 
-    def _grow(self) -> None:
+    def _refill(self) -> None:
         now = self._clock.seconds()
-        largest = max(self._rate * _LARGEST, _SMALLEST_SLICE)
-        self._allowance = min(self._allowance + (now - self._then) * self._rate, largest)
-        self._then = now
+        burst = max(self._rate * _BURST, _SMALLEST_SLICE)
+        self._allowance = min(self._allowance + (now - self._updated_at) * self._rate, burst)
+        self._updated_at = now
 
 
 class YieldingLimiter:
     """Lets others go first, and keeps to a rate that may change.
 
     @param clock: tells the time, for the rate.
-    @param latest: when others were last busy, by C{seconds}.
+    @param others_last_busy: when others were last busy, by C{seconds}.
     @param rate: bytes per second; None for no limit.
     @param seconds: a clock that is fine enough to time one turn.
     """
@@ -145,18 +145,18 @@ class YieldingLimiter:
     def __init__(
         self,
         clock: IReactorTime,
-        latest: Callable[[], float],
+        others_last_busy: Callable[[], float],
         rate: float | None = None,
         seconds: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._clock = clock
-        self._latest = latest
+        self._others_last_busy = others_last_busy
         self._seconds = seconds
         self._limiter: RateLimiter | None = None
         self._not_before = float("-inf")
-        self._left = _TURN
-        self._busy = 0.0
-        self._asked = 0.0
+        self._left_in_turn = _TURN_SIZE
+        self._time_used = 0.0
+        self._asked_at = 0.0
         self.set_rate(rate)
 
     @property
@@ -175,27 +175,27 @@ class YieldingLimiter:
 
     def allowed(self, wanted: int) -> int:
         """How many bytes may be sent now, at most C{wanted}."""
-        self._asked = now = self._seconds()
-        if now - self._latest() < _QUIET:
+        self._asked_at = now = self._seconds()
+        if now - self._others_last_busy() < _RECENT:
             if now < self._not_before:
                 return 0
-            if self._left <= 0:
+            if self._left_in_turn <= 0:
                 # The turn is over: the others have six times as long.
-                self._not_before = now + _SHARE * self._busy
-                self._left, self._busy = _TURN, 0.0
+                self._not_before = now + _YIELD_FACTOR * self._time_used
+                self._left_in_turn, self._time_used = _TURN_SIZE, 0.0
                 return 0
-            wanted = min(wanted, self._left)
+            wanted = min(wanted, self._left_in_turn)
         else:
             # What is sent while nobody else wants anything need not be made up for.
-            self._left, self._busy, self._not_before = _TURN, 0.0, now
+            self._left_in_turn, self._time_used, self._not_before = _TURN_SIZE, 0.0, now
         return self._limiter.allowed(wanted) if self._limiter is not None else wanted
 
     def spend(self, count: int) -> None:
         """C{count} bytes were sent."""
-        self._left -= count
+        self._left_in_turn -= count
         now = self._seconds()
-        self._busy += now - self._asked
-        self._asked = now
+        self._time_used += now - self._asked_at
+        self._asked_at = now
         if self._limiter is not None:
             self._limiter.spend(count)
 

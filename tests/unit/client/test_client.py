@@ -17,11 +17,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.client import (
     ClientConnection,
     ClientFailed,
-    ClientUser,
+    ClientHandler,
     HalfClosingConnection,
     NBDClient,
+    PendingRequests,
     RequestFailed,
-    Requests,
 )
 from blockmig.nbd import (
     ClientHandshake,
@@ -41,7 +41,7 @@ from blockmig.testing import ManualThreads, MemoryDisk, MemoryNetwork, synchrono
 EXPORT = Export("", 5000, TransmissionFlag.HAS_FLAGS)
 
 
-class User(ClientUser):
+class User(ClientHandler):
     """Writes down what it is told."""
 
     def __init__(self):
@@ -109,7 +109,7 @@ class ConnectionCase(SynchronousTestCase):
 class ConnectionTests(ConnectionCase):
     def test_from_the_greeting_to_the_end(self):
         self.connect()
-        self.connection.wait(5, "no handshake")
+        self.connection.set_timeout(5, "no handshake")
         self.shake_hands()
         self.assertEqual(["connection_made", "negotiated"], self.user.names())
         self.assertEqual(EXPORT.size, self.user.told[-1][1].export.size)
@@ -163,7 +163,7 @@ class ConnectionTests(ConnectionCase):
             with self.subTest(order=order):
                 self.setUp()
                 self.connect()
-                self.connection.wait(5, "too late")
+                self.connection.set_timeout(5, "too late")
                 for way in order:
                     if way == "lose" or not self.connection.is_gone:
                         ways[way]()
@@ -187,9 +187,9 @@ class ConnectionTests(ConnectionCase):
 
     def test_time(self):
         self.connect()
-        self.connection.wait(5, "first")
+        self.connection.set_timeout(5, "first")
         self.clock.advance(4)
-        self.connection.wait(5, "second")
+        self.connection.set_timeout(5, "second")
         self.clock.advance(4)
         self.assertEqual([], self.user.ends())
         self.clock.advance(2)
@@ -197,7 +197,7 @@ class ConnectionTests(ConnectionCase):
         self.assertTrue(self.transport.aborted)
 
     def test_given_up_before_it_was_connected(self):
-        self.connection.wait(5, "nobody there")
+        self.connection.set_timeout(5, "nobody there")
         self.clock.advance(6)
         self.assertEqual([("connection_failed", "nobody there")], self.user.ends())
         self.connect()
@@ -261,7 +261,7 @@ def reply(cookie, error=0, data=b""):
 
 class RequestsTests(SynchronousTestCase):
     def setUp(self):
-        self.requests = Requests(ClientTransmission())
+        self.requests = PendingRequests(ClientTransmission())
         self.answers = []
 
     def make(self, command, length=0):
@@ -278,13 +278,13 @@ class RequestsTests(SynchronousTestCase):
             self.make(Command.READ, 2),
         )
         self.assertEqual(3, self.requests.in_flight)
-        self.assertTrue(self.requests.are_in_flight(Command.FLUSH))
+        self.assertTrue(self.requests.is_in_flight(Command.FLUSH))
         stream = reply(third, 0, b"de") + reply(second, Errno.EIO) + reply(first, 0, b"abc")
         for position in range(len(stream)):
             self.requests.received(stream[position : position + 1])
         self.assertEqual([(third, 0, b"de"), (second, 5, b""), (first, 0, b"abc")], self.answers)
         self.assertEqual(0, self.requests.in_flight)
-        self.assertFalse(self.requests.are_in_flight(Command.FLUSH))
+        self.assertFalse(self.requests.is_in_flight(Command.FLUSH))
 
     def test_a_read_that_fails_has_no_payload(self):
         first, second = self.make(Command.READ, 3), self.make(Command.READ, 3)

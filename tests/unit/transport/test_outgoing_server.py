@@ -252,10 +252,10 @@ class ExpectsViews(Expects):
 
     answer = None
 
-    def answers_at_once(self):
+    def fast_responder(self):
         return self.answer
 
-    def viewReceived(self, view):
+    def bufferReceived(self, view):
         self.bytes += bytes(view)
         self.views = getattr(self, "views", 0) + 1
 
@@ -325,13 +325,13 @@ class AtOnceTests(ReadingCase):
         protocol = ExpectsViews(self.disk, 0)
         reader = self.connect(protocol)
         reader.take_over(at_once=True)
-        receive = protocol.viewReceived
+        receive = protocol.bufferReceived
 
         def pausing(view):
             receive(view)
             reader.pause()
 
-        protocol.viewReceived = pausing
+        protocol.bufferReceived = pausing
         self.theirs.send(b"one")
         self.reactor.run_dry()
         self.theirs.send(b"two")
@@ -393,7 +393,7 @@ class AtOnceTests(ReadingCase):
         protocol = ExpectsViews(self.disk, 0)
         reader = self.connect(protocol)
         reader.take_over(at_once=True)
-        protocol.viewReceived = lambda view: reader.stop()
+        protocol.bufferReceived = lambda view: reader.stop()
         self.theirs.send(b"one")
         self.reactor.run_dry()
         self.assertEqual((-1, []), (reader.fileno(), self.reactor.readers))
@@ -416,8 +416,8 @@ class ServerReadsTests(ReadingCase):
         """How often something was left for the general way, from now on."""
         left = []
         session = self.connection._phase
-        receive = session.viewReceived
-        session.viewReceived = lambda view: left.append(bytes(view)) or receive(view)
+        receive = session.bufferReceived
+        session.bufferReceived = lambda view: left.append(bytes(view)) or receive(view)
         return left
 
     def test_small_requests_take_the_shortest_way(self):

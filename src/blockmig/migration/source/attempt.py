@@ -27,7 +27,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ...client import ClientFailed, ClientUser, HalfClosingConnection
+from ...client import ClientFailed, ClientHandler, HalfClosingConnection
 from ...errors import GaveUp, LocalFailure, MigrationError, Unconfirmed
 from ...nbd import (
     ClientHandshake,
@@ -64,7 +64,7 @@ _HANDSHAKE_TIMEOUT: Final = 30.0
 _CLOSE_TIMEOUT: Final = 30.0
 
 
-class OpeningAttempt(ClientUser):
+class OpeningAttempt(ClientHandler):
     """An attempt whose handshake was not accepted yet.
 
     @param context: of the attempt.
@@ -91,7 +91,7 @@ class OpeningAttempt(ClientUser):
     def connection_made(self) -> None:
         """The server speaks first."""
         seconds = self._context.timeout(_HANDSHAKE_TIMEOUT)
-        self.connection.wait(seconds, f"no NBD handshake in {seconds:g} s")
+        self.connection.set_timeout(seconds, f"no NBD handshake in {seconds:g} s")
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """Accept what is offered, or not."""
@@ -110,7 +110,7 @@ class OpeningAttempt(ClientUser):
             disk=context.disk.name,
         )
         self.accepted = attempt = Attempt(context, self.connection, peer, self._ended)
-        self.connection.user = attempt
+        self.connection.handler = attempt
         attempt.begin()
 
     def connection_failed(self, why: str) -> None:
@@ -132,7 +132,7 @@ class OpeningAttempt(ClientUser):
         return explain(error, self._context.destination.export)
 
 
-class Attempt(ClientUser):
+class Attempt(ClientHandler):
     """An attempt whose handshake was accepted: the actions of its hand-off.
 
     @param context: of the attempt.
@@ -170,7 +170,7 @@ class Attempt(ClientUser):
             )
         self._working: Deferred[None] | None = None
 
-    # ClientUser.
+    # ClientHandler.
 
     def received(self, data: bytes) -> None:
         """Replies."""
@@ -375,14 +375,14 @@ class Attempt(ClientUser):
         """The last message; nothing is in flight and nothing is queued."""
         self._connection.disconnect(self._copier.disconnect_message())
         seconds = self._context.timeout(_CLOSE_TIMEOUT)
-        self._connection.wait(
+        self._connection.set_timeout(
             seconds,
             f"the destination did not close the connection after the disconnect in {seconds:g} s",
         )
 
     def check(self, why: str) -> None:
         """Through the channel."""
-        self._connection.wait_no_more()
+        self._connection.cancel_timeout()
         checking = Deferred.fromCoroutine(self._channel.why_incomplete(why))
         checking.addErrback(lambda failure: failure.getErrorMessage())
         checking.addCallback(self._checked).addErrback(_bug)
@@ -431,7 +431,7 @@ class Attempt(ClientUser):
         if self._working is not None:
             self._working.cancel()
         self._channel.abort()
-        self._connection.wait_no_more()
+        self._connection.cancel_timeout()
         if not self._context.retirement.has_begun:
             self._context.passes.dropped()
         if not isinstance(outcome, Completed):

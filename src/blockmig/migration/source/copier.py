@@ -29,7 +29,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ...client import ClientConnection, ClientFailed, RequestFailed, Requests
+from ...client import ClientConnection, ClientFailed, RequestFailed, PendingRequests
 from ...nbd import (
     ClientTransmission,
     Command,
@@ -103,7 +103,7 @@ class Copier:
         self._source_failed = source_failed
         self._window = 1 if peer.oldstyle else _WINDOW_REQUESTS
         wire = ClientTransmission(constant_cookie=peer.oldstyle, first_cookie=cookie)
-        self._requests = Requests(wire)
+        self._requests = PendingRequests(wire)
         self._pass: _Pass | None = None
         self._bytes_in_flight = 0
         self._cold: list[Piece] = []
@@ -268,7 +268,7 @@ class Copier:
         if not self._requests.in_flight:
             return
         allowed = limit
-        if self._requests.are_in_flight(Command.FLUSH):
+        if self._requests.is_in_flight(Command.FLUSH):
             allowed *= _FLUSH_FACTOR
         left = self._answered_at + allowed - self._reactor.seconds()
         if left > 0:
