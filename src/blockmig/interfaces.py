@@ -142,7 +142,7 @@ class IUnlinkableDisk(IDisk):
 class IWatchedDisk(IDisk):
     """A disk that can tell whether it is still what was opened, and as it was (design, R13)."""
 
-    def check_place() -> None:
+    def check_path() -> None:
         """I{Slow.} Whether the disk's name still leads to what was opened, of the same size.
 
         @raise blockmig.storage.DiskChanged: it does not; the message says what was found.

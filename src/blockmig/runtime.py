@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from .syscalls import SYSTEM, SystemCalls
 
-_THREADS: Final = 4
+_MOST_THREADS: Final = 4
 """How many of the process's threads one migration may hold at a time."""
 
 InThread = Callable[..., Deferred[Any]]
@@ -53,7 +53,7 @@ class Runtime:
         return cls(reactor, in_thread)
 
 
-async def to_the_end(working: Deferred[Any]) -> Any:
+async def wait_shielded(working: Deferred[Any]) -> Any:
     """The result of C{working}, waited for even by somebody who is cancelled meanwhile."""
     results: list[Any] = []
     waiting: list[Deferred[None]] = []
@@ -73,16 +73,16 @@ async def to_the_end(working: Deferred[Any]) -> Any:
     return results[0]
 
 
-class ThreadWork:
+class BoundedThreads:
     """Runs functions in threads, and knows when none is running.
 
     @param in_thread: what runs them.
-    @param most: how many threads to hold at a time.
+    @param limit: how many threads to hold at a time.
     """
 
-    def __init__(self, in_thread: InThread, most: int = _THREADS) -> None:
+    def __init__(self, in_thread: InThread, limit: int = _MOST_THREADS) -> None:
         self._in_thread = in_thread
-        self._tokens = DeferredSemaphore(most)
+        self._tokens = DeferredSemaphore(limit)
         self._running = 0
         self._idle: list[Deferred[None]] = []
 

@@ -17,7 +17,7 @@ from blockmig.migration.records.files import (
     Records,
     this_host,
 )
-from blockmig.storage import identify
+from blockmig.storage import file_identity
 from blockmig.syscalls import SYSTEM
 
 from . import wire
@@ -92,7 +92,7 @@ class Scene:
         """
         descriptor = os.open(self.copy, os.O_RDONLY)
         try:
-            identity = identify(descriptor, SYSTEM)
+            identity = file_identity(descriptor, SYSTEM)
         finally:
             os.close(descriptor)
         stranger = (
@@ -116,7 +116,7 @@ class Scene:
         """MIGRATING beside the source, which was being sent there; its UUID."""
         descriptor = os.open(self.source, os.O_RDONLY)
         try:
-            identity = identify(descriptor, SYSTEM)
+            identity = file_identity(descriptor, SYSTEM)
         finally:
             os.close(descriptor)
         place = (

@@ -5,15 +5,15 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.runtime import ThreadWork, to_the_end
+from blockmig.runtime import BoundedThreads, wait_shielded
 
 from .support import Threads
 
 
-class ThreadWorkTests(SynchronousTestCase):
+class BoundedThreadsTests(SynchronousTestCase):
     def setUp(self):
         self.threads = Threads()
-        self.work = ThreadWork(self.threads)
+        self.work = BoundedThreads(self.threads)
         self.done = []
 
     def test_results(self):
@@ -70,7 +70,7 @@ class ThreadWorkTests(SynchronousTestCase):
 class ToTheEndTests(SynchronousTestCase):
     def run_with(self):
         self.working = Deferred()
-        return Deferred.fromCoroutine(to_the_end(self.working))
+        return Deferred.fromCoroutine(wait_shielded(self.working))
 
     def test_result(self):
         waiting = self.run_with()
@@ -83,7 +83,7 @@ class ToTheEndTests(SynchronousTestCase):
     def test_there_already(self):
         working = Deferred()
         working.callback(5)
-        self.assertEqual(5, self.successResultOf(Deferred.fromCoroutine(to_the_end(working))))
+        self.assertEqual(5, self.successResultOf(Deferred.fromCoroutine(wait_shielded(working))))
 
     def test_whoever_cancels_waits(self):
         for end, value in (("callback", 5), ("errback", OSError("broken"))):

@@ -80,7 +80,7 @@ _LONGEST_OPTION: Final = 4 + MAXIMUM_NAME + 2 + 2 * 1024
 _LONGEST_META_OPTION: Final = 65536
 _META_OPTIONS: Final = (Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT)
 _LONGEST_REPLY: Final = 65536
-_LONGEST_WORDS: Final = 400
+_LONGEST_TEXT: Final = 400
 _MOST_REPLIES: Final = 64
 
 
@@ -205,8 +205,8 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
 
     def _structured_reply(self, data: bytes) -> None:
         if data:
-            words = b"STRUCTURED_REPLY has no data"
-            self._answer(Option.STRUCTURED_REPLY, OptionReply.ERR_INVALID, words)
+            message = b"STRUCTURED_REPLY has no data"
+            self._answer(Option.STRUCTURED_REPLY, OptionReply.ERR_INVALID, message)
             return
         self._structured = True
         self._answer(Option.STRUCTURED_REPLY, OptionReply.ACK)
@@ -218,8 +218,10 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
             self._allocation_of = None
         parsed = _parse_meta(data)
         if parsed is None or not self._structured:
-            words = b"malformed option data" if parsed is None else b"STRUCTURED_REPLY comes first"
-            self._answer(option, OptionReply.ERR_INVALID, words)
+            message = (
+                b"malformed option data" if parsed is None else b"STRUCTURED_REPLY comes first"
+            )
+            self._answer(option, OptionReply.ERR_INVALID, message)
             return
         name, queries = parsed
         if self._find(name) is None:
@@ -419,7 +421,7 @@ class ClientHandshake(Conversation[Negotiated]):
         """Negotiate with GO; None where the server has no GO."""
         name = struct.pack("!I", len(self._name)) + self._name
         self._option(Option.GO, name + struct.pack("!HH", 1, InfoType.BLOCK_SIZE))
-        told: tuple[int, int] | None = None
+        info: tuple[int, int] | None = None
         sizes = (1, 4096, MAXIMUM_PAYLOAD)
         for _ in range(_MOST_REPLIES):
             reply, data = yield from self._reply(Option.GO)
@@ -428,16 +430,16 @@ class ClientHandshake(Conversation[Negotiated]):
             if reply & OPTION_REPLY_ERROR:
                 raise HandshakeRefused(reply, _one_line(data))
             if reply == OptionReply.ACK:
-                if told is None:
+                if info is None:
                     raise RemoteProtocolError("the server acknowledged GO without a size")
-                export = self._export(*told)
+                export = self._export(*info)
                 return Export(export.name, export.size, export.flags, "", *sizes)
             if reply != OptionReply.INFO or len(data) < 2:
                 raise RemoteProtocolError(f"reply {reply} does not answer GO")
             (kind,) = struct.unpack_from("!H", data)
             if kind == InfoType.EXPORT and len(data) == _INFO_EXPORT.size:
                 _, size, flags = _INFO_EXPORT.unpack(data)
-                told = size, flags
+                info = size, flags
             elif kind == InfoType.BLOCK_SIZE and len(data) == _INFO_BLOCK_SIZE.size:
                 sizes = _checked_sizes(*_INFO_BLOCK_SIZE.unpack(data)[1:])
             elif kind in (InfoType.EXPORT, InfoType.BLOCK_SIZE):
@@ -457,7 +459,7 @@ class ClientHandshake(Conversation[Negotiated]):
 
 def _one_line(text: bytes) -> str:
     """What a peer says of itself, fit for a log line."""
-    decoded = text[:_LONGEST_WORDS].decode(errors="replace")
+    decoded = text[:_LONGEST_TEXT].decode(errors="replace")
     return "".join(letter if letter.isprintable() else " " for letter in decoded)
 
 

@@ -17,19 +17,19 @@ SERVED_EXPORT: Final = ".served"
 """What the name of a server's side export ends with."""
 
 
-def _beside(export: str, ending: str) -> str | None:
+def _side_export_name(export: str, ending: str) -> str | None:
     name = export + ending
     return name if len(name.encode()) <= MAXIMUM_NAME else None
 
 
 def handoff_export_name(export: str) -> str | None:
     """A receiver's side export of C{export}; None where that would be too long for a name."""
-    return _beside(export, HANDOFF_EXPORT)
+    return _side_export_name(export, HANDOFF_EXPORT)
 
 
 def served_export_name(export: str) -> str | None:
     """A server's side export of C{export}; None where that would be too long for a name."""
-    return _beside(export, SERVED_EXPORT)
+    return _side_export_name(export, SERVED_EXPORT)
 
 
 def side_exports(export: str) -> tuple[str, ...]:

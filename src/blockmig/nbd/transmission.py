@@ -139,7 +139,7 @@ class _Transmission:
         self._data = data
         self._position = 0
 
-    def keep(self) -> None:
+    def copy_unread(self) -> None:
         """Copy what is left of a view that was received, since it will not last."""
         if isinstance(self._data, memoryview):
             self._data = bytes(self._data[self._position :])

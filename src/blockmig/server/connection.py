@@ -1,20 +1,20 @@
-"""One NBD connection as the server sees it, from its making to its end.
+"""One NBD connection on the server's side, from when it is made to its end.
 
-Owns the transport, when the client is given up, and the connection's end; and the phase that it is
-in (`phase`), to which everything else goes: handshake, session, forwarding. What an export is,
-which requests are admitted and what their outcome means is decided by an `IExportHandler`; how it
-all ends is the machine's in `lifetime`.
+Owns the transport, the timeouts, the connection's end, and the phase that it is in (`phase`):
+handshake, session or forwarding. Everything else is delegated to that phase. What an export is,
+which requests are admitted, and what their outcome means is decided by an `IExportHandler`; the
+order in which a connection ends is declared in `lifetime`.
 
 Rules:
 
-* a connection that has not negotiated within the handshake timeout, or that has been silent for
-  the idle timeout with nothing of ours to wait for, is aborted; so is one that does not take what
-  is due to it when we close;
-* while its handler holds the clients, nothing more is taken from one that has negotiated; a
-  handshake may go on;
-* a connection may be passed on to another server: what was not answered is given up as it came, and
-  from then on only bytes are moved here;
-* nothing that a peer does raises out of here.
+* a connection is aborted if it has not negotiated within the handshake timeout, if it has been
+  silent for the idle timeout while it was not waiting for us, or if it does not take what is still
+  due to it when we close;
+* while the handler holds the clients, nothing more is read from one that has negotiated; a
+  handshake may continue;
+* a connection may be forwarded to another server: what was not answered is handed over unchanged,
+  and from then on only bytes are moved here;
+* nothing that a peer does raises an exception out of here.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _CLOSE_TIMEOUT: Final = 10.0
 class ServerConnection(Protocol):
     """The protocol of one connection.
 
-    @ivar peer: who it is, for messages.
+    @ivar peer: its address, for messages.
     @ivar handler: the export's handler, once negotiated.
     @ivar negotiated: what the peer was told.
-    @ivar traffic: what was asked for.
+    @ivar traffic: counts its requests.
     @ivar connected_at: when the connection was made, by the reactor's clock.
     """
 
@@ -94,25 +94,23 @@ class ServerConnection(Protocol):
         self.begin(handshake)
 
     def begin(self, handshake: HandshakePhase) -> None:
-        """Greet the peer."""
         handshake.begin()
 
     def _enter(self, phase: Phase) -> None:
         self._phase = self._context.incoming.protocol = phase
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes that the transport has read."""
         self._phase.dataReceived(data)
 
     def readConnectionLost(self) -> None:
-        """The peer sends no more."""
+        """The peer has closed its sending side."""
         self._phase.finished()
 
     def writeConnectionLost(self) -> None:
         """Never: we close both ways at once."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection has gone, for whatever reason."""
+        """The connection was lost, for whatever reason."""
         context = self._context
         self._lifetime.lose()
         context.incoming.stop()
@@ -121,7 +119,7 @@ class ServerConnection(Protocol):
         self._phase.lost(reason)
         self._phase.check_idle()
 
-    # What the phases are told of.
+    # Events for the phase.
 
     def _drained(self) -> None:
         self._phase.drained()
@@ -130,14 +128,16 @@ class ServerConnection(Protocol):
         self._phase.released()
 
     def _sending_failed(self, error: OSError) -> None:
-        """A READ broke off after its header, where only dropping the connection tells of it."""
+        """A READ failed after its header was sent: only a lost connection can report that."""
         _log.warn("{peer}: reading the disk failed: {error}", peer=self.peer, error=str(error))
         if self.handler is not None and self.handler.access is not None:
             self.handler.access.read_failed(error)
         self.abort()
 
     def _silent(self, seconds: float) -> None:
-        _log.info("{peer}: silent for {timeout} s", peer=self.peer, timeout=seconds)
+        _log.info(
+            "{peer}: silent for {timeout} s; connection closed", peer=self.peer, timeout=seconds
+        )
         self.abort()
 
     # From phase to phase.
@@ -153,17 +153,17 @@ class ServerConnection(Protocol):
         self.session_began()
 
     def session_began(self) -> None:
-        """The handshake is over, and what came after it was acted on as far as it may be."""
+        """Hook: the handshake is over, and what came after it was processed as far as allowed."""
 
     def forward(self, forwarder: Forwarder) -> None:
-        """Have another server answer; for one that is held and idle, or was not greeted.
+        """Have another server answer; for a connection that is held and idle, or was not greeted.
 
-        Nothing happens if the connection is at its end already, and C{forwarder} hears of nothing.
+        Where the connection is ending already nothing happens, and C{forwarder} is not called.
         """
         self._lifetime.forward(forwarder)
 
     def begin_forwarding(self, forwarder: Forwarder) -> None:
-        """Give the connection up (see L{lifetime})."""
+        """Hand the connection over (see L{lifetime})."""
         context, unanswered = self._context, self._phase.unanswered()
         self._enter(Forwarding(context, forwarder))
         context.timeout.stop()
@@ -172,82 +172,82 @@ class ServerConnection(Protocol):
         forwarder.begin(unanswered)
 
     def answer(self, data: bytes) -> bool:
-        """Send what the other server says, after what we did; whether the peer has taken all."""
+        """Send C{data} from the other server after our own; return whether all of it was taken."""
         self._context.outgoing.send_view(data)
         return not self._context.outgoing.waiting
 
-    # For handlers, and for whoever has the client wait.
+    # For handlers, and for whoever makes the client wait.
 
     @property
     def first_cookie(self) -> int | None:
-        """The cookie of the first request, by which a client may make itself known."""
+        """The cookie of the first request, by which a client may identify itself."""
         return self._phase.first_cookie
 
     @property
     def is_mid_exchange(self) -> bool:
-        """Whether the peer has begun what it has to finish: a request, or taking its replies."""
+        """Whether the peer has sent a part of a request, or has replies to take."""
         return self._phase.is_mid_exchange
 
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}.
 
-        For a handler whose disk is behind, and for who passes the connection on.
+        For a handler whose disk is too slow, and for whoever forwards the connection.
         """
         self._context.holds.add(Hold.BACKPRESSURE)
 
     def resume_reading(self) -> None:
-        """Read on, unless the peer is to wait for another reason."""
+        """Read on, unless the peer is held for another reason."""
         self._context.holds.release(Hold.BACKPRESSURE)
 
     def hold(self) -> Deferred[None]:
-        """Begin nothing more for the peer until L{release}; a handshake may go on.
+        """Begin no more requests of the peer's until L{release}; a handshake may continue.
 
-        @return: fires when nothing of it is being carried out any more.
+        @return: fires when none of its requests is being carried out any more.
         """
         return self._phase.hold()
 
     def release(self) -> None:
-        """Go on where L{hold} had it stop."""
+        """End the L{hold}."""
         if HELD in self._context.holds.reasons:
             self._context.holds.release(HELD)
 
     # The end.
 
     def drain(self) -> None:
-        """Finish what is being carried out, refuse what comes new, then close."""
+        """Finish the requests in progress, refuse new ones, then close."""
         self._lifetime.drain()
         self._phase.check_idle()
 
     def close(self) -> None:
-        """Send what is due, then close; the connection is aborted if that takes long."""
+        """Send what is due, then close; abort if the peer takes nothing for 10 s."""
         self._lifetime.close()
 
     def abort(self) -> None:
         """Close at once."""
         self._lifetime.abort()
 
-    # For the machine (see L{lifetime}).
+    # LifetimeCore, for the machine (see L{lifetime}).
 
     def refuse(self) -> None:
-        """Finish what has begun, and refuse what comes new."""
+        """Finish the requests in progress, and refuse new ones."""
         self._context.holds.add(Hold.DRAINING)
 
     def ignore(self) -> None:
-        """Act on nothing more that the peer sends."""
+        """Process nothing more that the peer sends."""
         self._context.holds.add(Hold.CLOSING)
 
     def announce_disconnected(self) -> None:
-        """The client disconnected, and nothing of it is being carried out."""
+        """The client disconnected, and none of its requests is being carried out."""
         if self.handler is not None:
             self.handler.disconnected(self)
 
     def announce_gone(self) -> None:
-        """The connection is gone, and nothing of it is being carried out."""
+        """The connection is gone, and none of its requests is being carried out."""
         if self.handler is not None:
             self.handler.gone(self)
 
     def close_transport(self) -> None:
-        """Close when all was sent."""
+        """Close once everything was sent."""
         self._context.timeout.watch(_CLOSE_TIMEOUT, lambda: False)
         self.transport.loseConnection()
 

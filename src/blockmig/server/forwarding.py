@@ -1,7 +1,7 @@
-"""A connection that another server answers: only bytes are moved here.
+"""The phase of a connection that another server answers: bytes are only moved.
 
-Owns nothing: what comes is for whoever passes the connection on (`relay`). What was being sent to
-the client when it began goes out first.
+Owns nothing: what arrives is given to whoever forwards the connection (`relay`). What was already
+queued for the client is sent first.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from .phase import Phase, PhaseContext
 
 
 class Forwarder(typing.Protocol):
-    """Whoever passes a connection on to another server, and is told of what happens to it."""
+    """Forwards a connection to another server, and receives its events."""
 
     def begin(self, unanswered: list[bytes | FileRegion] | None) -> None:
-        """It is yours, and paused.
+        """The connection is yours, and paused.
 
-        @param unanswered: what the peer has sent so far that was not answered, in order; None where
-            not all of it is to be had any more.
+        @param unanswered: what the peer has sent and was not answered, in order; None where not all
+            of it is available any more.
         """
 
     def received(self, data: bytes | memoryview) -> None:
-        """The peer sent this; a view will not last."""
+        """The peer sent C{data}; a view is valid only during this call."""
 
     def drained(self) -> None:
-        """The peer has taken all there was for it."""
+        """The peer has taken everything that was queued for it."""
 
     def finished(self) -> None:
-        """The peer sends no more, and still listens."""
+        """The peer has closed its sending side, and may still receive."""
 
     def lost(self, reason: Failure) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
 
 
 class Forwarding(Phase):
-    """The phase of a connection that was passed on.
+    """The phase of a connection that is forwarded.
 
     @param context: the connection.
-    @param forwarder: who is told of everything.
+    @param forwarder: receives every event.
     """
 
     def __init__(self, context: PhaseContext, forwarder: Forwarder) -> None:
@@ -49,21 +49,16 @@ class Forwarding(Phase):
         self._forwarder = forwarder
 
     def dataReceived(self, data: bytes) -> None:
-        """From the client."""
         self._forwarder.received(data)
 
     def bufferReceived(self, view: memoryview) -> None:
-        """From the client, and not to last."""
         self._forwarder.received(view)
 
     def finished(self) -> None:
-        """The client sends no more."""
         self._forwarder.finished()
 
     def lost(self, reason: Failure) -> None:
-        """The connection is gone."""
         self._forwarder.lost(reason)
 
     def drained(self) -> None:
-        """The client has taken all there was for it."""
         self._forwarder.drained()

@@ -1,10 +1,10 @@
-"""The phase in which client and server agree on an export.
+"""The phase in which client and server negotiate an export.
 
 Owns the dialogue, and the time that a client has for it. Rules:
 
 * the server speaks first;
-* a client that does not take what it is told waits, or it could ask for more than memory holds;
-* one that has not come to the end of it within its time is aborted, whatever it says meanwhile.
+* a client that does not take our answers is not read from, or they could fill the memory;
+* a client that has not finished within the handshake timeout is aborted, whatever it sends.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from .phase import Phase, PhaseContext
 _log = Logger()
 
 BeginSession = Callable[[IExportHandler, Negotiated, bytes], None]
-"""Is told the handler of the export, what was agreed on, and what has come after that."""
+"""Called with the export's handler, what was negotiated, and the bytes that came after it."""
 
 
 @dataclass(frozen=True)
 class ConnectionSettings:
     """What all connections of one listener have in common.
 
-    @ivar runtime: what the outside world is.
-    @ivar lookup: the handler of an export's name, or None.
-    @ivar names: the names to list.
-    @ivar oldstyle: speak the old handshake, for the export named "".
+    @ivar runtime: reactor, threads and system calls.
+    @ivar lookup: returns the handler of an export's name, or None.
+    @ivar names: returns the export names to list.
+    @ivar oldstyle: the handler of the only export where the old handshake is spoken, else None.
     @ivar structured: offer structured replies, and the metadata context C{base:allocation}.
     @ivar handshake_timeout: seconds; 0 for none.
     @ivar idle_timeout: seconds; 0 for none.
@@ -57,11 +57,11 @@ class ConnectionSettings:
 
 
 class HandshakePhase(Phase):
-    """The phase of a connection that has not agreed on anything.
+    """The phase of a connection that has not yet negotiated.
 
     @param context: the connection.
     @param settings: what is offered.
-    @param begin_session: called once, at the end.
+    @param begin_session: called once, when an export was negotiated.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class HandshakePhase(Phase):
         return None if handler is None else handler.export
 
     def begin(self) -> None:
-        """Greet the client; in the old way that is all."""
+        """Greet the client; an oldstyle handshake consists of nothing else."""
         context, settings = self._context, self._settings
         if settings.oldstyle is not None:
             export = settings.oldstyle.export.without(TransmissionFlag.SEND_DF)
@@ -90,11 +90,14 @@ class HandshakePhase(Phase):
             context.outgoing.send([self._handshake.data_to_send()])
 
     def _timed_out(self, seconds: float) -> None:
-        _log.info("{peer}: no handshake in {timeout} s", peer=self._context.peer, timeout=seconds)
+        _log.info(
+            "{peer}: no handshake within {timeout} s; connection closed",
+            peer=self._context.peer,
+            timeout=seconds,
+        )
         self._context.lifetime.abort()
 
     def dataReceived(self, data: bytes) -> None:
-        """What the client says."""
         if CLOSING in self._context.holds.reasons:
             return
         try:
@@ -120,6 +123,6 @@ class HandshakePhase(Phase):
             self._begin_session(handler, event, handshake.trailing_data())
 
     def drained(self) -> None:
-        """The client has taken what it was told."""
+        """The client has taken our answers: read on."""
         if BACKLOG in self._context.holds.reasons:
             self._context.holds.release(BACKLOG)

@@ -1,11 +1,11 @@
-"""Why nothing is read from a client, or acted on.
+"""The reasons why a client's socket is not read, or its requests are not processed.
 
-Owns the reasons, of which there may be several at a time. Rules:
+Owns these reasons, of which several can hold at a time. Rules:
 
-* while there is a reason to hold the client, its socket is not read from;
-* what was read already goes on being acted on, unless the reason forbids that as well;
-* that a connection is to end is a reason too: it holds nobody, but new requests are refused, or
-  nothing is acted on any more. Such a reason stays.
+* while there is a reason to hold the client, its socket is not read;
+* what was read before is still processed, unless the reason blocks that as well;
+* that a connection is ending is a reason too: it does not stop the reading, but new requests are
+  refused (draining), or nothing is processed any more (closing). Such a reason is never released.
 """
 
 from __future__ import annotations
@@ -24,18 +24,16 @@ _log = Logger()
 
 
 class Hold(Enum):
-    """A reason."""
-
-    # That of Enum is no built-in function, and is asked for with each request.
+    # Enum's own is a Python function, and is called several times for each request.
     __hash__ = object.__hash__
 
-    BACKLOG = "so much of it is under way that it must wait"
-    BACKPRESSURE = "its handler's disk is behind, or the server that it was passed on to"
-    ADMITTING = "it is not known yet whether its latest request is admitted"
-    WRITING = "a part of its payload is being written by a thread"
+    BACKLOG = "too many of its requests, or bytes for them, are being processed"
+    BACKPRESSURE = "its handler's disk, or the server that it is forwarded to, is slower than it"
+    ADMITTING = "its latest request is waiting to be admitted"
+    WRITING = "a thread is writing a part of its payload"
     HELD = "all clients are held while the disk is handed over"
-    DRAINING = "the connection is to end: what has begun is finished, and new requests are refused"
-    CLOSING = "the connection ends: nothing more is acted on"
+    DRAINING = "requests in progress are finished, new ones are refused"
+    CLOSING = "the connection ends: nothing more is processed"
 
 
 BACKLOG: Final = Hold.BACKLOG
@@ -44,24 +42,24 @@ DRAINING: Final = Hold.DRAINING
 CLOSING: Final = Hold.CLOSING
 
 CLIENT_WAITS: Final = frozenset({Hold.BACKPRESSURE, Hold.HELD})
-"""The client waits for us, and may be silent."""
+"""The client is waiting for us, so its silence does not count."""
 
 IN_PROGRESS: Final = frozenset({Hold.ADMITTING, Hold.WRITING})
-"""Something of the client's is being carried out."""
+"""A request of the client's is being carried out."""
 
 BLOCKING: Final = frozenset({BACKLOG, *IN_PROGRESS, HELD, CLOSING})
-"""Not even what was received already is to be acted on yet."""
+"""Not even what was already received may be processed."""
 
 ENDING: Final = frozenset({DRAINING, CLOSING})
-"""The connection is to end."""
+"""The connection is ending."""
 
 
 class Holds:
-    """Those of one connection.
+    """The reasons of one connection.
 
-    @param incoming: what is held.
-    @param released: called when something was released.
-    @ivar reasons: what holds at present; always the same set, only to be looked at.
+    @param incoming: what is paused and resumed.
+    @param released: called when a reason was released.
+    @ivar reasons: those that hold now; always the same set object, for reading only.
     """
 
     def __init__(self, incoming: PayloadReader, released: Callable[[], None]) -> None:
@@ -70,13 +68,11 @@ class Holds:
         self._released = released
 
     def add(self, reason: Hold) -> None:
-        """There is a reason."""
         self.reasons.add(reason)
         if reason not in ENDING:
             self._incoming.pause()
 
     def release(self, reason: Hold) -> None:
-        """There is that reason no more."""
         self.reasons.discard(reason)
         if self.reasons <= ENDING:
             self._incoming.resume()
@@ -85,7 +81,7 @@ class Holds:
     def until(
         self, reason: Hold, working: Deferred[Any], then: Callable[[Any | Failure], None]
     ) -> None:
-        """Hold until C{working} is done, and C{then} has been told what came of it."""
+        """Hold until C{working} has fired, and C{then} was called with its result."""
         self.add(reason)
 
         def done(result: Any | Failure) -> None:
@@ -97,9 +93,9 @@ class Holds:
         working.addBoth(done).addErrback(_bug)
 
     def clear(self) -> None:
-        """There is no reason any more but that it ends; nothing is read before one was released.
+        """Drop every reason except that it is ending; reading resumes only with the next release.
 
-        What was handed on to somebody else must not be acted on here as well.
+        For a connection that is forwarded: its requests must not be processed here as well.
         """
         self.reasons.intersection_update(ENDING)
 

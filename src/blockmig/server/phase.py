@@ -1,8 +1,8 @@
-"""What a connection is in: a phase, which says what the events of the connection mean.
+"""The phases of a connection, each of which says what the connection's events mean.
 
 A connection goes from its handshake (`handshake`) to its session (`session`), and may be forwarded
-from either (`forwarding`). Here is what they have in common: the connection as its phases have it,
-and what an event means where nothing was agreed on and nothing is under way.
+from either (`forwarding`). This module has what they share: the context that a phase is given, and
+what an event means by default, where nothing was negotiated and nothing is in progress.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhaseContext:
-    """A connection as its phases have it.
+    """What a phase uses of its connection.
 
-    @ivar peer: who it is, for messages.
-    @ivar outgoing: everything is sent through here.
-    @ivar incoming: reads past the transport.
-    @ivar holds: why nothing is read, or acted on.
-    @ivar timeout: when the client is given up.
-    @ivar lifetime: how the connection ends.
-    @ivar traffic: what was asked for.
+    @ivar peer: its address, for messages.
+    @ivar outgoing: everything is sent through this.
+    @ivar incoming: reads from the socket past the transport.
+    @ivar holds: why nothing is read, or processed.
+    @ivar timeout: gives a silent client up.
+    @ivar lifetime: the machine that ends the connection.
+    @ivar traffic: counts its requests.
     """
 
     peer: str
@@ -51,7 +51,7 @@ class PhaseContext:
 
 @implementer(IPayloadReceiver)
 class Phase:
-    """Nothing was agreed on, and nothing is under way.
+    """The default: nothing was negotiated, and nothing is in progress.
 
     @ivar first_cookie: the cookie of the first request; None before that.
     """
@@ -61,64 +61,64 @@ class Phase:
     def __init__(self, context: PhaseContext) -> None:
         self._context = context
 
-    # What comes from the client.
+    # From the client.
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes that were not moved past us."""
+        """Bytes that were not moved straight into the disk."""
 
     def bufferReceived(self, view: memoryview) -> None:
-        """The same, with bytes that will not last."""
+        """As L{dataReceived}, with bytes that are valid only during this call."""
 
     def fast_responder(self) -> Any:
-        """There is no shorter way."""
+        """None: there is no fast path."""
 
     def payload_region(self) -> FileRegion | None:
-        """No payload belongs anywhere."""
+        """None: no payload is expected."""
         return None
 
     def payload_moved(self, count: int) -> None:
-        """Nothing is."""
+        """Never called."""
 
     def payload_failed(self, error: OSError) -> None:
-        """Nothing does."""
+        """Never called."""
 
     def finished(self) -> None:
-        """The client sends no more; it still hears of what it has asked for."""
+        """The client sends no more; it still gets the replies to what it has requested."""
         self._context.lifetime.finish()
         self.check_idle()
 
     def lost(self, reason: Failure) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
 
-    # What comes from us.
+    # From our side.
 
     def drained(self) -> None:
-        """The client has taken all there was for it."""
+        """The client has taken everything that was queued for it."""
 
     def released(self) -> None:
-        """Something does not hold the client any more."""
+        """A hold was released."""
 
     def hold(self) -> Deferred[None]:
-        """Begin nothing more for the client until that is released.
+        """Begin no more requests of the client's until that is released.
 
-        @return: fires when nothing of it is being carried out any more.
+        @return: fires when none of its requests is being carried out any more.
         """
         return succeed(None)
 
     def check_idle(self) -> None:
-        """Go on towards the end, if there is one, once nothing is being carried out any more."""
+        """Tell an ending connection's machine if no request is being carried out any more."""
         self._context.lifetime.idle()
 
     def unanswered(self) -> list[bytes | FileRegion] | None:
-        """What the client has sent that was not answered, as it came, taken from here.
+        """Take away what the client has sent and was not answered, unchanged.
 
-        @return: None where not all of it is to be had any more.
+        @return: None where not all of it is available any more.
         """
         return []
 
     @property
     def is_mid_exchange(self) -> bool:
-        """Whether the client has begun what it has to finish: a request, or taking its replies."""
+        """Whether the client has sent a part of a request, or has replies to take."""
         return self._context.outgoing.waiting
 
     # For the phases.

@@ -1,26 +1,26 @@
-"""Clients whose disk another server serves now, passed on to it so that they see only a pause.
+"""Forwards clients to the server that serves their disk now, so that they see only a pause.
 
-Owns the wait for that server, and the connections to it: one for each client. A client's own end is
-a `ServerConnection` that was passed on; it goes on sending what we owe the client, and everything
-after that comes from the other server.
+Owns the wait for that server (the upstream), and one connection to it for each client. The client's
+side is a `ServerConnection` in its forwarding phase: it still sends what was queued for the client,
+and after that everything that the upstream sends.
 
 Rules:
 
-* nobody is passed on before a server has answered that is not the migration's receiver any more:
-  the name of the receiver's side export, where one is known, is not listed;
-* a client that has negotiated with us goes on only where everything that it was told holds: what is
-  less there costs its connection, so that it may connect anew. Nothing else of its stream is
-  changed;
-* everything that it sent and we have not answered goes first, as it came, and each byte once: a
-  WRITE that was taken off the wire in part is made whole again, from the disk and from memory;
-* a client that connects later is passed on from its first byte, and is only waited with until then;
-* a client that has hung up while it waited is done with, and so is what it had asked for: it may
-  already be repeating that on another connection, and must not be overtaken by itself;
-* what one side does not take is not read from the other: one message of the reactor's, and the rest
-  of an unanswered one, is all that is ever kept;
-* a client that says no more may still listen. A server that says no more is gone, since there is
-  nothing that it could be told any more; then its client's connection is closed too;
-* a connection that does not come about has cost nothing: it is tried again, for ever.
+* no client is forwarded until a server has answered that is no longer the migration's receiver: it
+  does not list the receiver's side export, where the name of that is known;
+* a client that has negotiated with us is forwarded only if everything that it was told also holds
+  upstream. If anything is missing there its connection is closed, so that it can connect anew.
+  Its stream is not changed in any other way;
+* everything that a client sent and we have not answered is forwarded first, unchanged, each byte
+  once: a WRITE that was partly taken off the wire is put together again from the disk and memory;
+* a client that connects later is forwarded from its first byte, and waits until that is possible;
+* a client that hung up while it waited is dropped together with its requests: it may already be
+  repeating them on another connection, and its old requests must not overtake the new ones;
+* back-pressure: nothing is read from one side that the other does not take. Never more is kept than
+  one read of the reactor's, and the rest of an unanswered request;
+* a client that has closed its sending side may still receive. A server that has closed its sending
+  side is gone, since it can answer nothing any more: its client's connection is closed as well;
+* a failed connection attempt loses nothing, and is repeated for ever.
 """
 
 from __future__ import annotations
@@ -62,25 +62,25 @@ _DISCONNECT_TIMEOUT: Final = 1.0
 
 
 class _UpstreamUser(typing.Protocol):
-    """Whoever has a connection to the other server made, and is told of what happens to it."""
+    """Receives the events of a connection to the upstream server."""
 
     def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
-        """Connected; with a handshake, if there was to be one."""
+        """Connected, and the handshake is over if there was to be one."""
 
     def upstream_received(self, data: bytes) -> None:
-        """The server sent this."""
+        """The server sent C{data}."""
 
     def upstream_drained(self) -> None:
-        """The server has taken all there was for it."""
+        """The server has taken everything that was queued for it."""
 
     def upstream_lost(self, why: str) -> None:
-        """The connection is gone, or did not come about; told once."""
+        """The connection was lost, or could not be made; called once."""
 
 
 class _Upstream(ClientHandler):
-    """One connection to the other server.
+    """One connection to the upstream server.
 
-    @param handshake: what to begin with; None for nothing.
+    @param handshake: our handshake; None where the client is to shake hands itself.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class _Upstream(ClientHandler):
 
     @property
     def why(self) -> str:
-        """Why we gave it up; empty if we did not."""
+        """Why we gave the connection up; "" if we did not."""
         return self._connection.why
 
     def connect(self, endpoint: IStreamClientEndpoint) -> None:
-        """Connect, and shake hands, with patience."""
+        """Connect, and shake hands; give up after 10 s."""
         self._connection.set_timeout(_TIMEOUT, f"no answer in {_TIMEOUT:g} s")
         self._connecting = maybeDeferred(endpoint.connect, ClientFactory(self._connection))
         self._connecting.addCallbacks(lambda _: None, self._gone)
@@ -113,14 +113,13 @@ class _Upstream(ClientHandler):
     # ClientUser.
 
     def connection_made(self) -> None:
-        """The server speaks first; to the client, if that one was not greeted."""
+        """The server speaks first: to the client itself, if that has not been greeted."""
         if self._lost:
-            self._connection.abort()  # given up, by an endpoint that could not take it back
+            self._connection.abort()  # given up, but its endpoint could not cancel it
         elif self._relays_greeting:
             self._ready(None)
 
     def negotiated(self, negotiated: Negotiated) -> None:
-        """It is there."""
         self._ready(negotiated)
 
     def _ready(self, negotiated: Negotiated | None) -> None:
@@ -129,55 +128,51 @@ class _Upstream(ClientHandler):
         self._user.upstream_connected(self, negotiated)
 
     def received(self, data: bytes) -> None:
-        """It goes on to the client."""
         if self._connected:
             self._user.upstream_received(data)
 
     def drained(self) -> None:
-        """There may be more."""
         if self._connected and not self._lost:
             self._user.upstream_drained()
 
     def sending_failed(self, error: OSError) -> None:
-        """What the client had sent cannot be had any more."""
+        """What the client had sent can no longer be read from the disk."""
         self._connection.fail(f"reading the disk failed: {error}")
 
     def connection_failed(self, why: str) -> None:
-        """We gave it up, perhaps before there was one."""
+        """We gave the connection up, perhaps before it was made."""
         if self._connecting is not None and self._connection.transport is None:
             self._connecting.cancel()
 
     def connection_gone(self, reason: Failure) -> None:
-        """It is."""
         self._gone(reason)
 
-    # What is done with it.
+    # For its user.
 
     @property
     def waiting(self) -> bool:
-        """Whether the server has not taken all that was sent."""
+        """Whether the server has not yet taken everything that was sent."""
         return self._connection.outgoing.waiting
 
     def send(self, items: Sequence[bytes | FileRegion]) -> None:
-        """Send what is here to stay."""
+        """Send C{items}, which nobody changes afterwards."""
         self._connection.outgoing.send(items)
 
     def send_view(self, data: bytes | memoryview) -> None:
-        """Send what may not last."""
+        """Send C{data}, of which only what has to wait is copied."""
         self._connection.outgoing.send_view(data)
 
     def pause(self) -> None:
-        """Read nothing more until L{resume}."""
+        """Read nothing more from the server until L{resume}."""
         if not self._lost:
             self._connection.transport.pauseProducing()
 
     def resume(self) -> None:
-        """Read on."""
         if not self._lost:
             self._connection.transport.resumeProducing()
 
     def finish(self) -> None:
-        """Tell the server that nothing more comes, once all was sent."""
+        """Close our sending side once everything was sent; where that is not possible, both."""
         if self._lost:
             return
         if is_plain_socket(self._connection.transport):
@@ -186,25 +181,25 @@ class _Upstream(ClientHandler):
             self.close()
 
     def disconnect(self) -> None:
-        """Take leave of the server, which is to close."""
+        """Send DISC, and leave the server one second to close the connection."""
         self.send([REQUEST.pack(REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0)])
         self._connection.set_timeout(_DISCONNECT_TIMEOUT, "")
 
     def close(self) -> None:
-        """Close when all was sent, or after a while."""
+        """Close when everything was sent, but after 10 s at the latest."""
         if not self._lost:
             self._connection.set_timeout(_TIMEOUT, "")
             self._connection.transport.loseConnection()
 
     def abort(self) -> None:
-        """Close at once, or do not connect any more."""
+        """Close at once, or cancel the connection attempt."""
         self._connection.abort()
         if self._connection.transport is None and self._connecting is not None:
             self._connecting.cancel()
 
 
 class _Probe:
-    """A look at whether the other server is there."""
+    """Finds out whether the upstream server is there."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -212,7 +207,7 @@ class _Probe:
         self._is_receiver = False
 
     def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
-        """Somebody is there, who may still be the receiver: to that one no word is said."""
+        """A server is there. If it is still the receiver, say nothing to it, not even DISC."""
         assert negotiated is not None
         if negotiated.listed:
             self._is_receiver = True
@@ -222,20 +217,20 @@ class _Probe:
             upstream.disconnect()
 
     def upstream_received(self, data: bytes) -> None:
-        """Nothing was asked."""
+        """Nothing was requested."""
 
     def upstream_drained(self) -> None:
-        """It has."""
+        """There is nothing more to send."""
 
     def upstream_lost(self, why: str) -> None:
-        """Only now: where connections are counted, this one counts no more."""
+        """Report only now: a server that limits its connections no longer counts this one."""
         if self._is_receiver:
             why = "the migration's receiver still has the disk"
         self._relay.probe_finished("" if self._is_server else why or "it closed the connection")
 
 
 class _RelayedClient:
-    """One client, passed on.
+    """One client that is forwarded.
 
     @param client: its connection.
     """
@@ -252,19 +247,19 @@ class _RelayedClient:
     # From the client.
 
     def begin(self, unanswered: list[bytes | FileRegion] | None) -> None:
-        """Its connection was given up to us."""
+        """The client's connection is ours now."""
         self._relay.add(self)
         if unanswered is None:
-            self._close("a WRITE of it that is under way has failed here")
+            self._close("a WRITE that it is sending has failed here")
             return
         self._backlog = unanswered
         if self._client.negotiated is None:
-            # It waits for a greeting, so that all there is to be read is that it gave up.
+            # It waits for a greeting, so the only thing to be read is that it gave up.
             self._client.resume_reading()
         self.connect()
 
     def received(self, data: bytes | memoryview) -> None:
-        """To the server; or to be kept for it, but then only this."""
+        """Send C{data} upstream, or keep it until that is possible, and then read nothing more."""
         if self._ended:
             return
         if self._is_relaying:
@@ -277,7 +272,7 @@ class _RelayedClient:
             self._client.pause_reading()
 
     def finished(self) -> None:
-        """It sends no more."""
+        """The client sends no more."""
         self._finished = True
         if self._ended:
             return
@@ -288,12 +283,12 @@ class _RelayedClient:
             self._close("")
 
     def drained(self) -> None:
-        """It has taken everything: there may be more."""
+        """The client has taken everything: read from the server again."""
         if self._is_relaying and self._upstream is not None:
             self._upstream.resume()
 
     def lost(self, reason: Failure) -> None:
-        """It has gone. What it sent before it closed in order still reaches the server."""
+        """The client is gone. If it closed in good order, what it sent still reaches the server."""
         self._ended = True
         self._backlog = []
         self._relay.remove(self)
@@ -309,7 +304,7 @@ class _RelayedClient:
         self._backlog = []
         if why:
             _log.warn(
-                "{peer}: cannot be passed on, and is closed: {why}",
+                "{peer}: cannot be forwarded ({why}); connection closed",
                 event="not-passed-on",
                 peer=self._client.peer,
                 why=why,
@@ -319,20 +314,20 @@ class _RelayedClient:
         self._client.close()
 
     def give_up_if_gone(self) -> None:
-        """The client may not have had the patience."""
+        """Drop the client if it has hung up meanwhile."""
         if not self._is_relaying and not self._ended and has_hung_up(self._client.transport):
             self._close("it has hung up")
 
     # From the server, and what leads there.
 
     def connect(self) -> None:
-        """Connect to the server, unless that is done, or too early."""
+        """Connect to the server, unless that is already done, or the server is not available."""
         if self._upstream is None and not self._ended and self._relay.is_available:
             self._upstream = self._relay.make_upstream(self, self._client.negotiated)
             self._relay.connect(self._upstream)
 
     def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
-        """Connected: the client may go on, if it is what the client was told."""
+        """Connected: forward the client, if everything that it was told holds here."""
         advertised = self._client.negotiated
         if advertised is not None and negotiated is not None:
             if negotiated.listed:
@@ -357,18 +352,18 @@ class _RelayedClient:
             self._client.resume_reading()
 
     def upstream_received(self, data: bytes) -> None:
-        """To the client."""
+        """Send C{data} to the client."""
         if self._is_relaying and not self._ended and not self._client.answer(data):
             assert self._upstream is not None
             self._upstream.pause()
 
     def upstream_drained(self) -> None:
-        """It has taken everything: there may be more."""
+        """The server has taken everything: read from the client again."""
         if not self._ended:
             self._client.resume_reading()
 
     def upstream_lost(self, why: str) -> None:
-        """Before they were joined nothing is lost; after that the client's connection is."""
+        """Before the client was forwarded nothing is lost; after that, its connection is."""
         upstream, self._upstream = self._upstream, None
         if self._ended:
             return
@@ -378,21 +373,20 @@ class _RelayedClient:
             self._relay.unreachable(why)
 
     def stop(self) -> None:
-        """Close."""
         if not self._ended:
             self._close("")
 
 
 class Relay:
-    """Passes clients on to the server that has their disk now.
+    """Forwards clients to the server that has their disk now.
 
     Give it to L{Server.relay <blockmig.server.Server.relay>}.
 
-    @param destination: where that server is, or will be, and the name of the disk there.
-    @param receiver_export: the name of another export, which only the migration's receiver lists;
-        None if there is no such.
-    @param runtime: what the outside world is; None for the real one.
-    @ivar is_available: it has answered.
+    @param destination: where that server is, or will be, and the export's name there.
+    @param receiver_export: the name of an export that only the migration's receiver lists; None if
+        there is none.
+    @param runtime: reactor, threads and system calls; None for the real ones.
+    @ivar is_available: the server has answered.
     """
 
     def __init__(
@@ -417,15 +411,15 @@ class Relay:
         self._stopped = False
 
     def start(self) -> None:
-        """Look for the server."""
+        """Begin to probe for the server."""
         self._start_probe()
 
     def forward(self, client: ServerConnection) -> None:
-        """Pass a client on that is held and idle, or was not greeted; now, or when that can be."""
+        """Forward a client that is held and idle, or was not greeted, as soon as possible."""
         client.forward(_RelayedClient(self, client))
 
     def stop(self) -> None:
-        """Give up: close every client, and look for nobody any more."""
+        """Give up: close every client, and stop probing."""
         self._stopped = True
         if self._next_probe is not None:
             self._next_probe.cancel()
@@ -435,10 +429,10 @@ class Relay:
         for client in list(self._clients):
             client.stop()
 
-    # For passages and probes.
+    # For the clients and the probe.
 
     def make_upstream(self, client: _RelayedClient, advertised: Negotiated | None) -> _Upstream:
-        """A connection for a client: for one who was told this, or was not greeted."""
+        """A connection for a client that was told C{advertised}, or was not greeted (None)."""
         handshake: ClientHandshake | None = None
         if advertised is not None:
             handshake = ClientHandshake(
@@ -450,27 +444,25 @@ class Relay:
         return _Upstream(client, handshake, self._runtime)
 
     def connect(self, upstream: _Upstream) -> None:
-        """Have it connect; it may fail at once."""
+        """Connect C{upstream}; that may fail at once."""
         upstream.connect(self._endpoint)
 
     def add(self, client: _RelayedClient) -> None:
-        """One more."""
         self._clients[client] = None
 
     def remove(self, client: _RelayedClient) -> None:
-        """One less."""
         self._clients.pop(client, None)
 
     def client_connected(self) -> None:
-        """Somebody got through."""
+        """A client is being forwarded: the next failure is retried soon."""
         self._delay = _FIRST_RETRY
 
     def unreachable(self, why: str) -> None:
-        """The server is not there, or not yet; or somebody did not get through to it."""
+        """The server does not answer (yet), or the connection for a client failed."""
         self.is_available = False
         if self._stopped:
             return
-        # Those who wait are not read from, so that nobody else notices.
+        # Clients that wait are not read from, so nothing else notices that they hung up.
         for client in list(self._clients):
             client.give_up_if_gone()
         now = self._reactor.seconds()
@@ -489,7 +481,7 @@ class Relay:
     def probe_finished(self, why: str) -> None:
         """The probe is over.
 
-        @param why: why the server is not there; empty if it is.
+        @param why: why the server is not available; "" if it is.
         """
         self._probe = None
         if why:
@@ -502,7 +494,7 @@ class Relay:
         if not self._announced:
             self._announced = True
             _log.info(
-                "the server that takes over answers; passing {clients} client(s) on",
+                "the server that takes over answers; forwarding {clients} client(s)",
                 event="passing-on",
                 clients=len(self._clients),
             )
@@ -517,22 +509,22 @@ class Relay:
 
 
 def missing_feature(advertised: Negotiated, upstream: Negotiated) -> str:
-    """What a client was told that does not hold at another server; nothing if all does."""
+    """What a client was told here that does not hold upstream, in words; "" if all of it does."""
     ours, theirs = advertised.export, upstream.export
     if theirs.size != ours.size:
-        return f"the disk has {theirs.size} bytes there, and {ours.size} here"
+        return f"the disk has {theirs.size} bytes there but {ours.size} here"
     if theirs.read_only and not ours.read_only:
-        return "it may only be read there"
+        return "the export is read-only there"
     lacking = int(ours.flags) & ~int(theirs.flags) & ~int(TransmissionFlag.READ_ONLY)
     if lacking:
         names = ", ".join(str(flag.name) for flag in TransmissionFlag(lacking))
         return f"{names} is not offered there"
     if theirs.minimum_block > ours.minimum_block:
-        return f"blocks have at least {theirs.minimum_block} bytes there"
+        return f"the minimum block size is {theirs.minimum_block} bytes there"
     if theirs.maximum_payload < ours.maximum_payload:
-        return f"a request has at most {theirs.maximum_payload} bytes there"
+        return f"the maximum payload is {theirs.maximum_payload} bytes there"
     if advertised.structured and not upstream.structured:
-        return "there are no structured replies there"
+        return "structured replies are not offered there"
     if advertised.allocation and not upstream.allocation:
-        return "base:allocation is not told there, or not by the same number"
+        return "base:allocation is not offered there, or has another context id"
     return ""

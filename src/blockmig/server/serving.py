@@ -48,7 +48,7 @@ from ..nbd import (
     changes_the_disk,
     served_export_name,
 )
-from ..runtime import Runtime, ThreadWork
+from ..runtime import BoundedThreads, Runtime
 from .access import DiskAccess
 from .changes import Changes
 from .clients import Clients
@@ -229,7 +229,7 @@ class Server:
         self._reactor = reactor
         self._started_at = reactor.seconds()
         self._max_connections = max_connections
-        self._threads = ThreadWork(runtime.threads, most=MOST_JOBS + 1)  # and one that flushes
+        self._threads = BoundedThreads(runtime.threads, limit=MOST_JOBS + 1)  # and one that flushes
         runtime = replace(runtime, threads=self._threads)
         self._access = DiskAccess(disk, self._threads, latency or LatencyMonitor(), runtime.system)
         flags = _READ_FLAGS | (TransmissionFlag.READ_ONLY if read_only else _WRITE_FLAGS)

@@ -1,18 +1,18 @@
 """The phase in which a client's requests are carried out.
 
-Owns what has come and was not acted on, the WRITE whose payload is on the wire, and the count of
-what is under way. What a request does, and what is replied, is the executor's (`executor`); small
-ones that need no admission and no waiting are answered by `fast_path`.
+Owns what was received and not yet processed, the WRITE whose payload is on the wire, and the count
+of what is in progress. `executor` carries a request out and makes its reply; `fast_path` answers
+small requests that need no admission and no waiting.
 
 Rules:
 
 * every request is answered exactly once, perhaps out of order; DISC never;
-* while so many requests, or so many bytes for them, are being carried out or wait to be sent,
-  nothing more is read, so that a client is held back by its own socket;
+* while 256 requests, or 1 MiB of memory for them, are being carried out or waiting to be sent,
+  nothing more is read: the back-pressure reaches the client through its socket;
 * a part of a payload that a thread writes is written before more of it is taken;
-* while the handler holds the clients, nothing more is taken: what this one asks stays unanswered,
-  and the disk unchanged;
-* what is not a request ends the connection, after all that came before it was answered.
+* while the handler holds the clients, nothing more is processed: requests stay unanswered, and the
+  disk unchanged;
+* what is not a request ends the connection, after everything that came before it was answered.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _WRITE: Final = int(Command.WRITE)
 
 
 class Session(Phase):
-    """The phase of a connection that has agreed on an export.
+    """The phase of a connection that has negotiated an export.
 
     @param context: the connection.
     @param connection: what the handler knows it by.
-    @param handler: who decides what may be done with the export.
-    @param negotiated: what was agreed on.
+    @param handler: decides what may be done with the export.
+    @param negotiated: what was negotiated.
     @param in_thread: runs a function in a thread.
     """
 
@@ -94,7 +94,7 @@ class Session(Phase):
         self._until_idle: list[Deferred[None]] = []
 
     def begin(self, data: bytes) -> None:
-        """Act on what has come after the handshake, and read on."""
+        """Process what came after the handshake, and read on."""
         if self._fast_path is not None:
             self._context.incoming.take_over(at_once=True)
         if self._handler.held:
@@ -102,25 +102,25 @@ class Session(Phase):
         self._wire.receive_data(data)
         self._process()
 
-    # What comes from the client.
+    # From the client.
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes that were not moved past us."""
+        """Bytes that were not moved straight into the disk."""
         if CLOSING not in self._reasons:
             self._reset_timeout()
             self._wire.receive_data(data)
             self._process()
 
     def bufferReceived(self, view: memoryview) -> None:
-        """As L{dataReceived}, with bytes that will not last."""
+        """As L{dataReceived}, with bytes that are valid only during this call."""
         if CLOSING not in self._reasons:
             self._reset_timeout()
             self._wire.receive_data(view)
             self._process()
-            self._wire.keep()
+            self._wire.copy_unread()
 
     def fast_responder(self) -> Callable[[memoryview], bool] | None:
-        """The shortest way, while nothing stands before it and nobody is told of changes."""
+        """The fast path, while nothing is queued before it and nobody watches the changes."""
         if self._wire.buffered or (fast_path := self._usable_fast_path()) is None:
             return None
         send = self._outgoing.direct_send()
@@ -130,7 +130,7 @@ class Session(Phase):
         return fast_path.responder(send, self.bufferReceived)
 
     def _process(self) -> None:
-        """Act on what was received, as far as that may be."""
+        """Process what was received, as far as that is allowed."""
         if self._processing or self._take_fast_path():
             return
         self._processing = True
@@ -157,9 +157,9 @@ class Session(Phase):
             self._context.incoming.take_over()
 
     def _may_process(self) -> bool:
-        """Whether the next message may be acted on; not while too much of the client's waits.
+        """Whether the next message may be processed; not while the client's backlog is too large.
 
-        The payload of a WRITE that was begun is not kept waiting by that, or it would never end.
+        That does not stop the payload of a WRITE that was begun, or it would never be complete.
         """
         if self._write is None and (
             self._in_progress + self._outgoing.pending >= _MOST_REQUESTS
@@ -169,9 +169,9 @@ class Session(Phase):
         return self._reasons.isdisjoint(BLOCKING)
 
     def _take_fast_path(self) -> bool:
-        """Answer as many of the next requests as can be carried out at once, if any can.
+        """Answer as many of the next requests as the fast path can.
 
-        @return: whether there is nothing to do before more has come.
+        @return: whether there is nothing more to do until more was received.
         """
         while (fast_path := self._usable_fast_path()) is not None:
             data, position = self._wire.unread()
@@ -185,7 +185,7 @@ class Session(Phase):
         return False
 
     def _usable_fast_path(self) -> FastPath | None:
-        """Who answers small requests, if those may be next on the wire, and nothing is before."""
+        """The fast path, if a request may be next on the wire, and nothing is queued before it."""
         if (
             self._reasons
             or self._write is not None
@@ -207,11 +207,11 @@ class Session(Phase):
             self.check_idle()
 
     def finished(self) -> None:
-        """The client sends no more; it still hears of what it has asked for in full."""
+        """The client sends no more; it still gets the replies to its complete requests."""
         self._write = None
         super().finished()
 
-    # The payload of a WRITE: what comes through memory, and what is moved past us.
+    # The payload of a WRITE: through memory, and moved straight into the disk.
 
     def _payload(self, write: IncomingWrite, data: memoryview) -> None:
         writing = self._executor.take(write, data)
@@ -228,7 +228,7 @@ class Session(Phase):
         self.check_idle()
 
     def payload_region(self) -> FileRegion | None:
-        """Where the rest of the WRITE on the wire belongs, if it is to be written at all."""
+        """Where the rest of the current WRITE belongs; None if it is not to be moved there."""
         write = self._write
         if write is None or write.error or write.in_thread:
             return None
@@ -237,7 +237,6 @@ class Session(Phase):
         return self._backend.write_region(write.position, self._wire.payload_expected)
 
     def payload_moved(self, count: int) -> None:
-        """So much of it is off the wire."""
         assert self._write is not None
         self._reset_timeout()
         self._backend.payload_moved()
@@ -247,11 +246,11 @@ class Session(Phase):
             self._process()
 
     def payload_failed(self, error: OSError) -> None:
-        """The disk did not take what is about to be announced as moved."""
+        """The disk did not take what L{payload_moved} is about to report."""
         assert self._write is not None
         self._executor.write_failed(self._write, error)
 
-    # What comes from us.
+    # From our side.
 
     def _send_reply(self, request: Request, answer: EventualReply) -> None:
         if isinstance(answer, Deferred):
@@ -260,7 +259,7 @@ class Session(Phase):
             self._outgoing.send(answer)
 
     def _send_reply_later(self, request: Request, answer: Deferred[ReplyItems]) -> None:
-        """Send the reply when it is known; until then it counts as under way."""
+        """Send the reply when it is known; until then the request counts as in progress."""
         memory = self._executor.memory_for(request)
         self._in_progress += 1
         self._bytes_in_progress += memory
@@ -279,7 +278,7 @@ class Session(Phase):
         answer.addBoth(known).addErrback(_bug)
 
     def drained(self) -> None:
-        """Something of ours was done: go on with what waited for it."""
+        """A reply was sent, or a request carried out: read on if the backlog is small enough."""
         if (
             BACKLOG in self._reasons
             and self._in_progress + self._outgoing.pending < _MOST_REQUESTS // 2
@@ -288,17 +287,17 @@ class Session(Phase):
             self._context.holds.release(BACKLOG)
 
     def released(self) -> None:
-        """Go on with what was held, and towards the end if it was the last."""
+        """Process what was held; an ending connection may be idle now."""
         self._reset_timeout()
         self._process()
         self.check_idle()
 
-    # The end, and what comes before it.
+    # Holding, and the end.
 
     def hold(self) -> Deferred[None]:
-        """Begin nothing more for the client until that is released.
+        """Begin no more requests of the client's until that is released.
 
-        @return: fires when nothing of it is being carried out any more.
+        @return: fires when none of its requests is being carried out any more.
         """
         self._context.holds.add(HELD)
         idle: Deferred[None] = Deferred()
@@ -307,7 +306,7 @@ class Session(Phase):
         return idle
 
     def check_idle(self) -> None:
-        """Go on towards the end, if there is one, once nothing is being carried out any more."""
+        """If no request is being carried out, tell whoever holds, and an ending connection."""
         if self._is_executing():
             return
         if self._until_idle:
@@ -319,29 +318,28 @@ class Session(Phase):
             self._context.lifetime.idle()
 
     def _is_executing(self) -> bool:
-        """Whether something of the client's is being carried out."""
+        """Whether a request of the client's is being carried out."""
         return bool(self._in_progress) or not self._reasons.isdisjoint(IN_PROGRESS)
 
     def _is_mid_request(self) -> bool:
-        """Whether the client has begun a request that it has to finish."""
+        """Whether the client has sent only a part of a request."""
         return self._write is not None or bool(self._wire.buffered)
 
     def lost(self, reason: Failure) -> None:
-        """The connection is gone."""
         self._executor.abandon()
 
     def may_be_silent(self) -> bool:
-        """Whether the client is waiting for us, or has leave to say nothing."""
+        """Whether the client is waiting for us, or its handler lets it be silent."""
         waits = self._is_executing() or not self._reasons.isdisjoint(CLIENT_WAITS)
         return waits or bool(self._handler.may_be_silent(self._connection))
 
     @property
     def is_mid_exchange(self) -> bool:
-        """Whether the client has begun what it has to finish: a request, or taking its replies."""
+        """Whether the client has sent a part of a request, or has replies to take."""
         return self._is_mid_request() or self._outgoing.waiting
 
     def unanswered(self) -> list[bytes | FileRegion] | None:
-        """What the client has sent that was not answered, as it came, taken from here."""
+        """Take away what the client has sent and was not answered; see L{Phase.unanswered}."""
         write, self._write = self._write, None
         data, position = self._wire.unread()
         items: list[bytes | FileRegion] = []

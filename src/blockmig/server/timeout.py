@@ -1,10 +1,10 @@
-"""When a connection is given up, since its client says nothing, or takes nothing.
+"""When a connection is given up because its client sends nothing, or takes nothing.
 
 Owns the only timer of a connection. Rules:
 
-* whoever has leave to be silent is not silent, however long it says nothing;
-* a client that takes its replies, be it slowly, is not silent either;
-* a time limit is another thing: nothing that the client does moves it.
+* a client that may be silent is never given up, however long it sends nothing;
+* a client that takes its replies, even slowly, does not count as silent;
+* a time limit is different: nothing that the client does extends it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from ..transport import unacknowledged
 
 
 class ConnectionTimeout:
-    """That of one connection.
+    """The timer of one connection.
 
-    @param clock: tells the time.
-    @param transport: of the connection.
-    @param waiting: whether the client has not taken all that was sent.
-    @param timed_out: called with the seconds of silence that were too many.
+    @param waiting: whether the client has not taken everything that was sent.
+    @param timed_out: called with the allowed seconds of silence, once they are over.
     """
 
     def __init__(
@@ -43,14 +41,14 @@ class ConnectionTimeout:
         self._timer: IDelayedCall | None = None
 
     def reset(self) -> None:
-        """Something has happened."""
+        """The client did something: count its silence from now."""
         self._last_activity = self._seconds()
 
     def watch(self, seconds: float, may_be_silent: Callable[[], bool]) -> None:
-        """Give the client up once it has been silent for so long, from now on.
+        """Give the client up once it has been silent for C{seconds}, from now on.
 
         @param seconds: 0 for never.
-        @param may_be_silent: whether it has leave to be silent.
+        @param may_be_silent: asked whether its silence is to be ignored.
         """
         self.reset()
         self._start(seconds, self._check, seconds, may_be_silent)
@@ -60,7 +58,7 @@ class ConnectionTimeout:
         self._start(seconds, expired, seconds)
 
     def stop(self) -> None:
-        """Wait for nothing any more."""
+        """Cancel the timer."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
@@ -73,7 +71,8 @@ class ConnectionTimeout:
     def _check(self, seconds: float, may_be_silent: Callable[[], bool]) -> None:
         now = self._seconds()
         before, self._unacknowledged = self._unacknowledged, unacknowledged(self._transport)
-        # A socket is writable only when much of it is free; until then a slow reader shows here.
+        # A socket is writable only when much of its buffer is free; until then only the count of
+        # unacknowledged bytes shows that a slow client is reading.
         takes = self._waiting() and self._unacknowledged != before
         if takes or may_be_silent():
             self._last_activity = now

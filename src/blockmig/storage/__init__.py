@@ -4,18 +4,18 @@ Owns descriptors of disks and nothing above them. Its calls block; the layers ab
 ones in threads. Imports no reactor.
 """
 
-from .contents import find_data, image_format, name_contents, sampled_places
+from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
-from .file import FileDisk, identify
+from .file import FileDisk, file_identity
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .open import open_disk
 from .record_paths import default_state_directory, record_path
-from .scan import Piece, Scan
+from .scan import Scan, Segment
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
 
@@ -30,22 +30,22 @@ __all__ = [
     "DiskVersion",
     "FileDisk",
     "NotDurable",
-    "Piece",
     "Scan",
+    "Segment",
     "User",
     "default_state_directory",
+    "describe_contents",
     "device_in_memory",
+    "file_identity",
     "filesystem_of",
     "find_data",
-    "identify",
     "image_format",
     "is_in_memory",
     "is_locked",
     "is_open_elsewhere",
     "is_remote",
-    "name_contents",
     "open_disk",
     "record_path",
-    "sampled_places",
+    "sample_ranges",
     "users_of",
 ]

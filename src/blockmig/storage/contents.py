@@ -23,11 +23,11 @@ from ..interfaces import IDisk
 from .disk import PROBE_SIZE
 
 _MIB: Final = 1 << 20
-_GRAIN: Final = 64 << 10
-_BETWEEN: Final = 62
+_ALIGNMENT: Final = 64 << 10
+_SAMPLES: Final = 62
 
 
-def sampled_places(size: int) -> list[tuple[int, int]]:
+def sample_ranges(size: int) -> list[tuple[int, int]]:
     """Where to look on a disk that is too large to be looked through.
 
     The first MiB, the last, and 62 places of 64 KiB between them; all of it where it is small.
@@ -36,21 +36,21 @@ def sampled_places(size: int) -> list[tuple[int, int]]:
     @return: offsets and lengths in bytes, ascending and apart. The offsets are multiples of 64 KiB,
         the lengths less than 64 KiB above 1 MiB; the last ends at C{size}.
     """
-    last = (size - _MIB) // _GRAIN * _GRAIN
+    last = (size - _MIB) // _ALIGNMENT * _ALIGNMENT
     between = last - _MIB
-    if between < (_BETWEEN + 1) * _GRAIN:
+    if between < (_SAMPLES + 1) * _ALIGNMENT:
         return [(offset, min(_MIB, size - offset)) for offset in range(0, size, _MIB)]
-    places = [
-        (_MIB + between * number // (_BETWEEN + 1) // _GRAIN * _GRAIN, _GRAIN)
-        for number in range(1, _BETWEEN + 1)
+    samples = [
+        (_MIB + between * number // (_SAMPLES + 1) // _ALIGNMENT * _ALIGNMENT, _ALIGNMENT)
+        for number in range(1, _SAMPLES + 1)
     ]
-    return [(0, _MIB), *places, (last, size - last)]
+    return [(0, _MIB), *samples, (last, size - last)]
 
 
 def find_data(disk: IDisk, wanted: Callable[[], bool] = lambda: True) -> str:
     """I{Slow.} What stands on a disk.
 
-    A disk that knows its holes is looked through, any other only at L{sampled_places}.
+    A disk that knows its holes is looked through, any other only at L{sample_ranges}.
 
     @param wanted: asked now and then whether the answer still is.
     @return: "" if it reads as zeroes, as far as was looked; otherwise what it seems to hold, in
@@ -58,17 +58,17 @@ def find_data(disk: IDisk, wanted: Callable[[], bool] = lambda: True) -> str:
     @raise OSError: it could not be read; ECANCELED where the answer was wanted no longer.
     """
     if getattr(disk, "blank", False) or all(
-        _is_zero(disk, *run, wanted) for run in _to_look_at(disk)
+        _is_zero(disk, *run, wanted) for run in _ranges_to_probe(disk)
     ):
         return ""
-    first, last = sampled_places(disk.size)[0], sampled_places(disk.size)[-1]
-    return name_contents(disk.read(*first), disk.read(*last))
+    first, last = sample_ranges(disk.size)[0], sample_ranges(disk.size)[-1]
+    return describe_contents(disk.read(*first), disk.read(*last))
 
 
-def _to_look_at(disk: IDisk) -> Iterator[tuple[int, int]]:
+def _ranges_to_probe(disk: IDisk) -> Iterator[tuple[int, int]]:
     """Offsets and lengths, of at most 1 MiB or a little more."""
     if disk.shortest_zeroes < PROBE_SIZE:
-        yield from sampled_places(disk.size)
+        yield from sample_ranges(disk.size)
         return
     for extent in disk.extents(0):
         if not extent.hole:
@@ -95,7 +95,7 @@ def _is_zero(disk: IDisk, offset: int, length: int, wanted: Callable[[], bool]) 
     return True
 
 
-class _Mark(NamedTuple):
+class _Signature(NamedTuple):
     """Bytes by which a format is known, at any of some offsets from the start of the disk."""
 
     name: str
@@ -107,19 +107,19 @@ class _Mark(NamedTuple):
 
 
 _IMAGES: Final = (
-    _Mark("qcow2", b"QFI\xfb"),
-    _Mark("VMDK", b"KDMV"),
-    _Mark("VMDK", b"COWD"),
-    _Mark("VMDK", b"# Disk DescriptorFile"),
-    _Mark("VHDX", b"vhdxfile"),
-    _Mark("VDI", b"\x7f\x10\xda\xbe", (0x40,)),
-    _Mark("QED", b"QED\0"),
-    _Mark("VHD", b"conectix"),
+    _Signature("qcow2", b"QFI\xfb"),
+    _Signature("VMDK", b"KDMV"),
+    _Signature("VMDK", b"COWD"),
+    _Signature("VMDK", b"# Disk DescriptorFile"),
+    _Signature("VHDX", b"vhdxfile"),
+    _Signature("VDI", b"\x7f\x10\xda\xbe", (0x40,)),
+    _Signature("QED", b"QED\0"),
+    _Signature("VHD", b"conectix"),
 )
 
 _SECTORS: Final = (512, 4096)
 _PAGES: Final = (4096, 8192, 16384, 32768, 65536)
-_SWAP_MARKS: Final = tuple(page - 10 for page in _PAGES)
+_SWAP_OFFSETS: Final = tuple(page - 10 for page in _PAGES)
 # The magic numbers are in the byte order of the machine that made them.
 _UBERBLOCKS: Final = range(128 << 10, 256 << 10, 1024)
 _ZFS: Final = 0x00BAB10C.to_bytes(8, "little")
@@ -127,30 +127,30 @@ _MD: Final = 0xA92B4EFC.to_bytes(4, "little")
 
 # Those before the partition tables are as good as certain, and may have one inside; a DOS partition
 # table is only a guess, since a boot sector of any file system looks much like one.
-_MARKS: Final = (
-    _Mark("a LUKS volume", b"LUKS\xba\xbe"),
-    _Mark("an LVM physical volume", b"LABELONE", (0, 512, 1024, 1536)),
-    _Mark("an ISO 9660 image", b"CD001", (32769,)),
-    _Mark("a GPT partition table", b"EFI PART", _SECTORS),
-    _Mark("part of an MD RAID", _MD, (0, 4096)),
-    _Mark("an xfs file system", b"XFSB"),
-    _Mark("a btrfs file system", b"_BHRfS_M", (65536 + 64,)),
-    _Mark("part of a ZFS pool", _ZFS, _UBERBLOCKS),
-    _Mark("part of a ZFS pool", _ZFS[::-1], _UBERBLOCKS),
-    _Mark("a swap area", b"SWAPSPACE2", _SWAP_MARKS),
-    _Mark("a swap area", b"SWAP-SPACE", _SWAP_MARKS),
-    _Mark("an NTFS file system", b"NTFS    ", (3,)),
-    _Mark("an exFAT file system", b"EXFAT   ", (3,)),
-    _Mark("a FAT file system", b"FAT12   ", (54,)),
-    _Mark("a FAT file system", b"FAT16   ", (54,)),
-    _Mark("a FAT file system", b"FAT32   ", (82,)),
-    _Mark("an f2fs file system", 0xF2F52010.to_bytes(4, "little"), (1024,)),
-    _Mark("an erofs file system", 0xE0F5E1E2.to_bytes(4, "little"), (1024,)),
-    _Mark("a squashfs file system", b"hsqs"),
-    _Mark("a jfs file system", b"JFS1", (32768,)),
-    _Mark("a reiserfs file system", b"ReIsEr", (65536 + 52,)),
-    _Mark("a bcache device", bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81"), (4096 + 24,)),
-    _Mark("a Ceph device", b"bluestore block device"),
+_SIGNATURES: Final = (
+    _Signature("a LUKS volume", b"LUKS\xba\xbe"),
+    _Signature("an LVM physical volume", b"LABELONE", (0, 512, 1024, 1536)),
+    _Signature("an ISO 9660 image", b"CD001", (32769,)),
+    _Signature("a GPT partition table", b"EFI PART", _SECTORS),
+    _Signature("part of an MD RAID", _MD, (0, 4096)),
+    _Signature("an xfs file system", b"XFSB"),
+    _Signature("a btrfs file system", b"_BHRfS_M", (65536 + 64,)),
+    _Signature("part of a ZFS pool", _ZFS, _UBERBLOCKS),
+    _Signature("part of a ZFS pool", _ZFS[::-1], _UBERBLOCKS),
+    _Signature("a swap area", b"SWAPSPACE2", _SWAP_OFFSETS),
+    _Signature("a swap area", b"SWAP-SPACE", _SWAP_OFFSETS),
+    _Signature("an NTFS file system", b"NTFS    ", (3,)),
+    _Signature("an exFAT file system", b"EXFAT   ", (3,)),
+    _Signature("a FAT file system", b"FAT12   ", (54,)),
+    _Signature("a FAT file system", b"FAT16   ", (54,)),
+    _Signature("a FAT file system", b"FAT32   ", (82,)),
+    _Signature("an f2fs file system", 0xF2F52010.to_bytes(4, "little"), (1024,)),
+    _Signature("an erofs file system", 0xE0F5E1E2.to_bytes(4, "little"), (1024,)),
+    _Signature("a squashfs file system", b"hsqs"),
+    _Signature("a jfs file system", b"JFS1", (32768,)),
+    _Signature("a reiserfs file system", b"ReIsEr", (65536 + 52,)),
+    _Signature("a bcache device", bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81"), (4096 + 24,)),
+    _Signature("a Ceph device", b"bluestore block device"),
 )
 
 
@@ -159,10 +159,10 @@ def image_format(head: bytes) -> str:
 
     @return: C{qcow2}, C{VMDK}, C{VHDX}, C{VDI}, C{QED} or C{VHD}; "" for none of them.
     """
-    return next((mark.name for mark in _IMAGES if mark.is_in(head)), "")
+    return next((signature.name for signature in _IMAGES if signature.is_in(head)), "")
 
 
-def name_contents(head: bytes, tail: bytes = b"") -> str:
+def describe_contents(head: bytes, tail: bytes = b"") -> str:
     """What a disk that is not all zeroes seems to hold, in words, with an article.
 
     @param head: its first bytes, 1 MiB if it has as many.
@@ -171,9 +171,9 @@ def name_contents(head: bytes, tail: bytes = b"") -> str:
     """
     if image := image_format(head):
         return f"a {image} image"
-    for mark in _MARKS:
-        if mark.is_in(head):
-            return mark.name
+    for signature in _SIGNATURES:
+        if signature.is_in(head):
+            return signature.name
     return _extended(head) or _dos_table(head) or _at_the_end(tail) or "data"
 
 

@@ -37,9 +37,9 @@ def check_deletable(
     """
     directory = os.path.dirname(path)
     reason = (
-        _flagged("it", path, _flags(descriptor, system))
-        or _flagged("its directory", directory, _flags_of(directory, system))
-        or _forbidden(descriptor, directory, system)
+        _flag_reason("it", path, _flags(descriptor, system))
+        or _flag_reason("its directory", directory, _flags_of(directory, system))
+        or _permission_reason(descriptor, directory, system)
     )
     if not reason and is_mount_point(path, mountinfo):
         reason = f"it is a mount point: umount {path}"
@@ -47,7 +47,7 @@ def check_deletable(
         raise DiskRefused(f"{name}: cannot be deleted: {reason}, or send without --unlink")
 
 
-def _flagged(what: str, path: str, flags: int) -> str:
+def _flag_reason(what: str, path: str, flags: int) -> str:
     if flags & _IMMUTABLE:
         return f"{what} is immutable: chattr -i {path}"
     if flags & _APPEND_ONLY:
@@ -77,7 +77,7 @@ def _flags_of(directory: str, system: SystemCalls) -> int:
         system.close(descriptor)
 
 
-def _forbidden(descriptor: int, directory: str, system: SystemCalls) -> str:
+def _permission_reason(descriptor: int, directory: str, system: SystemCalls) -> str:
     """Why this user may not: a directory's entries belong to those who may write in it."""
     if not system.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return f"there is no permission to write in {directory}"

@@ -22,7 +22,7 @@ from ..syscalls import (
     SYSTEM,
     SystemCalls,
 )
-from .disk import CANNOT, DescriptorDisk
+from .disk import UNSUPPORTED, DescriptorDisk
 from .errors import DiskRefused
 from .record_paths import record_path
 from .watched import WatchedDevice
@@ -84,7 +84,7 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
         try:
             super()._fast_zero(start, end - start, allocate, fast)
         except OSError as error:
-            if fast or error.errno not in CANNOT:
+            if fast or error.errno not in UNSUPPORTED:
                 raise
             self._ioctl(_BLKZEROOUT, start, end - start)
         self._write_zeroes(offset, start - offset)
@@ -100,7 +100,7 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
             try:
                 self._ioctl(_BLKDISCARD, start, end - start)
             except OSError as error:
-                if error.errno not in CANNOT:
+                if error.errno not in UNSUPPORTED:
                     raise
 
 

@@ -39,7 +39,7 @@ from ..syscalls import (
 )
 from .errors import DiskRefused
 from .lock import InUse, lock_disk
-from .watched import lasting_name
+from .watched import absolute_name
 
 PROBE_SIZE: Final = 262144
 """Bytes that one `IDisk.probe` looks at, at most; zero runs shorter than this travel as data."""
@@ -47,8 +47,8 @@ PROBE_SIZE: Final = 262144
 _PROBE_TAIL: Final = 512
 _READ_AHEAD: Final = 1 << 20
 _ZEROES: Final = bytes(1 << 20)
-_NO_SYNC = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
-CANNOT: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+_SYNC_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
+UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
 """What the kernel says where a medium cannot do something."""
 
 
@@ -68,7 +68,7 @@ class DescriptorDisk:
     ) -> None:
         self.name = os.fspath(path)
         self.path = os.path.realpath(path)
-        self._place = lasting_name(self.name)
+        self._given_path = absolute_name(self.name)
         self.size = 0
         self.writable = writable
         self.created = False
@@ -170,7 +170,7 @@ class DescriptorDisk:
             if not more:
                 # Writing behind the end would have what is lost read as zeroes.
                 self._shrunk = True
-                raise self._is_shorter()
+                raise self._shrunk_error()
             data += more
         return data
 
@@ -178,14 +178,14 @@ class DescriptorDisk:
         """Write all of C{data}."""
         descriptor = self._open_descriptor()
         if self._shrunk:
-            raise self._is_shorter()
+            raise self._shrunk_error()
         view = memoryview(data)
         while view:
             written = self._system.pwrite(descriptor, view, offset)
             view = view[written:]
             offset += written
 
-    def _is_shorter(self) -> OSError:
+    def _shrunk_error(self) -> OSError:
         return OSError(errno.EIO, f"{self.name} is shorter than it was")
 
     def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None:
@@ -193,7 +193,7 @@ class DescriptorDisk:
         try:
             self._fast_zero(offset, length, allocate, fast)
         except OSError as error:
-            if error.errno not in CANNOT:
+            if error.errno not in UNSUPPORTED:
                 raise
             if fast:
                 raise OSError(errno.EOPNOTSUPP, "zeroes would have to be written") from None
@@ -224,7 +224,7 @@ class DescriptorDisk:
             try:
                 call(self._open_descriptor(), *arguments)
             except OSError as error:
-                if error.errno not in _NO_SYNC:
+                if error.errno not in _SYNC_UNSUPPORTED:
                     self._sync_error = error
                 raise
 
@@ -285,7 +285,7 @@ class DescriptorDisk:
             except BlockingIOError:
                 continue
             except OSError as error:
-                if error.errno not in CANNOT:
+                if error.errno not in UNSUPPORTED:
                     raise
                 self._no_wait = None
                 return self.read(start, tail), False
@@ -309,7 +309,7 @@ class DescriptorDisk:
         try:
             self._sync(self._system.sync_file_range, offset, length, flags)
         except OSError as error:
-            if error.errno not in _NO_SYNC:
+            if error.errno not in _SYNC_UNSUPPORTED:
                 raise
         if wait:
             self.forget(offset, length)

@@ -20,9 +20,9 @@ from ..syscalls import (
     SystemCalls,
 )
 from .deletable import check_deletable
-from .disk import CANNOT, DescriptorDisk
+from .disk import UNSUPPORTED, DescriptorDisk
 from .errors import DiskRefused, NotDurable
-from .mounts import filesystem_of, is_among_devices, is_remote
+from .mounts import filesystem_of, is_below_dev, is_remote
 from .watched import WatchedFile
 
 
@@ -49,10 +49,10 @@ class FileDisk(DescriptorDisk, WatchedFile):
 
     def identity(self) -> str:
         """What tells this file from another that later has its name."""
-        return identify(self._open_descriptor(), self._system)
+        return file_identity(self._open_descriptor(), self._system)
 
     def _create(self, flags: int, size: int | None) -> int:
-        if is_among_devices(self.path):
+        if is_below_dev(self.path):
             raise DiskRefused(
                 f"{self.name}: there is no such device, and a file in /dev would be in memory: "
                 "the device must exist"
@@ -73,7 +73,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
             raise DiskRefused(f"{self.name}: is a directory, not a disk")
         if not stat.S_ISREG(mode):
             raise DiskRefused(f"{self.name}: is neither a regular file nor a block device")
-        if self.writable and is_among_devices(self.path):
+        if self.writable and is_below_dev(self.path):
             raise DiskRefused(
                 f"{self.name}: is a regular file in /dev, which is memory: the device must exist"
             )
@@ -83,7 +83,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
         try:
             self._fast_zero(offset, length, allocate=False, fast=True)
         except OSError as error:
-            if error.errno not in CANNOT:
+            if error.errno not in UNSUPPORTED:
                 raise
 
     def flush(self) -> None:
@@ -153,7 +153,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
         return True
 
 
-def identify(descriptor: int, system: SystemCalls) -> str:
+def file_identity(descriptor: int, system: SystemCalls) -> str:
     """The file open as C{descriptor}: its inode, and when that was made (or last written to).
 
     Clocks of file systems are coarse: two files that are made one after the other in the same inode

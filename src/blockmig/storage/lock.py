@@ -24,7 +24,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 _QEMU_FIRST: Final = 100
 _QEMU_LENGTH: Final = 200
 _IN_USE = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
 class InUse(Exception):
@@ -44,7 +44,7 @@ def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
     except OSError as error:
         if error.errno in _IN_USE:
             raise InUse("another blockmig (or a program that locks it like one)") from None
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in _LOCKS_UNSUPPORTED:
             raise
     command = getattr(fcntl, "F_OFD_SETLK", None)
     if command is None:
@@ -58,7 +58,7 @@ def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
     except OSError as error:
         if error.errno in _IN_USE:
             raise InUse("QEMU (or a program that locks images as QEMU does)") from None
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in _LOCKS_UNSUPPORTED:
             raise
 
 

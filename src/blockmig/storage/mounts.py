@@ -74,8 +74,8 @@ def filesystem_of(path: str, mountinfo: str = MOUNTINFO) -> str:
     @param mountinfo: the path of the kernel's list of mounts.
     @return: as C{mount -t} has it, such as C{ext4}, C{nfs4} or C{fuse.sshfs}; "" if unknown.
     """
-    place = os.path.realpath(path)
-    above = [mount for mount in read_mounts(mountinfo) if _is_below(place, mount.point)]
+    real_path = os.path.realpath(path)
+    above = [mount for mount in read_mounts(mountinfo) if _is_below(real_path, mount.point)]
     # The last of the longest: max() takes the first of several.
     return max(reversed(above), key=lambda mount: len(mount.point)).kind if above else ""
 
@@ -102,7 +102,7 @@ def is_remote(kind: str) -> bool:
     return kind in _REMOTE or kind.startswith("fuse.")
 
 
-def is_among_devices(path: str) -> bool:
+def is_below_dev(path: str) -> bool:
     """Whether C{path}, which has no symbolic links, is for a device: below C{/dev}.
 
     A regular file there is nearly always a device's name misspelt, or made before the device was,

@@ -26,14 +26,14 @@ from .disk import PROBE_SIZE
 
 LONGEST_ZEROES: Final = 256 << 20
 
-_STEP_PIECES: Final = 256
+_STEP_SEGMENTS: Final = 256
 _STEP_BYTES: Final = 16 << 20
 # Of so few bytes all are looked at: asking where the file's next hole begins may take longer, since
 # that may be far away.
 _SHORT_RANGE: Final = 1 << 20
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """A run of bytes that one request can carry.
 
     @ivar offset: bytes from the start of the disk.
@@ -73,41 +73,41 @@ class Scan:
     ) -> None:
         self._request = request
         self._block = block
-        self._looked = 0
+        self._bytes_probed = 0
         self._stopped = False
-        self._pieces = self._cut(
+        self._segments = self._cut(
             run
             for start, end in ([(0, disk.size)] if ranges is None else ranges)
-            for run in self._found(disk, start, end, find_zeroes)
+            for run in self._uncut(disk, start, end, find_zeroes)
         )
 
-    def advance(self) -> list[Piece]:
+    def advance(self) -> list[Segment]:
         """The next pieces; none at the end of the disk.
 
         @raise OSError: the disk could not be read.
         """
-        pieces: list[Piece] = []
-        stop = self._looked + _STEP_BYTES
-        for piece in islice(self._pieces, _STEP_PIECES):
-            pieces.append(piece)
-            if self._looked >= stop:
+        segments: list[Segment] = []
+        stop = self._bytes_probed + _STEP_BYTES
+        for segment in islice(self._segments, _STEP_SEGMENTS):
+            segments.append(segment)
+            if self._bytes_probed >= stop:
                 break
-        return pieces
+        return segments
 
     def stop(self) -> None:
         """Have the step under way in a thread, if there is one, end with what it has."""
         self._stopped = True
 
-    def _found(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Piece]:
+    def _uncut(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Segment]:
         """Adjoining pieces of any length, as they are found."""
         if find_zeroes and end - start >= min(_SHORT_RANGE, disk.size):
             return self._runs(disk, start, end)
-        looked_at = self._looked_at(disk, start, end)
+        probed = self._probed(disk, start, end)
         if find_zeroes:
-            return looked_at
-        return (piece._replace(zero=False) for piece in looked_at)
+            return probed
+        return (segment._replace(zero=False) for segment in probed)
 
-    def _runs(self, disk: IDisk, position: int, last: int) -> Iterator[Piece]:
+    def _runs(self, disk: IDisk, position: int, last: int) -> Iterator[Segment]:
         block = self._block
         for extent in disk.extents(position):
             if extent.offset >= last:
@@ -120,51 +120,51 @@ class Scan:
                 stop = end if end == last else end // block * block
                 if start >= stop:
                     continue
-                yield from self._looked_at(disk, position, start)
-                yield Piece(start, stop - start, True)
+                yield from self._probed(disk, position, start)
+                yield Segment(start, stop - start, True)
                 position = stop
             else:
                 stop = end if end == last else end // block * block
-                yield from self._looked_at(disk, position, stop)
+                yield from self._probed(disk, position, stop)
                 position = max(position, stop)
-        yield from self._looked_at(disk, position, last)
+        yield from self._probed(disk, position, last)
 
-    def _looked_at(self, disk: IDisk, start: int, end: int) -> Iterator[Piece]:
+    def _probed(self, disk: IDisk, start: int, end: int) -> Iterator[Segment]:
         while start < end and not self._stopped:
             stop = min((start // PROBE_SIZE + 1) * PROBE_SIZE, end)
             zero, cold = disk.probe(start, stop - start)
-            self._looked += stop - start
+            self._bytes_probed += stop - start
             step = max(disk.shortest_zeroes, self._block)
             if zero or step >= stop - start:
-                yield Piece(start, stop - start, zero, cold)
+                yield Segment(start, stop - start, zero, cold)
             else:
-                yield from self._looked_closely(disk.read(start, stop - start), start, step, cold)
+                yield from self._probed_finely(disk.read(start, stop - start), start, step, cold)
             start = stop
 
     @staticmethod
-    def _looked_closely(data: bytes, start: int, step: int, cold: bool) -> Iterator[Piece]:
+    def _probed_finely(data: bytes, start: int, step: int, cold: bool) -> Iterator[Segment]:
         zeroes = bytes(step)
         for position in range(0, len(data), step):
             part = data[position : position + step]
-            yield Piece(start + position, len(part), part == zeroes[: len(part)], cold)
+            yield Segment(start + position, len(part), part == zeroes[: len(part)], cold)
 
-    def _cut(self, runs: Iterator[Piece]) -> Iterator[Piece]:
+    def _cut(self, runs: Iterator[Segment]) -> Iterator[Segment]:
         """Join what is alike, and cut it to the lengths that may travel."""
-        waiting: Piece | None = None
+        waiting: Segment | None = None
         for run in runs:
             if waiting is not None and (waiting.zero, waiting.end) == (run.zero, run.offset):
                 cold = waiting.cold or run.cold
-                waiting = Piece(waiting.offset, waiting.length + run.length, run.zero, cold)
+                waiting = Segment(waiting.offset, waiting.length + run.length, run.zero, cold)
             else:
                 if waiting is not None:
                     yield waiting
                 waiting = run
-            while (cut := self._boundary(waiting)) < waiting.end:
+            while (cut := self._next_cut(waiting)) < waiting.end:
                 yield waiting._replace(length=cut - waiting.offset)
                 waiting = waiting._replace(offset=cut, length=waiting.end - cut)
         if waiting is not None:
             yield waiting
 
-    def _boundary(self, piece: Piece) -> int:
-        limit = LONGEST_ZEROES if piece.zero else self._request
-        return (piece.offset // limit + 1) * limit
+    def _next_cut(self, segment: Segment) -> int:
+        limit = LONGEST_ZEROES if segment.zero else self._request
+        return (segment.offset // limit + 1) * limit

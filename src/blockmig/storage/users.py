@@ -30,7 +30,7 @@ from .mounts import MOUNTINFO, backing_file, filesystem_of, read_line, read_moun
 
 # Their leases are only given where the server has granted as much, and otherwise refused as if
 # somebody had the file open.
-_DOUBTFUL: Final = frozenset({"cifs", "nfs", "nfs4", "smb3"})
+_LEASES_UNRELIABLE: Final = frozenset({"cifs", "nfs", "nfs4", "smb3"})
 _FLAGS: Final = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
 
 
@@ -75,7 +75,7 @@ def is_open_elsewhere(
         if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK):
             return None
         kind = filesystem_of(f"/proc/self/fd/{descriptor}", mountinfo)
-        return None if kind in _DOUBTFUL else True
+        return None if kind in _LEASES_UNRELIABLE else True
     except AttributeError:
         # No such thing on this platform.
         return None
@@ -147,7 +147,7 @@ def _loops(own: os.stat_result, proc: str, sys: str) -> Iterator[User]:
         entries = [entry, *(os.path.join(entry, part) for part in _names(entry) if name in part)]
         numbers = {read_line(os.path.join(part, "dev")) for part in entries} - {""}
         mounts = read_mounts(os.path.join(proc, "self", "mountinfo"))
-        places = [mount.point for mount in mounts if mount.device in numbers]
-        mounted = f", mounted at {' and '.join(places)}" if places else ""
+        mount_points = [mount.point for mount in mounts if mount.device in numbers]
+        mounted = f", mounted at {' and '.join(mount_points)}" if mount_points else ""
         writes = {"0": True, "1": False}.get(read_line(os.path.join(entry, "ro")))
         yield User(name + mounted, writes)

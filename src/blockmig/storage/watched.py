@@ -31,10 +31,10 @@ _FICLONE: Final = 0x40049409
 _COPY: Final = 1 << 20
 # Nothing that could be made durable, which is no failure.
 _NO_FSYNC: Final = (errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
-_NO_NAME: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_NO_SUCH_PATH: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 # What network file systems and FUSE call a deleted file that is still open. It goes once we close
 # it.
-_AS_GOOD_AS_GONE: Final = (".nfs", ".fuse_hidden")
+_SILLY_RENAMES: Final = (".nfs", ".fuse_hidden")
 # In sysfs's "stat" (Documentation/block/stat): sectors written, and sectors discarded. The numbers
 # of requests are of no use: our own flush counts as a write on some devices (device mapper).
 _WRITTEN: Final = (6, 13)
@@ -51,7 +51,7 @@ class DiskVersion(NamedTuple):
     touched: tuple[int, ...]
 
 
-def lasting_name(name: str) -> str:
+def absolute_name(name: str) -> str:
     """C{name} as it means the same after the working directory was changed."""
     # No abspath(): what is above ".." depends on the symbolic links before it.
     return name if os.path.isabs(name) else os.path.join(os.getcwd(), name)
@@ -63,7 +63,7 @@ class _Watched:
     name: str
     path: str
     size: int
-    _place: str
+    _given_path: str
     _unsized: bool
     _system: SystemCalls
 
@@ -79,22 +79,22 @@ class _Watched:
     def read(self, offset: int, length: int) -> bytes:
         raise NotImplementedError
 
-    def check_place(self) -> None:
+    def check_path(self) -> None:
         """I{Slow.} Whether the disk's name still leads to what was opened, of the same size.
 
         @raise DiskChanged: it does not.
         """
         own = self._system.fstat(self._open_descriptor())
-        for place in dict.fromkeys(self._places()):
-            called = self.name if place == self._place else place
+        for path in dict.fromkeys(self._paths_to_check()):
+            shown = self.name if path == self._given_path else path
             try:
-                found = self._system.stat(place)
+                found = self._system.stat(path)
             except OSError as error:
-                if error.errno not in _NO_NAME:
+                if error.errno not in _NO_SUCH_PATH:
                     raise
-                raise DiskChanged(f"{called}: {self._where_to()}") from None
+                raise DiskChanged(f"{shown}: {self._why_missing()}") from None
             if not self._is_same(own, found):
-                raise DiskChanged(f"{called}: is {self._another} now")
+                raise DiskChanged(f"{shown}: is {self._replacement} now")
         size = self._size()
         if size != self._given_size:
             raise DiskChanged(f"{self.name}: has {size} bytes now, not {self._given_size}")
@@ -117,12 +117,12 @@ class _Watched:
 
     # What differs between the two kinds.
 
-    _another: str
+    _replacement: str
 
-    def _places(self) -> tuple[str, ...]:
+    def _paths_to_check(self) -> tuple[str, ...]:
         raise NotImplementedError
 
-    def _where_to(self) -> str:
+    def _why_missing(self) -> str:
         raise NotImplementedError
 
     def _is_same(self, own: os.stat_result, found: os.stat_result) -> bool:
@@ -135,10 +135,10 @@ class _Watched:
 class WatchedFile(_Watched):
     """A regular file that is watched: see L{blockmig.interfaces.IWatchedDisk}."""
 
-    _another = "another file"
+    _replacement = "another file"
 
-    def _places(self) -> tuple[str, ...]:
-        return self.path, self._place
+    def _paths_to_check(self) -> tuple[str, ...]:
+        return self.path, self._given_path
 
     def _is_same(self, own: os.stat_result, found: os.stat_result) -> bool:
         return os.path.samestat(own, found)
@@ -146,11 +146,11 @@ class WatchedFile(_Watched):
     def _size(self) -> int:
         return self._system.fstat(self._open_descriptor()).st_size
 
-    def _where_to(self) -> str:
+    def _why_missing(self) -> str:
         if self.is_gone():
             return "was deleted by somebody else"
-        place = self._whereabouts()
-        moved = f" to {place}" if place and place != self.path else ""
+        path = self._current_path()
+        moved = f" to {path}" if path and path != self.path else ""
         return f"was moved away{moved} by somebody else"
 
     def is_gone(self) -> bool:
@@ -161,7 +161,7 @@ class WatchedFile(_Watched):
             if error.errno != errno.ESTALE:
                 raise
             return True  # on another client of a network file system
-        return links == 0 or (links == 1 and self._is_left_over(self._known_as()))
+        return links == 0 or (links == 1 and self._is_silly_rename(self._kernel_path()))
 
     def version(self, sync: bool = True) -> DiskVersion:
         """I{Slow.} Size and times.
@@ -190,11 +190,11 @@ class WatchedFile(_Watched):
             # What is missing must not become zeroes.
             raise DiskChanged(f"{self.name}: has {size} bytes now, not {self._given_size}")
         announce = announce or (lambda path: None)
-        place = self._whereabouts()
-        if place:
-            announce(place)
-            self._system.sync_directory(os.path.dirname(place))
-            return place
+        path = self._current_path()
+        if path:
+            announce(path)
+            self._system.sync_directory(os.path.dirname(path))
+            return path
         for new in self._new_names():
             if os.path.lexists(new):
                 continue
@@ -213,27 +213,26 @@ class WatchedFile(_Watched):
         for number in itertools.count(2):
             yield os.path.join(directory, f"{base}.rescued-{number}")
 
-    def _known_as(self) -> str:
+    def _kernel_path(self) -> str:
         """The kernel's name for the open file; it need not lead there."""
         try:
             return os.readlink(f"/proc/self/fd/{self._open_descriptor()}")
         except OSError:
             return ""
 
-    def _whereabouts(self) -> str:
+    def _current_path(self) -> str:
         """A path that leads to the file, and will after it is closed; "" where none is known."""
-        path = self._known_as()
         own = self._system.fstat(self._open_descriptor())
-        for place in (path, self.path):
+        for path in (self._kernel_path(), self.path):
             with contextlib.suppress(OSError):
-                if not self._is_left_over(place) and os.path.samestat(
-                    own, self._system.stat(place)
+                if not self._is_silly_rename(path) and os.path.samestat(
+                    own, self._system.stat(path)
                 ):
-                    return place
+                    return path
         return ""
 
-    def _is_left_over(self, path: str) -> bool:
-        return os.path.basename(path).startswith(_AS_GOOD_AS_GONE) and path != self.path
+    def _is_silly_rename(self, path: str) -> bool:
+        return os.path.basename(path).startswith(_SILLY_RENAMES) and path != self.path
 
     def _save(self, new: str) -> None:
         """Give the file the name C{new}, which nobody has, or make a copy that has it."""
@@ -292,11 +291,11 @@ class WatchedFile(_Watched):
 class WatchedDevice(_Watched):
     """A block device that is watched: see L{blockmig.interfaces.IWatchedDisk}."""
 
-    _another = "another device"
+    _replacement = "another device"
 
-    def _places(self) -> tuple[str, ...]:
+    def _paths_to_check(self) -> tuple[str, ...]:
         # What a name such as /dev/vg0/web leads to is called by a number that has no meaning.
-        return (self._place,)
+        return (self._given_path,)
 
     def _is_same(self, own: os.stat_result, found: os.stat_result) -> bool:
         kind = stat.S_IFMT
@@ -305,7 +304,7 @@ class WatchedDevice(_Watched):
     def _size(self) -> int:
         return self._system.lseek(self._open_descriptor(), 0, os.SEEK_END)
 
-    def _where_to(self) -> str:
+    def _why_missing(self) -> str:
         return "is no device's name any more"
 
     def is_gone(self) -> bool:

@@ -351,7 +351,7 @@ class ProbeTests(Case):
         self.assertEqual(3, len(self.logged))
         self.other_comes()
         self.assertEqual(
-            "the server that takes over answers; passing 1 client(s) on", self.logged[3]
+            "the server that takes over answers; forwarding 1 client(s)", self.logged[3]
         )
 
     def test_the_receiver_is_not_it(self):
@@ -883,7 +883,7 @@ class LessTests(Case):
         made = self.by_hand(export, structured=structured)
         self.assertTrue(peer.transport.lost)
         self.assertIsNone(peer.outcome(cookie))
-        lines = [line for line in self.logged if "cannot be passed on" in line]
+        lines = [line for line in self.logged if "cannot be forwarded" in line]
         self.assertIn(words, lines[0])
         # DISC, and nothing of what the client asked for.
         for connection in made:

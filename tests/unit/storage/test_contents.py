@@ -13,10 +13,10 @@ from blockmig.interfaces import Probe
 from blockmig.storage import (
     PROBE_SIZE,
     FileDisk,
+    describe_contents,
     find_data,
     image_format,
-    name_contents,
-    sampled_places,
+    sample_ranges,
 )
 from tests.unit.support import MemoryDisk
 
@@ -43,7 +43,7 @@ class PlacesTests(SynchronousTestCase):
                 self.check(2 * MIB + grains * GRANULARITY + more)
 
     def check(self, size):
-        places = sampled_places(size)
+        places = sample_ranges(size)
         position = 0
         for offset, length in places:
             self.assertGreaterEqual(offset, position)
@@ -56,11 +56,11 @@ class PlacesTests(SynchronousTestCase):
 
     def test_a_small_disk_is_looked_at_as_a_whole(self):
         for size in (1, 5000, MIB, MIB + 1, 5 * MIB, 2 * MIB + 63 * GRANULARITY - 1):
-            self.assertEqual(size, sum(length for _, length in sampled_places(size)))
+            self.assertEqual(size, sum(length for _, length in sample_ranges(size)))
 
     def test_a_large_one_at_its_ends_and_at_62_places_between(self):
         size = (1 << 40) + 512
-        places = sampled_places(size)
+        places = sample_ranges(size)
         self.assertEqual(64, len(places))
         self.assertEqual({GRANULARITY}, {length for _, length in places[1:-1]})
         self.assertEqual((size - 512 - MIB, MIB + 512), places[-1])
@@ -100,7 +100,7 @@ class FindTests(SynchronousTestCase):
 
     def test_a_device_is_looked_at_where_it_is_sampled(self):
         size = 64 * MIB
-        places = sampled_places(size)
+        places = sample_ranges(size)
         for offset, length in (places[0], places[1], places[40], places[-1]):
             disk = Unmapped(head((offset + length - 1, b"\1"), size=size))
             self.assertEqual("data", find_data(disk))
@@ -180,7 +180,7 @@ def dos(*types, active=0):
 
 class NameTests(SynchronousTestCase):
     def named(self, expected, *parts):
-        self.assertEqual(expected, name_contents(head(*parts)))
+        self.assertEqual(expected, describe_contents(head(*parts)))
 
     def test_those_known_by_one_mark(self):
         zfs = 0x00BAB10C
@@ -228,16 +228,18 @@ class NameTests(SynchronousTestCase):
 
     def test_extended_file_systems_are_told_apart_by_their_features(self):
         for expected, features in EXT.items():
-            self.assertEqual(expected, name_contents(ext(features)))
+            self.assertEqual(expected, describe_contents(ext(features)))
         for features in ((0x3C, 0x42, 0x3), (0x38, 0x2, 0x400)):
-            self.assertEqual("an ext4 file system", name_contents(ext(features)))
+            self.assertEqual("an ext4 file system", describe_contents(ext(features)))
 
     def test_dos_partition_tables(self):
-        self.assertEqual("a DOS partition table", name_contents(dos(0x83, 0, 0, 0)))
-        self.assertEqual("a DOS partition table", name_contents(dos(0x83, 5, 0, 0, active=0x80)))
+        self.assertEqual("a DOS partition table", describe_contents(dos(0x83, 0, 0, 0)))
+        self.assertEqual(
+            "a DOS partition table", describe_contents(dos(0x83, 5, 0, 0, active=0x80))
+        )
         # None is in use, or what is there is code.
-        self.assertEqual("a boot sector", name_contents(dos(0, 0, 0, 0)))
-        self.assertEqual("a boot sector", name_contents(dos(0x83, 0, 0, 0, active=0x17)))
+        self.assertEqual("a boot sector", describe_contents(dos(0, 0, 0, 0)))
+        self.assertEqual("a boot sector", describe_contents(dos(0x83, 0, 0, 0, active=0x17)))
 
     def test_images(self):
         for expected, offset, magic in (
@@ -267,21 +269,21 @@ class NameTests(SynchronousTestCase):
             ("part of an MD RAID", 65536, b"\xfc\x4e\x2b\xa9"),
         ):
             tail = head((MIB - distance, magic))
-            self.assertEqual(expected, name_contents(bytes(MIB), tail))
+            self.assertEqual(expected, describe_contents(bytes(MIB), tail))
             # What stands at the start says more.
-            self.assertEqual("an xfs file system", name_contents(head((0, b"XFSB")), tail))
+            self.assertEqual("an xfs file system", describe_contents(head((0, b"XFSB")), tail))
 
     def test_an_end_that_begins_anywhere(self):
         """The last place of a disk need not be a round number of bytes."""
         tail = head((MIB - 12288 - 512, b""), size=MIB + 512 * 5)
-        self.assertEqual("data", name_contents(b"", tail))
+        self.assertEqual("data", describe_contents(b"", tail))
         marked = tail[: MIB - 8192] + b"\xfc\x4e\x2b\xa9" + tail[MIB - 8188 :]
-        self.assertEqual("part of an MD RAID", name_contents(b"", marked))
+        self.assertEqual("part of an MD RAID", describe_contents(b"", marked))
 
     def test_whatever_else_is_data(self):
         for data in (b"", b"x", b"x" * 5000, b"\x55\xaa", bytes(100)):
-            self.assertEqual("data", name_contents(data, data))
+            self.assertEqual("data", describe_contents(data, data))
 
     @given(st.binary(max_size=3000), st.binary(max_size=3000))
     def test_any_bytes_have_a_name(self, first, last):
-        self.assertTrue(name_contents(first, last))
+        self.assertTrue(describe_contents(first, last))

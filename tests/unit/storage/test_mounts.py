@@ -173,6 +173,6 @@ class DeviceTests(Case):
 class AmongDevicesTests(SynchronousTestCase):
     def test_below_dev_but_not_in_shared_memory(self):
         for path in ("/dev/vg0", "/dev/vg0/web", "/dev/mapper/web", "/dev/shmem"):
-            self.assertTrue(mounts.is_among_devices(path), path)
+            self.assertTrue(mounts.is_below_dev(path), path)
         for path in ("/dev/shm", "/dev/shm/a/b", "/srv/dev/web", "/device", "/"):
-            self.assertFalse(mounts.is_among_devices(path), path)
+            self.assertFalse(mounts.is_below_dev(path), path)

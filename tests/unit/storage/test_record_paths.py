@@ -12,7 +12,7 @@ from blockmig.storage import (
     DiskRefused,
     FileDisk,
     default_state_directory,
-    identify,
+    file_identity,
     record_path,
 )
 from blockmig.storage import record_paths as module
@@ -206,7 +206,7 @@ class IdentityTests(SynchronousTestCase):
 
         path, disk = self.make()
         os.utime(path, ns=(5, 7))
-        self.assertRegex(identify(disk.fileno(), Old()), r"^inode \d+, written 7$")
+        self.assertRegex(file_identity(disk.fileno(), Old()), r"^inode \d+, written 7$")
 
     def test_a_birth_that_is_known(self):
         class New(SystemCalls):
@@ -220,9 +220,11 @@ class IdentityTests(SynchronousTestCase):
 
         path, disk = self.make()
         inode, system = os.stat(path).st_ino, New()
-        self.assertEqual(f"inode {inode}, born 42", identify(disk.fileno(), system))
+        self.assertEqual(f"inode {inode}, born 42", file_identity(disk.fileno(), system))
         system.known = 7
-        self.assertEqual(f"inode {inode}, born 42, generation 7", identify(disk.fileno(), system))
+        self.assertEqual(
+            f"inode {inode}, born 42, generation 7", file_identity(disk.fileno(), system)
+        )
 
     def test_files_made_one_after_the_other(self):
         """The same inode in the same instant, perhaps; it is another file for all that."""

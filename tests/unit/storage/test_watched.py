@@ -27,7 +27,7 @@ FICLONE = 0x40049409
 
 class WatchCase(Case):
     def changed(self, disk):
-        error = self.assertRaises(DiskChanged, disk.check_place)
+        error = self.assertRaises(DiskChanged, disk.check_path)
         self.assertNotIn("\n", str(error))
         self.assertTrue(str(error).startswith(disk.name) or disk.path in str(error))
         return str(error)
@@ -57,13 +57,13 @@ class PlaceTests(WatchCase):
         disk = self.open(self.make())
         disk.write(0, b"y")
         os.chmod(disk.path, 0o640)
-        self.assertIsNone(disk.check_place())
+        self.assertIsNone(disk.check_path())
 
     def test_before_and_after_it_has_its_size(self):
         disk = self.open(self.mktemp(), size=5000)
-        disk.check_place()
+        disk.check_path()
         disk.prepare()
-        disk.check_place()
+        disk.check_path()
 
     def test_deleted(self):
         disk = self.open(self.make())
@@ -99,7 +99,7 @@ class PlaceTests(WatchCase):
         path, other, link = self.make(), self.make(), self.mktemp()
         os.symlink(os.path.abspath(path), link)
         disk = self.open(link)
-        disk.check_place()
+        disk.check_path()
         os.unlink(link)
         self.assertIn(link, self.changed(disk))
         os.symlink(os.path.abspath(other), link)
@@ -120,7 +120,7 @@ class PlaceTests(WatchCase):
         disk = self.open(path)
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir("/")
-        self.assertIsNone(disk.check_place())
+        self.assertIsNone(disk.check_path())
 
     def test_another_size(self):
         for size in (4999, 5001):
@@ -137,7 +137,7 @@ class PlaceTests(WatchCase):
         calls = Calls()
         disk = self.open(self.make(), system=calls)
         calls.fail["stat"] = errno.EIO
-        self.assertEqual(errno.EIO, self.assertRaises(OSError, disk.check_place).errno)
+        self.assertEqual(errno.EIO, self.assertRaises(OSError, disk.check_path).errno)
 
 
 class GoneTests(WatchCase):
@@ -498,11 +498,11 @@ class DeviceCase(WatchCase):
 
 class DevicePlaceTests(DeviceCase):
     def test_as_it_was(self):
-        self.assertIsNone(self.disk.check_place())
+        self.assertIsNone(self.disk.check_path())
 
     def test_another_node_of_the_same_device(self):
         os.rename(self.make(), self.path)
-        self.assertIsNone(self.disk.check_place())
+        self.assertIsNone(self.disk.check_path())
 
     def test_another_device(self):
         other = self.make()
@@ -529,7 +529,7 @@ class DevicePlaceTests(DeviceCase):
         os.rename(self.path, self.path + ".renumbered")
         os.unlink(link)
         os.symlink(os.path.abspath(self.path + ".renumbered"), link)
-        self.assertIsNone(disk.check_place())
+        self.assertIsNone(disk.check_path())
 
     def test_it_is_never_gone(self):
         os.unlink(self.path)

@@ -61,7 +61,7 @@ class DestinationDisk:
         """
         self.refuse_data()
         self.may_overwrite = True
-        self.check_place()
+        self.check_path()
 
     def refuse_data(self) -> None:
         """I{Slow.} Refuse a disk that holds data.
@@ -84,14 +84,14 @@ class DestinationDisk:
             )
         self._checked_version = version
 
-    def check_place(self) -> None:
+    def check_path(self) -> None:
         """I{Slow.} Check that its name still leads to what was opened, and that the size is the
         same.
 
         @raise blockmig.storage.DiskChanged: one of the two is not so.
         """
         if IWatchedDisk.providedBy(self.disk):
-            self.disk.check_place()
+            self.disk.check_path()
 
     def rescue(self, announce: Callable[[str], None]) -> str:
         """I{Slow.} Give it another name (L{IWatchedDisk.rescue}); only where it has lost its own.

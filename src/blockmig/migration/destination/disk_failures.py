@@ -95,7 +95,7 @@ class DiskFailures:
         if not self._may_be_the_only_copy():
             return False
         try:
-            self._disk.check_place()
+            self._disk.check_path()
         except DiskChanged as error:
             self._displaced(error)
             return True
@@ -109,7 +109,7 @@ class DiskFailures:
         if request.offset + request.length < self._disk.size:
             return Errno.OK
         try:
-            self._disk.check_place()
+            self._disk.check_path()
         except (DiskChanged, OSError) as error:
             self.handle(error)
             return errno_for(error)

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 
-from ...runtime import ThreadWork
+from ...runtime import BoundedThreads
 
 
 class ProgressTimer:
@@ -17,7 +17,7 @@ class ProgressTimer:
     @param threads: as long as one works for the migration, that is progress.
     """
 
-    def __init__(self, reactor: Any, threads: ThreadWork) -> None:
+    def __init__(self, reactor: Any, threads: BoundedThreads) -> None:
         self._reactor = reactor
         self._threads = threads
         self._began: float | None = None

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from ...errors import Summary
 from ...interfaces import IDisk, IRecordedDisk
 from ...nbd import HANDOFF_EXPORT, MAXIMUM_NAME
-from ...runtime import Runtime, ThreadWork
+from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
 from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Record, Records
@@ -77,7 +77,7 @@ class Receiver:
         if len(export.encode()) > MAXIMUM_NAME - len(HANDOFF_EXPORT):
             raise ValueError("the name of the export leaves no room for the side export's")
         runtime = runtime or Runtime.of()
-        self._threads = ThreadWork(runtime.threads)
+        self._threads = BoundedThreads(runtime.threads)
         self._runtime = runtime = replace(runtime, threads=self._threads)
         self._began = runtime.reactor.seconds()
         self._export = export

@@ -135,9 +135,9 @@ class DestinationRecord:
         """The migration is complete: make the disk durable, then remove the record."""
 
         def finish() -> None:
-            self._disk.check_place()
+            self._disk.check_path()
             self._disk.disk.flush()
-            self._disk.check_place()
+            self._disk.check_path()
             if self._records is not None:
                 self._records.remove(Kind.INCOMPLETE)
 

@@ -34,7 +34,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ...server import Server, Throttle
-from ...storage import GRANULARITY, DirtyMap, Piece, sampled_places
+from ...storage import GRANULARITY, DirtyMap, Segment, sample_ranges
 from ...transport import Limiter
 from ..source.passes import PassSender, Ranges
 from .convergence import Convergence, Next
@@ -125,7 +125,7 @@ class PreCopy:
         self._reported = float("-inf")
         self._unchanged = {
             block
-            for offset, length in sampled_places(server.disk.size)
+            for offset, length in sample_ranges(server.disk.size)
             for block in _blocks(offset, length)
         }
         self._sampling = LoopingCall(self._sample)
@@ -240,7 +240,7 @@ class PreCopy:
             self._in_flight += end - start
         return ranges
 
-    def acknowledged(self, piece: Piece) -> None:
+    def acknowledged(self, piece: Segment) -> None:
         """It was transferred."""
         self._in_flight -= piece.length
         self._flushed = False

@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Final
 
 from ...errors import Refused
-from ...storage import DiskRefused, identify, is_locked, record_path
+from ...storage import DiskRefused, file_identity, is_locked, record_path
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .files import (
     BadRecord,
@@ -133,7 +133,7 @@ def _examine_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool
         raise DiskRefused(f"{path}: {describe_error(error)}") from None
     try:
         size = system.lseek(descriptor, 0, os.SEEK_END)
-        identity = identify(descriptor, system) if stat.S_ISREG(mode) else ""
+        identity = file_identity(descriptor, system) if stat.S_ISREG(mode) else ""
         return size, identity, is_locked(descriptor, system)
     finally:
         system.close(descriptor)

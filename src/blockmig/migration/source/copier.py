@@ -29,7 +29,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ...client import ClientConnection, ClientFailed, RequestFailed, PendingRequests
+from ...client import ClientConnection, ClientFailed, PendingRequests, RequestFailed
 from ...nbd import (
     ClientTransmission,
     Command,
@@ -37,7 +37,7 @@ from ...nbd import (
     TransmissionFlag,
     describe_errno,
 )
-from ...storage import Piece, Scan
+from ...storage import Scan, Segment
 from ...transport import FileRegion
 from .admission import PeerCapabilities
 from .context import AttemptContext
@@ -70,7 +70,7 @@ class _Pass:
     def __init__(self, take: Callable[[], Ranges]) -> None:
         self.take = take
         self.acknowledged: Deferred[None] = Deferred()
-        self.pieces: deque[Piece] = deque()
+        self.pieces: deque[Segment] = deque()
         self.scan: Scan | None = None
         self.scanning = False
         self.scanned = False
@@ -106,7 +106,7 @@ class Copier:
         self._requests = PendingRequests(wire)
         self._pass: _Pass | None = None
         self._bytes_in_flight = 0
-        self._cold: list[Piece] = []
+        self._cold: list[Segment] = []
         self._flushed: Deferred[None] | None = None
         self._reply_timer: IDelayedCall | None = None
         self._answered_at = 0.0
@@ -227,12 +227,12 @@ class Copier:
             self._scan_advanced, self._scan_failed, callbackArgs=(sending,), errbackArgs=(sending,)
         )
 
-    def _advance_scan(self, scan: Scan, cold: list[Piece]) -> list[Piece]:
+    def _advance_scan(self, scan: Scan, cold: list[Segment]) -> list[Segment]:
         """In a thread: the next pieces; what was read for the last ones is not needed again."""
         self._forget(cold)
         return scan.advance()
 
-    def _forget(self, cold: list[Piece]) -> None:
+    def _forget(self, cold: list[Segment]) -> None:
         for piece in cold:
             self._context.disk.forget(piece.offset, piece.length)
 
@@ -240,7 +240,7 @@ class Copier:
         cold, self._cold = self._cold, []
         self._context.runtime.threads(self._forget, cold).addErrback(_bug)
 
-    def _scan_advanced(self, pieces: list[Piece], sending: _Pass) -> None:
+    def _scan_advanced(self, pieces: list[Segment], sending: _Pass) -> None:
         sending.scanning = False
         if self._stopped:
             return
@@ -286,7 +286,7 @@ class Copier:
         if self._pass is not None:
             self._fill(self._pass)
 
-    def _piece_answered(self, piece: Piece, error: int, _: bytes) -> None:
+    def _piece_answered(self, piece: Segment, error: int, _: bytes) -> None:
         if self._stopped:
             return
         if error:

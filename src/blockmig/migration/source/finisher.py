@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from ...client import ClientFailed, Destination, NBDClient
 from ...errors import Summary, Unconfirmed
 from ...nbd import ClientHandshake, handoff_export_name
-from ...runtime import InThread, Runtime, to_the_end
+from ...runtime import InThread, Runtime, wait_shielded
 from ...syscalls import describe_error
 from ..handoff.channel import (
     ANSWER_TIMEOUT,
@@ -60,7 +60,7 @@ def unconfirmed(why: str, record: Record) -> Unconfirmed:
 async def record_complete(in_thread: InThread, source: SourceRecord) -> None:
     """Record that the destination is complete; if that fails, the next run asks it again."""
     try:
-        await to_the_end(in_thread(source.complete))
+        await wait_shielded(in_thread(source.complete))
     except Exception as error:  # nothing that remains to be done depends on it
         _log.warn(
             "the migration is complete, but that could not be recorded: {error}",

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ...storage import name_contents, sampled_places
+from ...storage import describe_contents, sample_ranges
 
 _BLOCK: Final = 512
 """Bytes that a server writes as one, or not at all."""
@@ -45,7 +45,7 @@ async def check_empty(
     @param changed: whether a range of the source was changed since its copying began.
     @raise DestinationNotEmpty: it may not.
     """
-    for start, length in sampled_places(size):
+    for start, length in sample_ranges(size):
         end = start + length
         for offset in range(start, end, longest):
             count = min(longest, end - offset)
@@ -72,4 +72,4 @@ def _is_part(offset: int, data: bytes, own: bytes, changed: Callable[[int, int],
 
 
 def _describe(data: bytes, offset: int) -> str:
-    return name_contents(data) if offset == 0 else "data"
+    return describe_contents(data) if offset == 0 else "data"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ...storage import Piece
+from ...storage import Segment
 from ...transport import Limiter
 
 Ranges = list[tuple[int, int]]
@@ -55,7 +55,7 @@ class CopyPasses(Protocol):
     async def send(self, attempt: PassSender) -> None:
         """Send all of it; back when nothing is left, and nobody changes the disk any more."""
 
-    def acknowledged(self, piece: Piece) -> None:
+    def acknowledged(self, piece: Segment) -> None:
         """The destination has C{piece}."""
 
     def flushed(self) -> None:
@@ -99,7 +99,7 @@ class FullCopy:
         left, self._left = self._left, []
         return left
 
-    def acknowledged(self, piece: Piece) -> None: ...
+    def acknowledged(self, piece: Segment) -> None: ...
 
     def flushed(self) -> None: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ...storage import Piece
+from ...storage import Segment
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Progress:
         """So many bytes were written to the connection, or read from it."""
         self.latest = self.seconds()
 
-    def acknowledged(self, piece: Piece) -> None:
+    def acknowledged(self, piece: Segment) -> None:
         """The destination has C{piece}."""
         self.latest = self.seconds()
         if piece.zero:

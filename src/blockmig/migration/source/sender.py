@@ -31,7 +31,7 @@ from twisted.logger import Logger
 from ...client import ClientFactory, ClientFailed, Destination
 from ...errors import GaveUp, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
-from ...runtime import Runtime, ThreadWork, to_the_end
+from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
 from ..handoff.channel import is_same_migration, open_handoff, sender_message
@@ -88,7 +88,7 @@ class Sender:
     ) -> None:
         runtime = runtime or Runtime.of()
         self._reactor = runtime.reactor
-        self._threads = ThreadWork(runtime.threads)
+        self._threads = BoundedThreads(runtime.threads)
         self._patience = patience
         self._policy = patience.retry_policy or backoffPolicy()
         to_delete = unlinkable(disk) if unlink else None
@@ -333,12 +333,12 @@ class Sender:
             _record_failed(error)
         await self._withdraw_copied()
         try:
-            await to_the_end(self._threads(self.source.abandon))
+            await wait_shielded(self._threads(self.source.abandon))
         except OSError as error:
             _record_failed(error)
 
     async def _record_not_retired(self) -> None:
-        await to_the_end(self._threads(self.source.record_not_retired))
+        await wait_shielded(self._threads(self.source.record_not_retired))
 
     async def _withdraw_copied(self) -> None:
         """Where the destination may have its copy recorded as whole, have it record otherwise.

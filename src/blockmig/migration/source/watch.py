@@ -113,7 +113,7 @@ class SourceWatch:
         try:
             now = disk.version(sync=not self._in_use) if seen is not None else None
             if not disk.is_gone():
-                disk.check_place()
+                disk.check_path()
         except (DiskChanged, OSError):
             if disk.is_gone():
                 raise self._gone(disk) from None

@@ -32,8 +32,8 @@ class Watched(RecordedDisk):
         super().__init__(content, path)
         self.rescues = []
 
-    def check_place(self):
-        self._called("check_place")
+    def check_path(self):
+        self._called("check_path")
         if self.displaced:
             raise DiskChanged(f"{self.name}: {self.displaced}")
 

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration.mirror.pre_copy import Converge, MirrorPhase, PreCopy
 from blockmig.server import Changes, LatencyMonitor
-from blockmig.storage import GRANULARITY, Piece
+from blockmig.storage import GRANULARITY, Segment
 
 MB = 1 << 20
 SIZE = 64 * MB
@@ -120,7 +120,7 @@ class Case(SynchronousTestCase):
 
     def acknowledge(self, taken, zero=False):
         for start, end in taken:
-            self.passes.acknowledged(Piece(start, end - start, zero))
+            self.passes.acknowledged(Segment(start, end - start, zero))
 
     def send_pass(self, seconds=1.0, dirty=()):
         """One pass; meanwhile the grains in C{dirty} are written to, again and again."""
@@ -133,7 +133,7 @@ class Case(SynchronousTestCase):
                 length = (end - start) // steps
                 begin = start + step * length
                 self.passes.acknowledged(
-                    Piece(begin, length if step < steps - 1 else end - begin, False)
+                    Segment(begin, length if step < steps - 1 else end - begin, False)
                 )
             self.clock.advance(seconds / steps)
         self.attempt.done()
@@ -227,8 +227,8 @@ class PassTests(Case):
         self.begin()
         (run,) = self.attempt.take()
         self.assertEqual((0, SIZE), (self.passes.dirty.bytes, self.passes.left))
-        self.passes.acknowledged(Piece(0, 4 * MB, True))
-        self.passes.acknowledged(Piece(4 * MB, 4 * MB, False))
+        self.passes.acknowledged(Segment(0, 4 * MB, True))
+        self.passes.acknowledged(Segment(4 * MB, 4 * MB, False))
         self.assertEqual(SIZE - 8 * MB, self.passes.left)
         self.assertEqual((0, SIZE), run)
 
@@ -482,7 +482,7 @@ class HoldTests(Case):
         """That was not for the steps, of which there were none."""
         self.hold(dirty=range(20))
         (first, *_) = self.take_all()
-        self.passes.acknowledged(Piece(first[0], GRANULARITY, False))
+        self.passes.acknowledged(Segment(first[0], GRANULARITY, False))
         self.clock.advance(0.51)
         self.assertEqual(["release", "copy on"], self.events())
         convergence = self.passes.convergence

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.errors import GaveUp, Refused
 from blockmig.migration.source.foreign import DestinationNotEmpty, check_empty
 from blockmig.nbd import Command, Errno, Export, ServerHandshake
-from blockmig.storage import sampled_places
+from blockmig.storage import sample_ranges
 from tests.unit.migration.source.test_sender import ALL, DATA, DISC, FLUSH, SIZE, WRITE, HandServer
 from tests.unit.migration.source.test_sender import Case as SenderCase
 from tests.unit.support import UnlinkableDisk
@@ -45,18 +45,18 @@ class CheckTests(SynchronousTestCase):
 
     def test_what_is_blank_is_looked_at_in_all_places(self):
         self.successResultOf(self.check())
-        self.assertEqual(sampled_places(LARGE), self.asked)
+        self.assertEqual(sample_ranges(LARGE), self.asked)
 
     def test_no_request_is_longer_than_the_server_takes(self):
         self.successResultOf(self.check(longest=65536))
         self.assertEqual(65536, max(length for _, length in self.asked))
         self.assertEqual(
-            sum(length for _, length in sampled_places(LARGE)),
+            sum(length for _, length in sample_ranges(LARGE)),
             sum(length for _, length in self.asked),
         )
 
     def test_one_byte_in_any_place_is_data(self):
-        for offset, _ in sampled_places(LARGE):
+        for offset, _ in sample_ranges(LARGE):
             self.there = {offset: b"x"}
             self.assertIn("data", self.refused())
 
@@ -65,13 +65,13 @@ class CheckTests(SynchronousTestCase):
         self.assertIn("an ext2 file system", self.refused())
 
     def test_our_own_copy_is_zero_or_equal(self):
-        places = [offset for offset, _ in sampled_places(LARGE)]
+        places = [offset for offset, _ in sample_ranges(LARGE)]
         self.here = dict.fromkeys(places, b"ours")
         self.there = dict.fromkeys(places[:20], b"ours")
         self.successResultOf(self.check(self.read_own))
 
     def test_anything_else_is_not_our_own_copy(self):
-        places = [offset for offset, _ in sampled_places(LARGE)]
+        places = [offset for offset, _ in sample_ranges(LARGE)]
         self.here = dict.fromkeys(places, b"ours")
         for offset in places:
             self.there = {places[0]: b"ours", offset: b"theirs"}
@@ -87,7 +87,7 @@ class CheckTests(SynchronousTestCase):
         self.assertIn("not a part", self.refused(self.read_own))
 
     def test_where_clients_have_written_anything_may_be(self):
-        places = [offset for offset, _ in sampled_places(LARGE)]
+        places = [offset for offset, _ in sample_ranges(LARGE)]
         self.there = {places[5]: b"older"}
         self.here = {places[5]: b"newer"}
 
@@ -209,7 +209,7 @@ class SenderTests(SenderCase):
         self.send()
         self.summary()
         asked = [(r.offset, r.length) for r in self.servers[0].requests if r.command == READ]
-        self.assertEqual(sampled_places(16 << 20), asked)
+        self.assertEqual(sample_ranges(16 << 20), asked)
 
 
 class ServedTests(SenderCase):

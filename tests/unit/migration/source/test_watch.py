@@ -47,8 +47,8 @@ class Watched(RecordedSource):
         self.before = lambda look: None
         self.looks = 0
 
-    def check_place(self):
-        self._called("check_place")
+    def check_path(self):
+        self._called("check_path")
         if self.moved:
             raise DiskChanged(f"{self.name}: is another file now")
 
