@@ -1,4 +1,4 @@
-"""What somebody who embeds blockmig implements, and what they are given.
+"""The interfaces that embedders of blockmig implement, and the objects that they are given.
 
 Every layer may import this module; it imports none of them.
 """
@@ -12,7 +12,7 @@ from zope.interface import Attribute, Interface
 
 
 class Extent(NamedTuple):
-    """A run of bytes of a disk that the file system knows to be one thing.
+    """A run of bytes of a disk that the file system reports as data, or as a hole.
 
     @ivar offset: bytes from the start of the disk.
     @ivar length: bytes, more than 0.
@@ -25,10 +25,10 @@ class Extent(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a look at a few bytes of a disk told.
+    """The result of L{IDisk.probe}.
 
     @ivar zero: every byte is zero.
-    @ivar cold: they had to be fetched from the medium, and are in the page cache because of us.
+    @ivar cold: the bytes were not in the page cache, and are there now because of us.
     """
 
     zero: bool
@@ -36,21 +36,21 @@ class Probe(NamedTuple):
 
 
 class IDisk(Interface):
-    """The thing that moves: so many bytes, exactly.
+    """A disk: what a migration moves.
 
     Calls block. Those marked I{slow} may block for long and are made from threads, several at a
     time; they must be safe to call so on ranges that do not overlap. All raise L{OSError}.
     """
 
-    name = Attribute("What to call the disk in messages, usually its path.")
+    name = Attribute("The disk's name in messages, usually its path.")
     size = Attribute("Bytes, exact, more than 0; never changes.")
     shortest_zeroes = Attribute(
-        "Bytes of the shortest run of zeroes to look for where the extents tell of no hole: a "
-        "power of two from 4096 to 262144. Small where extents tell nothing, as with a device."
+        "Bytes of the shortest run of zeroes to look for where the extents report data: a power of "
+        "two from 4096 to 262144. Small where extents are unknown, as with a device."
     )
 
     def fileno() -> int | None:
-        """The descriptor that payloads may be sent from and spliced into.
+        """The descriptor from which payloads may be sent, and into which they may be spliced.
 
         None where there is none: then L{read} and L{write} are used instead.
         """
@@ -58,66 +58,66 @@ class IDisk(Interface):
     def read(offset: int, length: int) -> bytes:
         """Exactly C{length} bytes.
 
-        @raise OSError: EIO too where the disk turned out to be shorter than its size.
+        @raise OSError: EIO also if the disk turns out to be shorter than its size.
         """
 
     def write(offset: int, data: Any) -> None:
-        """Put C{data}, which has the buffer protocol, at C{offset}, all of it."""
+        """Write all of C{data}, which has the buffer protocol, at C{offset}."""
 
     def zero(offset: int, length: int, allocate: bool, fast: bool = False) -> None:
         """I{Slow.} Make a range read as zeroes.
 
-        @param allocate: keep (or get) the range's space; otherwise giving it back is preferred.
-        @param fast: only if that is faster than writing zeroes would be.
-        @raise OSError: EOPNOTSUPP if it would not be C{fast}, and then nothing was touched.
+        @param allocate: keep (or allocate) the range's space; otherwise deallocating is preferred.
+        @param fast: only if that is faster than writing zeroes.
+        @raise OSError: EOPNOTSUPP if it would not be C{fast}; then nothing was changed.
         """
 
     def trim(offset: int, length: int) -> None:
-        """I{Slow.} Tell the medium that the range's content matters no more.
+        """I{Slow.} Tell the medium that the range's content is no longer needed.
 
-        Does nothing where the medium does not care.
+        Does nothing where the medium does not support that.
         """
 
     def flush() -> None:
         """I{Slow.} Return once everything written so far would survive a power failure."""
 
     def extents(offset: int) -> Iterator[Extent]:
-        """I{Slow.} The extents from C{offset} to the end: adjoining, none empty."""
+        """I{Slow.} The extents from C{offset} to the end: adjacent, none empty."""
 
     def probe(offset: int, length: int) -> Probe:
-        """I{Slow.} Fetch at most 256 KiB, and tell whether they are all zeroes."""
+        """I{Slow.} Read a range of at most 256 KiB; return whether it is all zeroes."""
 
     def forget(offset: int, length: int) -> None:
-        """I{Slow.} Advise that a range is not wanted in the page cache any more."""
+        """I{Slow.} Advise that a range is not needed in the page cache any more."""
 
     def write_back(offset: int, length: int, wait: bool) -> None:
-        """I{Slow.} Send what was written there on its way to the medium; an advice.
+        """I{Slow.} Start writing a range back to the medium; an advice.
 
-        @param wait: return once it is there, and forget the range.
+        @param wait: return once it is written, and L{forget} the range.
         @raise OSError: it could not be written; every later L{flush} must raise it too, and one
-            that runs at the same time must not return before it is known.
+            that runs at the same time must not return before the result is known.
         """
 
     def close() -> None:
-        """Give up the disk and its lock; harmless when done twice."""
+        """Close the disk and give up its lock; harmless if repeated."""
 
 
 class IRecordedDisk(IDisk):
-    """A disk whose migrations are put on record beside it, so that a crash leaves nobody guessing.
+    """A disk whose migrations are recorded beside it, so that its state is known after a crash.
 
     A disk that does not provide this is migrated without records.
     """
 
-    record_path = Attribute("What the names of its records begin with: a path, plus a dot.")
-    blank = Attribute("Whether it was only just made, so that no record can be about it.")
+    record_path = Attribute("What the paths of its records begin with, before a dot.")
+    blank = Attribute("Whether it was only just created, so that no record can be about it.")
 
     def identity() -> str:
-        """What tells it from another disk that later has its name; "" where nothing does."""
+        """Distinguishes it from another disk that has its name later; "" where nothing does."""
 
     def prepare() -> None:
-        """I{Slow.} Called when the record of the first attempt stands, before anything is written.
+        """I{Slow.} Called when the record of the first attempt is durable, before any write.
 
-        A file that was only just made gets its size here.
+        A file that was only just created gets its size here.
         """
 
 
@@ -125,7 +125,7 @@ class IUnlinkableDisk(IDisk):
     """A disk that can be retired by deleting it."""
 
     def check_unlink() -> None:
-        """Whether deleting it would retire it.
+        """Check that deleting it would retire it.
 
         @raise blockmig.storage.DiskRefused: it would not.
         """
@@ -140,31 +140,31 @@ class IUnlinkableDisk(IDisk):
 
 
 class IWatchedDisk(IDisk):
-    """A disk that can tell whether it is still what was opened, and as it was (design, R13)."""
+    """A disk that can detect whether it was replaced or changed since it was opened (R13)."""
 
     def check_path() -> None:
-        """I{Slow.} Whether the disk's name still leads to what was opened, of the same size.
+        """I{Slow.} Check that the disk's path still leads to what was opened, of the same size.
 
         @raise blockmig.storage.DiskChanged: it does not; the message says what was found.
         """
 
     def is_gone() -> bool:
-        """Whether the last name of the disk's file was removed, so that nothing can open it now."""
+        """Whether the last name of the disk's file was removed, so that it cannot be opened."""
 
     def version(sync: bool = True) -> Any:
-        """I{Slow.} What changes whenever somebody writes to the disk, or touches it.
+        """I{Slow.} A value that changes whenever somebody writes to the disk, or touches it.
 
-        @param sync: sync the disk first, or some writes do not show: those by way of a mapping,
+        @param sync: sync the disk first; otherwise some writes are missed: those through a mapping,
             and those that are still on their way to a device.
         @return: a L{blockmig.storage.DiskVersion}, to be compared with another of the same disk.
         """
 
     def rescue(announce: Callable[[str], None] | None = None) -> str:
-        """I{Slow.} Give the disk, whose name leads elsewhere (or nowhere) now, another, durably.
+        """I{Slow.} Give the disk a new name, durably, after its own was lost or taken.
 
-        @param announce: called with that name before the disk has it (or before it is returned,
-            where the disk has it already); what it raises is raised, and the disk is as it was.
-        @return: that name: a path.
-        @raise blockmig.storage.DiskChanged: it was cut off, and cannot be saved.
-        @raise OSError: it could not be done; the disk is as it was. ENODEV if it cannot be lost.
+        @param announce: called with the new path before the disk has it (or before it is returned,
+            if the disk has it already); what it raises is raised here, and the disk is unchanged.
+        @return: the new path.
+        @raise blockmig.storage.DiskChanged: the disk was truncated, and cannot be saved.
+        @raise OSError: it failed; the disk is unchanged. ENODEV if the disk cannot be lost.
         """

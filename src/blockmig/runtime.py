@@ -1,8 +1,8 @@
-"""What everything that does I/O is given: the reactor, threads, and the system's calls.
+"""What everything that does I/O is given: the reactor, threads, and system calls.
 
-Owns the count of what is under way in threads. A thread that still works on a disk keeps its
-descriptor busy: whoever closes it then has that thread write to whatever gets the number next. So
-whoever uses the disk ends only once its threads have.
+Owns the count of calls that run in threads. A thread may still be using a disk's descriptor: if
+that is closed meanwhile, the thread writes to whatever file gets the number next. So whoever uses a
+disk must not end before its threads have.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from twisted.python.failure import Failure
 from .syscalls import SYSTEM, SystemCalls
 
 _MOST_THREADS: Final = 4
-"""How many of the process's threads one migration may hold at a time."""
+"""How many of the process's threads one migration may use at a time."""
 
 InThread = Callable[..., Deferred[Any]]
-"""Runs a function with its arguments in a thread, and gives a Deferred of the result."""
+"""Runs a function with its arguments in a thread, and returns a Deferred of the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What the outside world is to an object.
+    """The access to the outside world that an object is given.
 
-    @ivar reactor: watches sockets and tells the time.
+    @ivar reactor: watches sockets, and is the clock.
     @ivar threads: runs a function in a thread.
-    @ivar system: the calls into the kernel.
+    @ivar system: the system calls.
     """
 
     reactor: Any
@@ -42,7 +42,7 @@ class Runtime:
     def of(cls, reactor: Any = None) -> Runtime:
         """The real one.
 
-        @param reactor: whose thread pool is used too; None for the global one.
+        @param reactor: the reactor, whose thread pool is used as well; None for the global one.
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
@@ -54,7 +54,7 @@ class Runtime:
 
 
 async def wait_shielded(working: Deferred[Any]) -> Any:
-    """The result of C{working}, waited for even by somebody who is cancelled meanwhile."""
+    """Wait for the result of C{working}, even if the waiting is cancelled meanwhile."""
     results: list[Any] = []
     waiting: list[Deferred[None]] = []
 
@@ -74,10 +74,10 @@ async def wait_shielded(working: Deferred[Any]) -> Any:
 
 
 class BoundedThreads:
-    """Runs functions in threads, and knows when none is running.
+    """Runs functions in a limited number of threads, and knows when none is running.
 
-    @param in_thread: what runs them.
-    @param limit: how many threads to hold at a time.
+    @param in_thread: runs a function in a thread.
+    @param limit: how many threads to use at a time.
     """
 
     def __init__(self, in_thread: InThread, limit: int = _MOST_THREADS) -> None:
@@ -94,8 +94,8 @@ class BoundedThreads:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """Run C{function} in a thread.
 
-        @return: fires with its result. Cancelling that gives up the waiting, not the work: a thread
-            cannot be stopped, and counts until it is done.
+        @return: fires with its result. Cancelling it ends only the waiting: a thread cannot be
+            stopped, and counts as running until the function returns.
         """
         self._running += 1
         result: Deferred[Any] = Deferred()

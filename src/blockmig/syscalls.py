@@ -1,9 +1,9 @@
-"""The calls into the kernel that can fail, as one object that is passed around.
+"""The system calls that can fail, as one object that is passed around.
 
-Owns nothing but the way down. Whatever touches a disk takes a `SystemCalls` as an argument, so that
-a test can hand in one that fails, dies, or keeps back what was not yet synced. What Python's `os`
-has is taken as it is; `fallocate` and `sync_file_range` it does not have, and where the C library
-has none either they fail with EOPNOTSUPP, for which every caller has another way.
+Whatever touches a disk takes a `SystemCalls` as an argument, so that a test can pass one that
+fails, dies, or keeps back what was not synced. The functions of Python's `os` are used as they are.
+Python lacks `fallocate` and `sync_file_range`: they are taken from the C library; where that lacks
+them too they fail with EOPNOTSUPP, for which every caller has a fallback.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 
 
 def _from_c_library(name: str, *arguments: Any) -> Callable[..., None]:
-    """A C function that returns -1 and sets errno, as a Python one that raises OSError."""
+    """A function of the C library, wrapped to raise OSError instead of setting errno."""
     function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is None:
 
@@ -60,14 +60,14 @@ _statx = _from_c_library(
 
 
 def describe_error(error: object) -> str:
-    """An error of the kernel's in words, for a message: C{No space left on device}."""
+    """A system error in words, for a message: C{No space left on device}."""
     return getattr(error, "strerror", None) or str(error)
 
 
 class SystemCalls:
     """The real calls, with the names and arguments of L{os} and L{fcntl} (and of their man pages).
 
-    Subclass or imitate it to make them fail.
+    Subclass or imitate it to make calls fail.
     """
 
     open = staticmethod(os.open)
@@ -111,9 +111,9 @@ class SystemCalls:
     )
 
     def birth(self, descriptor: int) -> int | None:
-        """When the file open as C{descriptor} was made (statx(2)): nanoseconds since 1970.
+        """When the file open as C{descriptor} was created (statx(2)): nanoseconds since 1970.
 
-        None where the file system does not tell.
+        None where the file system does not record it.
         """
         buffer = ctypes.create_string_buffer(_STATX_SIZE)
         try:
@@ -127,9 +127,9 @@ class SystemCalls:
         return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
     def generation(self, descriptor: int) -> int | None:
-        """What tells the file open as C{descriptor} from others that had its inode (ioctl_iflags).
+        """The inode's generation: distinguishes the open file from earlier ones with its inode.
 
-        FS_IOC_GETVERSION; None where the file system has nothing of the kind.
+        FS_IOC_GETVERSION of ioctl_iflags(2); None where the file system has no generations.
         """
         try:
             answer = self.ioctl(descriptor, _FS_IOC_GETVERSION, bytes(8))
@@ -141,10 +141,10 @@ class SystemCalls:
     def link(self, descriptor: int, path: str) -> None:
         """Give the file open as C{descriptor}, which has a name, the name C{path} too (linkat(2)).
 
-        @raise FileExistsError: something has it.
+        @raise FileExistsError: C{path} exists.
         """
-        # Only with a directory's descriptor does Python follow the link in /proc that is the file;
-        # which one does not matter to an absolute path.
+        # Python follows the link in /proc only if it is given a directory's descriptor; which one
+        # does not matter to an absolute path.
         os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
 
     def sync_directory(self, path: str) -> None:
@@ -157,4 +157,4 @@ class SystemCalls:
 
 
 SYSTEM: Final = SystemCalls()
-"""The real thing, the default everywhere."""
+"""The real calls, the default everywhere."""

@@ -1,8 +1,8 @@
-"""Our side of connections to NBD servers: of which everything that we ask of one is made.
+"""The client's side of NBD connections.
 
-Owns a connection (`connection`), the requests in flight on it (`requests`), and a client that waits
-for what it asks (`client`). The copier of a migration, the channel of its hand-off, a relay's far
-side and the tests' client are built on these.
+Owns a connection (`connection`), the requests in flight on it (`requests`), and a simple client
+with a Deferred for each request (`client`). A migration's copier, its hand-off channel, a relay's
+upstream side and the tests' client are built on these.
 """
 
 from .client import ClientFailed, NBDClient

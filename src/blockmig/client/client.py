@@ -1,13 +1,13 @@
-"""A client that waits for what it asks: for a hand-off, a lone disconnect, tests of servers.
+"""A simple NBD client with a Deferred for each request: for a hand-off, a DISC, tests of servers.
 
-Owns one connection, and one Deferred for each request on it. Nothing of it is fast, and nothing
-large passes through it; the copier moves the data.
+Owns one connection, and the Deferreds of its requests. It is neither fast nor meant for large
+transfers; the copier moves the data.
 
 Rules:
 
-* whoever waits is told: of the reply, of an error that it tells of (the connection lives on), or
-  that the connection is of no more use;
-* where a timeout is given every request is answered within it, or the server is a failed one.
+* every Deferred fires: with the reply, with the error in it (the connection can still be used), or
+  because the connection failed or was lost;
+* with a timeout, every request is answered within it, or the connection fails.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .requests import PendingRequests, RequestFailed
 
 
 class ClientFailed(Exception):
-    """The server could not be asked; the message is one line that says why.
+    """A request failed; the message is one line that says why.
 
-    @ivar error: the number of the error that it answered with; 0 where it did not answer.
+    @ivar error: the NBD error that the server answered with; 0 if it did not answer.
     """
 
     def __init__(self, why: str, error: int = 0) -> None:
@@ -39,9 +39,9 @@ class ClientFailed(Exception):
 class NBDClient(ClientHandler):
     """A client of one export; offsets and lengths are in bytes.
 
-    @param handshake: what is asked for.
-    @param runtime: what the outside world is.
-    @param timeout: seconds within which each answer must come; None for no limit.
+    @param handshake: negotiates the export.
+    @param runtime: reactor, threads and system calls.
+    @param timeout: seconds within which each answer must arrive; None for no limit.
     @param first_cookie: the cookie of the first request.
     """
 
@@ -63,29 +63,27 @@ class NBDClient(ClientHandler):
     async def connect(self, endpoint: IStreamClientEndpoint) -> Negotiated:
         """Connect, and shake hands.
 
-        @raise ClientFailed: that did not come about.
+        @raise ClientFailed: it could not connect, or the handshake failed.
         """
         try:
             await endpoint.connect(ClientFactory(self._connection))
         except (CancelledError, ConnectingCancelledError):
             raise CancelledError from None
         except Exception as error:  # each endpoint fails in its own ways
-            self._greeting.addErrback(lambda _: None)  # perhaps it had connected before that
+            self._greeting.addErrback(lambda _: None)  # it may have connected before that
             raise ClientFailed(f"cannot connect to the destination: {error}") from None
         return await self.greeted()
 
     def greeted(self) -> Deferred[Negotiated]:
-        """Fires with what was negotiated; to be asked once."""
+        """Fires with what was negotiated; to be called once."""
         return self._greeting
 
-    # What is asked; it fails with L{ClientFailed}.
+    # Requests; they fail with L{ClientFailed}.
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
-        """Bytes of the export."""
         return self.ask(Command.READ, offset, length)
 
     def write(self, offset: int, data: bytes) -> Deferred[None]:
-        """Bytes into the export."""
         return self.ask(Command.WRITE, offset, len(data), payload=data)
 
     def ask(
@@ -96,9 +94,9 @@ class NBDClient(ClientHandler):
         flags: int = 0,
         payload: bytes = b"",
     ) -> Deferred[Any]:
-        """A request.
+        """Send a request.
 
-        @return: fires when its reply is there, with what a READ has brought.
+        @return: fires when its reply has arrived, with the data of a READ, else None.
         """
         if self._failure is not None:
             return fail(self._failure)
@@ -117,7 +115,7 @@ class NBDClient(ClientHandler):
         return waiting
 
     def _outcome(self, result: Any) -> Any:
-        """What a reply comes to, for who waits for it."""
+        """What the request's Deferred fires with."""
         if not isinstance(result, Failure):
             return result or None
         assert isinstance(result.value, RequestFailed)
@@ -133,7 +131,7 @@ class NBDClient(ClientHandler):
         self.abort()
 
     def disconnect(self) -> Deferred[None]:
-        """Send the disconnect.
+        """Send DISC.
 
         @return: fires when the connection is gone, in whichever way.
         """
@@ -151,7 +149,6 @@ class NBDClient(ClientHandler):
         return closed
 
     def abort(self) -> None:
-        """End the connection now."""
         self._connection.abort()
 
     def _start_timeout(self) -> None:
@@ -166,20 +163,18 @@ class NBDClient(ClientHandler):
         self._start_timeout()
 
     def negotiated(self, negotiated: Negotiated) -> None:
-        """Now something may be asked."""
         self._finish(self._greeting, negotiated)
 
     def received(self, data: bytes) -> None:
-        """Replies."""
         self._requests.received(data)
 
     def connection_failed(self, why: str) -> None:
-        """Nobody is to wait any more; who asks later hears only that it is lost."""
+        """Fail every request; later ones only hear that the connection was lost."""
         self._fail(Failure(ClientFailed(why)))
         self._failure = Failure(ClientFailed("the connection was lost"))
 
     def connection_lost(self, why: str, reason: Failure) -> None:
-        """Nobody is to wait any more."""
+        """Fail every request."""
         self._fail(Failure(ClientFailed("the connection was lost")))
 
     def _fail(self, why: Failure) -> None:
@@ -188,7 +183,7 @@ class NBDClient(ClientHandler):
             self._finish(waiting, Failure(why.value))
 
     def connection_gone(self, reason: Failure) -> None:
-        """Nobody is to wait for that any more either."""
+        """Fire what L{closed} returned."""
         closed, self._close_waiters = self._close_waiters, []
         for waiting in closed:
             waiting.callback(None)

@@ -1,15 +1,16 @@
-"""One connection to somebody's NBD server, from its greeting to its end.
+"""One connection to an NBD server, from its greeting to its end.
 
-Owns the transport, what goes out on it, the handshake, and the time that the server may take. What
-is said after the handshake, and what its end means, is the affair of whoever uses it.
+Owns the transport, what is sent on it, the handshake, and the timeout. What is said after the
+handshake, and what the connection's end means, is up to its handler (`ClientHandler`).
 
 Rules:
 
-* the user is told once that the connection is of no more use, in one of three ways: it failed (we
-  gave it up), it was lost (the server, or the network, ended it), or, after our disconnect only, it
-  was closed in good order. That it is gone is told in any case, once, after that;
-* what a server says never raises out of here: what breaks the protocol ends the connection;
-* nobody waits for ever: what a server owes us is given up in time.
+* the handler is notified once that the connection can no longer be used, in one of three ways: it
+  failed (we gave it up), it was lost (the server or the network ended it), or, only after our DISC,
+  it was closed in good order. After that it is notified, once, that the connection is gone;
+* nothing that a server sends raises an exception out of here: a violation of the protocol ends the
+  connection;
+* nothing waits for ever: a connection whose server does not answer in time is given up.
 """
 
 from __future__ import annotations
@@ -39,47 +40,50 @@ from ..transport import (
 
 
 class ClientHandler:
-    """What a connection tells whoever uses it; what is of no interest need not be overridden."""
+    """Receives the events of a connection; override those of interest."""
 
     def connection_made(self) -> None:
-        """There is a connection; the server speaks first."""
+        """Connected; the server speaks first."""
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """The handshake is over."""
 
     def received(self, data: bytes) -> None:
-        """The server said this after the handshake.
+        """The server sent C{data} after the handshake.
 
         @raise ProtocolError: it breaks the protocol; that fails the connection.
         """
 
     def moved(self, count: int) -> None:
-        """So many bytes of file regions were given to the kernel."""
+        """C{count} bytes of file regions were given to the kernel."""
 
     def drained(self) -> None:
-        """Everything that was to be sent was given to the transport."""
+        """Everything that was queued was given to the transport."""
 
     def sending_failed(self, error: OSError) -> None:
-        """A file region could not be read, so that the connection is out of step."""
+        """A file region could not be read, so the connection cannot be used any more."""
 
     def connection_failed(self, why: str) -> None:
-        """We give the connection up."""
-
-    def connection_lost(self, why: str, reason: Failure) -> None:
-        """The server or the network has ended it, and not in good order.
+        """We gave the connection up.
 
         @param why: in words.
-        @param reason: as it came.
+        """
+
+    def connection_lost(self, why: str, reason: Failure) -> None:
+        """The server or the network ended the connection, and not in good order.
+
+        @param why: in words.
+        @param reason: Twisted's reason.
         """
 
     def connection_closed(self) -> None:
-        """The server has closed it in good order, after our disconnect."""
+        """The server closed the connection in good order after our DISC."""
 
     def connection_gone(self, reason: Failure) -> None:
-        """There is no connection any more."""
+        """The connection is gone; always the last event."""
 
     def explain(self, error: Exception) -> str:
-        """In words, why the server cannot be talked to.
+        """Why the connection fails, in words.
 
         @param error: a L{ProtocolError} or L{HandshakeRefused}.
         """
@@ -87,15 +91,15 @@ class ClientHandler:
 
 
 class ClientConnection(Protocol):
-    """The connection.
+    """The protocol of one connection.
 
-    @param handler: hears of it; may be exchanged by another.
-    @param handshake: to begin with; None for a connection whose handshake is somebody else's.
-    @param runtime: what the outside world is.
-    @param pacer: holds file regions back; None for no limit.
-    @ivar outgoing: sends on it, once there is one.
-    @ivar is_gone: there is none any more.
-    @ivar why: why we have given it up; "" if we have not.
+    @param handler: receives the events; may be replaced at any time.
+    @param handshake: our handshake; None where somebody else shakes hands.
+    @param runtime: reactor, threads and system calls.
+    @param pacer: limits the rate of file regions; None for no limit.
+    @ivar outgoing: sends on the connection, once that is made.
+    @ivar is_gone: the connection was made, and is gone.
+    @ivar why: why we gave it up; "" if we did not.
     """
 
     transport: Any
@@ -121,7 +125,6 @@ class ClientConnection(Protocol):
     # IProtocol.
 
     def connectionMade(self) -> None:
-        """Connected."""
         tune(self.transport)
         self.outgoing = RegionProducer(
             self.transport,
@@ -134,9 +137,9 @@ class ClientConnection(Protocol):
         if self._is_usable:
             self.handler.connection_made()
         else:
-            self.transport.abortConnection()  # it was given up before
+            self.transport.abortConnection()  # it was given up before that
 
-    # The user may be another by then.
+    # Not bound methods of the handler: that may be replaced.
 
     def _sending_failed(self, error: OSError) -> None:
         self.handler.sending_failed(error)
@@ -148,7 +151,6 @@ class ClientConnection(Protocol):
         self.handler.drained()
 
     def dataReceived(self, data: bytes) -> None:
-        """Something from the server."""
         if not self._is_usable:
             return
         try:
@@ -172,7 +174,6 @@ class ClientConnection(Protocol):
         return handshake.trailing_data() if self._is_usable else b""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is gone."""
         self.is_gone = True
         self.outgoing.stopProducing()
         self.cancel_timeout()
@@ -181,7 +182,7 @@ class ClientConnection(Protocol):
         self.handler.connection_gone(reason)
 
     def _ended(self, reason: Failure) -> None:
-        # Aborted by us is what the other side has closed while we were sending.
+        # Twisted also reports ConnectionAborted where the peer closed while we were sending.
         closed = reason.check(ConnectionAborted, ConnectionDone)
         why = "closed by the destination" if closed else f"lost: {reason.getErrorMessage()}"
         self._lose(f"the connection was {why}", reason)
@@ -192,20 +193,19 @@ class ClientConnection(Protocol):
             why = "the connection was closed during the handshake"
         self.handler.connection_lost(why, reason)
 
-    # What is done with it.
+    # For its user.
 
     @property
     def is_hung_up(self) -> bool:
-        """Whether the server has closed it, though we were not told yet."""
+        """Whether the server has closed the connection, even if that was not reported yet."""
         return not self.is_gone and has_hung_up(self.transport)
 
     def set_timeout(self, seconds: float, why: str) -> None:
-        """Give the connection up in a while, unless something else is waited for before that."""
+        """Give the connection up after C{seconds}; replaces the timeout that was set before."""
         self.cancel_timeout()
         self._timeout = self._runtime.reactor.callLater(seconds, self._timed_out, why)
 
     def cancel_timeout(self) -> None:
-        """What was waited for is there."""
         if self._timeout is not None and self._timeout.active():
             self._timeout.cancel()
         self._timeout = None
@@ -215,7 +215,10 @@ class ClientConnection(Protocol):
         self.fail(why)
 
     def fail(self, why: str) -> None:
-        """Give the connection up."""
+        """Give the connection up.
+
+        @param why: in words.
+        """
         if self._is_usable:
             self._is_usable = False
             self.why = why
@@ -223,7 +226,7 @@ class ClientConnection(Protocol):
         self.abort()
 
     def abort(self) -> None:
-        """End the connection at once, if there is one."""
+        """Close the connection at once, if there is one."""
         self.cancel_timeout()
         if self.transport is not None and not self.is_gone:
             self.outgoing.stopProducing()
@@ -232,22 +235,22 @@ class ClientConnection(Protocol):
 
 @implementer(IHalfCloseableProtocol)
 class HalfClosingConnection(ClientConnection):
-    """A connection that says in good order that nothing follows, and sees whether that was heard.
+    """A connection that half-closes after its DISC, and checks that the server received it.
 
-    The server's end of the stream confirms what came to it before: were more than our own end still
-    unconfirmed by then, it would have closed without the disconnect.
+    When the server closes its side, everything but our end-of-stream must be acknowledged: if more
+    is still unacknowledged by then, the server has closed without having received the DISC.
     """
 
     _disconnecting = False
     _half_closes = False
 
     def disconnect(self, message: bytes) -> None:
-        """Send the last message, with nothing else queued; then close our side, if that goes.
+        """Send the last message, with nothing else queued; then close our side if that is possible.
 
-        @param message: the disconnect.
+        @param message: the DISC request.
         """
-        # By the transport, which sends it and closes its side in one go: a server that is quicker
-        # could otherwise close before we know that the disconnect has left.
+        # Through the transport, which sends it and closes its side in one step: a quick server
+        # could otherwise close before we know that the DISC was sent.
         self.transport.write(message)
         self._half_closes = self._can_half_close()
         if self._half_closes:
@@ -256,9 +259,9 @@ class HalfClosingConnection(ClientConnection):
             self._disconnecting = True
 
     def _can_half_close(self) -> bool:
-        """Whether the transport can say that nothing follows, hear on, and tell us of both.
+        """Whether the transport can half-close, and report both half-closes to us.
 
-        It tells the protocol that it knows of, which may be an endpoint's own, around ours.
+        It reports to the protocol that it knows, which may be an endpoint's wrapper around ours.
         """
         transport = self.transport
         return (
@@ -268,11 +271,11 @@ class HalfClosingConnection(ClientConnection):
         )
 
     def writeConnectionLost(self) -> None:
-        """The disconnect, and that nothing follows it, was given to the kernel."""
+        """The DISC and the end-of-stream were given to the kernel."""
         self._disconnecting = True
 
     def readConnectionLost(self) -> None:
-        """The server closed its side: in good order, if it had the disconnect by then."""
+        """The server closed its side: in good order, if it had received the DISC by then."""
         if not self._is_usable:
             self.abort()
         elif self._disconnecting and unacknowledged(self.transport) <= 1:
@@ -294,10 +297,7 @@ class HalfClosingConnection(ClientConnection):
 
 
 class ClientFactory(Factory):
-    """Makes one connection.
-
-    @param connection: that one.
-    """
+    """A factory for the one connection that it is given."""
 
     noisy = False
 
@@ -305,6 +305,5 @@ class ClientFactory(Factory):
         self._connection = connection
 
     def buildProtocol(self, addr: object) -> ClientConnection:
-        """The connection."""
         self._connection.factory = self
         return self._connection

@@ -1,4 +1,4 @@
-"""Where a disk is sent to."""
+"""Where a disk is sent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """An export of somebody's NBD server.
+    """An export of an NBD server.
 
     @ivar endpoint: where that server is.
     @ivar export: the name of its export; "" is the default export.
-    @ivar uri: both as a URI, for records and messages; "" where nobody knows one.
+    @ivar uri: both as a URI, for records and messages; "" if none is known.
     """
 
     endpoint: IStreamClientEndpoint

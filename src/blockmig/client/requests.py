@@ -1,7 +1,7 @@
-"""The requests in flight on one connection, each with who waits for its reply.
+"""The requests in flight on one connection, and the callbacks for their replies.
 
-Owns the match of replies to requests. It sends nothing itself, so that many requests can go out in
-one piece. What a READ brings is kept in memory until it is whole: nobody reads much here.
+Owns the matching of replies to requests. It sends nothing itself, so that many requests can be sent
+in one piece. The data of a READ is kept in memory until it is complete: reads here are small.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..nbd import ClientTransmission, Command, EndOfPayload, Payload, Reply, Req
 class RequestFailed(Exception):
     """The server answered with an error; the message is one line that says which.
 
-    @ivar request: what was asked.
-    @ivar error: its number.
+    @ivar request: the request.
+    @ivar error: the NBD error.
     """
 
     def __init__(self, request: Request, error: int) -> None:
@@ -30,13 +30,13 @@ class RequestFailed(Exception):
 
 
 OnReply = Callable[[int, bytes], None]
-"""Gets the error that a reply tells of, 0 for none, and what a READ has brought."""
+"""Called with the error in a reply, 0 for none, and the data of a READ."""
 
 
 class PendingRequests:
-    """Those of one connection.
+    """The requests in flight on one connection.
 
-    @param wire: makes them, and understands the replies.
+    @param wire: makes the requests, and parses the replies.
     """
 
     def __init__(self, wire: ClientTransmission) -> None:
@@ -46,11 +46,10 @@ class PendingRequests:
 
     @property
     def in_flight(self) -> int:
-        """How many were sent and not answered."""
         return len(self._waiting)
 
     def is_in_flight(self, command: Command) -> bool:
-        """Whether one of that kind is."""
+        """Whether a request of that type is in flight."""
         return any(request.command == command for request, _ in self._waiting.values())
 
     def make(
@@ -58,7 +57,7 @@ class PendingRequests:
     ) -> tuple[Request, bytes]:
         """Make a request; a WRITE's payload of C{length} bytes must follow it on the wire.
 
-        @param answered: called when its reply has come.
+        @param answered: called when its reply has arrived.
         @return: the request, and its header for the wire.
         """
         request, header = self._wire.request(command, offset, length, flags)
@@ -68,10 +67,10 @@ class PendingRequests:
     def ask(
         self, command: Command, offset: int = 0, length: int = 0, flags: int = 0
     ) -> tuple[bytes, Deferred[Any]]:
-        """L{make} a request that somebody waits for.
+        """L{make} a request with a Deferred for its reply.
 
-        @return: its header for the wire, and what fires with what a READ has brought. It fails with
-            L{RequestFailed}.
+        @return: its header for the wire, and a Deferred that fires with the data of a READ (empty
+            for others). It fails with L{RequestFailed}.
         """
         waiting: Deferred[Any] = Deferred()
 
@@ -83,7 +82,7 @@ class PendingRequests:
         return header, waiting
 
     def disconnect(self) -> bytes:
-        """The last message.
+        """The DISC, which is the last message.
 
         @raise blockmig.nbd.LocalProtocolError: there are requests in flight.
         """
@@ -91,7 +90,7 @@ class PendingRequests:
         return header
 
     def received(self, data: bytes) -> None:
-        """The server said this: tell who waits for it.
+        """The server sent C{data}: fire the replies' callbacks.
 
         @raise blockmig.nbd.RemoteProtocolError: it breaks the protocol.
         """

@@ -1,7 +1,7 @@
-"""A disk to clients: the server, and the server's side of NBD connections.
+"""Serving a disk to clients: the server, and the server's side of NBD connections.
 
-Owns connections, and what their clients share of a disk. A connection asks its handler who may do
-what on it, so that the receiver's are of the same kind as the server's.
+Owns connections, and the disk access that their clients share. What may be done on a connection is
+decided by its handler, so that a migration's receiver uses the same connections as the server.
 """
 
 from .access import DiskAccess

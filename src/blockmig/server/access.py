@@ -1,16 +1,17 @@
-"""A disk as the clients of a server share it: what can be done at once, and what has to wait.
+"""Access to a disk that the clients of a server share.
 
-Owns what is known of one disk's speed and layout, and its flushes. Nothing of a connection.
+Owns what is known of one disk's latency and layout, and its flushes. Nothing of a connection.
 
 Rules:
 
-* what may take long runs in a thread. A read is done at once only if the kernel says that it need
-  not wait for the medium (RWF_NOWAIT); a write, or a read where the kernel cannot say, only while
-  such calls have proved to be quick (`latency`);
-* a flush covers all that was written before it was asked for: whoever asks while one is under way
-  waits for the next, together with all the others who do;
-* data may always be taken for data, a hole only if it was looked up after the request came;
-* once a part of the disk could not be read, nothing is promised before it has been read.
+* what may take long runs in a thread. A read is done in the reactor's thread only if the kernel
+  confirms that it need not wait for the medium (RWF_NOWAIT); a write, or a read where the kernel
+  cannot say, only while such calls have proved to be quick (`latency`);
+* a flush covers everything written before it was requested: a flush that is requested while one is
+  running waits for the next, which serves all that wait;
+* a range known to be data may be sent as data; a hole only if it was looked up after the request
+  arrived;
+* once a part of the disk could not be read, no reply begins before its data has been read.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ SMALL: Final = 64 << 10
 """Bytes of the longest request that is carried out in memory."""
 
 SHORTEST_HOLE: Final = 64 << 10
-"""Bytes of the shortest hole that a read tells of, so that its reply has not too many chunks."""
+"""Bytes of the shortest hole that a READ reports, so that its reply has not too many chunks."""
 
 _MOST_EXTENTS: Final = 1 << 13
 LONGEST_STATUS: Final = 8 * _MOST_EXTENTS
-"""Bytes that an answer to BLOCK_STATUS may have, or nearly so."""
+"""About the bytes of the longest reply to BLOCK_STATUS."""
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -49,11 +50,10 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 class DiskAccess:
     """One disk, for all connections of a server.
 
-    @param disk: the disk.
-    @param in_thread: runs a function in a thread.
-    @ivar latency: whether it is quick enough to be called in the reactor's thread.
-    @ivar changes: who is told of what clients change.
-    @ivar no_wait: the flag for C{preadv} that has it fail rather than wait; 0 where none is known.
+    @ivar latency: whether the disk is quick enough to be called in the reactor's thread.
+    @ivar reads_first: a read failed once, so that data is read before its reply begins.
+    @ivar changes: who is notified of what clients change.
+    @ivar no_wait: the flag that makes C{preadv} fail rather than wait; 0 where there is none.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class DiskAccess:
         return self.latency.quick and self.disk.fileno() is not None
 
     def read_nowait(self, view: memoryview, offset: int) -> bool:
-        """Fill C{view} from C{offset} if that needs no waiting; whether it was done."""
+        """Fill C{view} from C{offset} if that need not wait; return whether it was filled."""
         descriptor = self.disk.fileno()
         assert descriptor is not None
         try:
@@ -94,29 +94,28 @@ class DiskAccess:
             return self.nowait_failed(error) and self.read_nowait(view, offset)
 
     def nowait_failed(self, error: OSError) -> bool:
-        """Something could not be done at once; whether it may be tried again."""
+        """A read without waiting failed; return whether it may be tried again."""
         if self.no_wait and error.errno in _UNSUPPORTED:
             self.no_wait = 0
             return True
         return False
 
     def read(self, offset: int, length: int, owner: JobOwner | None = None) -> Deferred[bytes]:
-        """I{In a thread.} That many bytes.
+        """I{In a thread.} Read C{length} bytes.
 
-        @param owner: here and below, whose work it is.
+        @param owner: here and below, the connection that the work is for.
         """
         return self.jobs.run(owner or self._anonymous, self.disk.read, offset, length)
 
     def write(self, offset: int, data: bytes, owner: JobOwner | None = None) -> Deferred[None]:
-        """I{In a thread.} Write C{data}."""
         return self.jobs.run(owner or self._anonymous, self.disk.write, offset, data, changing=True)
 
-    # Large reads, and what the disk looks like.
+    # Large reads, and the disk's layout.
 
     def is_ready(self, offset: int, length: int, with_holes: bool) -> bool:
-        """Whether a large read can be sent as it is, without L{prepare}.
+        """Whether a large read can be sent directly, without L{prepare}.
 
-        @param with_holes: holes are to be told from data.
+        @param with_holes: holes are to be sent as holes.
         """
         if self.reads_first or self.disk.fileno() is None:
             return False
@@ -128,7 +127,7 @@ class DiskAccess:
         return self._is_cached(offset, length) if self.no_wait else self.latency.quick
 
     def _is_cached(self, offset: int, length: int) -> bool:
-        """Whether it seems to be in the page cache: one byte of every so many is looked at."""
+        """Whether it seems to be in the page cache: one byte in every 256 KiB is read."""
         byte = memoryview(bytearray(1))
         end = offset + length
         ends = range(min(offset + PROBE_SIZE, end), end, PROBE_SIZE)
@@ -137,12 +136,12 @@ class DiskAccess:
     def prepare(
         self, offset: int, length: int, with_holes: bool, owner: JobOwner | None = None
     ) -> Deferred[list[Extent]]:
-        """I{In a thread.} Have a range ready to be sent, and tell its holes from its data.
+        """I{In a thread.} Fetch a range into the page cache, and find its holes.
 
-        Holes too short to be worth their chunk are data.
+        Holes that are too short for a chunk of their own count as data.
 
         @param with_holes: if not, all of it is one run of data.
-        @return: fires with the runs, which adjoin and make up the range.
+        @return: fires with the runs, which are adjacent and make up the range.
         """
         preparing = self.jobs.run(
             owner or self._anonymous, self._prepare, offset, length, with_holes, scanning=with_holes
@@ -169,7 +168,7 @@ class DiskAccess:
         return runs, known
 
     def _fetch(self, offset: int, end: int, runs: list[Extent]) -> bool:
-        """Have the range in the page cache; add its runs to C{runs}; whether all of it is data."""
+        """Fetch a range, add its runs to C{runs}, and return whether all of it is data."""
         zeroes = False
         while offset < end:
             count = min(PROBE_SIZE, end - offset)
@@ -188,15 +187,15 @@ class DiskAccess:
         return runs
 
     def forget_layout(self) -> None:
-        """Space was given back: there may be holes where there was data."""
+        """Space was deallocated: there may be holes where there was data."""
         self._known_data = (0, 0)
 
     def status(
         self, offset: int, length: int, one: bool, owner: JobOwner | None = None
     ) -> Deferred[list[tuple[int, int]]]:
-        """I{In a thread.} What C{base:allocation} says of a range, or of its beginning.
+        """I{In a thread.} The C{base:allocation} status of a range, or of its beginning.
 
-        @param one: of its first extent only.
+        @param one: return the first extent only.
         @return: fires with the length and state of each extent.
         """
         return self.jobs.run(
@@ -212,10 +211,10 @@ class DiskAccess:
         return found
 
     def read_failed(self, error: OSError) -> None:
-        """A part of the disk could not be sent."""
+        """A part of the disk could not be read after its reply had begun."""
         if not self.reads_first:
             _log.warn(
-                "{disk}: cannot be read everywhere ({error}); reading before promising from now on",
+                "{disk}: a read failed ({error}); from now on data is read before its reply begins",
                 disk=self.disk.name,
                 error=str(error),
             )
@@ -224,7 +223,7 @@ class DiskAccess:
     # Flushes.
 
     def flush(self) -> Deferred[None]:
-        """Make durable what was written until now.
+        """Make everything written until now durable.
 
         @return: fires when it is; fails with the disk's error.
         """
@@ -252,7 +251,7 @@ class DiskAccess:
 
 
 def _append(runs: list[Extent], start: int, end: int, hole: bool) -> None:
-    """Add a run, or lengthen the last."""
+    """Add a run, or extend the last one."""
     if runs and runs[-1].hole == hole:
         start = runs.pop().offset
     runs.append(Extent(start, end - start, hole))

@@ -1,16 +1,16 @@
-"""What the requests of one connection do to a disk that they need not share.
+"""What the requests of one connection do to a disk that has no other clients.
 
-Owns the plain way from a checked and admitted request to the disk; where the disk has many clients
-another backend takes its place (`shared`). Both offer the same operations (`Backend`), so that
-whoever carries requests out (`executor`) need not know which it is.
+Owns the direct way from a checked and admitted request to the disk; for a disk with many clients
+there is another backend (`shared`). Both implement `Backend`, so that `executor`, which carries the
+requests out, need not know which one it has.
 
 Rules:
 
-* a READ is sent from the disk by region, unseen: if it fails, that costs the connection;
-* a WRITE's payload goes to the disk as it comes;
-* zeroes and trims are done at once where they are short, and are not to be durable; otherwise, like
-  flushes, in a thread;
-* what the client said is carried out to the end, also when it is gone.
+* a READ is sent from the disk as a file region, unread: if that fails the connection is lost;
+* a WRITE's payload is written to the disk as it arrives;
+* WRITE_ZEROES and TRIM run in the reactor's thread if they are short (1 MiB) and without FUA;
+  otherwise, like flushes, in a thread;
+* a request that was received is carried out to its end, even if its client has gone.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from ..runtime import InThread
 from ..transport import FileRegion
 
 ReplyItems = list[Any]
-"""What to put on the wire, in order: bytes and file regions."""
+"""What to put on the wire for a reply, in order: bytes and file regions."""
 
 EventualReply = ReplyItems | Deferred[ReplyItems]
-"""The reply to a request, now or once it is known."""
+"""The reply to a request, or a Deferred of it."""
 
 SHORT_ZEROES: Final = 1 << 20
-"""Bytes of the longest range that may be zeroed, or trimmed, in the reactor's thread."""
+"""Bytes of the longest range that may be zeroed or trimmed in the reactor's thread."""
 
 IO_SIZE: Final = 1 << 20
-"""Bytes that are read or written at a time by a thread."""
+"""Bytes that a thread reads or writes at a time."""
 
 _ZEROING_SLICE: Final = 64 << 20
 
 
 class Backend(Protocol):
-    """The operations of a disk. What fails, or raises, does so with the disk's error."""
+    """The operations on a disk. Exceptions and failures are the disk's own errors."""
 
     @property
     def writes_in_thread(self) -> bool:
-        """Whether payloads are to be written by L{write_in_thread}, rather than as they come."""
+        """Whether payloads are to be written by L{write_in_thread}, not as they arrive."""
 
     def touch(self) -> None:
-        """A request is about to be carried out, other than by the next two."""
+        """A request is about to be carried out, other than by the write methods."""
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write some of a payload."""
+        """Write a part of a payload."""
 
     def write_in_thread(self, offset: int, data: bytes) -> Deferred[Any]:
-        """I{In a thread.} Write some of a payload."""
+        """I{In a thread.} Write a part of a payload."""
 
     def write_region(self, offset: int, length: int) -> FileRegion:
-        """Where so much of a payload belongs, some of which may now be moved there."""
+        """Where C{length} bytes of a payload belong; some of them may be moved there next."""
 
     def payload_moved(self) -> None:
-        """Some of it was."""
+        """Some bytes were moved into the last region (or lost)."""
 
     def read(self, request: Request) -> EventualReply:
         """Carry out a READ."""
@@ -69,7 +69,7 @@ class Backend(Protocol):
         """Carry out a BLOCK_STATUS."""
 
     def memory_to_read(self, length: int) -> int:
-        """How many bytes of memory a large READ may take before its reply is sent."""
+        """How many bytes of memory a large READ may take until its reply is sent."""
 
     def change(self, request: Request) -> Deferred[Any] | None:
         """Carry out a WRITE_ZEROES or a TRIM.
@@ -81,16 +81,15 @@ class Backend(Protocol):
         """Carry out a CACHE."""
 
     def flush(self) -> Deferred[Any]:
-        """Make durable what was written so far."""
+        """Make everything written so far durable."""
 
     def abandon(self) -> None:
         """The connection is gone."""
 
 
 class PlainBackend:
-    """A disk that has the connection for its only client, or nearly so.
+    """Direct access to a disk whose only client, or nearly so, is this connection.
 
-    @param disk: the disk.
     @param wire: makes the replies.
     @param in_thread: runs a function in a thread.
     """
@@ -103,38 +102,34 @@ class PlainBackend:
         self._in_thread = in_thread
 
     def touch(self) -> None:
-        """It matters to nobody."""
+        """Nobody measures the disk's latency here."""
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write some of a payload."""
+        """Write a part of a payload."""
         self._disk.write(offset, data)
 
     def write_in_thread(self, offset: int, data: bytes) -> Deferred[Any]:
-        """I{In a thread.} Write some of a payload."""
+        """I{In a thread.} Write a part of a payload."""
         return self._in_thread(self._disk.write, offset, data)
 
     def write_region(self, offset: int, length: int) -> FileRegion:
-        """Where so much of a payload belongs."""
         return FileRegion(self._disk, offset, length)
 
     def payload_moved(self) -> None:
-        """It matters to nobody."""
+        """Nobody measures the disk's latency here."""
 
     def read(self, request: Request) -> ReplyItems:
-        """Send it from the disk."""
         region = FileRegion(self._disk, request.offset, request.length)
         return self._wire.reply(request, 0, [region])
 
     def status(self, request: Request) -> ReplyItems:
-        """It is offered to nobody."""
+        """Refuse: metadata contexts are not offered."""
         return self._wire.reply(request, Errno.ENOTSUP)
 
     def memory_to_read(self, length: int) -> int:
-        """None."""
         return 0
 
     def change(self, request: Request) -> Deferred[Any] | None:
-        """Zero, or trim."""
         if request.length <= SHORT_ZEROES and not request.flags & CommandFlag.FUA:
             self._change(request)
             return None
@@ -144,21 +139,19 @@ class PlainBackend:
         change(self._disk, request)
 
     def cache(self, request: Request) -> Deferred[Any]:
-        """I{In a thread.} Read it all."""
         return self._in_thread(cache, self._disk, request)
 
     def flush(self) -> Deferred[Any]:
-        """I{In a thread.} Flush the disk."""
         return self._in_thread(self._disk.flush)
 
     def abandon(self) -> None:
-        """What the client said is carried out all the same."""
+        """What the client requested is carried out nevertheless."""
 
 
 def change(disk: IDisk, request: Request, check: Callable[[], None] = lambda: None) -> None:
     """I{Slow.} Carry out a WRITE_ZEROES or a TRIM, in slices.
 
-    @param check: called before each slice; raises if nobody wants the rest any more.
+    @param check: called before each slice; raises if the rest is no longer wanted.
     """
     offset, end = request.offset, request.offset + request.length
     allocate = bool(request.flags & CommandFlag.NO_HOLE)
@@ -174,7 +167,7 @@ def change(disk: IDisk, request: Request, check: Callable[[], None] = lambda: No
 
 
 def cache(disk: IDisk, request: Request, check: Callable[[], None] = lambda: None) -> None:
-    """I{Slow.} Read all of a range, and forget it.
+    """I{Slow.} Read a range into the page cache.
 
     @param check: see L{change}.
     """

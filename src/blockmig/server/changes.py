@@ -1,13 +1,13 @@
-"""What clients change of a disk, told to somebody who mirrors it.
+"""Notifies a mirror of what clients change on a disk, and throttles the clients for it.
 
-Owns who is told, and how much the clients are slowed for it. Rules:
+Owns who is notified, and the throttle. Rules:
 
-* a change is told of before it touches the disk. One that is made while others may run (by a
-  thread) is told of again after it, whatever became of it: whoever mirrors may have read the range
-  in between;
-* clients that are slowed are so by what they make dirty, not by what they write: a write of 4 KiB
-  may have 64 KiB sent again;
-* what they have not used up of their share is theirs for a tenth of a second, and then lost.
+* a change is notified before it touches the disk. A change that a thread makes, while other code
+  may run, is notified again after it, whatever its outcome: the mirror may have read the range in
+  between;
+* the throttle counts what clients make dirty, not what they write: a write of 4 KiB may cause
+  64 KiB to be sent again;
+* allowance that clients have not used is kept for a tenth of a second, and then lost.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 _BURST: Final = 0.1
-"""Seconds for which an unused share is kept."""
+"""Seconds for which an unused allowance is kept."""
 
 _LONGEST_DELAY: Final = 10.0
-"""Seconds that a change is held back at most, so that no client takes the server for dead."""
+"""Seconds that a change is delayed at most, so that no client takes the server for dead."""
 
 
 class Throttle:
-    """How fast clients may make the disk dirty.
+    """Limits how fast clients make the disk dirty.
 
-    @param clock: tells the time.
     @param rate: bytes per second.
-    @param dirtied: how many bytes they have made dirty so far; only grows.
+    @param dirtied: returns how many bytes they have made dirty so far; only grows.
     """
 
     def __init__(self, clock: IReactorTime, rate: float, dirtied: Callable[[], int]) -> None:
@@ -43,7 +42,7 @@ class Throttle:
         self._waiting: dict[Deferred[None], IDelayedCall] = {}
 
     def turn(self) -> Deferred[None] | None:
-        """None where a change may be made now; else what fires when it may."""
+        """None if a change may be made now; else a Deferred that fires when it may."""
         now, dirtied = self._clock.seconds(), self._dirtied()
         grown = self._allowance + (now - self._updated_at) * self.rate
         allowance = min(grown, self.rate * _BURST) - (dirtied - self._dirtied_before)
@@ -61,7 +60,7 @@ class Throttle:
         turn.callback(None)
 
     def lift(self) -> None:
-        """Hold nothing back any more."""
+        """Release everything that is delayed."""
         waiting, self._waiting = self._waiting, {}
         for turn, call in waiting.items():
             call.cancel()
@@ -71,9 +70,9 @@ class Throttle:
 class Changes:
     """The changes of one disk.
 
-    @ivar mark: called with the offset and the length of each change, and with False after them
-        if it leaves only zeroes; None if nobody wants to know.
-    @ivar throttle: holds changes back; None where nothing does.
+    @ivar mark: called with the offset and length of each change, and with False as the third
+        argument if it leaves only zeroes; None while nobody watches.
+    @ivar throttle: delays changes; None for no limit.
     """
 
     def __init__(self) -> None:
@@ -81,7 +80,7 @@ class Changes:
         self.throttle: Throttle | None = None
 
     def slow_down(self, throttle: Throttle | None) -> None:
-        """Have changes held back by C{throttle} from now on; by none if it is None."""
+        """Use C{throttle} (None for no limit) from now on; release what the last one delayed."""
         before, self.throttle = self.throttle, throttle
         if before is not None:
             before.lift()
@@ -89,7 +88,7 @@ class Changes:
     def notify(self, offset: int, length: int, data: bool = True) -> None:
         """C{length} bytes at C{offset} are about to be changed, or just were.
 
-        @param data: by a write; otherwise they are zeroed, or trimmed.
+        @param data: they are written; otherwise they are zeroed or trimmed.
         """
         if self.mark is not None:
             self.mark(offset, length, data)
@@ -97,7 +96,7 @@ class Changes:
     def around(
         self, offset: int, length: int, working: Deferred[Any], data: bool = True
     ) -> Deferred[Any]:
-        """C{working} is changing them; the same Deferred, after which it is told of again."""
+        """Notify now, and again after C{working}, which is changing them; return that Deferred."""
         self.notify(offset, length, data)
 
         def notify_again(result: Any) -> Any:

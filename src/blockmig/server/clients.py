@@ -1,6 +1,7 @@
-"""The connections of one factory, as long as they last.
+"""The current connections of one factory.
 
-Owns who is connected, what went over all connections so far, and the moment when nobody is left.
+Owns the set of connections, the totals over all connections so far, and the moment when none is
+left.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .traffic import TrafficCounters
 
 
 class Clients:
-    """Iterating gives the connections that there are now, and may meanwhile end them."""
+    """The connections; one may be closed while iterating over them."""
 
     def __init__(self) -> None:
         self._connections: dict[ServerConnection, None] = {}
@@ -30,12 +31,10 @@ class Clients:
         return iter(list(self._connections))
 
     def add(self, connection: ServerConnection) -> None:
-        """C{connection} was made."""
         self._connections[connection] = None
         self._count += 1
 
     def remove(self, connection: ServerConnection) -> None:
-        """C{connection} is no more."""
         del self._connections[connection]
         self._past.add(connection.traffic)
         if not self._connections:
@@ -44,7 +43,7 @@ class Clients:
                 deferred.callback(None)
 
     def all_gone(self) -> Deferred[None]:
-        """Fires when there is no connection."""
+        """Fires when there is no connection (any more)."""
         left: Deferred[None] = Deferred()
         if self._connections:
             self._waiting.append(left)
@@ -53,9 +52,9 @@ class Clients:
         return left
 
     def status(self, now: float) -> dict[str, Any]:
-        """Who is connected, and the totals, for a status.
+        """The connections and the totals, for a status.
 
-        @param now: the time, by the reactor's clock.
+        @param now: the time by the reactor's clock.
         """
         totals = TrafficCounters()
         totals.add(self._past)

@@ -1,7 +1,7 @@
-"""What went wrong with a server's disk, told to whoever runs it.
+"""Counts and logs the errors of a server's disk, for whoever runs the server.
 
-The clients were answered with an error each time; here it is counted and logged, each kind of error
-(a command and what the system said) once in a while.
+Clients are answered with an error each time. Each kind of error (a command and an errno) is logged
+at most once a minute.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LOG_INTERVAL: Final = 60.0
 
 
 class DiskErrors:
-    """Those of one disk.
+    """The errors of one disk.
 
     @param disk: its name.
-    @param seconds: the time.
+    @param seconds: returns the time.
     @ivar count: how many requests failed.
-    @ivar last: the last one, in words; "" if there was none.
+    @ivar last: the last error, in words; "" if there was none.
     """
 
     def __init__(self, disk: str, seconds: Callable[[], float]) -> None:
@@ -37,10 +37,9 @@ class DiskErrors:
         self._logged_at: dict[tuple[int, int | None], float] = {}
 
     def add(self, request: Request, error: BaseException | None) -> None:
-        """C{request} failed."""
         number = getattr(error, "errno", None)
         if request.flags & CommandFlag.FAST_ZERO and number == errno.EOPNOTSUPP:
-            return  # that it would not be fast is an answer, not a failure
+            return  # "not fast" is an answer, not a failure
         self.count += 1
         command = Command(request.command)
         where = f" at {request.offset}" if command != Command.FLUSH else ""
@@ -51,7 +50,7 @@ class DiskErrors:
             return
         self._logged_at[kind] = now
         _log.error(
-            "{disk}: {error} (the client was told; errors so far: {count})",
+            "{disk}: {error} (reported to the client; errors so far: {count})",
             event="disk-error",
             disk=self._disk,
             error=self.last,

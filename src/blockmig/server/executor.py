@@ -1,15 +1,15 @@
-"""The requests of one connection, carried out.
+"""Carries out the requests of one connection.
 
-Owns the way of a request from the wire's event to its reply: whether it is right, whether it is
-admitted, what it does to the disk (`backend`), what whoever decides is told of it. Rules:
+Owns a request's way from the wire's event to its reply: the check, the admission, the work on the
+disk (`backend`), and the notification of the handler. Rules:
 
-* every request has one reply: a list of what goes on the wire, now or later, and never a failure;
-  here errors become replies, which are sent before anybody else hears of the error;
-* nothing more is taken from the client before it is known whether its latest request is admitted;
-* a reply that says success is made only after the disk said so;
+* every request has one reply: a list of what to put on the wire, now or later, and never a failure.
+  Errors become replies here, and these are sent before the handler is notified of the error;
+* nothing more is read from the client until it is known whether its latest request is admitted;
+* a reply that reports success is made only after the disk reported it;
 * FUA flushes after the request's own work;
-* a WRITE's payload is taken off the wire whatever the answer; once some of it could not be written
-  no more of it is.
+* a WRITE's payload is taken off the wire whatever the answer; once a part of it could not be
+  written, the rest is discarded.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class IncomingWrite:
     """The WRITE whose payload is on the wire.
 
     @ivar request: the WRITE.
-    @ivar error: what to answer it with; its payload is then only taken off the wire. So it is
-        before the request is admitted.
-    @ivar in_thread: what comes of the payload is to be written by a thread.
+    @ivar error: the error to answer with, 0 for none; with an error the payload is discarded. Until
+        the request is admitted it is ESHUTDOWN.
+    @ivar in_thread: the payload is written by a thread.
     @ivar position: where on the disk the next byte from the wire belongs.
     """
 
@@ -70,14 +70,14 @@ class IncomingWrite:
         self._buffered = 0
 
     def admit(self, error: int) -> None:
-        """It is known whether it is to be tried."""
+        """The request is admitted (C{error} is 0), or refused with C{error}."""
         self.error = error
         self.in_thread = not error and self._backend.writes_in_thread
 
     def take(self, data: memoryview) -> Deferred[Any] | None:
-        """The next bytes have come.
+        """The next bytes of the payload have arrived.
 
-        @return: None; or what fires when more may be taken.
+        @return: None; or a Deferred that fires when more may be taken.
         @raise OSError: they could not be written.
         """
         offset = self.position
@@ -92,7 +92,7 @@ class IncomingWrite:
         return self.write_buffered() if self._buffered >= IO_SIZE else None
 
     def write_buffered(self) -> Deferred[Any] | None:
-        """Write what has come and is to be written by a thread; None if there is nothing."""
+        """Write the buffered bytes in a thread; None if there are none."""
         if not self._pieces:
             return None
         data = b"".join(self._pieces)
@@ -101,7 +101,7 @@ class IncomingWrite:
         return self._backend.write_in_thread(self.position - len(data), data)
 
     def as_received(self, disk: Any) -> list[bytes | FileRegion]:
-        """Its header, and what has come of its payload: from C{disk}, and from memory."""
+        """Its header, and the payload received so far: from C{disk}, and from memory."""
         start, written = self.request.offset, self.position - self._buffered - self.request.offset
         header = REQUEST.pack(REQUEST_MAGIC, *self.request)
         region = [FileRegion(disk, start, written)] if written else []
@@ -109,14 +109,13 @@ class IncomingWrite:
 
 
 class RequestExecutor:
-    """The requests of one connection.
+    """Carries out the requests of one connection.
 
-    @param context: the connection.
-    @param connection: what the handler knows it by.
-    @param handler: who decides.
-    @param negotiated: what was agreed on.
+    @param connection: what the handler knows the connection by.
+    @param handler: decides about requests.
+    @param negotiated: what was negotiated.
     @param wire: makes the replies.
-    @param backend: what is done to the disk.
+    @param backend: works on the disk.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class RequestExecutor:
     def execute(self, request: Request) -> EventualReply:
         """Carry out a request that has no payload.
 
-        @return: its reply; empty where the client is not to be answered any more.
+        @return: its reply; empty if the connection has closed meanwhile.
         """
         admitted = self._admit(request)
         if not isinstance(admitted, Deferred):
@@ -159,7 +158,7 @@ class RequestExecutor:
         return answered
 
     def memory_for(self, request: Request) -> int:
-        """How many bytes of memory the request may take while it is being carried out."""
+        """How many bytes of memory the request may take until its reply is sent."""
         if request.command == _WRITE or request.length <= SMALL:
             return min(request.length, IO_SIZE)
         if request.command == _STATUS:
@@ -173,7 +172,7 @@ class RequestExecutor:
     # WRITE.
 
     def receive(self, request: Request) -> IncomingWrite:
-        """A WRITE's payload is about to come."""
+        """A WRITE was received; its payload follows."""
         write = IncomingWrite(request, self._backend)
         admitted = self._admit(request)
         if isinstance(admitted, Deferred):
@@ -183,9 +182,9 @@ class RequestExecutor:
         return write
 
     def take(self, write: IncomingWrite, data: memoryview) -> Deferred[Any] | None:
-        """Some of the payload came.
+        """A part of the payload was received.
 
-        @return: None; or what fires, or fails, when more may be taken.
+        @return: None; or a Deferred that fires, or fails, when more may be taken.
         """
         try:
             return write.take(data)
@@ -194,12 +193,12 @@ class RequestExecutor:
             return None
 
     def write_failed(self, write: IncomingWrite, error: BaseException | None) -> None:
-        """The disk did not take some of the payload."""
+        """A part of the payload could not be written."""
         write.error = _wire_errno(error)
         self._handler.failed(self._connection, write.request, error)
 
     def finish(self, write: IncomingWrite) -> EventualReply:
-        """All of the payload came.
+        """The payload is complete.
 
         @return: the WRITE's reply.
         """
@@ -207,10 +206,10 @@ class RequestExecutor:
             return self._wire.reply(write.request, write.error)
         return self._flush_if_asked(write.request, write.write_buffered())
 
-    # From the request to what is done.
+    # From the request to the work.
 
     def _admit(self, request: Request) -> int | Deferred[int]:
-        """The error to answer with before anything is tried; 0 if it may be tried."""
+        """0 if the request may be carried out, else the error to answer it with."""
         error = check_request(request, self._export, self._allocation)
         if error:
             return error
@@ -222,7 +221,7 @@ class RequestExecutor:
         return admitted
 
     def _after(self, admission: Deferred[int], begin: Any) -> None:
-        """Do nothing more for the client until it is known whether the request is admitted."""
+        """Hold the client until it is known whether the request is admitted."""
 
         def admitted(result: int | Failure) -> None:
             if isinstance(result, Failure):
@@ -252,17 +251,17 @@ class RequestExecutor:
             return self._reply_failed(request, failed)
         return self._flush_if_asked(request, changing)
 
-    # From what is done to the reply.
+    # From the work to the reply.
 
     def _flush_if_asked(self, request: Request, changing: Deferred[Any] | None) -> EventualReply:
-        """The disk is being changed, or was; FUA wants it flushed after that."""
+        """The disk is being changed, or was (None); with FUA, flush it after that."""
         if request.flags & CommandFlag.FUA:
             flush = self._backend.flush
             changing = flush() if changing is None else changing.addCallback(lambda _: flush())
         return self._reply_when_done(request, changing)
 
     def _reply_when_done(self, request: Request, working: Deferred[Any] | None) -> EventualReply:
-        """There is nothing to say of the work but that it is done."""
+        """Reply once the work is done; it has no result."""
         if working is None:
             return self._reply_done(request)
         return working.addCallbacks(
@@ -279,19 +278,19 @@ class RequestExecutor:
         more = self._handler.done(self._connection, request)
         if not isinstance(more, Deferred):
             return self._wire.reply(request)
-        # The handler has something to do yet, and knows itself if that fails.
+        # The handler still has something to do, and knows itself if that fails.
         return more.addCallbacks(
             lambda _: self._wire.reply(request),
             lambda failure: self._wire.reply(request, _wire_errno(failure.value)),
         )
 
     def _reply_failed(self, request: Request, error: BaseException | None) -> ReplyItems:
-        """The client is told first: whoever decides may end the connection because of it."""
+        """Answer the client first: the handler may end the connection because of the error."""
         self._outgoing.send(self._wire.reply(request, _wire_errno(error)))
         self._handler.failed(self._connection, request, error)
         return []
 
 
 def _wire_errno(error: BaseException | None) -> int:
-    """The error of the wire for what the system said."""
+    """The NBD error that stands for an exception."""
     return errno_to_wire(getattr(error, "errno", None))

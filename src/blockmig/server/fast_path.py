@@ -1,17 +1,16 @@
-"""Small reads and writes: as many as have come, carried out and answered in one go.
+"""The fast path: carries out and answers all small reads and writes that were received, in one go.
 
 Owns the shortest way from a request to its reply: from the received bytes to the disk's page cache,
-and from there into one buffer that goes out in one piece. No event, no object, no Deferred is made
-for such a request, which is what makes thousands of them cheap.
+and from there into one buffer that is sent in one piece. No event, object or Deferred is made for
+such a request, which is what makes thousands of them cheap.
 
 Rules:
 
-* only what is plainly right is done here: a small READ or WRITE without flags, inside the disk,
-  that needs no waiting. Everything else, every error too, is left on the wire for the general way;
-* a WRITE whose payload has not all come waits there for the rest of it;
-* whoever watches the disk's changes is told before each;
-* the buffer is one for all connections: what it holds is sent, or copied, before anybody else gets
-  to run.
+* only plainly valid requests are handled here: a small READ or WRITE without flags, inside the
+  disk, that need not wait. Everything else, errors included, is left for the general path;
+* a WRITE whose payload is incomplete waits in the received bytes for the rest of it;
+* whoever watches the disk's changes is notified before each one;
+* all connections share the buffer: what it holds is sent or copied before anything else runs.
 """
 
 from __future__ import annotations
@@ -45,12 +44,11 @@ _buffer: Final = memoryview(bytearray(4 * SMALL))
 
 
 class FastPath:
-    """The small requests of one connection.
+    """Answers the small requests of one connection.
 
-    @param access: the disk.
-    @param export: as it was told to the client.
+    @param export: the export as the client was told of it.
     @param structured: replies are structured.
-    @param traffic: is told of what was done.
+    @param traffic: counts the requests.
     """
 
     def __init__(
@@ -67,12 +65,12 @@ class FastPath:
     def responder(
         self, send: Callable[[memoryview], bool], fallback: Callable[[memoryview], None]
     ) -> Callable[[memoryview], bool] | None:
-        """How to answer what comes, while nothing else runs; None where others hear of changes.
+        """A function that answers what is received; None where the changes are watched.
 
-        @param send: sends replies; whether all of them were taken.
-        @param fallback: gets what is not to be answered here.
-        @return: a function that gets what came, which begins with a request, and tells whether all
-            of it was answered, so that it may be called again.
+        @param send: sends replies; returns whether all of them were taken.
+        @param fallback: called with what cannot be answered here.
+        @return: a function for use while nothing else runs. It takes received bytes that begin with
+            a request, and returns whether all of them were answered: if so, it may be called again.
         """
         if self._access.changes.mark is not None:
             return None
@@ -97,10 +95,10 @@ class FastPath:
         return answer_at_once
 
     def answer(self, data: bytes | memoryview, position: int) -> tuple[int, memoryview]:
-        """Carry out what can be.
+        """Carry out the requests that can be.
 
         @param data: what was received.
-        @param position: where the next request begins there.
+        @param position: where the next request begins in C{data}.
         @return: where the first request begins that was not carried out, and the replies: a view of
             the shared buffer, perhaps empty.
         """
@@ -108,10 +106,10 @@ class FastPath:
             return position, _buffer[:0]
         return self._make_answer()(data, position)
 
-    # One function, and long: each call within the loop would cost more than what it does; and what
-    # does not change from one call to the next is looked up outside of it.
+    # One long function: a call inside the loop would cost more than the work that it does. What
+    # does not change between calls is looked up outside of the loop.
     def _make_answer(self) -> Callable[[bytes | memoryview, int], tuple[int, memoryview]]:  # noqa: PLR0915
-        """L{answer}, for as long as nothing else runs."""
+        """L{answer} as a closure that is valid while nothing else runs."""
         access, latency = self._access, self._access.latency
         descriptor = access.disk.fileno()
         size, block, overhead = self._size, self._block, self._overhead
@@ -184,9 +182,9 @@ class FastPath:
         return answer
 
     def is_incomplete(self, data: bytes | memoryview, position: int) -> bool:
-        """Whether what begins there lacks nothing but the rest of its header or payload.
+        """Whether only the rest of the header or payload at C{position} is missing.
 
-        Only of a request that L{answer} would carry out.
+        True only of a request that L{answer} would carry out.
         """
         if len(data) - position < _HEADER:
             return True

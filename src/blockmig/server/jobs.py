@@ -1,14 +1,14 @@
-"""A server's calls to its disk in threads: whose they are, and in which order they are made.
+"""The queue of a server's disk calls that run in threads.
 
-Owns the queue of such calls. Rules:
+Owns the order in which they are made, and which connection each belongs to. Rules:
 
-* so many at a time; of one owner fewer, so that nobody keeps the others from getting on; owners
-  that wait take turns;
-* looking through a disk's layout keeps the interpreter busy, so that less of it is done at a time;
-* when an owner is gone, what it had asked for and was not begun is not done: its client may already
-  be repeating it on another connection, and must not be overtaken by itself;
-* what was begun goes on to its end. As long as such I{late} work may change the disk, nobody else
-  does: that can be asked, and waited for.
+* at most 8 calls run at a time, 4 for one owner, so that no owner can keep the others waiting;
+  owners with waiting calls take turns;
+* at most 2 calls scan the disk's layout at a time, since that keeps the interpreter busy;
+* when an owner is gone, its calls that were not begun are dropped: its client may already be
+  repeating the requests on another connection, and old ones must not overtake the new ones;
+* calls that were begun run to their end. While such I{orphans} may still change the disk, nobody
+  else may: that can be asked (C{has_orphans}), and waited for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from ..runtime import InThread
 
 MOST_JOBS: Final = 8
-"""How many calls are made at a time."""
+"""How many calls run at a time."""
 
 _MOST_PER_OWNER: Final = 4
 _MOST_SCANNING: Final = 2
@@ -37,9 +37,9 @@ class _Job(NamedTuple):
 
 
 class JobOwner:
-    """Somebody whose calls belong together: a connection.
+    """Whose calls belong together: a connection.
 
-    @ivar gone: its calls are of no use to anybody any more; long ones look at this.
+    @ivar gone: nobody needs the results of its calls any more; long calls check this.
     """
 
     def __init__(self) -> None:
@@ -71,11 +71,12 @@ class JobQueue:
         changing: bool = False,
         scanning: bool = False,
     ) -> Deferred[Any]:
-        """I{In a thread.} Call C{function}, when it is C{owner}'s turn.
+        """I{In a thread.} Call C{function} when it is C{owner}'s turn.
 
         @param changing: it may change the disk.
-        @param scanning: it looks through the disk's layout.
-        @return: fires with the result; fails with L{CancelledError} if the owner was gone before.
+        @param scanning: it scans the disk's layout.
+        @return: fires with the result; fails with L{CancelledError} if the owner was gone before
+            the call began.
         """
         done: Deferred[Any] = Deferred()
         if not owner.jobs:
@@ -85,7 +86,6 @@ class JobQueue:
         return done
 
     def _start(self) -> None:
-        """Begin what may be begun."""
         skipped = 0
         while self._waiting and self._running < MOST_JOBS and skipped < len(self._waiting):
             owner = self._waiting.popleft()
@@ -121,7 +121,7 @@ class JobQueue:
         self._in_thread(job.function, *job.arguments).addBoth(ended)
 
     def abandon(self, owner: JobOwner) -> None:
-        """C{owner} is gone."""
+        """C{owner} is gone: drop its calls that were not begun."""
         if owner.gone:
             return
         owner.gone = True
@@ -134,11 +134,11 @@ class JobQueue:
 
     @property
     def has_orphans(self) -> bool:
-        """Whether work of somebody who is gone may still change the disk."""
+        """Whether a call whose owner is gone may still change the disk."""
         return self._orphans > 0
 
     def orphans_finished(self) -> Deferred[None]:
-        """Fires when no work of anybody who is gone changes the disk any more."""
+        """Fires when no call whose owner is gone can change the disk any more."""
         drained: Deferred[None] = Deferred()
         self._until_no_orphans.append(drained)
         self._check_orphans()

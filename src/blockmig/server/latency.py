@@ -1,13 +1,14 @@
 """Whether the calls to a disk in the reactor's thread have been quick.
 
-Owns the suspicion that they are not. Rules:
+Owns the measurement, and the back-off after a slow call. Rules:
 
-* only time in which the thread slept counts, as far as the system tells (getrusage(2)): on a busy
-  machine a thread may be kept from running, and that is not the disk's fault;
-* where threads of ours are at work all the time, this one may sleep until the interpreter is free,
+* a slow call counts only if the thread slept in it, where the system can tell (getrusage(2)): on a
+  busy machine a thread may be kept from running, and that is not the disk's fault;
+* while threads of ours are busy all the time, this one may sleep until the interpreter is free,
   which is not the disk's fault either: a call may then take ten times as long;
-* asking for that costs something, so that it is begun when a call has taken long;
-* what was slow is left alone for a while, and for longer if it is slow again soon after.
+* the count of sleeps costs a system call, so it is read only for a while after a call took long;
+* a slow disk is not called in the reactor's thread for a while: one second, and twice as long each
+  time that it is slow again soon after, up to 32 seconds.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from collections.abc import Callable
 from typing import Final
 
 SLOW: Final = 0.005
-"""Seconds that one call may take."""
+"""Seconds that one call may take and still counts as quick."""
 
-# One that is slow should not go unnoticed among many that are quick.
+# Of many calls timed together only so many count, or one slow call would not be noticed.
 _MOST_COUNTED: Final = 4
 _BUSY_FACTOR: Final = 10
 _SUSPICION: Final = 10.0
@@ -29,7 +30,7 @@ _BACKOFF: Final = 1.0
 _LONGEST_BACKOFF: Final = 32.0
 
 CallStart = tuple[float, int]
-"""When some calls began, and how often the thread had slept by then (-1: not asked for)."""
+"""When some calls began, and how often the thread had slept by then (-1: not measured)."""
 
 
 def _sleeps_of_this_thread() -> Callable[[], int]:
@@ -40,13 +41,13 @@ def _sleeps_of_this_thread() -> Callable[[], int]:
 
 
 class LatencyMonitor:
-    """That of one disk.
+    """Measures one disk.
 
-    @param seconds: the time, in seconds from anywhere; fine enough to time one call.
+    @param seconds: the time, in seconds from any origin; fine enough to time one call.
     @param sleeps: how often the thread has slept so far; None to ask the system.
-    @ivar slow_until: when the disk may be tried again.
+    @ivar slow_until: when the disk may be called in the reactor's thread again.
     @ivar last_used: when it was last called.
-    @ivar threads_busy: threads of ours are at work all the time.
+    @ivar threads_busy: threads of ours are busy all the time.
     """
 
     def __init__(
@@ -67,16 +68,16 @@ class LatencyMonitor:
         return self._seconds() >= self.slow_until
 
     def touch(self) -> None:
-        """The disk is about to be called in another way."""
+        """The disk is about to be called, but not by calls that are timed here."""
         self.last_used = self._seconds()
 
     def begin(self) -> CallStart:
-        """Some calls are about to be made; give the result to L{end}."""
+        """Start timing some calls; pass the result to L{end}."""
         now = self._seconds()
         return now, self._sleeps() if now < self._suspicious_until else -1
 
     def end(self, began: CallStart, calls: int = 1) -> None:
-        """C{calls} calls were made."""
+        """Stop timing: C{calls} calls were made."""
         self.last_used = now = self._seconds()
         slow = SLOW * _BUSY_FACTOR if self.threads_busy else SLOW
         if now - began[0] <= slow * min(calls, _MOST_COUNTED):

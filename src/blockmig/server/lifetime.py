@@ -1,16 +1,16 @@
-"""How a connection comes to its end, as a machine.
+"""How a connection ends: a state machine.
 
-Owns the order in which an end is told of, and nothing of what is said on the wire.
+Owns the order of the steps and notifications at the end, and nothing of the wire.
 
 Rules:
 
-* from the disconnect on, or from when we close, no request is acted on any more; nor once another
-  server is to answer, but then the end is told of all the same;
-* the disconnect is told of when nothing of the connection is being carried out, once, and not if we
-  closed before that;
-* the loss of the connection is told of last, when nothing is being carried out, once, whatever else
-  was;
-* the machine tells the transport to close once, and to abort once.
+* no request is processed any more after the disconnect, after we close, or after the connection is
+  forwarded to another server; a forwarded connection's end is notified like any other's;
+* the disconnect is announced when no request is being carried out, once, and not if we closed
+  before that;
+* the loss of the connection is announced last, when no request is being carried out, once, whatever
+  happened before;
+* the transport is closed at most once, and aborted at most once.
 """
 
 from __future__ import annotations
@@ -23,80 +23,80 @@ from .forwarding import Forwarder
 
 
 class LifetimeInputs(Protocol):
-    """What can happen."""
+    """The events."""
 
     def disconnect(self) -> None:
         """The client sent DISC."""
 
     def finish(self) -> None:
-        """Nothing more can come; we close as soon as nothing is being carried out."""
+        """The client sends no more; close as soon as no request is being carried out."""
 
     def drain(self) -> None:
-        """We want to close, as soon as nothing is being carried out."""
+        """Close as soon as no request is being carried out; refuse new ones until then."""
 
     def idle(self) -> None:
-        """Nothing is being carried out (any more)."""
+        """No request is being carried out (any more)."""
 
     def forward(self, forwarder: Forwarder) -> None:
-        """Another server is to answer; nothing is being carried out, nor will be."""
+        """Another server is to answer; no request is being carried out, nor will be."""
 
     def close(self) -> None:
-        """We close, when all that is due was sent."""
+        """Close once everything that is due was sent."""
 
     def abort(self) -> None:
-        """We close, at once."""
+        """Close at once."""
 
     def lose(self) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
 
 
 class LifetimeCore(Protocol):
-    """What is done on the way, by the connection."""
+    """The actions, which the connection implements."""
 
     def refuse(self) -> None:
         """Refuse new requests."""
 
     def ignore(self) -> None:
-        """Act on nothing any more that the client sends."""
+        """Process nothing more that the client sends."""
 
     def announce_disconnected(self) -> None:
-        """Tell whoever decides of the disconnect."""
+        """Notify the handler of the disconnect."""
 
     def announce_gone(self) -> None:
-        """Tell whoever decides that the connection is no more."""
+        """Notify the handler that the connection is gone."""
 
     def begin_forwarding(self, forwarder: Forwarder) -> None:
-        """Give the connection up to whoever passes it on."""
+        """Hand the connection over to C{forwarder}."""
 
     def close_transport(self) -> None:
-        """Close, when all was sent."""
+        """Close once everything was sent."""
 
     def abort_transport(self) -> None:
-        """Close."""
+        """Close at once."""
 
 
-# mypy wants a class that could be made; Automat only wants its name.
+# mypy wants a class that can be instantiated; Automat only needs its name.
 _builder = TypeMachineBuilder(LifetimeInputs, LifetimeCore)  # type: ignore[type-abstract]
 _open = _builder.state("open")
-"""Requests come."""
+"""Requests are received."""
 _draining = _builder.state("draining")
-"""Those that came are finished; new ones are refused."""
+"""Requests in progress are finished; new ones are refused."""
 _finishing = _builder.state("finishing")
-"""No more requests can come; what is being carried out is finished, and answered."""
+"""The client sends no more; requests in progress are finished and answered."""
 _disconnected = _builder.state("disconnected")
-"""The client disconnected; something of it is still being carried out."""
+"""The client disconnected; a request of it is still being carried out."""
 _forwarded = _builder.state("forwarded")
 """Another server answers."""
 _announced = _builder.state("announced")
-"""Whoever decides knows of the disconnect, and is to close."""
+"""The handler was notified of the disconnect, and is to close."""
 _closing = _builder.state("closing")
-"""We close; perhaps not all was sent yet."""
+"""We close; there may still be something to send."""
 _aborting = _builder.state("aborting")
 """We have closed at once."""
 _lost_disconnected = _builder.state("lost, disconnected")
-"""Gone after a disconnect that was not told of yet."""
+"""Lost after a disconnect that was not announced yet."""
 _lost = _builder.state("lost")
-"""Gone, which was not told of yet."""
+"""Lost, which was not announced yet."""
 _gone = _builder.state("gone")
 """It is over."""
 

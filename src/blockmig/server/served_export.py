@@ -1,8 +1,8 @@
-"""The side export NAME.served: how a server says that its disk is in use, and no destination.
+"""The side export NAME.served, by which a server shows that its disk is in use.
 
-Owns one page of 4096 bytes, the same for every reader: a JSON object, then zero bytes. That the
-name is listed says it all to a sender of ours, which then refuses to write here (design, R12); the
-page is for people. Nothing can be written to it.
+Owns its content of 4096 bytes, the same for every reader: a JSON object, then zero bytes. Our
+senders only look whether the name is listed, and then refuse this server as a destination (design,
+R12); the content is for people. The export is read-only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SIZE: Final = 4096
 
 
 class _TextDisk:
-    """Of L{blockmig.interfaces.IDisk} only what can come to be called of a read-only disk."""
+    """The part of L{blockmig.interfaces.IDisk} that is used of a read-only disk."""
 
     name = "the side export"
     size = _SIZE
@@ -33,24 +33,22 @@ class _TextDisk:
         self._text = text.ljust(_SIZE, b"\0")
 
     def fileno(self) -> None:
-        """In memory."""
+        """None: it is in memory."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """A part of the page."""
         return self._text[offset : offset + length]
 
     def extents(self, offset: int) -> Iterator[Extent]:
-        """All data."""
         yield Extent(offset, _SIZE - offset, hole=False)
 
 
 @implementer(IExportHandler)
 class ServedSideExport:
-    """What connections to the side export ask.
+    """The handler of the side export.
 
     @param export: the name of the export that is served.
     @param size: bytes of its disk.
-    @param runtime: what the outside world is.
+    @param runtime: reactor, threads and system calls.
     """
 
     allows_fast_path = False
@@ -67,26 +65,26 @@ class ServedSideExport:
         )
 
     def admit(self, connection: Any, request: Request) -> Errno:
-        """Whatever a read-only export offers."""
+        """Admit everything that a read-only export offers."""
         return Errno.OK
 
     def done(self, connection: Any, request: Request) -> None:
-        """Nothing depends on it."""
+        """Nothing to do."""
 
     def failed(self, connection: Any, request: Request, error: BaseException | None) -> None:
-        """Nothing of the disk is concerned."""
+        """Nothing to do: the disk is not involved."""
 
     def needs_flush(self, connection: Any) -> bool:
-        """It cannot be asked."""
+        """Never: the export offers no FLUSH."""
         return False
 
     def may_be_silent(self, connection: Any) -> bool:
-        """Whoever has read it may as well leave."""
+        """Never: there is nothing to wait for."""
         return False
 
     def disconnected(self, connection: Any) -> None:
-        """The reader has what it wanted."""
+        """Close the connection."""
         connection.close()
 
     def gone(self, connection: Any) -> None:
-        """Nothing depends on it."""
+        """Nothing to do."""

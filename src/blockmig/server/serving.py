@@ -1,23 +1,24 @@
-"""The server: one disk to any number of clients.
+"""The server: serves one disk to any number of clients.
 
-Owns the export, its clients and their end. The disk is the caller's, and so are the ports.
+Owns the export, its clients and their end. The disk and the ports are the caller's.
 
 Rules:
 
-* every client sees what any client was told is written, and a flush on one connection covers what
-  was answered on all (CAN_MULTI_CONN): there is one descriptor, one page cache, one `DiskAccess`;
-* at most so many connections; one more is closed before it is spoken to;
-* when stopped: what is being carried out is finished, what comes new is refused (ESHUTDOWN), each
-  client is closed when nothing of it is left, and the disk is flushed last;
-* whoever mirrors the disk may hold the clients (and release them): new ones may shake hands, but
-  nobody's request is begun. When nothing is under way the disk stays as it is until the release;
-* once the disk is handed over, its clients are closed with what they asked for last unanswered, so
-  that they repeat it at the new place; nothing is flushed, since this copy matters no more;
-* or else they are passed on to the new place (`relay`), and so is who comes later; it is over when
-  the last of them has left;
-* the disk's errors are the clients' affair, and none of them ends the server;
-* beside the export there is a side export that says that it is served (`served_export`): our
-  senders do not take such a server for a destination.
+* what was acknowledged to one client all clients can read, and a flush on one connection covers
+  what was answered on all (CAN_MULTI_CONN): there is one descriptor, one page cache, one
+  `DiskAccess`;
+* the number of connections is limited; a connection above the limit is closed without a greeting;
+* on stop: requests in progress are finished, new ones are refused (ESHUTDOWN), each client is
+  closed once it has none left, and the disk is flushed last;
+* a mirror may hold the clients, and release them: new clients may shake hands, but no request is
+  begun. When none is in progress any more the disk does not change until the release;
+* once the disk is handed over, its clients are closed with their last requests unanswered, so that
+  they repeat them at the new server; nothing is flushed, since this copy is no longer the disk;
+* or they are forwarded to the new server (`relay`), as are clients that connect later; the server
+  ends when the last of them has left;
+* errors of the disk are reported to the clients, and never end the server;
+* beside the export there is a side export that shows that it is served (`served_export`): our
+  senders refuse such a server as a destination.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ _REPORT_INTERVAL: Final = 60.0
 
 @implementer(IExportHandler)
 class _DiskExport:
-    """What the connections of a server ask and tell."""
+    """The handler of the disk's export."""
 
     def __init__(self, export: Export, access: DiskAccess, seconds: Callable[[], float]) -> None:
         self.export = export
@@ -93,14 +94,14 @@ class _DiskExport:
 
     @property
     def allows_fast_path(self) -> bool:
-        """Yes, unless something has to wait."""
+        """Yes, unless a change has to wait."""
         return not self.access.jobs.has_orphans and self.access.changes.throttle is None
 
     def admit(self, connection: ServerConnection, request: Request) -> Errno | Deferred[Errno]:
-        """Everything that the protocol allows.
+        """Admit everything, but delay changes in two cases.
 
-        But no change while one that a lost connection had asked for is under way: the same client
-        may be repeating it here. And none before its time while changes are slowed.
+        While a change for a lost connection is still in progress (the same client may be repeating
+        it here), and while changes are throttled.
         """
         if not changes_the_disk(request):
             return Errno.OK
@@ -111,29 +112,29 @@ class _DiskExport:
         return Errno.OK if turn is None else turn.addCallback(lambda _: Errno.OK)
 
     def done(self, connection: ServerConnection, request: Request) -> None:
-        """Nothing depends on it."""
+        """Nothing to do."""
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None
     ) -> None:
-        """The client was told; somebody should look at the disk."""
+        """Log and count the error."""
         if not isinstance(error, CancelledError):
             self.errors.add(request, error)
 
     def needs_flush(self, connection: ServerConnection) -> bool:
-        """Always: it covers what was answered on other connections too."""
+        """Always: a flush covers what was answered on other connections too."""
         return True
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
-        """Whoever has not begun anything may stay for ever."""
+        """A client that is not in the middle of a request or a reply may stay for ever."""
         return not connection.is_mid_exchange
 
     def disconnected(self, connection: ServerConnection) -> None:
-        """The client has what it wanted."""
+        """Close the connection."""
         connection.close()
 
     def gone(self, connection: ServerConnection) -> None:
-        """Its server hears of that by itself."""
+        """Nothing to do: the connection itself tells its server."""
 
 
 @implementer(IProtocolFactory)
@@ -146,34 +147,33 @@ class _ServerFactory:
         self._build = build
 
     def doStart(self) -> None:
-        """A port begins to listen."""
+        """Nothing to do."""
 
     def doStop(self) -> None:
-        """A port stopped listening."""
+        """Nothing to do."""
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection, or None where it is one too many."""
+        """A connection, or None where it is refused."""
         return self._build(addr)
 
 
 class _ServedConnection(ServerConnection):
-    """A connection that its server knows of.
+    """A connection that its server keeps track of.
 
-    @ivar clients: all of them; handshakes count as well, and no handler hears of their end.
-    @ivar relay: gives what passes them on; None until they are.
+    @ivar clients: all connections, including those in their handshake, which have no handler.
+    @ivar relay: returns the relay once clients are forwarded; None until then.
     """
 
     clients: Clients
     relay: Callable[[], Relay | None]
 
     def session_began(self) -> None:
-        """Nobody is served here any more once the others are passed on."""
+        """Forward this client too, if the others are being forwarded."""
         relay = self.relay()
         if relay is not None:
             relay.forward(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the server too."""
         super().connectionLost(reason)
         self.clients.remove(self)
 
@@ -182,27 +182,27 @@ class _RelayedConnection(_ServedConnection):
     """The connection of a client that another server greets."""
 
     def begin(self, handshake: HandshakePhase) -> None:
-        """Pass it on from its first byte."""
+        """Forward the client from its first byte."""
         self.session_began()
 
 
 class Server:
-    """Gives a disk to clients until it is stopped.
+    """Serves a disk to clients until it is stopped.
 
-    Give L{factory} to as many endpoints as you like, and wait for L{complete}. The ports and the
-    disk stay the caller's: close the ports, call L{stop}, and when L{complete} has fired the disk
-    may be closed too.
+    Listen with L{factory} on any number of endpoints, and wait for L{complete}. The ports and the
+    disk remain the caller's: close the ports, call L{stop}, and when L{complete} has fired close
+    the disk.
 
     @param disk: what to serve; opened for writing unless C{read_only}.
     @param export: the name of the export; "" is the default export.
     @param read_only: clients may only read.
     @param oldstyle: speak the old handshake.
-    @param max_connections: how many there may be at a time; 0 for no limit.
+    @param max_connections: how many connections there may be at a time; 0 for no limit.
     @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
     @param request_timeout: seconds of silence after which a client that has begun a request, or has
         replies to take, is given up; 0 for never.
-    @param latency: watches how quick the disk is; None for one that asks the system.
-    @param runtime: what the outside world is; None for the real one.
+    @param latency: measures how quick the disk is; None for the default.
+    @param runtime: reactor, threads and system calls; None for the real ones.
     @raise ValueError: C{export} is too long.
     """
 
@@ -255,7 +255,7 @@ class Server:
         self._complete_waiters: list[Deferred[None]] = []
 
     def factory(self) -> IProtocolFactory:
-        """What to listen with."""
+        """The protocol factory to listen with."""
         return _ServerFactory(self._build)
 
     def _build(self, address: IAddress) -> IProtocol | None:
@@ -266,7 +266,7 @@ class Server:
             if now - self._refusal_logged_at >= _REPORT_INTERVAL:
                 self._refusal_logged_at = now
                 _log.warn(
-                    "{most} clients are connected, and no more are let in (--max-connections)",
+                    "{most} clients are connected; further ones are refused (--max-connections)",
                     event="full",
                     most=self._max_connections,
                 )
@@ -290,7 +290,7 @@ class Server:
         return "holding" if self._handler.held else "serving"
 
     def status(self) -> dict[str, Any]:
-        """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
+        """The state, for people and scripts: times in seconds, sizes in bytes."""
         now = self._reactor.seconds()
         return {
             "role": "serve",
@@ -308,8 +308,8 @@ class Server:
     def complete(self) -> Deferred[None]:
         """Fires when the server was stopped, every client is gone, and the disk is flushed.
 
-        Nothing is flushed after L{hand_over}, nor after L{relay}, after which it fires when the
-        last client has left, by itself.
+        Nothing is flushed after L{hand_over} or L{relay}. After L{relay} it fires by itself when
+        the last client has left.
 
         It fails with the L{OSError} of that last flush.
         """
@@ -329,11 +329,11 @@ class Server:
                 deferred.callback(None)
 
     def stop(self, why: str = "") -> None:
-        """Finish what is being carried out, close every client, flush; L{complete} tells when.
+        """Finish the requests in progress, close every client, flush; then L{complete} fires.
 
-        Clients that are held, or passed on to another server, are closed as they are.
+        Clients that are held or forwarded are closed with their requests unanswered.
 
-        @param why: for the log, which says nothing without it.
+        @param why: the reason, for the log; "" to log nothing.
         """
         if self._stopping:
             return
@@ -350,13 +350,13 @@ class Server:
             self._close_clients()
             return
         for client in self._clients:
-            # Those who are held may be another server's: nothing of theirs is to be answered here.
+            # Held clients may be another server's by now: none of their requests is answered here.
             client.close() if self._handler.held else client.drain()
         ending = self._end(None if self.read_only else self._access.flush)
         Deferred.fromCoroutine(ending).addErrback(_bug)
 
     async def _end(self, flush: Callable[[], Deferred[None]] | None = None) -> None:
-        """Once every client is gone, and no thread at work, it is over."""
+        """Wait until no client is left and no thread at work, then flush and complete."""
         await self._clients.all_gone()
         await self._threads.idle()
         if self._drain_timeout is not None and self._drain_timeout.active():
@@ -364,17 +364,17 @@ class Server:
         try:
             if flush is not None:
                 await flush()
-        except Exception as error:  # whoever waits must hear of a bug too
+        except Exception as error:  # a bug must reach whoever waits, too
             self._ended = error
         else:
             self._ended = True
         self._fire_complete()
 
-    # For whoever mirrors the disk.
+    # For a mirror.
 
     @property
     def changes(self) -> Changes:
-        """What clients change; may be watched, and slowed."""
+        """The clients' changes, which can be watched and throttled."""
         return self._access.changes
 
     @property
@@ -383,9 +383,9 @@ class Server:
         return self._access.latency
 
     def hold(self) -> Deferred[None]:
-        """Begin nothing more for any client until L{release}, or L{hand_over}.
+        """Begin no more requests until L{release} or L{hand_over}.
 
-        @return: fires when nothing is under way, and the disk is still.
+        @return: fires when none is in progress, so that the disk does not change.
         """
         self._handler.held = True
         holding: list[Deferred[Any]] = [client.hold() for client in self._clients]
@@ -393,7 +393,7 @@ class Server:
         return still.addCallback(lambda _: None)
 
     def release(self) -> None:
-        """Go on as if nothing had happened."""
+        """End the L{hold}: process the clients' requests again."""
         if self._relay is not None:
             return
         self._handler.held = False
@@ -401,7 +401,7 @@ class Server:
             client.release()
 
     def hand_over(self) -> None:
-        """The disk is another's to serve: close every client; L{complete} tells when."""
+        """Another server serves the disk now: close every client; then L{complete} fires."""
         if self._stopping:
             return
         self._stopping = True
@@ -416,15 +416,16 @@ class Server:
             client.close()
 
     def relay(self, relay: Relay) -> None:
-        """The disk is another's to serve: pass every client on to that one, those to come too.
+        """Another server serves the disk now: forward every client to it, including later ones.
 
-        For a server whose clients are held (they are, if they were not). What they asked for and
-        were not answered is asked there first. The ports must go on listening, and the disk must
-        stay open, until L{complete} tells that the last client has left: at once if there is none.
-        L{stop} ends it sooner, and L{release} does nothing any more.
+        The clients are held first, if they are not yet. Requests that were not answered are sent
+        there first. Keep the ports listening and the disk open until L{complete} fires, when the
+        last client has left: at once if there is none. L{stop} ends it sooner, and L{release} does
+        nothing any more.
 
-        @param relay: knows the way, as in C{Relay(Destination(client_endpoint(reactor, uri),
-            uri.export), receiver_export=uri.export + HANDOFF_EXPORT)}.
+        @param relay: how to reach that server, as in
+            C{Relay(Destination(client_endpoint(reactor, uri), uri.export),
+            receiver_export=uri.export + HANDOFF_EXPORT)}.
         """
         if self._stopping or self._relay is not None:
             return
@@ -443,7 +444,7 @@ class Server:
         await self._end()
 
     def _abort_clients(self) -> None:
-        """They had their time to take their replies, or to send the rest of their requests."""
+        """The clients had 10 s to take their replies and to finish their requests."""
         for client in self._clients:
             client.abort()
 

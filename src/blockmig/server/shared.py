@@ -1,19 +1,19 @@
-"""What the requests of one connection do to a disk that it shares with the others of a server.
+"""What the requests of one connection do to a disk that it shares with a server's other clients.
 
-Owns the ways from an admitted request to the disk as `DiskAccess` has it: at once where that need
-not wait, by threads otherwise.
+Owns the ways from an admitted request to the disk through `DiskAccess`: in the reactor's thread
+where that need not wait, in other threads otherwise.
 
 Rules:
 
-* a large READ is sent from the disk by region, when it is ready (`access`); one that cannot be read
-  although its bytes were promised is filled up with zeroes and spoiled by an error chunk, or, where
-  replies are not structured, costs the connection;
-* a small READ is read into memory before anything of it is said;
-* where replies are structured, and the client does not forbid it, holes go as holes;
-* a WRITE goes by threads while the disk is not quick;
-* whoever watches the disk's changes (`changes`) is told before each, and again after one that a
-  thread made;
-* once the connection is gone, what was not begun is not done.
+* a large READ is sent from the disk as a file region, once that is ready (`access`). If it cannot
+  be read although the reply's header has promised its bytes, it is filled up with zeroes and marked
+  by an error chunk; without structured replies the connection is lost;
+* a small READ is read into memory before its reply begins;
+* with structured replies, and unless the client sets DF, holes are sent as hole chunks;
+* a WRITE is written by threads while the disk is not quick;
+* whoever watches the disk's changes (`changes`) is notified before each one, and again after one
+  that a thread made;
+* once the connection is gone, requests that were not begun are dropped.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from .backend import IO_SIZE, SHORT_ZEROES, EventualReply, ReplyItems, cache, ch
 from .jobs import JobOwner
 from .latency import CallStart
 
-# Bytes of memory that one run of a READ's reply takes, or nearly so.
+# About the bytes of memory that one run (data or hole) of a READ's reply takes.
 _RUN_MEMORY: Final = 256
 _ZEROES: Final = bytes(IO_SIZE)
 
 
 class SharedBackend:
-    """A disk that other connections use as well; a L{Backend}.
+    """A L{Backend} for a disk that other connections use as well.
 
-    @param access: the disk as all of them share it.
+    @param access: the shared access to the disk.
     @param wire: makes the replies.
     @param structured: replies are structured.
     """
@@ -54,11 +54,10 @@ class SharedBackend:
         self._call_start: CallStart = (0.0, -1)
 
     def touch(self) -> None:
-        """The disk is in use."""
         self._latency.touch()
 
     def abandon(self) -> None:
-        """What was not begun is not to be done."""
+        """Drop the requests that were not begun."""
         self._access.jobs.abandon(self._owner)
 
     def _check(self) -> None:
@@ -69,11 +68,9 @@ class SharedBackend:
 
     @property
     def writes_in_thread(self) -> bool:
-        """While the disk is not quick."""
         return not self._access.quick
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write some of a payload at once."""
         self._changes.notify(offset, len(data))
         began = self._latency.begin()
         try:
@@ -82,25 +79,23 @@ class SharedBackend:
             self._latency.end(began)
 
     def write_in_thread(self, offset: int, data: bytes) -> Deferred[Any]:
-        """I{In a thread.} Write some of a payload."""
         writing = self._access.write(offset, data, self._owner)
         return self._changes.around(offset, len(data), writing)
 
     def write_region(self, offset: int, length: int) -> FileRegion:
-        """Where so much of a payload belongs; no more than can be moved in one go is announced."""
+        """Where the payload belongs; watchers are notified only of what one move can change."""
         self._call_start = self._latency.begin()
         if self._changes.mark is not None:
             self._changes.notify(offset, min(length, LONGEST_MOVE))
         return FileRegion(self._disk, offset, length)
 
     def payload_moved(self) -> None:
-        """Some of it is there, or lost."""
         self._latency.end(self._call_start)
 
     # READ.
 
     def read(self, request: Request) -> EventualReply:
-        """Small ones in memory, large ones from the disk."""
+        """Read small ones into memory; send large ones from the disk."""
         access, offset, length = self._access, request.offset, request.length
         if length <= SMALL:
             if access.quick:
@@ -120,7 +115,7 @@ class SharedBackend:
         return self._access.reads_first or self._disk.fileno() is None
 
     def memory_to_read(self, length: int) -> int:
-        """All of it, or what its runs take."""
+        """All of it where it is read in a thread, else what its runs take."""
         return length if self._must_read_first() else length // SHORTEST_HOLE * _RUN_MEMORY
 
     def _read_in_thread(self, request: Request) -> Deferred[ReplyItems]:
@@ -146,10 +141,9 @@ class SharedBackend:
                 items += wire.data(request, offset, length, [region], done=False)
         return [*items, wire.end(request)]
 
-    # All the others.
+    # The other commands.
 
     def status(self, request: Request) -> Deferred[ReplyItems]:
-        """I{In a thread.} Where there is data, and where none."""
         one = bool(request.flags & CommandFlag.REQ_ONE)
         looking = self._access.status(request.offset, request.length, one, self._owner)
         return looking.addCallback(
@@ -157,7 +151,7 @@ class SharedBackend:
         )
 
     def change(self, request: Request) -> Deferred[Any] | None:
-        """Zero, or trim: at once while the disk is quick, and it is not for much."""
+        """Zero or trim: in the reactor's thread if the disk is quick and the range short."""
         access, offset, length = self._access, request.offset, request.length
         if not request.flags & CommandFlag.NO_HOLE:
             access.forget_layout()
@@ -176,11 +170,9 @@ class SharedBackend:
         change(self._disk, request, self._check)
 
     def cache(self, request: Request) -> Deferred[Any]:
-        """I{In a thread.} Read it all."""
         return self._access.jobs.run(self._owner, cache, self._disk, request, self._check)
 
     def flush(self) -> Deferred[Any]:
-        """Together with whoever else wants that."""
         return self._access.flush()
 
 

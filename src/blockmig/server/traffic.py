@@ -1,4 +1,4 @@
-"""How much went over a connection, or over all of them."""
+"""Counters of what was requested on a connection, or on all of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..nbd import Command, Request
 
 @dataclass
 class TrafficCounters:
-    """Requests that were admitted, and the bytes that they asked for.
+    """Counts the admitted requests, and their bytes.
 
-    @ivar reads: READs.
-    @ivar bytes_read: bytes, by READs.
-    @ivar writes: WRITEs.
-    @ivar bytes_written: bytes, by WRITEs.
+    @ivar reads: READ requests.
+    @ivar bytes_read: their bytes.
+    @ivar writes: WRITE requests.
+    @ivar bytes_written: their bytes.
     @ivar other: all other requests.
     """
 
@@ -25,14 +25,12 @@ class TrafficCounters:
     other: int = 0
 
     def count(self, reads: int, bytes_read: int, writes: int, bytes_written: int) -> None:
-        """Add several requests."""
         self.reads += reads
         self.bytes_read += bytes_read
         self.writes += writes
         self.bytes_written += bytes_written
 
     def count_request(self, request: Request) -> None:
-        """Add one request."""
         if request.command == Command.READ:
             self.count(1, request.length, 0, 0)
         elif request.command == Command.WRITE:
@@ -41,10 +39,8 @@ class TrafficCounters:
             self.other += 1
 
     def add(self, other: TrafficCounters) -> None:
-        """Add all of C{other}."""
         self.count(other.reads, other.bytes_read, other.writes, other.bytes_written)
         self.other += other.other
 
     def as_json(self) -> dict[str, int]:
-        """For a status."""
         return {"requests": self.reads + self.writes + self.other, **asdict(self)}

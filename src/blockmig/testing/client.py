@@ -89,7 +89,7 @@ class NBDClient(_Client):
         """See the class."""
         return self._connection.is_gone
 
-    def _judge(self, result: Any) -> Any:
+    def _outcome(self, result: Any) -> Any:
         if not isinstance(result, Failure):
             return result or None
         assert isinstance(result.value, RequestFailed)

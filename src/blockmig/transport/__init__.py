@@ -1,7 +1,7 @@
-"""Bytes between a socket and a disk, without passing through memory where that can be had.
+"""Bytes between a socket and a disk, without a copy in memory where that is possible.
 
-Owns the zero-copy paths of one connection (`RegionProducer` outwards, `PayloadReader` inwards), the
-rate limit, and endpoints. Knows nothing of NBD's messages but its URIs.
+Owns the zero-copy paths of one connection (`RegionProducer` for sending, `PayloadReader` for
+receiving), rate limits, and endpoints. Of NBD it knows only the URIs, not the messages.
 """
 
 from .endpoints import (

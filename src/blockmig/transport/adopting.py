@@ -1,9 +1,9 @@
-"""Listening on UNIX sockets that somebody else has bound: the service manager, or we ourselves.
+"""Listening on UNIX sockets that are bound already, by the service manager or by ourselves.
 
-Owns one difference to Twisted: whoever made a socket also decides who may use it, and when it goes.
-Twisted, given a UNIX socket by `adoptStreamPort`, opens its file for everybody (mode 0666), and at
-the end removes it and shuts the socket down, which a service manager still has: it would be exposed
-at once, and of no use to the next process.
+Owns one difference from Twisted: whoever made a socket decides who may use it, and when it is
+removed. Twisted's `adoptStreamPort` changes a UNIX socket's file to mode 0666, and at the end
+removes the file and shuts down the socket, which a service manager still holds: the socket would be
+open to everybody at once, and useless to the next process.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from zope.interface import implementer
 
 
 class _AdoptedPort(unix.Port):
-    """Twisted's port, which believes that its socket has no file.
+    """Twisted's port, made to believe that its socket has no file.
 
-    That is what a name beginning with a zero says (the abstract namespace of unix(7)). The
-    addresses that the port tells are the socket's own nevertheless.
+    A name that begins with a zero byte says so (the abstract namespace of unix(7)). The port still
+    reports the socket's real address.
     """
 
-    # As Twisted has it for TCP's adopted ports: shutdown(2) is not this descriptor's alone.
+    # As in Twisted's adopted TCP ports: shutdown(2) would affect every descriptor of the socket.
     _shouldShutdown = False
 
     def __init__(self, handle: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
         name = b"\0" + os.fsencode(handle.getsockname())
-        # listen(2) is called again; what was asked for at first is not known, so the most.
+        # listen(2) is called again; the first backlog is not known, so use the maximum.
         super().__init__(name, factory, backlog=socket.SOMAXCONN, reactor=reactor)
         self._preexistingSocket = handle
 
 
 def adopt_unix(reactor: Any, handle: socket.socket, factory: IProtocolFactory) -> IListeningPort:
-    """Accept connections on C{handle}, a UNIX stream socket that listens.
+    """Accept connections on C{handle}, a listening UNIX stream socket.
 
-    Its file, if it has one, is neither changed nor ever removed.
+    Its file, if it has one, is neither changed nor removed.
 
     @param reactor: an C{IReactorFDSet}.
     @param handle: belongs to the port from now on, which closes it.
@@ -52,7 +52,7 @@ def adopt_unix(reactor: Any, handle: socket.socket, factory: IProtocolFactory) -
 
 @implementer(IStreamServerEndpoint)
 class AdoptedUNIXEndpoint:
-    """An endpoint of a UNIX socket that listens already; for one use."""
+    """An endpoint for a UNIX socket that listens already; can be used once."""
 
     def __init__(self, reactor: Any, handle: socket.socket) -> None:
         self._reactor = reactor

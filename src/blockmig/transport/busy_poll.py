@@ -1,15 +1,15 @@
-"""Whether to wait a moment for a peer's next message, rather than go round by the reactor.
+"""Busy polling: waiting a moment for a peer's next message before returning to the reactor.
 
-A client with few requests in flight sends the next one as soon as it has the reply: within some ten
-microseconds. To sleep and be woken by the reactor costs several times as much, and makes up most of
-the time that such a client waits for. So whoever has just answered looks again for a moment.
+A client with few requests in flight sends the next one as soon as it has the reply, within about
+ten microseconds. Sleeping until the reactor wakes up costs several times as much, and is most of
+the latency that such a client sees. So after an answer the socket is polled again for a moment.
 
 Rules:
 
-* never longer than `SPIN`, and only while no other connection is being served as well;
-* where it does not pay, it is tried less and less often;
-* a turn that has gone on for a third of a millisecond is over, paid or not;
-* the processor is offered to others (the client, if it has no other) each time.
+* never for longer than `SPIN`, and only while no other connection is being served;
+* where polling finds nothing, it is tried less and less often;
+* a turn ends after 0.3 ms, whether or not polling found anything;
+* the processor is yielded between polls (to the client, if that has no other).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 
 SPIN: Final = 50e-6
-"""Seconds."""
+"""Seconds that one wait may take."""
 
 _LONGEST_TURN: Final = 0.0003
 _LONGEST_SKIP: Final = 63
@@ -30,11 +30,11 @@ _yield: Final[Callable[[], None]] = getattr(os, "sched_yield", lambda: None)
 
 
 class BusyPoll:
-    """One connection's.
+    """Polls the socket of one connection.
 
     @param descriptor: of its socket.
-    @param seconds: a clock that is fine enough.
-    @param poll: whether C{descriptor} is readable now, as L{select.poll} tells; for tests.
+    @param seconds: a clock fine enough for C{SPIN}.
+    @param poll: replaces the poll of L{select.poll}, in tests.
     """
 
     _latest: ClassVar[BusyPoll | None] = None
@@ -57,7 +57,7 @@ class BusyPoll:
         self._end = 0.0
 
     def begin(self) -> None:
-        """A turn begins: something has come."""
+        """A turn begins: something was received."""
         alone = BusyPoll._latest is self
         BusyPoll._latest = self
         self._skipped += 1
@@ -65,7 +65,7 @@ class BusyPoll:
         self._end = self._seconds() + _LONGEST_TURN
 
     def more(self) -> bool:
-        """What had come was answered: whether more has, now or after a moment, in this turn."""
+        """Whether more was received, now or within a moment, in this turn."""
         poll, seconds = self._poll, self._seconds
         now = seconds()
         if now >= self._end:

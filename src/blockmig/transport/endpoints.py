@@ -1,8 +1,8 @@
-"""From what people write to Twisted endpoints, and back to NBD URIs.
+"""Endpoint strings and NBD URIs to Twisted endpoints, and ports back to NBD URIs.
 
 Owns the rules of listening (design, section 2): an address that is in use is fatal at once, since
-clients would meet the squatter; what time may mend (the address is not on this host yet, no
-descriptors or buffers) is tried again once a second, with one log line a minute.
+clients would connect to whoever uses it; a failure that may pass (the address is not on this host
+yet, no descriptors or buffers) is retried once a second, with one log line a minute.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _TRANSIENT = frozenset(
 _SEND_BUFFER: Final = 4 << 20
 _RETRY_INTERVAL: Final = 1.0
 _REPORT_INTERVAL: Final = 60.0
-# Milliseconds. It also counts while a peer that is alive takes nothing, so it cannot be short.
+# Milliseconds. It also runs while a live peer takes nothing, so it cannot be short.
 _USER_TIMEOUT: Final = 300_000
 
 
 class BadEndpoint(ValueError):
-    """The text is not a Twisted endpoint string; the message says why."""
+    """The text is not a Twisted server endpoint string; the message says why."""
 
 
 class CannotListen(Exception):
-    """Listening failed for good; the message says where and why."""
+    """Listening failed, and will not be retried; the message says where and why."""
 
 
 def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     """The endpoint that C{text}, a Twisted server endpoint string, describes.
 
-    A UNIX socket is its owner's only, unless C{text} has a mode: Twisted's own default would let
-    everybody on this machine use it.
+    A UNIX socket gets mode 600 unless C{text} has a mode: Twisted's default would let everybody on
+    this machine use it.
 
     @raise BadEndpoint: it describes none.
     """
@@ -62,7 +62,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         text += ":mode=600"
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, text)
-    except Exception as error:  # each endpoint parser raises what it likes
+    except Exception as error:  # each endpoint parser raises its own exceptions
         raise BadEndpoint(
             f"{text!r} is not an endpoint such as tcp:10809:interface=127.0.0.1 "
             f"or unix:/path ({error})"
@@ -76,7 +76,7 @@ def client_endpoint(reactor: Any, uri: NBDURI) -> Any:
     """The client endpoint that reaches the server of C{uri}."""
     if uri.socket:
         return endpoints.UNIXClientEndpoint(reactor, uri.socket)
-    # Nothing is to be looked up for an address, nor another one to be tried after a while.
+    # An address needs no lookup, and no second attempt at another one.
     if isIPAddress(uri.host):
         return endpoints.TCP4ClientEndpoint(reactor, uri.host, uri.port)
     if isIPv6Address(uri.host):
@@ -91,12 +91,12 @@ async def listen(
     text: str,
     give_up_after: float | None = None,
 ) -> IListeningPort:
-    """Listen on C{endpoint}, with patience where time may mend what is wrong.
+    """Listen on C{endpoint}, and retry failures that may pass.
 
     @param text: the endpoint as the user wrote it, for messages.
-    @param give_up_after: seconds; None tries for ever.
-    @raise CannotListen: time will not mend it.
-    @raise TimeoutError: C{give_up_after} has passed.
+    @param give_up_after: seconds; None to retry for ever.
+    @raise CannotListen: the failure is permanent.
+    @raise TimeoutError: C{give_up_after} is over.
     """
     began = reactor.seconds()
     reported = began - _REPORT_INTERVAL
@@ -146,7 +146,7 @@ def listening_uri(port: IListeningPort, export: str) -> tuple[str, bool]:
 
 
 def describe_address(address: object) -> str:
-    """An address for log lines: C{192.0.2.7:4711}, C{[::1]:4711}, or what it says of itself."""
+    """An address for log lines: C{192.0.2.7:4711}, C{[::1]:4711}, or its string form."""
     if isinstance(address, IPv4Address):
         return f"{address.host}:{address.port}"
     if isinstance(address, IPv6Address):
@@ -157,12 +157,12 @@ def describe_address(address: object) -> str:
 
 
 def tune(transport: Any) -> None:
-    """Set a connection's socket up for large payloads and small messages; before any is sent.
+    """Set the options of a connection's socket, before anything is sent.
 
-    On TCP messages leave at once, and the kernel finds out within minutes that the peer's machine
-    has gone. A UNIX socket gets a larger buffer than its 208 KiB, which spares wake-ups (a quarter
-    of the time of a migration on one machine); TCP's grows by itself, and is worse when set.
-    Nothing happens on a transport that is no plain socket.
+    On TCP messages are sent without delay, and the kernel notices within minutes that the peer's
+    machine is gone. A UNIX socket gets a larger send buffer than its 208 KiB, which saves wake-ups
+    (a quarter of the time of a migration on one machine); TCP's grows by itself, and is worse when
+    set. Does nothing on a transport that is no plain socket.
     """
     if not is_plain_socket(transport):
         return
@@ -182,7 +182,7 @@ def tune(transport: Any) -> None:
 async def stop_listening(port: IListeningPort) -> None:
     """Stop listening, and return when that is done.
 
-    What goes wrong (the socket's file was removed by somebody) is of no more importance.
+    Errors (such as that somebody removed the socket's file) are only logged.
     """
     try:
         await defer.maybeDeferred(port.stopListening)

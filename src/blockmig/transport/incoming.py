@@ -1,21 +1,21 @@
-"""What a connection receives: payloads go from the socket straight into a disk.
+"""Receiving: payloads go from the socket straight into a disk.
 
-Owns the reading side of one plain socket, from the first large payload on, or from when it is told
-to begin at once. While its `IPayloadReceiver` names a region for the next bytes on the wire, they
-are moved there by splice(2) through a pipe (or recv into a buffer and pwrite, where splice cannot
-be used); all other bytes reach it by `dataReceived`. On any transport that is not a plain socket
-nothing is taken over, and everything arrives at the transport's own protocol.
+Owns the reading side of one plain socket, from its first large payload on, or from when it is told
+to take over at once. While its `IPayloadReceiver` names a region for the next bytes on the wire,
+they are moved there by splice(2) through a pipe (or by readv into a buffer and pwrite, where splice
+cannot be used); all other bytes are passed to `dataReceived`. On any other transport nothing is
+taken over, and the transport's own protocol receives everything.
 
 Rules:
 
-* no transport class of our own is needed, so that any Twisted endpoint will do: the socket's
-  descriptor is duplicated and watched beside the paused transport, which goes on writing;
-* bytes are read by one of the two at any time, never by both;
-* a payload's last byte is followed by a read of exactly one header, in the hope of another payload
-  behind it, whose first bytes would otherwise come by way of memory;
-* the end of the connection is handed back to the transport, which tells the protocol as always;
+* no transport class of our own is needed, so any Twisted endpoint can be used: the socket's
+  descriptor is duplicated and watched beside the paused transport, which still does the writing;
+* at any time either this reader or the transport reads, never both;
+* after a payload's last byte exactly one header is read, since another payload may follow it, whose
+  first bytes would otherwise pass through memory;
+* the end of the connection is left to the transport, which notifies the protocol as usual;
 * a turn of the reactor moves a bounded number of bytes, and takes a bounded time;
-* a disk that fails is told of with `payload_failed` before the bytes that it did not take are with
+* a disk error is reported with `payload_failed` before the bytes that were lost are reported with
   `payload_moved`, or their request would seem to have succeeded.
 """
 
@@ -37,7 +37,7 @@ from .plain import is_plain_socket
 from .regions import FileRegion
 
 SHORTEST_MOVE: Final = 64 << 10
-"""Bytes that must be left of a payload for the reading to be taken over for it."""
+"""Bytes that must be left of a payload for it to be moved past the transport."""
 
 _TURN_BUDGET: Final = 512 << 10
 LONGEST_MOVE: Final = 1 << 20
@@ -48,42 +48,42 @@ _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class IPayloadReceiver(Interface):
-    """Somebody who wants payloads moved from the socket straight into a disk."""
+    """A receiver whose payloads are moved from the socket straight into a disk."""
 
     def dataReceived(data: bytes) -> None:
-        """Bytes that were not moved so, in order."""
+        """Bytes that were not moved into a region, in order."""
 
     def bufferReceived(view: memoryview) -> None:
-        """As C{dataReceived}, with bytes that are here only until this returns.
+        """As C{dataReceived}, with bytes that are valid only until this returns.
 
-        Only called where reading was taken over at once.
+        Called only where reading was taken over at once.
         """
 
     def fast_responder() -> Any:
-        """How the next messages may be answered on the shortest way, while nothing else runs.
+        """The fast path for the next messages, valid while nothing else runs.
 
-        Only asked where reading was taken over at once.
+        Called only where reading was taken over at once.
 
-        @return: a function that is called, instead of C{bufferReceived}, with what has come, and
-            tells whether it may be called again; or None where it is not the time for that.
+        @return: a function to call, instead of C{bufferReceived}, with what was received; it
+            returns whether it may be called again. None where there is no fast path now.
         """
 
     def payload_region() -> Any:
-        """The L{FileRegion} that the next bytes on the wire belong in.
+        """The L{FileRegion} into which the next bytes on the wire belong.
 
-        None where they should come by C{dataReceived}.
+        None where they should be passed to C{dataReceived}.
         """
 
     def payload_moved(count: int) -> None:
         """The first C{count} bytes of that region are off the wire: in the disk, or lost.
 
-        Lost if L{payload_failed} was called just before.
+        They are lost if L{payload_failed} was called just before.
         """
 
     def payload_failed(error: OSError) -> None:
-        """The disk did not take what L{payload_moved} is about to announce.
+        """The disk did not take what L{payload_moved} is about to report.
 
-        The request has failed, and what is left of its payload must go by C{dataReceived}.
+        The request has failed, and the rest of its payload must be passed to C{dataReceived}.
         """
 
 
@@ -91,12 +91,11 @@ class IPayloadReceiver(Interface):
 class PayloadReader:
     """Moves payloads from one connection into a disk.
 
-    @param reactor: watches the socket; a reactor that is not IReactorFDSet leaves all to the
-        transport.
+    @param reactor: watches the socket; without IReactorFDSet the transport reads everything.
     @param transport: the connection's transport.
-    @param protocol: whoever gets what is read; nobody is needed before L{take_over}.
-    @param header: bytes of the header that is expected behind a payload.
-    @ivar protocol: the same, an L{IPayloadReceiver}; may be exchanged for another.
+    @param protocol: receives what is read; may be None until L{take_over}.
+    @param header: bytes of the header that is expected after a payload.
+    @ivar protocol: the same, an L{IPayloadReceiver}; may be replaced.
     """
 
     def __init__(
@@ -123,10 +122,10 @@ class PayloadReader:
         self._stopped = False
 
     def take_over(self, at_once: bool = False) -> None:
-        """Read from here on, if the protocol's next bytes are a payload that is worth it.
+        """Take over the reading, if the next bytes are a payload that is large enough.
 
-        @param at_once: read on in any case. Small messages are then read without the transport, as
-            many of them in a turn as have come, and given to C{bufferReceived}.
+        @param at_once: take over in any case. Small messages are then read past the transport too,
+            as many in a turn as were received, and passed to C{bufferReceived}.
         """
         if self._descriptor >= 0 or self._stopped or not is_plain_socket(self._transport):
             return
@@ -137,7 +136,7 @@ class PayloadReader:
             return
         try:
             self._descriptor = os.dup(self._transport.fileno())
-        except OSError:  # out of descriptors: the transport reads on, only slower
+        except OSError:  # out of descriptors: the transport reads on, more slowly
             return
         os.set_inheritable(self._descriptor, False)
         if at_once:
@@ -147,7 +146,7 @@ class PayloadReader:
             self._reactor.addReader(self)
 
     def pause(self) -> None:
-        """Read nothing until L{resume}, so that the peer is held back by its own socket."""
+        """Read nothing until L{resume}: back-pressure reaches the peer through its socket."""
         if self._paused or self._stopped:
             return
         self._paused = True
@@ -157,7 +156,6 @@ class PayloadReader:
             self._transport.pauseProducing()
 
     def resume(self) -> None:
-        """Read on."""
         if not self._paused or self._stopped:
             return
         self._paused = False
@@ -167,7 +165,7 @@ class PayloadReader:
             self._transport.resumeProducing()
 
     def stop(self) -> None:
-        """Close what was opened here; to be called when the connection is lost."""
+        """Close the descriptors; to be called when the connection is lost."""
         self._stopped = True
         if self._descriptor >= 0:
             self._reactor.removeReader(self)
@@ -179,7 +177,6 @@ class PayloadReader:
     # IReadDescriptor, for the reactor.
 
     def logPrefix(self) -> str:
-        """For the reactor's messages."""
         return "PayloadReader"
 
     def fileno(self) -> int:
@@ -187,7 +184,7 @@ class PayloadReader:
         return self._descriptor
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor saw the connection end."""
+        """The reactor noticed the end of the connection."""
         self._hand_back()
 
     def doRead(self) -> None:
@@ -209,19 +206,19 @@ class PayloadReader:
                     turn -= self._move(region, min(region.length, turn, LONGEST_MOVE))
             except BlockingIOError:
                 return
-            except OSError:  # of the socket: those of the disk are told of further in
-                # The error is told once: the transport would now take it for a half close.
+            except OSError:  # of the socket; the disk's are reported further in
+                # The kernel reports it once: the transport would now see a half-close.
                 self.stop()
                 self._transport.abortConnection()
                 return
 
     def _hand_back(self) -> None:
-        """Let the transport find out how the connection ended, and tell it in its own way."""
+        """Let the transport find out how the connection ended, and report it as usual."""
         self.stop()
         self._transport.resumeProducing()
 
     def _read(self) -> None:
-        """Bytes that are no payload, or a payload not worth moving."""
+        """Read bytes that are no payload, or a payload too short to be moved."""
         data = self._system.read(self._descriptor, self._read_next)
         if not data:
             self._hand_back()
@@ -230,7 +227,7 @@ class PayloadReader:
         self.protocol.dataReceived(data)
 
     def _answer_fast(self, busy_poll: BusyPoll) -> bool:
-        """Have what comes answered, on the shortest way if that may be; whether the turn ends."""
+        """Have messages answered, on the fast path if possible; return whether the turn ends."""
         expects_payload = self._read_next != _READ_SIZE
         answer = None if expects_payload else self.protocol.fast_responder()
         if answer is None:
@@ -250,7 +247,7 @@ class PayloadReader:
                 return False
 
     def _read_at_once(self) -> None:
-        """Whatever has come, into a buffer that is used again."""
+        """Read whatever was received into the shared buffer."""
         wanted = (
             _receive_buffer if self._read_next == _READ_SIZE else _receive_buffer[: self._read_next]
         )
@@ -262,7 +259,7 @@ class PayloadReader:
         self.protocol.bufferReceived(_receive_buffer[:count])
 
     def _move(self, region: FileRegion, count: int) -> int:
-        """Move up to C{count} bytes into the region; how many it was."""
+        """Move up to C{count} bytes into the region; return how many."""
         move = self._splice if self._can_splice and region.disk.fileno() is not None else self._copy
         moved = move(region, count)
         self._moving = moved < region.length
@@ -291,7 +288,7 @@ class PayloadReader:
         return taken
 
     def _drain_pipe(self, pipe: int, region: FileRegion, left: int) -> None:
-        """From the pipe into the disk, all of it; through memory where the disk cannot splice."""
+        """Move C{left} bytes from the pipe into the disk, through memory where it cannot splice."""
         offset = region.offset
         while left:
             if self._can_splice:

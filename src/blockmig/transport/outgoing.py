@@ -1,29 +1,29 @@
-"""What a connection sends: bytes and file regions, in one queue.
+"""Sending: bytes and file regions in one queue.
 
-Owns the order of everything that goes out on one connection. On a plain socket all of it goes past
-the transport: bytes by send(2), regions from the page cache to the wire by sendfile(2). On any
-other transport regions are read, and everything is written to it.
+Owns the order of everything that is sent on one connection. On a plain socket everything bypasses
+the transport: bytes by send(2), regions from the page cache by sendfile(2). On any other transport
+regions are read, and everything is written to the transport.
 
 Rules:
 
-* the queue is the only writer: nothing of it may be overtaken, and another write would land inside
-  a payload, so the protocol sends everything through here;
-* what the socket takes at once is sent from inside `send`, which spares a turn of the reactor; but
-  not before the transport was once seen with nothing buffered, which others may have written;
-* past the transport only while that is a plain socket (`plain`), which is asked each time;
+* the queue is the only writer: nothing may overtake it, and another write would land inside a
+  payload, so the protocol sends everything through here;
+* what the socket takes at once is sent from inside `send`, which saves a turn of the reactor; but
+  not before the transport was once seen with an empty buffer, into which others may have written;
+* the transport is bypassed only while it is a plain socket (`plain`), which is checked each time;
 * the transport is given no more than it has room for, so that what a slow peer does not take stays
-  in the queue, whose length its owner sees;
+  in the queue, where the owner sees its length;
 * a turn of the reactor sends a bounded number of bytes;
 * a region that cannot be sent in full (the disk shrank, a read failed) breaks the promise of the
   header before it: `failed` is called, once, and nothing more is sent;
 * a peer that goes away costs its connection and nothing else; `stopProducing` never raises.
 
-Guards against: a FileDescriptor never resumes a streaming producer that did not `write`, so that
-one which moves bytes behind the transport's back must be a pull producer towards it, resumed each
-time the socket is writable with nothing buffered. The first such resume comes from inside
-`registerProducer`: then the socket is only watched. A producer is registered only while something
-is queued, since a TLS transport would poll an idle pull producer for ever, and no transport closes
-while it has one.
+Guards against: a FileDescriptor never resumes a streaming producer that did not `write`. A producer
+that bypasses the transport must therefore be a pull producer, which is resumed each time the socket
+is writable with an empty buffer. The first resume comes from inside `registerProducer`: it only
+starts watching the socket. A producer is registered only while something is queued, since a TLS
+transport would poll an idle pull producer for ever, and no transport closes while it has a
+producer.
 """
 
 from __future__ import annotations
@@ -62,25 +62,24 @@ _PEER_GONE = (
 
 
 class _PeerGone(Exception):
-    """The socket, not the disk, is why nothing can be sent."""
+    """Sending failed because of the socket, not of the disk."""
 
 
 @implementer(IPushProducer)
 class RegionProducer:
     """Sends bytes and file regions on one transport, in order.
 
-    Whoever wants to hold it back uses it as an IPushProducer: its pacer does, where it has one, and
-    then nobody else.
+    To hold it back, use it as an IPushProducer. Where it has a pacer, only the pacer may do so.
 
-    @param transport: where to; any ITransport that is an IConsumer.
+    @param transport: any ITransport that is an IConsumer.
     @param failed: called with the OSError when a region could not be sent in full. The connection
-        is then out of step and must be dropped.
+        cannot be used any more and must be dropped.
     @param sent: called with the number of region bytes each time some were given to the transport.
-    @param drained: called when everything queued has been given to the transport; not where a plain
-        socket took all of it from inside L{send}.
-    @param progressed: called when a peer that did not take all there was has taken some of it.
-    @param pacer: pauses it where region bytes are to wait; may be set at any time.
-    @param system: the calls into the kernel.
+    @param drained: called when everything queued has been given to the transport; not if a plain
+        socket took all of it inside L{send}.
+    @param progressed: called when a slow peer has taken some of what was queued.
+    @param pacer: pauses this producer while region bytes have to wait; may be set at any time.
+    @param system: the system calls.
     """
 
     def __init__(
@@ -111,21 +110,21 @@ class RegionProducer:
 
     @property
     def pending(self) -> int:
-        """How many items are queued and not wholly sent."""
+        """How many items are queued and not completely sent."""
         return len(self._queue)
 
     @property
     def waiting(self) -> bool:
-        """Whether the peer, or its transport, has not taken all that was sent."""
+        """Whether the peer, or the transport, has not yet taken everything that was sent."""
         return self._sink is not None
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes of memory the queue holds; those of regions are in the disk."""
+        """How many bytes the queue holds in memory; regions do not count."""
         return self._in_memory
 
     def send(self, items: Sequence[bytes | FileRegion]) -> None:
-        """Queue C{items}; they are sent behind everything queued before."""
+        """Queue C{items}; they are sent after everything queued before."""
         if self._stopped:
             return
         if len(items) == 1 and isinstance(items[0], bytes):
@@ -138,7 +137,7 @@ class RegionProducer:
         self._start()
 
     def send_view(self, view: bytes | memoryview) -> None:
-        """Send what C{view} shows, of which only what has to wait is copied."""
+        """Send the bytes of C{view}, copying only what has to wait."""
         if self._stopped:
             return
         try_send = self.direct_send()
@@ -148,10 +147,10 @@ class RegionProducer:
             try_send(view)
 
     def direct_send(self) -> Callable[[bytes | memoryview], bool] | None:
-        """A quick L{send_view}, if what is sent next may go to the socket at once.
+        """A fast L{send_view}, if the next bytes may go to the socket at once; else None.
 
-        @return: a function that sends, and tells whether all of it was taken. Until it was not, or
-            anything else was done here, it may be called again.
+        @return: a function that sends bytes, and returns whether all of them were taken. It may be
+            called again until it returns False, or anything else is called here.
         """
         idle = not self._queue and self._sink is None and not self._paused and not self._stopped
         if not idle or not self._seen_empty or not is_plain_socket(self._transport):
@@ -184,7 +183,6 @@ class RegionProducer:
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """Go on."""
         self._paused = False
         if self._sink is not None:
             self._sink.wake()
@@ -192,7 +190,7 @@ class RegionProducer:
             self._start()
 
     def stopProducing(self) -> None:
-        """Forget what is queued, and send nothing ever again."""
+        """Drop what is queued, and never send anything again."""
         self._stopped = True
         self._queue.clear()
         self._in_memory = 0
@@ -204,7 +202,7 @@ class RegionProducer:
     # From here on: the registration with the transport, and turns.
 
     def _start(self) -> None:
-        """Send what is queued, if that is not under way and may be."""
+        """Begin to send what is queued, unless that has begun, or is not allowed now."""
         if self._sink is not None or self._paused or not self._queue:
             return
         sink: _SocketSink | _TransportSink
@@ -224,7 +222,7 @@ class RegionProducer:
             self._transport.unregisterProducer()
 
     def _turn(self, sink: _SocketSink | _TransportSink, budget: int) -> None:
-        """Send what may be sent now; the feed is woken again when there is room for more."""
+        """Send what may be sent now; the sink continues when there is room for more."""
         while self._queue and budget > 0 and not self._paused and sink.has_room():
             if (count := self._allowed(budget)) == 0:
                 return
@@ -256,14 +254,14 @@ class RegionProducer:
         """How many region bytes this step may send; 0 if the pacer has paused us."""
         if self.pacer is None:
             return budget
-        # A header leaves together with its region.
+        # A header is sent together with its region.
         head = next((item for item in islice(self._queue, 2) if isinstance(item, FileRegion)), None)
         if head is None:
             return budget
         return self.pacer.allowed(min(head.length, budget), self)
 
     def _step(self, sink: _SocketSink | _TransportSink, count: int) -> int:
-        """Send some of the queue's head, at most C{count} region bytes; how many bytes it was."""
+        """Send some of the queue's head, at most C{count} region bytes; return how many bytes."""
         head = self._queue[0]
         if not self._by_sendfile(sink, head):
             return self._write(sink, count)
@@ -277,7 +275,7 @@ class RegionProducer:
             return 0
 
     def _replace_head(self, head: FileRegion, error: OSError) -> None:
-        """Put something in the place of what cannot be read."""
+        """Replace a region that cannot be read."""
         if head.on_read_error is None:
             raise error
         self._queue.popleft()
@@ -295,7 +293,7 @@ class RegionProducer:
                 self._can_sendfile = False
                 return self._write(sink, count)
             if error.errno in _PEER_GONE:
-                # A disk behind a network fails with the same errors: it raises its own here.
+                # A disk on a network can fail with the same errors: its read raises them here.
                 head.disk.read(head.offset, 1)
                 raise _PeerGone from None
             raise
@@ -316,7 +314,7 @@ class RegionProducer:
         )
 
     def _write(self, sink: _SocketSink | _TransportSink, count: int) -> int:
-        """Write the head and what is small behind it in one piece; how many bytes that is."""
+        """Write the head and small items after it in one piece; return how many bytes."""
         pieces: list[bytes | memoryview] = []
         size = moved = 0
         while self._queue and size < _WRITE_SIZE:
@@ -345,7 +343,7 @@ class RegionProducer:
         return size
 
     def _send_to_socket(self, data: bytes | memoryview, flags: int) -> int:
-        """Give bytes to the socket; how many it took."""
+        """Give bytes to the socket; return how many it took."""
         try:
             taken: int = self._system.send(self._transport.getHandle(), data, flags)
         except BlockingIOError:
@@ -357,7 +355,7 @@ class RegionProducer:
         return taken
 
     def _put_back(self, rest: bytes | memoryview) -> None:
-        """C{rest} could not be sent yet, and still is the first to go."""
+        """Put C{rest}, which could not be sent yet, back at the queue's head."""
         self._queue.appendleft(rest)
         self._in_memory += len(rest)
 
@@ -379,9 +377,9 @@ class RegionProducer:
 
 @implementer(IPullProducer)
 class _SocketSink:
-    """Past a plain socket's transport, which only tells when the socket is writable.
+    """Sends on a plain socket past its transport, which only reports when the socket is writable.
 
-    Registered once the socket has taken all it can; resumed each time it can take more.
+    It is registered once the socket takes no more, and resumed each time that it can take more.
     """
 
     plain = True
@@ -406,7 +404,7 @@ class _SocketSink:
     def write(self, data: bytes | memoryview) -> None:
         producer = self._producer
         queue = producer._queue
-        # What comes behind it is to leave in the same segment.
+        # What follows is to leave in the same TCP segment.
         more = _MORE if queue and producer._by_sendfile(self, queue[0]) else 0
         try:
             taken = producer._send_to_socket(data, more)
@@ -440,7 +438,7 @@ class _SocketSink:
 
 @implementer(IPushProducer)
 class _TransportSink:
-    """Towards any other transport: writes until told to pause."""
+    """Writes to any other transport until that pauses it."""
 
     plain = False
 
@@ -462,10 +460,10 @@ class _TransportSink:
         self._producer._transport.write(bytes(data))
 
     def schedule(self) -> None:
-        """Nothing to do: the transport resumes us when it wants more."""
+        """Nothing to do: the transport resumes us when it has room."""
 
     def wake(self) -> None:
-        # Nobody resumes a push producer that was not paused.
+        # A transport does not resume a push producer that it did not pause.
         self._producer._turn(self, sys.maxsize)
 
     def pauseProducing(self) -> None:

@@ -1,8 +1,8 @@
-"""Whether a transport's descriptor is the wire itself, and what the kernel knows of it.
+"""Whether a transport may be bypassed by its descriptor, and what the kernel knows of the socket.
 
-Under TLS `fileno()` still answers with the raw socket, and a wrapper forwards whatever it is asked:
-going round such a transport would put plaintext on the wire, or take ciphertext off it. So only a
-real socket transport of Twisted's, which is not doing TLS at this moment, counts.
+Under TLS `fileno()` still returns the raw socket, and wrappers forward attributes: bypassing such a
+transport would put plaintext on the wire, or take ciphertext off it. So only Twisted's own socket
+transports count, and only while they do not use TLS.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from twisted.internet.interfaces import ISSLTransport
 
 
 def unacknowledged(transport: object) -> int:
-    """How many bytes (and marks of their end) given to the kernel the peer's has not confirmed.
+    """How many bytes (an end-of-stream counts as one) the peer's kernel has not acknowledged.
 
-    SIOCOUTQ of tcp(7) and unix(7); 0 where it cannot be known.
+    SIOCOUTQ of tcp(7) and unix(7); 0 where that is unknown.
     """
     if not is_plain_socket(transport):
         return 0
@@ -34,9 +34,9 @@ def unacknowledged(transport: object) -> int:
 
 
 def has_hung_up(transport: object) -> bool:
-    """Whether the peer has closed the connection, behind what is still to be read from it.
+    """Whether the peer has closed the connection, even if there is still something to be read.
 
-    TCP does not tell that from a peer that only sends no more. No where it cannot be known.
+    On TCP that cannot be told from a peer that only half-closed. False where it is unknown.
     """
     if not is_plain_socket(transport):
         return False
@@ -49,9 +49,9 @@ def has_hung_up(transport: object) -> bool:
 
 
 def is_plain_socket(transport: object) -> TypeGuard[tcp.Connection]:
-    """Whether bytes may be moved past C{transport}, by its descriptor.
+    """Whether bytes may be moved past C{transport}, through its descriptor.
 
-    To be asked anew each time: a connection can start TLS at any moment.
+    To be asked each time anew: a connection can start TLS at any moment.
     """
     return (
         isinstance(transport, tcp.Connection)

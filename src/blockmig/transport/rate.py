@@ -1,15 +1,15 @@
-"""Limits to what is sent: a mean rate without bursts, and a share that yields to others.
+"""Limits on sending: a mean rate without bursts, and a share of the time that yields to others.
 
-A limiter says how much may be sent; a `Pacer` holds a producer back by it, as one holds back any
-push producer: it pauses it, and resumes it when there is something to send again.
+A limiter says how much may be sent; a `Pacer` applies it to a push producer, which it pauses, and
+resumes when something may be sent again.
 
-The allowance of a rate grows with time, at most to a quarter of a second's worth: enough that a
-busy reactor loses nothing, too little for a burst that others on the wire would feel. It is given
-out in slices of a twentieth of a second.
+The allowance of a rate grows with time, up to a quarter of a second's worth: enough that a busy
+reactor loses nothing, too little for a burst that others on the wire would notice. It is given out
+in slices of a twentieth of a second.
 
-`YieldingLimiter`: while others have asked for something within the last moments, what is sent takes
-at most a seventh of the reactor's time, in turns of so few bytes that nobody waits long for one to
-end. (Time in which the socket is full is nobody's.)
+`YieldingLimiter`: while others were busy within the last 3 ms, sending takes at most a seventh of
+the reactor's time, in turns of 128 KiB, so that nobody waits long for one to end. (Time in which
+the socket is full does not count.)
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _SMALLEST_SLICE: Final = 4096
 _TURN_SIZE: Final = 128 << 10
 _RECENT: Final = 0.003
 _YIELD_FACTOR: Final = 6
-# Seconds, so that a limit that was changed meanwhile is soon kept.
+# Seconds, so that a changed limit takes effect soon.
 _LONGEST_WAIT: Final = 0.25
 
 
 class Limiter(Protocol):
-    """What holds sending back."""
+    """Says how much may be sent."""
 
     def allowed(self, wanted: int) -> int:
         """How many bytes may be sent now, at most C{wanted}."""
@@ -42,13 +42,12 @@ class Limiter(Protocol):
         """C{count} bytes were sent."""
 
     def delay(self, wanted: int) -> float:
-        """Seconds until L{allowed} gives something, after it gave nothing."""
+        """Seconds until L{allowed} returns more than 0, after it returned 0."""
 
 
 class Pacer:
-    """Paces one producer, which nobody else is to pause.
+    """Applies a limiter to one producer, which nobody else may pause.
 
-    @param clock: tells the time.
     @param limiter: says how much may be sent.
     """
 
@@ -60,7 +59,7 @@ class Pacer:
     def allowed(self, wanted: int, producer: IPushProducer) -> int:
         """How many bytes C{producer} may send now, at most C{wanted}.
 
-        Where it is none the producer is paused, and resumed later.
+        If it is 0 the producer is paused, and resumed later.
         """
         allowed = self._limiter.allowed(wanted)
         if not allowed:
@@ -79,7 +78,7 @@ class Pacer:
         self._limiter.spend(count)
 
     def stop(self) -> None:
-        """The producer is not to be resumed any more."""
+        """Do not resume the producer any more."""
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
@@ -88,7 +87,6 @@ class Pacer:
 class RateLimiter:
     """A token bucket.
 
-    @param clock: tells the time.
     @param rate: bytes per second, more than 0; may be changed at any time by L{set_rate}.
     """
 
@@ -104,12 +102,12 @@ class RateLimiter:
         return self._rate
 
     def set_rate(self, rate: float) -> None:
-        """Go on with another rate from now."""
+        """Use another rate from now on."""
         self._refill()
         self._rate = float(rate)
 
     def allowed(self, wanted: int) -> int:
-        """How many bytes may be sent now, at most C{wanted}; 0 where the slice is not full yet."""
+        """How many bytes may be sent now, at most C{wanted}; 0 while the slice is not full."""
         self._refill()
         if self._allowance < min(wanted, self._slice()):
             return 0
@@ -120,7 +118,7 @@ class RateLimiter:
         self._allowance -= count
 
     def delay(self, wanted: int) -> float:
-        """Seconds until L{allowed} gives something."""
+        """Seconds until L{allowed} returns more than 0."""
         return max(0.0, min(wanted, self._slice()) - self._allowance) / self._rate + 0.001
 
     def _slice(self) -> float:
@@ -134,12 +132,12 @@ class RateLimiter:
 
 
 class YieldingLimiter:
-    """Lets others go first, and keeps to a rate that may change.
+    """Lets others go first, and keeps to a rate that can be changed.
 
-    @param clock: tells the time, for the rate.
-    @param others_last_busy: when others were last busy, by C{seconds}.
+    @param clock: for the rate.
+    @param others_last_busy: returns when others were last busy, by C{seconds}.
     @param rate: bytes per second; None for no limit.
-    @param seconds: a clock that is fine enough to time one turn.
+    @param seconds: a clock fine enough to time one turn.
     """
 
     def __init__(
@@ -165,7 +163,7 @@ class YieldingLimiter:
         return self._limiter.rate if self._limiter is not None else None
 
     def set_rate(self, rate: float | None) -> None:
-        """Go on with another rate from now; None for no limit."""
+        """Use another rate from now on; None for no limit."""
         if rate is None:
             self._limiter = None
         elif self._limiter is None:
@@ -180,13 +178,13 @@ class YieldingLimiter:
             if now < self._not_before:
                 return 0
             if self._left_in_turn <= 0:
-                # The turn is over: the others have six times as long.
+                # The turn is over: now the others get six times as long.
                 self._not_before = now + _YIELD_FACTOR * self._time_used
                 self._left_in_turn, self._time_used = _TURN_SIZE, 0.0
                 return 0
             wanted = min(wanted, self._left_in_turn)
         else:
-            # What is sent while nobody else wants anything need not be made up for.
+            # What is sent while nobody else is busy need not be made up for.
             self._left_in_turn, self._time_used, self._not_before = _TURN_SIZE, 0.0, now
         return self._limiter.allowed(wanted) if self._limiter is not None else wanted
 
@@ -200,7 +198,7 @@ class YieldingLimiter:
             self._limiter.spend(count)
 
     def delay(self, wanted: int) -> float:
-        """Seconds until L{allowed} gives something."""
+        """Seconds until L{allowed} returns more than 0."""
         others = max(0.0, self._not_before - self._seconds())
         if others or self._limiter is None:
             return others

@@ -899,11 +899,11 @@ class LessTests(Case):
         for words, export in (
             ("1048575 bytes there", self.export(SIZE - 1)),
             ("1048577 bytes there", self.export(SIZE + 1)),
-            ("only be read", Export("", SIZE, flags | Flag.READ_ONLY)),
+            ("read-only there", Export("", SIZE, flags | Flag.READ_ONLY)),
             ("SEND_TRIM is not offered", self.export(without=Flag.SEND_TRIM)),
             ("CAN_MULTI_CONN is not offered", self.export(without=Flag.CAN_MULTI_CONN)),
-            ("512 bytes there", self.export(minimum_block=512)),
-            ("at most 65536 bytes", self.export(maximum_payload=65536)),
+            ("block size is 512 bytes", self.export(minimum_block=512)),
+            ("payload is 65536 bytes", self.export(maximum_payload=65536)),
         ):
             plain, lines = self.closed(words, export)
             self.assertTrue(plain.transport.lost)

@@ -161,7 +161,7 @@ class GoneTests(WatchCase):
     def test_a_name_that_a_network_file_system_made_up_is_none(self):
         disk = self.open(self.in_directory())
         for name in (".nfs0000000000000001", ".fuse_hidden0000000100000001"):
-            os.rename(disk._known_as(), os.path.join(os.path.dirname(disk.path), name))
+            os.rename(disk._kernel_path(), os.path.join(os.path.dirname(disk.path), name))
             self.assertTrue(disk.is_gone())
             self.assertIn("was deleted", self.changed(disk))
 

@@ -428,7 +428,7 @@ class LostTests(Case):
             self.link().cut()
             self.steps_to(lambda: self.current.status()["attempts"] == 2)
             self.steps_to(lambda state=state: self.current.state == state)
-            earlier.user.connection_failed("late")
+            earlier.handler.connection_failed("late")
             self.assertEqual(("holding", state), (self.server.state, self.current.state))
             self.finish()
             self.check_done()
@@ -769,7 +769,7 @@ class HeldTooLongTests(Case):
 
 def commands_in_flight(protocol):
     """What a sender's connection waits for, once its handshake is over."""
-    copier = getattr(protocol.user, "_copier", None)
+    copier = getattr(protocol.handler, "_copier", None)
     waiting = copier._requests._waiting.values() if copier is not None else ()
     return [request.command for request, _ in waiting]
 
