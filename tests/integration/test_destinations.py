@@ -231,7 +231,7 @@ HOLDS = "holds {}, and no record says that it may be overwritten"
 DATA, EXT4, LVM = (
     Start(HOLDS.format(what)) for what in ("data", "an ext4 file system", "an LVM physical volume")
 )
-MOUNTED = Start("in use (mounted, part of another device, or another blockmig's)")
+MOUNTED = Start("in use (mounted, part of another device, or by another blockmig)")
 LOOPED = Start("is open in loop")
 QEMU = Start("in use by QEMU")
 QEMU_IO = Start("is open in qemu-io (process ")
@@ -532,7 +532,7 @@ def test_a_device_that_is_missing_is_refused(scene: Scene, name: str) -> None:
     assert not os.path.lexists(scene.copy)
     scene.copy.touch()
     scene.copy.write_bytes(bytes(SIZE))
-    scene.receive_is_refused("is a regular file in /dev, which is memory: the device must exist")
+    scene.receive_is_refused("is a regular file in /dev, which is in memory: the device must exist")
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -156,7 +156,7 @@ class NBDClient(ClientHandler):
             why = f"the destination said nothing for {self._timeout:g} s"
             self._connection.set_timeout(self._timeout, why)
 
-    # ClientUser.
+    # ClientHandler.
 
     def connection_made(self) -> None:
         """The server speaks first."""

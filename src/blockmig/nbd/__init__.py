@@ -1,7 +1,7 @@
 """The NBD wire, sans-IO: bytes in, events out; intentions in, bytes (and payloads) out.
 
-Owns the protocol's numbers, its two phases in both roles, its URIs, and the rules of which request
-may be asked of which export. Imports no reactor, opens nothing, waits for nothing.
+Owns the protocol's numbers, its two phases in both roles, its URIs, and the rules for which request
+an export accepts. Imports no reactor, opens nothing, waits for nothing.
 """
 
 from .constants import (

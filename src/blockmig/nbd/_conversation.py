@@ -1,15 +1,15 @@
-"""Bytes in pieces of any size, read as a conversation that asks for exact numbers of them.
+"""A handshake as a generator that asks for exact numbers of bytes.
 
-A handshake is a dialogue of small, fixed steps. `Conversation` lets a subclass write it down as
-one generator, in the order of the protocol document: ``piece = yield count`` stands for "the next
-`count` bytes from the peer". Where the dialogue stands is where the generator stands, so there is
-no table of states to keep in step with the text.
+A handshake is a dialogue of small, fixed steps. `Conversation` lets a subclass write it as one
+generator, in the order of the protocol document: ``piece = yield count`` means "the next `count`
+bytes from the peer". The generator's position is the state of the dialogue, so no table of states
+has to be kept in step with it.
 
 Rules:
 
-* the generator sees exactly the bytes it asked for, however they were cut on their way;
-* bytes that come after its end belong to the next phase and are kept for it, untouched;
-* an exception of the generator ends the conversation; further bytes are then ignored.
+* the generator receives exactly the bytes that it asked for, however they were split on the way;
+* bytes after its end belong to the next phase, and are kept for it unchanged;
+* an exception in the generator ends the conversation; further bytes are then ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 Result = TypeVar("Result")
 
 Steps = Generator[int, bytes, Result]
-"""The type of a conversation's generator: it yields byte counts, is sent bytes, and returns."""
+"""A conversation's generator: it yields byte counts, is sent bytes, and returns the result."""
 
 _SKIP_AT_ONCE = 65536
 
@@ -36,13 +36,13 @@ class Conversation(Generic[Result]):
         self._wanted: int | None = next(self._steps)
 
     def _converse(self) -> Steps[Result]:
-        """The dialogue; subclasses write it."""
+        """The dialogue; subclasses implement it."""
         raise NotImplementedError
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer.
 
-        @raise ProtocolError: the dialogue cannot go on.
+        @raise ProtocolError: the dialogue cannot continue.
         """
         self._received += data
         while self._wanted is not None and len(self._received) >= self._wanted:
@@ -59,24 +59,24 @@ class Conversation(Generic[Result]):
                 raise
 
     def next_event(self) -> Result | None:
-        """How the dialogue ended; None while it goes on, and after the end was told once."""
+        """The result of the dialogue, returned once; None before and after that."""
         result, self._result = self._result, None
         return result
 
     def data_to_send(self) -> bytes:
-        """The bytes due to the peer now; each is given out once."""
+        """The bytes to send to the peer now; each is returned once."""
         data = bytes(self._to_send)
         self._to_send.clear()
         return data
 
     def trailing_data(self) -> bytes:
-        """The bytes that came behind the dialogue's end, for the next phase; given out once."""
+        """The bytes that came after the dialogue's end, for the next phase; returned once."""
         data = bytes(self._received)
         self._received.clear()
         return data
 
     def _skip(self, count: int) -> Steps[None]:
-        """Read C{count} bytes and forget them, in memory that does not grow with C{count}."""
+        """Read and discard C{count} bytes, in memory that does not grow with C{count}."""
         while count:
             piece = yield min(count, _SKIP_AT_ONCE)
             count -= len(piece)

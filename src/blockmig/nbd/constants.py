@@ -1,7 +1,7 @@
 """The numbers of the NBD protocol, by their standard names.
 
 Source: the NBD protocol document (doc/proto.md of the NetworkBlockDevice project), sections
-"Handshake phase", "Transmission phase" and "Values". Nothing here does anything.
+"Handshake phase", "Transmission phase" and "Values".
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ SIMPLE_REPLY_MAGIC: Final = 0x67446698
 CHUNK_MAGIC: Final = 0x668E33EF
 
 MAXIMUM_NAME: Final = 4096
-"""Bytes of the longest string (export name, description) the protocol allows."""
+"""Bytes of the longest string (export name, description) that the protocol allows."""
 
 MAXIMUM_PAYLOAD: Final = 32 * 1024 * 1024
-"""Bytes of payload that any peer may expect the other to take when nothing was said of it."""
+"""Bytes of payload that every peer must accept if no maximum was negotiated."""
 
 MAXIMUM_LENGTH: Final = 0xFFFF_FFFF
-"""Bytes that one request can name: its length field has 32 bits."""
+"""Bytes of the longest request: its length field has 32 bits."""
 
 
 class HandshakeFlag(IntFlag):
-    """What the server offers in its greeting, and the client answers with."""
+    """What the server offers in its greeting, and the client accepts in its answer."""
 
     FIXED_NEWSTYLE = 1 << 0
     NO_ZEROES = 1 << 1
@@ -54,7 +54,7 @@ class TransmissionFlag(IntFlag):
 
 
 class Option(IntEnum):
-    """What a client asks for in the handshake."""
+    """A client's options in the handshake."""
 
     EXPORT_NAME = 1
     ABORT = 2
@@ -68,7 +68,7 @@ class Option(IntEnum):
 
 
 class OptionReply(IntEnum):
-    """How a server answers an option."""
+    """A server's replies to an option."""
 
     ACK = 1
     SERVER = 2
@@ -86,7 +86,7 @@ class OptionReply(IntEnum):
 
 
 class Chunk(IntEnum):
-    """The types of the chunks that structured replies are made of."""
+    """The types of structured reply chunks."""
 
     NONE = 0
     OFFSET_DATA = 1
@@ -101,10 +101,10 @@ CHUNK_DONE: Final = 1
 
 STATE_HOLE: Final = 1
 STATE_ZERO: Final = 2
-"""What C{base:allocation} says of an extent; 0 is data."""
+"""The C{base:allocation} status flags of an extent; 0 is data."""
 
 OPTION_REPLY_ERROR: Final = 2**31
-"""The bit that every error among the option replies has set."""
+"""The bit that is set in every option reply that is an error."""
 
 
 class InfoType(IntEnum):
@@ -141,7 +141,7 @@ class CommandFlag(IntFlag):
 
 
 class Errno(IntEnum):
-    """The errors that may travel in a reply."""
+    """The errors that a reply can have."""
 
     OK = 0
     EPERM = 1

@@ -1,9 +1,9 @@
-"""What can go wrong on the wire, by whose fault it is.
+"""What can go wrong on the wire, and whose fault it is.
 
 * `RemoteProtocolError`: the peer broke the protocol; the connection cannot go on.
-* `LocalProtocolError`: our caller asked for something the protocol forbids; a bug of ours.
-* `HandshakeRefused`: the peer kept to the protocol and said no.
-* `errno_to_wire`: a local OSError as the error a reply may carry.
+* `LocalProtocolError`: our caller asked for something that the protocol forbids; a bug of ours.
+* `HandshakeRefused`: the peer refused, within the protocol.
+* `errno_to_wire`: maps a local OSError to the error of a reply.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from .constants import Errno, OptionReply
 
 
 class ProtocolError(Exception):
-    """The conversation broke a rule of NBD."""
+    """A rule of the NBD protocol was broken."""
 
 
 class LocalProtocolError(ProtocolError):
-    """Our own side was about to break a rule of NBD."""
+    """Our own side was about to break a rule of the protocol."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke a rule of NBD; nothing more it sends can be understood."""
+    """The peer broke a rule of the protocol; nothing more that it sends can be understood."""
 
 
 class NotNBD(RemoteProtocolError):
-    """The very first bytes show that the peer does not speak NBD."""
+    """The first bytes show that the peer does not speak NBD."""
 
 
 class HandshakeRefused(Exception):
     """The server answered an option with an error.
 
-    @ivar reply: the answer, one of the errors of L{OptionReply} (or a number unknown to us).
-    @ivar explanation: what the server said of it in words, perhaps empty.
+    @ivar reply: one of the errors of L{OptionReply} (or an unknown number).
+    @ivar explanation: the server's explanation, perhaps empty.
     """
 
     def __init__(self, reply: int, explanation: str = "") -> None:
@@ -62,16 +62,16 @@ _TO_WIRE = {
 
 
 def errno_to_wire(number: int | None) -> Errno:
-    """The error of a reply that tells a client of the local error C{number}.
+    """The NBD error for the local error C{number}.
 
-    Whatever the protocol has no number for travels as EIO; EDQUOT and EFBIG travel as ENOSPC
+    An error for which the protocol has no number becomes EIO; EDQUOT and EFBIG become ENOSPC
     (protocol document, "Error values").
     """
     return _TO_WIRE.get(number or errno.EIO, Errno.EIO)
 
 
 def describe_errno(number: int) -> str:
-    """The name of an error that came in a reply, for log lines: C{ENOSPC}, or C{error 77}."""
+    """The name of an error in a reply, for log lines: C{ENOSPC}, or C{error 77}."""
     try:
         return Errno(number).name
     except ValueError:

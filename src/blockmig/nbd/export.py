@@ -1,4 +1,4 @@
-"""What an NBD server tells of a disk that it exports, and what a client may make of it."""
+"""What an NBD server announces of an export."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Export:
     @ivar name: the export's name, at most 4096 bytes in UTF-8; "" is the default export.
     @ivar size: bytes, exact; need not be a multiple of anything.
     @ivar flags: what the export offers ("Transmission flags" in the protocol document).
-    @ivar description: for humans, perhaps empty.
+    @ivar description: for people, perhaps empty.
     @ivar minimum_block: bytes; offsets and lengths are multiples of it (1, 2, 4 ... 65536).
-    @ivar preferred_block: bytes; requests smaller than this cost the server more.
+    @ivar preferred_block: bytes; smaller requests cost the server more.
     @ivar maximum_payload: bytes; a READ or WRITE must not be longer.
     """
 
@@ -31,14 +31,13 @@ class Export:
     maximum_payload: int = MAXIMUM_PAYLOAD
 
     def offers(self, flag: TransmissionFlag) -> bool:
-        """Whether the export has C{flag} set."""
         return flag in self.flags
 
     def without(self, flag: TransmissionFlag) -> Export:
-        """The export as it is told to a client who cannot use C{flag}."""
+        """The export as announced to a client that cannot use C{flag}."""
         return replace(self, flags=self.flags & ~flag)
 
     @property
     def read_only(self) -> bool:
-        """Whether the export says that writing will fail."""
+        """Whether the export has the READ_ONLY flag."""
         return bool(int(self.flags) & _READ_ONLY)

@@ -3,29 +3,29 @@
 Source: the NBD protocol document, "Handshake phase", "Option types", "Option reply types" and
 "Block size constraints".
 
-`ServerHandshake` (newstyle, fixed) answers by itself from a lookup of exports; `oldstyle_hello`
-is all there is of the old handshake. `ClientHandshake` understands both without being told.
+`ServerHandshake` (fixed newstyle) answers by itself from a lookup of exports; `oldstyle_hello` is
+the complete old handshake. `ClientHandshake` detects which of the two the server speaks.
 
 Rules kept by the server:
 
-* the data of an option is consumed whatever the answer is; data longer than any valid option is
-  read away in bounded memory and answered TOO_BIG;
-* an unknown option is answered UNSUP and the dialogue stays in step;
+* an option's data is consumed whatever the answer is; data longer than any valid option is
+  discarded in bounded memory and answered with ERR_TOO_BIG;
+* an unknown option is answered with ERR_UNSUP, and the dialogue continues;
 * EXPORT_NAME cannot be answered with an error: an unknown name ends the connection;
-* a client flag that we do not know ends the connection;
+* an unknown client flag ends the connection;
 * a client that did not answer FIXED_NEWSTYLE may only use EXPORT_NAME;
 * SEND_DF is offered only with structured replies; these and metadata contexts only where the
-  caller offers them; a context is selected
-  for one export, by the last SET_META_CONTEXT, and by none if that failed.
+  caller offers them. A context is selected for one export, by the last SET_META_CONTEXT; if that
+  failed, none is.
 
 Rules kept by the client:
 
-* LIST first where names are looked for; a server that does not list has none of them;
-* structured replies and C{base:allocation} are asked for only where the caller wants them; a server
-  that refuses them is gone on with, and that is told;
-* GO then, with the block sizes asked for; EXPORT_NAME only for a server that has no GO;
-* a reply must be to the option that was sent, and is bounded in size;
-* block sizes that contradict the protocol are the server's error, not a reason to guess.
+* LIST is sent first if names are looked for; a server that refuses LIST has none of them;
+* structured replies and C{base:allocation} are requested only where the caller wants them; if the
+  server refuses, the handshake continues without them, as L{Negotiated} shows;
+* then GO, with a request for the block sizes; EXPORT_NAME only if the server does not support GO;
+* a reply must be to the option that was sent, and its size is bounded;
+* block sizes that contradict the protocol are the server's error; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ from .errors import (
 from .export import Export
 
 ALLOCATION: Final = b"base:allocation"
-"""The metadata context that tells what is allocated, and what reads as zeroes."""
+"""The metadata context that says what is allocated, and what reads as zeroes."""
 
 ALLOCATION_ID: Final = 1
-"""The number that BLOCK_STATUS chunks call it by."""
+"""Its context id in BLOCK_STATUS chunks."""
 
 _GREETING = struct.Struct("!QQH")
 _OPTION = struct.Struct("!QII")
@@ -72,7 +72,7 @@ _OLDSTYLE = struct.Struct("!QQQI124x")
 _INFO_EXPORT = struct.Struct("!HQH")
 _INFO_BLOCK_SIZE = struct.Struct("!HIII")
 
-# A plain number, since its complement must have every other bit.
+# A plain number, since its complement must have all other bits.
 _KNOWN_FLAGS: Final = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 _ZEROES: Final = 124
 
@@ -86,14 +86,15 @@ _MOST_REPLIES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """The handshake is over and the export is agreed on.
+    """The handshake is over, and an export was negotiated.
 
-    @ivar export: the export, as the server told of it.
-    @ivar oldstyle: the server spoke the old handshake, so it may be as old in all else.
-    @ivar listed: those of the exports that were looked for that the server lists.
+    @ivar export: the export, as the server announced it.
+    @ivar oldstyle: the server spoke the old handshake, so it may be old in every other respect.
+    @ivar listed: which of the exports that were looked for the server lists.
     @ivar structured: replies are structured.
-    @ivar allocation: the metadata context C{base:allocation} was selected, as L{ALLOCATION_ID}; to
-        one that the server calls by another number a client cannot be brought that was told this.
+    @ivar allocation: the metadata context C{base:allocation} was selected, with the id
+        L{ALLOCATION_ID}; a client that was told this id cannot be forwarded to a server that uses
+        another one.
     """
 
     export: Export
@@ -109,15 +110,15 @@ class Aborted:
 
 
 def oldstyle_hello(export: Export) -> bytes:
-    """The 152 bytes that are the whole of the old handshake, sent by the server."""
+    """The 152 bytes that the server sends, which are the complete old handshake."""
     return _OLDSTYLE.pack(NBD_MAGIC, OLDSTYLE_MAGIC, export.size, int(export.flags))
 
 
 class ServerHandshake(Conversation[Negotiated | Aborted]):
     """The server's side of the newstyle handshake.
 
-    @param lookup: gives the export of a name, or None where there is none of that name.
-    @param names: gives the names that LIST tells.
+    @param lookup: returns the export with a name, or None.
+    @param names: returns the names for LIST.
     @param structured: offer structured replies, and the metadata context C{base:allocation}.
     """
 
@@ -155,7 +156,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
             if option == Option.EXPORT_NAME:
                 return self._export_name(data, flags)
             if not flags & HandshakeFlag.FIXED_NEWSTYLE:
-                raise RemoteProtocolError(f"option {option} from a client that is not fixed")
+                raise RemoteProtocolError(f"option {option} from a client without FIXED_NEWSTYLE")
             if option == Option.ABORT:
                 self._answer(option, OptionReply.ACK)
                 return Aborted()
@@ -181,7 +182,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         self._to_send += _OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
 
     def _find(self, name: bytes) -> Export | None:
-        """The export of that name, as it is to be told to this client."""
+        """The export with that name, as it is to be announced to this client."""
         try:
             export = self._lookup(name.decode())
         except UnicodeDecodeError:
@@ -212,7 +213,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         self._answer(Option.STRUCTURED_REPLY, OptionReply.ACK)
 
     def _meta_context(self, option: int, data: bytes) -> None:
-        """List or select metadata contexts; there is but one."""
+        """List or select metadata contexts; there is only one."""
         setting = option == Option.SET_META_CONTEXT
         if setting:
             self._allocation_of = None
@@ -247,7 +248,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         self._answer(Option.LIST, OptionReply.ACK)
 
     def _info(self, option: int, data: bytes) -> Export | None:
-        """Answer GO or INFO; the export where the answer was its acknowledgement."""
+        """Answer GO or INFO; return the export if the answer was ACK."""
         parsed = _parse_info(data)
         if parsed is None:
             self._answer(option, OptionReply.ERR_INVALID, b"malformed option data")
@@ -272,7 +273,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
 
 
 def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
-    """The name and the wanted kinds of information in GO's or INFO's data, None if malformed."""
+    """The name and the requested information types in GO's or INFO's data; None if malformed."""
     if len(data) < 6:
         return None
     (name_length,) = struct.unpack_from("!I", data)
@@ -287,7 +288,7 @@ def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
 
 
 def _parse_meta(data: bytes) -> tuple[bytes, list[bytes]] | None:
-    """The name and the queries in LIST_META_CONTEXT's or SET_META_CONTEXT's data."""
+    """The name and the queries in the data of a META_CONTEXT option; None if malformed."""
     texts: list[bytes] = []
     position, left = 0, 1
     while left:
@@ -311,11 +312,11 @@ def _parse_meta(data: bytes) -> tuple[bytes, list[bytes]] | None:
 class ClientHandshake(Conversation[Negotiated]):
     """The client's side, newstyle or oldstyle as the server speaks.
 
-    @param name: the export wanted; an oldstyle server has but one and is not told.
-    @param look_for: the names of other exports, which may or may not be there.
-    @param structured: ask for structured replies; `ClientTransmission` does not understand them.
-    @param allocation: ask for the metadata context C{base:allocation} too, where they are to be
-        had.
+    @param name: the wanted export; an oldstyle server has only one, and is not told the name.
+    @param look_for: the names of other exports, which may or may not be listed.
+    @param structured: request structured replies; `ClientTransmission` does not understand them.
+    @param allocation: also request the metadata context C{base:allocation}, if the server grants
+        structured replies.
     @raise LocalProtocolError: the name is longer than the protocol allows.
     """
 
@@ -372,14 +373,14 @@ class ClientHandshake(Conversation[Negotiated]):
 
     def _export(self, size: int, flags: int) -> Export:
         if size >= 2**63:
-            raise RemoteProtocolError(f"an export of {size} bytes is beyond any disk")
+            raise RemoteProtocolError(f"an export of {size} bytes is larger than any disk")
         return Export(self._name.decode(), size, TransmissionFlag(flags))
 
     def _list(self) -> Steps[frozenset[str]]:
-        """Those of the names looked for that the server lists."""
+        """Which of the names looked for the server lists."""
         self._option(Option.LIST, b"")
         listed: set[str] = set()
-        while True:  # as long as there are names; who waits for us has a clock
+        while True:  # as long as there are names; the caller has a timeout
             reply, data = yield from self._reply(Option.LIST)
             if reply == OptionReply.ACK:
                 return frozenset(listed)
@@ -394,7 +395,7 @@ class ClientHandshake(Conversation[Negotiated]):
                 listed.add(self._look_for[name])
 
     def _structured_reply(self) -> Steps[bool]:
-        """Whether the server will answer with structured replies."""
+        """Request structured replies; return whether the server grants them."""
         self._option(Option.STRUCTURED_REPLY, b"")
         reply, _ = yield from self._reply(Option.STRUCTURED_REPLY)
         if reply != OptionReply.ACK and not reply & OPTION_REPLY_ERROR:
@@ -402,7 +403,7 @@ class ClientHandshake(Conversation[Negotiated]):
         return reply == OptionReply.ACK
 
     def _set_allocation(self) -> Steps[bool]:
-        """Whether the server tells what is allocated, and calls that by our number."""
+        """Select C{base:allocation}; return whether the server grants it with our id."""
         option = Option.SET_META_CONTEXT
         texts = (struct.pack("!I", len(text)) + text for text in (self._name, ALLOCATION))
         self._option(option, struct.pack("!I", 1).join(texts))
@@ -418,7 +419,7 @@ class ClientHandshake(Conversation[Negotiated]):
             (number,) = struct.unpack_from("!I", data)
 
     def _go(self) -> Steps[Export | None]:
-        """Negotiate with GO; None where the server has no GO."""
+        """Negotiate with GO; None if the server does not support GO."""
         name = struct.pack("!I", len(self._name)) + self._name
         self._option(Option.GO, name + struct.pack("!HH", 1, InfoType.BLOCK_SIZE))
         info: tuple[int, int] | None = None
@@ -443,8 +444,8 @@ class ClientHandshake(Conversation[Negotiated]):
             elif kind == InfoType.BLOCK_SIZE and len(data) == _INFO_BLOCK_SIZE.size:
                 sizes = _checked_sizes(*_INFO_BLOCK_SIZE.unpack(data)[1:])
             elif kind in (InfoType.EXPORT, InfoType.BLOCK_SIZE):
-                raise RemoteProtocolError(f"information {kind} has {len(data)} bytes")
-        raise RemoteProtocolError("the server answers GO without an end")
+                raise RemoteProtocolError(f"INFO {kind} has a wrong length: {len(data)} bytes")
+        raise RemoteProtocolError("the server's replies to GO do not end")
 
     def _reply(self, expected: Option) -> Steps[tuple[int, bytes]]:
         magic, option, reply, length = _OPTION_REPLY.unpack((yield _OPTION_REPLY.size))
@@ -458,7 +459,7 @@ class ClientHandshake(Conversation[Negotiated]):
 
 
 def _one_line(text: bytes) -> str:
-    """What a peer says of itself, fit for a log line."""
+    """A peer's text, made printable and short for a log line."""
     decoded = text[:_LONGEST_TEXT].decode(errors="replace")
     return "".join(letter if letter.isprintable() else " " for letter in decoded)
 

@@ -1,4 +1,4 @@
-"""Which requests an export may be asked, and the error that answers the others.
+"""Which requests an export accepts, and the errors that answer the others.
 
 Source: the NBD protocol document, "Request types", "Command flags", "Error values"; design, section
 3. A pure function, shared by everything that answers requests.
@@ -10,8 +10,8 @@ from .constants import Command, CommandFlag, Errno, TransmissionFlag
 from .export import Export
 from .transmission import Request
 
-# All plain numbers: enumerations would be asked several times for each request, and are slow; and
-# the complement of an enumeration's flags lacks the flags that it does not know.
+# Plain numbers: enumerations are slow, and would be used several times for each request; and the
+# complement of an enumeration's flags lacks the flags that it does not know.
 _READ, _WRITE, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.FLUSH)
 _ZEROES, _STATUS = int(Command.WRITE_ZEROES), int(Command.BLOCK_STATUS)
 _CHANGING = frozenset({_WRITE, int(Command.TRIM), _ZEROES})
@@ -38,16 +38,17 @@ _FLAGS_OFFERED = (
 
 
 def changes_the_disk(request: Request) -> bool:
-    """Whether the request, if carried out, may change what the disk holds."""
+    """Whether the request may change the disk's content."""
     return request.command in _CHANGING
 
 
 def check_request(request: Request, export: Export, allocation: bool = False) -> Errno:
-    """The error to answer C{request} with before trying it; `Errno.OK` if it may be tried.
+    """The error to answer C{request} with; `Errno.OK` if it may be carried out.
 
-    A WRITE's payload is on the wire whatever the answer, and must be drained. DISC is not for here.
+    A WRITE's payload is on the wire whatever the answer, and must be drained. Not to be called for
+    DISC.
 
-    @param export: as it was told to the client.
+    @param export: as it was announced to the client.
     @param allocation: the client has selected the metadata context C{base:allocation}.
     """
     flags, command, _, offset, length = request

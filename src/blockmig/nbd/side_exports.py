@@ -1,7 +1,7 @@
-"""Side exports: what our own two ends add to plain NBD, by no more than names beside an export's.
+"""Side exports: what our own two ends add to plain NBD, by additional export names only.
 
-For an export NAME a receiver also lists NAME.handoff, and a server of a disk NAME.served. Any
-client can read them; a peer without them is served with plain NBD.
+For an export NAME a receiver also lists NAME.handoff, and a server NAME.served. Any client can read
+them; with a peer that does not know them plain NBD is spoken.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Final
 from .constants import MAXIMUM_NAME
 
 HANDOFF_EXPORT: Final = ".handoff"
-"""What the name of a receiver's side export ends with."""
+"""The suffix of a receiver's side export."""
 
 SERVED_EXPORT: Final = ".served"
-"""What the name of a server's side export ends with."""
+"""The suffix of a server's side export."""
 
 
 def _side_export_name(export: str, ending: str) -> str | None:
@@ -23,16 +23,16 @@ def _side_export_name(export: str, ending: str) -> str | None:
 
 
 def handoff_export_name(export: str) -> str | None:
-    """A receiver's side export of C{export}; None where that would be too long for a name."""
+    """A receiver's side export of C{export}; None if that would be too long for a name."""
     return _side_export_name(export, HANDOFF_EXPORT)
 
 
 def served_export_name(export: str) -> str | None:
-    """A server's side export of C{export}; None where that would be too long for a name."""
+    """A server's side export of C{export}; None if that would be too long for a name."""
     return _side_export_name(export, SERVED_EXPORT)
 
 
 def side_exports(export: str) -> tuple[str, ...]:
-    """What to look for, to learn whether a server of C{export} is a receiver or serves its disk."""
+    """The names that show whether a server of C{export} is a receiver, or serves its disk."""
     names = (handoff_export_name(export), served_export_name(export))
     return tuple(name for name in names if name is not None)

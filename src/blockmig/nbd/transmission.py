@@ -6,21 +6,21 @@ Source: the NBD protocol document, "Transmission phase", "Request message", "Sim
 `ServerTransmission` turns bytes into `Request` events and makes replies; `ClientTransmission`
 makes requests and turns bytes into `Reply` events. A payload need not pass through here:
 
-* outwards, `reply` and `request` give a list in which the payload stands as whatever object the
-  caller passed (bytes, a file region): the caller puts each item on the wire, in order;
-* inwards, `payload_expected` tells how many payload bytes come next on the wire. The caller may
-  take them off the wire itself (splice them into a disk) and say so with `payload_moved`; what is
-  given to `receive_data` instead comes back as `Payload` events.
+* sending: `reply` returns a list in which the payload is whatever object the caller passed (bytes,
+  a file region); the caller puts each item on the wire, in order. `request` returns the header;
+* receiving: `payload_expected` is how many payload bytes come next on the wire. The caller may take
+  them off the wire itself (splice them into a disk) and report that with `payload_moved`; what is
+  passed to `receive_data` instead comes back as `Payload` events.
 
 Rules:
 
-* events come in the order of the wire; the Payload events of a message come before its
-  EndOfPayload, and that before anything else;
-* a message with a payload of zero bytes has its EndOfPayload too;
-* `payload_moved` is allowed only when no received byte is still waiting here, for those come first;
+* events come in wire order; a message is followed by its Payload events, and these by its
+  EndOfPayload;
+* a message with a payload of zero bytes has an EndOfPayload too;
+* `payload_moved` is allowed only when no received byte is buffered here, since those come first;
 * a bad magic is fatal: `RemoteProtocolError`, and every later call raises it again;
-* memory: at most one incomplete header is kept besides what the caller passed in and has not yet
-  asked for with `next_event`;
+* memory: at most one incomplete header is kept, besides what the caller passed in and has not yet
+  fetched with `next_event`;
 * the client never reuses the cookie of a request in flight, and a reply to a cookie that is not in
   flight is the server's error.
 """
@@ -58,9 +58,9 @@ DATA_CHUNK: Final = struct.Struct("!IHHQIQ")
 
 
 class Request(NamedTuple):
-    """One request, as it stands on the wire; a WRITE's payload follows as events.
+    """One request, as on the wire; a WRITE's payload follows as events.
 
-    @ivar command: a number of L{Command}, or one that we do not know.
+    @ivar command: a number of L{Command}, or an unknown one.
     @ivar offset: bytes from the start of the export.
     @ivar length: bytes.
     """
@@ -76,7 +76,7 @@ class Reply(NamedTuple):
     """A simple reply; a successful READ's payload follows as events.
 
     @ivar request: the request that it answers.
-    @ivar error: 0, or a number of L{Errno} (or one that we do not know).
+    @ivar error: 0, or a number of L{Errno} (or an unknown one).
     """
 
     request: Request
@@ -112,35 +112,35 @@ class _Transmission:
 
     @property
     def payload_expected(self) -> int:
-        """How many bytes of the current payload were not yet given out or moved."""
+        """How many bytes of the current payload were not yet returned as events, or moved."""
         return self._expected
 
     @property
     def buffered(self) -> int:
-        """How many received bytes wait here for `next_event`."""
+        """How many received bytes are buffered for `next_event`."""
         return len(self._data) - self._position
 
     def unread(self) -> tuple[bytes | memoryview, int]:
-        """The received bytes, and where those begin that no event was made of.
+        """The received bytes, and where the unprocessed ones begin.
 
-        For a caller who reads messages there itself, and says so with L{skip}; nothing may be
-        expected of a payload then.
+        For a caller that parses messages there itself, and reports that with L{skip}; only while no
+        payload is expected.
         """
         return self._data, self._position
 
     def skip(self, position: int) -> None:
-        """Go on from C{position} of L{unread}, which is where a message begins."""
+        """Continue at C{position} of L{unread}, where a message begins."""
         self._position = position
 
     def receive_data(self, data: bytes | memoryview) -> None:
-        """Take bytes from the peer; ask for events until there is none before the next call."""
+        """Take bytes from the peer; before the next call, fetch events until there is none."""
         if self._position < len(self._data):
             data = b"".join((self._data[self._position :], data))
         self._data = data
         self._position = 0
 
     def copy_unread(self) -> None:
-        """Copy what is left of a view that was received, since it will not last."""
+        """Copy the unprocessed rest of a received view, which is about to become invalid."""
         if isinstance(self._data, memoryview):
             self._data = bytes(self._data[self._position :])
             self._position = 0
@@ -148,7 +148,7 @@ class _Transmission:
     def payload_moved(self, count: int) -> None:
         """The caller took C{count} payload bytes off the wire itself.
 
-        @raise LocalProtocolError: more than is expected, or buffered bytes come before them.
+        @raise LocalProtocolError: more than are expected, or buffered bytes come before them.
         """
         if self.buffered or count > self._expected:
             raise LocalProtocolError("these payload bytes are not the next on the wire")
@@ -212,8 +212,8 @@ class ServerTransmission(_Transmission):
     def reply(self, request: Request, error: int = 0, payload: Iterable[Any] = ()) -> list[Any]:
         """What to put on the wire to answer C{request}.
 
-        Where replies are structured, a READ (and a BLOCK_STATUS) is answered by chunks whatever the
-        outcome; the other commands have nothing to say that a simple reply could not.
+        With structured replies, a READ (and a BLOCK_STATUS) is answered by chunks whatever the
+        outcome; for the other commands a simple reply suffices.
 
         @param error: 0, or the number of L{Errno} that it failed with.
         @param payload: for a successful READ, items that are C{request.length} bytes in all, and
@@ -249,35 +249,35 @@ class ServerTransmission(_Transmission):
         payload: Iterable[Any],
         done: bool = True,
     ) -> list[Any]:
-        """A chunk of data, with its payload's items behind it.
+        """A chunk of data, followed by its payload's items.
 
-        @param done: nothing of it can fail any more, and it is the last.
+        @param done: it is the last, and cannot fail any more.
         """
         start = struct.pack("!Q", offset)
         return [self.chunk(request, Chunk.OFFSET_DATA, start, done, length), *payload]
 
     def hole(self, request: Request, offset: int, length: int, done: bool = True) -> bytes:
-        """A chunk that says that bytes read as zeroes."""
+        """A chunk for a range that reads as zeroes."""
         return self.chunk(request, Chunk.OFFSET_HOLE, struct.pack("!QI", offset, length), done)
 
     def error_at(self, request: Request, error: int, offset: int) -> bytes:
-        """A chunk that says that what was sent of the disk from C{offset} is not what it holds.
+        """An error chunk: what was sent from C{offset} on is not the disk's content.
 
-        It is not the last: L{end} must follow.
+        It is not the last chunk: L{end} must follow.
         """
         content = struct.pack("!IHQ", error, 0, offset)
         return self.chunk(request, Chunk.ERROR_OFFSET, content, done=False)
 
     def end(self, request: Request) -> bytes:
-        """The chunk that only ends a reply."""
+        """The empty chunk that ends a reply."""
         return self.chunk(request, Chunk.NONE, b"")
 
     def block_status(
         self, request: Request, context: int, extents: Iterable[tuple[int, int]]
     ) -> bytes:
-        """The answer to BLOCK_STATUS.
+        """The reply to BLOCK_STATUS.
 
-        @param context: the number of the metadata context.
+        @param context: the id of the metadata context.
         @param extents: (length, state) of each, from the request's offset on, none empty.
         """
         content = struct.pack("!I", context)
@@ -290,7 +290,7 @@ class ClientTransmission(_Transmission):
 
     @param constant_cookie: send every request with cookie 0, for old servers; then only one
         request may be in flight.
-    @param first_cookie: the cookie of the first request; those of the next ones follow it.
+    @param first_cookie: the cookie of the first request; later ones count up from it.
     """
 
     _header = _SIMPLE_REPLY
@@ -304,7 +304,6 @@ class ClientTransmission(_Transmission):
 
     @property
     def in_flight(self) -> int:
-        """How many requests were sent and not answered."""
         return len(self._in_flight)
 
     def request(
@@ -313,8 +312,8 @@ class ClientTransmission(_Transmission):
         """Make a request; a WRITE's payload of C{length} bytes must follow it on the wire.
 
         @return: the request, with its cookie, and its header for the wire.
-        @raise LocalProtocolError: after a DISC, or a DISC with requests in flight, or a second
-            request in flight with a constant cookie.
+        @raise LocalProtocolError: the request follows a DISC, is a DISC while requests are in
+            flight, or would be a second one in flight with a constant cookie.
         """
         if self._disconnected:
             raise LocalProtocolError("nothing may be sent after a disconnect")

@@ -1,8 +1,8 @@
-"""NBD URIs, and nothing but their text.
+"""Parsing and formatting of NBD URIs.
 
-Source: doc/uri.md of the NetworkBlockDevice project. Understood are `nbd://HOST[:PORT]/EXPORT` and
+Source: doc/uri.md of the NetworkBlockDevice project. Supported are `nbd://HOST[:PORT]/EXPORT` and
 `nbd+unix:///EXPORT?socket=PATH`, with IPv6 addresses in brackets and percent-encoding as in any
-URI. `nbds`, `nbds+unix` and `nbd+vsock` are told apart from nonsense but not supported.
+URI. `nbds`, `nbds+unix`, `nbd+vsock` and `nbds+vsock` are recognized, but refused.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class NBDURI:
 
 
 def parse_uri(text: str) -> NBDURI:
-    """Read an NBD URI.
+    """Parse an NBD URI.
 
-    @raise BadURI: with a sentence that says what is wrong with it.
+    @raise BadURI: it is none; the message says why.
     """
     try:
         parts = urlsplit(text)
@@ -55,15 +55,15 @@ def parse_uri(text: str) -> NBDURI:
     if parts.scheme not in ("nbd", "nbd+unix"):
         raise BadURI(
             f"{text!r} is not an NBD URI: nbd://HOST:PORT/EXPORT "
-            "or nbd+unix:///EXPORT?socket=PATH is wanted"
+            "or nbd+unix:///EXPORT?socket=PATH is expected"
         )
     if parts.fragment:
-        raise BadURI(f"{text!r} has a fragment (#{parts.fragment}), which means nothing here")
+        raise BadURI(f"{text!r} has a fragment (#{parts.fragment}), which has no meaning here")
     try:
         export = unquote(parts.path.removeprefix("/"), errors="strict")
         if len(export.encode()) > MAXIMUM_NAME:
             raise BadURI(f"the export's name is longer than {MAXIMUM_NAME} bytes")
-        # A plus sign stands for a space in forms of HTML, not in URIs.
+        # A plus sign stands for a space in HTML forms, not in URIs.
         text_of_query = parts.query.replace("+", "%2B")
         query = dict(parse_qsl(text_of_query, keep_blank_values=True, errors="strict"))
     except UnicodeError:
@@ -73,11 +73,11 @@ def parse_uri(text: str) -> NBDURI:
     if parts.scheme == "nbd+unix":
         return NBDURI(export=export, socket=_socket(text, parts.netloc, query))
     if "socket" in query:
-        raise BadURI(f"{text!r} names a socket: the scheme for that is nbd+unix")
+        raise BadURI(f"{text!r} names a socket: use the scheme nbd+unix for that")
     if not parts.hostname:
         raise BadURI(f"{text!r} does not name a host")
     if port == 0:
-        raise BadURI(f"{text!r} has port 0, which nothing can be reached at")
+        raise BadURI(f"{text!r} has port 0, which cannot be reached")
     return NBDURI(export=export, host=unquote(parts.hostname), port=port or DEFAULT_PORT)
 
 
@@ -86,5 +86,5 @@ def _socket(text: str, host: str, query: dict[str, str]) -> str:
     if host:
         raise BadURI(f"{text!r} has a host: nbd+unix has three slashes and ?socket=PATH")
     if not query.get("socket"):
-        raise BadURI(f"{text!r} does not name a socket: nbd+unix wants ?socket=PATH")
+        raise BadURI(f"{text!r} does not name a socket: nbd+unix needs ?socket=PATH")
     return query["socket"]

@@ -110,7 +110,7 @@ class _Upstream(ClientHandler):
             self._lost = True
             self._user.upstream_lost(self.why or reason.getErrorMessage())
 
-    # ClientUser.
+    # ClientHandler.
 
     def connection_made(self) -> None:
         """The server speaks first: to the client itself, if that has not been greeted."""

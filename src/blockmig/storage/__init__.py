@@ -1,7 +1,7 @@
-"""Disks, and what is known of them: extents, contents, coverage, locks, place and users.
+"""Disks, and what is known of them: extents, contents, coverage, locks, location and users.
 
-Owns descriptors of disks and nothing above them. Its calls block; the layers above put the slow
-ones in threads. Imports no reactor.
+Owns the descriptors of disks, and nothing above them. Its calls block; the layers above run the
+slow ones in threads. Imports no reactor.
 """
 
 from .contents import describe_contents, find_data, image_format, sample_ranges

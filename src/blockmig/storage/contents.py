@@ -1,15 +1,15 @@
-"""Whether a disk holds anything, and what that seems to be.
+"""Whether a disk holds data, and what that seems to be.
 
-Owns the places to look at, and the marks by which formats are known: all of them are within the
-first MiB, but for a few that are near the end.
+Owns the ranges to examine, and the signatures of known formats: nearly all are within the first
+MiB, a few near the end.
 
 Rules:
 
-* what reads as zeroes is nothing, and a hole is not even looked at;
-* a regular file is looked through until something is found. A device, or another machine's disk,
-  would take too long for that, and a sample must do: data may be missed there if it is small, and
-  none of it where file systems, partition tables and the like begin;
-* naming is a service to people: what is not known by its marks is just data.
+* what reads as zeroes is not data, and a hole is not even read;
+* a regular file is read until data is found. With a device, or another machine's disk, that would
+  take too long, so that only samples are read: small data may be missed there if none of it is
+  where file systems, partition tables and the like begin;
+* the names of formats are only for people: what has no known signature is just data.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _SAMPLES: Final = 62
 
 
 def sample_ranges(size: int) -> list[tuple[int, int]]:
-    """Where to look on a disk that is too large to be looked through.
+    """Which ranges to examine on a disk that is too large to be read.
 
-    The first MiB, the last, and 62 places of 64 KiB between them; all of it where it is small.
+    The first MiB, the last, and 62 ranges of 64 KiB between them; all of a small disk.
 
     @param size: bytes of the disk, more than 0.
-    @return: offsets and lengths in bytes, ascending and apart. The offsets are multiples of 64 KiB,
-        the lengths less than 64 KiB above 1 MiB; the last ends at C{size}.
+    @return: offsets and lengths in bytes, ascending and disjoint. The offsets are multiples of
+        64 KiB, the lengths less than 64 KiB above 1 MiB; the last range ends at C{size}.
     """
     last = (size - _MIB) // _ALIGNMENT * _ALIGNMENT
     between = last - _MIB
@@ -48,14 +48,14 @@ def sample_ranges(size: int) -> list[tuple[int, int]]:
 
 
 def find_data(disk: IDisk, wanted: Callable[[], bool] = lambda: True) -> str:
-    """I{Slow.} What stands on a disk.
+    """I{Slow.} What a disk holds.
 
-    A disk that knows its holes is looked through, any other only at L{sample_ranges}.
+    A disk that knows its holes is read completely, any other only at L{sample_ranges}.
 
-    @param wanted: asked now and then whether the answer still is.
-    @return: "" if it reads as zeroes, as far as was looked; otherwise what it seems to hold, in
-        words, with an article: C{an ext4 file system}, or C{data}.
-    @raise OSError: it could not be read; ECANCELED where the answer was wanted no longer.
+    @param wanted: called now and then: whether the answer is still wanted.
+    @return: "" if everything that was examined reads as zeroes; otherwise what the disk seems to
+        hold, in words, with an article: C{an ext4 file system}, or C{data}.
+    @raise OSError: it could not be read; ECANCELED if the answer was no longer wanted.
     """
     if getattr(disk, "blank", False) or all(
         _is_zero(disk, *run, wanted) for run in _ranges_to_probe(disk)
@@ -78,7 +78,7 @@ def _ranges_to_probe(disk: IDisk) -> Iterator[tuple[int, int]]:
 
 
 def _is_zero(disk: IDisk, offset: int, length: int, wanted: Callable[[], bool]) -> bool:
-    """Whether a range is all zeroes; it stays in the page cache only if it was there."""
+    """Whether a range is all zeroes; it stays in the page cache only if it was there before."""
     if not wanted():
         raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
     end = offset + length
@@ -96,7 +96,7 @@ def _is_zero(disk: IDisk, offset: int, length: int, wanted: Callable[[], bool]) 
 
 
 class _Signature(NamedTuple):
-    """Bytes by which a format is known, at any of some offsets from the start of the disk."""
+    """A format's magic bytes, and the possible offsets of them from the start of the disk."""
 
     name: str
     magic: bytes
@@ -120,13 +120,13 @@ _IMAGES: Final = (
 _SECTORS: Final = (512, 4096)
 _PAGES: Final = (4096, 8192, 16384, 32768, 65536)
 _SWAP_OFFSETS: Final = tuple(page - 10 for page in _PAGES)
-# The magic numbers are in the byte order of the machine that made them.
+# The magic numbers are in the byte order of the machine that wrote them.
 _UBERBLOCKS: Final = range(128 << 10, 256 << 10, 1024)
 _ZFS: Final = 0x00BAB10C.to_bytes(8, "little")
 _MD: Final = 0xA92B4EFC.to_bytes(4, "little")
 
-# Those before the partition tables are as good as certain, and may have one inside; a DOS partition
-# table is only a guess, since a boot sector of any file system looks much like one.
+# Those before the partition tables are practically certain, and may contain one; a DOS partition
+# table is only a guess, since any file system's boot sector looks much like one.
 _SIGNATURES: Final = (
     _Signature("a LUKS volume", b"LUKS\xba\xbe"),
     _Signature("an LVM physical volume", b"LABELONE", (0, 512, 1024, 1536)),
@@ -155,7 +155,7 @@ _SIGNATURES: Final = (
 
 
 def image_format(head: bytes) -> str:
-    """Which kind of image, other than a raw one, begins with C{head}.
+    """Which image format, other than raw, begins with C{head}.
 
     @return: C{qcow2}, C{VMDK}, C{VHDX}, C{VDI}, C{QED} or C{VHD}; "" for none of them.
     """
@@ -165,9 +165,9 @@ def image_format(head: bytes) -> str:
 def describe_contents(head: bytes, tail: bytes = b"") -> str:
     """What a disk that is not all zeroes seems to hold, in words, with an article.
 
-    @param head: its first bytes, 1 MiB if it has as many.
-    @param tail: its last ones, up to its end, from a multiple of 4096.
-    @return: such as C{an ext4 file system}; C{data} where no mark is known.
+    @param head: its first MiB, or all of a smaller disk.
+    @param tail: its last bytes, from a multiple of 4096 to the end.
+    @return: such as C{an ext4 file system}; C{data} if no signature is known.
     """
     if image := image_format(head):
         return f"a {image} image"
@@ -184,7 +184,7 @@ _NEEDS_EXT4_TO_WRITE: Final = ~0x7
 
 
 def _extended(head: bytes) -> str:
-    """Which of ext2, ext3 and ext4, by the features that are in use."""
+    """Which of ext2, ext3 and ext4 it is, by the features in use."""
     block = head[_SUPERBLOCK : 2 * _SUPERBLOCK]
     if block[56:58] != b"\x53\xef":
         return ""
@@ -197,7 +197,7 @@ def _extended(head: bytes) -> str:
 
 
 def _dos_table(head: bytes) -> str:
-    """Four entries of 16 bytes: whether it is active, where, the type, where again."""
+    """A DOS partition table: four entries of 16 bytes (active flag, CHS, type, CHS and LBA)."""
     if head[510:512] != b"\x55\xaa":
         return ""
     entries = [head[offset : offset + 16] for offset in range(446, 510, 16)]
@@ -212,6 +212,6 @@ def _at_the_end(tail: bytes) -> str:
         return "a GPT partition table"
     if tail[-512:].startswith(b"conectix"):
         return "a VHD image"
-    # Versions 0.90 and 1.0, whose distance from the end is not always the same.
+    # MD versions 0.90 and 1.0, whose distance from the end varies.
     near = range(max(0, len(tail) - (128 << 10)) // 4096 * 4096, len(tail), 4096)
     return "part of an MD RAID" if any(tail.startswith(_MD, offset) for offset in near) else ""

@@ -1,15 +1,15 @@
 """Which bytes of a disk were covered in this attempt.
 
-Owns one bit for each 64 KiB block (16 TiB of disk: 32 MiB), and for blocks that are covered in part
-the ranges within them.
+Owns one bit for each 64 KiB block (16 TiB of disk: 32 MiB), and the covered ranges within partly
+covered blocks.
 
 Rules:
 
 * a byte counts as covered only if it was; covering it again changes nothing;
-* the order and the size of the pieces do not matter: any sender can complete a disk;
-* memory is bounded: at most `PARTIAL_BLOCKS` blocks are kept in part, each with at most 64 ranges.
-  Beyond that the oldest is forgotten, so that what a peer sends can cost it its completion (it then
-  has to send that block again) but never our memory, and never makes an uncovered byte count.
+* the order and size of the requests do not matter: any sender can complete a disk;
+* memory is bounded: at most `PARTIAL_BLOCKS` partly covered blocks are kept, each with at most 64
+  ranges. Beyond that the oldest is forgotten: a peer that sends such requests has to send that
+  block again to complete, but it cannot use up our memory, nor make an uncovered byte count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Coverage:
     """The coverage of one attempt.
 
     @param size: bytes of the disk.
-    @ivar covered: how many bytes are covered (of a block that was forgotten, none).
+    @ivar covered: how many bytes are covered (a forgotten block counts as not covered).
     """
 
     def __init__(self, size: int) -> None:
@@ -57,7 +57,7 @@ class Coverage:
         return min((block + 1) * BLOCK, self._size)
 
     def _add_whole(self, first: int, stop: int) -> None:
-        """Cover the blocks from C{first} up to, not including, C{stop}; not the last one."""
+        """Cover the blocks from C{first} up to, not including, C{stop}; not the disk's last one."""
         new = stop - first - self._whole.count(1, first, stop)
         if not new:
             return
@@ -90,7 +90,7 @@ class Coverage:
 
 
 def _merge(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """C{ranges}, which are sorted and apart, with one more, sorted and apart again."""
+    """Add a range to C{ranges}, which are and remain sorted and disjoint."""
     before = [(begin, stop) for begin, stop in ranges if stop < start]
     after = [(begin, stop) for begin, stop in ranges if begin > end]
     touching = ranges[len(before) : len(ranges) - len(after)]

@@ -1,11 +1,11 @@
-"""Whether a file could be deleted, asked long before it is.
+"""Whether a file could be deleted, checked long before it is.
 
-Owns the reasons why unlink(2) would fail for root or for others, each with what to do about it.
+Owns the reasons why unlink(2) would fail, for root or for others, each with its remedy.
 
 Rules:
 
-* only asks: nothing is changed;
-* what cannot be told is no reason; the deletion itself may still fail, and says so.
+* only checks: nothing is changed;
+* what is unknown is no reason; the deletion itself can still fail, and then reports it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _APPEND_ONLY: Final = 0x20
 def check_deletable(
     descriptor: int, name: str, path: str, system: SystemCalls, mountinfo: str = MOUNTINFO
 ) -> None:
-    """Whether C{path} could be deleted.
+    """Check that the file at C{path} could be deleted.
 
-    @param descriptor: it is open as that.
-    @param name: what to call it in the message.
-    @param path: where it is, without symbolic links.
+    @param descriptor: of the open file.
+    @param name: its name in the message.
+    @param path: its path, without symbolic links.
     @param mountinfo: the path of the kernel's list of mounts.
-    @raise DiskRefused: it could not be.
+    @raise DiskRefused: it could not be deleted.
     """
     directory = os.path.dirname(path)
     reason = (
@@ -56,7 +56,7 @@ def _flag_reason(what: str, path: str, flags: int) -> str:
 
 
 def _flags(descriptor: int, system: SystemCalls) -> int:
-    """Its attributes (ioctl_iflags(2)); none where the file system has nothing of the kind."""
+    """Its attributes (ioctl_iflags(2)); 0 where the file system has none."""
     try:
         answer = system.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8))
     except OSError:
@@ -69,7 +69,7 @@ def _flags_of(directory: str, system: SystemCalls) -> int:
     try:
         descriptor = system.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        # Who may write in a directory need not be allowed to read it.
+        # A directory that may be written need not be readable.
         return 0
     try:
         return _flags(descriptor, system)
@@ -78,7 +78,7 @@ def _flags_of(directory: str, system: SystemCalls) -> int:
 
 
 def _permission_reason(descriptor: int, directory: str, system: SystemCalls) -> str:
-    """Why this user may not: a directory's entries belong to those who may write in it."""
+    """Why this user may not: deleting takes write permission on the directory."""
     if not system.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return f"there is no permission to write in {directory}"
     user = system.geteuid()

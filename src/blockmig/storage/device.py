@@ -1,6 +1,6 @@
 """A disk that is a block device.
 
-Owns its exclusive claim, and what its driver can be asked for beside reading and writing.
+Owns its exclusive claim, and the driver's calls beyond reading and writing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _BLKZEROOUT: Final = 0x127F
 
 @implementer(IRecordedDisk, IWatchedDisk)
 class BlockDisk(DescriptorDisk, WatchedDevice):
-    """A block device, held exclusively: one that is mounted or part of another is refused.
+    """A block device, claimed exclusively: one that is mounted or part of another is refused.
 
     The parameters are those of L{FileDisk}, but a device is never created.
 
     @param state_directory: where its records are; None for the default.
-    @ivar record_path: what their names begin with.
+    @ivar record_path: what their paths begin with.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
         _make_directory(os.path.dirname(self.record_path), system)
 
     def identity(self) -> str:
-        """A device is known by its name."""
+        """Empty: a device is identified by its name."""
         return ""
 
-    # It knows no extents, so that they have to be found out.
+    # A device knows no extents, so zeroes have to be searched for.
     shortest_zeroes = _BLOCK
-    # On a device O_EXCL (without O_CREAT) asks for the exclusive claim that mounting also takes.
+    # On a device O_EXCL (without O_CREAT) takes the exclusive claim that mounting also takes.
     _open_flags = getattr(os, "O_EXCL", 0)
 
     def _check_kind(self, mode: int) -> None:
@@ -69,14 +69,14 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
             raise DiskRefused(f"{self.name}: is not a block device")
 
     def _fast_zero(self, offset: int, length: int, allocate: bool, fast: bool) -> None:
-        """Zero whole blocks by the device, their neighbours by writing.
+        """Zero whole blocks by the device, and what is beside them by writing.
 
-        fallocate(2) on a device gives its space back (and says EOPNOTSUPP where that would not
-        leave zeroes, unlike BLKDISCARD); BLKZEROOUT keeps it, and may write zeroes, as fallocate
-        may where it is to keep the space.
+        fallocate(2) on a device deallocates its space (and fails with EOPNOTSUPP where that would
+        not leave zeroes, unlike BLKDISCARD); BLKZEROOUT keeps the space, and may write zeroes, as
+        fallocate may where it is to keep the space.
         """
         if fast and allocate:
-            raise OSError(errno.EOPNOTSUPP, "a device does not tell whether it can")
+            raise OSError(errno.EOPNOTSUPP, "a device does not report whether it can")
         start, end = _whole_blocks(offset, length)
         if start >= end:
             self._write_zeroes(offset, length)
@@ -105,7 +105,7 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
 
 
 def _make_directory(path: str, system: SystemCalls) -> None:
-    """The state directory, durably; where it cannot be made, its first record will say so."""
+    """Create the state directory, durably; if that fails, so will its first record."""
     if os.path.isdir(path):
         return
     with contextlib.suppress(OSError):

@@ -4,12 +4,12 @@ Owns one bit for each 64 KiB of the disk, and nothing else: 32 MiB of memory for
 
 Rules:
 
-* what is marked stays marked until it is taken; it is taken once, and is then whoever took it's to
-  send;
-* whoever changes the disk marks before the change, and again behind it if others could run in
-  between: what was taken meanwhile may have been sent as it was before;
-* a change of a part of 64 KiB makes all of them dirty;
-* nothing here blocks, and all of it is called in one thread.
+* what is marked stays dirty until it is taken; it is taken once, and must then be sent by whoever
+  took it;
+* whoever changes the disk marks before the change, and again after it if other code could run in
+  between: what was taken meanwhile may have been sent in its old state;
+* a change within 64 KiB makes all of them dirty;
+* nothing here blocks, and everything is called in one thread.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class DirtyMap:
     """The dirty parts of a disk.
 
     @param size: bytes of the disk.
-    @ivar marked: bytes that became dirty by writes in the course of time, and so are likely to be
-        data; what was dirty already does not count again. It only grows.
+    @ivar marked: how many bytes ever became dirty by writes, and so are likely to be data; what was
+        dirty already does not count again. It only grows.
     """
 
     def __init__(self, size: int) -> None:
@@ -47,7 +47,7 @@ class DirtyMap:
     def mark(self, offset: int, length: int, data: bool = True) -> None:
         """C{length} bytes, more than 0, at C{offset} are about to be changed, or just were.
 
-        @param data: by a write; otherwise they are zeroed.
+        @param data: they are written; otherwise they are zeroed.
         """
         first = offset >> _SHIFT
         last = (offset + length - 1) >> _SHIFT
@@ -66,15 +66,15 @@ class DirtyMap:
             self.marked += (new << _SHIFT) * data
 
     def mark_all(self) -> None:
-        """All of the disk is to be sent (again); nobody has changed it."""
+        """Mark the whole disk, to be sent (again); it does not count in C{marked}."""
         self._bits.setall(1)
         self._count = len(self._bits)
 
     def take(self, position: int, most: int) -> tuple[int, int] | None:
-        """Take the first dirty run at or behind C{position}: it is not dirty any more.
+        """Take the first dirty run at or after C{position}: it is not dirty any more.
 
         @param position: a multiple of L{GRANULARITY}, or the disk's size.
-        @param most: bytes at most, a multiple of L{GRANULARITY}; of a longer run the rest stays.
+        @param most: bytes at most, a multiple of L{GRANULARITY}; a longer run's rest stays dirty.
         @return: where the run begins and where it ends; None if there is none.
         """
         bits = self._bits

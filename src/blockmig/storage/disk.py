@@ -1,17 +1,17 @@
-"""What files and devices have in common: a descriptor that bytes are read from and written to.
+"""What files and devices have in common: a descriptor that is read from and written to.
 
 Owns the disk's descriptor and its lock from the constructor until `close`.
 
 Rules:
 
-* a disk is locked before anything is read from or written to it, and its size is settled then;
-* sizes are exact bytes; a file that is made here stays empty until `prepare`, so that whoever
-  receives into it can first record that it is no whole disk; it never grows after that;
-* zeroing gives space back unless told not to, and falls back to writing zeroes where the medium
-  cannot do better, in slices;
-* an error of the medium that one call was told of is told to every flush after it: the kernel tells
-  it once for each descriptor, to whoever asks first, which may not be who must know;
-* nothing here waits in the reactor's thread: the slow calls are the caller's to put in a thread.
+* a disk is locked before anything is read from or written to it, and its size is determined then;
+* sizes are exact bytes; a file that is created here stays empty until `prepare`, so that a receiver
+  can first record that it is incomplete; it never grows after that;
+* zeroing deallocates space unless told not to, and falls back to writing zeroes, in slices, where
+  the medium cannot do better;
+* once a call has reported an error of the medium, every later flush reports it too: the kernel
+  reports it once for each descriptor, and the first to ask may not be the one that must know;
+* the caller runs the slow calls in a thread; none is moved there by this module.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from .lock import InUse, lock_disk
 from .watched import absolute_name
 
 PROBE_SIZE: Final = 262144
-"""Bytes that one `IDisk.probe` looks at, at most; zero runs shorter than this travel as data."""
+"""Bytes that one `IDisk.probe` reads at most; shorter runs of zeroes are sent as data."""
 
 _PROBE_TAIL: Final = 512
 _READ_AHEAD: Final = 1 << 20
 _ZEROES: Final = bytes(1 << 20)
 _SYNC_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
 UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
-"""What the kernel says where a medium cannot do something."""
+"""The errors of the kernel for what a medium does not support."""
 
 
 class DescriptorDisk:
-    """What files and devices share: a descriptor that bytes are read from and written to."""
+    """What files and devices have in common."""
 
     shortest_zeroes = PROBE_SIZE
     _open_flags = 0
@@ -101,7 +101,7 @@ class DescriptorDisk:
     def _refused(self, error: OSError) -> DiskRefused:
         if error.errno == errno.EBUSY:
             return DiskRefused(
-                f"{self.name}: in use (mounted, part of another device, or another blockmig's)"
+                f"{self.name}: in use (mounted, part of another device, or by another blockmig)"
             )
         return DiskRefused(f"{self.name}: {error.strerror}")
 
@@ -117,15 +117,15 @@ class DescriptorDisk:
             raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
         self.size = self._system.lseek(descriptor, 0, os.SEEK_END)
         if self.size == 0 and size is not None and self.writable:
-            # Made just now, or by somebody who came no further than that.
+            # Created just now, or by a run that ended before it got its size.
             self.size = size
             self._unsized = self._new = True
         if self.size == 0:
             raise DiskRefused(f"{self.name}: the disk is empty (0 bytes)")
         if size is not None and self.size != size:
             raise DiskRefused(
-                f"{self.name}: has {self.size} bytes, but {size} were asked for; "
-                "an existing disk must have exactly the size"
+                f"{self.name}: has {self.size} bytes, but {size} are needed; "
+                "an existing disk must have exactly that size"
             )
 
     def _check_kind(self, mode: int) -> None:
@@ -145,7 +145,7 @@ class DescriptorDisk:
     # IDisk, from here on.
 
     def fileno(self) -> int | None:
-        """The descriptor; None once closed, before the file has its size, and if it lost it."""
+        """The descriptor; None once closed, before the file has its size, and if it shrank."""
         return None if self._unsized or self._shrunk else self._descriptor
 
     @property
@@ -168,7 +168,7 @@ class DescriptorDisk:
         while len(data) < length:
             more = self._system.pread(descriptor, length - len(data), offset + len(data))
             if not more:
-                # Writing behind the end would have what is lost read as zeroes.
+                # A write beyond the end would make what is lost read as zeroes.
                 self._shrunk = True
                 raise self._shrunk_error()
             data += more
@@ -213,11 +213,11 @@ class DescriptorDisk:
             length -= count
 
     def flush(self) -> None:
-        """fdatasync(2), behind every `write_back` that has begun."""
+        """fdatasync(2), after every `write_back` that has begun."""
         self._sync(self._system.fdatasync)
 
     def _sync(self, call: Callable[..., None], *arguments: int) -> None:
-        """Call one of the calls that are told of the medium's errors."""
+        """Make a call that reports the medium's errors; an error is kept for every later one."""
         with self._sync_lock:
             if self._sync_error is not None:
                 raise OSError(self._sync_error.errno, self._sync_error.strerror)
@@ -229,7 +229,7 @@ class DescriptorDisk:
                 raise
 
     def extents(self, offset: int) -> Iterator[Extent]:
-        """By SEEK_DATA and SEEK_HOLE; all data where those are not understood."""
+        """By SEEK_DATA and SEEK_HOLE; all data where those are not supported."""
         while offset < self.size:
             try:
                 data = min(self._seek(offset, "SEEK_DATA"), self.size)
@@ -255,16 +255,16 @@ class DescriptorDisk:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            # Nothing but a hole from here on; or nothing at all, and what is missing must not
-            # travel as zeroes.
+            # A hole up to the end; or the file has shrunk, and what is missing must not be sent as
+            # zeroes.
             if self._system.lseek(self._open_descriptor(), 0, os.SEEK_END) < self.size:
                 raise OSError(errno.EIO, f"{self.name} is shorter than it was") from None
             return self.size
 
     def probe(self, offset: int, length: int) -> Probe:
-        """Look at the tail first: where it is not zero, the rest need not be copied to be known.
+        """Read the tail first: if it is not zero the rest need not be read.
 
-        The tail is the last to come from the medium, so that once it is here the rest is too.
+        The tail is the last to arrive from the medium; once it is cached the rest is too.
         """
         tail = min(length, _PROBE_TAIL)
         found, cold = self._probe_tail(offset, length, tail)
@@ -277,8 +277,8 @@ class DescriptorDisk:
         buffer = bytearray(tail)
         if self._no_wait is None:
             return self.read(start, tail), False
-        # A page that is there may seem not to be, for an instant, while somebody else reads it;
-        # twice in a row it does not.
+        # A cached page may seem to be missing for an instant while somebody else reads it, but not
+        # twice in a row.
         for _ in range(2):
             try:
                 found = self._system.preadv(self._open_descriptor(), [buffer], start, self._no_wait)
@@ -315,13 +315,13 @@ class DescriptorDisk:
             self.forget(offset, length)
 
     def close(self) -> None:
-        """Close the descriptor, which gives up the lock."""
+        """Close the descriptor, which releases the lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             self._system.close(descriptor)
 
     def discard(self) -> None:
-        """Close the disk; if it was created by this object, remove it again."""
+        """Close the disk; if this object created it, remove it again."""
         if self.created and self._descriptor is not None:
             with contextlib.suppress(OSError):
                 self._check_name()
@@ -329,7 +329,7 @@ class DescriptorDisk:
         self.close()
 
     def _check_name(self) -> None:
-        """Fail if the disk is gone, or another file has taken its name."""
+        """Raise OSError if the disk's name is gone, or leads to another file."""
         ours = self._system.fstat(self._open_descriptor())
         if not os.path.samestat(ours, self._system.stat(self.path)):
             raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")

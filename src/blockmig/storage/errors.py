@@ -1,19 +1,19 @@
-"""How a disk says no.
+"""The exceptions about disks that are not `OSError`.
 
-Owns the exceptions that are no `OSError`; each has a message of one line, for people. They are
-apart from the kinds of disks, so that what judges a disk need not import one.
+Each has a message of one line, for people. They are separate from the kinds of disks, so that code
+that checks a disk need not import one.
 """
 
 from __future__ import annotations
 
 
 class DiskRefused(Exception):
-    """The disk cannot be used as it is, and nothing was touched; the message is one line."""
+    """The disk cannot be used as it is; nothing was changed. The message is one line."""
 
 
 class DiskChanged(DiskRefused):
-    """The disk is not what was opened any more; the message, of one line, says what was found."""
+    """The disk is no longer what was opened. The message, one line, says what was found."""
 
 
 class NotDurable(Exception):
-    """Something was done that a power failure may undo; the message is one line."""
+    """Something was done that a power failure may undo. The message is one line."""

@@ -1,6 +1,6 @@
 """A disk in a regular file: a raw image.
 
-Owns how it is made, and how it is retired by deleting it.
+Owns how it is created, and how it is retired by deleting it.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from .watched import WatchedFile
 class FileDisk(DescriptorDisk, WatchedFile):
     """A raw image in a regular file.
 
-    @param path: where it is.
+    @param path: of the file.
     @param writable: open it for writing; a source is only read.
     @param size: bytes; a missing file is created, empty until L{prepare}d; an existing one must
         have that size (or be empty).
-    @param system: the calls into the kernel.
+    @param system: the system calls.
     @ivar created: the file did not exist before.
-    @raise DiskRefused: the file cannot be used; nothing was touched.
+    @raise DiskRefused: the file cannot be used; nothing was changed.
     """
 
-    # So that a FIFO is refused, not waited for.
+    # Opening a FIFO must not wait: it is refused.
     _open_flags = os.O_NONBLOCK
 
     @property
     def record_path(self) -> str:
-        """What the names of its records begin with: they are beside it."""
+        """What the paths of its records begin with: they are beside the file."""
         return self.path
 
     def identity(self) -> str:
-        """What tells this file from another that later has its name."""
+        """Distinguishes this file from another one that has its name later."""
         return file_identity(self._open_descriptor(), self._system)
 
     def _create(self, flags: int, size: int | None) -> int:
@@ -75,7 +75,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
             raise DiskRefused(f"{self.name}: is neither a regular file nor a block device")
         if self.writable and is_below_dev(self.path):
             raise DiskRefused(
-                f"{self.name}: is a regular file in /dev, which is memory: the device must exist"
+                f"{self.name}: is a regular file in /dev, which is in memory: the device must exist"
             )
 
     def trim(self, offset: int, length: int) -> None:
@@ -87,20 +87,20 @@ class FileDisk(DescriptorDisk, WatchedFile):
                 raise
 
     def flush(self) -> None:
-        """fdatasync(2), and for a new file fsync its directory, or the file itself may be lost."""
+        """fdatasync(2), and for a new file fsync its directory, or the file may be lost."""
         super().flush()
         if self._new:
             self._system.sync_directory(os.path.dirname(self.path))
 
     def links(self) -> int:
-        """How many names the file has."""
+        """How many names (hard links) the file has."""
         return self._system.fstat(self._open_descriptor()).st_nlink
 
     def check_unlink(self) -> None:
-        """Whether `unlink` would retire this disk.
+        """Check that `unlink` would retire this disk.
 
-        @raise DiskRefused: it has other names, by which it would go on as if nothing had happened;
-            or it cannot be deleted.
+        @raise DiskRefused: it has other names, under which it would remain; or it cannot be
+            deleted.
         """
         self._check_links()
         check_deletable(self._open_descriptor(), self.name, self.path, self._system)
@@ -115,20 +115,20 @@ class FileDisk(DescriptorDisk, WatchedFile):
             )
 
     def unlink(self) -> None:
-        """I{Slow.} Delete the file and make that survive a power failure; the disk stays open.
+        """I{Slow.} Delete the file, durably; the disk stays open.
 
-        A symbolic link to it stays: it is the data that goes.
+        A symbolic link to it is kept: only the file itself is deleted.
 
-        @raise OSError: it is still there; ESTALE where another file has taken its name.
+        @raise OSError: it is still there; ESTALE if another file has taken its name.
         @raise DiskRefused: it is still there, since it got another name meanwhile.
-        @raise NotDurable: it is gone, but may come back after a power failure.
+        @raise NotDurable: it is deleted, but may come back after a power failure.
         """
         self._check_name()
         self._check_links()
         try:
             self._system.unlink(self.path)
         except OSError as error:
-            # A network file system may have done it, and report that it found nothing to do.
+            # A network file system may have deleted it, and then report that it was not found.
             if self._is_there():
                 raise
             raise NotDurable(
@@ -145,7 +145,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
         try:
             self._check_name()
         except FileNotFoundError:
-            # Moved away, in the last instant? What a network file system says of that may be old.
+            # It may have been moved away just now. A network file system's answer may be stale.
             directory = os.path.dirname(self.path)
             return not is_remote(filesystem_of(directory)) and not self.is_gone()
         except OSError as error:
@@ -154,10 +154,10 @@ class FileDisk(DescriptorDisk, WatchedFile):
 
 
 def file_identity(descriptor: int, system: SystemCalls) -> str:
-    """The file open as C{descriptor}: its inode, and when that was made (or last written to).
+    """Identify the file open as C{descriptor}: its inode, and when it was created (or written).
 
-    Clocks of file systems are coarse: two files that are made one after the other in the same inode
-    may be born in the same instant, and are told apart by the inode's generation where it has one.
+    File system clocks are coarse: two files that are created one after the other in the same inode
+    may have the same time, and are distinguished by the inode's generation where there is one.
     """
     status = system.fstat(descriptor)
     born = system.birth(descriptor)

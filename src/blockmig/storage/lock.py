@@ -1,13 +1,13 @@
-"""The exclusive lock on a disk, so that no two programs write (or give away) the same one.
+"""The exclusive lock on a disk, so that no two programs write (or migrate) the same one.
 
-Two locks are taken on the disk's own descriptor, and go when it is closed, whatever happens:
+Two locks are taken on the disk's own descriptor; both end when it is closed, whatever happens:
 
-* `flock`, exclusive, which other blockmig processes take too, and udev respects;
-* a range of bytes with an "open file description" lock, over the bytes on which QEMU keeps its own
-  image locks (QEMU docs, "Image locking": permissions at 100 and up, at 200 and up). QEMU and its
-  tools then refuse the disk while we have it, and we refuse a disk that a QEMU has open.
+* an exclusive `flock`, which other blockmig processes take too, and udev respects;
+* an "open file description" lock over the bytes on which QEMU keeps its own image locks (QEMU docs,
+  "Image locking": permissions from 100 and from 200 on). QEMU and its tools then refuse the disk
+  while we have it, and we refuse a disk that a QEMU has open.
 
-A file system that has no locks at all (ENOLCK, EOPNOTSUPP) is used without one.
+On a file system without locks (ENOLCK, EOPNOTSUPP) the disk is used without one.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL
 
 
 class InUse(Exception):
-    """Another program has the disk; the message says which kind of program."""
+    """Another program uses the disk; the message says which kind of program."""
 
 
 def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
     """Lock the disk open as C{descriptor} until that is closed; never waits.
 
-    @param writable: the descriptor is open for writing; a read-only one can keep QEMU from
-        starting to write, but is not told of one that only reads.
-    @raise InUse: somebody else has it.
-    @raise OSError: the lock could not be tried.
+    @param writable: the descriptor is open for writing. A read-only one keeps QEMU from starting to
+        write, but does not detect a QEMU that only reads.
+    @raise InUse: another program has locked it.
+    @raise OSError: locking failed for another reason.
     """
     try:
         system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,9 +63,9 @@ def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
 
 
 def is_locked(descriptor: int, system: SystemCalls) -> bool:
-    """Whether another program has the disk open as C{descriptor}, as far as locks tell.
+    """Whether another program has locked the disk that is open as C{descriptor}.
 
-    Only asks: nothing is taken that could get into somebody's way.
+    Only queries: takes no lock that could interfere with another program.
     """
     get = getattr(fcntl, "F_OFD_GETLK", None)
     if get is None:
@@ -79,7 +79,7 @@ def is_locked(descriptor: int, system: SystemCalls) -> bool:
 
 
 def _refuse_qemu_writers(descriptor: int, system: SystemCalls) -> None:
-    """QEMU only ever takes shared locks, so ours cannot clash with them: ask for them instead."""
+    """QEMU only takes shared locks, with which ours does not conflict: query them instead."""
     get = getattr(fcntl, "F_OFD_GETLK", None)
     if get is None:
         return

@@ -1,13 +1,13 @@
-"""What a path is on: the kind of its file system, and whether it is memory, or another machine's.
+"""Which file system a path is on, and whether that is in memory, or on another machine.
 
 Owns the reading of C{/proc/self/mountinfo} (proc(5)).
 
 Rules:
 
-* a path is on the file system with the longest mount point above it; of several with the same one
-  it is on the last, which hides the others;
-* what cannot be told is "" or False, never an error: whoever asks only wants to warn, or to refuse
-  what is known to be wrong.
+* a path is on the file system with the longest mount point above it; of several with the same
+  mount point it is on the last, which hides the others;
+* what is unknown is "" or False, never an error: callers only warn, or refuse what is known to be
+  wrong.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MEMORY_DEVICE: Final = re.compile(r"(ram|zram)\d+")
 
 
 class Mount(NamedTuple):
-    """A file system that is mounted somewhere.
+    """A mounted file system.
 
     @ivar device: its device, C{MAJOR:MINOR}.
     @ivar point: the path where it is mounted.
-    @ivar kind: its type, as C{mount -t} has it.
+    @ivar kind: its type, as in C{mount -t}.
     """
 
     device: str
@@ -43,7 +43,7 @@ class Mount(NamedTuple):
 
 
 def read_mounts(mountinfo: str = MOUNTINFO) -> list[Mount]:
-    """All that is mounted, in the order in which it was; nothing where that cannot be told.
+    """All mounts, in mount order; none where that is unknown.
 
     @param mountinfo: the path of the kernel's list.
     """
@@ -54,7 +54,7 @@ def read_mounts(mountinfo: str = MOUNTINFO) -> list[Mount]:
         return []
     mounts = []
     for fields in lines:
-        # There may be any number of optional fields, up to a lone hyphen.
+        # There may be any number of optional fields, up to a single hyphen.
         if "-" in fields[6:-1]:
             kind = fields[fields.index("-", 6) + 1]
             mounts.append(Mount(fields[2], _unescape(fields[4]), kind))
@@ -62,7 +62,7 @@ def read_mounts(mountinfo: str = MOUNTINFO) -> list[Mount]:
 
 
 def _unescape(path: str) -> str:
-    """What stands for blanks and the like, in octal, as the characters themselves."""
+    """Decode octal escapes, which stand for blanks and the like."""
     found = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), os.fsencode(path))
     return os.fsdecode(found)
 
@@ -72,7 +72,7 @@ def filesystem_of(path: str, mountinfo: str = MOUNTINFO) -> str:
 
     @param path: any path; symbolic links are followed.
     @param mountinfo: the path of the kernel's list of mounts.
-    @return: as C{mount -t} has it, such as C{ext4}, C{nfs4} or C{fuse.sshfs}; "" if unknown.
+    @return: as in C{mount -t}, such as C{ext4}, C{nfs4} or C{fuse.sshfs}; "" if unknown.
     """
     real_path = os.path.realpath(path)
     above = [mount for mount in read_mounts(mountinfo) if _is_below(real_path, mount.point)]
@@ -85,34 +85,34 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 def is_mount_point(path: str, mountinfo: str = MOUNTINFO) -> bool:
-    """Whether something is mounted at C{path} itself, which has no symbolic links."""
+    """Whether a file system is mounted at C{path} itself, which has no symbolic links."""
     return any(mount.point == path for mount in read_mounts(mountinfo))
 
 
 def is_in_memory(kind: str) -> bool:
-    """Whether a file system of that type, as from L{filesystem_of}, is gone after a restart."""
+    """Whether a file system of type C{kind} (see L{filesystem_of}) is lost at a restart."""
     return kind in _IN_MEMORY
 
 
 def is_remote(kind: str) -> bool:
-    """Whether other machines may use the files of a file system of that type.
+    """Whether other machines may use the files of a file system of type C{kind}.
 
-    What FUSE does with them is not known, but for C{fuseblk}, which is on a device.
+    So it is assumed of FUSE, except C{fuseblk}, which is on a device.
     """
     return kind in _REMOTE or kind.startswith("fuse.")
 
 
 def is_below_dev(path: str) -> bool:
-    """Whether C{path}, which has no symbolic links, is for a device: below C{/dev}.
+    """Whether C{path}, which has no symbolic links, is below C{/dev}.
 
-    A regular file there is nearly always a device's name misspelt, or made before the device was,
-    and is in memory. C{/dev/shm} is for files, and does not count.
+    A regular file there is nearly always a mistake (a misspelt device name, or a device that did
+    not exist yet), and is in memory. C{/dev/shm} is for files, and does not count.
     """
     return _is_below(path, _DEVICES) and not _is_below(path, os.path.join(_DEVICES, _SHARED_MEMORY))
 
 
 def device_in_memory(path: str, sys: str = "/sys", mountinfo: str = MOUNTINFO) -> bool:
-    """Whether C{path} is a block device whose content is gone after a restart.
+    """Whether C{path} is a block device whose content is lost at a restart.
 
     That is a RAM disk (brd), zram, or a loop device over a file in memory.
 
@@ -127,7 +127,7 @@ def device_in_memory(path: str, sys: str = "/sys", mountinfo: str = MOUNTINFO) -
 
 
 def number_in_memory(number: int, sys: str = "/sys", mountinfo: str = MOUNTINFO) -> bool:
-    """As L{device_in_memory}, of the block device with that number (C{st_rdev})."""
+    """As L{device_in_memory}, for the block device with that number (C{st_rdev})."""
     entry = os.path.realpath(device_entry(number, sys))
     if os.path.exists(os.path.join(entry, "partition")):
         entry = os.path.dirname(entry)
@@ -138,22 +138,22 @@ def number_in_memory(number: int, sys: str = "/sys", mountinfo: str = MOUNTINFO)
 
 
 def device_entry(number: int, sys: str = "/sys") -> str:
-    """Where sysfs describes the block device with that number (C{st_rdev})."""
+    """The sysfs directory of the block device with that number (C{st_rdev})."""
     return os.path.join(sys, "dev", "block", f"{os.major(number)}:{os.minor(number)}")
 
 
 def backing_file(entry: str) -> str:
-    """The file that a loop device is over; "" where it is no loop device, or over nothing.
+    """The backing file of a loop device; "" if it is no loop device, or has none.
 
-    One that was deleted has C{ (deleted)} after its name.
+    A deleted file has C{ (deleted)} after its name.
 
-    @param entry: where sysfs describes the device.
+    @param entry: the device's sysfs directory.
     """
     return read_line(os.path.join(entry, "loop", "backing_file"))
 
 
 def read_line(path: str) -> str:
-    """What a file of the kernel's says; "" where it says nothing, or is not there."""
+    """The content of a kernel file, without the last newline; "" if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return os.fsdecode(file.read()).removesuffix("\n")

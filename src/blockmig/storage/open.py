@@ -1,4 +1,4 @@
-"""Opening whatever stands at a path."""
+"""Opens the disk at a path, whatever its kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def open_disk(
     state_directory: str | None = None,
     system: SystemCalls = SYSTEM,
 ) -> FileDisk | BlockDisk:
-    """Open whatever stands at C{path}, file or block device.
+    """Open the file or block device at C{path}.
 
     @param size: bytes; a missing file is created (sparse) with it, anything else must have it.
     @param state_directory: where the records of a block device are; None for the default.

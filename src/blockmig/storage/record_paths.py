@@ -1,6 +1,6 @@
-"""Where the records of a disk are: beside a file, and in the state directory for a device.
+"""Where the records of a disk are: beside a file, or in the state directory for a device.
 
-Owns the names of records, and no record. It needs no disk: the one that they are about may be gone.
+Owns the records' paths, but no record. It needs no open disk: the disk may be gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .errors import DiskRefused
 def default_state_directory() -> str:
     """Where the records of block devices are kept: C{/var/lib/blockmig} for root.
 
-    For others C{$XDG_STATE_HOME/blockmig}, which is C{~/.local/state/blockmig} by default.
+    For others C{$XDG_STATE_HOME/blockmig}, by default C{~/.local/state/blockmig}.
     """
     if os.geteuid() == 0:
         return "/var/lib/blockmig"
@@ -28,13 +28,13 @@ def default_state_directory() -> str:
 
 
 def record_path(path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM) -> str:
-    """What the names of the records of the disk at C{path} begin with.
+    """What the paths of the records of the disk at C{path} begin with.
 
-    Beside a file, whether or not it is still there, and beside the file itself where C{path} is a
-    symbolic link. In the state directory for a device: by its name, with C{-} for C{/}; by another
-    of the device's names, where records stand under that.
+    Beside a file, whether or not it still exists, and beside the link's target where C{path} is a
+    symbolic link. In the state directory for a device: named after it, with C{-} for C{/}; or after
+    another of the device's names, where there are records under that name.
 
-    @raise DiskRefused: C{path} cannot be looked at.
+    @raise DiskRefused: C{path} cannot be examined.
     """
     directory = os.path.abspath(state_directory or default_state_directory())
     own = os.path.join(directory, _escape(os.path.abspath(path)))
@@ -52,7 +52,7 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
             names = ", ".join(_unescape(stem) for stem in same)
             raise DiskRefused(f"{path}: has records in {directory} by several names: {names}")
         return os.path.join(directory, same[0])
-    # A device that is gone is only known by its records.
+    # A device that is gone is known only by its records.
     stem = os.path.basename(own) + "."
     gone = not os.path.lexists(path) and any(name.startswith(stem) for name in known)
     return own if gone else beside
@@ -72,9 +72,9 @@ def _unescape(name: str) -> str:
 
 
 def is_device(path: str) -> bool:
-    """Whether a block device stands at C{path}.
+    """Whether C{path} is a block device.
 
-    @raise DiskRefused: that cannot be seen.
+    @raise DiskRefused: C{path} cannot be examined.
     """
     try:
         return stat.S_ISBLK(os.stat(path).st_mode)

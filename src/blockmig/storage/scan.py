@@ -1,18 +1,16 @@
-"""What a disk holds, cut into the pieces that travel: data, and zeroes.
+"""Cuts a disk's content into segments for requests: data, and zeroes.
 
-Owns the position of one walk over a disk, or over some ranges of it. A `Scan` is advanced by one
-caller at a time, in a thread, since it reads the disk; each step looks at a bounded number of
-bytes.
+Owns the position of one pass over a disk, or over some ranges of it. A `Scan` is advanced by one
+caller at a time, in a thread, since it reads the disk; each step probes a bounded number of bytes.
 
 Rules:
 
-* the pieces come in order, and make up the ranges exactly: none overlaps another;
-* a piece of data is at most a request long, and cut where a request's multiple lies, so that pages
-  at both ends line up; a piece of zeroes is at most `LONGEST_ZEROES`;
-* every cut but a range's end lies on a multiple of the block size that the peer wants;
-* zero means read as zeroes: a hole of the file system, or bytes that were looked at, 256 KiB at a
-  time (a look costs a call, and the sender has better things to do), or finer where the disk knows
-  of no holes.
+* the segments come in order, do not overlap, and make up the ranges exactly;
+* a segment of data is at most one request long, and is cut at multiples of the request size, so
+  that both ends are page-aligned; a segment of zeroes is at most `LONGEST_ZEROES` long;
+* every cut except a range's end is at a multiple of the block size that the peer wants;
+* zeroes are what reads as zeroes: a hole of the file system, or bytes that were probed, 256 KiB at
+  a time (each probe costs a call), or in finer steps where the disk knows of no holes.
 """
 
 from __future__ import annotations
@@ -28,18 +26,18 @@ LONGEST_ZEROES: Final = 256 << 20
 
 _STEP_SEGMENTS: Final = 256
 _STEP_BYTES: Final = 16 << 20
-# Of so few bytes all are looked at: asking where the file's next hole begins may take longer, since
-# that may be far away.
+# A shorter range is probed completely: finding the file's next hole may take longer, since that may
+# be far away.
 _SHORT_RANGE: Final = 1 << 20
 
 
 class Segment(NamedTuple):
-    """A run of bytes that one request can carry.
+    """A run of bytes for one request.
 
     @ivar offset: bytes from the start of the disk.
     @ivar length: bytes.
-    @ivar zero: it reads as zeroes and need not be carried.
-    @ivar cold: it was fetched from the medium for us, and is not wanted in the page cache after.
+    @ivar zero: it reads as zeroes, so that its bytes need not be sent.
+    @ivar cold: it was not in the page cache before, and need not stay there.
     """
 
     offset: int
@@ -49,18 +47,18 @@ class Segment(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The offset behind the last byte."""
+        """The offset after the last byte."""
         return self.offset + self.length
 
 
 class Scan:
-    """A walk over a disk from its start to its end.
+    """One pass over a disk from its start to its end.
 
-    @param request: bytes of the longest piece of data; a multiple of C{block}.
-    @param block: bytes, a power of two of at most 64 KiB, on whose multiples the cuts lie.
-    @param find_zeroes: tell zeroes from data; otherwise all is data.
-    @param ranges: the start and the end of each range to walk over, in order and apart, on
-        multiples of C{block} (but for the disk's end); None for all of the disk.
+    @param request: bytes of the longest segment of data; a multiple of C{block}.
+    @param block: bytes, a power of two of at most 64 KiB; cuts are at its multiples.
+    @param find_zeroes: distinguish zeroes from data; otherwise everything is data.
+    @param ranges: the start and the end of each range to scan, in order and disjoint, at multiples
+        of C{block} (except the disk's end); None for the whole disk.
     """
 
     def __init__(
@@ -82,7 +80,7 @@ class Scan:
         )
 
     def advance(self) -> list[Segment]:
-        """The next pieces; none at the end of the disk.
+        """The next segments; none at the end of the disk.
 
         @raise OSError: the disk could not be read.
         """
@@ -95,11 +93,11 @@ class Scan:
         return segments
 
     def stop(self) -> None:
-        """Have the step under way in a thread, if there is one, end with what it has."""
+        """Make a step that is running in a thread end with what it has."""
         self._stopped = True
 
     def _uncut(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Segment]:
-        """Adjoining pieces of any length, as they are found."""
+        """Adjacent segments of any length, as they are found."""
         if find_zeroes and end - start >= min(_SHORT_RANGE, disk.size):
             return self._runs(disk, start, end)
         probed = self._probed(disk, start, end)
@@ -114,8 +112,8 @@ class Scan:
                 break
             end = min(extent.offset + extent.length, last)
             if extent.hole:
-                # A hole is told short rather than long where the peer's blocks are larger than the
-                # file system's; the data beside it then reaches into it.
+                # Where the peer's blocks are larger than the file system's, a hole is rounded
+                # inwards: the data beside it then reaches into it.
                 start = -(-extent.offset // block) * block
                 stop = end if end == last else end // block * block
                 if start >= stop:
@@ -149,7 +147,7 @@ class Scan:
             yield Segment(start + position, len(part), part == zeroes[: len(part)], cold)
 
     def _cut(self, runs: Iterator[Segment]) -> Iterator[Segment]:
-        """Join what is alike, and cut it to the lengths that may travel."""
+        """Join adjacent segments of one kind, and cut them to the allowed lengths."""
         waiting: Segment | None = None
         for run in runs:
             if waiting is not None and (waiting.zero, waiting.end) == (run.zero, run.offset):

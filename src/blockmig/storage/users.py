@@ -1,16 +1,16 @@
 """Who else has a file or a device open.
 
-Owns nothing: it asks the kernel, by a lease (fcntl(2), F_SETLEASE) whether there is anybody, and by
-proc(5) and sysfs who.
+Owns nothing: it asks the kernel. A lease (fcntl(2), F_SETLEASE) shows whether anybody has it open,
+proc(5) and sysfs show who.
 
 Rules:
 
-* the lease is dropped at once, whatever happens: while it is there, whoever opens the file waits
-  for us, or is refused if it will not wait;
-* a lease knows of everybody on this machine, also of the kernel's own users, such as loop devices;
-  of other machines nothing is known;
-* the names are for people: one may be missing where permission is, or where a program has closed
-  the file and kept it mapped.
+* the lease is dropped at once, whatever happens: while we hold it, whoever opens the file has to
+  wait, or fails with O_NONBLOCK;
+* a lease detects every user on this machine, including the kernel's own, such as loop devices; of
+  other machines nothing is known;
+* the names are for people: one may be missing for lack of permission, or because a program has
+  closed the file and kept it mapped.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from typing import Final, NamedTuple
 from ..syscalls import SystemCalls
 from .mounts import MOUNTINFO, backing_file, filesystem_of, read_line, read_mounts
 
-# Their leases are only given where the server has granted as much, and otherwise refused as if
+# They grant a lease only if the server has granted one to us, and otherwise refuse it as if
 # somebody had the file open.
 _LEASES_UNRELIABLE: Final = frozenset({"cifs", "nfs", "nfs4", "smb3"})
 _FLAGS: Final = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
 
 
 class User(NamedTuple):
-    """Somebody who has a file or a device open.
+    """A user of a file or device.
 
-    @ivar what: what to call it, with its number: C{qemu-system-x86 (process 1234)}.
-    @ivar writes: whether it may write there; None if that could not be told.
+    @ivar what: its name and number: C{qemu-system-x86 (process 1234)}.
+    @ivar writes: whether it has it open for writing; None if unknown.
     """
 
     what: str
@@ -53,18 +53,18 @@ def is_open_elsewhere(
 ) -> bool | None:
     """Whether the file open as C{descriptor} is open anywhere else, in this process too.
 
-    It is asked by a lease, which needs the file's owner or CAP_LEASE.
+    Found out by a lease, which only the file's owner, or CAP_LEASE, may take.
 
-    @param readers: whether those count who only read. If not, C{descriptor} must be open for
-        reading only, or it would itself be found.
+    @param readers: count those too who only read. Otherwise C{descriptor} must be open read-only,
+        or it would itself be found.
     @param mountinfo: the path of the kernel's list of mounts.
-    @return: None if it cannot be told, as with devices and on some file systems.
+    @return: None if unknown, as with devices and on some file systems.
     """
     try:
         if not readers and system.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
             return None
-        # Who opens the file while we have the lease sends us a signal: SIGIO, which ends a process
-        # that does not expect it. SIGURG is ignored unless somebody asked for it.
+        # If somebody opens the file while we hold the lease, we get a signal. The default, SIGIO,
+        # would kill a process without a handler; SIGURG is ignored by default.
         system.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         try:
             system.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK if readers else fcntl.F_RDLCK)
@@ -77,17 +77,17 @@ def is_open_elsewhere(
         kind = filesystem_of(f"/proc/self/fd/{descriptor}", mountinfo)
         return None if kind in _LEASES_UNRELIABLE else True
     except AttributeError:
-        # No such thing on this platform.
+        # This platform has no leases.
         return None
     return False
 
 
 def users_of(descriptor: int, proc: str = "/proc", sys: str = "/sys") -> list[User]:
-    """I{Slow.} Who has the file or device open as C{descriptor} open too, as far as can be told.
+    """I{Slow.} Who else has the file or device open that is open as C{descriptor}, as far as known.
 
     @param proc: where proc(5) is.
     @param sys: where sysfs is.
-    @return: processes, by their numbers, then loop devices.
+    @return: processes, by number, then loop devices.
     @raise OSError: the descriptor is closed.
     """
     own = os.fstat(descriptor)
@@ -112,7 +112,7 @@ def _names(directory: str) -> list[str]:
     try:
         return os.listdir(directory)
     except OSError:
-        # It has ended meanwhile, or is somebody else's.
+        # The process has ended meanwhile, or is another user's.
         return []
 
 

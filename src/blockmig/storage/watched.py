@@ -1,15 +1,15 @@
-"""Whether a disk is still what was opened, and what to do if its name is not (design, R13).
+"""Whether a disk is still what was opened, and how to save one whose name was lost (design, R13).
 
-Owns the comparison of a disk's name, size and times with what its descriptor says, and the saving
-of a file whose name somebody took away.
+Owns the comparison of a disk's path, size and times with what its descriptor reports, and the
+rescue of a file whose name somebody removed or took.
 
 Rules:
 
-* the descriptor is the disk, whatever becomes of its name;
-* a file has kept its name if both what the user gave and what that led to at the start lead to it:
-  the first is what will be opened next, the second is what is deleted;
-* nothing is replaced: what is saved gets a name that nobody has;
-* an error of the medium that turns up here is told to every later flush.
+* the descriptor is the disk, whatever happens to its name;
+* a file has kept its name if both the path that the user gave and what that resolved to at the
+  start lead to it: the first is what will be opened next, the second is what is deleted;
+* nothing is replaced: a rescued file gets a name that does not exist;
+* a medium's error that is found here is also reported by every later flush.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from .mounts import backing_file, device_entry, read_line
 
 _FICLONE: Final = 0x40049409
 _COPY: Final = 1 << 20
-# Nothing that could be made durable, which is no failure.
+# There is nothing to make durable, which is no failure.
 _NO_FSYNC: Final = (errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
 _NO_SUCH_PATH: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-# What network file systems and FUSE call a deleted file that is still open. It goes once we close
-# it.
+# The names that NFS and FUSE give to a deleted file that is still open (NFS: "silly rename"). It
+# disappears once we close it.
 _SILLY_RENAMES: Final = (".nfs", ".fuse_hidden")
 # In sysfs's "stat" (Documentation/block/stat): sectors written, and sectors discarded. The numbers
-# of requests are of no use: our own flush counts as a write on some devices (device mapper).
+# of requests cannot be used: our own flush counts as a write on some devices (device mapper).
 _WRITTEN: Final = (6, 13)
 
 
 class DiskVersion(NamedTuple):
-    """A disk at one moment, to be compared with another: alike, nobody changed it between them.
+    """A disk's version at one moment; if two are equal nobody changed the disk between them.
 
-    @ivar written: differs after the content was changed.
-    @ivar touched: differs as well after owner, mode, names or times were; () for a device.
+    @ivar written: differs if the content was changed.
+    @ivar touched: differs also if owner, mode, names or times were changed; () for a device.
     """
 
     written: tuple[int, ...]
@@ -52,13 +52,13 @@ class DiskVersion(NamedTuple):
 
 
 def absolute_name(name: str) -> str:
-    """C{name} as it means the same after the working directory was changed."""
-    # No abspath(): what is above ".." depends on the symbolic links before it.
+    """C{name} as an absolute path, which stays valid when the working directory changes."""
+    # Not abspath(): what ".." leads to depends on the symbolic links before it.
     return name if os.path.isabs(name) else os.path.join(os.getcwd(), name)
 
 
 class _Watched:
-    """What files and devices share; `disk` brings what is only declared here."""
+    """What files and devices share; `disk` defines what is only declared here."""
 
     name: str
     path: str
@@ -80,7 +80,7 @@ class _Watched:
         raise NotImplementedError
 
     def check_path(self) -> None:
-        """I{Slow.} Whether the disk's name still leads to what was opened, of the same size.
+        """I{Slow.} Check that the disk's path still leads to what was opened, of the same size.
 
         @raise DiskChanged: it does not.
         """
@@ -104,7 +104,7 @@ class _Watched:
         return 0 if self._unsized else self.size
 
     def _fsync(self) -> None:
-        """As far as there is anything to sync: writes by way of mappings count only after that."""
+        """fsync(2) if there is anything to sync: writes through mappings show only after that."""
 
         def fsync(descriptor: int) -> None:
             try:
@@ -154,19 +154,19 @@ class WatchedFile(_Watched):
         return f"was moved away{moved} by somebody else"
 
     def is_gone(self) -> bool:
-        """Whether the last name of the file was removed, so that nothing can open it now."""
+        """Whether the last name of the file was removed, so that it cannot be opened."""
         try:
             links = self._system.fstat(self._open_descriptor()).st_nlink
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-            return True  # on another client of a network file system
+            return True  # deleted by another client of a network file system
         return links == 0 or (links == 1 and self._is_silly_rename(self._kernel_path()))
 
     def version(self, sync: bool = True) -> DiskVersion:
         """I{Slow.} Size and times.
 
-        @param sync: fsync(2) first, or writes by way of a mapping do not show.
+        @param sync: fsync(2) first; otherwise writes through a mapping do not show.
         @raise OSError: the medium failed.
         """
         if sync:
@@ -175,15 +175,15 @@ class WatchedFile(_Watched):
         return DiskVersion((status.st_size, status.st_mtime_ns), (status.st_ctime_ns,))
 
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
-        """I{Slow.} Have a name for the file that lasts: where it was moved to, or a new one.
+        """I{Slow.} Make sure that the file has a lasting name: where it was moved to, or a new one.
 
-        The new one is its own, with C{.rescued} after it, in the nearest directory that is still
-        there. A file that has no name at all is copied, since Linux gives it none again.
+        The new name is the old one with C{.rescued} appended, in the nearest directory that still
+        exists. A file that has no name at all is copied, since Linux cannot give it one again.
 
         @param announce: called with the path before the file has it, or before it is returned.
         @return: the path, which is durable.
-        @raise DiskChanged: the file was cut off.
-        @raise OSError: there is no such name; nothing was left behind.
+        @raise DiskChanged: the file was truncated.
+        @raise OSError: it could not get a name; nothing was left behind.
         """
         size = self._size()
         if size < self._given_size:
@@ -199,7 +199,7 @@ class WatchedFile(_Watched):
             if os.path.lexists(new):
                 continue
             announce(new)
-            # Somebody may have taken it in this instant.
+            # Somebody may have created it just now.
             with contextlib.suppress(FileExistsError):
                 self._save(new)
                 return new
@@ -214,14 +214,14 @@ class WatchedFile(_Watched):
             yield os.path.join(directory, f"{base}.rescued-{number}")
 
     def _kernel_path(self) -> str:
-        """The kernel's name for the open file; it need not lead there."""
+        """The kernel's path of the open file; it need not lead to the file."""
         try:
             return os.readlink(f"/proc/self/fd/{self._open_descriptor()}")
         except OSError:
             return ""
 
     def _current_path(self) -> str:
-        """A path that leads to the file, and will after it is closed; "" where none is known."""
+        """A path that leads to the file, also after it is closed; "" if none is known."""
         own = self._system.fstat(self._open_descriptor())
         for path in (self._kernel_path(), self.path):
             with contextlib.suppress(OSError):
@@ -235,9 +235,9 @@ class WatchedFile(_Watched):
         return os.path.basename(path).startswith(_SILLY_RENAMES) and path != self.path
 
     def _save(self, new: str) -> None:
-        """Give the file the name C{new}, which nobody has, or make a copy that has it."""
+        """Give the file the name C{new}, which must not exist, or make a copy with that name."""
         try:
-            # Enough where it still has a name, which we do not know.
+            # This suffices if the file still has a name that we do not know.
             self._system.link(self._open_descriptor(), new)
         except FileExistsError:
             raise
@@ -246,7 +246,7 @@ class WatchedFile(_Watched):
         self._system.sync_directory(os.path.dirname(new))
 
     def _save_copy(self, new: str) -> None:
-        """A part of it must not be taken for the disk: it has that name only when it is whole."""
+        """Copy the file to C{new}, which appears only when the copy is complete."""
         temporary = new + ".tmp"
         with contextlib.suppress(FileNotFoundError):
             self._system.unlink(temporary)
@@ -261,18 +261,18 @@ class WatchedFile(_Watched):
                 self._system.unlink(temporary)
 
     def _rename(self, descriptor: int, temporary: str, new: str) -> None:
-        """As rename(2), which would replace what stands there."""
+        """As rename(2), but without replacing an existing file."""
         try:
             self._system.link(descriptor, new)
         except FileExistsError:
             raise
-        except OSError:  # there are no hard links here
+        except OSError:  # no hard links on this file system
             if os.path.lexists(new):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
             self._system.rename(temporary, new)
 
     def _copy(self, descriptor: int) -> None:
-        """All of the file, with its holes, durably; as a clone where the file system has those."""
+        """Copy the whole file with its holes, durably; as a clone where that is supported."""
         try:
             self._system.ioctl(descriptor, _FICLONE, self._open_descriptor())
         except OSError:
@@ -294,7 +294,7 @@ class WatchedDevice(_Watched):
     _replacement = "another device"
 
     def _paths_to_check(self) -> tuple[str, ...]:
-        # What a name such as /dev/vg0/web leads to is called by a number that has no meaning.
+        # Names such as /dev/vg0/web are links to names with a meaningless number: check only ours.
         return (self._given_path,)
 
     def _is_same(self, own: os.stat_result, found: os.stat_result) -> bool:
@@ -308,14 +308,14 @@ class WatchedDevice(_Watched):
         return "is no device's name any more"
 
     def is_gone(self) -> bool:
-        """A device has no last name: it can be opened by its number."""
+        """Never: a device can always be opened by its number."""
         return False
 
     def version(self, sync: bool = True) -> DiskVersion:
-        """I{Slow.} How much was written to it since it is there.
+        """I{Slow.} How much was written to it since it exists.
 
-        @param sync: fsync(2) first. Otherwise nothing is told, since it is counted on arrival,
-            and what is still on its way may be ours.
+        @param sync: fsync(2) first. Without it the version is empty: writes are counted when they
+            reach the device, and those still on their way may be our own.
         @raise OSError: the medium failed.
         """
         if not sync:
@@ -324,10 +324,10 @@ class WatchedDevice(_Watched):
         return device_version(self._system.fstat(self._open_descriptor()).st_rdev, self._system)
 
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
-        """There is nothing to rescue.
+        """Fail: there is nothing to rescue.
 
         @param announce: not called.
-        @raise OSError: always; the message says where the data is.
+        @raise OSError: always (ENODEV); the message says where the data is.
         """
         number = self._system.fstat(self._open_descriptor()).st_rdev
         raise OSError(
@@ -338,9 +338,9 @@ class WatchedDevice(_Watched):
 
 
 def device_version(number: int, system: SystemCalls, sys: str = "/sys") -> DiskVersion:
-    """The version of the block device with that number (C{st_rdev}), which was synced.
+    """The version of the block device with that number (C{st_rdev}), which was synced before.
 
-    Of a loop device its file's size and time count as well, which tell of writes past the device.
+    For a loop device it includes its file's size and time, which show writes past the device.
 
     @param sys: where sysfs is.
     """
