@@ -22,7 +22,7 @@ from typing import Final
 SLOW: Final = 0.005
 """Seconds that one call may take and still counts as quick."""
 
-# Of many calls timed together only so many count, or one slow call would not be noticed.
+# The time allowed for many calls together is that of so few, or one slow call would go unnoticed.
 _MOST_COUNTED: Final = 4
 _BUSY_FACTOR: Final = 10
 _SUSPICION: Final = 10.0
