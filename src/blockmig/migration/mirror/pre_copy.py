@@ -240,12 +240,12 @@ class PreCopy:
             self._in_flight += end - start
         return ranges
 
-    def acknowledged(self, piece: Segment) -> None:
+    def acknowledged(self, segment: Segment) -> None:
         """It was transferred."""
-        self._in_flight -= piece.length
+        self._in_flight -= segment.length
         self._flushed = False
-        if not piece.zero:
-            self._sent += piece.length
+        if not segment.zero:
+            self._sent += segment.length
 
     def _may_hold(self) -> bool:
         now, convergence = self._reactor.seconds(), self.convergence

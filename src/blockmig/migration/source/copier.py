@@ -1,11 +1,11 @@
 """The copying of one attempt: from the scan of the disk to the last acknowledgement.
 
-Owns the scan, the queue of pieces to send, what is in flight, and how long nothing was answered.
+Owns the scan, the queue of segments to send, what is in flight, and how long nothing was answered.
 What is sent, and when that is all, is up to the `passes`; what follows is the hand-off's.
 
 Rules (design, sections 2 and 3):
 
-* no two requests in flight overlap, since the pieces of a pass do not, and the next pass begins
+* no two requests in flight overlap, since the segments of a pass do not, and the next pass begins
   when all of the last was acknowledged; a FLUSH is sent with nothing else in flight;
 * what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
@@ -61,7 +61,7 @@ class _Pass:
     """The state of one pass.
 
     @param take: returns the next ranges.
-    @ivar pieces: are to be sent.
+    @ivar segments: are to be sent.
     @ivar scan: the one that goes on.
     @ivar scanning: a thread is at work on it.
     @ivar scanned: nothing is left to scan.
@@ -70,7 +70,7 @@ class _Pass:
     def __init__(self, take: Callable[[], Ranges]) -> None:
         self.take = take
         self.acknowledged: Deferred[None] = Deferred()
-        self.pieces: deque[Segment] = deque()
+        self.segments: deque[Segment] = deque()
         self.scan: Scan | None = None
         self.scanning = False
         self.scanned = False
@@ -116,7 +116,7 @@ class Copier:
         """The attempt is over."""
         self._stopped = True
         if self._pass is not None:
-            self._pass.pieces.clear()
+            self._pass.segments.clear()
             if self._pass.scan is not None:
                 self._pass.scan.stop()
         if self._reply_timer is not None:
@@ -184,23 +184,23 @@ class Copier:
             return
         items: list[bytes | FileRegion] = []
         while (
-            sending.pieces
+            sending.segments
             and self._requests.in_flight < self._window
             and self._bytes_in_flight < _WINDOW_BYTES
         ):
-            piece = sending.pieces.popleft()
-            command = Command.WRITE_ZEROES if piece.zero else Command.WRITE
-            answered = partial(self._piece_answered, piece)
-            _, header = self._requests.make(command, piece.offset, piece.length, answered)
+            segment = sending.segments.popleft()
+            command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
+            answered = partial(self._segment_answered, segment)
+            _, header = self._requests.make(command, segment.offset, segment.length, answered)
             items.append(header)
-            if not piece.zero:
-                self._bytes_in_flight += piece.length
-                items.append(FileRegion(self._context.disk, piece.offset, piece.length))
+            if not segment.zero:
+                self._bytes_in_flight += segment.length
+                items.append(FileRegion(self._context.disk, segment.offset, segment.length))
         if items:
             self._send(items)
-        if len(sending.pieces) < _LOOK_AHEAD and not sending.scanned:
+        if len(sending.segments) < _LOOK_AHEAD and not sending.scanned:
             self._scan_further(sending)
-        if sending.scanned and not sending.pieces and not self._requests.in_flight:
+        if sending.scanned and not sending.segments and not self._requests.in_flight:
             self._pass = None
             sending.acknowledged.callback(None)
 
@@ -228,24 +228,24 @@ class Copier:
         )
 
     def _advance_scan(self, scan: Scan, cold: list[Segment]) -> list[Segment]:
-        """In a thread: the next pieces; what was read for the last ones is not needed again."""
+        """In a thread: the next segments; what was read for the last ones is not needed again."""
         self._forget(cold)
         return scan.advance()
 
     def _forget(self, cold: list[Segment]) -> None:
-        for piece in cold:
-            self._context.disk.forget(piece.offset, piece.length)
+        for segment in cold:
+            self._context.disk.forget(segment.offset, segment.length)
 
     def _forget_cold(self) -> None:
         cold, self._cold = self._cold, []
         self._context.runtime.threads(self._forget, cold).addErrback(_bug)
 
-    def _scan_advanced(self, pieces: list[Segment], sending: _Pass) -> None:
+    def _scan_advanced(self, segments: list[Segment], sending: _Pass) -> None:
         sending.scanning = False
         if self._stopped:
             return
-        sending.pieces.extend(pieces)
-        if not pieces:
+        sending.segments.extend(segments)
+        if not segments:
             sending.scan = None
         self._fill(sending)
 
@@ -286,21 +286,21 @@ class Copier:
         if self._pass is not None:
             self._fill(self._pass)
 
-    def _piece_answered(self, piece: Segment, error: int, _: bytes) -> None:
+    def _segment_answered(self, segment: Segment, error: int, _: bytes) -> None:
         if self._stopped:
             return
         if error:
-            command = Command.WRITE_ZEROES if piece.zero else Command.WRITE
-            if self._oldstyle and piece.zero:
+            command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
+            if self._oldstyle and segment.zero:
                 self._context.quirks.zeroes_as_data = True
-            self._refused(f"{command.name} at {piece.offset}", error)
+            self._refused(f"{command.name} at {segment.offset}", error)
             return
-        if not piece.zero:
-            self._bytes_in_flight -= piece.length
-        if piece.cold:
-            self._cold.append(piece)
-        self._context.passes.acknowledged(piece)
-        self._context.progress.acknowledged(piece)
+        if not segment.zero:
+            self._bytes_in_flight -= segment.length
+        if segment.cold:
+            self._cold.append(segment)
+        self._context.passes.acknowledged(segment)
+        self._context.progress.acknowledged(segment)
 
     def _flush_answered(self, error: int, _: bytes) -> None:
         """Nobody waits for a flush that was requested before the disk came into use again."""

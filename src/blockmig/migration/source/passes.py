@@ -55,8 +55,8 @@ class CopyPasses(Protocol):
     async def send(self, attempt: PassSender) -> None:
         """Send all of it; back when nothing is left, and nobody changes the disk any more."""
 
-    def acknowledged(self, piece: Segment) -> None:
-        """The destination has C{piece}."""
+    def acknowledged(self, segment: Segment) -> None:
+        """The destination has C{segment}."""
 
     def flushed(self) -> None:
         """All of it is durable at the destination."""
@@ -99,7 +99,7 @@ class FullCopy:
         left, self._left = self._left, []
         return left
 
-    def acknowledged(self, piece: Segment) -> None: ...
+    def acknowledged(self, segment: Segment) -> None: ...
 
     def flushed(self) -> None: ...
 

@@ -52,10 +52,10 @@ class Progress:
         """So many bytes were written to the connection, or read from it."""
         self.latest = self.seconds()
 
-    def acknowledged(self, piece: Segment) -> None:
-        """The destination has C{piece}."""
+    def acknowledged(self, segment: Segment) -> None:
+        """The destination has C{segment}."""
         self.latest = self.seconds()
-        if piece.zero:
-            self.zeroes += piece.length
+        if segment.zero:
+            self.zeroes += segment.length
         else:
-            self.data += piece.length
+            self.data += segment.length
