@@ -6,13 +6,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.runtime import ThreadWork, to_the_end
-
-from .support import Threads
+from blockmig.testing import ManualThreads
 
 
 class ThreadWorkTests(SynchronousTestCase):
     def setUp(self):
-        self.threads = Threads()
+        self.threads = ManualThreads()
         self.work = ThreadWork(self.threads)
         self.done = []
 
