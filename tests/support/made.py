@@ -6,11 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from twisted.internet.defer import maybeDeferred
-
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.runtime import Runtime
 from blockmig.syscalls import SYSTEM
+from blockmig.testing import synchronous
 
 T = TypeVar("T")
 
@@ -39,5 +38,5 @@ def made(kind: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
         real = Runtime.of()
         runtime = Runtime(real.reactor, threads or real.threads, system)
     else:
-        runtime = Runtime(reactor, threads or maybeDeferred, system)
+        runtime = Runtime(reactor, threads or synchronous, system)
     return kind(*arguments, runtime=runtime, **keywords)

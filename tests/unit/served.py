@@ -13,16 +13,14 @@ from twisted.internet import tcp
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from blockmig.interfaces import Extent, IDisk, Probe
 from blockmig.nbd import Command, CommandFlag
 from blockmig.server import LatencyMonitor, Server
-from blockmig.storage import PROBE_SIZE
 from blockmig.syscalls import SystemCalls
+from blockmig.testing import ManualThreads, MemoryDisk, synchronous
 from tests.support.made import made
 
-from .support import ADDRESS, MemoryDisk, Threads, in_thread, request_bytes
+from .support import ADDRESS, request_bytes
 
 SOCKET, FILE = 1_000_077, 1_000_088  # of nothing real: `has_hung_up` asks the kernel
 DF, FUA, NO_HOLE = CommandFlag.DF, CommandFlag.FUA, CommandFlag.NO_HOLE
@@ -35,7 +33,6 @@ def eio():
     return OSError(errno.EIO, "Input/output error")
 
 
-@implementer(IDisk)
 class ServedDisk(MemoryDisk):
     """A disk in memory that has a descriptor: C{Kernel} knows it.
 
@@ -45,12 +42,12 @@ class ServedDisk(MemoryDisk):
     descriptor = FILE
 
     def __init__(self, content, holes=(), bad=()):
-        super().__init__(content)
-        self.holes = list(holes)
+        content = bytearray(content)
+        for start, end in holes:
+            content[start:end] = bytes(end - start)
+        super().__init__(bytes(content), holes=[(start, end - start) for start, end in holes])
         self.bad = list(bad)
         self.not_fast = False
-        for start, end in self.holes:
-            self.data[start:end] = bytes(end - start)
 
     def fileno(self):
         return self.descriptor
@@ -60,46 +57,12 @@ class ServedDisk(MemoryDisk):
         if any(offset < end and start < offset + length for start, end in self.bad):
             raise eio()
 
-    def fill(self, offset, length):
-        """What is written there is no hole any more."""
-        end, left = offset + length, []
-        for start, stop in self.holes:
-            left += [(start, min(stop, offset)), (max(start, end), stop)]
-        self.holes = [(start, stop) for start, stop in left if start < stop]
-
-    def read(self, offset, length):
-        self._called("read", offset, length)
-        self.check(offset, length)
-        return bytes(self.data[offset : offset + length])
-
-    def write(self, offset, data):
-        super().write(offset, data)
-        self.fill(offset, len(data))
-
-    def zero(self, offset, length, allocate, fast=False):
-        self._called("zero", offset, length, allocate, fast)
-        if fast and self.not_fast:
+    def _called(self, call):
+        super()._called(call)
+        if call.method in ("read", "probe"):
+            self.check(call.offset, call.length)
+        if call.fast and self.not_fast:
             raise OSError(errno.EOPNOTSUPP, "slow")
-        assert offset + length <= self.size
-        self.data[offset : offset + length] = bytes(length)
-
-    def probe(self, offset, length):
-        assert length <= PROBE_SIZE
-        self._called("probe", offset, length)
-        self.check(offset, length)
-        return Probe(not any(self.data[offset : offset + length]), False)
-
-    def extents(self, offset):
-        self._called("extents", offset)
-        for start, end in self.holes:
-            if offset < start:
-                yield Extent(offset, start - offset, False)
-                offset = start
-            if offset < end:
-                yield Extent(offset, end - offset, True)
-                offset = end
-        if offset < self.size:
-            yield Extent(offset, self.size - offset, False)
 
 
 class Kernel(SystemCalls):
@@ -128,7 +91,7 @@ class Kernel(SystemCalls):
             raise self.cold
         count = self._most(self.preads, len(view))
         self.disk.check(offset, len(view))
-        view[:count] = self.disk.data[offset : offset + count]
+        view[:count] = self.disk.peek(offset, count)
         return count
 
     def pwrite(self, descriptor, data, offset):
@@ -136,8 +99,7 @@ class Kernel(SystemCalls):
         assert offset + len(data) <= self.disk.size
         self.wrote.append((offset, len(data)))
         count = self._most(self.pwrites, len(data))
-        self.disk.data[offset : offset + count] = data[:count]
-        self.disk.fill(offset, count)
+        self.disk.poke(offset, bytes(data[:count]))
         return count
 
     @staticmethod
@@ -161,7 +123,7 @@ class Kernel(SystemCalls):
                 raise eio()
             if offset < start:
                 count = min(count, start - offset)
-        taken = self.transport.take(bytes(self.disk.data[offset : offset + count]))
+        taken = self.transport.take(self.disk.peek(offset, count))
         self.sent_from_disk.append((offset, taken))
         return taken
 
@@ -589,12 +551,12 @@ class Place:
         self.clock = Clock()
         self.kernel = Kernel(disk)
         self.seconds = Seconds()
-        self.threads = Threads() if threads else None
+        self.threads = ManualThreads() if threads else None
         self.server = made(
             Server,
             disk,
             reactor=self.clock,
-            in_thread=self.threads or in_thread,
+            in_thread=self.threads or synchronous,
             latency=LatencyMonitor(self.seconds, count().__next__),
             system=self.kernel,
             **keywords,

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import struct
-from collections import deque
 from dataclasses import replace
 
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, fail, maybeDeferred
-from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.defer import fail
+from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from blockmig.interfaces import (
-    Extent,
-    IDisk,
-    IRecordedDisk,
-    IUnlinkableDisk,
-    Probe,
-)
+from blockmig.interfaces import IRecordedDisk, IUnlinkableDisk, IWatchedDisk
 from blockmig.migration.handoff.message import (
     MESSAGE_SIZE,
     HandoffMessage,
@@ -41,134 +36,70 @@ from blockmig.nbd import (
     Payload,
     Reply,
 )
-from blockmig.storage import PROBE_SIZE
+from blockmig.storage import DiskChanged, DiskRefused, DiskVersion, open_disk
 from blockmig.syscalls import SystemCalls
+from blockmig.testing import Call, MemoryNetwork, MemoryTransport, RecordedMemoryDisk
+from blockmig.transport import FileRegion, IPayloadReceiver
 
 ONE, TWO = (f"7d0b2d5c-9f5e-4d57-8c77-00000000000{number}" for number in (1, 2))
 """Two migrations."""
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 4711)
 
 
-@implementer(IDisk)
-class MemoryDisk:
-    """A disk in a bytearray.
-
-    `fail[method]` is raised by that method, `calls` is what was called, in order.
-    """
-
-    name = "memory"
-
-    def __init__(self, content, runs=None):
-        self.data = bytearray(content)
-        self.size = len(self.data)
-        self.fail = {}
-        self.calls = []
-        self.runs = runs
-        self.closed = False
-        self.forgotten = []
-
-    def _called(self, name, *arguments):
-        self.calls.append((name, *arguments))
-        error = self.fail.get(name)
-        if error is not None:
-            raise error
-
-    def names(self):
-        return [call[0] for call in self.calls]
-
-    def fileno(self):
-        return None
-
-    def read(self, offset, length):
-        self._called("read", offset, length)
-        assert offset + length <= self.size
-        return bytes(self.data[offset : offset + length])
-
-    def write(self, offset, data):
-        self._called("write", offset, len(data))
-        assert offset + len(data) <= self.size
-        self.data[offset : offset + len(data)] = data
-
-    def zero(self, offset, length, allocate, fast=False):
-        self._called("zero", offset, length, allocate)
-        assert offset + length <= self.size
-        self.data[offset : offset + length] = bytes(length)
-
-    def trim(self, offset, length):
-        self._called("trim", offset, length)
-        assert offset + length <= self.size
-
-    def flush(self):
-        self._called("flush")
-
-    def extents(self, offset):
-        self._called("extents", offset)
-        assert offset == 0
-        position = 0
-        for length, hole in self.runs or [(self.size, False)]:
-            yield Extent(position, length, hole)
-            position += length
-        assert position == self.size
-
-    def probe(self, offset, length):
-        self._called("probe", offset, length)
-        assert 0 < length <= PROBE_SIZE
-        assert offset + length <= self.size
-        return Probe(not any(self.data[offset : offset + length]), False)
-
-    def forget(self, offset, length):
-        self._called("forget", offset, length)
-
-    shortest_zeroes = 65536
-
-    def write_back(self, offset, length, wait):
-        try:
-            self._called("write_back", offset, length, wait)
-        except OSError as error:
-            self.fail.setdefault("flush", error)
-            raise
-
-    def close(self):
-        self.closed = True
+IDENTITY = "inode 5, born 6"
 
 
-@implementer(IUnlinkableDisk)
-class UnlinkableDisk(MemoryDisk):
-    """One that can be deleted; it then counts as gone."""
-
-    unlinked = False
-
-    def check_unlink(self):
-        self._called("check_unlink")
-
-    def unlink(self):
-        self._called("unlink")
-        assert not self.unlinked
-        self.unlinked = True
-
-
-@implementer(IRecordedDisk)
-class RecordedDisk(MemoryDisk):
-    """One whose records are kept, in a directory of the test's."""
-
-    blank = False
+class RecordedDisk(RecordedMemoryDisk):
+    """One that is called as any disk in memory, and that one record of the tests is of."""
 
     def __init__(self, content, path):
-        super().__init__(content)
-        self.path = self.record_path = path
+        super().__init__(content, path)
+        self.name = "memory"
 
     def identity(self):
-        return "inode 5, born 6"
-
-    def prepare(self):
-        self._called("prepare")
+        return IDENTITY
 
 
-@implementer(IRecordedDisk, IUnlinkableDisk)
-class RecordedSource(RecordedDisk, UnlinkableDisk):
-    """One that can be deleted too."""
+@implementer(IRecordedDisk, IUnlinkableDisk, IWatchedDisk)
+class WatchedDisk(RecordedDisk):
+    """One whose file other hands get at.
 
-    unlink = UnlinkableDisk.unlink
+    `before` is called with the number of each look at its place: 0 for the first. `rescues` is
+    what comes of each attempt to rescue it: an error, or None.
+    """
+
+    can_fail = RecordedMemoryDisk.can_fail | {"version"}
+    displaced = ""
+    gone = False
+
+    def __init__(self, content, path):
+        super().__init__(content, path)
+        self.written, self.touched = 1, 1
+        self.before = lambda look: None
+        self.looks = 0
+        self.rescues = []
+
+    def check_path(self):
+        self._called(Call("check_path"))
+        if self.displaced:
+            raise DiskChanged(f"{self.name}: {self.displaced}")
+
+    def is_gone(self):
+        return self.gone
+
+    def version(self, sync=True):
+        self._called(Call("version", wait=sync))
+        self.before(self.looks)
+        self.looks += 1
+        return DiskVersion((self.written,), (self.touched,))
+
+    def rescue(self, announce=None):
+        self._called(Call("rescue"))
+        error = self.rescues.pop(0) if self.rescues else None
+        if error is not None:
+            raise error
+        announce(self.path + ".rescued")
+        return self.path + ".rescued"
 
 
 class Story(SystemCalls):
@@ -206,188 +137,47 @@ class Story(SystemCalls):
             self.tell(words)
 
 
-def in_thread(function, *arguments):
-    """A thread that is done at once."""
-    return maybeDeferred(function, *arguments)
-
-
-class Threads:
-    """Threads whose work is done when the test says so."""
-
-    def __init__(self):
-        self.waiting = deque()
-
-    def __call__(self, function, *arguments):
-        done = Deferred()
-        self.waiting.append((done, function, arguments))
-        return done
-
-    def names(self):
-        """What waits to be done."""
-        return [function.__name__ for _, function, _ in self.waiting]
-
-    def run(self, count=None):
-        """Do the first C{count} works, or all."""
-        while self.waiting and count != 0:
-            done, function, arguments = self.waiting.popleft()
-            maybeDeferred(function, *arguments).chainDeferred(done)
-            if count is not None:
-                count -= 1
-
-
-class MemoryTransport(StringTransport):
-    """Keeps each write as a piece of its own, and closes by the clock's next turn."""
+class HandTransport(MemoryTransport):
+    """A server's end of a connection whose other end is the test: what is closed ends at once."""
 
     def __init__(self, clock):
-        super().__init__(peerAddress=ADDRESS)
+        super().__init__(ADDRESS, ADDRESS)
         self.clock = clock
-        self.pieces = deque()
-        self.protocol = None
-        self.other = None
-        self.lost = False
-        self.ending = None
-        self.log = None
-
-    def write(self, data):
-        assert isinstance(data, bytes)
-        if self.lost or self.ending is not None or not data:
-            return
-        self.pieces.append(data)
-
-    def connect(self, protocol):
-        self.protocol = protocol
-        protocol.makeConnection(self)
 
     def loseConnection(self):
-        self.end(ConnectionDone())
+        super().loseConnection()
+        self.clock.callLater(0, lambda: self.lose(self.reason))
 
     def abortConnection(self):
-        self.pieces.clear()
-        self.end(ConnectionAborted())
-
-    def end(self, reason):
-        if self.ending is None:
-            self.ending = reason
-            self.clock.callLater(0, self.closed)
-
-    def closed(self):
-        """What we sent goes over; then the connection is no more on our handoff, nor the other."""
-        if self.lost:
-            return
-        if self.pieces and self.other is not None and not self.other.lost:
-            self.clock.callLater(0, self.closed)
-            return
-        self.lose(self.ending)
-        if self.other is not None and not self.other.lost:
-            clean = isinstance(self.ending, ConnectionDone)
-            self.other.lose(ConnectionDone() if clean else ConnectionLost())
-
-    def lose(self, reason):
-        if not self.lost:
-            self.lost = True
-            self.pieces.clear()
-            self.protocol.connectionLost(Failure(reason))
-
-    @property
-    def gone(self):
-        """Whether our side has ended the connection, or it is lost."""
-        return self.lost or self.ending is not None
-
-
-class Link:
-    """Two protocols and the wire between them; C{budget} pieces (or bytes) then it is cut."""
-
-    def __init__(self, clock, client, server, budget=None, count=lambda piece: 1):
-        self.clock = clock
-        self.client = MemoryTransport(clock)
-        self.server = MemoryTransport(clock)
-        self.client.other, self.server.other = self.server, self.client
-        self.budget = budget
-        self.count = count
-        self.delivered = 0
-        self.sent = {"client": bytearray(), "server": bytearray()}
-        self._protocols = client, server
-
-    def connect(self):
-        client, server = self._protocols
-        if server is not None:
-            self.server.connect(server)
-        self.client.connect(client)
-
-    def step(self):
-        """Deliver one piece; whether there was one."""
-        for name, source in (("client", self.client), ("server", self.server)):
-            target = source.other
-            if not source.pieces or target.lost or target.producerState != "producing":
-                continue
-            piece = source.pieces.popleft()
-            cut = False
-            if self.budget is not None:
-                cost = self.count(piece)
-                if self.delivered + cost > self.budget:
-                    piece = piece[: self.budget - self.delivered] if self.count is len else b""
-                    cut = True
-                self.delivered += cost
-            self.sent[name] += piece
-            if piece:
-                target.protocol.dataReceived(piece)
-            if cut:
-                self.cut()
-            return True
-        return False
-
-    def cut(self):
-        """The network fails."""
-        self.server.lose(ConnectionLost())
-        self.client.lose(ConnectionLost())
+        super().abortConnection()
+        self.clock.callLater(0, lambda: self.lose(self.reason))
 
 
 @implementer(IStreamClientEndpoint)
-class MemoryEndpoint:
-    """Reaches C{server_factory} within the process; `refuse` makes connecting fail."""
+class MemoryEndpoint(MemoryNetwork):
+    """Reaches what C{build} makes; `refuse` makes connecting fail."""
 
     def __init__(self, clock, build):
-        self.clock = clock
+        super().__init__(clock)
         self.build = build
-        self.links = []
         self.refuse = None
-        self.budgets = deque()
-        self.count = lambda piece: 1
+        factory = Factory()
+        factory.buildProtocol = lambda address: self.build()
+        self.listen("there", factory)
 
     def connect(self, factory):
         if self.refuse is not None:
             return fail(self.refuse)
-        connected = Deferred()
-        self.clock.callLater(0, self._connect, factory, connected)
-        return connected
+        return self.client_endpoint("there").connect(factory)
 
-    def _connect(self, factory, connected):
-        if connected.called:
-            return
-        client = factory.buildProtocol(ADDRESS)
-        server = self.build()
-        if server is None:
-            connected.errback(ConnectionDone("nobody there"))
-            return
-        budget = self.budgets.popleft() if self.budgets else None
-        link = Link(self.clock, client, server, budget, self.count)
-        self.links.append(link)
-        link.connect()
-        connected.callback(client)
+    def cut_next(self, **most):
+        """Have the next connection break; see L{MemoryConnection.cut_after}."""
+        self.prepare(lambda connection: connection.cut_after(**most))
 
-    def pump(self, most=100_000):
-        """Let everything happen that happens without time passing."""
-        for _ in range(most):
-            moved = any(link.step() for link in self.links)
-            due = [call for call in self.clock.getDelayedCalls() if call.getTime() <= now(self)]
-            if not moved and not due:
-                return
-            self.clock.advance(0)
-        raise AssertionError("the conversation has no end")
-
-
-def now(endpoint):
-    return endpoint.clock.seconds()
+    def other(self, transport):
+        """The other end of a server's."""
+        (end,) = (link.client for link in self.connections if link.server is transport)
+        return end
 
 
 class Client:
@@ -396,7 +186,7 @@ class Client:
     def __init__(self, clock, protocol, export="", oldstyle=False, shake=True, cookie=0):
         self.clock = clock
         self.connection = protocol
-        self.transport = MemoryTransport(clock)
+        self.transport = HandTransport(clock)
         self.events = []
         self.wire = ClientTransmission(first_cookie=cookie)
         self.handshake = ClientHandshake(export)
@@ -409,12 +199,14 @@ class Client:
 
     def received(self):
         """Everything the server sent since the last look."""
-        data = b"".join(self.transport.pieces)
-        self.transport.pieces.clear()
+        data = b""
+        while self.transport.has_more:
+            data += self.transport.take()
+            self.transport.go_on()
         return data
 
     def give(self, data):
-        if not self.transport.lost:
+        if not self.transport.gone:
             self.connection.dataReceived(data)
 
     def shake(self):
@@ -591,3 +383,175 @@ def make_plain(receiver):
 
 def request_bytes(command, offset=0, length=0, flags=0, cookie=0, magic=0x25609513):
     return struct.pack("!IHHQQI", magic, flags, command, cookie, offset, length)
+
+
+@implementer(IPayloadReceiver)
+class PayloadSink(Protocol):
+    """Wants C{length} bytes in the disk, then a header by `dataReceived`, and again."""
+
+    def __init__(self, disk, length, announced=0):
+        self.disk = disk
+        self.position = 0
+        self.left = length
+        self.bytes = b""
+        self.failed = []
+        self.lost = None
+        self.moved = 0
+
+    def payload_region(self):
+        if not self.left or self.failed:
+            return None
+        return FileRegion(self.disk, self.position, self.left)
+
+    def payload_moved(self, count):
+        assert 0 < count <= self.left
+        self.moved += count
+        self.position += count
+        self.left -= count
+
+    def payload_failed(self, error):
+        self.failed.append(error)
+
+    def dataReceived(self, data):
+        self.bytes += data
+
+    def connectionLost(self, reason):
+        self.lost = reason
+
+
+class SpliceCalls(SystemCalls):
+    """`script` is what the next splices from the socket do: an error, a count, or None."""
+
+    def __init__(self, script=()):
+        self.script = list(script)
+        self.splices = 0
+        self.pipes = []
+        self.file_error = None
+        self.reads = []
+
+    def pipe(self):
+        self.pipes.append(os.pipe())
+        return self.pipes[-1]
+
+    def read(self, descriptor, count):
+        self.reads.append(count)
+        return os.read(descriptor, count)
+
+    def splice(self, source, target, count, **offsets):
+        self.splices += 1
+        if offsets:
+            if self.file_error is not None:
+                raise OSError(self.file_error, os.strerror(self.file_error))
+        elif self.script:
+            step = self.script.pop(0)
+            if isinstance(step, int) and step < 0:
+                raise OSError(-step, os.strerror(-step))
+            count = min(count, step or count)
+        return os.splice(source, target, count, **offsets)
+
+
+class RecordedCalls(SystemCalls):
+    """The real calls, written down; `fail[name]` is raised by that one instead."""
+
+    def __init__(self, **fail):
+        self.fail = fail
+        self.made = []
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        if name in ("fail", "made") or name.startswith("__") or not callable(found):
+            return found
+
+        def call(*arguments, **keywords):
+            self.made.append((name, *arguments))
+            if name in self.fail:
+                raise OSError(self.fail[name], os.strerror(self.fail[name]))
+            return found(*arguments, **keywords)
+
+        return call
+
+    def names(self):
+        return [call[0] for call in self.made]
+
+
+class DiskCase(SynchronousTestCase):
+    def make(self, content=b"x" * 5000):
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.write(content)
+        return path
+
+    def open(self, path, **keywords):
+        disk = open_disk(path, **keywords)
+        self.addCleanup(disk.close)
+        return disk
+
+    def content(self, path):
+        with open(path, "rb") as file:
+            return file.read()
+
+    def refused(self, path, **keywords):
+        error = self.assertRaises(DiskRefused, open_disk, path, **keywords)
+        self.assertIn(path, str(error))
+        self.assertNotIn("\n", str(error))
+        return str(error)
+
+
+class BreakingCalls(SystemCalls):
+    """Keeps the calls; one may fail (before or after it was made), and writes may be short."""
+
+    def __init__(self, fail=None, after=False, most=None):
+        self.fail = fail
+        self.after = after
+        self.most = most
+        self.calls = []
+        self.names = {}
+
+    def call(self, name, function, *arguments, what=()):
+        index = len(self.calls)
+        self.calls.append((name, *what))
+        if index == self.fail and not self.after:
+            raise OSError(errno.EIO, "broken")
+        result = function(*arguments)
+        if index == self.fail:
+            if name == "open":
+                os.close(result)
+            raise OSError(errno.EIO, "broken")
+        return result
+
+    def open(self, path, flags, *mode):
+        name = os.path.basename(path)
+        descriptor = self.call("open", os.open, path, flags, *mode, what=(name,))
+        self.names[descriptor] = name
+        return descriptor
+
+    def close(self, descriptor):
+        self.call("close", os.close, descriptor, what=(self.names[descriptor],))
+
+    def pwrite(self, descriptor, data, offset):
+        if self.most is not None:
+            data = data[: self.most]
+        what = (self.names[descriptor], offset, len(data))
+        return self.call("pwrite", os.pwrite, descriptor, data, offset, what=what)
+
+    def fsync(self, descriptor):
+        self.call("fsync", os.fsync, descriptor, what=(self.names[descriptor],))
+
+    def rename(self, old, new):
+        what = (os.path.basename(old), os.path.basename(new))
+        self.call("rename", os.rename, old, new, what=what)
+
+    def unlink(self, path):
+        self.call("unlink", os.unlink, path, what=(os.path.basename(path),))
+
+
+def option_replies(data):
+    """(option, kind of reply, its content) of each of a server's replies."""
+    found = []
+    while data:
+        magic, number, kind, length = struct.unpack_from("!QIII", data)
+        assert magic == 0x3E889045565A9
+        assert len(data) >= 20 + length
+        found.append((number, kind, data[20 : 20 + length]))
+        data = data[20 + length :]
+    return found

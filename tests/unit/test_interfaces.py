@@ -35,19 +35,20 @@ from blockmig.server.forwarding import Forwarding
 from blockmig.server.session import Session
 from blockmig.storage import BlockDisk, FileDisk
 from blockmig.syscalls import SYSTEM
+from blockmig.testing import MemoryDisk, UnlinkableMemoryDisk, synchronous
 from blockmig.transport import IPayloadReceiver, PayloadReader, RegionProducer
 from blockmig.transport.outgoing import _SocketSink, _TransportSink
 from twisted.plugins.blockmig_plugin import blockmig as plugin
 
-from .support import ADDRESS, MemoryDisk, UnlinkableDisk, in_thread
+from .support import ADDRESS
 
 
 class InterfaceTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.receiver = Receiver(MemoryDisk(b"x"), runtime=Runtime(self.clock, in_thread))
+        self.receiver = Receiver(MemoryDisk(b"x"), runtime=Runtime(self.clock, synchronous))
         self.sender = Sender(
-            MemoryDisk(b"x"), Destination(None), runtime=Runtime(self.clock, in_thread)
+            MemoryDisk(b"x"), Destination(None), runtime=Runtime(self.clock, synchronous)
         )
 
     def test_protocols(self):
@@ -93,7 +94,7 @@ class InterfaceTests(SynchronousTestCase):
 
     def test_doubles(self):
         self.assertTrue(verifyObject(IDisk, MemoryDisk(b"x")))
-        self.assertTrue(verifyObject(IUnlinkableDisk, UnlinkableDisk(b"x")))
+        self.assertTrue(verifyObject(IUnlinkableDisk, UnlinkableMemoryDisk(b"x")))
 
     def test_handler(self):
         handler = self.receiver.factory()._settings.lookup("")

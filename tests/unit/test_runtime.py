@@ -6,13 +6,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.runtime import BoundedThreads, wait_shielded
-
-from .support import Threads
+from blockmig.testing import ManualThreads
 
 
 class BoundedThreadsTests(SynchronousTestCase):
     def setUp(self):
-        self.threads = Threads()
+        self.threads = ManualThreads()
         self.work = BoundedThreads(self.threads)
         self.done = []
 

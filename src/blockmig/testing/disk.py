@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from zope.interface import implementer
@@ -119,6 +119,7 @@ class MemoryDisk:
         self.calls: list[Call] = []
         self.closed = False
         self._failures: list[_Failure] = []
+        self._observers: list[Callable[[Call], object]] = []
         self._lost: Exception | None = None
 
     # For tests.
@@ -128,9 +129,26 @@ class MemoryDisk:
         """What it holds."""
         return bytes(self._data)
 
+    def peek(self, offset: int, length: int) -> bytes:
+        """What it holds there; this is no call, and does not fail."""
+        return bytes(self._data[offset : offset + length])
+
+    def poke(self, offset: int, data: bytes) -> None:
+        """Change what it holds there, as another program would: no call, no failure.
+
+        @raise ValueError: that is beyond its end.
+        """
+        if not 0 <= offset <= offset + len(data) <= self.size:
+            raise ValueError(f"{self.name} has {self.size} bytes")
+        self._put(offset, data, _DATA)
+
     def names(self) -> list[str]:
         """The methods that were called, in order."""
         return [call.method for call in self.calls]
+
+    def observe(self, function: Callable[[Call], object]) -> None:
+        """Have C{function} called with each call, before that fails or has an effect."""
+        self._observers.append(function)
 
     def fail(
         self,
@@ -163,6 +181,8 @@ class MemoryDisk:
 
     def _called(self, call: Call) -> None:
         self.calls.append(call)
+        for function in self._observers:
+            function(call)
         if self.closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if call.offset < 0 or call.length < 0 or call.offset + call.length > self.size:

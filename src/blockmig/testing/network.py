@@ -117,6 +117,12 @@ class MemoryConnection:
         moved = self._move(Direction.TO_SERVER, self.client, self.server)
         return self._move(Direction.TO_CLIENT, self.server, self.client) or moved
 
+    def step(self) -> bool:
+        """Let one thing happen in one direction; whether anything did."""
+        return self._move(Direction.TO_SERVER, self.client, self.server) or self._move(
+            Direction.TO_CLIENT, self.server, self.client
+        )
+
     def _move(self, way: Direction, source: MemoryTransport, target: MemoryTransport) -> bool:
         if source.is_over:
             assert source.reason is not None
@@ -265,6 +271,14 @@ class MemoryNetwork:
         Called several times, it is one function for each of the next connections.
         """
         self._preparing.append(function)
+
+    def step(self) -> bool:
+        """Let one piece arrive, or one end be heard of; whether there was any.
+
+        Other than L{pump} this does not call what is due by the clock. For tests that stop in the
+        middle of a conversation.
+        """
+        return any(connection.step() for connection in self.connections)
 
     def pump(self) -> None:
         """Let everything happen that happens without time passing.

@@ -39,9 +39,18 @@ class ManualThreads:
         self._waiting.append((done, function, arguments))
         return done
 
+    @property
+    def waiting(self) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
+        """The functions that wait, the next one first, each with its arguments."""
+        return [(function, arguments) for _, function, arguments in self._waiting]
+
     def names(self) -> list[str]:
         """The names of the functions that wait, the next one first."""
         return [getattr(function, "__name__", "") for _, function, _ in self._waiting]
+
+    def rotate(self, count: int = 1) -> None:
+        """Have the last C{count} go first: real threads finish in any order."""
+        self._waiting.rotate(count)
 
     def run(self, most: int | None = None) -> int:
         """Do what waits, and what that has wait.

@@ -57,6 +57,7 @@ class MemoryTransport:
     @param peer: where the other end is.
     @ivar disconnecting: C{loseConnection} was called.
     @ivar gone: the protocol was told that the connection is lost.
+    @ivar protocol: the protocol, once the connection is made.
     """
 
     def __init__(self, host: IAddress, peer: IAddress) -> None:
@@ -65,7 +66,7 @@ class MemoryTransport:
         self.reason: Exception | None = None
         self._host = host
         self._peer = peer
-        self._protocol: IProtocol | None = None
+        self.protocol: IProtocol | None = None
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
         self._paused = False
@@ -138,7 +139,12 @@ class MemoryTransport:
         """Let nothing arrive ever again."""
         self.loseConnection()
 
-    # For the connection.
+    # For tests, and for the connection.
+
+    def discard(self) -> None:
+        """Lose what was written and has not arrived."""
+        self._pieces.clear()
+        self._waiting = 0
 
     @property
     def _aborted(self) -> bool:
@@ -170,7 +176,7 @@ class MemoryTransport:
 
     def connect(self, protocol: IProtocol | None) -> None:
         """The connection is made; without a protocol it is closed again."""
-        self._protocol = protocol
+        self.protocol = protocol
         if protocol is None:
             self.loseConnection()
         else:
@@ -184,8 +190,8 @@ class MemoryTransport:
 
     def receive(self, piece: bytes) -> None:
         """A piece arrives."""
-        assert self._protocol is not None
-        self._protocol.dataReceived(piece)
+        assert self.protocol is not None
+        self.protocol.dataReceived(piece)
 
     def go_on(self) -> None:
         """Resume the producer if there is nothing left to be sent."""
@@ -203,8 +209,8 @@ class MemoryTransport:
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()
-        if self._protocol is not None:
-            self._protocol.connectionLost(Failure(reason))
+        if self.protocol is not None:
+            self.protocol.connectionLost(Failure(reason))
 
     def _hold_back(self) -> None:
         if not self._holds_back:

@@ -17,8 +17,8 @@ from blockmig.migration.policy import Overrides
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.runtime import Runtime
 from blockmig.server import Server
-from blockmig.testing import MemoryNetwork, connect_client
-from tests.unit.support import ONE, RecordedDisk, RecordedSource, Story, in_thread
+from blockmig.testing import MemoryNetwork, connect_client, synchronous
+from tests.unit.support import ONE, RecordedDisk, Story
 
 KIB = 1024
 SIZE = 200 * KIB
@@ -47,7 +47,7 @@ class Reactor(Clock):
         function(*arguments)
 
 
-class Source(RecordedSource):
+class Source(RecordedDisk):
     def extents(self, offset):
         return iter([])
 
@@ -61,14 +61,14 @@ class Case(SynchronousTestCase):
         self.target = RecordedDisk(b"o" * SIZE, base + "-d/disk")
         for disk in (self.source, self.target):
             os.mkdir(os.path.dirname(disk.path))
-        self.server = Server(self.source, runtime=Runtime(self.clock, in_thread))
+        self.server = Server(self.source, runtime=Runtime(self.clock, synchronous))
         self.network.listen("server", self.server.factory())
         self.stopped = self.server.complete()
         self.receive()
         self.system = Story()
         self.endpoints = []
         self.mirrors = MirrorManager(
-            self.server, Runtime(self.clock, in_thread, self.system), self.endpoint
+            self.server, Runtime(self.clock, synchronous, self.system), self.endpoint
         )
 
     def endpoint(self, reactor, uri):
@@ -80,7 +80,7 @@ class Case(SynchronousTestCase):
         self.receiver = Receiver(
             self.target,
             overrides=Overrides(overwrite=True),
-            runtime=Runtime(self.clock, in_thread, Story()),
+            runtime=Runtime(self.clock, synchronous, Story()),
         )
         self.arrived = self.receiver.complete()
         self.port = self.network.listen("there", self.receiver.factory())
@@ -293,7 +293,7 @@ class WaitTests(Case):
             self.assertEqual((0, SIZE), (found["status"], found["summary"]["bytes"]))
             self.assertEqual("the disk is handed over", found["message"])
         self.assertTrue(self.mirrors.handed_over)
-        self.assertEqual(bytes(self.source.data), bytes(self.target.data))
+        self.assertEqual(self.source.content, self.target.content)
 
     def test_behind_the_end(self):
         self.start()
@@ -312,7 +312,7 @@ class WaitTests(Case):
         self.assertIn("broken off", found["message"])
 
     def test_failed(self):
-        self.source.fail["probe"] = OSError(5, "Input/output error")
+        self.source.fail("probe", OSError(5, "Input/output error"), times=None)
         self.start()
         found = self.answer("/mirror/wait")
         self.assertEqual((3, None), (found["status"], found["summary"]))

@@ -33,17 +33,14 @@ from blockmig.nbd import (
 )
 from blockmig.runtime import Runtime
 from blockmig.storage import DiskRefused, NotDurable
+from blockmig.testing import ManualThreads, MemoryDisk, UnlinkableMemoryDisk, synchronous
 from tests.support.made import made
 from tests.unit.support import (
     ADDRESS,
     Client,
     FakeReactor,
-    MemoryDisk,
     MemoryEndpoint,
     SocketTransport,
-    Threads,
-    UnlinkableDisk,
-    in_thread,
     make_plain,
     request_bytes,
 )
@@ -59,7 +56,7 @@ class ReceiverCase(SynchronousTestCase):
         self.clock = Clock()
         self.disk = MemoryDisk(b"o" * SIZE)
 
-    def make(self, thread=in_thread, **keywords):
+    def make(self, thread=synchronous, **keywords):
         keywords.setdefault("overwrite", True)
         self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
@@ -149,7 +146,7 @@ class ReceiverStatusTests(ReceiverCase):
         self.ends_with(GaveUp, 4)
 
     def test_flush_that_began_before_it_was_whole(self):
-        threads = Threads()
+        threads = ManualThreads()
         client = self.make(threads)
         client.write(0, DATA[:-1])
         client.send(FLUSH)
@@ -160,7 +157,7 @@ class ReceiverStatusTests(ReceiverCase):
         self.ends_with(GaveUp, 4)
 
     def test_flush_of_a_stray_that_began_before_it_was_whole(self):
-        threads = Threads()
+        threads = ManualThreads()
         client = self.make(threads)
         stray = self.client()
         stray.send(FLUSH)
@@ -201,7 +198,7 @@ class ReceiverStatusTests(ReceiverCase):
     def test_a_flush_that_failed(self):
         client = self.make()
         client.write(0, DATA)
-        self.disk.fail["flush"] = OSError(errno.EIO, "broken")
+        self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
         client.send(FLUSH)
         self.assertEqual([0, 5], client.errors())
         self.receiver.stop()
@@ -209,7 +206,7 @@ class ReceiverStatusTests(ReceiverCase):
 
     def test_disconnect_after_all_that(self):
         """A stop that comes too late changes nothing, however often it comes."""
-        threads = Threads()
+        threads = ManualThreads()
         client = self.make(threads)
         client.write(0, DATA)
         client.disconnect()
@@ -226,7 +223,7 @@ class SilenceTests(ReceiverCase):
     def test_while_the_sender_retires(self):
         client = self.copied(idle_timeout=10)
         self.clock.pump([5] * 100)
-        self.assertFalse(client.transport.gone, "the sender may be unlinking")
+        self.assertTrue(client.transport.listens, "the sender may be unlinking")
         client.disconnect()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
 
@@ -234,14 +231,14 @@ class SilenceTests(ReceiverCase):
         client = self.copied(idle_timeout=10)
         other = self.client()
         self.clock.pump([5] * 4)
-        self.assertTrue(other.transport.lost)
-        self.assertFalse(client.transport.gone)
+        self.assertTrue(other.transport.gone)
+        self.assertTrue(client.transport.listens)
 
     def test_not_before_it_is_durable(self):
         client = self.make(idle_timeout=10)
         client.write(0, DATA)
         self.clock.pump([5] * 4)
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)
         self.assertNoResult(self.outcome)
 
     def test_not_in_a_later_attempt(self):
@@ -250,12 +247,12 @@ class SilenceTests(ReceiverCase):
         second = self.client()
         second.write(0, DATA[:10])
         self.clock.pump([5] * 4)
-        self.assertTrue(second.transport.lost)
+        self.assertTrue(second.transport.gone)
 
 
 class PatienceTests(ReceiverCase):
     def test_our_own_work_on_the_disk_counts_as_progress(self):
-        threads = Threads()
+        threads = ManualThreads()
         client = self.make(threads, give_up_after=10, idle_timeout=0)
         client.write(0, DATA)
         client.send(FLUSH)
@@ -268,7 +265,7 @@ class PatienceTests(ReceiverCase):
         self.ends_with(Unconfirmed, 5)
 
     def test_so_does_what_an_earlier_attempt_left_on_its_way(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.disk = MemoryDisk(bytes(WINDOW + 1))
         client = self.make(threads, give_up_after=10)
         client.write(0, bytes(WINDOW))
@@ -283,7 +280,7 @@ class PatienceTests(ReceiverCase):
 class BehindTests(ReceiverCase):
     def setUp(self):
         super().setUp()
-        self.threads = Threads()
+        self.threads = ManualThreads()
         self.disk = MemoryDisk(bytes(5 * WINDOW))
         self.peer = self.make(self.threads)
 
@@ -291,14 +288,14 @@ class BehindTests(ReceiverCase):
         for _ in range(4):
             self.peer.write(0, bytes(WINDOW))
         self.assertEqual([0] * 4, self.peer.errors())
-        self.assertEqual("paused", self.peer.transport.producerState)
+        self.assertFalse(self.peer.transport.receives)
 
     def test_error_while_the_sender_is_held_back(self):
         """It is let go on at once, or it would not hear of the error before it is thrown out."""
         self.fall_behind()
-        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
+        self.disk.fail("write_back", OSError(errno.EIO, "medium error"), times=None)
         self.threads.run()
-        self.assertEqual("producing", self.peer.transport.producerState)
+        self.assertTrue(self.peer.transport.receives)
         self.peer.write(0, b"more")
         self.assertEqual([Errno.EIO], self.peer.errors())
         self.peer.send(FLUSH)
@@ -344,7 +341,7 @@ class ToldTests(SynchronousTestCase):
 
     def setUp(self):
         self.reactor = FakeReactor()
-        self.disk = UnlinkableDisk(DATA)
+        self.disk = UnlinkableMemoryDisk(DATA)
         ours, self.peer = socket.socketpair()
         self.addCleanup(self.peer.close)
         self.addCleanup(ours.close)
@@ -360,7 +357,7 @@ class ToldTests(SynchronousTestCase):
             self.disk,
             Destination(self.endpoint),
             reactor=self.reactor,
-            in_thread=in_thread,
+            in_thread=synchronous,
             **keywords,
         )
         self.outcome = self.sender.run()
@@ -487,10 +484,10 @@ class OtherTransportTests(SynchronousTestCase):
 
     def run_with(self, close, lists=False):
         clock = Clock()
-        disk = UnlinkableDisk(DATA)
+        disk = UnlinkableMemoryDisk(DATA)
         target = MemoryDisk(b"o" * SIZE)
         receiver = Receiver(
-            target, overrides=Overrides(overwrite=True), runtime=Runtime(clock, in_thread)
+            target, overrides=Overrides(overwrite=True), runtime=Runtime(clock, synchronous)
         )
         receiver.complete().addErrback(lambda _: None)
         if not lists:
@@ -501,13 +498,13 @@ class OtherTransportTests(SynchronousTestCase):
             close(connection)
             return connection
 
-        endpoint = MemoryEndpoint(clock, build)
+        self.endpoint = endpoint = MemoryEndpoint(clock, build)
         sender = Sender(
             disk,
             Destination(endpoint),
             unlink=True,
             overrides=Overrides(overwrite=True),
-            runtime=Runtime(clock, in_thread),
+            runtime=Runtime(clock, synchronous),
         )
         outcome = sender.run()
         endpoint.pump()
@@ -519,7 +516,9 @@ class OtherTransportTests(SynchronousTestCase):
 
     def test_reset(self):
         def reset(connection):
-            connection.close = lambda: connection.transport.other.lose(ConnectionLost())
+            connection.close = lambda: self.endpoint.other(connection.transport).lose(
+                ConnectionLost()
+            )
 
         self.failureResultOf(self.run_with(reset), Unconfirmed)
         # A destination that can be asked says by itself that it is complete.
@@ -529,23 +528,23 @@ class OtherTransportTests(SynchronousTestCase):
 class RetireTests(SynchronousTestCase):
     def send(self, error):
         clock = Clock()
-        disk = UnlinkableDisk(DATA)
-        disk.fail["unlink"] = error
+        disk = UnlinkableMemoryDisk(DATA)
+        disk.fail("unlink", error, times=None)
         self.target = MemoryDisk(b"o" * SIZE)
         receiver = Receiver(
-            self.target, overrides=Overrides(overwrite=True), runtime=Runtime(clock, in_thread)
+            self.target, overrides=Overrides(overwrite=True), runtime=Runtime(clock, synchronous)
         )
         self.arrived = receiver.complete()
         endpoint = MemoryEndpoint(clock, lambda: receiver.factory().buildProtocol(ADDRESS))
         outcome = Sender(
-            disk, Destination(endpoint), unlink=True, runtime=Runtime(clock, in_thread)
+            disk, Destination(endpoint), unlink=True, runtime=Runtime(clock, synchronous)
         ).run()
         endpoint.pump()
         self.assertNoResult(self.arrived)
-        self.assertEqual(DATA, bytes(self.target.data))
+        self.assertEqual(DATA, self.target.content)
         self.assertEqual(1, receiver.attempts, "no other attempt once it was retired")
-        self.assertTrue(all(link.client.lost for link in endpoint.links))
-        self.receiver, self.links = receiver, len(endpoint.links)
+        self.assertTrue(all(link.client.gone for link in endpoint.connections))
+        self.receiver, self.links = receiver, len(endpoint.connections)
         self.assertEqual([], clock.getDelayedCalls())
         return outcome
 

@@ -16,7 +16,7 @@ from blockmig.migration.in_use import refuse_in_use
 from blockmig.runtime import Runtime
 from blockmig.storage import User
 from blockmig.syscalls import SystemCalls
-from tests.unit.support import in_thread
+from blockmig.testing import synchronous
 
 
 class Leases(SystemCalls):
@@ -69,7 +69,7 @@ class Case(SynchronousTestCase):
             Disk(descriptor, writable),
             self.path,
             readers=readers,
-            runtime=Runtime(self.clock, in_thread, self.system),
+            runtime=Runtime(self.clock, synchronous, self.system),
         )
         return Deferred.fromCoroutine(looking)
 
@@ -139,6 +139,6 @@ class Case(SynchronousTestCase):
             Disk(None, True),
             self.path,
             readers=True,
-            runtime=Runtime(self.clock, in_thread, Leases(1)),
+            runtime=Runtime(self.clock, synchronous, Leases(1)),
         )
         self.successResultOf(Deferred.fromCoroutine(looking))

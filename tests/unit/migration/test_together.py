@@ -24,17 +24,9 @@ from blockmig.migration.source.record import SourceRecord
 from blockmig.migration.source.sender import Sender
 from blockmig.nbd import Command, Errno
 from blockmig.runtime import Runtime
+from blockmig.testing import Direction, synchronous
 from tests.support.made import made
-from tests.unit.support import (
-    ADDRESS,
-    TWO,
-    MemoryEndpoint,
-    RecordedDisk,
-    RecordedSource,
-    Story,
-    in_thread,
-    make_plain,
-)
+from tests.unit.support import ADDRESS, TWO, MemoryEndpoint, RecordedDisk, Story, make_plain
 
 DATA = b"x" * 5000 + bytes(300_000)
 SIZE = len(DATA)
@@ -49,22 +41,20 @@ class Case(SynchronousTestCase):
         self.events = []
         self.clock = Clock()
         base = os.path.abspath(self.mktemp())
-        self.source = RecordedSource(DATA, base + "-s/disk")
+        self.source = RecordedDisk(DATA, base + "-s/disk")
         self.target = RecordedDisk(b"o" * SIZE, base + "-d/disk")
         self.target.blank = True
         for disk, name in ((self.source, "src"), (self.target, "dst")):
             os.mkdir(os.path.dirname(disk.path))
-            disk._called = self.teller(name, disk)
+            disk.observe(self.teller(name))
         self.systems = {name: Story(self.record_teller(name)) for name in ("src", "dst")}
         self.endpoint = MemoryEndpoint(self.clock, self.build)
         self.marked = False
 
-    def teller(self, name, disk):
-        def called(call, *_):
-            if call in ("flush", "unlink", "prepare", "write", "zero"):
-                if call == "prepare":
-                    disk.blank = False
-                self.tell(f"{name} {call}")
+    def teller(self, name):
+        def called(call):
+            if call.method in ("flush", "unlink", "prepare", "write", "zero"):
+                self.tell(f"{name} {call.method}")
 
         return called
 
@@ -102,7 +92,7 @@ class Case(SynchronousTestCase):
         self.receiver = Receiver(
             self.target,
             overrides=Overrides(overwrite=True),
-            runtime=Runtime(self.clock, in_thread, self.systems["dst"]),
+            runtime=Runtime(self.clock, synchronous, self.systems["dst"]),
         )
         self.arrived = self.receiver.complete()
         if self.plain:
@@ -114,7 +104,7 @@ class Case(SynchronousTestCase):
         records = Records(self.source.path, self.systems["src"])
         identity = None if self.source.unlinked else self.source.identity()
         found = source_state(records, identity, URI, unlink=self.unlink)
-        arguments = {"reactor": self.sending, "in_thread": in_thread}
+        arguments = {"reactor": self.sending, "in_thread": synchronous}
         if found.retired:
             record = SourceRecord(records, found, disk=self.source.path, destination=URI, size=SIZE)
             self.sender = made(Finisher, record, Destination(self.endpoint), **arguments)
@@ -142,7 +132,7 @@ class Case(SynchronousTestCase):
         """Let C{count} messages be delivered; whether there were so many."""
         for _ in range(count):
             for _ in range(50):
-                if any(link.step() for link in self.endpoint.links):
+                if self.endpoint.step():
                     break
                 self.clock.advance(0)
             else:
@@ -170,7 +160,7 @@ class Case(SynchronousTestCase):
         self.assertIsInstance(self.successResultOf(self.outcome), Summary)
         if arrived:
             self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
-        self.assertEqual(DATA, bytes(self.target.data))
+        self.assertEqual(DATA, self.target.content)
         self.assertTrue(self.retired)
         left = {"disk.MIGRATED"} if not self.unlink else set()
         self.assertEqual(left, set(os.listdir(os.path.dirname(self.source.path))))
@@ -375,13 +365,13 @@ class StopTests(Case):
         self.send()
         self.until("src unlink")
         self.sender.stop("enough")
-        for link in self.endpoint.links:
+        for link in self.endpoint.connections:
             link.cut()
-        connected = len(self.endpoint.links)
+        connected = len(self.endpoint.connections)
         self.endpoint.pump()
         words = str(self.failureResultOf(self.outcome, Unconfirmed).value)
         self.assertIn(f"enough; the source is retired and the copy at {self.place()}", words)
-        self.assertEqual(connected, len(self.endpoint.links))
+        self.assertEqual(connected, len(self.endpoint.connections))
         self.assertEqual([], self.sending.getDelayedCalls())
         self.assertEqual(["disk.MIGRATING"], os.listdir(os.path.dirname(self.source.path)))
         self.check_verdict()
@@ -405,7 +395,7 @@ class StopTests(Case):
         self.assertIsNone(self.left())
         self.assertFalse(self.retired)
         self.check_verdict()
-        self.assertTrue(all(link.client.lost for link in self.endpoint.links))
+        self.assertTrue(all(link.client.gone for link in self.endpoint.connections))
         self.assertEqual([], self.sending.getDelayedCalls())
 
     def check_again(self):
@@ -447,7 +437,7 @@ class StopTests(Case):
         self.receive()
         self.send()
         self.until("dst INCOMPLETE copied")
-        for link in self.endpoint.links:
+        for link in self.endpoint.connections:
             link.cut()
         self.sender._check_progress(-1.0)
         self.endpoint.pump()
@@ -477,10 +467,10 @@ class StopTests(Case):
         self.until("dst INCOMPLETE copied")
         (attempt,) = [
             link
-            for link in self.endpoint.links
+            for link in self.endpoint.connections
             if self.receiver._migration.owns_attempt(link.server.protocol)
         ]
-        attempt.client.other = None
+        attempt.stall(Direction.TO_SERVER)
         self.told, machine = [], self.receiver._migration.machine
         self.take_message, machine.take_message = machine.take_message, self.note_told
         self.sender.stop("enough")
@@ -529,14 +519,14 @@ class StopTests(Case):
         self.receive()
         self.send()
         self.until("dst INCOMPLETE copied")
-        links = len(self.endpoint.links)
+        links = len(self.endpoint.connections)
         self.sender.stop("enough")
         for _ in range(50):
-            if self.endpoint.links[links:]:
+            if self.endpoint.connections[links:]:
                 break
             self.clock.advance(0)
-        (silent,) = self.endpoint.links[links:]
-        silent.server.pieces.clear()
+        (silent,) = self.endpoint.connections[links:]
+        silent.server.discard()
         self.endpoint.pump()
         self.sending.advance(4.9)
         self.endpoint.pump()
@@ -546,7 +536,7 @@ class StopTests(Case):
         self.failureResultOf(self.outcome, GaveUp)
         left = self.left()
         self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
-        self.assertTrue(silent.client.lost)
+        self.assertTrue(silent.client.gone)
 
     def test_not_taken_back_once_it_is_retired(self):
         """What is the only copy by now must stay what it is."""
@@ -556,14 +546,14 @@ class StopTests(Case):
             self.send()
             self.until("src unlink" if self.unlink else "src MIGRATED copied retired")
             self.sender.stop("enough")
-            for link in self.endpoint.links:
+            for link in self.endpoint.connections:
                 link.cut()
-            links = len(self.endpoint.links)
+            links = len(self.endpoint.connections)
             self.endpoint.pump()
             self.sending.advance(10)
             self.endpoint.pump()
             self.failureResultOf(self.outcome, Unconfirmed)
-            self.assertEqual(links, len(self.endpoint.links))
+            self.assertEqual(links, len(self.endpoint.connections))
             self.assertEqual(Phase.COPIED, self.there().phase)
             self.check_verdict()
             self.check_again()
@@ -574,11 +564,11 @@ class StopTests(Case):
         self.send()
         self.until("dst INCOMPLETE copied")
         first = self.target
-        for link in self.endpoint.links:
-            link.server.lost = True
+        for link in self.endpoint.connections:
+            link.server.gone = True
             link.client.lose(ConnectionLostByPeer())
         self.target = RecordedDisk(b"o" * SIZE, first.path + "2")
-        self.target._called = self.teller("dst", self.target)
+        self.target.observe(self.teller("dst"))
         self.receive()
         self.sender.stop("enough")
         self.endpoint.pump()
@@ -596,11 +586,11 @@ class StopTests(Case):
         self.receive()
         self.send()
         self.until("dst INCOMPLETE copied")
-        links = len(self.endpoint.links)
+        links = len(self.endpoint.connections)
         self.sender.stop("enough")
         self.endpoint.pump()
         self.failureResultOf(self.outcome, GaveUp)
-        self.assertEqual(links, len(self.endpoint.links))
+        self.assertEqual(links, len(self.endpoint.connections))
         left = self.left()
         self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
         self.assertEqual([], self.sending.getDelayedCalls())
@@ -610,11 +600,11 @@ class StopTests(Case):
         self.receive()
         self.send()
         self.until("M FLUSH")
-        links = len(self.endpoint.links)
+        links = len(self.endpoint.connections)
         self.sender.stop("enough")
         self.endpoint.pump()
         self.failureResultOf(self.outcome, GaveUp)
-        self.assertEqual(links, len(self.endpoint.links))
+        self.assertEqual(links, len(self.endpoint.connections))
         self.assertIsNone(self.left())
 
     def test_what_may_be_whole_is_remembered(self):
@@ -632,10 +622,10 @@ class StopTests(Case):
         self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
         self.check_verdict()
         there = self.target
-        for link in self.endpoint.links:
+        for link in self.endpoint.connections:
             link.cut()
         self.target = RecordedDisk(b"o" * SIZE, there.path + "2")
-        self.target._called = self.teller("dst", self.target)
+        self.target.observe(self.teller("dst"))
         self.receive()
         self.send()
         self.endpoint.pump()
@@ -643,7 +633,7 @@ class StopTests(Case):
         for word in ("all of it was copied to", there.path, self.target.path + " now", "--again"):
             self.assertIn(word, words)
         self.assertEqual(left, Records(self.source.path).read(Kind.MIGRATING))
-        self.assertEqual(b"o" * SIZE, bytes(self.target.data))
+        self.assertEqual(b"o" * SIZE, self.target.content)
         self.target = there
         self.receive()
         self.send()
@@ -659,12 +649,12 @@ class StopTests(Case):
         self.sender.source._records = None
         self.sender.source._asked = False
         first = Records(self.source.path).read(Kind.MIGRATING)
-        for link in self.endpoint.links:
-            link.client.lost = True
+        for link in self.endpoint.connections:
+            link.client.gone = True
             link.cut()
         there = self.target
         self.target = RecordedDisk(b"o" * SIZE, there.path + "2")
-        self.target._called = self.teller("dst", self.target)
+        self.target.observe(self.teller("dst"))
         self.receive()
         self.send()
         self.until("src unlink")
@@ -674,7 +664,7 @@ class StopTests(Case):
         self.assertEqual(self.target.path, second.destination.disk)
         self.endpoint.pump()
         self.successResultOf(self.outcome)
-        self.assertEqual(DATA, bytes(self.target.data))
+        self.assertEqual(DATA, self.target.content)
         # The mark tells that the other one is not the canonical copy.
         self.assertEqual(["disk.MIGRATED"], os.listdir(os.path.dirname(self.source.path)))
 
@@ -728,7 +718,7 @@ class CutTests(Case):
             self.send()
             there = self.steps(messages)
             before = self.retired
-            for index, link in enumerate(list(self.endpoint.links)):
+            for index, link in enumerate(list(self.endpoint.connections)):
                 if which == "both" or index == ("M", "H").index(which):
                     link.cut()
             self.endpoint.pump()
@@ -748,15 +738,15 @@ class CrashTests(Case):
     """A process is gone at once, and started again with the same command line."""
 
     def crash_receiver(self):
-        for link in self.endpoint.links:
-            link.server.lost = True
+        for link in self.endpoint.connections:
+            link.server.gone = True
             link.client.lose(ConnectionLostByPeer())
         self.receive()
 
     def crash_sender(self):
         """Its clock stands still from now on, and nothing reaches it any more."""
-        for link in self.endpoint.links:
-            link.client.lost = True
+        for link in self.endpoint.connections:
+            link.client.gone = True
             link.server.lose(ConnectionLostByPeer())
         # Python runs the end of a coroutine that nobody waits for; a dead process does not.
         source = self.sender.source if isinstance(self.sender, Sender) else self.sender._source

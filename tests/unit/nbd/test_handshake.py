@@ -26,6 +26,7 @@ from blockmig.nbd import (
     TransmissionFlag,
     oldstyle_hello,
 )
+from tests.unit.support import option_replies
 
 FLAGS = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH
 DISK = Export("disk", 5000, FLAGS, "a description", 512, 65536, 1 << 20)
@@ -53,17 +54,6 @@ def info_export(size, flags):
     return struct.pack("!HQH", 0, size, flags)
 
 
-def replies(data):
-    found = []
-    while data:
-        magic, number, kind, length = struct.unpack_from("!QIII", data)
-        assert magic == MAGIC
-        assert len(data) >= 20 + length
-        found.append((number, kind, data[20 : 20 + length]))
-        data = data[20 + length :]
-    return found
-
-
 class ServerTests(SynchronousTestCase):
     def setUp(self):
         self.server = ServerHandshake({"disk": DISK, "": PLAIN}.get, lambda: ["disk", "", "ä"])
@@ -74,7 +64,7 @@ class ServerTests(SynchronousTestCase):
         return self.server.data_to_send()
 
     def ask(self, *arguments, **keywords):
-        return replies(self.say(option(*arguments, **keywords)))
+        return option_replies(self.say(option(*arguments, **keywords)))
 
     def still_in_step(self):
         self.assertEqual([(3, 2), (3, 2), (3, 2), (3, 1)], [r[:2] for r in self.ask(3)])
@@ -181,7 +171,7 @@ class ServerTests(SynchronousTestCase):
             self.say(FIXED)
             self.assertEqual(b"", self.say(option(number, length=300_000)))
             self.assertEqual(b"", self.say(bytes(299_999)))
-            ((echoed, kind, _),) = replies(self.say(b"\0"))
+            ((echoed, kind, _),) = option_replies(self.say(b"\0"))
             self.assertEqual((number, OptionReply.ERR_TOO_BIG), (echoed, kind))
             self.still_in_step()
 

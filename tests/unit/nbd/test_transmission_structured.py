@@ -19,8 +19,8 @@ from blockmig.nbd import (
     ServerTransmission,
     TransmissionFlag,
 )
-from tests.unit.nbd.test_handshake import replies
 from tests.unit.served import FIXED, go, meta, option, text
+from tests.unit.support import option_replies
 
 READ, STATUS = Command.READ, Command.BLOCK_STATUS
 LIST, SET = Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT
@@ -142,7 +142,7 @@ class Case(SynchronousTestCase):
         return self.server.data_to_send()
 
     def ask(self, number, data=b""):
-        return replies(self.say(option(number, data)))
+        return option_replies(self.say(option(number, data)))
 
     def kinds(self, number, data=b""):
         found = self.ask(number, data)
@@ -153,7 +153,7 @@ class Case(SynchronousTestCase):
         self.assertEqual([(8, 1, b"")], self.ask(8))
 
     def go(self, name=b"disk"):
-        self.flags = replies(self.say(go(name)))[0][2][10:12]
+        self.flags = option_replies(self.say(go(name)))[0][2][10:12]
         return self.server.next_event()
 
 

@@ -15,8 +15,8 @@ from blockmig.server import DiskAccess, LatencyMonitor
 from blockmig.server.access import SHORTEST_HOLE
 from blockmig.storage import PROBE_SIZE
 from blockmig.syscalls import NO_WAIT
+from blockmig.testing import ManualThreads, synchronous
 from tests.unit.served import Kernel, Seconds, ServedDisk, eio, pattern
-from tests.unit.support import Threads, in_thread
 
 SIZE = 4 << 20
 HOLE = STATE_HOLE | STATE_ZERO
@@ -33,7 +33,7 @@ class Case(SynchronousTestCase):
         self.seconds = Seconds()
         self.threads = threads
         self.access = DiskAccess(
-            self.disk, threads or in_thread, LatencyMonitor(self.seconds), self.kernel
+            self.disk, threads or synchronous, LatencyMonitor(self.seconds), self.kernel
         )
 
     def read_nowait(self, offset=0, length=10):
@@ -84,13 +84,13 @@ class AtOnceTests(Case):
         self.assertIsNone(self.read_nowait())
 
     def test_in_threads(self):
-        self.make(threads=Threads())
+        self.make(threads=ManualThreads())
         reading, writing = self.access.read(5, 10), self.access.write(0, b"data")
         self.assertEqual(["read", "write"], self.threads.names())
         self.threads.run()
         self.assertEqual(pattern(SIZE)[5:15], self.successResultOf(reading))
         self.successResultOf(writing)
-        self.assertEqual(b"data", bytes(self.disk.data[:4]))
+        self.assertEqual(b"data", self.disk.content[:4])
 
 
 class QuickTests(Case):
@@ -108,7 +108,7 @@ class QuickTests(Case):
 
 class FlushTests(Case):
     def setUp(self):
-        self.make(threads=Threads())
+        self.make(threads=ManualThreads())
 
     def test_one(self):
         flushing = self.access.flush()
@@ -141,22 +141,22 @@ class FlushTests(Case):
         self.threads.run(1)
         self.successResultOf(first)
         last = self.access.flush()
-        self.disk.fail["flush"] = eio()
+        self.disk.fail("flush", eio(), times=None)
         self.threads.run(1)
         for waiting in later:
             self.assertEqual(errno.EIO, self.failureResultOf(waiting, OSError).value.errno)
         self.assertNoResult(last)
-        del self.disk.fail["flush"]
+        self.disk.heal()
         self.threads.run(1)
         self.assertIsNone(self.successResultOf(last))
 
     def test_an_error_of_the_first(self):
-        self.disk.fail["flush"] = eio()
+        self.disk.fail("flush", eio(), times=None)
         first, second = self.access.flush(), self.access.flush()
         self.threads.run(1)
         self.failureResultOf(first, OSError)
         self.assertNoResult(second)
-        del self.disk.fail["flush"]
+        self.disk.heal()
         self.threads.run()
         self.assertIsNone(self.successResultOf(second))
 
@@ -187,13 +187,15 @@ class FlushTests(Case):
                 asked.append(self.access.flush())
             elif self.threads.waiting:
                 # What was asked for after a flush was handed to a thread is not of it.
-                self.disk.fail = {"flush": eio()} if step == "fail" else {}
+                self.disk.heal()
+                if step == "fail":
+                    self.disk.fail("flush", eio())
                 waiting = [flushing for flushing in asked if not flushing.called]
                 self.threads.run(1)
                 for flushing in asked:
                     if flushing.called and flushing in waiting and step == "fail":
                         self.failureResultOf(flushing, OSError)
-        self.disk.fail = {}
+        self.disk.heal()
         self.threads.run()
         self.assertTrue(all(flushing.called for flushing in asked))
         self.assertLessEqual(len(began), len(asked))
@@ -205,7 +207,7 @@ class PrepareTests(Case):
     def test_without_holes(self):
         self.make(holes=[(0, SIZE)])
         self.assertEqual([Extent(5, 600_000, False)], self.prepare(5, 600_000, False))
-        probes = [call[1:] for call in self.disk.calls if call[0] == "probe"]
+        probes = [call[1:3] for call in self.disk.calls if call.method == "probe"]
         self.assertEqual([(5, PROBE_SIZE), (5 + PROBE_SIZE, PROBE_SIZE)], probes[:2])
         self.assertEqual(600_000, sum(length for _, length in probes))
         self.assertNotIn("extents", self.disk.names())
@@ -294,7 +296,7 @@ class PrepareTests(Case):
             self.assertEqual(position, run.offset)
             self.assertGreater(run.length, 0)
             if run.hole:
-                self.assertFalse(any(self.disk.data[run.offset : run.offset + run.length]))
+                self.assertFalse(any(self.disk.content[run.offset : run.offset + run.length]))
             position += run.length
         self.assertEqual(offset + length, position)
         kinds = [run.hole for run in runs]
@@ -427,14 +429,14 @@ class StatusTests(Case):
         self.assertTrue(all(length == 1 for length, _ in found))
 
     def test_in_a_thread(self):
-        self.make(threads=Threads())
+        self.make(threads=ManualThreads())
         asking = self.access.status(0, 10, False)
         self.assertNoResult(asking)
         self.threads.run()
         self.assertEqual([(10, 0)], self.successResultOf(asking))
 
     def test_fails(self):
-        self.disk.fail["extents"] = eio()
+        self.disk.fail("extents", eio(), times=None)
         self.failureResultOf(self.access.status(0, 10, False), OSError)
 
     @settings(max_examples=100, deadline=None)
@@ -449,6 +451,6 @@ class StatusTests(Case):
         position = offset
         for count, state in found:
             self.assertGreater(count, 0)
-            hole = any(start <= position < end for start, end in self.disk.holes)
-            self.assertEqual(HOLE if hole else 0, state)
+            at = next(self.disk.extents(position))
+            self.assertEqual(HOLE if at.hole else 0, state)
             position += count

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command, Errno
 from blockmig.storage import PROBE_SIZE
+from blockmig.testing import Call
 from tests.unit.served import (
     DF,
     FAST_ZERO,
@@ -53,7 +54,7 @@ class ReadTests(Case):
         self.make(holes=[(1_000_000, 2_000_000), (3_000_000, SIZE)])
         outcome = self.read()
         self.assertEqual([DATA, HOLE, DATA, HOLE, NONE], outcome.chunks)
-        self.assertEqual(bytes(self.disk.data), outcome.data)
+        self.assertEqual(self.disk.content, outcome.data)
 
     def test_zeroes_go_as_holes(self):
         content = bytearray(pattern(SIZE))
@@ -75,11 +76,11 @@ class ReadTests(Case):
         for offset, length in ((0, SIZE), (1_000_000, 1_000_000), (999_999, 2), (0, 100)):
             outcome = self.read(offset, length, DF)
             self.assertEqual(1, sum(kind in (DATA, HOLE) for kind in outcome.chunks))
-            self.assertEqual(bytes(self.disk.data[offset : offset + length]), outcome.data)
+            self.assertEqual(self.disk.content[offset : offset + length], outcome.data)
 
     def test_not_without_structured_replies(self):
         self.make(holes=[(1_000_000, 2_000_000)], structured=False)
-        self.assertEqual(bytes(self.disk.data), self.read().data)
+        self.assertEqual(self.disk.content, self.read().data)
         self.assertNotIn("extents", self.disk.names(), "nobody could be told")
         self.assertEqual(Errno.EINVAL, self.read(0, 10, DF).error)
 
@@ -110,7 +111,7 @@ class ReadTests(Case):
                 self.disk.calls.clear()
                 self.read(0, 200_000)
                 self.assertIn("extents", self.disk.names())
-                self.disk.data[:] = pattern(SIZE)
+                self.disk.poke(0, pattern(SIZE))
                 self.read(0, 200_000)
 
     def test_zeroes_without_a_hole_leave_what_is_known(self):
@@ -134,7 +135,7 @@ class ReadTests(Case):
             self.peer.transport.takes.extend(data.draw(st.lists(st.integers(0, 500_000))))
             flags = DF if self.peer.replies.structured and data.draw(st.booleans()) else 0
             outcome = self.read(offset, length, flags)
-            self.assertEqual(bytes(self.disk.data[offset : offset + length]), outcome.data)
+            self.assertEqual(self.disk.content[offset : offset + length], outcome.data)
         self.peer.replies.end()
 
 
@@ -158,7 +159,7 @@ class RescueTests(Case):
             outcome = self.read(100_000, 800_000)
             self.assertEqual([DATA, ERROR_AT, NONE], outcome.chunks)
             self.assertEqual([(Errno.EIO, 500_000)], outcome.errors_at)
-            self.assertEqual(bytes(self.disk.data[100_000:500_000]), outcome.data[:400_000])
+            self.assertEqual(self.disk.content[100_000:500_000], outcome.data[:400_000])
             self.assertEqual(bytes(400_000), outcome.data[400_000:])
             self.assertFalse(self.peer.transport.lost)
 
@@ -182,7 +183,7 @@ class RescueTests(Case):
         outcome = self.peer.outcome(cookie)
         self.assertEqual([DATA, ERROR_AT, HOLE, DATA, NONE], outcome.chunks)
         self.assertEqual([(Errno.EIO, 700_000)], outcome.errors_at)
-        self.assertEqual(bytes(self.disk.data[1_000_000:3_000_000]), outcome.data[1_000_000:])
+        self.assertEqual(self.disk.content[1_000_000:3_000_000], outcome.data[1_000_000:])
 
     def test_two_runs_fail(self):
         self.make(holes=[(1_000_000, 1_500_000)], room=10)
@@ -240,7 +241,7 @@ class ChangeTests(Case):
             self.disk.calls.clear()
             outcome = self.peer.outcome(self.peer.write(0, payload, FUA))
             self.assertEqual((0, "flush"), (outcome.error, self.disk.names()[-1]))
-            self.assertEqual(payload, bytes(self.disk.data[: len(payload)]))
+            self.assertEqual(payload, self.disk.content[: len(payload)])
         for command, length, name in (
             (ZEROES, 1000, "zero"),
             (ZEROES, SIZE, "zero"),
@@ -265,7 +266,7 @@ class ChangeTests(Case):
         self.assertNotIn("flush", self.disk.names())
 
     def test_the_flush_of_fua_fails(self):
-        self.disk.fail["flush"] = eio()
+        self.disk.fail("flush", eio(), times=None)
         for length in (10, 100_000):
             outcome = self.peer.outcome(self.peer.write(0, bytes(length), FUA))
             self.assertEqual(Errno.EIO, outcome.error)
@@ -274,7 +275,8 @@ class ChangeTests(Case):
             self.assertEqual(Errno.EIO, self.peer.ask(command, 0, length, FUA).error)
 
     def test_no_flush_behind_a_failure(self):
-        self.disk.fail["zero"] = self.disk.fail["trim"] = eio()
+        for name in ("zero", "trim"):
+            self.disk.fail(name, eio(), times=None)
         for command in (ZEROES, TRIM):
             for length in (10, 3_000_000):
                 self.assertEqual(Errno.EIO, self.peer.ask(command, 0, length, FUA).error)
@@ -288,17 +290,18 @@ class ChangeTests(Case):
             (errno.ENXIO, Errno.EIO),
         ):
             for name, command in (("zero", ZEROES), ("trim", TRIM), ("flush", FLUSH)):
-                self.disk.fail = {name: OSError(number, "no")}
+                self.disk.heal()
+                self.disk.fail(name, OSError(number, "no"), times=None)
                 length = 0 if command == FLUSH else 1000
                 self.assertEqual(told, self.peer.ask(command, 0, length).error)
-            self.disk.fail = {"write": OSError(number, "no")}
+            self.disk.fail("write", OSError(number, "no"), times=None)
             outcome = self.peer.outcome(self.peer.write(0, bytes(100_000)))
             self.assertEqual(told, outcome.error)
-        self.disk.fail = {}
+        self.disk.heal()
         self.assertFalse(self.peer.transport.lost)
 
     def test_a_bug_in_the_disk(self):
-        self.disk.fail["flush"] = ValueError("a bug")
+        self.disk.fail("flush", ValueError("a bug"), times=None)
         self.assertEqual(Errno.EIO, self.peer.ask(FLUSH).error)
 
     def test_no_hole(self):
@@ -308,10 +311,10 @@ class ChangeTests(Case):
         self.peer.ask(ZEROES, 0, 1000, FAST_ZERO | NO_HOLE)
         self.assertEqual(
             [
-                ("zero", 0, 1000, False, False),
-                ("zero", 0, 1000, True, False),
-                ("zero", 0, 1000, False, True),
-                ("zero", 0, 1000, True, True),
+                Call("zero", 0, 1000, allocate=False, fast=False),
+                Call("zero", 0, 1000, allocate=True, fast=False),
+                Call("zero", 0, 1000, allocate=False, fast=True),
+                Call("zero", 0, 1000, allocate=True, fast=True),
             ],
             self.disk.calls,
         )
@@ -321,9 +324,9 @@ class ChangeTests(Case):
         for length in (1000, SIZE):
             for flags in (FAST_ZERO, FAST_ZERO | FUA, FAST_ZERO | NO_HOLE):
                 self.assertEqual(Errno.ENOTSUP, self.peer.ask(ZEROES, 0, length, flags).error)
-        self.assertEqual(pattern(SIZE), bytes(self.disk.data))
+        self.assertEqual(pattern(SIZE), self.disk.content)
         self.assertEqual(0, self.peer.ask(ZEROES, 0, SIZE).error)
-        self.assertEqual(bytes(SIZE), bytes(self.disk.data))
+        self.assertEqual(bytes(SIZE), self.disk.content)
 
     def test_longer_than_any_payload(self):
         self.make(content=bytes(40 << 20), structured=False)
@@ -334,7 +337,7 @@ class ChangeTests(Case):
 
     def test_cache(self):
         self.assertEqual(0, self.peer.ask(CACHE, 1000, 3_000_000).error)
-        read = [call[1:] for call in self.disk.calls if call[0] == "read"]
+        read = [call[1:3] for call in self.disk.calls if call.method == "read"]
         self.assertEqual(1000, read[0][0])
         self.assertEqual(3_000_000, sum(length for _, length in read))
         self.assertLessEqual(max(length for _, length in read), 1 << 20)
@@ -359,7 +362,7 @@ class StatusTests(Case):
         self.assertEqual([(10, 0)], self.peer.ask(STATUS, 0, 10, REQ_ONE).extents)
 
     def test_fails(self):
-        self.disk.fail["extents"] = eio()
+        self.disk.fail("extents", eio(), times=None)
         outcome = self.peer.ask(STATUS, 0, 1000)
         self.assertEqual((Errno.EIO, [ERROR]), (outcome.error, outcome.chunks))
 
@@ -377,7 +380,7 @@ class ToldTests(ThreadCase):
         sent = []
         handler = self.place.server._handler
         handler.failed = lambda *_: sent.append(len(self.peer.transport.out))
-        self.disk.fail["flush"] = OSError(5, "broken")
+        self.disk.fail("flush", OSError(5, "broken"), times=None)
         self.peer.send(FLUSH)
         self.place.threads.run()
         self.peer.run()
@@ -421,19 +424,19 @@ class ThreadTests(ThreadCase):
             self.peer.give(rest)
             rest = b""
         self.assertEqual(0, self.peer.outcome(cookie).error)
-        self.assertEqual(payload, bytes(self.disk.data[100 : 100 + len(payload)]))
+        self.assertEqual(payload, self.disk.content[100 : 100 + len(payload)])
 
     def test_a_large_write_that_fails_in_a_thread(self):
         """The rest of it is taken off the wire, and the connection goes on."""
         self.place.slow()
         payload = pattern(3 << 20, 5)
-        self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
+        self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         cookie, data = self.peer.expect(WRITE, 0, len(payload), 0, payload)
         self.peer.give(data)
         while self.names():
             self.place.threads.run()
         self.assertEqual(Errno.ENOSPC, self.peer.outcome(cookie).error)
-        self.disk.fail.clear()
+        self.disk.heal()
         reading = self.peer.send(READ, 0, 10)
         self.place.threads.run()
         self.assertEqual(0, self.peer.outcome(reading).error)
@@ -517,7 +520,7 @@ class ThreadTests(ThreadCase):
         self.assertEqual(["_prepare", "_change"], self.names())
         self.peer.transport.lose()
         self.place.threads.run()
-        self.assertEqual(pattern(SIZE), bytes(self.disk.data), "what nobody wants is not done")
+        self.assertEqual(pattern(SIZE), self.disk.content, "what nobody wants is not done")
         self.assertNotIn("flush", self.disk.names())
         self.assertEqual([], self.kernel.sent_from_disk)
 
@@ -539,7 +542,7 @@ class ThreadTests(ThreadCase):
             self.assertFalse(self.peer.transport.aborted)
 
     def test_a_bug_while_somebody_waits(self):
-        self.disk.fail["zero"] = ValueError("a bug")
+        self.disk.fail("zero", ValueError("a bug"), times=None)
         cookie = self.peer.send(ZEROES, 0, SIZE)
         self.place.threads.run()
         self.assertEqual(Errno.EIO, self.peer.outcome(cookie).error)
@@ -753,15 +756,15 @@ class WireTests(Case):
                 cookie = self.peer.send(command, offset, length, flags, bytes(length))
                 self.assertEqual(told, self.peer.outcome(cookie).error)
                 self.assertEqual(0, self.read(0, 10).error)
-        self.assertEqual(pattern(SIZE), bytes(self.disk.data))
+        self.assertEqual(pattern(SIZE), self.disk.content)
 
     def test_a_write_that_fails_half_way(self):
         data = pattern(300_000, 5)
         cookie, message = self.peer.expect(WRITE, 0, len(data), 0, data)
         self.peer.give(message[:100_000])
-        self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
+        self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         self.peer.give(message[100_000:200_000])
-        del self.disk.fail["write"]
+        self.disk.heal()
         calls = len(self.disk.calls)
         self.peer.give(message[200_000:])
         self.assertEqual(Errno.ENOSPC, self.peer.outcome(cookie).error)

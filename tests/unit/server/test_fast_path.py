@@ -18,6 +18,7 @@ from blockmig.runtime import Runtime
 from blockmig.server import LatencyMonitor, Server
 from blockmig.storage import FileDisk
 from blockmig.syscalls import SystemCalls
+from blockmig.testing import Call, synchronous
 from tests.unit.served import (
     DF,
     FAST_ZERO,
@@ -35,7 +36,7 @@ from tests.unit.served import (
     option,
     pattern,
 )
-from tests.unit.support import ADDRESS, FakeReactor, SocketTransport, in_thread, request_bytes
+from tests.unit.support import ADDRESS, FakeReactor, SocketTransport, request_bytes
 
 READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
 TRIM, ZEROES, STATUS, CACHE = 4, 6, Command.BLOCK_STATUS, Command.CACHE
@@ -55,7 +56,7 @@ ALLOWED = {
 class Model:
     """Does one request after another; keeps what the disk held after each."""
 
-    def __init__(self, content, read_only, structured, trimmed=()):
+    def __init__(self, content, read_only, structured, trimmed=(TRIM,)):
         self.versions = [bytes(content)]
         self.zeroing = (ZEROES, *trimmed)
         self.read_only = read_only
@@ -165,7 +166,7 @@ class SocketTests(Case):
     def run_script(self, script, seed, structured, read_only, room, end):
         chance = random.Random(seed)
         disk = ServedDisk(pattern(SIZE), holes=[(70_000, 140_000), (290_000, 295_000)])
-        model = Model(disk.data, read_only, structured)
+        model = Model(disk.content, read_only, structured)
         place = Place(disk, read_only=read_only)
         place.seconds.steps.extend(chance.choice((0, 0, 0, 0, 0.001, 0.02, 2.0)) for _ in range(40))
         if chance.random() < 0.3:
@@ -197,7 +198,7 @@ class SocketTests(Case):
             self.assertFalse(peer.transport.aborted)
         else:
             self.assertFalse(peer.transport.lost)
-        self.compare(peer.replies, expected, model, disk.data)
+        self.compare(peer.replies, expected, model, disk.content)
         traffic = place.server.status()["totals"]
         admitted = [
             (command, length) for error, command, _, length, _ in expected.values() if not error
@@ -238,13 +239,13 @@ class SocketTests(Case):
         for structured in (False, True):
             for first in range(1, 120):
                 place = Place(ServedDisk(pattern(SIZE)))
-                model = Model(place.disk.data, False, structured)
+                model = Model(place.disk.content, False, structured)
                 peer = place.peer(structured=structured)
                 stream, expected = messages(peer.expect, model, script)
                 for start, end in ((0, first), (first, first + 90), (first + 90, len(stream))):
                     peer.give(stream[start:end])
                 peer.read_all()
-                self.compare(peer.replies, expected, model, place.disk.data)
+                self.compare(peer.replies, expected, model, place.disk.content)
                 self.assertEqual([], place.disk.calls, "all of them go the short way")
 
 
@@ -293,13 +294,13 @@ class ShortWayTests(Case):
             for before in (0, 1, 2, 5):
                 for structured in (False, True):
                     place = Place(ServedDisk(pattern(SIZE)))
-                    model = Model(place.disk.data, False, structured)
+                    model = Model(place.disk.content, False, structured)
                     peer = place.peer(structured=structured)
                     script = [*(plain * 3)[:before], odd, *plain]
                     stream, expected = messages(peer.expect, model, script)
                     peer.give(stream)
                     peer.read_all()
-                    self.compare(peer.replies, expected, model, place.disk.data)
+                    self.compare(peer.replies, expected, model, place.disk.content)
                     flushes = odd[0] == FLUSH or (odd[0] == WRITE and odd[3] == FUA)
                     self.assertEqual(flushes, "flush" in place.disk.names(), odd)
 
@@ -352,7 +353,7 @@ class ShortWayTests(Case):
         self.place.threads.run()
         self.assertEqual(pattern(SIZE)[7:107], self.peer.outcome(cookies[0]).data)
         self.assertEqual(b"data" + pattern(SIZE)[4:], self.peer.outcome(cookies[2]).data)
-        self.assertEqual(b"data", bytes(self.disk.data[:4]))
+        self.assertEqual(b"data", self.disk.content[:4])
 
     def test_a_small_write_in_pieces_goes_by_a_thread_as_one(self):
         for length in (5000, SMALL):
@@ -365,13 +366,13 @@ class ShortWayTests(Case):
             self.assertEqual(["write"], self.place.threads.names())
             self.assertIsNone(self.peer.outcome(cookie))
             self.place.threads.run()
-            self.assertEqual([("write", 10, length)], self.disk.calls)
+            self.assertEqual([Call("write", 10, length)], self.disk.calls)
             self.assertEqual(0, self.peer.outcome(cookie).error)
-            self.assertEqual(pattern(length, 7), bytes(self.disk.data[10 : 10 + length]))
+            self.assertEqual(pattern(length, 7), self.disk.content[10 : 10 + length])
 
     def test_a_small_write_fails_in_a_thread(self):
         self.place.slow()
-        self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
+        self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         cookie = self.peer.write(0, b"data")
         self.place.threads.run()
         self.assertEqual(Errno.ENOSPC, self.peer.outcome(cookie).error)
@@ -380,9 +381,9 @@ class ShortWayTests(Case):
         """What the short way did not finish is done again, and its error told."""
         self.place.kernel.pwrites.append(3)
         self.assertEqual(0, self.peer.outcome(self.peer.write(0, b"whole")).error)
-        self.assertEqual(b"whole", bytes(self.disk.data[:5]))
+        self.assertEqual(b"whole", self.disk.content[:5])
         self.place.kernel.pwrites.append(OSError(errno.ENOSPC, "full"))
-        self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
+        self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         self.assertEqual(Errno.ENOSPC, self.peer.outcome(self.peer.write(0, b"more")).error)
 
     def test_an_error_of_a_write_says_nothing_of_reads(self):
@@ -415,7 +416,7 @@ class ShortWayTests(Case):
         self.peer.give(request_bytes(DISC) + request_bytes(WRITE, 0, 4) + b"evil")
         self.peer.give(request_bytes(WRITE, 0, 4) + b"evil")
         self.peer.run()
-        self.assertEqual(pattern(SIZE), bytes(self.disk.data))
+        self.assertEqual(pattern(SIZE), self.disk.content)
         self.assertTrue(self.peer.transport.lost)
 
     def test_a_peer_that_is_gone(self):
@@ -474,7 +475,7 @@ class RealSocketTests(Case):
         server = Server(
             disk,
             latency=LatencyMonitor(seconds),
-            runtime=Runtime(reactor, in_thread, Limited(chance)),
+            runtime=Runtime(reactor, synchronous, Limited(chance)),
         )
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)

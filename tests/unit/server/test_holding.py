@@ -18,9 +18,9 @@ from blockmig.nbd import Command
 from blockmig.runtime import Runtime
 from blockmig.server import LatencyMonitor, Server, Throttle
 from blockmig.storage import GRANULARITY, DirtyMap, FileDisk
+from blockmig.testing import synchronous
 from tests.unit.served import FIXED, FUA, Place, Seconds, ServedDisk, go, pattern
-from tests.unit.support import ADDRESS, FakeReactor, SocketTransport, in_thread, request_bytes
-from tests.unit.transport.test_incoming import Calls
+from tests.unit.support import ADDRESS, FakeReactor, SocketTransport, SpliceCalls, request_bytes
 
 READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
 TRIM, ZEROES = Command.TRIM, Command.WRITE_ZEROES
@@ -44,7 +44,7 @@ class Case(SynchronousTestCase):
         return self.place.peer(**keywords)
 
     def data(self, offset, length):
-        return bytes(self.disk.data[offset : offset + length])
+        return self.disk.content[offset : offset + length]
 
     def hold(self):
         """Held, and still at once."""
@@ -56,7 +56,7 @@ class HoldTests(Case):
     def test_requests_stay_unanswered(self):
         one, two = self.peer(), self.peer()
         self.hold()
-        before = bytes(self.disk.data)
+        before = self.disk.content
         cookies = [
             one.write(0, b"small"),
             one.send(READ, 0, 10),
@@ -69,7 +69,7 @@ class HoldTests(Case):
         for peer in (one, two):
             peer.read_all()
             self.assertEqual(({}, b""), (peer.replies.done, bytes(peer.transport.out)))
-        self.assertEqual(([], before), (self.work.names(), bytes(self.disk.data)))
+        self.assertEqual(([], before), (self.work.names(), self.disk.content))
         self.server.release()
         self.assertEqual("serving", self.server.state)
         for _ in range(5):
@@ -88,7 +88,7 @@ class HoldTests(Case):
             self.server.release()
             peer.transport.run()
             self.assertEqual(0, peer.outcome(cookie).error)
-            self.assertEqual(number, self.disk.data[0])
+            self.assertEqual(number, self.disk.content[0])
 
     def test_what_came_before_is_answered(self):
         """Its replies are on their way, though the client may take its time for them."""
@@ -109,10 +109,10 @@ class HoldTests(Case):
         peer.give(data[:half])
         self.work.run()
         self.hold()
-        before = bytes(self.disk.data)
+        before = self.disk.content
         peer.give(data[half:])
         self.clock.advance(1)
-        self.assertEqual((before, []), (bytes(self.disk.data), self.work.names()))
+        self.assertEqual((before, []), (self.disk.content, self.work.names()))
         self.assertIsNone(peer.outcome(cookie))
         self.server.release()
         for _ in range(5):
@@ -438,7 +438,7 @@ class HandOverTests(Case):
     def test_closed_with_nothing_answered_and_nothing_flushed(self):
         peers = [self.peer() for _ in range(3)]
         self.hold()
-        before = bytes(self.disk.data)
+        before = self.disk.content
         peers[0].write(0, b"new")
         _, data = peers[1].expect(WRITE, 0, 100, 0, b"x" * 100)
         peers[1].give(data[:50])
@@ -450,7 +450,7 @@ class HandOverTests(Case):
             self.assertTrue(peer.transport.lost)
             peer.read_all()
             self.assertEqual({}, peer.replies.done)
-        self.assertEqual((before, []), (bytes(self.disk.data), self.disk.calls))
+        self.assertEqual((before, []), (self.disk.content, self.disk.calls))
         self.assertEqual([], self.work.names())
 
     def test_what_was_answered_before_is_sent(self):
@@ -549,19 +549,19 @@ class ChangesTests(Case):
         self.server.changes.mark = lambda offset, length, data=True: self.story.append(
             ("told", offset, length)
         )
-        called, access = self.disk._called, self.server._access
+        access = self.server._access
         pwrite = access.pwrite
 
-        def touched(name, *arguments):
-            if name in ("write", "zero", "trim"):
-                self.story.append(("touched", *arguments[:2]))
-            called(name, *arguments)
+        def touched(call):
+            if call.method in ("write", "zero", "trim"):
+                self.story.append(("touched", call.offset, call.length))
 
         def touched_at_once(descriptor, data, offset):
             self.story.append(("touched", offset, len(data)))
             return pwrite(descriptor, data, offset)
 
-        self.disk._called, access.pwrite = touched, touched_at_once
+        self.disk.observe(touched)
+        access.pwrite = touched_at_once
 
     def run_all(self, peer):
         for _ in range(10):
@@ -652,7 +652,7 @@ class ChangesTests(Case):
             (ZEROES, "zero", 2 << 20, False),
         ):
             self.setUp()
-            self.disk.fail[method] = BROKEN
+            self.disk.fail(method, BROKEN, times=None)
             self.assertEqual(5, self.request(command, length, slow=slow).error)
             self.assertEqual(("told", 4096), self.story[0][:2], command)
             at = next(number for number, event in enumerate(self.story) if event[0] == "touched")
@@ -710,14 +710,14 @@ class ChangesTests(Case):
         """Whatever it takes off the map, and copies, when: the rest makes the copy whole."""
         chance = random.Random(seed)
         Case.make(self)
-        dirty, copy = DirtyMap(SIZE), bytearray(self.disk.data)
+        dirty, copy = DirtyMap(SIZE), bytearray(self.disk.content)
         self.server.changes.mark = dirty.mark
 
         def look():
             position = 0
             while (taken := dirty.take(position, GRANULARITY)) is not None:
                 start, position = taken
-                copy[start:position] = self.disk.data[start:position]
+                copy[start:position] = self.disk.content[start:position]
 
         peers = [self.peer() for _ in range(2)]
         streams = []
@@ -747,14 +747,14 @@ class ChangesTests(Case):
             if chance.random() < 0.5:
                 look()
             if self.work.waiting and chance.random() < 0.5:
-                self.work.waiting.rotate(chance.randrange(len(self.work.waiting)))
+                self.work.rotate(chance.randrange(len(self.work.waiting)))
                 self.work.run(1)
         still = self.server.hold()
         for _ in range(20):
             self.work.run()
         self.successResultOf(still)
         look()
-        self.assertEqual(bytes(self.disk.data), bytes(copy))
+        self.assertEqual(self.disk.content, bytes(copy))
 
 
 class MovedTests(SynchronousTestCase):
@@ -764,12 +764,12 @@ class MovedTests(SynchronousTestCase):
         self.disk = FileDisk(self.mktemp(), size=SIZE)
         self.addCleanup(self.disk.close)
         self.disk.prepare()
-        self.calls = Calls(script)
+        self.calls = SpliceCalls(script)
         self.reactor = FakeReactor()
         self.server = Server(
             self.disk,
             latency=LatencyMonitor(Seconds()),
-            runtime=Runtime(self.reactor, in_thread, self.calls),
+            runtime=Runtime(self.reactor, synchronous, self.calls),
         )
         ours, self.theirs = socket.socketpair()
         self.addCleanup(ours.close)

@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command
 from blockmig.server.jobs import MOST_JOBS, JobOwner, JobQueue
+from blockmig.testing import ManualThreads
 from tests.unit.served import Place, ServedDisk, pattern
-from tests.unit.support import Threads
 
 SIZE = 4 << 20
 WRITE, READ, ZEROES, TRIM = Command.WRITE, Command.READ, Command.WRITE_ZEROES, Command.TRIM
@@ -18,7 +18,7 @@ WRITE, READ, ZEROES, TRIM = Command.WRITE, Command.READ, Command.WRITE_ZEROES, C
 
 class WorkTests(SynchronousTestCase):
     def setUp(self):
-        self.threads = Threads()
+        self.threads = ManualThreads()
         self.work = JobQueue(self.threads)
         self.done = []
 
@@ -39,7 +39,7 @@ class WorkTests(SynchronousTestCase):
             self.run_for(greedy, number)
         self.assertLess(len(self.threads.waiting), MOST_JOBS)
         self.run_for(other, "other")
-        self.assertIn("other", [arguments[0] for _, _, arguments in self.threads.waiting])
+        self.assertIn("other", [arguments[0] for _, arguments in self.threads.waiting])
         self.threads.run()
         self.assertEqual(101, len(self.done))
 
@@ -70,7 +70,7 @@ class WorkTests(SynchronousTestCase):
         for _ in range(5):
             self.run_for(JobOwner(), "looks", scanning=True)
         self.run_for(JobOwner(), "reads")
-        begun = [arguments[0] for _, _, arguments in self.threads.waiting]
+        begun = [arguments[0] for _, arguments in self.threads.waiting]
         self.assertEqual(["looks", "looks", "reads"], begun)
         self.threads.run()
         self.assertEqual(6, len(self.done))
@@ -137,7 +137,7 @@ class LateChangeTests(SynchronousTestCase):
             while self.names():
                 self.place.threads.run()
             self.assertEqual(0, two.outcome(cookie).error)
-            self.assertEqual(b"written again", bytes(self.disk.data[:13]))
+            self.assertEqual(b"written again", self.disk.content[:13])
 
     def test_reads_do_not_wait(self):
         self.lose_one_that_zeroes()
@@ -185,7 +185,7 @@ class LateChangeTests(SynchronousTestCase):
         self.successResultOf(done)
 
     def test_errors_are_counted(self):
-        self.disk.fail["flush"] = OSError(errno.EIO, "worn out")
+        self.disk.fail("flush", OSError(errno.EIO, "worn out"), times=None)
         one = self.place.peer()
         for _ in range(3):
             one.send(Command.FLUSH)

@@ -31,6 +31,7 @@ from blockmig.server import LatencyMonitor, Relay, Server
 from blockmig.server import relay as relay_module
 from blockmig.server.forwarding import Forwarding
 from blockmig.server.relay import missing_feature
+from blockmig.testing import ManualThreads, synchronous
 from tests.support.made import made
 from tests.unit.served import (
     FIXED,
@@ -44,7 +45,7 @@ from tests.unit.served import (
     option,
     pattern,
 )
-from tests.unit.support import ADDRESS, Threads, in_thread, request_bytes
+from tests.unit.support import ADDRESS, request_bytes
 
 READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
 STATUS = Command.BLOCK_STATUS
@@ -91,7 +92,7 @@ class FarKernel(Kernel):
         socket = self.transport = self.sockets[out]
         assert not socket.buffer, "it would overtake what is buffered"
         self.disk.check(offset, count)
-        taken = socket.take(bytes(self.disk.data[offset : offset + count]))
+        taken = socket.take(self.disk.content[offset : offset + count])
         self.sent_from_disk.append((offset, taken))
         return taken
 
@@ -230,7 +231,7 @@ class Case(SynchronousTestCase):
 
     def make(self, **keywords):
         self.disk, self.copy = ServedDisk(CONTENT), ServedDisk(CONTENT)
-        self.kernel, self.pool = Kernel(self.disk), Threads() if self.threads else None
+        self.kernel, self.pool = Kernel(self.disk), ManualThreads() if self.threads else None
         self.server, self.seconds = self.make_server(self.disk, self.kernel, **keywords)
         self.other, _ = self.make_server(self.copy, Kernel(self.copy), self_pool=False)
         self.far_kernel = FarKernel(self.disk)
@@ -243,7 +244,7 @@ class Case(SynchronousTestCase):
             Server,
             disk,
             reactor=self.clock,
-            in_thread=(self.pool if self_pool else None) or in_thread,
+            in_thread=(self.pool if self_pool else None) or synchronous,
             latency=LatencyMonitor(seconds, count().__next__),
             system=kernel,
             **keywords,
@@ -504,8 +505,8 @@ class HeldTests(Case):
                 self.assertEqual(CONTENT[100 * n : 100 * n + 50], self.outcome(peer, cookie).data)
             self.assertEqual(0, self.outcome(peer, written).error)
             self.assertEqual(CONTENT[7:12], self.outcome(second, again).data)
-            self.assertEqual(b"new", bytes(self.copy.data[:3]))
-            self.assertEqual(CONTENT, bytes(self.disk.data))
+            self.assertEqual(b"new", self.copy.content[:3])
+            self.assertEqual(CONTENT, self.disk.content)
             self.assertEqual(2, len(self.server.status()["clients"]))
             self.assertEqual(2, len(self.other.status()["clients"]))
             more = peer.send(STATUS, 0, 1000) if structured else peer.send(FLUSH)
@@ -591,7 +592,7 @@ class HeldTests(Case):
     def test_the_part_on_disk_is_sent_from_the_disk(self):
         self.stream(28 + 70_000)
         self.assertEqual([(4096, 70_000)], self.far_kernel.sent_from_disk)
-        self.assertEqual(pattern(70_000, seed=9), bytes(self.disk.data[4096 : 4096 + 70_000]))
+        self.assertEqual(pattern(70_000, seed=9), self.disk.content[4096 : 4096 + 70_000])
 
     def test_small_ones(self):
         for taken in ((), (28,), (29,), (28 + 99,)):
@@ -623,7 +624,7 @@ class HeldTests(Case):
         self.server.release()
         shaking.give(FIXED + go() + request_bytes(WRITE, 0, 4) + b"evil")
         self.drain()
-        self.assertEqual(CONTENT, bytes(self.disk.data))
+        self.assertEqual(CONTENT, self.disk.content)
 
     def test_the_receiver_is_there_when_a_client_comes(self):
         """The probe met another."""
@@ -658,7 +659,7 @@ class HeldTests(Case):
         self.relay()
         self.other_comes()
         self.assertTrue(peer.transport.lost)
-        self.assertEqual(CONTENT[:5] + b"good", bytes(self.copy.data[:9]))
+        self.assertEqual(CONTENT[:5] + b"good", self.copy.content[:9])
         self.assertIn("hung up", self.logged[-1])
 
     def test_hung_up_before_the_other_comes(self):
@@ -684,7 +685,7 @@ class HeldTests(Case):
         cookie = other.write(5, b"good")
         self.other_comes()
         self.assertEqual(0, self.outcome(other, cookie).error)
-        self.assertEqual(CONTENT[:5] + b"good", bytes(self.copy.data[:9]))
+        self.assertEqual(CONTENT[:5] + b"good", self.copy.content[:9])
 
     def test_all_have_hung_up_before_the_other_comes(self):
         """Then it is over, though that one never came."""
@@ -707,7 +708,7 @@ class HeldTests(Case):
     def test_a_write_that_failed_here(self):
         peer = self.peer()
         self.kernel.pwrites.append(OSError(errno.EIO, "no"))
-        self.disk.fail["write"] = OSError(errno.EIO, "no")
+        self.disk.fail("write", OSError(errno.EIO, "no"), times=None)
         peer.give(request_bytes(WRITE, 0, LARGE, cookie=9) + bytes(70_000))
         self.hold()
         self.relay()
@@ -732,7 +733,7 @@ class HeldTests(Case):
         self.relay()
         self.other_comes()
         self.assertTrue(peer.transport.lost)
-        self.assertEqual(CONTENT, bytes(self.copy.data))
+        self.assertEqual(CONTENT, self.copy.content)
         self.assertTrue(any("reading the disk failed" in line for line in self.logged), self.logged)
         self.completed()
 
@@ -752,9 +753,9 @@ class HeldTests(Case):
         self.server.release()
         self.successResultOf(self.server.hold())
         self.drain()
-        self.assertEqual(CONTENT, bytes(self.disk.data))
+        self.assertEqual(CONTENT, self.disk.content)
         self.other_comes()
-        self.assertEqual(b"evil", bytes(self.copy.data[:4]))
+        self.assertEqual(b"evil", self.copy.content[:4])
 
     def test_no_timeout(self):
         self.make(request_timeout=5, handshake_timeout=5)
@@ -803,17 +804,19 @@ class HeldInThreadsTests(HeldTests):
 
     threads = True
 
+    def enlarge(self):
+        self.disk = self.kernel.disk = self.far_kernel.disk = ServedDisk(bytes(4 * SIZE))
+
     def test_gathered(self):
         for taken in ((28 + 1000,), (28 + 70_000,), (28 + 70_000, 20_000), (28, 1, 1)):
             self.stream(*taken, slow=True)
             self.assertEqual([], self.far_kernel.sent_from_disk)
-            self.assertEqual(CONTENT, bytes(self.disk.data))
+            self.assertEqual(CONTENT, self.disk.content)
 
     def test_in_part(self):
         """A piece was written by a thread, the next was not."""
         self.make()
-        self.disk.data = bytearray(4 * SIZE)
-        self.disk.size = 4 * SIZE
+        self.enlarge()
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
         self.server._access.latency.slow_until = self.seconds() + 1.0
         peer = self.peer()
@@ -834,8 +837,7 @@ class HeldInThreadsTests(HeldTests):
 
     def test_written_while_being_held(self):
         self.make()
-        self.disk.data = bytearray(4 * SIZE)
-        self.disk.size = 4 * SIZE
+        self.enlarge()
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
         self.server._access.latency.slow_until = self.seconds() + 1.0
         peer = self.peer()
@@ -856,13 +858,12 @@ class HeldInThreadsTests(HeldTests):
 
     def test_a_thread_that_fails_while_being_held(self):
         self.make()
-        self.disk.data = bytearray(4 * SIZE)
-        self.disk.size = 4 * SIZE
+        self.enlarge()
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
         self.server._access.latency.slow_until = self.seconds() + 1.0
         peer = self.peer()
         peer.give(request_bytes(WRITE, 0, 3 * SIZE, cookie=3) + bytes(SIZE + 100))
-        self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
+        self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         self.relay()
         self.pool.run()
         self.drain()
@@ -982,7 +983,7 @@ class OrderTests(Case):
             peer.transport.incoming.append(bytes([byte]))
         self.drain()
         # What was done here is done there too, by the migration.
-        self.copy.data[:] = self.disk.data
+        self.copy.poke(0, self.disk.content)
         self.relay()
         late = self.late()
         self.other_comes()
@@ -1033,7 +1034,7 @@ class OrderTests(Case):
         self.successResultOf(held)
         for piece in pieces[before : before + 2]:
             peer.transport.incoming.append(piece)
-        self.copy.data[:] = self.disk.data
+        self.copy.poke(0, self.disk.content)
         self.relay()
         self.other_comes()
         peer.transport.room = room
@@ -1044,7 +1045,7 @@ class OrderTests(Case):
         self.assertEqual(
             expected, {cookie: outcome.data for cookie, outcome in peer.replies.done.items()}
         )
-        self.assertTrue(bytes(model) == bytes(self.copy.data))
+        self.assertTrue(bytes(model) == self.copy.content)
 
 
 class PressureTests(Case):
@@ -1391,8 +1392,8 @@ class NewcomerTests(Case):
         self.shake(late)
         late.write(0, b"new")
         self.drain()
-        self.assertEqual(CONTENT, bytes(self.disk.data))
-        self.assertEqual(b"new", bytes(self.copy.data[:3]))
+        self.assertEqual(CONTENT, self.disk.content)
+        self.assertEqual(b"new", self.copy.content[:3])
 
     def test_the_server_is_gone_again(self):
         first = self.peer()
@@ -1478,9 +1479,9 @@ class NewcomerTests(Case):
         payload = pattern(500, seed=8)
         requests = request_bytes(WRITE, 5, 500, cookie=1) + payload + request_bytes(READ, 0, 9)
         shaking.give(FIXED + option(8) + go() + requests)
-        self.assertEqual(CONTENT, bytes(self.disk.data))
+        self.assertEqual(CONTENT, self.disk.content)
         self.other_comes()
-        self.assertEqual(payload, bytes(self.copy.data[5:505]))
+        self.assertEqual(payload, self.copy.content[5:505])
         self.assertEqual((pattern(5) + payload)[:9], bytes(shaking.transport.out[-9:]))
 
     def test_oldstyle_newcomers_are_not_greeted_here(self):
@@ -1532,7 +1533,7 @@ class FarTests(SynchronousTestCase):
         for handshake in (None, ClientHandshake("")):
             near, endpoint, transport = Near(), Stubborn(), StringTransport()
             transport.abortConnection = transport.loseConnection
-            far = relay_module._Upstream(near, handshake, Runtime(Clock(), in_thread))
+            far = relay_module._Upstream(near, handshake, Runtime(Clock(), synchronous))
             far.connect(endpoint)
             far.abort()
             self.assertEqual(["lost"], near.told)

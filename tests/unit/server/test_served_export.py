@@ -9,8 +9,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import SERVED_EXPORT, Command, Errno, served_export_name
 from blockmig.server import Server
+from blockmig.testing import MemoryDisk, synchronous
 from tests.support.made import made
-from tests.unit.support import ADDRESS, Client, MemoryDisk, in_thread
+from tests.unit.support import ADDRESS, Client
 
 SIZE = 5000
 
@@ -22,7 +23,7 @@ class NoticeTests(SynchronousTestCase):
 
     def serve(self, export="web", **keywords):
         self.server = made(
-            Server, self.disk, export, reactor=self.clock, in_thread=in_thread, **keywords
+            Server, self.disk, export, reactor=self.clock, in_thread=synchronous, **keywords
         )
         return self.server.factory().buildProtocol(ADDRESS)
 
@@ -65,4 +66,4 @@ class NoticeTests(SynchronousTestCase):
             self.assertEqual(Errno.EPERM, client.ask(command, 0, 1, payload=payload)[0])
         client.disconnect()
         self.clock.advance(0)
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)

@@ -91,7 +91,7 @@ class ExportTests(Case):
             self.assertEqual(Errno.EPERM, peer.ask(command, 0, 10).error)
         self.assertEqual(0, peer.ask(FLUSH).error)
         self.assertEqual(pattern(10), peer.ask(READ, 0, 10).data)
-        self.assertEqual(pattern(SIZE), bytes(self.disk.data))
+        self.assertEqual(pattern(SIZE), self.disk.content)
 
 
 class OldstyleTests(Case):
@@ -106,7 +106,7 @@ class OldstyleTests(Case):
         self.assertEqual(pattern(100), peer.ask(READ, 0, 100).data)
         self.assertEqual(pattern(SIZE), peer.ask(READ, 0, SIZE).data)
         self.assertEqual(0, peer.outcome(peer.write(5, b"new")).error)
-        self.assertEqual(b"new", bytes(self.disk.data[5:8]))
+        self.assertEqual(b"new", self.disk.content[5:8])
         self.assertEqual(Errno.EINVAL, peer.ask(STATUS, 0, 100).error)
 
     def test_nothing_is_offered_that_needs_structured_replies(self):
@@ -326,7 +326,7 @@ class StopTests(Case):
             self.assertIsNone(self.successResultOf(done))
 
     def test_the_last_flush_fails(self):
-        self.disk.fail["flush"] = OSError(errno.EIO, "worn out")
+        self.disk.fail("flush", OSError(errno.EIO, "worn out"), times=None)
         first, second = self.server.complete(), self.server.complete()
         self.server.stop()
         for done in (first, second, self.server.complete()):
@@ -335,7 +335,7 @@ class StopTests(Case):
 
     def test_a_bug_in_the_last_flush(self):
         """Whoever waits for the end is not left waiting."""
-        self.disk.fail["flush"] = ValueError("a bug")
+        self.disk.fail("flush", ValueError("a bug"), times=None)
         done = self.server.complete()
         self.server.stop()
         self.failureResultOf(done, ValueError)
@@ -356,7 +356,7 @@ class StopTests(Case):
                 self.assertIsNotNone(outcome, "the client was left without an answer")
                 self.assertIn(outcome.error, (0, Errno.ESHUTDOWN))
                 if not outcome.error:
-                    self.assertEqual(payload, bytes(self.disk.data[:length]))
+                    self.assertEqual(payload, self.disk.content[:length])
                 peer.run()
                 self.stopped()
                 self.assertEqual("flush", self.disk.names()[-1])
@@ -369,7 +369,7 @@ class StopTests(Case):
         self.stop()
         peer.give(data[100_000:])
         self.assertEqual(0, peer.outcome(cookie).error)
-        self.assertEqual(payload, bytes(self.disk.data))
+        self.assertEqual(payload, self.disk.content)
         peer.run()
         self.assertFalse(peer.transport.aborted)
         self.stopped()
@@ -385,7 +385,7 @@ class StopTests(Case):
         self.assertEqual(0, peer.outcome(cookie).error)
         outcome = peer.outcome(late)
         self.assertTrue(outcome is None or outcome.error == Errno.ESHUTDOWN)
-        self.assertEqual(pattern(SIZE, 9), bytes(self.disk.data))
+        self.assertEqual(pattern(SIZE, 9), self.disk.content)
 
     def test_a_stubborn_client(self):
         """One does not take its replies, another does not send the rest of its request."""
@@ -460,7 +460,7 @@ class StopInThreadsTests(Case):
         self.place.threads.run()
         self.assertEqual(0, peer.outcome(1).error)
         self.assertEqual(0, peer.outcome(2).error)
-        self.assertEqual(b"data", bytes(self.disk.data[:4]))
+        self.assertEqual(b"data", self.disk.content[:4])
         peer.run()
         self.assertTrue(peer.transport.lost)
         self.assertFalse(peer.transport.aborted)
@@ -481,8 +481,8 @@ class StopInThreadsTests(Case):
         self.assertNotIn("flush", self.place.threads.names())
         self.place.threads.run()
         self.stopped()
-        self.assertEqual(("flush",), self.disk.calls[-1])
-        self.assertEqual(b"slow", bytes(self.disk.data[:4]))
+        self.assertEqual("flush", self.disk.names()[-1])
+        self.assertEqual(b"slow", self.disk.content[:4])
 
     def test_disconnected_with_requests_in_flight(self):
         """As rude as that is: they are finished and answered, then it is closed."""

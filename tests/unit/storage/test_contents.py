@@ -18,7 +18,7 @@ from blockmig.storage import (
     image_format,
     sample_ranges,
 )
-from tests.unit.support import MemoryDisk
+from blockmig.testing import MemoryDisk
 
 KIB, MIB = 1 << 10, 1 << 20
 GRANULARITY = 64 * KIB
@@ -69,21 +69,21 @@ class PlacesTests(SynchronousTestCase):
         self.assertLess(max(gaps) - min(gaps), 2 * GRANULARITY)
 
 
-class Unmapped(MemoryDisk):
+def unmapped(content):
     """A disk whose extents tell nothing, as a device's."""
-
-    shortest_zeroes = 4096
+    return MemoryDisk(content, shortest_zeroes=4096)
 
 
 class Mapped(MemoryDisk):
     """A disk that knows its holes, as a file's."""
 
-    shortest_zeroes = PROBE_SIZE
+    def __init__(self, content, holes=()):
+        super().__init__(content, holes=holes, shortest_zeroes=PROBE_SIZE)
 
 
 class FindTests(SynchronousTestCase):
     def test_zeroes_are_nothing(self):
-        for kind in (Mapped, Unmapped):
+        for kind in (Mapped, unmapped):
             self.assertEqual("", find_data(kind(bytes(3 * MIB + 5))))
 
     def test_a_single_byte_anywhere_in_a_file_is_found(self):
@@ -92,21 +92,20 @@ class FindTests(SynchronousTestCase):
             self.assertEqual("data", find_data(disk))
 
     def test_holes_are_not_looked_at(self):
-        runs = [(4 * MIB, True), (MIB, False), (3 * MIB, True)]
-        disk = Mapped(bytes(8 * MIB), runs)
+        disk = Mapped(bytes(8 * MIB), holes=[(0, 4 * MIB), (5 * MIB, 3 * MIB)])
         self.assertEqual("", find_data(disk))
-        looked = [call[1:] for call in disk.calls if call[0] == "probe"]
+        looked = [call[1:3] for call in disk.calls if call.method == "probe"]
         self.assertEqual(list(range(4 * MIB, 5 * MIB, PROBE_SIZE)), [start for start, _ in looked])
 
     def test_a_device_is_looked_at_where_it_is_sampled(self):
         size = 64 * MIB
         places = sample_ranges(size)
         for offset, length in (places[0], places[1], places[40], places[-1]):
-            disk = Unmapped(head((offset + length - 1, b"\1"), size=size))
+            disk = unmapped(head((offset + length - 1, b"\1"), size=size))
             self.assertEqual("data", find_data(disk))
             self.assertNotIn("extents", disk.names())
         between = places[1][0] + places[1][1]
-        self.assertEqual("", find_data(Unmapped(head((between, b"\1"), size=size))))
+        self.assertEqual("", find_data(unmapped(head((between, b"\1"), size=size))))
 
     def test_it_ends_with_the_first_that_is_found(self):
         disk = Mapped(head((2 * MIB, b"\1"), size=8 * MIB))
@@ -120,12 +119,12 @@ class FindTests(SynchronousTestCase):
         self.assertEqual([], disk.calls)
 
     def test_it_is_named_by_its_start(self):
-        for kind in (Mapped, Unmapped):
+        for kind in (Mapped, unmapped):
             disk = kind(head((0, b"XFSB"), (9 * MIB, b"x"), size=10 * MIB))
             self.assertEqual("an xfs file system", find_data(disk))
 
     def test_it_is_named_by_its_end(self):
-        for kind in (Mapped, Unmapped):
+        for kind in (Mapped, unmapped):
             disk = kind(head((10 * MIB - 512, b"EFI PART"), size=10 * MIB))
             self.assertEqual("a GPT partition table", find_data(disk))
 
@@ -137,13 +136,13 @@ class FindTests(SynchronousTestCase):
 
         disk = Cold(head((4 * MIB - 1, b"\1"), size=6 * MIB))
         self.assertEqual("data", find_data(disk))
-        forgotten = [call[1:] for call in disk.calls if call[0] == "forget"]
+        forgotten = [call[1:3] for call in disk.calls if call.method == "forget"]
         self.assertEqual([(MIB, MIB), (3 * MIB, MIB)], forgotten)
 
     def test_errors_are_told(self):
         for method in ("probe", "extents"):
             disk = Mapped(bytes(MIB))
-            disk.fail[method] = OSError(5, "medium error")
+            disk.fail(method, OSError(5, "medium error"), times=None)
             self.assertRaises(OSError, find_data, disk)
 
     def test_a_real_file(self):

@@ -11,8 +11,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from blockmig import syscalls as kernel
 from blockmig.storage import (
     BlockDisk,
@@ -20,62 +18,15 @@ from blockmig.storage import (
     FileDisk,
     NotDurable,
     deletable,
-    open_disk,
     record_paths,
 )
 from blockmig.syscalls import SystemCalls
+from tests.unit.support import DiskCase, RecordedCalls
 
 MIB = 1 << 20
 
 
-class Calls(SystemCalls):
-    """The real calls, written down; `fail[name]` is raised by that one instead."""
-
-    def __init__(self, **fail):
-        self.fail = fail
-        self.made = []
-
-    def __getattribute__(self, name):
-        found = super().__getattribute__(name)
-        if name in ("fail", "made") or name.startswith("__") or not callable(found):
-            return found
-
-        def call(*arguments, **keywords):
-            self.made.append((name, *arguments))
-            if name in self.fail:
-                raise OSError(self.fail[name], os.strerror(self.fail[name]))
-            return found(*arguments, **keywords)
-
-        return call
-
-    def names(self):
-        return [call[0] for call in self.made]
-
-
-class Case(SynchronousTestCase):
-    def make(self, content=b"x" * 5000):
-        path = self.mktemp()
-        with open(path, "wb") as file:
-            file.write(content)
-        return path
-
-    def open(self, path, **keywords):
-        disk = open_disk(path, **keywords)
-        self.addCleanup(disk.close)
-        return disk
-
-    def content(self, path):
-        with open(path, "rb") as file:
-            return file.read()
-
-    def refused(self, path, **keywords):
-        error = self.assertRaises(DiskRefused, open_disk, path, **keywords)
-        self.assertIn(path, str(error))
-        self.assertNotIn("\n", str(error))
-        return str(error)
-
-
-class OpenTests(Case):
+class OpenTests(DiskCase):
     def test_exact_sizes(self):
         for size in (1, 511, 5000, 65537):
             disk = self.open(self.make(b"y" * size))
@@ -114,7 +65,7 @@ class OpenTests(Case):
 
     def test_preparing_what_is_whole_does_nothing(self):
         path = self.make()
-        calls = Calls()
+        calls = RecordedCalls()
         disk = self.open(path, size=5000, system=calls)
         self.assertIsNotNone(disk.fileno())
         disk.prepare()
@@ -150,7 +101,7 @@ class OpenTests(Case):
 
     def test_created_where_truncating_fails(self):
         path = self.mktemp()
-        disk = self.open(path, size=5000, system=Calls(ftruncate=errno.EFBIG))
+        disk = self.open(path, size=5000, system=RecordedCalls(ftruncate=errno.EFBIG))
         for _ in range(2):
             self.assertEqual(errno.EFBIG, self.assertRaises(OSError, disk.prepare).errno)
             self.assertIsNone(disk.fileno())
@@ -188,25 +139,25 @@ class OpenTests(Case):
 
     def test_refusals_leave_no_descriptor(self):
         path = self.make(b"")
-        calls = Calls()
+        calls = RecordedCalls()
         self.refused(path, system=calls)
         self.assertEqual(1, calls.names().count("open"))
         self.assertEqual(1, calls.names().count("close"))
 
     def test_locked_before_anything_else(self):
         path = self.make()
-        calls = Calls()
+        calls = RecordedCalls()
         self.open(path, system=calls)
         names = calls.names()
         self.assertLess(names.index("flock"), names.index("lseek"))
 
     def test_locked_before_it_is_truncated(self):
-        calls = Calls()
+        calls = RecordedCalls()
         self.open(self.mktemp(), size=5, system=calls).prepare()
         self.assertLess(calls.names().index("flock"), calls.names().index("ftruncate"))
 
     def test_no_locks_there(self):
-        self.open(self.make(), system=Calls(flock=errno.ENOLCK, fcntl=errno.EINVAL))
+        self.open(self.make(), system=RecordedCalls(flock=errno.ENOLCK, fcntl=errno.EINVAL))
 
     def test_closing_twice(self):
         disk = self.open(self.make())
@@ -223,7 +174,7 @@ class OpenTests(Case):
         self.assertIsNone(disk.fileno())
 
 
-class ReadWriteTests(Case):
+class ReadWriteTests(DiskCase):
     def test_read_and_write(self):
         path = self.make()
         disk = self.open(path)
@@ -256,18 +207,18 @@ class ReadWriteTests(Case):
         self.assertEqual(errno.EIO, error.errno)
 
     def test_no_space(self):
-        disk = self.open(self.make(), system=Calls(pwrite=errno.ENOSPC))
+        disk = self.open(self.make(), system=RecordedCalls(pwrite=errno.ENOSPC))
         error = self.assertRaises(OSError, disk.write, 0, b"x")
         self.assertEqual(errno.ENOSPC, error.errno)
 
     def test_flush(self):
-        calls = Calls()
+        calls = RecordedCalls()
         self.open(self.make(), system=calls).flush()
         self.assertIn("fdatasync", calls.names())
         self.assertNotIn("fsync", calls.names())
 
     def test_flush_of_a_new_file_includes_its_directory(self):
-        calls = Calls()
+        calls = RecordedCalls()
         disk = self.open(self.mktemp(), size=5, system=calls)
         del calls.made[:]
         disk.flush()
@@ -279,13 +230,13 @@ class ReadWriteTests(Case):
 
     def test_flush_tells_errors(self):
         for name in ("fdatasync", "fsync"):
-            calls = Calls()
+            calls = RecordedCalls()
             disk = self.open(self.mktemp(), size=5, system=calls)
             calls.fail[name] = errno.EIO
             self.assertRaises(OSError, disk.flush)
 
 
-class ZeroTests(Case):
+class ZeroTests(DiskCase):
     def blocks(self, path):
         return os.stat(path).st_blocks * 512
 
@@ -315,7 +266,7 @@ class ZeroTests(Case):
     def test_fallback(self):
         for number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
             for allocate in (True, False):
-                calls = Calls(fallocate=number)
+                calls = RecordedCalls(fallocate=number)
                 path = self.make(b"x" * (3 * MIB))
                 self.open(path, system=calls).zero(100, 2 * MIB + 5, allocate)
                 self.assertEqual(
@@ -329,7 +280,7 @@ class ZeroTests(Case):
             (False, kernel.FALLOC_FL_PUNCH_HOLE),
             (True, kernel.FALLOC_FL_ZERO_RANGE),
         ):
-            calls = Calls()
+            calls = RecordedCalls()
             disk = self.open(self.make(), system=calls)
             calls.fail["fallocate"] = errno.EOPNOTSUPP
             disk.zero(0, 10, allocate)
@@ -338,7 +289,7 @@ class ZeroTests(Case):
 
     def test_other_errors_are_told(self):
         for number in (errno.ENOSPC, errno.EIO):
-            disk = self.open(self.make(), system=Calls(fallocate=number))
+            disk = self.open(self.make(), system=RecordedCalls(fallocate=number))
             for call in (lambda d=disk: d.zero(0, 5, False), lambda d=disk: d.trim(0, 5)):
                 self.assertEqual(number, self.assertRaises(OSError, call).errno)
         self.assertNotIn("pwrite", disk._system.names())
@@ -351,11 +302,11 @@ class ZeroTests(Case):
 
     def test_trim_where_the_medium_does_not_care(self):
         path = self.make()
-        self.open(path, system=Calls(fallocate=errno.EOPNOTSUPP)).trim(0, 5000)
+        self.open(path, system=RecordedCalls(fallocate=errno.EOPNOTSUPP)).trim(0, 5000)
         self.assertEqual(b"x" * 5000, self.content(path))
 
 
-class LookTests(Case):
+class LookTests(DiskCase):
     def test_extents(self):
         path = self.mktemp()
         disk = self.open(path, size=8 * MIB)
@@ -402,23 +353,23 @@ class LookTests(Case):
 
     def test_probe_without_preadv(self):
         for number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            disk = self.open(self.make(bytes(4999) + b"x"), system=Calls(preadv=number))
+            disk = self.open(self.make(bytes(4999) + b"x"), system=RecordedCalls(preadv=number))
             self.assertEqual((False, False), tuple(disk.probe(0, 5000)))
             self.assertEqual((True, False), tuple(disk.probe(0, 4999)))
 
     def test_probe_of_what_is_not_cached(self):
-        calls = Calls(preadv=errno.EAGAIN)
+        calls = RecordedCalls(preadv=errno.EAGAIN)
         disk = self.open(self.make(bytes(4999) + b"x"), system=calls)
         self.assertEqual((False, True), tuple(disk.probe(0, 5000)))
         self.assertEqual((True, True), tuple(disk.probe(0, 4999)))
         self.assertIn("posix_fadvise", calls.names())
 
     def test_probe_tells_errors(self):
-        disk = self.open(self.make(), system=Calls(preadv=errno.EIO))
+        disk = self.open(self.make(), system=RecordedCalls(preadv=errno.EIO))
         self.assertRaises(OSError, disk.probe, 0, 5000)
 
     def test_write_back(self):
-        calls = Calls()
+        calls = RecordedCalls()
         disk = self.open(self.make(), system=calls)
         disk.write_back(0, 5000, False)
         self.assertNotIn("posix_fadvise", calls.names())
@@ -429,16 +380,16 @@ class LookTests(Case):
 
     def test_write_back_never_swallows_an_error_of_the_medium(self):
         for number in (errno.EIO, errno.ENOSPC):
-            disk = self.open(self.make(), system=Calls(sync_file_range=number))
+            disk = self.open(self.make(), system=RecordedCalls(sync_file_range=number))
             error = self.assertRaises(OSError, disk.write_back, 0, 5000, True)
             self.assertEqual(number, error.errno)
 
     def test_write_back_is_only_an_advice(self):
-        disk = self.open(self.make(), system=Calls(sync_file_range=errno.ENOSYS))
+        disk = self.open(self.make(), system=RecordedCalls(sync_file_range=errno.ENOSYS))
         self.assertIsNone(disk.write_back(0, 5000, True))
 
 
-class StateDirectoryTests(Case):
+class StateDirectoryTests(DiskCase):
     """Made by whoever opens a device; a file is taken for one."""
 
     def setUp(self):
@@ -452,7 +403,7 @@ class StateDirectoryTests(Case):
         return disk
 
     def test_made_durably(self):
-        calls = Calls()
+        calls = RecordedCalls()
         disk = self.open(system=calls)
         self.assertEqual(self.base + "/a/b", os.path.dirname(disk.record_path))
         self.assertTrue(os.path.isdir(self.base + "/a/b"))
@@ -462,7 +413,7 @@ class StateDirectoryTests(Case):
 
     def test_there_already(self):
         os.makedirs(self.base + "/a/b")
-        calls = Calls()
+        calls = RecordedCalls()
         self.open(system=calls)
         self.assertNotIn("sync_directory", calls.names())
 
@@ -473,10 +424,10 @@ class StateDirectoryTests(Case):
         self.assertEqual(5000, self.open().size)
 
 
-class UnlinkTests(Case):
+class UnlinkTests(DiskCase):
     def test_unlink_then_directory(self):
         path = self.make()
-        calls = Calls()
+        calls = RecordedCalls()
         disk = self.open(path, writable=False, system=calls)
         disk.check_unlink()
         del calls.made[:]
@@ -531,7 +482,7 @@ class UnlinkTests(Case):
 
     def test_errors_are_told(self):
         for name, error in (("unlink", OSError), ("fsync", NotDurable)):
-            calls = Calls()
+            calls = RecordedCalls()
             path = self.make()
             disk = self.open(path, system=calls)
             calls.fail[name] = errno.EIO
@@ -588,7 +539,7 @@ class UnlinkTests(Case):
             for directory in (True, False):
                 path = self.make()
 
-                class Flagged(Calls):
+                class Flagged(RecordedCalls):
                     def ioctl(self, descriptor, request, *_, flags=flags, directory=directory):
                         assert request == 0x80086601
                         found = stat.S_ISDIR(os.fstat(descriptor).st_mode) == directory
@@ -603,7 +554,7 @@ class UnlinkTests(Case):
                 self.assertIn(what, self.undeletable(Flagged(), path))
 
     def test_other_attributes_do_not(self):
-        class Flagged(Calls):
+        class Flagged(RecordedCalls):
             def ioctl(self, *_):
                 # Extents, no atime, and compressed.
                 return struct.pack("Q", 0x80000 | 0x80 | 0x4)
@@ -612,12 +563,12 @@ class UnlinkTests(Case):
 
     def test_a_file_system_without_attributes(self):
         for number in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM):
-            self.open(self.make(), system=Calls(ioctl=number)).check_unlink()
+            self.open(self.make(), system=RecordedCalls(ioctl=number)).check_unlink()
 
     def test_a_directory_that_may_not_be_written(self):
         asked = []
 
-        class Denied(Calls):
+        class Denied(RecordedCalls):
             def access(self, path, mode, *, effective_ids):
                 asked.append((path, mode, effective_ids))
                 return False
@@ -637,7 +588,7 @@ class UnlinkTests(Case):
             (2, 0o1777, False),
         ):
 
-            class Shared(Calls):
+            class Shared(RecordedCalls):
                 def access(self, *_, **__):
                     return True
 
@@ -676,7 +627,7 @@ class UnlinkTests(Case):
         self.assertIn("it is a mount point: umount ", str(error))
 
     def test_asking_changes_nothing_and_leaves_no_descriptor(self):
-        calls = Calls()
+        calls = RecordedCalls()
         disk = self.open(self.make(), system=calls)
         disk.check_unlink()
         self.assertTrue(os.path.exists(disk.path))
@@ -693,11 +644,11 @@ class UnlinkTests(Case):
         self.assertTrue(os.path.exists(path))
 
 
-class SyncErrorTests(Case):
+class SyncErrorTests(DiskCase):
     """The kernel tells a descriptor of an error once; everybody who must know is told."""
 
     def setUp(self):
-        self.calls = Calls()
+        self.calls = RecordedCalls()
         self.disk = self.open(self.make(), system=self.calls)
 
     def test_every_later_flush_is_told(self):
@@ -736,7 +687,7 @@ class SyncErrorTests(Case):
             self.assertRaises(OSError, flushing.result, 10)
 
 
-class DiscardTests(Case):
+class DiscardTests(DiskCase):
     def test_created(self):
         path = self.mktemp()
         disk = self.open(path, size=5)

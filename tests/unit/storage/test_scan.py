@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.interfaces import Extent
 from blockmig.storage import PROBE_SIZE, Scan, scan
-from tests.unit.support import MemoryDisk
+from blockmig.testing import Call, MemoryDisk
 
 KIB = 1024
 
@@ -22,10 +24,12 @@ def walk(disk, request=1 << 20, block=1, find_zeroes=True):
     return pieces
 
 
-def disk_of(*runs):
+def disk_of(*runs, made=MemoryDisk):
     """A disk of (length, "hole" or "zero" or "data") runs."""
     content = b"".join(bytes([kind == "data"]) * length for length, kind in runs)
-    return MemoryDisk(content, [(length, kind == "hole") for length, kind in runs])
+    starts = itertools.accumulate((length for length, _ in runs), initial=0)
+    places = zip(starts, runs, strict=False)
+    return made(content, holes=[(at, length) for at, (length, kind) in places if kind == "hole"])
 
 
 class ScanTests(SynchronousTestCase):
@@ -39,7 +43,7 @@ class ScanTests(SynchronousTestCase):
             position = piece.end
             if piece.zero:
                 self.assertTrue(find_zeroes)
-                self.assertFalse(any(disk.data[piece.offset : piece.end]))
+                self.assertFalse(any(disk.content[piece.offset : piece.end]))
                 self.assertLessEqual(piece.length, scan.LONGEST_ZEROES)
             else:
                 self.assertLessEqual(piece.length, request)
@@ -84,7 +88,9 @@ class ScanTests(SynchronousTestCase):
         disk = disk_of((1 << 20, "hole"), (65536, "data"), (1 << 20, "hole"))
         pieces = self.check(disk, 2 << 20, 4096)
         self.assertEqual([True, False, True], [piece.zero for piece in pieces])
-        self.assertEqual([("probe", 1 << 20, 65536)], [c for c in disk.calls if c[0] == "probe"])
+        self.assertEqual(
+            [Call("probe", 1 << 20, 65536)], [c for c in disk.calls if c.method == "probe"]
+        )
 
     def test_zeroes_that_are_no_hole(self):
         disk = disk_of((PROBE_SIZE, "data"), (PROBE_SIZE * 3, "zero"), (PROBE_SIZE, "data"))
@@ -141,9 +147,11 @@ class ScanTests(SynchronousTestCase):
 
         class Huge(MemoryDisk):
             def __init__(self):
-                super().__init__(b"")
+                super().__init__(1)
                 self.size = size
-                self.runs = [(size, True)]
+
+            def extents(self, offset):
+                return iter([Extent(0, size, True)])
 
         pieces = walk(Huge())
         self.assertEqual([256 << 20, 256 << 20, 5], [piece.length for piece in pieces])
@@ -183,7 +191,7 @@ class ScanTests(SynchronousTestCase):
     def test_errors_are_told(self):
         for method in ("probe", "extents"):
             disk = MemoryDisk(b"x" * 100_000)
-            disk.fail[method] = OSError(5, "broken")
+            disk.fail(method, OSError(5, "broken"), times=None)
             scanner = Scan(disk, 65536)
             self.assertRaises(OSError, scanner.advance)
 
@@ -191,23 +199,18 @@ class ScanTests(SynchronousTestCase):
 class RangedDisk(MemoryDisk):
     """One whose extents may be asked for from anywhere; `looked` is where each was that was."""
 
-    def __init__(self, content, runs=None):
-        super().__init__(content, runs)
+    def __init__(self, content, **keywords):
+        super().__init__(content, **keywords)
         self.looked = []
 
     def extents(self, offset):
-        self._called("extents", offset)
-        position = 0
-        for length, hole in self.runs or [(self.size, False)]:
-            start, position = max(position, offset), position + length
-            if start < position:
-                self.looked.append(start)
-                yield Extent(start, position - start, hole)
+        for extent in super().extents(offset):
+            self.looked.append(extent.offset)
+            yield extent
 
 
 def ranged(*runs):
-    disk = disk_of(*runs)
-    return RangedDisk(disk.data, disk.runs)
+    return disk_of(*runs, made=RangedDisk)
 
 
 BLOCK = 65536
@@ -232,7 +235,7 @@ class RangeTests(SynchronousTestCase):
                 self.assertEqual(0, piece.offset % block)
                 position = piece.end
                 if piece.zero:
-                    self.assertFalse(any(disk.data[piece.offset : piece.end]))
+                    self.assertFalse(any(disk.content[piece.offset : piece.end]))
                 else:
                     self.assertEqual(piece.offset // request, (piece.end - 1) // request)
                 found[-1].append(piece[:3])
@@ -277,8 +280,8 @@ class RangeTests(SynchronousTestCase):
         disk = ranged((8 * BLOCK, "data"))
         self.walk(disk, [(BLOCK, 2 * BLOCK), (6 * BLOCK, 8 * BLOCK)])
         self.assertEqual(
-            [("probe", BLOCK, BLOCK), ("probe", 6 * BLOCK, 2 * BLOCK)],
-            [call for call in disk.calls if call[0] == "probe"],
+            [Call("probe", BLOCK, BLOCK), Call("probe", 6 * BLOCK, 2 * BLOCK)],
+            [call for call in disk.calls if call.method == "probe"],
         )
 
     def test_one_piece_of_a_range_and_none_across(self):
@@ -305,7 +308,9 @@ class RangeTests(SynchronousTestCase):
         disk = ranged(*[(1 << 20, "data"), (1 << 20, "hole")] * 20)
         self.walk(disk, [(4 << 20, 6 << 20)])
         self.assertEqual([4 << 20, 5 << 20, 6 << 20], disk.looked)
-        self.assertEqual([("extents", 4 << 20)], [c for c in disk.calls if c[0] == "extents"])
+        self.assertEqual(
+            [Call("extents", 4 << 20)], [c for c in disk.calls if c.method == "extents"]
+        )
 
     def test_holes_reach_over_both_ends(self):
         disk = ranged((20 << 20, "hole"))

@@ -20,12 +20,14 @@ from blockmig.storage import (
     record_paths,
     watched,
 )
-from tests.unit.storage.test_disk import MIB, Calls, Case
+from tests.unit.support import DiskCase, RecordedCalls
+
+MIB = 1 << 20
 
 FICLONE = 0x40049409
 
 
-class WatchCase(Case):
+class WatchCase(DiskCase):
     def changed(self, disk):
         error = self.assertRaises(DiskChanged, disk.check_path)
         self.assertNotIn("\n", str(error))
@@ -134,7 +136,7 @@ class PlaceTests(WatchCase):
         self.assertIn("has 5000 bytes now, not 0", self.changed(disk))
 
     def test_other_errors_are_no_change(self):
-        calls = Calls()
+        calls = RecordedCalls()
         disk = self.open(self.make(), system=calls)
         calls.fail["stat"] = errno.EIO
         self.assertEqual(errno.EIO, self.assertRaises(OSError, disk.check_path).errno)
@@ -195,7 +197,7 @@ class VersionTests(WatchCase):
         self.assertNotEqual(before.written, disk.version().written)
 
     def test_touched_is_apart_from_written(self):
-        class Touched(Calls):
+        class Touched(RecordedCalls):
             ctime = 5
 
             def fstat(self, descriptor):
@@ -215,7 +217,7 @@ class VersionTests(WatchCase):
         self.assertNotEqual(before.touched, disk.version().touched)
 
     def test_synced_before_it_is_looked_at(self):
-        calls = Calls()
+        calls = RecordedCalls()
         disk = self.open(self.make(), system=calls)
         del calls.made[:]
         disk.version()
@@ -226,7 +228,7 @@ class VersionTests(WatchCase):
 
     def test_nothing_to_sync_is_no_error(self):
         for number in (errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            calls = Calls(fsync=number)
+            calls = RecordedCalls(fsync=number)
             disk = self.open(self.make(), system=calls)
             disk.version()
             calls.fail.clear()
@@ -234,7 +236,7 @@ class VersionTests(WatchCase):
 
     def test_an_error_of_the_medium_is_told_now_and_later(self):
         for number in (errno.EIO, errno.ENOSPC):
-            calls = Calls(fsync=number)
+            calls = RecordedCalls(fsync=number)
             disk = self.open(self.make(), system=calls)
             self.assertEqual(number, self.assertRaises(OSError, disk.version).errno)
             calls.fail.clear()
@@ -253,7 +255,7 @@ class RescueTests(WatchCase):
             file.write(self.CONTENT[MIB : 2 * MIB + 77])
             file.seek(-3, os.SEEK_END)
             file.write(b"end")
-        self.calls = Calls()
+        self.calls = RecordedCalls()
         self.disk = self.open(self.path, system=self.calls)
         del self.calls.made[:]
 
@@ -472,7 +474,7 @@ class DeviceCase(WatchCase):
         self.numbers = {}
         case = self
 
-        class Numbered(Calls):
+        class Numbered(RecordedCalls):
             def _numbered(self, found):
                 keep = {name: getattr(found, name) for name in dir(found) if name[:3] == "st_"}
                 number = case.numbers.get(found.st_ino, os.makedev(7, 3))
@@ -522,7 +524,9 @@ class DevicePlaceTests(DeviceCase):
         link = self.mktemp()
         os.symlink(os.path.abspath(self.path), link)
         disk = BlockDisk(
-            link, state_directory=self.root, system=Calls(flock=errno.ENOLCK, fcntl=errno.ENOLCK)
+            link,
+            state_directory=self.root,
+            system=RecordedCalls(flock=errno.ENOLCK, fcntl=errno.ENOLCK),
         )
         self.addCleanup(disk.close)
         disk._system = self.calls
@@ -635,7 +639,7 @@ class AmongDevicesTests(WatchCase):
 
 class RealDevicesTests(WatchCase):
     def test_no_file_is_made_there(self):
-        calls = Calls()
+        calls = RecordedCalls()
         path = "/dev/blockmig-no-such-device"
         self.assertIn("no such device", self.refused(path, size=5000, system=calls))
         self.assertEqual(1, calls.names().count("open"))

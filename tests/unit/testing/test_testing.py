@@ -278,6 +278,23 @@ class MemoryDiskTests(SynchronousTestCase):
         disk.unlink()
         self.assertTrue(disk.unlinked)
 
+    def test_what_is_poked_is_data_and_no_call(self):
+        disk = MemoryDisk(10)
+        disk.poke(4, b"ab")
+        self.assertEqual((b"\0ab\0", []), (disk.peek(3, 4), disk.calls))
+        self.assertEqual([(0, 4, True), (4, 2, False), (6, 4, True)], list(disk.extents(0)))
+        for offset, data in ((9, b"ab"), (-1, b"a")):
+            self.assertRaises(ValueError, disk.poke, offset, data)
+
+    def test_observers_hear_of_each_call_before_it_fails_or_has_an_effect(self):
+        disk = MemoryDisk(b"old")
+        seen = []
+        disk.observe(lambda call: seen.append((call, disk.content)))
+        disk.write(0, b"new")
+        disk.fail("flush", eio())
+        self.assertRaises(OSError, disk.flush)
+        self.assertEqual([(Call("write", 0, 3), b"old"), (Call("flush"), b"new")], seen)
+
 
 class ThreadsTests(SynchronousTestCase):
     def test_synchronous(self):
@@ -297,6 +314,15 @@ class ThreadsTests(SynchronousTestCase):
         self.successResultOf(second)
         self.failureResultOf(third, ValueError)
         self.assertEqual(0, threads.run())
+
+    def test_work_that_waits_can_be_seen_and_turned_round(self):
+        threads = ManualThreads()
+        one, two = threads(int, "1"), threads(len, "")
+        self.assertEqual([(int, ("1",)), (len, ("",))], threads.waiting)
+        threads.rotate()
+        threads.run(1)
+        self.assertEqual(0, self.successResultOf(two))
+        self.assertNoResult(one)
 
 
 class Remembering(Protocol):
@@ -438,6 +464,27 @@ class NetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(2, len(server.events))
         self.assertFalse(connection.is_open)
+
+    def test_one_piece_at_a_time(self):
+        client, server, _ = self.connect()
+        server.transport.write(b"third")
+        for piece in (b"first", b"second"):
+            client.transport.write(piece)
+        for count in (1, 2):
+            self.assertTrue(self.network.step())
+            self.assertEqual([b"first", b"second"][:count], server.events[1:])
+            self.assertEqual([], client.events[1:])
+        self.assertTrue(self.network.step())
+        self.assertEqual([b"third"], client.events[1:])
+        self.assertFalse(self.network.step())
+
+    def test_what_is_discarded_never_arrives(self):
+        client, server, connection = self.connect()
+        client.transport.write(b"lost")
+        connection.client.discard()
+        client.transport.write(b"found")
+        self.network.pump()
+        self.assertEqual([b"found"], server.events[1:])
 
     def test_cut_after_pieces(self):
         for count in range(3):

@@ -8,9 +8,7 @@ import os
 import random
 import socket
 
-from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 
 from blockmig.errors import LocalFailure
 from blockmig.migration.destination.receiver import Receiver
@@ -18,84 +16,19 @@ from blockmig.migration.policy import Overrides
 from blockmig.nbd import Command, ServerTransmission
 from blockmig.runtime import Runtime
 from blockmig.storage import FileDisk
-from blockmig.syscalls import SystemCalls
-from blockmig.transport import FileRegion, IPayloadReceiver, PayloadReader
+from blockmig.testing import MemoryDisk, synchronous
+from blockmig.transport import PayloadReader
 from tests.unit.support import (
     ADDRESS,
     FakeReactor,
-    MemoryDisk,
+    PayloadSink,
     SocketTransport,
-    in_thread,
+    SpliceCalls,
     request_bytes,
 )
 
 SIZE = 3 << 20
 DATA = random.Random(2).randbytes(SIZE)
-
-
-@implementer(IPayloadReceiver)
-class Expects(Protocol):
-    """Wants C{length} bytes in the disk, then a header by `dataReceived`, and again."""
-
-    def __init__(self, disk, length, announced=0):
-        self.disk = disk
-        self.position = 0
-        self.left = length
-        self.bytes = b""
-        self.failed = []
-        self.lost = None
-        self.moved = 0
-
-    def payload_region(self):
-        if not self.left or self.failed:
-            return None
-        return FileRegion(self.disk, self.position, self.left)
-
-    def payload_moved(self, count):
-        assert 0 < count <= self.left
-        self.moved += count
-        self.position += count
-        self.left -= count
-
-    def payload_failed(self, error):
-        self.failed.append(error)
-
-    def dataReceived(self, data):
-        self.bytes += data
-
-    def connectionLost(self, reason):
-        self.lost = reason
-
-
-class Calls(SystemCalls):
-    """`script` is what the next splices from the socket do: an error, a count, or None."""
-
-    def __init__(self, script=()):
-        self.script = list(script)
-        self.splices = 0
-        self.pipes = []
-        self.file_error = None
-        self.reads = []
-
-    def pipe(self):
-        self.pipes.append(os.pipe())
-        return self.pipes[-1]
-
-    def read(self, descriptor, count):
-        self.reads.append(count)
-        return os.read(descriptor, count)
-
-    def splice(self, source, target, count, **offsets):
-        self.splices += 1
-        if offsets:
-            if self.file_error is not None:
-                raise OSError(self.file_error, os.strerror(self.file_error))
-        elif self.script:
-            step = self.script.pop(0)
-            if isinstance(step, int) and step < 0:
-                raise OSError(-step, os.strerror(-step))
-            count = min(count, step or count)
-        return os.splice(source, target, count, **offsets)
 
 
 class Case(SynchronousTestCase):
@@ -108,7 +41,7 @@ class Case(SynchronousTestCase):
         self.addCleanup(self.disk.close)
         if self.prepared:
             self.disk.prepare()
-        self.make(Calls())
+        self.make(SpliceCalls())
 
     def make(self, calls, protocol=None):
         self.calls = calls
@@ -116,7 +49,7 @@ class Case(SynchronousTestCase):
         ours, self.theirs = socket.socketpair()
         self.theirs.setblocking(False)
         self.addCleanup(self.theirs.close)
-        self.protocol = protocol or Expects(self.disk, self.length)
+        self.protocol = protocol or PayloadSink(self.disk, self.length)
         self.transport = SocketTransport(ours, self.protocol, self.reactor)
         self.addCleanup(ours.close)
         self.protocol.makeConnection(self.transport)
@@ -149,7 +82,7 @@ class SpliceTests(Case):
         self.assertGreater(self.calls.splices, 2)
 
     def test_again_and_short_counts(self):
-        self.make(Calls([-errno.EAGAIN, 1, 7, -errno.EAGAIN, 4097, 65536, None, 3]))
+        self.make(SpliceCalls([-errno.EAGAIN, 1, 7, -errno.EAGAIN, 4097, 65536, None, 3]))
         self.reader.take_over()
         self.feed(DATA + b"x")
         self.assertEqual(DATA, self.disk.read(0, SIZE))
@@ -157,7 +90,7 @@ class SpliceTests(Case):
 
     def test_splice_unsupported(self):
         for number in (errno.EINVAL, errno.ENOSYS, errno.EMFILE):
-            self.make(Calls([-number]))
+            self.make(SpliceCalls([-number]))
             self.disk.write(0, bytes(SIZE))
             self.reader.take_over()
             self.feed(DATA + b"x")
@@ -173,10 +106,10 @@ class SpliceTests(Case):
 
     def test_disk_without_descriptor(self):
         self.disk = MemoryDisk(bytes(SIZE))
-        self.make(Calls())
+        self.make(SpliceCalls())
         self.reader.take_over()
         self.feed(DATA + b"x")
-        self.assertEqual((DATA, b"x"), (bytes(self.disk.data), self.protocol.bytes))
+        self.assertEqual((DATA, b"x"), (self.disk.content, self.protocol.bytes))
         self.assertEqual(0, self.calls.splices)
 
     def test_no_space(self):
@@ -208,7 +141,7 @@ class SpliceTests(Case):
         self.assertLessEqual(len(self.descriptors()), len(before))
 
     def test_reset_in_the_middle(self):
-        self.make(Calls([None, -errno.ECONNRESET]))
+        self.make(SpliceCalls([None, -errno.ECONNRESET]))
         self.reader.take_over()
         self.feed(DATA[:1000])
         self.theirs.close()
@@ -244,7 +177,7 @@ class SpliceTests(Case):
             self.reader.pause()
 
         self.protocol.payload_moved = payload_moved
-        self.make(Calls([1000, 1000]), self.protocol)
+        self.make(SpliceCalls([1000, 1000]), self.protocol)
         self.reader.take_over()
         self.theirs.send(DATA[:5000])
         self.reactor.run_dry()
@@ -304,12 +237,12 @@ class ReceiverTests(Case):
     prepared = False
 
     def begin(self, calls=None, disk=None):
-        self.calls = calls or Calls()
+        self.calls = calls or SpliceCalls()
         self.reactor = FakeReactor()
         self.receiver = Receiver(
             disk or self.disk,
             overrides=Overrides(overwrite=True),
-            runtime=Runtime(self.reactor, in_thread, self.calls),
+            runtime=Runtime(self.reactor, synchronous, self.calls),
         )
         self.outcome = self.receiver.complete()
         self.make_for(self.receiver.factory().buildProtocol(ADDRESS))
@@ -367,7 +300,7 @@ class ReceiverTests(Case):
         self.begin()
         last = []
 
-        class AtTheEnd(Calls):
+        class AtTheEnd(SpliceCalls):
             def splice(self, source, target, count, **offsets):
                 if offsets and offsets["offset_dst"] + count >= SIZE:
                     last.append(count)

@@ -7,14 +7,13 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
-from blockmig.syscalls import SystemCalls
+from blockmig.testing import MemoryDisk
 from blockmig.transport import (
     FileRegion,
     Pacer,
@@ -22,110 +21,41 @@ from blockmig.transport import (
     RegionProducer,
     is_plain_socket,
 )
-from tests.unit.support import MemoryDisk
-
-SOCKET, FILE = 77, 88
+from tests.unit.served import Kernel, ServedDisk, SocketDouble
 
 
-class FileMemoryDisk(MemoryDisk):
-    def fileno(self):
-        return FILE
-
-
-class PlainTransport(tcp.Connection):
-    """A socket transport as far as `is_plain_socket` can tell; what it sends lands in `out`."""
-
-    def __init__(self):
-        self.out = bytearray()
-        self.buffer = bytearray()
-        self.writing = False
-        self.producer = None
-        self.aborted = False
-
-    def fileno(self):
-        return SOCKET
-
-    def getHandle(self):
-        return self
-
-    def write(self, data):
-        assert isinstance(data, bytes)
-        self.buffer += data
-        self.writing = True
-
-    def startWriting(self):
-        self.writing = True
-
-    def registerProducer(self, producer, streaming):
-        assert self.producer is None
-        self.producer = producer
-        self.streaming = streaming
-        if not streaming:
-            producer.resumeProducing()
-
-    def unregisterProducer(self):
-        self.producer = None
-
-    def abortConnection(self):
-        self.aborted = True
-
-    def turn(self):
-        """The reactor says that the socket is writable: as FileDescriptor.doWrite."""
-        if not self.writing:
-            return False
-        self.writing = False
-        self.out += self.buffer
-        self.buffer.clear()
-        if self.producer is not None and not self.streaming:
-            self.producer.resumeProducing()
-        return True
-
-    def run(self, most=10_000):
-        for _ in range(most):
-            if not self.turn():
-                return
-        raise AssertionError("it never rests")
-
-
-class Calls(SystemCalls):
-    """sendfile from the disk in memory to the transport's wire, as much as `counts` says."""
+class ScriptedKernel(Kernel):
+    """Of each sendfile and send as much is done as `counts` and `send_counts` say, or an error."""
 
     def __init__(self, transport, disk):
+        super().__init__(disk)
         self.transport = transport
-        self.disk = disk
         self.counts = iter(())
         self.send_counts = iter(())
         self.calls = []
 
     def send(self, handle, data, flags):
-        assert handle is self.transport
-        assert not self.transport.buffer
-        allowed = next(self.send_counts, len(data))
-        if isinstance(allowed, OSError):
-            raise allowed
-        allowed = min(allowed, len(data))
-        self.transport.out += data[:allowed]
-        return allowed
+        return super().send(handle, data[: self._allowed(self.send_counts, len(data))], flags)
 
     def sendfile(self, out, source, offset, count):
-        assert (out, source) == (SOCKET, FILE)
-        # Or it would overtake what is buffered.
-        assert not self.transport.buffer
         self.calls.append((offset, count))
-        allowed = next(self.counts, count)
+        allowed = self._allowed(self.counts, count)
+        return super().sendfile(out, source, offset, allowed) if allowed else 0
+
+    @staticmethod
+    def _allowed(script, count):
+        allowed = next(script, count)
         if isinstance(allowed, OSError):
             raise allowed
-        allowed = min(allowed, count)
-        self.transport.out += self.disk.data[offset : offset + allowed]
-        return allowed
+        return min(allowed, count)
 
 
 class Case(SynchronousTestCase):
     def setUp(self):
         self.content = random.Random(1).randbytes(1 << 20)
-        self.disk = FileMemoryDisk(self.content)
-        self.transport = PlainTransport()
-        self.calls = Calls(self.transport, self.disk)
+        self.disk = ServedDisk(self.content)
+        self.transport = SocketDouble(Clock())
+        self.calls = ScriptedKernel(self.transport, self.disk)
         self.failures = []
         self.sent = []
         self.drained = []
@@ -273,7 +203,7 @@ class PlainTests(Case):
 
     def test_a_disk_that_times_out_is_no_peer_that_did(self):
         """Network disks fail with the errors of a network; read() tells whose it was."""
-        self.disk.fail["read"] = OSError(errno.ETIMEDOUT, "the disk timed out")
+        self.disk.fail("read", OSError(errno.ETIMEDOUT, "the disk timed out"), times=None)
         self.producer.send([self.region(0, 1000)])
         self.transport.run()
         self.assertEqual([errno.ETIMEDOUT], [error.errno for error in self.failures])
@@ -327,7 +257,7 @@ class PlainTests(Case):
         self.assertEqual(self.content * 2, bytes(self.transport.out))
 
     def test_a_turn_is_bounded(self):
-        self.disk = FileMemoryDisk(bytes(9 << 20))
+        self.disk = ServedDisk(bytes(9 << 20))
         self.calls.disk = self.disk
         self.producer.send([self.region(0, 9 << 20)])
         self.transport.turn()
@@ -413,7 +343,7 @@ class PushTests(Case):
         self.assertEqual(size + 4, len(self.other.value()))
 
     def test_read_error(self):
-        self.disk.fail["read"] = OSError(errno.EIO, "bad sector")
+        self.disk.fail("read", OSError(errno.EIO, "bad sector"), times=None)
         self.producer.send([b"head", self.region()])
         self.assertEqual([errno.EIO], [error.errno for error in self.failures])
         self.assertIsNone(self.other.producer)
@@ -475,7 +405,7 @@ class LimitedTests(Case):
 
     def test_rate(self):
         clock = Clock()
-        self.disk = FileMemoryDisk(bytes(12 << 20))
+        self.disk = ServedDisk(bytes(12 << 20))
         self.calls.disk = self.disk
         self.make(clock=clock, limiter=RateLimiter(clock, 1 << 20))
         self.producer.send([b"head", self.region(0, 12 << 20)])

@@ -17,10 +17,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.runtime import Runtime
 from blockmig.server import Server
 from blockmig.storage import FileDisk
+from blockmig.testing import synchronous
 from blockmig.transport import FileRegion, PayloadReader, RegionProducer
 from tests.unit.served import FIXED, Kernel, ServedDisk, SocketDouble, go, pattern
-from tests.unit.support import ADDRESS, FakeReactor, SocketTransport, in_thread, request_bytes
-from tests.unit.transport.test_incoming import Calls, Expects
+from tests.unit.support import (
+    ADDRESS,
+    FakeReactor,
+    PayloadSink,
+    SocketTransport,
+    SpliceCalls,
+    request_bytes,
+)
 
 SIZE = 1 << 20
 MORE = socket.MSG_MORE
@@ -247,7 +254,7 @@ class RescueTests(Case):
         self.assertEqual(len(items) // 2, out.count(b"head"))
 
 
-class ExpectsViews(Expects):
+class ExpectsViews(PayloadSink):
     """Is given what is no payload as views that do not last."""
 
     answer = None
@@ -274,7 +281,7 @@ class ReadingCase(SynchronousTestCase):
     def connect(self, protocol, calls=None):
         self.transport = SocketTransport(self.ours, protocol, self.reactor)
         protocol.makeConnection(self.transport)
-        return PayloadReader(self.reactor, self.transport, protocol, 28, calls or Calls())
+        return PayloadReader(self.reactor, self.transport, protocol, 28, calls or SpliceCalls())
 
 
 class AtOnceTests(ReadingCase):
@@ -295,7 +302,7 @@ class AtOnceTests(ReadingCase):
 
     def test_a_payload_is_moved_all_the_same(self):
         protocol = ExpectsViews(self.disk, 0)
-        calls = Calls()
+        calls = SpliceCalls()
         self.connect(protocol, calls).take_over(at_once=True)
         self.theirs.send(b"head")
         self.reactor.run_dry()
@@ -404,7 +411,7 @@ class ServerReadsTests(ReadingCase):
 
     def setUp(self):
         super().setUp()
-        server = Server(self.disk, runtime=Runtime(self.reactor, in_thread))
+        server = Server(self.disk, runtime=Runtime(self.reactor, synchronous))
         self.connection = server.factory().buildProtocol(ADDRESS)
         self.transport = SocketTransport(self.ours, self.connection, self.reactor)
         self.connection.makeConnection(self.transport)

@@ -5,60 +5,24 @@ from __future__ import annotations
 import errno
 import os
 
-from zope.interface import implementer
-
 from blockmig.errors import GaveUp, LocalFailure, Refused
-from blockmig.interfaces import IRecordedDisk, IWatchedDisk
 from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.nbd import Command, Errno
 from blockmig.storage import DiskChanged
-from tests.unit.migration.destination.test_migration import DATA, SIZE
-from tests.unit.migration.destination.test_migration import Case as AttemptsCase
-from tests.unit.support import ONE, MemoryDisk, RecordedDisk
+from blockmig.testing import MemoryDisk
+from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
+from tests.unit.support import ONE, RecordedDisk, WatchedDisk
 
 WRITE, FLUSH, ZEROES = Command.WRITE, Command.FLUSH, Command.WRITE_ZEROES
 
 
-@implementer(IRecordedDisk, IWatchedDisk)
-class Watched(RecordedDisk):
-    """A destination whose file other hands get at.
-
-    `rescues` is what comes of each attempt to rescue it: an error, or None.
-    """
-
-    displaced = ""
-
-    def __init__(self, content, path):
-        super().__init__(content, path)
-        self.rescues = []
-
-    def check_path(self):
-        self._called("check_path")
-        if self.displaced:
-            raise DiskChanged(f"{self.name}: {self.displaced}")
-
-    def is_gone(self):
-        return False
-
-    def version(self, sync=True):
-        return (1,), (1,)
-
-    def rescue(self, announce=None):
-        self._called("rescue")
-        error = self.rescues.pop(0) if self.rescues else None
-        if error is not None:
-            raise error
-        announce(self.path + ".rescued")
-        return self.path + ".rescued"
-
-
-class DataTests(AttemptsCase):
+class DataTests(ReceiverCase):
     def make(self, *arguments, **keywords):
         super().make(*arguments, **{"overwrite": False, **keywords})
 
     def refused(self, *words):
         self.ends_with(Refused, 1, "memory", "--overwrite", *words)
-        self.assertEqual(([], b"o" * SIZE), (self.names(), bytes(self.disk.data)))
+        self.assertEqual(([], b"o" * SIZE), (self.names(), self.disk.content))
         self.assertFalse(self.receiver.touched)
 
     def test_checked_before_anybody_is_let_in(self):
@@ -84,7 +48,7 @@ class DataTests(AttemptsCase):
         self.assertEqual(Errno.EPERM, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
         self.ends_with(Refused, 1, "--overwrite")
-        self.assertEqual(b"o" * SIZE, bytes(self.disk.data))
+        self.assertEqual(b"o" * SIZE, self.disk.content)
 
     def test_zeroes_are_no_data(self):
         for disk in (RecordedDisk(bytes(SIZE), self.disk.path), MemoryDisk(bytes(SIZE))):
@@ -111,19 +75,19 @@ class DataTests(AttemptsCase):
         """A sender may come days after the start."""
         for version, looks in ((((1,), (1,)), 1), (((), ()), 2)):
             self.setUp()
-            self.disk = Watched(bytes(SIZE), self.disk.path)
+            self.disk = WatchedDisk(bytes(SIZE), self.disk.path)
             self.disk.version = lambda sync=True, version=version: version
             self.make()
             self.successResultOf(self.receiver.check())
             self.claimed()
             self.assertEqual(looks, self.disk.names().count("probe"), "devices tell nothing")
         self.setUp()
-        self.disk = Watched(bytes(SIZE), self.disk.path)
+        self.disk = WatchedDisk(bytes(SIZE), self.disk.path)
         self.make()
         self.disk.version = lambda sync=True: ((1,), (1,))
         self.successResultOf(self.receiver.check())
         self.disk.version = lambda sync=True: ((2,), (1,))
-        self.disk.data[:] = b"o" * SIZE
+        self.disk.poke(0, b"o" * SIZE)
         self.assertEqual(Errno.EPERM, self.handoff().notify("copying", ONE, 7))
         self.clock.advance(10)
         self.refused()
@@ -173,19 +137,19 @@ class DataTests(AttemptsCase):
         self.successResultOf(self.receiver.check())
 
     def test_a_disk_that_cannot_be_read(self):
-        self.disk.fail["probe"] = OSError(errno.EIO, "broken")
+        self.disk.fail("probe", OSError(errno.EIO, "broken"), times=None)
         self.failureResultOf(self.receiver.check(), OSError)
         self.assertEqual(Errno.EIO, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
         self.ends_with(LocalFailure, 3, "broken")
 
 
-class PlaceTests(AttemptsCase):
+class PlaceTests(ReceiverCase):
     """Its name leads elsewhere, from some moment on."""
 
     def setUp(self):
         super().setUp()
-        self.disk = Watched(bytes(SIZE), self.directory + "/disk")
+        self.disk = WatchedDisk(bytes(SIZE), self.directory + "/disk")
         self.make()
 
     def displace(self):

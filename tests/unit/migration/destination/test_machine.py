@@ -12,7 +12,7 @@ from blockmig.migration.destination.machine import MigrationInputs, make_machine
 from blockmig.migration.destination.rescue import Rescue
 from blockmig.migration.handoff.message import HandoffMessage, HandoffPhase
 from blockmig.nbd import Errno
-from tests.unit.support import MemoryDisk, in_thread
+from blockmig.testing import MemoryDisk, synchronous
 
 PAGE = HandoffMessage(HandoffPhase.COPIED)
 GAVE_UP, RESCUED = GaveUp("enough"), LocalFailure("it has another name")
@@ -65,7 +65,7 @@ class MigrationActions:
 
     def begin(self, connection):
         self.done.append("begin")
-        self.attempt = IncomingAttempt(Connection(), MemoryDisk(b"x"), in_thread, None)
+        self.attempt = IncomingAttempt(Connection(), MemoryDisk(b"x"), synchronous, None)
         return self.attempt
 
     def record_attempt(self, connection):

@@ -5,131 +5,24 @@ from __future__ import annotations
 import errno
 import os
 
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
-
 from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
-from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.handoff.message import MESSAGE_SIZE, HandoffPhase, fingerprint
-from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.files import Kind, Location, Phase, Record
 from blockmig.nbd import Command, CommandFlag, Errno
-from tests.support.made import made
+from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
 from tests.unit.support import (
     ADDRESS,
     ONE,
     TWO,
-    Client,
-    HandoffClient,
-    RecordedDisk,
-    Story,
-    Threads,
-    in_thread,
     request_bytes,
 )
 
 WRITE, READ, FLUSH, DISC = Command.WRITE, Command.READ, Command.FLUSH, Command.DISC
 TRIM, ZEROES = Command.TRIM, Command.WRITE_ZEROES
-SIZE = 5000
-DATA = bytes(range(250)) * 20
 EPERM, EINVAL, EIO = Errno.EPERM, Errno.EINVAL, Errno.EIO
 
 
-class Case(SynchronousTestCase):
-    def setUp(self):
-        self.clock = Clock()
-        directory = os.path.abspath(self.mktemp())
-        os.mkdir(directory)
-        self.directory = directory
-        self.disk = RecordedDisk(b"o" * SIZE, directory + "/disk")
-        self.records = Records(self.disk.path)
-        self.system = Story()
-        self.make()
-
-    def make(self, thread=in_thread, **keywords):
-        keywords = {"system": self.system, **keywords}
-        keywords.setdefault("overwrite", True)
-        self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
-        self.outcome = self.receiver.complete()
-
-    def threads(self):
-        threads = Threads()
-        self.make(threads)
-        return threads
-
-    def client(self, cookie=100):
-        connection = self.receiver.factory().buildProtocol(ADDRESS)
-        client = Client(self.clock, connection, cookie=cookie)
-        client.drain = self.drain
-        return client
-
-    def handoff(self):
-        client = HandoffClient(self.clock, self.receiver.factory().buildProtocol(ADDRESS))
-        client.drain = self.drain
-        return client
-
-    def drain(self):
-        """Nothing, where threads are done at once or when the test says so."""
-
-    def record(self):
-        return self.records.read(Kind.INCOMPLETE)
-
-    def names(self):
-        return sorted(os.listdir(self.directory))
-
-    def changes(self):
-        """What was done to the disk's content."""
-        return [name for name in self.disk.names() if name in ("write", "zero", "trim")]
-
-    def waits(self):
-        self.clock.advance(0)
-        self.assertNoResult(self.outcome)
-
-    def ends_with(self, kind, status, *words):
-        self.clock.advance(0)
-        error = self.failureResultOf(self.outcome, kind).value
-        self.assertEqual(status, error.status)
-        for word in words:
-            self.assertIn(word, str(error))
-        self.assertNotIn("\n", str(error))
-
-    def claimed(self, migration=ONE, cookie=7):
-        """A sender of ours that said so, and its handoff export."""
-        handoff = self.handoff()
-        self.assertEqual(0, handoff.notify("copying", migration, cookie))
-        return self.client(cookie), handoff
-
-    def copied(self, migration=ONE, cookie=7):
-        client, handoff = self.claimed(migration, cookie)
-        client.write(0, DATA)
-        client.send(FLUSH)
-        self.assertEqual([0, 0], client.errors())
-        self.assertEqual(0, handoff.notify("copied", migration, cookie))
-        self.assertEqual(Phase.COPIED, self.record().phase)
-        return client, handoff
-
-    def retired(self):
-        client, handoff = self.copied()
-        self.assertEqual(0, handoff.notify("retired"))
-        return client, handoff
-
-    def foreign(self):
-        """A whole copy by a sender that says nothing of itself."""
-        client = self.client()
-        client.write(0, DATA)
-        client.send(FLUSH)
-        self.assertEqual([0, 0], client.errors())
-        return client
-
-    def stand(self, phase, **changes):
-        """A record that an earlier receiver left."""
-        source = Location("there", "/source")
-        fields = {"identified": True, **changes}
-        record = Record(ONE, Phase(phase), 2, SIZE, source, Location(), "then", **fields)
-        self.records.write(Kind.INCOMPLETE, record)
-        self.make()
-
-
-class ClaimTests(Case):
+class ClaimTests(ReceiverCase):
     def test_on_record_before_it_is_acknowledged(self):
         threads = self.threads()
         handoff = self.handoff()
@@ -226,17 +119,17 @@ class ClaimTests(Case):
         client.write(0, DATA)
         for migration, error in ((TWO, EPERM), ("", EINVAL), (fingerprint(ONE), EINVAL)):
             self.assertEqual(error, self.handoff().notify("copying", migration))
-            self.assertFalse(client.transport.gone)
+            self.assertTrue(client.transport.listens)
         self.assertEqual(EPERM, self.handoff().notify("copying", cookie=9), "not before it is gone")
         self.clock.advance(0)
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)
         self.assertEqual(0, self.handoff().notify("copying", cookie=9))
 
     def test_nor_does_a_claim_end_a_foreign_attempt(self):
         client = self.client()
         client.write(0, DATA[:5])
         self.assertEqual(EPERM, self.handoff().notify("copying", self.record().migration))
-        self.assertFalse(client.transport.gone)
+        self.assertTrue(client.transport.listens)
 
     def test_claimed_by_another(self):
         self.claimed()
@@ -296,15 +189,15 @@ class ClaimTests(Case):
         one.give(request_bytes(WRITE, 0, MESSAGE_SIZE, 0, 55) + b"{" * 2000)
         self.assertEqual(0, two.notify("copying"))
         self.clock.advance(0)
-        self.assertTrue(one.transport.lost)
-        self.assertFalse(two.transport.gone)
+        self.assertTrue(one.transport.gone)
+        self.assertTrue(two.transport.listens)
 
     def test_listed(self):
         factory = self.receiver.factory()
         self.assertEqual(["", ".handoff"], factory._settings.names())
 
 
-class UnboundTests(Case):
+class UnboundTests(ReceiverCase):
     """Whoever says nothing of itself is put on record before it changes a byte."""
 
     def test_before_the_first_byte(self):
@@ -384,7 +277,7 @@ class UnboundTests(Case):
         self.assertNotIn("prepare", self.disk.names())
 
 
-class FallBackTests(Case):
+class FallBackTests(ReceiverCase):
     def test_before_a_change_of_a_whole_copy(self):
         for request in (
             request_bytes(WRITE, 5, 10) + DATA[:10],
@@ -464,10 +357,10 @@ class FallBackTests(Case):
         client.give(request_bytes(ZEROES, 0, 10, CommandFlag.FUA, 77))
         client.send(FLUSH)
         self.assertEqual(["_change", "flush"], threads.names())
-        threads.waiting.rotate(1)
+        threads.rotate(1)
         threads.run(1)  # the flush
         while "_write" in threads.names():
-            threads.waiting.rotate(1)
+            threads.rotate(1)
             threads.run(1)
         self.assertEqual(["_change"], threads.names())
         self.assertEqual(Phase.COPYING, self.record().phase)
@@ -524,7 +417,7 @@ class FallBackTests(Case):
         self.assertEqual(([0], Phase.COPYING), (handoff.errors(), self.record().phase))
 
 
-class ConfirmTests(Case):
+class ConfirmTests(ReceiverCase):
     def test_only_when_copied_and_of_that_migration(self):
         client, handoff = self.claimed()
         self.assertEqual(EPERM, handoff.notify("copied"))
@@ -785,7 +678,7 @@ class ConfirmTests(Case):
             client.write(offset, DATA[offset : offset + 1])
         self.assertEqual(["work"], threads.names())
         client.send(FLUSH)
-        threads.waiting.rotate(1)
+        threads.rotate(1)
         self.assertEqual(["flush", "work"], threads.names())
         threads.run(1)
         self.assertEqual({0}, set(client.errors()))
@@ -844,7 +737,7 @@ class ConfirmTests(Case):
     def test_a_flush_that_fails_does_not(self):
         client, handoff = self.claimed()
         client.write(0, DATA)
-        self.disk.fail["flush"] = OSError(errno.EIO, "broken")
+        self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
         client.send(FLUSH)
         self.assertEqual([0, EIO], client.errors())
         self.assertEqual(EIO, handoff.notify("copied"))
@@ -860,7 +753,7 @@ class ConfirmTests(Case):
         self.assertEqual(EPERM, self.handoff().notify("copied"))
 
 
-class RetiredTests(Case):
+class RetiredTests(ReceiverCase):
     def test_on_record_before_it_is_acknowledged(self):
         threads = self.threads()
         handoff = self.handoff()
@@ -960,7 +853,7 @@ class RetiredTests(Case):
             stranger = self.client(cookie)
             stranger.disconnect()
             self.waits()
-            self.assertTrue(stranger.transport.lost)
+            self.assertTrue(stranger.transport.gone)
         reader = self.client(6)
         reader.ask(READ, 0, 1)
         reader.disconnect()
@@ -971,7 +864,7 @@ class RetiredTests(Case):
         handoff.disconnect()
         self.check_complete()
         self.assertEqual("flush", self.disk.names()[-1])
-        self.assertTrue(finisher.transport.lost)
+        self.assertTrue(finisher.transport.gone)
 
     def test_copied_is_not_enough(self):
         client, handoff = self.copied()
@@ -1042,7 +935,7 @@ class RetiredTests(Case):
         self.check_complete()
 
 
-class TokenTests(Case):
+class TokenTests(ReceiverCase):
     """What the disk is known by is for the sender alone, and not before its source is retired."""
 
     def tokens(self, *sides):
@@ -1087,11 +980,11 @@ class TokenTests(Case):
         self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
 
 
-class EndTests(Case):
+class EndTests(ReceiverCase):
     def test_order(self):
         events = []
         self.system.tell = events.append
-        self.disk._called = lambda name, *_: events.append(name)
+        self.disk.observe(lambda call: events.append(call.method))
         client, handoff = self.retired()
         client.disconnect()
         self.assertEqual(
@@ -1136,7 +1029,7 @@ class EndTests(Case):
         handoff.send_message("retired")
         threads.run()
         handoff.errors()
-        self.disk.fail["flush"] = OSError(errno.EIO, "broken")
+        self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
         self.client(7).disconnect()
         handoff.send(READ, 0, MESSAGE_SIZE)
         threads.run()
@@ -1148,14 +1041,14 @@ class EndTests(Case):
         client, handoff = self.retired()
         silent, stranger = self.handoff(), self.client()
         client.disconnect()
-        self.assertTrue(client.transport.lost)
-        self.assertTrue(stranger.transport.lost)
+        self.assertTrue(client.transport.gone)
+        self.assertTrue(stranger.transport.gone)
         self.waits()
         self.assertEqual(HandoffPhase.COMPLETE, handoff.page().phase)
         self.assertIsNone(self.receiver.factory().buildProtocol(ADDRESS))
         handoff.disconnect()
         self.waits()
-        self.assertFalse(silent.transport.gone)
+        self.assertTrue(silent.transport.listens)
         silent.disconnect()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
         self.assertEqual([], self.clock.getDelayedCalls())
@@ -1167,7 +1060,7 @@ class EndTests(Case):
         self.waits()
         self.clock.advance(0.2)
         self.clock.advance(0)
-        self.assertTrue(handoff.transport.lost)
+        self.assertTrue(handoff.transport.gone)
         self.successResultOf(self.outcome)
         self.assertEqual([], self.clock.getDelayedCalls())
 
@@ -1175,7 +1068,7 @@ class EndTests(Case):
         _, handoff = self.copied()
         self.receiver.stop()
         self.ends_with(Unconfirmed, 5)
-        self.assertTrue(handoff.transport.lost)
+        self.assertTrue(handoff.transport.gone)
 
     def test_the_side_may_be_silent_while_the_copy_goes_on(self):
         """Its sender has nothing to say for hours; another's has no such leave."""
@@ -1184,8 +1077,8 @@ class EndTests(Case):
         for _ in range(20):
             self.clock.advance(10)
             client.write(0, DATA[:1])
-        self.assertTrue(other.transport.lost)
-        self.assertFalse(handoff.transport.gone)
+        self.assertTrue(other.transport.gone)
+        self.assertTrue(handoff.transport.listens)
 
     def test_told_behind_the_end(self):
         client, handoff = self.retired()
@@ -1195,7 +1088,7 @@ class EndTests(Case):
         self.assertEqual([], self.names())
 
 
-class FailureTests(Case):
+class FailureTests(ReceiverCase):
     broken = OSError(errno.ENOSPC, "No space left on device")
 
     def setUp(self):
@@ -1248,7 +1141,7 @@ class FailureTests(Case):
         self.fails(1)
 
     def test_preparing(self):
-        self.disk.fail["prepare"] = self.broken
+        self.disk.fail("prepare", self.broken, times=None)
         client = self.client()
         client.write(0, DATA)
         self.assertEqual([Errno.ENOSPC], client.errors())
@@ -1317,7 +1210,7 @@ class FailureTests(Case):
         self.fails(1)
 
 
-class StopTests(Case):
+class StopTests(ReceiverCase):
     def test_table(self):
         for prepare, kind, status, words in (
             (lambda: None, GaveUp, 4, "nothing was received"),
@@ -1373,7 +1266,7 @@ class StopTests(Case):
         self.assertEqual(["disk.INCOMPLETE"], self.names())
 
 
-class BeginTests(Case):
+class BeginTests(ReceiverCase):
     def test_refused(self):
         record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location("z"), "", retired="then")
         for kind in (Kind.MIGRATED, Kind.MIGRATING):

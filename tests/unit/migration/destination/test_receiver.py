@@ -12,16 +12,14 @@ from blockmig.errors import ExitStatus, GaveUp, LocalFailure
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.nbd import Command, CommandFlag, Errno, HandshakeRefused
 from blockmig.runtime import Runtime
+from blockmig.testing import Call, ManualThreads, MemoryDisk, synchronous
 from tests.support.made import made
 from tests.unit.support import (
     ADDRESS,
     Client,
     FakeReactor,
-    MemoryDisk,
-    MemoryTransport,
+    HandTransport,
     SocketTransport,
-    Threads,
-    in_thread,
     request_bytes,
 )
 
@@ -37,7 +35,7 @@ class Case(SynchronousTestCase):
         self.disk = MemoryDisk(b"o" * SIZE)
         self.make()
 
-    def make(self, thread=in_thread, **keywords):
+    def make(self, thread=synchronous, **keywords):
         keywords.setdefault("overwrite", True)
         self.receiver = made(Receiver, self.disk, reactor=self.clock, in_thread=thread, **keywords)
         self.outcome = self.receiver.complete()
@@ -69,18 +67,18 @@ class CompleteTests(Case):
         self.assertEqual(
             (SIZE, SIZE, 0, 1), (summary.bytes, summary.data, summary.zeroes, summary.attempts)
         )
-        self.assertEqual(DATA, bytes(self.disk.data))
-        self.assertTrue(client.transport.lost)
+        self.assertEqual(DATA, self.disk.content)
+        self.assertTrue(client.transport.gone)
 
     def test_flushed_before_completion_though_nobody_asked(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client = self.client()
         client.write(0, DATA)
         client.disconnect()
         self.assertNotIn("flush", self.disk.names())
         self.waits()
-        self.assertFalse(client.transport.gone)
+        self.assertTrue(client.transport.listens)
         threads.run()
         self.assertEqual("flush", self.disk.names()[-1])
         self.summary()
@@ -95,7 +93,7 @@ class CompleteTests(Case):
         self.assertEqual(2, self.disk.names().count("flush"))
 
     def test_flush_reply_comes_after_the_flush(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client = self.client()
         client.write(0, DATA)
@@ -114,12 +112,12 @@ class CompleteTests(Case):
         client.disconnect()
         summary = self.summary()
         self.assertEqual((2000, 3000), (summary.data, summary.zeroes))
-        expected = DATA[:1000] + bytes(2000) + b"o" * 1000 + DATA[4000:]
-        self.assertEqual(expected, bytes(self.disk.data))
+        expected = DATA[:1000] + bytes(3000) + DATA[4000:]
+        self.assertEqual(expected, self.disk.content)
 
     def test_lost_while_the_last_flush_is_under_way(self):
         """The disconnect was accepted: the migration is complete whatever the connection does."""
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client = self.client()
         client.write(0, DATA)
@@ -131,7 +129,7 @@ class CompleteTests(Case):
         self.assertEqual(SIZE, self.summary().bytes)
 
     def test_disconnect_waits_for_what_is_under_way(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client = self.client()
         client.write(0, DATA[:4000])
@@ -156,10 +154,10 @@ class CompleteTests(Case):
         client.write(0, DATA)
         client.give(request_bytes(DISC) + request_bytes(WRITE, 0, 4) + b"evil")
         self.summary()
-        self.assertEqual(DATA, bytes(self.disk.data))
+        self.assertEqual(DATA, self.disk.content)
 
     def test_data_behind_a_disconnect_that_has_to_wait_is_ignored(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client = self.client()
         client.give(request_bytes(WRITE, 0, SIZE, CommandFlag.FUA) + DATA)
@@ -167,7 +165,7 @@ class CompleteTests(Case):
         client.give(request_bytes(WRITE, 0, 4) + b"evil")
         threads.run()
         self.summary()
-        self.assertEqual(DATA, bytes(self.disk.data))
+        self.assertEqual(DATA, self.disk.content)
 
     def test_oldstyle(self):
         self.make(oldstyle=True)
@@ -189,7 +187,7 @@ class CompleteTests(Case):
         for position in range(len(stream)):
             client.give(stream[position : position + 1])
         self.summary()
-        self.assertEqual(DATA, bytes(self.disk.data))
+        self.assertEqual(DATA, self.disk.content)
 
 
 class RestartTests(Case):
@@ -205,7 +203,7 @@ class RestartTests(Case):
             self.assertEqual([0], second.errors())
             second.disconnect()
             self.waits()
-            self.assertTrue(second.transport.lost)
+            self.assertTrue(second.transport.gone)
             third = self.client()
             third.write(0, DATA)
             third.disconnect()
@@ -235,13 +233,13 @@ class RestartTests(Case):
         client.write(0, DATA)
         client.give(b"x" * 28)
         self.waits()
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)
         second = self.client()
         second.disconnect()
         self.waits()
 
     def test_old_attempt_still_in_a_thread(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client = self.client()
         client.give(request_bytes(ZEROES, 0, 1000, CommandFlag.FUA))
@@ -256,7 +254,7 @@ class RestartTests(Case):
         second.disconnect()
         threads.run()
         self.summary()
-        self.assertEqual(DATA, bytes(self.disk.data))
+        self.assertEqual(DATA, self.disk.content)
 
 
 class StrayTests(Case):
@@ -275,7 +273,7 @@ class StrayTests(Case):
                 client.write(hole + 1, DATA[hole + 1 :])
             client.disconnect()
             self.waits()
-            self.assertTrue(client.transport.lost)
+            self.assertTrue(client.transport.gone)
 
     def test_second_connection(self):
         first, second = self.client(), self.client()
@@ -287,18 +285,18 @@ class StrayTests(Case):
         self.assertEqual(0, second.ask(FLUSH)[0])
         second.disconnect()
         self.waits()
-        self.assertFalse(first.transport.gone)
+        self.assertTrue(first.transport.listens)
         first.write(4000, DATA[4000:])
         first.disconnect()
         self.summary()
-        self.assertEqual(DATA, bytes(self.disk.data))
+        self.assertEqual(DATA, self.disk.content)
 
     def test_disconnect_of_another_when_all_is_covered(self):
         first, second = self.client(), self.client()
         first.write(0, DATA)
         second.disconnect()
         self.waits()
-        self.assertTrue(second.transport.lost)
+        self.assertTrue(second.transport.gone)
         first.disconnect()
         self.summary()
 
@@ -314,7 +312,7 @@ class StrayTests(Case):
         sender.disconnect()
         self.summary()
         for client in (half_open, negotiating, idle, reader):
-            self.assertTrue(client.transport.lost)
+            self.assertTrue(client.transport.gone)
 
     def test_not_nbd(self):
         for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 4, bytes(1000)):
@@ -341,7 +339,7 @@ class StrayTests(Case):
             payload = b"ab" if arguments[0] == WRITE else b""
             self.assertEqual(error, client.ask(*arguments, payload=payload)[0])
         self.assertEqual(0, self.receiver.attempts)
-        self.assertEqual(b"o" * SIZE, bytes(self.disk.data))
+        self.assertEqual(b"o" * SIZE, self.disk.content)
         client.write(0, DATA)
         self.assertEqual([0], client.errors())
 
@@ -353,10 +351,10 @@ class TimeoutTests(Case):
         clients[1].give(b"\0\0\0\3")
         self.clock.advance(9)
         clients[1].give(b"I")
-        self.assertFalse(clients[0].transport.gone)
+        self.assertTrue(clients[0].transport.listens)
         self.clock.advance(2)
         self.clock.advance(0)
-        self.assertEqual([True, True], [client.transport.lost for client in clients])
+        self.assertEqual([True, True], [client.transport.gone for client in clients])
 
     def test_idle(self):
         self.make(idle_timeout=10)
@@ -364,32 +362,32 @@ class TimeoutTests(Case):
         for _ in range(5):
             client.write(0, DATA[:100])
             self.clock.advance(9)
-        self.assertFalse(client.transport.gone)
+        self.assertTrue(client.transport.listens)
         self.clock.advance(2)
         self.clock.advance(0)
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)
         second = self.client()
         second.write(0, b"x")
         self.assertEqual([0], second.errors())
 
     def test_not_idle_while_something_is_under_way(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads, idle_timeout=10)
         client = self.client()
         client.write(0, b"x")
         client.send(FLUSH)
         self.clock.pump([5] * 10)
-        self.assertFalse(client.transport.gone)
+        self.assertTrue(client.transport.listens)
         threads.run()
         self.assertEqual([0, 0], client.errors())
         self.clock.pump([5] * 3)
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)
 
     def test_never(self):
         self.make(handshake_timeout=0, idle_timeout=0)
         clients = [self.client(), self.client(shake=False)]
         self.clock.pump([1000] * 10)
-        self.assertEqual([False, False], [client.transport.gone for client in clients])
+        self.assertEqual([True, True], [client.transport.listens for client in clients])
 
     def test_give_up(self):
         self.make(give_up_after=100)
@@ -441,7 +439,7 @@ class DiskErrorTests(Case):
             client = self.client()
             client.write(0, DATA[:100])
             client.errors()
-            self.disk.fail["write"] = OSError(number, "broken disk")
+            self.disk.fail("write", OSError(number, "broken disk"), times=None)
             client.write(0, DATA)
             error = self.fails(client, wire)
             self.assertIn("broken disk", str(error))
@@ -449,7 +447,7 @@ class DiskErrorTests(Case):
 
     def test_write_in_pieces_is_answered_once(self):
         client = self.client()
-        self.disk.fail["write"] = OSError(errno.ENOSPC, "full")
+        self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         stream = request_bytes(WRITE, 0, SIZE) + DATA
         _request, _ = client.wire.request(WRITE, 0, SIZE)
         for position in range(0, len(stream), 100):
@@ -467,20 +465,20 @@ class DiskErrorTests(Case):
             client = self.client()
             client.write(0, DATA[:100])
             client.errors()
-            self.disk.fail[method] = OSError(errno.EIO, "broken")
+            self.disk.fail(method, OSError(errno.EIO, "broken"), times=None)
             client.send(*arguments)
             self.fails(client, 5)
 
     def test_fua(self):
         client = self.client()
-        self.disk.fail["flush"] = OSError(errno.EIO, "broken")
+        self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
         client.write(0, DATA, CommandFlag.FUA)
         self.fails(client, 5)
 
     def test_last_flush(self):
         client = self.client()
         client.write(0, DATA)
-        self.disk.fail["flush"] = OSError(errno.EIO, "broken")
+        self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
         client.disconnect()
         self.waits()
         self.clock.advance(6)
@@ -488,20 +486,20 @@ class DiskErrorTests(Case):
 
     def test_sender_that_does_not_leave(self):
         client = self.client()
-        self.disk.fail["write"] = OSError(errno.EIO, "broken")
+        self.disk.fail("write", OSError(errno.EIO, "broken"), times=None)
         client.write(0, DATA)
         self.assertEqual([5], client.errors())
         self.clock.advance(4)
         self.waits()
         self.clock.advance(2)
         self.failure(LocalFailure)
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)
 
     def test_a_failed_write_is_not_covered(self):
         client = self.client()
-        self.disk.fail["write"] = OSError(errno.EIO, "broken")
+        self.disk.fail("write", OSError(errno.EIO, "broken"), times=None)
         client.write(0, DATA)
-        self.disk.fail.clear()
+        self.disk.heal()
         client.disconnect()
         self.clock.pump([1] * 10)
         self.failure(LocalFailure)
@@ -509,10 +507,10 @@ class DiskErrorTests(Case):
     def test_read_error_only_costs_the_connection(self):
         client, reader = self.client(), self.client()
         client.write(0, DATA)
-        self.disk.fail["read"] = OSError(errno.EIO, "broken")
+        self.disk.fail("read", OSError(errno.EIO, "broken"), times=None)
         reader.send(READ, 0, 100)
         self.clock.advance(0)
-        self.assertTrue(reader.transport.lost)
+        self.assertTrue(reader.transport.gone)
         client.disconnect()
         self.summary()
 
@@ -523,7 +521,7 @@ class WriteBackTests(Case):
     def setUp(self):
         self.clock = Clock()
         self.disk = MemoryDisk(bytes(64 << 20))
-        self.threads = Threads()
+        self.threads = ManualThreads()
         self.make(self.threads)
         self.peer = self.client()
 
@@ -535,11 +533,11 @@ class WriteBackTests(Case):
     def test_windows_go_to_the_medium(self):
         self.window()
         self.threads.run()
-        self.assertEqual(("write_back", 0, 32 << 20, False), self.disk.calls[-1])
+        self.assertEqual(Call("write_back", 0, 32 << 20), self.disk.calls[-1])
 
     def test_error_ends_the_migration(self):
         self.window()
-        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
+        self.disk.fail("write_back", OSError(errno.EIO, "medium error"), times=None)
         self.threads.run()
         self.peer.lose()
         self.assertIn("medium error", str(self.failure(LocalFailure)))
@@ -547,7 +545,7 @@ class WriteBackTests(Case):
     def test_flush_after_the_error_is_no_success(self):
         """Or the sender would unlink its source, though this copy has lost data."""
         self.window()
-        self.disk.fail["write_back"] = OSError(errno.EIO, "medium error")
+        self.disk.fail("write_back", OSError(errno.EIO, "medium error"), times=None)
         self.threads.run()
         self.peer.send(FLUSH)
         self.threads.run()
@@ -556,11 +554,11 @@ class WriteBackTests(Case):
 
     def test_a_sender_faster_than_the_medium_waits(self):
         for _ in range(4):
-            self.assertEqual("producing", self.peer.transport.producerState)
+            self.assertTrue(self.peer.transport.receives)
             self.window()
-        self.assertEqual("paused", self.peer.transport.producerState)
+        self.assertFalse(self.peer.transport.receives)
         self.threads.run()
-        self.assertEqual("producing", self.peer.transport.producerState)
+        self.assertTrue(self.peer.transport.receives)
 
 
 class EndTests(Case):
@@ -572,7 +570,7 @@ class EndTests(Case):
         self.assertIsNone(self.receiver.factory().buildProtocol(ADDRESS))
 
     def test_refused_while_the_end_is_made(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client, other = self.client(), self.client()
         client.write(0, DATA)
@@ -581,7 +579,7 @@ class EndTests(Case):
         self.assertEqual([Errno.ESHUTDOWN], other.errors())
         threads.run()
         self.summary()
-        self.assertEqual(DATA, bytes(self.disk.data))
+        self.assertEqual(DATA, self.disk.content)
 
     def test_stop(self):
         client = self.client()
@@ -589,7 +587,7 @@ class EndTests(Case):
         self.receiver.stop("enough")
         error = self.failure(GaveUp)
         self.assertIn("enough", str(error))
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)
         self.receiver.stop("again")
 
     def test_stop_before_anything(self):
@@ -598,14 +596,14 @@ class EndTests(Case):
 
     def test_not_over_while_a_thread_works_on_the_disk(self):
         """The caller closes the disk then: a thread would work on a descriptor that is not its."""
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client = self.client()
         client.give(request_bytes(ZEROES, 0, 1000, CommandFlag.FUA))
         self.assertEqual(1, len(threads.waiting))
         self.receiver.stop()
         self.clock.advance(0)
-        self.assertTrue(client.transport.lost)
+        self.assertTrue(client.transport.gone)
         self.assertNoResult(self.outcome)
         threads.run()
         self.failure(GaveUp)
@@ -619,7 +617,7 @@ class BoundTests(SynchronousTestCase):
 
         self.reactor = FakeReactor()
         self.disk = MemoryDisk(b"o" * SIZE)
-        self.receiver = Receiver(self.disk, runtime=Runtime(self.reactor, in_thread))
+        self.receiver = Receiver(self.disk, runtime=Runtime(self.reactor, synchronous))
         self.connection = self.receiver.factory().buildProtocol(ADDRESS)
         ours, self.theirs = socket.socketpair()
         self.addCleanup(self.theirs.close)
@@ -659,7 +657,7 @@ class BoundTests(SynchronousTestCase):
 
 class TransportTests(Case):
     def test_transport_that_is_paused_and_resumed_around_many_requests(self):
-        threads = Threads()
+        threads = ManualThreads()
         self.make(threads)
         client = self.client()
         client.write(0, b"x")
@@ -667,10 +665,10 @@ class TransportTests(Case):
         client.received()
         for _ in range(300):
             client.give(request_bytes(FLUSH))
-        self.assertEqual("paused", client.transport.producerState)
+        self.assertFalse(client.transport.receives)
         self.assertLessEqual(len(threads.waiting), 4, "a migration takes a few threads at most")
         threads.run()
-        self.assertEqual("producing", client.transport.producerState)
+        self.assertTrue(client.transport.receives)
         threads.run()
         self.assertEqual(300 * 16, len(client.received()))
-        self.assertIsInstance(client.transport, MemoryTransport)
+        self.assertIsInstance(client.transport, HandTransport)

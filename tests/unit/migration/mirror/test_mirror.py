@@ -30,28 +30,27 @@ from blockmig.nbd import Command
 from blockmig.runtime import Runtime
 from blockmig.server import LatencyMonitor, Server
 from blockmig.storage import DiskChanged
-from blockmig.testing import Direction, MemoryNetwork, connect_client
-from tests.support.made import made
-from tests.unit.support import (
-    MemoryDisk,
-    RecordedDisk,
-    RecordedSource,
-    Story,
-    Threads,
-    in_thread,
-    make_plain,
+from blockmig.testing import (
+    Call,
+    Direction,
+    ManualThreads,
+    MemoryNetwork,
+    connect_client,
+    synchronous,
 )
+from tests.support.made import made
+from tests.unit.support import RecordedDisk, Story, make_plain
 
 KIB = 1024
 SIZE = 300 * KIB + 777
 BLOCK = 512
 
 
-class Source(RecordedSource):
+class Source(RecordedDisk):
     """One that says when it is retired; what is held then is of no importance any more."""
 
     def extents(self, offset):
-        self._called("extents", offset)
+        self._called(Call("extents", offset))
         return iter([Extent(offset, self.size - offset, False)])
 
 
@@ -95,7 +94,7 @@ class Writer:
     def check(self, disk, unanswered=False):
         """All of what was answered is there; what was not may be."""
         for block, data in self.answered.items():
-            found = bytes(disk.data[block * BLOCK : (block + 1) * BLOCK])
+            found = disk.content[block * BLOCK : (block + 1) * BLOCK]
             if unanswered and self.asked is not None and self.asked[0] == block:
                 self.case.assertIn(found, (data, self.asked[1]))
             else:
@@ -116,7 +115,7 @@ class Case(SynchronousTestCase):
         self.events = []
         self.systems = [Story(self.teller(name)) for name in ("src", "dst")]
         self.server = Server(
-            self.source, latency=LatencyMonitor(), runtime=Runtime(self.clock, in_thread)
+            self.source, latency=LatencyMonitor(), runtime=Runtime(self.clock, synchronous)
         )
         self.port = self.network.listen("server", self.server.factory())
         self.stopped = self.server.complete()
@@ -130,7 +129,7 @@ class Case(SynchronousTestCase):
         self.receiver = Receiver(
             self.target,
             overrides=Overrides(overwrite=True),
-            runtime=Runtime(self.clock, in_thread, self.systems[1]),
+            runtime=Runtime(self.clock, synchronous, self.systems[1]),
         )
         self.arrived = self.receiver.complete()
         self.arrived.addErrback(lambda failure: failure.trap(MigrationError) and failure)
@@ -139,7 +138,7 @@ class Case(SynchronousTestCase):
     def mirror(self, **keywords):
         keywords = {
             "reactor": self.clock,
-            "in_thread": in_thread,
+            "in_thread": synchronous,
             "unlink": self.unlink,
             "overwrite": True,
             "reply_timeout": 60.0,
@@ -183,7 +182,7 @@ class Case(SynchronousTestCase):
         self.successResultOf(self.stopped)
         self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
         # A message with all of both would take minutes.
-        self.assertTrue(self.source.data == self.target.data, "the copy is not the disk")
+        self.assertTrue(self.source.content == self.target.content, "the copy is not the disk")
         for writer in self.writers:
             self.assertIsNotNone(writer.failed)
             writer.check(self.target)
@@ -216,7 +215,7 @@ class Case(SynchronousTestCase):
         return next(
             link
             for link in found[::-1]
-            if (told := link.server._protocol.negotiated) is not None and told.export.name == ""
+            if (told := link.server.protocol.negotiated) is not None and told.export.name == ""
         )
 
     def step(self):
@@ -345,12 +344,12 @@ class DoneTests(Case):
         self.assertEqual("copying", self.current.state)
         self.finish()
         self.check_done()
-        self.assertEqual(b"12345", bytes(self.target.data[-5:]))
+        self.assertEqual(b"12345", self.target.content[-5:])
 
     def test_a_read_only_server(self):
         self.stopped.addErrback(lambda _: None)
         self.port.stopListening()
-        self.server = Server(self.source, read_only=True, runtime=Runtime(self.clock, in_thread))
+        self.server = Server(self.source, read_only=True, runtime=Runtime(self.clock, synchronous))
         self.stopped = self.server.complete()
         self.mirror()
         self.finish()
@@ -423,7 +422,7 @@ class LostTests(Case):
             self.writer()
             self.mirror(longest_pause=5.0)
             self.steps_to(lambda: self.current.state == "copying")
-            earlier = self.link().client._protocol
+            earlier = self.link().client.protocol
             earlier = getattr(earlier, "_wrappedProtocol", earlier)
             self.link().cut()
             self.steps_to(lambda: self.current.status()["attempts"] == 2)
@@ -514,13 +513,13 @@ class BreakTests(Case):
             self.mirror(longest_pause=5.0)
             self.steps_to(lambda state=state: self.current.state == state)
             self.clock.advance(0.02)  # it has written something, and waits
-            count, before = writer.count, bytes(self.source.data)
+            count, before = writer.count, self.source.content
             self.server.stop("stopped")
             self.current.stop("stopped")
             self.network.advance(1)
             self.assertEqual(count, writer.count)
             self.assertIsNotNone(writer.failed)
-            self.assertTrue(before == bytes(self.source.data), "changed")
+            self.assertTrue(before == self.source.content, "changed")
             self.failureResultOf(self.outcome, GaveUp)
             self.successResultOf(self.stopped)
             self.assertIn("flush", self.source.names(), "this is the canonical copy")
@@ -610,11 +609,11 @@ class EndTests(Case):
 
     def check_nobody_is_served(self):
         """No write is answered any more, and who waited is sent away."""
-        writer, before = self.writers[0], bytes(self.source.data)
+        writer, before = self.writers[0], self.source.content
         count = writer.count
         self.network.advance(5)
         self.assertEqual(count, writer.count)
-        self.assertTrue(before == bytes(self.source.data), "changed")
+        self.assertTrue(before == self.source.content, "changed")
         self.assertIsNotNone(writer.failed)
         self.successResultOf(self.stopped)
         self.assertNotIn("flush", self.source.names())
@@ -692,7 +691,7 @@ class EndTests(Case):
 
     def test_the_source_cannot_be_read(self):
         self.writer()
-        self.source.fail["probe"] = OSError(5, "Input/output error")
+        self.source.fail("probe", OSError(5, "Input/output error"), times=None)
         self.mirror()
         self.finish()
         self.failureResultOf(self.outcome, LocalFailure)
@@ -762,7 +761,7 @@ class HeldTooLongTests(Case):
 
     def waiting(self, link):
         """What the sender waits for on that connection."""
-        protocol = link.client._protocol
+        protocol = link.client.protocol
         protocol = getattr(protocol, "_wrappedProtocol", protocol)
         return commands_in_flight(protocol)
 
@@ -780,11 +779,11 @@ class ReleasedTests(Case):
     PAUSE = 0.4
 
     def setUp(self):
-        self.threads = Threads()
+        self.threads = ManualThreads()
         self.wrong = []
         super().setUp()
-        self.target._called = self.target_called
-        self.source._called = self.source_called
+        self.target.observe(self.target_called)
+        self.source.observe(self.source_called)
 
     def receive(self):
         self.receiver = Receiver(
@@ -813,27 +812,25 @@ class ReleasedTests(Case):
         if event == "src MIGRATED copied retired":
             self.check_retiring(event)
 
-    def source_called(self, name, *arguments):
-        MemoryDisk._called(self.source, name, *arguments)
-        if name == "unlink":
-            self.check_retiring(name)
+    def source_called(self, call):
+        if call.method == "unlink":
+            self.check_retiring(call.method)
 
     def check_retiring(self, what):
         """What leads to it is on record on both sides, and true."""
         here, there = self.records()
-        if self.source.data != self.target.data or self.server.state != "holding":
+        if self.source.content != self.target.content or self.server.state != "holding":
             self.wrong.append(f"{what}, and the copy is another")
         if (here.phase, there.phase) != (Phase.COPIED, Phase.COPIED):
             self.wrong.append(f"{what} without its records")
 
-    def target_called(self, name, *arguments):
+    def target_called(self, call):
         """Nothing is written while one of the records says that the copy is whole."""
-        MemoryDisk._called(self.target, name, *arguments)
-        if name in ("write", "zero"):
+        if call.method in ("write", "zero"):
             here, there = self.records()
             for record in (here, there):
                 if record is not None and record.phase != Phase.COPYING:
-                    self.wrong.append(f"{name} while {record.phase} is on record")
+                    self.wrong.append(f"{call.method} while {record.phase} is on record")
 
     def step(self):
         """A message, or a thread's work, or some time."""
@@ -1046,7 +1043,7 @@ class ReleasedTests(Case):
             if how == "cut":
                 self.link().cut()
             else:
-                self.link().client._protocol.fail("silent")
+                self.link().client.protocol.fail("silent")
             self.assertEqual("serving", self.server.state, "at once")
             self.assertEqual(before, self.clock.seconds())
             count = self.writers[0].count
@@ -1097,7 +1094,7 @@ class ReleasedTests(Case):
         """A destination's flush may take ten times as long as anything else, also then."""
         self.begin(reply_timeout=5.0)
         link = self.link()
-        protocol = link.client._protocol
+        protocol = link.client.protocol
         protocol = getattr(protocol, "_wrappedProtocol", protocol)
         self.steps_to(lambda: Command.FLUSH in commands_in_flight(protocol))
         link.stall(Direction.TO_CLIENT)

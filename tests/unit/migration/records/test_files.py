@@ -23,6 +23,7 @@ from blockmig.migration.records.files import (
     timestamp,
 )
 from blockmig.syscalls import SystemCalls
+from tests.unit.support import BreakingCalls
 
 RECORD = Record(
     migration="7d0b2d5c-9f5e-4d57-8c77-000000000001",
@@ -182,54 +183,6 @@ class SameFileTests(SynchronousTestCase):
             self.assertIs(same, same_file(other, one), (other, one))
 
 
-class Calls(SystemCalls):
-    """Keeps the calls; one may fail (before or after it was made), and writes may be short."""
-
-    def __init__(self, fail=None, after=False, most=None):
-        self.fail = fail
-        self.after = after
-        self.most = most
-        self.calls = []
-        self.names = {}
-
-    def call(self, name, function, *arguments, what=()):
-        index = len(self.calls)
-        self.calls.append((name, *what))
-        if index == self.fail and not self.after:
-            raise OSError(errno.EIO, "broken")
-        result = function(*arguments)
-        if index == self.fail:
-            if name == "open":
-                os.close(result)
-            raise OSError(errno.EIO, "broken")
-        return result
-
-    def open(self, path, flags, *mode):
-        name = os.path.basename(path)
-        descriptor = self.call("open", os.open, path, flags, *mode, what=(name,))
-        self.names[descriptor] = name
-        return descriptor
-
-    def close(self, descriptor):
-        self.call("close", os.close, descriptor, what=(self.names[descriptor],))
-
-    def pwrite(self, descriptor, data, offset):
-        if self.most is not None:
-            data = data[: self.most]
-        what = (self.names[descriptor], offset, len(data))
-        return self.call("pwrite", os.pwrite, descriptor, data, offset, what=what)
-
-    def fsync(self, descriptor):
-        self.call("fsync", os.fsync, descriptor, what=(self.names[descriptor],))
-
-    def rename(self, old, new):
-        what = (os.path.basename(old), os.path.basename(new))
-        self.call("rename", os.rename, old, new, what=what)
-
-    def unlink(self, path):
-        self.call("unlink", os.unlink, path, what=(os.path.basename(path),))
-
-
 class Case(SynchronousTestCase):
     def setUp(self):
         self.directory = os.path.abspath(self.mktemp())
@@ -310,7 +263,7 @@ class WriteTests(Case):
     temporary = "disk.INCOMPLETE.tmp"
 
     def test_the_calls(self):
-        calls = Calls()
+        calls = BreakingCalls()
         record = Records(self.path, calls).write(Kind.INCOMPLETE, RECORD)
         size = len(record.encode(Kind.INCOMPLETE))
         self.assertEqual(
@@ -328,7 +281,7 @@ class WriteTests(Case):
         )
 
     def test_looked_at_last_before_it_appears(self):
-        calls = Calls()
+        calls = BreakingCalls()
         seen = []
         Records(self.path, calls).write(
             Kind.MIGRATED, RECORD, lambda: seen.extend(call[0] for call in calls.calls)
@@ -343,7 +296,7 @@ class WriteTests(Case):
         self.assertEqual([], os.listdir(self.directory))
 
     def test_short_writes(self):
-        calls = Calls(most=100)
+        calls = BreakingCalls(most=100)
         record = Records(self.path, calls).write(Kind.INCOMPLETE, RECORD)
         self.assertEqual(record, self.records.read(Kind.INCOMPLETE))
         writes = [call for call in calls.calls if call[0] == "pwrite"]
@@ -401,7 +354,7 @@ class WriteTests(Case):
 
     def test_errors_name_the_record(self):
         for index in range(8):
-            calls = Calls(index)
+            calls = BreakingCalls(index)
             error = self.assertRaises(
                 OSError, Records(self.path, calls).write, Kind.MIGRATED, RECORD
             )
@@ -412,7 +365,7 @@ class WriteTests(Case):
     def test_a_failure_at_each_call(self):
         """The old record stands, or the new one: never less, and no other name than the two."""
         old = self.records.write(Kind.INCOMPLETE, RECORD.but(attempt=1))
-        probe = Calls(most=300)
+        probe = BreakingCalls(most=300)
         Records(self.path, probe).write(Kind.INCOMPLETE, RECORD.but(attempt=1))
         total = len(probe.calls)
         renamed = [call[0] for call in probe.calls].index("rename")
@@ -420,7 +373,7 @@ class WriteTests(Case):
         for index in range(total):
             for after in (False, True):
                 self.records.write(Kind.INCOMPLETE, old)
-                calls = Calls(index, after, 300)
+                calls = BreakingCalls(index, after, 300)
                 records = Records(self.path, calls)
                 self.assertRaises(OSError, records.write, Kind.INCOMPLETE, RECORD)
                 new = index > renamed or (index == renamed and after)
@@ -437,7 +390,7 @@ class WriteTests(Case):
 
     def test_nothing_is_renamed_that_was_not_synced(self):
         for index in range(4):
-            calls = Calls(index)
+            calls = BreakingCalls(index)
             self.assertRaises(OSError, Records(self.path, calls).write, Kind.MIGRATED, RECORD)
             self.assertNotIn("rename", [call[0] for call in calls.calls])
             self.assertIsNone(self.records.read(Kind.MIGRATED))
@@ -447,7 +400,7 @@ class RemoveTests(Case):
     def test_the_calls(self):
         self.records.write(Kind.INCOMPLETE, RECORD)
         self.put(b"torn", "disk.INCOMPLETE.tmp")
-        calls = Calls()
+        calls = BreakingCalls()
         Records(self.path, calls).remove(Kind.INCOMPLETE, Kind.MIGRATED)
         directory = os.path.basename(self.directory)
         self.assertEqual(
@@ -466,7 +419,7 @@ class RemoveTests(Case):
 
     def test_synced_though_nothing_was_there(self):
         """It may be a removal that was not made durable the last time."""
-        calls = Calls()
+        calls = BreakingCalls()
         Records(self.path, calls).remove(Kind.MIGRATING)
         self.assertIn("fsync", [call[0] for call in calls.calls])
 
@@ -474,7 +427,9 @@ class RemoveTests(Case):
         for index in (0, 1, 2, 3):
             self.records.write(Kind.MIGRATED, RECORD)
             self.put(b"", "disk.MIGRATED.tmp")
-            self.assertRaises(OSError, Records(self.path, Calls(index)).remove, Kind.MIGRATED)
+            self.assertRaises(
+                OSError, Records(self.path, BreakingCalls(index)).remove, Kind.MIGRATED
+            )
 
     def test_only_what_is_named(self):
         for kind in Kind:
@@ -486,7 +441,7 @@ class RemoveTests(Case):
 
     def test_where_found(self):
         self.put(b"torn", "disk.ACCEPTED")
-        calls = Calls()
+        calls = BreakingCalls()
         records = Records(self.path, calls)
         records.remove_existing(Kind.INCOMPLETE, Kind.MIGRATED)
         self.assertEqual([], calls.calls)
@@ -497,10 +452,10 @@ class RemoveTests(Case):
 
 class SyncTests(Case):
     def test_the_directory_is_synced(self):
-        calls = Calls()
+        calls = BreakingCalls()
         Records(self.path, calls).sync()
         self.assertEqual(["open", "fsync", "close"], [call[0] for call in calls.calls])
-        self.assertRaises(OSError, Records(self.path, Calls(1)).sync)
+        self.assertRaises(OSError, Records(self.path, BreakingCalls(1)).sync)
 
     def test_where_there_is_no_directory(self):
         Records(self.path + "/no/where").sync()

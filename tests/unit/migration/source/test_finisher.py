@@ -39,8 +39,9 @@ from blockmig.nbd import (
     TransmissionFlag,
 )
 from blockmig.runtime import Runtime
+from blockmig.testing import synchronous
 from tests.support.made import made
-from tests.unit.support import ADDRESS, ONE, TWO, MemoryEndpoint, RecordedDisk, Story, in_thread
+from tests.unit.support import ADDRESS, ONE, TWO, MemoryEndpoint, RecordedDisk, Story
 
 SIZE = 5000
 URI = "nbd://there/"
@@ -167,7 +168,7 @@ class Case(SynchronousTestCase):
             self.source(told, **(record or {})),
             Destination(self.endpoint),
             reactor=self.clock,
-            in_thread=in_thread,
+            in_thread=synchronous,
             **keywords,
         )
         self.outcome = self.finisher.run()
@@ -208,7 +209,7 @@ class ReceiverTests(Case):
         self.target = Records(disk.path)
         record = RECORD.but(phase=Phase(phase), **changes)
         self.target.write(Kind.INCOMPLETE, record)
-        self.receiver = Receiver(disk, runtime=Runtime(self.clock, in_thread))
+        self.receiver = Receiver(disk, runtime=Runtime(self.clock, synchronous))
         self.arrived = self.receiver.complete()
         self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
 
@@ -248,12 +249,13 @@ class ReceiverTests(Case):
         while True:
             self.setUp()
             self.receive()
-            self.endpoint.budgets.extend([budget, budget])
+            for _ in range(2):
+                self.endpoint.cut_next(pieces=budget)
             self.finish()
             self.pass_time(40)
             self.done()
             self.successResultOf(self.arrived)
-            delivered = [link.delivered for link in self.endpoint.links[:2]]
+            delivered = [link.pieces for link in self.endpoint.connections[:2]]
             if max(delivered) < budget:
                 break
             budget += 1
@@ -271,7 +273,7 @@ class ReceiverTests(Case):
         ):
             self.setUp()
             disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
-            self.receiver = Receiver(disk, runtime=Runtime(self.clock, in_thread))
+            self.receiver = Receiver(disk, runtime=Runtime(self.clock, synchronous))
             self.arrived = self.receiver.complete()
             self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
             self.finish(told, {"destination": Location(host, disk.path, URI), "token": token})
@@ -280,7 +282,7 @@ class ReceiverTests(Case):
             else:
                 self.failureResultOf(self.outcome, Unconfirmed)
             self.assertEqual(exact, self.arrived.called)
-            self.assertEqual(b"x" * SIZE, bytes(disk.data))
+            self.assertEqual(b"x" * SIZE, disk.content)
 
 
 class OrderTests(Case):
@@ -541,11 +543,11 @@ class StopTests(Case):
         for messages in range(30):
             self.setUp()
             self.finisher = Finisher(
-                self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+                self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
             )
             self.outcome = self.finisher.run()
             for _ in range(messages):
-                if not any(link.step() for link in self.endpoint.links):
+                if not self.endpoint.step():
                     self.clock.advance(0)
             if self.outcome.called:
                 self.done()
@@ -554,12 +556,12 @@ class StopTests(Case):
             self.finisher.stop("enough")
             self.endpoint.pump()
             self.unconfirmed("enough")
-            self.assertTrue(all(link.client.gone for link in self.endpoint.links))
+            self.assertTrue(all(link.client.gone for link in self.endpoint.connections))
         self.fail("it has no end")
 
     def test_before_it_began(self):
         finisher = Finisher(
-            self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+            self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
         )
         finisher.stop()
 
@@ -580,7 +582,7 @@ class SettleTests(Case):
         source = self.source()
         self.system.fsync = broken
         self.finisher = Finisher(
-            source, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+            source, Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
         )
         self.outcome = self.finisher.run()
         self.endpoint.pump()
@@ -602,7 +604,7 @@ class RecordFailureTests(Case):
         source = self.source()
         self.system.fail["MIGRATING copied told"] = OSError(errno.ENOSPC, "full")
         self.finisher = Finisher(
-            source, Destination(self.endpoint), runtime=Runtime(self.clock, in_thread)
+            source, Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
         )
         self.outcome = self.finisher.run()
         self.endpoint.pump()

@@ -11,9 +11,17 @@ from blockmig.errors import GaveUp, Refused
 from blockmig.migration.source.foreign import DestinationNotEmpty, check_empty
 from blockmig.nbd import Command, Errno, Export, ServerHandshake
 from blockmig.storage import sample_ranges
-from tests.unit.migration.source.test_sender import ALL, DATA, DISC, FLUSH, SIZE, WRITE, HandServer
-from tests.unit.migration.source.test_sender import Case as SenderCase
-from tests.unit.support import UnlinkableDisk
+from blockmig.testing import UnlinkableMemoryDisk
+from tests.unit.migration.source.case import (
+    ALL,
+    DATA,
+    DISC,
+    FLUSH,
+    SIZE,
+    WRITE,
+    HandServer,
+    SenderCase,
+)
 
 READ = Command.READ
 LARGE = 300 << 20
@@ -178,7 +186,7 @@ class SenderTests(SenderCase):
         """In the same process; in a later one it is the record that says so."""
         self.keywords = {"answer": lambda r: None if r.command == FLUSH else 0}
         self.send()
-        self.endpoint.links[0].cut()
+        self.endpoint.connections[0].cut()
         self.endpoint.pump()
         self.content, self.keywords = self.servers[0].data, {}
         self.pass_time()
@@ -189,7 +197,7 @@ class SenderTests(SenderCase):
         """The server of the first attempt has ended, and another has its address."""
         self.keywords = {"answer": lambda r: None if r.command == FLUSH else 0}
         self.send()
-        self.endpoint.links[0].cut()
+        self.endpoint.connections[0].cut()
         self.endpoint.pump()
         self.content, self.keywords = random.Random(9).randbytes(SIZE), {}
         for _ in range(3):
@@ -203,7 +211,7 @@ class SenderTests(SenderCase):
         self.failure(GaveUp)
 
     def test_a_disk_of_many_places(self):
-        self.disk = UnlinkableDisk(bytes(16 << 20))
+        self.disk = UnlinkableMemoryDisk(bytes(16 << 20))
         self.export = Export("", 16 << 20, ALL)
         self.content = bytes(16 << 20)
         self.send()
@@ -223,7 +231,7 @@ class ServedTests(SenderCase):
         class Served(HandServer):
             def connectionMade(self):
                 super().connectionMade()
-                self.transport.pieces.clear()
+                self.transport.discard()
                 self.handshake = ServerHandshake(lambda name: self.export, lambda: names)
                 self.transport.write(self.handshake.data_to_send())
 

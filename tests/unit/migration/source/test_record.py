@@ -13,8 +13,7 @@ from blockmig.migration.records.files import Kind, Location, Phase, Records
 from blockmig.migration.records.permitted import SourceState, source_state
 from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
-from tests.unit.migration.records.test_files import Calls
-from tests.unit.support import ONE
+from tests.unit.support import ONE, BreakingCalls
 
 URI = "nbd://there/x"
 PLACE = Location("there", "/copy", URI)
@@ -145,7 +144,7 @@ class StepTests(Case):
 
 class AbandonTests(Case):
     def test_before_the_first_attempt_nothing_is_touched(self):
-        calls = Calls()
+        calls = BreakingCalls()
         self.make(records=Records(self.records.path, calls)).abandon()
         self.assertEqual([], calls.calls)
 
@@ -230,7 +229,7 @@ class AbandonTests(Case):
         source.copied()
         source.abandon()
         left = self.migrating()
-        calls = Calls()
+        calls = BreakingCalls()
         again = self.make(SourceState(left), Records(self.records.path, calls), unlink=True)
         self.assertEqual((PLACE, True), (again.record.destination, again.record.whole))
         again.abandon()
@@ -332,7 +331,7 @@ class AgainTests(Case):
         for kind in ("MIGRATED", "MIGRATING"):
             with open(f"{self.records.path}.{kind}", "wb") as file:
                 file.write(b"torn")
-        calls = Calls()
+        calls = BreakingCalls()
         found = SourceState(instead_of=ONE, unreadable=(Kind.MIGRATED, Kind.MIGRATING))
         second = self.make(found, Records(self.records.path, calls), again=True)
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
@@ -426,7 +425,7 @@ class RetireTests(Case):
             index = 0
             while True:
                 self.records.remove(Kind.MIGRATED)
-                source._records = Records(self.records.path, Calls(index, after))
+                source._records = Records(self.records.path, BreakingCalls(index, after))
                 try:
                     source.mark_retired()
                 except NotDurable as error:
@@ -445,7 +444,7 @@ class RetireTests(Case):
         source = self.make()
         source.copying(1, PLACE, True)
         self.records.write(Kind.MIGRATED, source.record.but(migration="other"))
-        source._records = Records(self.records.path, Calls(0))
+        source._records = Records(self.records.path, BreakingCalls(0))
         error = self.assertRaises(OSError, source.mark_retired)
         self.assertEqual(errno.EIO, error.errno)
         self.assertNotIsInstance(error, NotDurable)
@@ -462,10 +461,10 @@ class RetireTests(Case):
     def test_what_could_not_be_written_is_not_believed(self):
         source = self.make()
         source.copying(1, PLACE, True)
-        source._records = Records(self.records.path, Calls(1))
+        source._records = Records(self.records.path, BreakingCalls(1))
         self.assertRaises(OSError, source.copied)
         self.assertEqual(Phase.COPYING, source.record.phase)
-        source._records = Records(self.records.path, Calls(1))
+        source._records = Records(self.records.path, BreakingCalls(1))
         self.assertRaises(OSError, source.mark_retired)
         self.assertEqual("", source.record.retired)
 
@@ -474,7 +473,7 @@ class RetireTests(Case):
         source = self.make()
         source.copying(1, PLACE, True)
         source.copied()
-        source._records = Records(self.records.path, Calls(0))
+        source._records = Records(self.records.path, BreakingCalls(0))
         self.assertRaises(OSError, source.acknowledged, "key")
         self.assertEqual(("key", True), (source.record.token, bool(source.record.told)))
         self.assertEqual("", self.migrating().told)
@@ -488,13 +487,13 @@ class RetireTests(Case):
         source.copying(1, PLACE, True)
         source.copied()
         source.mark_retired()
-        source._records = Records(self.records.path, Calls(0))
+        source._records = Records(self.records.path, BreakingCalls(0))
         source.complete()
         self.assertEqual(["disk.MIGRATED"], self.names())
         self.assertEqual("", self.migrated().confirmed)
         # Unlike one that is not there yet, and is all that tells of a copy.
         source = self.make(SourceState(instead_of=ONE), unlink=True)
         source.copying(1, PLACE, True)
-        source._records = Records(self.records.path, Calls(0))
+        source._records = Records(self.records.path, BreakingCalls(0))
         self.assertRaises(OSError, source.complete)
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())

@@ -7,67 +7,27 @@ import os
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 
 from blockmig.client import Destination
 from blockmig.errors import LocalFailure, Unconfirmed
-from blockmig.interfaces import IRecordedDisk, IUnlinkableDisk, IWatchedDisk
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.migration.source.sender import Sender
 from blockmig.migration.source.watch import SourceGone, SourceTouched, SourceWatch
 from blockmig.runtime import Runtime
-from blockmig.storage import DiskChanged, DiskVersion
+from blockmig.storage import DiskChanged
 from blockmig.syscalls import SYSTEM
-from tests.unit.support import (
-    ADDRESS,
-    MemoryDisk,
-    MemoryEndpoint,
-    RecordedDisk,
-    RecordedSource,
-    Story,
-    in_thread,
-)
+from blockmig.testing import Call, MemoryDisk, synchronous
+from tests.unit.support import ADDRESS, MemoryEndpoint, RecordedDisk, Story, WatchedDisk
 
 DATA = bytes(range(250)) * 20
 SIZE = len(DATA)
 
 
-@implementer(IRecordedDisk, IUnlinkableDisk, IWatchedDisk)
-class Watched(RecordedSource):
-    """A source whose file other hands get at.
-
-    `before` is called with the number of each look at its place: 0 for the first.
-    """
-
-    def __init__(self, content, path):
-        super().__init__(content, path)
-        self.written, self.touched, self.gone, self.moved = 1, 1, False, False
-        self.before = lambda look: None
-        self.looks = 0
-
-    def check_path(self):
-        self._called("check_path")
-        if self.moved:
-            raise DiskChanged(f"{self.name}: is another file now")
-
-    def is_gone(self):
-        return self.gone
-
-    def version(self, sync=True):
-        self._called("version", sync)
-        self.before(self.looks)
-        self.looks += 1
-        return DiskVersion((self.written,), (self.touched,))
-
-    def rescue(self, announce=None):
-        raise AssertionError("nobody rescues a source")
-
-
 class WatchTests(SynchronousTestCase):
     def setUp(self):
-        self.disk = Watched(DATA, "/nowhere/disk")
+        self.disk = WatchedDisk(DATA, "/nowhere/disk")
 
     def begun(self, **keywords):
         watch = SourceWatch(self.disk, system=SYSTEM, **keywords)
@@ -89,7 +49,7 @@ class WatchTests(SynchronousTestCase):
 
     def test_moved(self):
         watch = self.begun()
-        self.disk.moved = True
+        self.disk.displaced = "is another file now"
         self.assertRaises(DiskChanged, watch.check)
 
     def test_gone(self):
@@ -102,7 +62,7 @@ class WatchTests(SynchronousTestCase):
     def test_synced_before_both_looks(self):
         """Without that a write by way of a mapping does not show."""
         self.begun().check()
-        self.assertEqual([True, True], [c[1] for c in self.disk.calls if c[0] == "version"])
+        self.assertEqual([True, True], [c.wait for c in self.disk.calls if c.method == "version"])
 
     def test_one_that_clients_use_is_compared_from_the_instant_when_it_was_still(self):
         watch = self.begun(in_use=True)
@@ -114,7 +74,9 @@ class WatchTests(SynchronousTestCase):
         watch.check()
         self.disk.written = 3
         self.assertIn("held", str(self.assertRaises(DiskChanged, watch.check)))
-        self.assertNotIn(("version", True), self.disk.calls, "an fsync takes too long in a hold")
+        self.assertNotIn(
+            Call("version", wait=True), self.disk.calls, "an fsync takes too long in a hold"
+        )
 
     def test_one_that_cannot_be_watched(self):
         watch = SourceWatch(MemoryDisk(DATA), system=SYSTEM)
@@ -126,7 +88,7 @@ class WatchTests(SynchronousTestCase):
 
     def test_a_medium_that_fails(self):
         watch = self.begun()
-        self.disk.fail["version"] = OSError(errno.EIO, "broken")
+        self.disk.fail("version", OSError(errno.EIO, "broken"), times=None)
         self.assertRaises(OSError, watch.check)
 
 
@@ -140,12 +102,12 @@ class MigrationTests(SynchronousTestCase):
         room = os.path.abspath(self.mktemp())
         for side in ("a", "b"):
             os.makedirs(f"{room}/{side}")
-        self.source = Watched(DATA, f"{room}/a/disk")
+        self.source = WatchedDisk(DATA, f"{room}/a/disk")
         self.target = RecordedDisk(bytes(SIZE), f"{room}/b/disk")
         self.receiver = Receiver(
             self.target,
             overrides=Overrides(overwrite=True),
-            runtime=Runtime(self.clock, in_thread, Story()),
+            runtime=Runtime(self.clock, synchronous, Story()),
         )
         self.arrived = self.receiver.complete()
         self.endpoint = MemoryEndpoint(
@@ -158,7 +120,7 @@ class MigrationTests(SynchronousTestCase):
             Destination(self.endpoint, uri="nbd://there/"),
             unlink=unlink,
             patience=Patience(retry_policy=lambda failures: self.delay),
-            runtime=Runtime(self.clock, in_thread, Story()),
+            runtime=Runtime(self.clock, synchronous, Story()),
         )
         self.outcome = self.sender.run()
         for _ in range(20):
@@ -197,7 +159,7 @@ class MigrationTests(SynchronousTestCase):
     def test_changed_or_moved_at_either_look(self):
         for unlink in (True, False):
             for look in (1, 2):
-                for change in ({"written": 2}, {"moved": True}):
+                for change in ({"written": 2}, {"displaced": "is another file now"}):
                     with self.subTest(unlink=unlink, look=look, change=change):
                         self.setUp()
                         self.at(look, **change)
@@ -215,7 +177,7 @@ class MigrationTests(SynchronousTestCase):
                     self.assertIn("copied anew", self.sender.last_error)
                     self.assertEqual(2, self.successResultOf(self.outcome).attempts)
                     self.successResultOf(self.arrived)
-                    self.assertEqual(DATA, bytes(self.target.data))
+                    self.assertEqual(DATA, self.target.content)
 
     def test_gone_while_it_was_copied(self):
         """The copy may be the only one: it is not taken back, and the same command finishes."""
@@ -253,7 +215,7 @@ class MigrationTests(SynchronousTestCase):
             if not seen:
                 seen.append(True)
                 self.source.gone = True
-                self.endpoint.links[0].cut()
+                self.endpoint.connections[0].cut()
 
         self.receiver._migration.record._records._system = Story(
             lambda words: confirm() if words.endswith("copied") else None
