@@ -18,6 +18,7 @@ from typing import Any
 from blockmig.storage import default_state_directory
 
 from . import REPOSITORY
+from .forking import forked
 
 FULL = os.environ.get("BLOCKMIG_FULL") == "1"
 BIN = os.path.dirname(sys.executable)
@@ -46,7 +47,8 @@ class Running:
         assert tool is not None, f"{arguments[0]} is needed for this test and is not installed"
         guarded = ["setpriv", "--pdeathsig", "KILL", *prefix, "--", tool, *arguments[1:]]
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
+            fork = None if prefix or FULL else forked(arguments, BLOCKMIG, out, err, cwd)
+            self.process = fork or subprocess.Popen(
                 guarded,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
