@@ -42,6 +42,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.support.network import OUTSIDE
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 GIB = 1 << 30
@@ -283,7 +285,7 @@ def test_installing(block: Block, tmp_path: Path) -> None:
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info"))
     done = subprocess.run(
-        ["bash", "-euc", block.text],
+        [*OUTSIDE, "bash", "-euc", block.text],
         cwd=copy,
         env={**os.environ, "HOME": str(tmp_path)},
         stdin=subprocess.DEVNULL,
