@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,11 +18,26 @@ from pathlib import Path
 
 from blockmig.migration.records.files import Kind
 from blockmig.migration.records.verdict import examine, verdict_of, verdict_of_pair
+from tests.support import REPOSITORY
+from tests.support.processes import BLOCKMIG, Processes
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE = 300_000
-PATIENCE = 30.0
-BLOCKMIG = [sys.executable, "-m", "blockmig"]
+DYING = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from tests.support.dying import main
+main()
+"""
+
+
+@contextlib.contextmanager
+def processes(room: Path) -> Iterator[Processes]:
+    """For a while; none is left."""
+    made = Processes(room)
+    try:
+        yield made
+    finally:
+        made.finish()
 
 
 @dataclass(frozen=True)
@@ -46,24 +60,16 @@ class Hosts:
             path.parent.mkdir(parents=True, exist_ok=True)
         if not self.source.exists():
             self.source.write_bytes(os.urandom(SIZE))
-        receive = [*BLOCKMIG, "receive", "--file", str(self.destination), "--size", str(SIZE)]
-        receive += ["--listen", "tcp:0:interface=127.0.0.1", "--log-format", "json"]
-        with subprocess.Popen(receive, cwd=ROOT, stderr=subprocess.PIPE, text=True) as receiver:
-            try:
-                assert receiver.stderr is not None
-                uri = json.loads(receiver.stderr.readline())["uri"]
-                start = [sys.executable, "-m", "tests.support.dying", *dies] if dies else BLOCKMIG
-                command = [*start, "send", *options, str(self.source), uri]
-                sender = subprocess.run(
-                    command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
-                )
-                if dies:
-                    assert sender.returncode == 86, sender.stderr
-                else:
-                    assert sender.returncode == 0, sender.stderr
-                    assert receiver.wait(PATIENCE) == 0
-            finally:
+        with processes(self.room) as started:
+            receiver = started.receive(self.destination, "--size", SIZE)
+            start = [sys.executable, "-c", DYING, *dies] if dies else [BLOCKMIG]
+            sender = started.run(*start, "send", *options, self.source, receiver.uri)
+            if dies:
+                assert sender.status == 86, sender.stderr
                 receiver.kill()
+            else:
+                assert sender.status == 0, sender.stderr
+                assert receiver.wait() == 0, receiver.stderr
 
 
 def begun(hosts: Hosts) -> None:
@@ -102,12 +108,8 @@ def _listening_only(hosts: Hosts) -> None:
     hosts.destination.parent.mkdir(parents=True)
     hosts.source.parent.mkdir(parents=True)
     hosts.source.write_bytes(os.urandom(SIZE))
-    receive = [*BLOCKMIG, "receive", "--file", str(hosts.destination), "--size", str(SIZE)]
-    receive += ["--listen", "tcp:0:interface=127.0.0.1"]
-    with subprocess.Popen(receive, stderr=subprocess.PIPE, text=True) as receiver:
-        assert receiver.stderr is not None
-        assert "listening" in receiver.stderr.readline()
-        receiver.kill()
+    with processes(hosts.room) as started:
+        started.receive(hosts.destination, "--size", SIZE).kill()
 
 
 def begun_and_removed(hosts: Hosts) -> None:
@@ -141,8 +143,8 @@ def torn(hosts: Hosts) -> None:
 
 def accepted(hosts: Hosts) -> None:
     deleted(hosts)
-    command = [*BLOCKMIG, "accept", str(hosts.destination), "--i-have-checked-the-source"]
-    subprocess.run(command, check=True, capture_output=True)
+    with processes(hosts.room) as started:
+        started.checked(BLOCKMIG, "accept", hosts.destination, "--i-have-checked-the-source")
 
 
 def foreign(hosts: Hosts) -> None:

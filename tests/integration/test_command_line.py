@@ -350,7 +350,7 @@ def test_address_not_on_this_host_is_retried(processes: Processes, room: Path) -
     )
     traced = processes.run("strace", "-f", "-e", "trace=bind", "-o", room / "trace", *command)
     assert traced.status == 4, traced.stderr
-    assert 3 <= time.monotonic() - began < 10
+    assert 3 <= time.monotonic() - began < 30
     lines = traced.stderr.splitlines()
     assert len(lines) == 2, lines
     assert "trying again" in lines[0]
@@ -531,16 +531,22 @@ def test_json_progress(processes: Processes, room: Path) -> None:
     sender = processes.send(source, receiver, "--progress", "json", "--max-rate", "4M")
     assert sender.wait() == 0
     lines = [json.loads(line) for line in sender.stdout.splitlines()]
-    assert 4 <= len(lines) <= 6
     seconds = [line["seconds"] for line in lines]
     gaps = [after - before for before, after in pairwise(seconds[:-1])]
-    assert all(0.8 <= gap <= 1.2 for gap in gaps), seconds
+    if seconds[-1] < 3.4:  # a busy machine is late with one, and then not the next
+        assert 4 <= len(lines) <= 6
+        assert all(0.8 <= gap <= 1.2 for gap in gaps), seconds
+    assert len(lines) >= 4
+    assert all(second >= number - 0.2 for number, second in enumerate(seconds[:-1])), seconds
     done = [line["done"] for line in lines]
     assert done == sorted(done)
     assert done[-1] == lines[-1]["total"] == 12 * MIB
     assert {line["event"] for line in lines} == {"progress"}
     assert lines[-1]["attempt"] == 1
-    assert all(2 * MIB <= line["rate"] <= 6 * MIB for line in lines[2:-1]), lines
+    assert all(line["rate"] <= 6 * MIB for line in lines[2:-1]), lines
+    for before, after in pairwise(lines[:-1]):
+        passed = after["seconds"] - before["seconds"]
+        assert after["rate"] == pytest.approx((after["done"] - before["done"]) / passed, rel=0.02)
 
 
 def test_bar(processes: Processes, room: Path) -> None:

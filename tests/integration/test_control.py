@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.processes import Processes, Running, until
+from tests.support.processes import ITS_OWN, Processes, Running, until
 
 from blockmig.cli.status import run as run_status
 from blockmig.control import ControlError, ControlLost, ControlRefused, ask, client
@@ -381,7 +381,7 @@ def test_imports_neither_web_nor_reactor(processes: Processes) -> None:
         "found = {'twisted.web', 'twisted.internet.reactor'} & set(sys.modules)\n"
         "assert not found, found\n"
     )
-    processes.checked(sys.executable, "-c", program)
+    processes.checked(*ITS_OWN, program)
 
 
 ACTIVATED = """

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.processes import BLOCKMIG, FULL, Processes, Running, until
+from tests.support.processes import BLOCKMIG, FULL, ITS_OWN, Processes, Running, until
 
 URI = "nbd://127.0.0.1:10809/web"
 
@@ -391,7 +391,7 @@ def test_no_reactor_where_nothing_is_waited_for(processes: Processes, server: Se
         "main(sys.argv[1:])\n"
     )
     for arguments in (["mirror", URI], ["break"], ["rate", "none"]):
-        asked = [sys.executable, "-c", program, *arguments, "--control", str(server.control)]
+        asked = [*ITS_OWN, program, *arguments, "--control", str(server.control)]
         ended = processes.run(*asked)
         assert ended.status == 0, ended.stderr
         assert ended.stdout.splitlines()[-1] == "", arguments

@@ -18,7 +18,15 @@ from typing import Any
 import pytest
 from tests.support import wire
 from tests.support.disks import MIB, digest, loop_device, random_image
-from tests.support.processes import ANY_PORT, BLOCKMIG, TWISTD, Processes, Running, until
+from tests.support.processes import (
+    ANY_PORT,
+    BLOCKMIG,
+    ITS_OWN,
+    TWISTD,
+    Processes,
+    Running,
+    until,
+)
 from tests.support.serving import KINDS, serve
 
 SIZE = 8 * MIB
@@ -593,7 +601,7 @@ class Manager:
         # Popen closes what it is not told of: a socket is passed by the one that stays open.
         popen = self.processes.start
         with passing(*(each.fileno() for each in self.sockets)):
-            return popen(sys.executable, "-c", program, *command)
+            return popen(*ITS_OWN, program, *command)
 
     def heard(self) -> list[dict[str, str]]:
         with contextlib.suppress(BlockingIOError):

@@ -24,6 +24,9 @@ FULL = os.environ.get("BLOCKMIG_FULL") == "1"
 BIN = os.path.dirname(sys.executable)
 BLOCKMIG = os.path.join(BIN, "blockmig")
 TWISTD = os.path.join(BIN, "twistd")
+ITS_OWN = (sys.executable, "-I", "-c")
+"""Runs a program in an interpreter that has not imported anything yet."""
+
 ANY_PORT = "tcp:0:interface=127.0.0.1"
 
 
@@ -239,4 +242,14 @@ class Processes:
                     assert "Unhandled" not in text, f"{running.arguments}\n{text}"
 
 
-__all__ = ["ANY_PORT", "BIN", "BLOCKMIG", "FULL", "REPOSITORY", "TWISTD", "Processes", "until"]
+__all__ = [
+    "ANY_PORT",
+    "BIN",
+    "BLOCKMIG",
+    "FULL",
+    "ITS_OWN",
+    "REPOSITORY",
+    "TWISTD",
+    "Processes",
+    "until",
+]
