@@ -24,7 +24,7 @@ from tests.support.made import made
 
 from .support import ADDRESS, MemoryDisk, Threads, in_thread, request_bytes
 
-SOCKET, FILE = 77, 88
+SOCKET, FILE = 1_000_077, 1_000_088  # of nothing real: `has_hung_up` asks the kernel
 DF, FUA, NO_HOLE = CommandFlag.DF, CommandFlag.FUA, CommandFlag.NO_HOLE
 REQ_ONE, FAST_ZERO = CommandFlag.REQ_ONE, CommandFlag.FAST_ZERO
 FIXED = struct.pack("!I", 3)

@@ -58,7 +58,7 @@ Flag = TransmissionFlag
 class FarSocket(SocketDouble):
     """A socket of the relay's: known by its number, and may be closed one way."""
 
-    numbers = count(1000)
+    numbers = count(1_001_000)
 
     def __init__(self, clock):
         super().__init__(clock)
