@@ -25,7 +25,7 @@ from tests.support.processes import Processes
 
 FULL: Final = os.environ.get("BLOCKMIG_FULL") == "1"
 
-SAMPLE: Final = 20
+SAMPLE: Final = 8
 
 BREAKS: Final = 100 if FULL else 8
 
@@ -36,7 +36,7 @@ def test_every_mirror_struck_at_any_point_ends_well() -> None:
     print(summary(results))
     wrong = [result for result in results if result.wrong]
     assert not wrong, f"{len(wrong)} cases went wrong: {wrong[0].story}"
-    assert sum(result.missed for result in results) <= len(results) // 5
+    assert sum(result.missed for result in results) <= max(3, len(results) // 5)
 
 
 @pytest.mark.parametrize("unlink", [True, False] if FULL else [True])

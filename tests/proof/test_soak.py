@@ -39,7 +39,7 @@ from tests.support.processes import BLOCKMIG, FULL
 
 MIB = 1 << 20
 SIZE = 64 * MIB
-MIGRATIONS = 300 if FULL else 6
+MIGRATIONS = 300 if FULL else 2
 TOGETHER = 2
 PATIENCE = 90.0
 MOST_KILLS = 3

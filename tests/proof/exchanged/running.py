@@ -20,7 +20,7 @@ from tests.proof.matrix.cases import Recorded, record
 from tests.proof.matrix.plays import Play
 from tests.proof.matrix.room import directory_for_rooms
 
-SAMPLE: Final = 120
+SAMPLE: Final = 24
 
 
 @dataclass
