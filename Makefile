@@ -19,8 +19,8 @@ PROOF_NEEDS := $(TEST_NEEDS) qemu-system-x86_64:qemu-system-x86 busybox:busybox-
 
 help:
 	@echo "make demo [DISK=PATH]  migrate a disk between two processes, and prove it"
-	@echo "make test              all tests"
-	@echo "make proof             the hand-off, by brute force (an hour)"
+	@echo "make test              the tests, and a few cases of each proof (6 minutes on two cores)"
+	@echo "make proof             the hand-off, by brute force, and what tests take long (over an hour)"
 	@echo "make lint              ruff, mypy, and whether the package installs as it should"
 	@echo "make bench             beside nbdcopy, qemu-img, nbdkit, qemu-nbd, nbd-server (an hour)"
 	@echo "make clean             remove what these made"

@@ -30,7 +30,7 @@ from tests.support.mirroring import (
     destination,
     longest,
 )
-from tests.support.processes import FULL, Processes, Running, until
+from tests.support.processes import Processes, Running, until
 
 from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
 
@@ -277,7 +277,7 @@ def test_all_failures_in_a_row(scene: Scene) -> None:
     fail_and_complete(scene, list(FAILING))
 
 
-@pytest.mark.skipif(not FULL, reason="all of them together do: BLOCKMIG_FULL=1")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILING)
 def test_failures(scene: Scene, name: str) -> None:
     """One alone, with the usual pauses; and no handshake counts but the first."""

@@ -429,7 +429,7 @@ def flip_a_bit(path: Path) -> None:
                 os.pwrite(file.fileno(), bytes([byte ^ 4]), at + 2000)
 
 
-@pytest.mark.skipif(not FULL, reason="of the tests, not of what they test")
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["exit", "relay"])
 @pytest.mark.parametrize("work", ["sequential", "random"])
 def test_one_wrong_bit_is_noticed(processes: Processes, room: Path, work: str, then: str) -> None:

@@ -21,9 +21,9 @@ import pytest
 
 from blockmig.control import ask
 from tests.support.guest import SIZE, Disk, Guest, check_disk
-from tests.support.processes import BLOCKMIG, FULL, Processes, Running
+from tests.support.processes import BLOCKMIG, Processes, Running
 
-pytestmark = pytest.mark.skipif(not FULL, reason="starts QEMU: make proof")
+pytestmark = pytest.mark.slow  # starts QEMU
 
 RATE = "10M"
 """So that the machine does everything that it does while its disk is transferred."""

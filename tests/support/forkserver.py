@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -67,7 +68,8 @@ def fork(connection: socket.socket) -> dict[str, Any]:
             os.read(reader, 4096)
             while statuses and (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 status = statuses.pop(ended[0])
-                os.write(status, str(ended[1]).encode())
+                with contextlib.suppress(BrokenPipeError):  # nobody asks any more
+                    os.write(status, str(ended[1]).encode())
                 os.close(status)
         if connection in ready:
             text, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)

@@ -156,7 +156,7 @@ class Processes:
         self._sampler.start()
 
     def _sample(self) -> None:
-        while not self._over.wait(0.02):
+        while not self._over.wait(0.05):
             for running in list(self._all):
                 if running.process.returncode is None:
                     running.sample()
