@@ -1,4 +1,5 @@
-"""Every command that README.md and docs/ show is run here, and has to do what they say.
+"""Every command that README.md and docs/ show is run here, and must do what they say.
+
 
 A fenced block that is tagged ``sh`` is run by bash. What stands behind the tag says where and how:
 
@@ -125,7 +126,7 @@ SECTIONS = list(dict.fromkeys((b.document, b.section) for b in SHELL if "install
 
 
 def write_disk(path: Path) -> None:
-    """20 GiB, nearly all of it a hole; the same each time."""
+    """A file of 20 GiB, nearly all of it a hole; the same each time."""
     data = random.Random(20)
     with path.open("wb") as file:
         file.truncate(SIZE)
@@ -135,7 +136,7 @@ def write_disk(path: Path) -> None:
 
 
 class Hosts:
-    """Two hosts, as far as the documents can tell."""
+    """Two hosts, as far as the documents need them."""
 
     def __init__(self, folder: Path, reference: Path) -> None:
         self.folder = folder
@@ -246,7 +247,9 @@ def hosts(reference: Path) -> Iterator[Hosts]:
 @pytest.mark.parametrize(
     ("document", "section"), SECTIONS, ids=[f"{d.name}: {s}" for d, s in SECTIONS]
 )
-def test_commands_do_what_the_section_says(document: Path, section: str, hosts: Hosts) -> None:
+def test_the_commands_of_a_section_do_what_it_says(
+    document: Path, section: str, hosts: Hosts
+) -> None:
     blocks = [b for b in SHELL if (b.document, b.section) == (document, section)]
     background: list[tuple[Block, subprocess.Popen[str]]] = []
     try:
@@ -279,7 +282,7 @@ def test_commands_do_what_the_section_says(document: Path, section: str, hosts: 
 @pytest.mark.parametrize(
     "block", [b for b in SHELL if "install" in b.tags], ids=lambda b: b.section
 )
-def test_installing(block: Block, tmp_path: Path) -> None:
+def test_the_installation_instructions_work(block: Block, tmp_path: Path) -> None:
     copy = tmp_path / "clone"
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -305,7 +308,7 @@ def program(kind: str, folder: Path) -> list[str]:
     return [sys.executable, str(path)]
 
 
-def test_the_migrating_program(tmp_path: Path) -> None:
+def test_the_migrating_program_of_the_documents_works(tmp_path: Path) -> None:
     source, destination = tmp_path / "a", tmp_path / "b"
     source.write_bytes(random.Random(1).randbytes(5_000_001))
     command = [*program("migrate", tmp_path), str(source), str(destination)]
@@ -334,7 +337,7 @@ def service(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, int
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """What it still says when it is told to end, which it has to do in good order."""
+    """What the program prints when it is asked to end, which it must do in good order."""
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (0, "")
@@ -348,7 +351,7 @@ def roles(port: int) -> dict[str, dict[str, object]]:
         return {part["role"]: part for part in json.load(answer)}
 
 
-def test_the_serving_program(tmp_path: Path) -> None:
+def test_the_serving_program_of_the_documents_works(tmp_path: Path) -> None:
     source, copy = tmp_path / "a", tmp_path / "copy"
     source.write_bytes(random.Random(4).randbytes(5_000_001))
     with service(tmp_path) as (process, ports):
@@ -370,7 +373,7 @@ def test_the_serving_program(tmp_path: Path) -> None:
     assert copy.read_bytes() == (tmp_path / "served").read_bytes()
 
 
-def test_the_serving_program_is_stopped_with_nothing_received(tmp_path: Path) -> None:
+def test_the_serving_program_can_be_stopped_with_nothing_received(tmp_path: Path) -> None:
     with (
         service(tmp_path) as (process, ports),
         socket.create_connection(("127.0.0.1", ports["disk"]), PATIENCE) as client,
@@ -380,7 +383,7 @@ def test_the_serving_program_is_stopped_with_nothing_received(tmp_path: Path) ->
     assert re.fullmatch(r"not received: .*nothing was received into .*\n", said)
 
 
-def test_the_mirroring_program(tmp_path: Path) -> None:
+def test_the_mirroring_program_of_the_documents_works(tmp_path: Path) -> None:
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.write_bytes(random.Random(5).randbytes(5_000_001))
     where = f"unix:{tmp_path}/receiver"
@@ -425,7 +428,7 @@ def run_trial(folder: Path, modules: dict[str, str]) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_trial_tests(tmp_path: Path) -> None:
+def test_the_trial_tests_of_the_documents_pass_and_catch_mistakes(tmp_path: Path) -> None:
     modules = {tag[5:]: b.text for b in BLOCKS for tag in b.tags if tag.startswith("file=")}
     assert list(modules) == ["joined.py"]
     assert "PASSED (successes=5)" in run_trial(tmp_path / "right", modules)
@@ -451,7 +454,7 @@ def test_every_python_block_is_run() -> None:
             ), block
 
 
-def test_no_command_is_left_out() -> None:
+def test_every_command_of_the_documents_is_tagged() -> None:
     commands = re.compile(r"^\$? ?(blockmig|twistd|nbdcopy|nbdkit|qemu-\w+|ssh|make|perf) ", re.M)
     for block in BLOCKS:
         if block.language == "sh":
@@ -461,7 +464,7 @@ def test_no_command_is_left_out() -> None:
             assert not commands.search(block.text), block
 
 
-def test_make_targets_exist() -> None:
+def test_the_make_targets_of_the_documents_exist() -> None:
     shown = set()
     for document in DOCUMENTS:
         shown |= set(re.findall(r"`make (\w+)", document.read_text()))
@@ -470,7 +473,7 @@ def test_make_targets_exist() -> None:
     assert shown <= targets
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_of_the_documents_lead_somewhere() -> None:
     def anchors(document: Path) -> set[str]:
         headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
         return {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}
@@ -492,7 +495,7 @@ def shown_fields(what: str) -> dict[str, set[str]]:
     return fields_by_event(block.text)
 
 
-def test_events_are_as_shown(tmp_path: Path) -> None:
+def test_events_have_the_fields_that_the_documents_show(tmp_path: Path) -> None:
     source, destination = tmp_path / "a", tmp_path / "b"
     source.write_bytes(random.Random(2).randbytes(4 << 20))
     blockmig = [sys.executable, "-m", "blockmig"]

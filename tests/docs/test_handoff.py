@@ -1,4 +1,4 @@
-"""docs/handoff.md says what the code does: its tables and diagrams are made, and compared."""
+"""The tables and diagrams of docs/handoff.md are those that are generated from the code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "handoff.md"
 
 
-def test_the_tables_are_what_is_found() -> None:
+def test_the_tables_of_handoff_md_are_those_of_the_code() -> None:
     found = re.search(r"<!-- table -->\n(.*?)\n<!-- end -->", DOCUMENT.read_text(), re.S)
     assert found is not None
     made = list(rows())
@@ -21,7 +21,7 @@ def test_the_tables_are_what_is_found() -> None:
     assert sum(line.startswith("| `") or line.startswith("| nothing") for line in made) >= 24
 
 
-def test_the_diagrams_are_the_machines() -> None:
+def test_the_diagrams_of_handoff_md_are_those_of_the_machines() -> None:
     script = ROOT / "scripts" / "diagrams.py"
     check = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert check.returncode == 0, check.stderr

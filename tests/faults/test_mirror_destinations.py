@@ -1,4 +1,5 @@
-"""Destinations of a mirror that do what they should not: the clients of the source never notice.
+"""Destinations of a mirror that misbehave: the clients of the source never notice.
+
 
 What goes wrong before a first handshake was accepted is reported, and nothing is tried again; what
 goes wrong later means another attempt, and that one is complete when there is a good receiver at
@@ -106,7 +107,7 @@ def scene(processes: Processes, room: Path) -> Scene:
 
 
 def times(number: int, of: Callable[[Peer, Asked], bool], act: Script) -> Script:
-    """Do C{act} at the so-manieth request of a kind on a connection, and from then on."""
+    """Do C{act} from the C{number}th request of a kind on a connection on."""
 
     def script(peer: Peer, asked: Asked | str) -> bytes | None:
         if isinstance(asked, Asked) and of(peer, asked):
@@ -148,8 +149,10 @@ REFUSING = {
 }
 
 
-def test_refused_at_the_first_handshake(scene: Scene) -> None:
-    """With the reason, and no more; then another one is welcome, at the same address."""
+def test_a_destination_refused_at_the_first_handshake_ends_the_mirror_with_the_reason(
+    scene: Scene,
+) -> None:
+    """The reason is reported and nothing retried; then a mirror to the same address works."""
     mirrored = scene.mirrored
     with scene.written_to():
         for name, (script, reason) in REFUSING.items():
@@ -184,7 +187,7 @@ def is_flush(peer: Peer, asked: Asked) -> bool:
 
 
 def is_last_flush(peer: Peer, asked: Asked) -> bool:
-    """Clients are held, and wait for it."""
+    """Clients are held, and wait for this flush."""
     return asked.command == FLUSH and peer.destination.state() == "holding"
 
 
@@ -243,7 +246,7 @@ FAILING: dict[str, tuple[Script, str]] = {
 
 
 def one_after_another(names: list[str]) -> Script:
-    """Each does what it does on one connection; then there are no more."""
+    """Each script is used for one connection; then there are no more."""
 
     def script(peer: Peer, asked: Asked | str) -> bytes | None:
         if peer.number > len(names):
@@ -272,20 +275,20 @@ def fail_and_complete(scene: Scene, names: list[str]) -> None:
     assert summary["attempts"] == len(accepted) + 1
 
 
-def test_all_failures_in_a_row(scene: Scene) -> None:
-    """The first attempt must be accepted; what follows may be anything."""
+def test_a_mirror_completes_after_every_failure_in_a_row(scene: Scene) -> None:
+    """The first attempt must be accepted; later ones may fail in any way."""
     fail_and_complete(scene, list(FAILING))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAILING)
-def test_failures(scene: Scene, name: str) -> None:
-    """One alone, with the usual pauses; and no handshake counts but the first."""
+def test_a_mirror_completes_after_each_failure(scene: Scene, name: str) -> None:
+    """One failure alone, with the usual pauses; only the first handshake must succeed."""
     fail_and_complete(scene, ["fails a write", name])
 
 
-def test_wrong_size_later(scene: Scene) -> None:
-    """Only the first handshake is the last word: whatever is there later may be changed again."""
+def test_a_destination_whose_size_changes_later_is_tried_again(scene: Scene) -> None:
+    """Only a refusal of the first handshake is final: what is there later may change again."""
     mirrored = scene.mirrored
 
     def script(peer: Peer, asked: Asked | str) -> bytes | None:
@@ -303,8 +306,9 @@ def test_wrong_size_later(scene: Scene) -> None:
         scene.complete(outcome, scene.good(bad))
 
 
-def test_lost_before_the_disconnect(scene: Scene) -> None:
-    """With plain NBD a source that is retired cannot know what became of that: it says so.
+def test_a_plain_destination_lost_before_the_disconnect_is_unconfirmed(scene: Scene) -> None:
+    """A source that is retired cannot find out with plain NBD what happened, and says so.
+
 
     The source is retired, and its clients are closed: nobody may write to either.
     """
@@ -333,8 +337,10 @@ def mirrored_writer(scene: Scene) -> list[Logged]:
     return scene.writer.wait()
 
 
-def test_stays_silent_at_the_disconnect(scene: Scene) -> None:
-    """A peer that has everything and does not hang up is left in the end."""
+def test_a_destination_that_stays_open_after_the_disconnect_is_left_in_the_end(
+    scene: Scene,
+) -> None:
+    """The peer has everything, and does not close."""
     mirrored = scene.mirrored
 
     def script(peer: Peer, asked: Asked | str) -> bytes | None:

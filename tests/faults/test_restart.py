@@ -1,4 +1,4 @@
-"""Ends that die, stop, run out of space or lose their connection: nothing is ever lost."""
+"""Either end dies, stops, runs out of space or loses its connection: nothing is ever lost."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def left_over(event: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_sender_killed(processes: Processes, room: Path, loop: int) -> None:
+def test_a_killed_sender_can_be_restarted(processes: Processes, room: Path, loop: int) -> None:
     source = mixed_image(room / "source", loop)
     before = digest(source)
     command = (BLOCKMIG, "receive")
@@ -88,7 +88,7 @@ def test_sender_killed(processes: Processes, room: Path, loop: int) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_receiver_killed(processes: Processes, room: Path, loop: int) -> None:
+def test_a_killed_receiver_can_be_restarted(processes: Processes, room: Path, loop: int) -> None:
     source = mixed_image(room / "source", loop)
     before = digest(source)
     first = processes.receive(room / "destination", "--size", SIZE)
@@ -108,7 +108,7 @@ def test_receiver_killed(processes: Processes, room: Path, loop: int) -> None:
 
 
 def test_every_attempt_starts_from_nothing(processes: Processes, room: Path) -> None:
-    """Half of it twice is not the whole: the second half is never trusted from an earlier one."""
+    """The first half sent twice is not the whole disk."""
     source = mixed_image(room / "source", 0)
     receiver = processes.receive(room / "destination", "--size", SIZE)
     for _ in range(3):
@@ -122,8 +122,8 @@ def test_every_attempt_starts_from_nothing(processes: Processes, room: Path) -> 
     assert digest(room / "destination") == digest(source)
 
 
-def test_another_disk_may_follow(processes: Processes, room: Path) -> None:
-    """What an earlier attempt wrote must not show through: zeroes too have to arrive."""
+def test_another_disk_may_follow_an_unfinished_one(processes: Processes, room: Path) -> None:
+    """What an earlier attempt wrote must not remain: zeroes have to arrive too."""
     receiver = processes.receive(room / "destination", "--size", SIZE)
     first = processes.send(random_image(room / "first", SIZE), receiver, "--max-rate", RATE)
     under_way(receiver)
@@ -135,7 +135,7 @@ def test_another_disk_may_follow(processes: Processes, room: Path) -> None:
     assert digest(room / "destination") == digest(second)
 
 
-def test_stopped_sender_loses_its_place(processes: Processes, room: Path) -> None:
+def test_a_stopped_sender_loses_its_attempt_to_another(processes: Processes, room: Path) -> None:
     source = mixed_image(room / "source", 1)
     twin = mixed_image(room / "twin", 2)
     receiver = processes.receive(room / "destination", "--size", SIZE, "--idle-timeout", 2)
@@ -156,8 +156,8 @@ def test_stopped_sender_loses_its_place(processes: Processes, room: Path) -> Non
     assert digest(room / "destination") == expected
 
 
-def test_slow_sender_keeps_its_place(processes: Processes, room: Path) -> None:
-    """ConnectionTimeout is what counts, not slowness: 2 MiB take longer than the timeout."""
+def test_a_slow_sender_keeps_its_attempt(processes: Processes, room: Path) -> None:
+    """Silence counts, not slowness: 2 MiB take longer than the timeout."""
     source = random_image(room / "source", 3 * MIB)
     receiver = processes.receive(room / "destination", "--size", 3 * MIB, "--idle-timeout", 1)
     sender = processes.send(source, receiver, "--max-rate", "1M")
@@ -181,7 +181,9 @@ def complete_with_another(
     assert not (room / "source").exists()
 
 
-def test_no_space_at_the_destination(processes: Processes, room: Path) -> None:
+def test_a_full_destination_fails_the_receiver_and_the_source_stays(
+    processes: Processes, room: Path
+) -> None:
     source = mixed_image(room / "source", 3)
     before = digest(source)
     with small_file_system(room / "small", SIZE // 2) as small:
@@ -197,8 +199,10 @@ def test_no_space_at_the_destination(processes: Processes, room: Path) -> None:
     complete_with_another(processes, room, sender, port_of(receiver), before)
 
 
-def test_file_size_limit_at_the_destination(processes: Processes, room: Path) -> None:
-    """EFBIG travels as ENOSPC."""
+def test_a_file_size_limit_at_the_destination_fails_as_no_space(
+    processes: Processes, room: Path
+) -> None:
+    """The receiver answers EFBIG as ENOSPC."""
     source = mixed_image(room / "source", 3)
     before = digest(source)
     destination = sparse_image(room / "destination", SIZE, {})
@@ -248,10 +252,12 @@ class FailingCalls(SystemCalls):
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_failing_disk_at_the_destination(
+async def test_a_failing_disk_at_the_destination_fails_the_receiver(
     room: Path, name: str, good: int, number: int
 ) -> None:
-    """The sender is told, the receiver fails, the source stays, and a sound receiver completes."""
+    """The sender gets the error, the receiver fails, the source stays, and a good receiver
+    completes.
+    """
     size = 80 * MIB if name == "sync_file_range" else 32 * MIB
     source = sparse_image(room / "source", size, {MIB: os.urandom(size - 2 * MIB)})
     before = digest(source)
@@ -278,14 +284,16 @@ async def test_failing_disk_at_the_destination(
 
 @pytest.mark.parametrize("slow", [False, True], ids=["at once", "late"])
 @pytest_twisted.ensureDeferred
-async def test_write_back_error_that_no_flush_repeats(room: Path, slow: bool) -> None:
-    """The kernel tells of a lost page once: who took the error must not let a FLUSH succeed."""
+async def test_a_write_back_error_that_no_flush_repeats_still_fails_the_receiver(
+    room: Path, slow: bool
+) -> None:
+    """The kernel reports a lost page once: if that was consumed, a FLUSH must still fail."""
     size = 32 * MIB  # a window: it is written back when the last WRITE is done
     source = random_image(room / "source", size)
     before = digest(source)
 
     class Lost(SystemCalls):
-        """Whoever asks first is told, as by the kernel; nobody after."""
+        """The first caller gets the error, as from the kernel; later ones do not."""
 
         def __init__(self) -> None:
             self.told = 0
@@ -322,7 +330,7 @@ async def test_write_back_error_that_no_flush_repeats(room: Path, slow: bool) ->
     assert digest(source) == before
 
 
-def test_source_that_shrinks(processes: Processes, room: Path) -> None:
+def test_a_source_that_shrinks_fails_the_sender(processes: Processes, room: Path) -> None:
     source = random_image(room / "source", SIZE)
     receiver = processes.receive(room / "destination", "--size", SIZE)
     sender = processes.send(source, receiver, "--unlink", "--max-rate", RATE)
@@ -336,7 +344,7 @@ def test_source_that_shrinks(processes: Processes, room: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_source_that_cannot_be_read(room: Path) -> None:
+async def test_a_source_that_cannot_be_read_fails_the_sender(room: Path) -> None:
     calls = FailingCalls("sendfile", errno.EIO, 2)
     source = random_image(room / "source", 8 * MIB)
     async with receiving(room / "destination", 8 * MIB) as (receiver, port):
@@ -353,8 +361,8 @@ async def test_source_that_cannot_be_read(room: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_source_that_cannot_be_unlinked(room: Path) -> None:
-    """The destination must not be told that it is canonical."""
+async def test_a_source_that_cannot_be_unlinked_stays_canonical(room: Path) -> None:
+    """The destination must not learn that it is canonical."""
     calls = FailingCalls("unlink", errno.EIO, 0)
     source = random_image(room / "source", 8 * MIB)
     async with receiving(room / "destination", 8 * MIB) as (receiver, port):
@@ -373,7 +381,7 @@ async def test_source_that_cannot_be_unlinked(room: Path) -> None:
 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A told sender whose receiver is gone looks for it for a moment only."""
+    """A sender that was acknowledged looks for a vanished receiver for a moment only."""
     monkeypatch.setattr(finisher, "_PATIENCE", 0.3)
 
 
@@ -385,8 +393,10 @@ def left_in(room: Path) -> list[str]:
 @pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
 @pytest.mark.usefixtures("short_patience")
 @pytest_twisted.ensureDeferred
-async def test_connection_cut_at_random_places(room: Path, reset: bool, unlink: bool) -> None:
-    """Thirty places (or two hundred), up to three cuts in one migration."""
+async def test_a_connection_cut_at_random_places_is_recovered(
+    room: Path, reset: bool, unlink: bool
+) -> None:
+    """Thirty places (or two hundred), with up to three cuts in one migration."""
     size = 6 * MIB + 777
     content = {0: os.urandom(4 * MIB), 5 * MIB: b"x" * MIB}
     source = sparse_image(room / "source", size, content)
@@ -441,10 +451,12 @@ async def test_connection_cut_at_random_places(room: Path, reset: bool, unlink: 
 @pytest.mark.parametrize("unlink", [False, True], ids=["keep", "unlink"])
 @pytest.mark.usefixtures("short_patience")
 @pytest_twisted.ensureDeferred
-async def test_connection_cut_in_the_hand_off(
+async def test_a_connection_cut_anywhere_in_the_hand_off_is_recovered(
     room: Path, unlink: bool, reset: bool, whole: bool
 ) -> None:
-    """At each of the last bytes: both ends come to their end, whichever it is that got lost.
+    """The connection is cut at each of the last bytes, and both ends finish, whichever message was
+    lost.
+
 
     The disconnect has no reply, but the side export tells what became of it.
     """

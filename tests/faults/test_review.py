@@ -1,4 +1,6 @@
-"""What a review found: errors taken by others, peers that die at the last moment, deaf readers."""
+"""Uncommon failures: errors that another request consumed, peers that die at the last moment, and
+output that nobody reads.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ class ToldOnce(SystemCalls):
 
 
 async def is_told(room: Path, receiver: Receiver, port: Any, calls: ToldOnce) -> None:
-    """A sender that comes now must hear of the error, and must not delete its source."""
+    """A sender that connects now must get the error, and must not delete its source."""
     before = digest(room / "source")
     done = receiver.complete()
     done.addErrback(lambda failure: failure.value)
@@ -86,8 +88,8 @@ async def is_told(room: Path, receiver: Receiver, port: Any, calls: ToldOnce) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_that_the_flush_of_a_stray_cannot_take(room: Path) -> None:
-    """A stray has written nothing, so that its FLUSH asks the medium nothing."""
+async def test_the_flush_of_a_stray_cannot_take_an_error_of_the_disk(room: Path) -> None:
+    """A stray has written nothing, so its FLUSH does not reach the medium."""
     random_image(room / "source", SIZE)
     calls = ToldOnce("fdatasync")
     async with receiving(room / "destination", SIZE, system=calls) as (receiver, port):
@@ -101,7 +103,9 @@ async def test_error_that_the_flush_of_a_stray_cannot_take(room: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_that_an_earlier_attempts_write_behind_took(room: Path) -> None:
+async def test_an_error_that_an_earlier_write_behind_took_still_fails_the_receiver(
+    room: Path,
+) -> None:
     size = 32 * MIB  # a window: it is written back when the last WRITE is done
     random_image(room / "source", size)
     calls = ToldOnce("sync_file_range")
@@ -117,8 +121,8 @@ async def test_error_that_an_earlier_attempts_write_behind_took(room: Path) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_while_the_sender_is_held_back(room: Path) -> None:
-    """It hears of it by an NBD error, and at once."""
+async def test_a_sender_that_is_held_back_hears_of_an_error_at_once(room: Path) -> None:
+    """It gets an NBD error."""
     size = 192 * MIB
 
     class Slow(SystemCalls):
@@ -150,7 +154,8 @@ async def test_error_while_the_sender_is_held_back(room: Path) -> None:
 
 
 class LastMoment:
-    """An oldstyle server that takes everything, and ends the connection as C{end} says.
+    """An oldstyle server that accepts everything, and ends the connection as C{end} says.
+
 
     C{end} is given the socket, and the reply to the FLUSH, which it has to send itself.
     """
@@ -221,7 +226,7 @@ def dies_with_its_reply(connection: socket.socket, reply: bytes) -> None:
 
 
 def dies_before_it_reads(connection: socket.socket, reply: bytes) -> None:
-    """Its kernel may have the disconnect, but what it has not read it throws away with a reset."""
+    """Its kernel may have the disconnect, but discards with a reset what was not read."""
     connection.send(reply)
     time.sleep(0.3)
     connection.close()
@@ -250,7 +255,7 @@ def closes_behind_the_end(connection: socket.socket, reply: bytes) -> None:
         (closes_behind_the_end, 0),
     ],
 )
-def test_end_at_the_last_moment(
+def test_an_end_at_the_last_moment_is_complete_or_unconfirmed(
     processes: Processes,
     room: Path,
     end: Callable[[socket.socket, bytes], None],
@@ -269,10 +274,10 @@ def test_end_at_the_last_moment(
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 @pytest.mark.parametrize("unlink", [False, True], ids=["keep", "unlink"])
-def test_end_before_the_source_is_retired(
+def test_an_end_before_the_source_is_retired_retires_nothing(
     processes: Processes, room: Path, unlink: bool, family: str
 ) -> None:
-    """The end of the connection is known before the source is retired: so it never is."""
+    """The end of the connection is known before the source is retired."""
     source = random_image(room / "source", SIZE)
     before = digest(source)
     with last_moment(room, family, dies_with_its_reply) as uri:
@@ -290,7 +295,9 @@ def test_end_before_the_source_is_retired(
 # Retiring that goes wrong.
 
 
-def test_hard_link_made_meanwhile(processes: Processes, room: Path) -> None:
+def test_a_hard_link_made_during_the_copy_prevents_the_unlink(
+    processes: Processes, room: Path
+) -> None:
     source = random_image(room / "source", SIZE)
     receiver = processes.receive(room / "destination", "--size", SIZE)
     sender = processes.send(source, receiver, "--unlink", "--max-rate", SIZE)
@@ -306,8 +313,10 @@ def test_hard_link_made_meanwhile(processes: Processes, room: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_directory_that_cannot_be_synced(room: Path) -> None:
-    """The one behind the unlinking fails: the source is gone, but perhaps not for good."""
+async def test_a_directory_that_cannot_be_synced_after_the_unlink_is_unconfirmed(
+    room: Path,
+) -> None:
+    """The sync after the unlink fails: the source is gone, but perhaps not durably."""
 
     class NoSync(SystemCalls):
         def fsync(self, descriptor: int) -> None:  # type: ignore[override]
@@ -334,8 +343,10 @@ async def test_directory_that_cannot_be_synced(room: Path) -> None:
 @pytest.mark.parametrize("which", [0, 1, 2, 3])
 @pytest.mark.parametrize("unlink", [False, True], ids=["keep", "unlink"])
 @pytest_twisted.ensureDeferred
-async def test_record_that_cannot_be_synced(room: Path, unlink: bool, which: int) -> None:
-    """Of either record's two syncs before the source is retired, the file's and the directory's."""
+async def test_a_record_that_cannot_be_synced_before_retiring_fails_the_sender(
+    room: Path, unlink: bool, which: int
+) -> None:
+    """Each record has two syncs before the source is retired: the file's and the directory's."""
 
     class NoSync(SystemCalls):
         calls = 0
@@ -389,7 +400,7 @@ class Slow(SystemCalls):
 
 
 @pytest_twisted.ensureDeferred
-async def test_unlinking_that_takes_longer_than_the_idle_timeout(room: Path) -> None:
+async def test_an_unlink_may_take_longer_than_the_idle_timeout(room: Path) -> None:
     source = random_image(room / "source", SIZE)
     async with receiving(room / "destination", SIZE, idle_timeout=0.5) as (receiver, port):
         done = receiver.complete()
@@ -401,7 +412,7 @@ async def test_unlinking_that_takes_longer_than_the_idle_timeout(room: Path) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_flush_that_takes_longer_than_anybodys_patience(room: Path) -> None:
+async def test_a_flush_may_take_longer_than_every_timeout(room: Path) -> None:
     source = random_image(room / "source", SIZE)
     async with receiving(
         room / "destination", SIZE, system=Slow("fdatasync", 1.5), idle_timeout=0.5, give_up_after=1
@@ -415,7 +426,7 @@ async def test_flush_that_takes_longer_than_anybodys_patience(room: Path) -> Non
 # Whoever does not listen to what is said costs nothing but the words.
 
 
-def test_stderr_that_cannot_be_written(processes: Processes, room: Path) -> None:
+def test_a_closed_stderr_does_not_stop_a_migration(processes: Processes, room: Path) -> None:
     source = random_image(room / "source", SIZE)
     receiver = processes.receive(room / "destination", "--size", SIZE)
     sender = processes.start(
@@ -427,7 +438,7 @@ def test_stderr_that_cannot_be_written(processes: Processes, room: Path) -> None
     assert digest(room / "destination") == digest(source)
 
 
-def test_socket_that_was_removed_meanwhile(processes: Processes, room: Path) -> None:
+def test_a_removed_socket_file_does_not_stop_a_migration(processes: Processes, room: Path) -> None:
     source = random_image(room / "source", SIZE)
     receiver = processes.receive(
         room / "destination", "--size", SIZE, listen=f"unix:{room}/a+socket"
@@ -441,7 +452,7 @@ def test_socket_that_was_removed_meanwhile(processes: Processes, room: Path) -> 
 
 @contextlib.contextmanager
 def deaf_reader(path: Path) -> Iterator[Path]:
-    """A pipe with a name, full, which nobody will ever read."""
+    """A full named pipe that nobody reads."""
     os.mkfifo(path)
     pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     try:
@@ -456,7 +467,7 @@ def deaf_reader(path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("progress", ["json", "bar"])
 @pytest.mark.parametrize("stopped", [False, True], ids=["ends", "stopped"])
-def test_output_that_nobody_reads(
+def test_output_that_nobody_reads_does_not_stop_a_migration(
     processes: Processes, room: Path, progress: str, stopped: bool
 ) -> None:
     source = random_image(room / "source", SIZE)
@@ -512,7 +523,7 @@ reactor.callWhenRunning(look)
 
 
 def slow_receiver(room: Path, body: str) -> tuple[str, ...]:
-    """The start of a command line whose first flush leaves a sign, and takes its time."""
+    """The start of a command line whose first flush leaves a sign and takes time."""
     script = room / "slow.py"
     script.write_text((SLOW_FLUSH + body).replace("{flag!r}", repr(str(room / "flag"))))
     return (sys.executable, str(script))
@@ -529,7 +540,9 @@ def last_flush(processes: Processes, room: Path, command: tuple[str, ...]) -> An
 
 
 @pytest.mark.parametrize("kind", ["blockmig", "twistd"])
-def test_signals_in_the_last_flush(processes: Processes, room: Path, kind: str) -> None:
+def test_signals_during_the_last_flush_are_too_late(
+    processes: Processes, room: Path, kind: str
+) -> None:
     if kind == "blockmig":
         command = (*slow_receiver(room, AS_COMMAND), "receive")
     else:
@@ -543,7 +556,9 @@ def test_signals_in_the_last_flush(processes: Processes, room: Path, kind: str) 
     assert "Traceback" not in receiver.stderr + receiver.stdout
 
 
-def test_reactor_stopped_by_others_in_the_last_flush(processes: Processes, room: Path) -> None:
+def test_a_reactor_stopped_during_the_last_flush_waits_for_it(
+    processes: Processes, room: Path
+) -> None:
     body = AS_TWISTD.replace("{extra}", STOPPED_BY_OTHERS)
     command = (*slow_receiver(room, body), "-n", "--pidfile=", "blockmig", "receive")
     receiver = last_flush(processes, room, command)
@@ -565,7 +580,9 @@ def test_reactor_stopped_by_others_in_the_last_flush(processes: Processes, room:
     ],
     ids=["stdio", "port", "not UTF-8", "too long"],
 )
-def test_bad_input(processes: Processes, room: Path, options: tuple[str, str]) -> None:
+def test_bad_input_is_refused_with_one_line(
+    processes: Processes, room: Path, options: tuple[str, str]
+) -> None:
     disk = room / "new"
     running = processes.start(BLOCKMIG, "receive", "--file", disk, "--size", "1M", *options)
     assert running.wait(10) == 1, running.stderr

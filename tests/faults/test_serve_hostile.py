@@ -1,4 +1,5 @@
-"""Clients of `serve` that mean no good: nobody else notices, and the server's memory is bounded.
+"""Hostile clients of `serve`: nobody else notices, and the memory of the server is bounded.
+
 
 Beside each of them an honest client reads, writes and flushes, in a process of its own: its data
 must be right, and none of its answers may take long. The disk is in memory, so that what is
@@ -286,7 +287,7 @@ def bad_magic(scene: Scene) -> None:
 
 
 def vanishes(scene: Scene) -> None:
-    """In the middle of everything, in good order and by a reset."""
+    """In the middle of every kind of request, in good order and by a reset."""
     tcp = scene.served.uris["tcp"]
     texts = [
         wire.request(wire.WRITE, 8 * MIB, MIB)[:9],
@@ -417,7 +418,9 @@ ALL = (
 
 
 @pytest.mark.parametrize("hostile", ALL, ids=lambda hostile: hostile.__name__)
-def test_hostile(processes: Processes, memory: Path, hostile: Callable[[Scene], None]) -> None:
+def test_a_hostile_client_disturbs_nobody_and_costs_little_memory(
+    processes: Processes, memory: Path, hostile: Callable[[Scene], None]
+) -> None:
     survives(Scene(processes, random_image(memory / "disk", SIZE)), hostile)
 
 
@@ -435,7 +438,7 @@ def let_in(scene: Scene) -> socket.socket:
 
 
 def in_good_order(scene: Scene, within: float = 8.0) -> None:
-    """They leave, the server lives on, and stops when it is told to."""
+    """They leave, and the server lives on and stops on a signal."""
     scene.kept.close()
     client = let_in(scene)
     client.sendall(wire.request(wire.FLUSH))
@@ -508,7 +511,9 @@ def reads_of_many_pieces_by_many(scene: Scene) -> None:
     ],
     ids=lambda hostile: hostile.__name__,
 )
-def test_fragmented(processes: Processes, memory: Path, hostile: Callable[[Scene], None]) -> None:
+def test_a_hostile_client_of_a_fragmented_disk_disturbs_nobody(
+    processes: Processes, memory: Path, hostile: Callable[[Scene], None]
+) -> None:
     survives(Scene(processes, fragmented_image(memory / "disk")), hostile)
 
 
@@ -532,8 +537,8 @@ def ended(connection: socket.socket) -> bool:
         return True
 
 
-def test_request_timeout(small: Callable[..., Scene]) -> None:
-    """Who has begun something and does not go on is let go; who is idle, or slow, is not."""
+def test_a_client_that_stops_within_a_request_is_closed(small: Callable[..., Scene]) -> None:
+    """A client that stops within a request is closed; one that is idle or slow is not."""
     scene = small("--request-timeout", "1.0", "--handshake-timeout", "0")
     begun = {
         "half a header": wire.request(wire.READ, 0, 512)[:13],
@@ -584,7 +589,7 @@ def test_request_timeout(small: Callable[..., Scene]) -> None:
     in_good_order(scene)
 
 
-def test_handshake_timeout(small: Callable[..., Scene]) -> None:
+def test_a_client_that_does_not_negotiate_is_closed(small: Callable[..., Scene]) -> None:
     scene = small("--handshake-timeout", "1")
     silent, talking, negotiated = scene.connect(), scene.connect(), scene.client()
     talking.sendall(wire.FLAGS)
@@ -600,8 +605,8 @@ def test_handshake_timeout(small: Callable[..., Scene]) -> None:
     in_good_order(scene)
 
 
-def test_max_connections(small: Callable[..., Scene]) -> None:
-    """One more is closed before it is spoken to, and there is room again when somebody leaves."""
+def test_connections_beyond_the_maximum_are_closed(small: Callable[..., Scene]) -> None:
+    """One more is closed before the greeting, and there is room again when somebody leaves."""
     scene = small("--max-connections", "5")
     kept = [scene.client() for _ in range(4)]
     kept.append(scene.connect())
@@ -619,7 +624,7 @@ def test_max_connections(small: Callable[..., Scene]) -> None:
     in_good_order(scene)
 
 
-def test_default_is_128_connections(small: Callable[..., Scene]) -> None:
+def test_the_default_maximum_is_128_connections(small: Callable[..., Scene]) -> None:
     scene = small()
     for _ in range(128):
         scene.client()
@@ -629,8 +634,10 @@ def test_default_is_128_connections(small: Callable[..., Scene]) -> None:
     in_good_order(scene)
 
 
-def test_out_of_descriptors(processes: Processes, memory: Path) -> None:
-    """Those who are connected are served, and so is the next when there is room again."""
+def test_a_server_out_of_descriptors_serves_those_who_are_connected(
+    processes: Processes, memory: Path
+) -> None:
+    """The next client is served when there is room again."""
     disk = random_image(memory / "disk", 8 * MIB)
     limited = ("prlimit", "--nofile=60", sys.executable, "-m", "blockmig", "serve")
     scene = Scene(processes, disk, "--max-connections", "0", command=limited)

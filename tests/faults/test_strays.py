@@ -1,4 +1,4 @@
-"""Whoever else connects: nobody completes, blocks or corrupts a migration, or fills the memory."""
+"""Strays: nobody else completes, blocks or corrupts a migration, or fills the memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_GROWTH = 30.0
 
 
 class Strays:
-    """What strangers do; those that stay connected are let go by L{close}."""
+    """What strays do; those that stay connected are closed by L{close}."""
 
     def __init__(self, processes: Processes, uri: str) -> None:
         self.processes = processes
@@ -147,7 +147,7 @@ def arrives(receiver: Running, sender: Running, destination: Path, before: str) 
 
 @pytest.mark.parametrize("stray", Strays.all, ids=lambda stray: stray.__name__)
 @pytest.mark.parametrize("when", ["waiting", "copying"])
-def test_stray(
+def test_a_stray_neither_completes_nor_blocks_nor_corrupts_a_migration(
     processes: Processes, room: Path, stray: Callable[[Strays], None], when: str
 ) -> None:
     source = random_image(room / "source", SIZE)
@@ -173,8 +173,10 @@ def test_stray(
     assert receiver.peak - at_first < MOST_GROWTH
 
 
-def test_memory_stays_flat(processes: Processes, room: Path) -> None:
-    """All of them, again and again, on one receiver."""
+def test_the_memory_of_a_receiver_does_not_grow_with_strays(
+    processes: Processes, room: Path
+) -> None:
+    """All strays, again and again, at one receiver."""
     receiver = processes.receive(room / "destination", "--size", SIZE, "--handshake-timeout", 1)
     peaks = []
     for _ in range(6 if FULL else 3):
@@ -190,8 +192,8 @@ def test_memory_stays_flat(processes: Processes, room: Path) -> None:
     assert not os.path.exists(descriptors)
 
 
-def test_the_silent_are_closed(processes: Processes, room: Path) -> None:
-    """Both timeouts free what they held."""
+def test_silent_connections_are_closed(processes: Processes, room: Path) -> None:
+    """Both timeouts free what the connections used."""
     receiver = processes.receive(
         room / "destination", "--size", SIZE, "--handshake-timeout", 3, "--idle-timeout", 4
     )
@@ -206,7 +208,9 @@ def test_the_silent_are_closed(processes: Processes, room: Path) -> None:
         until(lambda: len(os.listdir(descriptors)) == at_first, 15)
 
 
-def test_a_drip_of_handshake_bytes_is_no_handshake(processes: Processes, room: Path) -> None:
+def test_single_handshake_bytes_do_not_extend_the_handshake_timeout(
+    processes: Processes, room: Path
+) -> None:
     receiver = processes.receive(room / "destination", "--size", SIZE, "--handshake-timeout", 1)
     with wire.connect(receiver.uri) as stray, pytest.raises(OSError):  # noqa: PT011, PT012
         for byte in wire.FLAGS + wire.option(99, b"x" * 100):
@@ -214,7 +218,7 @@ def test_a_drip_of_handshake_bytes_is_no_handshake(processes: Processes, room: P
             time.sleep(0.1)
 
 
-def test_second_sender_is_refused_at_once(processes: Processes, room: Path) -> None:
+def test_a_second_sender_is_refused_at_once(processes: Processes, room: Path) -> None:
     source = random_image(room / "source", SIZE)
     twin = random_image(room / "twin", SIZE, seed=2)
     receiver = processes.receive(room / "destination", "--size", SIZE)
@@ -275,7 +279,7 @@ def test_disconnect_with_a_gap_completes_nothing(
     assert receiver.status is None
 
 
-def test_end_without_disconnect_completes_nothing(processes: Processes, room: Path) -> None:
+def test_an_end_without_a_disconnect_completes_nothing(processes: Processes, room: Path) -> None:
     receiver = processes.receive(room / "destination", "--size", MIB)
     with wire.client(receiver.uri) as client:
         assert client.ask(wire.WRITE, 0, MIB, b"x" * MIB) == 0
@@ -284,8 +288,8 @@ def test_end_without_disconnect_completes_nothing(processes: Processes, room: Pa
     assert receiver.status is None
 
 
-def test_halves_of_two_attempts_make_no_whole(processes: Processes, room: Path) -> None:
-    """Coverage belongs to the attempt, and is forgotten with it."""
+def test_halves_of_two_attempts_do_not_cover_the_disk(processes: Processes, room: Path) -> None:
+    """Coverage belongs to an attempt, and ends with it."""
     receiver = processes.receive(room / "destination", "--size", MIB)
     half = MIB // 2
     for number, offset in enumerate((0, half)):
@@ -382,7 +386,9 @@ def endless_payload(uri: str) -> None:
     ],
     ids=lambda hostile: hostile.__name__,
 )
-def test_hostile(processes: Processes, room: Path, hostile: Callable[[str], None]) -> None:
+def test_a_hostile_client_costs_the_receiver_little_memory(
+    processes: Processes, room: Path, hostile: Callable[[str], None]
+) -> None:
     receiver = processes.receive(room / "destination", "--size", SIZE)
     at_first = receiver.peak
     hostile(receiver.uri)
@@ -397,7 +403,7 @@ def test_hostile(processes: Processes, room: Path, hostile: Callable[[str], None
 
 
 @pytest.mark.parametrize("hostile", [read_without_taking, flush_without_taking, endless_option])
-def test_hostile_beside_a_sender(
+def test_a_hostile_client_does_not_disturb_a_sender(
     processes: Processes, room: Path, hostile: Callable[[str], None]
 ) -> None:
     source = random_image(room / "source", SIZE)
@@ -448,7 +454,9 @@ def mutated(text: bytes, generator: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_fuzz(processes: Processes, room: Path) -> None:
+def test_random_bytes_neither_stop_nor_complete_a_migration(
+    processes: Processes, room: Path
+) -> None:
     receiver = processes.receive(
         room / "destination", "--size", SIZE, "--handshake-timeout", 1, "--idle-timeout", 1
     )

@@ -1,4 +1,4 @@
-"""The commands as scripts see them: bad input, exit statuses, signals, progress, rates."""
+"""The commands as scripts see them: bad input, exit statuses, signals, progress and rates."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def disk(room: Path) -> Path:
 # Disks that will not do.
 
 
-def test_missing_file(processes: Processes, room: Path) -> None:
+def test_a_missing_file_is_refused(processes: Processes, room: Path) -> None:
     missing = room / "missing"
     refused(processes, receive_command(missing), missing, "no such file")
     refused(processes, send_command(missing, NOWHERE), missing, "no such file")
@@ -70,7 +70,7 @@ def test_missing_file(processes: Processes, room: Path) -> None:
     refused(processes, receive_command(nested, "--size", 5000), nested, "No such file")
 
 
-def test_directory(processes: Processes, room: Path) -> None:
+def test_a_directory_is_refused(processes: Processes, room: Path) -> None:
     (room / "folder").mkdir()
     for command in (
         receive_command(room / "folder"),
@@ -80,14 +80,14 @@ def test_directory(processes: Processes, room: Path) -> None:
         refused(processes, command, room / "folder", "irectory")
 
 
-def test_neither_file_nor_device(processes: Processes, room: Path) -> None:
+def test_what_is_neither_a_file_nor_a_device_is_refused(processes: Processes, room: Path) -> None:
     os.mkfifo(room / "pipe")
     refused(processes, receive_command(room / "pipe"), "neither a regular file nor a block device")
     refused(processes, send_command(room / "pipe", NOWHERE), "neither")
     refused(processes, send_command("/dev/null", NOWHERE), "neither")
 
 
-def test_no_permission(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_disk_without_permission_is_refused(processes: Processes, room: Path, disk: Path) -> None:
     disk.chmod(0)
     refused(processes, receive_command(disk), disk, "Permission denied", prefix=UNPRIVILEGED)
     refused(processes, send_command(disk, NOWHERE), "Permission denied", prefix=UNPRIVILEGED)
@@ -101,7 +101,7 @@ def test_no_permission(processes: Processes, room: Path, disk: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("--unlink",), ()], ids=["unlink", "keep"])
-def test_no_permission_to_keep_records_is_told_at_the_start(
+def test_a_directory_without_permission_for_records_is_refused_at_the_start(
     processes: Processes, room: Path, options: tuple[str, ...]
 ) -> None:
     closed = room / "closed"
@@ -119,10 +119,10 @@ def test_no_permission_to_keep_records_is_told_at_the_start(
 
 
 @pytest.mark.parametrize("options", [("--unlink",), ()], ids=["unlink", "keep"])
-def test_no_permission_to_retire_is_told_and_keeps_the_source(
+def test_a_directory_that_becomes_unwritable_keeps_the_source_canonical(
     processes: Processes, room: Path, options: tuple[str, ...]
 ) -> None:
-    """The directory is the source's, and may turn out to be unwritable only at the end."""
+    """The directory of the source may become unwritable during the copy."""
     closed = room / "closed"
     closed.mkdir()
     source = random_image(closed / "source", MIB)
@@ -141,31 +141,33 @@ def test_no_permission_to_retire_is_told_and_keeps_the_source(
     assert both.stdout.splitlines()[0] == f"canonical: {source}"
 
 
-def test_empty_disk(processes: Processes, room: Path) -> None:
+def test_an_empty_disk_is_refused(processes: Processes, room: Path) -> None:
     (room / "empty").touch()
     refused(processes, receive_command(room / "empty"), "empty")
     refused(processes, send_command(room / "empty", NOWHERE), "empty")
     refused(processes, receive_command(room / "new", "--size", 0), "less than one byte")
 
 
-def test_size_of_an_existing_disk(processes: Processes, disk: Path) -> None:
+def test_an_existing_disk_of_another_size_is_refused(processes: Processes, disk: Path) -> None:
     before = digest(disk)
     refused(processes, receive_command(disk, "--size", "2M"), MIB, 2 * MIB)
     assert digest(disk) == before
 
 
 @pytest.mark.parametrize("size", ["", "x", "-5", "1.5", "20Q", "99999999999P"])
-def test_bad_size(processes: Processes, room: Path, size: str) -> None:
+def test_a_bad_size_is_refused(processes: Processes, room: Path, size: str) -> None:
     refused(processes, receive_command(room / "new", "--size", size))
 
 
-def test_in_use(processes: Processes, disk: Path) -> None:
+def test_a_disk_that_a_receiver_has_open_is_refused(processes: Processes, disk: Path) -> None:
     processes.receive(disk, "--overwrite")
     refused(processes, receive_command(disk), disk, "in use")
     refused(processes, send_command(disk, NOWHERE), disk, "in use")
 
 
-def test_in_use_by_a_sender(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_disk_that_a_sender_has_open_is_refused(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     receiver = processes.receive(room / "destination", "--size", MIB)
     processes.send(disk, receiver, "--max-rate", "100K")
     receiver.wait_event("attempt")
@@ -173,13 +175,15 @@ def test_in_use_by_a_sender(processes: Processes, room: Path, disk: Path) -> Non
     refused(processes, send_command(disk, receiver.uri), disk, "in use")
 
 
-def test_in_use_by_qemu(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_disk_that_QEMU_has_open_is_refused(processes: Processes, room: Path, disk: Path) -> None:
     processes.start("qemu-nbd", "-t", "-f", "raw", "-k", room / "socket", disk)
     until((room / "socket").exists)
     refused(processes, receive_command(disk), disk, "in use", "QEMU")
 
 
-def test_hard_links(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_source_with_hard_links_is_not_unlinked(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     os.link(disk, room / "other")
     refused(processes, send_command(disk, NOWHERE, "--unlink"), "2 hard links")
 
@@ -191,7 +195,7 @@ def test_hard_links(processes: Processes, room: Path, disk: Path) -> None:
     "endpoint",
     ["nonsense:1", "tcp", "tcp:port", "tcp:99999999", "tcp:1:interface", "", "unix", "127.0.0.1"],
 )
-def test_bad_endpoint(processes: Processes, room: Path, endpoint: str) -> None:
+def test_a_bad_endpoint_is_refused(processes: Processes, room: Path, endpoint: str) -> None:
     refused(processes, receive_command(room / "new", "--size", 5000, listen=endpoint))
 
 
@@ -213,7 +217,7 @@ def test_bad_endpoint(processes: Processes, room: Path, endpoint: str) -> None:
         "nbd://localhost/%ff",
     ],
 )
-def test_bad_uri(processes: Processes, disk: Path, uri: str) -> None:
+def test_a_bad_URI_is_refused(processes: Processes, disk: Path, uri: str) -> None:
     refused(processes, send_command(disk, uri))
 
 
@@ -237,17 +241,21 @@ def test_bad_uri(processes: Processes, disk: Path, uri: str) -> None:
         ("send", "--progress", "song", "one", "nbd://localhost/"),
     ],
 )
-def test_bad_usage(processes: Processes, arguments: tuple[str, ...]) -> None:
+def test_bad_usage_is_refused_with_status_1(
+    processes: Processes, arguments: tuple[str, ...]
+) -> None:
     refused(processes, [BLOCKMIG, *arguments])
 
 
-def test_export_name_too_long(processes: Processes, room: Path, disk: Path) -> None:
+def test_an_export_name_that_is_too_long_is_refused(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     receiver = processes.receive(room / "destination", "--size", MIB)
     refused(processes, send_command(disk, receiver.uri + "x" * 5000), "4096")
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("send", "--help")])
-def test_help_and_version(processes: Processes, arguments: tuple[str, ...]) -> None:
+def test_help_and_version_are_printed(processes: Processes, arguments: tuple[str, ...]) -> None:
     said = processes.checked(BLOCKMIG, *arguments)
     assert ("blockmig 0." if "--version" in arguments else "Usage: blockmig") in said
 
@@ -268,20 +276,20 @@ def test_help_of_receive_names_every_option(processes: Processes) -> None:
         assert f"--{name}" in said
 
 
-def test_twistd_knows_us(processes: Processes) -> None:
+def test_twistd_lists_the_plugin_and_its_options(processes: Processes) -> None:
     assert "blockmig" in processes.checked(TWISTD, "--help")
     assert "--handshake-timeout" in processes.checked(TWISTD, "blockmig", "receive", "--help")
 
 
-def test_twistd_refuses_with_1(processes: Processes, room: Path) -> None:
+def test_twistd_exits_with_status_1_when_refused(processes: Processes, room: Path) -> None:
     command = [TWISTD, "-n", "--pidfile=", "blockmig", "--file", str(room / "missing")]
     ended = processes.run(*command, timeout=15)
     assert ended.status == 1
     assert "no such file" in ended.stdout + ended.stderr
 
 
-def test_options_may_stand_behind_the_arguments(processes: Processes, room: Path) -> None:
-    """As the synopsis has it: blockmig send FILE URI [--unlink] ..."""
+def test_options_may_follow_the_arguments(processes: Processes, room: Path) -> None:
+    """As in the synopsis: blockmig send FILE URI [--unlink] ..."""
     disk = random_image(room / "source", MIB)
     receiver = processes.receive(room / "destination", "--size", MIB)
     sender = processes.start(BLOCKMIG, "send", disk, receiver.uri, "--unlink", "--max-rate", "50M")
@@ -290,7 +298,7 @@ def test_options_may_stand_behind_the_arguments(processes: Processes, room: Path
     assert not disk.exists()
 
 
-def test_a_file_whose_name_looks_like_an_option(processes: Processes, room: Path) -> None:
+def test_a_file_may_look_like_an_option(processes: Processes, room: Path) -> None:
     disk = random_image(room / "-q", MIB)
     receiver = processes.receive(room / "destination", "--size", MIB)
     sender = processes.start(BLOCKMIG, "send", "--unlink", "--", "-q", receiver.uri)
@@ -314,7 +322,7 @@ def test_address_in_use_is_fatal_at_once(processes: Processes, room: Path) -> No
     assert first.status is None
 
 
-def test_unix_address_in_use(processes: Processes, room: Path) -> None:
+def test_a_UNIX_socket_in_use_is_fatal(processes: Processes, room: Path) -> None:
     first = processes.receive(room / "first", "--size", 5000, listen=f"unix:{room}/socket")
     command = receive_command(room / "second", "--size", 5000, listen=f"unix:{room}/socket")
     refused(processes, command, room / "socket", "in use")
@@ -324,7 +332,7 @@ def test_unix_address_in_use(processes: Processes, room: Path) -> None:
     assert first.wait(10) == 0
 
 
-def test_a_dead_receivers_unix_socket_is_no_squatter(processes: Processes, room: Path) -> None:
+def test_a_UNIX_socket_of_a_dead_receiver_is_replaced(processes: Processes, room: Path) -> None:
     first = processes.receive(room / "first", "--size", 5000, listen=f"unix:{room}/socket")
     first.kill()
     second = processes.receive(room / "second", "--size", 5000, listen=f"unix:{room}/socket")
@@ -333,15 +341,17 @@ def test_a_dead_receivers_unix_socket_is_no_squatter(processes: Processes, room:
     assert second.wait(10) == 0
 
 
-def test_no_permission_to_listen(processes: Processes, room: Path) -> None:
+def test_a_directory_without_permission_to_listen_is_refused(
+    processes: Processes, room: Path
+) -> None:
     (room / "closed").mkdir(0o500)
     listen = f"unix:{room}/closed/socket"
     command = receive_command(room / "new", "--size", 5000, listen=listen)
     refused(processes, command, "closed/socket", "Permission denied", prefix=UNPRIVILEGED)
 
 
-def test_address_not_on_this_host_is_retried(processes: Processes, room: Path) -> None:
-    """Once a second, with one line a minute, until it gives up with 4."""
+def test_an_address_that_is_not_on_this_host_is_retried(processes: Processes, room: Path) -> None:
+    """It is retried once a second with one log line a minute, until it gives up with 4."""
     began = time.monotonic()
     command = receive_command(
         room / "new",
@@ -369,7 +379,7 @@ def address(text: str) -> Iterator[None]:
         subprocess.run(["ip", "address", "del", f"{text}/32", "dev", "lo"], check=True)
 
 
-def test_address_that_comes_is_listened_on(processes: Processes, room: Path) -> None:
+def test_an_address_that_is_added_later_is_listened_on(processes: Processes, room: Path) -> None:
     command = receive_command(
         room / "new", "--size", 5000, "--log-format", "json", listen="tcp:0:interface=192.0.2.77"
     )
@@ -384,7 +394,9 @@ def test_address_that_comes_is_listened_on(processes: Processes, room: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_while_it_cannot_listen(processes: Processes, room: Path, number: int) -> None:
+def test_a_signal_ends_a_receiver_that_cannot_listen(
+    processes: Processes, room: Path, number: int
+) -> None:
     receiver = processes.start(
         *receive_command(room / "new", "--size", 5000, listen="tcp:0:interface=192.0.2.1")
     )
@@ -397,7 +409,7 @@ def test_signal_while_it_cannot_listen(processes: Processes, room: Path, number:
 # Destinations that will not do.
 
 
-def test_size_mismatch_shows_both(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_size_mismatch_shows_both_sizes(processes: Processes, room: Path, disk: Path) -> None:
     receiver = processes.receive(room / "destination", "--size", MIB + 1)
     refused(processes, send_command(disk, receiver.uri, "--unlink"), MIB, MIB + 1)
     assert receiver.status is None
@@ -405,7 +417,7 @@ def test_size_mismatch_shows_both(processes: Processes, room: Path, disk: Path) 
     assert disk.exists()
 
 
-def test_unknown_export(processes: Processes, room: Path, disk: Path) -> None:
+def test_an_unknown_export_is_refused(processes: Processes, room: Path, disk: Path) -> None:
     receiver = processes.receive(room / "destination", "--size", MIB, "--export", "right one/ä")
     assert receiver.uri.endswith("/right%20one/%C3%A4")
     wrong = receiver.uri.rpartition("/right")[0] + "/wrong"
@@ -419,7 +431,7 @@ def listening_socket(path: Path) -> str:
     return f"nbd+unix:///?socket={path}"
 
 
-def test_read_only_destinations(processes: Processes, room: Path, disk: Path) -> None:
+def test_read_only_destinations_are_refused(processes: Processes, room: Path, disk: Path) -> None:
     processes.start("nbdkit", "-f", "-r", "-U", room / "nbdkit", "memory", "1M")
     uri = listening_socket(room / "nbdkit")
     refused(processes, send_command(disk, uri, "--unlink"), "read-only")
@@ -433,7 +445,9 @@ def test_read_only_destinations(processes: Processes, room: Path, disk: Path) ->
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"NBDMAGICnonsense" + bytes(200), b"", b"NBD", bytes(99)],
     ids=["http", "half", "close", "short", "zeroes"],
 )
-def test_not_nbd(processes: Processes, disk: Path, greeting: bytes) -> None:
+def test_a_server_that_does_not_speak_NBD_is_refused(
+    processes: Processes, disk: Path, greeting: bytes
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -452,13 +466,15 @@ def test_not_nbd(processes: Processes, disk: Path, greeting: bytes) -> None:
         server.shutdown(socket.SHUT_RDWR)
 
 
-def test_refused_connection(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_refused_connection_is_reported_with_status_1(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     refused(processes, send_command(disk, NOWHERE), "refused")
     refused(processes, send_command(disk, f"nbd+unix:///?socket={room}/none"), "connect")
     refused(processes, send_command(disk, "nbd://does-not-exist.invalid/"), "connect")
 
 
-def test_refused_connection_is_retried_on_demand(processes: Processes, disk: Path) -> None:
+def test_a_refused_connection_is_retried_with_retry(processes: Processes, disk: Path) -> None:
     began = time.monotonic()
     command = send_command(disk, NOWHERE, "--retry", "--give-up-after", 3)
     ended = processes.run(*command, timeout=12)
@@ -482,7 +498,7 @@ def port_that_never_answers() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_signal_while_connecting(processes: Processes, disk: Path) -> None:
+def test_a_signal_ends_a_sender_that_connects(processes: Processes, disk: Path) -> None:
     with port_that_never_answers() as port:
         sender = processes.send(disk, f"nbd://127.0.0.1:{port}/", "--retry", "--unlink")
         until(lambda: sender.catches(signal.SIGTERM))
@@ -493,7 +509,7 @@ def test_signal_while_connecting(processes: Processes, disk: Path) -> None:
     assert disk.exists()
 
 
-def test_gives_up_while_connecting(processes: Processes, disk: Path) -> None:
+def test_a_sender_gives_up_while_it_connects(processes: Processes, disk: Path) -> None:
     with port_that_never_answers() as port:
         began = time.monotonic()
         sender = processes.send(
@@ -504,7 +520,9 @@ def test_gives_up_while_connecting(processes: Processes, disk: Path) -> None:
     assert disk.exists()
 
 
-def test_retry_until_there_is_a_receiver(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_sender_with_retry_waits_for_a_receiver(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     uri = f"nbd+unix:///?socket={room}/socket"
     sender = processes.send(disk, uri, "--retry")
     sender.wait_event("restart")
@@ -513,7 +531,7 @@ def test_retry_until_there_is_a_receiver(processes: Processes, room: Path, disk:
     assert receiver.wait(10) == 0
 
 
-def test_receiver_gives_up(processes: Processes, room: Path) -> None:
+def test_a_receiver_gives_up_with_status_4(processes: Processes, room: Path) -> None:
     began = time.monotonic()
     ended = processes.run(*receive_command(room / "new", "--size", 5000, "--give-up-after", 2))
     assert ended.status == 4
@@ -525,7 +543,7 @@ def test_receiver_gives_up(processes: Processes, room: Path) -> None:
 # While it goes on.
 
 
-def test_json_progress(processes: Processes, room: Path) -> None:
+def test_progress_is_printed_as_JSON(processes: Processes, room: Path) -> None:
     source = random_image(room / "source", 12 * MIB)
     receiver = processes.receive(room / "destination", "--size", 12 * MIB)
     sender = processes.send(source, receiver, "--progress", "json", "--max-rate", "4M")
@@ -549,8 +567,8 @@ def test_json_progress(processes: Processes, room: Path) -> None:
         assert after["rate"] == pytest.approx((after["done"] - before["done"]) / passed, rel=0.02)
 
 
-def test_bar(processes: Processes, room: Path) -> None:
-    """On demand; without a terminal it must still not spoil the log lines."""
+def test_the_bar_does_not_spoil_the_log_lines(processes: Processes, room: Path) -> None:
+    """On request, even without a terminal."""
     source = random_image(room / "source", 6 * MIB)
     receiver = processes.receive(room / "destination", "--size", 6 * MIB)
     command = send_command(source, receiver.uri, "--progress", "bar", "--max-rate", "6M")
@@ -561,7 +579,7 @@ def test_bar(processes: Processes, room: Path) -> None:
     assert "6291456 bytes" in sender.stdout
 
 
-def test_quiet(processes: Processes, room: Path, disk: Path) -> None:
+def test_quiet_prints_nothing(processes: Processes, room: Path, disk: Path) -> None:
     receiver = processes.start(
         *receive_command(room / "new", "--size", MIB, "-q", listen=f"unix:{room}/socket")
     )
@@ -576,7 +594,7 @@ def test_quiet(processes: Processes, room: Path, disk: Path) -> None:
 
 
 @pytest.mark.parametrize(("rate", "size"), [("10M", 30), ("50M", 150)])
-def test_max_rate(processes: Processes, room: Path, rate: str, size: int) -> None:
+def test_the_maximum_rate_is_kept(processes: Processes, room: Path, rate: str, size: int) -> None:
     source = random_image(room / "source", size * MIB)
     receiver = processes.receive(room / "destination", "--size", size * MIB)
     sender = processes.send(source, receiver, "--max-rate", rate, "--progress", "json")
@@ -590,7 +608,7 @@ def test_max_rate(processes: Processes, room: Path, rate: str, size: int) -> Non
         assert 0.7 * wanted <= line["rate"] <= 1.3 * wanted, "smoothly"
 
 
-def test_zeroes_are_not_held_back_by_the_rate(processes: Processes, room: Path) -> None:
+def test_zeroes_do_not_count_towards_the_rate(processes: Processes, room: Path) -> None:
     source = sparse_image(room / "source", 1024 * MIB, {0: os.urandom(MIB)})
     receiver = processes.receive(room / "destination", "--size", "1G")
     began = time.monotonic()
@@ -599,7 +617,9 @@ def test_zeroes_are_not_held_back_by_the_rate(processes: Processes, room: Path) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_to_the_sender(processes: Processes, room: Path, number: int) -> None:
+def test_a_signal_to_the_sender_ends_it_with_status_4(
+    processes: Processes, room: Path, number: int
+) -> None:
     source = random_image(room / "source", 20 * MIB)
     before = digest(source)
     receiver = processes.receive(room / "destination", "--size", 20 * MIB)
@@ -616,7 +636,7 @@ def test_signal_to_the_sender(processes: Processes, room: Path, number: int) -> 
     assert digest(room / "destination") == before
 
 
-def test_signal_to_a_sender_that_waits_to_retry(processes: Processes, disk: Path) -> None:
+def test_a_signal_ends_a_sender_that_waits_to_retry(processes: Processes, disk: Path) -> None:
     sender = processes.send(disk, NOWHERE, "--retry")
     sender.wait_event("restart")
     sender.signal(signal.SIGTERM)
@@ -626,7 +646,9 @@ def test_signal_to_a_sender_that_waits_to_retry(processes: Processes, disk: Path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("when", ["waiting", "copying"])
-def test_signal_to_the_receiver(processes: Processes, room: Path, number: int, when: str) -> None:
+def test_a_signal_to_the_receiver_ends_it_with_status_4(
+    processes: Processes, room: Path, number: int, when: str
+) -> None:
     source = random_image(room / "source", 20 * MIB)
     before = digest(source)
     receiver = processes.receive(room / "destination", "--size", 20 * MIB)
@@ -646,7 +668,7 @@ def test_signal_to_the_receiver(processes: Processes, room: Path, number: int, w
         assert digest(source) == before
 
 
-def test_an_existing_disk_stays_when_nothing_came(processes: Processes, disk: Path) -> None:
+def test_an_existing_disk_stays_when_nothing_was_received(processes: Processes, disk: Path) -> None:
     before = digest(disk)
     receiver = processes.receive(disk, "--overwrite")
     receiver.signal(signal.SIGTERM)
@@ -654,8 +676,8 @@ def test_an_existing_disk_stays_when_nothing_came(processes: Processes, disk: Pa
     assert digest(disk) == before
 
 
-def test_summary_lines(processes: Processes, room: Path) -> None:
-    """At the end both say bytes, data, zeroes, seconds, rate and attempts, once."""
+def test_both_ends_print_one_summary_line(processes: Processes, room: Path) -> None:
+    """The line has bytes, data, zeroes, seconds, rate and attempts."""
     source = sparse_image(room / "source", 3 * MIB, {MIB: os.urandom(MIB)})
     receiver = processes.start(
         *receive_command(room / "new", "--size", "3M", listen=f"unix:{room}/socket")

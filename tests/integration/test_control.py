@@ -103,7 +103,9 @@ def listening(path: Path, backlog: int = 5) -> socket.socket:
     return handle
 
 
-def test_asked_and_closed(start: Callable[..., Running], room: Path) -> None:
+def test_a_control_socket_answers_and_is_removed_at_the_end(
+    start: Callable[..., Running], room: Path
+) -> None:
     path = room / "control"
     running = start(path)
     assert stat.S_IMODE(path.lstat().st_mode) == 0o600
@@ -124,7 +126,7 @@ def test_asked_and_closed(start: Callable[..., Running], room: Path) -> None:
     assert names(room) == []
 
 
-def test_live_one_is_not_stolen(start: Callable[..., Running], room: Path) -> None:
+def test_a_live_control_socket_is_not_taken(start: Callable[..., Running], room: Path) -> None:
     path = room / "control"
     first = start(path)
     before = path.lstat().st_ino
@@ -135,14 +137,16 @@ def test_live_one_is_not_stolen(start: Callable[..., Running], room: Path) -> No
     assert ask(str(path), "GET", "/status")["pid"] == first.pid
 
 
-def test_one_of_another_program(start: Callable[..., Running], room: Path) -> None:
+def test_a_socket_of_another_program_is_not_taken(
+    start: Callable[..., Running], room: Path
+) -> None:
     path = room / "control"
     with listening(path):
         assert "in use" in start(path).stdout
         assert names(room) == ["control"]
 
 
-def test_dead_one_is_replaced(start: Callable[..., Running], room: Path) -> None:
+def test_a_dead_control_socket_is_replaced(start: Callable[..., Running], room: Path) -> None:
     path = room / "control"
     for _ in range(3):
         running = start(path)
@@ -156,7 +160,9 @@ def test_dead_one_is_replaced(start: Callable[..., Running], room: Path) -> None
     assert names(room) == []
 
 
-def test_dead_one_whose_process_id_lives(start: Callable[..., Running], room: Path) -> None:
+def test_a_dead_control_socket_whose_process_id_was_reused_is_replaced(
+    start: Callable[..., Running], room: Path
+) -> None:
     path = room / "control"
     start(path).kill()
     (room / "control.lock").unlink()
@@ -166,8 +172,10 @@ def test_dead_one_whose_process_id_lives(start: Callable[..., Running], room: Pa
     assert os.readlink(room / "control.lock") == str(running.pid)
 
 
-def test_twisteds_own(processes: Processes, start: Callable[..., Running], room: Path) -> None:
-    """What a UNIX endpoint of Twisted left behind, and what it makes of ours."""
+def test_locks_are_shared_with_UNIX_endpoints_of_Twisted(
+    processes: Processes, start: Callable[..., Running], room: Path
+) -> None:
+    """A socket that a UNIX endpoint of Twisted left, and one of ours that Twisted finds."""
     path = room / "control"
     program = (
         "from twisted.internet import reactor, endpoints, protocol\n"
@@ -186,7 +194,9 @@ def test_twisteds_own(processes: Processes, start: Callable[..., Running], room:
     assert ask(str(path), "GET", "/status")["pid"] == ours.pid
 
 
-def test_what_is_no_socket(start: Callable[..., Running], room: Path) -> None:
+def test_a_file_that_is_no_socket_is_not_replaced(
+    start: Callable[..., Running], room: Path
+) -> None:
     path = room / "control"
     path.write_text("precious")
     assert start(path).stdout.startswith(f"refused: {path} is something else")
@@ -194,8 +204,10 @@ def test_what_is_no_socket(start: Callable[..., Running], room: Path) -> None:
     assert names(room) == ["control"]
 
 
-def test_many_at_once(start: Callable[..., Running], room: Path) -> None:
-    """Over what two others left behind: one has it, all others are refused, and say so."""
+def test_of_many_that_start_at_once_one_gets_the_socket(
+    start: Callable[..., Running], room: Path
+) -> None:
+    """Others left a socket and a lock behind; all but one process are refused, and say so."""
     path, go = room / "control", room / "go"
     for turn in range(3):
         if turn:
@@ -219,7 +231,7 @@ def test_many_at_once(start: Callable[..., Running], room: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else takes root")
-def test_nobody_else_may_ask(
+def test_no_other_user_may_connect(
     processes: Processes, start: Callable[..., Running], room: Path
 ) -> None:
     room.chmod(0o755)
@@ -237,7 +249,9 @@ def test_nobody_else_may_ask(
     assert asked.stdout == "Permission denied\n", asked.stderr
 
 
-def test_too_many_connections(start: Callable[..., Running], room: Path) -> None:
+def test_connections_beyond_the_maximum_get_no_answer(
+    start: Callable[..., Running], room: Path
+) -> None:
     path = str(room / "control")
     start(Path(path))
     idle = [socket.socket(socket.AF_UNIX) for _ in range(4)]
@@ -257,7 +271,9 @@ def _asked(path: str) -> Any:
         return None
 
 
-def test_client_that_leaves(start: Callable[..., Running], room: Path) -> None:
+def test_a_client_that_leaves_does_not_disturb_the_server(
+    start: Callable[..., Running], room: Path
+) -> None:
     path = str(room / "control")
     running = start(Path(path))
     with pytest.raises(ControlLost, match=r"no answer on .* within 0\.2 s"):
@@ -266,10 +282,10 @@ def test_client_that_leaves(start: Callable[..., Running], room: Path) -> None:
     assert running.stderr == ""
 
 
-def test_patience_for_answers(
+def test_an_answer_may_take_longer_than_a_connection(
     start: Callable[..., Running], room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer may take longer than any connection, or as long as the server lives."""
+    """Also without any limit, for as long as the server lives."""
     monkeypatch.setattr(client, "_CONNECT_TIMEOUT", 0.3)
     path = str(room / "control")
     running = start(Path(path))
@@ -284,7 +300,7 @@ def test_patience_for_answers(
     assert not isinstance(caught.value, ControlLost)
 
 
-def test_connection_is_not_waited_for_as_long_as_answers(
+def test_a_connection_is_waited_for_only_briefly(
     room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "_CONNECT_TIMEOUT", 0.3)
@@ -296,7 +312,7 @@ def test_connection_is_not_waited_for_as_long_as_answers(
                 ask(path, "GET", "/status", timeout=timeout)
 
 
-def test_nobody_to_ask(room: Path) -> None:
+def test_each_reason_for_a_missing_server_is_reported(room: Path) -> None:
     path = room / "control"
 
     def why() -> str:
@@ -330,7 +346,7 @@ def test_nobody_to_ask(room: Path) -> None:
         (b"HTTP/1.1 502 Bad\r\nContent-Length: 2\r\n\r\n[]", "HTTP status 502"),
     ],
 )
-def test_strange_answers(room: Path, answer: bytes, words: str) -> None:
+def test_strange_answers_are_reported_as_errors(room: Path, answer: bytes, words: str) -> None:
     path = room / "control"
 
     def serve() -> None:
@@ -347,7 +363,7 @@ def test_strange_answers(room: Path, answer: bytes, words: str) -> None:
         thread.join()
 
 
-def test_permission_denied(processes: Processes, room: Path) -> None:
+def test_a_denied_permission_is_reported(processes: Processes, room: Path) -> None:
     path = room / "control"
     program = "import sys; from blockmig.control import ask; ask(sys.argv[1], 'GET', '/status')"
     with listening(path):
@@ -358,7 +374,7 @@ def test_permission_denied(processes: Processes, room: Path) -> None:
     assert asked.stderr.endswith("may only be used by its owner: permission denied\n")
 
 
-def test_status(
+def test_the_status_command_prints_text_or_JSON(
     start: Callable[..., Running], room: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = room / "control"
@@ -375,7 +391,7 @@ def test_status(
     assert json.loads(out)["asked"] == 2
 
 
-def test_imports_neither_web_nor_reactor(processes: Processes) -> None:
+def test_the_status_command_imports_neither_web_nor_reactor(processes: Processes) -> None:
     program = (
         "import sys, blockmig.control, blockmig.cli.status\n"
         "found = {'twisted.web', 'twisted.internet.reactor'} & set(sys.modules)\n"
@@ -420,7 +436,7 @@ reactor.run(installSignalHandlers=False)
 
 
 class Manager:
-    """As systemd does: keeps sockets open, and passes them to one process after the other."""
+    """Like systemd, keeps sockets open and passes them to one process after the other."""
 
     def __init__(self, *sockets: socket.socket) -> None:
         self._sockets = sockets
@@ -482,8 +498,8 @@ def greeting(to: socket.socket) -> str:
         return text.decode()
 
 
-def test_activation(manager: Manager, room: Path) -> None:
-    """Two processes after each other; the socket's file stays, with the mode that it has."""
+def test_passed_sockets_are_used_by_one_process_after_another(manager: Manager, room: Path) -> None:
+    """The file of the socket stays, with its mode."""
     path = room / "activated"
     before = path.lstat()
     for _ in range(2):
@@ -500,8 +516,8 @@ def test_activation(manager: Manager, room: Path) -> None:
         assert (now.st_mode, now.st_ino) == (before.st_mode, before.st_ino)
 
 
-def test_activation_of_somebody_else(manager: Manager) -> None:
-    """A parent's variables, which it did not remove."""
+def test_bad_activation_variables_are_refused(manager: Manager) -> None:
+    """The variables are a parent's, which did not remove them."""
     process = manager.start(LISTEN_FDS="x")
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (
@@ -515,7 +531,7 @@ def test_activation_of_somebody_else(manager: Manager) -> None:
     assert err.count("\n") == 1
 
 
-def test_notification(manager: Manager, room: Path) -> None:
+def test_the_service_manager_is_notified(manager: Manager, room: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(room / "notify"))
         told.settimeout(20)

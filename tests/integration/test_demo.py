@@ -1,4 +1,4 @@
-"""`make demo DISK=...`: a copy of somebody's disk moves, and the disk is left as it was."""
+"""`make demo DISK=...`: a copy of somebody's disk is migrated, and the disk stays as it was."""
 
 from __future__ import annotations
 
@@ -70,14 +70,16 @@ def disk(room: Path) -> Path:
 
 
 def holds(demo: Running, room: Path) -> str:
-    """It has ended well, and nothing of it is left; what it said."""
+    """The demo has succeeded and left nothing; its output."""
     assert demo.wait() == 0, demo.stdout + demo.stderr
     assert not (room / ".demo").exists()
     assert "All checks passed." in demo.stdout
     return demo.stdout
 
 
-def test_own_disk_is_left_alone(processes: Processes, room: Path, disk: Path) -> None:
+def test_the_demo_leaves_the_own_disk_as_it_was(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     with left_alone(disk):
         said = holds(processes.start(*DEMO, disk), room)
         with read_only(disk.parent):
@@ -87,8 +89,8 @@ def test_own_disk_is_left_alone(processes: Processes, room: Path, disk: Path) ->
     assert "your own disk is unchanged" in said
 
 
-def test_without_a_file_system(processes: Processes, room: Path) -> None:
-    """And with a size that is no multiple of anything."""
+def test_the_demo_works_without_a_file_system(processes: Processes, room: Path) -> None:
+    """The size is no multiple of anything, either."""
     (room / "own").mkdir()
     size = 40 * MIB + 1234
     own = sparse_image(room / "own" / "disk", size, {MIB: os.urandom(MIB), size - 10: b"x" * 10})
@@ -96,13 +98,15 @@ def test_without_a_file_system(processes: Processes, room: Path) -> None:
         assert sha256(own) in holds(processes.start(*DEMO, own), room)
 
 
-def test_block_device(processes: Processes, room: Path, disk: Path) -> None:
+def test_the_demo_works_with_a_block_device(processes: Processes, room: Path, disk: Path) -> None:
     with left_alone(disk), loop_device(disk) as device:
         assert sha256(disk) in holds(processes.start(*DEMO, device), room)
 
 
-def test_keep(processes: Processes, room: Path, disk: Path) -> None:
-    """The copy that is kept can be looked at; to be sent itself it must be moved away."""
+def test_the_demo_keeps_the_copy_when_asked_to(
+    processes: Processes, room: Path, disk: Path
+) -> None:
+    """The copy can be inspected; to be sent itself it must be moved away."""
     copy = room / ".demo" / "destination.img"
     with left_alone(disk):
         assert processes.run(*DEMO, "--keep", disk).status == 0
@@ -112,15 +116,17 @@ def test_keep(processes: Processes, room: Path, disk: Path) -> None:
         refused(processes, room, copy, ".demo is emptied first", left=True)
 
 
-def test_in_use(processes: Processes, room: Path, disk: Path) -> None:
-    """It is only read, so that it does no harm; but the copy may be torn, and that is said."""
+def test_the_demo_warns_about_a_disk_in_use(processes: Processes, room: Path, disk: Path) -> None:
+    """Reading does no harm, but the copy may be torn, and the demo says so."""
     with left_alone(disk), disk.open("r+b"):
         said = holds(processes.start(*DEMO, disk), room)
     assert f"(process {os.getpid()}) writes to your disk: this copy may be inconsistent" in said
 
 
-def test_file_system_that_was_not_clean(processes: Processes, room: Path, disk: Path) -> None:
-    """The demo is not to blame for it."""
+def test_the_demo_skips_the_check_of_an_unclean_file_system(
+    processes: Processes, room: Path, disk: Path
+) -> None:
+    """The demo did not cause the errors."""
     with disk.open("r+b") as file:
         file.seek(1024 + 58)
         file.write(b"\x02\x00")  # it has errors, says its superblock
@@ -141,7 +147,7 @@ def refused(processes: Processes, room: Path, own: Path, why: str, left: bool = 
     assert (room / ".demo").exists() == left
 
 
-def test_what_is_no_disk(processes: Processes, room: Path) -> None:
+def test_the_demo_refuses_what_is_no_disk(processes: Processes, room: Path) -> None:
     (room / "own").mkdir()
     empty, pipe = room / "own" / "empty", room / "own" / "pipe"
     empty.touch()
@@ -154,8 +160,8 @@ def test_what_is_no_disk(processes: Processes, room: Path) -> None:
     assert state(room / "own") == before
 
 
-def test_room(processes: Processes, room: Path) -> None:
-    """Holes need none; and where there is too little, that is known before anything is copied."""
+def test_the_demo_checks_for_room_before_it_copies(processes: Processes, room: Path) -> None:
+    """Holes need no room; too little room is known before anything is copied."""
     (room / "own").mkdir()
     sparse = sparse_image(room / "own" / "sparse", 1024 * MIB, {MIB: os.urandom(2 * MIB)})
     full = random_image(room / "own" / "full", 20 * MIB)
@@ -169,8 +175,8 @@ def test_room(processes: Processes, room: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted(processes: Processes, room: Path, number: int) -> None:
-    """Nothing is left, of files nor of processes."""
+def test_an_interrupted_demo_leaves_nothing(processes: Processes, room: Path, number: int) -> None:
+    """Neither files nor processes are left."""
     (room / "own").mkdir()
     own = random_image(room / "own" / "disk", 256 * MIB)
     with left_alone(own):

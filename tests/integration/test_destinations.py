@@ -1,4 +1,5 @@
-"""What is at a destination, who sends there, and what comes of it (design, R12).
+"""What a destination holds, who sends there, and what happens (design, R12).
+
 
 `TABLE` is all of it: each cell of it is a test. Behind it is what takes more than one attempt.
 """
@@ -135,7 +136,7 @@ def anothers_whole(scene: Scene) -> None:
 
 
 def strangers_whole(scene: Scene) -> None:
-    """The sender that said nothing of itself did not disconnect."""
+    """The sender that did not identify itself did not disconnect."""
     random_image(scene.copy, SIZE, seed=8)
     scene.record(Phase.COPIED, identified=False)
 
@@ -189,11 +190,11 @@ def half_of_another_there(scene: Scene) -> None:
 
 
 class No(str):
-    """Refused with status 1, for that reason; nothing is touched."""
+    """Refused with status 1 and that reason; nothing is touched."""
 
 
 class Start(No):
-    """The same, by the receiver, at its start: whoever would send makes no difference."""
+    """The same, by the receiver at its start, whoever would send."""
 
 
 YES = "complete, and the content is equal"
@@ -218,12 +219,12 @@ class Row(NamedTuple):
 
 
 def into(put: Callable[[Scene], None], ours: str, foreign: str, overwrites: str) -> Row:
-    """`blockmig receive`, to which `--overwrite` is said."""
+    """`blockmig receive`, which is given `--overwrite`."""
     return Row(put, True, ours, ours, foreign, overwrites)
 
 
 def at(put: Callable[[Scene], None], ours: str, foreign: str, overwrites: str) -> Row:
-    """Another server: `--overwrite` is said to the sender."""
+    """Another server: the sender is given `--overwrite`."""
     return Row(put, False, ours, ours, foreign, overwrites)
 
 
@@ -316,9 +317,7 @@ def prepare(scene: Scene, name: str, sender: str) -> Row:
 
 
 @pytest.mark.parametrize(("name", "sender"), list(cells()))
-def test_a_destination_is_written_to_only_if_nobody_may_miss_what_is_there(
-    scene: Scene, name: str, sender: str
-) -> None:
+def test_a_destination_with_data_is_refused(scene: Scene, name: str, sender: str) -> None:
     row = prepare(scene, name, sender)
     if sender == "receive":
         scene.receive_is_refused(row.send)
@@ -337,7 +336,7 @@ def test_a_destination_is_written_to_only_if_nobody_may_miss_what_is_there(
 
 
 @pytest.mark.parametrize(("name", "sender"), list(overwriting()))
-def test_overwriting_has_to_be_asked_for_and_is_not_enough_for_everything(
+def test_overwriting_is_allowed_where_the_table_says_so(
     scene: Scene, name: str, sender: str
 ) -> None:
     row = prepare(scene, name, sender)
@@ -358,7 +357,7 @@ def test_overwriting_has_to_be_asked_for_and_is_not_enough_for_everything(
 # More than one attempt.
 
 
-def test_a_receiver_started_again_after_its_success_is_refused(scene: Scene) -> None:
+def test_a_receiver_restarted_after_its_success_is_refused(scene: Scene) -> None:
     scene.receive()
     scene.completes("send")
     scene.receive_is_refused("if a migration into it has ended, it is presumably complete")
@@ -394,7 +393,7 @@ SLOWLY = ("--max-rate", "8M")
 
 
 @pytest.mark.parametrize("sender", ["send", "mirror"])
-def test_a_later_attempt_goes_on_over_its_own_unfinished_copy(slow: Scene, sender: str) -> None:
+def test_a_later_attempt_overwrites_its_own_unfinished_copy(slow: Scene, sender: str) -> None:
     failing = switched(slow)
     if sender == "mirror":
         slow.start_serve()
@@ -409,7 +408,7 @@ def test_a_later_attempt_goes_on_over_its_own_unfinished_copy(slow: Scene, sende
     assert digest(slow.copy) == digest(slow.source)
 
 
-def test_a_later_process_goes_on_over_its_own_unfinished_copy(slow: Scene) -> None:
+def test_a_later_process_overwrites_its_own_unfinished_copy(slow: Scene) -> None:
     slow.nbdkit()
     first = slow.start("send", *SLOWLY)
     begun(slow)
@@ -418,8 +417,8 @@ def test_a_later_process_goes_on_over_its_own_unfinished_copy(slow: Scene) -> No
     slow.completes("send")
 
 
-def test_a_later_process_does_not_write_over_another_disk_there(slow: Scene) -> None:
-    """Nor over ours, once anything but ours is on it."""
+def test_a_later_process_does_not_overwrite_another_disk(slow: Scene) -> None:
+    """Nor our own copy, once it has anything but our data."""
     slow.nbdkit()
     first = slow.start("send", *SLOWLY)
     begun(slow)
@@ -431,17 +430,17 @@ def test_a_later_process_does_not_write_over_another_disk_there(slow: Scene) -> 
     slow.is_refused("send", "that is not a part of this disk")
 
 
-def test_what_another_disk_has_there_is_refused_to_a_source_that_was_never_sent(
+def test_a_source_that_was_never_sent_does_not_overwrite_even_an_equal_disk(
     slow: Scene,
 ) -> None:
-    """Equal or not: without a record nobody knows whose it is."""
+    """Without a record nobody knows whose data it is."""
     slow.copy.write_bytes(slow.source.read_bytes())
     slow.nbdkit()
     slow.is_refused("send", "holds data, and is not a blockmig receiver")
 
 
-def test_a_later_attempt_never_writes_over_another_disk_there(slow: Scene) -> None:
-    """Another server has the address by then; ours may come back to it."""
+def test_a_later_attempt_does_not_overwrite_another_disk(slow: Scene) -> None:
+    """Another server has the address meanwhile; ours may return to it."""
     wanted = digest(slow.source)
     ours, other = slow.copy, random_image(slow.room / "there" / "other", slow.size, seed=8)
     theirs = digest(other)
@@ -468,8 +467,8 @@ def test_a_later_attempt_never_writes_over_another_disk_there(slow: Scene) -> No
     assert not slow.source.exists()
 
 
-def test_a_mirror_goes_on_though_clients_have_changed_what_is_sampled(slow: Scene) -> None:
-    """What the destination has there is of an older state of the disk."""
+def test_a_mirror_continues_though_clients_changed_the_sampled_places(slow: Scene) -> None:
+    """The destination has an older state of the disk."""
     failing = switched(slow)
     slow.start_serve()
     sending = slow.start("mirror", *SLOWLY)
@@ -492,7 +491,7 @@ def test_a_mirror_goes_on_though_clients_have_changed_what_is_sampled(slow: Scen
 
 
 @pytest.mark.parametrize("kind", ["file", "device"])
-def test_a_destination_in_memory_is_warned_of_and_goes_on(
+def test_a_destination_in_memory_is_warned_of_and_accepted(
     scene: Scene, attached: contextlib.ExitStack, kind: str
 ) -> None:
     place = attached.enter_context(small_file_system(scene.room / "memory", 2 * SIZE))
@@ -509,7 +508,7 @@ def test_a_destination_in_memory_is_warned_of_and_goes_on(
 
 
 def test_a_destination_on_a_real_disk_is_not_warned_of(scene: Scene) -> None:
-    """Where tests run in memory it is warned of here as well."""
+    """Where the tests run in memory, there is a warning here too."""
     in_memory = is_in_memory(filesystem_of(str(scene.room)))
     receiver = scene.receive()
     scene.completes("send")
@@ -526,7 +525,7 @@ def name(room: Path) -> Iterator[str]:
             path.unlink()
 
 
-def test_a_device_that_is_missing_is_refused(scene: Scene, name: str) -> None:
+def test_a_missing_device_is_refused(scene: Scene, name: str) -> None:
     scene.copy = Path("/dev") / name
     scene.receive_is_refused("there is no such device")
     assert not os.path.lexists(scene.copy)
@@ -536,7 +535,7 @@ def test_a_device_that_is_missing_is_refused(scene: Scene, name: str) -> None:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_file_in_dev_shm_is_no_missing_device(scene: Scene, name: str, there: bool) -> None:
+def test_a_file_in_shared_memory_is_accepted(scene: Scene, name: str, there: bool) -> None:
     scene.copy = Path("/dev/shm") / name
     if there:
         holes(scene)

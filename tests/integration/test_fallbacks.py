@@ -1,4 +1,4 @@
-"""Where the kernel or the file system lacks the fast way, a slower one gives the same bytes."""
+"""Where the kernel or the file system lacks the fast path, a slower one gives the same bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE = 12 * MIB + 777
 
 
 class Without(CountingCalls):
-    """The real calls, of which one fails always with the same error."""
+    """The real calls, one of which always fails with the same error."""
 
     def __init__(self, name: str, number: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def no_splice() -> SystemCalls:
 
 
 class SpliceIntoPipeOnly(CountingCalls):
-    """The socket can, the disk cannot."""
+    """The socket supports splice, the disk does not."""
 
     def splice(self, *arguments: Any, **named: Any) -> int:
         if "offset_dst" in named:
@@ -51,7 +51,7 @@ class SpliceIntoPipeOnly(CountingCalls):
 
 
 class Short(CountingCalls):
-    """Everything moves less than it was asked to."""
+    """Every call moves less than it was asked to."""
 
     def sendfile(self, out: int, source: int, offset: int, count: int) -> int:
         return super().sendfile(out, source, offset, min(count, 70001))
@@ -70,7 +70,7 @@ class Short(CountingCalls):
 
 
 class Interrupted(CountingCalls):
-    """Every other call would block."""
+    """Every second call would block."""
 
     def sendfile(self, *arguments: Any) -> int:
         if self.counts["sendfile"] % 2:
@@ -109,7 +109,9 @@ CALLS: dict[str, Callable[[], SystemCalls]] = {
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 @pytest.mark.parametrize("name", CALLS)
 @pytest_twisted.ensureDeferred
-async def test_the_bytes_are_the_same(room: Path, name: str, kind: str) -> None:
+async def test_a_migration_without_one_system_call_gives_the_same_bytes(
+    room: Path, name: str, kind: str
+) -> None:
     source = sparse_image(
         room / "source",
         SIZE,
@@ -146,8 +148,8 @@ async def test_the_bytes_are_the_same(room: Path, name: str, kind: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_extents(room: Path) -> None:
-    """A file system without SEEK_HOLE: what reads as zeroes still travels as zeroes."""
+async def test_zeroes_are_found_where_holes_are_not_reported(room: Path) -> None:
+    """A file system without SEEK_HOLE: what reads as zeroes is still sent as zeroes."""
 
     class NoSeek(SystemCalls):
         def lseek(self, descriptor: int, offset: int, whence: int) -> int:

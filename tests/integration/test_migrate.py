@@ -64,7 +64,9 @@ def migrate(
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tcp6", "unix"])
-def test_arrives_over_every_socket(processes: Processes, room: Path, kind: str) -> None:
+def test_a_disk_arrives_over_every_kind_of_socket(
+    processes: Processes, room: Path, kind: str
+) -> None:
     source = random_image(room / "source", 9 * MIB + 5)
     listen = {
         "tcp": ANY_PORT,
@@ -87,7 +89,7 @@ def test_arrives_over_every_socket(processes: Processes, room: Path, kind: str) 
 
 
 @pytest.mark.parametrize("size", [1, 511, 512, 5000, 4294967297])
-def test_sizes_are_exact(processes: Processes, room: Path, size: int) -> None:
+def test_sizes_are_exact_to_the_byte(processes: Processes, room: Path, size: int) -> None:
     if size <= 5000:
         source = random_image(room / "source", size, seed=size)
     else:
@@ -145,7 +147,7 @@ def image_of_real_files(path: Path, size: int, content: int) -> Path:
 SPARSE = (4 << 30, 700 * MIB) if FULL else (512 * MIB, 48 * MIB)
 
 
-def test_sparse_image_of_real_files(processes: Processes, room: Path) -> None:
+def test_a_sparse_image_arrives_sparse_with_little_memory(processes: Processes, room: Path) -> None:
     source = image_of_real_files(room / "source", *SPARSE)
     before, blocks = digest(source), allocated(source)
     assert blocks >= SPARSE[1]
@@ -165,7 +167,7 @@ def test_sparse_image_of_real_files(processes: Processes, room: Path) -> None:
 
 
 def test_an_allocated_destination_becomes_sparse(processes: Processes, room: Path) -> None:
-    """What was there before must be neither left nor kept allocated."""
+    """The old content must neither remain nor stay allocated."""
     source = sparse_image(room / "source", 64 * MIB, {20 * MIB: os.urandom(3 * MIB)})
     destination = random_image(room / "destination", 64 * MIB)
     migrate(processes, source, destination)
@@ -173,7 +175,7 @@ def test_an_allocated_destination_becomes_sparse(processes: Processes, room: Pat
     assert allocated(destination) <= allocated(source) + MIB
 
 
-def test_written_zeroes_travel_as_zeroes(processes: Processes, room: Path) -> None:
+def test_written_zeroes_are_sent_as_zeroes(processes: Processes, room: Path) -> None:
     source = room / "source"
     source.write_bytes(bytes(32 * MIB) + os.urandom(MIB) + bytes(31 * MIB))
     _, sender = migrate(processes, source, room / "destination")
@@ -183,7 +185,7 @@ def test_written_zeroes_travel_as_zeroes(processes: Processes, room: Path) -> No
 
 
 @pytest.mark.parametrize("ends", ["source", "destination", "both"])
-def test_loop_devices(processes: Processes, room: Path, ends: str) -> None:
+def test_loop_devices_can_be_sent_and_received(processes: Processes, room: Path, ends: str) -> None:
     size = SPARSE[0] if FULL else 160 * MIB
     content = SPARSE[1] if FULL else 24 * MIB
     image = image_of_real_files(room / "source", size, content)
@@ -220,7 +222,7 @@ def test_a_device_is_not_unlinked(processes: Processes, room: Path) -> None:
         assert not (room / "state").exists() or not os.listdir(room / "state")
 
 
-def test_without_unlink_the_source_stays(processes: Processes, room: Path) -> None:
+def test_the_source_stays_without_unlink(processes: Processes, room: Path) -> None:
     source = random_image(room / "source", 3 * MIB)
     before = digest(source)
     migrate(processes, source, room / "destination")
@@ -229,7 +231,9 @@ def test_without_unlink_the_source_stays(processes: Processes, room: Path) -> No
 
 
 @pytest.mark.parametrize("command", [("receive",), ()])
-def test_twistd_ends_with_0(processes: Processes, room: Path, command: tuple[str, ...]) -> None:
+def test_twistd_exits_with_status_0_when_complete(
+    processes: Processes, room: Path, command: tuple[str, ...]
+) -> None:
     source = random_image(room / "source", 5 * MIB)
     twistd = (TWISTD, "-n", "--pidfile=", "blockmig", *command)
     receiver = processes.receive(room / "destination", "--size", 5 * MIB, command=twistd)
@@ -242,7 +246,9 @@ def test_twistd_ends_with_0(processes: Processes, room: Path, command: tuple[str
 
 
 @pytest.mark.parametrize("when", ["waiting", "copying"])
-def test_twistd_ends_with_4_on_a_signal(processes: Processes, room: Path, when: str) -> None:
+def test_twistd_exits_with_status_4_on_a_signal(
+    processes: Processes, room: Path, when: str
+) -> None:
     source = random_image(room / "source", 30 * MIB)
     twistd = (TWISTD, "-n", "--pidfile=", "blockmig", "receive")
     receiver = processes.receive(room / "destination", "--size", 30 * MIB, command=twistd)
@@ -255,7 +261,7 @@ def test_twistd_ends_with_4_on_a_signal(processes: Processes, room: Path, when: 
     assert source.exists()
 
 
-def test_json_lines_are_whole(processes: Processes, room: Path) -> None:
+def test_log_lines_as_JSON_are_complete(processes: Processes, room: Path) -> None:
     """Each line is one object with time, level, event and message, on both sides."""
     source = random_image(room / "source", 2 * MIB)
     for end in migrate(processes, source, room / "destination", "-v"):
@@ -267,8 +273,8 @@ def test_json_lines_are_whole(processes: Processes, room: Path) -> None:
             assert {"time", "level", "event", "message"} <= event.keys()
 
 
-def test_text_lines(processes: Processes, room: Path) -> None:
-    """What a person sees: where to send to, the attempt, and one summary line."""
+def test_log_lines_as_text_show_the_summary(processes: Processes, room: Path) -> None:
+    """People see where to send to, the attempt, and one summary line."""
     source = random_image(room / "source", 2 * MIB)
     receiver = processes.receive(room / "destination", "--size", 2 * MIB)
     sender = processes.run(*blockmig_send(source, receiver.uri))
@@ -290,7 +296,7 @@ def blockmig_send(*arguments: object) -> list[str]:
 
 @pytest_twisted.ensureDeferred
 async def test_three_lines_embed_a_receiver(room: Path) -> None:
-    """The snippet of the design, with the global reactor."""
+    """The example of the design, with the global reactor."""
     source = random_image(room / "source", 9 * MIB + 3)
     path = str(room / "destination")
     endpoint = serverFromString(reactor, ANY_PORT)
@@ -365,8 +371,8 @@ class StartsTLS:
 
 @pytest.mark.parametrize("kind", ["plain", "tls", "starttls"])
 @pytest_twisted.ensureDeferred
-async def test_zero_copy_on_plain_sockets_only(room: Path, kind: str) -> None:
-    """Under TLS nothing may go round it; the plain run shows that the test would see it."""
+async def test_sendfile_and_splice_are_used_on_plain_sockets_only(room: Path, kind: str) -> None:
+    """Under TLS no data may bypass it; the plain run shows that the test would notice."""
     marker = os.urandom(64)
     source = room / "source"
     source.write_bytes(marker * (6 * MIB // 64))

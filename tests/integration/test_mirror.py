@@ -1,4 +1,4 @@
-"""Whole mirrors of a disk that clients write to, between real processes."""
+"""Mirrors of a disk that clients write to, between real processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def verdict_on(disk: Path) -> CopyState:
 
 
 def inspected(processes: Processes, *disks: Path) -> dict[str, Any]:
-    """What a human is told."""
+    """What `inspect` reports."""
     told = processes.run(BLOCKMIG, "inspect", "--json", *disks)
     assert told.status in (0, 5), told.stderr
     verdict = json.loads(told.stdout)
@@ -57,7 +57,7 @@ def inspected(processes: Processes, *disks: Path) -> dict[str, Any]:
 
 
 def names(disk: Path) -> list[str]:
-    """The disk, if it is there, and its records, by what stands behind the disk's name."""
+    """The disk, if it exists, and its records, by what follows the name of the disk."""
     sockets = (".socket", ".socket.lock")
     found = [path.name for path in disk.parent.iterdir() if path.name.startswith(disk.name)]
     return sorted({name.removeprefix(disk.name) for name in found} - {*sockets})
@@ -66,7 +66,7 @@ def names(disk: Path) -> list[str]:
 def check_handed_over(
     mirrored: Mirrored, receiver: Running, copy: Path, unlink: bool, size: int
 ) -> None:
-    """Both have ended well, and everybody who asks is told which copy counts."""
+    """Both have succeeded, and everybody who asks learns which copy is canonical."""
     disk = mirrored.disk
     assert receiver.wait(10) == 0, receiver.stderr
     mirrored.ended()
@@ -90,7 +90,7 @@ WAYS = [("unix", True), *([("tcp", True), ("tcp", False), ("unix", False)] if FU
 
 
 @pytest.mark.parametrize(("kind", "unlink"), WAYS)
-def test_moves_while_clients_write(
+def test_a_disk_is_mirrored_while_clients_write(
     processes: Processes, room: Path, kind: str, unlink: bool
 ) -> None:
     disk, copy = random_image(room / "disk", SIZE), room / "copy"
@@ -119,8 +119,8 @@ def test_moves_while_clients_write(
     check_handed_over(mirrored, receiver, copy, unlink, SIZE)
 
 
-def test_changed_by_threads(processes: Processes, room: Path) -> None:
-    """A slow disk is written to by threads, which are not done when the mirror looks."""
+def test_changes_made_by_slow_threads_are_mirrored(processes: Processes, room: Path) -> None:
+    """A slow disk is written by threads, which are not done when the mirror looks."""
     disk, copy = random_image(room / "disk", SIZE), room / "copy"
     mirrored = Mirrored(processes, room, disk, hook=SLOW)
     receiver = processes.receive(copy, "--size", SIZE)
@@ -139,8 +139,8 @@ def test_changed_by_threads(processes: Processes, room: Path) -> None:
     check_handed_over(mirrored, receiver, copy, False, SIZE)
 
 
-def test_read_only(processes: Processes, room: Path) -> None:
-    """Its clients cannot write, but they have to be sent away all the same."""
+def test_a_read_only_disk_is_mirrored(processes: Processes, room: Path) -> None:
+    """Its clients cannot write, but must be disconnected at the end."""
     disk, copy = random_image(room / "disk", 4 * MIB), room / "copy"
     mirrored = Mirrored(processes, room, disk, "--read-only")
     receiver = processes.receive(copy, "--size", 4 * MIB)
@@ -151,8 +151,8 @@ def test_read_only(processes: Processes, room: Path) -> None:
     check_handed_over(mirrored, receiver, copy, False, 4 * MIB)
 
 
-def test_large_and_sparse(processes: Processes, room: Path) -> None:
-    """It has a gigabyte, and hardly anything in it."""
+def test_a_large_sparse_disk_is_mirrored(processes: Processes, room: Path) -> None:
+    """A gigabyte with hardly any data."""
     size = 1 << 30
     generator = random.Random(1)
     pieces = {at: generator.randbytes(MIB) for at in (0, 77 * MIB, 500 * MIB + 4096, size - MIB)}
@@ -170,8 +170,8 @@ def test_large_and_sparse(processes: Processes, room: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [3 * MIB + 12345, *([65537] if FULL else []), 700])
-def test_odd_sizes(processes: Processes, room: Path, size: int) -> None:
-    """Writes of any number of bytes, anywhere, up to the very last byte."""
+def test_disks_of_odd_sizes_are_mirrored(processes: Processes, room: Path, size: int) -> None:
+    """Writes have any length, up to the very last byte."""
     disk, copy = random_image(room / "disk", size), room / "copy"
     mirrored = Mirrored(processes, room, disk)
     receiver = processes.receive(copy, "--size", size)
@@ -189,8 +189,10 @@ def test_odd_sizes(processes: Processes, room: Path, size: int) -> None:
     check_handed_over(mirrored, receiver, copy, False, size)
 
 
-def test_commands(processes: Processes, room: Path) -> None:
-    """The same by the command line: begun, slowed, broken off; then again, and waited for."""
+def test_the_commands_begin_slow_break_and_wait_for_a_mirror(
+    processes: Processes, room: Path
+) -> None:
+    """A mirror is begun, slowed and broken; then one is begun again and waited for."""
     disk, copy = random_image(room / "disk", SIZE), room / "copy"
     mirrored = Mirrored(processes, room, disk)
     receiver = processes.receive(copy, "--size", SIZE)
@@ -218,7 +220,8 @@ def test_commands(processes: Processes, room: Path) -> None:
 
 
 class Slow:
-    """The script of a destination that answers the last flush when it is told to.
+    """The script of a destination that answers the last flush when the test says so.
+
 
     @ivar held: whether that flush is there.
     @ivar answer: to be set; of no use for another such flush.
@@ -238,8 +241,10 @@ class Slow:
         return None
 
 
-def test_clients_wait_during_the_hold(processes: Processes, room: Path) -> None:
-    """Old ones and new ones; behind the hand-off they are closed, and not one was answered."""
+def test_clients_wait_during_the_hold_and_are_closed_after_it(
+    processes: Processes, room: Path
+) -> None:
+    """Old and new clients are closed after the hand-off, and none was answered."""
     disk = random_image(room / "disk", 4 * MIB)
     mirrored = Mirrored(processes, room, disk)
     slow = Slow(mirrored)
@@ -271,8 +276,8 @@ def test_clients_wait_during_the_hold(processes: Processes, room: Path) -> None:
         assert other.data[8192] != ord("x")
 
 
-def test_clients_are_released(processes: Processes, room: Path) -> None:
-    """A hold that takes too long is given up, no request is lost, and it comes to its end later."""
+def test_clients_are_released_when_a_hold_takes_too_long(processes: Processes, room: Path) -> None:
+    """No request is lost, and the mirror completes later."""
     disk = random_image(room / "disk", 8 * MIB)
     mirrored = Mirrored(processes, room, disk)
     slow = Slow(mirrored)
@@ -345,7 +350,7 @@ class Withholding:
         self.running = processes.receive(copy, "--size", size, command=command)
 
     def withhold(self, where: str) -> None:
-        """From now on; C{before} it is put on record, or C{behind} that, or not any more."""
+        """From now on; C{before} it is recorded, or C{behind} that, or not any more."""
         self._silent.with_suffix(".new").write_text(where)
         self._silent.with_suffix(".new").rename(self._silent)
 
@@ -356,8 +361,10 @@ class Withholding:
 
 
 @pytest.mark.parametrize("where", ["before", "behind"])
-def test_silent_at_the_last_step(processes: Processes, room: Path, where: str) -> None:
-    """Clients are released in time all the same; a break there leaves no copy that looks whole."""
+def test_clients_are_released_when_the_last_step_is_not_answered(
+    processes: Processes, room: Path, where: str
+) -> None:
+    """A break at that point leaves no copy that looks whole."""
     size, pause = 4 * MIB, 0.3
     disk, copy = random_image(room / "disk", size), room / "copy"
     mirrored = Mirrored(processes, room, disk)
@@ -397,8 +404,8 @@ def test_silent_at_the_last_step(processes: Processes, room: Path, where: str) -
     check_handed_over(mirrored, receiver.running, copy, False, size)
 
 
-def test_late_work_of_a_killed_client(processes: Processes, room: Path) -> None:
-    """What a thread still does for a client that is gone, it does before the disk is another's."""
+def test_late_work_of_a_killed_client_is_mirrored(processes: Processes, room: Path) -> None:
+    """What a thread still does for a client that is gone is done before the hand-off."""
     size, late = 4 * MIB, 3 * MIB
     disk, copy = random_image(room / "disk", size), room / "copy"
     begun, gate = room / "begun", room / "gate"
@@ -423,8 +430,10 @@ def test_late_work_of_a_killed_client(processes: Processes, room: Path) -> None:
 # What is refused.
 
 
-def test_refusals(processes: Processes, room: Path) -> None:
-    """With a reason, and nobody notices; then there is another place, and it goes there."""
+def test_a_refused_mirror_disturbs_nobody_and_another_may_follow(
+    processes: Processes, room: Path
+) -> None:
+    """The refusal has a reason, and nobody notices; then a mirror elsewhere completes."""
     disk, copy = random_image(room / "disk", SIZE), room / "copy"
     mirrored = Mirrored(processes, room, disk, "--export", "web")
     good = processes.receive(copy, "--size", SIZE)
@@ -471,7 +480,7 @@ def test_refusals(processes: Processes, room: Path) -> None:
         assert not receiver.events("attempt")
 
 
-def test_hard_links_are_not_unlinked(processes: Processes, room: Path) -> None:
+def test_a_disk_with_hard_links_is_not_unlinked(processes: Processes, room: Path) -> None:
     """Deleting one name of a file would not retire it."""
     disk = random_image(room / "disk", MIB)
     (room / "second").hardlink_to(disk)
@@ -486,8 +495,10 @@ def test_hard_links_are_not_unlinked(processes: Processes, room: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if FULL else [signal.SIGTERM])
-def test_stopped_during_a_mirror(processes: Processes, room: Path, number: int) -> None:
-    """Its clients' requests are finished, the destination is left, and the source counts."""
+def test_a_server_stopped_during_a_mirror_stays_canonical(
+    processes: Processes, room: Path, number: int
+) -> None:
+    """The requests of its clients are finished, and the source stays canonical."""
     disk, copy = random_image(room / "disk", SIZE), room / "copy"
     mirrored = Mirrored(processes, room, disk)
     receiver = processes.receive(copy, "--size", SIZE)
@@ -515,7 +526,8 @@ def test_stopped_during_a_mirror(processes: Processes, room: Path, number: int) 
 
 
 class Meter:
-    """The script of a destination that counts the data that comes.
+    """The script of a destination that counts the data that arrives.
+
 
     What is beyond C{end} it never takes, so that no mirror is over, however fast the machine.
     """
@@ -543,7 +555,7 @@ class Meter:
         return sum(count for _, count in came[1:]) / (came[-1][0] - came[0][0])
 
     def settles(self, rate: float) -> None:
-        """That is the rate, though not at once: a machine with more to do stands still at times."""
+        """The rate gets there, though not at once: a busy machine stalls at times."""
         seen: list[float] = []
         while not seen or abs(seen[-1] / rate - 1) >= TOLERANCE:
             assert len(seen) < 5, [f"{each / MIB:.2f} MiB/s" for each in seen]
@@ -557,8 +569,7 @@ SECONDS, TOLERANCE = (10.0, 0.05) if FULL else (0.8, 0.1)
 RATES = (20 * MIB, 40 * MIB, 8 * MIB) if FULL else (20 * MIB, 8 * MIB)
 
 
-def test_rate_limit(processes: Processes, room: Path) -> None:
-    """It is kept, and may be changed at any time."""
+def test_the_rate_limit_is_kept_and_can_be_changed(processes: Processes, room: Path) -> None:
     size = (1024 if FULL else 256) * MIB
     disk = room / "disk"
     piece = random.Random(1).randbytes(MIB)
@@ -617,8 +628,10 @@ if FULL:
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_foreign_destinations(processes: Processes, room: Path, kind: str) -> None:
-    """With plain NBD it is the same order, and the same at its end."""
+def test_foreign_servers_can_be_destinations_of_a_mirror(
+    processes: Processes, room: Path, kind: str
+) -> None:
+    """The order and the end are the same with plain NBD."""
     size = 8 * MIB
     disk, found = random_image(room / "disk", size), room / "found"
     mirrored = Mirrored(processes, room, disk)

@@ -1,4 +1,5 @@
-"""`mirror`, `break` and `rate` as those see them who run them, beside a server that only talks.
+"""`mirror`, `break` and `rate` as their users see them, with a server that only talks.
+
 
 It answers on a real control socket as it is told to, so that every end that a mirror may come to
 is seen, however rare.
@@ -125,7 +126,7 @@ def assert_one_line(text: str, *words: str) -> None:
 # Without waiting for the end.
 
 
-def test_begun(server: Server) -> None:
+def test_mirror_reports_that_it_has_begun_and_exits(server: Server) -> None:
     began = time.monotonic()
     ended = server.run(
         "mirror", URI, "--unlink", "--max-rate", "1M", "--max-pause=20", "--timeout=7"
@@ -152,8 +153,8 @@ def test_begun(server: Server) -> None:
     ]
 
 
-def test_accepted_late(server: Server, room: Path) -> None:
-    """A destination that takes its time is waited for, with --no-wait too."""
+def test_mirror_waits_for_a_late_acceptance(server: Server, room: Path) -> None:
+    """A slow destination is waited for even with --no-wait."""
     (room / "mirror.answer").unlink()
     running = server.start("mirror", URI, "--no-wait", "-q")
     server.wait_asked("mirror")
@@ -165,7 +166,7 @@ def test_accepted_late(server: Server, room: Path) -> None:
 
 
 @pytest.mark.parametrize("wait", ["--wait", "--no-wait"])
-def test_refused(server: Server, wait: str) -> None:
+def test_a_refused_mirror_exits_with_status_1(server: Server, wait: str) -> None:
     server.answers("mirror", {"refused": "the export is smaller than the disk"})
     ended = server.run("mirror", URI, wait)
     assert (ended.status, ended.stdout) == (1, "")
@@ -177,21 +178,25 @@ def test_refused(server: Server, wait: str) -> None:
 
 
 @pytest.mark.parametrize("wait", ["--wait", "--no-wait"] if FULL else ["--wait"])
-def test_nobody_to_ask(processes: Processes, room: Path, wait: str) -> None:
+def test_a_missing_control_socket_exits_with_status_1(
+    processes: Processes, room: Path, wait: str
+) -> None:
     ended = processes.run(BLOCKMIG, "mirror", "--control", room / "none", URI, wait)
     assert (ended.status, ended.stdout) == (1, "")
     assert_one_line(ended.stderr, f"there is no control socket at {room / 'none'}")
 
 
 @pytest.mark.parametrize("wait", ["--wait", "--no-wait"] if FULL else ["--no-wait"])
-def test_server_dies_before_it_answers(server: Server, wait: str) -> None:
+def test_a_server_that_dies_before_it_answers_exits_with_status_5(
+    server: Server, wait: str
+) -> None:
     server.answers("mirror", "die")
     ended = server.run("mirror", URI, wait)
     assert (ended.status, ended.stdout) == (5, "")
     assert_one_line(ended.stderr, "without an answer", "`blockmig inspect DISK`")
 
 
-def test_bad_usage_asks_nobody(server: Server) -> None:
+def test_bad_usage_sends_no_request(server: Server) -> None:
     for arguments in (
         ["http://x/"],
         [URI, "--relay-to", URI],
@@ -204,7 +209,7 @@ def test_bad_usage_asks_nobody(server: Server) -> None:
     assert server.asked == []
 
 
-def test_interrupted_before_it_began(server: Server, room: Path) -> None:
+def test_an_interrupt_before_the_start_exits_with_status_4(server: Server, room: Path) -> None:
     (room / "mirror.answer").unlink()
     running = server.start("mirror", URI)
     server.wait_asked("mirror")
@@ -222,7 +227,7 @@ def wait_for(server: Server, *options: str) -> Running:
     return running
 
 
-def test_complete_with_progress(server: Server) -> None:
+def test_progress_and_the_summary_are_printed_as_JSON(server: Server) -> None:
     server.stands()
     running = wait_for(server, "--progress", "json")
 
@@ -256,7 +261,7 @@ def test_complete_with_progress(server: Server) -> None:
 
 
 @pytest.mark.parametrize("progress", ["bar", "none", "auto"] if FULL else ["bar"])
-def test_complete_with_other_displays(server: Server, progress: str) -> None:
+def test_other_displays_end_with_the_summary(server: Server, progress: str) -> None:
     server.stands()
     running = server.start("mirror", URI, "--wait", "--progress", progress)
     server.wait_asked("mirror-wait")
@@ -269,7 +274,7 @@ def test_complete_with_other_displays(server: Server, progress: str) -> None:
 
 
 @pytest.mark.parametrize("status", [1, 3, 4, 5] if FULL else [3])
-def test_each_end(server: Server, status: int) -> None:
+def test_the_exit_status_is_the_one_that_the_server_reports(server: Server, status: int) -> None:
     answer = {"status": status, "message": "no space left on device", "summary": None}
     server.answers("mirror-wait", answer)
     ended = server.run("mirror", URI, "--wait", "--log-format=json")
@@ -279,7 +284,9 @@ def test_each_end(server: Server, status: int) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_server_dies_while_waited_for(server: Server, known: bool) -> None:
+def test_a_server_that_dies_during_the_wait_exits_with_status_5(
+    server: Server, known: bool
+) -> None:
     if known:
         server.stands()
     running = wait_for(server, "--progress", "json")
@@ -294,7 +301,7 @@ def test_server_dies_while_waited_for(server: Server, known: bool) -> None:
     assert "Traceback" not in running.stderr
 
 
-def test_status_that_fails_does_not_matter(server: Server, room: Path) -> None:
+def test_a_failed_status_request_does_not_matter(server: Server, room: Path) -> None:
     running = wait_for(server, "--progress", "json")
     server.answers("status", ["no status"])
     time.sleep(1.5)
@@ -306,7 +313,9 @@ def test_status_that_fails_does_not_matter(server: Server, room: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *([signal.SIGTERM] if FULL else [])])
-def test_no_longer_waited_for(server: Server, number: signal.Signals) -> None:
+def test_a_signal_ends_the_wait_and_the_mirror_continues(
+    server: Server, number: signal.Signals
+) -> None:
     server.stands()
     running = wait_for(server, "--progress", "json")
     until(lambda: running.stdout)
@@ -321,7 +330,7 @@ def test_no_longer_waited_for(server: Server, number: signal.Signals) -> None:
     assert server.running.status is None
 
 
-def test_stopped_before_it_began(server: Server, room: Path) -> None:
+def test_a_signal_before_the_start_exits_with_status_4(server: Server, room: Path) -> None:
     (room / "mirror.answer").unlink()
     running = server.start("mirror", URI, "--wait")
     server.wait_asked("mirror")
@@ -333,7 +342,7 @@ def test_stopped_before_it_began(server: Server, room: Path) -> None:
 # The others.
 
 
-def test_break(server: Server) -> None:
+def test_break_prints_nothing_or_the_refusal(server: Server) -> None:
     server.answers("break", {})
     ended = server.run("break")
     assert (ended.status, ended.stderr) == (0, "")
@@ -344,7 +353,7 @@ def test_break(server: Server) -> None:
     assert server.asked == [("break", {})] * 2
 
 
-def test_rate(server: Server) -> None:
+def test_rate_prints_the_limit_or_the_refusal(server: Server) -> None:
     for text, rate, said in (("100M", 100 << 20, "at most 100 MiB/s"), ("none", None, "no limit")):
         server.answers("rate", {"max_rate": rate})
         ended = server.run("rate", text)
@@ -357,13 +366,15 @@ def test_rate(server: Server) -> None:
 
 
 @pytest.mark.parametrize("command", [["break"], *([["rate", "1M"]] if FULL else [])])
-def test_no_server(processes: Processes, room: Path, command: list[str]) -> None:
+def test_break_and_rate_without_a_server_exit_with_status_1(
+    processes: Processes, room: Path, command: list[str]
+) -> None:
     ended = processes.run(BLOCKMIG, *command, "--control", room / "none")
     assert (ended.status, ended.stdout) == (1, "")
     assert_one_line(ended.stderr, "blockmig: there is no control socket")
 
 
-def test_interrupted(server: Server) -> None:
+def test_an_interrupted_break_exits_with_status_4(server: Server) -> None:
     running = server.start("break")
     server.wait_asked("break")
     running.signal(signal.SIGINT)
@@ -371,7 +382,7 @@ def test_interrupted(server: Server) -> None:
     assert running.stderr == "blockmig: stopped by SIGINT\n"
 
 
-def test_status(server: Server) -> None:
+def test_status_shows_the_mirror(server: Server) -> None:
     server.stands(state="holding")
     ended = server.run("status")
     assert f"mirror: holding, to {URI}" in ended.stdout
@@ -379,7 +390,7 @@ def test_status(server: Server) -> None:
     assert json.loads(ended.stdout)["mirror"] == {**MIRROR, "state": "holding"}
 
 
-def test_no_reactor_where_nothing_is_waited_for(processes: Processes, server: Server) -> None:
+def test_commands_that_do_not_wait_import_no_reactor(processes: Processes, server: Server) -> None:
     server.answers("break", {})
     server.answers("rate", {"max_rate": None})
     program = (

@@ -1,4 +1,4 @@
-"""Clients that are passed on to another server while they work: they see a pause, no disconnect."""
+"""Clients that are relayed to another server while they work: they see a pause, no disconnect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ WAYS = [(a, b) for a in KINDS for b in KINDS] if FULL else MIXED
 
 
 class Takeover:
-    """A disk that is served here, and will be served there.
+    """A disk that is served here, and will be served by another server.
+
 
     @ivar uri: for a test of one kind of connection.
     """
@@ -87,7 +88,7 @@ class Takeover:
         return self.there
 
     def over(self, timeout: float = 20.0) -> dict[str, object]:
-        """The relay ends by itself; what it said last."""
+        """The relay ends by itself; its last log line."""
         assert self.here.wait(timeout) == 0, self.here.stderr
         assert "Traceback" not in self.here.stderr
         return self.here.events("complete")[0]
@@ -112,8 +113,8 @@ def answers(client: wire.Client, requests: dict[int, int]) -> dict[int, bytes]:
     return found
 
 
-def test_a_pause_and_no_disconnect(takeover: Takeover) -> None:
-    """Half a WRITE and queued READs go over, and the same connections go on."""
+def test_clients_see_a_pause_and_no_disconnect(takeover: Takeover) -> None:
+    """Half a WRITE and queued READs are passed on, and the same connections continue."""
     content = takeover.disk.read_bytes()
     payload = random.Random(5).randbytes(3 * MIB)
     with (
@@ -165,7 +166,7 @@ def test_a_pause_and_no_disconnect(takeover: Takeover) -> None:
 COUNT = 20 if FULL else 8
 
 
-def test_byte_by_byte(processes: Processes, room: Path) -> None:
+def test_a_stream_byte_by_byte_is_relayed(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "unix")
     payload = random.Random(5).randbytes(100 * COUNT + 300)
     stream = b"".join(
@@ -256,8 +257,8 @@ def worked(running: Running) -> float:
 
 
 @pytest.mark.parametrize("there", KINDS if FULL else ["tcp"])
-def test_working_clients(processes: Processes, room: Path, there: str) -> None:
-    """Structured, with and without the metadata context, and simple ones; all go on."""
+def test_working_clients_are_relayed(processes: Processes, room: Path, there: str) -> None:
+    """Clients with structured replies, with and without metadata, and with simple replies."""
     takeover = Takeover(processes, room, there, "receiver=.handoff")
     uris = takeover.uris
     clients = [
@@ -285,8 +286,8 @@ def test_working_clients(processes: Processes, room: Path, there: str) -> None:
 
 
 @pytest.mark.parametrize("there", KINDS if FULL else ["unix"])
-def test_qemu_takes_over(processes: Processes, room: Path, there: str) -> None:
-    """It calls the metadata context by another number: who knows it must connect anew."""
+def test_qemu_nbd_can_take_over(processes: Processes, room: Path, there: str) -> None:
+    """It numbers the metadata context differently: clients that use it must reconnect."""
     takeover = Takeover(processes, room, there)
     uris = takeover.uris
     clients = [
@@ -308,8 +309,8 @@ def test_qemu_takes_over(processes: Processes, room: Path, there: str) -> None:
     takeover.over()
 
 
-def test_a_client_is_killed(processes: Processes, room: Path) -> None:
-    """Nobody else notices, and the other server is rid of it."""
+def test_a_killed_client_disturbs_nobody(processes: Processes, room: Path) -> None:
+    """The other server drops the connection too."""
     takeover, control = Takeover(processes, room, "tcp"), str(room / "control")
     victim = start_work(processes, takeover.uris["tcp"], room, 0)
     other = start_work(processes, takeover.uris["tcp"], room, 1)
@@ -331,8 +332,8 @@ def test_a_client_is_killed(processes: Processes, room: Path) -> None:
     assert there.status is None
 
 
-def test_the_other_server_is_killed(processes: Processes, room: Path) -> None:
-    """Its clients hear of it; who comes anew waits until it is there again."""
+def test_newcomers_wait_after_the_other_server_was_killed(processes: Processes, room: Path) -> None:
+    """Its clients are disconnected; newcomers wait until it is back."""
     takeover = Takeover(processes, room, "unix")
     client = start_work(processes, takeover.uris["tcp"], room, 0)
     takeover.hold()
@@ -354,7 +355,7 @@ def test_the_other_server_is_killed(processes: Processes, room: Path) -> None:
     takeover.over()
 
 
-def test_back_again(processes: Processes, room: Path) -> None:
+def test_a_server_that_comes_back_is_found(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "unix")
     with wire.client(takeover.uris["unix"]) as held:
         takeover.hold()
@@ -368,7 +369,7 @@ def test_back_again(processes: Processes, room: Path) -> None:
     takeover.over()
 
 
-def test_whoever_gives_up_waiting_is_not_waited_for(processes: Processes, room: Path) -> None:
+def test_clients_that_stop_waiting_are_forgotten(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "tcp")
     with wire.client(takeover.uris["unix"]) as held:
         takeover.hold()
@@ -381,7 +382,7 @@ def test_whoever_gives_up_waiting_is_not_waited_for(processes: Processes, room: 
     takeover.over()
 
 
-def test_stopped_while_it_waits(processes: Processes, room: Path) -> None:
+def test_a_relay_can_be_stopped_while_it_waits(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "tcp")
     with wire.client(takeover.uris["unix"]) as held, wire.client(takeover.uris["tcp"]) as other:
         takeover.hold()
@@ -396,8 +397,8 @@ def test_stopped_while_it_waits(processes: Processes, room: Path) -> None:
     takeover.over()
 
 
-def test_memory(processes: Processes, room: Path) -> None:
-    """A client that asks for much and takes nothing; one whose server takes nothing."""
+def test_a_relay_takes_bounded_memory(processes: Processes, room: Path) -> None:
+    """One client requests much and reads nothing; the server of another reads nothing."""
     takeover = Takeover(processes, room, "tcp")
     with wire.client(takeover.uris["tcp"]) as greedy, wire.client(takeover.uris["unix"]) as busy:
         takeover.hold()
@@ -434,8 +435,8 @@ def test_memory(processes: Processes, room: Path) -> None:
     assert takeover.here.peak_kib < 150 * 1024
 
 
-def test_half_closed(processes: Processes, room: Path) -> None:
-    """A client that says no more, and waits for its answers; behind it all is closed."""
+def test_a_half_closed_client_gets_its_replies(processes: Processes, room: Path) -> None:
+    """Everything is closed after its replies."""
     takeover = Takeover(processes, room, "tcp")
     content = takeover.disk.read_bytes()
     for_both = wire.request(wire.READ, 0, 4 * MIB, 1) + wire.request(wire.READ, MIB, 4 * MIB, 2)
@@ -459,8 +460,10 @@ def test_half_closed(processes: Processes, room: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hung_up_while_it_waited(processes: Processes, room: Path, kind: str) -> None:
-    """It may have repeated on another connection what it had asked for: that is not done."""
+def test_requests_of_a_client_that_hung_up_are_dropped(
+    processes: Processes, room: Path, kind: str
+) -> None:
+    """It may have repeated its requests on another connection."""
     takeover = Takeover(processes, room, "tcp")
     with wire.client(takeover.uris[kind]) as other:
         gone = wire.Client(takeover.uris[kind])
@@ -477,8 +480,10 @@ def test_hung_up_while_it_waited(processes: Processes, room: Path, kind: str) ->
     assert takeover.copy.read_bytes()[:8] == takeover.disk.read_bytes()[:4] + b"good"
 
 
-def test_tools_that_come_later(processes: Processes, room: Path) -> None:
-    """From the first byte: whatever they negotiate, they negotiate with the other server."""
+def test_tools_that_connect_later_are_relayed_from_the_first_byte(
+    processes: Processes, room: Path
+) -> None:
+    """Whatever they negotiate, they negotiate with the other server."""
     takeover = Takeover(processes, room, "tcp")
     with wire.client(takeover.uris["unix"]):
         takeover.hold()
@@ -497,8 +502,7 @@ def test_tools_that_come_later(processes: Processes, room: Path) -> None:
     takeover.over()
 
 
-def test_headers_only(processes: Processes, room: Path) -> None:
-    """A request is cut at each byte of its header, between here and there."""
+def test_a_header_cut_at_any_byte_is_relayed(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "unix")
     clients = [wire.Client(takeover.uris["unix"]) for _ in range(29)]
     for cut, client in enumerate(clients):

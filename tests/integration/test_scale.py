@@ -1,4 +1,4 @@
-"""A large disk with little in it: time and memory must follow the data, not the size."""
+"""A large disk with little data: time and memory must follow the data, not the size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.support.processes import Processes
 TIB = 1 << 40
 
 
-def test_one_tebibyte(processes: Processes, room: Path) -> None:
+def test_a_disk_of_one_tebibyte_takes_little_time_and_memory(
+    processes: Processes, room: Path
+) -> None:
     pieces = {number * (TIB // 64) + 12345: os.urandom(MIB) for number in range(64)}
     source = sparse_image(room / "source", TIB, pieces)
     before = digest(source)

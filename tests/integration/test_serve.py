@@ -1,4 +1,4 @@
-"""`blockmig serve` and `blockmig status` as those see them who run them."""
+"""`blockmig serve` and `blockmig status` as their users see them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def listens(running: Running) -> list[str]:
 
 
 def stopped(running: Running, number: int = signal.SIGTERM, within: float = 5.0) -> None:
-    """It ends with 0, soon, when it is told to, and says so."""
+    """It ends soon with 0 on a signal, and logs that."""
     began = time.monotonic()
     running.signal(number)
     assert running.wait(30) == 0, running.stderr
@@ -99,8 +99,12 @@ def connectable(uri: str) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", [(BLOCKMIG, "serve"), TWISTD_SERVE], ids=["blockmig", "twistd"])
-def test_a_signal(processes: Processes, disk: Path, number: int, command: tuple[str, ...]) -> None:
-    """What is idle is closed, nobody is let in, the UNIX socket goes, and so does the process."""
+def test_a_signal_stops_the_server_in_order(
+    processes: Processes, disk: Path, number: int, command: tuple[str, ...]
+) -> None:
+    """Idle clients are closed, nobody is accepted, the UNIX socket is removed, and the process
+    ends.
+    """
     served = serve(processes, disk, command=command)
     with wire.client(served.uris["tcp"]) as idle, wire.client(served.uris["unix"]) as other:
         assert idle.ask(wire.WRITE, 0, 4096, b"x" * 4096) == 0
@@ -115,8 +119,10 @@ def test_a_signal(processes: Processes, disk: Path, number: int, command: tuple[
     assert [event["event"] for event in served.running.events()][-2:] == ["stopping", "stopped"]
 
 
-def test_the_last_flush_is_made(processes: Processes, room: Path, disk: Path) -> None:
-    """Behind the last reply, with nobody connected any more."""
+def test_the_disk_is_flushed_after_the_last_reply(
+    processes: Processes, room: Path, disk: Path
+) -> None:
+    """At that time nobody is connected any more."""
     trace = room / "trace"
     calls = "trace=fdatasync,fsync,close"
     command = ("strace", "-f", "-y", "-e", calls, "-o", str(trace), BLOCKMIG, "serve")
@@ -133,8 +139,10 @@ def test_the_last_flush_is_made(processes: Processes, room: Path, disk: Path) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_requests_under_way_are_finished(processes: Processes, disk: Path, kind: str) -> None:
-    """Those that came, and a WRITE whose payload is half here; what comes then is refused."""
+def test_requests_under_way_are_finished_and_later_ones_refused(
+    processes: Processes, disk: Path, kind: str
+) -> None:
+    """Requests that arrived, and a WRITE whose payload is half here, are finished."""
     served = serve(processes, disk)
     uri = served.uris[kind]
     with wire.client(uri) as writer, wire.client(uri) as reader, wire.client(uri) as late:
@@ -166,8 +174,8 @@ def test_requests_under_way_are_finished(processes: Processes, disk: Path, kind:
     assert b"y" * 4096 not in content
 
 
-def test_busy_clients_do_not_hold_it(processes: Processes, disk: Path) -> None:
-    """Who always has the next request on the way is answered ESHUTDOWN, or closed."""
+def test_busy_clients_do_not_delay_the_stop(processes: Processes, disk: Path) -> None:
+    """A client that always has a next request is answered ESHUTDOWN, or closed."""
     served = serve(processes, disk)
     fio = processes.start(
         *("fio", "--thread", "--ioengine=nbd", f"--uri={served.uris['unix']}", "--name=load"),
@@ -180,8 +188,8 @@ def test_busy_clients_do_not_hold_it(processes: Processes, disk: Path) -> None:
     fio.wait(20)
 
 
-def test_a_stubborn_client_does_not_hold_it(processes: Processes, disk: Path) -> None:
-    """Neither by half a request nor by taking nothing; and another signal changes nothing."""
+def test_stubborn_clients_do_not_delay_the_stop_for_ever(processes: Processes, disk: Path) -> None:
+    """Neither half a request nor unread replies do, and another signal changes nothing."""
     served = serve(processes, disk)
     with wire.client(served.uris["tcp"]) as half, wire.client(served.uris["unix"]) as deaf:
         half.send(wire.request(wire.WRITE, 0, MIB) + bytes(1000))
@@ -196,7 +204,9 @@ def test_a_stubborn_client_does_not_hold_it(processes: Processes, disk: Path) ->
     assert len(served.running.events("stopping")) == 1
 
 
-def test_a_signal_before_it_listens(processes: Processes, disk: Path) -> None:
+def test_a_signal_before_the_server_listens_exits_with_status_4(
+    processes: Processes, disk: Path
+) -> None:
     command = serve_command(disk, "--listen", "tcp:0:interface=192.0.2.1")
     running = processes.start(*command)
     until(lambda: "trying again" in running.stderr)
@@ -230,7 +240,7 @@ raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 
 
 @pytest.mark.parametrize("command", [wire.READ, wire.WRITE])
-def test_what_comes_while_it_stops_is_refused(
+def test_requests_while_the_server_stops_are_refused(
     processes: Processes, disk: Path, command: int
 ) -> None:
     before = disk.read_bytes()
@@ -250,7 +260,7 @@ def test_what_comes_while_it_stops_is_refused(
     assert disk.read_bytes() == before
 
 
-def test_a_last_flush_that_fails(processes: Processes, disk: Path) -> None:
+def test_a_failed_last_flush_exits_with_an_error(processes: Processes, disk: Path) -> None:
     served = serve(processes, disk, command=(sys.executable, "-c", PECULIAR, "failing", "serve"))
     with wire.client(served.uris["unix"]) as client:
         assert client.ask(wire.FLUSH) == 5
@@ -265,7 +275,7 @@ def test_a_last_flush_that_fails(processes: Processes, disk: Path) -> None:
 # Where it listens.
 
 
-def test_several_ports(processes: Processes, room: Path, disk: Path) -> None:
+def test_several_addresses_are_listened_on(processes: Processes, room: Path, disk: Path) -> None:
     where = [ANY_PORT, f"unix:{room}/a:mode=600", f"unix:{room}/b"]
     where += ["tcp6:0:interface=\\:\\:1"]
     listen = [part for text in where for part in ("--listen", text)]
@@ -286,7 +296,9 @@ def test_several_ports(processes: Processes, room: Path, disk: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b/ä"])
-def test_the_default_port_and_the_exports_name(processes: Processes, disk: Path, name: str) -> None:
+def test_the_default_port_and_the_export_name_are_used(
+    processes: Processes, disk: Path, name: str
+) -> None:
     options = ["--export", name] if name else []
     running = processes.start(*serve_command(disk, "--log-format", "json", *options))
     (uri,) = listens(running)
@@ -298,8 +310,8 @@ def test_the_default_port_and_the_exports_name(processes: Processes, disk: Path,
     stopped(running)
 
 
-def test_an_address_in_use(processes: Processes, room: Path, disk: Path) -> None:
-    """Is fatal, and what was opened before is closed again; another's UNIX socket stays."""
+def test_an_address_in_use_is_fatal(processes: Processes, room: Path, disk: Path) -> None:
+    """What was opened before is closed again; another's UNIX socket stays."""
     other = random_image(room / "other", MIB)
     with socket.create_server(("127.0.0.1", 0)) as squatter:
         port = squatter.getsockname()[1]
@@ -319,7 +331,7 @@ def test_an_address_in_use(processes: Processes, room: Path, disk: Path) -> None
     stopped(served.running)
 
 
-def test_bad_usage(processes: Processes, disk: Path) -> None:
+def test_bad_usage_is_refused_with_the_reason(processes: Processes, disk: Path) -> None:
     for options, words in (
         (["--listen", "nonsense:1"], ["nonsense"]),
         (["--listen", "tcp:x"], ["tcp:x"]),
@@ -336,7 +348,9 @@ def test_bad_usage(processes: Processes, disk: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_exposed(processes: Processes, disk: Path, read_only: bool) -> None:
+def test_an_address_that_others_can_reach_is_warned_of(
+    processes: Processes, disk: Path, read_only: bool
+) -> None:
     options = ["--listen", "tcp:0:interface=0.0.0.0", "--log-format", "json"]
     options += ["--read-only"] * read_only
     running = processes.start(*serve_command(disk, *options))
@@ -347,7 +361,7 @@ def test_exposed(processes: Processes, disk: Path, read_only: bool) -> None:
     stopped(running)
 
 
-def test_oldstyle(processes: Processes, disk: Path) -> None:
+def test_an_oldstyle_server_speaks_oldstyle_only(processes: Processes, disk: Path) -> None:
     served = serve(processes, disk, "--oldstyle")
     for uri in served.uris.values():
         with wire.connect(uri) as connection:
@@ -365,7 +379,7 @@ def test_oldstyle(processes: Processes, disk: Path) -> None:
 # Disks.
 
 
-def test_read_only(processes: Processes, disk: Path) -> None:
+def test_a_read_only_server_needs_no_write_permission(processes: Processes, disk: Path) -> None:
     before = digest(disk)
     disk.chmod(0o400)
     without = ("--bounding-set", "-dac_override,-dac_read_search,-fowner")
@@ -388,7 +402,7 @@ def test_read_only(processes: Processes, disk: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "mode"), [("", 0o600), (":mode=660", 0o660)])
-def test_a_unix_socket_is_its_owners(
+def test_a_UNIX_socket_belongs_to_its_owner_by_default(
     processes: Processes, room: Path, disk: Path, options: str, mode: int
 ) -> None:
     path = room / "socket"
@@ -399,7 +413,9 @@ def test_a_unix_socket_is_its_owners(
     stopped(running)
 
 
-def test_a_file_with_other_names(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_file_with_other_hard_links_is_warned_of(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     os.link(disk, room / "another")
     running = processes.start(*serve_command(disk, "--listen", ANY_PORT, "--log-format", "json"))
     listens(running)
@@ -407,7 +423,9 @@ def test_a_file_with_other_names(processes: Processes, room: Path, disk: Path) -
     stopped(running)
 
 
-def test_a_reader_is_alone_too(processes: Processes, disk: Path) -> None:
+def test_a_read_only_server_keeps_others_from_opening_the_disk(
+    processes: Processes, disk: Path
+) -> None:
     first = serve(processes, disk, "--read-only")
     for options in ((), ("--read-only",)):
         refused(processes, serve_command(disk, "--listen", ANY_PORT, *options), disk, "in use")
@@ -415,7 +433,9 @@ def test_a_reader_is_alone_too(processes: Processes, disk: Path) -> None:
     stopped(first.running)
 
 
-def test_a_writer_is_alone(processes: Processes, disk: Path) -> None:
+def test_a_writing_server_keeps_others_from_opening_the_disk(
+    processes: Processes, disk: Path
+) -> None:
     served = serve(processes, disk)
     for options in ((), ("--read-only",)):
         refused(processes, serve_command(disk, "--listen", ANY_PORT, *options), disk, "in use")
@@ -432,8 +452,8 @@ def test_a_writer_is_alone(processes: Processes, disk: Path) -> None:
     assert receiver.wait(10) == 4
 
 
-def test_qemus_lock(processes: Processes, room: Path, disk: Path) -> None:
-    """A QEMU that writes has the disk to itself; one that only reads has it with other readers."""
+def test_locks_of_QEMU_are_respected(processes: Processes, room: Path, disk: Path) -> None:
+    """A QEMU that writes has the disk to itself; one that only reads shares it with readers."""
     for options, ours, status in (
         ((), (), 1),
         ((), ("--read-only",), 1),
@@ -457,7 +477,7 @@ def test_qemus_lock(processes: Processes, room: Path, disk: Path) -> None:
         where.unlink(missing_ok=True)
 
 
-def test_what_is_no_disk(processes: Processes, room: Path) -> None:
+def test_what_is_no_disk_is_refused(processes: Processes, room: Path) -> None:
     (room / "folder").mkdir()
     (room / "empty").touch()
     os.mkfifo(room / "pipe")
@@ -471,8 +491,10 @@ def test_what_is_no_disk(processes: Processes, room: Path) -> None:
             refused(processes, serve_command(room / name, *options), room / name, words)
 
 
-def test_a_disk_that_was_migrated(processes: Processes, room: Path, disk: Path) -> None:
-    """Neither the retired source nor an unfinished copy is given to clients; the copy is."""
+def test_a_migrated_disk_is_not_served_and_its_copy_is(
+    processes: Processes, room: Path, disk: Path
+) -> None:
+    """Neither the retired source nor an unfinished copy is served."""
     copy = room / "copy"
     receiver = processes.receive(copy, "--size", SIZE)
     sender = processes.send(disk, receiver, "--max-rate", "8M")
@@ -499,8 +521,8 @@ def test_a_disk_that_was_migrated(processes: Processes, room: Path, disk: Path) 
     stopped(served.running)
 
 
-def test_a_whole_copy_that_nobody_knows_of(processes: Processes, room: Path) -> None:
-    """All the data is here, and the source perhaps retired: only a human can tell."""
+def test_a_whole_unconfirmed_copy_is_not_served(processes: Processes, room: Path) -> None:
+    """All the data is here, and the source may be retired: only a human can tell."""
     copy = room / "copy"
     receiver = processes.receive(copy, "--size", MIB)
     with wire.client(receiver.uri) as client:
@@ -518,12 +540,14 @@ def test_a_whole_copy_that_nobody_knows_of(processes: Processes, room: Path) -> 
     stopped(served.running)
 
 
-def test_a_bad_record(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_disk_with_a_bad_record_is_not_served(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     (room / "disk.INCOMPLETE").write_text("nonsense")
     refused(processes, serve_command(disk), disk, "INCOMPLETE")
 
 
-def test_a_block_device(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_block_device_is_served(processes: Processes, room: Path, disk: Path) -> None:
     (room / "state").mkdir()
     with loop_device(disk) as device:
         listen = ["--listen", ANY_PORT, "--log-format", "json", "--state-dir", str(room / "state")]
@@ -547,8 +571,8 @@ def test_a_block_device(processes: Processes, room: Path, disk: Path) -> None:
 # Under twistd, and under systemd.
 
 
-def test_twistd(processes: Processes, room: Path, disk: Path) -> None:
-    """The same options; a refusal is 1 there too; without a command it receives."""
+def test_twistd_takes_the_same_options(processes: Processes, room: Path, disk: Path) -> None:
+    """A refusal is 1 there too; without a command it receives."""
     served = serve(processes, disk, "--read-only", "--max-connections", "2", command=TWISTD_SERVE)
     assert reads(served.uris["tcp"]) == disk.read_bytes()[:4096]
     stopped(served.running)
@@ -565,7 +589,8 @@ def test_twistd(processes: Processes, room: Path, disk: Path) -> None:
 
 
 class Manager:
-    """As systemd: passes listening sockets, and is notified.
+    """Like systemd, passes listening sockets, and is notified.
+
 
     @ivar said: what it was told, a dictionary of each message.
     """
@@ -645,10 +670,10 @@ def manager(processes: Processes, room: Path) -> Iterator[Manager]:
 
 
 @pytest.mark.parametrize("command", [(BLOCKMIG, "serve"), TWISTD_SERVE], ids=["blockmig", "twistd"])
-def test_activated(
+def test_passed_sockets_are_served_by_one_process_after_another(
     processes: Processes, room: Path, disk: Path, manager: Manager, command: tuple[str, ...]
 ) -> None:
-    """One process after the other has the sockets, and those who came in between are served."""
+    """Clients that connected in between are served too."""
     port = manager.sockets[0].getsockname()[1]
     uris = [f"nbd://127.0.0.1:{port}/", f"nbd+unix:///?socket={room}/activated"]
     before = (room / "activated").lstat()
@@ -670,7 +695,7 @@ def test_activated(
         assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
 
 
-def test_receive_is_activated(processes: Processes, disk: Path, room: Path) -> None:
+def test_receive_uses_passed_sockets(processes: Processes, disk: Path, room: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         manager = Manager(processes, listening)
         command = (BLOCKMIG, "receive", "--file", room / "copy", "--size", str(SIZE))
@@ -684,8 +709,10 @@ def test_receive_is_activated(processes: Processes, disk: Path, room: Path) -> N
         manager.notified.close()
 
 
-def test_not_ready_before_it_listens(processes: Processes, disk: Path) -> None:
-    """And not at all if it cannot."""
+def test_readiness_is_notified_only_once_the_server_listens(
+    processes: Processes, disk: Path
+) -> None:
+    """And not at all if it cannot listen."""
     manager = Manager(processes)
     where = ("--listen", "tcp:0:interface=192.0.2.1")
     running = manager.start(*serve_command(disk, *where))
@@ -698,8 +725,10 @@ def test_not_ready_before_it_listens(processes: Processes, disk: Path) -> None:
     manager.close()
 
 
-def test_listen_beside_what_was_passed(processes: Processes, disk: Path, manager: Manager) -> None:
-    """One of the two would have clients that nobody answers."""
+def test_listen_beside_passed_sockets_is_refused(
+    processes: Processes, disk: Path, manager: Manager
+) -> None:
+    """Clients of one of the two would never be answered."""
     running = manager.start(*serve_command(disk, "--listen", ANY_PORT))
     assert running.wait(10) == 1
     assert "systemd passed sockets" in running.stderr
@@ -715,7 +744,9 @@ def status(processes: Processes, control: Path) -> dict[str, Any]:
     return found
 
 
-def test_status_of_a_server(processes: Processes, room: Path, disk: Path) -> None:
+def test_the_status_of_a_server_has_every_field(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     control = room / "control"
     served = serve(processes, disk, "--control", str(control), "--export", "web")
     uris = served.uris
@@ -763,8 +794,8 @@ def test_status_of_a_server(processes: Processes, room: Path, disk: Path) -> Non
     assert (ended.status, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
 
 
-def test_status_under_load(processes: Processes, room: Path, disk: Path) -> None:
-    """It is answered soon, grows from one to the next, and shows that the server is stopping."""
+def test_the_status_is_answered_under_load(processes: Processes, room: Path, disk: Path) -> None:
+    """It is answered soon, its counters grow, and it shows that the server is stopping."""
     control = room / "control"
     served = serve(processes, disk, "--control", str(control))
     fio = processes.start(
@@ -802,7 +833,9 @@ def grows(seen: list[Any]) -> bool:
     return written[-1] > written[0]
 
 
-def test_status_of_a_receiver(processes: Processes, room: Path, disk: Path) -> None:
+def test_the_status_of_a_receiver_has_every_field(
+    processes: Processes, room: Path, disk: Path
+) -> None:
     control = room / "control"
     copy = room / "copy"
     receiver = processes.receive(copy, "--size", SIZE, "--control", str(control))
@@ -830,7 +863,7 @@ def test_status_of_a_receiver(processes: Processes, room: Path, disk: Path) -> N
     assert not control.exists()
 
 
-def test_a_control_socket_in_use(processes: Processes, room: Path, disk: Path) -> None:
+def test_a_control_socket_in_use_is_refused(processes: Processes, room: Path, disk: Path) -> None:
     control = room / "control"
     served = serve(processes, disk, "--control", str(control))
     other = random_image(room / "other", MIB)
@@ -840,7 +873,7 @@ def test_a_control_socket_in_use(processes: Processes, room: Path, disk: Path) -
     stopped(served.running)
 
 
-def test_help(processes: Processes) -> None:
+def test_the_help_of_serve_and_status_names_every_option(processes: Processes) -> None:
     for command, names in (
         ("serve", ("--file", "--listen", "--read-only", "--max-connections", "--control")),
         ("status", ("--control", "--json")),

@@ -1,4 +1,5 @@
-"""What becomes of a disk that somebody else has his hands on while it is sent (design, R13).
+"""A disk that others use or change while it is sent (design, R13).
+
 
 A sender is held at a step of the hand-off, or just before it, until the test has done its worst.
 """
@@ -125,7 +126,7 @@ class Move:
         assert (digest(disk), sorted(os.listdir(disk.parent))) == before
 
     def why(self, running: Running) -> str:
-        """What it said last, as an error."""
+        """The reason of its last error."""
         return str(running.events("error")[-1]["why"])
 
     def complete(self) -> None:
@@ -220,7 +221,7 @@ CHANGES = [write, write_by_mapping, grow, truncate, rename, exchange]
 
 @STAGES
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_source_that_is_not_what_it_was_stays(
+def test_a_source_that_was_changed_stays(
     move: Move, change: Callable[[Path], None], stage: str, options: tuple[str, ...]
 ) -> None:
     receiver = move.receive()
@@ -252,7 +253,7 @@ def test_a_source_that_is_not_what_it_was_stays(
 @pytest.mark.parametrize(
     "touch", [chown, link_for_a_moment, write_in_the_past], ids=lambda touch: touch.__name__
 )
-def test_a_source_that_was_only_touched_is_copied_anew(
+def test_a_source_that_was_only_touched_is_copied_again(
     move: Move, touch: Callable[[Path], None], stage: str, options: tuple[str, ...]
 ) -> None:
     move.receive()
@@ -303,8 +304,8 @@ def test_the_copy_of_a_source_that_somebody_else_deleted_is_kept(
     assert digest(move.copy) == move.wanted
 
 
-def test_a_source_that_was_written_to_and_then_deleted_is_told_of(move: Move) -> None:
-    """The copy is older than what is lost by another hand; it is kept all the same."""
+def test_a_source_that_was_written_to_and_then_deleted_is_reported(move: Move) -> None:
+    """The copy is older than what others deleted; it is kept nevertheless."""
     move.receive()
     sender = move.send(*UNLINK, at=RETIRING)
     write(move.source)
@@ -363,7 +364,7 @@ def opened_by(running: Running) -> list[str]:
         return []
 
 
-def test_a_source_that_is_open_for_writing_anyway_is_sent(move: Move) -> None:
+def test_a_source_open_for_writing_is_sent_with_in_use_anyway(move: Move) -> None:
     move.receive()
     with held(move.source):
         move.send("--in-use-anyway")
@@ -371,7 +372,7 @@ def test_a_source_that_is_open_for_writing_anyway_is_sent(move: Move) -> None:
     assert digest(move.copy) == move.wanted
 
 
-def test_what_is_written_to_a_source_that_is_open_anyway_still_counts(move: Move) -> None:
+def test_writes_to_a_source_sent_with_in_use_anyway_are_noticed(move: Move) -> None:
     move.receive()
     with held(move.source) as descriptor:
         sender = move.send("--in-use-anyway", *UNLINK, at=RETIRING)
@@ -382,10 +383,11 @@ def test_what_is_written_to_a_source_that_is_open_anyway_still_counts(move: Move
     assert move.stands(move.source) == CopyState.CANONICAL
 
 
-def test_what_is_written_by_a_mapping_that_was_written_to_before_still_counts(
+def test_writes_by_a_mapping_that_was_written_to_before_are_noticed(
     room: Path, attached: contextlib.ExitStack, processes: Processes
 ) -> None:
-    """The page is dirty already, so that the kernel is not told of another write to it.
+    """The page is dirty already, so the kernel does not notice another write to it.
+
 
     On a file system in memory it is never told, and nobody can know.
     """
@@ -403,10 +405,10 @@ def test_what_is_written_by_a_mapping_that_was_written_to_before_still_counts(
 
 
 @BOTH
-def test_a_source_that_is_opened_for_writing_meanwhile_stays(
+def test_a_source_opened_for_writing_during_the_copy_stays(
     move: Move, options: tuple[str, ...]
 ) -> None:
-    """Nothing was written yet: but it would be, to what is no disk any more."""
+    """Nothing was written yet, but it would be, to a retired disk."""
     move.receive()
     sender = move.send(*options, at=RETIRING)
     with held(move.source):
@@ -443,7 +445,7 @@ def qcow2(move: Move) -> Path:
     return image
 
 
-def test_an_image_that_is_not_raw_is_sent_if_that_is_wanted(move: Move) -> None:
+def test_an_image_that_is_not_raw_is_sent_with_raw_anyway(move: Move) -> None:
     image = qcow2(move)
     wanted, size = digest(image), image.stat().st_size
     where = f"unix:{move.room}/socket"
@@ -493,10 +495,10 @@ UNDELETABLE = {
 
 
 @pytest.mark.parametrize("what", UNDELETABLE)
-def test_a_source_that_could_not_be_deleted_is_refused_before_it_is_sent(
+def test_a_source_that_cannot_be_deleted_is_refused_at_the_start(
     move: Move, attached: contextlib.ExitStack, changeable: Path, what: str
 ) -> None:
-    """Nobody listens at the destination: it does not come to that."""
+    """Nobody listens at the destination, and no connection is tried."""
     flag, name, words = UNDELETABLE[what]
     disk = random_image(changeable / "disk", SIZE)
     flagged = changeable / name
@@ -550,10 +552,10 @@ ANYWAY = ("--in-use-anyway",)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_disk_that_is_received_into_itself_is_not_lost(
+def test_a_disk_that_is_sent_into_itself_is_not_lost(
     move: Move, attached: contextlib.ExitStack, way: Callable[[Move, contextlib.ExitStack], Path]
 ) -> None:
-    """Whatever is said to have it done all the same."""
+    """Whatever options are given."""
     receiver = move.receive("--overwrite", *ANYWAY, path=way(move, attached))
     for options in (UNLINK, (*UNLINK, *ANYWAY), ANYWAY):
         # A loop device takes no locks on its file; what is written by it is seen.
@@ -571,7 +573,7 @@ def test_a_disk_that_is_received_into_itself_is_not_lost(
 
 @pytest.mark.parametrize("blank", [False, True], ids=["data", "blank"])
 def test_a_disk_that_is_sent_to_a_server_of_itself_is_not_lost(move: Move, blank: bool) -> None:
-    """nbdkit takes no locks, and has it open only while somebody is connected."""
+    """nbdkit takes no locks, and has the file open only while somebody is connected."""
     if blank:
         sparse_image(move.source, SIZE, {})
     wanted = digest(move.source)
@@ -613,7 +615,7 @@ TAKINGS = [delete, clear_away, move_away, make_anew]
 
 
 @pytest.mark.parametrize("take", [*TAKINGS, cut], ids=lambda take: take.__name__)
-def test_a_copy_that_is_taken_away_before_it_is_whole_leaves_the_source(
+def test_a_copy_that_is_removed_before_it_is_whole_leaves_the_source_canonical(
     move: Move, take: Callable[[Path], None]
 ) -> None:
     receiver = move.receive()
@@ -636,7 +638,7 @@ MORE = [(take, stage) for take in TAKINGS[1:] for stage in (RETIRING, TELLING)]
     STRIKES + MORE if FULL else STRIKES,
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_a_copy_that_is_taken_away_when_it_may_be_the_only_one_is_saved(
+def test_a_copy_that_is_removed_when_it_may_be_the_only_one_is_saved(
     move: Move, take: Callable[[Path], None], stage: str
 ) -> None:
     receiver = move.receive()
@@ -664,10 +666,10 @@ def test_a_copy_that_is_taken_away_when_it_may_be_the_only_one_is_saved(
     assert digest(saved) == move.wanted
 
 
-def test_a_copy_that_is_cut_when_it_may_be_the_only_one_is_never_called_complete(
+def test_a_copy_that_is_cut_when_it_may_be_the_only_one_is_never_complete(
     move: Move,
 ) -> None:
-    """Nobody can save that; nobody is to believe in it either."""
+    """Nobody can save it, and nobody may believe in it."""
     receiver = move.receive()
     sender = move.send(*UNLINK, "--give-up-after", "1", at=RETIRING)
     cut(move.copy)
@@ -679,7 +681,7 @@ def test_a_copy_that_is_cut_when_it_may_be_the_only_one_is_never_called_complete
     assert list(move.copy.parent.glob("*.rescued*")) == []
 
 
-def test_a_copy_whose_directory_is_taken_away_is_saved_in_the_one_above(move: Move) -> None:
+def test_a_copy_whose_directory_is_removed_is_saved_in_the_one_above(move: Move) -> None:
     receiver = move.receive()
     sender = move.send(*UNLINK, "--give-up-after", "1", at=LEAVING)
     shutil.rmtree(move.copy.parent)
@@ -692,9 +694,7 @@ def test_a_copy_whose_directory_is_taken_away_is_saved_in_the_one_above(move: Mo
 
 
 @pytest.mark.parametrize("stage", [RETIRING, TELLING, LEAVING])
-def test_a_receiver_that_is_stopped_saves_a_copy_that_was_taken_away(
-    move: Move, stage: str
-) -> None:
+def test_a_stopped_receiver_saves_a_copy_that_was_removed(move: Move, stage: str) -> None:
     """The sender is gone for good, and may have retired the source."""
     receiver = move.receive()
     sender = move.send(*UNLINK, at=stage)

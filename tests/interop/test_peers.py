@@ -1,4 +1,4 @@
-"""Real NBD peers, as our senders and as our destinations."""
+"""Real NBD peers, as senders to us and as destinations of ours."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SENDERS = {
 @pytest.mark.parametrize("oldstyle", [False, True], ids=["newstyle", "oldstyle"])
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 @pytest.mark.parametrize("sender", SENDERS)
-def test_into_blockmig(
+def test_foreign_senders_can_send_to_blockmig(
     processes: Processes, room: Path, source: Path, sender: str, kind: str, oldstyle: bool
 ) -> None:
     listen = ANY_PORT if kind == "tcp" else f"unix:{room}/socket"
@@ -68,7 +68,7 @@ def test_into_blockmig(
 
 
 @pytest.mark.parametrize("oldstyle", [False, True], ids=["newstyle", "oldstyle"])
-def test_blockmig_into_blockmig(
+def test_blockmig_can_send_to_blockmig(
     processes: Processes, room: Path, source: Path, oldstyle: bool
 ) -> None:
     options = ["--oldstyle"] if oldstyle else []
@@ -80,7 +80,7 @@ def test_blockmig_into_blockmig(
     assert digest(room / "destination") == before
 
 
-def test_nbdcopy_of_an_odd_size(processes: Processes, room: Path) -> None:
+def test_nbdcopy_can_send_a_disk_of_an_odd_size(processes: Processes, room: Path) -> None:
     source = random_image(room / "source", 3 * MIB + 777)
     receiver = processes.receive(room / "destination", "--size", size_of(source))
     processes.checked("nbdcopy", source, receiver.uri)
@@ -89,7 +89,7 @@ def test_nbdcopy_of_an_odd_size(processes: Processes, room: Path) -> None:
     assert size_of(room / "destination") == 3 * MIB + 777
 
 
-def test_nbdcopy_that_is_killed_may_be_followed(
+def test_a_killed_nbdcopy_may_be_followed_by_another(
     processes: Processes, room: Path, source: Path
 ) -> None:
     receiver = processes.receive(room / "destination", "--size", SIZE)
@@ -105,14 +105,14 @@ def test_nbdcopy_that_is_killed_may_be_followed(
     same(processes, source, room / "destination")
 
 
-def test_named_export(processes: Processes, room: Path, source: Path) -> None:
+def test_a_named_export_can_be_received(processes: Processes, room: Path, source: Path) -> None:
     receiver = processes.receive(room / "destination", "--size", SIZE, "--export", "a disk/ü")
     processes.checked("nbdcopy", source, receiver.uri)
     assert receiver.wait(10) == 0
     assert digest(room / "destination") == digest(source)
 
 
-def test_nbdinfo(processes: Processes, room: Path) -> None:
+def test_nbdinfo_shows_a_receiver_and_completes_nothing(processes: Processes, room: Path) -> None:
     receiver = processes.receive(room / "destination", "--size", 12345678, "--export", "one")
     (export,) = json.loads(processes.checked("nbdinfo", "--json", receiver.uri))["exports"]
     assert export["export-size"] == 12345678
@@ -152,7 +152,9 @@ def send(processes: Processes, source: Path, uri: str, *options: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
-def test_into_qemu_nbd(processes: Processes, room: Path, source: Path, kind: str) -> None:
+def test_blockmig_can_send_to_qemu_nbd(
+    processes: Processes, room: Path, source: Path, kind: str
+) -> None:
     image = room / "image"
     processes.checked("qemu-img", "create", "-f", kind, image, str(SIZE))
     processes.start("qemu-nbd", "-f", kind, "-k", room / "socket", image)
@@ -162,7 +164,9 @@ def test_into_qemu_nbd(processes: Processes, room: Path, source: Path, kind: str
     same(processes, source, image, kind)
 
 
-def test_into_qemu_nbd_over_tcp_by_name(processes: Processes, room: Path, source: Path) -> None:
+def test_blockmig_can_send_to_a_named_export_of_qemu_nbd_over_TCP(
+    processes: Processes, room: Path, source: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     image = sparse_image(room / "image", SIZE, {0: os.urandom(20 * MIB)})
@@ -215,7 +219,9 @@ NBDKITS = {
 
 
 @pytest.mark.parametrize("peer", NBDKITS)
-def test_into_nbdkit_file(processes: Processes, room: Path, source: Path, peer: str) -> None:
+def test_blockmig_can_send_to_nbdkit_file(
+    processes: Processes, room: Path, source: Path, peer: str
+) -> None:
     options = [text for text in NBDKITS[peer] if text.startswith("--")]
     parameters = [text for text in NBDKITS[peer] if not text.startswith("--")]
     image = random_image(room / "image", SIZE, seed=9)
@@ -228,7 +234,9 @@ def test_into_nbdkit_file(processes: Processes, room: Path, source: Path, peer: 
         assert (data == SIZE) if no_zeroes else (data < 10 * MIB)
 
 
-def test_size_that_is_no_multiple_of_the_peers_blocks(processes: Processes, room: Path) -> None:
+def test_a_size_that_does_not_fit_the_blocks_of_the_peer_is_refused(
+    processes: Processes, room: Path
+) -> None:
     odd = random_image(room / "odd", 5000)
     image = sparse_image(room / "image", 5000, {})
     policy = ("--filter=blocksize-policy", "file", image, "blocksize-minimum=4096")
@@ -238,13 +246,13 @@ def test_size_that_is_no_multiple_of_the_peers_blocks(processes: Processes, room
     assert "multiples of 4096" in sender.stderr
 
 
-def test_into_nbdkit_memory(processes: Processes, room: Path, source: Path) -> None:
+def test_blockmig_can_send_to_nbdkit_memory(processes: Processes, room: Path, source: Path) -> None:
     uri = serve(processes, room, "nbdkit", "-f", "-U", room / "socket", "memory", str(SIZE))
     send(processes, source, uri)
     same(processes, source, uri)
 
 
-def test_an_odd_size_into_nbdkit_memory(processes: Processes, room: Path) -> None:
+def test_blockmig_can_send_an_odd_size_to_nbdkit_memory(processes: Processes, room: Path) -> None:
     odd = random_image(room / "odd", 3 * MIB + 777)
     size = str(size_of(odd))
     uri = serve(processes, room, "nbdkit", "-f", "-U", room / "socket", "memory", size)
@@ -254,7 +262,8 @@ def test_an_odd_size_into_nbdkit_memory(processes: Processes, room: Path) -> Non
 
 
 def test_errors_of_nbdkit_are_retried(processes: Processes, room: Path, source: Path) -> None:
-    """For a while some writes fail; then they do not, and it completes.
+    """Some writes fail for a while; then they do not, and the migration completes.
+
 
     nbdkit before 1.34 aborts (C{raw_send_socket: Assertion `sock >= 0'}) when a client hangs up and
     two of a connection's threads have replies for it; a sender that met EIO does hang up with
@@ -305,7 +314,7 @@ def test_a_flush_that_fails_retires_nothing(processes: Processes, room: Path, so
     assert small.exists()
 
 
-def test_peer_without_flush_is_no_place_to_unlink_for(
+def test_unlink_is_refused_for_a_peer_without_flush(
     processes: Processes, room: Path, source: Path
 ) -> None:
     (room / "plugin").write_text(
@@ -325,7 +334,7 @@ def test_peer_without_flush_is_no_place_to_unlink_for(
     assert source.exists()
 
 
-def test_into_nbd_server(processes: Processes, room: Path, source: Path) -> None:
+def test_blockmig_can_send_to_nbd_server(processes: Processes, room: Path, source: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     image = random_image(room / "image", SIZE, seed=9)

@@ -1,4 +1,5 @@
-"""The command-line clients of libnbd and QEMU at our server, and what they said to each other.
+"""The command-line clients of libnbd and QEMU at our server, and the conversations.
+
 
 Between each of them and the server stands a recorder, which judges every answer.
 """
@@ -36,7 +37,7 @@ def asked(bench: Bench, uri: str, what: str, property: str) -> bool:
 
 
 @pytest.mark.parametrize("read_only", [False, True], ids=["writable", "read-only"])
-def test_nbdinfo_asks_for_everything(make: Make, read_only: bool) -> None:
+def test_nbdinfo_shows_every_property_of_the_server(make: Make, read_only: bool) -> None:
     bench = make("sparse", read_only=read_only)
     checked = bench.processes.checked
     for kind in KINDS:
@@ -93,7 +94,7 @@ MAPS = {
 
 
 @pytest.mark.parametrize("disk", DISKS)
-def test_nbdinfo_measures_and_maps(make: Make, disk: str) -> None:
+def test_nbdinfo_shows_size_and_map_of_the_disk(make: Make, disk: str) -> None:
     bench = make(disk)
     for kind in KINDS:
         with bench.recorded(kind) as made:
@@ -112,7 +113,7 @@ def test_nbdinfo_measures_and_maps(make: Make, disk: str) -> None:
     [("one", ["one.served"]), (LONGEST, [])],  # no longer name would be one
     ids=["short", "4096 bytes"],
 )
-def test_a_name(make: Make, name: str, also: list[str]) -> None:
+def test_an_export_is_found_by_its_name_only(make: Make, name: str, also: list[str]) -> None:
     bench = make("data", name=name)
     checked = bench.processes.checked
     for kind in KINDS:
@@ -144,7 +145,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("disk", DISKS)
-def test_nbdcopy_reads(make: Make, disk: str) -> None:
+def test_nbdcopy_reads_the_disk(make: Make, disk: str) -> None:
     bench = make(disk)
     before = digest(bench.disk)
     most = allocated(bench.disk) + MIB
@@ -164,7 +165,7 @@ def test_nbdcopy_reads(make: Make, disk: str) -> None:
 
 
 @pytest.mark.parametrize("disk", DISKS)
-def test_nbdcopy_writes(make: Make, disk: str) -> None:
+def test_nbdcopy_writes_the_disk(make: Make, disk: str) -> None:
     bench = make("data" if disk == "data" else disk)
     other = bench.room / "other"
     if bench.size <= MIB:
@@ -191,8 +192,8 @@ def test_nbdcopy_writes(make: Make, disk: str) -> None:
                 assert allocated(bench.disk) < 2 * MIB, "holes were punched"
 
 
-def test_nbdcopy_from_a_server_to_itself_and_back(make: Make, room: Path) -> None:
-    """Two of ours, one being copied into the other, both judged."""
+def test_nbdcopy_copies_between_two_servers_of_ours(make: Make, room: Path) -> None:
+    """Two servers of ours, one copied to the other, both judged."""
     bench = make("sparse")
     other = sparse_image(room / "second", bench.size, {0: os.urandom(4 * MIB)})
     second = serve(bench.processes, other)
@@ -206,7 +207,7 @@ def test_nbdcopy_from_a_server_to_itself_and_back(make: Make, room: Path) -> Non
 
 
 @pytest.mark.parametrize("disk", DISKS)
-def test_qemu_img_looks_and_reads(make: Make, disk: str) -> None:
+def test_qemu_img_shows_and_reads_the_disk(make: Make, disk: str) -> None:
     bench = make(disk)
     checked, before = bench.processes.checked, digest(bench.disk)
     rounded = (bench.size + 511) // 512 * 512  # as QEMU sees disks
@@ -246,7 +247,7 @@ CONVERTS = {
 
 
 @pytest.mark.parametrize("options", CONVERTS)
-def test_qemu_img_converts_into_it(make: Make, options: str) -> None:
+def test_qemu_img_converts_into_the_disk(make: Make, options: str) -> None:
     bench = make("sparse")
     pieces = {MIB: os.urandom(MIB), 20 * MIB + 512: os.urandom(513 * 512)}
     other = sparse_image(bench.room / "other", bench.size, pieces)
@@ -268,7 +269,8 @@ def test_qemu_img_converts_into_it(make: Make, options: str) -> None:
 
 @pytest.mark.parametrize("size", [ODD, HUGE], ids=["odd", "huge"])
 def test_qemu_img_cannot_write_the_odd_tail(make: Make, size: int) -> None:
-    """QEMU rounds the disk up to sectors, and writes beyond its end, which is refused.
+    """QEMU rounds the disk up to sectors and writes past its end, which is refused.
+
 
     It is told so, nothing breaks, and what stands before that sector is there.
     """
@@ -284,7 +286,7 @@ def test_qemu_img_cannot_write_the_odd_tail(make: Make, size: int) -> None:
         assert digest(bench.disk) == digest(other)
 
 
-def test_qemu_img_bench(make: Make) -> None:
+def test_qemu_img_bench_runs_against_the_disk(make: Make) -> None:
     bench = make("data")
     for kind in KINDS:
         counts: Counter[str] = Counter()
@@ -351,7 +353,7 @@ def qemu_io(script: str, *options: str) -> list[str]:
     return ["qemu-io", "-f", "raw", "-t", "none", "-d", "unmap", *options, *commands]
 
 
-def test_qemu_io(make: Make) -> None:
+def test_qemu_io_reads_and_writes_the_disk(make: Make) -> None:
     bench = make("data")
     for kind in KINDS:
         counts: Counter[str] = Counter()
@@ -370,7 +372,7 @@ def test_qemu_io(make: Make) -> None:
 
 
 @pytest.mark.parametrize("disk", ["odd", "huge"])
-def test_qemu_io_at_an_odd_end(make: Make, disk: str) -> None:
+def test_qemu_io_writes_the_last_bytes_of_an_odd_disk(make: Make, disk: str) -> None:
     bench = make(disk)
     last = bench.size - 3
     script = f"write -P 0x21 {last} 3\nread -P 0x21 {last} 3\nwrite -f -P 0x22 {last - 9} 2\nflush"
@@ -387,7 +389,7 @@ def test_qemu_io_at_an_odd_end(make: Make, disk: str) -> None:
 # Read-only.
 
 
-def test_nobody_writes_what_is_read_only(make: Make) -> None:
+def test_no_client_can_write_a_read_only_disk(make: Make) -> None:
     bench = make("sparse", read_only=True)
     before = digest(bench.disk)
     source = random_image(bench.room / "source", bench.size)
@@ -413,7 +415,7 @@ def test_nobody_writes_what_is_read_only(make: Make) -> None:
 # The old handshake.
 
 
-def test_oldstyle(make: Make) -> None:
+def test_clients_read_and_write_an_oldstyle_server(make: Make) -> None:
     bench = make("sparse", oldstyle=True)
     checked = bench.processes.checked
     pieces = {MIB: os.urandom(MIB), 20 * MIB: os.urandom(4 * MIB)}
@@ -445,8 +447,8 @@ def test_oldstyle(make: Make) -> None:
 # Many at once.
 
 
-def test_all_of_them_at_once(make: Make) -> None:
-    """Readers and writers of different parts over both sockets, and one cache behind them."""
+def test_all_clients_may_work_at_once(make: Make) -> None:
+    """Readers and writers of different parts over both sockets."""
     bench = make("data")
     counts: Counter[str] = Counter()
     with bench.recorded("tcp", counts) as tcp:
@@ -467,8 +469,8 @@ def test_all_of_them_at_once(make: Make) -> None:
     assert digest(bench.room / "two") == digest(bench.disk)
 
 
-def test_it_serves_where_nothing_is_recorded(make: Make) -> None:
-    """The server itself, without anybody between: the recorder changes the timing."""
+def test_the_server_works_without_the_recorder(make: Make) -> None:
+    """The recorder changes the timing."""
     bench = make("sparse")
     for uri in bench.served.uris.values():
         bench.processes.checked("nbdcopy", "--connections=4", uri, bench.room / "back")

@@ -51,7 +51,7 @@ def fuse(
 
 
 @pytest.mark.parametrize("disk", DISKS)
-def test_nbdfuse(make: Make, disk: str) -> None:
+def test_nbdfuse_reads_and_writes_the_disk(make: Make, disk: str) -> None:
     bench = make(disk)
     for kind in KINDS:
         before = digest(bench.disk)
@@ -84,7 +84,7 @@ def test_nbdfuse(make: Make, disk: str) -> None:
         assert has(counts, "READ", "WRITE", "FLUSH")
 
 
-def test_nbdfuse_of_what_is_read_only(make: Make) -> None:
+def test_nbdfuse_reads_a_read_only_disk(make: Make) -> None:
     bench = make("sparse", read_only=True)
     for kind in KINDS:
         with bench.recorded(kind) as made:
@@ -99,7 +99,7 @@ def test_nbdfuse_of_what_is_read_only(make: Make) -> None:
                 assert file.read_bytes() == bench.disk.read_bytes()
 
 
-def test_nbdfuse_oldstyle(make: Make) -> None:
+def test_nbdfuse_reads_and_writes_an_oldstyle_server(make: Make) -> None:
     bench = make("odd", oldstyle=True)
     for kind in KINDS:
         with (
@@ -157,8 +157,10 @@ def mounted(device: Path, point: Path) -> Iterator[None]:
         run("umount", point)
 
 
-def test_a_file_system(processes: Processes, room: Path) -> None:
-    """ext4 on a loop device, on a FUSE file, on our server: written, trimmed, checked, read."""
+def test_a_file_system_on_the_disk_is_written_trimmed_and_checked(
+    processes: Processes, room: Path
+) -> None:
+    """ext4 on a loop device, on a FUSE file, on our server."""
     size = 256 * MIB
     image = sparse_image(room / "disk", size, {})
     served = serve(processes, image)
@@ -225,7 +227,7 @@ def proxy(bench: Bench, *options: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("disk", DISKS)
-def test_through_nbdkit(make: Make, disk: str) -> None:
+def test_clients_read_and_write_through_an_nbdkit_proxy(make: Make, disk: str) -> None:
     bench = make(disk)
     checked = bench.processes.checked
     for kind in KINDS:
@@ -249,8 +251,7 @@ def test_through_nbdkit(make: Make, disk: str) -> None:
         assert has(counts, "READ", "WRITE", "FLUSH", "STATUS")
 
 
-def test_through_nbdkit_what_is_special(make: Make) -> None:
-    """An export's name, and what is read-only."""
+def test_a_long_name_and_a_read_only_disk_work_through_nbdkit(make: Make) -> None:
     bench = make("sparse", read_only=True, name="x" * 4096)
     for kind in KINDS:
         with bench.recorded(kind) as made, proxy(bench, f"uri={made.uri}") as uri:
@@ -261,7 +262,7 @@ def test_through_nbdkit_what_is_special(make: Make) -> None:
             assert "read-only" in bench.failing("nbdcopy", bench.room / "back", uri)
 
 
-def test_through_nbdkit_oldstyle(make: Make) -> None:
+def test_an_oldstyle_server_works_through_nbdkit(make: Make) -> None:
     bench = make("sparse", oldstyle=True)
     other = sparse_image(bench.room / "other", bench.size, {MIB: os.urandom(3 * MIB)})
     for kind in KINDS:

@@ -1,4 +1,5 @@
-"""libnbd's whole interface at our server, by nbdsh; and requests that no client should make.
+"""All of libnbd at our server, by nbdsh, and requests that no client should make.
+
 
 What a script asserts is what the client sees; what stands on the wire is judged by the recorder.
 """
@@ -102,7 +103,7 @@ h.shutdown()
 
 
 @pytest.mark.parametrize("disk", DISKS)
-def test_every_command_with_every_flag(make: Make, disk: str) -> None:
+def test_every_command_works_with_every_flag(make: Make, disk: str) -> None:
     bench = make(disk)
     for kind in KINDS:
         counts: Counter[str] = Counter()
@@ -182,7 +183,7 @@ h.shutdown()
 """
 
 
-def test_block_status_and_chunks(make: Make) -> None:
+def test_block_status_and_chunks_match_the_disk(make: Make) -> None:
     for_each_its_own = make("sparse")
     before = for_each_its_own.disk.read_bytes()
     for kind in KINDS:
@@ -252,7 +253,7 @@ h.shutdown()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_requests_in_flight(make: Make, kind: str) -> None:
+def test_many_requests_may_be_in_flight(make: Make, kind: str) -> None:
     bench = make("data")
     counts: Counter[str] = Counter()
     with bench.recorded(kind, counts) as made:
@@ -330,7 +331,7 @@ h.shutdown()
 
 
 @pytest.mark.parametrize("disk", ["data", "odd"])
-def test_what_is_not_allowed_is_refused_and_the_connection_lives(make: Make, disk: str) -> None:
+def test_forbidden_requests_are_refused_and_the_connection_lives(make: Make, disk: str) -> None:
     bench = make(disk)
     for kind in KINDS:
         counts: Counter[str] = Counter()
@@ -363,7 +364,7 @@ h.shutdown()
 """
 
 
-def test_oversized(make: Make) -> None:
+def test_oversized_requests_are_refused(make: Make) -> None:
     bench = make("huge")
     counts: Counter[str] = Counter()
     with bench.recorded("unix", counts) as made:
@@ -392,7 +393,7 @@ h.shutdown()
 """
 
 
-def test_writes_to_what_is_read_only(make: Make) -> None:
+def test_writes_to_a_read_only_disk_are_refused(make: Make) -> None:
     bench = make("sparse", read_only=True)
     before = digest(bench.disk)
     for kind in KINDS:
@@ -468,7 +469,7 @@ h.opt_abort()
 """
 
 
-def test_every_handshake(make: Make) -> None:
+def test_every_kind_of_handshake_works(make: Make) -> None:
     bench = make("data")
     for kind in KINDS:
         counts: Counter[str] = Counter()
@@ -479,7 +480,7 @@ def test_every_handshake(make: Make) -> None:
         assert counts["DISC"] == 10
 
 
-def test_oldstyle(make: Make) -> None:
+def test_an_oldstyle_server_works_with_nbdsh(make: Make) -> None:
     bench = make("odd", oldstyle=True)
     script = """
 h.set_strict_mode(0)
@@ -522,8 +523,8 @@ def meta(name: str, *queries: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hand_made(make: Make, kind: str) -> None:
-    """Options and commands that nobody knows, in one breath, with what is right among them."""
+def test_unknown_options_and_commands_among_valid_ones_are_refused(make: Make, kind: str) -> None:
+    """All in one piece, with valid ones among them."""
     bench = make("data")
     invalid, unsup, unknown, too_big = 2**31 + 3, 2**31 + 1, 2**31 + 6, 2**31 + 9
     counts: Counter[str] = Counter()
@@ -597,7 +598,7 @@ def test_a_context_is_not_kept_when_the_next_one_is_refused(make: Make, second: 
 
 
 @pytest.mark.parametrize("wrong", ["flags", "option magic", "export name", "request magic"])
-def test_what_ends_a_connection(make: Make, wrong: str) -> None:
+def test_protocol_errors_end_the_connection(make: Make, wrong: str) -> None:
     bench = make("odd")
     said = {
         "flags": struct.pack("!I", 7),

@@ -1,4 +1,4 @@
-"""Each rule by which the recorder judges a server, broken: a check that cannot fail is none."""
+"""Each rule of the recorder, broken: a check that cannot fail is none."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ GOOD: dict[str, tuple[Line, ...]] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_good(name: str) -> None:
+def test_the_recorder_accepts_a_correct_conversation(name: str) -> None:
     lines = GOOD[name]
     if name == "spoiled":
         with pytest.raises(Broken, match="should succeed"):  # no test of ours spoils a disk
@@ -367,7 +367,7 @@ BAD: dict[str, tuple[str, tuple[Line, ...]]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_broken(name: str) -> None:
+def test_the_recorder_names_the_rule_that_is_broken(name: str) -> None:
     rule, lines = BAD[name]
     expected = Expected(1 << 31 if name == "too many" else SIZE)
     with pytest.raises(Broken) as caught:
@@ -375,8 +375,8 @@ def test_broken(name: str) -> None:
     assert caught.value.rule == rule, caught.value
 
 
-def test_every_rule_is_broken_here() -> None:
-    """The names of the rules in the source are those that the tables break."""
+def test_every_rule_of_the_recorder_is_tested() -> None:
+    """The rules in the source are those that the tables break."""
     import inspect
     import re
 
@@ -400,13 +400,13 @@ def test_every_rule_is_broken_here() -> None:
         ),
     ],
 )
-def test_broken_oldstyle(hello: bytes, rule: str) -> None:
+def test_the_recorder_notices_a_broken_oldstyle_hello(hello: bytes, rule: str) -> None:
     with pytest.raises(Broken) as caught:
         said(("<", hello), BYE, expected=Expected(SIZE, oldstyle=True))
     assert caught.value.rule == rule
 
 
-def test_read_only_must_refuse() -> None:
+def test_the_recorder_notices_a_write_accepted_on_a_read_only_disk() -> None:
     lines = (*HELLO, (">", go()), export(flags=0b111), answer(7, 1), ask(WRITE, 0, 1))
     expected = Expected(SIZE, read_only=True)
     assert said(*lines, simple(7, 1), BYE, expected=expected).operations[0].error == 1
@@ -436,7 +436,7 @@ def wrong(room: Path, image: Path, rule: str, *lines: Line) -> None:
     assert caught.value.rule == rule
 
 
-def test_contents(room: Path, image: Path) -> None:
+def test_the_recorder_notices_wrong_contents(room: Path, image: Path) -> None:
     read = ask(READ, 100, 10)
     right = (
         (read, data(7, 100, b"i" * 10)),
@@ -464,8 +464,8 @@ def test_contents(room: Path, image: Path) -> None:
     wrong(room, image, "content", *trimmed, read, data(7, 100, TEN))
 
 
-def test_contents_of_several_connections(room: Path, image: Path) -> None:
-    """What was answered on one is seen on the other."""
+def test_the_recorder_checks_contents_across_connections(room: Path, image: Path) -> None:
+    """A write answered on one connection is visible on the other."""
     first = pieces(*STRUCTURED, ask(WRITE, 100, 10), simple(7), BYE)
     later = len(first)
     second = pieces(*STRUCTURED, ask(READ, 100, 10), data(7, 100, b"i" * 10), BYE)
@@ -475,7 +475,7 @@ def test_contents_of_several_connections(room: Path, image: Path) -> None:
         play(room, image, first, behind)
 
 
-def test_contents_at_the_end(room: Path, image: Path) -> None:
+def test_the_recorder_checks_the_contents_at_the_end(room: Path, image: Path) -> None:
     written = pieces(*STRUCTURED, ask(WRITE, 100, 10), simple(7), BYE)
     contents = play(room, image, written)
     with pytest.raises(Broken, match="final"):
@@ -521,7 +521,7 @@ def one_client(room: Path, image: Path, last: bytes) -> None:
         serving.join(5)
 
 
-def test_the_relay(room: Path, image: Path) -> None:
+def test_the_recorder_relays_and_judges(room: Path, image: Path) -> None:
     """What is said arrives, and is judged."""
     one_client(room / "honest", image, b"i")
     with pytest.raises(Broken, match="content"):

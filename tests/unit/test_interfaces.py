@@ -1,4 +1,4 @@
-"""Everything that says it provides an interface does."""
+"""Every class that declares an interface provides it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class InterfaceTests(SynchronousTestCase):
             MemoryDisk(b"x"), Destination(None), runtime=Runtime(self.clock, synchronous)
         )
 
-    def test_protocols(self):
+    def test_connections_and_phases_provide_their_interfaces(self):
         connection = self.receiver.factory().buildProtocol(ADDRESS)
         self.assertIsInstance(connection, ServerConnection)
         self.assertTrue(verifyObject(IProtocol, connection))
@@ -63,23 +63,23 @@ class InterfaceTests(SynchronousTestCase):
             verifyObject(IProtocol, OpeningAttempt(self.sender._context, None).connection)
         )
 
-    def test_factories(self):
+    def test_factories_provide_their_interface(self):
         self.assertTrue(verifyObject(IProtocolFactory, self.receiver.factory()))
         self.assertTrue(verifyObject(IProtocolFactory, ClientFactory(None)))
 
-    def test_producers(self):
+    def test_producers_provide_their_interfaces(self):
         producer = RegionProducer(StringTransport(), lambda error: None, system=SYSTEM)
         self.assertTrue(verifyObject(IPushProducer, producer))
         self.assertTrue(verifyClass(IPushProducer, RegionProducer))
         self.assertTrue(verifyObject(IPullProducer, _SocketSink(producer)))
         self.assertTrue(verifyObject(IPushProducer, _TransportSink(producer)))
 
-    def test_reader(self):
+    def test_the_payload_reader_provides_its_interface(self):
         reader = PayloadReader(self.clock, StringTransport(), None, 28, SYSTEM)
         self.assertTrue(verifyObject(IReadDescriptor, reader))
         self.assertTrue(verifyClass(IReadDescriptor, PayloadReader))
 
-    def test_disks(self):
+    def test_disks_provide_their_interfaces(self):
         path = self.mktemp()
         with FileDisk(path, size=5) as disk:
             self.assertTrue(verifyObject(IDisk, disk))
@@ -92,11 +92,11 @@ class InterfaceTests(SynchronousTestCase):
         self.assertFalse(IUnlinkableDisk.implementedBy(BlockDisk))
         os.unlink(path)
 
-    def test_doubles(self):
+    def test_disk_doubles_provide_their_interfaces(self):
         self.assertTrue(verifyObject(IDisk, MemoryDisk(b"x")))
         self.assertTrue(verifyObject(IUnlinkableDisk, UnlinkableMemoryDisk(b"x")))
 
-    def test_handler(self):
+    def test_export_handlers_provide_their_interface(self):
         handler = self.receiver.factory()._settings.lookup("")
         self.assertIsInstance(handler, MigrationExport)
         self.assertTrue(verifyObject(IExportHandler, handler))
@@ -104,12 +104,12 @@ class InterfaceTests(SynchronousTestCase):
         self.assertIsInstance(side, HandoffExport)
         self.assertTrue(verifyObject(IExportHandler, side))
 
-    def test_clients(self):
+    def test_client_connections_provide_their_interface(self):
         self.assertTrue(
             verifyObject(IProtocol, ClientConnection(None, None, self.sender._context.runtime))
         )
 
-    def test_twistd(self):
+    def test_the_plugin_and_its_service_provide_their_interfaces(self):
         self.assertTrue(verifyObject(IServiceMaker, plugin))
         self.assertTrue(verifyObject(IPlugin, plugin))
         options = TapOptions()
@@ -117,5 +117,5 @@ class InterfaceTests(SynchronousTestCase):
         service = OperationService(options.subOptions, self.clock)
         self.assertTrue(verifyObject(IService, service))
 
-    def test_observer(self):
+    def test_the_log_observer_provides_its_interface(self):
         self.assertTrue(verifyObject(ILogObserver, LineObserver(print, False, 0)))

@@ -1,4 +1,4 @@
-"""Imports go downwards only, and no reactor is imported by importing blockmig."""
+"""Imports go downwards only, and importing blockmig imports no reactor."""
 
 from __future__ import annotations
 
@@ -125,14 +125,14 @@ class LayersTests(SynchronousTestCase):
         for own, arrows in ARROWS.items():
             self.assertEqual(set(), set(arrows.split()) - used[own], own)
 
-    def test_there_is_no_circle(self):
+    def test_the_arrows_form_no_circle(self):
         left = {own: set(arrows.split()) for own, arrows in ARROWS.items()}
         while left:
             free = {own for own, arrows in left.items() if not arrows & set(left)}
             self.assertTrue(free, left)
             left = {own: arrows for own, arrows in left.items() if own not in free}
 
-    def test_every_folder_is_a_room(self):
+    def test_every_folder_is_in_the_list_of_arrows(self):
         folders = {path.parent.relative_to(ROOT).parts for path in ROOT.glob("**/__init__.py")}
         found = {".".join(parts) for parts in folders} - {"", "migration"}
         self.assertEqual(set(), found - set(ARROWS))
@@ -150,7 +150,7 @@ class LayersTests(SynchronousTestCase):
         self.assertEqual(1, len(offences("from ..storage import FileDisk", "blockmig.nbd.uri")))
         self.assertEqual([], offences("from ..storage import FileDisk", "blockmig.cli.other"))
 
-    def test_the_checker_sees_what_is_allowed(self):
+    def test_the_checker_allows_what_is_permitted(self):
         source = (
             "from ..interfaces import IDisk\nfrom ..syscalls import SYSTEM\nfrom . import scan\n"
         )
@@ -169,7 +169,7 @@ class LayersTests(SynchronousTestCase):
             self.assertEqual(1, len(offences("from blockmig.testing import MemoryDisk", module)))
             self.assertEqual(1, len(offences("import blockmig.testing.disk", module)))
 
-    def test_the_checker_sees_interfaces_importing(self):
+    def test_the_checker_sees_imports_of_the_interfaces_module(self):
         self.assertEqual(1, len(offences("from .nbd import Export", "blockmig.interfaces")))
 
     def test_the_checker_sees_twisted_internet(self):
@@ -196,12 +196,12 @@ class LayersTests(SynchronousTestCase):
 
 
 class PluginTests(SynchronousTestCase):
-    def test_no_package_files(self):
+    def test_the_plugin_directories_have_no_package_files(self):
         twisted = ROOT.parent / "twisted"
         self.assertTrue((twisted / "plugins" / "blockmig_plugin.py").exists())
         self.assertEqual([], list(twisted.rglob("__init__.py")))
 
-    def test_twistd_finds_it(self):
+    def test_twistd_finds_the_plugin(self):
         found = [maker for maker in getPlugins(IServiceMaker) if maker.tapname == "blockmig"]
         self.assertEqual(1, len(found))
         self.assertTrue(IPlugin.providedBy(found[0]))

@@ -1,4 +1,4 @@
-"""The names that embedders import, and what importing them costs."""
+"""The public names, and what importing them costs."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 class PublicNamesTests(SynchronousTestCase):
-    def test_these_and_no_others(self):
+    def test_the_public_names_are_exactly_these(self):
         self.assertEqual(NAMES.split(), blockmig.__all__)
         self.assertEqual(set(blockmig.__all__), set(blockmig._MODULES))
 
-    def test_each_is_what_it_is_called(self):
+    def test_each_public_name_is_the_name_of_its_object(self):
         for name in blockmig.__all__:
             self.assertEqual(name, getattr(blockmig, name).__name__)
             self.assertIn(name, dir(blockmig))
 
-    def test_what_is_not_there(self):
+    def test_an_unknown_name_raises_the_usual_errors(self):
         self.assertRaises(AttributeError, getattr, blockmig, "Attempts")
         with self.assertRaises(ImportError):
             exec("from blockmig import Attempts", {})
 
-    def test_nothing_is_loaded_before_it_is_asked_for(self):
+    def test_nothing_is_imported_before_it_is_asked_for(self):
         program = (
             "import sys, blockmig\n"
             "assert not [name for name in sys.modules if name.startswith('blockmig.')]\n"
@@ -46,8 +46,8 @@ class PublicNamesTests(SynchronousTestCase):
         )
         subprocess.run([sys.executable, "-c", program], check=True)
 
-    def test_documents_import_from_here(self):
-        """What an embedder is shown is what they may rely on."""
+    def test_documents_import_only_public_modules(self):
+        """Embedders may rely on what the documents show."""
         allowed = {"blockmig", "blockmig.interfaces", "blockmig.testing"}
         for path in DOCS.glob("*.md"):
             found = re.findall(r"^\s*(?:from|import) (blockmig[\w.]*)", path.read_text(), re.M)

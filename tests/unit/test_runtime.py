@@ -1,4 +1,4 @@
-"""Work in threads: it cannot be taken back, and is waited for."""
+"""Work in threads cannot be cancelled, and is waited for (runtime.py)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class BoundedThreadsTests(SynchronousTestCase):
         self.work = BoundedThreads(self.threads)
         self.done = []
 
-    def test_results(self):
+    def test_results_and_errors_are_delivered(self):
         good, bad = self.work(int, "5"), self.work(int, "x")
         self.threads.run()
         self.assertEqual(5, self.successResultOf(good))
         self.failureResultOf(bad, ValueError)
         self.assertFalse(self.work.busy)
 
-    def test_cancelled(self):
-        """Nobody waits any more, but the thread goes on, and counts until it is done."""
+    def test_cancelled_work_still_counts_until_its_thread_ends(self):
+        """Nobody waits for it, but the thread goes on."""
         working = self.work(self.done.append, 1)
         working.cancel()
         self.failureResultOf(working, CancelledError)
@@ -35,8 +35,8 @@ class BoundedThreadsTests(SynchronousTestCase):
         self.assertFalse(self.work.busy)
         self.successResultOf(idle)
 
-    def test_cancelled_before_it_had_a_thread(self):
-        """It is done all the same: whoever comes behind it may rely on it."""
+    def test_cancelled_work_that_was_queued_is_still_done(self):
+        """Later work may rely on it."""
         working = [self.work(self.done.append, number) for number in range(6)]
         self.assertEqual(4, len(self.threads.waiting))
         working[5].cancel()
@@ -45,7 +45,7 @@ class BoundedThreadsTests(SynchronousTestCase):
         self.assertEqual([0, 1, 2, 3, 4, 5], sorted(self.done))
         self.assertFalse(self.work.busy)
 
-    def test_cancelled_and_failed(self):
+    def test_cancelled_work_that_fails_logs_nothing(self):
         working = self.work(int, "x")
         working.cancel()
         self.failureResultOf(working, CancelledError)
@@ -53,7 +53,7 @@ class BoundedThreadsTests(SynchronousTestCase):
         self.assertFalse(self.work.busy)
         self.assertEqual([], self.flushLoggedErrors())
 
-    def test_no_one_idle_is_told_twice(self):
+    def test_each_wait_for_idle_fires_once(self):
         working = self.work(self.done.append, 1)
         working.cancel()
         self.failureResultOf(working, CancelledError)
@@ -71,7 +71,7 @@ class ToTheEndTests(SynchronousTestCase):
         self.working = Deferred()
         return Deferred.fromCoroutine(wait_shielded(self.working))
 
-    def test_result(self):
+    def test_the_result_of_the_work_is_returned(self):
         waiting = self.run_with()
         self.working.callback(5)
         self.assertEqual(5, self.successResultOf(waiting))
@@ -79,12 +79,12 @@ class ToTheEndTests(SynchronousTestCase):
         self.working.errback(OSError("broken"))
         self.failureResultOf(waiting, OSError)
 
-    def test_there_already(self):
+    def test_a_result_that_is_there_already_is_returned(self):
         working = Deferred()
         working.callback(5)
         self.assertEqual(5, self.successResultOf(Deferred.fromCoroutine(wait_shielded(working))))
 
-    def test_whoever_cancels_waits(self):
+    def test_a_cancelled_caller_waits_for_the_work(self):
         for end, value in (("callback", 5), ("errback", OSError("broken"))):
             waiting = self.run_with()
             for _ in range(3):

@@ -1,4 +1,4 @@
-"""The table of the commands, how their options are shown, and what each of them imports."""
+"""The table of commands, how their options are shown, and what each command imports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from blockmig.cli.usage import Flag, Parameter
 from blockmig.errors import ExitStatus
 
 
-class TableTests(SynchronousTestCase):
+class CommandTableTests(SynchronousTestCase):
     def test_each_command_has_a_module(self):
         for command in COMMANDS:
             module = command.load()
@@ -29,7 +29,7 @@ class TableTests(SynchronousTestCase):
             self.assertTrue(callable(module.run), command)
             self.assertTrue(module.Options.synopsis.startswith(f"blockmig {command.name} "))
 
-    def test_each_such_module_is_in_the_table(self):
+    def test_each_module_with_a_command_is_in_the_table(self):
         found = set()
         for info in pkgutil.iter_modules(cli.__path__):
             module = import_module(f"blockmig.cli.{info.name}")
@@ -37,7 +37,7 @@ class TableTests(SynchronousTestCase):
                 found.add(info.name)
         self.assertEqual({command.module for command in COMMANDS}, found)
 
-    def test_each_is_found_by_its_name(self):
+    def test_each_command_is_found_by_its_name(self):
         for command in COMMANDS:
             self.patch(sys, "stdout", io.StringIO())
             error = self.assertRaises(SystemExit, main, [command.name, "--help"])
@@ -74,7 +74,7 @@ class TableTests(SynchronousTestCase):
         names = [name for command in COMMANDS for name in command.names]
         self.assertEqual(sorted(set(names)), sorted(names))
 
-    def test_help_is_printed_from_it(self):
+    def test_the_help_lists_the_commands_of_the_table(self):
         self.patch(sys, "stdout", io.StringIO())
         error = self.assertRaises(SystemExit, main, ["--help"])
         self.assertEqual(0, error.code)
@@ -86,7 +86,7 @@ class TableTests(SynchronousTestCase):
 
 
 class OptionsTests(SynchronousTestCase):
-    def test_names_are_given_once(self):
+    def test_option_names_are_unique_within_a_command(self):
         for command in COMMANDS:
             kind = command.load().Options
             options = [*kind.optFlags, *kind.optParameters, *usage.STANDARD_OPTIONS]
@@ -136,7 +136,7 @@ class OptionsTests(SynchronousTestCase):
         (command,) = [command for command in COMMANDS if command.name == "mirror"]
         self.assertIn("downtime limit", command.load().Options().getUsage(200))
 
-    def test_shown_as_twisted_would(self):
+    def test_options_are_shown_as_Twisted_would_show_them(self):
         def opt_version(_):
             """Display the version and exit."""
 
@@ -161,14 +161,14 @@ class OptionsTests(SynchronousTestCase):
                 shown = usage.options_text(ours, width)
                 self.assertEqual(theirs.getUsage(width).strip(), shown.strip())
 
-    def test_columns_of_the_terminal(self):
+    def test_the_help_is_as_wide_as_the_terminal(self):
         options = COMMANDS[0].load().Options()
         self.patch(usage.os, "environ", {"COLUMNS": "60"})
         self.assertEqual(options.getUsage(60), options.getUsage())
         self.patch(usage.os, "environ", {})
         self.assertEqual(options.getUsage(80), options.getUsage())
 
-    def test_values(self):
+    def test_options_are_parsed_into_their_values(self):
         class Options(usage.Options):
             optFlags = (Flag("loud", "", "l"), Flag("soft", ""))
             optParameters = (
@@ -205,7 +205,7 @@ ENDS = ("blockmig.client", "blockmig.server", "blockmig.transport")
 
 
 class ImportsTests(SynchronousTestCase):
-    """Nobody waits for what he did not ask for."""
+    """No command pays for imports that it does not need."""
 
     def loaded(self, status, *arguments):
         """The modules that are there at the end of a command."""
@@ -231,7 +231,7 @@ class ImportsTests(SynchronousTestCase):
         found = {name.removeprefix(prefix) for name in loaded if name.startswith(prefix)}
         self.assertEqual(set(own), found - every)
 
-    def test_help_version_and_no_command(self):
+    def test_help_version_and_bad_commands_import_only_the_command_line(self):
         for status, *arguments in ((0, "--help"), (0, "--version"), (1,), (1, "nonsense")):
             loaded = self.loaded(status, *arguments)
             self.assert_own(loaded)
@@ -239,14 +239,14 @@ class ImportsTests(SynchronousTestCase):
             ours = {name for name in loaded if name.startswith("blockmig.")}
             self.assertEqual(set(), {one for one in ours if not one.startswith("blockmig.cli")})
 
-    def test_help_and_bad_usage_of_a_command(self):
+    def test_help_and_bad_usage_of_a_command_import_only_its_module(self):
         for command in COMMANDS:
             for status, *arguments in ((0, "--help"), (0, "--version"), (1,), (1, "--nonsense")):
                 loaded = self.loaded(status, command.name, *arguments)
                 self.assert_own(loaded, command.module)
                 self.assert_none(loaded, *SLOW, *ENDS, "blockmig.migration", "blockmig.control")
 
-    def test_what_looks_at_records(self):
+    def test_inspect_and_accept_import_only_what_reads_records(self):
         for status, *arguments in (
             (5, "inspect", "/nowhere/disk"),
             (1, "accept", "/nowhere/disk", "--i-have-checked-the-source"),
@@ -257,7 +257,7 @@ class ImportsTests(SynchronousTestCase):
             self.assert_none(loaded, "twisted.internet", "asyncio", *ENDS, "blockmig.control")
             self.assert_none(loaded, *(f"blockmig.migration.{other}" for other in others))
 
-    def test_what_asks_a_server(self):
+    def test_commands_that_ask_a_server_import_only_its_client(self):
         for own, *arguments in (
             (["status"], "status"),
             (["break_"], "break"),
@@ -269,7 +269,7 @@ class ImportsTests(SynchronousTestCase):
             self.assert_none(loaded, "twisted.internet", "twisted.web", "asyncio")
             self.assert_none(loaded, "blockmig.migration", *ENDS)
 
-    def test_only_the_end_that_runs(self):
+    def test_send_and_receive_import_only_their_own_end(self):
         for own, *arguments in (
             (["send", "send_operation", "progress"], "send", "/nowhere/disk", "nbd://h/"),
             (

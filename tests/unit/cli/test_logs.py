@@ -1,4 +1,4 @@
-"""Log lines."""
+"""Log lines as text and as JSON, and how they are written (cli/logs.py)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Case(SynchronousTestCase):
 
 
 class WriteTests(SynchronousTestCase):
-    def test_one_write_for_each_line(self):
+    def test_each_line_is_one_write(self):
         written = []
         with mock.patch("os.write", lambda fd, data: written.append(data) or len(data)):
             write = line_writer(2)
@@ -31,7 +31,7 @@ class WriteTests(SynchronousTestCase):
             write("zwei ä \ud800")
         self.assertEqual([b"one\n", "zwei ä ?\n".encode()], written)
 
-    def test_one_write_for_each_event(self):
+    def test_each_event_is_one_write(self):
         for as_json in (True, False):
             written = []
             log = Logger("blockmig.x", observer=LineObserver(line_writer(2), as_json, 0))
@@ -40,7 +40,7 @@ class WriteTests(SynchronousTestCase):
             (data,) = written
             self.assertEqual((1, True), (data.count(b"\n"), data.endswith(b"\n")))
 
-    def test_reader_that_does_not_read(self):
+    def test_a_reader_that_does_not_read_loses_whole_lines_only(self):
         source, target = os.pipe()
         self.addCleanup(os.close, source)
         self.addCleanup(os.close, target)
@@ -52,8 +52,8 @@ class WriteTests(SynchronousTestCase):
         write("again")
         self.assertIn(b"again\n", os.read(source, 1 << 20))
 
-    def test_terminal_that_nobody_reads(self):
-        """There may be room for a part of a line; to wait for the rest would stop everything."""
+    def test_a_terminal_that_nobody_reads_does_not_block(self):
+        """There may be room for part of a line; waiting for the rest would block everything."""
         ours, theirs = os.openpty()
         self.addCleanup(os.close, ours)
         self.addCleanup(os.close, theirs)
@@ -71,7 +71,7 @@ class WriteTests(SynchronousTestCase):
                 write("x" * length)
         self.assertTrue(os.get_blocking(theirs), "others share that")
 
-    def test_reader_that_left(self):
+    def test_a_reader_that_left_is_no_error(self):
         source, target = os.pipe()
         os.close(source)
         self.addCleanup(os.close, target)
@@ -87,7 +87,7 @@ class LevelTests(Case):
             log.emit(level, "words")
         return [json.loads(line)["level"] for line in self.lines]
 
-    def test_ours_and_others(self):
+    def test_verbosity_applies_to_our_loggers_and_partly_to_others(self):
         everything = ["debug", "info", "warn", "error"]
         for verbosity, ours, others in (
             (-1, everything[2:], everything[2:]),
@@ -104,7 +104,7 @@ class JSONTests(Case):
         self.assertNotIn("\n", line)
         return json.loads(line)
 
-    def test_fields(self):
+    def test_a_JSON_event_has_its_fields_and_a_message(self):
         self.log(True).warn(
             "{size} bytes of {disk}", event="attempt", size=5, disk="ä\n", other=[1], none=None
         )
@@ -122,24 +122,24 @@ class JSONTests(Case):
             event,
         )
 
-    def test_event_without_a_name(self):
+    def test_an_event_without_a_name_is_called_log(self):
         self.log(True).info("words")
         self.assertEqual(("log", "words"), (self.event()["event"], self.event()["message"]))
 
-    def test_failure(self):
+    def test_a_failure_has_its_traceback_in_the_message(self):
         self.log(True).failure("oh", failure=Failure(ValueError("why")))
         event = self.event()
         self.assertEqual("critical", event["level"])
         self.assertIn("oh\n", event["message"])
         self.assertIn("ValueError: why", event["message"])
 
-    def test_nothing_can_replace_the_level(self):
+    def test_no_field_can_replace_the_message(self):
         self.log(True).info("words", message="other")
         self.assertEqual("words", self.event()["message"])
 
 
 class TextTests(Case):
-    def test_lines(self):
+    def test_lines_have_time_level_and_message(self):
         log = self.log()
         log.info("fine {n}", n=1)
         log.warn("careful")
@@ -151,7 +151,7 @@ class TextTests(Case):
         for line in self.lines:
             self.assertRegex(line, r"^\d\d:\d\d:\d\d ")
 
-    def test_failure(self):
+    def test_a_failure_has_its_traceback_in_the_lines(self):
         self.log().failure("oh", failure=Failure(ValueError("why")))
         (line,) = self.lines
         self.assertIn("critical: oh\n", line)

@@ -1,4 +1,6 @@
-"""What a running server is told about its mirror, and what is made of its answers."""
+"""`mirror`, `break`, `rate` and the mirror in `status`: what they ask a running server, and what
+they make of its answers (several modules of cli).
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def parsed(*arguments):
 
 
 class Server:
-    """Answers what it is asked with what it is to answer: a value, an error, or a Deferred."""
+    """Answers each request as the test says: with a value, an error or a Deferred."""
 
     def __init__(self, **answers):
         self.answers = answers
@@ -79,7 +81,7 @@ class Case(SynchronousTestCase):
         self.assertNotIn("\x1b", event["why"])
 
 
-class AskedTests(Case):
+class RequestTests(Case):
     def asked(self, *arguments):
         server = Server(mirror=BEGUN)
         self.assertEqual(0, run_mirror(parsed("mirror", "--control", "/c", *arguments), server))
@@ -87,7 +89,7 @@ class AskedTests(Case):
         self.assertEqual(("/c", "POST", "/mirror", 180), (path, method, resource, timeout))
         return body
 
-    def test_defaults(self):
+    def test_the_request_has_every_default(self):
         self.assertEqual(
             {
                 "uri": "nbd://h:10809/x",
@@ -106,7 +108,7 @@ class AskedTests(Case):
         (event,) = self.named("mirroring")
         self.assertEqual("nbd://h:10809/", event["destination"])
 
-    def test_all(self):
+    def test_the_request_has_every_option(self):
         options = [
             "--unlink",
             "--again",
@@ -137,7 +139,7 @@ class AskedTests(Case):
         )
         self.assertEqual(body, json.loads(json.dumps(body)))
 
-    def test_sockets_are_found_from_elsewhere(self):
+    def test_relative_socket_paths_are_sent_as_absolute_ones(self):
         """The server has a current directory of its own."""
         self.patch(mirror_request.os, "getcwd", lambda: "/here")
         options = ["--then", "relay", "--relay-to", "nbd+unix:///?socket=../t"]
@@ -150,22 +152,22 @@ class NoWaitTests(Case):
     def run_mirror(self, answer):
         return run_mirror(parsed("mirror", "--control", "/c d", "nbd://h/"), Server(mirror=answer))
 
-    def test_refused(self):
+    def test_a_refusal_exits_with_status_1(self):
         self.assertEqual(1, self.run_mirror(ControlRefused("the export\n\x1b is too small", 409)))
         self.assert_error(1, "the export?? is too small")
 
-    def test_nobody_to_ask(self):
+    def test_a_server_that_is_not_there_exits_with_status_1(self):
         self.assertEqual(1, self.run_mirror(ControlError("there is no control socket at /c")))
         self.assert_error(1, "there is no control socket at /c")
 
-    def test_no_answer(self):
-        """It may have begun: that is not a refusal."""
+    def test_a_missing_answer_exits_with_status_5(self):
+        """The mirror may have begun, so this is no refusal."""
         self.assertEqual(5, self.run_mirror(ControlLost("no answer on /c within 180 s")))
         self.assert_error(
             5, "no answer", "`blockmig status --control '/c d'`", "`blockmig inspect DISK`"
         )
 
-    def test_interrupted(self):
+    def test_an_interrupt_exits_with_status_4_and_the_mirror_continues(self):
         def interrupted(*_):
             raise KeyboardInterrupt
 
@@ -173,13 +175,13 @@ class NoWaitTests(Case):
         self.assertEqual(4, run_mirror(options, interrupted))
         self.assert_error(4, "the mirror goes on", "`blockmig break --control '/c d'`")
 
-    def test_strange_answer(self):
+    def test_a_strange_answer_still_counts_as_begun(self):
         self.assertEqual(0, self.run_mirror(["what"]))
         self.assertEqual(1, len(self.named("mirroring")))
 
 
 class BreakTests(Case):
-    def test_break(self):
+    def test_break_asks_the_server_to_end_the_mirror(self):
         server = Server(**{"break": {}})
         self.assertEqual(0, run_break(parsed("break", "--control", "/c"), server))
         self.assertEqual([("/c", "POST", "/break", {}, 60)], server.asked)
@@ -191,7 +193,7 @@ class BreakTests(Case):
         self.assertEqual(0, command.load().run(options, server))
         self.assertEqual([("/c", "POST", "/break", {}, 60)], server.asked)
 
-    def test_refused(self):
+    def test_a_refused_break_exits_with_status_1(self):
         server = Server(**{"break": ControlRefused("it is\ntoo late", 409)})
         self.assertEqual(1, run_break(parsed("break", "--control", "/c"), server))
         self.assertEqual("blockmig: it is?too late\n", sys.stderr.getvalue())
@@ -206,7 +208,7 @@ class RateTests(Case):
         self.assertEqual(("/c", "POST", "/rate"), asked[:3])
         return status, asked[3], sys.stdout.getvalue()
 
-    def test_rate(self):
+    def test_rate_sets_the_limit_and_prints_it(self):
         expected = (0, {"max_rate": 100 << 20}, "at most 100 MiB/s\n")
         self.assertEqual(expected, self.rate("100M", {"max_rate": 100 << 20}))
 
@@ -216,22 +218,22 @@ class RateTests(Case):
         self.assertEqual(0, command.load().run(options, server))
         self.assertEqual(("/c", "POST", "/rate", {"max_rate": 1 << 20}), server.asked[0][:4])
 
-    def test_none(self):
+    def test_rate_none_removes_the_limit(self):
         expected = (0, {"max_rate": None}, "no limit\n")
         self.assertEqual(expected, self.rate("none", {"max_rate": None}))
 
-    def test_refused(self):
+    def test_a_refused_rate_exits_with_status_1(self):
         refused = ControlRefused("nothing is being mirrored", 409)
         self.assertEqual((1, {"max_rate": 1}, ""), self.rate("1", refused))
         self.assertEqual("blockmig: nothing is being mirrored\n", sys.stderr.getvalue())
 
-    def test_strange_answer(self):
+    def test_a_strange_answer_to_rate_is_tolerated(self):
         self.assertEqual(0, self.rate("1", ["what"])[0])
         self.assertEqual(0, self.rate("1", {"max_rate": "what"})[0])
 
 
 class WaitCase(Case):
-    """`mirror --wait`, with a clock, and a server that is asked at once and answers when it may."""
+    """`mirror --wait` with a clock, and a server that answers at once or when the test says so."""
 
     def setUp(self):
         super().setUp()
@@ -272,7 +274,7 @@ class WaitCase(Case):
 
 
 class WaitTests(WaitCase):
-    def test_complete(self):
+    def test_a_complete_mirror_is_reported_with_its_summary(self):
         self.begin()
         self.assertEqual(
             ["/mirror", "/status", "/mirror/wait"], [asked[2] for asked in self.server.asked]
@@ -295,14 +297,14 @@ class WaitTests(WaitCase):
             tuple(event[n] for n in ("bytes", "data", "zeroes", "seconds", "rate", "attempts")),
         )
 
-    def test_faster_than_anybody_looks(self):
+    def test_a_mirror_that_ends_before_the_first_status_is_complete(self):
         self.begin()
         self.end.callback(COMPLETE)
         self.assert_ended(0)
         self.assertEqual((2, 1000, 1000, 700, 300), self.shown()[-1])
 
-    def test_bar(self):
-        """It is redrawn more often, so more is asked for; and not drawn where nothing began."""
+    def test_the_bar_is_redrawn_more_often_and_only_after_the_start(self):
+        """The bar is redrawn more often, so the status is asked for more often."""
         self.patch(BarDisplay, "stop", lambda _: self.fail("never started"))
         self.server.answers["mirror"] = ControlRefused("not now")
         self.begin(BarDisplay())
@@ -313,7 +315,7 @@ class WaitTests(WaitCase):
         self.clock.pump([0.2] * 5)
         self.assertEqual(6, self.server.count("/status"))
 
-    def test_refused(self):
+    def test_a_refused_start_exits_with_status_1(self):
         self.server.answers["mirror"] = ControlRefused("the export is too small", 409)
         self.begin()
         self.assert_ended(1)
@@ -321,13 +323,13 @@ class WaitTests(WaitCase):
         self.assertEqual([], self.lines)
         self.assertEqual(1, len(self.server.asked))
 
-    def test_no_answer_to_the_start(self):
+    def test_a_missing_answer_to_the_start_exits_with_status_5(self):
         self.server.answers["mirror"] = ControlLost("no answer on /c within 180 s")
         self.begin()
         self.assert_ended(5)
         self.assert_error(5, "no answer", "`blockmig status --control '/c d'`")
 
-    def test_each_status(self):
+    def test_the_exit_status_is_the_one_that_the_server_reports(self):
         for status in (1, 3, 4, 5):
             self.events.clear()
             self.end = self.server.answers["mirror_wait"] = Deferred()
@@ -336,22 +338,22 @@ class WaitTests(WaitCase):
             self.assert_ended(status)
             self.assert_error(status, "no??!")
 
-    def test_failure_with_a_summary_is_a_failure(self):
+    def test_a_failure_with_a_summary_is_still_a_failure(self):
         self.begin()
         self.end.callback({"status": 5, "message": "the disconnect was lost", "summary": SUMMARY})
         self.assert_ended(5)
         self.assert_error(5, "the disconnect was lost")
         self.assertEqual([], self.named("complete"))
 
-    def test_done_without_a_summary(self):
+    def test_a_success_without_a_summary_is_complete(self):
         self.begin()
         self.end.callback({"status": 0, "message": "it was only finished", "summary": None})
         self.assert_ended(0)
         (event,) = self.named("complete")
         self.assertEqual("it was only finished", event["how"])
 
-    def test_end_that_is_not_understood(self):
-        """Never taken for a success."""
+    def test_an_end_that_is_not_understood_exits_with_status_5(self):
+        """An unknown answer is never taken for success."""
         for answer in (
             None,
             [],
@@ -371,7 +373,7 @@ class WaitTests(WaitCase):
             self.assert_ended(5)
             self.assert_error(5, "not understood", "`blockmig inspect DISK`")
 
-    def test_server_dies(self):
+    def test_a_server_that_dies_exits_with_status_5(self):
         for error in (ControlLost("closed"), ControlError("nobody listens on /c d")):
             self.events.clear()
             self.end = self.server.answers["mirror_wait"] = Deferred()
@@ -382,13 +384,13 @@ class WaitTests(WaitCase):
                 5, "the server ended without reporting", "`blockmig inspect DISK`", "canonical"
             )
 
-    def test_server_dies_at_once(self):
+    def test_a_server_that_dies_at_once_exits_with_status_5(self):
         self.server.answers["mirror_wait"] = ControlError("nobody listens on /c d")
         self.begin()
         self.assert_ended(5)
         self.assert_error(5, "ended without reporting")
 
-    def test_disk_is_named_where_it_is_known(self):
+    def test_the_advice_names_the_disk_where_it_is_known(self):
         for disk, named in (("/a b", "'/a b'"), ("relative", "DISK"), (7, "DISK")):
             self.events.clear()
             self.end = self.server.answers["mirror_wait"] = Deferred()
@@ -398,13 +400,13 @@ class WaitTests(WaitCase):
             self.assert_ended(5)
             self.assert_error(5, f"`blockmig inspect {named}`")
 
-    def test_waiting_is_refused(self):
+    def test_a_server_that_refuses_to_be_waited_for_exits_with_status_5(self):
         self.server.answers["mirror_wait"] = fail(ControlRefused("there is no '/mirror/wait'", 404))
         self.begin()
         self.assert_ended(5)
         self.assert_error(5, "there is no '/mirror/wait'", "`blockmig inspect DISK`")
 
-    def test_stopped(self):
+    def test_a_stopped_wait_exits_with_status_4_and_the_mirror_continues(self):
         self.status()
         self.begin()
         self.operation.stop("stopped by SIGTERM")
@@ -417,7 +419,7 @@ class WaitTests(WaitCase):
         self.end.callback(COMPLETE)
         self.operation.stop("again")
 
-    def test_stopped_before_it_began(self):
+    def test_a_stop_before_the_start_was_answered_exits_with_status_4(self):
         self.server.answers["mirror"] = Deferred()
         self.begin()
         self.operation.stop("stopped by SIGINT")
@@ -427,7 +429,7 @@ class WaitTests(WaitCase):
 
 
 class ProgressTests(WaitCase):
-    def test_failed_looks_do_not_matter(self):
+    def test_failed_status_requests_do_not_matter(self):
         self.begin()
         for answer in (ControlError("nobody"), ControlRefused("no"), [], {}, {"mirror": 5}):
             self.server.answers["status"] = answer
@@ -443,8 +445,8 @@ class ProgressTests(WaitCase):
         self.end.callback(COMPLETE)
         self.assert_ended(0)
 
-    def test_never_out_of_the_disk(self):
-        """More is dirty than the disk has, or more was sent: neither is progress."""
+    def test_progress_stays_within_the_size_of_the_disk(self):
+        """More may be dirty than the disk holds, and more may be sent; neither is progress."""
         self.status(left=5000, zeroes=5000)
         self.begin()
         self.assertEqual((1, 0, 1000, 0, 0), self.shown()[-1])
@@ -452,7 +454,7 @@ class ProgressTests(WaitCase):
         self.tick()
         self.assertEqual((1, 1000, 1000, 0, 1000), self.shown()[-1])
 
-    def test_one_look_at_a_time(self):
+    def test_one_status_request_is_made_at_a_time(self):
         slow = self.server.answers["status"] = Deferred()
         self.begin()
         self.clock.pump([1] * 5)
@@ -461,7 +463,7 @@ class ProgressTests(WaitCase):
         self.clock.advance(1)
         self.assertEqual(2, self.server.count("/status"))
 
-    def test_look_that_ends_behind_the_end(self):
+    def test_a_status_that_arrives_after_the_end_is_ignored(self):
         self.status()
         self.begin()
         slow, answer = Deferred(), self.server.answers["status"]
@@ -474,8 +476,8 @@ class ProgressTests(WaitCase):
         self.assertEqual(before, len(self.lines))
         self.assertEqual((2, 1000, 1000, 700, 300), self.shown()[-1])
 
-    def test_first_look_that_ends_behind_the_end(self):
-        """Nothing is shown any more: nobody would end it."""
+    def test_a_first_status_that_arrives_after_the_end_shows_nothing(self):
+        """Nothing would end a display that starts after the end."""
         slow = self.server.answers["status"] = Deferred()
         self.begin()
         self.end.callback({"status": 3, "message": "no space left", "summary": None})
@@ -485,7 +487,7 @@ class ProgressTests(WaitCase):
         self.assertEqual([], self.lines)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_why_it_starts_again(self):
+    def test_each_restart_is_shown_with_its_reason(self):
         self.begin()
         lost = "the connection\x1b was lost"
         for attempt, error in ((1, ""), (1, lost), (2, lost), (3, ""), (3, "worse")):
@@ -498,7 +500,7 @@ class ProgressTests(WaitCase):
         )
         self.assertEqual([1, 2, 3], [event["number"] for event in self.named("attempt")])
 
-    def test_not_converging(self):
+    def test_a_mirror_that_does_not_converge_is_reported_once(self):
         self.begin()
         for converging in (None, False, False, True, False):
             self.status(converging=converging, converge="throttle")
@@ -507,8 +509,7 @@ class ProgressTests(WaitCase):
             ["throttle", "throttle"], [event["converge"] for event in self.named("not-converging")]
         )
 
-    def test_bug(self):
-        """What is shown does not end what is waited for."""
+    def test_a_bug_in_the_display_does_not_end_the_wait(self):
         self.server.answers["status"] = ZeroDivisionError()
         self.begin()
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
@@ -517,7 +518,7 @@ class ProgressTests(WaitCase):
 
 
 class ThreadTests(SynchronousTestCase):
-    def test_threads_are_not_waited_for(self):
+    def test_threads_do_not_delay_the_exit(self):
         made = []
 
         class Thread:
@@ -573,7 +574,7 @@ class StatusTests(SynchronousTestCase):
         lines = as_text({"size": 20 << 30, "mirror": mirror}).split("\n")
         return lines[2 : lines.index("no clients")]
 
-    def test_everything(self):
+    def test_every_field_of_a_mirror_is_shown(self):
         self.assertEqual(
             [
                 "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
@@ -590,7 +591,7 @@ class StatusTests(SynchronousTestCase):
             self.text(self.FULL),
         )
 
-    def test_what_is_not_known_is_not_said(self):
+    def test_unknown_fields_are_left_out(self):
         unknown = dict.fromkeys(("max_rate", "throttle", "pause", "expected_end", "converging"))
         text = self.text({**self.FULL, **unknown, "unlink": False, "last_error": ""})
         self.assertEqual(
@@ -605,7 +606,7 @@ class StatusTests(SynchronousTestCase):
             text,
         )
 
-    def test_missing_or_strange(self):
+    def test_missing_or_strange_fields_are_tolerated(self):
         self.assertEqual(["mirror: ?, to ?"], self.text({}))
         self.assertEqual([], self.text("what"))
         for strange in ("what\x1b[2J", [], {}, None, True):

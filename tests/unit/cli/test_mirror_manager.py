@@ -1,4 +1,4 @@
-"""The mirrors of a running `serve`: what its control socket takes, refuses and answers."""
+"""The mirrors of a running `serve`: what its control socket accepts, refuses and answers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Case(SynchronousTestCase):
 
 
 class StartTests(Case):
-    def test_answered_when_the_destination_has_accepted(self):
+    def test_a_start_is_answered_when_the_destination_has_accepted(self):
         self.assertIsNone(self.mirror())
         self.assertFalse(self.mirrors.handed_over)
         answer = self.begin()
@@ -129,14 +129,14 @@ class StartTests(Case):
         self.assertEqual(("copying", URI), (self.mirror()["state"], self.mirror()["destination"]))
         self.assertFalse(self.mirrors.handed_over)
 
-    def test_not_before(self):
+    def test_a_start_is_not_answered_before_the_destination_has_accepted(self):
         answer = self.call("/mirror", {"uri": URI, "max_rate": KIB})
         self.assertNoResult(answer)
         self.assertEqual("starting", self.mirror()["state"])
         self.network.pump()
         self.successResultOf(answer)
 
-    def test_defaults(self):
+    def test_a_mirror_has_its_defaults(self):
         self.begin()
         status = self.mirror()
         found = {name: status[name] for name in ("unlink", "max_pause", "converge", "then")}
@@ -144,7 +144,7 @@ class StartTests(Case):
         self.assertEqual(expected, found)
         self.assertEqual([URI], self.endpoints)
 
-    def test_what_is_wanted(self):
+    def test_a_mirror_gets_every_option(self):
         self.begin(
             unlink=True,
             again=True,
@@ -161,12 +161,12 @@ class StartTests(Case):
         self.assertEqual({URI, "nbd://elsewhere:5/x"}, set(self.endpoints))
         self.assertEqual(10 * KIB, status["max_rate"])
 
-    def test_nothing_that_is_null(self):
-        """As if it was not there, where that makes sense."""
+    def test_a_null_rate_means_no_limit(self):
+        """Null counts as absent where that makes sense."""
         self.start(max_rate=None)
         self.assertIsNone(self.mirror()["max_rate"])
 
-    def test_bad_bodies(self):
+    def test_bodies_that_are_no_objects_are_refused(self):
         for body in (None, [], "nbd://there/", 5, True):
             self.assertEqual(400, self.refused("/mirror", body)[0], body)
             self.assertEqual(400, self.refused("/mirror", body)[0], body)
@@ -178,7 +178,7 @@ class StartTests(Case):
         self.assertIsNone(self.server.changes.mark)
         self.assertEqual([], os.listdir(os.path.dirname(self.source.path)))
 
-    def test_bad_fields(self):
+    def test_bad_fields_are_refused_by_name(self):
         for name, values in {
             "uri": (
                 None,
@@ -207,11 +207,11 @@ class StartTests(Case):
                 self.assertTrue(words.startswith(name), words)
                 self.check_untouched()
 
-    def test_no_uri(self):
+    def test_a_body_without_a_URI_is_refused(self):
         self.assertEqual(400, self.refused("/mirror", {})[0])
         self.check_untouched()
 
-    def test_a_bad_uri_to_relay_to(self):
+    def test_a_bad_relay_URI_is_refused(self):
         for value in (5, "there", "", [1]):
             status, words = self.refused(
                 "/mirror", {"uri": URI, "then": "relay", "relay_to": value}
@@ -219,8 +219,8 @@ class StartTests(Case):
             self.assertEqual((400, "relay_to"), (status, words[:8]), value)
         self.check_untouched()
 
-    def test_text_that_is_no_unicode(self):
-        """JSON can say what no name on this machine can be."""
+    def test_text_that_is_no_Unicode_is_refused(self):
+        """JSON can contain names that are impossible on this machine."""
         for uri in (
             "nbd://there/\ud800",
             "nbd://\ud800/",
@@ -234,8 +234,7 @@ class StartTests(Case):
             else:
                 self.fail(ascii(uri))
 
-    def test_a_second_one(self):
-        """It is refused, and disturbs nothing."""
+    def test_a_second_mirror_is_refused_and_disturbs_nothing(self):
         self.begin()
         first = self.mirrors.current
         status, words = self.refused("/mirror", {"uri": "nbd://elsewhere/"})
@@ -246,7 +245,7 @@ class StartTests(Case):
         self.finish()
         self.assertTrue(self.mirrors.handed_over)
 
-    def test_a_second_one_before_the_first_is_accepted(self):
+    def test_a_second_mirror_is_refused_before_the_first_is_accepted(self):
         first = self.call("/mirror", {"uri": URI, "max_rate": KIB})
         self.assertEqual(
             409, self.failureResultOf(self.call("/mirror", {"uri": URI})).value.http_status
@@ -254,7 +253,7 @@ class StartTests(Case):
         self.network.pump()
         self.successResultOf(first)
 
-    def test_a_destination_that_is_not_there(self):
+    def test_a_destination_that_does_not_listen_is_refused(self):
         self.port.stopListening()
         status, words = self.refused("/mirror", {"uri": URI})
         self.assertEqual(409, status)
@@ -266,14 +265,14 @@ class StartTests(Case):
         self.begin()
         self.assertEqual("copying", self.mirror()["state"])
 
-    def test_forbidden_by_a_record(self):
+    def test_a_mirror_that_a_record_forbids_is_refused(self):
         record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location("z"), "", retired="then")
         Records(self.source.path).write(Kind.MIGRATED, record)
         self.assertEqual(409, self.refused("/mirror", {"uri": URI})[0])
         self.assertIsNone(self.mirrors.current)
         self.assertEqual("serving", self.server.state)
 
-    def test_a_server_that_stops(self):
+    def test_a_server_that_is_stopping_refuses_a_mirror(self):
         self.server.stop()
         status, words = self.refused("/mirror", {"uri": URI})
         self.assertEqual(409, status)
@@ -281,7 +280,7 @@ class StartTests(Case):
 
 
 class WaitTests(Case):
-    def test_answered_at_the_end(self):
+    def test_a_wait_is_answered_at_the_end(self):
         self.begin()
         waiting = [self.call("/mirror/wait"), self.call("/mirror/wait", {})]
         self.network.advance(1)
@@ -295,15 +294,15 @@ class WaitTests(Case):
         self.assertTrue(self.mirrors.handed_over)
         self.assertEqual(self.source.content, self.target.content)
 
-    def test_behind_the_end(self):
+    def test_a_wait_after_the_end_is_answered_at_once(self):
         self.start()
         self.finish()
         self.assertEqual(0, self.answer("/mirror/wait")["status"])
 
-    def test_none(self):
+    def test_a_wait_without_a_mirror_is_refused(self):
         self.assertEqual((409, "no mirror is running"), self.refused("/mirror/wait"))
 
-    def test_broken_off(self):
+    def test_a_wait_for_a_broken_mirror_reports_status_4(self):
         self.begin()
         waiting = self.call("/mirror/wait")
         self.assertEqual({}, self.answer("/break"))
@@ -311,14 +310,14 @@ class WaitTests(Case):
         self.assertEqual((4, None), (found["status"], found["summary"]))
         self.assertIn("broken off", found["message"])
 
-    def test_failed(self):
+    def test_a_wait_for_a_failed_mirror_reports_status_3(self):
         self.source.fail("probe", OSError(5, "Input/output error"), times=None)
         self.start()
         found = self.answer("/mirror/wait")
         self.assertEqual((3, None), (found["status"], found["summary"]))
         self.assertFalse(self.mirrors.handed_over)
 
-    def test_unconfirmed(self):
+    def test_a_wait_for_an_unconfirmed_mirror_reports_status_5(self):
         self.cut_when("MIGRATED copied retired")
         self.start()
         waiting = self.call("/mirror/wait")
@@ -345,7 +344,7 @@ class WaitTests(Case):
 
 
 class EndReportedTests(Case):
-    """Whoever has said that he will wait is expected before the control socket is closed."""
+    """A client that announced that it will wait is awaited before the control socket closes."""
 
     def reported(self):
         return Deferred.fromCoroutine(self.mirrors.end_reported())
@@ -378,14 +377,14 @@ class EndReportedTests(Case):
         self.successResultOf(self.reported())
 
     def test_not_one_whose_mirror_was_refused(self):
-        """He was told so, and will not come."""
+        """The client learned of the refusal and will not come."""
         self.port.stopListening()
         self.assertEqual(409, self.refused("/mirror", {"uri": URI, "wait": True})[0])
         self.successResultOf(self.reported())
 
 
 class BreakTests(Case):
-    def test_clients_are_as_before(self):
+    def test_clients_continue_after_a_break(self):
         client = self.network.result(connect_client(self.network.client_endpoint("server")))
         self.begin()
         self.network.advance(1)
@@ -395,13 +394,13 @@ class BreakTests(Case):
         self.network.result(client.write(0, b"new"))
         self.assertFalse(self.mirrors.handed_over)
 
-    def test_none(self):
+    def test_a_break_without_a_mirror_is_refused(self):
         self.assertEqual((409, "no mirror is running"), self.refused("/break"))
         self.begin()
         self.answer("/break")
         self.assertEqual((409, "no mirror is running"), self.refused("/break"))
 
-    def test_another_one_behind_it(self):
+    def test_another_mirror_may_follow_a_break(self):
         self.begin()
         self.answer("/break")
         self.network.advance(1)
@@ -409,7 +408,7 @@ class BreakTests(Case):
         self.finish()
         self.assertTrue(self.mirrors.handed_over)
 
-    def test_too_late(self):
+    def test_a_break_while_the_source_is_being_retired_is_refused(self):
         answers = []
 
         def tell(words):
@@ -424,7 +423,7 @@ class BreakTests(Case):
         self.assertIn("too late: the source is being retired", str(error))
         self.assertTrue(self.mirrors.handed_over)
 
-    def test_before_it_is_accepted(self):
+    def test_a_mirror_can_be_broken_before_it_is_accepted(self):
         starting = self.call("/mirror", {"uri": URI})
         self.assertEqual({}, self.answer("/break"))
         error = self.failureResultOf(starting, ControlRefused).value
@@ -433,7 +432,7 @@ class BreakTests(Case):
 
 
 class RateTests(Case):
-    def test_set_and_lifted(self):
+    def test_the_rate_is_set_and_removed(self):
         self.begin()
         self.assertEqual({"max_rate": 5e6}, self.answer("/rate", {"max_rate": 5_000_000}))
         self.assertEqual(5e6, self.mirror()["max_rate"])
@@ -442,7 +441,7 @@ class RateTests(Case):
             self.assertEqual({"max_rate": None}, self.answer("/rate", body))
             self.assertIsNone(self.mirrors.current.status()["max_rate"])
 
-    def test_refused(self):
+    def test_a_bad_rate_or_a_rate_without_a_mirror_is_refused(self):
         self.assertEqual((409, "no mirror is running"), self.refused("/rate", {"max_rate": 5}))
         self.begin()
         for body in (None, [], 5, {"max_rate": 0}, {"max_rate": "1M"}, {"max_rate": True}):

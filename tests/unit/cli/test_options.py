@@ -1,4 +1,4 @@
-"""The command line."""
+"""The options and arguments of every command, and of the twistd plugin (several modules of cli)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from blockmig.cli.values import parse_bytes, parse_milliseconds, parse_rate, par
 
 
 class NumberTests(SynchronousTestCase):
-    def test_bytes(self):
+    def test_sizes_are_parsed_with_binary_units(self):
         for text, expected in {
             "1": 1,
             "4096": 4096,
@@ -45,7 +45,7 @@ class NumberTests(SynchronousTestCase):
         }.items():
             self.assertEqual(expected, parse_bytes(text), text)
 
-    def test_not_bytes(self):
+    def test_bad_sizes_are_refused(self):
         for text in (
             "",
             "0",
@@ -68,20 +68,20 @@ class NumberTests(SynchronousTestCase):
             self.assertRaises(ValueError, parse_bytes, text)
 
     @given(st.integers(1, 2**63 - 1))
-    def test_exact(self, number):
+    def test_whole_numbers_of_bytes_are_exact(self, number):
         self.assertEqual(number, parse_bytes(str(number)))
 
-    def test_seconds(self):
+    def test_seconds_are_parsed_and_bad_ones_refused(self):
         self.assertEqual([0, 0.5, 60], [parse_seconds(text) for text in ("0", "0.5", "60")])
         for text in ("", "-1", "x", "nan", "inf", "1e10", "-inf"):
             self.assertRaises(ValueError, parse_seconds, text)
 
-    def test_milliseconds(self):
+    def test_milliseconds_are_parsed_and_bad_ones_refused(self):
         self.assertEqual([1, 2.5, 60000], [parse_milliseconds(t) for t in ("1", "2.5", "60000")])
         for text in ("", "0", "0.5", "-1", "x", "nan", "inf", "1e10", "500ms"):
             self.assertRaises(ValueError, parse_milliseconds, text)
 
-    def test_rate(self):
+    def test_a_rate_is_a_size_or_none(self):
         self.assertEqual([None, 1 << 20], [parse_rate(text) for text in ("none", "1M")])
         for text in ("", "0", "None", "no", "-1"):
             error = self.assertRaises(ValueError, parse_rate, text)
@@ -101,7 +101,7 @@ class Case(SynchronousTestCase):
 
 
 class NamesTests(SynchronousTestCase):
-    def test_errors_name_their_option(self):
+    def test_errors_name_the_option(self):
         for kind in (ReceiveOptions, SendOptions, MirrorOptions):
             for parameter in kind.optParameters:
                 if parameter.parse is not str:
@@ -110,7 +110,7 @@ class NamesTests(SynchronousTestCase):
 
 
 class ReceiveTests(Case):
-    def test_defaults(self):
+    def test_receive_has_its_defaults(self):
         options = self.parse("receive", "--file", "disk.img")
         self.assertIsInstance(options, ReceiveOptions)
         self.assertEqual(
@@ -135,7 +135,7 @@ class ReceiveTests(Case):
             dict(options),
         )
 
-    def test_all(self):
+    def test_receive_takes_all_its_options(self):
         options = self.parse(
             *["receive", "-f", "x", "-s", "20G", "-l", "unix:/s", "-e", "name", "--oldstyle"],
             *["--handshake-timeout", "5", "--idle-timeout=0", "--give-up-after", "9.5"],
@@ -148,13 +148,13 @@ class ReceiveTests(Case):
             tuple(options[name] for name in names),
         )
 
-    def test_export(self):
+    def test_the_export_name_leaves_room_for_the_side_exports(self):
         longest = "ä" * 2044  # the side export's is 8 bytes longer
         self.assertEqual(longest, self.parse("receive", "-f", "x", "-e", longest)["export"])
         self.refused("longer than 4088", "receive", "-f", "x", "-e", longest + "x")
         self.refused("not UTF-8", "receive", "-f", "x", "-e", "\udcff")
 
-    def test_bad(self):
+    def test_bad_options_of_receive_are_refused(self):
         self.refused("--file is missing", "receive")
         self.refused("contradict", "receive", "-f", "x", "-v", "-q")
         self.refused("'big' is not a number", "receive", "-f", "x", "-s", "big")
@@ -166,7 +166,7 @@ class ReceiveTests(Case):
 
 
 class SendTests(Case):
-    def test_defaults(self):
+    def test_send_has_its_defaults(self):
         options = self.parse("send", "disk.img", "nbd://host/name")
         self.assertIsInstance(options, SendOptions)
         self.assertEqual(("disk.img", "name"), (options["file"], options.uri.export))
@@ -184,7 +184,7 @@ class SendTests(Case):
         }.items():
             self.assertEqual(value, options[name], name)
 
-    def test_all(self):
+    def test_send_takes_all_its_options(self):
         arguments = ["--unlink", "--retry", "--max-rate", "100M", "--give-up-after", "60"]
         arguments += ["--progress", "json"]
         options = self.parse("send", *arguments, "x", "nbd+unix:///?socket=/s")
@@ -200,16 +200,16 @@ class SendTests(Case):
             ),
         )
 
-    def test_options_behind_arguments(self):
+    def test_options_may_follow_the_arguments(self):
         options = self.parse("send", "x", "nbd://h/", "--unlink", "--max-rate", "1M")
         self.assertEqual(
             (1, 1 << 20, "x"), (options["unlink"], options["max-rate"], options["file"])
         )
 
-    def test_file_that_looks_like_an_option(self):
+    def test_a_file_that_looks_like_an_option_follows_two_dashes(self):
         self.assertEqual("--retry", self.parse("send", "--", "--retry", "nbd://h/")["file"])
 
-    def test_bad(self):
+    def test_bad_options_of_send_are_refused(self):
         self.refused("FILE URI", "send")
         self.refused("FILE URI", "send", "x")
         self.refused("FILE URI", "send", "x", "nbd://h/", "y")
@@ -220,7 +220,7 @@ class SendTests(Case):
 
 
 class MirrorTests(Case):
-    def test_defaults(self):
+    def test_mirror_has_its_defaults(self):
         options = self.parse("mirror", "--control", "/c", "nbd://host/name")
         self.assertIsInstance(options, MirrorOptions)
         self.assertEqual(("name", None), (options.uri.export, options.relay_to))
@@ -246,7 +246,7 @@ class MirrorTests(Case):
             dict(options),
         )
 
-    def test_all(self):
+    def test_mirror_takes_all_its_options(self):
         options = self.parse(
             *["mirror", "nbd+unix:///x?socket=/s", "--control=/c", "--unlink", "--again", "--wait"],
             *["--max-rate", "100M", "--max-pause", "20", "--converge", "throttle"],
@@ -260,7 +260,7 @@ class MirrorTests(Case):
         )
         self.assertEqual(("/s", "other"), (options.uri.socket, options.relay_to.host))
 
-    def test_relay(self):
+    def test_relay_options_are_only_for_then_relay(self):
         asked = ["mirror", "--control", "/c", "nbd://h/"]
         self.assertIsNone(self.parse(*asked, "--then", "relay").relay_to)
         self.refused("only for --then relay", *asked, "--relay-to", "nbd://h/")
@@ -268,7 +268,7 @@ class MirrorTests(Case):
         self.refused("--relay-to: ", *asked, "--then", "relay", "--relay-to", "http://h/")
         self.refused("--relay-to: ", *asked, "--then", "relay", "--relay-to", "")
 
-    def test_bad(self):
+    def test_bad_options_of_mirror_are_refused(self):
         asked = ["mirror", "--control", "/c", "nbd://h/"]
         self.refused("--control is missing", "mirror", "nbd://h/")
         self.refused("expected one argument: URI", *asked[:3])
@@ -286,8 +286,8 @@ class MirrorTests(Case):
         self.assertRaises(usage.UsageError, self.parse, *asked, "--state-dir", "/s")
 
 
-class AskTests(Case):
-    def test_which(self):
+class ControlCommandTests(Case):
+    def test_break_rate_and_status_need_a_control_socket(self):
         for arguments, kind in (
             (["break"], BreakOptions),
             (["rate", "1M"], RateOptions),
@@ -299,7 +299,7 @@ class AskTests(Case):
             self.refused("--control is missing", *arguments)
             self.assertRaises(usage.UsageError, self.parse, *arguments, "--control=/c", "more")
 
-    def test_rate(self):
+    def test_rate_takes_a_size_or_none(self):
         for text, rate in (("100M", 100 << 20), ("none", None)):
             self.assertEqual(rate, self.parse("rate", text, "--control", "/c")["rate"])
         self.refused("expected one argument: RATE", "rate", "--control", "/c")
@@ -307,14 +307,14 @@ class AskTests(Case):
 
 
 class AgainTests(Case):
-    def test_both_ways(self):
+    def test_send_and_receive_take_again_and_a_state_directory(self):
         for arguments in (["receive", "-f", "x"], ["send", "x", "nbd://h/"]):
             options = self.parse(*arguments, "--again", "--state-dir", "/s")
             self.assertEqual((1, "/s"), (options["again"], options["state-dir"]))
 
 
 class InspectTests(Case):
-    def test_one_and_two(self):
+    def test_inspect_takes_one_or_two_disks(self):
         options = self.parse("inspect", "disk.img")
         self.assertIsInstance(options, InspectOptions)
         self.assertEqual((("disk.img",), 0), (tuple(options["disks"]), options["json"]))
@@ -323,13 +323,13 @@ class InspectTests(Case):
         self.assertEqual((("a", "b"), 1), (tuple(options["disks"]), options["json"]))
         self.assertEqual("/s", options["state-dir"])
 
-    def test_bad(self):
+    def test_bad_options_of_inspect_are_refused(self):
         self.refused("DISK [OTHER]", "inspect")
         self.refused("DISK [OTHER]", "inspect", "a", "b", "c")
         for option in ("--unlink", "--again", "--i-have-checked-the-source"):
             self.assertRaises(usage.UsageError, self.parse, "inspect", "a", option)
 
-    def test_statuses(self):
+    def test_inspect_and_accept_exit_with_their_statuses(self):
         path = self.mktemp()
         with open(path, "wb") as file:
             file.write(b"x")
@@ -346,7 +346,7 @@ class InspectTests(Case):
 
 
 class AcceptTests(Case):
-    def test_the_promise_is_needed(self):
+    def test_accept_needs_the_promise(self):
         self.refused("--i-have-checked-the-source is missing", "accept", "x")
         self.refused("one argument", "accept", "--i-have-checked-the-source")
         self.refused("one argument", "accept", "x", "y", "--i-have-checked-the-source")
@@ -354,16 +354,15 @@ class AcceptTests(Case):
         self.assertIsInstance(options, AcceptOptions)
         self.assertEqual(("x", "/s"), (options["disk"], options["state-dir"]))
 
-    def test_no_short_form_of_the_promise(self):
-        """Nobody says so by leaving out the half of it."""
+    def test_the_promise_cannot_be_abbreviated(self):
         for word in ("--i", "--i-have", "--i-have-checked"):
             self.assertRaises(usage.UsageError, self.parse, "accept", "x", word)
 
 
 class SpelledOutTests(Case):
-    """A promise, or the deletion of a disk, is not given by one letter too many."""
+    """Neither a promise nor the deletion of a disk may be given by an abbreviation."""
 
-    def test_abbreviations(self):
+    def test_abbreviated_options_are_refused(self):
         for arguments in (
             ["send", "x", "nbd://h/", "--unl"],
             ["send", "x", "nbd://h/", "--unlin"],
@@ -377,7 +376,7 @@ class SpelledOutTests(Case):
             error = self.assertRaises(usage.UsageError, self.parse, *arguments)
             self.assertIn("must be spelled out in full", str(error), arguments)
 
-    def test_in_full(self):
+    def test_options_in_full_are_accepted(self):
         for arguments in (
             ["receive", "--file", "x"],
             ["receive", "--file=x"],
@@ -388,20 +387,20 @@ class SpelledOutTests(Case):
 
 
 class CommandTests(Case):
-    def test_which_command(self):
+    def test_a_missing_or_unknown_command_is_refused(self):
         self.refused("which command", *[])
         error = self.assertRaises(usage.UsageError, self.parse)
         for row in COMMANDS:
             self.assertIn(f" {row[0]}", str(error))
         self.assertRaises(usage.UsageError, self.parse, "destroy")
 
-    def test_version(self):
+    def test_version_prints_the_version_and_exits(self):
         for arguments in (["--version"], ["receive", "--version"]):
             error = self.assertRaises(SystemExit, self.parse, *arguments)
             self.assertEqual(0, error.code)
         self.assertRegex(__version__, r"\d+\.\d+")
 
-    def test_bad_usage_is_status_1(self):
+    def test_bad_usage_exits_with_status_1(self):
         for arguments in (
             *([], ["receive"], ["send", "x"], ["nonsense"], ["receive", "--what"]),
             *(["mirror"], ["mirror", "nbd://h/"], ["break"], ["rate", "1M"]),
@@ -418,7 +417,7 @@ class TapTests(Case):
         options.parseOptions(list(arguments))
         return options.subOptions
 
-    def test_command_may_be_left_out(self):
+    def test_the_command_may_be_omitted_for_receive(self):
         for arguments in (["--file", "x"], ["receive", "--file", "x"], ["-f", "x"]):
             options = self.parse(*arguments)
             self.assertIsInstance(options, ReceiveOptions)
@@ -430,6 +429,6 @@ class TapTests(Case):
             self.assertTrue(text.startswith(f"Usage: twistd [twistd options] blockmig {command} "))
             self.assertIn("twistd itself, which ignores -v and -q", text)
 
-    def test_bad(self):
+    def test_bad_options_of_the_plugin_are_refused(self):
         self.refused("--file is missing", *[])
         self.assertRaises(self.error, self.parse, "send", "x", "nbd://h/")

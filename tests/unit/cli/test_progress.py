@@ -1,4 +1,4 @@
-"""How far a migration is, shown."""
+"""How the progress of a migration is displayed (cli/progress.py)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JSONTests(SynchronousTestCase):
     def last(self):
         return json.loads(self.lines[-1])
 
-    def test_once_a_second(self):
+    def test_progress_is_reported_once_a_second(self):
         self.display.start(self.progress, self.clock)
         self.assertEqual(
             {
@@ -55,7 +55,7 @@ class JSONTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertEqual((350, 200), (self.last()["done"], self.last()["rate"]))
 
-    def test_another_attempt_has_no_negative_rate(self):
+    def test_a_new_attempt_has_no_negative_rate(self):
         self.progress.data = 500
         self.display.start(self.progress, self.clock)
         self.clock.advance(1)
@@ -63,7 +63,7 @@ class JSONTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertEqual(0, self.last()["rate"])
 
-    def test_stop(self):
+    def test_stopping_reports_the_last_progress(self):
         self.display.start(self.progress, self.clock)
         self.clock.advance(0.5)
         self.progress.data = 1000
@@ -75,14 +75,13 @@ class JSONTests(SynchronousTestCase):
         self.clock.advance(10)
         self.assertEqual(before, len(self.lines))
 
-    def test_stop_before_start(self):
+    def test_stopping_before_the_start_reports_nothing(self):
         self.display.stop()
         self.assertEqual([], self.lines)
 
 
 class BarTests(SynchronousTestCase):
-    def test_terminal_that_takes_nothing(self):
-        """Its errors end where they come from: in what is shown."""
+    def test_a_terminal_that_fails_ends_the_bar_only(self):
         from rich.console import Console
 
         class Gone(io.StringIO):
@@ -106,7 +105,7 @@ class BarTests(SynchronousTestCase):
         self.assertIsNone(display.stop())
         self.assertEqual([], clock.getDelayedCalls())
 
-    def test_bar(self):
+    def test_the_bar_shows_the_progress_and_log_lines(self):
         from rich.console import Console
 
         out = io.StringIO()
@@ -129,8 +128,8 @@ class BarTests(SynchronousTestCase):
         self.assertEqual([], clock.getDelayedCalls())
 
 
-class MakeTests(SynchronousTestCase):
-    def test_kinds(self):
+class MakeDisplayTests(SynchronousTestCase):
+    def test_the_kind_of_display_depends_on_the_option_and_the_terminal(self):
         self.assertIs(JSONDisplay, type(make_display("json")))
         self.assertIs(NoDisplay, type(make_display("none")))
         self.assertIs(BarDisplay, type(make_display("bar")))
@@ -139,12 +138,12 @@ class MakeTests(SynchronousTestCase):
                 stderr.isatty.return_value = terminal
                 self.assertIs(kind, type(make_display("auto")))
 
-    def test_none_shows_nothing(self):
+    def test_the_display_none_shows_nothing(self):
         clock = Clock()
         display = make_display("none")
         display.start(Progress(5), clock)
         self.assertEqual([], clock.getDelayedCalls())
         self.assertIsNone(display.stop())
 
-    def test_done(self):
+    def test_data_and_zeroes_count_as_done(self):
         self.assertEqual(7, Progress(10, 3, 4).done)

@@ -1,4 +1,4 @@
-"""What a service manager passes and is told."""
+"""Socket activation and notifications of a service manager (cli/systemd.py)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class DescriptorsTests(Case):
         self.environment = {k: v for k, v in environment.items() if v is not None}
         return listening_descriptors(self.environment)
 
-    def test_none(self):
+    def test_without_variables_there_are_no_descriptors(self):
         environment = {"HOME": "/root"}
         self.assertEqual([], listening_descriptors(environment))
         self.assertEqual({"HOME": "/root"}, environment)
@@ -70,13 +70,13 @@ class DescriptorsTests(Case):
         self.assertEqual([], self.passed(LISTEN_PID=None))
         self.assertEqual([], self.passed(LISTEN_FDS="0"))
 
-    def test_some(self):
+    def test_passed_descriptors_are_taken_and_the_variables_removed(self):
         number = self.socket().fileno()
         self.assertEqual([number], self.passed(number))
         self.assertFalse(os.get_inheritable(number))
         self.assertEqual({"HOME": "/root"}, self.environment)
 
-    def test_what_twisted_has_removed(self):
+    def test_variables_that_Twisted_removed_are_read_from_the_initial_environment(self):
         number = self.socket().fileno()
         self.patch(systemd, "_LISTEN_FDS_START", number)
         initial = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
@@ -84,20 +84,20 @@ class DescriptorsTests(Case):
         self.assertEqual([number], listening_descriptors(environment, initial))
         self.assertEqual({}, environment)
 
-    def test_initial_environment(self):
+    def test_the_initial_environment_is_read_from_the_kernel(self):
         self.patch(os, "environ", {})
         initial = initial_environment()
         self.assertIn("PATH", initial)
         self.assertNotIn("", initial)
 
-    def test_those_of_another_process(self):
-        """Of a parent that did not remove them: the descriptors mean something else by now."""
+    def test_descriptors_for_another_process_are_ignored(self):
+        """A parent left the variables behind; the descriptors have another meaning by now."""
         number = self.socket().fileno()
         self.assertEqual([], self.passed(number, LISTEN_PID=str(os.getppid())))
         self.assertTrue(os.get_inheritable(number))
         self.assertEqual({"HOME": "/root"}, self.environment)
 
-    def test_nonsense(self):
+    def test_nonsense_in_the_variables_is_refused(self):
         for variables in (
             {"LISTEN_FDS": "many"},
             {"LISTEN_FDS": "-1"},
@@ -110,7 +110,7 @@ class DescriptorsTests(Case):
             self.assertIn("not a number", str(error))
             self.assertEqual({"HOME": "/root"}, self.environment)
 
-    def test_not_open(self):
+    def test_a_descriptor_that_is_not_open_is_refused(self):
         number = os.dup(0)
         os.close(number)
         self.patch(systemd, "_LISTEN_FDS_START", number)
@@ -126,7 +126,7 @@ class EndpointsTests(Case):
         (endpoint,) = activated_endpoints(MemoryReactor(), environment)
         return endpoint
 
-    def test_tcp(self):
+    def test_a_TCP_socket_becomes_an_adopted_endpoint(self):
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             descriptor = self.socket(family, address=(host, 0)).detach()
             endpoint = self.endpoint(descriptor)
@@ -138,16 +138,16 @@ class EndpointsTests(Case):
             # Twisted has its own copy, and ours is closed.
             self.assertRaises(OSError, os.fstat, descriptor)
 
-    def test_unix_is_not_twisteds(self):
+    def test_a_UNIX_socket_becomes_an_endpoint_of_our_own(self):
         endpoint = self.endpoint(self.socket(address=self.path("s")).detach())
         self.assertIsInstance(endpoint, AdoptedUNIXEndpoint)
         endpoint._handle.close()
 
-    def test_once_only(self):
+    def test_a_UNIX_endpoint_can_listen_only_once(self):
         endpoint = AdoptedUNIXEndpoint(MemoryReactor(), None)
         self.failureResultOf(endpoint.listen(Factory()), AlreadyListened)
 
-    def test_what_cannot_be_listened_on(self):
+    def test_descriptors_that_cannot_listen_are_refused(self):
         source, target = os.pipe()
         self.addCleanup(os.close, source)
         self.addCleanup(os.close, target)
@@ -177,30 +177,30 @@ class NotifyTests(Case):
         handle.settimeout(5)
         return handle
 
-    def test_path(self):
+    def test_notifications_are_sent_to_a_socket_path(self):
         manager = self.manager()
         notify("READY=1", {"NOTIFY_SOCKET": self.path("n")})
         self.assertEqual(b"READY=1", manager.recv(100))
 
-    def test_abstract(self):
+    def test_notifications_are_sent_to_an_abstract_socket(self):
         name = f"blockmig-test-{os.getpid()}"
         manager = self.manager(f"\0{name}")
         notify("READY=1", {"NOTIFY_SOCKET": f"@{name}"})
         self.assertEqual(b"READY=1", manager.recv(100))
 
-    def test_nobody_there(self):
+    def test_a_missing_manager_is_no_error(self):
         for address in (self.path("none"), "@none-such", "/" + "x" * 200, "/a\0b", "", "vsock:2"):
             notify("READY=1", {"NOTIFY_SOCKET": address})
         with mock.patch("socket.socket", side_effect=AssertionError):
             notify("READY=1", {})
 
-    def test_manager_that_does_not_read(self):
-        """Its queue is full after a few; nobody waits for it."""
+    def test_a_manager_that_does_not_read_is_not_waited_for(self):
+        """The queue of the manager is full after a few messages."""
         self.manager()
         for _ in range(5000):
             notify("STATUS=x", {"NOTIFY_SOCKET": self.path("n")})
 
-    def test_notifier(self):
+    def test_the_notifier_reports_ready_status_and_stopping(self):
         manager = self.manager()
         notifier = Notifier({"NOTIFY_SOCKET": self.path("n")})
         notifier.ready("listening on\nMAINPID=1")

@@ -1,4 +1,4 @@
-"""Our side of connections to NBD servers: what its user is told, and how often; time; requests."""
+"""Our side of connections to NBD servers (client.py, connection.py and requests.py)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EXPORT = Export("", 5000, TransmissionFlag.HAS_FLAGS)
 
 
 class User(ClientHandler):
-    """Writes down what it is told."""
+    """Records its calls."""
 
     def __init__(self):
         self.told = []
@@ -61,7 +61,7 @@ class User(ClientHandler):
         return [name for name, *_ in self.told]
 
     def ends(self):
-        """How the connection ended, as it was told."""
+        """How the connection ended, as it was reported."""
         ends = ("connection_failed", "connection_lost", "connection_closed")
         return [told for told in self.told if told[0] in ends]
 
@@ -95,7 +95,7 @@ class ConnectionCase(SynchronousTestCase):
         self.connection.makeConnection(self.transport)
 
     def shake_hands(self, trailing=b""):
-        """Until there is nothing more to be said."""
+        """Runs the handshake to its end."""
         while said := self.server.data_to_send():
             done = self.server.next_event() is not None
             self.connection.dataReceived(said + (trailing if done else b""))
@@ -107,7 +107,7 @@ class ConnectionCase(SynchronousTestCase):
 
 
 class ConnectionTests(ConnectionCase):
-    def test_from_the_greeting_to_the_end(self):
+    def test_a_connection_goes_from_the_greeting_to_its_end(self):
         self.connect()
         self.connection.set_timeout(5, "no handshake")
         self.shake_hands()
@@ -126,12 +126,12 @@ class ConnectionTests(ConnectionCase):
         self.assertEqual(["connection_gone"], self.user.names()[4:])
         self.assertTrue(self.connection.is_gone)
 
-    def test_what_came_with_the_end_of_the_handshake(self):
+    def test_data_that_came_with_the_end_of_the_handshake_is_delivered(self):
         self.connect()
         self.shake_hands(b"already")
         self.assertIn(("received", b"already"), self.user.told)
 
-    def test_why_it_was_lost(self):
+    def test_the_user_learns_why_the_connection_was_lost(self):
         for error, why in (
             (ConnectionDone(), "the connection was closed by the destination"),
             (ConnectionAborted(), "the connection was closed by the destination"),
@@ -145,14 +145,14 @@ class ConnectionTests(ConnectionCase):
             self.assertEqual("connection_lost", name)
             self.assertTrue(said.startswith(why), said)
 
-    def test_lost_during_the_handshake(self):
+    def test_a_connection_lost_during_the_handshake_says_so(self):
         self.connect()
         self.lose(ConnectionLost())
         words = "the connection was closed during the handshake"
         self.assertEqual([("connection_lost", words)], self.user.ends())
 
-    def test_told_once_and_gone_once(self):
-        """In whatever order it fails, is given up and is lost."""
+    def test_the_end_is_reported_once_whatever_happens_in_whatever_order(self):
+        """The connection fails, is given up and is lost in every order."""
         ways = {
             "nonsense": lambda: self.connection.dataReceived(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
             "fail": lambda: self.connection.fail("no use"),
@@ -172,7 +172,7 @@ class ConnectionTests(ConnectionCase):
                 self.assertEqual("connection_gone", self.user.names()[-1])
                 self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_what_breaks_the_protocol_is_explained_and_ends_it(self):
+    def test_a_protocol_error_is_explained_and_aborts_the_connection(self):
         def received(data):
             raise RemoteProtocolError("bad magic")
 
@@ -185,7 +185,7 @@ class ConnectionTests(ConnectionCase):
         self.assertTrue(self.transport.aborted)
         self.assertEqual("in words: bad magic", self.connection.why)
 
-    def test_time(self):
+    def test_waiting_too_long_fails_the_connection(self):
         self.connect()
         self.connection.set_timeout(5, "first")
         self.clock.advance(4)
@@ -196,7 +196,7 @@ class ConnectionTests(ConnectionCase):
         self.assertEqual([("connection_failed", "second")], self.user.ends())
         self.assertTrue(self.transport.aborted)
 
-    def test_given_up_before_it_was_connected(self):
+    def test_a_connection_given_up_before_it_was_made_is_aborted(self):
         self.connection.set_timeout(5, "nobody there")
         self.clock.advance(6)
         self.assertEqual([("connection_failed", "nobody there")], self.user.ends())
@@ -204,7 +204,7 @@ class ConnectionTests(ConnectionCase):
         self.assertTrue(self.transport.aborted)
         self.assertNotIn("connection_made", self.user.names())
 
-    def test_without_a_handshake(self):
+    def test_without_a_handshake_all_bytes_are_delivered(self):
         self.make(handshake=False)
         self.connect()
         self.connection.dataReceived(b"from the first byte")
@@ -228,26 +228,26 @@ class HalfClosingTests(ConnectionCase):
         with mock.patch("blockmig.client.connection.unacknowledged", return_value=unconfirmed):
             self.connection.readConnectionLost()
 
-    def test_closed_in_good_order(self):
+    def test_a_server_that_closes_after_the_disconnect_closes_in_good_order(self):
         self.half_close()
         self.assertEqual(b"DISC", self.transport.value())
         self.assertEqual(["connection_closed"], [name for name, *_ in self.user.ends()])
         self.lose()
         self.assertEqual(1, len(self.user.ends()))
 
-    def test_closed_before_it_had_the_disconnect(self):
+    def test_a_server_that_closes_before_it_has_the_disconnect_loses_the_connection(self):
         self.half_close(unconfirmed=29)
         words = "the destination closed the connection"
         self.assertEqual([("connection_lost", words)], self.user.ends())
         self.assertTrue(self.transport.aborted)
 
-    def test_closed_though_nothing_was_said(self):
+    def test_a_server_that_closes_unasked_loses_the_connection(self):
         self.connection.readConnectionLost()
         words = "the destination closed the connection"
         self.assertEqual([("connection_lost", words)], self.user.ends())
 
-    def test_where_the_transport_cannot(self):
-        """The end of the connection must do: in good order, or not."""
+    def test_without_half_close_the_reason_of_the_end_decides(self):
+        """Whether the connection ends in good order must do."""
         for error, end in ((ConnectionDone(), "closed"), (ConnectionLost(), "lost")):
             self.setUp()
             self.connection.disconnect(b"DISC")
@@ -271,7 +271,7 @@ class RequestsTests(SynchronousTestCase):
         request, _ = self.requests.make(command, 0, length, answered)
         return request.cookie
 
-    def test_each_is_told_its_own_reply(self):
+    def test_each_request_gets_its_own_reply(self):
         first, second, third = (
             self.make(Command.READ, 3),
             self.make(Command.FLUSH),
@@ -286,12 +286,12 @@ class RequestsTests(SynchronousTestCase):
         self.assertEqual(0, self.requests.in_flight)
         self.assertFalse(self.requests.is_in_flight(Command.FLUSH))
 
-    def test_a_read_that_fails_has_no_payload(self):
+    def test_a_failed_READ_has_no_payload(self):
         first, second = self.make(Command.READ, 3), self.make(Command.READ, 3)
         self.requests.received(reply(first, Errno.EIO) + reply(second, 0, b"abc"))
         self.assertEqual([(first, 5, b""), (second, 0, b"abc")], self.answers)
 
-    def test_waited_for(self):
+    def test_a_Deferred_fires_with_the_payload_or_the_error(self):
         header, waiting = self.requests.ask(Command.READ, 5, 3)
         cookie = struct.unpack_from("!Q", header, 8)[0]
         self.requests.received(reply(cookie, 0, b"abc"))
@@ -303,7 +303,7 @@ class RequestsTests(SynchronousTestCase):
         self.assertEqual((1, Command.TRIM), (error.error, error.request.command))
         self.assertEqual("the destination answered TRIM with EPERM", str(error))
 
-    def test_nobody_asked(self):
+    def test_a_reply_that_nobody_asked_for_is_a_protocol_error(self):
         self.make(Command.FLUSH)
         self.assertRaises(RemoteProtocolError, self.requests.received, reply(77))
         self.assertEqual([], self.answers)
@@ -324,7 +324,7 @@ class NBDClientTests(SynchronousTestCase):
         self.negotiated = self.network.result(client.connect(endpoint))
         return client
 
-    def test_asked_and_answered(self):
+    def test_a_read_returns_the_data(self):
         client = self.client()
         self.assertEqual(1000, self.negotiated.export.size)
         reading = client.read(5, 3)
@@ -333,7 +333,7 @@ class NBDClientTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(b"xxx", self.successResultOf(reading))
 
-    def test_an_error_is_an_answer(self):
+    def test_an_error_reply_fails_the_request_and_keeps_the_connection(self):
         client = self.client()
         wrong = client.read(999, 2)
         self.network.pump()
@@ -342,7 +342,7 @@ class NBDClientTests(SynchronousTestCase):
         self.assertIn("READ", str(error))
         self.assertFalse(client.closed().called, "the connection lives on")
 
-    def test_silence(self):
+    def test_a_silent_server_fails_all_waiting_requests(self):
         client = self.client(timeout=5)
         self.network.advance(60)
         first, second = client.read(0, 1), client.read(1, 1)
@@ -355,7 +355,7 @@ class NBDClientTests(SynchronousTestCase):
         self.network.pump()
         self.successResultOf(client.closed())
 
-    def test_words_of_a_failure_are_for_those_who_waited(self):
+    def test_the_reason_of_a_failure_is_reported_to_those_who_waited(self):
         client = self.client(timeout=5)
         waiting = client.read(0, 1)
         self.network.advance(6)
@@ -363,7 +363,7 @@ class NBDClientTests(SynchronousTestCase):
         later = self.failureResultOf(client.read(0, 1), ClientFailed).value
         self.assertEqual("the connection was lost", str(later))
 
-    def test_an_endpoint_that_fails_after_it_had_connected(self):
+    def test_an_endpoint_that_fails_after_it_connected_logs_nothing(self):
         class Proxy:
             def connect(self, factory):
                 protocol = factory.buildProtocol(None)
@@ -377,13 +377,13 @@ class NBDClientTests(SynchronousTestCase):
         gc.collect()
         self.assertEqual([], self.flushLoggedErrors())
 
-    def test_nobody_there(self):
+    def test_a_connection_that_cannot_be_made_fails_with_the_reason(self):
         client = NBDClient(ClientHandshake(""), Runtime(self.clock, synchronous), 5)
         endpoint = self.network.client_endpoint("nobody")
         error = self.assertRaises(ClientFailed, self.network.result, client.connect(endpoint))
         self.assertIn("cannot connect", str(error))
 
-    def test_lost(self):
+    def test_a_lost_connection_fails_waiting_and_later_requests(self):
         client = self.client()
         reading = client.read(0, 1)
         self.network.connections[-1].cut()
@@ -393,7 +393,7 @@ class NBDClientTests(SynchronousTestCase):
         self.failureResultOf(client.write(0, b"y"), ClientFailed)
         self.successResultOf(client.disconnect())
 
-    def test_whoever_cancels_ends_it(self):
+    def test_cancelling_a_request_ends_the_connection(self):
         client = self.client()
         reading = client.read(0, 1)
         reading.cancel()
@@ -401,7 +401,7 @@ class NBDClientTests(SynchronousTestCase):
         self.network.pump()
         self.successResultOf(client.closed())
 
-    def test_whoever_cancels_hears_that_though_it_is_gone_at_once(self):
+    def test_a_cancelled_request_reports_that_though_the_connection_ends_at_once(self):
         client = self.client()
         connection = client._connection
         connection.transport.abortConnection = lambda: connection.connectionLost(
@@ -411,7 +411,7 @@ class NBDClientTests(SynchronousTestCase):
         reading.cancel()
         self.failureResultOf(reading, CancelledError)
 
-    def test_disconnected(self):
+    def test_disconnecting_leaves_no_timers(self):
         client = self.client(timeout=5)
         gone = client.disconnect()
         self.network.pump()

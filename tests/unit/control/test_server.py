@@ -1,4 +1,6 @@
-"""The control socket: its HTTP over wires in memory, and who may have its place."""
+"""The control socket: its HTTP in memory, its file and lock, and how `status` shows the answer
+(server.py, web.py, socket_file.py and cli/status.py).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from blockmig.control.web import MAXIMUM_BODY, ControlFactory
 
 
 class Wire(StringTransport):
-    """A connection whose end is told to its protocol."""
+    """A connection whose end is reported to its protocol."""
 
     def __init__(self):
         super().__init__(peerAddress=UNIXAddress(None))
@@ -85,16 +87,16 @@ class WebTests(SynchronousTestCase):
         (answer,) = parsed(self.request(*request, **more).value())
         return answer
 
-    def test_status(self):
+    def test_a_GET_is_answered_with_JSON(self):
         status, headers, body = self.answer("GET", "/status?a=b")
         self.assertEqual((200, {"state": "serving"}), (status, body))
         self.assertEqual("application/json", headers["content-type"])
 
-    def test_unknown_path(self):
+    def test_an_unknown_path_is_answered_with_404(self):
         status, _, body = self.answer("GET", "/nothing")
         self.assertEqual((404, {"error": "there is no '/nothing'"}), (status, body))
 
-    def test_wrong_method(self):
+    def test_a_wrong_method_is_answered_with_405(self):
         self.routes["POST", "/rate"] = lambda body: None
         for method, path, allowed in (
             ("POST", "/status", "GET"),
@@ -105,12 +107,12 @@ class WebTests(SynchronousTestCase):
             self.assertEqual((405, allowed), (status, headers["allow"]))
             self.assertEqual({"error": f"{path} takes {allowed} only"}, body)
 
-    def test_head_has_no_body(self):
+    def test_the_answer_to_HEAD_has_no_body(self):
         wire = self.request("HEAD", "/status")
         head, _, body = wire.value().partition(b"\r\n\r\n")
         self.assertEqual((True, b""), (head.startswith(b"HTTP/1.1 405"), body))
 
-    def test_handler_gets_the_body(self):
+    def test_the_handler_gets_the_decoded_body(self):
         seen = []
         self.routes["POST", "/rate"] = lambda body: seen.append(body) or {"rate": 7}
         answer = self.answer("POST", "/rate", b'{"rate": 7}')
@@ -118,13 +120,13 @@ class WebTests(SynchronousTestCase):
         self.answer("POST", "/rate")
         self.assertEqual([{"rate": 7}, None], seen)
 
-    def test_body_of_a_form_is_json_too(self):
-        """curl -d says that whatever it sends is a form."""
+    def test_a_body_labelled_as_a_form_is_read_as_JSON(self):
+        """`curl -d` labels any body as a form."""
         self.routes["POST", "/rate"] = lambda body: body
         headers = ["Content-Type: application/x-www-form-urlencoded"]
         self.assertEqual({"a": 1}, self.answer("POST", "/rate", b'{"a": 1}', headers)[2])
 
-    def test_body_that_is_not_json(self):
+    def test_a_body_that_is_not_JSON_is_refused(self):
         self.routes["POST", "/rate"] = lambda body: self.fail("called")
         for body in (b"{", b"\xff", b"[" * 60_000):
             status, _, answer = self.answer("POST", "/rate", body)
@@ -132,7 +134,7 @@ class WebTests(SynchronousTestCase):
             (protocol,) = self.factory.protocols
             protocol.transport.end()
 
-    def test_answers_later(self):
+    def test_a_handler_may_answer_later(self):
         for later in (Deferred(), Deferred()):
             self.routes["POST", "/mirror"] = lambda body, later=later: later
             wire = self.request("POST", "/mirror")
@@ -142,14 +144,14 @@ class WebTests(SynchronousTestCase):
             later.callback(["done"])
             self.assertEqual(["done"], parsed(wire.value())[0][2])
 
-    def test_coroutine(self):
+    def test_a_handler_may_be_a_coroutine(self):
         async def handler(body):
             return await succeed({"got": body})
 
         self.routes["POST", "/mirror"] = handler
         self.assertEqual({"got": 1}, self.answer("POST", "/mirror", b"1")[2])
 
-    def test_refused(self):
+    def test_a_handler_may_refuse_with_a_status(self):
         def handler(body):
             raise ControlRefused("not now", 409)
 
@@ -160,8 +162,8 @@ class WebTests(SynchronousTestCase):
         status, _, body = self.answer("POST", "/break")
         self.assertEqual((400, {"error": "nor this"}), (status, body))
 
-    def test_bugs(self):
-        """Of whatever kind: the client is told, so is the log, and the connection goes on."""
+    def test_a_bug_in_a_handler_is_answered_and_logged(self):
+        """The client and the log learn of the bug, and the connection goes on."""
         self.routes["POST", "/a"] = lambda body: 1 / 0
         self.routes["POST", "/b"] = lambda body: fail(ZeroDivisionError())
         self.routes["POST", "/c"] = lambda body: object()
@@ -181,7 +183,7 @@ class WebTests(SynchronousTestCase):
         wire.clear()
         self.assertEqual(200, self.answer("GET", "/status", wire=wire)[0])
 
-    def test_client_that_left(self):
+    def test_an_answer_for_a_client_that_left_is_dropped(self):
         later = Deferred()
         self.routes["POST", "/mirror"] = lambda body: later
         wire = self.request("POST", "/mirror")
@@ -190,13 +192,13 @@ class WebTests(SynchronousTestCase):
         self.assertEqual([], self.flushLoggedErrors())
         self.assertEqual({}, self.factory.protocols)
 
-    def test_body_at_the_limit(self):
+    def test_a_body_at_the_limit_is_accepted(self):
         self.routes["POST", "/rate"] = len
         text = json.dumps("x" * (MAXIMUM_BODY - 2)).encode()
         self.assertEqual(MAXIMUM_BODY, len(text))
         self.assertEqual(MAXIMUM_BODY - 2, self.answer("POST", "/rate", text)[2])
 
-    def test_body_beyond_the_limit(self):
+    def test_a_body_beyond_the_limit_is_refused(self):
         self.routes["POST", "/rate"] = lambda body: self.fail("called")
         wire = self.request("POST", "/rate", headers=[f"Content-Length: {MAXIMUM_BODY + 1}"])
         ((status, headers, body),) = parsed(wire.value())
@@ -206,7 +208,7 @@ class WebTests(SynchronousTestCase):
         wire.protocol.dataReceived(b"x" * (MAXIMUM_BODY + 1))
         self.assertEqual(1, len(parsed(wire.value())))
 
-    def test_body_beyond_the_limit_in_chunks(self):
+    def test_a_chunked_body_beyond_the_limit_is_refused(self):
         self.routes["POST", "/rate"] = lambda body: self.fail("called")
         wire = self.request("POST", "/rate", headers=["Transfer-Encoding: chunked"])
         chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
@@ -217,12 +219,12 @@ class WebTests(SynchronousTestCase):
         self.assertEqual([413], [status for status, _, _ in parsed(wire.value())])
         self.assertTrue(wire.disconnecting)
 
-    def test_requests_in_a_row(self):
+    def test_requests_in_a_row_are_answered(self):
         wire = self.connect()
         wire.protocol.dataReceived(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
         self.assertEqual([200] * 3, [status for status, _, _ in parsed(wire.value())])
 
-    def test_idle_connections_end(self):
+    def test_idle_connections_are_closed(self):
         wire = self.connect()
         self.clock.advance(29)
         self.request("GET", "/status", wire=wire)
@@ -231,24 +233,24 @@ class WebTests(SynchronousTestCase):
         self.clock.advance(2)
         self.assertTrue(wire.disconnecting)
 
-    def test_body_that_does_not_come(self):
+    def test_a_connection_whose_body_does_not_come_is_closed(self):
         wire = self.request("POST", "/status", headers=["Content-Length: 10"])
         self.clock.advance(31)
         self.assertTrue(wire.disconnecting)
 
-    def test_too_many_connections(self):
+    def test_connections_beyond_the_limit_are_refused(self):
         wires = [self.connect() for _ in range(3)]
         self.assertIsNone(self.connect())
         wires[0].end()
         self.assertEqual(200, self.answer("GET", "/status")[0])
 
-    def test_hanging_up(self):
+    def test_hanging_up_closes_every_connection(self):
         wires = [self.connect(), self.request("GET", "/status")]
         self.factory.hang_up()
         self.assertEqual([True, True], [wire.disconnecting for wire in wires])
         self.assertIn(b"serving", wires[1].value())
 
-    def test_nothing_ticks_and_nothing_is_logged(self):
+    def test_requests_leave_no_timers_and_no_log_lines(self):
         lines = []
         with mock.patch("twisted.python.log.logfile.write", lines.append):
             self.answer("GET", "/status")
@@ -258,7 +260,7 @@ class WebTests(SynchronousTestCase):
         self.assertEqual(([], []), (lines, self.clock.getDelayedCalls()))
 
 
-class PlaceTests(SynchronousTestCase):
+class SocketFileTests(SynchronousTestCase):
     def setUp(self):
         directory = tempfile.mkdtemp(prefix="blockmig-test-")  # trial's own are too long
         self.addCleanup(shutil.rmtree, directory)
@@ -293,7 +295,7 @@ class PlaceTests(SynchronousTestCase):
         self.assertNotIn("\n", str(error))
         self.assertEqual(before, sorted(os.listdir(os.path.dirname(self.path))))
 
-    def test_made_and_removed(self):
+    def test_the_socket_is_created_and_removed_with_its_lock(self):
         claimed = self.claim()
         self.assertEqual(os.path.abspath(self.path), claimed.path)
         self.assertEqual(str(os.getpid()), os.readlink(self.lock))
@@ -302,8 +304,8 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual([], os.listdir(os.path.dirname(self.path)))
         claimed.release()
 
-    def test_mode_from_the_first_instant(self):
-        """With a umask that takes nothing away, and before bind returns to us."""
+    def test_the_socket_is_private_from_the_first_instant(self):
+        """Even with umask 0, and before bind() returns."""
         modes = []
 
         class Watched(socket.socket):
@@ -317,7 +319,7 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual([0o600], modes)
         self.assertEqual(0o600, stat.S_IMODE(os.lstat(self.path).st_mode))
 
-    def test_live_sockets(self):
+    def test_a_live_socket_of_any_kind_is_in_use(self):
         for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
             handle = self.listener(kind)
             self.assert_refused(self.path)
@@ -325,7 +327,7 @@ class PlaceTests(SynchronousTestCase):
             handle.close()
             os.unlink(self.path)
 
-    def test_live_socket_with_a_full_queue(self):
+    def test_a_live_socket_with_a_full_queue_is_in_use(self):
         self.listener()
         for _ in range(3):
             other = socket.socket(socket.AF_UNIX)
@@ -339,7 +341,7 @@ class PlaceTests(SynchronousTestCase):
             self.fail("the queue is never full")
         self.assert_refused("in use")
 
-    def test_other_things(self):
+    def test_other_files_are_never_removed(self):
         with open(self.path, "w") as file:
             file.write("precious")
         self.assert_refused("something else")
@@ -352,13 +354,13 @@ class PlaceTests(SynchronousTestCase):
         os.mkdir(self.path)
         self.assert_refused("something else")
 
-    def test_bad_paths(self):
+    def test_bad_paths_are_refused(self):
         for path in ("", "a\0b", "\0abstract"):
             self.assertIn("no path", str(self.assertRaises(ControlError, claim, path, True)))
         error = self.assertRaises(ControlError, claim, "/nowhere/at/all", True)
         self.assertIn("No such file", str(error))
 
-    def test_length_of_the_path(self):
+    def test_a_path_may_have_at_most_107_bytes(self):
         directory = os.path.dirname(self.path)
         room = 107 - len(directory) - 1
         self.path = os.path.join(directory, "ä" + "x" * (room - 2))
@@ -366,26 +368,26 @@ class PlaceTests(SynchronousTestCase):
         self.path += "x"
         self.assert_refused("at most 107 bytes", "has 108")
 
-    def test_left_behind(self):
+    def test_a_socket_whose_owner_is_gone_is_replaced(self):
         for owner in (None, 2**30, os.getpid(), "nonsense", -1, 2**70):
             self.left_behind(owner)
             self.claim().release()
             self.assertEqual([], os.listdir(os.path.dirname(self.path)))
 
-    def test_owner_that_lives_and_does_not_listen(self):
-        """Its lock is respected for a while: perhaps it is about to."""
+    def test_the_lock_of_a_living_owner_is_respected_for_a_while(self):
+        """The owner may be about to listen."""
         self.left_behind(os.getppid())
         self.assertIn(str(os.getppid()), str(self.assertRaises(Busy, self.claim)))
         self.assertEqual(str(os.getppid()), os.readlink(self.lock))
         self.claim(patient=False)
         self.assertEqual(str(os.getpid()), os.readlink(self.lock))
 
-    def test_lock_that_is_none(self):
+    def test_a_file_in_the_place_of_the_lock_is_refused(self):
         with open(self.lock, "w"):
             pass
         self.assert_refused(".lock is something else")
 
-    def test_locks_as_twisted_does(self):
+    def test_the_lock_works_with_locks_of_Twisted(self):
         claimed = self.claim()
         self.assertFalse(FilesystemLock(self.lock).lock())
         claimed.release()
@@ -393,8 +395,8 @@ class PlaceTests(SynchronousTestCase):
         self.assertTrue(theirs.lock())
         theirs.unlock()
 
-    def test_two_at_once(self):
-        """One that starts while another is between looking and listening."""
+    def test_of_two_that_start_at_once_one_gets_the_socket(self):
+        """The second starts while the first is between the check and the bind."""
         self.left_behind(2**30)
         original, seen = socket_file._lock, []
 
@@ -409,8 +411,8 @@ class PlaceTests(SynchronousTestCase):
         self.assertIn("locked", str(seen[0]))
         self.assert_refused("in use")
 
-    def test_one_that_began_to_listen_meanwhile(self):
-        """A program of Twisted's, which knows nothing of our lock on the directory."""
+    def test_a_socket_that_began_to_listen_meanwhile_is_kept(self):
+        """A program of Twisted's knows nothing of our lock on the directory."""
         self.left_behind()
         original, ours = socket_file._lock, []
 
@@ -423,7 +425,7 @@ class PlaceTests(SynchronousTestCase):
             self.assertIn("in use", str(self.assertRaises(ControlError, self.claim)))
         self.assertEqual(["c"], os.listdir(os.path.dirname(self.path)))
 
-    def test_failure_leaves_nothing(self):
+    def test_a_failure_leaves_no_files(self):
         with mock.patch.object(
             socket_file, "ControlSocket", side_effect=OSError(5, "Input/output error")
         ):
@@ -432,7 +434,7 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual([], os.listdir(os.path.dirname(self.path)))
         self.claim()
 
-    def test_what_is_somebody_elses_is_not_removed(self):
+    def test_files_that_others_put_there_are_not_removed(self):
         claimed = self.claim()
         os.unlink(self.path)
         os.unlink(self.lock)
@@ -441,7 +443,7 @@ class PlaceTests(SynchronousTestCase):
         claimed.release()
         self.assertEqual(["c", "c.lock"], sorted(os.listdir(os.path.dirname(self.path))))
 
-    def test_change_of_directory(self):
+    def test_a_change_of_directory_does_not_matter_for_the_removal(self):
         self.addCleanup(os.chdir, os.getcwd())
         directory, self.path = os.path.split(self.path)
         os.chdir(directory)
@@ -457,7 +459,7 @@ class OpenTests(SynchronousTestCase):
         self.patch(server, "claim", claim)
         return Deferred.fromCoroutine(open_control(self.clock, "/c", dict))
 
-    def test_patience(self):
+    def test_a_busy_socket_is_retried_for_a_few_seconds(self):
         seen = []
 
         def claim(path, patient):
@@ -471,15 +473,15 @@ class OpenTests(SynchronousTestCase):
         self.assertEqual((1, False), (seen.count(False), seen[-1]))
         self.assertGreater(len(seen), 30)
 
-    def test_what_is_certain_is_told_at_once(self):
+    def test_a_certain_refusal_is_reported_at_once(self):
         def claim(path, patient):
             raise ControlError("in use")
 
         self.failureResultOf(self.open(claim), ControlError)
 
 
-class StatusTests(SynchronousTestCase):
-    def test_sizes(self):
+class StatusTextTests(SynchronousTestCase):
+    def test_sizes_are_shown_in_binary_units(self):
         for count, text in (
             (0, "0 bytes"),
             (1023, "1023 bytes"),
@@ -492,7 +494,7 @@ class StatusTests(SynchronousTestCase):
         ):
             self.assertEqual(text, format_bytes(count))
 
-    def test_durations(self):
+    def test_durations_are_shown_in_two_units(self):
         for seconds, text in (
             (0, "0.0 s"),
             (59.99, "59.9 s"),
@@ -502,7 +504,7 @@ class StatusTests(SynchronousTestCase):
         ):
             self.assertEqual(text, format_duration(seconds))
 
-    def test_text(self):
+    def test_the_status_of_a_server_is_shown_as_text(self):
         counters = {"reads": 5, "bytes_read": 20480, "writes": 6, "bytes_written": 0, "other": 2}
         client = {"address": "127.0.0.1:4711", "connected": 3.2, **counters}
         text = as_text(
@@ -538,7 +540,7 @@ class StatusTests(SynchronousTestCase):
             text.split("\n"),
         )
 
-    def test_what_is_missing_or_strange(self):
+    def test_missing_or_strange_fields_do_not_break_the_text(self):
         self.assertIn("no clients", as_text({}))
         strange = dict.fromkeys(
             ("size", "uptime", "listening", "clients", "totals", "migration"), "what"
@@ -546,7 +548,7 @@ class StatusTests(SynchronousTestCase):
         self.assertIn("no clients", as_text(strange))
         as_text({"clients": [1, {}], "totals": {}, "migration": {}, "size": None, "uptime": None})
 
-    def test_nothing_for_a_terminal(self):
+    def test_control_characters_are_not_shown(self):
         text = as_text({"disk": "/\x1b[2J\n", "clients": [{"address": "\x1b\r"}]})
         self.assertNotIn("\x1b", text)
         self.assertNotIn("\r", text)

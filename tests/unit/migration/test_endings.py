@@ -1,4 +1,6 @@
-"""How migrations end: which status, when a silence is none, and what counts as being told."""
+"""How a sender and a receiver end: exit statuses, silence that is allowed, and whether the
+disconnect arrived (destination/receiver.py, source/sender.py and cli/tap.py).
+"""
 
 from __future__ import annotations
 
@@ -82,8 +84,8 @@ class ReceiverCase(SynchronousTestCase):
 
 
 class ClosingTests(ReceiverCase):
-    def test_a_holder_that_does_not_let_itself_be_closed(self):
-        """Its leave to be silent ends when we close, or no outcome would ever be told."""
+    def test_a_sender_whose_connection_does_not_close_delays_the_outcome_for_seconds_only(self):
+        """The sender's leave to be silent ends when we close, or there would be no outcome."""
         client = self.copied()
         client.transport.loseConnection = lambda: None
         client.disconnect()
@@ -93,7 +95,7 @@ class ClosingTests(ReceiverCase):
         self.clock.pump([1] * 3)
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
 
-    def test_a_strays_flush_costs_nothing(self):
+    def test_a_flush_of_a_stray_does_not_flush_the_disk(self):
         self.make().write(0, DATA)
         stray = self.client()
         stray.send(FLUSH)
@@ -102,28 +104,28 @@ class ClosingTests(ReceiverCase):
 
 
 class ReceiverStatusTests(ReceiverCase):
-    def test_stopped_with_a_whole_durable_copy(self):
+    def test_a_stop_with_a_whole_durable_copy_is_unconfirmed(self):
         self.copied()
         self.receiver.stop("enough")
         words = self.ends_with(Unconfirmed, ExitStatus.UNCONFIRMED)
         for word in ("enough", "durable", "only if the source was retired", "192.0.2.7"):
             self.assertIn(word, words)
 
-    def test_gives_up_with_a_whole_durable_copy(self):
+    def test_giving_up_with_a_whole_durable_copy_is_unconfirmed(self):
         self.copied(give_up_after=100)
         self.clock.pump([10] * 9)
         self.assertNoResult(self.outcome)
         self.clock.pump([10] * 2)
         self.assertIn("100 seconds", self.ends_with(Unconfirmed, 5))
 
-    def test_the_connection_that_sent_it_need_not_be_there(self):
+    def test_a_stop_is_unconfirmed_even_after_the_sending_connection_is_lost(self):
         client = self.copied()
         client.lose()
         self.clock.advance(0)
         self.receiver.stop()
         self.ends_with(Unconfirmed, 5)
 
-    def test_another_attempt_writes_over_it(self):
+    def test_a_copy_that_another_attempt_overwrites_is_not_canonical(self):
         self.copied().lose()
         self.clock.advance(0)
         second = self.client()
@@ -131,12 +133,12 @@ class ReceiverStatusTests(ReceiverCase):
         self.receiver.stop()
         self.assertIn("not canonical", self.ends_with(GaveUp, 4))
 
-    def test_a_whole_copy_that_nobody_flushed(self):
+    def test_a_whole_copy_without_a_flush_is_not_canonical(self):
         self.make().write(0, DATA)
         self.receiver.stop()
         self.assertIn("not canonical", self.ends_with(GaveUp, 4))
 
-    def test_flushed_before_it_was_whole(self):
+    def test_a_flush_before_the_copy_is_whole_does_not_count(self):
         client = self.make()
         client.write(0, DATA[:-1])
         client.send(FLUSH)
@@ -145,7 +147,7 @@ class ReceiverStatusTests(ReceiverCase):
         self.receiver.stop()
         self.ends_with(GaveUp, 4)
 
-    def test_flush_that_began_before_it_was_whole(self):
+    def test_a_flush_that_began_before_the_copy_was_whole_does_not_count(self):
         threads = ManualThreads()
         client = self.make(threads)
         client.write(0, DATA[:-1])
@@ -156,7 +158,7 @@ class ReceiverStatusTests(ReceiverCase):
         self.receiver.stop()
         self.ends_with(GaveUp, 4)
 
-    def test_flush_of_a_stray_that_began_before_it_was_whole(self):
+    def test_a_flush_of_a_stray_that_began_before_the_copy_was_whole_does_not_count(self):
         threads = ManualThreads()
         client = self.make(threads)
         stray = self.client()
@@ -167,27 +169,27 @@ class ReceiverStatusTests(ReceiverCase):
         self.receiver.stop()
         self.ends_with(GaveUp, 4)
 
-    def test_changed_since_the_flush(self):
-        """Mirrors write again what their clients changed, until they disconnect."""
+    def test_a_change_after_the_flush_makes_the_copy_not_canonical(self):
+        """Mirrors send changes of their clients again until they disconnect."""
         client = self.copied()
         client.write(0, b"new")
         self.assertEqual([0], client.errors())
         self.receiver.stop()
         self.ends_with(GaveUp, 4)
 
-    def test_being_changed_since_the_flush(self):
+    def test_an_unfinished_change_after_the_flush_makes_the_copy_not_canonical(self):
         client = self.copied()
         client.give(request_bytes(WRITE, 0, 100) + b"half of it")
         self.receiver.stop()
         self.ends_with(GaveUp, 4)
 
-    def test_a_strays_attempt_to_change_it_is_no_change(self):
+    def test_a_refused_change_of_a_stray_keeps_the_copy_unconfirmed(self):
         self.copied()
         self.assertEqual(Errno.EPERM, self.client().ask(ZEROES, 0, 10)[0])
         self.receiver.stop()
         self.ends_with(Unconfirmed, 5)
 
-    def test_changed_and_flushed_again(self):
+    def test_a_change_that_was_flushed_again_is_unconfirmed(self):
         client = self.copied()
         client.write(0, b"new")
         client.send(FLUSH)
@@ -195,7 +197,7 @@ class ReceiverStatusTests(ReceiverCase):
         self.receiver.stop()
         self.ends_with(Unconfirmed, 5)
 
-    def test_a_flush_that_failed(self):
+    def test_a_flush_that_failed_fails_the_receiver(self):
         client = self.make()
         client.write(0, DATA)
         self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
@@ -204,8 +206,8 @@ class ReceiverStatusTests(ReceiverCase):
         self.receiver.stop()
         self.ends_with(LocalFailure, 3)
 
-    def test_disconnect_after_all_that(self):
-        """A stop that comes too late changes nothing, however often it comes."""
+    def test_a_stop_after_the_disconnect_is_too_late(self):
+        """However often the stop is repeated."""
         threads = ManualThreads()
         client = self.make(threads)
         client.write(0, DATA)
@@ -220,28 +222,28 @@ class ReceiverStatusTests(ReceiverCase):
 
 
 class SilenceTests(ReceiverCase):
-    def test_while_the_sender_retires(self):
+    def test_the_sender_may_be_silent_while_it_retires_the_source(self):
         client = self.copied(idle_timeout=10)
         self.clock.pump([5] * 100)
         self.assertTrue(client.transport.listens, "the sender may be unlinking")
         client.disconnect()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
 
-    def test_only_of_the_one_that_sent_it(self):
+    def test_only_the_connection_that_sent_the_copy_may_be_silent(self):
         client = self.copied(idle_timeout=10)
         other = self.client()
         self.clock.pump([5] * 4)
         self.assertTrue(other.transport.gone)
         self.assertTrue(client.transport.listens)
 
-    def test_not_before_it_is_durable(self):
+    def test_a_sender_may_not_be_silent_before_the_copy_is_durable(self):
         client = self.make(idle_timeout=10)
         client.write(0, DATA)
         self.clock.pump([5] * 4)
         self.assertTrue(client.transport.gone)
         self.assertNoResult(self.outcome)
 
-    def test_not_in_a_later_attempt(self):
+    def test_a_later_attempt_may_not_be_silent(self):
         self.copied(idle_timeout=10).lose()
         self.clock.advance(0)
         second = self.client()
@@ -251,7 +253,7 @@ class SilenceTests(ReceiverCase):
 
 
 class PatienceTests(ReceiverCase):
-    def test_our_own_work_on_the_disk_counts_as_progress(self):
+    def test_work_of_ours_on_the_disk_counts_as_progress(self):
         threads = ManualThreads()
         client = self.make(threads, give_up_after=10, idle_timeout=0)
         client.write(0, DATA)
@@ -264,7 +266,7 @@ class PatienceTests(ReceiverCase):
         self.clock.pump([5] * 4)
         self.ends_with(Unconfirmed, 5)
 
-    def test_so_does_what_an_earlier_attempt_left_on_its_way(self):
+    def test_unfinished_work_of_an_earlier_attempt_counts_as_progress(self):
         threads = ManualThreads()
         self.disk = MemoryDisk(bytes(WINDOW + 1))
         client = self.make(threads, give_up_after=10)
@@ -277,7 +279,7 @@ class PatienceTests(ReceiverCase):
         self.ends_with(GaveUp, 4)
 
 
-class BehindTests(ReceiverCase):
+class WriteBehindErrorTests(ReceiverCase):
     def setUp(self):
         super().setUp()
         self.threads = ManualThreads()
@@ -290,8 +292,8 @@ class BehindTests(ReceiverCase):
         self.assertEqual([0] * 4, self.peer.errors())
         self.assertFalse(self.peer.transport.receives)
 
-    def test_error_while_the_sender_is_held_back(self):
-        """It is let go on at once, or it would not hear of the error before it is thrown out."""
+    def test_a_sender_that_is_held_back_is_resumed_to_hear_of_an_error(self):
+        """Otherwise it would not hear of the error before it is closed."""
         self.fall_behind()
         self.disk.fail("write_back", OSError(errno.EIO, "medium error"), times=None)
         self.threads.run()
@@ -310,7 +312,7 @@ class BehindTests(ReceiverCase):
 
 
 class HalfClosingTransport(SocketTransport):
-    """Hears that the peer sends no more as under a real reactor."""
+    """Notices a half close as under a real reactor."""
 
     def doRead(self):
         why = super().doRead()
@@ -323,7 +325,7 @@ class HalfClosingTransport(SocketTransport):
 
 @implementer(IStreamClientEndpoint)
 class SocketEndpoint:
-    """Reaches the other end of a socketpair, by Twisted's own transport for sockets."""
+    """Connects to the other end of a socketpair with Twisted's own transport for sockets."""
 
     def __init__(self, reactor, ours):
         self.reactor = reactor
@@ -336,8 +338,8 @@ class SocketEndpoint:
         return succeed(protocol)
 
 
-class ToldTests(SynchronousTestCase):
-    """What the end of the connection says of the disconnect, where it can be half closed."""
+class HalfClosedEndTests(SynchronousTestCase):
+    """What the end of the connection proves about the disconnect where half closing works."""
 
     def setUp(self):
         self.reactor = FakeReactor()
@@ -368,7 +370,7 @@ class ToldTests(SynchronousTestCase):
         self.flush = request
 
     def next_request(self):
-        """What the sender asks next; None when it said that nothing follows."""
+        """The next request of the sender; None if it closed its side."""
         while True:
             while (event := self.wire.next_event()) is not None:
                 if isinstance(event, Request) and event.command != WRITE:
@@ -395,7 +397,7 @@ class ToldTests(SynchronousTestCase):
             self.failureResultOf(self.outcome, kind)
         self.assertEqual([], self.reactor.getDelayedCalls())
 
-    def test_closed_behind_the_disconnect(self):
+    def test_a_peer_that_closes_after_the_disconnect_confirms_it(self):
         for unlink in (False, True):
             self.setUp()
             self.send(unlink=unlink)
@@ -406,8 +408,8 @@ class ToldTests(SynchronousTestCase):
             self.peer.close()
             self.check(unlink, None)
 
-    def test_the_disconnect_leaves_with_the_end_of_our_side(self):
-        """Or a server that is quick could close before we know that the disconnect has left."""
+    def test_the_disconnect_is_sent_together_with_the_end_of_our_side(self):
+        """Otherwise a quick server could close before we know that the disconnect was sent."""
         self.send(unlink=False)
         self.reply_to_flush()
         for reader in list(self.reactor.readers):
@@ -416,8 +418,8 @@ class ToldTests(SynchronousTestCase):
         self.assertEqual(DISC, self.next_request().command)
         self.assertEqual(b"", self.peer.recv(1))
 
-    def test_reply_and_end_together(self):
-        """A destination that died right after its last reply: that is looked at before retiring."""
+    def test_an_end_together_with_the_last_reply_is_noticed_before_retiring(self):
+        """The destination died right after its last reply."""
         for unlink in (False, True):
             self.setUp()
             self.send(unlink=unlink)
@@ -430,8 +432,8 @@ class ToldTests(SynchronousTestCase):
             self.sender.stop()
             self.check(False, GaveUp)
 
-    def test_the_end_comes_right_after_that_look(self):
-        """It died all the same, and has not had the disconnect."""
+    def test_an_end_right_after_that_check_is_unconfirmed(self):
+        """The destination died without the disconnect."""
         for unlink in (False, True):
             self.setUp()
             self.send(unlink=unlink)
@@ -440,7 +442,7 @@ class ToldTests(SynchronousTestCase):
             with mock.patch("blockmig.client.connection.has_hung_up", return_value=False):
                 self.check(unlink, Unconfirmed)
 
-    def test_reply_and_half_close_together(self):
+    def test_a_half_close_together_with_the_last_reply_is_unconfirmed(self):
         for unlink in (False, True):
             self.setUp()
             self.send(unlink=unlink)
@@ -448,8 +450,8 @@ class ToldTests(SynchronousTestCase):
             self.peer.shutdown(socket.SHUT_WR)
             self.check(unlink, Unconfirmed)
 
-    def test_end_before_the_disconnect_was_taken(self):
-        """It lies in the socket's buffer, unread, when the peer says that it has no more."""
+    def test_an_end_before_the_disconnect_was_read_is_unconfirmed(self):
+        """The disconnect is still unread in the socket buffer when the peer half closes."""
         self.send(unlink=True)
         self.reply_to_flush()
         self.reactor.run_dry()
@@ -457,8 +459,8 @@ class ToldTests(SynchronousTestCase):
         self.peer.shutdown(socket.SHUT_WR)
         self.check(True, Unconfirmed)
 
-    def test_what_the_kernel_says_decides(self):
-        """Over TCP the mark of our own end may be unconfirmed yet, the disconnect may not."""
+    def test_unacknowledged_bytes_make_the_end_unconfirmed(self):
+        """Over TCP our FIN may be unacknowledged, but the disconnect may not."""
         for count, kind in ((0, None), (1, None), (28, Unconfirmed), (29, Unconfirmed)):
             self.setUp()
             self.send(unlink=True)
@@ -469,7 +471,7 @@ class ToldTests(SynchronousTestCase):
                 self.peer.close()
                 self.check(True, kind)
 
-    def test_end_instead_of_the_reply(self):
+    def test_an_end_instead_of_the_reply_ends_the_attempt(self):
         self.send(unlink=True)
         self.peer.close()
         self.reactor.run_dry()
@@ -480,7 +482,9 @@ class ToldTests(SynchronousTestCase):
 
 
 class OtherTransportTests(SynchronousTestCase):
-    """Where nothing can be half closed (TLS, for one) a connection that closes in good order."""
+    """Where half closing is impossible (under TLS, for one), a connection that closes in good
+    order.
+    """
 
     def run_with(self, close, lists=False):
         clock = Clock()
@@ -511,10 +515,10 @@ class OtherTransportTests(SynchronousTestCase):
         self.assertTrue(disk.unlinked)
         return outcome
 
-    def test_closed(self):
+    def test_a_connection_that_closes_in_good_order_confirms_the_disconnect(self):
         self.assertEqual(SIZE, self.successResultOf(self.run_with(lambda _: None)).bytes)
 
-    def test_reset(self):
+    def test_a_reset_leaves_the_end_unconfirmed_unless_the_receiver_is_asked(self):
         def reset(connection):
             connection.close = lambda: self.endpoint.other(connection.transport).lose(
                 ConnectionLost()
@@ -551,7 +555,7 @@ class RetireTests(SynchronousTestCase):
     def stage(self):
         return self.receiver._migration.report.message().phase
 
-    def test_deleted_but_not_durably(self):
+    def test_a_deletion_that_is_not_durable_is_unconfirmed(self):
         outcome = self.send(NotDurable("it is deleted, but its directory could not be synced: EIO"))
         error = self.failureResultOf(outcome, Unconfirmed).value
         self.assertEqual(ExitStatus.UNCONFIRMED, error.status)
@@ -561,7 +565,7 @@ class RetireTests(SynchronousTestCase):
             (2, HandoffPhase.COPIED), (self.links, self.stage()), "it may be the only copy"
         )
 
-    def test_another_link_was_made(self):
+    def test_another_hard_link_prevents_retiring(self):
         error = self.failureResultOf(self.send(DiskRefused("2 hard links")), LocalFailure).value
         self.assertEqual(ExitStatus.FAILED, error.status)
         self.assertIn("2 hard links", str(error))
@@ -570,7 +574,7 @@ class RetireTests(SynchronousTestCase):
 
 
 class ServiceTests(SynchronousTestCase):
-    """Under twistd: whoever stops the reactor, the operation ends first, and sets the status."""
+    """Under twistd, whoever stops the reactor: the operation ends first, and sets the status."""
 
     def setUp(self):
         case = self
@@ -604,12 +608,12 @@ class ServiceTests(SynchronousTestCase):
         self.service = tap.OperationService({"log-format": "text"}, self.reactor)
         self.service.startService()
 
-    def test_ends_by_itself(self):
+    def test_an_operation_that_ends_stops_the_reactor(self):
         self.operation.ending.callback(Summary(5, 5, 0, 1.0, 1))
         self.assertEqual(([0], 1), (self.exits, self.reactor.stops))
         self.successResultOf(self.service.stopService())
 
-    def test_reactor_stopped_by_somebody_else(self):
+    def test_a_reactor_that_others_stop_waits_for_the_operation(self):
         stopping = self.service.stopService()
         self.assertEqual(1, len(self.operation.stopped))
         self.assertNoResult(stopping)
@@ -618,7 +622,7 @@ class ServiceTests(SynchronousTestCase):
         self.successResultOf(stopping)
         self.assertEqual(([5], 0), (self.exits, self.reactor.stops))
 
-    def test_too_late_to_be_stopped(self):
+    def test_an_operation_that_completes_while_stopping_exits_with_0(self):
         stopping = self.service.stopService()
         self.operation.ending.callback(Summary(5, 5, 0, 1.0, 1))
         self.successResultOf(stopping)

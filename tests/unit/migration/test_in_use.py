@@ -1,4 +1,4 @@
-"""A disk that others have open is no disk to migrate, unless they are gone in two seconds."""
+"""A disk that others have open is not migrated, unless they close it within two seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from blockmig.testing import synchronous
 
 
 class Leases(SystemCalls):
-    """Each lease that is asked for ends as the next of `answers` says: an error's number, or 0."""
+    """Each lease ends as the next of `answers` says: with an error number, or 0."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -47,7 +47,7 @@ class Disk:
         return self.descriptor
 
 
-class Case(SynchronousTestCase):
+class InUseTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.path = os.path.abspath(self.mktemp())
@@ -79,37 +79,37 @@ class Case(SynchronousTestCase):
         self.assertIn("--in-use-anyway", why)
         return why
 
-    def test_nobody_has_it(self):
+    def test_a_disk_that_nobody_else_has_open_is_accepted(self):
         self.successResultOf(self.look(0))
         self.assertEqual([], self.warned)
 
-    def test_who_has_it_is_told(self):
+    def test_the_program_that_has_the_disk_open_is_named(self):
         self.assertIn("qemu (process 12)", self.refused(self.look(errno.EAGAIN)))
 
-    def test_somebody_of_whom_nothing_is_known(self):
+    def test_an_unknown_program_is_reported_as_another_program(self):
         self.users = []
         self.assertIn("another program", self.refused(self.look(errno.EAGAIN)))
 
-    def test_who_leaves_within_two_seconds_was_only_passing(self):
+    def test_a_program_that_leaves_within_two_seconds_does_not_matter(self):
         looking = self.look(*[errno.EAGAIN] * 10, 0)
         self.clock.pump([0.1] * 8)
         self.assertNoResult(looking)
         self.clock.pump([0.1] * 4)
         self.successResultOf(looking)
 
-    def test_two_seconds_are_waited(self):
+    def test_a_disk_in_use_is_refused_after_two_seconds(self):
         looking = self.look(errno.EAGAIN)
         self.clock.pump([0.1] * 19)
         self.assertNoResult(looking)
         self.refused(looking)
 
-    def test_a_destination_and_what_is_served_ask_of_anybody_a_source_of_writers(self):
+    def test_a_source_asks_about_writers_and_everything_else_about_any_user(self):
         self.successResultOf(self.look(0))
         self.assertEqual([fcntl.F_WRLCK], self.system.asked)
         self.successResultOf(self.look(0, writable=False))
         self.assertEqual([fcntl.F_RDLCK], self.system.asked)
 
-    def test_readers_of_what_is_served_do_not_matter(self):
+    def test_readers_of_a_served_disk_do_not_matter(self):
         self.users = [User("tar (process 5)", False)]
         looking = self.look(errno.EAGAIN, readers=False)
         self.clock.pump([0.1] * 30)
@@ -118,23 +118,23 @@ class Case(SynchronousTestCase):
             self.users = users
             self.refused(self.look(errno.EAGAIN, readers=False))
 
-    def test_readers_of_a_destination_do(self):
+    def test_readers_of_a_destination_are_refused(self):
         self.users = [User("tar (process 5)", False)]
         self.refused(self.look(errno.EAGAIN))
 
-    def test_where_a_lease_may_not_be_asked_for_nothing_is_said(self):
+    def test_nothing_is_logged_where_a_lease_may_not_be_asked_for(self):
         for number in (errno.EACCES, errno.EINVAL):
             self.successResultOf(self.look(number))
         self.assertEqual([], self.warned)
 
-    def test_on_a_network_file_system_it_is_said_that_nobody_can_tell(self):
+    def test_a_network_file_system_is_warned_of_as_perhaps_in_use(self):
         for kind in ("nfs4", "cifs", "fuse.sshfs"):
             self.kind = kind
             self.warned.clear()
             self.successResultOf(self.look(errno.EINVAL))
             self.assertEqual(["perhaps-in-use"], self.warned)
 
-    def test_a_file_that_was_only_just_made_is_nobodys(self):
+    def test_a_file_that_was_just_created_is_accepted(self):
         looking = refuse_in_use(
             Disk(None, True),
             self.path,

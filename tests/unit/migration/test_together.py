@@ -1,5 +1,7 @@
-"""Sender and receiver together, with records on a real file system: the order of all that happens,
-cuts and crashes at every message, and at every instant the right verdict (R1, R2, R6, R7)."""
+"""Sender and receiver together, with records on a real file system (source and destination): the
+order of events, cuts and crashes at every message, and a true verdict at every instant (R1, R2, R6,
+R7).
+"""
 
 from __future__ import annotations
 
@@ -186,7 +188,7 @@ class OrderTests(Case):
         self.endpoint.pump()
         self.check_done()
 
-    def test_unlink(self):
+    def test_the_order_with_unlink_is_that_of_the_design(self):
         self.run_whole()
         self.assertEqual(
             [
@@ -209,7 +211,7 @@ class OrderTests(Case):
         )
         self.assertEqual([], self.sending.getDelayedCalls() + self.clock.getDelayedCalls())
 
-    def test_keep(self):
+    def test_the_order_without_unlink_is_that_of_the_design(self):
         self.unlink = False
         self.run_whole()
         self.assertEqual(
@@ -233,7 +235,7 @@ class OrderTests(Case):
             self.events,
         )
 
-    def test_plain(self):
+    def test_the_order_with_a_plain_destination_is_that_of_the_design(self):
         self.plain = True
         self.run_whole()
         self.assertEqual(
@@ -253,8 +255,8 @@ class OrderTests(Case):
             self.events,
         )
 
-    def test_the_verdict_at_every_instant(self):
-        """Between any two things that happen, a human who looks is told the truth."""
+    def test_the_verdict_is_true_at_every_instant(self):
+        """Between any two events a human who looks gets the truth."""
         for self.unlink in (True, False):
             self.setUp()
             seen = []
@@ -269,7 +271,7 @@ class OrderTests(Case):
             self.run_whole()
             self.assertGreater(len(seen), 15)
 
-    def test_one_migration_on_both_sides(self):
+    def test_both_records_name_the_same_migration_and_locations(self):
         self.receive()
         self.send()
         self.steps(10)
@@ -285,7 +287,7 @@ class OrderTests(Case):
 
 
 class FailureTests(Case):
-    """The source's record cannot be written, at each of the times when it is."""
+    """The record of the source cannot be written, at each step that writes it."""
 
     broken = OSError(errno.ENOSPC, "No space left on device")
 
@@ -312,21 +314,21 @@ class FailureTests(Case):
         self.pass_time(2)
         self.check_done()
 
-    def test_before_the_first_byte(self):
+    def test_a_record_that_fails_before_the_first_byte_ends_the_migration(self):
         self.run_with("MIGRATING copying")
         self.check_failed("M WRITE", "dst write")
 
-    def test_before_it_is_retired(self):
+    def test_a_record_that_fails_before_retiring_keeps_the_source_canonical(self):
         for unlink in (True, False):
             self.run_with("MIGRATING copied", unlink)
             self.check_failed("M DISC", "src unlink", "dst INCOMPLETE copied retired")
 
-    def test_retiring(self):
+    def test_a_MIGRATED_that_fails_keeps_the_source_canonical(self):
         self.run_with("MIGRATED", unlink=False)
         self.check_failed("M DISC", "dst INCOMPLETE copied retired")
 
-    def test_what_was_acknowledged(self):
-        """Both sides have on record what matters; it goes on."""
+    def test_a_failure_to_record_the_acknowledgement_does_not_stop_the_migration(self):
+        """Both sides have recorded what matters."""
         for words, unlink in (
             ("MIGRATING copied told", True),
             ("MIGRATING copied retired told", False),
@@ -334,7 +336,7 @@ class FailureTests(Case):
             self.run_with(words, unlink)
             self.check_done()
 
-    def test_the_end(self):
+    def test_a_record_that_cannot_be_removed_is_removed_by_the_next_run(self):
         for unlink in (True, False):
             self.run_with("MIGRATING removed", unlink)
             self.assertIsInstance(self.successResultOf(self.outcome), Summary)
@@ -347,8 +349,8 @@ class FailureTests(Case):
             self.pass_time(40)
             self.check_done(arrived=False)
 
-    def test_what_the_mark_says_of_the_end(self):
-        """It stands without that too, and nothing is left to be finished."""
+    def test_a_MIGRATED_that_cannot_be_confirmed_still_completes(self):
+        """MIGRATED stands without the confirmation, and nothing is left to be finished."""
         self.run_with("MIGRATED copied retired told", unlink=False)
         self.check_done()
         self.assertEqual("", Records(self.source.path).read(Kind.MIGRATED).confirmed)
@@ -359,8 +361,8 @@ class StopTests(Case):
         while words not in self.events:
             self.assertTrue(self.steps(1))
 
-    def test_once_it_is_retired(self):
-        """The destination is not to be reached: another run has to tell it, and need not wait."""
+    def test_a_stop_after_retiring_leaves_the_end_to_another_run(self):
+        """The destination cannot be reached; another run announces it, without waiting."""
         self.receive()
         self.send()
         self.until("src unlink")
@@ -405,8 +407,8 @@ class StopTests(Case):
         self.pass_time(3)
         self.check_done()
 
-    def test_taken_back_wherever_it_is_stopped(self):
-        """Whenever the outcome is told, the destination has no copy on record that is whole."""
+    def test_a_stop_anywhere_before_retiring_takes_the_copied_record_back(self):
+        """At the outcome, the destination has no record of a whole copy."""
         for self.unlink in (True, False):
             copied = 0
             for messages in itertools.count():
@@ -432,8 +434,8 @@ class StopTests(Case):
             self.assertGreater(messages, 10)
             self.assertGreater(copied, 0)
 
-    def test_taken_back_where_it_gives_up(self):
-        """The connection is lost behind the question, and it does not come to another attempt."""
+    def test_giving_up_takes_the_copied_record_back(self):
+        """The connection is lost after the question, and no other attempt follows."""
         self.receive()
         self.send()
         self.until("dst INCOMPLETE copied")
@@ -445,7 +447,7 @@ class StopTests(Case):
         self.check_taken_back()
         self.check_again()
 
-    def test_taken_back_where_retiring_failed(self):
+    def test_a_failed_retirement_takes_the_copied_record_back(self):
         unlink = self.source.unlink
 
         def refuse():
@@ -480,8 +482,8 @@ class StopTests(Case):
         self.told.append((message.phase, answer if answer == Errno.EPERM else Errno.OK))
         return answer
 
-    def test_taken_back_from_one_that_still_holds_the_attempt(self):
-        """No, says the receiver, and drops that connection; the next time it says yes."""
+    def test_taking_back_is_repeated_while_the_receiver_holds_the_attempt(self):
+        """The receiver refuses and drops that connection; the next time it agrees."""
         self.held_by_the_attempt()
         self.endpoint.pump()
         self.assertEqual([(HandoffPhase.COPYING, Errno.EPERM)], self.told)
@@ -496,8 +498,8 @@ class StopTests(Case):
         self.check_taken_back()
         self.check_again()
 
-    def test_not_taken_back_for_longer_than_five_seconds(self):
-        """One that says no for ever: the command ends, and remembers what may be whole."""
+    def test_taking_back_is_tried_for_five_seconds(self):
+        """The receiver refuses for ever: the command ends, and records what may be whole."""
         self.held_by_the_attempt()
         self.take_message = lambda message: Errno.EPERM
         for _ in range(49):
@@ -514,8 +516,8 @@ class StopTests(Case):
         self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
         self.assertEqual([], self.sending.getDelayedCalls())
 
-    def test_not_taken_back_by_one_that_is_silent(self):
-        """It takes the connection, and says nothing more: five seconds, and no more."""
+    def test_taking_back_from_a_silent_receiver_is_given_up_after_five_seconds(self):
+        """The receiver accepts the connection and answers nothing."""
         self.receive()
         self.send()
         self.until("dst INCOMPLETE copied")
@@ -538,8 +540,8 @@ class StopTests(Case):
         self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
         self.assertTrue(silent.client.gone)
 
-    def test_not_taken_back_once_it_is_retired(self):
-        """What is the only copy by now must stay what it is."""
+    def test_nothing_is_taken_back_after_retiring(self):
+        """The only copy must stay as it is."""
         for self.unlink in (True, False):
             self.setUp()
             self.receive()
@@ -558,8 +560,10 @@ class StopTests(Case):
             self.check_verdict()
             self.check_again()
 
-    def test_not_taken_back_from_another_disk(self):
-        """Another receiver answers there by then: it is told nothing, and the first remembered."""
+    def test_nothing_is_taken_back_from_another_disk(self):
+        """Another receiver answers there by then; nothing is announced to it, and the first is
+        remembered.
+        """
         self.receive()
         self.send()
         self.until("dst INCOMPLETE copied")
@@ -580,8 +584,8 @@ class StopTests(Case):
         self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
         self.assertEqual(first.path, left.destination.disk)
 
-    def test_not_taken_back_without_a_side_export(self):
-        """Nobody can be told anything: the record stays, and says that there may be a copy."""
+    def test_nothing_can_be_taken_back_without_a_side_export(self):
+        """Nothing can be announced: the record stays, and says that there may be a copy."""
         self.plain = True
         self.receive()
         self.send()
@@ -595,8 +599,8 @@ class StopTests(Case):
         self.assertEqual((Phase.COPYING, True), (left.phase, left.whole))
         self.assertEqual([], self.sending.getDelayedCalls())
 
-    def test_nothing_to_take_back(self):
-        """It was not asked yet: no other connection is made."""
+    def test_nothing_is_taken_back_before_the_receiver_was_asked_to_confirm(self):
+        """No other connection is made."""
         self.receive()
         self.send()
         self.until("M FLUSH")
@@ -607,8 +611,8 @@ class StopTests(Case):
         self.assertEqual(links, len(self.endpoint.connections))
         self.assertIsNone(self.left())
 
-    def test_what_may_be_whole_is_remembered(self):
-        """And so is its place: what is there now must not get to be a second copy."""
+    def test_a_copy_that_may_be_whole_is_remembered_with_its_place(self):
+        """What is there now must not become a second copy."""
         self.receive()
         self.send()
         self.until("dst INCOMPLETE copied")
@@ -640,8 +644,8 @@ class StopTests(Case):
         self.endpoint.pump()
         self.check_done()
 
-    def test_another_place_than_the_one_that_was_begun(self):
-        """It may have gone on to be whole, unseen: the other one is another migration's."""
+    def test_another_destination_gets_another_migration(self):
+        """The first copy may have become whole unseen, so the other is another migration."""
         self.receive()
         self.send()
         self.until("M FLUSH")
@@ -670,7 +674,7 @@ class StopTests(Case):
 
 
 class RefusedTests(Case):
-    def test_by_what_the_destination_has(self):
+    def test_a_destination_whose_record_forbids_it_refuses(self):
         for phase, changes, words in (
             (Phase.COPIED, {}, "another migration"),
             (Phase.COPIED, {"retired": "then"}, "another migration"),
@@ -689,7 +693,7 @@ class RefusedTests(Case):
             self.assertEqual(["H READ"], self.events)
             self.assertFalse(os.listdir(os.path.dirname(self.source.path)))
 
-    def test_not_by_what_may_be_written_over(self):
+    def test_a_record_that_may_be_overwritten_does_not_refuse(self):
         for phase, migration, changes in (
             (Phase.COPYING, TWO, {}),
             (Phase.COPIED, TWO, {"identified": False}),
@@ -705,8 +709,8 @@ class RefusedTests(Case):
 
 
 class CutTests(Case):
-    def test_every_message(self):
-        """The network fails once: the same two processes complete, without anybody's help."""
+    def test_a_cut_at_any_message_is_recovered_by_the_same_processes(self):
+        """The network fails once; both processes complete without help."""
         for self.unlink, which in itertools.product((True, False), ("M", "H", "both")):
             with self.subTest(unlink=self.unlink, which=which):
                 self.cut_everywhere(which)
@@ -735,7 +739,7 @@ class CutTests(Case):
 
 
 class CrashTests(Case):
-    """A process is gone at once, and started again with the same command line."""
+    """A process dies at once, and is restarted with the same command line."""
 
     def crash_receiver(self):
         for link in self.endpoint.connections:
@@ -755,7 +759,7 @@ class CrashTests(Case):
         self.endpoint.build = lambda: None
         self.endpoint = MemoryEndpoint(self.clock, self.build)
 
-    def test_every_message(self):
+    def test_a_crash_at_any_message_is_recovered_by_the_same_command_lines(self):
         for self.unlink, which in itertools.product((True, False), ("sender", "receiver", "both")):
             with self.subTest(unlink=self.unlink, which=which):
                 self.crash_everywhere(which)
@@ -794,4 +798,4 @@ class CrashTests(Case):
 
 
 class ConnectionLostByPeer(Exception):
-    """The other end is no more."""
+    """The other end is gone."""

@@ -1,4 +1,4 @@
-"""The numbers of NBD against the sheet (nbd-facts), written down once more by hand."""
+"""The numbers of NBD, compared with a second list that was written by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def numbers(enum):
 
 
 class ConstantsTests(SynchronousTestCase):
-    def test_magics(self):
+    def test_the_magic_numbers_are_those_of_the_protocol(self):
         self.assertEqual(b"NBDMAGIC", constants.NBD_MAGIC.to_bytes(8, "big"))
         self.assertEqual(b"IHAVEOPT", constants.OPTION_MAGIC.to_bytes(8, "big"))
         self.assertEqual(0x00420281861253, constants.OLDSTYLE_MAGIC)
@@ -37,7 +37,7 @@ class ConstantsTests(SynchronousTestCase):
         self.assertEqual(0x67446698, constants.SIMPLE_REPLY_MAGIC)
         self.assertEqual(10809, constants.DEFAULT_PORT)
 
-    def test_flags(self):
+    def test_the_flags_have_the_numbers_of_the_protocol(self):
         self.assertEqual({"FIXED_NEWSTYLE": 1, "NO_ZEROES": 2}, numbers(HandshakeFlag))
         names = [
             "HAS_FLAGS",
@@ -57,7 +57,7 @@ class ConstantsTests(SynchronousTestCase):
         names = ["FUA", "NO_HOLE", "DF", "REQ_ONE", "FAST_ZERO", "PAYLOAD_LEN"]
         self.assertEqual({n: 1 << bit for bit, n in enumerate(names)}, numbers(CommandFlag))
 
-    def test_options(self):
+    def test_options_and_replies_have_the_numbers_of_the_protocol(self):
         expected = {
             "EXPORT_NAME": 1,
             "ABORT": 2,
@@ -78,7 +78,7 @@ class ConstantsTests(SynchronousTestCase):
             {"EXPORT": 0, "NAME": 1, "DESCRIPTION": 2, "BLOCK_SIZE": 3}, numbers(InfoType)
         )
 
-    def test_commands_and_errors(self):
+    def test_commands_and_errors_have_the_numbers_of_the_protocol(self):
         names = ["READ", "WRITE", "DISC", "FLUSH", "TRIM", "CACHE", "WRITE_ZEROES", "BLOCK_STATUS"]
         self.assertEqual({n: i for i, n in enumerate(names)}, numbers(Command))
         expected = {
@@ -94,14 +94,14 @@ class ConstantsTests(SynchronousTestCase):
         }
         self.assertEqual(expected, numbers(Errno))
 
-    def test_sizes(self):
+    def test_headers_and_limits_have_the_sizes_of_the_protocol(self):
         self.assertEqual(28, REQUEST_SIZE)
         self.assertEqual(4096, constants.MAXIMUM_NAME)
         self.assertEqual(2**32 - 1, constants.MAXIMUM_LENGTH)
 
 
 class ErrorTests(SynchronousTestCase):
-    def test_to_wire(self):
+    def test_local_errors_map_to_NBD_errors(self):
         for local, wire in {
             errno.EPERM: 1,
             errno.EACCES: 1,
@@ -120,11 +120,11 @@ class ErrorTests(SynchronousTestCase):
         }.items():
             self.assertEqual(wire, errno_to_wire(local), local)
 
-    def test_names(self):
+    def test_errors_are_described_by_their_names(self):
         self.assertEqual("ENOSPC", describe_errno(28))
         self.assertEqual("error 77", describe_errno(77))
 
-    def test_refusals(self):
+    def test_refused_options_are_described_by_their_names(self):
         self.assertEqual("ERR_POLICY", str(HandshakeRefused(2**31 + 2)))
         self.assertEqual("ERR_POLICY: not you", str(HandshakeRefused(2**31 + 2, "not you")))
         self.assertEqual("error 0x800000ff", str(HandshakeRefused(0x800000FF)))

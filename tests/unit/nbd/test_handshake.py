@@ -1,4 +1,4 @@
-"""The handshake, both roles, and one against the other."""
+"""The handshake, in both roles and between them."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class ServerTests(SynchronousTestCase):
     def still_in_step(self):
         self.assertEqual([(3, 2), (3, 2), (3, 2), (3, 1)], [r[:2] for r in self.ask(3)])
 
-    def test_greeting(self):
+    def test_the_server_greets_with_the_fixed_newstyle_magic(self):
         self.assertEqual(b"NBDMAGICIHAVEOPT\x00\x03", self.greeting)
         self.assertEqual(b"", self.server.data_to_send())
 
-    def test_go(self):
+    def test_GO_answers_with_size_flags_and_block_sizes(self):
         self.say(FIXED)
         answers = self.ask(Option.GO, go("disk", 3))
         self.assertEqual((7, 3, info_export(5000, FLAGS)), answers[0])
@@ -83,13 +83,13 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(Negotiated(DISK), self.server.next_event())
         self.assertIsNone(self.server.next_event())
 
-    def test_go_tells_only_what_was_asked_for(self):
+    def test_GO_answers_only_what_was_asked_for(self):
         self.say(FIXED)
         self.assertEqual(
             [(7, 3, info_export(5000, FLAGS)), (7, 1, b"")], self.ask(Option.GO, go("disk"))
         )
 
-    def test_info_goes_on(self):
+    def test_INFO_answers_and_the_handshake_continues(self):
         self.say(FIXED)
         wanted = (InfoType.NAME, InfoType.DESCRIPTION, InfoType.BLOCK_SIZE, 999)
         answers = self.ask(Option.INFO, go("disk", *wanted))
@@ -109,41 +109,41 @@ class ServerTests(SynchronousTestCase):
         self.ask(Option.GO, go(""))
         self.assertEqual(Negotiated(PLAIN), self.server.next_event())
 
-    def test_list(self):
+    def test_LIST_names_every_export(self):
         self.say(FIXED)
         answers = self.ask(Option.LIST)
         names = [b"\0\0\0\4disk", b"\0\0\0\0", b"\0\0\0\2\xc3\xa4"]
         self.assertEqual([(3, 2, name) for name in names] + [(3, 1, b"")], answers)
 
-    def test_list_with_data(self):
+    def test_LIST_with_data_is_invalid(self):
         self.say(FIXED)
         ((number, kind, _),) = self.ask(Option.LIST, b"x")
         self.assertEqual((3, OptionReply.ERR_INVALID), (number, kind))
         self.still_in_step()
 
-    def test_abort(self):
+    def test_ABORT_is_acknowledged_and_ends_the_handshake(self):
         self.say(FIXED)
         self.assertEqual([(2, 1, b"")], self.ask(Option.ABORT))
         self.assertEqual(Aborted(), self.server.next_event())
 
-    def test_export_name(self):
+    def test_EXPORT_NAME_answers_with_padding_for_old_clients(self):
         self.say(struct.pack("!I", 1))
         self.assertEqual(struct.pack("!QH", 5000, FLAGS) + bytes(124), self.say(option(1, b"disk")))
         self.assertEqual(Negotiated(DISK), self.server.next_event())
 
-    def test_export_name_without_zeroes(self):
+    def test_EXPORT_NAME_omits_the_padding_when_agreed(self):
         self.say(FIXED)
         self.assertEqual(struct.pack("!QH", 5000, FLAGS), self.say(option(1, b"disk")))
         self.assertEqual(Negotiated(DISK), self.server.next_event())
 
-    def test_unknown_export_name_ends_it(self):
+    def test_an_unknown_EXPORT_NAME_ends_the_connection(self):
         self.say(FIXED)
         self.assertRaises(RemoteProtocolError, self.say, option(1, b"other"))
         self.assertEqual(b"", self.server.data_to_send())
         self.assertIsNone(self.server.next_event())
         self.assertEqual(b"", self.say(option(3)))
 
-    def test_unknown_options(self):
+    def test_unknown_options_are_answered_as_unsupported(self):
         self.say(FIXED)
         for number in (0, 4, 5, 8, 9, 10, 11, 99, 2**32 - 1):
             for data in (b"", b"x" * 5000):
@@ -151,7 +151,7 @@ class ServerTests(SynchronousTestCase):
                 self.assertEqual((number, OptionReply.ERR_UNSUP), (echoed, kind))
         self.still_in_step()
 
-    def test_oversized_data_is_bounded(self):
+    def test_oversized_option_data_is_not_kept_in_memory(self):
         self.say(FIXED)
         total = 1 << 30
         self.server.receive_data(option(Option.GO, length=total))
@@ -165,7 +165,7 @@ class ServerTests(SynchronousTestCase):
             tracemalloc.stop()
         self.assertLess(peak, 4 << 20)
 
-    def test_oversized_data_is_answered_at_its_end(self):
+    def test_oversized_option_data_is_answered_at_its_end(self):
         for number in (Option.GO, Option.INFO, Option.LIST, 99):
             self.setUp()
             self.say(FIXED)
@@ -175,14 +175,14 @@ class ServerTests(SynchronousTestCase):
             self.assertEqual((number, OptionReply.ERR_TOO_BIG), (echoed, kind))
             self.still_in_step()
 
-    def test_oversized_export_name_ends_it(self):
+    def test_an_oversized_EXPORT_NAME_ends_the_connection(self):
         # EXPORT_NAME cannot be answered with an error (nbd-facts, rule 2).
         self.say(FIXED)
         with self.assertRaises(RemoteProtocolError):
             self.say(option(Option.EXPORT_NAME, b"x" * 10_000))
         self.assertEqual(b"", self.server.data_to_send())
 
-    def test_name_of_the_greatest_length(self):
+    def test_a_name_of_4096_bytes_is_accepted(self):
         name = "x" * 4096
         export = Export(name, 1, FLAGS)
         self.server = ServerHandshake({name: export}.get)
@@ -191,7 +191,7 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual((7, 1, b""), self.ask(Option.GO, go(name, 0, 1, 2, 3))[-1])
         self.assertEqual(Negotiated(export), self.server.next_event())
 
-    def test_malformed_go(self):
+    def test_malformed_GO_and_INFO_are_invalid(self):
         self.say(FIXED)
         good = go("disk", 3)
         bad = [good[:n] for n in range(len(good))]
@@ -203,7 +203,7 @@ class ServerTests(SynchronousTestCase):
         self.assertIsNone(self.server.next_event())
         self.still_in_step()
 
-    def test_unknown_export(self):
+    def test_an_unknown_export_is_refused_and_another_may_follow(self):
         self.say(FIXED)
         for name in ("other", b"\xff", "disk\0", "DISK"):
             for number in (Option.GO, Option.INFO):
@@ -212,13 +212,13 @@ class ServerTests(SynchronousTestCase):
         self.ask(Option.GO, go("disk"))
         self.assertEqual(Negotiated(DISK), self.server.next_event())
 
-    def test_unknown_client_flags(self):
+    def test_unknown_client_flags_end_the_connection(self):
         for flags in (4, 7, 1 << 31, 0xFFFFFFFF, 1 << 16 | 3):
             self.setUp()
             self.assertRaises(RemoteProtocolError, self.say, struct.pack("!I", flags))
             self.assertEqual(b"", self.say(option(3)))
 
-    def test_client_that_is_not_fixed(self):
+    def test_a_client_that_is_not_fixed_may_only_send_EXPORT_NAME(self):
         for flags in (0, 2):
             for number in (Option.GO, Option.LIST, Option.ABORT, 99):
                 self.setUp()
@@ -229,12 +229,12 @@ class ServerTests(SynchronousTestCase):
             self.say(option(1, b"disk"))
             self.assertEqual(Negotiated(DISK), self.server.next_event())
 
-    def test_bad_option_magic(self):
+    def test_a_bad_option_magic_ends_the_connection(self):
         self.say(FIXED)
         self.assertRaises(RemoteProtocolError, self.say, option(3, magic=b"IHAVEOPS"))
         self.assertEqual(b"", self.say(option(3)))
 
-    def test_what_follows_is_kept(self):
+    def test_bytes_after_the_handshake_are_kept(self):
         self.say(FIXED)
         self.say(option(Option.GO, go("disk")) + b"the next phase")
         self.say(b", more of it")
@@ -243,7 +243,7 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(b"", self.server.trailing_data())
 
     @given(st.binary(max_size=200))
-    def test_noise_only_raises_RemoteProtocolError(self, noise):
+    def test_noise_raises_only_RemoteProtocolError(self, noise):
         for prefix in (b"", FIXED, FIXED + b"IHAVEOPT", FIXED + b"IHAVEOPT\0\0\0\7"):
             server = ServerHandshake({"": PLAIN}.get)
             try:
@@ -267,7 +267,7 @@ class ServerTests(SynchronousTestCase):
         st.sampled_from([option(7, go("disk", 3)), option(1, b"disk"), option(2)]),
         st.data(),
     )
-    def test_any_split(self, options, last, data):
+    def test_any_split_of_the_stream_gives_the_same_answers(self, options, last, data):
         stream = FIXED + b"".join(options) + last + b"trailing"
 
         def run(pieces):
@@ -285,7 +285,7 @@ class ServerTests(SynchronousTestCase):
 
 
 class OldstyleTests(SynchronousTestCase):
-    def test_hello(self):
+    def test_the_oldstyle_hello_has_152_bytes(self):
         hello = oldstyle_hello(Export("", 5000, FLAGS))
         self.assertEqual(
             b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53"
@@ -295,7 +295,7 @@ class OldstyleTests(SynchronousTestCase):
         )
         self.assertEqual(152, len(hello))
 
-    def test_client_understands_it(self):
+    def test_the_client_understands_the_oldstyle_hello(self):
         client = ClientHandshake("name")
         client.receive_data(oldstyle_hello(Export("", 5000, FLAGS)) + b"next")
         self.assertEqual(Negotiated(Export("name", 5000, FLAGS), True), client.next_event())
@@ -324,7 +324,7 @@ class ClientTests(SynchronousTestCase):
         self.assertIsNone(self.client.next_event())
         return str(found)
 
-    def test_not_nbd(self):
+    def test_a_server_that_does_not_speak_NBD_is_recognized(self):
         for data in (
             b"HTTP/1.1 400 Bad Request\r\n",
             b"SSH-2.0-OpenSSH",
@@ -334,13 +334,13 @@ class ClientTests(SynchronousTestCase):
             self.client = ClientHandshake()
             self.broken(data, error=NotNBD)
 
-    def test_go_comes_first(self):
+    def test_GO_is_the_first_option_sent(self):
         self.assertEqual(FIXED + option(7, go("disk", 3)), self.greet())
 
     def test_unknown_server_flags_are_not_echoed(self):
         self.assertEqual(FIXED, self.greet(0xFFFF)[:4])
 
-    def test_go(self):
+    def test_GO_replies_give_size_flags_and_block_sizes(self):
         self.greet()
         sizes = struct.pack("!HIII", 3, 512, 4096, 65536)
         event = self.give(
@@ -349,14 +349,14 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(Negotiated(Export("disk", 5000, FLAGS, "", 512, 4096, 65536)), event)
         self.assertEqual(b"rest", self.client.trailing_data())
 
-    def test_go_without_block_sizes(self):
+    def test_default_block_sizes_apply_without_block_size_information(self):
         self.greet()
         event = self.give(reply(7, 3, info_export(5000, FLAGS)), reply(7, 1))
         self.assertEqual(
             (1, MAXIMUM_PAYLOAD), (event.export.minimum_block, event.export.maximum_payload)
         )
 
-    def test_other_information_is_ignored(self):
+    def test_other_information_replies_are_ignored(self):
         self.greet()
         event = self.give(
             reply(7, 3, b"\0\1disk"),
@@ -367,7 +367,7 @@ class ClientTests(SynchronousTestCase):
         )
         self.assertEqual(5000, event.export.size)
 
-    def test_impossible_block_sizes(self):
+    def test_impossible_block_sizes_are_a_protocol_error(self):
         for sizes in (
             (0, 4096, 65536),
             (3, 4096, 65536),
@@ -379,7 +379,7 @@ class ClientTests(SynchronousTestCase):
             self.greet()
             self.assertIn("block sizes", self.broken(reply(7, 3, struct.pack("!HIII", 3, *sizes))))
 
-    def test_possible_block_sizes(self):
+    def test_every_possible_block_size_is_accepted(self):
         for power in range(17):
             self.greet()
             sizes = (1 << power, 65536, 2**32 - 1)
@@ -393,7 +393,7 @@ class ClientTests(SynchronousTestCase):
                 sizes, (export.minimum_block, export.preferred_block, export.maximum_payload)
             )
 
-    def test_falls_back_to_export_name(self):
+    def test_EXPORT_NAME_is_sent_where_GO_is_unsupported(self):
         for flags, zeroes in ((3, b""), (1, bytes(124))):
             self.greet(flags)
             self.assertIsNone(self.give(reply(7, OptionReply.ERR_UNSUP, b"no GO here")))
@@ -403,59 +403,59 @@ class ClientTests(SynchronousTestCase):
             self.assertEqual(Negotiated(Export("disk", 5000, FLAGS)), event)
             self.assertEqual(b"rest", self.client.trailing_data())
 
-    def test_server_that_is_not_fixed(self):
+    def test_a_server_that_is_not_fixed_gets_only_EXPORT_NAME(self):
         self.assertEqual(struct.pack("!I", 0) + option(1, b"disk"), self.greet(0))
         event = self.give(struct.pack("!QH", 5000, FLAGS) + bytes(124))
         self.assertEqual(Negotiated(Export("disk", 5000, FLAGS)), event)
 
-    def test_refused(self):
+    def test_a_refusal_has_its_number_and_its_explanation(self):
         for kind in (*range(2**31 + 2, 2**31 + 10), 2**31 + 999):
             self.greet()
             data = reply(7, kind, b"because \xff")
             error = self.assertRaises(HandshakeRefused, self.give, data)
             self.assertEqual((kind, "because \ufffd"), (error.reply, error.explanation))
 
-    def test_reply_to_another_option(self):
+    def test_a_reply_to_another_option_is_a_protocol_error(self):
         self.greet()
         self.assertIn("option 6", self.broken(reply(6, 1)))
 
-    def test_bad_reply_magic(self):
+    def test_a_bad_reply_magic_is_a_protocol_error(self):
         self.greet()
         self.broken(reply(7, 1, magic=MAGIC + 1))
 
-    def test_giant_reply(self):
+    def test_a_giant_reply_is_a_protocol_error(self):
         self.greet()
         self.broken(struct.pack("!QIII", MAGIC, 7, 3, 1 << 30))
 
-    def test_endless_information(self):
+    def test_endless_information_replies_are_a_protocol_error(self):
         self.greet()
         self.broken(reply(7, 3, b"\0\2words") * 1000)
 
-    def test_acknowledged_without_a_size(self):
+    def test_an_acknowledged_GO_without_a_size_is_a_protocol_error(self):
         self.greet()
         self.broken(reply(7, 1))
 
-    def test_malformed_information(self):
+    def test_malformed_information_is_a_protocol_error(self):
         for data in (b"", b"\0", b"\0\0", info_export(1, 1) + b"x", struct.pack("!HII", 3, 1, 1)):
             self.greet()
             self.broken(reply(7, 3, data))
 
-    def test_reply_that_is_none(self):
+    def test_an_unknown_reply_type_is_a_protocol_error(self):
         for kind in (0, 2, 4, 1000):
             self.greet()
             self.broken(reply(7, kind, b"abc"))
 
-    def test_impossible_size(self):
+    def test_a_size_of_2_to_the_63_is_a_protocol_error(self):
         self.greet()
         self.broken(reply(7, 3, info_export(2**63, FLAGS)), reply(7, 1))
 
-    def test_long_name(self):
+    def test_a_name_longer_than_4096_bytes_is_refused_locally(self):
         ClientHandshake("x" * 4096)
         self.assertRaises(LocalProtocolError, ClientHandshake, "x" * 4097)
         self.assertRaises(LocalProtocolError, ClientHandshake, "ä" * 2049)
 
     @given(st.binary(max_size=300))
-    def test_noise(self, noise):
+    def test_noise_raises_only_protocol_errors(self, noise):
         for prefix in (b"", b"NBDMAGIC", b"NBDMAGICIHAVEOPT\0\3", reply(7, 3)[:12]):
             client = ClientHandshake()
             try:
@@ -468,7 +468,7 @@ META = option(10, struct.pack("!I", 4) + b"disk" + struct.pack("!II", 1, 15) + b
 
 
 class ClientStructuredTests(SynchronousTestCase):
-    """Structured replies and C{base:allocation}, asked for."""
+    """Negotiating structured replies and C{base:allocation}."""
 
     GO = option(7, go("disk", 3))
     AGREED = reply(7, 3, info_export(5000, FLAGS)) + reply(7, 1)
@@ -488,61 +488,61 @@ class ClientStructuredTests(SynchronousTestCase):
         self.assertEqual(5000, event.export.size)
         return event.structured, event.allocation
 
-    def test_not_asked_for(self):
+    def test_structured_replies_are_not_negotiated_unless_asked_for(self):
         self.assertEqual(FIXED + self.GO, self.begin())
         self.assertEqual((False, False), self.agreed())
 
-    def test_structured_only(self):
+    def test_structured_replies_are_negotiated_without_a_context(self):
         self.assertEqual(FIXED + option(8), self.begin(structured=True))
         self.assertEqual(self.GO, self.say(reply(8, 1)))
         self.assertEqual((True, False), self.agreed())
 
-    def test_both(self):
+    def test_structured_replies_and_the_allocation_context_are_negotiated(self):
         self.assertEqual(FIXED + option(8), self.begin(structured=True, allocation=True))
         self.assertEqual(META, self.say(reply(8, 1)))
         self.assertEqual(b"", self.say(reply(10, 4, b"\0\0\0\1base:allocation")))
         self.assertEqual(self.GO, self.say(reply(10, 1)))
         self.assertEqual((True, True), self.agreed())
 
-    def test_the_name_that_is_looked_for_comes_first(self):
+    def test_LIST_comes_before_STRUCTURED_REPLY(self):
         self.assertEqual(FIXED + option(3), self.begin(structured=True, look_for=["other"]))
         self.assertEqual(option(8), self.say(reply(3, 1)))
 
-    def test_another_number(self):
+    def test_a_context_with_another_number_is_not_used(self):
         for number in (0, 2, 2**32 - 1):
             self.begin(structured=True, allocation=True)
             self.say(reply(8, 1))
             self.say(reply(10, 4, struct.pack("!I", number) + b"base:allocation"), reply(10, 1))
             self.assertEqual((True, False), self.agreed())
 
-    def test_structured_refused(self):
+    def test_refused_structured_replies_also_drop_the_context(self):
         for kind in (*range(2**31 + 1, 2**31 + 10), 2**31 + 999):
             self.begin(structured=True, allocation=True)
             self.assertEqual(self.GO, self.say(reply(8, kind, b"no")))
             self.assertEqual((False, False), self.agreed())
 
-    def test_context_refused(self):
+    def test_a_refused_context_keeps_structured_replies(self):
         for answer in (reply(10, 1), reply(10, 2**31 + 1), reply(10, 2**31 + 6, b"what?")):
             self.begin(structured=True, allocation=True)
             self.say(reply(8, 1))
             self.assertEqual(self.GO, self.say(answer))
             self.assertEqual((True, False), self.agreed())
 
-    def test_a_failure_after_the_context(self):
+    def test_an_error_after_the_context_reply_drops_the_context(self):
         self.begin(structured=True, allocation=True)
         self.say(reply(8, 1))
         self.say(reply(10, 4, b"\0\0\0\1base:allocation"), reply(10, 2**31 + 3))
         self.assertEqual((True, False), self.agreed())
 
-    def test_no_context_without_structured_replies(self):
+    def test_no_context_is_asked_for_without_structured_replies(self):
         self.assertEqual(FIXED + self.GO, self.begin(allocation=True))
 
-    def test_old_servers_are_not_asked(self):
+    def test_old_servers_are_not_asked_for_structured_replies(self):
         self.assertEqual(bytes(4) + option(1, b"disk"), self.begin(0, structured=True))
         self.assertEqual(b"", self.say(struct.pack("!QH", 5000, FLAGS) + bytes(124)))
         self.assertFalse(self.client.next_event().structured)
 
-    def test_with_export_name(self):
+    def test_structured_replies_also_count_after_EXPORT_NAME(self):
         self.begin(structured=True, allocation=True)
         self.say(reply(8, 1))
         self.say(reply(10, 4, b"\0\0\0\1base:allocation"), reply(10, 1))
@@ -551,7 +551,7 @@ class ClientStructuredTests(SynchronousTestCase):
         event = self.client.next_event()
         self.assertEqual((True, True), (event.structured, event.allocation))
 
-    def test_answers_that_are_none(self):
+    def test_malformed_answers_are_a_protocol_error(self):
         for kind in (0, 2, 3, 4, 1000):
             self.begin(structured=True)
             self.assertRaises(RemoteProtocolError, self.say, reply(8, kind))
@@ -563,7 +563,7 @@ class ClientStructuredTests(SynchronousTestCase):
             self.assertRaises(RemoteProtocolError, self.say, answer)
 
 
-class TogetherTests(SynchronousTestCase):
+class BothRolesTests(SynchronousTestCase):
     def converse(self, name, exports, cut=None, **keywords):
         """What each side sent, and both events; C{cut} cuts each side's stream into pieces."""
         server = ServerHandshake({e.name: e for e in exports}.get, structured=bool(keywords))
@@ -583,7 +583,7 @@ class TogetherTests(SynchronousTestCase):
                 server.receive_data(piece)
                 events[1] = events[1] or server.next_event()
 
-    def test_agree(self):
+    def test_client_and_server_agree_on_the_export(self):
         _, (client, server), _, _ = self.converse("disk", [DISK])
         self.assertEqual(DISK, server.export)
         self.assertEqual(
@@ -597,11 +597,11 @@ class TogetherTests(SynchronousTestCase):
             ),
         )
 
-    def test_refused(self):
+    def test_the_client_learns_why_the_server_refused(self):
         error = self.assertRaises(HandshakeRefused, self.converse, "other", [DISK])
         self.assertEqual(OptionReply.ERR_UNKNOWN, error.reply)
 
-    def test_structured(self):
+    def test_client_and_server_agree_on_structured_replies(self):
         def cut(data):
             return [data[i : i + 1] for i in range(len(data))]
 
@@ -613,14 +613,14 @@ class TogetherTests(SynchronousTestCase):
                     self.assertEqual("allocation" in keywords, event.allocation)
                 self.assertEqual((b"", b""), (client.trailing_data(), server.trailing_data()))
 
-    def test_byte_by_byte(self):
+    def test_a_handshake_byte_by_byte_ends_the_same(self):
         whole = self.converse("disk", [DISK])
         small = self.converse(
             "disk", [DISK], lambda data: [data[i : i + 1] for i in range(len(data))]
         )
         self.assertEqual(whole[:2], small[:2])
 
-    def test_every_split_of_the_servers_side(self):
+    def test_every_split_of_what_the_server_sends_ends_the_same(self):
         sent, (event, _), _, _ = self.converse("disk", [DISK])
         stream = sent["server"] + b"trailing"
         for cut in range(len(stream) + 1):
@@ -631,7 +631,7 @@ class TogetherTests(SynchronousTestCase):
             self.assertEqual(sent["client"], client.data_to_send())
             self.assertEqual(b"trailing", client.trailing_data())
 
-    def test_every_split_of_the_clients_side(self):
+    def test_every_split_of_what_the_client_sends_ends_the_same(self):
         sent, (_, event), _, _ = self.converse("disk", [DISK])
         stream = sent["client"] + b"trailing"
         for cut in range(len(stream) + 1):

@@ -1,4 +1,4 @@
-"""A client that looks for an export in the server's list, before it goes for its own."""
+"""A client that looks for an export in the list of the server before GO (nbd/handshake.py)."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class ListTests(SynchronousTestCase):
         self.assertNotIn("\n", str(found))
         return str(found)
 
-    def test_list_comes_first_and_only_where_something_is_looked_for(self):
+    def test_LIST_comes_first_and_only_where_a_name_is_looked_for(self):
         sent = self.greet()
         self.assertEqual(b"IHAVEOPT" + struct.pack("!II", LIST, 0), sent[4:])
         self.assertIn(struct.pack("!I", GO), self.greet(look_for=()))
 
-    def test_listed(self):
+    def test_a_name_counts_as_listed_only_if_it_matches_exactly(self):
         for names, listed in (
             ((b"disk", b"disk.handoff"), True),
             ((b"disk.handoff", b"disk"), True),
@@ -73,8 +73,8 @@ class ListTests(SynchronousTestCase):
             self.assertEqual((listed, "disk"), (bool(event.listed), event.export.name))
             self.assertEqual(b"rest", self.client.trailing_data())
 
-    def test_with_details(self):
-        """A server may say more of an export, behind its name."""
+    def test_details_after_a_listed_name_are_ignored(self):
+        """A server may add details after the name."""
         self.greet()
         event = self.give(server(b"disk.handoff", b"details"), reply(LIST, ACK), gone())
         self.assertTrue(event.listed)
@@ -82,15 +82,15 @@ class ListTests(SynchronousTestCase):
         event = self.give(server(b"disk", b".handoff"), reply(LIST, ACK), gone())
         self.assertFalse(event.listed)
 
-    def test_byte_by_byte(self):
+    def test_a_listing_byte_by_byte_gives_the_same(self):
         self.greet()
         data = server(b"x") + server(b"disk.handoff") + reply(LIST, ACK) + gone()
         for position in range(len(data) - 1):
             self.assertIsNone(self.give(data[position : position + 1]))
         self.assertTrue(self.give(data[-1:]).listed)
 
-    def test_a_server_that_does_not_list(self):
-        """Whichever error it says so with: it is one without side exports."""
+    def test_a_server_that_does_not_list_has_no_side_exports(self):
+        """Whichever error the server answers with."""
         for error in (1, 2, 3, 5, 9):
             self.greet()
             event = self.give(reply(LIST, 2**31 + error, b"not today"), gone())
@@ -100,12 +100,12 @@ class ListTests(SynchronousTestCase):
             event = self.give(server(b"disk.handoff"), reply(LIST, 2**31 + error), gone())
             self.assertFalse(event.listed)
 
-    def test_refused_behind_the_list(self):
+    def test_GO_may_be_refused_after_the_list(self):
         self.greet()
         refused = server(b"disk.handoff") + reply(LIST, ACK) + reply(GO, 2**31 + 6, b"unknown")
         self.assertRaises(HandshakeRefused, self.give, refused)
 
-    def test_malformed(self):
+    def test_malformed_listings_are_a_protocol_error(self):
         for data in (
             reply(LIST, SERVER),
             reply(LIST, SERVER, b"\0\0\0"),
@@ -121,8 +121,8 @@ class ListTests(SynchronousTestCase):
         ):
             self.broken(data)
 
-    def test_endless(self):
-        """It is for the caller's clock to say that this is enough; a long list has an end."""
+    def test_a_long_list_is_read_to_its_end(self):
+        """The timeout is the caller's; a long list has an end."""
         self.greet()
         many = server(b"x") * 1000
         for _ in range(101):
@@ -131,20 +131,20 @@ class ListTests(SynchronousTestCase):
         event = self.give(server(b"disk.handoff"), reply(LIST, ACK), gone())
         self.assertTrue(event.listed)
 
-    def test_oldstyle(self):
+    def test_an_oldstyle_server_lists_nothing(self):
         client = ClientHandshake("disk", ["disk.handoff"])
         client.receive_data(oldstyle_hello(EXPORT))
         event = client.next_event()
         self.assertEqual((True, False), (event.oldstyle, bool(event.listed)))
         self.assertEqual(b"", client.data_to_send())
 
-    def test_a_server_that_is_not_fixed(self):
-        """It understands EXPORT_NAME and nothing else."""
+    def test_a_server_that_is_not_fixed_is_not_asked_to_list(self):
+        """Such a server understands nothing but EXPORT_NAME."""
         sent = self.greet(2)
         self.assertEqual(struct.pack("!I", 2) + b"IHAVEOPT" + struct.pack("!II", 1, 4), sent[:-4])
         self.assertFalse(self.give(struct.pack("!QH", 5000, FLAGS)).listed)
 
-    def test_without_go(self):
+    def test_the_list_counts_where_GO_is_unsupported(self):
         self.greet()
         self.assertIsNone(
             self.give(server(b"disk.handoff"), reply(LIST, ACK), reply(GO, 2**31 + 1))
@@ -152,7 +152,7 @@ class ListTests(SynchronousTestCase):
         event = self.give(struct.pack("!QH", 5000, FLAGS))
         self.assertTrue(event.listed)
 
-    def test_with_our_own_server(self):
+    def test_our_own_server_lists_its_exports_to_our_client(self):
         for names, listed in ((["disk", "disk.handoff"], True), (["disk"], False), ([], False)):
             server = ServerHandshake(lambda name: EXPORT, lambda names=names: names)
             client = ClientHandshake("disk", ["disk.handoff"])

@@ -1,4 +1,4 @@
-"""Which requests may be tried, and the error that answers the others (design, section 3)."""
+"""Which requests are allowed, and which error answers the others (design, section 3)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class RulesTests(SynchronousTestCase):
         found = check_request(Request(flags, command, 7, offset, length), export, allocation)
         self.assertEqual((expected, command, flags), (found, command, flags))
 
-    def test_fits(self):
+    def test_requests_up_to_the_end_of_the_disk_are_allowed(self):
         for command in (READ, WRITE, TRIM, ZEROES):
             self.check(Errno.OK, command, 0, 100_000)
             self.check(Errno.OK, command, 99_999, 1)
         self.check(Errno.OK, FLUSH)
 
-    def test_past_the_end(self):
+    def test_requests_past_the_end_are_refused(self):
         for command, error in {
             WRITE: Errno.ENOSPC,
             ZEROES: Errno.ENOSPC,
@@ -48,7 +48,7 @@ class RulesTests(SynchronousTestCase):
             self.check(error, command, 99_999, 2)
             self.check(error, command, 100_000, 1)
 
-    def test_no_wrap(self):
+    def test_offset_and_length_cannot_wrap_around(self):
         for offset in (2**64 - 1, 2**64 - 4096, 2**63, 2**64 - 2**32 + 1):
             for length in (1, 4096, 2**32 - 1):
                 self.check(Errno.ENOSPC, WRITE, offset, length)
@@ -56,7 +56,7 @@ class RulesTests(SynchronousTestCase):
                 self.check(Errno.EINVAL, READ, offset, length)
                 self.check(Errno.EINVAL, TRIM, offset, length)
 
-    def test_read_only(self):
+    def test_changes_to_a_read_only_export_are_refused(self):
         export = replace(EXPORT, flags=ALL | TransmissionFlag.READ_ONLY)
         for command in (WRITE, TRIM, ZEROES):
             self.check(Errno.EPERM, command, 0, 1, export=export)
@@ -64,11 +64,11 @@ class RulesTests(SynchronousTestCase):
         self.check(Errno.OK, READ, 0, 1, export=export)
         self.check(Errno.OK, FLUSH, export=export)
 
-    def test_unknown_commands(self):
+    def test_unknown_commands_are_invalid(self):
         for command in (8, 99, 65535):
             self.check(Errno.EINVAL, command, 0, 1)
 
-    def test_flags_that_are_not_offered(self):
+    def test_command_flags_that_are_not_offered_are_invalid(self):
         for command, flag, offer in (
             (READ, CommandFlag.DF, TransmissionFlag.SEND_DF),
             (ZEROES, CommandFlag.FAST_ZERO, TransmissionFlag.SEND_FAST_ZERO),
@@ -77,11 +77,11 @@ class RulesTests(SynchronousTestCase):
             self.check(Errno.EINVAL, command, 0, 1, flag, without)
             self.check(Errno.OK, command, 0, 1, 0, without)
 
-    def test_status_without_a_context(self):
+    def test_BLOCK_STATUS_without_a_context_is_invalid(self):
         self.check(Errno.EINVAL, STATUS, 0, 1, allocation=False)
         self.check(Errno.OK, STATUS, 0, 1)
 
-    def test_not_offered(self):
+    def test_commands_that_are_not_offered_are_invalid(self):
         for command, flag in {
             TRIM: TransmissionFlag.SEND_TRIM,
             ZEROES: TransmissionFlag.SEND_WRITE_ZEROES,
@@ -92,7 +92,7 @@ class RulesTests(SynchronousTestCase):
             self.check(Errno.OK, command, 0, length)
             self.check(Errno.EINVAL, command, 0, length, export=replace(EXPORT, flags=ALL & ~flag))
 
-    def test_flags(self):
+    def test_each_command_allows_only_its_own_flags(self):
         further = {
             READ: CommandFlag.DF,
             ZEROES: CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
@@ -107,22 +107,22 @@ class RulesTests(SynchronousTestCase):
                 self.check(expected, command, 0, length, 1 << bit)
                 self.check(expected, command, 0, length, 1 << bit | CommandFlag.FUA)
 
-    def test_zero_length(self):
+    def test_requests_of_length_zero_are_invalid(self):
         for command in (READ, WRITE, TRIM, ZEROES):
             self.check(Errno.EINVAL, command, 0, 0)
 
-    def test_flush_has_no_range(self):
+    def test_FLUSH_with_a_range_is_invalid(self):
         self.check(Errno.EINVAL, FLUSH, 1, 0)
         self.check(Errno.EINVAL, FLUSH, 0, 1)
 
-    def test_blocks(self):
+    def test_requests_that_do_not_fit_the_blocks_are_invalid(self):
         export = Export("", 8192, ALL, minimum_block=512)
         for command in (READ, WRITE, TRIM, ZEROES):
             self.check(Errno.OK, command, 512, 1024, export=export)
             self.check(Errno.EINVAL, command, 1, 512, export=export)
             self.check(Errno.EINVAL, command, 512, 511, export=export)
 
-    def test_payload_limit(self):
+    def test_payloads_longer_than_the_limit_are_invalid(self):
         export = Export("", 10**6, ALL, maximum_payload=65536)
         for command in (READ, WRITE):
             self.check(Errno.OK, command, 0, 65536, export=export)
@@ -130,7 +130,7 @@ class RulesTests(SynchronousTestCase):
         for command in (TRIM, ZEROES):
             self.check(Errno.OK, command, 0, 10**6, export=export)
 
-    def test_what_changes(self):
+    def test_WRITE_TRIM_and_WRITE_ZEROES_change_the_disk(self):
         changing = {c for c in range(70) if changes_the_disk(Request(0, c, 0, 0, 1))}
         self.assertEqual({WRITE, TRIM, ZEROES}, changing)
 
@@ -140,7 +140,7 @@ class RulesTests(SynchronousTestCase):
         st.integers(0, 2**64 - 1),
         st.integers(0, 2**32 - 1),
     )
-    def test_what_is_allowed_is_inside(self, flags, command, offset, length):
+    def test_every_allowed_request_is_inside_the_disk(self, flags, command, offset, length):
         if check_request(Request(flags, command, 0, offset, length), EXPORT) == Errno.OK:
             self.assertIn(command, (READ, WRITE, FLUSH, TRIM, ZEROES, CACHE))
             self.assertLessEqual(offset + length, EXPORT.size)

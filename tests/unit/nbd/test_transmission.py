@@ -1,4 +1,4 @@
-"""Requests and simple replies, both roles; however the bytes are cut."""
+"""Requests and simple replies in both roles, however the bytes are cut."""
 
 from __future__ import annotations
 
@@ -60,43 +60,43 @@ class ServerTests(SynchronousTestCase):
     def setUp(self):
         self.wire = ServerTransmission()
 
-    def test_request(self):
+    def test_a_request_is_decoded_with_all_its_fields(self):
         self.wire.receive_data(request_bytes(READ, 2**63, 2**32 - 1, 0xFFFF, 2**64 - 1))
         self.assertEqual([Request(0xFFFF, READ, 2**64 - 1, 2**63, 2**32 - 1)], drain(self.wire))
         self.assertEqual(0, self.wire.payload_expected)
 
-    def test_write(self):
+    def test_a_WRITE_is_followed_by_its_payload(self):
         request = Request(0, WRITE, 5, 10, 4)
         self.wire.receive_data(request_bytes(WRITE, 10, 4, 0, 5) + b"abcd" + request_bytes(FLUSH))
         self.assertEqual(
             [request, b"abcd", EndOfPayload(request), Request(0, FLUSH, 0, 0, 0)], drain(self.wire)
         )
 
-    def test_write_of_nothing(self):
+    def test_a_WRITE_of_nothing_has_an_empty_payload(self):
         self.wire.receive_data(request_bytes(WRITE))
         request = Request(0, WRITE, 0, 0, 0)
         self.assertEqual([request, EndOfPayload(request)], drain(self.wire))
 
-    def test_no_payload_with_other_commands(self):
+    def test_other_commands_have_no_payload(self):
         for command in (READ, TRIM, ZEROES, 5, 7, 99):
             self.wire.receive_data(request_bytes(command, 0, 1000))
             self.assertEqual([Request(0, command, 0, 0, 1000)], drain(self.wire))
 
-    def test_payload_is_not_copied(self):
+    def test_the_payload_is_not_copied(self):
         data = request_bytes(WRITE, 0, 4) + b"abcd"
         self.wire.receive_data(data)
         self.wire.next_event()
         event = self.wire.next_event()
         self.assertIs(data, event.data.obj)
 
-    def test_bad_magic(self):
+    def test_a_bad_magic_is_a_lasting_protocol_error(self):
         self.wire.receive_data(request_bytes(FLUSH) + request_bytes(FLUSH, magic=0x25609514))
         self.assertIsInstance(self.wire.next_event(), Request)
         self.assertRaises(RemoteProtocolError, self.wire.next_event)
         self.wire.receive_data(request_bytes(FLUSH))
         self.assertRaises(RemoteProtocolError, self.wire.next_event)
 
-    def test_moved(self):
+    def test_a_payload_may_be_moved_past_the_decoder(self):
         request = Request(0, WRITE, 0, 0, 100)
         self.wire.receive_data(request_bytes(WRITE, 0, 100) + b"x" * 30)
         self.assertEqual(request, self.wire.next_event())
@@ -112,7 +112,7 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual([EndOfPayload(request)], drain(self.wire))
         self.assertRaises(LocalProtocolError, self.wire.payload_moved, 1)
 
-    def test_moved_then_more_by_bytes(self):
+    def test_a_partly_moved_payload_may_continue_as_bytes(self):
         self.wire.receive_data(request_bytes(WRITE, 0, 10))
         request = self.wire.next_event()
         self.wire.payload_moved(6)
@@ -121,7 +121,7 @@ class ServerTests(SynchronousTestCase):
             [b"abcd", EndOfPayload(request), Request(0, FLUSH, 0, 0, 0)], drain(self.wire)
         )
 
-    def test_reply(self):
+    def test_a_simple_reply_has_a_payload_only_without_an_error(self):
         request = Request(0, READ, 0x0102030405060708, 0, 4)
         payload = object()
         self.assertEqual(
@@ -131,7 +131,7 @@ class ServerTests(SynchronousTestCase):
             [simple_reply(0x0102030405060708, 28)], self.wire.reply(request, 28, [payload])
         )
 
-    def test_memory(self):
+    def test_a_payload_is_not_kept_in_memory(self):
         self.wire.receive_data(request_bytes(WRITE, 0, 2**31))
         self.wire.next_event()
         for _ in range(100):
@@ -145,29 +145,29 @@ class ClientTests(SynchronousTestCase):
     def setUp(self):
         self.wire = ClientTransmission()
 
-    def test_request(self):
+    def test_a_request_is_encoded_with_all_its_fields(self):
         request, header = self.wire.request(WRITE, 4096, 512, 1)
         self.assertEqual(request_bytes(WRITE, 4096, 512, 1, request.cookie), header)
         self.assertEqual(1, self.wire.in_flight)
 
-    def test_cookies_differ(self):
+    def test_each_request_has_a_cookie_of_its_own(self):
         cookies = {self.wire.request(READ, 0, 1)[0].cookie for _ in range(1000)}
         self.assertEqual((1000, 1000), (len(cookies), self.wire.in_flight))
 
-    def test_replies_in_any_order(self):
+    def test_replies_may_come_in_any_order(self):
         requests = [self.wire.request(WRITE, n, 1)[0] for n in range(3)]
         for request in reversed(requests):
             self.wire.receive_data(simple_reply(request.cookie))
             self.assertEqual([Reply(request, 0)], drain(self.wire))
         self.assertEqual(0, self.wire.in_flight)
 
-    def test_read(self):
+    def test_the_reply_to_a_READ_is_followed_by_its_payload(self):
         request, _ = self.wire.request(READ, 0, 4)
         self.wire.receive_data(simple_reply(request.cookie, 0, b"abcd"))
         reply = Reply(request, 0)
         self.assertEqual([reply, b"abcd", EndOfPayload(reply)], drain(self.wire))
 
-    def test_failed_read_has_no_payload(self):
+    def test_a_failed_READ_has_no_payload(self):
         first, _ = self.wire.request(READ, 0, 4)
         second, _ = self.wire.request(READ, 0, 4)
         self.wire.receive_data(
@@ -176,49 +176,49 @@ class ClientTests(SynchronousTestCase):
         reply = Reply(second, 0)
         self.assertEqual([Reply(first, 5), reply, b"abcd", EndOfPayload(reply)], drain(self.wire))
 
-    def test_moved(self):
+    def test_a_payload_may_be_moved_past_the_decoder(self):
         request, _ = self.wire.request(READ, 0, 100)
         self.wire.receive_data(simple_reply(request.cookie))
         reply = self.wire.next_event()
         self.wire.payload_moved(100)
         self.assertEqual([EndOfPayload(reply)], drain(self.wire))
 
-    def test_unknown_cookie(self):
+    def test_an_unknown_cookie_is_a_lasting_protocol_error(self):
         self.wire.request(WRITE, 0, 1)
         self.wire.receive_data(simple_reply(77))
         self.assertRaises(RemoteProtocolError, self.wire.next_event)
         self.assertRaises(RemoteProtocolError, self.wire.next_event)
 
-    def test_answered_twice(self):
+    def test_a_second_reply_is_a_protocol_error(self):
         request, _ = self.wire.request(WRITE, 0, 1)
         self.wire.receive_data(simple_reply(request.cookie) * 2)
         self.assertEqual(Reply(request, 0), self.wire.next_event())
         self.assertRaises(RemoteProtocolError, self.wire.next_event)
 
-    def test_unasked(self):
+    def test_a_reply_without_a_request_is_a_protocol_error(self):
         self.wire.receive_data(simple_reply(0))
         self.assertRaises(RemoteProtocolError, self.wire.next_event)
 
-    def test_bad_magic(self):
+    def test_a_bad_magic_is_a_protocol_error(self):
         request, _ = self.wire.request(WRITE, 0, 1)
         self.wire.receive_data(simple_reply(request.cookie, magic=0x668E33EF))
         self.assertRaises(RemoteProtocolError, self.wire.next_event)
 
-    def test_disconnect(self):
+    def test_nothing_may_be_requested_after_DISC(self):
         request, header = self.wire.request(DISC)
         self.assertEqual(request_bytes(DISC, cookie=request.cookie), header)
         self.assertEqual(0, self.wire.in_flight)
         for command in (DISC, FLUSH, WRITE):
             self.assertRaises(LocalProtocolError, self.wire.request, command)
 
-    def test_no_disconnect_with_requests_in_flight(self):
+    def test_DISC_is_refused_while_requests_are_in_flight(self):
         request, _ = self.wire.request(FLUSH)
         self.assertRaises(LocalProtocolError, self.wire.request, DISC)
         self.wire.receive_data(simple_reply(request.cookie))
         self.wire.next_event()
         self.wire.request(DISC)
 
-    def test_constant_cookie(self):
+    def test_a_constant_cookie_allows_one_request_in_flight(self):
         wire = ClientTransmission(constant_cookie=True)
         for _ in range(3):
             request, _ = wire.request(WRITE, 0, 1)
@@ -229,7 +229,7 @@ class ClientTests(SynchronousTestCase):
             self.assertEqual([Reply(request, 0)], drain(wire))
         wire.request(DISC)
 
-    def test_cookies_wrap_round_those_in_flight(self):
+    def test_cookies_wrap_around_and_differ_from_those_in_flight(self):
         self.wire._next_cookie = 2**64 - 1
         first, _ = self.wire.request(WRITE, 0, 1)
         second, _ = self.wire.request(WRITE, 0, 1)
@@ -294,7 +294,7 @@ SHORT = [
 
 
 class SplitTests(SynchronousTestCase):
-    def test_every_split_in_two(self):
+    def test_every_split_in_two_gives_the_same_events(self):
         to_server, to_client, requests = conversation(SHORT)
         expected = feed(ServerTransmission(), [to_server])
         self.assertEqual(len(SHORT) + 3 + 2, len(expected))
@@ -305,7 +305,7 @@ class SplitTests(SynchronousTestCase):
         for cut in range(len(to_client) + 1):
             self.assertEqual(expected, feed(client_for(requests), cut_at(to_client, [cut])))
 
-    def test_byte_by_byte(self):
+    def test_a_stream_byte_by_byte_gives_the_same_events(self):
         to_server, to_client, requests = conversation(SHORT)
         single = [to_server[i : i + 1] for i in range(len(to_server))]
         self.assertEqual(
@@ -318,7 +318,7 @@ class SplitTests(SynchronousTestCase):
 
     @settings(max_examples=150)
     @given(st.lists(commands, max_size=30), st.integers(0, 1000), st.data())
-    def test_any_split(self, script, seed, data):
+    def test_any_split_of_any_conversation_gives_the_same_events(self, script, seed, data):
         to_server, to_client, requests = conversation(script, seed)
         for stream, make in (
             (to_server, ServerTransmission),
@@ -328,8 +328,7 @@ class SplitTests(SynchronousTestCase):
             self.assertEqual(feed(make(), [stream]), feed(make(), cut_at(stream, cuts)))
 
     @given(st.lists(commands, min_size=1, max_size=20), st.integers(0, 1000), st.data())
-    def test_payloads_moved_past_it(self, script, seed, data):
-        """Payload bytes that are taken off the wire themselves change nothing else."""
+    def test_moving_payloads_past_the_decoder_changes_no_other_event(self, script, seed, data):
         stream, _, _ = conversation(script, seed)
         expected = [e for e in feed(ServerTransmission(), [stream]) if not isinstance(e, bytes)]
         wire, position, found = ServerTransmission(), 0, []
@@ -352,7 +351,7 @@ class SplitTests(SynchronousTestCase):
         self.assertEqual(expected, found)
 
     @given(st.binary(max_size=200))
-    def test_noise(self, noise):
+    def test_noise_raises_only_RemoteProtocolError(self, noise):
         for wire in (ServerTransmission(), client_for([Request(0, READ, 0, 0, 5)])):
             try:
                 feed(wire, [noise])

@@ -1,4 +1,6 @@
-"""Structured replies and metadata contexts: their bytes, and how both are agreed on."""
+"""Structured replies and metadata contexts: their bytes, and how they are negotiated
+(nbd/transmission.py and nbd/handshake.py).
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,7 @@ class ReplyTests(SynchronousTestCase):
     def setUp(self):
         self.wire = ServerTransmission(structured=True)
 
-    def test_data(self):
-        """Byte for byte, as the protocol document draws it."""
+    def test_a_data_chunk_has_the_bytes_of_the_protocol_document(self):
         found = self.wire.reply(request(READ, 0x1122334455667788, 3), 0, [b"abc"])
         self.assertEqual(
             bytes.fromhex(
@@ -62,48 +63,48 @@ class ReplyTests(SynchronousTestCase):
             b"".join(found),
         )
 
-    def test_payload_stays_what_it_is(self):
+    def test_a_payload_that_is_no_bytes_is_passed_on_as_it_is(self):
         region = object()
         found = self.wire.data(request(READ), 7, 1 << 20, [region], done=False)
         self.assertEqual([chunk(0, 1, struct.pack("!Q", 7))[:16], region], [found[0][:16], region])
         self.assertIs(region, found[1])
         self.assertEqual(struct.pack("!IQ", 8 + (1 << 20), 7), found[0][16:])
 
-    def test_data_that_may_fail_is_not_the_end(self):
+    def test_a_data_chunk_that_may_fail_is_not_the_last(self):
         (head, _) = self.wire.data(request(READ), 0, 3, [b"abc"], done=False)
         self.assertEqual((0, 1), struct.unpack_from("!HH", head, 4))
         (head, _) = self.wire.data(request(READ), 0, 3, [b"abc"])
         self.assertEqual((1, 1), struct.unpack_from("!HH", head, 4))
 
-    def test_hole(self):
+    def test_a_hole_chunk_has_offset_and_length(self):
         for done in (False, True):
             self.assertEqual(
                 chunk(done, 2, struct.pack("!QI", 2**63, 2**32 - 1)),
                 self.wire.hole(request(READ), 2**63, 2**32 - 1, done),
             )
 
-    def test_error(self):
+    def test_a_failed_READ_or_BLOCK_STATUS_ends_with_an_error_chunk(self):
         for command in (READ, STATUS):
             self.assertEqual(
                 [chunk(1, 0x8001, struct.pack("!IH", 22, 0))], self.wire.reply(request(command), 22)
             )
 
-    def test_error_at(self):
+    def test_an_error_chunk_can_name_the_offset(self):
         self.assertEqual(
             chunk(0, 0x8002, struct.pack("!IHQ", 5, 0, 2**63 + 5)),
             self.wire.error_at(request(READ), 5, 2**63 + 5),
         )
 
-    def test_end(self):
+    def test_an_empty_chunk_ends_the_reply(self):
         self.assertEqual(chunk(1, 0, b""), self.wire.end(request(READ)))
 
-    def test_block_status(self):
+    def test_a_block_status_chunk_has_the_context_and_the_extents(self):
         self.assertEqual(
             chunk(1, 5, struct.pack("!IIIII", 9, 4096, 0, 512, 3)),
             self.wire.block_status(request(STATUS), 9, [(4096, 0), (512, 3)]),
         )
 
-    def test_a_read_is_never_answered_simply(self):
+    def test_READ_and_BLOCK_STATUS_never_get_a_simple_reply(self):
         for error in (0, 1, 5, 22, 28, 95, 108):
             for command in (READ, STATUS):
                 if command == STATUS and not error:
@@ -111,7 +112,7 @@ class ReplyTests(SynchronousTestCase):
                 found = b"".join(self.wire.reply(request(command), error, [] if error else [b"x"]))
                 self.assertEqual(0x668E33EF, struct.unpack_from("!I", found)[0])
 
-    def test_other_commands_are(self):
+    def test_other_commands_get_a_simple_reply(self):
         for command in (Command.WRITE, Command.FLUSH, Command.TRIM, Command.CACHE, 6, 99):
             for error in (0, 22):
                 self.assertEqual(
@@ -119,7 +120,7 @@ class ReplyTests(SynchronousTestCase):
                     self.wire.reply(request(command), error),
                 )
 
-    def test_not_negotiated(self):
+    def test_all_replies_are_simple_where_structured_ones_are_not_negotiated(self):
         wire = ServerTransmission()
         simple = struct.pack("!IIQ", 0x67446698, 0, COOKIE)
         self.assertEqual([simple, b"abc"], wire.reply(request(READ), 0, [b"abc"]))
@@ -158,26 +159,26 @@ class Case(SynchronousTestCase):
 
 
 class HandshakeTests(Case):
-    def test_structured(self):
+    def test_structured_replies_are_agreed_on(self):
         self.agree()
         found = self.go()
         self.assertTrue(found.structured)
         self.assertFalse(found.allocation)
 
-    def test_not_asked_for(self):
+    def test_replies_are_simple_unless_structured_ones_are_asked_for(self):
         self.assertFalse(self.go().structured)
 
-    def test_with_data(self):
+    def test_STRUCTURED_REPLY_with_data_is_invalid(self):
         for data in (b"x", bytes(1000)):
             self.assertEqual([Reply.ERR_INVALID], self.kinds(8, data))
         self.assertFalse(self.go().structured)
 
-    def test_twice(self):
+    def test_STRUCTURED_REPLY_may_be_sent_twice(self):
         self.agree()
         self.agree()
         self.assertTrue(self.go().structured)
 
-    def test_by_export_name(self):
+    def test_EXPORT_NAME_keeps_what_was_agreed_on(self):
         self.agree()
         self.kinds(SET, meta(b"disk", CONTEXT))
         answer = self.say(option(1, b"disk"))
@@ -186,10 +187,10 @@ class HandshakeTests(Case):
         self.assertTrue(found.structured)
         self.assertTrue(found.allocation)
 
-    def test_an_old_name_without(self):
+    def test_EXPORT_NAME_offers_no_DF_without_structured_replies(self):
         self.assertEqual(struct.pack("!QH", 5000, FLAGS), self.say(option(1, b"disk")))
 
-    def test_df_only_where_replies_are_structured(self):
+    def test_DF_is_offered_only_where_replies_are_structured(self):
         """In INFO as well as in GO, and whatever came before."""
         plain, with_df = struct.pack("!H", FLAGS), struct.pack("!H", FLAGS | DF)
         info = text(b"disk") + b"\0\0"
@@ -201,7 +202,7 @@ class HandshakeTests(Case):
         found = self.go()
         self.assertEqual((with_df, FLAGS | DF), (self.flags, found.export.flags))
 
-    def test_df_is_not_agreed_on_without(self):
+    def test_DF_is_not_offered_where_replies_are_simple(self):
         found = self.go()
         self.assertEqual((struct.pack("!H", FLAGS), FLAGS), (self.flags, found.export.flags))
 
@@ -209,7 +210,7 @@ class HandshakeTests(Case):
 class NotOfferedTests(Case):
     structured = False
 
-    def test_unsupported(self):
+    def test_structured_replies_and_contexts_are_unsupported_where_not_offered(self):
         for number, data in ((8, b""), (LIST, meta(b"disk")), (SET, meta(b"disk", CONTEXT))):
             self.assertEqual([Reply.ERR_UNSUP], self.kinds(number, data))
         found = self.go()
@@ -217,7 +218,7 @@ class NotOfferedTests(Case):
         self.assertEqual(struct.pack("!H", FLAGS), self.flags)
 
 
-class MetaTests(Case):
+class MetaContextTests(Case):
     def setUp(self):
         super().setUp()
         self.agree()
@@ -228,31 +229,31 @@ class MetaTests(Case):
     def selected(self, name=b"disk"):
         return self.go(name).allocation
 
-    def test_select(self):
+    def test_SET_META_CONTEXT_selects_a_context(self):
         self.assertEqual(
             [self.context(SET), (SET, Reply.ACK, b"")], self.ask(SET, meta(b"disk", CONTEXT))
         )
         self.assertTrue(self.selected())
 
-    def test_listing_selects_nothing(self):
+    def test_listing_contexts_selects_none(self):
         self.assertEqual(
             [self.context(LIST), (LIST, Reply.ACK, b"")], self.ask(LIST, meta(b"disk", CONTEXT))
         )
         self.assertFalse(self.selected())
 
-    def test_listing_leaves_what_was_selected(self):
+    def test_listing_keeps_the_selected_context(self):
         self.kinds(SET, meta(b"disk", CONTEXT))
         for data in (meta(b"disk"), meta(b"nothing"), b"malformed"):
             self.ask(LIST, data)
         self.assertTrue(self.selected())
 
-    def test_list(self):
+    def test_LIST_META_CONTEXT_lists_the_context_once(self):
         for queries in ((), (b"base:",), (b"qemu:", b"base:"), (b"base:", CONTEXT), (CONTEXT,) * 9):
             found = self.ask(LIST, meta(b"disk", *queries))
             self.assertEqual([Reply.META_CONTEXT, Reply.ACK], [kind for _, kind, _ in found])
             self.assertEqual(CONTEXT, found[0][2][4:])
 
-    def test_list_what_there_is_not(self):
+    def test_unknown_contexts_are_not_listed(self):
         for queries in (
             (b"qemu:",),
             (b"",),
@@ -265,23 +266,23 @@ class MetaTests(Case):
         ):
             self.assertEqual([Reply.ACK], self.kinds(LIST, meta(b"disk", *queries)))
 
-    def test_select_nothing(self):
-        """A namespace alone selects nothing; nor does no query at all."""
+    def test_a_namespace_or_no_query_selects_nothing(self):
+        """A namespace alone selects nothing, nor does an empty list of queries."""
         for queries in ((), (b"base:",), (b"qemu:dirty-bitmap:b",), (b"",), (b"base:", b"qemu:")):
             self.assertEqual([Reply.ACK], self.kinds(SET, meta(b"disk", *queries)), queries)
         self.assertFalse(self.selected())
 
-    def test_several_queries(self):
+    def test_several_queries_select_the_context_once(self):
         queries = (b"qemu:dirty-bitmap:b", b"base:", CONTEXT, b"", CONTEXT)
         self.assertEqual([Reply.META_CONTEXT, Reply.ACK], self.kinds(SET, meta(b"disk", *queries)))
         self.assertTrue(self.selected())
 
-    def test_the_last_counts(self):
+    def test_the_last_SET_META_CONTEXT_counts(self):
         self.kinds(SET, meta(b"disk", CONTEXT))
         self.assertEqual([Reply.ACK], self.kinds(SET, meta(b"disk", b"other:thing")))
         self.assertFalse(self.selected())
 
-    def test_a_failing_one_clears_the_earlier(self):
+    def test_a_SET_META_CONTEXT_that_fails_clears_the_earlier_selection(self):
         for bad in (
             meta(b"nowhere", CONTEXT),
             b"",
@@ -295,40 +296,40 @@ class MetaTests(Case):
             self.assertGreaterEqual(kind, 1 << 31)
             self.assertFalse(self.selected())
 
-    def test_one_that_is_too_big_clears_the_earlier(self):
+    def test_a_SET_META_CONTEXT_that_is_too_big_clears_the_earlier_selection(self):
         self.kinds(SET, meta(b"disk", CONTEXT))
         self.assertEqual([Reply.ERR_TOO_BIG], self.kinds(SET, bytes(65537)))
         self.assertFalse(self.selected())
 
-    def test_a_listing_that_is_too_big_does_not(self):
+    def test_a_LIST_META_CONTEXT_that_is_too_big_keeps_the_selection(self):
         self.kinds(SET, meta(b"disk", CONTEXT))
         self.assertEqual([Reply.ERR_TOO_BIG], self.kinds(LIST, bytes(65537)))
         self.assertTrue(self.selected())
 
-    def test_another_export(self):
+    def test_a_selection_does_not_count_for_another_export(self):
         for chosen, gone_to in ((b"disk", b"other"), (b"other", b"disk")):
             self.setUp()
             self.kinds(SET, meta(chosen, CONTEXT))
             self.assertFalse(self.selected(gone_to))
 
-    def test_another_export_in_between(self):
+    def test_INFO_about_another_export_keeps_the_selection(self):
         self.kinds(SET, meta(b"disk", CONTEXT))
         self.ask(Option.INFO, text(b"other") + b"\0\0")
         self.assertTrue(self.selected())
 
-    def test_unknown_export(self):
+    def test_contexts_of_an_unknown_export_are_refused(self):
         for number in (LIST, SET):
             for name in (b"", b"nowhere", b"\xff\xfe", b"x" * 4096):
                 self.assertEqual([Reply.ERR_UNKNOWN], self.kinds(number, meta(name, CONTEXT)))
 
-    def test_before_structured_replies(self):
+    def test_contexts_need_structured_replies_first(self):
         Case.setUp(self)
         for number in (LIST, SET):
             self.assertEqual([Reply.ERR_INVALID], self.kinds(number, meta(b"disk", CONTEXT)))
         self.agree()
         self.assertFalse(self.selected())
 
-    def test_malformed(self):
+    def test_malformed_context_options_are_invalid(self):
         good = meta(b"disk", CONTEXT, b"base:")
         bad = [good[:count] for count in range(len(good))]
         bad += [
@@ -348,19 +349,19 @@ class MetaTests(Case):
                 self.assertEqual([Reply.ERR_INVALID], self.kinds(number, data), data[:60])
         self.assertFalse(self.selected())
 
-    def test_names_of_the_greatest_length(self):
+    def test_names_of_4096_bytes_are_accepted(self):
         name = b"n" * 4096
         for number in (LIST, SET):
             found = self.kinds(number, meta(name, b"q" * 4096, CONTEXT, b"q" * 4096))
             self.assertEqual([Reply.META_CONTEXT, Reply.ACK], found)
         self.assertTrue(self.selected(name))
 
-    def test_name_in_utf_8(self):
+    def test_names_in_UTF_8_are_accepted(self):
         self.kinds(SET, meta("ä".encode(), CONTEXT))
         # It is another export's name as well.
         self.assertEqual(b"other", self.go("ä".encode()).export.name.encode())
 
-    def test_the_longest_data(self):
+    def test_64_KiB_of_option_data_are_accepted_and_no_more(self):
         room = 65536 - len(meta(b"disk", CONTEXT))
         queries = [b"q" * 4092] * (room // 4096)
         queries += [b"q" * (room % 4096 - 4)]
@@ -370,12 +371,12 @@ class MetaTests(Case):
         self.assertEqual([Reply.ERR_TOO_BIG], self.kinds(LIST, data + b"\0"))
         self.assertTrue(self.selected())
 
-    def test_very_many_queries(self):
+    def test_very_many_queries_are_accepted(self):
         data = text(b"disk") + struct.pack("!I", 16000) + struct.pack("!I", 0) * 16000
         self.assertEqual([Reply.ACK], self.kinds(SET, data))
 
-    def test_data_is_always_consumed(self):
-        """Whatever is said, the next option is understood."""
+    def test_option_data_is_always_consumed(self):
+        """Whatever the answer, the next option is understood."""
         for number in (LIST, SET, 8, 11, 5):
             for data in (b"", b"x", bytes(65536), bytes(65537), bytes(200_000), meta(b"disk")):
                 self.ask(number, data)
@@ -402,13 +403,13 @@ class MetaTests(Case):
             events.append(server.next_event())
         return said, [event for event in events if event], server.trailing_data()
 
-    def test_every_split_in_two(self):
+    def test_every_split_in_two_gives_the_same_answers(self):
         whole = self.converse([self.dialogue])
         self.assertTrue(whole[1][0].allocation)
         for cut in range(len(self.dialogue) + 1):
             self.assertEqual(whole, self.converse([self.dialogue[:cut], self.dialogue[cut:]]))
 
-    def test_byte_by_byte(self):
+    def test_options_byte_by_byte_give_the_same_answers(self):
         pieces = [self.dialogue[i : i + 1] for i in range(len(self.dialogue))]
         self.assertEqual(self.converse([self.dialogue]), self.converse(pieces))
 
@@ -431,8 +432,9 @@ class MetaTests(Case):
         ),
         st.sampled_from([b"disk", b"other"]),
     )
-    def test_what_is_selected(self, options, name):
-        """Exactly if the last SET was for that export, without error, and named it."""
+    def test_a_context_is_selected_exactly_if_the_last_SET_named_it_for_that_export(
+        self, options, name
+    ):
         self.setUp_server()
         structured, chosen = False, None
         for number, data in options:
@@ -453,13 +455,13 @@ class MetaTests(Case):
 
     @settings(deadline=None)
     @given(st.binary(max_size=80))
-    def test_noise(self, noise):
+    def test_noise_is_answered_with_an_error(self, noise):
         for number in (LIST, SET):
             Case.setUp(self)
             self.agree()
             (kind, *_) = self.kinds(number, noise)
             self.assertIn(kind, (Reply.ERR_INVALID, Reply.ERR_UNKNOWN, Reply.ACK))
 
-    def test_abort(self):
+    def test_ABORT_is_acknowledged_and_ends_the_handshake(self):
         self.assertEqual([Reply.ACK], self.kinds(Option.ABORT))
         self.assertEqual(Aborted(), self.server.next_event())

@@ -1,4 +1,4 @@
-"""NBD URIs."""
+"""NBD URIs: parsing and printing."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ hosts = st.one_of(
 
 class URITests(SynchronousTestCase):
     @given(text, hosts, st.integers(1, 65535))
-    def test_tcp_round_trip(self, export, host, port):
+    def test_a_TCP_URI_survives_a_round_trip(self, export, host, port):
         uri = NBDURI(export=export, host=host, port=port)
         self.assertEqual(uri, parse_uri(str(uri)))
 
     @given(text, text.filter(bool))
-    def test_unix_round_trip(self, export, socket):
+    def test_a_UNIX_socket_URI_survives_a_round_trip(self, export, socket):
         uri = NBDURI(export=export, socket=socket)
         self.assertEqual(uri, parse_uri(str(uri)))
 
-    def test_examples(self):
+    def test_examples_of_URIs_are_parsed(self):
         for given_, expected in {
             "nbd://host": NBDURI("", "host", 10809),
             "nbd://host/": NBDURI("", "host", 10809),
@@ -42,7 +42,7 @@ class URITests(SynchronousTestCase):
         }.items():
             self.assertEqual(expected, parse_uri(given_), given_)
 
-    def test_bad(self):
+    def test_bad_URIs_are_refused_with_the_reason_on_one_line(self):
         for bad, words in {
             "": "is not an NBD URI",
             "disk.img": "is not an NBD URI",
@@ -72,7 +72,7 @@ class URITests(SynchronousTestCase):
                 self.assertNotIn("\n", str(error))
 
     @given(text)
-    def test_nonsense_only_raises_BadURI(self, nonsense):
+    def test_nonsense_raises_only_BadURI(self, nonsense):
         for prefix in ("", "nbd://", "nbd+unix://"):
             try:
                 uri = parse_uri(prefix + nonsense)

@@ -1,4 +1,4 @@
-"""A disk as a server's clients share it: what is done at once, what is known of it, its flushes."""
+"""The disk as the clients of a server share it: reads at once, known layout, and flushes."""
 
 from __future__ import annotations
 
@@ -44,20 +44,19 @@ class Case(SynchronousTestCase):
         return self.successResultOf(self.access.prepare(offset, length, with_holes))
 
 
-class AtOnceTests(Case):
-    def test_read(self):
+class ReadNowTests(Case):
+    def test_cached_data_is_read_at_once(self):
         self.assertEqual(pattern(SIZE)[5:15], self.read_nowait(5))
         self.assertEqual([(5, 10, NO_WAIT)], self.kernel.asked)
         self.assertTrue(NO_WAIT, "these tests are for a platform that has it")
 
-    def test_would_wait(self):
+    def test_a_read_that_would_wait_returns_nothing(self):
         self.kernel.cold = EAGAIN
         for _ in range(2):
             self.assertIsNone(self.read_nowait())
         self.assertTrue(all(flags for _, _, flags in self.kernel.asked))
 
-    def test_cannot_tell(self):
-        """Then it is asked without, once and for ever."""
+    def test_a_kernel_that_knows_no_such_flag_is_asked_without_it_for_ever(self):
         for number in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             self.make()
             self.kernel.cold = OSError(number, "unknown flag")
@@ -65,25 +64,25 @@ class AtOnceTests(Case):
                 self.assertEqual(pattern(SIZE)[:10], self.read_nowait())
             self.assertEqual([NO_WAIT, 0, 0, 0], [flags for _, _, flags in self.kernel.asked])
 
-    def test_other_errors(self):
-        """They are the general way's to tell of, and change nothing."""
+    def test_other_errors_return_nothing_and_change_nothing(self):
+        """The general path reports them."""
         self.make(bad=[(0, 10)])
         self.assertIsNone(self.read_nowait())
         self.assertEqual(pattern(SIZE)[100:110], self.read_nowait(100))
         self.assertEqual([NO_WAIT] * 2, [flags for _, _, flags in self.kernel.asked])
 
-    def test_an_error_without_the_flag(self):
+    def test_an_error_without_the_flag_returns_nothing(self):
         self.kernel.cold = OSError(errno.EOPNOTSUPP, "unknown flag")
         self.read_nowait()
         self.kernel.preads.append(OSError(errno.EINVAL, "odd"))
         self.assertIsNone(self.read_nowait())
 
-    def test_short(self):
+    def test_a_short_read_returns_nothing(self):
         self.kernel.preads.extend([9, 0])
         self.assertIsNone(self.read_nowait())
         self.assertIsNone(self.read_nowait())
 
-    def test_in_threads(self):
+    def test_reads_and_writes_are_done_in_threads(self):
         self.make(threads=ManualThreads())
         reading, writing = self.access.read(5, 10), self.access.write(0, b"data")
         self.assertEqual(["read", "write"], self.threads.names())
@@ -94,14 +93,14 @@ class AtOnceTests(Case):
 
 
 class QuickTests(Case):
-    def test_at_first(self):
+    def test_the_disk_is_quick_at_first(self):
         self.assertTrue(self.access.quick)
 
-    def test_without_descriptor(self):
+    def test_a_disk_without_a_descriptor_is_not_quick(self):
         self.disk.descriptor = None
         self.assertFalse(self.access.quick)
 
-    def test_slow(self):
+    def test_a_disk_whose_calls_were_slow_is_not_quick(self):
         self.access.latency.slow_until = self.seconds() + 1
         self.assertFalse(self.access.quick)
 
@@ -110,14 +109,14 @@ class FlushTests(Case):
     def setUp(self):
         self.make(threads=ManualThreads())
 
-    def test_one(self):
+    def test_a_flush_is_done_in_a_thread(self):
         flushing = self.access.flush()
         self.assertNoResult(flushing)
         self.threads.run()
         self.assertIsNone(self.successResultOf(flushing))
         self.assertEqual(["flush"], self.disk.names())
 
-    def test_who_asks_meanwhile_waits_for_the_next(self):
+    def test_a_flush_asked_for_meanwhile_waits_for_the_next_one(self):
         first = self.access.flush()
         later = [self.access.flush() for _ in range(5)]
         self.assertEqual(["flush"], self.threads.names())
@@ -135,7 +134,7 @@ class FlushTests(Case):
         self.assertIsNone(self.successResultOf(last))
         self.assertEqual((["flush"] * 3, []), (self.disk.names(), self.threads.names()))
 
-    def test_an_error_reaches_who_waited_for_it(self):
+    def test_an_error_reaches_exactly_those_who_waited_for_that_flush(self):
         first = self.access.flush()
         later = [self.access.flush(), self.access.flush()]
         self.threads.run(1)
@@ -150,7 +149,7 @@ class FlushTests(Case):
         self.threads.run(1)
         self.assertIsNone(self.successResultOf(last))
 
-    def test_an_error_of_the_first(self):
+    def test_an_error_of_the_first_flush_does_not_fail_the_second(self):
         self.disk.fail("flush", eio(), times=None)
         first, second = self.access.flush(), self.access.flush()
         self.threads.run(1)
@@ -160,8 +159,7 @@ class FlushTests(Case):
         self.threads.run()
         self.assertIsNone(self.successResultOf(second))
 
-    def test_who_asks_when_told(self):
-        """From inside the answer to one flush the next can be asked for."""
+    def test_a_callback_of_one_flush_can_ask_for_the_next(self):
         asked = []
         self.access.flush().addCallback(lambda _: asked.append(self.access.flush()))
         self.threads.run(1)
@@ -171,7 +169,7 @@ class FlushTests(Case):
 
     @settings(max_examples=100, deadline=None)
     @given(st.lists(st.sampled_from(["ask", "run", "fail"]), max_size=20))
-    def test_each_waits_for_a_flush_that_began_after_it(self, steps):
+    def test_each_request_waits_for_a_flush_that_began_after_it(self, steps):
         self.setUp()
         began = []
         real = self.disk.flush
@@ -204,7 +202,7 @@ class FlushTests(Case):
 
 
 class PrepareTests(Case):
-    def test_without_holes(self):
+    def test_without_holes_the_range_is_one_run_of_data(self):
         self.make(holes=[(0, SIZE)])
         self.assertEqual([Extent(5, 600_000, False)], self.prepare(5, 600_000, False))
         probes = [call[1:3] for call in self.disk.calls if call.method == "probe"]
@@ -212,7 +210,7 @@ class PrepareTests(Case):
         self.assertEqual(600_000, sum(length for _, length in probes))
         self.assertNotIn("extents", self.disk.names())
 
-    def test_clipped(self):
+    def test_runs_are_clipped_to_the_range(self):
         self.make(holes=[(100_000, 300_000), (400_000, 900_000)])
         self.assertEqual(
             [
@@ -229,21 +227,21 @@ class PrepareTests(Case):
             self.prepare(230_000, 70_001),
         )
 
-    def test_short_holes_are_data(self):
-        """Or a reply could be made of a chunk for each message."""
+    def test_short_holes_count_as_data(self):
+        """Otherwise a reply could have a chunk for each message."""
         short = SHORTEST_HOLE - 1
         self.make(holes=[(at, at + short) for at in range(0, SIZE, SHORTEST_HOLE)])
         self.assertEqual([Extent(0, SIZE, False)], self.prepare(0, SIZE))
         self.make(holes=[(SHORTEST_HOLE, 2 * SHORTEST_HOLE)])
         self.assertEqual([False, True, False], [run.hole for run in self.prepare(0, SIZE)])
 
-    def test_holes_are_not_read(self):
+    def test_holes_are_not_probed(self):
         self.make(holes=[(PROBE_SIZE, SIZE)], bad=[(PROBE_SIZE, SIZE)])
         runs = self.prepare(0, SIZE)
         self.assertEqual([False, True], [run.hole for run in runs])
 
-    def test_zeroes_that_are_allocated(self):
-        """They merge with the holes beside them; so do data with data."""
+    def test_allocated_zeroes_merge_with_adjacent_holes(self):
+        """Data merge with adjacent data, too."""
         content = bytearray(pattern(SIZE))
         content[PROBE_SIZE : 2 * PROBE_SIZE] = bytes(PROBE_SIZE)
         self.make(holes=[(2 * PROBE_SIZE, 3 * PROBE_SIZE)], content=content)
@@ -256,7 +254,7 @@ class PrepareTests(Case):
             self.prepare(0, SIZE),
         )
 
-    def test_extents_that_could_be_one(self):
+    def test_adjacent_extents_of_one_kind_are_merged(self):
         self.disk.extents = lambda offset: iter(
             [
                 Extent(offset, 100_000, True),
@@ -269,15 +267,15 @@ class PrepareTests(Case):
             [Extent(0, 200_000, True), Extent(200_000, 100_000, False)], self.prepare(0, 300_000)
         )
 
-    def test_cannot_be_read(self):
+    def test_a_range_that_cannot_be_read_fails(self):
         self.make(bad=[(500_000, 500_001)])
         self.failureResultOf(self.access.prepare(0, SIZE, True), OSError)
         self.failureResultOf(self.access.prepare(0, SIZE, False), OSError)
 
     @settings(max_examples=150, deadline=None)
     @given(st.data())
-    def test_runs(self, data):
-        """They adjoin, alternate, make up the range, and every hole reads as zeroes."""
+    def test_runs_adjoin_alternate_and_cover_the_range(self, data):
+        """Every hole reads as zeroes."""
         points = sorted(
             data.draw(st.lists(st.integers(0, SIZE), max_size=8, unique=True), label="points")
         )
@@ -310,13 +308,13 @@ class PrepareTests(Case):
 
 
 class ReadyTests(Case):
-    """What was learnt only widens what may be sent as data."""
+    """Known layout only widens what may be sent as data."""
 
-    def test_nothing_is_known_at_first(self):
+    def test_nothing_is_ready_at_first(self):
         self.assertFalse(self.access.is_ready(0, 1000, True))
         self.assertTrue(self.access.is_ready(0, 1000, False))
 
-    def test_learnt(self):
+    def test_an_extent_that_was_found_to_be_data_is_ready(self):
         self.make(holes=[(1_000_000, 1_100_000)])
         self.prepare(0, 300_000)
         self.assertTrue(self.access.is_ready(0, 1_000_000, True), "the whole extent is data")
@@ -324,7 +322,7 @@ class ReadyTests(Case):
         for offset, length in ((0, 1_000_001), (999_999, 2), (1_000_000, 1), (2_000_000, 1000)):
             self.assertFalse(self.access.is_ready(offset, length, True))
 
-    def test_learnt_in_the_middle(self):
+    def test_known_data_is_extended_by_what_touches_it(self):
         self.make(holes=[(0, 100_000)])
         self.prepare(200_000, 100_000)
         self.assertTrue(self.access.is_ready(200_000, SIZE - 200_000, True))
@@ -332,15 +330,15 @@ class ReadyTests(Case):
         self.prepare(100_000, 100_000)
         self.assertTrue(self.access.is_ready(100_000, SIZE - 100_000, True), "they touch")
 
-    def test_what_does_not_touch_takes_its_place(self):
+    def test_data_found_elsewhere_replaces_what_was_known(self):
         self.make(holes=[(1_000_000, 1_100_000)])
         self.prepare(0, 1000)
         self.prepare(2_000_000, 1000)
         self.assertTrue(self.access.is_ready(2_000_000, 5000, True))
         self.assertFalse(self.access.is_ready(0, 1000, True))
 
-    def test_nothing_is_learnt_of_zeroes(self):
-        """Neither of holes nor of what reads as zeroes."""
+    def test_zeroes_are_never_known_as_data(self):
+        """Neither holes nor what reads as zeroes."""
         self.make(content=bytes(SIZE))
         self.prepare(0, SIZE)
         self.assertFalse(self.access.is_ready(0, 1000, True))
@@ -353,7 +351,7 @@ class ReadyTests(Case):
         self.prepare(0, SIZE)
         self.assertFalse(self.access.is_ready(0, 1000, True))
 
-    def test_forgotten(self):
+    def test_nothing_is_ready_after_the_layout_is_forgotten(self):
         self.prepare(0, 1000)
         self.assertTrue(self.access.is_ready(0, SIZE, True))
         self.access.forget_layout()
@@ -362,14 +360,14 @@ class ReadyTests(Case):
         self.assertTrue(self.access.is_ready(1000, 1000, True))
         self.assertFalse(self.access.is_ready(0, 1, True))
 
-    def test_not_in_the_page_cache(self):
+    def test_a_range_outside_the_page_cache_is_not_ready(self):
         self.prepare(0, 1000)
         self.kernel.cold = EAGAIN
         for with_holes in (False, True):
             self.assertFalse(self.access.is_ready(0, 1000, with_holes))
 
-    def test_looked_at_all_over(self):
-        """To the last byte, and never beyond it."""
+    def test_the_page_cache_is_checked_over_the_whole_range(self):
+        """To the last byte and not beyond."""
         self.kernel.asked.clear()
         self.assertTrue(self.access.is_ready(1000, 1_000_000, False))
         looked = [offset for offset, _, _ in self.kernel.asked]
@@ -378,17 +376,17 @@ class ReadyTests(Case):
         self.assertLessEqual(max(steps), PROBE_SIZE)
         self.assertTrue(all(length == 1 for _, length, _ in self.kernel.asked))
 
-    def test_a_part_that_is_not(self):
+    def test_a_partly_cached_range_is_not_ready(self):
         for cold in (0, 1, 2, 3):
             self.make()
             self.kernel.preads.extend([None] * cold + [EAGAIN])
             self.assertFalse(self.access.is_ready(0, 1_000_000, False))
 
-    def test_without_descriptor(self):
+    def test_nothing_is_ready_on_a_disk_without_a_descriptor(self):
         self.disk.descriptor = None
         self.assertFalse(self.access.is_ready(0, 1000, False))
 
-    def test_careful(self):
+    def test_nothing_is_ready_after_reads_have_failed_twice(self):
         self.prepare(0, 1000)
         self.assertFalse(self.access.reads_first)
         for _ in range(2):
@@ -402,25 +400,25 @@ class StatusTests(Case):
     def status(self, offset=0, length=SIZE, one=False):
         return self.successResultOf(self.access.status(offset, length, one))
 
-    def test_data(self):
+    def test_a_disk_without_holes_is_one_data_extent(self):
         self.assertEqual([(SIZE, 0)], self.status())
         self.assertEqual([(1000, 0)], self.status(5, 1000))
 
-    def test_holes(self):
+    def test_holes_are_reported_with_their_exact_lengths(self):
         self.make(holes=[(1000, 3000)])
         self.assertEqual([(1000, 0), (2000, HOLE), (SIZE - 3000, 0)], self.status())
         self.assertEqual([(500, 0), (2000, HOLE), (1, 0)], self.status(500, 2501))
         self.assertEqual([(500, 0), (2000, HOLE)], self.status(500, 2500))
         self.assertEqual([(100, HOLE)], self.status(2000, 100))
 
-    def test_one(self):
+    def test_only_the_first_extent_is_returned_when_one_is_asked_for(self):
         self.make(holes=[(1000, 3000)])
         self.assertEqual([(1000, 0)], self.status(one=True))
         self.assertEqual([(300, 0)], self.status(100, 300, one=True))
         self.assertEqual([(1000, HOLE)], self.status(2000, 5000, one=True))
 
-    def test_not_too_many(self):
-        """Only the beginning of a disk that is all in pieces; the client asks again."""
+    def test_the_number_of_extents_is_bounded(self):
+        """A fragmented disk is reported in part, and the client asks again."""
         self.make(holes=[(i, i + 1) for i in range(1, 200_000, 2)])
         found = self.status()
         self.assertLessEqual(len(found), 1 << 20)
@@ -428,20 +426,20 @@ class StatusTests(Case):
         self.assertLess(len(found), 100_000)
         self.assertTrue(all(length == 1 for length, _ in found))
 
-    def test_in_a_thread(self):
+    def test_extents_are_looked_up_in_a_thread(self):
         self.make(threads=ManualThreads())
         asking = self.access.status(0, 10, False)
         self.assertNoResult(asking)
         self.threads.run()
         self.assertEqual([(10, 0)], self.successResultOf(asking))
 
-    def test_fails(self):
+    def test_an_error_of_the_lookup_fails_the_request(self):
         self.disk.fail("extents", eio(), times=None)
         self.failureResultOf(self.access.status(0, 10, False), OSError)
 
     @settings(max_examples=100, deadline=None)
     @given(st.data())
-    def test_sums(self, data):
+    def test_extents_agree_with_the_holes_of_the_disk(self, data):
         points = sorted(data.draw(st.lists(st.integers(0, SIZE), max_size=8, unique=True)))
         self.make(holes=list(zip(points[::2], points[1::2], strict=False)))
         offset = data.draw(st.integers(0, SIZE - 1))

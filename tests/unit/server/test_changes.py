@@ -1,4 +1,4 @@
-"""What clients change is told of before it happens, and behind it; and how they are slowed."""
+"""Changes by clients are reported before and after they happen, and can be throttled."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class ChangesTests(SynchronousTestCase):
     def watch(self):
         self.changes.mark = lambda *change: self.told.append(change)
 
-    def test_nobody_wants_to_know(self):
+    def test_without_a_listener_the_work_is_passed_through(self):
         working = Deferred()
         self.changes.notify(1, 2)
         self.assertIs(working, self.changes.around(1, 2, working))
         working.callback("done")
         self.assertEqual("done", self.successResultOf(working))
 
-    def test_told(self):
+    def test_a_change_is_reported_to_the_listener(self):
         self.watch()
         self.changes.notify(1, 2)
         self.assertEqual([(1, 2, True)], self.told)
         self.changes.notify(1, 2, data=False)
         self.assertEqual([(1, 2, False)], self.told[1:])
 
-    def test_around(self):
-        """Before the work, and again behind it, before anybody else hears that it is done."""
+    def test_a_change_in_a_thread_is_reported_before_and_after_the_work(self):
+        """The second report comes before anybody else learns that the work is done."""
         self.watch()
         working = Deferred()
         around = self.changes.around(4096, 512, working)
@@ -43,15 +43,15 @@ class ChangesTests(SynchronousTestCase):
         working.callback("done")
         self.assertEqual([(4096, 512, True), (4096, 512, True), "done"], self.told)
 
-    def test_around_zeroes(self):
+    def test_zeroes_in_a_thread_are_reported_as_no_data(self):
         self.watch()
         working = Deferred()
         self.changes.around(4096, 512, working, data=False)
         working.callback(None)
         self.assertEqual([(4096, 512, False)] * 2, self.told)
 
-    def test_around_what_fails(self):
-        """Some of it may have been changed."""
+    def test_work_that_fails_is_reported_as_a_change(self):
+        """Some of the range may have been changed."""
         self.watch()
         working = Deferred()
         around = self.changes.around(4096, 512, working)
@@ -59,29 +59,29 @@ class ChangesTests(SynchronousTestCase):
         self.assertEqual([(4096, 512, True)] * 2, self.told)
         self.failureResultOf(around, OSError)
 
-    def test_around_what_is_cancelled(self):
+    def test_work_that_is_cancelled_is_reported_as_a_change(self):
         self.watch()
         around = self.changes.around(4096, 512, Deferred())
         around.cancel()
         self.assertEqual([(4096, 512, True)] * 2, self.told)
         self.failureResultOf(around)
 
-    def test_around_what_is_done_already(self):
+    def test_work_that_is_done_already_is_reported_twice(self):
         self.watch()
         working = Deferred()
         working.callback(None)
         self.changes.around(4096, 512, working)
         self.assertEqual([(4096, 512, True)] * 2, self.told)
 
-    def test_watched_only_since_the_middle(self):
-        """A mirror that begins while a thread is at work is told all the same."""
+    def test_a_listener_that_comes_during_the_work_hears_of_its_end(self):
+        """A mirror may begin while a thread is at work."""
         working = Deferred()
         self.changes.around(4096, 512, working)
         self.watch()
         working.callback(None)
         self.assertEqual([(4096, 512, True)], self.told)
 
-    def test_no_more_since_the_middle(self):
+    def test_a_listener_that_leaves_during_the_work_hears_no_more(self):
         self.watch()
         working = Deferred()
         self.changes.around(4096, 512, working)
@@ -89,7 +89,7 @@ class ChangesTests(SynchronousTestCase):
         working.callback(None)
         self.assertEqual([(4096, 512, True)], self.told)
 
-    def test_slowed_and_not(self):
+    def test_a_new_throttle_releases_those_who_waited_for_the_old_one(self):
         clock = Clock()
         dirtied = [0]
         first = Throttle(clock, MB, lambda: dirtied[0])
@@ -115,18 +115,18 @@ class ThrottleTests(SynchronousTestCase):
         self.throttle = Throttle(self.clock, rate, lambda: self.dirtied)
         return self.throttle
 
-    def test_at_once(self):
+    def test_a_change_goes_ahead_at_once_at_first(self):
         throttle = self.make()
         self.assertIsNone(throttle.turn())
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_what_was_dirty_before_does_not_count(self):
+    def test_bytes_that_were_dirty_before_do_not_count(self):
         throttle = self.make()
         self.assertIsNone(throttle.turn())
         self.dirtied += 1
         self.assertIsNotNone(throttle.turn())
 
-    def test_waits_for_as_long_as_it_must(self):
+    def test_a_change_waits_as_long_as_the_rate_demands(self):
         throttle = self.make()
         self.dirtied += 5 * MB
         turn = throttle.turn()
@@ -136,8 +136,8 @@ class ThrottleTests(SynchronousTestCase):
         self.successResultOf(turn)
         self.assertIsNone(throttle.turn(), "and then others may too")
 
-    def test_no_longer_than_ten_seconds(self):
-        """Whoever waits must not take the server for dead; what is owed beyond that is forgiven."""
+    def test_no_change_waits_longer_than_ten_seconds(self):
+        """A waiting client must not take the server for dead; the excess is forgiven."""
         throttle = self.make(MB)
         self.dirtied += 500 * MB
         turn = throttle.turn()
@@ -149,13 +149,13 @@ class ThrottleTests(SynchronousTestCase):
         self.dirtied += MB
         self.assertIsNotNone(throttle.turn())
 
-    def test_what_made_nothing_dirty_costs_nothing(self):
-        """The same 64 KiB again and again have to be sent but once."""
+    def test_a_change_that_makes_nothing_dirty_is_not_delayed(self):
+        """The same 64 KiB written again and again are sent once."""
         throttle = self.make(1)
         for _ in range(1000):
             self.assertIsNone(throttle.turn())
 
-    def test_an_unused_share_is_lost(self):
+    def test_an_unused_share_is_not_saved_up(self):
         throttle = self.make()
         self.clock.advance(100)
         self.assertIsNone(throttle.turn())
@@ -164,7 +164,7 @@ class ThrottleTests(SynchronousTestCase):
         self.dirtied += 1
         self.assertIsNotNone(throttle.turn())
 
-    def test_a_short_rest_is_kept(self):
+    def test_a_short_pause_is_credited(self):
         throttle = self.make()
         self.clock.advance(0.05)
         self.dirtied += MB // 2
@@ -188,17 +188,17 @@ class ThrottleTests(SynchronousTestCase):
         throttle.lift()
         return self.dirtied - before
 
-    def test_the_rate_over_time(self):
+    def test_the_rate_is_kept_over_time(self):
         for rate in (MB, 10 * MB, 100 * MB):
             for clients in (1, 4):
                 dirtied = self.run_for(self.make(rate), 10, clients)
                 self.assertTrue(0.9 < dirtied / (10 * rate) < 1.1, (rate, clients, dirtied))
 
-    def test_large_writes_are_slowed_as_well(self):
+    def test_large_writes_are_slowed_too(self):
         dirtied = self.run_for(self.make(10 * MB), 20, write=4 << 20)
         self.assertTrue(0.85 < dirtied / (200 * MB) < 1.15, dirtied)
 
-    def test_lifted(self):
+    def test_lifting_the_throttle_releases_changes_in_their_order(self):
         throttle = self.make()
         self.dirtied += 5 * MB
         turns = [throttle.turn(), throttle.turn()]
@@ -210,8 +210,7 @@ class ThrottleTests(SynchronousTestCase):
         self.assertEqual([], self.clock.getDelayedCalls())
         throttle.lift()
 
-    def test_asked_again_from_inside(self):
-        """Who is let go may ask at once for its next."""
+    def test_a_released_change_may_ask_for_its_next_turn_at_once(self):
         throttle = self.make()
         self.dirtied += 5 * MB
         later = []

@@ -1,4 +1,4 @@
-"""How requests are carried out, and what the wire then says of it."""
+"""How requests are executed, and what the wire then shows."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Case(SynchronousTestCase):
 
 
 class ReadTests(Case):
-    def test_holes_go_as_holes(self):
+    def test_holes_are_sent_as_hole_chunks(self):
         self.make(holes=[(1_000_000, 2_000_000), (3_000_000, SIZE)])
         outcome = self.read()
         self.assertEqual([DATA, HOLE, DATA, HOLE, NONE], outcome.chunks)
         self.assertEqual(self.disk.content, outcome.data)
 
-    def test_zeroes_go_as_holes(self):
+    def test_zeroes_are_sent_as_hole_chunks(self):
         content = bytearray(pattern(SIZE))
         content[PROBE_SIZE : 3 * PROBE_SIZE] = bytes(2 * PROBE_SIZE)
         self.make(content=content)
@@ -64,27 +64,27 @@ class ReadTests(Case):
         self.assertEqual([DATA, HOLE, DATA, NONE], outcome.chunks)
         self.assertEqual(bytes(content), outcome.data)
 
-    def test_all_a_hole(self):
+    def test_a_read_of_a_hole_sends_no_data(self):
         self.make(holes=[(0, SIZE)])
         outcome = self.read(5, 3_000_000)
         self.assertEqual([HOLE, NONE], outcome.chunks)
         self.assertEqual(bytes(3_000_000), outcome.data)
         self.assertEqual([], self.kernel.sent_from_disk)
 
-    def test_not_with_df(self):
+    def test_a_read_with_DF_gets_a_single_chunk(self):
         self.make(holes=[(1_000_000, 2_000_000)])
         for offset, length in ((0, SIZE), (1_000_000, 1_000_000), (999_999, 2), (0, 100)):
             outcome = self.read(offset, length, DF)
             self.assertEqual(1, sum(kind in (DATA, HOLE) for kind in outcome.chunks))
             self.assertEqual(self.disk.content[offset : offset + length], outcome.data)
 
-    def test_not_without_structured_replies(self):
+    def test_simple_replies_have_no_holes(self):
         self.make(holes=[(1_000_000, 2_000_000)], structured=False)
         self.assertEqual(self.disk.content, self.read().data)
         self.assertNotIn("extents", self.disk.names(), "nobody could be told")
         self.assertEqual(Errno.EINVAL, self.read(0, 10, DF).error)
 
-    def test_by_sendfile(self):
+    def test_large_reads_are_sent_by_sendfile(self):
         for structured in (False, True):
             self.make(structured=structured)
             self.read(77, 1_000_000)
@@ -92,15 +92,14 @@ class ReadTests(Case):
             self.assertEqual(1_000_000, sum(count for _, count in sent))
             self.assertNotIn("read", self.disk.names())
 
-    def test_a_large_one_promises_nothing_before_its_end(self):
-        """No DONE on data that could still fail."""
+    def test_a_large_read_is_marked_done_only_at_its_end(self):
+        """DONE must not be set on data that may still fail."""
         self.assertEqual([DATA, NONE], self.read(0, 1_000_000).chunks)
 
-    def test_a_small_one_is_one_chunk(self):
+    def test_a_small_read_is_a_single_chunk(self):
         self.assertEqual([DATA], self.read(0, SMALL).chunks)
 
-    def test_after_a_trim_holes_are_looked_for_again(self):
-        """What once was all data is not taken for it for ever."""
+    def test_holes_are_looked_for_again_after_a_trim(self):
         self.read(0, 200_000)
         self.disk.calls.clear()
         self.read(0, 200_000)
@@ -114,7 +113,7 @@ class ReadTests(Case):
                 self.disk.poke(0, pattern(SIZE))
                 self.read(0, 200_000)
 
-    def test_zeroes_without_a_hole_leave_what_is_known(self):
+    def test_zeroing_without_a_hole_keeps_the_known_layout(self):
         self.read(0, 200_000)
         self.peer.ask(ZEROES, 0, 1000, NO_HOLE)
         self.disk.calls.clear()
@@ -123,7 +122,7 @@ class ReadTests(Case):
 
     @settings(max_examples=100, deadline=None)
     @given(st.data())
-    def test_any(self, data):
+    def test_any_reads_of_any_disk_return_its_data(self, data):
         points = sorted(data.draw(st.lists(st.integers(0, SIZE), max_size=8, unique=True)))
         self.make(
             holes=list(zip(points[::2], points[1::2], strict=False)),
@@ -140,7 +139,7 @@ class ReadTests(Case):
 
 
 class RescueTests(Case):
-    """Sendfile fails where the look before it saw nothing wrong."""
+    """Sendfile fails although the check before it found nothing wrong."""
 
     def make_bad(self, *bad, **keywords):
         self.make(**keywords)
@@ -152,7 +151,7 @@ class RescueTests(Case):
             len(view) for view in buffers
         )
 
-    def test_in_the_middle(self):
+    def test_a_failure_in_the_middle_becomes_an_error_at_that_offset(self):
         for cut in ([], [1000, 50, 0, 7]):
             self.make_bad((500_000, 500_100))
             self.peer.transport.takes.extend(cut)
@@ -163,19 +162,19 @@ class RescueTests(Case):
             self.assertEqual(bytes(400_000), outcome.data[400_000:])
             self.assertFalse(self.peer.transport.lost)
 
-    def test_at_the_very_start(self):
+    def test_a_failure_at_the_start_becomes_an_error_at_the_start(self):
         self.make_bad((0, SIZE))
         outcome = self.read(100_000, 800_000)
         self.assertEqual([(Errno.EIO, 100_000)], outcome.errors_at)
         self.assertEqual(bytes(800_000), outcome.data)
 
-    def test_more_than_a_mebibyte(self):
+    def test_more_than_a_mebibyte_is_padded_after_a_failure(self):
         self.make_bad((100, SIZE))
         outcome = self.read(0, 3_333_333, DF)
         self.assertEqual([(Errno.EIO, 100)], outcome.errors_at)
         self.assertEqual(pattern(SIZE)[:100] + bytes(3_333_233), outcome.data)
 
-    def test_the_next_run_is_sent_all_the_same(self):
+    def test_the_run_after_a_failed_one_is_still_sent(self):
         self.make(holes=[(1_000_000, 1_500_000)], room=10)
         cookie = self.peer.send(READ, 0, 3_000_000)
         self.disk.bad = [(700_000, 700_001)]
@@ -185,7 +184,7 @@ class RescueTests(Case):
         self.assertEqual([(Errno.EIO, 700_000)], outcome.errors_at)
         self.assertEqual(self.disk.content[1_000_000:3_000_000], outcome.data[1_000_000:])
 
-    def test_two_runs_fail(self):
+    def test_two_failed_runs_give_two_errors(self):
         self.make(holes=[(1_000_000, 1_500_000)], room=10)
         cookie = self.peer.send(READ, 0, 3_000_000)
         self.disk.bad = [(700_000, 700_001), (2_000_000, 2_000_001)]
@@ -193,7 +192,7 @@ class RescueTests(Case):
         outcome = self.peer.outcome(cookie)
         self.assertEqual([(Errno.EIO, 700_000), (Errno.EIO, 2_000_000)], outcome.errors_at)
 
-    def test_what_comes_behind_is_in_step(self):
+    def test_replies_after_a_failure_stay_in_step(self):
         self.make_bad((500_000, 500_100))
         cookies = [self.peer.send(READ, 0, 900_000), self.peer.send(FLUSH)]
         cookies.append(self.peer.send(READ, 600_000, 100_000))
@@ -202,7 +201,7 @@ class RescueTests(Case):
         self.assertEqual(pattern(SIZE)[600_000:700_000], self.peer.outcome(cookies[2]).data)
         self.peer.replies.end()
 
-    def test_careful_afterwards(self):
+    def test_reads_are_checked_in_full_after_a_failure(self):
         self.make_bad((500_000, 500_100))
         self.read(100_000, 800_000)
         sent = len(self.kernel.sent_from_disk)
@@ -211,8 +210,8 @@ class RescueTests(Case):
         self.assertEqual(pattern(SIZE)[600_000:900_000], self.read(600_000, 300_000).data)
         self.assertEqual(sent, len(self.kernel.sent_from_disk), "nothing is promised any more")
 
-    def test_simple_replies(self):
-        """Only dropping the connection can tell of it; and then it is read before."""
+    def test_a_failure_in_a_simple_reply_drops_the_connection(self):
+        """Only dropping the connection can report it; afterwards the data is read in advance."""
         self.make_bad((500_000, 500_100), structured=False)
         cookie = self.peer.send(READ, 100_000, 800_000)
         self.peer.run()
@@ -224,7 +223,7 @@ class RescueTests(Case):
         self.assertEqual(pattern(SIZE)[:400_000], again.ask(READ, 0, 400_000).data)
         self.assertFalse(again.transport.lost)
 
-    def test_seen_before_anything_was_promised(self):
+    def test_an_error_seen_in_advance_is_a_plain_error_reply(self):
         for structured in (True, False):
             self.make(structured=structured)
             self.kernel.cold = BlockingIOError(errno.EAGAIN, "cold")
@@ -235,8 +234,8 @@ class RescueTests(Case):
 
 
 class ChangeTests(Case):
-    def test_fua(self):
-        """On every command; it flushes behind those that change something."""
+    def test_FUA_flushes_after_each_command_that_changes_the_disk(self):
+        """FUA is accepted on every command."""
         for payload in (pattern(1000, 3), pattern(100_000, 4)):
             self.disk.calls.clear()
             outcome = self.peer.outcome(self.peer.write(0, payload, FUA))
@@ -258,14 +257,14 @@ class ChangeTests(Case):
         self.assertEqual(0, self.peer.ask(FLUSH, 0, 0, FUA).error)
         self.assertEqual(1, self.disk.names().count("flush"))
 
-    def test_without_fua(self):
+    def test_nothing_is_flushed_without_FUA(self):
         self.peer.outcome(self.peer.write(0, b"data"))
         self.peer.outcome(self.peer.write(0, bytes(100_000)))
         for command in (ZEROES, TRIM):
             self.peer.ask(command, 0, 1000)
         self.assertNotIn("flush", self.disk.names())
 
-    def test_the_flush_of_fua_fails(self):
+    def test_a_failed_flush_fails_the_command_with_FUA(self):
         self.disk.fail("flush", eio(), times=None)
         for length in (10, 100_000):
             outcome = self.peer.outcome(self.peer.write(0, bytes(length), FUA))
@@ -274,7 +273,7 @@ class ChangeTests(Case):
             length = 0 if command == FLUSH else 10
             self.assertEqual(Errno.EIO, self.peer.ask(command, 0, length, FUA).error)
 
-    def test_no_flush_behind_a_failure(self):
+    def test_nothing_is_flushed_after_a_failure(self):
         for name in ("zero", "trim"):
             self.disk.fail(name, eio(), times=None)
         for command in (ZEROES, TRIM):
@@ -282,7 +281,7 @@ class ChangeTests(Case):
                 self.assertEqual(Errno.EIO, self.peer.ask(command, 0, length, FUA).error)
         self.assertNotIn("flush", self.disk.names())
 
-    def test_errors(self):
+    def test_errors_of_the_disk_are_answered_as_NBD_errors(self):
         for number, told in (
             (errno.ENOSPC, Errno.ENOSPC),
             (errno.EDQUOT, Errno.ENOSPC),
@@ -300,11 +299,11 @@ class ChangeTests(Case):
         self.disk.heal()
         self.assertFalse(self.peer.transport.lost)
 
-    def test_a_bug_in_the_disk(self):
+    def test_a_bug_in_the_disk_is_answered_with_EIO(self):
         self.disk.fail("flush", ValueError("a bug"), times=None)
         self.assertEqual(Errno.EIO, self.peer.ask(FLUSH).error)
 
-    def test_no_hole(self):
+    def test_NO_HOLE_and_FAST_ZERO_reach_the_disk(self):
         self.peer.ask(ZEROES, 0, 1000)
         self.peer.ask(ZEROES, 0, 1000, NO_HOLE)
         self.peer.ask(ZEROES, 0, 1000, FAST_ZERO)
@@ -319,7 +318,7 @@ class ChangeTests(Case):
             self.disk.calls,
         )
 
-    def test_fast_zero(self):
+    def test_a_FAST_ZERO_that_is_not_fast_is_answered_with_ENOTSUP(self):
         self.disk.not_fast = True
         for length in (1000, SIZE):
             for flags in (FAST_ZERO, FAST_ZERO | FUA, FAST_ZERO | NO_HOLE):
@@ -328,14 +327,14 @@ class ChangeTests(Case):
         self.assertEqual(0, self.peer.ask(ZEROES, 0, SIZE).error)
         self.assertEqual(bytes(SIZE), self.disk.content)
 
-    def test_longer_than_any_payload(self):
+    def test_commands_without_a_payload_may_be_longer_than_one(self):
         self.make(content=bytes(40 << 20), structured=False)
         for command in (ZEROES, TRIM, CACHE):
             self.assertEqual(0, self.peer.ask(command, 0, 40 << 20).error)
         self.assertEqual(Errno.EINVAL, self.read(0, 40 << 20).error)
         self.assertEqual(0, self.read(0, 32 << 20).error)
 
-    def test_cache(self):
+    def test_CACHE_reads_the_range_in_bounded_pieces(self):
         self.assertEqual(0, self.peer.ask(CACHE, 1000, 3_000_000).error)
         read = [call[1:3] for call in self.disk.calls if call.method == "read"]
         self.assertEqual(1000, read[0][0])
@@ -347,12 +346,12 @@ class ChangeTests(Case):
 
 
 class StatusTests(Case):
-    def test_not_negotiated(self):
+    def test_BLOCK_STATUS_without_a_context_is_invalid(self):
         self.make(structured=False)
         outcome = self.peer.ask(STATUS, 0, 1000)
         self.assertEqual((Errno.EINVAL, []), (outcome.error, outcome.chunks))
 
-    def test_extents(self):
+    def test_BLOCK_STATUS_reports_the_extents(self):
         self.make(holes=[(1000, 3000)])
         self.assertEqual(
             [(1000, 0), (2000, 3), (96_000, 0)], self.peer.ask(STATUS, 0, 99_000).extents
@@ -361,7 +360,7 @@ class StatusTests(Case):
         self.assertEqual([(1000, 0)], self.peer.ask(STATUS, 0, 99_000, REQ_ONE).extents)
         self.assertEqual([(10, 0)], self.peer.ask(STATUS, 0, 10, REQ_ONE).extents)
 
-    def test_fails(self):
+    def test_BLOCK_STATUS_fails_with_an_error_chunk(self):
         self.disk.fail("extents", eio(), times=None)
         outcome = self.peer.ask(STATUS, 0, 1000)
         self.assertEqual((Errno.EIO, [ERROR]), (outcome.error, outcome.chunks))
@@ -374,9 +373,9 @@ class ThreadCase(Case):
         return self.place.threads.names()
 
 
-class ToldTests(ThreadCase):
-    def test_the_client_is_told_of_an_error_before_whoever_decides(self):
-        """Who may end the connection because of it."""
+class ErrorOrderTests(ThreadCase):
+    def test_the_client_gets_an_error_reply_before_the_handler_hears_of_it(self):
+        """The handler may end the connection because of the error."""
         sent = []
         handler = self.place.server._handler
         handler.failed = lambda *_: sent.append(len(self.peer.transport.out))
@@ -389,7 +388,7 @@ class ToldTests(ThreadCase):
 
 
 class ThreadTests(ThreadCase):
-    def test_long_changes(self):
+    def test_long_changes_are_made_in_a_thread(self):
         for command, name in ((ZEROES, "zero"), (TRIM, "trim")):
             self.disk.calls.clear()
             cookie = self.peer.send(command, 0, SIZE)
@@ -399,7 +398,7 @@ class ThreadTests(ThreadCase):
             self.assertEqual(name, self.disk.names()[-1])
             self.assertEqual(0, self.peer.outcome(cookie).error)
 
-    def test_short_ones_where_the_disk_is_slow(self):
+    def test_short_changes_of_a_slow_disk_are_made_in_a_thread(self):
         self.place.slow()
         for command in (ZEROES, TRIM):
             cookie = self.peer.send(command, 0, 1000)
@@ -408,8 +407,8 @@ class ThreadTests(ThreadCase):
             self.assertEqual(0, self.peer.outcome(cookie).error)
             self.disk.calls.clear()
 
-    def test_a_large_write_where_the_disk_is_slow(self):
-        """Piece by piece, with no more taken from the wire while one is being written."""
+    def test_a_large_write_to_a_slow_disk_is_written_piece_by_piece(self):
+        """No more is read from the wire while a piece is written."""
         self.place.slow()
         payload = pattern(3 << 20, 5)
         cookie, data = self.peer.expect(WRITE, 100, len(payload), 0, payload)
@@ -426,8 +425,7 @@ class ThreadTests(ThreadCase):
         self.assertEqual(0, self.peer.outcome(cookie).error)
         self.assertEqual(payload, self.disk.content[100 : 100 + len(payload)])
 
-    def test_a_large_write_that_fails_in_a_thread(self):
-        """The rest of it is taken off the wire, and the connection goes on."""
+    def test_the_rest_of_a_write_that_failed_is_read_and_dropped(self):
         self.place.slow()
         payload = pattern(3 << 20, 5)
         self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
@@ -441,7 +439,7 @@ class ThreadTests(ThreadCase):
         self.place.threads.run()
         self.assertEqual(0, self.peer.outcome(reading).error)
 
-    def test_lost_while_a_piece_is_being_written(self):
+    def test_a_connection_lost_during_a_piece_stops_the_write(self):
         self.place.slow()
         payload = pattern(3 << 20, 5)
         _, data = self.peer.expect(WRITE, 0, len(payload), 0, payload)
@@ -455,7 +453,7 @@ class ThreadTests(ThreadCase):
         self.successResultOf(done)
         self.assertEqual(["write", "flush"], self.disk.names())
 
-    def test_slow_change_makes_the_disk_slow(self):
+    def test_a_slow_change_marks_the_disk_as_slow(self):
         zero = self.disk.zero
 
         def slow(*arguments):
@@ -469,7 +467,7 @@ class ThreadTests(ThreadCase):
         self.peer.send(ZEROES, 0, 10)
         self.assertEqual(2, len(self.names()))
 
-    def test_others_go_on_meanwhile(self):
+    def test_other_requests_continue_during_slow_ones(self):
         slow = [
             self.peer.send(FLUSH),
             self.peer.send(ZEROES, 0, SIZE),
@@ -485,7 +483,7 @@ class ThreadTests(ThreadCase):
         for cookie in slow:
             self.assertEqual(0, self.peer.outcome(cookie).error)
 
-    def test_fua_flushes_behind_the_work(self):
+    def test_FUA_flushes_after_the_work_in_the_thread(self):
         self.place.slow()
         cookie = self.peer.write(0, b"data", FUA)
         self.assertEqual(["write"], self.names())
@@ -495,7 +493,7 @@ class ThreadTests(ThreadCase):
         self.place.threads.run(1)
         self.assertEqual(0, self.peer.outcome(cookie).error)
 
-    def test_a_flush_for_all_who_ask(self):
+    def test_one_flush_serves_all_who_asked(self):
         other = self.place.peer()
         cookies = [self.peer.send(FLUSH) for _ in range(10)]
         theirs = other.send(FLUSH)
@@ -507,14 +505,14 @@ class ThreadTests(ThreadCase):
             self.assertEqual(0, self.peer.outcome(cookie).error)
         self.assertEqual(0, other.outcome(theirs).error)
 
-    def test_a_large_read_is_looked_at_first(self):
+    def test_a_large_read_is_examined_in_a_thread_first(self):
         cookie = self.peer.send(READ, 0, 1_000_000)
         self.assertIsNone(self.peer.outcome(cookie))
         self.assertEqual([], self.kernel.sent_from_disk)
         self.place.threads.run()
         self.assertEqual(pattern(SIZE)[:1_000_000], self.peer.outcome(cookie).data)
 
-    def test_a_client_that_goes_meanwhile(self):
+    def test_nothing_more_is_done_for_a_client_that_has_gone(self):
         self.peer.send(READ, 0, 1_000_000)
         self.peer.send(ZEROES, 0, SIZE, FUA)
         self.assertEqual(["_prepare", "_change"], self.names())
@@ -524,8 +522,8 @@ class ThreadTests(ThreadCase):
         self.assertNotIn("flush", self.disk.names())
         self.assertEqual([], self.kernel.sent_from_disk)
 
-    def test_what_is_under_way_is_answered_to_who_says_no_more(self):
-        """A half close, or nonsense, does not take back what was asked before."""
+    def test_requests_under_way_are_answered_after_a_half_close_or_nonsense(self):
+        """A half close or nonsense does not cancel earlier requests."""
         for end in ("half close", "nonsense"):
             self.make()
             flush, zero = self.peer.send(FLUSH), self.peer.send(ZEROES, 0, SIZE)
@@ -541,7 +539,7 @@ class ThreadTests(ThreadCase):
             self.assertTrue(self.peer.transport.lost)
             self.assertFalse(self.peer.transport.aborted)
 
-    def test_a_bug_while_somebody_waits(self):
+    def test_a_bug_in_a_thread_is_answered_with_EIO(self):
         self.disk.fail("zero", ValueError("a bug"), times=None)
         cookie = self.peer.send(ZEROES, 0, SIZE)
         self.place.threads.run()
@@ -573,7 +571,7 @@ class BudgetTests(Case):
         self.assertTrue(self.peer.transport.reading)
         self.peer.replies.end()
 
-    def test_small_reads(self):
+    def test_small_reads_without_a_reader_are_held_back(self):
         for structured in (True, False):
             for length in (1, 512, SMALL):
                 self.make(structured=structured, room=1000)
@@ -583,7 +581,7 @@ class BudgetTests(Case):
                 self.assertEqual(1, len(self.peer.transport.incoming))
                 self.goes_on()
 
-    def test_large_reads(self):
+    def test_large_reads_without_a_reader_are_held_back(self):
         for holes in ([], [(0, SIZE)], [(i, i + 1000) for i in range(0, SIZE, 300_000)]):
             self.make(holes=holes, room=1000)
             count = self.flood(self.request(READ, 0, 700_000))
@@ -591,26 +589,26 @@ class BudgetTests(Case):
             self.assertLess(self.pending(), 2 << 20)
             self.goes_on()
 
-    def test_careful_reads(self):
+    def test_reads_through_memory_without_a_reader_are_held_back(self):
         self.make(room=1000)
         self.place.server._access.read_failed(eio())
         count = self.flood(self.request(READ, 0, SIZE))
         self.assertLessEqual(count, 2)
         self.goes_on()
 
-    def test_errors_only(self):
+    def test_error_replies_without_a_reader_are_held_back(self):
         self.make(room=100)
         self.flood(self.request(READ, SIZE, 1))
         self.assertLess(self.pending(), 1 << 20)
         self.goes_on()
 
-    def test_writes(self):
+    def test_writes_without_a_reader_are_held_back(self):
         self.make(room=100)
         self.flood(lambda n: self.peer.expect(WRITE, 0, 10, 0, b"x" * 10)[1])
         self.assertLess(self.pending(), 1 << 20)
         self.goes_on()
 
-    def test_many_requests_in_one_piece(self):
+    def test_many_requests_in_one_piece_are_held_back(self):
         self.make(room=1000)
         data = b"".join(self.peer.expect(READ, 0, SMALL)[1] for _ in range(1000))
         self.peer.give(data)
@@ -618,14 +616,14 @@ class BudgetTests(Case):
         self.assertFalse(self.peer.transport.reading)
         self.goes_on()
 
-    def test_status_of_a_disk_in_pieces(self):
-        """Few bytes ask for very many."""
+    def test_block_status_of_a_fragmented_disk_is_held_back(self):
+        """A short request asks for a large reply."""
         self.make(holes=[(i, i + 1) for i in range(1, SIZE, 512)], room=1000)
         self.flood(self.request(STATUS, 0, SIZE))
         self.assertLess(self.pending(), 4 << 20)
         self.goes_on()
 
-    def test_a_read_of_a_disk_in_pieces(self):
+    def test_reads_of_a_fragmented_disk_are_held_back(self):
         self.make(holes=[(i, i + 4096) for i in range(0, SIZE, 8192)], room=1000)
         self.flood(self.request(READ, 0, SIZE))
         self.assertLess(self.peer.connection._context.outgoing.pending, 4096)
@@ -644,37 +642,37 @@ class ThreadBudgetTests(ThreadCase):
                 break
         BudgetTests.goes_on(self)
 
-    def test_flushes(self):
+    def test_the_number_of_flushes_in_flight_is_bounded(self):
         self.assertLessEqual(self.flood(self.request(FLUSH)), 260)
         self.goes_on()
 
-    def test_slow_writes(self):
+    def test_the_payloads_of_slow_writes_are_bounded(self):
         self.place.slow()
         payload = bytes(60_000)
         count = self.flood(lambda n: self.peer.expect(WRITE, 0, len(payload), 0, payload)[1])
         self.assertLess(count, 30, "their payloads are in memory")
         self.goes_on()
 
-    def test_slow_reads(self):
+    def test_the_number_of_slow_reads_is_bounded(self):
         self.kernel.cold = BlockingIOError(errno.EAGAIN, "cold")
         self.assertLess(self.flood(self.request(READ, 0, 60_000)), 30)
         self.goes_on()
 
-    def test_careful_reads(self):
+    def test_the_number_of_reads_through_memory_is_bounded(self):
         self.place.server._access.read_failed(eio())
         self.assertLessEqual(self.flood(self.request(READ, 0, SIZE)), 2)
         self.goes_on()
 
-    def test_status_of_a_disk_in_pieces(self):
-        """None of those that are being looked up may take much, or there are few of them."""
+    def test_block_status_lookups_of_a_fragmented_disk_are_bounded(self):
+        """A lookup may not take much, or few of them are allowed."""
         self.make(holes=[(i, i + 1) for i in range(1, SIZE, 512)], room=1000)
         self.flood(self.request(STATUS, 0, SIZE))
         self.place.threads.run()
         self.assertLess(self.peer.connection._context.outgoing.pending_bytes, 4 << 20)
         self.goes_on()
 
-    def test_a_payload_that_began_is_taken(self):
-        """Or it would never end."""
+    def test_a_payload_that_began_is_read_to_its_end(self):
+        """Otherwise the payload would never end."""
         self.place.slow()
         cookie, data = self.peer.expect(WRITE, 0, SMALL, 0, pattern(SMALL))
         self.peer.give(data[:1000])
@@ -686,7 +684,7 @@ class ThreadBudgetTests(ThreadCase):
 
 
 class HoldTests(ThreadCase):
-    """Several reasons for the peer to wait: it reads on when none is left."""
+    """Several reasons to pause reading; it resumes when none is left."""
 
     def full(self):
         for _ in range(300):
@@ -694,7 +692,7 @@ class HoldTests(ThreadCase):
                 self.peer.give(self.peer.expect(ZEROES, 0, SIZE)[1])
         self.assertFalse(self.peer.transport.reading)
 
-    def test_behind_then_not_full(self):
+    def test_reading_resumes_when_the_last_of_two_reasons_is_gone(self):
         self.full()
         self.peer.connection.pause_reading()
         self.place.threads.run()
@@ -702,7 +700,7 @@ class HoldTests(ThreadCase):
         self.peer.connection.resume_reading()
         self.assertTrue(self.peer.transport.reading)
 
-    def test_not_behind_then_full(self):
+    def test_reading_stays_paused_while_the_queue_is_full(self):
         self.full()
         self.peer.connection.pause_reading()
         self.peer.connection.resume_reading()
@@ -710,7 +708,7 @@ class HoldTests(ThreadCase):
         self.place.threads.run()
         self.assertTrue(self.peer.transport.reading)
 
-    def test_admitting_as_well(self):
+    def test_admission_is_a_third_reason_to_pause(self):
         handler = self.peer.connection.handler
         admitting = []
 
@@ -734,7 +732,7 @@ class HoldTests(ThreadCase):
         self.assertIsNotNone(self.peer.outcome(later))
         self.assertTrue(self.peer.transport.reading)
 
-    def test_twice(self):
+    def test_pausing_twice_needs_one_resume_only(self):
         for _ in range(2):
             self.peer.connection.pause_reading()
         self.peer.connection.resume_reading()
@@ -742,9 +740,9 @@ class HoldTests(ThreadCase):
 
 
 class WireTests(Case):
-    """What is wrong with a request is answered, and the connection lives."""
+    """A wrong request is answered, and the connection lives."""
 
-    def test_refused_writes_are_taken_off_the_wire(self):
+    def test_the_payload_of_a_refused_write_is_read_and_dropped(self):
         for command, offset, flags, told in (
             (WRITE, SIZE - 5, 0, Errno.ENOSPC),
             (WRITE, 2**64 - 1, 0, Errno.ENOSPC),
@@ -758,7 +756,7 @@ class WireTests(Case):
                 self.assertEqual(0, self.read(0, 10).error)
         self.assertEqual(pattern(SIZE), self.disk.content)
 
-    def test_a_write_that_fails_half_way(self):
+    def test_the_rest_of_a_write_that_failed_half_way_is_read_and_dropped(self):
         data = pattern(300_000, 5)
         cookie, message = self.peer.expect(WRITE, 0, len(data), 0, data)
         self.peer.give(message[:100_000])
@@ -771,7 +769,7 @@ class WireTests(Case):
         self.assertEqual(calls, len(self.disk.calls), "the rest is only taken off the wire")
         self.assertEqual(0, self.read(0, 10).error)
 
-    def test_bad_magic(self):
+    def test_a_bad_magic_ends_the_connection_after_the_replies(self):
         cookie = self.peer.send(READ, 0, 10)
         self.peer.give(request_bytes(READ, 0, 10, magic=0x25609512))
         self.assertIsNotNone(self.peer.outcome(cookie))
@@ -779,8 +777,8 @@ class WireTests(Case):
         self.assertTrue(self.peer.transport.lost)
         self.assertFalse(self.peer.transport.aborted)
 
-    def test_the_same_cookie_twice(self):
-        """They are the client's; it may use one again once it was answered, or be confused."""
+    def test_one_cookie_may_be_used_twice(self):
+        """Cookies are the client's; it may reuse one, and be confused."""
         for _ in range(2):
             self.peer.give(request_bytes(READ, 0, 10, cookie=7))
         self.assertEqual(2 * (28 + 10), len(self.peer.transport.out))

@@ -1,4 +1,4 @@
-"""Any mix of requests, however it is cut, gives what a server that does one after another gives."""
+"""The fast path: any mix of requests, however cut, gives what a serial server gives."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ALLOWED = {
 
 
 class Model:
-    """Does one request after another; keeps what the disk held after each."""
+    """Executes requests one after another; keeps the content after each."""
 
     def __init__(self, content, read_only, structured, trimmed=(TRIM,)):
         self.versions = [bytes(content)]
@@ -161,7 +161,7 @@ class Case(SynchronousTestCase):
 
 
 class SocketTests(Case):
-    """On a socket that takes what it likes, when it likes."""
+    """On a socket that accepts varying amounts at varying times."""
 
     def run_script(self, script, seed, structured, read_only, room, end):
         chance = random.Random(seed)
@@ -230,11 +230,13 @@ class SocketTests(Case):
     @example(
         [(WRITE, 0, SMALL + 1, 0), (WRITE, 0, 5, 0), (READ, 0, 9, 0)], 2, True, False, None, ""
     )
-    def test_as_the_model(self, script, seed, structured, read_only, room, end):
+    def test_any_requests_get_the_replies_of_the_model(
+        self, script, seed, structured, read_only, room, end
+    ):
         self.run_script(script, seed, structured, read_only, room, end)
 
-    def test_only_small_ones(self):
-        """Many at once, from every place where a piece may end."""
+    def test_small_requests_cut_anywhere_get_the_replies_of_the_model(self):
+        """Many requests at once, with a cut at every place."""
         script = [(WRITE, i * 50, 40, 0) if i % 2 else (READ, i * 20, 77, 0) for i in range(20)]
         for structured in (False, True):
             for first in range(1, 120):
@@ -253,16 +255,15 @@ def eagain():
     return BlockingIOError(errno.EAGAIN, "would wait")
 
 
-class ShortWayTests(Case):
-    """What is done at once, and what is not."""
+class FastPathTests(Case):
+    """What the fast path handles, and what it does not."""
 
     def setUp(self):
         self.disk = ServedDisk(pattern(SIZE))
         self.place = Place(self.disk, threads=True)
         self.peer = self.place.peer()
 
-    def test_one_piece_for_all(self):
-        """As many replies as there are requests leave in one piece."""
+    def test_all_replies_leave_in_one_piece(self):
         data = b"".join(self.peer.expect(READ, i, 1000)[1] for i in range(50))
         before = len(self.place.kernel.sends)
         self.peer.give(data)
@@ -271,8 +272,8 @@ class ShortWayTests(Case):
         self.assertEqual(50, len(self.peer.replies.done))
         self.assertEqual([], self.place.threads.names())
 
-    def test_an_odd_one_among_them(self):
-        """The short way stops before it, and goes on behind it."""
+    def test_other_requests_interrupt_the_fast_path(self):
+        """The fast path stops before such a request and resumes after it."""
         plain = [(READ, 0, 100, 0), (WRITE, 50, 100, 0)]
         for odd in (
             (READ, 0, 10, 4),
@@ -304,7 +305,7 @@ class ShortWayTests(Case):
                     flushes = odd[0] == FLUSH or (odd[0] == WRITE and odd[3] == FUA)
                     self.assertEqual(flushes, "flush" in place.disk.names(), odd)
 
-    def test_what_is_not_cached_is_read_in_a_thread(self):
+    def test_uncached_data_is_read_in_a_thread(self):
         self.place.kernel.cold = eagain()
         cookies = [self.peer.send(READ, 0, 10), self.peer.send(READ, 5, SMALL)]
         self.peer.read_all()
@@ -314,7 +315,7 @@ class ShortWayTests(Case):
         self.place.threads.run()
         self.assertEqual(pattern(SIZE)[5:][:SMALL], self.peer.outcome(cookies[1]).data)
 
-    def test_one_that_waits_does_not_hold_up_others(self):
+    def test_a_waiting_read_does_not_delay_others(self):
         self.place.kernel.preads.extend([eagain(), eagain(), eagain()])
         slow = self.peer.send(READ, 0, 10)
         self.place.kernel.preads.clear()
@@ -324,7 +325,7 @@ class ShortWayTests(Case):
         self.place.threads.run()
         self.assertIsNotNone(self.peer.outcome(slow))
 
-    def test_slow_then_threads_for_a_while(self):
+    def test_a_slow_disk_is_used_in_threads_for_a_while(self):
         pwrite = self.place.kernel.pwrite
 
         def slow(*arguments):
@@ -345,7 +346,7 @@ class ShortWayTests(Case):
         self.assertEqual(0, self.peer.outcome(self.peer.write(0, b"again")).error)
         self.assertEqual([], self.place.threads.names())
 
-    def test_disk_without_descriptor(self):
+    def test_a_disk_without_a_descriptor_is_used_in_threads(self):
         self.disk.descriptor = None
         cookies = [self.peer.send(READ, 7, 100), self.peer.write(0, b"data")]
         cookies.append(self.peer.send(READ, 0, SIZE))
@@ -355,7 +356,7 @@ class ShortWayTests(Case):
         self.assertEqual(b"data" + pattern(SIZE)[4:], self.peer.outcome(cookies[2]).data)
         self.assertEqual(b"data", self.disk.content[:4])
 
-    def test_a_small_write_in_pieces_goes_by_a_thread_as_one(self):
+    def test_a_small_write_in_pieces_is_one_write_in_a_thread(self):
         for length in (5000, SMALL):
             self.setUp()
             self.place.slow()
@@ -370,15 +371,15 @@ class ShortWayTests(Case):
             self.assertEqual(0, self.peer.outcome(cookie).error)
             self.assertEqual(pattern(length, 7), self.disk.content[10 : 10 + length])
 
-    def test_a_small_write_fails_in_a_thread(self):
+    def test_a_small_write_that_fails_in_a_thread_is_answered(self):
         self.place.slow()
         self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         cookie = self.peer.write(0, b"data")
         self.place.threads.run()
         self.assertEqual(Errno.ENOSPC, self.peer.outcome(cookie).error)
 
-    def test_a_short_write(self):
-        """What the short way did not finish is done again, and its error told."""
+    def test_a_short_write_is_done_again_and_its_error_answered(self):
+        """What the fast path did not finish is done again by the general path."""
         self.place.kernel.pwrites.append(3)
         self.assertEqual(0, self.peer.outcome(self.peer.write(0, b"whole")).error)
         self.assertEqual(b"whole", self.disk.content[:5])
@@ -386,8 +387,8 @@ class ShortWayTests(Case):
         self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         self.assertEqual(Errno.ENOSPC, self.peer.outcome(self.peer.write(0, b"more")).error)
 
-    def test_an_error_of_a_write_says_nothing_of_reads(self):
-        """They are asked not to wait all the same."""
+    def test_an_error_of_a_write_does_not_change_reads(self):
+        """Reads still ask the kernel not to wait."""
         for number in (errno.EINVAL, errno.EOPNOTSUPP):
             self.place.kernel.pwrites.append(OSError(number, "odd"))
             self.peer.outcome(self.peer.write(0, b"data"))
@@ -395,15 +396,15 @@ class ShortWayTests(Case):
         self.peer.ask(READ, 0, 10)
         self.assertTrue(all(flags for _, _, flags in self.place.kernel.asked))
 
-    def test_a_read_that_fails(self):
+    def test_a_read_that_fails_gets_an_error_chunk(self):
         self.disk.bad = [(0, 100)]
         cookie = self.peer.send(READ, 50, 100)
         self.place.threads.run()
         outcome = self.peer.outcome(cookie)
         self.assertEqual((Errno.EIO, [0x8001]), (outcome.error, outcome.chunks))
 
-    def test_buffers_are_not_mixed_up(self):
-        """Two connections share what replies are made in; what waits is a copy."""
+    def test_two_connections_do_not_mix_up_their_buffers(self):
+        """Both connections use the same reply buffers; what has to wait is copied."""
         first = self.place.peer(room=10)
         second = self.place.peer()
         self.place.kernel.transport = first.transport
@@ -412,14 +413,14 @@ class ShortWayTests(Case):
         self.assertEqual(pattern(SIZE)[1000:6000], second.outcome(two).data)
         self.assertEqual(pattern(SIZE)[:5000], first.outcome(one).data)
 
-    def test_nothing_is_carried_out_behind_a_disconnect(self):
+    def test_nothing_is_executed_after_a_disconnect(self):
         self.peer.give(request_bytes(DISC) + request_bytes(WRITE, 0, 4) + b"evil")
         self.peer.give(request_bytes(WRITE, 0, 4) + b"evil")
         self.peer.run()
         self.assertEqual(pattern(SIZE), self.disk.content)
         self.assertTrue(self.peer.transport.lost)
 
-    def test_a_peer_that_is_gone(self):
+    def test_a_peer_that_is_gone_loses_its_connection(self):
         self.peer.transport.gone_peer = True
         self.peer.send(READ, 0, 10)
         self.peer.send(READ, 0, 10)
@@ -429,7 +430,7 @@ class ShortWayTests(Case):
 
 
 class Limited(SystemCalls):
-    """The real calls; a send takes what the dice say."""
+    """The real calls; a send accepts a random amount."""
 
     def __init__(self, chance):
         self.chance = chance
@@ -445,14 +446,14 @@ class Limited(SystemCalls):
 
 
 class RealSocketTests(Case):
-    """Through a socketpair and a file: reading taken over, splice, sendfile."""
+    """Through a socketpair and a file, with reading taken over, splice and sendfile."""
 
     def setUp(self):
         self.path = self.mktemp()
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(requests, st.integers(0, 2**32), st.booleans())
-    def test_as_the_model(self, script, seed, structured):
+    def test_a_real_socket_and_file_give_the_replies_of_the_model(self, script, seed, structured):
         chance = random.Random(seed)
         disk = FileDisk(self.path, size=SIZE)
         try:
@@ -534,9 +535,9 @@ class RealSocketTests(Case):
 
 
 class StrictTests(SynchronousTestCase):
-    """The decoder that the tests rely on does refuse what is wrong."""
+    """The decoder that the tests rely on refuses what is wrong."""
 
-    def test_refuses(self):
+    def test_the_strict_decoder_refuses_malformed_replies(self):
         head = struct.Struct("!IHHQI")
         magic = 0x668E33EF
 

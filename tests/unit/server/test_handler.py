@@ -1,4 +1,4 @@
-"""Handlers that take their time: to admit a request, and to have it be done."""
+"""Handlers that take time to admit or to complete a request (session.py, handler.py)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALL = Flag.HAS_FLAGS | Flag.SEND_FLUSH | Flag.SEND_TRIM | Flag.SEND_WRITE_ZEROES
 
 
 class Handler:
-    """Writes down what it is told; the answers are the test's."""
+    """Records what it hears; the test gives the answers."""
 
     access = None
     allows_fast_path = False
@@ -89,7 +89,7 @@ class Case(SynchronousTestCase):
 
 
 class AdmitTests(Case):
-    def test_nothing_before_it_is_known(self):
+    def test_no_request_is_executed_before_it_is_admitted(self):
         for command, name in ((WRITE, "write"), (ZEROES, "zero"), (TRIM, "trim"), (READ, "read")):
             self.setUp()
             payload = b"x" * 10 if command == WRITE else b""
@@ -99,7 +99,7 @@ class AdmitTests(Case):
             self.assertIn(name, self.disk.names())
             self.assertEqual([0], self.client.errors())
 
-    def test_a_payload_in_pieces(self):
+    def test_a_payload_in_pieces_is_kept_until_it_is_admitted(self):
         self.client.give(request_bytes(WRITE, 0, 10)[:20])
         self.client.give(request_bytes(WRITE, 0, 10)[20:] + b"abc")
         self.client.give(b"def")
@@ -109,7 +109,7 @@ class AdmitTests(Case):
         self.assertEqual(b"abcdefghijoo", self.disk.content[:12])
         self.assertEqual(1, len(self.client.received()) // 16)
 
-    def test_further_requests_wait(self):
+    def test_further_requests_wait_for_the_first_to_be_admitted(self):
         self.client.write(0, b"one")
         self.client.write(3, b"two")
         self.client.send(READ, 0, 6)
@@ -123,13 +123,13 @@ class AdmitTests(Case):
         self.assertEqual([0, 0, 0], [error for _, error, _ in replies])
         self.assertEqual(b"onetwo", replies[-1][2])
 
-    def test_the_peer_is_held_back(self):
+    def test_reading_pauses_until_the_request_is_admitted(self):
         self.client.write(0, b"one")
         self.assertFalse(self.client.transport.receives)
         self.admit()
         self.assertTrue(self.client.transport.receives)
 
-    def test_refused(self):
+    def test_a_refused_request_is_answered_and_not_executed(self):
         self.client.write(0, b"evil")
         self.client.write(0, b"good")
         self.admit(Errno.EPERM)
@@ -138,8 +138,8 @@ class AdmitTests(Case):
         self.assertEqual((b"good", ["write"]), (self.disk.content[:4], self.disk.names()))
         self.assertNotIn(("failed", WRITE), self.handler.events)
 
-    def test_a_bug_in_the_handler(self):
-        """The peer is not left without an answer, nor the connection without a reader."""
+    def test_a_bug_in_the_handler_is_answered_and_logged(self):
+        """The peer gets an answer, and the connection is still read."""
         self.client.write(0, b"evil")
         self.client.write(0, b"good")
         self.admit(Failure(ValueError("a bug")))
@@ -148,7 +148,7 @@ class AdmitTests(Case):
         self.assertEqual([Errno.EIO, 0], self.client.errors())
         self.assertEqual((b"good", ["write"]), (self.disk.content[:4], self.disk.names()))
 
-    def test_answered_already(self):
+    def test_a_request_may_be_admitted_at_once(self):
         answered = Deferred()
         answered.callback(0)
         self.handler.admit = lambda *_: answered
@@ -163,7 +163,7 @@ class AdmitTests(Case):
         request_bytes(FLUSH),
     )
 
-    def test_client_gone_meanwhile(self):
+    def test_nothing_is_executed_for_a_client_that_has_gone(self):
         for request in self.evil:
             self.setUp()
             self.client.give(request)
@@ -173,7 +173,7 @@ class AdmitTests(Case):
             self.assertEqual("gone", self.handler.events[-1])
             self.assertEqual([], self.disk.calls)
 
-    def test_closing_meanwhile(self):
+    def test_nothing_is_executed_after_the_connection_is_closed(self):
         for request in self.evil:
             self.setUp()
             self.client.give(request)
@@ -183,13 +183,13 @@ class AdmitTests(Case):
             self.clock.advance(0)
             self.assertEqual(["gone"], self.handler.events[1:])
 
-    def test_half_closed_meanwhile(self):
+    def test_nothing_is_executed_after_the_client_half_closed(self):
         self.client.write(0, b"evil")
         self.connection.readConnectionLost()
         self.admit()
         self.assertEqual([], self.disk.calls)
 
-    def test_disconnect_behind_it(self):
+    def test_a_disconnect_waits_for_the_admitted_request(self):
         self.client.write(0, b"last")
         self.client.give(request_bytes(DISC))
         self.assertNotIn("disconnected", self.handler.events)
@@ -197,7 +197,7 @@ class AdmitTests(Case):
         self.assertEqual(b"last", self.disk.content[:4])
         self.assertEqual("disconnected", self.handler.events[-1])
 
-    def test_not_silent_while_it_waits(self):
+    def test_a_client_that_waits_for_admission_does_not_time_out(self):
         self.client.write(0, b"slow")
         self.clock.pump([10] * 30)
         self.assertTrue(self.client.transport.listens)
@@ -205,7 +205,7 @@ class AdmitTests(Case):
         self.clock.pump([10] * 7)
         self.assertTrue(self.client.transport.gone)
 
-    def test_bad_magic_behind_it(self):
+    def test_a_request_before_nonsense_is_still_executed(self):
         self.client.write(0, b"good")
         self.client.give(b"x" * 28)
         self.admit()
@@ -213,18 +213,18 @@ class AdmitTests(Case):
         self.clock.advance(0)
         self.assertTrue(self.client.transport.gone)
 
-    def test_what_the_protocol_forbids_is_not_asked(self):
+    def test_a_request_that_the_protocol_forbids_is_not_put_to_the_handler(self):
         self.client.send(ZEROES, SIZE, 1)
         self.assertEqual(([], 1), (self.handler.events, len(self.client.replies())))
 
-    def test_first_cookie(self):
+    def test_the_first_cookie_of_a_connection_is_kept(self):
         self.assertIsNone(self.connection.first_cookie)
         for cookie in (9, 5, 9):
             self.client.give(request_bytes(READ, 0, 1, cookie=cookie))
             self.admit()
             self.assertEqual(9, self.connection.first_cookie)
 
-    def test_the_cookie_of_a_disconnect(self):
+    def test_the_cookie_of_a_disconnect_counts_as_the_first(self):
         self.client.give(request_bytes(DISC, cookie=2**64 - 1))
         self.assertEqual(2**64 - 1, self.connection.first_cookie)
 
@@ -234,7 +234,7 @@ class DoneTests(Case):
         super().setUp()
         self.handler.slow = {"done"}
 
-    def test_the_reply_waits(self):
+    def test_the_reply_waits_for_the_handler(self):
         for command, payload in ((WRITE, b"x" * 10), (FLUSH, b""), (ZEROES, b""), (TRIM, b"")):
             length = 0 if command == FLUSH else 10
             self.client.send(command, 0, length, 0, payload)
@@ -242,7 +242,7 @@ class DoneTests(Case):
             self.do()
             self.assertEqual([0], self.client.errors())
 
-    def test_others_do_not(self):
+    def test_other_requests_are_answered_meanwhile(self):
         self.client.send(FLUSH)
         self.handler.slow = set()
         self.client.write(0, b"x")
@@ -251,7 +251,7 @@ class DoneTests(Case):
         ((request, error, _),) = self.client.replies()
         self.assertEqual((FLUSH, 0), (request.command, error))
 
-    def test_a_failure_is_an_error(self):
+    def test_a_failure_of_the_handler_is_an_error_reply(self):
         for error, told in (
             (OSError(errno.ENOSPC, "full"), Errno.ENOSPC),
             (OSError(errno.EPERM, "no"), Errno.EPERM),
@@ -266,21 +266,21 @@ class DoneTests(Case):
         self.assertNotIn(("failed", FLUSH), self.handler.events)
         self.assertEqual([], self.flushLoggedErrors())
 
-    def test_with_fua(self):
+    def test_a_FUA_write_flushes_before_the_handler_is_asked(self):
         self.client.send(WRITE, 0, 4, CommandFlag.FUA, b"data")
         self.assertIn("flush", self.disk.names())
         self.assertEqual([], self.client.errors())
         self.do()
         self.assertEqual([0], self.client.errors())
 
-    def test_client_gone_meanwhile(self):
+    def test_the_end_of_a_client_waits_for_the_handler(self):
         self.client.send(FLUSH)
         self.client.lose()
         self.assertNotIn("gone", self.handler.events)
         self.do()
         self.assertEqual("gone", self.handler.events[-1])
 
-    def test_disconnect_waits_for_it(self):
+    def test_a_disconnect_waits_for_the_handler(self):
         self.client.send(FLUSH)
         self.client.give(request_bytes(DISC))
         self.assertNotIn("disconnected", self.handler.events)
@@ -288,7 +288,7 @@ class DoneTests(Case):
         self.assertEqual("disconnected", self.handler.events[-1])
         self.assertEqual([0], self.client.errors())
 
-    def test_not_silent_while_it_waits(self):
+    def test_a_client_that_waits_for_the_handler_does_not_time_out(self):
         self.client.send(FLUSH)
         self.clock.pump([10] * 30)
         self.assertTrue(self.client.transport.listens)

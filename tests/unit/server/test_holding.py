@@ -1,4 +1,6 @@
-"""What a mirror needs of the server: clients that wait, and word of what they change (R8, R9)."""
+"""What a mirror needs of the server (serving.py, session.py, changes.py and others): clients can be
+held, and changes are reported (R8, R9).
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ class Case(SynchronousTestCase):
 
 
 class HoldTests(Case):
-    def test_requests_stay_unanswered(self):
+    def test_held_requests_stay_unanswered_until_the_release(self):
         one, two = self.peer(), self.peer()
         self.hold()
         before = self.disk.content
@@ -79,7 +81,7 @@ class HoldTests(Case):
         for peer, cookie in zip((one, one, two, two, two, two), cookies, strict=True):
             self.assertEqual(0, peer.outcome(cookie).error)
 
-    def test_released_and_held_again(self):
+    def test_clients_can_be_held_again_and_again(self):
         peer = self.peer()
         for number in range(3):
             self.hold()
@@ -90,8 +92,8 @@ class HoldTests(Case):
             self.assertEqual(0, peer.outcome(cookie).error)
             self.assertEqual(number, self.disk.content[0])
 
-    def test_what_came_before_is_answered(self):
-        """Its replies are on their way, though the client may take its time for them."""
+    def test_requests_from_before_the_hold_are_answered(self):
+        """The replies are sent, though the client may read them slowly."""
         peer = self.peer(room=0)
         peer.write(0, b"new")
         self.hold()
@@ -121,13 +123,13 @@ class HoldTests(Case):
         self.assertEqual(0, peer.outcome(cookie).error)
         self.assertEqual(pattern(length, 2), self.data(4096, length))
 
-    def test_half_a_write_is_kept(self):
+    def test_half_of_a_write_is_kept_until_the_release(self):
         for length in (1000, 60 * KIB, 300 * KIB, 3 << 20):
             for threads in (False, True):
                 self.setUp()
                 self.half_a_write(length, threads)
 
-    def test_half_a_header_is_kept(self):
+    def test_half_of_a_header_is_kept_until_the_release(self):
         peer = self.peer()
         cookie, data = peer.expect(READ, 0, 10)
         peer.give(data[:20])
@@ -138,8 +140,8 @@ class HoldTests(Case):
         peer.transport.run()
         self.assertEqual(pattern(10), peer.outcome(cookie).data)
 
-    def test_work_in_threads_is_waited_for(self):
-        """And answered, before it is said that the disk is still."""
+    def test_the_hold_waits_for_work_in_threads(self):
+        """The work is answered before the hold reports the end."""
         for command, length in ((WRITE, 9000), (TRIM, 2 << 20), (ZEROES, 2 << 20), (FLUSH, 0)):
             self.setUp()
             peer = self.peer()
@@ -159,7 +161,7 @@ class HoldTests(Case):
             self.work.run()
             self.assertEqual([0], [outcome.error for outcome in answered])
 
-    def test_of_all_clients(self):
+    def test_the_hold_waits_for_the_work_of_all_clients(self):
         peers = [self.peer() for _ in range(3)]
         self.place.slow()
         for number, peer in enumerate(peers):
@@ -170,8 +172,8 @@ class HoldTests(Case):
             self.work.run(1)
         self.successResultOf(still)
 
-    def test_a_request_behind_one_that_is_waited_for(self):
-        """It had come already, but nothing of it had been begun."""
+    def test_a_request_after_one_under_way_is_not_begun(self):
+        """The request had arrived, but nothing of it had begun."""
         peer = self.peer()
         self.place.slow()
         peer.send(ZEROES, 0, 2 << 20)
@@ -187,8 +189,8 @@ class HoldTests(Case):
         self.work.run()
         self.assertEqual(b"behind", self.data(0, 6))
 
-    def test_fua_that_is_under_way(self):
-        """The flush behind the write is a part of it."""
+    def test_the_hold_waits_for_the_flush_of_a_FUA_write(self):
+        """The flush after the write is part of it."""
         peer = self.peer()
         self.place.slow()
         peer.write(0, b"x" * 4096, FUA)
@@ -199,7 +201,7 @@ class HoldTests(Case):
         self.work.run()
         self.successResultOf(still)
 
-    def test_late_work_of_a_lost_connection(self):
+    def test_the_hold_waits_for_the_work_of_a_lost_connection(self):
         peer = self.peer()
         self.place.slow()
         peer.send(ZEROES, 0, 2 << 20)
@@ -209,7 +211,7 @@ class HoldTests(Case):
         self.work.run()
         self.successResultOf(still)
 
-    def test_late_work_of_one_that_is_lost_meanwhile(self):
+    def test_the_hold_waits_for_the_work_of_a_connection_lost_meanwhile(self):
         peer = self.peer()
         self.place.slow()
         peer.send(ZEROES, 0, 2 << 20)
@@ -219,8 +221,8 @@ class HoldTests(Case):
         self.work.run()
         self.successResultOf(still)
 
-    def test_one_that_waits_for_late_work(self):
-        """Its request is done as soon as it may be, and only then the disk is still."""
+    def test_the_hold_waits_for_a_trim_that_waits_for_late_work(self):
+        """The trim is done as soon as it may be, and only then is all work done."""
         lost, peer = self.peer(), self.peer()
         self.place.slow()
         lost.send(ZEROES, 0, 2 << 20)
@@ -235,8 +237,8 @@ class HoldTests(Case):
         self.assertEqual(0, peer.outcome(cookie).error)
         self.successResultOf(still)
 
-    def test_a_write_that_waits_for_late_work(self):
-        """Nothing of its payload was taken: it stays on the wire."""
+    def test_a_write_that_waits_for_late_work_stays_on_the_wire(self):
+        """Nothing of its payload is read."""
         lost, peer = self.peer(), self.peer()
         self.place.slow()
         lost.send(ZEROES, 0, 2 << 20)
@@ -263,7 +265,7 @@ class HoldTests(Case):
         peer.transport.run()
         self.assertEqual((0, b"new"), (peer.outcome(cookie).error, self.data(0, 3)))
 
-    def test_one_that_shakes_hands_when_the_hold_comes(self):
+    def test_a_client_in_its_handshake_completes_it_and_waits(self):
         peer = self.peer(structured=None)
         peer.give(FIXED)
         self.hold()
@@ -275,7 +277,7 @@ class HoldTests(Case):
         peer.transport.run()
         self.assertEqual(b"new", self.data(0, 3))
 
-    def test_oldstyle(self):
+    def test_oldstyle_clients_are_held_too(self):
         self.make(oldstyle=True)
         self.hold()
         peer = self.peer(structured=False, oldstyle=True)
@@ -285,8 +287,10 @@ class HoldTests(Case):
         peer.transport.run()
         self.assertEqual(0, peer.outcome(cookie).error)
 
-    def test_throttled_changes_are_let_go(self):
-        """Who holds lifts the throttle first, and what waited is done before the disk is still."""
+    def test_throttled_changes_are_made_once_the_throttle_is_lifted(self):
+        """The holder lifts the throttle first; the waiting changes are made before the hold is
+        complete.
+        """
         peer = self.peer()
         dirtied = [0]
         self.server.changes.slow_down(Throttle(self.clock, 1.0, lambda: dirtied[0]))
@@ -299,7 +303,7 @@ class HoldTests(Case):
         self.successResultOf(waiting)
         self.assertEqual(0, peer.outcome(cookie).error)
 
-    def test_a_throttle_that_is_not_lifted(self):
+    def test_the_hold_waits_for_changes_that_are_still_throttled(self):
         peer = self.peer()
         dirtied = [0]
         self.server.changes.slow_down(Throttle(self.clock, 1.0, lambda: dirtied[0]))
@@ -312,8 +316,8 @@ class HoldTests(Case):
         self.successResultOf(waiting)
         self.assertEqual(["trim"], [call[0] for call in self.disk.calls])
 
-    def test_nobody_is_given_up_for_being_silent(self):
-        """Held for longer than a client may be silent: it waits for us."""
+    def test_held_clients_do_not_time_out(self):
+        """They are held for longer than a client may be silent: they wait for us."""
         self.make(request_timeout=60)
         peers = [self.peer() for _ in range(3)]
         _, data = peers[1].expect(WRITE, 0, 100, 0, b"x" * 100)
@@ -332,18 +336,18 @@ class HoldTests(Case):
         self.clock.advance(50)
         self.assertTrue(peers[1].transport.lost)
 
-    def test_a_handshake_has_its_time_all_the_same(self):
+    def test_a_handshake_times_out_even_during_a_hold(self):
         self.hold()
         peer = self.peer(structured=None)
         for _ in range(4):
             self.clock.advance(10)
         self.assertTrue(peer.transport.lost)
 
-    def test_nobody_is_there(self):
+    def test_a_server_without_clients_can_be_held(self):
         self.hold()
         self.server.release()
 
-    def test_one_that_goes_while_it_is_held(self):
+    def test_nothing_is_done_for_a_client_that_leaves_while_held(self):
         peer = self.peer()
         self.hold()
         peer.write(0, b"new")
@@ -351,8 +355,7 @@ class HoldTests(Case):
         self.server.release()
         self.assertEqual(pattern(3), self.data(0, 3))
 
-    def test_a_disconnect_while_it_is_held(self):
-        """It is looked at behind the release, with what came before it."""
+    def test_a_disconnect_while_held_is_handled_after_the_release(self):
         peer = self.peer()
         self.hold()
         peer.write(0, b"new")
@@ -363,8 +366,8 @@ class HoldTests(Case):
         self.assertTrue(peer.transport.lost)
         self.assertEqual(b"new", self.data(0, 3))
 
-    def test_released_before_it_is_still(self):
-        """Nobody waits on who asked; it hears of it when there is a moment of rest."""
+    def test_a_release_before_all_work_is_done_still_reports_the_end_of_the_work(self):
+        """Nobody may wait for it any more, but the end of the work is reported."""
         peer = self.peer()
         self.place.slow()
         peer.send(ZEROES, 0, 2 << 20)
@@ -377,8 +380,8 @@ class HoldTests(Case):
         self.assertEqual(0, peer.outcome(cookie).error)
         self.successResultOf(still)
 
-    def test_stopped_while_held(self):
-        """They may be another server's: nothing that is held is begun, or answered."""
+    def test_a_server_stopped_while_held_executes_and_answers_nothing(self):
+        """The requests may be another server's by then."""
         lost, peer = self.peer(), self.peer()
         self.place.slow()
         lost.send(ZEROES, 1 << 20, 2 << 20)
@@ -402,8 +405,8 @@ class HoldTests(Case):
         self.successResultOf(done)
         self.assertIn("flush", self.disk.names())
 
-    def test_stopped_while_held_and_then_released(self):
-        """Whoever held them lets go a little later: nothing is done for them any more."""
+    def test_a_release_after_the_stop_executes_nothing(self):
+        """The release comes late, and nothing is done for the clients any more."""
         peers = [self.peer(), self.peer()]
         self.successResultOf(self.server.hold())
         cookies = [peer.write(5 * number, b"late!") for number, peer in enumerate(peers)]
@@ -435,7 +438,7 @@ class HandOverTests(Case):
         self.successResultOf(self.done)
         self.assertEqual("stopped", self.server.state)
 
-    def test_closed_with_nothing_answered_and_nothing_flushed(self):
+    def test_clients_are_closed_without_answers_or_flushes(self):
         peers = [self.peer() for _ in range(3)]
         self.hold()
         before = self.disk.content
@@ -453,7 +456,7 @@ class HandOverTests(Case):
         self.assertEqual((before, []), (self.disk.content, self.disk.calls))
         self.assertEqual([], self.work.names())
 
-    def test_what_was_answered_before_is_sent(self):
+    def test_earlier_replies_are_sent_before_clients_are_closed(self):
         peer = self.peer(room=0)
         peer.write(0, b"new")
         self.hold()
@@ -464,13 +467,13 @@ class HandOverTests(Case):
         peer.read_all()
         self.assertEqual([0], [outcome.error for outcome in peer.replies.done.values()])
 
-    def test_nobody_is_let_in_any_more(self):
+    def test_no_client_is_accepted_after_the_hand_over(self):
         self.hold()
         self.hand_over()
         self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
         self.finish()
 
-    def test_twice(self):
+    def test_handing_over_twice_is_harmless(self):
         self.hold()
         self.hand_over()
         self.server.hand_over()
@@ -478,7 +481,7 @@ class HandOverTests(Case):
         self.finish()
         self.assertEqual([], self.disk.calls)
 
-    def test_not_released_any_more(self):
+    def test_a_release_after_the_hand_over_does_nothing(self):
         peer = self.peer()
         self.hold()
         peer.write(0, b"new")
@@ -491,7 +494,7 @@ class HandOverTests(Case):
 
 
 class Taken:
-    """Whoever takes a connection over, and writes down what there was to be answered."""
+    """Takes a connection over, and records what remains to be answered."""
 
     def __init__(self):
         self.unanswered = None
@@ -504,7 +507,7 @@ class Taken:
 
 
 class Admitting:
-    """A throttle that lets nobody go on before it is told to."""
+    """A throttle that lets nobody continue until the test says so."""
 
     rate = 1.0
 
@@ -521,8 +524,8 @@ class Admitting:
 class TakenOverTests(Case):
     threads = False
 
-    def test_what_was_handed_on_in_the_middle_of_it_is_not_acted_on_here(self):
-        """It would be done twice."""
+    def test_a_request_passed_on_during_its_admission_is_not_executed_here(self):
+        """Otherwise it would be executed twice."""
         peer, taken = self.peer(), Taken()
         client = peer.connection
         throttle = self.server.changes.throttle = Admitting()
@@ -541,7 +544,7 @@ class TakenOverTests(Case):
 
 
 class ChangesTests(Case):
-    """Every way in which the disk comes to be changed, told of before, and behind threads again."""
+    """Every way to change the disk is reported before it, and after threads again."""
 
     def make(self, **keywords):
         super().make(**keywords)
@@ -569,7 +572,9 @@ class ChangesTests(Case):
             self.work.run()
 
     def check(self, ranges, behind):
-        """MirrorFailed of before each touch; behind it as well if others could run in between."""
+        """Each change is reported before it is made, and after it too if others could run in
+        between.
+        """
         touched = []
         for number, (what, offset, length) in enumerate(self.story):
             if what != "touched":
@@ -598,7 +603,7 @@ class ChangesTests(Case):
         self.run_all(peer)
         return peer.outcome(cookie)
 
-    def test_every_way(self):
+    def test_every_kind_of_change_is_reported_before_and_after_it(self):
         for command, length, flags, slow, pieces in (
             (WRITE, 512, 0, False, 1),
             (WRITE, 64 * KIB, 0, False, 1),
@@ -627,8 +632,8 @@ class ChangesTests(Case):
                 behind = slow or (command != WRITE and length > 1 << 20)
                 self.check([length], behind)
 
-    def test_zeroes_and_trims_are_no_data(self):
-        """Nor when they are told of once more behind the change; a WRITE always is."""
+    def test_zeroes_and_trims_are_reported_as_no_data(self):
+        """Not even in the report after the change; a WRITE always counts as data."""
         for command, length, flags, slow in itertools.product(
             (WRITE, TRIM, ZEROES), (4096, 2 << 20), (0, FUA), (False, True)
         ):
@@ -640,8 +645,8 @@ class ChangesTests(Case):
             self.assertEqual(0, self.request(command, length, flags, slow).error)
             self.assertEqual({command == WRITE}, set(told), (command, length, flags, slow))
 
-    def test_those_that_fail(self):
-        """Some of it may have been written."""
+    def test_changes_that_fail_are_reported(self):
+        """Some of the range may have been written."""
         for command, method, length, slow in (
             (WRITE, "write", 512, True),
             (WRITE, "write", 3 << 20, False),
@@ -659,35 +664,35 @@ class ChangesTests(Case):
             if slow or (command != WRITE and length > 1 << 20):
                 self.assertIn(("told", 4096), [event[:2] for event in self.story[at:]])
 
-    def test_a_small_write_that_fails_or_is_short(self):
+    def test_a_small_write_that_fails_or_is_short_is_reported(self):
         for script in (BROKEN, 100):
             self.setUp()
             self.place.kernel.pwrites.append(script)
             self.request(WRITE, 512)
             self.assertEqual([("told", 4096, 512), ("touched", 4096, 512)], self.story[:2])
 
-    def test_many_small_ones_at_once(self):
+    def test_many_small_writes_at_once_are_all_reported(self):
         peer = self.peer()
         requests = [peer.expect(WRITE, 4096 + 512 * n, 512, 0, pattern(512, n)) for n in range(50)]
         peer.give(b"".join(data for _, data in requests))
         self.check([512 * 50], False)
         self.assertEqual(100, len(self.story))
 
-    def test_readers_change_nothing(self):
+    def test_reads_and_flushes_report_no_change(self):
         peer = self.peer()
         for command, length in ((READ, 10), (READ, 2 << 20), (FLUSH, 0), (Command.CACHE, 10_000)):
             peer.send(command, 0, length)
             self.run_all(peer)
         self.assertEqual([], self.story)
 
-    def test_what_is_refused_changes_nothing(self):
+    def test_refused_requests_report_no_change(self):
         peer = self.peer()
         self.assertNotEqual(0, peer.outcome(peer.write(SIZE - 1, b"xx")).error)
         self.assertNotEqual(0, peer.ask(TRIM, SIZE, 1).error)
         self.assertEqual([], self.story)
 
-    def test_connection_lost_in_the_middle(self):
-        """What was begun goes on in its thread, and is told of behind it."""
+    def test_changes_after_a_lost_connection_are_reported(self):
+        """Work in a thread continues, and is reported at its end."""
         for command, length in ((WRITE, 3 << 20), (ZEROES, 3 << 20)):
             self.setUp()
             peer = self.peer()
@@ -706,8 +711,8 @@ class ChangesTests(Case):
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 2**32))
-    def test_a_mirror_that_looks_at_any_time(self, seed):
-        """Whatever it takes off the map, and copies, when: the rest makes the copy whole."""
+    def test_a_mirror_that_copies_dirty_ranges_at_any_time_ends_up_equal(self, seed):
+        """Whatever is taken from the map and copied when, the rest completes the copy."""
         chance = random.Random(seed)
         Case.make(self)
         dirty, copy = DirtyMap(SIZE), bytearray(self.disk.content)
@@ -757,8 +762,8 @@ class ChangesTests(Case):
         self.assertEqual(self.disk.content, bytes(copy))
 
 
-class MovedTests(SynchronousTestCase):
-    """Payloads that never come by: spliced into the file, or read into a buffer and written."""
+class MovedPayloadTests(SynchronousTestCase):
+    """Payloads that are spliced into the file, or read into a buffer and written."""
 
     def begin(self, script=()):
         self.disk = FileDisk(self.mktemp(), size=SIZE)
@@ -794,8 +799,8 @@ class MovedTests(SynchronousTestCase):
         self.reactor.run_dry()
         after()
 
-    def test_marked_before_each_move(self):
-        """A mirror may look between any two turns of the reactor."""
+    def test_each_move_of_payload_is_reported_before_it(self):
+        """A mirror may look between any two iterations of the reactor."""
         length = 3 << 20
         for script in ((), (-22,)):  # splice, and EINVAL: not known here
             self.begin(script)
@@ -815,14 +820,14 @@ class MovedTests(SynchronousTestCase):
             if not script:
                 self.assertGreater(self.calls.splices, 4)
 
-    def test_only_what_is_written(self):
+    def test_only_the_written_range_is_reported(self):
         self.begin()
         self.give(request_bytes(WRITE, 1 << 20, 1 << 20) + pattern(1 << 20))
         for offset, length in self.told:
             self.assertTrue(1 << 20 <= offset < offset + length <= 2 << 20)
 
-    def test_no_more_than_a_mebibyte_ahead(self):
-        """What a slow writer has not sent yet is not dirty, however long its request is."""
+    def test_at_most_a_mebibyte_is_reported_in_advance(self):
+        """What a slow writer has not sent yet is not dirty, however long its request."""
         for script in ((), (-22,)):
             self.begin(script)
             data = request_bytes(WRITE, 5000, 3 << 20) + pattern(3 << 20)
@@ -841,8 +846,8 @@ class MovedTests(SynchronousTestCase):
             self.assertLessEqual(max(length for _, length in ahead), 1 << 20)
             self.assertLessEqual(max(further for further, _ in ahead), 1 << 20)
 
-    def test_held_in_the_middle(self):
-        """The rest stays in the socket, and is taken from there behind the release."""
+    def test_a_write_held_in_the_middle_stays_in_the_socket(self):
+        """The rest is read from the socket after the release."""
         self.begin()
         data = request_bytes(WRITE, 0, 2 << 20, cookie=7) + pattern(2 << 20)
         self.give(data[: 1 << 20])

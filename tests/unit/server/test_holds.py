@@ -1,4 +1,4 @@
-"""Why nothing is read from a client: one reason or several, and what goes on in spite of them."""
+"""Why a client is not read: one or several reasons, and what continues nevertheless."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from blockmig.server.holds import BLOCKING, CLIENT_WAITS, ENDING, IN_PROGRESS, H
 
 
 class Incoming:
-    """Writes down whether it is read."""
+    """Records whether it is read."""
 
     reading = True
 
@@ -27,7 +27,7 @@ class HoldsTests(SynchronousTestCase):
         self.told = []
         self.holds = Holds(self.incoming, lambda: self.told.append("released"))
 
-    def test_read_on_when_no_reason_is_left(self):
+    def test_reading_resumes_when_no_reason_is_left(self):
         holding = set(Hold) - ENDING
         for first in holding:
             for second in holding - {first}:
@@ -40,8 +40,8 @@ class HoldsTests(SynchronousTestCase):
                 self.assertTrue(self.incoming.reading)
                 self.assertEqual(["released"] * 2, self.told)
 
-    def test_the_end_holds_nobody(self):
-        """Or nobody would see that the client has gone."""
+    def test_a_connection_at_its_end_is_still_read(self):
+        """Otherwise nobody would notice that the client has gone."""
         for end in ENDING:
             self.setUp()
             self.holds.add(end)
@@ -51,7 +51,7 @@ class HoldsTests(SynchronousTestCase):
             self.assertTrue(self.incoming.reading)
             self.assertEqual({end}, self.holds.reasons)
 
-    def test_until(self):
+    def test_a_hold_lasts_until_its_Deferred_fires(self):
         for result in (7, Failure(ValueError("no"))):
             self.setUp()
             doing = Deferred()
@@ -62,14 +62,14 @@ class HoldsTests(SynchronousTestCase):
             self.assertEqual([result, "released"], self.told)
             self.assertTrue(self.incoming.reading)
 
-    def test_until_what_is_done_already(self):
+    def test_a_hold_on_a_fired_Deferred_ends_at_once(self):
         doing = Deferred()
         doing.callback(7)
         self.holds.until(Hold.ADMITTING, doing, self.told.append)
         self.assertEqual(([7, "released"], set()), (self.told, self.holds.reasons))
 
-    def test_cleared(self):
-        """As it is when another server goes on: it reads on when that says so."""
+    def test_cleared_holds_leave_reading_paused(self):
+        """As for a relay, which resumes reading itself."""
         reasons = self.holds.reasons
         self.holds.add(Hold.HELD)
         self.holds.clear()
@@ -79,8 +79,7 @@ class HoldsTests(SynchronousTestCase):
         self.holds.release(Hold.BACKPRESSURE)
         self.assertTrue(self.incoming.reading)
 
-    def test_kinds(self):
-        """What came already goes on where a disk is behind, or new requests are refused."""
+    def test_the_kinds_of_holds_form_the_expected_sets(self):
         self.assertEqual({Hold.BACKPRESSURE, Hold.DRAINING}, set(Hold) - BLOCKING)
         self.assertLess(IN_PROGRESS, BLOCKING)
         self.assertTrue(CLIENT_WAITS.isdisjoint(IN_PROGRESS | ENDING))

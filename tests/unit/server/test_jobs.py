@@ -1,4 +1,4 @@
-"""Calls to a disk in threads: turns, limits, and what becomes of those whose owner is gone."""
+"""Calls to a disk in threads: turns, limits, and jobs whose owner is gone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 4 << 20
 WRITE, READ, ZEROES, TRIM = Command.WRITE, Command.READ, Command.WRITE_ZEROES, Command.TRIM
 
 
-class WorkTests(SynchronousTestCase):
+class JobQueueTests(SynchronousTestCase):
     def setUp(self):
         self.threads = ManualThreads()
         self.work = JobQueue(self.threads)
@@ -25,7 +25,7 @@ class WorkTests(SynchronousTestCase):
     def run_for(self, owner, name, **keywords):
         return self.work.run(owner, self.done.append, name, **keywords)
 
-    def test_result_and_error(self):
+    def test_results_and_errors_are_delivered(self):
         owner = JobOwner()
         good = self.work.run(owner, lambda a, b: a + b, 1, 2)
         bad = self.work.run(owner, lambda: 1 / 0)
@@ -33,7 +33,7 @@ class WorkTests(SynchronousTestCase):
         self.assertEqual(3, self.successResultOf(good))
         self.failureResultOf(bad, ZeroDivisionError)
 
-    def test_one_owner_leaves_room(self):
+    def test_a_greedy_owner_leaves_room_for_others(self):
         greedy, other = JobOwner(), JobOwner()
         for number in range(100):
             self.run_for(greedy, number)
@@ -43,7 +43,7 @@ class WorkTests(SynchronousTestCase):
         self.threads.run()
         self.assertEqual(101, len(self.done))
 
-    def test_so_many_at_a_time(self):
+    def test_the_number_of_jobs_at_a_time_is_bounded(self):
         for _ in range(20):
             self.run_for(JobOwner(), "x")
         self.assertEqual(MOST_JOBS, len(self.threads.waiting))
@@ -59,14 +59,14 @@ class WorkTests(SynchronousTestCase):
         for start in range(4, 20):
             self.assertEqual({"a", "b", "c"}, set(self.done[start : start + 6]), self.done)
 
-    def test_in_order_for_each(self):
+    def test_the_jobs_of_an_owner_keep_their_order(self):
         owner = JobOwner()
         for number in range(50):
             self.run_for(owner, number)
         self.threads.run()
         self.assertEqual(list(range(50)), self.done)
 
-    def test_little_looking_at_a_time(self):
+    def test_at_most_two_lookups_run_at_a_time(self):
         for _ in range(5):
             self.run_for(JobOwner(), "looks", scanning=True)
         self.run_for(JobOwner(), "reads")
@@ -75,7 +75,7 @@ class WorkTests(SynchronousTestCase):
         self.threads.run()
         self.assertEqual(6, len(self.done))
 
-    def test_what_was_not_begun_is_dropped(self):
+    def test_jobs_of_an_abandoned_owner_are_dropped_unless_begun(self):
         owner, other = JobOwner(), JobOwner()
         results = [self.run_for(owner, number) for number in range(10)]
         kept = self.run_for(other, "other")
@@ -90,7 +90,7 @@ class WorkTests(SynchronousTestCase):
             self.failureResultOf(result, CancelledError)
         self.successResultOf(kept)
 
-    def test_late_changes(self):
+    def test_changes_of_an_abandoned_owner_are_waited_for(self):
         owner = JobOwner()
         self.run_for(owner, "change", changing=True)
         self.run_for(owner, "read")
@@ -104,7 +104,7 @@ class WorkTests(SynchronousTestCase):
         self.assertFalse(self.work.has_orphans)
         self.successResultOf(drained)
 
-    def test_late_reads_are_of_no_importance(self):
+    def test_reads_of_an_abandoned_owner_are_not_waited_for(self):
         owner = JobOwner()
         self.run_for(owner, "read")
         self.work.abandon(owner)
@@ -112,7 +112,7 @@ class WorkTests(SynchronousTestCase):
 
 
 class LateChangeTests(SynchronousTestCase):
-    """A client that connects again must not be overtaken by what it asked for before."""
+    """A client that reconnects must not be overtaken by its earlier requests."""
 
     def setUp(self):
         self.disk = ServedDisk(pattern(SIZE))
@@ -139,13 +139,13 @@ class LateChangeTests(SynchronousTestCase):
             self.assertEqual(0, two.outcome(cookie).error)
             self.assertEqual(b"written again", self.disk.content[:13])
 
-    def test_reads_do_not_wait(self):
+    def test_reads_do_not_wait_for_the_late_change(self):
         self.lose_one_that_zeroes()
         two = self.place.peer()
         self.assertEqual(0, two.ask(READ, 0, 10).error)
 
-    def test_long_work_ends_early(self):
-        """Between two slices, since nobody wants the rest."""
+    def test_long_work_of_a_lost_client_ends_early(self):
+        """It ends between two slices, since nobody wants the rest."""
         self.disk = ServedDisk(bytes(SIZE))
         self.disk.size = 1 << 40
         zeroed = []
@@ -162,7 +162,7 @@ class LateChangeTests(SynchronousTestCase):
         self.assertEqual(1, len(zeroed))
         self.assertFalse(self.place.server._access.jobs.has_orphans)
 
-    def test_not_begun_not_done(self):
+    def test_work_that_was_not_begun_is_not_done(self):
         one = self.place.peer()
         for _ in range(20):
             one.send(ZEROES, 0, 2 << 20)
@@ -172,7 +172,7 @@ class LateChangeTests(SynchronousTestCase):
             self.place.threads.run()
         self.assertEqual(1, self.disk.names().count("zero"))
 
-    def test_stopping_meanwhile(self):
+    def test_the_server_stops_after_the_late_change(self):
         self.lose_one_that_zeroes()
         two = self.place.peer()
         cookie = two.write(0, b"x")
@@ -184,7 +184,7 @@ class LateChangeTests(SynchronousTestCase):
         self.assertIsNotNone(two.outcome(cookie))
         self.successResultOf(done)
 
-    def test_errors_are_counted(self):
+    def test_errors_are_counted_in_the_status(self):
         self.disk.fail("flush", OSError(errno.EIO, "worn out"), times=None)
         one = self.place.peer()
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""How a connection comes to its end: every input in every state, and each thing told once."""
+"""How a connection ends: every input in every state, and each event announced once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = (
 
 
 class LifetimeCore:
-    """Writes down what is done."""
+    """Records the actions."""
 
     def __init__(self):
         self.reading = True
@@ -103,7 +103,7 @@ TABLE = {
 
 
 class TableTests(SynchronousTestCase):
-    def test_every_input_in_every_state(self):
+    def test_every_input_in_every_state_does_what_the_table_says(self):
         for state, way in STATES.items():
             for name in INPUTS:
                 before = run(*way)
@@ -111,8 +111,7 @@ class TableTests(SynchronousTestCase):
                 told = after.told[len(before.told) :]
                 self.assertEqual(TABLE.get((state, name), []), told, (state, name))
 
-    def test_what_is_listened_to(self):
-        """Only an open connection, and one whose last requests are being finished."""
+    def test_requests_are_read_only_while_open_or_draining(self):
         for state, way in STATES.items():
             for name in (None, *INPUTS):
                 core = run(*way, *([name] if name else []))
@@ -123,20 +122,20 @@ class TableTests(SynchronousTestCase):
                 )
                 self.assertEqual(listening, core.reading, (state, name))
 
-    def test_draining_refuses(self):
+    def test_a_draining_connection_refuses_new_requests(self):
         self.assertFalse(run().draining)
         self.assertTrue(run("drain").draining)
         self.assertTrue(run("drain", "drain", "disconnect").draining)
         self.assertFalse(run("disconnect", "drain").draining)
 
-    def test_the_end_of_each_state(self):
-        """Wherever it was lost, it is gone after that, and nothing is told twice."""
+    def test_a_lost_connection_is_gone_exactly_once_from_every_state(self):
+        """No event is announced twice."""
         for state, way in STATES.items():
             core = run(*way, "lose", "idle", "lose", "idle", "close", "abort", "disconnect")
             self.assertEqual(1, core.told.count("gone"), state)
             self.assertEqual("gone", core.told[-1], state)
 
-    def test_a_handler_that_closes_when_it_is_told(self):
+    def test_a_handler_may_close_the_connection_from_inside_its_callback(self):
         class Closing(LifetimeCore):
             def announce_disconnected(self):
                 self.told.append("disconnected")
@@ -151,7 +150,7 @@ class TableTests(SynchronousTestCase):
 
     @settings(max_examples=300, deadline=None)
     @given(st.lists(st.sampled_from(INPUTS), max_size=12))
-    def test_once_each(self, inputs):
+    def test_each_end_is_announced_at_most_once_and_in_order(self, inputs):
         told = run(*inputs).told
         for name in ("disconnected", "gone", "begin_forwarding", "close", "abort"):
             self.assertLessEqual(told.count(name), 1)

@@ -1,4 +1,4 @@
-"""Clients that are passed on to the server that takes over, byte for byte."""
+"""Clients that are passed on to another server, byte for byte (relay.py and forwarding.py)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ Flag = TransmissionFlag
 
 
 class FarSocket(SocketDouble):
-    """A socket of the relay's: known by its number, and may be closed one way."""
+    """A socket of the relay, known by its number, which can be half closed."""
 
     numbers = count(1_001_000)
 
@@ -148,7 +148,7 @@ class Wire:
 
 @implementer(IStreamClientEndpoint)
 class Elsewhere:
-    """Where another server is, or not."""
+    """An endpoint where another server listens, or not."""
 
     def __init__(self, clock, kernel):
         self.clock = clock
@@ -183,7 +183,7 @@ class Elsewhere:
 
 
 class Recording:
-    """The other server, by hand: shakes hands, writes down all that comes behind it."""
+    """A hand-made other server: it shakes hands, and records what follows."""
 
     def __init__(self, export, structured=True, names=(), greet=True):
         self.handshake = ServerHandshake({export.name: export}.get, lambda: names, structured)
@@ -336,7 +336,7 @@ class Case(SynchronousTestCase):
 
 
 class ProbeTests(Case):
-    def test_tried_again_for_ever(self):
+    def test_the_other_server_is_tried_for_ever_with_growing_intervals(self):
         self.peer()
         self.relay()
         for _ in range(3000):
@@ -355,7 +355,7 @@ class ProbeTests(Case):
             "the server that takes over answers; forwarding 1 client(s)", self.logged[3]
         )
 
-    def test_the_receiver_is_not_it(self):
+    def test_a_receiver_is_not_taken_for_the_other_server(self):
         peer = self.peer()
         self.relay(receiver_export=".handoff")
         cookie = peer.send(READ, 5, 10)
@@ -375,7 +375,7 @@ class ProbeTests(Case):
         self.other_comes()
         self.assertEqual(CONTENT[5:15], self.outcome(peer, cookie).data)
 
-    def test_a_true_server_hears_disc_before_anybody_is_passed_on(self):
+    def test_the_probe_sends_DISC_before_any_client_is_passed_on(self):
         self.peer()
         self.relay(receiver_export=".handoff")
         made = self.by_hand(names=[""])
@@ -384,7 +384,7 @@ class ProbeTests(Case):
         self.assertEqual(2, len(made))
         self.assertEqual(b"", bytes(made[1].got))
 
-    def test_one_that_does_not_close_after_disc(self):
+    def test_a_server_that_does_not_close_after_DISC_is_not_waited_for(self):
         self.peer()
         self.relay()
         made = self.by_hand()
@@ -407,7 +407,7 @@ class ProbeTests(Case):
         self.drain()
         self.assertEqual(2, len(made))
 
-    def test_a_silent_one(self):
+    def test_a_silent_server_is_given_up_after_10_seconds(self):
         self.peer()
         self.relay()
         made = self.by_hand(greet=False)
@@ -429,7 +429,7 @@ class ProbeTests(Case):
             self.drain()
         return self.logged[-1]
 
-    def test_nonsense(self):
+    def test_a_server_that_talks_nonsense_is_tried_again(self):
         self.peer()
         self.relay()
         self.endpoint.build = Noise
@@ -440,7 +440,7 @@ class ProbeTests(Case):
         self.assertGreater(len(self.endpoint.wires), 50)
         self.assertTrue(all(wire.near.lost for wire in self.endpoint.wires))
 
-    def test_unknown_export(self):
+    def test_a_server_without_the_export_is_tried_again(self):
         self.peer()
         self.relay(export="other")
         self.other_comes()
@@ -450,7 +450,7 @@ class ProbeTests(Case):
         self.drain()
         self.assertIn("UNKNOWN", self.logged[-1])
 
-    def test_connecting_that_never_ends(self):
+    def test_a_connection_attempt_that_never_ends_is_cancelled(self):
         self.peer()
         self.relay()
         cancelled = []
@@ -462,7 +462,7 @@ class ProbeTests(Case):
         self.other_comes()
         self.assertIs(True, self.relayed.is_available)
 
-    def test_stopped_at_any_time(self):
+    def test_the_search_can_be_stopped_at_any_time(self):
         for seconds in (0, 0.01, 0.03):
             for build in (None, lambda: Recording(Export("", SIZE, Flag(1)), greet=False)):
                 self.make()
@@ -489,7 +489,7 @@ class Noise:
 class HeldTests(Case):
     """Clients that have negotiated with us."""
 
-    def test_unread_requests_are_answered_there(self):
+    def test_unread_requests_are_answered_by_the_other_server(self):
         for structured in (False, True):
             self.make()
             peer, second = self.peer(structured=structured), self.peer(structured=structured)
@@ -519,7 +519,7 @@ class HeldTests(Case):
             self.drain()
             self.completed()
 
-    def test_the_same_properties(self):
+    def test_the_same_properties_are_negotiated_with_the_other_server(self):
         for structured in (False, True):
             self.make(export="disk")
             self.peer(structured=structured)
@@ -534,7 +534,7 @@ class HeldTests(Case):
             )
             self.assertFalse(self.peers[0].transport.lost)
 
-    def test_oldstyle(self):
+    def test_oldstyle_clients_are_passed_on(self):
         self.make(oldstyle=True)
         peer = self.peer(structured=False, oldstyle=True)
         self.hold()
@@ -573,7 +573,7 @@ class HeldTests(Case):
         self.assertTrue(whole + read == bytes(made[1].got), "not what the client sent")
         self.assertEqual(0, peer.transport.incoming.__len__())
 
-    def test_a_half_received_write_is_made_whole(self):
+    def test_a_half_received_write_is_completed(self):
         for taken in (
             (),
             (1,),
@@ -589,17 +589,17 @@ class HeldTests(Case):
             for flags in (0, FUA):
                 self.stream(*taken, flags=flags)
 
-    def test_the_part_on_disk_is_sent_from_the_disk(self):
+    def test_the_part_already_on_disk_is_sent_from_the_disk(self):
         self.stream(28 + 70_000)
         self.assertEqual([(4096, 70_000)], self.far_kernel.sent_from_disk)
         self.assertEqual(pattern(70_000, seed=9), self.disk.content[4096 : 4096 + 70_000])
 
-    def test_small_ones(self):
+    def test_half_received_small_writes_are_completed(self):
         for taken in ((), (28,), (29,), (28 + 99,)):
             self.stream(*taken, length=100)
             self.stream(*taken, slow=True, length=100)
 
-    def test_nothing_is_read_while_it_waits(self):
+    def test_nothing_is_read_while_a_client_waits(self):
         peer = self.peer()
         self.hold()
         self.relay()
@@ -607,7 +607,7 @@ class HeldTests(Case):
         self.drain()
         self.assertEqual(1, len(peer.transport.incoming))
 
-    def test_nothing_that_was_read_is_left_here(self):
+    def test_what_was_read_here_is_passed_on(self):
         peer = self.peer()
         peer.give(request_bytes(READ, 0, 10)[:20])
         self.hold()
@@ -615,7 +615,7 @@ class HeldTests(Case):
         self.relay()
         self.assertFalse(peer.connection.is_mid_exchange)
 
-    def test_release_is_not_for_those_who_still_shake_hands(self):
+    def test_a_release_executes_nothing_for_clients_in_their_handshake(self):
         self.make()
         self.peer()
         shaking = self.peer(structured=None)
@@ -626,8 +626,8 @@ class HeldTests(Case):
         self.drain()
         self.assertEqual(CONTENT, self.disk.content)
 
-    def test_the_receiver_is_there_when_a_client_comes(self):
-        """The probe met another."""
+    def test_a_client_that_meets_the_receiver_again_waits_for_the_server(self):
+        """The probe had met the other server."""
         peer = self.peer()
         self.relay(receiver_export=".handoff")
         peer.write(0, b"new")
@@ -648,8 +648,8 @@ class HeldTests(Case):
         self.assertFalse(peer.transport.lost)
         self.assertEqual(b"new", bytes(made[-1].got[28:]))
 
-    def test_hung_up_while_it_waited(self):
-        """What it had asked for is not done any more."""
+    def test_requests_of_a_client_that_hung_up_are_dropped(self):
+        """Its requests are not executed any more."""
         peer, other = self.peer(), self.peer()
         self.hold()
         peer.write(0, b"evil")
@@ -662,8 +662,8 @@ class HeldTests(Case):
         self.assertEqual(CONTENT[:5] + b"good", self.copy.content[:9])
         self.assertIn("hung up", self.logged[-1])
 
-    def test_hung_up_before_the_other_comes(self):
-        """It is closed while it waits: it counts no more, and is not waited for at the end."""
+    def test_a_client_that_hangs_up_is_closed_before_the_other_server_comes(self):
+        """It no longer counts, and is not waited for at the end."""
         peer, other = self.peer(), self.peer()
         self.hold()
         peer.write(0, b"evil")
@@ -687,8 +687,8 @@ class HeldTests(Case):
         self.assertEqual(0, self.outcome(other, cookie).error)
         self.assertEqual(CONTENT[:5] + b"good", self.copy.content[:9])
 
-    def test_all_have_hung_up_before_the_other_comes(self):
-        """Then it is over, though that one never came."""
+    def test_the_relay_ends_when_all_clients_have_hung_up(self):
+        """Even if the other server never comes."""
         for _ in range(3):
             self.peer()
         self.hold()
@@ -700,12 +700,12 @@ class HeldTests(Case):
         self.successResultOf(self.done)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_nothing_is_left_of_it_here(self):
+    def test_nothing_of_a_passed_on_client_is_left_here(self):
         self.stream(28 + 70_000)
         self.assertIsInstance(self.peers[0].connection._phase, Forwarding)
         self.assertFalse(self.peers[0].connection.is_mid_exchange)
 
-    def test_a_write_that_failed_here(self):
+    def test_a_client_whose_write_failed_here_is_closed(self):
         peer = self.peer()
         self.kernel.pwrites.append(OSError(errno.EIO, "no"))
         self.disk.fail("write", OSError(errno.EIO, "no"), times=None)
@@ -717,7 +717,7 @@ class HeldTests(Case):
         self.assertIn("failed here", self.logged[-1])
         self.completed()
 
-    def test_a_write_that_was_refused_here(self):
+    def test_a_client_whose_write_was_refused_here_is_closed(self):
         peer = self.peer()
         peer.give(request_bytes(WRITE, SIZE - 5, LARGE, cookie=9) + bytes(70_000))
         self.hold()
@@ -725,7 +725,7 @@ class HeldTests(Case):
         self.drain()
         self.assertTrue(peer.transport.lost)
 
-    def test_the_disk_cannot_be_read_any_more(self):
+    def test_a_client_is_closed_if_the_disk_cannot_be_read(self):
         peer = self.peer()
         peer.give(request_bytes(WRITE, 0, LARGE, cookie=9) + bytes(100_000))
         self.hold()
@@ -737,7 +737,7 @@ class HeldTests(Case):
         self.assertTrue(any("reading the disk failed" in line for line in self.logged), self.logged)
         self.completed()
 
-    def test_hold_is_not_needed_before(self):
+    def test_relaying_works_without_an_earlier_hold(self):
         peer = self.peer()
         self.relay()
         cookie = peer.send(READ, 0, 10)
@@ -745,7 +745,7 @@ class HeldTests(Case):
         self.other_comes()
         self.assertEqual(pattern(10), self.outcome(peer, cookie).data)
 
-    def test_release_does_nothing_any_more(self):
+    def test_a_release_during_the_relay_does_nothing(self):
         peer = self.peer()
         self.hold()
         peer.write(0, b"evil")
@@ -757,7 +757,7 @@ class HeldTests(Case):
         self.other_comes()
         self.assertEqual(b"evil", self.copy.content[:4])
 
-    def test_no_timeout(self):
+    def test_waiting_clients_do_not_time_out(self):
         self.make(request_timeout=5, handshake_timeout=5)
         peer, late = self.peer(), None
         peer.give(request_bytes(WRITE, 0, LARGE, cookie=9)[:10])
@@ -770,7 +770,7 @@ class HeldTests(Case):
         self.assertFalse(peer.transport.lost)
         self.assertFalse(late.transport.lost)
 
-    def test_those_at_their_end_are_not_passed_on(self):
+    def test_clients_that_have_disconnected_are_not_passed_on(self):
         peer, finished = self.peer(room=0), self.peer()
         peer.send(READ, 0, 100)
         peer.send(DISC)
@@ -784,7 +784,7 @@ class HeldTests(Case):
         self.drain()
         self.completed()
 
-    def test_a_lost_connection_is_told_of_once(self):
+    def test_a_lost_connection_is_reported_once(self):
         gone = []
         self.server._handler.gone = gone.append
         peer, other = self.peer(), self.peer()
@@ -800,21 +800,21 @@ class HeldTests(Case):
 
 
 class HeldInThreadsTests(HeldTests):
-    """What came was gathered in memory, since the disk is slow."""
+    """Payloads are gathered in memory, since the disk is slow."""
 
     threads = True
 
     def enlarge(self):
         self.disk = self.kernel.disk = self.far_kernel.disk = ServedDisk(bytes(4 * SIZE))
 
-    def test_gathered(self):
+    def test_a_write_gathered_in_memory_is_passed_on(self):
         for taken in ((28 + 1000,), (28 + 70_000,), (28 + 70_000, 20_000), (28, 1, 1)):
             self.stream(*taken, slow=True)
             self.assertEqual([], self.far_kernel.sent_from_disk)
             self.assertEqual(CONTENT, self.disk.content)
 
-    def test_in_part(self):
-        """A piece was written by a thread, the next was not."""
+    def test_a_write_partly_written_by_a_thread_is_passed_on(self):
+        """One piece was written by a thread and the next was not."""
         self.make()
         self.enlarge()
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
@@ -835,7 +835,7 @@ class HeldInThreadsTests(HeldTests):
         self.assertTrue(whole == bytes(made[1].got))
         self.assertEqual(4096, self.far_kernel.sent_from_disk[0][0])
 
-    def test_written_while_being_held(self):
+    def test_a_write_that_a_thread_finishes_during_the_hold_is_passed_on(self):
         self.make()
         self.enlarge()
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
@@ -856,7 +856,7 @@ class HeldInThreadsTests(HeldTests):
         self.assertEqual(2, len(made))
         self.assertTrue(whole == bytes(made[1].got))
 
-    def test_a_thread_that_fails_while_being_held(self):
+    def test_a_client_whose_write_fails_during_the_hold_is_closed(self):
         self.make()
         self.enlarge()
         self.server, self.seconds = self.make_server(self.disk, self.kernel)
@@ -871,8 +871,8 @@ class HeldInThreadsTests(HeldTests):
         self.completed()
 
 
-class LessTests(Case):
-    """What a client was told does not hold at the other server."""
+class LesserServerTests(Case):
+    """What was negotiated with a client does not hold at the other server."""
 
     def closed(self, words, export, structured=True, told=True):
         self.make()
@@ -895,7 +895,7 @@ class LessTests(Case):
     def export(self, size=SIZE, without=0, **more):
         return Export("", size, Flag(int(self.other._handler.export.flags) & ~int(without)), **more)
 
-    def test_everything(self):
+    def test_a_client_is_closed_if_the_other_server_offers_less(self):
         flags = self.other._handler.export.flags
         for words, export in (
             ("1048575 bytes there", self.export(SIZE - 1)),
@@ -911,13 +911,13 @@ class LessTests(Case):
             self.assertEqual(2, len(lines))
             self.completed()
 
-    def test_only_for_those_who_were_told(self):
+    def test_only_clients_that_negotiated_a_feature_are_closed_for_its_lack(self):
         flags = self.other._handler.export.flags
         plain, _ = self.closed("SEND_DF is not", Export("", SIZE, flags), structured=False)
         self.assertFalse(plain.transport.lost)
         self.assertEqual(1, len(self.server.status()["clients"]))
 
-    def test_what_is_less(self):
+    def test_less_is_found_in_every_property(self):
         base = Negotiated(self.export(), structured=True, allocation=True)
         self.assertEqual("", missing_feature(base, base))
         more = Export("x", SIZE, base.export.flags | Flag.ROTATIONAL, "", 1, 1, 2**32 - 1)
@@ -934,7 +934,7 @@ class LessTests(Case):
 
 
 class OrderTests(Case):
-    def test_what_we_owe_comes_first(self):
+    def test_our_own_replies_come_first(self):
         for room in (50, 1000, 70_000):
             self.make()
             peer = self.peer(room=room)
@@ -951,7 +951,7 @@ class OrderTests(Case):
                 self.assertEqual(CONTENT[offset : offset + length], peer.replies.done[cookie].data)
             peer.replies.end()
 
-    def test_a_reply_of_ours_that_cannot_be_read(self):
+    def test_a_reply_of_ours_that_cannot_be_read_closes_the_client(self):
         peer = self.peer(room=100, structured=False)
         peer.send(READ, 0, LARGE)
         self.hold()
@@ -963,7 +963,7 @@ class OrderTests(Case):
         self.assertTrue(peer.transport.lost)
         self.completed()
 
-    def test_one_byte_at_a_time(self):
+    def test_a_stream_byte_by_byte_is_passed_on(self):
         peer = self.peer()
         late = None
         expected = {}
@@ -1004,7 +1004,9 @@ class OrderTests(Case):
         st.booleans(),
         st.booleans(),
     )
-    def test_whatever_was_under_way(self, asked, part, cuts, chunk, room, structured, slow):
+    def test_any_requests_under_way_end_up_complete(
+        self, asked, part, cuts, chunk, room, structured, slow
+    ):
         self.make()
         peer = self.peer(structured=structured)
         if slow:
@@ -1049,7 +1051,7 @@ class OrderTests(Case):
 
 
 class PressureTests(Case):
-    def test_a_client_that_takes_nothing(self):
+    def test_a_client_that_reads_nothing_holds_back_the_server(self):
         peer = self.peer(room=0)
         self.hold()
         self.relay()
@@ -1068,7 +1070,7 @@ class PressureTests(Case):
             b"".join(bytes([n]) * 10_000 for n in range(100)), bytes(peer.transport.out)
         )
 
-    def test_a_server_that_takes_nothing(self):
+    def test_a_server_that_reads_nothing_holds_back_the_client(self):
         peer = self.peer()
         self.hold()
         self.relay()
@@ -1084,7 +1086,7 @@ class PressureTests(Case):
         self.drain()
         self.assertEqual(b"".join(bytes([n]) * 10_000 for n in range(100)), bytes(made[1].got))
 
-    def test_the_rest_of_a_write_waits_for_its_beginning(self):
+    def test_the_rest_of_a_write_is_sent_after_its_beginning(self):
         peer = self.peer()
         peer.give(request_bytes(WRITE, 0, LARGE, cookie=9) + bytes(200_000))
         self.hold()
@@ -1113,7 +1115,7 @@ class EndTests(Case):
         made = self.by_hand()
         return peer, made[1], self.endpoint.wires[1]
 
-    def test_half_closed_by_the_client(self):
+    def test_a_half_close_of_the_client_reaches_the_server(self):
         peer, there, _ = self.joined()
         peer.give(b"some requests")
         peer.connection.readConnectionLost()
@@ -1127,7 +1129,7 @@ class EndTests(Case):
         self.assertEqual(b"an answer", bytes(peer.transport.out))
         self.completed()
 
-    def test_half_closed_while_the_server_takes_nothing(self):
+    def test_a_half_close_waits_for_the_bytes_before_it(self):
         peer, there, wire = self.joined()
         wire.near.room = 4
         peer.give(b"some requests")
@@ -1139,7 +1141,7 @@ class EndTests(Case):
         self.assertEqual(b"some requests", bytes(there.got))
         self.assertTrue(there.finished)
 
-    def test_closed_by_the_client(self):
+    def test_a_client_that_closes_ends_the_connection_to_the_server(self):
         for reason, sent in ((ConnectionDone(), b"some requests"), (ConnectionLost(), b"some")):
             self.make()
             peer, there, wire = self.joined()
@@ -1153,7 +1155,7 @@ class EndTests(Case):
             self.assertTrue(there.lost)
             self.completed()
 
-    def test_closed_by_a_client_whose_server_is_stuck(self):
+    def test_a_stuck_server_is_given_up_after_its_client_closed(self):
         peer, _, wire = self.joined()
         wire.near.room = 0
         peer.give(b"some requests")
@@ -1165,7 +1167,7 @@ class EndTests(Case):
         self.assertTrue(wire.near.lost)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_closed_by_the_server(self):
+    def test_a_server_that_closes_ends_the_client_after_its_data(self):
         peer, there, _ = self.joined(room=5)
         there.transport.write(b"an answer")
         there.transport.loseConnection()
@@ -1177,7 +1179,7 @@ class EndTests(Case):
         self.assertTrue(peer.transport.lost)
         self.completed()
 
-    def test_closed_by_the_server_of_a_stuck_client(self):
+    def test_a_stuck_client_is_given_up_after_its_server_closed(self):
         peer, there, _ = self.joined(room=5)
         there.transport.write(b"an answer")
         there.transport.loseConnection()
@@ -1188,14 +1190,14 @@ class EndTests(Case):
         self.assertTrue(peer.transport.lost)
         self.completed()
 
-    def test_lost_by_the_server(self):
+    def test_a_lost_server_loses_the_client(self):
         peer, _, wire = self.joined()
         wire.near.lose(ConnectionLost())
         self.drain()
         self.assertTrue(peer.transport.lost)
         self.completed()
 
-    def test_stopped(self):
+    def test_stopping_closes_both_sides(self):
         peer, there, wire = self.joined()
         shaking = self.late()
         self.drain()
@@ -1207,7 +1209,7 @@ class EndTests(Case):
         self.assertTrue(there.lost)
         self.completed()
 
-    def test_no_timeout_for_answers_that_are_not_taken(self):
+    def test_a_relayed_client_that_reads_nothing_does_not_time_out(self):
         self.make(request_timeout=5)
         peer, there, _ = self.joined(room=5)
         there.transport.write(b"an answer")
@@ -1216,8 +1218,8 @@ class EndTests(Case):
             self.drain()
         self.assertFalse(peer.transport.lost)
 
-    def test_stopped_while_the_server_is_met(self):
-        """Nothing is asked there any more, though our replies are still being taken."""
+    def test_stopping_while_the_server_is_contacted_passes_nothing_on(self):
+        """No request is sent there, though our replies are still being read."""
         for delay in range(12):
             self.make()
             peer = self.peer(room=5)
@@ -1243,13 +1245,13 @@ class EndTests(Case):
             self.drain()
             self.completed()
 
-    def test_nobody_is_kept_in_mind(self):
+    def test_a_finished_passage_is_forgotten(self):
         peer, _, _ = self.joined()
         peer.transport.lose(ConnectionDone())
         self.completed()
         self.assertEqual({}, self.relayed._clients)
 
-    def test_stopped_with_a_stuck_client(self):
+    def test_stopping_gives_up_a_stuck_client_after_10_seconds(self):
         peer, there, _ = self.joined(room=5)
         there.transport.write(b"an answer")
         self.drain()
@@ -1262,7 +1264,7 @@ class EndTests(Case):
         self.drain()
         self.completed()
 
-    def test_stopped_before_all_are_still(self):
+    def test_stopping_waits_for_work_in_threads(self):
         self.make()
         self.peer()
         still = Deferred()
@@ -1274,26 +1276,26 @@ class EndTests(Case):
         still.callback(None)
         self.completed()
 
-    def test_handed_over_while_relaying(self):
+    def test_handing_over_while_relaying_closes_the_clients(self):
         peer, _, _ = self.joined()
         self.server.hand_over()
         self.drain()
         self.assertTrue(peer.transport.lost)
         self.completed()
 
-    def test_nobody_there(self):
+    def test_a_relay_without_clients_ends_at_once(self):
         self.hold()
         self.relay()
         self.completed()
         self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
 
-    def test_not_after_the_stop(self):
+    def test_a_stopped_server_does_not_begin_a_relay(self):
         self.server.stop()
         self.relay()
         self.assertEqual([], self.endpoint.tries)
         self.assertEqual("stopped", self.server.state)
 
-    def test_threads_are_waited_for(self):
+    def test_the_end_waits_for_threads(self):
         self.make()
         waiting = Deferred()
         self.server._threads._in_thread = lambda function: waiting
@@ -1305,14 +1307,14 @@ class EndTests(Case):
 
 
 class NewcomerTests(Case):
-    """Clients that come when the server relays already."""
+    """Clients that connect while the server relays."""
 
     def shake(self, peer, hello=FIXED):
         peer.give(hello + option(8) + go())
         self.drain()
         peer.transport.out.clear()
 
-    def test_from_the_first_byte(self):
+    def test_a_newcomer_is_relayed_from_the_first_byte(self):
         self.peer()
         self.relay()
         self.other_comes()
@@ -1331,7 +1333,7 @@ class NewcomerTests(Case):
         late.send(DISC)
         self.completed()
 
-    def test_they_wait(self):
+    def test_newcomers_wait_for_the_other_server(self):
         self.peer()
         self.relay()
         late, eager = self.late(), self.late()
@@ -1346,7 +1348,7 @@ class NewcomerTests(Case):
         self.assertTrue(bytes(eager.transport.out).startswith(GREETING))
         self.assertGreater(len(eager.transport.out), 30)
 
-    def test_those_who_will_not_wait(self):
+    def test_newcomers_that_leave_are_forgotten(self):
         first = self.peer()
         self.relay()
         for end in ("connectionLost", "readConnectionLost"):
@@ -1361,7 +1363,7 @@ class NewcomerTests(Case):
         first.transport.lose()
         self.completed()
 
-    def test_one_who_has_said_all_and_waits(self):
+    def test_a_newcomer_that_half_closed_is_still_answered(self):
         self.peer()
         self.relay()
         late = self.late()
@@ -1373,7 +1375,7 @@ class NewcomerTests(Case):
         self.assertTrue(bytes(late.transport.out).endswith(CONTENT[5:15]))
         self.assertTrue(late.transport.lost)
 
-    def test_max_connections(self):
+    def test_newcomers_count_towards_the_maximum_of_connections(self):
         self.make(max_connections=2)
         self.peer()
         self.relay()
@@ -1383,7 +1385,7 @@ class NewcomerTests(Case):
         late.transport.lose()
         self.assertIsNotNone(self.server.factory().buildProtocol(ADDRESS))
 
-    def test_no_thread_of_the_disk(self):
+    def test_a_newcomer_never_uses_our_disk(self):
         self.peer()
         self.relay()
         self.other_comes()
@@ -1395,7 +1397,7 @@ class NewcomerTests(Case):
         self.assertEqual(CONTENT, self.disk.content)
         self.assertEqual(b"new", self.copy.content[:3])
 
-    def test_the_server_is_gone_again(self):
+    def test_a_newcomer_waits_again_when_the_server_is_gone(self):
         first = self.peer()
         self.relay()
         self.other_comes()
@@ -1411,8 +1413,8 @@ class NewcomerTests(Case):
         self.other_comes()
         self.assertEqual(GREETING, bytes(late.transport.out))
 
-    def test_looked_for_anew_from_the_beginning(self):
-        """Short waits at first, again; one look at a time; and its return is told of once."""
+    def test_a_server_that_went_away_is_looked_for_with_short_intervals_again(self):
+        """The intervals start short again, one probe at a time, and the return is reported once."""
         self.peer()
         self.relay()
         for _ in range(10):
@@ -1433,8 +1435,8 @@ class NewcomerTests(Case):
         self.other_comes()
         self.assertEqual(2, len(self.logged), self.logged)
 
-    def test_one_who_does_not_get_through_is_no_endless_loop(self):
-        """Each probe is answered, nobody else is."""
+    def test_a_newcomer_that_cannot_connect_causes_no_endless_loop(self):
+        """Probes are answered, and nothing else is."""
         self.peer()
         self.relay()
         probes = []
@@ -1451,7 +1453,7 @@ class NewcomerTests(Case):
             self.drain()
         self.assertLess(len(probes), 60)
 
-    def test_those_in_their_handshake(self):
+    def test_clients_in_their_handshake_are_passed_on(self):
         self.make()
         self.peer()
         shaking = self.peer(structured=None)
@@ -1470,8 +1472,8 @@ class NewcomerTests(Case):
         self.assertEqual(2, len(self.other.status()["clients"]))
         self.assertEqual(0, self.server.status()["totals"]["requests"])
 
-    def test_all_at_once(self):
-        """Handshake and requests come in one piece, while the server is looked for."""
+    def test_a_handshake_and_requests_in_one_piece_are_passed_on(self):
+        """They arrive while the other server is looked for."""
         self.peer()
         shaking = self.peer(structured=None)
         shaking.transport.out.clear()
@@ -1492,7 +1494,7 @@ class NewcomerTests(Case):
         self.drain()
         self.assertEqual(b"", bytes(late.transport.out))
 
-    def test_handshake_timeout_of_those_who_shake_hands_with_us(self):
+    def test_clients_in_a_handshake_with_us_still_time_out(self):
         self.make(handshake_timeout=5)
         self.peer()
         shaking = self.peer(structured=None)
@@ -1503,7 +1505,7 @@ class NewcomerTests(Case):
         self.assertTrue(shaking.transport.lost)
         self.assertFalse(self.peers[0].transport.lost)
 
-    def test_one_who_aborts_the_handshake(self):
+    def test_a_client_that_aborts_its_handshake_is_closed(self):
         self.peer()
         shaking = self.peer(structured=None)
         self.relay()
@@ -1514,7 +1516,7 @@ class NewcomerTests(Case):
 
 
 class FarTests(SynchronousTestCase):
-    def test_given_up_before_an_endpoint_that_could_not_take_it_back_had_connected(self):
+    def test_a_passage_given_up_before_its_endpoint_connected_is_reported_once(self):
         class Near:
             def __init__(self):
                 self.told = []

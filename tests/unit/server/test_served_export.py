@@ -1,4 +1,4 @@
-"""A server says in its list of exports that its disk is in use."""
+"""The list of exports says that the disk of the server is in use."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ class NoticeTests(SynchronousTestCase):
         )
         return self.server.factory().buildProtocol(ADDRESS)
 
-    def test_listed_beside_the_export(self):
+    def test_the_notice_is_listed_beside_the_export(self):
         for export in ("", "web"):
             connection = self.serve(export)
             self.assertEqual([export, export + ".served"], connection._settings.names())
 
-    def test_a_name_that_leaves_no_room(self):
+    def test_a_name_that_leaves_no_room_has_no_notice(self):
         name = "n" * 4090
         self.assertIsNone(served_export_name(name))
         self.assertEqual([name], self.serve(name)._settings.names())
         self.assertEqual("n" * 4089 + SERVED_EXPORT, served_export_name("n" * 4089))
 
-    def test_an_export_of_that_name_is_an_export(self):
+    def test_an_export_with_the_name_of_a_notice_is_served_as_usual(self):
         connection = self.serve(".served")
         self.assertEqual([".served", ".served.served"], connection._settings.names())
         client = Client(self.clock, connection, ".served")
         self.assertEqual(SIZE, client.negotiated.export.size)
 
-    def test_what_it_says(self):
+    def test_the_notice_says_that_the_disk_is_no_destination(self):
         client = Client(self.clock, self.serve(), "web.served")
         export = client.negotiated.export
         self.assertEqual((4096, True), (export.size, export.read_only))
@@ -56,7 +56,7 @@ class NoticeTests(SynchronousTestCase):
         self.assertEqual((0, data[8:17]), client.ask(Command.READ, 8, 9))
         self.assertEqual([], self.disk.calls)
 
-    def test_nothing_can_be_written_there(self):
+    def test_the_notice_is_read_only(self):
         client = Client(self.clock, self.serve(), "web.served")
         for command, payload in (
             (Command.WRITE, b"x"),

@@ -1,4 +1,4 @@
-"""The server: who is let in, who is given up, and how it ends."""
+"""The server: who is accepted, who times out, and how it ends."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class ExportTests(Case):
         self.assertEqual(SIZE, size)
         return Flag(flags)
 
-    def test_flags(self):
+    def test_the_export_offers_every_flag_unless_it_is_read_only(self):
         reading = Flag.HAS_FLAGS | Flag.SEND_FLUSH | Flag.SEND_DF
         reading |= Flag.SEND_CACHE | Flag.CAN_MULTI_CONN
         writing = Flag.SEND_FUA | Flag.SEND_TRIM | Flag.SEND_WRITE_ZEROES | Flag.SEND_FAST_ZERO
         self.assertEqual(reading | writing, self.flags())
         self.assertEqual(reading | Flag.READ_ONLY, self.flags(read_only=True))
 
-    def test_name(self):
+    def test_the_export_is_found_by_its_name_only(self):
         self.make(export="ä")
         peer = self.place.peer()
         self.assertEqual("ä", self.server.status()["clients"][0]["export"])
@@ -78,12 +78,12 @@ class ExportTests(Case):
         self.assertIn(struct.pack("!II", 7, 2**31 + 6), other.transport.out)
         self.assertIn("ä".encode(), other.transport.out)
 
-    def test_name_of_the_greatest_length(self):
+    def test_an_export_name_may_have_4096_bytes(self):
         self.make(export="ä" * 2048)
         self.assertEqual(0, self.place.peer().ask(READ, 0, 10).error)
         self.assertRaises(ValueError, self.make, export="ä" * 2048 + "x")
 
-    def test_read_only(self):
+    def test_a_read_only_export_refuses_changes(self):
         self.make(read_only=True)
         peer = self.place.peer()
         self.assertEqual(Errno.EPERM, peer.outcome(peer.write(0, b"evil")).error)
@@ -99,7 +99,7 @@ class OldstyleTests(Case):
         self.make(oldstyle=True, **keywords)
         return self.place.peer(structured=False, oldstyle=True)
 
-    def test_hello_then_requests(self):
+    def test_an_oldstyle_client_gets_the_hello_and_can_send_requests(self):
         peer = self.peer()
         self.assertEqual(152, len(peer.handshake))
         self.assertEqual(SIZE, struct.unpack_from("!Q", peer.handshake, 16)[0])
@@ -114,13 +114,13 @@ class OldstyleTests(Case):
         self.assertNotIn(Flag.SEND_DF, flags)
         self.assertIn(Flag.SEND_FLUSH | Flag.SEND_TRIM, flags)
 
-    def test_whatever_the_export_is_called(self):
+    def test_the_export_name_does_not_matter_for_oldstyle_clients(self):
         peer = self.peer(export="disk")
         self.assertEqual(pattern(9), peer.ask(READ, 0, 9).data)
 
 
 class LimitTests(Case):
-    def test_max_connections(self):
+    def test_connections_beyond_the_maximum_are_refused(self):
         self.make(max_connections=2)
         first, _ = self.place.peer(), self.place.peer()
         factory = self.server.factory()
@@ -131,21 +131,21 @@ class LimitTests(Case):
         self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
         self.assertEqual(3, self.server.status()["totals"]["connections"])
 
-    def test_those_who_shake_hands_count(self):
+    def test_clients_in_their_handshake_count_towards_the_maximum(self):
         self.make(max_connections=1)
         shaking = self.place.peer(structured=None)
         self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
         shaking.transport.lose()
         self.assertIsNotNone(self.server.factory().buildProtocol(ADDRESS))
 
-    def test_no_limit(self):
+    def test_connections_are_unlimited_by_default(self):
         peers = [self.place.peer() for _ in range(50)]
         self.assertEqual(50, len(self.server.status()["clients"]))
         self.assertEqual(0, peers[-1].ask(READ, 0, 1).error)
 
 
 class HandshakeTimeoutTests(Case):
-    def test_too_slow(self):
+    def test_a_client_that_is_too_slow_to_negotiate_is_closed(self):
         self.make(handshake_timeout=30)
         silent = self.place.peer(structured=None)
         busy = self.place.peer(structured=None)
@@ -157,19 +157,19 @@ class HandshakeTimeoutTests(Case):
         self.later(2)
         self.assertTrue(silent.transport.lost and busy.transport.lost, "talking is not negotiating")
 
-    def test_in_time(self):
+    def test_a_client_that_negotiated_in_time_stays(self):
         self.make(handshake_timeout=30)
         peer = self.place.peer()
         self.later(1000, 10)
         self.assertEqual(0, peer.ask(READ, 0, 1).error)
 
-    def test_none(self):
+    def test_a_handshake_timeout_of_zero_means_never(self):
         self.make(handshake_timeout=0)
         peer = self.place.peer(structured=None)
         self.later(10_000, 100)
         self.assertFalse(peer.transport.lost)
 
-    def test_aborted_by_the_client(self):
+    def test_a_client_that_aborts_its_handshake_is_closed(self):
         peer = self.place.peer(structured=None)
         peer.give(struct.pack("!I", 3) + option(2))
         peer.run()
@@ -177,7 +177,7 @@ class HandshakeTimeoutTests(Case):
         self.assertFalse(peer.transport.aborted)
         self.assertEqual(0, len(self.server.status()["clients"]))
 
-    def test_noise(self):
+    def test_a_client_that_talks_nonsense_is_closed(self):
         peer = self.place.peer(structured=None)
         peer.give(b"GET / HTTP/1.1\r\n\r\n")
         peer.run()
@@ -185,7 +185,7 @@ class HandshakeTimeoutTests(Case):
 
 
 class RequestTimeoutTests(Case):
-    """Whoever has begun something must go on with it; whoever has not may stay."""
+    """A client that began a request must continue it; an idle one may stay."""
 
     def setUp(self):
         self.make(request_timeout=300)
@@ -197,27 +197,27 @@ class RequestTimeoutTests(Case):
         self.assertTrue(peer.transport.aborted)
         self.assertEqual([], self.server.status()["clients"])
 
-    def test_idle(self):
+    def test_an_idle_client_may_stay(self):
         peers = [self.place.peer(), self.place.peer(structured=False)]
         peers[0].ask(READ, 0, 10)
         self.later(100_000, 50)
         for peer in peers:
             self.assertEqual(0, peer.ask(READ, 0, 10).error)
 
-    def test_half_a_header(self):
+    def test_a_client_that_stops_within_a_header_is_closed(self):
         for count in (1, 27):
             self.setUp()
             peer = self.place.peer()
             peer.give(request_bytes(READ, 0, 10)[:count])
             self.given_up(peer)
 
-    def test_half_a_header_after_long_silence(self):
+    def test_silence_before_the_header_does_not_count(self):
         peer = self.place.peer()
         self.later(1234)
         peer.give(request_bytes(READ, 0, 10)[:20])
         self.given_up(peer)
 
-    def test_half_a_payload(self):
+    def test_a_client_that_stops_within_a_payload_is_closed(self):
         for length, part in ((4096, 0), (4096, 4095), (SIZE, 70_000), (SIZE, 0)):
             for bad in (0, SIZE):
                 self.setUp()
@@ -225,7 +225,7 @@ class RequestTimeoutTests(Case):
                 peer.give(request_bytes(WRITE, bad, length) + bytes(part))
                 self.given_up(peer)
 
-    def test_half_a_payload_goes_on(self):
+    def test_a_slow_payload_is_accepted_while_it_progresses(self):
         peer = self.place.peer()
         cookie, data = peer.expect(WRITE, 0, 5000, 0, bytes(5000))
         for start in range(0, len(data), 1000):
@@ -233,14 +233,14 @@ class RequestTimeoutTests(Case):
             self.later(250)
         self.assertEqual(0, peer.outcome(cookie).error)
 
-    def test_untaken_replies(self):
+    def test_a_client_that_does_not_read_its_replies_is_closed(self):
         for length in (1000, 100_000):
             self.setUp()
             peer = self.place.peer(room=500)
             peer.send(READ, 0, length)
             self.given_up(peer)
 
-    def test_replies_taken_slowly(self):
+    def test_a_client_that_reads_its_replies_slowly_may_stay(self):
         peer = self.place.peer(room=100)
         cookie = peer.send(READ, 0, 1000)
         for _ in range(12):
@@ -248,7 +248,7 @@ class RequestTimeoutTests(Case):
             peer.read(100)
         self.assertEqual(pattern(1000), peer.outcome(cookie).data)
 
-    def test_never(self):
+    def test_a_request_timeout_of_zero_means_never(self):
         self.make(request_timeout=0)
         peer = self.place.peer()
         peer.give(request_bytes(READ)[:5])
@@ -259,7 +259,7 @@ class RequestTimeoutTests(Case):
 class SlowDiskTests(Case):
     threads = True
 
-    def test_nobody_is_given_up_for_our_slowness(self):
+    def test_a_client_does_not_time_out_while_our_disk_is_slow(self):
         self.make(request_timeout=300)
         peer = self.place.peer()
         cookie = peer.send(FLUSH)
@@ -272,13 +272,13 @@ class SlowDiskTests(Case):
 
 
 class StopTests(Case):
-    def test_nobody_there(self):
+    def test_a_server_without_clients_stops_after_a_flush(self):
         self.stop()
         self.stopped()
         self.assertEqual(["flush"], self.disk.names())
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_read_only_is_not_flushed(self):
+    def test_a_read_only_disk_is_not_flushed(self):
         self.make(read_only=True)
         self.stop()
         self.stopped()
@@ -294,7 +294,7 @@ class StopTests(Case):
         self.stopped()
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_nobody_is_let_in_any_more(self):
+    def test_no_client_is_accepted_while_stopping(self):
         peer = self.place.peer(room=0)
         peer.send(READ, 0, 10)
         self.stop()
@@ -306,7 +306,7 @@ class StopTests(Case):
         self.stopped()
         self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
 
-    def test_twice(self):
+    def test_stopping_twice_is_harmless(self):
         peer = self.place.peer(room=0)
         cookie = peer.send(READ, 0, 10)
         self.stop()
@@ -319,13 +319,13 @@ class StopTests(Case):
         self.assertIsNone(self.successResultOf(self.server.complete()))
         self.assertEqual(1, self.disk.names().count("flush"))
 
-    def test_several_who_wait(self):
+    def test_several_callers_can_wait_for_the_end(self):
         waiting = [self.server.complete() for _ in range(3)]
         self.stop()
         for done in waiting:
             self.assertIsNone(self.successResultOf(done))
 
-    def test_the_last_flush_fails(self):
+    def test_a_failed_last_flush_fails_the_server(self):
         self.disk.fail("flush", OSError(errno.EIO, "worn out"), times=None)
         first, second = self.server.complete(), self.server.complete()
         self.server.stop()
@@ -333,15 +333,15 @@ class StopTests(Case):
             self.assertEqual(errno.EIO, self.failureResultOf(done, OSError).value.errno)
         self.assertEqual("stopped", self.server.state)
 
-    def test_a_bug_in_the_last_flush(self):
-        """Whoever waits for the end is not left waiting."""
+    def test_a_bug_in_the_last_flush_fails_the_server(self):
+        """Callers that wait for the end still get it."""
         self.disk.fail("flush", ValueError("a bug"), times=None)
         done = self.server.complete()
         self.server.stop()
         self.failureResultOf(done, ValueError)
         self.flushLoggedErrors(ValueError)
 
-    def test_a_half_received_write_is_answered(self):
+    def test_a_write_that_never_completes_is_answered_with_ESHUTDOWN(self):
         for length, part in ((4096, 100), (4096, 0), (65536, 65535), (SIZE, 100_000), (SIZE, 0)):
             for flags in (0, FUA):
                 self.make()
@@ -361,7 +361,7 @@ class StopTests(Case):
                 self.stopped()
                 self.assertEqual("flush", self.disk.names()[-1])
 
-    def test_a_half_received_write_finishes(self):
+    def test_a_half_received_write_may_finish(self):
         peer = self.place.peer()
         payload = pattern(SIZE, 9)
         cookie, data = peer.expect(WRITE, 0, SIZE, 0, payload)
@@ -374,7 +374,7 @@ class StopTests(Case):
         self.assertFalse(peer.transport.aborted)
         self.stopped()
 
-    def test_what_comes_behind_a_half_received_write(self):
+    def test_requests_after_a_half_received_write_are_refused(self):
         peer = self.place.peer()
         cookie, data = peer.expect(WRITE, 0, SIZE, 0, pattern(SIZE, 9))
         peer.give(data[:100_000])
@@ -387,8 +387,8 @@ class StopTests(Case):
         self.assertTrue(outcome is None or outcome.error == Errno.ESHUTDOWN)
         self.assertEqual(pattern(SIZE, 9), self.disk.content)
 
-    def test_a_stubborn_client(self):
-        """One does not take its replies, another does not send the rest of its request."""
+    def test_stubborn_clients_are_aborted_after_ten_seconds(self):
+        """One client does not read its replies, another does not send the rest of its request."""
         idle = self.place.peer(room=100)
         idle.send(READ, 0, 1000)
         half = self.place.peer()
@@ -404,8 +404,7 @@ class StopTests(Case):
         self.assertEqual("flush", self.disk.names()[-1])
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_a_client_that_takes_its_replies_one_by_one(self):
-        """As long as it does, but not for ever."""
+    def test_a_client_that_reads_slowly_delays_the_stop_but_not_for_ever(self):
         peer = self.place.peer(room=10)
         peer.send(READ, 0, 60_000)
         self.stop()
@@ -418,7 +417,7 @@ class StopTests(Case):
         self.assertTrue(peer.transport.aborted)
         self.stopped()
 
-    def test_all_replies_go_out_first(self):
+    def test_all_replies_are_sent_before_the_connection_closes(self):
         peer = self.place.peer(room=0)
         cookies = [peer.send(READ, i * 1000, 1000) for i in range(20)]
         self.stop()
@@ -430,7 +429,7 @@ class StopTests(Case):
         self.assertFalse(peer.transport.aborted)
         self.stopped()
 
-    def test_disconnected_clients(self):
+    def test_disconnected_clients_do_not_delay_the_stop(self):
         peer = self.place.peer()
         peer.give(request_bytes(DISC))
         peer.run()
@@ -442,7 +441,7 @@ class StopTests(Case):
 class StopInThreadsTests(Case):
     threads = True
 
-    def test_in_flight_finishes(self):
+    def test_requests_in_flight_finish_and_new_ones_are_refused(self):
         peer = self.place.peer()
         peer.give(b"".join([peer.expect(FLUSH)[1], peer.expect(WRITE, 0, 4, FUA, b"data")[1]]))
         self.stop()
@@ -469,8 +468,8 @@ class StopInThreadsTests(Case):
         self.stopped()
         self.assertEqual("flush", self.disk.names()[-1])
 
-    def test_threads_of_a_client_that_is_gone(self):
-        """They are waited for, and the flush comes behind them."""
+    def test_threads_of_a_client_that_is_gone_are_waited_for(self):
+        """The flush comes after them."""
         peer = self.place.peer()
         peer.send(ZEROES, 0, SIZE)
         peer.send(ZEROES, 0, SIZE // 2)
@@ -484,8 +483,8 @@ class StopInThreadsTests(Case):
         self.assertEqual("flush", self.disk.names()[-1])
         self.assertEqual(b"slow", self.disk.content[:4])
 
-    def test_disconnected_with_requests_in_flight(self):
-        """As rude as that is: they are finished and answered, then it is closed."""
+    def test_requests_in_flight_at_a_disconnect_are_answered(self):
+        """They are finished and answered, and then the connection is closed."""
         peer = self.place.peer()
         cookie = peer.send(FLUSH)
         peer.give(request_bytes(DISC))
@@ -501,7 +500,7 @@ class StopInThreadsTests(Case):
 
 
 class StatusTests(Case):
-    def test_at_the_start(self):
+    def test_the_status_at_the_start_has_every_field(self):
         self.later(5)
         nothing = dict.fromkeys(
             ("requests", "reads", "bytes_read", "writes", "bytes_written", "other"), 0
@@ -523,7 +522,7 @@ class StatusTests(Case):
             self.server.status(),
         )
 
-    def test_traffic(self):
+    def test_the_status_counts_the_traffic_of_each_client(self):
         peer = self.place.peer()
         self.later(3)
         peer.ask(READ, 0, 1000)
@@ -553,7 +552,7 @@ class StatusTests(Case):
         totals = {**expected, "requests": 7, "reads": 3, "bytes_read": 101_001}
         self.assertEqual({"connections": 2, **totals}, status["totals"])
 
-    def test_states(self):
+    def test_the_status_shows_the_state_and_the_export(self):
         self.make(read_only=True, export="disk")
         self.place.peer(structured=None)
         status = self.server.status()
@@ -568,7 +567,7 @@ class StatusTests(Case):
 
 
 class SharedTests(Case):
-    def test_what_one_writes_the_other_reads(self):
+    def test_one_client_reads_what_another_wrote(self):
         one, other = self.place.peer(), self.place.peer(structured=False)
         for length in (10, 100_000):
             data = pattern(length, length)
@@ -579,8 +578,7 @@ class SharedTests(Case):
             self.assertEqual(data, one.ask(READ, 5, length).data)
             self.place.kernel.transport = other.transport
 
-    def test_default_clock_and_reactor(self):
-        """It need not be told of either."""
+    def test_a_server_needs_no_explicit_clock_or_reactor(self):
         server = Server(self.disk, runtime=Runtime(self.clock, lambda f, *a: f(*a)))
         connection = server.factory().buildProtocol(ADDRESS)
         SocketDouble(self.clock).connect(connection)

@@ -1,4 +1,4 @@
-"""When a client is given up."""
+"""When a silent client is given up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SilenceTests(SynchronousTestCase):
     def watch(self, seconds=10):
         self.silence.watch(seconds, lambda: self.excused)
 
-    def test_silent(self):
+    def test_a_silent_client_is_given_up(self):
         self.watch()
         self.clock.advance(9.9)
         self.assertEqual([], self.given_up)
@@ -31,13 +31,13 @@ class SilenceTests(SynchronousTestCase):
         self.assertEqual([10], self.given_up)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_from_when_it_is_watched(self):
+    def test_silence_counts_from_when_the_client_is_watched(self):
         self.clock.advance(8)
         self.watch()
         self.clock.advance(9.9)
         self.assertEqual([], self.given_up)
 
-    def test_not_while_something_happens(self):
+    def test_activity_restarts_the_timeout(self):
         self.watch()
         for _ in range(10):
             self.clock.advance(6)
@@ -46,7 +46,7 @@ class SilenceTests(SynchronousTestCase):
         self.clock.pump([6, 6])
         self.assertEqual([10], self.given_up)
 
-    def test_not_while_it_has_leave(self):
+    def test_an_excused_client_is_not_given_up(self):
         self.excused = True
         self.watch()
         self.clock.pump([5] * 20)
@@ -55,7 +55,7 @@ class SilenceTests(SynchronousTestCase):
         self.clock.pump([5] * 3)
         self.assertEqual([10], self.given_up)
 
-    def test_not_while_it_takes_what_waits(self):
+    def test_a_client_that_reads_what_waits_is_not_given_up(self):
         untaken = iter(range(1000, 0, -1))
         self.patch(module, "unacknowledged", lambda transport: next(untaken))
         self.waiting = True
@@ -66,13 +66,12 @@ class SilenceTests(SynchronousTestCase):
         self.clock.pump([5] * 5)
         self.assertEqual([10], self.given_up)
 
-    def test_never(self):
+    def test_a_timeout_of_zero_means_never(self):
         self.watch(0)
         self.silence.limit(0, self.late.append)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_a_limit(self):
-        """It passes whatever happens meanwhile."""
+    def test_a_limit_expires_whatever_happens(self):
         self.silence.limit(10, self.late.append)
         for _ in range(2):
             self.clock.advance(4)
@@ -81,7 +80,7 @@ class SilenceTests(SynchronousTestCase):
         self.clock.advance(4)
         self.assertEqual(([10], []), (self.late, self.given_up))
 
-    def test_one_thing_at_a_time(self):
+    def test_watching_replaces_the_limit(self):
         self.silence.limit(10, self.late.append)
         self.watch(20)
         self.clock.advance(15)

@@ -1,4 +1,4 @@
-"""What stands on a disk: where it is looked for, and what it is called."""
+"""What a disk holds: which places are sampled, and how the content is named."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def head(*parts, size=MIB):
     return bytes(data)
 
 
-class PlacesTests(SynchronousTestCase):
+class SampledPlacesTests(SynchronousTestCase):
     @given(st.integers(1, 1 << 44) | st.integers(1, 16 * MIB))
-    def test_they_are_ascending_apart_and_aligned_and_reach_to_the_end(self, size):
+    def test_sampled_places_ascend_without_overlap_are_aligned_and_reach_the_end(self, size):
         self.check(size)
 
-    def test_so_they_are_about_where_a_disk_ceases_to_be_small(self):
+    def test_sampled_places_stay_valid_around_the_size_where_sampling_begins(self):
         for grains in range(50, 140):
             for more in (0, 1, GRANULARITY - 1):
                 self.check(2 * MIB + grains * GRANULARITY + more)
@@ -54,11 +54,11 @@ class PlacesTests(SynchronousTestCase):
         self.assertEqual(size, position)
         self.assertGreaterEqual(sum(length for _, length in places), min(size, 5 * MIB))
 
-    def test_a_small_disk_is_looked_at_as_a_whole(self):
+    def test_a_small_disk_is_examined_as_a_whole(self):
         for size in (1, 5000, MIB, MIB + 1, 5 * MIB, 2 * MIB + 63 * GRANULARITY - 1):
             self.assertEqual(size, sum(length for _, length in sample_ranges(size)))
 
-    def test_a_large_one_at_its_ends_and_at_62_places_between(self):
+    def test_a_large_disk_is_sampled_at_its_ends_and_at_62_places_between(self):
         size = (1 << 40) + 512
         places = sample_ranges(size)
         self.assertEqual(64, len(places))
@@ -70,19 +70,19 @@ class PlacesTests(SynchronousTestCase):
 
 
 def unmapped(content):
-    """A disk whose extents tell nothing, as a device's."""
+    """A disk whose extents show no holes, like a device."""
     return MemoryDisk(content, shortest_zeroes=4096)
 
 
 class Mapped(MemoryDisk):
-    """A disk that knows its holes, as a file's."""
+    """A disk that knows its holes, like a file."""
 
     def __init__(self, content, holes=()):
         super().__init__(content, holes=holes, shortest_zeroes=PROBE_SIZE)
 
 
-class FindTests(SynchronousTestCase):
-    def test_zeroes_are_nothing(self):
+class FindDataTests(SynchronousTestCase):
+    def test_a_disk_of_zeroes_holds_no_data(self):
         for kind in (Mapped, unmapped):
             self.assertEqual("", find_data(kind(bytes(3 * MIB + 5))))
 
@@ -91,13 +91,13 @@ class FindTests(SynchronousTestCase):
             disk = Mapped(head((offset, b"\1"), size=12 * MIB + 5))
             self.assertEqual("data", find_data(disk))
 
-    def test_holes_are_not_looked_at(self):
+    def test_holes_are_not_probed(self):
         disk = Mapped(bytes(8 * MIB), holes=[(0, 4 * MIB), (5 * MIB, 3 * MIB)])
         self.assertEqual("", find_data(disk))
         looked = [call[1:3] for call in disk.calls if call.method == "probe"]
         self.assertEqual(list(range(4 * MIB, 5 * MIB, PROBE_SIZE)), [start for start, _ in looked])
 
-    def test_a_device_is_looked_at_where_it_is_sampled(self):
+    def test_a_device_is_probed_only_at_the_sampled_places(self):
         size = 64 * MIB
         places = sample_ranges(size)
         for offset, length in (places[0], places[1], places[40], places[-1]):
@@ -107,28 +107,28 @@ class FindTests(SynchronousTestCase):
         between = places[1][0] + places[1][1]
         self.assertEqual("", find_data(unmapped(head((between, b"\1"), size=size))))
 
-    def test_it_ends_with_the_first_that_is_found(self):
+    def test_the_search_ends_at_the_first_data_found(self):
         disk = Mapped(head((2 * MIB, b"\1"), size=8 * MIB))
         find_data(disk)
         self.assertEqual(2 * MIB, max(call[1] for call in disk.calls if call[0] == "probe"))
 
-    def test_a_disk_that_was_only_just_made_is_not_looked_at(self):
+    def test_a_disk_that_was_just_created_is_not_examined(self):
         disk = Mapped(b"x" * 5000)
         disk.blank = True
         self.assertEqual("", find_data(disk))
         self.assertEqual([], disk.calls)
 
-    def test_it_is_named_by_its_start(self):
+    def test_contents_are_named_by_the_start_of_the_disk(self):
         for kind in (Mapped, unmapped):
             disk = kind(head((0, b"XFSB"), (9 * MIB, b"x"), size=10 * MIB))
             self.assertEqual("an xfs file system", find_data(disk))
 
-    def test_it_is_named_by_its_end(self):
+    def test_contents_are_named_by_the_end_of_the_disk(self):
         for kind in (Mapped, unmapped):
             disk = kind(head((10 * MIB - 512, b"EFI PART"), size=10 * MIB))
             self.assertEqual("a GPT partition table", find_data(disk))
 
-    def test_what_was_fetched_for_us_is_forgotten_again(self):
+    def test_pages_that_the_search_fetched_are_dropped_from_the_cache(self):
         class Cold(Mapped):
             def probe(self, offset, length):
                 found = super().probe(offset, length)
@@ -139,13 +139,13 @@ class FindTests(SynchronousTestCase):
         forgotten = [call[1:3] for call in disk.calls if call.method == "forget"]
         self.assertEqual([(MIB, MIB), (3 * MIB, MIB)], forgotten)
 
-    def test_errors_are_told(self):
+    def test_errors_of_the_disk_are_raised(self):
         for method in ("probe", "extents"):
             disk = Mapped(bytes(MIB))
             disk.fail(method, OSError(5, "medium error"), times=None)
             self.assertRaises(OSError, find_data, disk)
 
-    def test_a_real_file(self):
+    def test_data_in_a_real_sparse_file_is_found(self):
         path = self.mktemp()
         with open(path, "wb") as file:
             file.truncate(64 * MIB)
@@ -155,7 +155,7 @@ class FindTests(SynchronousTestCase):
             self.assertEqual("data", find_data(disk))
         self.assertEqual(64 * MIB, os.stat(path).st_size)
 
-    def test_a_real_file_that_is_not_prepared(self):
+    def test_a_real_file_that_is_not_prepared_holds_no_data(self):
         with FileDisk(self.mktemp(), size=5000) as disk:
             self.assertEqual("", find_data(disk))
 
@@ -177,11 +177,11 @@ def dos(*types, active=0):
     return head((446, b"".join(entries)), (510, b"\x55\xaa"))
 
 
-class NameTests(SynchronousTestCase):
+class NameContentsTests(SynchronousTestCase):
     def named(self, expected, *parts):
         self.assertEqual(expected, describe_contents(head(*parts)))
 
-    def test_those_known_by_one_mark(self):
+    def test_contents_with_one_signature_are_named_by_it(self):
         zfs = 0x00BAB10C
         for expected, offset, magic in (
             ("a LUKS volume", 0, b"LUKS\xba\xbe\0\2"),
@@ -222,16 +222,16 @@ class NameTests(SynchronousTestCase):
         ):
             self.named(expected, (offset, magic), (510, b"\x55\xaa"))
 
-    def test_an_image_of_a_cd_that_can_be_started_as_a_disk_is_one_of_a_cd(self):
+    def test_a_hybrid_image_of_a_bootable_CD_is_named_as_a_CD_image(self):
         self.named("an ISO 9660 image", (32769, b"CD001"), (512, b"EFI PART"))
 
-    def test_extended_file_systems_are_told_apart_by_their_features(self):
+    def test_ext_file_systems_are_distinguished_by_their_features(self):
         for expected, features in EXT.items():
             self.assertEqual(expected, describe_contents(ext(features)))
         for features in ((0x3C, 0x42, 0x3), (0x38, 0x2, 0x400)):
             self.assertEqual("an ext4 file system", describe_contents(ext(features)))
 
-    def test_dos_partition_tables(self):
+    def test_a_DOS_partition_table_is_distinguished_from_a_boot_sector(self):
         self.assertEqual("a DOS partition table", describe_contents(dos(0x83, 0, 0, 0)))
         self.assertEqual(
             "a DOS partition table", describe_contents(dos(0x83, 5, 0, 0, active=0x80))
@@ -240,7 +240,7 @@ class NameTests(SynchronousTestCase):
         self.assertEqual("a boot sector", describe_contents(dos(0, 0, 0, 0)))
         self.assertEqual("a boot sector", describe_contents(dos(0x83, 0, 0, 0, active=0x17)))
 
-    def test_images(self):
+    def test_image_formats_are_recognized_by_their_signatures(self):
         for expected, offset, magic in (
             ("qcow2", 0, b"QFI\xfb\0\0\0\3"),
             ("VMDK", 0, b"KDMV"),
@@ -254,11 +254,11 @@ class NameTests(SynchronousTestCase):
             self.assertEqual(expected, image_format(head((offset, magic))))
             self.named(f"a {expected} image", (offset, magic))
 
-    def test_what_is_raw_is_no_other_image(self):
+    def test_raw_data_is_not_taken_for_another_image_format(self):
         for data in (b"", b"QFI", bytes(512), ext(EXT["an ext4 file system"]), b"QED images"):
             self.assertEqual("", image_format(data))
 
-    def test_the_end(self):
+    def test_contents_are_named_by_signatures_at_the_end_of_the_disk(self):
         for expected, distance, magic in (
             ("a GPT partition table", 512, b"EFI PART"),
             ("a GPT partition table", 4096, b"EFI PART"),
@@ -272,17 +272,17 @@ class NameTests(SynchronousTestCase):
             # What stands at the start says more.
             self.assertEqual("an xfs file system", describe_contents(head((0, b"XFSB")), tail))
 
-    def test_an_end_that_begins_anywhere(self):
-        """The last place of a disk need not be a round number of bytes."""
+    def test_signatures_at_the_end_are_found_at_any_alignment(self):
+        """The length of the last place need not be a round number."""
         tail = head((MIB - 12288 - 512, b""), size=MIB + 512 * 5)
         self.assertEqual("data", describe_contents(b"", tail))
         marked = tail[: MIB - 8192] + b"\xfc\x4e\x2b\xa9" + tail[MIB - 8188 :]
         self.assertEqual("part of an MD RAID", describe_contents(b"", marked))
 
-    def test_whatever_else_is_data(self):
+    def test_anything_else_is_named_data(self):
         for data in (b"", b"x", b"x" * 5000, b"\x55\xaa", bytes(100)):
             self.assertEqual("data", describe_contents(data, data))
 
     @given(st.binary(max_size=3000), st.binary(max_size=3000))
-    def test_any_bytes_have_a_name(self, first, last):
+    def test_any_bytes_are_given_a_name(self, first, last):
         self.assertTrue(describe_contents(first, last))

@@ -1,4 +1,4 @@
-"""Coverage against a plain bytearray, and its bounds."""
+"""Coverage, compared with a bytearray, and its bounds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ranges = st.tuples(edges, edges).map(sorted).filter(lambda r: r[0] < r[1])
 class ModelTests(SynchronousTestCase):
     @settings(max_examples=150)
     @given(st.lists(ranges, max_size=40))
-    def test_against_a_bytearray(self, added):
+    def test_coverage_agrees_with_a_bytearray(self, added):
         model = bytearray(SIZE)
         coverage = Coverage(SIZE)
         self.assertEqual((0, False), (coverage.covered, coverage.complete))
@@ -41,7 +41,7 @@ class ModelTests(SynchronousTestCase):
 
     @settings(max_examples=60)
     @given(st.lists(edges, max_size=30), st.integers(0, 10**6))
-    def test_pieces_out_of_order_complete_it(self, cuts, seed):
+    def test_pieces_in_any_order_complete_the_coverage(self, cuts, seed):
         cuts = sorted({0, SIZE, *cuts})
         pieces = list(itertools.pairwise(cuts))
         random.Random(seed).shuffle(pieces)
@@ -51,7 +51,7 @@ class ModelTests(SynchronousTestCase):
             coverage.add(start, end - start)
         self.assertTrue(coverage.complete)
 
-    def test_one_byte_is_missing(self):
+    def test_coverage_is_incomplete_while_one_byte_is_missing(self):
         for hole in (0, 1, BLOCK - 1, BLOCK, 2 * BLOCK - 1, SIZE - 1):
             coverage = Coverage(SIZE)
             if hole:
@@ -62,7 +62,7 @@ class ModelTests(SynchronousTestCase):
             coverage.add(hole, 1)
             self.assertTrue(coverage.complete)
 
-    def test_small_sizes(self):
+    def test_disks_of_about_one_block_are_covered_completely(self):
         for size in (1, 2, BLOCK - 1, BLOCK, BLOCK + 1):
             coverage = Coverage(size)
             coverage.add(0, size)
@@ -71,8 +71,8 @@ class ModelTests(SynchronousTestCase):
 
 
 class BoundTests(SynchronousTestCase):
-    def test_ranges_within_a_block(self):
-        """Every second byte: more ranges than are kept, and never more counted than covered."""
+    def test_too_many_ranges_within_a_block_are_never_overcounted(self):
+        """Every second byte: more ranges than are kept."""
         coverage = Coverage(BLOCK)
         for true, offset in enumerate(range(0, 2000, 2), 1):
             coverage.add(offset, 1)
@@ -82,7 +82,7 @@ class BoundTests(SynchronousTestCase):
         coverage.add(0, BLOCK)
         self.assertTrue(coverage.complete)
 
-    def test_blocks_in_part(self):
+    def test_too_many_partly_covered_blocks_are_forgotten(self):
         with mock.patch("blockmig.storage.coverage.PARTIAL_BLOCKS", 16):
             coverage = Coverage(1000 * BLOCK)
             for block in range(1000):
@@ -99,7 +99,7 @@ class BoundTests(SynchronousTestCase):
 
     @settings(max_examples=100)
     @given(st.lists(ranges, max_size=60))
-    def test_forgetting_never_overcounts(self, added):
+    def test_forgotten_ranges_are_never_overcounted(self, added):
         with (
             mock.patch("blockmig.storage.coverage.PARTIAL_BLOCKS", 2),
             mock.patch("blockmig.storage.coverage._RANGES", 2),
@@ -114,6 +114,6 @@ class BoundTests(SynchronousTestCase):
             coverage.add(0, SIZE)
             self.assertTrue(coverage.complete)
 
-    def test_memory_of_a_large_disk(self):
+    def test_a_16_TiB_disk_takes_32_MiB_of_memory(self):
         coverage = Coverage(16 << 40)
         self.assertEqual(32 << 20, coverage._whole.nbytes)

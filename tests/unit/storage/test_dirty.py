@@ -1,4 +1,4 @@
-"""The dirty map: what is marked stays so until it is taken, once."""
+"""The dirty map: a marked range stays dirty until it is taken, once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def grains(offset, length):
 
 
 class Model:
-    """A set of grains."""
+    """A set of blocks."""
 
     def __init__(self, size):
         self.size = size
@@ -63,10 +63,10 @@ STEPS = st.lists(
 )
 
 
-class DirtyTests(SynchronousTestCase):
+class DirtyMapTests(SynchronousTestCase):
     @settings(max_examples=400, deadline=None)
     @given(SIZES, STEPS)
-    def test_as_a_set_of_grains(self, size, steps):
+    def test_the_dirty_map_agrees_with_a_set_of_blocks(self, size, steps):
         dirty, model = DirtyMap(size), Model(size)
         for what, grain, extra, count in steps:
             if what == "mark":
@@ -92,23 +92,23 @@ class DirtyTests(SynchronousTestCase):
             position = taken[1]
         return found
 
-    def test_nothing_at_first(self):
+    def test_nothing_is_dirty_at_first(self):
         dirty = DirtyMap(GRANULARITY * 3)
         self.assertEqual((0, 0, None), (dirty.bytes, dirty.marked, dirty.take(0, GRANULARITY)))
 
-    def test_a_byte_makes_all_of_its_grain_dirty(self):
+    def test_one_byte_makes_its_whole_block_dirty(self):
         for at in (GRANULARITY, GRANULARITY + 1, 2 * GRANULARITY - 1):
             dirty = DirtyMap(GRANULARITY * 3)
             dirty.mark(at, 1)
             self.assertEqual((GRANULARITY, GRANULARITY), (dirty.bytes, dirty.marked))
             self.assertEqual((GRANULARITY, 2 * GRANULARITY), dirty.take(0, 9 * GRANULARITY))
 
-    def test_two_bytes_across(self):
+    def test_two_bytes_across_a_boundary_make_both_blocks_dirty(self):
         dirty = DirtyMap(GRANULARITY * 3)
         dirty.mark(GRANULARITY - 1, 2)
         self.assertEqual((0, 2 * GRANULARITY), dirty.take(0, 9 * GRANULARITY))
 
-    def test_taken_once(self):
+    def test_a_dirty_block_is_taken_once_until_it_is_marked_again(self):
         dirty = DirtyMap(GRANULARITY * 3)
         dirty.mark(0, GRANULARITY)
         self.assertEqual((0, GRANULARITY), dirty.take(0, GRANULARITY))
@@ -120,7 +120,7 @@ class DirtyTests(SynchronousTestCase):
         )
         self.assertEqual((0, GRANULARITY), dirty.take(0, GRANULARITY))
 
-    def test_the_rest_of_a_long_run_stays(self):
+    def test_the_rest_of_a_long_run_stays_dirty(self):
         dirty = DirtyMap(GRANULARITY * 5)
         dirty.mark_all()
         self.assertEqual((0, 2 * GRANULARITY), dirty.take(0, 2 * GRANULARITY))
@@ -129,13 +129,13 @@ class DirtyTests(SynchronousTestCase):
             (2 * GRANULARITY, 5 * GRANULARITY), dirty.take(2 * GRANULARITY, 99 * GRANULARITY)
         )
 
-    def test_no_more_than_asked_for(self):
+    def test_no_more_is_taken_than_was_asked_for(self):
         dirty = DirtyMap(GRANULARITY * 9)
         dirty.mark(0, 5 * GRANULARITY)
         self.assertEqual((0, 2 * GRANULARITY), dirty.take(0, 2 * GRANULARITY))
         self.assertEqual(3 * GRANULARITY, dirty.bytes)
 
-    def test_from_a_position(self):
+    def test_taking_starts_at_the_given_position(self):
         dirty = DirtyMap(GRANULARITY * 5)
         dirty.mark(0, 1)
         dirty.mark(3 * GRANULARITY, 1)
@@ -145,7 +145,7 @@ class DirtyTests(SynchronousTestCase):
         )
         self.assertEqual((0, GRANULARITY), dirty.take(0, GRANULARITY))
 
-    def test_the_end_of_the_disk(self):
+    def test_the_last_dirty_range_ends_where_the_disk_ends(self):
         size = 3 * GRANULARITY + 5
         dirty = DirtyMap(size)
         dirty.mark(size - 1, 1)
@@ -155,21 +155,20 @@ class DirtyTests(SynchronousTestCase):
         self.assertEqual(size, dirty.bytes)
         self.assertEqual((0, size), dirty.take(0, 9 * GRANULARITY))
 
-    def test_mark_all_is_nobodys_doing(self):
+    def test_marking_everything_does_not_count_as_client_changes(self):
         dirty = DirtyMap(GRANULARITY * 3)
         dirty.mark_all()
         self.assertEqual((3 * GRANULARITY, 0), (dirty.bytes, dirty.marked))
         dirty.mark(0, 3 * GRANULARITY)
         self.assertEqual((3 * GRANULARITY, 0), (dirty.bytes, dirty.marked), "it was dirty already")
 
-    def test_what_was_dirty_already_does_not_count_again(self):
+    def test_marking_a_dirty_block_again_does_not_count_again(self):
         dirty = DirtyMap(GRANULARITY * 9)
         dirty.mark(GRANULARITY, 2 * GRANULARITY)
         dirty.mark(0, 5 * GRANULARITY)
         self.assertEqual((5 * GRANULARITY, 5 * GRANULARITY), (dirty.bytes, dirty.marked))
 
-    def test_zeroes_are_not_likely_to_be_data(self):
-        """They are as dirty as anything, but do not count for what clients write."""
+    def test_marked_zeroes_are_dirty_but_do_not_count_as_client_changes(self):
         dirty = DirtyMap(GRANULARITY * 9)
         dirty.mark(0, 1, False)
         dirty.mark(GRANULARITY, 3 * GRANULARITY, False)
@@ -178,12 +177,12 @@ class DirtyTests(SynchronousTestCase):
         self.assertEqual((5 * GRANULARITY, GRANULARITY), (dirty.bytes, dirty.marked))
         self.assertEqual((0, 5 * GRANULARITY), dirty.take(0, 9 * GRANULARITY))
 
-    def test_of_one_byte(self):
+    def test_a_disk_of_one_byte_can_be_dirty(self):
         dirty = DirtyMap(1)
         dirty.mark(0, 1)
         self.assertEqual((1, (0, 1)), (dirty.bytes, dirty.take(0, GRANULARITY)))
 
-    def test_of_many_tebibytes(self):
+    def test_dirty_blocks_of_a_16_TiB_disk_are_found(self):
         size = 16 << 40
         dirty = DirtyMap(size)
         dirty.mark(size - 1, 1)

@@ -1,4 +1,4 @@
-"""Disks in real files."""
+"""Disks in real files (disk.py, file.py and deletable.py)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ MIB = 1 << 20
 
 
 class OpenTests(DiskCase):
-    def test_exact_sizes(self):
+    def test_a_disk_has_the_exact_size_of_its_file(self):
         for size in (1, 511, 5000, 65537):
             disk = self.open(self.make(b"y" * size))
             self.assertEqual((size, False), (disk.size, disk.created))
             self.assertIsInstance(disk, FileDisk)
 
-    def test_create(self):
+    def test_a_missing_file_is_created_and_gets_its_size_when_prepared(self):
         path = self.mktemp()
         disk = self.open(path, size=10 * MIB + 1)
         self.assertEqual((True, 10 * MIB + 1), (disk.created, disk.size))
@@ -44,8 +44,8 @@ class OpenTests(DiskCase):
             self.assertEqual((10 * MIB + 1, 0), (status.st_size, status.st_blocks))
             self.assertEqual(0o600, status.st_mode & 0o777)
 
-    def test_empty_until_it_is_prepared(self):
-        """A crash before the record stands must leave nothing that looks like a disk."""
+    def test_a_new_file_stays_empty_until_it_is_prepared(self):
+        """A crash before the record is written must leave nothing that looks like a disk."""
         path = self.mktemp()
         disk = self.open(path, size=5000)
         self.assertIsNone(disk.fileno())
@@ -60,10 +60,10 @@ class OpenTests(DiskCase):
         self.assertEqual(6000, os.stat(path).st_size)
         self.assertEqual(b"", again.read(0, 0))
 
-    def test_empty_is_nothing_to_read_from(self):
+    def test_an_empty_file_is_refused_as_a_source(self):
         self.assertIn("empty", self.refused(self.make(b""), writable=False, size=5000))
 
-    def test_preparing_what_is_whole_does_nothing(self):
+    def test_preparing_a_file_that_has_its_size_does_nothing(self):
         path = self.make()
         calls = RecordedCalls()
         disk = self.open(path, size=5000, system=calls)
@@ -71,12 +71,12 @@ class OpenTests(DiskCase):
         disk.prepare()
         self.assertNotIn("ftruncate", calls.names())
 
-    def test_existing_with_its_size(self):
+    def test_an_existing_file_of_the_right_size_is_opened_unchanged(self):
         path = self.make()
         self.assertFalse(self.open(path, size=5000).created)
         self.assertEqual(b"x" * 5000, self.content(path))
 
-    def test_size_mismatch(self):
+    def test_an_existing_file_of_another_size_is_refused_unchanged(self):
         path = self.make()
         for size in (4999, 5001):
             words = self.refused(path, size=size)
@@ -84,22 +84,22 @@ class OpenTests(DiskCase):
             self.assertIn(str(size), words)
         self.assertEqual(b"x" * 5000, self.content(path))
 
-    def test_missing(self):
+    def test_a_missing_file_without_a_size_is_refused(self):
         path = self.mktemp()
         self.assertIn("no such file", self.refused(path))
         self.assertIn("no such file", self.refused(path, writable=False))
         self.assertFalse(os.path.exists(path))
 
-    def test_missing_directory(self):
+    def test_a_file_in_a_missing_directory_is_refused(self):
         self.refused(self.mktemp() + "/no/where", size=5)
 
-    def test_created_with_no_size(self):
+    def test_creating_a_file_of_no_size_is_refused(self):
         path = self.mktemp()
         for size in (0, -5):
             self.refused(path, size=size)
         self.assertFalse(os.path.exists(path))
 
-    def test_created_where_truncating_fails(self):
+    def test_a_new_file_that_cannot_get_its_size_stays_empty(self):
         path = self.mktemp()
         disk = self.open(path, size=5000, system=RecordedCalls(ftruncate=errno.EFBIG))
         for _ in range(2):
@@ -109,27 +109,27 @@ class OpenTests(DiskCase):
         disk.discard()
         self.assertFalse(os.path.exists(path))
 
-    def test_directory(self):
+    def test_a_directory_is_refused(self):
         path = self.mktemp()
         os.mkdir(path)
         for writable in (True, False):
             self.assertIn("directory", self.refused(path, writable=writable).lower())
 
-    def test_empty(self):
+    def test_an_empty_file_without_a_size_is_refused(self):
         self.assertIn("empty", self.refused(self.make(b"")))
 
-    def test_fifo(self):
+    def test_a_FIFO_is_refused(self):
         path = self.mktemp()
         os.mkfifo(path)
         for writable in (True, False):
             self.refused(path, writable=writable)
 
-    def test_a_block_disk_wants_a_device(self):
+    def test_a_block_disk_refuses_what_is_not_a_device(self):
         path = self.make()
         self.assertRaises(DiskRefused, BlockDisk, path)
         self.assertRaises(DiskRefused, BlockDisk, self.mktemp())
 
-    def test_locked_twice(self):
+    def test_a_disk_that_is_open_cannot_be_opened_again(self):
         path = self.make()
         disk = self.open(path)
         for writable in (True, False):
@@ -137,29 +137,29 @@ class OpenTests(DiskCase):
         disk.close()
         self.open(path)
 
-    def test_refusals_leave_no_descriptor(self):
+    def test_a_refusal_closes_the_descriptor(self):
         path = self.make(b"")
         calls = RecordedCalls()
         self.refused(path, system=calls)
         self.assertEqual(1, calls.names().count("open"))
         self.assertEqual(1, calls.names().count("close"))
 
-    def test_locked_before_anything_else(self):
+    def test_the_disk_is_locked_before_its_size_is_read(self):
         path = self.make()
         calls = RecordedCalls()
         self.open(path, system=calls)
         names = calls.names()
         self.assertLess(names.index("flock"), names.index("lseek"))
 
-    def test_locked_before_it_is_truncated(self):
+    def test_a_new_file_is_locked_before_it_is_truncated(self):
         calls = RecordedCalls()
         self.open(self.mktemp(), size=5, system=calls).prepare()
         self.assertLess(calls.names().index("flock"), calls.names().index("ftruncate"))
 
-    def test_no_locks_there(self):
+    def test_a_file_system_without_locks_is_accepted(self):
         self.open(self.make(), system=RecordedCalls(flock=errno.ENOLCK, fcntl=errno.EINVAL))
 
-    def test_closing_twice(self):
+    def test_closing_a_disk_twice_is_harmless(self):
         disk = self.open(self.make())
         self.assertIsInstance(disk.fileno(), int)
         disk.close()
@@ -168,14 +168,14 @@ class OpenTests(DiskCase):
         error = self.assertRaises(OSError, disk.read, 0, 1)
         self.assertEqual(errno.EBADF, error.errno)
 
-    def test_with(self):
+    def test_a_disk_closes_at_the_end_of_a_with_block(self):
         with FileDisk(self.make()) as disk:
             self.assertEqual(5000, disk.size)
         self.assertIsNone(disk.fileno())
 
 
 class ReadWriteTests(DiskCase):
-    def test_read_and_write(self):
+    def test_reads_return_what_was_written(self):
         path = self.make()
         disk = self.open(path)
         disk.write(10, b"abc")
@@ -183,7 +183,7 @@ class ReadWriteTests(DiskCase):
         self.assertEqual(b"xabcx", disk.read(9, 5))
         self.assertEqual(b"x" * 10 + b"abc" + b"x" * 4986 + b"z", self.content(path))
 
-    def test_short_counts(self):
+    def test_short_reads_and_writes_are_continued(self):
         class Short(SystemCalls):
             def pread(self, descriptor, length, offset):
                 return os.pread(descriptor, min(length, 7), offset)
@@ -198,7 +198,7 @@ class ReadWriteTests(DiskCase):
         self.assertEqual(content, disk.read(0, 5000))
         self.assertEqual(content, self.content(path))
 
-    def test_shrunk(self):
+    def test_reading_past_the_end_of_a_file_that_shrank_fails(self):
         path = self.make()
         disk = self.open(path)
         os.truncate(path, 100)
@@ -206,18 +206,18 @@ class ReadWriteTests(DiskCase):
         error = self.assertRaises(OSError, disk.read, 50, 100)
         self.assertEqual(errno.EIO, error.errno)
 
-    def test_no_space(self):
+    def test_a_write_without_space_fails_with_ENOSPC(self):
         disk = self.open(self.make(), system=RecordedCalls(pwrite=errno.ENOSPC))
         error = self.assertRaises(OSError, disk.write, 0, b"x")
         self.assertEqual(errno.ENOSPC, error.errno)
 
-    def test_flush(self):
+    def test_a_flush_calls_fdatasync_only(self):
         calls = RecordedCalls()
         self.open(self.make(), system=calls).flush()
         self.assertIn("fdatasync", calls.names())
         self.assertNotIn("fsync", calls.names())
 
-    def test_flush_of_a_new_file_includes_its_directory(self):
+    def test_a_flush_of_a_new_file_syncs_its_directory_too(self):
         calls = RecordedCalls()
         disk = self.open(self.mktemp(), size=5, system=calls)
         del calls.made[:]
@@ -228,7 +228,7 @@ class ReadWriteTests(DiskCase):
         opened = next(call for call in calls.made if call[0] == "open")
         self.assertEqual(os.path.dirname(disk.path), opened[1])
 
-    def test_flush_tells_errors(self):
+    def test_a_flush_raises_errors_of_the_system(self):
         for name in ("fdatasync", "fsync"):
             calls = RecordedCalls()
             disk = self.open(self.mktemp(), size=5, system=calls)
@@ -240,7 +240,7 @@ class ZeroTests(DiskCase):
     def blocks(self, path):
         return os.stat(path).st_blocks * 512
 
-    def test_holes(self):
+    def test_zeroing_punches_a_hole(self):
         path = self.make(b"x" * (4 * MIB))
         disk = self.open(path)
         before = self.blocks(path)
@@ -249,21 +249,21 @@ class ZeroTests(DiskCase):
         self.assertLessEqual(self.blocks(path), before - 2 * MIB)
         self.assertEqual(b"x" * MIB + bytes(2 * MIB) + b"x" * MIB, self.content(path))
 
-    def test_allocate(self):
+    def test_zeroing_with_allocation_keeps_the_blocks(self):
         path = self.make(b"x" * (4 * MIB))
         before = self.blocks(path)
         self.open(path).zero(MIB, 2 * MIB, True)
         self.assertGreaterEqual(self.blocks(path), before)
         self.assertEqual(b"x" * MIB + bytes(2 * MIB) + b"x" * MIB, self.content(path))
 
-    def test_odd_ranges(self):
+    def test_unaligned_ranges_are_zeroed_exactly(self):
         path = self.make()
         disk = self.open(path)
         disk.zero(1, 3, False)
         disk.zero(4998, 2, True)
         self.assertEqual(b"x\0\0\0" + b"x" * 4994 + b"\0\0", self.content(path))
 
-    def test_fallback(self):
+    def test_zeroes_are_written_where_fallocate_is_unsupported(self):
         for number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
             for allocate in (True, False):
                 calls = RecordedCalls(fallocate=number)
@@ -275,7 +275,7 @@ class ZeroTests(DiskCase):
                 writes = [len(call[2]) for call in calls.made if call[0] == "pwrite"]
                 self.assertLessEqual(max(writes), MIB)
 
-    def test_modes(self):
+    def test_fallocate_is_called_with_the_mode_that_was_asked_for(self):
         for allocate, wanted in (
             (False, kernel.FALLOC_FL_PUNCH_HOLE),
             (True, kernel.FALLOC_FL_ZERO_RANGE),
@@ -287,27 +287,27 @@ class ZeroTests(DiskCase):
             (call,) = [call for call in calls.made if call[0] == "fallocate"]
             self.assertEqual((wanted | kernel.FALLOC_FL_KEEP_SIZE, 0, 10), call[2:])
 
-    def test_other_errors_are_told(self):
+    def test_other_errors_of_fallocate_are_raised(self):
         for number in (errno.ENOSPC, errno.EIO):
             disk = self.open(self.make(), system=RecordedCalls(fallocate=number))
             for call in (lambda d=disk: d.zero(0, 5, False), lambda d=disk: d.trim(0, 5)):
                 self.assertEqual(number, self.assertRaises(OSError, call).errno)
         self.assertNotIn("pwrite", disk._system.names())
 
-    def test_trim(self):
+    def test_a_trim_punches_a_hole(self):
         path = self.make(b"x" * (4 * MIB))
         before = self.blocks(path)
         self.open(path).trim(MIB, 2 * MIB)
         self.assertLessEqual(self.blocks(path), before - 2 * MIB)
 
-    def test_trim_where_the_medium_does_not_care(self):
+    def test_a_trim_does_nothing_where_holes_are_unsupported(self):
         path = self.make()
         self.open(path, system=RecordedCalls(fallocate=errno.EOPNOTSUPP)).trim(0, 5000)
         self.assertEqual(b"x" * 5000, self.content(path))
 
 
-class LookTests(DiskCase):
-    def test_extents(self):
+class ExtentsAndProbeTests(DiskCase):
+    def test_extents_report_holes_and_data(self):
         path = self.mktemp()
         disk = self.open(path, size=8 * MIB)
         disk.prepare()
@@ -319,11 +319,11 @@ class LookTests(DiskCase):
         )
         self.assertEqual([(5 * MIB, 3 * MIB, True)], [tuple(e) for e in disk.extents(5 * MIB)])
 
-    def test_extents_without_holes(self):
+    def test_a_file_without_holes_is_one_data_extent(self):
         disk = self.open(self.make())
         self.assertEqual([(0, 5000, False)], [tuple(e) for e in disk.extents(0)])
 
-    def test_extents_that_are_not_understood(self):
+    def test_a_system_that_cannot_find_holes_reports_one_data_extent(self):
         class Old(SystemCalls):
             def lseek(self, descriptor, offset, whence):
                 if whence in (os.SEEK_DATA, os.SEEK_HOLE):
@@ -333,15 +333,15 @@ class LookTests(DiskCase):
         disk = self.open(self.make(), system=Old())
         self.assertEqual([(0, 5000, False)], [tuple(e) for e in disk.extents(0)])
 
-    def test_extents_of_a_shrunk_file_are_no_hole(self):
-        """A source that was cut off must fail, not travel as zeroes (and then be unlinked)."""
+    def test_extents_of_a_shrunk_file_fail(self):
+        """A truncated source must fail, not be sent as zeroes (and then be unlinked)."""
         path = self.make(b"x" * MIB)
         disk = self.open(path)
         os.truncate(path, 65536)
         with self.assertRaises(OSError):
             list(disk.extents(0))
 
-    def test_probe(self):
+    def test_a_probe_finds_a_single_nonzero_byte(self):
         content = bytearray(3 * 65536)
         content[65536] = content[131072 + 65535] = 1
         disk = self.open(self.make(content))
@@ -351,24 +351,24 @@ class LookTests(DiskCase):
         self.assertFalse(disk.probe(65536, 1).zero)
         self.assertTrue(disk.probe(65537, 5).zero)
 
-    def test_probe_without_preadv(self):
+    def test_a_probe_works_where_preadv_flags_are_unsupported(self):
         for number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             disk = self.open(self.make(bytes(4999) + b"x"), system=RecordedCalls(preadv=number))
             self.assertEqual((False, False), tuple(disk.probe(0, 5000)))
             self.assertEqual((True, False), tuple(disk.probe(0, 4999)))
 
-    def test_probe_of_what_is_not_cached(self):
+    def test_a_probe_of_uncached_data_is_cold_and_fetches_it(self):
         calls = RecordedCalls(preadv=errno.EAGAIN)
         disk = self.open(self.make(bytes(4999) + b"x"), system=calls)
         self.assertEqual((False, True), tuple(disk.probe(0, 5000)))
         self.assertEqual((True, True), tuple(disk.probe(0, 4999)))
         self.assertIn("posix_fadvise", calls.names())
 
-    def test_probe_tells_errors(self):
+    def test_a_probe_raises_errors_of_the_medium(self):
         disk = self.open(self.make(), system=RecordedCalls(preadv=errno.EIO))
         self.assertRaises(OSError, disk.probe, 0, 5000)
 
-    def test_write_back(self):
+    def test_write_back_syncs_the_range_and_may_drop_it_from_the_cache(self):
         calls = RecordedCalls()
         disk = self.open(self.make(), system=calls)
         disk.write_back(0, 5000, False)
@@ -384,13 +384,13 @@ class LookTests(DiskCase):
             error = self.assertRaises(OSError, disk.write_back, 0, 5000, True)
             self.assertEqual(number, error.errno)
 
-    def test_write_back_is_only_an_advice(self):
+    def test_write_back_ignores_a_system_that_does_not_offer_it(self):
         disk = self.open(self.make(), system=RecordedCalls(sync_file_range=errno.ENOSYS))
         self.assertIsNone(disk.write_back(0, 5000, True))
 
 
 class StateDirectoryTests(DiskCase):
-    """Made by whoever opens a device; a file is taken for one."""
+    """Opening a device makes it; a file stands in for the device."""
 
     def setUp(self):
         self.patch(BlockDisk, "_check_kind", lambda self, mode: None)
@@ -402,7 +402,7 @@ class StateDirectoryTests(DiskCase):
         self.addCleanup(disk.close)
         return disk
 
-    def test_made_durably(self):
+    def test_a_new_state_directory_is_synced_with_its_parents(self):
         calls = RecordedCalls()
         disk = self.open(system=calls)
         self.assertEqual(self.base + "/a/b", os.path.dirname(disk.record_path))
@@ -411,21 +411,21 @@ class StateDirectoryTests(DiskCase):
         parents = [self.base + "/a", self.base, os.path.dirname(self.base)]
         self.assertEqual(parents, synced[:3])
 
-    def test_there_already(self):
+    def test_an_existing_state_directory_is_not_synced(self):
         os.makedirs(self.base + "/a/b")
         calls = RecordedCalls()
         self.open(system=calls)
         self.assertNotIn("sync_directory", calls.names())
 
-    def test_cannot_be_made(self):
-        """The first record says so; where none is to be written, none is needed."""
+    def test_a_state_directory_that_cannot_be_made_is_no_error_yet(self):
+        """The first record will fail; where none is written, none is needed."""
         with open(self.base, "wb"):
             pass
         self.assertEqual(5000, self.open().size)
 
 
 class UnlinkTests(DiskCase):
-    def test_unlink_then_directory(self):
+    def test_the_directory_is_synced_after_the_unlink(self):
         path = self.make()
         calls = RecordedCalls()
         disk = self.open(path, writable=False, system=calls)
@@ -440,7 +440,7 @@ class UnlinkTests(DiskCase):
         # Still open, and still there for whoever has it open.
         self.assertEqual(b"x", disk.read(0, 1))
 
-    def test_symbolic_link(self):
+    def test_unlinking_through_a_symbolic_link_removes_the_file(self):
         path = self.make()
         link = self.mktemp()
         os.symlink(os.path.abspath(path), link)
@@ -448,7 +448,7 @@ class UnlinkTests(DiskCase):
         self.assertFalse(os.path.exists(path))
         self.assertTrue(os.path.islink(link))
 
-    def test_after_chdir(self):
+    def test_unlinking_works_after_the_working_directory_changed(self):
         path = self.make()
         disk = self.open(path)
         here = os.getcwd()
@@ -458,7 +458,7 @@ class UnlinkTests(DiskCase):
         os.chdir(here)
         self.assertFalse(os.path.exists(path))
 
-    def test_replaced(self):
+    def test_a_file_that_replaced_the_disk_is_not_unlinked(self):
         path = self.make()
         disk = self.open(path)
         os.rename(self.make(b"another"), path)
@@ -466,21 +466,21 @@ class UnlinkTests(DiskCase):
         self.assertEqual(errno.ESTALE, error.errno)
         self.assertEqual(b"another", self.content(path))
 
-    def test_gone(self):
+    def test_unlinking_a_file_that_is_gone_fails(self):
         path = self.make()
         disk = self.open(path)
         os.unlink(path)
         self.assertRaises(OSError, disk.unlink)
         self.assertRaises(DiskRefused, disk.check_unlink)
 
-    def test_hard_links(self):
+    def test_a_file_with_a_second_hard_link_is_refused(self):
         path = self.make()
         other = self.mktemp()
         os.link(path, other)
         disk = self.open(path)
         self.assertIn("2 hard links", str(self.assertRaises(DiskRefused, disk.check_unlink)))
 
-    def test_errors_are_told(self):
+    def test_errors_of_unlink_and_of_the_sync_are_raised(self):
         for name, error in (("unlink", OSError), ("fsync", NotDurable)):
             calls = RecordedCalls()
             path = self.make()
@@ -489,8 +489,8 @@ class UnlinkTests(DiskCase):
             self.assertRaises(error, disk.unlink)
             self.assertEqual(error is OSError, os.path.exists(path))
 
-    def test_deleted_and_reported_as_an_error(self):
-        """As a network file system may do where its answer was lost: it was asked twice."""
+    def test_an_unlink_whose_answer_was_lost_counts_as_done(self):
+        """A network file system whose answer was lost repeats the request."""
         for number, by in (
             (errno.ENOENT, None),
             (errno.EIO, None),
@@ -512,8 +512,8 @@ class UnlinkTests(DiskCase):
             )
             self.assertEqual(by is not None, os.path.exists(path))
 
-    def test_moved_away_in_the_last_instant(self):
-        """It was not deleted, and nobody must say so."""
+    def test_a_disk_that_was_moved_just_before_the_unlink_counts_as_not_deleted(self):
+        """Nobody may say that it was deleted."""
 
         class Late(SystemCalls):
             def unlink(self, path):
@@ -534,7 +534,7 @@ class UnlinkTests(DiskCase):
         self.assertTrue(os.path.exists(disk.path))
         return str(error)
 
-    def test_attributes_that_forbid_it(self):
+    def test_immutable_and_append_only_attributes_are_refused(self):
         for flags, words in ((0x10, "immutable: chattr -i "), (0x20, "append-only: chattr -a ")):
             for directory in (True, False):
                 path = self.make()
@@ -553,7 +553,7 @@ class UnlinkTests(DiskCase):
                 )
                 self.assertIn(what, self.undeletable(Flagged(), path))
 
-    def test_other_attributes_do_not(self):
+    def test_other_attributes_do_not_prevent_the_unlink(self):
         class Flagged(RecordedCalls):
             def ioctl(self, *_):
                 # Extents, no atime, and compressed.
@@ -561,11 +561,11 @@ class UnlinkTests(DiskCase):
 
         self.open(self.make(), system=Flagged()).check_unlink()
 
-    def test_a_file_system_without_attributes(self):
+    def test_a_file_system_without_attributes_is_accepted(self):
         for number in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM):
             self.open(self.make(), system=RecordedCalls(ioctl=number)).check_unlink()
 
-    def test_a_directory_that_may_not_be_written(self):
+    def test_a_disk_in_a_directory_without_write_permission_is_refused(self):
         asked = []
 
         class Denied(RecordedCalls):
@@ -579,7 +579,7 @@ class UnlinkTests(DiskCase):
         self.assertIn(f"no permission to write in {directory},", words)
         self.assertEqual([(directory, os.W_OK | os.X_OK, True)], asked)
 
-    def test_a_sticky_directory_of_somebody_else(self):
+    def test_a_disk_in_a_sticky_directory_is_refused_to_others_than_its_owner(self):
         for user, mode, refused in (
             (4711, 0o1777, True),
             (4711, 0o777, False),
@@ -611,7 +611,7 @@ class UnlinkTests(DiskCase):
             else:
                 self.open(self.make(), system=Shared()).check_unlink()
 
-    def test_a_mount_point(self):
+    def test_a_disk_that_is_a_mount_point_is_refused(self):
         path = self.make()
         mountinfo = self.make(f"1 0 8:1 /x {os.path.realpath(path)} rw - xfs x rw\n".encode())
         disk = self.open(path)
@@ -626,7 +626,7 @@ class UnlinkTests(DiskCase):
         )
         self.assertIn("it is a mount point: umount ", str(error))
 
-    def test_asking_changes_nothing_and_leaves_no_descriptor(self):
+    def test_checking_changes_nothing_and_leaves_no_descriptor(self):
         calls = RecordedCalls()
         disk = self.open(self.make(), system=calls)
         disk.check_unlink()
@@ -635,7 +635,7 @@ class UnlinkTests(DiskCase):
         opened, closed = (calls.names().count(name) for name in ("open", "close"))
         self.assertEqual(opened - 1, closed)
 
-    def test_hard_link_made_since(self):
+    def test_a_hard_link_made_since_the_check_prevents_the_unlink(self):
         path = self.make()
         disk = self.open(path)
         disk.check_unlink()
@@ -645,13 +645,13 @@ class UnlinkTests(DiskCase):
 
 
 class SyncErrorTests(DiskCase):
-    """The kernel tells a descriptor of an error once; everybody who must know is told."""
+    """The kernel reports an error to a descriptor once; everybody concerned must get it."""
 
     def setUp(self):
         self.calls = RecordedCalls()
         self.disk = self.open(self.make(), system=self.calls)
 
-    def test_every_later_flush_is_told(self):
+    def test_every_later_flush_reports_the_error(self):
         for first in ("fdatasync", "sync_file_range"):
             self.setUp()
             self.calls.fail[first] = errno.EIO
@@ -663,12 +663,12 @@ class SyncErrorTests(DiskCase):
                 error = self.assertRaises(OSError, self.disk.flush)
                 self.assertEqual(errno.EIO, error.errno)
 
-    def test_a_file_system_without_it_is_no_error(self):
+    def test_a_file_system_without_sync_file_range_is_no_error(self):
         self.calls.fail["sync_file_range"] = errno.EOPNOTSUPP
         self.disk.write_back(0, 4096, True)
         self.disk.flush()
 
-    def test_a_flush_beside_a_write_back_waits_for_its_error(self):
+    def test_a_flush_beside_a_write_back_gets_its_error(self):
         begun, go_on = threading.Event(), threading.Event()
 
         def slow(*_):
@@ -688,29 +688,29 @@ class SyncErrorTests(DiskCase):
 
 
 class DiscardTests(DiskCase):
-    def test_created(self):
+    def test_discarding_removes_a_file_that_was_created(self):
         path = self.mktemp()
         disk = self.open(path, size=5)
         disk.discard()
         self.assertFalse(os.path.exists(path))
         self.assertIsNone(disk.fileno())
 
-    def test_not_created(self):
+    def test_discarding_keeps_a_file_that_existed(self):
         path = self.make()
         disk = self.open(path)
         disk.discard()
         self.assertEqual(b"x" * 5000, self.content(path))
         self.assertIsNone(disk.fileno())
 
-    def test_after_close(self):
+    def test_discarding_after_closing_removes_nothing(self):
         path = self.mktemp()
         disk = self.open(path, size=5)
         disk.close()
         disk.discard()
         self.assertTrue(os.path.exists(path))
 
-    def test_another_file_has_taken_its_name(self):
-        """What is there now is not what we made, and not ours to remove."""
+    def test_discarding_keeps_a_file_that_took_the_name(self):
+        """The file there now is not the one that we created."""
         path = self.mktemp()
         disk = self.open(path, size=5)
         os.rename(self.make(b"another"), path)

@@ -1,4 +1,4 @@
-"""The lock on a disk."""
+"""Locks on a disk, ours and QEMU's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LockTests(SynchronousTestCase):
         descriptor = self.open()
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
 
-    def test_twice(self):
+    def test_a_locked_disk_cannot_be_locked_again(self):
         for first in (True, False):
             for second in (True, False):
                 one = os.open(self.path, os.O_RDWR)
@@ -43,22 +43,22 @@ class LockTests(SynchronousTestCase):
                 lock_disk(two, second, SYSTEM)
                 os.close(two)
 
-    def test_qemu_has_it(self):
+    def test_a_disk_that_QEMU_has_locked_is_in_use(self):
         for offset in (100, 101, 103, 201, 203):
             self.setUp()
             self.hold(fcntl.F_RDLCK, offset)
             error = self.assertRaises(InUse, lock_disk, self.open(), True, SYSTEM)
             self.assertIn("QEMU", str(error))
 
-    def test_qemu_reads_what_we_only_read(self):
+    def test_QEMU_and_we_may_both_read_a_disk(self):
         self.hold(fcntl.F_RDLCK, 100)
         self.assertIsNone(lock_disk(self.open(os.O_RDONLY), False, SYSTEM))
 
-    def test_qemu_writes_what_we_read(self):
+    def test_a_disk_that_QEMU_writes_is_refused_to_a_reader(self):
         self.hold(fcntl.F_RDLCK, 101)
         self.assertRaises(InUse, lock_disk, self.open(os.O_RDONLY), False, SYSTEM)
 
-    def test_qemu_is_kept_out(self):
+    def test_our_lock_keeps_QEMU_from_writing(self):
         for flags, writable in ((os.O_RDWR, True), (os.O_RDONLY, False)):
             descriptor = os.open(self.path, flags)
             lock_disk(descriptor, writable, SYSTEM)
@@ -69,7 +69,7 @@ class LockTests(SynchronousTestCase):
                 self.assertNotEqual(fcntl.F_UNLCK, FLOCK.unpack(answer)[0])
             os.close(descriptor)
 
-    def test_no_locks(self):
+    def test_a_file_system_without_locks_is_accepted(self):
         class Without(SystemCalls):
             def flock(self, *_):
                 raise OSError(errno.ENOLCK, "no locks")
@@ -79,7 +79,7 @@ class LockTests(SynchronousTestCase):
 
         self.assertIsNone(lock_disk(self.open(), True, Without()))
 
-    def test_other_errors(self):
+    def test_other_errors_of_locking_are_raised(self):
         class Broken(SystemCalls):
             def flock(self, *_):
                 raise OSError(errno.EIO, "broken")

@@ -1,4 +1,4 @@
-"""What a path is on, by lists of mounts and a sysfs that are made up."""
+"""What file system a path is on, with made-up lists of mounts and a made-up sysfs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Case(SynchronousTestCase):
 
 
 class FilesystemTests(Case):
-    def test_the_longest_mount_point_above_it(self):
+    def test_the_longest_mount_point_above_the_path_counts(self):
         mountinfo = self.mounted(("/", "ext4"), ("/srv", "xfs"), ("/srv/images", "nfs4"))
         for path, expected in {
             "/": "ext4",
@@ -54,20 +54,20 @@ class FilesystemTests(Case):
         }.items():
             self.assertEqual(expected, filesystem_of(path, mountinfo), path)
 
-    def test_the_order_of_the_list_does_not_matter_to_what_is_longer(self):
+    def test_the_longest_mount_point_counts_in_any_order(self):
         mountinfo = self.mounted(("/srv/images", "nfs4"), ("/srv", "xfs"), ("/", "ext4"))
         self.assertEqual("nfs4", filesystem_of("/srv/images/a", mountinfo))
 
-    def test_of_several_at_one_place_the_last_counts(self):
+    def test_the_last_of_several_mounts_at_one_place_counts(self):
         mountinfo = self.mounted(("/srv", "xfs"), ("/srv", "tmpfs"), ("/", "ext4"))
         self.assertEqual("tmpfs", filesystem_of("/srv/a", mountinfo))
 
-    def test_optional_fields(self):
+    def test_optional_fields_of_a_mount_are_skipped(self):
         mountinfo = self.mounted(("/", "ext4", " shared:1"), ("/a", "xfs", " shared:2 master:1"))
         self.assertEqual("ext4", filesystem_of("/b", mountinfo))
         self.assertEqual("xfs", filesystem_of("/a/b", mountinfo))
 
-    def test_a_mount_point_that_is_called_like_the_separator(self):
+    def test_a_mount_point_may_be_called_like_the_separator(self):
         mountinfo = self.mounted(("/", "ext4"), ("/-", "xfs", " - "))
         self.assertEqual("ext4", filesystem_of("/a", mountinfo))
 
@@ -88,29 +88,29 @@ class FilesystemTests(Case):
         for path in (link, os.path.join(link, "to", "be", "made")):
             self.assertEqual("tmpfs", filesystem_of(path, mountinfo))
 
-    def test_what_cannot_be_told(self):
+    def test_an_unknown_file_system_is_an_empty_string(self):
         self.assertEqual("", filesystem_of("/a", os.path.join(self.root, "none")))
         self.assertEqual("", filesystem_of("/a", self.put("empty", "")))
         self.assertEqual("", filesystem_of("/a", self.put("odd", "what\nis this\n\n1 2 3 - -\n")))
         self.assertEqual("", filesystem_of("/a", self.mounted(("/srv", "xfs"))))
 
-    def test_the_real_list(self):
+    def test_the_real_list_of_mounts_is_understood(self):
         self.assertEqual("proc", filesystem_of("/proc/self/mountinfo"))
 
-    def test_mount_points(self):
+    def test_a_mount_point_is_recognized(self):
         mountinfo = self.mounted(("/", "ext4"), ("/srv/my\\040disk", "xfs"))
         self.assertTrue(mounts.is_mount_point("/srv/my disk", mountinfo))
         self.assertFalse(mounts.is_mount_point("/srv", mountinfo))
 
 
 class KindTests(SynchronousTestCase):
-    def test_in_memory(self):
+    def test_file_systems_in_memory_are_recognized(self):
         for kind in ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"):
             self.assertTrue(is_in_memory(kind), kind)
         for kind in ("", "ext4", "xfs", "nfs4", "overlay"):
             self.assertFalse(is_in_memory(kind), kind)
 
-    def test_remote(self):
+    def test_remote_file_systems_are_recognized(self):
         for kind in ("nfs", "nfs4", "cifs", "ceph", "9p", "virtiofs", "fuse", "fuse.sshfs"):
             self.assertTrue(is_remote(kind), kind)
         for kind in ("", "ext4", "xfs", "tmpfs", "fuseblk", "fusectl", "nfsd"):
@@ -135,7 +135,7 @@ class DeviceTests(Case):
         mountinfo = self.mounted(("/", "ext4"), ("/run", "tmpfs"))
         return mounts.number_in_memory(os.makedev(major, minor), self.root, mountinfo)
 
-    def test_disks_of_memory(self):
+    def test_RAM_disks_and_zram_are_in_memory(self):
         self.device("ram0", "1:0")
         self.device("zram12", "253:12")
         self.device("sda", "8:0")
@@ -145,7 +145,7 @@ class DeviceTests(Case):
         self.assertFalse(self.in_memory(8, 0))
         self.assertFalse(self.in_memory(8, 16))
 
-    def test_a_loop_device_is_where_its_file_is(self):
+    def test_a_loop_device_is_in_memory_if_its_file_is(self):
         self.device("loop0", "7:0", "/run/disk.img")
         self.device("loop1", "7:1", "/srv/disk.img")
         self.device("loop2", "7:2", "/run/disk.img (deleted)")
@@ -153,7 +153,7 @@ class DeviceTests(Case):
         found = [self.in_memory(7, minor) for minor in range(4)]
         self.assertEqual([True, False, True, False], found)
 
-    def test_a_partition_is_where_its_device_is(self):
+    def test_a_partition_is_in_memory_if_its_device_is(self):
         self.device("loop0", "259:0", "/run/disk.img", "loop0p1")
         self.device("ram0", "259:1", None, "ram0p1")
         self.device("sda", "8:1", None, "sda1")
@@ -161,17 +161,17 @@ class DeviceTests(Case):
         self.assertTrue(self.in_memory(259, 1))
         self.assertFalse(self.in_memory(8, 1))
 
-    def test_a_device_that_sysfs_does_not_know(self):
+    def test_a_device_unknown_to_sysfs_is_not_in_memory(self):
         self.assertFalse(self.in_memory(8, 99))
 
-    def test_what_is_no_device(self):
+    def test_what_is_no_device_is_not_in_memory(self):
         self.assertFalse(device_in_memory(self.put("file", "x"), self.root))
         self.assertFalse(device_in_memory(os.path.join(self.root, "none"), self.root))
         self.assertFalse(device_in_memory("/dev/null"))
 
 
 class AmongDevicesTests(SynchronousTestCase):
-    def test_below_dev_but_not_in_shared_memory(self):
+    def test_paths_below_dev_except_shared_memory_are_among_devices(self):
         for path in ("/dev/vg0", "/dev/vg0/web", "/dev/mapper/web", "/dev/shmem"):
             self.assertTrue(mounts.is_below_dev(path), path)
         for path in ("/dev/shm", "/dev/shm/a/b", "/srv/dev/web", "/device", "/"):

@@ -1,4 +1,4 @@
-"""Where the records of a disk are, by whichever of its names it is called."""
+"""Where the records of a disk are, whichever of its names is used."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Case(SynchronousTestCase):
 
 
 class FileTests(Case):
-    def test_beside_it(self):
+    def test_the_records_of_a_file_are_beside_it(self):
         path = self.make("disk")
         self.assertEqual(path, self.find(path))
         self.assertEqual(self.at("none"), self.find(self.at("none")))
 
-    def test_by_another_name(self):
+    def test_a_symbolic_link_leads_to_the_records_of_its_file(self):
         path = self.make("images/disk")
         os.symlink("images/disk", self.at("link"))
         os.symlink("link", self.at("link2"))
@@ -53,33 +53,33 @@ class FileTests(Case):
         for name in ("link", "link2", "dir/disk", "images/../images/disk"):
             self.assertEqual(path, self.find(self.at(name)), name)
 
-    def test_a_link_whose_file_is_gone(self):
+    def test_a_dangling_link_leads_to_the_records_of_its_target(self):
         os.symlink("images/disk", self.at("link"))
         self.assertEqual(self.at("images/disk"), self.find(self.at("link")))
 
-    def test_relative(self):
+    def test_a_relative_path_leads_to_an_absolute_record_path(self):
         path = self.make("disk")
         self.assertEqual(path, self.find(os.path.relpath(path)))
 
-    def test_the_state_directory_is_not_asked(self):
-        """For a file that is there: whatever lies there is a device's."""
+    def test_the_state_directory_does_not_matter_for_a_file(self):
+        """Whatever lies in the state directory belongs to devices."""
         path = self.make("disk")
         stem = module._escape(path)
         self.make(f"state/{stem}.INCOMPLETE")
         self.assertEqual(path, self.find(path))
 
-    def test_cannot_be_looked_at(self):
+    def test_a_path_that_cannot_be_examined_is_refused(self):
         self.assertRaises(DiskRefused, self.find, "/" + "x" * 300)
         path = self.make("disk")
         self.assertRaises(DiskRefused, self.find, path + "/below")
 
-    def test_names_that_are_not_utf8(self):
+    def test_names_that_are_not_UTF8_are_accepted(self):
         path = self.directory + "/\udcff\udc80"
         self.assertEqual(path, self.find(path))
 
 
 class DeviceTests(Case):
-    """Files that are taken for devices."""
+    """Files stand in for devices."""
 
     def setUp(self):
         super().setUp()
@@ -92,12 +92,12 @@ class DeviceTests(Case):
     def stem(self, name):
         return os.path.join(self.state, module._escape(self.at(name)))
 
-    def test_by_its_name(self):
+    def test_records_of_a_device_are_named_after_its_path(self):
         for name in ("dev/dm-3", "dev/vg0-web", "dev/vg0/web"):
             self.assertEqual(self.stem(name), self.find(self.at(name)))
         self.assertEqual(3, len({self.stem(n) for n in ("dev/dm-3", "dev/vg0-web", "dev/vg0/web")}))
 
-    def test_the_form_of_the_name(self):
+    def test_a_device_path_is_escaped_in_the_record_name(self):
         for path, name in (
             ("/dev/vg0/web", "dev-vg0-web"),
             ("/dev/vg0-web", "dev-vg0%2Dweb"),
@@ -109,13 +109,13 @@ class DeviceTests(Case):
             self.assertEqual(path, module._unescape(name))
 
     @given(st.text(min_size=1).map(lambda text: os.fsdecode(text.encode(errors="replace"))))
-    def test_no_two_paths_have_one_name(self, text):
+    def test_no_two_paths_have_the_same_record_name(self, text):
         path = "/" + text.strip("/")
         name = module._escape(path)
         self.assertNotIn("/", name)
         self.assertEqual(path, module._unescape(name))
 
-    def test_records_under_another_of_its_names(self):
+    def test_records_under_another_name_of_the_device_are_found(self):
         for kind in ("INCOMPLETE", "MIGRATING", "MIGRATED", "ACCEPTED"):
             name = module._escape(self.at("dev/vg0/web"))
             record = self.make(f"state/{name}.{kind}")
@@ -123,8 +123,8 @@ class DeviceTests(Case):
                 self.assertEqual(self.stem("dev/vg0/web"), self.find(self.at(path)))
             os.unlink(record)
 
-    def test_records_under_several_of_its_names(self):
-        """Its own are what it asks for; of two others nobody knows which is meant."""
+    def test_records_under_two_other_names_of_the_device_are_refused(self):
+        """Records under its own name count; of two others nobody knows which is meant."""
         for name in ("dev/vg0/web", "dev/vg0-web"):
             self.make(f"state/{module._escape(self.at(name))}.INCOMPLETE")
         for name in ("dev/vg0/web", "dev/vg0-web"):
@@ -138,7 +138,7 @@ class DeviceTests(Case):
             self.make(f"state/{module._escape(self.at('dev/vg0/web'))}.{kind}")
         self.assertEqual(self.stem("dev/vg0/web"), self.find(self.device))
 
-    def test_what_is_no_record(self):
+    def test_files_that_are_no_records_are_ignored(self):
         name = module._escape(self.at("dev/vg0/web"))
         for end in (".INCOMPLETE.tmp", ".txt", "", ".", ".tmp"):
             self.make(f"state/{name}{end}")
@@ -147,12 +147,11 @@ class DeviceTests(Case):
         self.make("state/\udcff.INCOMPLETE")
         self.assertEqual(self.stem("dev/dm-3"), self.find(self.device))
 
-    def test_records_of_another_device(self):
+    def test_records_of_another_device_are_ignored(self):
         self.make(f"state/{module._escape(self.at('dev/other'))}.INCOMPLETE")
         self.assertEqual(self.stem("dev/dm-3"), self.find(self.device))
 
-    def test_gone(self):
-        """A device that is gone is only known by its records."""
+    def test_the_records_of_a_device_that_is_gone_are_found_by_its_name(self):
         name = module._escape(self.at("dev/sdz"))
         self.assertEqual(self.at("dev/sdz"), self.find(self.at("dev/sdz")))
         self.make(f"state/{name}9.INCOMPLETE")
@@ -160,20 +159,20 @@ class DeviceTests(Case):
         self.make(f"state/{name}.INCOMPLETE")
         self.assertEqual(self.stem("dev/sdz"), self.find(self.at("dev/sdz")))
 
-    def test_no_state_directory(self):
+    def test_an_unreadable_state_directory_is_ignored(self):
         class Denied(SystemCalls):
             def listdir(self, path):
                 raise PermissionError(13, "Permission denied")
 
         self.assertEqual(self.stem("dev/dm-3"), record_path(self.device, self.state, Denied()))
 
-    def test_a_state_directory_that_is_relative(self):
+    def test_a_relative_state_directory_becomes_absolute(self):
         found = record_path(self.device, "here")
         self.assertEqual(os.path.abspath("here"), os.path.dirname(found))
 
 
 class StateDirectoryTests(SynchronousTestCase):
-    def test_default(self):
+    def test_the_default_state_directory_depends_on_user_and_environment(self):
         for user, environment, expected in (
             (0, {"XDG_STATE_HOME": "/x"}, "/var/lib/blockmig"),
             (5, {"XDG_STATE_HOME": "/x"}, "/x/blockmig"),
@@ -194,12 +193,12 @@ class IdentityTests(SynchronousTestCase):
         self.addCleanup(disk.close)
         return path, disk
 
-    def test_of_two_files(self):
+    def test_two_files_have_different_identities(self):
         (_, one), (_, other) = self.make(), self.make()
         self.assertNotEqual(one.identity(), other.identity())
         self.assertEqual(one.identity(), one.identity())
 
-    def test_where_no_birth_is_known(self):
+    def test_without_a_birth_time_the_identity_has_the_write_time(self):
         class Old(SystemCalls):
             def birth(self, descriptor):
                 return None
@@ -208,7 +207,7 @@ class IdentityTests(SynchronousTestCase):
         os.utime(path, ns=(5, 7))
         self.assertRegex(file_identity(disk.fileno(), Old()), r"^inode \d+, written 7$")
 
-    def test_a_birth_that_is_known(self):
+    def test_the_identity_has_the_birth_time_and_the_generation(self):
         class New(SystemCalls):
             known = None
 
@@ -226,8 +225,8 @@ class IdentityTests(SynchronousTestCase):
             f"inode {inode}, born 42, generation 7", file_identity(disk.fileno(), system)
         )
 
-    def test_files_made_one_after_the_other(self):
-        """The same inode in the same instant, perhaps; it is another file for all that."""
+    def test_files_created_one_after_the_other_have_different_identities(self):
+        """They may have the same inode and the same time."""
         found = set()
         for _ in range(20):
             path, disk = self.make()
@@ -236,13 +235,13 @@ class IdentityTests(SynchronousTestCase):
             os.unlink(path)
         self.assertEqual(20, len(found))
 
-    def test_generation(self):
+    def test_the_generation_is_a_number_or_unknown(self):
         _, disk = self.make()
         self.assertIn(type(SystemCalls().generation(disk.fileno())), (int, type(None)))
         with open("/dev/null") as other:
             self.assertIsNone(SystemCalls().generation(other.fileno()))
 
-    def test_birth(self):
+    def test_the_birth_time_is_about_the_creation_time(self):
         path, disk = self.make()
         born = SystemCalls().birth(disk.fileno())
         if born is not None:

@@ -1,4 +1,4 @@
-"""The walk over a disk: its pieces adjoin, cover it exactly, and tell zeroes truly."""
+"""The scan of a disk: its pieces adjoin, cover it exactly, and distinguish zeroes from data."""
 
 from __future__ import annotations
 
@@ -69,22 +69,22 @@ class ScanTests(SynchronousTestCase):
         st.integers(0, 6),
         st.booleans(),
     )
-    def test_any_disk(self, runs, power, factor, find_zeroes):
+    def test_the_pieces_of_any_disk_cover_it_exactly(self, runs, power, factor, find_zeroes):
         block = 1 << power
         request = max(65536, block) << factor
         self.check(disk_of(*runs), request, block, find_zeroes)
 
-    def test_every_block_size(self):
+    def test_the_pieces_fit_every_block_size(self):
         disk = disk_of(
             (5000, "data"), (70_000, "hole"), (3, "data"), (200_001, "hole"), (99, "zero")
         )
         for power in range(17):
             self.check(disk, 65536 * 2, 1 << power)
 
-    def test_requests_smaller_than_a_probe(self):
+    def test_requests_may_be_smaller_than_a_probe(self):
         self.check(disk_of((200_000, "data"), (5000, "hole")), 4096, 512)
 
-    def test_a_hole_is_not_looked_at(self):
+    def test_a_hole_is_not_probed(self):
         disk = disk_of((1 << 20, "hole"), (65536, "data"), (1 << 20, "hole"))
         pieces = self.check(disk, 2 << 20, 4096)
         self.assertEqual([True, False, True], [piece.zero for piece in pieces])
@@ -92,7 +92,7 @@ class ScanTests(SynchronousTestCase):
             [Call("probe", 1 << 20, 65536)], [c for c in disk.calls if c.method == "probe"]
         )
 
-    def test_zeroes_that_are_no_hole(self):
+    def test_zeroes_that_are_no_hole_are_found(self):
         disk = disk_of((PROBE_SIZE, "data"), (PROBE_SIZE * 3, "zero"), (PROBE_SIZE, "data"))
         pieces = self.check(disk, 2 << 20, 1)
         self.assertEqual(
@@ -104,7 +104,7 @@ class ScanTests(SynchronousTestCase):
             [piece[:3] for piece in pieces],
         )
 
-    def test_zeroes_to_the_page_where_no_holes_are_known(self):
+    def test_zeroes_are_found_by_the_page_where_holes_are_unknown(self):
         disk = disk_of((4096, "data"), (8192, "zero"), (PROBE_SIZE, "data"), (5000, "zero"))
         disk.shortest_zeroes = 4096
         self.assertEqual(
@@ -136,13 +136,13 @@ class ScanTests(SynchronousTestCase):
             [piece[:3] for piece in pieces],
         )
 
-    def test_without_finding_zeroes(self):
+    def test_a_scan_without_zero_detection_asks_for_no_extents(self):
         disk = disk_of((1 << 20, "hole"), (1 << 20, "zero"))
         pieces = self.check(disk, 1 << 20, 1, find_zeroes=False)
         self.assertEqual([False, False], [piece.zero for piece in pieces])
         self.assertNotIn("extents", disk.names())
 
-    def test_long_zeroes_are_cut(self):
+    def test_a_long_run_of_zeroes_is_cut_into_pieces(self):
         size = (512 << 20) + 5
 
         class Huge(MemoryDisk):
@@ -156,7 +156,7 @@ class ScanTests(SynchronousTestCase):
         pieces = walk(Huge())
         self.assertEqual([256 << 20, 256 << 20, 5], [piece.length for piece in pieces])
 
-    def test_cold_is_passed_on(self):
+    def test_a_piece_is_cold_where_its_probe_was_cold(self):
         disk = disk_of((PROBE_SIZE * 2, "data"))
         probe = disk.probe
         disk.probe = lambda offset, length: probe(offset, length)._replace(cold=offset > 0)
@@ -166,7 +166,7 @@ class ScanTests(SynchronousTestCase):
         (piece,) = walk(disk)
         self.assertFalse(piece.cold)
 
-    def test_stopped_in_the_middle_of_a_step(self):
+    def test_a_scan_can_be_stopped_in_the_middle_of_a_step(self):
         disk = MemoryDisk(b"x" * (40 << 20))
         scanner = Scan(disk, 1 << 20)
         probe = disk.probe
@@ -179,7 +179,7 @@ class ScanTests(SynchronousTestCase):
         disk.probe = stops
         self.assertLess(sum(piece.length for piece in scanner.advance()), 7 << 20)
 
-    def test_steps_are_bounded(self):
+    def test_a_step_probes_a_bounded_amount(self):
         disk = MemoryDisk(b"x" * (40 << 20))
         scanner = Scan(disk, 1 << 20)
         before = 0
@@ -188,7 +188,7 @@ class ScanTests(SynchronousTestCase):
             self.assertLessEqual((probes - before) * PROBE_SIZE, 18 << 20)
             before = probes
 
-    def test_errors_are_told(self):
+    def test_errors_of_the_disk_are_raised(self):
         for method in ("probe", "extents"):
             disk = MemoryDisk(b"x" * 100_000)
             disk.fail(method, OSError(5, "broken"), times=None)
@@ -197,7 +197,7 @@ class ScanTests(SynchronousTestCase):
 
 
 class RangedDisk(MemoryDisk):
-    """One whose extents may be asked for from anywhere; `looked` is where each was that was."""
+    """A disk whose extents may be asked for from anywhere; `looked` lists where."""
 
     def __init__(self, content, **keywords):
         super().__init__(content, **keywords)
@@ -258,7 +258,9 @@ class RangeTests(SynchronousTestCase):
         st.booleans(),
         st.booleans(),
     )
-    def test_any_ranges(self, runs, block, steps, find_zeroes, to_the_end):
+    def test_any_ranges_of_any_disk_are_covered_exactly(
+        self, runs, block, steps, find_zeroes, to_the_end
+    ):
         disk = ranged(*runs)
         ranges, position = [], 0
         for gap, length in steps:
@@ -271,12 +273,12 @@ class RangeTests(SynchronousTestCase):
             ranges[-1] = (ranges[-1][0], disk.size)
         self.walk(disk, ranges, 1 << 20, block, find_zeroes)
 
-    def test_none(self):
+    def test_a_scan_of_no_ranges_does_nothing(self):
         disk = ranged((BLOCK, "data"))
         self.assertEqual([], self.walk(disk, []))
         self.assertEqual([], disk.calls)
 
-    def test_only_what_they_hold_is_looked_at(self):
+    def test_only_the_given_ranges_are_probed(self):
         disk = ranged((8 * BLOCK, "data"))
         self.walk(disk, [(BLOCK, 2 * BLOCK), (6 * BLOCK, 8 * BLOCK)])
         self.assertEqual(
@@ -284,27 +286,27 @@ class RangeTests(SynchronousTestCase):
             [call for call in disk.calls if call.method == "probe"],
         )
 
-    def test_one_piece_of_a_range_and_none_across(self):
+    def test_no_piece_spans_two_ranges(self):
         for kind in ("data", "zero", "hole"):
             disk = ranged((16 * BLOCK, kind))
             found = self.walk(disk, [(0, 2 * BLOCK), (3 * BLOCK, 5 * BLOCK), (15 * BLOCK, 1 << 20)])
             self.assertEqual([1, 1, 1], [len(pieces) for pieces in found], kind)
 
-    def test_short_ones_ask_for_no_extents(self):
-        """Where the file's next hole begins may be far away, and these are soon looked at."""
+    def test_short_ranges_ask_for_no_extents(self):
+        """The next hole may be far away, and short ranges are soon probed."""
         disk = ranged((8 << 20, "hole"))
         self.walk(disk, [(BLOCK, 2 * BLOCK), (1 << 20, (2 << 20) - BLOCK)])
         self.assertEqual((0, 5), (disk.names().count("extents"), disk.names().count("probe")))
         self.walk(disk, [(1 << 20, 2 << 20)])
         self.assertEqual(1, disk.names().count("extents"))
 
-    def test_all_of_a_small_disk_is_not_short(self):
+    def test_the_whole_of_a_small_disk_asks_for_extents(self):
         disk = ranged((BLOCK, "hole"))
         self.walk(disk, [(0, BLOCK)])
         self.assertEqual(["extents"], disk.names())
 
-    def test_the_lookup_stops_at_the_end(self):
-        """Not one extent is asked for of what lies behind a range, but the one that tells so."""
+    def test_extents_past_the_end_of_a_range_are_not_asked_for(self):
+        """Only one extent past the range is asked for, which shows its end."""
         disk = ranged(*[(1 << 20, "data"), (1 << 20, "hole")] * 20)
         self.walk(disk, [(4 << 20, 6 << 20)])
         self.assertEqual([4 << 20, 5 << 20, 6 << 20], disk.looked)
@@ -312,20 +314,20 @@ class RangeTests(SynchronousTestCase):
             [Call("extents", 4 << 20)], [c for c in disk.calls if c.method == "extents"]
         )
 
-    def test_holes_reach_over_both_ends(self):
+    def test_a_hole_beyond_both_ends_is_cut_to_the_range(self):
         disk = ranged((20 << 20, "hole"))
         (found,) = self.walk(disk, [(3 << 20, 5 << 20)])
         self.assertEqual([(3 << 20, 2 << 20, True)], found)
 
-    def test_the_disks_end_is_not_aligned(self):
+    def test_the_last_piece_ends_at_the_unaligned_end_of_the_disk(self):
         size = 3 * BLOCK + 777
         for kind in ("data", "zero"):
             disk = ranged((5000, "data"), (size - 5000, kind))
             found = self.walk(disk, [(0, BLOCK), (3 * BLOCK, size)], block=4096)
             self.assertEqual([(3 * BLOCK, 777, kind == "zero")], found[1])
 
-    def test_blocks(self):
-        """Holes that do not fit the peer's blocks; the data beside them reaches into them."""
+    def test_holes_are_shrunk_to_the_blocks_of_the_peer(self):
+        """The adjacent data are extended into them."""
         start, end = 2 << 20, (4 << 20) + BLOCK
         for block, expected in (
             (4096, [(start, 8192, False), (start + 8192, (1 << 20) - 8192, True)]),
@@ -337,7 +339,7 @@ class RangeTests(SynchronousTestCase):
             (found,) = self.walk(disk, [(start, end)], block=block)
             self.assertEqual(expected, found[:2])
 
-    def test_without_finding_zeroes(self):
+    def test_ranges_without_zero_detection_ask_for_no_extents(self):
         disk = ranged((4 << 20, "hole"))
         found = self.walk(disk, [(0, BLOCK), (1 << 20, 3 << 20)], find_zeroes=False)
         self.assertFalse(any(zero for pieces in found for _, _, zero in pieces))

@@ -1,4 +1,4 @@
-"""Who else has a file open: by leases on real files, and by trees of proc and sysfs made up."""
+"""Who else has a file open, by leases on real files and by made-up trees of proc and sysfs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SYSTEM = SystemCalls()
 
 
 class Leases(SystemCalls):
-    """Leases that are written down, and fail as they are told."""
+    """Leases that are recorded, and fail as the test says."""
 
     def __init__(self, error=None):
         self.error = error
@@ -50,21 +50,21 @@ class RealLeaseTests(FileCase):
             raise SkipTest("there are no leases on this file system")
         return found
 
-    def test_nobody(self):
+    def test_a_file_that_nobody_else_has_open_is_free(self):
         for flags in (os.O_RDONLY, os.O_RDWR):
             descriptor = self.open(flags)
             self.assertFalse(self.ask(descriptor, True))
             os.close(os.dup(descriptor))
             self.setUp()
 
-    def test_a_reader_counts_only_if_readers_do(self):
+    def test_a_reader_counts_only_if_readers_are_asked_about(self):
         descriptor = self.open()
         self.assertFalse(self.ask(descriptor, False))
         self.open()
         self.assertFalse(self.ask(descriptor, False))
         self.assertTrue(self.ask(descriptor, True))
 
-    def test_a_writer_counts_in_any_case(self):
+    def test_a_writer_always_counts(self):
         descriptor = self.open()
         writer = os.open(self.path, os.O_WRONLY)
         self.assertTrue(self.ask(descriptor, False))
@@ -72,7 +72,7 @@ class RealLeaseTests(FileCase):
         os.close(writer)
         self.assertFalse(self.ask(descriptor, True))
 
-    def test_the_lease_is_dropped(self):
+    def test_the_lease_is_dropped_after_the_question(self):
         descriptor = self.open()
         for readers in (True, False):
             self.ask(descriptor, readers)
@@ -80,12 +80,12 @@ class RealLeaseTests(FileCase):
         # Who will not wait is let in.
         self.open(os.O_RDWR | os.O_NONBLOCK)
 
-    def test_our_own_writing_is_no_answer(self):
+    def test_our_own_writable_descriptor_leaves_the_question_open(self):
         self.assertIsNone(is_open_elsewhere(self.open(os.O_RDWR), False, SYSTEM))
 
 
 class LeaseTests(FileCase):
-    def test_who_breaks_it_sends_a_signal_that_ends_nobody(self):
+    def test_the_lease_is_broken_with_a_signal_that_ends_no_process(self):
         calls = Leases()
         self.assertIs(False, is_open_elsewhere(self.open(), True, calls))
         self.assertEqual(
@@ -97,22 +97,22 @@ class LeaseTests(FileCase):
             calls.made,
         )
 
-    def test_kinds(self):
+    def test_a_question_about_writers_takes_a_read_lease(self):
         calls = Leases()
         is_open_elsewhere(self.open(), False, calls)
         self.assertIn((fcntl.F_SETLEASE, fcntl.F_RDLCK), calls.made)
 
-    def test_dropped_after_an_error_too(self):
+    def test_the_lease_is_dropped_even_after_an_error(self):
         for number in (errno.EAGAIN, errno.EACCES):
             calls = Leases(number)
             is_open_elsewhere(self.open(), True, calls)
             self.assertEqual((fcntl.F_SETLEASE, fcntl.F_UNLCK), calls.made[-1])
 
-    def test_refused_since_it_is_open(self):
+    def test_a_lease_refused_with_EAGAIN_means_that_the_file_is_open(self):
         mountinfo = self.mountinfo("ext4")
         self.assertIs(True, is_open_elsewhere(self.open(), True, Leases(errno.EAGAIN), mountinfo))
 
-    def test_refused_by_a_server_which_tells_nothing(self):
+    def test_a_lease_refused_on_a_network_file_system_means_nothing(self):
         for kind in ("nfs", "nfs4", "cifs", "smb3"):
             mountinfo = self.mountinfo(kind)
             calls = Leases(errno.EAGAIN)
@@ -124,11 +124,11 @@ class LeaseTests(FileCase):
             file.write(f"1 0 8:1 / / rw - {kind} /dev/sda1 rw\n")
         return path
 
-    def test_what_cannot_be_told(self):
+    def test_any_other_error_leaves_the_question_open(self):
         for number in (errno.EACCES, errno.EINVAL, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOLCK):
             self.assertIsNone(is_open_elsewhere(self.open(), True, Leases(number)))
 
-    def test_a_platform_without_leases(self):
+    def test_a_platform_without_leases_leaves_the_question_open(self):
         for name in ("F_SETLEASE", "F_SETSIG"):
 
             class Without:
@@ -176,11 +176,11 @@ class TreeCase(FileCase):
 
 
 class ProcessTests(TreeCase):
-    def test_nobody(self):
+    def test_no_process_is_found_where_none_has_the_file_open(self):
         self.process(12, "cat", (0, os.O_RDONLY, "/dev/null"))
         self.assertEqual([], self.found())
 
-    def test_their_names_and_whether_they_write(self):
+    def test_processes_are_listed_with_names_and_whether_they_write(self):
         self.process(1234, "qemu-system-x86", (9, os.O_RDWR | os.O_CLOEXEC, self.path))
         self.process(99, "cat", (0, os.O_RDONLY | os.O_NONBLOCK, self.path))
         self.process(2000, "dd", (1, os.O_WRONLY, self.path))
@@ -194,7 +194,7 @@ class ProcessTests(TreeCase):
         )
         self.assertEqual("cat (process 99)", str(self.found()[0]))
 
-    def test_a_process_is_named_once(self):
+    def test_a_process_is_listed_once(self):
         self.process(
             12,
             "blockmig",
@@ -204,19 +204,19 @@ class ProcessTests(TreeCase):
         )
         self.assertEqual([User("blockmig (process 12)", True)], self.found())
 
-    def test_another_name_of_the_same_file(self):
+    def test_a_process_that_opened_another_name_of_the_file_is_found(self):
         other = self.path + ".link"
         os.link(self.path, other)
         self.process(12, "cat", (3, os.O_RDONLY, other))
         self.assertEqual([User("cat (process 12)", False)], self.found())
 
-    def test_whether_it_writes_may_not_be_known(self):
+    def test_whether_a_process_writes_may_be_unknown(self):
         self.process(12, "cat", (3, None, self.path))
         self.process(13, "cat", (3, None, self.path), (4, os.O_RDONLY, self.path))
         self.process(14, "cat", (3, None, self.path), (4, os.O_RDWR, self.path))
         self.assertEqual([None, None, True], [user.writes for user in self.found()])
 
-    def test_only_that_descriptor_of_our_own_process_is_left_out(self):
+    def test_only_the_given_descriptor_of_our_own_process_is_left_out(self):
         descriptor = self.open()
         opened = (descriptor, os.O_RDONLY, self.path)
         self.process(os.getpid(), "trial", opened)
@@ -227,19 +227,19 @@ class ProcessTests(TreeCase):
         self.process(os.getpid(), "trial", (descriptor + 1000, os.O_RDONLY, self.path))
         self.assertEqual(2, len(self.found(descriptor)))
 
-    def test_what_has_gone_meanwhile(self):
+    def test_processes_that_have_ended_meanwhile_are_skipped(self):
         self.put("proc/12/comm", "cat\n")
         self.process(13, "cat", (3, os.O_RDONLY, self.path + ".gone"))
         self.put("proc/uptime", "1\n")
         self.assertEqual([], self.found())
         self.assertEqual([], users_of(self.open(), self.proc + ".none", self.sys))
 
-    def test_a_program_without_a_name(self):
+    def test_a_process_without_a_name_is_listed_as_a_program(self):
         self.process(12, "cat", (3, os.O_RDONLY, self.path))
         os.unlink(os.path.join(self.proc, "12/comm"))
         self.assertEqual(["a program (process 12)"], [user.what for user in self.found()])
 
-    def test_the_real_one(self):
+    def test_the_real_process_list_shows_our_own_second_descriptor(self):
         descriptor, other = self.open(), self.open(os.O_RDWR)
         mine = [user for user in users_of(descriptor) if f"(process {os.getpid()})" in user.what]
         self.assertEqual([True], [user.writes for user in mine])
@@ -247,7 +247,7 @@ class ProcessTests(TreeCase):
 
 
 class LoopTests(TreeCase):
-    def test_a_loop_device_over_it(self):
+    def test_loop_devices_over_the_file_are_found(self):
         self.loop("loop0", "7:0", "/somewhere/else")
         self.loop("loop3", "7:3", self.path)
         self.loop("loop4", "7:4", self.path, "1")
@@ -255,12 +255,12 @@ class LoopTests(TreeCase):
         self.put("sys/block/sda/loop/backing_file", self.path)
         self.assertEqual([User("loop3", True), User("loop4", False)], self.found())
 
-    def test_where_it_is_mounted(self):
+    def test_the_mount_point_of_a_loop_device_is_reported(self):
         self.loop("loop0", "7:0", self.path)
         self.put("proc/self/mountinfo", "1 0 7:0 / /mnt rw - ext4 /dev/loop0 rw\n")
         self.assertEqual([User("loop0, mounted at /mnt", True)], self.found())
 
-    def test_where_its_partitions_are_mounted(self):
+    def test_the_mount_points_of_its_partitions_are_reported(self):
         self.loop("loop0", "7:0", self.path)
         self.put("sys/block/loop0/loop0p1/dev", "259:0\n")
         self.put("sys/block/loop0/loop0p2/dev", "259:1\n")
@@ -271,7 +271,7 @@ class LoopTests(TreeCase):
         )
         self.assertEqual([User("loop0, mounted at /a and /b", True)], self.found())
 
-    def test_whether_it_writes_may_not_be_known(self):
+    def test_whether_a_loop_device_writes_may_be_unknown(self):
         self.loop("loop0", "7:0", self.path)
         os.unlink(os.path.join(self.sys, "block/loop0/ro"))
         self.assertEqual([User("loop0", None)], self.found())

@@ -1,4 +1,4 @@
-"""Whether a disk is what was opened, whether it was written to, and how it is saved."""
+"""Whether a disk is the one that was opened, whether it was changed, and how it is rescued."""
 
 from __future__ import annotations
 
@@ -45,59 +45,59 @@ class WatchCase(DiskCase):
 
 
 class InterfaceTests(WatchCase):
-    def test_it_is_provided(self):
+    def test_files_and_devices_provide_the_watched_disk_interface(self):
         self.assertTrue(verifyObject(IWatchedDisk, self.open(self.make())))
         self.assertTrue(verifyClass(IWatchedDisk, FileDisk))
         self.assertTrue(verifyClass(IWatchedDisk, BlockDisk))
 
-    def test_who_refuses_disks_refuses_one_that_was_changed(self):
+    def test_a_changed_disk_is_a_kind_of_refused_disk(self):
         self.assertTrue(issubclass(DiskChanged, DiskRefused))
 
 
 class PlaceTests(WatchCase):
-    def test_as_it_was(self):
+    def test_a_disk_that_was_not_moved_passes_the_check(self):
         disk = self.open(self.make())
         disk.write(0, b"y")
         os.chmod(disk.path, 0o640)
         self.assertIsNone(disk.check_path())
 
-    def test_before_and_after_it_has_its_size(self):
+    def test_a_new_file_passes_the_check_before_and_after_it_is_prepared(self):
         disk = self.open(self.mktemp(), size=5000)
         disk.check_path()
         disk.prepare()
         disk.check_path()
 
-    def test_deleted(self):
+    def test_a_deleted_file_is_noticed(self):
         disk = self.open(self.make())
         os.unlink(disk.path)
         self.assertIn("was deleted by somebody else", self.changed(disk))
 
-    def test_moved(self):
+    def test_a_moved_file_is_noticed_and_its_new_name_reported(self):
         disk = self.open(self.make())
         os.rename(disk.path, disk.path + ".new")
         words = self.changed(disk)
         self.assertIn(f"was moved away to {disk.path}.new by somebody else", words)
 
-    def test_moved_with_its_directory(self):
+    def test_a_file_that_moved_with_its_directory_is_noticed(self):
         path = self.in_directory()
         disk = self.open(path)
         os.rename(os.path.dirname(path), os.path.dirname(path) + ".new")
         self.assertIn("was moved away", self.changed(disk))
 
-    def test_a_file_stands_where_its_directory_was(self):
+    def test_a_file_in_the_place_of_the_directory_is_noticed(self):
         path = self.in_directory()
         disk = self.open(path)
         os.rename(os.path.dirname(path), os.path.dirname(path) + ".new")
         os.rename(self.make(), os.path.dirname(path))
         self.assertIn("was moved away", self.changed(disk))
 
-    def test_replaced(self):
+    def test_a_file_that_was_replaced_is_noticed(self):
         path = self.make()
         disk = self.open(path)
         os.rename(self.make(), path)
         self.assertIn("is another file now", self.changed(disk))
 
-    def test_a_symbolic_link_that_leads_elsewhere_now(self):
+    def test_a_symbolic_link_that_leads_elsewhere_is_noticed(self):
         path, other, link = self.make(), self.make(), self.mktemp()
         os.symlink(os.path.abspath(path), link)
         disk = self.open(link)
@@ -107,7 +107,7 @@ class PlaceTests(WatchCase):
         os.symlink(os.path.abspath(other), link)
         self.assertIn(f"{link}: is another file now", self.changed(disk))
 
-    def test_what_a_symbolic_link_leads_to_is_gone(self):
+    def test_a_moved_target_of_a_symbolic_link_is_noticed(self):
         path, link = self.make(), self.mktemp()
         os.symlink(os.path.abspath(path), link)
         disk = self.open(link)
@@ -117,25 +117,25 @@ class PlaceTests(WatchCase):
         os.symlink(os.path.abspath(path + ".new"), link)
         self.assertIn(f"{disk.path}: was moved away", self.changed(disk))
 
-    def test_after_chdir(self):
+    def test_the_check_works_after_the_working_directory_changed(self):
         path = self.make()
         disk = self.open(path)
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir("/")
         self.assertIsNone(disk.check_path())
 
-    def test_another_size(self):
+    def test_a_file_whose_size_changed_is_noticed(self):
         for size in (4999, 5001):
             disk = self.open(self.make())
             os.truncate(disk.path, size)
             self.assertIn(f"has {size} bytes now, not 5000", self.changed(disk))
 
-    def test_a_new_file_that_somebody_has_filled(self):
+    def test_a_new_file_that_somebody_else_filled_is_noticed(self):
         disk = self.open(self.mktemp(), size=5000)
         os.truncate(disk.path, 5000)
         self.assertIn("has 5000 bytes now, not 0", self.changed(disk))
 
-    def test_other_errors_are_no_change(self):
+    def test_other_errors_are_not_reported_as_a_change(self):
         calls = RecordedCalls()
         disk = self.open(self.make(), system=calls)
         calls.fail["stat"] = errno.EIO
@@ -143,7 +143,7 @@ class PlaceTests(WatchCase):
 
 
 class GoneTests(WatchCase):
-    def test_only_once_its_last_name_was_removed(self):
+    def test_a_file_is_gone_only_once_its_last_name_was_removed(self):
         disk = self.open(self.make())
         self.assertFalse(disk.is_gone())
         os.link(disk.path, disk.path + ".link")
@@ -154,20 +154,20 @@ class GoneTests(WatchCase):
         os.unlink(disk.path + ".moved")
         self.assertTrue(disk.is_gone())
 
-    def test_not_because_its_name_was_given_to_another(self):
+    def test_a_file_with_another_link_is_not_gone_when_its_name_was_reused(self):
         disk = self.open(self.make())
         os.link(disk.path, disk.path + ".link")
         os.rename(self.make(), disk.path)
         self.assertFalse(disk.is_gone())
 
-    def test_a_name_that_a_network_file_system_made_up_is_none(self):
+    def test_a_name_that_a_network_file_system_made_up_does_not_count(self):
         disk = self.open(self.in_directory())
         for name in (".nfs0000000000000001", ".fuse_hidden0000000100000001"):
             os.rename(disk._kernel_path(), os.path.join(os.path.dirname(disk.path), name))
             self.assertTrue(disk.is_gone())
             self.assertIn("was deleted", self.changed(disk))
 
-    def test_a_disk_of_such_a_name_is_there(self):
+    def test_a_disk_opened_by_such_a_name_is_not_gone(self):
         path = os.path.join(os.path.dirname(self.in_directory()), ".nfs1")
         os.rename(os.path.join(os.path.dirname(path), "disk.img"), path)
         self.assertFalse(self.open(path).is_gone())
@@ -175,18 +175,18 @@ class GoneTests(WatchCase):
 
 class VersionTests(WatchCase):
     def later(self, path):
-        """Have the file's mtime be another, whatever the clock's grain."""
+        """Give the file another mtime, whatever the resolution of the clock."""
         status = os.stat(path)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
 
-    def test_the_same_as_long_as_nobody_writes(self):
+    def test_the_version_stays_the_same_while_nobody_writes(self):
         disk = self.open(self.make())
         before = disk.version()
         disk.read(0, 5000)
         self.assertEqual(before, disk.version())
         self.assertIsInstance(before, DiskVersion)
 
-    def test_size_and_time_of_writing(self):
+    def test_the_version_has_the_size_and_the_write_time(self):
         disk = self.open(self.make())
         before = disk.version()
         self.later(disk.path)
@@ -196,7 +196,7 @@ class VersionTests(WatchCase):
         os.utime(disk.path, ns=(0, before.written[1]))
         self.assertNotEqual(before.written, disk.version().written)
 
-    def test_touched_is_apart_from_written(self):
+    def test_touching_is_distinguished_from_writing(self):
         class Touched(RecordedCalls):
             ctime = 5
 
@@ -216,7 +216,7 @@ class VersionTests(WatchCase):
         self.assertEqual(before.written, disk.version().written)
         self.assertNotEqual(before.touched, disk.version().touched)
 
-    def test_synced_before_it_is_looked_at(self):
+    def test_the_file_is_synced_before_its_times_are_read(self):
         calls = RecordedCalls()
         disk = self.open(self.make(), system=calls)
         del calls.made[:]
@@ -226,7 +226,7 @@ class VersionTests(WatchCase):
         disk.version(sync=False)
         self.assertNotIn("fsync", calls.names())
 
-    def test_nothing_to_sync_is_no_error(self):
+    def test_a_file_that_cannot_be_synced_is_no_error(self):
         for number in (errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             calls = RecordedCalls(fsync=number)
             disk = self.open(self.make(), system=calls)
@@ -234,7 +234,7 @@ class VersionTests(WatchCase):
             calls.fail.clear()
             disk.flush()
 
-    def test_an_error_of_the_medium_is_told_now_and_later(self):
+    def test_an_error_of_the_medium_is_raised_now_and_by_later_flushes(self):
         for number in (errno.EIO, errno.ENOSPC):
             calls = RecordedCalls(fsync=number)
             disk = self.open(self.make(), system=calls)
@@ -274,24 +274,24 @@ class RescueTests(WatchCase):
 
         self.calls.ioctl = ioctl
 
-    def test_it_was_moved(self):
+    def test_a_file_that_was_moved_is_left_where_it_is(self):
         new = os.path.join(self.directory, "elsewhere")
         os.rename(self.path, new)
         self.assertEqual(new, self.disk.rescue())
         self.check(new)
         self.assertEqual(["elsewhere"], os.listdir(self.directory))
 
-    def test_its_name_is_another_file_s(self):
+    def test_a_moved_file_is_found_although_another_has_its_name(self):
         os.rename(self.path, self.path + ".old")
         os.rename(self.make(b"another"), self.path)
         self.assertEqual(self.path + ".old", self.disk.rescue())
         self.assertEqual(b"another", self.content(self.path))
 
-    def test_nothing_is_wrong_with_it(self):
+    def test_a_file_that_is_in_its_place_is_left_alone(self):
         self.assertEqual(self.path, self.disk.rescue())
         self.check(self.path)
 
-    def test_a_hard_link_somewhere_gets_a_name_beside(self):
+    def test_a_file_with_a_hard_link_elsewhere_gets_a_new_link(self):
         elsewhere = os.path.join(self.directory, "elsewhere")
         os.link(self.path, elsewhere)
         os.unlink(self.path)
@@ -300,7 +300,7 @@ class RescueTests(WatchCase):
         self.check(saved)
         self.assertTrue(os.path.samefile(elsewhere, saved))
 
-    def test_a_hard_link_that_cannot_be_made_is_a_copy(self):
+    def test_a_copy_is_made_where_a_hard_link_cannot_be(self):
         elsewhere = os.path.join(self.directory, "elsewhere")
         os.link(self.path, elsewhere)
         os.unlink(self.path)
@@ -320,7 +320,7 @@ class RescueTests(WatchCase):
         self.assertLess(status.st_blocks * 512, 2 * MIB)
         self.assertIn("fsync", self.calls.names())
 
-    def test_cloned_where_that_is_possible(self):
+    def test_a_deleted_file_is_cloned_where_that_is_possible(self):
         def ioctl(descriptor, request, source):
             self.assertEqual((FICLONE, self.disk.fileno()), (request, source))
             os.pwrite(descriptor, self.CONTENT, 0)
@@ -339,7 +339,7 @@ class RescueTests(WatchCase):
         self.assertLess(names.index("fsync"), names.index("sync_directory"))
         self.assertEqual("pwrite", names[0])
 
-    def test_short_counts(self):
+    def test_short_writes_are_continued_while_the_file_is_copied(self):
         self.without_clones()
         self.calls.pwrite = lambda descriptor, data, offset: os.pwrite(
             descriptor, data[:100_000], offset
@@ -347,7 +347,7 @@ class RescueTests(WatchCase):
         os.unlink(self.path)
         self.check(self.disk.rescue())
 
-    def test_no_name_is_taken_from_anybody(self):
+    def test_a_copy_never_replaces_an_existing_file(self):
         self.without_clones()
         for name in (".rescued", ".rescued-2"):
             with open(self.path + name, "wb") as file:
@@ -358,7 +358,7 @@ class RescueTests(WatchCase):
         self.assertEqual(b"other", self.content(self.path + ".rescued"))
         self.assertEqual(b"other", self.content(self.path + ".rescued-2"))
 
-    def test_it_is_announced_before_anything_stands_there(self):
+    def test_the_new_name_is_announced_before_it_is_created(self):
         def announce(path):
             announced.append(path)
             self.assertFalse(os.path.lexists(path))
@@ -376,13 +376,13 @@ class RescueTests(WatchCase):
             self.assertEqual(self.path + ".rescued-2", self.disk.rescue(announce))
             self.assertEqual([self.path + ".rescued-2"], announced)
 
-    def test_where_it_is_already_is_announced_too(self):
+    def test_the_name_that_the_file_already_has_is_announced_too(self):
         os.rename(self.path, self.path + ".moved")
         announced = []
         self.assertEqual(self.path + ".moved", self.disk.rescue(announced.append))
         self.assertEqual([self.path + ".moved"], announced)
 
-    def test_what_cannot_be_announced_is_not_saved(self):
+    def test_nothing_is_saved_under_a_name_that_cannot_be_announced(self):
         def announce(path):
             raise OSError(errno.ENOSPC, "no space")
 
@@ -391,7 +391,7 @@ class RescueTests(WatchCase):
         self.assertEqual(errno.ENOSPC, error.errno)
         self.assertEqual([], os.listdir(self.directory))
 
-    def test_a_name_that_is_taken_in_the_last_instant(self):
+    def test_a_name_taken_in_the_last_instant_is_not_overwritten(self):
         def announce(path):
             if path.endswith(".rescued"):
                 with open(path, "wb") as file:
@@ -406,13 +406,13 @@ class RescueTests(WatchCase):
             self.assertEqual(self.path + ".rescued-2", self.disk.rescue(announce))
             self.assertEqual(b"other", self.content(self.path + ".rescued"))
 
-    def test_no_name_is_taken_from_anybody_by_a_link_either(self):
+    def test_a_new_link_never_replaces_an_existing_name(self):
         os.link(self.path, self.path + ".link")
         os.unlink(self.path)
         os.symlink("/nowhere", self.path + ".rescued")
         self.assertEqual(self.path + ".rescued-2", self.disk.rescue())
 
-    def test_its_directory_is_gone_too(self):
+    def test_a_file_whose_directory_is_gone_is_saved_in_the_one_above(self):
         self.without_clones()
         os.unlink(self.path)
         os.rmdir(self.directory)
@@ -420,13 +420,13 @@ class RescueTests(WatchCase):
         self.assertEqual(os.path.dirname(self.directory), os.path.dirname(saved))
         self.check(saved)
 
-    def test_a_name_that_a_network_file_system_made_up_does_not_last(self):
+    def test_a_name_that_a_network_file_system_made_up_is_replaced(self):
         os.rename(self.path, os.path.join(self.directory, ".nfs0000000000000001"))
         saved = self.disk.rescue()
         self.assertEqual(self.path + ".rescued", saved)
         self.check(saved)
 
-    def test_what_fails_leaves_nothing_behind(self):
+    def test_a_rescue_that_fails_leaves_nothing_behind_and_can_be_repeated(self):
         for name in ("pwrite", "ftruncate", "fsync"):
             self.setUp()
             self.without_clones()
@@ -441,7 +441,7 @@ class RescueTests(WatchCase):
             self.calls.fail.clear()
             self.assertEqual(self.CONTENT, self.content(self.disk.rescue()))
 
-    def test_what_was_cut_off_does_not_come_back_as_zeroes(self):
+    def test_a_file_that_was_cut_off_is_not_saved_with_zeroes(self):
         for clones in (True, False):
             self.setUp()
             if clones:
@@ -456,7 +456,7 @@ class RescueTests(WatchCase):
             self.assertEqual([], announced)
             self.assertEqual([], os.listdir(self.directory))
 
-    def test_a_new_file_without_its_size(self):
+    def test_a_new_file_without_its_size_is_saved_empty(self):
         path = os.path.join(self.directory, "new")
         disk = self.open(path, size=5000)
         os.unlink(path)
@@ -464,7 +464,7 @@ class RescueTests(WatchCase):
 
 
 class DeviceCase(WatchCase):
-    """Files are taken for devices, with numbers as they are told."""
+    """Files stand in for devices, with numbers that the test chooses."""
 
     def setUp(self):
         self.patch(BlockDisk, "_check_kind", lambda self, mode: None)
@@ -499,28 +499,28 @@ class DeviceCase(WatchCase):
 
 
 class DevicePlaceTests(DeviceCase):
-    def test_as_it_was(self):
+    def test_a_device_that_was_not_renamed_passes_the_check(self):
         self.assertIsNone(self.disk.check_path())
 
-    def test_another_node_of_the_same_device(self):
+    def test_another_node_of_the_same_device_passes_the_check(self):
         os.rename(self.make(), self.path)
         self.assertIsNone(self.disk.check_path())
 
-    def test_another_device(self):
+    def test_another_device_under_the_name_is_noticed(self):
         other = self.make()
         self.numbers[os.stat(other).st_ino] = os.makedev(7, 4)
         os.rename(other, self.path)
         self.assertIn("is another device now", self.changed(self.disk))
 
-    def test_no_device(self):
+    def test_a_device_whose_name_is_gone_is_noticed(self):
         os.unlink(self.path)
         self.assertIn("is no device's name any more", self.changed(self.disk))
 
-    def test_another_size(self):
+    def test_a_device_whose_size_changed_is_noticed(self):
         os.truncate(self.path, 6000)
         self.assertIn("has 6000 bytes now, not 5000", self.changed(self.disk))
 
-    def test_the_name_counts_not_what_it_led_to(self):
+    def test_the_name_of_a_device_counts_not_what_it_led_to(self):
         link = self.mktemp()
         os.symlink(os.path.abspath(self.path), link)
         disk = BlockDisk(
@@ -535,11 +535,11 @@ class DevicePlaceTests(DeviceCase):
         os.symlink(os.path.abspath(self.path + ".renumbered"), link)
         self.assertIsNone(disk.check_path())
 
-    def test_it_is_never_gone(self):
+    def test_a_device_is_never_gone(self):
         os.unlink(self.path)
         self.assertFalse(self.disk.is_gone())
 
-    def test_nothing_is_to_be_rescued(self):
+    def test_a_device_cannot_be_rescued(self):
         error = self.assertRaises(OSError, self.disk.rescue)
         self.assertEqual(errno.ENODEV, error.errno)
         self.assertIn("the data is on that device: number 7:3", str(error))
@@ -555,11 +555,11 @@ class DeviceVersionTests(DeviceCase):
         values = [changed.get(name, 10) for name in names]
         self.put("dev/block/7:3/stat", "".join(f"{value:8}" for value in values) + "\n")
 
-    def test_what_was_written_and_discarded(self):
+    def test_the_version_has_the_written_and_discarded_counters(self):
         self.counters(written=100, discarded=200)
         self.assertEqual(DiskVersion((100, 200), ()), self.version())
 
-    def test_reading_and_flushing_do_not_count(self):
+    def test_reading_and_flushing_do_not_change_the_version(self):
         self.counters()
         before = self.version()
         # A flush is counted among the writes by device mapper.
@@ -569,14 +569,14 @@ class DeviceVersionTests(DeviceCase):
             self.counters(**{name: 11})
             self.assertNotEqual(before, self.version())
 
-    def test_a_kernel_that_counts_less(self):
+    def test_a_kernel_without_discard_counters_is_accepted(self):
         self.put("dev/block/7:3/stat", " 1 2 3 4 5 6 7 8 9 10 11\n")
         self.assertEqual(DiskVersion((7,), ()), self.version())
 
-    def test_nothing_is_counted(self):
+    def test_a_device_without_counters_has_an_empty_version(self):
         self.assertEqual(DiskVersion((), ()), self.version())
 
-    def test_a_loop_device_s_file_counts_too(self):
+    def test_the_file_of_a_loop_device_counts_too(self):
         self.counters()
         backing = os.path.abspath(self.make())
         self.put("dev/block/7:3/loop/backing_file", backing + "\n")
@@ -588,22 +588,22 @@ class DeviceVersionTests(DeviceCase):
         os.unlink(backing)
         self.assertEqual((10, 10), self.version().written)
 
-    def test_synced_before_it_is_counted(self):
+    def test_the_device_is_synced_before_its_counters_are_read(self):
         seen = []
         self.patch(watched, "device_version", lambda *_: seen.append(self.calls.names()))
         del self.calls.made[:]
         self.disk.version()
         self.assertIn("fsync", seen[0])
 
-    def test_without_that_nothing_is_told(self):
-        """What is still on its way to the device may be our own, and arrive later."""
+    def test_without_a_sync_the_version_is_empty(self):
+        """What is still on its way to the device may be our own, and be counted later."""
         del self.calls.made[:]
         self.assertEqual(DiskVersion((), ()), self.disk.version(sync=False))
         self.assertEqual([], self.calls.made)
 
 
 class AmongDevicesTests(WatchCase):
-    """A directory is taken for /dev."""
+    """A directory stands in for /dev."""
 
     def setUp(self):
         self.devices = os.path.realpath(self.mktemp())
@@ -611,22 +611,22 @@ class AmongDevicesTests(WatchCase):
         os.mkdir(os.path.join(self.devices, "vg0"))
         self.patch(mounts, "_DEVICES", self.devices)
 
-    def test_no_file_is_made_there(self):
+    def test_no_file_is_created_among_devices(self):
         for name in ("vg1", "vg0/web"):
             path = os.path.join(self.devices, name)
             self.assertIn("there is no such device", self.refused(path, size=5000))
             self.assertFalse(os.path.lexists(path))
 
-    def test_nor_by_a_symbolic_link(self):
+    def test_no_file_is_created_among_devices_through_a_symbolic_link(self):
         link = self.mktemp()
         os.symlink(os.path.join(self.devices, "vg1"), link)
         self.assertIn("there is no such device", self.refused(link, size=5000))
         self.assertEqual(["shm", "vg0"], sorted(os.listdir(self.devices)))
 
-    def test_in_shared_memory_it_is(self):
+    def test_a_file_is_created_in_shared_memory(self):
         self.open(os.path.join(self.devices, "shm", "disk"), size=5000)
 
-    def test_a_file_that_is_there_can_only_be_read(self):
+    def test_an_existing_file_among_devices_can_only_be_read(self):
         path = os.path.join(self.devices, "vg1")
         with open(path, "wb") as file:
             file.write(b"x" * 5000)
@@ -638,7 +638,7 @@ class AmongDevicesTests(WatchCase):
 
 
 class RealDevicesTests(WatchCase):
-    def test_no_file_is_made_there(self):
+    def test_no_file_is_created_in_the_real_dev_directory(self):
         calls = RecordedCalls()
         path = "/dev/blockmig-no-such-device"
         self.assertIn("no such device", self.refused(path, size=5000, system=calls))

@@ -1,4 +1,4 @@
-"""What blockmig.testing offers to the tests of those who embed blockmig."""
+"""What blockmig.testing offers to embedders (all its modules)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def pattern(length):
 
 
 class MemoryDiskTests(SynchronousTestCase):
-    def test_interfaces(self):
+    def test_memory_disks_provide_their_interfaces(self):
         recorded = RecordedMemoryDisk(10, "/nowhere/disk")
         self.assertTrue(verifyObject(IDisk, MemoryDisk(10)))
         self.assertFalse(IUnlinkableDisk.providedBy(MemoryDisk(10)))
@@ -89,21 +89,21 @@ class MemoryDiskTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IUnlinkableDisk, recorded))
         self.assertTrue(verifyObject(IRecordedDisk, recorded))
 
-    def test_content_or_size(self):
+    def test_a_memory_disk_is_made_from_content_or_size(self):
         self.assertEqual(b"abc", MemoryDisk(b"abc").content)
         self.assertEqual(bytes(5), MemoryDisk(5).content)
         self.assertEqual(5, MemoryDisk(5).size)
         for empty in (0, b""):
             self.assertRaises(ValueError, MemoryDisk, empty)
 
-    def test_what_is_written_can_be_read(self):
+    def test_reads_return_what_was_written(self):
         disk = MemoryDisk(10)
         disk.write(2, memoryview(b"abc"))
         disk.write(9, bytearray(b"z"))
         self.assertEqual(b"\0abc\0", disk.read(1, 5))
         self.assertEqual(b"\0\0abc\0\0\0\0z", disk.content)
 
-    def test_extents(self):
+    def test_extents_follow_writes_zeroes_and_trims(self):
         disk = MemoryDisk(100)
         self.assertEqual([Extent(0, 100, True)], list(disk.extents(0)))
         disk.write(10, bytes(20))
@@ -115,13 +115,13 @@ class MemoryDiskTests(SynchronousTestCase):
         runs = [(e.offset, e.length) for e in disk.extents(0) if not e.hole]
         self.assertEqual([(10, 5), (20, 10), (50, 50)], runs)
 
-    def test_holes_of_content(self):
+    def test_holes_of_the_content_are_extents(self):
         disk = MemoryDisk(b"ab" + bytes(6), holes=[(2, 3)])
         expected = [Extent(0, 2, False), Extent(2, 3, True), Extent(5, 3, False)]
         self.assertEqual(expected, list(disk.extents(0)))
         self.assertRaises(ValueError, MemoryDisk, b"ab" + bytes(6), holes=[(1, 3)])
 
-    def test_zeroes(self):
+    def test_zeroed_and_trimmed_ranges_read_as_zeroes(self):
         disk = MemoryDisk(b"x" * 100)
         disk.zero(10, 10, False, True)
         disk.zero(20, 10, True)
@@ -133,7 +133,7 @@ class MemoryDiskTests(SynchronousTestCase):
         self.assertEqual(Probe(False, False), disk.probe(9, 20))
         self.assertRaises(ValueError, MemoryDisk(MIB).probe, 0, 262145)
 
-    def test_durable(self):
+    def test_only_a_flush_makes_content_durable(self):
         disk = MemoryDisk(b"abc")
         disk.write(0, b"xy")
         self.assertEqual(b"abc", disk.durable)
@@ -144,7 +144,7 @@ class MemoryDiskTests(SynchronousTestCase):
         disk.write(2, b"z")
         self.assertEqual(b"xyc", disk.durable)
 
-    def test_a_scan_reads_it(self):
+    def test_a_scan_finds_data_and_holes(self):
         disk = MemoryDisk(pattern(MIB) + bytes(MIB), holes=[(MIB, MIB)])
         pieces = Scan(disk, 2 * MIB).advance()
         self.assertEqual([(0, MIB, False), (MIB, MIB, True)], [piece[:3] for piece in pieces])
@@ -178,7 +178,7 @@ class MemoryDiskTests(SynchronousTestCase):
                 found += "."
         return found
 
-    def test_failures_are_counted(self):
+    def test_failures_happen_after_and_as_often_as_asked(self):
         disk = MemoryDisk(10)
         disk.fail("write", eio())
         self.assertEqual("E...", self.outcomes(disk, 4))
@@ -189,13 +189,13 @@ class MemoryDiskTests(SynchronousTestCase):
         disk.heal()
         self.assertEqual("..", self.outcomes(disk, 2))
 
-    def test_failures_of_one_method_together(self):
+    def test_failures_of_one_method_take_turns(self):
         disk = MemoryDisk(10)
         disk.fail("write", eio(), after=1)
         disk.fail("write", full(), after=1, times=2)
         self.assertEqual(".ESS.", self.outcomes(disk, 5))
 
-    def test_a_bad_range(self):
+    def test_a_failure_may_be_limited_to_a_range(self):
         disk = MemoryDisk(100)
         disk.fail("read", eio(), times=None, within=range(10, 20))
         for offset, length, bad in ((0, 10, 0), (0, 11, 1), (19, 1, 1), (20, 5, 0), (5, 50, 1)):
@@ -206,7 +206,7 @@ class MemoryDiskTests(SynchronousTestCase):
         self.assertEqual("..", self.outcomes(disk, 2, "read", 0, 5))
         self.assertEqual(".E.", self.outcomes(disk, 3, "read", 0, 15))
 
-    def test_what_fails_has_no_effect(self):
+    def test_a_call_that_fails_has_no_effect(self):
         for method, arguments in (
             ("write", (0, b"zz")),
             ("zero", (0, 2, False)),
@@ -243,10 +243,10 @@ class MemoryDiskTests(SynchronousTestCase):
         extents = disk.extents(0)
         self.assertRaises(OSError, next, extents)
 
-    def test_unknown_methods_are_no_failure_to_ask_for(self):
+    def test_a_failure_of_an_unknown_method_is_refused(self):
         self.assertRaises(ValueError, MemoryDisk(1).fail, "wriet", eio())
 
-    def test_lost_write_back_is_told_by_every_flush(self):
+    def test_every_flush_after_a_failed_write_back_fails(self):
         disk = MemoryDisk(10)
         disk.fail("write_back", eio())
         self.assertRaises(OSError, disk.write_back, 0, 1, False)
@@ -255,14 +255,14 @@ class MemoryDiskTests(SynchronousTestCase):
         for _ in range(2):
             self.assertRaises(OSError, disk.flush)
 
-    def test_beyond_the_end(self):
+    def test_ranges_beyond_the_end_are_refused(self):
         disk = MemoryDisk(10)
         self.assertRaises(ValueError, disk.read, 8, 3)
         self.assertRaises(ValueError, disk.write, 10, b"x")
         self.assertRaises(ValueError, disk.zero, -1, 3, False)
         self.assertEqual(10, len(disk.content))
 
-    def test_closed(self):
+    def test_a_closed_disk_fails(self):
         disk = MemoryDisk(10)
         disk.close()
         disk.close()
@@ -271,7 +271,7 @@ class MemoryDiskTests(SynchronousTestCase):
         self.assertEqual(errno.EBADF, error.errno)
         self.assertEqual(["close", "close", "write"], disk.names())
 
-    def test_unlinking(self):
+    def test_unlinking_is_remembered(self):
         disk = UnlinkableMemoryDisk(b"abc")
         disk.check_unlink()
         self.assertFalse(disk.unlinked)
@@ -297,11 +297,11 @@ class MemoryDiskTests(SynchronousTestCase):
 
 
 class ThreadsTests(SynchronousTestCase):
-    def test_synchronous(self):
+    def test_synchronous_threads_return_at_once(self):
         self.assertEqual(7, self.successResultOf(synchronous(int, "7")))
         self.failureResultOf(synchronous(int, "x"), ValueError)
 
-    def test_manual(self):
+    def test_manual_threads_run_when_told(self):
         threads = ManualThreads()
         first, second, third = threads(int, "1"), threads(len, ""), threads(int, "x")
         self.assertEqual(["int", "len", "int"], threads.names())
@@ -326,7 +326,7 @@ class ThreadsTests(SynchronousTestCase):
 
 
 class Remembering(Protocol):
-    """Remembers what happened to it."""
+    """Records its events."""
 
     def __init__(self):
         self.events = []
@@ -342,7 +342,7 @@ class Remembering(Protocol):
 
 
 class Producer:
-    """A push producer that remembers what it was told."""
+    """A push producer that records its calls."""
 
     def __init__(self):
         self.told = []
@@ -372,7 +372,7 @@ class NetworkTests(SynchronousTestCase):
         client = self.network.result(self.endpoint.connect(Factory.forProtocol(Remembering)))
         return client, self.servers[-1], self.network.connections[-1]
 
-    def test_interfaces(self):
+    def test_the_network_provides_its_interfaces(self):
         client, _, _ = self.connect()
         for interface in (ITransport, IConsumer, IPushProducer):
             self.assertTrue(verifyObject(interface, client.transport))
@@ -394,7 +394,7 @@ class NetworkTests(SynchronousTestCase):
         self.assertEqual((3, 7), (connection.pieces, connection.bytes))
         self.assertRaises(TypeError, client.transport.write, "text")
 
-    def test_addresses(self):
+    def test_each_connection_has_its_own_addresses(self):
         client, server, _ = self.connect()
         self.assertEqual(MemoryAddress("there"), client.transport.getPeer())
         self.assertEqual(MemoryAddress("there"), server.transport.getHost())
@@ -415,7 +415,7 @@ class NetworkTests(SynchronousTestCase):
         self.assertEqual(["made", ConnectionDone], client.events)
         self.assertFalse(connection.is_open)
 
-    def test_both_close_with_something_to_say(self):
+    def test_both_ends_may_close_after_writing(self):
         client, server, _ = self.connect()
         for end in (client, server):
             end.transport.write(b"x")
@@ -440,7 +440,7 @@ class NetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(2, len(client.events))
 
-    def test_abort_while_closing(self):
+    def test_a_connection_can_be_aborted_while_it_closes(self):
         client, server, connection = self.connect()
         connection.stall()
         client.transport.write(b"x")
@@ -455,7 +455,7 @@ class NetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(["made", ConnectionLost], server.events)
 
-    def test_cut(self):
+    def test_a_cut_loses_the_connection_at_both_ends(self):
         client, server, connection = self.connect()
         client.transport.write(b"lost")
         connection.cut()
@@ -486,7 +486,7 @@ class NetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual([b"found"], server.events[1:])
 
-    def test_cut_after_pieces(self):
+    def test_a_connection_is_cut_after_a_number_of_pieces(self):
         for count in range(3):
             client, server, connection = self.connect()
             connection.cut_after(pieces=count)
@@ -496,7 +496,7 @@ class NetworkTests(SynchronousTestCase):
             self.assertEqual([b"ab", b"c"][:count], server.events[1 : 1 + count])
             self.assertEqual(count == 2, connection.is_open)
 
-    def test_cut_after_bytes(self):
+    def test_a_connection_is_cut_after_a_number_of_bytes(self):
         for count in range(4):
             client, server, connection = self.connect()
             connection.cut_after(bytes=count)
@@ -508,7 +508,7 @@ class NetworkTests(SynchronousTestCase):
             self.assertEqual(count == 3, connection.is_open)
             self.assertEqual(count, connection.bytes)
 
-    def test_cut_by_one_direction(self):
+    def test_a_cut_may_count_one_direction_only(self):
         client, server, connection = self.connect()
         connection.cut_after(pieces=1, direction=TO_CLIENT)
         for _ in range(3):
@@ -520,7 +520,7 @@ class NetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(["made", b"one", ConnectionLost], client.events)
 
-    def test_prepared_connections(self):
+    def test_preparations_apply_to_the_next_connections(self):
         cuts = []
         self.network.prepare(lambda connection: connection.cut_after(pieces=0))
         self.network.prepare(cuts.append)
@@ -531,7 +531,7 @@ class NetworkTests(SynchronousTestCase):
             self.assertEqual(is_cut, not connection.is_open)
         self.assertEqual(self.network.connections[1:2], cuts)
 
-    def test_stalled(self):
+    def test_a_stalled_direction_delivers_nothing_until_it_resumes(self):
         client, server, connection = self.connect()
         connection.stall(TO_SERVER)
         client.transport.write(b"up")
@@ -562,7 +562,7 @@ class NetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(["made", b"x", ConnectionDone], server.events)
 
-    def test_push_producers_are_held_back(self):
+    def test_push_producers_are_paused(self):
         client, _, connection = self.connect()
         producer = Producer()
         client.transport.registerProducer(producer, True)
@@ -601,7 +601,7 @@ class NetworkTests(SynchronousTestCase):
         client.transport.registerProducer(producer, True)
         self.assertEqual(["stop", "stop"], producer.told)
 
-    def test_pull_producers_are_asked(self):
+    def test_pull_producers_are_asked_for_data(self):
         client, server, _ = self.connect()
         pieces = [b"c", b"b", b"a"]
 
@@ -617,14 +617,14 @@ class NetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(["made", b"a", b"b", b"c", ConnectionDone], server.events)
 
-    def test_nobody_listens(self):
+    def test_connecting_where_nobody_listens_fails(self):
         elsewhere = self.network.client_endpoint("elsewhere")
         failing = elsewhere.connect(Factory.forProtocol(Remembering))
         self.assertNoResult(failing)
         self.network.pump()
         self.failureResultOf(failing, ConnectionRefusedError)
 
-    def test_listening(self):
+    def test_an_address_can_be_listened_on_once_at_a_time(self):
         endpoint = self.network.server_endpoint("there")
         self.failureResultOf(endpoint.listen(self.factory), CannotListenError)
         client, _, _ = self.connect()
@@ -640,7 +640,7 @@ class NetworkTests(SynchronousTestCase):
         self.connect()
         self.successResultOf(port.stopListening())
 
-    def test_a_factory_may_refuse(self):
+    def test_a_factory_may_refuse_a_connection(self):
         self.factory.buildProtocol = lambda address: None
         connecting = self.endpoint.connect(Factory.forProtocol(Remembering))
         self.network.pump()
@@ -676,7 +676,7 @@ class NetworkTests(SynchronousTestCase):
         self.assertEqual(["made", b"one", "two", "three"], server.events)
         self.assertEqual(3, self.clock.seconds())
 
-    def test_no_end(self):
+    def test_pumping_that_never_ends_raises(self):
         self.patch(blockmig.testing.network, "_MOST_TURNS", 100)
         client, server, connection = self.connect()
         for end in (client, server):
@@ -687,19 +687,19 @@ class NetworkTests(SynchronousTestCase):
         connection.cut()
         self.network.pump()
 
-    def test_not_from_inside(self):
+    def test_pumping_from_inside_a_pump_raises(self):
         self.clock.callLater(0, self.network.pump)
         error = self.assertRaises(AssertionError, self.network.pump)
         self.assertIn("already", str(error))
         self.network.pump()
 
-    def test_what_protocols_raise_comes_out(self):
+    def test_exceptions_of_protocols_reach_the_test(self):
         client, server, _ = self.connect()
         server.dataReceived = lambda data: 1 / 0
         client.transport.write(b"x")
         self.assertRaises(ZeroDivisionError, self.network.pump)
 
-    def test_results(self):
+    def test_a_result_is_pumped_for_and_returned(self):
         self.assertEqual(7, self.network.result(synchronous(int, "7")))
         self.assertRaises(ValueError, self.network.result, synchronous(int, "x"))
 
@@ -725,7 +725,7 @@ class ServedCase(SynchronousTestCase):
 
 
 class ServerTests(ServedCase):
-    def test_one_writes_and_another_reads(self):
+    def test_one_client_reads_what_another_wrote(self):
         disk = MemoryDisk(pattern(MIB))
         self.serve(disk)
         one, other = self.client(), self.client()
@@ -743,7 +743,7 @@ class ServerTests(ServedCase):
         self.network.result(other.flush())
         self.assertEqual(disk.content, disk.durable)
 
-    def test_durable_writes(self):
+    def test_writes_with_FUA_are_durable(self):
         disk = MemoryDisk(b"x" * 100)
         self.serve(disk)
         client = self.client()
@@ -758,7 +758,7 @@ class ServerTests(ServedCase):
             self.assertEqual(number + 1, disk.names().count("flush"))
             self.assertEqual(disk.content, disk.durable)
 
-    def test_errors_arrive_as_numbers(self):
+    def test_errors_arrive_with_their_numbers(self):
         disk = MemoryDisk(1000)
         self.serve(disk)
         client = self.client()
@@ -776,7 +776,7 @@ class ServerTests(ServedCase):
         error = self.assertRaises(OSError, self.network.result, client.read(999, 2))
         self.assertEqual(errno.EINVAL, error.errno)
 
-    def test_many_requests_at_once(self):
+    def test_many_requests_may_be_in_flight(self):
         threads = ManualThreads()
         disk = MemoryDisk(pattern(1000))
         self.serve(disk, threads)
@@ -795,7 +795,7 @@ class ServerTests(ServedCase):
         self.network.pump()
         self.assertEqual(disk.content[990:], self.successResultOf(reads[2]))
 
-    def test_the_end(self):
+    def test_disconnecting_and_stopping_end_the_connections(self):
         disk = MemoryDisk(100)
         server = self.serve(disk)
         client, idle = self.client(), self.client()
@@ -812,14 +812,14 @@ class ServerTests(ServedCase):
         self.successResultOf(idle.closed())
         self.successResultOf(idle.disconnect())
 
-    def test_a_read_only_server(self):
+    def test_a_read_only_server_refuses_writes(self):
         self.serve(MemoryDisk(100), read_only=True, export="disk")
         client = self.client("disk")
         self.assertTrue(client.export.read_only)
         error = self.assertRaises(OSError, self.network.result, client.write(0, b"x"))
         self.assertEqual(errno.EPERM, error.errno)
 
-    def test_handshakes_that_fail(self):
+    def test_handshakes_that_fail_raise(self):
         self.serve(MemoryDisk(100))
         self.assertRaises(HandshakeRefused, self.client, "another")
         self.assertFalse(self.network.connections[0].is_open)
@@ -868,7 +868,7 @@ class ServerTests(ServedCase):
 
 
 class Greeter(Protocol):
-    """Speaks something else."""
+    """A server of another protocol."""
 
     def connectionMade(self):
         self.transport.write(b"220 mail.example ESMTP, at your service\r\n")
@@ -897,7 +897,7 @@ class MigrationCase(SynchronousTestCase):
 
 
 class MigrationTests(MigrationCase):
-    def test_all_of_it_arrives(self):
+    def test_all_of_the_disk_arrives(self):
         received, sent = self.receive(), self.send()
         self.network.pump()
         summary = self.successResultOf(sent)
@@ -909,7 +909,7 @@ class MigrationTests(MigrationCase):
         self.assertEqual(0, self.clock.seconds())
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_two_migrations_take_the_same_course(self):
+    def test_two_migrations_are_the_same_step_by_step(self):
         seen = []
         for _ in range(2):
             self.setUp()
@@ -919,14 +919,14 @@ class MigrationTests(MigrationCase):
             seen.append((counts, self.source.calls, self.target.calls))
         self.assertEqual(seen[0], seen[1])
 
-    def test_a_source_that_is_deleted(self):
+    def test_the_source_is_deleted_when_asked_for(self):
         self.source = UnlinkableMemoryDisk(self.content)
         self.receive()
         self.network.result(self.send(unlink=True))
         self.assertTrue(self.source.unlinked)
         self.assertEqual(self.content, self.target.durable)
 
-    def test_a_source_that_cannot_be_deleted(self):
+    def test_a_source_that_cannot_be_deleted_is_refused(self):
         self.receive()
         self.assertRaises(Refused, self.send, unlink=True)
         self.source = UnlinkableMemoryDisk(self.content)
@@ -934,7 +934,7 @@ class MigrationTests(MigrationCase):
         self.assertRaises(LocalFailure, self.network.result, self.send(unlink=True))
         self.assertFalse(self.source.unlinked)
 
-    def test_a_target_that_is_full(self):
+    def test_a_full_target_fails_the_receiver(self):
         received = self.receive()
         self.target.fail("write", full(), after=3, times=None)
         sent = self.send()
@@ -946,7 +946,7 @@ class MigrationTests(MigrationCase):
         self.failureResultOf(sent, GaveUp)
         self.assertNotEqual(self.content, self.target.content)
 
-    def test_a_target_that_cannot_flush(self):
+    def test_a_target_that_cannot_flush_fails_the_receiver(self):
         received = self.receive()
         self.target.fail("flush", eio())
         self.send().addErrback(lambda _: None)
@@ -956,7 +956,7 @@ class MigrationTests(MigrationCase):
         self.sender.stop()
         self.network.pump()
 
-    def test_a_source_with_a_bad_sector(self):
+    def test_a_source_with_a_bad_sector_fails_the_sender(self):
         received = self.receive()
         self.source.fail("read", eio(), times=None, within=range(2 * MIB, 2 * MIB + 512))
         error = self.assertRaises(LocalFailure, self.network.result, self.send())
@@ -966,7 +966,7 @@ class MigrationTests(MigrationCase):
         self.network.pump()
         self.failureResultOf(received, GaveUp)
 
-    def test_a_cut_wire_costs_an_attempt(self):
+    def test_a_cut_connection_costs_one_attempt(self):
         self.network.prepare(lambda connection: connection.cut_after(bytes=2 * MIB))
         received, sent = self.receive(), self.send()
         self.network.advance(9.9)
@@ -977,7 +977,7 @@ class MigrationTests(MigrationCase):
         self.assertEqual(2, self.successResultOf(received).attempts)
         self.assertEqual(self.content, self.target.durable)
 
-    def test_cut_wherever_it_is(self):
+    def test_a_connection_may_be_cut_anywhere(self):
         self.content = pattern(100_000)
         self.setUp = lambda: None
         pieces = None
@@ -999,7 +999,7 @@ class MigrationTests(MigrationCase):
                 pieces = self.network.connections[0].pieces
         self.assertGreater(cut, 8)
 
-    def test_a_stalled_wire(self):
+    def test_a_stalled_connection_is_given_up_in_time(self):
         for _ in range(20):
             self.network.prepare(lambda connection: connection.stall())
         received, sent = self.receive(), self.send(retry=True, give_up_after=300)
@@ -1009,7 +1009,7 @@ class MigrationTests(MigrationCase):
         self.failureResultOf(sent, GaveUp)
         self.assertNoResult(received)
 
-    def test_a_slow_thread_holds_all_up(self):
+    def test_a_slow_thread_delays_the_migration(self):
         threads = ManualThreads()
         received = self.receive(in_thread=threads)
         sent = self.send()
@@ -1025,7 +1025,7 @@ class MigrationTests(MigrationCase):
         self.successResultOf(sent)
         self.successResultOf(received)
 
-    def test_a_receiver_that_is_started_late(self):
+    def test_a_receiver_may_start_late(self):
         sent = self.send(retry=True)
         self.network.pump()
         self.assertNoResult(sent)
@@ -1049,7 +1049,7 @@ class RecordedTests(MigrationCase):
     def records(self, host):
         return sorted(os.listdir(os.path.join(self.folder, host)))
 
-    def test_what_was_sent_is_not_sent_again(self):
+    def test_a_disk_that_was_sent_is_not_sent_again(self):
         self.receive()
         self.network.result(self.send(destination="nbd://there/"))
         self.assertFalse(self.target.blank)
@@ -1057,7 +1057,7 @@ class RecordedTests(MigrationCase):
         self.assertEqual([], [name for name in self.records("target") if "INCOMPLETE" in name])
         self.assertRaises(Refused, self.send, destination="nbd://there/")
 
-    def test_a_receiver_that_crashed_is_started_again(self):
+    def test_a_receiver_that_crashed_can_be_restarted(self):
         received = self.receive()
         self.network.prepare(lambda connection: connection.cut_after(bytes=2 * MIB))
         sent = self.send(destination="nbd://there/")
@@ -1074,7 +1074,7 @@ class RecordedTests(MigrationCase):
         self.assertEqual(self.content, self.target.durable)
         self.assertEqual(["disk.MIGRATED"], self.records("source"))
 
-    def test_a_disconnect_that_does_not_come(self):
+    def test_a_missing_disconnect_ends_as_unconfirmed(self):
         received = self.receive()
         sent = self.send(destination="nbd://there/")
         connection = self.copied()
@@ -1100,7 +1100,7 @@ class RecordedTests(MigrationCase):
 
 
 class PackageTests(SynchronousTestCase):
-    def test_nothing_real_is_imported(self):
+    def test_no_real_clock_socket_or_thread_is_imported(self):
         real = {"time", "socket", "threading", "select", "asyncio", "random", "reactor", "threads"}
         for path in Path(blockmig.testing.__file__).parent.glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -1112,6 +1112,6 @@ class PackageTests(SynchronousTestCase):
                     continue
                 self.assertEqual(set(), names & real, path.name)
 
-    def test_all_that_is_public_says_what_it_is(self):
+    def test_every_public_name_has_a_docstring(self):
         for name in blockmig.testing.__all__:
             self.assertTrue(getattr(blockmig.testing, name).__doc__, name)

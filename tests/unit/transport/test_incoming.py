@@ -1,4 +1,4 @@
-"""Payloads from the socket into the disk, past the protocol."""
+"""Payloads that go from the socket to the disk, past the protocol (transport/incoming.py)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Case(SynchronousTestCase):
 
 
 class SpliceTests(Case):
-    def test_moves(self):
+    def test_a_payload_is_spliced_into_the_disk(self):
         self.reader.take_over()
         self.assertEqual([self.reader], self.reactor.readers)
         self.feed(DATA + b"behind it")
@@ -81,14 +81,14 @@ class SpliceTests(Case):
         self.assertEqual((SIZE, b"behind it"), (self.protocol.moved, self.protocol.bytes))
         self.assertGreater(self.calls.splices, 2)
 
-    def test_again_and_short_counts(self):
+    def test_EAGAIN_and_short_counts_are_continued(self):
         self.make(SpliceCalls([-errno.EAGAIN, 1, 7, -errno.EAGAIN, 4097, 65536, None, 3]))
         self.reader.take_over()
         self.feed(DATA + b"x")
         self.assertEqual(DATA, self.disk.read(0, SIZE))
         self.assertEqual((SIZE, b"x"), (self.protocol.moved, self.protocol.bytes))
 
-    def test_splice_unsupported(self):
+    def test_a_system_without_splice_gets_a_copy(self):
         for number in (errno.EINVAL, errno.ENOSYS, errno.EMFILE):
             self.make(SpliceCalls([-number]))
             self.disk.write(0, bytes(SIZE))
@@ -98,13 +98,13 @@ class SpliceTests(Case):
             self.assertEqual(b"x", self.protocol.bytes)
             self.assertEqual(1, self.calls.splices)
 
-    def test_splice_unsupported_by_the_disk(self):
+    def test_a_disk_without_splice_gets_a_copy(self):
         self.calls.file_error = errno.EINVAL
         self.reader.take_over()
         self.feed(DATA + b"x")
         self.assertEqual((DATA, b"x"), (self.disk.read(0, SIZE), self.protocol.bytes))
 
-    def test_disk_without_descriptor(self):
+    def test_a_disk_without_a_descriptor_gets_a_copy(self):
         self.disk = MemoryDisk(bytes(SIZE))
         self.make(SpliceCalls())
         self.reader.take_over()
@@ -112,8 +112,8 @@ class SpliceTests(Case):
         self.assertEqual((DATA, b"x"), (self.disk.content, self.protocol.bytes))
         self.assertEqual(0, self.calls.splices)
 
-    def test_no_space(self):
-        """The rest of the payload goes by dataReceived, not a byte missing or twice."""
+    def test_the_rest_of_a_payload_that_failed_goes_to_the_protocol(self):
+        """The rest goes through dataReceived, with no byte lost or repeated."""
         self.calls.file_error = errno.ENOSPC
         self.reader.take_over()
         self.feed(DATA + b"x")
@@ -121,7 +121,7 @@ class SpliceTests(Case):
         self.assertGreater(self.protocol.moved, 0)
         self.assertEqual(DATA[self.protocol.moved :] + b"x", self.protocol.bytes)
 
-    def test_exactly_a_header_behind_a_payload(self):
+    def test_only_a_header_is_read_after_a_payload(self):
         self.reader.take_over()
         self.feed(DATA)
         self.calls.reads.clear()
@@ -129,7 +129,7 @@ class SpliceTests(Case):
         self.assertEqual(28, self.calls.reads[0])
         self.assertEqual(b"h" * 100, self.protocol.bytes)
 
-    def test_end_in_the_middle(self):
+    def test_a_connection_that_ends_within_a_payload_is_lost_cleanly(self):
         before = self.descriptors()
         self.reader.take_over()
         self.feed(DATA[: 1 << 20])
@@ -140,7 +140,7 @@ class SpliceTests(Case):
         self.assertEqual([], self.reactor.readers)
         self.assertLessEqual(len(self.descriptors()), len(before))
 
-    def test_reset_in_the_middle(self):
+    def test_a_reset_within_a_payload_aborts_the_connection(self):
         self.make(SpliceCalls([None, -errno.ECONNRESET]))
         self.reader.take_over()
         self.feed(DATA[:1000])
@@ -149,7 +149,7 @@ class SpliceTests(Case):
         self.assertTrue(self.transport._aborting)
         self.assertEqual([], self.reactor.readers)
 
-    def test_pause_and_resume(self):
+    def test_nothing_moves_between_pause_and_resume(self):
         self.reader.take_over()
         self.reader.pause()
         self.reader.pause()
@@ -160,7 +160,7 @@ class SpliceTests(Case):
         self.reactor.run_dry()
         self.assertEqual(1000, self.protocol.moved)
 
-    def test_pause_before_taking_over(self):
+    def test_a_pause_before_taking_over_counts(self):
         self.reader.pause()
         self.assertEqual([], self.reactor.readers)
         self.reader.take_over()
@@ -169,7 +169,7 @@ class SpliceTests(Case):
         self.assertEqual([self.reader], self.reactor.readers)
         self.reader.stop()
 
-    def test_paused_from_inside(self):
+    def test_a_pause_from_inside_a_callback_counts(self):
         moved = self.protocol.payload_moved
 
         def payload_moved(count):
@@ -183,7 +183,7 @@ class SpliceTests(Case):
         self.reactor.run_dry()
         self.assertEqual(1000, self.protocol.moved)
 
-    def test_stop(self):
+    def test_stopping_closes_every_descriptor(self):
         before = self.descriptors()
         self.reader.take_over()
         self.feed(DATA[:100_000])
@@ -199,7 +199,7 @@ class SpliceTests(Case):
 
 
 class TakingOverTests(Case):
-    def test_not_for_little(self):
+    def test_a_small_payload_is_left_to_the_transport(self):
         self.protocol.left = (64 << 10) - 1
         self.reader.take_over()
         self.assertEqual([self.transport], self.reactor.readers)
@@ -208,22 +208,22 @@ class TakingOverTests(Case):
         self.assertEqual([self.reader], self.reactor.readers)
         self.reader.stop()
 
-    def test_not_without_a_region(self):
+    def test_without_a_region_reading_is_left_to_the_transport(self):
         self.protocol.left = 0
         self.reader.take_over()
         self.assertEqual([self.transport], self.reactor.readers)
 
-    def test_not_under_tls(self):
+    def test_under_TLS_reading_is_left_to_the_transport(self):
         self.transport.TLS = True
         self.reader.take_over()
         self.assertEqual([self.transport], self.reactor.readers)
 
-    def test_not_by_a_reactor_without_descriptors(self):
+    def test_a_reactor_without_descriptors_keeps_reading_by_the_transport(self):
         reader = PayloadReader(object(), self.transport, self.protocol, 28, self.calls)
         reader.take_over()
         self.assertEqual([self.transport], self.reactor.readers)
 
-    def test_transport_goes_on_writing(self):
+    def test_the_transport_continues_to_write(self):
         self.reader.take_over()
         self.transport.write(b"a reply")
         self.reactor.run_dry()
@@ -232,7 +232,7 @@ class TakingOverTests(Case):
 
 
 class ReceiverTests(Case):
-    """The receiver's own connection above a real socket, and disks that fail."""
+    """The connection of a receiver over a real socket, and disks that fail."""
 
     prepared = False
 
@@ -271,7 +271,7 @@ class ReceiverTests(Case):
         request.receive_data(request_bytes(Command.WRITE, 0, 0, 0, cookie))
         return b"".join(ServerTransmission().reply(request.next_event(), error))
 
-    def test_a_migration(self):
+    def test_a_whole_migration_is_spliced(self):
         self.begin()
         self.write(0, DATA[: 2 << 20], 1)
         self.write(2 << 20, DATA[2 << 20 :], 2)
@@ -289,14 +289,14 @@ class ReceiverTests(Case):
         self.reactor.run_dry()
         self.failureResultOf(self.outcome, LocalFailure)
 
-    def test_no_space_at_the_first_bytes(self):
+    def test_no_space_at_the_first_bytes_fails_the_write(self):
         self.begin()
         self.calls.file_error = errno.ENOSPC
         self.write(0, DATA, 9)
         self.check_failure()
 
-    def test_no_space_at_the_last_bytes(self):
-        """A write whose very end did not fit must never be answered as done."""
+    def test_no_space_at_the_last_bytes_fails_the_write(self):
+        """A write whose last bytes did not fit must never be answered as done."""
         self.begin()
         last = []
 
@@ -312,7 +312,7 @@ class ReceiverTests(Case):
         self.assertTrue(last)
         self.check_failure()
 
-    def test_no_space_at_the_last_bytes_without_splice(self):
+    def test_no_space_at_the_last_bytes_fails_the_write_without_splice(self):
         class Full(MemoryDisk):
             def write(self, offset, data):
                 if offset + len(data) == SIZE:

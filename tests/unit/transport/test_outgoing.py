@@ -1,4 +1,4 @@
-"""What a connection sends: the order of bytes and regions, by sendfile where that may be."""
+"""What a connection sends: bytes and regions in order, by sendfile where possible."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Case(SynchronousTestCase):
         )
 
 
-class PlainTests(Case):
-    def test_is_plain(self):
+class PlainSocketTests(Case):
+    def test_a_TCP_connection_without_TLS_is_plain(self):
         self.assertTrue(is_plain_socket(self.transport))
         self.assertFalse(is_plain_socket(StringTransport()))
         self.transport.TLS = True
@@ -91,7 +91,7 @@ class PlainTests(Case):
         directlyProvides(self.transport, ISSLTransport)
         self.assertFalse(is_plain_socket(self.transport))
 
-    def test_bytes_need_no_turn(self):
+    def test_bytes_are_sent_at_once(self):
         self.producer.send([b"first"])
         self.transport.run()
         self.producer.send([b"a", b"b"])
@@ -99,7 +99,7 @@ class PlainTests(Case):
         self.assertEqual((b"firstabc", 0), (bytes(self.transport.out), self.producer.pending))
         self.assertIsNone(self.transport.producer)
 
-    def test_what_the_socket_does_not_take_waits(self):
+    def test_bytes_that_the_socket_does_not_take_wait(self):
         again = BlockingIOError(errno.EAGAIN, "")
         self.producer.send([b"first"])
         self.transport.run()
@@ -116,7 +116,7 @@ class PlainTests(Case):
         self.assertEqual(b"firstabcdefghijk", bytes(self.transport.out))
         self.assertEqual(0, self.producer.pending_bytes)
 
-    def test_region(self):
+    def test_a_region_is_sent_by_sendfile_between_its_neighbours(self):
         self.producer.send([b"head", self.region(), b"tail"])
         self.transport.run()
         self.assertEqual(b"head" + self.content + b"tail", bytes(self.transport.out))
@@ -126,14 +126,14 @@ class PlainTests(Case):
             ([True], None, 0), (self.drained, self.transport.producer, self.producer.pending)
         )
 
-    def test_sendfile_waits_for_what_is_buffered(self):
+    def test_sendfile_waits_until_the_buffer_is_empty(self):
         self.transport.write(b"before")
         self.producer.send([self.region()])
         self.assertEqual([], self.calls.calls)
         self.transport.run()
         self.assertEqual(b"before" + self.content, bytes(self.transport.out))
 
-    def test_partial_counts(self):
+    def test_partial_counts_of_sendfile_are_continued(self):
         self.calls.counts = iter(
             [1, 1000, BlockingIOError(errno.EAGAIN, ""), 65536, BlockingIOError(errno.EAGAIN, "")]
         )
@@ -155,7 +155,7 @@ class PlainTests(Case):
         st.lists(st.integers(0, 3), max_size=12),
         st.booleans(),
     )
-    def test_order(self, items, counts, turns, plain):
+    def test_any_items_keep_their_order(self, items, counts, turns, plain):
         self.setUp()
         self.calls.counts = iter(
             [BlockingIOError(errno.EAGAIN, "") if c is None else c for c in counts]
@@ -174,7 +174,7 @@ class PlainTests(Case):
         self.assertEqual(self.bytes_of(items), out)
         self.assertEqual(0, self.producer.pending)
 
-    def test_shrunk(self):
+    def test_a_disk_that_shrank_fails_the_producer(self):
         self.calls.counts = iter([1000, 0])
         self.producer.send([b"head", self.region(), b"tail"])
         self.transport.run()
@@ -185,7 +185,7 @@ class PlainTests(Case):
         self.transport.run()
         self.assertEqual(b"head" + self.content[:1000], bytes(self.transport.out))
 
-    def test_peer_gone(self):
+    def test_a_peer_that_is_gone_aborts_the_connection(self):
         for number in (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT):
             self.setUp()
             self.calls.counts = iter([1000, OSError(number, "gone")])
@@ -195,20 +195,20 @@ class PlainTests(Case):
             self.assertTrue(self.transport.aborted)
             self.assertEqual(2, len(self.calls.calls))
 
-    def test_disk_error(self):
+    def test_an_error_of_the_disk_fails_the_producer(self):
         self.calls.counts = iter([OSError(errno.EIO, "bad sector")])
         self.producer.send([self.region()])
         self.transport.run()
         self.assertEqual([errno.EIO], [error.errno for error in self.failures])
 
-    def test_a_disk_that_times_out_is_no_peer_that_did(self):
-        """Network disks fail with the errors of a network; read() tells whose it was."""
+    def test_a_disk_that_times_out_is_not_taken_for_the_peer(self):
+        """Network disks fail with network errors; read() shows whose error it is."""
         self.disk.fail("read", OSError(errno.ETIMEDOUT, "the disk timed out"), times=None)
         self.producer.send([self.region(0, 1000)])
         self.transport.run()
         self.assertEqual([errno.ETIMEDOUT], [error.errno for error in self.failures])
 
-    def test_sendfile_that_cannot(self):
+    def test_a_region_is_copied_where_sendfile_is_unsupported(self):
         for number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             self.setUp()
             self.calls.counts = iter([OSError(number, "no")])
@@ -219,19 +219,19 @@ class PlainTests(Case):
             )
             self.assertEqual(1, len(self.calls.calls))
 
-    def test_disk_without_descriptor(self):
+    def test_a_region_of_a_disk_without_a_descriptor_is_copied(self):
         self.disk = MemoryDisk(self.content)
         self.producer.send([self.region()])
         self.transport.run()
         self.assertEqual((self.content, []), (bytes(self.transport.out), self.calls.calls))
 
-    def test_small_regions_go_with_their_headers(self):
+    def test_small_regions_leave_with_their_headers(self):
         self.producer.send([b"head", self.region(0, 4096)] * 10)
         self.transport.run()
         self.assertEqual([], self.calls.calls)
         self.assertEqual((b"head" + self.content[:4096]) * 10, bytes(self.transport.out))
 
-    def test_never_sendfile_under_tls(self):
+    def test_sendfile_is_never_used_under_TLS(self):
         def flag(transport):
             transport.TLS = True
 
@@ -246,7 +246,7 @@ class PlainTests(Case):
             self.assertEqual([], self.calls.calls)
             self.assertEqual(b"head" + self.content, bytes(self.transport.out))
 
-    def test_tls_that_starts_between_two_regions(self):
+    def test_sendfile_stops_when_TLS_starts(self):
         self.producer.send([self.region()])
         self.transport.run()
         self.assertEqual(1, len(self.calls.calls))
@@ -256,7 +256,7 @@ class PlainTests(Case):
         self.assertEqual(1, len(self.calls.calls))
         self.assertEqual(self.content * 2, bytes(self.transport.out))
 
-    def test_a_turn_is_bounded(self):
+    def test_one_turn_sends_a_bounded_amount(self):
         self.disk = ServedDisk(bytes(9 << 20))
         self.calls.disk = self.disk
         self.producer.send([self.region(0, 9 << 20)])
@@ -265,7 +265,7 @@ class PlainTests(Case):
         self.transport.run()
         self.assertEqual(9 << 20, len(self.transport.out))
 
-    def test_pause_and_resume(self):
+    def test_nothing_is_sent_between_pause_and_resume(self):
         self.calls.counts = iter([1000])
         self.producer.send([self.region()])
         self.producer.pauseProducing()
@@ -278,7 +278,7 @@ class PlainTests(Case):
         self.transport.run()
         self.assertEqual(self.content + b"tail", bytes(self.transport.out))
 
-    def test_paused_before_anything(self):
+    def test_a_pause_before_the_first_item_counts(self):
         self.producer.pauseProducing()
         self.producer.send([b"a", self.region()])
         self.assertEqual((b"", None), (bytes(self.transport.buffer), self.transport.producer))
@@ -286,7 +286,7 @@ class PlainTests(Case):
         self.transport.run()
         self.assertEqual(b"a" + self.content, bytes(self.transport.out))
 
-    def test_stop(self):
+    def test_nothing_is_sent_after_stopping(self):
         self.producer.send([self.region()])
         self.producer.stopProducing()
         self.producer.stopProducing()
@@ -296,7 +296,7 @@ class PlainTests(Case):
         self.assertEqual(b"", bytes(self.transport.out))
         self.assertIsNone(self.transport.producer)
 
-    def test_stopped_by_the_transport(self):
+    def test_the_transport_can_stop_the_producer(self):
         self.producer.send([self.region()])
         self.transport.producer.stopProducing()
         self.assertEqual(0, self.producer.pending)
@@ -304,19 +304,19 @@ class PlainTests(Case):
         self.assertEqual(b"", bytes(self.transport.buffer))
 
 
-class PushTests(Case):
+class PushTransportTests(Case):
     def setUp(self):
         super().setUp()
         self.other = StringTransport()
         self.make(self.other)
 
-    def test_region(self):
+    def test_a_region_is_written_in_order_on_other_transports(self):
         self.producer.send([b"head", self.region(), b"tail"])
         self.assertEqual(b"head" + self.content + b"tail", self.other.value())
         self.assertEqual(([True], None), (self.drained, self.other.producer))
         self.assertEqual([], self.calls.calls)
 
-    def test_paused_by_the_transport(self):
+    def test_the_transport_can_pause_within_a_region(self):
         class Slow(StringTransport):
             def write(self, data):
                 super().write(data)
@@ -335,21 +335,21 @@ class PushTests(Case):
             slow.producer.resumeProducing()
         self.assertEqual(b"head" + self.content + b"tail", slow.value())
 
-    def test_transport_that_never_pauses(self):
-        """A push producer goes on until it is told to pause: nobody will resume it."""
+    def test_a_transport_that_never_pauses_gets_everything(self):
+        """A push producer continues until it is paused: nobody will resume it."""
         size = 9 << 20
         self.disk = MemoryDisk(b"x" * size)
         self.producer.send([self.region(0, size), b"tail"])
         self.assertEqual(size + 4, len(self.other.value()))
 
-    def test_read_error(self):
+    def test_a_read_error_fails_the_producer(self):
         self.disk.fail("read", OSError(errno.EIO, "bad sector"), times=None)
         self.producer.send([b"head", self.region()])
         self.assertEqual([errno.EIO], [error.errno for error in self.failures])
         self.assertIsNone(self.other.producer)
 
-    def test_transport_that_is_full_stays_full(self):
-        """Registering anew would be no leave to write: it is still the same full transport."""
+    def test_a_full_transport_gets_nothing_more_until_it_resumes(self):
+        """Registering again would not permit writing: the transport is still full."""
 
         class Full(StringTransport):
             def write(self, data):
@@ -374,8 +374,8 @@ class PushTests(Case):
         self.assertEqual(self.bytes_of(items), full.value())
         self.assertEqual([True], self.drained)
 
-    def test_full_with_nothing_queued(self):
-        """What is sent next waits, and so does the word that all is drained."""
+    def test_a_full_transport_delays_what_is_sent_next(self):
+        """The drained callback waits too."""
 
         class Full(StringTransport):
             def write(self, data):
@@ -403,7 +403,7 @@ class LimitedTests(Case):
             clock.advance(0.01)
         self.transport.run()
 
-    def test_rate(self):
+    def test_the_rate_is_kept_over_time(self):
         clock = Clock()
         self.disk = ServedDisk(bytes(12 << 20))
         self.calls.disk = self.disk
@@ -414,7 +414,7 @@ class LimitedTests(Case):
             self.assertLess(abs(len(self.transport.out) / (second << 20) - 1), 0.1)
         self.assertLess(abs(len(self.transport.out) / (10 << 20) - 1), 0.05)
 
-    def test_changed_live(self):
+    def test_a_raised_rate_counts_at_once(self):
         clock = Clock()
         limiter = RateLimiter(clock, 100)
         self.make(clock=clock, limiter=limiter)
@@ -424,15 +424,15 @@ class LimitedTests(Case):
         self.run_for(clock, 2)
         self.assertEqual(1 << 20, len(self.transport.out), "still waits for the old rate")
 
-    def test_bytes_are_not_limited(self):
+    def test_replies_without_regions_are_not_limited(self):
         clock = Clock()
         self.make(clock=clock, limiter=RateLimiter(clock, 1))
         self.producer.send([b"a reply"])
         self.transport.run()
         self.assertEqual(b"a reply", bytes(self.transport.out))
 
-    def test_held_back_as_any_push_producer(self):
-        """It is paused while it has to wait, and resumed: there is no other way to hold it back."""
+    def test_the_limit_pauses_and_resumes_the_producer(self):
+        """There is no other way to hold the producer back."""
         clock = Clock()
         self.make(clock=clock, limiter=RateLimiter(clock, 1 << 20))
         calls = []
@@ -446,7 +446,7 @@ class LimitedTests(Case):
         self.assertEqual({"pauseProducing"}, set(calls[::2]))
         self.assertEqual({"resumeProducing"}, set(calls[1::2]))
 
-    def test_stop_while_waiting(self):
+    def test_stopping_while_waiting_leaves_no_timer(self):
         clock = Clock()
         self.make(clock=clock, limiter=RateLimiter(clock, 1))
         self.producer.send([self.region()])
@@ -456,7 +456,7 @@ class LimitedTests(Case):
         self.assertEqual([], clock.getDelayedCalls())
 
     def test_a_header_waits_with_its_region(self):
-        """A peer that has a header is in the middle of a message, and may lose its patience."""
+        """A peer that got a header is in the middle of a message, and may lose patience."""
         for length in (1000, 100_000, 1 << 20):
             self.setUp()
             clock = Clock()
@@ -491,8 +491,8 @@ class LimitedTests(Case):
         self.run_for(clock, 1)
         self.assertEqual(self.bytes_of(items), bytes(self.transport.out))
 
-    def test_on_a_push_transport_too(self):
-        """There a turn has no end of its own: the limit is what ends it."""
+    def test_the_limit_applies_on_other_transports_too(self):
+        """A turn there has no end of its own: the limit ends it."""
         clock = Clock()
         other = StringTransport()
         self.disk = MemoryDisk(self.content)
@@ -509,8 +509,8 @@ class LimitedTests(Case):
             clock.advance(0.01)
         self.assertEqual(self.bytes_of(items), other.value())
 
-    def test_spent_behind_the_write(self):
-        """Small ones leave in one piece: what that took is part of the time that they cost."""
+    def test_bytes_are_charged_after_they_were_written(self):
+        """Small regions leave in one piece; the time for that is part of their cost."""
         case = self
 
         class Limit:
@@ -543,8 +543,8 @@ class LimitedTests(Case):
                 self.assertGreaterEqual(sent, gone, "they were not sent yet")
             self.assertEqual((10_000, 10_000), (gone, sum(self.sent)))
 
-    def test_set_while_regions_wait(self):
-        """What is queued goes by the limit that there is when it goes."""
+    def test_a_limit_set_while_regions_wait_applies_to_them(self):
+        """Queued items follow the limit that applies when they are sent."""
         clock = Clock()
         self.make(clock=clock)
         self.producer.pacer = Pacer(clock, RateLimiter(clock, 1 << 20))

@@ -1,4 +1,4 @@
-"""What a server adds to sending and receiving: views, rescue, and reading on at once."""
+"""What servers use of outgoing.py and incoming.py: views, rescue, and reading at once."""
 
 from __future__ import annotations
 
@@ -71,38 +71,38 @@ class Case(SynchronousTestCase):
 
 
 class MoreTests(Case):
-    def test_a_header_waits_for_its_region(self):
+    def test_a_header_is_sent_with_MSG_MORE_before_its_region(self):
         self.producer.send([b"head", self.region(0, 500_000), b"tail"])
         self.assertEqual(b"head" + pattern(SIZE)[:500_000] + b"tail", self.sent())
         self.assertEqual([(4, MORE), (4, 0)], self.kernel.sends)
 
-    def test_nothing_waits_for_what_comes_at_once(self):
-        """Small regions are read and go in the same piece."""
+    def test_small_regions_leave_in_the_same_piece(self):
+        """Small regions are read, and leave in the same piece."""
         self.producer.send([b"head", self.region(0, 5000), b"tail"])
         self.sent()
         self.assertEqual([(5008, 0)], self.kernel.sends)
 
-    def test_not_without_a_region_behind(self):
+    def test_MSG_MORE_is_not_used_without_a_region(self):
         self.producer.send([b"a", b"b"])
         self.producer.send([b"c"])
         self.producer.send_view(memoryview(b"d"))
         self.sent()
         self.assertEqual({0}, {flags for _, flags in self.kernel.sends})
 
-    def test_every_header(self):
+    def test_every_header_before_a_region_has_MSG_MORE(self):
         self.producer.send([b"1", self.region(0, 100_000), b"2", self.region(0, 100_000), b"3"])
         self.sent()
         self.assertEqual([(1, MORE), (1, MORE), (1, 0)], self.kernel.sends)
 
 
 class ViewTests(Case):
-    def test_not_copied_where_the_socket_takes_it(self):
+    def test_a_view_is_not_copied_where_the_socket_takes_it(self):
         self.producer.send_view(memoryview(b"all of it"))
         self.assertEqual(b"all of it", bytes(self.transport.out))
         self.assertEqual(0, self.producer.pending)
 
-    def test_the_rest_is_copied(self):
-        """The view's buffer is used for something else as soon as we return."""
+    def test_the_rest_of_a_view_is_copied(self):
+        """The buffer of the view is reused as soon as the call returns."""
         for taken in (0, 1, 8):
             self.setUp()
             self.transport.takes.extend([taken, 0])
@@ -113,7 +113,7 @@ class ViewTests(Case):
             self.assertEqual(b"all of it", self.sent())
             self.assertEqual(0, self.producer.pending_bytes)
 
-    def test_behind_what_waits(self):
+    def test_a_view_waits_after_earlier_items(self):
         self.transport.room = 3
         self.producer.send([b"first", self.region(0, 100_000), b"last"])
         buffer = bytearray(b"view")
@@ -122,8 +122,8 @@ class ViewTests(Case):
         self.transport.room = None
         self.assertEqual(b"first" + pattern(SIZE)[:100_000] + b"lastview", self.sent())
 
-    def test_before_the_transport_was_seen_empty(self):
-        """Somebody else may have written to it."""
+    def test_a_view_waits_after_bytes_that_others_wrote(self):
+        """Somebody else may have written to the transport."""
         transport = SocketDouble(Clock())
         transport.connect(Protocol())
         producer = RegionProducer(transport, self.failures.append, system=self.kernel)
@@ -133,25 +133,25 @@ class ViewTests(Case):
         transport.run()
         self.assertEqual(b"theirs, ours", bytes(transport.out))
 
-    def test_paused(self):
+    def test_a_view_waits_while_paused(self):
         self.producer.pauseProducing()
         self.producer.send_view(memoryview(b"later"))
         self.assertEqual(b"", self.sent())
         self.producer.resumeProducing()
         self.assertEqual(b"later", self.sent())
 
-    def test_stopped(self):
+    def test_a_view_is_dropped_after_stopping(self):
         self.producer.stopProducing()
         self.producer.send_view(memoryview(b"never"))
         self.assertEqual((b"", 0), (self.sent(), self.producer.pending))
 
-    def test_peer_gone(self):
+    def test_a_view_for_a_peer_that_is_gone_aborts_the_connection(self):
         self.transport.gone_peer = True
         self.producer.send_view(memoryview(b"never"))
         self.assertTrue(self.transport.aborted)
         self.assertEqual(([], 0), (self.failures, self.producer.pending))
 
-    def test_other_transports(self):
+    def test_a_view_is_copied_on_other_transports(self):
         other = StringTransport()
         producer = RegionProducer(other, self.failures.append, system=self.kernel)
         buffer = bytearray(b"a view")
@@ -159,7 +159,7 @@ class ViewTests(Case):
         buffer[:] = b"XXXXXX"
         self.assertEqual(b"a view", other.value())
 
-    def test_tls_that_has_begun(self):
+    def test_a_view_goes_through_the_transport_under_TLS(self):
         self.transport.TLS = True
         self.producer.send_view(memoryview(b"secret"))
         self.assertEqual(
@@ -168,7 +168,7 @@ class ViewTests(Case):
 
 
 class RescueTests(Case):
-    def test_in_the_middle(self):
+    def test_a_failure_within_a_region_is_padded_and_marked(self):
         self.disk.bad = [(300_000, 300_001)]
         self.producer.send([b"head", self.region(100_000, 400_000), b"tail"])
         expected = b"head" + pattern(SIZE)[100_000:300_000] + bytes(200_000) + b"<spoiled>tail"
@@ -180,19 +180,19 @@ class RescueTests(Case):
         self.producer.send([b"more"])
         self.assertEqual(expected + b"more", self.sent())
 
-    def test_a_disk_that_shrank(self):
+    def test_a_region_of_a_disk_that_shrank_is_padded(self):
         self.kernel.sendfile = lambda *_: 0
         self.producer.send([self.region(0, 100_000)])
         self.assertEqual(bytes(100_000) + b"<spoiled>", self.sent())
         self.assertEqual([(errno.EIO, 0, 100_000)], self.rescued)
 
-    def test_small_regions(self):
+    def test_a_small_region_that_fails_is_padded(self):
         self.disk.bad = [(50, 51)]
         self.producer.send([b"head", self.region(0, 100), self.region(100, 5), b"tail"])
         expected = b"head" + bytes(100) + b"<spoiled>" + pattern(SIZE)[100:105] + b"tail"
         self.assertEqual(expected, self.sent())
 
-    def test_other_transports(self):
+    def test_a_region_is_padded_on_other_transports_too(self):
         self.disk.bad = [(300_000, 300_001)]
         other = StringTransport()
         producer = RegionProducer(other, self.failures.append, system=self.kernel)
@@ -204,7 +204,7 @@ class RescueTests(Case):
         self.assertEqual(500_000, offset + length)
         self.assertEqual(pattern(SIZE)[:offset], out[4 : 4 + offset])
 
-    def test_without_it(self):
+    def test_a_region_without_a_rescue_fails_the_producer(self):
         self.disk.bad = [(300_000, 300_001)]
         self.producer.send([b"head", self.region(0, 500_000, rescue=False), b"tail"])
         self.assertEqual(b"head" + pattern(SIZE)[:300_000], self.sent())
@@ -213,7 +213,7 @@ class RescueTests(Case):
         self.producer.send_view(memoryview(b"more"))
         self.assertEqual(b"head" + pattern(SIZE)[:300_000], self.sent())
 
-    def test_a_peer_that_is_gone_is_not_the_disks_fault(self):
+    def test_a_peer_that_is_gone_needs_no_rescue(self):
         def sendfile(*_):
             raise OSError(errno.ECONNRESET, "reset")
 
@@ -222,7 +222,7 @@ class RescueTests(Case):
         self.assertEqual(([], []), (self.rescued, self.failures))
         self.assertTrue(self.transport.aborted)
 
-    def test_a_socket_that_is_full_is_not_either(self):
+    def test_a_full_socket_needs_no_rescue(self):
         self.transport.room = 1000
         self.producer.send([self.region(0, 100_000)])
         self.transport.run()
@@ -232,8 +232,8 @@ class RescueTests(Case):
 
     @settings(max_examples=100, deadline=None)
     @given(st.data())
-    def test_any(self, data):
-        """The promised number of bytes in any case, whatever the socket takes."""
+    def test_any_failures_keep_the_promised_number_of_bytes(self, data):
+        """Whatever the socket accepts."""
         self.setUp()
         self.disk.bad = [
             (at, at + data.draw(st.integers(1, 100_000)))
@@ -255,7 +255,7 @@ class RescueTests(Case):
 
 
 class ExpectsViews(PayloadSink):
-    """Is given what is no payload as views that do not last."""
+    """Gets what is no payload as views that do not last."""
 
     answer = None
 
@@ -285,7 +285,7 @@ class ReadingCase(SynchronousTestCase):
 
 
 class AtOnceTests(ReadingCase):
-    def test_small_messages(self):
+    def test_small_messages_are_read_at_once(self):
         protocol = ExpectsViews(self.disk, 0)
         reader = self.connect(protocol)
         reader.take_over(at_once=True)
@@ -295,12 +295,12 @@ class AtOnceTests(ReadingCase):
             self.reactor.look()
         self.assertEqual(b"onetwothree", protocol.bytes)
 
-    def test_not_without_being_told(self):
+    def test_reading_is_not_taken_over_unless_asked_for(self):
         protocol = ExpectsViews(self.disk, 0)
         self.connect(protocol).take_over()
         self.assertEqual([self.transport], self.reactor.readers)
 
-    def test_a_payload_is_moved_all_the_same(self):
+    def test_payloads_are_still_moved(self):
         protocol = ExpectsViews(self.disk, 0)
         calls = SpliceCalls()
         self.connect(protocol, calls).take_over(at_once=True)
@@ -316,7 +316,7 @@ class AtOnceTests(ReadingCase):
         self.reactor.run_dry()
         self.assertEqual(b"headtail", protocol.bytes)
 
-    def test_the_end(self):
+    def test_the_end_of_the_connection_is_noticed(self):
         protocol = ExpectsViews(self.disk, 0)
         before = len(os.listdir("/proc/self/fd"))
         self.connect(protocol).take_over(at_once=True)
@@ -328,7 +328,7 @@ class AtOnceTests(ReadingCase):
         self.assertEqual([], self.reactor.readers)
         self.assertLessEqual(len(os.listdir("/proc/self/fd")), before)
 
-    def test_paused_from_inside(self):
+    def test_a_pause_from_inside_a_callback_counts(self):
         protocol = ExpectsViews(self.disk, 0)
         reader = self.connect(protocol)
         reader.take_over(at_once=True)
@@ -348,7 +348,7 @@ class AtOnceTests(ReadingCase):
         self.reactor.run_dry()
         self.assertEqual(b"onetwo", protocol.bytes)
 
-    def test_paused_before(self):
+    def test_a_pause_before_taking_over_counts(self):
         protocol = ExpectsViews(self.disk, 0)
         reader = self.connect(protocol)
         reader.pause()
@@ -360,7 +360,7 @@ class AtOnceTests(ReadingCase):
         self.reactor.run_dry()
         self.assertEqual(b"one", protocol.bytes)
 
-    def test_answered_on_the_shortest_way(self):
+    def test_views_are_answered_without_the_general_path(self):
         protocol = ExpectsViews(self.disk, 0)
         answered = []
 
@@ -376,7 +376,7 @@ class AtOnceTests(ReadingCase):
             self.reactor.look()
         self.assertEqual(([b"one", b"two"], b"three"), (answered, protocol.bytes))
 
-    def test_behind_a_payload_only_a_header_is_read(self):
+    def test_only_a_header_is_read_after_a_payload(self):
         protocol = ExpectsViews(self.disk, 100_000)
         answered = []
         protocol.answer = lambda view: answered.append(bytes(view)) or True
@@ -385,7 +385,7 @@ class AtOnceTests(ReadingCase):
         self.reactor.run_dry()
         self.assertEqual((b"h" * 28, b"more"), (protocol.bytes, b"".join(answered)))
 
-    def test_the_end_on_the_shortest_way(self):
+    def test_the_end_is_noticed_on_the_short_path(self):
         protocol = ExpectsViews(self.disk, 0)
         answered = []
         protocol.answer = lambda view: answered.append(bytes(view)) or True
@@ -396,7 +396,7 @@ class AtOnceTests(ReadingCase):
         self.assertEqual([b"last words"], answered)
         self.assertIsNotNone(protocol.lost)
 
-    def test_stopped_from_inside(self):
+    def test_stopping_from_inside_a_callback_is_safe(self):
         protocol = ExpectsViews(self.disk, 0)
         reader = self.connect(protocol)
         reader.take_over(at_once=True)
@@ -407,7 +407,7 @@ class AtOnceTests(ReadingCase):
 
 
 class ServerReadsTests(ReadingCase):
-    """The server's connections are read past the transport."""
+    """The connections of a server are read past the transport."""
 
     def setUp(self):
         super().setUp()
@@ -427,7 +427,7 @@ class ServerReadsTests(ReadingCase):
         session.bufferReceived = lambda view: left.append(bytes(view)) or receive(view)
         return left
 
-    def test_small_requests_take_the_shortest_way(self):
+    def test_small_requests_take_the_short_path(self):
         left = self.count_general()
         # Three READs, a TRIM that is refused, and half of a WRITE.
         whole = request_bytes(1, 0, 10) + b"x" * 10
@@ -443,7 +443,7 @@ class ServerReadsTests(ReadingCase):
         self.assertEqual(26 + 16 + 16, len(self.theirs.recv(1 << 16)))
         self.assertEqual(b"x" * 10, self.disk.read(0, 10))
 
-    def test_nothing_is_overtaken_by_the_shortest_way(self):
+    def test_replies_of_the_short_path_keep_their_order(self):
         calls = self.connection._context.outgoing._system
         taken = iter((20, 0))
 
@@ -468,7 +468,7 @@ class ServerReadsTests(ReadingCase):
             start = i * (16 + length) + 16
             self.assertEqual(self.disk.read(i, length), replies[start : start + length])
 
-    def test_who_watches_is_told_of_each_change(self):
+    def test_a_change_on_the_short_path_is_reported(self):
         told = []
         self.connection.handler.access.changes.mark = lambda *change: told.append(change)
         left = self.count_general()
@@ -476,7 +476,7 @@ class ServerReadsTests(ReadingCase):
         self.reactor.run_dry()
         self.assertEqual(([(5, 10)], 1), (told, len(left)))
 
-    def test_small_requests(self):
+    def test_small_requests_are_read_past_the_transport(self):
         for _ in range(3):
             self.theirs.send(request_bytes(0, 0, 10))
             self.reactor.run_dry()
@@ -485,7 +485,7 @@ class ServerReadsTests(ReadingCase):
         (reader,) = self.reactor.readers
         self.assertIsInstance(reader, PayloadReader)
 
-    def test_the_client_goes(self):
+    def test_a_client_that_closes_is_noticed(self):
         self.theirs.send(request_bytes(0, 0, 10))
         self.reactor.run_dry()
         self.theirs.close()

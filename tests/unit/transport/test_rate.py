@@ -1,4 +1,4 @@
-"""The limit to the rate."""
+"""Limits to the rate of sending (transport/rate.py)."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def total(sent, start=0.0, end=1e9):
     return sum(count for when, count in sent if start <= when < end)
 
 
-class RateTests(SynchronousTestCase):
+class RateLimiterTests(SynchronousTestCase):
     def near(self, ratio, tolerance):
         self.assertTrue(abs(ratio - 1) <= tolerance, f"{ratio} is not within {tolerance} of 1")
 
-    def test_mean(self):
+    def test_the_mean_rate_is_kept(self):
         for rate in (100_000, MB, 10 * MB, 100 * MB, 1000 * MB):
             for wanted in (rate // 1000, rate // 50, 1 << 20, 4 << 20):
                 clock = Clock()
                 sent = run(clock, RateLimiter(clock, rate), 10, wanted)
                 self.near(total(sent, 0, 10) / (10 * rate), 0.05)
 
-    def test_busy_reactor(self):
-        """Looked at only every 100 ms, the rate is still reached, and not passed."""
+    def test_a_busy_reactor_keeps_the_rate(self):
+        """Even if the limit is asked only every 100 ms."""
         clock = Clock()
         sent = run(clock, RateLimiter(clock, 50 * MB), 10, 8 << 20, tick=0.1)
         self.near(total(sent) / (500 * MB), 0.05)
 
-    def test_no_bursts(self):
+    def test_a_pause_gives_no_burst(self):
         clock = Clock()
         rate = 10 * MB
         limiter = RateLimiter(clock, rate)
@@ -62,11 +62,11 @@ class RateTests(SynchronousTestCase):
             self.assertLessEqual(total(sent, start, start + 1), 1.3 * rate)
             self.assertLessEqual(total(sent, start, start + 0.1), 0.4 * rate)
 
-    def test_nothing_at_first(self):
+    def test_nothing_is_allowed_at_first(self):
         clock = Clock()
         self.assertEqual(0, RateLimiter(clock, MB).allowed(1 << 20))
 
-    def test_changed_live(self):
+    def test_a_changed_rate_counts_at_once(self):
         clock = Clock()
         limiter = RateLimiter(clock, 10 * MB)
         self.assertEqual(10 * MB, limiter.rate)
@@ -80,7 +80,7 @@ class RateTests(SynchronousTestCase):
         self.near(total(sent, 5, 10) / (10 * MB), 0.06)
         self.near(total(sent, 10, 15) / (250 * MB), 0.06)
 
-    def test_another_rate_counts_from_now_only(self):
+    def test_a_new_rate_does_not_count_for_the_past(self):
         clock = Clock()
         limiter = RateLimiter(clock, MB)
         clock.advance(0.2)
@@ -88,7 +88,7 @@ class RateTests(SynchronousTestCase):
         self.assertEqual(0, limiter.allowed(10 * MB))
         self.assertEqual(200_000, limiter.allowed(200_000))
 
-    def test_delay_is_enough(self):
+    def test_something_is_allowed_after_the_delay(self):
         clock = Clock()
         limiter = RateLimiter(clock, 12345)
         for _ in range(100):
@@ -96,7 +96,7 @@ class RateTests(SynchronousTestCase):
             clock.advance(limiter.delay(3000))
             self.assertGreater(limiter.allowed(3000), 0)
 
-    def test_what_was_overspent_is_paid_back(self):
+    def test_an_overspent_amount_is_paid_back(self):
         clock = Clock()
         limiter = RateLimiter(clock, MB)
         limiter.spend(2 * MB)
@@ -106,7 +106,7 @@ class RateTests(SynchronousTestCase):
         self.assertGreater(limiter.allowed(1 << 20), 0)
 
     @given(st.floats(1, 1e10), st.integers(1, 1 << 26), st.floats(0, 100))
-    def test_never_more_than_wanted(self, rate, wanted, seconds):
+    def test_no_more_is_allowed_than_was_asked_for(self, rate, wanted, seconds):
         clock = Clock()
         limiter = RateLimiter(clock, rate)
         clock.advance(seconds)
@@ -120,7 +120,7 @@ SPEED = 1 << 30
 """Bytes per second that the double of a socket takes."""
 
 
-class CourtesyTests(SynchronousTestCase):
+class YieldingLimiterTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.others = True
@@ -149,7 +149,7 @@ class CourtesyTests(SynchronousTestCase):
     def bytes(self, sent):
         return sum(count for _, _, count in sent)
 
-    def test_no_limit_while_others_are_idle(self):
+    def test_nothing_is_limited_while_others_are_idle(self):
         self.others = False
         self.make()
         self.assertEqual(0, self.courtesy.delay(1 << 20))
@@ -158,7 +158,7 @@ class CourtesyTests(SynchronousTestCase):
             self.courtesy.spend(wanted)
         self.assertIsNone(self.courtesy.rate)
 
-    def test_a_seventh_of_the_time_while_they_are_busy(self):
+    def test_sending_takes_a_seventh_of_the_time_while_others_are_busy(self):
         for speed in (SPEED, SPEED // 10):
             for wanted in (65536, TURN, 4 << 20):
                 self.make()
@@ -166,8 +166,8 @@ class CourtesyTests(SynchronousTestCase):
                 share = sum(end - began for began, end, _ in sent) / 2
                 self.assertTrue(0.133 < share < 0.15, (speed, wanted, share))
 
-    def test_in_short_turns(self):
-        """Nobody waits for more than 128 KiB; then they have six times as long."""
+    def test_sending_takes_short_turns(self):
+        """Others wait for at most 128 KiB, and then have six times as long."""
         self.make()
         sent = self.run_for(0.1, 1 << 20)
         self.assertGreater(len(sent), 20)
@@ -175,7 +175,7 @@ class CourtesyTests(SynchronousTestCase):
             self.assertEqual(TURN, count)
             self.assertGreaterEqual(began - end, 5.98 * TURN / SPEED)
 
-    def test_a_turn_of_many_pieces(self):
+    def test_a_turn_may_consist_of_many_pieces(self):
         self.make()
         for _ in range(4):
             self.assertEqual(32768, self.courtesy.allowed(32768))
@@ -184,8 +184,8 @@ class CourtesyTests(SynchronousTestCase):
         self.assertEqual(0, self.courtesy.allowed(32768))
         self.assertTrue(0.023 < self.courtesy.delay(32768) <= 0.0241)
 
-    def test_time_that_was_not_used_is_nobodys(self):
-        """Between two sendings the socket may have been full."""
+    def test_time_between_two_sends_is_not_charged(self):
+        """The socket may have been full between two sends."""
         self.make()
         self.courtesy.allowed(65536)
         self.courtesy.spend(65536)
@@ -196,8 +196,8 @@ class CourtesyTests(SynchronousTestCase):
         self.assertEqual(0, self.courtesy.allowed(TURN))
         self.assertLess(self.courtesy.delay(TURN), 0.0062)
 
-    def test_others_who_have_come_to_rest(self):
-        """Three milliseconds, and there is no limit any more, not even that of this turn."""
+    def test_the_limit_ends_when_others_become_idle(self):
+        """After three milliseconds there is no limit, not even for this turn."""
         self.make()
         self.courtesy.allowed(TURN)
         self.clock.advance(1)
@@ -206,8 +206,8 @@ class CourtesyTests(SynchronousTestCase):
         self.others = False
         self.assertEqual(4 << 20, self.courtesy.allowed(4 << 20))
 
-    def test_what_was_sent_while_others_were_idle_is_not_paid_for(self):
-        """A minute's copying gives them no claim to the next three."""
+    def test_sends_while_others_were_idle_are_not_charged(self):
+        """A minute of copying gives others no claim to the next minutes."""
         self.others = False
         self.make()
         self.assertGreater(self.bytes(self.run_for(60, 4 << 20)), 55 * SPEED)
@@ -215,14 +215,13 @@ class CourtesyTests(SynchronousTestCase):
         share = sum(end - began for began, end, _ in self.run_for(1)) / 1
         self.assertTrue(0.133 < share < 0.16, share)
 
-    def test_spent_without_asking(self):
-        """What was sent beyond what was asked for counts as well."""
+    def test_bytes_sent_without_asking_are_charged(self):
         self.make()
         self.courtesy.spend(2 * TURN)
         self.assertEqual(0, self.courtesy.allowed(1))
         self.assertLessEqual(self.courtesy.delay(1), 0.1)
 
-    def test_spent_without_asking_at_a_rate(self):
+    def test_bytes_sent_without_asking_are_charged_to_the_rate(self):
         self.others = False
         self.make(MB)
         self.courtesy.spend(2 * MB)
@@ -234,13 +233,13 @@ class CourtesyTests(SynchronousTestCase):
     def near(self, expected, sent):
         self.assertTrue(0.94 < self.bytes(sent) / expected < 1.06, self.bytes(sent) / expected)
 
-    def test_a_rate(self):
+    def test_a_rate_is_kept_whether_others_are_busy_or_not(self):
         for self.others in (True, False):
             self.make(10 * MB)
             self.assertEqual(10 * MB, self.courtesy.rate)
             self.near(50 * MB, self.run_for(5))
 
-    def test_set_changed_and_lifted(self):
+    def test_the_rate_is_set_changed_and_removed(self):
         for self.others in (True, False):
             free = SPEED / (7 if self.others else 1)
             self.make()
@@ -256,7 +255,7 @@ class CourtesyTests(SynchronousTestCase):
             self.assertIsNone(self.courtesy.rate)
             self.near(2 * free, self.run_for(2))
 
-    def test_a_rate_that_is_set_gives_nothing_at_first(self):
+    def test_a_new_rate_allows_nothing_at_first(self):
         self.others = False
         self.make()
         self.clock.advance(100)
@@ -264,8 +263,8 @@ class CourtesyTests(SynchronousTestCase):
         self.assertEqual(0, self.courtesy.allowed(1 << 20))
         self.assertTrue(0.04 < self.courtesy.delay(1 << 20) < 0.06)
 
-    def test_several_sendings_to_one_question(self):
-        """Each counts from the end of the one before."""
+    def test_several_sends_may_follow_one_question(self):
+        """Each send counts from the end of the one before."""
         self.make()
         self.courtesy.allowed(TURN)
         for _ in range(4):
@@ -274,8 +273,8 @@ class CourtesyTests(SynchronousTestCase):
         self.assertEqual(0, self.courtesy.allowed(TURN))
         self.assertTrue(0.0239 < self.courtesy.delay(TURN) < 0.0241)
 
-    def test_the_others_turn_comes_before_the_rate(self):
-        """The delay is that of what holds it back now; asked again, it may be the other."""
+    def test_the_turn_of_others_comes_before_the_rate(self):
+        """The delay is that of the current limit; asked again, it may be the other."""
         self.make(100 * MB)
         self.clock.advance(10)
         self.assertEqual(TURN, self.courtesy.allowed(4 << 20))
@@ -307,7 +306,7 @@ class PacerTests(SynchronousTestCase):
         self.pacer = Pacer(self.clock, self.limiter)
         self.producer = Paused()
 
-    def test_paused_for_as_long_as_the_limit_says(self):
+    def test_the_producer_is_paused_as_long_as_the_limit_demands(self):
         self.clock.advance(1)
         allowed = self.pacer.allowed(10 * MB, self.producer)
         self.assertGreater(allowed, 0)
@@ -322,21 +321,21 @@ class PacerTests(SynchronousTestCase):
         self.assertEqual(["pause", "resume"], self.producer.calls)
         self.assertGreater(self.pacer.allowed(10 * MB, self.producer), 0)
 
-    def test_a_limit_that_was_raised_is_soon_kept(self):
+    def test_a_raised_limit_is_applied_soon(self):
         self.limiter.set_rate(1)
         self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
         self.limiter.set_rate(100 * MB)
         self.clock.advance(0.25)
         self.assertEqual(["pause", "resume"], self.producer.calls)
 
-    def test_asked_again_while_it_waits(self):
+    def test_asking_again_while_waiting_adds_no_timer(self):
         for _ in range(3):
             self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
         self.assertEqual(1, len(self.clock.getDelayedCalls()))
         self.pacer.stop()
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_not_resumed_after_its_end(self):
+    def test_a_stopped_pacer_resumes_nothing(self):
         self.assertEqual(0, self.pacer.allowed(10 * MB, self.producer))
         self.pacer.stop()
         self.pacer.stop()

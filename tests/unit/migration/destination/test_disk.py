@@ -1,4 +1,6 @@
-"""A destination's disk: nobody's data is written over, and the file stays the same (R12, R13)."""
+"""The disk of a destination: no data is overwritten unasked, and the file stays the same (R12,
+R13).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tests.unit.support import ONE, RecordedDisk, WatchedDisk
 WRITE, FLUSH, ZEROES = Command.WRITE, Command.FLUSH, Command.WRITE_ZEROES
 
 
-class DataTests(ReceiverCase):
+class ExistingDataTests(ReceiverCase):
     def make(self, *arguments, **keywords):
         super().make(*arguments, **{"overwrite": False, **keywords})
 
@@ -25,24 +27,24 @@ class DataTests(ReceiverCase):
         self.assertEqual(([], b"o" * SIZE), (self.names(), self.disk.content))
         self.assertFalse(self.receiver.touched)
 
-    def test_checked_before_anybody_is_let_in(self):
+    def test_a_destination_with_data_is_refused_before_anybody_connects(self):
         error = self.failureResultOf(self.receiver.check(), Refused).value
         for word in ("data", "--overwrite", "presumably complete"):
             self.assertIn(word, str(error))
         self.waits()
 
-    def test_a_change_finds_it_where_nobody_has_checked(self):
+    def test_the_first_change_is_refused_on_a_disk_with_data(self):
         client = self.client()
         self.assertEqual(Errno.EPERM, client.ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
         self.refused()
 
-    def test_a_claim_finds_it_where_nobody_has_checked(self):
+    def test_the_first_claim_is_refused_on_a_disk_with_data(self):
         self.assertEqual(Errno.EPERM, self.handoff().notify("copying", ONE, 7))
         self.clock.advance(10)
         self.refused()
 
-    def test_on_a_disk_without_records(self):
+    def test_data_on_a_disk_without_records_is_refused(self):
         self.disk = MemoryDisk(b"o" * SIZE)
         self.make()
         self.assertEqual(Errno.EPERM, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
@@ -50,20 +52,20 @@ class DataTests(ReceiverCase):
         self.ends_with(Refused, 1, "--overwrite")
         self.assertEqual(b"o" * SIZE, self.disk.content)
 
-    def test_zeroes_are_no_data(self):
+    def test_a_disk_of_zeroes_is_accepted(self):
         for disk in (RecordedDisk(bytes(SIZE), self.disk.path), MemoryDisk(bytes(SIZE))):
             self.disk = disk
             self.make()
             self.successResultOf(self.receiver.check())
             self.assertEqual(0, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
 
-    def test_a_new_file_is_not_looked_at(self):
+    def test_a_new_file_is_not_examined(self):
         self.disk.blank = True
         self.make()
         self.successResultOf(self.receiver.check())
         self.assertEqual([], self.disk.calls)
 
-    def test_looked_at_only_once(self):
+    def test_a_disk_is_examined_only_once(self):
         self.disk = RecordedDisk(bytes(SIZE), self.disk.path)
         self.make()
         self.successResultOf(self.receiver.check())
@@ -71,8 +73,8 @@ class DataTests(ReceiverCase):
         self.client().write(0, DATA)
         self.assertNotIn("probe", self.disk.names())
 
-    def test_looked_at_again_if_it_was_changed_while_it_waited(self):
-        """A sender may come days after the start."""
+    def test_a_disk_that_changed_while_waiting_is_examined_again(self):
+        """A sender may connect days after the receiver was started."""
         for version, looks in ((((1,), (1,)), 1), (((), ()), 2)):
             self.setUp()
             self.disk = WatchedDisk(bytes(SIZE), self.disk.path)
@@ -92,12 +94,12 @@ class DataTests(ReceiverCase):
         self.clock.advance(10)
         self.refused()
 
-    def test_overwritten_when_told_so(self):
+    def test_a_disk_with_data_is_overwritten_when_asked_for(self):
         self.make(overwrite=True)
         self.successResultOf(self.receiver.check())
         self.assertEqual(0, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
 
-    def test_nothing_is_asked_of_a_disk_that_may_be_overwritten(self):
+    def test_a_disk_that_may_be_overwritten_is_not_identified(self):
         self.make(overwrite=True)
         self.claimed()
 
@@ -108,7 +110,7 @@ class DataTests(ReceiverCase):
         self.make(overwrite=True)
         self.successResultOf(self.receiver.check())
 
-    def test_an_unfinished_copy_goes_on(self):
+    def test_an_unfinished_copy_is_continued(self):
         for identity in ("", self.disk.identity()):
             self.make(overwrite=True)
             self.claimed()
@@ -118,7 +120,7 @@ class DataTests(ReceiverCase):
             self.successResultOf(self.receiver.check())
             self.claimed()
 
-    def test_another_file_in_the_place_of_an_unfinished_copy_is_somebodys(self):
+    def test_another_file_in_the_place_of_an_unfinished_copy_is_refused(self):
         self.make(overwrite=True)
         self.claimed()
         self.assertEqual(self.disk.identity(), self.record().identity, "from the first record on")
@@ -126,7 +128,7 @@ class DataTests(ReceiverCase):
         self.make()
         self.failureResultOf(self.receiver.check(), Refused)
 
-    def test_again_is_about_the_disk_that_records_speak_of(self):
+    def test_again_allows_overwriting_only_the_recorded_disk(self):
         self.make(again=True)
         self.failureResultOf(self.receiver.check(), Refused)
         self.make(overwrite=True)
@@ -136,7 +138,7 @@ class DataTests(ReceiverCase):
         self.make(again=True)
         self.successResultOf(self.receiver.check())
 
-    def test_a_disk_that_cannot_be_read(self):
+    def test_a_disk_that_cannot_be_read_fails_the_receiver(self):
         self.disk.fail("probe", OSError(errno.EIO, "broken"), times=None)
         self.failureResultOf(self.receiver.check(), OSError)
         self.assertEqual(Errno.EIO, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
@@ -144,8 +146,8 @@ class DataTests(ReceiverCase):
         self.ends_with(LocalFailure, 3, "broken")
 
 
-class PlaceTests(ReceiverCase):
-    """Its name leads elsewhere, from some moment on."""
+class DisplacedTests(ReceiverCase):
+    """From some moment on the name of the disk leads to something else."""
 
     def setUp(self):
         super().setUp()
@@ -160,14 +162,14 @@ class PlaceTests(ReceiverCase):
         self.ends_with(LocalFailure, 3, "is another file now", *words)
         self.assertNotIn("rescue", self.disk.names())
 
-    def test_before_it_begins(self):
+    def test_a_disk_displaced_before_the_claim_fails_it(self):
         self.displace()
         self.assertEqual(Errno.EIO, self.handoff().notify("copying", ONE, 7))
         self.ended()
         self.assertEqual([], self.names())
 
-    def test_before_the_last_byte_is_changed(self):
-        """A file that was cut would have its size again, and what is missing be zeroes."""
+    def test_a_disk_displaced_before_the_last_byte_is_covered_fails_the_change(self):
+        """A truncated file would regain its size, with zeroes in place of what is missing."""
         for request in (WRITE, ZEROES):
             self.setUp()
             client, _ = self.claimed()
@@ -179,13 +181,13 @@ class PlaceTests(ReceiverCase):
             self.ended()
             self.assertEqual(Phase.COPYING, self.record().phase)
 
-    def test_a_stray_finds_nothing_out(self):
+    def test_a_stray_does_not_notice_a_displaced_disk(self):
         self.claimed()[0].write(0, DATA)
         self.displace()
         self.assertEqual(Errno.EPERM, self.client(9).ask(WRITE, SIZE - 1, 1, payload=b"x")[0])
         self.waits()
 
-    def test_before_a_change_of_what_may_be_the_only_copy(self):
+    def test_a_disk_displaced_before_a_retired_copy_is_changed_is_saved(self):
         client, handoff = self.copied()
         self.assertEqual(0, handoff.notify("retired", ONE, 7))
         self.displace()
@@ -193,7 +195,7 @@ class PlaceTests(ReceiverCase):
         self.assertNotIn(0, client.errors())
         self.saved()
 
-    def test_before_it_is_copied(self):
+    def test_a_disk_displaced_before_copied_fails_the_receiver(self):
         client, handoff = self.claimed()
         client.write(0, DATA)
         client.send(FLUSH)
@@ -202,7 +204,7 @@ class PlaceTests(ReceiverCase):
         self.ended()
         self.assertEqual(Phase.COPYING, self.record().phase)
 
-    def test_before_it_is_copied_by_a_foreign_sender(self):
+    def test_a_disk_displaced_before_the_flush_of_a_foreign_sender_fails_it(self):
         client = self.client()
         client.write(0, DATA)
         self.displace()
@@ -220,14 +222,14 @@ class PlaceTests(ReceiverCase):
         self.assertEqual(Phase.COPIED, self.rescued().phase)
         self.assertEqual(retired, bool(self.rescued().retired))
 
-    def test_when_the_source_is_retired(self):
+    def test_a_disk_displaced_when_the_source_is_retired_is_saved(self):
         _, handoff = self.copied()
         self.displace()
         handoff.send_message("retired", ONE, 7)
         self.assertNotIn(0, handoff.errors())
         self.saved()
 
-    def test_before_it_is_complete(self):
+    def test_a_disk_displaced_before_complete_is_saved(self):
         client, handoff = self.copied()
         self.assertEqual(0, handoff.notify("retired", ONE, 7))
         self.displace()
@@ -235,7 +237,7 @@ class PlaceTests(ReceiverCase):
         self.saved()
         self.assertNotEqual("complete", self.receiver.status()["state"])
 
-    def test_when_the_last_flush_fails_since_the_directory_is_gone_too(self):
+    def test_a_disk_whose_directory_is_gone_at_the_last_flush_is_saved(self):
         client, handoff = self.copied()
         self.assertEqual(0, handoff.notify("retired", ONE, 7))
 
@@ -247,28 +249,28 @@ class PlaceTests(ReceiverCase):
         client.disconnect()
         self.saved()
 
-    def test_before_it_is_complete_for_a_foreign_sender(self):
+    def test_a_disk_displaced_before_the_disconnect_of_a_foreign_sender_is_saved(self):
         client = self.client()
         client.write(0, DATA)
         self.displace()
         client.disconnect()
         self.saved(retired=False)
 
-    def test_when_it_is_stopped_with_what_may_be_the_only_copy(self):
+    def test_a_displaced_disk_is_saved_when_stopped_with_a_whole_copy(self):
         self.copied()
         self.displace()
         self.receiver.stop("enough")
         self.saved(retired=False)
 
-    def test_stopped_before_that_it_is_nothing(self):
+    def test_a_displaced_disk_is_not_saved_when_stopped_before_it_is_whole(self):
         self.claimed()
         self.displace()
         self.receiver.stop("enough")
         self.ends_with(GaveUp, 4)
         self.assertNotIn("rescue", self.disk.names())
 
-    def test_tried_until_it_is_saved(self):
-        """The process is all that keeps the disk: it does not end, whoever wants it to."""
+    def test_saving_is_tried_until_it_succeeds(self):
+        """The process is all that keeps the disk, so it does not end whoever asks for it."""
         client, handoff = self.copied()
         handoff.notify("retired", ONE, 7)
         self.disk.rescues = [OSError(errno.ENOSPC, "No space left")] * 3
@@ -285,7 +287,7 @@ class PlaceTests(ReceiverCase):
     def not_saved(self):
         return ["disk"] if not os.path.exists(self.disk.path + ".rescued.INCOMPLETE") else []
 
-    def test_what_cannot_be_saved_is_not_tried_again(self):
+    def test_a_disk_that_cannot_be_saved_is_given_up(self):
         for error, words in (
             (DiskChanged("disk: has 5 bytes now"), "lost"),
             (OSError(errno.ENODEV, "the data is on device 8:1"), "8:1"),
@@ -300,7 +302,7 @@ class PlaceTests(ReceiverCase):
             self.ends_with(LocalFailure, 3, words)
             self.assertEqual(Phase.COPIED, self.record().phase)
 
-    def test_nobody_is_served_while_it_is_saved(self):
+    def test_nobody_is_served_while_the_disk_is_saved(self):
         client, handoff = self.copied()
         handoff.notify("retired", ONE, 7)
         self.disk.rescues = [OSError(errno.ENOSPC, "No space left")]

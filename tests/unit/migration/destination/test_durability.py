@@ -1,4 +1,4 @@
-"""Which version of a disk's content is durable, and which is on record as copied (R2, R3)."""
+"""Which version of the content is durable, and which is recorded as copied (R2, R3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blockmig.nbd import Command, Request
 
 
 class Record:
-    """As far as this needs one: it is put down when the test says so."""
+    """The record as far as durability needs it: written when the test says so."""
 
     def __init__(self, phase=None, ours=False):
         self.phase = phase
@@ -47,19 +47,19 @@ class DurabilityTests(SynchronousTestCase):
     def state(self):
         return self.durability.durable, self.durability.copied
 
-    def test_nothing_to_begin_with(self):
+    def test_nothing_is_durable_or_copied_at_first(self):
         self.make()
         self.assertEqual((False, False), self.state())
         self.make(phase=Phase.COPYING)
         self.assertEqual((False, False), self.state())
 
-    def test_what_an_earlier_receiver_has_put_on_record(self):
+    def test_a_copied_record_of_an_earlier_receiver_counts_until_a_change(self):
         self.make(phase=Phase.COPIED)
         self.assertTrue(self.durability.copied)
         self.durability.content_changes()
         self.assertFalse(self.durability.copied)
 
-    def test_of_a_sender_that_says_nothing_of_itself(self):
+    def test_a_flush_of_a_foreign_sender_is_recorded_as_copied(self):
         self.make()
         put = self.durability.record_if_unchanged(self.flush(), Attempt)
         self.assertEqual((True, False), self.state())
@@ -68,28 +68,28 @@ class DurabilityTests(SynchronousTestCase):
         self.successResultOf(put)
         self.assertEqual((True, True), self.state())
 
-    def test_of_one_that_says_itself_when_this_was_all(self):
+    def test_a_flush_of_our_own_sender_is_durable_but_not_recorded(self):
         self.make(ours=True)
         self.assertIsNone(self.durability.record_if_unchanged(self.flush(), Attempt))
         self.assertEqual((True, False), self.state())
         self.assertEqual([], self.record.putting)
 
-    def test_a_flush_that_began_before_a_change(self):
+    def test_a_flush_that_began_before_a_change_does_not_count(self):
         self.make()
         self.assertIsNone(self.flush(self.durability.content_changes))
 
-    def test_a_flush_that_began_before_all_was_here(self):
+    def test_a_flush_that_began_before_the_copy_was_whole_does_not_count(self):
         self.make()
         self.assertIsNone(self.durability.flush_ended(Request(0, Command.FLUSH, 1, 0, 0)))
 
-    def test_a_change_after_a_flush(self):
+    def test_a_change_after_a_flush_makes_it_void(self):
         self.make()
         version = self.flush()
         self.durability.content_changes()
         self.assertIsNone(self.durability.record_if_unchanged(version, Attempt))
         self.assertEqual((False, False), self.state())
 
-    def test_a_change_while_it_is_put_on_record(self):
+    def test_a_change_while_it_is_recorded_makes_the_record_void(self):
         self.make()
         put = self.durability.record_if_unchanged(self.flush(), Attempt)
         self.durability.content_changes()
@@ -97,17 +97,17 @@ class DurabilityTests(SynchronousTestCase):
         self.successResultOf(put)
         self.assertEqual((False, False), self.state())
 
-    def test_no_flush_is_needed_for_what_is_on_record(self):
+    def test_a_recorded_copy_needs_no_flush(self):
         self.make(phase=Phase.COPIED)
         self.assertIsNone(self.flush())
 
-    def test_known_by_somebody_who_can(self):
+    def test_a_copy_can_be_declared_copied_from_outside(self):
         self.make()
         self.durability.content_changes()
         self.durability.assume_copied()
         self.assertTrue(self.durability.copied)
 
-    def test_a_record_that_cannot_be_written(self):
+    def test_a_record_that_cannot_be_written_fails(self):
         self.make()
         put = self.durability.record_if_unchanged(self.flush(), Attempt)
         error = OSError(28, "No space left")

@@ -1,4 +1,4 @@
-"""The machine of a migration at its destination, without a disk, a record or a wire."""
+"""The state machine of a destination, without a disk, a record or a connection."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ IGNORED = {
 
 
 class Connection:
-    """As far as an attempt needs one."""
+    """The connection as far as an attempt needs it."""
 
     def pause_reading(self):
         """Never."""
@@ -58,7 +58,7 @@ class Connection:
 
 
 class MigrationActions:
-    """Notes what is to be done."""
+    """Records which actions the machine asks for."""
 
     def __init__(self):
         self.done = []
@@ -129,7 +129,7 @@ class MachineTests(SynchronousTestCase):
         self.assertEqual(list(expected), self.actions.done)
         return answer
 
-    def test_an_attempt(self):
+    def test_an_attempt_begins_with_a_change_and_ends_with_a_drop(self):
         self.make()
         self.assertEqual(Errno.OK, self.does("change", "begin", "record attempt"))
         self.assertEqual(Errno.EPERM, self.does("change", "change"))
@@ -140,7 +140,7 @@ class MachineTests(SynchronousTestCase):
         self.assertEqual((self.actions.attempt, "why"), self.actions.about)
         self.does("change", "begin", "record attempt")
 
-    def test_messages(self):
+    def test_a_message_is_passed_to_the_current_attempt(self):
         self.make()
         self.assertEqual(Errno.EINVAL, self.does("take_message", "take_message"))
         self.assertIsNone(self.actions.told)
@@ -148,7 +148,7 @@ class MachineTests(SynchronousTestCase):
         self.does("take_message", "take_message")
         self.assertIs(self.actions.attempt, self.actions.told)
 
-    def test_the_end(self):
+    def test_a_disconnect_is_flushed_and_then_completes(self):
         for way in ((), ("change",)):
             self.make(*way)
             self.does("disconnect", "flush")
@@ -156,13 +156,13 @@ class MachineTests(SynchronousTestCase):
             self.assertEqual((self.actions.completion,), self.actions.about)
             self.assertEqual("connection", self.actions.completion.connection)
 
-    def test_who_disconnects_last_is_closed_in_good_order(self):
+    def test_the_last_connection_to_disconnect_is_closed_in_good_order(self):
         self.make("change", "disconnect")
         self.machine.disconnect("another")
         self.assertEqual([], self.actions.done)
         self.assertEqual("another", self.actions.completion.connection)
 
-    def test_a_disk_that_fails(self):
+    def test_a_failed_disk_answers_EIO_until_the_end(self):
         for way in ((), ("change",), ("change", "disconnect")):
             for end in ("drop", "give_up"):
                 self.make(*way)
@@ -172,31 +172,31 @@ class MachineTests(SynchronousTestCase):
                 self.does(end, "failed")
                 self.assertEqual((self.actions.failure,), self.actions.about)
 
-    def test_a_disk_without_a_name(self):
+    def test_a_displaced_disk_is_rescued_and_then_ends(self):
         for way in ((), ("change",), ("change", "disconnect")):
             self.make(*way)
             self.does("displaced", "rescue")
             self.does("rescued", "end")
             self.assertEqual((RESCUED,), self.actions.about)
 
-    def test_given_up(self):
+    def test_giving_up_ends_the_migration(self):
         for way in ((), ("change",)):
             self.make(*way)
             self.does("give_up", "end")
             self.assertEqual((GAVE_UP,), self.actions.about)
 
-    def test_what_is_let_pass(self):
+    def test_irrelevant_inputs_are_ignored(self):
         for state, way in WAYS.items():
             for name in IGNORED[state].split():
                 self.make(*way)
                 self.assertIsNone(self.does(name), (state, name))
 
-    def test_what_is_refused(self):
+    def test_requests_are_refused_once_the_end_began(self):
         for state in ("finishing", "rescuing", "over"):
             for name in ANSWERED:
                 self.make(*WAYS[state])
                 self.assertEqual(Errno.ESHUTDOWN, self.does(name), (state, name))
 
-    def test_all_inputs_are_tried(self):
+    def test_every_input_is_tried(self):
         declared = {name for name in vars(MigrationInputs) if not name.startswith("_")}
         self.assertEqual(declared, set(GIVEN))

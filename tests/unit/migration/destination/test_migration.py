@@ -1,4 +1,6 @@
-"""The receiver's record and its handoff export, driven by hand (R2, R6)."""
+"""A receiver's record and its handoff export, driven by hand (R2, R6): migration.py,
+message_handler.py, handoff_export.py, record.py and others of destination.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ EPERM, EINVAL, EIO = Errno.EPERM, Errno.EINVAL, Errno.EIO
 
 
 class ClaimTests(ReceiverCase):
-    def test_on_record_before_it_is_acknowledged(self):
+    def test_a_claim_is_recorded_before_it_is_acknowledged(self):
         threads = self.threads()
         handoff = self.handoff()
         self.assertEqual(HandoffPhase.NONE, handoff.page().phase)
@@ -49,7 +51,7 @@ class ClaimTests(ReceiverCase):
         self.assertEqual(self.disk.path, found.destination.disk)
         self.assertEqual(0, self.receiver.attempts)
 
-    def test_page(self):
+    def test_the_handoff_message_shows_the_claim(self):
         _, handoff = self.claimed()
         message = handoff.page()
         self.assertEqual(
@@ -65,7 +67,7 @@ class ClaimTests(ReceiverCase):
         )
         self.assertEqual(os.uname().nodename, message.host)
 
-    def test_prepared_once_and_behind_the_record(self):
+    def test_the_disk_is_prepared_once_and_after_the_record(self):
         seen = []
         self.disk.prepare = lambda: seen.append(self.names())
         self.claimed()
@@ -74,7 +76,7 @@ class ClaimTests(ReceiverCase):
         self.client().write(0, DATA)
         self.assertEqual(1, len(seen))
 
-    def test_bound_by_the_first_cookie(self):
+    def test_the_first_cookie_binds_a_connection_to_the_claim(self):
         client, _ = self.claimed()
         client.write(0, DATA[:10])
         self.assertEqual([0], client.errors())
@@ -85,13 +87,13 @@ class ClaimTests(ReceiverCase):
         record = self.record()
         return record.migration, record.attempt, record.identified
 
-    def test_bound_by_the_first_request_of_any_kind(self):
+    def test_a_first_request_of_any_kind_binds_a_connection(self):
         client, _ = self.claimed()
         self.assertEqual(0, client.ask(READ, 0, 1)[0])
         client.write(0, DATA[:10])
         self.assertEqual(ONE, self.record().migration)
 
-    def test_no_other_cookie_binds(self):
+    def test_any_other_cookie_is_a_foreign_connection(self):
         for cookie in (6, 8, 0, 7 << 32, 2**64 - 1):
             self.setUp()
             self.claimed()[0].lose()
@@ -101,7 +103,7 @@ class ClaimTests(ReceiverCase):
             self.assertEqual([0], client.errors())
             self.assertFalse(self.record().identified, cookie)
 
-    def test_claimed_again(self):
+    def test_the_same_migration_can_be_claimed_again_after_its_connection_is_lost(self):
         client, handoff = self.claimed()
         client.write(0, DATA)
         self.assertEqual(EPERM, handoff.notify("copying"), "an attempt goes on")
@@ -113,8 +115,8 @@ class ClaimTests(ReceiverCase):
         self.assertEqual(((ONE, 2, True), began), (self.what(), self.record().began))
         self.assertEqual(2, self.receiver.attempts)
 
-    def test_a_claim_ends_the_attempt_that_its_sender_has_lost(self):
-        """Which may be half open here; another's claim does not."""
+    def test_a_claim_ends_the_lost_attempt_of_its_own_sender(self):
+        """The lost attempt may be half open here. A claim of another migration does not end it."""
         client, _ = self.claimed()
         client.write(0, DATA)
         for migration, error in ((TWO, EPERM), ("", EINVAL), (fingerprint(ONE), EINVAL)):
@@ -125,13 +127,13 @@ class ClaimTests(ReceiverCase):
         self.assertTrue(client.transport.gone)
         self.assertEqual(0, self.handoff().notify("copying", cookie=9))
 
-    def test_nor_does_a_claim_end_a_foreign_attempt(self):
+    def test_a_claim_does_not_end_a_foreign_attempt(self):
         client = self.client()
         client.write(0, DATA[:5])
         self.assertEqual(EPERM, self.handoff().notify("copying", self.record().migration))
         self.assertTrue(client.transport.listens)
 
-    def test_claimed_by_another(self):
+    def test_another_migration_may_claim_an_unfinished_copy(self):
         self.claimed()
         client, _ = self.claimed(TWO, 9)
         client.write(0, DATA)
@@ -139,7 +141,7 @@ class ClaimTests(ReceiverCase):
         # The first one's connection is a stranger's now.
         self.assertEqual(EPERM, self.client(7).ask(ZEROES, 0, 5)[0])
 
-    def test_bad_messages(self):
+    def test_bad_messages_are_refused_and_change_nothing(self):
         handoff = self.handoff()
         for more in (
             {"size": SIZE + 1},
@@ -165,7 +167,7 @@ class ClaimTests(ReceiverCase):
         self.assertEqual([], self.names())
         self.assertFalse(self.receiver.touched)
 
-    def test_only_whole_messages(self):
+    def test_only_whole_messages_are_accepted(self):
         handoff = self.handoff()
         for offset, length in ((0, 4095), (1, 4095), (0, 1), (4095, 1)):
             handoff.write(offset, b"x" * length)
@@ -177,14 +179,14 @@ class ClaimTests(ReceiverCase):
         self.assertEqual(b"{", handoff.ask(READ, 0, 1)[1])
         self.assertEqual(bytes(96), handoff.ask(READ, 4000, 96)[1])
 
-    def test_messages_of_two_are_not_mixed_up(self):
+    def test_messages_of_two_connections_are_not_mixed_up(self):
         one, two = self.handoff(), self.handoff()
         one.give(request_bytes(WRITE, 0, MESSAGE_SIZE, 0, 55) + b"{" * 2000)
         self.assertEqual(EPERM, two.notify("copied"))
         one.give(bytes(2096))
         self.assertEqual(int(EINVAL).to_bytes(4, "big"), one.received()[4:8])
 
-    def test_what_comes_late_of_an_earlier_claim_is_void(self):
+    def test_a_late_message_from_before_the_claim_closes_its_connection(self):
         one, two = self.handoff(), self.handoff()
         one.give(request_bytes(WRITE, 0, MESSAGE_SIZE, 0, 55) + b"{" * 2000)
         self.assertEqual(0, two.notify("copying"))
@@ -192,15 +194,15 @@ class ClaimTests(ReceiverCase):
         self.assertTrue(one.transport.gone)
         self.assertTrue(two.transport.listens)
 
-    def test_listed(self):
+    def test_the_handoff_export_is_listed(self):
         factory = self.receiver.factory()
         self.assertEqual(["", ".handoff"], factory._settings.names())
 
 
-class UnboundTests(ReceiverCase):
-    """Whoever says nothing of itself is put on record before it changes a byte."""
+class ForeignSenderTests(ReceiverCase):
+    """A sender that does not identify itself is recorded before it changes a byte."""
 
-    def test_before_the_first_byte(self):
+    def test_a_foreign_sender_is_recorded_before_the_first_change(self):
         for requests in (
             request_bytes(WRITE, 0, 10) + DATA[:10] + request_bytes(WRITE, 10, 10) + DATA[:10],
             request_bytes(ZEROES, 0, 10),
@@ -221,7 +223,7 @@ class UnboundTests(ReceiverCase):
             self.assertNotEqual([], self.changes())
             self.assertEqual("prepare", self.disk.names()[0])
 
-    def test_the_record(self):
+    def test_the_record_of_a_foreign_sender_has_its_address(self):
         self.foreign()
         found = self.record()
         self.assertEqual(
@@ -230,7 +232,7 @@ class UnboundTests(ReceiverCase):
         )
         self.assertEqual("", self.handoff().page().migration, "nobody can claim to be of it")
 
-    def test_goes_on(self):
+    def test_a_second_foreign_attempt_continues_the_migration(self):
         client = self.client()
         client.write(0, DATA[:10])
         client.lose()
@@ -243,7 +245,7 @@ class UnboundTests(ReceiverCase):
     def of(self, record):
         return record.migration, record.attempt, record.began
 
-    def test_in_place_of_a_claim(self):
+    def test_a_foreign_attempt_replaces_an_unfinished_claim(self):
         self.claimed()
         client = self.client()
         client.write(0, DATA[:10])
@@ -252,7 +254,7 @@ class UnboundTests(ReceiverCase):
         self.assertNotEqual(ONE, found.migration)
         self.assertEqual((1, False), (found.attempt, found.identified))
 
-    def test_client_gone_before_the_record_is_there(self):
+    def test_a_client_lost_before_the_record_was_written_leaves_an_attempt(self):
         threads = self.threads()
         client = self.client()
         client.write(0, DATA)
@@ -267,7 +269,7 @@ class UnboundTests(ReceiverCase):
         self.assertEqual([0], second.errors())
         self.assertEqual(2, self.record().attempt)
 
-    def test_readers_leave_no_trace(self):
+    def test_readers_leave_no_record(self):
         client = self.client()
         client.ask(READ, 0, 100)
         client.ask(FLUSH)
@@ -278,7 +280,7 @@ class UnboundTests(ReceiverCase):
 
 
 class FallBackTests(ReceiverCase):
-    def test_before_a_change_of_a_whole_copy(self):
+    def test_a_whole_copy_is_recorded_as_copying_before_it_is_changed(self):
         for request in (
             request_bytes(WRITE, 5, 10) + DATA[:10],
             request_bytes(ZEROES, 5, 10),
@@ -307,7 +309,7 @@ class FallBackTests(ReceiverCase):
     def stands(self, threads):
         return len(threads.waiting), self.changes(), self.record().phase
 
-    def test_a_change_while_copied_is_being_put_down(self):
+    def test_a_change_while_copied_is_recorded_waits_for_copying(self):
         threads = self.threads()
         client, handoff = self.client(), self.handoff()
         client.write(0, DATA)
@@ -323,8 +325,8 @@ class FallBackTests(ReceiverCase):
         self.assertEqual((Phase.COPYING, ["write"]), (self.record().phase, self.changes()))
         self.assertEqual(EPERM, handoff.notify("copied"))
 
-    def test_asked_while_it_falls_back(self):
-        """The change is admitted only behind the record: what is told until then comes late."""
+    def test_copied_and_retired_are_refused_while_the_record_returns_to_copying(self):
+        """The change is admitted only after the record; messages until then are too late."""
         for words in ("copied", "retired"):
             self.setUp()
             threads = self.threads()
@@ -348,8 +350,8 @@ class FallBackTests(ReceiverCase):
             self.assertEqual("", self.record().retired)
             self.assertEqual([0], client.errors())
 
-    def test_a_change_that_began_before_the_flush(self):
-        """Whatever is under way in a thread while the flush is, is not durable behind it."""
+    def test_a_change_under_way_during_the_flush_is_not_durable(self):
+        """What a thread changes during the flush is not durable after it."""
         threads = self.threads()
         client = self.client()
         client.write(0, DATA)
@@ -365,7 +367,7 @@ class FallBackTests(ReceiverCase):
         self.assertEqual(["_change"], threads.names())
         self.assertEqual(Phase.COPYING, self.record().phase)
 
-    def test_a_whole_copy_of_ours_is_nobody_elses_to_change(self):
+    def test_a_stranger_cannot_change_a_whole_copy_of_our_own_sender(self):
         client, handoff = self.copied()
         client.lose()
         self.clock.advance(0)
@@ -384,7 +386,7 @@ class FallBackTests(ReceiverCase):
         again.write(0, DATA)
         self.assertEqual([0], again.errors())
 
-    def test_a_whole_copy_of_a_foreign_sender_may_be_begun_again(self):
+    def test_a_whole_copy_of_a_foreign_sender_may_be_overwritten(self):
         self.foreign().lose()
         self.clock.advance(0)
         self.disk.calls.clear()
@@ -398,7 +400,7 @@ class FallBackTests(ReceiverCase):
         self.claimed(TWO)
         self.assertEqual(TWO, self.record().migration)
 
-    def test_claimed_again_falls_back_before_the_acknowledgement(self):
+    def test_a_new_claim_is_recorded_as_copying_before_it_is_acknowledged(self):
         threads = self.threads()
         handoff = self.handoff()
         handoff.send_message("copying")
@@ -418,7 +420,7 @@ class FallBackTests(ReceiverCase):
 
 
 class ConfirmTests(ReceiverCase):
-    def test_only_when_copied_and_of_that_migration(self):
+    def test_copied_is_acknowledged_only_for_a_whole_copy_of_that_migration(self):
         client, handoff = self.claimed()
         self.assertEqual(EPERM, handoff.notify("copied"))
         client.write(0, DATA[:4000])
@@ -437,14 +439,14 @@ class ConfirmTests(ReceiverCase):
         client.write(0, DATA[:1])
         self.assertEqual(EPERM, handoff.notify("copied"), "changed since")
 
-    def test_nobody_confirms_a_foreign_senders(self):
+    def test_nobody_can_confirm_the_copy_of_a_foreign_sender(self):
         self.foreign()
         handoff = self.handoff()
         for migration, error in (("", EINVAL), (self.record().migration, EPERM)):
             self.assertEqual(error, handoff.notify("copied", migration))
             self.assertEqual(error, handoff.notify("retired", migration))
 
-    def test_not_before_it_is_on_record(self):
+    def test_copied_is_acknowledged_after_it_is_recorded(self):
         threads = self.threads()
         handoff = self.handoff()
         handoff.send_message("copying")
@@ -465,8 +467,8 @@ class ConfirmTests(ReceiverCase):
         threads.run()
         self.assertEqual(([0], Phase.COPIED), (handoff.errors(), self.record().phase))
 
-    def test_not_before_it_is_on_record_of_a_foreign_sender(self):
-        """One that cannot say `copied` has its flush answered behind the record."""
+    def test_the_flush_of_a_foreign_sender_is_answered_after_copied_is_recorded(self):
+        """A sender that cannot announce `copied` gets its flush reply after the record."""
         threads = self.threads()
         client = self.client()
         client.write(0, DATA)
@@ -485,7 +487,7 @@ class ConfirmTests(ReceiverCase):
         return client, handoff
 
     def flushed(self):
-        """What a mirror does after each pass; it has not said that this was all."""
+        """What a mirror does after each pass; it has not announced `copied`."""
         client, handoff = self.written()
         self.assertEqual(0, client.ask(FLUSH)[0])
         return client, handoff
@@ -518,12 +520,12 @@ class ConfirmTests(ReceiverCase):
         return self.receiver.status()["state"]
 
     def watch(self):
-        """What was ever on record, from now on."""
+        """Every record that is written from now on."""
         self.words = []
         self.system.tell = self.words.append
 
-    def test_a_flush_puts_nothing_on_record(self):
-        """Whoever has claimed the migration may go on: its disk is in use."""
+    def test_a_flush_of_a_claimed_migration_records_nothing(self):
+        """The disk of a claimed migration is in use, so the sender may continue after a flush."""
         self.watch()
         client, handoff = self.flushed()
         self.check_not_copied()
@@ -536,22 +538,22 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual(["INCOMPLETE copying", "INCOMPLETE copied"], self.words)
         self.assertEqual((Phase.COPIED, "copied"), (self.record().phase, self.state()))
 
-    def test_nothing_follows_from_a_flush(self):
-        """No retiring, no end, no leave to be silent."""
+    def test_a_flush_without_copied_allows_no_retirement(self):
+        """A flush alone allows neither retiring nor completion nor silence."""
         _, handoff = self.flushed()
         self.assertEqual(EPERM, handoff.notify("retired"))
         self.receiver.stop("enough")
         self.ends_with(GaveUp, 4, "is not canonical")
         self.assertEqual(Phase.COPYING, self.record().phase)
 
-    def test_stopped_behind_copied(self):
+    def test_a_stop_after_copied_is_unconfirmed(self):
         _, handoff = self.flushed()
         self.assertEqual(0, handoff.notify("copied"))
         self.receiver.stop("enough")
         self.ends_with(Unconfirmed, 5, "look at there:/source")
 
-    def test_stopped_while_copied_is_being_put_down(self):
-        """What is on record in the end says more than what was told: that is the safe handoff."""
+    def test_a_stop_while_copied_is_recorded_gives_up(self):
+        """The record then promises more than was announced; that is the safe direction."""
         threads, _, handoff = self.flushed_by_threads()
         handoff.send_message("copied")
         self.assertEqual("copying", self.state())
@@ -562,13 +564,13 @@ class ConfirmTests(ReceiverCase):
         self.ends_with(GaveUp, 4)
         self.assertEqual(Phase.COPIED, self.record().phase)
 
-    def test_copied_without_a_flush(self):
+    def test_copied_without_a_flush_is_refused(self):
         self.watch()
         _, handoff = self.written()
         self.assertEqual(EPERM, handoff.notify("copied"))
         self.check_not_copied()
 
-    def test_copied_with_a_flush_of_less(self):
+    def test_copied_after_a_flush_of_an_incomplete_copy_is_refused(self):
         self.watch()
         client, handoff = self.claimed()
         client.write(0, DATA[:4000])
@@ -578,7 +580,7 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual(EPERM, handoff.notify("copied"))
         self.check_not_copied()
 
-    def test_copied_with_a_change_behind_the_flush(self):
+    def test_copied_with_a_change_after_the_flush_is_refused(self):
         for command in (WRITE, ZEROES, TRIM):
             self.setUp()
             self.watch()
@@ -592,8 +594,8 @@ class ConfirmTests(ReceiverCase):
             self.check_not_copied()
             self.assertEqual(0, handoff.notify("copied"))
 
-    def test_copied_with_a_change_under_way(self):
-        """Admitted behind the flush, and not done: nobody knows what is durable."""
+    def test_copied_with_a_change_under_way_is_refused(self):
+        """The change was admitted after the flush and is not done: nobody knows what is durable."""
         threads, client, handoff = self.flushed_by_threads()
         client.send(ZEROES, 0, 10, CommandFlag.FUA)
         self.assertEqual(["_change"], threads.names())
@@ -601,12 +603,12 @@ class ConfirmTests(ReceiverCase):
         threads.run()
         self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
-    def test_copied_with_half_a_write_behind_the_flush(self):
+    def test_copied_with_half_a_write_after_the_flush_is_refused(self):
         client, handoff = self.flushed()
         client.give(request_bytes(WRITE, 0, 100, cookie=999) + b"half")
         self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
-    def test_copied_and_changed_while_that_is_put_down(self):
+    def test_copied_with_a_change_while_it_is_recorded_is_void(self):
         threads, client, handoff = self.flushed_by_threads()
         handoff.send_message("copied")
         client.write(0, DATA[:10])
@@ -615,13 +617,13 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual([EPERM], handoff.errors(), "it is not what stands there")
         self.assertEqual(EPERM, handoff.notify("retired"))
 
-    def test_told_twice(self):
+    def test_copied_may_be_announced_twice_and_is_recorded_once(self):
         self.watch()
         _, handoff = self.flushed()
         self.assertEqual([0, 0], [handoff.notify("copied"), handoff.notify("copied")])
         self.assertEqual(["INCOMPLETE copying", "INCOMPLETE copied"], self.words)
 
-    def test_told_twice_at_once(self):
+    def test_copied_may_be_announced_by_two_connections_at_once(self):
         threads, _, handoff = self.flushed_by_threads()
         other = self.handoff()
         handoff.send_message("copied")
@@ -631,8 +633,8 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual(([0], [0]), (handoff.errors(), other.errors()))
         self.assertEqual(Phase.COPIED, self.record().phase)
 
-    def test_told_by_another_connection(self):
-        """The sender's own to the handoff export may have been lost; what counts is who flushed."""
+    def test_copied_may_be_announced_by_another_connection(self):
+        """The sender may have lost its own handoff connection; what counts is who flushed."""
         _, handoff = self.flushed()
         handoff.lose()
         self.clock.advance(0)
@@ -641,8 +643,8 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual(Phase.COPYING, self.record().phase)
         self.assertEqual((0, Phase.COPIED), (other.notify("copied"), self.record().phase))
 
-    def test_not_once_the_attempt_is_gone(self):
-        """Whatever it had flushed: another may have begun, and its coverage is forgotten."""
+    def test_copied_is_refused_once_the_attempt_is_gone(self):
+        """Another attempt may have begun, and the coverage is forgotten."""
         client, handoff = self.flushed()
         client.lose()
         self.clock.advance(0)
@@ -656,8 +658,8 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual([0, 0], second.errors())
         self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
-    def test_a_flush_that_comes_back_late(self):
-        """It was asked for when all was there; what came meanwhile is not durable."""
+    def test_copied_is_refused_after_a_flush_that_a_write_overtook(self):
+        """The flush was requested when the copy was whole; later writes are not durable."""
         threads, client, handoff = self.written_by_threads()
         self.assertEqual(["flush"], threads.names())
         client.write(5, b"late")
@@ -666,8 +668,8 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual([0, 0, 0], sorted(client.errors()))
         self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
-    def test_a_change_while_the_flush_waits_for_what_is_on_its_way(self):
-        """Its reply waits for the writing behind, and what is changed meanwhile is not durable."""
+    def test_a_change_while_the_flush_waits_for_write_behind_is_not_durable(self):
+        """The reply waits for write-behind, and what is changed meanwhile is not durable."""
         threads = self.threads()
         handoff = self.handoff()
         handoff.send_message("copying")
@@ -688,7 +690,7 @@ class ConfirmTests(ReceiverCase):
         handoff.errors()
         self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
-    def test_the_late_flush_of_an_attempt_that_is_gone(self):
+    def test_the_late_flush_of_an_attempt_that_is_gone_does_not_count(self):
         threads, client, handoff = self.written_by_threads()
         client.lose()
         self.clock.advance(0)
@@ -698,7 +700,7 @@ class ConfirmTests(ReceiverCase):
         handoff.errors()
         self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
-    def test_a_flush_from_before_does_not_count_for_the_next_attempt(self):
+    def test_an_earlier_flush_does_not_count_for_the_next_attempt(self):
         threads, client, handoff = self.written_by_threads()
         client.lose()
         handoff.errors()
@@ -716,8 +718,8 @@ class ConfirmTests(ReceiverCase):
             (EPERM, Phase.COPYING), (handoff.notify("copied", cookie=9), self.record().phase)
         )
 
-    def test_not_by_who_has_not_claimed_it(self):
-        """The attempt is a stranger's, although the record was somebody's before."""
+    def test_copied_is_refused_for_the_attempt_of_a_stranger(self):
+        """The attempt is a stranger's, although the record was claimed before."""
         self.claimed()[0].lose()
         self.clock.advance(0)
         stranger = self.client(100)
@@ -727,14 +729,14 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual(0, stranger.ask(FLUSH)[0])
         self.assertEqual(EPERM, self.handoff().notify("copied"))
 
-    def test_a_strays_flush_does_not_make_it_copied(self):
+    def test_a_flush_of_a_stray_does_not_allow_copied(self):
         client, handoff = self.claimed()
         client.write(0, DATA)
         stray = self.client()
         self.assertEqual(0, stray.ask(FLUSH)[0])
         self.assertEqual((EPERM, Phase.COPYING), (handoff.notify("copied"), self.record().phase))
 
-    def test_a_flush_that_fails_does_not(self):
+    def test_a_failed_flush_does_not_allow_copied(self):
         client, handoff = self.claimed()
         client.write(0, DATA)
         self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
@@ -743,7 +745,7 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual(EIO, handoff.notify("copied"))
         self.assertEqual(Phase.COPYING, self.record().phase)
 
-    def test_by_a_receiver_that_was_started_again(self):
+    def test_a_restarted_receiver_acknowledges_copied_as_recorded(self):
         self.stand("copied")
         self.assertEqual(0, self.handoff().notify("copied"))
         self.assertEqual(EPERM, self.handoff().notify("copied", TWO))
@@ -754,7 +756,7 @@ class ConfirmTests(ReceiverCase):
 
 
 class RetiredTests(ReceiverCase):
-    def test_on_record_before_it_is_acknowledged(self):
+    def test_retired_is_recorded_before_it_is_acknowledged(self):
         threads = self.threads()
         handoff = self.handoff()
         handoff.send_message("copying")
@@ -776,7 +778,7 @@ class RetiredTests(ReceiverCase):
         self.assertRegex(self.record().retired, "Z$")
         self.assertEqual(HandoffPhase.RETIRED, handoff.page().phase)
 
-    def test_refused(self):
+    def test_retired_is_refused_before_copied(self):
         client, handoff = self.claimed()
         self.assertEqual(EPERM, handoff.notify("retired"))
         client.write(0, DATA)
@@ -789,14 +791,14 @@ class RetiredTests(ReceiverCase):
         client.write(0, DATA[:5])
         self.assertEqual(EPERM, handoff.notify("retired"))
 
-    def test_twice(self):
+    def test_retired_may_be_announced_twice_and_is_recorded_once(self):
         _, handoff = self.retired()
         first = self.record()
         self.clock.advance(5)
         self.assertEqual(0, handoff.notify("retired", cookie=9))
         self.assertEqual(first, self.record())
 
-    def test_the_second_waits_for_the_first(self):
+    def test_the_second_announcement_waits_for_the_record_of_the_first(self):
         self.stand("copied")
         threads = self.threads()
         one, two = self.handoff(), self.handoff()
@@ -806,7 +808,7 @@ class RetiredTests(ReceiverCase):
         threads.run()
         self.assertEqual(([0], [0]), (one.errors(), two.errors()))
 
-    def test_nothing_changes_it_any_more(self):
+    def test_a_retired_copy_cannot_be_changed(self):
         client, handoff = self.retired()
         self.disk.calls.clear()
         for other in (client, self.client(7), self.client()):
@@ -822,7 +824,7 @@ class RetiredTests(ReceiverCase):
         self.assertEqual([], self.changes())
         self.assertEqual(0, handoff.notify("copied"))
 
-    def test_nor_behind_a_restart(self):
+    def test_a_retired_copy_cannot_be_changed_after_a_restart(self):
         self.stand("copied", retired="then")
         handoff = self.handoff()
         self.assertEqual(HandoffPhase.RETIRED, handoff.page().phase)
@@ -836,14 +838,14 @@ class RetiredTests(ReceiverCase):
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
         self.assertEqual([], self.names())
 
-    def test_the_disconnect_in_good_order(self):
+    def test_a_disconnect_after_retired_completes_the_migration(self):
         client, handoff = self.retired()
         client.disconnect()
         handoff.disconnect()
         self.check_complete()
 
-    def test_a_disconnect_while_waiting(self):
-        """The finisher's: it needs the record to say `retired`, and the cookie that it gave."""
+    def test_a_disconnect_of_a_finisher_needs_the_announced_cookie(self):
+        """The record must say `retired`, and the cookie must be the announced one."""
         self.stand("copied")
         self.client(7).disconnect()
         self.waits()
@@ -866,7 +868,7 @@ class RetiredTests(ReceiverCase):
         self.assertEqual("flush", self.disk.names()[-1])
         self.assertTrue(finisher.transport.gone)
 
-    def test_copied_is_not_enough(self):
+    def test_a_disconnect_after_copied_from_a_new_connection_completes_nothing(self):
         client, handoff = self.copied()
         client.lose()
         self.clock.advance(0)
@@ -875,7 +877,7 @@ class RetiredTests(ReceiverCase):
         self.waits()
         self.assertEqual(["disk.INCOMPLETE"], self.names())
 
-    def test_the_last_cookie_counts(self):
+    def test_the_last_announced_cookie_counts(self):
         client, handoff = self.retired()
         client.lose()
         self.clock.advance(0)
@@ -886,16 +888,16 @@ class RetiredTests(ReceiverCase):
         handoff.disconnect()
         self.check_complete()
 
-    def test_another_may_finish_while_the_attempts_connection_is_there(self):
-        """One that hangs half open must not keep the finisher out."""
+    def test_a_finisher_may_disconnect_while_the_old_connection_lasts(self):
+        """A connection that hangs half open must not keep the finisher out."""
         _, handoff = self.retired()
         self.assertEqual(0, handoff.notify("retired", cookie=9))
         self.client(9).disconnect()
         handoff.disconnect()
         self.check_complete()
 
-    def test_told_by_the_sender_of_a_migration_that_was_complete(self):
-        """Its receiver died behind the end, and was started again: it has no record any more."""
+    def test_a_restarted_receiver_knows_a_complete_migration_by_its_token(self):
+        """The receiver died after the end and was restarted: it has no record any more."""
         self.check_was_complete(True)
 
     def check_was_complete(self, expected, token=None, **more):
@@ -914,7 +916,7 @@ class RetiredTests(ReceiverCase):
         else:
             self.waits()
 
-    def test_but_of_no_other(self):
+    def test_a_restarted_receiver_does_not_know_another_migration(self):
         self.check_was_complete(False, token="")
         self.check_was_complete(False, token=self.disk.path)
         self.check_was_complete(False, token="inode 5, born 7")
@@ -922,13 +924,13 @@ class RetiredTests(ReceiverCase):
         self.disk.identity = lambda: ""
         self.check_was_complete(False)
 
-    def test_nor_once_another_migration_began(self):
+    def test_a_token_does_not_count_once_another_migration_began(self):
         self.claimed(TWO)
         self.assertEqual(EPERM, self.handoff().notify("retired", token=self.disk.identity()))
         self.claimed(ONE, 9)
         self.assertEqual(EPERM, self.handoff().notify("retired", token=self.disk.identity()))
 
-    def test_told_while_another_attempt_is_over(self):
+    def test_a_disconnect_after_copied_completes_its_own_attempt(self):
         client, handoff = self.copied()
         client.disconnect()
         handoff.disconnect()
@@ -936,12 +938,12 @@ class RetiredTests(ReceiverCase):
 
 
 class TokenTests(ReceiverCase):
-    """What the disk is known by is for the sender alone, and not before its source is retired."""
+    """The token of the disk is for the sender alone, and only after its source is retired."""
 
     def tokens(self, *sides):
         return [handoff.page().token for handoff in sides]
 
-    def test_handed_out(self):
+    def test_the_token_is_given_to_the_connection_that_announced_retired(self):
         client, handoff = self.copied()
         other = self.handoff()
         self.assertEqual(0, handoff.notify("copied"))
@@ -951,15 +953,15 @@ class TokenTests(ReceiverCase):
         client.disconnect()
         self.assertEqual(["inode 5, born 6", ""], self.tokens(handoff, other))
 
-    def test_not_to_one_that_was_refused(self):
+    def test_the_token_is_not_given_to_a_refused_connection(self):
         self.copied()
         other = self.handoff()
         for migration, error in ((TWO, EPERM), (fingerprint(ONE), EINVAL)):
             self.assertEqual(error, other.notify("retired", migration))
             self.assertEqual([""], self.tokens(other))
 
-    def test_nothing_to_speak_with_is_shown(self):
-        """No page has the UUID; what it has instead is no message."""
+    def test_no_message_shows_the_UUID_of_the_migration(self):
+        """The fingerprint that a message shows instead does not identify a sender."""
         self.retired()
         message = self.handoff().page()
         self.assertNotIn(ONE, message.encode().decode())
@@ -968,8 +970,8 @@ class TokenTests(ReceiverCase):
         for phase in ("copying", "copied", "retired"):
             self.assertEqual(EINVAL, stranger.notify(phase, message.migration))
 
-    def test_not_while_something_else_is_being_put_down(self):
-        """A receiver that was started anew is untouched until somebody begins."""
+    def test_retired_is_refused_while_another_claim_is_recorded(self):
+        """A restarted receiver is untouched until somebody begins."""
         threads = self.threads()
         one = self.handoff()
         one.send_message("copying", TWO)
@@ -981,7 +983,7 @@ class TokenTests(ReceiverCase):
 
 
 class EndTests(ReceiverCase):
-    def test_order(self):
+    def test_the_end_comes_in_the_order_of_the_design(self):
         events = []
         self.system.tell = events.append
         self.disk.observe(lambda call: events.append(call.method))
@@ -1002,7 +1004,7 @@ class EndTests(ReceiverCase):
         )
         self.assertEqual(HandoffPhase.COMPLETE, handoff.page().phase)
 
-    def test_reading_the_page_waits_for_the_end(self):
+    def test_reading_the_message_waits_for_the_end(self):
         self.stand("copied")
         threads = self.threads()
         handoff = self.handoff()
@@ -1022,7 +1024,7 @@ class EndTests(ReceiverCase):
         self.assertEqual([], self.names())
         self.assertIn(fingerprint(ONE).encode(), data)
 
-    def test_reading_the_page_while_the_end_fails(self):
+    def test_reading_the_message_while_the_end_fails_says_retired(self):
         self.stand("copied", retired="then")
         threads = self.threads()
         handoff = self.handoff()
@@ -1037,7 +1039,7 @@ class EndTests(ReceiverCase):
         self.assertEqual(0, error)
         self.assertIn(b'"retired"', data)
 
-    def test_the_side_lingers(self):
+    def test_the_handoff_export_stays_open_after_the_end(self):
         client, handoff = self.retired()
         silent, stranger = self.handoff(), self.client()
         client.disconnect()
@@ -1053,7 +1055,7 @@ class EndTests(ReceiverCase):
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_for_a_few_seconds_at_most(self):
+    def test_the_handoff_export_stays_open_for_five_seconds_at_most(self):
         client, handoff = self.retired()
         client.disconnect()
         self.clock.advance(4.9)
@@ -1064,14 +1066,14 @@ class EndTests(ReceiverCase):
         self.successResultOf(self.outcome)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_not_where_it_failed(self):
+    def test_the_handoff_export_closes_at_once_after_a_failure(self):
         _, handoff = self.copied()
         self.receiver.stop()
         self.ends_with(Unconfirmed, 5)
         self.assertTrue(handoff.transport.gone)
 
-    def test_the_side_may_be_silent_while_the_copy_goes_on(self):
-        """Its sender has nothing to say for hours; another's has no such leave."""
+    def test_the_handoff_connection_of_the_sender_may_be_silent(self):
+        """The sender has nothing to send there for hours; other connections time out."""
         client, handoff = self.claimed()
         other = self.handoff()
         for _ in range(20):
@@ -1080,7 +1082,7 @@ class EndTests(ReceiverCase):
         self.assertTrue(other.transport.gone)
         self.assertTrue(handoff.transport.listens)
 
-    def test_told_behind_the_end(self):
+    def test_messages_after_the_end_are_refused(self):
         client, handoff = self.retired()
         client.disconnect()
         for phase in ("copying", "copied", "retired"):
@@ -1102,7 +1104,7 @@ class FailureTests(ReceiverCase):
             self.clock.advance(0.1)
         self.ends_with(LocalFailure, ExitStatus.FAILED, "No space left on device")
 
-    def test_a_claim(self):
+    def test_a_claim_that_cannot_be_recorded_fails_the_receiver(self):
         handoff = self.handoff()
         self.system.fail["INCOMPLETE copying"] = self.broken
         self.assertEqual(Errno.ENOSPC, handoff.notify("copying"))
@@ -1111,14 +1113,14 @@ class FailureTests(ReceiverCase):
         self.assertEqual([], self.changes())
         self.fails()
 
-    def test_not_touched_by_a_record_that_could_not_be_written(self):
+    def test_a_record_that_could_not_be_written_leaves_the_disk_untouched(self):
         self.system.fail["INCOMPLETE copying"] = self.broken
         self.assertEqual(Errno.ENOSPC, self.handoff().notify("copying"))
         self.assertEqual((False, []), (self.receiver.touched, self.names()))
         self.fails()
 
-    def test_settling(self):
-        """What is seen may be undone by a power failure: it is not gone on from."""
+    def test_a_directory_that_cannot_be_synced_fails_the_claim(self):
+        """A power failure may undo what the directory shows, so it must be synced first."""
         syncs = []
 
         def fsync(descriptor):
@@ -1131,7 +1133,7 @@ class FailureTests(ReceiverCase):
         self.assertNotIn("prepare", self.disk.names())
         self.fails()
 
-    def test_the_first_change(self):
+    def test_a_first_change_that_cannot_be_recorded_fails_the_receiver(self):
         client = self.client()
         self.system.fail["INCOMPLETE copying"] = self.broken
         client.write(0, DATA)
@@ -1140,7 +1142,7 @@ class FailureTests(ReceiverCase):
         client.lose()
         self.fails(1)
 
-    def test_preparing(self):
+    def test_a_disk_that_cannot_be_prepared_fails_the_receiver(self):
         self.disk.fail("prepare", self.broken, times=None)
         client = self.client()
         client.write(0, DATA)
@@ -1148,7 +1150,7 @@ class FailureTests(ReceiverCase):
         self.assertEqual(([], ["disk.INCOMPLETE"]), (self.changes(), self.names()))
         self.fails()
 
-    def test_copied(self):
+    def test_a_copied_that_cannot_be_recorded_fails_the_receiver(self):
         client, handoff = self.claimed()
         self.system.fail["INCOMPLETE copied"] = self.broken
         client.write(0, DATA)
@@ -1163,7 +1165,7 @@ class FailureTests(ReceiverCase):
         self.fails()
         self.assertEqual(["disk.INCOMPLETE"], self.names())
 
-    def test_copied_by_a_foreign_sender(self):
+    def test_a_foreign_copied_that_cannot_be_recorded_fails_the_receiver(self):
         client = self.client()
         self.system.fail["INCOMPLETE copied"] = self.broken
         client.write(0, DATA)
@@ -1175,7 +1177,7 @@ class FailureTests(ReceiverCase):
         self.fails()
         self.assertEqual(["disk.INCOMPLETE"], self.names())
 
-    def test_falling_back(self):
+    def test_a_return_to_copying_that_cannot_be_recorded_fails_the_receiver(self):
         client, handoff = self.copied()
         self.disk.calls.clear()
         self.system.fail["INCOMPLETE copying"] = self.broken
@@ -1185,14 +1187,14 @@ class FailureTests(ReceiverCase):
         self.assertNotEqual(0, handoff.notify("retired"))
         self.fails()
 
-    def test_retired(self):
+    def test_a_retired_that_cannot_be_recorded_fails_the_receiver(self):
         _, handoff = self.copied()
         self.system.fail["INCOMPLETE copied retired"] = self.broken
         self.assertEqual(Errno.ENOSPC, handoff.notify("retired"))
         self.assertEqual("", self.record().retired)
         self.fails()
 
-    def test_removing(self):
+    def test_a_record_that_cannot_be_removed_fails_the_receiver(self):
         client, handoff = self.retired()
         self.system.fail["INCOMPLETE removed"] = self.broken
         client.disconnect()
@@ -1200,8 +1202,8 @@ class FailureTests(ReceiverCase):
         self.fails()
         self.assertTrue(self.record().retired)
 
-    def test_the_sender_has_a_little_time_to_hear_of_it(self):
-        """Long enough to be told, and no longer: nobody waits for a client that is not there."""
+    def test_the_sender_has_a_second_to_hear_of_the_failure(self):
+        """No longer, since nobody waits for a client that is not there."""
         self.system.fail["INCOMPLETE copying"] = self.broken
         self.handoff().send_message("copying")
         self.drain()
@@ -1211,7 +1213,7 @@ class FailureTests(ReceiverCase):
 
 
 class StopTests(ReceiverCase):
-    def test_table(self):
+    def test_a_stop_ends_as_the_table_says_and_keeps_the_record(self):
         for prepare, kind, status, words in (
             (lambda: None, GaveUp, 4, "nothing was received"),
             (self.claimed, GaveUp, 4, "is not canonical"),
@@ -1236,13 +1238,13 @@ class StopTests(ReceiverCase):
                 self.ends_with(kind, status, words)
                 self.assertEqual(before, self.names(), "what is on record stays")
 
-    def test_changed_after_it_was_copied(self):
+    def test_a_stop_after_a_change_of_a_whole_copy_gives_up(self):
         client, _ = self.copied()
         client.write(0, DATA[:1])
         self.receiver.stop()
         self.ends_with(GaveUp, 4, "is not canonical")
 
-    def test_too_late(self):
+    def test_a_stop_after_the_disconnect_is_too_late(self):
         self.stand("copied", retired="then")
         threads = self.threads()
         handoff = self.handoff()
@@ -1255,8 +1257,8 @@ class StopTests(ReceiverCase):
         handoff.disconnect()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
 
-    def test_while_a_record_is_written(self):
-        """No outcome before the thread is done; and what it wrote stands."""
+    def test_a_stop_waits_for_a_record_that_is_being_written(self):
+        """There is no outcome before the thread ends, and what it wrote stays."""
         threads = self.threads()
         self.handoff().send_message("copying")
         self.receiver.stop()
@@ -1267,7 +1269,7 @@ class StopTests(ReceiverCase):
 
 
 class BeginTests(ReceiverCase):
-    def test_refused(self):
+    def test_a_receiver_is_refused_by_records_unless_again_is_given(self):
         record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location("z"), "", retired="then")
         for kind in (Kind.MIGRATED, Kind.MIGRATING):
             self.records.write(kind, record)
@@ -1278,14 +1280,14 @@ class BeginTests(ReceiverCase):
             self.assertEqual(["disk.INCOMPLETE"], self.names())
             self.records.remove(Kind.INCOMPLETE)
 
-    def test_again_disregards_what_was_copied(self):
+    def test_again_disregards_an_earlier_copy(self):
         self.stand("copied", retired="then")
         self.make(again=True)
         self.assertEqual(HandoffPhase.NONE, self.handoff().page().phase)
         self.claimed(TWO)
         self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
 
-    def test_accepted_is_true_no_more(self):
+    def test_ACCEPTED_is_removed_after_the_first_record(self):
         record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location(), "", by="me")
         self.records.write(Kind.ACCEPTED, record)
         self.assertRaises(Refused, self.make)
@@ -1295,7 +1297,7 @@ class BeginTests(ReceiverCase):
         self.client().write(0, DATA)
         self.assertEqual(["INCOMPLETE copying", "ACCEPTED removed"], events)
 
-    def test_again_goes_on_with_what_it_has_begun(self):
+    def test_again_continues_what_it_has_begun(self):
         self.make(again=True)
         self.copied()
         self.assertTrue(self.record().again)
@@ -1313,8 +1315,8 @@ class BeginTests(ReceiverCase):
         self.client().write(0, DATA)
         self.assertFalse(self.record().identified)
 
-    def test_settled_with_the_first_record(self):
-        """What an earlier process did must be durable before somebody relies on it."""
+    def test_the_directory_is_synced_with_the_first_record(self):
+        """What an earlier process did must be durable before anybody relies on it."""
         synced = []
         self.system.fsync = synced.append
         self.claimed()
@@ -1322,11 +1324,11 @@ class BeginTests(ReceiverCase):
         self.claimed()
         self.assertEqual(5, len(synced))
 
-    def test_touched(self):
+    def test_the_receiver_is_touched_by_a_claim(self):
         self.assertFalse(self.receiver.touched)
         self.claimed()
         self.assertTrue(self.receiver.touched)
 
-    def test_the_name_leaves_room_for_the_side_exports(self):
+    def test_an_export_name_leaves_room_for_the_side_exports(self):
         self.make(export="ä" * 2044)
         self.assertRaises(ValueError, self.make, export="ä" * 2044 + "x")

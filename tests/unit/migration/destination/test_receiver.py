@@ -1,4 +1,4 @@
-"""The receiver, driven in memory by clients on the test's own hands (design: R3, R4, R5)."""
+"""The receiver, driven in memory by hand-made clients (R3, R4, R5)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Case(SynchronousTestCase):
 
 
 class CompleteTests(Case):
-    def test_one_write(self):
+    def test_one_write_and_a_disconnect_complete_the_migration(self):
         client = self.client()
         client.write(0, DATA)
         self.assertEqual([0], client.errors())
@@ -70,7 +70,7 @@ class CompleteTests(Case):
         self.assertEqual(DATA, self.disk.content)
         self.assertTrue(client.transport.gone)
 
-    def test_flushed_before_completion_though_nobody_asked(self):
+    def test_the_disk_is_flushed_before_completion_even_unasked(self):
         threads = ManualThreads()
         self.make(threads)
         client = self.client()
@@ -83,7 +83,7 @@ class CompleteTests(Case):
         self.assertEqual("flush", self.disk.names()[-1])
         self.summary()
 
-    def test_flushed_again_though_somebody_asked(self):
+    def test_the_disk_is_flushed_again_after_an_earlier_flush(self):
         client = self.client()
         client.write(0, DATA)
         client.send(FLUSH)
@@ -92,7 +92,7 @@ class CompleteTests(Case):
         self.summary()
         self.assertEqual(2, self.disk.names().count("flush"))
 
-    def test_flush_reply_comes_after_the_flush(self):
+    def test_the_reply_to_a_flush_comes_after_the_flush(self):
         threads = ManualThreads()
         self.make(threads)
         client = self.client()
@@ -102,7 +102,7 @@ class CompleteTests(Case):
         threads.run()
         self.assertEqual([0], client.errors())
 
-    def test_pieces_in_any_order_and_of_any_kind(self):
+    def test_writes_zeroes_and_trims_in_any_order_cover_the_disk(self):
         client = self.client()
         client.write(4000, DATA[4000:])
         client.send(ZEROES, 1000, 2000)
@@ -115,8 +115,8 @@ class CompleteTests(Case):
         expected = DATA[:1000] + bytes(3000) + DATA[4000:]
         self.assertEqual(expected, self.disk.content)
 
-    def test_lost_while_the_last_flush_is_under_way(self):
-        """The disconnect was accepted: the migration is complete whatever the connection does."""
+    def test_a_connection_lost_during_the_last_flush_still_completes(self):
+        """The disconnect was accepted, so the migration completes whatever the connection does."""
         threads = ManualThreads()
         self.make(threads)
         client = self.client()
@@ -128,7 +128,7 @@ class CompleteTests(Case):
         threads.run()
         self.assertEqual(SIZE, self.summary().bytes)
 
-    def test_disconnect_waits_for_what_is_under_way(self):
+    def test_a_disconnect_waits_for_requests_under_way(self):
         threads = ManualThreads()
         self.make(threads)
         client = self.client()
@@ -142,21 +142,21 @@ class CompleteTests(Case):
         self.assertEqual(2, self.disk.names().count("flush"))
         self.summary()
 
-    def test_several_may_wait(self):
+    def test_several_callers_may_wait_for_the_outcome(self):
         client = self.client()
         client.write(0, DATA)
         client.disconnect()
         late = self.receiver.complete()
         self.assertEqual(self.summary(), self.successResultOf(late))
 
-    def test_data_behind_the_disconnect_is_ignored(self):
+    def test_data_after_the_disconnect_is_ignored(self):
         client = self.client()
         client.write(0, DATA)
         client.give(request_bytes(DISC) + request_bytes(WRITE, 0, 4) + b"evil")
         self.summary()
         self.assertEqual(DATA, self.disk.content)
 
-    def test_data_behind_a_disconnect_that_has_to_wait_is_ignored(self):
+    def test_data_after_a_disconnect_that_has_to_wait_is_ignored(self):
         threads = ManualThreads()
         self.make(threads)
         client = self.client()
@@ -167,7 +167,7 @@ class CompleteTests(Case):
         self.summary()
         self.assertEqual(DATA, self.disk.content)
 
-    def test_oldstyle(self):
+    def test_an_oldstyle_sender_completes_the_migration(self):
         self.make(oldstyle=True)
         client = self.client()
         self.assertTrue(client.negotiated.oldstyle)
@@ -177,11 +177,11 @@ class CompleteTests(Case):
         client.disconnect()
         self.summary()
 
-    def test_only_one_migration(self):
+    def test_a_receiver_accepts_one_migration_only(self):
         for number in (0, 2):
             self.assertRaises(ValueError, Receiver, self.disk, number)
 
-    def test_byte_by_byte(self):
+    def test_a_stream_byte_by_byte_completes_the_migration(self):
         client = self.client()
         stream = request_bytes(WRITE, 0, SIZE) + DATA + request_bytes(DISC)
         for position in range(len(stream)):
@@ -191,7 +191,7 @@ class CompleteTests(Case):
 
 
 class RestartTests(Case):
-    def test_coverage_is_forgotten(self):
+    def test_coverage_ends_with_its_attempt(self):
         for reason in (ConnectionLost(), ConnectionDone()):
             self.setUp()
             client = self.client()
@@ -210,7 +210,7 @@ class RestartTests(Case):
             summary = self.summary()
             self.assertEqual((3, SIZE), (summary.attempts, summary.data))
 
-    def test_in_the_middle_of_a_payload(self):
+    def test_a_connection_lost_within_a_payload_covers_nothing(self):
         client = self.client()
         client.give(request_bytes(WRITE, 0, SIZE) + DATA[:4999])
         client.lose()
@@ -220,7 +220,7 @@ class RestartTests(Case):
         second.disconnect()
         self.waits()
 
-    def test_all_covered_but_no_disconnect(self):
+    def test_a_covered_disk_without_a_disconnect_is_not_complete(self):
         client = self.client()
         client.write(0, DATA)
         client.send(FLUSH)
@@ -228,7 +228,7 @@ class RestartTests(Case):
         self.waits()
         self.assertEqual(1, self.receiver.attempts)
 
-    def test_bad_magic(self):
+    def test_a_bad_magic_ends_the_attempt(self):
         client = self.client()
         client.write(0, DATA)
         client.give(b"x" * 28)
@@ -238,7 +238,7 @@ class RestartTests(Case):
         second.disconnect()
         self.waits()
 
-    def test_old_attempt_still_in_a_thread(self):
+    def test_a_new_attempt_waits_for_the_thread_of_the_old_one(self):
         threads = ManualThreads()
         self.make(threads)
         client = self.client()
@@ -258,12 +258,12 @@ class RestartTests(Case):
 
 
 class StrayTests(Case):
-    def test_bare_disconnect(self):
+    def test_a_bare_disconnect_completes_nothing(self):
         self.client().disconnect()
         self.waits()
         self.assertEqual(0, self.receiver.attempts)
 
-    def test_disconnect_with_a_hole(self):
+    def test_a_disconnect_with_a_gap_completes_nothing(self):
         for hole in (0, 2500, SIZE - 1):
             self.setUp()
             client = self.client()
@@ -275,7 +275,7 @@ class StrayTests(Case):
             self.waits()
             self.assertTrue(client.transport.gone)
 
-    def test_second_connection(self):
+    def test_a_second_connection_may_read_but_not_write(self):
         first, second = self.client(), self.client()
         first.write(0, DATA[:4000])
         for command in (WRITE, ZEROES, TRIM):
@@ -291,7 +291,7 @@ class StrayTests(Case):
         self.summary()
         self.assertEqual(DATA, self.disk.content)
 
-    def test_disconnect_of_another_when_all_is_covered(self):
+    def test_a_disconnect_of_another_connection_completes_nothing(self):
         first, second = self.client(), self.client()
         first.write(0, DATA)
         second.disconnect()
@@ -300,7 +300,7 @@ class StrayTests(Case):
         first.disconnect()
         self.summary()
 
-    def test_others_hold_no_place(self):
+    def test_other_connections_do_not_block_a_sender(self):
         half_open = self.client(shake=False)
         negotiating = self.client(shake=False)
         negotiating.give(b"\0\0\0\3IHAVEOPT")
@@ -314,19 +314,19 @@ class StrayTests(Case):
         for client in (half_open, negotiating, idle, reader):
             self.assertTrue(client.transport.gone)
 
-    def test_not_nbd(self):
+    def test_clients_that_do_not_speak_NBD_do_no_harm(self):
         for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 4, bytes(1000)):
             client = self.client(shake=False)
             client.give(noise)
             self.waits()
         self.assertEqual(0, self.receiver.attempts)
 
-    def test_unknown_export(self):
+    def test_an_unknown_export_is_refused(self):
         self.make(export="disk")
         self.assertRaises(HandshakeRefused, self.client, export="other")
         self.client(export="disk")
 
-    def test_requests_that_are_not_allowed(self):
+    def test_forbidden_requests_are_answered_with_errors(self):
         client = self.client()
         for arguments, error in (
             ((WRITE, 4999, 2), Errno.ENOSPC),
@@ -345,7 +345,7 @@ class StrayTests(Case):
 
 
 class TimeoutTests(Case):
-    def test_handshake(self):
+    def test_a_handshake_that_takes_too_long_is_closed(self):
         self.make(handshake_timeout=10)
         clients = [self.client(shake=False) for _ in range(2)]
         clients[1].give(b"\0\0\0\3")
@@ -356,7 +356,7 @@ class TimeoutTests(Case):
         self.clock.advance(0)
         self.assertEqual([True, True], [client.transport.gone for client in clients])
 
-    def test_idle(self):
+    def test_an_idle_sender_loses_its_attempt(self):
         self.make(idle_timeout=10)
         client = self.client()
         for _ in range(5):
@@ -370,7 +370,7 @@ class TimeoutTests(Case):
         second.write(0, b"x")
         self.assertEqual([0], second.errors())
 
-    def test_not_idle_while_something_is_under_way(self):
+    def test_a_sender_is_not_idle_while_a_request_is_under_way(self):
         threads = ManualThreads()
         self.make(threads, idle_timeout=10)
         client = self.client()
@@ -383,13 +383,13 @@ class TimeoutTests(Case):
         self.clock.pump([5] * 3)
         self.assertTrue(client.transport.gone)
 
-    def test_never(self):
+    def test_timeouts_of_zero_mean_never(self):
         self.make(handshake_timeout=0, idle_timeout=0)
         clients = [self.client(), self.client(shake=False)]
         self.clock.pump([1000] * 10)
         self.assertEqual([True, True], [client.transport.listens for client in clients])
 
-    def test_give_up(self):
+    def test_the_receiver_gives_up_without_progress(self):
         self.make(give_up_after=100)
         self.clock.pump([10] * 9)
         client = self.client()
@@ -404,7 +404,7 @@ class TimeoutTests(Case):
         self.assertEqual(ExitStatus.GAVE_UP, error.status)
         self.assertIn("not canonical", str(error))
 
-    def test_reading_is_no_progress(self):
+    def test_reads_are_no_progress(self):
         self.make(give_up_after=100)
         client = self.client()
         for _ in range(11):
@@ -414,7 +414,7 @@ class TimeoutTests(Case):
         self.clock.advance(9)
         self.failure(GaveUp)
 
-    def test_nothing_is_left_in_the_clock(self):
+    def test_no_timer_is_left_after_completion(self):
         self.make(give_up_after=100)
         client = self.client()
         client.write(0, DATA)
@@ -433,7 +433,7 @@ class DiskErrorTests(Case):
         client.lose(ConnectionDone())
         return self.failure(LocalFailure)
 
-    def test_write(self):
+    def test_a_write_error_fails_the_receiver(self):
         for number, wire in ((errno.ENOSPC, 28), (errno.EIO, 5), (errno.EDQUOT, 28)):
             self.setUp()
             client = self.client()
@@ -445,7 +445,7 @@ class DiskErrorTests(Case):
             self.assertIn("broken disk", str(error))
             self.assertEqual(ExitStatus.FAILED, error.status)
 
-    def test_write_in_pieces_is_answered_once(self):
+    def test_a_failed_write_in_pieces_is_answered_once(self):
         client = self.client()
         self.disk.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         stream = request_bytes(WRITE, 0, SIZE) + DATA
@@ -455,7 +455,7 @@ class DiskErrorTests(Case):
         self.assertEqual(1, self.disk.names().count("write"))
         self.fails(client, 28)
 
-    def test_zero_trim_and_flush(self):
+    def test_errors_of_zero_trim_and_flush_fail_the_receiver(self):
         for method, arguments in {
             "zero": (ZEROES, 0, 100),
             "trim": (TRIM, 0, 100),
@@ -469,13 +469,13 @@ class DiskErrorTests(Case):
             client.send(*arguments)
             self.fails(client, 5)
 
-    def test_fua(self):
+    def test_an_error_of_a_FUA_flush_fails_the_receiver(self):
         client = self.client()
         self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
         client.write(0, DATA, CommandFlag.FUA)
         self.fails(client, 5)
 
-    def test_last_flush(self):
+    def test_an_error_of_the_last_flush_fails_the_receiver(self):
         client = self.client()
         client.write(0, DATA)
         self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
@@ -484,7 +484,7 @@ class DiskErrorTests(Case):
         self.clock.advance(6)
         self.failure(LocalFailure)
 
-    def test_sender_that_does_not_leave(self):
+    def test_a_sender_that_stays_after_an_error_is_closed(self):
         client = self.client()
         self.disk.fail("write", OSError(errno.EIO, "broken"), times=None)
         client.write(0, DATA)
@@ -504,7 +504,7 @@ class DiskErrorTests(Case):
         self.clock.pump([1] * 10)
         self.failure(LocalFailure)
 
-    def test_read_error_only_costs_the_connection(self):
+    def test_a_read_error_ends_only_its_connection(self):
         client, reader = self.client(), self.client()
         client.write(0, DATA)
         self.disk.fail("read", OSError(errno.EIO, "broken"), times=None)
@@ -516,7 +516,7 @@ class DiskErrorTests(Case):
 
 
 class WriteBackTests(Case):
-    """Errors that the medium tells of behind the sender's back (the kernel tells them once)."""
+    """Errors of the medium that no reply shows; the kernel reports each of them once."""
 
     def setUp(self):
         self.clock = Clock()
@@ -530,20 +530,20 @@ class WriteBackTests(Case):
         self.peer.write(0, b"x" * (32 << 20))
         self.assertEqual([0], self.peer.errors())
 
-    def test_windows_go_to_the_medium(self):
+    def test_full_windows_are_written_back_to_the_medium(self):
         self.window()
         self.threads.run()
         self.assertEqual(Call("write_back", 0, 32 << 20), self.disk.calls[-1])
 
-    def test_error_ends_the_migration(self):
+    def test_a_write_back_error_fails_the_receiver(self):
         self.window()
         self.disk.fail("write_back", OSError(errno.EIO, "medium error"), times=None)
         self.threads.run()
         self.peer.lose()
         self.assertIn("medium error", str(self.failure(LocalFailure)))
 
-    def test_flush_after_the_error_is_no_success(self):
-        """Or the sender would unlink its source, though this copy has lost data."""
+    def test_a_flush_after_a_write_back_error_fails(self):
+        """Otherwise the sender would unlink its source although this copy lost data."""
         self.window()
         self.disk.fail("write_back", OSError(errno.EIO, "medium error"), times=None)
         self.threads.run()
@@ -552,7 +552,7 @@ class WriteBackTests(Case):
         (error,) = self.peer.errors()
         self.assertNotEqual(0, error)
 
-    def test_a_sender_faster_than_the_medium_waits(self):
+    def test_a_sender_that_is_faster_than_the_medium_is_paused(self):
         for _ in range(4):
             self.assertTrue(self.peer.transport.receives)
             self.window()
@@ -562,14 +562,14 @@ class WriteBackTests(Case):
 
 
 class EndTests(Case):
-    def test_refused_after_the_end(self):
+    def test_connections_after_the_end_are_refused(self):
         client = self.client()
         client.write(0, DATA)
         client.disconnect()
         self.summary()
         self.assertIsNone(self.receiver.factory().buildProtocol(ADDRESS))
 
-    def test_refused_while_the_end_is_made(self):
+    def test_requests_during_the_last_flush_are_refused(self):
         threads = ManualThreads()
         self.make(threads)
         client, other = self.client(), self.client()
@@ -581,7 +581,7 @@ class EndTests(Case):
         self.summary()
         self.assertEqual(DATA, self.disk.content)
 
-    def test_stop(self):
+    def test_a_stop_closes_the_connections_and_gives_up(self):
         client = self.client()
         client.write(0, DATA)
         self.receiver.stop("enough")
@@ -590,12 +590,12 @@ class EndTests(Case):
         self.assertTrue(client.transport.gone)
         self.receiver.stop("again")
 
-    def test_stop_before_anything(self):
+    def test_a_stop_before_any_connection_gives_up(self):
         self.receiver.stop()
         self.failure(GaveUp)
 
-    def test_not_over_while_a_thread_works_on_the_disk(self):
-        """The caller closes the disk then: a thread would work on a descriptor that is not its."""
+    def test_the_outcome_waits_for_threads_that_use_the_disk(self):
+        """The caller then closes the disk; a thread would use a descriptor that is not its own."""
         threads = ManualThreads()
         self.make(threads)
         client = self.client()
@@ -610,7 +610,7 @@ class EndTests(Case):
 
 
 class BoundTests(SynchronousTestCase):
-    """What a peer sends can cost it its connection, never our memory."""
+    """What a peer sends may cost it its connection, but never our memory."""
 
     def setUp(self):
         import socket
@@ -640,23 +640,23 @@ class BoundTests(SynchronousTestCase):
                 break
         self.assertLess(self.buffered(), 4 << 20, "a peer that does not read fills our memory")
 
-    def test_options(self):
+    def test_unread_option_replies_are_bounded(self):
         self.connection.dataReceived(b"\0\0\0\3")
         self.flood((b"IHAVEOPT" + bytes([0, 0, 0, 3, 0, 0, 0, 0])) * 1000)
 
-    def test_refused_requests(self):
+    def test_unread_error_replies_are_bounded(self):
         name = b"IHAVEOPT\0\0\0\1\0\0\0\0"
         self.connection.dataReceived(b"\0\0\0\3" + name)
         self.flood(request_bytes(99) * 2000)
 
-    def test_reads(self):
+    def test_unread_read_replies_are_bounded(self):
         name = b"IHAVEOPT\0\0\0\1\0\0\0\0"
         self.connection.dataReceived(b"\0\0\0\3" + name)
         self.flood(request_bytes(READ, 0, SIZE) * 100)
 
 
 class TransportTests(Case):
-    def test_transport_that_is_paused_and_resumed_around_many_requests(self):
+    def test_many_slow_requests_pause_and_resume_the_transport(self):
         threads = ManualThreads()
         self.make(threads)
         client = self.client()

@@ -1,4 +1,4 @@
-"""The page of the side export: its form, and what is none."""
+"""The message of the handoff side export: its form, and what is no message."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ pages = st.builds(
 )
 
 
-class PageTests(SynchronousTestCase):
+class HandoffMessageTests(SynchronousTestCase):
     def bad(self, data):
         error = self.assertRaises(BadMessage, decode_message, data)
         self.assertNotIn("\n", str(error))
@@ -59,7 +59,7 @@ class PageTests(SynchronousTestCase):
         found = json.loads(PAGE.encode().rstrip(b"\0"))
         return json.dumps({**found, **changes}).encode()
 
-    def test_form(self):
+    def test_a_message_is_4096_bytes_of_padded_JSON(self):
         self.assertEqual((".handoff", 4096), (HANDOFF_EXPORT, MESSAGE_SIZE))
         data = PAGE.encode()
         self.assertEqual(4096, len(data))
@@ -72,12 +72,12 @@ class PageTests(SynchronousTestCase):
         )
 
     @given(pages)
-    def test_round_trip(self, message):
+    def test_any_message_survives_a_round_trip(self, message):
         data = message.encode()
         self.assertEqual(MESSAGE_SIZE, len(data))
         self.assertEqual(message, decode_message(data))
 
-    def test_the_longest_names(self):
+    def test_the_longest_names_are_shortened_to_fit(self):
         for letter, most in (("x", 4096), ("ä", 2048), ("\U0001f600", 1024), ("\udcff", 4096)):
             for host in ("h" * 64, letter * 255):
                 disk = "/" + letter * (most - 1)
@@ -96,17 +96,17 @@ class PageTests(SynchronousTestCase):
                 # No more is cut than must be.
                 self.assertGreater(len(found.disk), 100)
 
-    def test_short_names_are_whole(self):
+    def test_names_that_fit_are_kept_whole(self):
         disk = "/" + "x" * 3000
         message = HandoffMessage(HandoffPhase.COPIED, ONE, 1, 1, "h" * 64, disk)
         self.assertEqual(message, decode_message(message.encode()))
 
     @given(st.binary(max_size=MESSAGE_SIZE))
-    def test_garbage(self, data):
+    def test_any_bytes_raise_only_BadMessage(self, data):
         self.bad(data)
 
     @given(st.binary(max_size=40), st.integers(0, 200))
-    def test_garbage_within(self, data, position):
+    def test_garbage_within_a_message_raises_only_BadMessage(self, data, position):
         whole = PAGE.encode()
         try:
             found = decode_message(whole[:position] + data + whole[position + len(data) :])
@@ -114,7 +114,7 @@ class PageTests(SynchronousTestCase):
             return
         self.assertIsInstance(found, HandoffMessage)
 
-    def test_no_page(self):
+    def test_other_content_is_no_message(self):
         for data in (
             bytes(MESSAGE_SIZE),
             b"",
@@ -126,28 +126,28 @@ class PageTests(SynchronousTestCase):
         ):
             self.assertIn("not a hand-off message", self.bad(data))
 
-    def test_nested_too_deep(self):
-        """What comes off the wire must not raise anything else."""
+    def test_deeply_nested_JSON_is_no_message(self):
+        """Content from the wire must raise nothing else."""
         for data in (b"[" * MESSAGE_SIZE, b'{"a":' * 800):
             self.assertIn("not a hand-off message", self.bad(data))
 
-    def test_torn(self):
+    def test_a_torn_message_is_bad(self):
         text = PAGE.encode().rstrip(b"\0").rstrip()
         for length in range(len(text)):
             self.bad(text[:length].ljust(MESSAGE_SIZE, b"\0"))
 
-    def test_another_version(self):
+    def test_a_message_of_another_version_is_bad(self):
         for version in (0, 2, None, "1"):
             self.assertIn("another version", self.bad(self.changed(blockmig=version)))
 
-    def test_what_a_later_one_adds_is_ignored(self):
+    def test_unknown_fields_are_ignored(self):
         self.assertEqual(PAGE, decode_message(self.changed(more="x")))
 
-    def test_what_is_missing_has_its_default(self):
+    def test_missing_fields_have_their_defaults(self):
         data = json.dumps({"blockmig": 1, "export": "handoff", "phase": "none"}).encode()
         self.assertEqual(HandoffMessage(HandoffPhase.NONE), decode_message(data))
 
-    def test_wrong_types(self):
+    def test_fields_of_wrong_types_are_bad(self):
         for name, values in {
             "phase": (None, 5, "", "Copied", [], {}),
             "migration": (None, 5, []),
@@ -163,8 +163,8 @@ class PageTests(SynchronousTestCase):
                 with self.subTest(name=name, value=value):
                     self.bad(self.changed(**{name: value}))
 
-    def test_whose(self):
-        """A UUID as we write it, a fingerprint, or nothing; anything else is no message."""
+    def test_a_migration_is_a_UUID_or_a_fingerprint_or_empty(self):
+        """Anything else is no message."""
         for migration in (ONE, fingerprint(ONE), ""):
             self.assertEqual(migration, decode_message(self.changed(migration=migration)).migration)
         for migration in (
@@ -179,8 +179,7 @@ class PageTests(SynchronousTestCase):
         for cookie in ("xyz", "0x1", "-1", " 1", "0" * 17, "F" * 16, "1\n"):
             self.assertIn("cookie", self.bad(self.changed(cookie=cookie)))
 
-    def test_messages(self):
-        """Who speaks says which migration it is, and which connection it speaks of."""
+    def test_a_message_from_a_sender_names_its_migration_and_its_cookie(self):
         for migration, cookie, expected in (
             (ONE, "7", True),
             (ONE, "f" * 16, True),
@@ -192,23 +191,23 @@ class PageTests(SynchronousTestCase):
             message = HandoffMessage(HandoffPhase.COPIED, migration, cookie=cookie)
             self.assertIs(expected, message.is_from_sender, message)
 
-    def test_fingerprint(self):
-        """Enough to recognize a migration by, and too little to speak for it."""
+    def test_a_fingerprint_does_not_reveal_the_UUID(self):
+        """It suffices to recognize a migration, but not to act as its sender."""
         self.assertRegex(fingerprint(ONE), "^[0-9a-f]{64}$")
         self.assertEqual(fingerprint(ONE), fingerprint(str(ONE)))
         self.assertNotEqual(fingerprint(ONE), fingerprint(TWO))
         self.assertEqual("", fingerprint(""))
 
-    def test_nothing_that_moves_the_cursor(self):
-        """What the other side says ends up in logs, and on terminals."""
+    def test_control_characters_are_replaced(self):
+        """The text of the other side appears in logs and on terminals."""
         found = decode_message(self.changed(host="a\x1b[2Jb\n", disk="/ä\x00\r"))
         self.assertEqual(("a?[2Jb?", "/ä??"), (found.host, found.disk))
 
-    def test_what_cannot_be_cut(self):
+    def test_a_message_that_cannot_be_shortened_raises(self):
         self.assertRaises(
             BadMessage, HandoffMessage(HandoffPhase.COPIED, ONE, token="t" * MESSAGE_SIZE).encode
         )
 
-    def test_a_record_s_phases_are_stages(self):
+    def test_every_record_phase_is_a_handoff_phase(self):
         for phase in Phase:
             self.assertEqual(phase.value, HandoffPhase(phase).value)

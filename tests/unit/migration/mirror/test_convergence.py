@@ -1,4 +1,4 @@
-"""Whether a mirror comes to its end: each rule, with numbers made up for it."""
+"""Whether a mirror converges: each rule, with made-up numbers (mirror/convergence.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def measured(rate=100 * MB, dirty_rate=0.0, flush=0.0, longest_pause=0.5, seconds=20):
-    """One that has seen so much go over, and become dirty, for a while."""
+    """A Convergence that has seen data sent and dirtied at these rates for a while."""
     convergence = Convergence(longest_pause)
     for tenths in range(seconds * 10 + 1):
         now = tenths / 10
@@ -28,21 +28,21 @@ class Case(SynchronousTestCase):
 
 
 class MeasuringTests(Case):
-    def test_the_rates(self):
+    def test_the_rates_are_measured(self):
         convergence = measured(100 * MB, 30 * MB)
         self.near(100 * MB, convergence.rate)
         self.near(30 * MB, convergence.dirty_rate)
 
-    def test_slow_ones(self):
-        """A line of a few megabits, or a limit: an estimate is needed there most of all."""
+    def test_slow_rates_are_measured_too(self):
+        """On a slow line or with a limit, the estimate is needed most."""
         for rate in (5 * MB, MB, MB / 10):
             convergence = measured(rate, rate / 10)
             self.near(rate, convergence.rate, 0.1)
             self.near(rate / 10, convergence.dirty_rate)
             self.near(1.0, convergence.pause(int(rate)), 0.1)
 
-    def test_only_while_there_is_some_to_send(self):
-        """Half of the time there is nothing: what goes over in the other half counts."""
+    def test_the_rate_counts_only_while_there_is_something_to_send(self):
+        """Half of the time there is nothing to send; the rate is that of the other half."""
         convergence = Convergence(0.5)
         sent = 0
         for number in range(4000):
@@ -51,7 +51,7 @@ class MeasuringTests(Case):
             convergence.sample(number / 100, sent, 0, sending)
         self.near(100 * MB, convergence.rate)
 
-    def test_nothing_at_first(self):
+    def test_nothing_is_known_at_first(self):
         convergence = Convergence(0.5)
         self.assertEqual(
             (0, 0, 0, 0),
@@ -60,8 +60,7 @@ class MeasuringTests(Case):
         convergence.sample(0, 50 * MB, 50 * MB)
         self.assertEqual((0, 0), (convergence.rate, convergence.dirty_rate), "what was before")
 
-    def test_what_was_lately(self):
-        """A rate that has changed is known some seconds later."""
+    def test_a_changed_rate_is_known_after_some_seconds(self):
         convergence = measured(100 * MB, 0)
         for tenths in range(1, 81):
             now = tenths / 10
@@ -69,26 +68,26 @@ class MeasuringTests(Case):
         self.near(20 * MB, convergence.rate, 0.2)
         self.near(10 * MB, convergence.dirty_rate, 0.2)
 
-    def test_a_hitch_does_not_count_for_much(self):
+    def test_a_short_stall_changes_the_rate_little(self):
         convergence = measured(100 * MB, 10 * MB)
         convergence.sample(20.1, 2000 * MB + 2 * MIB, 300 * MB)
         self.near(100 * MB, convergence.rate, 0.15)
 
-    def test_asked_more_often_than_there_is_something_to_measure(self):
+    def test_frequent_samples_do_not_distort_the_rate(self):
         convergence = Convergence(0.5)
         for milliseconds in range(5000):
             convergence.sample(milliseconds / 1000, milliseconds * 100_000, 0)
         self.near(100 * MB, convergence.rate)
 
-    def test_a_trickle_says_nothing_of_the_rate(self):
-        """Between two passes nothing goes over because there is nothing to send."""
+    def test_a_trickle_does_not_change_the_rate(self):
+        """Between two passes little is sent because there is little to send."""
         convergence = measured(100 * MB, 10 * MB)
         for tenths in range(1, 51):
             convergence.sample(20 + tenths / 10, 2000 * MB + tenths * 4096, 200 * MB)
         self.near(100 * MB, convergence.rate)
         self.assertLess(convergence.dirty_rate, 0.1 * MB)
 
-    def test_the_pause(self):
+    def test_the_pause_is_the_rest_divided_by_the_rate_plus_the_flush(self):
         convergence = measured(100 * MB, flush=0.1)
         self.near(0.1, convergence.pause(0))
         self.near(1.1, convergence.pause(100 * MB))
@@ -100,13 +99,13 @@ class DecidingTests(Case):
         """What follows from each pass in turn."""
         return [convergence.pass_ended(now, left) for left in lefts]
 
-    def test_nothing_left(self):
+    def test_clients_are_held_when_nothing_is_left(self):
         convergence = measured()
         self.assertEqual([Next.HOLD], self.decide(convergence, 0))
         self.assertEqual(1, convergence.passes)
 
-    def test_within_three_quarters_of_the_longest_pause(self):
-        """So that an estimate that is a little wrong costs no second hold."""
+    def test_clients_are_held_within_three_quarters_of_the_longest_pause(self):
+        """A slightly wrong estimate must not cost a second hold."""
         for longest_pause in (0.5, 2.0, 10.0):
             most = int(0.75 * longest_pause * 100 * MB)
             # Clients as fast as that leave nothing to be gained by another pass.
@@ -115,7 +114,7 @@ class DecidingTests(Case):
             convergence = measured(dirty_rate=60 * MB, longest_pause=longest_pause)
             self.assertEqual([Next.AGAIN], self.decide(convergence, int(1.01 * most)))
 
-    def test_the_flush_counts(self):
+    def test_the_flush_counts_towards_the_pause(self):
         for flush, left, expected in (
             (0.36, 4096, Next.HOLD),
             (0.38, 4096, Next.AGAIN),
@@ -125,53 +124,52 @@ class DecidingTests(Case):
             convergence = measured(dirty_rate=60 * MB, flush=flush)
             self.assertEqual([expected], self.decide(convergence, left), (flush, left))
 
-    def test_nothing_left_and_a_slow_flush(self):
-        """It cannot get any better: another pass would have nothing to send."""
+    def test_clients_are_held_when_only_the_flush_is_slow(self):
+        """Another pass would have nothing to send."""
         for flush in (0.4, 5.0):
             self.assertEqual([Next.HOLD], self.decide(measured(flush=flush), 0))
 
-    def test_another_pass_where_it_halves_the_pause(self):
-        """0.3 s now; with a tenth of the rate becoming dirty, 0.03 s after one more."""
+    def test_another_pass_is_made_where_it_halves_the_pause(self):
+        """0.3 s now, and 0.03 s after another pass, since clients dirty a tenth of the rate."""
         convergence = measured(dirty_rate=10 * MB)
         self.assertEqual([Next.AGAIN, Next.HOLD], self.decide(convergence, 30 * MB, 3 * MB))
 
-    def test_not_where_it_does_not(self):
+    def test_no_pass_is_made_where_it_does_not_halve_the_pause(self):
         convergence = measured(dirty_rate=51 * MB)
         self.assertEqual([Next.HOLD], self.decide(convergence, 30 * MB))
         convergence = measured(dirty_rate=49 * MB)
         self.assertEqual([Next.AGAIN], self.decide(convergence, 30 * MB))
 
-    def test_not_for_a_pause_that_is_short_already(self):
+    def test_no_pass_is_made_for_a_pause_under_50_ms(self):
         convergence = measured(dirty_rate=1 * MB)
         self.assertEqual([Next.HOLD], self.decide(convergence, int(4.9 * MB)))
         convergence = measured(dirty_rate=1 * MB)
         self.assertEqual([Next.AGAIN], self.decide(convergence, int(5.1 * MB)))
 
-    def test_nor_where_only_the_flush_is_long(self):
-        """Another pass would not shorten that."""
+    def test_no_pass_is_made_to_shorten_the_flush(self):
         convergence = measured(dirty_rate=1 * MB, flush=0.3)
         self.assertEqual([Next.HOLD], self.decide(convergence, 4 * MB))
         convergence = measured(dirty_rate=0, flush=0.04)
         self.assertEqual([Next.HOLD], self.decide(convergence, int(4.9 * MB)))
 
-    def test_nor_where_the_last_one_gained_nothing(self):
+    def test_no_pass_is_made_after_one_that_gained_nothing(self):
         convergence = measured(dirty_rate=1 * MB)
         self.assertEqual([Next.AGAIN, Next.HOLD], self.decide(convergence, 30 * MB, 31 * MB))
 
-    def test_converging(self):
-        """Each pass leaves less than the one before, until it is little enough."""
+    def test_passes_continue_while_each_leaves_less(self):
+        """Each pass leaves less than the one before, until little enough is left."""
         convergence = measured(dirty_rate=52 * MB)
         lefts = [3200 * MB // 2**number for number in range(8)]
         self.assertEqual([Next.AGAIN] * 7 + [Next.HOLD], self.decide(convergence, *lefts))
 
-    def test_not_converging_where_clients_are_as_fast(self):
+    def test_clients_that_write_nearly_as_fast_prevent_convergence(self):
         for dirty_rate, expected in ((79 * MB, Next.AGAIN), (81 * MB, Next.NOT_CONVERGING)):
             convergence = measured(dirty_rate=dirty_rate)
             decided = self.decide(convergence, 4000 * MB, 3000 * MB)
             self.assertEqual([Next.AGAIN, expected], decided, dirty_rate)
 
-    def test_not_converging_where_a_pass_leaves_as_much(self):
-        """Whatever the rates are said to be; twice in a row, since once may be bad luck."""
+    def test_two_passes_that_leave_as_much_prevent_convergence(self):
+        """Whatever the measured rates; twice in a row, since once may be chance."""
         for part, expected in ((0.79, Next.AGAIN), (0.81, Next.NOT_CONVERGING)):
             convergence = measured(dirty_rate=1 * MB)
             lefts = [int(1000 * MB * part**number) for number in range(3)]
@@ -182,12 +180,12 @@ class DecidingTests(Case):
         decided = [Next.AGAIN] * 4 + [Next.NOT_CONVERGING]
         self.assertEqual(decided, self.decide(convergence, *lefts))
 
-    def test_never_after_the_first_pass(self):
-        """All of the disk was dirty: that says nothing of the clients."""
+    def test_the_first_pass_says_nothing_of_convergence(self):
+        """The whole disk was dirty, which says nothing about the clients."""
         convergence = measured(dirty_rate=500 * MB)
         self.assertEqual([Next.AGAIN], self.decide(convergence, 10**12))
 
-    def test_and_when_clients_have_come_to_rest(self):
+    def test_a_mirror_converges_once_clients_rest(self):
         convergence = measured(dirty_rate=200 * MB)
         decided = self.decide(convergence, 1000 * MB, 1000 * MB, 10 * MB, 0)
         self.assertEqual([Next.AGAIN, Next.NOT_CONVERGING, Next.HOLD, Next.HOLD], decided)
@@ -199,8 +197,9 @@ class DecidingTests(Case):
         st.floats(0.001, 60),
         st.lists(st.integers(0, 1 << 40), min_size=1, max_size=20),
     )
-    def test_never_held_for_longer_than_wanted(self, rate, dirty_rate, flush, longest, lefts):
-        """As far as anybody can tell."""
+    def test_clients_are_never_expected_to_wait_longer_than_allowed(
+        self, rate, dirty_rate, flush, longest, lefts
+    ):
         convergence = measured(rate, dirty_rate, flush, longest, seconds=1)
         for number, left in enumerate(lefts):
             if convergence.pass_ended(number, left) == Next.HOLD and left:
@@ -212,8 +211,8 @@ class DecidingTests(Case):
         st.floats(0, 0.1),
         st.integers(1 << 20, 1 << 44),
     )
-    def test_it_comes_to_its_end(self, rate, part, flush, size):
-        """Where clients make dirty no more than a part of what goes over in the same time."""
+    def test_a_mirror_whose_clients_are_slower_converges(self, rate, part, flush, size):
+        """Clients dirty at most a part of what is sent in the same time."""
         convergence = measured(rate, part * rate, flush, seconds=5)
         left, now = size, 5.0
         for _ in range(100):
@@ -225,15 +224,15 @@ class DecidingTests(Case):
 
 
 class HoldFailedTests(Case):
-    def test_not_at_once_and_later_each_time(self):
+    def test_the_next_hold_comes_later_each_time(self):
         convergence = measured()
         for least in (1, 2, 4, 8, 16, 32, 60, 60, 60):
             convergence.hold_failed(1000, 0, 0.5)
             self.assertEqual(Next.AGAIN, convergence.pass_ended(1000 + least - 0.01, 0))
             self.assertEqual(Next.HOLD, convergence.pass_ended(1000 + least, 0))
 
-    def test_how_fast_it_really_went(self):
-        """10 MB in half a second, though 100 MB/s were thought to be right."""
+    def test_the_rate_of_a_failed_hold_is_believed(self):
+        """10 MB were sent in half a second, though 100 MB/s were expected."""
         convergence = measured(dirty_rate=60 * MB)
         self.assertEqual(Next.HOLD, convergence.pass_ended(100, 30 * MB))
         convergence.hold_failed(100, 10 * MB, 0.5)
@@ -241,16 +240,16 @@ class HoldFailedTests(Case):
         self.assertNotEqual(Next.HOLD, convergence.pass_ended(200, 30 * MB))
         self.assertEqual(Next.HOLD, convergence.pass_ended(200, 7 * MB))
 
-    def test_too_little_to_tell(self):
-        """The time may have gone by waiting for the disk to be still, or for the flush."""
+    def test_a_failed_hold_that_sent_little_does_not_change_the_rate(self):
+        """The time may have been spent waiting for work under way, or for the flush."""
         convergence = measured()
         before = convergence.pause(30 * MB)
         for sent, seconds in ((0, 0.5), (0, 0.0), (1000, 0.0)):
             convergence.hold_failed(100, sent, seconds)
             self.assertEqual(before, convergence.pause(30 * MB))
 
-    def test_believed_less_with_each_pass(self):
-        """It may have been bad luck: a mirror must not wait for ever for what it once saw."""
+    def test_the_rate_of_a_failed_hold_is_believed_less_with_each_pass(self):
+        """It may have been chance: a mirror must not wait for ever because of one hold."""
         convergence = measured(dirty_rate=10 * MB)
         convergence.hold_failed(100, 1000, 0.5)
         decided = [convergence.pass_ended(200 + number, 30 * MB) for number in range(40)]
@@ -258,8 +257,10 @@ class HoldFailedTests(Case):
         self.assertIn(Next.HOLD, decided)
         self.near(0.3, convergence.pause(30 * MB))
 
-    def test_what_the_small_steps_took(self):
-        """They are part of each pause, like the flush; where nothing is left it must do."""
+    def test_the_time_of_the_last_steps_counts_towards_the_pause(self):
+        """They are part of each pause, like the flush; where nothing is left, clients are held
+        anyway.
+        """
         convergence = measured()
         before = convergence.pause(MB)
         convergence.hold_failed(100, 0, 0.0, 0.4)
@@ -267,14 +268,14 @@ class HoldFailedTests(Case):
         self.assertNotEqual(Next.HOLD, convergence.pass_ended(200, MB))
         self.assertEqual(Next.HOLD, convergence.pass_ended(200, 0))
 
-    def test_the_longest_steps_count(self):
-        """Until they are doubted a hold that failed for something else takes nothing back."""
+    def test_the_longest_time_of_the_last_steps_counts(self):
+        """A hold that failed for another reason does not shorten the known time."""
         convergence = measured()
         for steps in (0.3, 0.4, 0.0, 0.2):
             convergence.hold_failed(100, 0, 0.0, steps)
         self.assertEqual(0.4, convergence.steps)
 
-    def test_steps_are_believed_less_with_each_pass(self):
+    def test_the_time_of_the_last_steps_is_believed_less_with_each_pass(self):
         convergence = measured()
         convergence.hold_failed(100, 0, 0.0, 0.4)
         # Not while the break lasts: no hold was thought of, and nothing was doubted.
@@ -284,8 +285,7 @@ class HoldFailedTests(Case):
         self.assertEqual(0.2, convergence.steps)
         self.assertEqual(Next.HOLD, convergence.pass_ended(200, MB))
 
-    def test_no_other_pass_because_of_the_steps(self):
-        """More passes make them no shorter."""
+    def test_no_pass_is_made_to_shorten_the_last_steps(self):
         convergence = measured()
         convergence.hold_failed(100, 0, 0.0, 0.3)
         self.assertEqual(Next.HOLD, convergence.pass_ended(200, 100))

@@ -1,4 +1,4 @@
-"""A mirror from a server to a receiver in memory, with clients that write all the time (R8, R9)."""
+"""A mirror from a server to a receiver in memory, while clients write (R8, R9)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BLOCK = 512
 
 
 class Source(RecordedDisk):
-    """One that says when it is retired; what is held then is of no importance any more."""
+    """A source that reports when it is retired; the hold does not matter after that."""
 
     def extents(self, offset):
         self._called(Call("extents", offset))
@@ -258,7 +258,7 @@ class Case(SynchronousTestCase):
 
 
 class DoneTests(Case):
-    def test_nobody_writes(self):
+    def test_an_idle_disk_is_mirrored_in_one_hold(self):
         self.mirror()
         self.finish()
         self.assertEqual(1, self.successResultOf(self.accepted))
@@ -266,7 +266,7 @@ class DoneTests(Case):
         status = self.current.status()
         self.assertEqual((1, 0, 0), (status["holds"], status["left"], status["dirty"]))
 
-    def test_unlinked(self):
+    def test_the_source_is_unlinked_when_asked_for(self):
         self.unlink = True
         self.mirror()
         self.finish()
@@ -274,7 +274,7 @@ class DoneTests(Case):
         self.assertTrue(self.source.unlinked)
         self.assertEqual([], os.listdir(os.path.dirname(self.source.path)))
 
-    def test_clients_write(self):
+    def test_a_disk_that_clients_write_to_is_mirrored(self):
         for seed in range(5):
             self.setUp()
             for number in range(3):
@@ -285,8 +285,7 @@ class DoneTests(Case):
             self.assertGreater(self.writers[0].count, 8)
             self.check_done()
 
-    def test_slowly_sent(self):
-        """Over many passes, while the writers write everywhere."""
+    def test_a_slow_mirror_takes_several_passes(self):
         self.writer(1, range(10, 100))
         self.mirror(max_rate=100 * KIB, longest_pause=3.0)
         self.finish(120)
@@ -294,7 +293,7 @@ class DoneTests(Case):
         self.assertGreater(self.current.status()["pass"], 1)
         self.check_done()
 
-    def test_the_order(self):
+    def test_records_are_written_in_the_order_of_the_design(self):
         self.mirror()
         self.finish()
         self.network.advance(1)
@@ -314,8 +313,7 @@ class DoneTests(Case):
         )
         self.assertLess(1, self.target.names().count("flush"), "each pass is flushed")
 
-    def test_held_from_before_the_flush_until_they_are_closed(self):
-        """No write is answered once the last pass has begun."""
+    def test_clients_are_held_from_the_last_pass_until_they_are_closed(self):
         writer = self.writer()
         counts = {}
         for system in self.systems:
@@ -332,8 +330,7 @@ class DoneTests(Case):
             self.assertEqual((writer.count, "holding"), counts[event])
         self.check_done()
 
-    def test_zeroes_and_trims(self):
-        """Whatever way clients change it."""
+    def test_zeroes_and_trims_of_clients_are_mirrored(self):
         client = self.client()
         self.mirror(max_rate=200 * KIB)
         self.until(lambda: self.current.state == "copying" and self.link().bytes > 100 * KIB)
@@ -346,7 +343,7 @@ class DoneTests(Case):
         self.check_done()
         self.assertEqual(b"12345", self.target.content[-5:])
 
-    def test_a_read_only_server(self):
+    def test_a_read_only_server_is_mirrored(self):
         self.stopped.addErrback(lambda _: None)
         self.port.stopListening()
         self.server = Server(self.source, read_only=True, runtime=Runtime(self.clock, synchronous))
@@ -355,7 +352,7 @@ class DoneTests(Case):
         self.finish()
         self.check_done()
 
-    def test_then_waited_for(self):
+    def test_the_outcome_can_be_waited_for_after_the_end(self):
         self.mirror()
         self.finish()
         self.successResultOf(self.current.complete())
@@ -363,7 +360,7 @@ class DoneTests(Case):
 
 
 class LostTests(Case):
-    def test_the_destination_is_lost_while_clients_are_held(self):
+    def test_held_clients_are_released_when_the_connection_is_lost(self):
         for state in ("holding", "handing over"):
             self.setUp()
             self.writer()
@@ -384,11 +381,11 @@ class LostTests(Case):
             self.finish()
             self.check_done()
 
-    def test_lost_at_every_step(self):
-        """The connections are cut once, wherever: one copy is canonical, no write is lost."""
+    def test_a_connection_lost_at_any_step_loses_no_write(self):
+        """The connections are cut once, anywhere; exactly one copy is canonical."""
         self.assertGreater(self.lost_everywhere(1), 30)
 
-    def test_lost_at_many_steps_of_many_passes(self):
+    def test_a_connection_lost_in_any_of_many_passes_loses_no_write(self):
         steps = self.lost_everywhere(61, max_rate=300 * KIB, longest_pause=1.0)
         self.assertGreater(steps, 1000)
 
@@ -415,8 +412,8 @@ class LostTests(Case):
                 self.check_serves()
             steps += stride
 
-    def test_the_end_of_an_earlier_connection_comes_late(self):
-        """It is nothing to the attempt that goes on by then: its clients stay held."""
+    def test_the_late_end_of_an_earlier_connection_releases_nobody(self):
+        """The current attempt is not affected: its clients stay held."""
         for state in ("holding", "handing over"):
             self.setUp()
             self.writer()
@@ -432,8 +429,8 @@ class LostTests(Case):
             self.finish()
             self.check_done()
 
-    def test_crashed_destination(self):
-        """It is gone with its disk: clients are served on."""
+    def test_a_crashed_destination_leaves_clients_served(self):
+        """The destination is gone together with its disk."""
         self.writer()
         self.mirror(longest_pause=5.0)
         self.steps_to(lambda: self.current.state == "holding")
@@ -450,13 +447,13 @@ class LostTests(Case):
 
 
 class BreakTests(Case):
-    def test_at_every_step(self):
-        """Broken off wherever that is possible: clients never notice."""
+    def test_a_break_at_any_step_leaves_clients_served(self):
+        """A break is tried wherever it is possible; clients never notice."""
         self.copied_withdrawn = 0
         self.assertGreater(self.broken_everywhere(1), 20)
         self.assertGreater(self.copied_withdrawn, 0, "also behind the question whether it is whole")
 
-    def test_at_many_steps_of_many_passes(self):
+    def test_a_break_in_any_of_many_passes_leaves_clients_served(self):
         self.copied_withdrawn = 0
         steps = self.broken_everywhere(41, max_rate=300 * KIB, longest_pause=1.0)
         self.assertGreater(steps, 1000)
@@ -494,8 +491,8 @@ class BreakTests(Case):
         there = Records(self.target.path).read(Kind.INCOMPLETE)
         return there is not None and there.phase == Phase.COPIED
 
-    def test_too_late(self):
-        """Once the source is retired it goes on to its end."""
+    def test_a_break_after_retiring_is_too_late(self):
+        """Once the source is retired, the mirror continues to its end."""
         self.writer()
         self.mirror()
         self.steps_to(lambda: self.current.too_late)
@@ -504,8 +501,8 @@ class BreakTests(Case):
         self.finish()
         self.check_done()
 
-    def test_the_server_is_stopped_while_its_clients_are_held(self):
-        """They are closed with what they had asked for unanswered, wherever the disk then is."""
+    def test_a_server_stopped_during_a_hold_leaves_requests_unanswered(self):
+        """The clients are closed at whichever step the disk is."""
         for state in ("holding", "handing over"):
             self.setUp()
             writer = self.writer()
@@ -528,7 +525,7 @@ class BreakTests(Case):
             there = Records(self.target.path).read(Kind.INCOMPLETE)
             self.assertEqual(Phase.COPYING, there.phase)
 
-    def test_twice(self):
+    def test_a_second_break_is_harmless(self):
         self.mirror(max_rate=KIB)
         self.network.advance(1)
         self.current.stop()
@@ -537,7 +534,7 @@ class BreakTests(Case):
         self.failureResultOf(self.outcome, GaveUp)
         self.check_serves()
 
-    def test_while_it_waits_for_another_attempt(self):
+    def test_a_break_between_attempts_leaves_clients_served(self):
         self.writer()
         self.mirror(max_rate=10 * KIB)
         self.network.advance(1)
@@ -549,8 +546,7 @@ class BreakTests(Case):
         self.failureResultOf(self.outcome, GaveUp)
         self.check_serves()
 
-    def test_another_mirror_behind_it(self):
-        """The server is as it was before."""
+    def test_another_mirror_may_follow_a_break(self):
         self.writer()
         self.mirror(max_rate=10 * KIB)
         self.network.advance(2)
@@ -564,8 +560,8 @@ class BreakTests(Case):
 
 
 class EndTests(Case):
-    def test_the_first_handshake_is_refused(self):
-        """There is no second attempt, and the server serves on."""
+    def test_a_refused_first_handshake_ends_the_mirror(self):
+        """There is no second attempt, and the server continues."""
         self.receiving.stopListening()
         self.writer()
         self.mirror()
@@ -576,7 +572,7 @@ class EndTests(Case):
         self.assertIn("nobody listens", self.current.status()["last_error"])
         self.check_serves()
 
-    def test_of_another_size(self):
+    def test_a_destination_of_another_size_is_refused(self):
         self.receiving.stopListening()
         self.target = RecordedDisk(b"o" * (SIZE + 1), self.target.path + "2")
         self.receive()
@@ -588,8 +584,8 @@ class EndTests(Case):
         self.failureResultOf(self.outcome, Refused)
         self.check_serves()
 
-    def test_unconfirmed(self):
-        """The source is retired, and the destination cannot be told: nobody is served here."""
+    def test_an_unconfirmed_end_serves_nobody(self):
+        """The source is retired and the destination cannot be reached, so nobody is served here."""
         self.writer()
         self.mirror()
         self.steps_to(lambda: self.current.too_late)
@@ -618,8 +614,8 @@ class EndTests(Case):
         self.successResultOf(self.stopped)
         self.assertNotIn("flush", self.source.names())
 
-    def test_unconfirmed_by_one_that_cannot_be_asked(self):
-        """A destination without the side export: nobody can find out."""
+    def test_a_lost_disconnect_to_a_plain_destination_serves_nobody(self):
+        """Without a side export nobody can find out how it ended."""
         make_plain(self.receiver)
         self.writer()
         self.mirror()
@@ -629,8 +625,8 @@ class EndTests(Case):
         self.failureResultOf(self.outcome, Unconfirmed)
         self.check_nobody_is_served()
 
-    def test_unconfirmed_where_another_was_to_take_over(self):
-        """Clients wait for as long as it is tried, and are then sent away."""
+    def test_an_unconfirmed_end_with_a_successor_sends_clients_away(self):
+        """Clients wait while the end is tried, and are then disconnected."""
         self.writer()
         self.mirror(successor=Destination(self.network.client_endpoint("new"), ""))
         self.steps_to(lambda: self.current.too_late)
@@ -644,8 +640,8 @@ class EndTests(Case):
         self.failureResultOf(self.outcome, Unconfirmed)
         self.check_nobody_is_served()
 
-    def test_a_bug_behind_retiring(self):
-        """Whatever comes of it: what is retired is not served any more (R1)."""
+    def test_a_bug_after_retiring_serves_nobody(self):
+        """A retired source is never served again (R1)."""
 
         class Broken:
             def __init__(self, *arguments, **keywords):
@@ -666,8 +662,7 @@ class EndTests(Case):
     def left(self):
         return sorted(os.listdir(os.path.dirname(self.source.path)))
 
-    def test_finished_later(self):
-        """It comes back, and is told."""
+    def test_a_destination_that_returns_later_is_finished(self):
         self.writer()
         self.mirror()
         self.steps_to(lambda: self.current.too_late)
@@ -679,8 +674,8 @@ class EndTests(Case):
         self.finish(120)
         self.check_done()
 
-    def test_retiring_fails(self):
-        """It is still the canonical copy: clients are released."""
+    def test_a_failed_retirement_releases_clients(self):
+        """The source is still canonical."""
         self.writer()
         self.systems[0].fail["MIGRATED"] = OSError(28, "No space left on device")
         self.mirror()
@@ -689,7 +684,7 @@ class EndTests(Case):
         self.check_serves()
         self.assertEqual("failed", self.current.state)
 
-    def test_the_source_cannot_be_read(self):
+    def test_a_source_that_cannot_be_read_fails_the_mirror_and_clients_are_served(self):
         self.writer()
         self.source.fail("probe", OSError(5, "Input/output error"), times=None)
         self.mirror()
@@ -697,8 +692,8 @@ class EndTests(Case):
         self.failureResultOf(self.outcome, LocalFailure)
         self.check_serves()
 
-    def test_a_silent_destination(self):
-        """It answers nothing: the attempt is dropped, and another one comes."""
+    def test_a_silent_destination_costs_one_attempt(self):
+        """The attempt is dropped and another one follows."""
         self.writer()
         self.mirror(reply_timeout=20.0)
         self.steps_to(lambda: self.current.state == "copying")
@@ -720,8 +715,8 @@ class HeldTooLongTests(Case):
         self.steps_to(lambda: self.current.state == "holding")
         self.link().stall()
 
-    def test_released_in_time(self):
-        """What is left does not go over: nobody waits for longer than he may."""
+    def test_clients_are_released_in_time_when_sending_stalls(self):
+        """The rest cannot be sent, and nobody waits longer than allowed."""
         self.writer()
         self.network.advance(0.1)
         self.stalled_hold(longest_pause=0.3)
@@ -741,8 +736,8 @@ class HeldTooLongTests(Case):
         self.assertGreater(self.current.status()["holds"], 1)
         self.check_done()
 
-    def test_released_while_the_flush_is_under_way(self):
-        """Its answer comes late, and says nothing of what was written since."""
+    def test_clients_are_released_in_time_when_the_flush_stalls(self):
+        """The late flush reply does not cover what was written since."""
         for late in (0.0, 0.5, 3.0):
             self.setUp()
             self.writer(3, range(500))
@@ -774,7 +769,7 @@ def commands_in_flight(protocol):
 
 
 class ReleasedTests(Case):
-    """The time of a hold ends anywhere before retiring: clients go on, and so does the attempt."""
+    """A hold expires anywhere before retiring: clients continue, and so does the attempt."""
 
     PAUSE = 0.4
 
@@ -817,7 +812,7 @@ class ReleasedTests(Case):
             self.check_retiring(call.method)
 
     def check_retiring(self, what):
-        """What leads to it is on record on both sides, and true."""
+        """Whatever leads to retiring is recorded on both sides, and true."""
         here, there = self.records()
         if self.source.content != self.target.content or self.server.state != "holding":
             self.wrong.append(f"{what}, and the copy is another")
@@ -860,7 +855,7 @@ class ReleasedTests(Case):
         self.clock.advance(0.002)
 
     def check_released(self, where):
-        """At once; nobody is told of an error, and no attempt is lost for it."""
+        """Clients are released at once, without an error, and no attempt is lost for it."""
         self.assertEqual("serving", self.server.state, where)
         self.assertEqual("copying", self.current.state, where)
         self.assertFalse(self.current.too_late)
@@ -914,23 +909,23 @@ class ReleasedTests(Case):
             seen[state] = seen.get(state, 0) + 1
 
     def machine_state(self):
-        """Where the hand-off is, told by what it waits for."""
+        """The state of the hand-off, by what it waits for."""
         names = self.threads.names()
         if self.current.state == "holding":
             return "copying"
         return "recording" if "record_copied" in names else "confirming"
 
-    def test_at_every_message(self):
+    def test_clients_released_at_any_message_continue_and_so_does_the_attempt(self):
         steps, seen = self.released_everywhere()
         self.assertGreaterEqual(steps, 8, seen)
         self.assertEqual({"copying", "confirming", "recording"}, set(seen))
 
-    def test_at_every_message_and_on_the_wire_for_long(self):
+    def test_a_release_at_any_message_with_late_replies_continues_the_attempt(self):
         for late in (0.05, 3.0):
             steps, seen = self.released_everywhere(late)
             self.assertGreaterEqual(steps, 8, seen)
 
-    def test_where_it_is_unlinked(self):
+    def test_a_release_at_any_message_before_an_unlink_continues_the_attempt(self):
         self.unlink = True
         steps, seen = self.released_everywhere()
         self.assertGreaterEqual(steps, 8, seen)
@@ -941,8 +936,8 @@ class ReleasedTests(Case):
             lambda: self.current.state == "handing over" and self.machine_state() == state
         )
 
-    def test_twice_while_it_is_confirmed(self):
-        """What the destination then has on record is changed before anything is written."""
+    def test_clients_may_be_released_twice_during_the_confirmation(self):
+        """The record of the destination is changed before anything is written."""
         self.to("confirming")
         self.steps_to(lambda: "dst INCOMPLETE copied" in self.events)
         self.assertEqual("confirming", self.machine_state())
@@ -967,14 +962,14 @@ class ReleasedTests(Case):
 
         watch.check = check
 
-    def test_a_look_that_finds_what_clients_wrote_after_the_release(self):
-        """They were let go while it waited for its thread: there is just more to copy."""
+    def test_writes_after_a_release_are_no_foreign_change_of_the_source(self):
+        """Clients were released while the check waited: there is just more to copy."""
         self.to("recording")
         self.look_fails()
         self.overdue()
         self.check_done()
 
-    def test_nor_does_it_end_the_mirror_where_the_connection_was_lost(self):
+    def test_a_failed_check_after_a_lost_connection_starts_another_attempt(self):
         self.to("recording")
         self.look_fails()
         self.link().cut()
@@ -986,15 +981,15 @@ class ReleasedTests(Case):
             self.step()
         self.assertEqual(2, self.successResultOf(self.outcome).attempts)
 
-    def test_a_look_that_finds_something_while_clients_are_held(self):
+    def test_a_foreign_change_during_a_hold_fails_the_mirror(self):
         self.to("recording")
         self.look_fails()
         self.run_for(2)
         self.assertIn("written to", str(self.failureResultOf(self.outcome, LocalFailure).value))
         self.check_serves_in_threads()
 
-    def test_a_record_that_takes_too_long(self):
-        """The medium of the record hangs: clients go on, and it says `copying` again behind it."""
+    def test_a_record_that_takes_too_long_releases_clients(self):
+        """The medium hangs; clients continue, and the record returns to `copying` after it."""
         self.to("recording")
         self.overdue()
         self.assertEqual("serving", self.server.state)
@@ -1016,8 +1011,8 @@ class ReleasedTests(Case):
         self.assertEqual(Phase.COPYING, self.records()[0].phase)
         self.check_done()
 
-    def test_a_record_that_hangs_and_then_fails(self):
-        """Clients have gone on long since; the mirror ends, and the destination is told."""
+    def test_a_record_that_hangs_and_then_fails_ends_the_mirror(self):
+        """Clients have continued long before; the mirror ends, and the destination is notified."""
         for words, count in (("MIGRATING copied", 0), ("MIGRATING copying", 1)):
             self.setUp()
             self.to("recording")
@@ -1034,8 +1029,8 @@ class ReleasedTests(Case):
         self.threads.run()
         self.check_serves()
 
-    def test_dropped_while_it_is_recorded(self):
-        """Clients do not wait for the record's end, though the attempt has to."""
+    def test_a_connection_lost_during_the_record_releases_clients_at_once(self):
+        """Clients do not wait for the record, though the attempt has to."""
         for how in ("cut", "silent"):
             self.setUp()
             self.to("recording")
@@ -1060,7 +1055,7 @@ class ReleasedTests(Case):
             Case.check_done(self)
             self.assertEqual([], self.wrong)
 
-    def test_released_and_then_dropped_while_it_is_recorded(self):
+    def test_a_release_and_a_loss_during_the_record_start_another_attempt(self):
         self.to("recording")
         self.overdue()
         self.link().cut()
@@ -1071,8 +1066,8 @@ class ReleasedTests(Case):
         self.assertEqual(2, self.current.status()["attempts"])
         Case.check_done(self)
 
-    def test_broken_off_while_it_is_recorded(self):
-        """Clients go on at once; the outcome waits for the record, and then takes all back."""
+    def test_a_break_during_the_record_releases_clients_at_once(self):
+        """The outcome waits for the record, and then takes everything back."""
         for overdue in (False, True):
             self.setUp()
             self.to("recording")
@@ -1090,8 +1085,8 @@ class ReleasedTests(Case):
             self.assertEqual(Phase.COPYING, there.phase)
             self.check_serves_in_threads()
 
-    def test_a_late_flush_has_its_time_behind_a_release(self):
-        """A destination's flush may take ten times as long as anything else, also then."""
+    def test_a_flush_after_a_release_has_its_full_timeout(self):
+        """A flush may take ten times as long as any other request, also after a release."""
         self.begin(reply_timeout=5.0)
         link = self.link()
         protocol = link.client.protocol
@@ -1106,7 +1101,7 @@ class ReleasedTests(Case):
 
 
 class StatusTests(Case):
-    def test_fields(self):
+    def test_the_status_has_every_field(self):
         self.writer(1, range(100))
         self.mirror(max_rate=100 * KIB, longest_pause=0.7, converge=Converge.THROTTLE)
         self.assertEqual("starting", self.current.status()["state"])
@@ -1135,7 +1130,7 @@ class StatusTests(Case):
         self.assertTrue(1.0 < status["seconds"] < 3, status)
         self.assertEqual((None, None), (status["pause"], status["throttle"]))
 
-    def test_the_rate_is_changed(self):
+    def test_the_rate_is_changed_during_the_mirror(self):
         self.mirror(max_rate=10 * KIB)
         self.network.advance(2)
         self.assertLess(self.current.status()["sent"], 40 * KIB)
@@ -1144,15 +1139,14 @@ class StatusTests(Case):
         self.finish(5)
         self.check_done()
 
-    def test_the_seconds_end_with_it(self):
+    def test_the_status_stays_the_same_after_the_end(self):
         self.mirror()
         self.finish()
         before = self.current.status()
         self.network.advance(100)
         self.assertEqual(before, self.current.status())
 
-    def test_given_up(self):
-        """Clients are too fast, and that is to be the end: they never notice."""
+    def test_a_mirror_that_does_not_converge_gives_up_and_clients_are_served(self):
         self.writer()
         self.mirror(max_rate=20 * KIB, converge=Converge.ABORT)
         self.network.advance(3)

@@ -1,4 +1,4 @@
-"""The passes over a disk in use, with an attempt and a server on the test's own hands (R8, R9)."""
+"""The passes over a disk in use, with a fake attempt and a fake server (R8, R9)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FakeDisk:
 
 
 class FakeServer:
-    """Clients by hand: it is still when the test says so."""
+    """A server whose clients are done when the test says so."""
 
     def __init__(self, story):
         self.disk = FakeDisk()
@@ -46,7 +46,7 @@ class FakeServer:
 
 
 class FakeAttempt:
-    """What the passes have it do waits for the test; what is taken is remembered."""
+    """Requests of the passes wait for the test; what is taken is remembered."""
 
     def __init__(self, story):
         self.story = story
@@ -123,7 +123,7 @@ class Case(SynchronousTestCase):
             self.passes.acknowledged(Segment(start, end - start, zero))
 
     def send_pass(self, seconds=1.0, dirty=()):
-        """One pass; meanwhile the grains in C{dirty} are written to, again and again."""
+        """One pass, during which clients write to the blocks in C{dirty} again and again."""
         taken = self.take_all()
         steps = 40
         for step in range(steps):
@@ -158,8 +158,8 @@ class Case(SynchronousTestCase):
 
 
 class PassTests(Case):
-    def test_nobody_writes(self):
-        """All of it, a flush, then a hold that finds nothing left; and no other flush of ours."""
+    def test_an_idle_disk_takes_one_pass_one_flush_and_one_hold(self):
+        """The whole disk, a flush, then a hold that finds nothing left and needs no flush."""
         self.begin()
         self.assertEqual((SIZE, SIZE), (self.passes.left, self.passes.dirty.bytes))
         self.assertEqual([(0, SIZE)], self.send_pass())
@@ -173,15 +173,15 @@ class PassTests(Case):
         self.successResultOf(self.sending)
         self.assertEqual([], self.events())
 
-    def test_what_is_written_meanwhile_goes_in_the_last_one(self):
+    def test_writes_during_the_first_pass_are_sent_in_the_last(self):
         self.hold(dirty=(3, 700))
         expected = [(3 * GRANULARITY, 4 * GRANULARITY), (700 * GRANULARITY, 701 * GRANULARITY)]
         self.assertEqual(expected, self.send_rest())
         self.successResultOf(self.sending)
         self.assertEqual(0, self.passes.left)
 
-    def test_what_is_written_until_the_disk_is_still(self):
-        """Marks come for as long as something is under way, and are of the last pass."""
+    def test_writes_until_all_work_is_done_are_sent_in_the_last_pass(self):
+        """Changes are marked while work is under way, and belong to the last pass."""
         self.server.prompt = False
         self.begin()
         self.send_pass()
@@ -193,8 +193,8 @@ class PassTests(Case):
         self.assertEqual([(5 * GRANULARITY, 6 * GRANULARITY)], self.send_rest())
         self.successResultOf(self.sending)
 
-    def test_a_range_is_taken_off_before_it_is_read(self):
-        """What changes it after that makes it dirty again, for the next pass and not for this."""
+    def test_a_range_is_unmarked_before_it_is_read(self):
+        """A later change makes the range dirty again, for the next pass."""
         self.begin()
         taken = self.attempt.take()
         self.server.changes.notify(0, 1)
@@ -204,7 +204,7 @@ class PassTests(Case):
         self.assertEqual(2 * GRANULARITY, self.passes.dirty.bytes)
         self.assertEqual(SIZE, self.passes.left)
 
-    def test_no_more_than_so_much_at_a_time(self):
+    def test_a_bounded_number_of_ranges_is_taken_at_a_time(self):
         self.begin()
         self.passes.dirty.take(0, SIZE)
         for grain in range(0, 800, 2):
@@ -215,15 +215,15 @@ class PassTests(Case):
         self.assertEqual((144, ranges[-1][1] + GRANULARITY), (len(more), more[0][0]))
         self.assertEqual([], self.attempt.take())
 
-    def test_no_way_back_within_a_pass(self):
-        """Or what clients write all the time would be sent all the time."""
+    def test_a_pass_never_returns_to_an_earlier_range(self):
+        """Otherwise what clients write all the time would be sent all the time."""
         self.begin()
         self.attempt.take()
         self.server.changes.notify(0, 1)
         self.assertEqual([], self.attempt.take())
 
-    def test_left(self):
-        """What is dirty, and what is on its way, zeroes too."""
+    def test_dirty_and_unacknowledged_bytes_are_left_to_send(self):
+        """Unacknowledged zeroes count too."""
         self.begin()
         (run,) = self.attempt.take()
         self.assertEqual((0, SIZE), (self.passes.dirty.bytes, self.passes.left))
@@ -232,8 +232,8 @@ class PassTests(Case):
         self.assertEqual(SIZE - 8 * MB, self.passes.left)
         self.assertEqual((0, SIZE), run)
 
-    def test_another_pass_where_much_is_left(self):
-        """And a flush behind each."""
+    def test_another_pass_is_made_where_much_is_left(self):
+        """Each pass is followed by a flush."""
         self.begin()
         self.send_pass(seconds=4, dirty=range(512))
         self.flush()
@@ -245,14 +245,14 @@ class PassTests(Case):
         self.flush()
         self.assertEqual(["flush", "hold", "pass"], self.events())
 
-    def test_the_flush_is_measured(self):
+    def test_the_time_of_the_flush_is_measured(self):
         self.begin()
         self.send_pass()
         self.flush(0.3)
         self.assertAlmostEqual(0.3, self.passes.convergence.flush)
 
-    def test_a_slow_flush_is_part_of_the_pause(self):
-        """Little is left, but the last flush would take too long: it waits for a quicker one."""
+    def test_a_slow_flush_delays_the_hold(self):
+        """Little is left, but the last flush would take too long: the hold waits."""
         self.begin()
         self.send_pass(dirty=(3,))
         self.flush(0.45)
@@ -263,15 +263,15 @@ class PassTests(Case):
         self.flush(0.1)
         self.assertEqual(["flush", "hold", "pass"], self.events())
 
-    def test_nothing_left_and_a_slow_flush(self):
-        """That of the hold may be quicker, since there is less to flush; it cannot get better."""
+    def test_clients_are_held_when_only_the_flush_is_slow(self):
+        """The flush of the hold may be quicker, since there is less to flush."""
         self.begin()
         self.send_pass()
         self.flush(0.45)
         self.assertEqual(["pass", "flush", "hold", "pass"], self.events())
 
-    def test_no_flush_of_nothing(self):
-        """CopyPasses that only wait for the next hold do not trouble the destination's disk."""
+    def test_a_pass_that_sent_nothing_is_not_flushed(self):
+        """Passes that only wait for the next hold cause no flush at the destination."""
         self.hold(dirty=range(20))
         self.clock.advance(0.51)
         self.send_rest()
@@ -287,7 +287,7 @@ class PassTests(Case):
         self.assertEqual([(0, GRANULARITY)], self.send_rest())
         self.assertEqual(["flush"], self.events())
 
-    def test_an_attempt_begins_with_everything(self):
+    def test_a_new_attempt_begins_with_the_whole_disk(self):
         self.hold()
         self.passes.dropped()
         self.attempt = FakeAttempt(self.story)
@@ -298,7 +298,7 @@ class PassTests(Case):
         )
         self.assertEqual([(0, SIZE)], self.take_all())
 
-    def test_watched_while_it_runs_only(self):
+    def test_changes_are_watched_only_while_the_mirror_runs(self):
         self.assertIsNotNone(self.server.changes.mark)
         self.passes.stop()
         self.assertIsNone(self.server.changes.mark)
@@ -307,8 +307,8 @@ class PassTests(Case):
 
 
 class HoldTests(Case):
-    def test_in_time(self):
-        """The deadline is for all of it: sending, flushing, and the small steps behind that."""
+    def test_a_hold_that_ends_in_time_is_not_released(self):
+        """The deadline covers sending, flushing and the last steps."""
         self.hold()
         self.clock.advance(0.2)
         self.send_rest()
@@ -323,8 +323,8 @@ class HoldTests(Case):
         self.assertEqual([], self.events(), "and then there is no way back")
         self.assertEqual(MirrorPhase.HANDING_OVER, self.passes.phase)
 
-    def test_one_deadline_whatever_goes_on(self):
-        """No step gives clients a longer wait: they are released at the same instant."""
+    def test_the_deadline_of_a_hold_is_the_same_for_every_step(self):
+        """Whatever the step, clients are released at the same instant."""
         for reached in range(4):
             self.setUp()
             self.server.prompt = reached > 0
@@ -348,8 +348,8 @@ class HoldTests(Case):
             self.assertLess(self.clock.seconds() - began, PAUSE + 0.01)
             self.stop()
 
-    def test_overdue_while_something_is_under_way(self):
-        """Clients are released, and the passes go on without waiting any longer."""
+    def test_clients_are_released_when_work_under_way_takes_too_long(self):
+        """The passes continue without waiting any longer."""
         self.server.prompt = False
         self.begin()
         self.send_pass()
@@ -361,7 +361,7 @@ class HoldTests(Case):
         self.assertEqual(["release", "copy on"], self.events()[:2])
         self.assertEqual(MirrorPhase.COPYING, self.passes.phase)
 
-    def test_and_goes_on_once_it_is_still(self):
+    def test_the_passes_continue_once_work_under_way_is_done(self):
         self.server.prompt = False
         self.begin()
         self.send_pass()
@@ -376,8 +376,8 @@ class HoldTests(Case):
         self.assertIsNotNone(self.attempt.waiting)
         self.assertEqual(1, self.passes.hold_count)
 
-    def test_and_goes_on_although_it_never_is(self):
-        """Clients that keep several requests under way are never idle once they are released."""
+    def test_the_passes_continue_although_work_never_ends(self):
+        """Clients with several requests in flight are never idle once they are released."""
         self.server.prompt = False
         self.begin()
         self.send_pass()
@@ -387,7 +387,7 @@ class HoldTests(Case):
         self.assertEqual(["release", "copy on", "pass"], self.events())
         self.assertNoResult(self.sending)
 
-    def test_overdue_while_sending(self):
+    def test_clients_are_released_when_sending_takes_too_long(self):
         self.hold(dirty=range(20))
         self.clock.advance(0.51)
         self.assertEqual(["release", "copy on"], self.events())
@@ -400,8 +400,8 @@ class HoldTests(Case):
         self.flush()
         self.assertNotIn("hold", self.events(), "not at once")
 
-    def test_overdue_while_flushing(self):
-        """The attempt is told: its flush has said nothing, and it asks for more to send."""
+    def test_clients_are_released_when_the_flush_takes_too_long(self):
+        """The attempt learns that its flush does not count, and asks for more to send."""
         self.hold()
         self.send_rest()
         self.successResultOf(self.sending)
@@ -414,7 +414,7 @@ class HoldTests(Case):
         self.assertEqual(["flush"], self.events())
 
     def until_held(self, seconds):
-        """CopyPasses go on; when the next hold comes, in seconds from now."""
+        """The passes continue; the seconds until the next hold."""
         began = self.clock.seconds()
         while self.clock.seconds() - began < seconds:
             if "hold" in self.events():
@@ -426,7 +426,7 @@ class HoldTests(Case):
             self.clock.advance(0.01)
         return None
 
-    def test_the_next_comes_not_at_once_and_later_each_time(self):
+    def test_the_next_hold_comes_later_each_time(self):
         self.hold(dirty=range(20))
         for least in (1, 2, 4, 8):
             self.clock.advance(0.51)
@@ -436,7 +436,7 @@ class HoldTests(Case):
             self.assertTrue(least - 0.1 < after < least + 0.5, (least, after))
         self.assertEqual(5, self.passes.hold_count)
 
-    def test_how_long(self):
+    def test_the_duration_of_the_last_hold_is_kept(self):
         self.assertIsNone(self.passes.pause)
         self.hold()
         self.clock.advance(0.2)
@@ -446,7 +446,7 @@ class HoldTests(Case):
         self.assertAlmostEqual(0.51, self.passes.pause)
 
     def overdue_in_small_steps(self, before=0.0):
-        """The rest went over, and was flushed; what is behind that takes too long."""
+        """The rest was sent and flushed; what follows takes too long."""
         self.send_rest()
         self.successResultOf(self.sending)
         self.clock.advance(before)
@@ -457,8 +457,8 @@ class HoldTests(Case):
         self.assertEqual(["release", "copy on"], self.events())
         self.assertEqual(MirrorPhase.COPYING, self.passes.phase)
 
-    def test_small_steps_that_take_too_long(self):
-        """A destination that does not confirm must not keep clients waiting; none is dropped."""
+    def test_clients_are_released_when_the_last_steps_take_too_long(self):
+        """A destination that does not confirm must not keep clients waiting."""
         self.hold()
         self.overdue_in_small_steps()
         self.clock.advance(100)
@@ -470,16 +470,16 @@ class HoldTests(Case):
         self.assertEqual([(7 * GRANULARITY, 8 * GRANULARITY)], self.send_rest())
         self.assertEqual(["flush"], self.events())
 
-    def test_small_steps_teach_how_long_they_take(self):
-        """From the flush's answer on: what was sent before that has nothing to do with it."""
+    def test_the_time_of_the_last_steps_is_learned(self):
+        """Counted from the reply to the flush; sending has no part in it."""
         self.hold()
         self.overdue_in_small_steps(0.2)
         convergence = self.passes.convergence
         self.assertAlmostEqual(PAUSE - 0.2 + 0.01, convergence.steps)
         self.assertEqual(0.0, convergence._held_rate, "sending was not what took so long")
 
-    def test_sending_teaches_how_fast_it_goes(self):
-        """That was not for the steps, of which there were none."""
+    def test_the_rate_during_a_hold_is_learned(self):
+        """The last steps were not reached, so their time stays unknown."""
         self.hold(dirty=range(20))
         (first, *_) = self.take_all()
         self.passes.acknowledged(Segment(first[0], GRANULARITY, False))
@@ -489,7 +489,7 @@ class HoldTests(Case):
         self.assertEqual(0.0, convergence.steps)
         self.assertAlmostEqual(GRANULARITY / 0.51, convergence._held_rate, places=0)
 
-    def test_what_one_hold_took_is_not_the_next_ones(self):
+    def test_times_of_one_hold_do_not_count_for_the_next(self):
         """The instant of the flush is that of this hold, not of the one before."""
         self.hold()
         self.overdue_in_small_steps()
@@ -502,8 +502,8 @@ class HoldTests(Case):
         self.assertEqual(["release", "copy on"], self.events()[:2])
         self.assertEqual(0.0, self.passes.convergence.steps)
 
-    def test_dropped_at_each_point(self):
-        """Whenever the attempt ends before the source is retired, clients go on."""
+    def test_clients_are_released_if_the_attempt_ends_at_any_point(self):
+        """The attempt ends at each point before the source is retired."""
         for point in range(4):
             self.setUp()
             self.server.prompt = point > 0
@@ -526,15 +526,14 @@ class HoldTests(Case):
             self.assertEqual([], self.events(), "no deadline is left")
             self.stop()
 
-    def test_dropped_while_copying(self):
-        """Nobody was held."""
+    def test_an_attempt_that_ends_while_copying_releases_nobody(self):
         self.begin()
         self.sending.cancel()
         self.failureResultOf(self.sending, CancelledError)
         self.passes.dropped()
         self.assertEqual(["pass"], self.events())
 
-    def test_once_it_is_retired_nobody_is_released(self):
+    def test_nobody_is_released_after_retiring(self):
         self.hold()
         self.send_rest()
         self.passes.flushed()
@@ -544,8 +543,8 @@ class HoldTests(Case):
         self.passes.stop()
         self.assertEqual(["finishing"], self.events())
 
-    def test_the_pause_ends_with_the_mirror(self):
-        """How long clients waited, not how long ago that was."""
+    def test_the_duration_of_the_hold_ends_with_the_mirror(self):
+        """How long clients waited, not how long ago."""
         self.hold()
         self.send_rest()
         self.passes.flushed()
@@ -555,8 +554,8 @@ class HoldTests(Case):
         self.clock.advance(100)
         self.assertAlmostEqual(0.2, self.passes.pause)
 
-    def test_throttled_changes_are_let_go_first(self):
-        """They wait for their turn: the disk would never be still."""
+    def test_the_throttle_is_lifted_before_the_hold(self):
+        """Throttled changes would otherwise keep work under way for ever."""
 
         class Slow:
             rate = 1.0
@@ -575,22 +574,22 @@ class HoldTests(Case):
 
 class NotConvergingTests(Case):
     def not_converging(self, passes=3):
-        """Clients write as fast as it goes over."""
+        """Clients write as fast as data is sent."""
         self.begin()
         for _ in range(passes):
             self.send_pass(seconds=4, dirty=range(1024))
             self.flush()
         return self.events()
 
-    def test_wait(self):
-        """It is said, and goes on."""
+    def test_a_mirror_that_does_not_converge_does_what_was_asked_for(self):
+        """By default this is only reported, and the passes continue."""
         story = self.not_converging(10)
         self.assertEqual(["pass", "flush"] * 10 + ["pass"], story)
         self.assertIs(False, self.passes.converging)
         self.assertIsNone(self.server.changes.throttle)
         self.assertEqual(0, self.passes.hold_count)
 
-    def test_and_when_they_have_come_to_rest(self):
+    def test_a_mirror_converges_once_clients_rest(self):
         self.not_converging()
         self.send_pass()
         self.flush()
@@ -601,10 +600,10 @@ class NotConvergingTests(Case):
 class ThrottleTests(NotConvergingTests):
     converge = Converge.THROTTLE
 
-    def test_wait(self):
-        """Not applicable: see below."""
+    def test_a_mirror_that_does_not_converge_does_what_was_asked_for(self):
+        """Not applicable; the tests below replace it."""
 
-    def test_slower_each_time_but_not_below_a_floor(self):
+    def test_the_throttle_is_halved_each_time_down_to_a_minimum(self):
         self.not_converging(2)
         rates = [self.server.changes.throttle.rate]
         self.assertAlmostEqual(self.passes.convergence.rate / 2, rates[0])
@@ -618,8 +617,8 @@ class ThrottleTests(NotConvergingTests):
             )
         self.assertEqual(MB, rates[-1])
 
-    def test_the_first_is_not_below_the_floor_either(self):
-        """Where next to nothing goes over, clients may still write."""
+    def test_the_first_throttle_is_not_below_the_minimum(self):
+        """Where little can be sent, clients may still write."""
         self.begin()
         for _ in range(2):
             self.send_pass(seconds=400, dirty=range(1024))
@@ -627,7 +626,7 @@ class ThrottleTests(NotConvergingTests):
         self.assertLess(self.passes.convergence.rate, MB)
         self.assertEqual(MB, self.server.changes.throttle.rate)
 
-    def test_it_counts_what_becomes_dirty(self):
+    def test_the_throttle_counts_what_becomes_dirty(self):
         self.not_converging(2)
         throttle = self.server.changes.throttle
         self.assertIsNone(throttle.turn())
@@ -639,15 +638,15 @@ class ThrottleTests(NotConvergingTests):
             self.server.changes.notify(grain * GRANULARITY, 1)
         self.assertIsNotNone(throttle.turn())
 
-    def test_not_while_no_attempt_goes_on(self):
-        """The source goes on as if nothing had happened, for as long as nobody is there."""
+    def test_the_throttle_is_lifted_between_attempts(self):
+        """The source continues as if nothing had happened while there is no attempt."""
         self.not_converging(2)
         self.sending.cancel()
         self.failureResultOf(self.sending, CancelledError)
         self.passes.dropped()
         self.assertIsNone(self.server.changes.throttle)
 
-    def test_lifted_at_the_end(self):
+    def test_the_throttle_is_lifted_at_the_end(self):
         self.not_converging(2)
         self.passes.stop()
         self.assertIsNone(self.server.changes.throttle)
@@ -656,11 +655,11 @@ class ThrottleTests(NotConvergingTests):
 class AbortTests(NotConvergingTests):
     converge = Converge.ABORT
 
-    def test_wait(self):
+    def test_a_mirror_that_does_not_converge_does_what_was_asked_for(self):
         story = self.not_converging(2)
         (why,) = [words for words in story if words.startswith("give up")]
         self.assertIn("not converging: clients dirty 16.", why)
         self.assertIn("MB/s are transferred", why)
 
-    def test_and_when_they_have_come_to_rest(self):
-        """It has ended."""
+    def test_a_mirror_converges_once_clients_rest(self):
+        """Not applicable: the mirror has ended."""

@@ -1,4 +1,4 @@
-"""The records: their form, what is no record, and the way they get onto the medium."""
+"""The records: their form, what is no record, and how they are written durably."""
 
 from __future__ import annotations
 
@@ -75,41 +75,41 @@ class FormTests(SynchronousTestCase):
         return json.dumps({**json.loads(RECORD.encode(Kind.INCOMPLETE)), **changes}).encode()
 
     @given(records, st.sampled_from(Kind))
-    def test_round_trip(self, record, kind):
+    def test_any_record_survives_a_round_trip(self, record, kind):
         self.assertEqual(record, decode_record(record.encode(kind), kind, "x"))
 
-    def test_every_field_is_there(self):
-        """So that a field that is added is thought of here."""
+    def test_the_test_record_sets_every_field(self):
+        """A new field must be added to the test record."""
         for field in fields(Record):
             default = field.default
             self.assertNotEqual(default, getattr(RECORD, field.name), field.name)
 
-    def test_torn_at_every_byte(self):
+    def test_a_record_torn_at_any_byte_is_bad(self):
         text = RECORD.encode(Kind.INCOMPLETE)
         whole = text.rstrip()
         for length in range(len(whole)):
             self.assertIn("torn", self.bad(text[:length]), length)
         self.assertEqual(RECORD, decode_record(whole, Kind.INCOMPLETE, "x"))
 
-    def test_zeroes_behind_a_power_failure(self):
+    def test_a_record_that_ends_in_zeroes_is_bad(self):
         text = RECORD.encode(Kind.INCOMPLETE)
         for length in (0, 1, len(text) // 2, len(text) - 2):
             self.assertIn("torn", self.bad(text[:length] + bytes(len(text) - length)))
 
-    def test_foreign(self):
+    def test_other_JSON_is_not_a_record(self):
         for text in (b"{}", b"[]", b"5", b"null", b'"x"', b'{"blockmig": "1"}', b'{"a": 1}'):
             self.assertIn("not a blockmig record", self.bad(text))
 
-    def test_not_text(self):
+    def test_bytes_that_are_no_text_are_bad(self):
         for text in (b"\xff\xfe\0", b"\x80", b"NaN", b"[" * 5000):
             self.bad(text)
 
-    def test_newer(self):
+    def test_a_record_of_a_later_version_is_bad(self):
         self.assertIn("later version (format 2)", self.bad(self.changed(blockmig=2)))
         # Whatever else it has: nothing of it is understood.
         self.assertIn("later version", self.bad(b'{"blockmig": 9}'))
 
-    def test_another_kind(self):
+    def test_a_record_of_another_kind_is_bad(self):
         for kind in Kind:
             for other in Kind:
                 text = RECORD.encode(kind)
@@ -120,7 +120,7 @@ class FormTests(SynchronousTestCase):
         self.bad(self.changed(record=None))
         self.bad(self.changed(record=["INCOMPLETE"]))
 
-    def test_wrong_types(self):
+    def test_fields_of_wrong_types_are_bad(self):
         wrong = {
             "str": (None, 5, [], {}, True, 1.5),
             "int": (None, "5", 5.0, True, [], {}),
@@ -134,22 +134,22 @@ class FormTests(SynchronousTestCase):
                     words = self.bad(self.changed(**{field.name: value}))
                     self.assertIn("not a blockmig record", words)
 
-    def test_a_field_missing(self):
+    def test_a_missing_field_is_bad(self):
         found = json.loads(RECORD.encode(Kind.INCOMPLETE))
         for field in fields(Record):
             less = {name: value for name, value in found.items() if name != field.name}
             self.bad(json.dumps(less).encode())
 
-    def test_one_line_per_field_for_people(self):
+    def test_a_record_has_one_line_for_each_field(self):
         lines = RECORD.encode(Kind.MIGRATED).decode().splitlines()
         self.assertIn('  "record": "MIGRATED",', lines)
         self.assertIn('  "phase": "copied",', lines)
 
     @given(st.binary(max_size=300))
-    def test_garbage(self, data):
+    def test_any_bytes_raise_only_BadRecord(self, data):
         self.assertRaises(BadRecord, decode_record, data, Kind.MIGRATED, "x")
 
-    def test_sides(self):
+    def test_locations_are_shown_as_text(self):
         for side, text in (
             (Location(), "(unknown)"),
             (Location("h"), "h"),
@@ -159,12 +159,12 @@ class FormTests(SynchronousTestCase):
         ):
             self.assertEqual(text, str(side))
 
-    def test_timestamp(self):
+    def test_timestamps_are_in_UTC(self):
         self.assertRegex(timestamp(), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
 
 
 class SameFileTests(SynchronousTestCase):
-    def test_table(self):
+    def test_identities_are_compared_as_the_table_says(self):
         for one, other, same in (
             ("inode 5, born 1", "inode 5, born 1", True),
             ("inode 5, born 1", "inode 5, born 2", False),
@@ -204,14 +204,14 @@ class ReadTests(Case):
         self.assertIn(words, str(error))
         self.assertEqual(self.path + ".INCOMPLETE", error.path)
 
-    def test_none(self):
+    def test_a_missing_record_reads_as_None(self):
         for kind in Kind:
             self.assertIsNone(self.records.read(kind))
         self.assertIsNone(Records(self.path + "/no/where").read(Kind.MIGRATED))
         self.put(b"", "file")
         self.assertIsNone(Records(self.directory + "/file/disk").read(Kind.MIGRATED))
 
-    def test_written_is_read(self):
+    def test_a_record_that_was_written_is_read(self):
         for kind in Kind:
             written = self.records.write(kind, RECORD)
             self.assertEqual(written, self.records.read(kind))
@@ -219,38 +219,37 @@ class ReadTests(Case):
             self.assertNotEqual(RECORD.changed, written.changed)
         self.assertEqual(sorted(f"disk.{kind}" for kind in Kind), self.names())
 
-    def test_the_temporary_file_is_no_record(self):
+    def test_a_temporary_file_is_no_record(self):
         self.put(RECORD.encode(Kind.INCOMPLETE), "disk.INCOMPLETE.tmp")
         self.assertIsNone(self.records.read(Kind.INCOMPLETE))
 
-    def test_empty(self):
+    def test_an_empty_record_is_torn(self):
         self.put(b"")
         self.bad("torn")
 
-    def test_too_long(self):
+    def test_a_record_longer_than_64_KiB_is_bad(self):
         text = RECORD.encode(Kind.INCOMPLETE)
         self.put(text + b" " * (65536 - len(text)))
         self.assertEqual(RECORD, self.records.read(Kind.INCOMPLETE))
         self.put(text + b" " * (65537 - len(text)))
         self.bad("too long")
 
-    def test_directory_in_its_place(self):
+    def test_a_directory_in_the_place_of_a_record_is_bad(self):
         os.mkdir(self.path + ".INCOMPLETE")
         self.bad("directory")
 
-    def test_fifo_in_its_place(self):
-        """It must not be waited for."""
+    def test_a_FIFO_in_the_place_of_a_record_is_not_waited_for(self):
         os.mkfifo(self.path + ".INCOMPLETE")
         self.assertRaises(OSError, self.records.read, Kind.INCOMPLETE)
 
-    def test_unreadable(self):
+    def test_an_unreadable_record_raises_its_error(self):
         class Denied(SystemCalls):
             def open(self, *_):
                 raise PermissionError(errno.EACCES, "Permission denied")
 
         self.assertRaises(PermissionError, Records(self.path, Denied()).read, Kind.INCOMPLETE)
 
-    def test_no_descriptor_is_left(self):
+    def test_bad_records_leave_no_descriptors_open(self):
         before = len(os.listdir("/proc/self/fd"))
         self.put(b"x" * 70_000)
         self.bad("too long")
@@ -262,7 +261,7 @@ class ReadTests(Case):
 class WriteTests(Case):
     temporary = "disk.INCOMPLETE.tmp"
 
-    def test_the_calls(self):
+    def test_a_record_is_written_synced_renamed_and_synced_again(self):
         calls = BreakingCalls()
         record = Records(self.path, calls).write(Kind.INCOMPLETE, RECORD)
         size = len(record.encode(Kind.INCOMPLETE))
@@ -280,7 +279,7 @@ class WriteTests(Case):
             calls.calls,
         )
 
-    def test_looked_at_last_before_it_appears(self):
+    def test_the_check_runs_last_before_the_record_appears(self):
         calls = BreakingCalls()
         seen = []
         Records(self.path, calls).write(
@@ -288,14 +287,14 @@ class WriteTests(Case):
         )
         self.assertEqual(["open", "pwrite", "fsync", "close"], seen)
 
-    def test_does_not_appear_where_the_look_finds_something(self):
+    def test_a_record_does_not_appear_if_the_check_fails(self):
         def look():
             raise ValueError("no")
 
         self.assertRaises(ValueError, self.records.write, Kind.MIGRATED, RECORD, look)
         self.assertEqual([], os.listdir(self.directory))
 
-    def test_short_writes(self):
+    def test_short_writes_are_continued(self):
         calls = BreakingCalls(most=100)
         record = Records(self.path, calls).write(Kind.INCOMPLETE, RECORD)
         self.assertEqual(record, self.records.read(Kind.INCOMPLETE))
@@ -303,14 +302,14 @@ class WriteTests(Case):
         self.assertGreater(len(writes), 5)
         self.assertEqual([100 * n for n in range(len(writes))], [call[2] for call in writes])
 
-    def test_what_was_left_is_used_up(self):
+    def test_a_left_over_temporary_file_is_replaced(self):
         self.put(b"x" * 60_000, self.temporary)
         written = self.records.write(Kind.INCOMPLETE, RECORD)
         self.assertEqual(written, self.records.read(Kind.INCOMPLETE))
         self.assertEqual(["disk.INCOMPLETE"], self.names())
 
-    def test_a_link_in_the_temporary_files_place(self):
-        """Nobody's file is written over by way of a link."""
+    def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(self):
+        """No other file is overwritten through a link."""
         self.put(b"precious", "other")
         os.symlink("other", os.path.join(self.directory, self.temporary))
         written = self.records.write(Kind.INCOMPLETE, RECORD)
@@ -319,20 +318,19 @@ class WriteTests(Case):
         self.assertEqual(["disk.INCOMPLETE", "other"], self.names())
         self.assertEqual(written, self.records.read(Kind.INCOMPLETE))
 
-    def test_a_fifo_in_the_temporary_files_place(self):
-        """It is not waited for."""
+    def test_a_FIFO_in_the_place_of_the_temporary_file_is_replaced(self):
         os.mkfifo(os.path.join(self.directory, self.temporary))
         written = self.records.write(Kind.INCOMPLETE, RECORD)
         self.assertEqual(written, self.records.read(Kind.INCOMPLETE))
         self.assertTrue(os.path.isfile(self.path + ".INCOMPLETE"))
 
-    def test_a_directory_in_the_temporary_files_place(self):
+    def test_a_directory_in_the_place_of_the_temporary_file_is_an_error(self):
         os.mkdir(os.path.join(self.directory, self.temporary))
         error = self.assertRaises(OSError, self.records.write, Kind.INCOMPLETE, RECORD)
         self.assertIn(self.path + ".INCOMPLETE", str(error))
 
-    def test_made_anew(self):
-        """Nobody else has it open, or can have put something into it."""
+    def test_the_temporary_file_is_created_exclusively(self):
+        """Nobody else can have it open, or have written to it."""
         flags = []
 
         class Flags(SystemCalls):
@@ -343,8 +341,8 @@ class WriteTests(Case):
         Records(self.path, Flags()).write(Kind.INCOMPLETE, RECORD)
         self.assertEqual((os.O_EXCL, 0, 0o600), flags[0])
 
-    def test_for_its_owner_only(self):
-        """It has the UUID, by which one could speak for the sender."""
+    def test_a_record_is_readable_for_its_owner_only(self):
+        """The record has the UUID, with which one could act as the sender."""
         before = os.umask(0)
         self.addCleanup(os.umask, before)
         self.put(b"left", self.temporary)
@@ -352,7 +350,7 @@ class WriteTests(Case):
         self.records.write(Kind.INCOMPLETE, RECORD)
         self.assertEqual(0o600, os.stat(self.path + ".INCOMPLETE").st_mode & 0o777)
 
-    def test_errors_name_the_record(self):
+    def test_errors_of_writing_name_the_record(self):
         for index in range(8):
             calls = BreakingCalls(index)
             error = self.assertRaises(
@@ -362,8 +360,8 @@ class WriteTests(Case):
             self.assertIn(self.path + ".MIGRATED: ", str(error))
             self.assertNotIn(self.temporary, self.names(), "what is not used is taken away")
 
-    def test_a_failure_at_each_call(self):
-        """The old record stands, or the new one: never less, and no other name than the two."""
+    def test_a_failure_at_any_call_leaves_the_old_or_the_new_record(self):
+        """No other name than the two is left."""
         old = self.records.write(Kind.INCOMPLETE, RECORD.but(attempt=1))
         probe = BreakingCalls(most=300)
         Records(self.path, probe).write(Kind.INCOMPLETE, RECORD.but(attempt=1))
@@ -388,7 +386,7 @@ class WriteTests(Case):
         leaked = len(os.listdir("/proc/self/fd")) - before
         self.assertLessEqual(leaked, 2)
 
-    def test_nothing_is_renamed_that_was_not_synced(self):
+    def test_nothing_is_renamed_before_it_was_synced(self):
         for index in range(4):
             calls = BreakingCalls(index)
             self.assertRaises(OSError, Records(self.path, calls).write, Kind.MIGRATED, RECORD)
@@ -397,7 +395,7 @@ class WriteTests(Case):
 
 
 class RemoveTests(Case):
-    def test_the_calls(self):
+    def test_a_record_is_removed_with_its_temporary_file_and_synced(self):
         self.records.write(Kind.INCOMPLETE, RECORD)
         self.put(b"torn", "disk.INCOMPLETE.tmp")
         calls = BreakingCalls()
@@ -417,13 +415,13 @@ class RemoveTests(Case):
         )
         self.assertEqual([], self.names())
 
-    def test_synced_though_nothing_was_there(self):
-        """It may be a removal that was not made durable the last time."""
+    def test_removing_syncs_even_where_nothing_was_there(self):
+        """An earlier removal may not have become durable."""
         calls = BreakingCalls()
         Records(self.path, calls).remove(Kind.MIGRATING)
         self.assertIn("fsync", [call[0] for call in calls.calls])
 
-    def test_failures_are_told(self):
+    def test_failures_of_removing_are_raised(self):
         for index in (0, 1, 2, 3):
             self.records.write(Kind.MIGRATED, RECORD)
             self.put(b"", "disk.MIGRATED.tmp")
@@ -431,7 +429,7 @@ class RemoveTests(Case):
                 OSError, Records(self.path, BreakingCalls(index)).remove, Kind.MIGRATED
             )
 
-    def test_only_what_is_named(self):
+    def test_only_the_named_kinds_are_removed(self):
         for kind in Kind:
             self.records.write(kind, RECORD)
         self.records.remove(Kind.MIGRATING)
@@ -439,7 +437,7 @@ class RemoveTests(Case):
             sorted(f"disk.{kind}" for kind in Kind if kind != Kind.MIGRATING), self.names()
         )
 
-    def test_where_found(self):
+    def test_kinds_that_are_not_there_cost_no_sync(self):
         self.put(b"torn", "disk.ACCEPTED")
         calls = BreakingCalls()
         records = Records(self.path, calls)
@@ -451,19 +449,19 @@ class RemoveTests(Case):
 
 
 class SyncTests(Case):
-    def test_the_directory_is_synced(self):
+    def test_syncing_syncs_the_directory(self):
         calls = BreakingCalls()
         Records(self.path, calls).sync()
         self.assertEqual(["open", "fsync", "close"], [call[0] for call in calls.calls])
         self.assertRaises(OSError, Records(self.path, BreakingCalls(1)).sync)
 
-    def test_where_there_is_no_directory(self):
+    def test_a_missing_directory_needs_no_sync(self):
         Records(self.path + "/no/where").sync()
 
 
 class WritableTests(Case):
-    def test_makes_no_directory(self):
-        """It only looks; the state directory is made by whoever opens a device."""
+    def test_checking_creates_no_directory(self):
+        """The check changes nothing; the state directory is made when a device is opened."""
         records = Records(self.path + "-state/deep/dev-sda")
         error = self.assertRaises(FileNotFoundError, records.check_writable)
         self.assertIn(self.path + "-state/deep", str(error))
@@ -473,16 +471,15 @@ class WritableTests(Case):
         records.write(Kind.MIGRATED, RECORD)
         self.assertIsNotNone(records.read(Kind.MIGRATED))
 
-    def test_cannot_make_it(self):
+    def test_a_directory_that_cannot_exist_is_an_error(self):
         self.put(b"", "file")
         self.assertRaises(OSError, Records(self.directory + "/file/x/disk").check_writable)
 
-    def test_no_permission(self):
+    def test_a_directory_without_permission_is_an_error(self):
         self.patch(os, "access", lambda path, mode: False)
         self.assertRaises(PermissionError, self.records.check_writable)
 
-    def test_the_longest_name(self):
-        """One that leaves room for the longest of the records' names is taken, and no other."""
+    def test_a_name_must_leave_room_for_the_longest_record_name(self):
         longest = os.pathconf(self.directory, "PC_NAME_MAX")
         room = longest - len(".INCOMPLETE.tmp")
         good = Records(os.path.join(self.directory, "x" * room))

@@ -1,4 +1,4 @@
-"""What the records let a command do: every refusal and every permission."""
+"""What the records permit a command to do: every permission and every refusal."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class DestinationTests(Case):
     def refused(self, words, again=False):
         return super().refused(words, lambda records: destination_record(self.disk, records, again))
 
-    def test_permissions(self):
+    def test_a_destination_is_permitted_with_these_records(self):
         for records, expected in (
             ({}, None),
             ({"accepted": COPIED, "incomplete": COPYING}, COPYING),
@@ -96,20 +96,20 @@ class DestinationTests(Case):
             self.assertEqual(expected, self.found())
             self.assertIsNone(self.found(again=True))
 
-    def test_declared_canonical_but_nothing_there(self):
+    def test_a_blank_disk_that_was_declared_canonical_may_be_received(self):
         self.stand(accepted=COPIED)
         self.disk.blank = True
         self.assertIsNone(self.found())
 
-    def test_again_goes_on_with_what_it_has_begun(self):
+    def test_again_continues_a_migration_that_was_begun_with_it(self):
         for earlier in (COPYING, COPIED, MARK):
             record = earlier.but(again=True)
             for others in ({}, {"migrated": MARK}, {"migrating": b"torn"}):
                 self.stand(incomplete=record, **others)
                 self.assertEqual(record, self.found(again=True))
 
-    def test_again_on_another_disk(self):
-        """The record of a whole copy must not come to stand for one that is not."""
+    def test_again_does_not_continue_a_whole_copy_on_another_disk(self):
+        """The record of a whole copy must not describe one that is not whole."""
         for name, value in (("blank", True), ("size", 6), ("identity", lambda: OTHER)):
             for earlier, expected in ((COPYING, True), (COPIED, False), (MARK, False)):
                 self.setUp()
@@ -118,7 +118,7 @@ class DestinationTests(Case):
                 setattr(self.disk, name, value)
                 self.assertEqual(record if expected else None, self.found(again=True))
 
-    def test_refusals(self):
+    def test_a_destination_is_refused_with_these_records(self):
         for records, words in (
             ({"accepted": COPIED}, ("was declared canonical", "disk.ACCEPTED", "--again")),
             ({"accepted": b"torn"}, ("torn", "--again")),
@@ -139,13 +139,13 @@ class DestinationTests(Case):
                 self.refused(words)
                 self.assertIsNone(self.found(again=True))
 
-    def test_records_cannot_be_kept(self):
+    def test_a_destination_whose_records_cannot_be_kept_is_refused(self):
         self.patch(os, "access", lambda *_: False)
         for again in (False, True):
             self.refused("records cannot be kept there", again)
 
-    def test_nothing_is_done_yet(self):
-        """Nor waited for: that comes with the first record, in a thread."""
+    def test_a_permission_changes_nothing_yet(self):
+        """The first record is written later, in a thread."""
 
         class Broken(SystemCalls):
             def fsync(self, descriptor):
@@ -159,7 +159,7 @@ class DestinationTests(Case):
         self.found(again=True)
         self.assertEqual(before, self.content())
 
-    def test_records_cannot_be_read(self):
+    def test_a_destination_whose_records_cannot_be_read_is_refused(self):
         class Denied(SystemCalls):
             def open(self, *_):
                 raise PermissionError(errno.EACCES, "Permission denied")
@@ -168,8 +168,8 @@ class DestinationTests(Case):
         for again in (False, True):
             self.refused("Permission denied", again)
 
-    def test_another_disk_than_the_one_that_is_whole(self):
-        """It must not get the other one's record, which may be all that tells of it."""
+    def test_another_disk_than_the_whole_copy_is_refused(self):
+        """The record may be the only trace of the other copy."""
         for name, value in (
             ("size", 6),
             ("blank", True),
@@ -185,7 +185,7 @@ class DestinationTests(Case):
                 self.stand(incomplete=COPYING)
                 self.assertEqual(COPYING, self.found())
 
-    def test_the_same_disk_as_far_as_can_be_told(self):
+    def test_a_disk_that_may_be_the_whole_copy_is_permitted(self):
         for identity, record in (
             (MAYBE, COPIED),
             ("inode 6, born 1", COPIED),  # inodes are not kept everywhere
@@ -204,7 +204,7 @@ class SourceTests(Case):
             return replace(found, record=found.record.but(changed=""))
         return found
 
-    def test_permissions(self):
+    def test_a_source_is_permitted_with_these_records(self):
         new = SourceState()
         # records, identity, what else; what is found
         for records, identity, more, expected in (
@@ -245,7 +245,7 @@ class SourceTests(Case):
                 self.stand(**records)
                 self.assertEqual(expected, self.found(identity, **more))
 
-    def test_again(self):
+    def test_again_begins_a_new_migration(self):
         for records, instead, *bad in (
             ({}, ""),
             ({"migrated": MARK}, ""),
@@ -265,8 +265,8 @@ class SourceTests(Case):
                     self.assertEqual(expected, self.found(identity, again=True))
                     self.assertEqual(expected, self.found(identity, "nbd://z", again=True))
 
-    def test_again_goes_on_with_what_it_has_begun(self):
-        """Whether or not the word is said once more; the mark before it counts no more."""
+    def test_again_continues_a_source_migration_that_was_begun_with_it(self):
+        """Whether or not `--again` is given once more; an earlier MIGRATED no longer counts."""
         old = MARK.but(migration=TWO)
         for begun, identity, retired in (
             (COPYING, SAME, False),
@@ -284,8 +284,7 @@ class SourceTests(Case):
         self.stand(migrating=COPIED.but(again=True), migrated=MARK)
         self.assertTrue(self.found(again=True).retired)
 
-    def test_again_disregards_that_too(self):
-        """For another place, or another disk, than it was said for the first time."""
+    def test_again_for_another_place_or_disk_begins_a_new_migration(self):
         for record, identity, destination in (
             (COPYING, SAME, "nbd://z"),
             (COPIED, SAME, "nbd://z"),
@@ -299,12 +298,12 @@ class SourceTests(Case):
                 found = self.found(identity, destination, again=True)
                 self.assertEqual(SourceState(instead_of=ONE), found)
 
-    def test_again_finishes_what_is_gone(self):
-        """There is nothing else that it could be about."""
+    def test_again_finishes_a_migration_whose_source_is_gone(self):
+        """`--again` can only be about that migration."""
         self.stand(migrating=UNLINK)
         self.assertEqual(SourceState(UNLINK, True), self.found(None, again=True))
 
-    def test_refusals(self):
+    def test_a_source_is_refused_with_these_records(self):
         for records, identity, more, words in (
             ({}, None, {}, "no such file"),
             ({}, None, {"again": True}, "no such file"),
@@ -358,14 +357,14 @@ class SourceTests(Case):
                 arguments = {"destination": URI, **more}
                 self.refused(words, source_state, identity, **arguments)
 
-    def test_a_torn_copy_is_no_source(self):
-        """And nothing that is said on the command line makes it one."""
+    def test_a_copy_with_a_torn_record_is_no_source(self):
+        """No option makes it one."""
         self.stand(incomplete=b"{")
         for again in (False, True):
             words = self.refused("torn", source_state, SAME, URI, again=again)
             self.assertNotIn("--again", words)
 
-    def test_records_cannot_be_kept(self):
+    def test_a_source_whose_records_cannot_be_kept_is_refused(self):
         self.patch(os, "access", lambda *_: False)
         self.refused("records cannot be kept there", source_state, SAME, URI)
         self.refused("records cannot be kept there", source_state, SAME, URI, again=True)

@@ -1,4 +1,6 @@
-"""The verdicts, as the table that they are; what is looked at; and a human's word."""
+"""The verdicts, as a table; how a disk is examined; and how a human accepts a copy (verdict.py and
+accept.py).
+"""
 
 from __future__ import annotations
 
@@ -74,11 +76,11 @@ class Case(SynchronousTestCase):
 
 
 class RescuedTests(Case):
-    """A copy whose name was taken away after the retirement, and that got another."""
+    """A copy that lost its name after the retirement and got another one."""
 
     MOVED = RETIRED.but(identity="", destination=Location(HERE, "/a", URI))
 
-    def test_is_declared_since_no_command_finds_it(self):
+    def test_a_rescued_copy_is_canonical_once_accepted(self):
         verdict = verdict_of(place("/a.rescued", incomplete=self.MOVED))
         self.check_form(verdict)
         self.assertEqual(YES, verdict.state)
@@ -87,7 +89,7 @@ class RescuedTests(Case):
         verdict = verdict_of(place("/a", incomplete=self.MOVED))
         self.assertIn("run both commands", verdict.advice)
 
-    def test_is_told_with_the_source_at_hand(self):
+    def test_a_rescued_copy_is_canonical_beside_its_source_record(self):
         source = gone("/b", migrating=UNLINK.but(destination=Location(HERE, "/a", URI)))
         for migration, canonical in ((ONE, "/a.rescued"), (TWO, "")):
             copy = place("/a.rescued", incomplete=self.MOVED.but(migration=migration))
@@ -95,8 +97,8 @@ class RescuedTests(Case):
                 self.assertEqual(canonical, verdict_of_pair(*pair).canonical)
 
 
-class JudgeTests(Case):
-    def test_table(self):
+class VerdictTests(Case):
+    def test_a_single_place_is_judged_as_the_table_says(self):
         for found, state, words in (
             # Nothing on record.
             (place(), YES, "no record"),
@@ -183,7 +185,7 @@ class JudgeTests(Case):
                 self.assertIn(words, verdict.why)
                 self.check_form(verdict)
 
-    def test_advice(self):
+    def test_the_advice_fits_the_verdict(self):
         for found, words in (
             (place(incomplete=COPIED), "on here run `blockmig inspect /disk`"),
             (place(incomplete=COPIED), "blockmig accept /a --i-have-checked-the-source"),
@@ -211,7 +213,7 @@ class PairTests(Case):
                 self.assertEqual(f"canonical: {canonical}", verdict.line)
             self.assertIn(words, verdict.why)
 
-    def test_table(self):
+    def test_two_places_are_judged_as_the_table_says(self):
         def s(**more):
             return place("/s", **more)
 
@@ -299,8 +301,8 @@ class PairTests(Case):
             with self.subTest(source=source, copy=copy):
                 self.both(source, copy, canonical)
 
-    def test_never_two(self):
-        """No place is said to be canonical that says of itself that it is not."""
+    def test_never_are_both_places_canonical(self):
+        """No place is called canonical whose own record says otherwise."""
         states = [place("/a", **more) for more in STATES] + [gone("/a", **more) for more in STATES]
         for one in states:
             for other in states:
@@ -345,19 +347,19 @@ class FileCase(SynchronousTestCase):
         return sorted(os.listdir(self.directory))
 
 
-class LookTests(FileCase):
-    def test_nothing(self):
+class ExamineTests(FileCase):
+    def test_a_missing_disk_without_records_is_nothing(self):
         self.assertEqual(DiskState(self.path), examine(self.path))
 
-    def test_where_the_records_would_be(self):
-        """A human looks for them where they are said to be."""
+    def test_the_verdict_says_where_records_would_be(self):
+        """Humans look for records where they are said to be."""
         self.make()
         self.assertIn("a migration beside it:", verdict_of(examine(self.path)).why)
         directory = os.path.join(self.directory, "state")
         found = replace(examine(self.path), records_where=f"in {directory}")
         self.assertIn(f"a migration in {directory}:", verdict_of(found).why)
 
-    def test_everything(self):
+    def test_everything_about_a_disk_is_found(self):
         self.make()
         for kind in Kind:
             self.records.write(kind, RECORD)
@@ -369,7 +371,7 @@ class LookTests(FileCase):
             self.assertTrue(examine(self.path).in_use)
         self.assertFalse(found.in_use)
 
-    def test_what_cannot_be_read(self):
+    def test_records_that_cannot_be_read_are_reported(self):
         self.make()
         with open(self.path + ".INCOMPLETE", "wb") as file:
             file.write(b"{")
@@ -381,8 +383,8 @@ class LookTests(FileCase):
         self.assertIn("directory", found.bad[Kind.MIGRATED])
         self.assertIn("cannot be read", found.bad[Kind.MIGRATING])
 
-    def test_the_records_first(self):
-        """A disk that goes meanwhile then looks as it did while they were true."""
+    def test_the_records_are_read_before_the_disk(self):
+        """A disk that vanishes meanwhile then looks as it did while the records were true."""
         self.make()
         self.records.write(Kind.MIGRATING, UNLINK)
         order = []
@@ -401,8 +403,8 @@ class LookTests(FileCase):
         self.assertLess(last, order.index("stat"))
         self.assertLess(order.index("stat"), order.index("disk"))
 
-    def test_settled_first(self):
-        """What somebody is told here must not be undone by a power failure."""
+    def test_the_directory_is_synced_before_the_records_are_read(self):
+        """A power failure must not undo what was reported."""
         self.make()
         for fails in (False, True):
             order = []
@@ -421,14 +423,14 @@ class LookTests(FileCase):
             directory = os.path.basename(self.directory)
             self.assertEqual([directory, "fsync", "disk.INCOMPLETE"], order[:3])
 
-    def test_not_a_disk(self):
+    def test_what_is_no_disk_is_refused(self):
         os.mkdir(self.path)
         self.assertIn("directory", str(self.assertRaises(DiskRefused, examine, self.path)))
         os.rmdir(self.path)
         os.mkfifo(self.path)
         self.assertRaises(DiskRefused, examine, self.path)
 
-    def test_nothing_is_changed(self):
+    def test_examining_changes_nothing(self):
         self.make()
         self.records.write(Kind.INCOMPLETE, COPIED)
         before = self.names()
@@ -436,7 +438,7 @@ class LookTests(FileCase):
             examine(self.path)
         self.assertEqual(before, self.names())
 
-    def test_by_a_symbolic_link(self):
+    def test_a_symbolic_link_leads_to_the_records(self):
         self.make()
         self.records.write(Kind.INCOMPLETE, COPIED)
         link = os.path.join(self.directory, "link")
@@ -447,8 +449,8 @@ class LookTests(FileCase):
         self.assertEqual((None, True), (found.size, Kind.INCOMPLETE in found.records))
 
 
-class SteadyTests(FileCase):
-    """Two places, of which one may change while the other is looked at."""
+class LookSteadilyTests(FileCase):
+    """Two places, one of which may change while the other is examined."""
 
     def setUp(self):
         super().setUp()
@@ -468,18 +470,18 @@ class SteadyTests(FileCase):
 
         return examine_until_stable([self.path, self.other], None, Calls())
 
-    def test_at_rest(self):
+    def test_two_unchanged_places_are_read_twice(self):
         found, steady = self.look()
         self.assertEqual(([self.path, self.other], True), ([at.path for at in found], steady))
         self.assertEqual([5, None], [place.size for place in found])
         self.assertEqual(2, self.looks)
 
-    def test_one_alone(self):
+    def test_a_single_place_is_read_on_its_own(self):
         found, steady = examine_until_stable([self.path])
         self.assertEqual(([examine(self.path)], True), (found, steady))
 
-    def test_changed_once(self):
-        """What is told is what stood there at one time."""
+    def test_a_place_that_changed_once_is_read_again(self):
+        """The verdict is about one instant."""
 
         def change(looks):
             if looks == 1:
@@ -490,7 +492,7 @@ class SteadyTests(FileCase):
         self.assertIn(Kind.MIGRATING, found[0].records)
         self.assertEqual(3, self.looks)
 
-    def test_never_at_rest(self):
+    def test_a_place_that_keeps_changing_is_reported_as_unsteady(self):
         changes = (
             lambda looks: self.records.write(Kind.MIGRATING, RECORD.but(attempt=looks)),
             lambda looks: self.make(bytes(looks)),
@@ -502,8 +504,8 @@ class SteadyTests(FileCase):
             self.assertFalse(steady)
             self.assertEqual(10, self.looks)
 
-    def test_what_is_in_the_disk_may_change(self):
-        """A source is in use, and its file may tell no more than when it was last written to."""
+    def test_the_write_time_of_a_disk_may_change(self):
+        """A source is in use, and its file may show no more than the time of its last write."""
         self.patch(SystemCalls, "birth", lambda self, descriptor: None)
 
         def change(looks):
@@ -512,7 +514,7 @@ class SteadyTests(FileCase):
         _, steady = self.look(change)
         self.assertTrue(steady)
 
-    def test_what_is_said_then(self):
+    def test_the_verdict_about_changing_places_is_unknown(self):
         verdict = unstable_verdict(["/a", "/b"])
         self.assertEqual((UNKNOWN, ""), (verdict.state, verdict.canonical))
         self.assertIn("/a and /b changed while they were examined", verdict.line)
@@ -540,7 +542,7 @@ class AcceptTests(FileCase):
         with open(path, "rb") as file:
             return file.read()
 
-    def test_accepted(self):
+    def test_accepting_makes_the_copy_canonical(self):
         for changes in ({}, {"retired": "when"}, {"identified": False}):
             self.copied(**changes)
             record = accept(self.path, "me (as root)")
@@ -550,7 +552,7 @@ class AcceptTests(FileCase):
             self.assertEqual(YES, verdict_of(examine(self.path)).state)
             self.assertEqual(b"12345", self.read("disk"))
 
-    def test_refused(self):
+    def test_accepting_is_refused_with_these_records(self):
         self.refused("no such file")
         self.make()
         self.refused("not the destination", "disk.INCOMPLETE")
@@ -565,24 +567,24 @@ class AcceptTests(FileCase):
         os.mkfifo(self.path + ".INCOMPLETE")
         self.refused("disk.INCOMPLETE")
 
-    def test_another_disk_in_its_place(self):
-        """What was copied is not what would be declared canonical."""
+    def test_accepting_another_disk_is_refused(self):
+        """Otherwise another disk than the copy would be declared canonical."""
         self.make()
         self.records.write(Kind.INCOMPLETE, COPIED.but(identity="inode 1, born 1"))
         self.refused("not the disk that was received")
 
-    def test_refused_while_somebody_has_it(self):
+    def test_accepting_a_disk_in_use_is_refused(self):
         self.copied()
         with FileDisk(self.path):
             self.refused("in use")
 
-    def test_said_before_the_mark_goes(self):
+    def test_ACCEPTED_is_written_before_INCOMPLETE_is_removed(self):
         self.copied()
         events = []
         accept(self.path, "me", None, Story(events.append))
         self.assertEqual(["ACCEPTED copied", "INCOMPLETE removed"], events)
 
-    def test_failures(self):
+    def test_accepting_can_be_repeated_after_a_failure(self):
         for words, state in (("ACCEPTED", IF), ("INCOMPLETE removed", YES)):
             self.copied()
             story = Story()

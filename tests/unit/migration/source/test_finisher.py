@@ -1,4 +1,4 @@
-"""Finishing a migration whose source is retired (R6): a real receiver, and scripted peers."""
+"""Finishing a migration whose source is retired (R6), with a real receiver and scripted peers."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ RETIRED, COMPLETE = HandoffPhase.RETIRED, HandoffPhase.COMPLETE
 
 
 def page(stage, migration="", token=""):
-    """What a receiver shows that is at the place where the disk went."""
+    """The message of a receiver at the place where the disk went."""
     where = {"host": "there", "disk": "/copy"}
     return HandoffMessage(stage, fingerprint(migration), token=token, **where)
 
 
 class Peer(Protocol):
-    """A server of the script's: what the page says, and what messages are answered with."""
+    """A scripted server: what its messages say, and what messages are answered with."""
 
     def __init__(self, script):
         self.script = script
@@ -129,7 +129,7 @@ class Peer(Protocol):
 
 
 class Script:
-    """What a peer does."""
+    """The script of a peer."""
 
     def __init__(self):
         self.names = ["", ".handoff"]
@@ -201,7 +201,7 @@ class Case(SynchronousTestCase):
 
 
 class ReceiverTests(Case):
-    """Against the real one."""
+    """With a real receiver."""
 
     def receive(self, phase="copied", **changes):
         disk = RecordedDisk(b"x" * SIZE, self.directory + "-d")
@@ -213,7 +213,7 @@ class ReceiverTests(Case):
         self.arrived = self.receiver.complete()
         self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
 
-    def test_finished_on_both_sides(self):
+    def test_the_migration_is_finished_on_both_sides(self):
         for told in (False, True):
             for changes in ({}, {"retired": "then"}):
                 self.setUp()
@@ -223,7 +223,7 @@ class ReceiverTests(Case):
                 self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
                 self.assertIsNone(self.target.read(Kind.INCOMPLETE))
 
-    def test_a_source_that_is_kept(self):
+    def test_a_kept_source_ends_with_a_confirmed_MIGRATED(self):
         self.receive()
         self.finish(record={"unlink": False})
         self.assertIsInstance(self.successResultOf(self.outcome), Summary)
@@ -231,20 +231,20 @@ class ReceiverTests(Case):
         self.assertEqual(["disk.MIGRATED"], os.listdir(self.directory))
         self.assertTrue(self.records.read(Kind.MIGRATED).confirmed)
 
-    def test_another_migrations(self):
+    def test_a_receiver_of_another_migration_is_not_finished(self):
         self.receive(migration=TWO)
         self.finish()
         self.unconfirmed("does not know this migration", "'copied'")
         self.assertNoResult(self.arrived)
         self.assertEqual(TWO, self.target.read(Kind.INCOMPLETE).migration)
 
-    def test_a_copy_that_is_not_whole(self):
+    def test_a_copy_that_is_not_whole_is_not_finished(self):
         self.receive("copying")
         self.finish()
         self.unconfirmed("'copying'")
         self.assertNoResult(self.arrived)
 
-    def test_cut_at_every_message(self):
+    def test_a_cut_at_every_message_is_recovered(self):
         budget = 0
         while True:
             self.setUp()
@@ -261,8 +261,8 @@ class ReceiverTests(Case):
             budget += 1
         self.assertGreater(budget, 8)
 
-    def test_one_that_died_behind_the_end_and_was_started_again(self):
-        """It learns that it is complete, if it was told so by this very sender."""
+    def test_a_receiver_restarted_after_the_end_learns_that_it_is_complete(self):
+        """It learns so only from this very sender."""
         here = os.uname().nodename
         for told, host, token, exact in (
             (True, here, "inode 5, born 6", True),
@@ -286,7 +286,7 @@ class ReceiverTests(Case):
 
 
 class OrderTests(Case):
-    def test_told_then_disconnected_then_asked(self):
+    def test_retired_is_announced_before_the_disconnect_and_checked_after_it(self):
         self.system.tell = self.script.events.append
         self.finish()
         self.assertEqual(
@@ -305,13 +305,13 @@ class OrderTests(Case):
         )
         self.done()
 
-    def test_the_disconnect_has_the_cookie_that_was_told(self):
+    def test_the_disconnect_has_the_announced_cookie(self):
         self.finish()
         told, disconnected = self.script.cookies
         self.assertEqual(told, disconnected)
         self.assertNotEqual(told, "0" * 16)
 
-    def test_told_once_is_not_put_down_again(self):
+    def test_an_acknowledgement_is_recorded_only_once(self):
         self.system.tell = self.script.events.append
         self.script.pages = [page(COPIED, ONE), page(COMPLETE, ONE)]
         self.finish(told=True)
@@ -319,7 +319,7 @@ class OrderTests(Case):
         self.assertIn(f"told retired {ONE}", self.script.events)
         self.done()
 
-    def test_a_new_cookie_each_time(self):
+    def test_each_try_has_a_new_cookie(self):
         self.script.answer = 5
         self.script.pages = [page(COPIED, ONE)]
         self.finish()
@@ -329,9 +329,9 @@ class OrderTests(Case):
 
 
 class PeerTests(Case):
-    """What is found there, and whether the destination has acknowledged that it is canonical."""
+    """What the destination shows, and whether it has acknowledged that it is canonical."""
 
-    def test_complete(self):
+    def test_a_receiver_that_is_complete_needs_nothing_more(self):
         for told in (False, True):
             self.setUp()
             self.script.pages = [page(COMPLETE, ONE)]
@@ -339,7 +339,7 @@ class PeerTests(Case):
             self.done()
             self.assertEqual(["H READ", "H DISC"], self.script.events)
 
-    def test_something_else(self):
+    def test_any_other_stage_or_migration_is_not_finished(self):
         for found, words in (
             (page(NONE), "'none'"),
             (page(COPYING, ONE), "'copying'"),
@@ -360,7 +360,7 @@ class PeerTests(Case):
                 self.assertNotIn("M DISC", self.script.events)
                 self.assertFalse([e for e in self.script.events if e.startswith("told")])
 
-    def test_no_receiver_of_ours(self):
+    def test_a_plain_server_is_done_only_if_the_receiver_had_acknowledged(self):
         for told in (False, True):
             self.setUp()
             self.script.names = [""]
@@ -371,13 +371,13 @@ class PeerTests(Case):
                 self.unconfirmed("there is no blockmig receiver")
             self.assertNotIn("M DISC", self.script.events)
 
-    def test_nothing_to_tell(self):
+    def test_a_destination_without_a_side_export_needs_no_announcement(self):
         self.finish(record={"side_export": False})
         self.done()
         self.assertEqual([], self.script.connections)
 
-    def test_refused_to_be_told(self):
-        """The receiver's word is asked for again: it may be about to change its mind."""
+    def test_a_refused_announcement_is_repeated(self):
+        """The receiver may be about to change its answer."""
         self.script.answer = 1
         self.script.pages = [page(COPIED, ONE)]
         self.finish()
@@ -387,7 +387,7 @@ class PeerTests(Case):
         self.pass_time(6)
         self.done()
 
-    def test_not_complete_behind_the_disconnect(self):
+    def test_an_incomplete_receiver_after_the_disconnect_is_asked_again(self):
         self.script.pages = [page(COPIED, ONE), page(RETIRED, ONE)]
         self.finish()
         self.tries_on()
@@ -395,21 +395,21 @@ class PeerTests(Case):
         self.pass_time(6)
         self.done()
 
-    def test_what_is_no_page(self):
+    def test_a_malformed_handoff_message_is_asked_for_again(self):
         for data in (bytes(MESSAGE_SIZE), b"[" * MESSAGE_SIZE):
             self.setUp()
             self.script.pages = [data]
             self.finish()
             self.tries_on()
 
-    def test_a_side_export_of_another_size(self):
+    def test_a_side_export_of_another_size_is_tried_again(self):
         self.script.page_size = 512
         self.finish()
         self.tries_on()
         self.assertEqual([], self.script.events)
 
-    def test_a_side_export_that_is_refused(self):
-        """Listed, and not to be had: perhaps its receiver is just going away."""
+    def test_a_side_export_that_is_refused_is_tried_again(self):
+        """The receiver of a listed side export may just be going away."""
         self.script.refuse = True
         self.finish()
         self.tries_on()
@@ -417,7 +417,7 @@ class PeerTests(Case):
         self.pass_time(6)
         self.done()
 
-    def test_a_silent_peer(self):
+    def test_a_silent_peer_is_tried_again_after_a_minute(self):
         self.script.answer = None
         self.script.pages = [page(COPIED, ONE)]
         self.finish()
@@ -427,7 +427,7 @@ class PeerTests(Case):
         self.assertGreater(len(self.script.connections), 2)
         self.assertNoResult(self.outcome)
 
-    def test_not_nbd(self):
+    def test_a_peer_that_does_not_speak_NBD_is_tried_again(self):
         class Web(Protocol):
             def connectionMade(self):
                 self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -436,8 +436,8 @@ class PeerTests(Case):
         self.finish()
         self.tries_on()
 
-    def test_another_place_with_its_address(self):
-        """Whatever it says of itself: the disk did not go there."""
+    def test_another_place_at_the_same_address_is_not_finished(self):
+        """Whatever the other place says, the disk did not go there."""
         for where in ({"host": "elsewhere"}, {"disk": "/other"}):
             for stage in (COPIED, RETIRED, COMPLETE):
                 self.setUp()
@@ -446,19 +446,19 @@ class PeerTests(Case):
                 self.unconfirmed("does not know this migration")
                 self.assertEqual([], self.script.cookies)
 
-    def test_where_no_place_is_known(self):
+    def test_an_unknown_place_does_not_matter(self):
         self.script.pages = [replace(page(COMPLETE, ONE), disk="/other")]
         self.finish(record={"destination": Location(address=URI)})
         self.done()
 
-    def test_handed_out_once_it_was_told(self):
-        """And put on record with that, for one that is started again on the same disk."""
+    def test_the_token_is_recorded_with_the_acknowledgement(self):
+        """The token is for a receiver that is restarted on the same disk."""
         self.system.fail["MIGRATING removed"] = OSError(errno.EIO, "broken")
         self.finish()
         self.successResultOf(self.outcome)
         self.assertEqual("key", self.records.read(Kind.MIGRATING).token)
 
-    def test_said_to_one_that_was_started_again(self):
+    def test_a_restarted_receiver_gets_the_token(self):
         self.script.pages = [page(NONE), page(COMPLETE, ONE)]
         self.finish(told=True, record={"token": "key"})
         self.done()
@@ -471,7 +471,7 @@ class PatienceTests(Case):
         super().setUp()
         self.endpoint.refuse = ConnectionRefusedError()
 
-    def test_for_ever_where_it_was_not_told(self):
+    def test_an_unacknowledged_retirement_is_tried_for_ever(self):
         self.finish()
         self.pass_time(400)
         self.assertNoResult(self.outcome)
@@ -479,7 +479,7 @@ class PatienceTests(Case):
         self.pass_time(6)
         self.done()
 
-    def test_backoff(self):
+    def test_tries_have_growing_intervals(self):
         tries = []
         connect = self.endpoint.connect
         self.endpoint.connect = lambda factory: (
@@ -491,42 +491,42 @@ class PatienceTests(Case):
         for expected, gap in zip((0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5), gaps, strict=False):
             self.assertTrue(expected <= gap <= expected + 0.1, gaps)
 
-    def test_thirty_seconds_where_it_was_told(self):
+    def test_an_acknowledged_retirement_is_tried_for_thirty_seconds(self):
         self.finish(told=True)
         self.pass_time(29)
         self.assertNoResult(self.outcome)
         self.pass_time(7)
         self.done()
 
-    def test_give_up_after(self):
+    def test_an_unacknowledged_retirement_is_given_up_in_time(self):
         self.finish(give_up_after=10)
         self.pass_time(9)
         self.assertNoResult(self.outcome)
         self.pass_time(7)
         self.unconfirmed("gave up after 10 seconds")
 
-    def test_give_up_sooner_where_it_was_told(self):
+    def test_an_acknowledged_retirement_ends_early_with_a_short_limit(self):
         self.finish(told=True, give_up_after=3)
         self.pass_time(2)
         self.assertNoResult(self.outcome)
         self.pass_time(3)
         self.done()
 
-    def test_give_up_later_does_not_matter_where_it_was_told(self):
+    def test_an_acknowledged_retirement_ignores_a_longer_limit(self):
         self.finish(told=True, give_up_after=1000)
         self.pass_time(36)
         self.done()
 
 
 class StopTests(Case):
-    def test_while_waiting(self):
+    def test_a_finisher_that_waits_can_be_stopped(self):
         self.endpoint.refuse = ConnectionRefusedError()
         self.finish()
         self.finisher.stop("enough")
         self.unconfirmed("enough")
 
-    def test_while_connecting(self):
-        """An endpoint may say in a way of its own that it was cancelled."""
+    def test_a_finisher_that_connects_can_be_stopped(self):
+        """An endpoint may report its cancellation in its own way."""
 
         def cancelled(connecting):
             connecting.errback(ConnectingCancelledError(ADDRESS))
@@ -538,8 +538,8 @@ class StopTests(Case):
             self.finisher.stop("enough")
             self.unconfirmed("enough")
 
-    def test_in_the_middle(self):
-        """However far it was: every connection ends, and nothing waits on the clock."""
+    def test_a_finisher_can_be_stopped_after_any_message(self):
+        """Every connection ends, and no timer is left."""
         for messages in range(30):
             self.setUp()
             self.finisher = Finisher(
@@ -559,23 +559,23 @@ class StopTests(Case):
             self.assertTrue(all(link.client.gone for link in self.endpoint.connections))
         self.fail("it has no end")
 
-    def test_before_it_began(self):
+    def test_a_finisher_can_be_stopped_before_it_began(self):
         finisher = Finisher(
             self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
         )
         finisher.stop()
 
 
-class SettleTests(Case):
-    """What another run has left may not be durable yet; then nobody is told of it."""
+class SyncFirstTests(Case):
+    """What another run left may not be durable yet; until it is, nothing is announced."""
 
-    def test_settled_before_anybody_is_told(self):
+    def test_records_are_synced_before_anything_is_announced(self):
         order = self.script.events
         self.system.fsync = lambda descriptor: order.append("fsync")
         self.finish()
         self.assertLess(order.index("fsync"), order.index("H READ"))
 
-    def test_it_cannot_be(self):
+    def test_records_that_cannot_be_synced_leave_the_end_unconfirmed(self):
         def broken(descriptor):
             raise OSError(errno.EIO, "broken")
 
@@ -591,16 +591,17 @@ class SettleTests(Case):
 
 
 class RecordFailureTests(Case):
-    def test_the_end_cannot_be_put_on_record(self):
-        """It is complete all the same; another finisher would find out so."""
+    def test_a_record_that_cannot_be_removed_still_completes(self):
+        """Another finisher would find out that it is complete."""
         self.system.fail["MIGRATING removed"] = OSError(errno.EIO, "broken")
         self.finish()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
         self.assertEqual(["disk.MIGRATING"], os.listdir(self.directory))
 
-    def test_what_was_acknowledged_cannot_be_put_on_record(self):
-        """It was told all the same, and is told again the next time; a full disk is no reason to
-        leave both sides unfinished."""
+    def test_a_failure_to_record_the_acknowledgement_still_completes(self):
+        """The destination was notified anyway, and will be again; a full disk is no reason to leave
+        both sides unfinished.
+        """
         source = self.source()
         self.system.fail["MIGRATING copied told"] = OSError(errno.ENOSPC, "full")
         self.finisher = Finisher(

@@ -1,4 +1,4 @@
-"""A sender before a server that is no receiver of blockmig's: what is there is looked at first."""
+"""A sender whose destination is no receiver of blockmig's: its content is checked first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGE = 300 << 20
 
 
 class CheckTests(SynchronousTestCase):
-    """The rule itself, on disks of a size at which only places are looked at."""
+    """The check itself, on disks so large that only places are sampled."""
 
     def setUp(self):
         self.there = {}
@@ -51,11 +51,11 @@ class CheckTests(SynchronousTestCase):
             self.failureResultOf(self.check(*arguments, **keywords), DestinationNotEmpty).value
         )
 
-    def test_what_is_blank_is_looked_at_in_all_places(self):
+    def test_a_blank_destination_is_read_at_every_sampled_place(self):
         self.successResultOf(self.check())
         self.assertEqual(sample_ranges(LARGE), self.asked)
 
-    def test_no_request_is_longer_than_the_server_takes(self):
+    def test_no_read_is_longer_than_the_server_allows(self):
         self.successResultOf(self.check(longest=65536))
         self.assertEqual(65536, max(length for _, length in self.asked))
         self.assertEqual(
@@ -63,30 +63,30 @@ class CheckTests(SynchronousTestCase):
             sum(length for _, length in self.asked),
         )
 
-    def test_one_byte_in_any_place_is_data(self):
+    def test_one_byte_at_any_sampled_place_is_data(self):
         for offset, _ in sample_ranges(LARGE):
             self.there = {offset: b"x"}
             self.assertIn("data", self.refused())
 
-    def test_what_is_known_is_named(self):
+    def test_known_contents_are_named_in_the_refusal(self):
         self.there = {0: bytes(1024 + 56) + b"\x53\xef"}
         self.assertIn("an ext2 file system", self.refused())
 
-    def test_our_own_copy_is_zero_or_equal(self):
+    def test_our_own_copy_is_zero_or_equal_to_the_source(self):
         places = [offset for offset, _ in sample_ranges(LARGE)]
         self.here = dict.fromkeys(places, b"ours")
         self.there = dict.fromkeys(places[:20], b"ours")
         self.successResultOf(self.check(self.read_own))
 
-    def test_anything_else_is_not_our_own_copy(self):
+    def test_any_difference_means_that_the_copy_is_not_ours(self):
         places = [offset for offset, _ in sample_ranges(LARGE)]
         self.here = dict.fromkeys(places, b"ours")
         for offset in places:
             self.there = {places[0]: b"ours", offset: b"theirs"}
             self.assertIn("not a part of this disk", self.refused(self.read_own))
 
-    def test_a_part_of_a_place_may_be_ours_and_the_rest_zero(self):
-        """The connection was lost in the middle of it."""
+    def test_a_partly_written_place_counts_as_ours(self):
+        """The connection was lost in the middle of the place."""
         self.here = {0: b"ours" * (1 << 18)}
         for length in (512, 65536, (1 << 20) - 512):
             self.there = {0: self.here[0][:length]}
@@ -94,7 +94,7 @@ class CheckTests(SynchronousTestCase):
         self.there = {0: self.here[0][:65536] + b"theirs"}
         self.assertIn("not a part", self.refused(self.read_own))
 
-    def test_where_clients_have_written_anything_may_be(self):
+    def test_places_that_clients_changed_may_differ(self):
         places = [offset for offset, _ in sample_ranges(LARGE)]
         self.there = {places[5]: b"older"}
         self.here = {places[5]: b"newer"}
@@ -106,13 +106,13 @@ class CheckTests(SynchronousTestCase):
         self.there[places[6]] = b"theirs"
         self.assertIn("not a part", self.refused(self.read_own, changed=changed))
 
-    def test_what_clients_have_written_says_nothing_of_a_place_that_was_never_ours(self):
+    def test_client_changes_do_not_excuse_data_that_was_never_ours(self):
         self.there = {0: b"theirs"}
         self.assertIn("data", self.refused(changed=lambda offset, length: True))
 
 
 class Server(HandServer):
-    """One that can be read."""
+    """A server that can be read."""
 
     content = bytes(SIZE)
 
@@ -155,22 +155,22 @@ class SenderTests(SenderCase):
             self.assertEqual({READ}, set(server.commands()) - {DISC}, "nothing was touched")
         self.assertFalse(self.sender.when_accepted.called)
 
-    def test_blank(self):
+    def test_a_blank_destination_is_read_first_and_then_written(self):
         self.send(unlink=True)
         self.summary()
         self.assertEqual(DATA, bytes(self.servers[0].data))
         commands = self.servers[0].commands()
         self.assertLess(max(i for i, c in enumerate(commands) if c == READ), commands.index(WRITE))
 
-    def test_data(self):
+    def test_a_destination_with_data_is_refused(self):
         self.content = bytes(SIZE - 1) + b"x"
         self.refused("nbd://there/", "data", "--overwrite")
 
-    def test_cannot_be_read(self):
+    def test_a_destination_that_cannot_be_read_is_refused(self):
         self.keywords = {"answer": lambda r: Errno.EIO if r.command == READ else 0}
         self.refused("cannot be read", "EIO", "--overwrite")
 
-    def test_overwritten_when_told_so(self):
+    def test_a_destination_is_overwritten_when_asked_for(self):
         for content, answer in (
             (b"x" * SIZE, lambda request: 0),
             (bytes(SIZE), lambda r: Errno.EIO if r.command == READ else 0),
@@ -182,8 +182,8 @@ class SenderTests(SenderCase):
             self.assertEqual(DATA, bytes(self.servers[0].data))
             self.assertNotIn(READ, self.servers[0].commands())
 
-    def test_our_own_unfinished_copy_goes_on(self):
-        """In the same process; in a later one it is the record that says so."""
+    def test_our_own_unfinished_copy_is_continued(self):
+        """In the same process; in a later one the record says so."""
         self.keywords = {"answer": lambda r: None if r.command == FLUSH else 0}
         self.send()
         self.endpoint.connections[0].cut()
@@ -193,7 +193,7 @@ class SenderTests(SenderCase):
         self.summary()
         self.assertEqual(2, len(self.servers))
 
-    def test_somebody_elses_disk_in_its_place_is_not_touched(self):
+    def test_another_disk_at_the_address_is_not_overwritten(self):
         """The server of the first attempt has ended, and another has its address."""
         self.keywords = {"answer": lambda r: None if r.command == FLUSH else 0}
         self.send()
@@ -210,7 +210,7 @@ class SenderTests(SenderCase):
         self.sender.stop()
         self.failure(GaveUp)
 
-    def test_a_disk_of_many_places(self):
+    def test_a_large_destination_is_read_at_the_sampled_places_only(self):
         self.disk = UnlinkableMemoryDisk(bytes(16 << 20))
         self.export = Export("", 16 << 20, ALL)
         self.content = bytes(16 << 20)
@@ -239,7 +239,7 @@ class ServedTests(SenderCase):
         self.servers.append(server)
         return server
 
-    def test_is_no_destination_whatever_is_said(self):
+    def test_a_served_disk_is_refused_even_with_overwrite(self):
         for keywords in ({}, {"unlink": True}, {"overwrite": True}):
             self.setUp()
             self.send(**{"overwrite": False, **keywords})
@@ -247,13 +247,13 @@ class ServedTests(SenderCase):
             self.assertFalse(self.disk.unlinked)
             self.assertEqual([], self.servers[0].commands())
 
-    def test_another_name_says_nothing(self):
+    def test_a_notice_of_another_export_does_not_matter(self):
         self.names = ("", "other.served", "served")
         self.send()
         self.summary()
 
-    def test_with_retry_it_is_waited_for(self):
-        """The receiver may not be there yet, and yesterday's server still is."""
+    def test_a_served_disk_is_waited_for_with_retry(self):
+        """The receiver may not be started yet while yesterday's server still runs."""
         self.send(retry=True)
         self.assertNoResult(self.outcome)
         self.assertIn("blockmig serve", self.sender.last_error)

@@ -140,7 +140,7 @@ def put(machine, name):
     getattr(machine, name)(*INPUTS[name])
 
 
-class HandoffTests(SynchronousTestCase):
+class HandoffMachineTests(SynchronousTestCase):
     def make(self, path=(), said=None):
         actions = Actions(said)
         machine = make_handoff(actions)
@@ -148,7 +148,7 @@ class HandoffTests(SynchronousTestCase):
             put(machine, name)
         return machine, actions.done_
 
-    def test_the_order(self):
+    def test_the_steps_come_in_the_order_of_the_design(self):
         machine, done = self.make()
         expected = [
             "flush",
@@ -165,8 +165,8 @@ class HandoffTests(SynchronousTestCase):
             self.assertEqual(action, done[-1])
         self.assertEqual(expected, done)
 
-    def test_each_input_in_each_state(self):
-        """What it does, and where it leads: told by what the second input then does."""
+    def test_each_input_in_each_state_does_what_the_table_says(self):
+        """What it does, and where it leads, as a second input shows."""
         for state, path in PATHS.items():
             for name, second in itertools.product(INPUTS, repeat=2):
                 with self.subTest(state=state, input=name, then=second):
@@ -185,8 +185,8 @@ class HandoffTests(SynchronousTestCase):
             state, action = TABLE[state][name]
             self.assertEqual(before + ([action] if action else []), done)
 
-    def test_every_sequence(self):
-        """All sequences that can happen, ten inputs long: what must never happen does not."""
+    def test_every_sequence_of_inputs_keeps_the_rules(self):
+        """All possible sequences of ten inputs; what must never happen does not."""
         count = self.follow((), 10)
         self.assertGreater(count, 200)
 
@@ -254,8 +254,8 @@ class HandoffTests(SynchronousTestCase):
         if ends:
             self.assertEqual(ends, {done[-1]})
 
-    def test_the_disk_is_in_use_again(self):
-        """There is more to copy, and the flush, if it is answered, has said nothing."""
+    def test_a_release_before_the_flush_reply_continues_the_copy(self):
+        """There is more to copy, and a reply to the flush proves nothing."""
         machine, done = self.make(["covered", "released"])
         self.assertEqual(["flush", "resume_copying"], done)
         self.assertRaises(NoTransition, put, machine, "flushed")
@@ -267,8 +267,8 @@ class HandoffTests(SynchronousTestCase):
         put(machine, "flushed")
         self.assertEqual(["flush", "confirm"], done[-2:])
 
-    def test_in_use_again_while_it_is_confirmed(self):
-        """What the destination then says counts for nothing: all steps come once more."""
+    def test_a_release_during_the_confirmation_repeats_every_step(self):
+        """What the destination then answers does not count; all steps are repeated."""
         machine, done = self.make([*_ORDER[:2], "released"])
         self.assertEqual(["flush", "confirm", "resume_copying"], done)
         for name in ("flushed", "confirmed", "recorded"):
@@ -277,8 +277,8 @@ class HandoffTests(SynchronousTestCase):
             put(machine, name)
         self.assertEqual(["flush", "confirm", "record", "retire"], done[3:])
 
-    def test_in_use_again_while_it_is_recorded(self):
-        """The record is waited for, and leads to copying on, never to retiring."""
+    def test_a_release_during_the_record_continues_the_copy_after_it(self):
+        """The record is waited for, and leads to copying again, never to retiring."""
         for rounds in range(1, 4):
             machine, done = self.make()
             for _ in range(rounds):
@@ -295,8 +295,8 @@ class HandoffTests(SynchronousTestCase):
             self.assertEqual(["flush", "confirm", "record", "retire"], done[-4:])
             self.assertEqual(1, done.count("retire"))
 
-    def test_lost_while_it_is_recorded_and_in_use_again(self):
-        """In either order: the attempt ends once the record is there, or has failed."""
+    def test_a_loss_and_a_release_during_the_record_end_the_attempt(self):
+        """In either order the attempt ends once the record is written or has failed."""
         for first, second in itertools.permutations(("released", "dropped")):
             for name, end in (
                 ("recorded", "restart"),
@@ -310,16 +310,16 @@ class HandoffTests(SynchronousTestCase):
                 self.assertNotIn("resume_copying", done)
                 self.assertNotIn("unrecord_and_resume", done)
 
-    def test_too_late_to_be_in_use_again(self):
-        """From the instant of retiring on clients are not released without an end of it."""
+    def test_a_release_after_retiring_began_is_refused(self):
+        """Once retiring has begun, clients are released only if it fails."""
         for state in ("retiring", "retiring, alone", "announcing", "disconnecting", "checking"):
             machine, done = self.make(PATHS[state])
             before = list(done)
             self.assertRaises(NoTransition, put, machine, "released")
             self.assertEqual(before, done)
 
-    def test_what_is_said(self):
-        """Why an attempt was of no use, and how the connection was lost, is handed on."""
+    def test_the_reason_of_an_end_is_passed_on(self):
+        """Why an attempt failed, and how the connection was lost, is passed on."""
         for path, name, expected in (
             ([], "dropped", ("why",)),
             ([], "closed", ("the destination closed the connection",)),
@@ -334,8 +334,8 @@ class HandoffTests(SynchronousTestCase):
             put(machine, name)
             self.assertEqual(expected, said[-1], (path, name))
 
-    def test_answered_from_inside(self):
-        """Actions that answer at once, as with a plain peer that has no FLUSH, and no records."""
+    def test_actions_may_answer_at_once(self):
+        """As with a plain peer that has no FLUSH, and without records."""
         done = []
         answers = {
             "flush": "flushed",
@@ -362,8 +362,8 @@ class HandoffTests(SynchronousTestCase):
         machine.dropped("reset")
         self.assertEqual([*expected, "check", "done"], done)
 
-    def test_lost_from_inside(self):
-        """Telling a peer that is gone already."""
+    def test_an_action_may_lose_the_connection_at_once(self):
+        """The action writes to a peer that is already gone."""
         for name, end in (("flush", "restart"), ("confirm", "restart"), ("announce", "finish")):
             done = []
 

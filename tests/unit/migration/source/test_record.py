@@ -1,4 +1,4 @@
-"""What the source has on record, step by step."""
+"""The record of the source, step by step."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Case(SynchronousTestCase):
 
 
 class StepTests(Case):
-    def test_nothing_before_the_first_attempt(self):
+    def test_nothing_is_recorded_before_the_first_attempt(self):
         source = self.make()
         uuid.UUID(source.record.migration)
         self.assertEqual((0, Phase.COPYING), (source.record.attempt, source.record.phase))
         self.assertEqual([], self.names())
         self.assertNotEqual(source.record.migration, self.make().record.migration)
 
-    def test_unlinked(self):
+    def test_the_record_of_an_unlinked_source_goes_through_every_step(self):
         source = self.make(unlink=True)
         source.copying(1, PLACE, True)
         found = self.migrating()
@@ -82,7 +82,7 @@ class StepTests(Case):
         source.complete()
         self.assertEqual([], self.names())
 
-    def test_kept(self):
+    def test_the_record_of_a_kept_source_ends_as_MIGRATED(self):
         source = self.make()
         source.copying(1, PLACE, True)
         source.copied()
@@ -99,7 +99,7 @@ class StepTests(Case):
         self.assertTrue(self.migrated().confirmed)
         self.assertEqual(found.retired, self.migrated().retired)
 
-    def test_another_attempt(self):
+    def test_another_attempt_keeps_the_migration(self):
         source = self.make()
         source.copying(1, PLACE, True)
         source.copied()
@@ -109,7 +109,7 @@ class StepTests(Case):
         self.assertEqual(before.migration, found.migration)
         self.assertEqual((Phase.COPYING, 2, False), (found.phase, found.attempt, found.side_export))
 
-    def test_goes_on(self):
+    def test_a_later_run_continues_the_recorded_migration(self):
         first = self.make()
         first.copying(3, PLACE, True)
         second = self.make(SourceState(self.migrating()), unlink=True)
@@ -117,7 +117,7 @@ class StepTests(Case):
         self.assertEqual(first.record.began, second.record.began)
         self.assertEqual((3, True), (second.record.attempt, second.record.unlink))
 
-    def test_to_be_finished_stays_as_it_is(self):
+    def test_a_record_to_be_finished_stays_unchanged(self):
         first = self.make(unlink=True)
         first.copying(1, PLACE, True)
         first.copied()
@@ -130,7 +130,7 @@ class StepTests(Case):
         second.complete()
         self.assertEqual([], self.names())
 
-    def test_without_records(self):
+    def test_a_source_without_records_keeps_its_state_in_memory(self):
         source = self.make(records=None)
         source.copying(1, PLACE, True)
         source.copied()
@@ -143,15 +143,15 @@ class StepTests(Case):
 
 
 class AbandonTests(Case):
-    def test_before_the_first_attempt_nothing_is_touched(self):
+    def test_abandoning_before_the_first_attempt_writes_nothing(self):
         calls = BreakingCalls()
         self.make(records=Records(self.records.path, calls)).abandon()
         self.assertEqual([], calls.calls)
 
-    def test_table(self):
-        """The record stays where there may be a copy that is whole: it could be taken for the
-        canonical one. Only a destination that acknowledged a new attempt has none. What a foreign
-        destination has of it is known by the record alone."""
+    def test_the_record_stays_where_a_whole_copy_may_exist(self):
+        """The whole copy could be taken for the canonical one. Only a destination that acknowledged
+        a new attempt has none; what a foreign destination has is known by the record alone.
+        """
         for earlier in (False, True):
             for steps, stays in (
                 ("", earlier),
@@ -187,8 +187,8 @@ class AbandonTests(Case):
                     source.abandon()
                     self.assertEqual(["disk.MIGRATING"] if stays else [], self.names())
 
-    def test_what_is_left_says_that_it_was_not_retired(self):
-        """A source that is deleted later on must not be taken for one that we have deleted."""
+    def test_the_remaining_record_says_that_the_source_was_not_retired(self):
+        """A source deleted later by others must not look as if we had deleted it."""
         for steps in (
             ("asking_copied",),
             ("asking_copied", "copied"),
@@ -204,8 +204,8 @@ class AbandonTests(Case):
             self.assertEqual((Phase.COPYING, True), (found.phase, found.whole))
             self.assertEqual(PLACE, found.destination)
 
-    def test_in_use_again(self):
-        """From then on it is on record that the copy is not whole, until it is once more."""
+    def test_copying_again_is_recorded_as_not_whole(self):
+        """The record says so until the copy is whole again."""
         source = self.make(unlink=True)
         self.assertFalse(source.asked)
         source.copying(3, PLACE, True)
@@ -222,8 +222,8 @@ class AbandonTests(Case):
         source.copied_withdrawn()
         self.assertFalse(source.asked)
 
-    def test_it_stays_so(self):
-        """However often it is begun and ended, until the destination has heard of another one."""
+    def test_a_possible_copy_is_remembered_until_another_attempt_is_acknowledged(self):
+        """However often the migration is begun and ended meanwhile."""
         source = self.make(unlink=True)
         source.copying(1, PLACE, True)
         source.copied()
@@ -238,8 +238,8 @@ class AbandonTests(Case):
         again.copying(2, PLACE, True)
         self.assertFalse(self.migrating().whole)
 
-    def test_one_that_said_copied(self):
-        """A process that died left it so; the next one ends before it has begun."""
+    def test_abandoning_a_copied_record_of_an_earlier_process_keeps_it_as_possible(self):
+        """A process that died left the record; the next process ends before it has begun."""
         source = self.make(unlink=True)
         source.copying(1, PLACE, True)
         source.copied()
@@ -249,7 +249,7 @@ class AbandonTests(Case):
         self.assertEqual(PLACE, found.destination)
 
 
-class PlaceTests(Case):
+class LocationTests(Case):
     def going_on(self, *steps):
         first = self.make()
         first.copying(1, PLACE, True)
@@ -258,12 +258,12 @@ class PlaceTests(Case):
         self.first = first.record.migration
         return self.make(SourceState(self.migrating()))
 
-    def test_the_same(self):
+    def test_the_same_place_continues_the_migration(self):
         source = self.going_on("copied")
         source.check_location("there", "/copy")
         self.assertEqual(self.first, source.record.migration)
 
-    def test_all_of_it_is_elsewhere(self):
+    def test_another_place_is_refused_after_the_copy_was_whole(self):
         for steps in (("copied",), ("copied", "abandon"), ("asking_copied", "abandon")):
             for place in (("there", "/other"), ("elsewhere", "/copy")):
                 self.setUp()
@@ -273,15 +273,15 @@ class PlaceTests(Case):
                     self.assertIn(words, str(error))
                 self.assertEqual(self.first, source.record.migration)
 
-    def test_it_may_be(self):
+    def test_another_place_gets_another_migration_while_the_copy_is_unfinished(self):
         source = self.going_on()
         source.check_location("there", "/other")
         self.assertNotEqual(self.first, source.record.migration)
         self.assertEqual(self.first, source.record.instead_of)
         self.assertEqual(self.first, self.migrating().migration)
 
-    def test_not_before_it_has_begun_there(self):
-        """That place may refuse it: what stands is still about the first one."""
+    def test_the_first_migration_is_recorded_until_another_begins(self):
+        """The other place may refuse; until then the record describes the first migration."""
         source = self.going_on()
         for _ in range(2):
             source.check_location("there", "/other")
@@ -291,8 +291,7 @@ class PlaceTests(Case):
         self.assertEqual((self.first, "", PLACE), self.of(found))
         self.assertFalse(found.whole)
 
-    def test_nothing_was_asked_for_this_time(self):
-        """A run that came to nothing says no more than was known before it; one that did, does."""
+    def test_a_run_that_confirmed_nothing_adds_nothing_to_the_record(self):
         source = self.going_on()
         before = self.migrating()
         source.abandon()
@@ -301,7 +300,7 @@ class PlaceTests(Case):
         source.abandon()
         self.assertTrue(self.migrating().whole)
 
-    def test_back_at_the_first(self):
+    def test_returning_to_the_first_place_continues_its_migration(self):
         source = self.going_on()
         source.check_location("there", "/other")
         source.check_location("there", "/copy")
@@ -311,15 +310,15 @@ class PlaceTests(Case):
     def of(self, record):
         return record.migration, record.instead_of, record.destination
 
-    def test_it_cannot_be(self):
-        """The first one has heard of another attempt, and has no flush to answer."""
+    def test_an_attempt_that_never_flushed_needs_no_other_migration(self):
+        """The first place acknowledged another attempt, and has no flush to answer."""
         source = self.make()
         source.copying(1, PLACE, True)
         before = source.record.migration
         source.check_location("there", "/other")
         self.assertEqual(before, source.record.migration)
 
-    def test_where_no_place_is_known(self):
+    def test_an_unknown_place_continues_the_migration(self):
         source = self.make()
         source.copying(1, Location(address=URI), False)
         source.copied()
@@ -327,7 +326,7 @@ class PlaceTests(Case):
 
 
 class AgainTests(Case):
-    def test_what_is_unreadable_goes_before_the_new_record_appears(self):
+    def test_unreadable_records_are_removed_before_the_new_one_appears(self):
         for kind in ("MIGRATED", "MIGRATING"):
             with open(f"{self.records.path}.{kind}", "wb") as file:
                 file.write(b"torn")
@@ -347,8 +346,8 @@ class AgainTests(Case):
         second.copying(2, PLACE, True)
         self.assertNotIn("unlink", [call[0] for call in calls.calls], "once only")
 
-    def test_instead_of_a_whole_copy_the_mark_stays(self):
-        """The other copy may yet be taken for the canonical one; MIGRATED tells that it is not."""
+    def test_MIGRATED_stays_after_a_migration_that_replaces_a_whole_copy(self):
+        """The other copy may still be taken for canonical; MIGRATED shows that it is not."""
         source = self.make(SourceState(instead_of=ONE), unlink=True, again=True)
         source.copying(1, PLACE, True)
         source.copied()
@@ -358,7 +357,7 @@ class AgainTests(Case):
         self.assertTrue(self.migrated().retired)
         self.assertTrue(self.migrated().confirmed)
 
-    def test_instead_of_goes_on_with_the_migration(self):
+    def test_a_migration_that_replaces_another_is_continued(self):
         source = self.make(SourceState(instead_of=ONE), unlink=True, again=True)
         source.copying(1, PLACE, True)
         found = source_state(self.records, source.record.identity, URI, unlink=True)
@@ -377,7 +376,7 @@ class AgainTests(Case):
         second.copying(1, PLACE, True)
         return second
 
-    def test_stands_beside_the_mark(self):
+    def test_the_new_record_stands_beside_MIGRATED(self):
         second = self.marked()
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
         self.assertEqual(self.before, self.migrated())
@@ -387,12 +386,12 @@ class AgainTests(Case):
         second.mark_retired()
         self.assertEqual(second.record.migration, self.migrated().migration)
 
-    def test_the_mark_counts_as_before(self):
+    def test_MIGRATED_counts_again_after_the_new_migration_is_abandoned(self):
         self.marked().abandon()
         self.assertEqual(["disk.MIGRATED"], self.names())
         self.assertEqual(self.before, self.migrated())
 
-    def test_the_mark_goes_with_a_source_that_is_deleted(self):
+    def test_MIGRATED_is_removed_with_a_deleted_source(self):
         self.unlinked(self.marked().record.identity)
         self.assertEqual([], self.names())
 
@@ -403,8 +402,8 @@ class AgainTests(Case):
         source.acknowledged()
         source.complete()
 
-    def test_on_record_though_it_is_not_said_again(self):
-        """Or else the mark before it would count while it goes on."""
+    def test_again_stays_recorded_when_it_is_not_given_a_second_time(self):
+        """Otherwise an earlier MIGRATED would count while the migration goes on."""
         second = self.marked()
         found = source_state(self.records, second.record.identity, URI)
         third = self.make(found)
@@ -416,8 +415,8 @@ class AgainTests(Case):
 
 
 class RetireTests(Case):
-    def test_a_failure_at_each_call(self):
-        """It is retired, perhaps not durably, if and only if the mark stands."""
+    def test_the_source_is_retired_if_and_only_if_MIGRATED_stands(self):
+        """The retirement may not be durable, but it counts if and only if MIGRATED exists."""
         source = self.make()
         source.copying(1, PLACE, True)
         source.copied()
@@ -439,8 +438,7 @@ class RetireTests(Case):
             self.assertGreater(index, 6)
             self.assertIsNotNone(self.migrated())
 
-    def test_a_mark_of_another_migration(self):
-        """It does not retire this one."""
+    def test_a_MIGRATED_of_another_migration_does_not_retire_this_one(self):
         source = self.make()
         source.copying(1, PLACE, True)
         self.records.write(Kind.MIGRATED, source.record.but(migration="other"))
@@ -449,7 +447,7 @@ class RetireTests(Case):
         self.assertEqual(errno.EIO, error.errno)
         self.assertNotIsInstance(error, NotDurable)
 
-    def test_accepted_goes_with_a_source_that_is_deleted(self):
+    def test_ACCEPTED_is_removed_with_a_deleted_source(self):
         for unlink, names in ((True, []), (False, ["disk.ACCEPTED", "disk.MIGRATED"])):
             source = self.make(unlink=unlink)
             source.copying(1, PLACE, True)
@@ -458,7 +456,7 @@ class RetireTests(Case):
             source.complete()
             self.assertEqual(names, self.names())
 
-    def test_what_could_not_be_written_is_not_believed(self):
+    def test_a_step_that_could_not_be_recorded_is_not_believed(self):
         source = self.make()
         source.copying(1, PLACE, True)
         source._records = Records(self.records.path, BreakingCalls(1))
@@ -468,8 +466,8 @@ class RetireTests(Case):
         self.assertRaises(OSError, source.mark_retired)
         self.assertEqual("", source.record.retired)
 
-    def test_but_what_was_acknowledged_is(self):
-        """It is not made untrue by a disk that is full; and goes into the next record."""
+    def test_an_acknowledgement_is_believed_without_a_record(self):
+        """A full disk does not undo the acknowledgement; it is part of the next record."""
         source = self.make()
         source.copying(1, PLACE, True)
         source.copied()
@@ -481,8 +479,8 @@ class RetireTests(Case):
         source.complete()
         self.assertTrue(self.migrated().told)
 
-    def test_a_mark_that_cannot_be_amended(self):
-        """It stands all the same, and nothing is left to be finished."""
+    def test_a_MIGRATED_that_cannot_be_confirmed_still_stands(self):
+        """Nothing is left to be finished."""
         source = self.make()
         source.copying(1, PLACE, True)
         source.copied()

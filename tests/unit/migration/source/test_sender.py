@@ -1,4 +1,4 @@
-"""The sender against the receiver in memory, and against servers made by hand."""
+"""The sender, with the receiver in memory and with hand-made servers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Flag = TransmissionFlag
 
 
 class OrderTests(SenderCase):
-    def test_copy_flush_disconnect(self):
+    def test_the_copy_is_followed_by_a_flush_and_a_disconnect(self):
         self.send()
         summary = self.summary()
         (server,) = self.servers
@@ -59,7 +59,7 @@ class OrderTests(SenderCase):
         self.assertEqual(1, summary.attempts)
         self.assertNotIn("unlink", self.disk.names())
 
-    def test_flush_only_after_everything_was_acknowledged(self):
+    def test_the_flush_is_sent_only_after_every_reply(self):
         self.keywords = {"holds": True}
         self.send()
         (server,) = self.servers
@@ -70,7 +70,7 @@ class OrderTests(SenderCase):
         self.assertEqual(FLUSH, server.commands()[-1])
         self.assertNotIn(DISC, server.commands())
 
-    def test_unlink_after_the_flushs_reply_and_before_the_disconnect(self):
+    def test_the_unlink_comes_between_the_flush_reply_and_the_disconnect(self):
         self.keywords = {"holds": True}
         threads = ManualThreads()
         self.send(threads, unlink=True)
@@ -112,7 +112,7 @@ class OrderTests(SenderCase):
         self.assertTrue(3 < server.most <= 256, server.most)
         self.assertEqual(self.disk.content, server.data)
 
-    def test_the_window_is_bounded(self):
+    def test_the_amount_in_flight_is_bounded(self):
         self.keywords = {"holds": True}
         self.disk = UnlinkableMemoryDisk(b"x" * (70 << 20))
         self.export = Export("", self.disk.size, ALL)
@@ -121,7 +121,7 @@ class OrderTests(SenderCase):
         self.assertGreater(held, 1 << 20)
         self.assertLessEqual(held, 34 << 20)
 
-    def test_request_size_and_blocks(self):
+    def test_requests_fit_the_payload_limit_and_the_blocks(self):
         self.export = Export("", 4096 * 100, ALL, "", 4096, 4096, 10_000)
         self.disk = UnlinkableMemoryDisk(b"x" * 4096 * 99 + bytes(4096))
         self.send()
@@ -131,7 +131,7 @@ class OrderTests(SenderCase):
                 self.assertLessEqual(request.length, 8192)
             self.assertEqual((0, 0), (request.offset % 4096, request.length % 4096))
 
-    def test_progress(self):
+    def test_progress_counts_acknowledged_bytes(self):
         self.keywords = {"holds": True}
         self.send()
         self.assertEqual((SIZE, 0, 1), (self.sender.progress.total, self.sender.progress.done, 1))
@@ -141,7 +141,7 @@ class OrderTests(SenderCase):
 
 
 class OffersTests(SenderCase):
-    def test_no_write_zeroes(self):
+    def test_zeroes_are_sent_as_data_where_WRITE_ZEROES_is_not_offered(self):
         self.export = Export("", SIZE, ALL & ~Flag.SEND_WRITE_ZEROES)
         self.send()
         self.assertEqual({WRITE, FLUSH, DISC}, set(self.servers[0].commands()))
@@ -149,21 +149,21 @@ class OffersTests(SenderCase):
         summary = self.summary()
         self.assertEqual((SIZE, 0), (summary.data, summary.zeroes))
 
-    def test_no_flush(self):
+    def test_no_flush_is_sent_where_it_is_not_offered(self):
         self.export = Export("", SIZE, ALL & ~Flag.SEND_FLUSH)
         self.send()
         self.assertNotIn(FLUSH, self.servers[0].commands())
         self.assertEqual(DISC, self.servers[0].commands()[-1])
         self.summary()
 
-    def test_no_flush_and_unlink(self):
+    def test_unlink_is_refused_where_no_flush_is_offered(self):
         self.export = Export("", SIZE, ALL & ~Flag.SEND_FLUSH)
         self.send(unlink=True)
         self.assertIn("--unlink", self.failure(Refused))
         self.assertFalse(self.disk.unlinked)
         self.assertEqual([], self.servers[0].requests)
 
-    def test_oldstyle(self):
+    def test_an_oldstyle_server_gets_one_request_at_a_time(self):
         self.keywords = {"oldstyle": True, "holds": True}
         content = random.Random(5).randbytes(5 << 20)
         self.disk = UnlinkableMemoryDisk(content)
@@ -180,8 +180,8 @@ class OffersTests(SenderCase):
         self.assertEqual(content, bytes(server.data))
         self.summary()
 
-    def test_something_else_with_the_side_exports_name(self):
-        """A disk that is called so; there is nothing to be told to it."""
+    def test_a_disk_with_the_name_of_the_side_export_is_no_side_export(self):
+        """An export of that name that is an ordinary disk is not written to."""
 
         class Lister(HandServer):
             def connectionMade(self):
@@ -212,37 +212,37 @@ class RefusedTests(SenderCase):
         self.assertFalse(self.disk.unlinked)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_size(self):
+    def test_a_destination_of_another_size_is_refused(self):
         for size in (SIZE - 1, SIZE + 1, 0):
             self.export = Export("", size, ALL)
             self.check("size mismatch")
 
-    def test_read_only(self):
+    def test_a_read_only_destination_is_refused(self):
         self.export = Export("", SIZE, ALL | Flag.READ_ONLY)
         self.check("read-only")
 
-    def test_block_size(self):
+    def test_a_destination_whose_blocks_do_not_fit_is_refused(self):
         self.export = Export("", SIZE, ALL, minimum_block=512)
         self.check("512")
 
-    def test_payload_size(self):
+    def test_a_destination_with_small_payloads_is_accepted(self):
         self.disk = UnlinkableMemoryDisk(bytes(8192))
         self.export = Export("", 8192, ALL, "", 4096, 4096, 4096)
         self.send()
         self.summary()
 
-    def test_a_name_that_is_too_long(self):
+    def test_an_export_name_that_is_too_long_is_refused(self):
         self.send(export="ä" * 2048 + "x")
         self.assertIn("at most 4096 bytes", self.failure(Refused))
 
-    def test_unknown_export(self):
+    def test_an_unknown_export_is_refused(self):
         receiver = Receiver(
             MemoryDisk(bytes(SIZE)), export="b", runtime=Runtime(Clock(), synchronous)
         )
         self.endpoint.build = lambda: receiver.factory().buildProtocol(ADDRESS)
         self.check("'a'", export="a")
 
-    def test_not_nbd(self):
+    def test_a_server_that_does_not_speak_NBD_is_refused(self):
         class Web(Protocol):
             def connectionMade(self):
                 self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -250,7 +250,7 @@ class RefusedTests(SenderCase):
         self.endpoint.build = Web
         self.check("does not speak NBD")
 
-    def test_closes_at_once(self):
+    def test_a_server_that_closes_at_once_is_refused(self):
         class Closer(Protocol):
             def connectionMade(self):
                 self.transport.loseConnection()
@@ -258,14 +258,14 @@ class RefusedTests(SenderCase):
         self.endpoint.build = Closer
         self.check("handshake")
 
-    def test_silent(self):
+    def test_a_silent_server_is_refused_after_30_seconds(self):
         self.endpoint.build = Protocol
         self.send()
         self.assertNoResult(self.outcome)
         self.pass_time(31)
         self.assertIn("no NBD handshake", self.failure(Refused))
 
-    def test_silent_for_longer_than_it_may(self):
+    def test_a_silent_server_is_refused_after_the_reply_timeout(self):
         """No step of the handshake is waited for longer than for a reply."""
         for limit, seconds in ((5.0, 5), (100.0, 30), (None, 30)):
             self.setUp()
@@ -276,12 +276,12 @@ class RefusedTests(SenderCase):
             self.pass_time(0.2)
             self.assertIn(f"no NBD handshake in {seconds} s", self.failure(Refused))
 
-    def test_nobody_there(self):
+    def test_a_destination_that_does_not_listen_is_refused(self):
         self.endpoint.refuse = ConnectionRefusedError()
         self.check("cannot connect")
 
-    def test_refused_in_many_lines(self):
-        """What the other side says ends in a message that is one line (and a log line)."""
+    def test_an_explanation_of_many_lines_becomes_one_line(self):
+        """The explanation of the other side becomes one line of a message and of the log."""
 
         class Rude(Protocol):
             def connectionMade(self):
@@ -298,7 +298,7 @@ class RefusedTests(SenderCase):
         words = self.failure(Refused)
         self.assertNotIn("\x1b", words)
 
-    def test_unlink_of_what_cannot_be(self):
+    def test_a_source_that_cannot_be_unlinked_is_refused(self):
         for disk in (MemoryDisk(DATA), UnlinkableMemoryDisk(DATA)):
             disk.fail("check_unlink", DiskRefused("it has 2 hard links"), times=None)
             self.assertRaises(
@@ -310,7 +310,7 @@ class RefusedTests(SenderCase):
                 runtime=Runtime(self.clock, synchronous),
             )
 
-    def test_retry(self):
+    def test_retry_waits_for_a_destination_that_fits(self):
         self.endpoint.refuse = ConnectionRefusedError()
         self.send(retry=True)
         self.assertNoResult(self.outcome)
@@ -326,7 +326,7 @@ class RefusedTests(SenderCase):
 
 
 class RestartTests(SenderCase):
-    def test_error_replies(self):
+    def test_error_replies_start_another_attempt(self):
         for command in (WRITE, ZEROES, FLUSH):
             for error in (Errno.EIO, Errno.ENOSPC, Errno.EPERM, 77):
                 self.setUp()
@@ -343,7 +343,7 @@ class RestartTests(SenderCase):
                 self.assertEqual(DATA, bytes(self.servers[1].data))
                 self.assertTrue(self.disk.unlinked)
 
-    def test_backoff(self):
+    def test_attempts_follow_the_retry_policy(self):
         asked = []
 
         def policy(failures):
@@ -373,7 +373,7 @@ class RestartTests(SenderCase):
         self.pass_time()
         self.summary()
 
-    def test_protocol_errors(self):
+    def test_protocol_errors_start_another_attempt(self):
         for noise in (b"x" * 16, struct.pack("!IIQ", 0x67446698, 0, 999)):
             self.setUp()
             self.keywords = {"holds": True}
@@ -385,7 +385,7 @@ class RestartTests(SenderCase):
             self.pass_time()
             self.assertEqual(2, self.summary().attempts)
 
-    def test_server_closes_before_the_end(self):
+    def test_a_server_that_closes_early_ends_the_attempt(self):
         self.keywords = {"holds": True}
         self.send(unlink=True)
         self.servers[0].transport.loseConnection()
@@ -394,8 +394,8 @@ class RestartTests(SenderCase):
         self.assertFalse(self.disk.unlinked)
         self.assertEqual(0.0, self.clock.seconds())
 
-    def test_closed_while_we_were_sending(self):
-        """Why it was lost is said as it was seen from here, not as a fault of ours."""
+    def test_a_close_while_sending_is_reported_as_it_was_seen(self):
+        """The loss is reported as it was seen here, not as a fault of ours."""
         for reason, words in (
             (ConnectionDone(), "the connection was closed by the destination"),
             (ConnectionAborted(), "the connection was closed by the destination"),
@@ -412,7 +412,7 @@ class RestartTests(SenderCase):
             self.endpoint.pump()
             self.failure(GaveUp)
 
-    def test_closed_instead_of_the_flushs_reply(self):
+    def test_a_close_instead_of_the_flush_reply_retires_nothing(self):
         self.keywords = {"answer": lambda r: None if r.command == FLUSH else 0}
         self.send(unlink=True)
         self.servers[0].transport.lose(ConnectionDone())
@@ -434,8 +434,8 @@ class EndTests(SenderCase):
         self.assertEqual(["_retire"], threads.names())
         self.assertNotIn("unlink", self.disk.names())
 
-    def test_lost_while_it_is_put_on_record(self):
-        """Nothing was retired yet: it is an early drop as any other."""
+    def test_a_connection_lost_while_copied_is_recorded_starts_another_attempt(self):
+        """Nothing is retired yet, so this is an ordinary early drop."""
         threads = ManualThreads()
         self.send(threads, unlink=True)
         for _ in range(100):
@@ -454,8 +454,8 @@ class EndTests(SenderCase):
             self.endpoint.pump()
         self.assertEqual(2, self.summary().attempts)
 
-    def test_hung_up_while_it_is_put_on_record(self):
-        """The kernel knows it before we are told: it is looked at once more before retiring."""
+    def test_a_hang_up_while_copied_is_recorded_starts_another_attempt(self):
+        """The kernel knows of the hang-up first, so it is checked once more before retiring."""
         hung_up = [True, False]
         with mock.patch("blockmig.client.connection.has_hung_up", side_effect=hung_up):
             self.send(unlink=True)
@@ -465,7 +465,7 @@ class EndTests(SenderCase):
             self.pass_time()
         self.assertEqual(2, self.summary().attempts)
 
-    def test_source_fails(self):
+    def test_a_source_that_cannot_be_read_fails_the_sender(self):
         for method in ("extents", "probe", "read"):
             self.setUp()
             self.disk.fail(method, OSError(errno.EIO, "bad sector"), times=None)
@@ -474,13 +474,13 @@ class EndTests(SenderCase):
             self.assertFalse(self.disk.unlinked)
             self.assertNotIn(DISC, self.servers[0].commands())
 
-    def test_unlink_fails(self):
+    def test_an_unlink_that_fails_fails_the_sender(self):
         self.disk.fail("unlink", OSError(errno.EACCES, "Permission denied"), times=None)
         self.send(unlink=True)
         self.assertIn("Permission denied", self.failure(LocalFailure))
         self.assertNotIn(DISC, self.servers[0].commands())
 
-    def test_lost_while_unlinking(self):
+    def test_a_connection_lost_while_unlinking_is_unconfirmed(self):
         threads = ManualThreads()
         self.send(threads, unlink=True)
         self.until_retiring(threads)
@@ -492,7 +492,7 @@ class EndTests(SenderCase):
         self.assertEqual(ExitStatus.UNCONFIRMED, Unconfirmed.status)
         self.assertEqual(1, len(self.servers))
 
-    def test_lost_while_unlinking_fails(self):
+    def test_a_connection_lost_while_the_unlink_fails_is_a_local_failure(self):
         threads = ManualThreads()
         self.send(threads, unlink=True)
         self.until_retiring(threads)
@@ -501,7 +501,7 @@ class EndTests(SenderCase):
         threads.run()
         self.failure(LocalFailure)
 
-    def test_peer_that_does_not_close(self):
+    def test_a_peer_that_does_not_close_is_unconfirmed_after_30_seconds(self):
         self.endpoint.build = self.build_deaf
         self.send(unlink=True)
         self.assertTrue(self.disk.unlinked)
@@ -509,7 +509,7 @@ class EndTests(SenderCase):
         self.pass_time(31)
         self.assertIn("did not close", self.failure(Unconfirmed))
 
-    def test_peer_that_does_not_close_for_longer_than_it_may(self):
+    def test_a_peer_that_does_not_close_is_unconfirmed_after_the_reply_timeout(self):
         for limit, seconds in ((5.0, 5), (100.0, 30)):
             self.setUp()
             self.endpoint.build = self.build_deaf
@@ -519,8 +519,8 @@ class EndTests(SenderCase):
             self.pass_time(0.2)
             self.assertIn(f"disconnect in {seconds} s", self.failure(Unconfirmed))
 
-    def test_a_side_export_that_is_silent_for_longer_than_it_may(self):
-        """Each question there has the time of any other, and no more than a minute."""
+    def test_a_silent_side_export_ends_the_attempt_after_the_reply_timeout(self):
+        """Each request there has the usual time, and at most a minute."""
         for limit, seconds in ((5.0, 5), (100.0, 60), (None, 60)):
             self.setUp()
             receiver = Receiver(MemoryDisk(bytes(SIZE)), runtime=Runtime(self.clock, synchronous))
@@ -541,8 +541,8 @@ class EndTests(SenderCase):
             self.endpoint.pump()
             self.failure(GaveUp)
 
-    def test_stop_while_the_destination_is_silent(self):
-        """It has a few seconds for its last words; then they are left to another run."""
+    def test_a_stop_after_retiring_waits_five_seconds_for_the_destination(self):
+        """After that the end is left to another run."""
         self.endpoint.build = self.build_deaf
         self.send(unlink=True)
         self.sender.stop("enough")
@@ -557,8 +557,8 @@ class EndTests(SenderCase):
         self.assertTrue(self.disk.unlinked)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_stop_before_unlinking_fails(self):
-        """Then it is as if nobody had stopped it: that is the canonical copy."""
+    def test_a_stop_before_the_unlink_fails_keeps_the_source_canonical(self):
+        """The sender then ends as if nobody had stopped it."""
         threads = ManualThreads()
         self.send(threads, unlink=True)
         self.until_retiring(threads)
@@ -580,7 +580,7 @@ class EndTests(SenderCase):
 
         return Deaf(self.export)
 
-    def test_stop(self):
+    def test_a_stop_while_copying_keeps_the_source_canonical(self):
         self.keywords = {"holds": True}
         self.send(unlink=True)
         self.sender.stop("enough")
@@ -592,8 +592,8 @@ class EndTests(SenderCase):
         self.assertFalse(self.disk.unlinked)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_cancel_while_unlinking(self):
-        """Whoever cancels must still be told that the source is gone."""
+    def test_cancelling_while_unlinking_still_completes(self):
+        """The caller must still learn that the source is gone."""
         threads = ManualThreads()
         self.send(threads, unlink=True)
         self.until_retiring(threads)
@@ -607,7 +607,7 @@ class EndTests(SenderCase):
         self.assertEqual(SIZE, self.summary().bytes)
         self.assertIn(DISC, self.servers[0].commands())
 
-    def test_no_outcome_while_a_thread_is_at_work(self):
+    def test_the_outcome_waits_for_the_thread(self):
         threads = ManualThreads()
         self.send(threads)
         self.assertEqual(1, len(threads.waiting))
@@ -620,7 +620,7 @@ class EndTests(SenderCase):
         threads.run()
         self.assertIn("enough", self.failure(GaveUp))
 
-    def test_a_destination_that_takes_nothing_is_no_progress(self):
+    def test_refused_writes_are_no_progress(self):
         self.keywords = {"answer": lambda request: 1}
         failed = []
         self.send(give_up_after=5, retry_policy=lambda count: failed.append(count) or 1.0)
@@ -629,8 +629,8 @@ class EndTests(SenderCase):
         self.assertIn("without progress", self.failure(GaveUp))
         self.assertEqual(list(range(1, len(failed) + 1)), failed)
 
-    def test_endpoint_that_wraps_the_protocol(self):
-        """What it connects with is its own affair."""
+    def test_an_endpoint_may_return_another_protocol(self):
+        """Which protocol an endpoint returns is its own affair."""
         connect = self.endpoint.connect
         self.endpoint.connect = lambda factory: connect(factory).addCallback(lambda _: object())
         self.send()
@@ -642,7 +642,7 @@ class EndTests(SenderCase):
         self.failure(GaveUp)
         self.assertIsNotNone(self.servers[-1].lost)
 
-    def test_stop_while_waiting_and_while_connecting(self):
+    def test_a_stop_works_while_waiting_and_while_connecting(self):
         self.endpoint.refuse = ConnectionRefusedError()
         self.send(retry=True)
         self.sender.stop()
@@ -657,7 +657,7 @@ class EndTests(SenderCase):
         self.endpoint.pump()
         self.failure(GaveUp)
 
-    def test_stop_is_too_late_once_retiring(self):
+    def test_a_stop_while_retiring_is_too_late(self):
         threads = ManualThreads()
         self.send(threads, unlink=True)
         self.until_retiring(threads)
@@ -669,7 +669,7 @@ class EndTests(SenderCase):
         self.summary()
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_give_up(self):
+    def test_the_sender_gives_up_without_progress(self):
         self.keywords = {"holds": True}
         self.send(give_up_after=10)
         self.clock.pump([1] * 9)
@@ -682,7 +682,7 @@ class EndTests(SenderCase):
         self.endpoint.pump()
         self.assertIn("10 seconds", self.failure(GaveUp))
 
-    def test_give_up_while_nobody_is_there(self):
+    def test_the_sender_gives_up_while_nobody_listens(self):
         self.endpoint.refuse = ConnectionRefusedError()
         self.send(retry=True, give_up_after=10)
         self.clock.pump([1] * 9)
@@ -690,7 +690,7 @@ class EndTests(SenderCase):
         self.clock.pump([1] * 3)
         self.failure(GaveUp)
 
-    def test_max_rate(self):
+    def test_the_sender_keeps_the_maximum_rate(self):
         self.disk = UnlinkableMemoryDisk(b"x" * (8 << 20))
         self.export = Export("", self.disk.size, ALL)
         self.send(max_rate=1 << 20)
@@ -700,8 +700,8 @@ class EndTests(SenderCase):
         self.assertTrue(7.5 < self.clock.seconds() < 8.8, self.clock.seconds())
 
 
-class TogetherTests(SenderCase):
-    """The sender against the receiver, cut at every place."""
+class ReceiverTests(SenderCase):
+    """The sender with a real receiver, cut at every place."""
 
     plain = False
 
@@ -753,7 +753,7 @@ class TogetherTests(SenderCase):
         result.trap(Unconfirmed)
         return "unconfirmed"
 
-    def test_whole(self):
+    def test_disks_of_any_size_arrive_whole(self):
         for content in (b"x", DATA, bytes(5000), b"y" * 200_000):
             self.prepare(content)
             self.send(unlink=True)
@@ -787,30 +787,30 @@ class TogetherTests(SenderCase):
     def send(self, *arguments, **keywords):
         super().send(*arguments, **{"retry": True, **keywords})
 
-    def test_cut_at_every_message(self):
+    def test_a_cut_at_every_message_is_recovered(self):
         self.assertEqual({"done"}, self.cut_everywhere(DATA))
 
-    def test_cut_at_every_byte(self):
+    def test_a_cut_at_every_byte_is_recovered(self):
         self.assertEqual({"done"}, self.cut_everywhere(b"x" * 90, "bytes"))
 
-    def test_cut_at_every_message_of_a_plain_receiver(self):
+    def test_a_cut_at_every_message_of_a_plain_receiver_is_done_or_unconfirmed(self):
         self.plain = True
         endings = self.cut_everywhere(DATA)
         self.assertEqual({"done", "unconfirmed"}, endings)
 
-    def test_cut_at_every_byte_of_a_plain_receiver(self):
+    def test_a_cut_at_every_byte_of_a_plain_receiver_is_done_or_unconfirmed(self):
         self.plain = True
         endings = self.cut_everywhere(b"x" * 90, "bytes")
         self.assertEqual({"done", "unconfirmed"}, endings)
 
-    def test_foreign_data_is_replaced(self):
-        """The destination's old content does not shine through, zeroes included."""
+    def test_the_old_content_of_the_destination_is_replaced(self):
+        """Zeroes replace the old content too."""
         self.prepare(DATA)
         self.target.poke(0, b"\xff" * SIZE)
         self.send()
         self.assertEqual(DATA, self.target.content)
 
-    def test_destination_full(self):
+    def test_a_full_destination_fails_the_receiver_and_then_the_sender(self):
         self.prepare(DATA)
         self.target.fail("write", OSError(errno.ENOSPC, "full"), times=None)
         self.send(unlink=True)

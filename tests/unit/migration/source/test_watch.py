@@ -1,4 +1,4 @@
-"""What was opened is what is retired, as it was when the scan began (R13)."""
+"""The disk that was opened is the one that is retired, unchanged since the scan began (R13)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DATA = bytes(range(250)) * 20
 SIZE = len(DATA)
 
 
-class WatchTests(SynchronousTestCase):
+class SourceWatchTests(SynchronousTestCase):
     def setUp(self):
         self.disk = WatchedDisk(DATA, "/nowhere/disk")
 
@@ -34,37 +34,37 @@ class WatchTests(SynchronousTestCase):
         watch.begin()
         return watch
 
-    def test_nothing_happened(self):
+    def test_an_unchanged_source_passes_the_check(self):
         self.begun().check()
 
-    def test_written_to(self):
+    def test_a_source_that_was_written_to_is_refused(self):
         watch = self.begun()
         self.disk.written = 2
         self.assertIn("written to", str(self.assertRaises(DiskChanged, watch.check)))
 
-    def test_touched_but_not_written_to(self):
+    def test_a_source_that_was_touched_has_to_be_copied_again(self):
         watch = self.begun()
         self.disk.touched = 2
         self.assertIn("copied anew", str(self.assertRaises(SourceTouched, watch.check)))
 
-    def test_moved(self):
+    def test_a_source_that_was_moved_is_refused(self):
         watch = self.begun()
         self.disk.displaced = "is another file now"
         self.assertRaises(DiskChanged, watch.check)
 
-    def test_gone(self):
+    def test_a_source_that_is_gone_is_reported_with_whether_it_was_changed(self):
         watch = self.begun()
         self.disk.gone = True
         self.assertTrue(self.assertRaises(SourceGone, watch.check).unchanged)
         self.disk.written = 2
         self.assertFalse(self.assertRaises(SourceGone, watch.check).unchanged)
 
-    def test_synced_before_both_looks(self):
-        """Without that a write by way of a mapping does not show."""
+    def test_the_source_is_synced_before_both_checks(self):
+        """Otherwise a write through a mapping would not show."""
         self.begun().check()
         self.assertEqual([True, True], [c.wait for c in self.disk.calls if c.method == "version"])
 
-    def test_one_that_clients_use_is_compared_from_the_instant_when_it_was_still(self):
+    def test_a_source_in_use_is_compared_from_the_hold_on_without_a_sync(self):
         watch = self.begun(in_use=True)
         self.disk.written = self.disk.touched = 2
         watch.check()
@@ -78,7 +78,7 @@ class WatchTests(SynchronousTestCase):
             Call("version", wait=True), self.disk.calls, "an fsync takes too long in a hold"
         )
 
-    def test_one_that_cannot_be_watched(self):
+    def test_a_source_that_cannot_be_watched_always_passes(self):
         watch = SourceWatch(MemoryDisk(DATA), system=SYSTEM)
         watch.begin()
         watch.is_quiescent()
@@ -86,14 +86,14 @@ class WatchTests(SynchronousTestCase):
         self.assertFalse(watch.is_gone)
         self.assertFalse(watch.watches)
 
-    def test_a_medium_that_fails(self):
+    def test_an_error_of_the_medium_fails_the_check(self):
         watch = self.begun()
         self.disk.fail("version", OSError(errno.EIO, "broken"), times=None)
         self.assertRaises(OSError, watch.check)
 
 
 class MigrationTests(SynchronousTestCase):
-    """A sender and a receiver; something happens to the source at one of the looks."""
+    """A sender and a receiver; something happens to the source at one of the checks."""
 
     delay = 1.0
 
@@ -138,7 +138,7 @@ class MigrationTests(SynchronousTestCase):
         self.source.before = before
 
     def phases(self):
-        """What stands on record, here and there."""
+        """The phases that are recorded at the source and at the destination."""
         here = Records(self.source.path).read(Kind.MIGRATING)
         there = Records(self.target.path).read(Kind.INCOMPLETE)
         return here and here.phase, there and there.phase
@@ -151,12 +151,12 @@ class MigrationTests(SynchronousTestCase):
         self.assertIsNone(Records(self.source.path).read(Kind.MIGRATED))
         return str(error)
 
-    def test_nothing_happens(self):
+    def test_an_unchanged_source_is_migrated(self):
         self.send()
         self.successResultOf(self.outcome)
         self.assertTrue(self.source.unlinked)
 
-    def test_changed_or_moved_at_either_look(self):
+    def test_a_source_changed_or_moved_at_either_check_stays(self):
         for unlink in (True, False):
             for look in (1, 2):
                 for change in ({"written": 2}, {"displaced": "is another file now"}):
@@ -167,7 +167,7 @@ class MigrationTests(SynchronousTestCase):
                         self.assertIn("still the canonical copy", self.failed(LocalFailure))
                         self.assertEqual((None, Phase.COPYING), self.phases(), "taken back")
 
-    def test_touched_at_either_look(self):
+    def test_a_source_touched_at_either_check_is_copied_again(self):
         for unlink in (True, False):
             for look in (1, 2):
                 with self.subTest(unlink=unlink, look=look):
@@ -179,7 +179,7 @@ class MigrationTests(SynchronousTestCase):
                     self.successResultOf(self.arrived)
                     self.assertEqual(DATA, self.target.content)
 
-    def test_gone_while_it_was_copied(self):
+    def test_a_source_deleted_while_it_is_copied_leaves_the_copy_unconfirmed(self):
         """The copy may be the only one: it is not taken back, and the same command finishes."""
         for look in (1, 2):
             with self.subTest(look=look):
@@ -189,15 +189,15 @@ class MigrationTests(SynchronousTestCase):
                 self.assertIn("deleted by somebody else", self.failed(Unconfirmed))
                 self.assertEqual((Phase.COPIED, Phase.COPIED), self.phases())
 
-    def test_gone_and_changed(self):
-        """It is not taken back either; but nothing declares it the disk."""
+    def test_a_source_changed_and_deleted_leaves_the_copy_undeclared(self):
+        """The copy is not taken back either, but nothing declares it canonical."""
         self.at(2, gone=True, written=2)
         self.send()
         self.failed(Unconfirmed)
         self.assertEqual((Phase.COPYING, Phase.COPIED), self.phases())
 
-    def test_gone_when_it_is_stopped(self):
-        """Nobody may say that it is canonical; and the copy stays."""
+    def test_a_source_deleted_before_a_stop_leaves_the_copy_unconfirmed(self):
+        """Nobody may call the source canonical, and the copy stays."""
         self.delay = 100.0
         self.at(1, touched=2)
         self.send()
@@ -207,8 +207,8 @@ class MigrationTests(SynchronousTestCase):
         self.endpoint.pump()
         self.assertIn("deleted by somebody else", self.failed(Unconfirmed))
 
-    def test_no_other_attempt_writes_over_the_copy_of_one_that_is_gone(self):
-        """The connection is lost when the destination may have put on record that it is whole."""
+    def test_no_attempt_overwrites_the_copy_of_a_deleted_source(self):
+        """The connection is lost when the destination may have recorded that the copy is whole."""
         seen = []
 
         def confirm():
