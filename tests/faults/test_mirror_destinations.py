@@ -149,7 +149,7 @@ REFUSING = {
 }
 
 
-def test_a_destination_refused_at_the_first_handshake_ends_the_mirror_with_the_reason(
+def test_a_destination_refused_at_the_first_handshake_ends_the_mirror(
     scene: Scene,
 ) -> None:
     """The reason is reported and nothing retried; then a mirror to the same address works."""

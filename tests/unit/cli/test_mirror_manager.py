@@ -349,11 +349,11 @@ class EndReportedTests(Case):
     def reported(self):
         return Deferred.fromCoroutine(self.mirrors.end_reported())
 
-    def test_nobody_said_so(self):
+    def test_nobody_is_awaited_unless_announced(self):
         self.start()
         self.successResultOf(self.reported())
 
-    def test_expected(self):
+    def test_an_announced_wait_is_awaited(self):
         self.start(wait=True)
         self.finish()
         reported = self.reported()
@@ -363,7 +363,7 @@ class EndReportedTests(Case):
         self.successResultOf(reported)
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_not_for_long(self):
+    def test_an_announced_wait_is_awaited_for_five_seconds(self):
         self.start(wait=True)
         self.finish()
         reported = self.reported()
@@ -371,12 +371,12 @@ class EndReportedTests(Case):
         self.successResultOf(reported)
         self.assertEqual(0, self.answer("/mirror/wait")["status"], "late, but answered")
 
-    def test_who_waits_already(self):
+    def test_a_wait_that_has_begun_is_not_awaited(self):
         self.begin(wait=True)
         self.call("/mirror/wait")
         self.successResultOf(self.reported())
 
-    def test_not_one_whose_mirror_was_refused(self):
+    def test_a_wait_whose_mirror_was_refused_is_not_awaited(self):
         """The client learned of the refusal and will not come."""
         self.port.stopListening()
         self.assertEqual(409, self.refused("/mirror", {"uri": URI, "wait": True})[0])

@@ -118,7 +118,7 @@ class InUseTests(SynchronousTestCase):
             self.users = users
             self.refused(self.look(errno.EAGAIN, readers=False))
 
-    def test_readers_of_a_destination_are_refused(self):
+    def test_a_destination_that_others_read_is_refused(self):
         self.users = [User("tar (process 5)", False)]
         self.refused(self.look(errno.EAGAIN))
 

@@ -254,7 +254,7 @@ class ForeignSenderTests(ReceiverCase):
         self.assertNotEqual(ONE, found.migration)
         self.assertEqual((1, False), (found.attempt, found.identified))
 
-    def test_a_client_lost_before_the_record_was_written_leaves_an_attempt(self):
+    def test_a_client_lost_before_its_record_was_written_changes_nothing(self):
         threads = self.threads()
         client = self.client()
         client.write(0, DATA)
@@ -1202,7 +1202,7 @@ class FailureTests(ReceiverCase):
         self.fails()
         self.assertTrue(self.record().retired)
 
-    def test_the_sender_has_a_second_to_hear_of_the_failure(self):
+    def test_the_sender_has_a_moment_to_hear_of_the_failure(self):
         """No longer, since nobody waits for a client that is not there."""
         self.system.fail["INCOMPLETE copying"] = self.broken
         self.handoff().send_message("copying")

@@ -238,7 +238,7 @@ class RestartTests(Case):
         second.disconnect()
         self.waits()
 
-    def test_a_new_attempt_waits_for_the_thread_of_the_old_one(self):
+    def test_a_new_attempt_is_refused_while_a_thread_of_the_old_one_works(self):
         threads = ManualThreads()
         self.make(threads)
         client = self.client()

@@ -1,6 +1,4 @@
-"""The verdicts, as a table; how a disk is examined; and how a human accepts a copy (verdict.py and
-accept.py).
-"""
+"""The verdicts, as a table, and how a disk is examined."""
 
 from __future__ import annotations
 
@@ -10,8 +8,6 @@ from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.errors import LocalFailure, Refused
-from blockmig.migration.records.accept import accept
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.migration.records.verdict import (
     CopyState,
@@ -24,10 +20,14 @@ from blockmig.migration.records.verdict import (
 )
 from blockmig.storage import DiskRefused, FileDisk
 from blockmig.syscalls import SystemCalls
-from tests.unit.support import ONE, TWO, Story
+from tests.unit.support import ONE, TWO
 
 URI = "nbd://there/x"
+
+
 SAME, OTHER, MAYBE = "inode 5, born 1", "inode 6, born 2", "inode 5, written 2"
+
+
 RECORD = Record(
     migration=ONE,
     phase=Phase.COPYING,
@@ -39,14 +39,32 @@ RECORD = Record(
     changed="since",
     identity=SAME,
 )
+
+
 COPIED = RECORD.but(phase=Phase.COPIED)
+
+
 RETIRED = COPIED.but(retired="when")
+
+
 FOREIGN = COPIED.but(identified=False, source=Location(address="192.0.2.7:4711"))
+
+
 UNLINK = COPIED.but(unlink=True)
+
+
 ACCEPTED = COPIED.but(by="me")
+
+
 EARLIER = RETIRED.but(migration=TWO)
+
+
 HERE = os.uname().nodename
+
+
 YES, NO = CopyState.CANONICAL, CopyState.NOT_CANONICAL
+
+
 IF, UNKNOWN = CopyState.CONDITIONAL, CopyState.UNKNOWN
 
 
@@ -80,7 +98,7 @@ class RescuedTests(Case):
 
     MOVED = RETIRED.but(identity="", destination=Location(HERE, "/a", URI))
 
-    def test_a_rescued_copy_is_canonical_once_accepted(self):
+    def test_a_rescued_copy_is_canonical_and_is_to_be_accepted(self):
         verdict = verdict_of(place("/a.rescued", incomplete=self.MOVED))
         self.check_form(verdict)
         self.assertEqual(YES, verdict.state)
@@ -519,80 +537,3 @@ class LookSteadilyTests(FileCase):
         self.assertEqual((UNKNOWN, ""), (verdict.state, verdict.canonical))
         self.assertIn("/a and /b changed while they were examined", verdict.line)
         self.assertIn("try again", verdict.advice)
-
-
-class AcceptTests(FileCase):
-    def copied(self, **changes):
-        self.make()
-        with FileDisk(self.path) as disk:
-            record = COPIED.but(identity=disk.identity(), **changes)
-        self.records.write(Kind.INCOMPLETE, record)
-
-    def refused(self, *words):
-        before = {name: self.read(name) for name in self.names()}
-        error = self.assertRaises(Refused, accept, self.path, "me")
-        for word in words:
-            self.assertIn(word, str(error))
-        self.assertEqual(before, {name: self.read(name) for name in self.names()})
-
-    def read(self, name):
-        path = os.path.join(self.directory, name)
-        if not os.path.isfile(path):
-            return None
-        with open(path, "rb") as file:
-            return file.read()
-
-    def test_accepting_makes_the_copy_canonical(self):
-        for changes in ({}, {"retired": "when"}, {"identified": False}):
-            self.copied(**changes)
-            record = accept(self.path, "me (as root)")
-            self.assertEqual(("me (as root)", ONE), (record.by, record.migration))
-            self.assertEqual(record, self.records.read(Kind.ACCEPTED))
-            self.assertEqual(["disk", "disk.ACCEPTED"], self.names())
-            self.assertEqual(YES, verdict_of(examine(self.path)).state)
-            self.assertEqual(b"12345", self.read("disk"))
-
-    def test_accepting_is_refused_with_these_records(self):
-        self.refused("no such file")
-        self.make()
-        self.refused("not the destination", "disk.INCOMPLETE")
-        self.records.write(Kind.INCOMPLETE, RECORD)
-        self.refused("certainly not canonical", "here:/disk")
-        self.records.write(Kind.INCOMPLETE, COPIED.but(size=6))
-        self.refused("5 bytes", "6")
-        with open(self.path + ".INCOMPLETE", "wb") as file:
-            file.write(b"{")
-        self.refused("torn")
-        os.unlink(self.path + ".INCOMPLETE")
-        os.mkfifo(self.path + ".INCOMPLETE")
-        self.refused("disk.INCOMPLETE")
-
-    def test_accepting_another_disk_is_refused(self):
-        """Otherwise another disk than the copy would be declared canonical."""
-        self.make()
-        self.records.write(Kind.INCOMPLETE, COPIED.but(identity="inode 1, born 1"))
-        self.refused("not the disk that was received")
-
-    def test_accepting_a_disk_in_use_is_refused(self):
-        self.copied()
-        with FileDisk(self.path):
-            self.refused("in use")
-
-    def test_ACCEPTED_is_written_before_INCOMPLETE_is_removed(self):
-        self.copied()
-        events = []
-        accept(self.path, "me", None, Story(events.append))
-        self.assertEqual(["ACCEPTED copied", "INCOMPLETE removed"], events)
-
-    def test_accepting_can_be_repeated_after_a_failure(self):
-        for words, state in (("ACCEPTED", IF), ("INCOMPLETE removed", YES)):
-            self.copied()
-            story = Story()
-            story.fail[words] = OSError(errno.ENOSPC, "No space left on device")
-            error = self.assertRaises(LocalFailure, accept, self.path, "me", None, story)
-            self.assertIn("No space left", str(error))
-            self.assertEqual(state, verdict_of(examine(self.path)).state)
-            # And once more, when there is room.
-            accept(self.path, "me")
-            self.assertEqual(YES, verdict_of(examine(self.path)).state)
-            self.records.remove(*Kind)

@@ -1,32 +1,29 @@
-"""`mirror`, `break`, `rate` and the mirror in `status`: what they ask a running server, and what
-they make of its answers (several modules of cli).
-"""
+"""`mirror --wait`: progress while a mirror runs, and how its end is reported."""
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli import mirror_operation, mirror_request
-from blockmig.cli.break_ import run as run_break
-from blockmig.cli.commands import parse
+from blockmig.cli import mirror_operation
 from blockmig.cli.mirror_operation import MirrorOperation
-from blockmig.cli.mirror_request import request_mirror as run_mirror
 from blockmig.cli.operations import report
 from blockmig.cli.progress import BarDisplay, JSONDisplay
-from blockmig.cli.rate import run as run_rate
-from blockmig.cli.status import as_text
 from blockmig.control import ControlError, ControlLost, ControlRefused
+from tests.unit.cli.mirror_commands import Case, Server, parsed
 
 BEGUN = {"destination": "nbd://h:10809/", "attempt": 1}
+
+
 SUMMARY = {"bytes": 1000, "data": 900, "zeroes": 300, "seconds": 2.0, "attempts": 2}
+
+
 COMPLETE = {"status": 0, "message": "complete", "summary": SUMMARY}
+
+
 MIRROR = {
     "state": "copying",
     "destination": "nbd://h:10809/",
@@ -36,200 +33,6 @@ MIRROR = {
     "last_error": "",
     "converging": True,
 }
-
-
-def parsed(*arguments):
-    _, options = parse(arguments)
-    return options
-
-
-class Server:
-    """Answers each request as the test says: with a value, an error or a Deferred."""
-
-    def __init__(self, **answers):
-        self.answers = answers
-        self.asked = []
-
-    def __call__(self, path, method, resource, body=None, timeout=10.0):
-        self.asked.append((path, method, resource, body, timeout))
-        answer = self.answers[resource.strip("/").replace("/", "_")]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def count(self, resource):
-        return sum(1 for asked in self.asked if asked[2] == resource)
-
-
-class Case(SynchronousTestCase):
-    def setUp(self):
-        for stream in ("stdout", "stderr"):
-            self.patch(sys, stream, io.StringIO())
-        self.events = []
-        globalLogPublisher.addObserver(self.events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
-
-    def named(self, name):
-        return [event for event in self.events if event.get("event") == name]
-
-    def assert_error(self, status, *words):
-        (event,) = self.named("error")
-        self.assertEqual(status, event["status"])
-        for word in words:
-            self.assertIn(word, event["why"])
-        self.assertNotIn("\n", event["why"])
-        self.assertNotIn("\x1b", event["why"])
-
-
-class RequestTests(Case):
-    def asked(self, *arguments):
-        server = Server(mirror=BEGUN)
-        self.assertEqual(0, run_mirror(parsed("mirror", "--control", "/c", *arguments), server))
-        ((path, method, resource, body, timeout),) = server.asked
-        self.assertEqual(("/c", "POST", "/mirror", 180), (path, method, resource, timeout))
-        return body
-
-    def test_the_request_has_every_default(self):
-        self.assertEqual(
-            {
-                "uri": "nbd://h:10809/x",
-                "unlink": False,
-                "again": False,
-                "overwrite": False,
-                "max_rate": None,
-                "max_pause": 0.5,
-                "timeout": 60.0,
-                "converge": "wait",
-                "then": "exit",
-                "relay_to": None,
-            },
-            self.asked("nbd://h/x"),
-        )
-        (event,) = self.named("mirroring")
-        self.assertEqual("nbd://h:10809/", event["destination"])
-
-    def test_the_request_has_every_option(self):
-        options = [
-            "--unlink",
-            "--again",
-            "--overwrite",
-            "--max-rate",
-            "1M",
-            "--max-pause",
-            "20",
-            "--timeout",
-            "7.5",
-        ]
-        options += ["--converge", "throttle", "--then", "relay", "--relay-to", "nbd://[::1]:7/y"]
-        body = self.asked("nbd+unix:///x?socket=/s", *options)
-        self.assertEqual(
-            {
-                "uri": "nbd+unix:///x?socket=/s",
-                "unlink": True,
-                "again": True,
-                "overwrite": True,
-                "max_rate": 1 << 20,
-                "max_pause": 0.02,
-                "timeout": 7.5,
-                "converge": "throttle",
-                "then": "relay",
-                "relay_to": "nbd://[::1]:7/y",
-            },
-            body,
-        )
-        self.assertEqual(body, json.loads(json.dumps(body)))
-
-    def test_relative_socket_paths_are_sent_as_absolute_ones(self):
-        """The server has a current directory of its own."""
-        self.patch(mirror_request.os, "getcwd", lambda: "/here")
-        options = ["--then", "relay", "--relay-to", "nbd+unix:///?socket=../t"]
-        body = self.asked("nbd+unix:///x?socket=s", *options)
-        self.assertEqual("nbd+unix:///x?socket=/here/s", body["uri"])
-        self.assertEqual("nbd+unix:///?socket=/t", body["relay_to"])
-
-
-class NoWaitTests(Case):
-    def run_mirror(self, answer):
-        return run_mirror(parsed("mirror", "--control", "/c d", "nbd://h/"), Server(mirror=answer))
-
-    def test_a_refusal_exits_with_status_1(self):
-        self.assertEqual(1, self.run_mirror(ControlRefused("the export\n\x1b is too small", 409)))
-        self.assert_error(1, "the export?? is too small")
-
-    def test_a_server_that_is_not_there_exits_with_status_1(self):
-        self.assertEqual(1, self.run_mirror(ControlError("there is no control socket at /c")))
-        self.assert_error(1, "there is no control socket at /c")
-
-    def test_a_missing_answer_exits_with_status_5(self):
-        """The mirror may have begun, so this is no refusal."""
-        self.assertEqual(5, self.run_mirror(ControlLost("no answer on /c within 180 s")))
-        self.assert_error(
-            5, "no answer", "`blockmig status --control '/c d'`", "`blockmig inspect DISK`"
-        )
-
-    def test_an_interrupt_exits_with_status_4_and_the_mirror_continues(self):
-        def interrupted(*_):
-            raise KeyboardInterrupt
-
-        options = parsed("mirror", "--control", "/c d", "nbd://h/")
-        self.assertEqual(4, run_mirror(options, interrupted))
-        self.assert_error(4, "the mirror goes on", "`blockmig break --control '/c d'`")
-
-    def test_a_strange_answer_still_counts_as_begun(self):
-        self.assertEqual(0, self.run_mirror(["what"]))
-        self.assertEqual(1, len(self.named("mirroring")))
-
-
-class BreakTests(Case):
-    def test_break_asks_the_server_to_end_the_mirror(self):
-        server = Server(**{"break": {}})
-        self.assertEqual(0, run_break(parsed("break", "--control", "/c"), server))
-        self.assertEqual([("/c", "POST", "/break", {}, 60)], server.asked)
-        self.assertEqual("", sys.stderr.getvalue())
-
-    def test_cancel_requests_the_same(self):
-        server = Server(**{"break": {}})
-        command, options = parse(["cancel", "--control", "/c"])
-        self.assertEqual(0, command.load().run(options, server))
-        self.assertEqual([("/c", "POST", "/break", {}, 60)], server.asked)
-
-    def test_a_refused_break_exits_with_status_1(self):
-        server = Server(**{"break": ControlRefused("it is\ntoo late", 409)})
-        self.assertEqual(1, run_break(parsed("break", "--control", "/c"), server))
-        self.assertEqual("blockmig: it is?too late\n", sys.stderr.getvalue())
-        self.assertEqual("", sys.stdout.getvalue())
-
-
-class RateTests(Case):
-    def rate(self, text, answer):
-        server = Server(rate=answer)
-        status = run_rate(parsed("rate", "--control", "/c", text), server)
-        (asked,) = server.asked
-        self.assertEqual(("/c", "POST", "/rate"), asked[:3])
-        return status, asked[3], sys.stdout.getvalue()
-
-    def test_rate_sets_the_limit_and_prints_it(self):
-        expected = (0, {"max_rate": 100 << 20}, "at most 100 MiB/s\n")
-        self.assertEqual(expected, self.rate("100M", {"max_rate": 100 << 20}))
-
-    def test_set_rate_requests_the_same(self):
-        server = Server(rate={"max_rate": 1 << 20})
-        command, options = parse(["set-rate", "--control", "/c", "1M"])
-        self.assertEqual(0, command.load().run(options, server))
-        self.assertEqual(("/c", "POST", "/rate", {"max_rate": 1 << 20}), server.asked[0][:4])
-
-    def test_rate_none_removes_the_limit(self):
-        expected = (0, {"max_rate": None}, "no limit\n")
-        self.assertEqual(expected, self.rate("none", {"max_rate": None}))
-
-    def test_a_refused_rate_exits_with_status_1(self):
-        refused = ControlRefused("nothing is being mirrored", 409)
-        self.assertEqual((1, {"max_rate": 1}, ""), self.rate("1", refused))
-        self.assertEqual("blockmig: nothing is being mirrored\n", sys.stderr.getvalue())
-
-    def test_a_strange_answer_to_rate_is_tolerated(self):
-        self.assertEqual(0, self.rate("1", ["what"])[0])
-        self.assertEqual(0, self.rate("1", {"max_rate": "what"})[0])
 
 
 class WaitCase(Case):
@@ -541,74 +344,3 @@ class ThreadTests(SynchronousTestCase):
             thread.target()
         self.assertEqual(5, self.successResultOf(answer))
         self.failureResultOf(error, ZeroDivisionError)
-
-
-class StatusTests(SynchronousTestCase):
-    FULL = {  # noqa: RUF012
-        "state": "copying",
-        "destination": "nbd://h:10809/web",
-        "unlink": True,
-        "pass": 2,
-        "sent": 18 << 30,
-        "zeroes": 3 << 30,
-        "left": 1 << 30,
-        "dirty": 300 << 20,
-        "rate": 100 << 20,
-        "dirty_rate": 5 << 20,
-        "converging": False,
-        "expected_end": 73.2,
-        "attempts": 1,
-        "last_error": "the connection was lost",
-        "max_rate": 200 << 20,
-        "max_pause": 0.5,
-        "timeout": 60.0,
-        "converge": "throttle",
-        "then": "relay",
-        "throttle": 4 << 20,
-        "seconds": 200.3,
-        "pause": 0.123,
-        "holds": 1,
-    }
-
-    def text(self, mirror):
-        lines = as_text({"size": 20 << 30, "mirror": mirror}).split("\n")
-        return lines[2 : lines.index("no clients")]
-
-    def test_every_field_of_a_mirror_is_shown(self):
-        self.assertEqual(
-            [
-                "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
-                "  progress: 1 GiB of 20 GiB left, sent at 100 MiB/s, expected to end in "
-                "1 min 13 s",
-                "  clients: 300 MiB dirty, writing 5 MiB/s, throttled to 4 MiB/s, faster than "
-                "it can be sent",
-                "  this attempt: 18 GiB of data, 3 GiB of zeroes",
-                "  holds: 1 so far, the last for 123 ms, at most 500 ms allowed",
-                "  options: at most 200 MiB/s, converge: throttle, then: relay, the source is "
-                "deleted at the end",
-                "  last error: the connection was lost",
-            ],
-            self.text(self.FULL),
-        )
-
-    def test_unknown_fields_are_left_out(self):
-        unknown = dict.fromkeys(("max_rate", "throttle", "pause", "expected_end", "converging"))
-        text = self.text({**self.FULL, **unknown, "unlink": False, "last_error": ""})
-        self.assertEqual(
-            [
-                "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
-                "  progress: 1 GiB of 20 GiB left, sent at 100 MiB/s",
-                "  clients: 300 MiB dirty, writing 5 MiB/s",
-                "  this attempt: 18 GiB of data, 3 GiB of zeroes",
-                "  holds: 1 so far, at most 500 ms allowed",
-                "  options: converge: throttle, then: relay",
-            ],
-            text,
-        )
-
-    def test_missing_or_strange_fields_are_tolerated(self):
-        self.assertEqual(["mirror: ?, to ?"], self.text({}))
-        self.assertEqual([], self.text("what"))
-        for strange in ("what\x1b[2J", [], {}, None, True):
-            text = as_text({"mirror": dict.fromkeys(self.FULL, strange)})
-            self.assertNotIn("\x1b", text)

@@ -1,0 +1,154 @@
+"""How `blockmig status` shows the answer of a running command."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.cli.status import as_text
+from blockmig.cli.values import format_bytes, format_duration
+
+
+class StatusTextTests(SynchronousTestCase):
+    def test_sizes_are_shown_in_binary_units(self):
+        for count, text in (
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (2**20 - 1, "1.0 MiB"),
+            (2**30, "1 GiB"),
+            (2**30 + 1, "1.0 GiB"),
+            (2**63 - 1, "8192 PiB"),
+        ):
+            self.assertEqual(text, format_bytes(count))
+
+    def test_durations_are_shown_in_two_units(self):
+        for seconds, text in (
+            (0, "0.0 s"),
+            (59.99, "59.9 s"),
+            (60, "1 min 0 s"),
+            (3600, "1 h 0 min"),
+            (90_000, "1 d 1 h"),
+        ):
+            self.assertEqual(text, format_duration(seconds))
+
+    def test_the_status_of_a_server_is_shown_as_text(self):
+        counters = {"reads": 5, "bytes_read": 20480, "writes": 6, "bytes_written": 0, "other": 2}
+        client = {"address": "127.0.0.1:4711", "connected": 3.2, **counters}
+        text = as_text(
+            {
+                "version": "0.1.0",
+                "role": "serve",
+                "state": "serving",
+                "pid": 7,
+                "uptime": 61.5,
+                "disk": "/d",
+                "size": 2**30,
+                "export": "web",
+                "read_only": True,
+                "listening": ["nbd://127.0.0.1:10809/"],
+                "clients": [client, client | {"address": "a UNIX socket"}],
+                "totals": {"connections": 7, **counters},
+                "migration": {"attempts": 2},
+                "later": {"more": 1},
+            }
+        )
+        self.assertEqual(
+            [
+                "serve: serving, /d, 1 GiB (1073741824 bytes), read-only, export 'web'",
+                "pid 7, up 1 min 1 s, blockmig 0.1.0",
+                "listening on nbd://127.0.0.1:10809/",
+                "total: 7 connections, 5 reads (20 KiB), 6 writes (0 bytes), 2 other requests",
+                "attempts: 2",
+                "",
+                "client          connected  reads    read  writes  written  other",
+                "127.0.0.1:4711      3.2 s      5  20 KiB       6  0 bytes      2",
+                "a UNIX socket       3.2 s      5  20 KiB       6  0 bytes      2",
+            ],
+            text.split("\n"),
+        )
+
+    def test_missing_or_strange_fields_do_not_break_the_text(self):
+        self.assertIn("no clients", as_text({}))
+        strange = dict.fromkeys(
+            ("size", "uptime", "listening", "clients", "totals", "migration"), "what"
+        )
+        self.assertIn("no clients", as_text(strange))
+        as_text({"clients": [1, {}], "totals": {}, "migration": {}, "size": None, "uptime": None})
+
+    def test_control_characters_are_not_shown(self):
+        text = as_text({"disk": "/\x1b[2J\n", "clients": [{"address": "\x1b\r"}]})
+        self.assertNotIn("\x1b", text)
+        self.assertNotIn("\r", text)
+        self.assertIn("/?[2J?", text)
+
+
+class MirrorStatusTests(SynchronousTestCase):
+    FULL = {  # noqa: RUF012
+        "state": "copying",
+        "destination": "nbd://h:10809/web",
+        "unlink": True,
+        "pass": 2,
+        "sent": 18 << 30,
+        "zeroes": 3 << 30,
+        "left": 1 << 30,
+        "dirty": 300 << 20,
+        "rate": 100 << 20,
+        "dirty_rate": 5 << 20,
+        "converging": False,
+        "expected_end": 73.2,
+        "attempts": 1,
+        "last_error": "the connection was lost",
+        "max_rate": 200 << 20,
+        "max_pause": 0.5,
+        "timeout": 60.0,
+        "converge": "throttle",
+        "then": "relay",
+        "throttle": 4 << 20,
+        "seconds": 200.3,
+        "pause": 0.123,
+        "holds": 1,
+    }
+
+    def text(self, mirror):
+        lines = as_text({"size": 20 << 30, "mirror": mirror}).split("\n")
+        return lines[2 : lines.index("no clients")]
+
+    def test_every_field_of_a_mirror_is_shown(self):
+        self.assertEqual(
+            [
+                "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
+                "  progress: 1 GiB of 20 GiB left, sent at 100 MiB/s, expected to end in "
+                "1 min 13 s",
+                "  clients: 300 MiB dirty, writing 5 MiB/s, throttled to 4 MiB/s, faster than "
+                "it can be sent",
+                "  this attempt: 18 GiB of data, 3 GiB of zeroes",
+                "  holds: 1 so far, the last for 123 ms, at most 500 ms allowed",
+                "  options: at most 200 MiB/s, converge: throttle, then: relay, the source is "
+                "deleted at the end",
+                "  last error: the connection was lost",
+            ],
+            self.text(self.FULL),
+        )
+
+    def test_unknown_fields_are_left_out(self):
+        unknown = dict.fromkeys(("max_rate", "throttle", "pause", "expected_end", "converging"))
+        text = self.text({**self.FULL, **unknown, "unlink": False, "last_error": ""})
+        self.assertEqual(
+            [
+                "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
+                "  progress: 1 GiB of 20 GiB left, sent at 100 MiB/s",
+                "  clients: 300 MiB dirty, writing 5 MiB/s",
+                "  this attempt: 18 GiB of data, 3 GiB of zeroes",
+                "  holds: 1 so far, at most 500 ms allowed",
+                "  options: converge: throttle, then: relay",
+            ],
+            text,
+        )
+
+    def test_missing_or_strange_fields_are_tolerated(self):
+        self.assertEqual(["mirror: ?, to ?"], self.text({}))
+        self.assertEqual([], self.text("what"))
+        for strange in ("what\x1b[2J", [], {}, None, True):
+            text = as_text({"mirror": dict.fromkeys(self.FULL, strange)})
+            self.assertNotIn("\x1b", text)

@@ -1,0 +1,71 @@
+"""Values of the command line: bytes, seconds and rates."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.cli.values import parse_bytes, parse_milliseconds, parse_rate, parse_seconds
+
+
+class NumberTests(SynchronousTestCase):
+    def test_sizes_are_parsed_with_binary_units(self):
+        for text, expected in {
+            "1": 1,
+            "4096": 4096,
+            "9007199254740993": 9007199254740993,
+            "1K": 1024,
+            "1k": 1024,
+            "100M": 100 << 20,
+            "20G": 20 << 30,
+            "20GiB": 20 << 30,
+            "20GB": 20 << 30,
+            "1.5T": 3 << 39,
+            " 5 M ": 5 << 20,
+            "2P": 2 << 50,
+            "5B": 5,
+        }.items():
+            self.assertEqual(expected, parse_bytes(text), text)
+
+    def test_bad_sizes_are_refused(self):
+        for text in (
+            "",
+            "0",
+            str(2**63),
+            "20000P",
+            "9" * 400 + "K",
+            "1.5",
+            "0.3K",
+            "0.0001K",
+            "-1",
+            "x",
+            "1X",
+            "1 2",
+            "1e3",
+            "0x10",
+            "1.",
+            "K",
+            "nan",
+        ):
+            self.assertRaises(ValueError, parse_bytes, text)
+
+    @given(st.integers(1, 2**63 - 1))
+    def test_whole_numbers_of_bytes_are_exact(self, number):
+        self.assertEqual(number, parse_bytes(str(number)))
+
+    def test_seconds_are_parsed_and_bad_ones_refused(self):
+        self.assertEqual([0, 0.5, 60], [parse_seconds(text) for text in ("0", "0.5", "60")])
+        for text in ("", "-1", "x", "nan", "inf", "1e10", "-inf"):
+            self.assertRaises(ValueError, parse_seconds, text)
+
+    def test_milliseconds_are_parsed_and_bad_ones_refused(self):
+        self.assertEqual([1, 2.5, 60000], [parse_milliseconds(t) for t in ("1", "2.5", "60000")])
+        for text in ("", "0", "0.5", "-1", "x", "nan", "inf", "1e10", "500ms"):
+            self.assertRaises(ValueError, parse_milliseconds, text)
+
+    def test_a_rate_is_a_size_or_none(self):
+        self.assertEqual([None, 1 << 20], [parse_rate(text) for text in ("none", "1M")])
+        for text in ("", "0", "None", "no", "-1"):
+            error = self.assertRaises(ValueError, parse_rate, text)
+            self.assertIn("or none, for no limit", str(error))
