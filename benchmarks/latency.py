@@ -63,7 +63,7 @@ def serve(folder: str, size: int) -> None:
         disk.close()
         tell(request, summary)
 
-    class Page(Resource):
+    class StatusResource(Resource):
         isLeaf = True
 
         def render_GET(self, request: Any) -> Any:
@@ -77,7 +77,7 @@ def serve(folder: str, size: int) -> None:
         failure.printTraceback()
         reactor.stop()
 
-    port = reactor.listenTCP(0, Site(Page()), interface="127.0.0.1")
+    port = reactor.listenTCP(0, Site(StatusResource()), interface="127.0.0.1")
     print(port.getHost().port, flush=True)
     reactor.run()
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serving import OURS, VERSIONS, command, version
-from throughput import PATIENCE, Place, listens, make_source
+from throughput import PATIENCE, TestBed, listens, make_source
 
 READ, WRITE = 0, 1
 SERVERS = (OURS, "nbdkit file", "qemu-nbd")
@@ -140,7 +140,7 @@ def peak(process: int) -> int:
 
 
 @contextlib.contextmanager
-def server(name: str, place: Place) -> Iterator[int]:
+def server(name: str, place: TestBed) -> Iterator[int]:
     Path(place.address).unlink(missing_ok=True)
     arguments = command(name, place)
     quiet = subprocess.DEVNULL
@@ -163,7 +163,9 @@ def server(name: str, place: Place) -> Iterator[int]:
             process.wait()
 
 
-def measure(name: str, place: Place, load: str, clients: int, seconds: float) -> tuple[float, int]:
+def measure(
+    name: str, place: TestBed, load: str, clients: int, seconds: float
+) -> tuple[float, int]:
     """The peak in MiB, and how many bytes were taken in all."""
     with server(name, place) as process:
         connections = [connect(place.address) for _ in range(clients)]
@@ -200,7 +202,7 @@ def main() -> None:
         make_source(disk, options.size << 20)
         address = f"{folder}/socket"
         uri = f"nbd+unix:///?socket={address}"
-        place = Place(disk, disk, options.size << 20, "unix", address, uri)
+        place = TestBed(disk, disk, options.size << 20, "unix", address, uri)
         print("\nPeak memory of the server, MiB (VmHWM):\n")
         print(f"| {options.clients} clients, each with | {' | '.join(servers)} |")
         print("| --- |" + " --: |" * len(servers), flush=True)

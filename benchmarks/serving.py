@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from throughput import BLOCKMIG, PATIENCE, Place, free_port, listens, make_source
+from throughput import BLOCKMIG, PATIENCE, TestBed, free_port, listens, make_source
 
 OURS = "blockmig serve"
 WARM_UP = 0.3
@@ -72,7 +72,7 @@ class Turn:
     cpu: float
 
 
-def command(server: str, place: Place) -> list[str]:
+def command(server: str, place: TestBed) -> list[str]:
     """What starts it: as it comes, but for what it is told to be faster by."""
     path, unix = str(place.source), place.transport == "unix"
     if server == OURS:
@@ -142,7 +142,7 @@ def wait_for(what: str, condition: Callable[[], object]) -> None:
 
 
 @contextlib.contextmanager
-def running(server: str, place: Place) -> Iterator[int]:
+def running(server: str, place: TestBed) -> Iterator[int]:
     """The server's process, listening, until the end of the block; it must live that long."""
     if place.transport == "unix":
         Path(place.address).unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def load(server: str, cell: Cell, uri: str, seconds: float) -> tuple[int, float]
     return result["total_ios"], result["iops"]
 
 
-def take_turn(server: str, cell: Cell, place: Place, seconds: float) -> Turn:
+def take_turn(server: str, cell: Cell, place: TestBed, seconds: float) -> Turn:
     uri = place.uri
     if server == "nbd-server":  # the only one that insists on a name
         uri = uri.replace("/?", "/disk?") if "?" in uri else f"{uri}disk"
@@ -293,7 +293,7 @@ def main() -> None:
                             address = str(free_port())
                             uri = f"nbd://127.0.0.1:{address}/"
                         size = options.size << 20
-                        place = Place(disk, disk, size, transport, address, uri)
+                        place = TestBed(disk, disk, size, transport, address, uri)
                         turn = take_turn(server, cell, place, options.seconds)
                         turns[server, cell].append(turn)
                         print(".", end="", file=sys.stderr, flush=True)

@@ -42,7 +42,7 @@ def serve(folder: str) -> None:
     from blockmig.server import Server
     from blockmig.storage import FileDisk
 
-    class Page(Resource):
+    class StatusResource(Resource):
         isLeaf = True
 
         def render_GET(self, request: Any) -> bytes:
@@ -51,7 +51,7 @@ def serve(folder: str) -> None:
     server = Server(FileDisk(f"{folder}/inside"))
     UNIXServerEndpoint(reactor, f"{folder}/inside.socket").listen(server.factory())
     # A connection that was needed once, while many waited, is kept until it is needed again.
-    port = reactor.listenTCP(0, Site(Page(), timeout=None), interface="127.0.0.1")
+    port = reactor.listenTCP(0, Site(StatusResource(), timeout=None), interface="127.0.0.1")
     print(port.getHost().port, flush=True)
     reactor.run()
 

@@ -31,7 +31,7 @@ PATIENCE = 120.0
 
 
 @dataclass
-class Place:
+class TestBed:
     """Where one run happens."""
 
     source: Path
@@ -60,7 +60,7 @@ class Competitor:
     by_itself: bool = True
 
 
-def competitors(place: Place, mixed: bool) -> list[Competitor]:
+def competitors(place: TestBed, mixed: bool) -> list[Competitor]:
     """All of them, ours first."""
     source, destination, uri = str(place.source), str(place.destination), place.uri
     ours = [BLOCKMIG, "receive", "-q", "--file", destination, "--size", str(place.size)]
@@ -91,7 +91,7 @@ def competitors(place: Place, mixed: bool) -> list[Competitor]:
     return every
 
 
-def listens(place: Place) -> bool:
+def listens(place: TestBed) -> bool:
     """Whether somebody listens there; looked up, since connecting would be taken for a client."""
     if place.transport == "unix":
         lines = Path("/proc/net/unix").read_text().splitlines()
@@ -113,7 +113,7 @@ def end_of(process: subprocess.Popen[bytes], status: int | None = 0) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def run(competitor: Competitor, place: Place) -> None:
+def run(competitor: Competitor, place: TestBed) -> None:
     """One migration."""
     place.destination.unlink(missing_ok=True)
     if place.transport == "unix":
@@ -193,7 +193,7 @@ def main() -> None:
             uri = f"nbd://127.0.0.1:{address}/"
             if transport == "unix":
                 uri = f"nbd+unix:///?socket={address}"
-            place = Place(source, Path(folder, "copy"), size, transport, address, uri)
+            place = TestBed(source, Path(folder, "copy"), size, transport, address, uri)
             every = competitors(place, options.mixed)
             for number in range(options.rounds + 1):
                 for competitor in every:

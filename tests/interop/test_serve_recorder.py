@@ -37,10 +37,10 @@ OFFERS = 0b110111101101
 """All that our server offers, with structured replies: every flag but a few."""
 GREETING = struct.pack("!QQH", 0x4E42444D41474943, 0x49484156454F5054, 3)
 
-Line = tuple[str, bytes]
+WireLine = tuple[str, bytes]
 
 
-def pieces(*lines: Line) -> list[Piece]:
+def pieces(*lines: WireLine) -> list[Piece]:
     """A conversation: ">" from the client, "<" from the server; the ends are added."""
     made = [Piece(when, way == ">", data) for when, (way, data) in enumerate(lines, 1)]
     for to_server in (True, False):
@@ -49,52 +49,54 @@ def pieces(*lines: Line) -> list[Piece]:
     return made
 
 
-def answer(asked: int, kind: int, data: bytes = b"") -> Line:
+def answer(asked: int, kind: int, data: bytes = b"") -> WireLine:
     return "<", struct.pack("!QIII", 0x3E889045565A9, asked, kind, len(data)) + data
 
 
-def listed(name: bytes) -> Line:
+def listed(name: bytes) -> WireLine:
     return answer(3, 2, struct.pack("!I", len(name)) + name)
 
 
-def export(size: int = SIZE, flags: int = OFFERS) -> Line:
+def export(size: int = SIZE, flags: int = OFFERS) -> WireLine:
     return answer(7, 3, struct.pack("!HQH", 0, size, flags))
 
 
-def simple(cookie: int, error: int = 0, data: bytes = b"") -> Line:
+def simple(cookie: int, error: int = 0, data: bytes = b"") -> WireLine:
     return "<", struct.pack("!IIQ", 0x67446698, error, cookie) + data
 
 
-def chunk(cookie: int, kind: int, data: bytes = b"", done: int = 1) -> Line:
+def chunk(cookie: int, kind: int, data: bytes = b"", done: int = 1) -> WireLine:
     return "<", struct.pack("!IHHQI", 0x668E33EF, done, kind, cookie, len(data)) + data
 
 
-def data(cookie: int, offset: int, content: bytes, done: int = 1) -> Line:
+def data(cookie: int, offset: int, content: bytes, done: int = 1) -> WireLine:
     return chunk(cookie, OFFSET_DATA, struct.pack("!Q", offset) + content, done)
 
 
-def hole(cookie: int, offset: int, length: int, done: int = 1) -> Line:
+def hole(cookie: int, offset: int, length: int, done: int = 1) -> WireLine:
     return chunk(cookie, OFFSET_HOLE, struct.pack("!QI", offset, length), done)
 
 
-def extents(cookie: int, *states: tuple[int, int], context: int = 1, done: int = 1) -> Line:
+def extents(cookie: int, *states: tuple[int, int], context: int = 1, done: int = 1) -> WireLine:
     content = b"".join(struct.pack("!II", *state) for state in states)
     return chunk(cookie, BLOCK_STATUS, struct.pack("!I", context) + content, done)
 
 
-def failed(cookie: int, error: int, kind: int = ERROR, at: bytes = b"", done: int = 1) -> Line:
+def failed(cookie: int, error: int, kind: int = ERROR, at: bytes = b"", done: int = 1) -> WireLine:
     return chunk(cookie, kind, struct.pack("!IH", error, 0) + at, done)
 
 
-def ask(command: int, offset: int = 0, length: int = 0, cookie: int = 7, flags: int = 0) -> Line:
+def ask(
+    command: int, offset: int = 0, length: int = 0, cookie: int = 7, flags: int = 0
+) -> WireLine:
     payload = b"w" * length if command == WRITE else b""
     return ">", request(command, offset, length, cookie, flags) + payload
 
 
-HELLO: tuple[Line, ...] = (("<", GREETING), (">", FLAGS))
+HELLO: tuple[WireLine, ...] = (("<", GREETING), (">", FLAGS))
 META = struct.pack("!III", 0, 1, 15) + b"base:allocation"
 CONTEXT = struct.pack("!I", 1) + b"base:allocation"
-STRUCTURED: tuple[Line, ...] = (
+STRUCTURED: tuple[WireLine, ...] = (
     *HELLO,
     (">", option(8)),
     answer(8, 1),
@@ -105,15 +107,15 @@ STRUCTURED: tuple[Line, ...] = (
     export(),
     answer(7, 1),
 )
-SIMPLE: tuple[Line, ...] = (*HELLO, (">", go()), export(flags=OFFERS & ~128), answer(7, 1))
+SIMPLE: tuple[WireLine, ...] = (*HELLO, (">", go()), export(flags=OFFERS & ~128), answer(7, 1))
 BYE = ask(DISC, cookie=0)
 
 
-def said(*lines: Line, expected: Expected | None = None) -> Said:
+def said(*lines: WireLine, expected: Expected | None = None) -> Said:
     return decode(pieces(*lines), expected or Expected(SIZE))
 
 
-GOOD: dict[str, tuple[Line, ...]] = {
+GOOD: dict[str, tuple[WireLine, ...]] = {
     "nothing": (*STRUCTURED, BYE),
     "data": (*STRUCTURED, ask(READ, 5, 3), data(7, 5, b"abc"), BYE),
     "chunks in any order": (
@@ -179,7 +181,7 @@ ONE = (*STRUCTURED, ask(STATUS, 100, 10, flags=8))
 PLAIN = (*SIMPLE, ask(TRIM, 0, 9))
 TEN = b"0123456789"
 
-BAD: dict[str, tuple[str, tuple[Line, ...]]] = {
+BAD: dict[str, tuple[str, tuple[WireLine, ...]]] = {
     # The handshake.
     "magic": ("greeting", (("<", b"NBDMAGIX" + GREETING[8:]), (">", FLAGS))),
     "handshake flags": ("greeting", (("<", GREETING[:-1] + b"\7"), (">", FLAGS))),
@@ -430,7 +432,7 @@ def play(room: Path, image: Path, *conversations: list[Piece]) -> Contents:
     return contents
 
 
-def wrong(room: Path, image: Path, rule: str, *lines: Line) -> None:
+def wrong(room: Path, image: Path, rule: str, *lines: WireLine) -> None:
     with pytest.raises(Broken) as caught:
         play(room, image, pieces(*STRUCTURED, *lines, BYE))
     assert caught.value.rule == rule

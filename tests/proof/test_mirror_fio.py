@@ -57,7 +57,7 @@ TRIMS = ("--rw=trimwrite", "--bssplit=512/30:4k/30:96k/20:1m/20", "--blockalign=
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What fio does.
 
     @ivar kept: the jobs that write each block once, and how fast: bytes per second.
@@ -69,12 +69,12 @@ class Work:
 
 
 FAST, LITTLE = 2 * MIB, MIB // 2
-WORKS = {
-    "sequential": Work(((SEQUENTIAL, FAST),), (SEQUENTIAL,)),
-    "random": Work(((RANDOM, LITTLE),), (RANDOM,)),
-    "mixed": Work(((MIXED, FAST),), (MIXED,)),
-    "trims": Work(((RANDOM, LITTLE),), (TRIMS,)),
-    "four": Work(
+WORKLOADS = {
+    "sequential": Workload(((SEQUENTIAL, FAST),), (SEQUENTIAL,)),
+    "random": Workload(((RANDOM, LITTLE),), (RANDOM,)),
+    "mixed": Workload(((MIXED, FAST),), (MIXED,)),
+    "trims": Workload(((RANDOM, LITTLE),), (TRIMS,)),
+    "four": Workload(
         ((SEQUENTIAL, FAST), (RANDOM, LITTLE), (MIXED, FAST), (RANDOM, LITTLE)),
         (RANDOM, MIXED, SEQUENTIAL, TRIMS),
     ),
@@ -91,7 +91,7 @@ class Fio:
     """
 
     def __init__(
-        self, processes: Processes, work: Work, number: int, depth: int, checked: bool = True
+        self, processes: Processes, work: Workload, number: int, depth: int, checked: bool = True
     ) -> None:
         self._processes = processes
         self._number = number
@@ -367,7 +367,7 @@ RELAYED = [
 ENDED = [
     Run(work, KINDS[(index + turn) % 2], 1 if cut else 16, cut=cut)
     for turn, cut in enumerate((False, True, False, True))
-    for index, work in enumerate(WORKS)
+    for index, work in enumerate(WORKLOADS)
 ]
 
 
@@ -377,7 +377,7 @@ def test_fio_stays_on_one_connection_while_its_disk_is_relayed(
 ) -> None:
     moves = Moves(processes, room)
     for number, run in enumerate(runs):
-        fio = Fio(processes, WORKS[run.work], number, run.depth)
+        fio = Fio(processes, WORKLOADS[run.work], number, run.depth)
         fio.start(moves.uris[run.kind])
         for _ in range(run.moves):
             moves.begin(KINDS[moves.count % 2], "--then", "relay")
@@ -402,7 +402,7 @@ def test_each_fio_finds_at_the_next_server_what_the_one_before_wrote(
 ) -> None:
     moves = Moves(processes, room)
     for number, run in enumerate(runs):
-        fio = Fio(processes, WORKS[run.work], number, run.depth)
+        fio = Fio(processes, WORKLOADS[run.work], number, run.depth)
         fio.start(moves.uris[run.kind])
         moves.begin(KINDS[number // 2 % 2], "--then", "exit")
         if not run.cut:
@@ -435,7 +435,7 @@ def flip_a_bit(path: Path) -> None:
 def test_one_wrong_bit_is_noticed(processes: Processes, room: Path, work: str, then: str) -> None:
     """All this would be worth nothing if fio did not look."""
     moves = Moves(processes, room)
-    fio = Fio(processes, WORKS[work], 0, 16)
+    fio = Fio(processes, WORKLOADS[work], 0, 16)
     fio.start(moves.uris["unix"])
     moves.begin("unix", "--then", then)
     if then == "exit":

@@ -92,7 +92,7 @@ class Recorder:
             target.shutdown(socket.SHUT_WR)
 
     def verdict_of(self, *, timeout: float = 10.0) -> Counter[str]:
-        """Wait for the end of all connections, and judge what was said; the tally of it.
+        """Wait for the end of all connections, and check what was said; returns the counts.
 
         @raise Broken: the server broke a rule.
         """
@@ -127,7 +127,7 @@ class Recorder:
 def recorder(
     uri: str, directory: Path, image: Path, expected: Expected | None = None
 ) -> Iterator[Recorder]:
-    """A recorder for a while; who is done with it without an error has it judge."""
+    """A recorder for a while; what was said is checked at the end of the block."""
     made = Recorder(uri, directory, image, expected)
     try:
         yield made

@@ -543,7 +543,7 @@ class Seconds:
         return self.now
 
 
-class Place:
+class ServerFixture:
     """A server of a disk with its kernel and its threads."""
 
     def __init__(self, disk, threads=False, **keywords):

@@ -5,7 +5,7 @@ It asks whatever it is told to, also what a server must refuse.
 Rules:
 
 * requests go out at once, any number of them before the first reply;
-* a reply that tells of an error fails its request with an L{OSError} of that number, and the
+* a reply with an error fails its request with an L{OSError} of that number, and the
   connection lives;
 * whatever ends the connection fails all requests that wait.
 """
@@ -33,7 +33,7 @@ class NBDClient(_Client):
     """A client; made by L{connect_client}. Offsets and lengths are in bytes.
 
     What is returned by methods that ask for something fires when the reply is there. It fails with
-    an L{OSError} where that tells of an error; otherwise with the reason for which the connection
+    an L{OSError} where that has an error; otherwise with the reason for which the connection
     was lost, or the L{blockmig.nbd.ProtocolError} of the server's.
 
     @param export: the name of the export.

@@ -4,11 +4,11 @@ Owns its content, which of it is a hole, what of it is durable, and what was cal
 
 Rules:
 
-* every call is on record before it has an effect, whether or not it then fails;
+* every call is recorded before it has an effect, whether or not it then fails;
 * a call that fails has no effect;
 * what is written is data, whatever it is; what is zeroed or trimmed is a hole, and reads as zeroes,
   unless its space was to be kept;
-* an error that L{MemoryDisk.write_back} told of is told by every flush after it, as L{IDisk} says;
+* an error of L{MemoryDisk.write_back} is raised by every flush after it, as L{IDisk} says;
 * a range beyond the disk's end is a bug of whoever asks, and ValueError; a disk that was closed
   answers EBADF.
 """

@@ -266,7 +266,7 @@ class MemoryNetwork:
         return port
 
     def prepare(self, function: Callable[[MemoryConnection], object]) -> None:
-        """Have C{function} called with the next connection, before anything goes over it.
+        """Have C{function} called with the next connection, before anything is sent over it.
 
         Called several times, it is one function for each of the next connections.
         """

@@ -1,14 +1,14 @@
 """One end of a connection in memory, as the protocol there sees it.
 
-Owns what was written and has not arrived, and the producer that is held back meanwhile. What goes
-over when, and who hears of an end, is the connection's in `network`.
+Owns what was written and has not arrived, and the producer that is held back meanwhile. What is
+delivered when, and who is notified of an end, is the connection's affair (`network`).
 
 Rules, which are those of Twisted's sockets:
 
-* no call made on a transport calls its protocol from inside: ends are told by the next pump;
-* behind C{loseConnection} nothing is received, and what was written arrives; the connection ends
+* no call made on a transport calls its protocol from inside: an end is reported by the next pump;
+* after C{loseConnection} nothing is received, and what was written arrives; the connection ends
   when all of it has, and its producer is done;
-* behind C{abortConnection} nothing is received, and nothing more arrives;
+* after C{abortConnection} nothing is received, and nothing more arrives;
 * a push producer is paused while 64 KiB or more wait, and resumed when nothing does.
 """
 

@@ -18,8 +18,8 @@ from tests.unit.served import (
     FUA,
     NO_HOLE,
     REQ_ONE,
-    Place,
     ServedDisk,
+    ServerFixture,
     eio,
     pattern,
 )
@@ -40,7 +40,7 @@ class Case(SynchronousTestCase):
 
     def make(self, holes=(), bad=(), content=None, structured=True, room=None, **keywords):
         self.disk = ServedDisk(pattern(SIZE) if content is None else content, holes, bad)
-        self.place = Place(self.disk, threads=self.threads, **keywords)
+        self.place = ServerFixture(self.disk, threads=self.threads, **keywords)
         self.kernel = self.place.kernel
         self.peer = self.place.peer(structured=structured, room=room)
         self.disk.calls.clear()

@@ -27,10 +27,10 @@ from tests.unit.served import (
     NO_HOLE,
     REQ_ONE,
     BadReply,
-    Place,
     Replies,
     Seconds,
     ServedDisk,
+    ServerFixture,
     go,
     meta,
     option,
@@ -167,7 +167,7 @@ class SocketTests(Case):
         chance = random.Random(seed)
         disk = ServedDisk(pattern(SIZE), holes=[(70_000, 140_000), (290_000, 295_000)])
         model = Model(disk.content, read_only, structured)
-        place = Place(disk, read_only=read_only)
+        place = ServerFixture(disk, read_only=read_only)
         place.seconds.steps.extend(chance.choice((0, 0, 0, 0, 0.001, 0.02, 2.0)) for _ in range(40))
         if chance.random() < 0.3:
             place.kernel.cold = BlockingIOError(errno.EAGAIN, "cold")
@@ -240,7 +240,7 @@ class SocketTests(Case):
         script = [(WRITE, i * 50, 40, 0) if i % 2 else (READ, i * 20, 77, 0) for i in range(20)]
         for structured in (False, True):
             for first in range(1, 120):
-                place = Place(ServedDisk(pattern(SIZE)))
+                place = ServerFixture(ServedDisk(pattern(SIZE)))
                 model = Model(place.disk.content, False, structured)
                 peer = place.peer(structured=structured)
                 stream, expected = messages(peer.expect, model, script)
@@ -260,7 +260,7 @@ class FastPathTests(Case):
 
     def setUp(self):
         self.disk = ServedDisk(pattern(SIZE))
-        self.place = Place(self.disk, threads=True)
+        self.place = ServerFixture(self.disk, threads=True)
         self.peer = self.place.peer()
 
     def test_all_replies_leave_in_one_piece(self):
@@ -294,7 +294,7 @@ class FastPathTests(Case):
         ):
             for before in (0, 1, 2, 5):
                 for structured in (False, True):
-                    place = Place(ServedDisk(pattern(SIZE)))
+                    place = ServerFixture(ServedDisk(pattern(SIZE)))
                     model = Model(place.disk.content, False, structured)
                     peer = place.peer(structured=structured)
                     script = [*(plain * 3)[:before], odd, *plain]

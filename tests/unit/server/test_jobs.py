@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.nbd import Command
 from blockmig.server.jobs import MOST_JOBS, JobOwner, JobQueue
 from blockmig.testing import ManualThreads
-from tests.unit.served import Place, ServedDisk, pattern
+from tests.unit.served import ServedDisk, ServerFixture, pattern
 
 SIZE = 4 << 20
 WRITE, READ, ZEROES, TRIM = Command.WRITE, Command.READ, Command.WRITE_ZEROES, Command.TRIM
@@ -116,7 +116,7 @@ class LateChangeTests(SynchronousTestCase):
 
     def setUp(self):
         self.disk = ServedDisk(pattern(SIZE))
-        self.place = Place(self.disk, threads=True)
+        self.place = ServerFixture(self.disk, threads=True)
 
     def names(self):
         return self.place.threads.names()
@@ -149,7 +149,7 @@ class LateChangeTests(SynchronousTestCase):
         self.disk = ServedDisk(bytes(SIZE))
         self.disk.size = 1 << 40
         zeroed = []
-        self.place = Place(self.disk, threads=True)
+        self.place = ServerFixture(self.disk, threads=True)
         one = self.place.peer()
 
         def zero(offset, length, allocate, fast=False):

@@ -10,7 +10,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.nbd import Command, Errno, TransmissionFlag
 from blockmig.runtime import Runtime
 from blockmig.server import Server
-from tests.unit.served import FUA, Peer, Place, ServedDisk, SocketDouble, go, option, pattern
+from tests.unit.served import (
+    FUA,
+    Peer,
+    ServedDisk,
+    ServerFixture,
+    SocketDouble,
+    go,
+    option,
+    pattern,
+)
 from tests.unit.support import ADDRESS, request_bytes
 
 READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
@@ -27,7 +36,7 @@ class Case(SynchronousTestCase):
 
     def make(self, **keywords):
         self.disk = ServedDisk(pattern(SIZE))
-        self.place = Place(self.disk, threads=self.threads, **keywords)
+        self.place = ServerFixture(self.disk, threads=self.threads, **keywords)
         self.server, self.clock, self.kernel = (
             self.place.server,
             self.place.clock,

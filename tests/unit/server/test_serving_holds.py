@@ -21,7 +21,7 @@ from blockmig.runtime import Runtime
 from blockmig.server import LatencyMonitor, Server, Throttle
 from blockmig.storage import GRANULARITY, DirtyMap, FileDisk
 from blockmig.testing import synchronous
-from tests.unit.served import FIXED, FUA, Place, Seconds, ServedDisk, go, pattern
+from tests.unit.served import FIXED, FUA, Seconds, ServedDisk, ServerFixture, go, pattern
 from tests.unit.support import ADDRESS, FakeReactor, SocketTransport, SpliceCalls, request_bytes
 
 READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
@@ -39,7 +39,7 @@ class Case(SynchronousTestCase):
 
     def make(self, **keywords):
         self.disk = ServedDisk(pattern(SIZE))
-        self.place = place = Place(self.disk, threads=self.threads, **keywords)
+        self.place = place = ServerFixture(self.disk, threads=self.threads, **keywords)
         self.server, self.clock, self.work = place.server, place.clock, place.threads
 
     def peer(self, **keywords):

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.migration.source.machine import make_handoff
 
 
-class Actions:
+class RecordedActions:
     def __init__(self, said=None):
         self.done_ = []
         self.said_ = [] if said is None else said
@@ -142,7 +142,7 @@ def put(machine, name):
 
 class HandoffMachineTests(SynchronousTestCase):
     def make(self, path=(), said=None):
-        actions = Actions(said)
+        actions = RecordedActions(said)
         machine = make_handoff(actions)
         for name in path:
             put(machine, name)
@@ -346,7 +346,7 @@ class HandoffMachineTests(SynchronousTestCase):
             "check": "complete",
         }
 
-        class Prompt(Actions):
+        class Prompt(RecordedActions):
             def __getattr__(self, name):
                 def action(*_):
                     done.append(name)
@@ -367,7 +367,7 @@ class HandoffMachineTests(SynchronousTestCase):
         for name, end in (("flush", "restart"), ("confirm", "restart"), ("announce", "finish")):
             done = []
 
-            class Lost(Actions):
+            class Lost(RecordedActions):
                 def __getattr__(self, action, name=name, done=done):
                     def act(*_):
                         done.append(action)
