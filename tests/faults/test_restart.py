@@ -382,7 +382,7 @@ async def test_a_source_that_cannot_be_unlinked_stays_canonical(room: Path) -> N
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sender that was acknowledged looks for a vanished receiver for a moment only."""
-    monkeypatch.setattr(finisher, "_PATIENCE", 0.3)
+    monkeypatch.setattr(finisher, "_SEARCH_TIME", 0.3)
 
 
 def left_in(room: Path) -> list[str]:

@@ -314,18 +314,18 @@ def test_clients_are_released_when_a_hold_takes_too_long(processes: Processes, r
 
 
 # Answers to the sender's question whether the copy is whole are withheld: before it is put on
-# record, and behind that. A file says so, and there is one more byte in another for each that is.
+# record, and after that. A file says so, and there is one more byte in another for each that is.
 SILENT = """
 import os
 from twisted.internet.defer import Deferred
 from blockmig.migration.destination.message_handler import MessageHandler
-confirm = MessageHandler.confirm
+confirm = MessageHandler._confirm_copied
 
 def confirm_silently(handler, message, attempt):
     silent = open("{room}/silent").read() if os.path.exists("{room}/silent") else ""
     if not silent:
         return confirm(handler, message, attempt)
-    if silent == "behind":
+    if silent == "after":
         answer = confirm(handler, message, attempt)
         if isinstance(answer, Deferred):
             return answer.addCallback(lambda _: withheld())
@@ -336,7 +336,7 @@ def withheld():
         file.write("x")
     return Deferred()
 
-MessageHandler.confirm = confirm_silently
+MessageHandler._confirm_copied = confirm_silently
 """
 
 
@@ -360,7 +360,7 @@ class Withholding:
         until(lambda: self._withheld.stat().st_size >= wanted, what=self.running.stderr)
 
 
-@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize("where", ["before", "after"])
 def test_clients_are_released_when_the_last_step_is_not_answered(
     processes: Processes, room: Path, where: str
 ) -> None:
@@ -379,8 +379,8 @@ def test_clients_are_released_when_the_last_step_is_not_answered(
         receiver.withhold(where)
         outcome = mirrored.mirror(receiver.running, max_pause=pause)
         receiver.asked()
-        assert phase() == (Phase.COPIED if where == "behind" else Phase.COPYING)
-        if where == "behind" or FULL:
+        assert phase() == (Phase.COPIED if where == "after" else Phase.COPYING)
+        if where == "after" or FULL:
             # Here the answer is out while it is broken off.
             mirrored.ask("POST", "/break", {})
             assert outcome.result()["status"] == 4

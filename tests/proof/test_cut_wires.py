@@ -256,7 +256,7 @@ def arena() -> Iterator[Path]:
 @contextlib.contextmanager
 def short_timeouts(stalls: bool) -> Iterator[None]:
     """An acknowledged sender's patience is always short, the rest only where a wire stalls."""
-    values = [(finisher, "_PATIENCE", 0.3), (finisher, "_FIRST_DELAY", 0.02)]
+    values = [(finisher, "_SEARCH_TIME", 0.3), (finisher, "_FIRST_DELAY", 0.02)]
     if stalls:
         values += [
             (channel, "ANSWER_TIMEOUT", 0.4),

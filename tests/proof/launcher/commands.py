@@ -85,7 +85,12 @@ def run_command(arguments: list[str], points: Points, watch: Watch, log: int, lo
 
 
 def shorten_waits() -> None:
-    sender.backoffPolicy = lambda: lambda failures: _PAUSE
-    finisher._FIRST_DELAY = finisher._LONGEST_DELAY = _PAUSE
-    finisher._PATIENCE = PATIENCE
-    write_behind._WINDOW = _SMALL_WINDOW
+    for module, name, value in (
+        (sender, "backoffPolicy", lambda: lambda failures: _PAUSE),
+        (finisher, "_FIRST_DELAY", _PAUSE),
+        (finisher, "_LONGEST_DELAY", _PAUSE),
+        (finisher, "_SEARCH_TIME", PATIENCE),
+        (write_behind, "_WINDOW", _SMALL_WINDOW),
+    ):
+        assert hasattr(module, name), f"{module.__name__} has no {name} any more"
+        setattr(module, name, value)
