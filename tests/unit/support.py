@@ -108,8 +108,8 @@ class Story(SystemCalls):
     The next record that gets (or loses) the name that `fail` is, fails with that error.
     """
 
-    def __init__(self, tell=lambda words: None):
-        self.tell = tell
+    def __init__(self, note=lambda words: None):
+        self.note = note
         self.fail = {}
 
     def fsync(self, descriptor):
@@ -127,14 +127,14 @@ class Story(SystemCalls):
         words += [name for name in ("retired", "told", "confirmed") if found[name]]
         self._may_fail(" ".join(words))
         os.rename(old, new)
-        self.tell(" ".join(words))
+        self.note(" ".join(words))
 
     def unlink(self, path):
         words = f"{path.rpartition('.')[2]} removed"
         self._may_fail(words)
         os.unlink(path)
         if not path.endswith(".tmp"):
-            self.tell(words)
+            self.note(words)
 
 
 class HandTransport(MemoryTransport):
@@ -285,7 +285,7 @@ class HandoffClient(Client):
         (error,) = self.errors()
         return error
 
-    def page(self):
+    def read_message(self):
         error, data = self.ask(Command.READ, 0, MESSAGE_SIZE)
         assert error == 0
         return decode_message(data)

@@ -333,14 +333,14 @@ class WaitTests(Case):
         )
 
     def cut_when(self, words):
-        def tell(told):
+        def note(told):
             if told == words:
                 self.port.stopListening()
                 for link in self.network.connections:
                     if link.name == "there":
                         link.stall()
 
-        self.system.tell = tell
+        self.system.note = note
 
 
 class EndReportedTests(Case):
@@ -411,11 +411,11 @@ class BreakTests(Case):
     def test_a_break_while_the_source_is_being_retired_is_refused(self):
         answers = []
 
-        def tell(words):
+        def note(words):
             if words == "MIGRATED copied retired":
                 answers.append(self.call("/break"))
 
-        self.system.tell = tell
+        self.system.note = note
         self.start()
         self.finish()
         error = self.failureResultOf(answers[0], ControlRefused).value

@@ -56,19 +56,19 @@ class Case(SynchronousTestCase):
     def teller(self, name):
         def called(call):
             if call.method in ("flush", "unlink", "prepare", "write", "zero"):
-                self.tell(f"{name} {call.method}")
+                self.note(f"{name} {call.method}")
 
         return called
 
     def record_teller(self, name):
-        def tell(words):
+        def note(words):
             if words.startswith("MIGRATED"):
                 self.marked = True
-            self.tell(f"{name} {words}")
+            self.note(f"{name} {words}")
 
-        return tell
+        return note
 
-    def tell(self, words):
+    def note(self, words):
         self.events.append(words)
 
     def build(self):
@@ -82,7 +82,7 @@ class Case(SynchronousTestCase):
 
             def request(request):
                 side = connection.handler.export.name.endswith(".handoff")
-                self.tell(f"{'H' if side else 'M'} {Command(request.command).name}")
+                self.note(f"{'H' if side else 'M'} {Command(request.command).name}")
                 take(request)
 
             session._request = request
@@ -261,13 +261,13 @@ class OrderTests(Case):
             self.setUp()
             seen = []
 
-            def tell(words, seen=seen):
-                Case.tell(self, words)
+            def note(words, seen=seen):
+                Case.note(self, words)
                 seen.append(words)
                 if words not in ("src unlink",):  # told just before it is done
                     self.check_verdict()
 
-            self.tell = tell
+            self.note = note
             self.run_whole()
             self.assertGreater(len(seen), 15)
 

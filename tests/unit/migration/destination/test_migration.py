@@ -28,7 +28,7 @@ class ClaimTests(ReceiverCase):
     def test_a_claim_is_recorded_before_it_is_acknowledged(self):
         threads = self.threads()
         handoff = self.handoff()
-        self.assertEqual(HandoffPhase.NONE, handoff.page().phase)
+        self.assertEqual(HandoffPhase.NONE, handoff.read_message().phase)
         handoff.send_message("copying", unlink=True)
         self.assertEqual(([], []), (handoff.errors(), self.names()))
         threads.run()
@@ -53,7 +53,7 @@ class ClaimTests(ReceiverCase):
 
     def test_the_handoff_message_shows_the_claim(self):
         _, handoff = self.claimed()
-        message = handoff.page()
+        message = handoff.read_message()
         self.assertEqual(
             (HandoffPhase.COPYING, fingerprint(ONE), 1, SIZE, self.disk.path, ""),
             (
@@ -174,7 +174,7 @@ class ClaimTests(ReceiverCase):
             self.assertEqual([EINVAL], handoff.errors())
         for command in (TRIM, ZEROES):
             self.assertNotEqual(0, handoff.ask(command, 0, 4096)[0])
-        self.assertEqual(HandoffPhase.NONE, handoff.page().phase)
+        self.assertEqual(HandoffPhase.NONE, handoff.read_message().phase)
         self.assertEqual(4096, len(handoff.ask(READ, 0, 4096)[1]))
         self.assertEqual(b"{", handoff.ask(READ, 0, 1)[1])
         self.assertEqual(bytes(96), handoff.ask(READ, 4000, 96)[1])
@@ -230,7 +230,9 @@ class ForeignSenderTests(ReceiverCase):
             (Phase.COPIED, 1, False, False, Location(address="192.0.2.7:4711")),
             (found.phase, found.attempt, found.identified, found.side_export, found.source),
         )
-        self.assertEqual("", self.handoff().page().migration, "nobody can claim to be of it")
+        self.assertEqual(
+            "", self.handoff().read_message().migration, "nobody can claim to be of it"
+        )
 
     def test_a_second_foreign_attempt_continues_the_migration(self):
         client = self.client()
@@ -273,7 +275,7 @@ class ForeignSenderTests(ReceiverCase):
         client = self.client()
         client.ask(READ, 0, 100)
         client.ask(FLUSH)
-        self.handoff().page()
+        self.handoff().read_message()
         client.disconnect()
         self.assertEqual([], self.names())
         self.assertNotIn("prepare", self.disk.names())
@@ -513,7 +515,7 @@ class ConfirmTests(ReceiverCase):
     def check_not_copied(self):
         self.assertEqual(Phase.COPYING, self.record().phase)
         self.assertNotIn("INCOMPLETE copied", self.words)
-        message = self.handoff().page()
+        message = self.handoff().read_message()
         self.assertEqual((HandoffPhase.COPYING, "copying"), (message.phase, self.state()))
 
     def state(self):
@@ -522,7 +524,7 @@ class ConfirmTests(ReceiverCase):
     def watch(self):
         """Every record that is written from now on."""
         self.words = []
-        self.system.tell = self.words.append
+        self.system.note = self.words.append
 
     def test_a_flush_of_a_claimed_migration_records_nothing(self):
         """The disk of a claimed migration is in use, so the sender may continue after a flush."""
@@ -776,7 +778,7 @@ class RetiredTests(ReceiverCase):
         threads.run()
         self.assertEqual([0], handoff.errors())
         self.assertRegex(self.record().retired, "Z$")
-        self.assertEqual(HandoffPhase.RETIRED, handoff.page().phase)
+        self.assertEqual(HandoffPhase.RETIRED, handoff.read_message().phase)
 
     def test_retired_is_refused_before_copied(self):
         client, handoff = self.claimed()
@@ -827,7 +829,7 @@ class RetiredTests(ReceiverCase):
     def test_a_retired_copy_cannot_be_changed_after_a_restart(self):
         self.stand("copied", retired="then")
         handoff = self.handoff()
-        self.assertEqual(HandoffPhase.RETIRED, handoff.page().phase)
+        self.assertEqual(HandoffPhase.RETIRED, handoff.read_message().phase)
         self.assertEqual(EPERM, self.client().ask(ZEROES, 0, 4)[0])
         self.assertEqual(EPERM, handoff.notify("copying"))
         self.assertEqual([], self.changes())
@@ -909,7 +911,7 @@ class RetiredTests(ReceiverCase):
         self.assertEqual([], self.names())
         self.client(7).disconnect()
         if expected:
-            self.assertEqual(HandoffPhase.COMPLETE, handoff.page().phase)
+            self.assertEqual(HandoffPhase.COMPLETE, handoff.read_message().phase)
             handoff.disconnect()
             self.check_complete()
             self.assertEqual([], self.changes())
@@ -941,7 +943,7 @@ class TokenTests(ReceiverCase):
     """The token of the disk is for the sender alone, and only after its source is retired."""
 
     def tokens(self, *sides):
-        return [handoff.page().token for handoff in sides]
+        return [handoff.read_message().token for handoff in sides]
 
     def test_the_token_is_given_to_the_connection_that_announced_retired(self):
         client, handoff = self.copied()
@@ -963,7 +965,7 @@ class TokenTests(ReceiverCase):
     def test_no_message_shows_the_UUID_of_the_migration(self):
         """The fingerprint that a message shows instead does not identify a sender."""
         self.retired()
-        message = self.handoff().page()
+        message = self.handoff().read_message()
         self.assertNotIn(ONE, message.encode().decode())
         self.assertFalse(message.is_from_sender)
         stranger = self.handoff()
@@ -985,7 +987,7 @@ class TokenTests(ReceiverCase):
 class EndTests(ReceiverCase):
     def test_the_end_comes_in_the_order_of_the_design(self):
         events = []
-        self.system.tell = events.append
+        self.system.note = events.append
         self.disk.observe(lambda call: events.append(call.method))
         client, handoff = self.retired()
         client.disconnect()
@@ -1002,7 +1004,7 @@ class EndTests(ReceiverCase):
             ],
             events,
         )
-        self.assertEqual(HandoffPhase.COMPLETE, handoff.page().phase)
+        self.assertEqual(HandoffPhase.COMPLETE, handoff.read_message().phase)
 
     def test_reading_the_message_waits_for_the_end(self):
         self.stand("copied")
@@ -1046,7 +1048,7 @@ class EndTests(ReceiverCase):
         self.assertTrue(client.transport.gone)
         self.assertTrue(stranger.transport.gone)
         self.waits()
-        self.assertEqual(HandoffPhase.COMPLETE, handoff.page().phase)
+        self.assertEqual(HandoffPhase.COMPLETE, handoff.read_message().phase)
         self.assertIsNone(self.receiver.factory().buildProtocol(ADDRESS))
         handoff.disconnect()
         self.waits()
@@ -1198,7 +1200,7 @@ class FailureTests(ReceiverCase):
         client, handoff = self.retired()
         self.system.fail["INCOMPLETE removed"] = self.broken
         client.disconnect()
-        self.assertEqual(HandoffPhase.RETIRED, handoff.page().phase, "not complete")
+        self.assertEqual(HandoffPhase.RETIRED, handoff.read_message().phase, "not complete")
         self.fails()
         self.assertTrue(self.record().retired)
 
@@ -1283,7 +1285,7 @@ class BeginTests(ReceiverCase):
     def test_again_disregards_an_earlier_copy(self):
         self.stand("copied", retired="then")
         self.make(again=True)
-        self.assertEqual(HandoffPhase.NONE, self.handoff().page().phase)
+        self.assertEqual(HandoffPhase.NONE, self.handoff().read_message().phase)
         self.claimed(TWO)
         self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
 
@@ -1293,7 +1295,7 @@ class BeginTests(ReceiverCase):
         self.assertRaises(Refused, self.make)
         self.make(again=True)
         events = []
-        self.system.tell = events.append
+        self.system.note = events.append
         self.client().write(0, DATA)
         self.assertEqual(["INCOMPLETE copying", "ACCEPTED removed"], events)
 
@@ -1302,7 +1304,7 @@ class BeginTests(ReceiverCase):
         self.copied()
         self.assertTrue(self.record().again)
         self.make(again=True)
-        self.assertEqual(HandoffPhase.COPIED, self.handoff().page().phase)
+        self.assertEqual(HandoffPhase.COPIED, self.handoff().read_message().phase)
         self.assertEqual(0, self.handoff().notify("copied"))
         self.make(again=True)
         self.foreign_after_claim()

@@ -317,13 +317,13 @@ class DoneTests(Case):
         writer = self.writer()
         counts = {}
         for system in self.systems:
-            before = system.tell
+            before = system.note
 
-            def tell(words, before=before):
+            def note(words, before=before):
                 before(words)
                 counts[self.events[-1]] = (writer.count, self.server.state)
 
-            system.tell = tell
+            system.note = note
         self.mirror()
         self.finish()
         for event in ("dst INCOMPLETE copied", "src MIGRATED copied retired"):
@@ -797,11 +797,11 @@ class ReleasedTests(Case):
         )
 
     def teller(self, name):
-        def tell(words):
+        def note(words):
             self.events.append(f"{name} {words}")
             self.check_event(self.events[-1])
 
-        return tell
+        return note
 
     def check_event(self, event):
         if event == "src MIGRATED copied retired":

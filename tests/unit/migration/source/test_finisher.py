@@ -287,7 +287,7 @@ class ReceiverTests(Case):
 
 class OrderTests(Case):
     def test_retired_is_announced_before_the_disconnect_and_checked_after_it(self):
-        self.system.tell = self.script.events.append
+        self.system.note = self.script.events.append
         self.finish()
         self.assertEqual(
             [
@@ -312,7 +312,7 @@ class OrderTests(Case):
         self.assertNotEqual(told, "0" * 16)
 
     def test_an_acknowledgement_is_recorded_only_once(self):
-        self.system.tell = self.script.events.append
+        self.system.note = self.script.events.append
         self.script.pages = [page(COPIED, ONE), page(COMPLETE, ONE)]
         self.finish(told=True)
         self.assertEqual(1, self.script.events.count("MIGRATING copied told"))
