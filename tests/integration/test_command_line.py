@@ -289,7 +289,7 @@ def test_twistd_exits_with_status_1_when_refused(processes: Processes, room: Pat
 
 
 def test_options_may_follow_the_arguments(processes: Processes, room: Path) -> None:
-    """As in the synopsis: blockmig send FILE URI [--unlink] ..."""
+    """As in the synopsis: blockmig send DISK URI [--unlink] ..."""
     disk = random_image(room / "source", MIB)
     receiver = processes.receive(room / "destination", "--size", MIB)
     sender = processes.start(BLOCKMIG, "send", disk, receiver.uri, "--unlink", "--max-rate", "50M")

@@ -56,7 +56,7 @@ def stopped(running: Running, number: int = signal.SIGTERM, within: float = 5.0)
     running.signal(number)
     assert running.wait(30) == 0, running.stderr
     assert time.monotonic() - began < within
-    assert "the disk is flushed" in running.events("stopped")[0]["message"]
+    assert "the disk was flushed" in running.events("stopped")[0]["message"]
 
 
 def refused(

@@ -435,7 +435,7 @@ FORMATS = {"qcow2": "qcow2", "vmdk": "VMDK", "vhdx": "VHDX", "vdi": "VDI", "qed"
 def test_an_image_that_is_not_raw_is_refused(move: Move, kind: str) -> None:
     image = move.source.with_name("image")
     move.processes.checked("qemu-img", "create", "-q", "-f", kind, image, "3M")
-    move.refused(f"begins as a {FORMATS[kind]} image", "--raw-anyway", path=image)
+    move.refused(f"looks like a {FORMATS[kind]} image", "--raw-anyway", path=image)
 
 
 def qcow2(move: Move) -> Path:

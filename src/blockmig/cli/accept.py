@@ -15,8 +15,8 @@ from .usage import Flag, Parameter
 class Options(usage.Options):
     synopsis = "blockmig accept DISK --i-have-checked-the-source [options]"
     longdesc = (
-        "Declare DISK, a received copy, the canonical copy. This is for a copy that arrived whole, "
-        "where it is not known whether the source was retired; `blockmig inspect DISK` says so. "
+        "Declare DISK, a received copy, the canonical copy. Use this for a complete copy of "
+        "which it is not known whether its source was retired; `blockmig inspect DISK` says so. "
         "Check the source first: if it is still used anywhere, there will be two copies that "
         "differ. Who accepted the copy, and when, is recorded in DISK.ACCEPTED."
     )

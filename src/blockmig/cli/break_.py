@@ -18,7 +18,7 @@ _TIMEOUT: Final = 60.0
 class Options(usage.Options):
     synopsis = "blockmig break --control PATH"
     longdesc = (
-        "Cancel the mirror that a running `blockmig serve` makes of its disk. The disk stays the "
+        "Cancel the mirror that is running in a `blockmig serve`. The disk there stays the "
         "canonical copy, and clients go on using it. This is refused if no mirror is running, and "
         "once the source is being retired, since that cannot be taken back."
     )

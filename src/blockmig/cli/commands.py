@@ -50,7 +50,7 @@ COMMANDS: Final = (
     Command("receive", "receive", "Receive a disk: the destination of `send` or `mirror`."),
     Command("send", "send", "Send a disk to a receiver, or to any NBD server."),
     Command("serve", "serve", "Serve a disk to NBD clients, such as QEMU."),
-    Command("mirror", "mirror", "Move the disk of a running `serve` while its clients go on."),
+    Command("mirror", "mirror", "Move the disk of a running `serve` while clients use it."),
     Command("break", "break_", "Cancel the mirror of a running `serve`.", ("cancel",)),
     Command("rate", "rate", "Change the rate limit of a running mirror.", ("set-rate",)),
     Command("status", "status", "Show what a running `serve` or `receive` is doing."),
@@ -59,8 +59,8 @@ COMMANDS: Final = (
 )
 
 _DESCRIPTION: Final = (
-    "Move the disks of running machines between hosts over NBD.\n\n"
-    "At every moment exactly one copy of a disk is the canonical one, the copy to use: the source "
+    "Move the disks of virtual machines between hosts over NBD, even while they are in use.\n\n"
+    "At every moment exactly one copy of a disk is canonical, that is, the copy to use: the source "
     "until the hand-off, which retires it (deletes it, or marks it as migrated), and the "
     "destination from then on.\n\n"
     "`blockmig COMMAND --help` describes a command."

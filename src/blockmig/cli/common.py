@@ -46,10 +46,12 @@ LISTEN: Final = Parameter(
     default_text="the sockets that systemd passed, or else tcp:10809:interface=127.0.0.1",
 )
 OLDSTYLE: Final = Flag("oldstyle", "Speak the oldstyle NBD handshake, for old clients.")
-IN_USE_ANYWAY: Final = Flag("in-use-anyway", "Go on even if another program has the disk open.")
+IN_USE_ANYWAY: Final = Flag(
+    "in-use-anyway", "Go on even if another program has the disk open, unless it has locked it."
+)
 STATE_DIRECTORY: Final = Parameter(
     "state-dir",
-    "Where the migration records of block devices are. (Those of a file are beside the file.)",
+    "Where the migration records of block devices are kept. (Those of a file are beside the file.)",
     metavar="DIRECTORY",
     default_text="/var/lib/blockmig for root, ~/.local/state/blockmig for other users",
 )
@@ -60,12 +62,13 @@ UNLINK: Final = Flag(
 )
 AGAIN: Final = Flag(
     "again",
-    "Migrate the disk even if its records say that it was migrated already, or cannot be read.",
+    "Migrate the disk even if its records say that it was migrated already, or if they cannot be "
+    "read.",
 )
 OVERWRITE: Final = Flag(
     "overwrite",
-    "Overwrite a destination that is not a blockmig receiver even if it holds data, or cannot be "
-    "read.",
+    "If the destination is another program's server: overwrite its disk even if it holds data, or "
+    "cannot be read.",
 )
 
 CONTROL: Final = Parameter(
@@ -76,7 +79,7 @@ CONTROL: Final = Parameter(
 )
 CONTROL_SOCKET: Final = Parameter(
     "control",
-    "The control socket of the running command: the path that it was given as --control.",
+    "The control socket of the running command: the path given to its own --control.",
     metavar="PATH",
 )
 
@@ -89,11 +92,10 @@ HANDSHAKE_TIMEOUT: Final = Parameter(
 )
 GIVE_UP_AFTER: Final = Parameter(
     "give-up-after",
-    "Give up after SECONDS without progress; 0, the default, means never.",
+    "Give up after SECONDS without progress; 0 means never.",
     parse_seconds,
     0.0,
     metavar="SECONDS",
-    default_text="",
 )
 MAX_RATE: Final = Parameter(
     "max-rate",

@@ -25,11 +25,11 @@ class Options(usage.Options):
     synopsis = "blockmig mirror --control PATH URI [options]"
     longdesc = (
         "Move the disk of a running `blockmig serve` to the NBD server at URI "
-        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, as the server reaches it) "
+        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, as seen from the server) "
         "while clients go on using it. What they write meanwhile is sent again, until so little is "
         "left that the hand-off can begin: the clients' requests are held for a moment, the rest "
         "is sent, and the source is retired: deleted (--unlink), or marked as migrated.\n\n"
-        "Without --wait the command returns as soon as the destination has accepted. "
+        "Without --wait the command returns as soon as the destination has accepted the migration. "
         "`blockmig status` shows the progress, `blockmig rate` changes the rate limit, and "
         "`blockmig break` cancels the mirror. With --wait, SIGINT (Ctrl-C) or SIGTERM ends only "
         "the waiting, with status 4; the mirror goes on."
@@ -43,7 +43,7 @@ class Options(usage.Options):
             "wait",
             "Wait until the mirror has ended: show its progress, and exit with its status.",
         ),
-        Flag("no-wait", "Return as soon as the destination has accepted. This is the default."),
+        Flag("no-wait", "Do not wait. This is the default."),
         common.VERBOSE,
         common.QUIET,
     )
@@ -51,15 +51,16 @@ class Options(usage.Options):
         common.MAX_RATE,
         Parameter(
             "max-pause",
-            "Hold the clients' requests for at most MS milliseconds during the hand-off. (Others "
-            "call this the downtime limit.)",
+            "Hold the clients' requests for at most MS milliseconds during the hand-off. (QEMU "
+            "calls this the downtime limit.)",
             parse_milliseconds,
             500,
             metavar="MS",
         ),
         Parameter(
             "timeout",
-            "Disconnect from the destination, and start again, after SECONDS without an answer.",
+            "Drop the connection to the destination after SECONDS without an answer (ten times as "
+            "long during a flush), and start again.",
             parse_some_seconds,
             60.0,
             metavar="SECONDS",

@@ -186,7 +186,7 @@ class MirrorManager:
             summary = await self.current.complete()
         except MigrationError as error:
             return {"status": int(error.status), "message": str(error), "summary": None}
-        status, message = ExitStatus.DONE, "the disk is handed over"
+        status, message = ExitStatus.DONE, "the disk was handed over"
         return {"status": int(status), "message": message, "summary": asdict(summary)}
 
     async def end(self, body: Any) -> dict[str, Any]:
@@ -195,9 +195,9 @@ class MirrorManager:
         if mirror.too_late:
             raise ControlRefused("it is too late: the source is being retired", 409)
         over: Deferred[Any] = mirror.complete().addBoth(lambda result: result)
-        mirror.stop("the mirror was broken off")
+        mirror.stop("the mirror was cancelled")
         if not isinstance(await over.addErrback(lambda failure: failure.value), MigrationError):
-            raise ControlRefused("it is too late: the disk is handed over", 409)
+            raise ControlRefused("it is too late: the disk was handed over", 409)
         return {}
 
     def set_rate(self, body: Any) -> dict[str, Any]:

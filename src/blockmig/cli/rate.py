@@ -15,7 +15,7 @@ from .values import format_bytes, integer_field, parse_rate, printable
 class Options(usage.Options):
     synopsis = "blockmig rate --control PATH RATE"
     longdesc = (
-        "Change the rate limit of the mirror that a running `blockmig serve` makes of its disk. "
+        "Change the rate limit of the mirror that is running in a `blockmig serve`. "
         "RATE is the most bytes of data to send per second, such as 100M, or `none` for no limit."
     )
     statuses = (0, 1)

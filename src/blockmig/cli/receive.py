@@ -21,20 +21,20 @@ class Options(usage.Options):
     longdesc = (
         "Receive one disk into a raw image or block device, and exit when the migration is "
         "complete. The sender can be `blockmig send`, `blockmig mirror`, or any other NBD client. "
-        "If the connection is lost, this ends only the attempt: the receiver keeps listening, and "
-        "the sender can start again from the beginning."
+        "A lost connection ends only that attempt: the receiver keeps listening, and the sender "
+        "can start again from the beginning."
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         common.OLDSTYLE,
         Flag(
             "again",
-            "Receive even if the disk's records say that it was migrated away or that it holds a "
-            "complete copy, or cannot be read.",
+            "Receive even if the disk's records say that it was migrated away or holds a complete "
+            "copy, or if they cannot be read.",
         ),
         Flag(
             "overwrite",
-            "Receive into a disk that holds data. Never overrides an unfinished hand-off.",
+            "Overwrite the data that the disk holds, but never a copy that may be the only one.",
         ),
         common.IN_USE_ANYWAY,
         common.VERBOSE,
@@ -45,7 +45,8 @@ class Options(usage.Options):
         Parameter(
             "size",
             "The exact size of the disk: a number of bytes, or one with K, M, G, T or P (powers of "
-            "1024), such as 20G. A missing file is created with this size, sparse.",
+            "1024), such as 20G. A missing file is created with this size, sparse. Not needed "
+            "if the disk exists.",
             parse_bytes,
             short="s",
             metavar="SIZE",

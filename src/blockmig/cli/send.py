@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class Options(usage.Options):
     """@ivar uri: the destination."""
 
-    synopsis = "blockmig send FILE URI [options]"
+    synopsis = "blockmig send DISK URI [options]"
     longdesc = (
-        "Send FILE, a raw image or block device, to the NBD server at URI "
+        "Send DISK, a raw image or block device, to the NBD server at URI "
         "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH). When all of it is durable "
-        "there, FILE is retired: deleted (--unlink), or marked as migrated. If the connection is "
+        "there, DISK is retired: deleted (--unlink), or marked as migrated. If the connection is "
         "lost, the migration starts again from the beginning (see --give-up-after). If the command "
-        "is interrupted after FILE was retired, run it again to finish; nothing is copied twice."
+        "is interrupted after DISK was retired, run it again to finish; nothing is copied twice."
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
@@ -34,13 +34,14 @@ class Options(usage.Options):
         common.IN_USE_ANYWAY,
         Flag(
             "raw-anyway",
-            "Send the bytes of FILE as they are even if it begins as an image of another format, "
+            "Send the bytes of DISK as they are even if it looks like an image in another format, "
             "such as qcow2.",
         ),
         Flag(
             "retry",
-            "Also try again after a failure before the destination has accepted the first "
-            "handshake.",
+            "Keep trying if the first connection fails, for example because the receiver is not "
+            "running yet. (Once the destination has accepted a handshake, a lost connection is "
+            "always retried.)",
         ),
         common.VERBOSE,
         common.QUIET,
@@ -56,7 +57,7 @@ class Options(usage.Options):
 
     def parseArgs(self, *arguments: str) -> None:
         if len(arguments) != 2:
-            raise usage.UsageError("expected two arguments: FILE URI")
+            raise usage.UsageError("expected two arguments: DISK URI")
         self["file"], uri = arguments
         self.uri = usage.parse_value(uri, parse_uri)
 

@@ -114,7 +114,7 @@ class SendOperation:
             raise LocalFailure(f"{path}: {describe_error(error)}") from None
         if image:
             raise Refused(
-                f"{path}: begins as a {image} image, and only raw disks are sent: convert it "
+                f"{path}: looks like a {image} image, and only raw disks are sent: convert it "
                 f"(qemu-img convert -O raw {shlex.quote(path)} NEW), or give --raw-anyway to send "
                 "its bytes as they are"
             )

@@ -20,9 +20,9 @@ class Options(usage.Options):
     synopsis = "blockmig serve --file PATH [options]"
     longdesc = (
         "Serve a raw image or block device to NBD clients (QEMU, libnbd, the kernel) until SIGTERM "
-        "or SIGINT: then finish the requests that are under way, flush the disk, and exit. "
+        "or SIGINT; then finish the requests that are under way, flush the disk, and exit. "
         "`blockmig mirror` moves the disk to another host while it is served; when that is done, "
-        "the server exits too."
+        "the server exits too. Exit status 4 means that it was stopped before it could listen."
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
@@ -48,8 +48,8 @@ class Options(usage.Options):
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "request-timeout",
-            "Disconnect a client that has sent half a request, or does not take its replies, after "
-            "SECONDS without a byte; 0 means never. Idle clients stay connected.",
+            "Disconnect a client that leaves a request half sent, or does not read its replies, "
+            "after SECONDS without a byte; 0 means never. Idle clients stay connected.",
             parse_seconds,
             300.0,
             metavar="SECONDS",

@@ -111,7 +111,7 @@ class ServeOperation:
         totals = server.status()["totals"]
         _log.info(
             "stopped: {connections} connection(s), {requests} request(s), {bytes_read} bytes read "
-            "and {bytes_written} written; the disk is {what}",
+            "and {bytes_written} written; the disk was {what}",
             event="stopped",
             what="handed over" if mirrors.handed_over else "flushed",
             **totals,
@@ -139,7 +139,7 @@ def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
     """Warn of what may be a mistake, but is served all the same."""
     if image := _format_of(disk):
         _log.warn(
-            "{disk}: begins as a {image} image; its bytes are served as they are",
+            "{disk}: looks like a {image} image; its bytes are served as they are",
             event="not-raw",
             disk=path,
             image=image,

@@ -141,8 +141,8 @@ EXIT_STATUSES: Final = {
     1: "Bad usage, or refused at the start: nothing was changed.",
     3: "Failed for a local reason: a disk error, no space, no permission.",
     4: "Stopped or gave up before completion: the destination's copy is not canonical.",
-    5: "Completion is not confirmed: `blockmig inspect DISK` says which copy is canonical, or "
-    "where to look.",
+    5: "Completion, or the verdict, is not certain: `blockmig inspect DISK` says which copy is "
+    "canonical, or where to look.",
 }
 """What `--help` says of each L{exit status<blockmig.errors.ExitStatus>}."""
 

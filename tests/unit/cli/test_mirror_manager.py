@@ -290,7 +290,7 @@ class WaitTests(Case):
         for answer in waiting:
             found = self.successResultOf(answer)
             self.assertEqual((0, SIZE), (found["status"], found["summary"]["bytes"]))
-            self.assertEqual("the disk is handed over", found["message"])
+            self.assertEqual("the disk was handed over", found["message"])
         self.assertTrue(self.mirrors.handed_over)
         self.assertEqual(self.source.content, self.target.content)
 
@@ -308,7 +308,7 @@ class WaitTests(Case):
         self.assertEqual({}, self.answer("/break"))
         found = self.successResultOf(waiting)
         self.assertEqual((4, None), (found["status"], found["summary"]))
-        self.assertIn("broken off", found["message"])
+        self.assertIn("cancelled", found["message"])
 
     def test_a_wait_for_a_failed_mirror_reports_status_3(self):
         self.source.fail("probe", OSError(5, "Input/output error"), times=None)
@@ -428,7 +428,7 @@ class BreakTests(Case):
         self.assertEqual({}, self.answer("/break"))
         error = self.failureResultOf(starting, ControlRefused).value
         self.assertEqual(409, error.http_status)
-        self.assertIn("broken off", str(error))
+        self.assertIn("cancelled", str(error))
 
 
 class RateTests(Case):

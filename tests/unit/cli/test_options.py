@@ -145,9 +145,9 @@ class SendTests(Case):
         self.assertEqual("--retry", self.parse("send", "--", "--retry", "nbd://h/")["file"])
 
     def test_bad_options_of_send_are_refused(self):
-        self.refused("FILE URI", "send")
-        self.refused("FILE URI", "send", "x")
-        self.refused("FILE URI", "send", "x", "nbd://h/", "y")
+        self.refused("DISK URI", "send")
+        self.refused("DISK URI", "send", "x")
+        self.refused("DISK URI", "send", "x", "nbd://h/", "y")
         self.refused("is not an NBD URI", "send", "x", "http://h/")
         self.refused("not supported", "send", "x", "nbds://h/")
         self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
