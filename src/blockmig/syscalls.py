@@ -60,8 +60,8 @@ _statx = _from_c_library(
 
 
 def describe_error(error: object) -> str:
-    """A system error in words, for a message: C{No space left on device}."""
-    return getattr(error, "strerror", None) or str(error)
+    """An error in words, to be continued: C{No space left on device}, without a full stop."""
+    return getattr(error, "strerror", None) or str(error).removesuffix(".")
 
 
 class SystemCalls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -12,13 +13,19 @@ from .usage import UsageError
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command that the arguments name, and exit with its status."""
     try:
-        command, options = parse(sys.argv[1:] if arguments is None else arguments)
+        try:
+            command, options = parse(sys.argv[1:] if arguments is None else arguments)
+            status = int(command.load().run(options))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except UsageError as error:
         print(f"blockmig: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    try:
-        status = int(command.load().run(options))
+        status = 1
     except KeyboardInterrupt:  # where the reactor does not run
         print("blockmig: stopped by SIGINT", file=sys.stderr)
         status = 4
+    except BrokenPipeError:  # of `| head`; the interpreter flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 3
     raise SystemExit(status)

@@ -51,6 +51,10 @@ def run(options: Options) -> int:
     return ExitStatus.DONE
 
 
+_STATES: Final = {"broken": "cancelled"}
+"""States of a mirror that people call otherwise; scripts know them by these names."""
+
+
 def as_text(status: dict[str, Any]) -> str:
     """A status as lines for people."""
     size = _number(status, "size")
@@ -74,7 +78,7 @@ def as_text(status: dict[str, Any]) -> str:
         )
     migration = status.get("migration")
     if isinstance(migration, dict):
-        lines += [f"{printable(key)}: {printable(value)}" for key, value in migration.items()]
+        lines += _migration(migration, size)
     mirror = status.get("mirror")
     if isinstance(mirror, dict):
         lines += _mirror(mirror, size)
@@ -83,9 +87,21 @@ def as_text(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _migration(migration: dict[str, Any], size: float | None) -> list[str]:
+    """The line of the migration that a receiver takes part in; "" where nothing is known."""
+    of_the_disk = "" if size is None else f" of {format_bytes(size)}"
+    line = _joined(
+        _phrase(migration, "attempts", "attempt {:.0f}"),
+        _phrase(migration, "covered", f"{{}}{of_the_disk} covered", format_bytes),
+        f"from {_text(migration, 'source')}" if migration.get("source") else "",
+    )
+    return [f"migration: {line}"] if line else []
+
+
 def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
     """The lines of the mirror; those without anything to show are left out."""
-    heading = f"mirror: {_text(mirror, 'state')}, to {_text(mirror, 'destination')}"
+    state = _text(mirror, "state")
+    heading = f"mirror: {_STATES.get(state, state)}, to {_text(mirror, 'destination')}"
     if (seconds := _number(mirror, "seconds")) is not None:
         heading += f", for {format_duration(seconds)}"
     numbers = [("attempts", "attempt"), ("pass", "pass")]

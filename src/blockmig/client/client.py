@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from ..nbd import ClientHandshake, ClientTransmission, Command, Negotiated
 from ..runtime import Runtime
+from ..syscalls import describe_error
 from .connection import ClientConnection, ClientFactory, ClientHandler
 from .requests import PendingRequests, RequestFailed
 
@@ -71,7 +72,9 @@ class NBDClient(ClientHandler):
             raise CancelledError from None
         except Exception as error:  # each endpoint fails in its own ways
             self._greeting.addErrback(lambda _: None)  # it may have connected before that
-            raise ClientFailed(f"cannot connect to the destination: {error}") from None
+            raise ClientFailed(
+                f"cannot connect to the destination: {describe_error(error)}"
+            ) from None
         return await self.greeted()
 
     def greeted(self) -> Deferred[Negotiated]:

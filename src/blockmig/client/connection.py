@@ -29,6 +29,7 @@ from zope.interface import implementer
 
 from ..nbd import ClientHandshake, HandshakeRefused, Negotiated, ProtocolError
 from ..runtime import Runtime
+from ..syscalls import describe_error
 from ..transport import (
     Pacer,
     RegionProducer,
@@ -184,7 +185,7 @@ class ClientConnection(Protocol):
     def _ended(self, reason: Failure) -> None:
         # Twisted also reports ConnectionAborted where the peer closed while we were sending.
         closed = reason.check(ConnectionAborted, ConnectionDone)
-        why = "closed by the destination" if closed else f"lost: {reason.getErrorMessage()}"
+        why = "closed by the destination" if closed else f"lost: {describe_error(reason.value)}"
         self._lose(f"the connection was {why}", reason)
 
     def _lose(self, why: str, reason: Failure) -> None:

@@ -43,7 +43,7 @@ def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
         system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _IN_USE:
-            raise InUse("another blockmig (or a program that locks it like one)") from None
+            raise InUse("another blockmig (or a program that takes the same lock)") from None
         if error.errno not in _LOCKS_UNSUPPORTED:
             raise
     command = getattr(fcntl, "F_OFD_SETLK", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pkgutil
 import re
 import subprocess
@@ -245,6 +246,14 @@ class ImportsTests(SynchronousTestCase):
                 loaded = self.loaded(status, command.name, *arguments)
                 self.assert_own(loaded, command.module)
                 self.assert_none(loaded, *SLOW, *ENDS, "blockmig.migration", "blockmig.control")
+
+    def test_output_that_nobody_reads_causes_no_traceback(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        program = "from blockmig.cli.main import main; main(['serve', '--help'])"
+        ended = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=-1)
+        os.close(writer)
+        self.assertEqual((3, b""), (ended.returncode, ended.stderr))
 
     def test_inspect_and_accept_import_only_what_reads_records(self):
         for status, *arguments in (

@@ -79,8 +79,8 @@ class DestinationDisk:
         if what := find_data(self.disk, self._still_wanted):
             raise Refused(
                 f"{self.name}: holds {what}, and no record says that it may be overwritten "
-                "(if a migration into it has ended, it is presumably complete); to overwrite it, "
-                "use --overwrite"
+                "(if a migration into it has ended, it is presumably complete, and nothing is left "
+                "to do); --overwrite overwrites it"
             )
         self._checked_version = version
 

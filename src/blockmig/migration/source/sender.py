@@ -256,7 +256,7 @@ class Sender:
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
             if self._stopped is not None:
                 raise self._stopped from None
-            return Dropped(f"cannot connect to the destination: {error}")
+            return Dropped(f"cannot connect to the destination: {describe_error(error)}")
         while True:
             try:
                 return await result
