@@ -1,7 +1,8 @@
 """`status`: asks a running command for its status, and shows it; needs no reactor.
 
-The rule: the two need not be of one version. Fields that are missing, or not known here, are not
-shown (except with `--json`, which passes on everything as it came).
+The rule: the two need not be of one version. A field that is missing is left out, or shown as C{?};
+one that is not known here is not shown, except in C{migration}, whose fields are shown by their
+names, and except with `--json`, which passes on everything as it came.
 """
 
 from __future__ import annotations

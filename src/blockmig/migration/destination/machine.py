@@ -1,14 +1,16 @@
 """The states of a migration as its destination sees it, and what moves it between them.
 
-Owns when something may happen, and nothing else; what is done is up to the actions.
+Owns when something may happen, and nothing else; what is done is up to the actions, which are the
+methods of C{IncomingMigration}, in `migration`.
 
 Rules (design, section 2: R3 to R5, R13):
 
 * an attempt begins with the first request that changes the disk; while one goes on (and until none
   of its requests is under way any more) it is the only one;
-* a drop ends the attempt, never the migration. The migration is over when a disconnect was accepted
-  and everything is durable; when the disk has failed and the sender has received the error, or had
-  time to; when a disk that had lost its name has another; or when somebody gives up;
+* a drop ends the attempt (by the action C{restart}), never the migration. The migration is over
+  when a disconnect was accepted and everything is durable; when the disk has failed and the sender
+  has received the error, or had time to; when a disk that had lost its name has another; or when
+  somebody gives up;
 * once the disconnect was accepted the sender considers the migration done: it is completed, whoever
   wants to stop it. And a disk without a name would be lost with this process.
 

@@ -1,8 +1,9 @@
 """One migration at its destination: what its states share, and what is done between them.
 
 Owns the parts of a migration (its disk, its record, how much is durable, its progress) and joins
-them; when something is done is up to the `machine`, what a sender's message causes up to
-`message_handler`. The connections and the listening are the receiver's.
+them; when something is done is up to the `machine`, whose actions are the methods here, and what a
+sender's message causes up to `message_handler`. Counts the attempts, and says how far they are: the
+C{migration} of `blockmig status`. The connections and the listening are the receiver's.
 
 Rules (design, section 2: R2 to R5, R13):
 

@@ -2,7 +2,8 @@
 
 Owns nothing but the assembly: the disk is the caller's, and so is the listening port. Its parts are
 the `migration`, the two exports that senders meet (`export`, `handoff_export`), their
-`connections`, and the `outcome`.
+`connections`, and the `outcome`. The numbers in its status are theirs: the `migration`'s, and those
+of `Clients`, which counts a server's connections as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""How a migration stands, for a sender, for an operator, and for whoever stops it."""
+"""How a migration stands, in words, for a sender, for an operator, and for whoever stops it.
+
+A sender gets the message of the side export, an operator the C{state} in `blockmig status`, and
+whoever stops it an error. The numbers (attempts, coverage) are in `migration`.
+"""
 
 from __future__ import annotations
 
