@@ -22,7 +22,7 @@ ARROWS = {
     "runtime": "syscalls",
     "storage": "interfaces syscalls",
     "transport": "interfaces syscalls nbd",
-    "client": "runtime nbd transport",
+    "client": "syscalls runtime nbd transport",
     "server": "interfaces syscalls runtime nbd storage transport client",
     "migration.policy": "",
     "migration.in_use": "interfaces errors runtime storage",
