@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from .commands import parse
@@ -13,19 +14,30 @@ from .usage import UsageError
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command that the arguments name, and exit with its status."""
     try:
-        try:
-            command, options = parse(sys.argv[1:] if arguments is None else arguments)
-            status = int(command.load().run(options))
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+        raise SystemExit(_run(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        _flush_output()
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        command, options = parse(arguments)
     except UsageError as error:
         print(f"blockmig: {error}", file=sys.stderr)
-        status = 1
+        return 1
+    except BrokenPipeError:  # a long --help, and `| head`
+        return 3
+    try:
+        return int(command.load().run(options))
     except KeyboardInterrupt:  # where the reactor does not run
         print("blockmig: stopped by SIGINT", file=sys.stderr)
-        status = 4
-    except BrokenPipeError:  # of `| head`; the interpreter flushes once more when it ends
+        return 4
+
+
+def _flush_output() -> None:
+    """Flush before the interpreter does: a reader that has left changes no exit status."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the interpreter flushes once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 3
-    raise SystemExit(status)

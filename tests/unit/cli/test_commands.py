@@ -255,6 +255,26 @@ class ImportsTests(SynchronousTestCase):
         os.close(writer)
         self.assertEqual((3, b""), (ended.returncode, ended.stderr))
 
+    def test_a_reader_that_has_left_does_not_change_the_exit_status(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        program = (
+            "from blockmig.cli import commands, main\n"
+            "module = type('M', (), {'Options': O, 'run': staticmethod(R)})\n"
+            "commands.Command.load = lambda _: module\n"
+            "main.main(['status'])"
+        )
+        begin = (
+            "class O:\n    def __init__(self, _): pass\n    def parseOptions(self, _): pass\n"
+            "def R(options):\n    print('done')\n    return 0\n"
+        )
+        buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        ended = subprocess.run(
+            [sys.executable, "-c", begin + program], stdout=writer, stderr=-1, env=buffered
+        )
+        os.close(writer)
+        self.assertEqual((0, b""), (ended.returncode, ended.stderr))
+
     def test_inspect_and_accept_import_only_what_reads_records(self):
         for status, *arguments in (
             (5, "inspect", "/nowhere/disk"),
