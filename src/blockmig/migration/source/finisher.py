@@ -11,23 +11,28 @@ Rules (design, section 2: R6; docs/handoff.md):
 * once the receiver has acknowledged that the source is retired, both sides have recorded which copy
   is canonical. A receiver that then cannot be found any more, or knows of no migration, is complete
   as far as anybody can tell: it ended and removed its record, as in good order;
-* a receiver that was not notified, and has something else recorded, is a matter for a human.
+* a receiver that was not notified, and has something else recorded, is a matter for a human;
+* it can be stopped at any time, and leaves the source retired; one that was stopped before it was
+  run never begins. It ends only once no thread is at work on the records any more.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
+from dataclasses import replace
 from typing import Final
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ...client import ClientFailed, Destination, NBDClient
-from ...errors import Summary, Unconfirmed
+from ...errors import InUse, Summary, Unconfirmed
+from ...lives import Life, wait_or_stop
 from ...nbd import ClientHandshake, handoff_export_name
-from ...runtime import InThread, Runtime, wait_shielded
+from ...runtime import BoundedThreads, InThread, Runtime, wait_shielded
 from ...syscalls import describe_error
 from ..handoff.channel import (
     ANSWER_TIMEOUT,
@@ -39,6 +44,7 @@ from ..handoff.channel import (
 )
 from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.files import Record
+from .progress import Progress
 from .record import SourceRecord
 
 _log = Logger()
@@ -70,12 +76,15 @@ async def record_complete(in_thread: InThread, source: SourceRecord) -> None:
 
 
 class Finisher:
-    """Finishes one migration.
+    """Finishes one migration. Used like a L{Sender}, and made by L{resume}.
 
     @param source: its record.
     @param destination: where its receiver is.
     @param give_up_after: seconds after which to give up; None to go on for ever.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
+    @ivar progress: that of a sender that has sent nothing yet: nothing is copied.
+    @ivar last_error: why the destination could not be notified the last time; "" if that has not
+        failed.
     """
 
     def __init__(
@@ -90,29 +99,78 @@ class Finisher:
         self._source = source
         self._destination = destination
         self._give_up_after = give_up_after
-        self._runtime = runtime
+        self._in_thread = BoundedThreads(runtime.threads)
+        self._runtime = replace(runtime, threads=self._in_thread)
         self._reactor = runtime.reactor
-        self._in_thread = runtime.threads
-        self._running: Deferred[Summary] | None = None
+        record = source.record
+        self.progress = Progress(record.size, earlier=record.attempt, seconds=self._reactor.seconds)
+        self.last_error = ""
+        self._running: Deferred[None] | None = None
         self._why = ""
+        self._life: Life[Summary] = Life(
+            f"the migration of {record.source.disk}", begin=self._begin, call_off=self._call_off
+        )
 
     def run(self) -> Deferred[Summary]:
         """Finish the migration; to be called once.
 
+        Cancelling what it returns is to stop it: that then fails once it has ended.
+
         @return: fires with a L{Summary} once the destination is complete, or fails with
-            L{Unconfirmed}.
+            L{Unconfirmed}; with L{InUse} where it was run before.
         """
-        self._running = Deferred.fromCoroutine(self._run())
-        return self._running
+        try:
+            self._life.start()
+        except InUse:
+            return fail()
+        return Deferred.fromCoroutine(wait_or_stop(self._life.wait, self.stop))
+
+    def complete(self) -> Deferred[Summary]:
+        """The outcome, as L{run} reports it; may be asked for at any time, and repeatedly.
+
+        Cancelling it only stops waiting.
+        """
+        return self._life.wait()
 
     def stop(self, why: str = "stopped") -> None:
         """Leave it unfinished; another run may finish it."""
-        self._why = self._why or why
-        if self._running is not None:
-            self._running.cancel()
+        self._life.stop(why)
+
+    def _begin(self) -> None:
+        self._running = Deferred.fromCoroutine(self._run()).addBoth(self._life.end)
+
+    def _call_off(self, why: str) -> None:
+        if self._running is None:
+            self._life.end(Failure(unconfirmed(why, self._source.record)))
+            return
+        self._why = why
+        self._running.cancel()
 
     async def _run(self) -> Summary:
         began = self._reactor.seconds()
+        record = self._source.record
+        outcome: Summary | Exception
+        try:
+            await self._finish(began)
+            await record_complete(self._in_thread, self._source)
+            seconds = self._reactor.seconds() - began
+            outcome = Summary(record.size, 0, 0, seconds, record.attempt)
+        except OSError as error:
+            outcome = unconfirmed(f"{describe_error(error)}", record)
+        except CancelledError:
+            outcome = unconfirmed(self._why, record)
+        except Exception as error:
+            outcome = error
+        # No `finally`: nothing may be awaited in a coroutine that is thrown away in the middle.
+        while self._in_thread.busy:
+            with contextlib.suppress(CancelledError):
+                await self._in_thread.idle()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def _finish(self, began: float) -> None:
+        """Try until the destination is complete, or need not be notified."""
         delay = _FIRST_DELAY
         record = self._source.record
         if not record.side_export and not record.confirmed:
@@ -122,32 +180,25 @@ class Finisher:
                 event="finishing",
                 destination=str(record.destination),
             )
-        try:
-            await self._in_thread(self._source.sync)
-            while self._source.record.side_export and not record.confirmed:
-                try:
-                    await self._try()
+        await self._in_thread(self._source.sync)
+        while self._source.record.side_export and not record.confirmed:
+            try:
+                await self._try()
+                break
+            except ClientFailed as error:
+                self.last_error = str(error)
+                if self._may_stop_trying(self._reactor.seconds() - began, error):
                     break
-                except ClientFailed as error:
-                    if self._may_stop_trying(self._reactor.seconds() - began, error):
-                        break
-                    _log.warn(
-                        "the source is retired, but the destination could not be notified that it "
-                        "is complete: {why}; trying again in {delay:.1f} s",
-                        event="restart",
-                        why=str(error),
-                        delay=delay,
-                        attempt=record.attempt,
-                    )
-                await deferLater(self._reactor, delay)
-                delay = min(2 * delay, _LONGEST_DELAY)
-        except OSError as error:
-            raise unconfirmed(f"{describe_error(error)}", record) from None
-        except CancelledError:
-            raise unconfirmed(self._why or "cancelled", record) from None
-        await record_complete(self._in_thread, self._source)
-        seconds = self._reactor.seconds() - began
-        return Summary(record.size, 0, 0, seconds, record.attempt)
+                _log.warn(
+                    "the source is retired, but the destination could not be notified that it "
+                    "is complete: {why}; trying again in {delay:.1f} s",
+                    event="restart",
+                    why=str(error),
+                    delay=delay,
+                    attempt=record.attempt,
+                )
+            await deferLater(self._reactor, delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
 
     def _may_stop_trying(self, waited: float, error: ClientFailed) -> bool:
         """Whether no further try is needed; raises L{Unconfirmed} where the time to try is over."""

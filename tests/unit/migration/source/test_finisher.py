@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import os
+import weakref
 from dataclasses import replace
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.client import Destination
-from blockmig.errors import ExitStatus, Summary, Unconfirmed
+from blockmig.errors import ExitStatus, InUse, Summary, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.handoff.message import (
     MESSAGE_SIZE,
@@ -39,7 +41,7 @@ from blockmig.nbd import (
     TransmissionFlag,
 )
 from blockmig.runtime import Runtime
-from blockmig.testing import synchronous
+from blockmig.testing import ManualThreads, synchronous
 from tests.support.made import made
 from tests.unit.support import ADDRESS, ONE, TWO, MemoryEndpoint, RecordedDisk, Story
 
@@ -559,11 +561,123 @@ class StopTests(Case):
             self.assertTrue(all(link.client.gone for link in self.endpoint.connections))
         self.fail("it has no end")
 
-    def test_a_finisher_can_be_stopped_before_it_began(self):
-        finisher = Finisher(
-            self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
+
+class LifeTests(Case):
+    """It is started, stopped and asked how it ended as a sender is."""
+
+    def make(self, threads=synchronous):
+        self.finisher = Finisher(
+            self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, threads)
         )
-        finisher.stop()
+
+    def run_it(self):
+        self.outcome = self.finisher.run()
+        self.endpoint.pump()
+
+    def test_one_that_was_stopped_before_it_was_run_never_begins(self):
+        self.make()
+        self.finisher.stop("enough")
+        self.finisher.stop("again")
+        self.run_it()
+        self.unconfirmed("enough; the source is retired")
+        self.assertEqual([], self.script.connections)
+
+    def test_a_second_stop_changes_nothing(self):
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.make()
+        self.run_it()
+        self.finisher.stop("enough")
+        self.finisher.stop("again")
+        self.unconfirmed("enough")
+
+    def test_a_stop_after_the_end_changes_nothing(self):
+        self.make()
+        self.run_it()
+        self.done()
+        self.finisher.stop("late")
+        self.assertEqual(SIZE, self.successResultOf(self.finisher.complete()).bytes)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_to_cancel_the_run_is_to_stop_it(self):
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.make()
+        self.run_it()
+        self.outcome.cancel()
+        self.unconfirmed("cancelled; the source is retired")
+
+    def test_a_second_run_fails_and_leaves_the_first_alone(self):
+        self.make()
+        outcome = self.finisher.run()
+        for _ in range(2):
+            error = self.failureResultOf(self.finisher.run(), InUse).value
+            self.assertIn("the migration of /disk was started before", str(error))
+            self.endpoint.pump()
+        self.outcome = outcome
+        self.done()
+        self.assertEqual(1, self.script.events.count("M DISC"))
+
+    def test_how_it_ended_may_be_asked_at_any_time(self):
+        self.make()
+        before, called_off = self.finisher.complete(), self.finisher.complete()
+        called_off.cancel()
+        self.failureResultOf(called_off, CancelledError)
+        self.run_it()
+        self.done()
+        for outcome in (before, self.finisher.complete()):
+            self.assertEqual(SIZE, self.successResultOf(outcome).bytes)
+
+    def test_it_ends_only_when_no_thread_works_for_it(self):
+        """Otherwise a thread could write records that somebody has read already."""
+        threads = ManualThreads()
+        self.make(threads)
+        self.run_it()
+        self.assertEqual(["sync"], threads.names())
+        self.finisher.stop("enough")
+        self.outcome.cancel()
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.unconfirmed("enough")
+
+    def test_a_stop_while_an_acknowledgement_is_recorded_waits_for_that(self):
+        threads = ManualThreads()
+        self.make(threads)
+        self.run_it()
+        threads.run()
+        self.endpoint.pump()
+        self.assertEqual(["acknowledged"], threads.names())
+        self.finisher.stop("enough")
+        self.endpoint.pump()
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.unconfirmed("enough")
+        self.assertTrue(self.records.read(Kind.MIGRATING).told)
+
+    def test_a_stop_while_the_end_is_recorded_comes_too_late(self):
+        threads = ManualThreads()
+        self.make(threads)
+        self.run_it()
+        while threads.names() != ["complete"]:
+            threads.run()
+            self.endpoint.pump()
+        self.finisher.stop("late")
+        self.assertNoResult(self.outcome)
+        threads.run()
+        self.done()
+
+    def test_one_that_nobody_has_leaves_nothing_behind(self):
+        """Nor does Python have anything to say of its coroutines."""
+        for messages in range(0, 16, 3):
+            self.setUp()
+            self.make()
+            self.outcome = self.finisher.run()
+            for _ in range(messages):
+                if not self.endpoint.step():
+                    self.clock.advance(0)
+            reference = weakref.ref(self.finisher)
+            del self.finisher, self.outcome, self.clock, self.endpoint, self.script
+            gc.collect()
+            self.assertIsNone(reference())
+        self.assertEqual([], self.flushLoggedErrors())
 
 
 class SyncFirstTests(Case):
