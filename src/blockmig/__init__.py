@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .migration.mirror.pre_copy import Converge
     from .migration.policy import Overrides, Patience
     from .migration.records.verdict import examine, verdict_of
+    from .migration.source.finisher import Finisher
+    from .migration.source.resume import resume
     from .migration.source.sender import Sender
     from .runtime import Runtime
     from .server import Relay, Server
@@ -45,6 +47,7 @@ _MODULES: Final = {
     "Destination": "client",
     "ExitStatus": "errors",
     "FileDisk": "storage",
+    "Finisher": "migration.source.finisher",
     "GaveUp": "errors",
     "InUse": "errors",
     "LocalFailure": "errors",
@@ -62,6 +65,7 @@ _MODULES: Final = {
     "Unconfirmed": "errors",
     "examine": "migration.records.verdict",
     "open_disk": "storage",
+    "resume": "migration.source.resume",
     "verdict_of": "migration.records.verdict",
 }
 
@@ -71,6 +75,7 @@ __all__ = [
     "Destination",
     "ExitStatus",
     "FileDisk",
+    "Finisher",
     "GaveUp",
     "InUse",
     "LocalFailure",
@@ -88,6 +93,7 @@ __all__ = [
     "Unconfirmed",
     "examine",
     "open_disk",
+    "resume",
     "verdict_of",
 ]
 

@@ -35,14 +35,9 @@ from blockmig.migration.destination import connections
 from blockmig.migration.handoff import channel
 from blockmig.migration.handoff.message import MESSAGE_SIZE
 from blockmig.migration.policy import Patience
-from blockmig.migration.records.files import Records
-from blockmig.migration.records.permitted import source_state
 from blockmig.migration.records.verdict import examine_until_stable, verdict_of_pair
 from blockmig.migration.source import attempt, finisher
-from blockmig.migration.source.finisher import Finisher
-from blockmig.migration.source.record import SourceRecord
-from blockmig.migration.source.sender import Sender
-from blockmig.storage import FileDisk
+from blockmig.migration.source.resume import resume
 from tests.support.disks import digest, sparse_image
 from tests.support.embedding import receiving
 from tests.support.processes import FULL
@@ -145,49 +140,20 @@ class Migration:
     def _listing(self) -> list[str]:
         return sorted(os.listdir(self.room))
 
-    # The sender's command, as `blockmig.cli` has it.
+    # The sender's program, the same each time.
 
     def _command(self, port: int) -> Deferred[Any]:
         uri = f"nbd://127.0.0.1:{port}/"
         endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{port}")
         patience = 0.7 * SLOWNESS if self.case.how == Break.STALL else None
-        if self.source.exists():
-            disk = FileDisk(str(self.source), writable=False)
-            records, identity = Records(disk.record_path), disk.identity()
-        else:
-            disk, records, identity = None, Records(str(self.source)), None
-        found = source_state(records, identity, uri, unlink=self.case.unlink)
-        running: Finisher | Sender
-        if disk is None or found.retired:
-            record = found.record
-            assert record is not None
-            running = Finisher(
-                SourceRecord(
-                    records,
-                    found,
-                    disk=record.source.disk,
-                    destination=record.destination.address,
-                    size=record.size,
-                ),
-                Destination(endpoint),
-                give_up_after=patience,
-            )
-        else:
-            running = Sender(
-                disk,
-                Destination(endpoint, uri=uri),
-                unlink=self.case.unlink,
-                patience=Patience(
-                    retry=True, give_up_after=patience, retry_policy=lambda failures: 0.01
-                ),
-            )
-
-        def close(result: Any) -> Any:
-            if disk is not None:
-                disk.close()
-            return result
-
-        return running.run().addBoth(close)
+        return resume(
+            str(self.source),
+            Destination(endpoint, uri=uri),
+            unlink=self.case.unlink,
+            patience=Patience(
+                retry=True, give_up_after=patience, retry_policy=lambda failures: 0.01
+            ),
+        ).run()
 
     async def run(self) -> None:
         """From the beginning to the end, which both sides must come to."""

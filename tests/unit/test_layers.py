@@ -46,7 +46,7 @@ ARROWS = {
     ),
     "control": "transport",
     "cli": (
-        "syscalls errors runtime nbd storage transport client server control "
+        "interfaces syscalls errors runtime nbd storage transport client server control "
         "migration.policy migration.in_use migration.records migration.source "
         "migration.destination migration.mirror"
     ),

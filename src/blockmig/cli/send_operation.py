@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.logger import Logger
-
 from ..client import Destination
 from ..errors import GaveUp, LocalFailure, Refused, Summary
+from ..interfaces import IDisk
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides, Patience
-from ..migration.records.files import Records
-from ..migration.records.permitted import SourceState, source_state
 from ..migration.source.finisher import Finisher
-from ..migration.source.record import SourceRecord
+from ..migration.source.resume import Source
 from ..migration.source.sender import Sender
 from ..nbd import NBDURI
 from ..runtime import Runtime
-from ..storage import BlockDisk, DiskRefused, FileDisk, image_format, open_disk, record_path
+from ..storage import image_format
 from ..syscalls import describe_error
 from ..transport import client_endpoint
 from .progress import Display
 from .send import Options
-
-_log = Logger()
 
 _FORMAT_PROBE: Final = 4096
 """Bytes at the start of a disk that tell the format of an image."""
@@ -53,53 +47,26 @@ class SendOperation:
         self._stop_reason = ""
 
     async def run(self) -> Summary:
+        options = self._options
+        source = Source.at(options["file"], options["state-dir"], self._runtime.system)
         try:
-            disk, records = self._open()
-        except DiskRefused as error:
-            raise Refused(str(error)) from None
-        try:
-            state = self._source_state(disk, records)
-            if disk is None or state.retired:
-                return await self._finish(records, state)
-            await self._check(disk)
-            return await self._send(disk)
+            finisher = source.finisher(
+                self._destination(),
+                unlink=bool(options["unlink"]),
+                overrides=self._overrides(),
+                patience=self._patience(),
+                runtime=self._runtime,
+            )
+            if finisher is not None:
+                self._running = finisher
+                return await finisher.run()
+            assert source.disk is not None
+            await self._check(source.disk)
+            return await self._send(source.disk)
         finally:
-            if disk is not None:
-                disk.close()
+            source.close()
 
-    def _source_state(self, disk: FileDisk | BlockDisk | None, records: Records) -> SourceState:
-        """What the records say, and allow."""
-        unlink = bool(self._options["unlink"])
-        try:
-            return source_state(
-                records,
-                disk.identity() if disk is not None else None,
-                str(self._options.uri),
-                unlink=unlink,
-                again=bool(self._options["again"]),
-            )
-        except Refused:
-            if unlink and isinstance(disk, FileDisk):
-                # What prevents the deletion may have prevented the records: report the former.
-                try:
-                    disk.check_unlink()
-                except DiskRefused as error:
-                    raise Refused(str(error)) from None
-            raise
-
-    def _open(self) -> tuple[FileDisk | BlockDisk | None, Records]:
-        """The disk, or None if it is gone, and its records."""
-        path, directory = self._options["file"], self._options["state-dir"]
-        if os.path.exists(path):
-            disk = open_disk(
-                path, writable=False, state_directory=directory, system=self._runtime.system
-            )
-            return disk, Records(disk.record_path, self._runtime.system)
-        return None, Records(
-            record_path(path, directory, self._runtime.system), self._runtime.system
-        )
-
-    async def _check(self, disk: FileDisk | BlockDisk) -> None:
+    async def _check(self, disk: IDisk) -> None:
         """Check that the disk can be sent."""
         options, path = self._options, self._options["file"]
         if not options["in-use-anyway"]:
@@ -119,21 +86,14 @@ class SendOperation:
                 "its bytes as they are"
             )
 
-    async def _send(self, disk: FileDisk | BlockDisk) -> Summary:
-        options = self._options
+    async def _send(self, disk: IDisk) -> Summary:
         self._running = sender = Sender(
             disk,
             self._destination(),
-            unlink=bool(options["unlink"]),
-            overrides=Overrides(
-                again=bool(options["again"]),
-                overwrite=bool(options["overwrite"]),
-                in_use_anyway=bool(options["in-use-anyway"]),
-            ),
-            patience=Patience(
-                retry=bool(options["retry"]), give_up_after=options["give-up-after"] or None
-            ),
-            max_rate=options["max-rate"],
+            unlink=bool(self._options["unlink"]),
+            overrides=self._overrides(),
+            patience=self._patience(),
+            max_rate=self._options["max-rate"],
             runtime=self._runtime,
         )
         self._display.start(sender.progress, self._runtime.reactor)
@@ -142,23 +102,19 @@ class SendOperation:
         finally:
             self._display.stop()
 
-    async def _finish(self, records: Records, state: SourceState) -> Summary:
-        options, record = self._options, state.record
-        assert record is not None
-        _log.info(
-            "{disk} was retired in an earlier run: finishing its migration to {destination}, "
-            "without copying again",
-            event="finishing",
-            disk=options["file"],
-            destination=str(record.destination),
+    def _overrides(self) -> Overrides:
+        options = self._options
+        return Overrides(
+            again=bool(options["again"]),
+            overwrite=bool(options["overwrite"]),
+            in_use_anyway=bool(options["in-use-anyway"]),
         )
-        self._running = finisher = Finisher(
-            SourceRecord.finishing(records, state),
-            self._destination(),
-            give_up_after=options["give-up-after"] or None,
-            runtime=self._runtime,
+
+    def _patience(self) -> Patience:
+        options = self._options
+        return Patience(
+            retry=bool(options["retry"]), give_up_after=options["give-up-after"] or None
         )
-        return await finisher.run()
 
     def _destination(self) -> Destination:
         uri = self._options.uri

@@ -13,21 +13,19 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig import claims
 from blockmig.client import Destination
 from blockmig.errors import GaveUp, LocalFailure, Refused, Summary, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.handoff.message import HandoffPhase
-from blockmig.migration.policy import Overrides
+from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
-from blockmig.migration.records.permitted import source_state
 from blockmig.migration.records.verdict import DiskState, verdict_of_pair
-from blockmig.migration.source.finisher import Finisher
-from blockmig.migration.source.record import SourceRecord
+from blockmig.migration.source.resume import resume
 from blockmig.migration.source.sender import Sender
 from blockmig.nbd import Command, Errno
 from blockmig.runtime import Runtime
 from blockmig.testing import Direction, synchronous
-from tests.support.made import made
 from tests.unit.support import ADDRESS, TWO, MemoryEndpoint, RecordedDisk, Story, make_plain
 
 DATA = b"x" * 5000 + bytes(300_000)
@@ -101,27 +99,17 @@ class Case(SynchronousTestCase):
             make_plain(self.receiver)
 
     def send(self):
-        """As the command does: go on where the records say."""
+        """Go on where the records say."""
         self.sending = Clock()
-        records = Records(self.source.path, self.systems["src"])
-        identity = None if self.source.unlinked else self.source.identity()
-        found = source_state(records, identity, URI, unlink=self.unlink)
-        arguments = {"reactor": self.sending, "in_thread": synchronous}
-        if found.retired:
-            record = SourceRecord(records, found, disk=self.source.path, destination=URI, size=SIZE)
-            self.sender = made(Finisher, record, Destination(self.endpoint), **arguments)
-        else:
-            self.sender = made(
-                Sender,
-                self.source,
-                Destination(self.endpoint, uri=URI),
-                unlink=self.unlink,
-                overwrite=True,
-                retry=True,
-                retry_policy=lambda failures: 1.0,
-                system=self.systems["src"],
-                **arguments,
-            )
+        claims.forget_all()  # whoever had the disk before has died with its process
+        self.sender = resume(
+            self.source.path if self.source.unlinked else self.source,
+            Destination(self.endpoint, uri=URI),
+            unlink=self.unlink,
+            overrides=Overrides(overwrite=True),
+            patience=Patience(retry=True, retry_policy=lambda failures: 1.0),
+            runtime=Runtime(self.sending, synchronous, self.systems["src"]),
+        )
         self.outcome = self.sender.run()
 
     def pass_time(self, seconds):

@@ -1,0 +1,192 @@
+"""Sends a disk whatever happened before: sends it, or finishes what an earlier run has begun.
+
+Owns the decision which of the two is to be done, and the opening of a source that may be gone.
+
+Rules (design, section 2: R6; docs/handoff.md):
+
+* the records beside the disk decide, and nothing else: a disk that was retired is only finished,
+  without copying it again, and is not needed for that;
+* where there is neither a disk nor a record that says that we have retired it, nothing is done;
+* a source that was opened here is closed when what was made for it has ended; a disk object that
+  was passed in stays the caller's.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import dataclass
+
+from twisted.logger import Logger
+
+from ...claims import check_unclaimed
+from ...client import Destination
+from ...errors import Refused
+from ...interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
+from ...runtime import Runtime
+from ...storage import DiskRefused, open_disk, record_path
+from ...syscalls import SYSTEM, SystemCalls
+from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
+from ..records.files import Records
+from ..records.permitted import SourceState, source_state
+from .finisher import Finisher
+from .record import SourceRecord
+from .retirement import unlinkable
+from .sender import Sender
+
+_log = Logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source, or what is left of it.
+
+    @ivar name: what messages call it.
+    @ivar disk: None if it is gone.
+    @ivar records: its records; None if it has none.
+    """
+
+    name: str
+    disk: IDisk | None
+    records: Records | None
+
+    @classmethod
+    def of(cls, disk: IDisk, system: SystemCalls = SYSTEM) -> Source:
+        """The source that C{disk} is."""
+        if not IRecordedDisk.providedBy(disk):
+            return cls(disk.name, disk, None)
+        return cls(disk.name, disk, Records(disk.record_path, system))
+
+    @classmethod
+    def at(
+        cls, path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+    ) -> Source:
+        """The source at C{path}, opened for reading, if it is still there.
+
+        @param state_directory: where the records of a block device are; None for the default.
+        @raise Refused: it is there, and cannot be used.
+        """
+        try:
+            if os.path.exists(path):
+                return cls.of(
+                    open_disk(path, writable=False, state_directory=state_directory, system=system),
+                    system,
+                )
+            return cls(path, None, Records(record_path(path, state_directory, system), system))
+        except DiskRefused as error:
+            raise Refused(str(error)) from None
+
+    def close(self) -> None:
+        """Close the disk."""
+        if self.disk is not None:
+            self.disk.close()
+
+    def finisher(
+        self,
+        destination: Destination,
+        *,
+        unlink: bool = False,
+        overrides: Overrides = NO_OVERRIDES,
+        patience: Patience = USUAL_PATIENCE,
+        runtime: Runtime,
+    ) -> Finisher | None:
+        """What finishes the migration, if an earlier run has retired the source.
+
+        @return: None if the disk is there, and is to be sent.
+        @raise Refused: it may neither be sent to C{destination} nor finished there.
+        """
+        if self.records is None:
+            return None
+        state = self._state(self.records, destination.uri, unlink, overrides.again)
+        record = state.record
+        if not state.retired or record is None:
+            return None
+        _log.info(
+            "{disk} was retired in an earlier run: finishing its migration to {destination}, "
+            "without copying again",
+            event="finishing",
+            disk=self.name,
+            destination=str(record.destination),
+        )
+        return Finisher(
+            SourceRecord.finishing(self.records, state),
+            destination,
+            give_up_after=patience.give_up_after,
+            runtime=runtime,
+        )
+
+    def _state(self, records: Records, destination: str, unlink: bool, again: bool) -> SourceState:
+        """What the records say, and allow."""
+        disk = self.disk
+        identity = disk.identity() if IRecordedDisk.providedBy(disk) else None
+        try:
+            return source_state(records, identity, destination, unlink=unlink, again=again)
+        except Refused:
+            if unlink and IUnlinkableDisk.providedBy(disk):
+                # What prevents the deletion may have prevented the records: report the former.
+                unlinkable(disk)
+            raise
+
+
+def resume(
+    disk: IDisk | str | os.PathLike[str],
+    destination: Destination,
+    *,
+    state_directory: str | None = None,
+    unlink: bool = False,
+    overrides: Overrides = NO_OVERRIDES,
+    patience: Patience = USUAL_PATIENCE,
+    max_rate: float | None = None,
+    runtime: Runtime | None = None,
+) -> Sender | Finisher:
+    """Send a disk, whatever happened to it before.
+
+    The same call is right the first time and after any crash: it returns a L{Sender}, or, where an
+    earlier run has retired the disk already, a L{Finisher}, which copies nothing. Both are used in
+    the same way: C{run}, C{stop}, C{complete}, C{progress}.
+
+    @param disk: the path of a file or of a block device, which may be gone, and is closed at the
+        end; or a disk object, which stays the caller's to close. Where that is gone, the path that
+        its C{record_path} was.
+    @param destination: where to; that of the earlier run.
+    @param state_directory: where the records of a block device are, if C{disk} is a path; None for
+        the default.
+    @param unlink: delete the disk's file just before the disconnect.
+    @param overrides: checks to override.
+    @param patience: how long the destination is tried.
+    @param max_rate: bytes of data per second; None for no limit.
+    @param runtime: the reactor, threads and system calls to use; None for the real ones.
+    @raise Refused: there is no such disk, and nothing of it to be finished; or the records forbid
+        it, or the disk cannot be sent.
+    """
+    runtime = runtime or Runtime.of()
+    by_path = isinstance(disk, str | os.PathLike)
+    if isinstance(disk, str | os.PathLike):
+        source = Source.at(os.fspath(disk), state_directory, runtime.system)
+    else:
+        check_unclaimed(disk, disk.name)
+        source = Source.of(disk, runtime.system)
+    try:
+        sending: Sender | Finisher | None = source.finisher(
+            destination, unlink=unlink, overrides=overrides, patience=patience, runtime=runtime
+        )
+        if sending is None:
+            assert source.disk is not None  # or the records would have been refused
+            sending = Sender(
+                source.disk,
+                destination,
+                unlink=unlink,
+                overrides=overrides,
+                patience=patience,
+                max_rate=max_rate,
+                runtime=runtime,
+            )
+    except BaseException:
+        if by_path:
+            source.close()
+        raise
+    if by_path:
+        # At its end, or when nobody has it any more.
+        close = weakref.finalize(sending, source.close)
+        sending.complete().addBoth(lambda _: close())
+    return sending
