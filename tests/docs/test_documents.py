@@ -16,9 +16,10 @@ source is gone if and only if ``--unlink`` was given. Blocks tagged ``json event
 the fields that there really are. ``text`` is not run. Blocks tagged ``python`` are; again, what
 stands behind the tag says how:
 
-* ``run=migrate``, ``run=service``, ``run=mirror``: a program, which has a test of its own here;
-* ``file=…``: a module that is there under this name when the document's trial tests run;
-* ``trial``: trial tests, which have to pass, and to fail where that module is broken.
+* ``run=migrate``, ``run=resume``, ``run=service``, ``run=mirror``: a program, which has a test of
+  its own here;
+* ``file=…``: a module that is there under this name when the document's tests run;
+* ``trial``, ``pytest``: tests, which have to pass, and to fail where that module is broken.
 """
 
 from __future__ import annotations
@@ -318,6 +319,60 @@ def test_the_migrating_program_of_the_documents_works(tmp_path: Path) -> None:
     assert destination.read_bytes() == source.read_bytes()
 
 
+# Runs a program, and dies as soon as it has deleted a file.
+DIES_AFTER_UNLINK = """
+import os, runpy, sys
+
+unlink = os.unlink
+
+
+def unlink_and_die(path, *arguments, **keywords):
+    unlink(path, *arguments, **keywords)
+    if str(path) == sys.argv[1]:
+        os._exit(86)
+
+
+os.unlink = unlink_and_die
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_resuming_program_of_the_documents_works_before_and_after_a_crash(
+    tmp_path: Path,
+) -> None:
+    source, copy, data = tmp_path / "a", tmp_path / "b", random.Random(6).randbytes(5_000_001)
+    source.write_bytes(data)
+    where = f"unix:{tmp_path}/receiver"
+    receive = [sys.executable, "-m", "blockmig", "receive", "--file", str(copy)]
+    receive += ["--size", "5000001", "--listen", where]
+    python, path = program("resume", tmp_path)
+
+    def run(*before: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [python, *before, path, str(source), where],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    with subprocess.Popen(receive, stderr=subprocess.PIPE, text=True) as receiver:
+        try:
+            wait_until_listening_at(tmp_path / "receiver")
+            (tmp_path / "dying.py").write_text(DIES_AFTER_UNLINK)
+            assert run(str(tmp_path / "dying.py"))[0] == 86
+            assert not source.exists()
+            assert receiver.poll() is None
+            said = run()
+            assert said == (0, "all 5000001 bytes are there, 0 of them sent by this run\n", "")
+            assert receiver.wait(PATIENCE) == 0, receiver.stderr.read()
+        finally:
+            receiver.kill()
+    assert copy.read_bytes() == data
+    assert run() == (1, f"{source}: no such file\n", "")
+
+
 @contextlib.contextmanager
 def service(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, int]]]:
     """The serving program, and its ports by their names."""
@@ -417,32 +472,79 @@ def wait_until_listening_at(path: Path) -> None:
         time.sleep(0.05)
 
 
-def run_trial(folder: Path, modules: dict[str, str]) -> str:
-    """Run the document's trial tests with C{modules} beside them; what trial says."""
-    (block,) = [b for b in BLOCKS if "trial" in b.tags]
+def run_tests(runner: str, page: str, folder: Path, modules: dict[str, str]) -> str:
+    """Run a document's tests with C{modules} beside them; what the runner says."""
+    (block,) = [b for b in BLOCKS if b.document.name == page and runner in b.tags]
     folder.mkdir()
     for name, text in {**modules, "test_example.py": block.text}.items():
         (folder / name).write_text(text)
-    command = [sys.executable, "-m", "twisted.trial", "test_example"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    command = {
+        "trial": ["-m", "twisted.trial", "test_example"],
+        "pytest": ["-m", "pytest", "-p", "no:cacheprovider", "test_example.py"],
+    }[runner]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode == 0) == ("FAILED" not in done.stdout), done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_the_trial_tests_of_the_documents_pass_and_catch_mistakes(tmp_path: Path) -> None:
-    modules = {tag[5:]: b.text for b in BLOCKS for tag in b.tags if tag.startswith("file=")}
-    assert list(modules) == ["joined.py"]
-    assert "PASSED (successes=5)" in run_trial(tmp_path / "right", modules)
-    for number, (right, wrong) in enumerate(
+@pytest.mark.parametrize(
+    ("runner", "page", "module", "passed", "mistakes"),
+    [
         (
-            ("            view = view[count:]\n", ""),
-            ("            part.flush()", "            pass"),
-            ("offset, length = 0, length - count", "offset, length = 0, length"),
-            ("    def forget", "    def forgotten"),
-        )
-    ):
-        assert right in modules["joined.py"]
-        broken = {"joined.py": modules["joined.py"].replace(right, wrong)}
-        assert "FAILED" in run_trial(tmp_path / f"wrong-{number}", broken), wrong
+            "trial",
+            "embedding.md",
+            "joined.py",
+            "PASSED (successes=5)",
+            (
+                ("            view = view[count:]\n", ""),
+                ("            part.flush()", "            pass"),
+                ("offset, length = 0, length - count", "offset, length = 0, length"),
+                ("    def forget", "    def forgotten"),
+            ),
+        ),
+        (
+            "trial",
+            "testing.md",
+            "product.py",
+            "PASSED (successes=4)",
+            (
+                ("retry=True", "retry=False"),
+                ("unlink=True", "unlink=False"),
+                ("except Unconfirmed:", "except ZeroDivisionError:"),
+                ('inventory["disk"] = "here"', "pass"),
+                ("await sending.run()", "await Sender(disk, destination, runtime=runtime).run()"),
+            ),
+        ),
+        (
+            "pytest",
+            "testing.md",
+            "product.py",
+            "2 passed",
+            (
+                ("unlink=True", "unlink=False"),
+                ('    inventory["disk"] = "there"\n', ""),
+                ("await sending.run()", "sending.run()"),
+            ),
+        ),
+    ],
+    ids=["embedding-trial", "testing-trial", "testing-pytest"],
+)
+def test_the_tests_of_the_documents_pass_and_catch_mistakes(
+    runner: str,
+    page: str,
+    module: str,
+    passed: str,
+    mistakes: tuple[tuple[str, str], ...],
+    tmp_path: Path,
+) -> None:
+    (text,) = [b.text for b in BLOCKS if f"file={module}" in b.tags]
+    assert passed in run_tests(runner, page, tmp_path / "right", {module: text})
+    for number, (right, wrong) in enumerate(mistakes):
+        assert right in text
+        broken = {module: text.replace(right, wrong)}
+        assert "FAILED" in run_tests(runner, page, tmp_path / f"wrong-{number}", broken), wrong
 
 
 def test_every_python_block_is_run() -> None:
@@ -450,7 +552,8 @@ def test_every_python_block_is_run() -> None:
         if block.language == "python":
             assert len(block.tags) == 2, block
             assert block.tags[1] in (
-                *("run=migrate", "run=service", "run=mirror", "file=joined.py", "trial"),
+                *("run=migrate", "run=resume", "run=service", "run=mirror"),
+                *("file=joined.py", "file=product.py", "trial", "pytest"),
             ), block
 
 
