@@ -48,7 +48,7 @@ class LifeTests(SynchronousTestCase):
     def test_it_ends_once_from_any_state(self):
         for prepare in (
             lambda: None,
-            lambda: self.life.start(),
+            lambda: [self.life.start()],
             lambda: (self.life.start(), self.life.stop("")),
             lambda: self.life.stop(""),
         ):
@@ -72,9 +72,10 @@ class LifeTests(SynchronousTestCase):
 
     def test_it_may_end_from_inside_what_it_does(self):
         for name in ("begin", "call_off"):
+            lives = []
             keywords = {"begin": lambda: None, "call_off": lambda why: None}
-            keywords[name] = lambda *_: life.end("at once")
-            life = Life("it", **keywords)
+            keywords[name] = lambda *_, lives=lives: lives[0].end("at once")
+            lives.append(life := Life("it", **keywords))
             life.start()
             life.stop("why")
             self.assertEqual("at once", self.successResultOf(life.wait()), name)
