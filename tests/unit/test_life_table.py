@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import sys
 import weakref
 
 from twisted.internet.defer import CancelledError
@@ -458,6 +459,24 @@ class DropTests(Case):
         self.canonical()
         if kind == "Sender":
             self.unseen = [GaveUp]
+
+
+class ForgottenTests(Case):
+    """All of it is thrown away in the middle: the object, its peer, the network, and the clock."""
+
+    def test_what_is_forgotten_in_the_middle_says_nothing(self):
+        seen = []
+        self.patch(sys, "unraisablehook", seen.append)
+        for kind in WORLDS:
+            for life in ("running", "stopping"):
+                self.setUp()
+                here = self.world(kind, life)
+                self.ended.addErrback(lambda _: None)
+                forgotten = weakref.ref(here.it)
+                del here, self.here, self.clock, self.threads, self.ended
+                gc.collect()
+                self.assertIsNone(forgotten(), (kind, life))
+                self.assertEqual(([], []), (seen, self.flushLoggedErrors()), (kind, life))
 
 
 class CloseTests(Case):
