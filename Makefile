@@ -14,7 +14,7 @@ TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-i
 PROOF_NEEDS := $(TEST_NEEDS) qemu-system-x86_64:qemu-system-x86 busybox:busybox-static \
     debugfs:e2fsprogs '/boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64'
 
-.PHONY: help demo test proof lint bench clean
+.PHONY: help demo test interpreters proof lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test              the tests, and a few cases of each proof (6 minutes on two cores)"
 	@echo "make proof             the hand-off, by brute force, and what tests take long (over an hour)"
 	@echo "make lint              ruff, mypy, and whether the package installs as it should"
+	@echo "make interpreters      the unit tests under other Pythons, with old and new dependencies"
 	@echo "make bench             beside nbdcopy, qemu-img, nbdkit, qemu-nbd, nbd-server (an hour)"
 	@echo "make clean             remove what these made"
 
@@ -36,7 +37,7 @@ SIDE_BY_SIDE := -n auto --dist worksteal
 # Two calls: trial and pytest-twisted both drive the reactor, and must not share a process.
 test: .venv/test
 	@scripts/need $(TEST_NEEDS)
-	$(BIN)/python -m twisted.trial -j$$(nproc) tests.unit
+	PYTHONWARNINGS=error $(BIN)/python -m twisted.trial -j$$(nproc) tests.unit
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/proof tests/faults tests/docs tests/integration \
 	    tests/interop
 
@@ -48,6 +49,10 @@ proof: .venv/test
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/faults tests/integration tests/interop \
 	    tests/proof/test_model.py
 	$(BIN)/python -m pytest -s tests/proof --ignore tests/proof/test_model.py
+
+# PYTHONS="/opt/python/bin/python3.15 ..." adds to those that are on PATH.
+interpreters:
+	$(PYTHON) scripts/interpreters.py $(PYTHONS)
 
 lint: .venv/test .venv/lint
 	$(BIN)/ruff check .
@@ -65,7 +70,7 @@ bench: .venv/test
 	$(BIN)/python benchmarks/memory.py
 
 clean:
-	rm -rf .venv .demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf .venv .demo .interpreters build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	    .hypothesis _trial_temp* src/twisted/plugins/dropin.cache
 
 .venv/bin/python:

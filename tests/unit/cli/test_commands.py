@@ -201,7 +201,8 @@ atexit.register(lambda: print(*sys.modules))
 main(sys.argv[1:])
 """
 
-SLOW = ("twisted", "zope", "asyncio", "http", "ssl")
+SLOW = ("twisted", "zope.interface", "asyncio", "http", "ssl")
+# (zope itself is a namespace, which old versions of zope.interface make at every start of Python.)
 ENDS = ("blockmig.client", "blockmig.server", "blockmig.transport")
 
 

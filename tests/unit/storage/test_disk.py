@@ -673,13 +673,13 @@ class SyncErrorTests(DiskCase):
 
         def slow(*_):
             begun.set()
-            assert go_on.wait(10)
+            self.assertTrue(go_on.wait(10))
             raise OSError(errno.EIO, "medium error")
 
         self.calls.sync_file_range = slow
         with ThreadPoolExecutor(2) as pool:
             writing = pool.submit(self.disk.write_back, 0, 4096, True)
-            assert begun.wait(10)
+            self.assertTrue(begun.wait(10))
             flushing = pool.submit(self.disk.flush)
             self.assertRaises(TimeoutError, flushing.result, 0.1)
             go_on.set()
