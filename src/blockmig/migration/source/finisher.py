@@ -162,9 +162,7 @@ class Finisher:
         except Exception as error:
             outcome = error
         # No `finally`: nothing may be awaited in a coroutine that is thrown away in the middle.
-        while self._in_thread.busy:
-            with contextlib.suppress(CancelledError):
-                await self._in_thread.idle()
+        await self._in_thread.idle()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

@@ -229,6 +229,15 @@ class KeptTests(Case):
         sending.stop()
         self.assertFalse(disk.closed)
 
+    def test_a_disk_object_that_is_used_is_not_finished_beside_that(self):
+        """Its user may be about to finish it."""
+        disk = RecordedMemoryDisk(DATA, self.source_path)
+        sending = self.resume(disk)
+        self.mark(Records(self.source_path))
+        self.assertRaises(InUse, self.resume, disk)
+        sending.stop()
+        self.assertIsInstance(self.resume(disk), Finisher)
+
     def test_a_complete_migration_is_refused(self):
         self.write_source()
         Records(self.source_path).write(Kind.MIGRATED, RECORD.but(retired="then"))
