@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from ...claims import check_unclaimed
 from ...client import Destination
 from ...errors import Refused
-from ...interfaces import IDisk, IRecordedDisk, IUnlinkableDisk
+from ...interfaces import IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk
 from ...runtime import Runtime
 from ...storage import DiskRefused, open_disk, record_path
 from ...syscalls import SYSTEM, SystemCalls
@@ -42,7 +42,7 @@ class Source:
     """A source, or what is left of it.
 
     @ivar name: what messages call it.
-    @ivar disk: None if it is gone.
+    @ivar disk: None if it is gone; an open one may be gone too.
     @ivar records: its records; None if it has none.
     """
 
@@ -92,7 +92,7 @@ class Source:
     ) -> Finisher | None:
         """What finishes the migration, if an earlier run has retired the source.
 
-        @return: None if the disk is there, and is to be sent.
+        @return: None if the disk is there, and may be sent.
         @raise Refused: it may neither be sent to C{destination} nor finished there.
         """
         if self.records is None:
@@ -118,7 +118,8 @@ class Source:
     def _state(self, records: Records, destination: str, unlink: bool, again: bool) -> SourceState:
         """What the records say, and allow."""
         disk = self.disk
-        identity = disk.identity() if IRecordedDisk.providedBy(disk) else None
+        gone = IWatchedDisk.providedBy(disk) and disk.is_gone()
+        identity = disk.identity() if IRecordedDisk.providedBy(disk) and not gone else None
         try:
             return source_state(records, identity, destination, unlink=unlink, again=again)
         except Refused:

@@ -203,6 +203,27 @@ class GoneTests(Case):
         self.assertEqual(self.source_path, disk.record_path)
         self.assertIsInstance(self.resume(disk.record_path), Finisher)
 
+    def test_a_file_that_is_still_open_here_is_finished_once_it_was_deleted(self):
+        """In the program that has deleted it, and could not tell the destination so."""
+        self.write_source()
+        disk = FileDisk(self.source_path, writable=False)
+        received = self.receive()
+        sending = self.resume(disk)
+        outcome = sending.run()
+        while os.path.exists(self.source_path):
+            self.network.step() or self.clock.advance(0)
+        for connection in self.network.connections:
+            connection.cut()
+        sending.stop()
+        self.network.advance(10)
+        self.failureResultOf(outcome, Unconfirmed)
+        finishing = self.resume(disk)
+        self.assertIsInstance(finishing, Finisher)
+        self.assertEqual(0, self.network.result(finishing.run()).data)
+        self.successResultOf(received)
+        self.assertIsNotNone(disk.fileno())
+        disk.close()
+
 
 class KeptTests(Case):
     unlink = False
