@@ -25,16 +25,17 @@ ARROWS = {
     "client": "syscalls runtime nbd transport",
     "server": "interfaces syscalls runtime nbd storage transport client",
     "migration.policy": "",
+    "migration.disk": "interfaces errors storage",
     "migration.in_use": "interfaces errors runtime storage",
     "migration.records": "interfaces syscalls errors storage",
     "migration.handoff": "runtime nbd client migration.records",
     "migration.source": (
         "interfaces syscalls errors runtime nbd storage transport client "
-        "migration.policy migration.in_use migration.records migration.handoff"
+        "migration.policy migration.disk migration.in_use migration.records migration.handoff"
     ),
     "migration.destination": (
         "interfaces syscalls errors runtime nbd storage server "
-        "migration.policy migration.records migration.handoff"
+        "migration.policy migration.disk migration.records migration.handoff"
     ),
     "migration.mirror": (
         "errors runtime nbd storage transport client server migration.policy migration.source"

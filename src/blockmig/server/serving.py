@@ -50,6 +50,7 @@ from ..nbd import (
     served_export_name,
 )
 from ..runtime import BoundedThreads, Runtime
+from ..storage import guard
 from .access import DiskAccess
 from .changes import Changes
 from .clients import Clients
@@ -204,6 +205,7 @@ class Server:
     @param latency: measures how quick the disk is; None for the default.
     @param runtime: reactor, threads and system calls; None for the real ones.
     @raise ValueError: C{export} is too long.
+    @raise blockmig.storage.DiskRefused: C{disk} cannot be a disk.
     """
 
     def __init__(
@@ -231,6 +233,7 @@ class Server:
         self._max_connections = max_connections
         self._threads = BoundedThreads(runtime.threads, limit=MOST_JOBS + 1)  # and one that flushes
         runtime = replace(runtime, threads=self._threads)
+        disk = guard(disk)
         self._access = DiskAccess(disk, self._threads, latency or LatencyMonitor(), runtime.system)
         flags = _READ_FLAGS | (TransmissionFlag.READ_ONLY if read_only else _WRITE_FLAGS)
         self._handler = _DiskExport(Export(export, disk.size, flags), self._access, reactor.seconds)
@@ -296,8 +299,8 @@ class Server:
             "role": "serve",
             "state": self.state,
             "uptime": round(now - self._started_at, 3),
-            "disk": self.disk.name,
-            "size": self.disk.size,
+            "disk": self._access.disk.name,
+            "size": self._access.disk.size,
             "export": self.export,
             "read_only": self.read_only,
             "errors": self._handler.errors.count,

@@ -11,6 +11,7 @@ from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
 from .file import FileDisk, file_identity
+from .guarded import guard
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .open import open_disk
@@ -39,6 +40,7 @@ __all__ = [
     "file_identity",
     "filesystem_of",
     "find_data",
+    "guard",
     "image_format",
     "is_in_memory",
     "is_locked",

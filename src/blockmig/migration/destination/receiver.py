@@ -20,6 +20,7 @@ from ...interfaces import IDisk, IRecordedDisk
 from ...nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
+from ..disk import guarded
 from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Record, Records
 from ..records.permitted import destination_record, may_overwrite
@@ -85,7 +86,7 @@ class Receiver:
         self._clients = Clients()
         self._outcome = Outcome(self._wind_up)
         self._progress = ProgressTimer(runtime.reactor, self._threads)
-        self._migration = self._incoming(disk, overrides)
+        self._migration = self._incoming(guarded(disk), overrides)
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
         )

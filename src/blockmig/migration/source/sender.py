@@ -34,6 +34,7 @@ from ...interfaces import IDisk, IRecordedDisk
 from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
+from ..disk import guarded
 from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
@@ -87,6 +88,7 @@ class Sender:
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
+        disk = guarded(disk)
         self._reactor = runtime.reactor
         self._threads = BoundedThreads(runtime.threads)
         self._patience = patience
