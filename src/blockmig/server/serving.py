@@ -362,6 +362,8 @@ class Server:
         """Wait until no client is left and no thread at work, then flush and complete."""
         await self._clients.all_gone()
         await self._threads.idle()
+        if self._relay is not None:
+            await self._relay.idle()
         if self._drain_timeout is not None and self._drain_timeout.active():
             self._drain_timeout.cancel()
         try:

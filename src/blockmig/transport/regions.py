@@ -11,6 +11,9 @@ from ..interfaces import IDisk
 class FileRegion(NamedTuple):
     """C{length} bytes of C{disk} from C{offset}, to be sent from or received into.
 
+    It may be sent from a disk without a descriptor too, whose L{IDisk.read} is slow: in threads,
+    where the producer has some.
+
     @ivar on_read_error: called with the error and the rest of the region if that cannot be read;
         returns what to send in its place, beginning with as many bytes as the rest has. Without
         it, a region that cannot be read costs the connection.

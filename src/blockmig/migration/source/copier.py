@@ -10,7 +10,7 @@ Rules (design, sections 2 and 3):
 * what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
 * a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
-  may take longer than anything else;
+  may take longer than anything else, and the time that the source's own disk takes does not count;
 * an oldstyle server gets one request at a time, with a constant cookie; its flags cannot be relied
   on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that refuses
   FLUSH counts as having none;
@@ -270,6 +270,8 @@ class Copier:
         allowed = limit
         if self._requests.is_in_flight(Command.FLUSH):
             allowed *= _FLUSH_FACTOR
+        if self._connection.outgoing.waits_for_disk:
+            self._answered_at = self._reactor.seconds()  # it is not the destination that is slow
         left = self._answered_at + allowed - self._reactor.seconds()
         if left > 0:
             self._reply_timer = self._reactor.callLater(left, self._check_reply_timeout, limit)
