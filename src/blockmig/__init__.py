@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .errors import (
         ExitStatus,
         GaveUp,
+        InUse,
         LocalFailure,
         MigrationError,
         Refused,
@@ -45,6 +46,7 @@ _MODULES: Final = {
     "ExitStatus": "errors",
     "FileDisk": "storage",
     "GaveUp": "errors",
+    "InUse": "errors",
     "LocalFailure": "errors",
     "MigrationError": "errors",
     "Mirror": "migration.mirror.mirror",
@@ -70,6 +72,7 @@ __all__ = [
     "ExitStatus",
     "FileDisk",
     "GaveUp",
+    "InUse",
     "LocalFailure",
     "MigrationError",
     "Mirror",
