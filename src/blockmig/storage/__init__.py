@@ -16,7 +16,7 @@ from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .open import open_disk
 from .record_paths import default_state_directory, record_path
-from .scan import Scan, Segment
+from .scan import Scan, Segment, split_data
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
 
@@ -49,5 +49,6 @@ __all__ = [
     "open_disk",
     "record_path",
     "sample_ranges",
+    "split_data",
     "users_of",
 ]

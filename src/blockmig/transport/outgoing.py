@@ -134,11 +134,6 @@ class RegionProducer:
         return self._sink is not None
 
     @property
-    def waits_for_disk(self) -> bool:
-        """Whether the peer has taken everything but what a thread is reading from the disk."""
-        return self._read_ahead is not None and self._read_ahead.is_waiting
-
-    @property
     def pending_bytes(self) -> int:
         """How many bytes the queue holds in memory; regions do not count, read or not."""
         return self._in_memory
@@ -153,8 +148,9 @@ class RegionProducer:
         for item in items:
             if isinstance(item, bytes):
                 self._in_memory += len(item)
-            elif self._read_ahead is not None and item.disk.fileno() is None:
+            elif self._must_be_read_ahead(item):
                 item = _ThreadedRegion(*item)  # noqa: PLW2901
+                assert self._read_ahead is not None
                 self._read_ahead.add(item)
             self._queue.append(item)
         self._start()
@@ -276,6 +272,9 @@ class RegionProducer:
             if was_registered:
                 self._drained()
 
+    def _must_be_read_ahead(self, region: FileRegion) -> bool:
+        return self._read_ahead is not None and region.data is None and region.disk.fileno() is None
+
     def _reading(self, item: bytes | memoryview | FileRegion) -> ReadAhead | None:
         """What is still reading the first bytes of C{item}, if it must be waited for."""
         if not isinstance(item, _ThreadedRegion):
@@ -354,6 +353,7 @@ class RegionProducer:
             sink.plain
             and self._can_sendfile
             and isinstance(item, FileRegion)
+            and item.data is None
             and not isinstance(item, _ThreadedRegion)
             and item.length > _SMALL
             and item.disk.fileno() is not None
@@ -392,6 +392,8 @@ class RegionProducer:
 
     def _read(self, head: FileRegion, length: int) -> bytes | memoryview:
         """The next bytes of a region, at least one and at most C{length}."""
+        if head.data is not None:
+            return head.data[:length]
         if isinstance(head, _ThreadedRegion):
             assert self._read_ahead is not None
             return self._read_ahead.take(length)

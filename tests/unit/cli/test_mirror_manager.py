@@ -312,7 +312,7 @@ class WaitTests(Case):
         self.assertIn("cancelled", found["message"])
 
     def test_a_wait_for_a_failed_mirror_reports_status_3(self):
-        self.source.fail("probe", OSError(5, "Input/output error"), times=None)
+        self.source.fail("read", OSError(5, "Input/output error"), times=None)
         self.start()
         found = self.answer("/mirror/wait")
         self.assertEqual((3, None), (found["status"], found["summary"]))

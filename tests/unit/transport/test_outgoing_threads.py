@@ -111,13 +111,11 @@ class PlainSocketTests(Case):
         self.producer.resumeProducing()
         self.assertEqual(expected, self.run_all())
         self.assertEqual((0, 0), (self.producer.pending, self.producer.pending_bytes))
-        self.assertFalse(self.producer.waits_for_disk)
 
     def test_the_socket_is_not_watched_while_a_thread_reads(self):
         self.producer.send([b"head", self.region()])
         self.transport.run()
         self.assertFalse(self.transport.writing)
-        self.assertTrue(self.producer.waits_for_disk)
 
     def test_the_transport_does_not_close_while_a_thread_reads(self):
         """Not even if everything so far was taken at once."""
@@ -129,12 +127,6 @@ class PlainSocketTests(Case):
         self.assertFalse(self.transport.lost)
         self.assertEqual(b"firsthead" + CONTENT[:5], self.run_all())
         self.assertTrue(self.transport.lost)
-
-    def test_a_full_socket_is_no_wait_for_the_disk(self):
-        self.transport.room = 2
-        self.producer.send([b"head", self.region()])
-        self.transport.run()
-        self.assertFalse(self.producer.waits_for_disk)
 
     def test_a_pause_while_a_thread_reads_lasts(self):
         self.producer.send([self.region()])
@@ -153,7 +145,7 @@ class PlainSocketTests(Case):
         self.threads.run()
         self.transport.run()
         self.assertEqual((b"head", []), (bytes(self.transport.out), self.disk.calls))
-        self.assertEqual(([], False), (self.failures, self.producer.waits_for_disk))
+        self.assertEqual([], self.failures)
 
     def test_a_connection_that_is_lost_while_a_thread_reads_reports_no_error(self):
         self.disk.fail("read", OSError(errno.EIO, "bad"), times=None)
@@ -220,6 +212,30 @@ class OtherTransportTests(Case):
         self.other.producer.resumeProducing()
         self.threads.run()
         self.assertEqual(CONTENT, self.other.value())
+
+
+class KnownDataTests(Case):
+    """Regions that were read already."""
+
+    def known(self, offset, length):
+        return self.region(offset, length)._replace(data=memoryview(CONTENT)[offset:][:length])
+
+    def test_they_are_sent_without_another_read(self):
+        self.transport.takes.extend([5, 0, 100_000, 0, 7])
+        self.producer.send([b"head", self.known(5, 4 * PIECE), b"tail", self.known(0, 10)])
+        self.transport.run()
+        expected = b"head" + CONTENT[5 : 4 * PIECE + 5] + b"tail" + CONTENT[:10]
+        self.assertEqual(expected, bytes(self.transport.out))
+        self.assertEqual(([], []), (self.disk.calls, self.threads.waiting))
+        self.assertEqual(4 * PIECE + 10, sum(self.sent))
+
+    def test_their_rate_is_limited_too(self):
+        self.make(pacer=Pacer(self.clock, RateLimiter(self.clock, PIECE)))
+        self.producer.send([self.known(0, SIZE)])
+        for _ in range(20):
+            self.clock.advance(0.1)
+            self.transport.run()
+        self.assertAlmostEqual(2 * PIECE, sum(self.sent), delta=PIECE // 4)
 
 
 class PacedTests(Case):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 
 from blockmig.errors import GaveUp, LocalFailure, Refused
-from blockmig.testing import ManualThreads
+from blockmig.nbd import Export
+from blockmig.testing import ManualThreads, UnlinkableMemoryDisk
 
-from .case import DATA, SIZE, WRITE, SenderCase
+from .case import ALL, DATA, SIZE, WRITE, ZEROES, Flag, SenderCase
 
 
 class SlowDiskTests(SenderCase):
+    def make_disk(self):
+        return UnlinkableMemoryDisk(DATA)
+
     def until_reading(self):
         """Go on until the first payload is due."""
         for _ in range(20):
@@ -91,30 +95,69 @@ class SlowDiskTests(SenderCase):
             self.assertEqual(f"memory: {words}", self.failure(LocalFailure))
             self.assertFalse(self.disk.unlinked)
 
-    def test_whatever_a_scan_raises_ends_the_migration(self):
-        for method in ("extents", "probe"):
-            self.setUp()
-            self.disk.fail(method, KeyError("session expired"), times=None)
-            self.send()
-            self.assertEqual(
-                f"memory: {method}: KeyError: 'session expired'", self.failure(LocalFailure)
-            )
+    def test_whatever_the_scan_raises_ends_the_migration(self):
+        self.disk.fail("extents", KeyError("session expired"), times=None)
+        self.send()
+        self.assertEqual("memory: extents: KeyError: 'session expired'", self.failure(LocalFailure))
 
-    def test_a_payload_of_the_wrong_length_is_never_sent(self):
+    def test_data_of_the_wrong_length_is_never_sent(self):
         for more in (-1, 1):
             self.setUp()
-            read, calls = self.disk.read, iter((0,))  # the scan's is right
-            self.disk.read = lambda offset, count, more=more, read=read, calls=calls: read(
-                0, count + next(calls, more)
-            )
-            self.begin()
-            self.endpoint.pump()
-            self.finish()
+            self.disk.read = lambda offset, count, more=more: bytes(count + more)
+            self.send()
             self.assertRegex(
                 self.failure(LocalFailure), r"^memory: read: returned \d+ bytes instead of \d+$"
             )
-            self.assertIn(WRITE, self.servers[0].commands())
-            self.assertEqual(bytes(SIZE), bytes(self.servers[0].data))
+            self.assertEqual([], self.servers[0].commands())
+            self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_each_byte_is_read_once_and_none_is_probed(self):
+        self.send()
+        self.summary()
+        reads = [(call.offset, call.length) for call in self.disk.calls if call.method == "read"]
+        self.assertEqual([(0, SIZE)], reads)
+        self.assertNotIn("probe", self.disk.names())
+
+    def test_zeroes_are_found_in_what_was_read(self):
+        self.send()
+        self.assertEqual(131072, self.summary().zeroes)
+        self.assertEqual([WRITE, ZEROES, WRITE], self.servers[0].commands()[:3])
+        self.assertEqual(DATA, bytes(self.servers[0].data))
+
+    def test_zeroes_are_data_where_they_cannot_be_sent_as_such(self):
+        self.export = Export("", SIZE, ALL & ~Flag.SEND_WRITE_ZEROES)
+        self.send()
+        self.assertEqual(0, self.summary().zeroes)
+        self.assertEqual([WRITE], self.servers[0].commands()[:1])
+        self.assertEqual(DATA, bytes(self.servers[0].data))
+
+    def test_holes_are_not_read(self):
+        self.disk = UnlinkableMemoryDisk(DATA, holes=[(70_000, 190_000)])
+        self.send()
+        self.summary()
+        read = sum(call.length for call in self.disk.calls if call.method == "read")
+        self.assertEqual(SIZE - 190_000, read)
+        self.assertEqual(DATA, bytes(self.servers[0].data))
+
+    def test_what_was_read_need_not_stay_in_a_cache(self):
+        self.send()
+        self.summary()
+        forgotten = [call for call in self.disk.calls if call.method == "forget"]
+        self.assertEqual(SIZE, sum(call.length for call in forgotten))
+
+    def test_little_is_read_while_the_destination_takes_nothing(self):
+        size = 16 << 20
+        self.disk = UnlinkableMemoryDisk(b"x" * size)
+        self.export = Export("", size, ALL)
+        self.begin()
+        (connection,) = self.endpoint.connections
+        connection.stall()
+        self.finish()
+        self.assertLessEqual(self.disk.names().count("read"), 7)
+        connection.resume()
+        self.finish()
+        self.assertEqual(size, self.summary().data)
+        self.assertEqual(16, self.disk.names().count("read"))
 
     def test_what_cannot_be_a_disk_is_refused(self):
         self.disk.size = 0
