@@ -438,6 +438,7 @@ def test_the_trial_tests_of_the_documents_pass_and_catch_mistakes(tmp_path: Path
             ("            part.flush()", "            pass"),
             ("offset, length = 0, length - count", "offset, length = 0, length"),
             ("    def forget", "    def forgotten"),
+            ("part.extents(max(0, offset - base))", "part.extents(0)"),
         )
     ):
         assert right in modules["joined.py"]
