@@ -229,6 +229,12 @@ class KnownDataTests(Case):
         self.assertEqual(([], []), (self.disk.calls, self.threads.waiting))
         self.assertEqual(4 * PIECE + 10, sum(self.sent))
 
+    def test_they_are_sent_from_memory_although_their_disk_has_a_descriptor(self):
+        self.disk = ServedDisk(bytes(SIZE))
+        self.producer.send([self.known(0, SIZE)])
+        self.transport.run()
+        self.assertEqual(CONTENT, bytes(self.transport.out))
+
     def test_their_rate_is_limited_too(self):
         self.make(pacer=Pacer(self.clock, RateLimiter(self.clock, PIECE)))
         self.producer.send([self.known(0, SIZE)])

@@ -294,7 +294,9 @@ class Copier:
 
     def _forget_cold(self) -> None:
         cold, self._cold = self._cold, []
-        self._context.runtime.threads(self._forget, cold).addErrback(_bug)
+        forgetting = self._context.runtime.threads(self._forget, cold)
+        # It was only an advice, and by the time that it fails the source may be retired.
+        forgetting.addErrback(lambda failure: failure.trap(OSError)).addErrback(_bug)
 
     def _scan_advanced(self, segments: list[Segment], sending: _Pass) -> None:
         sending.scanning = False

@@ -99,6 +99,11 @@ class SegmentReaderTests(SynchronousTestCase):
                 self.assertLessEqual(segment.length, PIECE)
         self.assertEqual(len(data), position)
 
+    def test_a_segment_that_is_longer_than_a_piece_is_given_out_in_parts(self):
+        self.make(b"x" * (2 * PIECE + 5))
+        self.reader.add([Segment(0, 2 * PIECE + 5, False)])
+        self.assertEqual([PIECE, PIECE, 5], [segment.length for segment in self.take_all()])
+
     def test_nothing_is_given_out_before_it_was_read(self):
         self.make(content(1))
         self.reader.add([Segment(0, STEP, False)])

@@ -145,6 +145,11 @@ class SlowDiskTests(SenderCase):
         forgotten = [call for call in self.disk.calls if call.method == "forget"]
         self.assertEqual(SIZE, sum(call.length for call in forgotten))
 
+    def test_a_last_advice_that_fails_ends_nothing(self):
+        self.disk.fail("forget", KeyError("session expired"), times=None)
+        self.send()
+        self.assertEqual(SIZE, self.summary().bytes)
+
     def test_little_is_read_while_the_destination_takes_nothing(self):
         size = 16 << 20
         self.disk = UnlinkableMemoryDisk(b"x" * size)
@@ -158,6 +163,27 @@ class SlowDiskTests(SenderCase):
         self.finish()
         self.assertEqual(size, self.summary().data)
         self.assertEqual(16, self.disk.names().count("read"))
+
+    def test_data_is_sent_while_nothing_is_answered_yet(self):
+        """As much as there is room for in the window, or a long way would make it slow."""
+        size = 16 << 20
+        self.disk = UnlinkableMemoryDisk(b"x" * size)
+        self.export = Export("", size, ALL)
+        self.keywords = {"holds": True}
+        self.begin()
+        self.finish()
+        self.assertEqual([WRITE] * 16, self.servers[0].commands())
+        self.servers[0].holds = False
+        self.servers[0].release()
+        self.finish()
+        self.summary()
+
+    def test_nothing_is_sent_once_a_read_has_failed(self):
+        self.disk = UnlinkableMemoryDisk(DATA, holes=[(70_000, 190_000)])
+        self.disk.fail("read", OSError(errno.EIO, "bad"), within=range(SIZE - 1, SIZE), times=None)
+        self.send(reply_timeout=10)
+        self.failure(LocalFailure)
+        self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_what_cannot_be_a_disk_is_refused(self):
         self.disk.size = 0
