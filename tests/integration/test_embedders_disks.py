@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gzip
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.support.embedders import FailingDisk, GzipDisk, Lateness, lateness, o
 from tests.support.embedding import pause
 from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.error import ConnectionDone
 
 from blockmig import (
     Destination,
@@ -27,6 +29,7 @@ from blockmig import (
     GaveUp,
     LocalFailure,
     MigrationError,
+    Mirror,
     Overrides,
     Patience,
     Receiver,
@@ -37,8 +40,8 @@ from blockmig.testing import check_disk, connect_client
 
 SIZE = 8 * MIB + 777
 DELAY = 0.05
-LATE = 0.04
-"""Seconds by which a reactor is late whose thread waits for such a disk."""
+LATE = 0.025
+"""Seconds: a reactor whose thread waits for such a disk is late by more, nearly each time."""
 
 
 def image(size: int = SIZE, seed: int = 1) -> bytes:
@@ -49,9 +52,9 @@ def image(size: int = SIZE, seed: int = 1) -> bytes:
 
 
 def assert_punctual(measured: Lateness) -> None:
-    """Hardly ever as late as one call of the disk takes: this machine is busy, and not in time."""
+    """Mostly in time, however busy this machine is, although each call of the disk takes longer."""
     assert len(measured.all) > 10
-    assert measured[50] < LATE, measured
+    assert measured[50] < LATE, str(measured)
 
 
 @contextlib.asynccontextmanager
@@ -90,6 +93,16 @@ async def serving(disk: Any, **options: Any) -> AsyncIterator[tuple[Server, Any]
             server.stop()
             with contextlib.suppress(OSError):
                 await server.complete()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_measure_sees_a_reactor_that_waits_for_a_disk() -> None:
+    with lateness("a reactor that waits") as late:
+        for _ in range(30):
+            time.sleep(DELAY)
+            await pause(0)
+    with pytest.raises(AssertionError, match="late: median"):
+        assert_punctual(late)
 
 
 # Over HTTP, each call of which takes 50 ms.
@@ -141,6 +154,35 @@ async def test_a_disk_over_HTTP_is_served() -> None:
             await client.flush()
         assert remote.content[7 : MIB + 7] == bytes(MIB)
         assert server.status()["errors"] == 0
+    assert_punctual(late)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_disk_over_HTTP_is_mirrored_while_a_client_writes(room: Path) -> None:
+    with FileDisk(str(room / "disk"), size=SIZE) as destination:
+        receiver = Receiver(destination)
+        async with (
+            over_http(image(), DELAY) as (disk, remote),
+            serving(disk) as (server, client),
+            listening(receiver.factory()) as there,
+        ):
+            with lateness("mirrored over HTTP") as late:
+                mirror = Mirror(server, Destination(there), longest_pause=5)
+                moved = mirror.complete()
+                await mirror.start()
+                writes = 0
+                while not client.lost:
+                    try:
+                        await client.write(writes * 300_007 % (SIZE - 9), b"%9d" % writes)
+                    except ConnectionDone:
+                        break  # by the server, whose disk is handed over
+                    writes += 1
+                    await pause(DELAY)
+                await moved
+            await receiver.complete()
+            await server.complete()
+    assert writes
+    assert (room / "disk").read_bytes() == bytes(remote.content)
     assert_punctual(late)
 
 

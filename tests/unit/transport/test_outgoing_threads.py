@@ -233,7 +233,7 @@ class KnownDataTests(Case):
         self.disk = ServedDisk(bytes(SIZE))
         self.producer.send([self.known(0, SIZE)])
         self.transport.run()
-        self.assertEqual(CONTENT, bytes(self.transport.out))
+        self.assertEqual((CONTENT, []), (bytes(self.transport.out), self.kernel.sent_from_disk))
 
     def test_their_rate_is_limited_too(self):
         self.make(pacer=Pacer(self.clock, RateLimiter(self.clock, PIECE)))
