@@ -84,6 +84,25 @@ class ThreadTests(Case):
         self.settle()
         self.assertEqual([0], self.peer.errors())
 
+    def test_a_long_write_is_made_piece_after_piece(self):
+        """What is kept of it in memory is bounded."""
+        self.disk = MemoryDisk(5 << 20)
+        self.make(self.threads)
+        self.peer = self.client()
+        self.begin()
+        payload = b"x" * (2 << 20) + b"yz"
+        _, header = self.peer.wire.request(WRITE, 5, len(payload), 0)
+        data = header + payload
+        for start in range(0, len(data), 65536):
+            self.peer.give(data[start : start + 65536])
+            self.clock.advance(0)
+            self.assertLessEqual(len(self.threads.waiting), 1)
+            self.settle()
+        self.assertEqual([0], self.peer.errors())
+        self.assertEqual(payload, self.disk.peek(5, len(payload)))
+        longest = max(call.length for call in self.disk.calls if call.method == "write")
+        self.assertLess(longest, (1 << 20) + 65536)
+
     def test_the_outcome_waits_for_a_write(self):
         self.begin()
         self.peer.write(0, DATA)
@@ -153,6 +172,21 @@ class ErrorTests(Case):
         self.clock.advance(10)
         error = self.failureResultOf(self.outcome, LocalFailure).value
         self.assertEqual("memory: flush: KeyError: 'session expired'", str(error))
+
+    def test_a_long_write_that_fails_in_the_middle_is_answered_once_and_its_rest_discarded(self):
+        self.disk = MemoryDisk(5 << 20)
+        self.make()
+        self.peer = self.client()
+        self.disk.fail("write", OSError(errno.ENOSPC, "full"), within=range(1, 2))
+        self.peer.write(0, b"x" * (3 << 20))
+        self.peer.send(READ, 0, 10)
+        self.clock.advance(0)
+        self.assertEqual([28, 0], self.peer.errors())
+        self.assertEqual(1, self.disk.names().count("write"))
+        self.peer.lose()
+        self.clock.advance(10)
+        error = self.failureResultOf(self.outcome, LocalFailure).value
+        self.assertEqual("memory: write: full", str(error))
 
     def test_a_failed_read_is_answered_and_ends_nothing(self):
         """The reply has not begun by then."""
