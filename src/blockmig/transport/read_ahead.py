@@ -1,10 +1,10 @@
 """Reads regions in threads, ahead of being sent: those of a disk that has no descriptor.
 
-Owns the pieces that are being read, and those that were read and not yet sent.
+Owns the pieces that are being read, and those that were read and not yet given out.
 
 Rules:
 
-* regions are read in the order in which they were queued, in pieces of at most 1 MiB. Several are
+* regions are read in the order in which they were added, in pieces of at most 1 MiB. Several are
   read at a time, in any order, and given out in theirs;
 * at most 4 pieces exist at a time, read or being read, so that they take at most 4 MiB;
 * nothing is given out of a piece before all of it was read; an error is reported when it is that
@@ -62,7 +62,7 @@ class _Piece:
 
 
 class ReadAhead:
-    """The regions of one producer that are read in threads.
+    """Regions that are read in threads, for one who takes what they hold in their order.
 
     @param in_thread: runs a function in a thread.
     @param ready: called, after L{wait}, when the next bytes were read.

@@ -185,6 +185,22 @@ class SlowDiskTests(SenderCase):
         self.failure(LocalFailure)
         self.assertEqual([], self.clock.getDelayedCalls())
 
+    def test_a_disk_that_cannot_say_whether_it_can_be_deleted_is_refused(self):
+        self.disk.fail("check_unlink", KeyError("session expired"))
+        error = self.assertRaises(Refused, self.send, unlink=True)
+        self.assertEqual(
+            "memory: check_unlink: KeyError: 'session expired': send without --unlink", str(error)
+        )
+
+    def test_whatever_the_deletion_raises_keeps_the_source(self):
+        self.disk.fail("unlink", KeyError("session expired"))
+        self.send(unlink=True)
+        self.assertIn(
+            "memory: could not be retired: unlink: KeyError: 'session expired'",
+            self.failure(LocalFailure),
+        )
+        self.assertFalse(self.disk.unlinked)
+
     def test_what_cannot_be_a_disk_is_refused(self):
         self.disk.size = 0
         error = self.assertRaises(Refused, self.send)
