@@ -39,7 +39,15 @@ class IDisk(Interface):
     """A disk: what a migration moves.
 
     Calls block. Those marked I{slow} may block for long and are made from threads, several at a
-    time; they must be safe to call so on ranges that do not overlap. All raise L{OSError}.
+    time; they must be safe to call so on ranges that do not overlap. L{read} and L{write} are slow
+    where L{fileno} is None: then they too are only called from threads. (Of a disk with a
+    descriptor they are called in the reactor's thread as well, and must not wait for a network.)
+    L{fileno} and the attributes are never slow.
+
+    All methods raise L{OSError}, and only that, except for what the interfaces below list. Anything
+    else that they raise counts as EIO, and so does a result of the wrong length or type. The
+    attributes are looked at once, when the disk is given to a C{Sender}, C{Receiver} or C{Server}.
+    L{blockmig.testing.check_disk} checks what is said here of a disk.
     """
 
     name = Attribute("The disk's name in messages, usually its path.")
@@ -52,17 +60,21 @@ class IDisk(Interface):
     def fileno() -> int | None:
         """The descriptor from which payloads may be sent, and into which they may be spliced.
 
-        None where there is none: then L{read} and L{write} are used instead.
+        None where there is none: then L{read} and L{write} are used instead, in threads.
         """
 
     def read(offset: int, length: int) -> bytes:
-        """Exactly C{length} bytes.
+        """Exactly C{length} bytes. I{Slow} without a descriptor.
 
         @raise OSError: EIO also if the disk turns out to be shorter than its size.
         """
 
     def write(offset: int, data: Any) -> None:
-        """Write all of C{data}, which has the buffer protocol, at C{offset}."""
+        """Write all of C{data}, which has the buffer protocol, at C{offset}. I{Slow} without a
+        descriptor.
+
+        C{data} may be changed once this has returned.
+        """
 
     def zero(offset: int, length: int, allocate: bool, fast: bool = False) -> None:
         """I{Slow.} Make a range read as zeroes.
@@ -82,7 +94,10 @@ class IDisk(Interface):
         """I{Slow.} Return once everything written so far would survive a power failure."""
 
     def extents(offset: int) -> Iterator[Extent]:
-        """I{Slow.} The extents from C{offset} to the end: adjacent, none empty."""
+        """I{Slow.} The extents from C{offset} to the end: adjacent, none empty.
+
+        The iterator is advanced in a thread, too, and may be dropped before its end.
+        """
 
     def probe(offset: int, length: int) -> Probe:
         """I{Slow.} Read a range of at most 256 KiB; return whether it is all zeroes."""

@@ -540,6 +540,7 @@ def run_tests(runner: str, page: str, folder: Path, modules: dict[str, str]) -> 
                 ("            part.flush()", "            pass"),
                 ("offset, length = 0, length - count", "offset, length = 0, length"),
                 ("    def forget", "    def forgotten"),
+                ("part.extents(max(0, offset - base))", "part.extents(0)"),
             ),
         ),
         (

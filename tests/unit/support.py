@@ -38,7 +38,13 @@ from blockmig.nbd import (
 )
 from blockmig.storage import DiskChanged, DiskRefused, DiskVersion, open_disk
 from blockmig.syscalls import SystemCalls
-from blockmig.testing import Call, MemoryNetwork, MemoryTransport, RecordedMemoryDisk
+from blockmig.testing import (
+    Call,
+    MemoryDisk,
+    MemoryNetwork,
+    MemoryTransport,
+    RecordedMemoryDisk,
+)
 from blockmig.transport import FileRegion, IPayloadReceiver
 
 ONE, TWO = (f"7d0b2d5c-9f5e-4d57-8c77-00000000000{number}" for number in (1, 2))
@@ -58,6 +64,20 @@ class RecordedDisk(RecordedMemoryDisk):
 
     def identity(self):
         return IDENTITY
+
+
+class QuickDisk(MemoryDisk):
+    """One that has a descriptor, as files have, so that its reads and writes need no thread.
+
+    The descriptor is of nothing real: where transports are in memory nobody uses it.
+    """
+
+    def fileno(self):
+        return 1_000_099
+
+
+class QuickRecordedDisk(QuickDisk, RecordedDisk):
+    """The same, with records."""
 
 
 @implementer(IRecordedDisk, IUnlinkableDisk, IWatchedDisk)

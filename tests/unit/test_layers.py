@@ -26,19 +26,21 @@ ARROWS = {
     "transport": "interfaces syscalls nbd",
     "client": "syscalls runtime nbd transport",
     "server": (
-        "interfaces syscalls claims lives runtime nbd storage transport client migration.records"
+        "interfaces syscalls claims lives runtime nbd storage transport client "
+        "migration.disk migration.records"
     ),
     "migration.policy": "",
+    "migration.disk": "interfaces errors storage",
     "migration.in_use": "interfaces errors runtime storage",
     "migration.records": "interfaces syscalls errors storage",
     "migration.handoff": "runtime nbd client migration.records",
     "migration.source": (
         "interfaces syscalls errors claims lives runtime nbd storage transport client "
-        "migration.policy migration.in_use migration.records migration.handoff"
+        "migration.policy migration.disk migration.in_use migration.records migration.handoff"
     ),
     "migration.destination": (
         "interfaces syscalls errors claims lives runtime nbd storage server "
-        "migration.policy migration.records migration.handoff"
+        "migration.policy migration.disk migration.records migration.handoff"
     ),
     "migration.mirror": (
         "errors claims lives runtime nbd storage transport client server migration.policy "

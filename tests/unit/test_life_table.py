@@ -488,7 +488,7 @@ class CheckTests(Case):
         for method in ("extents", "probe", "read"):
             here.disk.fail(method, OSError(errno.EIO, "broken"))
         error = self.failureResultOf(here.it.check(), LocalFailure).value
-        self.assertEqual("memory: broken", str(error))
+        self.assertEqual("memory: probe: broken", str(error))
 
 
 class ForgottenTests(Case):

@@ -133,6 +133,7 @@ class ClientConnection(Protocol):
             sent=self._moved,
             drained=self._drained,
             pacer=self._pacer,
+            in_thread=self._runtime.threads,
             system=self._runtime.system,
         )
         if self._is_usable:

@@ -10,6 +10,8 @@ Rules:
 * a WRITE's payload is written to the disk as it arrives;
 * WRITE_ZEROES and TRIM run in the reactor's thread if they are short (1 MiB) and without FUA;
   otherwise, like flushes, in a thread;
+* but every call of a disk without a descriptor is slow, and is made in a thread: a READ is then
+  read before its reply begins;
 * a request that was received is carried out to its end, even if its client has gone.
 """
 
@@ -94,12 +96,19 @@ class PlainBackend:
     @param in_thread: runs a function in a thread.
     """
 
-    writes_in_thread = False
-
     def __init__(self, disk: IDisk, wire: ServerTransmission, in_thread: InThread) -> None:
         self._disk = disk
         self._wire = wire
         self._in_thread = in_thread
+
+    @property
+    def _is_slow(self) -> bool:
+        """Whether the disk's calls belong in threads; not those of a message, which is no IDisk."""
+        return self._disk.fileno() is None and IDisk.providedBy(self._disk)
+
+    @property
+    def writes_in_thread(self) -> bool:
+        return self._is_slow
 
     def touch(self) -> None:
         """Nobody measures the disk's latency here."""
@@ -118,19 +127,23 @@ class PlainBackend:
     def payload_moved(self) -> None:
         """Nobody measures the disk's latency here."""
 
-    def read(self, request: Request) -> ReplyItems:
-        region = FileRegion(self._disk, request.offset, request.length)
-        return self._wire.reply(request, 0, [region])
+    def read(self, request: Request) -> EventualReply:
+        if not self._is_slow:
+            region = FileRegion(self._disk, request.offset, request.length)
+            return self._wire.reply(request, 0, [region])
+        reading = self._in_thread(self._disk.read, request.offset, request.length)
+        return reading.addCallback(lambda data: self._wire.reply(request, 0, [data]))
 
     def status(self, request: Request) -> ReplyItems:
         """Refuse: metadata contexts are not offered."""
         return self._wire.reply(request, Errno.ENOTSUP)
 
     def memory_to_read(self, length: int) -> int:
-        return 0
+        return length if self._is_slow else 0
 
     def change(self, request: Request) -> Deferred[Any] | None:
-        if request.length <= SHORT_ZEROES and not request.flags & CommandFlag.FUA:
+        short = request.length <= SHORT_ZEROES and not request.flags & CommandFlag.FUA
+        if short and not self._is_slow:
             self._change(request)
             return None
         return self._in_thread(self._change, request)

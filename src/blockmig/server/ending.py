@@ -283,6 +283,8 @@ class Ending:
         """Wait until no client is left and no thread at work, then flush."""
         await self._clients.all_gone()
         await self._threads.idle()
+        if self.relay is not None:
+            await self.relay.idle()
         if self._drain_timeout is not None and self._drain_timeout.active():
             self._drain_timeout.cancel()
         outcome = None

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -44,7 +45,7 @@ from ..nbd import (
     Negotiated,
     TransmissionFlag,
 )
-from ..runtime import Runtime
+from ..runtime import BoundedThreads, Runtime
 from ..transport import (
     FileRegion,
     has_hung_up,
@@ -396,7 +397,9 @@ class Relay:
         receiver_export: str | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        self._runtime = runtime = runtime or Runtime.of()
+        runtime = runtime or Runtime.of()
+        self._threads = BoundedThreads(runtime.threads)
+        self._runtime = replace(runtime, threads=self._threads)
         self.is_available = False
         self._endpoint = destination.endpoint
         self._export = destination.export
@@ -428,6 +431,10 @@ class Relay:
             self._probe.abort()
         for client in list(self._clients):
             client.stop()
+
+    def idle(self) -> Deferred[None]:
+        """Fires when no thread is reading what a client had sent from the disk."""
+        return self._threads.idle()
 
     # For the clients and the probe.
 

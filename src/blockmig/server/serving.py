@@ -34,6 +34,7 @@ from zope.interface import implementer
 from ..claims import Claim, check_unclaimed
 from ..interfaces import IDisk, IRecordedDisk
 from ..lives import Life, LifeState
+from ..migration.disk import guarded
 from ..migration.records.verdict import check_canonical
 from ..nbd import (
     MAXIMUM_NAME,
@@ -200,7 +201,7 @@ class Server:
     @param runtime: reactor, threads and system calls; None for the real ones.
     @raise ValueError: C{export} is too long.
     @raise InUse: the disk object is in use.
-    @raise Refused: the records beside the disk do not call it the canonical copy.
+    @raise Refused: it cannot be a disk, or the records beside it do not call it the canonical copy.
     """
 
     def __init__(
@@ -218,12 +219,13 @@ class Server:
     ) -> None:
         if len(export.encode()) > MAXIMUM_NAME:
             raise ValueError(f"the export's name is longer than {MAXIMUM_NAME} bytes")
-        check_unclaimed(disk, disk.name)
+        given, disk = disk, guarded(disk)
+        check_unclaimed(given, disk.name)
         runtime = runtime or Runtime.of()
         if IRecordedDisk.providedBy(disk):
             check_canonical(disk, runtime.system)
         reactor = runtime.reactor
-        self.disk = disk
+        self.disk = given
         self.export = export
         self.read_only = read_only
         self._reactor = reactor
@@ -260,7 +262,7 @@ class Server:
             flush=None if read_only else self._access.flush,
             ended=self._end,
         )
-        self._claim = Claim(disk, self, disk.name)
+        self._claim = Claim(given, self, disk.name)
 
     def factory(self) -> IProtocolFactory:
         """The protocol factory to listen with."""
@@ -304,8 +306,8 @@ class Server:
             "role": "serve",
             "state": self.state,
             "uptime": round(now - self._started_at, 3),
-            "disk": self.disk.name,
-            "size": self.disk.size,
+            "disk": self._access.disk.name,
+            "size": self._access.disk.size,
             "export": self.export,
             "read_only": self.read_only,
             "errors": self._handler.errors.count,

@@ -11,11 +11,12 @@ from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
 from .file import FileDisk, file_identity
+from .guarded import guard
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .open import open_disk
 from .record_paths import default_state_directory, record_path
-from .scan import Scan, Segment
+from .scan import Scan, Segment, split_data
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
 
@@ -39,6 +40,7 @@ __all__ = [
     "file_identity",
     "filesystem_of",
     "find_data",
+    "guard",
     "image_format",
     "is_in_memory",
     "is_locked",
@@ -47,5 +49,6 @@ __all__ = [
     "open_disk",
     "record_path",
     "sample_ranges",
+    "split_data",
     "users_of",
 ]

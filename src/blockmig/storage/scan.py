@@ -38,12 +38,14 @@ class Segment(NamedTuple):
     @ivar length: bytes.
     @ivar zero: it reads as zeroes, so that its bytes need not be sent.
     @ivar cold: it was not in the page cache before, and need not stay there.
+    @ivar data: its bytes, where they were read already; None if they are still to be.
     """
 
     offset: int
     length: int
     zero: bool
     cold: bool = False
+    data: memoryview | None = None
 
     @property
     def end(self) -> int:
@@ -57,6 +59,8 @@ class Scan:
     @param request: bytes of the longest segment of data; a multiple of C{block}.
     @param block: bytes, a power of two of at most 64 KiB; cuts are at its multiples.
     @param find_zeroes: distinguish zeroes from data; otherwise everything is data.
+    @param probe: look for zeroes in what the disk reports as data, too. Otherwise nothing is read,
+        for a disk of which each call is slow: see L{split_data}.
     @param ranges: the start and the end of each range to scan, in order and disjoint, at multiples
         of C{block} (except the disk's end); None for the whole disk.
     """
@@ -68,9 +72,12 @@ class Scan:
         block: int = 1,
         find_zeroes: bool = True,
         ranges: Sequence[tuple[int, int]] | None = None,
+        *,
+        probe: bool = True,
     ) -> None:
         self._request = request
         self._block = block
+        self._probe = probe
         self._bytes_probed = 0
         self._stopped = False
         self._segments = self._cut(
@@ -128,6 +135,10 @@ class Scan:
         yield from self._probed(disk, position, last)
 
     def _probed(self, disk: IDisk, start: int, end: int) -> Iterator[Segment]:
+        if not self._probe:
+            if start < end:
+                yield Segment(start, end - start, False)
+            return
         while start < end and not self._stopped:
             stop = min((start // PROBE_SIZE + 1) * PROBE_SIZE, end)
             zero, cold = disk.probe(start, stop - start)
@@ -166,3 +177,28 @@ class Scan:
     def _next_cut(self, segment: Segment) -> int:
         limit = LONGEST_ZEROES if segment.zero else self._request
         return (segment.offset // limit + 1) * limit
+
+
+def split_data(segment: Segment, data: memoryview, step: int) -> Iterator[Segment]:
+    """Tell zeroes from data in a segment that was read.
+
+    @param step: bytes of the shortest run of zeroes to look for; cuts are at its multiples from the
+        segment's start.
+    @return: adjacent segments, by turns zeroes and data, which has its bytes.
+    """
+    zeroes = bytes(step)
+    start, kind = 0, None
+    for position in range(0, len(data), step):
+        part = data[position : position + step]
+        zero = part == zeroes[: len(part)]
+        if kind is not None and zero != kind:
+            yield _part(segment, data, start, position, kind)
+            start = position
+        kind = zero
+    if kind is not None:
+        yield _part(segment, data, start, len(data), kind)
+
+
+def _part(segment: Segment, data: memoryview, start: int, end: int, zero: bool) -> Segment:
+    known = None if zero else data[start:end]
+    return Segment(segment.offset + start, end - start, zero, segment.cold, known)

@@ -19,10 +19,12 @@ from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
 from .plain import has_hung_up, is_plain_socket, unacknowledged
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
+from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
 
 __all__ = [
     "LONGEST_MOVE",
+    "PIECE",
     "BadEndpoint",
     "CannotListen",
     "FileRegion",
@@ -31,6 +33,7 @@ __all__ = [
     "Pacer",
     "PayloadReader",
     "RateLimiter",
+    "ReadAhead",
     "RegionProducer",
     "YieldingLimiter",
     "client_endpoint",

@@ -2,7 +2,8 @@
 
 Owns the order of everything that is sent on one connection. On a plain socket everything bypasses
 the transport: bytes by send(2), regions from the page cache by sendfile(2). On any other transport
-regions are read, and everything is written to the transport.
+regions are read, and everything is written to the transport. Regions of a disk that has no
+descriptor are read in threads (`read_ahead`), if there are any.
 
 Rules:
 
@@ -16,6 +17,8 @@ Rules:
 * a turn of the reactor sends a bounded number of bytes;
 * a region that cannot be sent in full (the disk shrank, a read failed) breaks the promise of the
   header before it: `failed` is called, once, and nothing more is sent;
+* while a thread is reading the next bytes nothing is sent, but the producer stays registered, so
+  that the transport does not close before they are;
 * a peer that goes away costs its connection and nothing else; `stopProducing` never raises.
 
 Guards against: a FileDescriptor never resumes a streaming producer that did not `write`. A producer
@@ -36,12 +39,14 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from zope.interface import implementer
 
 from ..syscalls import SystemCalls
 from .plain import is_plain_socket
 from .rate import Pacer
+from .read_ahead import ReadAhead
 from .regions import FileRegion
 
 _TURN_BUDGET: Final = 4 << 20
@@ -65,6 +70,12 @@ class _PeerGone(Exception):
     """Sending failed because of the socket, not of the disk."""
 
 
+class _ThreadedRegion(FileRegion):
+    """A region that is read in threads."""
+
+    __slots__ = ()
+
+
 @implementer(IPushProducer)
 class RegionProducer:
     """Sends bytes and file regions on one transport, in order.
@@ -79,6 +90,8 @@ class RegionProducer:
         socket took all of it inside L{send}.
     @param progressed: called when a slow peer has taken some of what was queued.
     @param pacer: pauses this producer while region bytes have to wait; may be set at any time.
+    @param in_thread: reads regions of disks without a descriptor in threads; None to read them
+        here, for disks that are in memory.
     @param system: the system calls.
     """
 
@@ -91,6 +104,7 @@ class RegionProducer:
         drained: Callable[[], None] = lambda: None,
         progressed: Callable[[], None] = lambda: None,
         pacer: Pacer | None = None,
+        in_thread: Callable[..., Deferred[Any]] | None = None,
         system: SystemCalls,
     ) -> None:
         self.pacer = pacer
@@ -107,6 +121,7 @@ class RegionProducer:
         self._stopped = False
         self._can_sendfile = True
         self._sink: _SocketSink | _TransportSink | None = None
+        self._read_ahead = ReadAhead(in_thread, self._was_read) if in_thread is not None else None
 
     @property
     def pending(self) -> int:
@@ -120,7 +135,7 @@ class RegionProducer:
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes the queue holds in memory; regions do not count."""
+        """How many bytes the queue holds in memory; regions do not count, read or not."""
         return self._in_memory
 
     def send(self, items: Sequence[bytes | FileRegion]) -> None:
@@ -133,6 +148,10 @@ class RegionProducer:
         for item in items:
             if isinstance(item, bytes):
                 self._in_memory += len(item)
+            elif self._must_be_read_ahead(item):
+                item = _ThreadedRegion(*item)  # noqa: PLW2901
+                assert self._read_ahead is not None
+                self._read_ahead.add(item)
             self._queue.append(item)
         self._start()
 
@@ -196,6 +215,8 @@ class RegionProducer:
         self._in_memory = 0
         if self.pacer is not None:
             self.pacer.stop()
+        if self._read_ahead is not None:
+            self._read_ahead.stop()
         if self._sink is not None:
             self._release()
 
@@ -224,6 +245,11 @@ class RegionProducer:
     def _turn(self, sink: _SocketSink | _TransportSink, budget: int) -> None:
         """Send what may be sent now; the sink continues when there is room for more."""
         while self._queue and budget > 0 and not self._paused and sink.has_room():
+            if (reading := self._reading(self._queue[0])) is not None:
+                reading.wait()
+                if not sink.registered:
+                    sink.register()
+                return
             if (count := self._allowed(budget)) == 0:
                 return
             try:
@@ -245,6 +271,21 @@ class RegionProducer:
             self._release()
             if was_registered:
                 self._drained()
+
+    def _must_be_read_ahead(self, region: FileRegion) -> bool:
+        return self._read_ahead is not None and region.data is None and region.disk.fileno() is None
+
+    def _reading(self, item: bytes | memoryview | FileRegion) -> ReadAhead | None:
+        """What is still reading the first bytes of C{item}, if it must be waited for."""
+        if not isinstance(item, _ThreadedRegion):
+            return None
+        assert self._read_ahead is not None
+        return None if self._read_ahead.is_ready else self._read_ahead
+
+    def _was_read(self) -> None:
+        """What was waited for is there."""
+        if self._sink is not None and not self._paused:
+            self._sink.wake()
 
     def _lose_peer(self) -> None:
         self.stopProducing()
@@ -279,6 +320,9 @@ class RegionProducer:
         if head.on_read_error is None:
             raise error
         self._queue.popleft()
+        if isinstance(head, _ThreadedRegion):
+            assert self._read_ahead is not None
+            self._read_ahead.drop(head.length)
         for item in reversed(head.on_read_error(error, head)):
             self._put_back(item)
 
@@ -309,6 +353,8 @@ class RegionProducer:
             sink.plain
             and self._can_sendfile
             and isinstance(item, FileRegion)
+            and item.data is None
+            and not isinstance(item, _ThreadedRegion)
             and item.length > _SMALL
             and item.disk.fileno() is not None
         )
@@ -326,13 +372,15 @@ class RegionProducer:
                 self._queue.popleft()
                 continue
             length = min(head.length, count - moved, _WRITE_SIZE - size)
-            if length <= 0 or (pieces and head.length > _SMALL):
+            if length <= 0 or (pieces and (head.length > _SMALL or self._reading(head))):
                 break
             try:
-                pieces.append(head.disk.read(head.offset, length))
+                piece = self._read(head, length)
             except OSError as error:
                 self._replace_head(head, error)
                 continue
+            pieces.append(piece)
+            length = len(piece)
             size += length
             moved += length
             self._shorten_head(length)
@@ -341,6 +389,15 @@ class RegionProducer:
         if moved:
             self._count_sent(moved)
         return size
+
+    def _read(self, head: FileRegion, length: int) -> bytes | memoryview:
+        """The next bytes of a region, at least one and at most C{length}."""
+        if head.data is not None:
+            return head.data[:length]
+        if isinstance(head, _ThreadedRegion):
+            assert self._read_ahead is not None
+            return self._read_ahead.take(length)
+        return head.disk.read(head.offset, length)
 
     def _send_to_socket(self, data: bytes | memoryview, flags: int) -> int:
         """Give bytes to the socket; return how many it took."""

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.cli.mirror_manager import MirrorManager, _RequestBody
 from blockmig.control import ControlRefused
 from blockmig.errors import Unconfirmed
+from blockmig.interfaces import Extent
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
@@ -49,7 +50,7 @@ class Reactor(Clock):
 
 class Source(RecordedDisk):
     def extents(self, offset):
-        return iter([])
+        return iter([Extent(offset, self.size - offset, hole=False)])
 
 
 class Case(SynchronousTestCase):
@@ -311,7 +312,7 @@ class WaitTests(Case):
         self.assertIn("cancelled", found["message"])
 
     def test_a_wait_for_a_failed_mirror_reports_status_3(self):
-        self.source.fail("probe", OSError(5, "Input/output error"), times=None)
+        self.source.fail("read", OSError(5, "Input/output error"), times=None)
         self.start()
         found = self.answer("/mirror/wait")
         self.assertEqual((3, None), (found["status"], found["summary"]))

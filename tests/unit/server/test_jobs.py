@@ -191,4 +191,4 @@ class LateChangeTests(SynchronousTestCase):
             one.send(Command.FLUSH)
             self.place.threads.run()
         status = self.place.server.status()
-        self.assertEqual((3, "FLUSH: worn out"), (status["errors"], status["last_error"]))
+        self.assertEqual((3, "FLUSH: flush: worn out"), (status["errors"], status["last_error"]))

@@ -835,6 +835,46 @@ class HeldInThreadsTests(HeldTests):
         self.assertTrue(whole == bytes(made[1].got))
         self.assertEqual(4096, self.far_kernel.sent_from_disk[0][0])
 
+    def partly_written(self):
+        """A client of a disk without a descriptor, in the middle of a WRITE; what it sends."""
+        self.make()
+        self.enlarge()
+        self.disk.descriptor = None
+        self.server, self.seconds = self.make_server(self.disk, self.kernel)
+        peer = self.peer()
+        payload = pattern(3 * SIZE, seed=9)
+        _, whole = peer.expect(WRITE, 4096, len(payload), 0, payload)
+        peer.give(whole[: 28 + SIZE + 100])
+        self.pool.run()
+        self.drain()
+        self.successResultOf(self.server.hold())
+        peer.give(whole[28 + SIZE + 100 :])
+        self.threads_there = ManualThreads()
+        self.relay(in_thread=self.threads_there)
+        made = self.by_hand(self.server._handler.export)
+        self.assertEqual(["read"], list(set(self.threads_there.names())))
+        return peer, whole, made[1]
+
+    def test_what_was_written_of_a_write_is_read_in_threads(self):
+        _, whole, other = self.partly_written()
+        before = len(self.disk.calls)
+        self.drain()
+        self.assertEqual(before, len(self.disk.calls))
+        while self.threads_there.run(1):
+            self.drain()
+        self.assertTrue(whole == bytes(other.got))
+
+    def test_the_end_waits_for_the_threads_that_read_it(self):
+        peer, _, _ = self.partly_written()
+        peer.transport.lose()
+        self.server.stop()
+        self.drain()
+        self.assertNoResult(self.done)
+        calls = len(self.disk.calls)
+        self.threads_there.run()
+        self.successResultOf(self.done)
+        self.assertEqual(calls, len(self.disk.calls))
+
     def test_a_write_that_a_thread_finishes_during_the_hold_is_passed_on(self):
         self.make()
         self.enlarge()

@@ -353,8 +353,9 @@ class StopTests(Case):
         self.disk.fail("flush", ValueError("a bug"), times=None)
         done = self.server.complete()
         self.server.stop()
-        self.failureResultOf(done, ValueError)
-        self.flushLoggedErrors(ValueError)
+        error = self.failureResultOf(done, OSError).value
+        self.assertEqual("flush: ValueError: a bug", error.strerror)
+        self.assertIsInstance(error.__cause__, ValueError)
 
     def test_a_write_that_never_completes_is_answered_with_ESHUTDOWN(self):
         for length, part in ((4096, 100), (4096, 0), (65536, 65535), (SIZE, 100_000), (SIZE, 0)):

@@ -297,7 +297,6 @@ class ReceiverTests(Case):
 
     def test_no_space_at_the_last_bytes_fails_the_write(self):
         """A write whose last bytes did not fit must never be answered as done."""
-        self.begin()
         last = []
 
         class AtTheEnd(SpliceCalls):
@@ -313,12 +312,16 @@ class ReceiverTests(Case):
         self.check_failure()
 
     def test_no_space_at_the_last_bytes_fails_the_write_without_splice(self):
-        class Full(MemoryDisk):
+        class Full(FileDisk):
             def write(self, offset, data):
                 if offset + len(data) == SIZE:
                     raise OSError(errno.ENOSPC, "full")
                 super().write(offset, data)
 
-        self.begin(disk=Full(bytes(SIZE)))
+        disk = Full(self.mktemp(), size=SIZE)
+        self.addCleanup(disk.close)
+        calls = SpliceCalls()
+        calls.splice = None
+        self.begin(calls, disk)
         self.write(0, DATA, 9)
         self.check_failure()

@@ -25,6 +25,7 @@ from ...nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
 from ...syscalls import describe_error
+from ..disk import guarded
 from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Record, Records
 from ..records.permitted import destination_record, may_overwrite
@@ -83,7 +84,8 @@ class Receiver:
             raise ValueError("a receiver accepts one migration: migrations must be 1")
         if len(export.encode()) > MAXIMUM_NAME - len(HANDOFF_EXPORT):
             raise ValueError("the name of the export leaves no room for the side export's")
-        check_unclaimed(disk, disk.name)
+        given, disk = disk, guarded(disk)
+        check_unclaimed(given, disk.name)
         runtime = runtime or Runtime.of()
         self._threads = BoundedThreads(runtime.threads)
         self._runtime = runtime = replace(runtime, threads=self._threads)
@@ -100,7 +102,7 @@ class Receiver:
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
         )
-        self._claim = Claim(disk, self, disk.name)
+        self._claim = Claim(given, self, disk.name)
 
     def _incoming(self, disk: IDisk, overrides: Overrides) -> IncomingMigration:
         """The migration, continued from the records beside the disk."""

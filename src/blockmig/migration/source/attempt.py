@@ -180,6 +180,7 @@ class Attempt(ClientHandler):
     def moved(self, count: int) -> None:
         """Some data was written to the connection."""
         self._context.progress.moved(count)
+        self._copier.moved(count)
 
     def sending_failed(self, error: OSError) -> None:
         """The source is shorter than it was, or cannot be read."""

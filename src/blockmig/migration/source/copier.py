@@ -11,6 +11,9 @@ Rules (design, sections 2 and 3):
 * any error in a reply ends the connection;
 * a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
   may take longer than anything else;
+* what a disk without a descriptor holds is read before it is requested to be written
+  (`segment_reader`), so that the destination never waits for that disk in the middle of a request;
+  little of it is kept in memory until it is sent;
 * an oldstyle server gets one request at a time, with a constant cookie; its flags cannot be relied
   on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that refuses
   FLUSH counts as having none;
@@ -42,11 +45,14 @@ from ...transport import FileRegion
 from .admission import PeerCapabilities
 from .context import AttemptContext
 from .passes import Ranges
+from .segment_reader import SegmentReader
 
 _log = Logger()
 
 _WINDOW_BYTES: Final = 32 << 20
 _WINDOW_REQUESTS: Final = 256
+# Bytes that were read and not sent yet, from which on no more are taken from the reader.
+_UNSENT_BYTES: Final = 2 << 20
 _LOOK_AHEAD: Final = 64
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
 # How many times the reply timeout a FLUSH may take.
@@ -61,7 +67,7 @@ class _Pass:
     """The state of one pass.
 
     @param take: returns the next ranges.
-    @ivar segments: are to be sent.
+    @ivar segments: are to be sent; with their data, if that had to be read.
     @ivar scan: the one that goes on.
     @ivar scanning: a thread is at work on it.
     @ivar scanned: nothing is left to scan.
@@ -106,15 +112,39 @@ class Copier:
         self._requests = PendingRequests(wire)
         self._pass: _Pass | None = None
         self._bytes_in_flight = 0
+        self._bytes_unsent = 0
+        self._reader = self._make_reader() if context.disk.fileno() is None else None
         self._cold: list[Segment] = []
         self._flushed: Deferred[None] | None = None
         self._reply_timer: IDelayedCall | None = None
         self._answered_at = 0.0
         self._stopped = False
 
+    def _make_reader(self) -> SegmentReader:
+        """What reads a disk without a descriptor."""
+        context = self._context
+        return SegmentReader(
+            context.disk,
+            context.runtime.threads,
+            step=max(context.disk.shortest_zeroes, self._export.minimum_block)
+            if self._finds_zeroes
+            else None,
+            # Nobody else needs what is in its cache, if it has one, unless it is in use.
+            cold=not context.passes.in_use,
+            ready=self._data_ready,
+        )
+
+    @property
+    def _finds_zeroes(self) -> bool:
+        """Whether zeroes can be sent as such."""
+        offered = self._export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
+        return offered and not self._context.quirks.zeroes_as_data
+
     def stop(self) -> None:
         """The attempt is over."""
         self._stopped = True
+        if self._reader is not None:
+            self._reader.stop()
         if self._pass is not None:
             self._pass.segments.clear()
             if self._pass.scan is not None:
@@ -184,25 +214,51 @@ class Copier:
             return
         items: list[bytes | FileRegion] = []
         while (
-            sending.segments
-            and self._requests.in_flight < self._window
+            self._requests.in_flight < self._window
             and self._bytes_in_flight < _WINDOW_BYTES
+            and (segment := self._next(sending)) is not None
         ):
-            segment = sending.segments.popleft()
             command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
-            answered = partial(self._segment_answered, segment)
+            answered = partial(self._segment_answered, segment._replace(data=None))
             _, header = self._requests.make(command, segment.offset, segment.length, answered)
             items.append(header)
             if not segment.zero:
                 self._bytes_in_flight += segment.length
-                items.append(FileRegion(self._context.disk, segment.offset, segment.length))
+                if segment.data is not None:
+                    self._bytes_unsent += segment.length
+                disk, data = self._context.disk, segment.data
+                items.append(FileRegion(disk, segment.offset, segment.length, data=data))
+        if self._stopped:  # the disk could not be read
+            return
         if items:
             self._send(items)
-        if len(sending.segments) < _LOOK_AHEAD and not sending.scanned:
+        left = len(sending.segments) + (self._reader.waiting if self._reader is not None else 0)
+        if left < _LOOK_AHEAD and not sending.scanned:
             self._scan_further(sending)
-        if sending.scanned and not sending.segments and not self._requests.in_flight:
+        if sending.scanned and not left and not self._requests.in_flight:
             self._pass = None
             sending.acknowledged.callback(None)
+
+    def _next(self, sending: _Pass) -> Segment | None:
+        """What is to be sent next; None if that is not known yet, or would be too much."""
+        reader = self._reader
+        if reader is not None and not sending.segments and self._bytes_unsent < _UNSENT_BYTES:
+            try:
+                sending.segments.extend(reader.take())
+            except OSError as error:
+                self._source_failed(error)
+        return sending.segments.popleft() if sending.segments else None
+
+    def _data_ready(self) -> None:
+        """The reader has something to give out."""
+        if self._pass is not None:
+            self._fill(self._pass)
+
+    def moved(self, count: int) -> None:
+        """Some data was given to the connection."""
+        if self._reader is not None:
+            self._bytes_unsent -= count
+            self._data_ready()
 
     def _scan_further(self, sending: _Pass) -> None:
         if sending.scanning:
@@ -216,9 +272,9 @@ class Copier:
                 self._context.disk,
                 self._longest,
                 self._export.minimum_block,
-                find_zeroes=self._export.offers(TransmissionFlag.SEND_WRITE_ZEROES)
-                and not self._context.quirks.zeroes_as_data,
+                find_zeroes=self._finds_zeroes,
                 ranges=ranges,
+                probe=self._reader is None,
             )
         sending.scanning = True
         cold, self._cold = self._cold, []
@@ -238,13 +294,18 @@ class Copier:
 
     def _forget_cold(self) -> None:
         cold, self._cold = self._cold, []
-        self._context.runtime.threads(self._forget, cold).addErrback(_bug)
+        forgetting = self._context.runtime.threads(self._forget, cold)
+        # It was only an advice, and by the time that it fails the source may be retired.
+        forgetting.addErrback(lambda failure: failure.trap(OSError)).addErrback(_bug)
 
     def _scan_advanced(self, segments: list[Segment], sending: _Pass) -> None:
         sending.scanning = False
         if self._stopped:
             return
-        sending.segments.extend(segments)
+        if self._reader is not None:
+            self._reader.add(segments)
+        else:
+            sending.segments.extend(segments)
         if not segments:
             sending.scan = None
         self._fill(sending)

@@ -26,6 +26,7 @@ from ...interfaces import IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk
 from ...runtime import Runtime
 from ...storage import DiskRefused, open_disk, record_path
 from ...syscalls import SYSTEM, SystemCalls
+from ..disk import guarded
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records
 from ..records.permitted import SourceState, source_state
@@ -52,7 +53,11 @@ class Source:
 
     @classmethod
     def of(cls, disk: IDisk, system: SystemCalls = SYSTEM) -> Source:
-        """The source that C{disk} is."""
+        """The source that C{disk} is.
+
+        @raise Refused: it cannot be a disk.
+        """
+        disk = guarded(disk)
         if not IRecordedDisk.providedBy(disk):
             return cls(disk.name, disk, None)
         return cls(disk.name, disk, Records(disk.record_path, system))
@@ -162,19 +167,22 @@ def resume(
     """
     runtime = runtime or Runtime.of()
     by_path = isinstance(disk, str | os.PathLike)
+    to_send: IDisk | None
     if isinstance(disk, str | os.PathLike):
         source = Source.at(os.fspath(disk), state_directory, runtime.system)
+        to_send = source.disk
     else:
-        check_unclaimed(disk, disk.name)
         source = Source.of(disk, runtime.system)
+        to_send = disk  # as it was given, since that is what a claim is of
+        check_unclaimed(disk, source.name)
     try:
         sending: Sender | Finisher | None = source.finisher(
             destination, unlink=unlink, overrides=overrides, patience=patience, runtime=runtime
         )
         if sending is None:
-            assert source.disk is not None  # or the records would have been refused
+            assert to_send is not None  # or the records would have been refused
             sending = Sender(
-                source.disk,
+                to_send,
                 destination,
                 unlink=unlink,
                 overrides=overrides,

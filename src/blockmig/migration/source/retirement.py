@@ -191,4 +191,6 @@ def unlinkable(disk: IDisk) -> IUnlinkableDisk:
         disk.check_unlink()
     except DiskRefused as error:
         raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"{disk.name}: {describe_error(error)}: send without --unlink") from error
     return disk

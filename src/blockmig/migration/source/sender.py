@@ -39,6 +39,7 @@ from ...lives import Life, wait_or_stop
 from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
+from ..disk import guarded
 from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
@@ -93,10 +94,11 @@ class Sender:
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
+        given, disk = disk, guarded(disk)
         # The disk that clients change is their server's; of that the mirror is the only one.
         served = passes is not None and passes.in_use
         if not served:
-            check_unclaimed(disk, disk.name)
+            check_unclaimed(given, disk.name)
         self._reactor = runtime.reactor
         self._threads = BoundedThreads(runtime.threads)
         self._patience = patience
@@ -145,7 +147,7 @@ class Sender:
         self._life: Life[Summary] = Life(
             f"the sender of {disk.name}", begin=self._begin, call_off=self._call_off
         )
-        self._claim = None if served else Claim(disk, self, disk.name)
+        self._claim = None if served else Claim(given, self, disk.name)
 
     @property
     def connected(self) -> bool:

@@ -78,8 +78,14 @@ class SourceWatch:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the last name of the source's file was removed, by whomever."""
-        return self._watched is not None and self._watched.is_gone()
+        """Whether the last name of the source's file was removed, by whomever.
+
+        Also if that cannot be found out: the copy may then be all that is left.
+        """
+        try:
+            return self._watched is not None and self._watched.is_gone()
+        except OSError:
+            return True
 
     def begin(self) -> None:
         """I{Slow.} The copying begins.

@@ -17,7 +17,7 @@ from tests.unit.support import (
     ONE,
     Client,
     HandoffClient,
-    RecordedDisk,
+    QuickRecordedDisk,
     Story,
 )
 
@@ -32,7 +32,7 @@ class ReceiverCase(SynchronousTestCase):
         directory = os.path.abspath(self.mktemp())
         os.mkdir(directory)
         self.directory = directory
-        self.disk = RecordedDisk(b"o" * SIZE, directory + "/disk")
+        self.disk = QuickRecordedDisk(b"o" * SIZE, directory + "/disk")
         self.records = Records(self.disk.path)
         self.system = Story()
         self.make()

@@ -12,13 +12,14 @@ from blockmig.errors import ExitStatus, GaveUp, LocalFailure
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.nbd import Command, CommandFlag, Errno, HandshakeRefused
 from blockmig.runtime import Runtime
-from blockmig.testing import Call, ManualThreads, MemoryDisk, synchronous
+from blockmig.testing import Call, ManualThreads, synchronous
 from tests.support.made import made
 from tests.unit.support import (
     ADDRESS,
     Client,
     FakeReactor,
     HandTransport,
+    QuickDisk,
     SocketTransport,
     request_bytes,
 )
@@ -32,7 +33,7 @@ DATA = bytes(range(250)) * 20
 class Case(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.disk = MemoryDisk(b"o" * SIZE)
+        self.disk = QuickDisk(b"o" * SIZE)
         self.make()
 
     def make(self, thread=synchronous, **keywords):
@@ -520,7 +521,7 @@ class WriteBackTests(Case):
 
     def setUp(self):
         self.clock = Clock()
-        self.disk = MemoryDisk(bytes(64 << 20))
+        self.disk = QuickDisk(bytes(64 << 20))
         self.threads = ManualThreads()
         self.make(self.threads)
         self.peer = self.client()
@@ -616,7 +617,7 @@ class BoundTests(SynchronousTestCase):
         import socket
 
         self.reactor = FakeReactor()
-        self.disk = MemoryDisk(b"o" * SIZE)
+        self.disk = QuickDisk(b"o" * SIZE)
         self.receiver = Receiver(self.disk, runtime=Runtime(self.reactor, synchronous))
         self.connection = self.receiver.factory().buildProtocol(ADDRESS)
         ours, self.theirs = socket.socketpair()

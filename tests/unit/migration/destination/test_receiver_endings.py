@@ -14,11 +14,12 @@ from blockmig.nbd import (
     Command,
     Errno,
 )
-from blockmig.testing import ManualThreads, MemoryDisk, synchronous
+from blockmig.testing import ManualThreads, synchronous
 from tests.support.made import made
 from tests.unit.support import (
     ADDRESS,
     Client,
+    QuickDisk,
     request_bytes,
 )
 
@@ -37,7 +38,7 @@ WINDOW = 32 << 20
 class ReceiverCase(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.disk = MemoryDisk(b"o" * SIZE)
+        self.disk = QuickDisk(b"o" * SIZE)
 
     def make(self, thread=synchronous, **keywords):
         keywords.setdefault("overwrite", True)
@@ -249,7 +250,7 @@ class PatienceTests(ReceiverCase):
 
     def test_unfinished_work_of_an_earlier_attempt_counts_as_progress(self):
         threads = ManualThreads()
-        self.disk = MemoryDisk(bytes(WINDOW + 1))
+        self.disk = QuickDisk(bytes(WINDOW + 1))
         client = self.make(threads, give_up_after=10)
         client.write(0, bytes(WINDOW))
         client.lose()
@@ -264,7 +265,7 @@ class WriteBehindErrorTests(ReceiverCase):
     def setUp(self):
         super().setUp()
         self.threads = ManualThreads()
-        self.disk = MemoryDisk(bytes(5 * WINDOW))
+        self.disk = QuickDisk(bytes(5 * WINDOW))
         self.peer = self.make(self.threads)
 
     def fall_behind(self):

@@ -700,7 +700,7 @@ class EndTests(Case):
 
     def test_a_source_that_cannot_be_read_fails_the_mirror_and_clients_are_served(self):
         self.writer()
-        self.source.fail("probe", OSError(5, "Input/output error"), times=None)
+        self.source.fail("extents", OSError(5, "Input/output error"), times=None)
         self.mirror()
         self.finish()
         self.failureResultOf(self.outcome, LocalFailure)

@@ -22,7 +22,7 @@ from blockmig.nbd import (
 )
 from blockmig.testing import UnlinkableMemoryDisk, synchronous
 from tests.support.made import made
-from tests.unit.support import MemoryEndpoint
+from tests.unit.support import MemoryEndpoint, QuickDisk
 
 WRITE, FLUSH, DISC, ZEROES = Command.WRITE, Command.FLUSH, Command.DISC, Command.WRITE_ZEROES
 Flag = TransmissionFlag
@@ -99,14 +99,22 @@ class HandServer(Protocol):
         return [request.command for request in self.requests]
 
 
+class QuickUnlinkableDisk(QuickDisk, UnlinkableMemoryDisk):
+    """One that has a descriptor, and can be deleted."""
+
+
 class SenderCase(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.disk = UnlinkableMemoryDisk(DATA)
+        self.disk = self.make_disk()
         self.endpoint = MemoryEndpoint(self.clock, self.build)
         self.export = Export("", SIZE, ALL)
         self.servers = []
         self.keywords = {}
+
+    def make_disk(self):
+        """One that is called as a file is."""
+        return QuickUnlinkableDisk(DATA)
 
     def build(self):
         server = HandServer(self.export, **self.keywords)

@@ -143,6 +143,14 @@ class FirstRunTests(Case):
         self.refused("is torn")
         self.assertIsInstance(self.resume(overrides=Overrides(again=True)), Sender)
 
+    def test_what_somebody_elses_disk_raises_names_the_method(self):
+        class Forgetful(RecordedMemoryDisk):
+            def identity(self):
+                raise KeyError("session expired")
+
+        error = self.assertRaises(OSError, self.resume, Forgetful(DATA, self.source_path))
+        self.assertIn("identity: KeyError: 'session expired'", str(error))
+
     def test_a_rate_is_kept(self):
         with open(self.source_path, "wb") as file:
             file.write(b"x" * 4_000_000)

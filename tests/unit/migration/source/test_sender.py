@@ -39,7 +39,14 @@ from blockmig.nbd import (
 from blockmig.runtime import Runtime
 from blockmig.storage import DiskRefused
 from blockmig.testing import ManualThreads, MemoryDisk, UnlinkableMemoryDisk, synchronous
-from tests.unit.migration.source.case import ALL, DATA, SIZE, HandServer, SenderCase
+from tests.unit.migration.source.case import (
+    ALL,
+    DATA,
+    SIZE,
+    HandServer,
+    QuickUnlinkableDisk,
+    SenderCase,
+)
 from tests.unit.support import ADDRESS, MemoryEndpoint, make_plain
 
 WRITE, FLUSH, DISC, ZEROES = Command.WRITE, Command.FLUSH, Command.DISC, Command.WRITE_ZEROES
@@ -166,7 +173,7 @@ class OffersTests(SenderCase):
     def test_an_oldstyle_server_gets_one_request_at_a_time(self):
         self.keywords = {"oldstyle": True, "holds": True}
         content = random.Random(5).randbytes(5 << 20)
-        self.disk = UnlinkableMemoryDisk(content)
+        self.disk = QuickUnlinkableDisk(content)
         self.export = Export("", self.disk.size, Flag.HAS_FLAGS)
         self.send()
         server = self.servers[0]

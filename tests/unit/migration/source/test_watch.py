@@ -52,6 +52,17 @@ class SourceWatchTests(SynchronousTestCase):
         self.disk.displaced = "is another file now"
         self.assertRaises(DiskChanged, watch.check)
 
+    def test_a_source_that_cannot_say_so_counts_as_gone(self):
+        """Its copy may be all that is left, and must not be withdrawn."""
+
+        def is_gone():
+            raise OSError(5, "Input/output error")
+
+        watch = self.begun()
+        self.assertFalse(watch.is_gone)
+        self.disk.is_gone = is_gone
+        self.assertTrue(watch.is_gone)
+
     def test_a_source_that_is_gone_is_reported_with_whether_it_was_changed(self):
         watch = self.begun()
         self.disk.gone = True

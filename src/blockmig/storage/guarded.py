@@ -1,0 +1,250 @@
+"""A disk that is somebody else's, so that everything above sees only what `IDisk` promises.
+
+Owns nothing but the way to the disk and what was known of it at the beginning: its name, its size,
+and its shortest run of zeroes.
+
+Rules:
+
+* our own disks keep the promises themselves, and are called directly;
+* whatever a method raises becomes an OSError, whose message names the method. An errno is kept, all
+  else is EIO; what was raised is its cause, so that a traceback leads into the disk. Only errors
+  that the interface lists pass as they are;
+* EAGAIN becomes EIO as well: from a call that blocks it means nothing, and above it would mean that
+  a socket is full;
+* a result of the wrong length or type is such an error too, and never reaches the wire;
+* a descriptor that cannot be had is none;
+* what the disk has beside the interfaces is reached as before.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+from zope.interface import directlyProvides, providedBy
+
+from ..interfaces import Extent, IDisk, Probe
+from .disk import PROBE_SIZE, DescriptorDisk
+from .errors import DiskChanged, DiskRefused, NotDurable
+
+_SMALLEST_STEP: Final = 4096
+_LARGEST_SIZE: Final = (1 << 63) - 1
+
+
+def guard(disk: Any) -> IDisk:
+    """The disk itself if it is one of ours, or guarded already; otherwise a proxy of it.
+
+    @raise DiskRefused: its name, its size or its shortest run of zeroes is impossible.
+    """
+    guarded = disk
+    if not isinstance(disk, DescriptorDisk | GuardedDisk):
+        guarded = GuardedDisk(disk)
+        directlyProvides(guarded, IDisk, providedBy(disk))
+    return cast(IDisk, guarded)
+
+
+class GuardedDisk:
+    """A disk that is not ours; made by L{guard}.
+
+    It has the methods of all interfaces, but provides only those that the disk provides.
+    """
+
+    def __init__(self, disk: Any) -> None:
+        self._disk = disk
+        self.name = _name(disk)
+        self.size = _size(disk, self.name)
+        self.shortest_zeroes = _shortest_zeroes(disk, self.name)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(self._disk, name)
+        except AttributeError:
+            raise
+        except Exception as error:
+            raise _as_oserror(name, error) from error
+
+    def __repr__(self) -> str:
+        return f"<GuardedDisk of {self._disk!r}>"
+
+    def _call(self, method: str, *arguments: Any, allowed: tuple[type[Exception], ...] = ()) -> Any:
+        """Call a method of the disk.
+
+        @param allowed: what may be raised as it is.
+        """
+        try:
+            return getattr(self._disk, method)(*arguments)
+        except allowed:
+            raise
+        except Exception as error:
+            raise _as_oserror(method, error) from error
+
+    # IDisk.
+
+    def fileno(self) -> int | None:
+        """None also where the disk has no answer."""
+        try:
+            descriptor = self._disk.fileno()
+            return None if descriptor is None else operator.index(descriptor)
+        except Exception:
+            return None
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = self._call("read", offset, length)
+        if not isinstance(data, bytes):
+            raise _wrong("read", f"returned {_kind(data)}, not bytes")
+        if len(data) != length:
+            raise _wrong("read", f"returned {len(data)} bytes instead of {length}")
+        return data
+
+    def write(self, offset: int, data: Any) -> None:
+        self._call("write", offset, data)
+
+    def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None:
+        self._call("zero", offset, length, allocate, fast)
+
+    def trim(self, offset: int, length: int) -> None:
+        self._call("trim", offset, length)
+
+    def flush(self) -> None:
+        self._call("flush")
+
+    def extents(self, offset: int) -> Iterator[Extent]:
+        """Adjacent, from C{offset} to the end; an error comes where they are not."""
+        extents = self._call("extents", offset)
+        position = offset
+        iterator = self._of_extents(iter, extents)
+        while (found := self._of_extents(next, iterator, None)) is not None:
+            start, length, hole = self._of_extents(_fields, found)
+            if start != position:
+                raise _wrong("extents", f"one begins at {start}, not at {position}")
+            if length <= 0 or start + length > self.size:
+                raise _wrong(
+                    "extents", f"one at {start} has {length} bytes, and the disk {self.size}"
+                )
+            position = start + length
+            yield Extent(start, length, hole)
+        if position != self.size:
+            raise _wrong("extents", f"they end at {position}, and the disk at {self.size}")
+
+    def _of_extents(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise _as_oserror("extents", error) from error
+
+    def probe(self, offset: int, length: int) -> Probe:
+        probe = self._call("probe", offset, length)
+        if not isinstance(probe, Probe):
+            raise _wrong("probe", f"returned {_kind(probe)}, not a Probe")
+        return probe
+
+    def forget(self, offset: int, length: int) -> None:
+        self._call("forget", offset, length)
+
+    def write_back(self, offset: int, length: int, wait: bool) -> None:
+        self._call("write_back", offset, length, wait)
+
+    def close(self) -> None:
+        self._call("close")
+
+    # IRecordedDisk.
+
+    def identity(self) -> str:
+        identity = self._call("identity")
+        if not isinstance(identity, str):
+            raise _wrong("identity", f"returned {_kind(identity)}, not a str")
+        return identity
+
+    def prepare(self) -> None:
+        self._call("prepare")
+
+    # IUnlinkableDisk.
+
+    def check_unlink(self) -> None:
+        self._call("check_unlink", allowed=(DiskRefused,))
+
+    def unlink(self) -> None:
+        self._call("unlink", allowed=(DiskRefused, NotDurable))
+
+    # IWatchedDisk.
+
+    def check_path(self) -> None:
+        self._call("check_path", allowed=(DiskChanged,))
+
+    def is_gone(self) -> bool:
+        return bool(self._call("is_gone"))
+
+    def version(self, sync: bool = True) -> Any:
+        return self._call("version", sync)
+
+    def rescue(self, announce: Callable[[str], None] | None = None) -> str:
+        path = self._call("rescue", announce, allowed=(DiskChanged,))
+        if not isinstance(path, str):
+            raise _wrong("rescue", f"returned {_kind(path)}, not a str")
+        return path
+
+
+def _as_oserror(method: str, error: Exception) -> OSError:
+    """What a method has raised, as an error of the disk."""
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if isinstance(number, int) and number > 0:
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        kept = errno.EIO if number == errno.EAGAIN else number
+        return OSError(kept, f"{method}: {_one_line(words)}")
+    words = _one_line(str(error))
+    return OSError(errno.EIO, f"{method}: {type(error).__name__}" + (f": {words}" if words else ""))
+
+
+def _wrong(method: str, what: str) -> OSError:
+    return OSError(errno.EIO, f"{method}: {what}")
+
+
+def _one_line(words: object) -> str:
+    return " ".join(str(words).split())
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def _fields(found: Any) -> Extent:
+    offset, length, hole = found
+    return Extent(operator.index(offset), operator.index(length), bool(hole))
+
+
+# What is looked at once.
+
+
+def _attribute(disk: Any, attribute: str, name: str) -> Any:
+    try:
+        return getattr(disk, attribute)
+    except Exception as error:
+        words = _one_line(error)
+        raise DiskRefused(f"{name}: {attribute}: {type(error).__name__}: {words}") from error
+
+
+def _name(disk: Any) -> str:
+    kind = type(disk).__name__
+    name = _attribute(disk, "name", kind)
+    if not isinstance(name, str) or not name or len(name.splitlines()) != 1:
+        raise DiskRefused(f"{kind}: its name is {name!r}, and must be one line of text")
+    return name
+
+
+def _size(disk: Any, name: str) -> int:
+    size = _attribute(disk, "size", name)
+    if not isinstance(size, int) or not 0 < size <= _LARGEST_SIZE:
+        raise DiskRefused(f"{name}: its size is {size!r}, and must be a number of bytes above 0")
+    return int(size)
+
+
+def _shortest_zeroes(disk: Any, name: str) -> int:
+    step = _attribute(disk, "shortest_zeroes", name)
+    if not isinstance(step, int) or not _SMALLEST_STEP <= step <= PROBE_SIZE or step & (step - 1):
+        raise DiskRefused(
+            f"{name}: its shortest_zeroes is {step!r}, and must be a power of two from "
+            f"{_SMALLEST_STEP} to {PROBE_SIZE}"
+        )
+    return int(step)
