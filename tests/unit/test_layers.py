@@ -30,7 +30,7 @@ ARROWS = {
         "migration.disk migration.records"
     ),
     "migration.policy": "",
-    "migration.disk": "interfaces errors storage",
+    "migration.disk": "interfaces syscalls errors storage",
     "migration.in_use": "interfaces errors runtime storage",
     "migration.records": "interfaces syscalls errors storage",
     "migration.handoff": "runtime nbd client migration.records",

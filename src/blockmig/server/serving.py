@@ -34,7 +34,7 @@ from zope.interface import implementer
 from ..claims import Claim, check_unclaimed
 from ..interfaces import IDisk, IRecordedDisk
 from ..lives import Life, LifeState
-from ..migration.disk import guarded
+from ..migration.disk import failing_locally, guarded
 from ..migration.records.verdict import check_canonical
 from ..nbd import (
     MAXIMUM_NAME,
@@ -201,6 +201,7 @@ class Server:
     @param runtime: reactor, threads and system calls; None for the real ones.
     @raise ValueError: C{export} is too long.
     @raise InUse: the disk object is in use.
+    @raise LocalFailure: the disk has failed already.
     @raise Refused: it cannot be a disk, or the records beside it do not call it the canonical copy.
     """
 
@@ -223,7 +224,8 @@ class Server:
         check_unclaimed(given, disk.name)
         runtime = runtime or Runtime.of()
         if IRecordedDisk.providedBy(disk):
-            check_canonical(disk, runtime.system)
+            with failing_locally(disk):
+                check_canonical(disk, runtime.system)
         reactor = runtime.reactor
         self.disk = given
         self.export = export
