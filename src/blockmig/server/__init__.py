@@ -11,6 +11,7 @@ from .connection import ServerConnection
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
+from .owner import IConnectionOwner, OwnedConnection
 from .relay import Relay
 from .serving import Server
 from .traffic import TrafficCounters
@@ -20,8 +21,10 @@ __all__ = [
     "Clients",
     "ConnectionSettings",
     "DiskAccess",
+    "IConnectionOwner",
     "IExportHandler",
     "LatencyMonitor",
+    "OwnedConnection",
     "Relay",
     "Server",
     "ServerConnection",
