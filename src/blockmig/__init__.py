@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .migration.records.verdict import examine, verdict_of
     from .migration.source.sender import Sender
     from .runtime import Runtime
-    from .server import Relay, Server
+    from .server import Exports, Relay, Server
     from .storage import BlockDisk, FileDisk, open_disk
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ _MODULES: Final = {
     "Converge": "migration.mirror.pre_copy",
     "Destination": "client",
     "ExitStatus": "errors",
+    "Exports": "server",
     "FileDisk": "storage",
     "GaveUp": "errors",
     "LocalFailure": "errors",
@@ -68,6 +69,7 @@ __all__ = [
     "Converge",
     "Destination",
     "ExitStatus",
+    "Exports",
     "FileDisk",
     "GaveUp",
     "LocalFailure",

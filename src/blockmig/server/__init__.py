@@ -8,6 +8,7 @@ from .access import DiskAccess
 from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ServerConnection
+from .exports import Exports
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
@@ -21,6 +22,7 @@ __all__ = [
     "Clients",
     "ConnectionSettings",
     "DiskAccess",
+    "Exports",
     "IConnectionOwner",
     "IExportHandler",
     "LatencyMonitor",
