@@ -39,6 +39,10 @@ ARROWS = {
     "migration.mirror": (
         "errors runtime nbd storage transport client server migration.policy migration.source"
     ),
+    "service": (
+        "interfaces errors runtime nbd transport client server "
+        "migration.source migration.destination"
+    ),
     "control": "transport",
     "cli": (
         "syscalls errors runtime nbd storage transport client server control "

@@ -42,6 +42,7 @@ class PublicNamesTests(SynchronousTestCase):
             "blockmig.Refused\n"
             "assert 'twisted' not in sys.modules\n"
             "blockmig.Receiver, blockmig.Sender, blockmig.Mirror, blockmig.Server\n"
+            "import blockmig.service\n"
             "assert 'twisted.internet.reactor' not in sys.modules\n"
         )
         subprocess.run([sys.executable, "-c", program], check=True)
