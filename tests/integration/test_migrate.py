@@ -28,7 +28,7 @@ from tests.support.disks import (
     sparse_image,
 )
 from tests.support.embedding import CountingCalls, receiving, sending
-from tests.support.processes import ANY_PORT, FULL, TWISTD, Processes, Running
+from tests.support.processes import ANY_PORT, FULL, TWIST, TWISTD, Processes, Running
 from tests.support.relay import relay
 from twisted.internet import reactor, ssl
 from twisted.internet.endpoints import (
@@ -230,13 +230,18 @@ def test_the_source_stays_without_unlink(processes: Processes, room: Path) -> No
     assert digest(room / "destination") == before
 
 
-@pytest.mark.parametrize("command", [("receive",), ()])
-def test_twistd_exits_with_status_0_when_complete(
+TWISTD_BLOCKMIG = (TWISTD, "-n", "--pidfile=", "blockmig")
+TWIST_BLOCKMIG = (TWIST, "blockmig")
+
+
+@pytest.mark.parametrize(
+    "command", [(*TWISTD_BLOCKMIG, "receive"), TWISTD_BLOCKMIG, TWIST_BLOCKMIG]
+)
+def test_twistd_and_twist_exit_with_status_0_when_complete(
     processes: Processes, room: Path, command: tuple[str, ...]
 ) -> None:
     source = random_image(room / "source", 5 * MIB)
-    twistd = (TWISTD, "-n", "--pidfile=", "blockmig", *command)
-    receiver = processes.receive(room / "destination", "--size", 5 * MIB, command=twistd)
+    receiver = processes.receive(room / "destination", "--size", 5 * MIB, command=command)
     sender = processes.send(source, receiver, "--unlink")
     assert sender.wait() == 0, sender.stderr
     assert receiver.wait(10) == 0
@@ -245,13 +250,15 @@ def test_twistd_exits_with_status_0_when_complete(
     assert len(receiver.events("complete")) == 1  # and every line was whole JSON
 
 
-@pytest.mark.parametrize("when", ["waiting", "copying"])
-def test_twistd_exits_with_status_4_on_a_signal(
-    processes: Processes, room: Path, when: str
+@pytest.mark.parametrize(
+    ("when", "command"),
+    [("waiting", TWISTD_BLOCKMIG), ("copying", TWISTD_BLOCKMIG), ("copying", TWIST_BLOCKMIG)],
+)
+def test_twistd_and_twist_exit_with_status_4_on_a_signal(
+    processes: Processes, room: Path, when: str, command: tuple[str, ...]
 ) -> None:
     source = random_image(room / "source", 30 * MIB)
-    twistd = (TWISTD, "-n", "--pidfile=", "blockmig", "receive")
-    receiver = processes.receive(room / "destination", "--size", 30 * MIB, command=twistd)
+    receiver = processes.receive(room / "destination", "--size", 30 * MIB, command=command)
     if when == "copying":
         processes.send(source, receiver, "--max-rate", "5M")
         receiver.wait_event("attempt")
