@@ -40,12 +40,14 @@ test: .venv/test
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/proof tests/faults tests/docs tests/integration \
 	    tests/interop
 
-# The proofs are parallel in themselves, and -s shows what they count.
+# The model is many small tests; the other proofs are parallel in themselves, and -s shows what they
+# count.
 proof: export BLOCKMIG_FULL := 1
 proof: .venv/test
 	@scripts/need $(PROOF_NEEDS)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/faults tests/integration tests/interop
-	$(BIN)/python -m pytest -s tests/proof
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/faults tests/integration tests/interop \
+	    tests/proof/test_model.py
+	$(BIN)/python -m pytest -s tests/proof --ignore tests/proof/test_model.py
 
 lint: .venv/test .venv/lint
 	$(BIN)/ruff check .

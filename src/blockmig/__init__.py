@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .errors import (
         ExitStatus,
         GaveUp,
+        InUse,
         LocalFailure,
         MigrationError,
         Refused,
@@ -46,6 +47,7 @@ _MODULES: Final = {
     "Exports": "server",
     "FileDisk": "storage",
     "GaveUp": "errors",
+    "InUse": "errors",
     "LocalFailure": "errors",
     "MigrationError": "errors",
     "Mirror": "migration.mirror.mirror",
@@ -72,6 +74,7 @@ __all__ = [
     "Exports",
     "FileDisk",
     "GaveUp",
+    "InUse",
     "LocalFailure",
     "MigrationError",
     "Mirror",

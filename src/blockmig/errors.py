@@ -34,6 +34,10 @@ class Refused(MigrationError):
     status = ExitStatus.REFUSED
 
 
+class InUse(Refused):
+    """The disk object, or the server, is in use by another object; or this one was used before."""
+
+
 class LocalFailure(MigrationError):
     """Failed for a local reason: a disk error, no space, no permission."""
 

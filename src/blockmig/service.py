@@ -38,6 +38,7 @@ from zope.interface import implementer
 from .client import Destination
 from .errors import GaveUp, MigrationError, Refused, Summary
 from .interfaces import IDisk
+from .lives import OneShot
 from .migration.destination.receiver import Receiver
 from .migration.source.sender import Sender
 from .nbd import parse_uri
@@ -216,8 +217,7 @@ class _Run(Generic[Part, T]):
         self._ended = ended
         self._disk: IDisk | None = None
         self._outcome: list[T | Failure] = []
-        self._over = False
-        self._waiting: list[Deferred[None]] = []
+        self._over: OneShot[None] = OneShot()
 
     def open(self) -> None:
         """Open the ports.
@@ -258,10 +258,7 @@ class _Run(Generic[Part, T]):
 
     def over(self) -> Deferred[None]:
         """Fires when it has ended."""
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append(waiting)
-        self._notify()
-        return waiting
+        return self._over.wait()
 
     def _part_ended(self, outcome: T | Failure) -> None:
         self.stopping = True
@@ -279,15 +276,8 @@ class _Run(Generic[Part, T]):
                 self._disk.close()
             except Exception as error:  # the outcome is known, whatever this is
                 _log.warn("while closing {disk}: {error}", disk=self._disk.name, error=str(error))
-        self._over = True
         self._ended(self, self._outcome[:1])
-        self._notify()
-
-    def _notify(self) -> None:
-        if self._over:
-            waiting, self._waiting = self._waiting, []
-            for deferred in waiting:
-                deferred.callback(None)
+        self._over.resolve(None)
 
 
 class _PartService(Service, Generic[Part, T]):
@@ -300,8 +290,8 @@ class _PartService(Service, Generic[Part, T]):
         self._make = make
         self._run: _Run[Part, T] | None = None
         self._again = False
-        self._outcome: list[T | Failure] = []
-        self._waiting: list[Deferred[T]] = []
+        self._finished = False
+        self._outcome: OneShot[T] = OneShot()
 
     def privilegedStartService(self) -> None:
         """Open the ports.
@@ -349,24 +339,13 @@ class _PartService(Service, Generic[Part, T]):
         @return: fires, or fails, as the object's own; or fails with what L{startService} has
             raised, or with L{Refused} where it turned out later that it cannot listen.
         """
-        waiting: Deferred[T] = Deferred()
-        self._waiting.append(waiting)
-        self._notify()
-        return waiting
-
-    def _notify(self) -> None:
-        for outcome in self._outcome:
-            waiting, self._waiting = self._waiting, []
-            for deferred in waiting:
-                if isinstance(outcome, Failure):
-                    deferred.errback(outcome)
-                else:
-                    deferred.callback(outcome)
+        return self._outcome.wait()
 
     # The runs.
 
     def _open(self) -> None:
-        self._outcome = []
+        if self._finished:
+            self._finished, self._outcome = False, OneShot()
         self._run = run = _Run(self._disk, self._make, self._begin, self._ended)
         run.ports = self._ports(run)
         self._attempt(run.open)
@@ -384,11 +363,11 @@ class _PartService(Service, Generic[Part, T]):
 
     def _ended(self, run: _Run[Part, T], outcome: list[T | Failure]) -> None:
         self._run = None
-        self._outcome = outcome
         for result in outcome:
             if not run.raised:
                 _report(result, asked=not self.running)
-        self._notify()
+            self._finished = True
+            self._outcome.resolve(result)
         if self._again:
             self._again = False
             super().stopService()
@@ -495,7 +474,12 @@ class ServerService(_ListeningService[Server, None]):
         return None if self._run is None else self._run.part
 
     def _begin(self, part: Server) -> Deferred[None]:
-        return part.complete()
+        return part.complete().addBoth(self._mirror_ended, part)
+
+    def _mirror_ended(self, result: Failure | None, part: Server) -> Any:
+        """Fires with C{result} when no mirror works on the disk any more."""
+        mirror = part.mirror
+        return result if mirror is None else mirror.complete().addBoth(lambda _: result)
 
 
 class SenderService(_PartService[Sender, Summary]):

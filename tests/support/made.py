@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from blockmig import claims
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.runtime import Runtime
 from blockmig.syscalls import SYSTEM
@@ -25,7 +26,11 @@ def made(kind: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
     C{reactor}, C{in_thread} and C{system} become its runtime, and likewise what is of other groups.
     Of a group that nothing is said of nothing comes of it; a runtime without a reactor is the real
     one, and one with a reactor has threads that are done at once.
+
+    It is made as if in a process of its own: what was made before and has not ended has died with
+    its process, and uses no disk any more.
     """
+    claims.forget_all()
     takes = inspect.signature(kind).parameters
     for name, (group, names) in _GROUPS.items():
         found = [key for key in names if key in keywords and key not in takes]

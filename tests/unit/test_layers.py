@@ -18,29 +18,34 @@ ARROWS = {
     "interfaces": "",
     "syscalls": "",
     "errors": "",
+    "claims": "errors",
+    "lives": "errors",
     "nbd": "",
     "runtime": "syscalls",
     "storage": "interfaces syscalls",
     "transport": "interfaces syscalls nbd",
     "client": "syscalls runtime nbd transport",
-    "server": "interfaces syscalls runtime nbd storage transport client",
+    "server": (
+        "interfaces syscalls claims lives runtime nbd storage transport client migration.records"
+    ),
     "migration.policy": "",
     "migration.in_use": "interfaces errors runtime storage",
     "migration.records": "interfaces syscalls errors storage",
     "migration.handoff": "runtime nbd client migration.records",
     "migration.source": (
-        "interfaces syscalls errors runtime nbd storage transport client "
+        "interfaces syscalls errors claims lives runtime nbd storage transport client "
         "migration.policy migration.in_use migration.records migration.handoff"
     ),
     "migration.destination": (
-        "interfaces syscalls errors runtime nbd storage server "
+        "interfaces syscalls errors claims lives runtime nbd storage server "
         "migration.policy migration.records migration.handoff"
     ),
     "migration.mirror": (
-        "errors runtime nbd storage transport client server migration.policy migration.source"
+        "errors claims lives runtime nbd storage transport client server migration.policy "
+        "migration.source"
     ),
     "service": (
-        "interfaces errors runtime nbd transport client server "
+        "interfaces errors lives runtime nbd transport client server "
         "migration.source migration.destination"
     ),
     "control": "transport",

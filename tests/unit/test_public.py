@@ -12,9 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 import blockmig
 
 NAMES = """
-    BlockDisk Converge Destination ExitStatus Exports FileDisk GaveUp LocalFailure MigrationError
-    Mirror Overrides Patience Receiver Refused Relay Runtime Sender Server Summary Unconfirmed
-    examine open_disk verdict_of
+    BlockDisk Converge Destination ExitStatus Exports FileDisk GaveUp InUse LocalFailure
+    MigrationError Mirror Overrides Patience Receiver Refused Relay Runtime Sender Server Summary
+    Unconfirmed examine open_disk verdict_of
 """
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -21,6 +21,7 @@ from blockmig import (
     Destination,
     Exports,
     GaveUp,
+    InUse,
     Patience,
     Receiver,
     Refused,
@@ -345,6 +346,38 @@ class ServerServiceTests(Case):
         self.nobody_listens()
         self.successResultOf(service.stopService())
         self.nothing_left()
+
+    def test_a_mirror_of_the_server_is_waited_for_before_the_disk_is_closed(self):
+        class Mirror:
+            def __init__(self):
+                self.ended = Deferred()
+
+            def complete(self):
+                return self.ended
+
+        service = self.serving()
+        service.startService()
+        service.server.mirror = mirror = Mirror()
+        outcome = service.complete()
+        service.server.hand_over()
+        self.network.pump()
+        self.assertEqual("stopped", service.server.state)
+        self.assertEqual([False], self.closed())
+        self.assertNoResult(outcome)
+        mirror.ended.errback(GaveUp("it was too slow"))
+        self.assertIsNone(self.successResultOf(outcome))
+        self.nothing_left()
+
+    def test_a_disk_object_has_one_service_at_a_time(self):
+        disk = MemoryDisk(DATA)
+        first, second = self.serving(disk=disk), self.serving(self.where("other"), disk=disk)
+        first.startService()
+        self.assertRaises(InUse, second.startService)
+        self.failureResultOf(second.complete(), InUse)
+        self.network.result(first.stopService())
+        second.startService()
+        self.client("other")
+        self.network.result(second.stopService())
 
     def test_a_failed_last_flush_is_the_outcome_and_is_logged(self):
         service = self.serving()

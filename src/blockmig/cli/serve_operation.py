@@ -63,7 +63,7 @@ class ServeOperation:
                 system=system,
             ) as disk:
                 # After the disk was locked: nobody else can begin to migrate it now.
-                check_canonical(path, state_directory, system)
+                check_canonical(disk, system)
                 if not options["in-use-anyway"]:
                     await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
                     if self._stop_reason:

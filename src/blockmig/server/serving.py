@@ -1,21 +1,18 @@
 """The server: serves one disk to any number of clients.
 
-Owns the export, its clients and their end. The disk and the ports are the caller's.
+Owns the export and its clients. The disk and the ports are the caller's.
 
 Rules:
 
 * what was acknowledged to one client all clients can read, and a flush on one connection covers
   what was answered on all (CAN_MULTI_CONN): there is one descriptor, one page cache, one
   `DiskAccess`;
+* the disk object is the server's from when it is made until it has ended; a disk that its records
+  do not call the canonical copy is not served;
 * the number of connections is limited (`connections`);
-* on stop: requests in progress are finished, new ones are refused (ESHUTDOWN), each client is
-  closed once it has none left, and the disk is flushed last;
 * a mirror may hold the clients, and release them: new clients may shake hands, but no request is
   begun. When none is in progress any more the disk does not change until the release;
-* once the disk is handed over, its clients are closed with their last requests unanswered, so that
-  they repeat them at the new server; nothing is flushed, since this copy is no longer the disk;
-* or they are forwarded to the new server (`relay`), as are clients that connect later; the server
-  ends when the last of them has left;
+* how it ends (stopped, handed over, or relayed to another server) is up to `ending`;
 * errors of the disk are reported to the clients, and never end the server;
 * beside the export there is a side export that shows that it is served (`served_export`): our
   senders refuse such a server as a destination.
@@ -28,12 +25,15 @@ from dataclasses import replace
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..interfaces import IDisk
+from ..claims import Claim, check_unclaimed
+from ..interfaces import IDisk, IRecordedDisk
+from ..lives import Life, LifeState
+from ..migration.records.verdict import check_canonical
 from ..nbd import (
     MAXIMUM_NAME,
     Errno,
@@ -49,6 +49,7 @@ from .changes import Changes
 from .clients import Clients
 from .connection import ServerConnection
 from .connections import ServerFactory
+from .ending import Ending, ServedMirror
 from .errors import DiskErrors
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
@@ -72,7 +73,6 @@ _WRITE_FLAGS: Final = (
     | TransmissionFlag.SEND_WRITE_ZEROES
     | TransmissionFlag.SEND_FAST_ZERO
 )
-_DRAIN_TIMEOUT: Final = 10.0
 
 
 @implementer(IExportHandler)
@@ -149,6 +149,8 @@ class Server:
     @param latency: measures how quick the disk is; None for the default.
     @param runtime: reactor, threads and system calls; None for the real ones.
     @raise ValueError: C{export} is too long.
+    @raise InUse: the disk object is in use.
+    @raise Refused: the records beside the disk do not call it the canonical copy.
     """
 
     def __init__(
@@ -166,7 +168,10 @@ class Server:
     ) -> None:
         if len(export.encode()) > MAXIMUM_NAME:
             raise ValueError(f"the export's name is longer than {MAXIMUM_NAME} bytes")
+        check_unclaimed(disk, disk.name)
         runtime = runtime or Runtime.of()
+        if IRecordedDisk.providedBy(disk):
+            check_canonical(disk, runtime.system)
         reactor = runtime.reactor
         self.disk = disk
         self.export = export
@@ -191,18 +196,26 @@ class Server:
             idle_timeout=request_timeout,
         )
         self._clients = Clients()
+        self._life: Life[None] = Life(
+            f"the server of {disk.name}", begin=lambda: None, call_off=self._call_off
+        )
+        self._ending = Ending(
+            self._clients,
+            self._threads,
+            reactor,
+            hold=self.hold,
+            held=lambda: self._handler.held,
+            flush=None if read_only else self._access.flush,
+            ended=self._end,
+        )
         self._factory = ServerFactory(
             settings,
             self._clients,
             most=max_connections,
-            is_open=lambda: not self._stopping,
-            relay=lambda: self._relay,
+            is_open=lambda: not self._ending.begun,
+            relay=lambda: self._ending.relay,
         )
-        self._stopping = False
-        self._relay: Relay | None = None
-        self._drain_timeout: IDelayedCall | None = None
-        self._ended: BaseException | bool | None = None
-        self._complete_waiters: list[Deferred[None]] = []
+        self._claim = Claim(disk, self, disk.name)
 
     def factory(self) -> IProtocolFactory:
         """The protocol factory to listen with, the same one each time."""
@@ -211,11 +224,11 @@ class Server:
     @property
     def state(self) -> str:
         """C{serving}, C{holding}, C{relaying}, C{stopping} or C{stopped}."""
-        if self._ended is not None:
+        if self._life.state == LifeState.ENDED:
             return "stopped"
-        if self._stopping:
+        if self._ending.begun:
             return "stopping"
-        if self._relay is not None:
+        if self._ending.relay is not None:
             return "relaying"
         return "holding" if self._handler.held else "serving"
 
@@ -239,66 +252,30 @@ class Server:
         """Fires when the server was stopped, every client is gone, and the disk is flushed.
 
         Nothing is flushed after L{hand_over} or L{relay}. After L{relay} it fires by itself when
-        the last client has left.
+        the last client has left. It may be asked for at any time, and repeatedly; cancelling it
+        only stops waiting.
 
         It fails with the L{OSError} of that last flush.
         """
-        waiting: Deferred[None] = Deferred()
-        self._complete_waiters.append(waiting)
-        self._fire_complete()
-        return waiting
-
-    def _fire_complete(self) -> None:
-        if self._ended is None:
-            return
-        waiting, self._complete_waiters = self._complete_waiters, []
-        for deferred in waiting:
-            if isinstance(self._ended, BaseException):
-                deferred.errback(self._ended)
-            else:
-                deferred.callback(None)
+        return self._life.wait()
 
     def stop(self, why: str = "") -> None:
         """Finish the requests in progress, close every client, flush; then L{complete} fires.
 
-        Clients that are held or forwarded are closed with their requests unanswered.
+        A mirror is called off first, and its end is waited for; where it is too late for that, the
+        disk is handed over. Clients that are held or forwarded are closed with their requests
+        unanswered.
 
         @param why: the reason, for the log; "" to log nothing.
         """
-        if self._stopping:
-            return
-        self._stopping = True
-        self._drain_timeout = self._reactor.callLater(_DRAIN_TIMEOUT, self._abort_clients)
-        if why:
-            _log.info(
-                "{why}: finishing the requests of {clients} client(s)",
-                event="stopping",
-                why=why,
-                clients=len(self._clients),
-            )
-        if self._relay is not None:
-            self._close_clients()
-            return
-        for client in self._clients:
-            # Held clients may be another server's by now: none of their requests is answered here.
-            client.close() if self._handler.held else client.drain()
-        ending = self._end(None if self.read_only else self._access.flush)
-        Deferred.fromCoroutine(ending).addErrback(_bug)
+        self._life.stop(why)
 
-    async def _end(self, flush: Callable[[], Deferred[None]] | None = None) -> None:
-        """Wait until no client is left and no thread at work, then flush and complete."""
-        await self._clients.all_gone()
-        await self._threads.idle()
-        if self._drain_timeout is not None and self._drain_timeout.active():
-            self._drain_timeout.cancel()
-        try:
-            if flush is not None:
-                await flush()
-        except Exception as error:  # a bug must reach whoever waits, too
-            self._ended = error
-        else:
-            self._ended = True
-        self._fire_complete()
+    def _call_off(self, why: str) -> None:
+        self._ending.machine.stop(why)
+
+    def _end(self, outcome: Failure | None) -> None:
+        self._claim.release()
+        self._life.end(outcome)
 
     # For a mirror.
 
@@ -324,26 +301,24 @@ class Server:
 
     def release(self) -> None:
         """End the L{hold}: process the clients' requests again."""
-        if self._relay is not None:
+        if self._ending.relay is not None:
             return
         self._handler.held = False
         for client in self._clients:
             client.release()
 
+    @property
+    def mirror(self) -> ServedMirror | None:
+        """The mirror that is running, which L{stop} calls off; set by the mirror itself."""
+        return self._ending.mirror
+
+    @mirror.setter
+    def mirror(self, mirror: ServedMirror | None) -> None:
+        self._ending.mirror = mirror
+
     def hand_over(self) -> None:
         """Another server serves the disk now: close every client; then L{complete} fires."""
-        if self._stopping:
-            return
-        self._stopping = True
-        self._close_clients()
-        if self._relay is None:
-            Deferred.fromCoroutine(self._end()).addErrback(_bug)
-
-    def _close_clients(self) -> None:
-        if self._relay is not None:
-            self._relay.stop()
-        for client in self._clients:
-            client.close()
+        self._ending.machine.hand_over()
 
     def relay(self, relay: Relay) -> None:
         """Another server serves the disk now: forward every client to it, including later ones.
@@ -351,33 +326,10 @@ class Server:
         The clients are held first, if they are not yet. Requests that were not answered are sent
         there first. Keep the ports listening and the disk open until L{complete} fires, when the
         last client has left: at once if there is none. L{stop} ends it sooner, and L{release} does
-        nothing any more.
+        nothing any more. A server that was stopped before only closes its clients.
 
         @param relay: how to reach that server, as in
             C{Relay(Destination(client_endpoint(reactor, uri), uri.export),
             receiver_export=uri.export + HANDOFF_EXPORT)}.
         """
-        if self._stopping or self._relay is not None:
-            return
-        self._relay = relay
-        relay.start()
-        Deferred.fromCoroutine(self._relay_clients(relay)).addErrback(_bug)
-
-    async def _relay_clients(self, relay: Relay) -> None:
-        await self.hold()
-        for client in self._clients:
-            if client.negotiated is not None:
-                relay.forward(client)
-        await self._clients.all_gone()
-        self._stopping = True
-        relay.stop()
-        await self._end()
-
-    def _abort_clients(self) -> None:
-        """The clients had 10 s to take their replies and to finish their requests."""
-        for client in self._clients:
-            client.abort()
-
-
-def _bug(failure: Failure) -> None:
-    _log.failure("while stopping", failure=failure)
+        self._ending.machine.relay(relay)

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.nbd import Command, Errno, TransmissionFlag
 from blockmig.runtime import Runtime
 from blockmig.server import Server
+from blockmig.testing import MemoryDisk
 from tests.unit.served import (
     FUA,
     Peer,
@@ -588,7 +589,8 @@ class SharedTests(Case):
             self.place.kernel.transport = other.transport
 
     def test_a_server_needs_no_explicit_clock_or_reactor(self):
-        server = Server(self.disk, runtime=Runtime(self.clock, lambda f, *a: f(*a)))
+        disk = MemoryDisk(self.disk.content)
+        server = Server(disk, runtime=Runtime(self.clock, lambda f, *a: f(*a)))
         connection = server.factory().buildProtocol(ADDRESS)
         SocketDouble(self.clock).connect(connection)
         self.assertEqual(1, len(server.status()["clients"]))

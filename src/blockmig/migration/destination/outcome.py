@@ -1,4 +1,4 @@
-"""How a migration ended, for everybody who waits for that."""
+"""How a migration ended, and when nothing of it is under way any more."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from ...errors import MigrationError, Summary
 from ...server import ServerConnection
@@ -15,16 +16,19 @@ class Outcome:
     """The outcome of one migration.
 
     @param wind_up: called once the outcome is known, with the connection that is to be closed in
-        good order, if there is one; fires when nothing of the migration is under way any more. Only
-        then is the outcome passed on.
+        good order, if there is one; fires when nothing of the migration is under way any more.
+    @param ended: called with the outcome after that.
     @ivar result: the outcome; None before that.
     """
 
-    def __init__(self, wind_up: Callable[[ServerConnection | None], Deferred[Any]]) -> None:
+    def __init__(
+        self,
+        wind_up: Callable[[ServerConnection | None], Deferred[Any]],
+        ended: Callable[[Summary | Failure], None],
+    ) -> None:
         self.result: Summary | MigrationError | None = None
         self._wind_up = wind_up
-        self._over = False
-        self._waiting: list[Deferred[Summary]] = []
+        self._ended = ended
 
     @property
     def complete(self) -> bool:
@@ -39,26 +43,5 @@ class Outcome:
         @param last: the connection whose disconnect completed the migration.
         """
         self.result = outcome
-        self._wind_up(last).addCallback(self._wound_up)
-
-    def wait(self) -> Deferred[Summary]:
-        """Fires with the summary, or fails with the error, when nothing is under way any more."""
-        waiting: Deferred[Summary] = Deferred()
-        self._waiting.append(waiting)
-        self._notify()
-        return waiting
-
-    def _wound_up(self, _: object) -> None:
-        self._over = True
-        self._notify()
-
-    def _notify(self) -> None:
-        if not self._over:
-            return
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            if isinstance(self.result, MigrationError):
-                deferred.errback(self.result)
-            else:
-                assert self.result is not None
-                deferred.callback(self.result)
+        passed_on = Failure(outcome) if isinstance(outcome, MigrationError) else outcome
+        self._wind_up(last).addCallback(lambda _: self._ended(passed_on))

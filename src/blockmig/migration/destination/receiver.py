@@ -1,7 +1,8 @@
 """The receiver: an NBD server that accepts one migration, and is done.
 
-Owns nothing but the assembly: the disk is the caller's, and so is the listening port. Its parts are
-the `migration`, the two exports that senders meet (`export`, `handoff_export`), their
+Owns its life, and the assembly. The port is the caller's, and so is the disk, but nobody else may
+use the disk object until the receiver has ended. It runs once its factory was asked for. Its parts
+are the `migration`, the two exports that senders meet (`export`, `handoff_export`), their
 `connections`, and the `outcome`. The numbers in its status are theirs: the `migration`'s, and those
 of `Clients`, which counts a server's connections as well.
 """
@@ -14,9 +15,12 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from ...claims import Claim, check_unclaimed
 from ...errors import Summary
 from ...interfaces import IDisk, IRecordedDisk
+from ...lives import Life, LifeState
 from ...nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
@@ -57,7 +61,8 @@ class Receiver:
         L{check}, or when a sender is about to change it.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long.
-    @raise blockmig.migration.Refused: the records forbid it, or cannot be kept.
+    @raise InUse: the disk object is in use.
+    @raise Refused: the records forbid it, or cannot be kept.
     """
 
     def __init__(
@@ -77,20 +82,24 @@ class Receiver:
             raise ValueError("a receiver accepts one migration: migrations must be 1")
         if len(export.encode()) > MAXIMUM_NAME - len(HANDOFF_EXPORT):
             raise ValueError("the name of the export leaves no room for the side export's")
+        check_unclaimed(disk, disk.name)
         runtime = runtime or Runtime.of()
         self._threads = BoundedThreads(runtime.threads)
         self._runtime = runtime = replace(runtime, threads=self._threads)
         self._began = runtime.reactor.seconds()
         self._export = export
         self._clients = Clients()
-        self._outcome = Outcome(self._wind_up)
+        self._give_up_after = give_up_after
+        self._outcome = Outcome(self._wind_up, self._end)
+        self._life: Life[Summary] = Life(
+            f"the receiver of {disk.name}", begin=self._begin, call_off=self._call_off
+        )
         self._progress = ProgressTimer(runtime.reactor, self._threads)
         self._migration = self._incoming(disk, overrides)
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
         )
-        if give_up_after is not None:
-            self._progress.watch(give_up_after, self.stop)
+        self._claim = Claim(disk, self, disk.name)
 
     def _incoming(self, disk: IDisk, overrides: Overrides) -> IncomingMigration:
         """The migration, continued from the records beside the disk."""
@@ -161,7 +170,13 @@ class Receiver:
         return self._threads(self._migration.disk.refuse_data)
 
     def factory(self) -> IProtocolFactory:
-        """The factory to listen with; the same one each time, so that several ports may use it."""
+        """The factory to listen with; the same one each time, so that several ports may use it.
+
+        From the first time on the receiver runs: what it waits for counts for C{give_up_after}.
+        After its end the factory accepts no connection.
+        """
+        if self._life.state == LifeState.MADE:
+            self._life.start()
         return self._factory
 
     def complete(self) -> Deferred[Summary]:
@@ -170,13 +185,25 @@ class Receiver:
         @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{LocalFailure} where
             the disk failed, L{Refused} where it holds data, L{GaveUp} where the receiver was
             stopped or gave up, L{Unconfirmed} where it did so with a copy that lacks nothing but
-            the disconnect.
+            the disconnect. It may be asked for at any time, and repeatedly; cancelling it only
+            stops waiting.
         """
-        return self._outcome.wait()
+        return self._life.wait()
 
     def stop(self, why: str = "stopped") -> None:
         """End the migration as it stands, unless its disconnect was accepted already."""
+        self._life.stop(why)
+
+    def _begin(self) -> None:
+        if self._give_up_after is not None:
+            self._progress.watch(self._give_up_after, self.stop)
+
+    def _call_off(self, why: str) -> None:
         self._migration.stop(why)
+
+    def _end(self, outcome: Summary | Failure) -> None:
+        self._claim.release()
+        self._life.end(outcome)
 
     def _wind_up(self, last: ServerConnection | None) -> Deferred[None]:
         """The outcome is known: end whatever of the migration is still under way."""

@@ -13,19 +13,23 @@ Rules (design, section 2):
   the destination is left C{copying};
 * once the source is retired this server serves nobody any more, whatever becomes of the
   destination: clients are closed, or kept waiting for the server that takes over;
-* a mirror that ended otherwise leaves the server as it was before, ready for another one.
+* a mirror that ended otherwise leaves the server as it was before, ready for another one;
+* a server has one mirror at a time, from when that is made until it has ended. A server that is
+  stopped has its mirror stopped first; a mirror of a server that was stopped does not begin.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ...claims import Claim, check_unclaimed
 from ...client import Destination
-from ...errors import MigrationError, Summary, Unconfirmed
+from ...errors import InUse, MigrationError, Refused, Summary, Unconfirmed
+from ...lives import Life, LifeState, OneShot, wait_or_stop
 from ...nbd import handoff_export_name
 from ...runtime import Runtime
 from ...server import Relay, Server
@@ -57,7 +61,9 @@ class Mirror:
     @param patience: how long the destination is tried.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar destination: its URI, as given.
-    @raise Refused: the records beside the disk forbid it, or it cannot be deleted.
+    @raise InUse: the server has a mirror already.
+    @raise Refused: the server was stopped, the records beside the disk forbid it, or it cannot be
+        deleted.
     """
 
     def __init__(
@@ -74,6 +80,9 @@ class Mirror:
         patience: Patience = PATIENCE,
         runtime: Runtime | None = None,
     ) -> None:
+        check_unclaimed(server, server.disk.name)
+        if refusal := _refusal(server):
+            raise refusal
         self._runtime = runtime = runtime or Runtime.of()
         self.destination = destination.uri
         self._server = server
@@ -105,45 +114,51 @@ class Mirror:
         self._ended_at: float | None = None
         self._state = ""
         self._why = ""
-        self._waiting: list[Deferred[Summary]] = []
-        self._outcome: Summary | Failure | None = None
+        self._accepted: OneShot[int] = OneShot()
+        self._life: Life[Summary] = Life(
+            f"the mirror of {server.disk.name}", begin=self._begin, call_off=self._call_off
+        )
+        self._claim = Claim(server, self, server.disk.name)
 
     # Start and end.
 
     def start(self) -> Deferred[int]:
         """Begin; to be called once.
 
+        Cancelling what it returns is to stop the mirror: that then fails once it has ended.
+
         @return: fires with the number of the attempt when the destination has accepted the first
-            handshake; fails as L{complete} does if it does not come to that.
+            handshake; fails as L{complete} does if it does not come to that, and with L{InUse}
+            where it was started before.
         """
-        accepted: Deferred[int] = Deferred()
+        try:
+            self._life.start()
+        except InUse:
+            return fail()
+        return Deferred.fromCoroutine(wait_or_stop(self._accepted.wait, self.stop))
+
+    def _begin(self) -> None:
         self._began = self._reactor.seconds()
+        if refusal := _refusal(self._server):
+            self._end_unbegun(Failure(refusal))
+            return
+        self._server.mirror = self
         self._passes.start()
-
-        def first(_: object) -> None:
-            accepted.callback(self._sender.progress.number)
-
-        def ended(result: Summary | Failure) -> None:
-            self._end(result)
-            if not accepted.called:
-                assert isinstance(result, Failure)
-                accepted.errback(result)
-
-        self._sender.when_accepted.addCallback(first)
-        self._sender.run().addBoth(ended).addErrback(_bug)
-        return accepted
+        self._sender.when_accepted.addCallback(
+            lambda _: self._accepted.resolve(self._sender.progress.number)
+        )
+        self._sender.run().addBoth(self._end).addErrback(_bug)
 
     def complete(self) -> Deferred[Summary]:
-        """The outcome.
+        """The outcome; it may be asked for at any time, and repeatedly.
+
+        Cancelling it only stops waiting.
 
         @return: fires with a L{Summary} when the disk is handed over (the server's clients may
             still be there: see L{Server.complete}), or fails with a L{MigrationError}: with
             L{Unconfirmed} the source is retired, with any other the server goes on serving.
         """
-        waiting: Deferred[Summary] = Deferred()
-        self._waiting.append(waiting)
-        self._notify()
-        return waiting
+        return self._life.wait()
 
     async def handed_over(self) -> None:
         """To be awaited once the server has ended: then the mirror has too.
@@ -160,7 +175,7 @@ class Mirror:
     @property
     def over(self) -> bool:
         """Whether it has ended, in whichever way."""
-        return self._outcome is not None
+        return self._life.state == LifeState.ENDED
 
     @property
     def too_late(self) -> bool:
@@ -169,8 +184,26 @@ class Mirror:
 
     def stop(self, why: str = "stopped") -> None:
         """Break it off, unless it is too late for that."""
-        self._state = self._state or "broken"
+        self._life.stop(why)
+
+    def _call_off(self, why: str) -> None:
+        self._state = "broken"
         self._sender.stop(why)
+        if self._began is None:
+            self._sender.complete().addErrback(self._end_unbegun)
+
+    def _end_unbegun(self, failure: Failure) -> None:
+        """It ends without having touched the server."""
+        self._state = self._state or "failed"
+        self._why = failure.getErrorMessage()
+        self._release(failure)
+
+    def _release(self, outcome: Summary | Failure) -> None:
+        """The server may have another mirror."""
+        self._claim.release()
+        self._life.end(outcome)
+        if isinstance(outcome, Failure):
+            self._accepted.resolve(outcome)
 
     def set_rate(self, rate: float | None) -> None:
         """Change the rate limit.
@@ -183,9 +216,9 @@ class Mirror:
         self._sender.stop(why)
 
     def _end(self, result: Summary | Failure) -> None:
-        self._outcome = result
         self._ended_at = self._reactor.seconds()
         self._passes.stop()
+        self._server.mirror = None
         if not isinstance(result, Failure):
             self._state = "complete"
             self._hand_over()
@@ -196,7 +229,7 @@ class Mirror:
             if not result.check(MigrationError):
                 _log.failure("this is a bug of blockmig", result, event="bug")
             self._fail()
-        self._notify()
+        self._release(result)
 
     def _fail(self) -> None:
         if self.too_late:
@@ -230,13 +263,6 @@ class Mirror:
         if self._successor is None:
             self._server.hand_over()
 
-    def _notify(self) -> None:
-        if self._outcome is None:
-            return
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            deferred.callback(self._outcome)
-
     # How it stands.
 
     @property
@@ -244,7 +270,7 @@ class Mirror:
         """C{starting}, C{copying}, C{holding}, C{handing over}, C{waiting} (for another attempt),
         C{relaying}, C{complete}, C{failed} or C{broken}.
         """
-        if self._outcome is not None:
+        if self.over:
             relaying = self._state == "complete" and self._server.state == "relaying"
             return "relaying" if relaying else self._state
         if not self._sender.progress.attempt:
@@ -258,9 +284,9 @@ class Mirror:
         began = self._began if self._began is not None else self._reactor.seconds()
         now = self._ended_at if self._ended_at is not None else self._reactor.seconds()
         throttle = self._server.changes.throttle
-        left = 0 if isinstance(self._outcome, Summary) else passes.left
+        left = 0 if isinstance(self._life.outcome, Summary) else passes.left
         gain = convergence.rate - convergence.dirty_rate
-        running = self._outcome is None and self._sender.connected
+        running = not self.over and self._sender.connected
         return {
             "state": self.state,
             "destination": self.destination,
@@ -286,6 +312,13 @@ class Mirror:
             "rest": passes.sent_while_held,
             "holds": passes.hold_count,
         }
+
+
+def _refusal(server: Server) -> Refused | None:
+    """Why a mirror of C{server} cannot begin, if it cannot."""
+    if server.state == "serving":
+        return None
+    return Refused(f"{server.disk.name}: its server is {server.state}: no mirror of it can begin")
 
 
 def _bug(failure: Failure) -> None:

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Final
 
 from ...errors import Refused
+from ...interfaces import IRecordedDisk
 from ...storage import DiskRefused, file_identity, is_locked, record_path
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .files import (
@@ -98,6 +99,13 @@ def examine(
     """
     # Records first: if the disk goes meanwhile, it looks as it did while they were true.
     records = Records(record_path(path, state_directory, system), system)
+    good, bad = _read(records)
+    size, identity, in_use = _examine_disk(path, system)
+    return DiskState(path, size, identity, in_use, _where(records, path), good, bad)
+
+
+def _read(records: Records) -> tuple[dict[Kind, Record], dict[Kind, str]]:
+    """The records that can be read, and why others cannot."""
     with contextlib.suppress(OSError):  # then what can be read must do
         records.sync()
     good: dict[Kind, Record] = {}
@@ -112,11 +120,13 @@ def examine(
         else:
             if record is not None:
                 good[kind] = record
-    size, identity, in_use = _examine_disk(path, system)
+    return good, bad
+
+
+def _where(records: Records, path: str) -> str:
     directory = os.path.dirname(records.path)
     beside = directory == os.path.dirname(os.path.realpath(path))
-    where = "beside it" if beside else f"in {directory}"
-    return DiskState(path, size, identity, in_use, where, good, bad)
+    return "beside it" if beside else f"in {directory}"
 
 
 def _examine_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
@@ -217,18 +227,26 @@ def verdict_of(disk: DiskState) -> Verdict:
     )
 
 
-def check_canonical(
-    path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
-) -> None:
-    """Whether the disk at C{path} may be served to clients.
+def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
+    """Check that a disk that is open may be served to clients.
 
     @raise Refused: it is not the canonical copy, or that cannot be decided from here.
-    @raise DiskRefused: it cannot be examined.
     """
-    verdict = verdict_of(examine(path, state_directory, system))
+    records = Records(disk.record_path, system)
+    good, bad = _read(records)
+    verdict = verdict_of(
+        DiskState(
+            disk.name,
+            disk.size,
+            disk.identity(),
+            records_where=_where(records, getattr(disk, "path", disk.name)),
+            records=good,
+            bad=bad,
+        )
+    )
     if verdict.state != CopyState.CANONICAL:
         why = "" if verdict.why in verdict.line else f": {verdict.why}"
-        raise Refused(f"{path}: {verdict.line}{why}; {verdict.advice}")
+        raise Refused(f"{disk.name}: {verdict.line}{why}; {verdict.advice}")
 
 
 def _accepted(disk: DiskState, accepted: Record) -> Verdict:

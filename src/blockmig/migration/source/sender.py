@@ -7,8 +7,10 @@ Rules (design, section 2):
 
 * what goes wrong before a first handshake was accepted ends the migration, unless it is to be
   retried too; after that there is always another attempt, until somebody gives up;
+* the disk object is the sender's from when it is made until it has ended;
 * it can be stopped until the source is being retired; after that it ends as quickly as it can, and
-  never without reporting what became of the source;
+  never without reporting what became of the source. One that is stopped before it was run never
+  begins;
 * where the source was retired, but the destination could not be notified, the `finisher` goes on;
 * it ends only once no thread is at work on the disk any more, and a source that was not retired is
   then as it was, but for the record of a copy that may be whole.
@@ -22,15 +24,18 @@ from dataclasses import replace
 from typing import Final
 
 from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from ...claims import Claim, check_unclaimed
 from ...client import ClientFactory, ClientFailed, Destination
-from ...errors import GaveUp, Refused, Summary, Unconfirmed
+from ...errors import GaveUp, InUse, MigrationError, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
+from ...lives import Life, wait_or_stop
 from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
@@ -70,6 +75,7 @@ class Sender:
     @ivar last_error: why the last attempt ended early; "" if none did.
     @ivar when_accepted: fires when a destination was accepted for the migration, and a first
         attempt is about to copy.
+    @raise InUse: the disk object is in use.
     @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid sending
         it, or its migration can only be finished (which a L{Finisher} does).
     """
@@ -87,6 +93,10 @@ class Sender:
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
+        # The disk that clients change is their server's; of that the mirror is the only one.
+        served = passes is not None and passes.in_use
+        if not served:
+            check_unclaimed(disk, disk.name)
         self._reactor = runtime.reactor
         self._threads = BoundedThreads(runtime.threads)
         self._patience = patience
@@ -131,7 +141,11 @@ class Sender:
         self._stopped_too_late: str | None = None
         self._final_timeout: IDelayedCall | None = None
         self._stopped: GaveUp | None = None
-        self._running: Deferred[Summary] | None = None
+        self._running: Deferred[None] | None = None
+        self._life: Life[Summary] = Life(
+            f"the sender of {disk.name}", begin=self._begin, call_off=self._call_off
+        )
+        self._claim = None if served else Claim(disk, self, disk.name)
 
     @property
     def connected(self) -> bool:
@@ -150,29 +164,54 @@ class Sender:
     def run(self) -> Deferred[Summary]:
         """Send the disk; to be called once.
 
+        Cancelling what it returns is to stop it: that then fails once it has ended.
+
         @return: fires with a L{Summary}, or fails with a L{MigrationError}: L{Refused} where the
             first handshake was not accepted, L{LocalFailure} where the source failed, L{GaveUp}
             where it was stopped or gave up, L{Unconfirmed} where the source is retired and the
-            destination may not know it.
+            destination may not know it, L{InUse} where it was run before.
         """
-        self.progress.latest = self._reactor.seconds()
-        self._running = Deferred.fromCoroutine(self._run())
-        return self._running
+        try:
+            self._life.start()
+        except InUse:
+            return fail()
+        return Deferred.fromCoroutine(wait_or_stop(self._life.wait, self.stop))
+
+    def complete(self) -> Deferred[Summary]:
+        """The outcome, as L{run} reports it; may be asked for at any time, and repeatedly.
+
+        Cancelling it only stops waiting.
+        """
+        return self._life.wait()
 
     def stop(self, why: str = "stopped") -> None:
         """End the migration as it stands; too late while the source is being retired."""
+        self._life.stop(why)
+
+    def _begin(self) -> None:
+        self.progress.latest = self._reactor.seconds()
+        self._running = Deferred.fromCoroutine(self._run()).addBoth(self._end)
+
+    def _end(self, outcome: Summary | Failure) -> None:
+        if self._claim is not None:
+            self._claim.release()
+        self._life.end(outcome)
+
+    def _call_off(self, why: str) -> None:
+        if self._running is None:
+            self._end(Failure(self._given_up(why)))
+            return
         if self._finisher is not None:
             self._finisher.stop(why)
-        elif self.retiring and self._stopped_too_late is None:
+        elif self.retiring:
             # Done in an instant, unless the destination is silent: then another run finishes it.
             self._stopped_too_late = why
             self._final_timeout = self._reactor.callLater(
                 _FINAL_TIMEOUT, self._final_timeout_passed
             )
-        if self.retiring or self._stopped is not None or self._running is None:
-            return
-        self._stopped = self._given_up(why)
-        self._running.cancel()
+        else:
+            self._stopped = self._given_up(why)
+            self._running.cancel()
 
     def _given_up(self, why: str) -> GaveUp:
         return GaveUp(f"{why}; {self._context.disk.name} was not retired and is canonical")
@@ -191,15 +230,28 @@ class Sender:
 
     async def _run(self) -> Summary:
         giving_up = self._watch_progress()
+        outcome: Summary | Exception
         try:
-            return await self._try_until_it_ends()
+            outcome = await self._try_until_it_ends()
         except CancelledError:
-            self._retirement.check_still_there()  # or this copy is not the canonical one
-            raise self._stopped or GaveUp("cancelled") from None
-        finally:
-            if giving_up is not None:
-                giving_up.stop()
-            await self._clean_up()
+            outcome = self._called_off()
+        except Exception as error:
+            outcome = error
+        # No `finally`: nothing may be awaited in a coroutine that is thrown away in the middle.
+        if giving_up is not None:
+            giving_up.stop()
+        await self._clean_up()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _called_off(self) -> MigrationError:
+        try:
+            self._retirement.check_still_there()
+        except Unconfirmed as error:
+            return error  # this copy is not the canonical one
+        assert self._stopped is not None
+        return self._stopped
 
     def _watch_progress(self) -> LoopingCall | None:
         limit = self._patience.give_up_after
@@ -257,15 +309,11 @@ class Sender:
             if self._stopped is not None:
                 raise self._stopped from None
             return Dropped(f"cannot connect to the destination: {describe_error(error)}")
-        while True:
-            try:
-                return await result
-            except CancelledError:
-                if not self.retiring:
-                    opening.drop("stopped")
-                    raise
-                # Too late: the outcome must say what becomes of the source.
-                result = Deferred()
+        try:
+            return await result
+        except CancelledError:
+            opening.drop("stopped")
+            raise
 
     async def _pause(self, why: str, delay: float) -> None:
         self.last_error = why

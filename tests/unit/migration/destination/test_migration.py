@@ -1215,9 +1215,12 @@ class FailureTests(ReceiverCase):
 
 
 class StopTests(ReceiverCase):
+    def listen(self):
+        self.receiver.factory()
+
     def test_a_stop_ends_as_the_table_says_and_keeps_the_record(self):
         for prepare, kind, status, words in (
-            (lambda: None, GaveUp, 4, "nothing was received"),
+            (self.listen, GaveUp, 4, "nothing was received"),
             (self.claimed, GaveUp, 4, "is not canonical"),
             (lambda: self.client().write(0, DATA), GaveUp, 4, "is not canonical"),
             (self.copied, Unconfirmed, 5, "look at there:/source"),

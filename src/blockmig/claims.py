@@ -1,0 +1,65 @@
+"""One disk object, one use: who uses which object, in this process.
+
+Owns the claims. Sender, Receiver, Server and Mirror each claim what they use when they are made (a
+Mirror its Server, whose disk is the Server's already) and give it back when they have ended.
+
+Rules:
+
+* of one object there is one claim at a time; the next claimant is refused;
+* a claim ends with its user, too: one that nobody has a reference to uses nothing;
+* all of this is about objects. That two processes do not use one file is up to the file's lock.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any, Final
+
+from .errors import InUse
+
+_claims: Final[dict[int, Claim]] = {}
+
+
+class Claim:
+    """The use of one object by one other.
+
+    @param subject: what is used.
+    @param user: by whom; whoever is no longer there has no claim.
+    @param name: what to call the subject in messages.
+    @raise InUse: it is used already.
+    """
+
+    def __init__(self, subject: Any, user: Any, name: str) -> None:
+        check_unclaimed(subject, name)
+        self.subject = subject  # as long as it is kept, no other object has its id
+        self.user = weakref.ref(user, lambda _: self.release())
+        _claims[id(subject)] = self
+
+    def release(self) -> None:
+        """Give the object back; harmless if repeated."""
+        if _claims.get(id(self.subject)) is self:
+            del _claims[id(self.subject)]
+
+
+def check_unclaimed(subject: Any, name: str) -> None:
+    """Check that nobody uses C{subject}.
+
+    @raise InUse: somebody does.
+    """
+    if _user_of(subject) is None:
+        return
+    gc.collect()  # it may be one that nobody has, in a circle of references
+    user = _user_of(subject)
+    if user is not None:
+        raise InUse(f"{name}: is used by a {type(user).__name__}; stop that, and wait for its end")
+
+
+def _user_of(subject: Any) -> Any:
+    claim = _claims.get(id(subject))
+    return claim.user() if claim is not None else None
+
+
+def forget_all() -> None:
+    """For tests: whoever uses anything has died with its process."""
+    _claims.clear()
