@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import random
 import signal
@@ -14,10 +13,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from tests.support.disks import (
     MIB,
     allocated,
@@ -30,6 +25,7 @@ from tests.support.disks import (
 from tests.support.embedding import CountingCalls, receiving, sending
 from tests.support.processes import ANY_PORT, FULL, TWIST, TWISTD, Processes, Running
 from tests.support.relay import relay
+from tests.support.tls import certificate
 from twisted.internet import reactor, ssl
 from twisted.internet.endpoints import (
     HostnameEndpoint,
@@ -317,32 +313,6 @@ async def test_three_lines_embed_a_receiver(room: Path) -> None:
         await port.stopListening()
     assert not source.exists()
     assert digest(path) == digest(random_image(room / "again", 9 * MIB + 3))
-
-
-def certificate() -> tuple[ssl.PrivateCertificate, ssl.Certificate]:
-    """A certificate that signs itself, for localhost."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    public = made.public_bytes(serialization.Encoding.PEM)
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return ssl.PrivateCertificate.loadPEM(public + private), ssl.Certificate.loadPEM(public)
 
 
 class StartsTLS:
