@@ -96,15 +96,6 @@ class MirrorManager:
             finally:
                 await self.end_reported()
 
-    def stop(self, why: str) -> None:
-        """Stop the mirror, and then the server."""
-        if self.current is None or self.current.over:
-            self._server.stop(why)
-        else:
-            # If the disk is being retired by now, it will not be served again, however that ends.
-            self.current.complete().addBoth(lambda _: self._server.stop(why))
-            self.current.stop(why)
-
     def _running(self) -> Mirror:
         if self.current is None or self.current.over:
             raise ControlRefused("no mirror is running", 409)
