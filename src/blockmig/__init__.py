@@ -1,7 +1,7 @@
 """blockmig moves the disks of running machines between hosts over NBD.
 
-The names here, in `blockmig.interfaces` and in `blockmig.testing` are for programs that embed
-blockmig, and stay as they are documented; each is loaded on first use. Everything else is private,
+The names here, in `blockmig.interfaces`, `blockmig.service` and `blockmig.testing` are for programs
+that embed blockmig, and stay as they are documented; each is loaded on first use. Everything else is private,
 and may change with any version.
 
 The packages are layers, each of which may import some others (`tests/unit/test_layers.py` has the

@@ -77,7 +77,7 @@ Part = TypeVar("Part", bound=_Stoppable)
 
 
 @implementer(IProtocolFactory)
-class _PartFactory:
+class ServiceFactory:
     """The factory of a port that was opened before the object which serves it was there."""
 
     noisy = False
@@ -117,7 +117,7 @@ class _Ports:
         self._endpoints = endpoints
         self._shared = shared
         self._failed = failed
-        self._factory = _PartFactory()
+        self._factory = ServiceFactory()
         self._opening: Deferred[bool | None] | None = None
         self._at_once: list[Failure] | None = []
         self._closing: Deferred[None] | None = None

@@ -70,7 +70,7 @@ class Exports:
     ) -> None:
         runtime = runtime or Runtime.of()
         self._parts: dict[Any, Any] = {}
-        self._factory = _ExportsFactory(
+        self._factory = ExportsFactory(
             ConnectionSettings(
                 runtime=runtime,
                 lookup=self._lookup,
@@ -156,7 +156,7 @@ class Exports:
 
 
 @implementer(IProtocolFactory, IConnectionOwner)
-class _ExportsFactory:
+class ExportsFactory:
     """Makes the connections, and owns them until they have chosen an export.
 
     @param owner_of: returns the owner of the export with a name.
@@ -250,7 +250,7 @@ class _SharedConnection(OwnedConnection):
     """A connection that is yet to choose an export, and with it its owner."""
 
     def __init__(
-        self, settings: ConnectionSettings, address: IAddress, maker: _ExportsFactory
+        self, settings: ConnectionSettings, address: IAddress, maker: ExportsFactory
     ) -> None:
         super().__init__(settings, address, maker)
         self._maker = maker
