@@ -1,8 +1,8 @@
 """blockmig moves the disks of running machines between hosts over NBD.
 
 The names here, in `blockmig.interfaces`, `blockmig.service` and `blockmig.testing` are for programs
-that embed blockmig, and stay as they are documented; each is loaded on first use. Everything else is private,
-and may change with any version.
+that embed blockmig, and stay as they are documented; those here are loaded on first use. Everything
+else is private, and may change with any version.
 
 The packages are layers, each of which may import some others (`tests/unit/test_layers.py` has the
 list): `nbd` is the wire protocol, `storage` the disks, `transport` moves bytes between the two;

@@ -1,7 +1,6 @@
 """Ten end-to-end tests, on whichever reactor is installed (see `reactors`).
 
-Each is given a room and system calls that count; the last two run the objects that an embedder has
-beside them: endpoints of its own, and several exports on a port.
+Each is given a room, and system calls that count.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ import os
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from twisted.application.service import MultiService
 from twisted.internet import reactor as installed
 from twisted.internet import ssl
 from twisted.internet.defer import Deferred
@@ -40,6 +41,7 @@ from blockmig import (
     Sender,
     Server,
 )
+from blockmig.service import ReceiverService, SenderService
 from blockmig.testing import connect_client
 
 from .disks import MIB, digest, random_image, sparse_image
@@ -90,14 +92,13 @@ class World:
             disk.close()
 
 
-async def migrate(world: World, listen: str = ANYWHERE, **options: Any) -> int:
+async def migrate(world: World, **options: Any) -> int:
     """Send a disk, and compare; returns the number of attempts."""
     source = world.source()
     before = digest(source)
     copy = world.room / "copy"
-    async with receiving(copy, SIZE, system=world.calls, listen=listen) as (receiver, port):
-        to: Any = listen if listen.startswith("unix:") else port.getHost().port
-        async with sending(source, to, system=world.calls, **options) as sender:
+    async with receiving(copy, SIZE, system=world.calls) as (receiver, port):
+        async with sending(source, port.getHost().port, system=world.calls, **options) as sender:
             sent = await sender.run()
         got = await receiver.complete()
     assert sent.bytes == got.bytes == SIZE
@@ -114,8 +115,31 @@ async def a_source_that_is_deleted(world: World) -> None:
     assert await migrate(world, unlink=True) == 1
 
 
-async def a_UNIX_socket(world: World) -> None:
-    assert await migrate(world, listen=f"unix:{world.room}/socket") == 1
+async def services_and_a_UNIX_socket(world: World) -> None:
+    source = world.source()
+    before = digest(source)
+    copy = world.room / "copy"
+    services = MultiService()
+    receiver = ReceiverService(
+        partial(FileDisk, str(copy), size=SIZE, system=world.calls),
+        f"unix:{world.room}/socket",
+        make=partial(Receiver, runtime=world.runtime),
+    )
+    sender = SenderService(
+        partial(FileDisk, str(source), writable=False, system=world.calls),
+        f"nbd+unix:///?socket={world.room}/socket",
+        make=partial(Sender, unlink=True, runtime=world.runtime),
+    )
+    for service in (receiver, sender):
+        service.setServiceParent(services)
+    services.privilegedStartService()
+    services.startService()
+    assert (await sender.complete()).bytes == SIZE
+    await receiver.complete()
+    assert not (world.room / "socket").exists()
+    await services.stopService()
+    assert digest(copy) == before
+    assert not source.exists()
 
 
 @implementer(IStreamClientEndpoint)
@@ -313,7 +337,7 @@ TESTS: tuple[Callable[[World], Awaitable[None]], ...] = (
     a_mirror_with_a_writer,
     a_mirror_that_relays_its_clients,
     a_stop_in_the_middle,
-    a_UNIX_socket,
+    services_and_a_UNIX_socket,
     large_zeroes,
     TLS_and_several_exports,
 )
