@@ -32,14 +32,23 @@ class Claim:
 
     def __init__(self, subject: Any, user: Any, name: str) -> None:
         check_unclaimed(subject, name)
-        self.subject = subject  # as long as it is kept, no other object has its id
-        self.user = weakref.ref(user, lambda _: self.release())
-        _claims[id(subject)] = self
+        self._key = id(subject)
+        self.user = weakref.ref(user, self._gone)
+        # No other object may get its id. It may itself refer to its user, which must not be kept.
+        self._subject: Any
+        try:
+            self._subject = weakref.ref(subject, self._gone)
+        except TypeError:
+            self._subject = subject
+        _claims[self._key] = self
 
     def release(self) -> None:
         """Give the object back; harmless if repeated."""
-        if _claims.get(id(self.subject)) is self:
-            del _claims[id(self.subject)]
+        if _claims.get(self._key) is self:
+            del _claims[self._key]
+
+    def _gone(self, _: object) -> None:
+        self.release()
 
 
 def check_unclaimed(subject: Any, name: str) -> None:

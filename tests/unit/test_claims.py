@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig import claims
 from blockmig.claims import Claim, check_unclaimed, forget_all
 from blockmig.errors import ExitStatus, InUse, Refused
 
@@ -78,7 +80,17 @@ class ClaimsTests(SynchronousTestCase):
         del self.user
         check_unclaimed(self.subject, "it")
 
-    def test_a_claim_keeps_its_subject_but_not_its_user(self):
+    def test_a_subject_that_knows_its_user_goes_with_it(self):
+        subject = User()
+        Claim(subject, self.user, "it")
+        subject.user = self.user
+        gone = weakref.ref(subject), weakref.ref(self.user)
+        del subject, self.user
+        gc.collect()
+        self.assertEqual([None, None], [dead() for dead in gone])
+        self.assertEqual({}, claims._claims)
+
+    def test_a_subject_that_cannot_be_referred_to_weakly_is_kept_with_its_id(self):
         subject = Subject()
         number = id(subject)
         Claim(subject, self.user, "it")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import sys
 import weakref
 
 from twisted.internet.defer import CancelledError
@@ -460,6 +461,24 @@ class DropTests(Case):
             self.unseen = [GaveUp]
 
 
+class ForgottenTests(Case):
+    """All of it is thrown away in the middle: the object, its peer, the network, and the clock."""
+
+    def test_what_is_forgotten_in_the_middle_says_nothing(self):
+        seen = []
+        self.patch(sys, "unraisablehook", seen.append)
+        for kind in WORLDS:
+            for life in ("running", "stopping"):
+                self.setUp()
+                here = self.world(kind, life)
+                self.ended.addErrback(lambda _: None)
+                forgotten = weakref.ref(here.it)
+                del here, self.here, self.clock, self.threads, self.ended
+                gc.collect()
+                self.assertIsNone(forgotten(), (kind, life))
+                self.assertEqual(([], []), (seen, self.flushLoggedErrors()), (kind, life))
+
+
 class CloseTests(Case):
     """The disk is closed, which is a mistake before the end."""
 
@@ -507,6 +526,90 @@ class CloseTests(Case):
 
     def check_called_off(self, kind):
         self.check_ended(kind, "called off")
+
+
+class OneUseTests(Case):
+    """One disk object, one user; a Server and its one Mirror use one together."""
+
+    def one(self, kind):
+        self.kind = kind
+        self.here = here = WORLDS[kind](self.clock, self.thread)
+        here.make()
+        return here
+
+    def others(self, disk, here):
+        there = Destination(here.network.client_endpoint("there"))
+        return {
+            "Sender": lambda: Sender(disk, there, runtime=here.runtime),
+            "Receiver": lambda: Receiver(disk, runtime=here.runtime),
+            "Server": lambda: Server(disk, runtime=here.runtime),
+        }
+
+    def test_a_disk_has_one_user_from_when_that_is_made_to_its_end(self):
+        for kind in WORLDS:
+            here = self.one(kind)
+            user = "Server" if kind == "Mirror" else kind
+            for make in self.others(here.disk, here).values():
+                error = self.assertRaises(InUse, make)
+                self.assertIn(f"memory: is used by a {user}; ", str(error))
+            here.it.complete().addErrback(lambda _: None)
+            here.it.stop()
+            self.settle()
+            if kind == "Mirror":
+                here.server.stop()
+                self.settle()
+            for make in self.others(here.disk, here).values():
+                made = make()  # each gives it back
+                made.complete().addErrback(lambda _: None)
+                made.stop()
+                self.settle()
+
+    def test_a_server_has_one_mirror_at_a_time(self):
+        here = self.one("Mirror")
+        error = self.assertRaises(InUse, here.again)
+        self.assertIn("memory: is used by a Mirror; ", str(error))
+        here.it.complete().addErrback(lambda _: None)
+        here.it.stop()
+        here.again()
+        here.begin()
+        here.network.advance(1)
+        self.assertRaises(InUse, here.again)
+        self.settle()
+        self.assertIs(Summary, self.outcome(here.it.complete()))
+        self.assertTrue(here.disk.unlinked)
+
+    def test_a_server_that_was_stopped_has_no_mirror(self):
+        here = self.one("Mirror")
+        self.held = True  # so that the server's end takes a while
+        here.server.stop()
+        for state in ("stopping", "stopped"):
+            self.assertEqual(state, here.server.state)
+            self.outcome(here.it.complete())
+            self.assertIs(Refused, self.outcome(here.it.start()), "the one that was made before")
+            error = self.assertRaises(Refused, here.again)
+            self.assertEqual(
+                f"memory: its server is {state}: no mirror of it can begin", str(error)
+            )
+            self.settle()
+            if state == "stopping":
+                here.it = self.mirror_of_another(here)
+        self.assertFalse(here.disk.unlinked)
+
+    def mirror_of_another(self, here):
+        """Made while its server served, as the first one was."""
+        server = Server(MemoryDisk(CONTENT), runtime=here.runtime)
+        mirror = Mirror(server, here.there, runtime=here.runtime)
+        server.stop()
+        self.settle()
+        return mirror
+
+    def test_an_attempt_that_failed_to_be_made_uses_nothing(self):
+        here = self.one("Server")
+        disk = MemoryDisk(CONTENT)  # cannot be deleted
+        self.assertRaises(Refused, Sender, disk, here.there, unlink=True, runtime=here.runtime)
+        self.assertRaises(ValueError, Receiver, disk, 2, runtime=here.runtime)
+        self.assertRaises(ValueError, Server, disk, "x" * 5000, runtime=here.runtime)
+        check_unclaimed(disk, "it")
 
 
 LIVES = ("made", "running", "stopping", "stopped", "complete", "called_off")

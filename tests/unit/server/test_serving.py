@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.claims import check_unclaimed
+from blockmig.errors import Refused
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.nbd import Command, Errno, TransmissionFlag
 from blockmig.runtime import Runtime
 from blockmig.server import Server
-from blockmig.testing import MemoryDisk
+from blockmig.testing import MemoryDisk, RecordedMemoryDisk, synchronous
 from tests.unit.served import (
     FUA,
     Peer,
@@ -21,7 +26,7 @@ from tests.unit.served import (
     option,
     pattern,
 )
-from tests.unit.support import ADDRESS, request_bytes
+from tests.unit.support import ADDRESS, ONE, request_bytes
 
 READ, WRITE, DISC, FLUSH = Command.READ, Command.WRITE, Command.DISC, Command.FLUSH
 TRIM, ZEROES, STATUS = Command.TRIM, Command.WRITE_ZEROES, Command.BLOCK_STATUS
@@ -594,3 +599,54 @@ class SharedTests(Case):
         connection = server.factory().buildProtocol(ADDRESS)
         SocketDouble(self.clock).connect(connection)
         self.assertEqual(1, len(server.status()["clients"]))
+
+
+class RecordsTests(SynchronousTestCase):
+    """A disk is served if its records call it the canonical copy."""
+
+    def setUp(self):
+        self.path = os.path.join(self.mktemp(), "disk")
+        os.makedirs(os.path.dirname(self.path))
+        self.disk = RecordedMemoryDisk(b"data" * 100, self.path)
+
+    def record(self, kind, **keywords):
+        here = Location("here", self.path)
+        record = Record(
+            phase=keywords.pop("phase", Phase.COPYING),
+            migration=ONE,
+            attempt=1,
+            size=self.disk.size,
+            began="2026-11-28T10:00:00Z",
+            changed="2026-11-28T10:00:00Z",
+            source=here,
+            destination=Location("there", "/copy", "nbd://there"),
+            **keywords,
+        )
+        Records(self.path).write(kind, record)
+
+    def serve(self):
+        return Server(self.disk, runtime=Runtime(Clock(), synchronous))
+
+    def test_without_records_it_is(self):
+        self.assertEqual("serving", self.serve().state)
+
+    def test_a_migration_that_has_not_retired_it_is_no_obstacle(self):
+        self.record(Kind.MIGRATING)
+        self.assertEqual("serving", self.serve().state)
+
+    def test_a_retired_disk_is_refused_with_what_to_do(self):
+        self.record(Kind.MIGRATED, phase=Phase.COPIED, retired="2026-11-28T11:00:00Z")
+        error = self.assertRaises(Refused, self.serve)
+        self.assertIn(f"{self.path}: not canonical: it was migrated to there:/copy", str(error))
+        check_unclaimed(self.disk, "it")
+
+    def test_a_copy_that_is_not_known_to_be_canonical_is_refused(self):
+        for phase in (Phase.COPYING, Phase.COPIED):
+            self.record(Kind.INCOMPLETE, phase=phase)
+            self.assertRaises(Refused, self.serve)
+
+    def test_a_record_that_cannot_be_read_is_refused(self):
+        with open(f"{self.path}.MIGRATED", "w") as file:
+            file.write("{")
+        error = self.assertRaises(Refused, self.serve)
+        self.assertIn("unknown", str(error))
