@@ -8,7 +8,7 @@ import gc
 from functools import partial
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import Clock
@@ -396,6 +396,43 @@ class ServerServiceTests(Case):
         self.disk.close = lambda: 1 / 0
         self.assertIsNone(self.network.result(service.stopService()))
         self.successResultOf(service.complete())
+
+    def test_who_cancels_a_wait_only_stops_waiting(self):
+        self.threads = threads = ManualThreads()
+        service = self.serving()
+        service.startService()
+        outcomes, stops = [service.complete(), service.complete()], []
+        outcomes[0].cancel()
+        self.failureResultOf(outcomes[0], CancelledError)
+        self.client()
+        stops = [service.stopService(), service.stopService()]
+        stops[0].cancel()
+        self.failureResultOf(stops[0], CancelledError)
+        self.network.pump()
+        threads.run()
+        self.network.pump()
+        self.successResultOf(stops[1])
+        self.successResultOf(outcomes[1])
+        self.nothing_left()
+
+    def test_it_can_be_started_again_from_within_its_outcome(self):
+        service = self.serving()
+        service.startService()
+        again = []
+
+        def ended(_):
+            service.stopService()
+            service.startService()
+            again.append(service.complete())
+
+        service.complete().addCallback(ended)
+        service.server.hand_over()
+        self.network.pump()
+        self.assertEqual("serving", service.server.state)
+        self.assertNoResult(again[0])
+        self.network.result(service.stopService())
+        self.successResultOf(again[0])
+        self.assertEqual([True, True], self.closed())
 
     def test_nothing_is_unhandled_if_nobody_asks_for_the_outcome(self):
         service = self.serving()
