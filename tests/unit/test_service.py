@@ -636,6 +636,17 @@ class MigrationTests(Case):
         self.failureResultOf(outcome, Refused)
         self.nothing_left()
 
+    def test_an_object_that_was_used_before_is_the_outcome(self):
+        disk = MemoryDisk(DATA)
+        used = Sender(disk, Destination(self.network.client_endpoint("x")), runtime=self.runtime())
+        used.run().addErrback(lambda failure: failure.trap(Refused))
+        self.network.advance(1)
+        service = SenderService(disk, used._context.destination, make=lambda *_: used)
+        service.startService()
+        self.network.pump()
+        self.failureResultOf(service.complete(), InUse)
+        self.successResultOf(service.stopService())
+
     def test_a_sender_can_be_given_a_uri(self):
         made = []
 
