@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
@@ -235,7 +235,7 @@ class _Run(Generic[Part, T]):
         opener = self._opener
         self._disk = disk = opener if IDisk.providedBy(opener) else opener()
         self.part = part = self._make(disk)
-        maybeDeferred(self._begin, part).addBoth(self._part_ended)
+        self._begin(part).addBoth(self._part_ended)
         if self.ports is not None and not self.stopping:
             self.ports.attach(cast(Any, part))
 

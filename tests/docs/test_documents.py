@@ -16,7 +16,8 @@ source is gone if and only if ``--unlink`` was given. Blocks tagged ``json event
 the fields that there really are. ``text`` is not run. Blocks tagged ``python`` are; again, what
 stands behind the tag says how:
 
-* ``run=migrate``, ``run=service``, ``run=mirror``: a program, which has a test of its own here;
+* ``run=migrate``, ``run=service``, ``run=mirror``: a program, which has a test of its own here, as
+  have the lines of ``run=receive``;
 * ``run=web.tac``, ``run=disks.tac``: a file for twistd, likewise;
 * ``file=…``: a module that is there under this name when the document's trial tests run;
 * ``trial``: trial tests, which have to pass, and to fail where that module is broken.
@@ -35,6 +36,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -310,6 +312,43 @@ def program(kind: str, folder: Path) -> list[str]:
     return [sys.executable, str(path)]
 
 
+AROUND_THE_THREE_LINES = """
+import sys
+from twisted.internet import task
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from blockmig import FileDisk, Receiver
+
+async def main(reactor, where, path, size):
+    endpoint, size = serverFromString(reactor, where), int(size)
+{lines}
+    print(f"{{summary.bytes}} bytes")
+
+task.react(lambda reactor: Deferred.fromCoroutine(main(reactor, *sys.argv[1:])))
+"""
+
+
+def test_the_three_lines_of_the_documents_receive_a_disk(tmp_path: Path) -> None:
+    (block,) = [b for b in BLOCKS if "run=receive" in b.tags]
+    assert len(block.text.splitlines()) == 3
+    program = AROUND_THE_THREE_LINES.format(lines=textwrap.indent(block.text, "    "))
+    (tmp_path / "program.py").write_text(program)
+    disk, copy, socket_path = tmp_path / "disk", tmp_path / "copy", tmp_path / "receiver"
+    disk.write_bytes(random.Random(5).randbytes(3_000_001))
+    command = [sys.executable, str(tmp_path / "program.py"), f"unix:{socket_path}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, str(copy), "3000001"], stdout=pipe, text=True) as process:
+        try:
+            wait_until_listening_at(socket_path)
+            uri = f"nbd+unix:///?socket={socket_path}"
+            send = [sys.executable, "-m", "blockmig", "send", str(disk), uri]
+            subprocess.run(send, check=True, capture_output=True, timeout=PATIENCE)
+            assert process.communicate(timeout=PATIENCE)[0] == "3000001 bytes\n"
+        finally:
+            process.kill()
+    assert copy.read_bytes() == disk.read_bytes()
+
+
 def test_the_migrating_program_of_the_documents_works(tmp_path: Path) -> None:
     source, destination = tmp_path / "a", tmp_path / "b"
     source.write_bytes(random.Random(1).randbytes(5_000_001))
@@ -517,8 +556,8 @@ def test_every_python_block_is_run() -> None:
         if block.language == "python":
             assert len(block.tags) == 2, block
             assert block.tags[1] in (
-                *("run=migrate", "run=service", "run=mirror", "file=joined.py", "trial"),
-                *("run=web.tac", "run=disks.tac"),
+                *("run=receive", "run=migrate", "run=service", "run=mirror"),
+                *("run=web.tac", "run=disks.tac", "file=joined.py", "trial"),
             ), block
 
 
