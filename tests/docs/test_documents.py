@@ -451,17 +451,21 @@ def test_the_mirroring_program_of_the_documents_works(tmp_path: Path) -> None:
     assert copy.read_bytes()[4096:8192] == b"\7" * 4096
 
 
-@contextlib.contextmanager
-def tac(name: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """twistd with one of the files, whose folders are in C{folder}; and the URI of its port."""
+def tac_command(name: str, folder: Path) -> list[str]:
+    """twistd with one of the files, whose folders and socket are in C{folder}."""
     (block,) = [b for b in BLOCKS if f"run={name}" in b.tags]
     where = '"tcp:10809:interface=127.0.0.1"'
     assert where in block.text
     text = block.text.replace(where, f'"unix:{folder}/socket"').replace("/var/lib", str(folder))
     text = text.replace("size=20 << 30", "size=5_000_001")
     (folder / name).write_text(text)
-    command = [TWISTD, "-n", "--pidfile=", "-y", name]
-    pipe = subprocess.PIPE
+    return [TWISTD, "-n", "--pidfile=", "-y", name]
+
+
+@contextlib.contextmanager
+def tac(name: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """twistd with one of the files, and the URI of its port."""
+    command, pipe = tac_command(name, folder), subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             wait_until_listening_at(folder / "socket")
@@ -486,6 +490,13 @@ def test_the_tac_file_of_the_documents_serves_its_disk(tmp_path: Path) -> None:
         subprocess.run(copy, check=True, timeout=PATIENCE)
     assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
     subprocess.run(["flock", "--nonblock", str(disk), "true"], check=True)
+
+
+def test_a_tac_file_that_cannot_begin_ends_twistd_and_says_why(tmp_path: Path) -> None:
+    command = tac_command("web.tac", tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert f"DiskRefused: {tmp_path}/images/web.img: no such file" in done.stdout + done.stderr
 
 
 def test_the_tac_file_of_several_exports_serves_and_receives(tmp_path: Path) -> None:
