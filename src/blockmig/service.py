@@ -20,7 +20,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
@@ -59,11 +59,12 @@ _log = Logger()
 
 _WHY: Final = "its service was stopped"
 
-DiskOrOpener = IDisk | Callable[[], IDisk]
-"""A disk, which stays the caller's; or what opens one, which the service then closes."""
+if TYPE_CHECKING:  # older interfaces of zope.interface have no |
+    DiskOrOpener = IDisk | Callable[[], IDisk]
+    """A disk, which stays the caller's; or what opens one, which the service then closes."""
 
-Where = IStreamServerEndpoint | str | Exports
-"""Where clients connect: a server endpoint, its description, or the exports of a shared port."""
+    Where = IStreamServerEndpoint | str | Exports
+    """Where clients connect: an endpoint, the description of one, or a port that is shared."""
 
 T = TypeVar("T")
 
