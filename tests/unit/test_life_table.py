@@ -461,6 +461,36 @@ class DropTests(Case):
             self.unseen = [GaveUp]
 
 
+class CheckTests(Case):
+    """A receiver's check of its disk, which is made of a disk that it has."""
+
+    def test_a_receiver_that_was_stopped_checks_nothing(self):
+        for life in ("called off", "stopped", "complete"):
+            here = self.world("Receiver", life)
+            calls = len(here.disk.calls)
+            expected = type(None) if life == "complete" else GaveUp
+            self.assertIs(expected, self.outcome(here.it.check()), life)
+            self.assertEqual(calls, len(here.disk.calls), life)
+            self.ended.addErrback(lambda _: None)
+
+    def test_the_end_waits_for_a_check(self):
+        here = self.world("Receiver", "made")
+        self.held = True
+        checking = here.it.check()
+        here.it.stop()
+        self.assertNoResult(self.ended)
+        self.settle()
+        self.assertIs(GaveUp, self.outcome(self.ended))
+        self.assertIs(GaveUp, self.outcome(checking), "it was cut short")
+
+    def test_a_disk_that_cannot_be_read_is_a_local_failure(self):
+        here = self.world("Receiver", "made")
+        for method in ("extents", "probe", "read"):
+            here.disk.fail(method, OSError(errno.EIO, "broken"))
+        error = self.failureResultOf(here.it.check(), LocalFailure).value
+        self.assertEqual("memory: broken", str(error))
+
+
 class ForgottenTests(Case):
     """All of it is thrown away in the middle: the object, its peer, the network, and the clock."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from ..errors import GaveUp, LocalFailure, MigrationError, Refused, Summary
+from ..errors import GaveUp, MigrationError, Refused, Summary
 from ..migration.destination.receiver import Receiver
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides
@@ -22,7 +22,6 @@ from ..storage import (
     is_in_memory,
     open_disk,
 )
-from ..syscalls import describe_error
 from ..transport import server_endpoint
 from .listening import Listening, ListeningExport
 from .receive import Options
@@ -113,12 +112,10 @@ class ReceiveOperation:
             self._check_stopped()
             await receiver.check()
             self._check_stopped()
-        except (MigrationError, OSError) as error:
+        except MigrationError as error:
             self._check_stopped()
             receiver.stop(str(error))
-            if isinstance(error, MigrationError):
-                raise
-            raise LocalFailure(f"{path}: {describe_error(error)}") from None
+            raise
 
     def _check_stopped(self) -> None:
         """Raise L{GaveUp} if L{stop} was called during a check."""

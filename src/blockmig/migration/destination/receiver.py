@@ -18,12 +18,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...claims import Claim, check_unclaimed
-from ...errors import Summary
+from ...errors import LocalFailure, Summary
 from ...interfaces import IDisk, IRecordedDisk
 from ...lives import Life, LifeState
 from ...nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
+from ...syscalls import describe_error
 from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Record, Records
 from ..records.permitted import destination_record, may_overwrite
@@ -164,10 +165,30 @@ class Receiver:
     def check(self) -> Deferred[None]:
         """Check that the disk may be overwritten, before any connection is accepted.
 
-        @return: fires with None, or fails with L{Refused} where the disk holds data. Calling it is
-            optional: the same is checked before the first change.
+        @return: fires with None, or fails with L{Refused} where the disk holds data, or with
+            L{LocalFailure} where it cannot be read. Calling it is optional: the same is checked
+            before the first change. Of a receiver that is stopped, or has ended, nothing is
+            checked: it fails as L{complete} does.
         """
-        return self._threads(self._migration.disk.refuse_data)
+        if self._is_over:
+            return self._ended()
+        checking = self._threads(self._migration.disk.refuse_data)
+        return checking.addErrback(self._check_failed)
+
+    def _check_failed(self, failure: Failure) -> Deferred[None]:
+        if self._is_over:
+            return self._ended()
+        if not failure.check(OSError):
+            failure.raiseException()
+        name = self._migration.disk.name
+        raise LocalFailure(f"{name}: {describe_error(failure.value)}") from failure.value
+
+    @property
+    def _is_over(self) -> bool:
+        return self._life.state in (LifeState.STOPPING, LifeState.ENDED)
+
+    def _ended(self) -> Deferred[None]:
+        return self._life.wait().addCallback(lambda _: None)
 
     def factory(self) -> IProtocolFactory:
         """The factory to listen with; the same one each time, so that several ports may use it.

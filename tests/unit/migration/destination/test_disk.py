@@ -140,7 +140,7 @@ class ExistingDataTests(ReceiverCase):
 
     def test_a_disk_that_cannot_be_read_fails_the_receiver(self):
         self.disk.fail("probe", OSError(errno.EIO, "broken"), times=None)
-        self.failureResultOf(self.receiver.check(), OSError)
+        self.failureResultOf(self.receiver.check(), LocalFailure)
         self.assertEqual(Errno.EIO, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
         self.ends_with(LocalFailure, 3, "broken")
