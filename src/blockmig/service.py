@@ -7,6 +7,7 @@ Rules:
 
 * ports are opened first, while the process may still have the right to (C{privilegedStartService}),
   then the disk, by whoever it will be used by; nobody is served before the object is there;
+* a receiver's disk is checked when it starts, not only when a sender is there;
 * a stop closes the ports, stops the object, waits until it has ended and every thread has left the
   disk, and closes the disk last; an end of the object's own, or a failure at any point of the
   start, ends in the same order;
@@ -193,6 +194,7 @@ class _Run(Generic[Part, T]):
     @param disk: what to work on.
     @param make: makes the object of the disk.
     @param begin: has the object begin; returns its outcome.
+    @param check: looks whether the object can do its work at all; fails if not, fires or is None.
     @param ended: called once, with this run, and its outcome if the object was to begin.
     @ivar ports: where clients connect; set before anything is begun, None for a sender.
     @ivar part: the object, once there is one.
@@ -207,6 +209,7 @@ class _Run(Generic[Part, T]):
         disk: DiskOrOpener,
         make: Callable[[IDisk], Part],
         begin: Callable[[Part], Deferred[T]],
+        check: Callable[[Part], Deferred[None] | None],
         ended: Callable[[_Run[Part, T], list[T | Failure]], None],
     ) -> None:
         self.part: Part | None = None
@@ -215,6 +218,7 @@ class _Run(Generic[Part, T]):
         self._opener = disk
         self._make = make
         self._begin = begin
+        self._check = check
         self._ended = ended
         self._disk: IDisk | None = None
         self._outcome: list[T | Failure] = []
@@ -239,6 +243,9 @@ class _Run(Generic[Part, T]):
         self._begin(part).addBoth(self._part_ended)
         if self.ports is not None and not self.stopping:
             self.ports.attach(cast(Any, part))
+        checking = self._check(part)
+        if checking is not None:
+            checking.addErrback(self.fail)
 
     def fail(self, failure: Failure) -> None:
         """End it; C{failure} is the outcome."""
@@ -347,7 +354,7 @@ class _PartService(Service, Generic[Part, T]):
     def _open(self) -> None:
         if self._finished:
             self._finished, self._outcome = False, OneShot()
-        self._run = run = _Run(self._disk, self._make, self._begin, self._ended)
+        self._run = run = _Run(self._disk, self._make, self._begin, self._check, self._ended)
         run.ports = self._ports(run)
         self._attempt(run.open)
 
@@ -384,6 +391,10 @@ class _PartService(Service, Generic[Part, T]):
     def _begin(self, part: Part) -> Deferred[T]:
         """Have the object begin; returns its outcome."""
         raise NotImplementedError
+
+    def _check(self, part: Part) -> Deferred[None] | None:
+        """Look whether the object can do its work at all; fails if not. None for no look."""
+        return None
 
 
 class _ListeningService(_PartService[Part, T]):
@@ -449,6 +460,14 @@ class ReceiverService(_ListeningService[Receiver, Summary]):
 
     def _begin(self, part: Receiver) -> Deferred[Summary]:
         return part.complete()
+
+    def _check(self, part: Receiver) -> Deferred[None]:
+        def failed(failure: Failure) -> None:
+            # What it has found may be what a sender has written: that was checked before.
+            if not part.attempts:
+                failure.raiseException()
+
+        return part.check().addErrback(failed)
 
 
 class ServerService(_ListeningService[Server, None]):

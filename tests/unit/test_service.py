@@ -124,10 +124,10 @@ class Case(SynchronousTestCase):
         where = where or (self.where(),)
         return ServerService(disk or self.opener(), *where, make=make, reactor=self.clock)
 
-    def receiving(self, *where, **options):
+    def receiving(self, *where, content=bytes(SIZE), **options):
         make = lambda disk: Receiver(disk, runtime=self.runtime(), **options)  # noqa: E731
         where = where or (self.where("receiver"),)
-        opener = self.opener(bytes(SIZE))
+        opener = self.opener(content)
         return ReceiverService(opener, *where, make=make, reactor=self.clock)
 
     def sending(self, name="receiver", **options):
@@ -614,6 +614,59 @@ class MigrationTests(Case):
             self.network.result(service.stopService())
         error = self.failureResultOf(outcome, GaveUp).value
         self.assertIn("its service was stopped", str(error))
+        self.nothing_left()
+
+    def test_a_sender_that_comes_while_the_disk_is_checked_is_not_what_is_found_there(self):
+        self.threads = threads = ManualThreads()
+        service = self.receiving()
+        service.startService()
+        client = self.client("receiver")
+        writing = client.write(0, DATA)
+        self.network.pump()
+        looks = []
+
+        def meanwhile(call):
+            """While the check looks at the disk, the sender writes to it."""
+            if call.method == "probe" and not looks:
+                looks.append(threads.names())
+                threads.run()
+                self.network.pump()
+                threads.run()
+                self.assertEqual(DATA, self.disk.content)
+
+        self.disk.observe(meanwhile)
+        self.assertEqual("refuse_data", threads.names()[0])
+        threads.run(1)
+        self.assertEqual(1, len(looks))
+        self.network.result(writing)
+        self.assertEqual(1, service.receiver.attempts)
+        self.assertFalse(client.lost)
+        stopped = service.stopService()
+        threads.run()
+        self.network.result(stopped)
+        self.failureResultOf(service.complete(), GaveUp)
+
+    def test_a_receiver_refuses_a_disk_that_holds_data_at_the_start(self):
+        service = self.receiving(content=DATA)
+        with self.logged("error", "holds"):
+            service.startService()
+            self.network.pump()
+        self.failureResultOf(service.complete(), Refused)
+        self.nobody_listens("receiver")
+        self.assertEqual(DATA, self.disk.content)
+        self.nothing_left()
+
+    def test_a_receiver_can_be_stopped_while_its_disk_is_checked(self):
+        self.threads = threads = ManualThreads()
+        service = self.receiving()
+        service.startService()
+        stopped = service.stopService()
+        self.network.pump()
+        self.assertNoResult(stopped)
+        self.assertEqual([False], self.closed())
+        threads.run()
+        self.network.result(stopped)
+        self.failureResultOf(service.complete(), GaveUp)
         self.nothing_left()
 
     def test_a_sender_is_stopped_while_it_tries(self):
