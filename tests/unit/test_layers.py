@@ -46,6 +46,10 @@ ARROWS = {
         "errors claims lives runtime nbd storage transport client server migration.policy "
         "migration.source"
     ),
+    "service": (
+        "interfaces errors lives runtime nbd transport client server "
+        "migration.source migration.destination"
+    ),
     "control": "transport",
     "cli": (
         "syscalls errors runtime nbd storage transport client server control "
