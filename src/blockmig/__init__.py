@@ -1,8 +1,8 @@
 """blockmig moves the disks of running machines between hosts over NBD.
 
-The names here, in `blockmig.interfaces` and in `blockmig.testing` are for programs that embed
-blockmig, and stay as they are documented; each is loaded on first use. Everything else is private,
-and may change with any version.
+The names here, in `blockmig.interfaces`, `blockmig.service` and `blockmig.testing` are for programs
+that embed blockmig, and stay as they are documented; those here are loaded on first use. Everything
+else is private, and may change with any version.
 
 The packages are layers, each of which may import some others (`tests/unit/test_layers.py` has the
 list): `nbd` is the wire protocol, `storage` the disks, `transport` moves bytes between the two;
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .migration.source.resume import resume
     from .migration.source.sender import Sender
     from .runtime import Runtime
-    from .server import Relay, Server
+    from .server import Exports, Relay, Server
     from .storage import BlockDisk, FileDisk, open_disk
 
 __version__ = "0.1.0"
@@ -46,6 +46,7 @@ _MODULES: Final = {
     "Converge": "migration.mirror.pre_copy",
     "Destination": "client",
     "ExitStatus": "errors",
+    "Exports": "server",
     "FileDisk": "storage",
     "Finisher": "migration.source.finisher",
     "GaveUp": "errors",
@@ -74,6 +75,7 @@ __all__ = [
     "Converge",
     "Destination",
     "ExitStatus",
+    "Exports",
     "FileDisk",
     "Finisher",
     "GaveUp",

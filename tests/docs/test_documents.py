@@ -18,6 +18,7 @@ stands behind the tag says how:
 
 * ``run=migrate``, ``run=resume``, ``run=service``, ``run=mirror``: a program, which has a test of
   its own here, as have the lines of ``run=receive``;
+* ``run=web.tac``, ``run=disks.tac``: a file for twistd, likewise;
 * ``file=…``: a module that is there under this name when the document's tests run;
 * ``trial``, ``pytest``: tests, which have to pass, and to fail where that module is broken.
 """
@@ -53,6 +54,7 @@ DOCUMENTS = [*(ROOT / page for page in PAGES), *sorted((ROOT / "docs").glob("*.m
 GIB = 1 << 30
 SIZE = 20 * GIB
 PATIENCE = 60.0
+TWISTD = str(Path(sys.executable).with_name("twistd"))
 
 # A tunnel, as `ssh -N -L /path:/path host` makes it, without an sshd.
 SSH = """
@@ -503,6 +505,82 @@ def test_the_mirroring_program_of_the_documents_works(tmp_path: Path) -> None:
     assert copy.read_bytes()[4096:8192] == b"\7" * 4096
 
 
+def tac_command(name: str, folder: Path) -> list[str]:
+    """twistd with one of the files, whose folders and socket are in C{folder}."""
+    (block,) = [b for b in BLOCKS if f"run={name}" in b.tags]
+    where = '"tcp:10809:interface=127.0.0.1"'
+    assert where in block.text
+    text = block.text.replace(where, f'"unix:{folder}/socket"').replace("/var/lib", str(folder))
+    text = text.replace("size=20 << 30", "size=5_000_001")
+    (folder / name).write_text(text)
+    return [TWISTD, "-n", "--pidfile=", "-y", name]
+
+
+@contextlib.contextmanager
+def tac(name: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """twistd with one of the files, and the URI of its port."""
+    command, pipe = tac_command(name, folder), subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            wait_until_listening_at(folder / "socket")
+            yield process, f"nbd+unix:///%s?socket={folder}/socket"
+            process.send_signal(signal.SIGTERM)
+            said, errors = process.communicate(timeout=PATIENCE)
+            assert process.returncode == -signal.SIGTERM, said  # twistd's own way
+            assert errors == ""
+            assert "Traceback" not in said
+            assert "Unhandled" not in said
+            assert not (folder / "socket").exists()
+        finally:
+            process.kill()
+
+
+def test_the_tac_file_of_the_documents_serves_its_disk(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    disk = tmp_path / "images" / "web.img"
+    disk.write_bytes(random.Random(6).randbytes(3_000_000))
+    with tac("web.tac", tmp_path) as (_, uri):
+        copy = ["nbdcopy", uri % "", str(tmp_path / "copy")]
+        subprocess.run(copy, check=True, timeout=PATIENCE)
+    assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
+    subprocess.run(["flock", "--nonblock", str(disk), "true"], check=True)
+
+
+def test_a_tac_file_that_cannot_begin_ends_twistd_and_says_why(tmp_path: Path) -> None:
+    command = tac_command("web.tac", tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert f"DiskRefused: {tmp_path}/images/web.img: no such file" in done.stdout + done.stderr
+
+
+def test_the_tac_file_of_several_exports_serves_and_receives(tmp_path: Path) -> None:
+    for name in ("images", "incoming"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "images" / f"{name}.img").write_bytes(random.Random(name).randbytes(1_000_000))
+    source = tmp_path / "source"
+    source.write_bytes(random.Random(7).randbytes(5_000_001))
+    with tac("disks.tac", tmp_path) as (_, uri):
+        found = subprocess.run(
+            ["nbdinfo", "--list", "--json", uri % ""],
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        names = {export["export-name"] for export in json.loads(found.stdout)["exports"]}
+        assert names == {"a", "a.served", "b", "b.served", "new", "new.handoff"}
+        for command in (
+            [sys.executable, "-m", "blockmig", "send", str(source), uri % "new"],
+            ["nbdcopy", uri % "b", str(tmp_path / "copy")],
+        ):
+            subprocess.run(command, check=True, timeout=PATIENCE)
+        again = subprocess.run(["nbdinfo", uri % "new"], capture_output=True, timeout=PATIENCE)
+        assert again.returncode != 0
+    images = tmp_path / "images"
+    assert (tmp_path / "copy").read_bytes() == (images / "b.img").read_bytes()
+    assert (tmp_path / "incoming" / "new.img").read_bytes() == source.read_bytes()
+
+
 def wait_until_listening_at(path: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
@@ -592,12 +670,13 @@ def test_every_python_block_is_run() -> None:
             assert len(block.tags) == 2, block
             assert block.tags[1] in (
                 *("run=receive", "run=migrate", "run=resume", "run=service", "run=mirror"),
-                *("file=joined.py", "file=product.py", "trial", "pytest"),
+                *("run=web.tac", "run=disks.tac", "file=joined.py", "file=product.py"),
+                *("trial", "pytest"),
             ), block
 
 
 def test_every_command_of_the_documents_is_tagged() -> None:
-    commands = re.compile(r"^\$? ?(blockmig|twistd|nbdcopy|nbdkit|qemu-\w+|ssh|make|perf) ", re.M)
+    commands = re.compile(r"^\$? ?(blockmig|twistd?|nbdcopy|nbdkit|qemu-\w+|ssh|make|perf) ", re.M)
     for block in BLOCKS:
         if block.language == "sh":
             assert set(block.tags) & {"install", "on=source", "on=destination"}, block

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.disks import MIB, digest, random_image, sparse_image
-from tests.support.processes import ANY_PORT, BLOCKMIG, TWISTD, Processes, Running, until
+from tests.support.processes import ANY_PORT, BLOCKMIG, TWIST, TWISTD, Processes, Running, until
 
 NOWHERE = "nbd://127.0.0.1:1/"
 
@@ -276,16 +276,39 @@ def test_help_of_receive_names_every_option(processes: Processes) -> None:
         assert f"--{name}" in said
 
 
-def test_twistd_lists_the_plugin_and_its_options(processes: Processes) -> None:
-    assert "blockmig" in processes.checked(TWISTD, "--help")
-    assert "--handshake-timeout" in processes.checked(TWISTD, "blockmig", "receive", "--help")
+UNDER_TWISTED = pytest.mark.parametrize(
+    "runner", [(TWISTD, "-n", "--pidfile="), (TWIST,)], ids=["twistd", "twist"]
+)
 
 
-def test_twistd_exits_with_status_1_when_refused(processes: Processes, room: Path) -> None:
-    command = [TWISTD, "-n", "--pidfile=", "blockmig", "--file", str(room / "missing")]
-    ended = processes.run(*command, timeout=15)
+@UNDER_TWISTED
+def test_twistd_and_twist_list_the_plugin_and_its_options(
+    processes: Processes, runner: tuple[str, ...]
+) -> None:
+    program, *_ = runner
+    assert "blockmig" in processes.checked(program, "--help")
+    said = processes.checked(program, "blockmig", "receive", "--help")
+    name = Path(program).name
+    assert said.startswith(f"Usage: {name} [{name} options] blockmig receive ")
+    assert "--handshake-timeout" in said
+
+
+@UNDER_TWISTED
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--file", "missing"), "no such file"), (("serve",), "--file is missing")],
+    ids=["refused", "bad usage"],
+)
+def test_twistd_and_twist_exit_with_status_1_when_refused(
+    processes: Processes,
+    room: Path,
+    runner: tuple[str, ...],
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    ended = processes.run(*runner, "blockmig", *options, timeout=15)
     assert ended.status == 1
-    assert "no such file" in ended.stdout + ended.stderr
+    assert words in ended.stdout + ended.stderr
 
 
 def test_options_may_follow_the_arguments(processes: Processes, room: Path) -> None:

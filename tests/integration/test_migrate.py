@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import random
 import signal
@@ -14,10 +13,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from tests.support.disks import (
     MIB,
     allocated,
@@ -28,8 +23,9 @@ from tests.support.disks import (
     sparse_image,
 )
 from tests.support.embedding import CountingCalls, receiving, sending
-from tests.support.processes import ANY_PORT, FULL, TWISTD, Processes, Running
+from tests.support.processes import ANY_PORT, FULL, TWIST, TWISTD, Processes, Running
 from tests.support.relay import relay
+from tests.support.tls import certificate
 from twisted.internet import reactor, ssl
 from twisted.internet.endpoints import (
     HostnameEndpoint,
@@ -230,13 +226,18 @@ def test_the_source_stays_without_unlink(processes: Processes, room: Path) -> No
     assert digest(room / "destination") == before
 
 
-@pytest.mark.parametrize("command", [("receive",), ()])
-def test_twistd_exits_with_status_0_when_complete(
+TWISTD_BLOCKMIG = (TWISTD, "-n", "--pidfile=", "blockmig")
+TWIST_BLOCKMIG = (TWIST, "blockmig")
+
+
+@pytest.mark.parametrize(
+    "command", [(*TWISTD_BLOCKMIG, "receive"), TWISTD_BLOCKMIG, TWIST_BLOCKMIG]
+)
+def test_twistd_and_twist_exit_with_status_0_when_complete(
     processes: Processes, room: Path, command: tuple[str, ...]
 ) -> None:
     source = random_image(room / "source", 5 * MIB)
-    twistd = (TWISTD, "-n", "--pidfile=", "blockmig", *command)
-    receiver = processes.receive(room / "destination", "--size", 5 * MIB, command=twistd)
+    receiver = processes.receive(room / "destination", "--size", 5 * MIB, command=command)
     sender = processes.send(source, receiver, "--unlink")
     assert sender.wait() == 0, sender.stderr
     assert receiver.wait(10) == 0
@@ -245,13 +246,15 @@ def test_twistd_exits_with_status_0_when_complete(
     assert len(receiver.events("complete")) == 1  # and every line was whole JSON
 
 
-@pytest.mark.parametrize("when", ["waiting", "copying"])
-def test_twistd_exits_with_status_4_on_a_signal(
-    processes: Processes, room: Path, when: str
+@pytest.mark.parametrize(
+    ("when", "command"),
+    [("waiting", TWISTD_BLOCKMIG), ("copying", TWISTD_BLOCKMIG), ("copying", TWIST_BLOCKMIG)],
+)
+def test_twistd_and_twist_exit_with_status_4_on_a_signal(
+    processes: Processes, room: Path, when: str, command: tuple[str, ...]
 ) -> None:
     source = random_image(room / "source", 30 * MIB)
-    twistd = (TWISTD, "-n", "--pidfile=", "blockmig", "receive")
-    receiver = processes.receive(room / "destination", "--size", 30 * MIB, command=twistd)
+    receiver = processes.receive(room / "destination", "--size", 30 * MIB, command=command)
     if when == "copying":
         processes.send(source, receiver, "--max-rate", "5M")
         receiver.wait_event("attempt")
@@ -310,32 +313,6 @@ async def test_three_lines_embed_a_receiver(room: Path) -> None:
         await port.stopListening()
     assert not source.exists()
     assert digest(path) == digest(random_image(room / "again", 9 * MIB + 3))
-
-
-def certificate() -> tuple[ssl.PrivateCertificate, ssl.Certificate]:
-    """A certificate that signs itself, for localhost."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    public = made.public_bytes(serialization.Encoding.PEM)
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return ssl.PrivateCertificate.loadPEM(public + private), ssl.Certificate.loadPEM(public)
 
 
 class StartsTLS:

@@ -22,6 +22,7 @@ from tests.support.processes import (
     ANY_PORT,
     BLOCKMIG,
     ITS_OWN,
+    TWIST,
     TWISTD,
     Processes,
     Running,
@@ -98,7 +99,11 @@ def connectable(uri: str) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("command", [(BLOCKMIG, "serve"), TWISTD_SERVE], ids=["blockmig", "twistd"])
+@pytest.mark.parametrize(
+    "command",
+    [(BLOCKMIG, "serve"), TWISTD_SERVE, (TWIST, "blockmig", "serve")],
+    ids=["blockmig", "twistd", "twist"],
+)
 def test_a_signal_stops_the_server_in_order(
     processes: Processes, disk: Path, number: int, command: tuple[str, ...]
 ) -> None:

@@ -24,6 +24,7 @@ FULL = os.environ.get("BLOCKMIG_FULL") == "1"
 BIN = os.path.dirname(sys.executable)
 BLOCKMIG = os.path.join(BIN, "blockmig")
 TWISTD = os.path.join(BIN, "twistd")
+TWIST = os.path.join(BIN, "twist")
 ITS_OWN = (sys.executable, "-I", "-c")
 """Runs a program in an interpreter that has not imported anything yet."""
 
@@ -235,7 +236,7 @@ class Processes:
             if running.process.poll() is None:
                 running.kill()
         for running in self._all:
-            if running.arguments[0] in (BLOCKMIG, TWISTD):
+            if running.arguments[0] in (BLOCKMIG, TWISTD, TWIST):
                 for text in (running.stderr, running.stdout):
                     assert "Traceback" not in text, f"{running.arguments}\n{text}"
                     assert "bug of blockmig" not in text, f"{running.arguments}\n{text}"
@@ -249,6 +250,7 @@ __all__ = [
     "FULL",
     "ITS_OWN",
     "REPOSITORY",
+    "TWIST",
     "TWISTD",
     "Processes",
     "until",

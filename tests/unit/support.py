@@ -397,8 +397,8 @@ class SocketTransport(tcp.Connection):
 def make_plain(receiver):
     """Have a receiver list no side export, as any other NBD server."""
     factory = receiver.factory()
-    names = [name for name in factory._settings.names() if not name.endswith(".handoff")]
-    factory._settings = replace(factory._settings, names=lambda: names)
+    names = [name for name in factory.settings.names() if not name.endswith(".handoff")]
+    factory.settings = replace(factory.settings, names=lambda: names)
 
 
 def request_bytes(command, offset=0, length=0, flags=0, cookie=0, magic=0x25609513):

@@ -30,7 +30,7 @@ from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.source.attempt import OpeningAttempt
 from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
-from blockmig.server import IExportHandler, ServerConnection
+from blockmig.server import IConnectionOwner, IExportHandler, Server, ServerConnection
 from blockmig.server.forwarding import Forwarding
 from blockmig.server.session import Session
 from blockmig.storage import BlockDisk, FileDisk
@@ -67,6 +67,12 @@ class InterfaceTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IProtocolFactory, self.receiver.factory()))
         self.assertTrue(verifyObject(IProtocolFactory, ClientFactory(None)))
 
+    def test_the_factories_of_receivers_and_servers_own_their_connections(self):
+        server = Server(MemoryDisk(b"x"), runtime=Runtime(self.clock, synchronous))
+        for part in (self.receiver, server):
+            self.assertTrue(verifyObject(IConnectionOwner, part.factory()))
+            self.assertTrue(verifyObject(IProtocolFactory, part.factory()))
+
     def test_producers_provide_their_interfaces(self):
         producer = RegionProducer(StringTransport(), lambda error: None, system=SYSTEM)
         self.assertTrue(verifyObject(IPushProducer, producer))
@@ -97,10 +103,10 @@ class InterfaceTests(SynchronousTestCase):
         self.assertTrue(verifyObject(IUnlinkableDisk, UnlinkableMemoryDisk(b"x")))
 
     def test_export_handlers_provide_their_interface(self):
-        handler = self.receiver.factory()._settings.lookup("")
+        handler = self.receiver.factory().settings.lookup("")
         self.assertIsInstance(handler, MigrationExport)
         self.assertTrue(verifyObject(IExportHandler, handler))
-        side = self.receiver.factory()._settings.lookup(".handoff")
+        side = self.receiver.factory().settings.lookup(".handoff")
         self.assertIsInstance(side, HandoffExport)
         self.assertTrue(verifyObject(IExportHandler, side))
 

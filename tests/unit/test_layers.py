@@ -30,7 +30,7 @@ ARROWS = {
         "migration.disk migration.records"
     ),
     "migration.policy": "",
-    "migration.disk": "interfaces errors storage",
+    "migration.disk": "interfaces syscalls errors storage",
     "migration.in_use": "interfaces errors runtime storage",
     "migration.records": "interfaces syscalls errors storage",
     "migration.handoff": "runtime nbd client migration.records",
@@ -45,6 +45,10 @@ ARROWS = {
     "migration.mirror": (
         "errors claims lives runtime nbd storage transport client server migration.policy "
         "migration.source"
+    ),
+    "service": (
+        "interfaces errors lives runtime nbd transport client server "
+        "migration.source migration.destination"
     ),
     "control": "transport",
     "cli": (

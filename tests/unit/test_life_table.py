@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import sys
 import weakref
 
@@ -34,6 +35,7 @@ from blockmig.testing import (
     ManualThreads,
     MemoryDisk,
     MemoryNetwork,
+    RecordedMemoryDisk,
     UnlinkableMemoryDisk,
     connect_client,
     synchronous,
@@ -640,6 +642,23 @@ class OneUseTests(Case):
         self.assertRaises(ValueError, Receiver, disk, 2, runtime=here.runtime)
         self.assertRaises(ValueError, Server, disk, "x" * 5000, runtime=here.runtime)
         check_unclaimed(disk, "it")
+
+
+class FailingAlreadyTests(Case):
+    def test_a_disk_that_fails_while_its_user_is_made_is_a_local_failure(self):
+        """It names the disk and the method, and the disk is not in use after it."""
+        there = Destination(MemoryNetwork(self.clock).client_endpoint("there"))
+        runtime = Runtime(self.clock, synchronous)
+        for kind, arguments in ((Sender, [there]), (Server, [])):
+            path = os.path.join(self.mktemp(), "disk")
+            os.makedirs(os.path.dirname(path))
+            for error in (KeyError("expired"), OSError(errno.EIO, "broken")):
+                disk = RecordedMemoryDisk(CONTENT, path)
+                disk.fail("identity", error, times=None)
+                failure = self.assertRaises(LocalFailure, kind, disk, *arguments, runtime=runtime)
+                words = "KeyError: 'expired'" if isinstance(error, KeyError) else "broken"
+                self.assertEqual(f"{path}: identity: {words}", str(failure))
+                check_unclaimed(disk, "it")
 
 
 LIVES = ("made", "running", "stopping", "stopped", "complete", "called_off")

@@ -1,4 +1,4 @@
-"""`twistd blockmig`: runs an operation as a service, and makes its exit status twistd's."""
+"""`twistd blockmig` and `twist blockmig`: an operation as a service, with its exit status."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, ClassVar
 
+from twisted.application.app import ServerOptions
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import globalLogPublisher
@@ -14,6 +15,7 @@ from twisted.python.usage import Options as TwistedOptions
 from twisted.python.usage import UsageError as TwistedUsageError
 from zope.interface import implementer
 
+from ..errors import ExitStatus
 from ..runtime import Runtime
 from . import receive, serve
 from .commands import COMMANDS
@@ -28,16 +30,17 @@ from .usage import UsageError, display
 __all__ = ["Options", "makeService"]
 
 
+_PROGRAM = "twist" if os.path.basename(sys.argv[0]) == "twist" else "twistd"
 _LOGS = (
-    "Log lines as text are written by twistd itself, which ignores -v and -q; --log-format json "
-    "heeds them."
+    f"Log lines as text are written by {_PROGRAM} itself, which ignores -v and -q; --log-format "
+    "json heeds them."
 )
 
 
 def _under_twistd(options: type[CommandOptions]) -> type[CommandOptions]:
-    """The options of a command, with a help that is true under twistd."""
+    """The options of a command, with a help that is true under twistd (or twist)."""
     words = {
-        "synopsis": f"twistd [twistd options] {options.synopsis}",
+        "synopsis": f"{_PROGRAM} [{_PROGRAM} options] {options.synopsis}",
         "longdesc": f"{options.longdesc}\n\n{_LOGS}",
     }
     return type(options.__name__, (options,), words)
@@ -46,7 +49,7 @@ def _under_twistd(options: type[CommandOptions]) -> type[CommandOptions]:
 class Options(TwistedOptions):
     """Without a command these are the options of `receive`."""
 
-    synopsis = "twistd [twistd options] blockmig [receive|serve] --file PATH [options]"
+    synopsis = f"{_PROGRAM} [{_PROGRAM} options] blockmig [receive|serve] --file PATH [options]"
     longdesc = receive.Options.longdesc
     subCommands: ClassVar[Any] = [
         [command.name, None, _under_twistd(command.load().Options), command.help]
@@ -64,7 +67,8 @@ class Options(TwistedOptions):
     def parseOptions(self, options: Any = None) -> None:
         """Insert `receive` if no command is given.
 
-        @raise twisted.python.usage.UsageError: the command line is wrong.
+        @raise twisted.python.usage.UsageError: the command line is wrong, for twistd to report.
+        @raise SystemExit: the same under twist, whose own status for that is not ours.
         """
         given = list(options or ())
         commands = [row[0] for row in self.subCommands]
@@ -73,16 +77,19 @@ class Options(TwistedOptions):
         try:
             super().parseOptions(given)
         except UsageError as error:
-            raise TwistedUsageError(str(error)) from None
+            if self.parent is None or isinstance(self.parent, ServerOptions):
+                raise TwistedUsageError(str(error)) from None
+            print(f"{self}\n\nblockmig: {error}", file=sys.stderr)
+            raise SystemExit(ExitStatus.REFUSED) from None
 
 
 @implementer(IService)
 class OperationService(Service):
     """Runs one operation, then stops the reactor and sets the exit status.
 
-    twistd has no exit status for plugins, and swallows a SystemExit in the reactor, so the last
-    thing that the process does is to exit with the status. twistd would die of a signal: signals
-    are handled here instead, and the operation ends as under `blockmig`.
+    twistd and twist have no exit status for plugins, and swallow a SystemExit in the reactor, so
+    the last thing that the process does is to exit with the status. They would die of a signal:
+    signals are handled here instead, and the operation ends as under `blockmig`.
     """
 
     def __init__(self, options: Any, reactor: Any) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from ..errors import Refused
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import LocalFailure, Refused
 from ..interfaces import IDisk
 from ..storage import DiskRefused, guard
+from ..syscalls import describe_error
 
 
 def guarded(disk: IDisk) -> IDisk:
@@ -16,3 +20,15 @@ def guarded(disk: IDisk) -> IDisk:
         return guard(disk)
     except DiskRefused as error:
         raise Refused(str(error)) from error.__cause__
+
+
+@contextmanager
+def failing_locally(disk: IDisk) -> Iterator[None]:
+    """What the disk raises meanwhile is a failure of the disk.
+
+    @raise LocalFailure: it has raised something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise LocalFailure(f"{disk.name}: {describe_error(error)}") from error

@@ -20,6 +20,7 @@ class Export:
     @ivar minimum_block: bytes; offsets and lengths are multiples of it (1, 2, 4 ... 65536).
     @ivar preferred_block: bytes; smaller requests cost the server more.
     @ivar maximum_payload: bytes; a READ or WRITE must not be longer.
+    @ivar allocation: whether the server can report its C{base:allocation}.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Export:
     minimum_block: int = 1
     preferred_block: int = 4096
     maximum_payload: int = MAXIMUM_PAYLOAD
+    allocation: bool = True
 
     def offers(self, flag: TransmissionFlag) -> bool:
         return flag in self.flags

@@ -120,6 +120,8 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
     @param lookup: returns the export with a name, or None.
     @param names: returns the names for LIST.
     @param structured: offer structured replies, and the metadata context C{base:allocation}.
+    @param refusal: returns why the client may not have the export with a name now, though there is
+        one; "" where it may.
     """
 
     def __init__(
@@ -127,8 +129,10 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         lookup: Callable[[str], Export | None],
         names: Callable[[], Iterable[str]] = tuple,
         structured: bool = False,
+        refusal: Callable[[str], str] = lambda name: "",
     ) -> None:
         self._lookup = lookup
+        self._refusal = refusal
         self._names = names
         self._offers_structured = structured
         self._structured = False
@@ -195,6 +199,8 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         export = self._find(name)
         if export is None:
             raise RemoteProtocolError(f"unknown export {name[:80]!r}")
+        if why := self._refusal(export.name):
+            raise RemoteProtocolError(f"{why}, and EXPORT_NAME can only be answered by hanging up")
         self._to_send += _EXPORT_ANSWER.pack(export.size, export.flags)
         if not flags & HandshakeFlag.NO_ZEROES:
             self._to_send += bytes(_ZEROES)
@@ -225,12 +231,14 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
             self._answer(option, OptionReply.ERR_INVALID, message)
             return
         name, queries = parsed
-        if self._find(name) is None:
+        export = self._find(name)
+        if export is None:
             self._answer(option, OptionReply.ERR_UNKNOWN, b"no export of that name")
             return
         found = ALLOCATION in queries
         if not setting:
             found = found or not queries or b"base:" in queries
+        found = found and export.allocation
         if found:
             number = struct.pack("!I", ALLOCATION_ID if setting else 0)
             self._answer(option, OptionReply.META_CONTEXT, number + ALLOCATION)
@@ -257,6 +265,9 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         export = self._find(name)
         if export is None:
             self._answer(option, OptionReply.ERR_UNKNOWN, b"no export of that name")
+            return None
+        if option == Option.GO and (why := self._refusal(export.name)):
+            self._answer(option, OptionReply.ERR_POLICY, why.encode())
             return None
         info = OptionReply.INFO
         self._answer(option, info, _INFO_EXPORT.pack(InfoType.EXPORT, export.size, export.flags))

@@ -8,9 +8,11 @@ from .access import DiskAccess
 from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ServerConnection
+from .exports import Exports
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
+from .owner import IConnectionOwner, OwnedConnection
 from .relay import Relay
 from .serving import Server
 from .traffic import TrafficCounters
@@ -20,8 +22,11 @@ __all__ = [
     "Clients",
     "ConnectionSettings",
     "DiskAccess",
+    "Exports",
+    "IConnectionOwner",
     "IExportHandler",
     "LatencyMonitor",
+    "OwnedConnection",
     "Relay",
     "Server",
     "ServerConnection",

@@ -49,6 +49,7 @@ _CLOSE_TIMEOUT: Final = 10.0
 class ServerConnection(Protocol):
     """The protocol of one connection.
 
+    @ivar settings: what it has in common with others.
     @ivar peer: its address, for messages.
     @ivar handler: the export's handler, once negotiated.
     @ivar negotiated: what the peer was told.
@@ -65,14 +66,14 @@ class ServerConnection(Protocol):
         self.negotiated: Negotiated | None = None
         self.traffic = TrafficCounters()
         self.connected_at = settings.runtime.reactor.seconds()
-        self._settings = settings
+        self.settings = settings
         self._lifetime = make_lifetime(self)
 
     # IProtocol, and IHalfCloseableProtocol.
 
     def connectionMade(self) -> None:
         """The server speaks first."""
-        transport, runtime = self.transport, self._settings.runtime
+        transport, runtime = self.transport, self.settings.runtime
         tune(transport)
         timeout = ConnectionTimeout(
             runtime.reactor, transport, lambda: outgoing.waiting, self._silent
@@ -89,7 +90,7 @@ class ServerConnection(Protocol):
         self._context = context = PhaseContext(
             self.peer, outgoing, incoming, holds, timeout, self._lifetime, self.traffic
         )
-        handshake = HandshakePhase(context, self._settings, self._begin_session)
+        handshake = HandshakePhase(context, self.settings, self.begin_session)
         self._enter(handshake)
         self.begin(handshake)
 
@@ -142,9 +143,9 @@ class ServerConnection(Protocol):
 
     # From phase to phase.
 
-    def _begin_session(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
+    def begin_session(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
         """The handshake is over; C{data} came after it."""
-        settings = self._settings
+        settings = self.settings
         self.handler, self.negotiated = handler, negotiated
         session = Session(self._context, self, handler, negotiated, settings.runtime.threads)
         self._enter(session)

@@ -45,6 +45,7 @@ class ConnectionSettings:
     @ivar structured: offer structured replies, and the metadata context C{base:allocation}.
     @ivar handshake_timeout: seconds; 0 for none.
     @ivar idle_timeout: seconds; 0 for none.
+    @ivar refusal: returns why the client may not have the export with a name now; "" where it may.
     """
 
     runtime: Runtime
@@ -54,6 +55,7 @@ class ConnectionSettings:
     structured: bool = False
     handshake_timeout: float = 30.0
     idle_timeout: float = 60.0
+    refusal: Callable[[str], str] = lambda name: ""
 
 
 class HandshakePhase(Phase):
@@ -71,7 +73,10 @@ class HandshakePhase(Phase):
         self._settings = settings
         self._begin_session = begin_session
         self._handshake = ServerHandshake(
-            self._export_of, settings.names, structured=settings.structured
+            self._export_of,
+            settings.names,
+            structured=settings.structured,
+            refusal=settings.refusal,
         )
 
     def _export_of(self, name: str) -> Export | None:

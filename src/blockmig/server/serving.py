@@ -9,7 +9,7 @@ Rules:
   `DiskAccess`;
 * the disk object is the server's from when it is made until it has ended; a disk that its records
   do not call the canonical copy is not served;
-* the number of connections is limited; a connection above the limit is closed without a greeting;
+* the number of connections is limited (`connections`);
 * a mirror may hold the clients, and release them: new clients may shake hands, but no request is
   begun. When none is in progress any more the disk does not change until the release;
 * how it ends (stopped, handed over, or relayed to another server) is up to `ending`;
@@ -25,8 +25,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
-from twisted.internet.protocol import connectionDone
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -34,7 +33,7 @@ from zope.interface import implementer
 from ..claims import Claim, check_unclaimed
 from ..interfaces import IDisk, IRecordedDisk
 from ..lives import Life, LifeState
-from ..migration.disk import guarded
+from ..migration.disk import failing_locally, guarded
 from ..migration.records.verdict import check_canonical
 from ..nbd import (
     MAXIMUM_NAME,
@@ -50,10 +49,11 @@ from .access import DiskAccess
 from .changes import Changes
 from .clients import Clients
 from .connection import ServerConnection
+from .connections import ServerFactory
 from .ending import Ending, ServedMirror
 from .errors import DiskErrors
 from .handler import IExportHandler
-from .handshake import ConnectionSettings, HandshakePhase
+from .handshake import ConnectionSettings
 from .jobs import MOST_JOBS
 from .latency import LatencyMonitor
 from .relay import Relay
@@ -74,7 +74,6 @@ _WRITE_FLAGS: Final = (
     | TransmissionFlag.SEND_WRITE_ZEROES
     | TransmissionFlag.SEND_FAST_ZERO
 )
-_REPORT_INTERVAL: Final = 60.0
 
 
 @implementer(IExportHandler)
@@ -133,55 +132,6 @@ class _DiskExport:
         """Nothing to do: the connection itself tells its server."""
 
 
-@implementer(IProtocolFactory)
-class _ServerFactory:
-    """Makes the connections of a server."""
-
-    noisy = False
-
-    def __init__(self, build: Callable[[IAddress], IProtocol | None]) -> None:
-        self._build = build
-
-    def doStart(self) -> None:
-        """Nothing to do."""
-
-    def doStop(self) -> None:
-        """Nothing to do."""
-
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection, or None where it is refused."""
-        return self._build(addr)
-
-
-class _ServedConnection(ServerConnection):
-    """A connection that its server keeps track of.
-
-    @ivar clients: all connections, including those in their handshake, which have no handler.
-    @ivar relay: returns the relay once clients are forwarded; None until then.
-    """
-
-    clients: Clients
-    relay: Callable[[], Relay | None]
-
-    def session_began(self) -> None:
-        """Forward this client too, if the others are being forwarded."""
-        relay = self.relay()
-        if relay is not None:
-            relay.forward(self)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        self.clients.remove(self)
-
-
-class _RelayedConnection(_ServedConnection):
-    """The connection of a client that another server greets."""
-
-    def begin(self, handshake: HandshakePhase) -> None:
-        """Forward the client from its first byte."""
-        self.session_began()
-
-
 class Server:
     """Serves a disk to clients until it is stopped.
 
@@ -201,6 +151,7 @@ class Server:
     @param runtime: reactor, threads and system calls; None for the real ones.
     @raise ValueError: C{export} is too long.
     @raise InUse: the disk object is in use.
+    @raise LocalFailure: the disk has failed already.
     @raise Refused: it cannot be a disk, or the records beside it do not call it the canonical copy.
     """
 
@@ -223,14 +174,14 @@ class Server:
         check_unclaimed(given, disk.name)
         runtime = runtime or Runtime.of()
         if IRecordedDisk.providedBy(disk):
-            check_canonical(disk, runtime.system)
+            with failing_locally(disk):
+                check_canonical(disk, runtime.system)
         reactor = runtime.reactor
         self.disk = given
         self.export = export
         self.read_only = read_only
         self._reactor = reactor
         self._started_at = reactor.seconds()
-        self._max_connections = max_connections
         self._threads = BoundedThreads(runtime.threads, limit=MOST_JOBS + 1)  # and one that flushes
         runtime = replace(runtime, threads=self._threads)
         self._access = DiskAccess(disk, self._threads, latency or LatencyMonitor(), runtime.system)
@@ -239,7 +190,7 @@ class Server:
         exports: dict[str, IExportHandler] = {export: self._handler}
         if (notice := served_export_name(export)) is not None:
             exports[notice] = ServedSideExport(export, disk.size, runtime)
-        self._settings = ConnectionSettings(
+        settings = ConnectionSettings(
             runtime=runtime,
             lookup=exports.get,
             names=lambda: list(exports),
@@ -249,7 +200,6 @@ class Server:
             idle_timeout=request_timeout,
         )
         self._clients = Clients()
-        self._refusal_logged_at = float("-inf")
         self._life: Life[None] = Life(
             f"the server of {disk.name}", begin=lambda: None, call_off=self._call_off
         )
@@ -262,31 +212,18 @@ class Server:
             flush=None if read_only else self._access.flush,
             ended=self._end,
         )
+        self._factory = ServerFactory(
+            settings,
+            self._clients,
+            most=max_connections,
+            is_open=lambda: not self._ending.begun,
+            relay=lambda: self._ending.relay,
+        )
         self._claim = Claim(given, self, disk.name)
 
     def factory(self) -> IProtocolFactory:
-        """The protocol factory to listen with."""
-        return _ServerFactory(self._build)
-
-    def _build(self, address: IAddress) -> IProtocol | None:
-        if self._ending.begun:
-            return None
-        if self._max_connections and len(self._clients) >= self._max_connections:
-            now = self._reactor.seconds()
-            if now - self._refusal_logged_at >= _REPORT_INTERVAL:
-                self._refusal_logged_at = now
-                _log.warn(
-                    "{most} clients are connected; further ones are refused (--max-connections)",
-                    event="full",
-                    most=self._max_connections,
-                )
-            return None
-        made = _ServedConnection if self._ending.relay is None else _RelayedConnection
-        connection = made(self._settings, address)
-        connection.clients = self._clients
-        connection.relay = lambda: self._ending.relay
-        self._clients.add(connection)
-        return connection
+        """The protocol factory to listen with, the same one each time."""
+        return self._factory
 
     @property
     def state(self) -> str:

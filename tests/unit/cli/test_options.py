@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import redirect_stderr
 
+from twisted.application.app import ServerOptions
+from twisted.application.twist._options import TwistOptions
 from twisted.python.usage import UsageError as TwistedUsageError
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -357,6 +360,20 @@ class TapTests(Case):
             options = self.parse(*arguments)
             self.assertIsInstance(options, ReceiveOptions)
             self.assertEqual("x", options["file"])
+
+    def test_bad_usage_is_reported_by_twistd_and_has_status_1_under_twist(self):
+        for parent, error in ((ServerOptions(), TwistedUsageError), (TwistOptions(), SystemExit)):
+            options = TapOptions()
+            options.parent = parent
+            with redirect_stderr(io.StringIO()) as said:
+                raised = self.assertRaises(error, options.parseOptions, ["serve"])
+            if error is SystemExit:
+                self.assertEqual(1, raised.code)
+                self.assertTrue(
+                    said.getvalue().endswith(
+                        "blockmig: --file is missing: give the path of the disk\n"
+                    )
+                )
 
     def test_help_is_about_twistd(self):
         for command in ("receive", "serve"):

@@ -89,6 +89,34 @@ class ServerTests(SynchronousTestCase):
             [(7, 3, info_export(5000, FLAGS)), (7, 1, b"")], self.ask(Option.GO, go("disk"))
         )
 
+    def refusing(self, *names):
+        """A server that gives nobody the exports of these names now."""
+        self.server = ServerHandshake(
+            {"disk": DISK, "": PLAIN}.get,
+            lambda: ["disk", "", "ä"],
+            refusal=lambda name: "it is full" if name in names else "",
+        )
+        self.say(FIXED)
+
+    def test_GO_to_an_export_that_is_refused_says_why_and_the_handshake_continues(self):
+        self.refusing("disk")
+        self.assertEqual(
+            [(7, OptionReply.ERR_POLICY, b"it is full")], self.ask(Option.GO, go("disk"))
+        )
+        self.assertIsNone(self.server.next_event())
+        self.still_in_step()
+        self.assertEqual((6, 1, b""), self.ask(Option.INFO, go("disk"))[-1])
+        self.ask(Option.GO, go(""))
+        self.assertEqual(Negotiated(PLAIN), self.server.next_event())
+
+    def test_EXPORT_NAME_of_an_export_that_is_refused_ends_the_handshake(self):
+        self.refusing("disk")
+        error = self.assertRaises(
+            RemoteProtocolError, self.say, option(Option.EXPORT_NAME, b"disk")
+        )
+        self.assertIn("it is full", str(error))
+        self.assertEqual(b"", self.server.data_to_send())
+
     def test_INFO_answers_and_the_handshake_continues(self):
         self.say(FIXED)
         wanted = (InfoType.NAME, InfoType.DESCRIPTION, InfoType.BLOCK_SIZE, 999)

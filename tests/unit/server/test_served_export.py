@@ -30,17 +30,17 @@ class NoticeTests(SynchronousTestCase):
     def test_the_notice_is_listed_beside_the_export(self):
         for export in ("", "web"):
             connection = self.serve(export)
-            self.assertEqual([export, export + ".served"], connection._settings.names())
+            self.assertEqual([export, export + ".served"], connection.settings.names())
 
     def test_a_name_that_leaves_no_room_has_no_notice(self):
         name = "n" * 4090
         self.assertIsNone(served_export_name(name))
-        self.assertEqual([name], self.serve(name)._settings.names())
+        self.assertEqual([name], self.serve(name).settings.names())
         self.assertEqual("n" * 4089 + SERVED_EXPORT, served_export_name("n" * 4089))
 
     def test_an_export_with_the_name_of_a_notice_is_served_as_usual(self):
         connection = self.serve(".served")
-        self.assertEqual([".served", ".served.served"], connection._settings.names())
+        self.assertEqual([".served", ".served.served"], connection.settings.names())
         client = Client(self.clock, connection, ".served")
         self.assertEqual(SIZE, client.negotiated.export.size)
 

@@ -10,19 +10,23 @@ from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
-from twisted.internet.protocol import connectionDone
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ...server import Clients, ConnectionSettings, ServerConnection
+from ...server import (
+    Clients,
+    ConnectionSettings,
+    IConnectionOwner,
+    OwnedConnection,
+    ServerConnection,
+)
 from .handoff_export import HandoffExport
 
 _CLOSE_GRACE: Final = 5.0
 
 
-@implementer(IProtocolFactory)
+@implementer(IProtocolFactory, IConnectionOwner)
 class ReceiverFactory:
-    """Makes the connections of a receiver.
+    """Makes the connections of a receiver, and takes those that others have made.
 
     @param settings: what they have in common.
     @param clients: keeps track of them.
@@ -31,7 +35,7 @@ class ReceiverFactory:
     noisy = False
 
     def __init__(self, settings: ConnectionSettings, clients: Clients) -> None:
-        self._settings = settings
+        self.settings = settings
         self._clients = clients
         self._closed = False
 
@@ -43,13 +47,28 @@ class ReceiverFactory:
         """A connection; none after the end."""
         if self._closed:
             return None
-        connection = _ReceiverConnection(self._settings, addr)
-        connection.factory = self
-        self._clients.add(connection)
+        connection = OwnedConnection(self.settings, addr, self)
+        self.take(connection)
         return connection
 
-    def forget(self, connection: ServerConnection) -> None:
-        """C{connection} is gone."""
+    # IConnectionOwner.
+
+    @property
+    def accepts(self) -> bool:
+        """Whether further connections are accepted; not after the end."""
+        return not self._closed
+
+    def refusal(self) -> str:
+        """None is refused: there is no limit."""
+        return ""
+
+    def take(self, connection: ServerConnection) -> None:
+        self._clients.add(connection)
+
+    def session_began(self, connection: ServerConnection) -> None:
+        """Nothing to do."""
+
+    def lost(self, connection: ServerConnection) -> None:
         self._clients.remove(connection)
 
     def close(self, last: ServerConnection | None) -> Deferred[None]:
@@ -71,7 +90,7 @@ class ReceiverFactory:
             else:
                 connection.abort()
         if remaining:
-            timer = self._settings.runtime.reactor.callLater(_CLOSE_GRACE, _abort_all, remaining)
+            timer = self.settings.runtime.reactor.callLater(_CLOSE_GRACE, _abort_all, remaining)
 
             def stop(_: None) -> None:
                 if timer.active():
@@ -84,12 +103,3 @@ class ReceiverFactory:
 def _abort_all(connections: list[ServerConnection]) -> None:
     for connection in connections:
         connection.abort()
-
-
-class _ReceiverConnection(ServerConnection):
-    """A connection that its factory keeps track of."""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Notify the factory too."""
-        super().connectionLost(reason)
-        self.factory.forget(self)

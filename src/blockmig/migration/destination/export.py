@@ -46,7 +46,7 @@ class MigrationExport:
     held = False
 
     def __init__(self, migration: IncomingMigration, name: str) -> None:
-        self.export = Export(name, migration.disk.size, _OFFERS)
+        self.export = Export(name, migration.disk.size, _OFFERS, allocation=False)
         self.disk = migration.disk.disk
         self._migration = migration
         self._refused: WeakSet[ServerConnection] = WeakSet()

@@ -63,7 +63,9 @@ class HandoffExportFactory:
 
     def __init__(self, migration: IncomingMigration, name: str, clients: Clients) -> None:
         self.migration = migration
-        self.export = Export(name + HANDOFF_EXPORT, MESSAGE_SIZE, TransmissionFlag.HAS_FLAGS)
+        self.export = Export(
+            name + HANDOFF_EXPORT, MESSAGE_SIZE, TransmissionFlag.HAS_FLAGS, allocation=False
+        )
         self.last_sender: ServerConnection | None = None
         self._clients = clients
 

@@ -25,7 +25,7 @@ from ...nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
 from ...syscalls import describe_error
-from ..disk import guarded
+from ..disk import failing_locally, guarded
 from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Record, Records
 from ..records.permitted import destination_record, may_overwrite
@@ -64,6 +64,7 @@ class Receiver:
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long.
     @raise InUse: the disk object is in use.
+    @raise LocalFailure: the disk has failed already.
     @raise Refused: the records forbid it, or cannot be kept.
     """
 
@@ -98,7 +99,8 @@ class Receiver:
             f"the receiver of {disk.name}", begin=self._begin, call_off=self._call_off
         )
         self._progress = ProgressTimer(runtime.reactor, self._threads)
-        self._migration = self._incoming(disk, overrides)
+        with failing_locally(disk):
+            self._migration = self._incoming(disk, overrides)
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
         )

@@ -39,7 +39,7 @@ from ...lives import Life, wait_or_stop
 from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
-from ..disk import guarded
+from ..disk import failing_locally, guarded
 from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
@@ -77,6 +77,7 @@ class Sender:
     @ivar when_accepted: fires when a destination was accepted for the migration, and a first
         attempt is about to copy.
     @raise InUse: the disk object is in use.
+    @raise LocalFailure: the disk has failed already.
     @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid sending
         it, or its migration can only be finished (which a L{Finisher} does).
     """
@@ -106,9 +107,10 @@ class Sender:
         to_delete = unlinkable(disk) if unlink else None
         limiter = RateLimiter(self._reactor, max_rate) if max_rate else None
         self._passes: CopyPasses = passes if passes is not None else FullCopy(disk.size, limiter)
-        self.source = _source_record(
-            disk, destination.uri, unlink=unlink, again=overrides.again, system=runtime.system
-        )
+        with failing_locally(disk):
+            self.source = _source_record(
+                disk, destination.uri, unlink=unlink, again=overrides.again, system=runtime.system
+            )
         watch = SourceWatch(
             disk,
             in_use=self._passes.in_use,

@@ -196,7 +196,7 @@ class ClaimTests(ReceiverCase):
 
     def test_the_handoff_export_is_listed(self):
         factory = self.receiver.factory()
-        self.assertEqual(["", ".handoff"], factory._settings.names())
+        self.assertEqual(["", ".handoff"], factory.settings.names())
 
 
 class ForeignSenderTests(ReceiverCase):

@@ -1,0 +1,113 @@
+"""The connections of a server, from when they are made to when they are gone.
+
+Rules:
+
+* the number of connections is limited; one above the limit is closed without a greeting;
+* none is accepted once the server is stopping;
+* while clients are relayed, one that connects is forwarded from its first byte, or, where it has
+  negotiated before it belonged to this server (`exports`), from its first request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from .clients import Clients
+from .connection import ServerConnection
+from .handshake import ConnectionSettings, HandshakePhase
+from .owner import IConnectionOwner, OwnedConnection
+from .relay import Relay
+
+_log = Logger()
+
+_REPORT_INTERVAL: Final = 60.0
+
+
+@implementer(IProtocolFactory, IConnectionOwner)
+class ServerFactory:
+    """Makes the connections of a server, and takes those that others have made.
+
+    @param settings: what they have in common.
+    @param clients: keeps track of them.
+    @param most: how many there may be at a time; 0 for no limit.
+    @param is_open: whether the server accepts connections.
+    @param relay: returns the relay once clients are forwarded; None until then.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        clients: Clients,
+        *,
+        most: int,
+        is_open: Callable[[], bool],
+        relay: Callable[[], Relay | None],
+    ) -> None:
+        self.settings = settings
+        self._clients = clients
+        self._most = most
+        self._is_open = is_open
+        self._relay = relay
+        self._refusal_logged_at = float("-inf")
+
+    def doStart(self) -> None:
+        """Nothing to do."""
+
+    def doStop(self) -> None:
+        """Nothing to do."""
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        """A connection, or None where it is refused."""
+        if not self.accepts or self.refusal():
+            return None
+        made = OwnedConnection if self._relay() is None else _RelayedConnection
+        connection = made(self.settings, addr, self)
+        self.take(connection)
+        return connection
+
+    # IConnectionOwner.
+
+    @property
+    def accepts(self) -> bool:
+        """Whether further connections are accepted; not once the server is stopping."""
+        return self._is_open()
+
+    def refusal(self) -> str:
+        """Why one more connection is refused now, for the log as well; "" if it is not."""
+        if not self._most or len(self._clients) < self._most:
+            return ""
+        now = self.settings.runtime.reactor.seconds()
+        if now - self._refusal_logged_at >= _REPORT_INTERVAL:
+            self._refusal_logged_at = now
+            _log.warn(
+                "{most} clients are connected; further ones are refused (--max-connections)",
+                event="full",
+                most=self._most,
+            )
+        return f"{self._most} clients are connected already"
+
+    def take(self, connection: ServerConnection) -> None:
+        self._clients.add(connection)
+
+    def session_began(self, connection: ServerConnection) -> None:
+        """Forward this client too, if the others are being forwarded."""
+        if (relay := self._relay()) is not None:
+            relay.forward(connection)
+
+    def lost(self, connection: ServerConnection) -> None:
+        self._clients.remove(connection)
+
+
+class _RelayedConnection(OwnedConnection):
+    """The connection of a client that another server greets."""
+
+    def begin(self, handshake: HandshakePhase) -> None:
+        """Forward the client from its first byte."""
+        self.session_began()

@@ -1,0 +1,265 @@
+"""Several exports on one port: each belongs to a server or a receiver of the same process.
+
+Owns a connection from when it is made until it has chosen an export, the names that are offered,
+and the number of connections. Whatever comes after that belongs to whoever offers the export.
+
+Rules:
+
+* a name is offered once: also those of side exports count;
+* an export whose server or receiver is ending is neither listed nor found any more;
+* a connection that has chosen an export has its owner's rules before its first request is looked
+  at: threads, timeouts, holds, the relay, the count of clients, the end;
+* a connection above a limit of the owner's is told so, and may choose another export; one above our
+  own limit is closed without a greeting;
+* what becomes of one export, or of its clients, changes nothing for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..nbd import Negotiated
+from ..runtime import Runtime
+from .handler import IExportHandler
+from .handshake import ConnectionSettings
+from .owner import IConnectionOwner, OwnedConnection
+
+_log = Logger()
+
+_REPORT_INTERVAL: Final = 60.0
+
+
+class Offered(Protocol):
+    """What can be added: a L{blockmig.Server} or a L{blockmig.Receiver}."""
+
+    def factory(self) -> IProtocolFactory:
+        """Makes the connections of its own ports."""
+
+    def complete(self) -> Deferred[Any]:
+        """Fires, or fails, when it has ended."""
+
+
+class Exports:
+    """Offers the exports of any number of servers and receivers, by their names, on one port.
+
+    Listen with L{factory} on any number of endpoints. The servers and receivers remain the
+    caller's: add and remove them at any time, and stop each as if it had a port of its own. To end
+    it all, close the ports, call L{stop}, and stop the servers and receivers.
+
+    @param max_connections: how many connections there may be at a time, to all exports together; 0
+        for no limit.
+    @param handshake_timeout: seconds that a connection has to choose an export; 0 for no limit.
+    @param runtime: the reactor and the system calls, the same as those of what is added; None for
+        the real ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int = 0,
+        handshake_timeout: float = 30.0,
+        runtime: Runtime | None = None,
+    ) -> None:
+        runtime = runtime or Runtime.of()
+        self._parts: dict[Any, Any] = {}
+        self._factory = ExportsFactory(
+            ConnectionSettings(
+                runtime=runtime,
+                lookup=self._lookup,
+                names=self.names,
+                structured=True,
+                handshake_timeout=handshake_timeout,
+                refusal=self._refusal,
+            ),
+            self._owner_of,
+            max_connections,
+        )
+
+    def factory(self) -> IProtocolFactory:
+        """The protocol factory to listen with, the same one each time."""
+        return self._factory
+
+    def add(self, part: Offered) -> None:
+        """Offer the exports of a server or a receiver, until it ends or is removed.
+
+        @raise ValueError: one of its names is offered already, it speaks the old handshake, which
+            has no names, or it has ended.
+        @raise TypeError: C{part} is neither a server nor a receiver.
+        """
+        owner = part.factory() if callable(getattr(part, "factory", None)) else None
+        if isinstance(part, Exports) or not IConnectionOwner.providedBy(owner):
+            raise TypeError(f"{part!r} is neither a Server nor a Receiver")
+        assert owner is not None
+        settings: ConnectionSettings = owner.settings
+        if settings.oldstyle is not None:
+            raise ValueError("the old handshake has no export names: it needs a port of its own")
+        if not owner.accepts:
+            raise ValueError("it has ended, or is about to: its exports are offered no more")
+        taken = set(self.names())
+        for name in settings.names():
+            if name in taken:
+                raise ValueError(f"an export with the name {name!r} is offered already")
+        self._parts[part] = owner
+        part.complete().addBoth(lambda _: self.remove(part))
+
+    def remove(self, part: Offered) -> None:
+        """Offer them no more; harmless where they are not.
+
+        Clients that have chosen one of them stay with their server or receiver.
+        """
+        self._parts.pop(part, None)
+
+    def names(self) -> list[str]:
+        """The names that are offered now, those of side exports as well."""
+        return [name for owner in self._open() for name in owner.settings.names()]
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are, to all exports together, and in their handshake."""
+        return len(self._factory.connections)
+
+    def stop(self) -> Deferred[None]:
+        """Accept no connection any more, and close those that have not chosen an export.
+
+        May be called any number of times. The servers and receivers go on with their clients.
+
+        @return: fires when none is left that has not chosen an export.
+        """
+        return self._factory.stop()
+
+    def _open(self) -> Iterator[Any]:
+        """The owners whose exports are offered."""
+        return (owner for owner in list(self._parts.values()) if owner.accepts)
+
+    def _owner_of(self, name: str) -> Any:
+        """The owner of the export with that name; None where it is not offered."""
+        for owner in self._open():
+            if name in owner.settings.names():
+                return owner
+        return None
+
+    def _lookup(self, name: str) -> IExportHandler | None:
+        owner = self._owner_of(name)
+        handler: IExportHandler | None = None if owner is None else owner.settings.lookup(name)
+        return handler
+
+    def _refusal(self, name: str) -> str:
+        return str(self._owner_of(name).refusal())
+
+
+@implementer(IProtocolFactory, IConnectionOwner)
+class ExportsFactory:
+    """Makes the connections, and owns them until they have chosen an export.
+
+    @param owner_of: returns the owner of the export with a name.
+    @param most: how many connections there may be at a time, whoever owns them; 0 for no limit.
+    @ivar connections: all that were made here and are not gone, whoever owns them.
+    """
+
+    noisy = False
+
+    def __init__(
+        self, settings: ConnectionSettings, owner_of: Callable[[str], Any], most: int
+    ) -> None:
+        self.settings = settings
+        self.accepts = True
+        self.connections: dict[OwnedConnection, None] = {}
+        self._owner_of = owner_of
+        self._most = most
+        self._refusal_logged_at = float("-inf")
+        self._waiting: list[Deferred[None]] = []
+
+    def doStart(self) -> None:
+        """Nothing to do."""
+
+    def doStop(self) -> None:
+        """Nothing to do."""
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        """A connection, or None where it is refused."""
+        if not self.accepts or self.refusal():
+            return None
+        connection = _SharedConnection(self.settings, addr, self)
+        self.take(connection)
+        return connection
+
+    def stop(self) -> Deferred[None]:
+        """Close what has chosen no export; fires when that is done."""
+        self.accepts = False
+        for connection in list(self.connections):
+            if connection.owner is self:
+                connection.close()
+        stopped: Deferred[None] = Deferred()
+        self._waiting.append(stopped)
+        self._notify()
+        return stopped
+
+    def _notify(self) -> None:
+        if any(connection.owner is self for connection in self.connections):
+            return
+        waiting, self._waiting = self._waiting, []
+        for stopped in waiting:
+            stopped.callback(None)
+
+    # For the connections.
+
+    def change_owner(self, connection: OwnedConnection, export: str) -> None:
+        """C{connection} has chosen C{export}."""
+        owner = connection.owner = self._owner_of(export)
+        connection.settings = owner.settings
+        owner.take(connection)
+        self._notify()
+
+    def gone(self, connection: OwnedConnection) -> None:
+        """C{connection} is gone, whoever owned it."""
+        del self.connections[connection]
+        self._notify()
+
+    # IConnectionOwner.
+
+    def refusal(self) -> str:
+        """Why one more connection is refused now, for the log as well; "" if it is not."""
+        if not self._most or len(self.connections) < self._most:
+            return ""
+        why = f"{self._most} clients are connected to its exports already"
+        now = self.settings.runtime.reactor.seconds()
+        if now - self._refusal_logged_at >= _REPORT_INTERVAL:
+            self._refusal_logged_at = now
+            _log.warn("a connection was refused: {why}", event="full", why=why, most=self._most)
+        return why
+
+    def take(self, connection: OwnedConnection) -> None:
+        self.connections[connection] = None
+
+    def session_began(self, connection: OwnedConnection) -> None:
+        """Never called: a connection has another owner by then."""
+
+    def lost(self, connection: OwnedConnection) -> None:
+        """Nothing to do: see L{gone}."""
+
+
+class _SharedConnection(OwnedConnection):
+    """A connection that is yet to choose an export, and with it its owner."""
+
+    def __init__(
+        self, settings: ConnectionSettings, address: IAddress, maker: ExportsFactory
+    ) -> None:
+        super().__init__(settings, address, maker)
+        self._maker = maker
+
+    def begin_session(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
+        """Belong to the owner of the export that was chosen, then be as any connection of its."""
+        self._maker.change_owner(self, negotiated.export.name)
+        super().begin_session(handler, negotiated, data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self._maker.gone(self)
