@@ -612,8 +612,10 @@ class OneUseTests(Case):
         here.begin()
         here.network.advance(1)
         self.assertRaises(InUse, here.again)
+        self.assertIs(here.it, here.server.mirror)
         self.settle()
         self.assertIs(Summary, self.outcome(here.it.complete()))
+        self.assertIsNone(here.server.mirror)
         self.assertTrue(here.disk.unlinked)
 
     def test_a_server_that_was_stopped_has_no_mirror(self):
