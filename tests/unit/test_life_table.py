@@ -13,7 +13,7 @@ import os
 import sys
 import weakref
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -650,6 +650,27 @@ class OneUseTests(Case):
         self.assertRaises(ValueError, Receiver, disk, 2, runtime=here.runtime)
         self.assertRaises(ValueError, Server, disk, "x" * 5000, runtime=here.runtime)
         check_unclaimed(disk, "it")
+
+
+class StopFromInsideTests(Case):
+    """What a beginning calls of somebody else's may stop the object at once."""
+
+    def test_a_stop_from_inside_the_first_connecting_is_a_stop_like_any_other(self):
+        for kind in HAS_BEGINNING:
+            here = self.world(kind, "made")
+            asked, cancelled = [], []
+
+            def connect(factory, here=here, asked=asked, cancelled=cancelled):
+                asked.append(factory)
+                here.it.stop("from inside")
+                return Deferred(cancelled.append)
+
+            self.patch(here.there.endpoint, "connect", connect)
+            here.begin()
+            self.settle()
+            self.assertIs(GaveUp, self.outcome(self.ended))
+            self.assertEqual((1, 1), (len(asked), len(cancelled)))
+            self.check_nothing_left()
 
 
 class FailingAlreadyTests(Case):
