@@ -19,12 +19,13 @@ from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from automat import TypeMachineBuilder
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.python.failure import Failure
 
 from .errors import InUse
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class OneShot(Generic[T]):
@@ -191,6 +192,25 @@ class Life(Generic[T]):
         @raise InUse: it was started before.
         """
         self._machine.start()
+
+    def run(self) -> Deferred[T]:
+        """Begin, and wait for the outcome; cancelling that is to stop.
+
+        @return: fails with L{InUse} if it was started before.
+        """
+        return self.run_until(self.wait)
+
+    def run_until(self, wait: Callable[[], Deferred[U]]) -> Deferred[U]:
+        """Begin, and wait for something that comes before the outcome, or fails with it.
+
+        @param wait: returns a Deferred of that, each time.
+        @return: as L{run}.
+        """
+        try:
+            self.start()
+        except InUse:
+            return fail()
+        return Deferred.fromCoroutine(wait_or_stop(wait, self.stop))
 
     def stop(self, why: str) -> None:
         """Have it end as it stands."""

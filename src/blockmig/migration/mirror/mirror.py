@@ -22,14 +22,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...claims import Claim, check_unclaimed
 from ...client import Destination
-from ...errors import InUse, MigrationError, Refused, Summary, Unconfirmed
-from ...lives import Life, LifeState, OneShot, wait_or_stop
+from ...errors import MigrationError, Refused, Summary, Unconfirmed
+from ...lives import Life, LifeState, OneShot
 from ...nbd import handoff_export_name
 from ...runtime import Runtime
 from ...server import Relay, Server
@@ -131,11 +131,7 @@ class Mirror:
             handshake; fails as L{complete} does if it does not come to that, and with L{InUse}
             where it was started before.
         """
-        try:
-            self._life.start()
-        except InUse:
-            return fail()
-        return Deferred.fromCoroutine(wait_or_stop(self._accepted.wait, self.stop))
+        return self._life.run_until(self._accepted.wait)
 
     def _begin(self) -> None:
         self._began = self._reactor.seconds()

@@ -23,14 +23,14 @@ import secrets
 from dataclasses import replace
 from typing import Final
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...client import ClientFailed, Destination, NBDClient
-from ...errors import InUse, Summary, Unconfirmed
-from ...lives import Life, wait_or_stop
+from ...errors import Summary, Unconfirmed
+from ...lives import Life
 from ...nbd import ClientHandshake, handoff_export_name
 from ...runtime import BoundedThreads, InThread, Runtime, wait_shielded
 from ...syscalls import describe_error
@@ -119,11 +119,7 @@ class Finisher:
         @return: fires with a L{Summary} once the destination is complete, or fails with
             L{Unconfirmed}; with L{InUse} where it was run before.
         """
-        try:
-            self._life.start()
-        except InUse:
-            return fail()
-        return Deferred.fromCoroutine(wait_or_stop(self._life.wait, self.stop))
+        return self._life.run()
 
     def complete(self) -> Deferred[Summary]:
         """The outcome, as L{run} reports it; may be asked for at any time, and repeatedly.

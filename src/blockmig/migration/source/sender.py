@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import Final
 
 from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
@@ -33,9 +33,9 @@ from twisted.python.failure import Failure
 
 from ...claims import Claim, check_unclaimed
 from ...client import ClientFactory, ClientFailed, Destination
-from ...errors import GaveUp, InUse, MigrationError, Refused, Summary, Unconfirmed
+from ...errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
-from ...lives import Life, wait_or_stop
+from ...lives import Life
 from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
@@ -175,11 +175,7 @@ class Sender:
             where it was stopped or gave up, L{Unconfirmed} where the source is retired and the
             destination may not know it, L{InUse} where it was run before.
         """
-        try:
-            self._life.start()
-        except InUse:
-            return fail()
-        return Deferred.fromCoroutine(wait_or_stop(self._life.wait, self.stop))
+        return self._life.run()
 
     def complete(self) -> Deferred[Summary]:
         """The outcome, as L{run} reports it; may be asked for at any time, and repeatedly.
