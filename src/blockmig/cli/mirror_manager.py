@@ -96,6 +96,10 @@ class MirrorManager:
             finally:
                 await self.end_reported()
 
+    def stop(self, why: str) -> None:
+        """Stop the server, which calls its mirror off."""
+        self._server.stop(why)
+
     def _running(self) -> Mirror:
         if self.current is None or self.current.over:
             raise ControlRefused("no mirror is running", 409)

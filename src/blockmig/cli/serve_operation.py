@@ -46,7 +46,7 @@ class ServeOperation:
         self._make_endpoint = make_endpoint
         self._make_client_endpoint = make_client_endpoint
         self._listening: Listening | None = None
-        self._server: Server | None = None
+        self._mirrors: MirrorManager | None = None
         self._stop_reason = ""
 
     async def run(self) -> None:
@@ -78,9 +78,9 @@ class ServeOperation:
         self._stop_reason = why
         if self._listening is not None:
             self._listening.cancel()
-            if self._server is not None:
+            if self._mirrors is not None:
                 self._listening.stop()
-                self._server.stop(why)
+                self._mirrors.stop(why)
 
     async def _serve(self, disk: FileDisk | BlockDisk, listening: Listening) -> None:
         options = self._options
@@ -102,7 +102,7 @@ class ServeOperation:
         )
         try:
             await self._listen(listening, server, mirrors)
-            self._server = server
+            self._mirrors = mirrors
             await mirrors.complete()
         except OSError as error:
             raise LocalFailure(f"{disk.name}: {describe_error(error)}") from None
