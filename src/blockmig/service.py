@@ -20,6 +20,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
@@ -41,6 +42,8 @@ from .errors import GaveUp, MigrationError, Refused, Summary
 from .interfaces import IDisk
 from .lives import OneShot
 from .migration.destination.receiver import Receiver
+from .migration.source.finisher import Finisher
+from .migration.source.resume import resume
 from .migration.source.sender import Sender
 from .nbd import parse_uri
 from .runtime import Runtime
@@ -191,7 +194,7 @@ class _Ports:
 class _Run(Generic[Part, T]):
     """One run of a service, to the end of everything that it began.
 
-    @param disk: what to work on.
+    @param disk: what to work on: a disk, what opens one, or a path for C{make} to open.
     @param make: makes the object of the disk.
     @param begin: has the object begin; returns its outcome.
     @param check: looks whether the object can do its work at all; fails if not, fires or is None.
@@ -206,8 +209,8 @@ class _Run(Generic[Part, T]):
 
     def __init__(
         self,
-        disk: DiskOrOpener,
-        make: Callable[[IDisk], Part],
+        disk: Any,
+        make: Callable[[Any], Part],
         begin: Callable[[Part], Deferred[T]],
         check: Callable[[Part], Deferred[None] | None],
         ended: Callable[[_Run[Part, T], list[T | Failure]], None],
@@ -237,8 +240,9 @@ class _Run(Generic[Part, T]):
 
         @raise Exception: that was not possible; then L{fail} is to be called.
         """
-        opener = self._opener
-        self._disk = disk = opener if IDisk.providedBy(opener) else opener()
+        disk = self._opener
+        if not IDisk.providedBy(disk) and not isinstance(disk, str | os.PathLike):
+            self._disk = disk = disk()
         self.part = part = self._make(disk)
         self._begin(part).addBoth(self._part_ended)
         if self.ports is not None and not self.stopping:
@@ -279,7 +283,7 @@ class _Run(Generic[Part, T]):
     async def _close(self) -> None:
         if self.ports is not None:
             await self.ports.close()
-        if self._disk is not None and self._disk is not self._opener:
+        if self._disk is not None:
             try:
                 self._disk.close()
             except Exception as error:  # the outcome is known, whatever this is
@@ -291,8 +295,11 @@ class _Run(Generic[Part, T]):
 class _PartService(Service, Generic[Part, T]):
     """A service that has an object work on a disk."""
 
-    def __init__(self, disk: DiskOrOpener, make: Callable[[IDisk], Part]) -> None:
-        if not IDisk.providedBy(disk) and not callable(disk):
+    _takes_paths = False
+
+    def __init__(self, disk: Any, make: Callable[[Any], Part]) -> None:
+        is_path = self._takes_paths and isinstance(disk, str | os.PathLike)
+        if not IDisk.providedBy(disk) and not callable(disk) and not is_path:
             raise TypeError(f"{disk!r} is neither a disk nor a function that opens one")
         self._disk = disk
         self._make = make
@@ -502,23 +509,27 @@ class ServerService(_ListeningService[Server, None]):
         return result if mirror is None else mirror.complete().addBoth(lambda _: result)
 
 
-class SenderService(_PartService[Sender, Summary]):
+class SenderService(_PartService[Sender | Finisher, Summary]):
     """Sends a disk to a destination, and then does nothing more.
 
-    @param disk: what to send: as for L{ReceiverService}, such as
-        C{partial(FileDisk, path, writable=False)}.
+    Started again after a crash it goes on where the disk was retired already (L{resume}).
+
+    @param disk: what to send: its path, which may be that of a disk that is gone; or as for
+        L{ReceiverService}, such as C{partial(FileDisk, path, writable=False)}.
     @param destination: where to; or an NBD URI.
-    @param make: makes the L{Sender} of both, such as C{partial(Sender, unlink=True)}.
+    @param make: makes the L{Sender} of both, such as C{partial(resume, unlink=True)}.
     @param reactor: to connect with where C{destination} is a URI; None for the global one.
     @raise ValueError: the URI is wrong.
     """
 
+    _takes_paths = True
+
     def __init__(
         self,
-        disk: DiskOrOpener,
+        disk: DiskOrOpener | str | os.PathLike[str],
         destination: Destination | str,
         *,
-        make: Callable[[IDisk, Destination], Sender] = Sender,
+        make: Callable[[Any, Destination], Sender | Finisher] = resume,
         reactor: Any = None,
     ) -> None:
         if isinstance(destination, str):
@@ -529,11 +540,11 @@ class SenderService(_PartService[Sender, Summary]):
         super().__init__(disk, lambda disk: make(disk, to))
 
     @property
-    def sender(self) -> Sender | None:
+    def sender(self) -> Sender | Finisher | None:
         """The sender; None before its start, and after its end."""
         return None if self._run is None else self._run.part
 
-    def _begin(self, part: Sender) -> Deferred[Summary]:
+    def _begin(self, part: Sender | Finisher) -> Deferred[Summary]:
         return part.run()
 
 

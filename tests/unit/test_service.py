@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import os
 from functools import partial
 
 from twisted.application.service import IService, MultiService
@@ -20,6 +21,8 @@ from zope.interface.verify import verifyObject
 from blockmig import (
     Destination,
     Exports,
+    FileDisk,
+    Finisher,
     GaveUp,
     InUse,
     Patience,
@@ -27,6 +30,8 @@ from blockmig import (
     Refused,
     Sender,
     Server,
+    claims,
+    resume,
 )
 from blockmig.nbd import HandshakeRefused
 from blockmig.runtime import Runtime
@@ -699,6 +704,43 @@ class MigrationTests(Case):
         self.network.pump()
         self.failureResultOf(service.complete(), InUse)
         self.successResultOf(service.stopService())
+
+    def test_a_sender_that_was_given_a_path_goes_on_after_a_crash(self):
+        path = os.path.abspath(self.mktemp())
+        with open(path, "wb") as file:
+            file.write(DATA)
+        first, _, copy = self.send_path(path)
+        while os.path.exists(path):
+            if not self.network.step():
+                self.clock.advance(0)
+        self.assertIsInstance(first.sender, Sender)
+        copy.close()  # with the process, whose time stands still from here on
+        self.setUp()
+        service, receiver, copy = self.send_path(path)
+        self.assertIsInstance(service.sender, Finisher)
+        self.network.advance(10)
+        self.assertEqual(0, self.successResultOf(service.complete()).data)
+        self.successResultOf(receiver.complete())
+        copy.close()
+        with open(path + "-copy", "rb") as file:
+            self.assertEqual(DATA, file.read())
+        self.assertFalse(os.path.exists(path))
+
+    def send_path(self, path):
+        """A service that sends what is there, and the receiver of that."""
+        claims.forget_all()
+        copy = FileDisk(path + "-copy", size=SIZE)
+        receiver = Receiver(copy, runtime=self.runtime())
+        self.network.listen("receiver", receiver.factory())
+        there = Destination(self.network.client_endpoint("receiver"))
+        make = partial(resume, unlink=True, runtime=self.runtime())
+        service = SenderService(path, there, make=make)
+        service.startService()
+        return service, receiver, copy
+
+    def test_only_a_sender_can_be_given_a_path(self):
+        self.assertRaises(TypeError, ServerService, "disk", self.where())
+        self.assertRaises(TypeError, ReceiverService, "disk", self.where())
 
     def test_a_sender_can_be_given_a_uri(self):
         made = []
