@@ -95,3 +95,11 @@ def test_a_block_device_keeps_what_IDisk_says(room: Path, kernel: str | None) ->
     calls = SystemCalls() if kernel is None else LESSER[kernel]()
     with loop_device(sparse_image(room / "image", 6 * MIB, {MIB: b"x" * 9000})) as device:
         check_disk(BlockDisk(str(device), state_directory=str(room / "state"), system=calls))
+
+
+def test_a_block_device_that_cannot_zero_quickly_loses_nothing(room: Path) -> None:
+    """A loop device on a file in memory is one: Linux drops its dirty pages as it fails."""
+    with small_file_system(room / "small", 32 * MIB) as directory:
+        image = sparse_image(directory / "image", 6 * MIB, {MIB: b"x" * 9000})
+        with loop_device(image) as device:
+            check_disk(BlockDisk(str(device), state_directory=str(room / "state")))

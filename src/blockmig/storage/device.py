@@ -81,6 +81,10 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
         if start >= end:
             self._write_zeroes(offset, length)
             return
+        if fast:
+            # Linux forgets what was written to the range, and is not on the medium yet, before it
+            # finds out that the device cannot do it: nothing may have changed then.
+            self.write_back(start, end - start, wait=True)
         try:
             super()._fast_zero(start, end - start, allocate, fast)
         except OSError as error:

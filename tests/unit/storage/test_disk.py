@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -416,6 +417,18 @@ class StateDirectoryTests(DiskCase):
         calls = RecordedCalls()
         self.open(system=calls)
         self.assertNotIn("sync_directory", calls.names())
+
+    def test_what_is_not_on_a_device_yet_is_written_back_before_it_is_zeroed_quickly(self):
+        """Linux drops it before it finds out that the device cannot do that."""
+        for fast in (True, False):
+            calls = RecordedCalls()
+            disk = BlockDisk(self.make(bytes(8192)), state_directory=self.base, system=calls)
+            self.addCleanup(disk.close)
+            del calls.made[:]
+            with contextlib.suppress(OSError):  # of a file system that cannot
+                disk.zero(0, 8192, allocate=False, fast=fast)
+            names = [name for name in calls.names() if name in ("sync_file_range", "fallocate")]
+            self.assertEqual(["sync_file_range", "fallocate"][not fast :], names)
 
     def test_a_state_directory_that_cannot_be_made_is_no_error_yet(self):
         """The first record will fail; where none is written, none is needed."""
