@@ -41,9 +41,14 @@ class OneShot(Generic[T]):
         return self._result[0] if self._result is not None else None
 
     def resolve(self, result: T | Failure) -> None:
-        """Set the result; a second one changes nothing."""
+        """Set the result; a second one changes nothing.
+
+        A CancelledError is no result: it could not be told from a wait that was cancelled.
+        """
         if self._result is not None:
             return
+        if isinstance(result, Failure) and result.check(CancelledError):
+            result = Failure(RuntimeError("it was cancelled from inside"))
         self._result = (result,)
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:

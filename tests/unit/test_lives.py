@@ -159,3 +159,13 @@ class WaitOrStopTests(SynchronousTestCase):
         del waiting
         self.shot._waiting.clear()
         self.assertEqual(([], []), (self.stopped, self.flushLoggedErrors()))
+
+
+class CancelledOutcomeTests(SynchronousTestCase):
+    def test_an_outcome_cannot_be_taken_for_a_cancelled_wait(self):
+        shot, stopped = OneShot(), []
+        waiting = Deferred.fromCoroutine(wait_or_stop(shot.wait, stopped.append))
+        shot.resolve(Failure(CancelledError()))
+        self.failureResultOf(waiting, RuntimeError)
+        self.failureResultOf(shot.wait(), RuntimeError)
+        self.assertEqual([], stopped)

@@ -291,7 +291,9 @@ class Ending:
         try:
             if flush is not None:
                 await flush()
-        except Exception:  # a bug must reach whoever waits, too
+        except GeneratorExit:
+            raise
+        except BaseException:  # whatever it is must reach whoever waits, too
             outcome = Failure()
         self._ended(outcome)
 

@@ -11,6 +11,8 @@ Rules:
   that the interface lists pass as they are;
 * EAGAIN becomes EIO as well: from a call that blocks it means nothing, and above it would mean that
   a socket is full;
+* but an unlink that raises what the interface does not list may have deleted the disk: that is
+  NotDurable, so that the copy which may be the only one is left alone;
 * a result of the wrong length or type is such an error too, and never reaches the wire;
 * a descriptor that cannot be had is none;
 * what the disk has beside the interfaces is reached as before.
@@ -60,9 +62,9 @@ class GuardedDisk:
     def __getattr__(self, name: str) -> Any:
         try:
             return getattr(self._disk, name)
-        except AttributeError:
+        except (AttributeError, GeneratorExit, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise _as_oserror(name, error) from error
 
     def __repr__(self) -> str:
@@ -75,9 +77,11 @@ class GuardedDisk:
         """
         try:
             return getattr(self._disk, method)(*arguments)
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
         except allowed:
             raise
-        except Exception as error:
+        except BaseException as error:  # asyncio's CancelledError is one, and nobody above knows it
             raise _as_oserror(method, error) from error
 
     # IDisk.
@@ -87,7 +91,9 @@ class GuardedDisk:
         try:
             descriptor = self._disk.fileno()
             return None if descriptor is None else operator.index(descriptor)
-        except Exception:
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException:
             return None
 
     def read(self, offset: int, length: int) -> bytes:
@@ -99,7 +105,11 @@ class GuardedDisk:
         return data
 
     def write(self, offset: int, data: Any) -> None:
-        self._call("write", offset, data)
+        length = memoryview(data).nbytes
+        written = self._call("write", offset, data)
+        # What writes returns nothing; or, as a file does, how much of it was written.
+        if written is not None and written != length:
+            raise _wrong("write", f"wrote {written!r} of {length} bytes")
 
     def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None:
         self._call("zero", offset, length, allocate, fast)
@@ -131,7 +141,9 @@ class GuardedDisk:
     def _of_extents(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except Exception as error:
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
             raise _as_oserror("extents", error) from error
 
     def probe(self, offset: int, length: int) -> Probe:
@@ -166,7 +178,16 @@ class GuardedDisk:
         self._call("check_unlink", allowed=(DiskRefused,))
 
     def unlink(self) -> None:
-        self._call("unlink", allowed=(DiskRefused, NotDurable))
+        """Only what the interface lists says that the disk is still there."""
+        try:
+            self._disk.unlink()
+        except (DiskRefused, NotDurable, GeneratorExit):
+            raise
+        except OSError as error:
+            raise _as_oserror("unlink", error) from error
+        except BaseException as error:
+            reason = _as_oserror("unlink", error).strerror
+            raise NotDurable(f"{self.name}: {reason}; it may be deleted, or not") from error
 
     # IWatchedDisk.
 
@@ -186,7 +207,7 @@ class GuardedDisk:
         return path
 
 
-def _as_oserror(method: str, error: Exception) -> OSError:
+def _as_oserror(method: str, error: BaseException) -> OSError:
     """What a method has raised, as an error of the disk."""
     number = getattr(error, "errno", None) if isinstance(error, OSError) else None
     if isinstance(number, int) and number > 0:

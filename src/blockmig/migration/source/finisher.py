@@ -154,7 +154,7 @@ class Finisher:
         except OSError as error:
             outcome = unconfirmed(f"{describe_error(error)}", record)
         except CancelledError:
-            outcome = unconfirmed(self._why, record)
+            outcome = unconfirmed(self._why or "cancelled", record)
         except Exception as error:
             outcome = error
         # No `finally`: nothing may be awaited in a coroutine that is thrown away in the middle.

@@ -250,8 +250,7 @@ class Sender:
             self._retirement.check_still_there()
         except Unconfirmed as error:
             return error  # this copy is not the canonical one
-        assert self._stopped is not None
-        return self._stopped
+        return self._stopped or self._given_up("cancelled")
 
     def _watch_progress(self) -> LoopingCall | None:
         limit = self._patience.give_up_after
@@ -304,6 +303,8 @@ class Sender:
             self._opening = opening = OpeningAttempt(self._context, ended)
             await self._context.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
+            if self._stopped is None:  # not by us: the endpoint has failed so by itself
+                return Dropped("cannot connect to the destination: it was cancelled")
             raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
             if self._stopped is not None:
@@ -415,7 +416,10 @@ class Sender:
             except ClientFailed as error:
                 if not error.error:
                     return
-                # The receiver refuses until the last attempt's connection is gone there.
+            except CancelledError:
+                return
+            # The receiver refuses until the last attempt's connection is gone there.
+            try:
                 await deferLater(self._reactor, _RETRY_DELAY)
             except CancelledError:
                 return
