@@ -146,7 +146,7 @@ class IUnlinkableDisk(IDisk):
         """
 
     def unlink() -> None:
-        """I{Slow.} Delete it, durably.
+        """I{Slow.} Delete it, durably. Whatever else it raises, it may be deleted.
 
         @raise OSError: it is still there.
         @raise blockmig.storage.DiskRefused: it is still there.

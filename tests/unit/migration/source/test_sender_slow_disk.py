@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from blockmig.errors import GaveUp, LocalFailure, Refused
+from blockmig.errors import GaveUp, LocalFailure, Refused, Unconfirmed
 from blockmig.nbd import Export
 from blockmig.testing import ManualThreads, UnlinkableMemoryDisk
 
@@ -192,14 +192,22 @@ class SlowDiskTests(SenderCase):
             "memory: check_unlink: KeyError: 'session expired': send without --unlink", str(error)
         )
 
-    def test_whatever_the_deletion_raises_keeps_the_source(self):
-        self.disk.fail("unlink", KeyError("session expired"))
+    def test_a_deletion_that_fails_with_an_OSError_keeps_the_source(self):
+        self.disk.fail("unlink", OSError(errno.EIO, "session expired"))
         self.send(unlink=True)
         self.assertIn(
-            "memory: could not be retired: unlink: KeyError: 'session expired'",
+            "memory: could not be retired: unlink: session expired",
             self.failure(LocalFailure),
         )
         self.assertFalse(self.disk.unlinked)
+
+    def test_a_deletion_that_raises_anything_else_may_have_been_made(self):
+        self.disk.fail("unlink", KeyError("session expired"))
+        self.send(unlink=True)
+        self.assertIn(
+            "memory: unlink: KeyError: 'session expired'; it may be deleted, or not",
+            self.failure(Unconfirmed),
+        )
 
     def test_what_cannot_be_a_disk_is_refused(self):
         self.disk.size = 0
