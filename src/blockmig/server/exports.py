@@ -17,7 +17,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
@@ -40,11 +40,25 @@ _REPORT_INTERVAL: Final = 60.0
 class Offered(Protocol):
     """What can be added: a L{blockmig.Server} or a L{blockmig.Receiver}."""
 
+    @property
+    def owner(self) -> Any:
+        """The L{IConnectionOwner} of its connections."""
+
     def factory(self) -> IProtocolFactory:
         """Makes the connections of its own ports."""
 
     def complete(self) -> Deferred[Any]:
         """Fires, or fails, when it has ended."""
+
+
+class _Part(NamedTuple):
+    """What was added.
+
+    @ivar ended: fires, or fails, when it has ended; to be cancelled if it is removed before.
+    """
+
+    owner: Any
+    ended: Deferred[Any]
 
 
 class Exports:
@@ -69,7 +83,7 @@ class Exports:
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
-        self._parts: dict[Any, Any] = {}
+        self._parts: dict[Any, _Part] = {}
         self._factory = ExportsFactory(
             ConnectionSettings(
                 runtime=runtime,
@@ -94,8 +108,8 @@ class Exports:
             has no names, or it has ended.
         @raise TypeError: C{part} is neither a server nor a receiver.
         """
-        owner = part.factory() if callable(getattr(part, "factory", None)) else None
-        if isinstance(part, Exports) or not IConnectionOwner.providedBy(owner):
+        owner = getattr(part, "owner", None)
+        if not IConnectionOwner.providedBy(owner):
             raise TypeError(f"{part!r} is neither a Server nor a Receiver")
         assert owner is not None
         settings: ConnectionSettings = owner.settings
@@ -107,15 +121,19 @@ class Exports:
         for name in settings.names():
             if name in taken:
                 raise ValueError(f"an export with the name {name!r} is offered already")
-        self._parts[part] = owner
-        part.complete().addBoth(lambda _: self.remove(part))
+        part.factory()  # from now on it may have clients
+        ended = part.complete()
+        self._parts[part] = _Part(owner, ended)
+        ended.addBoth(lambda _: self.remove(part))
 
     def remove(self, part: Offered) -> None:
         """Offer them no more; harmless where they are not.
 
         Clients that have chosen one of them stay with their server or receiver.
         """
-        self._parts.pop(part, None)
+        removed = self._parts.pop(part, None)
+        if removed is not None:
+            removed.ended.cancel()
 
     def names(self) -> list[str]:
         """The names that are offered now, those of side exports as well."""
@@ -137,7 +155,7 @@ class Exports:
 
     def _open(self) -> Iterator[Any]:
         """The owners whose exports are offered."""
-        return (owner for owner in list(self._parts.values()) if owner.accepts)
+        return (part.owner for part in list(self._parts.values()) if part.owner.accepts)
 
     def _owner_of(self, name: str) -> Any:
         """The owner of the export with that name; None where it is not offered."""

@@ -221,6 +221,11 @@ class Server:
         )
         self._claim = Claim(given, self, disk.name)
 
+    @property
+    def owner(self) -> Any:
+        """Whose its connections are (L{IConnectionOwner}); to ask for it begins nothing."""
+        return self._factory
+
     def factory(self) -> IProtocolFactory:
         """The protocol factory to listen with, the same one each time."""
         return self._factory

@@ -162,6 +162,31 @@ class NamesTests(Case):
             self.assertRaises(TypeError, self.exports.add, other)
 
 
+class AddTests(Case):
+    def test_what_is_refused_has_not_begun(self):
+        self.serve("web")
+        receiver = Receiver(
+            MemoryDisk(bytes(SIZE)), export="web", give_up_after=30, runtime=self.runtime
+        )
+        timers = self.clock.getDelayedCalls()
+        self.assertRaises(ValueError, self.exports.add, receiver)
+        self.assertEqual(timers, self.clock.getDelayedCalls())
+        self.clock.advance(60)
+        self.assertNoResult(receiver.complete())
+
+    def test_what_is_added_and_removed_again_leaves_nothing(self):
+        server = self.serve("web")
+        self.exports.remove(server)
+        before = len(server._life._outcome._waiting)
+        for _ in range(10):
+            self.exports.add(server)
+            self.exports.remove(server)
+        self.assertEqual(before, len(server._life._outcome._waiting))
+        self.exports.add(server)
+        server.stop()
+        self.assertEqual([], self.exports.names())
+
+
 class EndTests(Case):
     def test_a_server_that_is_stopping_is_not_offered_any_more(self):
         threads = ManualThreads()

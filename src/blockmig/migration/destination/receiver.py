@@ -194,6 +194,11 @@ class Receiver:
     def _ended(self) -> Deferred[None]:
         return self._life.wait().addCallback(lambda _: None)
 
+    @property
+    def owner(self) -> Any:
+        """Whose its connections are (L{IConnectionOwner}); to ask for it begins nothing."""
+        return self._factory
+
     def factory(self) -> IProtocolFactory:
         """The factory to listen with; the same one each time, so that several ports may use it.
 
