@@ -87,20 +87,16 @@ class EndingActions(Protocol):
         """No client is left."""
 
 
-def _calling_off_data(machine: EndingInputs, actions: EndingActions, why: str) -> str:
+def _why(machine: EndingInputs, actions: EndingActions, why: str) -> str:
     return why
-
-
-def _relaying_data(machine: EndingInputs, actions: EndingActions, relay: Relay) -> Relay:
-    return relay
 
 
 _builder = TypeMachineBuilder(EndingInputs, EndingActions)  # type: ignore[type-abstract]
 _serving = _builder.state("serving")
 """Clients are served, or held."""
-_calling_off = _builder.state("calling off", _calling_off_data)
+_calling_off = _builder.state("calling off", _why)
 """The server was stopped: the end of its mirror is waited for."""
-_relaying = _builder.state("relaying", _relaying_data)
+_relaying = _builder.state("relaying")
 """Clients are forwarded."""
 _draining = _builder.state("draining")
 """The last requests are finished; the disk is flushed after that."""
@@ -141,22 +137,18 @@ def _forward(machine: EndingInputs, actions: EndingActions, relay: Relay) -> Non
 
 
 @_relaying.upon(EndingInputs.stop).to(_leaving)
-def _close_forwarded(machine: EndingInputs, actions: EndingActions, _: Relay, why: str) -> None:
+def _close_forwarded(machine: EndingInputs, actions: EndingActions, why: str) -> None:
     actions.close_forwarded()
 
 
 @_relaying.upon(EndingInputs.hand_over).to(_leaving)
-def _close_forwarded_too(machine: EndingInputs, actions: EndingActions, _: Relay) -> None:
+def _close_forwarded_too(machine: EndingInputs, actions: EndingActions) -> None:
     actions.close_forwarded()
 
 
 @_relaying.upon(EndingInputs.left).to(_closing)
-def _finish(machine: EndingInputs, actions: EndingActions, _: Relay) -> None:
-    actions.finish()
-
-
 @_leaving.upon(EndingInputs.left).to(_closing)
-def _finish_closed(machine: EndingInputs, actions: EndingActions) -> None:
+def _finish(machine: EndingInputs, actions: EndingActions) -> None:
     actions.finish()
 
 
