@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from tests.support import wire
 from tests.support.disks import MIB, digest, random_image, sparse_image
 from tests.support.processes import ANY_PORT, BLOCKMIG, TWIST, TWISTD, Processes, Running, until
 
@@ -177,7 +178,7 @@ def test_a_disk_that_a_sender_has_open_is_refused(
 
 def test_a_disk_that_QEMU_has_open_is_refused(processes: Processes, room: Path, disk: Path) -> None:
     processes.start("qemu-nbd", "-t", "-f", "raw", "-k", room / "socket", disk)
-    until((room / "socket").exists)
+    wire.wait_until_greeted(room / "socket")
     refused(processes, receive_command(disk), disk, "in use", "QEMU")
 
 

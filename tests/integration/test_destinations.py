@@ -97,7 +97,7 @@ def in_qemu(scene: Scene) -> None:
     holes(scene)
     served = scene.room / "qemu"
     scene.processes.start("qemu-nbd", "-t", "-f", "raw", "-k", served, scene.copy)
-    until(served.exists)
+    wire.wait_until_greeted(served)
 
 
 def in_qemu_without_locks(scene: Scene) -> None:

@@ -469,7 +469,7 @@ def test_locks_of_QEMU_are_respected(processes: Processes, room: Path, disk: Pat
         qemu = processes.start(
             *("qemu-nbd", "--persistent", "--format=raw", f"--socket={where}", *options), disk
         )
-        until(where.exists)
+        wire.wait_until_greeted(where)
         command = serve_command(disk, "--listen", ANY_PORT, *ours)
         if status:
             refused(processes, command, disk, "in use", "QEMU")

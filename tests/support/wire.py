@@ -6,7 +6,10 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+from .processes import until
 
 READ, WRITE, DISC, FLUSH, TRIM, ZEROES = 0, 1, 2, 3, 4, 6
 EPERM, EINVAL, ENOSPC, ESHUTDOWN = 1, 22, 28, 108
@@ -41,6 +44,16 @@ def connect(uri: str, timeout: float = 10.0) -> socket.socket:
         connection.connect(parse_qs(parts.query)["socket"][0])
         return connection
     return socket.create_connection((parts.hostname, parts.port), timeout)
+
+
+def wait_until_greeted(path: Path) -> None:
+    """Wait until a server at the UNIX socket C{path} has said its first word.
+
+    qemu-nbd binds its socket first, and opens and locks the image afterwards.
+    """
+    until(path.exists)
+    with connect(f"nbd+unix:///?socket={path}") as connection:
+        assert read_exactly(connection, 8) == b"NBDMAGIC"
 
 
 def read_exactly(connection: socket.socket, count: int) -> bytes:
