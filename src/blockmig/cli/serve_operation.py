@@ -9,7 +9,6 @@ from twisted.logger import Logger
 
 from ..errors import GaveUp, LocalFailure, MigrationError, Refused
 from ..migration.in_use import refuse_in_use
-from ..migration.records.verdict import check_canonical
 from ..nbd import NBDURI
 from ..runtime import Runtime
 from ..server import Server
@@ -62,14 +61,14 @@ class ServeOperation:
                 state_directory=state_directory,
                 system=system,
             ) as disk:
-                # After the disk was locked: nobody else can begin to migrate it now.
-                check_canonical(disk, system)
+                # Looks at the records, now that the disk is locked: nobody can begin to migrate it.
+                server = self._make_server(disk)
                 if not options["in-use-anyway"]:
                     await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
                     if self._stop_reason:
                         raise GaveUp(f"{self._stop_reason}; nothing was touched")
                 _warn_of(disk, path)
-                await self._serve(disk, listening)
+                await self._serve(server, listening)
         except DiskRefused as error:
             raise Refused(str(error)) from None
 
@@ -82,9 +81,9 @@ class ServeOperation:
                 self._listening.stop()
                 self._mirrors.stop(why)
 
-    async def _serve(self, disk: FileDisk | BlockDisk, listening: Listening) -> None:
+    def _make_server(self, disk: FileDisk | BlockDisk) -> Server:
         options = self._options
-        server = Server(
+        return Server(
             disk,
             options["export"],
             read_only=bool(options["read-only"]),
@@ -94,18 +93,20 @@ class ServeOperation:
             request_timeout=options["request-timeout"],
             runtime=self._runtime,
         )
+
+    async def _serve(self, server: Server, listening: Listening) -> None:
         mirrors = MirrorManager(
             server,
             self._runtime,
             self._make_client_endpoint,
-            in_use_anyway=bool(options["in-use-anyway"]),
+            in_use_anyway=bool(self._options["in-use-anyway"]),
         )
         try:
             await self._listen(listening, server, mirrors)
             self._mirrors = mirrors
             await mirrors.complete()
         except OSError as error:
-            raise LocalFailure(f"{disk.name}: {describe_error(error)}") from None
+            raise LocalFailure(f"{server.disk.name}: {describe_error(error)}") from None
         finally:
             await listening.close()
         totals = server.status()["totals"]
