@@ -30,10 +30,11 @@ ARROWS = {
         "migration.disk migration.records"
     ),
     "migration.policy": "",
+    "migration.identity": "",
     "migration.disk": "interfaces syscalls errors storage",
     "migration.in_use": "interfaces errors runtime storage",
     "migration.records": "interfaces syscalls errors storage",
-    "migration.handoff": "runtime nbd client migration.records",
+    "migration.handoff": "runtime nbd client migration.identity migration.records",
     "migration.source": (
         "interfaces syscalls errors claims lives runtime nbd storage transport client "
         "migration.policy migration.disk migration.in_use migration.records migration.handoff"

@@ -15,9 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Final
+
+from ..identity import is_proof, prove
 
 MESSAGE_SIZE: Final = 4096
 """Bytes of the side export."""
@@ -37,6 +39,7 @@ _MARK: Final = "handoff"
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
+_SHORTENED: Final = ("disk", "host", "state_directory")
 _COOKIE: Final = re.compile(r"[0-9a-f]{0,16}")
 
 
@@ -69,6 +72,11 @@ class HandoffMessage:
         announced that the source is retired; from a sender the same, if it has received it.
     @ivar cookie: the cookie of the first request on the connection that this message is about, in
         hexadecimal (senders only).
+    @ivar id: what people call the migration (senders only: a receiver shows it to nobody).
+    @ivar place: from a receiver, a UUID of its disk, made with its first record.
+    @ivar state_directory: where the records of the disk are, if it is a device.
+    @ivar nonce: from a receiver, what a proof on this connection must contain.
+    @ivar proof: that the writer has the secret of the migration (L{signed}).
     """
 
     phase: HandoffPhase
@@ -80,6 +88,11 @@ class HandoffMessage:
     unlink: bool = False
     token: str = ""
     cookie: str = ""
+    id: str = ""
+    place: str = ""
+    state_directory: str = ""
+    nonce: str = ""
+    proof: str = ""
 
     @property
     def is_from_sender(self) -> bool:
@@ -89,7 +102,7 @@ class HandoffMessage:
     def encode(self) -> bytes:
         content = {"blockmig": _VERSION, "export": _MARK, **asdict(self)}
         while len(text := json.dumps(content).encode() + b"\n") > MESSAGE_SIZE:
-            longest = max(("disk", "host"), key=lambda name: len(content[name]))
+            longest = max(_SHORTENED, key=lambda name: len(content[name]))
             if not content[longest]:
                 raise BadMessage("the message is too long")
             content[longest] = content[longest][-(len(content[longest]) // 2) :]
@@ -129,6 +142,35 @@ def decode_message(data: bytes) -> HandoffMessage:
     if not _COOKIE.fullmatch(message.cookie):
         raise BadMessage("the cookie is not hexadecimal")
     return message
+
+
+def signed(message: HandoffMessage, secret: bytes, nonce: str) -> HandoffMessage:
+    """The message with a proof that its writer has C{secret}; as it is where there is none.
+
+    @param nonce: the receiver's, of this connection.
+    """
+    return replace(message, proof=prove(secret, *_facts(message, nonce))) if secret else message
+
+
+def is_signed(message: HandoffMessage, secret: bytes, nonce: str) -> bool:
+    """Whether the message has the proof that is needed: none where there is no secret."""
+    return not secret or is_proof(message.proof, secret, *_facts(message, nonce))
+
+
+def _facts(message: HandoffMessage, nonce: str) -> tuple[str | int, ...]:
+    """What the proof of a message is about: all but what describes, and may be shortened."""
+    return (
+        nonce,
+        message.phase.value,
+        message.migration,
+        message.attempt,
+        message.size,
+        int(message.unlink),
+        message.token,
+        message.cookie,
+        message.id,
+        message.place,
+    )
 
 
 def _printable(value: Any) -> Any:

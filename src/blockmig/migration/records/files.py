@@ -1,8 +1,8 @@
 """The hand-off's records: files beside a disk that say whether it is the canonical copy.
 
-Owns the files DISK.INCOMPLETE, DISK.MIGRATING, DISK.MIGRATED and DISK.ACCEPTED, their form, and how
-they are written durably. Their meaning is explained in docs/handoff.md; when they are written is up
-to the sender and the receiver.
+Owns the files DISK.INCOMPLETE, DISK.MIGRATING, DISK.MIGRATED, DISK.RECEIVED and DISK.ACCEPTED,
+their form, and how they are written durably. Their meaning is explained in docs/handoff.md; when
+they are written is up to the sender and the receiver.
 
 Rules (design, section 2: R2, R7):
 
@@ -10,6 +10,7 @@ Rules (design, section 2: R2, R7):
   temporary file is written and synced, renamed, and the directory synced;
 * the temporary file has a fixed name, so that a crash leaves at most that one behind; the next
   write uses it up, and a removal deletes it;
+* a record of an earlier version lacks fields that came later, which then have their defaults;
 * what cannot be read as a record of ours (torn, foreign, or of a later version) is reported as such
   and never taken for one;
 * the calls block, and may be made from threads: a lock admits one at a time.
@@ -45,7 +46,9 @@ class Kind(StrEnum):
     MIGRATING = "MIGRATING"
     """At a source: a migration of it has begun, and is not known to be complete."""
     MIGRATED = "MIGRATED"
-    """At a source that was kept: it is not the canonical copy any more."""
+    """At a source: it is not the canonical copy any more; the tombstone of one that was deleted."""
+    RECEIVED = "RECEIVED"
+    """At a destination: a migration into it was completed."""
     ACCEPTED = "ACCEPTED"
     """At a destination: somebody declared it the canonical copy."""
 
@@ -75,11 +78,14 @@ class Location:
     @ivar host: the machine's host name.
     @ivar disk: the absolute path of its disk.
     @ivar address: where the other end reached it: an NBD URI, or the address of a connection.
+    @ivar state_directory: where that end keeps the records of a device, if not in the default
+        place.
     """
 
     host: str = ""
     disk: str = ""
     address: str = ""
+    state_directory: str = ""
 
     def __str__(self) -> str:
         end = f"{self.host}:{self.disk}" if self.disk else self.host
@@ -118,6 +124,12 @@ class Record:
     @ivar instead_of: UUID of a migration that had copied all of this disk to another place before a
         human had this one begin.
     @ivar by: who accepted the copy (ACCEPTED).
+    @ivar id: what people call the migration; "" where its sender gave none.
+    @ivar place: a UUID of the destination's disk, made with its first record.
+    @ivar boot: the boot (L{boot_id}) in which C{identity} was seen.
+    @ivar follows: UUID of the migration whose finished record this one replaced.
+    @ivar ids: the ids of migrations that were finished here before, the latest last
+        (MIGRATED, RECEIVED).
     """
 
     migration: str
@@ -140,6 +152,11 @@ class Record:
     whole: bool = False
     again: bool = False
     token: str = ""
+    id: str = ""
+    place: str = ""
+    boot: str = ""
+    follows: str = ""
+    ids: tuple[str, ...] = ()
 
     def but(self, **changes: Any) -> Self:
         """A copy of the record with some fields changed."""
@@ -152,6 +169,8 @@ class Record:
 
 
 _TYPES: Final = {field.name: field.type for field in fields(Record)}
+_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids"}
+"""Fields that records of version 0.1 do not have."""
 
 
 def decode_record(text: bytes, kind: Kind, path: str) -> Record:
@@ -178,13 +197,19 @@ def decode_record(text: bytes, kind: Kind, path: str) -> Record:
 def _record(parsed: dict[str, Any]) -> Record:
     values: dict[str, Any] = {}
     for name, kind in _TYPES.items():
+        if name not in parsed and name in _DEFAULTED:
+            continue
         value = parsed[name]
         if kind == "Location":
             value = Location(**value)
-            if not all(isinstance(part, str) for part in (value.host, value.disk, value.address)):
+            if not all(isinstance(part, str) for part in asdict(value).values()):
                 raise ValueError(f"{name} is not made of strings")
         elif kind == "Phase":
             value = Phase(value)
+        elif kind == "tuple[str, ...]":
+            if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+                raise ValueError(f"{name} is {value!r}")
+            value = tuple(value)
         elif type(value).__name__ != kind:
             raise ValueError(f"{name} is {value!r}")
         values[name] = value
@@ -198,6 +223,23 @@ def timestamp() -> str:
 
 def this_host() -> str:
     return os.uname().nodename
+
+
+def boot_id(system: SystemCalls = SYSTEM) -> str:
+    """Identifies the running boot of this machine; "" where the system has no such id.
+
+    @see: random(4), C{boot_id}.
+    """
+    try:
+        descriptor = system.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return system.pread(descriptor, 64, 0).decode().strip()
+    except OSError:
+        return ""
+    finally:
+        system.close(descriptor)
 
 
 def same_file(one: str, other: str) -> bool | None:

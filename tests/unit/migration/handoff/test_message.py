@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,11 +16,15 @@ from blockmig.migration.handoff.message import (
     HandoffPhase,
     decode_message,
     fingerprint,
+    is_signed,
+    signed,
 )
 from blockmig.migration.records.files import Phase
 from blockmig.nbd import HANDOFF_EXPORT
 from tests.unit.support import ONE, TWO
 
+THREE = "7d0b2d5c-9f5e-4d57-8c77-000000000003"
+SECRET = bytes(range(32))
 PAGE = HandoffMessage(
     HandoffPhase.COPIED,
     ONE,
@@ -31,6 +35,11 @@ PAGE = HandoffMessage(
     True,
     "inode 5, born 6",
     "00000000000000ff",
+    "nightly-42",
+    THREE,
+    "/var/lib/blockmig",
+    "0123456789abcdef",
+    "ab" * 32,
 )
 texts = st.text(max_size=30).map(
     lambda text: "".join(letter for letter in text if letter.isprintable())
@@ -46,6 +55,11 @@ pages = st.builds(
     st.booleans(),
     texts,
     st.integers(0, 2**64 - 1).map("{:x}".format) | st.just(""),
+    texts,
+    texts,
+    texts,
+    texts,
+    texts,
 )
 
 
@@ -197,6 +211,36 @@ class HandoffMessageTests(SynchronousTestCase):
         self.assertEqual(fingerprint(ONE), fingerprint(str(ONE)))
         self.assertNotEqual(fingerprint(ONE), fingerprint(TWO))
         self.assertEqual("", fingerprint(""))
+
+    def test_a_signed_message_is_that_of_one_who_has_the_secret_on_this_connection(self):
+        message = signed(PAGE, SECRET, "nonce")
+        self.assertTrue(is_signed(decode_message(message.encode()), SECRET, "nonce"))
+        self.assertFalse(is_signed(message, SECRET, "another"))
+        self.assertFalse(is_signed(message, SECRET + b"!", "nonce"))
+        self.assertFalse(is_signed(PAGE, SECRET, "nonce"))
+
+    def test_what_a_signed_message_says_cannot_be_changed(self):
+        message = signed(PAGE, SECRET, "nonce")
+        for changes in (
+            {"phase": HandoffPhase.RETIRED},
+            {"migration": TWO},
+            {"attempt": 4},
+            {"size": 5001},
+            {"unlink": False},
+            {"token": "another"},
+            {"cookie": "01"},
+            {"id": "another"},
+            {"place": TWO},
+        ):
+            self.assertFalse(is_signed(replace(message, **changes), SECRET, "nonce"), changes)
+
+    def test_names_may_be_shortened_after_signing(self):
+        message = signed(replace(PAGE, disk="/" + 5000 * "x"), SECRET, "nonce")
+        self.assertTrue(is_signed(decode_message(message.encode()), SECRET, "nonce"))
+
+    def test_without_a_secret_nothing_is_signed_and_nothing_needs_to_be(self):
+        self.assertEqual(PAGE, signed(PAGE, b"", "nonce"))
+        self.assertTrue(is_signed(PAGE, b"", "nonce"))
 
     def test_control_characters_are_replaced(self):
         """The text of the other side appears in logs and on terminals."""
