@@ -26,6 +26,7 @@ from blockmig.migration.handoff.message import (
     HandoffMessage,
     HandoffPhase,
     decode_message,
+    signed,
 )
 from blockmig.nbd import (
     Aborted,
@@ -294,10 +295,14 @@ class HandoffClient(Client):
         super().__init__(clock, protocol, export)
         assert self.negotiated.export.size == MESSAGE_SIZE
 
-    def send_message(self, phase, migration=ONE, cookie=7, **more):
+    def message(self, phase, migration=ONE, cookie=7, secret=b"", **more):
         more = {"attempt": 1, "size": 5000, "host": "there", "disk": "/source", **more}
         message = HandoffMessage(HandoffPhase(phase), migration, cookie=f"{cookie:016x}", **more)
-        self.write(0, message.encode())
+        nonce = self.read_message().nonce if secret else ""
+        return signed(message, secret, nonce).encode()
+
+    def send_message(self, *arguments, **more):
+        self.write(0, self.message(*arguments, **more))
 
     def notify(self, *arguments, **more):
         """Tell something that is answered at once: the error."""

@@ -41,7 +41,7 @@ ARROWS = {
     ),
     "migration.destination": (
         "interfaces syscalls errors claims lives runtime nbd storage server "
-        "migration.policy migration.disk migration.records migration.handoff"
+        "migration.policy migration.identity migration.disk migration.records migration.handoff"
     ),
     "migration.mirror": (
         "errors claims lives runtime nbd storage transport client server migration.policy "

@@ -58,6 +58,8 @@ class MigrationExport:
             if request.command == Command.FLUSH:
                 migration.flush_begins(connection, request)
             return Errno.OK
+        if (replaced := migration.is_replaced_by(connection)) is not None:
+            return replaced.addCallback(lambda _: self.admit(connection, request))
         if migration.attempt is None and (error := self._may_begin(connection)):
             return error
         if migration.owns_attempt(connection) and (
@@ -75,6 +77,8 @@ class MigrationExport:
             why = "the source of this copy was retired"
         elif self._migration.record.is_protected:
             why = "this copy is whole, and may be changed by its own sender only"
+        elif self._migration.claims.are_needed and self._migration.claims.of(connection) is None:
+            why = "it has not said that it belongs to the migration that this receiver waits for"
         else:
             return Errno.OK
         if connection not in self._refused:

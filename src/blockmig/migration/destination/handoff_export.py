@@ -13,7 +13,8 @@ Rules (design, section 3, "side exports"):
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
@@ -21,14 +22,22 @@ from zope.interface import implementer
 from ...nbd import HANDOFF_EXPORT, Command, Errno, Export, Request, TransmissionFlag
 from ...server import Clients, IExportHandler, ServerConnection
 from ..handoff.message import MESSAGE_SIZE, BadMessage, HandoffMessage, HandoffPhase, decode_message
+from ..identity import make_nonce
 from .errnos import EventualErrno
+from .message_handler import SentMessage
 from .migration import IncomingMigration
+
+_MOST_CLAIMS: Final = 1000
+"""Claims that others may make while a conversation says nothing."""
 
 
 class _MessageDisk:
     """The disk of a side export: a read returns the receiver's message, a write takes the sender's.
 
     Only those methods of L{blockmig.interfaces.IDisk} that can come to be called.
+
+    @ivar nonce: what a proof must contain that is given here.
+    @ivar accepted: the message that was last accepted here.
     """
 
     name = "the side export"
@@ -36,13 +45,15 @@ class _MessageDisk:
 
     def __init__(self, migration: IncomingMigration) -> None:
         self.message = bytearray(MESSAGE_SIZE)
-        self.reveals_token = False
+        self.nonce = make_nonce()
+        self.accepted: HandoffMessage | None = None
         self._migration = migration
 
     def fileno(self) -> None: ...
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._migration.report.message(self.reveals_token).encode()[offset : offset + length]
+        message = self._migration.report.message(self.nonce, self.accepted)
+        return message.encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
         self.message[offset : offset + len(data)] = data
@@ -58,7 +69,6 @@ class HandoffExportFactory:
     @param name: of the main export.
     @param clients: all connections of the receiver.
     @ivar export: what is offered.
-    @ivar last_sender: the connection whose message was last accepted.
     """
 
     def __init__(self, migration: IncomingMigration, name: str, clients: Clients) -> None:
@@ -66,25 +76,29 @@ class HandoffExportFactory:
         self.export = Export(
             name + HANDOFF_EXPORT, MESSAGE_SIZE, TransmissionFlag.HAS_FLAGS, allocation=False
         )
-        self.last_sender: ServerConnection | None = None
         self._clients = clients
+        self._numbers = itertools.count()
 
     def handler(self) -> HandoffExport:
         """A handler for one connection."""
-        return HandoffExport(self)
+        return HandoffExport(self, next(self._numbers))
 
-    def accepted(self, connection: ServerConnection, message: HandoffMessage) -> None:
-        """A message of C{connection} is being acted on.
+    def accepted(self, claimed: HandoffExport, message: HandoffMessage) -> None:
+        """A message of one conversation is being acted on.
 
-        If it is a claim, whatever arrives late from an earlier conversation is void: a message that
-        was on its way when its connection broke could otherwise arrive at the end of a later
-        attempt.
+        If it is a claim, whatever arrives late from an earlier conversation of that migration is
+        void: a message that was on its way when its connection broke could otherwise arrive at the
+        end of a later attempt.
         """
-        self.last_sender = connection
         if message.phase != HandoffPhase.COPYING:
             return
         for other in self._clients:
-            if other is not connection and isinstance(other.handler, HandoffExport):
+            handler = other.handler
+            if (
+                isinstance(handler, HandoffExport)
+                and handler.number < claimed.number
+                and not handler.may_outlive_claim(message.migration)
+            ):
                 other.abort()
 
 
@@ -94,17 +108,20 @@ class HandoffExport:
     different connections are not mixed up.
 
     @param factory: what it has in common with the others.
+    @param number: the conversations are counted, as they begin.
     """
 
     access = None
     allows_fast_path = False
     held = False
 
-    def __init__(self, factory: HandoffExportFactory) -> None:
+    def __init__(self, factory: HandoffExportFactory, number: int) -> None:
+        self.number = number
         self.export = factory.export
         self.disk: Any = _MessageDisk(factory.migration)
         self._migration = factory.migration
         self._factory = factory
+        self._void: set[str] = set()
 
     def admit(self, connection: ServerConnection, request: Request) -> EventualErrno:
         """Whole messages only; a read after the disconnect waits for the result."""
@@ -124,11 +141,14 @@ class HandoffExport:
         except BadMessage:
             message = HandoffMessage(HandoffPhase.NONE)
         answer: EventualErrno = Errno.EINVAL
-        if message.is_from_sender:
-            answer = self._migration.machine.take_message(message)
+        if message.migration in self._void:
+            answer = Errno.EPERM
+        elif message.is_from_sender:
+            sent = SentMessage(message, connection, self.disk.nonce)
+            answer = self._migration.machine.take_message(sent)
             if answer == Errno.OK or isinstance(answer, Deferred):
-                self.disk.reveals_token = message.phase == HandoffPhase.RETIRED
-                self._factory.accepted(connection, message)
+                self.disk.accepted = message
+                self._factory.accepted(self, message)
         return (
             _acknowledged(answer)
             if isinstance(answer, Errno)
@@ -145,13 +165,31 @@ class HandoffExport:
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """Yes for the sender, which has nothing to say here while it copies."""
-        return self._factory.last_sender is connection
+        current = self._migration.record.current
+        return current is not None and current.identified and self.is_about(current.migration)
+
+    def may_outlive_claim(self, migration: str) -> bool:
+        """Whether this conversation may go on although that migration was claimed in another.
+
+        It may if it is another migration's. Where it is nobody's yet, a claim of that migration may
+        be on its way here, and is void.
+        """
+        if self.disk.accepted is None:
+            self._void.add(migration)
+            return len(self._void) < _MOST_CLAIMS
+        return not self.is_about(migration)
+
+    def is_about(self, migration: str) -> bool:
+        """Whether the messages here are those of that migration."""
+        accepted: HandoffMessage | None = self.disk.accepted
+        return accepted is not None and accepted.migration == migration
 
     def disconnected(self, connection: ServerConnection) -> None:
         connection.close()
 
     def gone(self, connection: ServerConnection) -> None:
-        """Nothing depends on it."""
+        """Its claim is gone with it."""
+        self._migration.claims.gone(connection)
 
 
 def _acknowledged(answer: Errno) -> Deferred[None]:

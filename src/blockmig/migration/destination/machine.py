@@ -29,11 +29,11 @@ from automat import TypeMachineBuilder
 from ...errors import MigrationError
 from ...nbd import Errno, Request
 from ...server import ServerConnection
-from ..handoff.message import HandoffMessage
 from .attempt import IncomingAttempt
 from .completion import Completion
 from .disk_failures import DiskFailure
 from .errnos import EventualErrno
+from .message_handler import SentMessage
 from .rescue import Rescue
 
 
@@ -43,7 +43,7 @@ class MigrationInputs(Protocol):
     def change(self, connection: ServerConnection) -> EventualErrno:
         """C{connection} asks to change the disk; the result says whether it may."""
 
-    def take_message(self, message: HandoffMessage) -> EventualErrno:
+    def take_message(self, message: SentMessage) -> EventualErrno:
         """A message came through the side export; the result says whether it is acknowledged."""
 
     def covered(self, request: Request) -> None:
@@ -84,9 +84,7 @@ class MigrationActions(Protocol):
     def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> EventualErrno:
         """Whether C{connection} may change the disk during an attempt."""
 
-    def take_message(
-        self, message: HandoffMessage, attempt: IncomingAttempt | None
-    ) -> EventualErrno:
+    def take_message(self, message: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
         """Act on a message during that attempt, if there is one."""
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
@@ -172,7 +170,7 @@ def _change(
 
 @_waiting.upon(MigrationInputs.take_message).loop()
 def _message_waiting(
-    machine: MigrationInputs, actions: MigrationActions, message: HandoffMessage
+    machine: MigrationInputs, actions: MigrationActions, message: SentMessage
 ) -> EventualErrno:
     return actions.take_message(message, None)
 
@@ -182,7 +180,7 @@ def _message_copying(
     machine: MigrationInputs,
     actions: MigrationActions,
     attempt: IncomingAttempt,
-    message: HandoffMessage,
+    message: SentMessage,
 ) -> EventualErrno:
     return actions.take_message(message, attempt)
 
@@ -240,7 +238,7 @@ def _message_failing(
     machine: MigrationInputs,
     actions: MigrationActions,
     failure: DiskFailure,
-    message: HandoffMessage,
+    message: SentMessage,
 ) -> EventualErrno:
     return failure.errno
 

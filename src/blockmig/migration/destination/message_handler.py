@@ -1,10 +1,12 @@
 """Acts on the messages that blockmig senders write to the side export, before they are
 acknowledged.
 
-Rules (design, section 2: R2, R6, R12):
+Rules (design, section 2: R2, R6, R10, R12):
 
-* a claim is recorded before anything may be sent; it never displaces another migration's whole
-  copy, nor one whose source is retired;
+* only the migration that the receiver was started for is listened to, if it was started for one;
+* a claim is kept in memory, and takes nobody's place: that of a whole copy of an identified
+  migration, of an attempt that was claimed, and of one whose source is retired is refused. The
+  claim of the very migration whose copy is recorded as whole withdraws that: this is recorded;
 * a copy is confirmed as whole only if it is durable and recorded as such;
 * that the source is retired is believed only of such a copy, or with the token of its disk, which
   was given to nobody before all of it was here.
@@ -12,12 +14,17 @@ Rules (design, section 2: R2, R6, R12):
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ...nbd import Errno
+from ...server import ServerConnection
 from ..handoff.message import HandoffMessage, HandoffPhase
+from ..records.files import Phase
 from .attempt import IncomingAttempt
+from .claims import StandingClaims
 from .disk import DestinationDisk
 from .disk_failures import DiskFailures
 from .durability import Durability
@@ -28,11 +35,25 @@ from .record import DestinationRecord
 _log = Logger()
 
 
+@dataclass(frozen=True, slots=True)
+class SentMessage:
+    """A message as it came.
+
+    @ivar connection: to the side export, from where it came.
+    @ivar nonce: what its proof must contain.
+    """
+
+    message: HandoffMessage
+    connection: ServerConnection
+    nonce: str
+
+
 class MessageHandler:
     """Answers the messages of one migration's senders.
 
     @param disk: the disk that they are about.
     @param record: the record of it.
+    @param claims: those that stand.
     @param durability: how much of it is durable.
     @param failures: handles what goes wrong meanwhile.
     @param progress: notified of progress.
@@ -42,49 +63,74 @@ class MessageHandler:
         self,
         disk: DestinationDisk,
         record: DestinationRecord,
+        claims: StandingClaims,
         durability: Durability,
         failures: DiskFailures,
+        *,
         progress: ProgressTimer,
     ) -> None:
         self._disk = disk
         self._record = record
+        self._claims = claims
         self._durability = durability
         self._failures = failures
         self._progress = progress
 
-    def handle(self, message: HandoffMessage, attempt: IncomingAttempt | None) -> EventualErrno:
+    def handle(self, sent: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
         """Act on a message; the result says whether it is acknowledged.
 
         @param attempt: the one that goes on, if any does.
         """
+        message = sent.message
+        if why := self._claims.why_not(message, sent.nonce):
+            return self._refuse(sent, why)
         if message.phase == HandoffPhase.COPYING:
-            if attempt is not None:
-                return self._abort_lost_attempt(message, attempt)
-            return self._claim(message)
+            return self._claim(sent, attempt)
         if message.phase == HandoffPhase.COPIED:
             return self._confirm_copied(message, attempt)
         if message.phase == HandoffPhase.RETIRED:
-            return self._accept_retirement(message)
+            return self._accept_retirement(sent)
         return Errno.EINVAL
 
-    def _claim(self, message: HandoffMessage) -> EventualErrno:
-        """An attempt of the migration that C{message} names is about to begin."""
-        record = self._record
-        if record.retired or (record.is_protected and not record.matches(message)):
-            return Errno.EPERM
-        if message.size != self._disk.size or not message.is_from_sender:
-            return Errno.EINVAL
-        record.claim(message)
-        self._durability.content_changes()
-        return self._failures.reply_when_done(record.record_attempt(message))
+    def _refuse(self, sent: SentMessage, why: str, answer: Errno = Errno.EPERM) -> Errno:
+        _log.warn(
+            "{peer}: the migration of {source} is refused: {why}",
+            event="refused",
+            peer=sent.connection.peer,
+            source=f"{sent.message.host}:{sent.message.disk}",
+            id=sent.message.id,
+            why=why,
+        )
+        return answer
 
-    def _abort_lost_attempt(self, message: HandoffMessage, attempt: IncomingAttempt) -> Errno:
+    def _claim(self, sent: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
+        """An attempt of the migration that a message names is about to begin."""
+        message, record = sent.message, self._record
+        ours = record.matches(message)
+        if record.retired:
+            return self._refuse(sent, "the source of the copy here was retired")
+        if record.is_protected and not ours:
+            return self._refuse(sent, f"here is a whole copy of {record.describe_source()}")
+        if message.size != self._disk.size:
+            why = f"its disk has {message.size} bytes, and this one {self._disk.size}"
+            return self._refuse(sent, why, Errno.EINVAL)
+        if attempt is not None and record.claimed(attempt.connection):
+            if not ours:
+                return self._refuse(sent, f"{record.describe_source()} is being received")
+            return self._abort_lost_attempt(attempt)
+        if not self._claims.add(sent.connection, message):
+            return self._refuse(sent, "its connection has made too many claims")
+        if ours and record.phase == Phase.COPIED:
+            self._durability.content_changes()
+            return self._failures.reply_when_done(record.record_phase(Phase.COPYING))
+        return Errno.OK
+
+    def _abort_lost_attempt(self, attempt: IncomingAttempt) -> Errno:
         """The sender of the attempt that goes on wants to begin another: it has lost this one.
 
         Its connection may be half-open, and is ended; until it is gone the claim is refused.
         """
-        if self._record.matches(message) and self._record.claimed(attempt.connection):
-            attempt.connection.abort()
+        attempt.connection.abort()
         return Errno.EPERM
 
     def _confirm_copied(
@@ -98,6 +144,7 @@ class MessageHandler:
             or not self._durability.durable
             or attempt is None
             or not self._record.claimed(attempt.connection)
+            or attempt.connection.first_cookie != int(message.cookie, 16)  # of an earlier attempt
         ):
             return Errno.EPERM
         return self._record_copied(message)
@@ -111,13 +158,14 @@ class MessageHandler:
     def _is_copied(self, message: HandoffMessage) -> bool:
         return self._durability.copied and self._record.matches(message)
 
-    def _accept_retirement(self, message: HandoffMessage) -> EventualErrno:
+    def _accept_retirement(self, sent: SentMessage) -> EventualErrno:
         """The source is retired: from now on this is the canonical copy."""
+        message = sent.message
         if self._was_complete(message):
             self._record.assume_retired(message)
             self._durability.assume_copied()
         if not self._is_copied(message):
-            return Errno.EPERM
+            return self._refuse(sent, "its source is said to be retired, and its copy is not here")
         self._record.claim(message)
         self._progress.made()
         self._progress.begin()

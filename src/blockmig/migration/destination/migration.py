@@ -29,19 +29,20 @@ from ...errors import MigrationError, Summary
 from ...nbd import Errno, Request
 from ...runtime import Runtime
 from ...server import ServerConnection
-from ..handoff.message import HandoffMessage
 from ..records.files import Phase
 from .attempt import IncomingAttempt
+from .claims import StandingClaims
 from .completion import Completion
 from .disk import DestinationDisk
 from .disk_failures import DiskFailure, DiskFailures
 from .durability import Durability
 from .errnos import EventualErrno
 from .machine import MigrationInputs, make_machine
-from .message_handler import MessageHandler
+from .message_handler import MessageHandler, SentMessage
 from .outcome import Outcome
 from .progress_timer import ProgressTimer
 from .record import DestinationRecord
+from .replacement import Replacement
 from .report import MigrationReport
 from .rescue import Rescue
 
@@ -56,9 +57,11 @@ class IncomingMigration:
 
     @param disk: where to.
     @param record: the record of it.
+    @param claims: those of its senders.
     @param progress: notified of progress.
     @param outcome: given the result.
     @param runtime: the reactor, threads and system calls to use.
+    @ivar claims: those of its senders.
     @ivar machine: takes the inputs.
     @ivar durability: how much of the disk is durable.
     @ivar failures: handles what goes wrong with the disk.
@@ -71,12 +74,15 @@ class IncomingMigration:
         self,
         disk: DestinationDisk,
         record: DestinationRecord,
+        claims: StandingClaims,
+        *,
         progress: ProgressTimer,
         outcome: Outcome,
         runtime: Runtime,
     ) -> None:
         self.disk = disk
         self.record = record
+        self.claims = claims
         self.attempts = 0
         self.attempt: IncomingAttempt | None = None
         self.machine: MigrationInputs = make_machine(self)
@@ -87,20 +93,44 @@ class IncomingMigration:
             displaced=self.machine.displaced,
         )
         self.durability = Durability(record, self.failures.handle)
-        self.report = MigrationReport(disk, record, self.durability, outcome)
+        self.report = MigrationReport(
+            disk, record, self.durability, outcome, claims.identity.secret
+        )
         self._message_handler = MessageHandler(
-            disk, record, self.durability, self.failures, progress
+            disk, record, claims, self.durability, self.failures, progress=progress
         )
         self._progress = progress
         self._outcome = outcome
         self._runtime = runtime
         self._completion: Completion | None = None
+        self._replacement: Replacement | None = None
 
     # Queries.
 
     def owns_attempt(self, connection: ServerConnection) -> bool:
         """Whether the attempt is C{connection}'s."""
         return self.attempt is not None and self.attempt.connection is connection
+
+    def is_replaced_by(self, connection: ServerConnection) -> Deferred[None] | None:
+        """Whether the attempt that goes on must make way for C{connection}, which wants to change
+        the disk.
+
+        @return: None if not; or a Deferred that fires when the attempt is over.
+        """
+        attempt, replacement = self.attempt, self._replacement
+        if attempt is None or attempt.connection is connection or self._is_ending:
+            return None
+        if self.record.claimed(attempt.connection) or self.claims.of(connection) is None:
+            return None
+        if replacement is None:
+            replacement = Replacement(attempt, connection.peer, self._runtime.reactor)
+            self._replacement = replacement
+        return replacement.wait()
+
+    @property
+    def _is_ending(self) -> bool:
+        ending = self._completion is not None or self.failures.failure is not None
+        return ending or self._outcome.result is not None
 
     def completes(self, connection: ServerConnection) -> bool:
         """Whether a disconnect of C{connection} completes the migration."""
@@ -187,9 +217,10 @@ class IncomingMigration:
         return self.attempt
 
     def record_attempt(self, connection: ServerConnection) -> EventualErrno:
-        """Record that it does, unless a claim has recorded it; OK once it is recorded."""
-        if self.record.claimed(connection):
-            return self.failures.reply_when_done(self.record.wait_for_writes())
+        """Record that it does; OK once it is recorded."""
+        claim = self.claims.of(connection)
+        if claim is not None:
+            return self.failures.reply_when_done(self.record.record_attempt(claim, connection.peer))
         return self.failures.reply_when_done(self.record.record_anonymous_attempt(connection.peer))
 
     def change(self, attempt: IncomingAttempt, connection: ServerConnection) -> EventualErrno:
@@ -200,9 +231,7 @@ class IncomingMigration:
             return self.failures.reply_when_done(self.record.record_phase(Phase.COPYING))
         return Errno.OK
 
-    def take_message(
-        self, message: HandoffMessage, attempt: IncomingAttempt | None
-    ) -> EventualErrno:
+    def take_message(self, message: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
         """Act on a message during that attempt, if there is one."""
         return self._message_handler.handle(message, attempt)
 
@@ -214,6 +243,7 @@ class IncomingMigration:
     def restart(self, attempt: IncomingAttempt, why: str) -> None:
         """The attempt is over, and its coverage forgotten."""
         self.attempt = None
+        self._end_replacement()
         self._progress.made()
         _log.warn(
             "attempt {number} ended early ({why}), {covered} of {size} bytes covered; "
@@ -229,6 +259,7 @@ class IncomingMigration:
     def flush(self, connection: ServerConnection) -> Completion:
         """The disconnect was accepted: make everything durable, and remove the record."""
         self._completion = Completion(connection)
+        self._end_replacement()
 
         def finished(result: object) -> None:
             if isinstance(result, Failure):
@@ -249,6 +280,7 @@ class IncomingMigration:
     def fail(self, error: BaseException | None) -> DiskFailure:
         """Keep the error; the sender has a short time to receive it before the end."""
         failure = self.failures.fail(error)
+        self._end_replacement()
         outcome = failure.outcome
         _log.error("the disk failed: {error}", event="disk-failed", error=str(outcome))
         delay = _REPORT_TIMEOUT if self.attempt is not None else _IDLE_REPORT_TIMEOUT
@@ -272,11 +304,19 @@ class IncomingMigration:
             ended=self.machine.rescued,
         )
         rescue.begin()
+        self._end_replacement()
         return rescue
 
     def end(self, error: MigrationError) -> None:
         """The migration ends with that error."""
         self._outcome.resolve(error)
+        self._end_replacement()
+
+    def _end_replacement(self) -> None:
+        """Whoever waits for the end of an attempt need wait no longer."""
+        replacement, self._replacement = self._replacement, None
+        if replacement is not None:
+            replacement.over()
 
     def _release_readers(self) -> None:
         if self._completion is not None:

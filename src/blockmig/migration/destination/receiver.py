@@ -26,9 +26,11 @@ from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
 from ...syscalls import describe_error
 from ..disk import failing_locally, guarded
+from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Record, Records
 from ..records.permitted import destination_record, may_overwrite
+from .claims import StandingClaims
 from .connections import ReceiverFactory
 from .disk import DestinationDisk
 from .export import MigrationExport
@@ -61,6 +63,8 @@ class Receiver:
         of earlier migrations, C{overwrite} overwrites whatever is on the disk. Without it a disk
         that holds data, of which no record says that it is an unfinished copy, is refused: by
         L{check}, or when a sender is about to change it.
+    @param identity: the migration that it waits for: where an id or a secret is given, senders
+        that have not the same are refused, and so are those that say nothing of themselves.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long.
     @raise InUse: the disk object is in use.
@@ -79,6 +83,7 @@ class Receiver:
         idle_timeout: float = 60.0,
         give_up_after: float | None = None,
         overrides: Overrides = NO_OVERRIDES,
+        identity: Identity = ANYBODY,
         runtime: Runtime | None = None,
     ) -> None:
         if migrations != 1:
@@ -100,13 +105,13 @@ class Receiver:
         )
         self._progress = ProgressTimer(runtime.reactor, self._threads)
         with failing_locally(disk):
-            self._migration = self._incoming(disk, overrides)
+            self._migration = self._incoming(disk, overrides, identity)
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
         )
         self._claim = Claim(given, self, disk.name)
 
-    def _incoming(self, disk: IDisk, overrides: Overrides) -> IncomingMigration:
+    def _incoming(self, disk: IDisk, overrides: Overrides, identity: Identity) -> IncomingMigration:
         """The migration, continued from the records beside the disk."""
         records, previous, overwrite = None, None, overrides.overwrite
         if IRecordedDisk.providedBy(disk):
@@ -117,7 +122,14 @@ class Receiver:
             _log_previous(disk, previous)
         destination = DestinationDisk(disk, overwrite, lambda: self._outcome.result is None)
         record = DestinationRecord(destination, records, previous, self._threads, overrides.again)
-        return IncomingMigration(destination, record, self._progress, self._outcome, self._runtime)
+        return IncomingMigration(
+            destination,
+            record,
+            StandingClaims(identity),
+            progress=self._progress,
+            outcome=self._outcome,
+            runtime=self._runtime,
+        )
 
     def _settings(
         self, oldstyle: bool, handshake_timeout: float, idle_timeout: float

@@ -11,7 +11,8 @@ Rules (design, section 2: R2, R6, R12, R13):
   earlier migration has left is removed, and only then does a new file get its size;
 * the record is removed, at the end, only when the disk is durable and still where it was;
 * a sender that uses the side export gives the migration its UUID (a I{claim}), and makes its
-  connection known by the cookie of the first request there. A whole copy of such a migration is
+  connection known by the cookie of the first request there. It is recorded when that connection
+  begins an attempt. A whole copy of such a migration is
   changed by nobody else, and once the source is retired by nobody at all.
 """
 
@@ -50,6 +51,7 @@ class DestinationRecord:
     @ivar current: the record beside the disk now, or what it would be if records were kept.
     @ivar phase: the phase as last requested, which may not be written yet; None before the first.
     @ivar retired: the source is known to be retired, which may not be written yet.
+    @ivar place: a UUID of the disk, as the destination of migrations.
     @ivar touched: something was recorded, and perhaps written to the disk.
     """
 
@@ -65,6 +67,7 @@ class DestinationRecord:
         self.phase = previous.phase if previous is not None else None
         self.retired = previous is not None and bool(previous.retired)
         self.touched = False
+        self.place = (previous.place if previous is not None else "") or str(uuid.uuid4())
         self._disk = disk
         self._records = records
         self._in_thread = in_thread
@@ -86,6 +89,14 @@ class DestinationRecord:
         current = self.current
         return current is not None and current.identified and current.migration == message.migration
 
+    def describe_source(self) -> str:
+        """Whose copy it is, for messages."""
+        current = self.current
+        if current is None:
+            return "a sender that began just now"
+        named = f"migration {current.id} of " if current.id else ""
+        return f"{named}{current.source}, since {current.began}"
+
     def claimed(self, connection: ServerConnection) -> bool:
         """Whether C{connection} belongs to the migration that it is about."""
         claim, current = self._claim, self.current
@@ -103,10 +114,14 @@ class DestinationRecord:
 
     # Writes. Each Deferred fires once the write is durable.
 
-    def record_attempt(self, message: HandoffMessage) -> Deferred[None]:
-        """An attempt of the migration that a message names is about to begin."""
+    def record_attempt(self, message: HandoffMessage, peer: str) -> Deferred[None]:
+        """An attempt of the migration that a message names is about to begin.
+
+        @param peer: the address of its connection.
+        """
+        self.claim(message)
         self.phase = Phase.COPYING
-        return self._update(lambda before: self._identified(before, message))
+        return self._update(lambda before: self._identified(before, message, peer))
 
     def record_anonymous_attempt(self, peer: str) -> Deferred[None]:
         """An attempt is about to begin by a sender that does not identify itself.
@@ -155,7 +170,9 @@ class DestinationRecord:
     def assume_retired(self, message: HandoffMessage) -> None:
         """An earlier receiver has completed the migration that a message names, and removed the
         record."""
-        self.current = self._identified(None, message).but(phase=Phase.COPIED, retired=timestamp())
+        self.current = self._identified(None, message, "").but(
+            phase=Phase.COPIED, retired=timestamp()
+        )
         self.phase = Phase.COPIED
         self.retired = True
 
@@ -166,12 +183,13 @@ class DestinationRecord:
         retired = self.current.retired or (timestamp() if self.retired else "")
         return self.current.but(phase=Phase.COPIED, retired=retired, identity="")
 
-    def _identified(self, before: Record | None, message: HandoffMessage) -> Record:
+    def _identified(self, before: Record | None, message: HandoffMessage, peer: str) -> Record:
         """The record of an attempt that was claimed."""
         if before is not None and before.migration != message.migration:
             before = None
-        record = self._attempt(before, message.migration, Location(message.host, message.disk))
-        return record.but(unlink=message.unlink, side_export=True)
+        source = Location(message.host, message.disk, peer, message.state_directory)
+        record = self._attempt(before, message.migration, source)
+        return record.but(unlink=message.unlink, side_export=True, id=message.id)
 
     def _anonymous(self, before: Record | None, source: Location) -> Record:
         """The record of an attempt by a sender that does not identify itself."""
@@ -194,6 +212,7 @@ class DestinationRecord:
             destination=self._disk.location(),
             began=before.began if before is not None else timestamp(),
             again=self._again,
+            place=self.place,
         )
 
     def _update(self, change: Callable[[Record | None], Record]) -> Deferred[None]:

@@ -6,8 +6,10 @@ whoever stops it an error. The numbers (attempts, coverage) are in `migration`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...errors import GaveUp, MigrationError, Unconfirmed
-from ..handoff.message import HandoffMessage, HandoffPhase, fingerprint
+from ..handoff.message import HandoffMessage, HandoffPhase, fingerprint, signed
 from ..records.files import this_host
 from .disk import DestinationDisk
 from .durability import Durability
@@ -22,6 +24,7 @@ class MigrationReport:
     @param record: the record of it.
     @param durability: how much of it is durable.
     @param outcome: how it ended, if it has.
+    @param secret: what both ends know; empty where there is none.
     """
 
     def __init__(
@@ -30,7 +33,9 @@ class MigrationReport:
         record: DestinationRecord,
         durability: Durability,
         outcome: Outcome,
+        secret: bytes = b"",
     ) -> None:
+        self._secret = secret
         self._disk = disk
         self._record = record
         self._durability = durability
@@ -46,22 +51,34 @@ class MigrationReport:
             return HandoffPhase.NONE
         return HandoffPhase.RETIRED if current.retired else HandoffPhase(current.phase)
 
-    def message(self, reveal_token: bool = False) -> HandoffMessage:
+    def message(self, nonce: str = "", accepted: HandoffMessage | None = None) -> HandoffMessage:
         """The message of the side export.
 
-        @param reveal_token: the reader is the sender that has just announced that its source is
-            retired.
+        @param nonce: what a proof on this connection must contain.
+        @param accepted: the reader's message that was accepted, if one was. To one that has
+            announced that its source is retired the token is given; and to one that has proved to
+            know the secret it is proved that we do.
         """
-        current = self._record.current
-        return HandoffMessage(
+        current, location = self._record.current, self._disk.location()
+        retired = accepted is not None and accepted.phase == HandoffPhase.RETIRED
+        message = HandoffMessage(
             self.phase,
             fingerprint(current.migration) if current is not None and current.identified else "",
             current.attempt if current is not None else 0,
             self._disk.size,
             this_host(),
-            self._disk.location().disk,
-            token=self._disk.identity() if reveal_token else "",
+            location.disk,
+            token=self._disk.identity() if retired else "",
+            place=self._record.place,
+            holder=f"{current.source}, since {current.began}" if current is not None else "",
+            state_directory=location.state_directory,
         )
+        if not self._secret:
+            return message
+        message = replace(message, nonce=nonce)
+        if accepted is None:
+            return message
+        return signed(replace(message, cookie=accepted.cookie), self._secret, nonce)
 
     def state(self, in_attempt: bool) -> str:
         """A word for people.

@@ -39,7 +39,7 @@ _MARK: Final = "handoff"
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
-_SHORTENED: Final = ("disk", "host", "state_directory")
+_SHORTENED: Final = ("disk", "host", "holder", "state_directory")
 _COOKIE: Final = re.compile(r"[0-9a-f]{0,16}")
 
 
@@ -74,6 +74,7 @@ class HandoffMessage:
         hexadecimal (senders only).
     @ivar id: what people call the migration (senders only: a receiver shows it to nobody).
     @ivar place: from a receiver, a UUID of its disk, made with its first record.
+    @ivar holder: from a receiver, whose copy it has, and since when.
     @ivar state_directory: where the records of the disk are, if it is a device.
     @ivar nonce: from a receiver, what a proof on this connection must contain.
     @ivar proof: that the writer has the secret of the migration (L{signed}).
@@ -90,6 +91,7 @@ class HandoffMessage:
     cookie: str = ""
     id: str = ""
     place: str = ""
+    holder: str = ""
     state_directory: str = ""
     nonce: str = ""
     proof: str = ""

@@ -90,6 +90,13 @@ class ReceiverCase(SynchronousTestCase):
         self.assertEqual(0, handoff.notify("copying", migration, cookie))
         return self.client(cookie), handoff
 
+    def begun(self, migration=ONE, cookie=7):
+        """A sender of ours whose attempt has begun."""
+        client, handoff = self.claimed(migration, cookie)
+        client.write(0, DATA[:1])
+        self.assertEqual([0], client.errors())
+        return client, handoff
+
     def copied(self, migration=ONE, cookie=7):
         client, handoff = self.claimed(migration, cookie)
         client.write(0, DATA)

@@ -39,8 +39,8 @@ class ExistingDataTests(ReceiverCase):
         self.clock.advance(10)
         self.refused()
 
-    def test_the_first_claim_is_refused_on_a_disk_with_data(self):
-        self.assertEqual(Errno.EPERM, self.handoff().notify("copying", ONE, 7))
+    def test_the_first_change_of_a_claim_is_refused_on_a_disk_with_data(self):
+        self.assertEqual(Errno.EPERM, self.claimed()[0].ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
         self.refused()
 
@@ -81,7 +81,7 @@ class ExistingDataTests(ReceiverCase):
             self.disk.version = lambda sync=True, version=version: version
             self.make()
             self.successResultOf(self.receiver.check())
-            self.claimed()
+            self.begun()
             self.assertEqual(looks, self.disk.names().count("probe"), "devices tell nothing")
         self.setUp()
         self.disk = WatchedDisk(bytes(SIZE), self.disk.path)
@@ -90,7 +90,7 @@ class ExistingDataTests(ReceiverCase):
         self.successResultOf(self.receiver.check())
         self.disk.version = lambda sync=True: ((2,), (1,))
         self.disk.poke(0, b"o" * SIZE)
-        self.assertEqual(Errno.EPERM, self.handoff().notify("copying", ONE, 7))
+        self.assertEqual(Errno.EPERM, self.claimed()[0].ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
         self.refused()
 
@@ -101,7 +101,7 @@ class ExistingDataTests(ReceiverCase):
 
     def test_a_disk_that_may_be_overwritten_is_not_identified(self):
         self.make(overwrite=True)
-        self.claimed()
+        self.begun()
 
         def asked():
             raise AssertionError("whose copy it is does not matter")
@@ -113,7 +113,7 @@ class ExistingDataTests(ReceiverCase):
     def test_an_unfinished_copy_is_continued(self):
         for identity in ("", self.disk.identity()):
             self.make(overwrite=True)
-            self.claimed()
+            self.begun()
             record = self.record().but(identity=identity)
             self.records.write(Kind.INCOMPLETE, record)
             self.make()
@@ -122,7 +122,7 @@ class ExistingDataTests(ReceiverCase):
 
     def test_another_file_in_the_place_of_an_unfinished_copy_is_refused(self):
         self.make(overwrite=True)
-        self.claimed()
+        self.begun()
         self.assertEqual(self.disk.identity(), self.record().identity, "from the first record on")
         self.disk.identity = lambda: "inode 5, born 7"
         self.make()
@@ -132,7 +132,7 @@ class ExistingDataTests(ReceiverCase):
         self.make(again=True)
         self.failureResultOf(self.receiver.check(), Refused)
         self.make(overwrite=True)
-        self.claimed()
+        self.begun()
         self.records.write(Kind.MIGRATED, self.record().but(retired="then"))
         self.records.remove(Kind.INCOMPLETE)
         self.make(again=True)
@@ -162,9 +162,9 @@ class DisplacedTests(ReceiverCase):
         self.ends_with(LocalFailure, 3, "is another file now", *words)
         self.assertNotIn("rescue", self.disk.names())
 
-    def test_a_disk_displaced_before_the_claim_fails_it(self):
+    def test_a_disk_displaced_before_the_first_change_fails_it(self):
         self.displace()
-        self.assertEqual(Errno.EIO, self.handoff().notify("copying", ONE, 7))
+        self.assertEqual(Errno.EIO, self.claimed()[0].ask(WRITE, 0, 1, payload=b"x")[0])
         self.ended()
         self.assertEqual([], self.names())
 

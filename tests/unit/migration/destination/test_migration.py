@@ -8,6 +8,7 @@ import errno
 import os
 
 from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
+from blockmig.migration.destination.claims import MOST
 from blockmig.migration.handoff.message import MESSAGE_SIZE, HandoffPhase, fingerprint
 from blockmig.migration.records.files import Kind, Location, Phase, Record
 from blockmig.nbd import Command, CommandFlag, Errno
@@ -25,14 +26,24 @@ EPERM, EINVAL, EIO = Errno.EPERM, Errno.EINVAL, Errno.EIO
 
 
 class ClaimTests(ReceiverCase):
-    def test_a_claim_is_recorded_before_it_is_acknowledged(self):
+    def test_a_claim_costs_nothing(self):
+        threads = self.threads()
+        handoff = self.handoff()
+        self.assertEqual(0, handoff.notify("copying"))
+        self.assertEqual(([], [], []), (threads.names(), self.names(), self.disk.calls))
+        self.assertEqual(HandoffPhase.NONE, handoff.read_message().phase)
+        self.assertFalse(self.receiver.touched)
+
+    def test_a_claim_is_recorded_before_its_first_change_is_made(self):
         threads = self.threads()
         handoff = self.handoff()
         self.assertEqual(HandoffPhase.NONE, handoff.read_message().phase)
-        handoff.send_message("copying", unlink=True)
-        self.assertEqual(([], []), (handoff.errors(), self.names()))
+        self.assertEqual(0, handoff.notify("copying", unlink=True))
+        client = self.client(7)
+        client.write(0, DATA[:10])
+        self.assertEqual(([], [], []), (client.errors(), self.names(), self.changes()))
         threads.run()
-        self.assertEqual([0], handoff.errors())
+        self.assertEqual([0], client.errors())
         found = self.record()
         self.assertEqual(
             (ONE, Phase.COPYING, 1, SIZE, True, True, True, ""),
@@ -47,12 +58,42 @@ class ClaimTests(ReceiverCase):
                 found.retired,
             ),
         )
-        self.assertEqual(Location("there", "/source"), found.source)
+        self.assertEqual(Location("there", "/source", "192.0.2.7:4711"), found.source)
         self.assertEqual(self.disk.path, found.destination.disk)
-        self.assertEqual(0, self.receiver.attempts)
+        self.assertEqual(1, self.receiver.attempts)
 
-    def test_the_handoff_message_shows_the_claim(self):
+    def test_a_claim_is_gone_with_its_connection(self):
         _, handoff = self.claimed()
+        handoff.lose()
+        self.clock.advance(0)
+        self.client(7).write(0, DATA)
+        self.assertFalse(self.record().identified)
+
+    def test_a_connection_has_the_last_of_its_claims_and_makes_only_a_few(self):
+        handoff = self.handoff()
+        for cookie in range(MOST):
+            self.assertEqual(0, handoff.notify("copying", TWO, cookie))
+        self.assertEqual(EPERM, handoff.notify("copying", TWO, 99))
+        self.client(MOST - 1).write(0, DATA)
+        self.assertEqual(TWO, self.record().migration)
+
+    def test_claims_of_others_do_not_touch_the_claim_of_a_sender(self):
+        """Nor does any stand in its way, whatever number of them is made."""
+        client, handoff = self.claimed()
+        for number in range(20):
+            other = self.handoff()
+            self.assertEqual(0, other.notify("copying", TWO, 1000 + number))
+        self.clock.advance(0)
+        self.assertTrue(handoff.transport.listens)
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0, 0], client.errors())
+        self.assertEqual(EPERM, self.handoff().notify("copying", TWO, 5))
+        self.assertEqual(0, handoff.notify("copied"))
+        self.assertEqual((ONE, 1, True), self.what())
+
+    def test_the_handoff_message_shows_whose_attempt_goes_on(self):
+        _, handoff = self.begun()
         message = handoff.read_message()
         self.assertEqual(
             (HandoffPhase.COPYING, fingerprint(ONE), 1, SIZE, self.disk.path, ""),
@@ -70,9 +111,10 @@ class ClaimTests(ReceiverCase):
     def test_the_disk_is_prepared_once_and_after_the_record(self):
         seen = []
         self.disk.prepare = lambda: seen.append(self.names())
-        self.claimed()
+        self.begun()[0].lose()
+        self.clock.advance(0)
         self.assertEqual([["disk.INCOMPLETE"]], seen)
-        self.claimed()
+        self.begun(cookie=9)
         self.client().write(0, DATA)
         self.assertEqual(1, len(seen))
 
@@ -127,14 +169,16 @@ class ClaimTests(ReceiverCase):
         self.assertTrue(client.transport.gone)
         self.assertEqual(0, self.handoff().notify("copying", cookie=9))
 
-    def test_a_claim_does_not_end_a_foreign_attempt(self):
+    def test_a_claim_alone_does_not_end_a_foreign_attempt(self):
         client = self.client()
         client.write(0, DATA[:5])
-        self.assertEqual(EPERM, self.handoff().notify("copying", self.record().migration))
+        self.assertEqual(0, self.handoff().notify("copying"))
+        self.clock.advance(10)
         self.assertTrue(client.transport.listens)
 
     def test_another_migration_may_claim_an_unfinished_copy(self):
-        self.claimed()
+        self.begun()[0].lose()
+        self.clock.advance(0)
         client, _ = self.claimed(TWO, 9)
         client.write(0, DATA)
         self.assertEqual((TWO, 1, True), self.what())
@@ -186,13 +230,42 @@ class ClaimTests(ReceiverCase):
         one.give(bytes(2096))
         self.assertEqual(int(EINVAL).to_bytes(4, "big"), one.received()[4:8])
 
-    def test_a_late_message_from_before_the_claim_closes_its_connection(self):
+    def test_a_claim_that_arrives_late_is_void(self):
+        """Its sender has claimed the migration again meanwhile, in another conversation."""
         one, two = self.handoff(), self.handoff()
-        one.give(request_bytes(WRITE, 0, MESSAGE_SIZE, 0, 55) + b"{" * 2000)
+        message = one.message("copying", ONE, 5)
+        one.give(request_bytes(WRITE, 0, MESSAGE_SIZE, 0, 55) + message[:2000])
+        self.assertEqual(0, two.notify("copying"))
+        client = self.client(7)
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual(0, two.notify("copied"))
+        one.give(message[2000:])
+        self.assertEqual(int(EPERM).to_bytes(4, "big"), one.received()[4:8])
+        self.assertEqual(Phase.COPIED, self.record().phase)
+
+    def test_a_claim_closes_the_earlier_conversations_of_its_migration(self):
+        one, two, other = self.handoff(), self.handoff(), self.handoff()
+        self.assertEqual(0, one.notify("copying", cookie=5))
+        self.assertEqual(0, other.notify("copying", TWO, 6))
         self.assertEqual(0, two.notify("copying"))
         self.clock.advance(0)
         self.assertTrue(one.transport.gone)
         self.assertTrue(two.transport.listens)
+        self.assertTrue(other.transport.listens)
+
+    def test_what_is_said_of_an_earlier_attempt_is_void(self):
+        client, _ = self.claimed(cookie=5)
+        client.write(0, DATA)
+        client.lose()
+        self.clock.advance(0)
+        late = self.handoff()
+        client, handoff = self.claimed()
+        client.write(0, DATA)
+        client.send(FLUSH)
+        for conversation in (late, handoff):
+            self.assertEqual(EPERM, conversation.notify("copied", cookie=5))
+        self.assertEqual(0, handoff.notify("copied"))
 
     def test_the_handoff_export_is_listed(self):
         factory = self.receiver.factory()
@@ -399,7 +472,7 @@ class FallBackTests(ReceiverCase):
         self.clock.advance(0)
         self.foreign().lose()
         self.clock.advance(0)
-        self.claimed(TWO)
+        self.begun(TWO)
         self.assertEqual(TWO, self.record().migration)
 
     def test_a_new_claim_is_recorded_as_copying_before_it_is_acknowledged(self):
@@ -407,8 +480,8 @@ class FallBackTests(ReceiverCase):
         handoff = self.handoff()
         handoff.send_message("copying")
         client = self.client(7)
-        threads.run()
         client.write(0, DATA)
+        threads.run()
         client.send(FLUSH)
         threads.run()
         handoff.send_message("copied")
@@ -452,9 +525,9 @@ class ConfirmTests(ReceiverCase):
         threads = self.threads()
         handoff = self.handoff()
         handoff.send_message("copying")
-        threads.run()
         client = self.client(7)
         client.write(0, DATA)
+        threads.run()
         client.send(FLUSH)
         handoff.errors()
         self.assertEqual(["flush"], threads.names())
@@ -499,9 +572,9 @@ class ConfirmTests(ReceiverCase):
         threads = self.threads()
         handoff = self.handoff()
         handoff.send_message("copying")
-        threads.run()
         client = self.client(7)
         client.write(0, DATA)
+        threads.run()
         client.send(FLUSH)
         self.assertEqual([0], handoff.errors())
         return threads, client, handoff
@@ -678,6 +751,7 @@ class ConfirmTests(ReceiverCase):
         threads.run()
         client = self.client(7)
         client.write(0, DATA)
+        threads.run()
         for offset in range(0, SIZE, 2):
             client.write(offset, DATA[offset : offset + 1])
         self.assertEqual(["work"], threads.names())
@@ -715,6 +789,7 @@ class ConfirmTests(ReceiverCase):
         self.assertEqual([0], handoff.errors())
         second = self.client(9)
         second.write(0, DATA)
+        threads.run()
         self.assertEqual([0], second.errors())
         self.assertEqual(
             (EPERM, Phase.COPYING), (handoff.notify("copied", cookie=9), self.record().phase)
@@ -927,10 +1002,16 @@ class RetiredTests(ReceiverCase):
         self.check_was_complete(False)
 
     def test_a_token_does_not_count_once_another_migration_began(self):
-        self.claimed(TWO)
+        self.begun(TWO)[0].lose()
+        self.clock.advance(0)
         self.assertEqual(EPERM, self.handoff().notify("retired", token=self.disk.identity()))
-        self.claimed(ONE, 9)
+        self.begun(ONE, 9)
         self.assertEqual(EPERM, self.handoff().notify("retired", token=self.disk.identity()))
+
+    def test_a_claim_alone_does_not_keep_the_token_from_counting(self):
+        client, _ = self.claimed(TWO)
+        self.assertEqual(0, self.handoff().notify("retired", token=self.disk.identity()))
+        self.assertEqual(EPERM, client.ask(WRITE, 0, 1, payload=b"x")[0])
 
     def test_a_disconnect_after_copied_completes_its_own_attempt(self):
         client, handoff = self.copied()
@@ -975,12 +1056,12 @@ class TokenTests(ReceiverCase):
     def test_retired_is_refused_while_another_claim_is_recorded(self):
         """A restarted receiver is untouched until somebody begins."""
         threads = self.threads()
-        one = self.handoff()
-        one.send_message("copying", TWO)
+        client, _ = self.claimed(TWO)
+        client.write(0, DATA)
         self.assertEqual(["_write"], threads.names())
         self.assertEqual(EPERM, self.handoff().notify("retired", token=self.disk.identity()))
         threads.run()
-        self.assertEqual([0], one.errors())
+        self.assertEqual([0], client.errors())
         self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
 
 
@@ -1107,9 +1188,9 @@ class FailureTests(ReceiverCase):
         self.ends_with(LocalFailure, ExitStatus.FAILED, "No space left on device")
 
     def test_a_claim_that_cannot_be_recorded_fails_the_receiver(self):
-        handoff = self.handoff()
+        client, handoff = self.claimed()
         self.system.fail["INCOMPLETE copying"] = self.broken
-        self.assertEqual(Errno.ENOSPC, handoff.notify("copying"))
+        self.assertEqual(Errno.ENOSPC, client.ask(ZEROES, 0, 5)[0])
         self.assertEqual(Errno.ENOSPC, handoff.notify("copying"))
         self.assertEqual(Errno.ENOSPC, self.client().ask(ZEROES, 0, 5)[0])
         self.assertEqual([], self.changes())
@@ -1117,7 +1198,7 @@ class FailureTests(ReceiverCase):
 
     def test_a_record_that_could_not_be_written_leaves_the_disk_untouched(self):
         self.system.fail["INCOMPLETE copying"] = self.broken
-        self.assertEqual(Errno.ENOSPC, self.handoff().notify("copying"))
+        self.assertEqual(Errno.ENOSPC, self.claimed()[0].ask(ZEROES, 0, 5)[0])
         self.assertEqual((False, []), (self.receiver.touched, self.names()))
         self.fails()
 
@@ -1131,7 +1212,7 @@ class FailureTests(ReceiverCase):
                 raise self.broken
 
         self.system.fsync = fsync
-        self.assertEqual(Errno.ENOSPC, self.handoff().notify("copying"))
+        self.assertEqual(Errno.ENOSPC, self.claimed()[0].ask(ZEROES, 0, 5)[0])
         self.assertNotIn("prepare", self.disk.names())
         self.fails()
 
@@ -1207,11 +1288,12 @@ class FailureTests(ReceiverCase):
     def test_the_sender_has_a_moment_to_hear_of_the_failure(self):
         """No longer, since nobody waits for a client that is not there."""
         self.system.fail["INCOMPLETE copying"] = self.broken
-        self.handoff().send_message("copying")
+        self.claimed()[0].lose()
+        self.client().write(0, DATA)
         self.drain()
         self.clock.advance(0.4)
         self.waits()
-        self.fails(1)
+        self.fails()
 
 
 class StopTests(ReceiverCase):
@@ -1221,7 +1303,8 @@ class StopTests(ReceiverCase):
     def test_a_stop_ends_as_the_table_says_and_keeps_the_record(self):
         for prepare, kind, status, words in (
             (self.listen, GaveUp, 4, "nothing was received"),
-            (self.claimed, GaveUp, 4, "is not canonical"),
+            (self.claimed, GaveUp, 4, "nothing was received"),
+            (self.begun, GaveUp, 4, "is not canonical"),
             (lambda: self.client().write(0, DATA), GaveUp, 4, "is not canonical"),
             (self.copied, Unconfirmed, 5, "look at there:/source"),
             (self.foreign, Unconfirmed, 5, "look at 192.0.2.7:4711"),
@@ -1265,7 +1348,7 @@ class StopTests(ReceiverCase):
     def test_a_stop_waits_for_a_record_that_is_being_written(self):
         """There is no outcome before the thread ends, and what it wrote stays."""
         threads = self.threads()
-        self.handoff().send_message("copying")
+        self.claimed()[0].write(0, DATA)
         self.receiver.stop()
         self.waits()
         threads.run()
@@ -1280,8 +1363,9 @@ class BeginTests(ReceiverCase):
             self.records.write(kind, record)
             self.assertRaises(Refused, self.make)
             self.make(again=True)
-            self.assertEqual([f"disk.{kind}"], self.names(), "nothing is done before it must be")
             self.claimed()
+            self.assertEqual([f"disk.{kind}"], self.names(), "nothing is done before it must be")
+            self.begun(cookie=8)
             self.assertEqual(["disk.INCOMPLETE"], self.names())
             self.records.remove(Kind.INCOMPLETE)
 
@@ -1289,7 +1373,7 @@ class BeginTests(ReceiverCase):
         self.stand("copied", retired="then")
         self.make(again=True)
         self.assertEqual(HandoffPhase.NONE, self.handoff().read_message().phase)
-        self.claimed(TWO)
+        self.begun(TWO)
         self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
 
     def test_ACCEPTED_is_removed_after_the_first_record(self):
@@ -1324,14 +1408,16 @@ class BeginTests(ReceiverCase):
         """What an earlier process did must be durable before anybody relies on it."""
         synced = []
         self.system.fsync = synced.append
-        self.claimed()
+        self.begun()[0].lose()
+        self.clock.advance(0)
         self.assertEqual(3, len(synced), "the record, its name, and what was there before")
-        self.claimed()
+        self.begun(cookie=9)
         self.assertEqual(5, len(synced))
 
-    def test_the_receiver_is_touched_by_a_claim(self):
-        self.assertFalse(self.receiver.touched)
+    def test_the_receiver_is_touched_by_the_first_change(self):
         self.claimed()
+        self.assertFalse(self.receiver.touched)
+        self.begun(cookie=9)
         self.assertTrue(self.receiver.touched)
 
     def test_an_export_name_leaves_room_for_the_side_exports(self):

@@ -300,8 +300,8 @@ class DoneTests(Case):
         order = [event for event in self.events if "removed" not in event]
         self.assertEqual(
             [
-                "dst INCOMPLETE copying",
                 "src MIGRATING copying",
+                "dst INCOMPLETE copying",
                 "dst INCOMPLETE copied",
                 "src MIGRATING copied",
                 "src MIGRATED copied retired",

@@ -1,0 +1,80 @@
+"""The end of an attempt that nobody claimed, for the sake of one that was claimed.
+
+Rules (design, section 2: R10, R12):
+
+* what has arrived on its connection is read first: if that completes the migration, it is complete,
+  and the claimed attempt comes too late;
+* that takes a moment, and never more than a second: then the connection is aborted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from .attempt import IncomingAttempt
+
+_log = Logger()
+
+_TICK: Final = 0.02
+LONGEST: Final = 1.0
+"""Seconds."""
+
+
+class Replacement:
+    """Ends one attempt.
+
+    @param attempt: the attempt.
+    @param by: the address of the sender that claimed the migration.
+    @param reactor: the clock.
+    """
+
+    def __init__(self, attempt: IncomingAttempt, by: str, reactor: Any) -> None:
+        self._attempt = attempt
+        self._reactor = reactor
+        self._began = reactor.seconds()
+        self._waiting: list[Deferred[None]] = []
+        self._over = False
+        _log.warn(
+            "the attempt from {peer}, which has not said who it is, is replaced by that of {by}, "
+            "which has",
+            event="replaced",
+            peer=attempt.connection.peer,
+            by=by,
+        )
+        reactor.callLater(_TICK, self._check, self._progress)
+
+    @property
+    def _progress(self) -> object:
+        return dict(self._attempt.connection.traffic.as_json())
+
+    def _check(self, before: object) -> None:
+        if self._over:
+            return
+        now = self._progress
+        busy = now != before or self._attempt.connection.is_mid_exchange
+        if busy and self._reactor.seconds() - self._began < LONGEST:
+            self._reactor.callLater(_TICK, self._check, now)
+        else:
+            self._attempt.connection.abort()
+
+    def wait(self) -> Deferred[None]:
+        """Fires once the attempt is over."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        return waiting
+
+    def over(self) -> None:
+        """The attempt is over, or completes the migration.
+
+        Whoever waits goes on in a moment: the migration's machine is in the middle of something.
+        """
+        self._over = True
+        self._reactor.callLater(0, self._release)
+
+    def _release(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            deferred.callback(None)
