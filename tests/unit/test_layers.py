@@ -37,7 +37,8 @@ ARROWS = {
     "migration.handoff": "runtime nbd client migration.identity migration.records",
     "migration.source": (
         "interfaces syscalls errors claims lives runtime nbd storage transport client "
-        "migration.policy migration.disk migration.in_use migration.records migration.handoff"
+        "migration.policy migration.identity migration.disk migration.in_use migration.records "
+        "migration.handoff"
     ),
     "migration.destination": (
         "interfaces syscalls errors claims lives runtime nbd storage server "
@@ -45,7 +46,7 @@ ARROWS = {
     ),
     "migration.mirror": (
         "errors claims lives runtime nbd storage transport client server migration.policy "
-        "migration.source"
+        "migration.identity migration.source"
     ),
     "service": (
         "interfaces errors lives runtime nbd transport client server "

@@ -169,7 +169,8 @@ class DestinationRecord:
 
     def assume_retired(self, message: HandoffMessage) -> None:
         """An earlier receiver has completed the migration that a message names, and removed the
-        record."""
+        record; the sender has it still, with the UUID of this disk."""
+        self.place = message.place or self.place
         self.current = self._identified(None, message, "").but(
             phase=Phase.COPIED, retired=timestamp()
         )

@@ -23,12 +23,15 @@ from .message import (
     HandoffPhase,
     decode_message,
     fingerprint,
+    is_signed,
+    signed,
 )
 
 ANSWER_TIMEOUT: Final = 60.0
 """Seconds within which a receiver must answer, if it may not be silent for less."""
 
 _EPERM: Final = 1
+_UNPROVED: Final = "the receiver there does not prove that it knows the --secret"
 
 
 class NoHandoffExport(ClientFailed):
@@ -52,6 +55,9 @@ def sender_message(phase: HandoffPhase, record: Record, cookie: int) -> HandoffM
         record.unlink,
         record.token,
         f"{cookie:016x}",
+        record.id,
+        record.place,
+        state_directory=record.source.state_directory,
     )
 
 
@@ -60,38 +66,67 @@ def describe_message(message: HandoffMessage) -> str:
     return f"it says {message.phase.value!r}, its disk is {message.host}:{message.disk}"
 
 
-class HandoffConversation:
-    """One connection to a side export, opened by L{open_handoff}."""
+class Unproved(ClientFailed):
+    """The receiver does not prove that it knows the secret of the migration."""
 
-    def __init__(self, client: NBDClient) -> None:
+
+class HandoffConversation:
+    """One connection to a side export, opened by L{open_handoff}.
+
+    @param secret: what both ends know; empty where there is none.
+    """
+
+    def __init__(self, client: NBDClient, secret: bytes = b"") -> None:
         self._client = client
+        self._secret = secret
+        self._nonce = ""
+        self._cookie = ""
 
     async def read(self) -> HandoffMessage:
         """Read the receiver's message.
 
         @raise ClientFailed: it could not be read.
+        @raise Unproved: it answers a message of ours, but does not know the secret.
         """
         try:
-            return decode_message(await self._client.read(0, MESSAGE_SIZE))
+            message = decode_message(await self._client.read(0, MESSAGE_SIZE))
         except BadMessage as error:
             raise NoHandoffExport(f"the side export is not understood: {error}") from None
+        self._nonce = message.nonce
+        if self._cookie and not (
+            message.cookie == self._cookie and is_signed(message, self._secret, self._nonce)
+        ):
+            raise Unproved(_UNPROVED)
+        return message
+
+    async def prove(self) -> None:
+        """Have the receiver prove that it knows the secret, if there is one.
+
+        @raise Unproved: it does not.
+        """
+        if self._secret:
+            await self.read()
 
     async def send(self, message: HandoffMessage) -> None:
         """Send a message; returns once the receiver has acknowledged it.
 
         @raise ClientFailed: it did not.
         """
+        if self._secret and not self._nonce:
+            raise Unproved(_UNPROVED)
         try:
-            await self._client.write(0, message.encode())
+            await self._client.write(0, signed(message, self._secret, self._nonce).encode())
         except ClientFailed as error:
             if error.error != _EPERM:
                 raise
             answer = await self.read()
             raise ClientFailed(
                 f"the destination does not accept {message.phase.value!r} now "
-                f"({describe_message(answer)})",
+                f"({describe_message(answer)}): its log says why",
                 error.error,
             ) from None
+        if self._secret:
+            self._cookie = message.cookie
 
     async def close(self) -> None:
         """Disconnect, and wait until the connection is closed."""
@@ -103,18 +138,19 @@ class HandoffConversation:
 
 
 async def open_handoff(
-    destination: Destination, runtime: Runtime, timeout: float | None = None
+    destination: Destination, runtime: Runtime, timeout: float | None = None, secret: bytes = b""
 ) -> tuple[HandoffConversation, HandoffMessage]:
     """Connect to the side export of C{destination}, and read the receiver's message.
 
     @param timeout: seconds within which each request must be answered; None for the default.
+    @param secret: what both ends know; empty where there is none.
     @raise ClientFailed: that failed.
     @raise NoHandoffExport: the export is not blockmig's.
     """
     timeout = ANSWER_TIMEOUT if timeout is None else min(timeout, ANSWER_TIMEOUT)
     client = NBDClient(ClientHandshake(destination.export + HANDOFF_EXPORT), runtime, timeout)
     negotiated = await client.connect(destination.endpoint)
-    handoff = HandoffConversation(client)
+    handoff = HandoffConversation(client, secret)
     try:
         if negotiated.export.size != MESSAGE_SIZE:
             raise NoHandoffExport(f"the side export has {negotiated.export.size} bytes")
@@ -217,6 +253,7 @@ class HandoffChannel:
     @param timeout: seconds within which each request must be answered; None for the default.
     @param record: returns the current record, which identifies the migration.
     @param cookie: of the first request on the data's connection.
+    @param secret: what both ends know; empty where there is none.
     """
 
     exists = True
@@ -228,13 +265,16 @@ class HandoffChannel:
         runtime: Runtime,
         timeout: float | None,
         record: Callable[[], Record],
+        *,
         cookie: int,
+        secret: bytes = b"",
     ) -> None:
         self._destination = destination
         self._runtime = runtime
         self._timeout = timeout
         self._record = record
         self._cookie = cookie
+        self._secret = secret
         self._conversation: HandoffConversation | None = None
         self._message = HandoffMessage(HandoffPhase.NONE)
         self._aborted = False
@@ -249,7 +289,7 @@ class HandoffChannel:
 
     async def _connect(self) -> None:
         self._conversation, self._message = await open_handoff(
-            self._destination, self._runtime, self._timeout
+            self._destination, self._runtime, self._timeout, self._secret
         )
         if self._aborted:
             self._conversation.abort()
@@ -265,6 +305,7 @@ class HandoffChannel:
     async def claim(self, admission: Admission) -> Location:
         location = admission.check_receiver(self._message)
         await self._announce(HandoffPhase.COPYING)
+        await self._open_conversation().prove()
         return location
 
     async def confirm(self) -> None:

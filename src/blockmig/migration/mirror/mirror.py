@@ -34,6 +34,7 @@ from ...nbd import handoff_export_name
 from ...runtime import Runtime
 from ...server import Relay, Server
 from ...transport import YieldingLimiter
+from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, Overrides, Patience
 from ..source.sender import Sender
 from .pre_copy import Converge, PreCopy
@@ -59,6 +60,7 @@ class Mirror:
     @param converge: what to do where clients write faster than the data is transferred.
     @param successor: pass clients through to this server after the hand-off; None to close them.
     @param patience: how long the destination is tried.
+    @param identity: the id and the secret of the migration, the same as the receiver's.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar destination: its URI, as given.
     @raise InUse: the server has a mirror already.
@@ -78,6 +80,7 @@ class Mirror:
         converge: Converge = Converge.WAIT,
         successor: Destination | None = None,
         patience: Patience = PATIENCE,
+        identity: Identity = ANYBODY,
         runtime: Runtime | None = None,
     ) -> None:
         check_unclaimed(server, server.disk.name)
@@ -108,6 +111,7 @@ class Mirror:
             overrides=overrides,
             patience=patience,
             passes=self._passes,
+            identity=identity,
             runtime=runtime,
         )
         self._began: float | None = None

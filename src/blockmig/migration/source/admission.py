@@ -110,7 +110,13 @@ class Admission:
         """
         record = self._context.record
         try:
-            record.check_location(message.host, message.disk)
+            record.check_location(
+                message.host,
+                message.disk,
+                message.place,
+                blank=message.phase == HandoffPhase.NONE,
+                named=bool(self._context.identity.id),
+            )
         except Refused as error:
             raise self._refusal(str(error)) from None
         ours = is_same_migration(message, record.record)
@@ -123,8 +129,9 @@ class Admission:
                 else "the destination says that the source of this very migration was retired"
             )
             if message.migration or message.phase == HandoffPhase.RETIRED:
+                holder = f" (of {message.holder})" if message.holder and not ours else ""
                 raise self._refusal(
-                    f"{why}: see `blockmig inspect {message.disk}` on {message.host}"
+                    f"{why}{holder}: see `blockmig inspect {message.disk}` on {message.host}"
                 )
         location = Location(message.host, message.disk, self._context.destination.uri)
         # Last, since the next step gives up an earlier copy.
@@ -140,10 +147,26 @@ class Admission:
         @raise Refused: it may not; this was the first attempt.
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
+        self._check_anonymous()
         if not self._context.overwrite:
             await self._check_empty()
         self._context.retirement.check_still_there()
         return Location(address=self._context.destination.uri)
+
+    def _check_anonymous(self) -> None:
+        """Check that the migration may go to a server that does not know which one it is."""
+        context, record = self._context, self._context.record
+        where = context.destination.uri or "the destination"
+        if (receiver := record.receiver) is not None:
+            raise self._refusal(
+                f"{where}: is not a blockmig receiver (any more?), and this migration has begun at "
+                f"the one of {receiver}: start that again; or begin another with a new --id"
+            )
+        if (context.identity.id or context.identity.secret) and not context.plain:
+            raise self._refusal(
+                f"{where}: is not a blockmig receiver, and cannot check the --id or the --secret; "
+                "to send there anyway, use --plain"
+            )
 
     async def _check_empty(self) -> None:
         context = self._context

@@ -166,7 +166,8 @@ class Attempt(ClientHandler):
                 context.runtime,
                 context.reply_timeout,
                 lambda: context.record.record,
-                cookie,
+                cookie=cookie,
+                secret=context.secret,
             )
         self._working: Deferred[None] | None = None
 

@@ -9,6 +9,7 @@ from ...client import Destination
 from ...errors import MigrationError
 from ...interfaces import IDisk
 from ...runtime import Runtime
+from ..identity import Identity
 from .passes import CopyPasses
 from .progress import Progress
 from .record import SourceRecord
@@ -38,6 +39,8 @@ class AttemptContext:
     @ivar reply_timeout: seconds within which the destination must reply while requests are
         outstanding; None to wait for ever.
     @ivar overwrite: a foreign destination may hold data.
+    @ivar identity: what people have said of the migration's identity.
+    @ivar plain: a destination that has no side export will do, whatever its id.
     @ivar accepted: called when a destination was accepted, and an attempt is about to copy.
     @ivar quirks: what attempts have found out about the destination.
     """
@@ -51,8 +54,15 @@ class AttemptContext:
     progress: Progress
     reply_timeout: float | None
     overwrite: bool
+    identity: Identity
+    plain: bool
     accepted: Callable[[], None]
     quirks: PeerQuirks = field(default_factory=PeerQuirks, init=False)
+
+    @property
+    def secret(self) -> bytes:
+        """What both ends know; empty where there is none."""
+        return self.identity.secret
 
     def timeout(self, usual: float) -> float:
         """Seconds to allow for a small answer, for which C{usual} are allowed by default."""

@@ -81,6 +81,7 @@ class Finisher:
     @param source: its record.
     @param destination: where its receiver is.
     @param give_up_after: seconds after which to give up; None to go on for ever.
+    @param secret: what both ends know; empty where there is none.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar progress: that of a sender that has sent nothing yet: nothing is copied.
     @ivar last_error: why the destination could not be notified the last time; "" if that has not
@@ -93,12 +94,14 @@ class Finisher:
         destination: Destination,
         *,
         give_up_after: float | None = None,
+        secret: bytes = b"",
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
         self._source = source
         self._destination = destination
         self._give_up_after = give_up_after
+        self._secret = secret
         self._in_thread = BoundedThreads(runtime.threads)
         self._runtime = replace(runtime, threads=self._in_thread)
         self._reactor = runtime.reactor
@@ -229,7 +232,9 @@ class Finisher:
             if not negotiated.listed:
                 self._conclude_unknown(None)
                 return
-            handoff, message = await open_handoff(self._destination, self._runtime)
+            handoff, message = await open_handoff(
+                self._destination, self._runtime, secret=self._secret
+            )
             try:
                 if self._is_ours(message, HandoffPhase.COPIED, HandoffPhase.RETIRED):
                     await self._announce(handoff, client, cookie)
@@ -253,15 +258,20 @@ class Finisher:
 
     def _is_our_destination(self, message: HandoffMessage) -> bool:
         """Whether it is the disk that the migration went to, not another at the same address."""
-        location = self._source.record.destination
+        record = self._source.record
+        location = record.destination
+        if message.place and record.place:
+            return message.place == record.place
         return not location.disk or (location.host, location.disk) == (message.host, message.disk)
 
     def _was_restarted(self, message: HandoffMessage) -> bool:
-        """Whether a receiver was restarted on the disk that has acknowledged everything."""
-        token = self._source.record.token
-        return (
-            message.phase == HandoffPhase.NONE and bool(token) and self._is_our_destination(message)
-        )
+        """Whether a receiver was restarted on the disk that has acknowledged everything.
+
+        It has made another UUID for the disk; the token proves to it which one it is.
+        """
+        token, location = self._source.record.token, self._source.record.destination
+        namesake = (location.host, location.disk) == (message.host, message.disk)
+        return message.phase == HandoffPhase.NONE and bool(token) and namesake
 
     async def _announce(self, handoff: HandoffConversation, client: NBDClient, cookie: int) -> None:
         await handoff.send(sender_message(HandoffPhase.RETIRED, self._source.record, cookie))

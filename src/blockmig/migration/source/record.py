@@ -25,6 +25,7 @@ from collections.abc import Callable
 from ...errors import Refused
 from ...storage import NotDurable
 from ...syscalls import describe_error
+from ..identity import make_id
 from ..records.files import (
     BadRecord,
     Kind,
@@ -49,6 +50,7 @@ class SourceRecord:
     @param unlink: it is retired by deleting it.
     @param identity: of the disk.
     @param again: a human disregards earlier migrations.
+    @param id: what people call the migration; "" where one is to be made up.
     @ivar record: what is recorded, or would be.
     """
 
@@ -63,6 +65,7 @@ class SourceRecord:
         unlink: bool = False,
         identity: str = "",
         again: bool = False,
+        id: str = "",
     ) -> None:
         before = state.record
         self._records = records
@@ -87,6 +90,8 @@ class SourceRecord:
             instead_of=before.instead_of if before is not None else state.instead_of,
             whole=before is not None and before.whole,
             again=again or (before is not None and before.again),
+            id=(before.id if before is not None else "") or id or make_id(),
+            place=before.place if before is not None else "",
         )
 
     @classmethod
@@ -131,33 +136,53 @@ class SourceRecord:
             and (bool(address) or record is not self._previous)
         )
 
-    def check_location(self, host: str, disk: str) -> None:
+    @property
+    def receiver(self) -> Location | None:
+        """The receiver that knows this migration, if one does."""
+        record = self._on_disk
+        return record.destination if record is not None and record.side_export else None
+
+    def check_location(
+        self, host: str, disk: str, place: str = "", *, blank: bool = False, named: bool = False
+    ) -> None:
         """Check that this is where the migration went before, if it may have left a copy there.
 
         There must not be two whole copies with one UUID, so that the copy at another location gets
         another.
 
-        @raise Refused: all of it is at the other location.
+        @param place: the UUID of the disk there; "" where it is not known.
+        @param blank: nothing was recorded there yet, and that UUID was made just now.
+        @param named: people have named the migration: it stays where it has begun.
+        @raise Refused: all of it is at the other location, or it is to stay there.
         """
         record = self._on_disk
+        self.record = self.record.but(place=place)
         if record is None:
             return
         # Until the next attempt is recorded, whatever was found elsewhere does not count.
         self.record = self.record.but(migration=record.migration, instead_of=record.instead_of)
         location = record.destination
-        if (
-            not self._may_be_copied
-            or not location.disk
-            or (location.host, location.disk) == (host, disk)
-        ):
+        namesake = (location.host, location.disk) == (host, disk)
+        whole = record.phase == Phase.COPIED or record.whole
+        known = place and record.place and (whole or not blank)
+        same = place == record.place if known else namesake
+        if not location.disk or same:
             return
-        if record.phase == Phase.COPIED or record.whole:
+        if self._may_be_copied and whole:
+            other = "another disk of that name" if namesake else f"{host}:{disk}"
             raise Refused(
                 f"all of it was copied to {location}, which could be taken for the canonical copy, "
-                f"but the destination is {host}:{disk} now: send it there, or delete that copy and "
+                f"but the destination is {other} now: send it there, or delete that copy and "
                 "use --again"
             )
-        self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
+        if named and record.side_export and not namesake:
+            raise Refused(
+                f"the migration {record.id} has begun at {location}, but the receiver of "
+                f"{host}:{disk} has that address now: start the right one again, or begin another "
+                "migration with a new --id"
+            )
+        if self._may_be_copied:
+            self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
 
     def copying(self, attempt: int, destination: Location, side_export: bool) -> None:
         """I{Slow.} An attempt begins.

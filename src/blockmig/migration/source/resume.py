@@ -27,6 +27,7 @@ from ...runtime import Runtime
 from ...storage import DiskRefused, open_disk, record_path
 from ...syscalls import SYSTEM, SystemCalls
 from ..disk import guarded
+from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records
 from ..records.permitted import SourceState, source_state
@@ -93,6 +94,7 @@ class Source:
         unlink: bool = False,
         overrides: Overrides = NO_OVERRIDES,
         patience: Patience = USUAL_PATIENCE,
+        identity: Identity = ANYBODY,
         runtime: Runtime,
     ) -> Finisher | None:
         """What finishes the migration, if an earlier run has retired the source.
@@ -117,6 +119,7 @@ class Source:
             SourceRecord.finishing(self.records, state),
             destination,
             give_up_after=patience.give_up_after,
+            secret=identity.secret,
             runtime=runtime,
         )
 
@@ -143,6 +146,7 @@ def resume(
     overrides: Overrides = NO_OVERRIDES,
     patience: Patience = USUAL_PATIENCE,
     max_rate: float | None = None,
+    identity: Identity = ANYBODY,
     runtime: Runtime | None = None,
 ) -> Sender | Finisher:
     """Send a disk, whatever happened to it before.
@@ -161,6 +165,7 @@ def resume(
     @param overrides: checks to override.
     @param patience: how long the destination is tried.
     @param max_rate: bytes of data per second; None for no limit.
+    @param identity: the id and the secret of the migration, the same as the receiver's.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @raise Refused: there is no such disk, and nothing of it to be finished; or the records forbid
         it, or the disk cannot be sent.
@@ -177,7 +182,12 @@ def resume(
         check_unclaimed(disk, source.name)
     try:
         sending: Sender | Finisher | None = source.finisher(
-            destination, unlink=unlink, overrides=overrides, patience=patience, runtime=runtime
+            destination,
+            unlink=unlink,
+            overrides=overrides,
+            patience=patience,
+            identity=identity,
+            runtime=runtime,
         )
         if sending is None:
             assert to_send is not None  # or the records would have been refused
@@ -188,6 +198,7 @@ def resume(
                 overrides=overrides,
                 patience=patience,
                 max_rate=max_rate,
+                identity=identity,
                 runtime=runtime,
             )
     except BaseException:

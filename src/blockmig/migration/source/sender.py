@@ -42,6 +42,7 @@ from ...transport import RateLimiter
 from ..disk import failing_locally, guarded
 from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
+from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records
 from ..records.permitted import SourceState, source_state
@@ -71,6 +72,8 @@ class Sender:
     @param max_rate: bytes of data per second; None for no limit.
     @param passes: what an attempt sends, and how fast; by default all of the disk once, which
         nobody changes.
+    @param identity: the id and the secret of the migration, the same as the receiver's; an id is
+        made up where none is given.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
@@ -92,6 +95,7 @@ class Sender:
         patience: Patience = USUAL_PATIENCE,
         max_rate: float | None = None,
         passes: CopyPasses | None = None,
+        identity: Identity = ANYBODY,
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
@@ -109,7 +113,12 @@ class Sender:
         self._passes: CopyPasses = passes if passes is not None else FullCopy(disk.size, limiter)
         with failing_locally(disk):
             self.source = _source_record(
-                disk, destination.uri, unlink=unlink, again=overrides.again, system=runtime.system
+                disk,
+                destination.uri,
+                unlink=unlink,
+                again=overrides.again,
+                id=identity.id,
+                system=runtime.system,
             )
         watch = SourceWatch(
             disk,
@@ -138,6 +147,8 @@ class Sender:
             progress=self.progress,
             reply_timeout=patience.reply_timeout,
             overwrite=overrides.overwrite,
+            identity=identity,
+            plain=overrides.plain,
             accepted=self._accepted,
         )
         self._opening: OpeningAttempt | None = None
@@ -355,6 +366,7 @@ class Sender:
             self.source,
             self._context.destination,
             give_up_after=self._patience.give_up_after,
+            secret=self._context.secret,
             runtime=self._context.runtime,
         )
         await self._finisher.run()
@@ -401,7 +413,7 @@ class Sender:
         while (left := end - self._reactor.seconds()) > 0:
             try:
                 handoff, message = await open_handoff(
-                    self._context.destination, self._context.runtime, left
+                    self._context.destination, self._context.runtime, left, self._context.secret
                 )
                 try:
                     if not is_same_migration(message, source.record):
@@ -434,7 +446,7 @@ def _record_failed(error: OSError) -> None:
 
 
 def _source_record(
-    disk: IDisk, destination: str, *, unlink: bool, again: bool, system: SystemCalls
+    disk: IDisk, destination: str, *, unlink: bool, again: bool, id: str, system: SystemCalls
 ) -> SourceRecord:
     """The record of the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
@@ -453,4 +465,5 @@ def _source_record(
         unlink=unlink,
         identity=identity,
         again=again,
+        id=id,
     )
