@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Unconfirmed,
     )
     from .migration.destination.receiver import Receiver
+    from .migration.identity import Identity
     from .migration.mirror.mirror import Mirror
     from .migration.mirror.pre_copy import Converge
     from .migration.policy import Overrides, Patience
@@ -50,6 +51,7 @@ _MODULES: Final = {
     "FileDisk": "storage",
     "Finisher": "migration.source.finisher",
     "GaveUp": "errors",
+    "Identity": "migration.identity",
     "InUse": "errors",
     "LocalFailure": "errors",
     "MigrationError": "errors",
@@ -79,6 +81,7 @@ __all__ = [
     "FileDisk",
     "Finisher",
     "GaveUp",
+    "Identity",
     "InUse",
     "LocalFailure",
     "MigrationError",

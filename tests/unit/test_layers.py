@@ -55,7 +55,7 @@ ARROWS = {
     "control": "transport",
     "cli": (
         "interfaces syscalls errors runtime nbd storage transport client server control "
-        "migration.policy migration.in_use migration.records migration.source "
+        "migration.policy migration.identity migration.in_use migration.records migration.source "
         "migration.destination migration.mirror"
     ),
     "testing": "interfaces runtime nbd storage client",

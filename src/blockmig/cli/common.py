@@ -1,11 +1,35 @@
-"""Options that several commands have, and their checks."""
+"""Options that several commands have, and their checks.
+
+Rule (design, section 2: R10): a secret is read from a file that nobody else can read, or from
+standard input; it is never an argument, and shown nowhere.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
 from typing import Final
 
 from .usage import Flag, Options, Parameter, UsageError
 from .values import one_of, parse_bytes, parse_seconds
+
+_LONGEST_SECRET: Final = 4096
+"""Bytes."""
+
+
+def parse_id(text: str) -> str:
+    """The id of a migration.
+
+    @raise ValueError: it cannot be one.
+    """
+    from ..migration.identity import check_id  # noqa: PLC0415
+
+    try:
+        return check_id(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
 
 VERBOSE: Final = Flag("verbose", "Log more, for debugging.", "v")
 QUIET: Final = Flag("quiet", "Log only warnings and errors.", "q")
@@ -83,6 +107,28 @@ CONTROL_SOCKET: Final = Parameter(
     metavar="PATH",
 )
 
+ID: Final = Parameter(
+    "id",
+    "What this migration is called: give the same ID to both ends, and the receiver accepts no "
+    "other sender. 1 to 64 letters, digits, dots, hyphens and underscores. An ID is no secret; see "
+    "--secret.",
+    parse_id,
+    metavar="ID",
+    default_text="one that is made up, and logged",
+)
+SECRET: Final = Parameter(
+    "secret",
+    "A file whose content both ends know and nobody else (at least 16 bytes; mode 0600), or - to "
+    "read one line from standard input: who does not know it can neither begin nor finish the "
+    "migration. It is not transmitted. (It does not encrypt the data.)",
+    metavar="FILE",
+)
+PLAIN: Final = Flag(
+    "plain",
+    "With --id or --secret: send even to a server that is not a blockmig receiver, and cannot "
+    "check them.",
+)
+
 HANDSHAKE_TIMEOUT: Final = Parameter(
     "handshake-timeout",
     "Close a connection whose NBD handshake takes longer than SECONDS; 0 means no limit.",
@@ -145,3 +191,44 @@ def check_export(name: str, longest: int) -> None:
         raise UsageError("--export: the name is not UTF-8") from None
     if len(encoded) > longest:
         raise UsageError(f"--export: the name is longer than {longest} bytes")
+
+
+def secret_of(options: Options) -> bytes:
+    """The secret that the options name; empty where they name none.
+
+    @raise UsageError: it cannot be used.
+    """
+    path = options["secret"]
+    if path is None:
+        return b""
+    from ..migration.identity import SHORTEST_SECRET  # noqa: PLC0415
+
+    try:
+        secret = read_secret(path)
+    except OSError as error:
+        raise UsageError(f"--secret: {path}: {error.strerror}") from None
+    if len(secret) < SHORTEST_SECRET:
+        raise UsageError(f"--secret: {path}: is too short: {SHORTEST_SECRET} bytes are needed")
+    return secret
+
+
+def read_secret(path: str) -> bytes:
+    """The secret in the file at C{path}, without the end of its line.
+
+    @param path: "-" for standard input.
+    @raise OSError: it cannot be read.
+    @raise UsageError: others can read it, or it is no secret.
+    """
+    if path == "-":
+        return sys.stdin.buffer.readline(_LONGEST_SECRET).rstrip(b"\r\n")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+            raise UsageError(f"--secret: {path}: is not a file")
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            raise UsageError(f"--secret: {path}: others can read it: chmod 600 {path}")
+        secret = file.read(_LONGEST_SECRET + 1)
+    if len(secret) > _LONGEST_SECRET:
+        raise UsageError(f"--secret: {path}: has more than {_LONGEST_SECRET} bytes")
+    return secret.rstrip(b"\r\n")

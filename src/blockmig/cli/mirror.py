@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Options(usage.Options):
     """
     @ivar uri: the destination.
+    @ivar secret: what both ends know; empty where there is none.
     @ivar relay_to: the new server; None if it is at the destination, or there is no relay.
     """
 
@@ -44,10 +45,13 @@ class Options(usage.Options):
             "Wait until the mirror has ended: show its progress, and exit with its status.",
         ),
         Flag("no-wait", "Do not wait. This is the default."),
+        common.PLAIN,
         common.VERBOSE,
         common.QUIET,
     )
     optParameters: ClassVar[tuple[Parameter, ...]] = (
+        common.ID,
+        common.SECRET,
         common.MAX_RATE,
         Parameter(
             "max-pause",
@@ -92,6 +96,7 @@ class Options(usage.Options):
         common.LOG_FORMAT,
     )
     uri: NBDURI
+    secret: bytes
     relay_to: NBDURI | None = None
 
     def parseArgs(self, *arguments: str) -> None:
@@ -101,6 +106,7 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         common.check_verbosity(self)
+        self.secret = common.secret_of(self)
         common.check_control(self)
         if self["wait"] and self["no-wait"]:
             raise usage.UsageError("--wait and --no-wait contradict each other")

@@ -25,6 +25,7 @@ from ..client import Destination
 from ..control import ControlRefused
 from ..control.server import Routes
 from ..errors import ExitStatus, MigrationError, Refused, Summary
+from ..migration.identity import Identity
 from ..migration.mirror.mirror import Mirror
 from ..migration.mirror.pre_copy import Converge
 from ..migration.policy import Overrides, Patience
@@ -143,7 +144,13 @@ class MirrorManager:
             self._server,
             self._destination(uri),
             unlink=body.flag("unlink"),
-            overrides=Overrides(body.flag("again"), body.flag("overwrite"), self._in_use_anyway),
+            overrides=Overrides(
+                body.flag("again"),
+                body.flag("overwrite"),
+                self._in_use_anyway,
+                body.flag("plain"),
+            ),
+            identity=body.identity(),
             max_rate=body.rate(),
             longest_pause=body.seconds("max_pause", 0.5),
             converge=Converge(body.one_of("converge", *Converge)),
@@ -243,6 +250,15 @@ class _RequestBody:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
             raise self._bad(name)
         return float(value)
+
+    def identity(self) -> Identity:
+        id, secret = self._body.get("id", ""), self._body.get("secret", "")
+        if not isinstance(id, str) or not isinstance(secret, str):
+            raise ControlRefused("id or secret: is not valid", 400)
+        try:
+            return Identity(id, bytes.fromhex(secret))
+        except ValueError as error:  # never with the secret in it
+            raise ControlRefused(f"id or secret: {error}", 400) from None
 
     def rate(self) -> float | None:
         value = self._body.get("max_rate")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
+    """@ivar secret: what both ends know; empty where there is none."""
+
     synopsis = "blockmig receive --file PATH [options]"
     longdesc = (
         "Receive one disk into a raw image or block device, and exit when the migration is "
@@ -53,6 +55,8 @@ class Options(usage.Options):
         ),
         common.LISTEN,
         common.EXPORT,
+        common.ID,
+        common.SECRET,
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "idle-timeout",
@@ -68,8 +72,11 @@ class Options(usage.Options):
         common.LOG_FORMAT,
     )
 
+    secret: bytes
+
     def postOptions(self) -> None:
         common.check_verbosity(self)
+        self.secret = common.secret_of(self)
         common.check_file(self)
         common.check_export(self["export"], MAXIMUM_NAME - len(HANDOFF_EXPORT))
 

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 
 from ..errors import GaveUp, MigrationError, Refused, Summary
 from ..migration.destination.receiver import Receiver
+from ..migration.identity import Identity
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides
 from ..runtime import Runtime
@@ -100,6 +101,7 @@ class ReceiveOperation:
             idle_timeout=options["idle-timeout"],
             give_up_after=options["give-up-after"] or None,
             overrides=Overrides(bool(options["again"]), bool(options["overwrite"])),
+            identity=Identity(options["id"] or "", options.secret),
             runtime=self._runtime,
         )
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
-    """@ivar uri: the destination."""
+    """
+    @ivar uri: the destination.
+    @ivar secret: what both ends know; empty where there is none.
+    """
 
     synopsis = "blockmig send DISK URI [options]"
     longdesc = (
@@ -43,10 +46,13 @@ class Options(usage.Options):
             "running yet. (Once the destination has accepted a handshake, a lost connection is "
             "always retried.)",
         ),
+        common.PLAIN,
         common.VERBOSE,
         common.QUIET,
     )
     optParameters: ClassVar[tuple[Parameter, ...]] = (
+        common.ID,
+        common.SECRET,
         common.MAX_RATE,
         common.GIVE_UP_AFTER,
         common.PROGRESS,
@@ -54,6 +60,7 @@ class Options(usage.Options):
         common.LOG_FORMAT,
     )
     uri: NBDURI
+    secret: bytes
 
     def parseArgs(self, *arguments: str) -> None:
         if len(arguments) != 2:
@@ -63,6 +70,7 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         common.check_verbosity(self)
+        self.secret = common.secret_of(self)
 
 
 def run(options: Options) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from ..client import Destination
 from ..errors import GaveUp, LocalFailure, Refused, Summary
 from ..interfaces import IDisk
+from ..migration.identity import Identity
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides, Patience
 from ..migration.source.finisher import Finisher
@@ -43,6 +44,7 @@ class SendOperation:
         self._runtime = runtime
         self._display = display
         self._make_endpoint = make_endpoint
+        self._identity = Identity(options["id"] or "", options.secret)
         self._running: Sender | Finisher | None = None
         self._stop_reason = ""
 
@@ -55,6 +57,7 @@ class SendOperation:
                 unlink=bool(options["unlink"]),
                 overrides=self._overrides(),
                 patience=self._patience(),
+                identity=self._identity,
                 runtime=self._runtime,
             )
             if finisher is not None:
@@ -94,6 +97,7 @@ class SendOperation:
             overrides=self._overrides(),
             patience=self._patience(),
             max_rate=self._options["max-rate"],
+            identity=self._identity,
             runtime=self._runtime,
         )
         self._display.start(sender.progress, self._runtime.reactor)
@@ -108,6 +112,7 @@ class SendOperation:
             again=bool(options["again"]),
             overwrite=bool(options["overwrite"]),
             in_use_anyway=bool(options["in-use-anyway"]),
+            plain=bool(options["plain"]),
         )
 
     def _patience(self) -> Patience:

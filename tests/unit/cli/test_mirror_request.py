@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from blockmig.cli import mirror_request
 from blockmig.cli.mirror_request import request_mirror as run_mirror
@@ -27,6 +28,9 @@ class RequestTests(Case):
                 "unlink": False,
                 "again": False,
                 "overwrite": False,
+                "plain": False,
+                "id": "",
+                "secret": "",
                 "max_rate": None,
                 "max_pause": 0.5,
                 "timeout": 60.0,
@@ -39,6 +43,12 @@ class RequestTests(Case):
         (event,) = self.named("mirroring")
         self.assertEqual("nbd://h:10809/", event["destination"])
 
+    def secret(self):
+        path = self.mktemp()
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            file.write(b"sixteen bytes at least\n")
+        return path
+
     def test_the_request_has_every_option(self):
         options = [
             "--unlink",
@@ -50,6 +60,11 @@ class RequestTests(Case):
             "20",
             "--timeout",
             "7.5",
+            "--id",
+            "nightly",
+            "--secret",
+            self.secret(),
+            "--plain",
         ]
         options += ["--converge", "throttle", "--then", "relay", "--relay-to", "nbd://[::1]:7/y"]
         body = self.asked("nbd+unix:///x?socket=/s", *options)
@@ -59,6 +74,9 @@ class RequestTests(Case):
                 "unlink": True,
                 "again": True,
                 "overwrite": True,
+                "plain": True,
+                "id": "nightly",
+                "secret": b"sixteen bytes at least".hex(),
                 "max_rate": 1 << 20,
                 "max_pause": 0.02,
                 "timeout": 7.5,

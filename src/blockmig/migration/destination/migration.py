@@ -205,9 +205,12 @@ class IncomingMigration:
         """An attempt of C{connection} begins."""
         self.attempts += 1
         self._progress.begin()
+        claim = self.claims.of(connection)
+        named = claim is not None and claim.id
         _log.info(
-            "attempt {number} began, from {peer}",
+            "attempt {number} began, from {peer}" + (", as migration {id}" if named else ""),
             event="attempt",
+            id=claim.id if claim is not None else "",
             number=self.attempts,
             peer=connection.peer,
         )

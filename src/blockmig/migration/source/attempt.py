@@ -103,8 +103,9 @@ class OpeningAttempt(ClientHandler):
             return
         context.progress.begin_attempt()
         _log.info(
-            "attempt {number} began: {size} bytes of {disk}",
+            "attempt {number} began: {size} bytes of {disk}, as migration {id}",
             event="attempt",
+            id=context.record.record.id,
             number=context.progress.attempt,
             size=context.disk.size,
             disk=context.disk.name,
