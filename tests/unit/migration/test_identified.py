@@ -1,0 +1,326 @@
+"""Both ends, and which migration is which: ids, secrets, and what has another's address (R10)."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig import claims
+from blockmig.client import Destination
+from blockmig.errors import GaveUp, Refused, Summary
+from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.identity import ANYBODY, Identity
+from blockmig.migration.policy import Overrides, Patience
+from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.source.resume import resume
+from blockmig.runtime import Runtime
+from blockmig.testing import synchronous
+from tests.unit.support import ADDRESS, MemoryEndpoint, RecordedDisk, make_plain
+
+DATA = b"x" * 5000 + bytes(300_000)
+URI = "nbd://there/"
+SECRET = bytes(range(32))
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.base = os.path.abspath(self.mktemp())
+        self.source = RecordedDisk(DATA, self.base + "-s/disk")
+        os.mkdir(self.base + "-s")
+        self.endpoint = MemoryEndpoint(self.clock, self.build)
+        self.place()
+
+    def place(self, name="d"):
+        """Another destination, which nothing listens for yet."""
+        self.target = RecordedDisk(b"o" * len(DATA), f"{self.base}-{name}/disk")
+        self.target.blank = True
+        os.makedirs(os.path.dirname(self.target.path), exist_ok=True)
+
+    def build(self):
+        return self.receiver.factory().buildProtocol(ADDRESS)
+
+    def receive(self, identity=ANYBODY, plain=False):
+        """Have a receiver at the address, instead of what was there."""
+        claims.forget_all()
+        for link in self.endpoint.connections:
+            link.cut()
+        self.receiver = Receiver(
+            self.target,
+            overrides=Overrides(overwrite=True),
+            identity=identity,
+            runtime=Runtime(self.clock, synchronous),
+        )
+        self.arrived = self.receiver.complete()
+        self.arrived.addErrback(lambda failure: failure)
+        if plain:
+            make_plain(self.receiver)
+
+    def send(self, identity=ANYBODY, *, unlink=True, plain=False, retry=False):
+        self.sender = resume(
+            self.source,
+            Destination(self.endpoint, uri=URI),
+            unlink=unlink,
+            identity=identity,
+            overrides=Overrides(overwrite=True, plain=plain),
+            patience=Patience(retry=retry, retry_policy=lambda failures: 1.0),
+            runtime=Runtime(self.clock, synchronous),
+        )
+        self.outcome = self.sender.run()
+
+    def again(self, *arguments, **keywords):
+        """In another process."""
+        claims.forget_all()
+        self.send(*arguments, **keywords)
+
+    def crash(self):
+        """The sender's process dies: nothing of what it would do comes to pass."""
+        self.sender.source._records = None
+        self.sender.source._asked = False
+        self.sender.stop()
+        self.pump(8)
+        self.outcome.addErrback(lambda _: None)
+
+    def pump(self, seconds=0):
+        self.endpoint.pump()
+        for _ in range(seconds):
+            self.clock.advance(1)
+            self.endpoint.pump()
+
+    def until_recorded(self, phase):
+        for _ in range(500):
+            if (record := self.record()) is not None and record.phase == phase:
+                return
+            if not self.endpoint.step():
+                self.clock.advance(0.1)
+        self.fail(f"{phase} was never recorded")
+
+    def record(self, kind=Kind.MIGRATING):
+        return Records(self.source.path).read(kind)
+
+    def completes(self):
+        self.pump(8)
+        self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+        self.assertEqual(DATA, self.target.content)
+
+    def is_kept(self, content=None):
+        """The source is untouched, and so is the destination."""
+        self.assertFalse(self.source.unlinked)
+        self.assertEqual(None, self.record(Kind.MIGRATED))
+        if content is not None:
+            self.assertEqual(content, self.target.content)
+
+    def stops(self, *words):
+        """It would try for ever; the last try failed with these words."""
+        self.assertNoResult(self.outcome)
+        for word in words:
+            self.assertIn(word, self.sender.last_error)
+        self.sender.stop()
+        self.pump(8)
+        self.failureResultOf(self.outcome, GaveUp)
+        self.is_kept()
+
+
+class IdTests(Case):
+    def test_both_ends_with_one_id_complete_it(self):
+        self.receive(Identity("nightly"))
+        self.send(Identity("nightly"))
+        self.until_recorded(Phase.COPIED)
+        self.assertEqual("nightly", self.record().id)
+        self.completes()
+
+    def test_an_id_is_made_up_where_none_is_given_and_kept(self):
+        self.receive()
+        self.send()
+        self.until_recorded(Phase.COPYING)
+        id = self.record().id
+        self.assertRegex(id, "^[0-9a-f]{8}$")
+        self.crash()
+        self.receive()
+        self.again()
+        self.until_recorded(Phase.COPIED)
+        self.assertEqual(id, self.record().id)
+        self.completes()
+
+    def test_a_receiver_of_another_migration_refuses(self):
+        for id in ("weekly", ""):
+            self.setUp()
+            self.receive(Identity("nightly"))
+            self.send(Identity(id))
+            self.pump(3)
+            self.stops("its log says why")
+            self.assertEqual(b"o" * len(DATA), self.target.content)
+
+    def test_a_server_that_cannot_check_it_is_refused(self):
+        for identity in (Identity("nightly"), Identity("", SECRET)):
+            self.setUp()
+            self.receive(plain=True)
+            self.send(identity)
+            self.pump(3)
+            error = self.failureResultOf(self.outcome, Refused).value
+            self.assertIn("--plain", str(error))
+            self.is_kept(b"o" * len(DATA))
+            self.again(identity, plain=True)
+            self.completes()
+
+
+class SecretTests(Case):
+    def test_both_ends_with_one_secret_complete_it(self):
+        self.receive(Identity("nightly", SECRET))
+        self.send(Identity("nightly", SECRET))
+        self.completes()
+        self.pump(8)
+        self.assertIsInstance(self.successResultOf(self.arrived), Summary)
+
+    def test_a_sender_with_another_secret_or_none_is_refused(self):
+        for secret in (SECRET + b"x", b""):
+            self.setUp()
+            self.receive(Identity("nightly", SECRET))
+            self.send(Identity("nightly", secret))
+            self.pump(3)
+            self.stops()
+            self.assertEqual(b"o" * len(DATA), self.target.content)
+
+    def test_a_receiver_that_does_not_know_the_secret_gets_nothing(self):
+        self.receive(Identity("nightly"))
+        self.send(Identity("nightly", SECRET))
+        self.pump(3)
+        self.stops("does not prove")
+        self.assertEqual(b"o" * len(DATA), self.target.content)
+
+    def test_one_that_only_repeats_what_it_hears_gets_nothing(self):
+        """It gives a nonce, and sends back the sender's own proof."""
+        self.receive(Identity("nightly"))
+        report = self.receiver._migration.report
+        message = report.message
+
+        def echo(nonce="", accepted=None):
+            answer = message(nonce, accepted)
+            proof = accepted.proof if accepted is not None else ""
+            cookie = accepted.cookie if accepted is not None else ""
+            fields = {"nonce": "n", "proof": proof, "cookie": cookie}
+            return type(answer)(**{**{f: getattr(answer, f) for f in answer.__slots__}, **fields})
+
+        report.message = echo
+        self.send(Identity("nightly", SECRET))
+        self.pump(3)
+        self.stops("does not prove")
+        self.assertEqual(b"o" * len(DATA), self.target.content)
+
+    def test_a_retired_source_is_finished_with_the_secret_only(self):
+        self.receive(Identity("nightly", SECRET))
+        self.send(Identity("nightly", SECRET))
+        self.until_recorded(Phase.COPIED)
+        self.assertTrue(self.source.unlinked)
+        for link in self.endpoint.connections:
+            link.cut()
+        self.sender.stop()
+        self.pump(8)
+        self.assertTrue(self.outcome.called)
+        self.outcome.addErrback(lambda _: None)
+        self.receive(Identity("nightly", SECRET))
+        self.again(Identity("nightly"))
+        self.pump(3)
+        self.assertNoResult(self.outcome)
+        self.sender.stop()
+        self.pump(3)
+        self.outcome.addErrback(lambda _: None)
+        self.again(Identity("nightly", SECRET))
+        self.completes()
+
+
+class AddressTests(Case):
+    """Something else has the address of the receiver."""
+
+    def test_what_was_claimed_never_goes_on_as_plain_NBD(self):
+        for plain in (False, True):
+            self.setUp()
+            self.receive()
+            self.send(plain=plain)
+            self.until_recorded(Phase.COPYING)
+            self.place("other")
+            self.receive(plain=True)
+            self.pump(5)
+            self.assertNoResult(self.outcome)
+            self.assertIn("is not a blockmig receiver", self.sender.last_error)
+            self.is_kept(b"o" * len(DATA))
+            self.crash()
+            self.again(plain=plain)
+            self.pump(3)
+            error = self.failureResultOf(self.outcome, Refused).value
+            self.assertIn("--id", str(error))
+            self.is_kept(b"o" * len(DATA))
+
+    def test_it_goes_on_once_its_receiver_is_back(self):
+        self.receive()
+        self.send()
+        self.until_recorded(Phase.COPYING)
+        first = self.target
+        self.place("other")
+        self.receive(plain=True)
+        self.pump(3)
+        self.target = first
+        self.receive()
+        self.completes()
+
+    def test_a_whole_copy_is_at_one_place_only_whatever_its_name(self):
+        """Two hosts of one name have a disk of one name: their UUIDs tell them apart."""
+        for change in ({"phase": Phase.COPIED}, {"whole": True}):
+            self.setUp()
+            self.receive()
+            self.send()
+            self.until_recorded(Phase.COPYING)
+            record = self.record()
+            self.crash()
+            self.assertEqual(self.receiver._migration.record.place, record.place)
+            Records(self.source.path).write(Kind.MIGRATING, record.but(**change))
+            self.place()
+            self.assertEqual(record.destination.disk, self.target.path)
+            self.receive()
+            self.again()
+            self.pump(5)
+            error = self.failureResultOf(self.outcome, Refused).value
+            self.assertIn("another disk of that name", str(error))
+            self.is_kept(b"o" * len(DATA))
+
+    def test_a_migration_that_people_have_named_stays_where_it_began(self):
+        self.receive(Identity("nightly"))
+        self.send(Identity("nightly"))
+        self.until_recorded(Phase.COPYING)
+        first = self.target
+        self.place("other")
+        self.receive()
+        self.pump(3)
+        self.assertNoResult(self.outcome)
+        self.assertIn("start the right one again", self.sender.last_error)
+        self.is_kept(b"o" * len(DATA))
+        self.target = first
+        self.receive(Identity("nightly"))
+        self.completes()
+
+    def test_one_that_nobody_named_begins_again_elsewhere_with_another_UUID(self):
+        self.receive()
+        self.send()
+        self.until_recorded(Phase.COPYING)
+        before = self.record()
+        self.crash()
+        self.place("other")
+        self.receive()
+        self.again()
+        self.until_recorded(Phase.COPIED)
+        self.assertNotEqual(before.migration, self.record().migration)
+        self.assertEqual(before.id, self.record().id)
+        self.completes()
+
+    def test_a_receiver_that_was_restarted_before_it_recorded_anything_is_the_same(self):
+        self.receive()
+        self.send()
+        self.until_recorded(Phase.COPYING)
+        before = self.record().migration
+        self.assertEqual(None, Records(self.target.path).read(Kind.INCOMPLETE))
+        self.receive()
+        self.until_recorded(Phase.COPIED)
+        self.assertEqual(before, self.record().migration)
+        self.completes()
