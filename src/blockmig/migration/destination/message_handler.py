@@ -15,6 +15,7 @@ Rules (design, section 2: R2, R6, R10, R12):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -75,6 +76,7 @@ class MessageHandler:
         self._durability = durability
         self._failures = failures
         self._progress = progress
+        self._refused: WeakKeyDictionary[ServerConnection, str] = WeakKeyDictionary()
 
     def handle(self, sent: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
         """Act on a message; the result says whether it is acknowledged.
@@ -93,6 +95,10 @@ class MessageHandler:
         return Errno.EINVAL
 
     def _refuse(self, sent: SentMessage, why: str, answer: Errno = Errno.EPERM) -> Errno:
+        """Log why a message is refused, once for each connection and reason."""
+        if self._refused.get(sent.connection) == why:
+            return answer
+        self._refused[sent.connection] = why
         _log.warn(
             "{peer}: the migration of {source} is refused: {why}",
             event="refused",
