@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -10,11 +11,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig import claims
 from blockmig.client import Destination
 from blockmig.errors import GaveUp, Refused, Summary
+from blockmig.migration.destination import handoff_export
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.identity import ANYBODY, Identity
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.migration.source.resume import resume
+from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
 from blockmig.testing import synchronous
 from tests.unit.support import ADDRESS, MemoryEndpoint, RecordedDisk, make_plain
@@ -60,7 +63,7 @@ class Case(SynchronousTestCase):
 
     def send(self, identity=ANYBODY, *, unlink=True, plain=False, retry=False):
         self.sender = resume(
-            self.source,
+            self.source.path if self.source.unlinked else self.source,
             Destination(self.endpoint, uri=URI),
             unlink=unlink,
             identity=identity,
@@ -77,8 +80,9 @@ class Case(SynchronousTestCase):
 
     def crash(self):
         """The sender's process dies: nothing of what it would do comes to pass."""
-        self.sender.source._records = None
-        self.sender.source._asked = False
+        source = self.sender.source if isinstance(self.sender, Sender) else self.sender._source
+        source._records = None
+        source._asked = False
         self.sender.stop()
         self.pump(8)
         self.outcome.addErrback(lambda _: None)
@@ -323,4 +327,69 @@ class AddressTests(Case):
         self.receive()
         self.until_recorded(Phase.COPIED)
         self.assertEqual(before, self.record().migration)
+        self.completes()
+
+
+class VersionTests(Case):
+    """One end is of version 0.1: its messages lack what came later."""
+
+    NEW = ("id", "place", "holder", "state_directory", "nonce", "proof")
+
+    def without(self, message):
+        return replace(message, **dict.fromkeys(self.NEW, ""))
+
+    def old_sender(self):
+        decode = handoff_export.decode_message
+        self.patch(handoff_export, "decode_message", lambda data: self.without(decode(data)))
+
+    def old_receiver(self):
+        report = self.receiver._migration.report
+        message = report.message
+        report.message = lambda *arguments: self.without(message(*arguments))
+
+    def test_an_old_sender_is_received(self):
+        for unlink in (True, False):
+            self.setUp()
+            self.old_sender()
+            self.receive()
+            self.send(unlink=unlink)
+            self.completes()
+            self.pump(8)
+            self.assertIsInstance(self.successResultOf(self.arrived), Summary)
+
+    def test_an_old_sender_is_refused_where_an_id_is_needed(self):
+        self.old_sender()
+        self.receive(Identity("nightly"))
+        self.send(Identity("nightly"))
+        self.pump(3)
+        self.stops("its log says why")
+
+    def test_an_old_receiver_is_sent_to_also_with_an_id(self):
+        for identity in (ANYBODY, Identity("nightly")):
+            self.setUp()
+            self.receive()
+            self.old_receiver()
+            self.send(identity)
+            self.completes()
+
+    def test_an_old_receiver_cannot_prove_a_secret(self):
+        self.receive()
+        self.old_receiver()
+        self.send(Identity("nightly", SECRET))
+        self.pump(3)
+        self.stops("does not prove")
+
+    def test_what_an_old_sender_has_left_unfinished_is_finished_by_a_new_one(self):
+        """Its record has no place and no id."""
+        self.receive()
+        self.send()
+        self.until_recorded(Phase.COPIED)
+        self.assertTrue(self.source.unlinked)
+        record = self.record()
+        self.crash()
+        Records(self.source.path).write(Kind.MIGRATING, record.but(id="", place=""))
+        place = self.receiver._migration.record.current.but(id="", place="")
+        Records(self.target.path).write(Kind.INCOMPLETE, place)
+        self.receive()
+        self.again()
         self.completes()

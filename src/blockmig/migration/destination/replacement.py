@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from .attempt import IncomingAttempt
@@ -36,7 +37,6 @@ class Replacement:
         self._reactor = reactor
         self._began = reactor.seconds()
         self._waiting: list[Deferred[None]] = []
-        self._over = False
         _log.warn(
             "the attempt from {peer}, which has not said who it is, is replaced by that of {by}, "
             "which has",
@@ -44,21 +44,22 @@ class Replacement:
             peer=attempt.connection.peer,
             by=by,
         )
-        reactor.callLater(_TICK, self._check, self._progress)
+        self._check_later: IDelayedCall | None = None
+        self._look_again()
 
-    @property
-    def _progress(self) -> object:
-        return dict(self._attempt.connection.traffic.as_json())
+    def _look_again(self) -> None:
+        traffic = self._attempt.connection.traffic.as_json()
+        self._check_later = self._reactor.callLater(_TICK, self._check, traffic)
 
-    def _check(self, before: object) -> None:
-        if self._over:
-            return
-        now = self._progress
-        busy = now != before or self._attempt.connection.is_mid_exchange
+    def _check(self, before: dict[str, int]) -> None:
+        """Whether something still arrives that was on its way."""
+        self._check_later = None
+        connection = self._attempt.connection
+        busy = connection.traffic.as_json() != before or connection.is_mid_exchange
         if busy and self._reactor.seconds() - self._began < LONGEST:
-            self._reactor.callLater(_TICK, self._check, now)
+            self._look_again()
         else:
-            self._attempt.connection.abort()
+            connection.abort()
 
     def wait(self) -> Deferred[None]:
         """Fires once the attempt is over."""
@@ -71,7 +72,8 @@ class Replacement:
 
         Whoever waits goes on in a moment: the migration's machine is in the middle of something.
         """
-        self._over = True
+        if self._check_later is not None:
+            self._check_later.cancel()
         self._reactor.callLater(0, self._release)
 
     def _release(self) -> None:
