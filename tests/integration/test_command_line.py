@@ -171,7 +171,7 @@ def test_a_disk_that_a_sender_has_open_is_refused(
 ) -> None:
     receiver = processes.receive(room / "destination", "--size", MIB)
     processes.send(disk, receiver, "--max-rate", "100K")
-    receiver.wait_event("attempt")
+    until((room / "destination.INCOMPLETE").exists)
     refused(processes, receive_command(disk), disk, "in use")
     refused(processes, send_command(disk, receiver.uri), disk, "in use")
 

@@ -4,14 +4,16 @@ Owns which claims stand, and who may claim at all. Rules (design, section 2: R10
 
 * a claim costs nothing: no record, no file, no size; it replaces nobody, and is held in memory
   until the first change of its connection is admitted;
-* it is the claim of one connection to the side export, and is gone with it; a connection has one at
-  a time, and may make a few;
+* a connection to the side export has one claim at a time, and may make a few; of those whose
+  connections are gone only the latest stand, since what was sent over two connections is lost at
+  different times;
 * where the receiver was given an id, or a secret, nobody else claims, and nobody sends without a
   claim.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from ...server import ServerConnection
@@ -20,6 +22,9 @@ from ..identity import Identity
 
 MOST: Final = 16
 """Claims of one connection."""
+
+MOST_ORPHANS: Final = 64
+"""Claims whose connections are gone."""
 
 
 class StandingClaims:
@@ -31,6 +36,7 @@ class StandingClaims:
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self._claims: dict[ServerConnection, tuple[HandoffMessage, int]] = {}
+        self._orphans: deque[HandoffMessage] = deque(maxlen=MOST_ORPHANS)
 
     @property
     def are_needed(self) -> bool:
@@ -64,11 +70,14 @@ class StandingClaims:
 
     def of(self, connection: ServerConnection) -> HandoffMessage | None:
         """The claim that names C{connection}, one to the main export, if one does."""
-        for message, _ in self._claims.values():
+        standing = [message for message, _ in self._claims.values()]
+        for message in (*standing, *self._orphans):
             if int(message.cookie, 16) == connection.first_cookie:
                 return message
         return None
 
     def gone(self, connection: ServerConnection) -> None:
         """A connection to the side export was lost."""
-        self._claims.pop(connection, None)
+        message, _ = self._claims.pop(connection, (None, 0))
+        if message is not None:
+            self._orphans.append(message)

@@ -129,9 +129,9 @@ class Admission:
                 else "the destination says that the source of this very migration was retired"
             )
             if message.migration or message.phase == HandoffPhase.RETIRED:
-                holder = f" (of {message.holder})" if message.holder and not ours else ""
+                holder = f"; it is of {message.holder}" if message.holder and not ours else ""
                 raise self._refusal(
-                    f"{why}{holder}: see `blockmig inspect {message.disk}` on {message.host}"
+                    f"{why}: see `blockmig inspect {message.disk}` on {message.host}{holder}"
                 )
         location = Location(message.host, message.disk, self._context.destination.uri)
         # Last, since the next step gives up an earlier copy.

@@ -8,7 +8,7 @@ import errno
 import os
 
 from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
-from blockmig.migration.destination.claims import MOST
+from blockmig.migration.destination.claims import MOST, MOST_ORPHANS
 from blockmig.migration.handoff.message import MESSAGE_SIZE, HandoffPhase, fingerprint
 from blockmig.migration.records.files import Kind, Location, Phase, Record
 from blockmig.nbd import Command, CommandFlag, Errno
@@ -62,11 +62,19 @@ class ClaimTests(ReceiverCase):
         self.assertEqual(self.disk.path, found.destination.disk)
         self.assertEqual(1, self.receiver.attempts)
 
-    def test_a_claim_is_gone_with_its_connection(self):
+    def test_a_claim_outlives_its_connection(self):
+        """The conversation may be lost before the first change has arrived."""
         _, handoff = self.claimed()
         handoff.lose()
         self.clock.advance(0)
         self.client(7).write(0, DATA)
+        self.assertEqual((ONE, 1, True), self.what())
+
+    def test_of_the_claims_whose_connections_are_gone_only_some_are_kept(self):
+        for cookie in range(MOST_ORPHANS + 1):
+            self.claimed(TWO, cookie)[1].lose()
+            self.clock.advance(0)
+        self.client(0).write(0, DATA)
         self.assertFalse(self.record().identified)
 
     def test_a_connection_has_the_last_of_its_claims_and_makes_only_a_few(self):
