@@ -44,6 +44,7 @@ class IncomingAttempt:
         self.data = 0
         self.zeroes = 0
         self.changing = 0
+        self._waiting: list[Deferred[None]] = []
         self._write_behind = WriteBehind(
             disk,
             in_thread,
@@ -65,6 +66,23 @@ class IncomingAttempt:
             self._write_behind.wrote(request.offset, request.length)
         else:
             self.zeroes += request.length
+
+    def over(self) -> Deferred[None]:
+        """Fires once the attempt is over, or completes the migration."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        return waiting
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for its end."""
+        return bool(self._waiting)
+
+    def release_waiting(self) -> None:
+        """It is over: whoever waits for that goes on."""
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            deferred.callback(None)
 
     def flushed(self) -> Deferred[None]:
         """A flush has made everything durable.

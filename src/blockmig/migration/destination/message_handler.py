@@ -14,6 +14,7 @@ Rules (design, section 2: R2, R6, R10, R12):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -58,6 +59,7 @@ class MessageHandler:
     @param durability: how much of it is durable.
     @param failures: handles what goes wrong meanwhile.
     @param progress: notified of progress.
+    @param take_message: takes a message once more, when something that was in its way is over.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class MessageHandler:
         failures: DiskFailures,
         *,
         progress: ProgressTimer,
+        take_message: Callable[[SentMessage], EventualErrno],
     ) -> None:
         self._disk = disk
         self._record = record
@@ -76,6 +79,7 @@ class MessageHandler:
         self._durability = durability
         self._failures = failures
         self._progress = progress
+        self._take_message = take_message
         self._refused: WeakKeyDictionary[ServerConnection, str] = WeakKeyDictionary()
 
     def handle(self, sent: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
@@ -123,7 +127,7 @@ class MessageHandler:
         if attempt is not None and record.claimed(attempt.connection):
             if not ours:
                 return self._refuse(sent, f"{record.describe_source()} is being received")
-            return self._abort_lost_attempt(attempt)
+            return self._abort_lost_attempt(sent, attempt)
         if not self._claims.add(sent.connection, message):
             return self._refuse(sent, "its connection has made too many claims")
         if ours and record.phase == Phase.COPIED:
@@ -131,13 +135,13 @@ class MessageHandler:
             return self._failures.reply_when_done(record.record_phase(Phase.COPYING))
         return Errno.OK
 
-    def _abort_lost_attempt(self, attempt: IncomingAttempt) -> Errno:
+    def _abort_lost_attempt(self, sent: SentMessage, attempt: IncomingAttempt) -> EventualErrno:
         """The sender of the attempt that goes on wants to begin another: it has lost this one.
 
-        Its connection may be half-open, and is ended; until it is gone the claim is refused.
+        Its connection may be half-open, and is ended; the claim is answered once that is gone.
         """
         attempt.connection.abort()
-        return Errno.EPERM
+        return attempt.over().addCallback(lambda _: self._take_message(sent))
 
     def _confirm_copied(
         self, message: HandoffMessage, attempt: IncomingAttempt | None

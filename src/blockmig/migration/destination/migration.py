@@ -97,7 +97,13 @@ class IncomingMigration:
             disk, record, self.durability, outcome, claims.identity.secret
         )
         self._message_handler = MessageHandler(
-            disk, record, claims, self.durability, self.failures, progress=progress
+            disk,
+            record,
+            claims,
+            self.durability,
+            self.failures,
+            progress=progress,
+            take_message=self.machine.take_message,
         )
         self._progress = progress
         self._outcome = outcome
@@ -123,9 +129,8 @@ class IncomingMigration:
         if self.record.claimed(attempt.connection) or self.claims.of(connection) is None:
             return None
         if replacement is None:
-            replacement = Replacement(attempt, connection.peer, self._runtime.reactor)
-            self._replacement = replacement
-        return replacement.wait()
+            self._replacement = Replacement(attempt, connection.peer, self._runtime.reactor)
+        return attempt.over()
 
     @property
     def _is_ending(self) -> bool:
@@ -246,7 +251,7 @@ class IncomingMigration:
     def restart(self, attempt: IncomingAttempt, why: str) -> None:
         """The attempt is over, and its coverage forgotten."""
         self.attempt = None
-        self._end_replacement()
+        self._attempt_is_over(attempt)
         self._progress.made()
         _log.warn(
             "attempt {number} ended early ({why}), {covered} of {size} bytes covered; "
@@ -262,7 +267,7 @@ class IncomingMigration:
     def flush(self, connection: ServerConnection) -> Completion:
         """The disconnect was accepted: make everything durable, and remove the record."""
         self._completion = Completion(connection)
-        self._end_replacement()
+        self._attempt_is_over(self.attempt)
 
         def finished(result: object) -> None:
             if isinstance(result, Failure):
@@ -283,7 +288,7 @@ class IncomingMigration:
     def fail(self, error: BaseException | None) -> DiskFailure:
         """Keep the error; the sender has a short time to receive it before the end."""
         failure = self.failures.fail(error)
-        self._end_replacement()
+        self._attempt_is_over(self.attempt)
         outcome = failure.outcome
         _log.error("the disk failed: {error}", event="disk-failed", error=str(outcome))
         delay = _REPORT_TIMEOUT if self.attempt is not None else _IDLE_REPORT_TIMEOUT
@@ -307,19 +312,22 @@ class IncomingMigration:
             ended=self.machine.rescued,
         )
         rescue.begin()
-        self._end_replacement()
+        self._attempt_is_over(self.attempt)
         return rescue
 
     def end(self, error: MigrationError) -> None:
         """The migration ends with that error."""
         self._outcome.resolve(error)
-        self._end_replacement()
+        self._attempt_is_over(self.attempt)
 
-    def _end_replacement(self) -> None:
-        """Whoever waits for the end of an attempt need wait no longer."""
+    def _attempt_is_over(self, attempt: IncomingAttempt | None) -> None:
+        """Whoever waits for the end of an attempt goes on in a moment: the machine is in the middle
+        of something."""
         replacement, self._replacement = self._replacement, None
         if replacement is not None:
             replacement.over()
+        if attempt is not None and attempt.is_waited_for:
+            self._runtime.reactor.callLater(0, attempt.release_waiting)
 
     def _release_readers(self) -> None:
         if self._completion is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -36,7 +35,6 @@ class Replacement:
         self._attempt = attempt
         self._reactor = reactor
         self._began = reactor.seconds()
-        self._waiting: list[Deferred[None]] = []
         _log.warn(
             "the attempt from {peer}, which has not said who it is, is replaced by that of {by}, "
             "which has",
@@ -61,22 +59,8 @@ class Replacement:
         else:
             connection.abort()
 
-    def wait(self) -> Deferred[None]:
-        """Fires once the attempt is over."""
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append(waiting)
-        return waiting
-
     def over(self) -> None:
-        """The attempt is over, or completes the migration.
-
-        Whoever waits goes on in a moment: the migration's machine is in the middle of something.
-        """
+        """The attempt is over, or completes the migration."""
         if self._check_later is not None:
             self._check_later.cancel()
-        self._reactor.callLater(0, self._release)
-
-    def _release(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            deferred.callback(None)
+            self._check_later = None
