@@ -27,7 +27,7 @@ from twisted.internet.defer import Deferred, DeferredLock, succeed
 from ...runtime import InThread
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
-from ..records.files import Kind, Location, Phase, Record, Records, timestamp
+from ..records.files import Kind, Location, Phase, Record, Records, boot_of, timestamp
 from .disk import DestinationDisk
 
 
@@ -164,13 +164,14 @@ class DestinationRecord:
         if self.current is None or self._records is None:
             return None
         retired = self.current.retired or (timestamp() if self.retired else "")
-        return self.current.but(phase=Phase.COPIED, retired=retired, identity="")
+        return self.current.but(phase=Phase.COPIED, retired=retired, identity="", boot="")
 
     def _identified(self, before: Record | None, message: HandoffMessage) -> Record:
         """The record of an attempt that was claimed."""
         if before is not None and before.migration != message.migration:
             before = None
-        record = self._attempt(before, message.migration, Location(message.host, message.disk))
+        source = Location(message.host, message.disk, state_directory=message.state_directory)
+        record = self._attempt(before, message.migration, source)
         return record.but(unlink=message.unlink, side_export=True)
 
     def _anonymous(self, before: Record | None, source: Location) -> Record:
@@ -217,7 +218,9 @@ class DestinationRecord:
         self._disk.check()
         if (records := self._records) is None:
             return record
-        written = records.write(Kind.INCOMPLETE, record.but(identity=self._disk.identity()))
+        identity = self._disk.identity()
+        record = record.but(identity=identity, boot=boot_of(identity))
+        written = records.write(Kind.INCOMPLETE, record)
         if not self._prepared:
             records.sync()
             # What an earlier migration left is no longer true.

@@ -60,7 +60,8 @@ class MigrationReport:
             self._disk.size,
             this_host(),
             self._disk.location().disk,
-            token=self._disk.identity() if reveal_token else "",
+            token=self._disk.token() if reveal_token else "",
+            state_directory=self._disk.location().state_directory,
         )
 
     def state(self, in_attempt: bool) -> str:

@@ -52,6 +52,7 @@ def sender_message(phase: HandoffPhase, record: Record, cookie: int) -> HandoffM
         record.unlink,
         record.token,
         f"{cookie:016x}",
+        state_directory=record.source.state_directory,
     )
 
 

@@ -22,7 +22,7 @@ from typing import Final
 
 from ...errors import Refused
 from ...interfaces import IRecordedDisk
-from ...storage import DiskRefused, file_identity, is_locked, record_path
+from ...storage import DiskRefused, device_identity, file_identity, is_locked
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .files import (
     BadRecord,
@@ -31,7 +31,9 @@ from .files import (
     Phase,
     Record,
     Records,
-    same_file,
+    is_about,
+    records_at,
+    records_of,
     this_host,
 )
 
@@ -98,7 +100,7 @@ def examine(
     @raise DiskRefused: it cannot be examined.
     """
     # Records first: if the disk goes meanwhile, it looks as it did while they were true.
-    records = Records(record_path(path, state_directory, system), system)
+    records = records_at(path, state_directory, system)
     good, bad = _read(records)
     size, identity, in_use = _examine_disk(path, system)
     return DiskState(path, size, identity, in_use, _where(records, path), good, bad)
@@ -143,7 +145,11 @@ def _examine_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool
         raise DiskRefused(f"{path}: {describe_error(error)}") from None
     try:
         size = system.lseek(descriptor, 0, os.SEEK_END)
-        identity = file_identity(descriptor, system) if stat.S_ISREG(mode) else ""
+        identity = (
+            file_identity(descriptor, system)
+            if stat.S_ISREG(mode)
+            else device_identity(system.fstat(descriptor).st_rdev, system)
+        )
         return size, identity, is_locked(descriptor, system)
     finally:
         system.close(descriptor)
@@ -232,7 +238,7 @@ def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
 
     @raise Refused: it is not the canonical copy, or that cannot be decided from here.
     """
-    records = Records(disk.record_path, system)
+    records = records_of(disk, system)
     good, bad = _read(records)
     verdict = verdict_of(
         DiskState(
@@ -330,7 +336,7 @@ def _source_verdict(disk: DiskState) -> Verdict:
     ):
         migrated = None  # --again disregarded it
     if migrated is not None:
-        if disk.size is not None and same_file(migrated.identity, disk.identity) is False:
+        if disk.size is not None and is_about(migrated, disk.identity) is False:
             return _unknown(
                 f"the disk that was here was migrated to {migrated.destination} on "
                 f"{migrated.retired}; {disk.path} is another file, of which nothing is known",
@@ -400,7 +406,7 @@ def _retired(migrating: Record, disk: DiskState) -> bool | None:
         return False
     if disk.size is None:
         return True
-    return False if same_file(migrating.identity, disk.identity) else None
+    return False if is_about(migrating, disk.identity) else None
 
 
 def _may_be_deleted(migrating: Record) -> bool:
@@ -411,7 +417,7 @@ def _may_be_deleted(migrating: Record) -> bool:
 def _is_another(record: Record, disk: DiskState) -> bool:
     """Whether the file is certainly not the one that the record is about."""
     there = disk.size is not None and bool(record.identity)
-    return there and same_file(record.identity, disk.identity) is False
+    return there and is_about(record, disk.identity) is False
 
 
 def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
