@@ -20,10 +20,17 @@ from .identities import (
     is_provable,
     same_disk,
 )
+from .layers import Layer, Relation, device_size, layers_of
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .open import open_disk
-from .record_paths import ROOTS_DIRECTORY, default_state_directory, record_path
+from .record_paths import (
+    ROOTS_DIRECTORY,
+    default_state_directory,
+    device_record_path,
+    record_path,
+    records_over,
+)
 from .scan import Scan, Segment, split_data
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
@@ -39,7 +46,9 @@ __all__ = [
     "DiskRefused",
     "DiskVersion",
     "FileDisk",
+    "Layer",
     "NotDurable",
+    "Relation",
     "Scan",
     "Segment",
     "User",
@@ -48,6 +57,8 @@ __all__ = [
     "describe_contents",
     "device_identity",
     "device_in_memory",
+    "device_record_path",
+    "device_size",
     "file_identity",
     "filesystem_of",
     "find_data",
@@ -59,8 +70,10 @@ __all__ = [
     "is_open_elsewhere",
     "is_provable",
     "is_remote",
+    "layers_of",
     "open_disk",
     "record_path",
+    "records_over",
     "same_disk",
     "sample_ranges",
     "split_data",

@@ -276,3 +276,10 @@ def backing_identity(identity: str) -> str:
     device = DeviceIdentity.parse(identity)
     loop = dict(device.names).get("loop", "") if device is not None else ""
     return loop.split(" ", 2)[2] if loop else ""
+
+
+def is_whole_file(identity: str) -> bool:
+    """Whether it is of a loop device that has all of its file."""
+    device = DeviceIdentity.parse(identity)
+    loop = dict(device.names).get("loop", "") if device is not None else ""
+    return device is not None and not device.partition and loop.startswith("0 0 ")

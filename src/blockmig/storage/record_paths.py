@@ -22,14 +22,21 @@ import os
 import stat
 import urllib.parse
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..syscalls import (
     SYSTEM,
     SystemCalls,
 )
 from .errors import DiskRefused
-from .identities import boot_id, device_identity, same_disk
+from .identities import (
+    backing_identity,
+    boot_id,
+    device_identity,
+    is_device_identity,
+    is_whole_file,
+    same_disk,
+)
 
 ROOTS_DIRECTORY: Final = "/var/lib/blockmig"
 """Where root's records of devices are by default."""
@@ -131,6 +138,48 @@ class _Device:
         name = _unescape(stem)
         same = self._number is not None and _number(name) == self._number
         return same or os.path.realpath(name) == self._path
+
+
+class RecordsOver(NamedTuple):
+    """Records of a loop device, or of a partition of one, that was over a certain file.
+
+    @ivar path: what their paths begin with.
+    @ivar device: the path of the device.
+    @ivar identity: of the device, as recorded.
+    @ivar size: bytes of the device, as recorded.
+    @ivar whole: it had all of the file.
+    """
+
+    path: str
+    device: str
+    identity: str
+    size: int
+    whole: bool
+
+
+def records_over(
+    identity: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+) -> Iterator[RecordsOver]:
+    """The records of loop devices over the file with that identity, attached now or not.
+
+    @param state_directory: where they are looked for first; None for the default.
+    """
+    if not identity or is_device_identity(identity):
+        return
+    directory = os.path.abspath(state_directory or default_state_directory())
+    for place in (directory, *_others(directory, system)):
+        found: dict[str, RecordsOver] = {}
+        for name in sorted(_names(place, system)):
+            stem = _stem(name)
+            record = _parsed(os.path.join(place, name), system) if stem else {}
+            device, size = record.get("identity"), record.get("size")
+            if isinstance(device, str) and isinstance(size, int):
+                below = backing_identity(device)
+                if below and same_disk(below, "", identity, ""):
+                    path = os.path.join(place, stem)
+                    whole = is_whole_file(device)
+                    found[stem] = RecordsOver(path, _unescape(stem), device, size, whole)
+        yield from found.values()
 
 
 def _sightings(records: str, system: SystemCalls) -> Iterator[tuple[str, str]]:

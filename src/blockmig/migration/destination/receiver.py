@@ -29,6 +29,7 @@ from ..disk import failing_locally, guarded
 from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Record, records_of
 from ..records.permitted import destination_record, may_overwrite
+from ..records.verdict import check_data
 from .connections import ReceiverFactory
 from .disk import DestinationDisk, location_of
 from .export import MigrationExport
@@ -112,6 +113,8 @@ class Receiver:
         if IRecordedDisk.providedBy(disk):
             records = records_of(disk, self._runtime.system)
             previous = destination_record(disk, records, overrides.again)
+            if previous is None and not (overrides.again or overrides.overwrite):
+                check_data(disk, "--again", self._runtime.system)
             overwrite = overwrite or may_overwrite(disk, records, previous, overrides.again)
         if previous is not None:
             _log_previous(disk, previous)

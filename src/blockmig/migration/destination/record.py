@@ -28,6 +28,7 @@ from ...runtime import InThread
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
 from ..records.files import Kind, Location, Phase, Record, Records, boot_of, timestamp
+from ..records.mark import remove_mark
 from .disk import DestinationDisk
 
 
@@ -225,6 +226,7 @@ class DestinationRecord:
             records.sync()
             # What an earlier migration left is no longer true.
             records.remove_existing(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
+            remove_mark(self._disk.disk)
             self._disk.prepare()
             self._prepared = True
         return written

@@ -12,6 +12,8 @@ from ...errors import LocalFailure, Refused
 from ...storage import DiskRefused, open_disk
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .files import BadRecord, Kind, Phase, Record, is_about, records_of
+from .mark import remove_mark
+from .verdict import check_layers
 
 
 def accept(
@@ -54,6 +56,7 @@ def accept(
             raise Refused(f"{path}: has {disk.size} bytes, but {incomplete.size} were received")
         if incomplete.identity and is_about(incomplete, disk.identity()) is False:
             raise Refused(f"{path}: is not the disk that was received")
+        check_layers(disk, system)
         try:
             accepted = records.write(Kind.ACCEPTED, incomplete.but(by=by))
             records.remove(Kind.INCOMPLETE)
@@ -61,4 +64,5 @@ def accept(
             raise LocalFailure(
                 f"{path}: could not be recorded as accepted: {describe_error(error)}"
             ) from None
+        remove_mark(disk)
     return accepted

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 
-from .files import Location, Records, this_host
+from .files import Location, Records
 
 
 def quoted(text: str) -> str:
@@ -50,7 +50,5 @@ def command_there(name: str, end: Location, *options: str) -> str:
 
 
 def where(end: Location) -> str:
-    """On which host a command about C{end} is to be run."""
-    if not end.host:
-        return f"on the host of {end}"
-    return "here" if end.host == this_host() else f"on {end.host}"
+    """On which host a command about C{end} is to be run; never "here": hosts can share a name."""
+    return f"on {end.host}" if end.host else "on its host"

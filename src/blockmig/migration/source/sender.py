@@ -45,6 +45,7 @@ from ..handoff.message import HandoffPhase
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import records_of
 from ..records.permitted import SourceState, source_state
+from ..records.verdict import check_data
 from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, record_complete, unconfirmed
@@ -442,6 +443,8 @@ def _source_record(
     else:
         records, identity = records_of(disk, system), disk.identity()
         state = source_state(records, identity, destination, unlink=unlink, again=again)
+        if state.record is None and not again:
+            check_data(disk, "--again", system)
         if state.retired:
             raise Refused(f"{disk.name}: is retired, and its migration can only be finished")
     return SourceRecord(
