@@ -29,7 +29,7 @@ from .record_paths import (
     default_state_directory,
     device_record_path,
     record_path,
-    records_over,
+    records_inside,
 )
 from .scan import Scan, Segment, split_data
 from .users import User, is_open_elsewhere, users_of
@@ -73,7 +73,7 @@ __all__ = [
     "layers_of",
     "open_disk",
     "record_path",
-    "records_over",
+    "records_inside",
     "same_disk",
     "sample_ranges",
     "split_data",

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import stat
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..syscalls import SYSTEM, SystemCalls
@@ -278,8 +278,26 @@ def backing_identity(identity: str) -> str:
     return loop.split(" ", 2)[2] if loop else ""
 
 
-def is_whole_file(identity: str) -> bool:
-    """Whether it is of a loop device that has all of its file."""
+def is_inside(recorded: str, recorded_boot: str, now: str, boot_now: str) -> bool:
+    """Whether a recorded identity is that of a device that certainly has data of the disk that is
+    there now: of a loop device over the file, or of a partition.
+
+    The parameters are those of L{same_disk}.
+    """
+    device = DeviceIdentity.parse(recorded)
+    if device is None or not now:
+        return False
+    if not is_device_identity(now):
+        below = backing_identity(recorded)
+        return bool(below) and same_disk(below, recorded_boot, now, boot_now) is True
+    names = tuple((kind, name) for kind, name in device.names if kind != "partuuid")
+    whole = str(replace(device, partition="", names=names))
+    return bool(device.partition) and same_disk(whole, recorded_boot, now, boot_now) is True
+
+
+def is_whole(identity: str) -> bool:
+    """Whether it is of a whole disk, which is a loop device over all of its file if it is one."""
     device = DeviceIdentity.parse(identity)
-    loop = dict(device.names).get("loop", "") if device is not None else ""
-    return device is not None and not device.partition and loop.startswith("0 0 ")
+    if device is None:
+        return True
+    return not device.partition and dict(device.names).get("loop", "0 0 ").startswith("0 0 ")

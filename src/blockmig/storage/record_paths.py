@@ -30,11 +30,10 @@ from ..syscalls import (
 )
 from .errors import DiskRefused
 from .identities import (
-    backing_identity,
     boot_id,
     device_identity,
-    is_device_identity,
-    is_whole_file,
+    is_inside,
+    is_whole,
     same_disk,
 )
 
@@ -140,14 +139,14 @@ class _Device:
         return same or os.path.realpath(name) == self._path
 
 
-class RecordsOver(NamedTuple):
-    """Records of a loop device, or of a partition of one, that was over a certain file.
+class RecordsInside(NamedTuple):
+    """Records of a device that has data of a certain disk.
 
     @ivar path: what their paths begin with.
     @ivar device: the path of the device.
     @ivar identity: of the device, as recorded.
     @ivar size: bytes of the device, as recorded.
-    @ivar whole: it had all of the file.
+    @ivar whole: it has all of the disk.
     """
 
     path: str
@@ -157,28 +156,26 @@ class RecordsOver(NamedTuple):
     whole: bool
 
 
-def records_over(
+def records_inside(
     identity: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
-) -> Iterator[RecordsOver]:
-    """The records of loop devices over the file with that identity, attached now or not.
+) -> Iterator[RecordsInside]:
+    """The records of loop devices over a file, or of a disk's partitions, attached now or not.
 
+    @param identity: of the file or disk.
     @param state_directory: where they are looked for first; None for the default.
     """
-    if not identity or is_device_identity(identity):
-        return
-    directory = os.path.abspath(state_directory or default_state_directory())
+    directory, boot_now = os.path.abspath(state_directory or default_state_directory()), boot_id()
     for place in (directory, *_others(directory, system)):
-        found: dict[str, RecordsOver] = {}
+        found: dict[str, RecordsInside] = {}
         for name in sorted(_names(place, system)):
             stem = _stem(name)
             record = _parsed(os.path.join(place, name), system) if stem else {}
-            device, size = record.get("identity"), record.get("size")
-            if isinstance(device, str) and isinstance(size, int):
-                below = backing_identity(device)
-                if below and same_disk(below, "", identity, ""):
-                    path = os.path.join(place, stem)
-                    whole = is_whole_file(device)
-                    found[stem] = RecordsOver(path, _unescape(stem), device, size, whole)
+            device, boot, size = record.get("identity"), record.get("boot"), record.get("size")
+            if not (isinstance(device, str) and isinstance(boot, str) and isinstance(size, int)):
+                continue
+            if is_inside(device, boot, identity, boot_now):
+                path, whole = os.path.join(place, stem), is_whole(device)
+                found[stem] = RecordsInside(path, _unescape(stem), device, size, whole)
         yield from found.values()
 
 

@@ -21,7 +21,7 @@ from ...storage import (
     device_size,
     file_identity,
     layers_of,
-    records_over,
+    records_inside,
 )
 from ...syscalls import SystemCalls
 from .files import Records
@@ -56,16 +56,20 @@ def layers_at(
     @param identity: of the disk.
     @param state_directory: where the records of devices are; None for the default.
     """
+    seen = set()
     for layer in layers_of(path):
         if layer.number is not None:
-            yield _device(layer, layer.number, state_directory, system)
+            found = _device(layer, layer.number, state_directory, system)
+            seen.add(found.records.path)
+            yield found
         else:
             yield _file(layer, system)
-    for found in records_over(identity, state_directory, system):
-        relation = Relation.ABOVE if found.whole else Relation.PART
-        records = Records(found.path, system, found.device)
-        # The device may be detached, so that nothing is there to be compared with its record.
-        yield LayerState(relation, found.device, records, found.size, found.identity)
+    for inside in records_inside(identity, state_directory, system):
+        if inside.path not in seen:
+            relation = Relation.ABOVE if inside.whole else Relation.PART
+            records = Records(inside.path, system, inside.device)
+            # The device may be detached, so that nothing is there to be compared with its record.
+            yield LayerState(relation, inside.device, records, inside.size, inside.identity)
 
 
 def _device(

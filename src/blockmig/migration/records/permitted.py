@@ -158,11 +158,7 @@ def source_state(
     """
     _check_writable(records, Kind.MIGRATING)
     path, inspect = records.disk, command_here("inspect", records)
-    if _read(records, Kind.INCOMPLETE, False, may_disregard=False) is not None:
-        raise Refused(
-            f"{path}: is a copy that is not known to be complete "
-            f"({records.name(Kind.INCOMPLETE)}): see `{inspect}`"
-        )
+    _check_no_copy(records, identity)
     migrating = _read(records, Kind.MIGRATING, again)
     migrated = _read(records, Kind.MIGRATED, again)
     if again and not (migrating and _continues(migrating, identity, destination)):
@@ -177,11 +173,7 @@ def source_state(
     if migrating is not None and migrating.again and _is_another_migration(migrated, migrating):
         migrated = None  # --again disregarded it
     if migrated is not None and (migrating is None or _is_another_migration(migrated, migrating)):
-        raise Refused(
-            f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
-            f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
-            "to send it anyway, use --again"
-        )
+        raise _was_migrated(records, migrated, identity)
     if migrating is None:
         if identity is None:
             raise Refused(f"{path}: no such file")
@@ -199,6 +191,37 @@ def source_state(
     if migrating.identity and is_about(migrating, identity) is False:
         return _start_over(migrating, records)
     return _continue(migrating, destination, path)
+
+
+def _check_no_copy(records: Records, identity: str | None) -> None:
+    """Check that the source is no destination of an earlier migration.
+
+    @param identity: of the disk that is there; None where there is none.
+    """
+    incomplete = _read(records, Kind.INCOMPLETE, False, may_disregard=False)
+    if incomplete is None:
+        return
+    another = identity is not None and is_about(incomplete, identity) is False
+    what = "is another disk than the copy that" if another else "is a copy that"
+    raise Refused(
+        f"{records.disk}: {what} is not known to be complete "
+        f"({records.name(Kind.INCOMPLETE)}): see `{command_here('inspect', records)}`"
+    )
+
+
+def _was_migrated(records: Records, migrated: Record, identity: str | None) -> Refused:
+    """The refusal of a source that has, or whose name has, C{migrated}."""
+    to = f"migrated to {migrated.destination} on {migrated.retired}"
+    name = records.name(Kind.MIGRATED)
+    if identity is not None and is_about(migrated, identity) is False:
+        return Refused(
+            f"{records.disk}: is another disk than the one that was {to} ({name}); to send this "
+            "one, use --again"
+        )
+    return Refused(
+        f"{records.disk}: was {to} and is not the canonical copy any more ({name}); to send it "
+        "anyway, use --again"
+    )
 
 
 def _start_over(migrating: Record, records: Records) -> SourceState:

@@ -264,7 +264,9 @@ def _verdict_by_layer(
     received = Kind.INCOMPLETE in disk.records or Kind.ACCEPTED in disk.records
     if relation == Relation.PART or received or verdict.state == CopyState.UNKNOWN:
         # Only a part of it is not canonical; or it was received over what had been retired.
-        return _unknown(why, verdict.advice)
+        path = os.path.abspath(layer.path)
+        see = command("inspect", path, state_directory=layer.state_directory)
+        return _unknown(why, f"find out which of the two is to be used: see `{see}`")
     return Verdict(verdict.state, verdict.line, why, verdict.advice)
 
 
