@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Final
 
 from ...interfaces import IDisk
@@ -74,8 +74,12 @@ def remove_mark(disk: IDisk) -> None:
 def read_mark(descriptor: int) -> Mark | None:
     """The mark on an open file; None where there is none that can be understood."""
     try:
-        fields = json.loads(os.getxattr(descriptor, ATTRIBUTE))
-        mark = Mark(**{**fields, "destination": Location(**fields["destination"])})
+        found = json.loads(os.getxattr(descriptor, ATTRIBUTE))
+        values = {field.name: found[field.name] for field in fields(Mark)}
+        values["destination"] = Location(
+            **{field.name: values["destination"][field.name] for field in fields(Location)}
+        )
+        mark = Mark(**values)
     except (OSError, AttributeError, ValueError, KeyError, TypeError, RecursionError):
         return None
     texts = [*asdict(mark.destination).values(), mark.migration, mark.disk, mark.identity]

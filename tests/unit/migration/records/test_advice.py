@@ -65,9 +65,7 @@ class CommandTests(SynchronousTestCase):
 
     def test_a_command_for_the_other_side_has_what_that_has_told(self):
         end = Location("there", "/dev/sdb", "nbd://x", "/st")
-        self.assertEqual(
-            "blockmig inspect /dev/sdb --state-dir /st", command_there("inspect", end)
-        )
+        self.assertEqual("blockmig inspect /dev/sdb --state-dir /st", command_there("inspect", end))
         self.assertEqual("blockmig inspect DISK", command_there("inspect", Location(address="x")))
 
     def test_the_host_is_named(self):

@@ -7,6 +7,7 @@ import os
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from blockmig.errors import Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.migration.records.mark import ATTRIBUTE, Mark, read_mark, remove_mark, set_mark
 from blockmig.migration.records.verdict import CopyState, check_canonical, examine, verdict_of
@@ -78,7 +79,7 @@ class MarkTests(SynchronousTestCase):
         os.rename(self.path, self.moved)
         self.disk.close()
         with FileDisk(self.moved) as disk:
-            error = self.assertRaises(Exception, check_canonical, disk)
+            error = self.assertRaises(Refused, check_canonical, disk)
             self.assertIn(f"as {self.path}", str(error))
             remove_mark(disk)
             check_canonical(disk)
@@ -92,11 +93,16 @@ class MarkTests(SynchronousTestCase):
             b"{}",
             json.dumps({**good, "destination": 5}).encode(),
             json.dumps({**good, "destination": {"host": 5}}).encode(),
-            json.dumps({**good, "more": ""}).encode(),
             json.dumps({**good, "retired": None}).encode(),
         ):
             os.setxattr(self.path, ATTRIBUTE, bad)
             self.assertIsNone(read_mark(self.disk.fileno()), bad)
+
+    def test_a_mark_of_a_later_version_may_have_more(self):
+        found = json.loads(os.getxattr(self.path, ATTRIBUTE))
+        found["more"] = found["destination"]["more"] = 5
+        os.setxattr(self.path, ATTRIBUTE, json.dumps(found).encode())
+        self.assertEqual(ONE, read_mark(self.disk.fileno()).migration)
 
     def test_what_has_no_identity_or_is_a_device_is_not_marked(self):
         remove_mark(self.disk)
