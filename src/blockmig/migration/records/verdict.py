@@ -251,9 +251,18 @@ def verdict_of(disk: DiskState) -> Verdict:
     if verdict.state == CopyState.CANONICAL:
         for relation, layer in disk.layers:
             below = _own_verdict(layer)
-            if below.state != CopyState.CANONICAL:
+            if below.state != CopyState.CANONICAL and not _is_copy_into_itself(disk, layer):
                 return _verdict_by_layer(disk, relation, layer, below)
     return verdict
+
+
+def _is_copy_into_itself(disk: DiskState, layer: DiskState) -> bool:
+    """Whether the copy in C{layer} is one of the disk itself: nothing but its own data was written
+    to it."""
+    incomplete = layer.record(Kind.INCOMPLETE)
+    if incomplete is None or incomplete.source.host != this_host():
+        return False
+    return os.path.realpath(incomplete.source.disk) == os.path.realpath(disk.path)
 
 
 def _verdict_by_layer(

@@ -128,7 +128,7 @@ class Admission:
             )
             if message.migration or message.phase == HandoffPhase.RETIRED:
                 raise self._refusal(
-                    f"{why}: {where(location)} see `{command_there('inspect', location)}`"
+                    f"{why}: see `{command_there('inspect', location)}` {where(location)}"
                 )
         # Last, since the next step gives up an earlier copy.
         whole = message.phase == HandoffPhase.COPIED and is_same_migration(message, record.record)
