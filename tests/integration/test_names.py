@@ -293,6 +293,27 @@ def test_a_kept_source_is_retired_under_another_name(names: Names) -> None:
     assert names.verdict(device) == "not canonical"
 
 
+def test_an_unfinished_copy_is_unknown_under_another_name(names: Names) -> None:
+    """Its record was left behind: without it nothing else says that the copy is unfinished."""
+    for whole in (True, False):
+        copy = names.room / f"copy-{whole}.img"
+        names.receive_half_way(copy, whole=whole)
+        moved = copy.rename(names.room / f"moved-{whole}.img")
+        assert names.verdict(moved).startswith(f"unknown: {moved} was {copy}")
+        names.refused(moved, "not known to be complete")
+        moved.rename(copy)
+        assert names.accept(copy)[0] == (0 if whole else 1)
+    moved = (names.room / "copy-True.img").rename(names.room / "moved.img")
+    assert names.verdict(moved) == "canonical"
+
+
+def test_a_copy_that_is_complete_may_be_renamed(names: Names) -> None:
+    names.move(names.image("a.img"))
+    copy = (names.room / "copy-of-a.img").rename(names.room / "b.img")
+    assert not [name for name in os.listxattr(copy) if "blockmig" in name]
+    assert names.verdict(copy) == "canonical"
+
+
 def test_a_kept_source_is_canonical_again_once_a_disk_was_received_into_it(names: Names) -> None:
     home, away = names.image("a.img"), names.room / "copy-of-a.img"
     names.move(home)

@@ -28,7 +28,7 @@ from ...runtime import InThread
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
 from ..records.files import Kind, Location, Phase, Record, Records, boot_of, timestamp
-from ..records.mark import remove_mark
+from ..records.mark import remove_mark, set_mark
 from .disk import DestinationDisk
 
 
@@ -140,6 +140,7 @@ class DestinationRecord:
             self._disk.disk.flush()
             self._disk.check_path()
             if self._records is not None:
+                remove_mark(self._disk.disk)
                 self._records.remove(Kind.INCOMPLETE)
 
         return self.run(finish)
@@ -228,6 +229,7 @@ class DestinationRecord:
             records.remove_existing(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
             remove_mark(self._disk.disk)
             self._disk.prepare()
+            set_mark(self._disk.disk, Kind.INCOMPLETE, written)
             self._prepared = True
         return written
 

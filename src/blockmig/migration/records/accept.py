@@ -59,10 +59,10 @@ def accept(
         check_layers(disk, system)
         try:
             accepted = records.write(Kind.ACCEPTED, incomplete.but(by=by))
+            remove_mark(disk)
             records.remove(Kind.INCOMPLETE)
         except OSError as error:
             raise LocalFailure(
                 f"{path}: could not be recorded as accepted: {describe_error(error)}"
             ) from None
-        remove_mark(disk)
     return accepted

@@ -47,7 +47,7 @@ from .files import (
     this_host,
 )
 from .layers import LayerState, layers_at
-from .mark import ATTRIBUTE, Mark, read_mark
+from .mark import ATTRIBUTES, Mark, read_mark
 
 _MOST_TRIES: Final = 10
 
@@ -392,19 +392,23 @@ def _check(disk: IRecordedDisk, state: DiskState, override: str) -> None:
 
 
 def _marked(disk: DiskState, mark: Mark) -> Verdict:
-    """The verdict on a retired source that has lost its record, or on a copy of one."""
-    why = f"was migrated to {mark.destination} on {mark.retired}"
-    if not mark.is_on(disk.identity):
+    """The verdict on a file that has lost its record, or is a copy of one that had one."""
+    name = mark.disk if mark.is_on(disk.identity) else f"a copy of {mark.disk}"
+    if mark.kind == Kind.INCOMPLETE:
         return _unknown(
-            f"{disk.path} is a copy of {mark.disk}, which {why}",
-            f"use the copy at {mark.destination}",
+            f"{disk.path} was {name}, which a migration from {mark.other} began to write, and is "
+            f"not known to be complete; its record ({Kind.INCOMPLETE}) was left there",
+            f"move it back to {mark.disk}, and inspect it there",
         )
-    name = f" as {mark.disk}" if mark.disk != os.path.realpath(disk.path) else ""
+    why = f"was migrated to {mark.other} on {mark.retired}"
+    if not mark.is_on(disk.identity):
+        return _unknown(f"{disk.path} is {name}, which {why}", f"use the copy at {mark.other}")
+    renamed = f" as {mark.disk}" if mark.disk != os.path.realpath(disk.path) else ""
     return Verdict(
         CopyState.NOT_CANONICAL,
         CopyState.NOT_CANONICAL,
-        f"it {why}{name}, and is marked so ({ATTRIBUTE}), though its record is gone",
-        f"use the copy at {mark.destination}; delete this one when you like",
+        f"it {why}{renamed}, and is marked so ({ATTRIBUTES[mark.kind]}), though its record is gone",
+        f"use the copy at {mark.other}; delete this one when you like",
     )
 
 

@@ -25,6 +25,7 @@ from ...runtime import InThread
 from ...storage import DiskChanged, DiskRefused
 from ...syscalls import describe_error
 from ..records.advice import command_there, where
+from ..records.files import Kind
 from ..records.mark import set_mark
 from .record import SourceRecord
 from .watch import SourceGone, SourceTouched, SourceWatch
@@ -79,7 +80,7 @@ class Retirement:
     def _retire(self) -> None:
         """I{Slow.}"""
         self._record.mark_retired(self._check_last)
-        set_mark(self._disk, self._record.record)
+        set_mark(self._disk, Kind.MIGRATED, self._record.record)
 
     def _check_last(self) -> bool:
         """I{Slow.} Whether the source still has a name to be removed.

@@ -9,13 +9,16 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from blockmig.errors import Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
-from blockmig.migration.records.mark import ATTRIBUTE, Mark, read_mark, remove_mark, set_mark
+from blockmig.migration.records.mark import ATTRIBUTES, Mark, read_mark, remove_mark, set_mark
 from blockmig.migration.records.verdict import CopyState, check_canonical, examine, verdict_of
 from blockmig.storage import FileDisk
 from blockmig.testing import MemoryDisk
 from tests.unit.support import ONE
 
 THERE = Location("there", "/copy", "nbd://there/x")
+
+
+ATTRIBUTE = ATTRIBUTES[Kind.MIGRATED]
 
 
 class MarkTests(SynchronousTestCase):
@@ -38,7 +41,7 @@ class MarkTests(SynchronousTestCase):
             identity=self.disk.identity(),
             retired="when",
         )
-        set_mark(self.disk, self.record)
+        set_mark(self.disk, Kind.MIGRATED, self.record)
         if read_mark(self.disk.fileno()) is None:
             raise SkipTest("no extended attributes here")
 
@@ -47,7 +50,7 @@ class MarkTests(SynchronousTestCase):
 
     def test_a_mark_says_which_migration_retired_the_file(self):
         self.assertEqual(
-            Mark(ONE, self.path, self.disk.identity(), THERE, "when"),
+            Mark(Kind.MIGRATED, ONE, self.path, self.disk.identity(), THERE, "when"),
             read_mark(self.disk.fileno()),
         )
 
@@ -91,8 +94,8 @@ class MarkTests(SynchronousTestCase):
             b"[]",
             b"{",
             b"{}",
-            json.dumps({**good, "destination": 5}).encode(),
-            json.dumps({**good, "destination": {"host": 5}}).encode(),
+            json.dumps({**good, "other": 5}).encode(),
+            json.dumps({**good, "other": {"host": 5}}).encode(),
             json.dumps({**good, "retired": None}).encode(),
         ):
             os.setxattr(self.path, ATTRIBUTE, bad)
@@ -100,17 +103,38 @@ class MarkTests(SynchronousTestCase):
 
     def test_a_mark_of_a_later_version_may_have_more(self):
         found = json.loads(os.getxattr(self.path, ATTRIBUTE))
-        found["more"] = found["destination"]["more"] = 5
+        found["more"] = found["other"]["more"] = 5
         os.setxattr(self.path, ATTRIBUTE, json.dumps(found).encode())
         self.assertEqual(ONE, read_mark(self.disk.fileno()).migration)
+
+    def incomplete(self):
+        """The file becomes a destination."""
+        record = self.record.but(
+            source=Location("there", "/disk"), destination=Location("here", self.path)
+        )
+        set_mark(self.disk, Kind.INCOMPLETE, record)
+
+    def test_an_incomplete_copy_is_not_canonical_under_another_name(self):
+        self.incomplete()
+        os.rename(self.path, self.moved)
+        verdict = self.verdict(self.moved)
+        self.assertEqual(CopyState.UNKNOWN, verdict.state)
+        self.assertIn(f"was {self.path}, which a migration from there:/disk began", verdict.why)
+        self.assertIn(f"move it back to {self.path}", verdict.advice)
+
+    def test_all_marks_are_removed(self):
+        self.incomplete()
+        remove_mark(self.disk)
+        self.assertEqual([], [name for name in os.listxattr(self.path) if "blockmig" in name])
+        self.assertEqual(CopyState.CANONICAL, self.verdict(self.path).state)
 
     def test_what_has_no_identity_or_is_a_device_is_not_marked(self):
         remove_mark(self.disk)
         for identity in ("", "device 8:0"):
-            set_mark(self.disk, self.record.but(identity=identity))
+            set_mark(self.disk, Kind.MIGRATED, self.record.but(identity=identity))
         self.assertIsNone(read_mark(self.disk.fileno()))
 
     def test_without_a_descriptor_nothing_happens(self):
         disk = MemoryDisk(b"x")
-        set_mark(disk, self.record)
+        set_mark(disk, Kind.MIGRATED, self.record)
         remove_mark(disk)
