@@ -147,7 +147,7 @@ def _device(number: int, system: SystemCalls, sys: str, layers: int) -> DeviceId
     if index := read_line(os.path.join(entry, "partition")):
         whole = os.path.dirname(entry)
         partition = f"{index} at {read_line(os.path.join(entry, 'start'))}"
-    names = [(kind, value) for kind in _NAMES if (value := _name(whole, kind))]
+    names = [(kind, value) for kind in _NAMES if (value := _name(whole, kind, sys))]
     if uuid := _uevent(entry, "PARTUUID"):
         names.append(("partuuid", uuid))
     if loop := _backing(whole, system, sys, layers):
@@ -160,14 +160,30 @@ def _device(number: int, system: SystemCalls, sys: str, layers: int) -> DeviceId
     )
 
 
-def _name(entry: str, kind: str) -> str:
+def _name(entry: str, kind: str, sys: str) -> str:
     for place in _NAMES[kind]:
         value = " ".join(read_line(os.path.join(entry, place)).split())
         if not _NO_NAME.issuperset(value):
+            if kind == "serial" and _is_shared(entry, place, sys):
+                return ""
             if kind == "serial" and (part := read_line(os.path.join(entry, "nsid"))):
                 return f"{value} namespace {part}"  # the serial number is its controller's
             return value
     return ""
+
+
+def _is_shared(entry: str, place: str, sys: str) -> bool:
+    """Whether another disk has the same name: virtual disks often have none of their own."""
+    try:
+        others = os.listdir(os.path.join(sys, "block"))
+    except OSError:
+        return False
+    own = [read_line(os.path.join(entry, name)) for name in (place, "nsid", "wwid")]
+    return any(
+        own == [read_line(os.path.join(other, name)) for name in (place, "nsid", "wwid")]
+        for name in others
+        if (other := os.path.realpath(os.path.join(sys, "block", name))) != entry
+    )
 
 
 def _uevent(entry: str, key: str) -> str:

@@ -10,7 +10,8 @@ Rules (design, section 2: R10):
 * records that are certainly of another disk are found under their name only where there are none
   of this disk: the caller sees then that they are about another one;
 * a state directory other than the usual one is noted in that, so that records in it are found
-  without its name. Only what is proved to be of this disk counts there.
+  without its name. Only what is proved to be of this disk counts there; and what may not be read,
+  so that the caller sees that.
 """
 
 from __future__ import annotations
@@ -109,8 +110,11 @@ def device_record_path(
             return os.path.join(directory, same[0])
     for other in _others(directory, system):
         for stem in sorted(_stems(other, system)):
-            if device.is_subject(os.path.join(other, stem)):
-                return os.path.join(other, stem)
+            records = os.path.join(other, stem)
+            if device.is_subject(records) or (
+                device.has_name(stem) and _is_unreadable(records, system)
+            ):
+                return records
     return os.path.join(directory, own)
 
 
@@ -190,6 +194,15 @@ def _sightings(records: str, system: SystemCalls) -> Iterator[tuple[str, str]]:
         identity, boot = record.get("identity"), record.get("boot", "")
         if identity and isinstance(identity, str) and isinstance(boot, str):
             yield identity, boot
+
+
+def _is_unreadable(records: str, system: SystemCalls) -> bool:
+    """Whether there are records that we may not read: another user's."""
+    directory, stem = os.path.split(records)
+    paths = [os.path.join(directory, name) for name in _names(directory, system)]
+    return any(
+        _stem(os.path.basename(path)) == stem and not system.access(path, os.R_OK) for path in paths
+    )
 
 
 def _parsed(path: str, system: SystemCalls) -> dict[str, Any]:

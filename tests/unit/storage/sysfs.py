@@ -15,7 +15,8 @@ class Sysfs:
 
     def __init__(self, root):
         self.root = str(root)
-        os.makedirs(os.path.join(self.root, "dev/block"))
+        for place in ("dev/block", "block"):
+            os.makedirs(os.path.join(self.root, place))
 
     def disk(self, name, device, diskseq="", **files):
         """A whole disk.
@@ -23,7 +24,9 @@ class Sysfs:
         @param files: what else its directory has; "__" in a name is a slash.
         @return: its directory.
         """
-        return self._entry(os.path.join("devices", name), device, diskseq=diskseq, **files)
+        entry = self._entry(os.path.join("devices", name), device, diskseq=diskseq, **files)
+        os.symlink(entry, os.path.join(self.root, "block", name))
+        return entry
 
     def partition(self, disk, name, device, index, start, **files):
         """A partition of the disk with the directory C{disk}."""

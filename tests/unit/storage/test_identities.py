@@ -81,6 +81,13 @@ class TextTests(Case):
         self.sys.disk("sda", "8:0", "9", serial="0000-0000", device__wwid=" ")
         self.assertEqual("device 8:0; diskseq 9", self.identity("8:0"))
 
+    def test_a_serial_number_that_another_disk_has_too_proves_nothing(self):
+        """Such as one that a hypervisor gives to all of its disks."""
+        self.sys.disk("vda", "254:0", "1", serial="disk")
+        self.assertIn("serial disk", self.identity("254:0"))
+        self.sys.disk("vdb", "254:16", "2", serial="disk")
+        self.assertEqual("device 254:0; diskseq 1", self.identity("254:0"))
+
     def test_without_sysfs_there_is_only_the_number(self):
         self.assertEqual("device 8:0", self.identity("8:0"))
 

@@ -186,9 +186,9 @@ class ByIdentityTests(Case):
         self.patch(module, "default_state_directory", lambda: self.at("usual"))
         self.patch(module, "ROOTS_DIRECTORY", self.at("roots"))
 
-    def find(self, path, number="8:16"):
+    def find(self, path, number="8:16", system=None):
         return module.device_record_path(
-            path, sysfs.number(number), self.state, SystemCalls(), self.sys.root
+            path, sysfs.number(number), self.state, system or SystemCalls(), self.sys.root
         )
 
     def record(self, name, identity, boot=None, directory="state", kind="MIGRATED"):
@@ -254,6 +254,18 @@ class ByIdentityTests(Case):
         for identity in ("", "device 8:16; diskseq 3", "device 8:16"):
             self.record("/dev/sdb", identity, directory="usual")
             self.assertEqual(self.own(), self.find("/dev/sdb"), identity)
+
+    def test_records_of_another_user_that_may_not_be_read_are_found_by_their_name(self):
+        class Denied(SystemCalls):
+            def access(self, path, mode):
+                return False
+
+            def open(self, path, flags, mode=0o777):
+                raise PermissionError(13, "Permission denied")
+
+        there = self.record("/dev/sdb", "device 8:16; diskseq 9", directory="roots")
+        self.assertEqual(there, self.find("/dev/sdb", system=Denied()))
+        self.assertEqual(self.own("/dev/x"), self.find("/dev/x", system=Denied()))
 
     def test_the_state_directory_that_was_asked_for_comes_first(self):
         self.record("/dev/sdb", "device 8:16; diskseq 9", directory="usual")
