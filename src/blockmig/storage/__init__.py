@@ -30,6 +30,7 @@ from .record_paths import (
     device_record_path,
     record_path,
     records_inside,
+    state_path,
 )
 from .scan import Scan, Segment, split_data
 from .users import User, is_open_elsewhere, users_of
@@ -77,5 +78,6 @@ __all__ = [
     "same_disk",
     "sample_ranges",
     "split_data",
+    "state_path",
     "users_of",
 ]

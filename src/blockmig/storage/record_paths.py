@@ -80,6 +80,11 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
     return beside
 
 
+def state_path(path: str, directory: str) -> str:
+    """What the paths of new records of the device at C{path} in that state directory begin with."""
+    return os.path.join(directory, _escape(path))
+
+
 def device_record_path(
     path: str,
     number: int | None,

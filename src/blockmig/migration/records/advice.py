@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import shlex
 
-from .files import Location, Records
+from ...storage import ROOTS_DIRECTORY, state_path
+from .files import Kind, Location, Records
 
 
 def quoted(text: str) -> str:
@@ -47,6 +48,13 @@ def command_here(name: str, records: Records, *options: str) -> str:
 def command_there(name: str, end: Location, *options: str) -> str:
     """A command about one end of a migration, for its host."""
     return command(name, end.disk or "DISK", *options, state_directory=end.state_directory)
+
+
+def record_of(end: Location, kind: Kind) -> str:
+    """The path of a record of one end of a migration."""
+    if end.state_directory or end.disk.startswith("/dev/"):
+        return f"{state_path(end.disk, end.state_directory or ROOTS_DIRECTORY)}.{kind}"
+    return f"{end.disk}.{kind}"
 
 
 def where(end: Location) -> str:

@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.migration.records.advice import command, command_here, command_there, quoted, where
-from blockmig.migration.records.files import Location, Records
+from blockmig.migration.records.advice import (
+    command,
+    command_here,
+    command_there,
+    quoted,
+    record_of,
+    where,
+)
+from blockmig.migration.records.files import Kind, Location, Records
 from blockmig.storage import ROOTS_DIRECTORY
 
 
@@ -67,6 +74,16 @@ class CommandTests(SynchronousTestCase):
         end = Location("there", "/dev/sdb", "nbd://x", "/st")
         self.assertEqual("blockmig inspect /dev/sdb --state-dir /st", command_there("inspect", end))
         self.assertEqual("blockmig inspect DISK", command_there("inspect", Location(address="x")))
+
+    def test_a_record_of_the_other_side_has_its_path_there(self):
+        for disk, directory, path in (
+            ("/a/disk", "", "/a/disk.MIGRATING"),
+            ("/dev/vg0/web", "", f"{ROOTS_DIRECTORY}/dev-vg0-web.MIGRATING"),
+            ("/dev/sdb", "/st", "/st/dev-sdb.MIGRATING"),
+            ("/tmp/node", "/st", "/st/tmp-node.MIGRATING"),
+        ):
+            end = Location("there", disk, "", directory)
+            self.assertEqual(path, record_of(end, Kind.MIGRATING))
 
     def test_the_host_is_named(self):
         self.assertEqual("on there", where(Location("there", "/a")))
