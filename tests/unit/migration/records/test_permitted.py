@@ -225,6 +225,12 @@ class DeviceTests(Case):
             found = may_overwrite(self.disk, self.records, record, False)
             self.assertIs(may, found, (identity, boot))
 
+    def test_what_looks_the_same_after_a_restart_is_not_proved_to_be_the_same(self):
+        self.disk.identity = lambda: NAMELESS
+        for boot, may in (("earlier", False), (boot_id(), True)):
+            record = COPYING.but(identity=NAMELESS, boot=boot)
+            self.assertIs(may, may_overwrite(self.disk, self.records, record, False))
+
     def test_a_record_of_version_0_1_permits_it_by_the_name(self):
         self.disk.identity = lambda: DEVICE
         record = COPYING.but(identity="")
