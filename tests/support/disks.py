@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import random
@@ -79,6 +80,34 @@ def loop_device(path: Path) -> Iterator[Path]:
         yield Path(device)
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
+
+
+_LOOP_CTL_ADD, _LOOP_CTL_REMOVE = 0x4C80, 0x4C81
+
+
+@contextlib.contextmanager
+def loop_name() -> Iterator[Path]:
+    """A loop device of the test's own, with nothing attached: nobody else takes its name."""
+    number = 1000 + os.getpid()
+    control = os.open("/dev/loop-control", os.O_RDWR)
+    try:
+        fcntl.ioctl(control, _LOOP_CTL_ADD, number)
+        try:
+            yield Path(f"/dev/loop{number}")
+        finally:
+            fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
+    finally:
+        os.close(control)
+
+
+@contextlib.contextmanager
+def attached(device: Path, path: Path) -> Iterator[Path]:
+    """The file as that loop device."""
+    subprocess.run(["losetup", str(device), str(path)], check=True)
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", str(device)], check=True)
 
 
 @contextlib.contextmanager

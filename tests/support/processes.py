@@ -137,9 +137,13 @@ class Running:
 
 
 def default_records() -> list[str]:
-    """What stands in the state directory that commands use unless told otherwise."""
+    """The records in the state directory that commands use unless told otherwise.
+
+    There they also note which other state directories are used.
+    """
     path = default_state_directory()
-    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+    names = os.listdir(path) if os.path.isdir(path) else []
+    return sorted(name for name in names if name != "elsewhere")
 
 
 class Processes:

@@ -44,6 +44,8 @@ class Options(usage.Options):
 def run(options: Options) -> int:
     """Record that the disk was accepted, and return the exit status."""
     from ..migration.records.accept import accept  # noqa: PLC0415
+    from ..migration.records.advice import record_of  # noqa: PLC0415
+    from ..migration.records.files import Kind  # noqa: PLC0415
 
     try:
         accepted = accept(options["disk"], _user(), options["state-dir"])
@@ -52,8 +54,8 @@ def run(options: Options) -> int:
         return error.status
     print(f"{options['disk']} is the canonical copy: accepted by {accepted.by}, {accepted.changed}")
     if accepted.identified:
-        source = accepted.source
-        print(f"if there is a {source.disk}.MIGRATING on {source.host}, it can be removed")
+        record = record_of(accepted.source, Kind.MIGRATING)
+        print(f"if there is a {record} on {accepted.source.host}, it can be removed")
     return ExitStatus.DONE
 
 

@@ -10,12 +10,28 @@ from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
-from .file import FileDisk, file_identity
+from .file import FileDisk
 from .guarded import guard
+from .identities import (
+    boot_id,
+    device_identity,
+    file_identity,
+    is_device_identity,
+    is_provable,
+    same_disk,
+)
+from .layers import Layer, Relation, device_size, layers_of
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .open import open_disk
-from .record_paths import default_state_directory, record_path
+from .record_paths import (
+    ROOTS_DIRECTORY,
+    default_state_directory,
+    device_record_path,
+    record_path,
+    records_inside,
+    state_path,
+)
 from .scan import Scan, Segment, split_data
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
@@ -23,6 +39,7 @@ from .watched import DiskVersion
 __all__ = [
     "GRANULARITY",
     "PROBE_SIZE",
+    "ROOTS_DIRECTORY",
     "BlockDisk",
     "Coverage",
     "DirtyMap",
@@ -30,25 +47,37 @@ __all__ = [
     "DiskRefused",
     "DiskVersion",
     "FileDisk",
+    "Layer",
     "NotDurable",
+    "Relation",
     "Scan",
     "Segment",
     "User",
+    "boot_id",
     "default_state_directory",
     "describe_contents",
+    "device_identity",
     "device_in_memory",
+    "device_record_path",
+    "device_size",
     "file_identity",
     "filesystem_of",
     "find_data",
     "guard",
     "image_format",
+    "is_device_identity",
     "is_in_memory",
     "is_locked",
     "is_open_elsewhere",
+    "is_provable",
     "is_remote",
+    "layers_of",
     "open_disk",
     "record_path",
+    "records_inside",
+    "same_disk",
     "sample_ranges",
     "split_data",
+    "state_path",
     "users_of",
 ]

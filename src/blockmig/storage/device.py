@@ -24,7 +24,8 @@ from ..syscalls import (
 )
 from .disk import UNSUPPORTED, DescriptorDisk
 from .errors import DiskRefused
-from .record_paths import record_path
+from .identities import device_identity
+from .record_paths import note_state_directory, record_path
 from .watched import WatchedDevice
 
 _BLOCK: Final = 4096
@@ -53,11 +54,19 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
     ) -> None:
         super().__init__(path, writable=writable, size=size, system=system)
         self.record_path = record_path(path, state_directory, system)
-        _make_directory(os.path.dirname(self.record_path), system)
+        directory = os.path.dirname(self.record_path)
+        _make_directory(directory, system)
+        note_state_directory(directory)
+
+    @property
+    def given_path(self) -> str:
+        """The absolute path by which it was opened. What that leads to (such as C{/dev/dm-3}) may
+        be another device after a restart."""
+        return self._given_path
 
     def identity(self) -> str:
-        """Empty: a device is identified by its name."""
-        return ""
+        """Distinguishes this device from another one that has its name later."""
+        return device_identity(self._system.fstat(self._open_descriptor()).st_rdev, self._system)
 
     # A device knows no extents, so zeroes have to be searched for.
     shortest_zeroes = _BLOCK

@@ -16,12 +16,10 @@ from ..interfaces import (
     IUnlinkableDisk,
     IWatchedDisk,
 )
-from ..syscalls import (
-    SystemCalls,
-)
 from .deletable import check_deletable
 from .disk import UNSUPPORTED, DescriptorDisk
 from .errors import DiskRefused, NotDurable
+from .identities import file_identity
 from .mounts import filesystem_of, is_below_dev, is_remote
 from .watched import WatchedFile
 
@@ -151,18 +149,3 @@ class FileDisk(DescriptorDisk, WatchedFile):
         except OSError as error:
             return error.errno != errno.ESTALE
         return True
-
-
-def file_identity(descriptor: int, system: SystemCalls) -> str:
-    """Identify the file open as C{descriptor}: its inode, and when it was created (or written).
-
-    File system clocks are coarse: two files that are created one after the other in the same inode
-    may have the same time, and are distinguished by the inode's generation where there is one.
-    """
-    status = system.fstat(descriptor)
-    born = system.birth(descriptor)
-    if born is None:
-        return f"inode {status.st_ino}, written {status.st_mtime_ns}"
-    generation = system.generation(descriptor)
-    which = f", generation {generation}" if generation is not None else ""
-    return f"inode {status.st_ino}, born {born}{which}"

@@ -1,19 +1,48 @@
-"""Where the records of a disk are: beside a file, or in the state directory for a device.
+"""Where the records of a disk are: beside a file, or in a state directory for a device.
 
-Owns the records' paths, but no record. It needs no open disk: the disk may be gone.
+Owns the records' paths, and the links by which the state directories of this host are found again;
+but no record. It needs no open disk: the disk may be gone.
+
+Rules (design, section 2: R10):
+
+* records of a device are named after a path of it, and found by the device: by the identity that
+  they have recorded, whichever node leads to it. Only where that decides nothing does the name;
+* records that are certainly of another disk are found under their name only where there are none
+  of this disk: the caller sees then that they are about another one;
+* a state directory other than the usual one is noted in that, so that records in it are found
+  without its name. Only what is proved to be of this disk counts there; and what may not be read,
+  so that the caller sees that.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import stat
 import urllib.parse
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
 
 from ..syscalls import (
     SYSTEM,
     SystemCalls,
 )
 from .errors import DiskRefused
+from .identities import (
+    boot_id,
+    device_identity,
+    is_inside,
+    is_whole,
+    same_disk,
+)
+
+ROOTS_DIRECTORY: Final = "/var/lib/blockmig"
+"""Where root's records of devices are by default."""
+
+_ELSEWHERE: Final = "elsewhere"
+_LONGEST: Final = 65536
 
 
 def default_state_directory() -> str:
@@ -22,7 +51,7 @@ def default_state_directory() -> str:
     For others C{$XDG_STATE_HOME/blockmig}, by default C{~/.local/state/blockmig}.
     """
     if os.geteuid() == 0:
-        return "/var/lib/blockmig"
+        return ROOTS_DIRECTORY
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(home, "blockmig")
 
@@ -31,31 +60,224 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
     """What the paths of the records of the disk at C{path} begin with.
 
     Beside a file, whether or not it still exists, and beside the link's target where C{path} is a
-    symbolic link. In the state directory for a device: named after it, with C{-} for C{/}; or after
-    another of the device's names, where there are records under that name.
+    symbolic link. In a state directory for a device: where there are records of that device, or
+    else named after C{path}, with C{-} for C{/}.
 
+    @param state_directory: where records of devices are looked for first, and new ones kept; None
+        for the default.
     @raise DiskRefused: C{path} cannot be examined.
     """
-    directory = os.path.abspath(state_directory or default_state_directory())
-    own = os.path.join(directory, _escape(os.path.abspath(path)))
-    beside = os.path.realpath(path)
-    try:
-        known = sorted(system.listdir(directory))
-    except OSError:
-        known = []
     if is_device(path):
-        stems = {name.rpartition(".")[0] for name in known if name.rpartition(".")[2].isupper()}
-        same = sorted(stem for stem in stems if os.path.realpath(_unescape(stem)) == beside)
-        if os.path.basename(own) in stems or not same:
-            return own
+        return device_record_path(path, _number(path), state_directory, system)
+    directory = os.path.abspath(state_directory or default_state_directory())
+    beside = os.path.realpath(path)
+    if not os.path.exists(path):
+        # A device that is gone is known only by its records; a link to it may still be there.
+        known = _stems(directory, system)
+        for name in (os.path.abspath(path), beside):
+            if (stem := _escape(name)) in known:
+                return os.path.join(directory, stem)
+    return beside
+
+
+def state_path(path: str, directory: str) -> str:
+    """What the paths of new records of the device at C{path} in that state directory begin with."""
+    return os.path.join(directory, _escape(path))
+
+
+def device_record_path(
+    path: str,
+    number: int | None,
+    state_directory: str | None = None,
+    system: SystemCalls = SYSTEM,
+    sys: str = "/sys",
+) -> str:
+    """As L{record_path}, for a device of which also the number (C{st_rdev}) is known.
+
+    @param path: after which new records are named.
+    @param sys: where sysfs is.
+    @raise DiskRefused: there are records of it by several names.
+    """
+    directory = os.path.abspath(state_directory or default_state_directory())
+    device = _Device(path, number, system, sys)
+    stems = _stems(directory, system)
+    answers = {stem: device.is_subject(os.path.join(directory, stem)) for stem in sorted(stems)}
+    own = _escape(os.path.abspath(path))
+    proved = [stem for stem in answers if answers[stem] is True]
+    named = [stem for stem in answers if answers[stem] is None and device.has_name(stem)]
+    for same in (proved, named):
+        if own in same:
+            return os.path.join(directory, own)
         if len(same) > 1:
-            names = ", ".join(_unescape(stem) for stem in same)
+            names = ", ".join(map(_unescape, same))
             raise DiskRefused(f"{path}: has records in {directory} by several names: {names}")
-        return os.path.join(directory, same[0])
-    # A device that is gone is known only by its records.
-    stem = os.path.basename(own) + "."
-    gone = not os.path.lexists(path) and any(name.startswith(stem) for name in known)
-    return own if gone else beside
+        if same:
+            return os.path.join(directory, same[0])
+    for other in _others(directory, system):
+        for stem in sorted(_stems(other, system)):
+            records = os.path.join(other, stem)
+            if device.is_subject(records) or (
+                device.has_name(stem) and _is_unreadable(records, system)
+            ):
+                return records
+    return os.path.join(directory, own)
+
+
+class _Device:
+    """The device whose records are looked for."""
+
+    def __init__(self, path: str, number: int | None, system: SystemCalls, sys: str) -> None:
+        self._path = os.path.realpath(path)
+        self._number = number
+        self._identity = device_identity(number, system, sys) if number is not None else ""
+        self._boot = boot_id()
+        self._system = system
+
+    def is_subject(self, records: str) -> bool | None:
+        """Whether records are about it; None where what they have recorded does not decide it."""
+        answers = {
+            same_disk(identity, boot, self._identity, self._boot)
+            for identity, boot in _sightings(records, self._system)
+        }
+        return True if True in answers else None if None in answers or not answers else False
+
+    def has_name(self, stem: str) -> bool:
+        """Whether the node after which records are named leads to it."""
+        name = _unescape(stem)
+        same = self._number is not None and _number(name) == self._number
+        return same or os.path.realpath(name) == self._path
+
+
+class RecordsInside(NamedTuple):
+    """Records of a device that has data of a certain disk.
+
+    @ivar path: what their paths begin with.
+    @ivar device: the path of the device.
+    @ivar identity: of the device, as recorded.
+    @ivar size: bytes of the device, as recorded.
+    @ivar whole: it has all of the disk.
+    """
+
+    path: str
+    device: str
+    identity: str
+    size: int
+    whole: bool
+
+
+def records_inside(
+    identity: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+) -> Iterator[RecordsInside]:
+    """The records of loop devices over a file, or of a disk's partitions, attached now or not.
+
+    @param identity: of the file or disk.
+    @param state_directory: where they are looked for first; None for the default.
+    """
+    directory, boot_now = os.path.abspath(state_directory or default_state_directory()), boot_id()
+    for place in (directory, *_others(directory, system)):
+        found: dict[str, RecordsInside] = {}
+        for name in sorted(_names(place, system)):
+            stem = _stem(name)
+            record = _parsed(os.path.join(place, name), system) if stem else {}
+            device, boot, size = record.get("identity"), record.get("boot"), record.get("size")
+            if not (isinstance(device, str) and isinstance(boot, str) and isinstance(size, int)):
+                continue
+            if is_inside(device, boot, identity, boot_now):
+                path, whole = os.path.join(place, stem), is_whole(device)
+                found[stem] = RecordsInside(path, _unescape(stem), device, size, whole)
+        yield from found.values()
+
+
+def _sightings(records: str, system: SystemCalls) -> Iterator[tuple[str, str]]:
+    """The identities in the records whose paths begin so, with the boots in which they were
+    seen; as far as they can be read."""
+    directory, stem = os.path.split(records)
+    for name in _names(directory, system):
+        if _stem(name) != stem:
+            continue
+        record = _parsed(os.path.join(directory, name), system)
+        identity, boot = record.get("identity"), record.get("boot", "")
+        if identity and isinstance(identity, str) and isinstance(boot, str):
+            yield identity, boot
+
+
+def _is_unreadable(records: str, system: SystemCalls) -> bool:
+    """Whether there are records that we may not read: another user's."""
+    directory, stem = os.path.split(records)
+    paths = [os.path.join(directory, name) for name in _names(directory, system)]
+    return any(
+        _stem(os.path.basename(path)) == stem and not system.access(path, os.R_OK) for path in paths
+    )
+
+
+def _parsed(path: str, system: SystemCalls) -> dict[str, Any]:
+    """The fields of a record; none if it cannot be read."""
+    try:
+        descriptor = system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            parsed = json.loads(system.pread(descriptor, _LONGEST, 0))
+        finally:
+            system.close(descriptor)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _names(directory: str, system: SystemCalls) -> list[str]:
+    try:
+        return system.listdir(directory)
+    except OSError:
+        return []
+
+
+def _stem(name: str) -> str:
+    """What the name of a record has before its kind; "" if it is no record's."""
+    stem, _, kind = name.rpartition(".")
+    return stem if kind.isupper() else ""
+
+
+def _stems(directory: str, system: SystemCalls) -> set[str]:
+    return {stem for name in _names(directory, system) if (stem := _stem(name))}
+
+
+def _number(path: str) -> int | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_rdev if stat.S_ISBLK(status.st_mode) else None
+
+
+# State directories beside the usual one.
+
+
+def note_state_directory(directory: str) -> None:
+    """Note, in the usual state directory, that another one is used; only as far as possible."""
+    usual = default_state_directory()
+    if os.path.realpath(directory) == os.path.realpath(usual):
+        return
+    notes = os.path.join(usual, _ELSEWHERE)
+    with contextlib.suppress(OSError):
+        os.makedirs(notes, 0o755, exist_ok=True)
+        for name in os.listdir(notes):
+            note = os.path.join(notes, name)
+            if os.path.islink(note) and not os.path.exists(note):
+                os.unlink(note)
+        name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+        with contextlib.suppress(FileExistsError):
+            os.symlink(directory, os.path.join(notes, name))
+            SYSTEM.sync_directory(notes)
+
+
+def _others(directory: str, system: SystemCalls) -> Iterable[str]:
+    """The state directories of this host that are known, but for C{directory}."""
+    usual = dict.fromkeys((default_state_directory(), ROOTS_DIRECTORY))
+    noted = (
+        os.path.realpath(os.path.join(place, _ELSEWHERE, name))
+        for place in usual
+        for name in sorted(_names(os.path.join(place, _ELSEWHERE), system))
+    )
+    return [other for other in dict.fromkeys((*usual, *noted)) if other != directory]
 
 
 def _escape(path: str) -> str:

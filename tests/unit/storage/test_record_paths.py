@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from hypothesis import given
@@ -11,12 +12,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.storage import (
     DiskRefused,
     FileDisk,
+    boot_id,
     default_state_directory,
     file_identity,
     record_path,
 )
 from blockmig.storage import record_paths as module
 from blockmig.syscalls import SystemCalls
+
+from . import sysfs
+from .sysfs import Sysfs
 
 
 class Case(SynchronousTestCase):
@@ -169,6 +174,131 @@ class DeviceTests(Case):
     def test_a_relative_state_directory_becomes_absolute(self):
         found = record_path(self.device, "here")
         self.assertEqual(os.path.abspath("here"), os.path.dirname(found))
+
+
+class ByIdentityTests(Case):
+    """Records are found by the device that they are about, whatever it is called now."""
+
+    def setUp(self):
+        super().setUp()
+        self.sys = Sysfs(self.at("sys"))
+        self.sys.disk("sdb", "8:16", "9", device__wwid="naa.5")
+        self.patch(module, "default_state_directory", lambda: self.at("usual"))
+        self.patch(module, "ROOTS_DIRECTORY", self.at("roots"))
+
+    def find(self, path, number="8:16", system=None):
+        return module.device_record_path(
+            path, sysfs.number(number), self.state, system or SystemCalls(), self.sys.root
+        )
+
+    def record(self, name, identity, boot=None, directory="state", kind="MIGRATED"):
+        """A record under C{name}; returns the path that records there begin with."""
+        stem = f"{directory}/{module._escape(name)}"
+        boot = boot_id() if boot is None else boot
+        self.make(f"{stem}.{kind}", json.dumps({"identity": identity, "boot": boot}).encode())
+        return self.at(stem)
+
+    def own(self, path="/dev/sdb"):
+        return os.path.join(self.state, module._escape(path))
+
+    def test_another_node_of_the_device_leads_to_its_records(self):
+        there = self.record("/tmp/node", "device 8:16; diskseq 9")
+        self.assertEqual(there, self.find("/dev/sdb"))
+        self.assertEqual(there, self.find("/srv/container/dev/disk"))
+
+    def test_a_disk_that_has_another_name_since_a_restart_is_found(self):
+        there = self.record("/dev/sdc", "device 8:32; diskseq 3; wwid naa.5", "earlier")
+        self.assertEqual(there, self.find("/dev/sdb"))
+
+    def test_records_of_another_disk_that_had_the_name_are_found_by_the_name_only(self):
+        """So that the caller sees them, and that they are about another disk."""
+        there = self.record("/dev/sdb", "device 8:16; diskseq 3")
+        self.assertEqual(there, self.find("/dev/sdb"))
+        self.assertEqual(self.own("/dev/other"), self.find("/dev/other"))
+
+    def test_the_disks_own_records_come_before_those_under_its_name(self):
+        self.record("/dev/sdb", "device 8:16; diskseq 3")
+        there = self.record("/dev/sdc", "device 8:32; diskseq 3; wwid naa.5", "earlier")
+        self.assertEqual(there, self.find("/dev/sdb"))
+
+    def test_what_is_certain_comes_before_what_only_has_the_name(self):
+        self.record("/dev/sdb", "device 8:16; diskseq 9", "earlier")
+        there = self.record("/dev/sdc", "device 8:32; diskseq 3; wwid naa.5", "earlier")
+        self.assertEqual(there, self.find("/dev/sdb"))
+
+    def test_one_of_several_records_is_enough(self):
+        self.record("/tmp/node", "device 8:16; diskseq 3", kind="ACCEPTED")
+        there = self.record("/tmp/node", "device 8:16; diskseq 9")
+        self.assertEqual(there, self.find("/dev/sdb"))
+
+    def test_records_by_several_names_are_refused_unless_one_is_its_own(self):
+        self.record("/tmp/node", "device 8:16; diskseq 9")
+        self.record("/tmp/other", "device 8:16; diskseq 9")
+        error = self.assertRaises(DiskRefused, self.find, "/dev/sdb")
+        self.assertIn("by several names: /tmp/node, /tmp/other", str(error))
+        self.assertEqual(self.own("/tmp/node"), self.find("/tmp/node"))
+
+    def test_what_cannot_be_read_decides_nothing(self):
+        for text in (b"", b"[1]", b'{"identity": 5}', b'{"identity": "device 8:16", "boot": 1}'):
+            self.make(f"state/{module._escape('/tmp/node')}.MIGRATED", text)
+            self.assertEqual(self.own(), self.find("/dev/sdb"))
+
+    def test_records_in_another_known_state_directory_are_found(self):
+        module.note_state_directory(self.at("third"))
+        for directory in ("usual", "roots", "third"):
+            there = self.record("/dev/sdb", "device 8:16; diskseq 9", directory=directory)
+            self.assertEqual(there, self.find("/dev/sdb"), directory)
+            os.unlink(f"{there}.MIGRATED")
+
+    def test_a_name_proves_nothing_in_another_state_directory(self):
+        for identity in ("", "device 8:16; diskseq 3", "device 8:16"):
+            self.record("/dev/sdb", identity, directory="usual")
+            self.assertEqual(self.own(), self.find("/dev/sdb"), identity)
+
+    def test_records_of_another_user_that_may_not_be_read_are_found_by_their_name(self):
+        class Denied(SystemCalls):
+            def access(self, path, mode):
+                return False
+
+            def open(self, path, flags, mode=0o777):
+                raise PermissionError(13, "Permission denied")
+
+        there = self.record("/dev/sdb", "device 8:16; diskseq 9", directory="roots")
+        self.assertEqual(there, self.find("/dev/sdb", system=Denied()))
+        self.assertEqual(self.own("/dev/x"), self.find("/dev/x", system=Denied()))
+
+    def test_the_state_directory_that_was_asked_for_comes_first(self):
+        self.record("/dev/sdb", "device 8:16; diskseq 9", directory="usual")
+        there = self.record("/dev/sdb", "device 8:16; diskseq 9")
+        self.assertEqual(there, self.find("/dev/sdb"))
+
+    def test_notes_of_state_directories_that_are_gone_are_removed(self):
+        os.makedirs(self.at("third"))
+        module.note_state_directory(self.at("third"))
+        self.assertEqual(1, len(os.listdir(self.at("usual/elsewhere"))))
+        os.rmdir(self.at("third"))
+        os.makedirs(self.at("fourth"))
+        module.note_state_directory(self.at("fourth"))
+        module.note_state_directory(self.at("fourth"))
+        (note,) = os.listdir(self.at("usual/elsewhere"))
+        self.assertEqual(self.at("fourth"), os.readlink(self.at("usual/elsewhere", note)))
+
+    def test_the_usual_state_directory_is_not_noted(self):
+        os.makedirs(self.at("usual"))
+        module.note_state_directory(self.at("usual"))
+        self.assertEqual([], os.listdir(self.at("usual")))
+
+
+class GoneTests(Case):
+    def test_a_link_to_a_device_that_is_gone_leads_to_its_records(self):
+        link = self.at("link")
+        os.symlink(self.at("dm-3"), link)
+        self.assertEqual(self.at("dm-3"), self.find(link))
+        for name in (link, self.at("dm-3")):
+            stem = f"state/{module._escape(name)}"
+            record = self.make(f"{stem}.INCOMPLETE")
+            self.assertEqual(self.at(stem), self.find(link))
+            os.unlink(record)
 
 
 class StateDirectoryTests(SynchronousTestCase):

@@ -12,19 +12,35 @@ A disk that cannot check its place, or keeps no records, is taken as it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk, IWatchedDisk
-from ...storage import find_data
-from ..records.files import Location, this_host
+from ...storage import find_data, is_device_identity
+from ..disk import path_of
+from ..records.files import Location, Record, Records, this_host
+
+
+def location_of(disk: IDisk, records: Records | None, previous: Record | None) -> Location:
+    """Where a destination's disk is, for its records and for the sender.
+
+    @param previous: the record to continue from. What that calls a device is kept as long as it
+        leads there: a sender knows the destination by it.
+    """
+    path, kept_in = path_of(disk), records.state_directory if records is not None else ""
+    known_as = previous.destination.disk if previous is not None else ""
+    if known_as and os.path.realpath(known_as) == os.path.realpath(path):
+        path = known_as
+    return Location(this_host(), path, state_directory=kept_in)
 
 
 class DestinationDisk:
     """A disk, and the checks on it.
 
     @param disk: the disk itself.
+    @param location: this end of the migration (L{location_of}).
     @param may_overwrite: whatever is on it may be overwritten.
     @param still_wanted: called in a thread: whether the result of a check still matters.
     @ivar may_overwrite: the same; also true once our own record exists.
@@ -32,21 +48,33 @@ class DestinationDisk:
     @ivar size: bytes.
     """
 
-    def __init__(self, disk: IDisk, may_overwrite: bool, still_wanted: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        disk: IDisk,
+        location: Location,
+        may_overwrite: bool,
+        still_wanted: Callable[[], bool],
+    ) -> None:
         self.disk = disk
         self.name: str = disk.name
         self.size: int = disk.size
         self.may_overwrite = may_overwrite
+        self._location = location
         self._still_wanted = still_wanted
         self._checked_version: Any = None
 
     def location(self) -> Location:
         """This end of the migration."""
-        return Location(this_host(), getattr(self.disk, "path", self.name))
+        return self._location
 
     def identity(self) -> str:
-        """What identifies it, which nobody could guess; "" where there is nothing of the kind."""
+        """What identifies it; "" where there is nothing of the kind."""
         return self.disk.identity() if IRecordedDisk.providedBy(self.disk) else ""
+
+    def token(self) -> str:
+        """The identity, if nobody could guess it; "" if somebody could."""
+        identity = self.identity()
+        return "" if is_device_identity(identity) else identity
 
     def prepare(self) -> None:
         """I{Slow.} The first record exists; nothing was written yet."""

@@ -197,7 +197,7 @@ class MessageHandler:
         """
         return (
             bool(message.token)
-            and message.token == self._disk.identity()
+            and message.token == self._disk.token()
             and self._record.phase is None
             and message.size == self._disk.size
         )

@@ -28,11 +28,12 @@ from ...syscalls import describe_error
 from ..disk import failing_locally, guarded
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, Overrides
-from ..records.files import Record, Records
+from ..records.files import Record, records_of
 from ..records.permitted import destination_record, may_overwrite
+from ..records.verdict import check_data
 from .claims import StandingClaims
 from .connections import ReceiverFactory
-from .disk import DestinationDisk
+from .disk import DestinationDisk, location_of
 from .export import MigrationExport
 from .handoff_export import HandoffExport, HandoffExportFactory
 from .migration import IncomingMigration
@@ -115,12 +116,17 @@ class Receiver:
         """The migration, continued from the records beside the disk."""
         records, previous, overwrite = None, None, overrides.overwrite
         if IRecordedDisk.providedBy(disk):
-            records = Records(disk.record_path, self._runtime.system)
+            records = records_of(disk, self._runtime.system)
             previous = destination_record(disk, records, overrides.again)
+            if previous is None and not (overrides.again or overrides.overwrite):
+                check_data(disk, "--again", self._runtime.system)
             overwrite = overwrite or may_overwrite(disk, records, previous, overrides.again)
         if previous is not None:
             _log_previous(disk, previous)
-        destination = DestinationDisk(disk, overwrite, lambda: self._outcome.result is None)
+        location = location_of(disk, records, previous)
+        destination = DestinationDisk(
+            disk, location, overwrite, lambda: self._outcome.result is None
+        )
         record = DestinationRecord(destination, records, previous, self._threads, overrides.again)
         return IncomingMigration(
             destination,

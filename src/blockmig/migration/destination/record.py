@@ -28,7 +28,8 @@ from twisted.internet.defer import Deferred, DeferredLock, succeed
 from ...runtime import InThread
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
-from ..records.files import Kind, Location, Phase, Record, Records, timestamp
+from ..records.files import Kind, Location, Phase, Record, Records, boot_of, timestamp
+from ..records.mark import remove_mark, set_mark
 from .disk import DestinationDisk
 
 
@@ -154,6 +155,7 @@ class DestinationRecord:
             self._disk.disk.flush()
             self._disk.check_path()
             if self._records is not None:
+                remove_mark(self._disk.disk)
                 self._records.remove(Kind.INCOMPLETE)
 
         return self.run(finish)
@@ -182,7 +184,7 @@ class DestinationRecord:
         if self.current is None or self._records is None:
             return None
         retired = self.current.retired or (timestamp() if self.retired else "")
-        return self.current.but(phase=Phase.COPIED, retired=retired, identity="")
+        return self.current.but(phase=Phase.COPIED, retired=retired, identity="", boot="")
 
     def _identified(self, before: Record | None, message: HandoffMessage, peer: str) -> Record:
         """The record of an attempt that was claimed."""
@@ -237,12 +239,16 @@ class DestinationRecord:
         self._disk.check()
         if (records := self._records) is None:
             return record
-        written = records.write(Kind.INCOMPLETE, record.but(identity=self._disk.identity()))
+        identity = self._disk.identity()
+        record = record.but(identity=identity, boot=boot_of(identity))
+        written = records.write(Kind.INCOMPLETE, record)
         if not self._prepared:
             records.sync()
             # What an earlier migration left is no longer true.
             records.remove_existing(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
+            remove_mark(self._disk.disk)
             self._disk.prepare()
+            set_mark(self._disk.disk, Kind.INCOMPLETE, written)
             self._prepared = True
         return written
 

@@ -68,7 +68,7 @@ class MigrationReport:
             self._disk.size,
             this_host(),
             location.disk,
-            token=self._disk.identity() if retired else "",
+            token=self._disk.token() if retired else "",
             place=self._record.place,
             holder=f"{current.source}, since {current.began}" if current is not None else "",
             state_directory=location.state_directory,

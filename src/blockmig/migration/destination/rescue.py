@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from collections.abc import Callable
 from typing import Final
 
@@ -21,6 +20,7 @@ from ...errors import LocalFailure, MigrationError
 from ...runtime import Runtime
 from ...storage import DiskChanged
 from ...syscalls import describe_error
+from ..records.advice import command
 from ..records.files import Kind, Records
 from .disk import DestinationDisk
 from .record import DestinationRecord
@@ -71,7 +71,7 @@ class Rescue:
         working.addCallbacks(self._rescued, self._not_rescued).addErrback(_bug)
 
     def _rescued(self, path: str) -> None:
-        advice = f"see `blockmig inspect {shlex.quote(path)}`"
+        advice = f"see `{command('inspect', path)}`"
         self._ended(
             LocalFailure(f"{self._error}; the disk that was received is {path} now: {advice}")
         )

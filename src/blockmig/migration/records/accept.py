@@ -11,7 +11,9 @@ import os
 from ...errors import LocalFailure, Refused
 from ...storage import DiskRefused, open_disk
 from ...syscalls import SYSTEM, SystemCalls, describe_error
-from .files import BadRecord, Kind, Phase, Record, Records, same_file
+from .files import BadRecord, Kind, Phase, Record, is_about, records_of
+from .mark import remove_mark
+from .verdict import check_layers
 
 
 def accept(
@@ -32,7 +34,7 @@ def accept(
     except DiskRefused as error:
         raise Refused(str(error)) from None
     with disk:
-        records = Records(disk.record_path, system)
+        records = records_of(disk, system)
         try:
             incomplete = records.read(Kind.INCOMPLETE)
         except BadRecord as error:
@@ -52,10 +54,12 @@ def accept(
             )
         if incomplete.size != disk.size:
             raise Refused(f"{path}: has {disk.size} bytes, but {incomplete.size} were received")
-        if incomplete.identity and same_file(incomplete.identity, disk.identity()) is False:
+        if incomplete.identity and is_about(incomplete, disk.identity()) is False:
             raise Refused(f"{path}: is not the disk that was received")
+        check_layers(disk, system)
         try:
             accepted = records.write(Kind.ACCEPTED, incomplete.but(by=by))
+            remove_mark(disk)
             records.remove(Kind.INCOMPLETE)
         except OSError as error:
             raise LocalFailure(

@@ -29,6 +29,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, Self
 
+from ...interfaces import IRecordedDisk
+from ...storage import (
+    ROOTS_DIRECTORY,
+    BlockDisk,
+    boot_id,
+    is_device_identity,
+    record_path,
+    same_disk,
+)
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 
 VERSION: Final = 1
@@ -225,32 +234,37 @@ def this_host() -> str:
     return os.uname().nodename
 
 
-def boot_id(system: SystemCalls = SYSTEM) -> str:
-    """Identifies the running boot of this machine; "" where the system has no such id.
+def boot_of(identity: str) -> str:
+    """The C{boot} of a record that has C{identity}, which was seen just now."""
+    return boot_id() if identity else ""
 
-    @see: random(4), C{boot_id}.
+
+def is_about(record: Record, identity: str) -> bool | None:
+    """Whether a record is about the disk that is there now; None where that cannot be decided.
+
+    @param identity: of the disk that is there.
     """
-    try:
-        descriptor = system.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return system.pread(descriptor, 64, 0).decode().strip()
-    except OSError:
-        return ""
-    finally:
-        system.close(descriptor)
+    boot = boot_id() if is_device_identity(identity) else ""
+    return same_disk(record.identity, record.boot, identity, boot)
 
 
-def same_file(one: str, other: str) -> bool | None:
-    """Whether two identities are of the same file; None where that cannot be decided."""
-    if one == other:
-        return True
-    births = [text.partition(", born ")[2] for text in (one, other)]
-    if all(births) and births[0] != births[1]:
-        return False
-    # Written since, or no birth time is reported now, or this file system does not keep inodes.
-    return None
+def records_of(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> Records:
+    """The records of a disk that is open."""
+    device = disk.given_path if isinstance(disk, BlockDisk) else ""
+    return Records(disk.record_path, system, device)
+
+
+def records_at(
+    path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+) -> Records:
+    """The records of the disk at C{path}, which may be gone.
+
+    @param state_directory: where the records of devices are; None for the default.
+    @raise blockmig.storage.DiskRefused: C{path} cannot be examined.
+    """
+    found = record_path(path, state_directory, system)
+    beside = found == os.path.realpath(path)
+    return Records(found, system, "" if beside else os.path.abspath(path))
 
 
 class Records:
@@ -258,12 +272,22 @@ class Records:
 
     @param path: their names without the kind and the dot before it.
     @param system: the system calls to use.
+    @param device: the path of the disk, if it is a device; the records of a file are beside it.
+    @ivar disk: the path of the disk.
     """
 
-    def __init__(self, path: str, system: SystemCalls = SYSTEM) -> None:
+    def __init__(self, path: str, system: SystemCalls = SYSTEM, device: str = "") -> None:
         self.path = path
+        self.disk = device or path
         self._system = system
         self._lock = threading.Lock()
+
+    @property
+    def state_directory(self) -> str:
+        """Where the records are, for a L{Location}: only of a device, and unless they are where
+        root's are by default."""
+        directory = os.path.dirname(self.path)
+        return "" if self.disk == self.path or directory == ROOTS_DIRECTORY else directory
 
     def name(self, kind: Kind) -> str:
         """The path of the record of that kind."""

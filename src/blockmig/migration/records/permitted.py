@@ -21,8 +21,10 @@ from dataclasses import dataclass
 
 from ...errors import Refused
 from ...interfaces import IRecordedDisk
+from ...storage import is_device_identity
 from ...syscalls import describe_error
-from .files import BadRecord, Kind, Phase, Record, Records, same_file
+from .advice import command_here
+from .files import BadRecord, Kind, Phase, Record, Records, is_about
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def _read(records: Records, kind: Kind, again: bool, may_disregard: bool = True)
         if again:
             return None
         raise Refused(
-            f"{error}; see `blockmig inspect {records.path}`"
+            f"{error}; see `{command_here('inspect', records)}`"
             + (
                 ""
                 if kind == Kind.INCOMPLETE and not may_disregard
@@ -78,23 +80,23 @@ def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Re
         return incomplete if continues else None
     if accepted is not None and incomplete is None and not disk.blank:
         raise Refused(
-            f"{records.path}: was declared canonical on {accepted.changed} "
+            f"{records.disk}: was declared canonical on {accepted.changed} "
             f"({records.name(Kind.ACCEPTED)}); to receive into it anyway, use --again"
         )
     if migrated is not None:
         raise Refused(
-            f"{records.path}: was migrated to {migrated.destination} on {migrated.retired} "
+            f"{records.disk}: was migrated to {migrated.destination} on {migrated.retired} "
             f"({records.name(Kind.MIGRATED)}); to receive into it anyway, use --again"
         )
     if migrating is not None:
         raise Refused(
-            f"{records.path}: a migration of it to {migrating.destination} is not known to be "
-            f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`; "
+            f"{records.disk}: a migration of it to {migrating.destination} is not known to be "
+            f"complete ({records.name(Kind.MIGRATING)}): see `{command_here('inspect', records)}`; "
             "to receive into it anyway, use --again"
         )
     if incomplete is not None and not _may_be_disk_of(disk, incomplete):
         raise Refused(
-            f"{records.path}: all of {incomplete.source} was copied here and may be the canonical "
+            f"{records.disk}: all of {incomplete.source} was copied here and may be the canonical "
             "copy, but this is another disk: find the right one "
             f"({records.name(Kind.INCOMPLETE)}), or use --again to receive anew"
         )
@@ -110,10 +112,13 @@ def may_overwrite(
     @param again: the user has said to disregard the records of this disk.
     """
     if record is not None:
-        # On a file system that reports no birth times the inode must do.
-        inodes = {text.partition(",")[0] for text in (record.identity, disk.identity())}
-        same = same_file(record.identity, disk.identity())
-        return not record.identity or (same is not False and len(inodes) == 1)
+        if not record.identity:
+            return True
+        same = is_about(record, disk.identity())
+        if same is None and not is_device_identity(record.identity):
+            # On a file system that reports no birth times the inode must do.
+            return len({text.partition(",")[0] for text in (record.identity, disk.identity())}) == 1
+        return same is True
     return again and any(os.path.lexists(records.name(kind)) for kind in Kind)
 
 
@@ -122,7 +127,7 @@ def _may_be_disk_of(disk: IRecordedDisk, record: Record) -> bool:
     return record.phase != Phase.COPIED or (
         not disk.blank
         and disk.size == record.size
-        and not (record.identity and same_file(record.identity, disk.identity()) is False)
+        and not (record.identity and is_about(record, disk.identity()) is False)
     )
 
 
@@ -152,12 +157,8 @@ def source_state(
     @raise Refused: it may not be sent.
     """
     _check_writable(records, Kind.MIGRATING)
-    path = records.path
-    if _read(records, Kind.INCOMPLETE, False, may_disregard=False) is not None:
-        raise Refused(
-            f"{path}: is a copy that is not known to be complete "
-            f"({records.name(Kind.INCOMPLETE)}): see `blockmig inspect {path}`"
-        )
+    path, inspect = records.disk, command_here("inspect", records)
+    _check_no_copy(records, identity)
     migrating = _read(records, Kind.MIGRATING, again)
     migrated = _read(records, Kind.MIGRATED, again)
     if again and not (migrating and _continues(migrating, identity, destination)):
@@ -172,11 +173,7 @@ def source_state(
     if migrating is not None and migrating.again and _is_another_migration(migrated, migrating):
         migrated = None  # --again disregarded it
     if migrated is not None and (migrating is None or _is_another_migration(migrated, migrating)):
-        raise Refused(
-            f"{path}: was migrated to {migrated.destination} on {migrated.retired} and is not the "
-            f"canonical copy any more ({records.name(Kind.MIGRATED)}); "
-            "to send it anyway, use --again"
-        )
+        raise _was_migrated(records, migrated, identity)
     if migrating is None:
         if identity is None:
             raise Refused(f"{path}: no such file")
@@ -189,20 +186,51 @@ def source_state(
     if identity is None:
         raise Refused(
             f"{path}: is gone, and blockmig did not delete it: its migration to "
-            f"{migrating.destination} had not got that far; see `blockmig inspect {path}`"
+            f"{migrating.destination} had not got that far; see `{inspect}`"
         )
-    if migrating.identity and same_file(migrating.identity, identity) is False:
-        return _start_over(migrating, path)
+    if migrating.identity and is_about(migrating, identity) is False:
+        return _start_over(migrating, records)
     return _continue(migrating, destination, path)
 
 
-def _start_over(migrating: Record, path: str) -> SourceState:
+def _check_no_copy(records: Records, identity: str | None) -> None:
+    """Check that the source is no destination of an earlier migration.
+
+    @param identity: of the disk that is there; None where there is none.
+    """
+    incomplete = _read(records, Kind.INCOMPLETE, False, may_disregard=False)
+    if incomplete is None:
+        return
+    another = identity is not None and is_about(incomplete, identity) is False
+    what = "is another disk than the copy that" if another else "is a copy that"
+    raise Refused(
+        f"{records.disk}: {what} is not known to be complete "
+        f"({records.name(Kind.INCOMPLETE)}): see `{command_here('inspect', records)}`"
+    )
+
+
+def _was_migrated(records: Records, migrated: Record, identity: str | None) -> Refused:
+    """The refusal of a source that has, or whose name has, C{migrated}."""
+    to = f"migrated to {migrated.destination} on {migrated.retired}"
+    name = records.name(Kind.MIGRATED)
+    if identity is not None and is_about(migrated, identity) is False:
+        return Refused(
+            f"{records.disk}: is another disk than the one that was {to} ({name}); to send this "
+            "one, use --again"
+        )
+    return Refused(
+        f"{records.disk}: was {to} and is not the canonical copy any more ({name}); to send it "
+        "anyway, use --again"
+    )
+
+
+def _start_over(migrating: Record, records: Records) -> SourceState:
     """Another file has the name now; it must not go where a copy of the earlier one may be
     whole."""
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
-            f"{path}: is not the file of which all was copied to {migrating.destination}; see "
-            f"`blockmig inspect {path}`; to send this one anyway, use --again"
+            f"{records.disk}: is not the disk of which all was copied to {migrating.destination}; "
+            f"see `{command_here('inspect', records)}`; to send this one anyway, use --again"
         )
     return SourceState(instead_of=migrating.migration)
 
@@ -213,10 +241,10 @@ def _continues(migrating: Record, identity: str | None, destination: str) -> boo
         return True
     if not migrating.again or migrating.destination.address != destination:
         return False
-    if migrating.identity and same_file(migrating.identity, identity) is False:
+    if migrating.identity and is_about(migrating, identity) is False:
         return False
     may_be_deleted = migrating.unlink and migrating.phase == Phase.COPIED
-    return not may_be_deleted or bool(same_file(migrating.identity, identity))
+    return not may_be_deleted or bool(is_about(migrating, identity))
 
 
 def _is_another_migration(record: Record | None, other: Record) -> bool:
@@ -237,7 +265,7 @@ def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
         return False
     if identity is None:
         return True
-    same = same_file(migrating.identity, identity)
+    same = is_about(migrating, identity)
     if same is None:
         raise Refused(
             f"{path}: may or may not be the file that was to be deleted after its migration to "

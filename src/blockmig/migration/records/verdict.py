@@ -16,14 +16,24 @@ import contextlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from ...errors import Refused
 from ...interfaces import IRecordedDisk
-from ...storage import DiskRefused, file_identity, is_locked, record_path
+from ...storage import (
+    BlockDisk,
+    DiskRefused,
+    FileDisk,
+    Relation,
+    device_identity,
+    file_identity,
+    is_device_identity,
+    is_locked,
+)
 from ...syscalls import SYSTEM, SystemCalls, describe_error
+from .advice import command, command_there, where
 from .files import (
     BadRecord,
     Kind,
@@ -31,9 +41,13 @@ from .files import (
     Phase,
     Record,
     Records,
-    same_file,
+    is_about,
+    records_at,
+    records_of,
     this_host,
 )
+from .layers import LayerState, layers_at
+from .mark import ATTRIBUTES, Mark, read_mark
 
 _MOST_TRIES: Final = 10
 
@@ -74,6 +88,9 @@ class DiskState:
     @ivar records_where: where its records would be.
     @ivar records: the records that could be read.
     @ivar bad: those that could not, with the reason.
+    @ivar mark: on its file.
+    @ivar layers: what it has data in common with, as far as there are records or marks of that.
+    @ivar state_directory: where its records are, as in a L{Location}.
     """
 
     path: str
@@ -83,6 +100,9 @@ class DiskState:
     records_where: str = "beside it"
     records: dict[Kind, Record] = field(default_factory=dict)
     bad: dict[Kind, str] = field(default_factory=dict)
+    mark: Mark | None = None
+    layers: tuple[tuple[Relation, DiskState], ...] = ()
+    state_directory: str = ""
 
     def record(self, kind: Kind) -> Record | None:
         """The record of that kind, if there is one."""
@@ -98,10 +118,40 @@ def examine(
     @raise DiskRefused: it cannot be examined.
     """
     # Records first: if the disk goes meanwhile, it looks as it did while they were true.
-    records = Records(record_path(path, state_directory, system), system)
+    records = records_at(path, state_directory, system)
     good, bad = _read(records)
-    size, identity, in_use = _examine_disk(path, system)
-    return DiskState(path, size, identity, in_use, _where(records, path), good, bad)
+    found = replace(
+        _examine_disk(path, system),
+        records_where=_where(records, path),
+        records=good,
+        bad=bad,
+        state_directory=records.state_directory,
+    )
+    return replace(found, layers=_examine_layers(path, found.identity, state_directory, system))
+
+
+def _examine_layers(
+    path: str, identity: str, state_directory: str | None, system: SystemCalls
+) -> tuple[tuple[Relation, DiskState], ...]:
+    found = []
+    for layer in layers_at(path, identity, state_directory, system):
+        good, bad = _read(layer.records)
+        if is_device_identity(layer.identity):
+            # What only has its name is about another device.
+            good = {kind: good[kind] for kind in good if _is_about_layer(good[kind], layer)}
+        if good or bad or layer.mark is not None:
+            state = DiskState(
+                layer.path,
+                layer.size,
+                layer.identity,
+                records_where=_where(layer.records, layer.path),
+                records=good,
+                bad=bad,
+                mark=layer.mark,
+                state_directory=layer.records.state_directory,
+            )
+            found.append((layer.relation, state))
+    return tuple(found)
 
 
 def _read(records: Records) -> tuple[dict[Kind, Record], dict[Kind, str]]:
@@ -129,7 +179,12 @@ def _where(records: Records, path: str) -> str:
     return "beside it" if beside else f"in {directory}"
 
 
-def _examine_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
+def _is_about_layer(record: Record, layer: LayerState) -> bool:
+    return is_about(record, layer.identity) is not False
+
+
+def _examine_disk(path: str, system: SystemCalls) -> DiskState:
+    """What is at C{path}, without its records."""
     try:
         mode = system.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -138,13 +193,18 @@ def _examine_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool
             raise DiskRefused(f"{path}: is neither a regular file nor a block device")
         descriptor = system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        return None, "", False
+        return DiskState(path)
     except OSError as error:
         raise DiskRefused(f"{path}: {describe_error(error)}") from None
     try:
         size = system.lseek(descriptor, 0, os.SEEK_END)
-        identity = file_identity(descriptor, system) if stat.S_ISREG(mode) else ""
-        return size, identity, is_locked(descriptor, system)
+        identity = (
+            file_identity(descriptor, system)
+            if stat.S_ISREG(mode)
+            else device_identity(system.fstat(descriptor).st_rdev, system)
+        )
+        in_use = is_locked(descriptor, system)
+        return DiskState(path, size, identity, in_use, mark=read_mark(descriptor))
     finally:
         system.close(descriptor)
 
@@ -187,12 +247,46 @@ def unstable_verdict(paths: Sequence[str]) -> Verdict:
 
 def verdict_of(disk: DiskState) -> Verdict:
     """The verdict on one disk by itself."""
+    verdict = _own_verdict(disk)
+    if verdict.state == CopyState.CANONICAL:
+        for relation, layer in disk.layers:
+            below = _own_verdict(layer)
+            if below.state != CopyState.CANONICAL and not _is_copy_into_itself(disk, layer):
+                return _verdict_by_layer(disk, relation, layer, below)
+    return verdict
+
+
+def _is_copy_into_itself(disk: DiskState, layer: DiskState) -> bool:
+    """Whether the copy in C{layer} is one of the disk itself: nothing but its own data was written
+    to it."""
+    incomplete = layer.record(Kind.INCOMPLETE)
+    if incomplete is None or incomplete.source.host != this_host():
+        return False
+    return os.path.realpath(incomplete.source.disk) == os.path.realpath(disk.path)
+
+
+def _verdict_by_layer(
+    disk: DiskState, relation: Relation, layer: DiskState, verdict: Verdict
+) -> Verdict:
+    """The verdict on a disk that has data in common with one that is not the canonical copy."""
+    why = f"{disk.path} {relation} {layer.path}: {verdict.why}"
+    received = Kind.INCOMPLETE in disk.records or Kind.ACCEPTED in disk.records
+    if relation == Relation.PART or received or verdict.state == CopyState.UNKNOWN:
+        # Only a part of it is not canonical; or it was received over what had been retired.
+        path = os.path.abspath(layer.path)
+        see = command("inspect", path, state_directory=layer.state_directory)
+        return _unknown(why, f"find out which of the two is to be used: see `{see}`")
+    return Verdict(verdict.state, verdict.line, why, verdict.advice)
+
+
+def _own_verdict(disk: DiskState) -> Verdict:
+    """The verdict by the disk's own records, and the mark on it."""
     for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
         if kind in disk.bad:
             return _unknown(
                 disk.bad[kind],
                 "do not use this copy until you know where that file comes from; "
-                "the other side's records say as much: run `blockmig inspect` there",
+                "the other side's records say as much: inspect its disk there",
             )
     incomplete, accepted = disk.record(Kind.INCOMPLETE), disk.record(Kind.ACCEPTED)
     if incomplete is not None:
@@ -200,6 +294,7 @@ def verdict_of(disk: DiskState) -> Verdict:
             accepted is not None
             and incomplete.phase == Phase.COPIED
             and accepted.migration == incomplete.migration
+            and not _is_another(accepted, disk)
         ):
             return _accepted(disk, accepted)
         return _destination_verdict(disk, incomplete)
@@ -217,8 +312,17 @@ def verdict_of(disk: DiskState) -> Verdict:
             f"{disk.path} is empty: a receiver created it, and nothing was received yet",
             "receive into it again and send the disk; or delete it",
         )
-    if accepted is not None:
+    if accepted is not None and not _is_another(accepted, disk):
         return _accepted(disk, accepted)
+    if disk.mark is not None:
+        return _marked(disk, disk.mark)
+    if accepted is not None:
+        return _canonical(
+            disk.path,
+            f"there is no record of a migration of it {disk.records_where} ({Kind.ACCEPTED} is "
+            f"about another {_noun(disk)})",
+            "use it",
+        )
     return _canonical(
         disk.path,
         f"there is no record of a migration {disk.records_where}: none was begun here, or it is "
@@ -232,21 +336,89 @@ def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
 
     @raise Refused: it is not the canonical copy, or that cannot be decided from here.
     """
-    records = Records(disk.record_path, system)
+    records = records_of(disk, system)
     good, bad = _read(records)
-    verdict = verdict_of(
-        DiskState(
-            disk.name,
-            disk.size,
-            disk.identity(),
-            records_where=_where(records, getattr(disk, "path", disk.name)),
-            records=good,
-            bad=bad,
-        )
+    state = DiskState(
+        disk.name,
+        disk.size,
+        disk.identity(),
+        records_where=_where(records, getattr(disk, "path", disk.name)),
+        records=good,
+        bad=bad,
+        state_directory=records.state_directory,
     )
+    _check(disk, replace(state, **_beside_records(disk, records, system)), "")
+
+
+def check_data(disk: IRecordedDisk, override: str, system: SystemCalls = SYSTEM) -> None:
+    """Check what neither the disk's own records nor its name say: that it is not a retired source
+    under another name, and that it has no data in common with a disk that is not the canonical
+    copy.
+
+    @param override: the option that has it used all the same.
+    @raise Refused: that is not so.
+    """
+    state = DiskState(disk.name, disk.size, disk.identity())
+    found = _beside_records(disk, records_of(disk, system), system)
+    _check(disk, replace(state, **found), f"; to use it anyway: {override}")
+
+
+def check_layers(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
+    """Check that a disk has no data in common with one that is not the canonical copy.
+
+    @raise Refused: it has.
+    """
+    state = DiskState(disk.name, disk.size, disk.identity())
+    layers = _beside_records(disk, records_of(disk, system), system).get("layers", ())
+    _check(disk, replace(state, layers=layers), "")
+
+
+def _beside_records(disk: IRecordedDisk, records: Records, system: SystemCalls) -> dict[str, Any]:
+    """The mark and the layers of an open disk."""
+    if not isinstance(disk, BlockDisk | FileDisk):
+        return {}
+    descriptor, kept_in = disk.fileno(), records.state_directory or None
+    return {
+        "mark": read_mark(descriptor) if descriptor is not None else None,
+        "layers": _examine_layers(disk.path, disk.identity(), kept_in, system),
+    }
+
+
+def _check(disk: IRecordedDisk, state: DiskState, override: str) -> None:
+    verdict = verdict_of(state)
     if verdict.state != CopyState.CANONICAL:
         why = "" if verdict.why in verdict.line else f": {verdict.why}"
-        raise Refused(f"{disk.name}: {verdict.line}{why}; {verdict.advice}")
+        raise Refused(f"{disk.name}: {verdict.line}{why}; {verdict.advice}{override}")
+
+
+def _marked(disk: DiskState, mark: Mark) -> Verdict:
+    """The verdict on a file that has lost its record, or is a copy of one that had one."""
+    name = mark.disk if mark.is_on(disk.identity) else f"a copy of {mark.disk}"
+    if mark.kind == Kind.INCOMPLETE:
+        return _unknown(
+            f"{disk.path} was {name}, which a migration from {mark.other} began to write, and is "
+            f"not known to be complete; its record ({Kind.INCOMPLETE}) was left there",
+            f"move it back to {mark.disk}, and inspect it there",
+        )
+    why = f"was migrated to {mark.other} on {mark.retired}"
+    if not mark.is_on(disk.identity):
+        return _unknown(f"{disk.path} is {name}, which {why}", f"use the copy at {mark.other}")
+    renamed = f" as {mark.disk}" if mark.disk != os.path.realpath(disk.path) else ""
+    return Verdict(
+        CopyState.NOT_CANONICAL,
+        CopyState.NOT_CANONICAL,
+        f"it {why}{renamed}, and is marked so ({ATTRIBUTES[mark.kind]}), though its record is gone",
+        f"use the copy at {mark.other}; delete this one when you like",
+    )
+
+
+def _noun(disk: DiskState) -> str:
+    return "disk" if is_device_identity(disk.identity) else "file"
+
+
+def _another(disk: DiskState) -> str:
+    """What a disk is that is not the one that its record is about."""
+    return "another disk now" if is_device_identity(disk.identity) else "another file"
 
 
 def _accepted(disk: DiskState, accepted: Record) -> Verdict:
@@ -265,8 +437,9 @@ def _destination_verdict(disk: DiskState, record: Record) -> Verdict:
     if record.phase == Phase.COPYING and disk.size and another:
         return _unknown(
             f"a migration from {record.source} began to write the disk that was here; {disk.path} "
-            "is another file, of which nothing is known",
-            "find out who put this file here; if it is a new disk, move the record away",
+            f"is {_another(disk)}, of which nothing is known",
+            f"find out who put this {_noun(disk)} here; if it is a new disk, move the record "
+            f"{_away(disk)}{_if_shared(disk, record.destination)}",
         )
     if record.phase == Phase.COPYING:
         return Verdict(
@@ -281,42 +454,80 @@ def _destination_verdict(disk: DiskState, record: Record) -> Verdict:
         return _unknown(
             f"all {record.size} bytes of {record.source} were copied here, but {disk.path} "
             f"{is_there}",
-            f"find the disk; if the source is still at {record.source}, that is the canonical copy",
+            f"find the disk; if the source is still at {record.source}, that is the canonical copy"
+            f"{_if_shared(disk, record.destination)}",
         )
     if record.retired:
         return _canonical(
             disk.path,
             f"all of it is here and durable, and the source {record.source} was retired before "
             f"{record.retired}; only the disconnect is missing",
-            _how_to_finish(record, disk.path),
+            _how_to_finish(record, disk),
         )
     return Verdict(
         CopyState.CONDITIONAL,
         f"{CopyState.CONDITIONAL}: look at {record.source}",
         f"all of it has been here and durable since {record.changed}, but the sender never "
         "reported whether the source was retired",
-        _where_to_look(record, disk.path),
+        _where_to_look(record, disk),
     )
 
 
-def _how_to_finish(record: Record, path: str) -> str:
-    accept = f"blockmig accept {path} --i-have-checked-the-source"
-    if not _may_be_path(path, record.destination):
-        return f"it had another name when it was received; declare it canonical: {accept}"
-    return f"run both commands again to finish; or declare it canonical: {accept}"
+def _away(disk: DiskState) -> str:
+    """Where a record that is about another disk is to be moved from."""
+    return "away" if disk.records_where == "beside it" else f"({disk.records_where}) away"
 
 
-def _where_to_look(record: Record, path: str) -> str:
+def _if_shared(disk: DiskState, end: Location) -> str:
+    """What to add where another host may have written the record that is about another device.
+
+    @param end: this disk's end of the migration, by the record.
+    """
+    if not is_device_identity(disk.identity) or end.host in ("", this_host()):
+        return ""
+    return (
+        f"; the record was written on {end.host}: hosts that share a directory each need a "
+        "--state-dir of their own there"
+    )
+
+
+def _accept(disk: DiskState) -> str:
+    """The command that declares a disk canonical."""
+    option = "--i-have-checked-the-source"
+    path = os.path.abspath(disk.path)
+    return command("accept", path, option, state_directory=disk.state_directory)
+
+
+def _inspect(end: Location) -> str:
+    """How the other end of a migration is to be inspected."""
+    if not end.disk:
+        return f"find out what became of {end}"
+    return f"{where(end)} run `{command_there('inspect', end)}`"
+
+
+def _accept_there(end: Location) -> str:
+    """How the other end of a migration is to be declared canonical."""
+    if not end.disk:
+        return ""
+    option = "--i-have-checked-the-source"
+    return f": {where(end)} run `{command_there('accept', end, option)}`"
+
+
+def _how_to_finish(record: Record, disk: DiskState) -> str:
+    if not _may_be_path(disk.path, record.destination):
+        return f"it had another name when it was received; declare it canonical: {_accept(disk)}"
+    return f"run both commands again to finish; or declare it canonical: {_accept(disk)}"
+
+
+def _where_to_look(record: Record, disk: DiskState) -> str:
     if not record.identified:
         return (
             "the sender did not identify itself: if its disk is still in use, or its MIGRATING "
-            "says that it was not deleted, delete this copy; if not, "
-            f"blockmig accept {path} --i-have-checked-the-source"
+            f"says that it was not deleted, delete this copy; if not, {_accept(disk)}"
         )
     return (
-        f"on {record.source.host} run `blockmig inspect {record.source.disk}`: if that is "
-        "canonical, this is not; if it no longer is, run both commands again to finish, or run "
-        f"here: blockmig accept {path} --i-have-checked-the-source"
+        f"{_inspect(record.source)}: if that is canonical, this is not; if it no longer is, run "
+        f"both commands again to finish, or run here: {_accept(disk)}"
     )
 
 
@@ -330,11 +541,12 @@ def _source_verdict(disk: DiskState) -> Verdict:
     ):
         migrated = None  # --again disregarded it
     if migrated is not None:
-        if disk.size is not None and same_file(migrated.identity, disk.identity) is False:
+        if disk.size is not None and is_about(migrated, disk.identity) is False:
             return _unknown(
                 f"the disk that was here was migrated to {migrated.destination} on "
-                f"{migrated.retired}; {disk.path} is another file, of which nothing is known",
-                "if it is a new disk, move the record away",
+                f"{migrated.retired}; {disk.path} is {_another(disk)}, of which nothing is known",
+                f"if it is a new disk, move the record {_away(disk)}"
+                f"{_if_shared(disk, migrated.source)}",
             )
         finish = (
             f"use the copy at {migrated.destination}; delete this one when you like"
@@ -352,17 +564,16 @@ def _source_verdict(disk: DiskState) -> Verdict:
     if _is_another(migrating, disk) and not _may_be_deleted(migrating):
         return _unknown(
             f"a migration of the disk that was here to {migrating.destination} began; {disk.path} "
-            "is another file, of which nothing is known",
-            "find out who put this file here; if it is the disk to use, move the record "
-            f"({Kind.MIGRATING}) away",
+            f"is {_another(disk)}, of which nothing is known",
+            f"find out who put this {_noun(disk)} here; if it is the disk to use, move the record "
+            f"({Kind.MIGRATING}) {_away(disk)}{_if_shared(disk, migrating.source)}",
         )
     retired = _retired(migrating, disk)
     if retired is None:
         return _unknown(
             f"{disk.path} may not be the file that was sent to {migrating.destination}, to be "
             "deleted afterwards: another file may have taken its place",
-            f"run `blockmig inspect` for {migrating.destination}, and find out who put this file "
-            "here",
+            f"{_inspect(migrating.destination)}; and find out who put this file here",
         )
     if retired:
         return Verdict(
@@ -376,7 +587,7 @@ def _source_verdict(disk: DiskState) -> Verdict:
             f"{disk.path} is gone, and blockmig did not delete it; all of it was copied to "
             f"{migrating.destination}",
             "find out who moved or deleted it; if it is gone for good, declare that copy "
-            "canonical: run `blockmig accept` there",
+            f"canonical{_accept_there(migrating.destination)}",
         )
     if disk.size is None:
         return _unknown(
@@ -400,7 +611,7 @@ def _retired(migrating: Record, disk: DiskState) -> bool | None:
         return False
     if disk.size is None:
         return True
-    return False if same_file(migrating.identity, disk.identity) else None
+    return False if is_about(migrating, disk.identity) else None
 
 
 def _may_be_deleted(migrating: Record) -> bool:
@@ -411,7 +622,7 @@ def _may_be_deleted(migrating: Record) -> bool:
 def _is_another(record: Record, disk: DiskState) -> bool:
     """Whether the file is certainly not the one that the record is about."""
     there = disk.size is not None and bool(record.identity)
-    return there and same_file(record.identity, disk.identity) is False
+    return there and is_about(record, disk.identity) is False
 
 
 def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
@@ -511,8 +722,7 @@ def _verdict_by_source(
             CopyState.CANONICAL,
             f"canonical: {here.path}",
             f"{here.path} has all of it, durable, and {there.path} was retired: {source.why}",
-            "run both commands again to finish, or: "
-            f"blockmig accept {here.path} --i-have-checked-the-source",
+            f"run both commands again to finish, or: {_accept(here)}",
             here.path,
         )
     return _unknown(

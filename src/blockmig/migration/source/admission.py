@@ -24,6 +24,7 @@ from ...errors import Refused
 from ...nbd import Export, Negotiated, TransmissionFlag, handoff_export_name
 from ..handoff.channel import is_same_migration
 from ..handoff.message import HandoffMessage, HandoffPhase
+from ..records.advice import command_there, where
 from ..records.files import Location
 from .context import AttemptContext, AttemptFailed
 from .foreign import DestinationNotEmpty, Read, check_empty
@@ -109,6 +110,9 @@ class Admission:
         @raise blockmig.errors.Unconfirmed: the copy there may be the only one.
         """
         record = self._context.record
+        location = Location(
+            message.host, message.disk, self._context.destination.uri, message.state_directory
+        )
         try:
             record.check_location(
                 message.host,
@@ -131,9 +135,8 @@ class Admission:
             if message.migration or message.phase == HandoffPhase.RETIRED:
                 holder = f"; it is of {message.holder}" if message.holder and not ours else ""
                 raise self._refusal(
-                    f"{why}: see `blockmig inspect {message.disk}` on {message.host}{holder}"
+                    f"{why}: see `{command_there('inspect', location)}` {where(location)}{holder}"
                 )
-        location = Location(message.host, message.disk, self._context.destination.uri)
         # Last, since the next step gives up an earlier copy.
         whole = message.phase == HandoffPhase.COPIED and is_same_migration(message, record.record)
         self._context.retirement.check_still_there(whole)

@@ -33,6 +33,7 @@ from ..records.files import (
     Phase,
     Record,
     Records,
+    boot_of,
     this_host,
     timestamp,
 )
@@ -77,16 +78,18 @@ class SourceRecord:
         if state.retired and before is not None:
             self.record = before
             return
+        kept_in = records.state_directory if records is not None else ""
         self.record = Record(
             migration=before.migration if before is not None else str(uuid.uuid4()),
             phase=before.phase if before is not None else Phase.COPYING,
             attempt=before.attempt if before is not None else 0,
             size=size,
-            source=Location(this_host(), disk),
+            source=Location(this_host(), disk, state_directory=kept_in),
             destination=before.destination if before is not None else Location(address=destination),
             began=before.began if before is not None else timestamp(),
             unlink=unlink,
             identity=identity,
+            boot=boot_of(identity),
             instead_of=before.instead_of if before is not None else state.instead_of,
             whole=before is not None and before.whole,
             again=again or (before is not None and before.again),

@@ -24,12 +24,12 @@ from ...client import Destination
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk
 from ...runtime import Runtime
-from ...storage import DiskRefused, open_disk, record_path
+from ...storage import DiskRefused, open_disk
 from ...syscalls import SYSTEM, SystemCalls
 from ..disk import guarded
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
-from ..records.files import Records
+from ..records.files import Records, records_at, records_of
 from ..records.permitted import SourceState, source_state
 from .finisher import Finisher
 from .record import SourceRecord
@@ -61,7 +61,7 @@ class Source:
         disk = guarded(disk)
         if not IRecordedDisk.providedBy(disk):
             return cls(disk.name, disk, None)
-        return cls(disk.name, disk, Records(disk.record_path, system))
+        return cls(disk.name, disk, records_of(disk, system))
 
     @classmethod
     def at(
@@ -78,7 +78,7 @@ class Source:
                     open_disk(path, writable=False, state_directory=state_directory, system=system),
                     system,
                 )
-            return cls(path, None, Records(record_path(path, state_directory, system), system))
+            return cls(path, None, records_at(path, state_directory, system))
         except DiskRefused as error:
             raise Refused(str(error)) from None
 

@@ -24,6 +24,9 @@ from ...interfaces import IDisk, IUnlinkableDisk
 from ...runtime import InThread
 from ...storage import DiskChanged, DiskRefused
 from ...syscalls import describe_error
+from ..records.advice import command_there, where
+from ..records.files import Kind
+from ..records.mark import set_mark
 from .record import SourceRecord
 from .watch import SourceGone, SourceTouched, SourceWatch
 
@@ -77,6 +80,7 @@ class Retirement:
     def _retire(self) -> None:
         """I{Slow.}"""
         self._record.mark_retired(self._check_last)
+        set_mark(self._disk, Kind.MIGRATED, self._record.record)
 
     def _check_last(self) -> bool:
         """I{Slow.} Whether the source still has a name to be removed.
@@ -124,9 +128,13 @@ class Retirement:
         )
 
     def _only_copy(self, why: str) -> Unconfirmed:
+        destination = self._record.record.destination
+        see = "look there"
+        if destination.disk:
+            see = f"{where(destination)} see `{command_there('inspect', destination)}`"
         return Unconfirmed(
-            f"{why} while it was being sent; the copy at {self._record.record.destination} may "
-            "have all of it, and be the only one: see `blockmig inspect` there"
+            f"{why} while it was being sent; the copy at {destination} may have all of it, and be "
+            f"the only one: {see}"
         )
 
     @property

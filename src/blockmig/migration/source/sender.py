@@ -39,13 +39,14 @@ from ...lives import Life
 from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
-from ..disk import failing_locally, guarded
+from ..disk import failing_locally, guarded, path_of
 from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
-from ..records.files import Records
+from ..records.files import records_of
 from ..records.permitted import SourceState, source_state
+from ..records.verdict import check_data
 from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, record_complete, unconfirmed
@@ -452,14 +453,16 @@ def _source_record(
     if not IRecordedDisk.providedBy(disk):
         records, state, identity = None, SourceState(), ""
     else:
-        records, identity = Records(disk.record_path, system), disk.identity()
+        records, identity = records_of(disk, system), disk.identity()
         state = source_state(records, identity, destination, unlink=unlink, again=again)
+        if state.record is None and not again:
+            check_data(disk, "--again", system)
         if state.retired:
             raise Refused(f"{disk.name}: is retired, and its migration can only be finished")
     return SourceRecord(
         records,
         state,
-        disk=getattr(disk, "path", disk.name),
+        disk=path_of(disk),
         destination=destination,
         size=disk.size,
         unlink=unlink,

@@ -7,15 +7,67 @@ from __future__ import annotations
 import errno
 import os
 
+from twisted.trial.unittest import SynchronousTestCase
+
 from blockmig.errors import GaveUp, LocalFailure, Refused
-from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.destination.disk import DestinationDisk, location_of
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.nbd import Command, Errno
-from blockmig.storage import DiskChanged
+from blockmig.storage import DiskChanged, FileDisk
 from blockmig.testing import MemoryDisk
 from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
 from tests.unit.support import ONE, RecordedDisk, WatchedDisk
 
 WRITE, FLUSH, ZEROES = Command.WRITE, Command.FLUSH, Command.WRITE_ZEROES
+
+
+class LocationTests(SynchronousTestCase):
+    """What the destination calls its disk."""
+
+    def setUp(self):
+        self.directory = os.path.realpath(os.path.abspath(self.mktemp()))
+        os.mkdir(self.directory)
+        self.path = os.path.join(self.directory, "disk")
+        with open(self.path, "wb") as file:
+            file.write(b"x")
+        self.disk = FileDisk(self.path)
+        self.addCleanup(self.disk.close)
+
+    def known_as(self, name):
+        return Record(
+            migration=ONE,
+            phase=Phase.COPIED,
+            attempt=1,
+            size=1,
+            source=Location(),
+            destination=Location("here", name),
+            began="then",
+        )
+
+    def test_it_has_the_path_and_where_the_records_of_a_device_are(self):
+        found = location_of(self.disk, Records("/st/dev-sdb", device="/dev/sdb"), None)
+        self.assertEqual(Location(os.uname().nodename, self.path, "", "/st"), found)
+        self.assertEqual("", location_of(self.disk, Records(self.path), None).state_directory)
+        self.assertEqual(self.path, location_of(self.disk, None, None).disk)
+
+    def test_what_an_earlier_receiver_called_it_is_kept_as_long_as_it_leads_there(self):
+        """A sender knows the destination by it: 0.1 named a device by what its path led to."""
+        link = os.path.join(self.directory, "link")
+        os.symlink(self.path, link)
+        records = Records(self.path)
+        self.assertEqual(link, location_of(self.disk, records, self.known_as(link)).disk)
+        os.unlink(link)
+        self.assertEqual(self.path, location_of(self.disk, records, self.known_as(link)).disk)
+
+    def test_only_what_nobody_can_guess_is_a_token(self):
+        for identity, token in (
+            ("inode 5, born 1", "inode 5, born 1"),
+            ("device 8:0", ""),
+            ("", ""),
+        ):
+            self.patch(self.disk, "identity", lambda identity=identity: identity)
+            disk = DestinationDisk(self.disk, Location(), True, lambda: True)
+            self.assertEqual(token, disk.token())
 
 
 class ExistingDataTests(ReceiverCase):

@@ -19,7 +19,6 @@ from blockmig.migration.records.files import (
     Record,
     Records,
     decode_record,
-    same_file,
     timestamp,
 )
 from blockmig.syscalls import SystemCalls
@@ -199,26 +198,6 @@ class FormTests(SynchronousTestCase):
 
     def test_timestamps_are_in_UTC(self):
         self.assertRegex(timestamp(), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
-
-
-class SameFileTests(SynchronousTestCase):
-    def test_identities_are_compared_as_the_table_says(self):
-        for one, other, same in (
-            ("inode 5, born 1", "inode 5, born 1", True),
-            ("inode 5, born 1", "inode 5, born 2", False),
-            ("inode 5, born 1", "inode 6, born 2", False),
-            ("inode 5, born 1", "inode 6, born 1", None),
-            ("inode 5, written 1", "inode 5, written 1", True),
-            ("inode 5, written 1", "inode 5, written 2", None),
-            ("inode 5, written 1", "inode 6, written 1", None),
-            ("inode 5, written 1", "inode 5, born 1", None),
-            ("inode 15, written 1", "inode 5, born 2", None),
-            ("inode 5, born 1", "", None),
-            ("", "inode 5, written 1", None),
-            ("", "", True),
-        ):
-            self.assertIs(same, same_file(one, other), (one, other))
-            self.assertIs(same, same_file(other, one), (other, one))
 
 
 class Case(SynchronousTestCase):

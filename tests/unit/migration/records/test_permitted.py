@@ -13,8 +13,10 @@ from blockmig.migration.records.files import Kind, Location, Phase, Record, Reco
 from blockmig.migration.records.permitted import (
     SourceState,
     destination_record,
+    may_overwrite,
     source_state,
 )
+from blockmig.storage import boot_id
 from blockmig.syscalls import SystemCalls
 from tests.unit.support import ONE, TWO, RecordedDisk
 
@@ -195,6 +197,63 @@ class DestinationTests(Case):
             self.stand(incomplete=record)
             self.disk.identity = lambda identity=identity: identity
             self.assertEqual(record, self.found())
+
+
+DEVICE, AGAIN = "device 8:0; diskseq 9; wwid naa.5", "device 8:16; diskseq 12; wwid naa.5"
+STRANGER, NAMELESS = "device 8:0; diskseq 12; wwid naa.6", "device 8:0; diskseq 12"
+
+
+class DeviceTests(Case):
+    """What the records permit with a device that has the name of the one that they are about."""
+
+    def setUp(self):
+        super().setUp()
+        self.records = Records(self.records.path, device="/dev/sdb")
+        self.disk = RecordedDisk(b"12345", self.records.path)
+
+    def test_an_unfinished_copy_may_be_overwritten_only_on_the_disk_that_it_is_on(self):
+        for identity, boot, may in (
+            (DEVICE, "", True),
+            (AGAIN, "", True),
+            (STRANGER, "", False),
+            (NAMELESS, "", False),  # it cannot be proved that it is that disk
+            (STRANGER, boot_id(), False),
+            (DEVICE, boot_id(), True),
+        ):
+            self.disk.identity = lambda identity=identity: identity
+            record = COPYING.but(identity=DEVICE, boot=boot)
+            found = may_overwrite(self.disk, self.records, record, False)
+            self.assertIs(may, found, (identity, boot))
+
+    def test_what_looks_the_same_after_a_restart_is_not_proved_to_be_the_same(self):
+        self.disk.identity = lambda: NAMELESS
+        for boot, may in (("earlier", False), (boot_id(), True)):
+            record = COPYING.but(identity=NAMELESS, boot=boot)
+            self.assertIs(may, may_overwrite(self.disk, self.records, record, False))
+
+    def test_a_record_of_version_0_1_permits_it_by_the_name(self):
+        self.disk.identity = lambda: DEVICE
+        record = COPYING.but(identity="")
+        self.assertTrue(may_overwrite(self.disk, self.records, record, False))
+
+    def test_another_disk_with_the_name_is_not_sent(self):
+        for kind, words in (
+            (Kind.MIGRATED, "/dev/sdb: is another disk than the one that was migrated"),
+            (Kind.INCOMPLETE, "/dev/sdb: is another disk than the copy that is not known"),
+        ):
+            self.records.write(kind, MARK.but(identity=DEVICE))
+            self.refused(words, source_state, STRANGER, URI)
+            self.records.remove(kind)
+
+    def test_a_refusal_names_the_device_and_its_state_directory(self):
+        self.records.write(Kind.INCOMPLETE, MARK.but(identity=DEVICE))
+        directory = os.path.dirname(self.records.path)
+        self.refused(
+            f"see `blockmig inspect /dev/sdb --state-dir {directory}`",
+            source_state,
+            DEVICE,
+            URI,
+        )
 
 
 class SourceTests(Case):

@@ -18,7 +18,7 @@ from blockmig.migration.records.verdict import (
     verdict_of,
     verdict_of_pair,
 )
-from blockmig.storage import DiskRefused, FileDisk
+from blockmig.storage import DiskRefused, FileDisk, Relation
 from blockmig.syscalls import SystemCalls
 from tests.unit.support import ONE, TWO
 
@@ -348,6 +348,145 @@ STATES = [
     {"bad": ["incomplete"]},
     {"bad": ["migrating"]},
 ]
+
+
+DEVICE, STRANGER = "device 8:0; diskseq 9; wwid naa.5", "device 8:0; diskseq 12; wwid naa.6"
+
+
+class DeviceTests(Case):
+    """A device is judged by what it is, not by its name."""
+
+    def judge(self, identity=STRANGER, **records):
+        found = {name: record.but(identity=DEVICE) for name, record in records.items()}
+        verdict = verdict_of(place("/dev/sda", identity=identity, **found))
+        self.check_form(verdict)
+        return verdict
+
+    def test_another_disk_with_the_name_is_unknown_whatever_the_record(self):
+        for records in (
+            {"incomplete": RECORD},
+            {"incomplete": COPIED},
+            {"incomplete": RETIRED},
+            {"incomplete": COPIED, "accepted": ACCEPTED},
+            {"migrated": RETIRED},
+            {"migrating": RECORD},
+            {"migrating": COPIED},
+            {"migrating": RETIRED, "migrated": RETIRED},
+        ):
+            verdict = self.judge(**records)
+            self.assertEqual(UNKNOWN, verdict.state, records)
+            self.assertIn("is another disk now", verdict.why)
+
+    def test_the_disk_itself_is_judged_by_the_record_under_whichever_name(self):
+        for number in ("8:0", "8:16"):
+            identity = DEVICE.replace("8:0", number)
+            self.assertEqual(NO, self.judge(identity, migrated=RETIRED).state)
+            self.assertEqual(YES, self.judge(identity, incomplete=RETIRED).state)
+
+    def test_a_record_of_version_0_1_says_nothing_of_a_device_but_its_name(self):
+        verdict = verdict_of(place("/dev/sda", identity=DEVICE, migrated=RETIRED.but(identity="")))
+        self.assertEqual(NO, verdict.state)
+
+    def test_the_record_of_another_host_is_a_shared_state_directory(self):
+        for records in ({"migrated": RETIRED}, {"migrating": RECORD}, {"incomplete": COPIED}):
+            self.assertIn("--state-dir of their own", self.judge(**records).advice)
+        ours = RETIRED.but(source=Location(HERE, "/dev/sda"))
+        self.assertNotIn("--state-dir", self.judge(migrated=ours).advice)
+
+
+class AcceptedTests(Case):
+    def test_an_acceptance_of_another_file_says_nothing(self):
+        verdict = verdict_of(place(identity=OTHER, accepted=ACCEPTED))
+        self.check_form(verdict)
+        self.assertEqual(YES, verdict.state)
+        self.assertIn("ACCEPTED is about another file", verdict.why)
+
+    def test_nor_does_it_make_an_incomplete_file_canonical(self):
+        state = place(identity=OTHER, incomplete=COPIED, accepted=ACCEPTED)
+        self.assertEqual(UNKNOWN, verdict_of(state).state)
+
+
+class LayerTests(Case):
+    """A disk that has data in common with another one."""
+
+    def judge(self, relation, layer, **own):
+        state = replace(place("/dev/loop0", **own), layers=((relation, layer),))
+        verdict = verdict_of(state)
+        self.check_form(verdict)
+        return verdict
+
+    def test_what_stands_on_a_retired_disk_is_retired(self):
+        for relation in (Relation.BELOW, Relation.WHOLE, Relation.ABOVE):
+            verdict = self.judge(relation, place("/b", migrated=RETIRED))
+            self.assertEqual(NO, verdict.state)
+            self.assertIn(f"/dev/loop0 {relation} /b: it was migrated to", verdict.why)
+
+    def test_it_is_what_that_is(self):
+        for state, records in (
+            (NO, {"incomplete": RECORD}),
+            (IF, {"incomplete": COPIED}),
+            (YES, {"incomplete": RETIRED}),
+            (YES, {"migrating": RECORD}),
+            (YES, {}),
+            (UNKNOWN, {"bad": ["migrated"]}),
+        ):
+            self.assertEqual(state, self.judge(Relation.BELOW, place("/b", **records)).state)
+
+    def test_a_disk_with_a_retired_part_is_unknown(self):
+        verdict = self.judge(
+            Relation.PART, replace(place("/dev/b 1", migrated=RETIRED), state_directory="/st")
+        )
+        self.assertEqual(UNKNOWN, verdict.state)
+        self.assertIn("`blockmig inspect '/dev/b 1' --state-dir /st`", verdict.advice)
+
+    def test_a_file_that_was_deleted_as_a_source_is_retired_where_it_is_still_used(self):
+        verdict = self.judge(Relation.BELOW, gone("/b", migrating=UNLINK))
+        self.assertEqual(NO, verdict.state)
+
+    def test_what_was_received_over_a_retired_disk_is_unknown(self):
+        layer = place("/b", migrated=RETIRED)
+        for own in ({"incomplete": RETIRED}, {"accepted": ACCEPTED}):
+            self.assertEqual(UNKNOWN, self.judge(Relation.BELOW, layer, **own).state)
+
+    def test_a_disk_that_was_sent_into_itself_is_still_there(self):
+        own = RECORD.but(source=Location(HERE, "/dev/loop0"))
+        self.assertEqual(YES, self.judge(Relation.ABOVE, place("/b", incomplete=own)).state)
+        other = RECORD.but(source=Location(HERE, "/dev/loop1"))
+        self.assertEqual(NO, self.judge(Relation.ABOVE, place("/b", incomplete=other)).state)
+
+    def test_a_disk_that_is_not_canonical_by_itself_stays_so(self):
+        verdict = self.judge(Relation.BELOW, place("/b"), migrated=RETIRED)
+        self.assertEqual(NO, verdict.state)
+        self.assertNotIn("stands on", verdict.why)
+
+
+class CommandTests(Case):
+    """What a verdict recommends."""
+
+    def test_commands_for_here_have_the_path_and_the_state_directory(self):
+        state = replace(place("/dev/my disk", incomplete=COPIED), state_directory="/st")
+        self.assertIn(
+            "blockmig accept '/dev/my disk' --i-have-checked-the-source --state-dir /st",
+            verdict_of(state).advice,
+        )
+
+    def test_a_relative_path_becomes_absolute(self):
+        verdict = verdict_of(place("disk", incomplete=COPIED))
+        self.assertIn(f"blockmig accept {os.path.abspath('disk')} ", verdict.advice)
+
+    def test_commands_for_there_have_what_the_other_end_has_told(self):
+        end = Location("there", "/dev/it's", "", "/st")
+        copied = COPIED.but(source=end)
+        self.assertIn(
+            "on there run `blockmig inspect '/dev/it'\"'\"'s' --state-dir /st`",
+            verdict_of(place(incomplete=copied)).advice,
+        )
+        moved = UNLINK.but(destination=end, whole=True, unlink=False)
+        self.assertIn(
+            "on there run `blockmig accept '/dev/it'\"'\"'s' --i-have-checked-the-source "
+            "--state-dir /st`",
+            verdict_of(gone(migrating=moved)).advice,
+        )
 
 
 class FileCase(SynchronousTestCase):

@@ -1,0 +1,220 @@
+"""What identifies a disk, and whether two identities are of the same one."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.storage import boot_id, device_identity, is_provable, same_disk
+from blockmig.storage.identities import DeviceIdentity, backing_identity, is_device_identity
+from blockmig.syscalls import SystemCalls
+
+from .sysfs import Sysfs, number
+
+FILE = "inode 5, born 1, generation 2"
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        self.directory = os.path.abspath(self.mktemp())
+        os.mkdir(self.directory)
+        self.sys = Sysfs(os.path.join(self.directory, "sys"))
+
+    def make(self, name, text="x"):
+        path = os.path.join(self.directory, name)
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def identity(self, device):
+        return device_identity(number(device), SystemCalls(), self.sys.root)
+
+    def same(self, one, other, boots="aa"):
+        """Whether two identities are of the same disk; must not depend on their order."""
+        answer = same_disk(one, boots[0], other, boots[1])
+        self.assertIs(answer, same_disk(other, boots[1], one, boots[0]), (one, other))
+        return answer
+
+
+class TextTests(Case):
+    """What is found in /sys, as it is recorded."""
+
+    def test_a_disk_has_its_number_its_sequence_and_its_lasting_names(self):
+        self.sys.disk("sda", "8:0", "9", device__wwid="naa.5000c500a1b2c3d4")
+        self.assertEqual("device 8:0; diskseq 9; wwid naa.5000c500a1b2c3d4", self.identity("8:0"))
+        self.sys.disk("vda", "254:0", "1", serial="web-disk")
+        self.assertEqual("device 254:0; diskseq 1; serial web-disk", self.identity("254:0"))
+        self.sys.disk("dm-3", "253:3", "12", dm__uuid="LVM-abc", dm__name="vg0-web")
+        self.assertEqual("device 253:3; diskseq 12; dm LVM-abc", self.identity("253:3"))
+
+    def test_the_namespaces_of_a_controller_have_different_identities(self):
+        for index in (1, 2):
+            self.sys.disk(
+                f"nvme0n{index}", f"259:{index}", str(index), device__serial="S1", nsid=str(index)
+            )
+        self.assertIn("serial S1 namespace 2", self.identity("259:2"))
+        self.assertIs(False, self.same(self.identity("259:1"), self.identity("259:2"), "ab"))
+
+    def test_a_partition_has_its_place_and_the_names_of_its_disk(self):
+        disk = self.sys.disk("sda", "8:0", "9", device__wwid="naa.5")
+        self.sys.partition(disk, "sda1", "8:1", 1, 2048, uevent="DEVNAME=sda1\nPARTUUID=1234-01")
+        self.assertEqual(
+            "device 8:1; diskseq 9; partition 1 at 2048; wwid naa.5; partuuid 1234-01",
+            self.identity("8:1"),
+        )
+
+    def test_a_loop_device_has_the_identity_of_its_file(self):
+        path = self.make("image")
+        self.sys.disk("loop0", "7:0", "5", loop__backing_file=path, loop__offset="512")
+        below = backing_identity(self.identity("7:0"))
+        self.assertRegex(below, rf"^inode {os.stat(path).st_ino}, (born|written) \d+")
+        self.assertTrue(self.identity("7:0").startswith("device 7:0; diskseq 5; loop 512 0 inode"))
+
+    def test_a_loop_device_over_a_deleted_file_has_no_lasting_name(self):
+        self.sys.disk("loop0", "7:0", "5", loop__backing_file="/nowhere/image (deleted)")
+        self.assertEqual("device 7:0; diskseq 5", self.identity("7:0"))
+
+    def test_what_stands_for_a_missing_name_is_none(self):
+        self.sys.disk("sda", "8:0", "9", serial="0000-0000", device__wwid=" ")
+        self.assertEqual("device 8:0; diskseq 9", self.identity("8:0"))
+
+    def test_a_serial_number_that_another_disk_has_too_proves_nothing(self):
+        """Such as one that a hypervisor gives to all of its disks."""
+        self.sys.disk("vda", "254:0", "1", serial="disk")
+        self.assertIn("serial disk", self.identity("254:0"))
+        self.sys.disk("vdb", "254:16", "2", serial="disk")
+        self.assertEqual("device 254:0; diskseq 1", self.identity("254:0"))
+
+    def test_without_sysfs_there_is_only_the_number(self):
+        self.assertEqual("device 8:0", self.identity("8:0"))
+
+    @given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")))
+    def test_any_name_can_be_read_back(self, one, other):
+        identity = DeviceIdentity("8:0", "9", "1 at 5", (("wwid", one), ("serial", other)))
+        self.assertEqual(identity, DeviceIdentity.parse(str(identity)))
+        self.assertTrue(str(identity).isprintable())
+
+    def test_the_text_says_whether_it_is_a_devices(self):
+        self.assertTrue(is_device_identity("device 8:0"))
+        self.assertFalse(is_device_identity(FILE))
+        self.assertIsNone(DeviceIdentity.parse(FILE))
+        self.assertEqual("", backing_identity(FILE))
+
+    def test_the_running_boot_has_an_id(self):
+        self.assertEqual(boot_id(), boot_id())
+
+
+class FileTests(Case):
+    def test_identities_are_compared_as_the_table_says(self):
+        for one, other, same in (
+            ("inode 5, born 1", "inode 5, born 1", True),
+            ("inode 5, born 1", "inode 5, born 2", False),
+            ("inode 5, born 1", "inode 6, born 2", False),
+            ("inode 5, born 1", "inode 6, born 1", None),
+            ("inode 5, written 1", "inode 5, written 1", True),
+            ("inode 5, written 1", "inode 5, written 2", None),
+            ("inode 5, written 1", "inode 6, written 1", None),
+            ("inode 5, written 1", "inode 5, born 1", None),
+            ("inode 15, written 1", "inode 5, born 2", None),
+            ("inode 5, born 1", "", None),
+            ("", "inode 5, written 1", None),
+            ("", "", True),
+        ):
+            self.assertIs(same, self.same(one, other), (one, other))
+
+    def test_an_inode_survives_a_boot(self):
+        self.assertIs(True, self.same(FILE, FILE, "ab"))
+        self.assertIs(False, self.same(FILE, "inode 5, born 7", "ab"))
+
+    def test_a_file_is_no_device(self):
+        self.assertIs(False, self.same(FILE, "device 8:0; diskseq 9"))
+        self.assertIs(None, self.same("", "device 8:0; diskseq 9"))
+
+
+class DeviceTests(Case):
+    NAMED = "device 8:0; diskseq 9; wwid naa.5; serial S1"
+
+    def test_within_one_boot_the_sequence_decides(self):
+        self.assertIs(True, self.same("device 8:0; diskseq 9", "device 8:0; diskseq 9"))
+        self.assertIs(False, self.same("device 8:0; diskseq 9", "device 8:0; diskseq 10"))
+        self.assertIs(False, self.same("device 8:0; diskseq 9", "device 8:16; diskseq 10"))
+
+    def test_a_disk_that_came_back_within_one_boot_is_known_by_its_name(self):
+        again = "device 8:16; diskseq 10; wwid naa.5; serial S1"
+        self.assertIs(True, self.same(self.NAMED, again))
+        self.assertIs(False, self.same(self.NAMED, again.replace("naa.5", "naa.6")))
+
+    def test_over_boots_the_number_and_the_sequence_prove_nothing(self):
+        for boots in ("ab", ("", "a"), ("a", ""), ("", "")):
+            self.assertIs(None, self.same("device 8:0; diskseq 9", "device 8:0; diskseq 9", boots))
+            self.assertIs(None, self.same("device 8:0; diskseq 9", "device 8:0; diskseq 10", boots))
+
+    def test_over_boots_lasting_names_decide(self):
+        other = "device 8:16; diskseq 3; wwid naa.5; serial S1"
+        self.assertIs(True, self.same(self.NAMED, other, "ab"))
+        self.assertIs(True, self.same(self.NAMED, other.replace("; serial S1", ""), "ab"))
+        self.assertIs(False, self.same(self.NAMED, other.replace("S1", "S2"), "ab"))
+        self.assertIs(None, self.same(self.NAMED, "device 8:0; diskseq 9; dm LVM-x", "ab"))
+
+    def test_a_partition_is_not_its_disk_nor_another_partition(self):
+        one = "device 8:1; diskseq 9; partition 1 at 2048; wwid naa.5"
+        for other in (
+            "device 8:0; diskseq 9; wwid naa.5",
+            "device 8:2; diskseq 9; partition 2 at 4096; wwid naa.5",
+            "device 8:1; diskseq 9; partition 1 at 4096; wwid naa.5",
+        ):
+            for boots in ("aa", "ab"):
+                self.assertIs(False, self.same(one, other, boots), other)
+        self.assertIs(True, self.same(one, one))
+        self.assertIs(True, self.same(one, one, "ab"))
+
+    def test_a_loop_device_is_known_by_its_file_and_the_range_of_that(self):
+        one = f"device 7:0; diskseq 5; loop 0 0 {FILE}"
+        for boots in ("aa", "ab"):
+            self.assertIs(True, self.same(one, f"device 7:3; diskseq 8; loop 0 0 {FILE}", boots))
+            for other in (f"loop 512 0 {FILE}", "loop 0 0 inode 5, born 2, generation 2"):
+                self.assertIs(
+                    False, self.same(one, f"device 7:0; diskseq 8; {other}", boots), other
+                )
+
+    def test_without_sequence_numbers_the_same_number_decides_nothing(self):
+        """Linux before 5.15."""
+        self.assertIs(None, self.same("device 8:0", "device 8:0"))
+        self.assertIs(False, self.same("device 8:0", "device 8:16"))
+        self.assertIs(None, self.same("device 8:0", "device 8:16", "ab"))
+
+    def test_a_loop_device_over_a_device_is_known_by_that(self):
+        self.sys.disk("sda", "8:0", "9", device__wwid="naa.5")
+
+        class Calls(SystemCalls):
+            def stat(self, path):
+                found = os.stat("/")
+                fields = list(found[:10])
+                fields[0] = 0o60600
+                return os.stat_result(fields, {"st_rdev": number("8:0")})
+
+        self.sys.disk("loop0", "7:0", "5", loop__backing_file="/dev/sda")
+        one = device_identity(number("7:0"), Calls(), self.sys.root)
+        self.assertEqual("device 8:0; diskseq 9; wwid naa.5", backing_identity(one))
+        self.assertTrue(is_provable(one))
+        other = one.replace("naa.5", "naa.6")
+        self.assertIs(False, self.same(one, other, "ab"))
+        self.assertIs(True, self.same(one, one, "ab"))
+
+
+class ProvableTests(Case):
+    def test_only_what_has_a_lasting_name_can_be_proved_in_another_boot(self):
+        for identity, provable in (
+            (FILE, True),
+            ("inode 5, written 1", True),
+            ("", False),
+            ("device 8:0; diskseq 9", False),
+            ("device 8:0; diskseq 9; serial S1", True),
+            ("device 8:1; partition 1 at 5; partuuid 7", True),
+            (f"device 7:0; diskseq 9; loop 0 0 {FILE}", True),
+            ("device 7:0; diskseq 9; loop 0 0 device 1:0%3B diskseq 2", False),
+        ):
+            self.assertIs(provable, is_provable(identity), identity)
