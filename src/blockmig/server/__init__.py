@@ -5,6 +5,7 @@ decided by its handler, so that a migration's receiver uses the same connections
 """
 
 from .access import DiskAccess
+from .admission import Admission
 from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ServerConnection
@@ -18,6 +19,7 @@ from .serving import Server
 from .traffic import TrafficCounters
 
 __all__ = [
+    "Admission",
     "Changes",
     "Clients",
     "ConnectionSettings",

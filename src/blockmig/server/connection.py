@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..nbd import REQUEST_SIZE, Negotiated
-from ..transport import PayloadReader, RegionProducer, describe_address, tune
+from ..transport import PayloadReader, RegionProducer, close_now, describe_address, tune
 from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
@@ -55,6 +55,7 @@ class ServerConnection(Protocol):
     @ivar negotiated: what the peer was told.
     @ivar traffic: counts its requests.
     @ivar connected_at: when the connection was made, by the reactor's clock.
+    @ivar gave_way: it was closed for another one.
     """
 
     transport: Any
@@ -67,6 +68,8 @@ class ServerConnection(Protocol):
         self.traffic = TrafficCounters()
         self.connected_at = settings.runtime.reactor.seconds()
         self.settings = settings
+        self.gave_way = False
+        self._timeout: ConnectionTimeout | None = None
         self._lifetime = make_lifetime(self)
 
     # IProtocol, and IHalfCloseableProtocol.
@@ -75,7 +78,7 @@ class ServerConnection(Protocol):
         """The server speaks first."""
         transport, runtime = self.transport, self.settings.runtime
         tune(transport)
-        timeout = ConnectionTimeout(
+        self._timeout = timeout = ConnectionTimeout(
             runtime.reactor, transport, lambda: outgoing.waiting, self._silent
         )
         outgoing = RegionProducer(
@@ -189,6 +192,21 @@ class ServerConnection(Protocol):
         """Whether the peer has sent a part of a request, or has replies to take."""
         return self._phase.is_mid_exchange
 
+    @property
+    def heard_at(self) -> float:
+        """When the peer last sent something, or took some of a reply; by the reactor's clock."""
+        return self.connected_at if self._timeout is None else self._timeout.last_activity
+
+    @property
+    def waits_for_us(self) -> bool:
+        """Whether the peer can do nothing before we have done something."""
+        return bool(self.connected) and self._phase.waits_for_us
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the peer has asked anything of an export."""
+        return bool(self.connected) and self._phase.has_asked
+
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}.
 
@@ -226,6 +244,15 @@ class ServerConnection(Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._lifetime.abort()
+
+    def give_way(self) -> None:
+        """Close at once for another connection, which may need the descriptors; for nobody whose
+        call came from this connection."""
+        self.gave_way = True
+        if self.connected:
+            self.abort()
+            self._context.incoming.stop()
+            close_now(self.transport)
 
     # LifetimeCore, for the machine (see L{lifetime}).
 

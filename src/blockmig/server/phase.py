@@ -117,6 +117,16 @@ class Phase:
         return []
 
     @property
+    def waits_for_us(self) -> bool:
+        """Whether the client can do nothing before we have done something."""
+        return False
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the client has asked anything of an export."""
+        return False
+
+    @property
     def is_mid_exchange(self) -> bool:
         """Whether the client has sent a part of a request, or has replies to take."""
         return self._context.outgoing.waiting

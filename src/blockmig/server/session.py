@@ -330,8 +330,17 @@ class Session(Phase):
 
     def may_be_silent(self) -> bool:
         """Whether the client is waiting for us, or its handler lets it be silent."""
-        waits = self._is_executing() or not self._reasons.isdisjoint(CLIENT_WAITS)
-        return waits or bool(self._handler.may_be_silent(self._connection))
+        return self.waits_for_us or bool(self._handler.may_be_silent(self._connection))
+
+    @property
+    def waits_for_us(self) -> bool:
+        """Whether a request of the client's is being carried out, or it is held."""
+        return self._is_executing() or not self._reasons.isdisjoint(CLIENT_WAITS)
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request of the client's was admitted."""
+        return self._context.traffic.any
 
     @property
     def is_mid_exchange(self) -> bool:

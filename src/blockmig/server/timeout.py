@@ -22,6 +22,7 @@ class ConnectionTimeout:
 
     @param waiting: whether the client has not taken everything that was sent.
     @param timed_out: called with the allowed seconds of silence, once they are over.
+    @ivar last_activity: when the client did something last.
     """
 
     def __init__(
@@ -36,13 +37,13 @@ class ConnectionTimeout:
         self._transport = transport
         self._waiting = waiting
         self._timed_out = timed_out
-        self._last_activity = clock.seconds()
+        self.last_activity = clock.seconds()
         self._unacknowledged = 0
         self._timer: IDelayedCall | None = None
 
     def reset(self) -> None:
         """The client did something: count its silence from now."""
-        self._last_activity = self._seconds()
+        self.last_activity = self._seconds()
 
     def watch(self, seconds: float, may_be_silent: Callable[[], bool]) -> None:
         """Give the client up once it has been silent for C{seconds}, from now on.
@@ -75,8 +76,8 @@ class ConnectionTimeout:
         # unacknowledged bytes shows that a slow client is reading.
         takes = self._waiting() and self._unacknowledged != before
         if takes or may_be_silent():
-            self._last_activity = now
-        left = self._last_activity + seconds - now
+            self.last_activity = now
+        left = self.last_activity + seconds - now
         if left > 0:
             self._timer = self._clock.callLater(left, self._check, seconds, may_be_silent)
         else:

@@ -411,8 +411,9 @@ class LimitTests(Case):
         self.make(max_connections=2)
         self.serve("a")
         self.serve("b")
-        client = self.client("a")
-        self.talk()
+        client, other = self.client("a"), self.client("b")
+        for one in (client, other):
+            self.network.result(one.read(0, 1))
         self.assertIsNone(self.exports.factory().buildProtocol(ADDRESS))
         client.abort()
         self.network.pump()
@@ -422,6 +423,7 @@ class LimitTests(Case):
         self.serve("a", 1, max_connections=1)
         self.serve("b", 2)
         first = self.client("a")
+        self.network.result(first.read(0, 1))
         talk = self.talk()
         ((kind, words),) = talk.ask(go(b"a"))
         self.assertEqual((POLICY, b"1 clients are connected already"), (kind, words))
@@ -437,7 +439,7 @@ class LimitTests(Case):
 
     def test_a_client_that_cannot_be_told_is_closed(self):
         self.serve("a", max_connections=1)
-        self.client("a")
+        self.network.result(self.client("a").read(0, 1))
         talk = self.talk()
         self.assertEqual([], talk.ask(option(EXPORT_NAME, b"a")))
         self.clock.advance(0)

@@ -1,11 +1,14 @@
 """The connections of a receiver, from the first until the last is closed.
 
-Rules (design, section 2: R5): after the end, whichever it was, every connection is closed and no
+Rules (design, section 2: R5, R10): nobody is turned away: of 128 connections that have neither an
+attempt nor a message accepted, the one that has been silent longest is closed for the next; after
+the end, whichever it was, every connection is closed and no
 other is accepted; but one to the side export may first read that the migration is complete.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -13,6 +16,7 @@ from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
 from zope.interface import implementer
 
 from ...server import (
+    Admission,
     Clients,
     ConnectionSettings,
     IConnectionOwner,
@@ -30,13 +34,21 @@ class ReceiverFactory:
 
     @param settings: what they have in common.
     @param clients: keeps track of them.
+    @param owns_attempt: whether a connection has the attempt.
     """
 
     noisy = False
 
-    def __init__(self, settings: ConnectionSettings, clients: Clients) -> None:
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        clients: Clients,
+        owns_attempt: Callable[[ServerConnection], bool],
+    ) -> None:
         self.settings = settings
         self._clients = clients
+        self._owns_attempt = owns_attempt
+        self._admission = Admission(settings.runtime, lambda: clients, self.is_proved)
         self._closed = False
 
     def doStart(self) -> None: ...
@@ -45,7 +57,7 @@ class ReceiverFactory:
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """A connection; none after the end."""
-        if self._closed:
+        if self._closed or self._admission.refusal(addr):
             return None
         connection = OwnedConnection(self.settings, addr, self)
         self.take(connection)
@@ -59,10 +71,15 @@ class ReceiverFactory:
         return not self._closed
 
     def refusal(self) -> str:
-        """None is refused: there is no limit."""
-        return ""
+        """Why one more connection is refused now; "" if it is not: only without descriptors."""
+        return self._admission.refusal()
+
+    def is_proved(self, connection: ServerConnection) -> bool:
+        """Whether it has the attempt, or has had a message accepted."""
+        return self._owns_attempt(connection) or self._clients.is_proved(connection)
 
     def take(self, connection: ServerConnection) -> None:
+        self._admission.make_room(connection.peer)
         self._clients.add(connection)
 
     def session_began(self, connection: ServerConnection) -> None:

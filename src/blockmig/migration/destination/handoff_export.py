@@ -81,6 +81,7 @@ class HandoffExportFactory:
         attempt.
         """
         self.last_sender = connection
+        self._clients.prove(connection)
         if message.phase != HandoffPhase.COPYING:
             return
         for other in self._clients:

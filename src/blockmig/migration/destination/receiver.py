@@ -102,7 +102,9 @@ class Receiver:
         with failing_locally(disk):
             self._migration = self._incoming(disk, overrides)
         self._factory = ReceiverFactory(
-            self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
+            self._settings(oldstyle, handshake_timeout, idle_timeout),
+            self._clients,
+            self._migration.owns_attempt,
         )
         self._claim = Claim(given, self, disk.name)
 
