@@ -8,8 +8,8 @@ order in which a connection ends is declared in `lifetime`.
 Rules:
 
 * a connection is aborted if it has not negotiated within the handshake timeout, if it has been
-  silent for the idle timeout while it was not waiting for us, or if it does not take what is still
-  due to it when we close;
+  silent, or has made no progress where that is expected, for the idle timeout while it was not
+  waiting for us, or if it does not take what is still due to it when we close;
 * while the handler holds the clients, nothing more is read from one that has negotiated; a
   handshake may continue;
 * a connection may be forwarded to another server: what was not answered is handed over unchanged,
@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..nbd import REQUEST_SIZE, Negotiated
+from ..nbd import REQUEST_SIZE, Negotiated, Request
 from ..transport import PayloadReader, RegionProducer, close_now, describe_address, tune
 from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
@@ -144,6 +144,15 @@ class ServerConnection(Protocol):
         )
         self.abort()
 
+    def _stalled(self, seconds: float) -> None:
+        _log.warn(
+            "{peer}: no progress for {timeout} s; connection closed",
+            event="stalled",
+            peer=self.peer,
+            timeout=seconds,
+        )
+        self.abort()
+
     # From phase to phase.
 
     def begin_session(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
@@ -152,7 +161,9 @@ class ServerConnection(Protocol):
         self.handler, self.negotiated = handler, negotiated
         session = Session(self._context, self, handler, negotiated, settings.runtime.threads)
         self._enter(session)
-        self._context.timeout.watch(settings.idle_timeout, session.may_be_silent)
+        self._context.timeout.watch_progress(
+            settings.idle_timeout, session.may_be_silent, session.progress, self._stalled
+        )
         session.begin(data)
         self.session_began()
 
@@ -201,6 +212,11 @@ class ServerConnection(Protocol):
     def waits_for_us(self) -> bool:
         """Whether the peer can do nothing before we have done something."""
         return bool(self.connected) and self._phase.waits_for_us
+
+    @property
+    def receiving(self) -> tuple[Request, int] | None:
+        """The WRITE whose payload is on the wire, and how many bytes of that are here."""
+        return self._phase.receiving
 
     @property
     def has_asked(self) -> bool:

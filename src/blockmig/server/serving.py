@@ -124,6 +124,9 @@ class _DiskExport:
         """A client that is not in the middle of a request or a reply may stay for ever."""
         return not connection.is_mid_exchange
 
+    def progress(self, connection: ServerConnection) -> None:
+        """None is expected."""
+
     def disconnected(self, connection: ServerConnection) -> None:
         """Close the connection."""
         connection.close()

@@ -338,6 +338,17 @@ class Session(Phase):
         return self._is_executing() or not self._reasons.isdisjoint(CLIENT_WAITS)
 
     @property
+    def receiving(self) -> tuple[Request, int] | None:
+        """The WRITE whose payload is on the wire, and how many bytes of that are here."""
+        write = self._write
+        return None if write is None else (write.request, write.position - write.request.offset)
+
+    def progress(self) -> int | None:
+        """How far the client is; see L{IExportHandler.progress}."""
+        progress: int | None = self._handler.progress(self._connection)
+        return progress
+
+    @property
     def has_asked(self) -> bool:
         """Whether a request of the client's was admitted."""
         return self._context.traffic.any

@@ -3,7 +3,8 @@
 Rules (design, section 2: R5, R10): nobody is turned away: of 128 connections that have neither an
 attempt nor a message accepted, the one that has been silent longest is closed for the next; after
 the end, whichever it was, every connection is closed and no
-other is accepted; but one to the side export may first read that the migration is complete.
+other is accepted; but the sender's to the side export may first read that the migration is
+complete. For others that say nothing there, nobody waits.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from ...server import (
 from .handoff_export import HandoffExport
 
 _CLOSE_GRACE: Final = 5.0
+_SHORT_GRACE: Final = 0.5
+"""For one that nobody knows, and that may be about to ask: seconds since it last said anything."""
 
 
 @implementer(IProtocolFactory, IConnectionOwner)
@@ -93,30 +96,36 @@ class ReceiverFactory:
 
         @param last: where the migration is complete, the connection whose disconnect completed it.
             It is closed once all that is due to it was sent. Connections to the side export may ask
-            whether the migration is complete, for some seconds; the others are aborted.
+            whether the migration is complete, for some seconds, if they are the sender's or have
+            just said something; the others are aborted.
         @return: fires when none is left.
         """
         self._closed = True
         closed = self._clients.all_gone()
-        remaining: list[ServerConnection] = []
         for connection in self._clients:
             if connection is last:
                 connection.close()
-            elif last is not None and isinstance(connection.handler, HandoffExport):
-                remaining.append(connection)
+            elif last is not None and (grace := self._grace(connection)):
+                closed.addCallback(self._abort_after(grace, connection))
             else:
                 connection.abort()
-        if remaining:
-            timer = self.settings.runtime.reactor.callLater(_CLOSE_GRACE, _abort_all, remaining)
-
-            def stop(_: None) -> None:
-                if timer.active():
-                    timer.cancel()
-
-            closed.addCallback(stop)
         return closed
 
+    def _grace(self, connection: ServerConnection) -> float:
+        """For how many seconds C{connection} may still ask whether the migration is complete."""
+        handler, now = connection.handler, self.settings.runtime.reactor.seconds()
+        if not isinstance(handler, HandoffExport):
+            return 0.0
+        if handler.may_be_silent(connection) or connection.waits_for_us:
+            return _CLOSE_GRACE
+        return max(0.0, connection.heard_at + _SHORT_GRACE - now)
 
-def _abort_all(connections: list[ServerConnection]) -> None:
-    for connection in connections:
-        connection.abort()
+    def _abort_after(self, seconds: float, connection: ServerConnection) -> Callable[[None], None]:
+        """Abort C{connection} after C{seconds}; returns what is to be called if it goes before."""
+        timer = self.settings.runtime.reactor.callLater(seconds, connection.abort)
+
+        def stop(_: None) -> None:
+            if timer.active():
+                timer.cancel()
+
+        return stop

@@ -8,7 +8,8 @@ Rules (design, section 3, "side exports"):
 
 * a read returns how the migration stands; during the last flush it is answered only after that;
 * a message is written in one request, and acted on before it is acknowledged;
-* what arrives late from an earlier attempt's conversation is void.
+* what arrives late from an earlier attempt's conversation is void;
+* what is refused is logged: who, from where, what and why; once for each connection and phase.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from ...nbd import HANDOFF_EXPORT, Command, Errno, Export, Request, TransmissionFlag
@@ -23,6 +25,8 @@ from ...server import Clients, IExportHandler, ServerConnection
 from ..handoff.message import MESSAGE_SIZE, BadMessage, HandoffMessage, HandoffPhase, decode_message
 from .errnos import EventualErrno
 from .migration import IncomingMigration
+
+_log = Logger()
 
 
 class _MessageDisk:
@@ -106,6 +110,7 @@ class HandoffExport:
         self.disk: Any = _MessageDisk(factory.migration)
         self._migration = factory.migration
         self._factory = factory
+        self._refused: set[HandoffPhase] = set()
 
     def admit(self, connection: ServerConnection, request: Request) -> EventualErrno:
         """Whole messages only; a read after the disconnect waits for the result."""
@@ -130,10 +135,35 @@ class HandoffExport:
             if answer == Errno.OK or isinstance(answer, Deferred):
                 self.disk.reveals_token = message.phase == HandoffPhase.RETIRED
                 self._factory.accepted(connection, message)
+        if answer != Errno.OK and isinstance(answer, Errno):
+            self._log_refusal(connection, message, answer)
         return (
             _acknowledged(answer)
             if isinstance(answer, Errno)
             else answer.addCallback(_acknowledged)
+        )
+
+    def _log_refusal(
+        self, connection: ServerConnection, message: HandoffMessage, answer: Errno
+    ) -> None:
+        size = self._migration.disk.size
+        if message.phase in self._refused:
+            return
+        self._refused.add(message.phase)
+        if not message.is_from_sender:
+            why = "it is not a sender's message"
+        elif message.size != size:
+            why = f"its disk has {message.size} bytes, this one {size}"
+        else:
+            state = self._migration.report.state(self._migration.attempt is not None)
+            why = f"{answer.name} (here it is {state})"
+        _log.warn(
+            "{peer}: its message that {source!r} is {phase} was refused: {why}",
+            event="refused",
+            peer=connection.peer,
+            phase=message.phase.value,
+            source=f"{message.host}:{message.disk}",
+            why=why,
         )
 
     def failed(
@@ -147,6 +177,9 @@ class HandoffExport:
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """Yes for the sender, which has nothing to say here while it copies."""
         return self._factory.last_sender is connection
+
+    def progress(self, connection: ServerConnection) -> None:
+        """None is expected."""
 
     def disconnected(self, connection: ServerConnection) -> None:
         connection.close()

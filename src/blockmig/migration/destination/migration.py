@@ -8,7 +8,8 @@ C{migration} of `blockmig status`. The connections and the listening are the rec
 Rules (design, section 2: R2 to R5, R13):
 
 * during an attempt, requests of anybody else that change the disk are answered EPERM;
-* coverage belongs to the attempt and is forgotten with it;
+* coverage belongs to the attempt and is forgotten with it; an attempt that covers nothing new for
+  the idle timeout is ended, unless its sender has said who it is and the copy is whole;
 * the record says C{copying} before a byte is written; a change to a whole copy has it say so first;
 * a disconnect completes the migration only if it comes from the attempt's connection and the whole
   disk is covered; or if the source was retired, and it comes from a connection that the migration
@@ -111,8 +112,21 @@ class IncomingMigration:
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """Whether C{connection} is silent because it waits for us, or for the source's
-        retirement."""
-        return self.owns_attempt(connection) and self._may_be_the_only_copy()
+        retirement.
+
+        Whoever has not said who it is retires nothing, as far as we know, and keeps others out.
+        """
+        if not self.owns_attempt(connection):
+            return False
+        copied = self.durability.copied and self.record.claimed(connection)
+        return copied or self._completion is not None
+
+    def progress_of(self, connection: ServerConnection) -> int | None:
+        """How far the attempt of C{connection} is; None if it has none."""
+        attempt = self.attempt
+        if attempt is None or not self.owns_attempt(connection):
+            return None
+        return attempt.progress()
 
     def _may_be_the_only_copy(self) -> bool:
         """Whether the source may be retired, as far as is known here."""
@@ -208,8 +222,8 @@ class IncomingMigration:
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
         """The attempt has changed what C{request} says."""
-        self._progress.made()
-        attempt.cover(request)
+        if attempt.cover(request):
+            self._progress.made()
 
     def restart(self, attempt: IncomingAttempt, why: str) -> None:
         """The attempt is over, and its coverage forgotten."""
