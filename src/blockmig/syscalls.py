@@ -125,17 +125,17 @@ class SystemCalls:
         )
     )
 
-    def free_descriptors(self) -> int:
-        """How many more descriptors this process may open now."""
+    def descriptors(self) -> tuple[int, int]:
+        """How many more descriptors this process may open now, and how many in all."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit == resource.RLIM_INFINITY:
-            return sys.maxsize
+            return sys.maxsize, sys.maxsize
         try:
             # Since Linux 6.2 the size is the count; before that it is 0.
             used = os.stat(_DESCRIPTORS).st_size or len(os.listdir(_DESCRIPTORS))
         except OSError:  # no /proc; or not one is left, and the directory cannot be opened
-            return _free_descriptors_above(limit)
-        return max(limit - used, 0)
+            return _free_descriptors_above(limit), limit
+        return max(limit - used, 0), limit
 
     def birth(self, descriptor: int) -> int | None:
         """When the file open as C{descriptor} was created (statx(2)): nanoseconds since 1970.

@@ -225,10 +225,6 @@ class SocketDouble(tcp.Connection):
     def loseConnection(self):
         self.closing = self.writing = True
 
-    def close(self):
-        """Its handle, which is itself, is closed."""
-        assert self.aborted
-
     def abortConnection(self):
         if not self.aborted:
             self.aborted = True

@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..nbd import REQUEST_SIZE, Negotiated, Request
-from ..transport import PayloadReader, RegionProducer, close_now, describe_address, tune
+from ..transport import PayloadReader, RegionProducer, describe_address, tune
 from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
@@ -262,13 +262,10 @@ class ServerConnection(Protocol):
         self._lifetime.abort()
 
     def give_way(self) -> None:
-        """Close at once for another connection, which may need the descriptors; for nobody whose
-        call came from this connection."""
+        """Close at once, for another connection."""
         self.gave_way = True
         if self.connected:
             self.abort()
-            self._context.incoming.stop()
-            close_now(self.transport)
 
     # LifetimeCore, for the machine (see L{lifetime}).
 

@@ -17,7 +17,7 @@ from .endpoints import (
 )
 from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
-from .plain import close_now, has_hung_up, is_plain_socket, unacknowledged
+from .plain import has_hung_up, is_plain_socket, unacknowledged
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
@@ -37,7 +37,6 @@ __all__ = [
     "RegionProducer",
     "YieldingLimiter",
     "client_endpoint",
-    "close_now",
     "describe_address",
     "has_hung_up",
     "is_plain_socket",

@@ -335,7 +335,8 @@ class PayloadReader:
 
     def _check_descriptors(self) -> None:
         """Fail as if there were no descriptors, while few are left."""
-        if self._system.free_descriptors() < _KEPT_FREE:
+        free, limit = self._system.descriptors()
+        if free < min(_KEPT_FREE, limit // 8):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _close_pipe(self) -> None:

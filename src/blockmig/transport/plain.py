@@ -48,15 +48,6 @@ def has_hung_up(transport: object) -> bool:
     return any(found & events for _, found in poll.poll(0))
 
 
-def close_now(transport: object) -> None:
-    """Give the descriptor of an aborted transport back at once, where that is known to be safe.
-
-    By itself Twisted closes it only in the reactor's next turn.
-    """
-    if is_plain_socket(transport):
-        transport.getHandle().close()
-
-
 def is_plain_socket(transport: object) -> TypeGuard[tcp.Connection]:
     """Whether bytes may be moved past C{transport}, through its descriptor.
 

@@ -18,10 +18,10 @@ ADDRESS = IPv4Address("TCP", "192.0.2.9", 4711)
 class Descriptors(SystemCalls):
     """Has as many free descriptors as the test says."""
 
-    free = 1000
+    free, limit = 1000, 1024
 
-    def free_descriptors(self):
-        return self.free
+    def descriptors(self):
+        return self.free, self.limit
 
 
 class Connected:
@@ -124,6 +124,12 @@ class AdmissionTests(SynchronousTestCase):
             self.come()
         self.assertGreaterEqual(self.system.free, KEPT_FREE - 1)
         self.assertEqual(10, len(self.left()))
+
+    def test_a_process_with_few_descriptors_keeps_a_quarter_of_them_free(self):
+        self.system.free = self.system.limit = 40
+        for _ in range(100):
+            self.come()
+        self.assertEqual(30, len(self.left()))
 
     def test_without_descriptors_a_proved_one_stays_and_the_new_one_is_refused(self):
         self.come().proved = True
