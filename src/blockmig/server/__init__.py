@@ -13,6 +13,7 @@ from .exports import Exports
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
+from .limited_log import LimitedLog
 from .owner import IConnectionOwner, OwnedConnection
 from .relay import Relay
 from .serving import Server
@@ -28,6 +29,7 @@ __all__ = [
     "IConnectionOwner",
     "IExportHandler",
     "LatencyMonitor",
+    "LimitedLog",
     "OwnedConnection",
     "Relay",
     "Server",

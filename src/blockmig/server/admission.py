@@ -7,7 +7,7 @@ A connection is I{proved} once it has done what only somebody who belongs here d
 says whoever asks. Until then it may be a port scan, a forgotten client, or somebody who wants to
 keep others out.
 
-Rules (issue 15, R10):
+Rules (design, section 2: R10):
 
 * nobody is turned away for the sake of a connection that is not proved: when there are as many as
   there may be, the one that has been silent longest is closed for the new one;
@@ -21,7 +21,7 @@ Rules (issue 15, R10):
   has its descriptors until the reactor's next turn (a number that was used again at once could be
   given events of the old one), so that those accepted in one turn (L{transport.tune}: some 20) come
   on top;
-* who was closed, for whom, and who was refused, is logged: a flood of it in one line a minute.
+* who was closed, for whom, and who was refused, is logged, in a bounded number of lines.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from twisted.logger import Logger
 from ..runtime import Runtime
 from ..transport import describe_address
 from .connection import ServerConnection
+from .limited_log import LimitedLog
 
 _log = Logger()
 
@@ -42,10 +43,9 @@ MOST_UNPROVED: Final = 128
 """Connections that have proved nothing."""
 
 KEPT_FREE: Final = 64
-"""Descriptors that connections leave to the process's own files; a quarter of all if that is less."""
+"""Descriptors that connections leave to the process's own files; or a quarter of all, if less."""
 
 _MOST_LINES: Final = 100
-_INTERVAL: Final = 60.0
 
 
 class Admission:
@@ -70,8 +70,8 @@ class Admission:
         self._is_proved = is_proved
         self._most = most
         self._full = full.format(most=most)
-        self._closed = _LimitedLog(runtime.reactor.seconds, _MOST_LINES)
-        self._refused = _LimitedLog(runtime.reactor.seconds, 1)
+        self._closed = LimitedLog(runtime.reactor.seconds, _MOST_LINES)
+        self._refused = LimitedLog(runtime.reactor.seconds, 1)
 
     def refusal(self, address: IAddress | None = None) -> str:
         """Why one more connection is refused now, which is logged; "" if it is not.
@@ -142,33 +142,3 @@ class Admission:
 
 def _silent_since(connection: ServerConnection) -> tuple[bool, float]:
     return connection.waits_for_us, connection.heard_at
-
-
-class _LimitedLog:
-    """Bounds the lines of one kind, since whoever connects decides how many there are.
-
-    @param most: how many lines are written a minute; the others are counted.
-    """
-
-    def __init__(self, seconds: Callable[[], float], most: int) -> None:
-        self._seconds = seconds
-        self._most = most
-        self._since = float("-inf")
-        self._lines = 0
-        self._left_out = 0
-
-    def has_room(self) -> bool:
-        """Whether one more line is written."""
-        now = self._seconds()
-        if now - self._since >= _INTERVAL:
-            self._since, self._lines = now, 0
-        if self._lines >= self._most:
-            self._left_out += 1
-            return False
-        self._lines += 1
-        return True
-
-    def others(self) -> str:
-        """What to add to a line about those that were left out before it."""
-        count, self._left_out = self._left_out, 0
-        return f" (and {count} more since the line before)" if count else ""

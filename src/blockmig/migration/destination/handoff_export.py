@@ -9,24 +9,28 @@ Rules (design, section 3, "side exports"):
 * a read returns how the migration stands; during the last flush it is answered only after that;
 * a message is written in one request, and acted on before it is acknowledged;
 * what arrives late from an earlier attempt's conversation is void;
-* what is refused is logged: who, from where, what and why; once for each connection and phase.
+* what is refused is logged: who, from where, what and why; once for each connection and phase,
+  and in 100 lines a minute at most.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from ...nbd import HANDOFF_EXPORT, Command, Errno, Export, Request, TransmissionFlag
-from ...server import Clients, IExportHandler, ServerConnection
+from ...server import Clients, IExportHandler, LimitedLog, ServerConnection
 from ..handoff.message import MESSAGE_SIZE, BadMessage, HandoffMessage, HandoffPhase, decode_message
 from .errnos import EventualErrno
 from .migration import IncomingMigration
 
 _log = Logger()
+
+_MOST_LINES: Final = 100
 
 
 class _MessageDisk:
@@ -61,16 +65,25 @@ class HandoffExportFactory:
     @param migration: the migration that it reports.
     @param name: of the main export.
     @param clients: all connections of the receiver.
+    @param seconds: returns the time.
     @ivar export: what is offered.
+    @ivar refusals: bounds the lines about refused messages.
     @ivar last_sender: the connection whose message was last accepted.
     """
 
-    def __init__(self, migration: IncomingMigration, name: str, clients: Clients) -> None:
+    def __init__(
+        self,
+        migration: IncomingMigration,
+        name: str,
+        clients: Clients,
+        seconds: Callable[[], float],
+    ) -> None:
         self.migration = migration
         self.export = Export(
             name + HANDOFF_EXPORT, MESSAGE_SIZE, TransmissionFlag.HAS_FLAGS, allocation=False
         )
         self.last_sender: ServerConnection | None = None
+        self.refusals = LimitedLog(seconds, _MOST_LINES)
         self._clients = clients
 
     def handler(self) -> HandoffExport:
@@ -147,7 +160,7 @@ class HandoffExport:
         self, connection: ServerConnection, message: HandoffMessage, answer: Errno
     ) -> None:
         size = self._migration.disk.size
-        if message.phase in self._refused:
+        if message.phase in self._refused or not self._factory.refusals.has_room():
             return
         self._refused.add(message.phase)
         if not message.is_from_sender:
@@ -158,12 +171,13 @@ class HandoffExport:
             state = self._migration.report.state(self._migration.attempt is not None)
             why = f"{answer.name} (here it is {state})"
         _log.warn(
-            "{peer}: its message that {source!r} is {phase} was refused: {why}",
+            "{peer}: its message that {source!r} is {phase} was refused: {why}{others}",
             event="refused",
             peer=connection.peer,
             phase=message.phase.value,
             source=f"{message.host}:{message.disk}",
             why=why,
+            others=self._factory.refusals.others(),
         )
 
     def failed(
