@@ -158,6 +158,18 @@ class LimitTests(Case):
             (True, False), (shaking.transport.aborted, asking.transport.aborted), "it gives way"
         )
 
+    def test_clients_that_have_asked_nothing_are_bounded(self):
+        asking = self.place.peer()
+        asking.ask(READ, 0, 1)
+        idle = []
+        for _ in range(200):
+            self.clock.advance(0.01)
+            idle.append(self.place.peer())
+        self.clock.advance(0)
+        self.assertEqual(128, sum(not one.transport.lost for one in idle))
+        self.assertEqual(0, asking.ask(READ, 0, 1).error)
+        self.assertEqual(0, idle[-1].ask(READ, 0, 1).error)
+
     def test_connections_are_unlimited_by_default(self):
         peers = [self.place.peer() for _ in range(50)]
         self.assertEqual(50, len(self.server.status()["clients"]))

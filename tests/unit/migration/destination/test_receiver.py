@@ -431,6 +431,20 @@ class TimeoutTests(Case):
             self.assertTrue(client.transport.listens)
         self.assertEqual(size, self.receiver.status()["migration"]["covered"])
 
+    def test_a_long_request_that_repeats_what_is_there_is_no_progress(self):
+        size = 64 * 4096
+        self.disk = QuickDisk(bytes(size))
+        self.make(idle_timeout=10)
+        client = self.client()
+        client.write(0, bytes(size - 1))
+        client.errors()
+        client.give(request_bytes(WRITE, 0, size - 1))
+        for _ in range(8):
+            if client.transport.listens:
+                client.give(bytes(4096))
+            self.clock.advance(2)
+        self.assertTrue(client.transport.gone)
+
     def clients_of_the_attempt(self):
         return sum(one["writes"] for one in self.receiver.status()["clients"])
 
