@@ -17,6 +17,7 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
 from zope.interface import implementer
 
+from .access import DiskAccess
 from .admission import Admission
 from .clients import Clients
 from .connection import ServerConnection
@@ -31,6 +32,7 @@ class ServerFactory:
 
     @param settings: what they have in common.
     @param clients: keeps track of them.
+    @param access: to the disk; a side export's handler has another one.
     @param most: how many there may be at a time; 0 for no limit.
     @param is_open: whether the server accepts connections.
     @param relay: returns the relay once clients are forwarded; None until then.
@@ -42,6 +44,7 @@ class ServerFactory:
         self,
         settings: ConnectionSettings,
         clients: Clients,
+        access: DiskAccess,
         *,
         most: int,
         is_open: Callable[[], bool],
@@ -49,6 +52,7 @@ class ServerFactory:
     ) -> None:
         self.settings = settings
         self._clients = clients
+        self._access = access
         self._is_open = is_open
         self._relay = relay
         self._admission = Admission(settings.runtime, lambda: clients, self.is_proved, most)
@@ -82,8 +86,8 @@ class ServerFactory:
     def is_proved(self, connection: ServerConnection) -> bool:
         """Whether it has asked anything of the disk."""
         handler = connection.handler
-        # None where another server has greeted it; without access it is the side export.
-        return connection.has_asked and (handler is None or handler.access is not None)
+        # None where another server has greeted it.
+        return connection.has_asked and (handler is None or handler.access is self._access)
 
     def take(self, connection: ServerConnection) -> None:
         self._admission.make_room(connection.peer)

@@ -219,6 +219,7 @@ class Server:
         self._factory = ServerFactory(
             settings,
             self._clients,
+            self._access,
             most=max_connections,
             is_open=lambda: not self._ending.begun,
             relay=lambda: self._ending.relay,
