@@ -264,6 +264,30 @@ def test_an_attempt_that_repeats_itself_is_ended_for_a_sender(
     assert receiver.wait(10) == 0, receiver.stderr
 
 
+def test_an_attempt_of_flush_after_flush_is_ended_for_a_sender(
+    processes: Processes, room: Path
+) -> None:
+    """It always waits for us, which counts a tenth."""
+    source = random_image(room / "source", SIZE)
+    receiver = processes.receive(room / "destination", "--size", SIZE, "--idle-timeout", 1)
+    stranger = wire.Client(receiver.uri)
+    assert stranger.ask(wire.WRITE, 0, 1, b"x") == 0
+
+    def flush() -> None:
+        with contextlib.suppress(OSError, struct.error):
+            stranger.send(wire.request(wire.FLUSH) * 100)
+            while stranger.reply()[0] == 0:
+                stranger.send(wire.request(wire.FLUSH))
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    sender = processes.send(source, receiver, "--retry")
+    assert sender.wait() == 0, sender.stderr
+    thread.join()
+    assert receiver.wait(10) == 0, receiver.stderr
+    assert receiver.events("stalled")
+
+
 def test_a_whole_copy_of_somebody_silent_is_ended_for_a_sender(
     processes: Processes, room: Path
 ) -> None:

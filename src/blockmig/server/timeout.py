@@ -4,8 +4,8 @@ Owns the only timer of a connection. Rules:
 
 * a client that may be silent is never given up, however long it sends nothing;
 * a client that takes its replies, even slowly, does not count as silent;
-* where progress is expected of a client, to send something is not enough; the time in which it may
-  be silent counts neither for nor against it;
+* where progress is expected of a client, to send something is not enough. The time in which it
+  waits for us counts a tenth: a flush may take long, but flush after flush is no progress either;
 * a time limit is different: nothing that the client does extends it.
 """
 
@@ -20,6 +20,9 @@ from ..transport import unacknowledged
 
 _LOOKS: Final = 8
 """How often a client's progress is looked at in the time in which it must have made some."""
+
+_WAITING: Final = 0.1
+"""How much of the time counts in which a client waits for us."""
 
 
 class Progress:
@@ -39,13 +42,13 @@ class Progress:
     def stalled(self, now: float, excused: bool) -> float:
         """Look at it; return for how many seconds it has got no further.
 
-        @param excused: it could not have, since the last look.
+        @param excused: it could not have, since the last look: it waited for us.
         """
         reached = self._measure()
         if reached is None or reached != self._reached:
             self._stalled = 0.0
-        elif not excused:
-            self._stalled += now - self._looked_at
+        else:
+            self._stalled += (now - self._looked_at) * (_WAITING if excused else 1.0)
         self._reached, self._looked_at = reached, now
         return self._stalled
 

@@ -122,9 +122,13 @@ class IncomingMigration:
         return copied or self._completion is not None
 
     def progress_of(self, connection: ServerConnection) -> int | None:
-        """How far the attempt of C{connection} is; None if it has none."""
+        """How far the attempt of C{connection} is; None if it has none, or has nothing to do."""
         attempt = self.attempt
-        if attempt is None or not self.owns_attempt(connection):
+        if (
+            attempt is None
+            or attempt.connection is not connection
+            or self.may_be_silent(connection)
+        ):
             return None
         return attempt.progress()
 
@@ -230,10 +234,11 @@ class IncomingMigration:
         self.attempt = None
         self._progress.made()
         _log.warn(
-            "attempt {number} ended early ({why}), {covered} of {size} bytes covered; "
-            "waiting for the sender to {next}",
+            "attempt {number}, from {peer}, ended early ({why}), {covered} of {size} bytes "
+            "covered; waiting for the sender to {next}",
             event="restart",
             number=self.attempts,
+            peer=attempt.connection.peer,
             why=why,
             covered=attempt.coverage.covered,
             size=self.disk.size,
