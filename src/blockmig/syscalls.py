@@ -12,8 +12,10 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -64,6 +66,19 @@ def describe_error(error: object) -> str:
     return getattr(error, "strerror", None) or str(error).removesuffix(".")
 
 
+_DESCRIPTORS: Final = "/proc/self/fd"
+
+
+def _free_descriptors_above(limit: int) -> int:
+    """How many are free above the lowest free one, which is what open(2) returns."""
+    try:
+        descriptor = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    os.close(descriptor)
+    return max(limit - descriptor, 0)
+
+
 class SystemCalls:
     """The real calls, with the names and arguments of L{os} and L{fcntl} (and of their man pages).
 
@@ -109,6 +124,18 @@ class SystemCalls:
             "sync_file_range", ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_uint
         )
     )
+
+    def descriptors(self) -> tuple[int, int]:
+        """How many more descriptors this process may open now, and how many in all."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY:
+            return sys.maxsize, sys.maxsize
+        try:
+            # Since Linux 6.2 the size is the count; before that it is 0.
+            used = os.stat(_DESCRIPTORS).st_size or len(os.listdir(_DESCRIPTORS))
+        except OSError:  # no /proc; or not one is left, and the directory cannot be opened
+            return _free_descriptors_above(limit), limit
+        return max(limit - used, 0), limit
 
     def birth(self, descriptor: int) -> int | None:
         """When the file open as C{descriptor} was created (statx(2)): nanoseconds since 1970.

@@ -606,11 +606,14 @@ def test_a_client_that_does_not_negotiate_is_closed(small: Callable[..., Scene])
 
 
 def test_connections_beyond_the_maximum_are_closed(small: Callable[..., Scene]) -> None:
-    """One more is closed before the greeting, and there is room again when somebody leaves."""
+    """Where all have asked for something, one more is closed before the greeting, and there is room
+    again when somebody leaves."""
     scene = small("--max-connections", "5")
-    kept = [scene.client() for _ in range(4)]
-    kept.append(scene.connect())
-    assert len(wire.read_exactly(kept[-1], 18)) == 18, "those that negotiate count too"
+    kept = [asking(scene) for _ in range(4)]
+    shaking = scene.connect()
+    assert len(wire.read_exactly(shaking, 18)) == 18
+    kept.append(asking(scene))
+    assert wire.read_exactly(shaking, 1) == b"", "it has given way"
     for _ in range(200):
         assert scene.drain(scene.connect()) == 0
     assert len(scene.server.events("full")) == 1, "one line a minute"
@@ -624,10 +627,18 @@ def test_connections_beyond_the_maximum_are_closed(small: Callable[..., Scene]) 
     in_good_order(scene)
 
 
+def asking(scene: Scene) -> socket.socket:
+    """A client that has asked for something."""
+    client = scene.client()
+    client.sendall(wire.request(wire.FLUSH))
+    assert wire.read_exactly(client, 16) == struct.pack("!IIQ", 0x67446698, 0, 7)
+    return client
+
+
 def test_the_default_maximum_is_128_connections(small: Callable[..., Scene]) -> None:
     scene = small()
     for _ in range(128):
-        scene.client()
+        asking(scene)
     assert scene.drain(scene.connect()) == 0
     scene.kept.close()
     let_in(scene)
@@ -641,7 +652,7 @@ def test_a_server_out_of_descriptors_serves_those_who_are_connected(
     disk = random_image(memory / "disk", 8 * MIB)
     limited = ("prlimit", "--nofile=60", sys.executable, "-m", "blockmig", "serve")
     scene = Scene(processes, disk, "--max-connections", "0", command=limited)
-    first = scene.client()
+    first = asking(scene)
     many = [scene.connect() for _ in range(70)]
     for _ in range(3):
         first.sendall(wire.request(wire.WRITE, MIB, 2 * MIB) + bytes(2 * MIB))

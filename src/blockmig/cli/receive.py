@@ -60,8 +60,9 @@ class Options(usage.Options):
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "idle-timeout",
-            "Close a connection, and end its attempt, after SECONDS of silence; 0 means "
-            "never. Does not apply to a sender that has flushed all the data.",
+            "Close a connection after SECONDS of silence; one with an attempt after SECONDS in "
+            "which it has covered no more of the disk. 0 means never. Does not apply to a blockmig "
+            "sender that has flushed all the data.",
             parse_seconds,
             60.0,
             metavar="SECONDS",

@@ -40,7 +40,8 @@ class Options(usage.Options):
         common.EXPORT,
         Parameter(
             "max-connections",
-            "Accept at most COUNT clients at a time; 0 means no limit.",
+            "Accept at most COUNT clients at a time; 0 means no limit. One that has asked for "
+            "nothing yet is closed for a new one.",
             parse_count,
             128,
             metavar="COUNT",

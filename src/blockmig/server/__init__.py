@@ -5,6 +5,7 @@ decided by its handler, so that a migration's receiver uses the same connections
 """
 
 from .access import DiskAccess
+from .admission import Admission
 from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ServerConnection
@@ -12,12 +13,14 @@ from .exports import Exports
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
+from .limited_log import LimitedLog
 from .owner import IConnectionOwner, OwnedConnection
 from .relay import Relay
 from .serving import Server
 from .traffic import TrafficCounters
 
 __all__ = [
+    "Admission",
     "Changes",
     "Clients",
     "ConnectionSettings",
@@ -26,6 +29,7 @@ __all__ = [
     "IConnectionOwner",
     "IExportHandler",
     "LatencyMonitor",
+    "LimitedLog",
     "OwnedConnection",
     "Relay",
     "Server",

@@ -1,18 +1,20 @@
 """The current connections of one factory.
 
-Owns the set of connections, the totals over all connections so far, and the moment when none is
-left.
+Owns the set of connections, which of them have proved that they belong here, the totals over all
+connections so far, and the moment when none is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 
 from .connection import ServerConnection
 from .traffic import TrafficCounters
+
+_MOST_PROVED: Final = 32
 
 
 class Clients:
@@ -20,6 +22,7 @@ class Clients:
 
     def __init__(self) -> None:
         self._connections: dict[ServerConnection, None] = {}
+        self._proved: dict[ServerConnection, None] = {}
         self._count = 0
         self._past = TrafficCounters()
         self._waiting: list[Deferred[None]] = []
@@ -36,11 +39,26 @@ class Clients:
 
     def remove(self, connection: ServerConnection) -> None:
         del self._connections[connection]
+        self._proved.pop(connection, None)
         self._past.add(connection.traffic)
         if not self._connections:
             waiting, self._waiting = self._waiting, []
             for deferred in waiting:
                 deferred.callback(None)
+
+    def prove(self, connection: ServerConnection) -> None:
+        """C{connection} belongs here: it is not closed for others any more.
+
+        That holds for the 32 that have done this last: there may be no end of those who can.
+        """
+        self._proved.pop(connection, None)
+        self._proved[connection] = None
+        if len(self._proved) > _MOST_PROVED:
+            del self._proved[next(iter(self._proved))]
+
+    def is_proved(self, connection: ServerConnection) -> bool:
+        """Whether C{connection} was proved (L{prove})."""
+        return connection in self._proved
 
     def all_gone(self) -> Deferred[None]:
         """Fires when there is no connection (any more)."""

@@ -8,8 +8,8 @@ order in which a connection ends is declared in `lifetime`.
 Rules:
 
 * a connection is aborted if it has not negotiated within the handshake timeout, if it has been
-  silent for the idle timeout while it was not waiting for us, or if it does not take what is still
-  due to it when we close;
+  silent, or has made no progress where that is expected, for the idle timeout while it was not
+  waiting for us, or if it does not take what is still due to it when we close;
 * while the handler holds the clients, nothing more is read from one that has negotiated; a
   handshake may continue;
 * a connection may be forwarded to another server: what was not answered is handed over unchanged,
@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..nbd import REQUEST_SIZE, Negotiated
+from ..nbd import REQUEST_SIZE, Negotiated, Request
 from ..transport import PayloadReader, RegionProducer, describe_address, tune
 from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
@@ -55,6 +55,7 @@ class ServerConnection(Protocol):
     @ivar negotiated: what the peer was told.
     @ivar traffic: counts its requests.
     @ivar connected_at: when the connection was made, by the reactor's clock.
+    @ivar gave_way: it was closed for another one.
     """
 
     transport: Any
@@ -67,6 +68,8 @@ class ServerConnection(Protocol):
         self.traffic = TrafficCounters()
         self.connected_at = settings.runtime.reactor.seconds()
         self.settings = settings
+        self.gave_way = False
+        self._timeout: ConnectionTimeout | None = None
         self._lifetime = make_lifetime(self)
 
     # IProtocol, and IHalfCloseableProtocol.
@@ -75,7 +78,7 @@ class ServerConnection(Protocol):
         """The server speaks first."""
         transport, runtime = self.transport, self.settings.runtime
         tune(transport)
-        timeout = ConnectionTimeout(
+        self._timeout = timeout = ConnectionTimeout(
             runtime.reactor, transport, lambda: outgoing.waiting, self._silent
         )
         outgoing = RegionProducer(
@@ -141,6 +144,15 @@ class ServerConnection(Protocol):
         )
         self.abort()
 
+    def _stalled(self, seconds: float) -> None:
+        _log.warn(
+            "{peer}: no progress for {timeout} s; connection closed",
+            event="stalled",
+            peer=self.peer,
+            timeout=seconds,
+        )
+        self.abort()
+
     # From phase to phase.
 
     def begin_session(self, handler: IExportHandler, negotiated: Negotiated, data: bytes) -> None:
@@ -149,7 +161,9 @@ class ServerConnection(Protocol):
         self.handler, self.negotiated = handler, negotiated
         session = Session(self._context, self, handler, negotiated, settings.runtime.threads)
         self._enter(session)
-        self._context.timeout.watch(settings.idle_timeout, session.may_be_silent)
+        self._context.timeout.watch_progress(
+            settings.idle_timeout, session.may_be_silent, session.progress, self._stalled
+        )
         session.begin(data)
         self.session_began()
 
@@ -189,6 +203,26 @@ class ServerConnection(Protocol):
         """Whether the peer has sent a part of a request, or has replies to take."""
         return self._phase.is_mid_exchange
 
+    @property
+    def heard_at(self) -> float:
+        """When the peer last sent something, or took some of a reply; by the reactor's clock."""
+        return self.connected_at if self._timeout is None else self._timeout.last_activity
+
+    @property
+    def waits_for_us(self) -> bool:
+        """Whether the peer can do nothing before we have done something."""
+        return bool(self.connected) and self._phase.waits_for_us
+
+    @property
+    def receiving(self) -> tuple[Request, int] | None:
+        """The WRITE whose payload is on the wire, and how many bytes of that are here."""
+        return self._phase.receiving
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the peer has asked anything of an export."""
+        return bool(self.connected) and self._phase.has_asked
+
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}.
 
@@ -226,6 +260,12 @@ class ServerConnection(Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._lifetime.abort()
+
+    def give_way(self) -> None:
+        """Close at once, for another connection."""
+        self.gave_way = True
+        if self.connected:
+            self.abort()
 
     # LifetimeCore, for the machine (see L{lifetime}).
 

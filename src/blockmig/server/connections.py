@@ -2,7 +2,9 @@
 
 Rules:
 
-* the number of connections is limited; one above the limit is closed without a greeting;
+* the number of connections is limited: when there are as many as there may be, a client that has
+  never asked anything of the disk is closed for the new one (`admission`); where all have, the new
+  one is closed without a greeting;
 * none is accepted once the server is stopping;
 * while clients are relayed, one that connects is forwarded from its first byte, or, where it has
   negotiated before it belonged to this server (`exports`), from its first request.
@@ -11,21 +13,17 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
-from twisted.logger import Logger
 from zope.interface import implementer
 
+from .access import DiskAccess
+from .admission import Admission
 from .clients import Clients
 from .connection import ServerConnection
 from .handshake import ConnectionSettings, HandshakePhase
 from .owner import IConnectionOwner, OwnedConnection
 from .relay import Relay
-
-_log = Logger()
-
-_REPORT_INTERVAL: Final = 60.0
 
 
 @implementer(IProtocolFactory, IConnectionOwner)
@@ -34,6 +32,7 @@ class ServerFactory:
 
     @param settings: what they have in common.
     @param clients: keeps track of them.
+    @param access: to the disk; a side export's handler has another one.
     @param most: how many there may be at a time; 0 for no limit.
     @param is_open: whether the server accepts connections.
     @param relay: returns the relay once clients are forwarded; None until then.
@@ -45,6 +44,7 @@ class ServerFactory:
         self,
         settings: ConnectionSettings,
         clients: Clients,
+        access: DiskAccess,
         *,
         most: int,
         is_open: Callable[[], bool],
@@ -52,10 +52,10 @@ class ServerFactory:
     ) -> None:
         self.settings = settings
         self._clients = clients
-        self._most = most
+        self._access = access
         self._is_open = is_open
         self._relay = relay
-        self._refusal_logged_at = float("-inf")
+        self._admission = Admission(settings.runtime, lambda: clients, self.is_proved, most)
 
     def doStart(self) -> None:
         """Nothing to do."""
@@ -65,7 +65,7 @@ class ServerFactory:
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """A connection, or None where it is refused."""
-        if not self.accepts or self.refusal():
+        if not self.accepts or self._admission.refusal(addr):
             return None
         made = OwnedConnection if self._relay() is None else _RelayedConnection
         connection = made(self.settings, addr, self)
@@ -81,19 +81,16 @@ class ServerFactory:
 
     def refusal(self) -> str:
         """Why one more connection is refused now, for the log as well; "" if it is not."""
-        if not self._most or len(self._clients) < self._most:
-            return ""
-        now = self.settings.runtime.reactor.seconds()
-        if now - self._refusal_logged_at >= _REPORT_INTERVAL:
-            self._refusal_logged_at = now
-            _log.warn(
-                "{most} clients are connected; further ones are refused (--max-connections)",
-                event="full",
-                most=self._most,
-            )
-        return f"{self._most} clients are connected already"
+        return self._admission.refusal()
+
+    def is_proved(self, connection: ServerConnection) -> bool:
+        """Whether it has asked anything of the disk."""
+        handler = connection.handler
+        # None where another server has greeted it.
+        return connection.has_asked and (handler is None or handler.access is self._access)
 
     def take(self, connection: ServerConnection) -> None:
+        self._admission.make_room(connection.peer)
         self._clients.add(connection)
 
     def session_began(self, connection: ServerConnection) -> None:

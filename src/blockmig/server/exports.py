@@ -10,31 +10,28 @@ Rules:
 * a connection that has chosen an export has its owner's rules before its first request is looked
   at: threads, timeouts, holds, the relay, the count of clients, the end;
 * a connection above a limit of the owner's is told so, and may choose another export; one above our
-  own limit is closed without a greeting;
+  own limit is closed without a greeting. At either limit a connection that has proved nothing to
+  its owner is closed for the new one, so that none may be refused (`admission`);
 * what becomes of one export, or of its clients, changes nothing for the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..nbd import Negotiated
 from ..runtime import Runtime
+from .admission import Admission
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .owner import IConnectionOwner, OwnedConnection
-
-_log = Logger()
-
-_REPORT_INTERVAL: Final = 60.0
 
 
 class Offered(Protocol):
@@ -191,8 +188,13 @@ class ExportsFactory:
         self.accepts = True
         self.connections: dict[OwnedConnection, None] = {}
         self._owner_of = owner_of
-        self._most = most
-        self._refusal_logged_at = float("-inf")
+        self._admission = Admission(
+            settings.runtime,
+            lambda: self.connections,
+            self._is_proved_to_its_owner,
+            most,
+            "{most} clients are connected to its exports already",
+        )
         self._waiting: list[Deferred[None]] = []
 
     def doStart(self) -> None:
@@ -203,7 +205,7 @@ class ExportsFactory:
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """A connection, or None where it is refused."""
-        if not self.accepts or self.refusal():
+        if not self.accepts or self._admission.refusal(addr):
             return None
         connection = _SharedConnection(self.settings, addr, self)
         self.take(connection)
@@ -245,16 +247,18 @@ class ExportsFactory:
 
     def refusal(self) -> str:
         """Why one more connection is refused now, for the log as well; "" if it is not."""
-        if not self._most or len(self.connections) < self._most:
-            return ""
-        why = f"{self._most} clients are connected to its exports already"
-        now = self.settings.runtime.reactor.seconds()
-        if now - self._refusal_logged_at >= _REPORT_INTERVAL:
-            self._refusal_logged_at = now
-            _log.warn("a connection was refused: {why}", event="full", why=why, most=self._most)
-        return why
+        return self._admission.refusal()
+
+    def is_proved(self, connection: OwnedConnection) -> bool:
+        """None is that has chosen no export."""
+        return False
+
+    @staticmethod
+    def _is_proved_to_its_owner(connection: Any) -> bool:
+        return bool(connection.owner.is_proved(connection))
 
     def take(self, connection: OwnedConnection) -> None:
+        self._admission.make_room(connection.peer)
         self.connections[connection] = None
 
     def session_began(self, connection: OwnedConnection) -> None:

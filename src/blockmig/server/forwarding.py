@@ -1,17 +1,21 @@
 """The phase of a connection that another server answers: bytes are only moved.
 
-Owns nothing: what arrives is given to whoever forwards the connection (`relay`). What was already
-queued for the client is sent first.
+What arrives is given to whoever forwards the connection (`relay`), and counted, since the count
+tells whether the client does more than shake hands. What was already queued for the client is sent
+first.
 """
 
 from __future__ import annotations
 
 import typing
+from typing import Final
 
 from twisted.python.failure import Failure
 
 from ..transport import FileRegion
 from .phase import Phase, PhaseContext
+
+_LONGEST_HANDSHAKE: Final = 512
 
 
 class Forwarder(typing.Protocol):
@@ -47,12 +51,24 @@ class Forwarding(Phase):
     def __init__(self, context: PhaseContext, forwarder: Forwarder) -> None:
         super().__init__(context)
         self._forwarder = forwarder
+        self._received = 0
 
     def dataReceived(self, data: bytes) -> None:
+        self._count(len(data))
         self._forwarder.received(data)
 
     def bufferReceived(self, view: memoryview) -> None:
+        self._count(len(view))
         self._forwarder.received(view)
+
+    def _count(self, count: int) -> None:
+        self._context.timeout.reset()
+        self._received += count
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the client has asked here before, or has sent more than a handshake takes."""
+        return self._context.traffic.any or self._received > _LONGEST_HANDSHAKE
 
     def finished(self) -> None:
         self._forwarder.finished()

@@ -55,6 +55,12 @@ class IExportHandler(Interface):
     def may_be_silent(connection: Any) -> bool:
         """Whether a connection is to be kept although it has been silent for long."""
 
+    def progress(connection: Any) -> int | None:
+        """How far the connection is with what it is there for; changes only while it gets further.
+
+        None while nothing of the kind is expected: then it must only not be silent.
+        """
+
     def disconnected(connection: Any) -> None:
         """The client sent DISC, and none of its requests is being carried out any more.
 

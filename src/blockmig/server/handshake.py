@@ -105,6 +105,7 @@ class HandshakePhase(Phase):
     def dataReceived(self, data: bytes) -> None:
         if CLOSING in self._context.holds.reasons:
             return
+        self._context.timeout.reset()  # the limit stays; but whoever talks is not silent
         try:
             self._answer(data)
         except RemoteProtocolError as error:

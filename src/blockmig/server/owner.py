@@ -27,8 +27,11 @@ class IConnectionOwner(Interface):
     def refusal() -> str:
         """Why one more connection would be refused now; "" where it would not."""
 
+    def is_proved(connection: Any) -> bool:
+        """Whether C{connection} has done what only somebody who belongs here does."""
+
     def take(connection: Any) -> None:
-        """C{connection} is this owner's from now on."""
+        """C{connection} is this owner's from now on, and another one may have to go for it."""
 
     def session_began(connection: Any) -> None:
         """The handshake is over, and what came after it was processed as far as allowed."""

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..nbd import RemoteProtocolError
+from ..nbd import RemoteProtocolError, Request
 from ..transport import FileRegion, IPayloadReceiver, PayloadReader, RegionProducer
 from .holds import Holds
 from .timeout import ConnectionTimeout
@@ -115,6 +115,21 @@ class Phase:
         @return: None where not all of it is available any more.
         """
         return []
+
+    @property
+    def waits_for_us(self) -> bool:
+        """Whether the client can do nothing before we have done something."""
+        return False
+
+    @property
+    def receiving(self) -> tuple[Request, int] | None:
+        """The WRITE whose payload is on the wire, and how many bytes of that are here."""
+        return None
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the client has asked anything of an export."""
+        return False
 
     @property
     def is_mid_exchange(self) -> bool:

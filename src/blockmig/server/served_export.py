@@ -82,6 +82,9 @@ class ServedSideExport:
         """Never: there is nothing to wait for."""
         return False
 
+    def progress(self, connection: Any) -> None:
+        """None is expected."""
+
     def disconnected(self, connection: Any) -> None:
         """Close the connection."""
         connection.close()

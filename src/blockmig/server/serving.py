@@ -124,6 +124,9 @@ class _DiskExport:
         """A client that is not in the middle of a request or a reply may stay for ever."""
         return not connection.is_mid_exchange
 
+    def progress(self, connection: ServerConnection) -> None:
+        """None is expected."""
+
     def disconnected(self, connection: ServerConnection) -> None:
         """Close the connection."""
         connection.close()
@@ -143,7 +146,8 @@ class Server:
     @param export: the name of the export; "" is the default export.
     @param read_only: clients may only read.
     @param oldstyle: speak the old handshake.
-    @param max_connections: how many connections there may be at a time; 0 for no limit.
+    @param max_connections: how many connections there may be at a time; 0 for no limit. One that
+        has asked nothing of the disk is closed for a new one.
     @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
     @param request_timeout: seconds of silence after which a client that has begun a request, or has
         replies to take, is given up; 0 for never.
@@ -215,6 +219,7 @@ class Server:
         self._factory = ServerFactory(
             settings,
             self._clients,
+            self._access,
             most=max_connections,
             is_open=lambda: not self._ending.begun,
             relay=lambda: self._ending.relay,

@@ -330,8 +330,28 @@ class Session(Phase):
 
     def may_be_silent(self) -> bool:
         """Whether the client is waiting for us, or its handler lets it be silent."""
-        waits = self._is_executing() or not self._reasons.isdisjoint(CLIENT_WAITS)
-        return waits or bool(self._handler.may_be_silent(self._connection))
+        return self.waits_for_us or bool(self._handler.may_be_silent(self._connection))
+
+    @property
+    def waits_for_us(self) -> bool:
+        """Whether a request of the client's is being carried out, or it is held."""
+        return self._is_executing() or not self._reasons.isdisjoint(CLIENT_WAITS)
+
+    @property
+    def receiving(self) -> tuple[Request, int] | None:
+        """The WRITE whose payload is on the wire, and how many bytes of that are here."""
+        write = self._write
+        return None if write is None else (write.request, write.position - write.request.offset)
+
+    def progress(self) -> int | None:
+        """How far the client is; see L{IExportHandler.progress}."""
+        progress: int | None = self._handler.progress(self._connection)
+        return progress
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request of the client's was admitted."""
+        return self._context.traffic.any
 
     @property
     def is_mid_exchange(self) -> bool:

@@ -42,5 +42,10 @@ class TrafficCounters:
         self.count(other.reads, other.bytes_read, other.writes, other.bytes_written)
         self.other += other.other
 
+    @property
+    def any(self) -> bool:
+        """Whether there was any."""
+        return bool(self.reads or self.writes or self.other)
+
     def as_json(self) -> dict[str, int]:
         return {"requests": self.reads + self.writes + self.other, **asdict(self)}

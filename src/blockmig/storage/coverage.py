@@ -42,6 +42,17 @@ class Coverage:
         """Whether every byte of the disk is covered."""
         return self.covered == self._size
 
+    def missing(self, offset: int, length: int) -> int:
+        """How many of C{length} bytes from C{offset} are not covered; they are within the disk."""
+        end, missing = offset + length, 0
+        for block in range(offset // BLOCK, (end - 1) // BLOCK + 1):
+            if not self._whole[block]:
+                start, stop = max(offset, block * BLOCK), min(end, (block + 1) * BLOCK)
+                ranges = self._partial.get(block, ())
+                known = sum(max(0, min(stop, last) - max(start, first)) for first, last in ranges)
+                missing += stop - start - known
+        return missing
+
     def add(self, offset: int, length: int) -> None:
         """Count C{length} bytes from C{offset} as covered; they must be within the disk."""
         end = offset + length

@@ -14,6 +14,8 @@ Rules:
 * after a payload's last byte exactly one header is read, since another payload may follow it, whose
   first bytes would otherwise pass through memory;
 * the end of the connection is left to the transport, which notifies the protocol as usual;
+* it works without descriptors of its own, more slowly: it takes none where few are left, which the
+  process needs for its files;
 * a turn of the reactor moves a bounded number of bytes, and takes a bounded time;
 * a disk error is reported with `payload_failed` before the bytes that were lost are reported with
   `payload_moved`, or their request would seem to have succeeded.
@@ -35,6 +37,9 @@ from ..syscalls import SystemCalls
 from .busy_poll import BusyPoll
 from .plain import is_plain_socket
 from .regions import FileRegion
+
+_KEPT_FREE: Final = 16
+"""Descriptors that are not taken for speed."""
 
 SHORTEST_MOVE: Final = 64 << 10
 """Bytes that must be left of a payload for it to be moved past the transport."""
@@ -135,6 +140,7 @@ class PayloadReader:
         if not IReactorFDSet.providedBy(self._reactor):
             return
         try:
+            self._check_descriptors()
             self._descriptor = os.dup(self._transport.fileno())
         except OSError:  # out of descriptors: the transport reads on, more slowly
             return
@@ -321,10 +327,17 @@ class PayloadReader:
 
     def _open_pipe(self) -> tuple[int, int]:
         if self._pipe is None:
+            self._check_descriptors()
             self._pipe = self._system.pipe()
             with contextlib.suppress(OSError):  # beyond the user's limit: a small pipe works too
                 fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, LONGEST_MOVE)
         return self._pipe
+
+    def _check_descriptors(self) -> None:
+        """Fail as if there were no descriptors, while few are left."""
+        free, limit = self._system.descriptors()
+        if free < min(_KEPT_FREE, limit // 8):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _close_pipe(self) -> None:
         if self._pipe is not None:

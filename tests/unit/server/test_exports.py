@@ -411,17 +411,60 @@ class LimitTests(Case):
         self.make(max_connections=2)
         self.serve("a")
         self.serve("b")
-        client = self.client("a")
-        self.talk()
+        client, other = self.client("a"), self.client("b")
+        for one in (client, other):
+            self.network.result(one.read(0, 1))
         self.assertIsNone(self.exports.factory().buildProtocol(ADDRESS))
         client.abort()
         self.network.pump()
         self.network.result(self.client("b").write(0, b"x"))
 
+    def test_a_connection_that_has_done_nothing_gives_way_at_the_limit(self):
+        self.make(max_connections=2)
+        self.serve("a")
+        client = self.client("a")
+        self.network.result(client.read(0, 1))
+        idle = self.talk()
+        self.assertEqual(ACK, idle.kinds(go(b"a"))[-1])
+        other = self.talk()
+        self.clock.advance(0)
+        self.assertEqual((True, False), (idle.transport.gone, other.transport.gone))
+        self.network.result(client.read(0, 1))
+
+    def test_connections_that_have_done_nothing_are_bounded_whatever_they_have_chosen(self):
+        self.serve("a")
+        self.receive("b")
+        idle = []
+        for number in range(300):
+            self.clock.advance(0.01)
+            idle.append(self.talk())
+            if number % 3:
+                idle[-1].ask(go(b"ab"[number % 2 : number % 2 + 1]))
+        self.clock.advance(0)
+        self.assertEqual([True] * 172 + [False] * 128, [one.transport.gone for one in idle])
+        self.assertEqual(128, self.exports.connections)
+
+    def test_a_server_that_is_full_of_those_who_ask_nothing_says_nothing(self):
+        self.serve("a", max_connections=1)
+        idle, talk = self.talk(), self.talk()
+        self.assertEqual(ACK, idle.kinds(go(b"a"))[-1])
+        self.assertEqual(ACK, talk.kinds(go(b"a"))[-1])
+        self.clock.advance(0)
+        self.assertEqual((True, False), (idle.transport.gone, talk.transport.gone))
+
+    def test_a_client_of_the_side_export_has_asked_nothing_of_the_disk(self):
+        self.serve("a", max_connections=1)
+        other = self.client("a.served")
+        self.network.result(other.read(0, 10))
+        self.assertEqual(ACK, self.talk().kinds(go(b"a"))[-1])
+        self.clock.advance(0)
+        self.gone(other)
+
     def test_a_server_that_is_full_says_so_and_another_may_be_chosen(self):
         self.serve("a", 1, max_connections=1)
         self.serve("b", 2)
         first = self.client("a")
+        self.network.result(first.read(0, 1))
         talk = self.talk()
         ((kind, words),) = talk.ask(go(b"a"))
         self.assertEqual((POLICY, b"1 clients are connected already"), (kind, words))
@@ -437,7 +480,7 @@ class LimitTests(Case):
 
     def test_a_client_that_cannot_be_told_is_closed(self):
         self.serve("a", max_connections=1)
-        self.client("a")
+        self.network.result(self.client("a").read(0, 1))
         talk = self.talk()
         self.assertEqual([], talk.ask(option(EXPORT_NAME, b"a")))
         self.clock.advance(0)

@@ -60,6 +60,9 @@ class Handler:
     def may_be_silent(self, connection):
         return False
 
+    def progress(self, connection):
+        return None
+
     def disconnected(self, connection):
         self.events.append("disconnected")
         connection.close()

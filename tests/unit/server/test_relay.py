@@ -1417,13 +1417,13 @@ class NewcomerTests(Case):
 
     def test_newcomers_count_towards_the_maximum_of_connections(self):
         self.make(max_connections=2)
-        self.peer()
+        self.peer().ask(READ, 0, 1)
         self.relay()
         self.assertEqual("relaying", self.server.state)
         late = self.late()
-        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
-        late.transport.lose()
+        self.assertFalse(late.transport.aborted)
         self.assertIsNotNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertTrue(late.transport.aborted, "it has asked for nothing yet")
 
     def test_a_newcomer_never_uses_our_disk(self):
         self.peer()

@@ -137,7 +137,9 @@ class OldstyleTests(Case):
 class LimitTests(Case):
     def test_connections_beyond_the_maximum_are_refused(self):
         self.make(max_connections=2)
-        first, _ = self.place.peer(), self.place.peer()
+        first, second = self.place.peer(), self.place.peer()
+        for peer in (first, second):
+            peer.ask(READ, 0, 1)
         factory = self.server.factory()
         self.assertIsNone(factory.buildProtocol(ADDRESS))
         first.transport.lose()
@@ -147,11 +149,26 @@ class LimitTests(Case):
         self.assertEqual(3, self.server.status()["totals"]["connections"])
 
     def test_clients_in_their_handshake_count_towards_the_maximum(self):
-        self.make(max_connections=1)
+        self.make(max_connections=2)
+        asking = self.place.peer()
+        asking.ask(READ, 0, 1)
         shaking = self.place.peer(structured=None)
-        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
-        shaking.transport.lose()
         self.assertIsNotNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertEqual(
+            (True, False), (shaking.transport.aborted, asking.transport.aborted), "it gives way"
+        )
+
+    def test_clients_that_have_asked_nothing_are_bounded(self):
+        asking = self.place.peer()
+        asking.ask(READ, 0, 1)
+        idle = []
+        for _ in range(200):
+            self.clock.advance(0.01)
+            idle.append(self.place.peer())
+        self.clock.advance(0)
+        self.assertEqual(128, sum(not one.transport.lost for one in idle))
+        self.assertEqual(0, asking.ask(READ, 0, 1).error)
+        self.assertEqual(0, idle[-1].ask(READ, 0, 1).error)
 
     def test_connections_are_unlimited_by_default(self):
         peers = [self.place.peer() for _ in range(50)]

@@ -88,3 +88,55 @@ class SilenceTests(SynchronousTestCase):
         self.silence.stop()
         self.silence.stop()
         self.assertEqual([], self.clock.getDelayedCalls())
+
+
+class ProgressTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.reached = 0
+        self.given_up, self.silent = [], []
+        self.excused = False
+        self.timeout = ConnectionTimeout(
+            self.clock, StringTransport(), lambda: False, self.silent.append
+        )
+        self.timeout.watch_progress(
+            10, lambda: self.excused, lambda: self.reached, self.given_up.append
+        )
+
+    def talk(self, seconds):
+        """The client says something each second."""
+        for _ in range(seconds):
+            self.timeout.reset()
+            self.clock.advance(1)
+
+    def test_to_talk_is_not_enough(self):
+        self.talk(9)
+        self.assertEqual([], self.given_up)
+        self.talk(5)
+        self.assertEqual(([10], []), (self.given_up, self.silent))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_who_gets_further_is_kept(self):
+        for self.reached in range(10):
+            self.talk(8)
+        self.assertEqual([], self.given_up)
+
+    def test_a_silent_one_is_given_up_all_the_same(self):
+        self.clock.pump([1] * 12)
+        self.assertEqual([], self.given_up)
+        self.assertEqual([10], self.silent)
+
+    def test_of_the_time_in_which_it_waits_for_us_a_tenth_counts(self):
+        self.excused = True
+        self.talk(90)
+        self.assertEqual([], self.given_up)
+        self.talk(20)
+        self.assertEqual([10], self.given_up)
+
+    def test_nothing_is_expected_of_who_has_nothing_to_reach(self):
+        self.reached = None
+        self.talk(100)
+        self.assertEqual([], self.given_up)
+        self.reached = 1
+        self.talk(14)
+        self.assertEqual([10], self.given_up)

@@ -39,6 +39,17 @@ class ModelTests(SynchronousTestCase):
             self.assertEqual(model.count(1), coverage.covered)
             self.assertEqual(model.count(1) == SIZE, coverage.complete)
 
+    @settings(max_examples=100)
+    @given(st.lists(ranges, max_size=20), ranges)
+    def test_what_is_missing_agrees_with_a_bytearray(self, added, asked):
+        model = bytearray(SIZE)
+        coverage = Coverage(SIZE)
+        for start, end in added:
+            coverage.add(start, end - start)
+            model[start:end] = b"\1" * (end - start)
+        start, end = asked
+        self.assertEqual(model[start:end].count(0), coverage.missing(start, end - start))
+
     @settings(max_examples=60)
     @given(st.lists(edges, max_size=30), st.integers(0, 10**6))
     def test_pieces_in_any_order_complete_the_coverage(self, cuts, seed):

@@ -2,11 +2,20 @@
 
 Owns what the attempt covered, and what of that is on its way to the medium. All of it is forgotten
 when the attempt ends.
+
+Rules (design, section 2: R10):
+
+* progress is what is covered and was not before; once all is covered, any change is (a mirror goes
+  on until its source is handed over);
+* of a WRITE on the wire each whole page counts as soon as it is here: a slow line, or a rate limit,
+  may need longer for one request than a sender may make no progress. Single bytes do not: 4096 of
+  them in the idle timeout (70 bytes a second, by default) are what it takes to keep an attempt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from twisted.internet.defer import Deferred
 
@@ -16,6 +25,8 @@ from ...runtime import InThread
 from ...server import ServerConnection
 from ...storage import Coverage
 from .write_behind import WriteBehind
+
+_PAGE: Final = 4096
 
 
 class IncomingAttempt:
@@ -45,6 +56,7 @@ class IncomingAttempt:
         self.zeroes = 0
         self.changing = 0
         self._waiting: list[Deferred[None]] = []
+        self._furthest = 0
         self._write_behind = WriteBehind(
             disk,
             in_thread,
@@ -58,14 +70,32 @@ class IncomingAttempt:
         """Whether every byte of the disk is here, and none is being changed."""
         return self.coverage.complete and not self.changing
 
-    def cover(self, request: Request) -> None:
-        """What C{request} asks for was done."""
+    def progress(self) -> int:
+        """How far it is, in bytes; grows only while it makes progress."""
+        coverage, arrived = self.coverage, 0
+        if (receiving := self.connection.receiving) is not None:
+            request, count = receiving
+            arrived = count - count % _PAGE
+            if arrived and not coverage.complete:
+                arrived = coverage.missing(request.offset, arrived)
+        if coverage.complete:
+            return coverage.covered + self.data + self.zeroes + arrived
+        return max(self._furthest, coverage.covered + arrived)
+
+    def cover(self, request: Request) -> bool:
+        """What C{request} asks for was done; return whether that is progress."""
+        progress = self._cover(request)
+        self._furthest = max(self._furthest, self.coverage.covered)
+        return progress
+
+    def _cover(self, request: Request) -> bool:
         self.coverage.add(request.offset, request.length)
         if request.command == Command.WRITE:
             self.data += request.length
             self._write_behind.wrote(request.offset, request.length)
         else:
             self.zeroes += request.length
+        return self.coverage.complete or self.coverage.covered > self._furthest
 
     def over(self) -> Deferred[None]:
         """Fires once the attempt is over, or completes the migration."""

@@ -96,11 +96,16 @@ class MigrationExport:
         return self._migration.owns_attempt(connection)
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
-        """A sender that has sent everything may take its time to retire the source.
+        """A sender that has said who it is, and has sent everything, may take its time to retire
+        the source.
 
         And we may take ours for the last flush.
         """
         return self._migration.may_be_silent(connection)
+
+    def progress(self, connection: ServerConnection) -> int | None:
+        """Of the sender that has the attempt: how much of the disk it has covered."""
+        return self._migration.progress_of(connection)
 
     def done(self, connection: ServerConnection, request: Request) -> Deferred[None] | None:
         """Coverage grows by what was changed; a flush makes a whole copy a durable one."""

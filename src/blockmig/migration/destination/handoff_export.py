@@ -8,7 +8,9 @@ Rules (design, section 3, "side exports"):
 
 * a read returns how the migration stands; during the last flush it is answered only after that;
 * a message is written in one request, and acted on before it is acknowledged;
-* what arrives late from an earlier attempt's conversation is void.
+* what arrives late from an earlier attempt's conversation is void;
+* what is refused is logged: who, from where, what and why; once for each connection and phase,
+  and in 100 lines a minute at most.
 """
 
 from __future__ import annotations
@@ -83,13 +85,16 @@ class HandoffExportFactory:
         """A handler for one connection."""
         return HandoffExport(self, next(self._numbers))
 
-    def accepted(self, claimed: HandoffExport, message: HandoffMessage) -> None:
+    def accepted(
+        self, claimed: HandoffExport, connection: ServerConnection, message: HandoffMessage
+    ) -> None:
         """A message of one conversation is being acted on.
 
         If it is a claim, whatever arrives late from an earlier conversation of that migration is
         void: a message that was on its way when its connection broke could otherwise arrive at the
         end of a later attempt.
         """
+        self._clients.prove(connection)
         if message.phase != HandoffPhase.COPYING:
             return
         for other in self._clients:
@@ -140,15 +145,17 @@ class HandoffExport:
             message = decode_message(bytes(self.disk.message))
         except BadMessage:
             message = HandoffMessage(HandoffPhase.NONE)
-        answer: EventualErrno = Errno.EINVAL
+        answer: EventualErrno
+        sent = SentMessage(message, connection, self.disk.nonce)
         if message.migration in self._void:
-            answer = Errno.EPERM
-        elif message.is_from_sender:
-            sent = SentMessage(message, connection, self.disk.nonce)
+            answer = self._migration.refuse(sent, "its sender has claimed it elsewhere meanwhile")
+        elif not message.is_from_sender:
+            answer = self._migration.refuse(sent, "it is not a sender's message", Errno.EINVAL)
+        else:
             answer = self._migration.machine.take_message(sent)
             if answer == Errno.OK or isinstance(answer, Deferred):
                 self.disk.accepted = message
-                self._factory.accepted(self, message)
+                self._factory.accepted(self, connection, message)
         return (
             _acknowledged(answer)
             if isinstance(answer, Errno)
@@ -183,6 +190,9 @@ class HandoffExport:
         """Whether the messages here are those of that migration."""
         accepted: HandoffMessage | None = self.disk.accepted
         return accepted is not None and accepted.migration == migration
+
+    def progress(self, connection: ServerConnection) -> None:
+        """None is expected."""
 
     def disconnected(self, connection: ServerConnection) -> None:
         connection.close()

@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ...nbd import Errno
-from ...server import ServerConnection
+from ...server import LimitedLog, ServerConnection
 from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.files import Phase
 from .attempt import IncomingAttempt
@@ -59,6 +59,7 @@ class MessageHandler:
     @param durability: how much of it is durable.
     @param failures: handles what goes wrong meanwhile.
     @param progress: notified of progress.
+    @param refusals: bounds the lines about refused messages.
     @param take_message: takes a message once more, when something that was in its way is over.
     """
 
@@ -72,6 +73,7 @@ class MessageHandler:
         *,
         progress: ProgressTimer,
         take_message: Callable[[SentMessage], EventualErrno],
+        refusals: LimitedLog,
     ) -> None:
         self._disk = disk
         self._record = record
@@ -80,6 +82,7 @@ class MessageHandler:
         self._failures = failures
         self._progress = progress
         self._take_message = take_message
+        self._refusals = refusals
         self._refused: WeakKeyDictionary[ServerConnection, str] = WeakKeyDictionary()
 
     def handle(self, sent: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
@@ -89,27 +92,32 @@ class MessageHandler:
         """
         message = sent.message
         if why := self._claims.why_not(message, sent.nonce):
-            return self._refuse(sent, why)
+            return self.refuse(sent, why)
         if message.phase == HandoffPhase.COPYING:
             return self._claim(sent, attempt)
         if message.phase == HandoffPhase.COPIED:
-            return self._confirm_copied(message, attempt)
+            return self._confirm_copied(sent, attempt)
         if message.phase == HandoffPhase.RETIRED:
             return self._accept_retirement(sent)
         return Errno.EINVAL
 
-    def _refuse(self, sent: SentMessage, why: str, answer: Errno = Errno.EPERM) -> Errno:
-        """Log why a message is refused, once for each connection and reason."""
-        if self._refused.get(sent.connection) == why:
+    def refuse(self, sent: SentMessage, why: str, answer: Errno = Errno.EPERM) -> Errno:
+        """Log why a message is refused, once for each connection and reason.
+
+        @return: C{answer}.
+        """
+        if self._refused.get(sent.connection) == why or not self._refusals.has_room():
             return answer
         self._refused[sent.connection] = why
         _log.warn(
-            "{peer}: the migration of {source} is refused: {why}",
+            "{peer}: {phase} of the migration of {source} is refused: {why}{others}",
             event="refused",
             peer=sent.connection.peer,
             source=f"{sent.message.host}:{sent.message.disk}",
             id=sent.message.id,
+            phase=repr(sent.message.phase.value),
             why=why,
+            others=self._refusals.others(),
         )
         return answer
 
@@ -118,18 +126,18 @@ class MessageHandler:
         message, record = sent.message, self._record
         ours = record.matches(message)
         if record.retired:
-            return self._refuse(sent, "the source of the copy here was retired")
+            return self.refuse(sent, "the source of the copy here was retired")
         if record.is_protected and not ours:
-            return self._refuse(sent, f"here is a whole copy of {record.describe_source()}")
+            return self.refuse(sent, f"here is a whole copy of {record.describe_source()}")
         if message.size != self._disk.size:
-            why = f"its disk has {message.size} bytes, and this one {self._disk.size}"
-            return self._refuse(sent, why, Errno.EINVAL)
+            why = f"its disk has {message.size} bytes, this one {self._disk.size}"
+            return self.refuse(sent, why, Errno.EINVAL)
         if attempt is not None and record.claimed(attempt.connection):
             if not ours:
-                return self._refuse(sent, f"{record.describe_source()} is being received")
+                return self.refuse(sent, f"{record.describe_source()} is being received")
             return self._abort_lost_attempt(sent, attempt)
         if not self._claims.add(sent.connection, message):
-            return self._refuse(sent, "its connection has made too many claims")
+            return self.refuse(sent, "its connection has made too many claims")
         if ours and record.phase == Phase.COPIED:
             self._durability.content_changes()
             return self._failures.reply_when_done(record.record_phase(Phase.COPYING))
@@ -143,10 +151,9 @@ class MessageHandler:
         attempt.connection.abort()
         return attempt.over().addCallback(lambda _: self._take_message(sent))
 
-    def _confirm_copied(
-        self, message: HandoffMessage, attempt: IncomingAttempt | None
-    ) -> EventualErrno:
+    def _confirm_copied(self, sent: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
         """Whether the copy of that migration is whole, durable, and recorded as such."""
+        message = sent.message
         if self._is_copied(message):
             return Errno.OK
         if (
@@ -156,7 +163,7 @@ class MessageHandler:
             or not self._record.claimed(attempt.connection)
             or attempt.connection.first_cookie != int(message.cookie, 16)  # of an earlier attempt
         ):
-            return Errno.EPERM
+            return self.refuse(sent, "no whole, durable copy of it is here")
         return self._record_copied(message)
 
     def _record_copied(self, message: HandoffMessage) -> Deferred[Errno]:
@@ -175,7 +182,7 @@ class MessageHandler:
             self._record.assume_retired(message)
             self._durability.assume_copied()
         if not self._is_copied(message):
-            return self._refuse(sent, "its source is said to be retired, and its copy is not here")
+            return self.refuse(sent, "its source is said to be retired, and its copy is not here")
         self._record.claim(message)
         self._progress.made()
         self._progress.begin()

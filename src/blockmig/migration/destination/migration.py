@@ -8,7 +8,8 @@ C{migration} of `blockmig status`. The connections and the listening are the rec
 Rules (design, section 2: R2 to R5, R13):
 
 * during an attempt, requests of anybody else that change the disk are answered EPERM;
-* coverage belongs to the attempt and is forgotten with it;
+* coverage belongs to the attempt and is forgotten with it; an attempt that covers nothing new for
+  the idle timeout is ended, unless its sender has said who it is and the copy is whole;
 * the record says C{copying} before a byte is written; a change to a whole copy has it say so first;
 * a disconnect completes the migration only if it comes from the attempt's connection and the whole
   disk is covered; or if the source was retired, and it comes from a connection that the migration
@@ -28,7 +29,7 @@ from twisted.python.failure import Failure
 from ...errors import MigrationError, Summary
 from ...nbd import Errno, Request
 from ...runtime import Runtime
-from ...server import ServerConnection
+from ...server import LimitedLog, ServerConnection
 from ..records.files import Phase
 from .attempt import IncomingAttempt
 from .claims import StandingClaims
@@ -50,6 +51,8 @@ _log = Logger()
 
 _REPORT_TIMEOUT: Final = 5.0
 _IDLE_REPORT_TIMEOUT: Final = 0.5
+_MOST_LINES: Final = 100
+"""About refused messages, a minute."""
 
 
 class IncomingMigration:
@@ -104,6 +107,7 @@ class IncomingMigration:
             self.failures,
             progress=progress,
             take_message=self.machine.take_message,
+            refusals=LimitedLog(runtime.reactor.seconds, _MOST_LINES),
         )
         self._progress = progress
         self._outcome = outcome
@@ -146,8 +150,25 @@ class IncomingMigration:
 
     def may_be_silent(self, connection: ServerConnection) -> bool:
         """Whether C{connection} is silent because it waits for us, or for the source's
-        retirement."""
-        return self.owns_attempt(connection) and self._may_be_the_only_copy()
+        retirement.
+
+        Whoever has not said who it is retires nothing, as far as we know, and keeps others out.
+        """
+        if not self.owns_attempt(connection):
+            return False
+        copied = self.durability.copied and self.record.claimed(connection)
+        return copied or self._completion is not None
+
+    def progress_of(self, connection: ServerConnection) -> int | None:
+        """How far the attempt of C{connection} is; None if it has none, or has nothing to do."""
+        attempt = self.attempt
+        if (
+            attempt is None
+            or attempt.connection is not connection
+            or self.may_be_silent(connection)
+        ):
+            return None
+        return attempt.progress()
 
     def _may_be_the_only_copy(self) -> bool:
         """Whether the source may be retired, as far as is known here."""
@@ -239,14 +260,18 @@ class IncomingMigration:
             return self.failures.reply_when_done(self.record.record_phase(Phase.COPYING))
         return Errno.OK
 
+    def refuse(self, sent: SentMessage, why: str, answer: Errno = Errno.EPERM) -> Errno:
+        """Refuse a message, whatever state this is in."""
+        return self._message_handler.refuse(sent, why, answer)
+
     def take_message(self, message: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
         """Act on a message during that attempt, if there is one."""
         return self._message_handler.handle(message, attempt)
 
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
         """The attempt has changed what C{request} says."""
-        self._progress.made()
-        attempt.cover(request)
+        if attempt.cover(request):
+            self._progress.made()
 
     def restart(self, attempt: IncomingAttempt, why: str) -> None:
         """The attempt is over, and its coverage forgotten."""
@@ -254,10 +279,11 @@ class IncomingMigration:
         self._attempt_is_over(attempt)
         self._progress.made()
         _log.warn(
-            "attempt {number} ended early ({why}), {covered} of {size} bytes covered; "
-            "waiting for the sender to {next}",
+            "attempt {number}, from {peer}, ended early ({why}), {covered} of {size} bytes "
+            "covered; waiting for the sender to {next}",
             event="restart",
             number=self.attempts,
+            peer=attempt.connection.peer,
             why=why,
             covered=attempt.coverage.covered,
             size=self.disk.size,

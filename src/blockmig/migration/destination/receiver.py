@@ -56,8 +56,9 @@ class Receiver:
     @param export: the name of the export; "" is the default export.
     @param oldstyle: speak the old handshake.
     @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
-    @param idle_timeout: seconds of silence after which a connection (and with it an attempt) is
-        ended; 0 for never.
+    @param idle_timeout: seconds after which a connection is ended if it is silent, and one that has
+        the attempt if it has covered nothing new, or, where all is covered, has changed nothing; 0
+        for never.
     @param give_up_after: seconds without progress after which the migration is given up; None to
         wait for ever.
     @param overrides: checks to override: C{again} disregards what the records beside the disk say
@@ -108,7 +109,9 @@ class Receiver:
         with failing_locally(disk):
             self._migration = self._incoming(disk, overrides, identity)
         self._factory = ReceiverFactory(
-            self._settings(oldstyle, handshake_timeout, idle_timeout), self._clients
+            self._settings(oldstyle, handshake_timeout, idle_timeout),
+            self._clients,
+            self._migration.owns_attempt,
         )
         self._claim = Claim(given, self, disk.name)
 

@@ -1171,9 +1171,9 @@ class EndTests(ReceiverCase):
         """The sender has nothing to send there for hours; other connections time out."""
         client, handoff = self.claimed()
         other = self.handoff()
-        for _ in range(20):
+        for number in range(20):
             self.clock.advance(10)
-            client.write(0, DATA[:1])
+            client.write(number, DATA[:1])
         self.assertTrue(other.transport.gone)
         self.assertTrue(handoff.transport.listens)
 

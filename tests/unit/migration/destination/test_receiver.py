@@ -360,8 +360,8 @@ class TimeoutTests(Case):
     def test_an_idle_sender_loses_its_attempt(self):
         self.make(idle_timeout=10)
         client = self.client()
-        for _ in range(5):
-            client.write(0, DATA[:100])
+        for number in range(5):
+            client.write(100 * number, DATA[:100])
             self.clock.advance(9)
         self.assertTrue(client.transport.listens)
         self.clock.advance(2)
@@ -370,6 +370,83 @@ class TimeoutTests(Case):
         second = self.client()
         second.write(0, b"x")
         self.assertEqual([0], second.errors())
+
+    def test_a_sender_that_repeats_itself_loses_its_attempt(self):
+        self.make(idle_timeout=10)
+        client = self.client()
+        for _ in range(13):
+            if client.transport.listens:
+                client.write(0, DATA[:100])
+            self.clock.advance(1)
+        self.assertTrue(client.transport.gone)
+        second = self.client()
+        second.write(0, b"x")
+        self.assertEqual([0], second.errors())
+
+    def test_what_is_covered_again_because_it_was_forgotten_is_no_progress(self):
+        """Coverage keeps 64 ranges of a block: an endless game, if each counted."""
+        self.make(idle_timeout=10)
+        client = self.client()
+        for _ in range(4):
+            for place in range(70):
+                client.write(2 * place, b"x")
+            client.errors()
+        attempt = self.receiver._migration.attempt
+        furthest = attempt.progress()
+        for place in range(70):
+            client.write(2 * place, b"x")
+        client.errors()
+        self.assertEqual(furthest, attempt.progress())
+
+    def test_a_sender_that_sends_single_bytes_loses_its_attempt(self):
+        self.make(idle_timeout=10)
+        client = self.client()
+        client.write(0, b"x")
+        client.give(request_bytes(WRITE, 1, 4900))
+        for _ in range(8):
+            client.give(b"y")
+            self.clock.advance(2)
+        self.assertTrue(client.transport.gone)
+        self.assertEqual(0, self.clients_of_the_attempt())
+
+    def test_a_sender_that_sends_single_bytes_of_a_request_loses_its_attempt(self):
+        self.make(idle_timeout=10)
+        client = self.client()
+        client.write(0, b"x")
+        for byte in request_bytes(WRITE, 1, 4900)[:8]:
+            client.give(bytes([byte]))
+            self.clock.advance(2)
+        self.assertTrue(client.transport.gone)
+
+    def test_a_request_may_take_longer_than_the_timeout_while_pages_arrive(self):
+        size = 64 * 4096
+        self.disk = QuickDisk(bytes(size))
+        self.make(idle_timeout=10)
+        client = self.client()
+        client.give(request_bytes(WRITE, 0, size))
+        for _ in range(64):
+            for _ in range(4):
+                client.give(b"d" * 1024)
+                self.clock.advance(2)
+            self.assertTrue(client.transport.listens)
+        self.assertEqual(size, self.receiver.status()["migration"]["covered"])
+
+    def test_a_long_request_that_repeats_what_is_there_is_no_progress(self):
+        size = 64 * 4096
+        self.disk = QuickDisk(bytes(size))
+        self.make(idle_timeout=10)
+        client = self.client()
+        client.write(0, bytes(size - 1))
+        client.errors()
+        client.give(request_bytes(WRITE, 0, size - 1))
+        for _ in range(8):
+            if client.transport.listens:
+                client.give(bytes(4096))
+            self.clock.advance(2)
+        self.assertTrue(client.transport.gone)
+
+    def clients_of_the_attempt(self):
+        return sum(one["writes"] for one in self.receiver.status()["clients"])
 
     def test_a_sender_is_not_idle_while_a_request_is_under_way(self):
         threads = ManualThreads()
@@ -396,7 +473,7 @@ class TimeoutTests(Case):
         client = self.client()
         client.write(0, DATA[:100])
         self.clock.pump([9] * 6)
-        client.write(0, DATA[:100])
+        client.write(100, DATA[:100])
         self.clock.pump([9] * 6)
         self.waits()
         client.lose()

@@ -19,6 +19,7 @@ from tests.support.made import made
 from tests.unit.support import (
     ADDRESS,
     Client,
+    HandoffClient,
     QuickDisk,
     request_bytes,
 )
@@ -46,8 +47,8 @@ class ReceiverCase(SynchronousTestCase):
         self.outcome = self.receiver.complete()
         return self.client()
 
-    def client(self):
-        return Client(self.clock, self.receiver.factory().buildProtocol(ADDRESS))
+    def client(self, cookie=0):
+        return Client(self.clock, self.receiver.factory().buildProtocol(ADDRESS), cookie=cookie)
 
     def copied(self, **keywords):
         """A client that has sent all of it, and made it durable."""
@@ -55,6 +56,20 @@ class ReceiverCase(SynchronousTestCase):
         client.write(0, DATA)
         client.send(FLUSH)
         self.assertEqual([0, 0], client.errors())
+        return client
+
+    def claimed(self, **keywords):
+        """A client that has said who it is, has sent all of it, and made it durable."""
+        self.make(**keywords)
+        self.handoff = handoff = HandoffClient(
+            self.clock, self.receiver.factory().buildProtocol(ADDRESS)
+        )
+        self.assertEqual(0, handoff.notify("copying", cookie=7))
+        client = self.client(cookie=7)
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0, 0], client.errors())
+        self.assertEqual(0, handoff.notify("copied", cookie=7))
         return client
 
     def ends_with(self, kind, status):
@@ -94,7 +109,7 @@ class ReceiverStatusTests(ReceiverCase):
             self.assertIn(word, words)
 
     def test_giving_up_with_a_whole_durable_copy_is_unconfirmed(self):
-        self.copied(give_up_after=100)
+        self.copied(give_up_after=100, idle_timeout=0)
         self.clock.pump([10] * 9)
         self.assertNoResult(self.outcome)
         self.clock.pump([10] * 2)
@@ -205,18 +220,44 @@ class ReceiverStatusTests(ReceiverCase):
 
 class SilenceTests(ReceiverCase):
     def test_the_sender_may_be_silent_while_it_retires_the_source(self):
-        client = self.copied(idle_timeout=10)
+        client = self.claimed(idle_timeout=10)
         self.clock.pump([5] * 100)
         self.assertTrue(client.transport.listens, "the sender may be unlinking")
+        self.handoff.disconnect()
         client.disconnect()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
 
     def test_only_the_connection_that_sent_the_copy_may_be_silent(self):
-        client = self.copied(idle_timeout=10)
+        client = self.claimed(idle_timeout=10)
         other = self.client()
         self.clock.pump([5] * 4)
         self.assertTrue(other.transport.gone)
         self.assertTrue(client.transport.listens)
+
+    def test_a_sender_that_has_not_said_who_it_is_may_not_be_silent(self):
+        """It would keep everybody out, for ever, with 56 bytes."""
+        client = self.copied(idle_timeout=10)
+        self.clock.pump([5] * 4)
+        self.assertTrue(client.transport.gone)
+        client = self.client()
+        client.write(0, DATA[:10])
+        self.assertEqual([0], client.errors())
+
+    def test_a_sender_that_has_not_said_who_it_is_may_go_on_changing_a_whole_copy(self):
+        client = self.copied(idle_timeout=10)
+        for _ in range(20):
+            self.clock.advance(5)
+            client.write(0, DATA[:10])
+            self.assertEqual([0], client.errors())
+        self.assertTrue(client.transport.listens)
+
+    def test_a_whole_copy_is_not_kept_by_requests_that_change_nothing(self):
+        client = self.copied(idle_timeout=10)
+        for _ in range(6):
+            self.clock.advance(2)
+            if client.transport.listens:
+                client.send(FLUSH)
+        self.assertTrue(client.transport.gone)
 
     def test_a_sender_may_not_be_silent_before_the_copy_is_durable(self):
         client = self.make(idle_timeout=10)

@@ -1,0 +1,139 @@
+"""Which connections a receiver keeps, and which it closes."""
+
+from __future__ import annotations
+
+from twisted.logger import globalLogPublisher
+
+from blockmig.nbd import Command, Errno
+from blockmig.server.admission import MOST_UNPROVED
+from tests.unit.support import Client
+
+from .case import DATA, SIZE, ReceiverCase
+
+ZEROES, FLUSH, READ = Command.WRITE_ZEROES, Command.FLUSH, Command.READ
+
+
+class BoundTests(ReceiverCase):
+    def strangers(self, count, **how):
+        made = []
+        for _ in range(count):
+            self.clock.advance(0.01)
+            protocol = self.receiver.factory().buildProtocol(None)
+            self.assertIsNotNone(protocol, "nobody is turned away")
+            made.append(Client(self.clock, protocol, **how))
+        self.clock.advance(0)
+        return made
+
+    def listening(self, clients):
+        return sum(one.transport.listens for one in clients)
+
+    def test_of_strangers_there_are_so_many_and_no_more(self):
+        strangers = self.strangers(1000, shake=False)
+        self.assertEqual(MOST_UNPROVED, self.listening(strangers))
+        self.assertEqual(MOST_UNPROVED, self.listening(strangers[-MOST_UNPROVED:]))
+
+    def test_strangers_do_not_end_an_attempt_nor_its_conversation(self):
+        client, handoff = self.claimed()
+        client.write(0, DATA[:10])
+        strangers = self.strangers(300)
+        self.assertEqual(MOST_UNPROVED, self.listening(strangers))
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0, 0, 0], client.errors())
+        self.assertEqual(0, handoff.notify("copied"))
+
+    def test_strangers_do_not_end_an_attempt_of_somebody_who_does_not_say_who_it_is(self):
+        client = self.client()
+        client.write(0, DATA[:10])
+        self.strangers(300)
+        client.write(0, DATA)
+        self.assertEqual([0, 0], client.errors())
+
+    def test_a_sender_that_comes_among_strangers_is_served(self):
+        self.strangers(300)
+        client, handoff = self.copied()
+        self.strangers(300)
+        self.assertEqual(0, handoff.notify("retired"))
+        client.disconnect()
+        handoff.disconnect()
+        self.clock.advance(0)
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
+
+    def test_a_handshake_that_goes_on_is_kept_among_silent_ones(self):
+        slow = self.client_in_its_handshake()
+        for text in (b"\0\0", b"\0\3", b"IHAVEOPT"):
+            self.strangers(MOST_UNPROVED - 1, shake=False)
+            self.clock.advance(0.01)
+            slow.give(text)
+        self.assertTrue(slow.transport.listens)
+        self.strangers(MOST_UNPROVED, shake=False)
+        self.assertFalse(slow.transport.listens)
+
+    def client_in_its_handshake(self):
+        return Client(self.clock, self.receiver.factory().buildProtocol(None), shake=False)
+
+    def test_who_only_reads_is_a_stranger(self):
+        reader = self.client()
+        self.assertEqual(0, reader.ask(READ, 0, 1)[0])
+        self.strangers(MOST_UNPROVED)
+        self.assertFalse(reader.transport.listens)
+
+    def test_accepted_messages_keep_a_bounded_number_of_connections(self):
+        claiming = []
+        for _ in range(40):
+            self.clock.advance(0.01)
+            claiming.append(self.handoff())
+            self.receiver._clients.prove(claiming[-1].connection)
+        self.strangers(MOST_UNPROVED)
+        self.assertEqual(32, self.listening(claiming))
+
+
+class EndTests(ReceiverCase):
+    def test_an_idle_side_connection_is_not_waited_for(self):
+        client, handoff = self.retired()
+        idle = self.handoff()
+        self.clock.advance(1)
+        client.disconnect()
+        self.clock.advance(0)
+        self.assertTrue(idle.transport.gone)
+        self.assertTrue(handoff.transport.listens, "the sender may ask how it ended")
+        handoff.disconnect()
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_a_side_connection_that_has_just_come_may_ask(self):
+        client, handoff = self.retired()
+        handoff.disconnect()
+        new = self.handoff()
+        client.disconnect()
+        self.assertEqual("complete", new.read_message().phase.value)
+        self.clock.advance(0.6)
+        self.clock.advance(0)
+        self.assertTrue(new.transport.gone)
+        self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
+
+
+class LogTests(ReceiverCase):
+    def setUp(self):
+        super().setUp()
+        self.logged = []
+        globalLogPublisher.addObserver(self.logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+
+    def refused(self):
+        return [event for event in self.logged if event.get("event") == "refused"]
+
+    def test_a_claim_for_a_disk_of_another_size_is_logged_with_who_and_why(self):
+        handoff = self.handoff()
+        for _ in range(3):
+            self.assertEqual(Errno.EINVAL, handoff.notify("copying", size=SIZE + 1))
+        (event,) = self.refused()
+        self.assertEqual("192.0.2.7:4711", event["peer"])
+        self.assertIn("/source", event["source"])
+        self.assertEqual("its disk has 5001 bytes, this one 5000", event["why"])
+
+    def test_a_message_that_is_refused_is_logged(self):
+        self.claimed()
+        other = self.handoff()
+        self.assertNotEqual(0, other.notify("copied", cookie=8))
+        self.assertEqual(["192.0.2.7:4711"], [event["peer"] for event in self.refused()])

@@ -1,0 +1,152 @@
+"""Which connection is closed for a new one."""
+
+from __future__ import annotations
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig.runtime import Runtime
+from blockmig.server.admission import KEPT_FREE, MOST_UNPROVED, Admission
+from blockmig.syscalls import SystemCalls
+from blockmig.testing import synchronous
+
+ADDRESS = IPv4Address("TCP", "192.0.2.9", 4711)
+
+
+class Descriptors(SystemCalls):
+    """Has as many free descriptors as the test says."""
+
+    free, limit = 1000, 1024
+
+    def descriptors(self):
+        return self.free, self.limit
+
+
+class Connected:
+    def __init__(self, case, name):
+        self.peer = name
+        self.heard_at = case.clock.seconds()
+        self.gave_way = self.waits_for_us = self.proved = False
+        self._system = case.system
+
+    def give_way(self):
+        self.gave_way = True
+        self._system.free += 1
+
+
+class AdmissionTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.system = Descriptors()
+        self.connections = []
+        self.logged = []
+        globalLogPublisher.addObserver(self.logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        self.make()
+
+    def make(self, most=0):
+        runtime = Runtime(self.clock, synchronous, self.system)
+        self.admission = Admission(runtime, lambda: self.connections, lambda one: one.proved, most)
+
+    def come(self, name="somebody"):
+        self.clock.advance(1)
+        self.assertEqual("", self.admission.refusal(ADDRESS))
+        self.system.free -= 1
+        self.admission.make_room(name)
+        self.connections.append(Connected(self, name))
+        return self.connections[-1]
+
+    def left(self):
+        return [one for one in self.connections if not one.gave_way]
+
+    def events(self, name):
+        return [event for event in self.logged if event.get("event") == name]
+
+    def test_as_many_as_there_may_be_stay(self):
+        for _ in range(MOST_UNPROVED):
+            self.come()
+        self.assertEqual(MOST_UNPROVED, len(self.left()))
+
+    def test_the_one_that_has_been_silent_longest_is_closed_for_one_more(self):
+        for number in range(MOST_UNPROVED):
+            self.come(f"peer {number}")
+        self.connections[0].heard_at = self.clock.seconds()
+        self.come("the last")
+        self.assertEqual(MOST_UNPROVED, len(self.left()))
+        self.assertTrue(self.connections[1].gave_way)
+        (event,) = self.events("replaced")
+        self.assertEqual(("peer 1", "the last"), (event["peer"], event["other"]))
+        self.assertIn("asked for nothing", event["why"])
+
+    def test_one_that_waits_for_us_is_not_silent(self):
+        for _ in range(MOST_UNPROVED):
+            self.come()
+        self.connections[0].waits_for_us = True
+        self.come()
+        self.assertEqual([False, True], [one.gave_way for one in self.connections[:2]])
+
+    def test_a_proved_one_does_not_count(self):
+        for _ in range(3 * MOST_UNPROVED):
+            self.come().proved = True
+        self.come()
+        self.assertEqual(3 * MOST_UNPROVED + 1, len(self.left()))
+
+    def test_a_limit_of_all_closes_one_that_is_not_proved(self):
+        self.make(most=3)
+        for proved in (True, False, True):
+            self.come().proved = proved
+        self.come()
+        self.assertEqual([False, True, False, False], [one.gave_way for one in self.connections])
+
+    def test_a_limit_of_all_refuses_where_all_are_proved(self):
+        self.make(most=3)
+        for _ in range(3):
+            self.come().proved = True
+        self.assertEqual("3 clients are connected already", self.admission.refusal(ADDRESS))
+        self.assertEqual(3, len(self.left()))
+
+    def test_a_refusal_is_logged_once_a_minute_with_whose_it_was(self):
+        self.make(most=1)
+        self.come().proved = True
+        for _ in range(20):
+            self.admission.refusal(ADDRESS)
+        self.clock.advance(61)
+        self.admission.refusal(ADDRESS)
+        first, second = self.events("full")
+        self.assertEqual("192.0.2.9:4711", first["peer"])
+        self.assertIn("19 more", second["others"])
+
+    def test_descriptors_are_left_free_whatever_the_number_of_connections(self):
+        self.system.free = KEPT_FREE + 10
+        for _ in range(100):
+            self.come()
+        self.assertGreaterEqual(self.system.free, KEPT_FREE - 1)
+        self.assertEqual(10, len(self.left()))
+
+    def test_a_process_with_few_descriptors_keeps_a_quarter_of_them_free(self):
+        self.system.free = self.system.limit = 40
+        for _ in range(100):
+            self.come()
+        self.assertEqual(30, len(self.left()))
+
+    def test_without_descriptors_a_proved_one_stays_and_the_new_one_is_refused(self):
+        self.come().proved = True
+        self.system.free = KEPT_FREE - 1
+        self.assertIn("descriptors", self.admission.refusal(ADDRESS))
+        self.assertEqual(1, len(self.left()))
+
+    def test_a_flood_is_logged_with_a_bounded_number_of_lines(self):
+        for _ in range(MOST_UNPROVED):
+            self.come()
+        self.clock.advance(100)
+        clock, self.clock = self.clock, Clock()  # all of it in one moment
+        self.clock.rightNow = clock.seconds()
+        for _ in range(1000):
+            self.admission.make_room("x")
+            self.connections.append(Connected(self, "x"))
+        self.assertEqual(100, len(self.events("replaced")))
+        clock.advance(61)
+        self.admission.make_room("x")
+        self.assertIn("900 more", self.events("replaced")[-1]["others"])
