@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from tests.proof.model.cells import COPIED, NONE, OURS_THERE, SIZED, THEIRS, phase_of
 from tests.proof.model.disk_steps import describe, source_losses, target_losses
-from tests.proof.model.moves import NEVER, NOBODY, Move
-from tests.proof.model.protocol import Step
+from tests.proof.model.moves import NOBODY, Move
+from tests.proof.model.programs import Step
+from tests.proof.model.search import NEVER
 from tests.proof.model.state import WIRES, Sender, State
 from tests.proof.model.third_party import ThirdParty
 from tests.proof.model.truth import retired_now

@@ -44,7 +44,8 @@ from tests.proof.model.cells import (
     phase_of,
     record,
 )
-from tests.proof.model.protocol import RULES, Protocol, Step
+from tests.proof.model.programs import Step
+from tests.proof.model.protocol import RULES, Protocol
 from tests.proof.model.state import Source, State, Target
 
 ON_DISK = ("tmp", "sync", "rename", "dirsync", "unlink")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.proof.model.edits import FLUSH_EARLY, OVER_DATA, Mutation, drop, without
+from tests.proof.model.edits import FLUSH_EARLY, OVER_DATA, Mutation
+from tests.proof.model.programs import drop, without
 
 REDUNDANT = [
     # What breaks nothing alone, since something else guards it too, and what that is.

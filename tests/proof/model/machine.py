@@ -25,7 +25,8 @@ from tests.proof.model.cells import (
     phase_of,
 )
 from tests.proof.model.disk_steps import ON_DISK, UNSEEN
-from tests.proof.model.moves import NEVER, NOBODY, Move
+from tests.proof.model.moves import NOBODY, Move
+from tests.proof.model.search import NEVER
 from tests.proof.model.state import WIRES, Receiver, Sender, Source, State, Target
 from tests.proof.model.truth import retired_now, surely_retired
 

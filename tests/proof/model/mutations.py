@@ -21,12 +21,9 @@ from tests.proof.model.edits import (
     UNLINK,
     WRITE,
     Mutation,
-    both,
     calls,
-    drop,
-    move,
-    without,
 )
+from tests.proof.model.programs import both, drop, move, without
 
 MUTATIONS = [
     # The commit point and what goes before it.

@@ -1,20 +1,14 @@
 """The protocol as data: the steps of both ends in their order, and the rules of the receiver.
 
-Edits of the protocol (L{tests.proof.model.edits}) change this data, and nothing else.
+Edits of the protocol (L{tests.proof.model.programs}) change this data, and nothing else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from tests.proof.model.cells import HOLE, OLD
-
-
-class Step(NamedTuple):
-    name: str
-    op: str
-    what: str | int = ""
+from tests.proof.model.programs import Programs, Step
 
 
 def writing(kind: str, phase: str = "") -> list[Step]:
@@ -29,15 +23,12 @@ def writing(kind: str, phase: str = "") -> list[Step]:
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """The steps of both sides, in their order, and the rules by which messages are let in."""
+class Protocol(Programs):
+    """The hand-off's programs, and what it is about."""
 
     name: str
     unlink: bool
     peer: str  # "blockmig": with the side export; "plain": a server without; "foreign": no sender
-    sender: dict[str, list[Step]]
-    receiver: dict[str, list[Step]]
-    rules: frozenset[str] = field(default_factory=frozenset)
     there: str = ""
     """What was there before at the destination: nothing; `blank`, a device (or file) of its size
     that is all holes; `data`, one that holds somebody's data.  That it is there, full-size and
@@ -237,5 +228,4 @@ def build(
         kind += (
             " over data" if overwrite else f" on {'a blank device' if there == 'blank' else there}"
         )
-    rules = frozenset(RULES)
-    return Protocol(kind, unlink, peer, sender, receiver, rules, there, overwrite)
+    return Protocol(sender, receiver, frozenset(RULES), kind, unlink, peer, there, overwrite)

@@ -30,7 +30,7 @@ from tests.proof.model.cells import (
     phase_of,
 )
 from tests.proof.model.disk_steps import IN_MEMORY, UNSEEN, DiskSteps
-from tests.proof.model.protocol import Step
+from tests.proof.model.programs import Step
 from tests.proof.model.state import WIRES, Receiver, State, Target, Wire
 
 

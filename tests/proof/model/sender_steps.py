@@ -24,7 +24,7 @@ from tests.proof.model.cells import (
     members,
     phase_of,
 )
-from tests.proof.model.protocol import Step
+from tests.proof.model.programs import Step
 from tests.proof.model.receiver_steps import ReceiverSteps
 from tests.proof.model.state import WIRES, Sender, State, Wire
 from tests.proof.model.truth import retired_now

@@ -6,10 +6,11 @@ import fnmatch
 import itertools
 from collections.abc import Iterator
 
-from tests.proof.model.edits import OVER_DATA, edited, steps_of
+from tests.proof.model.edits import OVER_DATA
 from tests.proof.model.explorer import Result, explore
 from tests.proof.model.faults import KINDS, QUIET
-from tests.proof.model.protocol import Protocol, Step, build
+from tests.proof.model.programs import Step, edited, steps_of
+from tests.proof.model.protocol import Protocol, build
 
 Explored = list[tuple[Protocol, int, frozenset[str]]]
 

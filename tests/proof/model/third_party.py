@@ -32,8 +32,9 @@ from tests.proof.model.cells import (
     phase_of,
 )
 from tests.proof.model.disk_steps import UNSEEN
-from tests.proof.model.moves import NEVER, NOBODY, Move
-from tests.proof.model.protocol import Step
+from tests.proof.model.moves import NOBODY, Move
+from tests.proof.model.programs import Step
+from tests.proof.model.search import NEVER
 from tests.proof.model.sender_steps import SenderSteps
 from tests.proof.model.state import State, Target
 from tests.proof.model.truth import holds
