@@ -51,6 +51,8 @@ SWAP_KEPT: dict = {"unlink": False, **SWAP}
 WRITE: dict = {"kinds": frozenset({"write source"})}
 LOOKS = ("source.look first", "source.look")
 LATE: dict = {"faults": 2, "kinds": frozenset({"cut", "late stranger"})}
+COMPLETE = "receiver:disc-complete"
+FORGOTTEN_THERE: dict = {"faults": 2, "kinds": frozenset({"crash", "forget"})}
 CRASHES: dict = {"kinds": frozenset({"crash"})}
 CUTS: dict = {"faults": 2, "kinds": frozenset({"cut"})}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from tests.proof.model.edits import (
+    COMPLETE,
     CRASHES,
     CUTS,
     FLUSH_EARLY,
     FOREIGN_SENDER,
+    FORGOTTEN_THERE,
     KEEP,
     LATE,
     LEAVE,
@@ -109,14 +111,14 @@ MUTATIONS = [
         "an acknowledged sender concludes alone where it reads that there is no record",
         "R6",
         without("finish: an acknowledged sender announces it where no record is"),
-        **CRASHES,
+        **FORGOTTEN_THERE,
         **OVER_DATA,
     ),
     Mutation(
         "a receiver started anew does not believe the acknowledged sender",
         "R6",
         drop("sender:anew", "H.retired"),
-        **CRASHES,
+        **FORGOTTEN_THERE,
         **OVER_DATA,
     ),
     Mutation(
@@ -211,12 +213,89 @@ MUTATIONS = [
         move(SEND, LEAVE, "MIGRATING(told).write"),
         **CRASHES,
     ),
-    Mutation("MIGRATING removed before DISC", "R6", move(SEND, REMOVE, "M.disc"), **CRASHES),
+    Mutation("MIGRATING removed before DISC", "R11", move(SEND, REMOVE, "M.disc"), **CRASHES),
     Mutation(
         "MIGRATING removed before `complete` is read",
-        "R6",
+        "R11",
         move(SEND, REMOVE, "H.complete"),
         **CRASHES,
+    ),
+    # What is finished is remembered.
+    Mutation(
+        "the tombstone before the deletion",
+        "R11",
+        move(SEND, calls("MIGRATED(confirmed)"), "source.unlink"),
+    ),
+    Mutation(
+        "the tombstone before the deletion is durable",
+        "R11",
+        move(SEND, calls("MIGRATED(confirmed)")[:3], "source.dirsync"),
+    ),
+    Mutation(
+        "MIGRATING removed before the tombstone",
+        "R11",
+        move(SEND, REMOVE, "MIGRATED(confirmed).write"),
+    ),
+    Mutation(
+        "MIGRATING removed before the tombstone is durable",
+        "R11",
+        move(SEND, "MIGRATING.unlink", "MIGRATED(confirmed).dirsync"),
+    ),
+    Mutation("no tombstone", "R11", drop(SEND, *calls("MIGRATED(confirmed)"))),
+    Mutation("the tombstone renamed without fsync", "R7", drop(SEND, "MIGRATED(confirmed).fsync")),
+    Mutation(
+        "the tombstone says that the end was seen before it was",
+        "R11",
+        both(
+            move(SEND, calls("MIGRATED(confirmed)"), "M.disc"),
+            move(SEND, REMOVE, "M.disc"),
+        ),
+    ),
+    Mutation(
+        "a sender that has finished alone says done when it is run again",
+        "R11",
+        without("done: only if the end was seen"),
+        **CUTS,
+    ),
+    Mutation(
+        "INCOMPLETE removed before RECEIVED",
+        "R11",
+        move(COMPLETE, ("INCOMPLETE.unlink", "INCOMPLETE.gone.dirsync"), "RECEIVED.write"),
+    ),
+    Mutation(
+        "INCOMPLETE removed before RECEIVED is durable",
+        "R11",
+        move(COMPLETE, "INCOMPLETE.unlink", "RECEIVED.dirsync"),
+    ),
+    Mutation("RECEIVED renamed without fsync", "R11", drop(COMPLETE, "RECEIVED.fsync")),
+    Mutation(
+        "RECEIVED before fdatasync",
+        "R3",
+        move(COMPLETE, calls("RECEIVED"), "disk.fdatasync"),
+        **FOREIGN_SENDER,
+    ),
+    Mutation(
+        "`complete` answered before RECEIVED",
+        "R3",
+        move(COMPLETE, "complete", "RECEIVED.write"),
+    ),
+    Mutation(
+        "`complete` answered before INCOMPLETE is removed",
+        "R3",
+        move(COMPLETE, "complete", "INCOMPLETE.unlink"),
+    ),
+    Mutation(
+        "a receiver that finds both removes INCOMPLETE before RECEIVED is durable",
+        "R11",
+        drop("receiver:tidy", "tidy.dirsync"),
+        faults=2,
+        kinds=frozenset({"crash", "power"}),
+    ),
+    Mutation(
+        "a receiver started again does not look for RECEIVED",
+        "R6",
+        without("start: what is received is done"),
+        kinds=frozenset({"crash"}),
     ),
     Mutation("retired without asking for `copied`", "R7", drop(SEND, "H.copied")),
     Mutation(
@@ -453,7 +532,7 @@ MUTATIONS = [
     Mutation(
         "a receiver started again on a finished disk waits for the next",
         "R5",
-        without("start: a disk that holds data is refused"),
+        without("start: a disk that holds data is refused", "start: what is received is done"),
         kinds=frozenset({"late stranger"}),
     ),
     Mutation(

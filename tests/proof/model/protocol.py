@@ -67,6 +67,8 @@ RULES = {
     "stop: the id that was found is kept until it is claimed",
     "plain: an older connection is dead before the next",
     "start: a disk that holds data is refused",
+    "start: what is received is done",
+    "done: only if the end was seen",
     "start: another disk than the whole one of the record is refused",
     "begin: another file than the record's is refused",
     "claim: not once the last name is gone",
@@ -95,7 +97,9 @@ def build(
         Step("MIGRATING.unlink", "unlink", "MIGRATING"),
         Step("MIGRATING.gone.dirsync", "dirsync"),
     ]
-    remove = [*([] if unlink else writing("MIGRATED", "confirmed")), *abandon]
+    remove = [*writing("MIGRATED", "confirmed"), *abandon]
+    # The destination was told, and nobody is there: nobody has seen the end.
+    alone = [*(writing("MIGRATED") if unlink else []), *abandon, Step("exit", "exit", 0)]
     begin = [Step("source.fsync", "baseline")]
     copied = [Step("source.look first", "look"), *writing("MIGRATING", "copied")]
     look = [Step("source.look", "look")]
@@ -166,6 +170,7 @@ def build(
             ],
             # The receiver has no record: it was started anew on the disk that it had completed.
             "anew": [Step("H.retired", "ask", "H retired"), *leave, *confirm],
+            "alone": alone,
             # If it is, `stop` follows.
             "back": [Step("back.read", "ask", "H read"), Step("back.copying", "ask", "H copying")],
             **always,
@@ -210,9 +215,19 @@ def build(
             "disc-complete": [
                 Step("disk.fdatasync", "datasync"),
                 Step("complete.look", "look", "rescue"),
+                *writing("RECEIVED"),
                 Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
                 Step("INCOMPLETE.gone.dirsync", "dirsync"),
                 Step("complete", "complete"),
+            ],
+            # A start that finds RECEIVED: makes it durable before it believes it; and also removes
+            # the INCOMPLETE of the same migration.
+            "done": [Step("done.dirsync", "dirsync"), Step("done", "done")],
+            "tidy": [
+                Step("tidy.dirsync", "dirsync"),
+                Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
+                Step("INCOMPLETE.gone.dirsync", "dirsync"),
+                Step("done", "done"),
             ],
             "disc-drop": [Step("close", "close")],
             # What a look has found: the sender is refused, and exit 3.

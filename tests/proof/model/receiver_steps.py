@@ -32,6 +32,7 @@ from tests.proof.model.cells import (
 from tests.proof.model.disk_steps import IN_MEMORY, UNSEEN, DiskSteps
 from tests.proof.model.programs import Step
 from tests.proof.model.state import WIRES, Receiver, State, Target, Wire
+from tests.proof.model.truth import complete, received
 
 
 class ReceiverSteps(DiskSteps):
@@ -99,6 +100,9 @@ class ReceiverSteps(DiskSteps):
         if self.refused(state):
             return state._replace(receiver=Receiver("exit", status=1))
         target = state.target
+        if self.is_done(target):
+            doing = "tidy" if target.incomplete[0] != NONE else "done"
+            return self.run_receiver(state._replace(receiver=Receiver(doing)), calls=0)
         if target.name == DELETED:
             nothing = durable(HOLE)
             target = target._replace(
@@ -109,14 +113,21 @@ class ReceiverSteps(DiskSteps):
         state = state._replace(receiver=Receiver("look"), target=target)
         return self.run_receiver(state, calls=0)
 
+    def is_done(self, target: Target) -> bool:
+        """Whether a receiver that is started finds that all of it was done before."""
+        whole = target.name == OURS_THERE and target.file[0] == SIZED
+        return complete(target) and whole and self.rule("start: what is received is done")
+
     def refused(self, state: State) -> bool:
         """Whether a receiver does not start here."""
         target = state.target
         value, file = target.incomplete[0], target.file[0]
-        if self.plain:
+        if self.plain or self.is_done(target):
             return False
-        if value == TORN:
+        if TORN in (value, target.received[0]):
             return True
+        if received(target) and value == NONE and self.rule("start: what is received is done"):
+            return True  # another disk
         if phase_of(value) >= COPIED:
             other = target.name != OURS_THERE or file != SIZED
             return other and self.rule(
@@ -169,6 +180,8 @@ class ReceiverSteps(DiskSteps):
         receiver = state.receiver
         if step.op == "fail":
             return self.fail(state)
+        if step.op == "done":
+            return self.kill_receiver(state, 0)
         if step.op == "look":
             return self.look_at_target(state, step)
         if step.op == "claim":

@@ -128,7 +128,7 @@ class ThirdParty(SenderSteps):
             return  # no migration has to do with it
         steps = self.protocol.receiver.get(receiver.doing, [])
         lifted = "between look and act" in self.kinds
-        if self.about_to(steps, receiver.pc, "complete.look", "INCOMPLETE.unlink") and not lifted:
+        if self.about_to(steps, receiver.pc, "complete.look", "RECEIVED.rename") and not lifted:
             return  # assumption 4
         late = self.looked(state, steps)
         if "swap target" in self.kinds:

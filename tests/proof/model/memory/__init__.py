@@ -4,10 +4,10 @@ The hand-off's model has one migration between two places, and every message of 
 several places, and several commands, of which each may be run again at any time: also when another
 migration has come since.  What it asks is what the records make of that.
 
-The modules, from the bottom up: C{state} (disks, records, processes), C{rules} (the steps as data),
-C{reading} (which of the records counts, and what C{inspect} says), C{decisions} (what a command does
-that is started), C{machine} (the transitions), C{truth} (what must be so), C{scenarios} (what is
-explored, and how), C{mutations}.
+The modules, from the bottom up: C{state} (disks, records, processes), C{rules} (the steps as
+data), C{reading} (which of the records counts, and what C{inspect} says), C{decisions} (what a
+command does that is started), C{machine} (the transitions), C{truth} (what must be so),
+C{scenarios} (what is explored, and how), C{mutations}.
 
 What is abstract
 ================

@@ -1,8 +1,8 @@
 """What a command does that is started, by what stands at its place.
 
-It is C{done} (exit 0 at once, nothing touched), C{refused} (exit 1), or the name of the program that
-it goes on with.  This is all that a command asks of the records, and is asked of every command in
-every state.
+It is C{done} (exit 0 at once, nothing touched), C{refused} (exit 1), or the name of the program
+that it goes on with.  This is all that a command asks of the records, and is asked of every command
+in every state.
 """
 
 from __future__ import annotations
@@ -120,12 +120,14 @@ class Decisions:
             if command.id is None or command.id == copy.id:
                 return "go"
             fresh = not self.used(command.id, copy._replace(id=None))
-            free = copy.phase == COPYING or "overwrite: not an unfinished hand-off" not in self.rules
+            free = (
+                copy.phase == COPYING or "overwrite: not an unfinished hand-off" not in self.rules
+            )
             return "go" if fresh and free else REFUSED
         moving = here.migrating
-        if moving is not None and moving.phase >= COPIED:
-            if "overwrite: not an unfinished hand-off" in self.rules:
-                return REFUSED
+        guarded = "overwrite: not an unfinished hand-off" in self.rules
+        if moving is not None and moving.phase >= COPIED and guarded:
+            return REFUSED
         kind, last = here.latest
         if "done: the later of two records counts" not in self.rules and here.received:
             kind, last = "received", here.received
@@ -142,7 +144,11 @@ class Decisions:
                 return REFUSED if asked in self.rules else "go"
             return REFUSED if self.used(command.id, here.migrated, here.received) else "go"
         data = here.file is not None and here.file.content != ""
-        if data and not command.overwrite and "start: data without a record is refused" in self.rules:
+        if (
+            data
+            and not command.overwrite
+            and "start: data without a record is refused" in self.rules
+        ):
             return REFUSED
         return "go"
 
@@ -157,9 +163,9 @@ class Decisions:
             return False
         if copy is not None and copy.migration == claim.migration:
             return copy.phase != TOLD
-        if copy is not None and copy.phase >= COPIED:
-            if "claim: another's `copied` is refused" in self.rules or copy.phase == TOLD:
-                return False
+        guarded = "claim: another's `copied` is refused" in self.rules
+        if copy is not None and (copy.phase == TOLD or (copy.phase == COPIED and guarded)):
+            return False
         finished = "claim: an id that was finished here is refused"
         before = copy._replace(id=None) if copy is not None else None
         spent = self.used(claim.id, here.migrated, here.received, before)

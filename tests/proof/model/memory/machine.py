@@ -1,4 +1,4 @@
-"""All transitions: commands that start and end, their steps, and what breaks or is done by others."""
+"""All transitions: commands that start and end, their steps, what breaks, what others do."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class Setting(NamedTuple):
 class Machine:
     """The transitions of one setting under one set of rules."""
 
-    def __init__(self, memory: Memory, setting: Setting, faults: int, kinds: frozenset[str]) -> None:
+    def __init__(
+        self, memory: Memory, setting: Setting, faults: int, kinds: frozenset[str]
+    ) -> None:
         self.memory, self.setting = memory, setting
         self.faults, self.kinds = faults, kinds
         self.decisions = Decisions(memory.rules)
@@ -113,7 +115,7 @@ class Machine:
     def needed(self, state: State, command: Send | Receive, what: str) -> bool:
         """Whether a calm run needs it: a hand-off past its retirement is to come to its end."""
         place = state.places[self.at[command.at]]
-        if what == "tidy" or what == "finish":
+        if what in ("tidy", "finish"):
             return True
         if isinstance(command, Send):
             last = place.migrated[0]
@@ -134,6 +136,9 @@ class Machine:
         sender: Process = state.senders[p]
         name = self.setting.places[p]
         steps = self.memory.sender[sender.program]
+        if not steps:  # by mutation only
+            yield Move(3, f"{name} looks", "", self.begin(state, p))
+            return
         step = steps[sender.pc]
         if step.op == "ask":
             yield from self.ask(state, p, sender, step)
@@ -175,7 +180,8 @@ class Machine:
         here = Reading(place, self.memory.rules)
         record = here.migrated if what == "again" else here.migrating
         if record is None:
-            assert isinstance(command, Send) and here.file is not None
+            assert isinstance(command, Send)
+            assert here.file is not None
             number = self.fresh(state)
             record = Record(
                 number, command.id or number, command.to, here.file.inode, **self.before(here)
@@ -298,7 +304,9 @@ class Machine:
             place = place._replace(file=changed(place.file, None))
             retires = True
         elif step.op == "unlink":
-            place = place._replace(**{str(step.what): changed(getattr(place, str(step.what)), None)})
+            place = place._replace(
+                **{str(step.what): changed(getattr(place, str(step.what)), None)}
+            )
         else:
             kind, phase = str(step.what).split(" ")
             if kind == "migrating":
@@ -330,7 +338,11 @@ class Machine:
                 needed = self.needed(state, command, "go")
                 yield Move(9 if needed else 6, f"{receiver.command} gives up", "", gone)
             return
-        step = self.memory.receiver[receiver.program][receiver.pc]
+        steps = self.memory.receiver[receiver.program]
+        if receiver.pc >= len(steps):  # by mutation only
+            yield Move(1, f"{name} has looked", "", self.looked(state, q))
+            return
+        step = steps[receiver.pc]
         if step.op == "reply":
             p = self.at[receiver.bound] if receiver.bound else -1
             idle = receiver._replace(program="idle", pc=0)
@@ -481,8 +493,9 @@ class Machine:
         history: History = state.history
         if place.undo:
             home, sent = place.undo
-            retired = place.file[0] is None or place.migrated[0] is not None
-            if not retired:
+            said, now = place.migrated[0], history.sent[p]
+            marked = said is not None and said.migration == now.migration
+            if place.file[0] is not None and not marked:
                 history = history._replace(home=home, sent=put(history.sent, p, sent))
             place = place._replace(undo=())
         return state._replace(places=put(state.places, p, place), history=history)

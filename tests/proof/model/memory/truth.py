@@ -31,8 +31,7 @@ class Checked(Machine):
         found = self.misdeeds(before, actor, state)
         for name, home in state.history.home:
             if home and any(
-                file is None or file.content != name
-                for file in state.places[self.at[home]].file[1]
+                file is None or file.content != name for file in state.places[self.at[home]].file[1]
             ):
                 found.append(f"R1 neither: the only copy of {name} is lost")
         for p, place in enumerate(state.places):
@@ -79,7 +78,9 @@ class Checked(Machine):
             if file.inode == record.inode and here and place.received[0] is None:
                 yield f"R11 a tombstone at {name} beside the disk that it is about"
         sent = state.history.sent[p]
-        said = [one for one in place.migrated[1] if one and sent and one.migration == sent.migration]
+        said = [
+            one for one in place.migrated[1] if one and sent and one.migration == sent.migration
+        ]
         if said and self.memory.unlink and place.undo:
             yield f"R11 a tombstone at {name} before the deletion is durable"
 
@@ -132,10 +133,16 @@ class Checked(Machine):
         for p, place in enumerate(state.places):
             migrating = place.migrating[0]
             if migrating is not None and migrating.phase >= COPIED:
-                retired = place.file[0] is None or place.migrated[0] is not None
-                if retired:
+                file, marked = place.file[0], place.migrated[0]
+                if file is not None and file.inode != migrating.inode:
+                    return "human"  # somebody has put another file there
+                if file is None or (marked and marked.migration == migrating.migration):
                     return ""
             copy = place.incomplete[0]
+            if copy is not None and copy.phase == TOLD:
+                source = state.places[self.at[copy.to]]
+                if source.file[0] is not None and source.migrated[0] is None:
+                    return "human"  # and its sender does not get past it
             if copy is not None and copy.phase == TOLD and p not in state.history.forgotten:
                 return "forgotten" if state.history.forgotten else ""
         return "finished" if any(state.history.got) else "nothing"
