@@ -15,6 +15,10 @@ class Scenario(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def full(self) -> bool:
+        """Whether it is explored only when the whole is asked for."""
+
     def explore(self, edit: Edit | None = None) -> Result: ...
 
 

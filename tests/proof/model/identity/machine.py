@@ -176,7 +176,7 @@ class Machine(Receiving):
         here = self.rule("place: only its own, in this process")
         if sender.bound and sender.bound != place.number and here:
             return True
-        if state.gone and self.rule("finish: only where it is known"):
+        if state.gone:  # there is nothing to send: only where it is known
             return place.record is None or place.record.owner != ME
         return False
 
@@ -235,6 +235,8 @@ class Machine(Receiving):
             return
         record = place.record
         held = place.attempt.owner != BARE and record is not None and record.phase >= COPIED
+        # Once all of it is covered any change is progress, and it may go on so for ever.
+        held = held or place.attempt.amount == WHOLE
         if not held and self.rule("attempt: without progress it ends"):
             gone = state._replace(right=self.drop(place, place.attempt.owner))
             yield Move(6, "no progress: the stranger's attempt ends", "", gone)

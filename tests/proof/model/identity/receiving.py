@@ -45,7 +45,7 @@ class Receiving:
             kept = self.rule("claim: another's identified `copied` is kept")
             if not own and record.owner != BARE and kept:
                 return None
-            if own and self.rule("claim: its own `copied` falls back at once"):
+            if own:  # at once: by this it is taken back
                 place = place._replace(record=record._replace(phase=COPYING), attempt=None)
         if not self.rule("claim: it costs no record"):
             place = self.begun(place, who)
@@ -61,9 +61,9 @@ class Receiving:
     def write(self, place: Place, who: str) -> Place | None:
         """The first change of a connection, or one after `copied`."""
         record, attempt = place.record, place.attempt
-        if record is not None and record.phase == RETIRED:
-            if self.rule("change: refused once retired"):
-                return None
+        retired = record is not None and record.phase == RETIRED
+        if retired and self.rule("change: refused once retired"):
+            return None
         if who == BARE and self.case.chosen and self.rule("id: no foreign changes"):
             return None
         if who != BARE and who not in place.claims:
@@ -103,7 +103,8 @@ class Receiving:
         record = place.record
         if record is None or record.phase < COPIED:
             return None
-        if record.owner != who and (self.rule("retired: only with the id") or who == BARE):
+        known = record.owner == who != BARE  # a foreign migration has no id to be announced
+        if not known and self.rule("retired: only with the id"):
             return None
         return place._replace(record=record._replace(phase=RETIRED))
 

@@ -28,6 +28,7 @@ class Scenario:
     case: str
     strangers: bool = True
     full: bool = False
+    """Only when the whole is asked for."""
 
     @property
     def name(self) -> str:
@@ -38,3 +39,6 @@ class Scenario:
         if edit is not None:
             programs = edit(programs)
         return explore(Checked(programs, self.strangers))
+
+
+SCENARIOS = [Scenario(case, strangers) for case in CASES for strangers in (True, False)]

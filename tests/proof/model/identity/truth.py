@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tests.proof.model.explorer import Result, result_of
 from tests.proof.model.identity.machine import PLACES, Machine
 from tests.proof.model.identity.state import (
+    CLAIMED,
     COPIED,
     FOREIGN,
     ME,
@@ -71,6 +72,8 @@ class Checked(Machine):
         record, to = state.migrating, state.sender.to
         if record is None:
             return
+        if to == FOREIGN and self.case.chosen and not self.case.plain:
+            yield "R10 an id was chosen, and it is retired for a plain server, unasked"
         if record.identified and to == FOREIGN:
             yield "R10 what began identified is retired for a plain server"
         elif to in PLACES:
@@ -112,8 +115,10 @@ class Checked(Machine):
         place, record = state.right, state.migrating
         if place.received and place.received != ME:
             return "" if self.case.guarded else "another's"
-        held = place.record is not None and place.record.phase >= COPIED
-        if held and place.record and place.record.owner != ME:
+        copied = place.record is not None and place.record.phase >= COPIED
+        held = copied and place.record is not None and place.record.owner == CLAIMED
+        going_on = place.attempt is not None and place.attempt.owner == CLAIMED
+        if held or going_on:
             return "" if self.case.guarded else "held by a stranger"
         # It may be whole at another place, which is not at the address any more.
         elsewhere = record is not None and record.place not in (0, place.number)

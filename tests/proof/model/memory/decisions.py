@@ -114,7 +114,7 @@ class Decisions:
 
     def receive(self, command: Receive, here: Reading) -> str:
         copy = here.incomplete
-        if here.complete and "start: a copy and its finished record are complete" in self.rules:
+        if here.complete:
             return "tidy"
         if copy is not None and "done: not beside an unfinished copy" in self.rules:
             if command.id is None or command.id == copy.id:

@@ -399,6 +399,8 @@ class Machine:
                 command = self.commands[receiver.command]
                 assert isinstance(command, Receive)
                 here = {disk for disk, where in history.home if where == command.at}
+                if copy is not None and copy.phase >= COPIED:
+                    here = set()  # nobody has meant an unfinished hand-off
                 history = history._replace(begun=history.begun | here & set(command.over))
             elif copy is not None:
                 number = {"copied": COPIED, "retired": TOLD}[phase]

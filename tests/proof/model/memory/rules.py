@@ -25,7 +25,6 @@ RULES = {
     "claim: another's than the chosen id is refused",
     "claim: another's `copied` is refused",
     "start: data without a record is refused",
-    "start: a copy and its finished record are complete",
     "finish: only alone when told",
 }
 

@@ -42,10 +42,34 @@ SETTINGS = {
         {"a": "A", "b": "C"},
         (
             *FIRST,
+            Send("send C B --id y", "C", "B", "y"),
+            Receive("receive B --overwrite --id y", "B", "y", True, ("a",)),
+        ),
+    ),
+    "another disk to the same place, and commands without ids": Setting(
+        ("A", "B", "C"),
+        {"a": "A", "b": "C"},
+        (
+            *FIRST,
             *BARE,
             Send("send C B --id y", "C", "B", "y"),
             Receive("receive B --overwrite --id y", "B", "y", True, ("a",)),
         ),
+    ),
+    "a third disk with an id that was used": Setting(
+        ("A", "B", "C", "D"),
+        {"a": "A", "b": "C", "c": "D"},
+        (
+            *FIRST,
+            BARE[1],
+            Send("send C B --id y", "C", "B", "y", after=("B", "x")),
+            Receive("receive B --overwrite --id y", "B", "y", True, ("a",), after=("B", "x")),
+            Send("send D B --id x", "D", "B", "x", after=("B", "x")),
+        ),
+    ),
+    "a place with somebody's disk": Setting(("A", "B"), {"a": "A", "b": "B"}, FIRST),
+    "the same id to another place": Setting(
+        ("A", "B", "C"), A_AT_A, (*FIRST, Send("send A C --id x", "A", "C", "x"))
     ),
     "another disk to a place that was emptied": Setting(
         ("A", "B", "C"),
@@ -100,6 +124,26 @@ SETTINGS = {
         ),
         old=("B",),
     ),
+    "a receiver without an id that is restarted for ever": Setting(
+        ("A", "B", "C"),
+        {"a": "A", "b": "C"},
+        (
+            Send("send A B", "A", "B"),
+            Receive("receive B --overwrite", "B", None, True, ("o",)),
+            Send("send C B", "C", "B"),
+        ),
+        old=("B",),
+    ),
+    "a receiver without an id, and a new file": Setting(
+        ("A", "B", "C"),
+        {"a": "A", "b": "C"},
+        (
+            Send("send A B", "A", "B"),
+            Receive("receive B --overwrite", "B", None, True, ("o", "a")),
+            Send("send C B", "C", "B"),
+        ),
+        others=(("rm", "B"), ("new", "B")),
+    ),
     "three migrations under a supervisor": Setting(
         ("A", "B", "C"),
         {"a": "A", "b": "C"},
@@ -123,7 +167,9 @@ class Scenario:
     setting: str
     unlink: bool = True
     faults: int = 1
+    kinds: frozenset[str] = FAULTS
     full: bool = False
+    """Only when the whole is asked for."""
 
     @property
     def name(self) -> str:
@@ -134,4 +180,32 @@ class Scenario:
         memory = build(self.unlink)
         if edit is not None:
             memory = edit(memory)
-        return explore(Checked(memory, SETTINGS[self.setting], self.faults, FAULTS))
+        return explore(Checked(memory, SETTINGS[self.setting], self.faults, self.kinds))
+
+
+LONG = {
+    "another disk to the same place, and commands without ids",
+    "another disk to a place that was emptied",
+    "a third disk with an id that was used",
+    "a receiver that is restarted for ever",
+    "a receiver without an id that is restarted for ever",
+    "a receiver without an id, and a new file",
+}
+"""Those that take long: in the short form without faults."""
+
+SCENARIOS = [
+    Scenario(setting, unlink, 0 if setting in LONG else 1)
+    for setting in SETTINGS
+    for unlink in (True, False)
+]
+SCENARIOS += [
+    Scenario(setting, unlink, faults, full=True)
+    for setting in SETTINGS
+    for unlink in (True, False)
+    for faults in ((1, 2) if setting in LONG else (2,))
+]
+SCENARIOS += [
+    Scenario(setting, unlink, 3, full=True)
+    for setting in ("one migration", "one migration, and others", "onward", "home")
+    for unlink in (True, False)
+]

@@ -8,7 +8,7 @@ from tests.proof.model.explorer import Result, result_of
 from tests.proof.model.memory.decisions import DONE, Receive, Send
 from tests.proof.model.memory.machine import Machine
 from tests.proof.model.memory.reading import Reading
-from tests.proof.model.memory.state import COPIED, TOLD, File, Place, State
+from tests.proof.model.memory.state import COPIED, TOLD, File, Got, Place, Record, State
 from tests.proof.model.search import Walk
 
 
@@ -56,6 +56,15 @@ class Checked(Machine):
             if home == command.at and name not in state.history.begun:
                 yield f"R12 the only copy of {name} is overwritten"
         record = receiver.record
+        p = self.at[receiver.bound] if receiver.bound else -1
+        sender = state.senders[p] if p >= 0 else None
+        if sender is not None:
+            if dict(state.history.home).get(sender.content) not in (receiver.bound, None):
+                yield f"R1 {sender.content} is sent, and is not canonical"
+            sent = state.history.sent[p]
+            again = sent is not None and not sent.over and p not in state.history.forgotten
+            if again and not isinstance(record.id, str):
+                yield "R11 what was done is followed by another, without a new id"
         if (command.at, record.id) in state.history.used and q not in state.history.forgotten:
             yield f"R11 the id {record.id} is used again, and writes"
 
@@ -106,6 +115,8 @@ class Checked(Machine):
             got = state.history.got[p]
             if got is None or home.get(got.disk) != command.at:
                 return False
+            if place_is_begun(state.places[p].incomplete[0], got):
+                return False
             return command.id in (None, got.id)
         sent = state.history.sent[p]
         if sent is None or (not leaving and (sent.over or command.at in home.values())):
@@ -152,6 +163,11 @@ class Checked(Machine):
 
     def rule_of(self, last: State) -> str:
         return "R6"
+
+
+def place_is_begun(copy: Record | None, got: Got) -> bool:
+    """Whether the copy of another migration has been begun there since."""
+    return copy is not None and copy.migration != got.migration
 
 
 def explore(machine: Checked) -> Result:
