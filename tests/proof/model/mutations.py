@@ -27,6 +27,8 @@ from tests.proof.model.edits import (
 )
 from tests.proof.model.programs import both, drop, move, without
 
+RECORDED = "claim: in memory until the first change"
+
 MUTATIONS = [
     # The commit point and what goes before it.
     Mutation("unlink before FLUSH", "R1", move(SEND, UNLINK, "M.flush")),
@@ -86,9 +88,15 @@ MUTATIONS = [
         **FOREIGN_SENDER,
     ),
     Mutation(
+        "the first change of an attempt finds its record, and does not begin it anew",
+        "R2",
+        without("change: the first of an attempt begins it anew"),
+        kinds=frozenset({"crash"}),
+    ),
+    Mutation(
         "a new attempt leaves `copied` standing",
         "R2",
-        without("change: copied falls back first", "claim: copied falls back"),
+        without("change: copied falls back first", "claim: its own `copied` falls back"),
     ),
     # Completion.
     Mutation(
@@ -162,10 +170,10 @@ MUTATIONS = [
         kinds=frozenset({"crash", "stop"}),
     ),
     Mutation(
-        "a claim leaves another's `copied` standing",
+        "a claim leaves its own `copied` standing: it is never taken back",
         "R4",
-        without("claim: copied falls back"),
-        kinds=frozenset({"stranger"}),
+        without("claim: its own `copied` falls back"),
+        kinds=frozenset({"stop"}),
     ),
     Mutation(
         # An attempt goes on only with a receiver that lives; one who takes back ends there.
@@ -187,13 +195,16 @@ MUTATIONS = [
         **LATE,
     ),
     Mutation(
-        "another's claim is let in on `copied`",
+        "another's claim is let in on `copied`, and recorded",
         "R5",
-        without("claim: refused on another's copied"),
+        without(RECORDED, "claim: refused on another's copied"),
         **LATE,
     ),
     Mutation(
-        "a claim is let in after `retired`", "R5", without("claim: refused once retired"), **LATE
+        "a claim is let in after `retired`, and recorded",
+        "R5",
+        without(RECORDED, "claim: refused once retired"),
+        **LATE,
     ),
     Mutation(
         "another's change is let in during an attempt",
@@ -201,9 +212,9 @@ MUTATIONS = [
         without("change: refused while another's attempt goes on"),
     ),
     Mutation(
-        "another's claim is let in during an attempt",
+        "another's claim is let in during an attempt, and recorded",
         "R5",
-        without("claim: refused while an attempt goes on"),
+        without(RECORDED, "claim: refused while an attempt goes on"),
     ),
     # Finishing.
     Mutation("DISC before `retired` is announced", "R6", move(SEND, LEAVE, "H.retired"), **CRASHES),
@@ -325,7 +336,7 @@ MUTATIONS = [
     Mutation(
         "INCOMPLETE(copying) renamed without fsync",
         "R7",
-        drop("receiver:claim", "INCOMPLETE(copying).fsync"),
+        drop("receiver:write-first", "INCOMPLETE(copying).fsync"),
     ),
     Mutation(
         "INCOMPLETE(copied) renamed without fsync",
@@ -355,12 +366,12 @@ MUTATIONS = [
     Mutation(
         "file sized before the record",
         "R7",
-        move("receiver:claim", "file.size", "INCOMPLETE(copying).write"),
+        move("receiver:write-first", "file.size", "INCOMPLETE(copying).write"),
     ),
     Mutation(
         "a late claim of an earlier connection is let in",
         "R7",
-        without("claim: ends every older side connection"),
+        without("claim: ends its sender's older side connections"),
         **CUTS,
     ),
     Mutation(

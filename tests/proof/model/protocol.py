@@ -46,10 +46,13 @@ RULES = {
     "claim: refused once retired",
     "claim: refused on another's copied",
     "claim: refused while an attempt goes on",
-    "claim: ends every older side connection",
+    "claim: ends its sender's older side connections",
+    "claim: in memory until the first change",
     "claim: ends a hanging attempt of its own",
-    "claim: copied falls back",
+    "claim: its own `copied` falls back",
+    "attempt: a claimed one replaces an unclaimed one",
     "change: copied falls back first",
+    "change: the first of an attempt begins it anew",
     "change: refused after retired",
     "change: refused on an identified copied",
     "change: refused while another's attempt goes on",
@@ -179,20 +182,21 @@ def build(
         record_copying = [Step("copying.look", "look"), *writing("INCOMPLETE", "copying")]
         receiver = {
             "look": [Step("file.create", "create"), Step("look.dirsync", "dirsync")],
+            # One that takes its own `copied` back; any other is memory, until its first change.
             "claim": [
                 *record_copying,
                 Step("file.size", "size"),
                 Step("claim", "claim"),
                 Step("reply", "reply"),
             ],
-            "claim-kept": [Step("claim", "claim"), Step("reply", "reply")],  # by mutation only
+            "claim-kept": [Step("claim", "claim"), Step("reply", "reply")],
             # Only what changes the last block can bring the size back after a cut.
             "write": [
                 Step("end.look", "look", "end"),
                 Step("block.write", "block"),
                 Step("reply", "reply"),
             ],
-            "write-first": [  # an attempt without a claim, or a change of what is `copied`
+            "write-first": [  # the first of an attempt, or a change of what is `copied`
                 *record_copying,
                 Step("file.size", "size"),
                 Step("end.look", "look", "end"),

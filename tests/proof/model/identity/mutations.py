@@ -99,7 +99,7 @@ MUTATIONS = [
         "an attempt without progress stays",
         "R10",
         without("attempt: without progress it ends"),
-        NO_ID,
+        KNOWN,
     ),
     Variant(
         "another's change is let in during an attempt",

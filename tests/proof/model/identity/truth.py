@@ -14,6 +14,7 @@ from tests.proof.model.identity.state import (
     RETIRED,
     RIGHT,
     WHOLE,
+    Attempt,
     Place,
     State,
 )
@@ -117,7 +118,8 @@ class Checked(Machine):
             return "" if self.case.guarded else "another's"
         copied = place.record is not None and place.record.phase >= COPIED
         held = copied and place.record is not None and place.record.owner == CLAIMED
-        going_on = place.attempt is not None and place.attempt.owner == CLAIMED
+        # Once it has covered all of it, any change counts as progress.
+        going_on = place.attempt == Attempt(CLAIMED, WHOLE)
         if held or going_on:
             return "" if self.case.guarded else "held by a stranger"
         # It may be whole at another place, which is not at the address any more.
