@@ -1,7 +1,7 @@
 """The models hold, and every edit of their orders and rules breaks the rule that it should.
 
-The bounds of an ordinary run take less than half a minute; BLOCKMIG_FULL=1 explores the larger ones
-too.
+The bounds of an ordinary run take about a minute of one core; BLOCKMIG_FULL=1 explores the larger
+ones too.
 C{python -m tests.proof.model} prints both tables.
 """
 

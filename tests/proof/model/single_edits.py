@@ -42,7 +42,10 @@ HARMLESS = {
     "*(*).write before *look*": "nobody sees a temporary file",
     "receiver:*: no copying.look": "what it would have found is found before `copied`",
     "receiver:rescue: no fail": "the disk is saved, and nothing says that it is complete",
-    "receiver:claim: claim before file.size": "the claim is memory",
+    "receiver:claim: *file.size*": "what was copied has its size",
+    "receiver:claim-kept: reply before claim": "both are memory",
+    "*MIGRATED(confirmed).write before H.*": "nobody sees a temporary file",
+    "*RECEIVED.write before *": "nobody sees a temporary file",
     "receiver:look: look.dirsync before file.create": "the fsync of the record's directory does it",
     "receiver:claim: reply before claim": "both are memory",
     "receiver:write-first: block.write before file.size": "one fdatasync makes both durable",
@@ -99,6 +102,8 @@ def bounds_of(peer: str, program: str, name: str, new: list[Step]) -> Explored:
     # A receiver without a record waits on a disk only where it may be overwritten.
     over_data = OVER_DATA if program == "sender:anew" else {}
     ours = edited(build(**over_data), program, new)
+    if program == "sender:anew":  # two lead there
+        return [(ours, 3, frozenset({"crash", "cut", "power", "forget"}))]
     if program in ENDING:
         return [(ours, 2, QUIET)]  # one fault leads there, it takes one more to go wrong
     if program == "receiver:look":
@@ -117,6 +122,7 @@ TWO_FAULTS = {
     # Those that two faults have to meet, and which.
     "sender:attempt: *source.look first*": {"swap source", "crash"},
     "sender:unsay: *": {"stop", "power"},
+    "receiver:claim: *": {"stop", "cut", "power"},
     "receiver:rescue: *": {"swap target", "stop"},
 }
 
