@@ -125,7 +125,8 @@ holds data and has no record, and may be started again at any time, by anybody.
 
 Disks do not fail; nobody touches the records, but to clear away an unfinished copy, or a RECEIVED
 where that is a kind of fault (C{forget}); there is no C{blockmig accept}; two senders of one source
-do not run at once; no server of ours writes to the source (mirrors); and a plain destination is blank.
+do not run at once; no server of ours writes to the source (mirrors); and a plain destination is
+blank.
 
 What counts as a good end
 =========================
@@ -134,8 +135,8 @@ From every state found, with no more faults, once as it is and once with both si
 the run must come to exit 0 at both ends.  Some ends that are not that are let pass, and counted
 where they can be distinguished: where RECEIVED was removed a receiver that is started again
 refuses, since its disk holds data (C{refused}; with C{--overwrite} it is not started, see
-assumption 2); the sender was acknowledged, found nobody and left, so that the receiver keeps a `retired` record and knows that it is canonical, without a
-disconnect (C{acknowledged}), or waits on a disk that is complete and has no record (C{late}: it was
+assumption 2); the sender was acknowledged, found nobody and left, so that the receiver keeps a
+`retired` record and knows that it is canonical, without a disconnect (C{acknowledged}), or waits on a disk that is complete and has no record (C{late}: it was
 started with C{--overwrite} while the sender was leaving); a stranger's whole migration was received
 instead of ours (C{another's}); others have left what no program can mend, such as a file of theirs
 in the place of ours (C{human}: L{machine.Machine.human} says which).
