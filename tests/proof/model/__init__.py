@@ -136,7 +136,8 @@ the run must come to exit 0 at both ends.  Some ends that are not that are let p
 where they can be distinguished: where RECEIVED was removed a receiver that is started again
 refuses, since its disk holds data (C{refused}; with C{--overwrite} it is not started, see
 assumption 2); the sender was acknowledged, found nobody and left, so that the receiver keeps a
-`retired` record and knows that it is canonical, without a disconnect (C{acknowledged}), or waits on a disk that is complete and has no record (C{late}: it was
+`retired` record and knows that it is canonical, without a disconnect (C{acknowledged}), or waits on
+a disk that is complete and has no record (C{late}: it was
 started with C{--overwrite} while the sender was leaving); a stranger's whole migration was received
 instead of ours (C{another's}); others have left what no program can mend, such as a file of theirs
 in the place of ours (C{human}: L{machine.Machine.human} says which).

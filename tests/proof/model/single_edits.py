@@ -43,6 +43,7 @@ HARMLESS = {
     "receiver:*: no copying.look": "what it would have found is found before `copied`",
     "receiver:rescue: no fail": "the disk is saved, and nothing says that it is complete",
     "receiver:claim: *file.size*": "what was copied has its size",
+    "receiver:claim: no claim": "it is taken for a foreign attempt, and the next one claims",
     "receiver:claim-kept: reply before claim": "both are memory",
     "*MIGRATED(confirmed).write before H.*": "nobody sees a temporary file",
     "*RECEIVED.write before *": "nobody sees a temporary file",
