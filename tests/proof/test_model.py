@@ -1,7 +1,7 @@
-"""The hand-off's model holds, and every edit of its order breaks the rule that it should.
+"""The models hold, and every edit of their orders and rules breaks the rule that it should.
 
-The bounds of an ordinary run take less than half a minute; BLOCKMIG_FULL=1 explores the larger ones
-too.
+The bounds of an ordinary run take about a minute of one core; BLOCKMIG_FULL=1 explores the larger
+ones too.
 C{python -m tests.proof.model} prints both tables.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.proof.model import all_models
 from tests.proof.model.bounds import BOUNDS, Bound, whole
 from tests.proof.model.edits import Mutation
 from tests.proof.model.explorer import Result
@@ -17,9 +18,12 @@ from tests.proof.model.limits import LIMITS, REDUNDANT
 from tests.proof.model.mutations import MUTATIONS
 from tests.proof.model.reports import row_of_bound, row_of_mutation
 from tests.proof.model.single_edits import Explored, first_broken, harmless, single_edits
+from tests.proof.model.variants import Scenario, Variant
 
 EDITS = list(single_edits())
+SCENARIOS = all_models.SCENARIOS
 if not whole():
+    SCENARIOS = [scenario for scenario in SCENARIOS if not scenario.full]
     BOUNDS = [bound for bound in BOUNDS if not bound.full]
     EDITS = EDITS[::20]  # some, so that all of it is run
 
@@ -69,3 +73,31 @@ def test_any_single_edit_breaks_a_rule_or_there_is_a_reason(name: str, explored:
     result = first_broken(explored)
     print(f"{name:<75} {result.broken[:1] or harmless(name)}")
     assert bool(result.broken) != bool(harmless(name)), counterexample(result)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_identity_and_memory_hold_in_every_reachable_state(scenario: Scenario) -> None:
+    result = scenario.explore()
+    print(row_of_bound(scenario, result))
+    assert not result.broken, counterexample(result)
+
+
+@pytest.mark.parametrize("variant", all_models.MUTATIONS, ids=lambda variant: variant.name)
+def test_a_rule_of_identity_or_memory_lifted_breaks_what_it_should(variant: Variant) -> None:
+    result = variant.explore()
+    print(row_of_mutation(variant, result))
+    assert result.rule == variant.breaks, counterexample(result)
+
+
+@pytest.mark.parametrize("variant", all_models.REDUNDANT, ids=lambda variant: variant.name)
+def test_what_something_else_makes_up_for_breaks_nothing(variant: Variant) -> None:
+    result = variant.explore()
+    print(row_of_mutation(variant, result))
+    assert not result.broken, counterexample(result)
+
+
+def test_each_rule_of_identity_and_memory_is_lifted_by_some_mutation() -> None:
+    """A rule that nothing breaks without would say nothing."""
+    for programs, mutations in all_models.RULED:
+        lifted = {rule for one in mutations for rule in programs.rules - one.edit(programs).rules}
+        assert lifted == programs.rules

@@ -1,4 +1,4 @@
-"""The hand-off as a small model, explored exhaustively.
+"""The hand-off as a small model, explored exhaustively; and two more beside it.
 
 Nothing here touches Twisted or blockmig: the model is a second, independent description of the
 protocol (design section 2, and the order of steps of one attempt), small enough that every
@@ -14,9 +14,12 @@ The modules, from the bottom up (each imports only from those listed before it):
  - C{moves}, C{faults}: what a transition is, and the kinds of faults;
  - C{disk_steps}, C{receiver_steps}, C{sender_steps}, C{third_party}, C{breaks}, C{machine}: the
    transitions: one class in six layers, each of which calls only those before it;
- - C{explorer}: visits every state, and checks each;
- - C{edits}, C{mutations}, C{limits}, C{single_edits}: the protocol changed, and what breaks then;
- - C{bounds}, C{reports}: the explorations of the unchanged protocol, and the tables.
+ - C{search}, C{explorer}: visits every state, and checks each;
+ - C{programs}, C{edits}, C{mutations}, C{limits}, C{single_edits}: the protocol changed, and what
+   breaks then;
+ - C{bounds}, C{reports}: the explorations of the unchanged protocol, and the tables;
+ - C{identity}, C{memory}, C{variants}, C{all_models}: the other models, each its own package, with
+   the walk and the edits of this one.
 
 What is abstract, and what is not
 =================================
@@ -49,6 +52,13 @@ state), a file-system call at a time.  Steps that change only a process's memory
 a message, happen together with the file-system call before them: a crash in between is the same as
 a crash after, with the message lost.  What is done to a temporary file happens together with the
 rename after it: nothing reads a temporary file, and a start truncates it.
+
+A B{claim} is memory until the first change of its connection, which records the migration, and
+begins the copy; only a claim that takes its own `copied` back is recorded at once.  A claim of a
+stranger can therefore not be seen; what a stranger with a claim does is L{identity}'s.  A receiver
+that is started where RECEIVED is does not wait, but says that it is done (with the INCOMPLETE of
+the same migration it first removes that); a sender that finds MIGRATED and nothing else says so
+too, if it had seen the end; else it tries to see it once more.
 
 H stays open from its first READ to the end of the attempt; where it was lost meanwhile, the sender
 opens another one to ask for `copied`, and for nothing else.  Its messages are C{read}, which is
@@ -108,24 +118,26 @@ limits.  Each is lifted by a kind of fault of its own, and L{limits.LIMITS} show
     we have not lost.  But the receiver must not call complete, or save, what is not the disk any
     more; and what it has open it must not let go of by its own will.
 
-The first three are needed with C{--overwrite} only (or on a disk that is all zeroes, of which
-there is nothing to be seen, and which the model has not): without it a receiver refuses a disk that
+The first three are needed only once somebody has removed RECEIVED (the fault C{forget}), and with
+C{--overwrite} (or on a disk that is all zeroes, of which there is nothing to be seen, and which the
+model has not): without it a receiver refuses a disk that
 holds data and has no record, and may be started again at any time, by anybody.
 
-Disks do not fail; nobody touches the records, but to clear away an unfinished copy; there is no
-C{--again} and no C{blockmig accept}; two senders of one source do not run at once; no server of
-ours writes to the source (mirrors); and a plain destination is blank.
+Disks do not fail; nobody touches the records, but to clear away an unfinished copy, or a RECEIVED
+where that is a kind of fault (C{forget}); there is no C{blockmig accept}; two senders of one source
+do not run at once; no server of ours writes to the source (mirrors); and a plain destination is
+blank.
 
 What counts as a good end
 =========================
 
 From every state found, with no more faults, once as it is and once with both sides started again,
 the run must come to exit 0 at both ends.  Some ends that are not that are let pass, and counted
-where they can be distinguished: a process that died after its own last act finds nothing left to do
-(the sender refuses to start, exit 1; the receiver does too, since its disk holds data: C{refused};
-with C{--overwrite} it is not started, see assumption 2); the sender was acknowledged, found nobody
-and left, so that the receiver keeps a `retired` record and knows that it is canonical, without a
-disconnect (C{acknowledged}), or waits on a disk that is complete and has no record (C{late}: it was
+where they can be distinguished: where RECEIVED was removed a receiver that is started again
+refuses, since its disk holds data (C{refused}; with C{--overwrite} it is not started, see
+assumption 2); the sender was acknowledged, found nobody and left, so that the receiver keeps a
+`retired` record and knows that it is canonical, without a disconnect (C{acknowledged}), or waits on
+a disk that is complete and has no record (C{late}: it was
 started with C{--overwrite} while the sender was leaving); a stranger's whole migration was received
 instead of ours (C{another's}); others have left what no program can mend, such as a file of theirs
 in the place of ours (C{human}: L{machine.Machine.human} says which).

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.proof.model.cells import COPIED, NONE, OURS_THERE, SIZED, THEIRS, phase_of
+from tests.proof.model.cells import (
+    COPIED,
+    FORGOTTEN,
+    NONE,
+    OURS_THERE,
+    SIZED,
+    THEIRS,
+    durable,
+    phase_of,
+)
 from tests.proof.model.disk_steps import describe, source_losses, target_losses
-from tests.proof.model.moves import NEVER, NOBODY, Move
-from tests.proof.model.protocol import Step
+from tests.proof.model.moves import NOBODY, Move
+from tests.proof.model.programs import Step
+from tests.proof.model.search import NEVER
 from tests.proof.model.state import WIRES, Sender, State
 from tests.proof.model.third_party import ThirdParty
-from tests.proof.model.truth import retired_now
+from tests.proof.model.truth import received, retired_now
 
 
 class Breaks(ThirdParty):
@@ -47,7 +57,8 @@ class Breaks(ThirdParty):
             return
         for target in target_losses(state.target):
             lost = dead._replace(target=target)
-            if target.incomplete[0] != NONE and not self.plain:
+            back = target.incomplete[0] != NONE and target.received[0] == NONE
+            if back and not self.plain:
                 lost = lost._replace(done=0)  # the record is back: that was not yet the end
             yield Move(NEVER, f"receiver loses power: {describe(target)}", NOBODY, lost)
 
@@ -88,12 +99,20 @@ class Breaks(ThirdParty):
             dead = self.kill_receiver(state, 5)
             yield Move(NEVER, "receiver is stopped", NOBODY, dead)
 
+    def receipt_is_forgotten(self, state: State) -> Iterator[Move]:
+        """C{blockmig forget} at the destination."""
+        target = state.target
+        over = state.receiver.doing in ("dead", "exit") and target.incomplete[0] == NONE
+        if over and received(target):
+            gone = target._replace(received=durable(FORGOTTEN))
+            yield Move(NEVER, "forget", NOBODY, state._replace(target=gone))
+
     def cuts(self, state: State) -> Iterator[Move]:
         receiver = state.receiver
         if self.waiting_for_the_wire(state) and (state.main or state.side):
             yield Move(NEVER, "cut, as the sender sees", NOBODY, self.drop(state))
             if self.may_leave(state):
-                left = self.conclude(state)._replace(left=True)
+                left = self.leave_alone(state)._replace(left=True)
                 yield Move(NEVER, "cut, and the sender has tried for long", NOBODY, left)
             step = self.protocol.sender[state.sender.program][state.sender.pc]
             if step.name == "H.copied" and state.side and self.listening(state):

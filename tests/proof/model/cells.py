@@ -38,7 +38,11 @@ WHOLE, CUT_EARLY, DESTROYED = 0, 1, 2
 and after that, or deleted it with nobody there to have it open."""
 
 HOLE, V1, V2, FOREIGN, FOREIGN2, V3, OLD = 0, 1, 2, 3, 4, 5, 6  # a block's content
-MARKED, CONFIRMED = 2, 3  # MIGRATED, and the same once the destination was complete
+MARKED = 2
+"""The least value of MIGRATED, and of RECEIVED: it is there, and can be read."""
+
+UNCONFIRMED, CONFIRMED = 0, 1
+"""Phases of MIGRATED; the latter once the destination was seen to be complete."""
 
 COPYING, COPIED, RETIRED = 0, 1, 2
 """Phases of INCOMPLETE and of MIGRATING; RETIRED in the latter is its field `told`."""
@@ -48,6 +52,9 @@ OURS = (0, 1, 2)
 
 THEIRS = 3
 """The id that a receiver makes up for a foreign sender."""
+
+FORGOTTEN = 2 + 2 * 4
+"""The value of a RECEIVED that somebody has removed with C{forget}: as if it were not there."""
 
 
 def record(phase: int, ident: int) -> int:

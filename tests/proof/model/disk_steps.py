@@ -33,6 +33,7 @@ from tests.proof.model.cells import (
     SPOILT,
     THEIRS,
     THERE,
+    UNCONFIRMED,
     V1,
     V2,
     V3,
@@ -44,7 +45,8 @@ from tests.proof.model.cells import (
     phase_of,
     record,
 )
-from tests.proof.model.protocol import RULES, Protocol, Step
+from tests.proof.model.programs import Step
+from tests.proof.model.protocol import RULES, Protocol
 from tests.proof.model.state import Source, State, Target
 
 ON_DISK = ("tmp", "sync", "rename", "dirsync", "unlink")
@@ -53,7 +55,7 @@ ON_DISK = ("tmp", "sync", "rename", "dirsync", "unlink")
 UNSEEN = ("tmp", "sync")
 """What is done to a temporary file: nobody looks at it, and a crash forgets it."""
 
-IN_MEMORY = ("claim", "reply", "close", "complete", "look", "fail")
+IN_MEMORY = ("claim", "reply", "close", "complete", "look", "fail", "done")
 """What the receiver does together with the call before it."""
 
 
@@ -98,7 +100,7 @@ class DiskSteps:
         kind, phase = str(step.what).split(" ")
         torn = source.tmp != 2
         if kind == "MIGRATED":
-            value = CONFIRMED if phase else MARKED
+            value = record(CONFIRMED if phase else UNCONFIRMED, ident)
             return source._replace(migrated=changed(source.migrated, value, torn), tmp=0)
         value = record({"copying": COPYING, "copied": COPIED, "told": RETIRED}[phase], ident)
         return source._replace(migrating=changed(source.migrating, value, torn), tmp=0)
@@ -109,6 +111,12 @@ class DiskSteps:
             target = target._replace(tmp=1)
         elif step.op == "sync":
             target = target._replace(tmp=2 if target.tmp else 0)
+        elif step.op == "rename" and step.what == "RECEIVED ":
+            known = target.incomplete[0] != NONE  # else an acknowledged sender has said so
+            value = record(0, ident_of(target.incomplete[0]) if known else receiver.ident)
+            torn = target.tmp != 2
+            target = target._replace(received=changed(target.received, value, torn), tmp=0)
+            state = state._replace(done=2 if receiver.who in ("F", "X") else 1)
         elif step.op == "rename":
             phase = str(step.what).split(" ")[1]
             value = record(
@@ -121,13 +129,18 @@ class DiskSteps:
             file = target.file
             if file[0] != ABSENT:
                 file = (file[0], file[1] & ~(1 << ABSENT))
-            target = target._replace(file=file, incomplete=entry_synced(target.incomplete))
+            target = target._replace(
+                file=file,
+                incomplete=entry_synced(target.incomplete),
+                received=entry_synced(target.received),
+            )
             if not self.says_copied(target):  # what was copied before does not count any more
                 harm = min(target.harm, CUT_EARLY)
                 target = target._replace(late=0, harm=harm)
         elif step.op == "unlink":
             target = target._replace(incomplete=changed(target.incomplete, NONE))
-            state = state._replace(done=2 if receiver.who in ("F", "X") else 1)
+            if not state.done:
+                state = state._replace(done=2 if receiver.who in ("F", "X") else 1)
         elif step.op == "create":
             if target.file[0] == ABSENT:
                 target = target._replace(file=changed(target.file, EMPTY))
@@ -187,11 +200,12 @@ def source_losses(source: Source) -> Iterator[Source]:
 
 def target_losses(target: Target) -> Iterator[Target]:
     seen = set()
-    for file, first, second, incomplete in itertools.product(
+    for file, first, second, incomplete, received in itertools.product(
         members(target.file[1]),
         members(target.first[1]),
         members(target.second[1]),
         members(target.incomplete[1]),
+        members(target.received[1]),
     ):
         blocks = (first, second) if file == SIZED else (HOLE, HOLE)
         lost = target._replace(
@@ -199,6 +213,7 @@ def target_losses(target: Target) -> Iterator[Target]:
             first=durable(blocks[0]),
             second=durable(blocks[1]),
             incomplete=durable(incomplete),
+            received=durable(received),
             tmp=0,
         )
         if lost not in seen:
@@ -213,7 +228,9 @@ def describe(disk: Source | Target) -> str:
         words = [f"file {'there' if file == THERE else 'gone'}", f"MIGRATING {word(migrating)}"]
         return ", ".join([*words, *(["MIGRATED"] if migrated >= MARKED else [])])
     file = {ABSENT: "absent", EMPTY: "empty", SIZED: "sized", CUT: "cut"}[disk.file[0]]
-    return f"file {file}, INCOMPLETE {word(disk.incomplete[0])}"
+    said = ["INCOMPLETE " + word(disk.incomplete[0])]
+    said += ["RECEIVED"] if disk.received[0] >= MARKED else []
+    return ", ".join([f"file {file}", *said])
 
 
 def word(value: int) -> str:

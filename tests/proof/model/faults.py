@@ -14,6 +14,7 @@ KINDS = BREAKS | OTHERS
 
 LIFTS = frozenset(
     {
+        "forget",
         "finished stranger",
         "rerun",
         "earlier finisher",

@@ -14,6 +14,7 @@ from tests.proof.model.cells import (
     GONE,
     HOLE,
     LOOKED_RETIRED,
+    MARKED,
     MISTAKEN,
     NAMELESS,
     NONE,
@@ -27,6 +28,7 @@ from tests.proof.model.cells import (
     SPOILT,
     THEIRS,
     THERE,
+    TORN,
     V3,
     WHOLE,
     ident_of,
@@ -41,6 +43,7 @@ from tests.proof.model.truth import (
     may_be_retired,
     preserved,
     retired_now,
+    said_done,
     surely_retired,
     verdict_of_pair,
     verdict_of_source,
@@ -118,6 +121,23 @@ def of_the_disks(protocol: Protocol, state: State) -> list[str]:
         found.append("R3 completed, and not durable")
     if state.done and target.name != OURS_THERE:
         found.append("R13 completed, and its name leads elsewhere")
+
+    # R11: what is finished is remembered, and not before it is finished.
+    unsure = target.received[1] & (1 << NONE | 1 << TORN)
+    if protocol.peer != "plain" and state.done and unsure and target.incomplete[1] & 1 << NONE:
+        found.append("R11 the destination may forget that it is complete")
+    marks = source.migrated[1] & ~(1 << NONE | 1 << TORN)
+    if protocol.unlink and marks and source.file[1] & 1 << THERE:
+        found.append("R11 a tombstone, and the disk may be back")
+    forgets = source.migrating[1] & 1 << NONE and source.migrated[1] & (1 << NONE | 1 << TORN)
+    if protocol.unlink and source.file[0] == GONE and forgets:
+        found.append("R11 the source may forget where it has gone")
+    if "done: only if the end was seen" in protocol.rules:
+        said = said_done(source)
+    else:
+        said = source.migrating[0] == NONE and source.migrated[0] >= MARKED
+    if said and not (state.done == 1 or protocol.peer == "plain"):
+        found.append("R11 the sender says done again, and is not")
 
     # R7: the verdicts, from what is visible, never contradict the truth.
     if protocol.peer != "foreign":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.proof.model.edits import FLUSH_EARLY, OVER_DATA, Mutation, drop, without
+from tests.proof.model.edits import FLUSH_EARLY, OVER_DATA, Mutation
+from tests.proof.model.programs import drop, without
 
 REDUNDANT = [
     # What breaks nothing alone, since something else guards it too, and what that is.
@@ -33,24 +34,24 @@ LIMITS = [
         "assumption 1 lifted: a stranger writes to a receiver started on a finished disk",
         "R5",
         without(),
-        faults=2,
-        kinds=frozenset({"crash", "late stranger", "finished stranger"}),
+        faults=3,
+        kinds=frozenset({"crash", "forget", "late stranger", "finished stranger"}),
         **OVER_DATA,
     ),
     Mutation(
         "assumptions 1 and 2 lifted: receive is run again after all has ended, a stranger comes",
         "R5",
         without(),
-        faults=1,
-        kinds=frozenset({"late stranger", "finished stranger", "rerun"}),
+        faults=2,
+        kinds=frozenset({"forget", "late stranger", "finished stranger", "rerun"}),
         **OVER_DATA,
     ),
     Mutation(
         "assumption 2 lifted: both commands are run again after all has ended",
         "R6",
         without(),
-        faults=1,
-        kinds=frozenset({"crash", "rerun"}),
+        faults=2,
+        kinds=frozenset({"crash", "forget", "rerun"}),
         **OVER_DATA,
     ),
     Mutation(

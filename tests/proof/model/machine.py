@@ -10,6 +10,7 @@ from tests.proof.model.cells import (
     AWAY,
     COPIED,
     DESTROYED,
+    FORGOTTEN,
     LOST,
     MOVED,
     NONE,
@@ -25,9 +26,10 @@ from tests.proof.model.cells import (
     phase_of,
 )
 from tests.proof.model.disk_steps import ON_DISK, UNSEEN
-from tests.proof.model.moves import NEVER, NOBODY, Move
+from tests.proof.model.moves import NOBODY, Move
+from tests.proof.model.search import NEVER
 from tests.proof.model.state import WIRES, Receiver, Sender, Source, State, Target
-from tests.proof.model.truth import retired_now, surely_retired
+from tests.proof.model.truth import acknowledged, confirmed, received, retired_now
 
 
 class Machine(Breaks):
@@ -47,6 +49,7 @@ class Machine(Breaks):
                 durable(SIZED if self.plain or self.protocol.there else ABSENT),
                 durable(self.protocol.before),
                 durable(self.protocol.before),
+                durable(NONE),
                 durable(NONE),
                 0,
             ),
@@ -80,6 +83,8 @@ class Machine(Breaks):
                         yield from self.cuts(spent)
             if "stop" in self.kinds:
                 yield from self.receiver_is_stopped(spent)
+            if "forget" in self.kinds:
+                yield from self.receipt_is_forgotten(spent)
 
     def receiver_moves(self, state: State) -> Iterator[Move]:
         receiver = state.receiver
@@ -115,6 +120,8 @@ class Machine(Breaks):
         """Whether `receive` may be run again after its end."""
         if state.receiver.status in (3, 5) or not self.protocol.overwrite:
             return True
+        if received(state.target):
+            return True
         return "rerun" in self.kinds and self.concluded(state)
 
     def sender_moves(self, state: State) -> Iterator[Move]:
@@ -131,6 +138,10 @@ class Machine(Breaks):
                 yield Move(NEVER, "the source is changed", NOBODY, state._replace(version=V2))
             return
         if sender.program == "exit":
+            if sender.status == 0 and state.source.migrating[0] == NONE:
+                again = state._replace(sender=Sender("look"))
+                if self.protocol.sender["look"] and not confirmed(state.source):
+                    yield Move(NEVER, "send is run again", NOBODY, again)
             return
         step = self.protocol.sender[sender.program][sender.pc]
         after_disc = any(
@@ -188,7 +199,7 @@ class Machine(Breaks):
                 yield Move(3, "sender opens another H", NOBODY, self.advance(again))
             if self.may_leave(state):
                 # The thirty seconds: in a calm run the receiver is back long before.
-                left = self.conclude(state)._replace(left=True)
+                left = self.leave_alone(state)._replace(left=True)
                 if not self.listening(state):
                     yield Move(8, "sender: acknowledged, and nobody is there", NOBODY, left)
                 elif dead:
@@ -196,8 +207,7 @@ class Machine(Breaks):
 
     def may_leave(self, state: State) -> bool:
         """Whether the sender may end without having found a receiver."""
-        acknowledged = phase_of(state.source.migrating[0]) == RETIRED
-        may = acknowledged or not self.rule("leave: only when acknowledged")
+        may = acknowledged(state.source) or not self.rule("leave: only when acknowledged")
         return may and state.sender.program in ("finish", "anew")
 
     def stranger_moves(self, state: State) -> Iterator[Move]:
@@ -234,19 +244,17 @@ class Machine(Breaks):
             state = self.kill_receiver(state)
         else:
             state = state._replace(old_main=None, old_side=None)
-        if state.sender.program != "exit":
+        unseen = state.source.migrating[0] == NONE and not confirmed(state.source)
+        if state.sender.program != "exit" or (state.sender.status == 0 and unseen):
             state = state._replace(sender=Sender("dead"), source=state.source._replace(tmp=0))
         return state
 
     def good_end(self, state: State) -> str:
         """How both ended well, in a word; `` if they did not."""
         sender, receiver, target = state.sender, state.receiver, state.target
-        removed = state.source.migrating[1] == 1 << NONE
         finished = state.done == 1 and target.incomplete[0] == NONE
-        sent = sender.program == "exit" and (
-            (sender.status == 0 and state.source.migrating[0] == NONE)
-            or (sender.status == 1 and removed and surely_retired(self.protocol, state.source))
-        )
+        sent = sender.program == "exit" and sender.status == 0
+        sent = sent and state.source.migrating[0] == NONE
         if self.plain and sent:
             return "both"
         got = (receiver.doing == "exit" and receiver.status == 0) or (
@@ -254,7 +262,8 @@ class Machine(Breaks):
         )
         if sent and got and not self.plain:
             return "both"
-        if sent and finished and receiver.doing == "exit" and receiver.status == 1:
+        forgotten = target.received[0] == FORGOTTEN
+        if forgotten and sent and finished and (receiver.doing, receiver.status) == ("exit", 1):
             return "refused"
         if sent and state.left and phase_of(target.incomplete[0]) == RETIRED:
             return "acknowledged"

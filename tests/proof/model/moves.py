@@ -16,5 +16,4 @@ class Move(NamedTuple):
     state: State
 
 
-NEVER = 100
 NOBODY = "nobody"

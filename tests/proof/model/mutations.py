@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from tests.proof.model.edits import (
+    COMPLETE,
     CRASHES,
     CUTS,
     FLUSH_EARLY,
     FOREIGN_SENDER,
+    FORGOTTEN_THERE,
     KEEP,
     LATE,
     LEAVE,
@@ -21,12 +23,11 @@ from tests.proof.model.edits import (
     UNLINK,
     WRITE,
     Mutation,
-    both,
     calls,
-    drop,
-    move,
-    without,
 )
+from tests.proof.model.programs import both, drop, move, without
+
+RECORDED = "claim: in memory until the first change"
 
 MUTATIONS = [
     # The commit point and what goes before it.
@@ -87,9 +88,15 @@ MUTATIONS = [
         **FOREIGN_SENDER,
     ),
     Mutation(
+        "the first change of an attempt finds its record, and does not begin it anew",
+        "R2",
+        without("change: the first of an attempt begins it anew"),
+        kinds=frozenset({"crash"}),
+    ),
+    Mutation(
         "a new attempt leaves `copied` standing",
         "R2",
-        without("change: copied falls back first", "claim: copied falls back"),
+        without("change: copied falls back first", "claim: its own `copied` falls back"),
     ),
     # Completion.
     Mutation(
@@ -112,14 +119,14 @@ MUTATIONS = [
         "an acknowledged sender concludes alone where it reads that there is no record",
         "R6",
         without("finish: an acknowledged sender announces it where no record is"),
-        **CRASHES,
+        **FORGOTTEN_THERE,
         **OVER_DATA,
     ),
     Mutation(
         "a receiver started anew does not believe the acknowledged sender",
         "R6",
         drop("sender:anew", "H.retired"),
-        **CRASHES,
+        **FORGOTTEN_THERE,
         **OVER_DATA,
     ),
     Mutation(
@@ -163,10 +170,10 @@ MUTATIONS = [
         kinds=frozenset({"crash", "stop"}),
     ),
     Mutation(
-        "a claim leaves another's `copied` standing",
+        "a claim leaves its own `copied` standing: it is never taken back",
         "R4",
-        without("claim: copied falls back"),
-        kinds=frozenset({"stranger"}),
+        without("claim: its own `copied` falls back"),
+        kinds=frozenset({"stop"}),
     ),
     Mutation(
         # An attempt goes on only with a receiver that lives; one who takes back ends there.
@@ -188,13 +195,16 @@ MUTATIONS = [
         **LATE,
     ),
     Mutation(
-        "another's claim is let in on `copied`",
+        "another's claim is let in on `copied`, and recorded",
         "R5",
-        without("claim: refused on another's copied"),
+        without(RECORDED, "claim: refused on another's copied"),
         **LATE,
     ),
     Mutation(
-        "a claim is let in after `retired`", "R5", without("claim: refused once retired"), **LATE
+        "a claim is let in after `retired`, and recorded",
+        "R5",
+        without(RECORDED, "claim: refused once retired"),
+        **LATE,
     ),
     Mutation(
         "another's change is let in during an attempt",
@@ -202,9 +212,9 @@ MUTATIONS = [
         without("change: refused while another's attempt goes on"),
     ),
     Mutation(
-        "another's claim is let in during an attempt",
+        "another's claim is let in during an attempt, and recorded",
         "R5",
-        without("claim: refused while an attempt goes on"),
+        without(RECORDED, "claim: refused while an attempt goes on"),
     ),
     # Finishing.
     Mutation("DISC before `retired` is announced", "R6", move(SEND, LEAVE, "H.retired"), **CRASHES),
@@ -214,12 +224,89 @@ MUTATIONS = [
         move(SEND, LEAVE, "MIGRATING(told).write"),
         **CRASHES,
     ),
-    Mutation("MIGRATING removed before DISC", "R6", move(SEND, REMOVE, "M.disc"), **CRASHES),
+    Mutation("MIGRATING removed before DISC", "R11", move(SEND, REMOVE, "M.disc"), **CRASHES),
     Mutation(
         "MIGRATING removed before `complete` is read",
-        "R6",
+        "R11",
         move(SEND, REMOVE, "H.complete"),
         **CRASHES,
+    ),
+    # What is finished is remembered.
+    Mutation(
+        "the tombstone before the deletion",
+        "R11",
+        move(SEND, calls("MIGRATED(confirmed)"), "source.unlink"),
+    ),
+    Mutation(
+        "the tombstone before the deletion is durable",
+        "R11",
+        move(SEND, calls("MIGRATED(confirmed)")[:3], "source.dirsync"),
+    ),
+    Mutation(
+        "MIGRATING removed before the tombstone",
+        "R11",
+        move(SEND, REMOVE, "MIGRATED(confirmed).write"),
+    ),
+    Mutation(
+        "MIGRATING removed before the tombstone is durable",
+        "R11",
+        move(SEND, "MIGRATING.unlink", "MIGRATED(confirmed).dirsync"),
+    ),
+    Mutation("no tombstone", "R11", drop(SEND, *calls("MIGRATED(confirmed)"))),
+    Mutation("the tombstone renamed without fsync", "R7", drop(SEND, "MIGRATED(confirmed).fsync")),
+    Mutation(
+        "the tombstone says that the end was seen before it was",
+        "R11",
+        both(
+            move(SEND, calls("MIGRATED(confirmed)"), "M.disc"),
+            move(SEND, REMOVE, "M.disc"),
+        ),
+    ),
+    Mutation(
+        "a sender that has finished alone says done when it is run again",
+        "R11",
+        without("done: only if the end was seen"),
+        **CUTS,
+    ),
+    Mutation(
+        "INCOMPLETE removed before RECEIVED",
+        "R11",
+        move(COMPLETE, ("INCOMPLETE.unlink", "INCOMPLETE.gone.dirsync"), "RECEIVED.write"),
+    ),
+    Mutation(
+        "INCOMPLETE removed before RECEIVED is durable",
+        "R11",
+        move(COMPLETE, "INCOMPLETE.unlink", "RECEIVED.dirsync"),
+    ),
+    Mutation("RECEIVED renamed without fsync", "R11", drop(COMPLETE, "RECEIVED.fsync")),
+    Mutation(
+        "RECEIVED before fdatasync",
+        "R3",
+        move(COMPLETE, calls("RECEIVED"), "disk.fdatasync"),
+        **FOREIGN_SENDER,
+    ),
+    Mutation(
+        "`complete` answered before RECEIVED",
+        "R3",
+        move(COMPLETE, "complete", "RECEIVED.write"),
+    ),
+    Mutation(
+        "`complete` answered before INCOMPLETE is removed",
+        "R3",
+        move(COMPLETE, "complete", "INCOMPLETE.unlink"),
+    ),
+    Mutation(
+        "a receiver that finds both removes INCOMPLETE before RECEIVED is durable",
+        "R11",
+        drop("receiver:tidy", "tidy.dirsync"),
+        faults=2,
+        kinds=frozenset({"crash", "power"}),
+    ),
+    Mutation(
+        "a receiver started again does not look for RECEIVED",
+        "R6",
+        without("start: what is received is done"),
+        kinds=frozenset({"crash"}),
     ),
     Mutation("retired without asking for `copied`", "R7", drop(SEND, "H.copied")),
     Mutation(
@@ -249,7 +336,7 @@ MUTATIONS = [
     Mutation(
         "INCOMPLETE(copying) renamed without fsync",
         "R7",
-        drop("receiver:claim", "INCOMPLETE(copying).fsync"),
+        drop("receiver:write-first", "INCOMPLETE(copying).fsync"),
     ),
     Mutation(
         "INCOMPLETE(copied) renamed without fsync",
@@ -279,12 +366,12 @@ MUTATIONS = [
     Mutation(
         "file sized before the record",
         "R7",
-        move("receiver:claim", "file.size", "INCOMPLETE(copying).write"),
+        move("receiver:write-first", "file.size", "INCOMPLETE(copying).write"),
     ),
     Mutation(
         "a late claim of an earlier connection is let in",
         "R7",
-        without("claim: ends every older side connection"),
+        without("claim: ends its sender's older side connections"),
         **CUTS,
     ),
     Mutation(
@@ -456,7 +543,7 @@ MUTATIONS = [
     Mutation(
         "a receiver started again on a finished disk waits for the next",
         "R5",
-        without("start: a disk that holds data is refused"),
+        without("start: a disk that holds data is refused", "start: what is received is done"),
         kinds=frozenset({"late stranger"}),
     ),
     Mutation(

@@ -1,20 +1,14 @@
 """The protocol as data: the steps of both ends in their order, and the rules of the receiver.
 
-Edits of the protocol (L{tests.proof.model.edits}) change this data, and nothing else.
+Edits of the protocol (L{tests.proof.model.programs}) change this data, and nothing else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from tests.proof.model.cells import HOLE, OLD
-
-
-class Step(NamedTuple):
-    name: str
-    op: str
-    what: str | int = ""
+from tests.proof.model.programs import Programs, Step
 
 
 def writing(kind: str, phase: str = "") -> list[Step]:
@@ -29,15 +23,12 @@ def writing(kind: str, phase: str = "") -> list[Step]:
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """The steps of both sides, in their order, and the rules by which messages are let in."""
+class Protocol(Programs):
+    """The hand-off's programs, and what it is about."""
 
     name: str
     unlink: bool
     peer: str  # "blockmig": with the side export; "plain": a server without; "foreign": no sender
-    sender: dict[str, list[Step]]
-    receiver: dict[str, list[Step]]
-    rules: frozenset[str] = field(default_factory=frozenset)
     there: str = ""
     """What was there before at the destination: nothing; `blank`, a device (or file) of its size
     that is all holes; `data`, one that holds somebody's data.  That it is there, full-size and
@@ -55,10 +46,13 @@ RULES = {
     "claim: refused once retired",
     "claim: refused on another's copied",
     "claim: refused while an attempt goes on",
-    "claim: ends every older side connection",
+    "claim: ends its sender's older side connections",
+    "claim: in memory until the first change",
     "claim: ends a hanging attempt of its own",
-    "claim: copied falls back",
+    "claim: its own `copied` falls back",
+    "attempt: a claimed one replaces an unclaimed one",
     "change: copied falls back first",
+    "change: the first of an attempt begins it anew",
     "change: refused after retired",
     "change: refused on an identified copied",
     "change: refused while another's attempt goes on",
@@ -76,6 +70,8 @@ RULES = {
     "stop: the id that was found is kept until it is claimed",
     "plain: an older connection is dead before the next",
     "start: a disk that holds data is refused",
+    "start: what is received is done",
+    "done: only if the end was seen",
     "start: another disk than the whole one of the record is refused",
     "begin: another file than the record's is refused",
     "claim: not once the last name is gone",
@@ -104,7 +100,9 @@ def build(
         Step("MIGRATING.unlink", "unlink", "MIGRATING"),
         Step("MIGRATING.gone.dirsync", "dirsync"),
     ]
-    remove = [*([] if unlink else writing("MIGRATED", "confirmed")), *abandon]
+    remove = [*writing("MIGRATED", "confirmed"), *abandon]
+    # The destination was told, and nobody is there: nobody has seen the end.
+    alone = [*(writing("MIGRATED") if unlink else []), *abandon, Step("exit", "exit", 0)]
     begin = [Step("source.fsync", "baseline")]
     copied = [Step("source.look first", "look"), *writing("MIGRATING", "copied")]
     look = [Step("source.look", "look")]
@@ -175,6 +173,7 @@ def build(
             ],
             # The receiver has no record: it was started anew on the disk that it had completed.
             "anew": [Step("H.retired", "ask", "H retired"), *leave, *confirm],
+            "alone": alone,
             # If it is, `stop` follows.
             "back": [Step("back.read", "ask", "H read"), Step("back.copying", "ask", "H copying")],
             **always,
@@ -183,20 +182,21 @@ def build(
         record_copying = [Step("copying.look", "look"), *writing("INCOMPLETE", "copying")]
         receiver = {
             "look": [Step("file.create", "create"), Step("look.dirsync", "dirsync")],
+            # One that takes its own `copied` back; any other is memory, until its first change.
             "claim": [
                 *record_copying,
                 Step("file.size", "size"),
                 Step("claim", "claim"),
                 Step("reply", "reply"),
             ],
-            "claim-kept": [Step("claim", "claim"), Step("reply", "reply")],  # by mutation only
+            "claim-kept": [Step("claim", "claim"), Step("reply", "reply")],
             # Only what changes the last block can bring the size back after a cut.
             "write": [
                 Step("end.look", "look", "end"),
                 Step("block.write", "block"),
                 Step("reply", "reply"),
             ],
-            "write-first": [  # an attempt without a claim, or a change of what is `copied`
+            "write-first": [  # the first of an attempt, or a change of what is `copied`
                 *record_copying,
                 Step("file.size", "size"),
                 Step("end.look", "look", "end"),
@@ -219,9 +219,19 @@ def build(
             "disc-complete": [
                 Step("disk.fdatasync", "datasync"),
                 Step("complete.look", "look", "rescue"),
+                *writing("RECEIVED"),
                 Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
                 Step("INCOMPLETE.gone.dirsync", "dirsync"),
                 Step("complete", "complete"),
+            ],
+            # A start that finds RECEIVED: makes it durable before it believes it; and also removes
+            # the INCOMPLETE of the same migration.
+            "done": [Step("done.dirsync", "dirsync"), Step("done", "done")],
+            "tidy": [
+                Step("tidy.dirsync", "dirsync"),
+                Step("INCOMPLETE.unlink", "unlink", "INCOMPLETE"),
+                Step("INCOMPLETE.gone.dirsync", "dirsync"),
+                Step("done", "done"),
             ],
             "disc-drop": [Step("close", "close")],
             # What a look has found: the sender is refused, and exit 3.
@@ -237,5 +247,4 @@ def build(
         kind += (
             " over data" if overwrite else f" on {'a blank device' if there == 'blank' else there}"
         )
-    rules = frozenset(RULES)
-    return Protocol(kind, unlink, peer, sender, receiver, rules, there, overwrite)
+    return Protocol(sender, receiver, frozenset(RULES), kind, unlink, peer, there, overwrite)

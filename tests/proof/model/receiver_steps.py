@@ -30,8 +30,9 @@ from tests.proof.model.cells import (
     phase_of,
 )
 from tests.proof.model.disk_steps import IN_MEMORY, UNSEEN, DiskSteps
-from tests.proof.model.protocol import Step
+from tests.proof.model.programs import Step
 from tests.proof.model.state import WIRES, Receiver, State, Target, Wire
+from tests.proof.model.truth import complete, received
 
 
 class ReceiverSteps(DiskSteps):
@@ -99,6 +100,9 @@ class ReceiverSteps(DiskSteps):
         if self.refused(state):
             return state._replace(receiver=Receiver("exit", status=1))
         target = state.target
+        if self.is_done(target):
+            doing = "tidy" if target.incomplete[0] != NONE else "done"
+            return self.run_receiver(state._replace(receiver=Receiver(doing)), calls=0)
         if target.name == DELETED:
             nothing = durable(HOLE)
             target = target._replace(
@@ -109,14 +113,21 @@ class ReceiverSteps(DiskSteps):
         state = state._replace(receiver=Receiver("look"), target=target)
         return self.run_receiver(state, calls=0)
 
+    def is_done(self, target: Target) -> bool:
+        """Whether a receiver that is started finds that all of it was done before."""
+        whole = target.name == OURS_THERE and target.file[0] == SIZED
+        return complete(target) and whole and self.rule("start: what is received is done")
+
     def refused(self, state: State) -> bool:
         """Whether a receiver does not start here."""
         target = state.target
         value, file = target.incomplete[0], target.file[0]
-        if self.plain:
+        if self.plain or self.is_done(target):
             return False
-        if value == TORN:
+        if TORN in (value, target.received[0]):
             return True
+        if received(target) and value == NONE and self.rule("start: what is received is done"):
+            return True  # another disk
         if phase_of(value) >= COPIED:
             other = target.name != OURS_THERE or file != SIZED
             return other and self.rule(
@@ -163,19 +174,23 @@ class ReceiverSteps(DiskSteps):
 
     def end_attempt(self, receiver: Receiver) -> Receiver:
         covered = 0 if self.rule("drop: coverage is forgotten") else receiver.covered
-        return receiver._replace(bound="", covered=covered, claim=(), ident=0)
+        # A claim goes with its attempt; where that was a foreign one it still waits for its own.
+        claim = receiver.claim if receiver.bound == "F" else ()
+        return receiver._replace(bound="", covered=covered, claim=claim, ident=0)
 
     def in_memory(self, state: State, step: Step) -> State:
         receiver = state.receiver
         if step.op == "fail":
             return self.fail(state)
+        if step.op == "done":
+            return self.kill_receiver(state, 0)
         if step.op == "look":
             return self.look_at_target(state, step)
         if step.op == "claim":
-            if self.rule("claim: ends every older side connection"):
-                state = state._replace(old_side=None if receiver.who != "h" else state.old_side)
-                if receiver.who != "H" and state.side is not None:
-                    state = state._replace(side=state.side._replace(up=(), alive=False))
+            if self.rule("claim: ends its sender's older side connections"):
+                state = state._replace(old_side=None if receiver.who == "H" else state.old_side)
+            if receiver.who == "X" and state.side is not None:  # by mutation only
+                state = state._replace(side=state.side._replace(up=(), alive=False))
             return state._replace(receiver=receiver._replace(claim=receiver.message[1:3]))
         if step.op == "reply":
             if receiver.doing.startswith("retired"):
@@ -232,11 +247,20 @@ class ReceiverSteps(DiskSteps):
                 and ident not in (THEIRS, message[1])
                 and self.rule("claim: refused on another's copied")
             )
-            if busy and receiver.ident == message[1] == ident != THEIRS:
-                state = self.end_hanging(state)
-            if not (busy or late or other):
-                kept = phase == COPIED and not self.rule("claim: copied falls back")
-                handler = "claim-kept" if kept else "claim"
+            hanging = bool(receiver.bound) and receiver.ident == message[1] != THEIRS
+            if self.rule("claim: in memory until the first change"):
+                # But what takes its own `copied` back does so at once: a change may never come.
+                own = phase == COPIED and ident == message[1]
+                if who == "X" and not own:
+                    return state  # nothing of it can be seen
+                if hanging:
+                    state = self.end_hanging(state)
+                    receiver = state.receiver
+                if not (late or other):
+                    falls = own and self.rule("claim: its own `copied` falls back")
+                    handler = "claim" if falls else "claim-kept"
+            elif not (busy or late or other):
+                handler = "claim"
         elif op == "write":
             handler, receiver = self.admit_change(receiver, who, message, phase, ident)
         elif op == "flush":
@@ -300,21 +324,28 @@ class ReceiverSteps(DiskSteps):
             return "write", receiver
         if phase == RETIRED and self.rule("change: refused after retired"):
             return "", receiver
-        if who != receiver.bound:
-            if receiver.bound and self.rule("change: refused while another's attempt goes on"):
+        bound = receiver.bound
+        if who != bound:
+            claimed = receiver.claim[1:] == (message[2],)
+            replaces = (
+                claimed
+                and receiver.bound == "F"
+                and self.rule("attempt: a claimed one replaces an unclaimed one")
+            )
+            busy = bool(receiver.bound) and not replaces
+            if busy and self.rule("change: refused while another's attempt goes on"):
                 return "", receiver
             kept = 0 if self.rule("drop: coverage is forgotten") else receiver.covered
-            if receiver.claim == (ident, message[2]):
-                receiver = receiver._replace(bound=who, ident=ident, covered=kept)
-            elif (
-                phase == COPIED
-                and ident != THEIRS
-                and self.rule("change: refused on an identified copied")
-            ):
+            another = ident != THEIRS and not (claimed and receiver.claim[0] == ident)
+            if phase == COPIED and another and self.rule("change: refused on an identified copied"):
                 return "", receiver
+            if claimed:
+                receiver = receiver._replace(bound=who, ident=receiver.claim[0], covered=kept)
             else:
                 return "write-first", receiver._replace(bound=who, ident=THEIRS, covered=kept)
-        fresh = phase == COPYING or (
+        # That the record is there already does not say that the file has its size, and the name.
+        first = who != bound and self.rule("change: the first of an attempt begins it anew")
+        fresh = (phase == COPYING and not first) or (
             phase == COPIED and not self.rule("change: copied falls back first")
         )
         fresh = fresh and ident == receiver.ident

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable
 
 from tests.proof.model.cells import (
-    CONFIRMED,
     COPIED,
     COPYING,
     DATED,
@@ -24,10 +23,10 @@ from tests.proof.model.cells import (
     members,
     phase_of,
 )
-from tests.proof.model.protocol import Step
+from tests.proof.model.programs import Step
 from tests.proof.model.receiver_steps import ReceiverSteps
-from tests.proof.model.state import WIRES, Sender, State, Wire
-from tests.proof.model.truth import retired_now
+from tests.proof.model.state import WIRES, Sender, Source, State, Wire
+from tests.proof.model.truth import acknowledged, confirmed, received, retired_now
 
 
 class SenderSteps(ReceiverSteps):
@@ -72,8 +71,8 @@ class SenderSteps(ReceiverSteps):
                             return self.leave_it(state, sure=back == "back")
                         message = (*message, "nameless")
                 elif what == "retired":
-                    acknowledged = phase_of(state.source.migrating[0]) == RETIRED
-                    message = (what, sender.ident, sender.cookie, acknowledged)
+                    told = acknowledged(state.source)
+                    message = (what, sender.ident, sender.cookie, told)
                 elif what == "flush" and self.rule("stop: the id is kept from FLUSH on"):
                     sender = sender._replace(kept=True)
                 elif what == "copied":
@@ -102,7 +101,7 @@ class SenderSteps(ReceiverSteps):
         source, sender = state.source, state.sender
         migrating = source.migrating[0]
         state = state._replace(source=source._replace(tmp=0, changed=UNCHANGED))
-        acknowledged = phase_of(migrating) == RETIRED
+        told = acknowledged(source)
         # The process that has it open knows what it did itself; another goes by the directory.
         has_it = sender.program == "attempt"
         retired = retired_now(self.protocol, source)
@@ -113,9 +112,11 @@ class SenderSteps(ReceiverSteps):
         status = -1
         if TORN in (migrating, source.migrated[0]):
             status = 1
-        elif retired and migrating == NONE:
-            status = 1  # no such file, or MIGRATED: there is nothing to do
-        elif retired and phase_of(migrating) == COPYING:
+        elif retired and migrating == NONE and source.migrated[0] == NONE:
+            status = 1  # no such file
+        elif retired and migrating == NONE and self.says_done(source):
+            status = 0
+        elif retired and phase_of(migrating) == COPYING and migrating != NONE:
             status = 1  # gone, and not by us
         elif not (retired or has_it) and source.file[0] != THERE:
             # Gone, where it was to be kept; or another disk, and if a record stands beside it,
@@ -128,9 +129,11 @@ class SenderSteps(ReceiverSteps):
         ident = sender.ident if sender.program == "attempt" else -1
         if migrating != NONE:
             ident = ident_of(migrating)
+        elif retired:  # nobody has seen the end
+            ident = ident_of(source.migrated[0])
         elif ident < 0:
             ident = self.fresh_ident(state)
-        program = "finish" if retired or acknowledged else "attempt"
+        program = "finish" if retired or told else "attempt"
         kept = sender.kept
         if sender.program == "look":
             found = self.rule("stop: the id that was found is kept until it is claimed")
@@ -138,8 +141,8 @@ class SenderSteps(ReceiverSteps):
         kept = kept and program == "attempt"
         new = Sender(program, ident=ident, cookie=self.fresh_cookie(state), kept=kept)
         state = state._replace(sender=new)
-        if program == "finish" and source.migrated[0] == CONFIRMED:
-            return self.conclude(state)
+        if program == "finish" and confirmed(source):
+            return self.conclude(state, "MIGRATING.unlink")
         return self.advance(state)
 
     def fresh_ident(self, state: State) -> int:
@@ -212,14 +215,14 @@ class SenderSteps(ReceiverSteps):
         step = steps[sender.pc]
         if reply[0] == "refused":
             if sender.program == "anew" and step.name == "H.retired":
-                return self.conclude(state)  # it has another disk
+                return self.leave_alone(state)  # it has another disk
             if sender.program == "back":  # until the attempt's connection is gone over there
                 return self.take_back(state)
             return self.drop(state)
         if reply[0] == "ok":
             if step.name == "H.copying":
                 sender = sender._replace(kept=False)
-            elif step.name == "H.retired" and phase_of(state.source.migrating[0]) == RETIRED:
+            elif step.name == "H.retired" and acknowledged(state.source):
                 pc = sender.pc  # acknowledged already, and recorded
                 while steps[pc + 1].name.startswith("MIGRATING(told)"):
                     pc += 1
@@ -247,19 +250,19 @@ class SenderSteps(ReceiverSteps):
             if state.source.migrating[0] == NONE:  # the first attempt: a human has to look
                 return self.orphan(state)._replace(sender=Sender("exit", status=1))
             return self.drop(state)
-        acknowledged = phase_of(state.source.migrating[0]) == RETIRED
+        told = acknowledged(state.source)
         if copied_of_ours or reply[1:] == (RETIRED, sender.ident):
             return self.next_step(state)
         if (
-            acknowledged
+            told
             and reply[1] == -1
             and self.rule("finish: an acknowledged sender announces it where no record is")
         ):
             return self.advance(
                 state._replace(sender=sender._replace(program="anew", pc=0, waiting=False))
             )
-        if complete or acknowledged:
-            return self.conclude(state)
+        if complete or told:
+            return self.conclude(state) if complete else self.leave_alone(state)
         return self.orphan(state)._replace(sender=Sender("exit", status=5))
 
     # How a sender ends that has not retired its source.
@@ -334,18 +337,25 @@ class SenderSteps(ReceiverSteps):
             sender = sender._replace(cookie=old.cookie, kept=old.kept)
         return self.advance(state._replace(sender=sender))
 
-    def conclude(self, state: State) -> State:
+    def says_done(self, source: Source) -> bool:
+        """Whether a sender that finds nothing but MIGRATED says that this is done."""
+        return confirmed(source) or not self.rule("done: only if the end was seen")
+
+    def leave_alone(self, state: State) -> State:
+        """The destination was told, and is not there: MIGRATED says so, and no more."""
+        return self.go_to(self.orphan(state), "alone")
+
+    def conclude(self, state: State, first: str = "MIGRATED(confirmed).write") -> State:
         """All that is left is to record that the destination is complete."""
         steps = self.protocol.sender[state.sender.program]
         names = [step.name for step in steps]
-        first = "MIGRATING.unlink" if self.protocol.unlink else "MIGRATED(confirmed).write"
         pc = names.index(first) if first in names else names.index("MIGRATING.unlink")
         sender = state.sender._replace(pc=pc, waiting=False)
         return self.orphan(state)._replace(sender=sender)
 
     def concluded(self, state: State) -> bool:
         """Whether the sender looks for no receiver any more."""
-        if state.source.migrating[0] == NONE or state.source.migrated[0] == CONFIRMED:
+        if state.source.migrating[0] == NONE or confirmed(state.source):
             return True
         steps = self.protocol.sender.get(state.sender.program, [])[state.sender.pc :]
         return bool(steps) and not any(step.op in ("ask", "connect") for step in steps)
@@ -356,6 +366,8 @@ class SenderSteps(ReceiverSteps):
             return False  # it may be run, and is refused
         if state.target.incomplete[0] != NONE or "rerun" in self.kinds:
             return False
+        if received(state.target):
+            return False  # it says that it is done
         return state.done == 2 or (state.done == 1 and self.concluded(state))
 
     def unguarded(self, state: State) -> bool:

@@ -49,6 +49,7 @@ class Target(NamedTuple):
     first: Cell
     second: Cell
     incomplete: Cell
+    received: Cell
     tmp: int
     name: int = OURS_THERE
     late: int = 0

@@ -32,8 +32,9 @@ from tests.proof.model.cells import (
     phase_of,
 )
 from tests.proof.model.disk_steps import UNSEEN
-from tests.proof.model.moves import NEVER, NOBODY, Move
-from tests.proof.model.protocol import Step
+from tests.proof.model.moves import NOBODY, Move
+from tests.proof.model.programs import Step
+from tests.proof.model.search import NEVER
 from tests.proof.model.sender_steps import SenderSteps
 from tests.proof.model.state import State, Target
 from tests.proof.model.truth import holds
@@ -127,7 +128,7 @@ class ThirdParty(SenderSteps):
             return  # no migration has to do with it
         steps = self.protocol.receiver.get(receiver.doing, [])
         lifted = "between look and act" in self.kinds
-        if self.about_to(steps, receiver.pc, "complete.look", "INCOMPLETE.unlink") and not lifted:
+        if self.about_to(steps, receiver.pc, "complete.look", "RECEIVED.rename") and not lifted:
             return  # assumption 4
         late = self.looked(state, steps)
         if "swap target" in self.kinds:

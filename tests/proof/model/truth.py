@@ -13,6 +13,7 @@ from tests.proof.model.cells import (
     DESTROYED,
     FOREIGN,
     FOREIGN2,
+    FORGOTTEN,
     GONE,
     MARKED,
     MOVED,
@@ -20,6 +21,7 @@ from tests.proof.model.cells import (
     NOTHING,
     OURS_THERE,
     REPLACED,
+    RETIRED,
     SAVED,
     SIZED,
     THERE,
@@ -49,7 +51,7 @@ def surely_retired(protocol: Protocol, source: Source) -> bool:
     elsewhere = 1 << MOVED | 1 << AWAY
     if protocol.unlink:
         return not source.file[1] & (1 << THERE | elsewhere)
-    marked = not source.migrated[1] & ~(1 << MARKED | 1 << CONFIRMED)
+    marked = not source.migrated[1] & (1 << NONE | 1 << TORN)
     return marked and not source.file[1] & elsewhere
 
 
@@ -75,6 +77,34 @@ def holds_foreign(target: Target) -> bool:
     )
 
 
+def confirmed(source: Source) -> bool:
+    """Whether MIGRATED says that the destination was seen to be complete."""
+    return phase_of(source.migrated[0]) == CONFIRMED
+
+
+def acknowledged(source: Source) -> bool:
+    """Whether the records say that the destination knows that the source is retired."""
+    if source.migrating[0] == NONE:
+        return source.migrated[0] >= MARKED
+    return phase_of(source.migrating[0]) == RETIRED
+
+
+def said_done(source: Source) -> bool:
+    """Whether a sender that is run again says at once that this is done."""
+    return source.migrating[0] == NONE and confirmed(source)
+
+
+def received(target: Target) -> bool:
+    """Whether RECEIVED is there."""
+    return target.received[0] >= MARKED and target.received[0] != FORGOTTEN
+
+
+def complete(target: Target) -> bool:
+    """Whether the records say so: RECEIVED alone, or with the INCOMPLETE of its migration."""
+    copy = target.incomplete[0]
+    return received(target) and (copy == NONE or ident_of(copy) == ident_of(target.received[0]))
+
+
 # The verdicts of `inspect`, from what is visible in the directories.
 
 
@@ -83,7 +113,8 @@ def verdict_of_source(protocol: Protocol, source: Source) -> str:
     if TORN in (migrating, source.migrated[0]):
         return "unknown"
     if source.migrated[0] >= MARKED:
-        return "not canonical"
+        # A tombstone beside a file is about another one.
+        return "unknown" if protocol.unlink and file not in NOTHING else "not canonical"
     if file in ANOTHER and migrating != NONE:
         # A record, and a file that is not the one that it is about.
         distinguished = "inspect: another file than the record's is recognised" in protocol.rules
@@ -101,6 +132,8 @@ def verdict_of_target(protocol: Protocol, target: Target) -> str:
     value = target.incomplete[0]
     if value == TORN:
         return "unknown"
+    if value != NONE and complete(target) and target.name == OURS_THERE:
+        return "canonical"
     if value == NONE and target.name == OURS_THERE:
         file = target.file[0]
         return {ABSENT: "nothing here", SIZED: "canonical"}.get(file, "not canonical")
