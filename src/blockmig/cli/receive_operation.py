@@ -12,6 +12,10 @@ from ..errors import GaveUp, MigrationError, Refused, Summary
 from ..migration.destination.receiver import Receiver
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides
+from ..migration.records.files import Records
+from ..migration.records.finished import Present
+from ..migration.records.permitted import check_destination
+from ..migration.records.verdict import examine
 from ..runtime import Runtime
 from ..storage import (
     BlockDisk,
@@ -21,9 +25,11 @@ from ..storage import (
     filesystem_of,
     is_in_memory,
     open_disk,
+    record_path,
 )
 from ..transport import server_endpoint
 from .listening import Listening, ListeningExport
+from .logs import warn_of_again
 from .receive import Options
 
 _log = Logger()
@@ -50,6 +56,8 @@ class ReceiveOperation:
 
     async def run(self) -> Summary:
         options = self._options
+        warn_of_again(options)
+        self._check_records()
         endpoints = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
             self._runtime.reactor, endpoints, options["control"], self._make_endpoint
@@ -76,6 +84,19 @@ class ReceiveOperation:
         if self._receiver is not None:
             self._receiver.stop(why)
 
+    def _check_records(self) -> None:
+        """Check what the records say, before the disk is opened, made or locked: where it was
+        received already it may be in use."""
+        options, system = self._options, self._runtime.system
+        path, directory = options["file"], options["state-dir"]
+        try:
+            state = examine(path, directory, system)
+            records = Records(record_path(path, directory, system), system)
+        except DiskRefused:
+            return  # to open it is refused too, and says why
+        there = Present(state.size, state.identity)
+        check_destination(records, there, overwrite=bool(options["overwrite"]))
+
     def _open(self) -> FileDisk | BlockDisk:
         options = self._options
         try:
@@ -99,7 +120,7 @@ class ReceiveOperation:
             handshake_timeout=options["handshake-timeout"],
             idle_timeout=options["idle-timeout"],
             give_up_after=options["give-up-after"] or None,
-            overrides=Overrides(bool(options["again"]), bool(options["overwrite"])),
+            overrides=Overrides(bool(options["overwrite"])),
             runtime=self._runtime,
         )
 

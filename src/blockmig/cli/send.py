@@ -63,6 +63,7 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         common.check_verbosity(self)
+        common.check_again(self)
 
 
 def run(options: Options) -> int:

@@ -110,7 +110,7 @@ class OptionsTests(SynchronousTestCase):
     def test_an_option_of_several_commands_has_the_same_words(self):
         # These differ in meaning: `receive` has the destination's records and disk, and the
         # commands without a disk of their own connect to the control socket instead of making it.
-        differ = {"again", "overwrite", "control", "listen"}
+        differ = {"overwrite", "control", "listen"}
         words = {}
         for command in COMMANDS:
             kind = command.load().Options

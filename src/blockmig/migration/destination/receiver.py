@@ -57,14 +57,14 @@ class Receiver:
         ended; 0 for never.
     @param give_up_after: seconds without progress after which the migration is given up; None to
         wait for ever.
-    @param overrides: checks to override: C{again} disregards what the records beside the disk say
-        of earlier migrations, C{overwrite} overwrites whatever is on the disk. Without it a disk
-        that holds data, of which no record says that it is an unfinished copy, is refused: by
-        L{check}, or when a sender is about to change it.
+    @param overrides: checks to override: C{overwrite} overwrites whatever is on the disk. Without
+        it a disk that holds data, of which no record says that it is an unfinished copy, is
+        refused: by L{check}, or when a sender is about to change it.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long.
     @raise InUse: the disk object is in use.
     @raise LocalFailure: the disk has failed already.
+    @raise AlreadyDone: the records say that the disk was received already: there is nothing to do.
     @raise Refused: the records forbid it, or cannot be kept.
     """
 
@@ -111,12 +111,12 @@ class Receiver:
         records, previous, overwrite = None, None, overrides.overwrite
         if IRecordedDisk.providedBy(disk):
             records = Records(disk.record_path, self._runtime.system)
-            previous = destination_record(disk, records, overrides.again)
-            overwrite = overwrite or may_overwrite(disk, records, previous, overrides.again)
+            previous = destination_record(disk, records, overrides.overwrite)
+            overwrite = overwrite or may_overwrite(disk, previous)
         if previous is not None:
             _log_previous(disk, previous)
         destination = DestinationDisk(disk, overwrite, lambda: self._outcome.result is None)
-        record = DestinationRecord(destination, records, previous, self._threads, overrides.again)
+        record = DestinationRecord(destination, records, previous, self._threads)
         return IncomingMigration(destination, record, self._progress, self._outcome, self._runtime)
 
     def _settings(

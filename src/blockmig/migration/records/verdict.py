@@ -7,13 +7,15 @@ Rules (design, section 2: R1, R7):
 
 * a source is canonical until it is retired, and a destination from then on: where one end's own
   records cannot decide, the verdict names the place to look at;
-* whatever cannot be read, or contradicts itself, gives C{unknown}, with the reason: never a guess.
+* whatever cannot be read, or contradicts itself, gives C{unknown}, with the reason: never a guess;
+* where there is neither a disk nor a record, nothing is concluded from that (R11).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +24,13 @@ from typing import Final
 
 from ...errors import Refused
 from ...interfaces import IRecordedDisk
-from ...storage import DiskRefused, file_identity, is_locked, record_path
+from ...storage import (
+    DiskRefused,
+    default_state_directory,
+    file_identity,
+    is_locked,
+    record_path,
+)
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .files import (
     BadRecord,
@@ -34,6 +42,7 @@ from .files import (
     same_file,
     this_host,
 )
+from .finished import Finished, is_complete, is_superseded
 
 _MOST_TRIES: Final = 10
 
@@ -87,6 +96,32 @@ class DiskState:
     def record(self, kind: Kind) -> Record | None:
         """The record of that kind, if there is one."""
         return self.records.get(kind)
+
+    @property
+    def incomplete(self) -> Record | None:
+        """INCOMPLETE, unless RECEIVED says that the same migration is complete."""
+        incomplete = self.record(Kind.INCOMPLETE)
+        return None if is_complete(incomplete, self.record(Kind.RECEIVED)) else incomplete
+
+    @property
+    def migrated(self) -> Record | None:
+        """MIGRATED, unless a later migration began, or the disk has come home since."""
+        migrated = Finished(
+            self.record(Kind.MIGRATED), self.record(Kind.RECEIVED), self.record(Kind.ACCEPTED)
+        ).went
+        if migrated is not None and is_superseded(migrated, self.record(Kind.MIGRATING)):
+            return None
+        return migrated
+
+    @property
+    def leaving(self) -> Record | None:
+        """The record of its migration to elsewhere: of the last one."""
+        return self.migrated or self.record(Kind.MIGRATING)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is neither a disk nor a record."""
+        return self.size is None and not self.records and not self.bad
 
 
 def examine(
@@ -194,7 +229,8 @@ def verdict_of(disk: DiskState) -> Verdict:
                 "do not use this copy until you know where that file comes from; "
                 "the other side's records say as much: run `blockmig inspect` there",
             )
-    incomplete, accepted = disk.record(Kind.INCOMPLETE), disk.record(Kind.ACCEPTED)
+    incomplete, accepted = disk.incomplete, disk.record(Kind.ACCEPTED)
+    received = disk.record(Kind.RECEIVED)
     if incomplete is not None:
         if (
             accepted is not None
@@ -203,12 +239,14 @@ def verdict_of(disk: DiskState) -> Verdict:
         ):
             return _accepted(disk, accepted)
         return _destination_verdict(disk, incomplete)
-    if disk.record(Kind.MIGRATED) is not None or disk.record(Kind.MIGRATING) is not None:
+    if disk.leaving is not None:
         return _source_verdict(disk)
+    if received is not None and (disk.size is None or not _is_another(received, disk)):
+        return _received(disk, received)
     if disk.size is None and accepted is None:
         return _unknown(
             f"neither {disk.path} nor a record of it is there",
-            "look on the other host; a source that was migrated with --unlink leaves nothing here",
+            "look for it elsewhere: nothing can be concluded from that",
         )
     if disk.size == 0:
         return Verdict(
@@ -219,10 +257,18 @@ def verdict_of(disk: DiskState) -> Verdict:
         )
     if accepted is not None:
         return _accepted(disk, accepted)
+    if received is not None:
+        return _canonical(
+            disk.path,
+            f"there is no record of a migration of it {disk.records_where}; the {Kind.RECEIVED} "
+            f"there is about another file, received from {received.source} on "
+            f"{received.confirmed}, and counts for nothing",
+            "use it",
+        )
     return _canonical(
         disk.path,
-        f"there is no record of a migration {disk.records_where}: none was begun here, or it is "
-        "complete",
+        f"there is no record of a migration {disk.records_where}: none was begun here, or it was "
+        "forgotten",
         "use it",
     )
 
@@ -247,6 +293,25 @@ def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
     if verdict.state != CopyState.CANONICAL:
         why = "" if verdict.why in verdict.line else f": {verdict.why}"
         raise Refused(f"{disk.name}: {verdict.line}{why}; {verdict.advice}")
+
+
+def _forget(disk: DiskState, *options: str) -> str:
+    """The command that forgets what was finished with a disk."""
+    words = ["blockmig", "forget", disk.path, *options]
+    directory = disk.records_where.partition("in ")[2]
+    if directory and directory != os.path.abspath(default_state_directory()):
+        words += ["--state-dir", directory]
+    return shlex.join(words)
+
+
+def _received(disk: DiskState, received: Record) -> Verdict:
+    """What was received, and nothing was begun with since."""
+    what = f"it was received from {received.source}, and complete on {received.confirmed}"
+    if disk.size is None:
+        return _unknown(f"{disk.path} is gone; {what}", "look for it")
+    if disk.size == 0:
+        return _unknown(f"{disk.path} is empty; {what}", "find out who truncated it")
+    return _canonical(disk.path, what, "use it")
 
 
 def _accepted(disk: DiskState, accepted: Record) -> Verdict:
@@ -321,23 +386,20 @@ def _where_to_look(record: Record, path: str) -> str:
 
 
 def _source_verdict(disk: DiskState) -> Verdict:
-    migrating, migrated = disk.record(Kind.MIGRATING), disk.record(Kind.MIGRATED)
-    if (
-        migrated is not None
-        and migrating is not None
-        and migrating.again
-        and migrating.migration != migrated.migration
-    ):
-        migrated = None  # --again disregarded it
+    migrating, migrated = disk.record(Kind.MIGRATING), disk.migrated
     if migrated is not None:
-        if disk.size is not None and same_file(migrated.identity, disk.identity) is False:
+        if disk.size is not None and (
+            migrated.unlink or same_file(migrated.identity, disk.identity) is False
+        ):
             return _unknown(
-                f"the disk that was here was migrated to {migrated.destination} on "
-                f"{migrated.retired}; {disk.path} is another file, of which nothing is known",
-                "if it is a new disk, move the record away",
+                f"another file has the name of the disk that went to {migrated.destination} on "
+                f"{migrated.retired}",
+                "if it is a new disk, let blockmig forget the old one: "
+                + _forget(disk, "--i-have-checked-the-destination"),
             )
+        done = "" if disk.size is None else "; delete this one when you like"
         finish = (
-            f"use the copy at {migrated.destination}; delete this one when you like"
+            f"use the copy at {migrated.destination}{done}"
             if migrating is None
             else "run the same send command again to finish; then use the copy at "
             f"{migrated.destination}"
@@ -345,7 +407,8 @@ def _source_verdict(disk: DiskState) -> Verdict:
         return Verdict(
             CopyState.NOT_CANONICAL,
             CopyState.NOT_CANONICAL,
-            f"it was migrated to {migrated.destination} on {migrated.retired}",
+            f"it was migrated to {migrated.destination} on {migrated.retired}"
+            + (", and deleted here" if migrated.unlink else ""),
             finish,
         )
     assert migrating is not None
@@ -421,7 +484,7 @@ def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
         (one, other, first, second),
         (other, one, second, first),
     ):
-        incomplete = here.record(Kind.INCOMPLETE)
+        incomplete = here.incomplete
         if verdict.state == CopyState.CONDITIONAL and incomplete is not None:
             return _verdict_by_source(here, incomplete, verdict, there, opposite)
     for here, there, verdict, opposite in (
@@ -444,17 +507,23 @@ def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
 
 def _defers_to(disk: DiskState, verdict: Verdict, to: DiskState) -> bool:
     """Whether what was found at C{disk} leaves it to C{to} to be canonical."""
+    received = to.record(Kind.RECEIVED)
+    if received is not None and _is_another(received, to):
+        received = None
     if verdict.state == CopyState.NOT_CANONICAL:
-        record = disk.record(Kind.MIGRATED) or disk.record(Kind.MIGRATING)
+        record = disk.leaving
         if record is None:
             return True
+        if received is not None and received.identified:
+            return received.migration == record.migration
         incomplete = to.record(Kind.INCOMPLETE)
         same = incomplete is not None and incomplete.migration == record.migration
         return record.size == to.size and (same or _may_be_location(to, record.destination))
     nothing = not disk.records and not disk.bad
-    if disk.size is None and nothing:
+    # Where a record says that it arrived no other copy matters any more; and while a source is not
+    # retired, it does not matter what the destination looks like.
+    if disk.empty and (received is not None or to.record(Kind.ACCEPTED) is not None):
         return True
-    # While a source is not retired, it does not matter what the destination looks like.
     migrating = to.record(Kind.MIGRATING)
     return migrating is not None and (nothing or Kind.INCOMPLETE in disk.bad)
 
@@ -472,7 +541,7 @@ def _may_be_path(path: str, location: Location) -> bool:
 
 def _is_source_of(there: DiskState, incomplete: Record) -> bool:
     """Whether C{there} is the source of the copy that C{incomplete} is about."""
-    record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
+    record = there.leaving
     if record is None:
         return there.size == incomplete.size and _may_be_location(there, incomplete.source)
     ends = [(at.host, at.disk) for at in (record.destination, incomplete.destination)]
@@ -482,8 +551,8 @@ def _is_source_of(there: DiskState, incomplete: Record) -> bool:
 def _was_migrated_to(there: DiskState, here: DiskState, incomplete: Record) -> bool:
     """Whether what was retired at C{there} is what C{incomplete}, the record of C{here}, is
     about."""
-    record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
-    if record is None or there.record(Kind.INCOMPLETE) is not None:
+    record = there.leaving
+    if record is None or there.incomplete is not None:
         return False  # it is not canonical because it is not a whole copy itself
     if incomplete.identified:
         return _is_source_of(there, incomplete)

@@ -78,6 +78,7 @@ class Sender:
         attempt is about to copy.
     @raise InUse: the disk object is in use.
     @raise LocalFailure: the disk has failed already.
+    @raise AlreadyDone: this very migration was completed before.
     @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid sending
         it, or its migration can only be finished (which a L{Finisher} does).
     """
@@ -109,7 +110,11 @@ class Sender:
         self._passes: CopyPasses = passes if passes is not None else FullCopy(disk.size, limiter)
         with failing_locally(disk):
             self.source = _source_record(
-                disk, destination.uri, unlink=unlink, again=overrides.again, system=runtime.system
+                disk,
+                destination.uri,
+                unlink=unlink,
+                overwrite=overrides.overwrite,
+                system=runtime.system,
             )
         watch = SourceWatch(
             disk,
@@ -434,14 +439,21 @@ def _record_failed(error: OSError) -> None:
 
 
 def _source_record(
-    disk: IDisk, destination: str, *, unlink: bool, again: bool, system: SystemCalls
+    disk: IDisk, destination: str, *, unlink: bool, overwrite: bool, system: SystemCalls
 ) -> SourceRecord:
     """The record of the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
         records, state, identity = None, SourceState(), ""
     else:
         records, identity = Records(disk.record_path, system), disk.identity()
-        state = source_state(records, identity, destination, unlink=unlink, again=again)
+        state = source_state(
+            records,
+            identity,
+            destination,
+            size=disk.size,
+            unlink=unlink,
+            overwrite=overwrite,
+        )
         if state.retired:
             raise Refused(f"{disk.name}: is retired, and its migration can only be finished")
     return SourceRecord(
@@ -452,5 +464,4 @@ def _source_record(
         size=disk.size,
         unlink=unlink,
         identity=identity,
-        again=again,
     )

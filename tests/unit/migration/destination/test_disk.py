@@ -128,16 +128,6 @@ class ExistingDataTests(ReceiverCase):
         self.make()
         self.failureResultOf(self.receiver.check(), Refused)
 
-    def test_again_allows_overwriting_only_the_recorded_disk(self):
-        self.make(again=True)
-        self.failureResultOf(self.receiver.check(), Refused)
-        self.make(overwrite=True)
-        self.claimed()
-        self.records.write(Kind.MIGRATED, self.record().but(retired="then"))
-        self.records.remove(Kind.INCOMPLETE)
-        self.make(again=True)
-        self.successResultOf(self.receiver.check())
-
     def test_a_disk_that_cannot_be_read_fails_the_receiver(self):
         self.disk.fail("probe", OSError(errno.EIO, "broken"), times=None)
         self.failureResultOf(self.receiver.check(), LocalFailure)
