@@ -13,8 +13,8 @@ import blockmig
 
 NAMES = """
     AlreadyDone BlockDisk Converge Destination ExitStatus Exports FileDisk Finisher GaveUp InUse
-    LocalFailure MigrationError Mirror Overrides Patience Receiver Refused Relay Runtime Sender Server Summary
-    Unconfirmed examine open_disk resume verdict_of
+    LocalFailure MigrationError Mirror Overrides Patience Receiver Refused Relay Runtime Sender
+    Server Summary Unconfirmed examine open_disk resume verdict_of
 """
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,8 @@ from ..migration.destination.receiver import Receiver
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides
 from ..migration.records.files import Records
-from ..migration.records.finished import Present
 from ..migration.records.permitted import check_destination
-from ..migration.records.verdict import examine
+from ..migration.records.verdict import look_at
 from ..runtime import Runtime
 from ..storage import (
     BlockDisk,
@@ -89,13 +89,11 @@ class ReceiveOperation:
         received already it may be in use."""
         options, system = self._options, self._runtime.system
         path, directory = options["file"], options["state-dir"]
-        try:
-            state = examine(path, directory, system)
+        with contextlib.suppress(DiskRefused):  # to open it is refused too, and says why
             records = Records(record_path(path, directory, system), system)
-        except DiskRefused:
-            return  # to open it is refused too, and says why
-        there = Present(state.size, state.identity)
-        check_destination(records, there, overwrite=bool(options["overwrite"]))
+            check_destination(
+                records, lambda: look_at(path, system), overwrite=bool(options["overwrite"])
+            )
 
     def _open(self) -> FileDisk | BlockDisk:
         options = self._options

@@ -280,6 +280,7 @@ class ImportsTests(SynchronousTestCase):
         for status, *arguments in (
             (5, "inspect", "/nowhere/disk"),
             (1, "accept", "/nowhere/disk", "--i-have-checked-the-source"),
+            (1, "forget", "/nowhere/disk"),
         ):
             loaded = self.loaded(status, *arguments)
             self.assert_own(loaded, arguments[0])

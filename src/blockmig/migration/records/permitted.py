@@ -17,6 +17,7 @@ Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ...errors import Refused
@@ -79,9 +80,11 @@ def destination_record(
     incomplete, received = _read(records, Kind.INCOMPLETE), _read_received(records)
     if is_complete(incomplete, received):
         _remove_incomplete(records)
-    identity = disk.identity() if received is not None else ""
-    there = Present(None if disk.blank else disk.size, identity)
-    check_destination(records, there, overwrite=overwrite, id=id)
+
+    def look() -> Present:
+        return Present(None if disk.blank else disk.size, disk.identity())
+
+    check_destination(records, look, overwrite=overwrite, id=id)
     _check_writable(records, Kind.INCOMPLETE)
     incomplete = _read(records, Kind.INCOMPLETE)
     if incomplete is not None and not _may_be_disk_of(disk, incomplete):
@@ -94,11 +97,11 @@ def destination_record(
 
 
 def check_destination(
-    records: Records, there: Present, *, overwrite: bool = False, id: str = ""
+    records: Records, look: Callable[[], Present], *, overwrite: bool = False, id: str = ""
 ) -> None:
     """Check what the records alone say of a destination, before its disk is opened or made.
 
-    @param there: what is there now.
+    @param look: looks what is there now; called only if that matters.
     @raise AlreadyDone: see L{destination_record}.
     @raise Refused: the same.
     """
@@ -117,7 +120,8 @@ def check_destination(
             f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`"
         )
     finished = _read_finished(records, overwrite and bool(id))
-    check_received(records, finished, there, overwrite=overwrite, id=id)
+    if finished.latest is not None:
+        check_received(records, finished, look(), overwrite=overwrite, id=id)
 
 
 def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: str) -> None:

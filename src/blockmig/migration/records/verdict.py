@@ -42,7 +42,7 @@ from .files import (
     same_file,
     this_host,
 )
-from .finished import Finished, is_complete, is_superseded
+from .finished import Finished, Present, is_complete, is_superseded
 
 _MOST_TRIES: Final = 10
 
@@ -70,6 +70,11 @@ class Verdict:
     why: str
     advice: str
     canonical: str = ""
+
+    @property
+    def certain(self) -> bool:
+        """Whether it says of the copy that it is canonical, or that it is not."""
+        return self.state in (CopyState.CANONICAL, CopyState.NOT_CANONICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,15 @@ def _where(records: Records, path: str) -> str:
     directory = os.path.dirname(records.path)
     beside = directory == os.path.dirname(os.path.realpath(path))
     return "beside it" if beside else f"in {directory}"
+
+
+def look_at(path: str, system: SystemCalls = SYSTEM) -> Present:
+    """What is at C{path}; its records are not looked at.
+
+    @raise DiskRefused: it cannot be examined.
+    """
+    size, identity, _ = _examine_disk(path, system)
+    return Present(size, identity)
 
 
 def _examine_disk(path: str, system: SystemCalls) -> tuple[int | None, str, bool]:
