@@ -70,16 +70,11 @@ def destination_record(
 ) -> Record | None:
     """The record to continue from, if a migration may be received into C{disk}.
 
-    An INCOMPLETE beside the RECEIVED of the same migration is removed: that one is complete.
-
     @param overwrite: disregard what was finished here before; with a new C{id} only.
     @param id: the id of the migration to receive; "" for any.
     @raise AlreadyDone: it was received already, and is there.
     @raise Refused: it may not be received.
     """
-    incomplete, received = _read(records, Kind.INCOMPLETE), _read_received(records)
-    if is_complete(incomplete, received):
-        _remove_incomplete(records)
 
     def look() -> Present:
         return Present(None if disk.blank else disk.size, disk.identity())
@@ -101,12 +96,15 @@ def check_destination(
 ) -> None:
     """Check what the records alone say of a destination, before its disk is opened or made.
 
+    An INCOMPLETE beside the RECEIVED of the same migration is removed: that one is complete.
+
     @param look: looks what is there now; called only if that matters.
     @raise AlreadyDone: see L{destination_record}.
     @raise Refused: the same.
     """
     incomplete = _read(records, Kind.INCOMPLETE)
     if is_complete(incomplete, _read_received(records)):
+        _remove_incomplete(records)
         incomplete = None
     if incomplete is not None:
         _check_continues(records, incomplete, overwrite, id)
