@@ -181,7 +181,8 @@ class Hosts:
     def check(self, unlinked: bool) -> None:
         """The destination has the disk, and the source only if it should."""
         assert self.source.exists() != unlinked
-        arrived = list((self.folder / "destination" / "images").iterdir())
+        there = (self.folder / "destination" / "images").iterdir()
+        arrived = [path for path in there if path.suffix != ".RECEIVED"]
         assert arrived, "nothing arrived"
         for disk in arrived:
             kind = "qcow2" if disk.suffix == ".qcow2" else "raw"

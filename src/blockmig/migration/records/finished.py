@@ -288,7 +288,7 @@ def _why_not_sent(
     """Why a command is not the one that MIGRATED is about; "" if it is."""
     if migrated.destination.address != destination:
         return f"this is to {destination or 'an address without a URI'}"
-    if not destination:
+    if not destination and migrated.confirmed:
         return "the destination of neither has a URI to compare"
     if unlink and not migrated.unlink:
         return "it was kept: delete it yourself"
