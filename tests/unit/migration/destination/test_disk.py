@@ -227,6 +227,22 @@ class DisplacedTests(ReceiverCase):
         self.saved()
         self.assertNotEqual("complete", self.receiver.status()["state"])
 
+    def test_a_disk_displaced_just_before_RECEIVED_appears_is_saved(self):
+        """Nothing comes between the last look and that."""
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
+        write = self.system.pwrite
+
+        def displace(descriptor, data, offset):
+            if b'"record": "RECEIVED"' in bytes(data):
+                self.displace()
+            return write(descriptor, data, offset)
+
+        self.system.pwrite = displace
+        client.disconnect()
+        self.saved()
+        self.assertEqual(["disk.INCOMPLETE", "disk.rescued.INCOMPLETE"], self.names())
+
     def test_a_disk_whose_directory_is_gone_at_the_last_flush_is_saved(self):
         client, handoff = self.copied()
         self.assertEqual(0, handoff.notify("retired", ONE, 7))
