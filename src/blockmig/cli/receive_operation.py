@@ -14,7 +14,7 @@ from ..migration.destination.receiver import Receiver
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides
 from ..migration.records.files import Records
-from ..migration.records.permitted import check_destination
+from ..migration.records.permitted import check_finished
 from ..migration.records.verdict import look_at
 from ..runtime import Runtime
 from ..storage import (
@@ -91,7 +91,7 @@ class ReceiveOperation:
         path, directory = options["file"], options["state-dir"]
         with contextlib.suppress(DiskRefused):  # to open it is refused too, and says why
             records = Records(record_path(path, directory, system), system)
-            check_destination(
+            check_finished(
                 records, lambda: look_at(path, system), overwrite=bool(options["overwrite"])
             )
 

@@ -79,7 +79,7 @@ def destination_record(
     def look() -> Present:
         return Present(None if disk.blank else disk.size, disk.identity())
 
-    check_destination(records, look, overwrite=overwrite, id=id)
+    _check_destination(records, look, overwrite=overwrite, id=id)
     _check_writable(records, Kind.INCOMPLETE)
     incomplete = _read(records, Kind.INCOMPLETE)
     if incomplete is not None and not _may_be_disk_of(disk, incomplete):
@@ -91,21 +91,28 @@ def destination_record(
     return incomplete
 
 
-def check_destination(
+def check_finished(
     records: Records, look: Callable[[], Present], *, overwrite: bool = False, id: str = ""
 ) -> None:
-    """Check what the records alone say of a destination, before its disk is opened or made.
+    """Check what is finished at a destination, before its disk is opened, made or locked.
 
-    An INCOMPLETE beside the RECEIVED of the same migration is removed: that one is complete.
+    An INCOMPLETE beside the RECEIVED of the same migration is removed: that one is complete. Where
+    a migration is under way nothing is checked yet.
 
     @param look: looks what is there now; called only if that matters.
     @raise AlreadyDone: see L{destination_record}.
     @raise Refused: the same.
     """
-    incomplete = _read(records, Kind.INCOMPLETE)
-    if is_complete(incomplete, _read_received(records)):
-        _remove_incomplete(records)
-        incomplete = None
+    incomplete = _settle(records)
+    if incomplete is None and _read(records, Kind.MIGRATING) is None:
+        _check_received(records, look, overwrite, id)
+
+
+def _check_destination(
+    records: Records, look: Callable[[], Present], *, overwrite: bool = False, id: str = ""
+) -> None:
+    """Check what the records say of a destination; see L{destination_record}."""
+    incomplete = _settle(records)
     if incomplete is not None:
         _check_continues(records, incomplete, overwrite, id)
         return
@@ -117,6 +124,12 @@ def check_destination(
             f"{records.path}: a migration of it to {migrating.destination} is not known to be "
             f"complete ({records.name(Kind.MIGRATING)}): see `blockmig inspect {records.path}`"
         )
+    _check_received(records, look, overwrite, id)
+
+
+def _check_received(
+    records: Records, look: Callable[[], Present], overwrite: bool, id: str
+) -> None:
     finished = _read_finished(records, overwrite and bool(id))
     if finished.latest is not None:
         check_received(records, finished, look(), overwrite=overwrite, id=id)
@@ -159,14 +172,18 @@ def _read_received(records: Records) -> Record | None:
         return None
 
 
-def _remove_incomplete(records: Records) -> None:
-    """A receiver has died between its last two acts: do the last."""
+def _settle(records: Records) -> Record | None:
+    """INCOMPLETE; where a receiver has died between its last two acts, do the last: remove it."""
+    incomplete = _read(records, Kind.INCOMPLETE)
+    if not is_complete(incomplete, _read_received(records)):
+        return incomplete
     try:
         records.sync()
         records.remove(Kind.INCOMPLETE)
     except OSError as error:
         name = records.name(Kind.INCOMPLETE)
         raise Refused(f"{name}: cannot be removed: {describe_error(error)}") from None
+    return None
 
 
 def may_overwrite(disk: IRecordedDisk, record: Record | None) -> bool:

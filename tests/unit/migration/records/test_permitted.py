@@ -142,6 +142,9 @@ class DestinationTests(Case):
         self.stand(migrating=COPYING)
         self.refused("not known to be complete")
         self.assertIsNone(self.found(overwrite=True))
+        self.stand(migrating=COPYING.but(migration=TWO), received=END)
+        self.refused("--id", overwrite=True)
+        self.assertIsNone(self.found(overwrite=True, id="new"))
 
     def test_no_option_passes_over_an_unfinished_hand_off(self):
         for records in (
