@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import weakref
+from functools import partial
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,9 +15,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig import claims
 from blockmig.client import Destination
 from blockmig.errors import AlreadyDone, GaveUp, InUse, Refused, Unconfirmed
+from blockmig.migration.destination import receiver
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.permitted import destination_record
+from blockmig.migration.records.verdict import examine, verdict_of, verdict_of_pair
 from blockmig.migration.source import resume as module
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.resume import resume
@@ -393,6 +397,60 @@ class ClosingTests(Case):
             file.write("torn")
         self.refused("hard links")
         self.refused("is torn", unlink=False)
+
+
+class HomeTests(Case):
+    """A disk goes to another place, comes home, and goes again."""
+
+    def go(self, source, target, id=""):
+        self.begin()
+        self.patch(receiver, "destination_record", partial(destination_record, id=id))
+        disk = FileDisk(target, size=SIZE)
+        try:
+            receiving = Receiver(disk, overrides=Overrides(overwrite=True), runtime=self.runtime)
+        except (AlreadyDone, Refused):
+            disk.discard()
+            raise
+        self.network.listen("there", receiving.factory())
+        received = receiving.complete()
+        there = Destination(self.network.client_endpoint("there"), uri=f"nbd://there{target}")
+        sent = self.network.result(self.resume(source, destination=there).run())
+        self.assertEqual(SIZE, sent.bytes)
+        self.successResultOf(received)
+        disk.close()
+
+    def check(self, source, target):
+        self.assertFalse(os.path.exists(source))
+        with open(target, "rb") as file:
+            self.assertEqual(DATA, file.read())
+        for path, state in ((target, "canonical"), (source, "not canonical")):
+            self.assertEqual(state, verdict_of(examine(path)).state)
+        for pair in ((source, target), (target, source)):
+            self.assertEqual(target, verdict_of_pair(*map(examine, pair)).canonical)
+        self.assertRaises(AlreadyDone, self.go, source, target)
+        there = Destination(self.network.client_endpoint("there"), uri=f"nbd://there{target}")
+        before = os.stat(os.path.dirname(source)).st_mtime_ns
+        self.assertRaises(AlreadyDone, self.resume, source, destination=there)
+        self.assertEqual(before, os.stat(os.path.dirname(source)).st_mtime_ns)
+
+    def test_each_time_one_place_is_canonical_and_nothing_is_done_twice(self):
+        self.write_source()
+        one, other = self.source_path, self.target_path
+        self.go(one, other)
+        self.check(one, other)
+        migrations = [Records(other).read(Kind.RECEIVED).migration]
+        for number in range(4):
+            one, other = other, one
+            # The place that it left is not written to unasked.
+            self.assertRaises(Refused, self.go, one, other)
+            self.go(one, other, id=f"home{number}")
+            self.check(one, other)
+            received = Records(other).read(Kind.RECEIVED)
+            sent = Records(one).read(Kind.MIGRATED)
+            self.assertEqual(received.migration, sent.migration)
+            # At both places the same went before.
+            self.assertEqual([migrations[-1]] * 2, [received.follows, sent.follows])
+            migrations.append(received.migration)
 
 
 class CrashTests(Case):
