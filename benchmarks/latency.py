@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from blockmig.client import Destination
-from blockmig.migration.policy import Overrides
 
 BLOCKMIG = [sys.executable, "-m", "blockmig"]
 ANSWER = b"ok\n"
@@ -57,9 +56,10 @@ def serve(folder: str, size: int) -> None:
         tell(request, summary)
 
     async def send(request: Any) -> None:
+        Path(f"{folder}/source.MIGRATED").unlink(missing_ok=True)
         disk = FileDisk(f"{folder}/source", writable=False)
         endpoint = UNIXClientEndpoint(reactor, f"{folder}/outside")
-        summary = await Sender(disk, Destination(endpoint), overrides=Overrides(again=True)).run()
+        summary = await Sender(disk, Destination(endpoint)).run()
         disk.close()
         tell(request, summary)
 
@@ -167,7 +167,8 @@ class Scene:
 
     def start_receiver(self) -> subprocess.Popen[bytes]:
         copy = f"{self.folder}/copy"
-        Path(copy).unlink(missing_ok=True)
+        for path in (copy, f"{copy}.RECEIVED"):  # what is finished would not be done again
+            Path(path).unlink(missing_ok=True)
         arguments = ["receive", "-q", "--file", copy, "--size", str(self.size)]
         receiver = self.start(*arguments, "--listen", f"unix:{self.folder}/outside")
         wait_for(f"{self.folder}/outside")
@@ -176,7 +177,8 @@ class Scene:
     def start_sender(self, socket_name: str) -> subprocess.Popen[bytes]:
         uri = f"nbd+unix:///?socket={self.folder}/{socket_name}"
         source = f"{self.folder}/source"
-        return self.start("send", "-q", "--again", "--progress", "none", source, uri)
+        Path(f"{source}.MIGRATED").unlink(missing_ok=True)
+        return self.start("send", "-q", "--progress", "none", source, uri)
 
     def idle(self) -> list[float]:
         end = time.monotonic() + 2
@@ -190,7 +192,8 @@ class Scene:
         return [seconds for _, seconds in samples]
 
     def receiver_inside(self) -> list[float]:
-        Path(f"{self.folder}/copy").unlink(missing_ok=True)
+        for name in ("copy", "copy.RECEIVED"):
+            Path(self.folder, name).unlink(missing_ok=True)
         outcome = ask(self.port, "/receive")
         wait_for(f"{self.folder}/inside")
         sender = self.start_sender("inside")

@@ -205,7 +205,8 @@ def shares(folder: str, options: argparse.Namespace) -> None:
     control, uri = f"{folder}/control", f"nbd+unix:///?socket={folder}/source.socket"
     serve = [*BLOCKMIG, "serve", "-q", "--file", f"{folder}/source", "--control", control]
     serve += ["--listen", f"unix:{folder}/source.socket"]
-    Path(folder, "destination").unlink(missing_ok=True)
+    for name in ("destination", "destination.RECEIVED"):
+        Path(folder, name).unlink(missing_ok=True)
     receive = [*BLOCKMIG, "receive", "-q", "--file", f"{folder}/destination", "--size", str(size)]
     receive += ["--listen", f"unix:{folder}/receive"]
     wanted = {"uri": f"nbd+unix:///?socket={folder}/receive", "max_pause": 0.0001}

@@ -65,7 +65,7 @@ def competitors(place: TestBed, mixed: bool) -> list[Competitor]:
     source, destination, uri = str(place.source), str(place.destination), place.uri
     ours = [BLOCKMIG, "receive", "-q", "--file", destination, "--size", str(place.size)]
     ours += ["--listen", place.endpoint]
-    sender = [BLOCKMIG, "send", "-q", "--again", "--progress", "none", source, uri]
+    sender = [BLOCKMIG, "send", "-q", "--progress", "none", source, uri]
     where = ["--ipaddr=127.0.0.1", f"--port={place.address}"]
     if place.transport == "unix":
         where = [f"--unix={place.address}"]
@@ -115,6 +115,9 @@ def end_of(process: subprocess.Popen[bytes], status: int | None = 0) -> float:
 
 def run(competitor: Competitor, place: TestBed) -> None:
     """One migration."""
+    # What is finished is remembered, and would not be done again.
+    for path in (f"{place.source}.MIGRATED", f"{place.destination}.RECEIVED"):
+        Path(path).unlink(missing_ok=True)
     place.destination.unlink(missing_ok=True)
     if place.transport == "unix":
         Path(place.address).unlink(missing_ok=True)

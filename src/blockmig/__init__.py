@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .client import Destination
     from .errors import (
+        AlreadyDone,
         ExitStatus,
         GaveUp,
         InUse,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES: Final = {
+    "AlreadyDone": "errors",
     "BlockDisk": "storage",
     "Converge": "migration.mirror.pre_copy",
     "Destination": "client",
@@ -73,6 +75,7 @@ _MODULES: Final = {
 }
 
 __all__ = [
+    "AlreadyDone",
     "BlockDisk",
     "Converge",
     "Destination",

@@ -1,4 +1,4 @@
-"""How a migration ends: a summary, or one of four errors, each with its exit status.
+"""How a migration ends: a summary, or one of five errors, each with its exit status.
 
 Source: the design, section 2, "Exit statuses". The messages are single lines for the user.
 """
@@ -36,6 +36,13 @@ class Refused(MigrationError):
 
 class InUse(Refused):
     """The disk object, or the server, is in use by another object; or this one was used before."""
+
+
+class AlreadyDone(MigrationError):
+    """There is nothing to do: an earlier run has completed this very migration; nothing was
+    touched."""
+
+    status = ExitStatus.DONE
 
 
 class LocalFailure(MigrationError):

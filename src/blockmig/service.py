@@ -13,7 +13,8 @@ Rules:
   start, ends in the same order;
 * a disk is closed by the service only if the service opened it;
 * what fails while a service is started is raised there, as Twisted's services do; it is the outcome
-  as well. What fails later is the outcome, and logged;
+  as well. What fails later is the outcome, and logged. That there is nothing to do, since an
+  earlier run has completed it (L{AlreadyDone}), is no failure to start: it is only the outcome;
 * one object is made for each start. When it has ended the service does nothing more: a receiver
   that has its disk is not followed by a server.
 """
@@ -38,7 +39,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .client import Destination
-from .errors import GaveUp, MigrationError, Refused, Summary
+from .errors import AlreadyDone, GaveUp, MigrationError, Refused, Summary
 from .interfaces import IDisk
 from .lives import OneShot
 from .migration.destination.receiver import Receiver
@@ -352,7 +353,8 @@ class _PartService(Service, Generic[Part, T]):
         does. After another start it is the outcome of the new run.
 
         @return: fires, or fails, as the object's own; or fails with what L{startService} has
-            raised, or with L{Refused} where it turned out later that it cannot listen.
+            raised, with L{AlreadyDone} where an earlier run has completed it, or with L{Refused}
+            where it turned out later that it cannot listen.
         """
         return self._outcome.wait()
 
@@ -370,6 +372,9 @@ class _PartService(Service, Generic[Part, T]):
         assert run is not None
         try:
             step()
+        except AlreadyDone:
+            super().stopService()
+            run.fail(Failure())
         except Exception:
             super().stopService()
             run.raised = True
@@ -557,6 +562,8 @@ def _report(outcome: object, asked: bool) -> None:
         _log.info("complete: {bytes} bytes", event="complete", bytes=outcome.bytes)
     elif not isinstance(outcome, Failure):
         return
+    elif outcome.check(AlreadyDone):
+        _log.info("{why}", event="already-done", why=outcome.getErrorMessage())
     elif asked and outcome.check(GaveUp):
         _log.info("{why}", event="stopped", why=outcome.getErrorMessage())
     elif outcome.check(MigrationError, OSError):

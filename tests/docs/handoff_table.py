@@ -71,6 +71,32 @@ class Hosts:
                 assert sender.status == 0, sender.stderr
                 assert receiver.wait() == 0, receiver.stderr
 
+    def receiver_dies(self, *options: str, dies: tuple[str, ...]) -> None:
+        """A migration whose receiver dies at a call; the sender, which looks for it, after it."""
+        for path in (self.source, self.destination):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.source.write_bytes(os.urandom(SIZE))
+        with processes(self.room) as started:
+            start = (sys.executable, "-c", DYING, *dies, "receive")
+            receiver = started.receive(self.destination, "--size", SIZE, command=start)
+            sender = started.start(BLOCKMIG, "send", *options, self.source, receiver.uri)
+            assert receiver.wait() == 86, receiver.stderr
+            sender.kill()
+
+    def send_on(self, *, dies: tuple[str, ...] = ()) -> None:
+        """Move what was received on to a third host."""
+        there = self.room / "third" / "web.img"
+        there.parent.mkdir()
+        with processes(self.room) as started:
+            receiver = started.receive(there, "--size", SIZE)
+            start = [sys.executable, "-c", DYING, *dies] if dies else [BLOCKMIG]
+            sender = started.run(*start, "send", self.destination, receiver.uri)
+            assert sender.status == (86 if dies else 0), sender.stderr
+
+    def forget(self, path: Path) -> None:
+        with processes(self.room) as started:
+            started.checked(BLOCKMIG, "forget", path)
+
 
 def begun(hosts: Hosts) -> None:
     hosts.migrate("--unlink", dies=("rename", ".MIGRATING", "1", "after"))
@@ -90,6 +116,44 @@ def told(hosts: Hosts) -> None:
 
 def done(hosts: Hosts) -> None:
     hosts.migrate("--unlink")
+
+
+def remembered(hosts: Hosts) -> None:
+    hosts.migrate("--unlink", dies=("rename", ".MIGRATED", "1", "after"))
+
+
+def done_and_replaced(hosts: Hosts) -> None:
+    """By files that were there already."""
+    done(hosts)
+    for path in (hosts.source, hosts.destination):
+        other = hosts.room / "other"
+        other.write_bytes(os.urandom(SIZE))
+        other.rename(path)
+
+
+def forgotten(hosts: Hosts) -> None:
+    done(hosts)
+    for path in (hosts.source, hosts.destination):
+        hosts.forget(path)
+
+
+def forgotten_at_the_source(hosts: Hosts) -> None:
+    done(hosts)
+    hosts.forget(hosts.source)
+
+
+def received(hosts: Hosts) -> None:
+    hosts.receiver_dies("--unlink", dies=("rename", ".RECEIVED", "1", "after"))
+
+
+def going_on(hosts: Hosts) -> None:
+    done(hosts)
+    hosts.send_on(dies=("rename", ".MIGRATING", "1", "after"))
+
+
+def gone_on(hosts: Hosts) -> None:
+    done(hosts)
+    hosts.send_on()
 
 
 def marked(hosts: Hosts) -> None:
@@ -167,19 +231,39 @@ SOURCE: list[Callable[[Hosts], None]] = [
     marked,
     kept,
     begun_and_removed,
+    remembered,
     done,
+    done_and_replaced,
+    forgotten,
 ]
 DESTINATION: list[Callable[[Hosts], None]] = [
     _listening_only,
     begun,
     copied,
     told,
+    received,
     done,
+    done_and_replaced,
+    going_on,
+    gone_on,
+    forgotten,
     foreign,
     accepted,
     torn,
 ]
-BOTH: list[Callable[[Hosts], None]] = [begun, copied, deleted, told, marked, kept, done]
+BOTH: list[Callable[[Hosts], None]] = [
+    begun,
+    copied,
+    deleted,
+    told,
+    received,
+    remembered,
+    done,
+    marked,
+    kept,
+    forgotten_at_the_source,
+    forgotten,
+]
 
 
 @contextlib.contextmanager
@@ -219,8 +303,10 @@ def files(path: Path) -> str:
 
 
 def _is_another(path: Path) -> str:
-    record = Path(f"{path}.MIGRATING")
-    if not record.exists():
+    kinds = (Kind.MIGRATING, Kind.MIGRATED, Kind.RECEIVED)
+    records = [Path(f"{path}.{kind}") for kind in kinds]
+    record = next((record for record in records if record.exists()), None)
+    if record is None:
         return ""
     found = json.loads(record.read_text())["identity"]
     if f"inode {path.stat().st_ino}," not in found:
@@ -231,7 +317,8 @@ def _is_another(path: Path) -> str:
 def general(text: str, room: Path) -> str:
     """Without what differs from run to run."""
     text = text.replace(f"{room}/source/", "/var/lib/images/")
-    text = text.replace(f"{room}/destination/", "/var/lib/images/")
+    for place in ("destination", "third"):
+        text = text.replace(f"{room}/{place}/", "/var/lib/images/")
     text = text.replace(f"{os.uname().nodename}:", "HOST:").replace(
         f"on {os.uname().nodename} run", "on HOST run"
     )
@@ -264,7 +351,7 @@ def rows() -> Iterator[str]:
     for make in BOTH:
         with situation(make) as hosts:
             verdict = verdict_of_pair(examine(str(hosts.source)), examine(str(hosts.destination)))
-            which = Path(verdict.canonical).parent.name
+            which = Path(verdict.canonical).parent.name or "unknown"
             yield f"| {files(hosts.source)} | {files(hosts.destination)} | **{which}** |"
 
 

@@ -297,7 +297,7 @@ def test_a_whole_copy_of_somebody_silent_is_ended_for_a_sender(
     stranger = wire.Client(receiver.uri)
     assert stranger.ask(wire.ZEROES, 0, SIZE) == 0
     assert stranger.ask(wire.FLUSH) == 0
-    receiver.wait_event("stalled")
+    receiver.wait_event("restart")
     sender = processes.send(source, receiver, "--retry", "--give-up-after", 20)
     assert sender.wait() == 0, sender.stderr
     assert receiver.wait(10) == 0, receiver.stderr

@@ -442,7 +442,9 @@ async def test_a_connection_cut_at_random_places_is_recovered(
             assert outcome.attempts <= summary.attempts <= wire.cut + 1, told
         assert summary.bytes == outcome.bytes == size
         assert digest(room / "destination") == before, told
-        left = ["destination"] if unlink else ["destination", "source", "source.MIGRATED"]
+        left = ["destination", "destination.RECEIVED", "source", "source.MIGRATED"]
+        if unlink:
+            left.remove("source")
         assert left_in(room) == left, told
 
 
@@ -481,7 +483,9 @@ async def test_a_connection_cut_anywhere_in_the_hand_off_is_recovered(
         assert wire.cut == len(cut)
         assert sent.bytes == received.bytes == size
         assert (room / "destination").read_bytes() == data
-        left = ["destination"] if unlink else ["destination", "source", "source.MIGRATED"]
+        left = ["destination", "destination.RECEIVED", "source", "source.MIGRATED"]
+        if unlink:
+            left.remove("source")
         assert left_in(room) == left
         return wire.passed
 

@@ -197,6 +197,8 @@ def test_loop_devices_can_be_sent_and_received(processes: Processes, room: Path,
         state = room / "state"
         _, sender = migrate(processes, source, destination, state=state)
         kept = ["dev-" + source.name + ".MIGRATED"] if source.is_block_device() else []
+        if destination.is_block_device():
+            kept = sorted([*kept, "dev-" + destination.name + ".RECEIVED"])
         assert (sorted(os.listdir(state)) if state.exists() else []) == kept
         assert digest(destination) == digest(image) == before
         (told,) = sender.events("complete")

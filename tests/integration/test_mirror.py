@@ -74,11 +74,11 @@ def check_handed_over(
     assert event["milliseconds"] < 3000
     assert copy.stat().st_size == size
     mirrored.history.check(copy)
-    assert names(copy) == [""]
+    assert names(copy) == ["", ".RECEIVED"]
     assert verdict_on(copy) == CopyState.CANONICAL
     if unlink:
-        assert names(disk) == []
-        assert verdict_on(disk) != CopyState.CANONICAL
+        assert names(disk) == [".MIGRATED"]
+        assert verdict_on(disk) == CopyState.NOT_CANONICAL
     else:
         assert names(disk) == ["", ".MIGRATED"]
         assert digest(disk) == digest(copy)

@@ -187,7 +187,9 @@ class Migration:
                 assert not isinstance(outcome, Exception), f"{case}: {outcome}"
         assert not self.wrong, f"{case}: {self.wrong}"
         assert digest(self.destination) == before, f"{case}: not the same"
-        left = ["destination"] if case.unlink else ["destination", "source", "source.MIGRATED"]
+        left = ["destination", "destination.RECEIVED", "source", "source.MIGRATED"]
+        if case.unlink:
+            left.remove("source")
         assert self._listing() == left, f"{case}: left {self._listing()}"
         if not case.unlink:
             assert digest(self.source) == before

@@ -45,6 +45,7 @@ def main() -> None:
     from twisted.internet import reactor
 
     from blockmig.cli.commands import parse
+    from blockmig.cli.logs import begin_logging, line_writer
     from blockmig.cli.operations import report, run_operation
     from blockmig.cli.progress import NoDisplay
     from blockmig.cli.receive_operation import ReceiveOperation
@@ -58,6 +59,7 @@ def main() -> None:
         operation = SendOperation(options, runtime, NoDisplay())
     else:
         operation = ReceiveOperation(options, runtime)
+        begin_logging(options, line_writer(2))
     raise SystemExit(run_operation(reactor, report(operation), operation.stop))
 
 

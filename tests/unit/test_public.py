@@ -12,10 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 import blockmig
 
 NAMES = """
-    BlockDisk Converge Destination ExitStatus Exports FileDisk Finisher GaveUp Identity InUse
-    LocalFailure MigrationError Mirror Overrides Patience Receiver Refused Relay Runtime Sender
-    Server Summary
-    Unconfirmed examine open_disk resume verdict_of
+    AlreadyDone BlockDisk Converge Destination ExitStatus Exports FileDisk Finisher GaveUp Identity
+    InUse LocalFailure MigrationError Mirror Overrides Patience Receiver Refused Relay Runtime
+    Sender Server Summary Unconfirmed examine open_disk resume verdict_of
 """
 DOCS = Path(__file__).parents[2] / "docs"
 

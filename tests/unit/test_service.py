@@ -19,7 +19,9 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from blockmig import (
+    AlreadyDone,
     Destination,
+    ExitStatus,
     Exports,
     FileDisk,
     Finisher,
@@ -610,6 +612,26 @@ class MigrationTests(Case):
         self.assertEqual(2, len(self.disks))
         for service in (receiver, sender):
             self.successResultOf(service.stopService())
+
+    def test_what_is_done_already_is_no_failure_to_start(self):
+        def done(*_):
+            raise AlreadyDone("it was received")
+
+        where = self.where("receiver")
+        receiver = ReceiverService(self.opener(SIZE), where, make=done, reactor=self.clock)
+        there = Destination(self.network.client_endpoint("receiver"))
+        sender = SenderService(self.opener(), there, make=done)
+        for service in (receiver, sender):
+            outcome = service.complete()
+            with self.logged("info", "it was received"):
+                service.startService()
+                self.network.pump()
+            error = self.failureResultOf(outcome, AlreadyDone).value
+            self.assertEqual(ExitStatus.DONE, error.status)
+            self.assertFalse(service.running)
+            self.successResultOf(service.stopService())
+        self.nobody_listens("receiver")
+        self.nothing_left()
 
     def test_a_receiver_that_is_stopped_says_what_it_has(self):
         service = self.receiving()

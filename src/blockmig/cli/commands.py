@@ -56,6 +56,7 @@ COMMANDS: Final = (
     Command("status", "status", "Show what a running `serve` or `receive` is doing."),
     Command("inspect", "inspect", "Show which copy of a disk is the canonical one."),
     Command("accept", "accept", "Declare a received disk the canonical copy."),
+    Command("forget", "forget", "Remove the records of finished migrations of a disk."),
 )
 
 _DESCRIPTION: Final = (

@@ -84,15 +84,12 @@ UNLINK: Final = Flag(
     "Delete the source disk once all of it is durable at the destination. Without this option it "
     "is kept, and marked as migrated by a .MIGRATED record.",
 )
-AGAIN: Final = Flag(
-    "again",
-    "Migrate the disk even if its records say that it was migrated already, or if they cannot be "
-    "read.",
-)
+AGAIN: Final = Flag("again", "The old name of --overwrite; the next version does not know it.")
 OVERWRITE: Final = Flag(
     "overwrite",
     "If the destination is another program's server: overwrite its disk even if it holds data, or "
-    "cannot be read.",
+    "cannot be read. With a new --id: send DISK even if its records say that it was migrated "
+    "already. Never passes over a migration that is not finished.",
 )
 
 CONTROL: Final = Parameter(
@@ -159,6 +156,12 @@ def check_verbosity(options: Options) -> None:
     """
     if options["verbose"] and options["quiet"]:
         raise UsageError("-v and -q contradict each other")
+
+
+def check_again(options: Options) -> None:
+    """Let C{--again} mean C{--overwrite}."""
+    if options["again"]:
+        options["overwrite"] = 1
 
 
 def check_file(options: Options) -> None:

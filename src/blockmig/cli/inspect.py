@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +21,8 @@ class Options(usage.Options):
         "Show whether DISK is the canonical copy, from the migration records beside it: the first "
         "line is the verdict, the next says why, the next what to do. DISK itself may be gone. If "
         "the other side's disk can be reached from this host too, give it as OTHER, for one "
-        "verdict on both. Nothing is changed. The exit status is 0 if the verdict is certain "
+        "verdict on both. If DISK is a directory, there is one line for each disk that has records "
+        "there. Nothing is changed. The exit status is 0 if the verdict is certain "
         "(canonical or not canonical), and 5 if it is not."
     )
     statuses = (0, 1, 3, 5)
@@ -35,8 +37,57 @@ class Options(usage.Options):
 
 def run(options: Options) -> int:
     """Print the verdict, and return 0 if it is certain."""
+    disks = options["disks"]
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # a file name need not be UTF-8
+        reconfigure(errors="backslashreplace")
+    if len(disks) == 1 and os.path.isdir(disks[0]):
+        return _inspect_all(options, disks[0])
+    return _inspect(options)
+
+
+def _inspect_all(options: Options, directory: str) -> int:
+    """One line for each disk that has records in a directory."""
+    from ..errors import LocalFailure  # noqa: PLC0415
+    from ..migration.records.directory import recorded_disks  # noqa: PLC0415
     from ..migration.records.verdict import (  # noqa: PLC0415
-        CopyState,
+        examine_until_stable,
+        unstable_verdict,
+        verdict_of,
+    )
+    from ..storage import DiskRefused  # noqa: PLC0415
+
+    found, uncertain, failed = [], 0, False
+    try:
+        paths = recorded_disks(directory)
+    except LocalFailure as error:
+        print(f"blockmig: {error}", file=sys.stderr)
+        return error.status
+    for path in paths:
+        try:
+            states, steady = examine_until_stable([path], directory)
+        except DiskRefused as error:
+            print(f"blockmig: {error}", file=sys.stderr)
+            failed = True
+            continue
+        verdict = verdict_of(states[0]) if steady else unstable_verdict([path])
+        uncertain += not verdict.certain
+        if options["json"]:
+            found.append(_as_json(verdict, states))
+        else:
+            print(f"{path}: {verdict.line}".replace("\n", "?"))
+    if options["json"]:
+        print(json.dumps({"directory": directory, "verdicts": found}))
+    elif not paths:
+        print(f"{directory}: there is no record of a migration")
+    if failed:
+        return ExitStatus.FAILED
+    return ExitStatus.UNCONFIRMED if uncertain or not paths else ExitStatus.DONE
+
+
+def _inspect(options: Options) -> int:
+    """The verdict on one disk, or on two."""
+    from ..migration.records.verdict import (  # noqa: PLC0415
         examine_until_stable,
         unstable_verdict,
         verdict_of,
@@ -53,9 +104,6 @@ def run(options: Options) -> int:
         verdict = unstable_verdict(options["disks"])
     else:
         verdict = verdict_of(states[0]) if len(states) == 1 else verdict_of_pair(*states)
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # a file name need not be UTF-8
-        reconfigure(errors="backslashreplace")
     if options["json"]:
         print(json.dumps(_as_json(verdict, states)))
     else:
@@ -67,8 +115,7 @@ def run(options: Options) -> int:
             if state.in_use
         ]
         print("\n".join(lines))
-    certain = verdict.state in (CopyState.CANONICAL, CopyState.NOT_CANONICAL)
-    return ExitStatus.DONE if certain else ExitStatus.UNCONFIRMED
+    return ExitStatus.DONE if verdict.certain else ExitStatus.UNCONFIRMED
 
 
 def _as_json(verdict: Verdict, states: list[DiskState]) -> dict[str, object]:

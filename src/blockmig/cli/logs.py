@@ -12,12 +12,21 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    Logger,
+    LogLevel,
+    formatEvent,
+    globalLogBeginner,
+)
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+_log = Logger()
 
 Write = Callable[[str], None]
 
@@ -115,3 +124,12 @@ def observer_for(options: Any, write: Write) -> LineObserver:
 def begin_logging(options: Any, write: Write) -> None:
     """Send the log of this process to C{write}, as the log options say."""
     globalLogBeginner.beginLoggingTo([observer_for(options, write)], redirectStandardIO=False)
+
+
+def warn_of_again(options: Mapping[str, Any]) -> None:
+    """Warn if C{--again} was given, which stands for C{--overwrite} now."""
+    if options["again"]:
+        _log.warn(
+            "--again means --overwrite now, and will not be known to the next version",
+            event="deprecated",
+        )

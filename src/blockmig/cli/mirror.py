@@ -107,6 +107,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
+        common.check_again(self)
         common.check_control(self)
         if self["wait"] and self["no-wait"]:
             raise usage.UsageError("--wait and --no-wait contradict each other")

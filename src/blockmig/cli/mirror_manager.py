@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from ..client import Destination
 from ..control import ControlRefused
 from ..control.server import Routes
-from ..errors import ExitStatus, MigrationError, Refused, Summary
+from ..errors import AlreadyDone, ExitStatus, MigrationError, Refused, Summary
 from ..migration.identity import Identity
 from ..migration.mirror.mirror import Mirror
 from ..migration.mirror.pre_copy import Converge
@@ -114,7 +114,7 @@ class MirrorManager:
             raise ControlRefused(f"the server is {self._server.state}: no mirror can begin", 409)
         try:
             mirror = self._make(_RequestBody(body))
-        except (Refused, DiskRefused) as error:
+        except (AlreadyDone, Refused, DiskRefused) as error:
             raise ControlRefused(str(error), 409) from None
         self.current = mirror
         self._expected_waiter = Deferred() if isinstance(body, dict) and body.get("wait") else None
@@ -145,8 +145,7 @@ class MirrorManager:
             self._destination(uri),
             unlink=body.flag("unlink"),
             overrides=Overrides(
-                body.flag("again"),
-                body.flag("overwrite"),
+                body.flag("again") or body.flag("overwrite"),
                 self._in_use_anyway,
                 body.flag("plain"),
             ),

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from ..control import ControlError, ControlRefused, ask
 from ..errors import ExitStatus, GaveUp, MigrationError, Summary, Unconfirmed
 from ..migration.source.progress import Progress
+from .logs import warn_of_again
 from .mirror import Options
 from .mirror_request import (
     START_TIMEOUT,
@@ -92,6 +93,7 @@ class MirrorOperation:
     async def run(self) -> Summary | None:
         """Start the mirror, and wait for its end; None if nothing was copied."""
         path: str = self._options["control"]
+        warn_of_again(self._options)
         try:
             try:
                 answer = await self._request(

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from ..control import ControlError, ControlLost, ask
 from ..errors import ExitStatus, GaveUp, MigrationError, Refused, Unconfirmed
 from ..nbd import NBDURI
+from .logs import warn_of_again
 from .mirror import Options
 from .values import printable
 
@@ -31,6 +32,7 @@ Ask = Callable[..., Any]
 def request_mirror(options: Options, ask: Ask = ask) -> int:
     """Start the mirror, log whether that succeeded, and return the exit status."""
     path = options["control"]
+    warn_of_again(options)
     try:
         try:
             answer = ask(path, "POST", "/mirror", request_body(options), START_TIMEOUT)

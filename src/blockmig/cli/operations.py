@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ..errors import ExitStatus, MigrationError, Summary
+from ..errors import AlreadyDone, ExitStatus, MigrationError, Summary
 from .signals import on_signals
 
 _log = Logger()
@@ -49,6 +49,9 @@ async def report(operation: Operation) -> ExitStatus:
     """Run C{operation}, log its outcome in one line, and return its exit status."""
     try:
         summary = await operation.run()
+    except AlreadyDone as done:
+        _log.info("{why}", event="already-done", why=str(done))
+        return done.status
     except MigrationError as error:
         _log.error("{why}", event="error", why=str(error), status=int(error.status))
         return error.status

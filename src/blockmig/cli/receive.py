@@ -29,14 +29,12 @@ class Options(usage.Options):
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         common.OLDSTYLE,
-        Flag(
-            "again",
-            "Receive even if the disk's records say that it was migrated away or holds a complete "
-            "copy, or if they cannot be read.",
-        ),
+        common.AGAIN,
         Flag(
             "overwrite",
-            "Overwrite the data that the disk holds, but never a copy that may be the only one.",
+            "Overwrite the data that the disk holds. With a new --id: even if its records say that "
+            "it was received, or migrated away; that migration uses the permission up. Never "
+            "overwrites a copy that may be the only one.",
         ),
         common.IN_USE_ANYWAY,
         common.VERBOSE,
@@ -78,6 +76,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
+        common.check_again(self)
         common.check_file(self)
         common.check_export(self["export"], MAXIMUM_NAME - len(HANDOFF_EXPORT))
 

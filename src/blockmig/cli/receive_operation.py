@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,9 @@ from ..migration.destination.receiver import Receiver
 from ..migration.identity import Identity
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides
+from ..migration.records.files import records_at
+from ..migration.records.permitted import check_finished
+from ..migration.records.verdict import look_at
 from ..runtime import Runtime
 from ..storage import (
     BlockDisk,
@@ -25,6 +29,7 @@ from ..storage import (
 )
 from ..transport import server_endpoint
 from .listening import Listening, ListeningExport
+from .logs import warn_of_again
 from .receive import Options
 
 _log = Logger()
@@ -51,6 +56,8 @@ class ReceiveOperation:
 
     async def run(self) -> Summary:
         options = self._options
+        warn_of_again(options)
+        self._check_records()
         endpoints = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
             self._runtime.reactor, endpoints, options["control"], self._make_endpoint
@@ -77,6 +84,20 @@ class ReceiveOperation:
         if self._receiver is not None:
             self._receiver.stop(why)
 
+    def _check_records(self) -> None:
+        """Check what the records say, before the disk is opened, made or locked: where it was
+        received already it may be in use."""
+        options, system = self._options, self._runtime.system
+        path, directory = options["file"], options["state-dir"]
+        with contextlib.suppress(DiskRefused):  # to open it is refused too, and says why
+            records = records_at(path, directory, system)
+            check_finished(
+                records,
+                lambda: look_at(path, system),
+                overwrite=bool(options["overwrite"]),
+                id=options["id"] or "",
+            )
+
     def _open(self) -> FileDisk | BlockDisk:
         options = self._options
         try:
@@ -100,7 +121,7 @@ class ReceiveOperation:
             handshake_timeout=options["handshake-timeout"],
             idle_timeout=options["idle-timeout"],
             give_up_after=options["give-up-after"] or None,
-            overrides=Overrides(bool(options["again"]), bool(options["overwrite"])),
+            overrides=Overrides(bool(options["overwrite"])),
             identity=Identity(options["id"] or "", options.secret),
             runtime=self._runtime,
         )

@@ -71,6 +71,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
+        common.check_again(self)
 
 
 def run(options: Options) -> int:

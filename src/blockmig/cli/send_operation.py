@@ -20,6 +20,7 @@ from ..runtime import Runtime
 from ..storage import image_format
 from ..syscalls import describe_error
 from ..transport import client_endpoint
+from .logs import warn_of_again
 from .progress import Display
 from .send import Options
 
@@ -50,6 +51,7 @@ class SendOperation:
 
     async def run(self) -> Summary:
         options = self._options
+        warn_of_again(options)
         source = Source.at(options["file"], options["state-dir"], self._runtime.system)
         try:
             finisher = source.finisher(
@@ -109,7 +111,6 @@ class SendOperation:
     def _overrides(self) -> Overrides:
         options = self._options
         return Overrides(
-            again=bool(options["again"]),
             overwrite=bool(options["overwrite"]),
             in_use_anyway=bool(options["in-use-anyway"]),
             plain=bool(options["plain"]),

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_SPANS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_AGE: Final = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -46,6 +48,17 @@ def parse_seconds(text: str) -> float:
     if not 0 <= seconds < 1e9:
         raise ValueError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def parse_age(text: str) -> float:
+    """A time span such as C{30d}, C{12h} or C{90s}, in seconds.
+
+    @raise ValueError: it is not.
+    """
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not an age such as 90s, 12h, 30d or 4w")
+    return int(match[1]) * _SPANS[match[2]]
 
 
 def parse_milliseconds(text: str) -> float:

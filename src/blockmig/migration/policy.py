@@ -12,14 +12,13 @@ from typing import Final
 class Overrides:
     """Checks that are overridden, named after the options that do so.
 
-    @ivar again: send or receive although the records say that the disk was migrated already.
-    @ivar overwrite: write although the destination holds data, or cannot be read.
+    @ivar overwrite: write although the destination holds data, or cannot be read; and, together
+        with an id, send or receive a disk although the records say that it was migrated already.
     @ivar in_use_anyway: go on although another program may have the disk open for writing.
     @ivar plain: send to a server that is not a blockmig receiver although the migration was given
         an id or a secret, which such a server cannot check.
     """
 
-    again: bool = False
     overwrite: bool = False
     in_use_anyway: bool = False
     plain: bool = False

@@ -79,10 +79,10 @@ BLIND: Final = {
         {("delete", "replace"): 6, ("rename",): 4, SIZES: 5, ("write",): 1},
         frozenset({"zero", "lost"}),
     ),
-    "look -> INCOMPLETE unlink": Blind(
+    "look -> rename of RECEIVED": Blind(
         "receiver",
         None,
-        (*_LOOK, "unlink INCOMPLETE"),
+        (*_LOOK, "rename RECEIVED.tmp"),
         {NAMES: 1, CUTS: 2},
         frozenset({"zero", "verdict", "lost"}),
     ),

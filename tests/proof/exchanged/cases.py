@@ -122,7 +122,7 @@ def check_blind(play: Play, cases: Iterable[Case]) -> list[str]:
         title
         for title, blind in BLIND.items()
         if blind.unlink in (None, play.unlink)
-        and (play.scenario != "finish" or title == "look -> INCOMPLETE unlink")
+        and (play.scenario != "finish" or title == "look -> rename of RECEIVED")
         and (play.scenario == "recopy" or title != "look -> copying anew")
     }
     return [

@@ -79,7 +79,7 @@ class ThirdParty:
     @ivar did: there was something to do it to.
     @ivar retired: the source was retired before.
     @ivar copied: the destination's record said that its copy is whole.
-    @ivar complete: it had no record any more, and had a whole copy.
+    @ivar complete: its record said that it is complete, and it had a whole copy.
     @ivar may_delete: the sender's record said that it may delete the source.
     @ivar recorded: which places had records.
     @ivar needed: the digest of the disk, as it was last.
@@ -94,13 +94,14 @@ class ThirdParty:
         self.may_delete = migrating is not None and migrating.phase == Phase.COPIED
         self.retired = room.retired()
         self.copied = whole and incomplete is not None and incomplete.phase == Phase.COPIED
-        self.complete = whole and incomplete is None
+        received = record_of(room, "receiver", Kind.RECEIVED)
+        self.complete = whole and received is not None
         self.recorded = {
             "source": any(
                 record_of(room, "sender", kind) is not None
                 for kind in (Kind.MIGRATING, Kind.MIGRATED)
             ),
-            "destination": incomplete is not None,
+            "destination": incomplete is not None or received is not None,
         }
         self.did = path.exists() or case.act == "replace"
         before = path.stat() if path.exists() else None

@@ -10,7 +10,8 @@ with it), or hangs. Then:
   whether it was retired, and the two together must name the canonical copy;
 * what has ended is started again with the same command lines, except what ended with 0 and what its
   own records call complete; both must then end with 0, with every byte at the destination, the
-  source gone or marked, and no other file left.
+  source gone or marked, the records of what is finished and no other file left;
+* each is started once more, and ends with 0 without writing a byte.
 
 The scenarios: C{fresh}, a migration from its beginning; C{recopy}, the same once more where the
 first try broke off when the whole copy was recorded; C{finish}, where it broke off just after the
@@ -19,14 +20,13 @@ that what it calls whole is whole (only the receiver is struck). Each is played 
 strike, to learn its points.
 
 Where C{unknown} is allowed: where neither a disk nor a record is (R7 can say nothing of nothing),
-at the destination before its file is made, at the source after the end of a migration with
---unlink.
+at the destination before its file is made.
 
 Which restarts: C{both}, where the other one is killed (and its power fails, if the first one's did)
 before anybody looks; C{one}, where it goes on and is only held still while somebody looks. In some
-of them (C{eager}) a receiver is started again although its own records say that it is complete: it
-refuses that with 1, and has touched nothing, so that the sender ends without it; where it was
-allowed to overwrite what is there (C{overwrite}) it finishes with the sender. In others (C{late})
+of them (C{eager}) a receiver is started again although its own records say that it is complete,
+with --overwrite too (C{overwrite}): it ends with 0 at once, and has touched nothing, so that the
+sender ends without it. In others (C{late})
 it is not started again before the sender has ended without it, where it does that.
 
 From the bottom up: C{plays}, what a case is; C{room}, its directories and programs; C{checks};

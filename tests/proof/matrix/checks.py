@@ -41,16 +41,17 @@ def check_verdicts(room: Room) -> tuple[str, str, str]:
         ("source", source, at_source),
         ("destination", destination, at_destination),
     ):
-        nothing = found.size is None and not found.records and not found.bad
-        if nothing and verdict.state == CopyState.UNKNOWN:
-            if name == "source" and at_destination.state != CopyState.CANONICAL:
-                raise Wrong(f"nothing is left at the source, but: {at_destination.line}")
-            if name == "destination" and retired:
+        if found.empty and verdict.state == CopyState.UNKNOWN:
+            if name == "source":
+                raise Wrong("nothing is left at the source, not even a record")
+            if retired:
                 raise Wrong("nothing is at the destination, and the source is retired")
         elif verdict.state not in allowed[name]:
             raise Wrong(f"the {name} is called {verdict.line!r}: {verdict.why}")
     canonical = str(room.destination if retired else room.source)
-    if pair.state != CopyState.CANONICAL or pair.canonical != canonical:
+    if destination.empty and pair.state == CopyState.UNKNOWN:
+        pass  # from nothing nothing is concluded
+    elif pair.state != CopyState.CANONICAL or pair.canonical != canonical:
         raise Wrong(f"{canonical} is canonical, but the two are called {pair.line!r}")
     return at_source.state.value, at_destination.state.value, pair.canonical[-16:]
 
@@ -74,12 +75,17 @@ def check_end(room: Room) -> None:
         raise Wrong("the destination has not got every byte")
     if not room.retired():
         raise Wrong("the source is not retired")
-    expected = {"source": [] if room.play.unlink else ["disk", "disk.MIGRATED"]}
-    expected["destination"] = ["disk"]
+    expected = {
+        "source": ["disk.MIGRATED"] if room.play.unlink else ["disk", "disk.MIGRATED"],
+        "destination": ["disk", "disk.RECEIVED"],
+    }
     for place, names in expected.items():
         found = sorted(os.listdir(room.top / place))
         if found != names:
             raise Wrong(f"in the {place}'s directory there are {found}")
+    check_verdicts(room)
+    for side in SIDES:
+        check_again(room, side)
     check_verdicts(room)
     for side in SIDES:
         text = room.log(side).read_text(errors="replace") if room.log(side).exists() else ""
@@ -88,19 +94,28 @@ def check_end(room: Room) -> None:
                 raise Wrong(f"{sign!r} is in the {side}'s log")
 
 
-def check_refusal(room: Room) -> None:
-    """Check that a receiver that is not needed refuses, and leaves everything as it is."""
-    before = room.destination.stat()
-    child = room.start("receiver")
-    if not room.wait(lambda: not child.alive) or child.status != 1:
-        raise Wrong(f"the receiver, started again on a finished disk, ended with {child.status}")
-    after = room.destination.stat()
-    if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
-        raise Wrong("the receiver refused a finished disk, and has touched it")
-    if not room.nothing_left("receiver"):
-        raise Wrong("the receiver refused a finished disk, and has left something there")
-    room.note("the receiver refused what is finished")
-    room.running["receiver"] = None
+def _times(room: Room) -> dict[str, tuple[int, int, int]]:
+    """When the files and directories of both sides were last written to, and which they are."""
+    found = {}
+    for place in ("source", "destination"):
+        for path in (room.top / place, *(room.top / place).iterdir()):
+            status = path.stat()
+            found[str(path)] = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+    return found
+
+
+def check_again(room: Room, side: str, *options: str) -> None:
+    """Check that one that is not needed any more ends with 0, and writes no byte."""
+    before, former = _times(room), room.running[side]
+    child = room.start(side, options=options)
+    if not room.wait(lambda: not child.alive) or child.status != 0:
+        raise Wrong(f"the {side}, started again on a finished disk, ended with {child.status}")
+    if "listening" in child.reported:
+        raise Wrong(f"the {side} listened for what it has")
+    if _times(room) != before:
+        raise Wrong(f"the {side} was started again on a finished disk, and has written something")
+    room.note(f"the {side}, started again, had nothing to do")
+    room.running[side] = former
 
 
 def check_copy(room: Room) -> tuple[str, str, str]:

@@ -189,10 +189,11 @@ class Room:
         """Whether a side's own files show that its migration is complete."""
         if side == "receiver":
             found = examine(str(self.destination))
-            return not found.records and verdict_of(found).state == CopyState.CANONICAL
+            return (
+                set(found.records) == {Kind.RECEIVED}
+                and verdict_of(found).state == CopyState.CANONICAL
+            )
         if not self.retired() or os.path.lexists(self.records("sender").name(Kind.MIGRATING)):
             return False
-        if self.play.unlink:
-            return True
         migrated = self.records("sender").read(Kind.MIGRATED)
         return migrated is not None and bool(migrated.confirmed)

@@ -172,7 +172,7 @@ class Room:
         records = Records(str(self.source))
         migrated = records.read(Kind.MIGRATED)
         confirmed = migrated is not None and migrated.confirmed
-        return os.path.lexists(records.name(Kind.MIGRATING)) or not (self.unlink or confirmed)
+        return os.path.lexists(records.name(Kind.MIGRATING)) or not confirmed
 
     def check_verdicts(self, went_on: bool = False) -> bool:
         """Check that the verdicts are true, all programs being held still.
@@ -191,9 +191,8 @@ class Room:
             self.note(f"verdict: {verdict.line} | {verdict.why}")
         if retired:
             known = (CopyState.CANONICAL, CopyState.CONDITIONAL)
-            gone = self.unlink and not source.records and at_source.state == CopyState.UNKNOWN
             expect(
-                at_source.state == CopyState.NOT_CANONICAL or gone,
+                at_source.state == CopyState.NOT_CANONICAL,
                 f"the source is retired, and called {at_source.line!r}",
             )
         else:
@@ -210,7 +209,8 @@ class Room:
         )
         canonical = self.destination if retired else self.source
         expect(
-            pair.state == CopyState.CANONICAL and pair.canonical == str(canonical),
+            (pair.state == CopyState.CANONICAL and pair.canonical == str(canonical))
+            or (destination.empty and pair.state == CopyState.UNKNOWN),
             f"{canonical} is canonical, and the two are called {pair.line!r}",
         )
         return retired
@@ -235,8 +235,9 @@ class Room:
         self.history.check(self.destination)
         expect(self.check_verdicts(), "the source is not retired")
         found = {place: sorted(os.listdir(self.top / place)) for place in ("source", "destination")}
-        source = [] if self.unlink else ["disk", "disk.MIGRATED"]
-        expect(found == {"source": source, "destination": ["disk"]}, f"there are {found}")
+        source = ["disk.MIGRATED"] if self.unlink else ["disk", "disk.MIGRATED"]
+        there = ["disk", "disk.RECEIVED"]
+        expect(found == {"source": source, "destination": there}, f"there are {found}")
         for name in self.commands:
             text = self.log(name).read_text(errors="replace") if self.log(name).exists() else ""
             for sign in ("Traceback", "bug of blockmig", "Unhandled"):

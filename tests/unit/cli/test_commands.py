@@ -110,7 +110,7 @@ class OptionsTests(SynchronousTestCase):
     def test_an_option_of_several_commands_has_the_same_words(self):
         # These differ in meaning: `receive` has the destination's records and disk, and the
         # commands without a disk of their own connect to the control socket instead of making it.
-        differ = {"again", "overwrite", "control", "listen"}
+        differ = {"overwrite", "control", "listen"}
         words = {}
         for command in COMMANDS:
             kind = command.load().Options
@@ -280,6 +280,7 @@ class ImportsTests(SynchronousTestCase):
         for status, *arguments in (
             (5, "inspect", "/nowhere/disk"),
             (1, "accept", "/nowhere/disk", "--i-have-checked-the-source"),
+            (1, "forget", "/nowhere/disk"),
         ):
             loaded = self.loaded(status, *arguments)
             self.assert_own(loaded, arguments[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import sys
 from contextlib import redirect_stderr
 
@@ -24,6 +26,7 @@ from blockmig.cli.receive import Options as ReceiveOptions
 from blockmig.cli.send import Options as SendOptions
 from blockmig.cli.status import Options as StatusOptions
 from blockmig.cli.tap import Options as TapOptions
+from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 
 
 class Case(SynchronousTestCase):
@@ -255,6 +258,15 @@ class AgainTests(Case):
             options = self.parse(*arguments, "--again", "--state-dir", "/s")
             self.assertEqual((1, "/s"), (options["again"], options["state-dir"]))
 
+    def test_again_stands_for_overwrite(self):
+        for arguments in (
+            ["receive", "-f", "x"],
+            ["send", "x", "nbd://h/"],
+            ["mirror", "nbd://h/", "--control=/c"],
+        ):
+            for option, expected in (("--again", 1), ("--overwrite", 1), ("--quiet", 0)):
+                self.assertEqual(expected, self.parse(*arguments, option)["overwrite"])
+
 
 class InspectTests(Case):
     def test_inspect_takes_one_or_two_disks(self):
@@ -279,13 +291,77 @@ class InspectTests(Case):
         for arguments, status in (
             (["inspect", path], 0),
             (["inspect", self.mktemp()], 5),
-            (["inspect", "."], 3),
+            (["inspect", os.path.dirname(path)], 5),
+            (["inspect", "/dev/null"], 3),
+            (["forget", path], 1),
             (["accept", path, "--i-have-checked-the-source"], 1),
         ):
             for stream in ("stdout", "stderr"):
                 self.patch(sys, stream, io.StringIO())
             error = self.assertRaises(SystemExit, main, arguments)
             self.assertEqual(status, error.code, arguments)
+
+
+class DirectoryTests(Case):
+    """`inspect` and `forget` of all disks that have records in a directory."""
+
+    def setUp(self):
+        self.directory = os.path.abspath(self.mktemp())
+        os.mkdir(self.directory)
+        with open(f"{self.directory}/web", "wb") as file:
+            file.write(b"x")
+        self.record = Record(
+            "one", Phase.COPIED, 1, 1, Location("there", "/web"), Location(), "", confirmed="then"
+        )
+        for name in ("web", "gone"):
+            Records(f"{self.directory}/{name}").write(Kind.RECEIVED, self.record)
+
+    def run_command(self, status, *arguments):
+        out, err = io.StringIO(), io.StringIO()
+        self.patch(sys, "stdout", out)
+        self.patch(sys, "stderr", err)
+        error = self.assertRaises(SystemExit, main, list(arguments))
+        self.assertEqual(status, error.code, (out.getvalue(), err.getvalue()))
+        return out.getvalue() + err.getvalue()
+
+    def test_each_disk_has_a_line(self):
+        lines = self.run_command(5, "inspect", self.directory).splitlines()
+        self.assertEqual(2, len(lines))
+        self.assertTrue(lines[0].startswith(f"{self.directory}/gone: unknown: "))
+        self.assertEqual(f"{self.directory}/web: canonical", lines[1])
+        Records(f"{self.directory}/gone").remove(Kind.RECEIVED)
+        self.run_command(0, "inspect", self.directory)
+        found = json.loads(self.run_command(0, "inspect", self.directory, "--json"))
+        self.assertEqual(self.directory, found["directory"])
+        self.assertEqual(["canonical"], [verdict["verdict"] for verdict in found["verdicts"]])
+
+    def test_a_directory_without_records_proves_nothing(self):
+        for name in ("web", "gone"):
+            Records(f"{self.directory}/{name}").remove(Kind.RECEIVED)
+        words = self.run_command(5, "inspect", self.directory)
+        self.assertIn("no record of a migration", words)
+
+    def test_a_disk_is_forgotten(self):
+        words = self.run_command(0, "forget", f"{self.directory}/web")
+        self.assertIn("forgotten (RECEIVED)", words)
+        self.assertIn("no record", self.run_command(1, "forget", f"{self.directory}/web"))
+
+    def test_what_is_old_is_forgotten(self):
+        self.assertEqual("", self.run_command(0, "forget", self.directory, "--older-than", "1d"))
+        words = self.run_command(0, "forget", self.directory, "--older-than", "0s")
+        self.assertEqual(2, words.count(": forgotten"))
+        Records(f"{self.directory}/web").write(Kind.MIGRATED, self.record)
+        words = self.run_command(1, "forget", self.directory, "--older-than", "0s")
+        self.assertIn("--i-have-checked-the-destination", words)
+
+    def test_bad_options_of_forget_are_refused(self):
+        self.refused("one argument", "forget")
+        self.refused("one argument", "forget", "a", "b")
+        self.refused("is a directory", "forget", self.directory)
+        self.refused("is for a directory", "forget", "x", "--older-than", "30d")
+        self.refused("not an age", "forget", self.directory, "--older-than", "30")
+        for word in ("--i", "--i-have-checked"):
+            self.assertRaises(usage.UsageError, self.parse, "forget", "x", word)
 
 
 class AcceptTests(Case):

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import claims
 from blockmig.client import Destination
-from blockmig.errors import GaveUp, LocalFailure, Refused, Summary, Unconfirmed
+from blockmig.errors import AlreadyDone, GaveUp, LocalFailure, Refused, Summary, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.handoff.message import HandoffPhase
 from blockmig.migration.policy import Overrides, Patience
@@ -70,6 +70,8 @@ class Case(SynchronousTestCase):
         self.events.append(words)
 
     def build(self):
+        if self.receiver is None:
+            return None
         connection = self.receiver.factory().buildProtocol(ADDRESS)
         if connection is None:
             return None
@@ -89,6 +91,7 @@ class Case(SynchronousTestCase):
         return connection
 
     def receive(self):
+        self.receiver = None
         self.receiver = Receiver(
             self.target,
             overrides=Overrides(overwrite=True),
@@ -152,10 +155,20 @@ class Case(SynchronousTestCase):
             self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
         self.assertEqual(DATA, self.target.content)
         self.assertTrue(self.retired)
-        left = {"disk.MIGRATED"} if not self.unlink else set()
-        self.assertEqual(left, set(os.listdir(os.path.dirname(self.source.path))))
-        self.assertEqual([], os.listdir(os.path.dirname(self.target.path)))
+        self.assertEqual(["disk.MIGRATED"], os.listdir(os.path.dirname(self.source.path)))
+        self.assertEqual(["disk.RECEIVED"], os.listdir(os.path.dirname(self.target.path)))
         self.check_verdict()
+        self.check_again_done()
+
+    def check_again_done(self):
+        """Run again, both say so, and write nothing."""
+        before, messages = len(self.events), len(self.endpoint.connections)
+        claims.forget_all()
+        if Records(self.source.path).read(Kind.MIGRATED).confirmed:
+            self.assertRaises(AlreadyDone, self.send)
+        self.assertRaises(AlreadyDone, self.receive)
+        self.assertEqual(before, len(self.events))
+        self.assertEqual(messages, len(self.endpoint.connections))
 
 
 BEGIN = ["H READ", "H WRITE", "src MIGRATING copying"]
@@ -169,7 +182,12 @@ COPY = [
     "M FLUSH",
     "dst flush",
 ]
-END = ["M DISC", "dst flush", "dst INCOMPLETE removed"]
+END = [
+    "M DISC",
+    "dst flush",
+    "dst RECEIVED copied retired confirmed",
+    "dst INCOMPLETE removed",
+]
 
 
 class OrderTests(Case):
@@ -196,6 +214,7 @@ class OrderTests(Case):
                 *END,
                 "H READ",
                 "H DISC",
+                "src MIGRATED copied retired told confirmed",
                 "src MIGRATING removed",
             ],
             self.events,
@@ -236,7 +255,11 @@ class OrderTests(Case):
                 "dst INCOMPLETE copied",
                 "src MIGRATING copied",
                 "src unlink",
-                *END,
+                "M DISC",
+                "dst flush",
+                "dst RECEIVED copied confirmed",
+                "dst INCOMPLETE removed",
+                "src MIGRATED copied retired confirmed",
                 "src MIGRATING removed",
             ],
             self.events,
@@ -336,11 +359,44 @@ class FailureTests(Case):
             self.pass_time(40)
             self.check_done(arrived=False)
 
-    def test_a_MIGRATED_that_cannot_be_confirmed_still_completes(self):
-        """MIGRATED stands without the confirmation, and nothing is left to be finished."""
-        self.run_with("MIGRATED copied retired told", unlink=False)
-        self.check_done()
-        self.assertEqual("", Records(self.source.path).read(Kind.MIGRATED).confirmed)
+    def test_a_MIGRATED_that_cannot_be_confirmed_is_confirmed_by_the_next_run(self):
+        """Until then MIGRATING says that something is left to be done."""
+        for unlink in (True, False):
+            self.run_with("MIGRATED copied retired told", unlink=unlink)
+            self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+            self.successResultOf(self.arrived)
+            self.check_verdict()
+            self.assertIsNotNone(Records(self.source.path).read(Kind.MIGRATING))
+            self.systems["src"].fail.clear()
+            self.endpoint.refuse = ConnectionRefusedError()
+            self.send()
+            self.pass_time(40)
+            self.check_done(arrived=False)
+            # It has not seen the end itself: the run after that looks for it once more.
+            self.send()
+            self.pass_time(40)
+            before = len(self.events)
+            self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+            self.assertEqual(before, len(self.events))
+
+    def test_a_RECEIVED_that_fails_leaves_the_end_to_another_run(self):
+        for words in ("RECEIVED", "INCOMPLETE removed"):
+            self.setUp()
+            self.receive()
+            self.systems["dst"].fail[words] = self.broken
+            self.send()
+            self.endpoint.pump()
+            self.pass_time(10)
+            self.failureResultOf(self.arrived, LocalFailure)
+            self.check_verdict()
+            self.systems["dst"].fail.clear()
+            claims.forget_all()
+            if words == "RECEIVED":
+                self.receive()
+            else:
+                self.assertRaises(AlreadyDone, self.receive)
+            self.pass_time(40)
+            self.check_done(arrived=False)
 
 
 class StopTests(Case):
@@ -617,7 +673,12 @@ class StopTests(Case):
         self.send()
         self.endpoint.pump()
         words = str(self.failureResultOf(self.outcome, Refused).value)
-        for word in ("all of it was copied to", there.path, self.target.path + " now", "--again"):
+        for word in (
+            "all of it was copied to",
+            there.path,
+            self.target.path + " now",
+            "disk.MIGRATING",
+        ):
             self.assertIn(word, words)
         self.assertEqual(left, Records(self.source.path).read(Kind.MIGRATING))
         self.assertEqual(b"o" * SIZE, self.target.content)
@@ -761,7 +822,10 @@ class CrashTests(Case):
             if which != "receiver":
                 self.crash_sender()
             if which != "sender":
-                self.crash_receiver()
+                try:
+                    self.crash_receiver()
+                except AlreadyDone:
+                    self.assertIn("dst RECEIVED copied retired confirmed", self.events)
             self.check_verdict()
             if which != "receiver":
                 self.send()
@@ -770,9 +834,8 @@ class CrashTests(Case):
             self.pass_time(8)
             if not (self.outcome.called and self.arrived.called):
                 self.pass_time(60)
-            # A receiver that was complete, and is started again, waits for another migration where
-            # the sender has seen that already: nobody will come to tell it anything.
-            self.check_done(arrived=not removed or self.arrived.called)
+            # A receiver that was complete, and is started again, only says so.
+            self.check_done(arrived=not removed and self.receiver is not None)
             if before:
                 self.assertEqual(1, self.events.count("M FLUSH"), "it is not copied again")
             if not there:

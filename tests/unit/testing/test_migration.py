@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.client import Destination
-from blockmig.errors import GaveUp, LocalFailure, Refused, Unconfirmed
+from blockmig.errors import AlreadyDone, GaveUp, LocalFailure, Refused, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.source.sender import Sender
 from blockmig.testing import (
@@ -208,7 +208,8 @@ class RecordedTests(MigrationCase):
         self.assertFalse(self.target.blank)
         self.assertEqual(["disk.MIGRATED"], self.records("source"))
         self.assertEqual([], [name for name in self.records("target") if "INCOMPLETE" in name])
-        self.assertRaises(Refused, self.send, destination="nbd://there/")
+        self.assertRaises(AlreadyDone, self.send, destination="nbd://there/")
+        self.assertRaises(Refused, self.send, destination="nbd://elsewhere/")
 
     def test_a_receiver_that_crashed_can_be_restarted(self):
         received = self.receive()

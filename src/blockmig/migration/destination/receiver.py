@@ -61,16 +61,16 @@ class Receiver:
         for never.
     @param give_up_after: seconds without progress after which the migration is given up; None to
         wait for ever.
-    @param overrides: checks to override: C{again} disregards what the records beside the disk say
-        of earlier migrations, C{overwrite} overwrites whatever is on the disk. Without it a disk
-        that holds data, of which no record says that it is an unfinished copy, is refused: by
-        L{check}, or when a sender is about to change it.
+    @param overrides: checks to override: C{overwrite} overwrites whatever is on the disk. Without
+        it a disk that holds data, of which no record says that it is an unfinished copy, is
+        refused: by L{check}, or when a sender is about to change it.
     @param identity: the migration that it waits for: where an id or a secret is given, senders
         that have not the same are refused, and so are those that say nothing of themselves.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long.
     @raise InUse: the disk object is in use.
     @raise LocalFailure: the disk has failed already.
+    @raise AlreadyDone: the records say that the disk was received already: there is nothing to do.
     @raise Refused: the records forbid it, or cannot be kept.
     """
 
@@ -120,17 +120,17 @@ class Receiver:
         records, previous, overwrite = None, None, overrides.overwrite
         if IRecordedDisk.providedBy(disk):
             records = records_of(disk, self._runtime.system)
-            previous = destination_record(disk, records, overrides.again)
-            if previous is None and not (overrides.again or overrides.overwrite):
-                check_data(disk, "--again", self._runtime.system)
-            overwrite = overwrite or may_overwrite(disk, records, previous, overrides.again)
+            previous = destination_record(disk, records, overrides.overwrite, identity.id)
+            if previous is None and not overrides.overwrite:
+                check_data(disk, "--overwrite", self._runtime.system)
+            overwrite = overwrite or may_overwrite(disk, previous)
         if previous is not None:
             _log_previous(disk, previous)
         location = location_of(disk, records, previous)
         destination = DestinationDisk(
             disk, location, overwrite, lambda: self._outcome.result is None
         )
-        record = DestinationRecord(destination, records, previous, self._threads, overrides.again)
+        record = DestinationRecord(destination, records, previous, self._threads)
         return IncomingMigration(
             destination,
             record,

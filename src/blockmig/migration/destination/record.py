@@ -1,4 +1,4 @@
-"""The record at the destination: DISK.INCOMPLETE, as the receiver keeps it.
+"""The record at the destination: DISK.INCOMPLETE, then DISK.RECEIVED, as the receiver keeps it.
 
 Owns the record, the order in which it is written, and the identity of the migration that it is
 about, by which a sender is recognized again.
@@ -8,8 +8,10 @@ Rules (design, section 2: R2, R6, R12, R13):
 * one write at a time, in the order in which they were requested; each starts from the result of the
   one before it;
 * before each the disk is checked (L{DestinationDisk.check}); once the first is durable, what an
-  earlier migration has left is removed, and only then does a new file get its size;
-* the record is removed, at the end, only when the disk is durable and still where it was;
+  earlier migration has left is removed, and only then does a new file get its size. The record
+  says which finished one that was, and which ids are used up;
+* at the end, only when the disk is durable and still where it was, RECEIVED appears; the record is
+  removed only when that is durable: both of one migration mean that it is complete;
 * a sender that uses the side export gives the migration its UUID (a I{claim}), and makes its
   connection known by the cookie of the first request there. It is recorded when that connection
   begins an attempt. A whole copy of such a migration is
@@ -29,6 +31,7 @@ from ...runtime import InThread
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
 from ..records.files import Kind, Location, Phase, Record, Records, boot_of, timestamp
+from ..records.finished import read_finished
 from ..records.mark import remove_mark, set_mark
 from .disk import DestinationDisk
 
@@ -48,7 +51,6 @@ class DestinationRecord:
     @param records: where it is kept; None where none are.
     @param previous: the one to continue from, if there is one.
     @param in_thread: runs a function in a thread.
-    @param again: records of earlier migrations were disregarded, which is recorded too.
     @ivar current: the record beside the disk now, or what it would be if records were kept.
     @ivar phase: the phase as last requested, which may not be written yet; None before the first.
     @ivar retired: the source is known to be retired, which may not be written yet.
@@ -62,7 +64,6 @@ class DestinationRecord:
         records: Records | None,
         previous: Record | None,
         in_thread: InThread,
-        again: bool,
     ) -> None:
         self.current = previous
         self.phase = previous.phase if previous is not None else None
@@ -72,7 +73,6 @@ class DestinationRecord:
         self._disk = disk
         self._records = records
         self._in_thread = in_thread
-        self._again = again
         self._claim: _Claim | None = None
         self._writing = DeferredLock()
         self._prepared = False
@@ -148,15 +148,25 @@ class DestinationRecord:
         return self._writing.run(lambda: None)
 
     def remove(self) -> Deferred[None]:
-        """The migration is complete: make the disk durable, then remove the record."""
+        """The migration is complete: make the disk durable, record that, then remove this
+        record."""
 
         def finish() -> None:
             self._disk.check_path()
             self._disk.disk.flush()
-            self._disk.check_path()
-            if self._records is not None:
-                remove_mark(self._disk.disk)
-                self._records.remove(Kind.INCOMPLETE)
+            if self._records is None or self.current is None:
+                self._disk.check_path()
+                return
+            identity = self._disk.identity()
+            received = self.current.but(
+                phase=Phase.COPIED,
+                identity=identity,
+                boot=boot_of(identity),
+                confirmed=timestamp(),
+            )
+            self._records.write(Kind.RECEIVED, received, self._disk.check_path)
+            remove_mark(self._disk.disk)
+            self._records.remove(Kind.INCOMPLETE)
 
         return self.run(finish)
 
@@ -206,6 +216,8 @@ class DestinationRecord:
 
         @param before: that of the attempt before it, if it is of the same migration.
         """
+        # Another migration's unfinished copy is not remembered, but what was finished before it.
+        earlier = self.current
         return Record(
             migration=migration,
             phase=Phase.COPYING,
@@ -214,8 +226,9 @@ class DestinationRecord:
             source=source,
             destination=self._disk.location(),
             began=before.began if before is not None else timestamp(),
-            again=self._again,
             place=self.place,
+            follows=earlier.follows if earlier is not None else "",
+            ids=earlier.ids if earlier is not None else (),
         )
 
     def _update(self, change: Callable[[Record | None], Record]) -> Deferred[None]:
@@ -241,11 +254,13 @@ class DestinationRecord:
             return record
         identity = self._disk.identity()
         record = record.but(identity=identity, boot=boot_of(identity))
+        if not self._prepared:
+            record = read_finished(records, disregard=True).precede(record)
         written = records.write(Kind.INCOMPLETE, record)
         if not self._prepared:
             records.sync()
             # What an earlier migration left is no longer true.
-            records.remove_existing(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED)
+            records.remove_existing(Kind.ACCEPTED, Kind.MIGRATING, Kind.MIGRATED, Kind.RECEIVED)
             remove_mark(self._disk.disk)
             self._disk.prepare()
             set_mark(self._disk.disk, Kind.INCOMPLETE, written)

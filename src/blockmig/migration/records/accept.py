@@ -6,12 +6,14 @@ is recorded before the mark of incompleteness is removed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ...errors import LocalFailure, Refused
 from ...storage import DiskRefused, open_disk
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .files import BadRecord, Kind, Phase, Record, is_about, records_of
+from .finished import is_complete
 from .mark import remove_mark
 from .verdict import check_layers
 
@@ -35,13 +37,21 @@ def accept(
         raise Refused(str(error)) from None
     with disk:
         records = records_of(disk, system)
+        received = None
         try:
             incomplete = records.read(Kind.INCOMPLETE)
+            with contextlib.suppress(BadRecord):  # then it proves nothing
+                received = records.read(Kind.RECEIVED)
         except BadRecord as error:
             raise Refused(str(error)) from None
         except OSError as error:
             name = records.name(Kind.INCOMPLETE)
             raise Refused(f"{name}: {describe_error(error)}") from None
+        if is_complete(incomplete, received) or (incomplete is None and received is not None):
+            raise Refused(
+                f"{path}: its migration is complete ({records.name(Kind.RECEIVED)}): there is "
+                "nothing to accept"
+            )
         if incomplete is None:
             raise Refused(
                 f"{path}: is not the destination of a migration: there is no "

@@ -2,7 +2,8 @@
 
 Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 
-* a disk that was migrated away is neither source nor destination, unless C{again} says so;
+* a disk that was migrated away, or received, is not sent or received again unasked (`finished`);
+* a migration that is not finished can only be continued: no option passes over it;
 * a copy that is not known to be canonical is not a source;
 * data that no record mentions is not overwritten, unless the caller says so; the unfinished copy of
   a migration may be, as long as it is the file that its record is about;
@@ -16,8 +17,8 @@ Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from ...errors import Refused
 from ...interfaces import IRecordedDisk
@@ -25,6 +26,17 @@ from ...storage import is_device_identity
 from ...syscalls import describe_error
 from .advice import command_here
 from .files import BadRecord, Kind, Phase, Record, Records, is_about
+from .finished import (
+    NOTHING_FINISHED,
+    Finished,
+    Present,
+    check_migrated,
+    check_received,
+    check_unused,
+    is_complete,
+    is_superseded,
+    read_finished,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,92 +46,162 @@ class SourceState:
     @ivar record: the migration to continue, or None for a new one.
     @ivar retired: the source is retired, so that its migration can only be finished.
     @ivar instead_of: a migration to another place, whose copy there may be whole.
-    @ivar unreadable: the records that cannot be read, and that the user has said to disregard.
+    @ivar finished: what was finished here before.
     """
 
     record: Record | None = None
     retired: bool = False
     instead_of: str = ""
-    unreadable: tuple[Kind, ...] = ()
+    finished: Finished = NOTHING_FINISHED
 
 
-def _read(records: Records, kind: Kind, again: bool, may_disregard: bool = True) -> Record | None:
+def _read(records: Records, kind: Kind) -> Record | None:
     try:
         return records.read(kind)
     except BadRecord as error:
-        if again:
-            return None
         raise Refused(
-            f"{error}; see `{command_here('inspect', records)}`"
-            + (
-                ""
-                if kind == Kind.INCOMPLETE and not may_disregard
-                else ", or use --again to ignore it"
-            )
+            f"{error}; see `{command_here('inspect', records)}`; once you know which copy is "
+            "canonical, move that file away"
         ) from None
     except OSError as error:
         raise Refused(f"{records.name(kind)}: {describe_error(error)}") from None
 
 
-def destination_record(disk: IRecordedDisk, records: Records, again: bool) -> Record | None:
+def destination_record(
+    disk: IRecordedDisk, records: Records, overwrite: bool = False, id: str = ""
+) -> Record | None:
     """The record to continue from, if a migration may be received into C{disk}.
 
-    @param again: disregard what the records say.
-    @raise Refused: it may not.
+    @param overwrite: disregard what was finished here before; with a new C{id} only.
+    @param id: the id of the migration to receive; "" for any.
+    @raise AlreadyDone: it was received already, and is there.
+    @raise Refused: it may not be received.
     """
+
+    def look() -> Present:
+        return Present(None if disk.blank else disk.size, disk.identity())
+
+    _check_destination(records, look, overwrite=overwrite, id=id)
     _check_writable(records, Kind.INCOMPLETE)
-    migrated = _read(records, Kind.MIGRATED, again)
-    migrating = _read(records, Kind.MIGRATING, again)
-    incomplete = _read(records, Kind.INCOMPLETE, again)
-    accepted = _read(records, Kind.ACCEPTED, again)
-    if again:
-        # The same command, run again, continues what it began, on the same disk.
-        continues = (
-            incomplete is not None and incomplete.again and _may_be_disk_of(disk, incomplete)
-        )
-        return incomplete if continues else None
-    if accepted is not None and incomplete is None and not disk.blank:
-        raise Refused(
-            f"{records.disk}: was declared canonical on {accepted.changed} "
-            f"({records.name(Kind.ACCEPTED)}); to receive into it anyway, use --again"
-        )
-    if migrated is not None:
-        raise Refused(
-            f"{records.disk}: was migrated to {migrated.destination} on {migrated.retired} "
-            f"({records.name(Kind.MIGRATED)}); to receive into it anyway, use --again"
-        )
-    if migrating is not None:
-        raise Refused(
-            f"{records.disk}: a migration of it to {migrating.destination} is not known to be "
-            f"complete ({records.name(Kind.MIGRATING)}): see `{command_here('inspect', records)}`; "
-            "to receive into it anyway, use --again"
-        )
+    incomplete = _read(records, Kind.INCOMPLETE)
     if incomplete is not None and not _may_be_disk_of(disk, incomplete):
         raise Refused(
             f"{records.disk}: all of {incomplete.source} was copied here and may be the canonical "
-            "copy, but this is another disk: find the right one "
-            f"({records.name(Kind.INCOMPLETE)}), or use --again to receive anew"
+            "copy, but this is another disk: find the right one, or move the record "
+            f"({records.name(Kind.INCOMPLETE)}) away"
         )
     return incomplete
 
 
-def may_overwrite(
-    disk: IRecordedDisk, records: Records, record: Record | None, again: bool
-) -> bool:
-    """Whether the records alone permit overwriting what is on the disk.
+def check_finished(
+    records: Records, look: Callable[[], Present], *, overwrite: bool = False, id: str = ""
+) -> None:
+    """Check what is finished at a destination, before its disk is opened, made or locked.
 
-    @param record: the record to continue from, if there is one.
-    @param again: the user has said to disregard the records of this disk.
+    An INCOMPLETE beside the RECEIVED of the same migration is removed: that one is complete. Where
+    a migration is under way nothing is checked yet.
+
+    @param look: looks what is there now; called only if that matters.
+    @raise AlreadyDone: see L{destination_record}.
+    @raise Refused: the same.
     """
-    if record is not None:
-        if not record.identity:
-            return True
-        same = is_about(record, disk.identity())
-        if same is None and not is_device_identity(record.identity):
-            # On a file system that reports no birth times the inode must do.
-            return len({text.partition(",")[0] for text in (record.identity, disk.identity())}) == 1
-        return same is True
-    return again and any(os.path.lexists(records.name(kind)) for kind in Kind)
+    incomplete = _settle(records)
+    if incomplete is None and _read(records, Kind.MIGRATING) is None:
+        _check_received(records, look, overwrite, id)
+
+
+def _check_destination(
+    records: Records, look: Callable[[], Present], *, overwrite: bool = False, id: str = ""
+) -> None:
+    """Check what the records say of a destination; see L{destination_record}."""
+    incomplete = _settle(records)
+    if incomplete is not None:
+        _check_continues(records, incomplete, overwrite, id)
+        return
+    migrating = _read(records, Kind.MIGRATING)
+    if migrating is not None and not (
+        overwrite and migrating.phase == Phase.COPYING and not migrating.whole
+    ):
+        raise Refused(
+            f"{records.disk}: a migration of it to {migrating.destination} is not known to be "
+            f"complete ({records.name(Kind.MIGRATING)}): see `{command_here('inspect', records)}`"
+        )
+    _check_received(records, look, overwrite, id)
+
+
+def _check_received(
+    records: Records, look: Callable[[], Present], overwrite: bool, id: str
+) -> None:
+    finished = _read_finished(records, overwrite and bool(id))
+    if finished.latest is not None:
+        check_received(records, finished, look(), overwrite=overwrite, id=id)
+
+
+def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: str) -> None:
+    """Check that a migration into the disk that was begun may be continued."""
+    if (
+        id
+        and incomplete.id not in ("", id)
+        and incomplete.identified
+        and incomplete.phase == Phase.COPIED
+    ):
+        raise Refused(
+            f"{records.disk}: is the copy of the migration {incomplete.id}, and may be the only "
+            f"one: finish that with --id {incomplete.id}"
+        )
+    finished = _read_finished(records, overwrite and bool(id))
+    if id and id != incomplete.id:
+        if id in incomplete.ids:
+            finished = Finished(received=incomplete)
+        check_unused(finished, id)
+    last = finished.latest
+    if last is None or last.migration == incomplete.follows or incomplete.again:
+        return
+    if finished.went is not None and not (overwrite and id):
+        raise Refused(
+            f"{records.disk}: was migrated to {last.destination} on {last.retired} "
+            f"({records.name(Kind.MIGRATED)}), and a migration into it began "
+            f"({records.name(Kind.INCOMPLETE)}), of which neither names the other: see "
+            f"`{command_here('inspect', records)}`"
+        )
+
+
+def _read_received(records: Records) -> Record | None:
+    """RECEIVED, where it can be read; elsewhere it proves nothing."""
+    try:
+        return records.read(Kind.RECEIVED)
+    except (BadRecord, OSError):
+        return None
+
+
+def _settle(records: Records) -> Record | None:
+    """INCOMPLETE; where a receiver has died between its last two acts, do the last: remove it."""
+    incomplete = _read(records, Kind.INCOMPLETE)
+    if not is_complete(incomplete, _read_received(records)):
+        return incomplete
+    try:
+        records.sync()
+        records.remove(Kind.INCOMPLETE)
+    except OSError as error:
+        name = records.name(Kind.INCOMPLETE)
+        raise Refused(f"{name}: cannot be removed: {describe_error(error)}") from None
+    return None
+
+
+def may_overwrite(disk: IRecordedDisk, record: Record | None) -> bool:
+    """Whether the record alone permits overwriting what is on the disk.
+
+    @param record: the one to continue from, if there is one.
+    """
+    if record is None:
+        return False
+    if not record.identity:
+        return True
+    same = is_about(record, disk.identity())
+    if same is None and not is_device_identity(record.identity):
+        # On a file system that reports no birth times the inode must do.
+        return len({text.partition(",")[0] for text in (record.identity, disk.identity())}) == 1
+    return same is True
 
 
 def _may_be_disk_of(disk: IRecordedDisk, record: Record) -> bool:
@@ -145,52 +227,74 @@ def source_state(
     identity: str | None,
     destination: str,
     *,
+    size: int = 0,
     unlink: bool = False,
-    again: bool = False,
+    overwrite: bool = False,
+    id: str = "",
 ) -> SourceState:
     """What a sender may do with this source.
 
     @param identity: the identity of the disk that is there; None where there is none.
     @param destination: the URI to send to.
+    @param size: bytes of the disk that is there.
     @param unlink: the source is to be deleted.
-    @param again: disregard what the records say of earlier migrations.
+    @param overwrite: disregard what was finished here before; with a new C{id} only.
+    @param id: the id of the migration to send; "" for any.
+    @raise AlreadyDone: it was sent already, and the destination was complete.
     @raise Refused: it may not be sent.
     """
     _check_writable(records, Kind.MIGRATING)
     path, inspect = records.disk, command_here("inspect", records)
     _check_no_copy(records, identity)
-    migrating = _read(records, Kind.MIGRATING, again)
-    migrated = _read(records, Kind.MIGRATED, again)
-    if again and not (migrating and _continues(migrating, identity, destination)):
-        if identity is None:
-            raise Refused(f"{path}: no such file")
-        unreadable = tuple(
-            kind for kind in (Kind.MIGRATED, Kind.MIGRATING) if _is_unreadable(records, kind)
+    migrating = _read(records, Kind.MIGRATING)
+    finished = _read_finished(records, overwrite and bool(id))
+    migrated = finished.went
+    if migrated is not None and is_superseded(migrated, migrating):
+        migrated = None  # of the one before
+    if migrated is not None and _is_another_migration(migrated, migrating):
+        raise Refused(
+            f"{path}: was migrated to {migrated.destination} on {migrated.retired} "
+            f"({records.name(Kind.MIGRATED)}), and another migration of it began "
+            f"({records.name(Kind.MIGRATING)}), of which neither names the other: see `{inspect}`"
         )
-        return SourceState(
-            instead_of=migrating.migration if migrating is not None else "", unreadable=unreadable
+    if migrated is not None and migrating is None:
+        there = Present(None if identity is None else size, identity or "")
+        unseen = check_migrated(
+            records, finished, there, destination, unlink=unlink, overwrite=overwrite, id=id
         )
-    if migrating is not None and migrating.again and _is_another_migration(migrated, migrating):
-        migrated = None  # --again disregarded it
-    if migrated is not None and (migrating is None or _is_another_migration(migrated, migrating)):
-        raise _was_migrated(records, migrated, identity)
+        if unseen is not None:
+            return SourceState(unseen, retired=True, finished=finished)
+        migrated = None
+    if migrating is None or id not in ("", migrating.id):
+        check_unused(finished, id)
     if migrating is None:
         if identity is None:
             raise Refused(f"{path}: no such file")
-        return SourceState()
+        return SourceState(finished=finished)
     if migrated is not None:
         migrating = migrating.but(retired=migrated.retired, confirmed=migrated.confirmed)
-    if migrated is not None or _deleted(migrating, identity, path):
+    if migrated is not None or _deleted(migrating, identity, records):
         _check_finish(migrating, identity, destination, unlink, path)
-        return SourceState(migrating, retired=True)
-    if identity is None:
+        state = SourceState(migrating, retired=True)
+    else:
+        state = _not_retired(migrating, identity, destination, records)
+    return _with_id(state, migrating, id, path, finished)
+
+
+def _read_finished(records: Records, disregard: bool) -> Finished:
+    """What is finished; C{disregard} passes over what cannot be understood.
+
+    @raise Refused: it cannot be read.
+    """
+    try:
+        return read_finished(records, disregard)
+    except BadRecord as error:
         raise Refused(
-            f"{path}: is gone, and blockmig did not delete it: its migration to "
-            f"{migrating.destination} had not got that far; see `{inspect}`"
-        )
-    if migrating.identity and is_about(migrating, identity) is False:
-        return _start_over(migrating, records)
-    return _continue(migrating, destination, path)
+            f"{error}; see `{command_here('inspect', records)}`, or use --overwrite with a new "
+            "--id to ignore it"
+        ) from None
+    except OSError as error:
+        raise Refused(f"{records.disk}: {describe_error(error)}") from None
 
 
 def _check_no_copy(records: Records, identity: str | None) -> None:
@@ -198,8 +302,8 @@ def _check_no_copy(records: Records, identity: str | None) -> None:
 
     @param identity: of the disk that is there; None where there is none.
     """
-    incomplete = _read(records, Kind.INCOMPLETE, False, may_disregard=False)
-    if incomplete is None:
+    incomplete = _read(records, Kind.INCOMPLETE)
+    if incomplete is None or is_complete(incomplete, _read_received(records)):
         return
     another = identity is not None and is_about(incomplete, identity) is False
     what = "is another disk than the copy that" if another else "is a copy that"
@@ -209,19 +313,33 @@ def _check_no_copy(records: Records, identity: str | None) -> None:
     )
 
 
-def _was_migrated(records: Records, migrated: Record, identity: str | None) -> Refused:
-    """The refusal of a source that has, or whose name has, C{migrated}."""
-    to = f"migrated to {migrated.destination} on {migrated.retired}"
-    name = records.name(Kind.MIGRATED)
-    if identity is not None and is_about(migrated, identity) is False:
-        return Refused(
-            f"{records.disk}: is another disk than the one that was {to} ({name}); to send this "
-            "one, use --again"
+def _not_retired(
+    migrating: Record, identity: str | None, destination: str, records: Records
+) -> SourceState:
+    """How a migration goes on that has not retired the source."""
+    if identity is None:
+        raise Refused(
+            f"{records.disk}: is gone, and blockmig did not delete it: its migration to "
+            f"{migrating.destination} had not got that far; see "
+            f"`{command_here('inspect', records)}`"
         )
-    return Refused(
-        f"{records.disk}: was {to} and is not the canonical copy any more ({name}); to send it "
-        "anyway, use --again"
-    )
+    if migrating.identity and is_about(migrating, identity) is False:
+        return _start_over(migrating, records)
+    return _continue(migrating, destination, records.disk)
+
+
+def _with_id(
+    state: SourceState, migrating: Record, id: str, path: str, finished: Finished
+) -> SourceState:
+    """The same for a migration that must have that id; another id is another migration."""
+    if state.record is not None and id and migrating.id not in ("", id):
+        if state.retired or migrating.phase == Phase.COPIED or migrating.whole:
+            raise Refused(
+                f"{path}: its migration {migrating.id} to {migrating.destination} must be finished "
+                f"first: send it with --id {migrating.id}"
+            )
+        return SourceState(instead_of=migrating.migration, finished=finished)
+    return replace(state, finished=finished)
 
 
 def _start_over(migrating: Record, records: Records) -> SourceState:
@@ -230,36 +348,17 @@ def _start_over(migrating: Record, records: Records) -> SourceState:
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
             f"{records.disk}: is not the disk of which all was copied to {migrating.destination}; "
-            f"see `{command_here('inspect', records)}`; to send this one anyway, use --again"
+            f"see `{command_here('inspect', records)}`; if that copy is not needed, move "
+            f"{records.name(Kind.MIGRATING)} away to send this one"
         )
     return SourceState(instead_of=migrating.migration)
 
 
-def _continues(migrating: Record, identity: str | None, destination: str) -> bool:
-    """Whether C{--again} was given to continue this migration, not to disregard it too."""
-    if identity is None:
-        return True
-    if not migrating.again or migrating.destination.address != destination:
-        return False
-    if migrating.identity and is_about(migrating, identity) is False:
-        return False
-    may_be_deleted = migrating.unlink and migrating.phase == Phase.COPIED
-    return not may_be_deleted or bool(is_about(migrating, identity))
+def _is_another_migration(record: Record, other: Record | None) -> bool:
+    return other is not None and record.migration != other.migration
 
 
-def _is_another_migration(record: Record | None, other: Record) -> bool:
-    return record is not None and record.migration != other.migration
-
-
-def _is_unreadable(records: Records, kind: Kind) -> bool:
-    try:
-        records.read(kind)
-    except (BadRecord, OSError):
-        return True
-    return False
-
-
-def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
+def _deleted(migrating: Record, identity: str | None, records: Records) -> bool:
     """Whether the source was retired by deleting it."""
     if not (migrating.unlink and migrating.phase == Phase.COPIED):
         return False
@@ -268,8 +367,9 @@ def _deleted(migrating: Record, identity: str | None, path: str) -> bool:
     same = is_about(migrating, identity)
     if same is None:
         raise Refused(
-            f"{path}: may or may not be the file that was to be deleted after its migration to "
-            f"{migrating.destination}, and that may be gone; to send it anyway, use --again"
+            f"{records.disk}: may or may not be the file that was to be deleted after its "
+            f"migration to {migrating.destination}, and that may be gone: see "
+            f"`{command_here('inspect', records)}`"
         )
     return not same
 
@@ -285,7 +385,7 @@ def _check_finish(
     if record.unlink and identity is not None:
         raise Refused(
             f"{path}: is not the file that was migrated to {record.destination} and deleted; move "
-            "it away to finish that migration, or use --again to send this file"
+            "it away to finish that migration"
         )
     if unlink and not record.unlink:
         raise Refused(
@@ -300,6 +400,7 @@ def _continue(migrating: Record, destination: str, path: str) -> SourceState:
     if migrating.phase == Phase.COPIED or migrating.whole:
         raise Refused(
             f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
-            "canonical copy there: send it there, or delete that copy and use --again"
+            "canonical copy there: send it there, or delete that copy, and then "
+            f"{path}.{Kind.MIGRATING}"
         )
     return SourceState(instead_of=migrating.migration)

@@ -7,7 +7,8 @@ Rules (design, section 2: R1, R7):
 
 * a source is canonical until it is retired, and a destination from then on: where one end's own
   records cannot decide, the verdict names the place to look at;
-* whatever cannot be read, or contradicts itself, gives C{unknown}, with the reason: never a guess.
+* whatever cannot be read, or contradicts itself, gives C{unknown}, with the reason: never a guess;
+* where there is neither a disk nor a record, nothing is concluded from that (R11).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from .files import (
     records_of,
     this_host,
 )
+from .finished import Finished, Present, is_complete, is_superseded
 from .layers import LayerState, layers_at
 from .mark import ATTRIBUTES, Mark, read_mark
 
@@ -75,6 +77,11 @@ class Verdict:
     why: str
     advice: str
     canonical: str = ""
+
+    @property
+    def certain(self) -> bool:
+        """Whether it says of the copy that it is canonical, or that it is not."""
+        return self.state in (CopyState.CANONICAL, CopyState.NOT_CANONICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,32 @@ class DiskState:
     def record(self, kind: Kind) -> Record | None:
         """The record of that kind, if there is one."""
         return self.records.get(kind)
+
+    @property
+    def incomplete(self) -> Record | None:
+        """INCOMPLETE, unless RECEIVED says that the same migration is complete."""
+        incomplete = self.record(Kind.INCOMPLETE)
+        return None if is_complete(incomplete, self.record(Kind.RECEIVED)) else incomplete
+
+    @property
+    def migrated(self) -> Record | None:
+        """MIGRATED, unless a later migration began, or the disk has come home since."""
+        migrated = Finished(
+            self.record(Kind.MIGRATED), self.record(Kind.RECEIVED), self.record(Kind.ACCEPTED)
+        ).went
+        if migrated is not None and is_superseded(migrated, self.record(Kind.MIGRATING)):
+            return None
+        return migrated
+
+    @property
+    def leaving(self) -> Record | None:
+        """The record of its migration to elsewhere: of the last one."""
+        return self.migrated or self.record(Kind.MIGRATING)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is neither a disk nor a record."""
+        return self.size is None and not self.records and not self.bad
 
 
 def examine(
@@ -181,6 +214,15 @@ def _where(records: Records, path: str) -> str:
 
 def _is_about_layer(record: Record, layer: LayerState) -> bool:
     return is_about(record, layer.identity) is not False
+
+
+def look_at(path: str, system: SystemCalls = SYSTEM) -> Present:
+    """What is at C{path}; its records are not looked at.
+
+    @raise DiskRefused: it cannot be examined.
+    """
+    found = _examine_disk(path, system)
+    return Present(found.size, found.identity)
 
 
 def _examine_disk(path: str, system: SystemCalls) -> DiskState:
@@ -288,7 +330,8 @@ def _own_verdict(disk: DiskState) -> Verdict:
                 "do not use this copy until you know where that file comes from; "
                 "the other side's records say as much: inspect its disk there",
             )
-    incomplete, accepted = disk.record(Kind.INCOMPLETE), disk.record(Kind.ACCEPTED)
+    incomplete, accepted = disk.incomplete, disk.record(Kind.ACCEPTED)
+    received = disk.record(Kind.RECEIVED)
     if incomplete is not None:
         if (
             accepted is not None
@@ -298,12 +341,14 @@ def _own_verdict(disk: DiskState) -> Verdict:
         ):
             return _accepted(disk, accepted)
         return _destination_verdict(disk, incomplete)
-    if disk.record(Kind.MIGRATED) is not None or disk.record(Kind.MIGRATING) is not None:
+    if disk.leaving is not None:
         return _source_verdict(disk)
+    if received is not None and (disk.size is None or not _is_another(received, disk)):
+        return _received(disk, received)
     if disk.size is None and accepted is None:
         return _unknown(
             f"neither {disk.path} nor a record of it is there",
-            "look on the other host; a source that was migrated with --unlink leaves nothing here",
+            "look for it elsewhere: nothing can be concluded from that",
         )
     if disk.size == 0:
         return Verdict(
@@ -323,10 +368,18 @@ def _own_verdict(disk: DiskState) -> Verdict:
             f"about another {_noun(disk)})",
             "use it",
         )
+    if received is not None:
+        return _canonical(
+            disk.path,
+            f"there is no record of a migration of it {disk.records_where}; the {Kind.RECEIVED} "
+            f"there is about another {_noun(disk)}, received from {received.source} on "
+            f"{received.confirmed}, and counts for nothing",
+            "use it",
+        )
     return _canonical(
         disk.path,
-        f"there is no record of a migration {disk.records_where}: none was begun here, or it is "
-        "complete",
+        f"there is no record of a migration {disk.records_where}: none was begun here, or it was "
+        "forgotten",
         "use it",
     )
 
@@ -419,6 +472,21 @@ def _noun(disk: DiskState) -> str:
 def _another(disk: DiskState) -> str:
     """What a disk is that is not the one that its record is about."""
     return "another disk now" if is_device_identity(disk.identity) else "another file"
+
+
+def _forget(disk: DiskState, *options: str) -> str:
+    """The command that forgets what was finished with a disk."""
+    return command("forget", disk.path, *options, state_directory=disk.state_directory)
+
+
+def _received(disk: DiskState, received: Record) -> Verdict:
+    """What was received, and nothing was begun with since."""
+    what = f"it was received from {received.source}, and complete on {received.confirmed}"
+    if disk.size is None:
+        return _unknown(f"{disk.path} is gone; {what}", "look for it")
+    if disk.size == 0:
+        return _unknown(f"{disk.path} is empty; {what}", "find out who truncated it")
+    return _canonical(disk.path, what, "use it")
 
 
 def _accepted(disk: DiskState, accepted: Record) -> Verdict:
@@ -532,24 +600,21 @@ def _where_to_look(record: Record, disk: DiskState) -> str:
 
 
 def _source_verdict(disk: DiskState) -> Verdict:
-    migrating, migrated = disk.record(Kind.MIGRATING), disk.record(Kind.MIGRATED)
-    if (
-        migrated is not None
-        and migrating is not None
-        and migrating.again
-        and migrating.migration != migrated.migration
-    ):
-        migrated = None  # --again disregarded it
+    migrating, migrated = disk.record(Kind.MIGRATING), disk.migrated
     if migrated is not None:
-        if disk.size is not None and is_about(migrated, disk.identity) is False:
+        if disk.size is not None and (
+            migrated.unlink or is_about(migrated, disk.identity) is False
+        ):
             return _unknown(
-                f"the disk that was here was migrated to {migrated.destination} on "
-                f"{migrated.retired}; {disk.path} is {_another(disk)}, of which nothing is known",
-                f"if it is a new disk, move the record {_away(disk)}"
+                f"another {_noun(disk)} has the name of the disk that went to "
+                f"{migrated.destination} on {migrated.retired}",
+                "if it is a new disk, let blockmig forget the old one: "
+                f"{_forget(disk, '--i-have-checked-the-destination')}"
                 f"{_if_shared(disk, migrated.source)}",
             )
+        done = "" if disk.size is None else "; delete this one when you like"
         finish = (
-            f"use the copy at {migrated.destination}; delete this one when you like"
+            f"use the copy at {migrated.destination}{done}"
             if migrating is None
             else "run the same send command again to finish; then use the copy at "
             f"{migrated.destination}"
@@ -557,7 +622,8 @@ def _source_verdict(disk: DiskState) -> Verdict:
         return Verdict(
             CopyState.NOT_CANONICAL,
             CopyState.NOT_CANONICAL,
-            f"it was migrated to {migrated.destination} on {migrated.retired}",
+            f"it was migrated to {migrated.destination} on {migrated.retired}"
+            + (", and deleted here" if migrated.unlink else ""),
             finish,
         )
     assert migrating is not None
@@ -632,7 +698,7 @@ def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
         (one, other, first, second),
         (other, one, second, first),
     ):
-        incomplete = here.record(Kind.INCOMPLETE)
+        incomplete = here.incomplete
         if verdict.state == CopyState.CONDITIONAL and incomplete is not None:
             return _verdict_by_source(here, incomplete, verdict, there, opposite)
     for here, there, verdict, opposite in (
@@ -655,17 +721,23 @@ def verdict_of_pair(one: DiskState, other: DiskState) -> Verdict:
 
 def _defers_to(disk: DiskState, verdict: Verdict, to: DiskState) -> bool:
     """Whether what was found at C{disk} leaves it to C{to} to be canonical."""
+    received = to.record(Kind.RECEIVED)
+    if received is not None and _is_another(received, to):
+        received = None
     if verdict.state == CopyState.NOT_CANONICAL:
-        record = disk.record(Kind.MIGRATED) or disk.record(Kind.MIGRATING)
+        record = disk.leaving
         if record is None:
             return True
+        if received is not None and received.identified:
+            return received.migration == record.migration
         incomplete = to.record(Kind.INCOMPLETE)
         same = incomplete is not None and incomplete.migration == record.migration
         return record.size == to.size and (same or _may_be_location(to, record.destination))
     nothing = not disk.records and not disk.bad
-    if disk.size is None and nothing:
+    # Where a record says that it arrived no other copy matters any more; and while a source is not
+    # retired, it does not matter what the destination looks like.
+    if disk.empty and (received is not None or to.record(Kind.ACCEPTED) is not None):
         return True
-    # While a source is not retired, it does not matter what the destination looks like.
     migrating = to.record(Kind.MIGRATING)
     return migrating is not None and (nothing or Kind.INCOMPLETE in disk.bad)
 
@@ -683,7 +755,7 @@ def _may_be_path(path: str, location: Location) -> bool:
 
 def _is_source_of(there: DiskState, incomplete: Record) -> bool:
     """Whether C{there} is the source of the copy that C{incomplete} is about."""
-    record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
+    record = there.leaving
     if record is None:
         return there.size == incomplete.size and _may_be_location(there, incomplete.source)
     ends = [(at.host, at.disk) for at in (record.destination, incomplete.destination)]
@@ -693,8 +765,8 @@ def _is_source_of(there: DiskState, incomplete: Record) -> bool:
 def _was_migrated_to(there: DiskState, here: DiskState, incomplete: Record) -> bool:
     """Whether what was retired at C{there} is what C{incomplete}, the record of C{here}, is
     about."""
-    record = there.record(Kind.MIGRATED) or there.record(Kind.MIGRATING)
-    if record is None or there.record(Kind.INCOMPLETE) is not None:
+    record = there.leaving
+    if record is None or there.incomplete is not None:
         return False  # it is not canonical because it is not a whole copy itself
     if incomplete.identified:
         return _is_source_of(there, incomplete)

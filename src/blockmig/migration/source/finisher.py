@@ -63,10 +63,13 @@ def unconfirmed(why: str, record: Record) -> Unconfirmed:
     )
 
 
-async def record_complete(in_thread: InThread, source: SourceRecord) -> None:
-    """Record that the destination is complete; if that fails, the next run asks it again."""
+async def record_complete(in_thread: InThread, source: SourceRecord, seen: bool = True) -> None:
+    """Record that the destination is complete; if that fails, the next run asks it again.
+
+    @param seen: it was seen to be.
+    """
     try:
-        await wait_shielded(in_thread(source.complete))
+        await wait_shielded(in_thread(source.complete, seen))
     except Exception as error:  # nothing that remains to be done depends on it
         _log.warn(
             "the migration is complete, but that could not be recorded: {error}",
@@ -150,8 +153,8 @@ class Finisher:
         record = self._source.record
         outcome: Summary | Exception
         try:
-            await self._finish(began)
-            await record_complete(self._in_thread, self._source)
+            seen = await self._finish(began)
+            await record_complete(self._in_thread, self._source, seen)
             seconds = self._reactor.seconds() - began
             outcome = Summary(record.size, 0, 0, seconds, record.attempt)
         except OSError as error:
@@ -166,8 +169,11 @@ class Finisher:
             raise outcome
         return outcome
 
-    async def _finish(self, began: float) -> None:
-        """Try until the destination is complete, or need not be notified."""
+    async def _finish(self, began: float) -> bool:
+        """Try until the destination is complete, or need not be notified.
+
+        @return: whether it was seen to be complete.
+        """
         delay = _FIRST_DELAY
         record = self._source.record
         if not record.side_export and not record.confirmed:
@@ -180,12 +186,11 @@ class Finisher:
         await self._in_thread(self._source.sync)
         while self._source.record.side_export and not record.confirmed:
             try:
-                await self._try()
-                break
+                return await self._try()
             except ClientFailed as error:
                 self.last_error = str(error)
                 if self._may_stop_trying(self._reactor.seconds() - began, error):
-                    break
+                    return False
                 _log.warn(
                     "the source is retired, but the destination could not be notified that it "
                     "is complete: {why}; trying again in {delay:.1f} s",
@@ -196,6 +201,7 @@ class Finisher:
                 )
             await deferLater(self._reactor, delay)
             delay = min(2 * delay, _LONGEST_DELAY)
+        return bool(record.confirmed)
 
     def _may_stop_trying(self, waited: float, error: ClientFailed) -> bool:
         """Whether no further try is needed; raises L{Unconfirmed} where the time to try is over."""
@@ -214,9 +220,11 @@ class Finisher:
             raise unconfirmed(f"gave up after {limit:g} seconds ({error})", self._source.record)
         return False
 
-    async def _try(self) -> None:
+    async def _try(self) -> bool:
         """One try.
 
+        @return: whether the receiver was seen to be complete; if not, it knows of no migration any
+            more.
         @raise ClientFailed: the receiver could not be reached.
         @raise Unconfirmed: it has something else.
         """
@@ -231,18 +239,21 @@ class Finisher:
             negotiated = await client.connect(self._destination.endpoint)
             if not negotiated.listed:
                 self._conclude_unknown(None)
-                return
+                return False
             handoff, message = await open_handoff(
                 self._destination, self._runtime, secret=self._secret
             )
             try:
+                seen = True
                 if self._is_ours(message, HandoffPhase.COPIED, HandoffPhase.RETIRED):
                     await self._announce(handoff, client, cookie)
                 elif self._was_restarted(message):
-                    await self._announce_to_restarted(handoff, client, cookie, message)
+                    seen = await self._announce_to_restarted(handoff, client, cookie, message)
                 elif not self._is_ours(message, HandoffPhase.COMPLETE):
                     self._conclude_unknown(message)
+                    seen = False
                 await handoff.close()
+                return seen
             finally:
                 handoff.abort()
         finally:
@@ -286,14 +297,19 @@ class Finisher:
 
     async def _announce_to_restarted(
         self, handoff: HandoffConversation, client: NBDClient, cookie: int, message: HandoffMessage
-    ) -> None:
-        """Announce it to the restarted receiver; one with another disk refuses it."""
+    ) -> bool:
+        """Announce it to the restarted receiver; one with another disk refuses it.
+
+        @return: whether it was accepted.
+        """
         try:
             await self._announce(handoff, client, cookie)
         except ClientFailed as error:
             if not error.error:
                 raise
             self._conclude_unknown(message)
+            return False
+        return True
 
     def _conclude_unknown(self, message: HandoffMessage | None) -> None:
         """The destination does not know this migration (any more)."""

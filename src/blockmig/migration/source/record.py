@@ -7,9 +7,10 @@ Rules (design, section 2: R1, R6, R7):
 * MIGRATING exists from before the first byte is sent until the destination is known to be complete,
   and says C{copied} before the source is retired: once the source is gone the record says that we
   have deleted it, and where its copy is;
-* MIGRATED appears atomically; that is what retires a source that is kept. It stays;
-* the record of a migration begun with C{--again} is kept beside the MIGRATED of the one before it:
-  if it ends without retiring the source, that MIGRATED counts as before;
+* MIGRATED appears atomically; that is what retires a source that is kept. Of one that is deleted
+  it is the tombstone, and appears only when nothing is left to be finished. It stays;
+* the record of a migration names the finished one before it (C{follows}), and is kept beside the
+  MIGRATED of that one: if it ends without retiring the source, that MIGRATED counts as before;
 * where a migration ends without the source being retired, its record says so: a source that is
   moved or deleted afterwards is not taken for one that we have deleted.
 
@@ -50,7 +51,6 @@ class SourceRecord:
     @param size: bytes of the disk.
     @param unlink: it is retired by deleting it.
     @param identity: of the disk.
-    @param again: a human disregards earlier migrations.
     @param id: what people call the migration; "" where one is to be made up.
     @ivar record: what is recorded, or would be.
     """
@@ -65,12 +65,10 @@ class SourceRecord:
         size: int,
         unlink: bool = False,
         identity: str = "",
-        again: bool = False,
         id: str = "",
     ) -> None:
         before = state.record
         self._records = records
-        self._unreadable = state.unreadable
         self._previous = before
         self._on_disk = before  # as last written, or found
         self._may_be_copied = before is not None
@@ -79,7 +77,7 @@ class SourceRecord:
             self.record = before
             return
         kept_in = records.state_directory if records is not None else ""
-        self.record = Record(
+        record = Record(
             migration=before.migration if before is not None else str(uuid.uuid4()),
             phase=before.phase if before is not None else Phase.COPYING,
             attempt=before.attempt if before is not None else 0,
@@ -92,10 +90,13 @@ class SourceRecord:
             boot=boot_of(identity),
             instead_of=before.instead_of if before is not None else state.instead_of,
             whole=before is not None and before.whole,
-            again=again or (before is not None and before.again),
+            again=before is not None and before.again,
             id=(before.id if before is not None else "") or id or make_id(),
             place=before.place if before is not None else "",
+            follows=before.follows if before is not None else "",
+            ids=before.ids if before is not None else (),
         )
+        self.record = record if before is not None else state.finished.precede(record)
 
     @classmethod
     def finishing(cls, records: Records, state: SourceState) -> SourceRecord:
@@ -175,8 +176,8 @@ class SourceRecord:
             other = "another disk of that name" if namesake else f"{host}:{disk}"
             raise Refused(
                 f"all of it was copied to {location}, which could be taken for the canonical copy, "
-                f"but the destination is {other} now: send it there, or delete that copy and "
-                "use --again"
+                f"but the destination is {other} now: send it there, or delete that copy and then "
+                f"{self._path}.{Kind.MIGRATING}"
             )
         if named and record.side_export and not namesake:
             raise Refused(
@@ -197,9 +198,6 @@ class SourceRecord:
         """
         if side_export:
             self._may_be_copied = self._asked = False
-        if self._unreadable and self._records is not None:
-            self._records.remove(*self._unreadable)
-            self._unreadable = ()
         record = self.record.but(
             phase=Phase.COPYING,
             attempt=attempt,
@@ -285,23 +283,27 @@ class SourceRecord:
         self.record = self.record.but(told=timestamp(), token=token)
         self._write(Kind.MIGRATING, self.record)
 
-    def complete(self) -> None:
-        """I{Slow.} The destination is complete: nothing is left to be finished."""
-        if self._records is None:
+    def complete(self, seen: bool = True) -> None:
+        """I{Slow.} Nothing is left to be finished.
+
+        @param seen: the destination was seen to be complete; otherwise only what it acknowledged
+            before says so, and another run looks for it once more.
+        @raise OSError: that could not be recorded, and another run is to do so.
+        """
+        records = self._records
+        if records is None:
             return
         record = self.record
-        if not record.unlink or record.instead_of:
-            retired = record.retired or timestamp()
-            # The mark exists already; only the confirmation is missing from it.
-            needed = contextlib.nullcontext() if record.unlink else contextlib.suppress(OSError)
-            with needed:
-                self._records.write(
-                    Kind.MIGRATED, record.but(retired=retired, confirmed=timestamp())
-                )
-        gone = [Kind.MIGRATING]
-        if record.unlink:
-            gone += [Kind.ACCEPTED] if record.instead_of else [Kind.ACCEPTED, Kind.MIGRATED]
-        self._records.remove(*gone)
+        record = record.but(retired=record.retired or record.told or timestamp())
+        if seen and not record.confirmed:
+            record = record.but(confirmed=timestamp())
+        mark = None
+        with contextlib.suppress(BadRecord):
+            mark = records.read(Kind.MIGRATED)
+        if mark is None or mark.but(changed="") != record.but(changed=""):
+            records.write(Kind.MIGRATED, record)
+        gone = [Kind.MIGRATING, Kind.ACCEPTED] if record.unlink else [Kind.MIGRATING]
+        records.remove_existing(*gone)
 
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.

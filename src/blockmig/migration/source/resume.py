@@ -100,11 +100,12 @@ class Source:
         """What finishes the migration, if an earlier run has retired the source.
 
         @return: None if the disk is there, and may be sent.
+        @raise AlreadyDone: an earlier run has completed it.
         @raise Refused: it may neither be sent to C{destination} nor finished there.
         """
         if self.records is None:
             return None
-        state = self._state(self.records, destination.uri, unlink, overrides.again)
+        state = self._state(self.records, destination.uri, unlink, overrides.overwrite, identity.id)
         record = state.record
         if not state.retired or record is None:
             return None
@@ -123,13 +124,23 @@ class Source:
             runtime=runtime,
         )
 
-    def _state(self, records: Records, destination: str, unlink: bool, again: bool) -> SourceState:
+    def _state(
+        self, records: Records, destination: str, unlink: bool, overwrite: bool, id: str
+    ) -> SourceState:
         """What the records say, and allow."""
         disk = self.disk
         gone = IWatchedDisk.providedBy(disk) and disk.is_gone()
         identity = disk.identity() if IRecordedDisk.providedBy(disk) and not gone else None
         try:
-            return source_state(records, identity, destination, unlink=unlink, again=again)
+            return source_state(
+                records,
+                identity,
+                destination,
+                size=disk.size if disk is not None else 0,
+                unlink=unlink,
+                overwrite=overwrite,
+                id=id,
+            )
         except Refused:
             if unlink and IUnlinkableDisk.providedBy(disk):
                 # What prevents the deletion may have prevented the records: report the former.
@@ -167,6 +178,7 @@ def resume(
     @param max_rate: bytes of data per second; None for no limit.
     @param identity: the id and the secret of the migration, the same as the receiver's.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
+    @raise AlreadyDone: an earlier run has completed this very migration: there is nothing to do.
     @raise Refused: there is no such disk, and nothing of it to be finished; or the records forbid
         it, or the disk cannot be sent.
     """

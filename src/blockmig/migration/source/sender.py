@@ -82,6 +82,7 @@ class Sender:
         attempt is about to copy.
     @raise InUse: the disk object is in use.
     @raise LocalFailure: the disk has failed already.
+    @raise AlreadyDone: this very migration was completed before.
     @raise Refused: C{unlink} cannot be done with this disk, or the records beside it forbid sending
         it, or its migration can only be finished (which a L{Finisher} does).
     """
@@ -117,7 +118,7 @@ class Sender:
                 disk,
                 destination.uri,
                 unlink=unlink,
-                again=overrides.again,
+                overwrite=overrides.overwrite,
                 id=identity.id,
                 system=runtime.system,
             )
@@ -447,16 +448,24 @@ def _record_failed(error: OSError) -> None:
 
 
 def _source_record(
-    disk: IDisk, destination: str, *, unlink: bool, again: bool, id: str, system: SystemCalls
+    disk: IDisk, destination: str, *, unlink: bool, overwrite: bool, id: str, system: SystemCalls
 ) -> SourceRecord:
     """The record of the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
         records, state, identity = None, SourceState(), ""
     else:
         records, identity = records_of(disk, system), disk.identity()
-        state = source_state(records, identity, destination, unlink=unlink, again=again)
-        if state.record is None and not again:
-            check_data(disk, "--again", system)
+        state = source_state(
+            records,
+            identity,
+            destination,
+            size=disk.size,
+            unlink=unlink,
+            overwrite=overwrite,
+            id=id,
+        )
+        if state.record is None and not overwrite:
+            check_data(disk, "--overwrite", system)
         if state.retired:
             raise Refused(f"{disk.name}: is retired, and its migration can only be finished")
     return SourceRecord(
@@ -467,6 +476,5 @@ def _source_record(
         size=disk.size,
         unlink=unlink,
         identity=identity,
-        again=again,
         id=id,
     )

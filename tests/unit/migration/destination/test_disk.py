@@ -180,16 +180,6 @@ class ExistingDataTests(ReceiverCase):
         self.make()
         self.failureResultOf(self.receiver.check(), Refused)
 
-    def test_again_allows_overwriting_only_the_recorded_disk(self):
-        self.make(again=True)
-        self.failureResultOf(self.receiver.check(), Refused)
-        self.make(overwrite=True)
-        self.begun()
-        self.records.write(Kind.MIGRATED, self.record().but(retired="then"))
-        self.records.remove(Kind.INCOMPLETE)
-        self.make(again=True)
-        self.successResultOf(self.receiver.check())
-
     def test_a_disk_that_cannot_be_read_fails_the_receiver(self):
         self.disk.fail("probe", OSError(errno.EIO, "broken"), times=None)
         self.failureResultOf(self.receiver.check(), LocalFailure)
@@ -288,6 +278,22 @@ class DisplacedTests(ReceiverCase):
         client.disconnect()
         self.saved()
         self.assertNotEqual("complete", self.receiver.status()["state"])
+
+    def test_a_disk_displaced_just_before_RECEIVED_appears_is_saved(self):
+        """Nothing comes between the last look and that."""
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
+        write = self.system.pwrite
+
+        def displace(descriptor, data, offset):
+            if b'"record": "RECEIVED"' in bytes(data):
+                self.displace()
+            return write(descriptor, data, offset)
+
+        self.system.pwrite = displace
+        client.disconnect()
+        self.saved()
+        self.assertEqual(["disk.INCOMPLETE", "disk.rescued.INCOMPLETE"], self.names())
 
     def test_a_disk_whose_directory_is_gone_at_the_last_flush_is_saved(self):
         client, handoff = self.copied()

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 
-from blockmig.errors import ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
+from blockmig.errors import AlreadyDone, ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
+from blockmig.migration.destination import receiver
 from blockmig.migration.destination.claims import MOST, MOST_ORPHANS
 from blockmig.migration.handoff.message import MESSAGE_SIZE, HandoffPhase, fingerprint
 from blockmig.migration.records.files import Kind, Location, Phase, Record
+from blockmig.migration.records.permitted import destination_record
 from blockmig.nbd import Command, CommandFlag, Errno
 from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
 from tests.unit.support import (
@@ -925,7 +928,7 @@ class RetiredTests(ReceiverCase):
     def check_complete(self):
         self.clock.advance(0)
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
-        self.assertEqual([], self.names())
+        self.assertEqual(["disk.RECEIVED"], self.names())
 
     def test_a_disconnect_after_retired_completes_the_migration(self):
         client, handoff = self.retired()
@@ -1093,6 +1096,7 @@ class EndTests(ReceiverCase):
                 "INCOMPLETE copied",
                 "INCOMPLETE copied retired",
                 "flush",
+                "RECEIVED copied retired confirmed",
                 "INCOMPLETE removed",
             ],
             events,
@@ -1116,7 +1120,7 @@ class EndTests(ReceiverCase):
         ((_, error, data),) = handoff.replies()
         self.assertEqual(0, error)
         self.assertIn(b'"complete"', data)
-        self.assertEqual([], self.names())
+        self.assertEqual(["disk.RECEIVED"], self.names())
         self.assertIn(fingerprint(ONE).encode(), data)
 
     def test_reading_the_message_while_the_end_fails_says_retired(self):
@@ -1182,7 +1186,7 @@ class EndTests(ReceiverCase):
         client.disconnect()
         for phase in ("copying", "copied", "retired"):
             self.assertEqual(Errno.ESHUTDOWN, handoff.notify(phase))
-        self.assertEqual([], self.names())
+        self.assertEqual(["disk.RECEIVED"], self.names())
 
 
 class FailureTests(ReceiverCase):
@@ -1369,52 +1373,61 @@ class StopTests(ReceiverCase):
 
 
 class BeginTests(ReceiverCase):
-    def test_a_receiver_is_refused_by_records_unless_again_is_given(self):
+    def make_with_id(self, id="new"):
+        """A receiver that may overwrite, and was given an id."""
+        self.patch(receiver, "destination_record", partial(destination_record, id=id))
+        self.make(overwrite=True)
+
+    def test_a_new_migration_removes_what_is_finished_before_its_first_byte(self):
         record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location("z"), "", retired="then")
-        for kind in (Kind.MIGRATED, Kind.MIGRATING):
-            self.records.write(kind, record)
-            self.assertRaises(Refused, self.make)
-            self.make(again=True)
-            self.claimed()
+        for kind in (Kind.MIGRATED, Kind.RECEIVED, Kind.ACCEPTED):
+            self.records.write(kind, record.but(id="old", ids=("older",)))
+            self.assertRaises(Refused, self.make_with_id, "")
+            self.make_with_id()
             self.assertEqual([f"disk.{kind}"], self.names(), "nothing is done before it must be")
-            self.begun(cookie=8)
-            self.assertEqual(["disk.INCOMPLETE"], self.names())
+            events = []
+            self.system.note = events.append
+            self.disk.observe(lambda call, events=events: events.append(call.method))
+            client = self.client()
+            client.write(0, DATA[:100])
+            made = [event for event in events if event in ("prepare", "write") or " " in event]
+            self.assertEqual(
+                ["INCOMPLETE copying", f"{kind} removed", "prepare", "write"], made[:4]
+            )
+            found = self.record()
+            self.assertEqual((ONE, ("older", "old")), (found.follows, found.ids))
+            client.disconnect()
+            self.clock.advance(0)
+            self.begun(TWO)
+            found = self.record()
+            self.assertEqual((TWO, ONE), (found.migration, found.follows))
+            self.assertEqual(("older", "old"), found.ids)
             self.records.remove(Kind.INCOMPLETE)
+            self.system.note = lambda words: None
 
-    def test_again_disregards_an_earlier_copy(self):
+    def test_RECEIVED_names_what_it_follows(self):
+        record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location("z"), "", retired="then")
+        self.records.write(Kind.MIGRATED, record.but(id="old"))
+        self.make_with_id()
+        client = self.client()
+        client.write(0, DATA)
+        client.disconnect()
+        self.successResultOf(self.outcome)
+        self.assertEqual(["disk.RECEIVED"], self.names())
+        found = self.records.read(Kind.RECEIVED)
+        self.assertEqual((ONE, ("old",), Phase.COPIED), (found.follows, found.ids, found.phase))
+        self.assertEqual((False, True), (found.identified, bool(found.confirmed)))
+        self.assertEqual(self.disk.identity(), found.identity)
+        self.assertRaises(AlreadyDone, self.make_with_id, "")
+        self.assertRaises(AlreadyDone, self.make)
+        self.assertRaises(Refused, self.make_with_id, "old")
+
+    def test_overwrite_never_passes_over_a_whole_copy(self):
         self.stand("copied", retired="then")
-        self.make(again=True)
-        self.assertEqual(HandoffPhase.NONE, self.handoff().read_message().phase)
-        self.begun(TWO)
-        self.assertEqual((TWO, ""), (self.record().migration, self.record().retired))
-
-    def test_ACCEPTED_is_removed_after_the_first_record(self):
-        record = Record(ONE, Phase.COPIED, 1, SIZE, Location(), Location(), "", by="me")
-        self.records.write(Kind.ACCEPTED, record)
-        self.assertRaises(Refused, self.make)
-        self.make(again=True)
-        events = []
-        self.system.note = events.append
-        self.client().write(0, DATA)
-        self.assertEqual(["INCOMPLETE copying", "ACCEPTED removed"], events)
-
-    def test_again_continues_what_it_has_begun(self):
-        self.make(again=True)
-        self.copied()
-        self.assertTrue(self.record().again)
-        self.make(again=True)
-        self.assertEqual(HandoffPhase.COPIED, self.handoff().read_message().phase)
-        self.assertEqual(0, self.handoff().notify("copied"))
-        self.make(again=True)
-        self.foreign_after_claim()
-        self.assertTrue(self.record().again)
-
-    def foreign_after_claim(self):
-        """The record of a sender that says nothing of itself has it as well."""
-        self.records.remove(Kind.INCOMPLETE)
-        self.make(again=True)
-        self.client().write(0, DATA)
-        self.assertFalse(self.record().identified)
+        self.make(overwrite=True)
+        self.assertEqual(HandoffPhase.RETIRED, self.handoff().read_message().phase)
+        self.assertNotEqual(0, self.handoff().notify("copying", TWO))
+        self.assertEqual(ONE, self.record().migration)
 
     def test_the_directory_is_synced_with_the_first_record(self):
         """What an earlier process did must be durable before anybody relies on it."""

@@ -187,7 +187,7 @@ class Case(SynchronousTestCase):
             self.assertIsNotNone(writer.failed)
             writer.check(self.target)
         self.assertNotIn("flush", self.source.names())
-        self.assertEqual([], os.listdir(os.path.dirname(self.target.path)))
+        self.assertEqual(["disk.RECEIVED"], os.listdir(os.path.dirname(self.target.path)))
         self.assertEqual("complete", self.current.state)
 
     def check_serves(self):
@@ -272,7 +272,7 @@ class DoneTests(Case):
         self.finish()
         self.check_done()
         self.assertTrue(self.source.unlinked)
-        self.assertEqual([], os.listdir(os.path.dirname(self.source.path)))
+        self.assertEqual(["disk.MIGRATED"], os.listdir(os.path.dirname(self.source.path)))
 
     def test_a_disk_that_clients_write_to_is_mirrored(self):
         for seed in range(5):
@@ -307,6 +307,7 @@ class DoneTests(Case):
                 "src MIGRATED copied retired",
                 "dst INCOMPLETE copied retired",
                 "src MIGRATING copied retired told",
+                "dst RECEIVED copied retired confirmed",
                 "src MIGRATED copied retired told confirmed",
             ],
             order,

@@ -57,6 +57,14 @@ class AcceptTests(FileCase):
             self.assertEqual(YES, verdict_of(examine(self.path)).state)
             self.assertEqual(b"12345", self.read("disk"))
 
+    def test_what_is_complete_needs_no_accepting(self):
+        self.copied(retired="when")
+        received = self.records.read(Kind.INCOMPLETE).but(confirmed="then")
+        self.records.write(Kind.RECEIVED, received)
+        self.refused("is complete", "disk.RECEIVED", "nothing to accept")
+        self.records.remove(Kind.INCOMPLETE)
+        self.refused("is complete", "nothing to accept")
+
     def test_accepting_is_refused_with_these_records(self):
         self.refused("no such file")
         self.make()

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.errors import Refused
+from blockmig.errors import AlreadyDone, Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.finished import NOTHING_FINISHED
 from blockmig.migration.records.permitted import (
     SourceState,
     destination_record,
@@ -36,7 +37,7 @@ COPIED = COPYING.but(phase=Phase.COPIED)
 UNLINK = COPIED.but(unlink=True)
 MARK = COPIED.but(retired="when")
 END = MARK.but(confirmed="later")
-ALL = (Kind.INCOMPLETE, Kind.MIGRATING, Kind.MIGRATED, Kind.ACCEPTED)
+ALL = tuple(Kind)
 
 
 class Case(SynchronousTestCase):
@@ -79,12 +80,14 @@ class DestinationTests(Case):
         self.disk = RecordedDisk(b"12345", self.records.path)
         self.disk.identity = lambda: SAME
 
-    def found(self, again=False):
-        record = destination_record(self.disk, self.records, again)
+    def found(self, overwrite=False, id=""):
+        record = destination_record(self.disk, self.records, overwrite, id)
         return None if record is None else record.but(changed="")
 
-    def refused(self, words, again=False):
-        return super().refused(words, lambda records: destination_record(self.disk, records, again))
+    def refused(self, words, overwrite=False, id=""):
+        return super().refused(
+            words, lambda records: destination_record(self.disk, records, overwrite, id)
+        )
 
     def test_a_destination_is_permitted_with_these_records(self):
         for records, expected in (
@@ -96,40 +99,77 @@ class DestinationTests(Case):
         ):
             self.stand(**records)
             self.assertEqual(expected, self.found())
-            self.assertIsNone(self.found(again=True))
+            self.assertEqual(expected, self.found(overwrite=True))
+            self.assertEqual(expected, self.found(overwrite=True, id="new"))
 
     def test_a_blank_disk_that_was_declared_canonical_may_be_received(self):
         self.stand(accepted=COPIED)
         self.disk.blank = True
         self.assertIsNone(self.found())
 
-    def test_again_continues_a_migration_that_was_begun_with_it(self):
-        for earlier in (COPYING, COPIED, MARK):
-            record = earlier.but(again=True)
-            for others in ({}, {"migrated": MARK}, {"migrating": b"torn"}):
+    def test_what_was_finished_before_an_unfinished_copy_does_not_count(self):
+        """The command that began it is run again."""
+        after = COPIED.but(migration=TWO)
+        for record in (after.but(follows=ONE), after.but(again=True)):
+            for others in ({"migrated": MARK}, {"received": END}, {"accepted": MARK}):
                 self.stand(incomplete=record, **others)
-                self.assertEqual(record, self.found(again=True))
+                self.assertEqual(record, self.found())
+                self.assertEqual(record, self.found(overwrite=True, id="new"))
+        # Of two that know nothing of each other the unfinished one decides.
+        self.stand(incomplete=after, received=END)
+        self.assertEqual(after, self.found())
 
-    def test_again_does_not_continue_a_whole_copy_on_another_disk(self):
-        """The record of a whole copy must not describe one that is not whole."""
-        for name, value in (("blank", True), ("size", 6), ("identity", lambda: OTHER)):
-            for earlier, expected in ((COPYING, True), (COPIED, False), (MARK, False)):
-                self.setUp()
-                record = earlier.but(again=True)
+    def test_an_unfinished_copy_with_an_id_is_finished_with_that_id_only(self):
+        for record, permitted in (
+            (COPIED.but(id="web"), False),
+            (MARK.but(id="web"), False),
+            (COPYING.but(id="web"), True),
+            (COPIED.but(id="web", identified=False), True),
+            (COPIED, True),
+        ):
+            for overwrite in (False, True):
                 self.stand(incomplete=record)
-                setattr(self.disk, name, value)
-                self.assertEqual(record if expected else None, self.found(again=True))
+                if permitted:
+                    self.assertEqual(record, self.found(overwrite, "other"))
+                else:
+                    self.refused(("the migration web", "--id web"), overwrite, "other")
+                self.assertEqual(record, self.found(overwrite, "web"))
+                self.assertEqual(record, self.found(overwrite))
+
+    def test_an_id_of_an_earlier_migration_is_not_used_in_an_unfinished_copy(self):
+        self.stand(incomplete=COPYING.but(ids=("old",)))
+        self.refused("never used twice", True, "old")
+
+    def test_data_may_be_overwritten_where_a_migration_of_it_has_only_begun(self):
+        self.stand(migrating=COPYING)
+        self.refused("not known to be complete")
+        self.assertIsNone(self.found(overwrite=True))
+        self.stand(migrating=COPYING.but(migration=TWO), received=END)
+        self.refused("--id", overwrite=True)
+        self.assertIsNone(self.found(overwrite=True, id="new"))
+
+    def test_no_option_passes_over_an_unfinished_hand_off(self):
+        for records in (
+            {"migrating": COPIED},
+            {"migrating": COPYING.but(whole=True)},
+            {"migrating": UNLINK},
+            {"migrating": b"torn"},
+            {"incomplete": b"torn"},
+            {"migrating": COPIED, "migrated": MARK},
+        ):
+            self.stand(**records)
+            self.refused("disk.", overwrite=True, id="new")
 
     def test_a_destination_is_refused_with_these_records(self):
         for records, words in (
-            ({"accepted": COPIED}, ("was declared canonical", "disk.ACCEPTED", "--again")),
-            ({"accepted": b"torn"}, ("torn", "--again")),
-            ({"migrated": MARK}, ("was migrated to there:/copy", "when", "--again")),
-            ({"migrating": COPYING}, ("not known to be complete", "inspect", "--again")),
+            ({"accepted": COPIED}, ("was declared canonical", "disk.ACCEPTED", "--overwrite")),
+            ({"accepted": b"torn"}, ("torn", "--overwrite")),
+            ({"migrated": MARK}, ("was migrated to there:/copy", "when", "--overwrite")),
+            ({"migrating": COPYING}, ("not known to be complete", "inspect")),
             ({"migrating": COPIED}, "not known to be complete"),
-            ({"migrated": MARK, "migrating": COPIED}, "was migrated to"),
-            ({"migrated": MARK, "incomplete": COPIED}, "was migrated to"),
-            ({"incomplete": b"{"}, ("torn", "inspect", "--again")),
+            ({"migrated": MARK, "migrating": COPIED}, "not known to be complete"),
+            ({"migrated": MARK, "incomplete": COPIED.but(migration=TWO)}, "was migrated to"),
+            ({"incomplete": b"{"}, ("torn", "inspect", "move that file away")),
             ({"migrated": b"{"}, "torn"),
             ({"migrating": b"{"}, "torn"),
             ({"incomplete": b"5"}, "not a blockmig record"),
@@ -139,12 +179,35 @@ class DestinationTests(Case):
             with self.subTest(records=records):
                 self.stand(**records)
                 self.refused(words)
-                self.assertIsNone(self.found(again=True))
+                if records != {"migrating": COPYING}:
+                    self.refused("", overwrite=True)
+
+    def test_a_new_id_and_overwrite_pass_over_what_is_finished(self):
+        for records in (
+            {"accepted": COPIED},
+            {"accepted": b"torn"},
+            {"migrated": MARK},
+            {"migrated": b"torn"},
+            {"received": END},
+            {"received": END, "migrated": MARK.but(migration=TWO, follows=ONE)},
+        ):
+            self.stand(**records)
+            self.assertIsNone(self.found(overwrite=True, id="new"))
+            self.refused("", id="new")
+            self.refused("", overwrite=True)
+
+    def test_an_INCOMPLETE_beside_its_RECEIVED_is_removed(self):
+        here = Location(os.uname().nodename, self.records.path)
+        received = END.but(destination=here)
+        self.stand(incomplete=MARK, received=received)
+        self.assertRaises(AlreadyDone, self.found)
+        self.assertEqual(["disk.RECEIVED"], list(self.content()))
+        self.assertRaises(AlreadyDone, self.found)
 
     def test_a_destination_whose_records_cannot_be_kept_is_refused(self):
         self.patch(os, "access", lambda *_: False)
-        for again in (False, True):
-            self.refused("records cannot be kept there", again)
+        for overwrite in (False, True):
+            self.refused("records cannot be kept there", overwrite)
 
     def test_a_permission_changes_nothing_yet(self):
         """The first record is written later, in a thread."""
@@ -158,7 +221,7 @@ class DestinationTests(Case):
         self.assertEqual(COPYING, self.found())
         self.records.remove_existing = self.records.remove = None
         before = self.content()
-        self.found(again=True)
+        self.found(overwrite=True, id="new")
         self.assertEqual(before, self.content())
 
     def test_a_destination_whose_records_cannot_be_read_is_refused(self):
@@ -167,8 +230,8 @@ class DestinationTests(Case):
                 raise PermissionError(errno.EACCES, "Permission denied")
 
         self.records = Records(self.records.path, Denied())
-        for again in (False, True):
-            self.refused("Permission denied", again)
+        for overwrite in (False, True):
+            self.refused("Permission denied", overwrite, "new")
 
     def test_another_disk_than_the_whole_copy_is_refused(self):
         """The record may be the only trace of the other copy."""
@@ -182,8 +245,8 @@ class DestinationTests(Case):
                 self.setUp()
                 self.stand(incomplete=record)
                 setattr(self.disk, name, value)
-                self.refused(("another disk", "--again"))
-                self.assertIsNone(self.found(again=True))
+                self.refused(("another disk", "move the record"))
+                self.refused("another disk", overwrite=True, id="new")
                 self.stand(incomplete=COPYING)
                 self.assertEqual(COPYING, self.found())
 
@@ -258,7 +321,10 @@ class DeviceTests(Case):
 
 class SourceTests(Case):
     def found(self, identity=SAME, destination=URI, **keywords):
+        keywords = {"size": 5, **keywords}
         found = source_state(self.records, identity, destination, **keywords)
+        self.finished = found.finished
+        found = replace(found, finished=NOTHING_FINISHED)
         if found.record is not None:
             return replace(found, record=found.record.but(changed=""))
         return found
@@ -304,28 +370,67 @@ class SourceTests(Case):
                 self.stand(**records)
                 self.assertEqual(expected, self.found(identity, **more))
 
-    def test_again_begins_a_new_migration(self):
-        for records, instead, *bad in (
-            ({}, ""),
-            ({"migrated": MARK}, ""),
-            ({"migrated": b"torn"}, "", Kind.MIGRATED),
-            ({"migrating": b"torn"}, "", Kind.MIGRATING),
-            ({"migrating": b"torn", "migrated": b"{"}, "", Kind.MIGRATED, Kind.MIGRATING),
-            ({"migrating": COPYING, "migrated": b"{"}, ONE, Kind.MIGRATED),
-            ({"migrating": COPYING}, ONE),
-            ({"migrating": COPIED}, ONE),
-            ({"migrating": UNLINK}, ONE),
-            ({"migrating": COPIED, "migrated": MARK}, ONE),
+    def test_a_new_id_begins_a_new_migration_beside_what_is_finished(self):
+        for records, identity, overwrite in (
+            ({"migrated": MARK}, OTHER, False),
+            ({"migrated": MARK}, SAME, True),
+            ({"migrated": MARK}, MAYBE, True),
+            ({"migrated": MARK.but(unlink=True)}, OTHER, False),
+            ({"migrated": MARK.but(unlink=True)}, MAYBE, False),
+            ({"migrated": END.but(unlink=True)}, SAME, False),
         ):
             with self.subTest(records=records):
                 self.stand(**records)
-                for identity in (SAME, OTHER, MAYBE):
-                    expected = SourceState(instead_of=instead, unreadable=tuple(bad))
-                    self.assertEqual(expected, self.found(identity, again=True))
-                    self.assertEqual(expected, self.found(identity, "nbd://z", again=True))
+                for destination in (URI, "nbd://z"):
+                    found = self.found(identity, destination, overwrite=overwrite, id="new")
+                    self.assertEqual(SourceState(), found)
+                    self.assertEqual(ONE, self.finished.latest.migration)
+                    if overwrite:
+                        arguments = identity, destination
+                        self.refused("--overwrite", source_state, *arguments, size=5, id="new")
+                    self.refused("", source_state, identity, destination, overwrite=True)
+        self.stand(migrated=b"torn")
+        self.assertEqual(SourceState(), self.found(overwrite=True, id="new"))
+        for records in ({"migrated": MARK}, {"migrated": END.but(unlink=True)}):
+            self.stand(**records)
+            self.refused("nothing is there", source_state, None, URI, overwrite=True, id="new")
 
-    def test_again_continues_a_source_migration_that_was_begun_with_it(self):
-        """Whether or not `--again` is given once more; an earlier MIGRATED no longer counts."""
+    def test_what_was_received_may_be_sent_on(self):
+        for records in ({"received": END}, {"received": END, "incomplete": MARK}):
+            self.stand(**records)
+            self.assertEqual(SourceState(), self.found())
+            self.assertEqual(ONE, self.finished.latest.migration)
+        self.stand(received=END.but(follows=TWO), migrated=MARK.but(migration=TWO))
+        self.assertEqual(SourceState(), self.found(), "it has come home")
+
+    def test_an_unfinished_migration_keeps_its_id(self):
+        begun = COPYING.but(id="web")
+        for record, identity in ((begun, SAME), (UNLINK.but(id="web"), SAME)):
+            self.stand(migrating=record)
+            self.assertEqual(SourceState(record), self.found(identity))
+            self.assertEqual(SourceState(record), self.found(identity, id="web"))
+        self.stand(migrating=begun)
+        self.assertEqual(SourceState(instead_of=ONE), self.found(id="other"))
+        for record, identity in (
+            (COPIED, SAME),
+            (COPYING.but(whole=True), SAME),
+            (UNLINK, None),
+        ):
+            self.stand(migrating=record.but(id="web"))
+            self.refused(("--id web", "first"), source_state, identity, URI, id="other")
+
+    def test_an_id_is_used_once(self):
+        received = END.but(id="b", ids=("a",))
+        self.stand(received=received)
+        self.assertEqual(SourceState(), self.found(id="c"))
+        for used in ("a", "b"):
+            self.refused("never used twice", source_state, SAME, URI, id=used)
+        self.stand(received=received, migrating=COPYING.but(migration=TWO, id="c", follows=ONE))
+        self.assertIsNotNone(self.found(id="c").record)
+        self.refused("never used twice", source_state, SAME, URI, id="a")
+
+    def test_the_record_of_a_later_migration_counts(self):
+        """Whether it was begun by this version, or by the one before with C{--again}."""
         old = MARK.but(migration=TWO)
         for begun, identity, retired in (
             (COPYING, SAME, False),
@@ -333,40 +438,36 @@ class SourceTests(Case):
             (UNLINK, SAME, False),
             (UNLINK, None, True),
         ):
-            record = begun.but(again=True)
-            for others in ({}, {"migrated": old}):
-                for again in (True, False):
-                    with self.subTest(record=record, again=again, others=others):
+            for record in (begun.but(again=True), begun.but(follows=TWO)):
+                for others in ({}, {"migrated": old}):
+                    with self.subTest(record=record, others=others):
                         self.stand(migrating=record, **others)
-                        found = self.found(identity, again=again)
+                        found = self.found(identity)
                         self.assertEqual(SourceState(record, retired), found)
         self.stand(migrating=COPIED.but(again=True), migrated=MARK)
-        self.assertTrue(self.found(again=True).retired)
+        self.assertTrue(self.found().retired)
 
-    def test_again_for_another_place_or_disk_begins_a_new_migration(self):
-        for record, identity, destination in (
-            (COPYING, SAME, "nbd://z"),
-            (COPIED, SAME, "nbd://z"),
-            (COPYING.but(whole=True), SAME, "nbd://z"),
-            (COPIED, OTHER, URI),
-            (UNLINK, OTHER, URI),
-            (UNLINK, MAYBE, URI),
+    def test_no_option_passes_over_an_unfinished_hand_off(self):
+        for records, identity, destination in (
+            ({"migrating": COPIED}, SAME, "nbd://z"),
+            ({"migrating": COPYING.but(whole=True)}, SAME, "nbd://z"),
+            ({"migrating": COPIED}, OTHER, URI),
+            ({"migrating": UNLINK}, OTHER, URI),
+            ({"migrating": UNLINK}, MAYBE, URI),
+            ({"migrating": UNLINK}, None, "nbd://z"),
+            ({"migrating": b"torn"}, SAME, URI),
+            ({"incomplete": COPIED}, SAME, URI),
+            ({"incomplete": b"torn"}, SAME, URI),
         ):
-            with self.subTest(record=record, identity=identity):
-                self.stand(migrating=record.but(again=True))
-                found = self.found(identity, destination, again=True)
-                self.assertEqual(SourceState(instead_of=ONE), found)
-
-    def test_again_finishes_a_migration_whose_source_is_gone(self):
-        """`--again` can only be about that migration."""
-        self.stand(migrating=UNLINK)
-        self.assertEqual(SourceState(UNLINK, True), self.found(None, again=True))
+            with self.subTest(records=records):
+                self.stand(**records)
+                self.refused("", source_state, identity, destination, overwrite=True, id="new")
 
     def test_a_source_is_refused_with_these_records(self):
         for records, identity, more, words in (
             ({}, None, {}, "no such file"),
-            ({}, None, {"again": True}, "no such file"),
-            ({"migrating": COPYING}, None, {"again": True}, "did not delete it"),
+            ({}, None, {"overwrite": True}, "no such file"),
+            ({"migrating": COPYING}, None, {"overwrite": True}, "did not delete it"),
             # What may be whole there, though the source was in use again.
             (
                 {"migrating": COPYING.but(whole=True)},
@@ -376,15 +477,15 @@ class SourceTests(Case):
             ),
             # A copy that is not known to be canonical is nobody's source, whatever is said.
             ({"incomplete": COPYING}, SAME, {}, "not known to be complete"),
-            ({"incomplete": COPIED}, SAME, {"again": True}, "not known to be complete"),
-            ({"incomplete": MARK}, SAME, {"again": True}, "not known to be complete"),
+            ({"incomplete": COPIED}, SAME, {"overwrite": True}, "not known to be complete"),
+            ({"incomplete": MARK}, SAME, {"overwrite": True}, "not known to be complete"),
             ({"incomplete": b"{"}, SAME, {}, "torn"),
-            ({"incomplete": b"{"}, SAME, {"again": True}, "torn"),
-            ({"migrating": b"{"}, SAME, {}, ("torn", "inspect", "--again")),
-            ({"migrated": b"{"}, SAME, {}, ("torn", "--again")),
+            ({"incomplete": b"{"}, SAME, {"overwrite": True}, "torn"),
+            ({"migrating": b"{"}, SAME, {}, ("torn", "inspect", "move that file away")),
+            ({"migrated": b"{"}, SAME, {}, ("torn", "--overwrite")),
             ({"migrated": b'{"blockmig": 2}'}, SAME, {}, "later version"),
             # Migrated away.
-            ({"migrated": MARK}, SAME, {}, ("was migrated to there:/copy", "when", "--again")),
+            ({"migrated": MARK}, SAME, {}, ("was migrated to there:/copy", "when", "forget")),
             ({"migrated": MARK}, None, {}, "was migrated to"),
             (
                 {"migrated": MARK, "migrating": COPIED.but(migration=TWO)},
@@ -399,8 +500,8 @@ class SourceTests(Case):
             # To be finished, but not so.
             ({"migrating": UNLINK}, None, {"destination": "nbd://z"}, ("retired it", URI)),
             ({"migrating": COPIED, "migrated": MARK}, SAME, {"destination": "nbd://z"}, URI),
-            ({"migrating": UNLINK}, OTHER, {}, ("not the file", "move it away", "--again")),
-            ({"migrating": UNLINK}, MAYBE, {}, ("may or may not be the file", "--again")),
+            ({"migrating": UNLINK}, OTHER, {}, ("not the file", "move it away")),
+            ({"migrating": UNLINK}, MAYBE, {}, ("may or may not be the file", "inspect")),
             (
                 {"migrating": COPIED, "migrated": MARK},
                 SAME,
@@ -419,11 +520,11 @@ class SourceTests(Case):
     def test_a_copy_with_a_torn_record_is_no_source(self):
         """No option makes it one."""
         self.stand(incomplete=b"{")
-        for again in (False, True):
-            words = self.refused("torn", source_state, SAME, URI, again=again)
-            self.assertNotIn("--again", words)
+        for overwrite in (False, True):
+            words = self.refused("torn", source_state, SAME, URI, overwrite=overwrite, id="new")
+            self.assertNotIn("--overwrite", words)
 
     def test_a_source_whose_records_cannot_be_kept_is_refused(self):
         self.patch(os, "access", lambda *_: False)
         self.refused("records cannot be kept there", source_state, SAME, URI)
-        self.refused("records cannot be kept there", source_state, SAME, URI, again=True)
+        self.refused("records cannot be kept there", source_state, SAME, URI, overwrite=True)

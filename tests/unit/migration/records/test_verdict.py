@@ -59,6 +59,17 @@ ACCEPTED = COPIED.but(by="me")
 EARLIER = RETIRED.but(migration=TWO)
 
 
+# The end of the first migration, at either end, and another one after it.
+GONE = RETIRED.but(unlink=True, confirmed="then")
+RECEIVED = RETIRED.but(confirmed="then")
+LATER = RECORD.but(migration=TWO, follows=ONE)
+LATER_COPIED = LATER.but(phase=Phase.COPIED)
+LATER_GONE = LATER_COPIED.but(unlink=True)
+NEXT = LATER
+ON = EARLIER.but(follows=ONE)
+HOME = RECEIVED.but(migration="three", follows=TWO)
+
+
 HERE = os.uname().nodename
 
 
@@ -189,7 +200,33 @@ class VerdictTests(Case):
             (gone(migrated=RETIRED), NO, "was migrated to"),
             (place(migrated=RETIRED, accepted=ACCEPTED), NO, "was migrated to"),
             (place(identity=MAYBE, migrated=RETIRED), NO, "was migrated to"),
-            (place(identity=OTHER, migrated=RETIRED), UNKNOWN, "is another file"),
+            (place(identity=OTHER, migrated=RETIRED), UNKNOWN, "another file has the name of the"),
+            # The tombstone of a disk that was deleted.
+            (gone(migrated=GONE), NO, "was migrated to there:/copy"),
+            (gone(migrated=GONE, migrating=UNLINK), NO, "and deleted here"),
+            (place(migrated=GONE), UNKNOWN, "another file has the name of the disk that went to"),
+            (place(identity=OTHER, migrated=GONE), UNKNOWN, "another file has the name"),
+            (place(migrated=GONE, migrating=LATER), YES, "not known to be whole"),
+            (gone(migrated=GONE, migrating=LATER), UNKNOWN, "is gone"),
+            # Received.
+            (place(received=RECEIVED), YES, "was received from here:/disk"),
+            (place(identity=MAYBE, received=RECEIVED), YES, "was received from"),
+            (place(size=6, received=RECEIVED), YES, "was received from"),
+            (place(size=0, received=RECEIVED), UNKNOWN, "is empty"),
+            (gone(received=RECEIVED), UNKNOWN, "is gone"),
+            (place(identity=OTHER, received=RECEIVED), YES, "about another file"),
+            (place(incomplete=RETIRED, received=RECEIVED), YES, "was received from"),
+            (place(incomplete=COPIED, received=RECEIVED), YES, "was received from"),
+            (place(incomplete=NEXT, received=RECEIVED), NO, "attempt 2"),
+            (place(bad=["received"]), YES, "no record"),
+            (place(bad=["received"], incomplete=COPIED), IF, "never reported"),
+            # Received, then sent on; the later record names the earlier one.
+            (place(received=RECEIVED, migrating=LATER), YES, "not known to be whole"),
+            (place(received=RECEIVED, migrated=ON), NO, "was migrated to"),
+            (gone(received=RECEIVED, migrated=ON.but(unlink=True)), NO, "was migrated to"),
+            (place(received=RECEIVED, migrated=ON.but(follows="")), NO, "was migrated to"),
+            # Sent away, and come home.
+            (place(migrated=ON.but(follows=""), received=HOME), YES, "was received from"),
             # A human has said that the mark does not count, and sent the disk anew.
             (place(migrated=EARLIER, migrating=RECORD.but(again=True)), YES, "not known to be"),
             (place(migrated=EARLIER, migrating=UNLINK.but(again=True)), YES, "was not retired"),
@@ -246,7 +283,7 @@ class PairTests(Case):
 
         for source, copy, canonical in (
             # From the beginning to the end, --unlink.
-            (s(), gone("/d"), "/s"),
+            (s(), gone("/d"), None),
             (s(), d(size=0), "/s"),
             (s(), d(size=0, incomplete=RECORD), "/s"),
             (s(migrating=RECORD), d(incomplete=RECORD), "/s"),
@@ -256,7 +293,7 @@ class PairTests(Case):
             (s(identity=OTHER, migrating=UNLINK), d(incomplete=COPIED), None),
             (sgone(migrating=UNLINK), d(incomplete=RETIRED), "/d"),
             (sgone(migrating=UNLINK), d(), "/d"),
-            (sgone(), d(), "/d"),
+            (sgone(), d(), None),
             # Kept.
             (s(migrating=COPIED), d(incomplete=COPIED), "/s"),
             (s(migrating=COPIED, migrated=RETIRED), d(incomplete=COPIED), "/d"),
@@ -271,6 +308,19 @@ class PairTests(Case):
             (s(migrated=RETIRED), d(incomplete=FOREIGN.but(migration=TWO)), "/d"),
             (s(migrated=elsewhere(RETIRED)), d(incomplete=FOREIGN.but(migration=TWO)), None),
             (s(migrated=RETIRED.but(size=6)), d(incomplete=FOREIGN.but(migration=TWO)), None),
+            # What arrived is canonical whatever became of the records of its source.
+            (sgone(), d(received=RECEIVED), "/d"),
+            (sgone(migrated=GONE), d(received=RECEIVED), "/d"),
+            (sgone(migrated=GONE), d(size=6, received=RECEIVED), "/d"),
+            (sgone(migrating=UNLINK), d(incomplete=RETIRED, received=RECEIVED), "/d"),
+            (s(migrated=RETIRED), d(received=RECEIVED), "/d"),
+            (s(migrated=RETIRED), d(received=RECEIVED.but(migration=TWO)), None),
+            (s(migrated=RETIRED), d(received=RECEIVED.but(migration=TWO, identified=False)), "/d"),
+            (s(migrating=COPIED), d(received=RECEIVED), None),
+            (sgone(), d(identity=OTHER, received=RECEIVED), None),
+            (sgone(migrated=GONE), gone("/d", received=RECEIVED), None),
+            (sgone(migrated=GONE), gone("/d"), None),
+            (gone("/s", migrated=GONE, migrating=LATER_GONE), d(incomplete=LATER_COPIED), "/d"),
             # Accepted by a human.
             (sgone(), d(accepted=ACCEPTED), "/d"),
             (s(migrated=RETIRED), d(accepted=ACCEPTED), "/d"),
@@ -340,6 +390,13 @@ STATES = [
     *({"incomplete": record} for record in (RECORD, COPIED, RETIRED, FOREIGN)),
     *({"migrating": record} for record in (RECORD, COPIED, UNLINK)),
     {"migrated": RETIRED},
+    {"migrated": GONE},
+    {"migrated": GONE, "migrating": LATER},
+    {"received": RECEIVED},
+    {"received": RECEIVED, "incomplete": RETIRED},
+    {"received": RECEIVED, "incomplete": NEXT},
+    {"received": RECEIVED, "migrated": ON},
+    {"received": HOME, "migrated": ON.but(follows="")},
     {"migrated": EARLIER, "migrating": UNLINK.but(again=True)},
     {"incomplete": RECORD, "migrating": RECORD},
     {"migrated": RETIRED, "migrating": COPIED},

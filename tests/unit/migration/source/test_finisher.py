@@ -181,10 +181,12 @@ class Case(SynchronousTestCase):
             self.clock.advance(0.1)
             self.endpoint.pump()
 
-    def done(self):
+    def done(self, seen=None):
         summary = self.successResultOf(self.outcome)
         self.assertEqual((SIZE, 0, 3), (summary.bytes, summary.data, summary.attempts))
-        self.assertEqual([], sorted(os.listdir(self.directory)))
+        self.assertEqual(["disk.MIGRATED"], sorted(os.listdir(self.directory)))
+        if seen is not None:
+            self.assertEqual(seen, bool(self.records.read(Kind.MIGRATED).confirmed))
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def unconfirmed(self, *words):
@@ -221,7 +223,7 @@ class ReceiverTests(Case):
                 self.setUp()
                 self.receive(**changes)
                 self.finish(told)
-                self.done()
+                self.done(seen=True)
                 self.assertEqual(SIZE, self.successResultOf(self.arrived).bytes)
                 self.assertIsNone(self.target.read(Kind.INCOMPLETE))
 
@@ -280,7 +282,7 @@ class ReceiverTests(Case):
             self.endpoint.build = lambda: self.receiver.factory().buildProtocol(ADDRESS)
             self.finish(told, {"destination": Location(host, disk.path, URI), "token": token})
             if told:
-                self.done()
+                self.done(seen=exact)
             else:
                 self.failureResultOf(self.outcome, Unconfirmed)
             self.assertEqual(exact, self.arrived.called)
@@ -301,6 +303,7 @@ class OrderTests(Case):
                 "M DISC",
                 "H READ",
                 "H DISC",
+                "MIGRATED copied retired told confirmed",
                 "MIGRATING removed",
             ],
             self.script.events,
@@ -338,7 +341,7 @@ class PeerTests(Case):
             self.setUp()
             self.script.pages = [page(COMPLETE, ONE)]
             self.finish(told)
-            self.done()
+            self.done(seen=True)
             self.assertEqual(["H READ", "H DISC"], self.script.events)
 
     def test_any_other_stage_or_migration_is_not_finished(self):
@@ -368,14 +371,14 @@ class PeerTests(Case):
             self.script.names = [""]
             self.finish(told)
             if told:
-                self.done()
+                self.done(seen=False)
             else:
                 self.unconfirmed("there is no blockmig receiver")
             self.assertNotIn("M DISC", self.script.events)
 
     def test_a_destination_without_a_side_export_needs_no_announcement(self):
         self.finish(record={"side_export": False})
-        self.done()
+        self.done(seen=False)
         self.assertEqual([], self.script.connections)
 
     def test_a_refused_announcement_is_repeated(self):
@@ -387,7 +390,7 @@ class PeerTests(Case):
         self.script.answer = 0
         self.script.pages = [page(COPIED, ONE), page(COMPLETE, ONE)]
         self.pass_time(6)
-        self.done()
+        self.done(seen=True)
 
     def test_an_incomplete_receiver_after_the_disconnect_is_asked_again(self):
         self.script.pages = [page(COPIED, ONE), page(RETIRED, ONE)]
@@ -463,7 +466,7 @@ class PeerTests(Case):
     def test_a_restarted_receiver_gets_the_token(self):
         self.script.pages = [page(NONE), page(COMPLETE, ONE)]
         self.finish(told=True, record={"token": "key"})
-        self.done()
+        self.done(seen=True)
         self.assertIn(f"told retired {ONE}", self.script.events)
         self.assertEqual(["key"], self.script.tokens)
 
@@ -498,7 +501,7 @@ class PatienceTests(Case):
         self.pass_time(29)
         self.assertNoResult(self.outcome)
         self.pass_time(7)
-        self.done()
+        self.done(seen=False)
 
     def test_an_unacknowledged_retirement_is_given_up_in_time(self):
         self.finish(give_up_after=10)
@@ -512,12 +515,12 @@ class PatienceTests(Case):
         self.pass_time(2)
         self.assertNoResult(self.outcome)
         self.pass_time(3)
-        self.done()
+        self.done(seen=False)
 
     def test_an_acknowledged_retirement_ignores_a_longer_limit(self):
         self.finish(told=True, give_up_after=1000)
         self.pass_time(36)
-        self.done()
+        self.done(seen=False)
 
 
 class StopTests(Case):
@@ -710,7 +713,8 @@ class RecordFailureTests(Case):
         self.system.fail["MIGRATING removed"] = OSError(errno.EIO, "broken")
         self.finish()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
-        self.assertEqual(["disk.MIGRATING"], os.listdir(self.directory))
+        names = ["disk.MIGRATED", "disk.MIGRATING"]
+        self.assertEqual(names, sorted(os.listdir(self.directory)))
 
     def test_a_failure_to_record_the_acknowledgement_still_completes(self):
         """The destination was notified anyway, and will be again; a full disk is no reason to leave

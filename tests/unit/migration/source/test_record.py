@@ -80,7 +80,9 @@ class StepTests(Case):
         self.assertNotEqual("", self.migrating().told)
         self.assertEqual(Phase.COPIED, self.migrating().phase)
         source.complete()
-        self.assertEqual([], self.names())
+        self.assertEqual(["disk.MIGRATED"], self.names())
+        self.assertTrue(self.migrated().unlink and self.migrated().retired)
+        self.assertTrue(self.migrated().confirmed)
 
     def test_the_record_of_a_kept_source_ends_as_MIGRATED(self):
         source = self.make()
@@ -128,7 +130,7 @@ class StepTests(Case):
         self.assertTrue(self.migrating().unlink)
         self.assertEqual("inode 5, born 6", self.migrating().identity)
         second.complete()
-        self.assertEqual([], self.names())
+        self.assertEqual(["disk.MIGRATED"], self.names())
 
     def test_a_source_without_records_keeps_its_state_in_memory(self):
         source = self.make(records=None)
@@ -269,7 +271,7 @@ class LocationTests(Case):
                 self.setUp()
                 source = self.going_on(*steps)
                 error = self.assertRaises(Refused, source.check_location, *place)
-                for words in ("there:/copy", ":".join(place), "--again"):
+                for words in ("there:/copy", ":".join(place), "disk.MIGRATING"):
                     self.assertIn(words, str(error))
                 self.assertEqual(self.first, source.record.migration)
 
@@ -325,93 +327,99 @@ class LocationTests(Case):
         source.check_location("there", "/copy")
 
 
-class AgainTests(Case):
-    def test_unreadable_records_are_removed_before_the_new_one_appears(self):
-        for kind in ("MIGRATED", "MIGRATING"):
-            with open(f"{self.records.path}.{kind}", "wb") as file:
-                file.write(b"torn")
-        calls = BreakingCalls()
-        found = SourceState(instead_of=ONE, unreadable=(Kind.MIGRATED, Kind.MIGRATING))
-        second = self.make(found, Records(self.records.path, calls), again=True)
-        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
-        second.copying(1, PLACE, True)
-        names = [call[:2] for call in calls.calls]
-        directory = os.path.basename(self.directory)
-        synced = names.index(("fsync", directory))
-        for kind in ("MIGRATED", "MIGRATING"):
-            self.assertLess(names.index(("unlink", f"disk.{kind}")), synced)
-        self.assertLess(synced, names.index(("open", "disk.MIGRATING.tmp")))
-        self.assertEqual(ONE, self.migrating().instead_of)
-        calls.calls.clear()
-        second.copying(2, PLACE, True)
-        self.assertNotIn("unlink", [call[0] for call in calls.calls], "once only")
+class LaterTests(Case):
+    """A migration after another one that is finished."""
 
-    def test_MIGRATED_stays_after_a_migration_that_replaces_a_whole_copy(self):
-        """The other copy may still be taken for canonical; MIGRATED shows that it is not."""
-        source = self.make(SourceState(instead_of=ONE), unlink=True, again=True)
+    def test_a_torn_MIGRATED_is_replaced_at_the_end(self):
+        with open(f"{self.records.path}.MIGRATED", "wb") as file:
+            file.write(b"torn")
+        source = self.make(unlink=True)
         source.copying(1, PLACE, True)
         source.copied()
-        source.acknowledged()
         source.complete()
         self.assertEqual(["disk.MIGRATED"], self.names())
-        self.assertTrue(self.migrated().retired)
-        self.assertTrue(self.migrated().confirmed)
+        self.assertEqual(source.record.migration, self.migrated().migration)
 
     def test_a_migration_that_replaces_another_is_continued(self):
-        source = self.make(SourceState(instead_of=ONE), unlink=True, again=True)
+        source = self.make(SourceState(instead_of=ONE), unlink=True)
         source.copying(1, PLACE, True)
         found = source_state(self.records, source.record.identity, URI, unlink=True)
         self.assertEqual(ONE, self.make(found, unlink=True).record.instead_of)
 
-    def marked(self):
+    def marked(self, **keywords):
         """The mark of an earlier migration, and another one beside it."""
-        first = self.make()
+        first = self.make(**keywords)
+        first.record = first.record.but(id="one")
         first.copying(1, PLACE, True)
         first.copied()
-        first.mark_retired()
+        if not keywords:
+            first.mark_retired()
         first.complete()
         self.before = self.migrated()
-        found = source_state(self.records, first.record.identity, URI, again=True)
-        second = self.make(found, again=True)
+        found = source_state(
+            self.records, first.record.identity, URI, size=5000, overwrite=True, id="two"
+        )
+        second = self.make(found, **keywords)
         second.copying(1, PLACE, True)
         return second
 
-    def test_the_new_record_stands_beside_MIGRATED(self):
-        second = self.marked()
-        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
-        self.assertEqual(self.before, self.migrated())
-        self.assertTrue(self.migrating().again)
-        second.copied()
-        self.assertEqual(self.before, self.migrated())
-        second.mark_retired()
-        self.assertEqual(second.record.migration, self.migrated().migration)
+    def test_the_new_record_stands_beside_MIGRATED_and_names_it(self):
+        for keywords in ({}, {"unlink": True}):
+            second = self.marked(**keywords)
+            self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
+            self.assertEqual(self.before, self.migrated())
+            for record in (self.migrating(), second.record):
+                self.assertEqual((self.before.migration, ("one",)), (record.follows, record.ids))
+            second.copied()
+            self.assertEqual(self.before, self.migrated())
+            second.mark_retired()
+            self.assertEqual(second.record.migration, self.migrated().migration)
+            second.complete()
+            self.assertEqual(["disk.MIGRATED"], self.names())
+            found = self.migrated()
+            self.assertEqual((self.before.migration, ("one",)), (found.follows, found.ids))
+            self.records.remove(Kind.MIGRATED)
 
     def test_MIGRATED_counts_again_after_the_new_migration_is_abandoned(self):
         self.marked().abandon()
         self.assertEqual(["disk.MIGRATED"], self.names())
         self.assertEqual(self.before, self.migrated())
 
-    def test_MIGRATED_is_removed_with_a_deleted_source(self):
-        self.unlinked(self.marked().record.identity)
-        self.assertEqual([], self.names())
+    def test_what_was_received_is_named_when_it_goes_on(self):
+        received = self.make().record.but(migration=ONE, id="one", confirmed="then")
+        self.records.write(Kind.RECEIVED, received)
+        found = source_state(self.records, "inode 5, born 6", URI)
+        source = self.make(found, unlink=True)
+        source.copying(1, PLACE, True)
+        source.copied()
+        source.complete()
+        self.assertEqual((ONE, ("one",)), (self.migrated().follows, self.migrated().ids))
+        self.assertEqual(["disk.MIGRATED", "disk.RECEIVED"], self.names())
 
-    def unlinked(self, identity):
-        found = source_state(self.records, identity, URI, again=True)
-        source = self.make(found, unlink=True, again=True)
+    def test_what_goes_before_stays_named_in_a_later_run(self):
+        second = self.marked()
+        third = self.make(source_state(self.records, second.record.identity, URI))
+        third.copying(2, PLACE, True)
+        found = self.migrating()
+        self.assertEqual((second.record.migration, ("one",)), (found.migration, found.ids))
+        self.assertEqual(self.before.migration, found.follows)
+
+    def test_one_that_is_to_be_finished_once_more_is_not_written_again(self):
+        """Its destination is not found any more."""
+        source = self.make(unlink=True)
+        source.copying(1, PLACE, True)
         source.copied()
         source.acknowledged()
+        source.complete(seen=False)
+        self.assertEqual("", self.migrated().confirmed)
+        before = os.stat(self.directory).st_mtime_ns, self.migrated()
+        found = source_state(self.records, None, URI)
+        self.assertEqual((self.migrated(), True), (found.record, found.retired))
+        source = SourceRecord.finishing(self.records, found)
+        source.complete(seen=False)
+        self.assertEqual(before, (os.stat(self.directory).st_mtime_ns, self.migrated()))
         source.complete()
-
-    def test_again_stays_recorded_when_it_is_not_given_a_second_time(self):
-        """Otherwise an earlier MIGRATED would count while the migration goes on."""
-        second = self.marked()
-        found = source_state(self.records, second.record.identity, URI)
-        third = self.make(found)
-        third.copying(2, PLACE, True)
-        self.assertEqual((second.record.migration, True), self.of(self.migrating()))
-
-    def of(self, record):
-        return record.migration, record.again
+        self.assertTrue(self.migrated().confirmed)
 
 
 class RetireTests(Case):
@@ -448,7 +456,8 @@ class RetireTests(Case):
         self.assertNotIsInstance(error, NotDurable)
 
     def test_ACCEPTED_is_removed_with_a_deleted_source(self):
-        for unlink, names in ((True, []), (False, ["disk.ACCEPTED", "disk.MIGRATED"])):
+        kept = ["disk.ACCEPTED", "disk.MIGRATED"]
+        for unlink, names in ((True, ["disk.MIGRATED"]), (False, kept)):
             source = self.make(unlink=unlink)
             source.copying(1, PLACE, True)
             self.records.write(Kind.ACCEPTED, source.record)
@@ -479,19 +488,15 @@ class RetireTests(Case):
         source.complete()
         self.assertTrue(self.migrated().told)
 
-    def test_a_MIGRATED_that_cannot_be_confirmed_still_stands(self):
-        """Nothing is left to be finished."""
-        source = self.make()
-        source.copying(1, PLACE, True)
-        source.copied()
-        source.mark_retired()
-        source._records = Records(self.records.path, BreakingCalls(0))
-        source.complete()
-        self.assertEqual(["disk.MIGRATED"], self.names())
-        self.assertEqual("", self.migrated().confirmed)
-        # Unlike one that is not there yet, and is all that tells of a copy.
-        source = self.make(SourceState(instead_of=ONE), unlink=True)
-        source.copying(1, PLACE, True)
-        source._records = Records(self.records.path, BreakingCalls(0))
-        self.assertRaises(OSError, source.complete)
-        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
+    def test_a_MIGRATED_that_cannot_be_confirmed_leaves_that_to_another_run(self):
+        for unlink in (True, False):
+            source = self.make(unlink=unlink)
+            source.copying(1, PLACE, True)
+            source.copied()
+            if not unlink:
+                source.mark_retired()
+            before = self.names()
+            source._records = Records(self.records.path, BreakingCalls(1))
+            self.assertRaises(OSError, source.complete)
+            self.assertEqual(before, self.names())
+            self.assertIn("disk.MIGRATING", before)

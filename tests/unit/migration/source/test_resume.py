@@ -7,16 +7,20 @@ import gc
 import itertools
 import os
 import weakref
+from functools import partial
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import claims
 from blockmig.client import Destination
-from blockmig.errors import GaveUp, InUse, Refused, Unconfirmed
+from blockmig.errors import AlreadyDone, GaveUp, InUse, Refused, Unconfirmed
+from blockmig.migration.destination import receiver
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
+from blockmig.migration.records.permitted import destination_record
+from blockmig.migration.records.verdict import examine, verdict_of, verdict_of_pair
 from blockmig.migration.source import resume as module
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.resume import resume
@@ -118,7 +122,7 @@ class FirstRunTests(Case):
         self.assertEqual(SIZE, self.successResultOf(received).bytes)
         with open(self.target_path, "rb") as file:
             self.assertEqual(DATA, file.read())
-        self.assertEqual([], os.listdir(self.directories[0]))
+        self.assertEqual(["disk.MIGRATED"], os.listdir(self.directories[0]))
 
     def test_a_disk_without_records_is_sent(self):
         self.receive()
@@ -141,7 +145,7 @@ class FirstRunTests(Case):
         with open(f"{self.source_path}.MIGRATED", "w") as file:
             file.write("torn")
         self.refused("is torn")
-        self.assertIsInstance(self.resume(overrides=Overrides(again=True)), Sender)
+        self.refused("is torn", overrides=Overrides(overwrite=True))
 
     def test_what_somebody_elses_disk_raises_names_the_method(self):
         class Forgetful(RecordedMemoryDisk):
@@ -267,10 +271,10 @@ class KeptTests(Case):
         sending.stop()
         self.assertIsInstance(self.resume(disk), Finisher)
 
-    def test_a_complete_migration_is_refused(self):
+    def test_a_complete_migration_is_not_begun_again(self):
         self.write_source()
         Records(self.source_path).write(Kind.MIGRATED, RECORD.but(retired="then"))
-        self.refused("is not the canonical copy any more")
+        self.refused("was migrated to", "blockmig forget")
 
 
 class DeviceTests(Case):
@@ -395,8 +399,66 @@ class ClosingTests(Case):
         self.refused("is torn", unlink=False)
 
 
+class HomeTests(Case):
+    """A disk goes to another place, comes home, and goes again."""
+
+    def go(self, source, target, id=""):
+        self.begin()
+        self.patch(receiver, "destination_record", partial(destination_record, id=id))
+        disk = FileDisk(target, size=SIZE)
+        try:
+            receiving = Receiver(disk, overrides=Overrides(overwrite=True), runtime=self.runtime)
+        except (AlreadyDone, Refused):
+            disk.discard()
+            raise
+        self.network.listen("there", receiving.factory())
+        received = receiving.complete()
+        there = Destination(self.network.client_endpoint("there"), uri=f"nbd://there{target}")
+        sent = self.network.result(self.resume(source, destination=there).run())
+        self.assertEqual(SIZE, sent.bytes)
+        self.successResultOf(received)
+        disk.close()
+
+    def check(self, source, target):
+        self.assertFalse(os.path.exists(source))
+        with open(target, "rb") as file:
+            self.assertEqual(DATA, file.read())
+        for path, state in ((target, "canonical"), (source, "not canonical")):
+            self.assertEqual(state, verdict_of(examine(path)).state)
+        for pair in ((source, target), (target, source)):
+            self.assertEqual(target, verdict_of_pair(*map(examine, pair)).canonical)
+        self.assertRaises(AlreadyDone, self.go, source, target)
+        there = Destination(self.network.client_endpoint("there"), uri=f"nbd://there{target}")
+        before = os.stat(os.path.dirname(source)).st_mtime_ns
+        self.assertRaises(AlreadyDone, self.resume, source, destination=there)
+        self.assertEqual(before, os.stat(os.path.dirname(source)).st_mtime_ns)
+
+    def test_each_time_one_place_is_canonical_and_nothing_is_done_twice(self):
+        self.write_source()
+        one, other = self.source_path, self.target_path
+        self.go(one, other)
+        self.check(one, other)
+        migrations = [Records(other).read(Kind.RECEIVED).migration]
+        for number in range(4):
+            one, other = other, one
+            # The place that it left is not written to unasked.
+            self.assertRaises(Refused, self.go, one, other)
+            self.go(one, other, id=f"home{number}")
+            self.check(one, other)
+            received = Records(other).read(Kind.RECEIVED)
+            sent = Records(one).read(Kind.MIGRATED)
+            self.assertEqual(received.migration, sent.migration)
+            # At both places the same went before.
+            self.assertEqual([migrations[-1]] * 2, [received.follows, sent.follows])
+            migrations.append(received.migration)
+
+
 class CrashTests(Case):
     """Both programs die after any message, and are started again as they were."""
+
+    def begin(self):
+        super().begin()
+        self.there = Destination(self.there.endpoint, uri="nbd://there/")
 
     def make_source(self):
         self.write_source()
@@ -439,25 +501,38 @@ class CrashTests(Case):
         self.crash()
         retired = self.retired_source()
         self.begin()
-        received = self.receive(self.make_target())
-        writes = []
+        writes, received = [], None
+        try:
+            received = self.receive(self.make_target())
+        except AlreadyDone:
+            self.assertTrue(os.path.exists(f"{self.target_path}.RECEIVED"))
         self.watch_writes(writes)
         try:
             sending = self.resume(self.source())
-        except Refused as error:
-            # It had ended, and said so nowhere but to its caller.
+        except AlreadyDone:
+            # It had ended, and recorded that.
             self.assertTrue(retired)
-            self.assertIn("no such file" if self.unlink else "was migrated to", str(error))
-            self.assertFalse(os.path.exists(f"{self.target_path}.INCOMPLETE"))
+            self.assertIsNone(received)
+            self.done += 1
         else:
             self.assertIsInstance(sending, Finisher if retired else Sender)
-            self.assertEqual(SIZE, self.network.result(sending.run()).bytes)
-            self.successResultOf(received)
+            outcome = sending.run()
+            self.network.pump()
+            if received is None:
+                self.network.advance(40)
+            self.assertEqual(SIZE, self.successResultOf(outcome).bytes)
+            if received is not None:
+                self.successResultOf(received)
             self.assertEqual(retired, not writes)
             self.finished += retired
+        self.assertFalse(os.path.exists(f"{self.target_path}.INCOMPLETE"))
+        self.assertEqual(["disk.MIGRATED"], self.records_there())
         self.assertEqual(DATA, self.content())
         self.crash()
         return False
+
+    def records_there(self):
+        return [name for name in os.listdir(self.directories[0]) if name != "disk"]
 
     def watch_writes(self, writes):
         for method in ("write", "zero"):
@@ -469,12 +544,13 @@ class CrashTests(Case):
             )
 
     def test_the_same_two_programs_complete_it_after_a_crash_at_any_message(self):
-        self.finished = 0
+        self.finished = self.done = 0
         for steps in itertools.count():
             if self.check(steps):
                 break
         self.assertGreater(steps, 20)
         self.assertGreater(self.finished, 2)
+        self.assertGreater(self.done, 0)
 
 
 class KeptCrashTests(CrashTests):

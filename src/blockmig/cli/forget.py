@@ -1,0 +1,94 @@
+"""`forget`: removes the records of migrations that are finished."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import ClassVar
+
+from ..errors import ExitStatus, MigrationError
+from . import common, usage
+from .usage import Flag, Parameter
+from .values import parse_age
+
+
+class Options(usage.Options):
+    synopsis = "blockmig forget DISK [options]"
+    longdesc = (
+        "Remove the records of finished migrations of DISK (DISK.MIGRATED, DISK.RECEIVED, "
+        "DISK.ACCEPTED), so that its name can be used for another disk. DISK itself may be gone, "
+        "and is not touched. Afterwards nothing says any more that the migration was completed: "
+        "the same `send` or `receive`, run again, begins another one.\n\n"
+        "With --older-than, DISK may be a directory: then all that was finished long enough ago "
+        "with the disks whose records are there is forgotten. Records of a migration that is not "
+        "finished (INCOMPLETE, MIGRATING) are never removed."
+    )
+    statuses = (0, 1, 3)
+    optFlags: ClassVar[tuple[Flag, ...]] = (
+        Flag(
+            "i-have-checked-the-destination",
+            "Confirm that the copy that DISK was migrated to is the canonical one. Needed for a "
+            "DISK that was migrated away and is still there: without its record it looks like any "
+            "other.",
+        ),
+    )
+    optParameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter(
+            "older-than",
+            "Only what was finished at least AGE ago, such as 30d or 12h (s, m, h, d, w).",
+            parse_age,
+            metavar="AGE",
+        ),
+        common.STATE_DIRECTORY,
+    )
+
+    def parseArgs(self, *arguments: str) -> None:
+        if len(arguments) != 1:
+            raise usage.UsageError("expected one argument: DISK, or a directory")
+        (self["disk"],) = arguments
+
+    def postOptions(self) -> None:
+        if os.path.isdir(self["disk"]) and self["older-than"] is None:
+            raise usage.UsageError(f"{self['disk']} is a directory: give --older-than too")
+        if self["older-than"] is not None and not os.path.isdir(self["disk"]):
+            raise usage.UsageError(f"--older-than is for a directory: {self['disk']} is none")
+
+
+def run(options: Options) -> int:
+    """Forget, and return the exit status."""
+    try:
+        if options["older-than"] is not None:
+            return _forget_old(options)
+        return _forget(options)
+    except MigrationError as error:
+        print(f"blockmig: {error}", file=sys.stderr)
+        return error.status
+
+
+def _forget(options: Options) -> int:
+    from ..migration.records.forget import forget  # noqa: PLC0415
+
+    removed = forget(
+        options["disk"],
+        checked_destination=bool(options["i-have-checked-the-destination"]),
+        state_directory=options["state-dir"],
+    )
+    print(f"{options['disk']}: forgotten ({', '.join(removed)})")
+    return ExitStatus.DONE
+
+
+def _forget_old(options: Options) -> int:
+    from ..migration.records.forget import forget_old  # noqa: PLC0415
+
+    status = ExitStatus.DONE
+    for path, refusal in forget_old(
+        options["disk"],
+        options["older-than"],
+        checked_destination=bool(options["i-have-checked-the-destination"]),
+    ):
+        if refusal is None:
+            print(f"{path}: forgotten")
+        else:
+            print(f"blockmig: {refusal}", file=sys.stderr)
+            status = max(status, refusal.status)
+    return status

@@ -1,0 +1,310 @@
+"""What is remembered of migrations that are finished: MIGRATED, RECEIVED and ACCEPTED.
+
+Owns what these records have in common: which of them is the latest, which ids are used up, and
+whether a command that is run again has been carried out already.
+
+Rules (design, section 2: R11):
+
+* a finished record may always stop a command; it makes one succeed only if everything that the
+  command says, and the file that is there, are what it names, and the end was seen;
+* of two records the later one names the earlier one (C{follows}); a clock says nothing;
+* an id is used once at a place: the last ones are remembered, whatever became of the disk;
+* nothing here writes anything.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from ...errors import AlreadyDone, Refused
+from ...storage import DiskRefused, record_path
+from .advice import command_here
+from .files import BadRecord, Kind, Location, Record, Records, is_about, this_host
+
+MOST_IDS: Final = 32
+"""How many ids are remembered."""
+
+FINISHED: Final = (Kind.MIGRATED, Kind.RECEIVED, Kind.ACCEPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The finished records of one disk.
+
+    @ivar migrated: that it was migrated away.
+    @ivar received: that it was received.
+    @ivar accepted: that a received copy was declared canonical.
+    """
+
+    migrated: Record | None = None
+    received: Record | None = None
+    accepted: Record | None = None
+
+    @property
+    def arrived(self) -> Record | None:
+        """How the disk came here."""
+        return self.received or self.accepted
+
+    @property
+    def latest(self) -> Record | None:
+        """The last of them; where none names the other, the one that says that the disk is gone."""
+        migrated, arrived = self.migrated, self.arrived
+        if migrated is None or (arrived is not None and arrived.follows == migrated.migration):
+            return arrived
+        return migrated
+
+    @property
+    def went(self) -> Record | None:
+        """MIGRATED, unless the disk has come home since."""
+        return self.migrated if self.latest is self.migrated else None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids that are used up, the latest last."""
+        last = self.latest
+        records = [
+            record for record in (self.accepted, self.received, self.migrated) if record is not None
+        ]
+        records.sort(key=lambda record: record is last)
+        known = [one for record in records for one in (*record.ids, record.id) if one]
+        # Each at the place where it comes last.
+        return tuple(reversed(dict.fromkeys(reversed(known))))[-MOST_IDS:]
+
+    def precede(self, record: Record) -> Record:
+        """A new migration's record, with what was finished before it."""
+        last = self.latest
+        if last is None or record.migration == last.migration:
+            return record
+        return record.but(follows=last.migration, ids=self.ids)
+
+
+NOTHING_FINISHED: Final = Finished()
+
+
+def read_finished(records: Records, disregard: bool = False) -> Finished:
+    """Read what is finished.
+
+    @param disregard: pass over what cannot be understood.
+    @raise BadRecord: a record cannot be understood.
+    @raise OSError: one cannot be read.
+    """
+    found: dict[Kind, Record | None] = {}
+    for kind in FINISHED:
+        try:
+            found[kind] = records.read(kind)
+        except BadRecord:
+            if not disregard:
+                raise
+    return Finished(*(found.get(kind) for kind in FINISHED))
+
+
+def is_complete(incomplete: Record | None, received: Record | None) -> bool:
+    """Whether a destination's records say together that its migration is complete."""
+    return (
+        incomplete is not None
+        and received is not None
+        and incomplete.migration == received.migration
+    )
+
+
+def is_superseded(migrated: Record, migrating: Record | None) -> bool:
+    """Whether a MIGRATED does not count beside a MIGRATING, that of a later migration."""
+    return (
+        migrating is not None
+        and migrating.migration != migrated.migration
+        and (migrating.again or migrating.follows == migrated.migration)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What is there now under the name of a disk.
+
+    @ivar size: bytes; None where nothing is there.
+    @ivar identity: of the file or device.
+    """
+
+    size: int | None = None
+    identity: str = ""
+
+
+def is_at(records: Records, location: Location) -> bool:
+    """Whether these are the records of the disk at C{location}, seen from its host."""
+    path = location.disk
+    try:
+        return path == records.path or (
+            bool(path) and record_path(path, os.path.dirname(records.path)) == records.path
+        )
+    except DiskRefused:  # it cannot be examined
+        return False
+
+
+def check_received(
+    records: Records,
+    finished: Finished,
+    present: Present,
+    *,
+    overwrite: bool = False,
+    id: str = "",
+) -> None:
+    """Check, before anything else, whether a disk was received already that is to be received.
+
+    To be called only where no migration is under way.
+
+    @param finished: as read.
+    @param overwrite: a human says that what was finished does not matter; with a new C{id} only.
+    @param id: the id of the migration to receive; "" for any.
+    @raise AlreadyDone: this very migration was received, into this very disk.
+    @raise Refused: something else was finished here, and nothing says that it may be forgotten.
+    """
+    last = finished.latest
+    if last is None:
+        return
+    is_new = bool(id) and id not in finished.ids
+    if last is finished.received:
+        what = f"was received from {last.source} on {last.confirmed}"
+        kind, objection = Kind.RECEIVED, _why_not_here(records, last, last.destination, present)
+        if not objection and id in ("", last.id):
+            raise AlreadyDone(f"{records.disk}: {what}{_called(last)}: there is nothing to do")
+    elif last is finished.migrated:
+        what = f"was migrated to {last.destination} on {last.retired}"
+        kind, objection = Kind.MIGRATED, ""
+    elif present.size is None:
+        check_unused(finished, id)
+        return
+    else:
+        what = f"was declared canonical on {last.changed}"
+        kind, objection = Kind.ACCEPTED, ""
+    if is_new and overwrite:
+        return
+    if id != last.id:
+        check_unused(finished, id)
+    about = f", but {objection}" if objection else ""
+    confirm = ["--i-have-checked-the-destination"] if kind == Kind.MIGRATED and present.size else []
+    forget = command_here("forget", records, *confirm)
+    raise Refused(
+        f"{records.disk}: {what}{_called(last)}{about} ({records.name(kind)}); to receive into it "
+        f"anyway, use --overwrite with a new --id; or, if that record is not needed: {forget}"
+    )
+
+
+def check_migrated(
+    records: Records,
+    finished: Finished,
+    present: Present,
+    destination: str,
+    *,
+    unlink: bool = False,
+    overwrite: bool = False,
+    id: str = "",
+) -> Record | None:
+    """Check whether a disk was migrated already that is to be sent.
+
+    @param finished: as read; its MIGRATED counts.
+    @param destination: the URI to send to.
+    @param unlink: the disk is to be deleted.
+    @param id: the id of the migration to send; "" for any.
+    @return: the record of a migration of which the end was not seen, to be finished once more; None
+        for a new migration.
+    @raise AlreadyDone: this very migration of this very disk was finished.
+    @raise Refused: another one was, and nothing says that it may be forgotten.
+    """
+    migrated = finished.migrated
+    assert migrated is not None
+    path = records.disk
+    is_new = bool(id) and id not in finished.ids
+    what = f"was migrated to {migrated.destination} on {migrated.retired}{_called(migrated)}"
+    there = present.size is not None
+    if not is_new and id in ("", migrated.id):
+        objection = _why_not_sent(records, migrated, present, destination, unlink)
+        if not objection and migrated.confirmed:
+            raise AlreadyDone(
+                f"{path}: {what}, and was complete there on {migrated.confirmed}: there is nothing "
+                "to do"
+            )
+        if not objection and (migrated.told or not migrated.side_export):
+            return migrated
+        objection = objection or "it was not seen to be complete there"
+    else:
+        check_unused(finished, id)
+        is_another = migrated.unlink or is_about(migrated, present.identity) is False
+        if there and (is_another or overwrite):
+            return None
+        objection = (
+            "it is still that disk: to send it again all the same, use --overwrite"
+            if there
+            else "nothing is there now"
+        )
+    confirm = ["--i-have-checked-the-destination"] if there else []
+    forget = command_here("forget", records, *confirm)
+    new = "another disk can be sent with a new --id; or" if there else "and"
+    raise Refused(
+        f"{path}: {what}, but {objection} ({records.name(Kind.MIGRATED)}); {new}, if that record "
+        f"is not needed: {forget}"
+    )
+
+
+def check_unused(finished: Finished, id: str) -> None:
+    """Check that an id can be the one of a new migration here.
+
+    @raise Refused: it was used.
+    """
+    if id and id in finished.ids:
+        last = finished.latest
+        own = last is not None and last.id == id
+        when = f" on {last.confirmed or last.changed}" if own and last is not None else ""
+        raise Refused(
+            f"the migration {id} was finished here{when}, and an id is never used twice at a "
+            "place: choose another --id"
+        )
+
+
+def _called(record: Record) -> str:
+    return f" (migration {record.id})" if record.id else ""
+
+
+def _why_not_sent(
+    records: Records, migrated: Record, present: Present, destination: str, unlink: bool
+) -> str:
+    """Why a command is not the one that MIGRATED is about; "" if it is."""
+    if migrated.destination.address != destination:
+        return f"this is to {destination or 'an address without a URI'}"
+    if not destination and migrated.confirmed:
+        return "the destination of neither has a URI to compare"
+    if unlink and not migrated.unlink:
+        return "it was kept: delete it yourself"
+    if (elsewhere := _why_elsewhere(records, migrated.source)) or (
+        migrated.unlink and present.size is None
+    ):
+        return elsewhere
+    if migrated.unlink:
+        return "another file has its name now"
+    return _why_another(migrated, present)
+
+
+def _why_not_here(records: Records, record: Record, location: Location, present: Present) -> str:
+    """Why a record is not about the disk that is there; "" if it is."""
+    if not record.confirmed:
+        return "its end was not seen"
+    return _why_elsewhere(records, location) or _why_another(record, present)
+
+
+def _why_elsewhere(records: Records, location: Location) -> str:
+    if location.host != this_host():
+        return f"that was on {location.host}"
+    if not is_at(records, location):
+        return f"that was {location.disk}"
+    return ""
+
+
+def _why_another(record: Record, present: Present) -> str:
+    if present.size is None:
+        return "nothing is there now"
+    if present.size != record.size:
+        return f"it had {record.size} bytes then, and has {present.size} now"
+    same = is_about(record, present.identity) if record.identity else None
+    if same is None:
+        return "nothing proves that it is still the same disk"
+    return "" if same else "another disk has its name now"

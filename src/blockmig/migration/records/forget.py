@@ -1,0 +1,149 @@
+"""Forgets what is finished: removes MIGRATED, RECEIVED and ACCEPTED.
+
+Owns when that may be done. Rules (design, section 2: R7, R11):
+
+* a migration that is not finished is never forgotten: its records say which copy is canonical;
+* a disk that was migrated away, or what has its name now, looks like any other without its
+  MIGRATED: somebody must have checked the destination first;
+* the record that was superseded goes first, so that it never counts again in between.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from ...errors import LocalFailure, MigrationError, Refused
+from ...storage import DiskRefused, record_path
+from ...syscalls import SYSTEM, SystemCalls, describe_error
+from .directory import recorded_disks
+from .files import BadRecord, Kind, Records
+from .finished import FINISHED, Finished, read_finished
+
+CONFIRMATION: Final = "--i-have-checked-the-destination"
+
+
+def forget(
+    path: str,
+    *,
+    checked_destination: bool = False,
+    state_directory: str | None = None,
+    system: SystemCalls = SYSTEM,
+) -> list[Kind]:
+    """Remove the records of finished migrations of the disk at C{path}, which may be gone.
+
+    @param checked_destination: somebody has checked that the copy that it was migrated to is the
+        canonical one.
+    @param state_directory: where the records of block devices are; None for the default.
+    @return: the kinds that were removed.
+    @raise Refused: they must stay, or there is none; nothing was changed.
+    @raise LocalFailure: they could not be removed.
+    """
+    records = _records(path, state_directory, system)
+    finished = _check(path, records, checked_destination)
+    found = [kind for kind in FINISHED if os.path.lexists(records.name(kind))]
+    if not found:
+        raise Refused(f"{path}: there is no record of a finished migration of it")
+    last = {
+        kind
+        for kind, record in zip(
+            FINISHED, (finished.migrated, finished.received, finished.accepted), strict=True
+        )
+        if record is not None and record is finished.latest
+    }
+    try:
+        for kind in (*(kind for kind in found if kind not in last), *last):
+            records.remove(kind)
+    except OSError as error:
+        raise LocalFailure(
+            f"{path}: its records could not be removed: {describe_error(error)}"
+        ) from None
+    return found
+
+
+def forget_old(
+    directory: str,
+    age: float,
+    *,
+    checked_destination: bool = False,
+    now: datetime | None = None,
+    system: SystemCalls = SYSTEM,
+) -> Iterator[tuple[str, MigrationError | None]]:
+    """Forget what was finished long ago with the disks that have records in a directory.
+
+    @param age: seconds since the latest of its records was written.
+    @param now: the current time; None to ask the clock.
+    @return: the disks with a finished record of that age, each with the reason why it was not
+        forgotten, or None if it was.
+    @raise LocalFailure: the directory cannot be read.
+    """
+    now = now or datetime.now(UTC)
+    for path in recorded_disks(directory, system):
+        try:
+            records = _records(path, directory, system)
+            last = read_finished(records, disregard=True).latest
+            if last is None or (now - _time(last.changed)).total_seconds() < age:
+                continue
+            forget(
+                path,
+                checked_destination=checked_destination,
+                state_directory=directory,
+                system=system,
+            )
+        except (MigrationError, OSError) as error:
+            yield (
+                path,
+                error
+                if isinstance(error, MigrationError)
+                else LocalFailure(f"{path}: {describe_error(error)}"),
+            )
+        else:
+            yield path, None
+
+
+def _time(text: str) -> datetime:
+    """A time of a record; one that cannot be read is now, so that nothing is taken for old."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return datetime.now(UTC)
+
+
+def _records(path: str, state_directory: str | None, system: SystemCalls) -> Records:
+    try:
+        return Records(record_path(path, state_directory, system), system)
+    except DiskRefused as error:
+        raise Refused(str(error)) from None
+
+
+def _check(path: str, records: Records, checked_destination: bool) -> Finished:
+    """Check that what is finished may be forgotten."""
+    quoted = shlex.quote(path)
+    for kind, why in (
+        (Kind.INCOMPLETE, "a migration into it is not known to be complete"),
+        (Kind.MIGRATING, "a migration of it is not known to be complete"),
+    ):
+        if os.path.lexists(records.name(kind)):
+            raise Refused(
+                f"{path}: {why} ({records.name(kind)}), and that is not to be forgotten: see "
+                f"`blockmig inspect {quoted}`"
+            )
+    torn = False
+    try:
+        finished = read_finished(records)
+    except BadRecord as error:
+        torn = error.path == records.name(Kind.MIGRATED)
+        finished = read_finished(records, disregard=True)
+    except OSError as error:
+        raise Refused(f"{path}: {describe_error(error)}") from None
+    went = finished.went
+    if (went is not None or torn) and os.path.lexists(path) and not checked_destination:
+        where = f" to {went.destination}" if went is not None else ""
+        raise Refused(
+            f"{path}: is there, and was migrated{where}: without that record it looks like the "
+            f"canonical copy; check the destination, then give {CONFIRMATION}"
+        )
+    return finished
