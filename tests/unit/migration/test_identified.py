@@ -389,6 +389,7 @@ class VersionTests(Case):
         self.crash()
         Records(self.source.path).write(Kind.MIGRATING, record.but(id="", place=""))
         place = self.receiver._migration.record.current.but(id="", place="")
+        Records(self.target.path).remove(Kind.RECEIVED)
         Records(self.target.path).write(Kind.INCOMPLETE, place)
         self.receive()
         self.again()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-from functools import partial
 
 from blockmig.errors import AlreadyDone, ExitStatus, GaveUp, LocalFailure, Refused, Unconfirmed
 from blockmig.migration.destination import receiver
@@ -1375,7 +1374,11 @@ class StopTests(ReceiverCase):
 class BeginTests(ReceiverCase):
     def make_with_id(self, id="new"):
         """A receiver that may overwrite, and was given an id."""
-        self.patch(receiver, "destination_record", partial(destination_record, id=id))
+        self.patch(
+            receiver,
+            "destination_record",
+            lambda disk, records, overwrite, _: destination_record(disk, records, overwrite, id),
+        )
         self.make(overwrite=True)
 
     def test_a_new_migration_removes_what_is_finished_before_its_first_byte(self):

@@ -219,7 +219,7 @@ class MigratedTests(Case):
         words = self.stopped(self.check)
         self.assertIn(f"blockmig forget {self.records.path} --i-have-checked", words)
         directory = os.path.dirname(self.records.path)
-        records = Records(f"{directory}/dev-vg0-web")
+        records = Records(f"{directory}/dev-vg0-web", device="/dev/vg0/web")
         records.write(Kind.MIGRATED, self.migrated.but(source=Location(HERE, "/dev/vg0/web")))
         words = self.stopped(
             lambda: check_migrated(records, read_finished(records), NOTHING, URI),

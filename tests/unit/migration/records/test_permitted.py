@@ -285,23 +285,23 @@ class DeviceTests(Case):
         ):
             self.disk.identity = lambda identity=identity: identity
             record = COPYING.but(identity=DEVICE, boot=boot)
-            found = may_overwrite(self.disk, self.records, record, False)
+            found = may_overwrite(self.disk, record)
             self.assertIs(may, found, (identity, boot))
 
     def test_what_looks_the_same_after_a_restart_is_not_proved_to_be_the_same(self):
         self.disk.identity = lambda: NAMELESS
         for boot, may in (("earlier", False), (boot_id(), True)):
             record = COPYING.but(identity=NAMELESS, boot=boot)
-            self.assertIs(may, may_overwrite(self.disk, self.records, record, False))
+            self.assertIs(may, may_overwrite(self.disk, record))
 
     def test_a_record_of_version_0_1_permits_it_by_the_name(self):
         self.disk.identity = lambda: DEVICE
         record = COPYING.but(identity="")
-        self.assertTrue(may_overwrite(self.disk, self.records, record, False))
+        self.assertTrue(may_overwrite(self.disk, record))
 
     def test_another_disk_with_the_name_is_not_sent(self):
         for kind, words in (
-            (Kind.MIGRATED, "/dev/sdb: is another disk than the one that was migrated"),
+            (Kind.MIGRATED, "another disk can be sent with a new --id"),
             (Kind.INCOMPLETE, "/dev/sdb: is another disk than the copy that is not known"),
         ):
             self.records.write(kind, MARK.but(identity=DEVICE))

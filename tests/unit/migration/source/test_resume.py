@@ -7,7 +7,6 @@ import gc
 import itertools
 import os
 import weakref
-from functools import partial
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -404,7 +403,11 @@ class HomeTests(Case):
 
     def go(self, source, target, id=""):
         self.begin()
-        self.patch(receiver, "destination_record", partial(destination_record, id=id))
+        self.patch(
+            receiver,
+            "destination_record",
+            lambda disk, records, overwrite, _: destination_record(disk, records, overwrite, id),
+        )
         disk = FileDisk(target, size=SIZE)
         try:
             receiving = Receiver(disk, overrides=Overrides(overwrite=True), runtime=self.runtime)
