@@ -95,7 +95,8 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
         self._write_zeroes(end, offset + length - end)
 
     def _ioctl(self, request: int, offset: int, length: int) -> None:
-        self._system.ioctl(self._open_descriptor(), request, array.array("Q", [offset, length]))
+        with self._descriptor as descriptor:
+            self._system.ioctl(descriptor, request, array.array("Q", [offset, length]))
 
     def trim(self, offset: int, length: int) -> None:
         """BLKDISCARD, for the whole blocks of the range."""
