@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
@@ -76,6 +76,9 @@ async def wait_shielded(working: Deferred[Any]) -> Any:
 class BoundedThreads:
     """Runs functions in a limited number of threads, and knows when none is running.
 
+    A function counts as running until its result was delivered: what follows from that, such as
+    another function, comes before anybody is told that nothing is running.
+
     @param in_thread: runs a function in a thread.
     @param limit: how many threads to use at a time.
     """
@@ -85,6 +88,7 @@ class BoundedThreads:
         self._tokens = DeferredSemaphore(limit)
         self._running = 0
         self._idle: list[Deferred[None]] = []
+        self._ended = False
 
     @property
     def busy(self) -> bool:
@@ -95,18 +99,20 @@ class BoundedThreads:
         """Run C{function} in a thread.
 
         @return: fires with its result. Cancelling it ends only the waiting: a thread cannot be
-            stopped, and counts as running until the function returns.
+            stopped, and counts as running until the function returns. It fails with
+            L{CancelledError} after L{end}.
         """
+        if self._ended:
+            return fail(CancelledError())
         self._running += 1
         result: Deferred[Any] = Deferred()
 
         def ended(outcome: Any) -> None:
-            self._running -= 1
-            if not self._running:
-                idle, self._idle = self._idle, []
-                for waiting in idle:
-                    waiting.callback(None)
+            # First the result: whoever waits for it may have more to do.
             result.callback(outcome)
+            self._running -= 1
+            while self._idle and not self._running:
+                self._idle.pop(0).callback(None)
 
         self._tokens.run(self._in_thread, function, *arguments).addBoth(ended)
         return result
@@ -119,3 +125,7 @@ class BoundedThreads:
         else:
             waiting.callback(None)
         return waiting
+
+    def end(self) -> None:
+        """Run nothing any more: whoever these threads worked for has ended."""
+        self._ended = True

@@ -66,6 +66,50 @@ class BoundedThreadsTests(SynchronousTestCase):
         self.successResultOf(again)
 
 
+class ResultsFirstTests(SynchronousTestCase):
+    """Nobody is told that nothing is running as long as a result may still begin something."""
+
+    def setUp(self):
+        self.threads = ManualThreads()
+        self.work = BoundedThreads(self.threads)
+        self.done = []
+
+    def test_what_follows_from_a_result_is_waited_for_too(self):
+        working = self.work(self.done.append, 1)
+        working.addCallback(lambda _: self.work(self.done.append, 2))
+        idle = self.work.idle()
+        self.threads.run(1)
+        self.assertNoResult(idle)
+        self.threads.run(1)
+        self.successResultOf(idle)
+        self.assertEqual([1, 2], self.done)
+
+    def test_who_asks_while_a_result_is_delivered_waits_for_its_other_callbacks(self):
+        order = []
+        working = self.work(self.done.append, 1)
+        working.addCallback(lambda _: self.work.idle().addCallback(lambda _: order.append("idle")))
+        working.addBoth(lambda _: None)
+        other = self.work(self.done.append, 2)
+        other.addCallback(lambda _: order.append("the other's result"))
+        self.threads.run()
+        self.assertEqual(["the other's result", "idle"], order)
+
+    def test_one_who_waits_may_begin_something_that_the_next_one_waits_for(self):
+        self.work(self.done.append, 1)
+        first, second = self.work.idle(), self.work.idle()
+        first.addCallback(lambda _: self.work(self.done.append, 2))
+        self.threads.run(1)
+        self.assertNoResult(second)
+        self.threads.run(1)
+        self.successResultOf(second)
+
+    def test_nothing_is_run_after_the_end(self):
+        self.work.end()
+        self.failureResultOf(self.work(self.done.append, 1), CancelledError)
+        self.assertFalse(self.threads.names())
+        self.successResultOf(self.work.idle())
+
+
 class ToTheEndTests(SynchronousTestCase):
     def run_with(self):
         self.working = Deferred()

@@ -43,6 +43,13 @@ class JobQueueTests(SynchronousTestCase):
         self.threads.run()
         self.assertEqual(101, len(self.done))
 
+    def test_nothing_is_done_any_more_for_one_who_is_gone(self):
+        owner = JobOwner()
+        self.work.abandon(owner)
+        self.failureResultOf(self.run_for(owner, "late", changing=True), CancelledError)
+        self.threads.run()
+        self.assertEqual(([], False), (self.done, self.work.has_orphans))
+
     def test_the_number_of_jobs_at_a_time_is_bounded(self):
         for _ in range(20):
             self.run_for(JobOwner(), "x")
