@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
@@ -20,6 +21,8 @@ from .syscalls import SYSTEM, SystemCalls
 
 _MOST_THREADS: Final = 4
 """How many of the process's threads one migration may use at a time."""
+
+T = TypeVar("T")
 
 InThread = Callable[..., Deferred[Any]]
 """Runs a function with its arguments in a thread, and returns a Deferred of the result."""
@@ -51,6 +54,37 @@ class Runtime:
             return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
 
         return cls(reactor, in_thread)
+
+
+class CancelledFromInside(Exception):
+    """What was waited for has cancelled itself; nobody who waits for it has asked for that."""
+
+
+def wait_for_other(working: Deferred[T]) -> Deferred[T]:
+    """Wait for what somebody else's code does, such as an endpoint that connects.
+
+    @return: fires, or fails, as C{working}, with one difference: a L{CancelledError} says that it
+        was this Deferred that was cancelled. An endpoint with a time limit of its own may cancel
+        itself, and has only failed then: L{CancelledFromInside}.
+    """
+    asked = False
+
+    def cancel(_: Deferred[T]) -> None:
+        nonlocal asked
+        asked = True
+        working.cancel()
+
+    waiting: Deferred[T] = Deferred(cancel)
+
+    def done(result: Any) -> None:
+        if isinstance(result, Failure) and result.check(CancelledError, ConnectingCancelledError):
+            error = CancelledError() if asked else CancelledFromInside("it was cancelled")
+            result = Failure(error)
+        if not waiting.called:
+            waiting.callback(result)
+
+    working.addBoth(done)
+    return waiting
 
 
 async def wait_shielded(working: Deferred[Any]) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.runtime import BoundedThreads, wait_shielded
+from blockmig.runtime import BoundedThreads, CancelledFromInside, wait_for_other, wait_shielded
 from blockmig.testing import ManualThreads
 
 
@@ -108,6 +109,44 @@ class ResultsFirstTests(SynchronousTestCase):
         self.failureResultOf(self.work(self.done.append, 1), CancelledError)
         self.assertFalse(self.threads.names())
         self.successResultOf(self.work.idle())
+
+
+class WaitForOtherTests(SynchronousTestCase):
+    """Whether we have cancelled it, or it has cancelled itself."""
+
+    def setUp(self):
+        self.working = Deferred()
+        self.waiting = wait_for_other(self.working)
+
+    def test_the_result_and_the_failure_are_passed_on(self):
+        self.working.callback(5)
+        self.assertEqual(5, self.successResultOf(self.waiting))
+        self.setUp()
+        self.working.errback(OSError("broken"))
+        self.failureResultOf(self.waiting, OSError)
+
+    def test_what_cancels_itself_has_failed(self):
+        for error in (CancelledError(), ConnectingCancelledError(None)):
+            self.setUp()
+            self.working.errback(error)
+            self.failureResultOf(self.waiting, CancelledFromInside)
+
+    def test_to_cancel_the_waiting_cancels_what_is_waited_for(self):
+        self.waiting.cancel()
+        self.failureResultOf(self.waiting, CancelledError)
+        self.assertTrue(self.working.called)
+
+    def test_it_was_us_however_an_endpoint_puts_it(self):
+        self.working = Deferred(lambda it: it.errback(ConnectingCancelledError(None)))
+        self.waiting = wait_for_other(self.working)
+        self.waiting.cancel()
+        self.failureResultOf(self.waiting, CancelledError)
+
+    def test_a_result_that_comes_in_spite_of_that_is_passed_on(self):
+        self.working = Deferred(lambda it: it.callback(5))
+        self.waiting = wait_for_other(self.working)
+        self.waiting.cancel()
+        self.assertEqual(5, self.successResultOf(self.waiting))
 
 
 class ToTheEndTests(SynchronousTestCase):
