@@ -47,7 +47,7 @@ from .migration.source.resume import resume
 from .migration.source.sender import Sender
 from .nbd import parse_uri
 from .runtime import Runtime
-from .server import Exports, Server
+from .server import Exports, RefusedConnection, Server
 from .transport import (
     CannotListen,
     client_endpoint,
@@ -97,8 +97,9 @@ class ServiceFactory:
         """Nothing to do."""
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection of the object's; none before that is there."""
-        return None if self.factory is None else self.factory.buildProtocol(addr)
+        """A connection of the object's; before that is there, one that is closed at once."""
+        factory = self.factory
+        return RefusedConnection() if factory is None else factory.buildProtocol(addr)
 
 
 class _Ports:

@@ -13,6 +13,7 @@ from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
 from .owner import IConnectionOwner, OwnedConnection
+from .refused import RefusedConnection
 from .relay import Relay
 from .serving import Server
 from .traffic import TrafficCounters
@@ -27,6 +28,7 @@ __all__ = [
     "IExportHandler",
     "LatencyMonitor",
     "OwnedConnection",
+    "RefusedConnection",
     "Relay",
     "Server",
     "ServerConnection",

@@ -31,6 +31,7 @@ from ..runtime import Runtime
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .owner import IConnectionOwner, OwnedConnection
+from .refused import RefusedConnection
 
 _log = Logger()
 
@@ -201,10 +202,10 @@ class ExportsFactory:
     def doStop(self) -> None:
         """Nothing to do."""
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection, or None where it is refused."""
+    def buildProtocol(self, addr: IAddress) -> IProtocol:
+        """A connection; one that is refused is closed at once."""
         if not self.accepts or self.refusal():
-            return None
+            return RefusedConnection()
         connection = _SharedConnection(self.settings, addr, self)
         self.take(connection)
         return connection

@@ -17,6 +17,7 @@ from ...server import (
     ConnectionSettings,
     IConnectionOwner,
     OwnedConnection,
+    RefusedConnection,
     ServerConnection,
 )
 from .handoff_export import HandoffExport
@@ -43,10 +44,10 @@ class ReceiverFactory:
 
     def doStop(self) -> None: ...
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection; none after the end."""
+    def buildProtocol(self, addr: IAddress) -> IProtocol:
+        """A connection; after the end one that is closed at once."""
         if self._closed:
-            return None
+            return RefusedConnection()
         connection = OwnedConnection(self.settings, addr, self)
         self.take(connection)
         return connection
