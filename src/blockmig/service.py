@@ -265,6 +265,7 @@ class _Run(Generic[Part, T]):
         if self.ports is not None:
             self.ports.close()
         if self.part is None:
+            self._outcome.append(Failure(GaveUp(_WHY)))
             self._wind_up()
         else:
             self.part.stop(_WHY)
@@ -342,6 +343,9 @@ class _PartService(Service, Generic[Part, T]):
         self._again = False
         run = self._run
         if run is None:
+            if not self._finished:
+                self._finished = True
+                self._outcome.resolve(Failure(GaveUp(_WHY)))
             return succeed(None)
         run.stop()
         return run.over()

@@ -253,12 +253,20 @@ class ServerServiceTests(Case):
     def test_a_stop_before_the_start_is_harmless(self):
         service = self.serving()
         outcome = service.complete()
-        self.successResultOf(service.stopService())
-        self.assertNoResult(outcome)
+        for _ in range(2):
+            self.successResultOf(service.stopService())
+        self.failureResultOf(outcome, GaveUp)
         service.startService()
         self.client()
+        outcome = service.complete()
         self.network.result(service.stopService())
         self.successResultOf(outcome)
+
+    def test_who_asks_after_a_stop_before_the_start_hears_of_that(self):
+        for service in (self.serving(), self.receiving(), self.sending()):
+            self.successResultOf(service.stopService())
+            error = self.failureResultOf(service.complete(), GaveUp).value
+            self.assertEqual("its service was stopped", str(error))
 
     def test_a_second_start_does_nothing(self):
         service = self.serving()
@@ -560,10 +568,14 @@ class PrivilegesTests(Case):
 
     def test_a_stop_closes_ports_that_were_opened_with_privileges_only(self):
         service = self.serving()
+        outcome = service.complete()
         service.privilegedStartService()
+        self.assertNoResult(outcome)
         self.network.result(service.stopService())
         self.nobody_listens()
         self.assertEqual([], self.disks)
+        self.failureResultOf(outcome, GaveUp)
+        self.failureResultOf(service.complete(), GaveUp)
 
 
 class ParentTests(Case):
