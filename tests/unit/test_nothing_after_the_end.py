@@ -125,7 +125,9 @@ class AbandonedTests(Case):
         self.check(lambda client: [client.zero(0, SIZE, fua=True), client.trim(0, SIZE, fua=True)])
 
     def test_flushes(self):
-        self.check(lambda client: [client.write(0, bytes(SIZE)), *(client.flush() for _ in range(3))])
+        self.check(
+            lambda client: [client.write(0, bytes(SIZE)), *(client.flush() for _ in range(3))]
+        )
 
     def test_reads(self):
         self.check(lambda client: [client.read(0, 2 << 20) for _ in range(5)])

@@ -360,6 +360,24 @@ class ServerServiceTests(Case):
         self.successResultOf(service.stopService())
         self.nothing_left()
 
+    def test_an_object_whose_making_stops_the_service_never_begins(self):
+        made = []
+
+        def make(disk):
+            made.append(self.make_server(disk))
+            service.stopService()
+            return made[-1]
+
+        service = ServerService(self.opener(), self.where(), make=make, reactor=self.clock)
+        outcome = service.complete()
+        service.startService()
+        self.network.pump()
+        self.assertEqual("stopped", made[0].state)
+        self.assertIsNone(service.server)
+        self.assertFalse(service.running)
+        self.failureResultOf(outcome, GaveUp)
+        self.nothing_left()
+
     def test_a_mirror_of_the_server_is_waited_for_before_the_disk_is_closed(self):
         class Mirror:
             def __init__(self):
