@@ -115,11 +115,13 @@ class JobQueue:
             self._scanning -= job.scanning
             owner.running -= 1
             owner.changing -= job.changing
-            if owner.gone and job.changing:
+            orphan = owner.gone and job.changing
+            self._start()
+            # First the result: what was changed must be known to whoever waits for the orphans.
+            job.done.callback(result)
+            if orphan:
                 self._orphans -= 1
                 self._check_orphans()
-            self._start()
-            job.done.callback(result)
 
         self._in_thread(job.function, *job.arguments).addBoth(ended)
 

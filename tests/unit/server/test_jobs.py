@@ -43,6 +43,15 @@ class JobQueueTests(SynchronousTestCase):
         self.threads.run()
         self.assertEqual(101, len(self.done))
 
+    def test_what_an_orphan_has_done_is_known_before_anybody_hears_that_it_has_ended(self):
+        """The changes are marked by then, for a mirror that has waited for the end of them."""
+        owner, order = JobOwner(), []
+        self.run_for(owner, "zeroes", changing=True).addCallback(lambda _: order.append("result"))
+        self.work.abandon(owner)
+        self.work.orphans_finished().addCallback(lambda _: order.append("no orphans"))
+        self.threads.run()
+        self.assertEqual(["result", "no orphans"], order)
+
     def test_nothing_is_done_any_more_for_one_who_is_gone(self):
         owner = JobOwner()
         self.work.abandon(owner)
