@@ -40,6 +40,11 @@ class OneShot(Generic[T]):
         """The result, or the failure; None before it is known."""
         return self._result[0] if self._result is not None else None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a result, which may be None."""
+        return self._result is not None
+
     def resolve(self, result: T | Failure) -> None:
         """Set the result; a second one changes nothing.
 

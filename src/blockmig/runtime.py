@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
@@ -20,6 +21,8 @@ from .syscalls import SYSTEM, SystemCalls
 
 _MOST_THREADS: Final = 4
 """How many of the process's threads one migration may use at a time."""
+
+T = TypeVar("T")
 
 InThread = Callable[..., Deferred[Any]]
 """Runs a function with its arguments in a thread, and returns a Deferred of the result."""
@@ -53,6 +56,37 @@ class Runtime:
         return cls(reactor, in_thread)
 
 
+class CancelledFromInside(Exception):
+    """What was waited for has cancelled itself; nobody who waits for it has asked for that."""
+
+
+def wait_for_other(working: Deferred[T]) -> Deferred[T]:
+    """Wait for what somebody else's code does, such as an endpoint that connects.
+
+    @return: fires, or fails, as C{working}, with one difference: a L{CancelledError} says that it
+        was this Deferred that was cancelled. An endpoint with a time limit of its own may cancel
+        itself, and has only failed then: L{CancelledFromInside}.
+    """
+    asked = False
+
+    def cancel(_: Deferred[T]) -> None:
+        nonlocal asked
+        asked = True
+        working.cancel()
+
+    waiting: Deferred[T] = Deferred(cancel)
+
+    def done(result: Any) -> None:
+        if isinstance(result, Failure) and result.check(CancelledError, ConnectingCancelledError):
+            error = CancelledError() if asked else CancelledFromInside("it was cancelled")
+            result = Failure(error)
+        if not waiting.called:
+            waiting.callback(result)
+
+    working.addBoth(done)
+    return waiting
+
+
 async def wait_shielded(working: Deferred[Any]) -> Any:
     """Wait for the result of C{working}, even if the waiting is cancelled meanwhile."""
     results: list[Any] = []
@@ -76,6 +110,9 @@ async def wait_shielded(working: Deferred[Any]) -> Any:
 class BoundedThreads:
     """Runs functions in a limited number of threads, and knows when none is running.
 
+    A function counts as running until its result was delivered: what follows from that, such as
+    another function, comes before anybody is told that nothing is running.
+
     @param in_thread: runs a function in a thread.
     @param limit: how many threads to use at a time.
     """
@@ -85,6 +122,7 @@ class BoundedThreads:
         self._tokens = DeferredSemaphore(limit)
         self._running = 0
         self._idle: list[Deferred[None]] = []
+        self._ended = False
 
     @property
     def busy(self) -> bool:
@@ -95,18 +133,20 @@ class BoundedThreads:
         """Run C{function} in a thread.
 
         @return: fires with its result. Cancelling it ends only the waiting: a thread cannot be
-            stopped, and counts as running until the function returns.
+            stopped, and counts as running until the function returns. It fails with
+            L{CancelledError} after L{end}.
         """
+        if self._ended:
+            return fail(CancelledError())
         self._running += 1
         result: Deferred[Any] = Deferred()
 
         def ended(outcome: Any) -> None:
-            self._running -= 1
-            if not self._running:
-                idle, self._idle = self._idle, []
-                for waiting in idle:
-                    waiting.callback(None)
+            # First the result: whoever waits for it may have more to do.
             result.callback(outcome)
+            self._running -= 1
+            while self._idle and not self._running:
+                self._idle.pop(0).callback(None)
 
         self._tokens.run(self._in_thread, function, *arguments).addBoth(ended)
         return result
@@ -119,3 +159,7 @@ class BoundedThreads:
         else:
             waiting.callback(None)
         return waiting
+
+    def end(self) -> None:
+        """Run nothing any more: whoever these threads worked for has ended."""
+        self._ended = True

@@ -23,8 +23,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
+from enum import StrEnum
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    cast,
+    runtime_checkable,
+)
 
+from automat import TypeMachineBuilder
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
@@ -48,7 +60,7 @@ from .migration.source.resume import resume
 from .migration.source.sender import Sender
 from .nbd import parse_uri
 from .runtime import Runtime
-from .server import Exports, Server
+from .server import Exports, RefusedConnection, Server
 from .transport import (
     CannotListen,
     client_endpoint,
@@ -74,6 +86,7 @@ if TYPE_CHECKING:  # older interfaces of zope.interface have no |
 T = TypeVar("T")
 
 
+@runtime_checkable  # Automat checks what a state carries
 class _Stoppable(Protocol):
     def stop(self, why: str = ...) -> None:
         """End."""
@@ -98,8 +111,9 @@ class ServiceFactory:
         """Nothing to do."""
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection of the object's; none before that is there."""
-        return None if self.factory is None else self.factory.buildProtocol(addr)
+        """A connection of the object's; before that is there, one that is closed at once."""
+        factory = self.factory
+        return RefusedConnection() if factory is None else factory.buildProtocol(addr)
 
 
 class _Ports:
@@ -125,7 +139,6 @@ class _Ports:
         self._failed = failed
         self._factory = ServiceFactory()
         self._opening: Deferred[bool | None] | None = None
-        self._at_once: list[Failure] | None = []
         self._closing: Deferred[None] | None = None
 
     def open(self) -> None:
@@ -133,12 +146,15 @@ class _Ports:
 
         @raise Refused: it failed at once.
         """
-        self._opening = Deferred.fromCoroutine(self._listen()).addErrback(self._not_opened)
-        failures, self._at_once = self._at_once, None
-        for failure in failures or ():
-            failure.raiseException()
+        opening: Deferred[bool | None] = Deferred.fromCoroutine(self._listen())
+        self._opening = opening
+        at_once = opening.result if opening.called else None
+        if isinstance(at_once, Failure):
+            opening.addErrback(lambda _: None)
+            at_once.raiseException()
+        opening.addErrback(self._not_opened)
 
-    async def _listen(self) -> bool:
+    async def _listen(self) -> bool | None:
         for text, endpoint in self._endpoints:
             try:
                 port = await listen(self._reactor, endpoint, self._factory, text)
@@ -148,9 +164,7 @@ class _Ports:
         return True
 
     def _not_opened(self, failure: Failure) -> None:
-        if self._at_once is not None:
-            self._at_once.append(failure)
-        elif self._closing is None:
+        if self._closing is None:
             self._failed(failure)
 
     def attach(self, part: Receiver | Server) -> None:
@@ -192,6 +206,139 @@ class _Ports:
             await closed
 
 
+class RunInputs(Protocol):
+    """The events of a run."""
+
+    def begun(self, part: _Stoppable) -> None:
+        """The object is there."""
+
+    def stop(self) -> None:
+        """It is to end."""
+
+    def fail(self, ended: Ended) -> None:
+        """It cannot go on, and that is its outcome."""
+
+    def ended(self, ended: Ended) -> None:
+        """The object has ended."""
+
+    def closed(self, ended: Ended) -> None:
+        """The ports and the disk are closed."""
+
+
+class RunActions(Protocol):
+    """What the machine does."""
+
+    def work(self) -> None:
+        """The object may have clients now."""
+
+    def stop_part(self, part: _Stoppable) -> None:
+        """Let nobody in any more, and stop the object; answer with C{ended}."""
+
+    def close(self, ended: Ended) -> None:
+        """Close the ports, and what was opened; answer with C{closed}."""
+
+    def over(self, ended: Ended) -> None:
+        """Nothing of it is left: tell everybody who waits."""
+
+
+class Ended(NamedTuple):
+    """How a run has ended.
+
+    @ivar outcome: what L{complete} fires, or fails, with.
+    @ivar raised: it was raised already, to whoever has started the service.
+    """
+
+    outcome: Any
+    raised: bool = False
+
+
+class RunState(StrEnum):
+    OPEN = "open"
+    WORKING = "working"
+    ENDING = "ending"
+
+
+def _part(machine: RunInputs, actions: RunActions, part: _Stoppable) -> _Stoppable:
+    return part
+
+
+def _cause(machine: RunInputs, actions: RunActions, ended: Ended) -> Ended:
+    return ended
+
+
+_builder = TypeMachineBuilder(RunInputs, RunActions)  # type: ignore[type-abstract]
+_open = _builder.state("open")
+"""There is no object yet. The ports may be open."""
+_working = _builder.state("working", _part)
+"""The object works."""
+_stopping = _builder.state("stopping")
+"""The object was stopped from outside; its outcome is the run's."""
+_failing = _builder.state("failing", _cause)
+"""The object was stopped because of what is the run's outcome; its own is none."""
+_closing = _builder.state("closing")
+"""There is no object any more. The ports and the disk are being closed."""
+_over = _builder.state("over")
+"""Nothing is left."""
+
+
+@_open.upon(RunInputs.begun).to(_working)
+def _work(machine: RunInputs, actions: RunActions, part: _Stoppable) -> None:
+    actions.work()
+
+
+@_open.upon(RunInputs.stop).to(_closing)
+def _call_off(machine: RunInputs, actions: RunActions) -> None:
+    actions.close(Ended(Failure(GaveUp(_WHY))))
+
+
+@_working.upon(RunInputs.stop).to(_stopping)
+def _stop_part(machine: RunInputs, actions: RunActions, part: _Stoppable) -> None:
+    actions.stop_part(part)
+
+
+@_working.upon(RunInputs.fail).to(_failing)
+def _stop_failing(machine: RunInputs, actions: RunActions, part: _Stoppable, ended: Ended) -> None:
+    actions.stop_part(part)
+
+
+@_open.upon(RunInputs.fail).to(_closing)
+@_stopping.upon(RunInputs.ended).to(_closing)
+def _close(machine: RunInputs, actions: RunActions, ended: Ended) -> None:
+    actions.close(ended)
+
+
+@_working.upon(RunInputs.ended).to(_closing)
+def _close_ended(machine: RunInputs, actions: RunActions, part: _Stoppable, ended: Ended) -> None:
+    actions.close(ended)
+
+
+@_failing.upon(RunInputs.ended).to(_closing)
+def _close_failed(machine: RunInputs, actions: RunActions, cause: Ended, ended: Ended) -> None:
+    actions.close(cause)
+
+
+@_closing.upon(RunInputs.begun).loop()
+@_over.upon(RunInputs.begun).loop()
+def _too_late(machine: RunInputs, actions: RunActions, part: _Stoppable) -> None:
+    part.stop(_WHY)  # it was stopped by what has made the object
+
+
+@_closing.upon(RunInputs.closed).to(_over)
+def _end(machine: RunInputs, actions: RunActions, ended: Ended) -> None:
+    actions.over(ended)
+
+
+for _data_state in (_stopping, _failing):
+    _data_state.upon(RunInputs.stop).loop().returns(None)
+    _data_state.upon(RunInputs.fail).loop().returns(None)
+for _state in (_closing, _over):
+    _state.upon(RunInputs.stop).loop().returns(None)
+    _state.upon(RunInputs.fail).loop().returns(None)
+    _state.upon(RunInputs.ended).loop().returns(None)
+
+_make_run = _builder.build()
+
+
 class _Run(Generic[Part, T]):
     """One run of a service, to the end of everything that it began.
 
@@ -199,11 +346,10 @@ class _Run(Generic[Part, T]):
     @param make: makes the object of the disk.
     @param begin: has the object begin; returns its outcome.
     @param check: looks whether the object can do its work at all; fails if not, fires or is None.
-    @param ended: called once, with this run, and its outcome if the object was to begin.
+    @param ended: called once, with how it has ended.
     @ivar ports: where clients connect; set before anything is begun, None for a sender.
     @ivar part: the object, once there is one.
-    @ivar stopping: whether it is to end, or has ended.
-    @ivar raised: whether its outcome was raised already.
+    @ivar state: the present state.
     """
 
     ports: _Ports | None = None
@@ -214,19 +360,18 @@ class _Run(Generic[Part, T]):
         make: Callable[[Any], Part],
         begin: Callable[[Part], Deferred[T]],
         check: Callable[[Part], Deferred[None] | None],
-        ended: Callable[[_Run[Part, T], list[T | Failure]], None],
+        ended: Callable[[Ended], None],
     ) -> None:
         self.part: Part | None = None
-        self.stopping = False
-        self.raised = False
+        self.state = RunState.OPEN
         self._opener = disk
         self._make = make
         self._begin = begin
         self._check = check
         self._ended = ended
         self._disk: IDisk | None = None
-        self._outcome: list[T | Failure] = []
         self._over: OneShot[None] = OneShot()
+        self._machine = _make_run(self)
 
     def open(self) -> None:
         """Open the ports.
@@ -244,44 +389,50 @@ class _Run(Generic[Part, T]):
         disk = self._opener
         if not IDisk.providedBy(disk) and not isinstance(disk, str | os.PathLike):
             self._disk = disk = disk()
-        self.part = part = self._make(disk)
-        self._begin(part).addBoth(self._part_ended)
-        if self.ports is not None and not self.stopping:
+        part = self._make(disk)
+        self._machine.begun(part)
+        if self.state != RunState.WORKING:
+            return
+        # What follows may raise: that must not happen inside of the machine.
+        self.part = part
+        self._begin(part).addBoth(lambda outcome: self._machine.ended(Ended(outcome)))
+        if self.ports is not None and self.state == RunState.WORKING:
             self.ports.attach(cast(Any, part))
         checking = self._check(part)
         if checking is not None:
             checking.addErrback(self.fail)
 
-    def fail(self, failure: Failure) -> None:
-        """End it; C{failure} is the outcome."""
-        self._outcome.append(failure)
-        self.stop()
+    def fail(self, failure: Failure, raised: bool = False) -> None:
+        """End it; C{failure} is the outcome.
+
+        @param raised: it is raised as well.
+        """
+        self._machine.fail(Ended(failure, raised))
 
     def stop(self) -> None:
         """End it; harmless if repeated."""
-        if self.stopping:
-            return
-        self.stopping = True
-        if self.ports is not None:
-            self.ports.close()
-        if self.part is None:
-            self._wind_up()
-        else:
-            self.part.stop(_WHY)
+        self._machine.stop()
 
-    def over(self) -> Deferred[None]:
+    def until_over(self) -> Deferred[None]:
         """Fires when it has ended."""
         return self._over.wait()
 
-    def _part_ended(self, outcome: T | Failure) -> None:
-        self.stopping = True
-        self._outcome.append(outcome)
-        self._wind_up()
+    # RunActions.
 
-    def _wind_up(self) -> None:
-        Deferred.fromCoroutine(self._close()).addErrback(_bug)
+    def work(self) -> None:
+        self.state = RunState.WORKING
 
-    async def _close(self) -> None:
+    def stop_part(self, part: _Stoppable) -> None:
+        self.state = RunState.ENDING
+        if self.ports is not None:
+            self.ports.close()
+        part.stop(_WHY)
+
+    def close(self, ended: Ended) -> None:
+        self.state = RunState.ENDING
+        Deferred.fromCoroutine(self._close(ended)).addErrback(_bug)
+
+    async def _close(self, ended: Ended) -> None:
         if self.ports is not None:
             await self.ports.close()
         if self._disk is not None:
@@ -289,7 +440,10 @@ class _Run(Generic[Part, T]):
                 self._disk.close()
             except Exception as error:  # the outcome is known, whatever this is
                 _log.warn("while closing {disk}: {error}", disk=self._disk.name, error=str(error))
-        self._ended(self, self._outcome[:1])
+        self._machine.closed(ended)
+
+    def over(self, ended: Ended) -> None:
+        self._ended(ended)
         self._over.resolve(None)
 
 
@@ -306,7 +460,6 @@ class _PartService(Service, Generic[Part, T]):
         self._make = make
         self._run: _Run[Part, T] | None = None
         self._again = False
-        self._finished = False
         self._outcome: OneShot[T] = OneShot()
 
     def privilegedStartService(self) -> None:
@@ -328,7 +481,7 @@ class _PartService(Service, Generic[Part, T]):
         self.privilegedStartService()
         super().startService()
         assert self._run is not None
-        if self._run.stopping:
+        if self._run.state == RunState.ENDING:
             self._again = True
         else:
             self._attempt(self._run.begin)
@@ -342,9 +495,10 @@ class _PartService(Service, Generic[Part, T]):
         self._again = False
         run = self._run
         if run is None:
+            self._outcome.resolve(Failure(GaveUp(_WHY)))  # unless there was a run before
             return succeed(None)
         run.stop()
-        return run.over()
+        return run.until_over()
 
     def complete(self) -> Deferred[T]:
         """The outcome, once everything that the service began has ended.
@@ -361,8 +515,8 @@ class _PartService(Service, Generic[Part, T]):
     # The runs.
 
     def _open(self) -> None:
-        if self._finished:
-            self._finished, self._outcome = False, OneShot()
+        if self._outcome.is_known:
+            self._outcome = OneShot()
         self._run = run = _Run(self._disk, self._make, self._begin, self._check, self._ended)
         run.ports = self._ports(run)
         self._attempt(run.open)
@@ -377,17 +531,14 @@ class _PartService(Service, Generic[Part, T]):
             run.fail(Failure())
         except Exception:
             super().stopService()
-            run.raised = True
-            run.fail(Failure())
+            run.fail(Failure(), raised=True)
             raise
 
-    def _ended(self, run: _Run[Part, T], outcome: list[T | Failure]) -> None:
+    def _ended(self, ended: Ended) -> None:
         self._run = None
-        for result in outcome:
-            if not run.raised:
-                _report(result, asked=not self.running)
-            self._finished = True
-            self._outcome.resolve(result)
+        if not ended.raised:
+            _report(ended.outcome, asked=not self.running)
+        self._outcome.resolve(ended.outcome)
         if self._again:
             self._again = False
             super().stopService()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.runtime import BoundedThreads, wait_shielded
+from blockmig.runtime import BoundedThreads, CancelledFromInside, wait_for_other, wait_shielded
 from blockmig.testing import ManualThreads
 
 
@@ -64,6 +65,88 @@ class BoundedThreadsTests(SynchronousTestCase):
         self.threads.run()
         self.successResultOf(first)
         self.successResultOf(again)
+
+
+class ResultsFirstTests(SynchronousTestCase):
+    """Nobody is told that nothing is running as long as a result may still begin something."""
+
+    def setUp(self):
+        self.threads = ManualThreads()
+        self.work = BoundedThreads(self.threads)
+        self.done = []
+
+    def test_what_follows_from_a_result_is_waited_for_too(self):
+        working = self.work(self.done.append, 1)
+        working.addCallback(lambda _: self.work(self.done.append, 2))
+        idle = self.work.idle()
+        self.threads.run(1)
+        self.assertNoResult(idle)
+        self.threads.run(1)
+        self.successResultOf(idle)
+        self.assertEqual([1, 2], self.done)
+
+    def test_who_asks_while_a_result_is_delivered_waits_for_its_other_callbacks(self):
+        order = []
+        working = self.work(self.done.append, 1)
+        working.addCallback(lambda _: self.work.idle().addCallback(lambda _: order.append("idle")))
+        working.addBoth(lambda _: None)
+        other = self.work(self.done.append, 2)
+        other.addCallback(lambda _: order.append("the other's result"))
+        self.threads.run()
+        self.assertEqual(["the other's result", "idle"], order)
+
+    def test_one_who_waits_may_begin_something_that_the_next_one_waits_for(self):
+        self.work(self.done.append, 1)
+        first, second = self.work.idle(), self.work.idle()
+        first.addCallback(lambda _: self.work(self.done.append, 2))
+        self.threads.run(1)
+        self.assertNoResult(second)
+        self.threads.run(1)
+        self.successResultOf(second)
+
+    def test_nothing_is_run_after_the_end(self):
+        self.work.end()
+        self.failureResultOf(self.work(self.done.append, 1), CancelledError)
+        self.assertFalse(self.threads.names())
+        self.successResultOf(self.work.idle())
+
+
+class WaitForOtherTests(SynchronousTestCase):
+    """Whether we have cancelled it, or it has cancelled itself."""
+
+    def setUp(self):
+        self.working = Deferred()
+        self.waiting = wait_for_other(self.working)
+
+    def test_the_result_and_the_failure_are_passed_on(self):
+        self.working.callback(5)
+        self.assertEqual(5, self.successResultOf(self.waiting))
+        self.setUp()
+        self.working.errback(OSError("broken"))
+        self.failureResultOf(self.waiting, OSError)
+
+    def test_what_cancels_itself_has_failed(self):
+        for error in (CancelledError(), ConnectingCancelledError(None)):
+            self.setUp()
+            self.working.errback(error)
+            self.failureResultOf(self.waiting, CancelledFromInside)
+
+    def test_to_cancel_the_waiting_cancels_what_is_waited_for(self):
+        self.waiting.cancel()
+        self.failureResultOf(self.waiting, CancelledError)
+        self.assertTrue(self.working.called)
+
+    def test_it_was_us_however_an_endpoint_puts_it(self):
+        self.working = Deferred(lambda it: it.errback(ConnectingCancelledError(None)))
+        self.waiting = wait_for_other(self.working)
+        self.waiting.cancel()
+        self.failureResultOf(self.waiting, CancelledError)
+
+    def test_a_result_that_comes_in_spite_of_that_is_passed_on(self):
+        self.working = Deferred(lambda it: it.callback(5))
+        self.waiting = wait_for_other(self.working)
+        self.waiting.cancel()
+        self.assertEqual(5, self.successResultOf(self.waiting))
 
 
 class ToTheEndTests(SynchronousTestCase):

@@ -255,12 +255,20 @@ class ServerServiceTests(Case):
     def test_a_stop_before_the_start_is_harmless(self):
         service = self.serving()
         outcome = service.complete()
-        self.successResultOf(service.stopService())
-        self.assertNoResult(outcome)
+        for _ in range(2):
+            self.successResultOf(service.stopService())
+        self.failureResultOf(outcome, GaveUp)
         service.startService()
         self.client()
+        outcome = service.complete()
         self.network.result(service.stopService())
         self.successResultOf(outcome)
+
+    def test_who_asks_after_a_stop_before_the_start_hears_of_that(self):
+        for service in (self.serving(), self.receiving(), self.sending()):
+            self.successResultOf(service.stopService())
+            error = self.failureResultOf(service.complete(), GaveUp).value
+            self.assertEqual("its service was stopped", str(error))
 
     def test_a_second_start_does_nothing(self):
         service = self.serving()
@@ -352,6 +360,24 @@ class ServerServiceTests(Case):
         service.startService()
         self.nobody_listens()
         self.successResultOf(service.stopService())
+        self.nothing_left()
+
+    def test_an_object_whose_making_stops_the_service_never_begins(self):
+        made = []
+
+        def make(disk):
+            made.append(self.make_server(disk))
+            service.stopService()
+            return made[-1]
+
+        service = ServerService(self.opener(), self.where(), make=make, reactor=self.clock)
+        outcome = service.complete()
+        service.startService()
+        self.network.pump()
+        self.assertEqual("stopped", made[0].state)
+        self.assertIsNone(service.server)
+        self.assertFalse(service.running)
+        self.failureResultOf(outcome, GaveUp)
         self.nothing_left()
 
     def test_a_mirror_of_the_server_is_waited_for_before_the_disk_is_closed(self):
@@ -562,10 +588,14 @@ class PrivilegesTests(Case):
 
     def test_a_stop_closes_ports_that_were_opened_with_privileges_only(self):
         service = self.serving()
+        outcome = service.complete()
         service.privilegedStartService()
+        self.assertNoResult(outcome)
         self.network.result(service.stopService())
         self.nobody_listens()
         self.assertEqual([], self.disks)
+        self.failureResultOf(outcome, GaveUp)
+        self.failureResultOf(service.complete(), GaveUp)
 
 
 class ParentTests(Case):

@@ -15,12 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from ..nbd import ClientHandshake, ClientTransmission, Command, Negotiated
-from ..runtime import Runtime
+from ..runtime import Runtime, wait_for_other
 from ..syscalls import describe_error
 from .connection import ClientConnection, ClientFactory, ClientHandler
 from .requests import PendingRequests, RequestFailed
@@ -67,9 +66,9 @@ class NBDClient(ClientHandler):
         @raise ClientFailed: it could not connect, or the handshake failed.
         """
         try:
-            await endpoint.connect(ClientFactory(self._connection))
-        except (CancelledError, ConnectingCancelledError):
-            raise CancelledError from None
+            await wait_for_other(endpoint.connect(ClientFactory(self._connection)))
+        except CancelledError:
+            raise
         except Exception as error:  # each endpoint fails in its own ways
             self._greeting.addErrback(lambda _: None)  # it may have connected before that
             raise ClientFailed(

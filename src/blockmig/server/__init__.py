@@ -15,6 +15,7 @@ from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
 from .limited_log import LimitedLog
 from .owner import IConnectionOwner, OwnedConnection
+from .refused import RefusedConnection
 from .relay import Relay
 from .serving import Server
 from .traffic import TrafficCounters
@@ -31,6 +32,7 @@ __all__ = [
     "LatencyMonitor",
     "LimitedLog",
     "OwnedConnection",
+    "RefusedConnection",
     "Relay",
     "Server",
     "ServerConnection",

@@ -87,7 +87,8 @@ class DiskAccess:
     def read_nowait(self, view: memoryview, offset: int) -> bool:
         """Fill C{view} from C{offset} if that need not wait; return whether it was filled."""
         descriptor = self.disk.fileno()
-        assert descriptor is not None
+        if descriptor is None:  # a thread has found just now that there is none any more
+            return False
         try:
             return bool(self.preadv(descriptor, (view,), offset, self.no_wait) == len(view))
         except OSError as error:

@@ -23,6 +23,7 @@ from .clients import Clients
 from .connection import ServerConnection
 from .handshake import ConnectionSettings, HandshakePhase
 from .owner import IConnectionOwner, OwnedConnection
+from .refused import RefusedConnection
 from .relay import Relay
 
 
@@ -63,10 +64,10 @@ class ServerFactory:
     def doStop(self) -> None:
         """Nothing to do."""
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection, or None where it is refused."""
+    def buildProtocol(self, addr: IAddress) -> IProtocol:
+        """A connection; one that is refused is closed at once."""
         if not self.accepts or self._admission.refusal(addr):
-            return None
+            return RefusedConnection()
         made = OwnedConnection if self._relay() is None else _RelayedConnection
         connection = made(self.settings, addr, self)
         self.take(connection)

@@ -287,6 +287,7 @@ class Ending:
             raise
         except BaseException:  # whatever it is must reach whoever waits, too
             outcome = Failure()
+        await self._threads.idle()  # somebody may have asked for one more flush meanwhile
         self._ended(outcome)
 
     def _close_clients(self) -> None:

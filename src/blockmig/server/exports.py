@@ -32,6 +32,7 @@ from .admission import Admission
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
 from .owner import IConnectionOwner, OwnedConnection
+from .refused import RefusedConnection
 
 
 class Offered(Protocol):
@@ -203,10 +204,10 @@ class ExportsFactory:
     def doStop(self) -> None:
         """Nothing to do."""
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection, or None where it is refused."""
+    def buildProtocol(self, addr: IAddress) -> IProtocol:
+        """A connection; one that is refused is closed at once."""
         if not self.accepts or self._admission.refusal(addr):
-            return None
+            return RefusedConnection()
         connection = _SharedConnection(self.settings, addr, self)
         self.take(connection)
         return connection

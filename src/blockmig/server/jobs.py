@@ -5,8 +5,9 @@ Owns the order in which they are made, and which connection each belongs to. Rul
 * at most 8 calls run at a time, 4 for one owner, so that no owner can keep the others waiting;
   owners with waiting calls take turns;
 * at most 2 calls scan the disk's layout at a time, since that keeps the interpreter busy;
-* when an owner is gone, its calls that were not begun are dropped: its client may already be
-  repeating the requests on another connection, and old ones must not overtake the new ones;
+* when an owner is gone, its calls that were not begun are dropped, and none is taken any more: its
+  client may already be repeating the requests on another connection, and old ones must not overtake
+  the new ones;
 * calls that were begun run to their end. While such I{orphans} may still change the disk, nobody
   else may: that can be asked (C{has_orphans}), and waited for.
 """
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 
 from ..runtime import InThread
 
@@ -78,6 +79,8 @@ class JobQueue:
         @return: fires with the result; fails with L{CancelledError} if the owner was gone before
             the call began.
         """
+        if owner.gone:
+            return fail(CancelledError())
         done: Deferred[Any] = Deferred()
         if not owner.jobs:
             self._waiting.append(owner)
@@ -112,11 +115,13 @@ class JobQueue:
             self._scanning -= job.scanning
             owner.running -= 1
             owner.changing -= job.changing
-            if owner.gone and job.changing:
+            orphan = owner.gone and job.changing
+            self._start()
+            # First the result: what was changed must be known to whoever waits for the orphans.
+            job.done.callback(result)
+            if orphan:
                 self._orphans -= 1
                 self._check_orphans()
-            self._start()
-            job.done.callback(result)
 
         self._in_thread(job.function, *job.arguments).addBoth(ended)
 

@@ -288,6 +288,7 @@ class Server:
         self._ending.machine.stop(why)
 
     def _end(self, outcome: Failure | None) -> None:
+        self._threads.end()
         self._claim.release()
         self._life.end(outcome)
 

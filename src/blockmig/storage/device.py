@@ -66,7 +66,8 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
 
     def identity(self) -> str:
         """Distinguishes this device from another one that has its name later."""
-        return device_identity(self._system.fstat(self._open_descriptor()).st_rdev, self._system)
+        with self._descriptor as number:
+            return device_identity(self._system.fstat(number).st_rdev, self._system)
 
     # A device knows no extents, so zeroes have to be searched for.
     shortest_zeroes = _BLOCK
@@ -104,7 +105,8 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
         self._write_zeroes(end, offset + length - end)
 
     def _ioctl(self, request: int, offset: int, length: int) -> None:
-        self._system.ioctl(self._open_descriptor(), request, array.array("Q", [offset, length]))
+        with self._descriptor as descriptor:
+            self._system.ioctl(descriptor, request, array.array("Q", [offset, length]))
 
     def trim(self, offset: int, length: int) -> None:
         """BLKDISCARD, for the whole blocks of the range."""

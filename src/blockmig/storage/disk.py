@@ -1,6 +1,7 @@
 """What files and devices have in common: a descriptor that is read from and written to.
 
-Owns the disk's descriptor and its lock from the constructor until `close`.
+Owns the disk's descriptor and its lock from the constructor until `close`, and until the last call
+that had begun by then has ended.
 
 Rules:
 
@@ -37,6 +38,7 @@ from ..syscalls import (
     SYSTEM,
     SystemCalls,
 )
+from .descriptor import Descriptor
 from .errors import DiskRefused
 from .lock import InUse, lock_disk
 from .watched import absolute_name
@@ -79,7 +81,7 @@ class DescriptorDisk:
         self._sync_lock = threading.Lock()
         self._sync_error: OSError | None = None
         self._shrunk = False
-        self._descriptor: int | None = self._open(size)
+        self._descriptor = Descriptor(self._open(size), self.name, system)
         try:
             self._determine_size(size)
         except BaseException:
@@ -107,15 +109,15 @@ class DescriptorDisk:
 
     def _determine_size(self, size: int | None) -> None:
         """Lock the disk, and check that it is what the caller expects."""
-        descriptor = self._open_descriptor()
-        self._check_kind(self._system.fstat(descriptor).st_mode)
-        try:
-            lock_disk(descriptor, self.writable, self._system)
-        except InUse as error:
-            raise DiskRefused(f"{self.name}: in use by {error}") from None
-        except OSError as error:
-            raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
-        self.size = self._system.lseek(descriptor, 0, os.SEEK_END)
+        with self._descriptor as descriptor:
+            self._check_kind(self._system.fstat(descriptor).st_mode)
+            try:
+                lock_disk(descriptor, self.writable, self._system)
+            except InUse as error:
+                raise DiskRefused(f"{self.name}: in use by {error}") from None
+            except OSError as error:
+                raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
+            self.size = self._system.lseek(descriptor, 0, os.SEEK_END)
         if self.size == 0 and size is not None and self.writable:
             # Created just now, or by a run that ended before it got its size.
             self.size = size
@@ -131,11 +133,6 @@ class DescriptorDisk:
     def _check_kind(self, mode: int) -> None:
         raise NotImplementedError
 
-    def _open_descriptor(self) -> int:
-        if self._descriptor is None:
-            raise OSError(errno.EBADF, f"{self.name} was closed")
-        return self._descriptor
-
     def __enter__(self) -> Self:
         return self
 
@@ -146,7 +143,7 @@ class DescriptorDisk:
 
     def fileno(self) -> int | None:
         """The descriptor; None once closed, before the file has its size, and if it shrank."""
-        return None if self._unsized or self._shrunk else self._descriptor
+        return None if self._unsized or self._shrunk else self._descriptor.number
 
     @property
     def blank(self) -> bool:
@@ -156,34 +153,35 @@ class DescriptorDisk:
     def prepare(self) -> None:
         """I{Slow.} Give a new file its size."""
         if self._unsized:
-            self._system.ftruncate(self._open_descriptor(), self.size)
+            with self._descriptor as descriptor:
+                self._system.ftruncate(descriptor, self.size)
             self._unsized = False
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly that many bytes; EIO where the file has shrunk."""
-        descriptor = self._open_descriptor()
-        if self._unsized:
-            return bytes(length)
-        data = self._system.pread(descriptor, length, offset)
-        while len(data) < length:
-            more = self._system.pread(descriptor, length - len(data), offset + len(data))
-            if not more:
-                # A write beyond the end would make what is lost read as zeroes.
-                self._shrunk = True
-                raise self._shrunk_error()
-            data += more
-        return data
+        with self._descriptor as descriptor:
+            if self._unsized:
+                return bytes(length)
+            data = self._system.pread(descriptor, length, offset)
+            while len(data) < length:
+                more = self._system.pread(descriptor, length - len(data), offset + len(data))
+                if not more:
+                    # A write beyond the end would make what is lost read as zeroes.
+                    self._shrunk = True
+                    raise self._shrunk_error()
+                data += more
+            return data
 
     def write(self, offset: int, data: Any) -> None:
         """Write all of C{data}."""
-        descriptor = self._open_descriptor()
-        if self._shrunk:
-            raise self._shrunk_error()
-        view = memoryview(data)
-        while view:
-            written = self._system.pwrite(descriptor, view, offset)
-            view = view[written:]
-            offset += written
+        with self._descriptor as descriptor:
+            if self._shrunk:
+                raise self._shrunk_error()
+            view = memoryview(data)
+            while view:
+                written = self._system.pwrite(descriptor, view, offset)
+                view = view[written:]
+                offset += written
 
     def _shrunk_error(self) -> OSError:
         return OSError(errno.EIO, f"{self.name} is shorter than it was")
@@ -201,8 +199,8 @@ class DescriptorDisk:
 
     def _fast_zero(self, offset: int, length: int, allocate: bool, fast: bool) -> None:
         mode = FALLOC_FL_ZERO_RANGE if allocate else FALLOC_FL_PUNCH_HOLE
-        descriptor = self._open_descriptor()
-        self._system.fallocate(descriptor, mode | FALLOC_FL_KEEP_SIZE, offset, length)
+        with self._descriptor as descriptor:
+            self._system.fallocate(descriptor, mode | FALLOC_FL_KEEP_SIZE, offset, length)
 
     def _write_zeroes(self, offset: int, length: int) -> None:
         zeroes = memoryview(_ZEROES)
@@ -222,7 +220,8 @@ class DescriptorDisk:
             if self._sync_error is not None:
                 raise OSError(self._sync_error.errno, self._sync_error.strerror)
             try:
-                call(self._open_descriptor(), *arguments)
+                with self._descriptor as descriptor:
+                    call(descriptor, *arguments)
             except OSError as error:
                 if error.errno not in _SYNC_UNSUPPORTED:
                     self._sync_error = error
@@ -250,16 +249,17 @@ class DescriptorDisk:
         number = getattr(os, whence, None)
         if number is None:
             raise OSError(errno.EINVAL, f"no {whence} on this platform")
-        try:
-            return self._system.lseek(self._open_descriptor(), offset, number)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            # A hole up to the end; or the file has shrunk, and what is missing must not be sent as
-            # zeroes.
-            if self._system.lseek(self._open_descriptor(), 0, os.SEEK_END) < self.size:
-                raise OSError(errno.EIO, f"{self.name} is shorter than it was") from None
-            return self.size
+        with self._descriptor as descriptor:
+            try:
+                return self._system.lseek(descriptor, offset, number)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                # A hole up to the end; or the file has shrunk, and what is missing must not be sent
+                # as zeroes.
+                if self._system.lseek(descriptor, 0, os.SEEK_END) < self.size:
+                    raise OSError(errno.EIO, f"{self.name} is shorter than it was") from None
+                return self.size
 
     def probe(self, offset: int, length: int) -> Probe:
         """Read the tail first: if it is not zero the rest need not be read.
@@ -281,7 +281,8 @@ class DescriptorDisk:
         # twice in a row.
         for _ in range(2):
             try:
-                found = self._system.preadv(self._open_descriptor(), [buffer], start, self._no_wait)
+                with self._descriptor as descriptor:
+                    found = self._system.preadv(descriptor, [buffer], start, self._no_wait)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -293,13 +294,15 @@ class DescriptorDisk:
                 return (bytes(buffer) if found == tail else self.read(start, tail)), False
         wanted = min(_READ_AHEAD, self.size - offset)
         will_need = getattr(os, "POSIX_FADV_WILLNEED", 0)
-        self._system.posix_fadvise(self._open_descriptor(), offset, wanted, will_need)
+        with self._descriptor as descriptor:
+            self._system.posix_fadvise(descriptor, offset, wanted, will_need)
         return self.read(start, tail), True
 
     def forget(self, offset: int, length: int) -> None:
         """posix_fadvise(2), POSIX_FADV_DONTNEED."""
         number = getattr(os, "POSIX_FADV_DONTNEED", 0)
-        self._system.posix_fadvise(self._open_descriptor(), offset, length, number)
+        with self._descriptor as descriptor:
+            self._system.posix_fadvise(descriptor, offset, length, number)
 
     def write_back(self, offset: int, length: int, wait: bool) -> None:
         """sync_file_range(2)."""
@@ -315,14 +318,15 @@ class DescriptorDisk:
             self.forget(offset, length)
 
     def close(self) -> None:
-        """Close the descriptor, which releases the lock."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            self._system.close(descriptor)
+        """Close the descriptor, which releases the lock.
+
+        No call begins any more. Those that have begun end first: then it is closed by the last.
+        """
+        self._descriptor.close()
 
     def discard(self) -> None:
         """Close the disk; if this object created it, remove it again."""
-        if self.created and self._descriptor is not None:
+        if self.created and self._descriptor.number is not None:
             with contextlib.suppress(OSError):
                 self._check_name()
                 self._system.unlink(self.path)
@@ -330,6 +334,7 @@ class DescriptorDisk:
 
     def _check_name(self) -> None:
         """Raise OSError if the disk's name is gone, or leads to another file."""
-        ours = self._system.fstat(self._open_descriptor())
+        with self._descriptor as descriptor:
+            ours = self._system.fstat(descriptor)
         if not os.path.samestat(ours, self._system.stat(self.path)):
             raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")

@@ -47,7 +47,8 @@ class FileDisk(DescriptorDisk, WatchedFile):
 
     def identity(self) -> str:
         """Distinguishes this file from another one that has its name later."""
-        return file_identity(self._open_descriptor(), self._system)
+        with self._descriptor as descriptor:
+            return file_identity(descriptor, self._system)
 
     def _create(self, flags: int, size: int | None) -> int:
         if is_below_dev(self.path):
@@ -92,7 +93,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
 
     def links(self) -> int:
         """How many names (hard links) the file has."""
-        return self._system.fstat(self._open_descriptor()).st_nlink
+        return self._fstat().st_nlink
 
     def check_unlink(self) -> None:
         """Check that `unlink` would retire this disk.
@@ -101,7 +102,8 @@ class FileDisk(DescriptorDisk, WatchedFile):
             deleted.
         """
         self._check_links()
-        check_deletable(self._open_descriptor(), self.name, self.path, self._system)
+        with self._descriptor as descriptor:
+            check_deletable(descriptor, self.name, self.path, self._system)
 
     def _check_links(self) -> None:
         links = self.links()

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 
 from ..interfaces import Extent
 from ..syscalls import SystemCalls
+from .descriptor import Descriptor
 from .errors import DiskChanged
 from .mounts import backing_file, device_entry, read_line
 
@@ -66,9 +67,11 @@ class _Watched:
     _given_path: str
     _unsized: bool
     _system: SystemCalls
+    _descriptor: Descriptor
 
-    def _open_descriptor(self) -> int:
-        raise NotImplementedError
+    def _fstat(self) -> os.stat_result:
+        with self._descriptor as descriptor:
+            return self._system.fstat(descriptor)
 
     def _sync(self, call: Callable[..., None], *arguments: int) -> None:
         raise NotImplementedError
@@ -84,7 +87,7 @@ class _Watched:
 
         @raise DiskChanged: it does not.
         """
-        own = self._system.fstat(self._open_descriptor())
+        own = self._fstat()
         for path in dict.fromkeys(self._paths_to_check()):
             shown = self.name if path == self._given_path else path
             try:
@@ -144,7 +147,7 @@ class WatchedFile(_Watched):
         return os.path.samestat(own, found)
 
     def _size(self) -> int:
-        return self._system.fstat(self._open_descriptor()).st_size
+        return self._fstat().st_size
 
     def _why_missing(self) -> str:
         if self.is_gone():
@@ -156,7 +159,7 @@ class WatchedFile(_Watched):
     def is_gone(self) -> bool:
         """Whether the last name of the file was removed, so that it cannot be opened."""
         try:
-            links = self._system.fstat(self._open_descriptor()).st_nlink
+            links = self._fstat().st_nlink
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
@@ -171,7 +174,7 @@ class WatchedFile(_Watched):
         """
         if sync:
             self._fsync()
-        status = self._system.fstat(self._open_descriptor())
+        status = self._fstat()
         return DiskVersion((status.st_size, status.st_mtime_ns), (status.st_ctime_ns,))
 
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
@@ -216,13 +219,14 @@ class WatchedFile(_Watched):
     def _kernel_path(self) -> str:
         """The kernel's path of the open file; it need not lead to the file."""
         try:
-            return os.readlink(f"/proc/self/fd/{self._open_descriptor()}")
+            with self._descriptor as descriptor:
+                return os.readlink(f"/proc/self/fd/{descriptor}")
         except OSError:
             return ""
 
     def _current_path(self) -> str:
         """A path that leads to the file, also after it is closed; "" if none is known."""
-        own = self._system.fstat(self._open_descriptor())
+        own = self._fstat()
         for path in (self._kernel_path(), self.path):
             with contextlib.suppress(OSError):
                 if not self._is_silly_rename(path) and os.path.samestat(
@@ -238,7 +242,8 @@ class WatchedFile(_Watched):
         """Give the file the name C{new}, which must not exist, or make a copy with that name."""
         try:
             # This suffices if the file still has a name that we do not know.
-            self._system.link(self._open_descriptor(), new)
+            with self._descriptor as descriptor:
+                self._system.link(descriptor, new)
         except FileExistsError:
             raise
         except OSError:
@@ -274,7 +279,8 @@ class WatchedFile(_Watched):
     def _copy(self, descriptor: int) -> None:
         """Copy the whole file with its holes, durably; as a clone where that is supported."""
         try:
-            self._system.ioctl(descriptor, _FICLONE, self._open_descriptor())
+            with self._descriptor as ours:
+                self._system.ioctl(descriptor, _FICLONE, ours)
         except OSError:
             for extent in [] if self._unsized else self.extents(0):
                 if not extent.hole:
@@ -302,7 +308,8 @@ class WatchedDevice(_Watched):
         return (kind(own.st_mode), own.st_rdev) == (kind(found.st_mode), found.st_rdev)
 
     def _size(self) -> int:
-        return self._system.lseek(self._open_descriptor(), 0, os.SEEK_END)
+        with self._descriptor as descriptor:
+            return self._system.lseek(descriptor, 0, os.SEEK_END)
 
     def _why_missing(self) -> str:
         return "is no device's name any more"
@@ -321,7 +328,7 @@ class WatchedDevice(_Watched):
         if not sync:
             return DiskVersion((), ())
         self._fsync()
-        return device_version(self._system.fstat(self._open_descriptor()).st_rdev, self._system)
+        return device_version(self._fstat().st_rdev, self._system)
 
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
         """Fail: there is nothing to rescue.
@@ -329,7 +336,7 @@ class WatchedDevice(_Watched):
         @param announce: not called.
         @raise OSError: always (ENODEV); the message says where the data is.
         """
-        number = self._system.fstat(self._open_descriptor()).st_rdev
+        number = self._fstat().st_rdev
         raise OSError(
             errno.ENODEV,
             f"{self.name} was a device's name, and the data is on that device: "

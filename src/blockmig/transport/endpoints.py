@@ -111,6 +111,8 @@ async def listen(
     while True:
         try:
             port: IListeningPort = await endpoint.listen(factory)
+        except defer.CancelledError:  # by us, most likely; it is no reason to refuse anything
+            raise
         except CannotListenError as error:
             reason = error.socketError
         except OSError as error:

@@ -297,9 +297,11 @@ class PayloadReader:
         """Move C{left} bytes from the pipe into the disk, through memory where it cannot splice."""
         offset = region.offset
         while left:
-            if self._can_splice:
+            # Each time anew: a thread may have found just now that the disk has none any more.
+            descriptor = region.disk.fileno()
+            if self._can_splice and descriptor is not None:
                 try:
-                    moved = self._system.splice(pipe, region.disk.fileno(), left, offset_dst=offset)
+                    moved = self._system.splice(pipe, descriptor, left, offset_dst=offset)
                 except OSError as error:
                     if error.errno not in _NO_SPLICE:
                         raise

@@ -328,9 +328,12 @@ class RegionProducer:
 
     def _send_file(self, sink: _SocketSink | _TransportSink, head: FileRegion, count: int) -> int:
         wanted = min(head.length, count)
+        descriptor = head.disk.fileno()
+        if descriptor is None:  # a thread has found just now that there is none any more
+            return self._write(sink, count)
         try:
             moved: int = self._system.sendfile(
-                self._transport.fileno(), head.disk.fileno(), head.offset, wanted
+                self._transport.fileno(), descriptor, head.offset, wanted
             )
         except OSError as error:
             if error.errno in _NO_SENDFILE:

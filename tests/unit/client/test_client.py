@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
-from twisted.internet.defer import CancelledError, fail
-from twisted.internet.error import ConnectionAborted, ConnectionLost
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.error import (
+    ConnectingCancelledError,
+    ConnectionAborted,
+    ConnectionLost,
+)
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -118,6 +123,24 @@ class NBDClientTests(SynchronousTestCase):
         )
         self.failureResultOf(client.write(0, b"y"), ClientFailed)
         self.successResultOf(client.disconnect())
+
+    def test_an_endpoint_that_cancels_itself_has_failed(self):
+        """It may have a time limit of its own."""
+        for error in (CancelledError(), ConnectingCancelledError(None)):
+            client = NBDClient(ClientHandshake(""), Runtime(self.clock, synchronous))
+            endpoint = SimpleNamespace(connect=lambda _, error=error: fail(error))
+            connecting = Deferred.fromCoroutine(client.connect(endpoint))
+            failed = self.failureResultOf(connecting, ClientFailed).value
+            self.assertEqual("cannot connect to the destination: it was cancelled", str(failed))
+
+    def test_to_cancel_the_connecting_cancels_the_endpoint(self):
+        client = NBDClient(ClientHandshake(""), Runtime(self.clock, synchronous))
+        endpoint = SimpleNamespace(connect=lambda _: pending)
+        pending = Deferred()
+        connecting = Deferred.fromCoroutine(client.connect(endpoint))
+        connecting.cancel()
+        self.failureResultOf(connecting, CancelledError)
+        self.assertTrue(pending.called)
 
     def test_cancelling_a_request_ends_the_connection(self):
         client = self.client()

@@ -82,6 +82,11 @@ class ReadNowTests(Case):
         self.assertIsNone(self.read_nowait())
         self.assertIsNone(self.read_nowait())
 
+    def test_a_disk_that_has_lost_its_descriptor_reads_nothing_at_once(self):
+        self.disk.descriptor = None
+        self.assertIsNone(self.read_nowait())
+        self.assertEqual([], self.kernel.asked)
+
     def test_reads_and_writes_are_done_in_threads(self):
         self.make(threads=ManualThreads())
         reading, writing = self.access.read(5, 10), self.access.write(0, b"data")

@@ -11,7 +11,7 @@ from blockmig import Destination, Exports, Mirror, Overrides, Patience, Receiver
 from blockmig.errors import GaveUp
 from blockmig.nbd import Command, Errno, HandshakeRefused
 from blockmig.runtime import Runtime
-from blockmig.server import LatencyMonitor, Relay, Server
+from blockmig.server import LatencyMonitor, RefusedConnection, Relay, Server
 from blockmig.testing import (
     ManualThreads,
     MemoryDisk,
@@ -288,7 +288,7 @@ class EndTests(Case):
         self.assertTrue(talk.transport.gone)
         self.assertFalse(self.gone(client))
         self.network.result(client.write(0, b"goes on"))
-        self.assertIsNone(self.exports.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.exports.factory().buildProtocol(ADDRESS), RefusedConnection)
         self.successResultOf(self.exports.stop())
         self.assertEqual(1, self.exports.connections)
 
@@ -414,7 +414,7 @@ class LimitTests(Case):
         client, other = self.client("a"), self.client("b")
         for one in (client, other):
             self.network.result(one.read(0, 1))
-        self.assertIsNone(self.exports.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.exports.factory().buildProtocol(ADDRESS), RefusedConnection)
         client.abort()
         self.network.pump()
         self.network.result(self.client("b").write(0, b"x"))

@@ -43,6 +43,22 @@ class JobQueueTests(SynchronousTestCase):
         self.threads.run()
         self.assertEqual(101, len(self.done))
 
+    def test_what_an_orphan_has_done_is_known_before_anybody_hears_that_it_has_ended(self):
+        """The changes are marked by then, for a mirror that has waited for the end of them."""
+        owner, order = JobOwner(), []
+        self.run_for(owner, "zeroes", changing=True).addCallback(lambda _: order.append("result"))
+        self.work.abandon(owner)
+        self.work.orphans_finished().addCallback(lambda _: order.append("no orphans"))
+        self.threads.run()
+        self.assertEqual(["result", "no orphans"], order)
+
+    def test_nothing_is_done_any_more_for_one_who_is_gone(self):
+        owner = JobOwner()
+        self.work.abandon(owner)
+        self.failureResultOf(self.run_for(owner, "late", changing=True), CancelledError)
+        self.threads.run()
+        self.assertEqual(([], False), (self.done, self.work.has_orphans))
+
     def test_the_number_of_jobs_at_a_time_is_bounded(self):
         for _ in range(20):
             self.run_for(JobOwner(), "x")

@@ -27,7 +27,7 @@ from blockmig.nbd import (
     TransmissionFlag,
 )
 from blockmig.runtime import Runtime
-from blockmig.server import LatencyMonitor, Relay, Server
+from blockmig.server import LatencyMonitor, RefusedConnection, Relay, Server, ServerConnection
 from blockmig.server import relay as relay_module
 from blockmig.server.forwarding import Forwarding
 from blockmig.server.relay import missing_feature
@@ -1327,7 +1327,7 @@ class EndTests(Case):
         self.hold()
         self.relay()
         self.completed()
-        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.server.factory().buildProtocol(ADDRESS), RefusedConnection)
 
     def test_a_stopped_server_does_not_begin_a_relay(self):
         self.server.stop()
@@ -1422,7 +1422,7 @@ class NewcomerTests(Case):
         self.assertEqual("relaying", self.server.state)
         late = self.late()
         self.assertFalse(late.transport.aborted)
-        self.assertIsNotNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.server.factory().buildProtocol(ADDRESS), ServerConnection)
         self.assertTrue(late.transport.aborted, "it has asked for nothing yet")
 
     def test_a_newcomer_never_uses_our_disk(self):

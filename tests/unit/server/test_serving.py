@@ -14,7 +14,7 @@ from blockmig.errors import Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.nbd import Command, Errno, TransmissionFlag
 from blockmig.runtime import Runtime
-from blockmig.server import Server
+from blockmig.server import RefusedConnection, Server, ServerConnection
 from blockmig.testing import MemoryDisk, RecordedMemoryDisk, synchronous
 from tests.unit.served import (
     FUA,
@@ -141,11 +141,11 @@ class LimitTests(Case):
         for peer in (first, second):
             peer.ask(READ, 0, 1)
         factory = self.server.factory()
-        self.assertIsNone(factory.buildProtocol(ADDRESS))
+        self.assertIsInstance(factory.buildProtocol(ADDRESS), RefusedConnection)
         first.transport.lose()
         third = self.place.peer()
         self.assertEqual(0, third.ask(READ, 0, 1).error)
-        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.server.factory().buildProtocol(ADDRESS), RefusedConnection)
         self.assertEqual(3, self.server.status()["totals"]["connections"])
 
     def test_clients_in_their_handshake_count_towards_the_maximum(self):
@@ -153,7 +153,7 @@ class LimitTests(Case):
         asking = self.place.peer()
         asking.ask(READ, 0, 1)
         shaking = self.place.peer(structured=None)
-        self.assertIsNotNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.server.factory().buildProtocol(ADDRESS), ServerConnection)
         self.assertEqual(
             (True, False), (shaking.transport.aborted, asking.transport.aborted), "it gives way"
         )
@@ -330,13 +330,13 @@ class StopTests(Case):
         peer = self.place.peer(room=0)
         peer.send(READ, 0, 10)
         self.stop()
-        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.server.factory().buildProtocol(ADDRESS), RefusedConnection)
         self.assertEqual("stopping", self.server.state)
         peer.transport.room = 1000
         peer.read_all()
         peer.run()
         self.stopped()
-        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.server.factory().buildProtocol(ADDRESS), RefusedConnection)
 
     def test_stopping_twice_is_harmless(self):
         peer = self.place.peer(room=0)

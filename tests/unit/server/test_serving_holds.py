@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.nbd import Command
 from blockmig.runtime import Runtime
-from blockmig.server import LatencyMonitor, Server, Throttle
+from blockmig.server import LatencyMonitor, RefusedConnection, Server, Throttle
 from blockmig.storage import GRANULARITY, DirtyMap, FileDisk
 from blockmig.testing import synchronous
 from tests.unit.served import FIXED, FUA, Seconds, ServedDisk, ServerFixture, go, pattern
@@ -470,7 +470,7 @@ class HandOverTests(Case):
     def test_no_client_is_accepted_after_the_hand_over(self):
         self.hold()
         self.hand_over()
-        self.assertIsNone(self.server.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.server.factory().buildProtocol(ADDRESS), RefusedConnection)
         self.finish()
 
     def test_handing_over_twice_is_harmless(self):

@@ -112,6 +112,21 @@ class SpliceTests(Case):
         self.assertEqual((DATA, b"x"), (self.disk.content, self.protocol.bytes))
         self.assertEqual(0, self.calls.splices)
 
+    def test_a_disk_that_loses_its_descriptor_with_a_payload_on_its_way_fails_the_payload(self):
+        """As where another thread finds that the file has shrunk."""
+        disk = self.disk
+
+        class Losing(SpliceCalls):
+            def splice(self, source, target, count, **offsets):
+                moved = super().splice(source, target, count, **offsets)
+                disk.close()
+                return moved
+
+        self.make(Losing())
+        self.reader.take_over()
+        self.feed(b"payload")
+        self.assertEqual([errno.EBADF], [error.errno for error in self.protocol.failed])
+
     def test_the_rest_of_a_payload_that_failed_goes_to_the_protocol(self):
         """The rest goes through dataReceived, with no byte lost or repeated."""
         self.calls.file_error = errno.ENOSPC

@@ -225,6 +225,15 @@ class PlainSocketTests(Case):
         self.transport.run()
         self.assertEqual((self.content, []), (bytes(self.transport.out), self.calls.calls))
 
+    def test_a_region_whose_disk_loses_its_descriptor_is_copied(self):
+        """As where another thread finds, between two looks, that the file has shrunk."""
+        numbers = iter([5])
+        self.disk = MemoryDisk(self.content)
+        self.disk.fileno = lambda: next(numbers, None)
+        self.producer.send([self.region()])
+        self.transport.run()
+        self.assertEqual((self.content, []), (bytes(self.transport.out), self.calls.calls))
+
     def test_small_regions_leave_with_their_headers(self):
         self.producer.send([b"head", self.region(0, 4096)] * 10)
         self.transport.run()

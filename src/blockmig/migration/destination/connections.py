@@ -22,6 +22,7 @@ from ...server import (
     ConnectionSettings,
     IConnectionOwner,
     OwnedConnection,
+    RefusedConnection,
     ServerConnection,
 )
 from .handoff_export import HandoffExport
@@ -58,10 +59,10 @@ class ReceiverFactory:
 
     def doStop(self) -> None: ...
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
-        """A connection; none after the end."""
+    def buildProtocol(self, addr: IAddress) -> IProtocol:
+        """A connection; after the end one that is closed at once."""
         if self._closed or self._admission.refusal(addr):
-            return None
+            return RefusedConnection()
         connection = OwnedConnection(self.settings, addr, self)
         self.take(connection)
         return connection

@@ -253,6 +253,7 @@ class Receiver:
         self._migration.stop(why)
 
     def _end(self, outcome: Summary | Failure) -> None:
+        self._threads.end()
         self._claim.release()
         self._life.end(outcome)
 

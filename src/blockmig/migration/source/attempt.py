@@ -242,13 +242,16 @@ class Attempt(ClientHandler):
                 then()
 
         self._working = working = Deferred.fromCoroutine(coroutine)
-        working.addCallback(done).addErrback(self._step_failed).addErrback(_bug)
+        working.addCallback(done).addErrback(self._step_failed, working).addErrback(_bug)
 
-    def _step_failed(self, failure: Failure) -> None:
+    def _step_failed(self, failure: Failure, step: Deferred[None]) -> None:
         error = failure.value
         if isinstance(error, CancelledError):
-            return  # the step, or the attempt, is of no use any more
-        if isinstance(error, ClientFailed | AttemptFailed):
+            if self.is_over or self._working is not step:
+                return  # we have cancelled it
+            # Something that it has called has cancelled itself.
+            self._connection.fail("a step of the attempt was cancelled")
+        elif isinstance(error, ClientFailed | AttemptFailed):
             self._connection.fail(failure.getErrorMessage())
         elif isinstance(error, MigrationError):
             self._fail(error)
@@ -302,8 +305,9 @@ class Attempt(ClientHandler):
 
     def _cancel_step(self) -> None:
         self._copier.ignore_flush()
-        if self._working is not None:
-            self._working.cancel()
+        step, self._working = self._working, None
+        if step is not None:
+            step.cancel()
 
     async def _record_copying(self) -> None:
         await self._in_thread(self._context.record.copying_again)

@@ -14,6 +14,7 @@ from blockmig.migration.handoff.message import MESSAGE_SIZE, HandoffPhase, finge
 from blockmig.migration.records.files import Kind, Location, Phase, Record
 from blockmig.migration.records.permitted import destination_record
 from blockmig.nbd import Command, CommandFlag, Errno
+from blockmig.server import RefusedConnection
 from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
 from tests.unit.support import (
     ADDRESS,
@@ -1145,7 +1146,7 @@ class EndTests(ReceiverCase):
         self.assertTrue(stranger.transport.gone)
         self.waits()
         self.assertEqual(HandoffPhase.COMPLETE, handoff.read_message().phase)
-        self.assertIsNone(self.receiver.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.receiver.factory().buildProtocol(ADDRESS), RefusedConnection)
         handoff.disconnect()
         self.waits()
         self.assertTrue(silent.transport.listens)

@@ -12,6 +12,7 @@ from blockmig.errors import ExitStatus, GaveUp, LocalFailure
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.nbd import Command, CommandFlag, Errno, HandshakeRefused
 from blockmig.runtime import Runtime
+from blockmig.server import RefusedConnection
 from blockmig.testing import Call, ManualThreads, synchronous
 from tests.support.made import made
 from tests.unit.support import (
@@ -645,7 +646,7 @@ class EndTests(Case):
         client.write(0, DATA)
         client.disconnect()
         self.summary()
-        self.assertIsNone(self.receiver.factory().buildProtocol(ADDRESS))
+        self.assertIsInstance(self.receiver.factory().buildProtocol(ADDRESS), RefusedConnection)
 
     def test_requests_during_the_last_flush_are_refused(self):
         threads = ManualThreads()
