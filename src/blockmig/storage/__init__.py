@@ -11,7 +11,7 @@ from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
 from .file import FileDisk, file_identity
-from .guarded import guard
+from .guarded import guard, path_of
 from .lock import is_locked
 from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .open import open_disk
@@ -47,6 +47,7 @@ __all__ = [
     "is_open_elsewhere",
     "is_remote",
     "open_disk",
+    "path_of",
     "record_path",
     "sample_ranges",
     "split_data",

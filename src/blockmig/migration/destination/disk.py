@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk, IWatchedDisk
-from ...storage import find_data
+from ...storage import find_data, path_of
 from ..records.files import Location, this_host
 
 
@@ -42,7 +42,7 @@ class DestinationDisk:
 
     def location(self) -> Location:
         """This end of the migration."""
-        return Location(this_host(), getattr(self.disk, "path", self.name))
+        return Location(this_host(), path_of(self.disk))
 
     def identity(self) -> str:
         """What identifies it, which nobody could guess; "" where there is nothing of the kind."""

@@ -22,7 +22,7 @@ from typing import Final
 
 from ...errors import Refused
 from ...interfaces import IRecordedDisk
-from ...storage import DiskRefused, file_identity, is_locked, record_path
+from ...storage import DiskRefused, file_identity, is_locked, path_of, record_path
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .files import (
     BadRecord,
@@ -239,7 +239,7 @@ def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
             disk.name,
             disk.size,
             disk.identity(),
-            records_where=_where(records, getattr(disk, "path", disk.name)),
+            records_where=_where(records, path_of(disk)),
             records=good,
             bad=bad,
         )

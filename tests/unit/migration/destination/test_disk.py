@@ -10,7 +10,7 @@ import os
 from blockmig.errors import GaveUp, LocalFailure, Refused
 from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.nbd import Command, Errno
-from blockmig.storage import DiskChanged
+from blockmig.storage import DiskChanged, DiskVersion
 from blockmig.testing import MemoryDisk
 from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
 from tests.unit.support import ONE, RecordedDisk, WatchedDisk
@@ -78,7 +78,7 @@ class ExistingDataTests(ReceiverCase):
         for version, looks in ((((1,), (1,)), 1), (((), ()), 2)):
             self.setUp()
             self.disk = WatchedDisk(bytes(SIZE), self.disk.path)
-            self.disk.version = lambda sync=True, version=version: version
+            self.disk.version = lambda sync=True, version=version: DiskVersion(*version)
             self.make()
             self.successResultOf(self.receiver.check())
             self.begun()
@@ -86,9 +86,9 @@ class ExistingDataTests(ReceiverCase):
         self.setUp()
         self.disk = WatchedDisk(bytes(SIZE), self.disk.path)
         self.make()
-        self.disk.version = lambda sync=True: ((1,), (1,))
+        self.disk.version = lambda sync=True: DiskVersion((1,), (1,))
         self.successResultOf(self.receiver.check())
-        self.disk.version = lambda sync=True: ((2,), (1,))
+        self.disk.version = lambda sync=True: DiskVersion((2,), (1,))
         self.disk.poke(0, b"o" * SIZE)
         self.assertEqual(Errno.EPERM, self.claimed()[0].ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
