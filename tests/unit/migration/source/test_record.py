@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
@@ -17,6 +18,8 @@ from tests.unit.support import ONE, BreakingCalls
 
 URI = "nbd://there/x"
 PLACE = Location("there", "/copy", URI)
+WRITING = 2
+"""The first call of a write, behind those of a look at what is recorded."""
 
 
 class Case(SynchronousTestCase):
@@ -479,19 +482,44 @@ class RetireTests(Case):
         source.complete()
         self.assertTrue(self.migrated().told)
 
+    def test_a_step_of_one_migration_leaves_the_records_of_another(self):
+        """Which another process has begun meanwhile."""
+        for step in ("complete", "acknowledged", "abandon"):
+            for unlink in (True, False):
+                source = self.make(unlink=unlink)
+                source.copying(1, PLACE, True)
+                later = self.make(unlink=True)
+                later.copying(1, PLACE, True)
+                found = self.migrating()
+                with contextlib.suppress(OSError):
+                    getattr(source, step)()
+                self.assertEqual((found, None), (self.migrating(), self.migrated()), step)
+
+    def test_a_copied_that_may_be_recorded_counts_as_recorded(self):
+        """The record may have got its name before the error: it says that we may delete it."""
+        source = self.make(unlink=True)
+        source.copying(1, PLACE, True)
+        source._records = Records(self.records.path, BreakingCalls(0))
+        self.assertRaises(OSError, source.copied)
+        self.assertTrue(source.says_deleted)
+        source._records = self.records
+        source.record_not_retired()
+        self.assertEqual((Phase.COPYING, True), (self.migrating().phase, self.migrating().whole))
+        self.assertFalse(source.says_deleted)
+
     def test_a_MIGRATED_that_cannot_be_confirmed_still_stands(self):
         """Nothing is left to be finished."""
         source = self.make()
         source.copying(1, PLACE, True)
         source.copied()
         source.mark_retired()
-        source._records = Records(self.records.path, BreakingCalls(0))
+        source._records = Records(self.records.path, BreakingCalls(WRITING))
         source.complete()
         self.assertEqual(["disk.MIGRATED"], self.names())
         self.assertEqual("", self.migrated().confirmed)
         # Unlike one that is not there yet, and is all that tells of a copy.
         source = self.make(SourceState(instead_of=ONE), unlink=True)
         source.copying(1, PLACE, True)
-        source._records = Records(self.records.path, BreakingCalls(0))
+        source._records = Records(self.records.path, BreakingCalls(WRITING))
         self.assertRaises(OSError, source.complete)
         self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
