@@ -234,6 +234,7 @@ class Case(SynchronousTestCase):
             self.check_when_moved(world)
         elif not os.path.exists(world.source_path + ".MIGRATED"):
             self.assertIn("its record could not be changed, and says that we may", str(outcome))
+            self.assertEqual("copied", migrating.phase, "it says nothing of the kind")
             self.assertEqual(world.source_path, canonical)
 
     def check_when_moved(self, world):

@@ -283,8 +283,20 @@ class SourceRecord:
         """I{Slow.} The destination's copy is whole and durable; the source may be retired."""
         self._may_be_copied = True
         record = self.record.but(phase=Phase.COPIED)
-        self._on_disk = record  # also if an error is reported: it may be there nevertheless
-        self._write(Kind.MIGRATING, record)
+        try:
+            self._write(Kind.MIGRATING, record)
+        except OSError:
+            if self._may_read_copied():
+                self._on_disk = record
+            raise
+
+    def _may_read_copied(self) -> bool:
+        """I{Slow.} Whether a record whose writing has failed may be there nevertheless."""
+        try:
+            found = self._records.read(Kind.MIGRATING) if self._records is not None else None
+        except (OSError, BadRecord):
+            return True
+        return found is not None and found.phase == Phase.COPIED
 
     def mark_retired(self, check: Callable[[], object] = lambda: None) -> None:
         """I{Slow.} Retire a source that stays where it is, by writing MIGRATED.

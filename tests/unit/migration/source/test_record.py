@@ -14,6 +14,7 @@ from blockmig.migration.records.files import Kind, Location, Phase, Records
 from blockmig.migration.records.permitted import SourceState, source_state
 from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
+from blockmig.syscalls import SystemCalls
 from tests.unit.support import ONE, BreakingCalls
 
 URI = "nbd://there/x"
@@ -497,14 +498,26 @@ class RetireTests(Case):
 
     def test_a_copied_that_may_be_recorded_counts_as_recorded(self):
         """The record may have got its name before the error: it says that we may delete it."""
+
+        class Unsynced(SystemCalls):
+            def sync_directory(self, path):
+                raise OSError(errno.EIO, "Input/output error")
+
         source = self.make(unlink=True)
         source.copying(1, PLACE, True)
-        source._records = Records(self.records.path, BreakingCalls(0))
+        source._records = Records(self.records.path, Unsynced())
         self.assertRaises(OSError, source.copied)
         self.assertTrue(source.says_deleted)
         source._records = self.records
         source.record_not_retired()
         self.assertEqual((Phase.COPYING, True), (self.migrating().phase, self.migrating().whole))
+        self.assertFalse(source.says_deleted)
+
+    def test_a_copied_that_was_certainly_not_recorded_says_nothing(self):
+        source = self.make(unlink=True)
+        source.copying(1, PLACE, True)
+        source._records = Records(self.records.path, BreakingCalls(0))
+        self.assertRaises(OSError, source.copied)
         self.assertFalse(source.says_deleted)
 
     def test_a_MIGRATED_that_cannot_be_confirmed_still_stands(self):
