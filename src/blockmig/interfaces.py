@@ -45,9 +45,13 @@ class IDisk(Interface):
     L{fileno} and the attributes are never slow.
 
     All methods raise L{OSError}, and only that, except for what the interfaces below list. Anything
-    else that they raise counts as EIO, and so does a result of the wrong length or type. The
-    attributes are looked at once, when the disk is given to a C{Sender}, C{Receiver} or C{Server}.
-    L{blockmig.testing.check_disk} checks what is said here of a disk.
+    else that they raise counts as EIO, and so does a result of the wrong length or type. What
+    returns nothing has done its work when it returns: a Deferred or a coroutine is a wrong result.
+    The attributes are looked at once, when the disk is given to a C{Sender}, C{Receiver} or
+    C{Server}. L{blockmig.testing.check_disk} checks what is said here of a disk.
+
+    A disk may also have a C{path}, a str or an L{os.PathLike}: where it is, as records and messages
+    say it. Without one, or with anything else in it, that is its C{name}.
     """
 
     name = Attribute("The disk's name in messages, usually its path.")
@@ -123,8 +127,13 @@ class IRecordedDisk(IDisk):
     A disk that does not provide this is migrated without records.
     """
 
-    record_path = Attribute("What the paths of its records begin with, before a dot.")
-    blank = Attribute("Whether it was only just created, so that no record can be about it.")
+    record_path = Attribute(
+        "What the paths of its records begin with, before a dot: a str or an os.PathLike. It is "
+        "looked at once, like the other attributes."
+    )
+    blank = Attribute(
+        "True if it was only just created, so that no record can be about it; looked at each time."
+    )
 
     def identity() -> str:
         """Distinguishes it from another disk that has its name later; "" where nothing does."""
@@ -150,7 +159,8 @@ class IUnlinkableDisk(IDisk):
 
         @raise OSError: it is still there.
         @raise blockmig.storage.DiskRefused: it is still there.
-        @raise blockmig.storage.NotDurable: it is gone, but may come back after a power failure.
+        @raise blockmig.storage.NotDurable: it is gone, but may come back after a power failure; or
+            it may be gone.
         """
 
 
@@ -164,7 +174,11 @@ class IWatchedDisk(IDisk):
         """
 
     def is_gone() -> bool:
-        """Whether the last name of the disk's file was removed, so that it cannot be opened."""
+        """Whether the last name of the disk's file was removed, so that it cannot be opened.
+
+        @return: True or False, and nothing else.
+        @raise OSError: that cannot be found out, which is not the same as True.
+        """
 
     def version(sync: bool = True) -> Any:
         """I{Slow.} A value that changes whenever somebody writes to the disk, or touches it.

@@ -8,7 +8,7 @@ import weakref
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import claims
-from blockmig.claims import Claim, check_unclaimed, forget_all
+from blockmig.claims import Claim, Claims, check_unclaimed, forget_all
 from blockmig.errors import ExitStatus, InUse, Refused
 
 
@@ -79,6 +79,22 @@ class ClaimsTests(SynchronousTestCase):
         self.addCleanup(gc.enable)
         del self.user
         check_unclaimed(self.subject, "it")
+
+    def test_a_text_is_claimed_whichever_object_it_is(self):
+        Claim("/disks/a", self.user, "it")
+        self.assertRaises(InUse, check_unclaimed, "".join(["/disks", "/a"]), "it")
+        check_unclaimed("/disks/b", "it")
+
+    def test_several_claims_are_made_together_or_not_at_all(self):
+        Claim("/disks/a", self.user, "it")
+        other = Other()
+        self.assertRaises(InUse, Claims, other, "it", self.subject, "/disks/a")
+        check_unclaimed(self.subject, "it")
+        both = Claims(other, "it", self.subject, "/disks/b")
+        self.assertRaises(InUse, check_unclaimed, "/disks/b", "it")
+        both.release()
+        for subject in (self.subject, "/disks/b"):
+            check_unclaimed(subject, "it")
 
     def test_a_subject_that_knows_its_user_goes_with_it(self):
         subject = User()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ..errors import LocalFailure, Refused
 from ..interfaces import IDisk
-from ..storage import BlockDisk, DiskRefused, guard
+from ..storage import DiskRefused, guard
 from ..syscalls import describe_error
 
 
@@ -20,17 +20,6 @@ def guarded(disk: IDisk) -> IDisk:
         return guard(disk)
     except DiskRefused as error:
         raise Refused(str(error)) from error.__cause__
-
-
-def path_of(disk: IDisk) -> str:
-    """The path by which records and messages name the disk.
-
-    Of a device it is the one that was given: what that leads to today (C{/dev/dm-3}) may be another
-    device after a restart.
-    """
-    if isinstance(disk, BlockDisk):
-        return disk.given_path
-    return str(getattr(disk, "path", disk.name))
 
 
 @contextmanager

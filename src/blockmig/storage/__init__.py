@@ -11,7 +11,7 @@ from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
 from .file import FileDisk
-from .guarded import guard
+from .guarded import guard, path_of
 from .identities import (
     boot_id,
     device_identity,
@@ -73,6 +73,7 @@ __all__ = [
     "is_remote",
     "layers_of",
     "open_disk",
+    "path_of",
     "record_path",
     "records_inside",
     "same_disk",

@@ -121,7 +121,8 @@ class FileDisk(DescriptorDisk, WatchedFile):
 
         @raise OSError: it is still there; ESTALE if another file has taken its name.
         @raise DiskRefused: it is still there, since it got another name meanwhile.
-        @raise NotDurable: it is deleted, but may come back after a power failure.
+        @raise NotDurable: it is deleted, but may come back after a power failure; or whether it is
+            deleted cannot be found out.
         """
         self._check_name()
         self._check_links()
@@ -129,7 +130,11 @@ class FileDisk(DescriptorDisk, WatchedFile):
             self._system.unlink(self.path)
         except OSError as error:
             # A network file system may have deleted it, and then report that it was not found.
-            if self._is_there():
+            try:
+                there = self._is_there()
+            except OSError:
+                raise NotDurable(f"{self.name} may be deleted, or not: {error.strerror}") from None
+            if there:
                 raise
             raise NotDurable(
                 f"{self.name} is deleted, but that was reported as an error: {error.strerror}"
@@ -142,6 +147,10 @@ class FileDisk(DescriptorDisk, WatchedFile):
             ) from None
 
     def _is_there(self) -> bool:
+        """Whether the file is there after its deletion has failed.
+
+        @raise OSError: that cannot be found out.
+        """
         try:
             self._check_name()
         except FileNotFoundError:
@@ -149,5 +158,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
             directory = os.path.dirname(self.path)
             return not is_remote(filesystem_of(directory)) and not self.is_gone()
         except OSError as error:
-            return error.errno != errno.ESTALE
+            if error.errno != errno.ESTALE:
+                raise
+            return False
         return True

@@ -1,7 +1,7 @@
 """A disk that is somebody else's, so that everything above sees only what `IDisk` promises.
 
-Owns nothing but the way to the disk and what was known of it at the beginning: its name, its size,
-and its shortest run of zeroes.
+Owns nothing but the way to the disk and what was known of it at the beginning: its name, its path,
+its size, its shortest run of zeroes, and where its records are.
 
 Rules:
 
@@ -13,7 +13,9 @@ Rules:
   a socket is full;
 * but an unlink that raises what the interface does not list may have deleted the disk: that is
   NotDurable, so that the copy which may be the only one is left alone;
-* a result of the wrong length or type is such an error too, and never reaches the wire;
+* a result of the wrong length or type is such an error too, and never reaches the wire. So is any
+  result of a method that returns nothing: a Deferred or a coroutine says that nothing is done yet.
+  (An unlink that returns one may have deleted the disk, or may still do it: NotDurable.)
 * a descriptor that cannot be had is none;
 * what the disk has beside the interfaces is reached as before.
 """
@@ -21,15 +23,19 @@ Rules:
 from __future__ import annotations
 
 import errno
+import inspect
 import operator
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 from zope.interface import directlyProvides, providedBy
 
-from ..interfaces import Extent, IDisk, Probe
+from ..interfaces import Extent, IDisk, IRecordedDisk, Probe
+from .device import BlockDisk
 from .disk import PROBE_SIZE, DescriptorDisk
 from .errors import DiskChanged, DiskRefused, NotDurable
+from .watched import DiskVersion
 
 _SMALLEST_STEP: Final = 4096
 _LARGEST_SIZE: Final = (1 << 63) - 1
@@ -38,13 +44,26 @@ _LARGEST_SIZE: Final = (1 << 63) - 1
 def guard(disk: Any) -> IDisk:
     """The disk itself if it is one of ours, or guarded already; otherwise a proxy of it.
 
-    @raise DiskRefused: its name, its size or its shortest run of zeroes is impossible.
+    @raise DiskRefused: its name, its size, its shortest run of zeroes or the path of its records is
+        impossible.
     """
     guarded = disk
     if not isinstance(disk, DescriptorDisk | GuardedDisk):
         guarded = GuardedDisk(disk)
         directlyProvides(guarded, IDisk, providedBy(disk))
     return cast(IDisk, guarded)
+
+
+def path_of(disk: IDisk) -> str:
+    """Where a L{guard}ed disk is, for people and for records: its name where it has no path.
+
+    Of a device it is the path that was given: what that leads to today (C{/dev/dm-3}) may be
+    another device after a restart.
+    """
+    if isinstance(disk, BlockDisk):
+        return disk.given_path
+    path: str = getattr(disk, "path", disk.name)
+    return path
 
 
 class GuardedDisk:
@@ -58,6 +77,9 @@ class GuardedDisk:
         self.name = _name(disk)
         self.size = _size(disk, self.name)
         self.shortest_zeroes = _shortest_zeroes(disk, self.name)
+        self.path = _path(disk, self.name)
+        if IRecordedDisk.providedBy(disk):
+            self.record_path = _record_path(disk, self.name)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -84,13 +106,19 @@ class GuardedDisk:
         except BaseException as error:  # asyncio's CancelledError is one, and nobody above knows it
             raise _as_oserror(method, error) from error
 
+    def _do(self, method: str, *arguments: Any, allowed: tuple[type[Exception], ...] = ()) -> None:
+        """Call a method of the disk that returns nothing."""
+        result = self._call(method, *arguments, allowed=allowed)
+        if result is not None:
+            raise _wrong(method, f"returned {_kind(result)}, not None")
+
     # IDisk.
 
     def fileno(self) -> int | None:
         """None also where the disk has no answer."""
         try:
             descriptor = self._disk.fileno()
-            return None if descriptor is None else operator.index(descriptor)
+            return None if descriptor is None else operator.index(_not_awaited(descriptor))
         except (GeneratorExit, KeyboardInterrupt):
             raise
         except BaseException:
@@ -109,22 +137,22 @@ class GuardedDisk:
         written = self._call("write", offset, data)
         # What writes returns nothing; or, as a file does, how much of it was written.
         if written is not None and written != length:
-            raise _wrong("write", f"wrote {written!r} of {length} bytes")
+            raise _wrong("write", f"wrote {_not_awaited(written)!r} of {length} bytes")
 
     def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None:
-        self._call("zero", offset, length, allocate, fast)
+        self._do("zero", offset, length, allocate, fast)
 
     def trim(self, offset: int, length: int) -> None:
-        self._call("trim", offset, length)
+        self._do("trim", offset, length)
 
     def flush(self) -> None:
-        self._call("flush")
+        self._do("flush")
 
     def extents(self, offset: int) -> Iterator[Extent]:
         """Adjacent, from C{offset} to the end; an error comes where they are not."""
         extents = self._call("extents", offset)
         position = offset
-        iterator = self._of_extents(iter, extents)
+        iterator = self._of_extents(iter, _not_awaited(extents))
         while (found := self._of_extents(next, iterator, None)) is not None:
             start, length, hole = self._of_extents(_fields, found)
             if start != position:
@@ -153,15 +181,20 @@ class GuardedDisk:
         return probe
 
     def forget(self, offset: int, length: int) -> None:
-        self._call("forget", offset, length)
+        self._do("forget", offset, length)
 
     def write_back(self, offset: int, length: int, wait: bool) -> None:
-        self._call("write_back", offset, length, wait)
+        self._do("write_back", offset, length, wait)
 
     def close(self) -> None:
-        self._call("close")
+        self._do("close")
 
     # IRecordedDisk.
+
+    @property
+    def blank(self) -> bool:
+        """Only what says clearly that it is blank: whatever is written on it may be overwritten."""
+        return self.__getattr__("blank") is True
 
     def identity(self) -> str:
         identity = self._call("identity")
@@ -170,17 +203,17 @@ class GuardedDisk:
         return identity
 
     def prepare(self) -> None:
-        self._call("prepare")
+        self._do("prepare")
 
     # IUnlinkableDisk.
 
     def check_unlink(self) -> None:
-        self._call("check_unlink", allowed=(DiskRefused,))
+        self._do("check_unlink", allowed=(DiskRefused,))
 
     def unlink(self) -> None:
         """Only what the interface lists says that the disk is still there."""
         try:
-            self._disk.unlink()
+            result = self._disk.unlink()
         except (DiskRefused, NotDurable, GeneratorExit):
             raise
         except OSError as error:
@@ -188,17 +221,26 @@ class GuardedDisk:
         except BaseException as error:
             reason = _as_oserror("unlink", error).strerror
             raise NotDurable(f"{self.name}: {reason}; it may be deleted, or not") from error
+        if result is not None:
+            what = f"unlink: returned {_kind(result)}, not None"
+            raise NotDurable(f"{self.name}: {what}; it may be deleted, or not")
 
     # IWatchedDisk.
 
     def check_path(self) -> None:
-        self._call("check_path", allowed=(DiskChanged,))
+        self._do("check_path", allowed=(DiskChanged,))
 
     def is_gone(self) -> bool:
-        return bool(self._call("is_gone"))
+        gone = self._call("is_gone")
+        if not isinstance(gone, bool):
+            raise _wrong("is_gone", f"returned {_kind(gone)}, not a bool")
+        return gone
 
-    def version(self, sync: bool = True) -> Any:
-        return self._call("version", sync)
+    def version(self, sync: bool = True) -> DiskVersion:
+        version = self._call("version", sync)
+        if not isinstance(version, DiskVersion):
+            raise _wrong("version", f"returned {_kind(version)}, not a DiskVersion")
+        return version
 
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
         path = self._call("rescue", announce, allowed=(DiskChanged,))
@@ -227,7 +269,15 @@ def _one_line(words: object) -> str:
 
 
 def _kind(value: object) -> str:
+    _not_awaited(value)
     return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def _not_awaited(value: Any) -> Any:
+    """C{value}; if it is a coroutine, it never runs, and Python does not complain of that."""
+    if inspect.iscoroutine(value):
+        value.close()
+    return value
 
 
 def _fields(found: Any) -> Extent:
@@ -252,6 +302,31 @@ def _name(disk: Any) -> str:
     if not isinstance(name, str) or not name or len(name.splitlines()) != 1:
         raise DiskRefused(f"{kind}: its name is {name!r}, and must be one line of text")
     return name
+
+
+def _path(disk: Any, name: str) -> str:
+    """Its path; its name where it has none that can be written down."""
+    try:
+        return _as_text(disk.path)
+    except Exception:
+        return name
+
+
+def _record_path(disk: Any, name: str) -> str:
+    path = _attribute(disk, "record_path", name)
+    try:
+        return _as_text(path)
+    except TypeError:
+        raise DiskRefused(
+            f"{name}: its record_path is {path!r}, and must be a str or an os.PathLike"
+        ) from None
+
+
+def _as_text(path: Any) -> str:
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError("not a path that is text")
+    return text
 
 
 def _size(disk: Any, name: str) -> int:

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import random
 import sys
@@ -26,7 +27,7 @@ from zope.interface import Invalid, providedBy
 from zope.interface.verify import verifyObject
 
 from ..interfaces import Extent, IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk
-from ..storage import PROBE_SIZE, DiskRefused, guard
+from ..storage import PROBE_SIZE, DiskRefused, DiskVersion, guard
 
 _LONGEST: Final = (1 << 20) + 1
 _AROUND: Final = 4096
@@ -35,6 +36,10 @@ _THREADS: Final = 4
 _SLICES: Final = 16
 _SLICE: Final = 5000
 _SWITCHES: Final = 1e-6
+_RETURN_NOTHING: Final = {
+    *("trim", "flush", "forget", "write_back", "close", "prepare"),
+    *("check_path", "check_unlink"),
+}
 _INTERFACES: Final = (IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk)
 
 
@@ -74,11 +79,22 @@ class _Checks:
     def _broken(self, what: str, cause: BaseException | None = None) -> NoReturn:
         raise AssertionError(f"{self._name}: {what}") from cause
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, allowed: tuple[type[Exception], ...] = ()) -> Any:
         try:
-            return getattr(self._disk, method)(*arguments)
+            result = getattr(self._disk, method)(*arguments)
+        except allowed:
+            return None
         except Exception as error:
             self._broken(f"{_words(method, arguments)} raised {error!r}", error)
+        if method in _RETURN_NOTHING:
+            self._check_nothing(_words(method, arguments), result)
+        return result
+
+    def _check_nothing(self, what: str, result: object) -> None:
+        if inspect.iscoroutine(result):
+            result.close()  # it never runs, and Python is not to complain of that as well
+        if result is not None:
+            self._broken(f"{what} returned {result!r}, and must do its work and return None")
 
     # What it is.
 
@@ -122,10 +138,19 @@ class _Checks:
                 self._broken(f"identity() is {identity!r}, and must be the same text each time")
         if IWatchedDisk.providedBy(self._disk):
             self._call("check_path")
-            if self._call("is_gone"):
+            gone = self._call("is_gone")
+            if not isinstance(gone, bool):
+                self._broken(f"is_gone() is {gone!r}, and must be a bool")
+            if gone:
                 self._broken("is_gone() says that nothing leads to it any more")
-            if self._call("version") != self._call("version"):
+            version = self._call("version")
+            if not isinstance(version, DiskVersion):
+                self._broken(f"version() is {version!r}, and must be a DiskVersion")
+            if version != self._call("version"):
                 self._broken("version() changes although nobody writes to it")
+        if IUnlinkableDisk.providedBy(self._disk):
+            # Whether it may be deleted is no matter of the rules.
+            self._call("check_unlink", allowed=(DiskRefused,))
 
     # Reading.
 
@@ -282,12 +307,14 @@ class _Checks:
         def zero() -> None:
             nonlocal expected
             try:
-                self._disk.zero(offset, length, allocate, fast)
+                result = self._disk.zero(offset, length, allocate, fast)
             except Exception as error:
                 refused = isinstance(error, OSError) and error.errno == errno.EOPNOTSUPP
                 if not (fast and refused):
                     self._broken(f"{what} raised {error!r}", error)
                 expected = content
+            else:
+                self._check_nothing(what, result)
 
         self._changing(what, offset, length, zero)
         if expected is content:

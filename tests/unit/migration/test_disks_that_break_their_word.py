@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import pathlib
 
-from twisted.internet.defer import CancelledError, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from blockmig import (
     Destination,
     GaveUp,
     LocalFailure,
     Mirror,
+    Overrides,
     Patience,
     Receiver,
     Refused,
@@ -21,12 +25,22 @@ from blockmig import (
     Sender,
     Server,
     Unconfirmed,
+    resume,
 )
 from blockmig.claims import check_unclaimed, forget_all
 from blockmig.client import ClientFailed
+from blockmig.interfaces import IWatchedDisk
 from blockmig.migration.records.files import Phase
 from blockmig.migration.source import sender as sender_module
-from blockmig.testing import MemoryDisk, MemoryNetwork, UnlinkableMemoryDisk, synchronous
+from blockmig.storage import DiskVersion
+from blockmig.testing import (
+    MemoryDisk,
+    MemoryNetwork,
+    RecordedMemoryDisk,
+    UnlinkableMemoryDisk,
+    connect_client,
+    synchronous,
+)
 
 DATA = bytes(range(256)) * 800
 
@@ -39,6 +53,25 @@ class DeletesAndRaises(UnlinkableMemoryDisk):
     def unlink(self):
         super().unlink()
         raise self.error
+
+
+@implementer(IWatchedDisk)
+class WatchedMemoryDisk(UnlinkableMemoryDisk):
+    """Nobody else has got at it."""
+
+    def check_path(self): ...
+
+    def is_gone(self):
+        return False
+
+    def version(self, sync=True):
+        return DiskVersion((1,), (1,))
+
+    def rescue(self, announce=None):
+        return self.name
+
+
+async def coroutine(*_): ...
 
 
 class WritesShort(MemoryDisk):
@@ -108,6 +141,108 @@ class UnlinkTests(Case):
         self.failureResultOf(running, LocalFailure)
         self.assertFalse(disk.unlinked)
         self.assertEqual(Phase.COPYING, self.receiver._migration.record.phase)
+
+
+class ResultTests(Case):
+    """Methods that return nothing, but something else instead: a Deferred, a coroutine."""
+
+    def check_lost(self, running, method):
+        """Nothing was deleted for a copy that is not there."""
+        self.network.advance(10)
+        failure = self.failureResultOf(self.receiver.complete(), LocalFailure)
+        self.assertIn(f"{method}: returned an object of type ", str(failure.value))
+        self.assertFalse(self.source.unlinked)
+        self.sender.stop()
+        self.network.pump()
+        self.failureResultOf(running, GaveUp)
+
+    def test_a_flush_that_has_only_begun_makes_nothing_durable(self):
+        for result in (Deferred, coroutine):
+            self.setUp()
+            disk = MemoryDisk(len(DATA))
+            disk.flush = result
+            self.receive(disk)
+            running = self.send(UnlinkableMemoryDisk(DATA), unlink=True)
+            self.check_lost(running, "flush")
+
+    def test_a_zero_that_has_only_begun_zeroes_nothing(self):
+        disk = MemoryDisk(b"x" * len(DATA))
+        disk.zero = lambda *_: Deferred()
+        self.copy = disk
+        self.receiver = Receiver(disk, overrides=Overrides(overwrite=True), runtime=self.runtime)
+        self.network.listen("there", self.receiver.factory())
+        running = self.send(UnlinkableMemoryDisk(bytes(len(DATA))), unlink=True)
+        self.check_lost(running, "zero")
+
+    def test_a_clients_flush_that_has_only_begun_is_an_error(self):
+        disk = MemoryDisk(DATA)
+        disk.flush = Deferred
+        server = Server(disk, runtime=self.runtime)
+        self.network.listen("there", server.factory())
+        client = self.network.result(connect_client(self.there.endpoint))
+        error = self.assertRaises(OSError, self.network.result, client.flush())
+        self.assertEqual(errno.EIO, error.errno)
+        server.stop()
+        self.network.pump()
+        self.failureResultOf(server.complete(), OSError)
+
+    def test_an_unlink_that_has_only_begun_may_have_deleted_the_source(self):
+        for result in (Deferred, coroutine):
+            self.setUp()
+            self.receive()
+            disk = UnlinkableMemoryDisk(DATA)
+            disk.unlink = result
+            running = self.send(disk, unlink=True)
+            self.network.advance(6)
+            failure = self.failureResultOf(running, Unconfirmed)
+            self.assertIn("it may be deleted, or not", str(failure.value))
+            self.assertEqual(Phase.COPIED, self.receiver._migration.record.phase)
+            self.receiver.stop()
+            self.failureResultOf(self.receiver.complete(), Unconfirmed)
+
+    def test_whether_a_source_is_gone_is_not_taken_from_a_coroutine(self):
+        """It is true, and nothing was removed."""
+        for mirrored in (False, True):
+            self.setUp()
+            self.receive()
+            disk = WatchedMemoryDisk(DATA)
+            disk.is_gone = coroutine
+            if mirrored:
+                server = Server(disk, runtime=self.runtime)
+                sending = Mirror(server, self.there, unlink=True, runtime=self.runtime)
+                sending.start()
+            else:
+                sending = Sender(disk, self.there, unlink=True, runtime=self.runtime)
+                sending.run().addErrback(lambda _: None)
+            self.network.advance(6)
+            failure = self.failureResultOf(sending.complete(), LocalFailure)
+            self.assertIn("is_gone: returned an object of type coroutine", str(failure.value))
+            self.assertIn("it cannot be found out whether it is still there", str(failure.value))
+            self.assertFalse(disk.unlinked)
+
+
+class PathTests(Case):
+    """What a disk has beside the interfaces, by chance."""
+
+    def test_a_path_that_is_no_text_is_written_down_as_text(self):
+        for of_source in (True, False):
+            self.setUp()
+            source, copy = MemoryDisk(DATA), MemoryDisk(len(DATA))
+            (source if of_source else copy).path = pathlib.Path("/backups/disk")
+            self.receive(copy)
+            self.successResultOf(self.send(source))
+            self.successResultOf(self.receiver.complete())
+
+    def test_a_path_of_the_records_that_is_none_is_refused(self):
+        disk = RecordedMemoryDisk(DATA, os.path.abspath(self.mktemp()))
+        disk.record_path = None
+        for make in (
+            lambda: Sender(disk, self.there, runtime=self.runtime),
+            lambda: Receiver(disk, runtime=self.runtime),
+            lambda: Server(disk, runtime=self.runtime),
+            lambda: resume(disk, self.there, runtime=self.runtime),
+        ):
+            self.assertIn("record_path is None", str(self.assertRaises(Refused, make)))
 
 
 class WriteTests(Case):

@@ -525,6 +525,22 @@ class UnlinkTests(DiskCase):
             )
             self.assertEqual(by is not None, os.path.exists(path))
 
+    def test_a_disk_that_cannot_be_looked_at_after_the_unlink_failed_may_be_deleted(self):
+        for failing in ("stat", "fstat"):
+
+            class Lost(SystemCalls):
+                def unlink(self, path, failing=failing):
+                    os.unlink(path)
+                    setattr(self, failing, self.fail)
+                    self.fail()
+
+                def fail(self, *_):
+                    raise OSError(errno.EIO, "Input/output error")
+
+            disk = self.open(self.make(), system=Lost())
+            error = self.assertRaises(NotDurable, disk.unlink)
+            self.assertIn("may be deleted, or not: Input/output error", str(error))
+
     def test_a_disk_that_was_moved_just_before_the_unlink_counts_as_not_deleted(self):
         """Nobody may say that it was deleted."""
 

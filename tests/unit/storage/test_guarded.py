@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import pathlib
+from typing import ClassVar
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from blockmig.interfaces import Extent, IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk, Probe
-from blockmig.storage import DiskChanged, DiskRefused, FileDisk, NotDurable, guard
+from blockmig.storage import (
+    DiskChanged,
+    DiskRefused,
+    DiskVersion,
+    FileDisk,
+    NotDurable,
+    guard,
+    path_of,
+)
 from blockmig.testing import MemoryDisk, RecordedMemoryDisk, UnlinkableMemoryDisk
 
 SIZE = 300_000
@@ -51,7 +63,7 @@ class Scripted(MemoryDisk):
         return call
 
     def version(self, sync=True):
-        return (1,)
+        return DiskVersion((1,), ())
 
     def check_path(self): ...
 
@@ -144,11 +156,11 @@ class ErrorTests(Case):
     def test_a_property_that_raises_is_an_EIO(self):
         class Broken(MemoryDisk):
             @property
-            def path(self):
+            def writable(self):
                 raise KeyError("no session")
 
-        error = self.assertRaises(OSError, getattr, guard(Broken(5)), "path", None)
-        self.assertEqual("path: KeyError: 'no session'", error.strerror)
+        error = self.assertRaises(OSError, getattr, guard(Broken(5)), "writable", None)
+        self.assertEqual("writable: KeyError: 'no session'", error.strerror)
 
 
 class ReadTests(Case):
@@ -239,7 +251,61 @@ class ExtentTests(Case):
         )
 
 
+class NothingTests(Case):
+    """Methods that return nothing have done their work when they return."""
+
+    METHODS: ClassVar = {
+        **{name: CALLS[name] for name in ("zero", "trim", "flush", "forget", "write_back")},
+        **dict.fromkeys(("prepare", "check_unlink", "check_path", "close"), ()),
+    }
+
+    def test_a_Deferred_or_anything_else_is_no_sign_that_the_work_is_done(self):
+        for method, arguments in self.METHODS.items():
+            for value in (Deferred(), True, 0, ""):
+                kind = type(value).__name__
+                words = f"returned an object of type {kind}, not None"
+                self.says(words, method, *arguments, value=value)
+
+    def test_a_coroutine_is_an_error_and_closed(self):
+        """Python would complain, somewhere, that it was never awaited."""
+
+        async def work(): ...
+
+        others = {"read": (0, 10), "write": (0, b"x"), "probe": (0, 10), "identity": ()}
+        for method, arguments in (self.METHODS | others | {"is_gone": (), "version": ()}).items():
+            coroutine = work()
+            self.error(method, *arguments, value=coroutine)
+            self.assertIsNone(coroutine.cr_frame, method)
+        for method, arguments in (("extents", (0,)), ("fileno", ())):
+            coroutine = work()
+            with contextlib.suppress(OSError):
+                list(self.call(method, *arguments, value=coroutine) or ())
+            self.assertIsNone(coroutine.cr_frame, method)
+
+    def test_an_unlink_that_returns_anything_may_have_deleted_the_disk(self):
+        async def work(): ...
+
+        for value in (Deferred(), work(), True):
+            error = self.assertRaises(NotDurable, self.call, "unlink", value=value)
+            self.assertIn("not None; it may be deleted, or not", str(error))
+
+
 class OtherResultTests(Case):
+    def test_whether_it_is_gone_is_yes_or_no(self):
+        for value in (None, 0, 1, "no", Deferred()):
+            self.assertIn("not a bool", self.error("is_gone", value=value).strerror)
+        self.assertIs(True, self.call("is_gone", value=True))
+
+    def test_a_version_of_another_type_is_an_error(self):
+        self.says("returned an object of type tuple, not a DiskVersion", "version", value=(1,))
+
+    def test_only_True_says_that_it_is_blank(self):
+        """Whatever is written on a blank disk may be overwritten."""
+        for value, blank in ((True, True), (False, False), (Deferred(), False), (None, False)):
+            disk = Scripted()
+            disk.blank = value
+            self.assertIs(blank, guard(disk).blank)
+
     def test_a_probe_that_is_none_is_an_error(self):
         self.says("returned an object of type bool, not a Probe", "probe", 0, 10, value=True)
         self.says("returned an object of type tuple, not a Probe", "probe", 0, 10, value=(1, 0))
@@ -253,6 +319,41 @@ class OtherResultTests(Case):
         self.assertIsNone(self.call("fileno", error=KeyError("x")))
         self.assertIsNone(self.call("fileno", value="seven"))
         self.assertEqual(7, self.call("fileno", value=7))
+
+
+class PathTests(SynchronousTestCase):
+    def of(self, path):
+        disk = MemoryDisk(5, name="theirs")
+        disk.path = path
+        return path_of(guard(disk))
+
+    def test_a_path_is_text_whatever_the_disk_has(self):
+        for path in ("/disks/a", pathlib.Path("/disks/a")):
+            self.assertEqual("/disks/a", self.of(path))
+
+    def test_anything_else_is_as_good_as_no_path(self):
+        for path in (None, 5, b"/disks/a", lambda: "/disks/a"):
+            self.assertEqual("theirs", self.of(path))
+        self.assertEqual("theirs", path_of(guard(MemoryDisk(5, name="theirs"))))
+
+    def test_it_is_looked_at_once(self):
+        disk = MemoryDisk(5)
+        disk.path = "/disks/a"
+        guarded = guard(disk)
+        disk.path = "/disks/b"
+        self.assertEqual("/disks/a", path_of(guarded))
+
+    def test_the_path_of_the_records_may_be_a_pathlib_path(self):
+        disk = RecordedMemoryDisk(5, "/disks/a")
+        disk.record_path = pathlib.Path("/records/a")
+        self.assertEqual("/records/a", guard(disk).record_path)
+
+    def test_a_path_of_the_records_that_is_none_is_refused(self):
+        for path in (None, 5, b"/records/a"):
+            disk = RecordedMemoryDisk(5, "/disks/a")
+            disk.record_path = path
+            error = self.assertRaises(DiskRefused, guard, disk)
+            self.assertIn("must be a str or an os.PathLike", str(error))
 
 
 class WrappingTests(SynchronousTestCase):

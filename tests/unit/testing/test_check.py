@@ -7,10 +7,12 @@ import itertools
 import os
 import time
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from blockmig.interfaces import Extent, IDisk, IWatchedDisk, Probe
+from blockmig.storage import DiskRefused, DiskVersion
 from blockmig.testing import MemoryDisk, RecordedMemoryDisk, UnlinkableMemoryDisk, check_disk
 
 SIZE = 300_001
@@ -412,7 +414,7 @@ class OtherTests(Case):
                 return self.gone
 
             def version(self, sync=True):
-                return next(numbers)
+                return DiskVersion((next(numbers),), ())
 
             def rescue(self, announce=None): ...
 
@@ -420,3 +422,22 @@ class OtherTests(Case):
         disk = Broken(5)
         disk.gone = True
         self.caught(disk, "is_gone() says that nothing leads to it any more")
+        disk.gone = 0
+        self.caught(disk, "is_gone() is 0, and must be a bool")
+        disk.gone = False
+        disk.version = lambda sync=True: (1,)
+        self.caught(disk, "version() is (1,), and must be a DiskVersion")
+
+    def test_a_method_that_only_promises_to_do_its_work(self):
+        for method in ("zero", "trim", "flush", "write_back", "close"):
+            disk = MemoryDisk(SIZE)
+            setattr(disk, method, lambda *_: Deferred())
+            self.caught(disk, f"{method}(", "and must do its work and return None")
+        disk = UnlinkableMemoryDisk(SIZE)
+        disk.check_unlink = Deferred
+        self.caught(disk, "check_unlink() returned <Deferred")
+
+    def test_a_disk_that_may_not_be_deleted_is_right(self):
+        disk = UnlinkableMemoryDisk(SIZE)
+        disk.fail("check_unlink", DiskRefused("has 2 hard links"))
+        check_disk(disk)

@@ -18,8 +18,7 @@ from typing import Any
 
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk, IWatchedDisk
-from ...storage import find_data, is_device_identity
-from ..disk import path_of
+from ...storage import find_data, is_device_identity, path_of
 from ..records.files import Location, Record, Records, this_host
 
 

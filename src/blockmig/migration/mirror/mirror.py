@@ -156,7 +156,8 @@ class Mirror:
 
         @return: fires with a L{Summary} when the disk is handed over (the server's clients may
             still be there: see L{Server.complete}), or fails with a L{MigrationError}: with
-            L{Unconfirmed} the source is retired, with any other the server goes on serving.
+            L{Unconfirmed} the source is retired, or its records could not be made to say that it
+            is not; with any other the server goes on serving.
         """
         return self._life.wait()
 

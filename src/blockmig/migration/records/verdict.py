@@ -32,6 +32,7 @@ from ...storage import (
     file_identity,
     is_device_identity,
     is_locked,
+    path_of,
 )
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .advice import command, command_there, where
@@ -395,7 +396,7 @@ def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
         disk.name,
         disk.size,
         disk.identity(),
-        records_where=_where(records, getattr(disk, "path", disk.name)),
+        records_where=_where(records, path_of(disk)),
         records=good,
         bad=bad,
         state_directory=records.state_directory,

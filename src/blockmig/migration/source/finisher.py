@@ -13,21 +13,24 @@ Rules (design, section 2: R6; docs/handoff.md):
   as far as anybody can tell: it ended and removed its record, as in good order;
 * a receiver that was not notified, and has something else recorded, is a matter for a human;
 * it can be stopped at any time, and leaves the source retired; one that was stopped before it was
-  run never begins. It ends only once no thread is at work on the records any more.
+  run never begins. It ends only once no thread is at work on the records any more;
+* the records are its own until then: it claims them, and changes none of another migration.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ...claims import Claims
 from ...client import ClientFailed, Destination, NBDClient
 from ...errors import Summary, Unconfirmed
 from ...lives import Life
@@ -85,7 +88,9 @@ class Finisher:
     @param destination: where its receiver is.
     @param give_up_after: seconds after which to give up; None to go on for ever.
     @param secret: what both ends know; empty where there is none.
+    @param used: what nobody else may use meanwhile: the disk object, and the path of the records.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
+    @raise InUse: somebody uses it.
     @ivar progress: that of a sender that has sent nothing yet: nothing is copied.
     @ivar last_error: why the destination could not be notified the last time; "" if that has not
         failed.
@@ -98,6 +103,7 @@ class Finisher:
         *,
         give_up_after: float | None = None,
         secret: bytes = b"",
+        used: Sequence[Any] = (),
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
@@ -116,6 +122,7 @@ class Finisher:
         self._life: Life[Summary] = Life(
             f"the migration of {record.source.disk}", begin=self._begin, call_off=self._call_off
         )
+        self._claims = Claims(self, record.source.disk, *used)
 
     def run(self) -> Deferred[Summary]:
         """Finish the migration; to be called once.
@@ -139,11 +146,15 @@ class Finisher:
         self._life.stop(why)
 
     def _begin(self) -> None:
-        self._running = Deferred.fromCoroutine(self._run()).addBoth(self._life.end)
+        self._running = Deferred.fromCoroutine(self._run()).addBoth(self._end)
+
+    def _end(self, outcome: Summary | Failure) -> None:
+        self._claims.release()
+        self._life.end(outcome)
 
     def _call_off(self, why: str) -> None:
         if self._running is None:
-            self._life.end(Failure(unconfirmed(why, self._source.record)))
+            self._end(Failure(unconfirmed(why, self._source.record)))
             return
         self._why = why
         self._running.cancel()

@@ -20,6 +20,7 @@ The calls block: they are made from threads, one at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import uuid
 from collections.abc import Callable
 
@@ -110,6 +111,30 @@ class SourceRecord:
             destination=record.destination.address,
             size=record.size,
         )
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """What nobody else may work on meanwhile: the path of the records, if there are any."""
+        return (self._records.path,) if self._records is not None else ()
+
+    def _is_ours(self) -> bool:
+        """I{Slow.} Whether what is recorded now is still this migration.
+
+        Another process may have finished it meanwhile, and sent the disk anew.
+
+        @raise OSError: that cannot be found out.
+        """
+        if self._records is None:
+            return True
+        try:
+            found = self._records.read(Kind.MIGRATING) or self._records.read(Kind.MIGRATED)
+        except BadRecord:
+            return False
+        return found is not None and found.migration == self.record.migration
+
+    def _check_ours(self) -> None:
+        if not self._is_ours():
+            raise OSError(errno.ESTALE, f"{self._path} has no record of this migration any more")
 
     def sync(self) -> None:
         """I{Slow.} Make durable what was read here, before anything is announced because of it."""
@@ -230,6 +255,18 @@ class SourceRecord:
         if record is not None and record.phase == Phase.COPIED:
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
 
+    @property
+    def says_deleted(self) -> bool:
+        """Whether the record may say that the source, once it is not there any more, was deleted by
+        us."""
+        record = self._on_disk
+        return (
+            self._records is not None
+            and record is not None
+            and record.unlink
+            and record.phase == Phase.COPIED
+        )
+
     def copied_withdrawn(self) -> None:
         """The destination no longer has its copy recorded as whole."""
         self._may_be_copied = self._asked = False
@@ -246,7 +283,21 @@ class SourceRecord:
     def copied(self) -> None:
         """I{Slow.} The destination's copy is whole and durable; the source may be retired."""
         self._may_be_copied = True
-        self._write(Kind.MIGRATING, self.record.but(phase=Phase.COPIED))
+        record = self.record.but(phase=Phase.COPIED)
+        try:
+            self._write(Kind.MIGRATING, record)
+        except OSError:
+            if self._may_read_copied():
+                self._on_disk = record
+            raise
+
+    def _may_read_copied(self) -> bool:
+        """I{Slow.} Whether a record whose writing has failed may be there nevertheless."""
+        try:
+            found = self._records.read(Kind.MIGRATING) if self._records is not None else None
+        except (OSError, BadRecord):
+            return True
+        return found is not None and found.phase == Phase.COPIED
 
     def mark_retired(self, check: Callable[[], object] = lambda: None) -> None:
         """I{Slow.} Retire a source that stays where it is, by writing MIGRATED.
@@ -281,7 +332,7 @@ class SourceRecord:
         @param token: the identity of the destination's disk, from its message.
         """
         self.record = self.record.but(told=timestamp(), token=token)
-        self._write(Kind.MIGRATING, self.record)
+        self._write(Kind.MIGRATING, self.record, self._check_ours)
 
     def complete(self, seen: bool = True) -> None:
         """I{Slow.} Nothing is left to be finished.
@@ -291,7 +342,7 @@ class SourceRecord:
         @raise OSError: that could not be recorded, and another run is to do so.
         """
         records = self._records
-        if records is None:
+        if records is None or not self._is_ours():
             return
         record = self.record
         record = record.but(retired=record.retired or record.told or timestamp())
@@ -316,6 +367,8 @@ class SourceRecord:
         if self._records is None or record is None:
             return
         if not self._may_be_copied and record.side_export:
-            self._records.remove(Kind.MIGRATING)
+            if self._is_ours():
+                self._records.remove(Kind.MIGRATING)
+            self._on_disk = None
         elif record.phase == Phase.COPIED or (self._asked and not record.whole):
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))

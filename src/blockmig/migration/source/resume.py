@@ -16,17 +16,18 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 from twisted.logger import Logger
 
 from ...claims import check_unclaimed
 from ...client import Destination
-from ...errors import Refused
+from ...errors import LocalFailure, Refused
 from ...interfaces import IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk
 from ...runtime import Runtime
 from ...storage import DiskRefused, open_disk
-from ...syscalls import SYSTEM, SystemCalls
-from ..disk import guarded
+from ...syscalls import SYSTEM, SystemCalls, describe_error
+from ..disk import failing_locally, guarded
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import Records, records_at, records_of
@@ -46,11 +47,13 @@ class Source:
     @ivar name: what messages call it.
     @ivar disk: None if it is gone; an open one may be gone too.
     @ivar records: its records; None if it has none.
+    @ivar given: the disk object before it was guarded, since that is what a claim is of.
     """
 
     name: str
     disk: IDisk | None
     records: Records | None
+    given: IDisk | None = None
 
     @classmethod
     def of(cls, disk: IDisk, system: SystemCalls = SYSTEM) -> Source:
@@ -58,10 +61,10 @@ class Source:
 
         @raise Refused: it cannot be a disk.
         """
-        disk = guarded(disk)
+        given, disk = disk, guarded(disk)
         if not IRecordedDisk.providedBy(disk):
-            return cls(disk.name, disk, None)
-        return cls(disk.name, disk, records_of(disk, system))
+            return cls(disk.name, disk, None, given)
+        return cls(disk.name, disk, records_of(disk, system), given)
 
     @classmethod
     def at(
@@ -70,10 +73,11 @@ class Source:
         """The source at C{path}, opened for reading, if it is still there.
 
         @param state_directory: where the records of a block device are; None for the default.
-        @raise Refused: it is there, and cannot be used.
+        @raise Refused: it is there, and cannot be used; or whether it is there cannot be found out.
+        @raise LocalFailure: it has failed already.
         """
         try:
-            if os.path.exists(path):
+            if _exists(path, system):
                 return cls.of(
                     open_disk(path, writable=False, state_directory=state_directory, system=system),
                     system,
@@ -81,6 +85,8 @@ class Source:
             return cls(path, None, records_at(path, state_directory, system))
         except DiskRefused as error:
             raise Refused(str(error)) from None
+        except OSError as error:
+            raise LocalFailure(f"{path}: {describe_error(error)}") from error
 
     def close(self) -> None:
         """Close the disk."""
@@ -121,16 +127,25 @@ class Source:
             destination,
             give_up_after=patience.give_up_after,
             secret=identity.secret,
+            used=self._used(),
             runtime=runtime,
         )
+
+    def _used(self) -> list[Any]:
+        used: list[Any] = [] if self.given is None else [self.given]
+        if self.records is not None:
+            used.append(self.records.path)
+        return used
 
     def _state(
         self, records: Records, destination: str, unlink: bool, overwrite: bool, id: str
     ) -> SourceState:
         """What the records say, and allow."""
-        disk = self.disk
-        gone = IWatchedDisk.providedBy(disk) and disk.is_gone()
-        identity = disk.identity() if IRecordedDisk.providedBy(disk) and not gone else None
+        disk, identity = self.disk, None
+        if disk is not None:
+            with failing_locally(disk):
+                gone = IWatchedDisk.providedBy(disk) and disk.is_gone()
+                identity = disk.identity() if IRecordedDisk.providedBy(disk) and not gone else None
         try:
             return source_state(
                 records,
@@ -146,6 +161,20 @@ class Source:
                 # What prevents the deletion may have prevented the records: report the former.
                 unlinkable(disk)
             raise
+
+
+def _exists(path: str, system: SystemCalls) -> bool:
+    """Whether there is anything at C{path}.
+
+    @raise Refused: that cannot be found out: the medium, or a network file system, has failed.
+    """
+    try:
+        system.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise Refused(f"{path}: {describe_error(error)}") from error
+    return True
 
 
 def resume(
@@ -181,6 +210,8 @@ def resume(
     @raise AlreadyDone: an earlier run has completed this very migration: there is nothing to do.
     @raise Refused: there is no such disk, and nothing of it to be finished; or the records forbid
         it, or the disk cannot be sent.
+    @raise InUse: the disk, or its migration, is in use.
+    @raise LocalFailure: the disk has failed already.
     """
     runtime = runtime or Runtime.of()
     by_path = isinstance(disk, str | os.PathLike)

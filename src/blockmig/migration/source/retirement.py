@@ -7,6 +7,7 @@ Rules (design, section 2: R1, R6, R13):
 
 * nothing comes between the last check of the source and the act;
 * once it has begun there is no way back, unless it is known to have failed;
+* that a source is canonical is said only of one that is known to be there;
 * a source that somebody else has deleted is not taken back: what was copied may be all that is left
   of it. One whose clients are held need not have a name: they have it, and so has the destination.
 
@@ -28,7 +29,7 @@ from ..records.advice import command_there, where
 from ..records.files import Kind
 from ..records.mark import set_mark
 from .record import SourceRecord
-from .watch import SourceGone, SourceTouched, SourceWatch
+from .watch import Presence, SourceGone, SourceTouched, SourceWatch
 
 
 class Retirement:
@@ -115,17 +116,23 @@ class Retirement:
 
     def explain(self, error: BaseException | None) -> MigrationError:
         """The error that ends the migration because a step failed."""
-        name = self._disk.name
         if isinstance(error, SourceGone):
             return self._only_copy(str(error))
-        if isinstance(error, DiskChanged):
-            return LocalFailure(
-                f"{error}; the disk that was sent was not retired, and is still the canonical copy"
-            )
-        return LocalFailure(
-            f"{name}: could not be retired: {describe_error(error)}; it is still the canonical "
-            "copy, though the destination has all of it"
-        )
+        presence = self._watch.presence
+        if self.is_lost(presence):
+            return self.only_copy()
+        changed = isinstance(error, DiskChanged)
+        if presence == Presence.UNKNOWN:
+            claim = "the disk that was sent was not retired, but it cannot be found out whether it "
+            claim += f"is still there: see `blockmig inspect {self._disk.name}`"
+        elif changed:
+            claim = "the disk that was sent was not retired, and is still the canonical copy"
+        else:
+            claim = "it is still the canonical copy, though the destination has all of it"
+        if changed:
+            return LocalFailure(f"{error}; {claim}")
+        what = f"could not be retired: {describe_error(error)}"
+        return LocalFailure(f"{self._disk.name}: {what}; {claim}")
 
     def _only_copy(self, why: str) -> Unconfirmed:
         destination = self._record.record.destination
@@ -137,10 +144,16 @@ class Retirement:
             f"the only one: {see}"
         )
 
-    @property
-    def only_copy_may_be_remote(self) -> bool:
-        """Whether the source was deleted by somebody else when all of it may have been copied."""
-        return self._record.may_be_copied and self._watch.is_gone
+    def only_copy(self) -> Unconfirmed:
+        """The error that ends the migration of a source that is lost."""
+        return self._only_copy(f"{self._disk.name} was deleted by somebody else")
+
+    def is_lost(self, presence: Presence) -> bool:
+        """Whether the copy at the destination may be all that is left of the source.
+
+        Not as long as clients of our own server have it: they go on with it.
+        """
+        return presence == Presence.GONE and self._record.may_be_copied and not self._in_use
 
     def check_still_there(self, whole: bool = False) -> None:
         """Check that another attempt may overwrite what the last one has left.
@@ -148,10 +161,19 @@ class Retirement:
         @param whole: the destination reports that this is a whole copy.
         @raise Unconfirmed: the source was deleted by somebody else, when all of it may have been
             copied.
+        @raise LocalFailure: that cannot be found out.
         """
-        whole = whole or self._record.may_be_copied
-        if whole and self._watch.is_gone and not self._in_use:
-            raise self._only_copy(f"{self._disk.name} was deleted by somebody else")
+        if self._in_use or not (whole or self._record.may_be_copied):
+            return
+        presence = self._watch.presence
+        if presence == Presence.GONE:
+            raise self.only_copy()
+        if presence == Presence.UNKNOWN:
+            raise LocalFailure(
+                f"{self._disk.name}: it cannot be found out whether it is still there, and the "
+                f"copy at {self._record.record.destination} may have all of it: that is left as "
+                "it is"
+            )
 
 
 class DeletingRetirement(Retirement):

@@ -13,13 +13,16 @@ Rules (design, section 2):
   begins;
 * where the source was retired, but the destination could not be notified, the `finisher` goes on;
 * it ends only once no thread is at work on the disk any more, and a source that was not retired is
-  then as it was, but for the record of a copy that may be whole.
+  then as it was, but for the record of a copy that may be whole;
+* what it says in the end is what the records say: no source is called canonical while its record
+  says that we may have deleted it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -31,15 +34,16 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ...claims import Claim, check_unclaimed
+from ...claims import Claims, check_unclaimed
 from ...client import ClientFactory, ClientFailed, Destination
 from ...errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
 from ...lives import Life
 from ...runtime import BoundedThreads, Runtime, wait_shielded
+from ...storage import path_of
 from ...syscalls import SystemCalls, describe_error
 from ...transport import RateLimiter
-from ..disk import failing_locally, guarded, path_of
+from ..disk import failing_locally, guarded
 from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
 from ..identity import ANYBODY, Identity
@@ -54,7 +58,7 @@ from .passes import CopyPasses, FullCopy
 from .progress import Progress
 from .record import SourceRecord
 from .retirement import DeletingRetirement, Retirement, unlinkable
-from .watch import SourceWatch
+from .watch import Presence, SourceWatch
 
 _log = Logger()
 
@@ -124,6 +128,7 @@ class Sender:
             )
         watch = SourceWatch(
             disk,
+            identity=self.source.record.identity,
             in_use=self._passes.in_use,
             ignore_writers=overrides.in_use_anyway,
             system=runtime.system,
@@ -162,7 +167,8 @@ class Sender:
         self._life: Life[Summary] = Life(
             f"the sender of {disk.name}", begin=self._begin, call_off=self._call_off
         )
-        self._claim = None if served else Claim(given, self, disk.name)
+        used = () if served else (given, *self.source.used)
+        self._claims = Claims(self, disk.name, *used)
 
     @property
     def connected(self) -> bool:
@@ -206,8 +212,7 @@ class Sender:
         self._running = Deferred.fromCoroutine(self._run()).addBoth(self._end)
 
     def _end(self, outcome: Summary | Failure) -> None:
-        if self._claim is not None:
-            self._claim.release()
+        self._claims.release()
         self._life.end(outcome)
 
     def _call_off(self, why: str) -> None:
@@ -227,7 +232,10 @@ class Sender:
             self._running.cancel()
 
     def _given_up(self, why: str) -> GaveUp:
-        return GaveUp(f"{why}; {self._context.disk.name} was not retired and is canonical")
+        claim = f"{self._context.disk.name} was not retired"
+        if self._retirement.watch.presence == Presence.THERE:
+            claim += " and is canonical"
+        return GaveUp(f"{why}; {claim}")
 
     def _final_timeout_passed(self) -> None:
         self._final_timeout = None
@@ -253,16 +261,14 @@ class Sender:
         # No `finally`: nothing may be awaited in a coroutine that is thrown away in the middle.
         if giving_up is not None:
             giving_up.stop()
-        await self._clean_up()
+        await self._threads_end()
+        if not self.retiring:
+            outcome = await self._settle(outcome)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def _called_off(self) -> MigrationError:
-        try:
-            self._retirement.check_still_there()
-        except Unconfirmed as error:
-            return error  # this copy is not the canonical one
         return self._stopped or self._given_up("cancelled")
 
     def _watch_progress(self) -> LoopingCall | None:
@@ -374,34 +380,46 @@ class Sender:
         await self._finisher.run()
         return self._summary()
 
-    async def _clean_up(self) -> None:
-        """Wait for the threads; a source that was not retired is as it was."""
+    async def _threads_end(self) -> None:
         self._cancel_final_timeout()
         while self._threads.busy:
             # The canceller has to wait as well: the disk is closed after this.
             with contextlib.suppress(CancelledError):
                 await self._threads.idle()
-        if self.retiring:
-            return
-        try:
-            if self._retirement.only_copy_may_be_remote:
-                # The copy at the destination may be the only one.
-                gone = self._retirement.gone
-                if gone is not None and not gone.unchanged:
-                    await self._record_not_retired()
-                return
-            # This first: somebody may move the source next, and must not be taken for us.
-            await self._record_not_retired()
-        except OSError as error:
-            _record_failed(error)
-        await self._withdraw_copied()
-        try:
-            await wait_shielded(self._threads(self.source.abandon))
-        except OSError as error:
-            _record_failed(error)
 
-    async def _record_not_retired(self) -> None:
-        await wait_shielded(self._threads(self.source.record_not_retired))
+    async def _settle(self, outcome: Summary | Exception) -> Summary | Exception:
+        """The source was not retired, and is as it was: that is recorded.
+
+        @return: the outcome; another one where what was found by now contradicts it.
+        """
+        presence = self._retirement.watch.presence
+        if self._retirement.is_lost(presence):
+            # The copy at the destination may be the only one, and is taken for it if it can be.
+            gone = self._retirement.gone
+            if gone is not None and not gone.unchanged:
+                await self._try_to_record(self.source.record_not_retired)
+            return outcome if isinstance(outcome, Unconfirmed) else self._retirement.only_copy()
+        # This first: somebody may move the source next, and must not be taken for us.
+        await self._try_to_record(self.source.record_not_retired)
+        if presence == Presence.THERE:
+            await self._withdraw_copied()
+        await self._try_to_record(self.source.abandon)
+        if self.source.says_deleted and not isinstance(outcome, Unconfirmed):
+            return Unconfirmed(
+                f"{outcome}; but its record could not be changed, and says that we may have "
+                "deleted it: run the same command again before it is moved or deleted"
+            )
+        return outcome
+
+    async def _try_to_record(self, change: Callable[[], None]) -> None:
+        try:
+            await wait_shielded(self._threads(change))
+        except OSError as error:
+            _log.warn(
+                "the record of the migration could not be changed or removed: {error}",
+                event="record-failed",
+                error=describe_error(error),
+            )
 
     async def _withdraw_copied(self) -> None:
         """Where the destination may have its copy recorded as whole, have it record otherwise.
@@ -437,14 +455,6 @@ class Sender:
                 await deferLater(self._reactor, _RETRY_DELAY)
             except CancelledError:
                 return
-
-
-def _record_failed(error: OSError) -> None:
-    _log.warn(
-        "the record of the migration could not be removed: {error}",
-        event="record-failed",
-        error=describe_error(error),
-    )
 
 
 def _source_record(

@@ -14,7 +14,10 @@ Owns what was observed then. Rules (design, section 2: R13):
   may have been written to by a program that set its time back: that is no failure, but it is copied
   anew;
 * a source whose last name was removed by somebody else is a case of its own: what was copied may be
-  all that is left of it.
+  all that is left of it;
+* where it cannot be found out whether the source is still there, nothing is concluded: it counts
+  neither as there nor as gone. A descriptor that was closed, or fails, says nothing of the file,
+  whose path is asked then.
 
 The calls block: they are made from threads.
 """
@@ -23,11 +26,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+from enum import StrEnum
 
 from ...interfaces import IDisk, IWatchedDisk
-from ...storage import DiskChanged, DiskVersion, is_open_elsewhere, users_of
+from ...storage import (
+    DiskChanged,
+    DiskVersion,
+    boot_id,
+    device_identity,
+    file_identity,
+    is_open_elsewhere,
+    path_of,
+    same_disk,
+    users_of,
+)
 from ...syscalls import SystemCalls
 from ..in_use import describe_users
+
+
+class Presence(StrEnum):
+    """What is known of a source that was not retired."""
+
+    THERE = "there"
+    GONE = "gone"
+    """Somebody else has removed the last name of its file."""
+    UNKNOWN = "unknown"
 
 
 class SourceTouched(Exception):
@@ -51,6 +75,7 @@ class SourceWatch:
     """Watches one source.
 
     @param disk: the source.
+    @param identity: what distinguishes its file from others; "" where nothing does.
     @param in_use: its only writer is a server of ours.
     @param ignore_writers: another program may have it open for writing.
     @param system: the system calls to use.
@@ -60,6 +85,7 @@ class SourceWatch:
         self,
         disk: IDisk,
         *,
+        identity: str = "",
         in_use: bool = False,
         ignore_writers: bool = False,
         system: SystemCalls,
@@ -70,6 +96,7 @@ class SourceWatch:
         self._ignore_writers = ignore_writers
         self._system = system
         self._seen: DiskVersion | None = None
+        self._identity = identity
 
     @property
     def watches(self) -> bool:
@@ -77,15 +104,36 @@ class SourceWatch:
         return self._watched is not None
 
     @property
-    def is_gone(self) -> bool:
-        """Whether the last name of the source's file was removed, by whomever.
-
-        Also if that cannot be found out: the copy may then be all that is left.
-        """
+    def presence(self) -> Presence:
+        """Whether the source is still there; one that cannot be watched always is."""
         try:
-            return self._watched is not None and self._watched.is_gone()
+            gone = self._watched is not None and self._watched.is_gone()
         except OSError:
-            return True
+            return Presence.THERE if self._is_at_its_path() else Presence.UNKNOWN
+        return Presence.GONE if gone else Presence.THERE
+
+    def _is_at_its_path(self) -> bool:
+        """Whether the path certainly leads to the source, whose descriptor tells nothing."""
+        if not self._identity:
+            return False
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = self._system.open(path_of(self._disk), flags)
+        except OSError:
+            return False
+        try:
+            status = self._system.fstat(descriptor)
+            found = (
+                device_identity(status.st_rdev, self._system)
+                if stat.S_ISBLK(status.st_mode)
+                else file_identity(descriptor, self._system)
+            )
+        except OSError:
+            return False
+        finally:
+            self._system.close(descriptor)
+        boot = boot_id()
+        return same_disk(self._identity, boot, found, boot) is True
 
     def begin(self) -> None:
         """I{Slow.} The copying begins.
@@ -144,7 +192,7 @@ class SourceWatch:
         with contextlib.suppress(OSError):  # then it cannot be decided
             now = disk.version(sync=not self._in_use)
             unchanged = self._seen is None or now.written == self._seen.written
-        replaced = os.path.lexists(getattr(disk, "path", ""))
+        replaced = os.path.lexists(path_of(self._disk))
         how = "replaced" if replaced else "deleted"
         return SourceGone(f"{disk.name} was {how} by somebody else", unchanged, replaced)
 

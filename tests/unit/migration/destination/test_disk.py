@@ -13,7 +13,7 @@ from blockmig.errors import GaveUp, LocalFailure, Refused
 from blockmig.migration.destination.disk import DestinationDisk, location_of
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.nbd import Command, Errno
-from blockmig.storage import DiskChanged, FileDisk
+from blockmig.storage import DiskChanged, DiskVersion, FileDisk
 from blockmig.testing import MemoryDisk
 from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
 from tests.unit.support import ONE, RecordedDisk, WatchedDisk
@@ -130,7 +130,7 @@ class ExistingDataTests(ReceiverCase):
         for version, looks in ((((1,), (1,)), 1), (((), ()), 2)):
             self.setUp()
             self.disk = WatchedDisk(bytes(SIZE), self.disk.path)
-            self.disk.version = lambda sync=True, version=version: version
+            self.disk.version = lambda sync=True, version=version: DiskVersion(*version)
             self.make()
             self.successResultOf(self.receiver.check())
             self.begun()
@@ -138,9 +138,9 @@ class ExistingDataTests(ReceiverCase):
         self.setUp()
         self.disk = WatchedDisk(bytes(SIZE), self.disk.path)
         self.make()
-        self.disk.version = lambda sync=True: ((1,), (1,))
+        self.disk.version = lambda sync=True: DiskVersion((1,), (1,))
         self.successResultOf(self.receiver.check())
-        self.disk.version = lambda sync=True: ((2,), (1,))
+        self.disk.version = lambda sync=True: DiskVersion((2,), (1,))
         self.disk.poke(0, b"o" * SIZE)
         self.assertEqual(Errno.EPERM, self.claimed()[0].ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
@@ -13,10 +14,13 @@ from blockmig.migration.records.files import Kind, Location, Phase, Records
 from blockmig.migration.records.permitted import SourceState, source_state
 from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
+from blockmig.syscalls import SystemCalls
 from tests.unit.support import ONE, BreakingCalls
 
 URI = "nbd://there/x"
 PLACE = Location("there", "/copy", URI)
+WRITING = 2
+"""The first call of a write, behind those of a look at what is recorded."""
 
 
 class Case(SynchronousTestCase):
@@ -500,3 +504,40 @@ class RetireTests(Case):
             self.assertRaises(OSError, source.complete)
             self.assertEqual(before, self.names())
             self.assertIn("disk.MIGRATING", before)
+
+    def test_a_step_of_one_migration_leaves_the_records_of_another(self):
+        """Which another process has begun meanwhile."""
+        for step in ("complete", "acknowledged", "abandon"):
+            for unlink in (True, False):
+                source = self.make(unlink=unlink)
+                source.copying(1, PLACE, True)
+                later = self.make(unlink=True)
+                later.copying(1, PLACE, True)
+                found = self.migrating()
+                with contextlib.suppress(OSError):
+                    getattr(source, step)()
+                self.assertEqual((found, None), (self.migrating(), self.migrated()), step)
+
+    def test_a_copied_that_may_be_recorded_counts_as_recorded(self):
+        """The record may have got its name before the error: it says that we may delete it."""
+
+        class Unsynced(SystemCalls):
+            def sync_directory(self, path):
+                raise OSError(errno.EIO, "Input/output error")
+
+        source = self.make(unlink=True)
+        source.copying(1, PLACE, True)
+        source._records = Records(self.records.path, Unsynced())
+        self.assertRaises(OSError, source.copied)
+        self.assertTrue(source.says_deleted)
+        source._records = self.records
+        source.record_not_retired()
+        self.assertEqual((Phase.COPYING, True), (self.migrating().phase, self.migrating().whole))
+        self.assertFalse(source.says_deleted)
+
+    def test_a_copied_that_was_certainly_not_recorded_says_nothing(self):
+        source = self.make(unlink=True)
+        source.copying(1, PLACE, True)
+        source._records = Records(self.records.path, BreakingCalls(0))
+        self.assertRaises(OSError, source.copied)
+        self.assertFalse(source.says_deleted)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
 import weakref
 
+from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from blockmig import claims
 from blockmig.client import Destination
-from blockmig.errors import AlreadyDone, GaveUp, InUse, Refused, Unconfirmed
+from blockmig.errors import AlreadyDone, GaveUp, InUse, LocalFailure, Refused, Unconfirmed
+from blockmig.interfaces import IWatchedDisk
 from blockmig.migration.destination import receiver
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides, Patience
@@ -28,7 +32,7 @@ from blockmig.runtime import Runtime
 from blockmig.storage import BlockDisk, FileDisk, record_paths
 from blockmig.storage import open as opening
 from blockmig.testing import MemoryDisk, MemoryNetwork, RecordedMemoryDisk, synchronous
-from tests.unit.support import ONE, Story
+from tests.unit.support import ONE, TWO, Story
 
 DATA = b"x" * 5000 + bytes(300_000) + b"y" * 70_000
 SIZE = len(DATA)
@@ -151,8 +155,28 @@ class FirstRunTests(Case):
             def identity(self):
                 raise KeyError("session expired")
 
-        error = self.assertRaises(OSError, self.resume, Forgetful(DATA, self.source_path))
+        error = self.assertRaises(LocalFailure, self.resume, Forgetful(DATA, self.source_path))
         self.assertIn("identity: KeyError: 'session expired'", str(error))
+
+    def test_a_disk_that_cannot_say_whether_it_is_gone_has_failed(self):
+        @implementer(IWatchedDisk)
+        class Unsure(RecordedMemoryDisk):
+            def is_gone(self):
+                raise OSError(errno.EIO, "broken")
+
+        error = self.assertRaises(LocalFailure, self.resume, Unsure(DATA, self.source_path))
+        self.assertIn("is_gone: broken", str(error))
+
+    def test_a_file_that_fails_while_it_is_opened_has_failed(self):
+        class Broken(Story):
+            def fstat(self, descriptor):
+                raise OSError(errno.EIO, "Input/output error")
+
+        self.write_source()
+        runtime = Runtime(self.clock, synchronous, Broken())
+        error = self.assertRaises(LocalFailure, self.resume, runtime=runtime)
+        self.assertIn("Input/output error", str(error))
+        self.assertFalse(self.is_open())
 
     def test_a_rate_is_kept(self):
         with open(self.source_path, "wb") as file:
@@ -183,6 +207,46 @@ class GoneTests(Case):
         for changes in ({"phase": Phase.COPYING}, {"unlink": False}):
             self.retired(**changes)
             self.refused("is gone, and blockmig did not delete it")
+
+    def test_what_is_being_finished_is_not_finished_beside_that(self):
+        self.retired()
+        first = self.resume()
+        self.refused("is used by a Finisher")
+        first.stop()
+        self.failureResultOf(first.complete(), Unconfirmed)
+        self.assertIsInstance(self.resume(), Finisher)
+
+    def test_one_that_nobody_has_any_more_finishes_nothing(self):
+        self.retired()
+        self.resume()
+        self.assertIsInstance(self.resume(), Finisher)
+
+    def test_another_file_is_not_sent_while_an_earlier_one_is_finished(self):
+        """It has the name, and so the records, of the one that was deleted."""
+        self.retired(identity="inode 1, born 1")
+        finishing = self.resume()
+        self.write_source()
+        self.refused("is used by a Finisher", overrides=Overrides(again=True))
+        finishing.stop()
+        sending = self.resume(overrides=Overrides(again=True))
+        self.assertIsInstance(sending, Sender)
+        sending.stop()
+
+    def test_a_path_that_cannot_be_looked_at_is_not_taken_for_a_deleted_disk(self):
+        self.write_source()
+        self.retired()
+
+        stat, failures = os.stat, [self.source_path]
+
+        def stale_once(path, *arguments, **keywords):
+            if path in failures:
+                failures.remove(path)
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return stat(path, *arguments, **keywords)
+
+        self.patch(os, "stat", stale_once)
+        self.patch(Story, "stat", staticmethod(stale_once))
+        self.refused("Stale file handle")
 
     def test_another_destination_is_refused(self):
         self.retired()
@@ -260,6 +324,34 @@ class KeptTests(Case):
         self.assertIsInstance(sending, Finisher)
         sending.stop()
         self.assertFalse(disk.closed)
+
+    def test_a_disk_that_is_being_finished_is_not_sent_anew_beside_that(self):
+        """The end of the one would remove the record of the other."""
+        disk = RecordedMemoryDisk(DATA, self.source_path)
+        self.mark(Records(self.source_path))
+        finishing = self.resume(disk)
+        again = {"overrides": Overrides(again=True), "runtime": self.runtime}
+        self.assertRaises(InUse, Sender, disk, self.there, unlink=True, **again)
+        other = RecordedMemoryDisk(DATA, self.source_path)
+        self.assertRaises(InUse, Sender, other, self.there, unlink=True, **again)
+        finishing.stop()
+        Sender(disk, self.there, unlink=True, **again).stop()
+
+    def test_what_another_process_has_begun_meanwhile_is_left_alone(self):
+        """Claims are this process's own."""
+        self.write_source()
+        records = Records(self.source_path)
+        self.mark(records)
+        finishing = self.resume()
+        outcome = finishing.run()
+        later = RECORD.but(migration=TWO, phase=Phase.COPYING, again=True)
+        records.write(Kind.MIGRATING, later)
+        found = records.read(Kind.MIGRATING), records.read(Kind.MIGRATED)
+
+        self.patch(Finisher, "_try", lambda _: succeed(None))
+        self.network.advance(1)
+        self.successResultOf(outcome)
+        self.assertEqual(found, (records.read(Kind.MIGRATING), records.read(Kind.MIGRATED)))
 
     def test_a_disk_object_that_is_used_is_not_finished_beside_that(self):
         """Its user may be about to finish it."""

@@ -14,9 +14,9 @@ from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.migration.source.sender import Sender
-from blockmig.migration.source.watch import SourceGone, SourceTouched, SourceWatch
+from blockmig.migration.source.watch import Presence, SourceGone, SourceTouched, SourceWatch
 from blockmig.runtime import Runtime
-from blockmig.storage import DiskChanged
+from blockmig.storage import DiskChanged, FileDisk
 from blockmig.syscalls import SYSTEM
 from blockmig.testing import Call, MemoryDisk, synchronous
 from tests.unit.support import ADDRESS, MemoryEndpoint, RecordedDisk, Story, WatchedDisk
@@ -52,16 +52,41 @@ class SourceWatchTests(SynchronousTestCase):
         self.disk.displaced = "is another file now"
         self.assertRaises(DiskChanged, watch.check)
 
-    def test_a_source_that_cannot_say_so_counts_as_gone(self):
-        """Its copy may be all that is left, and must not be withdrawn."""
+    def test_a_source_that_cannot_say_so_is_neither_there_nor_gone(self):
+        """Its copy may be all that is left; or it may be in use, and that copy be stale."""
 
         def is_gone():
             raise OSError(5, "Input/output error")
 
         watch = self.begun()
-        self.assertFalse(watch.is_gone)
+        self.assertEqual(Presence.THERE, watch.presence)
+        self.disk.gone = True
+        self.assertEqual(Presence.GONE, watch.presence)
         self.disk.is_gone = is_gone
-        self.assertTrue(watch.is_gone)
+        self.assertEqual(Presence.UNKNOWN, watch.presence)
+
+    def closed(self):
+        """The watch of a file that was closed, and its path."""
+        path = os.path.abspath(self.mktemp())
+        with open(path, "wb") as file:
+            file.write(DATA)
+        disk = FileDisk(path)
+        watch = SourceWatch(disk, identity=disk.identity(), system=SYSTEM)
+        watch.begin()
+        disk.close()
+        return watch, path
+
+    def test_a_file_that_was_closed_is_looked_for_at_its_path(self):
+        watch, _ = self.closed()
+        self.assertEqual(Presence.THERE, watch.presence)
+
+    def test_a_file_that_was_closed_and_has_left_its_path_may_be_anywhere(self):
+        watch, path = self.closed()
+        os.rename(path, path + ".moved")
+        self.assertEqual(Presence.UNKNOWN, watch.presence)
+        with open(path, "wb") as file:
+            file.write(DATA)
+        self.assertEqual(Presence.UNKNOWN, watch.presence, "that is another file")
 
     def test_a_source_that_is_gone_is_reported_with_whether_it_was_changed(self):
         watch = self.begun()
@@ -94,7 +119,7 @@ class SourceWatchTests(SynchronousTestCase):
         watch.begin()
         watch.is_quiescent()
         watch.check()
-        self.assertFalse(watch.is_gone)
+        self.assertEqual(Presence.THERE, watch.presence)
         self.assertFalse(watch.watches)
 
     def test_an_error_of_the_medium_fails_the_check(self):
