@@ -24,6 +24,13 @@ class _Transport(StringTransport):
         self.aborted = True
 
 
+class _Full:
+    """Nobody gives way to a new connection."""
+
+    def refusal(self, address):
+        return "full"
+
+
 class TLSTests(SynchronousTestCase):
     """Under TLS Twisted passes on what a factory returns, and cannot close a None."""
 
@@ -47,6 +54,7 @@ class TLSTests(SynchronousTestCase):
     def test_a_server_that_is_full(self):
         factory = Server(MemoryDisk(1000), max_connections=1, runtime=self.runtime).factory()
         self.assertFalse(self.connect(factory).aborted)
+        self.patch(factory, "_admission", _Full())
         self.refused(factory)
 
     def test_a_server_that_has_ended(self):
@@ -64,6 +72,7 @@ class TLSTests(SynchronousTestCase):
     def test_exports_that_are_full(self):
         factory = Exports(max_connections=1, runtime=self.runtime).factory()
         self.assertFalse(self.connect(factory).aborted)
+        self.patch(factory, "_admission", _Full())
         self.refused(factory)
 
     def test_exports_that_were_stopped(self):

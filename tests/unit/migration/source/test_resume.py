@@ -20,6 +20,7 @@ from blockmig.errors import AlreadyDone, GaveUp, InUse, LocalFailure, Refused, U
 from blockmig.interfaces import IWatchedDisk
 from blockmig.migration.destination import receiver
 from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.identity import Identity
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.migration.records.permitted import destination_record
@@ -226,11 +227,10 @@ class GoneTests(Case):
         self.retired(identity="inode 1, born 1")
         finishing = self.resume()
         self.write_source()
-        self.refused("is used by a Finisher", overrides=Overrides(again=True))
+        new = {"overrides": Overrides(overwrite=True), "identity": Identity("new")}
+        self.refused("is not the file that was migrated", **new)
         finishing.stop()
-        sending = self.resume(overrides=Overrides(again=True))
-        self.assertIsInstance(sending, Sender)
-        sending.stop()
+        self.refused("is not the file that was migrated", **new)
 
     def test_a_path_that_cannot_be_looked_at_is_not_taken_for_a_deleted_disk(self):
         self.write_source()
@@ -330,12 +330,12 @@ class KeptTests(Case):
         disk = RecordedMemoryDisk(DATA, self.source_path)
         self.mark(Records(self.source_path))
         finishing = self.resume(disk)
-        again = {"overrides": Overrides(again=True), "runtime": self.runtime}
+        again = {"overrides": Overrides(overwrite=True), "runtime": self.runtime}
         self.assertRaises(InUse, Sender, disk, self.there, unlink=True, **again)
         other = RecordedMemoryDisk(DATA, self.source_path)
-        self.assertRaises(InUse, Sender, other, self.there, unlink=True, **again)
+        self.assertRaises(Refused, Sender, other, self.there, unlink=True, **again)
         finishing.stop()
-        Sender(disk, self.there, unlink=True, **again).stop()
+        self.assertRaises(Refused, Sender, disk, self.there, unlink=True, **again)
 
     def test_what_another_process_has_begun_meanwhile_is_left_alone(self):
         """Claims are this process's own."""
