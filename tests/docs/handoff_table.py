@@ -99,7 +99,8 @@ class Hosts:
 
 
 def begun(hosts: Hosts) -> None:
-    hosts.migrate("--unlink", dies=("rename", ".MIGRATING", "1", "after"))
+    """All was sent, and nothing of that is recorded."""
+    hosts.receiver_dies("--unlink", dies=("open", ".INCOMPLETE.tmp", "2", "before"))
 
 
 def copied(hosts: Hosts) -> None:
@@ -124,10 +125,11 @@ def remembered(hosts: Hosts) -> None:
 
 def done_and_replaced(hosts: Hosts) -> None:
     """By files that were there already."""
-    done(hosts)
-    for path in (hosts.source, hosts.destination):
-        other = hosts.room / "other"
+    others = [hosts.room / "one", hosts.room / "another"]
+    for other in others:
         other.write_bytes(os.urandom(SIZE))
+    done(hosts)
+    for other, path in zip(others, (hosts.source, hosts.destination), strict=True):
         other.rename(path)
 
 

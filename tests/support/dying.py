@@ -1,14 +1,16 @@
 """Runs a command of blockmig's, and dies at a call into the kernel: no clean-up, no last words.
 
 ``python -m tests.support.dying CALL SUFFIX NUMBER before|after send|receive …``: at the NUMBERth
-CALL (`rename` by its target, `unlink`) on a path that ends with SUFFIX.
+CALL (`rename` by its target, `unlink`, `open`) on a path that ends with SUFFIX.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from blockmig.syscalls import SystemCalls
 
@@ -23,18 +25,22 @@ class DyingCalls(SystemCalls):
         self._left = number
         self._when = when
 
-    def _pass(self, call: str, path: str, act: object, *arguments: object) -> None:
+    def _pass(self, call: str, path: str, act: Callable[..., Any], *arguments: object) -> Any:
         hit = call == self._point[0] and path.endswith(self._point[1])
         self._left -= hit
         last = hit and self._left == 0
         if last and self._when == "before":
             os._exit(STATUS)
-        act(*arguments)  # type: ignore[operator]
+        result = act(*arguments)
         if last:
             os._exit(STATUS)
+        return result
 
     def rename(self, before: str, after: str) -> None:  # type: ignore[override]
         self._pass("rename", after, os.rename, before, after)
+
+    def open(self, path: str, *arguments: int) -> int:  # type: ignore[override]
+        return int(self._pass("open", path, os.open, path, *arguments))
 
     def unlink(self, path: str) -> None:  # type: ignore[override]
         self._pass("unlink", path, os.unlink, path)

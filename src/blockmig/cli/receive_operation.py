@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from ..errors import GaveUp, MigrationError, Refused, Summary
+from ..errors import AlreadyDone, GaveUp, MigrationError, Refused, Summary
 from ..migration.destination.receiver import Receiver
 from ..migration.identity import Identity
 from ..migration.in_use import refuse_in_use
@@ -91,12 +91,16 @@ class ReceiveOperation:
         path, directory = options["file"], options["state-dir"]
         with contextlib.suppress(DiskRefused):  # to open it is refused too, and says why
             records = records_at(path, directory, system)
-            check_finished(
-                records,
-                lambda: look_at(path, system),
-                overwrite=bool(options["overwrite"]),
-                id=options["id"] or "",
-            )
+            try:
+                check_finished(
+                    records,
+                    lambda: look_at(path, system),
+                    overwrite=bool(options["overwrite"]),
+                    id=options["id"] or "",
+                )
+            except AlreadyDone as error:
+                where = f" on {options['listen']}" if options["listen"] else ""
+                raise AlreadyDone(f"{error}; nobody is listening{where}") from None
 
     def _open(self) -> FileDisk | BlockDisk:
         options = self._options

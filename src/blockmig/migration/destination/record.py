@@ -96,7 +96,7 @@ class DestinationRecord:
         if current is None:
             return "a sender that began just now"
         named = f"migration {current.id} of " if current.id else ""
-        return f"{named}{current.source}, since {current.began}"
+        return f"{named}{current.source.in_full}, since {current.began}"
 
     def claimed(self, connection: ServerConnection) -> bool:
         """Whether C{connection} belongs to the migration that it is about."""

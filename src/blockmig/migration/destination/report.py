@@ -70,7 +70,9 @@ class MigrationReport:
             location.disk,
             token=self._disk.token() if retired else "",
             place=self._record.place,
-            holder=f"{current.source}, since {current.began}" if current is not None else "",
+            holder=f"{current.source.in_full}, since {current.began}"
+            if current is not None
+            else "",
             state_directory=location.state_directory,
         )
         if not self._secret:

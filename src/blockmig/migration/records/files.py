@@ -98,9 +98,15 @@ class Location:
 
     def __str__(self) -> str:
         end = f"{self.host}:{self.disk}" if self.disk else self.host
-        if end and self.address:
+        if end and "://" in self.address:  # the port of a client says nothing to people
             return f"{end} ({self.address})"
         return end or self.address or "(unknown)"
+
+    @property
+    def in_full(self) -> str:
+        """All that is known of it."""
+        end = str(self)
+        return end if self.address in end else f"{end} ({self.address})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,8 @@ class FormTests(SynchronousTestCase):
             (Location(), "(unknown)"),
             (Location("h"), "h"),
             (Location("h", "/d"), "h:/d"),
-            (Location("h", "/d", "a"), "h:/d (a)"),
+            (Location("h", "/d", "nbd://a/"), "h:/d (nbd://a/)"),
+            (Location("h", "/d", "192.0.2.7:4711"), "h:/d"),
             (Location(address="a"), "a"),
         ):
             self.assertEqual(text, str(side))
