@@ -426,3 +426,26 @@ def test_a_disk_that_was_retired_with_a_state_directory_is_so_without_it(names: 
     running = names.processes.run(BLOCKMIG, "serve", "--file", device, "--listen", ANY_PORT)
     assert running.status == 1
     assert "migrated" in running.stderr
+
+
+def test_a_source_that_was_forgotten_is_marked_no_longer(names: Names) -> None:
+    image = names.image("a.img")
+    names.move(image)
+    confirmed = "--i-have-checked-the-destination"
+    assert names.processes.run(BLOCKMIG, "forget", image, confirmed).status == 0
+    assert names.verdict(image) == "canonical"
+    assert names.verdict(image.rename(names.room / "b.img")) == "canonical"
+
+
+def test_the_mark_of_a_renamed_source_is_forgotten_on_request(names: Names) -> None:
+    image = names.image("a.img")
+    names.move(image)
+    moved = image.rename(names.room / "b.img")
+    if names.verdict(moved) == "canonical":
+        pytest.skip("this file system keeps no marks")
+    running = names.processes.run(BLOCKMIG, "forget", moved)
+    assert running.status == 1
+    assert "--i-have-checked-the-destination" in running.stderr
+    confirmed = "--i-have-checked-the-destination"
+    assert names.processes.run(BLOCKMIG, "forget", moved, confirmed).status == 0
+    assert names.verdict(moved) == "canonical"

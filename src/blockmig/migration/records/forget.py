@@ -11,17 +11,18 @@ Owns when that may be done. Rules (design, section 2: R7, R11):
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
 from ...errors import LocalFailure, MigrationError, Refused
-from ...storage import DiskRefused, record_path
+from ...storage import DiskRefused
 from ...syscalls import SYSTEM, SystemCalls, describe_error
+from .advice import command_here
 from .directory import recorded_disks
-from .files import BadRecord, Kind, Records
+from .files import BadRecord, Kind, Records, records_at
 from .finished import FINISHED, Finished, read_finished
+from .mark import mark_at, remove_mark_at
 
 CONFIRMATION: Final = "--i-have-checked-the-destination"
 
@@ -45,6 +46,16 @@ def forget(
     records = _records(path, state_directory, system)
     finished = _check(path, records, checked_destination)
     found = [kind for kind in FINISHED if os.path.lexists(records.name(kind))]
+    marked = mark_at(path)
+    if marked is not None and marked.kind == Kind.MIGRATED:
+        # Without the mark it would look like any other disk, wherever it is moved.
+        if not checked_destination:
+            raise Refused(
+                f"{path}: is marked as migrated to {marked.other}: check that destination, then "
+                f"give {CONFIRMATION}"
+            )
+        remove_mark_at(path)
+        found = found or [Kind.MIGRATED]
     if not found:
         raise Refused(f"{path}: there is no record of a finished migration of it")
     last = {
@@ -114,14 +125,13 @@ def _time(text: str) -> datetime:
 
 def _records(path: str, state_directory: str | None, system: SystemCalls) -> Records:
     try:
-        return Records(record_path(path, state_directory, system), system)
+        return records_at(path, state_directory, system)
     except DiskRefused as error:
         raise Refused(str(error)) from None
 
 
 def _check(path: str, records: Records, checked_destination: bool) -> Finished:
     """Check that what is finished may be forgotten."""
-    quoted = shlex.quote(path)
     for kind, why in (
         (Kind.INCOMPLETE, "a migration into it is not known to be complete"),
         (Kind.MIGRATING, "a migration of it is not known to be complete"),
@@ -129,7 +139,7 @@ def _check(path: str, records: Records, checked_destination: bool) -> Finished:
         if os.path.lexists(records.name(kind)):
             raise Refused(
                 f"{path}: {why} ({records.name(kind)}), and that is not to be forgotten: see "
-                f"`blockmig inspect {quoted}`"
+                f"`{command_here('inspect', records)}`"
             )
     torn = False
     try:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Final
 
@@ -70,9 +71,34 @@ def set_mark(disk: IDisk, kind: Kind, record: Record) -> None:
 
 def remove_mark(disk: IDisk) -> None:
     """I{Slow.} Remove all marks, durably; only as far as possible."""
+    if (descriptor := disk.fileno()) is not None:
+        _remove(descriptor)
+
+
+def mark_at(path: str) -> Mark | None:
+    """The mark on the file at C{path}."""
+    with contextlib.suppress(OSError), _opened(path) as descriptor:
+        return read_mark(descriptor)
+    return None
+
+
+def remove_mark_at(path: str) -> None:
+    """I{Slow.} Remove all marks of the file at C{path}, durably; only as far as possible."""
+    with contextlib.suppress(OSError), _opened(path) as descriptor:
+        _remove(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _remove(descriptor: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        if (descriptor := disk.fileno()) is None:
-            return
         found = [name for name in ATTRIBUTES.values() if name in os.listxattr(descriptor)]
         for name in found:
             os.removexattr(descriptor, name)
