@@ -94,25 +94,28 @@ def check_end(room: Room) -> None:
                 raise Wrong(f"{sign!r} is in the {side}'s log")
 
 
-def _times(room: Room) -> dict[str, tuple[int, int, int]]:
-    """When the files and directories of both sides were last written to, and which they are."""
+def _times(room: Room, side: str) -> dict[str, tuple[int, int, int]]:
+    """When the files and the directory of one side were last written to, and which they are.
+
+    The other side may still be ending, and is another host's.
+    """
+    place = room.top / {"sender": "source", "receiver": "destination"}[side]
     found = {}
-    for place in ("source", "destination"):
-        for path in (room.top / place, *(room.top / place).iterdir()):
-            status = path.stat()
-            found[str(path)] = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+    for path in (place, *place.iterdir()):
+        status = path.stat()
+        found[str(path)] = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
     return found
 
 
 def check_again(room: Room, side: str, *options: str) -> None:
     """Check that one that is not needed any more ends with 0, and writes no byte."""
-    before, former = _times(room), room.running[side]
+    before, former = _times(room, side), room.running[side]
     child = room.start(side, options=options)
     if not room.wait(lambda: not child.alive) or child.status != 0:
         raise Wrong(f"the {side}, started again on a finished disk, ended with {child.status}")
     if "listening" in child.reported:
         raise Wrong(f"the {side} listened for what it has")
-    if _times(room) != before:
+    if _times(room, side) != before:
         raise Wrong(f"the {side} was started again on a finished disk, and has written something")
     room.note(f"the {side}, started again, had nothing to do")
     room.running[side] = former
