@@ -52,10 +52,12 @@ def run(options: Options) -> int:
     except MigrationError as error:
         print(f"blockmig: {error}", file=sys.stderr)
         return error.status
-    print(f"{options['disk']} is the canonical copy: accepted by {accepted.by}, {accepted.changed}")
+    usage.show(
+        f"{options['disk']} is the canonical copy: accepted by {accepted.by}, {accepted.changed}"
+    )
     if accepted.identified:
         record = record_of(accepted.source, Kind.MIGRATING)
-        print(f"if there is a {record} on {accepted.source.host}, it can be removed")
+        usage.show(f"if there is a {record} on {accepted.source.host}, it can be removed")
     return ExitStatus.DONE
 
 

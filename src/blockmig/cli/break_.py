@@ -41,5 +41,5 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     except control.ControlError as error:
         print(f"blockmig: {printable(error)}", file=sys.stderr)
         return ExitStatus.REFUSED
-    print("the mirror was cancelled")
+    usage.show("the mirror was cancelled")
     return ExitStatus.DONE

@@ -73,7 +73,7 @@ def _forget(options: Options) -> int:
         checked_destination=bool(options["i-have-checked-the-destination"]),
         state_directory=options["state-dir"],
     )
-    print(f"{options['disk']}: forgotten ({', '.join(removed)})")
+    usage.show(f"{options['disk']}: forgotten ({', '.join(removed)})")
     return ExitStatus.DONE
 
 
@@ -87,7 +87,7 @@ def _forget_old(options: Options) -> int:
         checked_destination=bool(options["i-have-checked-the-destination"]),
     ):
         if refusal is None:
-            print(f"{path}: forgotten")
+            usage.show(f"{path}: forgotten")
         else:
             print(f"blockmig: {refusal}", file=sys.stderr)
             status = max(status, refusal.status)

@@ -75,11 +75,11 @@ def _inspect_all(options: Options, directory: str) -> int:
         if options["json"]:
             found.append(_as_json(verdict, states))
         else:
-            print(f"{path}: {verdict.line}".replace("\n", "?"))
+            usage.show(f"{path}: {verdict.line}".replace("\n", "?"))
     if options["json"]:
-        print(json.dumps({"directory": directory, "verdicts": found}))
+        usage.show(json.dumps({"directory": directory, "verdicts": found}))
     elif not paths:
-        print(f"{directory}: there is no record of a migration")
+        usage.show(f"{directory}: there is no record of a migration")
     if failed:
         return ExitStatus.FAILED
     return ExitStatus.UNCONFIRMED if uncertain or not paths else ExitStatus.DONE
@@ -105,7 +105,7 @@ def _inspect(options: Options) -> int:
     else:
         verdict = verdict_of(states[0]) if len(states) == 1 else verdict_of_pair(*states)
     if options["json"]:
-        print(json.dumps(_as_json(verdict, states)))
+        usage.show(json.dumps(_as_json(verdict, states)))
     else:
         lines = [verdict.line, f"why: {verdict.why}", f"do: {verdict.advice}"]
         lines = [line.replace("\n", "?") for line in lines]
@@ -114,7 +114,7 @@ def _inspect(options: Options) -> int:
             for state in states
             if state.in_use
         ]
-        print("\n".join(lines))
+        usage.show("\n".join(lines))
     return ExitStatus.DONE if verdict.certain else ExitStatus.UNCONFIRMED
 
 

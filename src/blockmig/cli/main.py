@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from .commands import parse
-from .usage import UsageError
+from .usage import UsageError, discard_output
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -40,4 +39,4 @@ def _flush_output() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:  # the interpreter flushes once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()

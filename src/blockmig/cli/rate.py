@@ -44,5 +44,5 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
         print(f"blockmig: {printable(error)}", file=sys.stderr)
         return ExitStatus.REFUSED
     rate = integer_field(answer, "max_rate") if isinstance(answer, dict) else None
-    print("no limit" if rate is None else f"at most {format_bytes(rate)}/s")
+    usage.show("no limit" if rate is None else f"at most {format_bytes(rate)}/s")
     return ExitStatus.DONE

@@ -48,7 +48,7 @@ def run(options: Options) -> int:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a file name need not be UTF-8
         reconfigure(errors="backslashreplace")
-    print(json.dumps(status) if options["json"] else as_text(status))
+    usage.show(json.dumps(status) if options["json"] else as_text(status))
     return ExitStatus.DONE
 
 

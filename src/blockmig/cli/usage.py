@@ -10,6 +10,7 @@ Nothing that takes long is imported here, and nothing is known of any command.
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from getopt import GetoptError, gnu_getopt
@@ -145,6 +146,19 @@ EXIT_STATUSES: Final = {
     "canonical, or where to look.",
 }
 """What `--help` says of each L{exit status<blockmig.errors.ExitStatus>}."""
+
+
+def show(text: str) -> None:
+    """Print C{text}. A reader that has left (`| head`) changes nothing, and no exit status."""
+    try:
+        print(text)
+    except BrokenPipeError:
+        discard_output()
+
+
+def discard_output() -> None:
+    """Nobody reads what is printed: let the rest of it, and what is buffered, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:

@@ -256,6 +256,15 @@ class ImportsTests(SynchronousTestCase):
         os.close(writer)
         self.assertEqual((3, b""), (ended.returncode, ended.stderr))
 
+    def test_a_reader_that_leaves_in_the_middle_changes_no_exit_status_either(self):
+        """Where each line is written at once."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        program = "from blockmig.cli.main import main; main(['inspect', '/nowhere/disk'])"
+        ended = subprocess.run([sys.executable, "-u", "-c", program], stdout=writer, stderr=-1)
+        os.close(writer)
+        self.assertEqual((5, b""), (ended.returncode, ended.stderr))
+
     def test_a_reader_that_has_left_does_not_change_the_exit_status(self):
         reader, writer = os.pipe()
         os.close(reader)
