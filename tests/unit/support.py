@@ -25,6 +25,7 @@ from blockmig.migration.handoff.message import (
     MESSAGE_SIZE,
     HandoffMessage,
     HandoffPhase,
+    Writer,
     decode_message,
     signed,
 )
@@ -299,7 +300,7 @@ class HandoffClient(Client):
         more = {"attempt": 1, "size": 5000, "host": "there", "disk": "/source", **more}
         message = HandoffMessage(HandoffPhase(phase), migration, cookie=f"{cookie:016x}", **more)
         nonce = self.read_message().nonce if secret else ""
-        return signed(message, secret, nonce).encode()
+        return signed(message, secret, nonce, Writer.SENDER).encode()
 
     def send_message(self, *arguments, **more):
         self.write(0, self.message(*arguments, **more))

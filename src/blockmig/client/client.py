@@ -68,8 +68,10 @@ class NBDClient(ClientHandler):
         try:
             await wait_for_other(endpoint.connect(ClientFactory(self._connection)))
         except CancelledError:
+            self._connection.abort()  # an endpoint that cannot be cancelled may connect yet
             raise
         except Exception as error:  # each endpoint fails in its own ways
+            self._connection.abort()
             self._greeting.addErrback(lambda _: None)  # it may have connected before that
             raise ClientFailed(
                 f"cannot connect to the destination: {describe_error(error)}"

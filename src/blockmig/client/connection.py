@@ -228,8 +228,10 @@ class ClientConnection(Protocol):
         self.abort()
 
     def abort(self) -> None:
-        """Close the connection at once, if there is one."""
+        """Close the connection at once, if there is one; one that is made later as well."""
         self.cancel_timeout()
+        if self.transport is None:
+            self._is_usable = False
         if self.transport is not None and not self.is_gone:
             self.outgoing.stopProducing()
             self.transport.abortConnection()

@@ -257,6 +257,22 @@ class AddressTests(Case):
             self.assertIn("--id", str(error))
             self.is_kept(b"o" * len(DATA))
 
+    def test_a_namesake_gets_another_UUID_where_the_first_may_be_whole(self):
+        """The question whether it is was asked, and the answer lost."""
+        self.receive()
+        self.send()
+        self.until_recorded(Phase.COPYING)
+        record = self.record()
+        self.crash()
+        Records(self.target.path).remove(Kind.INCOMPLETE)
+        self.place()
+        self.receive()
+        self.assertNotEqual(record.place, self.receiver._migration.record.place)
+        self.again()
+        self.until_recorded(Phase.COPIED)
+        self.assertNotEqual(record.migration, self.record().migration)
+        self.assertEqual(record.migration, self.record().instead_of)
+
     def test_it_goes_on_once_its_receiver_is_back(self):
         self.receive()
         self.send()

@@ -17,8 +17,8 @@ from collections import deque
 from typing import Final
 
 from ...server import ServerConnection
-from ..handoff.message import HandoffMessage, is_signed
-from ..identity import Identity
+from ..handoff.message import HandoffMessage, Writer, is_signed
+from ..identity import BadIdentity, Identity, check_id
 
 MOST: Final = 16
 """Claims of one connection."""
@@ -49,10 +49,14 @@ class StandingClaims:
 
         @param nonce: that of its connection.
         """
+        try:
+            check_id(message.id or "none")
+        except BadIdentity:
+            return "its id is none"
         if self.identity.id and message.id != self.identity.id:
             named = f"is of migration {message.id!r}" if message.id else "has no --id"
             return f"it {named}, and this receiver was started for {self.identity.id!r}"
-        if not is_signed(message, self.identity.secret, nonce):
+        if not is_signed(message, self.identity.secret, nonce, Writer.SENDER):
             return "it does not prove that it knows the --secret"
         return ""
 

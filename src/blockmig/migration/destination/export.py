@@ -79,9 +79,11 @@ class MigrationExport:
             why = "this copy is whole, and may be changed by its own sender only"
         elif self._migration.claims.are_needed and self._migration.claims.of(connection) is None:
             why = "it has not said that it belongs to the migration that this receiver waits for"
+        elif self._migration.is_taken and self._migration.claims.of(connection) is None:
+            why = "a migration that has said who it is has begun here"
         else:
             return Errno.OK
-        if connection not in self._refused:
+        if connection not in self._refused and self._migration.refusals.has_room():
             self._refused.add(connection)
             _log.warn(
                 "{peer}: may not change the disk: {why}",

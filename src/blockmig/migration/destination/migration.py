@@ -69,6 +69,9 @@ class IncomingMigration:
     @ivar durability: how much of the disk is durable.
     @ivar failures: handles what goes wrong with the disk.
     @ivar report: how the migration stands.
+    @ivar refusals: bounds the lines about what is refused.
+    @ivar is_taken: a sender that has said who it is has begun, or wants to: nobody comes between
+        its attempts who has not.
     @ivar attempts: how many have begun.
     @ivar attempt: the one that goes on, or went on when the end began.
     """
@@ -99,6 +102,7 @@ class IncomingMigration:
         self.report = MigrationReport(
             disk, record, self.durability, outcome, claims.identity.secret
         )
+        self.refusals = LimitedLog(runtime.reactor.seconds, _MOST_LINES)
         self._message_handler = MessageHandler(
             disk,
             record,
@@ -107,19 +111,24 @@ class IncomingMigration:
             self.failures,
             progress=progress,
             take_message=self.machine.take_message,
-            refusals=LimitedLog(runtime.reactor.seconds, _MOST_LINES),
+            refusals=self.refusals,
         )
         self._progress = progress
         self._outcome = outcome
         self._runtime = runtime
         self._completion: Completion | None = None
         self._replacement: Replacement | None = None
+        self.is_taken = False
 
     # Queries.
 
     def owns_attempt(self, connection: ServerConnection) -> bool:
         """Whether the attempt is C{connection}'s."""
         return self.attempt is not None and self.attempt.connection is connection
+
+    def is_expected(self, connection: ServerConnection) -> bool:
+        """Whether C{connection} has the attempt, or a sender has claimed the migration for it."""
+        return self.owns_attempt(connection) or self.claims.of(connection) is not None
 
     def is_replaced_by(self, connection: ServerConnection) -> Deferred[None] | None:
         """Whether the attempt that goes on must make way for C{connection}, which wants to change
@@ -132,6 +141,7 @@ class IncomingMigration:
             return None
         if self.record.claimed(attempt.connection) or self.claims.of(connection) is None:
             return None
+        self.is_taken = True
         if replacement is None:
             self._replacement = Replacement(attempt, connection.peer, self._runtime.reactor)
         return attempt.over()
@@ -232,6 +242,7 @@ class IncomingMigration:
         self.attempts += 1
         self._progress.begin()
         claim = self.claims.of(connection)
+        self.is_taken = self.is_taken or claim is not None
         named = claim is not None and claim.id
         _log.info(
             "attempt {number} began, from {peer}" + (", as migration {id}" if named else ""),

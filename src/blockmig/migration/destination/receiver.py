@@ -111,7 +111,7 @@ class Receiver:
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout),
             self._clients,
-            self._migration.owns_attempt,
+            self._migration.is_expected,
         )
         self._claim = Claim(given, self, disk.name)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import GaveUp, MigrationError, Unconfirmed
-from ..handoff.message import HandoffMessage, HandoffPhase, fingerprint, signed
+from ..handoff.message import HandoffMessage, HandoffPhase, Writer, fingerprint, signed
 from ..records.files import this_host
 from .disk import DestinationDisk
 from .durability import Durability
@@ -80,7 +80,9 @@ class MigrationReport:
         message = replace(message, nonce=nonce)
         if accepted is None:
             return message
-        return signed(replace(message, cookie=accepted.cookie), self._secret, nonce)
+        return signed(
+            replace(message, cookie=accepted.cookie), self._secret, nonce, Writer.RECEIVER
+        )
 
     def state(self, in_attempt: bool) -> str:
         """A word for people.

@@ -21,6 +21,7 @@ from .message import (
     BadMessage,
     HandoffMessage,
     HandoffPhase,
+    Writer,
     decode_message,
     fingerprint,
     is_signed,
@@ -94,18 +95,23 @@ class HandoffConversation:
             raise NoHandoffExport(f"the side export is not understood: {error}") from None
         self._nonce = message.nonce
         if self._cookie and not (
-            message.cookie == self._cookie and is_signed(message, self._secret, self._nonce)
+            message.cookie == self._cookie
+            and is_signed(message, self._secret, self._nonce, Writer.RECEIVER)
         ):
             raise Unproved(_UNPROVED)
         return message
 
-    async def prove(self) -> None:
-        """Have the receiver prove that it knows the secret, if there is one.
+    async def prove(self, *phases: HandoffPhase) -> None:
+        """Have the receiver prove that it knows the secret, if there is one, and that it is so far.
 
+        @param phases: what it may say; whatever it says if none is given.
         @raise Unproved: it does not.
         """
-        if self._secret:
-            await self.read()
+        if not self._secret:
+            return
+        message = await self.read()
+        if phases and message.phase not in phases:
+            raise Unproved(f"the receiver does not confirm it ({describe_message(message)})")
 
     async def send(self, message: HandoffMessage) -> None:
         """Send a message; returns once the receiver has acknowledged it.
@@ -115,7 +121,9 @@ class HandoffConversation:
         if self._secret and not self._nonce:
             raise Unproved(_UNPROVED)
         try:
-            await self._client.write(0, signed(message, self._secret, self._nonce).encode())
+            await self._client.write(
+                0, signed(message, self._secret, self._nonce, Writer.SENDER).encode()
+            )
         except ClientFailed as error:
             if error.error != _EPERM:
                 raise
@@ -314,14 +322,16 @@ class HandoffChannel:
         try:
             await self._announce(HandoffPhase.COPIED)
         except ClientFailed as error:
-            if error.error:
+            if error.error or isinstance(error, Unproved):
                 raise
             self._open_conversation().abort()
             await self._connect()
             await self._announce(HandoffPhase.COPIED)
+        await self._open_conversation().prove(HandoffPhase.COPIED)
 
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         await self._announce(HandoffPhase.RETIRED)
+        await self._open_conversation().prove(HandoffPhase.RETIRED)
         message = await self._open_conversation().read()
         await acknowledged(message.token)
 

@@ -146,22 +146,32 @@ def decode_message(data: bytes) -> HandoffMessage:
     return message
 
 
-def signed(message: HandoffMessage, secret: bytes, nonce: str) -> HandoffMessage:
+class Writer(StrEnum):
+    """Who writes a message: the proof of one end is none of the other's."""
+
+    SENDER = "sender"
+    RECEIVER = "receiver"
+
+
+def signed(message: HandoffMessage, secret: bytes, nonce: str, writer: Writer) -> HandoffMessage:
     """The message with a proof that its writer has C{secret}; as it is where there is none.
 
     @param nonce: the receiver's, of this connection.
     """
-    return replace(message, proof=prove(secret, *_facts(message, nonce))) if secret else message
+    if not secret:
+        return message
+    return replace(message, proof=prove(secret, *_facts(message, nonce, writer)))
 
 
-def is_signed(message: HandoffMessage, secret: bytes, nonce: str) -> bool:
+def is_signed(message: HandoffMessage, secret: bytes, nonce: str, writer: Writer) -> bool:
     """Whether the message has the proof that is needed: none where there is no secret."""
-    return not secret or is_proof(message.proof, secret, *_facts(message, nonce))
+    return not secret or is_proof(message.proof, secret, *_facts(message, nonce, writer))
 
 
-def _facts(message: HandoffMessage, nonce: str) -> tuple[str | int, ...]:
+def _facts(message: HandoffMessage, nonce: str, writer: Writer) -> tuple[str | int, ...]:
     """What the proof of a message is about: all but what describes, and may be shortened."""
     return (
+        writer.value,
         nonce,
         message.phase.value,
         message.migration,

@@ -54,8 +54,9 @@ def forget(
                 f"{path}: is marked as migrated to {marked.other}: check that destination, then "
                 f"give {CONFIRMATION}"
             )
-        remove_mark_at(path)
         found = found or [Kind.MIGRATED]
+    elif marked is not None:
+        found = found or [Kind.RECEIVED]  # of a receiver that died before it removed the mark
     if not found:
         raise Refused(f"{path}: there is no record of a finished migration of it")
     last = {
@@ -65,6 +66,8 @@ def forget(
         )
         if record is not None and record is finished.latest
     }
+    if marked is not None:
+        remove_mark_at(path)
     try:
         for kind in (*(kind for kind in found if kind not in last), *last):
             records.remove(kind)
@@ -150,7 +153,10 @@ def _check(path: str, records: Records, checked_destination: bool) -> Finished:
     except OSError as error:
         raise Refused(f"{path}: {describe_error(error)}") from None
     went = finished.went
-    if (went is not None or torn) and os.path.lexists(path) and not checked_destination:
+    # A kept device that is not there now (a volume that is not active) comes back.
+    is_device = records.disk != records.path
+    there = os.path.lexists(path) or (is_device and went is not None and not went.unlink)
+    if (went is not None or torn) and there and not checked_destination:
         where = f" to {went.destination}" if went is not None else ""
         raise Refused(
             f"{path}: is there, and was migrated{where}: without that record it looks like the "

@@ -37,6 +37,7 @@ from .finished import (
     is_superseded,
     read_finished,
 )
+from .mark import remove_mark_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ def _settle(records: Records) -> Record | None:
         return incomplete
     try:
         records.sync()
+        remove_mark_at(records.disk)
         records.remove(Kind.INCOMPLETE)
     except OSError as error:
         name = records.name(Kind.INCOMPLETE)

@@ -313,12 +313,17 @@ def _verdict_by_layer(
 ) -> Verdict:
     """The verdict on a disk that has data in common with one that is not the canonical copy."""
     why = f"{disk.path} {relation} {layer.path}: {verdict.why}"
-    received = Kind.INCOMPLETE in disk.records or Kind.ACCEPTED in disk.records
+    kinds = (Kind.INCOMPLETE, Kind.RECEIVED, Kind.ACCEPTED)
+    received = any(kind in disk.records for kind in kinds)
     if relation == Relation.PART or received or verdict.state == CopyState.UNKNOWN:
         # Only a part of it is not canonical; or it was received over what had been retired.
         path = os.path.abspath(layer.path)
         see = command("inspect", path, state_directory=layer.state_directory)
-        return _unknown(why, f"find out which of the two is to be used: see `{see}`")
+        return _unknown(
+            why,
+            f"find out which of the two is to be used: see `{see}`; if it is this one, let "
+            f"blockmig forget the other: {_forget(layer, '--i-have-checked-the-destination')}",
+        )
     return Verdict(verdict.state, verdict.line, why, verdict.advice)
 
 
@@ -432,8 +437,13 @@ def _beside_records(disk: IRecordedDisk, records: Records, system: SystemCalls) 
     if not isinstance(disk, BlockDisk | FileDisk):
         return {}
     descriptor, kept_in = disk.fileno(), records.state_directory or None
+    mark = read_mark(descriptor) if descriptor is not None else None
+    with contextlib.suppress(BadRecord, OSError):
+        received = records.read(Kind.RECEIVED)
+        if mark is not None and received is not None and mark.migration == received.migration:
+            mark = None  # its receiver died before it removed it
     return {
-        "mark": read_mark(descriptor) if descriptor is not None else None,
+        "mark": mark,
         "layers": _examine_layers(disk.path, disk.identity(), kept_in, system),
     }
 
@@ -759,6 +769,8 @@ def _is_source_of(there: DiskState, incomplete: Record) -> bool:
     record = there.leaving
     if record is None:
         return there.size == incomplete.size and _may_be_location(there, incomplete.source)
+    if record.place and incomplete.place and record.place != incomplete.place:
+        return False  # another disk of that name
     ends = [(at.host, at.disk) for at in (record.destination, incomplete.destination)]
     return record.migration == incomplete.migration and (not ends[0][1] or ends[0] == ends[1])
 

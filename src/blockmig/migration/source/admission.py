@@ -118,7 +118,6 @@ class Admission:
                 message.host,
                 message.disk,
                 message.place,
-                blank=message.phase == HandoffPhase.NONE,
                 named=bool(self._context.identity.id),
             )
         except Refused as error:

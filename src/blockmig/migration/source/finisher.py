@@ -149,6 +149,7 @@ class Finisher:
         self._running = Deferred.fromCoroutine(self._run()).addBoth(self._end)
 
     def _end(self, outcome: Summary | Failure) -> None:
+        self._in_thread.end()
         self._claims.release()
         self._life.end(outcome)
 
@@ -262,6 +263,11 @@ class Finisher:
                     seen = await self._announce_to_restarted(handoff, client, cookie, message)
                 elif not self._is_ours(message, HandoffPhase.COMPLETE):
                     self._conclude_unknown(message)
+                    seen = False
+                elif self._secret:
+                    # Anybody can repeat what a page has said: it answers no message of ours.
+                    if not self._source.record.told:
+                        raise ClientFailed("the receiver there does not prove that it is complete")
                     seen = False
                 await handoff.close()
                 return seen

@@ -171,16 +171,13 @@ class SourceRecord:
         record = self._on_disk
         return record.destination if record is not None and record.side_export else None
 
-    def check_location(
-        self, host: str, disk: str, place: str = "", *, blank: bool = False, named: bool = False
-    ) -> None:
+    def check_location(self, host: str, disk: str, place: str = "", *, named: bool = False) -> None:
         """Check that this is where the migration went before, if it may have left a copy there.
 
         There must not be two whole copies with one UUID, so that the copy at another location gets
         another.
 
         @param place: the UUID of the disk there; "" where it is not known.
-        @param blank: nothing was recorded there yet, and that UUID was made just now.
         @param named: people have named the migration: it stays where it has begun.
         @raise Refused: all of it is at the other location, or it is to stay there.
         """
@@ -193,8 +190,7 @@ class SourceRecord:
         location = record.destination
         namesake = (location.host, location.disk) == (host, disk)
         whole = record.phase == Phase.COPIED or record.whole
-        known = place and record.place and (whole or not blank)
-        same = place == record.place if known else namesake
+        same = place == record.place if place and record.place else namesake
         if not location.disk or same:
             return
         if self._may_be_copied and whole:

@@ -39,6 +39,7 @@ from ...client import ClientFactory, ClientFailed, Destination
 from ...errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
 from ...lives import Life
+from ...nbd import LocalProtocolError
 from ...runtime import BoundedThreads, Runtime, wait_shielded
 from ...storage import path_of
 from ...syscalls import SystemCalls, describe_error
@@ -50,7 +51,7 @@ from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from ..records.files import records_of
 from ..records.permitted import SourceState, source_state
-from ..records.verdict import check_data
+from ..records.verdict import check_data, check_layers
 from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, record_complete, unconfirmed
@@ -212,6 +213,7 @@ class Sender:
         self._running = Deferred.fromCoroutine(self._run()).addBoth(self._end)
 
     def _end(self, outcome: Summary | Failure) -> None:
+        self._threads.end()
         self._claims.release()
         self._life.end(outcome)
 
@@ -320,12 +322,17 @@ class Sender:
 
         try:
             self._opening = opening = OpeningAttempt(self._context, ended)
+        except LocalProtocolError as error:
+            return Dropped(f"cannot connect to the destination: {error}")
+        try:
             await self._context.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
+            opening.drop("cancelled")  # an endpoint that cannot be cancelled may connect yet
             if self._stopped is None:  # not by us: the endpoint has failed so by itself
                 return Dropped("cannot connect to the destination: it was cancelled")
             raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
+            opening.drop("it could not connect")
             if self._stopped is not None:
                 raise self._stopped from None
             return Dropped(f"cannot connect to the destination: {describe_error(error)}")
@@ -474,8 +481,11 @@ def _source_record(
             overwrite=overwrite,
             id=id,
         )
-        if state.record is None and not overwrite:
-            check_data(disk, "--overwrite", system)
+        if not overwrite:
+            if state.record is None:
+                check_data(disk, "--overwrite", system)
+            else:
+                check_layers(disk, system)
         if state.retired:
             raise Refused(f"{disk.name}: is retired, and its migration can only be finished")
     return SourceRecord(

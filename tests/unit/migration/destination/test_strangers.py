@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blockmig.errors import GaveUp, Summary
-from blockmig.migration.handoff.message import HandoffPhase, is_signed
+from blockmig.migration.handoff.message import HandoffPhase, Writer, is_signed
 from blockmig.migration.identity import Identity
 from blockmig.migration.records.files import Phase
 from blockmig.nbd import Command, Errno
@@ -105,7 +105,7 @@ class SecretTests(ReceiverCase):
         handoff.notify("copying", id="nightly", secret=SECRET)
         message = handoff.read_message()
         self.assertEqual(f"{7:016x}", message.cookie)
-        self.assertTrue(is_signed(message, SECRET, message.nonce))
+        self.assertTrue(is_signed(message, SECRET, message.nonce, Writer.RECEIVER))
         self.assertEqual("", self.handoff().read_message().proof)
 
     def test_a_secret_alone_will_do(self):
@@ -235,7 +235,37 @@ class ReplacementTests(ReceiverCase):
         self.assertEqual([Errno.ENOSPC], client.errors())
 
 
+class TakenTests(ReceiverCase):
+    """A sender that has said who it is has begun: nobody comes between its attempts."""
+
+    def test_who_says_nothing_of_himself_begins_no_attempt_between(self):
+        self.begun()[0].lose()
+        self.clock.advance(0)
+        stranger = self.client()
+        self.assertEqual(EPERM, stranger.ask(ZEROES, 0, SIZE)[0])
+        stranger.disconnect()
+        self.waits()
+        self.begun(cookie=9)
+
+    def test_nor_while_one_is_replaced(self):
+        first = self.client()
+        first.write(0, DATA[:10])
+        client, _ = self.claimed()
+        client.write(0, DATA[:10])
+        second = self.client()
+        second.write(0, DATA[:10])
+        for _ in range(10):
+            self.clock.advance(0.01)
+        third = self.client()
+        self.assertEqual(EPERM, third.ask(WRITE, 0, 1, payload=b"x")[0])
+        self.assertEqual(([0], [EPERM]), (client.errors(), second.errors()))
+
+
 class RefusalTests(ReceiverCase):
+    def test_an_id_that_can_be_none_is_refused(self):
+        for id in ("a; rm -rf $HOME", "x" * 65, "a b"):
+            self.assertEqual(EPERM, self.handoff().notify("copying", id=id))
+
     def test_an_identified_whole_copy_yields_only_to_its_own_migration(self):
         self.copied()[0].lose()
         self.clock.advance(0)

@@ -14,6 +14,7 @@ from blockmig.migration.handoff.message import (
     BadMessage,
     HandoffMessage,
     HandoffPhase,
+    Writer,
     decode_message,
     fingerprint,
     is_signed,
@@ -213,14 +214,15 @@ class HandoffMessageTests(SynchronousTestCase):
         self.assertEqual("", fingerprint(""))
 
     def test_a_signed_message_is_that_of_one_who_has_the_secret_on_this_connection(self):
-        message = signed(PAGE, SECRET, "nonce")
-        self.assertTrue(is_signed(decode_message(message.encode()), SECRET, "nonce"))
-        self.assertFalse(is_signed(message, SECRET, "another"))
-        self.assertFalse(is_signed(message, SECRET + b"!", "nonce"))
-        self.assertFalse(is_signed(PAGE, SECRET, "nonce"))
+        message = signed(PAGE, SECRET, "nonce", Writer.SENDER)
+        self.assertTrue(is_signed(decode_message(message.encode()), SECRET, "nonce", Writer.SENDER))
+        self.assertFalse(is_signed(message, SECRET, "another", Writer.SENDER))
+        self.assertFalse(is_signed(message, SECRET + b"!", "nonce", Writer.SENDER))
+        self.assertFalse(is_signed(PAGE, SECRET, "nonce", Writer.SENDER))
+        self.assertFalse(is_signed(message, SECRET, "nonce", Writer.RECEIVER), "no reflection")
 
     def test_what_a_signed_message_says_cannot_be_changed(self):
-        message = signed(PAGE, SECRET, "nonce")
+        message = signed(PAGE, SECRET, "nonce", Writer.SENDER)
         for changes in (
             {"phase": HandoffPhase.RETIRED},
             {"migration": TWO},
@@ -232,15 +234,17 @@ class HandoffMessageTests(SynchronousTestCase):
             {"id": "another"},
             {"place": TWO},
         ):
-            self.assertFalse(is_signed(replace(message, **changes), SECRET, "nonce"), changes)
+            self.assertFalse(
+                is_signed(replace(message, **changes), SECRET, "nonce", Writer.SENDER), changes
+            )
 
     def test_names_may_be_shortened_after_signing(self):
-        message = signed(replace(PAGE, disk="/" + 5000 * "x"), SECRET, "nonce")
-        self.assertTrue(is_signed(decode_message(message.encode()), SECRET, "nonce"))
+        message = signed(replace(PAGE, disk="/" + 5000 * "x"), SECRET, "nonce", Writer.SENDER)
+        self.assertTrue(is_signed(decode_message(message.encode()), SECRET, "nonce", Writer.SENDER))
 
     def test_without_a_secret_nothing_is_signed_and_nothing_needs_to_be(self):
-        self.assertEqual(PAGE, signed(PAGE, b"", "nonce"))
-        self.assertTrue(is_signed(PAGE, b"", "nonce"))
+        self.assertEqual(PAGE, signed(PAGE, b"", "nonce", Writer.SENDER))
+        self.assertTrue(is_signed(PAGE, b"", "nonce", Writer.SENDER))
 
     def test_control_characters_are_replaced(self):
         """The text of the other side appears in logs and on terminals."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import CancelledError, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.error import ConnectError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig import Destination, Patience, Receiver, Runtime, Sender, Summary
+from blockmig import Destination, GaveUp, Patience, Receiver, Runtime, Sender, Summary
 from blockmig.testing import MemoryDisk, MemoryNetwork, synchronous
 
 SIZE = 100_000
@@ -22,10 +23,10 @@ class Case(SynchronousTestCase):
         self.calls = []
 
     def send(self, threads=synchronous):
-        sender = Sender(
+        self.sender = sender = Sender(
             MemoryDisk(b"x" * SIZE),
             Destination(self),
-            patience=Patience(retry_policy=lambda failures: 1.0),
+            patience=Patience(retry=True, retry_policy=lambda failures: 1.0),
             runtime=Runtime(self.clock, threads),
         )
         outcome = sender.run()
@@ -49,6 +50,46 @@ class EndpointTests(Case):
         self.assertIsInstance(self.successResultOf(self.send()), Summary)
         self.assertGreater(len(self.calls), 2)
         self.successResultOf(self.receiver.complete())
+
+
+class LateEndpointTests(Case):
+    """An endpoint that cannot be cancelled connects when nobody waits for it any more."""
+
+    late = 0
+
+    def connect(self, factory):
+        self.calls.append("connect")
+        if len(self.calls) != self.late:
+            return self.endpoint.connect(factory)
+        self.connecting = Deferred()
+        self.factory = factory
+        return self.connecting
+
+    def connects(self):
+        self.endpoint.connect(self.factory).addBoth(self.connecting.callback)
+        self.network.advance(10)
+
+    def test_nothing_is_sent_after_a_stop(self):
+        for self.late in (1, 2):
+            self.setUp()
+            outcome = self.send()
+            self.assertNoResult(outcome)
+            self.sender.stop()
+            self.network.advance(10)
+            self.failureResultOf(outcome, GaveUp)
+            self.connects()
+            self.assertEqual((0, []), (self.receiver.attempts, self.receiver.status()["clients"]))
+            self.flushLoggedErrors()
+
+    def test_a_connection_that_comes_after_its_attempt_has_failed_is_closed(self):
+        self.late = 1
+        outcome = self.send()
+        self.connecting.errback(ConnectError("it took too long"))
+        self.connecting = Deferred()
+        self.endpoint.connect(self.factory).addBoth(self.connecting.callback)
+        self.network.advance(10)
+        self.assertIsInstance(self.successResultOf(outcome), Summary)
+        self.assertEqual(1, self.receiver.attempts)
 
 
 class ThreadTests(Case):
