@@ -114,6 +114,14 @@ def test_what_was_received_is_looked_at_before_locks(processes: Processes, room:
     assert taken.status == 1, "this one is only full of data"
 
 
+def test_another_size_is_not_what_was_received(processes: Processes, room: Path) -> None:
+    hosts = Hosts(processes, room)
+    hosts.migrate()
+    refused = hosts.receive("--size", str(2 * SIZE))
+    assert refused.status == 1
+    assert f"has {SIZE} bytes" in refused.stderr
+
+
 @pytest.mark.parametrize("options", [(), ("--unlink",)], ids=["keep", "unlink"])
 def test_what_differs_is_refused_and_nothing_is_written(
     processes: Processes, room: Path, options: tuple[str, ...]

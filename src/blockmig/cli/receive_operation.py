@@ -99,6 +99,12 @@ class ReceiveOperation:
                     id=options["id"] or "",
                 )
             except AlreadyDone as error:
+                size = look_at(path, system).size
+                if options["size"] not in (None, size):
+                    raise Refused(
+                        f"{path}: was received already, and has {size} bytes, not the "
+                        f"{options['size']} of --size"
+                    ) from None
                 where = f" on {options['listen']}" if options["listen"] else ""
                 raise AlreadyDone(f"{error}; nobody is listening{where}") from None
 

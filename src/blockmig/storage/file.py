@@ -124,6 +124,10 @@ class FileDisk(DescriptorDisk, WatchedFile):
         @raise NotDurable: it is deleted, but may come back after a power failure; or whether it is
             deleted cannot be found out.
         """
+        with self._descriptor:  # whoever closes it meanwhile: the lock is ours until this is done
+            self._unlink()
+
+    def _unlink(self) -> None:
         self._check_name()
         self._check_links()
         try:

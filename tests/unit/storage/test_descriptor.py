@@ -8,7 +8,7 @@ import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage import FileDisk
+from blockmig.storage import DiskRefused, FileDisk
 from blockmig.storage.descriptor import Descriptor
 from blockmig.syscalls import SystemCalls
 from tests.unit.support import DiskCase
@@ -159,3 +159,24 @@ class CloseDuringACallTests(DiskCase):
         case, disk = self, FileDisk(path, system=Racing())
         disk.write(0, b"whole")
         self.assertEqual(b"whole", self.open(path).read(0, 5))
+
+
+class UnlinkTests(SynchronousTestCase):
+    def test_the_lock_is_kept_until_the_file_is_deleted(self):
+        """Whoever gets the lock before that has a disk that is about to go."""
+        path, test = os.path.abspath(self.mktemp()), self
+
+        class Closing(SystemCalls):
+            def unlink(self, path):
+                disk.close()
+                test.assertRaises(DiskRefused, FileDisk, path)
+                os.unlink(path)
+
+        with open(path, "wb") as file:
+            file.write(b"12345")
+        disk = FileDisk(path, system=Closing())
+        disk.unlink()
+        self.assertFalse(os.path.exists(path))
+        with open(path, "wb") as file:
+            file.write(b"12345")
+        FileDisk(path).close()
