@@ -189,6 +189,7 @@ class Life(Generic[T]):
         self._begin = begin
         self._call_off = call_off
         self._outcome: OneShot[T] = OneShot()
+        self._to_tell: list[T | Failure] = []
         self._machine = _make_life(self)
 
     @property
@@ -201,7 +202,10 @@ class Life(Generic[T]):
 
         @raise InUse: it was started before.
         """
-        self._machine.start()
+        try:
+            self._machine.start()
+        finally:
+            self._tell()
 
     def run(self) -> Deferred[T]:
         """Begin, and wait for the outcome; cancelling that is to stop.
@@ -225,10 +229,19 @@ class Life(Generic[T]):
     def stop(self, why: str) -> None:
         """Have it end as it stands."""
         self._machine.stop(why)
+        self._tell()
 
     def end(self, outcome: T | Failure) -> None:
         """It has ended: tell everybody who waits."""
         self._machine.end(outcome)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell how it ended, outside of the machine: whoever hears it may start it again, which the
+        machine has to refuse at once."""
+        told, self._to_tell = self._to_tell, []
+        for outcome in told:
+            self._outcome.resolve(outcome)
 
     def wait(self) -> Deferred[T]:
         """Fires with the outcome, or fails. Cancelling it only stops waiting."""
@@ -249,4 +262,4 @@ class Life(Generic[T]):
 
     def ended(self, outcome: object) -> None:
         self.state = LifeState.ENDED
-        self._outcome.resolve(outcome)  # type: ignore[arg-type]
+        self._to_tell.append(outcome)  # type: ignore[arg-type]

@@ -45,6 +45,23 @@ class LifeTests(SynchronousTestCase):
         self.check(LifeState.ENDED, "not wanted")
         self.assertEqual(5, self.successResultOf(self.life.wait()))
 
+    def test_it_is_not_begun_again_from_within_its_end(self):
+        again = []
+
+        def start(outcome):
+            again.append(self.life.run())
+            return outcome
+
+        first = self.life.run().addCallback(start)
+        self.life.end(5)
+        self.assertEqual(5, self.successResultOf(first))
+        self.failureResultOf(again[0], InUse)
+        self.check(LifeState.ENDED, "begin")
+
+    def test_an_end_while_it_begins_is_heard_once_it_has_begun(self):
+        self.life = Life("the thing", begin=lambda: self.life.end(5), call_off=self.done.append)
+        self.assertEqual(5, self.successResultOf(self.life.run()))
+
     def test_it_ends_once_from_any_state(self):
         for prepare in (
             lambda: None,
