@@ -139,6 +139,16 @@ class DescriptorDisk:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[int]:
+        """The descriptor, for a call in a thread: whoever closes the disk meanwhile, its number is
+        nobody else's before that call has ended.
+
+        @raise OSError: it was closed.
+        """
+        with self._descriptor as number:
+            yield number
+
     # IDisk, from here on.
 
     def fileno(self) -> int | None:

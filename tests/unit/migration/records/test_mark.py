@@ -54,6 +54,19 @@ class MarkTests(SynchronousTestCase):
             read_mark(self.disk.fileno()),
         )
 
+    def test_a_disk_that_is_closed_meanwhile_keeps_its_number_until_it_is_marked(self):
+        """Otherwise another file with that number would get the mark."""
+        set_attribute = os.setxattr
+
+        def close_and_set(number, *arguments):
+            self.disk.close()
+            self.assertEqual(os.stat(self.path).st_ino, os.fstat(number).st_ino)
+            set_attribute(number, *arguments)
+
+        self.patch(os, "setxattr", close_and_set)
+        set_mark(self.disk, Kind.INCOMPLETE, self.record)
+        self.assertIn(ATTRIBUTES[Kind.INCOMPLETE], os.listxattr(self.path))
+
     def test_a_renamed_source_is_not_canonical(self):
         os.rename(self.path, self.moved)
         verdict = self.verdict(self.moved)
