@@ -388,7 +388,11 @@ class _Run(Generic[Part, T]):
         """
         disk = self._opener
         if not IDisk.providedBy(disk) and not isinstance(disk, str | os.PathLike):
-            self._disk = disk = disk()
+            opened = disk()
+            if self.state != RunState.OPEN:  # it was stopped by what has opened the disk
+                opened.close()
+                return
+            self._disk = disk = opened
         part = self._make(disk)
         self._machine.begun(part)
         if self.state != RunState.WORKING:

@@ -574,6 +574,33 @@ class StartTests(Case):
         self.assertRaises(TypeError, ServerService, "/a/path", self.where(), reactor=self.clock)
 
 
+class LateTests(Case):
+    """What comes when nobody waits for it any more."""
+
+    def test_a_port_that_opens_after_the_stop_is_closed(self):
+        endpoint = Endpoint()
+        service = self.serving(endpoint)
+        service.startService()
+        self.successResultOf(service.stopService())
+        port = SlowPort()
+        endpoint.listening[0].callback(port)
+        self.assertIsInstance(port.stopping, Deferred)
+        port.stopping.callback(None)
+        self.nothing_left()
+
+    def test_a_disk_whose_opening_has_stopped_the_service_is_closed(self):
+        opener = self.opener()
+
+        def stopping():
+            service.stopService()
+            return opener()
+
+        service = self.serving(disk=stopping)
+        service.complete().addErrback(lambda _: None)
+        service.startService()
+        self.nothing_left()
+
+
 class PrivilegesTests(Case):
     def test_ports_are_opened_with_privileges_and_the_disk_without(self):
         service = self.serving()

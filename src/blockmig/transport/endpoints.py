@@ -18,6 +18,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ..nbd import NBDURI
 from .plain import is_plain_socket
@@ -110,7 +111,7 @@ async def listen(
     reported = began - _REPORT_INTERVAL
     while True:
         try:
-            port: IListeningPort = await endpoint.listen(factory)
+            port: IListeningPort = await _shielded(endpoint.listen(factory))
         except defer.CancelledError:  # by us, most likely; it is no reason to refuse anything
             raise
         except CannotListenError as error:
@@ -139,6 +140,20 @@ async def listen(
                 "cannot listen on {endpoint} yet: {why}; trying again", endpoint=text, why=why
             )
         await deferLater(reactor, _RETRY_INTERVAL)
+
+
+def _shielded(listening: defer.Deferred[IListeningPort]) -> defer.Deferred[IListeningPort]:
+    """The same; where nobody waits any more, a port that opens later is closed again."""
+    waiting: defer.Deferred[IListeningPort] = defer.Deferred()
+
+    def opened(result: Any) -> None:
+        if not waiting.called:
+            waiting.callback(result)  # of a Failure as well
+        elif not isinstance(result, Failure):
+            defer.maybeDeferred(result.stopListening).addErrback(lambda _: None)
+
+    listening.addBoth(opened)
+    return waiting
 
 
 def listening_uri(port: IListeningPort, export: str) -> tuple[str, bool]:

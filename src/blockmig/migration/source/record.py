@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import uuid
 from collections.abc import Callable
 
@@ -115,7 +116,7 @@ class SourceRecord:
     @property
     def used(self) -> tuple[str, ...]:
         """What nobody else may work on meanwhile: the path of the records, if there are any."""
-        return (self._records.path,) if self._records is not None else ()
+        return (os.path.realpath(self._records.path),) if self._records is not None else ()
 
     def _is_ours(self) -> bool:
         """I{Slow.} Whether what is recorded now is still this migration.

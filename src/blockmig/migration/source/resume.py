@@ -134,7 +134,7 @@ class Source:
     def _used(self) -> list[Any]:
         used: list[Any] = [] if self.given is None else [self.given]
         if self.records is not None:
-            used.append(self.records.path)
+            used.append(os.path.realpath(self.records.path))
         return used
 
     def _state(

@@ -168,7 +168,7 @@ class Sender:
         self._life: Life[Summary] = Life(
             f"the sender of {disk.name}", begin=self._begin, call_off=self._call_off
         )
-        used = () if served else (given, *self.source.used)
+        used = self.source.used if served else (given, *self.source.used)
         self._claims = Claims(self, disk.name, *used)
 
     @property

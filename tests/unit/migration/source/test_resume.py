@@ -325,6 +325,16 @@ class KeptTests(Case):
         sending.stop()
         self.assertFalse(disk.closed)
 
+    def test_the_same_records_by_another_spelling_are_the_same(self):
+        directory, name = os.path.split(self.source_path)
+        link = os.path.abspath(self.mktemp())
+        os.symlink(directory, link)
+        first = Sender(RecordedMemoryDisk(DATA, self.source_path), self.there, runtime=self.runtime)
+        for path in (f"{directory}/./{name}", f"{link}/{name}"):
+            disk = RecordedMemoryDisk(DATA, path)
+            self.assertRaises(InUse, Sender, disk, self.there, runtime=self.runtime)
+        first.stop()
+
     def test_a_disk_that_is_being_finished_is_not_sent_anew_beside_that(self):
         """The end of the one would remove the record of the other."""
         disk = RecordedMemoryDisk(DATA, self.source_path)
