@@ -505,6 +505,7 @@ def test_a_migrated_disk_is_not_served_and_its_copy_is(
     sender = processes.send(disk, receiver, "--max-rate", "8M")
     receiver.wait_event("attempt")
     until((room / "copy.INCOMPLETE").exists)
+    until(lambda: copy.stat().st_size)
     for end in (sender, receiver):
         end.kill()
     refused(processes, serve_command(copy), copy, "not canonical")

@@ -47,7 +47,7 @@ SIZE = 200_777
 TOGETHER = 6
 MESSAGE, HEADER, REPLY = MESSAGE_SIZE, 28, 16
 KEEP, UNLINK = False, True
-SLOWNESS = min(6.0, max(2.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+SLOWNESS = min(6.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 """So many times slower than an idle machine this one may be; the load may still grow."""
 
 # What passes after the reply to the last change: connection (1 is the export's, 2 the side
