@@ -272,11 +272,10 @@ def note_state_directory(directory: str) -> None:
 def _others(directory: str, system: SystemCalls) -> Iterable[str]:
     """The state directories of this host that are known, but for C{directory}."""
     usual = dict.fromkeys((default_state_directory(), ROOTS_DIRECTORY))
-    noted = (
-        os.path.realpath(os.path.join(place, _ELSEWHERE, name))
-        for place in usual
-        for name in sorted(_names(os.path.join(place, _ELSEWHERE), system))
-    )
+    notes = (os.path.join(place, _ELSEWHERE) for place in usual)
+    links = (os.path.join(place, name) for place in notes for name in sorted(_names(place, system)))
+    # Many may have been removed meanwhile; to ask for them is quicker than to resolve their names.
+    noted = (os.path.realpath(link) for link in links if _names(link, system))
     return [other for other in dict.fromkeys((*usual, *noted)) if other != directory]
 
 
