@@ -198,7 +198,7 @@ class HandoffExport:
         connection.close()
 
     def gone(self, connection: ServerConnection) -> None:
-        """Its claim is gone with it."""
+        """Its claim may stand for a while (L{StandingClaims})."""
         self._migration.claims.gone(connection)
 
 
