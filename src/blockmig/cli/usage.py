@@ -163,7 +163,8 @@ def discard_output() -> None:
 
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:
     """Print what one of L{STANDARD_OPTIONS} asks for, and exit."""
-    print(help_text() if name == "--help" else f"blockmig {__version__}")
+    # Whether anybody reads it is found out here, however short it is.
+    print(help_text() if name == "--help" else f"blockmig {__version__}", flush=True)
     raise SystemExit(0)
 
 

@@ -256,6 +256,20 @@ class ImportsTests(SynchronousTestCase):
         os.close(writer)
         self.assertEqual((3, b""), (ended.returncode, ended.stderr))
 
+    def test_that_output_is_buffered_changes_nothing_of_it(self):
+        program = "from blockmig.cli.main import main; main(['serve', '--help'])"
+        for unbuffered in ("", "1"):
+            reader, writer = os.pipe()
+            os.close(reader)
+            ended = subprocess.run(
+                [sys.executable, "-c", program],
+                stdout=writer,
+                stderr=-1,
+                env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            )
+            os.close(writer)
+            self.assertEqual((3, b""), (ended.returncode, ended.stderr), unbuffered)
+
     def test_a_reader_that_leaves_in_the_middle_changes_no_exit_status_either(self):
         """Where each line is written at once."""
         reader, writer = os.pipe()
