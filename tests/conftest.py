@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.support.network import leave_the_network
+from tests.support.namespaces import leave_the_network, leave_the_state_directory
 from tests.support.processes import FULL, Processes
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so every process that
@@ -24,6 +24,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     leave_the_network()
+leave_the_state_directory()
 
 
 @pytest.hookimpl(optionalhook=True)

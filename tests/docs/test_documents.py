@@ -46,7 +46,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support.network import OUTSIDE
+from tests.support.namespaces import OUTSIDE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")

@@ -585,7 +585,8 @@ def test_progress_is_printed_as_JSON(processes: Processes, room: Path) -> None:
     assert done[-1] == lines[-1]["total"] == 12 * MIB
     assert {line["event"] for line in lines} == {"progress"}
     assert lines[-1]["attempt"] == 1
-    assert all(line["rate"] <= 6 * MIB for line in lines[2:-1]), lines
+    # Over all that has passed: a line that comes soon after a late one may see a burst.
+    assert all(line["done"] <= 4 * MIB * line["seconds"] + 2 * MIB for line in lines), lines
     for before, after in pairwise(lines[:-1]):
         passed = after["seconds"] - before["seconds"]
         assert after["rate"] == pytest.approx((after["done"] - before["done"]) / passed, rel=0.02)
