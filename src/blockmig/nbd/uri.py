@@ -7,10 +7,15 @@ URI. `nbds`, `nbds+unix`, `nbd+vsock` and `nbds+vsock` are recognized, but refus
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from .constants import DEFAULT_PORT, MAXIMUM_NAME
+
+_LONGEST_PATH: Final = 107
+"""Bytes of a UNIX socket's path: sun_path has 108, with a zero after the name (unix(7))."""
 
 
 class BadURI(ValueError):
@@ -25,12 +30,23 @@ class NBDURI:
     @ivar host: a name or address without brackets; "" with a socket.
     @ivar port: the TCP port; 0 with a socket.
     @ivar socket: the path of a UNIX socket; "" with TCP.
+    @raise BadURI: the system allows no such path.
     """
 
     export: str = ""
     host: str = ""
     port: int = 0
     socket: str = ""
+
+    def __post_init__(self) -> None:
+        length = len(os.fsencode(self.socket))
+        if length > _LONGEST_PATH:
+            raise BadURI(
+                f"the path of a UNIX socket has at most {_LONGEST_PATH} bytes, "
+                f"and {self.socket} has {length}: use a shorter one, or a relative one"
+            )
+        if "\0" in self.socket[1:]:
+            raise BadURI(f"{self.socket!r} is no path of a UNIX socket")
 
     def __str__(self) -> str:
         export = quote(self.export, safe="/")

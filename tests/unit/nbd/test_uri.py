@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.nbd import NBDURI, BadURI, parse_uri
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+paths = text.filter(lambda path: path and "\0" not in path[1:] and len(path.encode()) <= 107)
 hosts = st.one_of(
     st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True),
     st.ip_addresses().map(str),
@@ -21,7 +22,7 @@ class URITests(SynchronousTestCase):
         uri = NBDURI(export=export, host=host, port=port)
         self.assertEqual(uri, parse_uri(str(uri)))
 
-    @given(text, text.filter(bool))
+    @given(text, paths)
     def test_a_UNIX_socket_URI_survives_a_round_trip(self, export, socket):
         uri = NBDURI(export=export, socket=socket)
         self.assertEqual(uri, parse_uri(str(uri)))
@@ -62,6 +63,8 @@ class URITests(SynchronousTestCase):
             "nbd+unix:///x?socket=": "does not name a socket",
             "nbd+unix://host/x?socket=/s": "three slashes",
             "nbd+unix:///x?socket=%ff": "not UTF-8",
+            "nbd+unix:///?socket=/a%00b": "no path of a UNIX socket",
+            f"nbd+unix:///?socket=/{'a' * 107}": "has 108: use a shorter one",
             "nbds://host/": "nbds: URIs are not supported",
             "nbds+unix:///?socket=/s": "not supported",
             "nbd+vsock://1/": "not supported",
@@ -70,6 +73,12 @@ class URITests(SynchronousTestCase):
                 error = self.assertRaises(BadURI, parse_uri, bad)
                 self.assertIn(words, str(error))
                 self.assertNotIn("\n", str(error))
+
+    def test_a_path_that_the_system_does_not_allow_is_refused_in_any_URI(self):
+        NBDURI(socket="/" + "ä" * 53)
+        error = self.assertRaises(BadURI, NBDURI, socket="/" + "ä" * 54)
+        self.assertIn("at most 107 bytes", str(error))
+        self.assertRaises(BadURI, NBDURI, socket="/a\0b")
 
     @given(text)
     def test_nonsense_raises_only_BadURI(self, nonsense):
