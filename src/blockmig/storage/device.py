@@ -29,6 +29,7 @@ from .record_paths import note_state_directory, record_path
 from .watched import WatchedDevice
 
 _BLOCK: Final = 4096
+_BLKROGET: Final = 0x125E
 _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
 
@@ -53,6 +54,10 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
         system: SystemCalls = SYSTEM,
     ) -> None:
         super().__init__(path, writable=writable, size=size, system=system)
+        # It can be opened for writing all the same; only each write fails.
+        if writable and self._is_read_only():
+            self.close()
+            raise DiskRefused(f"{self.name}: the device is read-only (blockdev --getro says so)")
         self.record_path = record_path(path, state_directory, system)
         directory = os.path.dirname(self.record_path)
         _make_directory(directory, system)
@@ -103,6 +108,12 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
             self._ioctl(_BLKZEROOUT, start, end - start)
         self._write_zeroes(offset, start - offset)
         self._write_zeroes(end, offset + length - end)
+
+    def _is_read_only(self) -> bool:
+        answer = array.array("i", [0])
+        with self._descriptor as descriptor, contextlib.suppress(OSError):
+            self._system.ioctl(descriptor, _BLKROGET, answer)
+        return answer[0] != 0
 
     def _ioctl(self, request: int, offset: int, length: int) -> None:
         with self._descriptor as descriptor:

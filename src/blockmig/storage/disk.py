@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
@@ -110,7 +111,8 @@ class DescriptorDisk:
     def _determine_size(self, size: int | None) -> None:
         """Lock the disk, and check that it is what the caller expects."""
         with self._descriptor as descriptor:
-            self._check_kind(self._system.fstat(descriptor).st_mode)
+            mode = self._system.fstat(descriptor).st_mode
+            self._check_kind(mode)
             try:
                 lock_disk(descriptor, self.writable, self._system)
             except InUse as error:
@@ -118,7 +120,7 @@ class DescriptorDisk:
             except OSError as error:
                 raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
             self.size = self._system.lseek(descriptor, 0, os.SEEK_END)
-        if self.size == 0 and size is not None and self.writable:
+        if self.size == 0 and size is not None and self.writable and stat.S_ISREG(mode):
             # Created just now, or by a run that ended before it got its size.
             self.size = size
             self._unsized = self._new = True

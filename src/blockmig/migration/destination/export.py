@@ -66,7 +66,7 @@ class MigrationExport:
             error := migration.failures.check_last_byte(request)
         ):
             return error
-        answer = migration.machine.change(connection)
+        answer = migration.ending_errno or migration.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):
             migration.change_begins()
         return answer

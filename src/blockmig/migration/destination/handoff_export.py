@@ -152,7 +152,7 @@ class HandoffExport:
         elif not message.is_from_sender:
             answer = self._migration.refuse(sent, "it is not a sender's message", Errno.EINVAL)
         else:
-            answer = self._migration.machine.take_message(sent)
+            answer = self._migration.ending_errno or self._migration.machine.take_message(sent)
             if answer == Errno.OK or isinstance(answer, Deferred):
                 self.disk.accepted = message
                 self._factory.accepted(self, connection, message)

@@ -118,6 +118,7 @@ class IncomingMigration:
         self._runtime = runtime
         self._completion: Completion | None = None
         self._replacement: Replacement | None = None
+        self._rescue: Rescue | None = None
         self.is_taken = False
 
     # Queries.
@@ -199,6 +200,18 @@ class IncomingMigration:
         if completion is None or self._outcome.complete or self.failures.failure is not None:
             return Errno.OK
         return completion.wait()
+
+    @property
+    def ending_errno(self) -> Errno | None:
+        """What changes and messages are answered once the migration ends or fails; None before.
+
+        Who is released by that may ask at once, in the middle of the transition, when the machine
+        cannot be asked.
+        """
+        if (failure := self.failures.failure) is not None:
+            return failure.errno
+        is_ending = self._rescue is not None or self._outcome.result is not None
+        return Errno.ESHUTDOWN if is_ending else None
 
     # Changes and flushes.
 
@@ -340,7 +353,7 @@ class IncomingMigration:
 
     def rescue(self, error: BaseException | None) -> Rescue:
         """Give the disk a name again, with a record, for as long as that takes."""
-        rescue = Rescue(
+        self._rescue = rescue = Rescue(
             self.disk,
             self.record,
             error,

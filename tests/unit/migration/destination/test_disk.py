@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import GaveUp, LocalFailure, Refused
 from blockmig.migration.destination.disk import DestinationDisk, location_of
+from blockmig.migration.handoff.message import MESSAGE_SIZE
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.nbd import Command, Errno
 from blockmig.storage import DiskChanged, DiskVersion, FileDisk
@@ -18,7 +19,7 @@ from blockmig.testing import MemoryDisk
 from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
 from tests.unit.support import ONE, RecordedDisk, WatchedDisk
 
-WRITE, FLUSH, ZEROES = Command.WRITE, Command.FLUSH, Command.WRITE_ZEROES
+WRITE, READ, FLUSH, ZEROES = Command.WRITE, Command.READ, Command.FLUSH, Command.WRITE_ZEROES
 
 
 class LocationTests(SynchronousTestCase):
@@ -278,6 +279,23 @@ class DisplacedTests(ReceiverCase):
         client.disconnect()
         self.saved()
         self.assertNotEqual("complete", self.receiver.status()["state"])
+
+    def test_a_message_that_follows_a_read_of_the_end_is_answered(self):
+        """It is taken from the connection as soon as the rescue begins."""
+        self.stand("copied", retired="then")
+        threads = self.threads()
+        handoff = self.handoff()
+        handoff.send_message("retired")
+        threads.run()
+        self.assertEqual([0], handoff.errors())
+        self.client(7).disconnect()
+        handoff.send(READ, 0, MESSAGE_SIZE)
+        handoff.send_message("copied")
+        self.displace()
+        threads.run(1)
+        self.assertEqual([0, Errno.ESHUTDOWN], handoff.errors())
+        threads.run()
+        self.saved()
 
     def test_a_disk_displaced_just_before_RECEIVED_appears_is_saved(self):
         """Nothing comes between the last look and that."""

@@ -1138,6 +1138,24 @@ class EndTests(ReceiverCase):
         self.assertEqual(0, error)
         self.assertIn(b'"retired"', data)
 
+    def test_a_message_that_follows_a_read_of_the_end_is_answered(self):
+        """It is taken from the connection in the middle of what ends the migration."""
+        for broken, answer in ((False, Errno.ESHUTDOWN), (True, EIO)):
+            self.setUp()
+            self.stand("copied", retired="then")
+            threads = self.threads()
+            handoff = self.handoff()
+            handoff.send_message("retired")
+            threads.run()
+            handoff.errors()
+            if broken:
+                self.disk.fail("flush", OSError(errno.EIO, "broken"), times=None)
+            self.client(7).disconnect()
+            handoff.send(READ, 0, MESSAGE_SIZE)
+            handoff.send_message("copied")
+            threads.run()
+            self.assertEqual([0, answer], handoff.errors())
+
     def test_the_handoff_export_stays_open_after_the_end(self):
         client, handoff = self.retired()
         silent, stranger = self.handoff(), self.client()
