@@ -701,6 +701,27 @@ def test_passed_sockets_are_served_by_one_process_after_another(
         assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
 
 
+def test_twistd_as_a_daemon_serves_the_sockets_that_it_was_started_with(
+    processes: Processes, room: Path, disk: Path, manager: Manager
+) -> None:
+    pidfile = room / "daemon.pid"
+    command = (TWISTD, "--pidfile", pidfile, "--logfile", room / "log", "blockmig", "serve")
+    assert manager.start(*command, "--file", disk).wait(20) == 0
+    until(lambda: any("READY" in message for message in manager.heard()))
+    pid = int(pidfile.read_text())
+    try:
+        assert {message["MAINPID"] for message in manager.heard() if "READY" in message} == {
+            str(pid)
+        }
+        port = manager.sockets[0].getsockname()[1]
+        for uri in (f"nbd://127.0.0.1:{port}/", f"nbd+unix:///?socket={room}/activated"):
+            assert reads(uri) == disk.read_bytes()[:4096]
+        assert (room / "log").read_text().count("listening on") == 2
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not pidfile.exists())
+
+
 def test_receive_uses_passed_sockets(processes: Processes, disk: Path, room: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         manager = Manager(processes, listening)

@@ -40,6 +40,23 @@ def initial_environment() -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def is_activated(environment: Mapping[str, str], initial: Mapping[str, str] | None = None) -> bool:
+    """Whether sockets were passed to this process.
+
+    @param initial: where to look up missing variables; see L{initial_environment}.
+    """
+    process = environment.get("LISTEN_PID", (initial or {}).get("LISTEN_PID"))
+    return process == str(os.getpid())
+
+
+def keep_activation(environment: MutableMapping[str, str]) -> None:
+    """Have this process take the sockets that were passed to the one that it was forked from.
+
+    To be called once it is known that they were (L{is_activated}): twistd becomes a daemon.
+    """
+    environment["LISTEN_PID"] = str(os.getpid())
+
+
 def listening_descriptors(
     environment: MutableMapping[str, str], initial: Mapping[str, str] | None = None
 ) -> list[int]:

@@ -24,6 +24,7 @@ from .operations import Operation, report
 from .receive_operation import ReceiveOperation
 from .serve_operation import ServeOperation
 from .signals import on_signals
+from .systemd import initial_environment, is_activated, keep_activation
 from .usage import Options as CommandOptions
 from .usage import UsageError, display
 
@@ -100,11 +101,14 @@ class OperationService(Service):
             options, Runtime.of(reactor)
         )
         self._stopping = False
+        self._activated = is_activated(os.environ, initial_environment())
         self._ended: Deferred[None] = Deferred()
 
     def startService(self) -> None:
-        """Start the operation, once the reactor runs."""
+        """Start the operation, once the reactor runs; twistd may be another process by now."""
         super().startService()
+        if self._activated:
+            keep_activation(os.environ)
         if self._options["log-format"] == "json":
             globalLogPublisher.addObserver(observer_for(self._options, line_writer(2)))
         self._reactor.callWhenRunning(self._begin)

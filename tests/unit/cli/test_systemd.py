@@ -20,6 +20,8 @@ from blockmig.cli.systemd import (
     Notifier,
     activated_endpoints,
     initial_environment,
+    is_activated,
+    keep_activation,
     listening_descriptors,
     notify,
 )
@@ -96,6 +98,19 @@ class DescriptorsTests(Case):
         self.assertEqual([], self.passed(number, LISTEN_PID=str(os.getppid())))
         self.assertTrue(os.get_inheritable(number))
         self.assertEqual({"HOME": "/root"}, self.environment)
+
+    def test_a_process_that_was_forked_later_can_take_them(self):
+        number = self.socket().fileno()
+        self.patch(systemd, "_LISTEN_FDS_START", number)
+        parent = {"LISTEN_PID": str(os.getppid()), "LISTEN_FDS": "1"}
+        self.assertFalse(is_activated(parent))
+        self.assertFalse(is_activated({}, parent))
+        self.assertFalse(is_activated({}))
+        self.assertTrue(is_activated({}, {"LISTEN_PID": str(os.getpid())}))
+        environment = {}
+        keep_activation(environment)
+        self.assertTrue(is_activated(environment, parent))
+        self.assertEqual([number], listening_descriptors(environment, parent))
 
     def test_nonsense_in_the_variables_is_refused(self):
         for variables in (
