@@ -45,6 +45,8 @@ VERSION: Final = 1
 
 _LONGEST: Final = 65536
 _TEMPORARY: Final = ".tmp"
+_NAMELESS: Final = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_TMPFILE", os.O_DIRECTORY)
+_NO_NAMELESS: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS, errno.EINVAL, errno.ENOENT)
 
 
 class Kind(StrEnum):
@@ -347,6 +349,23 @@ class Records:
         longest = len(os.fsencode(os.path.basename(self.name(Kind.INCOMPLETE) + _TEMPORARY)))
         if longest > os.pathconf(directory, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, "the name is too long to append .INCOMPLETE to it")
+        self._make_and_remove(directory)
+
+    def _make_and_remove(self, directory: str) -> None:
+        """Make a file here: not every file system can, whatever access(2) says.
+
+        Without a name where that is possible, since nothing is to be touched.
+        """
+        try:
+            self._system.close(self._system.open(directory, _NAMELESS, 0o600))
+        except OSError as error:
+            if error.errno not in _NO_NAMELESS:
+                raise
+            path = self.name(Kind.INCOMPLETE) + _TEMPORARY
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._system.close(self._system.open(path, flags, 0o600))
+                self._system.unlink(path)
 
     def write(
         self, kind: Kind, record: Record, check: Callable[[], object] = lambda: None

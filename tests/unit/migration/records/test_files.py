@@ -497,6 +497,40 @@ class WritableTests(Case):
         self.patch(os, "access", lambda path, mode: False)
         self.assertRaises(PermissionError, self.records.check_writable)
 
+    def test_a_directory_in_which_no_file_can_be_made_is_an_error(self):
+        """Whatever access(2) says."""
+        for first in (None, errno.EOPNOTSUPP, errno.EISDIR):
+            tried = []
+
+            def no_file(path, flags, mode=0, *, first=first, tried=tried):
+                tried.append(path)
+                number = first if first and len(tried) == 1 else errno.EROFS
+                raise OSError(number, os.strerror(number))
+
+            system = SystemCalls()
+            self.patch(system, "open", no_file)
+            error = self.assertRaises(OSError, Records(self.path, system).check_writable)
+            self.assertEqual(errno.EROFS, error.errno)
+            self.assertEqual(2 if first else 1, len(tried))
+
+    def test_checking_leaves_nothing_behind(self):
+        """Nor takes away what another run is writing."""
+        real = os.open
+
+        def no_nameless(path, flags, mode=0):
+            if path == self.directory:
+                raise OSError(errno.EOPNOTSUPP, "no O_TMPFILE")
+            return real(path, flags, mode)
+
+        system = SystemCalls()
+        self.patch(system, "open", no_nameless)
+        for records in (self.records, Records(self.path, system)):
+            records.check_writable()
+            self.assertEqual([], self.names())
+        self.put(b"x", "disk.INCOMPLETE.tmp")
+        Records(self.path, system).check_writable()
+        self.assertEqual(["disk.INCOMPLETE.tmp"], self.names())
+
     def test_a_name_must_leave_room_for_the_longest_record_name(self):
         longest = os.pathconf(self.directory, "PC_NAME_MAX")
         room = longest - len(".INCOMPLETE.tmp")
