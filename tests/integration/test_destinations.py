@@ -16,7 +16,14 @@ from typing import NamedTuple
 import pytest
 from tests.support import wire
 from tests.support.destinations import SIZE, Relaying, Scene, uri_of
-from tests.support.disks import MIB, digest, random_image, small_file_system, sparse_image
+from tests.support.disks import (
+    MIB,
+    digest,
+    loop_name,
+    random_image,
+    small_file_system,
+    sparse_image,
+)
 from tests.support.processes import BLOCKMIG, Processes, until
 
 from blockmig.migration.records.files import Phase
@@ -539,6 +546,23 @@ def test_a_missing_device_is_refused(scene: Scene, name: str) -> None:
     scene.copy.touch()
     scene.copy.write_bytes(bytes(SIZE))
     scene.receive_is_refused("is a regular file in /dev, which is in memory: the device must exist")
+
+
+def test_a_device_that_cannot_be_written_is_refused(scene: Scene) -> None:
+    """Linux opens a read-only device for writing all the same."""
+    holes(scene)
+    scene.as_device()
+    subprocess.run(["blockdev", "--setro", str(scene.copy)], check=True)
+    scene.receive_is_refused("the device is read-only")
+    served = scene.processes.run(BLOCKMIG, "serve", "--file", scene.copy)
+    assert served.status == 1
+    assert "the device is read-only" in served.stderr
+
+
+def test_a_device_without_a_size_is_refused(scene: Scene) -> None:
+    with loop_name() as device:
+        scene.copy = device
+        scene.receive_is_refused("the disk is empty (0 bytes)")
 
 
 @pytest.mark.parametrize("there", [False, True])
