@@ -12,6 +12,7 @@ Rules:
   has none left, and the disk is flushed last. Clients that are held may be another server's by
   now: they are closed with their requests unanswered;
 * handed over: clients are closed with their last requests unanswered, and nothing is flushed;
+* whichever it is, clients have 10 s to take their replies: then they are aborted;
 * relayed: clients are forwarded, and the server ends when the last of them has left;
 * the end is reached when no client is left, and no thread at work.
 """
@@ -237,6 +238,7 @@ class Ending:
 
     def close(self) -> None:
         self.begun = True
+        self._limit_drain()
         self._close_clients()
         self.finish()
 
