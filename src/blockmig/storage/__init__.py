@@ -7,7 +7,7 @@ slow ones in threads. Imports no reactor.
 from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
 from .device import BlockDisk
-from .dirty import GRANULARITY, DirtyMap
+from .dirty import GRANULARITY, DirtyMap, TouchedMap
 from .disk import PROBE_SIZE
 from .errors import DiskChanged, DiskRefused, NotDurable
 from .file import FileDisk
@@ -33,6 +33,7 @@ from .record_paths import (
     state_path,
 )
 from .scan import Scan, Segment, split_data
+from .survey import Survey
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion
 
@@ -52,6 +53,8 @@ __all__ = [
     "Relation",
     "Scan",
     "Segment",
+    "Survey",
+    "TouchedMap",
     "User",
     "boot_id",
     "default_state_directory",

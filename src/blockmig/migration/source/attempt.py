@@ -277,6 +277,10 @@ class Attempt(ClientHandler):
         """See L{blockmig.migration.source.passes.PassSender}."""
         await self._copier.send_pass(take)
 
+    def cut_pass(self, give_back: Callable[[int, int], None]) -> None:
+        """See L{blockmig.migration.source.passes.PassSender}."""
+        self._copier.cut_pass(give_back)
+
     async def flush_now(self) -> None:
         """See L{blockmig.migration.source.passes.PassSender}."""
         await self._copier.flush_now()
