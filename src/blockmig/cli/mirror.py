@@ -71,7 +71,7 @@ class Options(usage.Options):
         ),
         Parameter(
             "converge",
-            "What to do while clients write faster than their writes can be sent: wait until they "
+            "What to do while clients write too fast for their writes to be sent: wait until they "
             "write less, throttle their writes, or abort the mirror.",
             one_of("wait", "throttle", "abort"),
             "wait",

@@ -231,7 +231,10 @@ class _ChangeLog:
         error = mirror.get("last_error")
         over = mirror.get("state") in ("complete", "failed", "broken")
         if isinstance(error, str) and error not in ("", self._last_error) and not over:
-            _log.warn("{why}", event="restart", why=printable(error))
+            why = printable(error)
+            if isinstance(cause := mirror.get("cause"), str) and cause:
+                why += f"; before that: {printable(cause)}"
+            _log.warn("{why}", event="restart", why=why)
             self._last_error = error
         if attempts > self._attempts:
             _log.info("attempt {number} began", event="attempt", number=attempts)
@@ -239,7 +242,7 @@ class _ChangeLog:
         converging = mirror.get("converging") is not False
         if self._converging and not converging:
             _log.warn(
-                "clients write faster than their writes can be sent: the mirror cannot complete "
+                "clients write too fast for their writes to be sent: the mirror cannot complete "
                 "like this (--converge is {converge})",
                 event="not-converging",
                 converge=printable(mirror.get("converge", "?")),

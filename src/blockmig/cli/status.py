@@ -111,6 +111,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
     lines = [
         _joined(
             _phrase(mirror, "left", f"{{}}{of_the_disk} left", format_bytes),
+            _phrase(mirror, "data_left", "{} of it data", format_bytes),
             _phrase(mirror, "rate", "sent at {}/s", format_bytes),
             _phrase(mirror, "expected_end", "expected to end in {}", format_duration),
         ),
@@ -118,7 +119,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             _phrase(mirror, "dirty", "{} dirty", format_bytes),
             _phrase(mirror, "dirty_rate", "writing {}/s", format_bytes),
             _phrase(mirror, "throttle", "throttled to {}/s", format_bytes),
-            "faster than it can be sent" if mirror.get("converging") is False else "",
+            "too fast to be sent" if mirror.get("converging") is False else "",
         ),
         _joined(
             _phrase(mirror, "sent", "{} of data", format_bytes),
@@ -127,6 +128,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
         _joined(
             _phrase(mirror, "holds", "{:.0f} so far"),
             _phrase(mirror, "pause", "the last for {}", _milliseconds),
+            _phrase(mirror, "expected_pause", "the next for about {}", _milliseconds),
             _phrase(mirror, "max_pause", "at most {} allowed", _milliseconds),
         ),
         _joined(
@@ -135,8 +137,9 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             "the source is deleted at the end" if mirror.get("unlink") is True else "",
         ),
         _joined(printable(mirror.get("last_error") or "")),
+        _joined(printable(mirror.get("cause") or "")),
     ]
-    labels = ("progress", "clients", "this attempt", "holds", "options", "last error")
+    labels = "progress", "clients", "this attempt", "holds", "options", "last error", "before that"
     rows = zip(labels, lines, strict=True)
     return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
 

@@ -311,6 +311,7 @@ class Mirror:
             "expected_pause": None if pause is None else round(pause, 3),
             "attempts": progress.attempt,
             "last_error": self._why or self._sender.last_error,
+            "cause": self._sender.cause,
             "max_rate": self._limiter.rate,
             "max_pause": self._longest_pause,
             "converge": self._converge.value,

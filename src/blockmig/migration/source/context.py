@@ -76,9 +76,13 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The attempt ended early; the source is canonical, and another attempt may follow."""
+    """The attempt ended early; the source is canonical, and another attempt may follow.
+
+    @ivar reached: somebody was there at the destination.
+    """
 
     why: str
+    reached: bool = True
 
 
 @dataclass(frozen=True, slots=True)
