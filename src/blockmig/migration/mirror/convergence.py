@@ -58,6 +58,8 @@ _LUCK: Final = 2.0
 _LITTLE: Final = 1 << 20
 """Bytes that can be sent in any hold."""
 _MOST_PASSES: Final = 100
+_AS_MANY: Final = 2
+"""How many times as long the steps after the last flush take as those at the beginning."""
 
 
 class Next(Enum):
@@ -73,6 +75,8 @@ class Convergence:
 
     @param longest_pause: seconds for which clients may be held.
     @param size: bytes of the disk.
+    @param took: seconds that both ends took to agree on the attempt, and to record it. What follows
+        the last flush is of the same kind, and about twice as much.
     @ivar rate: bytes per second transferred lately.
     @ivar writing: what clients write.
     @ivar flush: seconds that the last flush took.
@@ -85,7 +89,7 @@ class Convergence:
         converge.
     """
 
-    def __init__(self, longest_pause: float, size: int = sys.maxsize) -> None:
+    def __init__(self, longest_pause: float, size: int = sys.maxsize, took: float = 0.0) -> None:
         self.longest_pause = longest_pause
         self.rate = 0.0
         self.writing = Writing(size)
@@ -95,6 +99,7 @@ class Convergence:
         self.unhindered_rate = 0.0
         self.max_rate: float | None = None
         self.decisive_rate = 0.0
+        self._took = took
         self._best = 0.0
         self._held_rate = 0.0
         self._last_held_rate = 0.0
@@ -337,6 +342,7 @@ class Convergence:
             seconds += took + self.flush
             rest = self.writing.touched_in(took)
         pause = self._pause(rest, self._expected_held_rate)
+        pause += max(_AS_MANY * self._took - self.steps, 0.0)
         return seconds + pause, pause
 
     @property

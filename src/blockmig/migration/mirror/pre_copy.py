@@ -238,9 +238,9 @@ class PreCopy:
 
     # CopyPasses.
 
-    def begin(self) -> None:
+    def begin(self, took: float = 0.0) -> None:
         """All of the disk is dirty."""
-        self.convergence = Convergence(self._longest_pause, self.dirty.size)
+        self.convergence = Convergence(self._longest_pause, self.dirty.size, took)
         self.survey = Survey(self.dirty.size)
         self.dirty.mark_all()
         self._touched.restart()

@@ -62,8 +62,11 @@ class CopyPasses(Protocol):
     def changed(self, offset: int, length: int) -> bool:
         """Whether clients have changed anything there since the first attempt began."""
 
-    def begin(self) -> None:
-        """An attempt begins: all of the disk is to be sent."""
+    def begin(self, took: float = 0.0) -> None:
+        """An attempt begins: all of the disk is to be sent.
+
+        @param took: seconds that both ends took to agree on that, and to record it.
+        """
 
     async def send(self, attempt: PassSender) -> None:
         """Send all of it; back when nothing is left, and nobody changes the disk any more."""
@@ -108,7 +111,7 @@ class FullCopy:
     def changed(self, offset: int, length: int) -> bool:
         return False
 
-    def begin(self) -> None:
+    def begin(self, took: float = 0.0) -> None:
         self.survey = Survey(self._size)
         self._acknowledged = 0
         self._left = [(0, self._size)]

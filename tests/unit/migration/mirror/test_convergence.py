@@ -504,6 +504,15 @@ class ForecastTests(Case):
         _, pause = convergence.forecast(30 * MB)
         self.near(0.03, pause)
 
+    def test_the_steps_after_the_last_flush_take_twice_as_long_as_those_at_the_beginning(self):
+        """Unless a hold has shown how long they take."""
+        convergence = Convergence(0.5, took=0.04)
+        for tenths in range(20):
+            convergence.sample(tenths / 10, tenths * MB, 0)
+        self.near(0.08, convergence.forecast(0)[1])
+        convergence.hold_failed(2, 0, 0.0, 0.3)
+        self.near(0.3, convergence.forecast(0)[1])
+
     def test_the_forecast_is_near_what_happens(self):
         """Once five seconds are over, within a factor of two."""
         size = 1_000 * MB
