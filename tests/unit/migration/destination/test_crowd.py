@@ -9,8 +9,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.client import Destination
+from blockmig.errors import Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.identity import Identity
+from blockmig.migration.records.files import Kind, Records
+from blockmig.migration.records.permitted import SourceState
+from blockmig.migration.source.finisher import Finisher
+from blockmig.migration.source.record import SourceRecord
 from blockmig.migration.source.sender import Sender
 from blockmig.nbd import HANDOFF_EXPORT, Option
 from blockmig.runtime import Runtime
@@ -129,7 +134,8 @@ class CrowdCase(SynchronousTestCase):
     def send(self, threads=synchronous):
         there = Destination(self.network.client_endpoint("there"))
         runtime = Runtime(self.clock, threads)
-        self.sent = Sender(self.source, there, identity=IDENTITY, runtime=runtime).run()
+        self.sender = Sender(self.source, there, identity=IDENTITY, runtime=runtime)
+        self.sent = self.sender.run()
 
     def turn(self):
         """One piece arrives on each connection; that takes a moment."""
@@ -205,3 +211,38 @@ class SlowSourceTests(CrowdCase):
             threads.run()
             self.turn()
         self.arrived()
+
+
+class FinisherTests(CrowdCase):
+    """The same command, run again once the source is retired."""
+
+    def test_whoever_comes_while_it_records_something_is_no_reason_to_close_its_connections(self):
+        self.send()
+        while not os.path.exists(self.source.path + ".MIGRATED"):
+            self.turn()
+        for connection in self.network.connections:
+            connection.cut()
+        self.sender.stop()
+        self.failureResultOf(self.sent, Unconfirmed)
+        records = Records(self.source.path)
+        state = SourceState(records.read(Kind.MIGRATED), True)
+        threads = ManualThreads()
+        finisher = Finisher(
+            SourceRecord.finishing(records, state),
+            Destination(self.network.client_endpoint("there")),
+            secret=IDENTITY.secret,
+            runtime=Runtime(self.clock, threads),
+        )
+        finished = finisher.run()
+        for _ in range(100):
+            if "acknowledged" not in threads.names():
+                threads.run()
+            self.turn()
+        self.assertIn("acknowledged", threads.names())
+        for _ in range(2 * MOST_UNPROVED):
+            Silent(self.network)
+            self.turn()
+        for _ in range(20):
+            threads.run()
+            self.turn()
+        self.successResultOf(finished)
