@@ -93,8 +93,11 @@ class HandoffExportFactory:
         If it is a claim, whatever arrives late from an earlier conversation of that migration is
         void: a message that was on its way when its connection broke could otherwise arrive at the
         end of a later attempt.
+
+        Whoever can have a message accepted belongs here, and the connection that it names.
         """
         self._clients.prove(connection)
+        self._prove_named(message)
         if message.phase != HandoffPhase.COPYING:
             return
         for other in self._clients:
@@ -105,6 +108,17 @@ class HandoffExportFactory:
                 and not handler.may_outlive_claim(message.migration)
             ):
                 other.abort()
+
+    def _prove_named(self, message: HandoffMessage) -> None:
+        """The connection that a message is about belongs here as well, if it is there already.
+
+        One that comes later is proved by its first request (L{MigrationExport}).
+        """
+        cookie = int(message.cookie, 16)
+        for other in self._clients:
+            if other.first_cookie == cookie and not isinstance(other.handler, HandoffExport):
+                self._clients.prove(other)
+                return
 
 
 @implementer(IExportHandler)

@@ -127,9 +127,9 @@ class IncomingMigration:
         """Whether the attempt is C{connection}'s."""
         return self.attempt is not None and self.attempt.connection is connection
 
-    def is_expected(self, connection: ServerConnection) -> bool:
-        """Whether C{connection} has the attempt, or a sender has claimed the migration for it."""
-        return self.owns_attempt(connection) or self.claims.of(connection) is not None
+    def is_named(self, connection: ServerConnection) -> bool:
+        """Whether a message that was accepted is about C{connection}."""
+        return self.claims.of(connection) is not None or self.record.claimed(connection)
 
     def is_replaced_by(self, connection: ServerConnection) -> Deferred[None] | None:
         """Whether the attempt that goes on must make way for C{connection}, which wants to change

@@ -161,6 +161,7 @@ class Attempt(ClientHandler):
         self._copier = Copier(context, connection, peer, cookie, self._source_failed)
         self._admission = Admission(context, self._copier.read, peer.longest)
         self._channel: Channel = NoChannel()
+        self._introduces_itself = peer.is_receiver and not peer.oldstyle
         if peer.is_receiver:
             self._channel = HandoffChannel(
                 context.destination,
@@ -213,6 +214,8 @@ class Attempt(ClientHandler):
 
     def begin(self) -> None:
         """Announce and record which migration this is; then send."""
+        if self._introduces_itself:
+            self._copier.introduce()
         self._step(self._begin(), self._send_all)
 
     async def _begin(self) -> None:

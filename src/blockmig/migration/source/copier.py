@@ -6,7 +6,8 @@ What is sent, and when that is all, is up to the `passes`; what follows is the h
 Rules (design, sections 2 and 3):
 
 * no two requests in flight overlap, since the segments of a pass do not, and the next pass begins
-  when all of the last was acknowledged; a FLUSH is sent with nothing else in flight;
+  when all of the last was acknowledged; a FLUSH is sent with nothing else in flight, but for the
+  one by which the connection is known to a receiver;
 * what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
 * a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
@@ -116,6 +117,7 @@ class Copier:
         self._reader = self._make_reader() if context.disk.fileno() is None else None
         self._cold: list[Segment] = []
         self._flushed: Deferred[None] | None = None
+        self._flushing = False
         self._reply_timer: IDelayedCall | None = None
         self._answered_at = 0.0
         self._stopped = False
@@ -166,6 +168,16 @@ class Copier:
         self._fill(sending)
         await sending.acknowledged
 
+    def introduce(self) -> None:
+        """Send the first request, by whose cookie a receiver knows the connection, before there is
+        anything to send: until it knows that, it may close the connection for others.
+
+        A FLUSH costs nothing there as long as nothing was written, and nobody needs its reply.
+        """
+        if self._offers_flush:
+            _, header = self._requests.make(Command.FLUSH, 0, 0, lambda error, _: None)
+            self._send([header])
+
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """Read from the destination, before any other request is sent there.
 
@@ -195,6 +207,7 @@ class Copier:
     def _flush(self) -> Deferred[None]:
         self._flushed = flushed = Deferred[None]()
         _, header = self._requests.make(Command.FLUSH, 0, 0, self._flush_answered)
+        self._flushing = True
         self._send([header])
         return flushed
 
@@ -329,7 +342,7 @@ class Copier:
         if not self._requests.in_flight:
             return
         allowed = limit
-        if self._requests.is_in_flight(Command.FLUSH):
+        if self._flushing:
             allowed *= _FLUSH_FACTOR
         left = self._answered_at + allowed - self._reactor.seconds()
         if left > 0:
@@ -368,6 +381,7 @@ class Copier:
         if self._stopped:
             return
         flushed, self._flushed = self._flushed, None
+        self._flushing = False
         if error and not (error in _UNKNOWN_COMMAND and self._oldstyle):
             self._refused("FLUSH", error)
         elif flushed is not None and not flushed.called:
