@@ -76,6 +76,7 @@ class HandoffMessage:
     @ivar place: from a receiver, a UUID of its disk, made with its first record.
     @ivar holder: from a receiver, whose copy it has, and since when.
     @ivar state_directory: where the records of the disk are, if it is a device.
+    @ivar working: from a receiver, whether it is at work on the disk for the attempt that goes on.
     @ivar nonce: from a receiver, what a proof on this connection must contain.
     @ivar proof: that the writer has the secret of the migration (L{signed}).
     """
@@ -93,6 +94,7 @@ class HandoffMessage:
     place: str = ""
     holder: str = ""
     state_directory: str = ""
+    working: bool = False
     nonce: str = ""
     proof: str = ""
 

@@ -158,7 +158,14 @@ class Attempt(ClientHandler):
         self._handoff: Handoff = make_handoff(self)
         # The cookie of the first request tells this connection from all others at a receiver.
         cookie = secrets.randbits(64) if peer.is_receiver and not peer.oldstyle else 0
-        self._copier = Copier(context, connection, peer, cookie, self._source_failed)
+        self._copier = Copier(
+            context,
+            connection,
+            peer,
+            cookie,
+            source_failed=self._source_failed,
+            is_working=self._is_working,
+        )
         self._admission = Admission(context, self._copier.read, peer.longest)
         self._channel: Channel = NoChannel()
         if peer.is_receiver:
@@ -262,6 +269,9 @@ class Attempt(ClientHandler):
         else:
             _bug(failure)
             self._connection.fail(f"a bug: {failure.getErrorMessage()}")
+
+    async def _is_working(self) -> bool:
+        return await self._channel.is_working()
 
     def _source_failed(self, error: BaseException | None) -> None:
         if not self.is_over:
