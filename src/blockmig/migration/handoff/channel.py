@@ -67,7 +67,11 @@ def describe_message(message: HandoffMessage) -> str:
     return f"it says {message.phase.value!r}, its disk is {message.host}:{message.disk}"
 
 
-class Unproved(ClientFailed):
+class AnotherMigration(ClientFailed):
+    """The receiver was started for another migration than ours."""
+
+
+class Unproved(AnotherMigration):
     """The receiver does not prove that it knows the secret of the migration."""
 
 
@@ -134,6 +138,10 @@ class HandoffConversation:
             if error.error != _EPERM:
                 raise
             answer = await self.read()
+            if answer.another:
+                raise AnotherMigration(
+                    "the receiver there was started for another migration", error.error
+                ) from None
             raise ClientFailed(
                 f"the destination does not accept {message.phase.value!r} now "
                 f"({describe_message(answer)}): its log says why",

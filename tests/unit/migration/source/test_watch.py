@@ -226,7 +226,11 @@ class MigrationTests(SynchronousTestCase):
                         self.at(look, **change)
                         self.send(unlink)
                         self.assertIn("still the canonical copy", self.failed(LocalFailure))
-                        self.assertEqual((None, Phase.COPYING), self.phases(), "taken back")
+                        self.assertEqual(
+                            (Phase.COPYING, Phase.COPYING), self.phases(), "taken back"
+                        )
+                        left = Records(self.source.path).read(Kind.MIGRATING)
+                        self.assertFalse(left.whole)
 
     def test_a_source_touched_at_either_check_is_copied_again(self):
         for unlink in (True, False):
