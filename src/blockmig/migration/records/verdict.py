@@ -680,7 +680,8 @@ def _source_verdict(disk: DiskState) -> Verdict:
         so_far = "is not known to be whole"
     return _canonical(
         disk.path,
-        f"its migration began, and the copy at {migrating.destination} {so_far}",
+        f"its migration to {migrating.destination} has begun, and goes on or was stopped; the copy "
+        f"there {so_far}",
         "use it; to migrate it, run both commands again",
     )
 

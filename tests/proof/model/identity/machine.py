@@ -102,7 +102,7 @@ class Machine(Receiving):
         return state
 
     def forgotten(self, state: State) -> State:
-        """A sender that is stopped leaves what one leaves that dies; only by mutation it does not."""
+        """Only by mutation: a stopped sender leaves what one leaves that dies."""
         record = state.migrating
         if record is None or record.phase != COPYING or state.gone:
             return state
