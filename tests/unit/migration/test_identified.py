@@ -14,9 +14,11 @@ from blockmig.client import Destination
 from blockmig.errors import GaveUp, Refused, Summary
 from blockmig.migration.destination import handoff_export
 from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import HandoffPhase
 from blockmig.migration.identity import ANYBODY, Identity
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.records.verdict import DiskState, verdict_of
 from blockmig.migration.source.resume import resume
 from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
@@ -235,6 +237,21 @@ class SecretTests(Case):
         self.pump(8)
         self.assertIsInstance(self.successResultOf(self.arrived), Summary)
 
+    def test_the_page_is_read_once_after_the_retirement(self):
+        """That one answer has the proof and the token."""
+        self.receive(Identity("nightly", SECRET))
+        report, read = self.receiver._migration.report, []
+        message = report.message
+
+        def counting(nonce="", accepted=None):
+            read.append(accepted.phase if accepted is not None else None)
+            return message(nonce, accepted)
+
+        report.message = counting
+        self.send(Identity("nightly", SECRET))
+        self.completes()
+        self.assertEqual(2, read.count(HandoffPhase.RETIRED), "and once whether it is complete")
+
     def test_a_sender_with_another_secret_or_none_is_refused(self):
         for secret in (SECRET + b"x", b""):
             self.setUp()
@@ -342,6 +359,12 @@ class AddressTests(Case):
         self.assertIn("is canonical", self.why)
         self.assertIn(f"its migration to {record.destination} goes on with the same", self.why)
         self.assertIn("send it elsewhere", self.why)
+        state = DiskState(self.source.path, len(DATA), self.source.identity())
+        state = replace(state, records={Kind.MIGRATING: record})
+        verdict = verdict_of(state)
+        self.assertEqual("canonical", verdict.line)
+        self.assertIn(f"its migration to {record.destination} has begun", verdict.why)
+        self.assertIn("was stopped", verdict.why)
         self.assertNotIn("\n", self.why)
 
     def test_one_that_was_stopped_goes_on_where_it_began(self):
