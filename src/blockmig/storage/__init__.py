@@ -8,7 +8,7 @@ from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap
-from .disk import PROBE_SIZE
+from .disk import PROBE_SIZE, held_descriptor
 from .errors import DiskChanged, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
@@ -64,6 +64,7 @@ __all__ = [
     "filesystem_of",
     "find_data",
     "guard",
+    "held_descriptor",
     "image_format",
     "is_device_identity",
     "is_in_memory",

@@ -100,7 +100,12 @@ class IncomingMigration:
         )
         self.durability = Durability(record, self.failures.handle)
         self.report = MigrationReport(
-            disk, record, self.durability, outcome, claims.identity.secret
+            disk,
+            record,
+            self.durability,
+            outcome,
+            is_working=lambda: self.is_working,
+            secret=claims.identity.secret,
         )
         self.refusals = LimitedLog(runtime.reactor.seconds, _MOST_LINES)
         self._message_handler = MessageHandler(
@@ -169,6 +174,11 @@ class IncomingMigration:
             return False
         copied = self.durability.copied and self.record.claimed(connection)
         return copied or self._completion is not None
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the sender that has the attempt waits for us."""
+        return self.attempt is not None and self.attempt.connection.waits_for_us
 
     def progress_of(self, connection: ServerConnection) -> int | None:
         """How far the attempt of C{connection} is; None if it has none, or has nothing to do."""

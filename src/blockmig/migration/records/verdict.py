@@ -30,6 +30,7 @@ from ...storage import (
     Relation,
     device_identity,
     file_identity,
+    held_descriptor,
     is_device_identity,
     is_locked,
     path_of,
@@ -436,8 +437,10 @@ def _beside_records(disk: IRecordedDisk, records: Records, system: SystemCalls) 
     """The mark and the layers of an open disk."""
     if not isinstance(disk, BlockDisk | FileDisk):
         return {}
-    descriptor, kept_in = disk.fileno(), records.state_directory or None
-    mark = read_mark(descriptor) if descriptor is not None else None
+    kept_in, mark = records.state_directory or None, None
+    if disk.fileno() is not None:
+        with held_descriptor(disk) as descriptor:
+            mark = read_mark(descriptor)
     with contextlib.suppress(BadRecord, OSError):
         received = records.read(Kind.RECEIVED)
         if mark is not None and received is not None and mark.migration == received.migration:
@@ -677,7 +680,8 @@ def _source_verdict(disk: DiskState) -> Verdict:
         so_far = "is not known to be whole"
     return _canonical(
         disk.path,
-        f"its migration began, and the copy at {migrating.destination} {so_far}",
+        f"its migration to {migrating.destination} has begun, and goes on or was stopped; the copy "
+        f"there {so_far}",
         "use it; to migrate it, run both commands again",
     )
 

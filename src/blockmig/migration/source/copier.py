@@ -11,7 +11,8 @@ Rules (design, sections 2 and 3):
 * what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
 * a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
-  may take longer than anything else;
+  may take longer than anything else. Where it is asked to flush or to write zeroes, and says
+  elsewhere that it is at work for us, that may take as long as it likes;
 * what a disk without a descriptor holds is read before it is requested to be written
   (`segment_reader`), so that the destination never waits for that disk in the middle of a request;
   little of it is kept in memory until it is sent;
@@ -24,11 +25,11 @@ Rules (design, sections 2 and 3):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -56,6 +57,7 @@ _WINDOW_REQUESTS: Final = 256
 _UNSENT_BYTES: Final = 2 << 20
 _LOOK_AHEAD: Final = 64
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
+_MAY_TAKE_LONG: Final = (Command.FLUSH, Command.WRITE_ZEROES)
 # How many times the reply timeout a FLUSH may take.
 _FLUSH_FACTOR: Final = 10
 
@@ -91,6 +93,7 @@ class Copier:
     @param peer: what the destination offers.
     @param cookie: of the first request.
     @param source_failed: called with the error where the disk cannot be read.
+    @param is_working: asks the destination whether it is at work for this attempt.
     """
 
     def __init__(
@@ -99,8 +102,12 @@ class Copier:
         connection: ClientConnection,
         peer: PeerCapabilities,
         cookie: int,
+        *,
         source_failed: Callable[[BaseException | None], None],
+        is_working: Callable[[], Coroutine[Any, Any, bool]],
     ) -> None:
+        self._is_working = is_working
+        self._asking: Deferred[None] | None = None
         self._context = context
         self._reactor = context.runtime.reactor
         self._connection = connection
@@ -154,6 +161,8 @@ class Copier:
         if self._reply_timer is not None:
             self._reply_timer.cancel()
             self._reply_timer = None
+        if self._asking is not None:
+            self._asking.cancel()
 
     # What the attempt calls.
 
@@ -333,9 +342,12 @@ class Copier:
         """From now on something must be answered in time."""
         self._connection.outgoing.send(items)
         limit = self._context.reply_timeout
-        if limit is not None and self._reply_timer is None:
+        if limit is not None and self._reply_timer is None and self._asking is None:
             self._answered_at = self._reactor.seconds()
-            self._reply_timer = self._reactor.callLater(limit, self._check_reply_timeout, limit)
+            self._check_reply_in(limit, limit)
+
+    def _check_reply_in(self, delay: float, limit: float) -> None:
+        self._reply_timer = self._reactor.callLater(delay, self._check_reply_timeout, limit)
 
     def _check_reply_timeout(self, limit: float) -> None:
         self._reply_timer = None
@@ -346,9 +358,29 @@ class Copier:
             allowed *= _FLUSH_FACTOR
         left = self._answered_at + allowed - self._reactor.seconds()
         if left > 0:
-            self._reply_timer = self._reactor.callLater(left, self._check_reply_timeout, limit)
+            self._check_reply_in(left, limit)
+            return
+        why = f"the destination answered nothing for {allowed:g} s"
+        if any(self._requests.is_in_flight(command) for command in _MAY_TAKE_LONG):
+            asking = Deferred.fromCoroutine(self._ask(limit, why))
+            if not asking.called:
+                self._asking = asking
+            asking.addErrback(_cancelled).addErrback(_bug)
         else:
-            self._connection.fail(f"the destination answered nothing for {allowed:g} s")
+            self._connection.fail(why)
+
+    async def _ask(self, limit: float, why: str) -> None:
+        """Ask the destination whether it is at work, and go on waiting only then."""
+        asked_at = self._answered_at
+        try:
+            working = await self._is_working()
+        except ClientFailed:
+            working = False
+        self._asking = None
+        if working or self._answered_at != asked_at:
+            self._check_reply_in(limit, limit)
+        else:
+            self._connection.fail(why)
 
     def received(self, data: bytes) -> None:
         """Data from the destination.
@@ -397,6 +429,10 @@ def _cannot_be_read(failure: Failure) -> NoReturn:
     if isinstance(error, RequestFailed):
         raise ClientFailed(describe_errno(error.error), error.error) from None
     failure.raiseException()
+
+
+def _cancelled(failure: Failure) -> None:
+    failure.trap(CancelledError)
 
 
 def _bug(failure: Failure) -> None:

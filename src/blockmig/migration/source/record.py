@@ -10,7 +10,10 @@ Rules (design, section 2: R1, R6, R7):
 * MIGRATED appears atomically; that is what retires a source that is kept. Of one that is deleted
   it is the tombstone, and appears only when nothing is left to be finished. It stays;
 * the record of a migration names the finished one before it (C{follows}), and is kept beside the
-  MIGRATED of that one: if it ends without retiring the source, that MIGRATED counts as before;
+  MIGRATED of that one: if it ends without retiring the source, and that is the disk that the other
+  one has retired, that MIGRATED counts as before;
+* a migration that a receiver has acknowledged stays the same one, whoever stops it: its record
+  stays, whether it is whole there or not;
 * where a migration ends without the source being retired, its record says so: a source that is
   moved or deleted afterwards is not taken for one that we have deleted.
 
@@ -165,6 +168,16 @@ class SourceRecord:
             and record.destination.address == address
             and (bool(address) or record is not self._previous)
         )
+
+    @property
+    def goes_on(self) -> str:
+        """How the migration can go on after an end that has not retired the source; "" where it has
+        left nothing."""
+        receiver = self.receiver
+        if self._records is None or receiver is None:
+            return ""
+        elsewhere = "" if self.may_be_copied else ", or send it elsewhere to begin another"
+        return f"its migration to {receiver} goes on with the same command{elsewhere}"
 
     @property
     def receiver(self) -> Location | None:
@@ -356,16 +369,31 @@ class SourceRecord:
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.
 
-        Where there may be a copy that is whole, the record stays: that copy could be taken for the
-        canonical one, and only the same migration may overwrite it. It stays too where a foreign
-        destination may have a part: nothing else says that this is ours to overwrite.
+        The record stays, as if this process had been killed: the destination has acknowledged which
+        migration this is, and the next run must not go on as another one, nor as plain NBD. Where
+        its copy may be whole, only the same migration may overwrite that; where it is foreign,
+        nothing else says that what is there is ours to overwrite.
+
+        The exception is a disk that was retired before, and is there still: that counts again.
         """
         record = self._on_disk
         if self._records is None or record is None:
             return
         if not self._may_be_copied and record.side_export:
-            if self._is_ours():
+            if not self._is_ours():
+                return
+            if self._was_retired_before(self._records):
                 self._records.remove(Kind.MIGRATING)
-            self._on_disk = None
+                self._on_disk = None
+            elif record.phase == Phase.COPIED or record.whole:
+                self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=False))
         elif record.phase == Phase.COPIED or (self._asked and not record.whole):
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
+
+    def _was_retired_before(self, records: Records) -> bool:
+        """I{Slow.} Whether an earlier migration has retired this disk, and kept it."""
+        try:
+            migrated = records.read(Kind.MIGRATED)
+        except BadRecord:
+            return False
+        return migrated is not None and not migrated.unlink

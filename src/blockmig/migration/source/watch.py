@@ -36,6 +36,7 @@ from ...storage import (
     boot_id,
     device_identity,
     file_identity,
+    held_descriptor,
     is_open_elsewhere,
     path_of,
     same_disk,
@@ -199,12 +200,12 @@ class SourceWatch:
     def _check_writers(self) -> None:
         """A program that has it open for writing would go on writing to what is no longer the
         disk."""
-        descriptor = self._disk.fileno()
-        if descriptor is None:
+        if self._disk.fileno() is None:
             return
         writable = bool(getattr(self._disk, "writable", False))
-        if not is_open_elsewhere(descriptor, writable, self._system):
-            return
-        writers = [user for user in users_of(descriptor) if user.writes]
+        with held_descriptor(self._disk) as descriptor:
+            if not is_open_elsewhere(descriptor, writable, self._system):
+                return
+            writers = [user for user in users_of(descriptor) if user.writes]
         if writers or not writable:  # a lease on a writable descriptor also conflicts with readers
             raise DiskChanged(f"{self._disk.name} is open for writing in {describe_users(writers)}")
