@@ -48,6 +48,10 @@ class PendingRequests:
     def in_flight(self) -> int:
         return len(self._waiting)
 
+    def is_in_flight(self, command: Command) -> bool:
+        """Whether a request of that type is in flight."""
+        return any(request.command == command for request, _ in self._waiting.values())
+
     def make(
         self, command: Command, offset: int, length: int, answered: OnReply, flags: int = 0
     ) -> tuple[Request, bytes]:
