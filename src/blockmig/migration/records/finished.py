@@ -7,6 +7,8 @@ Rules (design, section 2: R11):
 
 * a finished record may always stop a command; it makes one succeed only if everything that the
   command says, and the file that is there, are what it names, and the end was seen;
+* a retired disk that was kept stays retired while it is sent once more, until it is retired anew:
+  MIGRATED is replaced then, and not before;
 * of two records the later one names the earlier one (C{follows}); a clock says nothing;
 * an id is used once at a place: the last ones are remembered, whatever became of the disk;
 * nothing here writes anything.
@@ -19,9 +21,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...errors import AlreadyDone, Refused
-from ...storage import DiskRefused, record_path
+from ...storage import DiskRefused, record_path, same_disk
 from .advice import command_here
-from .files import BadRecord, Kind, Location, Record, Records, is_about, this_host
+from .files import BadRecord, Kind, Location, Phase, Record, Records, is_about, this_host
 
 MOST_IDS: Final = 32
 """How many ids are remembered."""
@@ -116,6 +118,23 @@ def is_superseded(migrated: Record, migrating: Record | None) -> bool:
         and migrating.migration != migrated.migration
         and (migrating.again or migrating.follows == migrated.migration)
     )
+
+
+def is_sent_again(migrated: Record, migrating: Record | None, identity: str | None) -> bool:
+    """Whether a MIGRATED still counts beside the MIGRATING of a later migration: it says of that
+    very disk that it was retired, and kept; a human has it sent once more.
+
+    It does until the disk is retired anew: also once the disk is gone, unless the later migration
+    may have deleted it, or its copy is whole.
+
+    @param identity: of the disk that is there; None where there is none.
+    """
+    if migrating is None or migrated.unlink or not is_superseded(migrated, migrating):
+        return False
+    if identity is not None:
+        return is_about(migrated, identity) is not False
+    same = same_disk(migrated.identity, migrated.boot, migrating.identity, migrating.boot)
+    return same is not False and migrating.phase == Phase.COPYING
 
 
 @dataclass(frozen=True, slots=True)

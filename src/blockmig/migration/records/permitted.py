@@ -34,6 +34,7 @@ from .finished import (
     check_received,
     check_unused,
     is_complete,
+    is_sent_again,
     is_superseded,
     read_finished,
 )
@@ -280,7 +281,15 @@ def source_state(
         state = SourceState(migrating, retired=True)
     else:
         state = _not_retired(migrating, identity, destination, records)
-    return _with_id(state, migrating, id, path, finished)
+    state = _with_id(state, migrating, id, path, finished)
+    before = finished.went if state.record is None else None
+    if before is not None and identity is not None and is_sent_again(before, migrating, identity):
+        # To send a retired disk again was permitted for the migration that is given up now.
+        there = Present(size, identity)
+        check_migrated(
+            records, finished, there, destination, unlink=unlink, overwrite=overwrite, id=id
+        )
+    return state
 
 
 def _read_finished(records: Records, disregard: bool) -> Finished:

@@ -48,7 +48,7 @@ from .files import (
     records_of,
     this_host,
 )
-from .finished import Finished, Present, is_complete, is_superseded
+from .finished import Finished, Present, is_complete, is_sent_again, is_superseded
 from .layers import LayerState, layers_at
 from .mark import ATTRIBUTES, Mark, read_mark
 
@@ -124,13 +124,22 @@ class DiskState:
 
     @property
     def migrated(self) -> Record | None:
-        """MIGRATED, unless a later migration began, or the disk has come home since."""
+        """MIGRATED, unless a later migration of another disk began, or this one has come home
+        since."""
         migrated = Finished(
             self.record(Kind.MIGRATED), self.record(Kind.RECEIVED), self.record(Kind.ACCEPTED)
         ).went
-        if migrated is not None and is_superseded(migrated, self.record(Kind.MIGRATING)):
-            return None
-        return migrated
+        migrating = self.record(Kind.MIGRATING)
+        if migrated is None or not is_superseded(migrated, migrating):
+            return migrated
+        there = self.identity if self.size is not None else None
+        return migrated if is_sent_again(migrated, migrating, there) else None
+
+    @property
+    def sent_again(self) -> Record | None:
+        """MIGRATING, where this disk was retired before, and is not retired by that migration."""
+        migrated, migrating = self.migrated, self.record(Kind.MIGRATING)
+        return migrating if migrated is not None and is_superseded(migrated, migrating) else None
 
     @property
     def leaving(self) -> Record | None:
@@ -623,6 +632,8 @@ def _source_verdict(disk: DiskState) -> Verdict:
                 f"{_forget(disk, '--i-have-checked-the-destination')}"
                 f"{_if_shared(disk, migrated.source)}",
             )
+        if (again := disk.sent_again) is not None:
+            return _sent_again(disk, migrated, again)
         done = "" if disk.size is None else "; delete this one when you like"
         finish = (
             f"use the copy at {migrated.destination}{done}"
@@ -679,6 +690,20 @@ def _source_verdict(disk: DiskState) -> Verdict:
         disk.path,
         f"its migration began, and the copy at {migrating.destination} {so_far}",
         "use it; to migrate it, run both commands again",
+    )
+
+
+def _sent_again(disk: DiskState, migrated: Record, migrating: Record) -> Verdict:
+    """A disk that was retired and kept, of which a human has another migration made."""
+    where_to = migrating.destination
+    gone = "; it is gone" if disk.size is None else ""
+    return Verdict(
+        CopyState.NOT_CANONICAL,
+        CopyState.NOT_CANONICAL,
+        f"it was migrated to {migrated.destination} on {migrated.retired}; it is being sent again "
+        f"to {where_to}, with --overwrite, and was not retired anew{gone}",
+        f"use the copy at {migrated.destination}; or run the same send command again to finish; "
+        f"until then the copy at {where_to} is not the one to use",
     )
 
 
@@ -791,6 +816,11 @@ def _verdict_by_source(
     here: DiskState, incomplete: Record, verdict: Verdict, there: DiskState, source: Verdict
 ) -> Verdict:
     """The verdict on a copy that is canonical if and only if its source was retired."""
+    again = there.sent_again
+    if again is not None and again.migration == incomplete.migration:
+        return _unknown(
+            f"neither {here.path} nor {there.path} is canonical: {source.why}", source.advice
+        )
     is_source = _is_source_of(there, incomplete) or (
         not incomplete.identified and there.size == incomplete.size
     )

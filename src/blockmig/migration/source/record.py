@@ -10,7 +10,8 @@ Rules (design, section 2: R1, R6, R7):
 * MIGRATED appears atomically; that is what retires a source that is kept. Of one that is deleted
   it is the tombstone, and appears only when nothing is left to be finished. It stays;
 * the record of a migration names the finished one before it (C{follows}), and is kept beside the
-  MIGRATED of that one: if it ends without retiring the source, that MIGRATED counts as before;
+  MIGRATED of that one. Where that is of this very disk, it counts until this one retires it;
+  where it is of another, as soon as this one ends without retiring the source;
 * where a migration ends without the source being retired, its record says so: a source that is
   moved or deleted afterwards is not taken for one that we have deleted.
 
@@ -37,6 +38,7 @@ from ..records.files import (
     Record,
     Records,
     boot_of,
+    is_about,
     this_host,
     timestamp,
 )
@@ -70,6 +72,9 @@ class SourceRecord:
         id: str = "",
     ) -> None:
         before = state.record
+        went = state.finished.went
+        kept = went is not None and not went.unlink and is_about(went, identity) is not False
+        self._went = went if kept else None
         self._records = records
         self._previous = before
         self._on_disk = before  # as last written, or found
@@ -111,6 +116,16 @@ class SourceRecord:
             disk=record.source.disk,
             destination=record.destination.address,
             size=record.size,
+        )
+
+    @property
+    def standing(self) -> str:
+        """What a source is that is not retired by this migration."""
+        if self._went is None:
+            return "the canonical copy"
+        return (
+            f"what it was before: retired, since it was migrated to {self._went.destination} on "
+            f"{self._went.retired}"
         )
 
     @property

@@ -236,7 +236,7 @@ class Sender:
     def _given_up(self, why: str) -> GaveUp:
         claim = f"{self._context.disk.name} was not retired"
         if self._retirement.watch.presence == Presence.THERE:
-            claim += " and is canonical"
+            claim += f" and is {self._context.record.standing}"
         return GaveUp(f"{why}; {claim}")
 
     def _final_timeout_passed(self) -> None:

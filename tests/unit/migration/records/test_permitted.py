@@ -447,6 +447,19 @@ class SourceTests(Case):
         self.stand(migrating=COPIED.but(again=True), migrated=MARK)
         self.assertTrue(self.found().retired)
 
+    def test_the_permission_to_send_a_retired_disk_again_is_for_one_migration(self):
+        begun = COPYING.but(id="b", follows=TWO, ids=("a",))
+        self.stand(migrating=begun, migrated=MARK.but(migration=TWO, id="a"))
+        for id in ("", "b"):
+            self.assertEqual(begun, self.found(id=id).record)
+        found = self.found(overwrite=True, id="c")
+        self.assertEqual(SourceState(instead_of=ONE), found)
+        self.refused("--overwrite", source_state, SAME, URI, id="c")
+        self.refused("was migrated to", source_state, SAME, "nbd://z")
+        # Another disk beside a tombstone needs none.
+        self.stand(migrating=begun, migrated=MARK.but(migration=TWO, id="a", unlink=True))
+        self.assertEqual(ONE, self.found(id="c").instead_of)
+
     def test_no_option_passes_over_an_unfinished_hand_off(self):
         for records, identity, destination in (
             ({"migrating": COPIED}, SAME, "nbd://z"),

@@ -389,6 +389,16 @@ class LaterTests(Case):
         self.assertEqual(["disk.MIGRATED"], self.names())
         self.assertEqual(self.before, self.migrated())
 
+    def test_a_retired_disk_that_is_sent_again_is_not_called_canonical(self):
+        self.assertEqual("the canonical copy", self.make().standing)
+        second = self.marked()
+        for source in (second, self.make(source_state(self.records, second.record.identity, URI))):
+            self.assertIn("retired, since it was migrated to", source.standing)
+        # A tombstone is about another disk.
+        self.records.write(Kind.MIGRATED, self.before.but(unlink=True))
+        found = source_state(self.records, second.record.identity, URI)
+        self.assertEqual("the canonical copy", self.make(found).standing)
+
     def test_what_was_received_is_named_when_it_goes_on(self):
         received = self.make().record.but(migration=ONE, id="one", confirmed="then")
         self.records.write(Kind.RECEIVED, received)
