@@ -34,7 +34,9 @@ from ...storage import (
     ROOTS_DIRECTORY,
     BlockDisk,
     boot_id,
+    is_aside,
     is_device_identity,
+    paths_aside,
     record_path,
     same_disk,
 )
@@ -408,6 +410,29 @@ class Records:
         existing = [kind for kind in kinds if os.path.lexists(self.name(kind))]
         if existing:
             self.remove(*existing)
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether they are a device's that had to give way to another one of its name."""
+        return self.disk != self.path and is_aside(self.path)
+
+    def aside(self) -> list[Records]:
+        """Those of other devices, which were set aside from this name."""
+        device = self.disk != self.path
+        return [self.at(path) for path in paths_aside(self.path, self._system)] if device else []
+
+    def at(self, path: str) -> Records:
+        """The records of the same disk whose paths begin with C{path}."""
+        return Records(path, self._system, self.disk)
+
+    def move(self, kind: Kind, other: Records) -> None:
+        """I{Slow.} Give a record another name in the same directory, durably.
+
+        @raise OSError: it may have either.
+        """
+        with self._lock:
+            self._system.rename(self.name(kind), other.name(kind))
+            self._sync()
 
     def _sync(self) -> None:
         self._system.sync_directory(os.path.dirname(self.path))

@@ -17,7 +17,8 @@ Rules (design, section 2: R11):
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ...errors import AlreadyDone, Refused
@@ -38,11 +39,13 @@ class Finished:
     @ivar migrated: that it was migrated away.
     @ivar received: that it was received.
     @ivar accepted: that a received copy was declared canonical.
+    @ivar ids_aside: ids that were used under its name, for devices whose records were set aside.
     """
 
     migrated: Record | None = None
     received: Record | None = None
     accepted: Record | None = None
+    ids_aside: tuple[str, ...] = ()
 
     @property
     def arrived(self) -> Record | None:
@@ -70,14 +73,17 @@ class Finished:
             record for record in (self.accepted, self.received, self.migrated) if record is not None
         ]
         records.sort(key=lambda record: record is last)
-        known = [one for record in records for one in (*record.ids, record.id) if one]
+        known = [*self.ids_aside]
+        known += [one for record in records for one in (*record.ids, record.id) if one]
         # Each at the place where it comes last.
         return tuple(reversed(dict.fromkeys(reversed(known))))[-MOST_IDS:]
 
     def precede(self, record: Record) -> Record:
         """A new migration's record, with what was finished before it."""
         last = self.latest
-        if last is None or record.migration == last.migration:
+        if last is None:
+            return record.but(ids=self.ids) if self.ids else record
+        if record.migration == last.migration:
             return record
         return record.but(follows=last.migration, ids=self.ids)
 
@@ -99,7 +105,14 @@ def read_finished(records: Records, disregard: bool = False) -> Finished:
         except BadRecord:
             if not disregard:
                 raise
-    return Finished(*(found.get(kind) for kind in FINISHED))
+    aside = [one for other in records.aside() for one in read_finished(other, disregard=True).ids]
+    return replace(finished_of(found), ids_aside=tuple(aside))
+
+
+def finished_of(found: Mapping[Kind, Record | None]) -> Finished:
+    """What is finished, by the records that were found."""
+    migrated, received, accepted = (found.get(kind) for kind in FINISHED)
+    return Finished(migrated, received, accepted)
 
 
 def is_complete(incomplete: Record | None, received: Record | None) -> bool:
@@ -180,6 +193,7 @@ def check_received(
     """
     last = finished.latest
     if last is None:
+        check_unused(finished, id)
         return
     is_new = bool(id) and id not in finished.ids
     if last is finished.received:

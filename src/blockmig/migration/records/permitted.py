@@ -135,8 +135,8 @@ def _check_received(
     records: Records, look: Callable[[], Present], overwrite: bool, id: str
 ) -> None:
     finished = _read_finished(records, overwrite and bool(id))
-    if finished.latest is not None:
-        check_received(records, finished, look(), overwrite=overwrite, id=id)
+    present = look() if finished.latest is not None else Present()
+    check_received(records, finished, present, overwrite=overwrite, id=id)
 
 
 def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: str) -> None:

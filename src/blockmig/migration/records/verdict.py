@@ -99,6 +99,7 @@ class DiskState:
     @ivar mark: on its file.
     @ivar layers: what it has data in common with, as far as there are records or marks of that.
     @ivar state_directory: where its records are, as in a L{Location}.
+    @ivar set_aside: its records had to give way to those of another device of its name.
     """
 
     path: str
@@ -111,6 +112,7 @@ class DiskState:
     mark: Mark | None = None
     layers: tuple[tuple[Relation, DiskState], ...] = ()
     state_directory: str = ""
+    set_aside: bool = False
 
     def record(self, kind: Kind) -> Record | None:
         """The record of that kind, if there is one."""
@@ -169,6 +171,7 @@ def examine(
         records=good,
         bad=bad,
         state_directory=records.state_directory,
+        set_aside=records.set_aside,
     )
     return replace(found, layers=_examine_layers(path, found.identity, state_directory, system))
 
@@ -338,6 +341,19 @@ def _verdict_by_layer(
 
 def _own_verdict(disk: DiskState) -> Verdict:
     """The verdict by the disk's own records, and the mark on it."""
+    verdict = _verdict_by_records(disk)
+    proved = any(is_about(record, disk.identity) for record in disk.records.values())
+    if not disk.set_aside or proved or verdict.state == CopyState.CANONICAL or disk.size is None:
+        return verdict
+    return _unknown(
+        f"two disks or more had the name of {disk.path}, and nothing proves that this is not the "
+        f"one of which a record says: {verdict.why}",
+        f"find out which disk this is; if it is another one, let blockmig forget that one: "
+        f"{_forget(disk, '--i-have-checked-the-destination')}",
+    )
+
+
+def _verdict_by_records(disk: DiskState) -> Verdict:
     for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
         if kind in disk.bad:
             return _unknown(
@@ -414,6 +430,7 @@ def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
         records=good,
         bad=bad,
         state_directory=records.state_directory,
+        set_aside=records.set_aside,
     )
     _check(disk, replace(state, **_beside_records(disk, records, system)), "")
 

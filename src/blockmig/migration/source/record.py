@@ -30,6 +30,7 @@ from ...errors import Refused
 from ...storage import NotDurable
 from ...syscalls import describe_error
 from ..identity import make_id
+from ..records.aside import set_aside
 from ..records.files import (
     BadRecord,
     Kind,
@@ -233,6 +234,8 @@ class SourceRecord:
         @param side_export: the destination has the side export, and has acknowledged that the
             attempt begins.
         """
+        if self._records is not None:
+            set_aside(self._records, self.record.identity)
         if side_export:
             self._may_be_copied = self._asked = False
         record = self.record.but(
