@@ -37,7 +37,7 @@ from .record_paths import (
 )
 from .scan import Scan, Segment, split_data
 from .users import User, is_open_elsewhere, users_of
-from .watched import DiskVersion
+from .watched import DiskVersion, describe_version, version_at
 
 __all__ = [
     "GRANULARITY",
@@ -60,6 +60,7 @@ __all__ = [
     "boot_id",
     "default_state_directory",
     "describe_contents",
+    "describe_version",
     "device_identity",
     "device_in_memory",
     "device_record_path",
@@ -87,4 +88,5 @@ __all__ = [
     "split_data",
     "state_path",
     "users_of",
+    "version_at",
 ]

@@ -9,6 +9,7 @@ Rules (design, section 2: R11):
   command says, and the file that is there, are what it names, and the end was seen;
 * a retired disk that was kept stays retired while it is sent once more, until it is retired anew:
   MIGRATED is replaced then, and not before;
+* a retired disk that was kept, and written to since, is not what the record names;
 * of two records the later one names the earlier one (C{follows}); a clock says nothing;
 * an id is used once at a place: the last ones are remembered, whatever became of the disk;
 * nothing here writes anything.
@@ -22,8 +23,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ...errors import AlreadyDone, Refused
-from ...storage import DiskRefused, record_path, same_disk
-from .advice import command_here
+from ...storage import DiskRefused, boot_id, is_device_identity, record_path, same_disk
+from .advice import command_here, command_there, where
 from .files import BadRecord, Kind, Location, Phase, Record, Records, is_about, this_host
 
 MOST_IDS: Final = 32
@@ -156,10 +157,28 @@ class Present:
 
     @ivar size: bytes; None where nothing is there.
     @ivar identity: of the file or device.
+    @ivar written: what is known of the last write to it, as in records; "" where nothing is.
     """
 
     size: int | None = None
     identity: str = ""
+    written: str = ""
+
+
+def was_written(migrated: Record, present: Present) -> bool:
+    """Whether a disk is certainly the one that was retired, and has been written to since.
+
+    A device's counters say so only within one boot, as long as it is attached.
+    """
+    if migrated.unlink or not (migrated.written and present.written):
+        return False
+    if not is_about(migrated, present.identity):
+        return False
+    if is_device_identity(migrated.identity) and (
+        migrated.identity != present.identity or migrated.boot != boot_id()
+    ):
+        return False
+    return migrated.written != present.written
 
 
 def is_at(records: Records, location: Location) -> bool:
@@ -250,6 +269,10 @@ def check_migrated(
     is_new = bool(id) and id not in finished.ids
     what = f"was migrated to {migrated.destination} on {migrated.retired}{_called(migrated)}"
     there = present.size is not None
+    if was_written(migrated, present) and not (is_new and overwrite):
+        if not is_new and id not in ("", migrated.id):
+            check_unused(finished, id)
+        raise Refused(_written_since(records, migrated))
     if not is_new and id in ("", migrated.id):
         objection = _why_not_sent(records, migrated, present, destination, unlink)
         if not objection and migrated.confirmed:
@@ -276,6 +299,21 @@ def check_migrated(
     raise Refused(
         f"{path}: {what}, but {objection} ({records.name(Kind.MIGRATED)}); {new}, if that record "
         f"is not needed: {forget}"
+    )
+
+
+def _written_since(records: Records, migrated: Record) -> str:
+    """What is said of a retired disk that was written to, whatever is asked for."""
+    end, address = migrated.destination, ""
+    if end.disk:
+        address = f" ({where(end)} `{command_there('inspect', end)}`)"
+    forget = command_here("forget", records, "--i-have-checked-the-destination")
+    return (
+        f"{records.disk}: was written after it went to {end} on {migrated.retired}: it is not the "
+        f"copy that is there, nor the one that went there ({records.name(Kind.MIGRATED)}); to go "
+        f"on with that copy{address}, delete this one; to send this one as it is now, use "
+        f"--overwrite with a new --id; if it is a new disk, let blockmig forget the old one: "
+        f"`{forget}`"
     )
 
 

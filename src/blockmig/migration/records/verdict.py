@@ -33,6 +33,7 @@ from ...storage import (
     is_device_identity,
     is_locked,
     path_of,
+    version_at,
 )
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .advice import command, command_there, where
@@ -48,7 +49,14 @@ from .files import (
     records_of,
     this_host,
 )
-from .finished import Finished, Present, is_complete, is_sent_again, is_superseded
+from .finished import (
+    Finished,
+    Present,
+    is_complete,
+    is_sent_again,
+    is_superseded,
+    was_written,
+)
 from .layers import LayerState, layers_at
 from .mark import ATTRIBUTES, Mark, read_mark
 
@@ -92,6 +100,7 @@ class DiskState:
     @ivar path: the disk's path, as it was given.
     @ivar size: bytes of the disk; None where there is none.
     @ivar identity: of the disk's file; "" where there is nothing to identify it by.
+    @ivar written: what is known of the last write to it, as in records.
     @ivar in_use: another program has it open, so that what was found may be about to change.
     @ivar records_where: where its records would be.
     @ivar records: the records that could be read.
@@ -113,6 +122,7 @@ class DiskState:
     layers: tuple[tuple[Relation, DiskState], ...] = ()
     state_directory: str = ""
     set_aside: bool = False
+    written: str = ""
 
     def record(self, kind: Kind) -> Record | None:
         """The record of that kind, if there is one."""
@@ -235,7 +245,7 @@ def look_at(path: str, system: SystemCalls = SYSTEM) -> Present:
     @raise DiskRefused: it cannot be examined.
     """
     found = _examine_disk(path, system)
-    return Present(found.size, found.identity)
+    return Present(found.size, found.identity, found.written)
 
 
 def _examine_disk(path: str, system: SystemCalls) -> DiskState:
@@ -259,7 +269,8 @@ def _examine_disk(path: str, system: SystemCalls) -> DiskState:
             else device_identity(system.fstat(descriptor).st_rdev, system)
         )
         in_use = is_locked(descriptor, system)
-        return DiskState(path, size, identity, in_use, mark=read_mark(descriptor))
+        written = version_at(descriptor, system)
+        return DiskState(path, size, identity, in_use, mark=read_mark(descriptor), written=written)
     finally:
         system.close(descriptor)
 
@@ -658,11 +669,17 @@ def _source_verdict(disk: DiskState) -> Verdict:
             else "run the same send command again to finish; then use the copy at "
             f"{migrated.destination}"
         )
+        since = ", and deleted here" if migrated.unlink else ""
+        if was_written(migrated, Present(disk.size, disk.identity, disk.written)):
+            since = "; it was written after that, and is not the copy that went there"
+            finish += (
+                "; if what was written here is what you want, send it once more with --overwrite "
+                "and a new --id"
+            )
         return Verdict(
             CopyState.NOT_CANONICAL,
             CopyState.NOT_CANONICAL,
-            f"it was migrated to {migrated.destination} on {migrated.retired}"
-            + (", and deleted here" if migrated.unlink else ""),
+            f"it was migrated to {migrated.destination} on {migrated.retired}{since}",
             finish,
         )
     assert migrating is not None

@@ -314,14 +314,15 @@ class SourceRecord:
             return True
         return found is not None and found.phase == Phase.COPIED
 
-    def mark_retired(self, check: Callable[[], object] = lambda: None) -> None:
+    def mark_retired(self, check: Callable[[], object] = lambda: None, written: str = "") -> None:
         """I{Slow.} Retire a source that stays where it is, by writing MIGRATED.
 
+        @param written: what is known of the last write to it, which C{check} confirms.
         @param check: called last before that; it is not retired if it raises.
         @raise OSError: it is not retired.
         @raise NotDurable: it is, but a power failure may undo that.
         """
-        record = self.record.but(retired=timestamp())
+        record = self.record.but(retired=timestamp(), written=written)
         try:
             self._write(Kind.MIGRATED, record, check)
         except OSError as error:

@@ -80,7 +80,7 @@ class Retirement:
 
     def _retire(self) -> None:
         """I{Slow.}"""
-        self._record.mark_retired(self._check_last)
+        self._record.mark_retired(self._check_last, self._watch.written)
         set_mark(self._disk, Kind.MIGRATED, self._record.record)
 
     def _check_last(self) -> bool:

@@ -59,7 +59,7 @@ from .passes import CopyPasses, FullCopy
 from .progress import Progress
 from .record import SourceRecord
 from .retirement import DeletingRetirement, Retirement, unlinkable
-from .watch import Presence, SourceWatch
+from .watch import Presence, SourceWatch, last_write
 
 _log = Logger()
 
@@ -477,6 +477,7 @@ def _source_record(
             identity,
             destination,
             size=disk.size,
+            written=lambda: last_write(disk),
             unlink=unlink,
             overwrite=overwrite,
             id=id,

@@ -277,6 +277,17 @@ class VerdictTests(Case):
             found = place(migrated=other, migrating=RECORD.but(follows=TWO))
             self.assertEqual(YES, verdict_of(found).state)
 
+    def test_what_was_written_after_it_was_retired_is_said(self):
+        retired = RETIRED.but(written="5 17")
+        found = replace(place(migrated=retired), written="5 18")
+        verdict = verdict_of(found)
+        self.check_form(verdict)
+        self.assertEqual(NO, verdict.state)
+        self.assertIn("it was written after that", verdict.why)
+        self.assertIn("--overwrite", verdict.advice)
+        for same in (replace(found, written="5 17"), replace(found, written="")):
+            self.assertNotIn("written", verdict_of(same).why)
+
     def test_the_advice_fits_the_verdict(self):
         for found, words in (
             (place(incomplete=COPIED), "on here run `blockmig inspect /disk`"),
