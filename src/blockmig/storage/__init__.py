@@ -18,6 +18,7 @@ from .identities import (
     file_identity,
     is_device_identity,
     is_provable,
+    is_still_attached,
     same_disk,
 )
 from .layers import Layer, Relation, device_size, layers_of
@@ -77,6 +78,7 @@ __all__ = [
     "is_open_elsewhere",
     "is_provable",
     "is_remote",
+    "is_still_attached",
     "layers_of",
     "open_disk",
     "path_of",

@@ -23,7 +23,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ...errors import AlreadyDone, Refused
-from ...storage import DiskRefused, boot_id, is_device_identity, record_path, same_disk
+from ...storage import (
+    DiskRefused,
+    boot_id,
+    is_device_identity,
+    is_still_attached,
+    record_path,
+    same_disk,
+)
 from .advice import command_here, command_there, where
 from .files import BadRecord, Kind, Location, Phase, Record, Records, is_about, this_host
 
@@ -174,8 +181,8 @@ def was_written(migrated: Record, present: Present) -> bool:
         return False
     if not is_about(migrated, present.identity):
         return False
-    if is_device_identity(migrated.identity) and (
-        migrated.identity != present.identity or migrated.boot != boot_id()
+    if is_device_identity(migrated.identity) and not is_still_attached(
+        migrated.identity, migrated.boot, present.identity, boot_id()
     ):
         return False
     return migrated.written != present.written

@@ -206,6 +206,8 @@ class MigratedTests(Case):
             (record.but(confirmed=""), written),
             (record, Present(6, SAME, "6 17")),
             (counted, Present(5, device, "5 18")),
+            # A clone of another partition was attached meanwhile; that is no other disk.
+            (counted, Present(5, f"{device}; partuuid-of-several 7", "5 18")),
         ):
             self.stand(migrated=left)
             for keywords in (
@@ -232,6 +234,10 @@ class MigratedTests(Case):
             (counted.but(written="5 18"), Present(5, device, "5 18")),
             (counted, Present(5, device.replace("diskseq 9", "diskseq 12"), "0 0")),
             (counted.but(boot="earlier"), Present(5, device, "0 0")),
+            (
+                counted.but(identity="device 8:0; wwid naa.5"),
+                Present(5, "device 8:0; wwid naa.5", "0"),
+            ),
         ):
             self.stand(migrated=left)
             self.done(lambda present=present: self.check(present), "nothing to do")
