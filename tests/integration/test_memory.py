@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from tests.support.disks import MIB, digest, loop_device, random_image
-from tests.support.processes import ANY_PORT, BLOCKMIG, TWIST, TWISTD, Processes, Running
+from tests.support.processes import (
+    ANY_PORT,
+    BLOCKMIG,
+    TWIST,
+    TWISTD,
+    Processes,
+    Running,
+    until,
+)
 
 SIZE = 3 * MIB
 
@@ -82,6 +91,34 @@ def test_the_same_commands_run_again_exit_with_0_and_write_nothing(
     assert hosts.verdict(hosts.source) == "not canonical"
     assert hosts.verdict(hosts.copy) == "canonical"
     assert hosts.verdict(hosts.source, hosts.copy) == f"canonical: {hosts.copy}"
+
+
+@pytest.mark.parametrize("options", [(), ("--unlink",)], ids=["keep", "unlink"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_retired_disk_that_is_sent_again_is_not_canonical_whatever_becomes_of_that(
+    processes: Processes, room: Path, how: signal.Signals, options: tuple[str, ...]
+) -> None:
+    hosts = Hosts(processes, room)
+    hosts.migrate()
+    new = ("--overwrite", "--id", "new", *options)
+    other = room / "c" / "disk"
+    receiver = processes.receive(other, "--size", SIZE)
+    sender = processes.send(hosts.source, receiver, *new, "--max-rate", "100K")
+    until(hosts.source.with_name("disk.MIGRATING").exists)
+    sender.process.send_signal(how)
+    sender.wait()
+    said = processes.run(BLOCKMIG, "inspect", hosts.source).stdout
+    assert said.startswith("not canonical\n")
+    assert hosts.verdict(hosts.source, hosts.copy) == f"canonical: {hosts.copy}"
+    if how == signal.SIGKILL:
+        assert f"it was migrated to {os.uname().nodename}:{hosts.copy}" in said
+        assert "it is being sent again" in said
+    sender = processes.send(hosts.source, receiver, *new)
+    assert (sender.wait(), receiver.wait()) == (0, 0), sender.stderr
+    assert hosts.verdict(hosts.source, other) == f"canonical: {other}"
+    record = json.loads(hosts.source.with_name("disk.MIGRATED").read_text())
+    assert record["id"] == "new"
+    assert len(record["ids"]) == 1
 
 
 @pytest.mark.parametrize("how", ["written", "mapped", "touched"])

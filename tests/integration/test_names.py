@@ -69,7 +69,7 @@ class Names:
         """A receiver that is killed; what it has is whole if a foreign sender's flush is enough."""
         receiver = self.processes.receive(device, "--size", SIZE, "--overwrite", *self.options)
         with wire.client(receiver.uri) as client:
-            assert client.ask(wire.WRITE, 0, SIZE, content * SIZE) == 0
+            assert client.ask(wire.WRITE, 0, SIZE, content * SIZE) == 0, receiver.stderr
             if whole:
                 assert client.ask(wire.FLUSH) == 0
             receiver.kill()

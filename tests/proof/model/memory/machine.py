@@ -127,8 +127,9 @@ class Machine:
             return False
         source = state.places[self.at[copy.to]]
         said = [getattr(source, kind)[0] for kind in ("migrating", "migrated")]
-        mark = source.migrated[0]
-        retired = source.file[0] is None or (mark and mark.migration == copy.migration)
+        mark, moving = source.migrated[0], source.migrating[0]
+        again = mark is not None and moving is not None and moving.follows == mark.migration
+        retired = source.file[0] is None or (mark is not None and not again)
         return retired and any(one and one.migration == copy.migration for one in said)
 
     # -- the sender --
