@@ -228,6 +228,9 @@ def test_a_retired_device_is_known_when_another_one_has_had_its_name(
         names.refused(device, "was migrated to")
     again = names.loop(image)
     assert names.verdict(again) == "not canonical"
+    # Its file is judged with it, and the command that is recommended is about what was set aside.
+    running = names.processes.run(BLOCKMIG, "inspect", image, *names.options)
+    assert running.stdout.startswith("not canonical\n")
     # Those who have only the directory.
     listed = names.processes.run(BLOCKMIG, "inspect", names.state).stdout.splitlines()
     (aside,) = (line.rpartition(": ")[0] for line in listed if line.startswith(str(names.state)))
