@@ -356,7 +356,7 @@ class AddressTests(Case):
 
     def test_the_end_of_one_that_was_stopped_says_how_it_goes_on(self):
         record = self.stopped()
-        self.assertIn("is canonical", self.why)
+        self.assertIn("is the canonical copy", self.why)
         self.assertIn(f"its migration to {record.destination} goes on with the same", self.why)
         self.assertIn("send it elsewhere", self.why)
         state = DiskState(self.source.path, len(DATA), self.source.identity())

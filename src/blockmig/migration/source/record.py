@@ -10,8 +10,8 @@ Rules (design, section 2: R1, R6, R7):
 * MIGRATED appears atomically; that is what retires a source that is kept. Of one that is deleted
   it is the tombstone, and appears only when nothing is left to be finished. It stays;
 * the record of a migration names the finished one before it (C{follows}), and is kept beside the
-  MIGRATED of that one: if it ends without retiring the source, and that is the disk that the other
-  one has retired, that MIGRATED counts as before;
+  MIGRATED of that one. Where that is of this very disk, it counts until this one retires it;
+  where it is of another, as soon as this one ends without retiring the source;
 * a migration that a receiver has acknowledged stays the same one, whoever stops it: its record
   stays, whether it is whole there or not;
 * where a migration ends without the source being retired, its record says so: a source that is
@@ -32,6 +32,7 @@ from ...errors import Refused
 from ...storage import NotDurable
 from ...syscalls import describe_error
 from ..identity import make_id
+from ..records.aside import set_aside
 from ..records.files import (
     BadRecord,
     Kind,
@@ -40,6 +41,7 @@ from ..records.files import (
     Record,
     Records,
     boot_of,
+    is_about,
     this_host,
     timestamp,
 )
@@ -73,6 +75,9 @@ class SourceRecord:
         id: str = "",
     ) -> None:
         before = state.record
+        went = state.finished.went
+        kept = went is not None and not went.unlink and is_about(went, identity) is not False
+        self._went = went if kept else None
         self._records = records
         self._previous = before
         self._on_disk = before  # as last written, or found
@@ -114,6 +119,16 @@ class SourceRecord:
             disk=record.source.disk,
             destination=record.destination.address,
             size=record.size,
+        )
+
+    @property
+    def standing(self) -> str:
+        """What a source is that is not retired by this migration."""
+        if self._went is None:
+            return "the canonical copy"
+        return (
+            f"what it was before: retired, since it was migrated to {self._went.destination} on "
+            f"{self._went.retired}"
         )
 
     @property
@@ -231,6 +246,8 @@ class SourceRecord:
         @param side_export: the destination has the side export, and has acknowledged that the
             attempt begins.
         """
+        if self._records is not None:
+            set_aside(self._records, self.record.identity)
         if side_export:
             self._may_be_copied = self._asked = False
         record = self.record.but(
@@ -309,14 +326,15 @@ class SourceRecord:
             return True
         return found is not None and found.phase == Phase.COPIED
 
-    def mark_retired(self, check: Callable[[], object] = lambda: None) -> None:
+    def mark_retired(self, check: Callable[[], object] = lambda: None, written: str = "") -> None:
         """I{Slow.} Retire a source that stays where it is, by writing MIGRATED.
 
+        @param written: what is known of the last write to it, which C{check} confirms.
         @param check: called last before that; it is not retired if it raises.
         @raise OSError: it is not retired.
         @raise NotDurable: it is, but a power failure may undo that.
         """
-        record = self.record.but(retired=timestamp())
+        record = self.record.but(retired=timestamp(), written=written)
         try:
             self._write(Kind.MIGRATED, record, check)
         except OSError as error:
@@ -374,7 +392,7 @@ class SourceRecord:
         its copy may be whole, only the same migration may overwrite that; where it is foreign,
         nothing else says that what is there is ours to overwrite.
 
-        The exception is a disk that was retired before, and is there still: that counts again.
+        Of a disk that was retired before, that goes on to count.
         """
         record = self._on_disk
         if self._records is None or record is None:
@@ -382,18 +400,7 @@ class SourceRecord:
         if not self._may_be_copied and record.side_export:
             if not self._is_ours():
                 return
-            if self._was_retired_before(self._records):
-                self._records.remove(Kind.MIGRATING)
-                self._on_disk = None
-            elif record.phase == Phase.COPIED or record.whole:
+            if record.phase == Phase.COPIED or record.whole:
                 self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=False))
         elif record.phase == Phase.COPIED or (self._asked and not record.whole):
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))
-
-    def _was_retired_before(self, records: Records) -> bool:
-        """I{Slow.} Whether an earlier migration has retired this disk, and kept it."""
-        try:
-            migrated = records.read(Kind.MIGRATED)
-        except BadRecord:
-            return False
-        return migrated is not None and not migrated.unlink

@@ -59,7 +59,7 @@ from .passes import CopyPasses, FullCopy
 from .progress import Progress
 from .record import SourceRecord
 from .retirement import DeletingRetirement, Retirement, unlinkable
-from .watch import Presence, SourceWatch
+from .watch import Presence, SourceWatch, last_write
 
 _log = Logger()
 
@@ -238,7 +238,7 @@ class Sender:
     def _given_up(self, why: str) -> GaveUp:
         claim = f"{self._context.disk.name} was not retired"
         if self._retirement.watch.presence == Presence.THERE:
-            claim += " and is canonical"
+            claim += f" and is {self._context.record.standing}"
         return GaveUp(f"{why}; {claim}")
 
     def _final_timeout_passed(self) -> None:
@@ -489,6 +489,7 @@ def _source_record(
             identity,
             destination,
             size=disk.size,
+            written=lambda: last_write(disk),
             unlink=unlink,
             overwrite=overwrite,
             id=id,

@@ -31,9 +31,12 @@ from enum import StrEnum
 
 from ...interfaces import IDisk, IWatchedDisk
 from ...storage import (
+    BlockDisk,
     DiskChanged,
     DiskVersion,
+    FileDisk,
     boot_id,
+    describe_version,
     device_identity,
     file_identity,
     held_descriptor,
@@ -70,6 +73,14 @@ class SourceGone(Exception):
         super().__init__(message)
         self.unchanged = unchanged
         self.replaced = replaced
+
+
+def last_write(disk: IDisk | None) -> str:
+    """I{Slow.} What is known of the last write to a disk, as L{SourceWatch.written} has it.
+
+    @raise OSError: the medium failed.
+    """
+    return disk.last_write() if isinstance(disk, FileDisk | BlockDisk) else ""
 
 
 class SourceWatch:
@@ -135,6 +146,16 @@ class SourceWatch:
             self._system.close(descriptor)
         boot = boot_id()
         return same_disk(self._identity, boot, found, boot) is True
+
+    @property
+    def written(self) -> str:
+        """What was last seen of the writes to the source, to be recorded; "" where nothing was.
+
+        Of a disk of somebody else's kind it may mean nothing to another process.
+        """
+        if not isinstance(self._disk, FileDisk | BlockDisk) or self._seen is None:
+            return ""
+        return describe_version(self._seen)
 
     def begin(self) -> None:
         """I{Slow.} The copying begins.

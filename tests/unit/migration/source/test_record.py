@@ -390,10 +390,24 @@ class LaterTests(Case):
             self.assertEqual((self.before.migration, ("one",)), (found.follows, found.ids))
             self.records.remove(Kind.MIGRATED)
 
-    def test_MIGRATED_counts_again_after_the_new_migration_is_abandoned(self):
-        self.marked().abandon()
-        self.assertEqual(["disk.MIGRATED"], self.names())
+    def test_MIGRATED_counts_after_the_new_migration_is_abandoned(self):
+        """Which goes on as itself, as after a crash."""
+        second = self.marked()
+        second.abandon()
+        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
         self.assertEqual(self.before, self.migrated())
+        again = self.migrating()
+        self.assertEqual((second.record.migration, Phase.COPYING), (again.migration, again.phase))
+
+    def test_a_retired_disk_that_is_sent_again_is_not_called_canonical(self):
+        self.assertEqual("the canonical copy", self.make().standing)
+        second = self.marked()
+        for source in (second, self.make(source_state(self.records, second.record.identity, URI))):
+            self.assertIn("retired, since it was migrated to", source.standing)
+        # A tombstone is about another disk.
+        self.records.write(Kind.MIGRATED, self.before.but(unlink=True))
+        found = source_state(self.records, second.record.identity, URI)
+        self.assertEqual("the canonical copy", self.make(found).standing)
 
     def test_what_was_received_is_named_when_it_goes_on(self):
         received = self.make().record.but(migration=ONE, id="one", confirmed="then")
