@@ -205,7 +205,9 @@ class DecidingTests(Case):
         convergence = measured(rate, dirty_rate, flush, longest, seconds=1)
         for number, left in enumerate(lefts):
             if convergence.pass_ended(number, left) == Next.HOLD and left:
-                self.assertLessEqual(convergence.pause(left), 0.75 * longest)
+                # Where nothing is gained by waiting, the whole pause may be needed.
+                share = 1.0 if convergence.converging is False else 0.75
+                self.assertLessEqual(convergence.pause(left), share * longest)
 
     @given(
         st.floats(10 * MB, 10_000 * MB),
