@@ -182,6 +182,7 @@ class _MirrorView:
         self._display = display
         self._reactor = reactor
         self._progress: Progress | None = None
+        self._data_left: int | None = None
         self._change_log = _ChangeLog()
 
     @property
@@ -202,6 +203,7 @@ class _MirrorView:
         if size is not None and rest is not None:
             done = max(0, size - rest)
             zeroes = min(integer_field(mirror, "zeroes") or 0, done)
+            self._data_left = integer_field(mirror, "data_left")
             self.show(size, done - zeroes, zeroes, attempts)
         self._change_log.update(mirror, attempts)
 
@@ -209,6 +211,8 @@ class _MirrorView:
         """Show the progress; all but C{attempt} are bytes."""
         progress = self._progress or Progress(total)
         progress.data, progress.zeroes, progress.attempt = data, zeroes, attempt
+        left = self._data_left if progress.done < total else 0
+        progress.remaining = None if left is None else lambda: left
         if self._progress is None:
             self._progress = progress
             self._display.start(progress, self._reactor)

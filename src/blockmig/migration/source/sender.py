@@ -144,7 +144,10 @@ class Sender:
             else Retirement(disk, self.source, watch, in_use=in_use)
         )
         self.progress = Progress(
-            disk.size, earlier=self.source.record.attempt, seconds=self._reactor.seconds
+            disk.size,
+            earlier=self.source.record.attempt,
+            remaining=lambda: self._passes.data_left,
+            seconds=self._reactor.seconds,
         )
         self.last_error = self._reason = ""
         self._reason_at = 0
