@@ -28,7 +28,8 @@ Rules:
 * in neither case is anything gained by waiting. The transfer was measured while clients came first;
   while they are held it may be many times as fast. If what is left could possibly be sent in time
   like that, a hold is tried, at whichever point of a pass: it costs no more than the pause that is
-  allowed. One that fails shows what is possible: later ones are tried where twice as much would do;
+  allowed. One that fails shows what is possible: the next one is tried where twice as much would
+  do, and later where four times as much would, and so on, since it may have been bad luck;
 * no estimate exceeds the limit that the user has set to the rate.
 """
 
@@ -245,8 +246,7 @@ class Convergence:
         if self._may_try_hold(now, self._left):
             return Next.HOLD
         self._judged = True
-        self.decisive_rate = self._dirty_rate(mean)
-        return Next.NOT_CONVERGING
+        return self._not_converging(now, self._dirty_rate(mean))
 
     def next_window(self, now: float) -> None:
         """What clients touch is counted anew."""
@@ -279,7 +279,12 @@ class Convergence:
             self._too_fast = True
         if not self._gains_nothing:
             return Next.AGAIN
-        self.decisive_rate = self.dirty_rate
+        return self._not_converging(now, self.dirty_rate)
+
+    def _not_converging(self, now: float, dirty_rate: float) -> Next:
+        self.decisive_rate = dirty_rate
+        if now >= self._not_before:
+            self._last_held_rate *= 2
         return Next.NOT_CONVERGING
 
     def _gains(self, left: float) -> bool:

@@ -451,15 +451,14 @@ class TriedHoldTests(Case):
         self.assertEqual([Next.AGAIN, Next.AGAIN, Next.HOLD], decided)
 
     def test_a_failed_hold_shows_what_is_possible(self):
-        """With luck twice as much."""
-        passes = Passes(250 * MB, 20 * MB, unhindered_rate=5000 * MB).run(10, 5000)
-        convergence = passes.convergence
-        for sent, again in ((130, True), (105, False)):
-            convergence.hold_failed(passes.now, sent * MB, 0.5)
+        """With luck twice as much; it is doubted more and more."""
+        for sent, doubts in ((130, 0), (105, 1), (55, 2), (28, 3)):
+            passes = Passes(250 * MB, 20 * MB, unhindered_rate=5000 * MB).run(10, 5000)
+            passes.convergence.hold_failed(passes.now, sent * MB, 0.5)
             passes.decided.clear()
-            passes.run(8, 5000)
-            self.assertEqual(int(again), len(passes.when(Next.HOLD)), passes.decided)
-        self.assertNotEqual([], passes.when(Next.NOT_CONVERGING))
+            passes.run(20, 5000)
+            expected = [Next.NOT_CONVERGING] * doubts + [Next.HOLD]
+            self.assertEqual(expected, [decided for _, decided in passes.decided], sent)
 
     def test_it_is_tried_again_later_each_time(self):
         passes = Passes(250 * MB, 20 * MB, unhindered_rate=5000 * MB).run(10, 5000)
