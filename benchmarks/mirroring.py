@@ -112,7 +112,7 @@ def hand_off(folder: str, size: int, rate: int, span: int) -> dict[str, float]:
             wait_for(f"{folder}/receive")
             writer = Writer(f"{folder}/source.socket", size, span)
             longest, began = 0.0, time.perf_counter()
-            wanted = {"uri": f"nbd+unix:///?socket={folder}/receive", "then": "relay"}
+            wanted = {"uri": f"nbd+unix:///?socket={folder}/receive", "then": "relay", "linger": 0}
             wanted["relay_to"] = f"nbd+unix:///?socket={folder}/serve"
             mirror = subprocess.Popen(
                 [sys.executable, __file__, "--mirror", control, "--wanted", json.dumps(wanted)],

@@ -369,6 +369,60 @@ def test_a_server_that_comes_back_is_found(processes: Processes, room: Path) -> 
     takeover.over()
 
 
+def test_who_comes_back_to_a_relay_that_lingers_is_served(processes: Processes, room: Path) -> None:
+    """The new server is killed, and started again: for who reconnects that is a pause."""
+    takeover = Takeover(processes, room, "tcp", "linger=600")
+    with wire.client(takeover.uris["unix"]) as held:
+        takeover.hold()
+        takeover.relay()
+        takeover.start().wait_event("listening")
+        assert held.ask(wire.FLUSH) == 0
+        assert takeover.there is not None
+        takeover.there.kill()
+        assert held.closed()
+    back = wire.connect(takeover.uris["unix"])
+    time.sleep(0.2)
+    takeover.start()
+    assert wire.read_exactly(back, 8) == b"NBDMAGIC"
+    back.close()
+    with wire.client(takeover.uris["tcp"]) as other:
+        assert other.ask(wire.WRITE, 0, 4, b"good") == 0
+    assert takeover.here.status is None
+    takeover.here.signal(signal.SIGTERM)
+    takeover.over()
+    assert takeover.copy.read_bytes()[:4] == b"good"
+
+
+def test_one_reset_behind_the_relay_does_not_end_it(processes: Processes, room: Path) -> None:
+    """The client loses its connection, and is served when it connects again."""
+    takeover = Takeover(processes, room, "tcp", "linger=600")
+    with wire.client(takeover.uris["tcp"]) as held:
+        takeover.hold()
+        takeover.relay()
+        control = str(room / "control")
+        there = takeover.start("--control", control, "--request-timeout", "0.2")
+        assert held.ask(wire.FLUSH) == 0
+        held.send(wire.request(wire.READ, 0, 10)[:5])  # it is given up there as silent
+        assert held.closed()
+        assert there.status is None
+    with wire.client(takeover.uris["tcp"]) as again:
+        assert again.ask(wire.FLUSH) == 0
+    takeover.here.signal(signal.SIGTERM)
+    takeover.over()
+
+
+def test_a_relay_that_lingers_ends_when_nobody_comes(processes: Processes, room: Path) -> None:
+    takeover = Takeover(processes, room, "unix", "linger=0.3")
+    with wire.client(takeover.uris["unix"]) as held:
+        takeover.hold()
+        takeover.relay()
+        takeover.start()
+        assert held.ask(wire.FLUSH) == 0
+        time.sleep(0.5)
+        assert held.ask(wire.FLUSH) == 0
+    takeover.over()
+
+
 def test_clients_that_stop_waiting_are_forgotten(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "tcp")
     with wire.client(takeover.uris["unix"]) as held:

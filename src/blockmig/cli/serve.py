@@ -55,6 +55,7 @@ class Options(usage.Options):
             300.0,
             metavar="SECONDS",
         ),
+        common.LINGER,
         common.CONTROL,
         common.STATE_DIRECTORY,
         common.LOG_FORMAT,

@@ -100,6 +100,7 @@ class ServeOperation:
             self._runtime,
             self._make_client_endpoint,
             in_use_anyway=bool(self._options["in-use-anyway"]),
+            linger=self._options["linger"],
         )
         try:
             await self._listen(listening, server, mirrors)

@@ -55,6 +55,7 @@ class SourceRecord:
     @param identity: of the disk.
     @param id: what people call the migration; "" where one is to be made up.
     @ivar record: what is recorded, or would be.
+    @ivar end_seen: that the destination was seen to be complete is recorded.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SourceRecord:
         self._on_disk = before  # as last written, or found
         self._may_be_copied = before is not None
         self._asked = False
+        self.end_seen = False
         if state.retired and before is not None:
             self.record = before
             return
@@ -352,6 +354,7 @@ class SourceRecord:
             records.write(Kind.MIGRATED, record)
         gone = [Kind.MIGRATING, Kind.ACCEPTED] if record.unlink else [Kind.MIGRATING]
         records.remove_existing(*gone)
+        self.end_seen = bool(record.confirmed)
 
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.
