@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import shutil
@@ -12,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support import REPOSITORY, wire
@@ -573,3 +576,122 @@ def test_a_header_cut_at_any_byte_is_relayed(processes: Processes, room: Path) -
         client.send(struct.pack("!IHHQQI", 0x25609513, 0, wire.DISC, 0, 0, 0))
         client.close()
     takeover.over()
+
+
+def opened(running: Running) -> set[str]:
+    """The files that a process has open."""
+    found = set()
+    for number in os.listdir(f"/proc/{running.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{running.pid}/fd/{number}"))
+    return found
+
+
+class Standby:
+    """A disk that is served, a receiver for it, and a server that waits until that is done.
+
+    The two of them have one address.
+    """
+
+    def __init__(self, processes: Processes, room: Path, *options: str, there: str = "tcp") -> None:
+        self.processes, self.room = processes, room
+        self.disk, self.copy = random_image(room / "disk", SIZE), room / "copy"
+        self.control, self.uri = room / "control", f"nbd+unix:///?socket={room / 'here'}"
+        if there == "tcp":
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                port = probe.getsockname()[1]
+            self.listen, self.target = f"tcp:{port}:interface=127.0.0.1", f"nbd://127.0.0.1:{port}"
+        else:
+            path = room / "there"
+            self.listen, self.target = f"unix:{path}", f"nbd+unix:///?socket={path}"
+        self.old = processes.start(
+            *(BLOCKMIG, "serve", "--log-format", "json", "--file", self.disk),
+            *("--listen", f"unix:{room / 'here'}", "--control", self.control),
+        )
+        self.new = self.serve("--standby", *options)
+        self.new.wait_event("standby")
+        self.old.wait_event("listening")
+
+    def serve(self, *options: str) -> Running:
+        return self.processes.start(
+            *(BLOCKMIG, "serve", "--log-format", "json", "--file", self.copy),
+            *("--listen", self.listen, *options),
+        )
+
+    def receive(self, *options: str) -> Running:
+        return self.processes.receive(self.copy, "--size", SIZE, *options, listen=self.listen)
+
+    def move(self, *options: str) -> None:
+        self.processes.checked(
+            *(BLOCKMIG, "mirror", "--control", self.control, "--then", "relay", "--wait"),
+            *("--progress", "none", *options, self.target),
+        )
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = ask(str(self.control), "GET", "/status", None, 10.0)
+        return found
+
+    def over(self) -> None:
+        assert self.old.wait(20) == 0, self.old.stderr
+        self.new.signal(signal.SIGTERM)
+        assert self.new.wait(20) == 0, self.new.stderr
+        for running in (self.old, self.new):
+            assert "Traceback" not in running.stderr
+
+
+@pytest.mark.parametrize("there", KINDS)
+def test_a_server_on_standby_takes_over(processes: Processes, room: Path, there: str) -> None:
+    """Clients see no disconnect; the space of the deleted source is given back."""
+    scene = Standby(processes, room, "--id", "web", there=there)
+    receiver = scene.receive("--id", "web")
+    assert not {name for name in opened(scene.new) if name.startswith(str(room / "copy"))}
+    client = start_work(processes, scene.uri, room, 0)
+    with wire.client(scene.uri) as idle:
+        assert str(scene.disk) in opened(scene.old)
+        scene.move("--unlink", "--id", "web", "--linger", "0")
+        assert receiver.wait(20) == 0
+        scene.new.wait_event("listening")
+        scene.old.wait_event("client-pause")
+        assert idle.ask(wire.FLUSH) == 0
+        relay = scene.status()["relay"]
+        assert relay["pause"] == scene.status()["mirror"]["client_pause"] > 0
+        assert (relay["available"], relay["clients"]) == (True, 2)
+        scene.old.wait_event("closed")
+        assert not {name for name in opened(scene.old) if name.startswith(str(scene.disk))}
+    (room / "stop").touch()
+    worked(client)
+    scene.over()
+
+
+def test_a_source_that_is_kept_stays_locked_while_it_is_relayed(
+    processes: Processes, room: Path
+) -> None:
+    scene = Standby(processes, room)
+    scene.receive()
+    with wire.client(scene.uri) as client:
+        scene.move("--linger", "0")
+        assert client.ask(wire.FLUSH) == 0
+        assert str(scene.disk) in opened(scene.old)
+    scene.over()
+
+
+def test_what_was_received_before_is_not_what_is_waited_for(
+    processes: Processes, room: Path
+) -> None:
+    """Without an id; with one it is served at once."""
+    scene = Standby(processes, room)
+    scene.receive()
+    scene.move("--linger", "0")
+    scene.new.wait_event("listening")
+    scene.over()
+    again = scene.serve("--standby")
+    assert "was received already" in str(again.wait_event("standby")["message"])
+    time.sleep(0.3)
+    assert not again.events("listening")
+    again.signal(signal.SIGTERM)
+    assert again.wait(20) == 4
+    received = json.loads((room / "copy.RECEIVED").read_text())
+    named = scene.serve("--standby", "--id", received["id"])
+    named.wait_event("listening")
+    named.signal(signal.SIGTERM)
+    assert named.wait(20) == 0

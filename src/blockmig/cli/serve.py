@@ -28,6 +28,12 @@ class Options(usage.Options):
     optFlags: ClassVar[tuple[Flag, ...]] = (
         common.OLDSTYLE,
         Flag("read-only", "Serve the disk read-only.", "r"),
+        Flag(
+            "standby",
+            "Wait until `blockmig receive` is done with the disk, which may not be there yet, and "
+            "then serve it at once. Start it beside `receive`, at the same address: clients that "
+            "are relayed do not wait for a process to start.",
+        ),
         common.IN_USE_ANYWAY,
         common.VERBOSE,
         common.QUIET,
@@ -56,6 +62,14 @@ class Options(usage.Options):
             metavar="SECONDS",
         ),
         common.LINGER,
+        common.ID._replace(
+            help="With --standby: wait for the migration with this ID, which may have been "
+            "received already.",
+            default_text="any that is received from now on",
+        ),
+        common.GIVE_UP_AFTER._replace(
+            help="With --standby: give up when the disk was not there after SECONDS; 0 means never."
+        ),
         common.CONTROL,
         common.STATE_DIRECTORY,
         common.LOG_FORMAT,
@@ -66,6 +80,9 @@ class Options(usage.Options):
         common.check_file(self)
         if self["oldstyle"] and self["export"]:
             raise usage.UsageError("--oldstyle has no export names: leave out --export")
+        for name in ("id", "give-up-after"):
+            if self[name] and not self["standby"]:
+                raise usage.UsageError(f"--{name} is only for --standby")
         common.check_export(self["export"], MAXIMUM_NAME)
 
 

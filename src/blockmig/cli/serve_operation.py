@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from ..errors import GaveUp, LocalFailure, MigrationError, Refused
@@ -18,8 +19,12 @@ from ..transport import client_endpoint, server_endpoint
 from .listening import Listening, ListeningExport
 from .mirror_manager import MirrorManager
 from .serve import Options
+from .standby import Standby
 
 _log = Logger()
+
+_BUSY: Final = 1.0
+"""Seconds for which the receiver may still have the address, with C{--standby}."""
 
 _FORMAT_PROBE: Final = 4096
 """Bytes at the start of a disk that tell the format of an image."""
@@ -46,21 +51,17 @@ class ServeOperation:
         self._make_client_endpoint = make_client_endpoint
         self._listening: Listening | None = None
         self._mirrors: MirrorManager | None = None
+        self._opening: Deferred[FileDisk | BlockDisk] | None = None
         self._stop_reason = ""
 
     async def run(self) -> None:
-        options, system = self._options, self._runtime.system
+        options = self._options
         self._listening = listening = Listening(
             self._runtime.reactor, options["listen"], options["control"], self._make_endpoint
         )
-        path, state_directory = options["file"], options["state-dir"]
+        path = options["file"]
         try:
-            with open_disk(
-                path,
-                writable=not options["read-only"],
-                state_directory=state_directory,
-                system=system,
-            ) as disk:
+            with await self._open_disk(listening) as disk:
                 # Looks at the records, now that the disk is locked: nobody can begin to migrate it.
                 server = self._make_server(disk)
                 if not options["in-use-anyway"]:
@@ -75,11 +76,43 @@ class ServeOperation:
     def stop(self, why: str) -> None:
         """Stop accepting connections, and let the server finish."""
         self._stop_reason = why
+        if self._opening is not None:
+            self._opening.cancel()
         if self._listening is not None:
             self._listening.cancel()
             if self._mirrors is not None:
                 self._listening.stop()
                 self._mirrors.stop(why)
+
+    async def _open_disk(self, listening: Listening) -> FileDisk | BlockDisk:
+        """Open the disk; with C{--standby} once its receiver is done."""
+        options = self._options
+
+        def opener() -> FileDisk | BlockDisk:
+            return open_disk(
+                options["file"],
+                writable=not options["read-only"],
+                state_directory=options["state-dir"],
+                system=self._runtime.system,
+            )
+
+        if not options["standby"]:
+            return opener()
+        standby = Standby(
+            options["file"],
+            self._runtime,
+            state_directory=options["state-dir"],
+            id=options["id"] or "",
+            give_up_after=options["give-up-after"] or None,
+        )
+        listening.waiting(standby.what)
+        self._opening = Deferred.fromCoroutine(standby.open(opener))
+        try:
+            return await self._opening
+        except CancelledError:
+            raise GaveUp("stopped before it could listen") from None
+        finally:
+            self._opening = None
 
     def _make_server(self, disk: FileDisk | BlockDisk) -> Server:
         options = self._options
@@ -130,7 +163,7 @@ class ServeOperation:
             mirrors.routes,
         )
         try:
-            await listening.open(target)
+            await listening.open(target, busy_for=_BUSY if options["standby"] else 0.0)
         except MigrationError:
             server.stop()
             await server.complete()

@@ -9,7 +9,7 @@ from .coverage import Coverage
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
-from .errors import DiskChanged, DiskRefused, NotDurable
+from .errors import DiskChanged, DiskInUse, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
 from .identities import (
@@ -44,6 +44,7 @@ __all__ = [
     "Coverage",
     "DirtyMap",
     "DiskChanged",
+    "DiskInUse",
     "DiskRefused",
     "DiskVersion",
     "FileDisk",
