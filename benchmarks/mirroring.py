@@ -190,7 +190,7 @@ def pauses(folder: str, options: argparse.Namespace) -> None:
     size = options.size << 20
     make_source(Path(folder, "source"), size)
     rows = []
-    for rate in (0, 1000, 10000):
+    for rate in options.rates:
         found = []
         for _ in range(options.hand_offs):
             span = options.span << 20
@@ -302,6 +302,12 @@ def main() -> None:
         default="standby",
         help="which server the client is relayed to (standby)",
     )
+    parser.add_argument(
+        "--rates",
+        type=lambda text: [int(rate) for rate in text.split(",")],
+        default=[0, 1000, 10000],
+        help="writes a second, with commas between them (0,1000,10000)",
+    )
     parser.add_argument("--hand-offs", type=int, default=20, help="at each rate (20)")
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk handed over (512)")
     parser.add_argument("--span", type=int, default=512, help="MiB of it written to (512)")
@@ -313,6 +319,7 @@ def main() -> None:
     parser.add_argument("--mirror", help=argparse.SUPPRESS)
     parser.add_argument("--wanted", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends as well
     if options.receive:
         receive_and_serve(options.receive, options.bytes)
         return

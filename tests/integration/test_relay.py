@@ -675,6 +675,47 @@ def test_a_source_that_is_kept_stays_locked_while_it_is_relayed(
     scene.over()
 
 
+@pytest.mark.parametrize("unlink", [True, False])
+def test_a_server_relays_again_after_a_restart(
+    processes: Processes, room: Path, unlink: bool
+) -> None:
+    """It knows from the record where the disk is, and who comes is relayed to it."""
+    scene = Standby(processes, room)
+    scene.receive()
+    scene.move("--linger", "forever", *(["--unlink"] if unlink else []))
+    scene.new.wait_event("listening")
+    scene.old.kill()
+    (room / "here").unlink()
+    assert scene.disk.exists() is not unlink
+    refused = processes.run(*scene.old.arguments, "--read-only")
+    assert refused.status == 1
+    assert "leave out --read-only" in refused.stderr
+    scene.old = processes.start(*scene.old.arguments, "--linger", "0")
+    assert scene.target in str(scene.old.wait_event("relaying-again")["message"])
+    scene.old.wait_event("listening")
+    assert scene.status()["state"] == "relaying"
+    with wire.client(scene.uri) as client:
+        assert client.ask(wire.WRITE, 0, 4, b"good") == 0
+    scene.over()
+    assert scene.copy.read_bytes()[:4] == b"good"
+
+
+def test_a_disk_that_went_without_a_relay_is_refused_after_a_restart(
+    processes: Processes, room: Path
+) -> None:
+    scene = Standby(processes, room)
+    scene.receive()
+    processes.checked(
+        *(BLOCKMIG, "mirror", "--control", scene.control, "--wait", "--progress", "none"),
+        scene.target,
+    )
+    assert scene.old.wait(20) == 0
+    again = processes.run(*scene.old.arguments)
+    assert again.status == 1
+    assert "not canonical" in again.stderr
+    scene.over()
+
+
 def test_what_was_received_before_is_not_what_is_waited_for(
     processes: Processes, room: Path
 ) -> None:

@@ -22,7 +22,10 @@ class Options(usage.Options):
         "Serve a raw image or block device to NBD clients (QEMU, libnbd, the kernel) until SIGTERM "
         "or SIGINT; then finish the requests that are under way, flush the disk, and exit. "
         "`blockmig mirror` moves the disk to another host while it is served; when that is done, "
-        "the server exits too. Exit status 4 means that it was stopped before it could listen."
+        "the server exits too, or relays its clients to the new server (--then relay). Started "
+        "again on a disk that went away like that, it relays again. With --standby it waits for a "
+        "disk that is being received. Exit status 4 means that it was stopped, or gave up, before "
+        "it could listen."
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (

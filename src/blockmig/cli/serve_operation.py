@@ -8,12 +8,16 @@ from typing import Any, Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
+from ..client import Destination
 from ..errors import GaveUp, LocalFailure, MigrationError, Refused
 from ..migration.in_use import refuse_in_use
-from ..nbd import NBDURI
+from ..migration.records.files import Record, records_at
+from ..migration.records.relayed import relayed_away
+from ..migration.records.verdict import look_at
+from ..nbd import NBDURI, BadURI, handoff_export_name, parse_uri
 from ..runtime import Runtime
-from ..server import Server
-from ..storage import BlockDisk, DiskRefused, FileDisk, image_format, open_disk
+from ..server import Relay, Server
+from ..storage import BlockDisk, DepartedDisk, DiskRefused, FileDisk, image_format, open_disk
 from ..syscalls import describe_error
 from ..transport import client_endpoint, server_endpoint
 from .listening import Listening, ListeningExport
@@ -61,6 +65,9 @@ class ServeOperation:
         )
         path = options["file"]
         try:
+            if (record := self._went_away()) is not None:
+                await self._relay(record, listening)
+                return
             with await self._open_disk(listening) as disk:
                 # Looks at the records, now that the disk is locked: nobody can begin to migrate it.
                 server = self._make_server(disk)
@@ -114,7 +121,53 @@ class ServeOperation:
         finally:
             self._opening = None
 
-    def _make_server(self, disk: FileDisk | BlockDisk) -> Server:
+    def _went_away(self) -> Record | None:
+        """The record of the disk that went away with its clients relayed, if it did.
+
+        With C{--standby} it is to come home.
+        """
+        options, system = self._options, self._runtime.system
+        if options["standby"]:
+            return None
+        try:
+            records = records_at(options["file"], options["state-dir"], system)
+            return relayed_away(records, look_at(options["file"], system))
+        except DiskRefused:
+            return None  # to open it is refused too, and says why
+
+    async def _relay(self, record: Record, listening: Listening) -> None:
+        """Relay clients again, as before a restart; the disk here is not opened."""
+        options, path = self._options, self._options["file"]
+        if options["read-only"]:
+            raise Refused(
+                f"{path}: has moved to {record.destination}, where clients are relayed to "
+                f"{record.successor}; a relay cannot keep them from writing: leave out --read-only"
+            )
+        try:
+            uri = parse_uri(record.successor)
+        except BadURI as error:
+            raise Refused(f"{path}: its record does not say where it is: {error}") from None
+        server = self._make_server(DepartedDisk(path, record.size))
+        relay = Relay(
+            Destination(
+                self._make_client_endpoint(self._runtime.reactor, uri), uri.export, str(uri)
+            ),
+            receiver_export=handoff_export_name(uri.export),
+            linger=options["linger"],
+            awaits_first=True,
+            runtime=self._runtime,
+        )
+        _log.info(
+            "{disk}: has moved to {destination}; relaying clients to {successor}",
+            event="relaying-again",
+            disk=path,
+            destination=str(record.destination),
+            successor=str(uri),
+        )
+        server.relay(relay)
+        await self._serve(server, listening)
+
+    def _make_server(self, disk: FileDisk | BlockDisk | DepartedDisk) -> Server:
         options = self._options
         return Server(
             disk,
@@ -143,12 +196,13 @@ class ServeOperation:
             raise LocalFailure(f"{server.disk.name}: {describe_error(error)}") from None
         finally:
             await listening.close()
+        was_relayed = isinstance(server.disk, DepartedDisk)
         totals = server.status()["totals"]
         _log.info(
             "stopped: {connections} connection(s), {requests} request(s), {bytes_read} bytes read "
             "and {bytes_written} written; the disk was {what}",
             event="stopped",
-            what="handed over" if mirrors.handed_over else "flushed",
+            what="handed over" if mirrors.handed_over or was_relayed else "flushed",
             **totals,
         )
 

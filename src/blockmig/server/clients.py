@@ -18,12 +18,15 @@ _MOST_PROVED: Final = 32
 
 
 class Clients:
-    """The connections; one may be closed while iterating over them."""
+    """The connections; one may be closed while iterating over them.
+
+    @ivar count: how many there have been.
+    """
 
     def __init__(self) -> None:
         self._connections: dict[ServerConnection, None] = {}
         self._proved: dict[ServerConnection, None] = {}
-        self._count = 0
+        self.count = 0
         self._past = TrafficCounters()
         self._until_gone: list[Deferred[None]] = []
         self._until_come: list[Deferred[None]] = []
@@ -36,7 +39,7 @@ class Clients:
 
     def add(self, connection: ServerConnection) -> None:
         self._connections[connection] = None
-        self._count += 1
+        self.count += 1
         waiting, self._until_come = self._until_come, []
         _fire(waiting)
 
@@ -96,7 +99,7 @@ class Clients:
                 }
                 for connection in self._connections
             ],
-            "totals": {"connections": self._count, **totals.as_json()},
+            "totals": {"connections": self.count, **totals.as_json()},
         }
 
 

@@ -338,15 +338,20 @@ class Ending:
         self._run(self._forward_clients(relay, held))
 
     def linger(self) -> Lingering:
-        assert self.relay is not None
-        seconds = self.relay.linger
+        seconds = self._patience
         if not 0 < seconds < math.inf:
             return Lingering(None)
         return Lingering(self._reactor.callLater(seconds, self.machine.lingered))
 
-    def await_clients(self) -> None:
+    @property
+    def _patience(self) -> float:
+        """Seconds for which somebody may come."""
         assert self.relay is not None
-        if self.relay.linger:
+        awaits_first = self.relay.awaits_first and not self._clients.count
+        return math.inf if awaits_first else self.relay.linger
+
+    def await_clients(self) -> None:
+        if self._patience:
             self._clients.one_comes().addCallback(lambda _: self.machine.came())
         else:
             self.machine.lingered()

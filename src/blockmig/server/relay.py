@@ -59,8 +59,11 @@ class Relay:
         there is none.
     @param linger: seconds for which clients may still come when the last one has left; C{math.inf}
         for ever.
+    @param awaits_first: a first client may come at any time, however long that takes: there was
+        none yet that could leave.
     @param runtime: reactor, threads and system calls; None for the real ones.
     @ivar linger: as given.
+    @ivar awaits_first: as given.
     @ivar flow: counts the bytes that were passed on.
     @ivar pause: seconds from the hold until the server that takes over replied to a client; None
         until then. If none was waiting for a reply, until one could have been replied to.
@@ -72,12 +75,14 @@ class Relay:
         *,
         receiver_export: str | None = None,
         linger: float = 0.0,
+        awaits_first: bool = False,
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
         self._threads = BoundedThreads(runtime.threads)
         self._runtime = replace(runtime, threads=self._threads)
         self.linger = linger
+        self.awaits_first = awaits_first
         self.flow = Flow()
         self.pause: float | None = None
         self._uri = destination.uri

@@ -6,6 +6,7 @@ slow ones in threads. Imports no reactor.
 
 from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
+from .departed import DepartedDisk
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE
@@ -42,6 +43,7 @@ __all__ = [
     "ROOTS_DIRECTORY",
     "BlockDisk",
     "Coverage",
+    "DepartedDisk",
     "DirtyMap",
     "DiskChanged",
     "DiskInUse",

@@ -1670,6 +1670,22 @@ class LingerTests(Case):
         self.clock.advance(60)
         self.completed()
 
+    def test_a_first_client_may_be_awaited_for_as_long_as_it_takes(self):
+        for linger in (0, 60):
+            self.make()
+            self.relay(linger=linger, awaits_first=True)
+            self.clock.advance(1e6)
+            self.assertNoResult(self.done)
+            self.other_comes()
+            late = self.late()
+            self.served(late)
+            late.send(DISC)
+            self.drain()
+            if linger:
+                self.assertEqual(60, self.server.status()["relay"]["linger_left"])
+                self.clock.advance(60)
+            self.completed()
+
     def test_stopping_ends_it_at_once(self):
         for end in (self.stop, self.hand_over):
             for linger in (60, math.inf):

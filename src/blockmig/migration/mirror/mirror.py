@@ -116,6 +116,7 @@ class Mirror:
             patience=patience,
             passes=self._passes,
             identity=identity,
+            successor=successor.uri if successor is not None else "",
             runtime=runtime,
         )
         self._began: float | None = None

@@ -147,6 +147,8 @@ class Record:
     @ivar follows: UUID of the migration whose finished record this one replaced.
     @ivar ids: the ids of migrations that were finished here before, the latest last
         (MIGRATED, RECEIVED).
+    @ivar successor: URI of the server to which clients are relayed once the disk is gone; "" where
+        they are not (MIGRATING, MIGRATED).
     """
 
     migration: str
@@ -174,6 +176,7 @@ class Record:
     boot: str = ""
     follows: str = ""
     ids: tuple[str, ...] = ()
+    successor: str = ""
 
     def but(self, **changes: Any) -> Self:
         """A copy of the record with some fields changed."""
@@ -186,7 +189,7 @@ class Record:
 
 
 _TYPES: Final = {field.name: field.type for field in fields(Record)}
-_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids"}
+_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids", "successor"}
 """Fields that records of version 0.1 do not have."""
 
 

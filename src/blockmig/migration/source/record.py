@@ -54,6 +54,7 @@ class SourceRecord:
     @param unlink: it is retired by deleting it.
     @param identity: of the disk.
     @param id: what people call the migration; "" where one is to be made up.
+    @param successor: URI of the server to which clients are relayed; "" where they are not.
     @ivar record: what is recorded, or would be.
     @ivar end_seen: that the destination was seen to be complete is recorded.
     """
@@ -69,6 +70,7 @@ class SourceRecord:
         unlink: bool = False,
         identity: str = "",
         id: str = "",
+        successor: str = "",
     ) -> None:
         before = state.record
         self._records = records
@@ -99,6 +101,7 @@ class SourceRecord:
             place=before.place if before is not None else "",
             follows=before.follows if before is not None else "",
             ids=before.ids if before is not None else (),
+            successor=successor,
         )
         self.record = record if before is not None else state.finished.precede(record)
 
