@@ -5,7 +5,8 @@ Owns what the records must say for that. Rules:
 * only where a human has said so: the record names the server to which clients are relayed;
 * only when the destination was seen to be complete: before that nobody knows which copy clients
   are to use, and the migration is to be finished first;
-* not where the disk has come home since, nor where another one has its name.
+* not where the disk has come home since, where another one has its name, or where it was kept and
+  written to since: nobody knows then which copy somebody has begun to use.
 
 Nothing here writes anything.
 """
@@ -16,7 +17,7 @@ from ...errors import Refused
 from ...syscalls import describe_error
 from .advice import command_here
 from .files import BadRecord, Kind, Phase, Record, Records, is_about
-from .finished import Present, is_superseded, read_finished
+from .finished import Present, is_superseded, read_finished, was_written
 
 
 def relayed_away(records: Records, present: Present) -> Record | None:
@@ -56,7 +57,8 @@ def _may_have_deleted(migrating: Record, present: Present) -> bool:
 
 
 def _is_another(record: Record, present: Present) -> bool:
-    """Whether another disk has the name now."""
+    """Whether another disk has the name now, or this one was written to since."""
     if present.size is None:
         return False
-    return record.unlink or is_about(record, present.identity) is not True
+    same = is_about(record, present.identity) is True and not was_written(record, present)
+    return record.unlink or not same

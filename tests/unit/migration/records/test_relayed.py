@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -67,6 +68,11 @@ class RelayedTests(SynchronousTestCase):
         self.assertIsNone(self.found(ANOTHER))
         self.write(Kind.MIGRATED, unlink=False, identity="")
         self.assertIsNone(self.found(KEPT), "nothing proves that it is the same")
+
+    def test_it_was_kept_and_written_to_since(self):
+        self.write(Kind.MIGRATED, unlink=False, written="5000 1")
+        self.assertEqual(THERE, self.found(replace(KEPT, written="5000 1")))
+        self.assertIsNone(self.found(replace(KEPT, written="5000 2")))
 
     def test_it_has_come_home(self):
         self.write(Kind.MIGRATED)
