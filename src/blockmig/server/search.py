@@ -150,8 +150,6 @@ for _state in (_idle, _looking, _available, _stopped):
 for _state in (_idle, _looking, _waiting, _stopped):
     _state.upon(SearchInputs.vanished).loop().returns(None)
 _stopped.upon(SearchInputs.stop).loop().returns(None)
-_stopped.upon(SearchInputs.not_found).loop().returns(None)
-_stopped.upon(SearchInputs.found).loop().returns(None)
 
 _make_search = _builder.build()
 
@@ -186,6 +184,7 @@ class Search:
         self._found = found
         self._not_found = not_found
         self._reactor = reactor
+        self._is_over = False
         self._delay = _SHORTEST
         self._hurried_at: float = reactor.seconds()
         self._machine: SearchInputs = _make_search(self)
@@ -216,6 +215,7 @@ class Search:
 
     def stop(self) -> None:
         """Give up looking."""
+        self._is_over = True
         self._machine.stop()
 
     # SearchActions.
@@ -231,13 +231,14 @@ class Search:
 
         @param why: why the server is not available; "" if it is.
         """
+        if self._is_over:
+            return  # its connection was closed at once, in the middle of the machine's last step
         if why:
             self._machine.not_found()
             self._not_found(why)
         else:
             self._machine.found()
-            if self.is_available:  # and the search was not stopped
-                self._found()
+            self._found()
 
     def wait(self) -> IDelayedCall:
         waited = self._reactor.seconds() - self._hurried_at

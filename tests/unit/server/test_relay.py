@@ -503,6 +503,25 @@ class ProbeTests(Case):
                 self.drain()
                 self.completed()
 
+    def test_a_probe_that_has_met_the_server_is_given_up_when_the_search_is_stopped(self):
+        """Also where its connection is gone the moment it is closed."""
+        self.peer()
+        self.relay()
+
+        class Stubborn(Recording):
+            def dataReceived(self, data):
+                if self.negotiated is None:
+                    super().dataReceived(data)
+
+        self.endpoint.build = lambda: Stubborn(self.other._handler.export)
+        self.clock.advance(0.5)
+        self.drain()
+        (wire,) = self.endpoint.wires
+        wire.near.abortConnection = lambda: wire.near.lose(ConnectionDone())
+        self.server.stop()
+        self.assertTrue(wire.near.lost)
+        self.completed()
+
 
 class Noise:
     def makeConnection(self, transport):
