@@ -663,6 +663,27 @@ def test_a_server_on_standby_takes_over(processes: Processes, room: Path, there:
     scene.over()
 
 
+def test_a_server_on_standby_has_imported_everything(processes: Processes, room: Path) -> None:
+    """Also what a control socket and a first client need."""
+    running = processes.start(
+        *("env", f"PYTHONPATH={Path(REPOSITORY) / 'src'}", sys.executable, "-X", "importtime"),
+        *("-m", "blockmig", "serve", "--standby"),
+        *("--file", room / "copy", "--listen", f"unix:{room / 'there'}"),
+        *("--control", room / "control"),
+    )
+    until(lambda: "waiting until" in running.stderr, what="it waits")
+    receiver = processes.receive(room / "copy", "--size", SIZE)
+    assert processes.send(random_image(room / "disk", SIZE), receiver).wait() == 0
+    until(lambda: "listening on" in running.stderr, what="it listens")
+    with wire.client(f"nbd+unix:///?socket={room / 'there'}") as client:
+        assert client.ask(wire.WRITE, 0, 4, b"good") == 0
+        assert client.ask(wire.FLUSH) == 0
+    late = running.stderr.partition("waiting until")[2]
+    assert "import time:" not in late, late
+    running.signal(signal.SIGTERM)
+    assert running.wait(20) == 0
+
+
 def test_a_source_that_is_kept_stays_locked_while_it_is_relayed(
     processes: Processes, room: Path
 ) -> None:

@@ -39,6 +39,11 @@ DEFAULT_ENDPOINT: Final = "tcp:10809:interface=127.0.0.1"
 """Where to listen without `--listen` and without sockets from systemd."""
 
 
+def import_control() -> None:
+    """Import now what is otherwise imported when a control socket is opened."""
+    from ..control import web  # noqa: F401, PLC0415
+
+
 @dataclass(frozen=True)
 class ListeningExport:
     """The export that a command offers.

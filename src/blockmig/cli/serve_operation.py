@@ -20,7 +20,7 @@ from ..server import Relay, Server
 from ..storage import BlockDisk, DepartedDisk, DiskRefused, FileDisk, image_format, open_disk
 from ..syscalls import describe_error
 from ..transport import client_endpoint, server_endpoint
-from .listening import Listening, ListeningExport
+from .listening import Listening, ListeningExport, import_control
 from .mirror_manager import MirrorManager
 from .serve import Options
 from .standby import Standby
@@ -113,6 +113,8 @@ class ServeOperation:
             give_up_after=options["give-up-after"] or None,
         )
         listening.waiting(standby.what)
+        if options["control"]:
+            import_control()  # clients would wait for that too
         self._opening = Deferred.fromCoroutine(standby.open(opener))
         try:
             return await self._opening
