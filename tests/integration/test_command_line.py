@@ -297,7 +297,7 @@ def test_twistd_and_twist_list_the_plugin_and_its_options(
 @UNDER_TWISTED
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--file", "missing"), "no such file"), (("serve",), "--file is missing")],
+    [(("--file", "missing"), "no such file"), (("serve",), "FILE is missing")],
     ids=["refused", "bad usage"],
 )
 def test_twistd_and_twist_exit_with_status_1_when_refused(

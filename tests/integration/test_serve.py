@@ -348,7 +348,7 @@ def test_bad_usage_is_refused_with_the_reason(processes: Processes, disk: Path) 
         (["--read"], ["--read"]),
     ):
         refused(processes, serve_command(disk, *options), *words)
-    refused(processes, [BLOCKMIG, "serve"], "--file is missing")
+    refused(processes, [BLOCKMIG, "serve"], "FILE is missing")
     refused(processes, [BLOCKMIG, "status"], "--control is missing")
 
 

@@ -20,6 +20,16 @@ class Options(usage.Options):
         "Check the source first: if it is still used anywhere, there will be two copies that "
         "differ. Who accepted the copy, and when, is recorded in DISK.ACCEPTED."
     )
+    examples = (
+        (
+            "blockmig accept web.img --i-have-checked-the-source",
+            "Go on with this copy: its source is gone for good.",
+        ),
+        (
+            "blockmig accept /dev/vg0/web --i-have-checked-the-source --state-dir /srv/state",
+            "The same for a device whose records are kept in another directory.",
+        ),
+    )
     statuses = (0, 1, 3)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         Flag(

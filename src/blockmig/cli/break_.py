@@ -22,6 +22,16 @@ class Options(usage.Options):
         "canonical copy, and clients go on using it. This is refused if no mirror is running, and "
         "once the source is being retired, since that cannot be taken back."
     )
+    examples = (
+        (
+            "blockmig break --control /run/web.control",
+            "Cancel the mirror; clients do not notice.",
+        ),
+        (
+            "blockmig cancel --control /run/web.control",
+            "The same, by its other name.",
+        ),
+    )
     statuses = (0, 1)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 

@@ -75,7 +75,8 @@ def parse(given: Sequence[str]) -> tuple[Command, Options]:
     @raise SystemExit: it asked for something to be displayed.
     """
     try:
-        given_options, rest = getopt(given, "", [flag.getopt_name for flag in STANDARD_OPTIONS])
+        letters = "".join(flag.short for flag in STANDARD_OPTIONS)
+        given_options, rest = getopt(given, letters, [flag.name for flag in STANDARD_OPTIONS])
     except GetoptError as error:
         raise UsageError(f"{error} (see `blockmig --help`)") from None
     for name, _ in given_options:

@@ -23,6 +23,16 @@ class Options(usage.Options):
         "with the disks whose records are there is forgotten. Records of a migration that is not "
         "finished (INCOMPLETE, MIGRATING) are never removed."
     )
+    examples = (
+        (
+            "blockmig forget web.img",
+            "Remove the records of a disk that was received, or deleted after it was sent.",
+        ),
+        (
+            "blockmig forget /var/lib/images --older-than 30d",
+            "Remove those of all migrations that were finished 30 days ago or earlier.",
+        ),
+    )
     statuses = (0, 1, 3)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         Flag(
@@ -38,6 +48,7 @@ class Options(usage.Options):
             "Only what was finished at least AGE ago, such as 30d or 12h (s, m, h, d, w).",
             parse_age,
             metavar="AGE",
+            group=usage.Group.WHEN,
         ),
         common.STATE_DIRECTORY,
     )

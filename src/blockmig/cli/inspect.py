@@ -25,6 +25,16 @@ class Options(usage.Options):
         "there. Nothing is changed. The exit status is 0 if the verdict is certain "
         "(canonical or not canonical), and 5 if it is not."
     )
+    examples = (
+        (
+            "blockmig inspect web.img",
+            "Is this copy the one to use?",
+        ),
+        (
+            "blockmig inspect /var/lib/images",
+            "One line for each disk with records there.",
+        ),
+    )
     statuses = (0, 1, 3, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (common.JSON,)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.STATE_DIRECTORY,)

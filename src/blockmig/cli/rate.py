@@ -18,6 +18,16 @@ class Options(usage.Options):
         "Change the rate limit of the mirror that is running in a `blockmig serve`. "
         "RATE is the most bytes of data to send per second, such as 100M, or `none` for no limit."
     )
+    examples = (
+        (
+            "blockmig rate --control /run/web.control 100M",
+            "Send at most 100 MiB of data per second.",
+        ),
+        (
+            "blockmig rate --control /run/web.control none",
+            "Send as fast as possible.",
+        ),
+    )
     statuses = (0, 1)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..nbd import NBDURI, parse_uri
 from . import common, usage
 from .launch import launch
-from .usage import Flag, Parameter
+from .usage import Flag, Group, Parameter
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -29,6 +29,16 @@ class Options(usage.Options):
         "lost, the migration starts again from the beginning (see --give-up-after). If the command "
         "is interrupted after DISK was retired, run it again to finish; nothing is copied twice."
     )
+    examples = (
+        (
+            "blockmig send web.img nbd://192.0.2.7:10809/",
+            "Send the disk to a receiver, and mark it as migrated at the end.",
+        ),
+        (
+            "blockmig send --unlink --max-rate 100M web.img 'nbd+unix:///?socket=/run/tunnel.sock'",
+            "Send it through a local socket at 100 MiB/s at most, and delete it at the end.",
+        ),
+    )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         common.UNLINK,
@@ -45,6 +55,7 @@ class Options(usage.Options):
             "Keep trying if the first connection fails, for example because the receiver is not "
             "running yet. (Once the destination has accepted a handshake, a lost connection is "
             "always retried.)",
+            group=Group.WHEN,
         ),
         common.PLAIN,
         common.VERBOSE,
@@ -65,7 +76,12 @@ class Options(usage.Options):
     def parseArgs(self, *arguments: str) -> None:
         if len(arguments) != 2:
             raise usage.UsageError("expected two arguments: DISK URI")
-        self["file"], uri = arguments
+        disk, uri = arguments
+        if "://" in disk and "://" not in uri:
+            raise usage.UsageError(
+                f"DISK and URI are swapped: the disk comes first, then where to ({disk})"
+            )
+        self["file"] = common.check_path(disk)
         self.uri = usage.parse_value(uri, parse_uri)
 
     def postOptions(self) -> None:

@@ -26,6 +26,16 @@ class Options(usage.Options):
         "Show what a running `blockmig serve` or `blockmig receive` is doing. The exit status is "
         "1 if nothing answers on the control socket."
     )
+    examples = (
+        (
+            "blockmig status --control /run/web.control",
+            "How far the mirror is, and who is connected.",
+        ),
+        (
+            "blockmig status --control /run/web.control --json",
+            "The same for scripts.",
+        ),
+    )
     statuses = (0, 1)
     optFlags: ClassVar[tuple[Flag, ...]] = (common.JSON,)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)

@@ -50,7 +50,7 @@ def _under_twistd(options: type[CommandOptions]) -> type[CommandOptions]:
 class Options(TwistedOptions):
     """Without a command these are the options of `receive`."""
 
-    synopsis = f"{_PROGRAM} [{_PROGRAM} options] blockmig [receive|serve] --file PATH [options]"
+    synopsis = f"{_PROGRAM} [{_PROGRAM} options] blockmig [receive|serve] FILE [options]"
     longdesc = receive.Options.longdesc
     subCommands: ClassVar[Any] = [
         [command.name, None, _under_twistd(command.load().Options), command.help]

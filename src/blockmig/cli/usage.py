@@ -13,6 +13,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from getopt import GetoptError, gnu_getopt
 from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeVar
 
@@ -38,6 +39,16 @@ def parse_value(text: str, parse: Callable[[str], T], what: str = "") -> T:
         raise UsageError(f"{what}: {error}" if what else str(error)) from None
 
 
+class Group(StrEnum):
+    """What an option is about: C{--help} shows the options in these groups, in this order."""
+
+    WHAT = "What"
+    WHERE = "Where"
+    WHEN = "When"
+    HOW_MUCH = "How much"
+    OUTPUT = "Output"
+
+
 class Flag(NamedTuple):
     """An option without a value: 1 if it is given, 0 if not.
 
@@ -47,6 +58,7 @@ class Flag(NamedTuple):
     name: str
     help: str
     short: str = ""
+    group: Group = Group.WHAT
 
     @property
     def getopt_name(self) -> str:
@@ -90,6 +102,7 @@ class Parameter(NamedTuple):
     repeated: bool = False
     metavar: str = ""
     default_text: str | None = None
+    group: Group = Group.WHAT
 
     @property
     def getopt_name(self) -> str:
@@ -132,8 +145,8 @@ class Parameter(NamedTuple):
 Option = Flag | Parameter
 
 STANDARD_OPTIONS: Final = (
-    Flag("help", "Display this help and exit."),
-    Flag("version", "Display the version and exit."),
+    Flag("help", "Display this help and exit.", "h", Group.OUTPUT),
+    Flag("version", "Display the version and exit.", group=Group.OUTPUT),
 )
 """The options of every command, and of `blockmig` itself."""
 
@@ -164,7 +177,7 @@ def discard_output() -> None:
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:
     """Print what one of L{STANDARD_OPTIONS} asks for, and exit."""
     # Whether anybody reads it is found out here, however short it is.
-    print(help_text() if name == "--help" else f"blockmig {__version__}", flush=True)
+    print(help_text() if name in ("-h", "--help") else f"blockmig {__version__}", flush=True)
     raise SystemExit(0)
 
 
@@ -175,6 +188,7 @@ def usage_text(
     statuses: Iterable[int],
     *,
     commands: Sequence[tuple[str, str]] = (),
+    examples: Sequence[tuple[str, str]] = (),
     width: int | None = None,
 ) -> str:
     """The whole text of `--help`.
@@ -183,6 +197,7 @@ def usage_text(
     @param description: what the command does; paragraphs are separated by empty lines.
     @param statuses: those of L{EXIT_STATUSES} that the command can exit with.
     @param commands: the names of the commands that can follow, and what each does.
+    @param examples: whole command lines, and what each is for.
     @param width: columns; None for those of the terminal.
     """
     columns = width or int(os.environ.get("COLUMNS", "80"))
@@ -194,19 +209,39 @@ def usage_text(
     if commands:
         rows = [("    ", name, purpose) for name, purpose in commands]
         text += "\nCommands:\n" + _table(rows, "  ", columns)
+    if examples:
+        text += "\nExamples:\n" + _examples_text(examples, columns)
     text += "\n" + options_text(options, columns)
     rows = [("    ", str(status), EXIT_STATUSES[status]) for status in statuses]
     return text + "\nExit statuses:\n" + _table(rows, "  ", columns)
 
 
 def options_text(options: Iterable[Option], columns: int) -> str:
-    """The section of the options, laid out as by L{twisted.python.usage.Options.getUsage}."""
-    rows = []
-    for option in sorted(options, key=lambda option: option.short or option.name):
-        letter = f"-{option.short}," if option.short else "   "
-        default = f" [default: {option.shown_default}]" if option.shown_default else ""
-        rows.append((f"  {letter} --", option.shown_name, f"{option.help}{default}"))
-    return "Options:\n" + _table(rows, "  ", columns)
+    """The sections of the options, one for each group, with their explanations aligned."""
+    given = sorted(options, key=lambda option: option.name)
+    longest = max(len(option.shown_name) for option in given)
+    sections = []
+    for group in Group:
+        rows = []
+        for option in given:
+            if option.group == group:
+                letter = f"-{option.short}," if option.short else "   "
+                default = f" [default: {option.shown_default}]" if option.shown_default else ""
+                name = f"{option.shown_name:<{longest}}"
+                rows.append((f"  {letter} --", name, f"{option.help}{default}"))
+        if rows:
+            sections.append(f"{group}:\n{_table(rows, '  ', columns)}")
+    return "\n".join(sections)
+
+
+def _examples_text(examples: Sequence[tuple[str, str]], columns: int) -> str:
+    """Command lines, each in one line that can be copied, and under it what it is for."""
+    text = ""
+    for line, purpose in examples:
+        text += f"  {line}\n"
+        wrapped = textwrap.wrap(purpose, max(20, columns - 6))
+        text += "".join(f"      {one}\n" for one in wrapped)
+    return text
 
 
 def _table(rows: list[tuple[str, str, str]], gap: str, columns: int) -> str:
@@ -225,6 +260,7 @@ class Options(dict[str, Any]):
 
     @cvar synopsis: the command line, in one line.
     @cvar longdesc: what the command does, for `--help`.
+    @cvar examples: whole command lines, and what each is for.
     @cvar statuses: what the command can exit with.
     @cvar optFlags: the options without a value.
     @cvar optParameters: the options with a value.
@@ -233,6 +269,7 @@ class Options(dict[str, Any]):
 
     synopsis: ClassVar[str]
     longdesc: ClassVar[str]
+    examples: ClassVar[tuple[tuple[str, str], ...]] = ()
     statuses: ClassVar[tuple[int, ...]] = ()
     optFlags: ClassVar[tuple[Flag, ...]] = ()
     optParameters: ClassVar[tuple[Parameter, ...]] = ()
@@ -250,7 +287,14 @@ class Options(dict[str, Any]):
         """The whole text of `--help`."""
         program, command, rest = self.synopsis.split(" ", 2)
         synopses = [f"{program} {name} {rest}" for name in (command, *self._aliases)]
-        return usage_text(synopses, self.longdesc, self._known, self.statuses, width=width)
+        return usage_text(
+            synopses,
+            self.longdesc,
+            self._known,
+            self.statuses,
+            examples=self.examples,
+            width=width,
+        )
 
     def parseOptions(self, options: Iterable[str]) -> None:
         """Read the command line after the command; options may follow arguments.

@@ -2,7 +2,8 @@
 
 Source: doc/uri.md of the NetworkBlockDevice project. Supported are `nbd://HOST[:PORT]/EXPORT` and
 `nbd+unix:///EXPORT?socket=PATH`, with IPv6 addresses in brackets and percent-encoding as in any
-URI. `nbds`, `nbds+unix`, `nbd+vsock` and `nbds+vsock` are recognized, but refused.
+URI; the zone of a link-local address follows C{%25} (RFC 6874). `nbds`, `nbds+unix`, `nbd+vsock`
+and `nbds+vsock` are recognized, but refused.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class NBDURI:
         export = quote(self.export, safe="/")
         if self.socket:
             return f"nbd+unix:///{export}?socket={quote(self.socket, safe='/')}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.host.replace("%", "%25")
+        host = f"[{host}]" if ":" in host else host
         return f"nbd://{host}:{self.port}/{export}"
 
 
@@ -94,7 +96,15 @@ def parse_uri(text: str) -> NBDURI:
         raise BadURI(f"{text!r} does not name a host")
     if port == 0:
         raise BadURI(f"{text!r} has port 0, which cannot be reached")
-    return NBDURI(export=export, host=unquote(parts.hostname), port=port or DEFAULT_PORT)
+    return NBDURI(export=export, host=_host(parts.hostname), port=port or DEFAULT_PORT)
+
+
+def _host(text: str) -> str:
+    """A host as in a URI, decoded; many write a zone with C{%} alone."""
+    address, percent, zone = text.partition("%")
+    if ":" in address and percent and not zone.startswith("25"):
+        return text
+    return unquote(text)
 
 
 def _socket(text: str, host: str, query: dict[str, str]) -> str:
