@@ -493,9 +493,15 @@ def test_a_server_that_does_not_speak_NBD_is_refused(
 def test_a_refused_connection_is_reported_with_status_1(
     processes: Processes, room: Path, disk: Path
 ) -> None:
-    refused(processes, send_command(disk, NOWHERE), "refused")
-    refused(processes, send_command(disk, f"nbd+unix:///?socket={room}/none"), "connect")
-    refused(processes, send_command(disk, "nbd://does-not-exist.invalid/"), "connect")
+    start = "start `blockmig receive` there first"
+    refused(processes, send_command(disk, NOWHERE), "nobody listens on 127.0.0.1:1", start, "port")
+    none = f"nbd+unix:///?socket={room}/none"
+    refused(processes, send_command(disk, none), f"there is no socket {room}/none", start)
+    refused(
+        processes,
+        send_command(disk, "nbd://does-not-exist.invalid/"),
+        "'does-not-exist.invalid' cannot be looked up",
+    )
 
 
 def test_a_refused_connection_is_retried_with_retry(processes: Processes, disk: Path) -> None:

@@ -35,7 +35,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...claims import Claims, check_unclaimed
-from ...client import ClientFactory, ClientFailed, Destination
+from ...client import ClientFactory, ClientFailed, Destination, describe_failed_connect
 from ...errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
 from ...lives import Life
@@ -335,7 +335,8 @@ class Sender:
             opening.drop("it could not connect")
             if self._stopped is not None:
                 raise self._stopped from None
-            return Dropped(f"cannot connect to the destination: {describe_error(error)}")
+            why = describe_failed_connect(error, self._context.destination.uri)
+            return Dropped(f"cannot connect to the destination: {why}")
         try:
             return await result
         except CancelledError:
