@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -49,7 +48,7 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     try:
         (ask or control.ask)(options["control"], "POST", "/break", {}, _TIMEOUT)
     except control.ControlError as error:
-        print(f"blockmig: {printable(error)}", file=sys.stderr)
+        usage.complain(printable(error))
         return ExitStatus.REFUSED
     usage.show("the mirror was cancelled")
     return ExitStatus.DONE

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from .usage import Flag, Group, Options, Parameter, UsageError
+from .usage import Flag, Group, Options, Parameter, UsageError, parse_value
 from .values import one_of, parse_bytes, parse_seconds
 
 _LONGEST_SECRET: Final = 4096
@@ -53,9 +53,26 @@ PROGRESS: Final = Parameter(
 )
 JSON: Final = Flag("json", "Print one JSON object instead of text.", group=Group.OUTPUT)
 
+
+def parse_path(text: str) -> str:
+    """A path, which must not need a working directory that is gone.
+
+    @raise ValueError: it does.
+    """
+    if not os.path.isabs(text):
+        try:
+            os.getcwd()
+        except OSError:
+            raise ValueError(
+                f"the working directory is gone, so {text!r} leads nowhere: give the whole path"
+            ) from None
+    return text
+
+
 FILE: Final = Parameter(
     "file",
     "The disk, if it is not given as FILE: a raw image or a block device.",
+    parse_path,
     short="f",
     metavar="PATH",
 )
@@ -89,6 +106,7 @@ IN_USE_ANYWAY: Final = Flag(
 STATE_DIRECTORY: Final = Parameter(
     "state-dir",
     "Where the migration records of block devices are kept. (Those of a file are beside the file.)",
+    parse_path,
     metavar="DIRECTORY",
     default_text="/var/lib/blockmig for root, ~/.local/state/blockmig for other users",
     group=Group.WHERE,
@@ -110,6 +128,7 @@ CONTROL: Final = Parameter(
     "control",
     "Create a control socket (a UNIX socket) at PATH, for `blockmig status` and, with `serve`, for "
     "`blockmig mirror`, `rate` and `break`.",
+    parse_path,
     metavar="PATH",
     group=Group.WHERE,
 )
@@ -202,11 +221,11 @@ def take_file(options: Options, arguments: Sequence[str]) -> None:
 def check_path(text: str) -> str:
     """The path of a disk.
 
-    @raise UsageError: it is a URI.
+    @raise UsageError: it is a URI, or leads nowhere.
     """
     if "://" in text and not os.path.lexists(text):
         raise UsageError(f"{text!r} is a URI, where the path of a disk is expected")
-    return text
+    return parse_value(text, parse_path)
 
 
 def check_control(options: Options) -> None:
@@ -259,6 +278,8 @@ def read_secret(path: str) -> bytes:
     @raise UsageError: others can read it, or it is no secret.
     """
     if path == "-":
+        if sys.stdin is None:
+            raise UsageError("--secret: standard input is closed")
         return sys.stdin.buffer.readline(_LONGEST_SECRET).rstrip(b"\r\n")
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:

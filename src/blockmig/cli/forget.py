@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import ClassVar
 
 from ..errors import ExitStatus, MigrationError
@@ -56,7 +55,7 @@ class Options(usage.Options):
     def parseArgs(self, *arguments: str) -> None:
         if len(arguments) != 1:
             raise usage.UsageError("expected one argument: DISK, or a directory")
-        (self["disk"],) = arguments
+        self["disk"] = common.check_path(*arguments)
 
     def postOptions(self) -> None:
         if os.path.isdir(self["disk"]) and self["older-than"] is None:
@@ -72,7 +71,7 @@ def run(options: Options) -> int:
             return _forget_old(options)
         return _forget(options)
     except MigrationError as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return error.status
 
 
@@ -100,6 +99,6 @@ def _forget_old(options: Options) -> int:
         if refusal is None:
             usage.show(f"{path}: forgotten")
         else:
-            print(f"blockmig: {refusal}", file=sys.stderr)
+            usage.complain(refusal)
             status = max(status, refusal.status)
     return status

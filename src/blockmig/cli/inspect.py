@@ -42,7 +42,7 @@ class Options(usage.Options):
     def parseArgs(self, *arguments: str) -> None:
         if not 1 <= len(arguments) <= 2:
             raise usage.UsageError("expected one or two arguments: DISK [OTHER]")
-        self["disks"] = arguments
+        self["disks"] = tuple(map(common.check_path, arguments))
 
 
 def run(options: Options) -> int:
@@ -71,13 +71,13 @@ def _inspect_all(options: Options, directory: str) -> int:
     try:
         paths = recorded_disks(directory)
     except LocalFailure as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return error.status
     for path in paths:
         try:
             states, steady = examine_until_stable([path], directory)
         except DiskRefused as error:
-            print(f"blockmig: {error}", file=sys.stderr)
+            usage.complain(error)
             failed = True
             continue
         verdict = verdict_of(states[0]) if steady else unstable_verdict([path])
@@ -108,7 +108,7 @@ def _inspect(options: Options) -> int:
     try:
         states, steady = examine_until_stable(options["disks"], options["state-dir"])
     except DiskRefused as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return ExitStatus.FAILED
     if not steady:
         verdict = unstable_verdict(options["disks"])

@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Callable
 from threading import Thread
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
@@ -71,6 +71,8 @@ class MirrorOperation:
     @param ask: sends a request to the server, and blocks until it is answered.
     @param in_thread: calls a function in a thread, and returns a Deferred of its result.
     """
+
+    survives_hangup: Final = False
 
     def __init__(
         self,

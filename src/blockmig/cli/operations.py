@@ -19,7 +19,13 @@ _log = Logger()
 
 
 class Operation(Protocol):
-    """A command that is running."""
+    """A command that is running.
+
+    @ivar survives_hangup: it goes on when its terminal or session ends.
+    """
+
+    @property
+    def survives_hangup(self) -> bool: ...
 
     async def run(self) -> Summary | None:
         """Run to the end; None if nothing was migrated."""
@@ -28,12 +34,17 @@ class Operation(Protocol):
         """End early, if that is still possible; C{why} is for the user."""
 
 
-def run_operation(reactor: Any, coroutine: Any, stop: Callable[[str], None]) -> int:
-    """Run the reactor until C{coroutine} returns an exit status; a signal calls C{stop}."""
+def run_operation(
+    reactor: Any, coroutine: Any, stop: Callable[[str], None], *, survives_hangup: bool = False
+) -> int:
+    """Run the reactor until C{coroutine} returns an exit status; a signal calls C{stop}.
+
+    @param survives_hangup: but SIGHUP does not.
+    """
     status: list[int] = []
 
     def begin() -> None:
-        on_signals(reactor, stop)
+        on_signals(reactor, stop, survives_hangup=survives_hangup)
         Deferred.fromCoroutine(coroutine).addCallback(end)
 
     def end(result: int) -> None:

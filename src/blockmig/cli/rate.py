@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -51,7 +50,7 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     try:
         answer = (ask or control.ask)(options["control"], "POST", "/rate", body)
     except control.ControlError as error:
-        print(f"blockmig: {printable(error)}", file=sys.stderr)
+        usage.complain(printable(error))
         return ExitStatus.REFUSED
     rate = integer_field(answer, "max_rate") if isinstance(answer, dict) else None
     usage.show("no limit" if rate is None else f"at most {format_bytes(rate)}/s")

@@ -24,7 +24,9 @@ class Options(usage.Options):
         "Receive one disk into FILE, a raw image or block device, and exit when the migration is "
         "complete. The sender can be `blockmig send`, `blockmig mirror`, or any other NBD client. "
         "A lost connection ends only that attempt: the receiver keeps listening, and the sender "
-        "can start again from the beginning."
+        "can start again from the beginning.\n\n"
+        "SIGINT (Ctrl-C), SIGTERM or SIGHUP (the end of the terminal or ssh session) stops it: use "
+        "systemd-run, tmux or nohup for a long migration."
     )
     examples = (
         (

@@ -22,7 +22,8 @@ class Options(usage.Options):
         "Serve FILE, a raw image or block device, to NBD clients (QEMU, libnbd, the kernel) until "
         "SIGTERM or SIGINT; then finish the requests that are under way, flush the disk, and exit. "
         "`blockmig mirror` moves the disk to another host while it is served; when that is done, "
-        "the server exits too. Exit status 4 means that it was stopped before it could listen."
+        "the server exits too. Exit status 4 means that it was stopped before it could listen. "
+        "SIGHUP (the end of the terminal or ssh session) does not stop it."
     )
     examples = (
         (

@@ -53,7 +53,7 @@ def run(options: Options) -> int:
         if not isinstance(status, dict):
             raise ControlError(f"the answer on {options['control']} is not a status")
     except ControlError as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return ExitStatus.REFUSED
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a file name need not be UTF-8

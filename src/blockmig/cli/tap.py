@@ -109,12 +109,17 @@ class OperationService(Service):
         super().startService()
         if self._activated:
             keep_activation(os.environ)
-        if self._options["log-format"] == "json":
+        # Where stderr was closed at the start, its descriptor is something else by now.
+        if self._options["log-format"] == "json" and sys.__stderr__ is not None:
             globalLogPublisher.addObserver(observer_for(self._options, line_writer(2)))
         self._reactor.callWhenRunning(self._begin)
 
     def _begin(self) -> None:
-        on_signals(self._reactor, self._operation.stop)
+        on_signals(
+            self._reactor,
+            self._operation.stop,
+            survives_hangup=self._operation.survives_hangup,
+        )
         Deferred.fromCoroutine(report(self._operation)).addCallback(self._end)
 
     def _end(self, result: int) -> None:

@@ -9,10 +9,11 @@ Nothing that takes long is imported here, and nothing is known of any command.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from getopt import GetoptError, gnu_getopt
 from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeVar
@@ -161,23 +162,66 @@ EXIT_STATUSES: Final = {
 """What `--help` says of each L{exit status<blockmig.errors.ExitStatus>}."""
 
 
+class OutputFailed(Exception):
+    """What was to be printed could not be written; the message says why."""
+
+    @classmethod
+    def of(cls, error: OSError) -> OutputFailed:
+        return cls(f"cannot write to standard output: {error.strerror}")
+
+
 def show(text: str) -> None:
-    """Print C{text}. A reader that has left (`| head`) changes nothing, and no exit status."""
-    try:
+    """Print C{text}. A reader that has left (`| head`) changes nothing, and no exit status.
+
+    @raise OutputFailed: it cannot be written, for another reason.
+    """
+    with _to_output():
         print(text)
+
+
+def flush_output() -> None:
+    """Write what is buffered now, not when the interpreter ends and nobody can be told.
+
+    @raise OutputFailed: it cannot be written.
+    """
+    with _to_output():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _to_output() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
-        discard_output()
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        raise OutputFailed.of(error) from None
 
 
-def discard_output() -> None:
-    """Nobody reads what is printed: let the rest of it, and what is buffered, go nowhere."""
+def _discard_output() -> None:
+    """Let the rest of what is printed, and what is buffered, go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(what: object) -> None:
+    """Print on stderr what is wrong; where nobody reads that, the exit status has to do."""
+    with contextlib.suppress(OSError):
+        print(f"blockmig: {what}", file=sys.stderr)
 
 
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:
     """Print what one of L{STANDARD_OPTIONS} asks for, and exit."""
-    # Whether anybody reads it is found out here, however short it is.
-    print(help_text() if name in ("-h", "--help") else f"blockmig {__version__}", flush=True)
+    text = help_text() if name in ("-h", "--help") else f"blockmig {__version__}"
+    try:
+        # Whether anybody reads it is found out here, however short it is.
+        print(text, flush=True)
+    except OSError as error:
+        _discard_output()
+        if not isinstance(error, BrokenPipeError):
+            complain(OutputFailed.of(error))
+        raise SystemExit(3) from None
     raise SystemExit(0)
 
 

@@ -14,7 +14,7 @@ from twisted.python.usage import UsageError as TwistedUsageError
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import __version__
-from blockmig.cli import usage
+from blockmig.cli import common, usage
 from blockmig.cli.accept import Options as AcceptOptions
 from blockmig.cli.break_ import Options as BreakOptions
 from blockmig.cli.commands import COMMANDS, parse
@@ -45,9 +45,31 @@ class NamesTests(SynchronousTestCase):
     def test_errors_name_the_option(self):
         for kind in (ReceiveOptions, SendOptions, MirrorOptions):
             for parameter in kind.optParameters:
-                if parameter.parse is not str:
+                if parameter.parse not in (str, common.parse_path):
                     error = self.assertRaises(usage.UsageError, parameter.value, "?")
                     self.assertTrue(str(error).startswith(f"--{parameter.name}: "), str(error))
+
+
+class WorkingDirectoryTests(Case):
+    def test_a_relative_path_needs_a_working_directory(self):
+        def gone():
+            raise FileNotFoundError(2, "No such file or directory")
+
+        self.patch(os, "getcwd", gone)
+        for option, *arguments in (
+            ("", "receive", "x"),
+            ("", "serve", "x"),
+            ("--file: ", "serve", "--file", "x"),
+            ("--control: ", "serve", "/x", "--control", "x"),
+            ("--state-dir: ", "receive", "/x", "--state-dir", "x"),
+            ("", "send", "x", "nbd://h/"),
+            ("", "inspect", "/x", "x"),
+            ("", "accept", "x", "--i-have-checked-the-source"),
+            ("", "forget", "x"),
+        ):
+            words = f"{option}the working directory is gone, so 'x' leads nowhere: give the whole"
+            self.refused(words, *arguments)
+            self.parse(*(one.replace("x", "/x") if one == "x" else one for one in arguments))
 
 
 class ReceiveTests(Case):
