@@ -725,3 +725,29 @@ def test_both_ends_print_one_summary_line(processes: Processes, room: Path) -> N
             r"\d+\.\d MB/s of data, 1 attempt",
             line,
         ), line
+
+
+def test_inspect_says_first_that_a_disk_is_being_migrated(processes: Processes, room: Path) -> None:
+    disk, copy = random_image(room / "disk", MIB), room / "copy"
+    receiver = processes.receive(copy, "--size", MIB)
+    sender = processes.send(disk, receiver, "--max-rate", "100K")
+    receiver.wait_event("attempt")
+    until(Path(f"{disk}.MIGRATING").exists)
+
+    def first(*disks: Path) -> str:
+        return processes.run(BLOCKMIG, "inspect", *disks).stdout.splitlines()[0]
+
+    assert first(disk) == "canonical (being sent now)"
+    assert first(copy) == "not canonical (being received now)"
+    assert first(disk, copy) == f"canonical: {disk} (being sent and received now)"
+    assert (
+        f"{copy}: not canonical (being received now)"
+        in processes.run(BLOCKMIG, "inspect", room).stdout.splitlines()
+    )
+    said = processes.run(BLOCKMIG, "inspect", copy).stdout
+    assert "do: wait for the end of the migration that is going on" in said
+    assert "now:" not in said
+    for running in (sender, receiver):
+        running.signal(signal.SIGTERM)
+        running.wait()
+    assert (first(disk), first(copy)) == ("canonical", "not canonical")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import ExitStatus
@@ -19,11 +20,11 @@ class Options(usage.Options):
     synopsis = "blockmig inspect DISK [OTHER] [options]"
     longdesc = (
         "Show whether DISK is the canonical copy, from the migration records beside it: the first "
-        "line is the verdict, the next says why, the next what to do. DISK itself may be gone. If "
-        "the other side's disk can be reached from this host too, give it as OTHER, for one "
-        "verdict on both. If DISK is a directory, there is one line for each disk that has records "
-        "there. Nothing is changed. The exit status is 0 if the verdict is certain "
-        "(canonical or not canonical), and 5 if it is not."
+        "line is the verdict (and whether a migration of it is going on), the next says why, the "
+        "next what to do. DISK itself may be gone. If the other side's disk can be reached from "
+        "this host too, give it as OTHER, for one verdict on both. If DISK is a directory, there "
+        "is one line for each disk that has records there. Nothing is changed. The exit status is "
+        "0 if the verdict is certain (canonical or not canonical), and 5 if it is not."
     )
     examples = (
         (
@@ -85,7 +86,7 @@ def _inspect_all(options: Options, directory: str) -> int:
         if options["json"]:
             found.append(_as_json(verdict, states))
         else:
-            usage.show(f"{path}: {verdict.line}".replace("\n", "?"))
+            usage.show(f"{path}: {verdict.line}{_note(states)}".replace("\n", "?"))
     if options["json"]:
         usage.show(json.dumps({"directory": directory, "verdicts": found}))
     elif not paths:
@@ -117,15 +118,34 @@ def _inspect(options: Options) -> int:
     if options["json"]:
         usage.show(json.dumps(_as_json(verdict, states)))
     else:
-        lines = [verdict.line, f"why: {verdict.why}", f"do: {verdict.advice}"]
-        lines = [line.replace("\n", "?") for line in lines]
+        note = _note(states)
+        wait = "wait for the end of the migration that is going on; without one: " if note else ""
+        lines = [f"{verdict.line}{note}", f"why: {verdict.why}", f"do: {wait}{verdict.advice}"]
         lines += [
             f"now: {state.path} is open in another program: wait, if it is being migrated"
             for state in states
-            if state.in_use
+            if state.in_use and not _migrating(state)
         ]
+        lines = [line.replace("\n", "?") for line in lines]
         usage.show("\n".join(lines))
     return ExitStatus.DONE if verdict.certain else ExitStatus.UNCONFIRMED
+
+
+def _migrating(state: DiskState) -> str:
+    """What a program seems to do with the disk at this moment, in a word; "" if nothing."""
+    from ..migration.records.files import Kind  # noqa: PLC0415
+
+    if not state.in_use:
+        return ""
+    if Kind.INCOMPLETE in state.records:
+        return "received"
+    return "sent" if Kind.MIGRATING in state.records else ""
+
+
+def _note(states: Iterable[DiskState]) -> str:
+    """What is going on, for the first line: what is found may be otherwise in a moment."""
+    done = [word for state in states if (word := _migrating(state))]
+    return f" (being {' and '.join(dict.fromkeys(done))} now)" if done else ""
 
 
 def _as_json(verdict: Verdict, states: list[DiskState]) -> dict[str, object]:
