@@ -535,12 +535,21 @@ class _PartService(Service, Generic[Part, T]):
         try:
             step()
         except AlreadyDone:
-            super().stopService()
+            self._not_started(run)
             run.fail(Failure())
         except Exception:
-            super().stopService()
+            self._not_started(run)
             run.fail(Failure(), raised=True)
             raise
+
+    def _not_started(self, run: _Run[Part, T]) -> None:
+        """A step of C{run} has failed: the start that it belongs to counts no more.
+
+        Where what failed has stopped the service before, that start was taken back already, and
+        another may count by now.
+        """
+        if run.state != RunState.ENDING:
+            super().stopService()
 
     def _ended(self, ended: Ended) -> None:
         self._run = None

@@ -85,12 +85,19 @@ class Hosts:
 
     def send_on(self, *, dies: tuple[str, ...] = ()) -> None:
         """Move what was received on to a third host."""
+        self._send_to_third(self.destination, dies=dies)
+
+    def send_again(self, *options: str, dies: tuple[str, ...]) -> None:
+        """Send what was migrated away, and kept, once more, to a third host."""
+        self._send_to_third(self.source, "--overwrite", "--id", "again", *options, dies=dies)
+
+    def _send_to_third(self, disk: Path, *options: str, dies: tuple[str, ...] = ()) -> None:
         there = self.room / "third" / "web.img"
         there.parent.mkdir()
         with processes(self.room) as started:
             receiver = started.receive(there, "--size", SIZE)
             start = [sys.executable, "-c", DYING, *dies] if dies else [BLOCKMIG]
-            sender = started.run(*start, "send", self.destination, receiver.uri)
+            sender = started.run(*start, "send", disk, receiver.uri, *options)
             assert sender.status == (86 if dies else 0), sender.stderr
 
     def forget(self, path: Path) -> None:
@@ -166,6 +173,23 @@ def kept(hosts: Hosts) -> None:
     hosts.migrate()
 
 
+def kept_and_written(hosts: Hosts) -> None:
+    kept(hosts)
+    with hosts.source.open("r+b") as file:
+        file.write(b"new")
+    os.utime(hosts.source)
+
+
+def kept_and_sent_again(hosts: Hosts) -> None:
+    kept(hosts)
+    hosts.send_again(dies=("rename", ".MIGRATING", "2", "after"))
+
+
+def kept_and_deleted_for_another(hosts: Hosts) -> None:
+    kept(hosts)
+    hosts.send_again("--unlink", dies=("unlink", "web.img", "1", "after"))
+
+
 def waiting(hosts: Hosts) -> None:
     hosts.migrate(dies=("rename", ".MIGRATING", "1", "before"))
 
@@ -232,6 +256,9 @@ SOURCE: list[Callable[[Hosts], None]] = [
     deleted_and_replaced_in_its_inode,
     marked,
     kept,
+    kept_and_written,
+    kept_and_sent_again,
+    kept_and_deleted_for_another,
     begun_and_removed,
     remembered,
     done,
@@ -263,6 +290,7 @@ BOTH: list[Callable[[Hosts], None]] = [
     done,
     marked,
     kept,
+    kept_and_sent_again,
     forgotten_at_the_source,
     forgotten,
 ]
@@ -296,6 +324,8 @@ def files(path: Path) -> str:
                 words += ["retired"] if record["retired"] else []
                 words += ["told"] if record["told"] else []
                 note = f" ({', '.join(words)})"
+        elif kind == Kind.MIGRATED:
+            note = _is_earlier(path)
         elif file == path and file.stat().st_size == 0:
             note = " (0 bytes)"
         elif file == path:
@@ -304,13 +334,26 @@ def files(path: Path) -> str:
     return ", ".join(shown) or "nothing"
 
 
+def _is_earlier(path: Path) -> str:
+    """Whether MIGRATED is of another migration than MIGRATING."""
+    migrated, migrating = (
+        json.loads(record.read_text())["migration"] if record.exists() else ""
+        for record in (Path(f"{path}.{kind}") for kind in (Kind.MIGRATED, Kind.MIGRATING))
+    )
+    return " (of an earlier migration)" if migrating not in ("", migrated) else ""
+
+
 def _is_another(path: Path) -> str:
     kinds = (Kind.MIGRATING, Kind.MIGRATED, Kind.RECEIVED)
     records = [Path(f"{path}.{kind}") for kind in kinds]
     record = next((record for record in records if record.exists()), None)
     if record is None:
         return ""
-    found = json.loads(record.read_text())["identity"]
+    says = json.loads(record.read_text())
+    found, written = says["identity"], says["written"]
+    status = path.stat()
+    if written and written != f"{status.st_size} {status.st_mtime_ns}":
+        return " (written since)"
     if f"inode {path.stat().st_ino}," not in found:
         return " (another file, made since)"
     return "" if found == examine(str(path)).identity else " (another file, in the same inode)"
@@ -319,8 +362,8 @@ def _is_another(path: Path) -> str:
 def general(text: str, room: Path) -> str:
     """Without what differs from run to run."""
     text = text.replace(f"{room}/source/", "/var/lib/images/")
-    for place in ("destination", "third"):
-        text = text.replace(f"{room}/{place}/", "/var/lib/images/")
+    text = text.replace(f"{room}/destination/", "/var/lib/images/")
+    text = text.replace(f"{room}/third/", "/srv/third/")
     text = text.replace(f"{os.uname().nodename}:", "HOST:").replace(
         f"on {os.uname().nodename} run", "on HOST run"
     )

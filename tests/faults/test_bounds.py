@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import socket
 import struct
 import threading
@@ -107,6 +108,55 @@ def test_strangers_leave_descriptors_for_records(processes: Processes, room: Pat
             assert sender.wait() == 0, sender.stderr
             assert receiver.wait(10) == 0, receiver.stderr
     assert digest(room / "destination") == before
+
+
+def test_bursts_leave_descriptors_for_records_where_there_are_few(
+    processes: Processes, room: Path
+) -> None:
+    """More come in one turn of the reactor than are kept: whoever is closed for them goes only
+    after it."""
+    most, burst = 96, 300
+    source = random_image(room / "source", SIZE)
+    before = digest(source)
+    receiver = processes.receive(room / "destination", "--size", SIZE)
+    limit(receiver, most)
+    stop, seen = threading.Event(), [0]
+
+    def watch() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):  # it has ended
+                seen.append(used(receiver))
+            time.sleep(0.0005)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        sender = processes.send(source, receiver, "--unlink", "--retry", "--max-rate", "4M")
+        receiver.wait_event("attempt")
+        while sender.status is None:
+            os.kill(receiver.pid, signal.SIGSTOP)
+            with contextlib.ExitStack() as stack:
+                for _ in range(burst):
+                    stack.enter_context(comes(receiver))
+                os.kill(receiver.pid, signal.SIGCONT)
+                time.sleep(0.2)
+    finally:
+        stop.set()
+        watching.join()
+    assert sender.wait() == 0, sender.stderr
+    assert receiver.wait(10) == 0, receiver.stderr
+    assert digest(room / "destination") == before
+    assert "oo many open" not in receiver.stderr
+    assert most // 2 < max(seen) <= most - most // 8 + 2
+
+
+def comes(running: Running) -> socket.socket:
+    """Somebody who does not wait to be accepted."""
+    address = running.uri.removeprefix("nbd://").rstrip("/").rsplit(":", 1)
+    connection = socket.socket()
+    connection.setblocking(False)
+    connection.connect_ex((address[0], int(address[1])))
+    return connection
 
 
 def test_a_receiver_without_descriptors_neither_spins_nor_ends(

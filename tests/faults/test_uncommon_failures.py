@@ -285,7 +285,7 @@ def test_an_end_before_the_source_is_retired_retires_nothing(
         sender = processes.send(source, uri, *options)
         assert sender.wait(30) == 4, sender.stderr
     assert "lost before the source was retired" in sender.events("restart")[0]["why"]
-    assert "was not retired and is canonical" in sender.events("error")[0]["why"]
+    assert "was not retired and is the canonical copy" in sender.events("error")[0]["why"]
     assert digest(source) == before
     assert not (room / "source.MIGRATED").exists()
     verdict = processes.run(BLOCKMIG, "inspect", source)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from tests.support.disks import MIB, digest, random_image
-from tests.support.processes import ANY_PORT, BLOCKMIG, TWIST, TWISTD, Processes, Running
+from tests.support.disks import MIB, digest, loop_device, random_image
+from tests.support.processes import (
+    ANY_PORT,
+    BLOCKMIG,
+    TWIST,
+    TWISTD,
+    Processes,
+    Running,
+    until,
+)
 
 SIZE = 3 * MIB
 
@@ -80,6 +91,86 @@ def test_the_same_commands_run_again_exit_with_0_and_write_nothing(
     assert hosts.verdict(hosts.source) == "not canonical"
     assert hosts.verdict(hosts.copy) == "canonical"
     assert hosts.verdict(hosts.source, hosts.copy) == f"canonical: {hosts.copy}"
+
+
+@pytest.mark.parametrize("options", [(), ("--unlink",)], ids=["keep", "unlink"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_retired_disk_that_is_sent_again_is_not_canonical_whatever_becomes_of_that(
+    processes: Processes, room: Path, how: signal.Signals, options: tuple[str, ...]
+) -> None:
+    hosts = Hosts(processes, room)
+    hosts.migrate()
+    new = ("--overwrite", "--id", "new", *options)
+    other = room / "c" / "disk"
+    receiver = processes.receive(other, "--size", SIZE)
+    sender = processes.send(hosts.source, receiver, *new, "--max-rate", "100K")
+    until(hosts.source.with_name("disk.MIGRATING").exists)
+    sender.process.send_signal(how)
+    sender.wait()
+    said = processes.run(BLOCKMIG, "inspect", hosts.source).stdout
+    assert said.startswith("not canonical\n")
+    assert hosts.verdict(hosts.source, hosts.copy) == f"canonical: {hosts.copy}"
+    if how == signal.SIGKILL:
+        assert f"it was migrated to {os.uname().nodename}:{hosts.copy}" in said
+        assert "it is being sent again" in said
+    sender = processes.send(hosts.source, receiver, *new)
+    assert (sender.wait(), receiver.wait()) == (0, 0), sender.stderr
+    assert hosts.verdict(hosts.source, other) == f"canonical: {other}"
+    record = json.loads(hosts.source.with_name("disk.MIGRATED").read_text())
+    assert record["id"] == "new"
+    assert len(record["ids"]) == 1
+
+
+@pytest.mark.parametrize("how", ["written", "mapped", "touched"])
+def test_a_kept_disk_that_was_written_since_is_not_called_sent(
+    processes: Processes, room: Path, how: str
+) -> None:
+    """Whatever was written there is nowhere else."""
+    hosts = Hosts(processes, room)
+    hosts.migrate()
+    # What changes only the ctime is no write: another mode, the mark.
+    hosts.source.chmod(0o640)
+    assert hosts.send().status == 0
+    with hosts.source.open("r+b") as file:
+        if how == "written":
+            file.write(b"new")
+        elif how == "mapped":
+            with mmap.mmap(file.fileno(), 0) as mapped:
+                mapped[:3] = b"new"
+                mapped.flush()
+        else:
+            os.utime(hosts.source)
+    for more in ((), ("--overwrite",), ("--id", "new"), ("--unlink",)):
+        sent = hosts.send(*more)
+        assert sent.status == 1, sent.stderr
+        assert "was written after it went to" in sent.stderr
+    said = processes.run(BLOCKMIG, "inspect", hosts.source).stdout
+    assert said.startswith("not canonical\n")
+    assert "it was written after that" in said
+    # As it is now, elsewhere.
+    receiver = processes.receive(room / "c" / "disk", "--size", SIZE)
+    sender = processes.send(hosts.source, receiver, "--overwrite", "--id", "new")
+    assert (sender.wait(), receiver.wait()) == (0, 0), sender.stderr
+    assert digest(room / "c" / "disk") == digest(hosts.source)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="devices need root")
+def test_a_kept_device_that_was_written_since_is_not_called_sent(
+    processes: Processes, room: Path
+) -> None:
+    hosts = Hosts(processes, room)
+    state = ("--state-dir", str(room / "state"))
+    with loop_device(hosts.source) as device:
+        receiver = processes.receive(hosts.copy, "--size", SIZE)
+        sender = processes.send(device, receiver, *state)
+        assert (sender.wait(), receiver.wait()) == (0, 0), sender.stderr
+        command = (BLOCKMIG, "send", device, receiver.uri, *state)
+        assert processes.run(*command).status == 0
+        with device.open("r+b") as file:
+            file.write(b"new")
+        sent = processes.run(*command)
+        assert sent.status == 1, sent.stderr
+        assert "was written after it went to" in sent.stderr
 
 
 @pytest.mark.parametrize(

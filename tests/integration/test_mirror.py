@@ -63,6 +63,13 @@ def names(disk: Path) -> list[str]:
     return sorted({name.removeprefix(disk.name) for name in found} - {*sockets})
 
 
+def check_not_written_since(disk: Path) -> None:
+    """The last write of a disk that was in use was seen when its clients were held."""
+    found, status = examine(str(disk)), disk.stat()
+    assert found.records[Kind.MIGRATED].written == f"{status.st_size} {status.st_mtime_ns}"
+    assert "written" not in verdict_of(found).why
+
+
 def check_handed_over(
     mirrored: Mirrored, receiver: Running, copy: Path, unlink: bool, size: int
 ) -> None:
@@ -83,6 +90,7 @@ def check_handed_over(
         assert names(disk) == ["", ".MIGRATED"]
         assert digest(disk) == digest(copy)
         assert verdict_on(disk) == CopyState.NOT_CANONICAL
+        check_not_written_since(disk)
     assert verdict_of_pair(examine(str(disk)), examine(str(copy))).canonical == str(copy)
 
 
@@ -655,4 +663,5 @@ def test_foreign_servers_can_be_destinations_of_a_mirror(
         running.wait()
         assert digest(disk) == digest(found)
         assert names(disk) == ["", ".MIGRATED"]
+        check_not_written_since(disk)
     mirrored.history.check(found)

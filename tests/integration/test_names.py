@@ -69,7 +69,7 @@ class Names:
         """A receiver that is killed; what it has is whole if a foreign sender's flush is enough."""
         receiver = self.processes.receive(device, "--size", SIZE, "--overwrite", *self.options)
         with wire.client(receiver.uri) as client:
-            assert client.ask(wire.WRITE, 0, SIZE, content * SIZE) == 0
+            assert client.ask(wire.WRITE, 0, SIZE, content * SIZE) == 0, receiver.stderr
             if whole:
                 assert client.ask(wire.FLUSH) == 0
             receiver.kill()
@@ -191,6 +191,65 @@ def test_another_disk_with_the_name_of_a_copy_is_not_the_copy(names: Names) -> N
     assert status == 1
     assert "not the disk that was received" in error
     names.refused(device, "another disk")
+
+
+@pytest.mark.parametrize("act", ["send", "receive", "forget"])
+def test_a_retired_device_is_known_when_another_one_has_had_its_name(
+    names: Names, act: str
+) -> None:
+    """Whatever was done with that one; by whichever name the first comes back."""
+    confirmed = "--i-have-checked-the-destination"
+    name, image = names.stack.enter_context(loop_name()), names.image("a.img")
+    with attached(name, image) as device:
+        names.move(device)
+        assert names.verdict(device) == "not canonical"
+    with attached(name, names.image("b.img")) as device:
+        assert names.verdict(device).startswith("unknown: another disk has the name")
+        if act == "send":
+            for path in names.room.glob("copy-of-*"):
+                path.rename(names.room / path.name.replace("copy", "first"))
+            names.move(device, "--id", "second", *names.options)
+            assert names.verdict(device) == "not canonical"
+        elif act == "receive":
+            receiver = names.processes.receive(
+                device, "--overwrite", "--id", "second", *names.options
+            )
+            sender = names.processes.send(names.image("c.img"), receiver, "--id", "second")
+            assert (sender.wait(), receiver.wait(10)) == (0, 0), sender.stderr
+            assert names.verdict(device) == "canonical"
+        else:
+            forget = (BLOCKMIG, "forget", device, confirmed, *names.options)
+            done = names.processes.run(*forget)
+            assert done.status == 0, done.stderr
+            assert "are kept as" in done.stdout
+            assert names.verdict(device) == "canonical"
+    with attached(name, image) as device:
+        assert names.verdict(device) == "not canonical"
+        names.refused(device, "was migrated to")
+    again = names.loop(image)
+    assert names.verdict(again) == "not canonical"
+    # Its file is judged with it, and the command that is recommended is about what was set aside.
+    running = names.processes.run(BLOCKMIG, "inspect", image, *names.options)
+    assert running.stdout.startswith("not canonical\n")
+    # Those who have only the directory.
+    listed = names.processes.run(BLOCKMIG, "inspect", names.state).stdout.splitlines()
+    (aside,) = (line.rpartition(": ")[0] for line in listed if line.startswith(str(names.state)))
+    assert names.verdict(Path(aside)) == "not canonical"
+    old = (BLOCKMIG, "forget", "--older-than", "0s", names.state)
+    assert names.processes.run(*old).status == 1
+    assert names.verdict(again) == "not canonical"
+    done = names.processes.run(*old, confirmed)
+    assert done.status == 0, done.stderr
+    assert names.verdict(again) == "canonical"
+
+
+def test_half_a_copy_is_known_when_another_one_has_had_its_name(names: Names) -> None:
+    name, image = names.stack.enter_context(loop_name()), names.room / "copy.img"
+    with attached(name, sparse_image(image, SIZE, {})) as device:
+        names.receive_half_way(device, whole=False)
+    with attached(name, names.image("b.img")) as device:
+        names.receive_half_way(device, whole=False)
+    assert names.verdict(names.loop(image)) == "not canonical"
 
 
 def test_another_disk_with_the_name_of_an_unfinished_copy_is_not_written_to(names: Names) -> None:

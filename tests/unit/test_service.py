@@ -380,6 +380,59 @@ class ServerServiceTests(Case):
         self.failureResultOf(outcome, GaveUp)
         self.nothing_left()
 
+    def restarting(self, endpoint, made):
+        """A service that is stopped and started again by its first `make`, which then fails."""
+
+        def make(disk):
+            made.append(disk)
+            if len(made) == 1:
+                service.stopService()
+                service.startService()
+                raise ValueError("cannot be made")
+            return self.make_server(disk)
+
+        service = ServerService(MemoryDisk(DATA), endpoint, make=make, reactor=self.clock)
+        return service
+
+    def check_it_runs(self, service, made):
+        self.assertEqual((2, 1), (len(made), service.running))
+        self.assertIsNotNone(service.server)
+        service.startService()
+        self.assertEqual(2, len(made), "it runs already")
+        self.successResultOf(service.stopService())
+        self.assertFalse(service.running)
+
+    def test_a_start_that_fails_takes_nothing_back_from_the_one_that_it_made(self):
+        made = []
+        service = self.restarting(Endpoint(), made)
+        self.assertRaises(ValueError, service.startService)
+        self.check_it_runs(service, made)
+
+    def test_nor_from_one_that_waits_for_the_end_of_the_first(self):
+        made, endpoint, port = [], Endpoint(), SlowPort()
+        service = self.restarting(endpoint, made)
+        service.privilegedStartService()
+        endpoint.listening[0].callback(port)
+        self.assertRaises(ValueError, service.startService)
+        self.assertEqual((1, 1), (len(made), service.running))
+        port.stopping.callback(None)
+        self.check_it_runs(service, made)
+
+    def stopped_by_a_making_that_raises(self, error):
+        def make(disk):
+            service.stopService()
+            raise error
+
+        service = ServerService(MemoryDisk(DATA), Endpoint(), make=make, reactor=self.clock)
+        with contextlib.suppress(ValueError):
+            service.startService()
+        self.assertFalse(service.running)
+        self.failureResultOf(service.complete(), GaveUp)
+
+    def test_a_start_that_fails_after_a_stop_stays_stopped(self):
+        self.stopped_by_a_making_that_raises(ValueError("cannot be made"))
+        self.stopped_by_a_making_that_raises(AlreadyDone("it is there"))
+
     def test_a_mirror_of_the_server_is_waited_for_before_the_disk_is_closed(self):
         class Mirror:
             def __init__(self):

@@ -20,7 +20,8 @@ class Options(usage.Options):
         "the same `send` or `receive`, run again, begins another one.\n\n"
         "With --older-than, DISK may be a directory: then all that was finished long enough ago "
         "with the disks whose records are there is forgotten. Records of a migration that is not "
-        "finished (INCOMPLETE, MIGRATING) are never removed."
+        "finished (INCOMPLETE, MIGRATING) are never removed; records of another block device that "
+        "had the name of DISK before are kept, under another name."
     )
     examples = (
         (
@@ -78,12 +79,18 @@ def run(options: Options) -> int:
 def _forget(options: Options) -> int:
     from ..migration.records.forget import forget  # noqa: PLC0415
 
-    removed = forget(
+    done = forget(
         options["disk"],
         checked_destination=bool(options["i-have-checked-the-destination"]),
         state_directory=options["state-dir"],
     )
-    usage.show(f"{options['disk']}: forgotten ({', '.join(removed)})")
+    if done.removed:
+        usage.show(f"{options['disk']}: forgotten ({', '.join(done.removed)})")
+    if done.aside:
+        usage.show(
+            f"{options['disk']}: the records of another disk that had this name are kept as "
+            f"{done.aside}"
+        )
     return ExitStatus.DONE
 
 

@@ -57,7 +57,8 @@ class Options(usage.Options):
             "retry",
             "Keep trying if the first connection fails, for example because the receiver is not "
             "running yet. (Once the destination has accepted a handshake, a lost connection is "
-            "always retried.)",
+            "always retried.) A receiver of another migration, or of another size, is not waited "
+            "for.",
             group=Group.WHEN,
         ),
         common.PLAIN,

@@ -21,7 +21,14 @@ from twisted.logger import Logger
 from ..errors import Refused
 from ..interfaces import IDisk
 from ..runtime import Runtime
-from ..storage import User, filesystem_of, is_open_elsewhere, is_remote, users_of
+from ..storage import (
+    User,
+    filesystem_of,
+    held_descriptor,
+    is_open_elsewhere,
+    is_remote,
+    users_of,
+)
 
 _log = Logger()
 
@@ -46,18 +53,18 @@ async def refuse_in_use(
     @param readers: whether programs that only read it matter too.
     @param runtime: the reactor, threads and system calls to use.
     @raise Refused: another program has it open.
+    @raise OSError: it was closed meanwhile.
     """
-    descriptor = disk.fileno()
-    if descriptor is None:
+    if disk.fileno() is None:
         return  # it was only just created
     writable = bool(getattr(disk, "writable", False))
     reactor = runtime.reactor
     end = reactor.seconds() + _READER_GRACE
-    while (in_use := is_open_elsewhere(descriptor, writable, runtime.system)) is True:
+    while (in_use := _is_open_elsewhere(disk, writable, runtime)) is True:
         if reactor.seconds() < end:
             await deferLater(reactor, _INTERVAL)
             continue
-        users = await runtime.threads(users_of, descriptor)
+        users = await runtime.threads(_users_of, disk)
         only_read = bool(users) and all(user.writes is False for user in users)
         if only_read and writable and not readers:
             return  # a lease on a writable descriptor also conflicts with readers
@@ -72,3 +79,17 @@ async def refuse_in_use(
             disk=path,
             kind=kind,
         )
+
+
+# The disk may be closed at any time, and its number be another file's then.
+
+
+def _is_open_elsewhere(disk: IDisk, readers: bool, runtime: Runtime) -> bool | None:
+    with held_descriptor(disk) as descriptor:
+        return is_open_elsewhere(descriptor, readers, runtime.system)
+
+
+def _users_of(disk: IDisk) -> list[User]:
+    """I{In a thread.}"""
+    with held_descriptor(disk) as descriptor:
+        return users_of(descriptor)

@@ -10,17 +10,20 @@ keep others out.
 Rules (design, section 2: R10):
 
 * nobody is turned away for the sake of a connection that is not proved: when there are as many as
-  there may be, the one that has been silent longest is closed for the new one;
-* a connection that waits for us is not silent;
+  there may be, the one that has got no further for longest is closed for the new one;
+* to get further is to be made, to take one of the first steps of a handshake, and to end it. What
+  somebody can do for ever without proving anything (reading, asking for the list of exports,
+  waiting for a slow disk) keeps nobody: those who do that would keep out whoever has just come;
 * a proved connection is closed for nobody; if there are as many of those, the new one is refused;
 * so many descriptors are kept free that the process can always open its own files (records above
   all), whatever its connections do. They are counted when a connection comes, and not estimated:
   a connection takes between one and four (socket, its duplicate, the two ends of a pipe), and
   whatever else has files open in this process needs no word with us. Nothing has to be opened
-  beforehand, nor given up when a record is written, which happens in threads. Whoever is closed
-  has its descriptors until the reactor's next turn (a number that was used again at once could be
-  given events of the old one), so that those accepted in one turn (L{transport.tune}: some 20) come
-  on top;
+  beforehand, nor given up when a record is written, which happens in threads;
+* whoever is closed has its descriptors until the reactor's next turn (a number that was used again
+  at once could be given events of the old one), so that those accepted in one turn come on top.
+  They are few (L{transport.tune}); but if several ports, or somebody else's, have accepted so many
+  that half of what is kept is gone, the next one is refused in that turn;
 * who was closed, for whom, and who was refused, is logged, in a bounded number of lines.
 """
 
@@ -73,72 +76,89 @@ class Admission:
         self._closed = LimitedLog(runtime.reactor.seconds, _MOST_LINES)
         self._refused = LimitedLog(runtime.reactor.seconds, 1)
 
-    def refusal(self, address: IAddress | None = None) -> str:
-        """Why one more connection is refused now, which is logged; "" if it is not.
+    def admit(self, address: IAddress) -> str:
+        """Make room for one more connection, which was just accepted.
 
-        @param address: whose it is, for the log.
+        @param address: whose it is.
+        @return: why it is refused instead, which is logged; "" if it is not.
         """
-        if self._unproved():
-            return ""
-        if self._most and self._count() >= self._most:
-            why = self._full
-        elif self._is_scarce:
-            why = "this process has no descriptors left for another client"
-        else:
-            return ""
-        if self._refused.has_room():
+        peer = describe_address(address)
+        staying, unproved = self._look()
+        free, kept = self._descriptors()
+        if not unproved:
+            return self._refuse(peer, self._why_full(staying, free < kept))
+        self._close_one(peer, staying, unproved, free < kept)
+        at_once = "too many have come at once for the descriptors that are left"
+        return self._refuse(peer, at_once if free < kept // 2 else "")
+
+    def refusal(self) -> str:
+        """Why one more connection, which has its descriptors already, is refused now; "" if it is
+        not. That is logged."""
+        staying, unproved = self._look()
+        return self._refuse("a client", "" if unproved else self._why_full(staying, False))
+
+    def make_room(self, peer: str) -> None:
+        """Close whoever has to go for one more connection, that of C{peer}, which has its
+        descriptors already and was not refused."""
+        staying, unproved = self._look()
+        self._close_one(peer, staying, unproved, False)
+
+    def _look(self) -> tuple[int, list[ServerConnection]]:
+        """How many there are that do not leave already; and those of them that are not proved."""
+        staying = [one for one in self._connections() if not one.gave_way]
+        return len(staying), [one for one in staying if not self._is_proved(one)]
+
+    def _descriptors(self) -> tuple[int, int]:
+        """How many descriptors are free, and how many are to be."""
+        free, limit = self._runtime.system.descriptors()
+        return free, min(KEPT_FREE, limit // 4)
+
+    def _why_full(self, staying: int, scarce: bool) -> str:
+        if self._most and staying >= self._most:
+            return self._full
+        return "this process has no descriptors left for another client" if scarce else ""
+
+    def _refuse(self, peer: str, why: str) -> str:
+        """Log why, if for anything; returns it."""
+        if why and self._refused.has_room():
             _log.warn(
                 "{peer}: refused: {why}{others}",
                 event="full",
-                peer="a client" if address is None else describe_address(address),
+                peer=peer,
                 why=why,
                 most=self._most,
                 others=self._refused.others(),
             )
         return why
 
-    def make_room(self, peer: str) -> None:
-        """Close whoever has to go for one more connection, of C{peer}, that was not refused."""
-        unproved = self._unproved()
-        if self._most and self._count() >= self._most:
+    def _close_one(
+        self, peer: str, staying: int, unproved: list[ServerConnection], scarce: bool
+    ) -> None:
+        if self._most and staying >= self._most:
             why = self._full
         elif len(unproved) >= MOST_UNPROVED:
             why = f"{len(unproved)} connections have asked for nothing yet"
-        elif self._is_scarce:
+        elif scarce:
             why = "this process has few descriptors left"
         else:
             return
         if unproved:
-            self._close(min(unproved, key=_silent_since), peer, why)
+            self._close(min(unproved, key=_advanced_at), peer, why)
 
     def _close(self, connection: ServerConnection, peer: str, why: str) -> None:
         if self._closed.has_room():
             _log.info(
-                "{peer}: silent for {silent} s; closed for a connection of {other}: {why}{others}",
+                "{peer}: no further for {silent} s; closed for a connection of {other}: "
+                "{why}{others}",
                 event="replaced",
                 peer=connection.peer,
-                silent=round(self._runtime.reactor.seconds() - connection.heard_at, 1),
+                silent=round(self._runtime.reactor.seconds() - connection.advanced_at, 1),
                 other=peer,
                 why=why,
                 others=self._closed.others(),
             )
         connection.give_way()
 
-    def _unproved(self) -> list[ServerConnection]:
-        return [one for one in self._staying() if not self._is_proved(one)]
 
-    def _count(self) -> int:
-        return sum(1 for _ in self._staying())
-
-    def _staying(self) -> Iterable[ServerConnection]:
-        """Those that do not leave already."""
-        return (one for one in self._connections() if not one.gave_way)
-
-    @property
-    def _is_scarce(self) -> bool:
-        free, limit = self._runtime.system.descriptors()
-        return free < min(KEPT_FREE, limit // 4)
-
-
-def _silent_since(connection: ServerConnection) -> tuple[bool, float]:
-    return connection.waits_for_us, connection.heard_at
+def _advanced_at(connection: ServerConnection) -> float:
+    return connection.advanced_at

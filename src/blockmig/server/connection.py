@@ -44,6 +44,9 @@ _log = Logger()
 
 _CLOSE_TIMEOUT: Final = 10.0
 
+_MOST_STEPS: Final = 8
+"""Of a handshake; ours takes three."""
+
 
 @implementer(IHalfCloseableProtocol)
 class ServerConnection(Protocol):
@@ -55,6 +58,8 @@ class ServerConnection(Protocol):
     @ivar negotiated: what the peer was told.
     @ivar traffic: counts its requests.
     @ivar connected_at: when the connection was made, by the reactor's clock.
+    @ivar advanced_at: when it last got further: was made, took one of the first steps of its
+        handshake, or ended that. Nothing that can be repeated for ever counts.
     @ivar gave_way: it was closed for another one.
     """
 
@@ -66,9 +71,11 @@ class ServerConnection(Protocol):
         self.handler: IExportHandler | None = None
         self.negotiated: Negotiated | None = None
         self.traffic = TrafficCounters()
-        self.connected_at = settings.runtime.reactor.seconds()
+        self.connected_at: float = settings.runtime.reactor.seconds()
+        self.advanced_at: float = self.connected_at
         self.settings = settings
         self.gave_way = False
+        self._steps = 0
         self._timeout: ConnectionTimeout | None = None
         self._lifetime = make_lifetime(self)
 
@@ -100,7 +107,7 @@ class ServerConnection(Protocol):
             self.traffic,
             self.settings.refused,
         )
-        handshake = HandshakePhase(context, self.settings, self.begin_session)
+        handshake = HandshakePhase(context, self.settings, self.begin_session, self._advanced)
         self._enter(handshake)
         self.begin(handshake)
 
@@ -145,6 +152,12 @@ class ServerConnection(Protocol):
             self.handler.access.read_failed(error)
         self.abort()
 
+    def _advanced(self) -> None:
+        """A step of the handshake was taken; there is no end of them for who does not want one."""
+        self._steps += 1
+        if self._steps <= _MOST_STEPS:
+            self.advanced_at = self.settings.runtime.reactor.seconds()
+
     def _silent(self, seconds: float) -> None:
         _log.info(
             "{peer}: silent for {timeout} s; connection closed", peer=self.peer, timeout=seconds
@@ -166,6 +179,7 @@ class ServerConnection(Protocol):
         """The handshake is over; C{data} came after it."""
         settings = self.settings
         self.handler, self.negotiated = handler, negotiated
+        self.advanced_at = settings.runtime.reactor.seconds()
         session = Session(self._context, self, handler, negotiated, settings.runtime.threads)
         self._enter(session)
         self._context.timeout.watch_progress(

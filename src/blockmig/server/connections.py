@@ -66,11 +66,11 @@ class ServerFactory:
 
     def buildProtocol(self, addr: IAddress) -> IProtocol:
         """A connection; one that is refused is closed at once."""
-        if not self.accepts or self._admission.refusal(addr):
+        if not self.accepts or self._admission.admit(addr):
             return RefusedConnection()
         made = OwnedConnection if self._relay() is None else _RelayedConnection
         connection = made(self.settings, addr, self)
-        self.take(connection)
+        self._clients.add(connection)
         return connection
 
     # IConnectionOwner.

@@ -206,10 +206,10 @@ class ExportsFactory:
 
     def buildProtocol(self, addr: IAddress) -> IProtocol:
         """A connection; one that is refused is closed at once."""
-        if not self.accepts or self._admission.refusal(addr):
+        if not self.accepts or self._admission.admit(addr):
             return RefusedConnection()
         connection = _SharedConnection(self.settings, addr, self)
-        self.take(connection)
+        self.connections[connection] = None
         return connection
 
     def stop(self) -> Deferred[None]:
@@ -259,8 +259,7 @@ class ExportsFactory:
         return bool(connection.owner.is_proved(connection))
 
     def take(self, connection: OwnedConnection) -> None:
-        self._admission.make_room(connection.peer)
-        self.connections[connection] = None
+        """Never called: it gives its connections away, and gets none."""
 
     def session_began(self, connection: OwnedConnection) -> None:
         """Never called: a connection has another owner by then."""

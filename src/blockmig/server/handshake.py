@@ -70,14 +70,20 @@ class HandshakePhase(Phase):
     @param context: the connection.
     @param settings: what is offered.
     @param begin_session: called once, when an export was negotiated.
+    @param advanced: called whenever the client has sent something.
     """
 
     def __init__(
-        self, context: PhaseContext, settings: ConnectionSettings, begin_session: BeginSession
+        self,
+        context: PhaseContext,
+        settings: ConnectionSettings,
+        begin_session: BeginSession,
+        advanced: Callable[[], None],
     ) -> None:
         super().__init__(context)
         self._settings = settings
         self._begin_session = begin_session
+        self._advanced = advanced
         self._handshake = ServerHandshake(
             self._export_of,
             settings.names,
@@ -112,6 +118,7 @@ class HandshakePhase(Phase):
         if CLOSING in self._context.holds.reasons:
             return
         self._context.timeout.reset()  # the limit stays; but whoever talks is not silent
+        self._advanced()
         try:
             self._answer(data)
         except RemoteProtocolError as error:

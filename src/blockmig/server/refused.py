@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
 
 from ..transport import is_plain_socket
 
@@ -20,8 +22,9 @@ class RefusedConnection(Protocol):
     transport: Any
 
     def connectionMade(self) -> None:
-        """Close it as the kernel does; or at once, without waiting for a TLS handshake."""
+        """Close a socket in this very turn of the reactor: where descriptors are short, others may
+        be accepted before the next. Anything else without waiting for a TLS handshake."""
         if is_plain_socket(self.transport):
-            self.transport.loseConnection()
+            self.transport.connectionLost(Failure(ConnectionDone()))
         else:
             self.transport.abortConnection()

@@ -4,8 +4,10 @@ Owns the only timer of a connection. Rules:
 
 * a client that may be silent is never given up, however long it sends nothing;
 * a client that takes its replies, even slowly, does not count as silent;
-* where progress is expected of a client, to send something is not enough. The time in which it
-  waits for us counts a tenth: a flush may take long, but flush after flush is no progress either;
+* where progress is expected of a client, to send something is not enough. The time in which we do
+  one thing that it has asked for, and it sends nothing, counts nothing, however long that takes.
+  Otherwise the time in which it waits for us counts a tenth: flush after flush is no progress
+  either;
 * a time limit is different: nothing that the client does extends it.
 """
 
@@ -39,15 +41,16 @@ class Progress:
         self._reached: int | None = None
         self._stalled = 0.0
 
-    def stalled(self, now: float, excused: bool) -> float:
+    def stalled(self, now: float, excused: bool, same: bool) -> float:
         """Look at it; return for how many seconds it has got no further.
 
         @param excused: it could not have, since the last look: it waited for us.
+        @param same: for one and the same thing, all the time.
         """
         reached = self._measure()
         if reached is None or reached != self._reached:
             self._stalled = 0.0
-        else:
+        elif not (excused and same):
             self._stalled += (now - self._looked_at) * (_WAITING if excused else 1.0)
         self._reached, self._looked_at = reached, now
         return self._stalled
@@ -74,6 +77,7 @@ class ConnectionTimeout:
         self._waiting = waiting
         self._timed_out = timed_out
         self.last_activity = clock.seconds()
+        self._excused_at: float | None = None
         self._unacknowledged = 0
         self._progress: Progress | None = None
         self._stalled = timed_out
@@ -131,12 +135,15 @@ class ConnectionTimeout:
         # unacknowledged bytes shows that a slow client is reading.
         takes = self._waiting() and self._unacknowledged != before
         excused = may_be_silent()
+        # Nothing has come, and nothing was done, since it was excused the last time.
+        same = self.last_activity == self._excused_at
+        self._excused_at = now if excused else None
         if takes or excused:
             self.last_activity = now
         left, give_up = self.last_activity + seconds - now, self._timed_out
         if left > 0 and (progress := self._progress) is not None:
             left = min(left, seconds / _LOOKS)
-            if progress.stalled(now, excused) >= seconds:
+            if progress.stalled(now, excused, same) >= seconds:
                 left, give_up = 0.0, self._stalled
         if left > 0:
             self._timer = self._clock.callLater(left, self._check, seconds, may_be_silent)

@@ -8,7 +8,7 @@ from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap
-from .disk import PROBE_SIZE
+from .disk import PROBE_SIZE, held_descriptor
 from .errors import DiskChanged, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
@@ -18,6 +18,7 @@ from .identities import (
     file_identity,
     is_device_identity,
     is_provable,
+    is_still_attached,
     same_disk,
 )
 from .layers import Layer, Relation, device_size, layers_of
@@ -26,15 +27,18 @@ from .mounts import device_in_memory, filesystem_of, is_in_memory, is_remote
 from .open import open_disk
 from .record_paths import (
     ROOTS_DIRECTORY,
+    aside_path,
     default_state_directory,
     device_record_path,
+    is_aside,
+    paths_aside,
     record_path,
     records_inside,
     state_path,
 )
 from .scan import Scan, Segment, split_data
 from .users import User, is_open_elsewhere, users_of
-from .watched import DiskVersion
+from .watched import DiskVersion, describe_version, version_at
 
 __all__ = [
     "GRANULARITY",
@@ -53,9 +57,11 @@ __all__ = [
     "Scan",
     "Segment",
     "User",
+    "aside_path",
     "boot_id",
     "default_state_directory",
     "describe_contents",
+    "describe_version",
     "device_identity",
     "device_in_memory",
     "device_record_path",
@@ -64,16 +70,20 @@ __all__ = [
     "filesystem_of",
     "find_data",
     "guard",
+    "held_descriptor",
     "image_format",
+    "is_aside",
     "is_device_identity",
     "is_in_memory",
     "is_locked",
     "is_open_elsewhere",
     "is_provable",
     "is_remote",
+    "is_still_attached",
     "layers_of",
     "open_disk",
     "path_of",
+    "paths_aside",
     "record_path",
     "records_inside",
     "same_disk",
@@ -81,4 +91,5 @@ __all__ = [
     "split_data",
     "state_path",
     "users_of",
+    "version_at",
 ]

@@ -25,10 +25,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
-from ..interfaces import (
-    Extent,
-    Probe,
-)
+from ..interfaces import Extent, IDisk, Probe
 from ..syscalls import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -350,3 +347,21 @@ class DescriptorDisk:
             ours = self._system.fstat(descriptor)
         if not os.path.samestat(ours, self._system.stat(self.path)):
             raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
+
+
+@contextlib.contextmanager
+def held_descriptor(disk: IDisk) -> Iterator[int]:
+    """The descriptor of a disk, for calls in a thread.
+
+    Whoever closes one of ours meanwhile, its number is nobody else's before they have ended; when
+    that of somebody else's is closed is his affair.
+
+    @raise OSError: it was closed, or has none.
+    """
+    if isinstance(disk, DescriptorDisk):
+        with disk.held() as number:
+            yield number
+    elif (descriptor := disk.fileno()) is not None:
+        yield descriptor
+    else:
+        raise OSError(errno.EBADF, f"{disk.name} has no descriptor")

@@ -14,11 +14,16 @@ Rules:
   lasting name proves that it is the same one again;
 * over boots only a lasting name proves anything: one that both have, and that is equal; a single
   one that differs proves the contrary;
+* a partition's UUID is copied with its disk. It proves something only together with a name of that,
+  or, where that has none, as long as no other device that is there has the same;
+* a file system can be copied too, with the inodes of its files: a loop device over a file of the
+  copy is another one, as long as both are mounted;
 * what neither proves is None: the caller decides what is safe.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 import urllib.parse
@@ -26,13 +31,18 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..syscalls import SYSTEM, SystemCalls
-from .mounts import backing_file, device_entry, read_line
+from .mounts import backing_file, device_entry, is_mounted, read_line
 
 _DEVICE: Final = "device "
 _BIRTH: Final = ", born "
 # All that can be printed, but for what separates the parts.
 _SAFE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) not in ";%")
 _MOST_LAYERS: Final = 8
+# Kinds of names beside those that a whole disk has of its own.
+_LOOP: Final = "loop"
+_FILESYSTEM: Final = "filesystem"
+_PARTITION: Final = "partuuid"
+_PARTITION_OF_SEVERAL: Final = "partuuid-of-several"
 # What manufacturers write where there should be a name.
 _NO_NAME: Final = frozenset("0-. :")
 # Where the directory of a whole disk has its lasting names.
@@ -148,15 +158,15 @@ def _device(number: int, system: SystemCalls, sys: str, layers: int) -> DeviceId
         whole = os.path.dirname(entry)
         partition = f"{index} at {read_line(os.path.join(entry, 'start'))}"
     names = [(kind, value) for kind in _NAMES if (value := _name(whole, kind, sys))]
+    backing = _backing(whole, system, sys, layers)
     if uuid := _uevent(entry, "PARTUUID"):
-        names.append(("partuuid", uuid))
-    if loop := _backing(whole, system, sys, layers):
-        names.append(("loop", loop))
+        shared = not (names or backing) and _has_partition_elsewhere(entry, uuid, sys)
+        names.append((_PARTITION_OF_SEVERAL if shared else _PARTITION, uuid))
     return DeviceIdentity(
         f"{os.major(number)}:{os.minor(number)}",
         read_line(os.path.join(whole, "diskseq")),
         partition,
-        tuple(names),
+        (*names, *backing),
     )
 
 
@@ -186,6 +196,18 @@ def _is_shared(entry: str, place: str, sys: str) -> bool:
     )
 
 
+def _has_partition_elsewhere(entry: str, uuid: str, sys: str) -> bool:
+    """Whether another partition has the same UUID: the disk, or another one, is a clone."""
+    for whole in glob.glob(os.path.join(glob.escape(sys), "block", "*")):
+        for place in glob.glob(
+            os.path.join(glob.escape(os.path.realpath(whole)), "*", "partition")
+        ):
+            other = os.path.dirname(place)
+            if other != entry and _uevent(other, "PARTUUID") == uuid:
+                return True
+    return False
+
+
 def _uevent(entry: str, key: str) -> str:
     for line in read_line(os.path.join(entry, "uevent")).splitlines():
         name, _, value = line.partition("=")
@@ -194,11 +216,13 @@ def _uevent(entry: str, key: str) -> str:
     return ""
 
 
-def _backing(entry: str, system: SystemCalls, sys: str, layers: int) -> str:
-    """What a loop device is over: the identity of that file, or device, and where it begins."""
+def _backing(entry: str, system: SystemCalls, sys: str, layers: int) -> tuple[tuple[str, str], ...]:
+    """What a loop device is over: the identity of that file, or device, and where it begins; and
+    the device of the file's file system."""
     path = backing_file(entry)
     if not path or not layers:
-        return ""
+        return ()
+    filesystem = []
     try:
         status = system.stat(path)
         if stat.S_ISBLK(status.st_mode):
@@ -210,11 +234,13 @@ def _backing(entry: str, system: SystemCalls, sys: str, layers: int) -> str:
                 below = file_identity(descriptor, system)
             finally:
                 system.close(descriptor)
+            device = status.st_dev
+            filesystem.append((_FILESYSTEM, f"{os.major(device)}:{os.minor(device)}"))
     except OSError:
-        return ""  # it was deleted, or is out of reach
+        return ()  # it was deleted, or is out of reach
     offset = read_line(os.path.join(entry, "loop", "offset")) or "0"
     limit = read_line(os.path.join(entry, "loop", "sizelimit")) or "0"
-    return f"{offset} {limit} {below}"
+    return (_LOOP, f"{offset} {limit} {below}"), *filesystem
 
 
 # The comparison.
@@ -239,8 +265,9 @@ def same_disk(recorded: str, recorded_boot: str, now: str, boot_now: str) -> boo
         return False
     if same_boot and one.sequence and one.sequence == other.sequence:
         return True
-    same = _same_names(dict(one.names), dict(other.names), recorded_boot, boot_now)
-    if same is None and same_boot:
+    ones, others = dict(one.names), dict(other.names)
+    same = _same_names(ones, others, recorded_boot, boot_now)
+    if same is None and same_boot and not _may_be_clones(ones, others):
         # It was detached. Without sequence numbers nothing shows that.
         detached = bool(one.sequence and other.sequence) or one.number != other.number
         return False if detached else None
@@ -250,16 +277,42 @@ def same_disk(recorded: str, recorded_boot: str, now: str, boot_now: str) -> boo
 def _same_names(
     ones: dict[str, str], others: dict[str, str], recorded_boot: str, boot_now: str
 ) -> bool | None:
-    answers = []
-    for kind in ones.keys() & others.keys():
-        one, other = ones[kind], others[kind]
-        if kind == "loop":
-            answers.append(_same_backing(one, other, recorded_boot, boot_now))
-        else:
-            answers.append(one == other)
-    if False in answers:
+    answers: list[bool | None]
+    answers = [ones[kind] == others[kind] for kind in _own(ones) & _own(others) - {_LOOP}]
+    if _LOOP in ones and _LOOP in others:
+        answers.append(_same_backing(ones[_LOOP], others[_LOOP], recorded_boot, boot_now))
+        if recorded_boot == boot_now and _are_copies(ones, others):
+            return False
+    parts = [_partition_uuid(names) for names in (ones, others)]
+    if False in answers or (all(parts) and parts[0] != parts[1]):
         return False
-    return True if True in answers else None
+    if True in answers:
+        return True
+    nameless = not (_own(ones) or _own(others))
+    alone = _PARTITION in ones and _PARTITION in others
+    return True if nameless and alone else None
+
+
+def _own(names: dict[str, str]) -> set[str]:
+    """The kinds of names that are a whole disk's own."""
+    return names.keys() - {_PARTITION, _PARTITION_OF_SEVERAL, _FILESYSTEM}
+
+
+def _partition_uuid(names: dict[str, str]) -> str:
+    return names.get(_PARTITION) or names.get(_PARTITION_OF_SEVERAL, "")
+
+
+def _may_be_clones(ones: dict[str, str], others: dict[str, str]) -> bool:
+    """Whether it cannot be told if one is the clone of the other: the partition's UUID is the same,
+    and nothing else is known of both disks."""
+    uuid = _partition_uuid(ones)
+    return bool(uuid) and uuid == _partition_uuid(others)
+
+
+def _are_copies(ones: dict[str, str], others: dict[str, str]) -> bool:
+    """Whether two files that loop devices are over are on two file systems."""
+    one, other = ones.get(_FILESYSTEM, ""), others.get(_FILESYSTEM, "")
+    return bool(one and other) and one != other and is_mounted(one) and is_mounted(other)
 
 
 def _same_backing(one: str, other: str, recorded_boot: str, boot_now: str) -> bool | None:
@@ -267,6 +320,17 @@ def _same_backing(one: str, other: str, recorded_boot: str, boot_now: str) -> bo
     if range_one != range_other:
         return False
     return same_disk(below_one, recorded_boot, below_other, boot_now)
+
+
+def is_still_attached(recorded: str, recorded_boot: str, now: str, boot_now: str) -> bool:
+    """Whether a device has certainly been attached since its identity was recorded.
+
+    The parameters are those of L{same_disk}.
+    """
+    one, other = DeviceIdentity.parse(recorded), DeviceIdentity.parse(now)
+    if one is None or other is None or not one.sequence or one.partition != other.partition:
+        return False
+    return bool(recorded_boot) and recorded_boot == boot_now and one.sequence == other.sequence
 
 
 def is_provable(identity: str) -> bool:
@@ -279,7 +343,8 @@ def is_provable(identity: str) -> bool:
     if device is None:
         return bool(identity)
     below = backing_identity(identity)
-    return is_provable(below) or any(kind != "loop" for kind, _ in device.names)
+    proving = dict(device.names).keys() - {_LOOP, _FILESYSTEM, _PARTITION_OF_SEVERAL}
+    return is_provable(below) or bool(proving)
 
 
 def is_device_identity(identity: str) -> bool:
@@ -290,7 +355,7 @@ def is_device_identity(identity: str) -> bool:
 def backing_identity(identity: str) -> str:
     """The identity of the file that a loop device is over; "" where it is no such device."""
     device = DeviceIdentity.parse(identity)
-    loop = dict(device.names).get("loop", "") if device is not None else ""
+    loop = dict(device.names).get(_LOOP, "") if device is not None else ""
     return loop.split(" ", 2)[2] if loop else ""
 
 
@@ -306,7 +371,8 @@ def is_inside(recorded: str, recorded_boot: str, now: str, boot_now: str) -> boo
     if not is_device_identity(now):
         below = backing_identity(recorded)
         return bool(below) and same_disk(below, recorded_boot, now, boot_now) is True
-    names = tuple((kind, name) for kind, name in device.names if kind != "partuuid")
+    parts = (_PARTITION, _PARTITION_OF_SEVERAL)
+    names = tuple((kind, name) for kind, name in device.names if kind not in parts)
     whole = str(replace(device, partition="", names=names))
     return bool(device.partition) and same_disk(whole, recorded_boot, now, boot_now) is True
 
@@ -316,4 +382,4 @@ def is_whole(identity: str) -> bool:
     device = DeviceIdentity.parse(identity)
     if device is None:
         return True
-    return not device.partition and dict(device.names).get("loop", "0 0 ").startswith("0 0 ")
+    return not device.partition and dict(device.names).get(_LOOP, "0 0 ").startswith("0 0 ")

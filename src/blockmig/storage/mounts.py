@@ -89,6 +89,11 @@ def is_mount_point(path: str, mountinfo: str = MOUNTINFO) -> bool:
     return any(mount.point == path for mount in read_mounts(mountinfo))
 
 
+def is_mounted(device: str, mountinfo: str = MOUNTINFO) -> bool:
+    """Whether a file system with that device, C{MAJOR:MINOR}, is mounted."""
+    return any(mount.device == device for mount in read_mounts(mountinfo))
+
+
 def is_in_memory(kind: str) -> bool:
     """Whether a file system of type C{kind} (see L{filesystem_of}) is lost at a restart."""
     return kind in _IN_MEMORY

@@ -9,6 +9,9 @@ Rules (design, section 2: R10):
   they have recorded, whichever node leads to it. Only where that decides nothing does the name;
 * records that are certainly of another disk are found under their name only where there are none
   of this disk: the caller sees then that they are about another one;
+* what is certainly about another disk gives way to new records of that name: it is set aside, and
+  gets a name of its own, the old one with a colon and a UUID. Such a name is no path; it is found
+  by the device, as any other;
 * a state directory other than the usual one is noted in that, so that records in it are found
   without its name. Only what is proved to be of this disk counts there; and what may not be read,
   so that the caller sees that.
@@ -41,6 +44,7 @@ from .identities import (
 ROOTS_DIRECTORY: Final = "/var/lib/blockmig"
 """Where root's records of devices are by default."""
 
+_ASIDE: Final = ":"  # not in any path that is escaped
 _ELSEWHERE: Final = "elsewhere"
 _LONGEST: Final = 65536
 
@@ -77,12 +81,43 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
         for name in (os.path.abspath(path), beside):
             if (stem := _escape(name)) in known:
                 return os.path.join(directory, stem)
+        for name in (os.path.abspath(path), beside):
+            aside = sorted(stem for stem in known if _is_aside(stem, _escape(name)))
+            if len(aside) > 1:
+                raise DiskRefused(_several(path, directory, aside))
+            if aside:
+                return os.path.join(directory, aside[0])
     return beside
 
 
 def state_path(path: str, directory: str) -> str:
     """What the paths of new records of the device at C{path} in that state directory begin with."""
     return os.path.join(directory, _escape(path))
+
+
+def aside_path(records: str, migration: str) -> str:
+    """What the paths of records begin with that are set aside.
+
+    @param records: what they began with.
+    @param migration: UUID of the migration by which they are told from others of that name.
+    """
+    return f"{records}{_ASIDE}{migration}"
+
+
+def is_aside(records: str) -> bool:
+    """Whether the paths of a device's records that are set aside begin so."""
+    return _ASIDE in os.path.basename(records)
+
+
+def paths_aside(records: str, system: SystemCalls = SYSTEM) -> list[str]:
+    """What the paths of those begin with that were set aside from C{records}."""
+    directory, name = os.path.split(records)
+    stems = sorted(stem for stem in _stems(directory, system) if _is_aside(stem, name))
+    return [os.path.join(directory, stem) for stem in stems]
+
+
+def _is_aside(stem: str, name: str) -> bool:
+    return stem.startswith(name + _ASIDE)
 
 
 def device_record_path(
@@ -109,8 +144,7 @@ def device_record_path(
         if own in same:
             return os.path.join(directory, own)
         if len(same) > 1:
-            names = ", ".join(map(_unescape, same))
-            raise DiskRefused(f"{path}: has records in {directory} by several names: {names}")
+            raise DiskRefused(_several(path, directory, same))
         if same:
             return os.path.join(directory, same[0])
     for other in _others(directory, system):
@@ -121,6 +155,11 @@ def device_record_path(
             ):
                 return records
     return os.path.join(directory, own)
+
+
+def _several(path: str, directory: str, stems: list[str]) -> str:
+    names = ", ".join(_shown(os.path.join(directory, stem)) for stem in stems)
+    return f"{path}: has records in {directory} by several names: {names}"
 
 
 class _Device:
@@ -152,7 +191,7 @@ class RecordsInside(NamedTuple):
     """Records of a device that has data of a certain disk.
 
     @ivar path: what their paths begin with.
-    @ivar device: the path of the device.
+    @ivar device: the path of the device; or of the records, if they are set aside.
     @ivar identity: of the device, as recorded.
     @ivar size: bytes of the device, as recorded.
     @ivar whole: it has all of the disk.
@@ -184,7 +223,7 @@ def records_inside(
                 continue
             if is_inside(device, boot, identity, boot_now):
                 path, whole = os.path.join(place, stem), is_whole(device)
-                found[stem] = RecordsInside(path, _unescape(stem), device, size, whole)
+                found[stem] = RecordsInside(path, _shown(path), device, size, whole)
         yield from found.values()
 
 
@@ -288,7 +327,15 @@ def _escape(path: str) -> str:
     )
 
 
+def _shown(records: str) -> str:
+    """The path of the disk that records are of, by their name; one that leads to them."""
+    stem = os.path.basename(records)
+    return records if _ASIDE in stem else _unescape(stem)
+
+
 def _unescape(name: str) -> str:
+    """The path after which records are named, which may be set aside."""
+    name = name.partition(_ASIDE)[0]
     return "/" + os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(name.replace("-", "/"))))
 
 

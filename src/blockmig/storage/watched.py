@@ -177,6 +177,10 @@ class WatchedFile(_Watched):
         status = self._fstat()
         return DiskVersion((status.st_size, status.st_mtime_ns), (status.st_ctime_ns,))
 
+    def last_write(self) -> str:
+        """What L{describe_version} says of it now."""
+        return describe_version(self.version(sync=False))
+
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
         """I{Slow.} Make sure that the file has a lasting name: where it was moved to, or a new one.
 
@@ -330,6 +334,10 @@ class WatchedDevice(_Watched):
         self._fsync()
         return device_version(self._fstat().st_rdev, self._system)
 
+    def last_write(self) -> str:
+        """I{Slow.} What L{describe_version} says of it now."""
+        return describe_version(self.version())
+
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
         """Fail: there is nothing to rescue.
 
@@ -342,6 +350,22 @@ class WatchedDevice(_Watched):
             f"{self.name} was a device's name, and the data is on that device: "
             f"number {os.major(number)}:{os.minor(number)}",
         )
+
+
+def describe_version(version: DiskVersion) -> str:
+    """What of a version is changed by writes, as it is recorded; "" where that is not known."""
+    return " ".join(map(str, version.written))
+
+
+def version_at(descriptor: int, system: SystemCalls) -> str:
+    """What L{describe_version} says of the disk that is open as C{descriptor}.
+
+    Nothing is synced: of a device, what has not reached it does not count yet.
+    """
+    status = system.fstat(descriptor)
+    if stat.S_ISBLK(status.st_mode):
+        return describe_version(device_version(status.st_rdev, system))
+    return describe_version(DiskVersion((status.st_size, status.st_mtime_ns), ()))
 
 
 def device_version(number: int, system: SystemCalls, sys: str = "/sys") -> DiskVersion:

@@ -66,6 +66,7 @@ RULES = {
     "leave: only when acknowledged",
     "stop: only before retiring",
     "stop: the receiver looks first",
+    "stop: an acknowledged id is kept",
     "stop: the id is kept from FLUSH on",
     "stop: the id that was found is kept until it is claimed",
     "plain: an older connection is dead before the next",
@@ -119,7 +120,7 @@ def build(
         # before it believes it, and before it announces it.
         "look": [Step("look.dirsync", "dirsync")],
         # The ends of a sender that did not retire its source; the status is decided before.
-        "stop": [*abandon, Step("exit", "exit")],
+        "stop": [*abandon, Step("exit", "exit")],  # only by mutation
         "stop-keep": [Step("exit", "exit")],
         # MIGRATING says copied no more; then the destination's `copied` is taken back.
         "unsay": writing("MIGRATING", "copying"),

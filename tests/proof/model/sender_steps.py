@@ -92,8 +92,7 @@ class SenderSteps(ReceiverSteps):
         if sender.program == "unsay" and through:
             return self.take_back(state)
         if sender.program == "back" and through:  # taken back
-            state = self.orphan(state)
-            return state._replace(sender=sender._replace(program="stop", pc=0, waiting=False))
+            return self.forget(state)
         return self.advance(state)
 
     def begin(self, state: State) -> State:
@@ -300,7 +299,7 @@ class SenderSteps(ReceiverSteps):
         if source.migrating[0] == NONE:
             return self.go_to(state, "stop-keep")
         if not sender.kept:
-            return self.go_to(state, "stop")
+            return self.forget(state)
         # First this: whoever moves the source away from now on is not taken for us.
         copied = phase_of(source.migrating[0]) >= COPIED
         return self.go_to(state, "unsay") if copied else self.take_back(state)
@@ -312,6 +311,11 @@ class SenderSteps(ReceiverSteps):
             return self.give_up(state)
         cookie = self.fresh_cookie(state)
         return self.go_to(state._replace(sender=state.sender._replace(cookie=cookie)), "back")
+
+    def forget(self, state: State) -> State:
+        """No copy is whole. The id is kept all the same: it goes on where it was acknowledged."""
+        kept = self.rule("stop: an acknowledged id is kept")
+        return self.go_to(self.orphan(state), "stop-keep" if kept else "stop")
 
     def give_up(self, state: State) -> State:
         """It may go on saying so: the id is kept."""

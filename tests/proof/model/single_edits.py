@@ -33,7 +33,7 @@ HARMLESS = {
     "sender:attempt: no MIGRATING(copying).rename (plain)": "a plain peer knows no id",
     "sender:attempt: no MIGRATING(copying).dirsync (plain)": "a plain peer knows no id",
     "*: MIGRATING(copying).dirsync before * (plain)": "a plain peer knows no id",
-    "sender:stop: *": "a stopped sender may leave its id, and go on with it",
+    "sender:stop: *": "a stopped sender leaves its id, and goes on with it",
     "sender:unsay: no MIGRATING(copying).rename*": "assumption 5, while it still says copied",
     "sender:unsay: no MIGRATING(copying).dirsync*": "assumption 5, while it may say copied",
     "sender:unsay: MIGRATING(copying).dirsync before *": "assumption 5, while it may say copied",

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import claims
@@ -13,9 +14,11 @@ from blockmig.client import Destination
 from blockmig.errors import GaveUp, Refused, Summary
 from blockmig.migration.destination import handoff_export
 from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.handoff.message import HandoffPhase
 from blockmig.migration.identity import ANYBODY, Identity
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.records.verdict import DiskState, verdict_of
 from blockmig.migration.source.resume import resume
 from blockmig.migration.source.sender import Sender
 from blockmig.runtime import Runtime
@@ -101,6 +104,16 @@ class Case(SynchronousTestCase):
                 self.clock.advance(0.1)
         self.fail(f"{phase} was never recorded")
 
+    def until_accepted(self):
+        """Until an attempt has begun; its claim was not made yet."""
+        for _ in range(500):
+            if self.sender.progress.attempt:
+                break
+            if not self.endpoint.step():
+                self.clock.advance(0.1)
+        self.assertEqual(1, self.sender.progress.attempt)
+        self.assertIsNone(self.record())
+
     def record(self, kind=Kind.MIGRATING):
         return Records(self.source.path).read(kind)
 
@@ -125,6 +138,16 @@ class Case(SynchronousTestCase):
         self.pump(8)
         self.failureResultOf(self.outcome, GaveUp)
         self.is_kept()
+
+    def ends_at_once(self, *words):
+        """It is refused at the start, whatever it was told to retry; nothing is left of it."""
+        self.why = str(self.failureResultOf(self.outcome, Refused).value)
+        for word in words:
+            self.assertIn(word, self.why)
+        self.assertNotIn("\n", self.why)
+        self.is_kept(b"o" * len(DATA))
+        self.assertIsNone(self.record())
+        self.assertEqual([], os.listdir(os.path.dirname(self.source.path)))
 
 
 class IdTests(Case):
@@ -154,8 +177,44 @@ class IdTests(Case):
             self.receive(Identity("nightly"))
             self.send(Identity(id))
             self.pump(3)
-            self.stops("its log says why")
-            self.assertEqual(b"o" * len(DATA), self.target.content)
+            self.ends_at_once("another migration", "--id")
+            self.assertNotIn("nightly", self.why, "it is for those to know who have chosen it")
+
+    def test_so_it_ends_also_where_it_may_retry(self):
+        self.receive(Identity("nightly"))
+        self.send(Identity("weekly"), retry=True)
+        self.pump(3)
+        self.ends_at_once("another migration", "nothing was touched")
+
+    def test_one_that_has_begun_waits_for_its_own_receiver_and_says_why_once_a_minute(self):
+        self.receive(Identity("nightly"))
+        self.send(Identity("nightly"))
+        self.until_recorded(Phase.COPYING)
+        for restarted in (False, True):
+            if restarted:
+                self.sender.stop()
+                self.pump(8)
+                self.failureResultOf(self.outcome, GaveUp)
+                self.again(Identity("nightly"))
+            self.receive(Identity("weekly"))
+            with capturedLogs() as events:
+                self.pump(150)
+            self.assertNoResult(self.outcome)
+            self.assertIn("compare --id and --secret", self.sender.last_error)
+            lines = [event for event in events if event.get("why") == self.sender.last_error]
+            self.assertEqual(3, len(lines))
+            self.is_kept()
+        self.receive(Identity("nightly"))
+        self.completes()
+
+    def test_a_server_that_cannot_check_it_is_refused_at_any_attempt(self):
+        """What was there before has acknowledged nothing."""
+        self.receive(Identity("nightly"))
+        self.send(Identity("nightly"), retry=True)
+        self.until_accepted()
+        self.receive(plain=True)
+        self.pump(3)
+        self.ends_at_once("--plain")
 
     def test_a_server_that_cannot_check_it_is_refused(self):
         for identity in (Identity("nightly"), Identity("", SECRET)):
@@ -178,21 +237,34 @@ class SecretTests(Case):
         self.pump(8)
         self.assertIsInstance(self.successResultOf(self.arrived), Summary)
 
+    def test_the_page_is_read_once_after_the_retirement(self):
+        """That one answer has the proof and the token."""
+        self.receive(Identity("nightly", SECRET))
+        report, read = self.receiver._migration.report, []
+        message = report.message
+
+        def counting(nonce="", accepted=None):
+            read.append(accepted.phase if accepted is not None else None)
+            return message(nonce, accepted)
+
+        report.message = counting
+        self.send(Identity("nightly", SECRET))
+        self.completes()
+        self.assertEqual(2, read.count(HandoffPhase.RETIRED), "and once whether it is complete")
+
     def test_a_sender_with_another_secret_or_none_is_refused(self):
         for secret in (SECRET + b"x", b""):
             self.setUp()
             self.receive(Identity("nightly", SECRET))
             self.send(Identity("nightly", secret))
             self.pump(3)
-            self.stops()
-            self.assertEqual(b"o" * len(DATA), self.target.content)
+            self.ends_at_once("another migration", "--secret")
 
     def test_a_receiver_that_does_not_know_the_secret_gets_nothing(self):
         self.receive(Identity("nightly"))
         self.send(Identity("nightly", SECRET))
         self.pump(3)
-        self.stops("does not prove")
-        self.assertEqual(b"o" * len(DATA), self.target.content)
+        self.ends_at_once("does not prove", "--secret")
 
     def test_one_that_only_repeats_what_it_hears_gets_nothing(self):
         """It gives a nonce, and sends back the sender's own proof."""
@@ -210,8 +282,7 @@ class SecretTests(Case):
         report.message = echo
         self.send(Identity("nightly", SECRET))
         self.pump(3)
-        self.stops("does not prove")
-        self.assertEqual(b"o" * len(DATA), self.target.content)
+        self.ends_at_once("does not prove")
 
     def test_a_retired_source_is_finished_with_the_secret_only(self):
         self.receive(Identity("nightly", SECRET))
@@ -256,6 +327,81 @@ class AddressTests(Case):
             error = self.failureResultOf(self.outcome, Refused).value
             self.assertIn("--id", str(error))
             self.is_kept(b"o" * len(DATA))
+
+    def stopped(self):
+        """A migration that was stopped while it was copying; its record."""
+        self.receive()
+        self.send()
+        self.until_recorded(Phase.COPYING)
+        while Records(self.target.path).read(Kind.INCOMPLETE) is None:
+            self.assertTrue(self.endpoint.step())
+        self.sender.stop("stopped by SIGINT")
+        self.pump(8)
+        self.why = str(self.failureResultOf(self.outcome, GaveUp).value)
+        return self.record()
+
+    def test_nor_does_what_was_stopped_since(self):
+        for plain in (False, True):
+            self.setUp()
+            record = self.stopped()
+            self.assertEqual((Phase.COPYING, False), (record.phase, record.whole))
+            self.place("other")
+            self.receive(plain=True)
+            self.again(plain=plain)
+            self.pump(3)
+            error = self.failureResultOf(self.outcome, Refused).value
+            self.assertIn("this migration has begun at the one of", str(error))
+            self.is_kept(b"o" * len(DATA))
+            self.assertEqual(record, self.record())
+
+    def test_the_end_of_one_that_was_stopped_says_how_it_goes_on(self):
+        record = self.stopped()
+        self.assertIn("is the canonical copy", self.why)
+        self.assertIn(f"its migration to {record.destination} goes on with the same", self.why)
+        self.assertIn("send it elsewhere", self.why)
+        state = DiskState(self.source.path, len(DATA), self.source.identity())
+        state = replace(state, records={Kind.MIGRATING: record})
+        verdict = verdict_of(state)
+        self.assertEqual("canonical", verdict.line)
+        self.assertIn(f"its migration to {record.destination} has begun", verdict.why)
+        self.assertIn("was stopped", verdict.why)
+        self.assertNotIn("\n", self.why)
+
+    def test_one_that_was_stopped_goes_on_where_it_began(self):
+        record = self.stopped()
+        self.receive()
+        self.again()
+        self.until_recorded(Phase.COPIED)
+        self.assertEqual(record.migration, self.record().migration)
+        self.completes()
+
+    def test_one_that_was_stopped_can_be_sent_elsewhere(self):
+        for plain in (False, True):
+            self.setUp()
+            record = self.stopped()
+            self.place("other")
+            self.receive(plain=plain)
+            claims.forget_all()
+            self.sender = resume(
+                self.source,
+                Destination(self.endpoint, uri="nbd://elsewhere/"),
+                unlink=True,
+                overrides=Overrides(overwrite=True, plain=plain),
+                runtime=Runtime(self.clock, synchronous),
+            )
+            self.assertNotEqual(record.migration, self.sender.source.record.migration)
+            self.outcome = self.sender.run()
+            self.completes()
+
+    def test_nothing_is_left_of_one_that_was_never_acknowledged(self):
+        self.receive()
+        self.send()
+        self.until_accepted()
+        self.sender.stop()
+        self.pump(8)
+        error = self.failureResultOf(self.outcome, GaveUp).value
+        self.assertNotIn("goes on", str(error))
+        self.assertEqual([], os.listdir(os.path.dirname(self.source.path)))
 
     def test_a_namesake_gets_another_UUID_where_the_first_may_be_whole(self):
         """The question whether it is was asked, and the answer lost."""
@@ -378,7 +524,7 @@ class VersionTests(Case):
         self.receive(Identity("nightly"))
         self.send(Identity("nightly"))
         self.pump(3)
-        self.stops("its log says why")
+        self.ends_at_once("another migration")
 
     def test_an_old_receiver_is_sent_to_also_with_an_id(self):
         for identity in (ANYBODY, Identity("nightly")):
@@ -393,7 +539,7 @@ class VersionTests(Case):
         self.old_receiver()
         self.send(Identity("nightly", SECRET))
         self.pump(3)
-        self.stops("does not prove")
+        self.ends_at_once("does not prove")
 
     def test_what_an_old_sender_has_left_unfinished_is_finished_by_a_new_one(self):
         """Its record has no place and no id."""

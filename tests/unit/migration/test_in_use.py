@@ -14,9 +14,9 @@ from blockmig.errors import Refused
 from blockmig.migration import in_use as module
 from blockmig.migration.in_use import refuse_in_use
 from blockmig.runtime import Runtime
-from blockmig.storage import User
+from blockmig.storage import FileDisk, User
 from blockmig.syscalls import SystemCalls
-from blockmig.testing import synchronous
+from blockmig.testing import ManualThreads, synchronous
 
 
 class Leases(SystemCalls):
@@ -133,6 +133,45 @@ class InUseTests(SynchronousTestCase):
             self.warned.clear()
             self.successResultOf(self.look(errno.EINVAL))
             self.assertEqual(["perhaps-in-use"], self.warned)
+
+    def test_a_disk_that_is_closed_meanwhile_keeps_its_number_until_its_users_are_known(self):
+        """Otherwise the users of another file, which has that number by now, would be found."""
+        disk, looked_at = FileDisk(self.path, size=5), []
+
+        def closing(number):
+            disk.close()
+            looked_at.append(os.fstat(number).st_ino)
+            return self.users
+
+        disk.prepare()
+        self.patch(module, "users_of", closing)
+        self.system = Leases(errno.EAGAIN)
+        looking = refuse_in_use(
+            disk,
+            self.path,
+            readers=True,
+            runtime=Runtime(self.clock, synchronous, self.system),
+        )
+        self.refused(Deferred.fromCoroutine(looking))
+        self.assertEqual([os.stat(self.path).st_ino], looked_at)
+
+    def test_of_a_disk_that_was_closed_before_nothing_is_asked(self):
+        disk = FileDisk(self.path, size=5)
+        disk.prepare()
+        threads = ManualThreads()
+        self.patch(module, "users_of", lambda number: self.fail("it was asked"))
+        looking = Deferred.fromCoroutine(
+            refuse_in_use(
+                disk,
+                self.path,
+                readers=True,
+                runtime=Runtime(self.clock, threads, Leases(errno.EAGAIN)),
+            )
+        )
+        self.clock.pump([0.1] * 30)
+        disk.close()
+        threads.run()
+        self.assertEqual(errno.EBADF, self.failureResultOf(looking, OSError).value.errno)
 
     def test_a_file_that_was_just_created_is_accepted(self):
         looking = refuse_in_use(

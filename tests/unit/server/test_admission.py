@@ -18,22 +18,24 @@ ADDRESS = IPv4Address("TCP", "192.0.2.9", 4711)
 class Descriptors(SystemCalls):
     """Has as many free descriptors as the test says."""
 
-    free, limit = 1000, 1024
+    free, limit, counted = 1000, 1024, 0
 
     def descriptors(self):
+        self.counted += 1
         return self.free, self.limit
 
 
 class Connected:
-    def __init__(self, case, name):
+    def __init__(self, case, name, at_once=True):
         self.peer = name
-        self.heard_at = case.clock.seconds()
-        self.gave_way = self.waits_for_us = self.proved = False
+        self._at_once = at_once
+        self.advanced_at = case.clock.seconds()
+        self.gave_way = self.proved = False
         self._system = case.system
 
     def give_way(self):
         self.gave_way = True
-        self._system.free += 1
+        self._system.free += self._at_once
 
 
 class AdmissionTests(SynchronousTestCase):
@@ -52,9 +54,8 @@ class AdmissionTests(SynchronousTestCase):
 
     def come(self, name="somebody"):
         self.clock.advance(1)
-        self.assertEqual("", self.admission.refusal(ADDRESS))
         self.system.free -= 1
-        self.admission.make_room(name)
+        self.assertEqual("", self.admission.admit(name))
         self.connections.append(Connected(self, name))
         return self.connections[-1]
 
@@ -69,10 +70,10 @@ class AdmissionTests(SynchronousTestCase):
             self.come()
         self.assertEqual(MOST_UNPROVED, len(self.left()))
 
-    def test_the_one_that_has_been_silent_longest_is_closed_for_one_more(self):
+    def test_the_one_that_got_no_further_for_longest_is_closed_for_one_more(self):
         for number in range(MOST_UNPROVED):
             self.come(f"peer {number}")
-        self.connections[0].heard_at = self.clock.seconds()
+        self.connections[0].advanced_at = self.clock.seconds()
         self.come("the last")
         self.assertEqual(MOST_UNPROVED, len(self.left()))
         self.assertTrue(self.connections[1].gave_way)
@@ -80,12 +81,40 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual(("peer 1", "the last"), (event["peer"], event["other"]))
         self.assertIn("asked for nothing", event["why"])
 
-    def test_one_that_waits_for_us_is_not_silent(self):
-        for _ in range(MOST_UNPROVED):
+    def test_descriptors_are_counted_once_for_each(self):
+        for _ in range(MOST_UNPROVED + 10):
             self.come()
-        self.connections[0].waits_for_us = True
+        self.assertEqual(MOST_UNPROVED + 10, self.system.counted)
+        for one in self.connections:
+            one.proved = True
         self.come()
-        self.assertEqual([False, True], [one.gave_way for one in self.connections[:2]])
+        self.assertEqual(MOST_UNPROVED + 11, self.system.counted)
+
+    def test_those_that_come_in_one_turn_leave_half_of_the_reserve(self):
+        """Whoever is closed for them has its descriptors until the next."""
+        self.system.limit, self.system.free = 96, 60
+        for _ in range(36):
+            self.come()
+        for turn in range(10):
+            refused = 0
+            for _ in range(100):
+                self.system.free -= 1
+                if self.admission.admit(ADDRESS):
+                    self.system.free += 1  # at once
+                    refused += 1
+                else:
+                    self.connections.append(Connected(self, f"{turn}", at_once=False))
+                self.assertGreaterEqual(self.system.free, 11)
+            self.assertLess(0, refused)
+            gone = [one for one in self.connections if one.gave_way]
+            self.connections = self.left()
+            self.system.free += len(gone)
+        self.assertIn("at once", self.events("full")[0]["why"])
+
+    def test_one_that_has_its_descriptors_is_not_refused_for_the_lack_of_others(self):
+        self.come().proved = True
+        self.system.free = 0
+        self.assertEqual("", self.admission.refusal())
 
     def test_a_proved_one_does_not_count(self):
         for _ in range(3 * MOST_UNPROVED):
@@ -104,16 +133,16 @@ class AdmissionTests(SynchronousTestCase):
         self.make(most=3)
         for _ in range(3):
             self.come().proved = True
-        self.assertEqual("3 clients are connected already", self.admission.refusal(ADDRESS))
+        self.assertEqual("3 clients are connected already", self.admission.admit(ADDRESS))
         self.assertEqual(3, len(self.left()))
 
     def test_a_refusal_is_logged_once_a_minute_with_whose_it_was(self):
         self.make(most=1)
         self.come().proved = True
         for _ in range(20):
-            self.admission.refusal(ADDRESS)
+            self.admission.admit(ADDRESS)
         self.clock.advance(61)
-        self.admission.refusal(ADDRESS)
+        self.admission.admit(ADDRESS)
         first, second = self.events("full")
         self.assertEqual("192.0.2.9:4711", first["peer"])
         self.assertIn("19 more", second["others"])
@@ -134,7 +163,7 @@ class AdmissionTests(SynchronousTestCase):
     def test_without_descriptors_a_proved_one_stays_and_the_new_one_is_refused(self):
         self.come().proved = True
         self.system.free = KEPT_FREE - 1
-        self.assertIn("descriptors", self.admission.refusal(ADDRESS))
+        self.assertIn("descriptors", self.admission.admit(ADDRESS))
         self.assertEqual(1, len(self.left()))
 
     def test_a_flood_is_logged_with_a_bounded_number_of_lines(self):
@@ -144,9 +173,9 @@ class AdmissionTests(SynchronousTestCase):
         clock, self.clock = self.clock, Clock()  # all of it in one moment
         self.clock.rightNow = clock.seconds()
         for _ in range(1000):
-            self.admission.make_room("x")
+            self.admission.admit("x")
             self.connections.append(Connected(self, "x"))
         self.assertEqual(100, len(self.events("replaced")))
         clock.advance(61)
-        self.admission.make_room("x")
+        self.admission.admit("x")
         self.assertIn("900 more", self.events("replaced")[-1]["others"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 
+from twisted.internet import tcp
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -14,7 +16,7 @@ from blockmig.server import RefusedConnection
 from blockmig.service import ServiceFactory
 from blockmig.testing import MemoryDisk, synchronous
 from tests.support.tls import certificate
-from tests.unit.support import ADDRESS
+from tests.unit.support import ADDRESS, FakeReactor
 
 
 class _Transport(StringTransport):
@@ -27,7 +29,7 @@ class _Transport(StringTransport):
 class _Full:
     """Nobody gives way to a new connection."""
 
-    def refusal(self, address):
+    def admit(self, address):
         return "full"
 
 
@@ -91,3 +93,16 @@ class PlainTests(SynchronousTestCase):
         refused.makeConnection(transport)
         refused.dataReceived(b"GET / HTTP/1.0")
         self.assertEqual((b"", True), (transport.value(), transport.aborted))
+
+    def test_a_socket_is_closed_in_the_same_turn(self):
+        """Where descriptors are short, its own is free for the next one that is accepted."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(theirs.close)
+        reactor, refused = FakeReactor(), RefusedConnection()
+        transport = tcp.Connection(ours, refused, reactor)
+        transport.connected = True
+        transport.startReading()
+        refused.makeConnection(transport)
+        self.assertEqual(-1, ours.fileno())
+        self.assertEqual(([], []), (reactor.getReaders(), reactor.getWriters()))
+        self.assertEqual(b"", theirs.recv(1))

@@ -67,3 +67,22 @@ class NoticeTests(SynchronousTestCase):
         client.disconnect()
         self.clock.advance(0)
         self.assertTrue(client.transport.gone)
+
+    def test_who_reads_it_all_the_time_gives_way_to_a_client_that_has_just_come(self):
+        self.serve()
+        readers = []
+
+        def another():
+            self.clock.advance(0.01)
+            connection = self.server.factory().buildProtocol(ADDRESS)
+            readers.append(Client(self.clock, connection, "web.served"))
+            for reader in readers:
+                if reader.transport.listens:
+                    self.assertEqual(0, reader.ask(Command.READ, 0, 9)[0])
+
+        for _ in range(150):
+            another()
+        client = Client(self.clock, self.server.factory().buildProtocol(ADDRESS), "web")
+        for _ in range(100):
+            another()
+        self.assertEqual(0, client.ask(Command.READ, 0, 9)[0])

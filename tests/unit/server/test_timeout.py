@@ -133,6 +133,18 @@ class ProgressTests(SynchronousTestCase):
         self.talk(20)
         self.assertEqual([10], self.given_up)
 
+    def test_the_time_in_which_we_do_one_thing_for_it_counts_nothing(self):
+        self.excused = True
+        self.clock.pump([1] * 1000)
+        self.assertEqual(([], []), (self.given_up, self.silent))
+
+    def test_to_have_one_thing_done_after_another_is_no_progress(self):
+        self.excused = True
+        for _ in range(200):
+            self.timeout.reset()  # it was done, and the next has begun
+            self.clock.pump([1] * 3)
+        self.assertEqual([10], self.given_up)
+
     def test_nothing_is_expected_of_who_has_nothing_to_reach(self):
         self.reached = None
         self.talk(100)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage import boot_id, device_identity, is_provable, same_disk
+from blockmig.storage import boot_id, device_identity, identities, is_provable, same_disk
 from blockmig.storage.identities import DeviceIdentity, backing_identity, is_device_identity
 from blockmig.syscalls import SystemCalls
 
@@ -66,12 +66,39 @@ class TextTests(Case):
             self.identity("8:1"),
         )
 
+    def test_a_partition_UUID_that_another_partition_has_too_is_marked_as_such(self):
+        """A disk that was cloned, or made of an image."""
+        uevent = "PARTUUID=1234-01"
+        disk = self.sys.disk("vda", "254:0", "9")
+        self.sys.partition(disk, "vda1", "254:1", 1, 2048, uevent=uevent)
+        self.sys.partition(disk, "vda2", "254:2", 2, 4096, uevent="PARTUUID=1234-02")
+        alone = "device 254:1; diskseq 9; partition 1 at 2048; partuuid 1234-01"
+        self.assertEqual(alone, self.identity("254:1"))
+        clone = self.sys.disk("vdb", "254:16", "10")
+        self.sys.partition(clone, "vdb1", "254:17", 1, 2048, uevent=uevent)
+        self.assertEqual(
+            "device 254:1; diskseq 9; partition 1 at 2048; partuuid-of-several 1234-01",
+            self.identity("254:1"),
+        )
+        self.assertIn("; partuuid 1234-02", self.identity("254:2"))
+        # Where the disk has a name of its own, as the paths of a multipath have, that tells.
+        for name, index in (("sda", 0), ("sdb", 16)):
+            path = self.sys.disk(name, f"8:{index}", str(20 + index), device__wwid="naa.5")
+            self.sys.partition(path, f"{name}1", f"8:{index + 1}", 1, 2048, uevent=uevent)
+        paths = [self.identity("8:1"), self.identity("8:17")]
+        self.assertIn("; wwid naa.5; partuuid 1234-01", paths[0])
+        for boots in ("aa", "ab"):
+            self.assertIs(True, self.same(*paths, boots))
+
     def test_a_loop_device_has_the_identity_of_its_file(self):
         path = self.make("image")
         self.sys.disk("loop0", "7:0", "5", loop__backing_file=path, loop__offset="512")
         below = backing_identity(self.identity("7:0"))
         self.assertRegex(below, rf"^inode {os.stat(path).st_ino}, (born|written) \d+")
         self.assertTrue(self.identity("7:0").startswith("device 7:0; diskseq 5; loop 512 0 inode"))
+        device = os.stat(path).st_dev
+        own = f"; filesystem {os.major(device)}:{os.minor(device)}"
+        self.assertTrue(self.identity("7:0").endswith(own))
 
     def test_a_loop_device_over_a_deleted_file_has_no_lasting_name(self):
         self.sys.disk("loop0", "7:0", "5", loop__backing_file="/nowhere/image (deleted)")
@@ -171,6 +198,49 @@ class DeviceTests(Case):
         self.assertIs(True, self.same(one, one))
         self.assertIs(True, self.same(one, one, "ab"))
 
+    def test_a_partition_is_known_by_its_UUID_only_if_nothing_speaks_against_it(self):
+        def part(*names, device="8:1; diskseq 9"):
+            return "; ".join((f"device {device}", "partition 1 at 2048", *names))
+
+        several = "partuuid-of-several 7"
+        for one, other, answer in (
+            # Disks without names of their own: as in old records.
+            (part("partuuid 7"), part("partuuid 7"), True),
+            (part("partuuid 7"), part("partuuid 8"), False),
+            (part("partuuid 7"), part(several), None),
+            (part(several), part(several), None),
+            (part("partuuid 8"), part(several), False),
+            (part("partuuid 7"), part(), None),
+            # Disks with names.
+            (part("wwid a", "partuuid 7"), part("wwid a", "partuuid 7"), True),
+            (part("wwid a", "partuuid 7"), part("wwid b", "partuuid 7"), False),
+            (part("wwid a", "partuuid 7"), part("wwid a", "partuuid 8"), False),
+            (part("wwid a", "partuuid 7"), part("wwid a"), True),
+            (part("wwid a", "partuuid 7"), part("partuuid 7"), None),
+            (part("wwid a", "partuuid 7"), part("serial b", "partuuid 7"), None),
+            (part("wwid a", "partuuid 7"), part("wwid a", several), True),
+        ):
+            self.assertIs(answer, self.same(one, other, "ab"), (one, other))
+            # Attached anew within one boot.
+            again = other.replace("8:1; diskseq 9", "8:17; diskseq 12")
+            detached = False if answer is None and "partuuid" not in other else answer
+            self.assertIs(detached, self.same(one, again), (one, again))
+            self.assertIs(True, self.same(one, one.replace("partuuid 7", several)))
+
+    def test_a_loop_device_over_a_file_of_a_cloned_file_system_is_another(self):
+        """Whose inodes, and times, are the same."""
+        one = f"device 7:0; diskseq 5; loop 0 0 {FILE}; filesystem 8:1"
+        other = f"device 7:1; diskseq 6; loop 0 0 {FILE}; filesystem 8:17"
+        mounted = {"8:1", "8:17"}
+        self.patch(identities, "is_mounted", lambda device: device in mounted)
+        self.assertIs(False, self.same(one, other))
+        self.assertIs(True, self.same(one, other.replace("8:17", "8:1")))
+        self.assertIs(True, self.same(one, other.replace("; filesystem 8:17", "")), "an old record")
+        # A file system that was mounted anew may have another device.
+        self.assertIs(True, self.same(one, other, "ab"))
+        mounted.clear()
+        self.assertIs(True, self.same(one, other))
+
     def test_a_loop_device_is_known_by_its_file_and_the_range_of_that(self):
         one = f"device 7:0; diskseq 5; loop 0 0 {FILE}"
         for boots in ("aa", "ab"):
@@ -214,6 +284,8 @@ class ProvableTests(Case):
             ("device 8:0; diskseq 9", False),
             ("device 8:0; diskseq 9; serial S1", True),
             ("device 8:1; partition 1 at 5; partuuid 7", True),
+            ("device 8:1; partition 1 at 5; partuuid-of-several 7", False),
+            ("device 7:0; filesystem 8:1", False),
             (f"device 7:0; diskseq 9; loop 0 0 {FILE}", True),
             ("device 7:0; diskseq 9; loop 0 0 device 1:0%3B diskseq 2", False),
         ):

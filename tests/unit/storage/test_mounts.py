@@ -102,6 +102,11 @@ class FilesystemTests(Case):
         self.assertTrue(mounts.is_mount_point("/srv/my disk", mountinfo))
         self.assertFalse(mounts.is_mount_point("/srv", mountinfo))
 
+    def test_what_is_mounted_is_known_by_its_device(self):
+        mountinfo = self.mounted(("/", "ext4"), ("/srv", "xfs"))
+        for device, mounted in (("8:0", True), ("8:1", True), ("8:2", False), ("8", False)):
+            self.assertIs(mounted, mounts.is_mounted(device, mountinfo))
+
 
 class KindTests(SynchronousTestCase):
     def test_file_systems_in_memory_are_recognized(self):

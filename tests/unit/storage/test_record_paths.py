@@ -191,9 +191,9 @@ class ByIdentityTests(Case):
             path, sysfs.number(number), self.state, system or SystemCalls(), self.sys.root
         )
 
-    def record(self, name, identity, boot=None, directory="state", kind="MIGRATED"):
+    def record(self, name, identity, boot=None, directory="state", kind="MIGRATED", suffix=""):
         """A record under C{name}; returns the path that records there begin with."""
-        stem = f"{directory}/{module._escape(name)}"
+        stem = f"{directory}/{module._escape(name)}{suffix}"
         boot = boot_id() if boot is None else boot
         self.make(f"{stem}.{kind}", json.dumps({"identity": identity, "boot": boot}).encode())
         return self.at(stem)
@@ -237,6 +237,32 @@ class ByIdentityTests(Case):
         error = self.assertRaises(DiskRefused, self.find, "/dev/sdb")
         self.assertIn("by several names: /tmp/node, /tmp/other", str(error))
         self.assertEqual(self.own("/tmp/node"), self.find("/tmp/node"))
+
+    def test_records_that_were_set_aside_are_found_by_the_device(self):
+        self.record("/dev/sdb", "device 8:16; diskseq 3")
+        there = self.record("/dev/sdb", "device 8:16; diskseq 9", suffix=":uuid")
+        self.assertEqual(there, module.aside_path(self.own(), "uuid"))
+        self.assertTrue(module.is_aside(there))
+        for path in ("/dev/sdb", "/dev/sdc"):
+            self.assertEqual(there, self.find(path))
+        self.assertEqual([there], module.paths_aside(self.own()))
+        self.assertEqual([], module.paths_aside(self.own("/dev/sd")))
+
+    def test_records_that_were_set_aside_are_never_those_of_the_disk_that_took_the_name(self):
+        self.record("/dev/sdb", "device 8:16; diskseq 3", suffix=":uuid")
+        self.assertEqual(self.own(), self.find("/dev/sdb"))
+
+    def test_where_nothing_is_certain_those_of_the_last_disk_with_the_name_count(self):
+        """After a restart, of disks without lasting names."""
+        first = self.record("/dev/sdb", "device 8:16; diskseq 9", "earlier", suffix=":one")
+        self.assertEqual(first, self.find("/dev/sdb"))
+        own = self.record("/dev/sdb", "device 8:16; diskseq 12", "earlier")
+        self.assertEqual(own, self.find("/dev/sdb"))
+        os.unlink(f"{own}.MIGRATED")
+        other = self.record("/dev/sdb", "device 8:16; diskseq 10", "earlier", suffix=":two")
+        error = self.assertRaises(DiskRefused, self.find, "/dev/sdb")
+        for path in (first, other):
+            self.assertIn(path, str(error))
 
     def test_what_cannot_be_read_decides_nothing(self):
         for text in (b"", b"[1]", b'{"identity": 5}', b'{"identity": "device 8:16", "boot": 1}'):
@@ -296,6 +322,12 @@ class GoneTests(Case):
         self.assertEqual(self.at("dm-3"), self.find(link))
         for name in (link, self.at("dm-3")):
             stem = f"state/{module._escape(name)}"
+            record = self.make(f"{stem}:uuid.INCOMPLETE")
+            self.assertEqual(self.at(f"{stem}:uuid"), self.find(link))
+            other = self.make(f"{stem}:uuid2.INCOMPLETE")
+            self.assertRaises(DiskRefused, self.find, link)
+            os.unlink(other)
+            os.unlink(record)
             record = self.make(f"{stem}.INCOMPLETE")
             self.assertEqual(self.at(stem), self.find(link))
             os.unlink(record)

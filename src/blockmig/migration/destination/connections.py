@@ -1,10 +1,12 @@
 """The connections of a receiver, from the first until the last is closed.
 
-Rules (design, section 2: R5, R10): nobody is turned away: of 128 connections that have neither an
-attempt nor a message accepted, the one that has been silent longest is closed for the next; after
-the end, whichever it was, every connection is closed and no
-other is accepted; but the sender's to the side export may first read that the migration is
-complete. For others that say nothing there, nobody waits.
+Rules (design, section 2: R5, R10): nobody is turned away: of 128 connections that are not proved
+the one that has got no further for longest is closed for the next (`admission`). Proved is the one
+that has the attempt; those to the side export from which a message was accepted; and those that an
+accepted message names, from then on or from their first request on, whichever it is. After the end,
+whatever it was, every connection is closed and no other is accepted; but the sender's to the side
+export may first read that the migration is complete. For others that say nothing there, nobody
+waits.
 """
 
 from __future__ import annotations
@@ -61,10 +63,10 @@ class ReceiverFactory:
 
     def buildProtocol(self, addr: IAddress) -> IProtocol:
         """A connection; after the end one that is closed at once."""
-        if self._closed or self._admission.refusal(addr):
+        if self._closed or self._admission.admit(addr):
             return RefusedConnection()
         connection = OwnedConnection(self.settings, addr, self)
-        self.take(connection)
+        self._clients.add(connection)
         return connection
 
     # IConnectionOwner.
@@ -75,11 +77,11 @@ class ReceiverFactory:
         return not self._closed
 
     def refusal(self) -> str:
-        """Why one more connection is refused now; "" if it is not: only without descriptors."""
+        """Never: only one that is yet to be accepted needs descriptors."""
         return self._admission.refusal()
 
     def is_proved(self, connection: ServerConnection) -> bool:
-        """Whether it has the attempt, or has had a message accepted."""
+        """Whether it has the attempt, has had a message accepted, or is named by one."""
         return self._owns_attempt(connection) or self._clients.is_proved(connection)
 
     def take(self, connection: ServerConnection) -> None:

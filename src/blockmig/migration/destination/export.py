@@ -10,6 +10,7 @@ Rules (design, section 2: R5, R12):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 from weakref import WeakSet
 
@@ -39,21 +40,27 @@ class MigrationExport:
 
     @param migration: what they are about.
     @param name: the export's.
+    @param prove: called with a connection that a claim names, when that is seen.
     """
 
     access = None
     allows_fast_path = False
     held = False
 
-    def __init__(self, migration: IncomingMigration, name: str) -> None:
+    def __init__(
+        self, migration: IncomingMigration, name: str, prove: Callable[[ServerConnection], None]
+    ) -> None:
         self.export = Export(name, migration.disk.size, _OFFERS, allocation=False)
         self.disk = migration.disk.disk
         self._migration = migration
+        self._prove = prove
         self._refused: WeakSet[ServerConnection] = WeakSet()
 
     def admit(self, connection: ServerConnection, request: Request) -> EventualErrno:
         """Changes only from the attempt's connection; anything else from any."""
         migration = self._migration
+        if not connection.has_asked and migration.is_named(connection):
+            self._prove(connection)
         if not changes_the_disk(request):
             if request.command == Command.FLUSH:
                 migration.flush_begins(connection, request)

@@ -16,6 +16,7 @@ Rules (design, section 3, "side exports"):
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -40,6 +41,7 @@ class _MessageDisk:
 
     @ivar nonce: what a proof must contain that is given here.
     @ivar accepted: the message that was last accepted here.
+    @ivar another: the last message here is none of the migration that the receiver was started for.
     """
 
     name = "the side export"
@@ -49,12 +51,14 @@ class _MessageDisk:
         self.message = bytearray(MESSAGE_SIZE)
         self.nonce = make_nonce()
         self.accepted: HandoffMessage | None = None
+        self.another = False
         self._migration = migration
 
     def fileno(self) -> None: ...
 
     def read(self, offset: int, length: int) -> bytes:
         message = self._migration.report.message(self.nonce, self.accepted)
+        message = replace(message, another=self.another)
         return message.encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
@@ -93,8 +97,11 @@ class HandoffExportFactory:
         If it is a claim, whatever arrives late from an earlier conversation of that migration is
         void: a message that was on its way when its connection broke could otherwise arrive at the
         end of a later attempt.
+
+        Whoever can have a message accepted belongs here, and the connection that it names.
         """
         self._clients.prove(connection)
+        self._prove_named(message)
         if message.phase != HandoffPhase.COPYING:
             return
         for other in self._clients:
@@ -105,6 +112,17 @@ class HandoffExportFactory:
                 and not handler.may_outlive_claim(message.migration)
             ):
                 other.abort()
+
+    def _prove_named(self, message: HandoffMessage) -> None:
+        """The connection that a message is about belongs here as well, if it is there already.
+
+        One that comes later is proved by its first request (L{MigrationExport}).
+        """
+        cookie = int(message.cookie, 16)
+        for other in self._clients:
+            if other.first_cookie == cookie and not isinstance(other.handler, HandoffExport):
+                self._clients.prove(other)
+                return
 
 
 @implementer(IExportHandler)
@@ -152,6 +170,7 @@ class HandoffExport:
         elif not message.is_from_sender:
             answer = self._migration.refuse(sent, "it is not a sender's message", Errno.EINVAL)
         else:
+            self.disk.another = bool(self._migration.claims.why_not(message, sent.nonce))
             answer = self._migration.ending_errno or self._migration.machine.take_message(sent)
             if answer == Errno.OK or isinstance(answer, Deferred):
                 self.disk.accepted = message

@@ -100,7 +100,12 @@ class IncomingMigration:
         )
         self.durability = Durability(record, self.failures.handle)
         self.report = MigrationReport(
-            disk, record, self.durability, outcome, claims.identity.secret
+            disk,
+            record,
+            self.durability,
+            outcome,
+            is_working=lambda: self.is_working,
+            secret=claims.identity.secret,
         )
         self.refusals = LimitedLog(runtime.reactor.seconds, _MOST_LINES)
         self._message_handler = MessageHandler(
@@ -127,9 +132,9 @@ class IncomingMigration:
         """Whether the attempt is C{connection}'s."""
         return self.attempt is not None and self.attempt.connection is connection
 
-    def is_expected(self, connection: ServerConnection) -> bool:
-        """Whether C{connection} has the attempt, or a sender has claimed the migration for it."""
-        return self.owns_attempt(connection) or self.claims.of(connection) is not None
+    def is_named(self, connection: ServerConnection) -> bool:
+        """Whether a message that was accepted is about C{connection}."""
+        return self.claims.of(connection) is not None or self.record.claimed(connection)
 
     def is_replaced_by(self, connection: ServerConnection) -> Deferred[None] | None:
         """Whether the attempt that goes on must make way for C{connection}, which wants to change
@@ -169,6 +174,11 @@ class IncomingMigration:
             return False
         copied = self.durability.copied and self.record.claimed(connection)
         return copied or self._completion is not None
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the sender that has the attempt waits for us."""
+        return self.attempt is not None and self.attempt.connection.waits_for_us
 
     def progress_of(self, connection: ServerConnection) -> int | None:
         """How far the attempt of C{connection} is; None if it has none, or has nothing to do."""

@@ -111,7 +111,7 @@ class Receiver:
         self._factory = ReceiverFactory(
             self._settings(oldstyle, handshake_timeout, idle_timeout),
             self._clients,
-            self._migration.is_expected,
+            self._migration.owns_attempt,
         )
         self._claim = Claim(given, self, disk.name)
 
@@ -144,7 +144,7 @@ class Receiver:
         self, oldstyle: bool, handshake_timeout: float, idle_timeout: float
     ) -> ConnectionSettings:
         """What its connections have in common."""
-        main = MigrationExport(self._migration, self._export)
+        main = MigrationExport(self._migration, self._export, self._clients.prove)
         handoff = HandoffExportFactory(self._migration, self._export, self._clients)
 
         def lookup(name: str) -> MigrationExport | HandoffExport | None:

@@ -7,6 +7,7 @@ Rules (design, section 2: R2, R6, R12, R13):
 
 * one write at a time, in the order in which they were requested; each starts from the result of the
   one before it;
+* what is about another device that had the name gives way before the first;
 * before each the disk is checked (L{DestinationDisk.check}); once the first is durable, what an
   earlier migration has left is removed, and only then does a new file get its size. The record
   says which finished one that was, and which ids are used up;
@@ -30,6 +31,7 @@ from twisted.internet.defer import Deferred, DeferredLock, succeed
 from ...runtime import InThread
 from ...server import ServerConnection
 from ..handoff.message import HandoffMessage
+from ..records.aside import set_aside
 from ..records.files import Kind, Location, Phase, Record, Records, boot_of, timestamp
 from ..records.finished import read_finished
 from ..records.mark import remove_mark, set_mark
@@ -256,6 +258,7 @@ class DestinationRecord:
         record = record.but(identity=identity, boot=boot_of(identity))
         if not self._prepared:
             record = read_finished(records, disregard=True).precede(record)
+            set_aside(records, identity)
         written = records.write(Kind.INCOMPLETE, record)
         if not self._prepared:
             records.sync()

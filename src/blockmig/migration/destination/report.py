@@ -6,6 +6,7 @@ whoever stops it an error. The numbers (attempts, coverage) are in `migration`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ...errors import GaveUp, MigrationError, Unconfirmed
@@ -24,6 +25,7 @@ class MigrationReport:
     @param record: the record of it.
     @param durability: how much of it is durable.
     @param outcome: how it ended, if it has.
+    @param is_working: whether we are at work on the disk for the attempt that goes on.
     @param secret: what both ends know; empty where there is none.
     """
 
@@ -33,8 +35,11 @@ class MigrationReport:
         record: DestinationRecord,
         durability: Durability,
         outcome: Outcome,
+        *,
+        is_working: Callable[[], bool],
         secret: bytes = b"",
     ) -> None:
+        self._is_working = is_working
         self._secret = secret
         self._disk = disk
         self._record = record
@@ -74,6 +79,7 @@ class MigrationReport:
             if current is not None
             else "",
             state_directory=location.state_directory,
+            working=self._is_working(),
         )
         if not self._secret:
             return message

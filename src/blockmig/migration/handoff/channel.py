@@ -67,7 +67,11 @@ def describe_message(message: HandoffMessage) -> str:
     return f"it says {message.phase.value!r}, its disk is {message.host}:{message.disk}"
 
 
-class Unproved(ClientFailed):
+class AnotherMigration(ClientFailed):
+    """The receiver was started for another migration than ours."""
+
+
+class Unproved(AnotherMigration):
     """The receiver does not prove that it knows the secret of the migration."""
 
 
@@ -101,17 +105,23 @@ class HandoffConversation:
             raise Unproved(_UNPROVED)
         return message
 
-    async def prove(self, *phases: HandoffPhase) -> None:
-        """Have the receiver prove that it knows the secret, if there is one, and that it is so far.
+    async def read_so_far(self, *phases: HandoffPhase) -> HandoffMessage:
+        """As L{read}; where there is a secret the receiver proves that it knows that, and that it
+        is so far.
 
         @param phases: what it may say; whatever it says if none is given.
         @raise Unproved: it does not.
         """
-        if not self._secret:
-            return
         message = await self.read()
-        if phases and message.phase not in phases:
+        if self._secret and phases and message.phase not in phases:
             raise Unproved(f"the receiver does not confirm it ({describe_message(message)})")
+        return message
+
+    async def prove(self, *phases: HandoffPhase) -> None:
+        """Have the receiver prove that it knows the secret, if there is one, and that it is so far
+        (L{read_so_far})."""
+        if self._secret:
+            await self.read_so_far(*phases)
 
     async def send(self, message: HandoffMessage) -> None:
         """Send a message; returns once the receiver has acknowledged it.
@@ -128,6 +138,10 @@ class HandoffConversation:
             if error.error != _EPERM:
                 raise
             answer = await self.read()
+            if answer.another:
+                raise AnotherMigration(
+                    "the receiver there was started for another migration", error.error
+                ) from None
             raise ClientFailed(
                 f"the destination does not accept {message.phase.value!r} now "
                 f"({describe_message(answer)}): its log says why",
@@ -211,6 +225,12 @@ class Channel(Protocol):
         @raise ClientFailed: it is not, or the destination did not confirm it.
         """
 
+    async def is_working(self) -> bool:
+        """Whether the destination, which answers nothing, is at work for this attempt.
+
+        @raise ClientFailed: it did not answer this either.
+        """
+
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         """Announce that the source is retired.
 
@@ -243,6 +263,10 @@ class NoChannel:
 
     async def confirm(self) -> None:
         """The reply to the FLUSH was the confirmation."""
+
+    async def is_working(self) -> bool:
+        """Nobody knows."""
+        return False
 
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         """Plain NBD has no way to announce it."""
@@ -329,10 +353,22 @@ class HandoffChannel:
             await self._announce(HandoffPhase.COPIED)
         await self._open_conversation().prove(HandoffPhase.COPIED)
 
+    async def is_working(self) -> bool:
+        """Ask on another connection where the one that is open was lost meanwhile."""
+        try:
+            message = await self._open_conversation().read()
+        except ClientFailed:
+            if self._aborted:
+                raise
+            another, message = await open_handoff(
+                self._destination, self._runtime, self._timeout, self._secret
+            )
+            another.abort()
+        return message.working and is_same_migration(message, self._record())
+
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         await self._announce(HandoffPhase.RETIRED)
-        await self._open_conversation().prove(HandoffPhase.RETIRED)
-        message = await self._open_conversation().read()
+        message = await self._open_conversation().read_so_far(HandoffPhase.RETIRED)
         await acknowledged(message.token)
 
     async def why_incomplete(self, why: str) -> str:

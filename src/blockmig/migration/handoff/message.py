@@ -76,6 +76,9 @@ class HandoffMessage:
     @ivar place: from a receiver, a UUID of its disk, made with its first record.
     @ivar holder: from a receiver, whose copy it has, and since when.
     @ivar state_directory: where the records of the disk are, if it is a device.
+    @ivar working: from a receiver, whether it is at work on the disk for the attempt that goes on.
+    @ivar another: from a receiver, whether it was started for another migration than that of the
+        message that the reader has sent: by its id or its secret, of which this says nothing.
     @ivar nonce: from a receiver, what a proof on this connection must contain.
     @ivar proof: that the writer has the secret of the migration (L{signed}).
     """
@@ -95,6 +98,8 @@ class HandoffMessage:
     state_directory: str = ""
     nonce: str = ""
     proof: str = ""
+    working: bool = False
+    another: bool = False
 
     @property
     def is_from_sender(self) -> bool:

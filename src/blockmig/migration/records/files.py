@@ -34,7 +34,9 @@ from ...storage import (
     ROOTS_DIRECTORY,
     BlockDisk,
     boot_id,
+    is_aside,
     is_device_identity,
+    paths_aside,
     record_path,
     same_disk,
 )
@@ -147,6 +149,8 @@ class Record:
     @ivar follows: UUID of the migration whose finished record this one replaced.
     @ivar ids: the ids of migrations that were finished here before, the latest last
         (MIGRATED, RECEIVED).
+    @ivar written: what was known of the last write to a disk that is kept, when it was retired: of
+        a file its size and time (ns), of a device its counters in that boot (MIGRATED).
     """
 
     migration: str
@@ -174,6 +178,7 @@ class Record:
     boot: str = ""
     follows: str = ""
     ids: tuple[str, ...] = ()
+    written: str = ""
 
     def but(self, **changes: Any) -> Self:
         """A copy of the record with some fields changed."""
@@ -186,7 +191,7 @@ class Record:
 
 
 _TYPES: Final = {field.name: field.type for field in fields(Record)}
-_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids"}
+_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids", "written"}
 """Fields that records of version 0.1 do not have."""
 
 
@@ -427,6 +432,29 @@ class Records:
         existing = [kind for kind in kinds if os.path.lexists(self.name(kind))]
         if existing:
             self.remove(*existing)
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether they are a device's that had to give way to another one of its name."""
+        return self.disk != self.path and is_aside(self.path)
+
+    def aside(self) -> list[Records]:
+        """Those of other devices, which were set aside from this name."""
+        device = self.disk != self.path
+        return [self.at(path) for path in paths_aside(self.path, self._system)] if device else []
+
+    def at(self, path: str) -> Records:
+        """The records of the same disk whose paths begin with C{path}."""
+        return Records(path, self._system, self.disk)
+
+    def move(self, kind: Kind, other: Records) -> None:
+        """I{Slow.} Give a record another name in the same directory, durably.
+
+        @raise OSError: it may have either.
+        """
+        with self._lock:
+            self._system.rename(self.name(kind), other.name(kind))
+            self._sync()
 
     def _sync(self) -> None:
         self._system.sync_directory(os.path.dirname(self.path))

@@ -7,6 +7,9 @@ Rules (design, section 2: R11):
 
 * a finished record may always stop a command; it makes one succeed only if everything that the
   command says, and the file that is there, are what it names, and the end was seen;
+* a retired disk that was kept stays retired while it is sent once more, until it is retired anew:
+  MIGRATED is replaced then, and not before;
+* a retired disk that was kept, and written to since, is not what the record names;
 * of two records the later one names the earlier one (C{follows}); a clock says nothing;
 * an id is used once at a place: the last ones are remembered, whatever became of the disk;
 * nothing here writes anything.
@@ -15,13 +18,21 @@ Rules (design, section 2: R11):
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ...errors import AlreadyDone, Refused
-from ...storage import DiskRefused, record_path
-from .advice import command_here
-from .files import BadRecord, Kind, Location, Record, Records, is_about, this_host
+from ...storage import (
+    DiskRefused,
+    boot_id,
+    is_device_identity,
+    is_still_attached,
+    record_path,
+    same_disk,
+)
+from .advice import command_here, command_there, where
+from .files import BadRecord, Kind, Location, Phase, Record, Records, is_about, this_host
 
 MOST_IDS: Final = 32
 """How many ids are remembered."""
@@ -36,11 +47,13 @@ class Finished:
     @ivar migrated: that it was migrated away.
     @ivar received: that it was received.
     @ivar accepted: that a received copy was declared canonical.
+    @ivar ids_aside: ids that were used under its name, for devices whose records were set aside.
     """
 
     migrated: Record | None = None
     received: Record | None = None
     accepted: Record | None = None
+    ids_aside: tuple[str, ...] = ()
 
     @property
     def arrived(self) -> Record | None:
@@ -68,14 +81,17 @@ class Finished:
             record for record in (self.accepted, self.received, self.migrated) if record is not None
         ]
         records.sort(key=lambda record: record is last)
-        known = [one for record in records for one in (*record.ids, record.id) if one]
+        known = [*self.ids_aside]
+        known += [one for record in records for one in (*record.ids, record.id) if one]
         # Each at the place where it comes last.
         return tuple(reversed(dict.fromkeys(reversed(known))))[-MOST_IDS:]
 
     def precede(self, record: Record) -> Record:
         """A new migration's record, with what was finished before it."""
         last = self.latest
-        if last is None or record.migration == last.migration:
+        if last is None:
+            return record.but(ids=self.ids) if self.ids else record
+        if record.migration == last.migration:
             return record
         return record.but(follows=last.migration, ids=self.ids)
 
@@ -97,7 +113,14 @@ def read_finished(records: Records, disregard: bool = False) -> Finished:
         except BadRecord:
             if not disregard:
                 raise
-    return Finished(*(found.get(kind) for kind in FINISHED))
+    aside = [one for other in records.aside() for one in read_finished(other, disregard=True).ids]
+    return replace(finished_of(found), ids_aside=tuple(aside))
+
+
+def finished_of(found: Mapping[Kind, Record | None]) -> Finished:
+    """What is finished, by the records that were found."""
+    migrated, received, accepted = (found.get(kind) for kind in FINISHED)
+    return Finished(migrated, received, accepted)
 
 
 def is_complete(incomplete: Record | None, received: Record | None) -> bool:
@@ -118,16 +141,51 @@ def is_superseded(migrated: Record, migrating: Record | None) -> bool:
     )
 
 
+def is_sent_again(migrated: Record, migrating: Record | None, identity: str | None) -> bool:
+    """Whether a MIGRATED still counts beside the MIGRATING of a later migration: it says of that
+    very disk that it was retired, and kept; a human has it sent once more.
+
+    It does until the disk is retired anew: also once the disk is gone, unless the later migration
+    may have deleted it, or its copy is whole.
+
+    @param identity: of the disk that is there; None where there is none.
+    """
+    if migrating is None or migrated.unlink or not is_superseded(migrated, migrating):
+        return False
+    if identity is not None:
+        return is_about(migrated, identity) is not False
+    same = same_disk(migrated.identity, migrated.boot, migrating.identity, migrating.boot)
+    return same is not False and migrating.phase == Phase.COPYING
+
+
 @dataclass(frozen=True, slots=True)
 class Present:
     """What is there now under the name of a disk.
 
     @ivar size: bytes; None where nothing is there.
     @ivar identity: of the file or device.
+    @ivar written: what is known of the last write to it, as in records; "" where nothing is.
     """
 
     size: int | None = None
     identity: str = ""
+    written: str = ""
+
+
+def was_written(migrated: Record, present: Present) -> bool:
+    """Whether a disk is certainly the one that was retired, and has been written to since.
+
+    A device's counters say so only within one boot, as long as it is attached.
+    """
+    if migrated.unlink or not (migrated.written and present.written):
+        return False
+    if not is_about(migrated, present.identity):
+        return False
+    if is_device_identity(migrated.identity) and not is_still_attached(
+        migrated.identity, migrated.boot, present.identity, boot_id()
+    ):
+        return False
+    return migrated.written != present.written
 
 
 def is_at(records: Records, location: Location) -> bool:
@@ -161,6 +219,7 @@ def check_received(
     """
     last = finished.latest
     if last is None:
+        check_unused(finished, id)
         return
     is_new = bool(id) and id not in finished.ids
     if last is finished.received:
@@ -217,6 +276,10 @@ def check_migrated(
     is_new = bool(id) and id not in finished.ids
     what = f"was migrated to {migrated.destination} on {migrated.retired}{_called(migrated)}"
     there = present.size is not None
+    if was_written(migrated, present) and not (is_new and overwrite):
+        if not is_new and id not in ("", migrated.id):
+            check_unused(finished, id)
+        raise Refused(_written_since(records, migrated))
     if not is_new and id in ("", migrated.id):
         objection = _why_not_sent(records, migrated, present, destination, unlink)
         if not objection and migrated.confirmed:
@@ -243,6 +306,21 @@ def check_migrated(
     raise Refused(
         f"{path}: {what}, but {objection} ({records.name(Kind.MIGRATED)}); {new}, if that record "
         f"is not needed: {forget}"
+    )
+
+
+def _written_since(records: Records, migrated: Record) -> str:
+    """What is said of a retired disk that was written to, whatever is asked for."""
+    end, address = migrated.destination, ""
+    if end.disk:
+        address = f" ({where(end)} `{command_there('inspect', end)}`)"
+    forget = command_here("forget", records, "--i-have-checked-the-destination")
+    return (
+        f"{records.disk}: was written after it went to {end} on {migrated.retired}: it is not the "
+        f"copy that is there, nor the one that went there ({records.name(Kind.MIGRATED)}); to go "
+        f"on with that copy{address}, delete this one; to send this one as it is now, use "
+        f"--overwrite with a new --id; if it is a new disk, let blockmig forget the old one: "
+        f"`{forget}`"
     )
 
 

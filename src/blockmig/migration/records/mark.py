@@ -16,7 +16,6 @@ Rules (design, section 2: R1, R2, R10):
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Final
 
 from ...interfaces import IDisk
-from ...storage import FileDisk, is_device_identity, same_disk
+from ...storage import held_descriptor, is_device_identity, same_disk
 from .files import Kind, Location, Record
 
 ATTRIBUTES: Final = {
@@ -65,26 +64,14 @@ def set_mark(disk: IDisk, kind: Kind, record: Record) -> None:
     if kind == Kind.INCOMPLETE:
         own, other = other, own
     mark = Mark(kind, record.migration, own.disk, record.identity, other, record.retired)
-    with contextlib.suppress(OSError, AttributeError), _held(disk) as descriptor:
+    with contextlib.suppress(OSError, AttributeError), held_descriptor(disk) as descriptor:
         os.setxattr(descriptor, ATTRIBUTES[kind], json.dumps(asdict(mark)).encode())
 
 
 def remove_mark(disk: IDisk) -> None:
     """I{Slow.} Remove all marks, durably; only as far as possible."""
-    with contextlib.suppress(OSError), _held(disk) as descriptor:
+    with contextlib.suppress(OSError), held_descriptor(disk) as descriptor:
         _remove(descriptor)
-
-
-@contextlib.contextmanager
-def _held(disk: IDisk) -> Iterator[int]:
-    """The descriptor of a disk; of a file of ours also if somebody closes it meanwhile."""
-    if isinstance(disk, FileDisk):
-        with disk.held() as number:
-            yield number
-    elif (descriptor := disk.fileno()) is not None:
-        yield descriptor
-    else:
-        raise OSError(errno.EBADF, f"{disk.name} has no descriptor")
 
 
 def mark_at(path: str) -> Mark | None:

@@ -34,6 +34,7 @@ from .finished import (
     check_received,
     check_unused,
     is_complete,
+    is_sent_again,
     is_superseded,
     read_finished,
 )
@@ -134,8 +135,8 @@ def _check_received(
     records: Records, look: Callable[[], Present], overwrite: bool, id: str
 ) -> None:
     finished = _read_finished(records, overwrite and bool(id))
-    if finished.latest is not None:
-        check_received(records, finished, look(), overwrite=overwrite, id=id)
+    present = look() if finished.latest is not None else Present()
+    check_received(records, finished, present, overwrite=overwrite, id=id)
 
 
 def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: str) -> None:
@@ -230,6 +231,7 @@ def source_state(
     destination: str,
     *,
     size: int = 0,
+    written: Callable[[], str] = lambda: "",
     unlink: bool = False,
     overwrite: bool = False,
     id: str = "",
@@ -239,6 +241,7 @@ def source_state(
     @param identity: the identity of the disk that is there; None where there is none.
     @param destination: the URI to send to.
     @param size: bytes of the disk that is there.
+    @param written: finds out what is known of the last write to it; called only if that matters.
     @param unlink: the source is to be deleted.
     @param overwrite: disregard what was finished here before; with a new C{id} only.
     @param id: the id of the migration to send; "" for any.
@@ -260,7 +263,7 @@ def source_state(
             f"({records.name(Kind.MIGRATING)}), of which neither names the other: see `{inspect}`"
         )
     if migrated is not None and migrating is None:
-        there = Present(None if identity is None else size, identity or "")
+        there = _present(identity, size, migrated, written)
         unseen = check_migrated(
             records, finished, there, destination, unlink=unlink, overwrite=overwrite, id=id
         )
@@ -274,13 +277,32 @@ def source_state(
             raise Refused(f"{path}: no such file")
         return SourceState(finished=finished)
     if migrated is not None:
-        migrating = migrating.but(retired=migrated.retired, confirmed=migrated.confirmed)
+        migrating = migrating.but(
+            retired=migrated.retired, confirmed=migrated.confirmed, written=migrated.written
+        )
     if migrated is not None or _deleted(migrating, identity, records):
         _check_finish(migrating, identity, destination, unlink, path)
         state = SourceState(migrating, retired=True)
     else:
         state = _not_retired(migrating, identity, destination, records)
-    return _with_id(state, migrating, id, path, finished)
+    state = _with_id(state, migrating, id, path, finished)
+    before = finished.went if state.record is None else None
+    if before is not None and identity is not None and is_sent_again(before, migrating, identity):
+        # To send a retired disk again was permitted for the migration that is given up now.
+        there = _present(identity, size, before, written)
+        check_migrated(
+            records, finished, there, destination, unlink=unlink, overwrite=overwrite, id=id
+        )
+    return state
+
+
+def _present(
+    identity: str | None, size: int, migrated: Record, written: Callable[[], str]
+) -> Present:
+    """What is there, as far as it is compared with a MIGRATED."""
+    if identity is None:
+        return Present()
+    return Present(size, identity, written() if migrated.written else "")
 
 
 def _read_finished(records: Records, disregard: bool) -> Finished:

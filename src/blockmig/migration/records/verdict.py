@@ -30,9 +30,11 @@ from ...storage import (
     Relation,
     device_identity,
     file_identity,
+    held_descriptor,
     is_device_identity,
     is_locked,
     path_of,
+    version_at,
 )
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .advice import command, command_there, where
@@ -48,7 +50,14 @@ from .files import (
     records_of,
     this_host,
 )
-from .finished import Finished, Present, is_complete, is_superseded
+from .finished import (
+    Finished,
+    Present,
+    is_complete,
+    is_sent_again,
+    is_superseded,
+    was_written,
+)
 from .layers import LayerState, layers_at
 from .mark import ATTRIBUTES, Mark, read_mark
 
@@ -92,6 +101,7 @@ class DiskState:
     @ivar path: the disk's path, as it was given.
     @ivar size: bytes of the disk; None where there is none.
     @ivar identity: of the disk's file; "" where there is nothing to identify it by.
+    @ivar written: what is known of the last write to it, as in records.
     @ivar in_use: another program has it open, so that what was found may be about to change.
     @ivar records_where: where its records would be.
     @ivar records: the records that could be read.
@@ -99,6 +109,7 @@ class DiskState:
     @ivar mark: on its file.
     @ivar layers: what it has data in common with, as far as there are records or marks of that.
     @ivar state_directory: where its records are, as in a L{Location}.
+    @ivar set_aside: its records had to give way to those of another device of its name.
     """
 
     path: str
@@ -111,6 +122,8 @@ class DiskState:
     mark: Mark | None = None
     layers: tuple[tuple[Relation, DiskState], ...] = ()
     state_directory: str = ""
+    set_aside: bool = False
+    written: str = ""
 
     def record(self, kind: Kind) -> Record | None:
         """The record of that kind, if there is one."""
@@ -124,13 +137,22 @@ class DiskState:
 
     @property
     def migrated(self) -> Record | None:
-        """MIGRATED, unless a later migration began, or the disk has come home since."""
+        """MIGRATED, unless a later migration of another disk began, or this one has come home
+        since."""
         migrated = Finished(
             self.record(Kind.MIGRATED), self.record(Kind.RECEIVED), self.record(Kind.ACCEPTED)
         ).went
-        if migrated is not None and is_superseded(migrated, self.record(Kind.MIGRATING)):
-            return None
-        return migrated
+        migrating = self.record(Kind.MIGRATING)
+        if migrated is None or not is_superseded(migrated, migrating):
+            return migrated
+        there = self.identity if self.size is not None else None
+        return migrated if is_sent_again(migrated, migrating, there) else None
+
+    @property
+    def sent_again(self) -> Record | None:
+        """MIGRATING, where this disk was retired before, and is not retired by that migration."""
+        migrated, migrating = self.migrated, self.record(Kind.MIGRATING)
+        return migrating if migrated is not None and is_superseded(migrated, migrating) else None
 
     @property
     def leaving(self) -> Record | None:
@@ -160,6 +182,7 @@ def examine(
         records=good,
         bad=bad,
         state_directory=records.state_directory,
+        set_aside=records.set_aside,
     )
     return replace(found, layers=_examine_layers(path, found.identity, state_directory, system))
 
@@ -223,7 +246,7 @@ def look_at(path: str, system: SystemCalls = SYSTEM) -> Present:
     @raise DiskRefused: it cannot be examined.
     """
     found = _examine_disk(path, system)
-    return Present(found.size, found.identity)
+    return Present(found.size, found.identity, found.written)
 
 
 def _examine_disk(path: str, system: SystemCalls) -> DiskState:
@@ -247,7 +270,8 @@ def _examine_disk(path: str, system: SystemCalls) -> DiskState:
             else device_identity(system.fstat(descriptor).st_rdev, system)
         )
         in_use = is_locked(descriptor, system)
-        return DiskState(path, size, identity, in_use, mark=read_mark(descriptor))
+        written = version_at(descriptor, system)
+        return DiskState(path, size, identity, in_use, mark=read_mark(descriptor), written=written)
     finally:
         system.close(descriptor)
 
@@ -329,6 +353,19 @@ def _verdict_by_layer(
 
 def _own_verdict(disk: DiskState) -> Verdict:
     """The verdict by the disk's own records, and the mark on it."""
+    verdict = _verdict_by_records(disk)
+    proved = any(is_about(record, disk.identity) for record in disk.records.values())
+    if not disk.set_aside or proved or verdict.state == CopyState.CANONICAL or disk.size is None:
+        return verdict
+    return _unknown(
+        f"two disks or more had the name of {disk.path}, and nothing proves that this is not the "
+        f"one of which a record says: {verdict.why}",
+        f"find out which disk this is; if it is another one, let blockmig forget that one: "
+        f"{_forget(disk, '--i-have-checked-the-destination')}",
+    )
+
+
+def _verdict_by_records(disk: DiskState) -> Verdict:
     for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
         if kind in disk.bad:
             return _unknown(
@@ -405,6 +442,7 @@ def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
         records=good,
         bad=bad,
         state_directory=records.state_directory,
+        set_aside=records.set_aside,
     )
     _check(disk, replace(state, **_beside_records(disk, records, system)), "")
 
@@ -436,8 +474,10 @@ def _beside_records(disk: IRecordedDisk, records: Records, system: SystemCalls) 
     """The mark and the layers of an open disk."""
     if not isinstance(disk, BlockDisk | FileDisk):
         return {}
-    descriptor, kept_in = disk.fileno(), records.state_directory or None
-    mark = read_mark(descriptor) if descriptor is not None else None
+    kept_in, mark = records.state_directory or None, None
+    if disk.fileno() is not None:
+        with held_descriptor(disk) as descriptor:
+            mark = read_mark(descriptor)
     with contextlib.suppress(BadRecord, OSError):
         received = records.read(Kind.RECEIVED)
         if mark is not None and received is not None and mark.migration == received.migration:
@@ -623,6 +663,8 @@ def _source_verdict(disk: DiskState) -> Verdict:
                 f"{_forget(disk, '--i-have-checked-the-destination')}"
                 f"{_if_shared(disk, migrated.source)}",
             )
+        if (again := disk.sent_again) is not None:
+            return _sent_again(disk, migrated, again)
         done = "" if disk.size is None else "; delete this one when you like"
         finish = (
             f"use the copy at {migrated.destination}{done}"
@@ -630,11 +672,17 @@ def _source_verdict(disk: DiskState) -> Verdict:
             else "run the same send command again to finish; then use the copy at "
             f"{migrated.destination}"
         )
+        since = ", and deleted here" if migrated.unlink else ""
+        if was_written(migrated, Present(disk.size, disk.identity, disk.written)):
+            since = "; it was written after that, and is not the copy that went there"
+            finish += (
+                "; if what was written here is what you want, send it once more with --overwrite "
+                "and a new --id"
+            )
         return Verdict(
             CopyState.NOT_CANONICAL,
             CopyState.NOT_CANONICAL,
-            f"it was migrated to {migrated.destination} on {migrated.retired}"
-            + (", and deleted here" if migrated.unlink else ""),
+            f"it was migrated to {migrated.destination} on {migrated.retired}{since}",
             finish,
         )
     assert migrating is not None
@@ -677,8 +725,23 @@ def _source_verdict(disk: DiskState) -> Verdict:
         so_far = "is not known to be whole"
     return _canonical(
         disk.path,
-        f"its migration began, and the copy at {migrating.destination} {so_far}",
+        f"its migration to {migrating.destination} has begun, and goes on or was stopped; the copy "
+        f"there {so_far}",
         "use it; to migrate it, run both commands again",
+    )
+
+
+def _sent_again(disk: DiskState, migrated: Record, migrating: Record) -> Verdict:
+    """A disk that was retired and kept, of which a human has another migration made."""
+    where_to = migrating.destination
+    gone = "; it is gone" if disk.size is None else ""
+    return Verdict(
+        CopyState.NOT_CANONICAL,
+        CopyState.NOT_CANONICAL,
+        f"it was migrated to {migrated.destination} on {migrated.retired}; it is being sent again "
+        f"to {where_to}, with --overwrite, and was not retired anew{gone}",
+        f"use the copy at {migrated.destination}; or run the same send command again to finish; "
+        f"until then the copy at {where_to} is not the one to use",
     )
 
 
@@ -791,6 +854,11 @@ def _verdict_by_source(
     here: DiskState, incomplete: Record, verdict: Verdict, there: DiskState, source: Verdict
 ) -> Verdict:
     """The verdict on a copy that is canonical if and only if its source was retired."""
+    again = there.sent_again
+    if again is not None and again.migration == incomplete.migration:
+        return _unknown(
+            f"neither {here.path} nor {there.path} is canonical: {source.why}", source.advice
+        )
     is_source = _is_source_of(there, incomplete) or (
         not incomplete.identified and there.size == incomplete.size
     )

@@ -8,7 +8,9 @@ Owns the refusals and their wording. Rules (design, section 2: R10, R12):
 * a blockmig receiver must not hold another migration's copy that may be the only one;
 * any other server must hold nothing that somebody may miss (`foreign`);
 * an objection at the first attempt ends the migration: a human is to look. Later it is one more
-  attempt that failed, since another server may have the address for a while.
+  attempt that failed, since another server may have the address for a while;
+* a destination of another size, or that cannot be the one that was named, ends a migration that no
+  receiver has acknowledged before: time does not mend that.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ..handoff.channel import is_same_migration
 from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.advice import command_there, where
 from ..records.files import Location
-from .context import AttemptContext, AttemptFailed
+from .context import AttemptContext, AttemptFailed, Unfit
 from .foreign import DestinationNotEmpty, Read, check_empty
 
 REQUEST: Final = 2 << 20
@@ -65,7 +67,7 @@ def check_peer(context: AttemptContext, negotiated: Negotiated) -> PeerCapabilit
 def _longest_write(context: AttemptContext, export: Export) -> int:
     size, block = context.disk.size, export.minimum_block
     if export.size != size:
-        raise AttemptFailed(
+        raise Unfit(
             f"size mismatch: {context.disk.name} has {size} bytes, the destination {export.size}"
         )
     if export.read_only:
@@ -165,7 +167,7 @@ class Admission:
                 f"the one of {receiver}: start that again; or begin another with a new --id"
             )
         if (context.identity.id or context.identity.secret) and not context.plain:
-            raise self._refusal(
+            raise Refused(
                 f"{where}: is not a blockmig receiver, and cannot check the --id or the --secret; "
                 "to send there anyway, use --plain"
             )

@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...client import ClientFailed, ClientHandler, HalfClosingConnection
-from ...errors import GaveUp, LocalFailure, MigrationError, Unconfirmed
+from ...errors import GaveUp, LocalFailure, MigrationError, Refused, Unconfirmed
 from ...nbd import (
     ClientHandshake,
     HandshakeRefused,
@@ -41,7 +41,7 @@ from ...nbd import (
 from ...storage import DiskChanged, NotDurable
 from ...syscalls import describe_error
 from ...transport import Pacer
-from ..handoff.channel import Channel, HandoffChannel, NoChannel
+from ..handoff.channel import AnotherMigration, Channel, HandoffChannel, NoChannel
 from ..records.files import Location
 from .admission import Admission, PeerCapabilities, check_peer
 from .context import (
@@ -52,6 +52,7 @@ from .context import (
     Failed,
     Outcome,
     Unfinished,
+    Unfit,
 )
 from .copier import Copier, NoFlush
 from .machine import Handoff, make_handoff
@@ -99,6 +100,10 @@ class OpeningAttempt(ClientHandler):
         try:
             peer = check_peer(context, negotiated)
         except AttemptFailed as error:
+            if isinstance(error, Unfit) and not (
+                context.progress.attempt or context.is_acknowledged
+            ):
+                self._ended(Failed(Refused(str(error))))
             self.connection.fail(str(error))
             return
         context.progress.begin_attempt()
@@ -151,6 +156,7 @@ class Attempt(ClientHandler):
         ended: Callable[[Outcome], None],
     ) -> None:
         self.is_over = False
+        self._is_lasting = False
         self._context = context
         self._in_thread = context.runtime.threads
         self._connection = connection
@@ -158,9 +164,17 @@ class Attempt(ClientHandler):
         self._handoff: Handoff = make_handoff(self)
         # The cookie of the first request tells this connection from all others at a receiver.
         cookie = secrets.randbits(64) if peer.is_receiver and not peer.oldstyle else 0
-        self._copier = Copier(context, connection, peer, cookie, self._source_failed)
+        self._copier = Copier(
+            context,
+            connection,
+            peer,
+            cookie,
+            source_failed=self._source_failed,
+            is_working=self._is_working,
+        )
         self._admission = Admission(context, self._copier.read, peer.longest)
         self._channel: Channel = NoChannel()
+        self._introduces_itself = peer.is_receiver and not peer.oldstyle
         if peer.is_receiver:
             self._channel = HandoffChannel(
                 context.destination,
@@ -213,6 +227,8 @@ class Attempt(ClientHandler):
 
     def begin(self) -> None:
         """Announce and record which migration this is; then send."""
+        if self._introduces_itself:
+            self._copier.introduce()
         self._step(self._begin(), self._send_all)
 
     async def _begin(self) -> None:
@@ -251,6 +267,8 @@ class Attempt(ClientHandler):
                 return  # we have cancelled it
             # Something that it has called has cancelled itself.
             self._connection.fail("a step of the attempt was cancelled")
+        elif isinstance(error, AnotherMigration):
+            self._refused_as_another(error)
         elif isinstance(error, ClientFailed | AttemptFailed):
             self._connection.fail(failure.getErrorMessage())
         elif isinstance(error, MigrationError):
@@ -262,6 +280,19 @@ class Attempt(ClientHandler):
         else:
             _bug(failure)
             self._connection.fail(f"a bug: {failure.getErrorMessage()}")
+
+    def _refused_as_another(self, error: AnotherMigration) -> None:
+        """The end of a migration that no receiver has acknowledged; another has begun, and the one
+        that knows it may have its address again later."""
+        why = f"{error}: compare --id and --secret at both ends"
+        if self._context.is_acknowledged:
+            self._is_lasting = True
+            self._connection.fail(why)
+        else:
+            self._fail(Refused(f"{why}; nothing was touched"))
+
+    async def _is_working(self) -> bool:
+        return await self._channel.is_working()
 
     def _source_failed(self, error: BaseException | None) -> None:
         if not self.is_over:
@@ -405,7 +436,7 @@ class Attempt(ClientHandler):
 
     def restart(self, why: str) -> None:
         """The source is as it was."""
-        self._end(Dropped(why))
+        self._end(Dropped(why, self._is_lasting))
 
     def restart_changed(self, error: BaseException | None) -> None:
         """Clients may write again as soon as the connection is lost; anybody else may not."""

@@ -20,6 +20,10 @@ class AttemptFailed(Exception):
     """An attempt failed; the message is one line that says why."""
 
 
+class Unfit(AttemptFailed):
+    """It failed for a reason that does not go away by itself."""
+
+
 @dataclass(slots=True)
 class PeerQuirks:
     """What attempts have found out about the destination, for later ones.
@@ -64,6 +68,11 @@ class AttemptContext:
         """What both ends know; empty where there is none."""
         return self.identity.secret
 
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether a receiver has acknowledged this migration, in this process or an earlier one."""
+        return self.record.receiver is not None
+
     def timeout(self, usual: float) -> float:
         """Seconds to allow for a small answer, for which C{usual} are allowed by default."""
         return min(usual, self.reply_timeout) if self.reply_timeout is not None else usual
@@ -76,9 +85,13 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The attempt ended early; the source is canonical, and another attempt may follow."""
+    """The attempt ended early; the source is canonical, and another attempt may follow.
+
+    @ivar lasting: what is in the way is known, and may last: it is logged once a minute.
+    """
 
     why: str
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

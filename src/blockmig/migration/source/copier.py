@@ -6,11 +6,13 @@ What is sent, and when that is all, is up to the `passes`; what follows is the h
 Rules (design, sections 2 and 3):
 
 * no two requests in flight overlap, since the segments of a pass do not, and the next pass begins
-  when all of the last was acknowledged; a FLUSH is sent with nothing else in flight;
+  when all of the last was acknowledged; a FLUSH is sent with nothing else in flight, but for the
+  one by which the connection is known to a receiver;
 * what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
 * a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
-  may take longer than anything else;
+  may take longer than anything else. Where it is asked to flush or to write zeroes, and says
+  elsewhere that it is at work for us, that may take as long as it likes;
 * what a disk without a descriptor holds is read before it is requested to be written
   (`segment_reader`), so that the destination never waits for that disk in the middle of a request;
   little of it is kept in memory until it is sent;
@@ -23,11 +25,11 @@ Rules (design, sections 2 and 3):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -55,6 +57,7 @@ _WINDOW_REQUESTS: Final = 256
 _UNSENT_BYTES: Final = 2 << 20
 _LOOK_AHEAD: Final = 64
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
+_MAY_TAKE_LONG: Final = (Command.FLUSH, Command.WRITE_ZEROES)
 # How many times the reply timeout a FLUSH may take.
 _FLUSH_FACTOR: Final = 10
 
@@ -90,6 +93,7 @@ class Copier:
     @param peer: what the destination offers.
     @param cookie: of the first request.
     @param source_failed: called with the error where the disk cannot be read.
+    @param is_working: asks the destination whether it is at work for this attempt.
     """
 
     def __init__(
@@ -98,8 +102,12 @@ class Copier:
         connection: ClientConnection,
         peer: PeerCapabilities,
         cookie: int,
+        *,
         source_failed: Callable[[BaseException | None], None],
+        is_working: Callable[[], Coroutine[Any, Any, bool]],
     ) -> None:
+        self._is_working = is_working
+        self._asking: Deferred[None] | None = None
         self._context = context
         self._reactor = context.runtime.reactor
         self._connection = connection
@@ -116,6 +124,7 @@ class Copier:
         self._reader = self._make_reader() if context.disk.fileno() is None else None
         self._cold: list[Segment] = []
         self._flushed: Deferred[None] | None = None
+        self._flushing = False
         self._reply_timer: IDelayedCall | None = None
         self._answered_at = 0.0
         self._stopped = False
@@ -152,6 +161,8 @@ class Copier:
         if self._reply_timer is not None:
             self._reply_timer.cancel()
             self._reply_timer = None
+        if self._asking is not None:
+            self._asking.cancel()
 
     # What the attempt calls.
 
@@ -165,6 +176,16 @@ class Copier:
         self._pass = sending = _Pass(take)
         self._fill(sending)
         await sending.acknowledged
+
+    def introduce(self) -> None:
+        """Send the first request, by whose cookie a receiver knows the connection, before there is
+        anything to send: until it knows that, it may close the connection for others.
+
+        A FLUSH costs nothing there as long as nothing was written, and nobody needs its reply.
+        """
+        if self._offers_flush:
+            _, header = self._requests.make(Command.FLUSH, 0, 0, lambda error, _: None)
+            self._send([header])
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """Read from the destination, before any other request is sent there.
@@ -195,6 +216,7 @@ class Copier:
     def _flush(self) -> Deferred[None]:
         self._flushed = flushed = Deferred[None]()
         _, header = self._requests.make(Command.FLUSH, 0, 0, self._flush_answered)
+        self._flushing = True
         self._send([header])
         return flushed
 
@@ -320,22 +342,45 @@ class Copier:
         """From now on something must be answered in time."""
         self._connection.outgoing.send(items)
         limit = self._context.reply_timeout
-        if limit is not None and self._reply_timer is None:
+        if limit is not None and self._reply_timer is None and self._asking is None:
             self._answered_at = self._reactor.seconds()
-            self._reply_timer = self._reactor.callLater(limit, self._check_reply_timeout, limit)
+            self._check_reply_in(limit, limit)
+
+    def _check_reply_in(self, delay: float, limit: float) -> None:
+        self._reply_timer = self._reactor.callLater(delay, self._check_reply_timeout, limit)
 
     def _check_reply_timeout(self, limit: float) -> None:
         self._reply_timer = None
         if not self._requests.in_flight:
             return
         allowed = limit
-        if self._requests.is_in_flight(Command.FLUSH):
+        if self._flushing:
             allowed *= _FLUSH_FACTOR
         left = self._answered_at + allowed - self._reactor.seconds()
         if left > 0:
-            self._reply_timer = self._reactor.callLater(left, self._check_reply_timeout, limit)
+            self._check_reply_in(left, limit)
+            return
+        why = f"the destination answered nothing for {allowed:g} s"
+        if any(self._requests.is_in_flight(command) for command in _MAY_TAKE_LONG):
+            asking = Deferred.fromCoroutine(self._ask(limit, why))
+            if not asking.called:
+                self._asking = asking
+            asking.addErrback(_cancelled).addErrback(_bug)
         else:
-            self._connection.fail(f"the destination answered nothing for {allowed:g} s")
+            self._connection.fail(why)
+
+    async def _ask(self, limit: float, why: str) -> None:
+        """Ask the destination whether it is at work, and go on waiting only then."""
+        asked_at = self._answered_at
+        try:
+            working = await self._is_working()
+        except ClientFailed:
+            working = False
+        self._asking = None
+        if working or self._answered_at != asked_at:
+            self._check_reply_in(limit, limit)
+        else:
+            self._connection.fail(why)
 
     def received(self, data: bytes) -> None:
         """Data from the destination.
@@ -368,6 +413,7 @@ class Copier:
         if self._stopped:
             return
         flushed, self._flushed = self._flushed, None
+        self._flushing = False
         if error and not (error in _UNKNOWN_COMMAND and self._oldstyle):
             self._refused("FLUSH", error)
         elif flushed is not None and not flushed.called:
@@ -383,6 +429,10 @@ def _cannot_be_read(failure: Failure) -> NoReturn:
     if isinstance(error, RequestFailed):
         raise ClientFailed(describe_errno(error.error), error.error) from None
     failure.raiseException()
+
+
+def _cancelled(failure: Failure) -> None:
+    failure.trap(CancelledError)
 
 
 def _bug(failure: Failure) -> None:

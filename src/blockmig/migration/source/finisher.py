@@ -34,7 +34,13 @@ from ...claims import Claims
 from ...client import ClientFailed, Destination, NBDClient
 from ...errors import Summary, Unconfirmed
 from ...lives import Life
-from ...nbd import ClientHandshake, handoff_export_name
+from ...nbd import (
+    ClientHandshake,
+    Command,
+    Negotiated,
+    TransmissionFlag,
+    handoff_export_name,
+)
 from ...runtime import BoundedThreads, InThread, Runtime, wait_shielded
 from ...syscalls import describe_error
 from ..handoff.channel import (
@@ -252,6 +258,7 @@ class Finisher:
             if not negotiated.listed:
                 self._conclude_unknown(None)
                 return False
+            await _introduce(client, negotiated)
             handoff, message = await open_handoff(
                 self._destination, self._runtime, secret=self._secret
             )
@@ -346,3 +353,10 @@ class Finisher:
         raise unconfirmed(
             f"the destination does not know this migration: {answer}", self._source.record
         )
+
+
+async def _introduce(client: NBDClient, negotiated: Negotiated) -> None:
+    """Send the first request, by whose cookie a receiver knows the connection: until it does, it
+    may close the connection for others. A FLUSH of who has written nothing costs nothing there."""
+    if negotiated.export.offers(TransmissionFlag.SEND_FLUSH):
+        await client.ask(Command.FLUSH)

@@ -10,7 +10,10 @@ Rules (design, section 2: R1, R6, R7):
 * MIGRATED appears atomically; that is what retires a source that is kept. Of one that is deleted
   it is the tombstone, and appears only when nothing is left to be finished. It stays;
 * the record of a migration names the finished one before it (C{follows}), and is kept beside the
-  MIGRATED of that one: if it ends without retiring the source, that MIGRATED counts as before;
+  MIGRATED of that one. Where that is of this very disk, it counts until this one retires it;
+  where it is of another, as soon as this one ends without retiring the source;
+* a migration that a receiver has acknowledged stays the same one, whoever stops it: its record
+  stays, whether it is whole there or not;
 * where a migration ends without the source being retired, its record says so: a source that is
   moved or deleted afterwards is not taken for one that we have deleted.
 
@@ -29,6 +32,7 @@ from ...errors import Refused
 from ...storage import NotDurable
 from ...syscalls import describe_error
 from ..identity import make_id
+from ..records.aside import set_aside
 from ..records.files import (
     BadRecord,
     Kind,
@@ -37,6 +41,7 @@ from ..records.files import (
     Record,
     Records,
     boot_of,
+    is_about,
     this_host,
     timestamp,
 )
@@ -70,6 +75,9 @@ class SourceRecord:
         id: str = "",
     ) -> None:
         before = state.record
+        went = state.finished.went
+        kept = went is not None and not went.unlink and is_about(went, identity) is not False
+        self._went = went if kept else None
         self._records = records
         self._previous = before
         self._on_disk = before  # as last written, or found
@@ -111,6 +119,16 @@ class SourceRecord:
             disk=record.source.disk,
             destination=record.destination.address,
             size=record.size,
+        )
+
+    @property
+    def standing(self) -> str:
+        """What a source is that is not retired by this migration."""
+        if self._went is None:
+            return "the canonical copy"
+        return (
+            f"what it was before: retired, since it was migrated to {self._went.destination} on "
+            f"{self._went.retired}"
         )
 
     @property
@@ -167,6 +185,16 @@ class SourceRecord:
         )
 
     @property
+    def goes_on(self) -> str:
+        """How the migration can go on after an end that has not retired the source; "" where it has
+        left nothing."""
+        receiver = self.receiver
+        if self._records is None or receiver is None:
+            return ""
+        elsewhere = "" if self.may_be_copied else ", or send it elsewhere to begin another"
+        return f"its migration to {receiver} goes on with the same command{elsewhere}"
+
+    @property
     def receiver(self) -> Location | None:
         """The receiver that knows this migration, if one does."""
         record = self._on_disk
@@ -218,6 +246,8 @@ class SourceRecord:
         @param side_export: the destination has the side export, and has acknowledged that the
             attempt begins.
         """
+        if self._records is not None:
+            set_aside(self._records, self.record.identity)
         if side_export:
             self._may_be_copied = self._asked = False
         record = self.record.but(
@@ -296,14 +326,15 @@ class SourceRecord:
             return True
         return found is not None and found.phase == Phase.COPIED
 
-    def mark_retired(self, check: Callable[[], object] = lambda: None) -> None:
+    def mark_retired(self, check: Callable[[], object] = lambda: None, written: str = "") -> None:
         """I{Slow.} Retire a source that stays where it is, by writing MIGRATED.
 
+        @param written: what is known of the last write to it, which C{check} confirms.
         @param check: called last before that; it is not retired if it raises.
         @raise OSError: it is not retired.
         @raise NotDurable: it is, but a power failure may undo that.
         """
-        record = self.record.but(retired=timestamp())
+        record = self.record.but(retired=timestamp(), written=written)
         try:
             self._write(Kind.MIGRATED, record, check)
         except OSError as error:
@@ -356,16 +387,20 @@ class SourceRecord:
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.
 
-        Where there may be a copy that is whole, the record stays: that copy could be taken for the
-        canonical one, and only the same migration may overwrite it. It stays too where a foreign
-        destination may have a part: nothing else says that this is ours to overwrite.
+        The record stays, as if this process had been killed: the destination has acknowledged which
+        migration this is, and the next run must not go on as another one, nor as plain NBD. Where
+        its copy may be whole, only the same migration may overwrite that; where it is foreign,
+        nothing else says that what is there is ours to overwrite.
+
+        Of a disk that was retired before, that goes on to count.
         """
         record = self._on_disk
         if self._records is None or record is None:
             return
         if not self._may_be_copied and record.side_export:
-            if self._is_ours():
-                self._records.remove(Kind.MIGRATING)
-            self._on_disk = None
+            if not self._is_ours():
+                return
+            if record.phase == Phase.COPIED or record.whole:
+                self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=False))
         elif record.phase == Phase.COPIED or (self._asked and not record.whole):
             self._write(Kind.MIGRATING, record.but(phase=Phase.COPYING, whole=True))

@@ -30,12 +30,15 @@ from ...syscalls import SYSTEM, SystemCalls, describe_error
 from ..disk import failing_locally, guarded
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
-from ..records.files import Records, records_at, records_of
+from ..records.advice import command_here
+from ..records.files import Record, Records, records_at, records_of
+from ..records.finished import Present, was_written
 from ..records.permitted import SourceState, source_state
 from .finisher import Finisher
 from .record import SourceRecord
 from .retirement import unlinkable
 from .sender import Sender
+from .watch import last_write
 
 _log = Logger()
 
@@ -115,6 +118,7 @@ class Source:
         record = state.record
         if not state.retired or record is None:
             return None
+        self._warn_if_written(record)
         _log.info(
             "{disk} was retired in an earlier run: finishing its migration to {destination}, "
             "without copying again",
@@ -131,11 +135,34 @@ class Source:
             runtime=runtime,
         )
 
+    def _warn_if_written(self, record: Record) -> None:
+        """What is retired is finished nevertheless: the destination waits for that."""
+        disk = self.disk
+        if disk is None or not IRecordedDisk.providedBy(disk) or not record.written:
+            return
+        with failing_locally(disk):
+            present = Present(disk.size, disk.identity(), last_write(disk))
+        if was_written(record, present):
+            _log.warn(
+                "{disk} was written after it was retired, and what was written is not at "
+                "{destination}: see `{command}`",
+                event="written-since",
+                disk=self.name,
+                destination=str(record.destination),
+                command=command_here("inspect", self.records) if self.records else "",
+            )
+
     def _used(self) -> list[Any]:
         used: list[Any] = [] if self.given is None else [self.given]
         if self.records is not None:
             used.append(os.path.realpath(self.records.path))
         return used
+
+    def _last_write(self) -> str:
+        if self.disk is None:
+            return ""
+        with failing_locally(self.disk):
+            return last_write(self.disk)
 
     def _state(
         self, records: Records, destination: str, unlink: bool, overwrite: bool, id: str
@@ -152,6 +179,7 @@ class Source:
                 identity,
                 destination,
                 size=disk.size if disk is not None else 0,
+                written=self._last_write,
                 unlink=unlink,
                 overwrite=overwrite,
                 id=id,

@@ -80,7 +80,7 @@ class Retirement:
 
     def _retire(self) -> None:
         """I{Slow.}"""
-        self._record.mark_retired(self._check_last)
+        self._record.mark_retired(self._check_last, self._watch.written)
         set_mark(self._disk, Kind.MIGRATED, self._record.record)
 
     def _check_last(self) -> bool:
@@ -121,14 +121,14 @@ class Retirement:
         presence = self._watch.presence
         if self.is_lost(presence):
             return self.only_copy()
-        changed = isinstance(error, DiskChanged)
+        changed, standing = isinstance(error, DiskChanged), self._record.standing
         if presence == Presence.UNKNOWN:
             claim = "the disk that was sent was not retired, but it cannot be found out whether it "
             claim += f"is still there: see `blockmig inspect {self._disk.name}`"
         elif changed:
-            claim = "the disk that was sent was not retired, and is still the canonical copy"
+            claim = f"the disk that was sent was not retired, and is still {standing}"
         else:
-            claim = "it is still the canonical copy, though the destination has all of it"
+            claim = f"it is still {standing}, though the destination has all of it"
         if changed:
             return LocalFailure(f"{error}; {claim}")
         what = f"could not be retired: {describe_error(error)}"

@@ -59,12 +59,13 @@ from .passes import CopyPasses, FullCopy
 from .progress import Progress
 from .record import SourceRecord
 from .retirement import DeletingRetirement, Retirement, unlinkable
-from .watch import Presence, SourceWatch
+from .watch import Presence, SourceWatch, last_write
 
 _log = Logger()
 
 _FINAL_TIMEOUT: Final = 5.0
 _RETRY_DELAY: Final = 0.1
+_LOG_INTERVAL: Final = 60.0
 
 
 class Sender:
@@ -144,6 +145,7 @@ class Sender:
             disk.size, earlier=self.source.record.attempt, seconds=self._reactor.seconds
         )
         self.last_error = ""
+        self._logged_at = 0.0
         self.when_accepted: Deferred[None] = Deferred()
         self._context = AttemptContext(
             disk=disk,
@@ -236,7 +238,7 @@ class Sender:
     def _given_up(self, why: str) -> GaveUp:
         claim = f"{self._context.disk.name} was not retired"
         if self._retirement.watch.presence == Presence.THERE:
-            claim += " and is canonical"
+            claim += f" and is {self._context.record.standing}"
         return GaveUp(f"{why}; {claim}")
 
     def _final_timeout_passed(self) -> None:
@@ -310,7 +312,7 @@ class Sender:
                 # A destination that acknowledged nothing was no progress, whatever it was sent.
                 self.progress.latest = latest
                 failures += 1
-            await self._pause(outcome.why, self._policy(failures))
+            await self._pause(outcome, self._policy(failures))
 
     async def _attempt(self) -> Outcome:
         """One connection's try."""
@@ -343,15 +345,19 @@ class Sender:
             opening.drop("stopped")
             raise
 
-    async def _pause(self, why: str, delay: float) -> None:
+    async def _pause(self, dropped: Dropped, delay: float) -> None:
+        why, before = dropped.why, self.last_error
         self.last_error = why
-        _log.warn(
-            "{why}; trying again in {delay:.1f} s",
-            event="restart",
-            why=why,
-            delay=delay,
-            attempt=self.progress.attempt,
-        )
+        now = self._reactor.seconds()
+        if not dropped.lasting or why != before or now - self._logged_at >= _LOG_INTERVAL:
+            self._logged_at = now
+            _log.warn(
+                "{why}; trying again in {delay:.1f} s",
+                event="restart",
+                why=why,
+                delay=delay,
+                attempt=self.progress.attempt,
+            )
         await deferLater(self._reactor, delay)
 
     def _summary(self) -> Summary:
@@ -417,6 +423,12 @@ class Sender:
                 f"{outcome}; but its record could not be changed, and says that we may have "
                 "deleted it: run the same command again before it is moved or deleted"
             )
+        return self._with_advice(outcome)
+
+    def _with_advice(self, outcome: Summary | Exception) -> Summary | Exception:
+        """The outcome; of a migration that was stopped, and can go on, with how."""
+        if isinstance(outcome, GaveUp) and (how := self.source.goes_on):
+            return GaveUp(f"{outcome}; {how}")
         return outcome
 
     async def _try_to_record(self, change: Callable[[], None]) -> None:
@@ -478,6 +490,7 @@ def _source_record(
             identity,
             destination,
             size=disk.size,
+            written=lambda: last_write(disk),
             unlink=unlink,
             overwrite=overwrite,
             id=id,

@@ -31,11 +31,15 @@ from enum import StrEnum
 
 from ...interfaces import IDisk, IWatchedDisk
 from ...storage import (
+    BlockDisk,
     DiskChanged,
     DiskVersion,
+    FileDisk,
     boot_id,
+    describe_version,
     device_identity,
     file_identity,
+    held_descriptor,
     is_open_elsewhere,
     path_of,
     same_disk,
@@ -69,6 +73,14 @@ class SourceGone(Exception):
         super().__init__(message)
         self.unchanged = unchanged
         self.replaced = replaced
+
+
+def last_write(disk: IDisk | None) -> str:
+    """I{Slow.} What is known of the last write to a disk, as L{SourceWatch.written} has it.
+
+    @raise OSError: the medium failed.
+    """
+    return disk.last_write() if isinstance(disk, FileDisk | BlockDisk) else ""
 
 
 class SourceWatch:
@@ -135,6 +147,16 @@ class SourceWatch:
         boot = boot_id()
         return same_disk(self._identity, boot, found, boot) is True
 
+    @property
+    def written(self) -> str:
+        """What was last seen of the writes to the source, to be recorded; "" where nothing was.
+
+        Of a disk of somebody else's kind it may mean nothing to another process.
+        """
+        if not isinstance(self._disk, FileDisk | BlockDisk) or self._seen is None:
+            return ""
+        return describe_version(self._seen)
+
     def begin(self) -> None:
         """I{Slow.} The copying begins.
 
@@ -199,12 +221,12 @@ class SourceWatch:
     def _check_writers(self) -> None:
         """A program that has it open for writing would go on writing to what is no longer the
         disk."""
-        descriptor = self._disk.fileno()
-        if descriptor is None:
+        if self._disk.fileno() is None:
             return
         writable = bool(getattr(self._disk, "writable", False))
-        if not is_open_elsewhere(descriptor, writable, self._system):
-            return
-        writers = [user for user in users_of(descriptor) if user.writes]
+        with held_descriptor(self._disk) as descriptor:
+            if not is_open_elsewhere(descriptor, writable, self._system):
+                return
+            writers = [user for user in users_of(descriptor) if user.writes]
         if writers or not writable:  # a lease on a writable descriptor also conflicts with readers
             raise DiskChanged(f"{self._disk.name} is open for writing in {describe_users(writers)}")

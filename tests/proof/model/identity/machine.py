@@ -60,6 +60,8 @@ class Machine(Receiving):
         if state.sender.program not in ("dead", "exit"):
             dead = self.cut(state)._replace(sender=Sender("dead"))
             yield Move(NEVER, "the sender dies", "", dead)
+            if not self.rule("stop: what was acknowledged is kept"):
+                yield Move(NEVER, "the sender is stopped", "", self.forgotten(dead))
             if state.sender.to:
                 yield Move(NEVER, "cut", "", self.drop_ours(state))
         if state.listening == RIGHT and state.right.alive:
@@ -98,6 +100,13 @@ class Machine(Receiving):
             name = PLACES[state.sender.to]
             state = state._replace(**{name: self.drop(getattr(state, name), ME)})
         return state
+
+    def forgotten(self, state: State) -> State:
+        """Only by mutation: a stopped sender leaves what one leaves that dies."""
+        record = state.migrating
+        if record is None or record.phase != COPYING or state.gone:
+            return state
+        return state._replace(migrating=None)
 
     def drop_ours(self, state: State) -> State:
         if state.sender.program in ("dead", "exit"):
@@ -224,7 +233,7 @@ class Machine(Receiving):
         else:
             phase = {"copied": COPIED, "told": RETIRED}[what]
             new = Record(phase, ME, identified, old)
-        return state._replace(migrating=new)
+        return state._replace(migrating=new, begun=state.begun or identified)
 
     # -- strangers, and time --
 

@@ -32,6 +32,12 @@ MUTATIONS = [
         NO_ID,
     ),
     Variant(
+        "a stopped sender forgets that it was acknowledged, and goes on as plain",
+        "R10",
+        without("stop: what was acknowledged is kept"),
+        NO_ID,
+    ),
+    Variant(
         "plain with a chosen id, untold",
         "R10",
         without("plain: not with a chosen id, unless told"),

@@ -10,6 +10,7 @@ RULES = {
     "plain: not what was claimed, by its record",
     "plain: not what was claimed, in this process",
     "plain: not with a chosen id, unless told",
+    "stop: what was acknowledged is kept",
     "place: only its own, by its record",
     "place: only its own, in this process",
     "place: it is bound only when it may be whole",

@@ -69,7 +69,10 @@ class Sender(NamedTuple):
 
 @swift
 class State(NamedTuple):
-    """`gone`: where the source was retired for; `foreign`: what F has of our disk."""
+    """`gone`: where the source was retired for; `foreign`: what F has of our disk.
+
+    `begun`: history: the migration was recorded as one that a receiver has acknowledged.
+    """
 
     sender: Sender
     migrating: Record | None
@@ -79,4 +82,5 @@ class State(NamedTuple):
     right: Place
     other: Place
     foreign: int
+    begun: bool = False
     faults: int = 0

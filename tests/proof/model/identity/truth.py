@@ -75,7 +75,7 @@ class Checked(Machine):
             return
         if to == FOREIGN and self.case.chosen and not self.case.plain:
             yield "R10 an id was chosen, and it is retired for a plain server, unasked"
-        if record.identified and to == FOREIGN:
+        if state.begun and to == FOREIGN:
             yield "R10 what began identified is retired for a plain server"
         elif to in PLACES:
             number = getattr(state, PLACES[to]).number

@@ -18,7 +18,9 @@ from tests.proof.model.memory.state import COPIED, COPYING, TOLD, Place, Record
 class Send:
     """C{send}, run at one place, to another.
 
-    C{after}: the place and the id of what was complete before anybody thought of this command.
+    C{overwrite}: a human has it sent once more that was retired and kept here, and answers for the
+    copy where it went before.  C{after}: the place and the id of what was complete before anybody
+    thought of this command.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Send:
     to: str
     id: Any = None
     after: tuple[str, str] | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Decisions:
             return DONE if confirmed else "again"
         if here.file is None:
             return REFUSED
-        if its and "new: a retired disk is not sent" in self.rules:
+        if its and not command.overwrite and "new: a retired disk is not sent" in self.rules:
             return REFUSED
         if command.id is None:
             finished = "new: a finished record stops what is not a new id" in self.rules

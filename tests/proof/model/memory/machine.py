@@ -127,7 +127,9 @@ class Machine:
             return False
         source = state.places[self.at[copy.to]]
         said = [getattr(source, kind)[0] for kind in ("migrating", "migrated")]
-        retired = source.file[0] is None or source.migrated[0] is not None
+        mark, moving = source.migrated[0], source.migrating[0]
+        again = mark is not None and moving is not None and moving.follows == mark.migration
+        retired = source.file[0] is None or (mark is not None and not again)
         return retired and any(one and one.migration == copy.migration for one in said)
 
     # -- the sender --
@@ -317,7 +319,9 @@ class Machine:
                 retires = phase == "retired"
             place = place._replace(**{kind: changed(getattr(place, kind), record)})
         if retires:
-            place = place._replace(undo=(history.home, history.sent[p]))
+            place = place._replace(undo=(history.home, history.sent[p], history.doubled))
+            if getattr(self.commands[sender.command], "overwrite", False):
+                history = history._replace(doubled=history.doubled | {sender.content})
             home = dict(history.home)
             home[sender.content] = record.to
             sent = Sent(record.id, record.to, sender.content, record.migration)
@@ -494,11 +498,12 @@ class Machine:
     def lost(self, state: State, p: int, place: Place) -> State:
         history: History = state.history
         if place.undo:
-            home, sent = place.undo
+            home, sent, doubled = place.undo
             said, now = place.migrated[0], history.sent[p]
             marked = said is not None and said.migration == now.migration
             if place.file[0] is not None and not marked:
-                history = history._replace(home=home, sent=put(history.sent, p, sent))
+                sent_before = put(history.sent, p, sent)
+                history = history._replace(home=home, sent=sent_before, doubled=doubled)
             place = place._replace(undo=())
         return state._replace(places=put(state.places, p, place), history=history)
 

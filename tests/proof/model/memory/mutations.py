@@ -15,6 +15,16 @@ NEW_FILE = Scenario("a new file beside the tombstone, with a new id")
 THREE = Scenario("three migrations under a supervisor", faults=0)
 SECOND = Scenario("another disk to the same place", faults=0)
 
+AGAIN = Scenario("once more", unlink=False, faults=0)
+
+
+def forget_early(memory: Memory) -> Memory:
+    """A sender that removes the MIGRATED of before once its own MIGRATING is durable."""
+    steps = steps_of(memory, SEND)
+    at = [step.name for step in steps].index("ask write")
+    removal = Step("MIGRATED.unlink", "unlink", "migrated")
+    return edited(memory, SEND, [*steps[:at], removal, *steps[at:]])
+
 
 def tidied_is_done(memory: Memory) -> Memory:
     """A receiver that has removed the INCOMPLETE of a finished migration exits with 0."""
@@ -163,6 +173,18 @@ MUTATIONS = [
         "R6",
         without("new: what is finished goes when a copy begins"),
         Scenario("home, and there again"),
+    ),
+    Variant(
+        "a retired disk that is sent once more counts as any other",
+        "R1",
+        without("again: a retired disk stays so until it is retired anew"),
+        AGAIN,
+    ),
+    Variant(
+        "MIGRATED removed when the disk is sent once more, before it is retired anew",
+        "R1",
+        forget_early,
+        AGAIN,
     ),
     # What is not to be overwritten.
     Variant(

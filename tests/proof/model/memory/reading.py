@@ -32,6 +32,16 @@ class Reading:
             return "received", got
         return ("migrated", sent) if sent.follows == got.migration else ("received", got)
 
+    @property
+    def superseded(self) -> bool:
+        """Whether MIGRATED does not count beside the MIGRATING of a later migration: it does if
+        that is of the same disk, which a human has sent once more."""
+        later = self.migrating is not None and self.migrated is not None
+        if not later or self.migrating.follows != self.migrated.migration:  # type: ignore
+            return False
+        again = "again: a retired disk stays so until it is retired anew" in self.rules
+        return not (again and self.migrating.inode == self.migrated.inode)  # type: ignore
+
     def is_its_file(self, record: Record) -> bool:
         return self.file is not None and self.file.inode == record.inode
 
@@ -47,6 +57,6 @@ class Reading:
         kind, last = self.latest
         if self.file is None:
             return "nothing here" if last is None and self.migrating is None else "not canonical"
-        if self.migrated is not None and kind == "migrated":
+        if self.migrated is not None and kind == "migrated" and not self.superseded:
             return "not canonical" if self.is_its_file(self.migrated) else "unknown"
         return "canonical"

@@ -19,6 +19,7 @@ RULES = {
     "new: the ids of before go into the new record",
     "new: a retired disk is not sent",
     "new: what is finished goes when a copy begins",
+    "again: a retired disk stays so until it is retired anew",
     "overwrite: not an unfinished hand-off",
     "overwrite: not without an id where something was finished",
     "claim: an id that was finished here is refused",

@@ -112,6 +112,16 @@ SETTINGS = {
             Receive("receive B --overwrite --id z", "B", "z", True),
         ),
     ),
+    # Kept, and sent once more to another place.
+    "once more": Setting(
+        ("A", "B", "C"),
+        A_AT_A,
+        (
+            *FIRST,
+            Send("send A C --overwrite --id y", "A", "C", "y", ("B", "x"), True),
+            Receive("receive C --id y", "C", "y"),
+        ),
+    ),
     # Restart loops.
     "a receiver that is restarted for ever": Setting(
         ("A", "B", "C"),

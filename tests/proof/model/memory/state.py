@@ -134,6 +134,8 @@ class History(NamedTuple):
     @ivar got: of each place.
     @ivar used: receive commands with an id whose migration is complete.
     @ivar forgotten: places where somebody has run C{forget}.
+    @ivar doubled: disks that a human had sent once more, and that were retired anew: the copy where
+        they went before is that human's.
     @ivar begun: disks in whose place a copy was begun that was meant to be: nobody's since.
     """
 
@@ -143,6 +145,7 @@ class History(NamedTuple):
     used: frozenset = frozenset()
     forgotten: frozenset = frozenset()
     begun: frozenset = frozenset()
+    doubled: frozenset = frozenset()
 
 
 @swift

@@ -59,7 +59,9 @@ class Checked(Machine):
         p = self.at[receiver.bound] if receiver.bound else -1
         sender = state.senders[p] if p >= 0 else None
         if sender is not None:
-            if dict(state.history.home).get(sender.content) not in (receiver.bound, None):
+            meant = getattr(self.commands[sender.command], "overwrite", False)
+            home = dict(state.history.home).get(sender.content)
+            if home not in (receiver.bound, None) and not meant:
                 yield f"R1 {sender.content} is sent, and is not canonical"
             sent = state.history.sent[p]
             again = sent is not None and not sent.over and p not in state.history.forgotten
@@ -76,7 +78,10 @@ class Checked(Machine):
         if file is not None and verdict == "canonical":
             if file.content == "~":
                 yield f"R7 half a copy at {name} is canonical"
-            elif home.get(file.content) not in (None, "", name):
+            elif (
+                home.get(file.content) not in (None, "", name)
+                and file.content not in state.history.doubled
+            ):
                 yield f"R1 both: {file.content} is canonical at {name} too"
         here = [disk for disk, where in home.items() if where == name]
         begun = place.incomplete[0] is not None and set(here) <= state.history.begun
@@ -113,7 +118,8 @@ class Checked(Machine):
         p = self.at[command.at]
         if isinstance(command, Receive):
             got = state.history.got[p]
-            if got is None or home.get(got.disk) != command.at:
+            there = got is not None and home.get(got.disk) == command.at
+            if got is None or not (there or got.disk in state.history.doubled):
                 return False
             if place_is_begun(state.places[p].incomplete[0], got):
                 return False

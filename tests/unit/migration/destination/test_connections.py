@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from twisted.logger import globalLogPublisher
 
-from blockmig.nbd import Command, Errno
+from blockmig.nbd import Command, Errno, Option
 from blockmig.server.admission import MOST_UNPROVED
+from tests.support import wire
 from tests.unit.support import Client
 
 from .case import DATA, SIZE, ReceiverCase
@@ -77,6 +78,59 @@ class BoundTests(ReceiverCase):
         self.assertEqual(0, reader.ask(READ, 0, 1)[0])
         self.strangers(MOST_UNPROVED)
         self.assertFalse(reader.transport.listens)
+
+    def test_readers_that_wait_for_the_disk_give_way_to_who_has_just_come(self):
+        self.threads()
+        readers = self.strangers(MOST_UNPROVED - 1)
+        for reader in readers:
+            reader.send(READ, 0, 1)
+        quiet = self.client()
+        for reader in readers:
+            reader.send(READ, 0, 1)
+        self.strangers(MOST_UNPROVED - 1)
+        self.assertEqual((0, True), (self.listening(readers), quiet.transport.listens))
+
+    def test_a_handshake_is_kept_for_its_first_steps_only(self):
+        slow = self.client_in_its_handshake()
+        self.strangers(MOST_UNPROVED - 1, shake=False)
+        slow.give(wire.FLAGS)
+        for _ in range(20):
+            self.clock.advance(1)
+            slow.give(wire.option(Option.LIST))
+        self.assertTrue(slow.transport.listens)
+        self.strangers(MOST_UNPROVED - 1, shake=False)
+        self.clock.advance(1)
+        slow.give(wire.option(Option.LIST))
+        self.strangers(1, shake=False)
+        self.assertFalse(slow.transport.listens)
+
+    def named(self, first):
+        """The main connection of a sender that has not written yet, and its conversation."""
+        client, handoff = self.client(7), self.handoff()
+        if first:
+            client.send(FLUSH)
+        self.assertEqual(0, handoff.notify("copying", cookie=7))
+        if not first:
+            client.send(FLUSH)
+        self.strangers(2 * MOST_UNPROVED)
+        self.assertTrue(handoff.transport.listens)
+        return client
+
+    def test_a_connection_that_a_claim_names_is_kept_before_its_first_write(self):
+        self.assertTrue(self.named(True).transport.listens)
+
+    def test_also_when_it_has_asked_after_the_claim(self):
+        self.assertTrue(self.named(False).transport.listens)
+
+    def test_connections_with_the_same_cookie_are_kept_in_a_bounded_number(self):
+        self.handoff().notify("copying", cookie=7)
+        named = []
+        for _ in range(200):
+            self.clock.advance(0.01)
+            named.append(self.client(7))
+            named[-1].send(FLUSH)
+        self.strangers(MOST_UNPROVED)
+        self.assertLessEqual(self.listening(named), 32)
 
     def test_accepted_messages_keep_a_bounded_number_of_connections(self):
         claiming = []

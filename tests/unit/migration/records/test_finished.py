@@ -14,6 +14,7 @@ from blockmig.migration.records.finished import (
     check_received,
     read_finished,
 )
+from blockmig.storage import boot_id
 from tests.unit.migration.records.test_permitted import Case as RecordsCase
 from tests.unit.support import ONE, TWO
 
@@ -194,6 +195,52 @@ class MigratedTests(Case):
                     "disk.MIGRATED",
                     "blockmig forget",
                 )
+
+    def test_a_disk_that_was_written_since_is_not_the_one_that_went(self):
+        record = self.migrated.but(written="5 17")
+        written = Present(5, SAME, "5 18")
+        device = "device 8:0; diskseq 9; wwid naa.5"
+        counted = record.but(identity=device, boot=boot_id())
+        for left, present in (
+            (record, written),
+            (record.but(confirmed=""), written),
+            (record, Present(6, SAME, "6 17")),
+            (counted, Present(5, device, "5 18")),
+            # A clone of another partition was attached meanwhile; that is no other disk.
+            (counted, Present(5, f"{device}; partuuid-of-several 7", "5 18")),
+        ):
+            self.stand(migrated=left)
+            for keywords in (
+                {},
+                {"id": "web"},
+                {"id": "new"},
+                {"overwrite": True},
+                {"overwrite": True, "id": "web"},
+                {"destination": "nbd://z"},
+            ):
+                self.stopped(
+                    lambda present=present, keywords=keywords: self.check(present, **keywords),
+                    "was written after it went to far:/copy",
+                    "on far `blockmig inspect /copy`",
+                    "--overwrite with a new --id",
+                    f"`blockmig forget {self.records.path} --i-have-checked-the-destination`",
+                )
+            self.assertIsNone(self.check(present, overwrite=True, id="new"))
+        # Nothing is concluded from what is not known, or not comparable.
+        for left, present in (
+            (self.migrated, written),
+            (self.migrated.but(written="5 18"), written),
+            (self.migrated.but(written="5 17"), THERE),
+            (counted.but(written="5 18"), Present(5, device, "5 18")),
+            (counted, Present(5, device.replace("diskseq 9", "diskseq 12"), "0 0")),
+            (counted.but(boot="earlier"), Present(5, device, "0 0")),
+            (
+                counted.but(identity="device 8:0; wwid naa.5"),
+                Present(5, "device 8:0; wwid naa.5", "0"),
+            ),
+        ):
+            self.stand(migrated=left)
+            self.done(lambda present=present: self.check(present), "nothing to do")
 
     def test_a_destination_without_a_URI_cannot_be_compared(self):
         record = self.deleted.but(destination=Location("far", "/copy"))

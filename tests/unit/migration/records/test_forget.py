@@ -38,7 +38,7 @@ class ForgetTests(Case):
         ):
             self.stand(**records)
             kinds = {Kind(name.upper()) for name in records}
-            self.assertEqual(kinds, set(forget(self.path)))
+            self.assertEqual(kinds, set(forget(self.path).removed))
             self.assertEqual([], self.names())
 
     def test_what_is_there_and_was_migrated_needs_to_be_checked(self):
@@ -59,7 +59,10 @@ class ForgetTests(Case):
         self.assertEqual(["disk"], self.names())
 
     def test_what_is_not_finished_is_never_forgotten(self):
-        for unfinished in ({"incomplete": self.received}, {"migrating": b"torn"}):
+        for unfinished in (
+            {"incomplete": self.received.but(migration=TWO)},
+            {"migrating": b"torn"},
+        ):
             self.stand(received=self.received, **unfinished)
             before = self.names()
             for checked in (False, True):
@@ -67,6 +70,29 @@ class ForgetTests(Case):
                 self.assertIn("not known to be complete", str(error))
                 self.assertIn(f"blockmig inspect {self.path}", str(error))
             self.assertEqual(before, self.names())
+
+    def test_what_is_complete_is_forgotten_though_its_receiver_died_before_it_had_tidied_up(self):
+        """Each removal is durable before the next: alone, INCOMPLETE would say something else."""
+        incomplete = self.received.but(confirmed="")
+        self.stand(incomplete=incomplete, received=self.received)
+        calls = []
+
+        class Calls(SystemCalls):
+            def unlink(self, path):
+                super().unlink(path)
+                calls.append(os.path.basename(path))
+
+            def sync_directory(self, path):
+                super().sync_directory(path)
+                calls.append("sync")
+
+        done = forget(self.path, system=Calls())
+        self.assertEqual((Kind.INCOMPLETE, Kind.RECEIVED), done.removed)
+        self.assertEqual(["disk.INCOMPLETE", "sync", "disk.RECEIVED", "sync"], calls)
+        self.assertEqual([], self.names())
+        for other in (incomplete.but(migration=TWO), b"torn"):
+            self.stand(incomplete=other, received=self.received)
+            self.assertRaises(Refused, forget, self.path)
 
     def test_where_there_is_nothing_nothing_is_forgotten(self):
         """A mistyped name must not pass for success."""

@@ -447,6 +447,31 @@ class SourceTests(Case):
         self.stand(migrating=COPIED.but(again=True), migrated=MARK)
         self.assertTrue(self.found().retired)
 
+    def test_the_last_write_is_looked_at_only_where_it_matters(self):
+        def fail():
+            raise AssertionError("nobody wants to know")
+
+        self.stand(migrated=MARK)
+        self.refused("", source_state, SAME, "nbd://z", size=5, written=fail)
+        self.stand(migrated=MARK.but(written="5 17"))
+        self.refused("written after", source_state, SAME, URI, size=5, written=lambda: "5 18")
+        # What is not finished is finished, and keeps what was seen then.
+        self.stand(migrated=MARK.but(written="5 17"), migrating=COPIED)
+        self.assertEqual("5 17", self.found(written=fail).record.written)
+
+    def test_the_permission_to_send_a_retired_disk_again_is_for_one_migration(self):
+        begun = COPYING.but(id="b", follows=TWO, ids=("a",))
+        self.stand(migrating=begun, migrated=MARK.but(migration=TWO, id="a"))
+        for id in ("", "b"):
+            self.assertEqual(begun, self.found(id=id).record)
+        found = self.found(overwrite=True, id="c")
+        self.assertEqual(SourceState(instead_of=ONE), found)
+        self.refused("--overwrite", source_state, SAME, URI, id="c")
+        self.refused("was migrated to", source_state, SAME, "nbd://z")
+        # Another disk beside a tombstone needs none.
+        self.stand(migrating=begun, migrated=MARK.but(migration=TWO, id="a", unlink=True))
+        self.assertEqual(ONE, self.found(id="c").instead_of)
+
     def test_no_option_passes_over_an_unfinished_hand_off(self):
         for records, identity, destination in (
             ({"migrating": COPIED}, SAME, "nbd://z"),

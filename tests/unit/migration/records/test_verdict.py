@@ -66,6 +66,11 @@ LATER = RECORD.but(migration=TWO, follows=ONE)
 LATER_COPIED = LATER.but(phase=Phase.COPIED)
 LATER_GONE = LATER_COPIED.but(unlink=True)
 NEXT = LATER
+
+# A retired disk that was kept, and is sent once more.
+AGAIN = RECORD.but(follows=TWO)
+AGAIN_COPIED = COPIED.but(follows=TWO)
+AGAIN_GONE = UNLINK.but(again=True)
 ON = EARLIER.but(follows=ONE)
 HOME = RECEIVED.but(migration="three", follows=TWO)
 
@@ -227,10 +232,6 @@ class VerdictTests(Case):
             (place(received=RECEIVED, migrated=ON.but(follows="")), NO, "was migrated to"),
             # Sent away, and come home.
             (place(migrated=ON.but(follows=""), received=HOME), YES, "was received from"),
-            # A human has said that the mark does not count, and sent the disk anew.
-            (place(migrated=EARLIER, migrating=RECORD.but(again=True)), YES, "not known to be"),
-            (place(migrated=EARLIER, migrating=UNLINK.but(again=True)), YES, "was not retired"),
-            (gone(migrated=EARLIER, migrating=UNLINK.but(again=True)), NO, "was deleted"),
             (place(migrated=EARLIER, migrating=RECORD), NO, "was migrated to"),
             (place(migrated=RETIRED, migrating=COPIED.but(again=True)), NO, "was migrated to"),
         ):
@@ -239,6 +240,53 @@ class VerdictTests(Case):
                 self.assertEqual(state, verdict.state, verdict)
                 self.assertIn(words, verdict.why)
                 self.check_form(verdict)
+
+    def test_a_retired_disk_that_is_sent_again_stays_retired_until_it_is_retired_anew(self):
+        """A human has it sent once more with --overwrite: by whichever version."""
+        copying, whole = RECORD, RECORD.but(whole=True)
+        deleting, told = UNLINK, UNLINK.but(told="when")
+        for later, here, gone_here in (
+            (copying, NO, NO),
+            (copying.but(unlink=True), NO, NO),
+            (whole, NO, NO),
+            (whole.but(unlink=True), NO, NO),
+            (COPIED, NO, UNKNOWN),
+            (deleting, NO, NO),
+            (told, NO, NO),
+        ):
+            for begun in (later.but(follows=TWO), later.but(again=True)):
+                went = EARLIER.but(destination=Location("old", "/old", "nbd://old"))
+                records = {"migrated": went, "migrating": begun}
+                for identity, state in ((SAME, here), (MAYBE, here), (OTHER, UNKNOWN)):
+                    with self.subTest(begun=begun, identity=identity):
+                        verdict = verdict_of(place(identity=identity, **records))
+                        self.check_form(verdict)
+                        self.assertEqual(state, verdict.state, verdict)
+                        if state == NO:
+                            self.assertIn("was migrated to old:/old", verdict.why)
+                            self.assertIn("sent again to there:/copy", verdict.why)
+                            self.assertIn("--overwrite", verdict.why)
+                with self.subTest(begun=begun):
+                    verdict = verdict_of(gone(**records))
+                    self.check_form(verdict)
+                    self.assertEqual(gone_here, verdict.state, verdict)
+                    decides = begun.phase == Phase.COPIED
+                    self.assertIn("there:/copy" if decides else "old:/old", verdict.why)
+        # MIGRATED of another disk: what is here is an ordinary one.
+        for other in (EARLIER.but(identity=OTHER), EARLIER.but(unlink=True)):
+            found = place(migrated=other, migrating=RECORD.but(follows=TWO))
+            self.assertEqual(YES, verdict_of(found).state)
+
+    def test_what_was_written_after_it_was_retired_is_said(self):
+        retired = RETIRED.but(written="5 17")
+        found = replace(place(migrated=retired), written="5 18")
+        verdict = verdict_of(found)
+        self.check_form(verdict)
+        self.assertEqual(NO, verdict.state)
+        self.assertIn("it was written after that", verdict.why)
+        self.assertIn("--overwrite", verdict.advice)
+        for same in (replace(found, written="5 17"), replace(found, written="")):
+            self.assertNotIn("written", verdict_of(same).why)
 
     def test_the_advice_fits_the_verdict(self):
         for found, words in (
@@ -321,6 +369,20 @@ class PairTests(Case):
             (sgone(migrated=GONE), gone("/d", received=RECEIVED), None),
             (sgone(migrated=GONE), gone("/d"), None),
             (gone("/s", migrated=GONE, migrating=LATER_GONE), d(incomplete=LATER_COPIED), "/d"),
+            # Kept, and sent once more to another place: where it went first, and there.
+            (s(migrated=EARLIER, migrating=AGAIN), d(received=RECEIVED.but(migration=TWO)), "/d"),
+            (s(migrated=EARLIER, migrating=AGAIN_COPIED), d(received=RECEIVED), None),
+            (s(migrated=EARLIER, migrating=AGAIN), d(incomplete=RECORD), None),
+            (s(migrated=EARLIER, migrating=AGAIN_COPIED), d(incomplete=COPIED), None),
+            (s(migrated=RETIRED, migrating=AGAIN_COPIED), d(incomplete=COPIED), "/d"),
+            (sgone(migrated=EARLIER, migrating=AGAIN_GONE), d(incomplete=COPIED), "/d"),
+            (sgone(migrated=EARLIER, migrating=AGAIN_GONE), d(incomplete=RETIRED), "/d"),
+            (sgone(migrated=EARLIER, migrating=AGAIN_GONE), d(received=RECEIVED), "/d"),
+            (
+                sgone(migrated=EARLIER, migrating=AGAIN),
+                d(received=RECEIVED.but(migration=TWO)),
+                "/d",
+            ),
             # Accepted by a human.
             (sgone(), d(accepted=ACCEPTED), "/d"),
             (s(migrated=RETIRED), d(accepted=ACCEPTED), "/d"),
@@ -369,6 +431,16 @@ class PairTests(Case):
             with self.subTest(source=source, copy=copy):
                 self.both(source, copy, canonical)
 
+    def test_a_copy_of_a_retired_disk_is_not_recommended_before_it_is_retired_anew(self):
+        source = place("/s", migrated=EARLIER, migrating=AGAIN_COPIED)
+        for pair in (
+            (source, place("/d", incomplete=COPIED)),
+            (place("/d", incomplete=COPIED), source),
+        ):
+            verdict = verdict_of_pair(*pair)
+            self.assertIn("neither", verdict.why)
+            self.assertNotIn("accept", verdict.advice)
+
     def test_never_are_both_places_canonical(self):
         """No place is called canonical whose own record says otherwise."""
         states = [place("/a", **more) for more in STATES] + [gone("/a", **more) for more in STATES]
@@ -397,7 +469,7 @@ STATES = [
     {"received": RECEIVED, "incomplete": NEXT},
     {"received": RECEIVED, "migrated": ON},
     {"received": HOME, "migrated": ON.but(follows="")},
-    {"migrated": EARLIER, "migrating": UNLINK.but(again=True)},
+    *({"migrated": EARLIER, "migrating": record} for record in (AGAIN, AGAIN_COPIED, AGAIN_GONE)),
     {"incomplete": RECORD, "migrating": RECORD},
     {"migrated": RETIRED, "migrating": COPIED},
     {"accepted": ACCEPTED},

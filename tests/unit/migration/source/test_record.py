@@ -154,15 +154,17 @@ class AbandonTests(Case):
         self.make(records=Records(self.records.path, calls)).abandon()
         self.assertEqual([], calls.calls)
 
-    def test_the_record_stays_where_a_whole_copy_may_exist(self):
-        """The whole copy could be taken for the canonical one. Only a destination that acknowledged
-        a new attempt has none; what a foreign destination has is known by the record alone.
+    def test_the_record_stays_and_says_whether_a_whole_copy_may_exist(self):
+        """What began at a receiver goes on there, and nowhere else under this id.
+
+        A whole copy could be taken for the canonical one: only a destination that acknowledged a
+        new attempt has none. What a foreign destination has is known by the record alone.
         """
         for earlier in (False, True):
-            for steps, stays in (
-                ("", earlier),
+            for steps, whole in (
+                ("", False),
                 ("side", False),
-                ("plain", True),
+                ("plain", False),
                 ("side asking_copied", True),
                 ("plain asking_copied", True),
                 ("side asking_copied copied", True),
@@ -191,7 +193,11 @@ class AbandonTests(Case):
                         else:
                             getattr(source, step)()
                     source.abandon()
-                    self.assertEqual(["disk.MIGRATING"] if stays else [], self.names())
+                    left = self.migrating()
+                    self.assertEqual(bool(earlier or steps), left is not None)
+                    if left is not None:
+                        self.assertEqual((Phase.COPYING, whole), (left.phase, left.whole))
+                        self.assertEqual(source.record.migration, left.migration)
 
     def test_the_remaining_record_says_that_the_source_was_not_retired(self):
         """A source deleted later by others must not look as if we had deleted it."""
@@ -384,10 +390,24 @@ class LaterTests(Case):
             self.assertEqual((self.before.migration, ("one",)), (found.follows, found.ids))
             self.records.remove(Kind.MIGRATED)
 
-    def test_MIGRATED_counts_again_after_the_new_migration_is_abandoned(self):
-        self.marked().abandon()
-        self.assertEqual(["disk.MIGRATED"], self.names())
+    def test_MIGRATED_counts_after_the_new_migration_is_abandoned(self):
+        """Which goes on as itself, as after a crash."""
+        second = self.marked()
+        second.abandon()
+        self.assertEqual(["disk.MIGRATED", "disk.MIGRATING"], self.names())
         self.assertEqual(self.before, self.migrated())
+        again = self.migrating()
+        self.assertEqual((second.record.migration, Phase.COPYING), (again.migration, again.phase))
+
+    def test_a_retired_disk_that_is_sent_again_is_not_called_canonical(self):
+        self.assertEqual("the canonical copy", self.make().standing)
+        second = self.marked()
+        for source in (second, self.make(source_state(self.records, second.record.identity, URI))):
+            self.assertIn("retired, since it was migrated to", source.standing)
+        # A tombstone is about another disk.
+        self.records.write(Kind.MIGRATED, self.before.but(unlink=True))
+        found = source_state(self.records, second.record.identity, URI)
+        self.assertEqual("the canonical copy", self.make(found).standing)
 
     def test_what_was_received_is_named_when_it_goes_on(self):
         received = self.make().record.but(migration=ONE, id="one", confirmed="then")

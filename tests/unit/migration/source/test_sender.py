@@ -324,12 +324,32 @@ class RefusedTests(SenderCase):
         self.pass_time()
         self.assertNoResult(self.outcome)
         self.endpoint.refuse = None
-        self.export = Export("", 1, ALL)
+        self.export = Export("", SIZE, ALL | Flag.READ_ONLY)
         self.pass_time()
         self.assertNoResult(self.outcome)
         self.export = Export("", SIZE, ALL)
         self.pass_time()
         self.assertEqual(1, self.summary().attempts)
+
+    def test_a_destination_of_another_size_is_not_waited_for(self):
+        """It will have no other size, and nobody is there any more who sees that."""
+        self.export = Export("", 1, ALL)
+        self.send(retry=True)
+        self.assertIn("size mismatch", self.failure(Refused))
+        self.assertTrue(self.servers[0].lost)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_unless_another_was_accepted_before(self):
+        self.keywords = {"answer": lambda request: None}
+        self.send()
+        self.endpoint.connections[-1].cut()
+        self.export = Export("", 1, ALL)
+        self.pass_time()
+        self.assertNoResult(self.outcome)
+        self.assertIn("size mismatch", self.sender.last_error)
+        self.keywords, self.export = {}, Export("", SIZE, ALL)
+        self.pass_time()
+        self.assertEqual(2, self.summary().attempts)
 
 
 class RestartTests(SenderCase):

@@ -13,10 +13,11 @@ from blockmig.errors import LocalFailure, Unconfirmed
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Phase, Records
+from blockmig.migration.source import watch as watch_module
 from blockmig.migration.source.sender import Sender
 from blockmig.migration.source.watch import Presence, SourceGone, SourceTouched, SourceWatch
 from blockmig.runtime import Runtime
-from blockmig.storage import DiskChanged, FileDisk
+from blockmig.storage import DiskChanged, FileDisk, User
 from blockmig.syscalls import SYSTEM
 from blockmig.testing import Call, MemoryDisk, synchronous
 from tests.unit.support import ADDRESS, MemoryEndpoint, RecordedDisk, Story, WatchedDisk
@@ -64,6 +65,30 @@ class SourceWatchTests(SynchronousTestCase):
         self.assertEqual(Presence.GONE, watch.presence)
         self.disk.is_gone = is_gone
         self.assertEqual(Presence.UNKNOWN, watch.presence)
+
+    def test_a_disk_that_is_closed_meanwhile_keeps_its_number_until_its_writers_are_known(self):
+        """Otherwise it would be another file, which has that number by now, that nobody writes
+        to."""
+        path = os.path.abspath(self.mktemp())
+        with open(path, "wb") as file:
+            file.write(DATA)
+        disk, looked_at = FileDisk(path, writable=False), []
+
+        def users(number):
+            looked_at.append(os.fstat(number).st_ino)
+            return [User("qemu (process 12)", True)]
+
+        def elsewhere(number, readers, system):
+            disk.close()
+            looked_at.append(os.fstat(number).st_ino)
+            return True
+
+        self.patch(watch_module, "users_of", users)
+        self.patch(watch_module, "is_open_elsewhere", elsewhere)
+        watch = SourceWatch(disk, identity=disk.identity(), system=SYSTEM)
+        watch.begin()
+        self.assertIn("qemu", str(self.assertRaises(DiskChanged, watch.check)))
+        self.assertEqual([os.stat(path).st_ino] * 2, looked_at)
 
     def closed(self):
         """The watch of a file that was closed, and its path."""
@@ -201,7 +226,11 @@ class MigrationTests(SynchronousTestCase):
                         self.at(look, **change)
                         self.send(unlink)
                         self.assertIn("still the canonical copy", self.failed(LocalFailure))
-                        self.assertEqual((None, Phase.COPYING), self.phases(), "taken back")
+                        self.assertEqual(
+                            (Phase.COPYING, Phase.COPYING), self.phases(), "taken back"
+                        )
+                        left = Records(self.source.path).read(Kind.MIGRATING)
+                        self.assertFalse(left.whole)
 
     def test_a_source_touched_at_either_check_is_copied_again(self):
         for unlink in (True, False):
