@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -751,3 +752,31 @@ def test_inspect_says_first_that_a_disk_is_being_migrated(processes: Processes, 
         running.signal(signal.SIGTERM)
         running.wait()
     assert (first(disk), first(copy)) == ("canonical", "not canonical")
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_bar_fits_into_a_real_terminal(processes: Processes, room: Path, columns: int) -> None:
+    source = random_image(room / "source", 3 * MIB)
+    receiver = processes.receive(room / "destination", "--size", 3 * MIB)
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, columns))
+    sender = subprocess.Popen(
+        send_command(source, receiver.uri, "--max-rate", "2M"),
+        stdin=subprocess.DEVNULL,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
+    )
+    os.close(slave)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO, once nobody has the other end
+        while data := os.read(master, 4096):
+            said += data
+    os.close(master)
+    assert sender.wait() == 0
+    frames = said.decode().split("\r\x1b[K")
+    drawn = [row for frame in frames for row in frame.splitlines() if "%" in row]
+    assert len(drawn) > 3
+    for row in drawn:
+        assert len(row) < columns, row
+    assert any(row.startswith("copying") for row in drawn)
+    assert "complete: 3145728 bytes" in said.decode()

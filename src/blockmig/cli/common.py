@@ -45,7 +45,7 @@ LOG_FORMAT: Final = Parameter(
 PROGRESS: Final = Parameter(
     "progress",
     "How to show progress: bar, json (one object a second on stdout), none, or auto (a bar if "
-    "stderr is a terminal).",
+    "stderr is a terminal that can draw one, else a log line a minute).",
     one_of("auto", "bar", "json", "none"),
     "auto",
     metavar="HOW",

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from ..control import ControlError, ControlRefused, ask
 from ..errors import ExitStatus, GaveUp, MigrationError, Summary, Unconfirmed
-from ..migration.source.progress import Progress
+from ..migration.source.progress import Phase, Progress
 from .logs import warn_of_again
 from .mirror import Options
 from .mirror_request import (
@@ -149,7 +149,7 @@ class MirrorOperation:
             return None
         # What clients wrote meanwhile was sent again, so the sums can exceed the disk's size.
         zeroes = min(summary.zeroes, summary.bytes)
-        self._view.show(summary.bytes, summary.bytes - zeroes, zeroes, summary.attempts)
+        self._view.show(summary.bytes, summary.bytes - zeroes, zeroes, summary.attempts, Phase.DONE)
         return summary
 
     def _unknown_end(self, what: str) -> Unconfirmed:
@@ -204,13 +204,16 @@ class _MirrorView:
         if size is not None and rest is not None:
             done = max(0, size - rest)
             zeroes = min(integer_field(mirror, "zeroes") or 0, done)
-            self.show(size, done - zeroes, zeroes, attempts)
+            self.show(size, done - zeroes, zeroes, attempts, _phase(mirror))
+            assert self._progress is not None
+            self._progress.forecast = integer_field(mirror, "expected_end")
         self._change_log.update(mirror, attempts)
 
-    def show(self, total: int, data: int, zeroes: int, attempt: int) -> None:
-        """Show the progress; all but C{attempt} are bytes."""
+    def show(self, total: int, data: int, zeroes: int, attempt: int, phase: str) -> None:
+        """Show the progress; all numbers but C{attempt} are bytes."""
         progress = self._progress or Progress(total)
         progress.data, progress.zeroes, progress.attempt = data, zeroes, attempt
+        progress.phase = phase
         if self._progress is None:
             self._progress = progress
             self._display.start(progress, self._reactor)
@@ -219,6 +222,19 @@ class _MirrorView:
         """Show the final progress, if there was any."""
         if self._progress is not None:
             self._display.stop()
+
+
+def _phase(mirror: dict[str, Any]) -> str:
+    """The state of a mirror as a phase, in words."""
+    state = printable(mirror.get("state", "?"))
+    words = {
+        "starting": Phase.CONNECTING,
+        "waiting": Phase.WAITING,
+        "holding": "sending the rest while clients wait",
+        "complete": Phase.DONE,
+        "relaying": Phase.DONE,
+    }
+    return words.get(state, state)
 
 
 class _ChangeLog:

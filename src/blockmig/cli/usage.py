@@ -22,6 +22,11 @@ from .. import __version__
 
 T = TypeVar("T")
 
+_NARROWEST: Final = 25
+"""Columns of an explanation beside its name; with fewer it is put below."""
+
+_BELOW: Final = " " * 8
+
 
 class UsageError(Exception):
     """The command line is wrong; the message says why."""
@@ -294,7 +299,11 @@ def _table(rows: list[tuple[str, str, str]], gap: str, columns: int) -> str:
     lines = []
     for margin, name, explanation in rows:
         left = f"{margin}{name:<{longest}}{gap}"
-        first, *rest = textwrap.wrap(explanation, max(20, columns - len(left)))
+        if columns - len(left) < _NARROWEST:
+            below = textwrap.wrap(explanation, max(_NARROWEST, columns - len(_BELOW)))
+            lines += [f"{margin}{name}".rstrip(), *(_BELOW + line for line in below)]
+            continue
+        first, *rest = textwrap.wrap(explanation, columns - len(left))
         lines += [left + first, *(" " * len(left) + line for line in rest)]
     return "".join(f"{line}\n" for line in lines)
 

@@ -161,13 +161,24 @@ class OptionsTests(SynchronousTestCase):
         )
         expected = (
             "What:\n"
-            "      --size=SIZE  One two three four\n"
-            "                   five. [default: 5]\n"
+            "      --size=SIZE  One two three four five.\n"
+            "                   [default: 5]\n"
             "\n"
             "Output:\n"
             "  -l, --loud       Make a noise.\n"
         )
-        self.assertEqual(expected, usage.options_text(options, 40))
+        self.assertEqual(expected, usage.options_text(options, 45))
+        below = (
+            "What:\n"
+            "      --size=SIZE\n"
+            "        One two three four five.\n"
+            "        [default: 5]\n"
+            "\n"
+            "Output:\n"
+            "  -l, --loud\n"
+            "        Make a noise.\n"
+        )
+        self.assertEqual(below, usage.options_text(options, 40))
 
     def test_each_command_has_two_examples_that_its_options_take(self):
         self.patch(os.path, "isdir", lambda path: path == "/var/lib/images")
@@ -351,7 +362,7 @@ class ImportsTests(SynchronousTestCase):
 
     def test_send_and_receive_import_only_their_own_end(self):
         for own, *arguments in (
-            (["send", "send_operation", "progress"], "send", "/nowhere/disk", "nbd://h/"),
+            (["send", "send_operation", "progress", "screen"], "send", "/nowhere/disk", "nbd://h/"),
             (
                 ["receive", "receive_operation", "listening", "systemd"],
                 "receive",

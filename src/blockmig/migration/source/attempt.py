@@ -57,6 +57,7 @@ from .context import (
 from .copier import Copier, NoFlush
 from .machine import Handoff, make_handoff
 from .passes import Ranges
+from .progress import Phase
 from .watch import SourceTouched
 
 _log = Logger()
@@ -247,6 +248,7 @@ class Attempt(ClientHandler):
         context.record.copying(context.progress.number, location, side_export)
 
     def _send_all(self) -> None:
+        self._context.progress.phase = Phase.COPYING
         self._step(self._context.passes.send(self), self._handoff.covered)
 
     def _step(self, coroutine: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
@@ -345,6 +347,7 @@ class Attempt(ClientHandler):
 
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
+        self._context.progress.phase = Phase.FLUSHING
         if self._channel.copied_when_flushed:
             self._context.record.asking_copied()
         self._copier.flush().addCallbacks(
@@ -366,6 +369,7 @@ class Attempt(ClientHandler):
 
     def confirm(self) -> None:
         """The destination may consider its copy whole from now on."""
+        self._context.progress.phase = Phase.CONFIRMING
         self._context.passes.flushed()
         self._context.record.asking_copied()
         self._step(self._channel.confirm(), self._handoff.confirmed)
@@ -392,6 +396,7 @@ class Attempt(ClientHandler):
         """In a thread, since it waits for the medium."""
         if self.is_over:
             return  # its disk may be in use again
+        self._context.progress.phase = Phase.RETIRING
         self._context.passes.retiring()
         working = self._context.retirement.retire(self._in_thread)
         working.addCallbacks(
@@ -401,6 +406,7 @@ class Attempt(ClientHandler):
 
     def announce(self) -> None:
         """Through the channel."""
+        self._context.progress.phase = Phase.ENDING
         self._step(
             self._channel.announce_retired(self._record_acknowledgement), self._handoff.acknowledged
         )
@@ -411,6 +417,7 @@ class Attempt(ClientHandler):
 
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
+        self._context.progress.phase = Phase.ENDING
         self._connection.disconnect(self._copier.disconnect_message())
         seconds = self._context.timeout(_CLOSE_TIMEOUT)
         self._connection.set_timeout(

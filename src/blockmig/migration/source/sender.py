@@ -56,7 +56,7 @@ from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
-from .progress import Progress
+from .progress import Phase, Progress
 from .record import SourceRecord
 from .retirement import DeletingRetirement, Retirement, unlinkable
 from .watch import Presence, SourceWatch, last_write
@@ -294,6 +294,7 @@ class Sender:
             attempt, latest = self.progress.attempt, self.progress.latest
             outcome = await self._attempt()
             if isinstance(outcome, Completed):
+                self.progress.phase = Phase.DONE
                 summary = self._summary()
                 await record_complete(self._threads, self.source)
                 return summary
@@ -358,7 +359,9 @@ class Sender:
                 delay=delay,
                 attempt=self.progress.attempt,
             )
+        self.progress.phase = Phase.WAITING
         await deferLater(self._reactor, delay)
+        self.progress.phase = Phase.CONNECTING
 
     def _summary(self) -> Summary:
         progress = self.progress
