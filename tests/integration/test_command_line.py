@@ -69,7 +69,7 @@ def test_a_missing_file_is_refused(processes: Processes, room: Path) -> None:
     refused(processes, receive_command(missing), missing, "no such file")
     refused(processes, send_command(missing, NOWHERE), missing, "no such file")
     nested = room / "no" / "such" / "disk"
-    refused(processes, receive_command(nested, "--size", 5000), nested, "No such file")
+    refused(processes, receive_command(nested, "--size", 5000), nested, "there is no directory")
 
 
 def test_a_directory_is_refused(processes: Processes, room: Path) -> None:

@@ -45,6 +45,14 @@ def parse_value(text: str, parse: Callable[[str], T], what: str = "") -> T:
         raise UsageError(f"{what}: {error}" if what else str(error)) from None
 
 
+def suggestion(given: str, names: Iterable[str], prefix: str = "") -> str:
+    """What may have been meant by C{given}, as the end of a message; "" if nothing is like it."""
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    close = get_close_matches(given, list(names), 1)
+    return f": do you mean {prefix}{close[0]}?" if close and given not in close else ""
+
+
 class Group(StrEnum):
     """What an option is about: C{--help} shows the options in these groups, in this order."""
 
@@ -366,7 +374,8 @@ class Options(dict[str, Any]):
                 given, "".join(letters), [option.getopt_name for option in self._known]
             )
         except GetoptError as error:
-            raise UsageError(str(error)) from None
+            names = [option.name for option in self._known]
+            raise UsageError(f"{error}{suggestion(error.opt, names, '--')}") from None
         for name, _ in given_options:
             # getopt takes abbreviations, but no mistyped one may delete or declare a disk.
             if name.startswith("--") and not any(

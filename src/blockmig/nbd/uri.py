@@ -9,12 +9,14 @@ and `nbds+vsock` are recognized, but refused.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from .constants import DEFAULT_PORT, MAXIMUM_NAME
 
+_HOST_AND_PORT: Final = re.compile(r"([\w.-]+|\[[\w:.%]+\]):\d{1,5}")
 _LONGEST_PATH: Final = 107
 """Bytes of a UNIX socket's path: sun_path has 108, with a zero after the name (unix(7))."""
 
@@ -66,15 +68,16 @@ def parse_uri(text: str) -> NBDURI:
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError as error:
-        raise BadURI(f"{text!r} is not a URI: {error}") from None
+    except ValueError:
+        what = "the port is a number up to 65535, and an IPv6 address is in brackets"
+        raise BadURI(f"{text!r} is not a URI: {what}") from None
     if parts.scheme in ("nbds", "nbds+unix", "nbd+vsock", "nbds+vsock"):
         raise BadURI(f"{parts.scheme}: URIs are not supported; use nbd: or nbd+unix:")
     if parts.scheme not in ("nbd", "nbd+unix"):
-        raise BadURI(
-            f"{text!r} is not an NBD URI: nbd://HOST:PORT/EXPORT "
-            "or nbd+unix:///EXPORT?socket=PATH is expected"
-        )
+        expected = "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH is expected"
+        if _HOST_AND_PORT.fullmatch(text):
+            expected = f"write nbd://{text}/"
+        raise BadURI(f"{text!r} is not an NBD URI: {expected}")
     if parts.fragment:
         raise BadURI(f"{text!r} has a fragment (#{parts.fragment}), which has no meaning here")
     try:

@@ -63,7 +63,12 @@ class FileDisk(DescriptorDisk, WatchedFile):
         try:
             descriptor = self._system.open(self.name, flags | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
-            raise DiskRefused(f"{self.name}: cannot be created: {error.strerror}") from None
+            why = error.strerror
+            if isinstance(error, FileNotFoundError):
+                why = f"there is no directory {os.path.dirname(self.name) or '.'}"
+            elif isinstance(error, FileExistsError) and os.path.islink(self.name):
+                why = "it is a symbolic link that leads nowhere"
+            raise DiskRefused(f"{self.name}: cannot be created: {why}") from None
         self.created = True
         return descriptor
 

@@ -135,6 +135,8 @@ async def listen(
         why = getattr(reason, "strerror", None) or str(reason)
         if why == "Cannot acquire lock":  # Twisted's words for a UNIX socket that has an owner
             why = "the socket is in use by another process"
+        if number == errno.EADDRINUSE:
+            why += ": another program listens there"
         if number not in _TRANSIENT:
             raise CannotListen(f"cannot listen on {text}: {why}")
         now = reactor.seconds()

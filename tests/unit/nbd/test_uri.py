@@ -52,13 +52,15 @@ class URITests(SynchronousTestCase):
     def test_bad_URIs_are_refused_with_the_reason_on_one_line(self):
         for bad, words in {
             "": "is not an NBD URI",
-            "disk.img": "is not an NBD URI",
+            "disk.img": "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH is expected",
+            "host:10809": "is not an NBD URI: write nbd://host:10809/",
+            "[::1]:7": "is not an NBD URI: write nbd://[::1]:7/",
             "http://host/": "is not an NBD URI",
             "nbd://": "does not name a host",
             "nbd:///x": "does not name a host",
             "nbd://:10809/x": "does not name a host",
             "nbd://host:0/": "port 0",
-            "nbd://host:65536/": "is not a URI",
+            "nbd://host:65536/": "is not a URI: the port is a number up to 65535",
             "nbd://host:x/": "is not a URI",
             "nbd://[::1/": "is not a URI",
             "nbd://u@host/": "user name",
