@@ -728,7 +728,7 @@ def test_both_ends_print_one_summary_line(processes: Processes, room: Path) -> N
         ), line
 
 
-def test_inspect_says_first_that_a_disk_is_being_migrated(processes: Processes, room: Path) -> None:
+def test_inspect_says_first_that_a_disk_is_being_copied(processes: Processes, room: Path) -> None:
     disk, copy = random_image(room / "disk", MIB), room / "copy"
     receiver = processes.receive(copy, "--size", MIB)
     sender = processes.send(disk, receiver, "--max-rate", "100K")
@@ -738,11 +738,11 @@ def test_inspect_says_first_that_a_disk_is_being_migrated(processes: Processes, 
     def first(*disks: Path) -> str:
         return processes.run(BLOCKMIG, "inspect", *disks).stdout.splitlines()[0]
 
-    assert first(disk) == "canonical (being sent now)"
-    assert first(copy) == "not canonical (being received now)"
-    assert first(disk, copy) == f"canonical: {disk} (being sent and received now)"
+    assert first(disk) == "canonical (being copied now)"
+    assert first(copy) == "not canonical (being copied now)"
+    assert first(disk, copy) == f"canonical: {disk} (being copied now)"
     assert (
-        f"{copy}: not canonical (being received now)"
+        f"{copy}: not canonical (being copied now)"
         in processes.run(BLOCKMIG, "inspect", room).stdout.splitlines()
     )
     said = processes.run(BLOCKMIG, "inspect", copy).stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import ExitStatus
@@ -124,28 +124,26 @@ def _inspect(options: Options) -> int:
         lines += [
             f"now: {state.path} is open in another program: wait, if it is being migrated"
             for state in states
-            if state.in_use and not _migrating(state)
+            if state.in_use and not note
         ]
         lines = [line.replace("\n", "?") for line in lines]
         usage.show("\n".join(lines))
     return ExitStatus.DONE if verdict.certain else ExitStatus.UNCONFIRMED
 
 
-def _migrating(state: DiskState) -> str:
-    """What a program seems to do with the disk at this moment, in a word; "" if nothing."""
+def _is_copied(state: DiskState) -> bool:
+    """Whether a program seems to copy the disk, or into it, at this moment."""
     from ..migration.records.files import Kind  # noqa: PLC0415
 
-    if not state.in_use:
-        return ""
-    if Kind.INCOMPLETE in state.records:
-        return "received"
-    return "sent" if Kind.MIGRATING in state.records else ""
+    return state.in_use and bool({Kind.INCOMPLETE, Kind.MIGRATING} & set(state.records))
 
 
-def _note(states: Iterable[DiskState]) -> str:
-    """What is going on, for the first line: what is found may be otherwise in a moment."""
-    done = [word for state in states if (word := _migrating(state))]
-    return f" (being {' and '.join(dict.fromkeys(done))} now)" if done else ""
+def _note(states: Sequence[DiskState]) -> str:
+    """What is going on, for the first line: what is found may be otherwise in a moment.
+
+    Of two disks both are in use then; a receiver may well wait for its sender.
+    """
+    return " (being copied now)" if all(map(_is_copied, states)) else ""
 
 
 def _as_json(verdict: Verdict, states: list[DiskState]) -> dict[str, object]:
