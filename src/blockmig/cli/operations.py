@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from ..errors import AlreadyDone, ExitStatus, MigrationError, Summary
 from .signals import on_signals
+from .wording import in_options
 
 _log = Logger()
 
@@ -61,10 +62,10 @@ async def report(operation: Operation) -> ExitStatus:
     try:
         summary = await operation.run()
     except AlreadyDone as done:
-        _log.info("{why}", event="already-done", why=str(done))
+        _log.info("{why}", event="already-done", why=in_options(str(done)))
         return done.status
     except MigrationError as error:
-        _log.error("{why}", event="error", why=str(error), status=int(error.status))
+        _log.error("{why}", event="error", why=in_options(str(error)), status=int(error.status))
         return error.status
     except Exception:
         _log.failure("this is a bug of blockmig", event="bug", status=int(ExitStatus.FAILED))

@@ -19,6 +19,7 @@ from getopt import GetoptError, gnu_getopt
 from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeVar
 
 from .. import __version__
+from .wording import in_options
 
 T = TypeVar("T")
 
@@ -189,7 +190,7 @@ def show(text: str) -> None:
     @raise OutputFailed: it cannot be written, for another reason.
     """
     with _to_output():
-        print(text)
+        print(in_options(text))
 
 
 def flush_output() -> None:
@@ -221,7 +222,7 @@ def _discard_output() -> None:
 def complain(what: object) -> None:
     """Print on stderr what is wrong; where nobody reads that, the exit status has to do."""
     with contextlib.suppress(OSError):
-        print(f"blockmig: {what}", file=sys.stderr)
+        print(f"blockmig: {in_options(str(what))}", file=sys.stderr)
 
 
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:

@@ -113,7 +113,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
     def _check_links(self) -> None:
         links = self.links()
         if links == 0:
-            raise DiskRefused(f"{self.name}: was deleted by somebody else: send without --unlink")
+            raise DiskRefused(f"{self.name}: was deleted by somebody else: send with unlink=False")
         if links != 1:
             raise DiskRefused(
                 f"{self.name}: has {links} hard links; deleting one would not retire the disk"

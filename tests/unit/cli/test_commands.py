@@ -265,7 +265,7 @@ class ImportsTests(SynchronousTestCase):
 
     def assert_own(self, loaded, *own):
         """Only these of C{blockmig.cli} are there, beside what every command has."""
-        every = {"main", "commands", "usage", "common", "values", "launch"}
+        every = {"main", "commands", "usage", "common", "values", "launch", "wording"}
         prefix = "blockmig.cli."
         found = {name.removeprefix(prefix) for name in loaded if name.startswith(prefix)}
         self.assertEqual(set(own), found - every)

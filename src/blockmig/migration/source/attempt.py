@@ -286,7 +286,7 @@ class Attempt(ClientHandler):
     def _refused_as_another(self, error: AnotherMigration) -> None:
         """The end of a migration that no receiver has acknowledged; another has begun, and the one
         that knows it may have its address again later."""
-        why = f"{error}: compare --id and --secret at both ends"
+        why = f"{error}: compare id=… and secret=… at both ends"
         if self._context.is_acknowledged:
             self._is_lasting = True
             self._connection.fail(why)
@@ -363,7 +363,7 @@ class Attempt(ClientHandler):
             GaveUp(
                 "the destination has all the data, but does not know FLUSH, so it cannot be known "
                 f"when it is durable; {self._context.disk.name} is untouched and canonical: send "
-                "without --unlink"
+                "with unlink=False"
             )
         )
 

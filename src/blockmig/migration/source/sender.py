@@ -500,7 +500,7 @@ def _source_record(
         )
         if not overwrite:
             if state.record is None:
-                check_data(disk, "--overwrite", system)
+                check_data(disk, "overwrite=True", system)
             else:
                 check_layers(disk, system)
         if state.retired:
