@@ -164,8 +164,8 @@ TABLE: tuple[tuple[str, int, str], ...] = (
     (
         "send disk nbd://127.0.0.1:1/",
         1,
-        "error: cannot connect to the destination: nobody listens on 127.0.0.1:1: start `blockmig "
-        "receive` there first, or is the port wrong?",
+        "error: cannot connect to the destination: nobody listens on 127.0.0.1:1 (connection "
+        "refused): start `blockmig receive` there first, or is the port wrong?",
     ),
     (
         "send disk nbd+unix:///?socket=none",

@@ -34,7 +34,7 @@ def _at_socket(path: str, error: BaseException, number: int | None) -> str:
     if number == errno.ENOENT:
         return f"there is no socket {path}: {_START}"
     if isinstance(error, errors.ConnectionRefusedError):
-        return f"nobody listens on the socket {path}: {_START}"
+        return f"nobody listens on the socket {path} (connection refused): {_START}"
     return f"{path}: {_reason(error, number)}"
 
 
@@ -42,7 +42,7 @@ def _at_host(uri: NBDURI, error: BaseException, number: int | None) -> str:
     host = f"[{uri.host}]" if ":" in uri.host else uri.host
     where = f"{host}:{uri.port}"
     if isinstance(error, errors.ConnectionRefusedError):
-        return f"nobody listens on {where}: {_START}, or is the port wrong?"
+        return f"nobody listens on {where} (connection refused): {_START}, or is the port wrong?"
     if isinstance(error, errors.TimeoutError | errors.TCPTimedOutError):
         return f"{where} does not answer: is the host up, and the port open in its firewall?"
     if number == errno.EINVAL and uri.host.lower().startswith("fe80:") and "%" not in uri.host:

@@ -20,11 +20,11 @@ class DescribeTests(SynchronousTestCase):
             (
                 refused,
                 HOST,
-                "nobody listens on 192.0.2.7:10810: start `blockmig receive` there first, or is "
-                "the port wrong?",
+                "nobody listens on 192.0.2.7:10810 (connection refused): start `blockmig "
+                "receive` there first, or is the port wrong?",
             ),
-            (refused, "nbd://[::1]:7", "nobody listens on [::1]:7: start"),
-            (refused, SOCKET, "nobody listens on the socket /run/s: start `blockmig receive`"),
+            (refused, "nbd://[::1]:7", "nobody listens on [::1]:7 (connection refused): start"),
+            (refused, SOCKET, "nobody listens on the socket /run/s (connection refused): start"),
             (errors.ConnectError(errno.ENOENT), SOCKET, "there is no socket /run/s: start"),
             (errors.ConnectError(errno.EACCES), SOCKET, "/run/s: Permission denied"),
             (
