@@ -497,7 +497,9 @@ def test_a_refused_connection_is_reported_with_status_1(
     start = "start `blockmig receive` there first"
     refused(processes, send_command(disk, NOWHERE), "nobody listens on 127.0.0.1:1", start, "port")
     none = f"nbd+unix:///?socket={room}/none"
-    refused(processes, send_command(disk, none), f"there is no socket {room}/none", start)
+    refused(
+        processes, send_command(disk, none), f"there is no socket {room}/none (No such file", start
+    )
     refused(
         processes,
         send_command(disk, "nbd://does-not-exist.invalid/"),

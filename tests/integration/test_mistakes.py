@@ -170,8 +170,8 @@ TABLE: tuple[tuple[str, int, str], ...] = (
     (
         "send disk nbd+unix:///?socket=none",
         1,
-        "error: cannot connect to the destination: there is no socket none: start `blockmig "
-        "receive` there first",
+        "error: cannot connect to the destination: there is no socket none (No such "
+        "file or directory): start `blockmig receive` there first",
     ),
     (
         "send disk nbd://no-such-host.invalid/",

@@ -25,7 +25,7 @@ class Options(usage.Options):
             "Go on with this copy: its source is gone for good.",
         ),
         (
-            "blockmig accept /dev/vg0/web --i-have-checked-the-source --state-dir /srv/state",
+            "blockmig accept /dev/vg0/web --i-have-checked-the-source --state-dir /srv/it",
             "The same for a device whose records are kept in another directory.",
         ),
     )

@@ -37,11 +37,11 @@ class Options(usage.Options):
     )
     examples = (
         (
-            "blockmig mirror --control /run/web.control --then relay --wait nbd://192.0.2.7:10809/",
+            "blockmig mirror --control web.control --then relay --wait nbd://192.0.2.7/",
             "Move the disk, show the progress, and relay its clients to the server there.",
         ),
         (
-            "blockmig mirror --control /run/web.control --max-rate 50M --unlink nbd://192.0.2.7/",
+            "blockmig mirror --control web.control --max-rate 50M --unlink nbd://192.0.2.7/",
             "Begin to move it at 50 MiB/s at most, and return; delete the source at the end.",
         ),
     )

@@ -34,9 +34,9 @@ class Options(usage.Options):
             "Make web.img, and wait for the disk at that address of this host.",
         ),
         (
-            "blockmig receive /dev/vg0/web --listen 0.0.0.0:10809 --id web-7 --give-up-after 3600",
-            "Receive into a device, from the sender with that ID only; end after an hour in which "
-            "nothing happens.",
+            "blockmig receive /dev/vg0/web --listen 0.0.0.0:10809 --id web-7",
+            "Receive into a device, at every address of this host, from the sender with that ID "
+            "only.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)

@@ -38,8 +38,8 @@ class Options(usage.Options):
             "Send the disk to a receiver, and mark it as migrated at the end.",
         ),
         (
-            "blockmig send --unlink --max-rate 100M web.img 'nbd+unix:///?socket=/run/tunnel.sock'",
-            "Send it through a local socket at 100 MiB/s at most, and delete it at the end.",
+            "blockmig send --unlink web.img 'nbd+unix:///?socket=/run/tunnel.sock'",
+            "Send it through a local socket, and delete it at the end.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)

@@ -27,13 +27,13 @@ class Options(usage.Options):
     )
     examples = (
         (
-            "blockmig serve web.img --listen unix:/run/web.sock --control /run/web.control",
+            "blockmig serve web.img --listen unix:/run/web.sock --control web.control",
             "Serve to a virtual machine on this host (nbd+unix:///?socket=/run/web.sock), ready "
             "for `blockmig mirror`.",
         ),
         (
-            "blockmig serve /dev/vg0/web --read-only --listen 192.0.2.7:10809 --listen 10809",
-            "Serve a device at an address of this host, and to clients on it.",
+            "blockmig serve /dev/vg0/web -r --listen 192.0.2.7:10809 --listen 10809",
+            "Serve a device read-only, at an address of this host, and to clients on it.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)

@@ -32,7 +32,7 @@ def describe_failed_connect(error: BaseException, uri: str) -> str:
 
 def _at_socket(path: str, error: BaseException, number: int | None) -> str:
     if number == errno.ENOENT:
-        return f"there is no socket {path}: {_START}"
+        return f"there is no socket {path} ({os.strerror(errno.ENOENT)}): {_START}"
     if isinstance(error, errors.ConnectionRefusedError):
         return f"nobody listens on the socket {path} (connection refused): {_START}"
     return f"{path}: {_reason(error, number)}"

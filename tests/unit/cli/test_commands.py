@@ -188,6 +188,7 @@ class OptionsTests(SynchronousTestCase):
             text = command.load().Options().getUsage(60)
             for line, purpose in examples:
                 self.assertIn(f"\n  {line}\n      {purpose[:20]}", text)
+                self.assertLess(len(line), 79)
                 program, *arguments = shlex.split(line)
                 self.assertEqual("blockmig", program)
                 self.assertIs(command, parse(arguments)[0])

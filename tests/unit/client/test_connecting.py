@@ -25,7 +25,11 @@ class DescribeTests(SynchronousTestCase):
             ),
             (refused, "nbd://[::1]:7", "nobody listens on [::1]:7 (connection refused): start"),
             (refused, SOCKET, "nobody listens on the socket /run/s (connection refused): start"),
-            (errors.ConnectError(errno.ENOENT), SOCKET, "there is no socket /run/s: start"),
+            (
+                errors.ConnectError(errno.ENOENT),
+                SOCKET,
+                "there is no socket /run/s (No such file or directory): start",
+            ),
             (errors.ConnectError(errno.EACCES), SOCKET, "/run/s: Permission denied"),
             (
                 errors.DNSLookupError("no results for hostname lookup: h.example"),
