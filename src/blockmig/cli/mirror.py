@@ -32,8 +32,8 @@ class Options(usage.Options):
         "is sent, and the source is retired: deleted (--unlink), or marked as migrated.\n\n"
         "Without --wait the command returns as soon as the destination has accepted the migration. "
         "`blockmig status` shows the progress, `blockmig rate` changes the rate limit, and "
-        "`blockmig break` cancels the mirror. With --wait, SIGINT (Ctrl-C) or SIGTERM ends only "
-        "the waiting, with status 4; the mirror goes on."
+        "`blockmig break` cancels the mirror. With --wait, SIGINT (Ctrl-C), SIGTERM or SIGHUP "
+        "ends only the waiting, with status 4; the mirror goes on."
     )
     examples = (
         (
