@@ -26,6 +26,16 @@ class Options(usage.Options):
         "Show what a running `blockmig serve` or `blockmig receive` is doing. The exit status is "
         "1 if nothing answers on the control socket."
     )
+    examples = (
+        (
+            "blockmig status --control /run/web.control",
+            "How far the mirror is, and who is connected.",
+        ),
+        (
+            "blockmig status --control /run/web.control --json",
+            "The same for scripts.",
+        ),
+    )
     statuses = (0, 1)
     optFlags: ClassVar[tuple[Flag, ...]] = (common.JSON,)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
@@ -43,7 +53,7 @@ def run(options: Options) -> int:
         if not isinstance(status, dict):
             raise ControlError(f"the answer on {options['control']} is not a status")
     except ControlError as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return ExitStatus.REFUSED
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a file name need not be UTF-8
@@ -96,7 +106,10 @@ def _migration(migration: dict[str, Any], size: float | None) -> list[str]:
     of_the_disk = "" if size is None else f" of {format_bytes(size)}"
     line = _joined(
         _phrase(migration, "attempts", "attempt {:.0f}"),
+        _percent(migration, "covered", size),
         _phrase(migration, "covered", f"{{}}{of_the_disk} covered", format_bytes),
+        _phrase(migration, "rate", "at {}/s", format_bytes),
+        _phrase(migration, "expected_end", "expected to end in {}", format_duration),
         f"from {_text(migration, 'source')}" if migration.get("source") else "",
     )
     return [f"migration: {line}"] if line else []
@@ -185,6 +198,12 @@ def _phrase(
     """C{words} with the number of that name in them; "" if there is none."""
     value = _number(fields, name)
     return "" if value is None else words.format(spell(value))
+
+
+def _percent(fields: dict[str, Any], name: str, size: float | None) -> str:
+    """How much of the disk that is, never 100 % before all of it is done; "" if not known."""
+    done = _number(fields, name)
+    return f"{int(1000 * done / size) / 10:.1f}%" if done is not None and size else ""
 
 
 def _joined(*parts: str) -> str:

@@ -49,7 +49,13 @@ class StatusTextTests(SynchronousTestCase):
                 "listening": ["nbd://127.0.0.1:10809/"],
                 "clients": [client, client | {"address": "a UNIX socket"}],
                 "totals": {"connections": 7, **counters},
-                "migration": {"attempts": 2, "covered": 2**20, "source": "h:/s"},
+                "migration": {
+                    "attempts": 2,
+                    "covered": 273_804_165,
+                    "rate": 2**21,
+                    "expected_end": 381.4,
+                    "source": "h:/s",
+                },
                 "later": {"more": 1},
             }
         )
@@ -59,7 +65,8 @@ class StatusTextTests(SynchronousTestCase):
                 "pid 7, up 1 min 1 s, blockmig 0.1.0",
                 "listening on nbd://127.0.0.1:10809/",
                 "total: 7 connections, 5 reads (20 KiB), 6 writes (0 bytes), 2 other requests",
-                "migration: attempt 2, 1 MiB of 1 GiB covered, from h:/s",
+                "migration: attempt 2, 25.4%, 261.1 MiB of 1 GiB covered, at 2 MiB/s, "
+                "expected to end in 6 min 21 s, from h:/s",
                 "",
                 "client          connected  reads    read  writes  written  other",
                 "127.0.0.1:4711      3.2 s      5  20 KiB       6  0 bytes      2",

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ...storage import Segment
+
+
+class Phase(StrEnum):
+    """What the source does, in words."""
+
+    CONNECTING = "connecting"
+    WAITING = "waiting to try again"
+    COPYING = "copying"
+    FLUSHING = "making the copy durable"
+    CONFIRMING = "checking the copy"
+    RETIRING = "retiring the source"
+    ENDING = "telling the destination"
+    DONE = "done"
 
 
 @dataclass(slots=True)
@@ -21,6 +35,8 @@ class Progress:
     @ivar seconds: returns the time.
     @ivar began: when the first attempt did, by that clock; None before.
     @ivar latest: when the last progress was made.
+    @ivar phase: what is being done.
+    @ivar forecast: seconds until the end, where whoever updates this can tell; None where not.
     """
 
     total: int
@@ -32,6 +48,8 @@ class Progress:
     seconds: Callable[[], float] = field(default=lambda: 0.0, repr=False)
     began: float | None = None
     latest: float = 0.0
+    phase: str = Phase.CONNECTING
+    forecast: float | None = None
 
     @property
     def done(self) -> int:

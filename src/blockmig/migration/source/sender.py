@@ -35,7 +35,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...claims import Claims, check_unclaimed
-from ...client import ClientFactory, ClientFailed, Destination
+from ...client import ClientFactory, ClientFailed, Destination, describe_failed_connect
 from ...errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
 from ...lives import Life
@@ -56,7 +56,7 @@ from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
-from .progress import Progress
+from .progress import Phase, Progress
 from .record import SourceRecord
 from .retirement import DeletingRetirement, Retirement, unlinkable
 from .watch import Presence, SourceWatch, last_write
@@ -315,6 +315,7 @@ class Sender:
             attempt, latest = self.progress.attempt, self.progress.latest
             outcome = await self._attempt()
             if isinstance(outcome, Completed):
+                self.progress.phase = Phase.DONE
                 summary = self._summary()
                 await record_complete(self._threads, self.source)
                 return summary
@@ -361,8 +362,8 @@ class Sender:
             opening.drop("it could not connect")
             if self._stopped is not None:
                 raise self._stopped from None
-            why = f"cannot connect to the destination: {describe_error(error)}"
-            return Dropped(why, reached=False)
+            why = describe_failed_connect(error, self._context.destination.uri)
+            return Dropped(f"cannot connect to the destination: {why}", reached=False)
         try:
             return await result
         except CancelledError:
@@ -382,7 +383,9 @@ class Sender:
                 delay=delay,
                 attempt=self.progress.attempt,
             )
+        self.progress.phase = Phase.WAITING
         await deferLater(self._reactor, delay)
+        self.progress.phase = Phase.CONNECTING
 
     def _summary(self) -> Summary:
         progress = self.progress
@@ -528,7 +531,7 @@ def _source_record(
         )
         if not overwrite:
             if state.record is None:
-                check_data(disk, "--overwrite", system)
+                check_data(disk, "overwrite=True", system)
             else:
                 check_layers(disk, system)
         if state.retired:

@@ -166,7 +166,7 @@ class OffersTests(SenderCase):
     def test_unlink_is_refused_where_no_flush_is_offered(self):
         self.export = Export("", SIZE, ALL & ~Flag.SEND_FLUSH)
         self.send(unlink=True)
-        self.assertIn("--unlink", self.failure(Refused))
+        self.assertIn("unlink=False", self.failure(Refused))
         self.assertFalse(self.disk.unlinked)
         self.assertEqual([], self.servers[0].requests)
 
