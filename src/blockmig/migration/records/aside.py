@@ -19,7 +19,7 @@ by its mark.
 from __future__ import annotations
 
 from ...storage import aside_path, is_device_identity, same_disk
-from .files import BadRecord, Kind, Record, Records, is_about
+from .files import Kind, Record, Records, is_about, read_all
 from .finished import FINISHED, finished_of
 
 
@@ -37,7 +37,7 @@ def records_of_another(records: Records, identity: str) -> dict[Kind, Record]:
     """
     if not is_device_identity(identity):
         return {}
-    found = _all(records)
+    found = _understood(records)
     return {kind: found[kind] for kind in found if is_about_another(found[kind], identity)}
 
 
@@ -74,20 +74,19 @@ def _least_first(found: dict[Kind, Record]) -> list[Kind]:
 def _earlier(records: Records, record: Record) -> Records | None:
     """Where other records of the same device were set aside before, under the same name."""
     for other in records.aside():
-        for found in _all(other).values():
+        for found in _understood(other).values():
             if same_disk(found.identity, found.boot, record.identity, record.boot):
                 return other
     return None
 
 
-def _all(records: Records) -> dict[Kind, Record]:
-    """The records that can be understood; of others nothing is known."""
-    found = {}
-    for kind in Kind:
-        try:
-            record = records.read(kind)
-        except BadRecord:
-            continue
-        if record is not None:
-            found[kind] = record
-    return found
+def _understood(records: Records) -> dict[Kind, Record]:
+    """The records that can be understood; of others nothing is known.
+
+    @raise OSError: one cannot be read.
+    """
+    good, bad = read_all(records)
+    for error in bad.values():
+        if isinstance(error, OSError):
+            raise error
+    return good

@@ -280,6 +280,24 @@ def records_at(
     return Records(found, system, "" if beside else os.path.abspath(path))
 
 
+def read_all(records: Records) -> tuple[dict[Kind, Record], dict[Kind, BadRecord | OSError]]:
+    """Read all records of a disk.
+
+    @return: those that can be understood, and why others cannot.
+    """
+    good: dict[Kind, Record] = {}
+    bad: dict[Kind, BadRecord | OSError] = {}
+    for kind in Kind:
+        try:
+            record = records.read(kind)
+        except (BadRecord, OSError) as error:
+            bad[kind] = error
+        else:
+            if record is not None:
+                good[kind] = record
+    return good, bad
+
+
 class Records:
     """The records of one disk.
 
