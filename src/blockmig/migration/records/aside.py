@@ -9,7 +9,8 @@ Rules (design, section 2: R7, R10, R11):
 * only what is certainly about another device is set aside, and nothing is lost by it: the records
   are renamed, and found by their device (`storage.record_paths`);
 * what counts least goes first, so that what is left under the name is right at each moment;
-* all records of one device go to one name;
+* all records of one device go to one name. Where that was interrupted, whoever looks for records
+  next finishes it (`storage.record_paths`), so that they are read together or not at all;
 * the ids that were used under a name stay used there (`finished`).
 
 Files need none of this: their records are beside their name, and a file that was renamed is known
@@ -61,11 +62,12 @@ def set_aside(records: Records, identity: str) -> Records | None:
 
 def _least_first(found: dict[Kind, Record]) -> list[Kind]:
     """The kinds, in the order in which they can go: the one that decides goes last."""
-    latest = finished_of(found).latest
+    finished = finished_of(found)
+    last = [kind for kind in FINISHED if found.get(kind) is finished.latest]
     order = [
-        Kind.MIGRATING,
-        *(kind for kind in FINISHED if found.get(kind) is not latest),
-        *(kind for kind in FINISHED if found.get(kind) is latest),
+        *(kind for kind in FINISHED if kind not in last),
+        # Of a disk that is gone MIGRATED decides, otherwise what has begun since it came.
+        *((Kind.MIGRATING, *last) if finished.went is not None else (*last, Kind.MIGRATING)),
         Kind.INCOMPLETE,
     ]
     return [kind for kind in order if kind in found]

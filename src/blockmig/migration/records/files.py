@@ -468,10 +468,13 @@ class Records:
     def move(self, kind: Kind, other: Records) -> None:
         """I{Slow.} Give a record another name in the same directory, durably.
 
+        It may have it already: somebody else has done that meanwhile.
+
         @raise OSError: it may have either.
         """
         with self._lock:
-            self._system.rename(self.name(kind), other.name(kind))
+            with contextlib.suppress(FileNotFoundError):
+                self._system.rename(self.name(kind), other.name(kind))
             self._sync()
 
     def _sync(self) -> None:
