@@ -19,7 +19,16 @@ from pathlib import Path
 import pytest
 from tests.support import wire
 from tests.support.disks import MIB, digest, random_image, sparse_image
-from tests.support.processes import ANY_PORT, BLOCKMIG, TWIST, TWISTD, Processes, Running, until
+from tests.support.processes import (
+    ANY_PORT,
+    BLOCKMIG,
+    ITS_OWN,
+    TWIST,
+    TWISTD,
+    Processes,
+    Running,
+    until,
+)
 
 NOWHERE = "nbd://127.0.0.1:1/"
 
@@ -416,6 +425,23 @@ def test_an_address_that_is_added_later_is_listened_on(processes: Processes, roo
         assert processes.send(source, uri).wait() == 0
         assert receiver.wait(10) == 0
     assert receiver.events("exposed"), "it could be reached from elsewhere, and must say so"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_after_the_end_does_not_change_the_status(
+    processes: Processes, room: Path, number: int
+) -> None:
+    """A process that has done its work takes a while to exit."""
+    source = random_image(room / "source", MIB)
+    ended = processes.run(
+        *ITS_OWN,
+        f"import atexit, os; atexit.register(os.kill, os.getpid(), {int(number)}); "
+        "from blockmig.cli.main import main; import sys; main(sys.argv[1:])",
+        "send",
+        source,
+        NOWHERE,
+    )
+    assert ended.status == 1, ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ..errors import AlreadyDone, ExitStatus, MigrationError, Summary
-from .signals import on_signals
+from .signals import hold_signals, on_signals
 from .wording import in_options
 
 _log = Logger()
@@ -49,6 +49,7 @@ def run_operation(
         Deferred.fromCoroutine(coroutine).addCallback(end)
 
     def end(result: int) -> None:
+        hold_signals()
         status.append(int(result))
         reactor.stop()
 

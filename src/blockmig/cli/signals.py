@@ -34,3 +34,11 @@ def on_signals(reactor: Any, stop: Callable[[str], None], *, survives_hangup: bo
         signal.signal(number, signalled)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, hung_up if survives_hangup else signalled)
+
+
+def hold_signals() -> None:
+    """Have no signal change the exit status any more, which is known.
+
+    Twisted puts the former handlers back when its reactor ends, and then a process takes a while.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))

@@ -23,7 +23,7 @@ from .logs import line_writer, observer_for
 from .operations import Operation, report
 from .receive_operation import ReceiveOperation
 from .serve_operation import ServeOperation
-from .signals import on_signals
+from .signals import hold_signals, on_signals
 from .systemd import initial_environment, is_activated, keep_activation
 from .usage import Options as CommandOptions
 from .usage import UsageError, display
@@ -123,6 +123,7 @@ class OperationService(Service):
         Deferred.fromCoroutine(report(self._operation)).addCallback(self._end)
 
     def _end(self, result: int) -> None:
+        hold_signals()
         atexit.register(_exit, int(result))
         self._ended.callback(None)
         if not self._stopping:

@@ -43,6 +43,7 @@ class ServiceTests(SynchronousTestCase):
         self.reactor = Reactor()
         self.patch(tap, "ReceiveOperation", Operation)
         self.patch(tap, "on_signals", lambda *_, **__: None)
+        self.patch(tap, "hold_signals", lambda: None)
         self.patch(tap.atexit, "register", lambda function, status: self.exits.append(status))
         self.service = tap.OperationService({"log-format": "text"}, self.reactor)
         self.service.startService()
