@@ -16,6 +16,12 @@ THREE = Scenario("three migrations under a supervisor", faults=0)
 SECOND = Scenario("another disk to the same place", faults=0)
 
 AGAIN = Scenario("once more", unlink=False, faults=0)
+STOPPED = Scenario(
+    "once more, and the first command meets a new receiver",
+    unlink=False,
+    faults=2,
+    kinds=frozenset({"crash"}),
+)
 
 
 def forget_early(memory: Memory) -> Memory:
@@ -181,6 +187,12 @@ MUTATIONS = [
         AGAIN,
     ),
     Variant(
+        "the first command begins another migration where the second was stopped",
+        "R1",
+        without("again: the retired disk is still what MIGRATED says"),
+        STOPPED,
+    ),
+    Variant(
         "MIGRATED removed when the disk is sent once more, before it is retired anew",
         "R1",
         forget_early,
@@ -220,6 +232,13 @@ MUTATIONS = [
 ]
 
 REDUNDANT = [
+    Variant(
+        "the first command, run to its end, removes the record of the second: that begins anew, "
+        "and its copy is nobody else's",
+        "",
+        without("again: to finish the first migration leaves the record of the second"),
+        STOPPED,
+    ),
     Variant(
         "the first byte before finished records are gone: INCOMPLETE decides",
         "",
