@@ -370,7 +370,10 @@ class SourceRecord:
         @raise OSError: that could not be recorded, and another run is to do so.
         """
         records = self._records
-        if records is None or not self._is_ours():
+        if records is None:
+            return
+        ours = self._is_ours()
+        if not ours and not self._is_before_another():
             return
         record = self.record
         record = record.but(retired=record.retired or record.told or timestamp())
@@ -382,7 +385,17 @@ class SourceRecord:
         if mark is None or mark.but(changed="") != record.but(changed=""):
             records.write(Kind.MIGRATED, record)
         gone = [Kind.MIGRATING, Kind.ACCEPTED] if record.unlink else [Kind.MIGRATING]
-        records.remove_existing(*gone)
+        if ours:
+            records.remove_existing(*gone)
+
+    def _is_before_another(self) -> bool:
+        """I{Slow.} Whether MIGRATED is of this migration, though MIGRATING is of a later one: the
+        record of that stays."""
+        try:
+            mark = self._records.read(Kind.MIGRATED) if self._records is not None else None
+        except BadRecord:
+            return False
+        return mark is not None and mark.migration == self.record.migration
 
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.

@@ -462,8 +462,10 @@ class SourceTests(Case):
     def test_the_permission_to_send_a_retired_disk_again_is_for_one_migration(self):
         begun = COPYING.but(id="b", follows=TWO, ids=("a",))
         self.stand(migrating=begun, migrated=MARK.but(migration=TWO, id="a"))
-        for id in ("", "b"):
-            self.assertEqual(begun, self.found(id=id).record)
+        self.assertEqual(begun, self.found(id="b").record)
+        # The first command, to the same place: it had no id, or another one.
+        for id in ("", "a"):
+            self.refused("was migrated to", source_state, SAME, URI, id=id)
         found = self.found(overwrite=True, id="c")
         self.assertEqual(SourceState(instead_of=ONE), found)
         self.refused("--overwrite", source_state, SAME, URI, id="c")

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Records
+from blockmig.migration.records.finished import read_finished
 from blockmig.migration.records.permitted import SourceState, source_state
 from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
@@ -402,12 +403,29 @@ class LaterTests(Case):
     def test_a_retired_disk_that_is_sent_again_is_not_called_canonical(self):
         self.assertEqual("the canonical copy", self.make().standing)
         second = self.marked()
-        for source in (second, self.make(source_state(self.records, second.record.identity, URI))):
+        about = self.records, second.record.identity, URI
+        for source in (second, self.make(source_state(*about, id=second.record.id))):
             self.assertIn("retired, since it was migrated to", source.standing)
         # A tombstone is about another disk.
         self.records.write(Kind.MIGRATED, self.before.but(unlink=True))
         found = source_state(self.records, second.record.identity, URI)
         self.assertEqual("the canonical copy", self.make(found).standing)
+
+    def test_the_first_migration_is_finished_beside_the_record_of_the_second(self):
+        """Its end was not seen, and the second was stopped: that stays as it is."""
+        second = self.marked()
+        second.abandon()
+        left = self.migrating()
+        unseen = self.before.but(confirmed="", told="then", side_export=True)
+        unseen = self.records.write(Kind.MIGRATED, unseen)
+        state = SourceState(unseen, retired=True, finished=read_finished(self.records))
+        first = SourceRecord.finishing(self.records, state)
+        first.complete(seen=False)
+        self.assertEqual((unseen, left), (self.migrated(), self.migrating()))
+        first.complete()
+        self.assertTrue(self.migrated().confirmed)
+        self.assertEqual(unseen.migration, self.migrated().migration)
+        self.assertEqual(left, self.migrating())
 
     def test_what_was_received_is_named_when_it_goes_on(self):
         received = self.make().record.but(migration=ONE, id="one", confirmed="then")
@@ -422,7 +440,8 @@ class LaterTests(Case):
 
     def test_what_goes_before_stays_named_in_a_later_run(self):
         second = self.marked()
-        third = self.make(source_state(self.records, second.record.identity, URI))
+        about = self.records, second.record.identity, URI
+        third = self.make(source_state(*about, id=second.record.id))
         third.copying(2, PLACE, True)
         found = self.migrating()
         self.assertEqual((second.record.migration, ("one",)), (found.migration, found.ids))
