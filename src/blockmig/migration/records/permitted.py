@@ -19,6 +19,7 @@ Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -103,15 +104,20 @@ def check_finished(
     """Check what is finished at a destination, before its disk is opened, made or locked.
 
     An INCOMPLETE beside the RECEIVED of the same migration is removed: that one is complete. Where
-    a migration is under way nothing is checked yet.
+    a migration is under way nothing else is checked yet than whether this one was received: a
+    migration onward that has retired nothing does not undo that.
 
     @param look: looks what is there now; called only if that matters.
     @raise AlreadyDone: see L{destination_record}.
     @raise Refused: the same.
     """
-    incomplete = _settle(records)
-    if incomplete is None and _read(records, Kind.MIGRATING) is None:
+    if _settle(records) is not None:
+        return
+    migrating = _read(records, Kind.MIGRATING)
+    if migrating is None:
         _check_received(records, look, overwrite, id)
+    else:
+        _check_arrived(records, migrating, look, overwrite, id)
 
 
 def _check_destination(
@@ -123,6 +129,8 @@ def _check_destination(
         _check_continues(records, incomplete, overwrite, id)
         return
     migrating = _read(records, Kind.MIGRATING)
+    if migrating is not None:
+        _check_arrived(records, migrating, look, overwrite, id)
     if migrating is not None and not (
         overwrite and migrating.phase == Phase.COPYING and not migrating.whole
     ):
@@ -139,6 +147,22 @@ def _check_received(
     finished = _read_finished(records, overwrite and bool(id))
     present = look() if finished.latest is not None else Present()
     check_received(records, finished, present, overwrite=overwrite, id=id)
+
+
+def _check_arrived(
+    records: Records, migrating: Record, look: Callable[[], Present], overwrite: bool, id: str
+) -> None:
+    """Check whether the disk was received already, although it has begun to go on from here.
+
+    @param migrating: the record of that.
+    @raise AlreadyDone: it was, and is there, and was not retired.
+    """
+    if migrating.phase != Phase.COPYING:
+        return
+    finished = _read_finished(records, overwrite and bool(id))
+    if finished.received is not None and finished.latest is finished.received:
+        with contextlib.suppress(Refused):
+            check_received(records, finished, look(), overwrite=overwrite, id=id)
 
 
 def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: str) -> None:
