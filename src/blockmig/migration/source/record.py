@@ -105,6 +105,7 @@ class SourceRecord:
             place=before.place if before is not None else "",
             follows=before.follows if before is not None else "",
             ids=before.ids if before is not None else (),
+            sent_again=kept,
         )
         self.record = record if before is not None else state.finished.precede(record)
 

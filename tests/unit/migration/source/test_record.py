@@ -10,6 +10,8 @@ import uuid
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import Refused
+from blockmig.migration.handoff.channel import sender_message
+from blockmig.migration.handoff.message import HandoffPhase, decode_message
 from blockmig.migration.records.files import Kind, Location, Phase, Records
 from blockmig.migration.records.finished import read_finished
 from blockmig.migration.records.permitted import SourceState, source_state
@@ -426,6 +428,20 @@ class LaterTests(Case):
         self.assertTrue(self.migrated().confirmed)
         self.assertEqual(unseen.migration, self.migrated().migration)
         self.assertEqual(left, self.migrating())
+
+    def test_the_destination_is_told_that_a_disk_is_sent_again(self):
+        def said(source):
+            message = sender_message(HandoffPhase.COPIED, source.record, 7)
+            return decode_message(message.encode()).sent_again, source.record.sent_again
+
+        self.assertEqual((False, False), said(self.make()))
+        second = self.marked()
+        about = self.records, second.record.identity, URI
+        for source in (second, self.make(source_state(*about, id=second.record.id))):
+            self.assertEqual((True, True), said(source))
+        # A tombstone is about another disk.
+        self.records.write(Kind.MIGRATED, self.before.but(unlink=True))
+        self.assertEqual((False, False), said(self.make(source_state(*about, id="two"))))
 
     def test_what_was_received_is_named_when_it_goes_on(self):
         received = self.make().record.but(migration=ONE, id="one", confirmed="then")
