@@ -78,6 +78,7 @@ class SourceRecord:
         went = state.finished.went
         kept = went is not None and not went.unlink and is_about(went, identity) is not False
         self._went = went if kept else None
+        self._is_second = went is not None
         self._records = records
         self._previous = before
         self._on_disk = before  # as last written, or found
@@ -192,8 +193,17 @@ class SourceRecord:
         receiver = self.receiver
         if self._records is None or receiver is None:
             return ""
-        elsewhere = "" if self.may_be_copied else ", or send it elsewhere to begin another"
+        elsewhere = (
+            "" if self.may_be_copied else f", or send it elsewhere{self._with} to begin another"
+        )
         return f"its migration to {receiver} goes on with the same command{elsewhere}"
+
+    @property
+    def _with(self) -> str:
+        """What another migration needs, because of what was finished here."""
+        if self._went is not None:
+            return ", with --overwrite and a new --id,"
+        return ", with a new --id," if self._is_second else ""
 
     @property
     def receiver(self) -> Location | None:

@@ -111,7 +111,9 @@ class FormTests(SynchronousTestCase):
         record = decode_record(OF_0_1, Kind.MIGRATING, "x")
         self.assertEqual((Phase.COPIED, 5000), (record.phase, record.size))
         self.assertEqual(Location("there", "/d", "nbd://there/x"), record.destination)
-        self.assertEqual(("", "", "", "", (), "", False), tuple(getattr(record, name) for name in NEW))
+        self.assertEqual(
+            ("", "", "", "", (), "", False), tuple(getattr(record, name) for name in NEW)
+        )
 
     def test_what_every_version_has_may_not_be_missing(self):
         for name in json.loads(OF_0_1):

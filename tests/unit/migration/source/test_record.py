@@ -443,6 +443,25 @@ class LaterTests(Case):
         self.records.write(Kind.MIGRATED, self.before.but(unlink=True))
         self.assertEqual((False, False), said(self.make(source_state(*about, id="two"))))
 
+    def test_what_is_advised_after_a_stop_is_permitted(self):
+        """Another migration of a retired disk needs what this one needed."""
+        plain = self.make()
+        plain.copying(1, PLACE, True)
+        self.assertIn("or send it elsewhere to begin another", plain.goes_on)
+        self.records.remove(*Kind)
+        second = self.marked()
+        self.assertIn("goes on with the same command", second.goes_on)
+        self.assertIn("elsewhere, with --overwrite and a new --id,", second.goes_on)
+        about = self.records, second.record.identity, "nbd://z/"
+        self.assertRaises(Refused, source_state, *about, size=5000)
+        self.assertRaises(Refused, source_state, *about, size=5000, id="new")
+        self.assertIsNone(source_state(*about, size=5000, overwrite=True, id="new").record)
+        self.records.remove(*Kind)
+        another = self.marked(unlink=True)
+        self.assertIn("elsewhere, with a new --id,", another.goes_on)
+        self.assertRaises(Refused, source_state, *about, size=5000)
+        self.assertIsNone(source_state(*about, size=5000, id="new").record)
+
     def test_what_was_received_is_named_when_it_goes_on(self):
         received = self.make().record.but(migration=ONE, id="one", confirmed="then")
         self.records.write(Kind.RECEIVED, received)
