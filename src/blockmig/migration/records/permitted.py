@@ -312,7 +312,14 @@ def source_state(
     if went is not None:
         there = _present(identity, size, went, written)
         unseen = check_migrated(
-            records, finished, there, destination, unlink=unlink, overwrite=overwrite, id=id
+            records,
+            finished,
+            there,
+            destination,
+            unlink=unlink,
+            overwrite=overwrite,
+            id=id,
+            begun=migrating is not None,
         )
         if unseen is not None:
             return SourceState(unseen, retired=True, finished=finished)

@@ -496,7 +496,8 @@ class SourceTests(Case):
         self.assertEqual(begun, self.found(id="b").record)
         # The first command, to the same place: it had no id, or another one.
         for id in ("", "a"):
-            self.refused("was migrated to", source_state, SAME, URI, id=id)
+            words = ("was migrated to", "disk.MIGRATING away, then blockmig forget")
+            self.refused(words, source_state, SAME, URI, id=id)
         found = self.found(overwrite=True, id="c")
         self.assertEqual(SourceState(instead_of=ONE), found)
         self.refused("--overwrite", source_state, SAME, URI, id="c")
