@@ -71,7 +71,7 @@ class Options(usage.Options):
         ),
         Parameter(
             "converge",
-            "What to do while clients write faster than their writes can be sent: wait until they "
+            "What to do while clients write too fast for their writes to be sent: wait until they "
             "write less, throttle their writes, or abort the mirror.",
             one_of("wait", "throttle", "abort"),
             "wait",
@@ -91,6 +91,7 @@ class Options(usage.Options):
             metavar="URI",
             default_text="that of the destination",
         ),
+        common.LINGER._replace(default=None, default_text="the server's own --linger"),
         common.CONTROL_SOCKET,
         common.PROGRESS,
         common.LOG_FORMAT,
@@ -111,6 +112,8 @@ class Options(usage.Options):
         common.check_control(self)
         if self["wait"] and self["no-wait"]:
             raise usage.UsageError("--wait and --no-wait contradict each other")
+        if self["linger"] is not None and self["then"] != "relay":
+            raise usage.UsageError("--linger is only for --then relay")
         if self["relay-to"] is not None:
             if self["then"] != "relay":
                 raise usage.UsageError("--relay-to is only for --then relay")

@@ -182,6 +182,7 @@ class _MirrorView:
         self._display = display
         self._reactor = reactor
         self._progress: Progress | None = None
+        self._data_left: int | None = None
         self._change_log = _ChangeLog()
 
     @property
@@ -202,6 +203,7 @@ class _MirrorView:
         if size is not None and rest is not None:
             done = max(0, size - rest)
             zeroes = min(integer_field(mirror, "zeroes") or 0, done)
+            self._data_left = integer_field(mirror, "data_left")
             self.show(size, done - zeroes, zeroes, attempts)
         self._change_log.update(mirror, attempts)
 
@@ -209,6 +211,8 @@ class _MirrorView:
         """Show the progress; all but C{attempt} are bytes."""
         progress = self._progress or Progress(total)
         progress.data, progress.zeroes, progress.attempt = data, zeroes, attempt
+        left = self._data_left if progress.done < total else 0
+        progress.remaining = None if left is None else lambda: left
         if self._progress is None:
             self._progress = progress
             self._display.start(progress, self._reactor)
@@ -231,7 +235,10 @@ class _ChangeLog:
         error = mirror.get("last_error")
         over = mirror.get("state") in ("complete", "failed", "broken")
         if isinstance(error, str) and error not in ("", self._last_error) and not over:
-            _log.warn("{why}", event="restart", why=printable(error))
+            why = printable(error)
+            if isinstance(cause := mirror.get("cause"), str) and cause:
+                why += f"; before that: {printable(cause)}"
+            _log.warn("{why}", event="restart", why=why)
             self._last_error = error
         if attempts > self._attempts:
             _log.info("attempt {number} began", event="attempt", number=attempts)
@@ -239,7 +246,7 @@ class _ChangeLog:
         converging = mirror.get("converging") is not False
         if self._converging and not converging:
             _log.warn(
-                "clients write faster than their writes can be sent: the mirror cannot complete "
+                "clients write too fast for their writes to be sent: the mirror cannot complete "
                 "like this (--converge is {converge})",
                 event="not-converging",
                 converge=printable(mirror.get("converge", "?")),

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from twisted.internet.task import LoopingCall
 
 from ..migration.source.progress import Progress
 from .logs import Write, line_writer, nonblocking_writer
+
+_LATELY: Final = 10.0
+"""Seconds of which the rate is taken."""
+_UNKNOWN: Final = "--:--"
 
 
 class Display(Protocol):
@@ -89,6 +94,7 @@ class JSONDisplay(_PeriodicDisplay):
             "total": progress.total,
             "data": progress.data,
             "zeroes": progress.zeroes,
+            "data_left": progress.data_left,
             "rate": max(0, round(rate)),
             "seconds": round(seconds, 3),
         }
@@ -118,6 +124,28 @@ class _NonblockingStderr:
         return 2
 
 
+class TimeLeft:
+    """Estimates the time that is left: the data that is left by the rate of the data lately.
+
+    Holes are in neither, since they take no time.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def seconds(self, now: float, progress: Progress) -> float | None:
+        """To be called often; None as long as that is not known."""
+        if self._seen and progress.data < self._seen[-1][1]:
+            self._seen.clear()  # another attempt
+        self._seen.append((now, progress.data))
+        while now - self._seen[0][0] > _LATELY:
+            self._seen.popleft()
+        began, data = self._seen[0]
+        if progress.data == data:
+            return None
+        return progress.data_left * (now - began) / (progress.data - data)
+
+
 class BarDisplay(_PeriodicDisplay):
     """A bar on the terminal: done and total, rate, time left, and the number of the attempt."""
 
@@ -129,7 +157,6 @@ class BarDisplay(_PeriodicDisplay):
             BarColumn,
             DownloadColumn,
             TextColumn,
-            TimeRemainingColumn,
             TransferSpeedColumn,
         )
         from rich.progress import Progress as Bar  # noqa: PLC0415
@@ -143,12 +170,13 @@ class BarDisplay(_PeriodicDisplay):
             BarColumn(None),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[left]}"),
             console=self._console,
             auto_refresh=False,
             expand=True,
         )
         self._attempt = 0
+        self._time_left = TimeLeft()
         self.write = self._print
 
     def _print(self, line: str) -> None:
@@ -156,7 +184,9 @@ class BarDisplay(_PeriodicDisplay):
             self._console.print(line, markup=False, highlight=False)
 
     def start(self, progress: Progress, reactor: Any) -> None:
-        self._task = self._bar.add_task("", total=progress.total, attempt=progress.attempt)
+        self._task = self._bar.add_task(
+            "", total=progress.total, attempt=progress.attempt, left=_UNKNOWN
+        )
         with contextlib.suppress(OSError):
             self._bar.start()
         super().start(progress, reactor)
@@ -167,7 +197,10 @@ class BarDisplay(_PeriodicDisplay):
             if progress.attempt != self._attempt:
                 self._attempt = progress.attempt
                 self._bar.reset(self._task, total=progress.total)
-            self._bar.update(self._task, completed=progress.done, attempt=progress.attempt)
+            left = _clock_time(self._time_left.seconds(self._reactor.seconds(), progress))
+            self._bar.update(
+                self._task, completed=progress.done, attempt=progress.attempt, left=left
+            )
             self._bar.refresh()
 
     def stop(self) -> None:
@@ -175,6 +208,15 @@ class BarDisplay(_PeriodicDisplay):
         super().stop()
         with contextlib.suppress(OSError):
             self._bar.stop()
+
+
+def _clock_time(seconds: float | None) -> str:
+    """As a clock shows it: minutes and seconds, and hours if there are any."""
+    if seconds is None:
+        return _UNKNOWN
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute:02}:{second:02}"
 
 
 def make_display(kind: str) -> Display:

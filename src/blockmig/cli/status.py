@@ -83,6 +83,9 @@ def as_text(status: dict[str, Any]) -> str:
     mirror = status.get("mirror")
     if isinstance(mirror, dict):
         lines += _mirror(mirror, size)
+    relay = status.get("relay")
+    if isinstance(relay, dict):
+        lines += _relay(relay)
     clients = [client for client in _list(status, "clients") if isinstance(client, dict)]
     lines += ["", *_table(clients)] if clients else ["no clients"]
     return "\n".join(lines)
@@ -111,6 +114,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
     lines = [
         _joined(
             _phrase(mirror, "left", f"{{}}{of_the_disk} left", format_bytes),
+            _phrase(mirror, "data_left", "{} of it data", format_bytes),
             _phrase(mirror, "rate", "sent at {}/s", format_bytes),
             _phrase(mirror, "expected_end", "expected to end in {}", format_duration),
         ),
@@ -118,7 +122,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             _phrase(mirror, "dirty", "{} dirty", format_bytes),
             _phrase(mirror, "dirty_rate", "writing {}/s", format_bytes),
             _phrase(mirror, "throttle", "throttled to {}/s", format_bytes),
-            "faster than it can be sent" if mirror.get("converging") is False else "",
+            "too fast to be sent" if mirror.get("converging") is False else "",
         ),
         _joined(
             _phrase(mirror, "sent", "{} of data", format_bytes),
@@ -127,7 +131,9 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
         _joined(
             _phrase(mirror, "holds", "{:.0f} so far"),
             _phrase(mirror, "pause", "the last for {}", _milliseconds),
+            _phrase(mirror, "expected_pause", "the next for about {}", _milliseconds),
             _phrase(mirror, "max_pause", "at most {} allowed", _milliseconds),
+            _phrase(mirror, "client_pause", "clients waited {} for the new server", _milliseconds),
         ),
         _joined(
             _phrase(mirror, "max_rate", "at most {}/s", format_bytes),
@@ -135,9 +141,38 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             "the source is deleted at the end" if mirror.get("unlink") is True else "",
         ),
         _joined(printable(mirror.get("last_error") or "")),
+        _joined(printable(mirror.get("cause") or "")),
     ]
-    labels = ("progress", "clients", "this attempt", "holds", "options", "last error")
+    labels = "progress", "clients", "this attempt", "holds", "options", "last error", "before that"
     rows = zip(labels, lines, strict=True)
+    return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
+
+
+def _relay(relay: dict[str, Any]) -> list[str]:
+    """The lines of what passes through to the server that has the disk now."""
+    available = relay.get("available") is True
+    heading = _joined(
+        f"relay: to {_text(relay, 'to')}",
+        "" if available else "which does not answer",
+        _phrase(relay, "clients", "{:.0f} client(s)"),
+        _phrase(relay, "waiting", "{:.0f} waiting") if relay.get("waiting") else "",
+    )
+    left = _phrase(relay, "linger_left", "ends in {} if nobody comes", format_duration)
+    if relay.get("linger") == "forever":
+        linger = "stays for ever"
+    else:
+        linger = left or _phrase(
+            relay, "linger", "stays for {} after the last client", format_duration
+        )
+    lines = [
+        _joined(
+            _phrase(relay, "bytes_to_server", "{} to the server", format_bytes),
+            _phrase(relay, "bytes_to_clients", "{} to clients", format_bytes),
+        ),
+        linger,
+        "" if available else printable(relay.get("last_error") or ""),
+    ]
+    rows = zip(("passed on", "address", "last error"), lines, strict=True)
     return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
 
 

@@ -10,7 +10,8 @@ from unittest import mock
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.progress import BarDisplay, JSONDisplay, NoDisplay, make_display
+from blockmig.cli import progress as progress_module
+from blockmig.cli.progress import BarDisplay, JSONDisplay, NoDisplay, TimeLeft, make_display
 from blockmig.migration.source.progress import Progress
 
 
@@ -34,6 +35,7 @@ class JSONTests(SynchronousTestCase):
                 "total": 1000,
                 "data": 0,
                 "zeroes": 0,
+                "data_left": 1000,
                 "rate": 0,
                 "seconds": 0.0,
             },
@@ -78,6 +80,37 @@ class JSONTests(SynchronousTestCase):
     def test_stopping_before_the_start_reports_nothing(self):
         self.display.stop()
         self.assertEqual([], self.lines)
+
+
+class TimeLeftTests(SynchronousTestCase):
+    def test_holes_take_no_time(self):
+        """A disk of 20 GiB with 600 MB of data, of which 100 MB are sent a second."""
+        progress = Progress(20 << 30, remaining=lambda: 600_000_000 - progress.data)
+        time_left = TimeLeft()
+        self.assertIsNone(time_left.seconds(0.0, progress))
+        for second in range(1, 6):
+            progress.data = second * 100_000_000
+            progress.zeroes = second << 30
+            self.assertAlmostEqual(6 - second, time_left.seconds(second, progress))
+
+    def test_without_knowledge_everything_may_be_data(self):
+        progress, time_left = Progress(1000), TimeLeft()
+        time_left.seconds(0.0, progress)
+        progress.data, progress.zeroes = 100, 500
+        self.assertAlmostEqual(4, time_left.seconds(1.0, progress))
+
+    def test_the_rate_is_that_of_the_last_seconds_of_this_attempt(self):
+        progress, time_left = Progress(1000), TimeLeft()
+        for second, data in enumerate([0, 300, 300, 301, 302, 303, 304, 305, 306, 307, 308, 309]):
+            progress.data = data
+            left = time_left.seconds(second, progress)
+        self.assertAlmostEqual(10 * 691 / 9, left)
+        progress.data = 10
+        self.assertIsNone(time_left.seconds(13, progress), "another attempt")
+
+    def test_it_is_shown_as_a_clock_shows_it(self):
+        for seconds, shown in ((None, "--:--"), (0, "00:00"), (75.4, "01:15"), (7325, "2:02:05")):
+            self.assertEqual(shown, progress_module._clock_time(seconds))
 
 
 class BarTests(SynchronousTestCase):
@@ -125,6 +158,7 @@ class BarTests(SynchronousTestCase):
         self.assertIn("attempt 2", out.getvalue())
         self.assertIn("a line [not markup]", out.getvalue())
         self.assertIn("0.5/1.0 MiB", out.getvalue())
+        self.assertIn("--:--", out.getvalue())
         self.assertEqual([], clock.getDelayedCalls())
 
 

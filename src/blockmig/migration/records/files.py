@@ -153,6 +153,8 @@ class Record:
         a file its size and time (ns), of a device its counters in that boot (MIGRATED).
     @ivar sent_again: the source was retired by an earlier migration, and kept, and is sent once
         more: that it is not canonical says nothing of this copy.
+    @ivar successor: URI of the server to which clients are relayed once the disk is gone; "" where
+        they are not (MIGRATING, MIGRATED).
     """
 
     migration: str
@@ -182,6 +184,7 @@ class Record:
     ids: tuple[str, ...] = ()
     written: str = ""
     sent_again: bool = False
+    successor: str = ""
 
     def but(self, **changes: Any) -> Self:
         """A copy of the record with some fields changed."""
@@ -194,7 +197,16 @@ class Record:
 
 
 _TYPES: Final = {field.name: field.type for field in fields(Record)}
-_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids", "written", "sent_again"}
+_DEFAULTED: Final = {
+    "id",
+    "place",
+    "boot",
+    "follows",
+    "ids",
+    "written",
+    "sent_again",
+    "successor",
+}
 """Fields that records of version 0.1 do not have."""
 
 

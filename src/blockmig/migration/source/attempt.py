@@ -232,13 +232,15 @@ class Attempt(ClientHandler):
         self._step(self._begin(), self._send_all)
 
     async def _begin(self) -> None:
+        seconds = self._context.runtime.reactor.seconds
+        began = seconds()
         self._channel = channel = await self._channel.open()
         location = await channel.claim(self._admission)
         if self.is_over:
             return
         self._context.accepted()
         await self._in_thread(self._record_begin, location, channel.exists)
-        self._context.passes.begin()
+        self._context.passes.begin(seconds() - began)
 
     def _record_begin(self, location: Location, side_export: bool) -> None:
         """In a thread: what the source is now must be what it is when it is retired."""
@@ -307,6 +309,10 @@ class Attempt(ClientHandler):
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
         """See L{blockmig.migration.source.passes.PassSender}."""
         await self._copier.send_pass(take)
+
+    def cut_pass(self, give_back: Callable[[int, int], None]) -> None:
+        """See L{blockmig.migration.source.passes.PassSender}."""
+        self._copier.cut_pass(give_back)
 
     async def flush_now(self) -> None:
         """See L{blockmig.migration.source.passes.PassSender}."""

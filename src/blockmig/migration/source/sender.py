@@ -81,9 +81,13 @@ class Sender:
         nobody changes.
     @param identity: the id and the secret of the migration, the same as the receiver's; an id is
         made up where none is given.
+    @param successor: URI of the server to which clients are relayed once the disk is there, for the
+        records; "" where they are not.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
+    @ivar cause: why an earlier one did, if that is what is to be mended: the last one is only what
+        followed, and came less far.
     @ivar when_accepted: fires when a destination was accepted for the migration, and a first
         attempt is about to copy.
     @raise InUse: the disk object is in use.
@@ -104,6 +108,7 @@ class Sender:
         max_rate: float | None = None,
         passes: CopyPasses | None = None,
         identity: Identity = ANYBODY,
+        successor: str = "",
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
@@ -126,6 +131,7 @@ class Sender:
                 unlink=unlink,
                 overwrite=overrides.overwrite,
                 id=identity.id,
+                successor=successor,
                 system=runtime.system,
             )
         watch = SourceWatch(
@@ -142,9 +148,13 @@ class Sender:
             else Retirement(disk, self.source, watch, in_use=in_use)
         )
         self.progress = Progress(
-            disk.size, earlier=self.source.record.attempt, seconds=self._reactor.seconds
+            disk.size,
+            earlier=self.source.record.attempt,
+            remaining=lambda: self._passes.data_left,
+            seconds=self._reactor.seconds,
         )
-        self.last_error = ""
+        self.last_error = self._reason = ""
+        self._reason_at = 0
         self._logged_at = 0.0
         self.when_accepted: Deferred[None] = Deferred()
         self._context = AttemptContext(
@@ -172,6 +182,17 @@ class Sender:
         )
         used = self.source.used if served else (given, *self.source.used)
         self._claims = Claims(self, disk.name, *used)
+
+    @property
+    def cause(self) -> str:
+        """See the class."""
+        further = self.connected and self.progress.done > self._reason_at
+        return "" if further or self._reason == self.last_error else self._reason
+
+    def _note_reason(self, outcome: Dropped, done: int) -> None:
+        """An attempt ended early, having transferred C{done} bytes."""
+        if outcome.reached and (done >= self._reason_at or not self._reason):
+            self._reason, self._reason_at = outcome.why, done
 
     @property
     def connected(self) -> bool:
@@ -306,7 +327,9 @@ class Sender:
                 raise self._given_up(self._stopped_too_late)
             if not self.progress.attempt and not self._patience.retry:
                 raise Refused(outcome.why)
-            if self.progress.attempt != attempt and self.progress.done:
+            done = self.progress.done if self.progress.attempt != attempt else 0
+            self._note_reason(outcome, done)
+            if done:
                 failures = 0
             else:
                 # A destination that acknowledged nothing was no progress, whatever it was sent.
@@ -325,19 +348,21 @@ class Sender:
         try:
             self._opening = opening = OpeningAttempt(self._context, ended)
         except LocalProtocolError as error:
-            return Dropped(f"cannot connect to the destination: {error}")
+            return Dropped(f"cannot connect to the destination: {error}", reached=False)
         try:
             await self._context.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
             opening.drop("cancelled")  # an endpoint that cannot be cancelled may connect yet
             if self._stopped is None:  # not by us: the endpoint has failed so by itself
-                return Dropped("cannot connect to the destination: it was cancelled")
+                why = "cannot connect to the destination: it was cancelled"
+                return Dropped(why, reached=False)
             raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
             opening.drop("it could not connect")
             if self._stopped is not None:
                 raise self._stopped from None
-            return Dropped(f"cannot connect to the destination: {describe_error(error)}")
+            why = f"cannot connect to the destination: {describe_error(error)}"
+            return Dropped(why, reached=False)
         try:
             return await result
         except CancelledError:
@@ -477,7 +502,14 @@ class Sender:
 
 
 def _source_record(
-    disk: IDisk, destination: str, *, unlink: bool, overwrite: bool, id: str, system: SystemCalls
+    disk: IDisk,
+    destination: str,
+    *,
+    unlink: bool,
+    overwrite: bool,
+    id: str,
+    successor: str,
+    system: SystemCalls,
 ) -> SourceRecord:
     """The record of the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
@@ -510,4 +542,5 @@ def _source_record(
         unlink=unlink,
         identity=identity,
         id=id,
+        successor=successor,
     )

@@ -52,6 +52,7 @@ RECORD = Record(
     ids=("monday", "tuesday"),
     written="5000 17",
     sent_again=True,
+    successor="nbd://there/new",
 )
 OF_0_1 = b"""{
   "blockmig": 1,
@@ -78,7 +79,7 @@ OF_0_1 = b"""{
   "token": ""
 }
 """
-NEW = ("id", "place", "boot", "follows", "ids", "written", "sent_again")
+NEW = ("id", "place", "boot", "follows", "ids", "written", "sent_again", "successor")
 texts = st.text(max_size=20)
 sides = st.builds(Location, texts, texts, texts, texts)
 records = st.builds(
@@ -112,7 +113,7 @@ class FormTests(SynchronousTestCase):
         self.assertEqual((Phase.COPIED, 5000), (record.phase, record.size))
         self.assertEqual(Location("there", "/d", "nbd://there/x"), record.destination)
         self.assertEqual(
-            ("", "", "", "", (), "", False), tuple(getattr(record, name) for name in NEW)
+            ("", "", "", "", (), "", False, ""), tuple(getattr(record, name) for name in NEW)
         )
 
     def test_what_every_version_has_may_not_be_missing(self):
