@@ -310,8 +310,8 @@ class Machine:
         elif step.op == "unlink":
             cell = getattr(place, str(step.what))
             other = cell[0] is not None and cell[0].migration != record.migration
-            leaves = "again: to finish the first migration leaves the record of the second"
-            if not (other and step.what == "migrating" and leaves in self.memory.rules):
+            # To finish the first migration leaves the record of the second.
+            if not (other and step.what == "migrating"):
                 place = place._replace(**{str(step.what): changed(cell, None)})
         else:
             kind, phase = str(step.what).split(" ")

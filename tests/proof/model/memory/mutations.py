@@ -233,13 +233,6 @@ MUTATIONS = [
 
 REDUNDANT = [
     Variant(
-        "the first command, run to its end, removes the record of the second: that begins anew, "
-        "and its copy is nobody else's",
-        "",
-        without("again: to finish the first migration leaves the record of the second"),
-        STOPPED,
-    ),
-    Variant(
         "the first byte before finished records are gone: INCOMPLETE decides",
         "",
         move(WRITE, "block.first", "RECEIVED.unlink"),

@@ -21,7 +21,6 @@ RULES = {
     "new: what is finished goes when a copy begins",
     "again: a retired disk stays so until it is retired anew",
     "again: the retired disk is still what MIGRATED says",
-    "again: to finish the first migration leaves the record of the second",
     "overwrite: not an unfinished hand-off",
     "overwrite: not without an id where something was finished",
     "claim: an id that was finished here is refused",
