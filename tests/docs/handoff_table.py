@@ -247,6 +247,14 @@ def foreign(hosts: Hosts) -> None:
     record.write_text(json.dumps(found))
 
 
+def copied_of_what_was_sent_again(hosts: Hosts) -> None:
+    """The third host is the one to look at."""
+    kept_and_sent_again(hosts)
+    there = hosts.destination.parent
+    shutil.rmtree(there)
+    (hosts.room / "third").rename(there)
+
+
 SOURCE: list[Callable[[Hosts], None]] = [
     _listening_only,
     begun,
@@ -269,6 +277,7 @@ DESTINATION: list[Callable[[Hosts], None]] = [
     _listening_only,
     begun,
     copied,
+    copied_of_what_was_sent_again,
     told,
     received,
     done,
@@ -323,6 +332,7 @@ def files(path: Path) -> str:
                 words = [record["phase"]]
                 words += ["retired"] if record["retired"] else []
                 words += ["told"] if record["told"] else []
+                words += ["sent again"] if kind == Kind.INCOMPLETE and record["sent_again"] else []
                 note = f" ({', '.join(words)})"
         elif kind == Kind.MIGRATED:
             note = _is_earlier(path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.disks import MIB, digest, loop_device, random_image
@@ -31,6 +33,10 @@ def times(*directories: Path) -> dict[Path, tuple[int, int, int]]:
             status = path.stat()
             found[path] = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
     return found
+
+
+def record_of(disk: Path, kind: str) -> Any:
+    return json.loads(disk.with_name(f"{disk.name}.{kind}").read_text())
 
 
 class Hosts:
@@ -113,10 +119,18 @@ def test_a_retired_disk_that_is_sent_again_is_not_canonical_whatever_becomes_of_
     if how == signal.SIGKILL:
         assert f"it was migrated to {os.uname().nodename}:{hosts.copy}" in said
         assert "it is being sent again" in said
+    before = hosts.times()
+    for id in ((), ("--id", record_of(hosts.source, "MIGRATED")["id"])):
+        first = hosts.send(*id)
+        assert first.status == 0, first.stderr
+        assert "there is nothing to do" in first.stderr
+    refused = processes.run(BLOCKMIG, "send", hosts.source, receiver.uri, "--id", "third")
+    assert refused.status == 1, "the permission is not this one's"
+    assert hosts.times() == before
     sender = processes.send(hosts.source, receiver, *new)
     assert (sender.wait(), receiver.wait()) == (0, 0), sender.stderr
     assert hosts.verdict(hosts.source, other) == f"canonical: {other}"
-    record = json.loads(hosts.source.with_name("disk.MIGRATED").read_text())
+    record = record_of(hosts.source, "MIGRATED")
     assert record["id"] == "new"
     assert len(record["ids"]) == 1
 
@@ -203,6 +217,30 @@ def test_what_was_received_is_looked_at_before_locks(processes: Processes, room:
     other.write_bytes(b"x" * SIZE)
     taken = processes.run(BLOCKMIG, "receive", "--file", other, "--size", str(SIZE), timeout=20)
     assert taken.status == 1, "this one is only full of data"
+
+
+def test_what_was_received_is_known_after_a_send_onward_was_stopped(
+    processes: Processes, room: Path
+) -> None:
+    """So that `receive && serve` starts again after a cancelled migration."""
+    hosts = Hosts(processes, room)
+    hosts.migrate()
+    receiver = processes.receive(room / "c" / "disk", "--size", SIZE)
+    sender = processes.send(hosts.copy, receiver, "--max-rate", "100K")
+    until(hosts.copy.with_name("disk.MIGRATING").exists)
+    sender.process.send_signal(signal.SIGINT)
+    assert sender.wait() == 4, sender.stderr
+    receiver.kill()
+    before = hosts.times()
+    for more in ((), ("--overwrite",)):
+        received = hosts.receive(*more)
+        assert received.status == 0, received.stderr
+    with hosts.copy.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert hosts.receive("--overwrite").status == 0, "a machine uses it"
+    assert hosts.receive("--id", "another").status == 1
+    assert hosts.times() == before
+    assert hosts.verdict(hosts.copy) == "canonical"
 
 
 def test_another_size_is_not_what_was_received(processes: Processes, room: Path) -> None:

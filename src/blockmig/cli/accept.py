@@ -36,7 +36,16 @@ class Options(usage.Options):
             "Confirm that the source is not the canonical copy, and will not be used again.",
         ),
     )
-    optParameters: ClassVar[tuple[Parameter, ...]] = (common.STATE_DIRECTORY,)
+    optParameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter(
+            "retired-by",
+            "The migration that has retired the source: the UUID that its DISK.MIGRATED names "
+            "(where the source is deleted, its DISK.MIGRATING). Needed only for the copy of a disk "
+            "that had been retired before, and was sent once more.",
+            metavar="UUID",
+        ),
+        common.STATE_DIRECTORY,
+    )
 
     def parseArgs(self, *arguments: str) -> None:
         if len(arguments) != 1:
@@ -57,7 +66,12 @@ def run(options: Options) -> int:
     from ..migration.records.files import Kind  # noqa: PLC0415
 
     try:
-        accepted = accept(options["disk"], _user(), options["state-dir"])
+        accepted = accept(
+            options["disk"],
+            _user(),
+            options["state-dir"],
+            retired_by=options["retired-by"] or "",
+        )
     except MigrationError as error:
         usage.complain(error)
         return error.status

@@ -13,7 +13,7 @@ from typing import Final
 
 _SWITCHES: Final = re.compile(r"\b(overwrite|unlink|plain|in_use_anyway)=True\b")
 _WITHOUT: Final = re.compile(r"\bwith unlink=False\b")
-_VALUES: Final = re.compile(r"\b(id|secret)=(?:…|'([\w.-]*)')")
+_VALUES: Final = re.compile(r"\b(id|secret|retired_by)=(?:…|'([\w.-]*)')")
 
 
 def in_options(text: str) -> str:
@@ -22,4 +22,6 @@ def in_options(text: str) -> str:
         return text
     text = _WITHOUT.sub("without --unlink", text)
     text = _SWITCHES.sub(lambda match: "--" + match[1].replace("_", "-"), text)
-    return _VALUES.sub(lambda match: f"--{match[1]}" + (f" {match[2]}" if match[2] else ""), text)
+    return _VALUES.sub(
+        lambda match: f"--{match[1].replace('_', '-')}" + (f" {match[2]}" if match[2] else ""), text
+    )

@@ -418,6 +418,7 @@ class AcceptTests(Case):
         options = self.parse("accept", "x", "--i-have-checked-the-source", "--state-dir", "/s")
         self.assertIsInstance(options, AcceptOptions)
         self.assertEqual(("x", "/s"), (options["disk"], options["state-dir"]))
+        self.assertIsNone(options["retired-by"])
 
     def test_the_promise_cannot_be_abbreviated(self):
         for word in ("--i", "--i-have", "--i-have-checked"):

@@ -18,7 +18,7 @@ from blockmig.cli.logs import LineObserver
 from blockmig.cli.wording import in_options
 
 ROOT = Path(blockmig.__file__).parent
-TOKEN = re.compile(r"\b(overwrite|unlink|plain|in_use_anyway|id|secret)=(True|False|…|')")
+TOKEN = re.compile(r"\b(overwrite|unlink|plain|in_use_anyway|id|secret|retired_by)=(True|False|…|')")
 
 
 class WordingTests(SynchronousTestCase):
@@ -79,5 +79,7 @@ class WordingTests(SynchronousTestCase):
                 for string in re.findall(r'"([^"\n]*)"', module.read_text()):
                     for match in TOKEN.finditer(string):
                         named.add(match[1].replace("_", "-"))
-        self.assertEqual({"overwrite", "unlink", "plain", "in-use-anyway", "id", "secret"}, named)
+        self.assertEqual(
+            {"overwrite", "unlink", "plain", "in-use-anyway", "id", "secret", "retired-by"}, named
+        )
         self.assertLessEqual(named, known)

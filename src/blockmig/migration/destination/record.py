@@ -204,7 +204,9 @@ class DestinationRecord:
             before = None
         source = Location(message.host, message.disk, peer, message.state_directory)
         record = self._attempt(before, message.migration, source)
-        return record.but(unlink=message.unlink, side_export=True, id=message.id)
+        return record.but(
+            unlink=message.unlink, side_export=True, id=message.id, sent_again=message.sent_again
+        )
 
     def _anonymous(self, before: Record | None, source: Location) -> Record:
         """The record of an attempt by a sender that does not identify itself."""

@@ -111,9 +111,10 @@ class MigrationReport:
                 "sender's disconnect is missing"
             )
         if copied and current is not None:
+            anew = " anew" if current.sent_again else ""
             return Unconfirmed(
                 f"{why}; all of {name} is here and durable, but the disconnect never came: it is "
-                f"canonical only if the source was retired: look at {current.source}"
+                f"canonical only if the source was retired{anew}: look at {current.source}"
             )
         if self._record.phase is not None:
             return GaveUp(f"{why}; {name} is not canonical")

@@ -59,6 +59,7 @@ def sender_message(phase: HandoffPhase, record: Record, cookie: int) -> HandoffM
         record.id,
         record.place,
         state_directory=record.source.state_directory,
+        sent_again=record.sent_again,
     )
 
 

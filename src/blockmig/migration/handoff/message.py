@@ -79,6 +79,7 @@ class HandoffMessage:
     @ivar working: from a receiver, whether it is at work on the disk for the attempt that goes on.
     @ivar another: from a receiver, whether it was started for another migration than that of the
         message that the reader has sent: by its id or its secret, of which this says nothing.
+    @ivar sent_again: the source was retired before, and kept, and is sent once more (senders only).
     @ivar nonce: from a receiver, what a proof on this connection must contain.
     @ivar proof: that the writer has the secret of the migration (L{signed}).
     """
@@ -100,6 +101,7 @@ class HandoffMessage:
     proof: str = ""
     working: bool = False
     another: bool = False
+    sent_again: bool = False
 
     @property
     def is_from_sender(self) -> bool:

@@ -1,7 +1,11 @@
 """Records that a human has declared a copy the canonical one.
 
-Owns DISK.ACCEPTED. Rule: only a copy that is whole and durable can be accepted, and the declaration
-is recorded before the mark of incompleteness is removed.
+Owns DISK.ACCEPTED. Rules:
+
+* only a copy that is whole and durable can be accepted, and the declaration is recorded before the
+  mark of incompleteness is removed;
+* that its source is not canonical proves nothing of a copy whose source was retired before and sent
+  once more: of that, what is recorded there must name this very migration.
 """
 
 from __future__ import annotations
@@ -19,12 +23,18 @@ from .verdict import check_layers
 
 
 def accept(
-    path: str, by: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+    path: str,
+    by: str,
+    state_directory: str | None = None,
+    system: SystemCalls = SYSTEM,
+    retired_by: str = "",
 ) -> Record:
     """Declare the disk at C{path} the canonical copy.
 
     @param by: who declares it.
     @param state_directory: where the records of block devices are; None for the default.
+    @param retired_by: the migration that has retired the source, as the record there says; needed
+        only where another one had retired it before.
     @return: the record of it.
     @raise Refused: it cannot be accepted, and nothing was changed.
     @raise LocalFailure: the record could not be written.
@@ -66,6 +76,7 @@ def accept(
             raise Refused(f"{path}: has {disk.size} bytes, but {incomplete.size} were received")
         if incomplete.identity and is_about(incomplete, disk.identity()) is False:
             raise Refused(f"{path}: is not the disk that was received")
+        _check_retired_by(incomplete, retired_by, path)
         check_layers(disk, system)
         try:
             accepted = records.write(Kind.ACCEPTED, incomplete.but(by=by))
@@ -76,3 +87,22 @@ def accept(
                 f"{path}: could not be recorded as accepted: {describe_error(error)}"
             ) from None
     return accepted
+
+
+def _check_retired_by(incomplete: Record, retired_by: str, path: str) -> None:
+    """Check that it was this migration that has retired the source, where that was said, or where
+    another one had."""
+    source = incomplete.source
+    if retired_by and retired_by != incomplete.migration:
+        raise Refused(
+            f"{path}: was not received by the migration {retired_by}: if that is the one that has "
+            f"retired {source}, the canonical copy is where that went to"
+        )
+    if not retired_by and incomplete.sent_again and not incomplete.retired:
+        raise Refused(
+            f"{path}: its source, {source}, was retired before, and sent once more: that it is not "
+            "canonical does not mean that this copy is. Look at its records there: if MIGRATED "
+            f"says that it went to {incomplete.destination} (or if the disk is gone, and MIGRATING "
+            "says that), give the migration that it names, retired_by=…. If not, the "
+            "canonical copy is where MIGRATED says"
+        )

@@ -151,6 +151,8 @@ class Record:
         (MIGRATED, RECEIVED).
     @ivar written: what was known of the last write to a disk that is kept, when it was retired: of
         a file its size and time (ns), of a device its counters in that boot (MIGRATED).
+    @ivar sent_again: the source was retired by an earlier migration, and kept, and is sent once
+        more: that it is not canonical says nothing of this copy.
     @ivar successor: URI of the server to which clients are relayed once the disk is gone; "" where
         they are not (MIGRATING, MIGRATED).
     """
@@ -181,6 +183,7 @@ class Record:
     follows: str = ""
     ids: tuple[str, ...] = ()
     written: str = ""
+    sent_again: bool = False
     successor: str = ""
 
     def but(self, **changes: Any) -> Self:
@@ -194,7 +197,16 @@ class Record:
 
 
 _TYPES: Final = {field.name: field.type for field in fields(Record)}
-_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids", "written", "successor"}
+_DEFAULTED: Final = {
+    "id",
+    "place",
+    "boot",
+    "follows",
+    "ids",
+    "written",
+    "sent_again",
+    "successor",
+}
 """Fields that records of version 0.1 do not have."""
 
 

@@ -258,6 +258,7 @@ def check_migrated(
     unlink: bool = False,
     overwrite: bool = False,
     id: str = "",
+    begun: bool = False,
 ) -> Record | None:
     """Check whether a disk was migrated already that is to be sent.
 
@@ -265,6 +266,7 @@ def check_migrated(
     @param destination: the URI to send to.
     @param unlink: the disk is to be deleted.
     @param id: the id of the migration to send; "" for any.
+    @param begun: the record of a later migration (MIGRATING) stands beside it.
     @return: the record of a migration of which the end was not seen, to be finished once more; None
         for a new migration.
     @raise AlreadyDone: this very migration of this very disk was finished.
@@ -279,7 +281,7 @@ def check_migrated(
     if was_written(migrated, present) and not (is_new and overwrite):
         if not is_new and id not in ("", migrated.id):
             check_unused(finished, id)
-        raise Refused(_written_since(records, migrated))
+        raise Refused(_written_since(records, migrated, begun))
     if not is_new and id in ("", migrated.id):
         objection = _why_not_sent(records, migrated, present, destination, unlink)
         if not objection and migrated.confirmed:
@@ -300,27 +302,32 @@ def check_migrated(
             if there
             else "nothing is there now"
         )
-    confirm = ["--i-have-checked-the-destination"] if there else []
-    forget = command_here("forget", records, *confirm)
     new = "another disk can be sent with a new id=…; or" if there else "and"
     raise Refused(
         f"{path}: {what}, but {objection} ({records.name(Kind.MIGRATED)}); {new}, if that record "
-        f"is not needed: {forget}"
+        f"is not needed: {_how_to_forget(records, confirm=there, begun=begun)}"
     )
 
 
-def _written_since(records: Records, migrated: Record) -> str:
+def _how_to_forget(records: Records, *, confirm: bool, begun: bool, quote: str = "") -> str:
+    """The command that forgets what was finished; it is refused beside what has begun."""
+    options = ["--i-have-checked-the-destination"] if confirm else []
+    first = f"move {records.name(Kind.MIGRATING)} away, then " if begun else ""
+    return f"{first}{quote}{command_here('forget', records, *options)}{quote}"
+
+
+def _written_since(records: Records, migrated: Record, begun: bool) -> str:
     """What is said of a retired disk that was written to, whatever is asked for."""
     end, address = migrated.destination, ""
     if end.disk:
         address = f" ({where(end)} `{command_there('inspect', end)}`)"
-    forget = command_here("forget", records, "--i-have-checked-the-destination")
+    forget = _how_to_forget(records, confirm=True, begun=begun, quote="`")
     return (
         f"{records.disk}: was written after it went to {end} on {migrated.retired}: it is not the "
         f"copy that is there, nor the one that went there ({records.name(Kind.MIGRATED)}); to go "
         f"on with that copy{address}, delete this one; to send this one as it is now, use "
         f"overwrite=True with a new id=…; if it is a new disk, let blockmig forget the old one: "
-        f"`{forget}`"
+        f"{forget}"
     )
 
 

@@ -10,6 +10,8 @@ Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 * what cannot be understood is reported, and nothing is concluded from it;
 * a source that was retired by a migration not known to be complete can only be finished, by the
   same command line;
+* a migration that was begun since permits nothing but to go on with itself: of any other command
+  what is finished (MIGRATED) says what may be done, whatever stands beside it;
 * another file that now has the source's name is another disk: it continues nothing;
 * a source whose copy is whole in one place must not be sent to another: if it were deleted then,
   two copies would look canonical.
@@ -17,8 +19,9 @@ Owns the refusals. Rules (design, section 2: R1, R6; docs/handoff.md):
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...errors import Refused
 from ...interfaces import IRecordedDisk
@@ -101,15 +104,20 @@ def check_finished(
     """Check what is finished at a destination, before its disk is opened, made or locked.
 
     An INCOMPLETE beside the RECEIVED of the same migration is removed: that one is complete. Where
-    a migration is under way nothing is checked yet.
+    a migration is under way nothing else is checked yet than whether this one was received: a
+    migration onward that has retired nothing does not undo that.
 
     @param look: looks what is there now; called only if that matters.
     @raise AlreadyDone: see L{destination_record}.
     @raise Refused: the same.
     """
-    incomplete = _settle(records)
-    if incomplete is None and _read(records, Kind.MIGRATING) is None:
+    if _settle(records) is not None:
+        return
+    migrating = _read(records, Kind.MIGRATING)
+    if migrating is None:
         _check_received(records, look, overwrite, id)
+    else:
+        _check_arrived(records, migrating, look, overwrite, id)
 
 
 def _check_destination(
@@ -121,6 +129,8 @@ def _check_destination(
         _check_continues(records, incomplete, overwrite, id)
         return
     migrating = _read(records, Kind.MIGRATING)
+    if migrating is not None:
+        _check_arrived(records, migrating, look, overwrite, id)
     if migrating is not None and not (
         overwrite and migrating.phase == Phase.COPYING and not migrating.whole
     ):
@@ -137,6 +147,22 @@ def _check_received(
     finished = _read_finished(records, overwrite and bool(id))
     present = look() if finished.latest is not None else Present()
     check_received(records, finished, present, overwrite=overwrite, id=id)
+
+
+def _check_arrived(
+    records: Records, migrating: Record, look: Callable[[], Present], overwrite: bool, id: str
+) -> None:
+    """Check whether the disk was received already, although it has begun to go on from here.
+
+    @param migrating: the record of that.
+    @raise AlreadyDone: it was, and is there, and was not retired.
+    """
+    if migrating.phase != Phase.COPYING:
+        return
+    finished = _read_finished(records, overwrite and bool(id))
+    if finished.received is not None and finished.latest is finished.received:
+        with contextlib.suppress(Refused):
+            check_received(records, finished, look(), overwrite=overwrite, id=id)
 
 
 def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: str) -> None:
@@ -253,47 +279,58 @@ def source_state(
     _check_no_copy(records, identity)
     migrating = _read(records, Kind.MIGRATING)
     finished = _read_finished(records, overwrite and bool(id))
-    migrated = finished.went
-    if migrated is not None and is_superseded(migrated, migrating):
-        migrated = None  # of the one before
-    if migrated is not None and _is_another_migration(migrated, migrating):
+    command, went = (destination, id), finished.went
+    if (
+        went is not None
+        and _is_another_migration(went, migrating)
+        and not is_superseded(went, migrating)
+    ):
         raise Refused(
-            f"{path}: was migrated to {migrated.destination} on {migrated.retired} "
+            f"{path}: was migrated to {went.destination} on {went.retired} "
             f"({records.name(Kind.MIGRATED)}), and another migration of it began "
             f"({records.name(Kind.MIGRATING)}), of which neither names the other: see `{inspect}`"
         )
-    if migrated is not None and migrating is None:
-        there = _present(identity, size, migrated, written)
+    retired = _retired(migrating, went, identity, records)
+    if retired is not None:
+        _check_finish(retired, identity, destination, unlink, path)
+        if _has_another_id(retired, id):
+            raise _must_be_finished(retired, path)
+        return SourceState(retired, retired=True, finished=finished)
+    if migrating is not None and identity is None:
+        raise Refused(
+            f"{path}: is gone, and blockmig did not delete it: its migration to "
+            f"{migrating.destination} had not got that far; see `{inspect}`"
+        )
+    if (
+        migrating is not None
+        and identity is not None
+        and _goes_on(migrating, identity, command)
+        and not (went is not None and _is_of_the_first(went, migrating, identity, command))
+    ):
+        return SourceState(migrating, finished=finished)
+    # It is about what was finished here, or about nothing that is known.
+    if went is not None:
+        there = _present(identity, size, went, written)
         unseen = check_migrated(
-            records, finished, there, destination, unlink=unlink, overwrite=overwrite, id=id
+            records,
+            finished,
+            there,
+            destination,
+            unlink=unlink,
+            overwrite=overwrite,
+            id=id,
+            begun=migrating is not None,
         )
         if unseen is not None:
             return SourceState(unseen, retired=True, finished=finished)
-        migrated = None
-    if migrating is None or id not in ("", migrating.id):
+    elif migrating is None or id != migrating.id:
         check_unused(finished, id)
+    if identity is None:
+        raise Refused(f"{path}: no such file")
     if migrating is None:
-        if identity is None:
-            raise Refused(f"{path}: no such file")
         return SourceState(finished=finished)
-    if migrated is not None:
-        migrating = migrating.but(
-            retired=migrated.retired, confirmed=migrated.confirmed, written=migrated.written
-        )
-    if migrated is not None or _deleted(migrating, identity, records):
-        _check_finish(migrating, identity, destination, unlink, path)
-        state = SourceState(migrating, retired=True)
-    else:
-        state = _not_retired(migrating, identity, destination, records)
-    state = _with_id(state, migrating, id, path, finished)
-    before = finished.went if state.record is None else None
-    if before is not None and identity is not None and is_sent_again(before, migrating, identity):
-        # To send a retired disk again was permitted for the migration that is given up now.
-        there = _present(identity, size, before, written)
-        check_migrated(
-            records, finished, there, destination, unlink=unlink, overwrite=overwrite, id=id
-        )
-    return state
+    _check_may_be_given_up(migrating, identity, destination, records)
+    return SourceState(instead_of=migrating.migration, finished=finished)
 
 
 def _present(
@@ -337,45 +374,81 @@ def _check_no_copy(records: Records, identity: str | None) -> None:
     )
 
 
-def _not_retired(
-    migrating: Record, identity: str | None, destination: str, records: Records
-) -> SourceState:
-    """How a migration goes on that has not retired the source."""
-    if identity is None:
+def _retired(
+    migrating: Record | None, went: Record | None, identity: str | None, records: Records
+) -> Record | None:
+    """The migration that has retired the source, and is to be finished; None where there is none.
+
+    @param went: MIGRATED, which may be of the one before C{migrating}.
+    """
+    if migrating is None:
+        return None
+    if went is not None and went.migration == migrating.migration:
+        return migrating.but(retired=went.retired, confirmed=went.confirmed, written=went.written)
+    return migrating if _deleted(migrating, identity, records) else None
+
+
+def _goes_on(migrating: Record, identity: str, command: tuple[str, str]) -> bool:
+    """Whether a migration that has not retired the source is the one that a command is about.
+
+    @param command: the URI to send to, and the id; "" for any.
+    """
+    destination, id = command
+    return (
+        migrating.destination.address == destination
+        and not _has_another_id(migrating, id)
+        and not _is_of_another_file(migrating, identity)
+    )
+
+
+def _is_of_the_first(
+    went: Record, migrating: Record, identity: str, command: tuple[str, str]
+) -> bool:
+    """Whether a command is the one that has retired the disk, run again, though the disk is sent
+    again to the same place: that was begun with an id, and goes on with it."""
+    destination, id = command
+    return (
+        not id
+        and bool(migrating.id)
+        and went.destination.address == destination
+        and is_sent_again(went, migrating, identity)
+    )
+
+
+def _has_another_id(migrating: Record, id: str) -> bool:
+    return bool(id) and migrating.id not in ("", id)
+
+
+def _is_of_another_file(migrating: Record, identity: str) -> bool:
+    return bool(migrating.identity) and is_about(migrating, identity) is False
+
+
+def _must_be_finished(migrating: Record, path: str) -> Refused:
+    return Refused(
+        f"{path}: its migration {migrating.id} to {migrating.destination} must be finished "
+        f"first: send it with id={migrating.id!r}"
+    )
+
+
+def _check_may_be_given_up(
+    migrating: Record, identity: str, destination: str, records: Records
+) -> None:
+    """Check that another migration may begin instead: there must not be two whole copies."""
+    if migrating.phase != Phase.COPIED and not migrating.whole:
+        return
+    path, there = records.disk, migrating.destination
+    if _is_of_another_file(migrating, identity):
         raise Refused(
-            f"{records.disk}: is gone, and blockmig did not delete it: its migration to "
-            f"{migrating.destination} had not got that far; see "
-            f"`{command_here('inspect', records)}`"
-        )
-    if migrating.identity and is_about(migrating, identity) is False:
-        return _start_over(migrating, records)
-    return _continue(migrating, destination, records.disk)
-
-
-def _with_id(
-    state: SourceState, migrating: Record, id: str, path: str, finished: Finished
-) -> SourceState:
-    """The same for a migration that must have that id; another id is another migration."""
-    if state.record is not None and id and migrating.id not in ("", id):
-        if state.retired or migrating.phase == Phase.COPIED or migrating.whole:
-            raise Refused(
-                f"{path}: its migration {migrating.id} to {migrating.destination} must be finished "
-                f"first: send it with id={migrating.id!r}"
-            )
-        return SourceState(instead_of=migrating.migration, finished=finished)
-    return replace(state, finished=finished)
-
-
-def _start_over(migrating: Record, records: Records) -> SourceState:
-    """Another file has the name now; it must not go where a copy of the earlier one may be
-    whole."""
-    if migrating.phase == Phase.COPIED or migrating.whole:
-        raise Refused(
-            f"{records.disk}: is not the disk of which all was copied to {migrating.destination}; "
+            f"{path}: is not the disk of which all was copied to {there}; "
             f"see `{command_here('inspect', records)}`; if that copy is not needed, move "
             f"{records.name(Kind.MIGRATING)} away to send this one"
         )
-    return SourceState(instead_of=migrating.migration)
+    if there.address != destination:
+        raise Refused(
+            f"{path}: all of it was copied to {there} and could be taken for the canonical copy "
+            f"there: send it there, or delete that copy, and then {records.name(Kind.MIGRATING)}"
+        )
+    raise _must_be_finished(migrating, path)
 
 
 def _is_another_migration(record: Record, other: Record | None) -> bool:
@@ -416,15 +489,3 @@ def _check_finish(
             f"{path}: was migrated to {record.destination}, and is to be kept: "
             "finish that with unlink=False, then delete it"
         )
-
-
-def _continue(migrating: Record, destination: str, path: str) -> SourceState:
-    if migrating.destination.address == destination:
-        return SourceState(migrating)
-    if migrating.phase == Phase.COPIED or migrating.whole:
-        raise Refused(
-            f"{path}: all of it was copied to {migrating.destination} and could be taken for the "
-            "canonical copy there: send it there, or delete that copy, and then "
-            f"{path}.{Kind.MIGRATING}"
-        )
-    return SourceState(instead_of=migrating.migration)

@@ -579,11 +579,12 @@ def _destination_verdict(disk: DiskState, record: Record) -> Verdict:
             f"{record.retired}; only the disconnect is missing",
             _how_to_finish(record, disk),
         )
+    anew = " anew" if record.sent_again else ""
     return Verdict(
         CopyState.CONDITIONAL,
-        f"{CopyState.CONDITIONAL}: look at {record.source}",
+        f"{CopyState.CONDITIONAL}{anew}: look at {record.source}",
         f"all of it has been here and durable since {record.changed}, but the sender never "
-        "reported whether the source was retired",
+        f"reported whether the source was retired{anew}",
         _where_to_look(record, disk),
     )
 
@@ -639,6 +640,13 @@ def _where_to_look(record: Record, disk: DiskState) -> str:
         return (
             "the sender did not identify itself: if its disk is still in use, or its MIGRATING "
             f"says that it was not deleted, delete this copy; if not, {_accept(disk)}"
+        )
+    if record.sent_again:
+        return (
+            f"{_inspect(record.source)}: that disk was retired before, and sent once more, so that "
+            "it is not canonical in any case; only if it says that it was migrated to "
+            f"{record.destination}, or deleted for that, is this the canonical copy: run both "
+            "commands again to finish"
         )
     return (
         f"{_inspect(record.source)}: if that is canonical, this is not; if it no longer is, run "
@@ -871,7 +879,8 @@ def _verdict_by_source(
             CopyState.CANONICAL,
             f"canonical: {here.path}",
             f"{here.path} has all of it, durable, and {there.path} was retired: {source.why}",
-            f"run both commands again to finish, or: {_accept(here)}",
+            "run both commands again to finish"
+            + ("" if incomplete.sent_again else f", or: {_accept(here)}"),
             here.path,
         )
     return _unknown(

@@ -81,6 +81,7 @@ class SourceRecord:
         went = state.finished.went
         kept = went is not None and not went.unlink and is_about(went, identity) is not False
         self._went = went if kept else None
+        self._is_second = went is not None
         self._records = records
         self._previous = before
         self._on_disk = before  # as last written, or found
@@ -109,6 +110,7 @@ class SourceRecord:
             place=before.place if before is not None else "",
             follows=before.follows if before is not None else "",
             ids=before.ids if before is not None else (),
+            sent_again=kept,
             successor=successor,
         )
         self.record = record if before is not None else state.finished.precede(record)
@@ -196,8 +198,17 @@ class SourceRecord:
         receiver = self.receiver
         if self._records is None or receiver is None:
             return ""
-        elsewhere = "" if self.may_be_copied else ", or send it elsewhere to begin another"
+        elsewhere = (
+            "" if self.may_be_copied else f", or send it elsewhere{self._with} to begin another"
+        )
         return f"its migration to {receiver} goes on with the same command{elsewhere}"
+
+    @property
+    def _with(self) -> str:
+        """What another migration needs, because of what was finished here."""
+        if self._went is not None:
+            return ", with overwrite=True and a new id=…,"
+        return ", with a new id=…," if self._is_second else ""
 
     @property
     def receiver(self) -> Location | None:
@@ -375,7 +386,10 @@ class SourceRecord:
         @raise OSError: that could not be recorded, and another run is to do so.
         """
         records = self._records
-        if records is None or not self._is_ours():
+        if records is None:
+            return
+        ours = self._is_ours()
+        if not ours and not self._is_before_another():
             return
         record = self.record
         record = record.but(retired=record.retired or record.told or timestamp())
@@ -387,8 +401,18 @@ class SourceRecord:
         if mark is None or mark.but(changed="") != record.but(changed=""):
             records.write(Kind.MIGRATED, record)
         gone = [Kind.MIGRATING, Kind.ACCEPTED] if record.unlink else [Kind.MIGRATING]
-        records.remove_existing(*gone)
+        if ours:
+            records.remove_existing(*gone)
         self.end_seen = bool(record.confirmed)
+
+    def _is_before_another(self) -> bool:
+        """I{Slow.} Whether MIGRATED is of this migration, though MIGRATING is of a later one: the
+        record of that stays."""
+        try:
+            mark = self._records.read(Kind.MIGRATED) if self._records is not None else None
+        except BadRecord:
+            return False
+        return mark is not None and mark.migration == self.record.migration
 
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.

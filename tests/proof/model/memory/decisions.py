@@ -88,7 +88,13 @@ class Decisions:
 
     def go_on(self, command: Send, here: Reading, record: Record) -> str:
         if not self.same(command, record):
-            return REFUSED
+            mark = here.sent_again
+            if mark is None:
+                return REFUSED
+            if "again: the retired disk is still what MIGRATED says" in self.rules:
+                return self.beside_migrated(command, here, mark)
+            # The second migration is given up, and another begun.
+            return "attempt" if here.file is not None and record.phase == COPYING else REFUSED
         if here.migrated is not None and here.migrated.migration == record.migration:
             return "tidy" if here.migrated.confirmed else "finish"
         if here.file is None:

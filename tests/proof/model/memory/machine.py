@@ -181,6 +181,8 @@ class Machine:
             return state
         here = Reading(place, self.memory.rules)
         record = here.migrated if what == "again" else here.migrating
+        if what == "attempt" and record is not None and not self.decisions.same(command, record):
+            record = None  # that of a migration that is given up
         if record is None:
             assert isinstance(command, Send)
             assert here.file is not None
@@ -306,9 +308,11 @@ class Machine:
             place = place._replace(file=changed(place.file, None))
             retires = True
         elif step.op == "unlink":
-            place = place._replace(
-                **{str(step.what): changed(getattr(place, str(step.what)), None)}
-            )
+            cell = getattr(place, str(step.what))
+            other = cell[0] is not None and cell[0].migration != record.migration
+            # To finish the first migration leaves the record of the second.
+            if not (other and step.what == "migrating"):
+                place = place._replace(**{str(step.what): changed(cell, None)})
         else:
             kind, phase = str(step.what).split(" ")
             if kind == "migrating":

@@ -16,6 +16,12 @@ THREE = Scenario("three migrations under a supervisor", faults=0)
 SECOND = Scenario("another disk to the same place", faults=0)
 
 AGAIN = Scenario("once more", unlink=False, faults=0)
+STOPPED = Scenario(
+    "once more, and the first command meets a new receiver",
+    unlink=False,
+    faults=2,
+    kinds=frozenset({"crash"}),
+)
 
 
 def forget_early(memory: Memory) -> Memory:
@@ -179,6 +185,12 @@ MUTATIONS = [
         "R1",
         without("again: a retired disk stays so until it is retired anew"),
         AGAIN,
+    ),
+    Variant(
+        "the first command begins another migration where the second was stopped",
+        "R1",
+        without("again: the retired disk is still what MIGRATED says"),
+        STOPPED,
     ),
     Variant(
         "MIGRATED removed when the disk is sent once more, before it is retired anew",

@@ -33,6 +33,15 @@ class Reading:
         return ("migrated", sent) if sent.follows == got.migration else ("received", got)
 
     @property
+    def sent_again(self) -> Record | None:
+        """MIGRATED, where it counts beside the MIGRATING of a later migration: a human has that
+        disk sent once more."""
+        later = self.migrating is not None and self.migrated is not None
+        if not later or self.migrating.follows != self.migrated.migration:  # type: ignore
+            return None
+        return None if self.superseded else self.migrated
+
+    @property
     def superseded(self) -> bool:
         """Whether MIGRATED does not count beside the MIGRATING of a later migration: it does if
         that is of the same disk, which a human has sent once more."""

@@ -20,6 +20,7 @@ RULES = {
     "new: a retired disk is not sent",
     "new: what is finished goes when a copy begins",
     "again: a retired disk stays so until it is retired anew",
+    "again: the retired disk is still what MIGRATED says",
     "overwrite: not an unfinished hand-off",
     "overwrite: not without an id where something was finished",
     "claim: an id that was finished here is refused",

@@ -118,9 +118,22 @@ SETTINGS = {
         A_AT_A,
         (
             *FIRST,
+            BARE[0],
             Send("send A C --overwrite --id y", "A", "C", "y", ("B", "x"), True),
             Receive("receive C --id y", "C", "y"),
         ),
+    ),
+    "once more, and the first command meets a new receiver": Setting(
+        ("A", "B", "C"),
+        A_AT_A,
+        (
+            *FIRST,
+            BARE[0],
+            Receive("receive B --overwrite", "B", None, True, ("a",)),
+            Send("send A C --overwrite --id y", "A", "C", "y", ("B", "x"), True),
+            Receive("receive C --id y", "C", "y"),
+        ),
+        others=(("rm", "B"), ("forget", "B")),
     ),
     # Restart loops.
     "a receiver that is restarted for ever": Setting(
@@ -197,6 +210,7 @@ LONG = {
     "another disk to the same place, and commands without ids",
     "another disk to a place that was emptied",
     "a third disk with an id that was used",
+    "once more, and the first command meets a new receiver",
     "a receiver that is restarted for ever",
     "a receiver without an id that is restarted for ever",
     "a receiver without an id, and a new file",

@@ -65,6 +65,20 @@ class ClaimTests(ReceiverCase):
         self.assertEqual(self.disk.path, found.destination.disk)
         self.assertEqual(1, self.receiver.attempts)
 
+    def test_it_is_recorded_that_the_source_had_been_retired_before(self):
+        for again in (True, False):
+            handoff = self.handoff()
+            self.assertEqual(0, handoff.notify("copying", ONE, 7, sent_again=again))
+            client = self.client(7)
+            client.write(0, DATA)
+            client.send(FLUSH)
+            self.assertEqual(again, self.record().sent_again)
+            self.assertEqual(0, handoff.notify("copied", ONE, 7, sent_again=again))
+            self.assertEqual(again, self.record().sent_again)
+            error = self.receiver._migration.report.unfinished("enough")
+            self.assertEqual(again, "was retired anew: look at" in str(error))
+            self.setUp()
+
     def test_a_claim_outlives_its_connection(self):
         """The conversation may be lost before the first change has arrived."""
         _, handoff = self.claimed()

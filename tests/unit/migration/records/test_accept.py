@@ -15,7 +15,7 @@ from blockmig.migration.records.verdict import (
 )
 from blockmig.storage import FileDisk
 from tests.unit.migration.records.test_verdict import RECORD, FileCase
-from tests.unit.support import ONE, Story
+from tests.unit.support import ONE, TWO, Story
 
 COPIED = RECORD.but(phase=Phase.COPIED)
 
@@ -33,9 +33,9 @@ class AcceptTests(FileCase):
             record = COPIED.but(identity=disk.identity(), **changes)
         self.records.write(Kind.INCOMPLETE, record)
 
-    def refused(self, *words):
+    def refused(self, *words, **keywords):
         before = {name: self.read(name) for name in self.names()}
-        error = self.assertRaises(Refused, accept, self.path, "me")
+        error = self.assertRaises(Refused, accept, self.path, "me", **keywords)
         for word in words:
             self.assertIn(word, str(error))
         self.assertEqual(before, {name: self.read(name) for name in self.names()})
@@ -56,6 +56,23 @@ class AcceptTests(FileCase):
             self.assertEqual(["disk", "disk.ACCEPTED"], self.names())
             self.assertEqual(YES, verdict_of(examine(self.path)).state)
             self.assertEqual(b"12345", self.read("disk"))
+
+    def test_the_copy_of_a_disk_that_was_sent_again_is_accepted_if_that_has_retired_it(self):
+        self.copied(sent_again=True)
+        self.refused("was retired before", "retired_by=…")
+        for other in (TWO, "one"):
+            self.refused(f"the migration {other}", retired_by=other)
+        record = accept(self.path, "me", retired_by=ONE)
+        self.assertEqual(record, self.records.read(Kind.ACCEPTED))
+        self.records.remove(Kind.ACCEPTED)
+        # Its sender has said so itself.
+        self.copied(sent_again=True, retired="when")
+        accept(self.path, "me")
+
+    def test_the_migration_that_has_retired_the_source_is_compared_if_it_is_given(self):
+        self.copied()
+        self.refused(f"the migration {TWO}", retired_by=TWO)
+        accept(self.path, "me", retired_by=ONE)
 
     def test_what_is_complete_needs_no_accepting(self):
         self.copied(retired="when")

@@ -10,9 +10,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import AlreadyDone, Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
-from blockmig.migration.records.finished import NOTHING_FINISHED
+from blockmig.migration.records.finished import NOTHING_FINISHED, Present
 from blockmig.migration.records.permitted import (
     SourceState,
+    check_finished,
     destination_record,
     may_overwrite,
     source_state,
@@ -203,6 +204,36 @@ class DestinationTests(Case):
         self.assertRaises(AlreadyDone, self.found)
         self.assertEqual(["disk.RECEIVED"], list(self.content()))
         self.assertRaises(AlreadyDone, self.found)
+
+    def test_what_was_received_is_done_although_a_migration_onward_was_stopped(self):
+        here = Location(os.uname().nodename, self.records.path)
+        received = END.but(destination=here, id="r")
+        begun = COPYING.but(migration=TWO, follows=ONE, id="on", ids=("r",))
+        there = Present(5, SAME)
+        for migrating in (begun, begun.but(whole=True), begun.but(unlink=True)):
+            self.stand(received=received, migrating=migrating)
+            for id in ("", "r"):
+                for overwrite in (False, True):
+                    self.assertRaises(AlreadyDone, self.found, overwrite, id)
+                    keywords = {"overwrite": overwrite, "id": id}
+                    about = self.records, lambda: there
+                    self.assertRaises(AlreadyDone, check_finished, *about, **keywords)
+            # Another migration is not this one, nor is another disk, nor one that is gone.
+            self.refused("not known to be complete", id="new")
+            for present in (Present(5, OTHER), Present(6, SAME), Present()):
+                check_finished(self.records, lambda present=present: present, id="r")
+            check_finished(self.records, lambda: there, overwrite=True, id="new")
+        self.stand(received=received, migrating=begun.but(whole=True))
+        self.refused("not known to be complete", True, "new")
+        self.stand(received=received, migrating=begun)
+        self.assertIsNone(self.found(True, "new"))
+        # It may be about to be deleted, or is retired.
+        self.stand(received=received, migrating=begun.but(phase=Phase.COPIED, unlink=True))
+        check_finished(self.records, lambda: there, id="r")
+        self.refused("not known to be complete", id="r")
+        self.stand(received=received, migrating=begun, migrated=END.but(migration=TWO, follows=ONE))
+        check_finished(self.records, lambda: there, id="r")
+        self.refused("not known to be complete", id="r")
 
     def test_a_destination_whose_records_cannot_be_kept_is_refused(self):
         self.patch(os, "access", lambda *_: False)
@@ -462,8 +493,11 @@ class SourceTests(Case):
     def test_the_permission_to_send_a_retired_disk_again_is_for_one_migration(self):
         begun = COPYING.but(id="b", follows=TWO, ids=("a",))
         self.stand(migrating=begun, migrated=MARK.but(migration=TWO, id="a"))
-        for id in ("", "b"):
-            self.assertEqual(begun, self.found(id=id).record)
+        self.assertEqual(begun, self.found(id="b").record)
+        # The first command, to the same place: it had no id, or another one.
+        for id in ("", "a"):
+            words = ("was migrated to", "disk.MIGRATING away, then blockmig forget")
+            self.refused(words, source_state, SAME, URI, id=id)
         found = self.found(overwrite=True, id="c")
         self.assertEqual(SourceState(instead_of=ONE), found)
         self.refused("overwrite=True", source_state, SAME, URI, id="c")

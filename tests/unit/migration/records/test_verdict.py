@@ -102,7 +102,7 @@ class Case(SynchronousTestCase):
         beginnings = {
             YES: "canonical",
             NO: "not canonical",
-            IF: "canonical only if the source was retired: look at ",
+            IF: "canonical only if the source was retired",
             UNKNOWN: "unknown: ",
         }
         self.assertTrue(verdict.line.startswith(beginnings[verdict.state]), verdict.line)
@@ -276,6 +276,25 @@ class VerdictTests(Case):
         for other in (EARLIER.but(identity=OTHER), EARLIER.but(unlink=True)):
             found = place(migrated=other, migrating=RECORD.but(follows=TWO))
             self.assertEqual(YES, verdict_of(found).state)
+
+    def test_of_the_copy_of_a_disk_that_was_sent_again_the_source_says_which_it_is(self):
+        """That it is not canonical there does not make this copy the canonical one."""
+        verdict = verdict_of(place(incomplete=COPIED.but(sent_again=True)))
+        self.check_form(verdict)
+        self.assertEqual(IF, verdict.state)
+        self.assertIn("was retired anew: look at here:/disk", verdict.line)
+        self.assertIn("retired anew", verdict.why)
+        self.assertIn("only if it says that it was migrated to there:/copy", verdict.advice)
+        self.assertNotIn("accept", verdict.advice)
+        told = verdict_of(place(incomplete=COPIED.but(sent_again=True, retired="then")))
+        self.assertEqual(YES, told.state)
+        # Both in front of you.
+        again = place("/disk", migrated=EARLIER, migrating=AGAIN_COPIED)
+        copy = place("/copy", incomplete=AGAIN_COPIED.but(sent_again=True))
+        self.assertEqual(UNKNOWN, verdict_of_pair(again, copy).state)
+        anew = verdict_of_pair(place("/disk", migrated=RETIRED.but(follows=TWO)), copy)
+        self.assertEqual("/copy", anew.canonical)
+        self.assertNotIn("accept", anew.advice)
 
     def test_what_was_written_after_it_was_retired_is_said(self):
         retired = RETIRED.but(written="5 17")

@@ -10,7 +10,10 @@ import uuid
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import Refused
+from blockmig.migration.handoff.channel import sender_message
+from blockmig.migration.handoff.message import HandoffPhase, decode_message
 from blockmig.migration.records.files import Kind, Location, Phase, Records
+from blockmig.migration.records.finished import read_finished
 from blockmig.migration.records.permitted import SourceState, source_state
 from blockmig.migration.source.record import SourceRecord
 from blockmig.storage import NotDurable
@@ -432,12 +435,62 @@ class LaterTests(Case):
     def test_a_retired_disk_that_is_sent_again_is_not_called_canonical(self):
         self.assertEqual("the canonical copy", self.make().standing)
         second = self.marked()
-        for source in (second, self.make(source_state(self.records, second.record.identity, URI))):
+        about = self.records, second.record.identity, URI
+        for source in (second, self.make(source_state(*about, id=second.record.id))):
             self.assertIn("retired, since it was migrated to", source.standing)
         # A tombstone is about another disk.
         self.records.write(Kind.MIGRATED, self.before.but(unlink=True))
         found = source_state(self.records, second.record.identity, URI)
         self.assertEqual("the canonical copy", self.make(found).standing)
+
+    def test_the_first_migration_is_finished_beside_the_record_of_the_second(self):
+        """Its end was not seen, and the second was stopped: that stays as it is."""
+        second = self.marked()
+        second.abandon()
+        left = self.migrating()
+        unseen = self.before.but(confirmed="", told="then", side_export=True)
+        unseen = self.records.write(Kind.MIGRATED, unseen)
+        state = SourceState(unseen, retired=True, finished=read_finished(self.records))
+        first = SourceRecord.finishing(self.records, state)
+        first.complete(seen=False)
+        self.assertEqual((unseen, left), (self.migrated(), self.migrating()))
+        first.complete()
+        self.assertTrue(self.migrated().confirmed)
+        self.assertEqual(unseen.migration, self.migrated().migration)
+        self.assertEqual(left, self.migrating())
+
+    def test_the_destination_is_told_that_a_disk_is_sent_again(self):
+        def said(source):
+            message = sender_message(HandoffPhase.COPIED, source.record, 7)
+            return decode_message(message.encode()).sent_again, source.record.sent_again
+
+        self.assertEqual((False, False), said(self.make()))
+        second = self.marked()
+        about = self.records, second.record.identity, URI
+        for source in (second, self.make(source_state(*about, id=second.record.id))):
+            self.assertEqual((True, True), said(source))
+        # A tombstone is about another disk.
+        self.records.write(Kind.MIGRATED, self.before.but(unlink=True))
+        self.assertEqual((False, False), said(self.make(source_state(*about, id="two"))))
+
+    def test_what_is_advised_after_a_stop_is_permitted(self):
+        """Another migration of a retired disk needs what this one needed."""
+        plain = self.make()
+        plain.copying(1, PLACE, True)
+        self.assertIn("or send it elsewhere to begin another", plain.goes_on)
+        self.records.remove(*Kind)
+        second = self.marked()
+        self.assertIn("goes on with the same command", second.goes_on)
+        self.assertIn("elsewhere, with overwrite=True and a new id=…,", second.goes_on)
+        about = self.records, second.record.identity, "nbd://z/"
+        self.assertRaises(Refused, source_state, *about, size=5000)
+        self.assertRaises(Refused, source_state, *about, size=5000, id="new")
+        self.assertIsNone(source_state(*about, size=5000, overwrite=True, id="new").record)
+        self.records.remove(*Kind)
+        another = self.marked(unlink=True)
+        self.assertIn("elsewhere, with a new id=…,", another.goes_on)
+        self.assertRaises(Refused, source_state, *about, size=5000)
+        self.assertIsNone(source_state(*about, size=5000, id="new").record)
 
     def test_what_was_received_is_named_when_it_goes_on(self):
         received = self.make().record.but(migration=ONE, id="one", confirmed="then")
@@ -452,7 +505,8 @@ class LaterTests(Case):
 
     def test_what_goes_before_stays_named_in_a_later_run(self):
         second = self.marked()
-        third = self.make(source_state(self.records, second.record.identity, URI))
+        about = self.records, second.record.identity, URI
+        third = self.make(source_state(*about, id=second.record.id))
         third.copying(2, PLACE, True)
         found = self.migrating()
         self.assertEqual((second.record.migration, ("one",)), (found.migration, found.ids))
