@@ -60,8 +60,8 @@ class Runtime:
 def go_by_monotonic_clock(reactor: Any) -> None:
     """Have a reactor measure durations with a clock that nobody sets.
 
-    Twisted's reactors go by the wall clock: when that is set back by an hour, what was to happen in a
-    second happens an hour late, and when it is set forward, every time limit has passed.
+    Twisted's reactors go by the wall clock: when that is set back by an hour, what was to happen in
+    a second happens an hour late, and when it is set forward, every time limit has passed.
 
     For the program that the reactor belongs to, once, and best before anything is scheduled: what
     has been scheduled keeps the time that it has left, but whoever has noted a time keeps that of
