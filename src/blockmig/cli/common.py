@@ -135,7 +135,8 @@ HANDSHAKE_TIMEOUT: Final = Parameter(
 )
 GIVE_UP_AFTER: Final = Parameter(
     "give-up-after",
-    "Give up after SECONDS without progress; 0 means never.",
+    "Give up after SECONDS without progress; 0 means never. None pass while an attempt gets "
+    "further; all the time of one that ends no further than the best before it counts.",
     parse_seconds,
     0.0,
     metavar="SECONDS",

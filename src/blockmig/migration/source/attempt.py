@@ -436,7 +436,7 @@ class Attempt(ClientHandler):
 
     def restart(self, why: str) -> None:
         """The source is as it was."""
-        self._end(Dropped(why, self._is_lasting))
+        self._end(Dropped(why, self._is_lasting, self._copier.refusal))
 
     def restart_changed(self, error: BaseException | None) -> None:
         """Clients may write again as soon as the connection is lost; anybody else may not."""

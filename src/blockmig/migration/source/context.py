@@ -13,6 +13,7 @@ from ..identity import Identity
 from .passes import CopyPasses
 from .progress import Progress
 from .record import SourceRecord
+from .refusals import Refusal
 from .retirement import Retirement
 
 
@@ -88,10 +89,12 @@ class Dropped:
     """The attempt ended early; the source is canonical, and another attempt may follow.
 
     @ivar lasting: what is in the way is known, and may last: it is logged once a minute.
+    @ivar refusal: what the destination has answered with an error, if that is why.
     """
 
     why: str
     lasting: bool = False
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)

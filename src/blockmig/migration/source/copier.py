@@ -47,6 +47,7 @@ from ...transport import FileRegion
 from .admission import PeerCapabilities
 from .context import AttemptContext
 from .passes import Ranges
+from .refusals import Refusal
 from .segment_reader import SegmentReader
 
 _log = Logger()
@@ -94,6 +95,7 @@ class Copier:
     @param cookie: of the first request.
     @param source_failed: called with the error where the disk cannot be read.
     @param is_working: asks the destination whether it is at work for this attempt.
+    @ivar refusal: what the destination has answered with an error; None if nothing.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Copier:
         source_failed: Callable[[BaseException | None], None],
         is_working: Callable[[], Coroutine[Any, Any, bool]],
     ) -> None:
+        self.refusal: Refusal | None = None
         self._is_working = is_working
         self._asking: Deferred[None] | None = None
         self._context = context
@@ -399,7 +402,7 @@ class Copier:
             command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
             if self._oldstyle and segment.zero:
                 self._context.quirks.zeroes_as_data = True
-            self._refused(f"{command.name} at {segment.offset}", error)
+            self._refused(Refusal(command.name, segment.offset, error))
             return
         if not segment.zero:
             self._bytes_in_flight -= segment.length
@@ -415,12 +418,13 @@ class Copier:
         flushed, self._flushed = self._flushed, None
         self._flushing = False
         if error and not (error in _UNKNOWN_COMMAND and self._oldstyle):
-            self._refused("FLUSH", error)
+            self._refused(Refusal("FLUSH", None, error))
         elif flushed is not None and not flushed.called:
             flushed.callback(Failure(NoFlush()) if error else None)
 
-    def _refused(self, what: str, error: int) -> None:
-        self._connection.fail(f"the destination answered {what} with {describe_errno(error)}")
+    def _refused(self, refusal: Refusal) -> None:
+        self.refusal = self.refusal or refusal
+        self._connection.fail(str(refusal))
 
 
 def _cannot_be_read(failure: Failure) -> NoReturn:

@@ -8,6 +8,9 @@ Rules (design, section 2):
 * what goes wrong before a first handshake was accepted ends the migration, unless it is to be
   retried too; after that there is always another attempt, until somebody gives up;
 * the disk object is the sender's from when it is made until it has ended;
+* what gives it up is time without progress: none passes while an attempt gets further. One that
+  has ended no further than the best before it was none, for as long as it took;
+* a destination that is full, or must not be written, is tried a few times;
 * it can be stopped until the source is being retired; after that it ends as quickly as it can, and
   never without reporting what became of the source. One that is stopped before it was run never
   begins;
@@ -58,6 +61,7 @@ from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
 from .progress import Progress
 from .record import SourceRecord
+from .refusals import Refusals
 from .retirement import DeletingRetirement, Retirement, unlinkable
 from .watch import Presence, SourceWatch, last_write
 
@@ -145,6 +149,8 @@ class Sender:
             disk.size, earlier=self.source.record.attempt, seconds=self._reactor.seconds
         )
         self.last_error = ""
+        self._furthest = 0
+        self._refusals = Refusals()
         self._logged_at = 0.0
         self.when_accepted: Deferred[None] = Deferred()
         self._context = AttemptContext(
@@ -306,12 +312,15 @@ class Sender:
                 raise self._given_up(self._stopped_too_late)
             if not self.progress.attempt and not self._patience.retry:
                 raise Refused(outcome.why)
-            if self.progress.attempt != attempt and self.progress.done:
-                failures = 0
+            if outcome.refusal is not None and self._refusals.add(outcome.refusal):
+                raise self._given_up(f"{outcome.why}, for the third time at the same place")
+            done = self.progress.done if self.progress.attempt != attempt else 0
+            if done > self._furthest:
+                self._furthest = done
             else:
-                # A destination that acknowledged nothing was no progress, whatever it was sent.
+                # All that was done before, whatever was sent.
                 self.progress.latest = latest
-                failures += 1
+            failures = 0 if done else failures + 1
             await self._pause(outcome, self._policy(failures))
 
     async def _attempt(self) -> Outcome:
