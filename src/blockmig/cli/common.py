@@ -12,7 +12,7 @@ import sys
 from typing import Final
 
 from .usage import Flag, Options, Parameter, UsageError
-from .values import one_of, parse_bytes, parse_seconds
+from .values import one_of, parse_bytes, parse_seconds, parse_some_seconds
 
 _LONGEST_SECRET: Final = 4096
 """Bytes."""
@@ -139,6 +139,14 @@ GIVE_UP_AFTER: Final = Parameter(
     "further; all the time of one that ends no further than the best before it counts.",
     parse_seconds,
     0.0,
+    metavar="SECONDS",
+)
+TIMEOUT: Final = Parameter(
+    "timeout",
+    "Drop the connection to the destination after SECONDS without an answer (ten times as long "
+    "during a flush), and start again. Silence is logged after 10 seconds, and then once a minute.",
+    parse_some_seconds,
+    60.0,
     metavar="SECONDS",
 )
 MAX_RATE: Final = Parameter(

@@ -8,7 +8,7 @@ from ..nbd import NBDURI, parse_uri
 from . import common, usage
 from .launch import launch
 from .usage import Flag, Parameter
-from .values import one_of, parse_milliseconds, parse_some_seconds
+from .values import one_of, parse_milliseconds
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -61,14 +61,7 @@ class Options(usage.Options):
             500,
             metavar="MS",
         ),
-        Parameter(
-            "timeout",
-            "Drop the connection to the destination after SECONDS without an answer (ten times as "
-            "long during a flush), and start again.",
-            parse_some_seconds,
-            60.0,
-            metavar="SECONDS",
-        ),
+        common.TIMEOUT,
         Parameter(
             "converge",
             "What to do while clients write faster than their writes can be sent: wait until they "

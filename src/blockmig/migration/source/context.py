@@ -15,6 +15,7 @@ from .progress import Progress
 from .record import SourceRecord
 from .refusals import Refusal
 from .retirement import Retirement
+from .silence import Silence
 
 
 class AttemptFailed(Exception):
@@ -47,6 +48,7 @@ class AttemptContext:
     @ivar identity: what people have said of the migration's identity.
     @ivar plain: a destination that has no side export will do, whatever its id.
     @ivar accepted: called when a destination was accepted, and an attempt is about to copy.
+    @ivar silence: says that the destination does not answer.
     @ivar quirks: what attempts have found out about the destination.
     """
 
@@ -62,6 +64,7 @@ class AttemptContext:
     identity: Identity
     plain: bool
     accepted: Callable[[], None]
+    silence: Silence
     quirks: PeerQuirks = field(default_factory=PeerQuirks, init=False)
 
     @property

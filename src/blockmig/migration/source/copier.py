@@ -10,9 +10,9 @@ Rules (design, sections 2 and 3):
   one by which the connection is known to a receiver;
 * what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
-* a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
-  may take longer than anything else. Where it is asked to flush or to write zeroes, and says
-  elsewhere that it is at work for us, that may take as long as it likes;
+* a destination that leaves requests unanswered, and takes no more of them, for longer than the time
+  limit is dropped; a FLUSH may take longer than anything else. Where it is asked to flush or to
+  write zeroes, and says elsewhere that it is at work for us, that may take as long as it likes;
 * what a disk without a descriptor holds is read before it is requested to be written
   (`segment_reader`), so that the destination never waits for that disk in the middle of a request;
   little of it is kept in memory until it is sent;
@@ -166,6 +166,7 @@ class Copier:
             self._reply_timer = None
         if self._asking is not None:
             self._asking.cancel()
+        self._context.silence.ends("requests")
 
     # What the attempt calls.
 
@@ -280,7 +281,8 @@ class Copier:
             self._fill(self._pass)
 
     def moved(self, count: int) -> None:
-        """Some data was given to the connection."""
+        """Some data was given to the connection, which the destination has room for."""
+        self._heard()
         if self._reader is not None:
             self._bytes_unsent -= count
             self._data_ready()
@@ -343,6 +345,7 @@ class Copier:
 
     def _send(self, items: list[bytes | FileRegion]) -> None:
         """From now on something must be answered in time."""
+        self._context.silence.begins("requests")
         self._connection.outgoing.send(items)
         limit = self._context.reply_timeout
         if limit is not None and self._reply_timer is None and self._asking is None:
@@ -391,9 +394,15 @@ class Copier:
         @raise blockmig.nbd.RemoteProtocolError: it breaks the protocol.
         """
         self._requests.received(data)
-        self._answered_at = self._reactor.seconds()
+        self._heard()
         if self._pass is not None:
             self._fill(self._pass)
+
+    def _heard(self) -> None:
+        self._answered_at = self._reactor.seconds()
+        self._context.silence.broken()
+        if not self._requests.in_flight:
+            self._context.silence.ends("requests")
 
     def _segment_answered(self, segment: Segment, error: int, _: bytes) -> None:
         if self._stopped:

@@ -63,6 +63,7 @@ from .progress import Progress
 from .record import SourceRecord
 from .refusals import Refusals
 from .retirement import DeletingRetirement, Retirement, unlinkable
+from .silence import Silence
 from .watch import Presence, SourceWatch, last_write
 
 _log = Logger()
@@ -166,6 +167,7 @@ class Sender:
             identity=identity,
             plain=overrides.plain,
             accepted=self._accepted,
+            silence=Silence(self._reactor, destination.uri),
         )
         self._opening: OpeningAttempt | None = None
         self._finisher: Finisher | None = None
@@ -325,6 +327,13 @@ class Sender:
 
     async def _attempt(self) -> Outcome:
         """One connection's try."""
+        self._context.silence.begins("connecting")
+        try:
+            return await self._connect_and_send()
+        finally:
+            self._context.silence.over()
+
+    async def _connect_and_send(self) -> Outcome:
         result: Deferred[Outcome] = Deferred()
 
         def ended(outcome: Outcome) -> None:
