@@ -911,3 +911,34 @@ def test_the_help_of_serve_and_status_names_every_option(processes: Processes) -
         for name in names:
             assert name in text
         assert "Exit statuses" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", [(BLOCKMIG, "serve"), TWISTD_SERVE], ids=["blockmig", "twistd"])
+def test_standby_ends_with_4_and_tells_the_service_manager_that_it_waits(
+    processes: Processes, room: Path, command: tuple[str, ...]
+) -> None:
+    manager = Manager(processes)
+    standby = ("--standby", "--file", room / "new", "--listen", ANY_PORT)
+    running = manager.start(*command, *standby, "--log-format", "json")
+    said = until(manager.heard)
+    assert said[0] == {"STATUS": f"waiting until a migration into {room / 'new'} is complete"}
+    until(lambda: running.catches(signal.SIGTERM))
+    running.signal(signal.SIGTERM)
+    assert running.wait(10) == 4
+    assert "stopped before it could listen" in running.events("error")[0]["message"]
+    assert not list(room.glob("new*"))
+    assert not any("READY" in message for message in manager.heard())
+    manager.close()
+
+
+def test_standby_may_give_up(processes: Processes, room: Path) -> None:
+    ended = processes.run(
+        *serve_command(room / "new", "--standby", "--give-up-after", "0.2", "--id", "web")
+    )
+    assert ended.status == 4
+    assert "gave up after 0.2 seconds" in ended.stderr
+
+
+def test_options_of_standby_are_refused_without_it(processes: Processes, disk: Path) -> None:
+    refused(processes, serve_command(disk, "--id", "web"), "--id is only for --standby")
+    refused(processes, serve_command(disk, "--give-up-after", "1"), "only for --standby")

@@ -12,7 +12,7 @@ import sys
 from typing import Final
 
 from .usage import Flag, Options, Parameter, UsageError
-from .values import one_of, parse_bytes, parse_seconds, parse_some_seconds
+from .values import one_of, parse_bytes, parse_linger, parse_seconds, parse_some_seconds
 
 _LONGEST_SECRET: Final = 4096
 """Bytes."""
@@ -131,6 +131,14 @@ HANDSHAKE_TIMEOUT: Final = Parameter(
     "Close a connection whose NBD handshake takes longer than SECONDS; 0 means no limit.",
     parse_seconds,
     30.0,
+    metavar="SECONDS",
+)
+LINGER: Final = Parameter(
+    "linger",
+    "Where clients are relayed (`mirror --then relay`): keep the address for SECONDS, or forever, "
+    "after the last client has left, and relay whoever comes back; 0 means not at all.",
+    parse_linger,
+    60.0,
     metavar="SECONDS",
 )
 GIVE_UP_AFTER: Final = Parameter(

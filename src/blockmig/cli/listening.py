@@ -39,6 +39,11 @@ DEFAULT_ENDPOINT: Final = "tcp:10809:interface=127.0.0.1"
 """Where to listen without `--listen` and without sockets from systemd."""
 
 
+def import_control() -> None:
+    """Import now what is otherwise imported when a control socket is opened."""
+    from ..control import web  # noqa: F401, PLC0415
+
+
 @dataclass(frozen=True)
 class ListeningExport:
     """The export that a command offers.
@@ -97,14 +102,24 @@ class Listening:
         except (BadActivation, BadEndpoint) as error:
             raise Refused(str(error)) from None
 
-    async def open(self, target: ListeningExport, give_up_after: float | None = None) -> None:
+    def waiting(self, status: str) -> None:
+        """Tell the service manager what is waited for before it listens."""
+        self._notifier.status(status)
+
+    async def open(
+        self,
+        target: ListeningExport,
+        give_up_after: float | None = None,
+        busy_for: float = 0.0,
+    ) -> None:
         """Listen on every endpoint, then notify the service manager.
 
         @param give_up_after: seconds to retry after a temporary failure; None to retry forever.
+        @param busy_for: seconds for which an address may still be in use.
         @raise Refused: the failure is permanent.
         @raise GaveUp: the failure lasted too long, or L{cancel} was called.
         """
-        self._opening = Deferred.fromCoroutine(self._open(target, give_up_after))
+        self._opening = Deferred.fromCoroutine(self._open(target, give_up_after, busy_for))
         try:
             await self._opening
         except (CannotListen, ControlError) as error:
@@ -117,7 +132,9 @@ class Listening:
             self._opening = None
         self._notifier.ready(f"{target.disk} at {', '.join(self.uris)}")
 
-    async def _open(self, target: ListeningExport, give_up_after: float | None) -> None:
+    async def _open(
+        self, target: ListeningExport, give_up_after: float | None, busy_for: float
+    ) -> None:
         if self._control_path is not None:
             self._control = await open_control(
                 self._reactor,
@@ -126,7 +143,9 @@ class Listening:
                 target.routes,
             )
         for text, endpoint in self._endpoints:
-            port = await listen(self._reactor, endpoint, target.factory, text, give_up_after)
+            port = await listen(
+                self._reactor, endpoint, target.factory, text, give_up_after, busy_for=busy_for
+            )
             self._ports.append(port)
             uri, local = listening_uri(port, target.export)
             self.uris.append(uri)

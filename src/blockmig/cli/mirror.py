@@ -84,6 +84,7 @@ class Options(usage.Options):
             metavar="URI",
             default_text="that of the destination",
         ),
+        common.LINGER._replace(default=None, default_text="the server's own --linger"),
         common.CONTROL_SOCKET,
         common.PROGRESS,
         common.LOG_FORMAT,
@@ -104,6 +105,8 @@ class Options(usage.Options):
         common.check_control(self)
         if self["wait"] and self["no-wait"]:
             raise usage.UsageError("--wait and --no-wait contradict each other")
+        if self["linger"] is not None and self["then"] != "relay":
+            raise usage.UsageError("--linger is only for --then relay")
         if self["relay-to"] is not None:
             if self["then"] != "relay":
                 raise usage.UsageError("--relay-to is only for --then relay")

@@ -22,12 +22,21 @@ class Options(usage.Options):
         "Serve a raw image or block device to NBD clients (QEMU, libnbd, the kernel) until SIGTERM "
         "or SIGINT; then finish the requests that are under way, flush the disk, and exit. "
         "`blockmig mirror` moves the disk to another host while it is served; when that is done, "
-        "the server exits too. Exit status 4 means that it was stopped before it could listen."
+        "the server exits too, or relays its clients to the new server (--then relay). Started "
+        "again on a disk that went away like that, it relays again. With --standby it waits for a "
+        "disk that is being received. Exit status 4 means that it was stopped, or gave up, before "
+        "it could listen."
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         common.OLDSTYLE,
         Flag("read-only", "Serve the disk read-only.", "r"),
+        Flag(
+            "standby",
+            "Wait until `blockmig receive` is done with the disk, which may not be there yet, and "
+            "then serve it at once. Start it beside `receive`, at the same address: clients that "
+            "are relayed do not wait for a process to start.",
+        ),
         common.IN_USE_ANYWAY,
         common.VERBOSE,
         common.QUIET,
@@ -55,6 +64,15 @@ class Options(usage.Options):
             300.0,
             metavar="SECONDS",
         ),
+        common.LINGER,
+        common.ID._replace(
+            help="With --standby: wait for the migration with this ID, which may have been "
+            "received already.",
+            default_text="any that is received from now on",
+        ),
+        common.GIVE_UP_AFTER._replace(
+            help="With --standby: give up when the disk was not there after SECONDS; 0 means never."
+        ),
         common.CONTROL,
         common.STATE_DIRECTORY,
         common.LOG_FORMAT,
@@ -65,6 +83,9 @@ class Options(usage.Options):
         common.check_file(self)
         if self["oldstyle"] and self["export"]:
             raise usage.UsageError("--oldstyle has no export names: leave out --export")
+        for name in ("id", "give-up-after"):
+            if self[name] and not self["standby"]:
+                raise usage.UsageError(f"--{name} is only for --standby")
         common.check_export(self["export"], MAXIMUM_NAME)
 
 

@@ -83,6 +83,9 @@ def as_text(status: dict[str, Any]) -> str:
     mirror = status.get("mirror")
     if isinstance(mirror, dict):
         lines += _mirror(mirror, size)
+    relay = status.get("relay")
+    if isinstance(relay, dict):
+        lines += _relay(relay)
     clients = [client for client in _list(status, "clients") if isinstance(client, dict)]
     lines += ["", *_table(clients)] if clients else ["no clients"]
     return "\n".join(lines)
@@ -128,6 +131,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             _phrase(mirror, "holds", "{:.0f} so far"),
             _phrase(mirror, "pause", "the last for {}", _milliseconds),
             _phrase(mirror, "max_pause", "at most {} allowed", _milliseconds),
+            _phrase(mirror, "client_pause", "clients waited {} for the new server", _milliseconds),
         ),
         _joined(
             _phrase(mirror, "max_rate", "at most {}/s", format_bytes),
@@ -138,6 +142,34 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
     ]
     labels = ("progress", "clients", "this attempt", "holds", "options", "last error")
     rows = zip(labels, lines, strict=True)
+    return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
+
+
+def _relay(relay: dict[str, Any]) -> list[str]:
+    """The lines of what passes through to the server that has the disk now."""
+    available = relay.get("available") is True
+    heading = _joined(
+        f"relay: to {_text(relay, 'to')}",
+        "" if available else "which does not answer",
+        _phrase(relay, "clients", "{:.0f} client(s)"),
+        _phrase(relay, "waiting", "{:.0f} waiting") if relay.get("waiting") else "",
+    )
+    left = _phrase(relay, "linger_left", "ends in {} if nobody comes", format_duration)
+    if relay.get("linger") == "forever":
+        linger = "stays for ever"
+    else:
+        linger = left or _phrase(
+            relay, "linger", "stays for {} after the last client", format_duration
+        )
+    lines = [
+        _joined(
+            _phrase(relay, "bytes_to_server", "{} to the server", format_bytes),
+            _phrase(relay, "bytes_to_clients", "{} to clients", format_bytes),
+        ),
+        linger,
+        "" if available else printable(relay.get("last_error") or ""),
+    ]
+    rows = zip(("passed on", "address", "last error"), lines, strict=True)
     return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
 
 

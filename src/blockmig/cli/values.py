@@ -5,6 +5,7 @@ Nothing here knows what a value is for. Text that is not valid raises L{ValueErr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -48,6 +49,19 @@ def parse_seconds(text: str) -> float:
     if not 0 <= seconds < 1e9:
         raise ValueError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def parse_linger(text: str) -> float:
+    """A number of seconds as for `parse_seconds`; infinite for C{forever}.
+
+    @raise ValueError: it is neither.
+    """
+    if text == "forever":
+        return math.inf
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise ValueError(f"{error} (or forever)") from None
 
 
 def parse_age(text: str) -> float:

@@ -218,6 +218,11 @@ class ServerConnection(Protocol):
         return self._phase.is_mid_exchange
 
     @property
+    def has_replies_due(self) -> bool:
+        """Whether the peer has not taken everything that was queued for it."""
+        return self._context.outgoing.waiting
+
+    @property
     def heard_at(self) -> float:
         """When the peer last sent something, or took some of a reply; by the reactor's clock."""
         return self.connected_at if self._timeout is None else self._timeout.last_activity

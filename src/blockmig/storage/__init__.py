@@ -6,10 +6,11 @@ slow ones in threads. Imports no reactor.
 
 from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
+from .departed import DepartedDisk
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap
 from .disk import PROBE_SIZE, held_descriptor
-from .errors import DiskChanged, DiskRefused, NotDurable
+from .errors import DiskChanged, DiskInUse, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
 from .identities import (
@@ -46,8 +47,10 @@ __all__ = [
     "ROOTS_DIRECTORY",
     "BlockDisk",
     "Coverage",
+    "DepartedDisk",
     "DirtyMap",
     "DiskChanged",
+    "DiskInUse",
     "DiskRefused",
     "DiskVersion",
     "FileDisk",

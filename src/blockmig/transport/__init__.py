@@ -17,7 +17,7 @@ from .endpoints import (
 )
 from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
-from .plain import has_hung_up, is_plain_socket, unacknowledged
+from .plain import has_hung_up, is_plain_socket, is_readable, unacknowledged
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
@@ -40,6 +40,7 @@ __all__ = [
     "describe_address",
     "has_hung_up",
     "is_plain_socket",
+    "is_readable",
     "listen",
     "listening_uri",
     "server_endpoint",

@@ -1,8 +1,9 @@
 """Endpoint strings and NBD URIs to Twisted endpoints, and ports back to NBD URIs.
 
 Owns the rules of listening (design, section 2): an address that is in use is fatal at once, since
-clients would connect to whoever uses it; a failure that may pass (the address is not on this host
-yet, no descriptors or buffers) is retried once a second, with one log line a minute.
+clients would connect to whoever uses it, unless its user is known to be about to end; a failure
+that may pass (the address is not on this host yet, no descriptors or buffers) is retried once a
+second, with one log line a minute.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _BACKLOG: Final = 1024
 """Twisted's default is 50."""
 _SEND_BUFFER: Final = 4 << 20
 _RETRY_INTERVAL: Final = 1.0
+_BUSY_INTERVAL: Final = 0.01
 _REPORT_INTERVAL: Final = 60.0
 # Milliseconds. It also runs while a live peer takes nothing, so it cannot be short.
 _USER_TIMEOUT: Final = 300_000
@@ -99,11 +101,14 @@ async def listen(
     factory: IProtocolFactory,
     text: str,
     give_up_after: float | None = None,
+    *,
+    busy_for: float = 0.0,
 ) -> IListeningPort:
     """Listen on C{endpoint}, and retry failures that may pass.
 
     @param text: the endpoint as the user wrote it, for messages.
     @param give_up_after: seconds; None to retry for ever.
+    @param busy_for: seconds for which the address may be in use by a process that is about to end.
     @raise CannotListen: the failure is permanent.
     @raise TimeoutError: C{give_up_after} is over.
     """
@@ -127,8 +132,12 @@ async def listen(
             return port
         number = getattr(reason, "errno", None)
         why = getattr(reason, "strerror", None) or str(reason)
+        busy = number == errno.EADDRINUSE
         if why == "Cannot acquire lock":  # Twisted's words for a UNIX socket that has an owner
-            why = "the socket is in use by another process"
+            busy, why = True, "the socket is in use by another process"
+        if busy and reactor.seconds() - began < busy_for:
+            await deferLater(reactor, _BUSY_INTERVAL)
+            continue
         if number not in _TRANSIENT:
             raise CannotListen(f"cannot listen on {text}: {why}")
         now = reactor.seconds()

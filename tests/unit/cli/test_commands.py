@@ -109,8 +109,10 @@ class OptionsTests(SynchronousTestCase):
 
     def test_an_option_of_several_commands_has_the_same_words(self):
         # These differ in meaning: `receive` has the destination's records and disk, and the
-        # commands without a disk of their own connect to the control socket instead of making it.
-        differ = {"overwrite", "control", "listen"}
+        # commands without a disk of their own connect to the control socket instead of making it. A
+        # mirror that says nothing leaves it to its server how long that lingers. What `serve` waits
+        # for with --standby is a migration that it takes no part in.
+        differ = {"overwrite", "control", "listen", "linger", "id", "give-up-after"}
         words = {}
         for command in COMMANDS:
             kind = command.load().Options

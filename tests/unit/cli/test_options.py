@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 from contextlib import redirect_stderr
@@ -186,6 +187,7 @@ class MirrorTests(Case):
                 "converge": "wait",
                 "then": "exit",
                 "relay-to": None,
+                "linger": None,
                 "wait": 0,
                 "no-wait": 0,
                 "progress": "auto",
@@ -217,6 +219,14 @@ class MirrorTests(Case):
         self.refused("only for --then relay", *asked, "--relay-to", "nbd://h/", "--then", "exit")
         self.refused("--relay-to: ", *asked, "--then", "relay", "--relay-to", "http://h/")
         self.refused("--relay-to: ", *asked, "--then", "relay", "--relay-to", "")
+        self.refused("only for --then relay", *asked, "--linger", "5")
+
+    def test_a_relay_lingers_for_some_seconds_or_for_ever(self):
+        asked = ["mirror", "--control", "/c", "nbd://h/", "--then", "relay", "--linger"]
+        for text, seconds in (("5", 5.0), ("0", 0.0), ("2.5", 2.5), ("forever", math.inf)):
+            self.assertEqual(seconds, self.parse(*asked, text)["linger"])
+        for text in ("-1", "inf", "nan", "", "long"):
+            self.refused("not a number of seconds (or forever)", *asked, text)
 
     def test_bad_options_of_mirror_are_refused(self):
         asked = ["mirror", "--control", "/c", "nbd://h/"]

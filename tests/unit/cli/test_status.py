@@ -146,9 +146,63 @@ class MirrorStatusTests(SynchronousTestCase):
             text,
         )
 
+    def test_the_pause_that_clients_saw_is_shown(self):
+        text = self.text({"holds": 1, "pause": 0.012, "client_pause": 0.14})
+        said = "  holds: 1 so far, the last for 12 ms, clients waited 140 ms for the new server"
+        self.assertIn(said, text)
+
     def test_missing_or_strange_fields_are_tolerated(self):
         self.assertEqual(["mirror: ?, to ?"], self.text({}))
         self.assertEqual([], self.text("what"))
         for strange in ("what\x1b[2J", [], {}, None, True):
             text = as_text({"mirror": dict.fromkeys(self.FULL, strange)})
+            self.assertNotIn("\x1b", text)
+
+
+class RelayStatusTests(SynchronousTestCase):
+    FULL = {  # noqa: RUF012
+        "to": "nbd://h:10809/web",
+        "available": True,
+        "clients": 2,
+        "waiting": 0,
+        "bytes_to_server": 3 << 20,
+        "bytes_to_clients": 5 << 20,
+        "last_error": "refused",
+        "pause": 0.1,
+        "linger": 60.0,
+        "linger_left": None,
+    }
+
+    def text(self, relay):
+        lines = as_text({"relay": relay}).split("\n")
+        return lines[2 : lines.index("no clients")]
+
+    def test_what_passes_is_shown(self):
+        self.assertEqual(
+            [
+                "relay: to nbd://h:10809/web, 2 client(s)",
+                "  passed on: 3 MiB to the server, 5 MiB to clients",
+                "  address: stays for 1 min 0 s after the last client",
+            ],
+            self.text(self.FULL),
+        )
+
+    def test_a_server_that_does_not_answer_is_shown(self):
+        text = self.text({**self.FULL, "available": False, "clients": 0, "waiting": 3})
+        said = "relay: to nbd://h:10809/web, which does not answer, 0 client(s), 3 waiting"
+        self.assertEqual(said, text[0])
+        self.assertEqual("  last error: refused", text[-1])
+
+    def test_how_long_it_lingers_is_shown(self):
+        for left, linger, said in (
+            (12.3, 60.0, "ends in 12.3 s if nobody comes"),
+            (None, "forever", "stays for ever"),
+        ):
+            text = self.text({**self.FULL, "linger": linger, "linger_left": left})
+            self.assertEqual(f"  address: {said}", text[-1])
+
+    def test_missing_or_strange_fields_are_tolerated(self):
+        self.assertEqual(["relay: to ?, which does not answer"], self.text({}))
+        for strange in ("what\x1b[2J", [], {}, None, True):
+            text = as_text({"relay": dict.fromkeys(self.FULL, strange)})
             self.assertNotIn("\x1b", text)

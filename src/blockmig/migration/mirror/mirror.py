@@ -59,6 +59,8 @@ class Mirror:
     @param longest_pause: seconds for which clients may be held.
     @param converge: what to do where clients write faster than the data is transferred.
     @param successor: pass clients through to this server after the hand-off; None to close them.
+    @param linger: seconds for which clients that come back are still passed through when the last
+        one has left; C{math.inf} for ever.
     @param patience: how long the destination is tried.
     @param identity: the id and the secret of the migration, the same as the receiver's.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
@@ -79,6 +81,7 @@ class Mirror:
         longest_pause: float = LONGEST_PAUSE,
         converge: Converge = Converge.WAIT,
         successor: Destination | None = None,
+        linger: float = 0.0,
         patience: Patience = PATIENCE,
         identity: Identity = ANYBODY,
         runtime: Runtime | None = None,
@@ -94,6 +97,7 @@ class Mirror:
         self._converge = converge
         self._longest_pause = longest_pause
         self._successor = successor
+        self._linger = linger
         self._limiter = YieldingLimiter(reactor, lambda: server.latency.last_used, max_rate)
         self._passes = PreCopy(
             server,
@@ -112,6 +116,7 @@ class Mirror:
             patience=patience,
             passes=self._passes,
             identity=identity,
+            successor=successor.uri if successor is not None else "",
             runtime=runtime,
         )
         self._began: float | None = None
@@ -182,6 +187,12 @@ class Mirror:
     def too_late(self) -> bool:
         """Whether the source is retired, or about to be."""
         return self._sender.retiring
+
+    @property
+    def source_is_gone(self) -> bool:
+        """Whether the source was deleted, and the destination was seen to be complete: nothing
+        will ever need it again."""
+        return self._unlink and self._sender.source.end_seen
 
     def stop(self, why: str = "stopped") -> None:
         """Break it off, unless it is too late for that."""
@@ -254,6 +265,7 @@ class Mirror:
                 Relay(
                     successor,
                     receiver_export=handoff_export_name(successor.export),
+                    linger=self._linger,
                     runtime=self._runtime,
                 )
             )
@@ -287,6 +299,7 @@ class Mirror:
         throttle = self._server.changes.throttle
         left = 0 if isinstance(self._life.outcome, Summary) else passes.left
         gain = convergence.rate - convergence.dirty_rate
+        seen = self._server.relayed_pause
         running = not self.over and self._sender.connected
         return {
             "state": self.state,
@@ -310,6 +323,7 @@ class Mirror:
             "throttle": round(throttle.rate) if throttle is not None else None,
             "seconds": round(now - began, 3),
             "pause": None if passes.pause is None else round(passes.pause, 4),
+            "client_pause": None if seen is None else round(seen, 4),
             "rest": passes.sent_while_held,
             "holds": passes.hold_count,
         }

@@ -86,6 +86,8 @@ class Sender:
         nobody changes.
     @param identity: the id and the secret of the migration, the same as the receiver's; an id is
         made up where none is given.
+    @param successor: URI of the server to which clients are relayed once the disk is there, for the
+        records; "" where they are not.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
@@ -109,6 +111,7 @@ class Sender:
         max_rate: float | None = None,
         passes: CopyPasses | None = None,
         identity: Identity = ANYBODY,
+        successor: str = "",
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
@@ -131,6 +134,7 @@ class Sender:
                 unlink=unlink,
                 overwrite=overrides.overwrite,
                 id=identity.id,
+                successor=successor,
                 system=runtime.system,
             )
         watch = SourceWatch(
@@ -495,7 +499,14 @@ class Sender:
 
 
 def _source_record(
-    disk: IDisk, destination: str, *, unlink: bool, overwrite: bool, id: str, system: SystemCalls
+    disk: IDisk,
+    destination: str,
+    *,
+    unlink: bool,
+    overwrite: bool,
+    id: str,
+    successor: str,
+    system: SystemCalls,
 ) -> SourceRecord:
     """The record of the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
@@ -528,4 +539,5 @@ def _source_record(
         unlink=unlink,
         identity=identity,
         id=id,
+        successor=successor,
     )
