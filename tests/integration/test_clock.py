@@ -81,7 +81,7 @@ def test_clients_are_held_and_relayed(processes: Processes, room: Path, disk: Pa
     control, here = room / "control", room / "here"
     server = processes.start(
         *SET_AGAIN_AND_AGAIN, BLOCKMIG, "serve", "--log-format", "json", "--control", control,
-        "--listen", f"unix:{here}", "--file", disk,
+        "--listen", f"unix:{here}", "--file", disk, "--linger", "1",
     )  # fmt: skip
     server.wait_event("listening")
     with wire.client(f"nbd+unix:///?socket={here}") as client:
