@@ -42,6 +42,8 @@ class ServeOperation:
         its URI.
     """
 
+    survives_hangup: Final = True
+
     def __init__(
         self,
         options: Options,

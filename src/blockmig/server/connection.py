@@ -98,7 +98,14 @@ class ServerConnection(Protocol):
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)
         holds = Holds(incoming, self._released)
         self._context = context = PhaseContext(
-            self.peer, outgoing, incoming, holds, timeout, self._lifetime, self.traffic
+            self.peer,
+            outgoing,
+            incoming,
+            holds,
+            timeout,
+            self._lifetime,
+            self.traffic,
+            self.settings.refused,
         )
         handshake = HandshakePhase(context, self.settings, self.begin_session, self._advanced)
         self._enter(handshake)

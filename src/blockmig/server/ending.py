@@ -12,6 +12,7 @@ Rules:
   has none left, and the disk is flushed last. Clients that are held may be another server's by
   now: they are closed with their requests unanswered;
 * handed over: clients are closed with their last requests unanswered, and nothing is flushed;
+* whichever it is, clients have 10 s to take their replies: then they are aborted;
 * relayed: clients are forwarded, those too that come later. When the last of them has left the
   server lingers: whoever comes back meanwhile is forwarded, and it ends when nobody does. Where it
   did not at once, one reset behind it would cost its clients the only address that they know;
@@ -328,6 +329,7 @@ class Ending:
 
     def close(self) -> None:
         self.begun = True
+        self._limit_drain()
         self._close_clients()
         self.finish()
 

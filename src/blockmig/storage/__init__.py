@@ -8,7 +8,7 @@ from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
 from .departed import DepartedDisk
 from .device import BlockDisk
-from .dirty import GRANULARITY, DirtyMap
+from .dirty import GRANULARITY, DirtyMap, TouchedMap
 from .disk import PROBE_SIZE, held_descriptor
 from .errors import DiskChanged, DiskInUse, DiskRefused, NotDurable
 from .file import FileDisk
@@ -38,6 +38,7 @@ from .record_paths import (
     state_path,
 )
 from .scan import Scan, Segment, split_data
+from .survey import Survey
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion, describe_version, version_at
 
@@ -59,6 +60,8 @@ __all__ = [
     "Relation",
     "Scan",
     "Segment",
+    "Survey",
+    "TouchedMap",
     "User",
     "aside_path",
     "boot_id",

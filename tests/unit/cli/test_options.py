@@ -15,7 +15,7 @@ from twisted.python.usage import UsageError as TwistedUsageError
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import __version__
-from blockmig.cli import usage
+from blockmig.cli import common, usage
 from blockmig.cli.accept import Options as AcceptOptions
 from blockmig.cli.break_ import Options as BreakOptions
 from blockmig.cli.commands import COMMANDS, parse
@@ -46,9 +46,31 @@ class NamesTests(SynchronousTestCase):
     def test_errors_name_the_option(self):
         for kind in (ReceiveOptions, SendOptions, MirrorOptions):
             for parameter in kind.optParameters:
-                if parameter.parse is not str:
+                if parameter.parse not in (str, common.parse_path):
                     error = self.assertRaises(usage.UsageError, parameter.value, "?")
                     self.assertTrue(str(error).startswith(f"--{parameter.name}: "), str(error))
+
+
+class WorkingDirectoryTests(Case):
+    def test_a_relative_path_needs_a_working_directory(self):
+        def gone():
+            raise FileNotFoundError(2, "No such file or directory")
+
+        self.patch(os, "getcwd", gone)
+        for option, *arguments in (
+            ("", "receive", "x"),
+            ("", "serve", "x"),
+            ("--file: ", "serve", "--file", "x"),
+            ("--control: ", "serve", "/x", "--control", "x"),
+            ("--state-dir: ", "receive", "/x", "--state-dir", "x"),
+            ("", "send", "x", "nbd://h/"),
+            ("", "inspect", "/x", "x"),
+            ("", "accept", "x", "--i-have-checked-the-source"),
+            ("", "forget", "x"),
+        ):
+            words = f"{option}the working directory is gone, so 'x' leads nowhere: give the whole"
+            self.refused(words, *arguments)
+            self.parse(*(one.replace("x", "/x") if one == "x" else one for one in arguments))
 
 
 class ReceiveTests(Case):
@@ -92,6 +114,14 @@ class ReceiveTests(Case):
             tuple(options[name] for name in names),
         )
 
+    def test_the_disk_may_be_an_argument(self):
+        for command in ("receive", "serve"):
+            for given in (["x"], ["--file", "x"], ["-f", "x"], ["-q", "x", "--oldstyle"]):
+                self.assertEqual("x", self.parse(command, *given)["file"], given)
+            self.assertEqual("--file", self.parse(command, "--", "--file")["file"])
+            self.refused("FILE is missing", command)
+            self.refused("2 are given", command, "x", "--file", "x")
+
     def test_the_export_name_leaves_room_for_the_side_exports(self):
         longest = "ä" * 2044  # the side export's is 8 bytes longer
         self.assertEqual(longest, self.parse("receive", "-f", "x", "-e", longest)["export"])
@@ -99,7 +129,11 @@ class ReceiveTests(Case):
         self.refused("not UTF-8", "receive", "-f", "x", "-e", "\udcff")
 
     def test_bad_options_of_receive_are_refused(self):
-        self.refused("--file is missing", "receive")
+        self.refused("FILE is missing", "receive")
+        self.refused("FILE is missing", "receive", "")
+        self.refused("'extra', 'x'", "receive", "-f", "x", "extra")
+        self.refused("one disk is expected, and 2 are given", "receive", "a", "b")
+        self.refused("is a URI", "receive", "nbd://h/")
         self.refused("contradict", "receive", "-f", "x", "-v", "-q")
         self.refused("'big' is not a number", "receive", "-f", "x", "-s", "big")
         self.refused("less than one byte", "receive", "-f", "x", "-s", "0")
@@ -160,6 +194,8 @@ class SendTests(Case):
         self.refused("DISK URI", "send", "x")
         self.refused("DISK URI", "send", "x", "nbd://h/", "y")
         self.refused("is not an NBD URI", "send", "x", "http://h/")
+        self.refused("DISK and URI are swapped", "send", "nbd://h/", "x")
+        self.refused("'nbd://g/' is a URI", "send", "nbd://g/", "nbd://h/")
         self.refused("not supported", "send", "x", "nbds://h/")
         for timeout in ("0", "soon"):
             self.refused("not a number of seconds", "send", "x", "nbd://h/", "--timeout", timeout)
@@ -466,7 +502,7 @@ class TapTests(Case):
                 self.assertEqual(1, raised.code)
                 self.assertTrue(
                     said.getvalue().endswith(
-                        "blockmig: --file is missing: give the path of the disk\n"
+                        "blockmig: FILE is missing: give the path of the disk\n"
                     )
                 )
 
@@ -477,5 +513,5 @@ class TapTests(Case):
             self.assertIn("twistd itself, which ignores -v and -q", text)
 
     def test_bad_options_of_the_plugin_are_refused(self):
-        self.refused("--file is missing", *[])
+        self.refused("FILE is missing", *[])
         self.assertRaises(self.error, self.parse, "send", "x", "nbd://h/")

@@ -37,7 +37,7 @@ from ...transport import YieldingLimiter
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, Overrides, Patience
 from ..source.sender import Sender
-from .pre_copy import Converge, PreCopy
+from .pre_copy import Converge, MirrorPhase, PreCopy
 
 _log = Logger()
 
@@ -98,7 +98,7 @@ class Mirror:
         self._longest_pause = longest_pause
         self._successor = successor
         self._linger = linger
-        self._limiter = YieldingLimiter(reactor, lambda: server.latency.last_used, max_rate)
+        self._limiter = YieldingLimiter(reactor, self._clients_last_busy, max_rate)
         self._passes = PreCopy(
             server,
             longest_pause=longest_pause,
@@ -224,6 +224,11 @@ class Mirror:
         """
         self._limiter.set_rate(rate)
 
+    def _clients_last_busy(self) -> float:
+        """While they are held, the mirror may take all of the reactor's time."""
+        held = self._passes.phase != MirrorPhase.COPYING
+        return float("-inf") if held else self._server.latency.last_used
+
     def _give_up(self, why: str) -> None:
         self._sender.stop(why)
 
@@ -297,10 +302,11 @@ class Mirror:
         began = self._began if self._began is not None else self._reactor.seconds()
         now = self._ended_at if self._ended_at is not None else self._reactor.seconds()
         throttle = self._server.changes.throttle
-        left = 0 if isinstance(self._life.outcome, Summary) else passes.left
-        gain = convergence.rate - convergence.dirty_rate
+        done = isinstance(self._life.outcome, Summary)
+        left, data_left = (0, 0) if done else (passes.left, passes.data_left)
         seen = self._server.relayed_pause
         running = not self.over and self._sender.connected
+        end, pause = (convergence.forecast(data_left) if running else None) or (None, None)
         return {
             "state": self.state,
             "destination": self.destination,
@@ -309,13 +315,16 @@ class Mirror:
             "sent": progress.data,
             "zeroes": progress.zeroes,
             "left": left,
+            "data_left": data_left,
             "dirty": passes.dirty.bytes,
             "rate": round(convergence.rate),
             "dirty_rate": round(convergence.dirty_rate),
             "converging": passes.converging,
-            "expected_end": round(left / gain, 1) if running and gain > 0 else None,
+            "expected_end": None if end is None else round(end, 1),
+            "expected_pause": None if pause is None else round(pause, 3),
             "attempts": progress.attempt,
             "last_error": self._why or self._sender.last_error,
+            "cause": self._sender.cause,
             "max_rate": self._limiter.rate,
             "max_pause": self._longest_pause,
             "converge": self._converge.value,

@@ -93,10 +93,12 @@ class Dropped:
 
     @ivar lasting: what is in the way is known, and may last: it is logged once a minute.
     @ivar refusal: what the destination has answered with an error, if that is why.
+    @ivar reached: somebody was there at the destination.
     """
 
     why: str
     lasting: bool = False
+    reached: bool = True
     refusal: Refusal | None = None
 
 

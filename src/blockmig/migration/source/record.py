@@ -238,7 +238,7 @@ class SourceRecord:
             raise Refused(
                 f"the migration {record.id} has begun at {location}, but the receiver of "
                 f"{host}:{disk} has that address now: start the right one again, or begin another "
-                "migration with a new --id"
+                "migration with a new id=…"
             )
         if self._may_be_copied:
             self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)

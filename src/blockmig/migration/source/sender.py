@@ -38,7 +38,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...claims import Claims, check_unclaimed
-from ...client import ClientFactory, ClientFailed, Destination
+from ...client import ClientFactory, ClientFailed, Destination, describe_failed_connect
 from ...errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
 from ...lives import Life
@@ -59,7 +59,7 @@ from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
-from .progress import Progress
+from .progress import Phase, Progress
 from .record import SourceRecord
 from .refusals import Refusals
 from .retirement import DeletingRetirement, Retirement, unlinkable
@@ -91,6 +91,8 @@ class Sender:
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
+    @ivar cause: why an earlier one did, if that is what is to be mended: the last one is only what
+        followed, and came less far.
     @ivar when_accepted: fires when a destination was accepted for the migration, and a first
         attempt is about to copy.
     @raise InUse: the disk object is in use.
@@ -151,9 +153,13 @@ class Sender:
             else Retirement(disk, self.source, watch, in_use=in_use)
         )
         self.progress = Progress(
-            disk.size, earlier=self.source.record.attempt, seconds=self._reactor.seconds
+            disk.size,
+            earlier=self.source.record.attempt,
+            remaining=lambda: self._passes.data_left,
+            seconds=self._reactor.seconds,
         )
-        self.last_error = ""
+        self.last_error = self._reason = ""
+        self._reason_at = 0
         self._furthest = 0
         self._refusals = Refusals()
         self._logged_at = 0.0
@@ -184,6 +190,17 @@ class Sender:
         )
         used = self.source.used if served else (given, *self.source.used)
         self._claims = Claims(self, disk.name, *used)
+
+    @property
+    def cause(self) -> str:
+        """See the class."""
+        further = self.connected and self.progress.done > self._reason_at
+        return "" if further or self._reason == self.last_error else self._reason
+
+    def _note_reason(self, outcome: Dropped, done: int) -> None:
+        """An attempt ended early, having transferred C{done} bytes."""
+        if outcome.reached and (done >= self._reason_at or not self._reason):
+            self._reason, self._reason_at = outcome.why, done
 
     @property
     def connected(self) -> bool:
@@ -306,6 +323,7 @@ class Sender:
             attempt, latest = self.progress.attempt, self.progress.latest
             outcome = await self._attempt()
             if isinstance(outcome, Completed):
+                self.progress.phase = Phase.DONE
                 summary = self._summary()
                 await record_complete(self._threads, self.source)
                 return summary
@@ -318,9 +336,10 @@ class Sender:
                 raise self._given_up(self._stopped_too_late)
             if not self.progress.attempt and not self._patience.retry:
                 raise Refused(outcome.why)
+            done = self.progress.done if self.progress.attempt != attempt else 0
+            self._note_reason(outcome, done)
             if outcome.refusal is not None and self._refusals.add(outcome.refusal):
                 raise self._given_up(f"{outcome.why}, for the third time at the same place")
-            done = self.progress.done if self.progress.attempt != attempt else 0
             if done > self._furthest:
                 self._furthest = done
             else:
@@ -347,19 +366,21 @@ class Sender:
         try:
             self._opening = opening = OpeningAttempt(self._context, ended)
         except LocalProtocolError as error:
-            return Dropped(f"cannot connect to the destination: {error}")
+            return Dropped(f"cannot connect to the destination: {error}", reached=False)
         try:
             await self._context.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
             opening.drop("cancelled")  # an endpoint that cannot be cancelled may connect yet
             if self._stopped is None:  # not by us: the endpoint has failed so by itself
-                return Dropped("cannot connect to the destination: it was cancelled")
+                why = "cannot connect to the destination: it was cancelled"
+                return Dropped(why, reached=False)
             raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
             opening.drop("it could not connect")
             if self._stopped is not None:
                 raise self._stopped from None
-            return Dropped(f"cannot connect to the destination: {describe_error(error)}")
+            why = describe_failed_connect(error, self._context.destination.uri)
+            return Dropped(f"cannot connect to the destination: {why}", reached=False)
         try:
             return await result
         except CancelledError:
@@ -379,7 +400,9 @@ class Sender:
                 delay=delay,
                 attempt=self.progress.attempt,
             )
+        self.progress.phase = Phase.WAITING
         await deferLater(self._reactor, delay)
+        self.progress.phase = Phase.CONNECTING
 
     def _summary(self) -> Summary:
         progress = self.progress
@@ -525,7 +548,7 @@ def _source_record(
         )
         if not overwrite:
             if state.record is None:
-                check_data(disk, "--overwrite", system)
+                check_data(disk, "overwrite=True", system)
             else:
                 check_layers(disk, system)
         if state.retired:
