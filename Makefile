@@ -12,7 +12,8 @@ TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-i
     nbd-server:nbd-server nbdfuse:libnbd-bin fio:fio strace:strace ip:iproute2 prlimit:util-linux setpriv:util-linux \
     mkfs.ext4:e2fsprogs fstrim:util-linux nsenter:util-linux
 PROOF_NEEDS := $(TEST_NEEDS) qemu-system-x86_64:qemu-system-x86 busybox:busybox-static \
-    debugfs:e2fsprogs '/boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64'
+    debugfs:e2fsprogs '/usr/lib/*/faketime/libfaketime.so.1:libfaketime' \
+    '/boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64'
 
 .PHONY: help demo test interpreters proof lint bench clean
 .DELETE_ON_ERROR:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .migration.source.finisher import Finisher
     from .migration.source.resume import resume
     from .migration.source.sender import Sender
-    from .runtime import Runtime
+    from .runtime import Runtime, go_by_monotonic_clock
     from .server import Exports, Relay, Server
     from .storage import BlockDisk, FileDisk, open_disk
 
@@ -69,6 +69,7 @@ _MODULES: Final = {
     "Summary": "errors",
     "Unconfirmed": "errors",
     "examine": "migration.records.verdict",
+    "go_by_monotonic_clock": "runtime",
     "open_disk": "storage",
     "resume": "migration.source.resume",
     "verdict_of": "migration.records.verdict",
@@ -100,6 +101,7 @@ __all__ = [
     "Summary",
     "Unconfirmed",
     "examine",
+    "go_by_monotonic_clock",
     "open_disk",
     "resume",
     "verdict_of",

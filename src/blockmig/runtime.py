@@ -8,6 +8,7 @@ disk must not end before its threads have.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -54,6 +55,26 @@ class Runtime:
             return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
 
         return cls(reactor, in_thread)
+
+
+def go_by_monotonic_clock(reactor: Any) -> None:
+    """Have a reactor measure durations with a clock that nobody sets.
+
+    Twisted's reactors go by the wall clock: when that is set back by an hour, what was to happen in
+    a second happens an hour late, and when it is set forward, every time limit has passed.
+
+    For the program that the reactor belongs to, once, and best before anything is scheduled: what
+    has been scheduled keeps the time that it has left, but whoever has noted a time keeps that of
+    the old clock.
+    """
+    if reactor.seconds is time.monotonic:
+        return
+    scheduled = reactor.getDelayedCalls()
+    ahead = time.monotonic() - reactor.seconds()
+    reactor.seconds = time.monotonic
+    for call in scheduled:
+        call.seconds = time.monotonic
+        call.delay(ahead)
 
 
 class CancelledFromInside(Exception):

@@ -62,6 +62,7 @@ ARROWS = {
     "__main__": "cli",
 }
 WITHOUT_INTERNET = ("nbd", "storage", "syscalls", "errors", "interfaces")
+WALL_CLOCK = ("time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today")
 ROOT = Path(blockmig.__file__).parent
 
 
@@ -219,3 +220,16 @@ class PluginTests(SynchronousTestCase):
         self.assertEqual(1, len(found))
         self.assertTrue(IPlugin.providedBy(found[0]))
         self.assertIsNotNone(namedAny(found[0].module).makeService)
+
+
+class ClockTests(SynchronousTestCase):
+    def test_the_wall_clock_is_only_for_records(self):
+        """It may be set at any time; durations are the monotonic clock's, or the reactor's."""
+        found = {}
+        for path in ROOT.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and ast.unparse(node) in WALL_CLOCK:
+                    found.setdefault(path.relative_to(ROOT).as_posix(), set()).add(node.attr)
+        self.assertEqual(
+            {"migration/records/files.py": {"now"}, "migration/records/forget.py": {"now"}}, found
+        )

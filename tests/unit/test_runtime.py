@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.runtime import BoundedThreads, CancelledFromInside, wait_for_other, wait_shielded
+from blockmig.runtime import (
+    BoundedThreads,
+    CancelledFromInside,
+    go_by_monotonic_clock,
+    wait_for_other,
+    wait_shielded,
+)
 from blockmig.testing import ManualThreads
 
 
@@ -179,3 +188,77 @@ class ToTheEndTests(SynchronousTestCase):
                 self.assertEqual(5, self.successResultOf(waiting))
             else:
                 self.failureResultOf(waiting, OSError)
+
+
+class Reactor(ReactorBase):
+    """Twisted's own scheduling, without anything that it could watch."""
+
+    def installWaker(self):
+        pass
+
+
+class MonotonicClockTests(SynchronousTestCase):
+    """A reactor that is told to goes by the monotonic clock, whatever becomes of the other."""
+
+    def setUp(self):
+        self.wall, self.monotonic = 1_000_000.0, 50.0
+        self.patch(Reactor, "seconds", lambda _: self.wall)
+        self.patch(time, "monotonic", lambda: self.monotonic)
+        self.reactor = Reactor()
+        self.called = []
+
+    def schedule(self, delay):
+        self.reactor.callLater(delay, self.called.append, delay)
+
+    def passes(self, seconds):
+        """Time goes on, and the reactor does what is due."""
+        self.wall += seconds
+        self.monotonic += seconds
+        self.reactor.runUntilCurrent()
+
+    def test_setting_the_wall_clock_changes_nothing(self):
+        for step in (-3600.0, 3600.0, -86400.0, 86400.0):
+            go_by_monotonic_clock(self.reactor)
+            self.schedule(3)
+            self.passes(2)
+            self.wall += step
+            self.passes(0)
+            self.assertEqual(([], 1), (self.called, self.reactor.timeout()))
+            self.passes(1)
+            self.assertEqual([3], self.called)
+            self.called.clear()
+
+    def test_what_was_scheduled_before_keeps_the_time_that_it_has_left(self):
+        for monotonic in (50.0, 5_000_000.0):  # behind the wall clock, and ahead of it
+            self.monotonic = monotonic
+            self.reactor = Reactor()
+            self.schedule(20)
+            self.schedule(3)
+            self.passes(1)  # those two have been taken over, the next has not
+            self.schedule(10)
+            go_by_monotonic_clock(self.reactor)
+            self.schedule(5)
+            self.wall -= 3600
+            for seconds, due in ((1.5, []), (0.5, [3]), (3, [3, 5]), (5, [3, 5, 10])):
+                self.passes(seconds)
+                self.assertEqual(due, self.called)
+            self.passes(9)
+            self.assertEqual([3, 5, 10, 20], self.called)
+            self.called.clear()
+
+    def test_a_call_that_was_scheduled_before_can_be_put_off(self):
+        call = self.reactor.callLater(3, self.called.append, 3)
+        go_by_monotonic_clock(self.reactor)
+        self.passes(2)
+        call.reset(3)
+        self.passes(2)
+        self.assertEqual([], self.called)
+        self.passes(1)
+        self.assertEqual([3], self.called)
+
+    def test_twice_is_as_good_as_once(self):
+        self.schedule(3)
+        go_by_monotonic_clock(self.reactor)
+        go_by_monotonic_clock(self.reactor)
+        self.passes(3)
+        self.assertEqual([3], self.called)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .usage import Flag, Group, Options, Parameter, UsageError, parse_value
-from .values import one_of, parse_bytes, parse_linger, parse_seconds
+from .values import one_of, parse_bytes, parse_linger, parse_seconds, parse_some_seconds
 
 _LONGEST_SECRET: Final = 4096
 """Bytes."""
@@ -180,9 +180,19 @@ LINGER: Final = Parameter(
 )
 GIVE_UP_AFTER: Final = Parameter(
     "give-up-after",
-    "Give up after SECONDS without progress; 0 means never.",
+    "Give up after SECONDS without progress; 0 means never. None pass while an attempt gets "
+    "further; all the time of one that ends no further than the best before it counts.",
     parse_seconds,
     0.0,
+    metavar="SECONDS",
+    group=Group.WHEN,
+)
+TIMEOUT: Final = Parameter(
+    "timeout",
+    "Drop the connection to the destination after SECONDS without an answer (ten times as long "
+    "during a flush), and start again. Silence is logged after 10 seconds, and then once a minute.",
+    parse_some_seconds,
+    60.0,
     metavar="SECONDS",
     group=Group.WHEN,
 )

@@ -27,10 +27,11 @@ def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Wri
     gc.disable()
     from twisted.internet import reactor  # noqa: PLC0415
 
-    from ..runtime import Runtime  # noqa: PLC0415
+    from ..runtime import Runtime, go_by_monotonic_clock  # noqa: PLC0415
     from .logs import begin_logging  # noqa: PLC0415
     from .operations import report, run_operation  # noqa: PLC0415
 
+    go_by_monotonic_clock(reactor)
     operation, write = make(options, Runtime.of(reactor))
     gc.freeze()
     gc.enable()

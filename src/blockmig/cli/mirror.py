@@ -8,7 +8,7 @@ from ..nbd import NBDURI, parse_uri
 from . import common, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
-from .values import one_of, parse_milliseconds, parse_some_seconds
+from .values import one_of, parse_milliseconds
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -73,15 +73,7 @@ class Options(usage.Options):
             metavar="MS",
             group=Group.WHEN,
         ),
-        Parameter(
-            "timeout",
-            "Drop the connection to the destination after SECONDS without an answer (ten times as "
-            "long during a flush), and start again.",
-            parse_some_seconds,
-            60.0,
-            metavar="SECONDS",
-            group=Group.WHEN,
-        ),
+        common.TIMEOUT,
         Parameter(
             "converge",
             "What to do while clients write too fast for their writes to be sent: wait until they "

@@ -69,6 +69,7 @@ class Options(usage.Options):
         common.ID,
         common.SECRET,
         common.MAX_RATE,
+        common.TIMEOUT,
         common.GIVE_UP_AFTER,
         common.PROGRESS,
         common.STATE_DIRECTORY,

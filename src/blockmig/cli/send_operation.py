@@ -121,7 +121,9 @@ class SendOperation:
     def _patience(self) -> Patience:
         options = self._options
         return Patience(
-            retry=bool(options["retry"]), give_up_after=options["give-up-after"] or None
+            retry=bool(options["retry"]),
+            give_up_after=options["give-up-after"] or None,
+            reply_timeout=options["timeout"],
         )
 
     def _destination(self) -> Destination:

@@ -16,7 +16,7 @@ from twisted.python.usage import UsageError as TwistedUsageError
 from zope.interface import implementer
 
 from ..errors import ExitStatus
-from ..runtime import Runtime
+from ..runtime import Runtime, go_by_monotonic_clock
 from . import receive, serve
 from .commands import COMMANDS
 from .logs import line_writer, observer_for
@@ -144,7 +144,11 @@ def _exit(status: int) -> None:
 
 
 def makeService(options: Any) -> IService:
-    """Twisted's entry point: the service that C{options} describe."""
+    """Twisted's entry point: the service that C{options} describe.
+
+    twistd and twist have made the reactor by now, and schedule nothing: it is this service's.
+    """
     from twisted.internet import reactor  # noqa: PLC0415
 
+    go_by_monotonic_clock(reactor)
     return OperationService(options.subOptions, reactor)

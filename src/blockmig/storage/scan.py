@@ -1,13 +1,15 @@
 """Cuts a disk's content into segments for requests: data, and zeroes.
 
 Owns the position of one pass over a disk, or over some ranges of it. A `Scan` is advanced by one
-caller at a time, in a thread, since it reads the disk; each step probes a bounded number of bytes.
+caller at a time, in a thread, since it reads the disk; each step takes a bounded time.
 
 Rules:
 
 * the segments come in order, do not overlap, and make up the ranges exactly;
 * a segment of data is at most one request long, and is cut at multiples of the request size, so
   that both ends are page-aligned; a segment of zeroes is at most `LONGEST_ZEROES` long;
+* a segment that is not complete after `_STEP_SECONDS` is given out as it is: where the medium is
+  slow, the destination would hear nothing of us for minutes, and take us for dead;
 * every cut except a range's end is at a multiple of the block size that the peer wants;
 * zeroes are what reads as zeroes: a hole of the file system, or bytes that were probed, 256 KiB at
   a time (each probe costs a call), or in finer steps where the disk knows of no holes.
@@ -15,7 +17,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -26,6 +29,7 @@ LONGEST_ZEROES: Final = 256 << 20
 
 _STEP_SEGMENTS: Final = 256
 _STEP_BYTES: Final = 16 << 20
+_STEP_SECONDS: Final = 1.0
 # A shorter range is probed completely: finding the file's next hole may take longer, since that may
 # be far away.
 _SHORT_RANGE: Final = 1 << 20
@@ -61,6 +65,7 @@ class Scan:
     @param find_zeroes: distinguish zeroes from data; otherwise everything is data.
     @param probe: look for zeroes in what the disk reports as data, too. Otherwise nothing is read,
         for a disk of which each call is slow: see L{split_data}.
+    @param seconds: returns the time.
     @param ranges: the start and the end of each range to scan, in order and disjoint, at multiples
         of C{block} (except the disk's end); None for the whole disk.
     """
@@ -74,7 +79,10 @@ class Scan:
         ranges: Sequence[tuple[int, int]] | None = None,
         *,
         probe: bool = True,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._seconds = seconds
+        self._step_end = 0.0
         self._request = request
         self._block = block
         self._probe = probe
@@ -93,15 +101,20 @@ class Scan:
         """
         segments: list[Segment] = []
         stop = self._bytes_probed + _STEP_BYTES
+        self._step_end = self._seconds() + _STEP_SECONDS
         for segment in islice(self._segments, _STEP_SEGMENTS):
             segments.append(segment)
-            if self._bytes_probed >= stop:
+            if self._bytes_probed >= stop or self._is_late:
                 break
         return segments
 
     def stop(self) -> None:
         """Make a step that is running in a thread end with what it has."""
         self._stopped = True
+
+    @property
+    def _is_late(self) -> bool:
+        return self._seconds() >= self._step_end
 
     def _uncut(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Segment]:
         """Adjacent segments of any length, as they are found."""
@@ -171,6 +184,9 @@ class Scan:
             while (cut := self._next_cut(waiting)) < waiting.end:
                 yield waiting._replace(length=cut - waiting.offset)
                 waiting = waiting._replace(offset=cut, length=waiting.end - cut)
+            if self._is_late:
+                yield waiting
+                waiting = None
         if waiting is not None:
             yield waiting
 

@@ -157,6 +157,7 @@ class SendTests(Case):
             "raw-anyway": 0,
             "state-dir": None,
             "max-rate": None,
+            "timeout": 60.0,
             "give-up-after": 0.0,
             "progress": "auto",
         }.items():
@@ -164,16 +165,17 @@ class SendTests(Case):
 
     def test_send_takes_all_its_options(self):
         arguments = ["--unlink", "--retry", "--max-rate", "100M", "--give-up-after", "60"]
-        arguments += ["--progress", "json"]
+        arguments += ["--progress", "json", "--timeout", "7.5"]
         options = self.parse("send", *arguments, "x", "nbd+unix:///?socket=/s")
         self.assertEqual(
-            (1, 1, 100 << 20, 60.0, "json", "/s"),
+            (1, 1, 100 << 20, 60.0, "json", 7.5, "/s"),
             (
                 options["unlink"],
                 options["retry"],
                 options["max-rate"],
                 options["give-up-after"],
                 options["progress"],
+                options["timeout"],
                 options.uri.socket,
             ),
         )
@@ -195,6 +197,8 @@ class SendTests(Case):
         self.refused("DISK and URI are swapped", "send", "nbd://h/", "x")
         self.refused("'nbd://g/' is a URI", "send", "nbd://g/", "nbd://h/")
         self.refused("not supported", "send", "x", "nbds://h/")
+        for timeout in ("0", "soon"):
+            self.refused("not a number of seconds", "send", "x", "nbd://h/", "--timeout", timeout)
         self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
         self.refused("less than one byte", "send", "x", "nbd://h/", "--max-rate", "0")
 

@@ -188,6 +188,27 @@ class ScanTests(SynchronousTestCase):
             self.assertLessEqual((probes - before) * PROBE_SIZE, 18 << 20)
             before = probes
 
+    def test_a_slow_disk_is_not_waited_for_until_a_segment_is_complete(self):
+        """Who waits for the next segment would be taken for dead."""
+        for kind, longest in (("zero", scan.LONGEST_ZEROES), ("data", 32 << 20)):
+            disk = disk_of((30 << 20, kind))
+            now, probe = [0.0], disk.probe
+
+            def slow(offset, length, now=now, probe=probe):
+                now[0] += 0.25
+                return probe(offset, length)
+
+            disk.probe = slow
+            scanner = Scan(disk, longest, seconds=lambda now=now: now[0])
+            position, before = 0, 0.0
+            while step := scanner.advance():
+                self.assertLessEqual(now[0] - before, 2)
+                before = now[0]
+                for piece in step:
+                    self.assertEqual((position, kind == "zero"), (piece.offset, piece.zero))
+                    position = piece.end
+            self.assertEqual(disk.size, position)
+
     def test_errors_of_the_disk_are_raised(self):
         for method in ("probe", "extents"):
             disk = MemoryDisk(b"x" * 100_000)

@@ -271,7 +271,7 @@ class IncomingMigration:
     def begin(self, connection: ServerConnection) -> IncomingAttempt:
         """An attempt of C{connection} begins."""
         self.attempts += 1
-        self._progress.begin()
+        self._progress.attempt_begins()
         claim = self.claims.of(connection)
         self.is_taken = self.is_taken or claim is not None
         named = claim is not None and claim.id
@@ -314,13 +314,13 @@ class IncomingMigration:
     def cover(self, attempt: IncomingAttempt, request: Request) -> None:
         """The attempt has changed what C{request} says."""
         if attempt.cover(request):
-            self._progress.made()
+            self._progress.attempt_advances()
 
     def restart(self, attempt: IncomingAttempt, why: str) -> None:
         """The attempt is over, and its coverage forgotten."""
         self.attempt = None
         self._attempt_is_over(attempt)
-        self._progress.made()
+        self._progress.attempt_ended(attempt.coverage.covered)
         _log.warn(
             "attempt {number}, from {peer}, ended early ({why}), {covered} of {size} bytes "
             "covered; waiting for the sender to {next}",

@@ -1,4 +1,8 @@
-"""Measures how long a migration takes, and gives it up when it makes no progress."""
+"""Measures how long a migration takes, and gives it up when it makes no progress.
+
+Rule: no time passes while an attempt gets further. One that has ended no further than the best
+before it was no progress, for as long as it took.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,8 @@ class ProgressTimer:
         self._threads = threads
         self._began: float | None = None
         self._last: float = reactor.seconds()
+        self._before_attempt: float | None = None
+        self._furthest = 0
         self._next_check: IDelayedCall | None = None
 
     @property
@@ -36,8 +42,27 @@ class ProgressTimer:
             self._began = self._reactor.seconds()
 
     def made(self) -> None:
-        """Progress was made."""
+        """Progress was made, that is not undone by the end of an attempt."""
         self._last = self._reactor.seconds()
+        self._before_attempt = None
+
+    def attempt_begins(self) -> None:
+        """An attempt begins, and with it perhaps the migration."""
+        self.begin()
+        self._before_attempt = self._last
+
+    def attempt_advances(self) -> None:
+        """It has got further than it was."""
+        self._last = self._reactor.seconds()
+
+    def attempt_ended(self, covered: int) -> None:
+        """It has ended early, and so many bytes of the disk were covered by then."""
+        if covered > self._furthest:
+            self._furthest = covered
+        elif self._before_attempt is not None:
+            self._last = self._before_attempt
+            if self._next_check is not None:  # that comes too late by now
+                self._next_check.reset(0)
 
     def watch(self, limit: float, give_up: Callable[[str], None]) -> None:
         """Give the migration up when it makes no progress.
@@ -53,7 +78,7 @@ class ProgressTimer:
     def _check(self, limit: float, give_up: Callable[[str], None]) -> None:
         self._next_check = None
         if self._threads.busy:
-            self.made()
+            self._last = self._reactor.seconds()
         left = self._last + limit - self._reactor.seconds()
         if left > 0:
             self._check_in(left, limit, give_up)

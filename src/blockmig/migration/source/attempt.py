@@ -92,6 +92,7 @@ class OpeningAttempt(ClientHandler):
 
     def connection_made(self) -> None:
         """The server speaks first."""
+        self._context.silence.broken()
         seconds = self._context.timeout(_HANDSHAKE_TIMEOUT)
         self.connection.set_timeout(seconds, f"no NBD handshake in {seconds:g} s")
 
@@ -107,6 +108,7 @@ class OpeningAttempt(ClientHandler):
                 self._ended(Failed(Refused(str(error))))
             self.connection.fail(str(error))
             return
+        context.silence.broken()
         context.progress.begin_attempt()
         _log.info(
             "attempt {number} began: {size} bytes of {disk}, as migration {id}",
@@ -250,6 +252,9 @@ class Attempt(ClientHandler):
         context.record.copying(context.progress.number, location, side_export)
 
     def _send_all(self) -> None:
+        """What is waited for meanwhile is the copier's."""
+        self._context.silence.ends("connecting")
+        self._context.silence.ends("confirming")
         self._context.progress.phase = Phase.COPYING
         self._step(self._context.passes.send(self), self._handoff.covered)
 
@@ -375,6 +380,7 @@ class Attempt(ClientHandler):
 
     def confirm(self) -> None:
         """The destination may consider its copy whole from now on."""
+        self._context.silence.begins("confirming")
         self._context.progress.phase = Phase.CONFIRMING
         self._context.passes.flushed()
         self._context.record.asking_copied()
@@ -382,6 +388,7 @@ class Attempt(ClientHandler):
 
     def record(self) -> None:
         """In a thread, since it waits for the medium."""
+        self._context.silence.ends("confirming")
         working = self._in_thread(self._context.retirement.record_copied)
         working.addCallbacks(self._recorded, self._record_failed)
         working.addErrback(_bug)
@@ -412,6 +419,7 @@ class Attempt(ClientHandler):
 
     def announce(self) -> None:
         """Through the channel."""
+        self._context.silence.begins("announcing")
         self._context.progress.phase = Phase.ENDING
         self._step(
             self._channel.announce_retired(self._record_acknowledgement), self._handoff.acknowledged
@@ -423,6 +431,7 @@ class Attempt(ClientHandler):
 
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
+        self._context.silence.begins("disconnecting")
         self._context.progress.phase = Phase.ENDING
         self._connection.disconnect(self._copier.disconnect_message())
         seconds = self._context.timeout(_CLOSE_TIMEOUT)
@@ -449,7 +458,7 @@ class Attempt(ClientHandler):
 
     def restart(self, why: str) -> None:
         """The source is as it was."""
-        self._end(Dropped(why, self._is_lasting))
+        self._end(Dropped(why, self._is_lasting, refusal=self._copier.refusal))
 
     def restart_changed(self, error: BaseException | None) -> None:
         """Clients may write again as soon as the connection is lost; anybody else may not."""

@@ -13,7 +13,9 @@ from ..identity import Identity
 from .passes import CopyPasses
 from .progress import Progress
 from .record import SourceRecord
+from .refusals import Refusal
 from .retirement import Retirement
+from .silence import Silence
 
 
 class AttemptFailed(Exception):
@@ -46,6 +48,7 @@ class AttemptContext:
     @ivar identity: what people have said of the migration's identity.
     @ivar plain: a destination that has no side export will do, whatever its id.
     @ivar accepted: called when a destination was accepted, and an attempt is about to copy.
+    @ivar silence: says that the destination does not answer.
     @ivar quirks: what attempts have found out about the destination.
     """
 
@@ -61,6 +64,7 @@ class AttemptContext:
     identity: Identity
     plain: bool
     accepted: Callable[[], None]
+    silence: Silence
     quirks: PeerQuirks = field(default_factory=PeerQuirks, init=False)
 
     @property
@@ -88,12 +92,14 @@ class Dropped:
     """The attempt ended early; the source is canonical, and another attempt may follow.
 
     @ivar lasting: what is in the way is known, and may last: it is logged once a minute.
+    @ivar refusal: what the destination has answered with an error, if that is why.
     @ivar reached: somebody was there at the destination.
     """
 
     why: str
     lasting: bool = False
     reached: bool = True
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ Rules (design, sections 2 and 3):
   one by which the connection is known to a receiver;
 * what the destination does not offer is not used: without WRITE_ZEROES, zeroes are sent as data;
 * any error in a reply ends the connection;
-* a destination that leaves requests unanswered for longer than the time limit is dropped; a FLUSH
-  may take longer than anything else. Where it is asked to flush or to write zeroes, and says
-  elsewhere that it is at work for us, that may take as long as it likes;
+* a destination that leaves requests unanswered, and takes no more of them, for longer than the time
+  limit is dropped; a FLUSH may take longer than anything else. Where it is asked to flush or to
+  write zeroes, and says elsewhere that it is at work for us, that may take as long as it likes;
 * what a disk without a descriptor holds is read before it is requested to be written
   (`segment_reader`), so that the destination never waits for that disk in the middle of a request;
   little of it is kept in memory until it is sent;
@@ -48,6 +48,7 @@ from ...transport import FileRegion
 from .admission import PeerCapabilities
 from .context import AttemptContext
 from .passes import Ranges
+from .refusals import Refusal
 from .segment_reader import SegmentReader
 
 _log = Logger()
@@ -113,6 +114,7 @@ class Copier:
     @param cookie: of the first request.
     @param source_failed: called with the error where the disk cannot be read.
     @param is_working: asks the destination whether it is at work for this attempt.
+    @ivar refusal: what the destination has answered with an error; None if nothing.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Copier:
         source_failed: Callable[[BaseException | None], None],
         is_working: Callable[[], Coroutine[Any, Any, bool]],
     ) -> None:
+        self.refusal: Refusal | None = None
         self._is_working = is_working
         self._asking: Deferred[None] | None = None
         self._context = context
@@ -182,6 +185,7 @@ class Copier:
             self._reply_timer = None
         if self._asking is not None:
             self._asking.cancel()
+        self._context.silence.ends("requests")
 
     # What the attempt calls.
 
@@ -306,7 +310,8 @@ class Copier:
             self._fill(self._pass)
 
     def moved(self, count: int) -> None:
-        """Some data was given to the connection."""
+        """Some data was given to the connection, which the destination has room for."""
+        self._heard()
         if self._reader is not None:
             self._bytes_unsent -= count
             self._data_ready()
@@ -380,6 +385,7 @@ class Copier:
 
     def _send(self, items: list[bytes | FileRegion]) -> None:
         """From now on something must be answered in time."""
+        self._context.silence.begins("requests")
         self._connection.outgoing.send(items)
         limit = self._context.reply_timeout
         if limit is not None and self._reply_timer is None and self._asking is None:
@@ -428,9 +434,15 @@ class Copier:
         @raise blockmig.nbd.RemoteProtocolError: it breaks the protocol.
         """
         self._requests.received(data)
-        self._answered_at = self._reactor.seconds()
+        self._heard()
         if self._pass is not None:
             self._fill(self._pass)
+
+    def _heard(self) -> None:
+        self._answered_at = self._reactor.seconds()
+        self._context.silence.broken()
+        if not self._requests.in_flight:
+            self._context.silence.ends("requests")
 
     def _segment_answered(self, segment: Segment, error: int, _: bytes) -> None:
         if self._stopped:
@@ -439,7 +451,7 @@ class Copier:
             command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
             if self._oldstyle and segment.zero:
                 self._context.quirks.zeroes_as_data = True
-            self._refused(f"{command.name} at {segment.offset}", error)
+            self._refused(Refusal(command.name, segment.offset, error))
             return
         if not segment.zero:
             self._bytes_in_flight -= segment.length
@@ -455,12 +467,13 @@ class Copier:
         flushed, self._flushed = self._flushed, None
         self._flushing = False
         if error and not (error in _UNKNOWN_COMMAND and self._oldstyle):
-            self._refused("FLUSH", error)
+            self._refused(Refusal("FLUSH", None, error))
         elif flushed is not None and not flushed.called:
             flushed.callback(Failure(NoFlush()) if error else None)
 
-    def _refused(self, what: str, error: int) -> None:
-        self._connection.fail(f"the destination answered {what} with {describe_errno(error)}")
+    def _refused(self, refusal: Refusal) -> None:
+        self.refusal = self.refusal or refusal
+        self._connection.fail(str(refusal))
 
 
 def _cannot_be_read(failure: Failure) -> NoReturn:

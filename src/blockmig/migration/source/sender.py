@@ -8,6 +8,9 @@ Rules (design, section 2):
 * what goes wrong before a first handshake was accepted ends the migration, unless it is to be
   retried too; after that there is always another attempt, until somebody gives up;
 * the disk object is the sender's from when it is made until it has ended;
+* what gives it up is time without progress: none passes while an attempt gets further. One that
+  has ended no further than the best before it was none, for as long as it took;
+* a destination that is full, or must not be written, is tried a few times;
 * it can be stopped until the source is being retired; after that it ends as quickly as it can, and
   never without reporting what became of the source. One that is stopped before it was run never
   begins;
@@ -58,7 +61,9 @@ from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
 from .progress import Phase, Progress
 from .record import SourceRecord
+from .refusals import Refusals
 from .retirement import DeletingRetirement, Retirement, unlinkable
+from .silence import Silence
 from .watch import Presence, SourceWatch, last_write
 
 _log = Logger()
@@ -155,6 +160,8 @@ class Sender:
         )
         self.last_error = self._reason = ""
         self._reason_at = 0
+        self._furthest = 0
+        self._refusals = Refusals()
         self._logged_at = 0.0
         self.when_accepted: Deferred[None] = Deferred()
         self._context = AttemptContext(
@@ -170,6 +177,7 @@ class Sender:
             identity=identity,
             plain=overrides.plain,
             accepted=self._accepted,
+            silence=Silence(self._reactor, destination.uri),
         )
         self._opening: OpeningAttempt | None = None
         self._finisher: Finisher | None = None
@@ -330,16 +338,25 @@ class Sender:
                 raise Refused(outcome.why)
             done = self.progress.done if self.progress.attempt != attempt else 0
             self._note_reason(outcome, done)
-            if done:
-                failures = 0
+            if outcome.refusal is not None and self._refusals.add(outcome.refusal):
+                raise self._given_up(f"{outcome.why}, for the third time at the same place")
+            if done > self._furthest:
+                self._furthest = done
             else:
-                # A destination that acknowledged nothing was no progress, whatever it was sent.
+                # All that was done before, whatever was sent.
                 self.progress.latest = latest
-                failures += 1
+            failures = 0 if done else failures + 1
             await self._pause(outcome, self._policy(failures))
 
     async def _attempt(self) -> Outcome:
         """One connection's try."""
+        self._context.silence.begins("connecting")
+        try:
+            return await self._connect_and_send()
+        finally:
+            self._context.silence.over()
+
+    async def _connect_and_send(self) -> Outcome:
         result: Deferred[Outcome] = Deferred()
 
         def ended(outcome: Outcome) -> None:

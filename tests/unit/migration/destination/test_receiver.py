@@ -501,6 +501,32 @@ class TimeoutTests(Case):
         self.assertEqual(ExitStatus.GAVE_UP, error.status)
         self.assertIn("not canonical", str(error))
 
+    def test_attempts_that_get_further_are_progress(self):
+        self.make(give_up_after=100)
+        for length in range(100, 600, 100):
+            self.clock.advance(50)
+            client = self.client()
+            client.write(0, DATA[: length - 50])
+            self.clock.advance(30)
+            client.write(length - 50, DATA[length - 50 : length])
+            client.lose()
+        self.waits()
+
+    def test_an_attempt_that_ends_no_further_than_the_best_gives_its_time_back(self):
+        self.make(give_up_after=100, idle_timeout=0)
+        for _ in range(2):
+            self.clock.advance(20)
+            client = self.client()
+            for position in (0, 100):
+                self.clock.advance(20)
+                client.write(position, DATA[position : position + 100])
+            client.lose()
+        self.waits()
+        self.clock.pump([10] * 3)  # 90 seconds since the end of the first
+        self.waits()
+        self.clock.pump([10] * 2)
+        self.assertIn("100 seconds", str(self.failure(GaveUp)))
+
     def test_reads_are_no_progress(self):
         self.make(give_up_after=100)
         client = self.client()

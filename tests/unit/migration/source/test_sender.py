@@ -683,13 +683,112 @@ class EndTests(SenderCase):
         self.assertIn("enough", self.failure(GaveUp))
 
     def test_refused_writes_are_no_progress(self):
-        self.keywords = {"answer": lambda request: 1}
+        self.keywords = {"answer": lambda request: Errno.EIO}
         failed = []
         self.send(give_up_after=5, retry_policy=lambda count: failed.append(count) or 1.0)
         for _ in range(12):
             self.pass_time()
         self.assertIn("without progress", self.failure(GaveUp))
         self.assertEqual(list(range(1, len(failed) + 1)), failed)
+
+    def cut_at(self, *places):
+        """Attempt after attempt that takes 4 seconds, and is cut when so much was acknowledged."""
+        for place in places:
+            self.keywords = {"holds": True}
+            self.pass_time()  # the attempt begins
+            server = self.servers[-1]
+            for request in list(server.held):
+                self.pass_time(4 / len(server.held))
+                if self.outcome.called:
+                    return
+                if request.offset + request.length <= place:
+                    server.held.remove(request)
+                    server.transport.write(b"".join(server.wire.reply(request, 0)))
+                    self.endpoint.pump()
+            self.endpoint.connections[-1].cut()
+            self.endpoint.pump()
+
+    def test_attempts_that_get_further_are_progress(self):
+        self.disk = QuickUnlinkableDisk(b"x" * (8 << 20))
+        self.export = Export("", self.disk.size, ALL)
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.send(retry=True, give_up_after=7)
+        self.endpoint.refuse = None
+        self.cut_at(2 << 20, 4 << 20, 6 << 20, 8 << 20)
+        self.assertNoResult(self.outcome)
+
+    def test_an_attempt_that_ends_no_further_than_the_best_gives_its_time_back(self):
+        self.disk = QuickUnlinkableDisk(b"x" * (8 << 20))
+        self.export = Export("", self.disk.size, ALL)
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.send(retry=True, give_up_after=7)
+        self.endpoint.refuse = None
+        self.cut_at(4 << 20, 4 << 20)
+        self.assertNoResult(self.outcome)
+        self.cut_at(4 << 20)
+        self.pass_time()
+        self.assertIn("7 seconds without progress", self.failure(GaveUp))
+
+    def refuse_at(self, error, *offsets):
+        """Attempt after attempt in which C{error} is the answer there; -1 for the FLUSH."""
+        for offset in offsets:
+            self.keywords = {
+                "answer": lambda r, at=offset: (
+                    error if (r.command == FLUSH if at < 0 else r.offset >= at) else 0
+                )
+            }
+            self.pass_time()
+
+    def big(self):
+        self.disk = QuickUnlinkableDisk(b"x" * (48 << 20))
+        self.export = Export("", self.disk.size, ALL)
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.send(retry=True)
+        self.endpoint.refuse = None
+
+    def test_a_destination_that_must_not_be_written_is_tried_three_times(self):
+        for error, words in (
+            (Errno.ENOSPC, "ENOSPC: it has no room left"),
+            (Errno.EPERM, "EPERM: it does not permit that"),
+            (errno.EROFS, "EROFS: it is read-only"),
+        ):
+            for place in (-1, 0, 40 << 20):
+                self.setUp()
+                self.big()
+                self.refuse_at(error, place, place)
+                self.assertNoResult(self.outcome)
+                self.assertIn(words, self.sender.last_error)
+                self.refuse_at(error, place)
+                said = self.failure(GaveUp)
+                self.assertIn(words, said)
+                self.assertIn("for the third time at the same place", said)
+                self.assertIn("was not retired", said)
+                self.assertEqual(3, len(self.servers))
+
+    def test_any_request_in_flight_may_be_the_first_that_is_refused(self):
+        self.big()
+        self.refuse_at(Errno.ENOSPC, 8 << 20, 12 << 20)
+        self.assertNoResult(self.outcome)
+        self.refuse_at(Errno.ENOSPC, 4 << 20)
+        self.failure(GaveUp)
+
+    def test_refusals_elsewhere_or_of_another_kind_are_others(self):
+        self.big()
+        self.refuse_at(Errno.ENOSPC, 0, 0, 40 << 20, 40 << 20)
+        self.refuse_at(Errno.EPERM, 40 << 20, 40 << 20)
+        self.refuse_at(Errno.EPERM, -1, -1)
+        self.refuse_at(Errno.EIO, -1, -1, -1, -1)
+        self.assertNoResult(self.outcome)
+        self.keywords = {}
+        self.pass_time()
+        self.assertEqual(13, self.summary().attempts)
+
+    def test_what_was_refused_twice_and_mended_goes_on(self):
+        self.big()
+        self.refuse_at(Errno.ENOSPC, 0, 0)
+        self.keywords = {}
+        self.pass_time()
+        self.assertEqual(3, self.summary().attempts)
 
     def test_an_endpoint_may_return_another_protocol(self):
         """Which protocol an endpoint returns is its own affair."""
