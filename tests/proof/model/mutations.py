@@ -316,7 +316,13 @@ MUTATIONS = [
         without("start: what is received is done"),
         kinds=frozenset({"crash"}),
     ),
-    Mutation("retired without asking for `copied`", "R7", drop(SEND, "H.copied")),
+    Mutation(
+        "retired without asking for `copied`",
+        "R7",
+        drop(SEND, "H.copied"),
+        faults=2,
+        kinds=frozenset({"cut", "stranger"}),
+    ),
     Mutation(
         "a receiver started again believes what may not be durable",
         "R3",

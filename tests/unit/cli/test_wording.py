@@ -18,7 +18,9 @@ from blockmig.cli.logs import LineObserver
 from blockmig.cli.wording import in_options
 
 ROOT = Path(blockmig.__file__).parent
-TOKEN = re.compile(r"\b(overwrite|unlink|plain|in_use_anyway|id|secret|retired_by)=(True|False|…|')")
+TOKEN = re.compile(
+    r"\b(overwrite|unlink|plain|in_use_anyway|id|secret|retired_by)=(True|False|…|')"
+)
 
 
 class WordingTests(SynchronousTestCase):
