@@ -37,6 +37,16 @@ class Options(usage.Options):
             "overwrites a copy that may be the only one.",
         ),
         common.IN_USE_ANYWAY,
+        Flag(
+            "end-with-stdin",
+            "End as by SIGTERM when standard input closes (after --secret - has read its line): "
+            "with whoever started this command, for example through ssh.",
+        ),
+        Flag(
+            "replace",
+            "First end the receiver of the same --id and disk that was started with --replace too, "
+            "and is still there.",
+        ),
         common.VERBOSE,
         common.QUIET,
     )
@@ -78,6 +88,10 @@ class Options(usage.Options):
         self.secret = common.secret_of(self)
         common.check_again(self)
         common.check_file(self)
+        if self["replace"] and not self["id"]:
+            raise usage.UsageError("--replace needs an --id: that of the migration")
+        if self["replace"] and self["control"]:
+            raise usage.UsageError("--replace has a control socket of its own: leave out --control")
         common.check_export(self["export"], MAXIMUM_NAME - len(HANDOFF_EXPORT))
 
 

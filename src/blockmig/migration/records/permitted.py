@@ -404,7 +404,7 @@ def _check_finish(
     if record.destination.address != destination:
         raise Refused(
             f"{path}: its migration to {record.destination} has retired it, and is not known to be "
-            f"complete: send to {record.destination.address} to finish it"
+            f"complete: {_way(record.destination.address)} to finish it"
         )
     if record.unlink and identity is not None:
         raise Refused(
@@ -416,6 +416,13 @@ def _check_finish(
             f"{path}: was migrated to {record.destination}, and is to be kept: "
             "finish that without --unlink, then delete it"
         )
+
+
+def _way(address: str) -> str:
+    """What is to be done with a disk that is on its way to C{address}."""
+    if address.startswith("ssh://"):
+        return f"`blockmig move` it to {address}"
+    return f"send to {address}"
 
 
 def _continue(migrating: Record, destination: str, path: str) -> SourceState:
