@@ -63,7 +63,7 @@ _NO_DIRECTORY: Final = 72
 """The shell's status where the private directory could not be made."""
 _SSH_FAILED: Final = 255
 _NOT_FOUND: Final = (126, 127)
-_NOT_FORWARDED: Final = "open failed: administratively prohibited"
+_NOT_FORWARDED: Final = ": open failed: "
 _PERMANENT: Final = {
     ExitStatus.REFUSED: Refused,
     ExitStatus.FAILED: LocalFailure,
@@ -100,6 +100,7 @@ class _Session(ProcessProtocol):
     """One ssh process.
 
     @param secret: for the receiver's standard input.
+    @param not_forwarded: called when a connection did not get through, with why.
     @ivar listening: fires when the receiver listens; fails with what L{Ending} says, if it has
         ended before.
     @ivar ended: fires with the L{Ending}.
@@ -107,7 +108,9 @@ class _Session(ProcessProtocol):
 
     transport: Any
 
-    def __init__(self, reactor: Any, host: str, secret: bytes) -> None:
+    def __init__(
+        self, reactor: Any, host: str, secret: bytes, not_forwarded: Callable[[str], None]
+    ) -> None:
         self.listening: OneShot[None] = OneShot()
         self.ended: OneShot[Ending] = OneShot()
         self._reactor = reactor
@@ -116,7 +119,7 @@ class _Session(ProcessProtocol):
         self._buffer = b""
         self._last_line = ""
         self._final: dict[str, Any] = {}
-        self._forbidden = False
+        self._not_forwarded = not_forwarded
         self._waiting: Any = None
 
     def connectionMade(self) -> None:
@@ -151,8 +154,10 @@ class _Session(ProcessProtocol):
             self._event(event)
             return
         if _NOT_FORWARDED in line:
-            self._forbidden = True
-            self.signal("TERM")
+            self._not_forwarded(
+                f"{self._host}: its sshd does not lead to the receiver's socket; does it forward "
+                f"UNIX sockets (AllowStreamLocalForwarding)? ({printable(line)})"
+            )
         self._last_line = printable(line)
         _log.debug("{host}: {line}", event="ssh", host=self._host, line=self._last_line)
 
@@ -187,10 +192,6 @@ class _Session(ProcessProtocol):
     def _error(self, reason: Any) -> MigrationError | FarFailed | None:
         host, line = self._host, self._last_line
         name, said = self._final.get("event", ""), printable(self._final.get("message", ""))
-        if self._forbidden:
-            return Refused(
-                f"{host}: its sshd does not forward UNIX sockets (AllowStreamLocalForwarding)"
-            )
         status = 0 if reason.check(ProcessDone) else reason.value.exitCode
         if status is None:
             number = reason.value.signal
@@ -227,7 +228,7 @@ class FarReceiver:
     @param on_end: called when a receiver has ended that nobody starts again.
     @ivar listened: whether a receiver ever listened.
     @ivar verdict: why no receiver is started any more; None as long as one may be.
-    @ivar last_failure: why the last try to start one failed; "" if none did.
+    @ivar last_failure: why the last try to start one, or to reach it, failed; "" if none did.
     @ivar when_listening: fires when the first receiver listens.
     """
 
@@ -288,7 +289,9 @@ class FarReceiver:
         if not self._directory:
             self._directory = _private_directory()
         self._count += 1
-        self._session = session = _Session(self._reactor, self._place.host, self._secret)
+        self._session = session = _Session(
+            self._reactor, self._place.host, self._secret, self._not_forwarded
+        )
         session.listening.wait().addCallbacks(self._listening, lambda _: None)
         session.ended.wait().addCallback(self._ended)
         words = ["/bin/sh", "-c", _WITHOUT_SIGNALS, "sh", *self._ssh_words()]
@@ -309,16 +312,20 @@ class FarReceiver:
         self.last_failure = ""
         self.when_listening.resolve(None)
 
+    def _not_forwarded(self, why: str) -> None:
+        self.last_failure = why
+        _log.debug("{why}", event="not-forwarded", why=why)
+
     def _ended(self, ending: Ending) -> None:
         error = ending.error
+        if self._closing:
+            return
         if isinstance(error, FarFailed):
             self.last_failure = str(error)
-            if not self._closing:
-                _log.debug("{why}", event="far-ended", why=str(error))
+            _log.debug("{why}", event="far-ended", why=str(error))
         elif error is not None and self.verdict is None:
             self.verdict = error
-            if not self._closing:
-                self._on_end(error)
+            self._on_end(error)
 
     async def close(self, complete: bool) -> Ending | None:
         """End the receiver, if there is one; its last word, or None if it is not known.

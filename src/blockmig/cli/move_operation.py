@@ -57,7 +57,6 @@ class MoveOperation:
     def __init__(self, options: Options, runtime: Runtime, display: Display) -> None:
         self._options = options
         self._runtime = runtime
-        self._given_id = options["id"] is not None
         options["id"] = self._id = migration_id(options, runtime.system)
         self._far = FarReceiver(
             runtime.reactor,
@@ -69,9 +68,8 @@ class MoveOperation:
             on_end=self._far_ended,
         )
         self._endpoint = FarEndpoint(runtime.reactor, self._far)
-        self._send = SendOperation(
-            options, runtime, _LateDisplay(display, self._far), lambda *_: self._endpoint
-        )
+        self._display = _LateDisplay(display, self._far)
+        self._send = SendOperation(options, runtime, self._display, lambda *_: self._endpoint)
         self._stop_reason = ""
 
     async def run(self) -> Summary:
@@ -126,16 +124,19 @@ class MoveOperation:
                 f"{there}; but {self._options['file']} is not marked as migrated: see {inspect}, "
                 "and the same there; to move it all the same, give a new --id, and --overwrite"
             )
-        if not far.listened:
-            if isinstance(there, MigrationError) and not self._stop_reason:
+        stopped = bool(self._stop_reason)
+        if not self._display.attempted:
+            if there is not None and not stopped:
                 raise there
             if isinstance(error, Refused) and far.last_failure:
                 raise Refused(far.last_failure)
-        elif isinstance(there, LocalFailure) and isinstance(error, GaveUp):
-            raise LocalFailure(str(error))
-        told = there is not None and not self._stop_reason
-        if not isinstance(error, GaveUp) or ending is None or told:
+        if there is not None and not stopped:
+            # The sender's message has it; a disk that has failed there is no reason to try again.
+            raise LocalFailure(str(error)) if isinstance(there, LocalFailure) else error
+        if not isinstance(error, GaveUp):
             raise error
+        if not far.listened:
+            raise GaveUp(f"{error}; no receiver was running at {place}")
         raise GaveUp(f"{error}; {_last_word(ending, place)}")
 
     async def _confirm(self) -> Summary:
@@ -161,8 +162,10 @@ class MoveOperation:
             source.close()
 
 
-def _last_word(ending: Ending, place: str) -> str:
+def _last_word(ending: Ending | None, place: str) -> str:
     """What became of the other side of a move that was stopped."""
+    if ending is None:
+        return f"what the receiver of {place} does is not known: it ends with its ssh"
     if isinstance(ending.error, FarFailed):
         return f"{ending.error}; what there is at {place} is not the canonical copy"
     return f"{place}: {ending.said}" if ending.said else f"{place} is not the canonical copy"
@@ -201,16 +204,26 @@ def _size_of(path: str, system: SystemCalls) -> int | None:
 
 
 class _LateDisplay:
-    """Shows nothing until the receiver listens: ssh may have to ask for a passphrase first."""
+    """Shows nothing until the receiver listens: ssh may have to ask for a passphrase first.
+
+    @ivar attempted: whether the receiver has accepted an attempt.
+    """
 
     def __init__(self, display: Display, far: FarReceiver) -> None:
         self.write = display.write
         self.interval = display.interval
         self._display = display
         self._far = far
+        self._progress: Progress | None = None
         self._started = self._stopped = False
 
+    @property
+    def attempted(self) -> bool:
+        return self._progress is not None and self._progress.attempt > 0
+
     def start(self, progress: Progress, reactor: Any) -> None:
+        self._progress = progress
+
         def listening(_: None) -> None:
             if not self._stopped:
                 self._started = True
