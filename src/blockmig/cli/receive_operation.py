@@ -95,12 +95,14 @@ class ReceiveOperation:
             touched = self._receiver is not None and self._receiver.touched
             disk.close() if touched else disk.discard()
 
-    async def _replace(self) -> str:
+    async def _replace(self) -> str | None:
         """End the receiver that is to be replaced; the path of the control socket to have."""
         from .replacement import end_other, meeting_place, routes  # noqa: PLC0415
 
         options = self._options
         control = meeting_place(options["file"], options["id"], options["state-dir"])
+        if control is None:
+            return None
         await end_other(control, options["file"], self._runtime)
         self._check_stopped()
         self._routes = routes(self.stop, self._runtime.reactor)

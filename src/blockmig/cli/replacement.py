@@ -37,21 +37,36 @@ _log = Logger()
 STOP: Final = "/stop"
 _END_TIMEOUT: Final = 30.0
 _INTERVAL: Final = 0.05
+_LONGEST_PATH: Final = 107
+"""Bytes of a UNIX socket's path (unix(7))."""
 
 
-def meeting_place(disk: str, id: str, state_directory: str | None) -> str:
+def meeting_place(disk: str, id: str, state_directory: str | None) -> str | None:
     """The path of the control socket of a receiver that can be replaced.
 
-    @raise Refused: there is no directory for it.
+    @return: None where there can be none, as for a user without a home: a file's migration needs no
+        state directory, and goes on without.
     """
     directory = os.path.abspath(state_directory or default_state_directory())
-    try:
-        os.makedirs(directory, 0o755, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"{directory}: {describe_error(error)}") from None
     facts = json.dumps([os.path.realpath(disk), id])
     name = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    return os.path.join(directory, f"{name}.receiver")
+    path = os.path.join(directory, f"{name}.receiver")
+    try:
+        os.makedirs(directory, 0o755, exist_ok=True)
+        why = "" if os.access(directory, os.W_OK | os.X_OK) else "it cannot be written"
+    except OSError as error:
+        why = describe_error(error)
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        why = "its path is too long for a socket"
+    if not why:
+        return path
+    _log.warn(
+        "{directory}: {why}; if this receiver is left behind, it must be ended by hand",
+        event="not-replaceable",
+        directory=directory,
+        why=why,
+    )
+    return None
 
 
 def routes(stop: Any, reactor: Any) -> Routes:

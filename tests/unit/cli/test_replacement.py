@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
@@ -16,8 +18,14 @@ from blockmig.runtime import Runtime
 
 
 class MeetingPlaceTests(SynchronousTestCase):
+    def directory(self):
+        """One with a short path, as a socket needs it."""
+        made = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, made)
+        return os.path.join(made, "state")
+
     def test_it_is_of_one_disk_and_one_id(self):
-        directory = self.mktemp()
+        directory = self.directory()
         place = replacement.meeting_place("/x/disk", "one", directory)
         self.assertEqual(place, replacement.meeting_place("/x/../x/disk", "one", directory))
         self.assertNotEqual(place, replacement.meeting_place("/x/disk", "two", directory))
@@ -26,11 +34,14 @@ class MeetingPlaceTests(SynchronousTestCase):
         self.assertTrue(os.path.isdir(directory))
 
     def test_its_name_is_no_records(self):
-        name = replacement.meeting_place("/x/disk", "one", self.mktemp())
+        name = replacement.meeting_place("/x/disk", "one", self.directory())
         self.assertFalse(name.rpartition(".")[2].isupper())
 
-    def test_a_directory_that_cannot_be_made_is_a_refusal(self):
-        self.assertRaises(Refused, replacement.meeting_place, "/x", "one", "/dev/null/x")
+    def test_a_user_without_such_a_directory_can_receive_nevertheless(self):
+        self.assertIs(None, replacement.meeting_place("/x", "one", "/dev/null/x"))
+        self.assertIs(None, replacement.meeting_place("/x", "one", "/proc/self"))
+        long = os.path.join(self.directory(), "x" * 100)
+        self.assertIs(None, replacement.meeting_place("/x", "one", long))
 
 
 class EndOtherTests(SynchronousTestCase):
