@@ -316,8 +316,14 @@ def kill_something(generator: random.Random, move: Running, copy: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["kept", "deleted", "device"])
 def test_whatever_is_killed_the_same_command_ends_well(
-    processes: Processes, server: SSHServer, room: Path, kind: str
+    processes: Processes,
+    server: SSHServer,
+    room: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (room / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(room / "tmp"))
     size = 8 * MIB
     generator = random.Random(f"{kind} {os.environ.get('BLOCKMIG_SEED', '1')}")
     near_state = ("--state-dir", str(room / "near-state"))
@@ -360,6 +366,7 @@ def test_whatever_is_killed_the_same_command_ends_well(
         assert inspected(processes, far, *far_state) == "canonical"
         if kind == "deleted":
             assert not image.exists()
+        assert not list((room / "tmp").iterdir())
 
 
 # Without any sshd: an ssh that is scripted.

@@ -9,9 +9,9 @@ Rules:
 * it is the user's ssh, with its configuration, agent and host keys, and may ask for a passphrase on
   the terminal. Only what would break a move is set: no connection that others share carries it
   (ControlMaster), since that outlives it; and a host that has gone is noticed within a minute;
-* both sockets are in directories of mode 0700 that were made for this one process. (That of the
-  receiver is made by the shell there, since C{--remote-command 'sudo blockmig'} is another user:
-  the socket itself may be used by whoever gets into the directory.);
+* both sockets are in directories of mode 0700 that nobody else uses. (That of the receiver is
+  made by the shell there, since C{--remote-command 'sudo blockmig'} is another user: the socket
+  itself may be used by whoever gets into the directory.)
 * the secret goes by standard input, which then stays open: when it closes, in whichever way, the
   receiver ends as by SIGTERM. No argument, log line or record has the secret (design, section 2:
   R10);
@@ -29,6 +29,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ _PERMANENT: Final = {
 }
 _TOO_OLD: Final = ("not recognized", "unknown command")
 _LONGEST_LINE: Final = 65536
+_LONGEST_PLACE: Final = 64
 
 _GRACE: Final = 5.0
 """Seconds in which a receiver whose migration is complete ends by itself."""
@@ -225,6 +227,8 @@ class FarReceiver:
 
     @param ssh: the words of the ssh command.
     @param arguments: of the receiver, all but where it listens.
+    @param name: of the directory for the socket here; the same whenever this migration is run, so
+        that nothing is left behind by one that was killed.
     @param on_end: called when a receiver has ended that nobody starts again.
     @ivar listened: whether a receiver ever listened.
     @ivar verdict: why no receiver is started any more; None as long as one may be.
@@ -241,6 +245,7 @@ class FarReceiver:
         command: str,
         arguments: Callable[[], Sequence[str]],
         secret: bytes,
+        name: str,
         on_end: Callable[[MigrationError], None],
     ) -> None:
         self.listened = False
@@ -253,6 +258,7 @@ class FarReceiver:
         self._command = command
         self._arguments = arguments
         self._secret = secret
+        self._name = name
         self._on_end = on_end
         self._directory = ""
         self._count = 0
@@ -287,7 +293,7 @@ class FarReceiver:
             self._on_end(self.verdict)
             raise self.verdict
         if not self._directory:
-            self._directory = _private_directory()
+            self._directory = _private_directory(self._name)
         self._count += 1
         self._session = session = _Session(
             self._reactor, self._place.host, self._secret, self._not_forwarded
@@ -390,8 +396,30 @@ def remote_script(command: str, arguments: Sequence[str], directory: str) -> str
     )
 
 
-def _private_directory() -> str:
-    """A new directory that only we can use, with a path that ssh can take apart."""
+def _private_directory(name: str) -> str:
+    """A directory that only we can use, with a path that ssh can take apart.
+
+    It is the one that an earlier process of that name has left behind, if there is one.
+    """
     place = tempfile.gettempdir()
-    usable = ":" not in place and len(place) < 64
-    return tempfile.mkdtemp(prefix="blockmig-", dir=place if usable else "/tmp")
+    if ":" in place or len(os.fsencode(place)) > _LONGEST_PLACE:
+        place = "/tmp"
+    path = os.path.join(place, f"blockmig-{os.geteuid()}-{name}")
+    try:
+        os.mkdir(path, 0o700)
+    except OSError:
+        status = os.lstat(path) if os.path.lexists(path) else None
+        if status is None or not _is_private(status):
+            return tempfile.mkdtemp(prefix="blockmig-", dir=place)
+        for left in os.listdir(path):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(path, left))
+    return path
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return (
+        stat.S_ISDIR(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and not stat.S_IMODE(status.st_mode) & 0o077
+    )

@@ -65,6 +65,7 @@ class MoveOperation:
             command=options["remote-command"],
             arguments=self._arguments,
             secret=options.secret,
+            name=_short(os.path.realpath(options["file"]), self._id),
             on_end=self._far_ended,
         )
         self._endpoint = FarEndpoint(runtime.reactor, self._far)
@@ -187,8 +188,12 @@ def migration_id(options: Options, system: SystemCalls) -> str:
         last = finished.latest.migration if finished.latest is not None else ""
     except (BadRecord, DiskRefused, OSError):
         pass  # the sender reports it
-    facts = json.dumps([this_host(), path, address, last])
-    return f"move-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+    return f"move-{_short(this_host(), path, address, last)}"
+
+
+def _short(*facts: str) -> str:
+    """A name made of all that."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _size_of(path: str, system: SystemCalls) -> int | None:

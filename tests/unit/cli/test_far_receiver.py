@@ -83,6 +83,7 @@ class Case(SynchronousTestCase):
             command="sudo blockmig",
             arguments=lambda: ["--file=/x/it's", "--id=one"],
             secret=SECRET,
+            name=self.id()[-16:],
             on_end=self.ends.append,
         )
 
@@ -298,6 +299,34 @@ class CloseTests(Case):
         self.process.end(255)
         self.successResultOf(closing)
         self.assertFalse(os.path.exists(directory))
+
+    def test_what_one_that_was_killed_has_left_behind_is_used_again(self):
+        connecting = self.connecting()
+        self.process.event("listening")
+        path = self.successResultOf(connecting)
+        with open(path, "w"):
+            pass
+        killed, self.far = self.far, self.made("sh")
+        connecting = self.connecting()
+        self.process.event("listening")
+        again = self.successResultOf(connecting)
+        self.assertEqual(os.path.dirname(path), os.path.dirname(again))
+        self.assertEqual([], os.listdir(os.path.dirname(again)))
+        self.reactor.processes[0].end(255)
+        self.successResultOf(Deferred.fromCoroutine(killed.close(complete=False)))
+
+    def test_a_directory_that_others_can_use_is_not_used(self):
+        connecting = self.connecting()
+        self.process.event("listening")
+        directory = os.path.dirname(self.successResultOf(connecting))
+        os.chmod(directory, 0o755)
+        self.addCleanup(os.rmdir, directory)
+        self.far = self.made("sh")
+        connecting = self.connecting()
+        self.process.event("listening")
+        other = os.path.dirname(self.successResultOf(connecting))
+        self.assertNotEqual(directory, other)
+        self.assertEqual(0o700, os.stat(other).st_mode & 0o777)
 
     def test_nothing_is_started_any_more(self):
         self.successResultOf(self.closing())
