@@ -369,6 +369,98 @@ def test_whatever_is_killed_the_same_command_ends_well(
         assert not list((room / "tmp").iterdir())
 
 
+# A disk that is served.
+
+
+@pytest.fixture
+def served(processes: Processes, room: Path, source: Path) -> Running:
+    """A server of the disk, with a control socket."""
+    server = processes.start(
+        *(BLOCKMIG, "serve", "--file", source, "--listen", f"unix:{room}/clients"),
+        *("--control", room / "control", "--log-format", "json"),
+    )
+    server.wait_event("listening")
+    return server
+
+
+def move_live(processes: Processes, server: SSHServer, room: Path, *options: object) -> Running:
+    command = server.command(room / "control", room / "copy", *options)
+    return processes.start(*command[:2], "--control", *command[2:])
+
+
+def test_a_served_disk_is_moved(
+    processes: Processes, server: SSHServer, room: Path, source: Path, served: Running
+) -> None:
+    before = digest(source)
+    move = move_live(processes, server, room)
+    assert move.wait() == 0, move.stderr
+    assert served.wait() == 0, served.stderr
+    assert digest(room / "copy") == before
+    assert inspected(processes, source) == "not canonical"
+    assert inspected(processes, room / "copy") == "canonical"
+    assert json.loads(Path(f"{source}.MIGRATED").read_text())["destination"]["address"] == (
+        f"ssh://{HOST}{room}/copy"
+    )
+    # The same by its name, once it is not served any more.
+    again = server.move(source, room / "copy")
+    assert again.wait() == 0, again.stderr
+    assert "there is nothing to do" in message(again)
+
+
+def test_a_stop_cancels_the_mirror(
+    processes: Processes, server: SSHServer, room: Path, source: Path, served: Running
+) -> None:
+    move = move_live(processes, server, room, "--max-rate", "1M")
+    move.wait_event("mirroring")
+    os.killpg(move.pid, signal.SIGINT)
+    assert move.wait() == 4, move.stderr
+    assert f"{HOST}:{room}/copy: stopped, since standard input has closed" in message(move)
+    assert served.status is None
+    assert not receivers(room / "copy")
+    assert move_live(processes, server, room).wait() == 0
+
+
+def test_what_is_wrong_with_a_served_disk(
+    processes: Processes, server: SSHServer, room: Path, source: Path, served: Running
+) -> None:
+    copy = random_image(room / "copy", 9 * MIB + 5, seed=2)
+    move = move_live(processes, server, room)
+    assert move.wait() == 1
+    assert message(move).startswith(f"{HOST}: {copy}: ")
+    served.signal(signal.SIGTERM)
+    assert served.wait() == 0
+    move = move_live(processes, server, room)
+    assert move.wait() == 1
+    assert "blockmig move FILE HOST:PATH" in message(move)
+
+
+def test_a_served_disk_is_moved_whatever_is_killed(
+    processes: Processes, server: SSHServer, room: Path, source: Path, served: Running
+) -> None:
+    before = digest(source)
+    generator = random.Random(f"live {os.environ.get('BLOCKMIG_SEED', '1')}")
+    for turn in range(KILLS):
+        if served.status is not None:
+            break
+        move = move_live(processes, server, room, "--max-rate", "3M")
+        time.sleep(generator.uniform(0.3, 2.5))
+        what = kill_something(generator, move, room / "copy")
+        if what not in ("all here", "move"):
+            status = move.wait()
+            expected = {0} if move.events("mirroring") else {0, 1}
+            assert status in expected, f"turn {turn}, {what}: {move.stderr}"
+        verdicts = inspected(processes, source), inspected(processes, room / "copy")
+        assert verdicts not in (("canonical",) * 2, ("not canonical",) * 2), f"turn {turn}, {what}"
+    if served.status is None:
+        move = move_live(processes, server, room)
+        assert move.wait() == 0, move.stderr
+    assert served.wait() == 0, served.stderr
+    assert server.move(source, room / "copy").wait() == 0
+    assert digest(room / "copy") == before
+    assert inspected(processes, source) == "not canonical"
+    assert inspected(processes, room / "copy") == "canonical"
+
+
 # Without any sshd: an ssh that is scripted.
 
 

@@ -54,6 +54,7 @@ _log = Logger()
 
 _SSH_OPTIONS: Final = (
     *("-T", "-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "RemoteCommand=none"),
+    *("-o", "StreamLocalBindUnlink=yes"),  # of the ssh before
     *("-o", "ExitOnForwardFailure=no"),  # of forwards in the configuration, which others may have
     *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"),
 )
@@ -261,7 +262,6 @@ class FarReceiver:
         self._name = name
         self._on_end = on_end
         self._directory = ""
-        self._count = 0
         self._session: _Session | None = None
         self._closing = False
 
@@ -279,9 +279,14 @@ class FarReceiver:
         await session.listening.wait()
         return self._socket
 
+    async def ended(self) -> None:
+        """Return when the receiver that is there now has ended."""
+        if self._session is not None:
+            await self._session.ended.wait()
+
     @property
     def _socket(self) -> str:
-        return os.path.join(self._directory, f"nbd-{self._count}")
+        return os.path.join(self._directory, "nbd")
 
     def _start(self) -> _Session:
         if self._closing:
@@ -294,7 +299,6 @@ class FarReceiver:
             raise self.verdict
         if not self._directory:
             self._directory = _private_directory(self._name)
-        self._count += 1
         self._session = session = _Session(
             self._reactor, self._place.host, self._secret, self._not_forwarded
         )

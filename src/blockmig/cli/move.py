@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from . import common, usage
 from .launch import launch
@@ -14,7 +14,11 @@ from .usage import Flag, Parameter
 if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
+    from .move_live_operation import MoveLiveOperation
     from .move_operation import MoveOperation
+
+
+_ONLY_OF_FILES: Final = ("in-use-anyway", "raw-anyway", "retry", "give-up-after", "state-dir")
 
 
 class Options(usage.Options):
@@ -24,7 +28,7 @@ class Options(usage.Options):
     @ivar overwrite_there: whether data at the destination may be overwritten.
     """
 
-    synopsis = "blockmig move FILE HOST:PATH [options]"
+    synopsis = "blockmig move FILE|--control PATH HOST:PATH [options]"
     longdesc = (
         "Move FILE, a raw image or block device that is not in use, to PATH on HOST. HOST is "
         "whatever `ssh HOST` understands, and blockmig must be installed there too: `move` starts "
@@ -33,7 +37,10 @@ class Options(usage.Options):
         "or deleted (--unlink).\n\n"
         "If anything crashes, run the same command again: it continues, or finishes, or says that "
         "all was done already (status 0). If the connection is lost, the same happens by itself "
-        "(see --give-up-after). Ctrl-C stops both sides, and says what became of each."
+        "(see --give-up-after). Ctrl-C stops both sides, and says what became of each.\n\n"
+        "With --control instead of FILE, the disk of a running `blockmig serve` is moved while "
+        "clients use it, as by `blockmig mirror --wait`; when it is handed over, the server closes "
+        "its clients' connections, and exits."
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
@@ -64,6 +71,7 @@ class Options(usage.Options):
             default="blockmig",
             metavar="COMMAND",
         ),
+        common.CONTROL_SOCKET,
         common.ID._replace(
             help="What this migration is called: 1 to 64 letters, digits, dots, hyphens and "
             "underscores. The same command has the same ID whenever it is run.",
@@ -80,9 +88,14 @@ class Options(usage.Options):
     overwrite_there: bool
 
     def parseArgs(self, *arguments: str) -> None:
-        if len(arguments) != 2:
+        if self["control"] is not None:
+            if len(arguments) != 1:
+                raise usage.UsageError("expected one argument with --control: HOST:PATH")
+            self["file"], place = "", arguments[0]
+        elif len(arguments) != 2:
             raise usage.UsageError("expected two arguments: FILE HOST:PATH")
-        self["file"], place = arguments
+        else:
+            self["file"], place = arguments
         if is_remote(self["file"]) and not is_remote(place):
             raise usage.UsageError(
                 f"{self['file']}: a disk is moved from this host to another, not fetched: run "
@@ -93,6 +106,10 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         common.check_verbosity(self)
+        if self["control"] is not None:
+            for name in _ONLY_OF_FILES:
+                if self[name]:
+                    raise usage.UsageError(f"--{name} is only for a disk that is not served")
         for name in ("ssh", "remote-command"):
             if not self[name].strip():
                 raise usage.UsageError(f"--{name}: is empty")
@@ -109,9 +126,16 @@ def run(options: Options) -> int:
     return launch(options, _operation)
 
 
-def _operation(options: Options, runtime: Runtime) -> tuple[MoveOperation, Write]:
-    from .move_operation import MoveOperation  # noqa: PLC0415
+def _operation(
+    options: Options, runtime: Runtime
+) -> tuple[MoveOperation | MoveLiveOperation, Write]:
     from .progress import make_display  # noqa: PLC0415
 
     display = make_display(options["progress"])
+    if options["control"] is not None:
+        from .move_live_operation import MoveLiveOperation  # noqa: PLC0415
+
+        return MoveLiveOperation(options, runtime, display), display.write
+    from .move_operation import MoveOperation  # noqa: PLC0415
+
     return MoveOperation(options, runtime, display), display.write

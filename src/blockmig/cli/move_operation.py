@@ -65,7 +65,7 @@ class MoveOperation:
             command=options["remote-command"],
             arguments=self._arguments,
             secret=options.secret,
-            name=_short(os.path.realpath(options["file"]), self._id),
+            name=short_name(os.path.realpath(options["file"]), self._id),
             on_end=self._far_ended,
         )
         self._endpoint = FarEndpoint(runtime.reactor, self._far)
@@ -96,17 +96,8 @@ class MoveOperation:
 
     def _arguments(self) -> list[str]:
         """Those of the receiver."""
-        options = self._options
-        arguments = [
-            *(f"--file={options.uri.path}", f"--id={self._id}", "--secret=-"),
-            *("--end-with-stdin", "--replace", "--log-format=json"),
-        ]
-        size = _size_of(options["file"], self._runtime.system)
-        if size is not None:
-            arguments.append(f"--size={size}")
-        if options.overwrite_there:
-            arguments.append("--overwrite")
-        return arguments
+        size = _size_of(self._options["file"], self._runtime.system)
+        return receiver_arguments(self._options, size)
 
     # What is said in the end.
 
@@ -138,7 +129,7 @@ class MoveOperation:
             raise error
         if not far.listened:
             raise GaveUp(f"{error}; no receiver was running at {place}")
-        raise GaveUp(f"{error}; {_last_word(ending, place)}")
+        raise GaveUp(f"{error}; {last_word(ending, place)}")
 
     async def _confirm(self) -> Summary:
         """The source is retired, and the other host says that it is complete: record that."""
@@ -163,7 +154,23 @@ class MoveOperation:
             source.close()
 
 
-def _last_word(ending: Ending | None, place: str) -> str:
+def receiver_arguments(options: Options, size: int | None) -> list[str]:
+    """The arguments of the receiver, but where it listens.
+
+    @param size: bytes of the disk; None if it is gone.
+    """
+    arguments = [
+        *(f"--file={options.uri.path}", f"--id={options['id']}", "--secret=-"),
+        *("--end-with-stdin", "--replace", "--log-format=json"),
+    ]
+    if size is not None:
+        arguments.append(f"--size={size}")
+    if options.overwrite_there:
+        arguments.append("--overwrite")
+    return arguments
+
+
+def last_word(ending: Ending | None, place: str) -> str:
     """What became of the other side of a move that was stopped."""
     if ending is None:
         return f"what the receiver of {place} does is not known: it ends with its ssh"
@@ -188,10 +195,10 @@ def migration_id(options: Options, system: SystemCalls) -> str:
         last = finished.latest.migration if finished.latest is not None else ""
     except (BadRecord, DiskRefused, OSError):
         pass  # the sender reports it
-    return f"move-{_short(this_host(), path, address, last)}"
+    return f"move-{short_name(this_host(), path, address, last)}"
 
 
-def _short(*facts: str) -> str:
+def short_name(*facts: str) -> str:
     """A name made of all that."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

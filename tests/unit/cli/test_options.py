@@ -203,6 +203,15 @@ class MoveTests(Case):
         options = self.parse("move", "x", "web2:/x", "--overwrite", "--id", "new")
         self.assertEqual((True, 1), (options.overwrite_there, options["overwrite"]))
 
+    def test_a_served_disk_has_no_file(self):
+        options = self.parse("move", "--control", "/c", "web2:/x", "--max-rate", "1M")
+        self.assertEqual(
+            ("/c", "", "web2:/x"), (options["control"], options["file"], options.uri.shown)
+        )
+        self.refused("one argument with --control", "move", "--control", "/c", "x", "web2:/x")
+        for option in ("--retry", "--in-use-anyway", "--raw-anyway", "--state-dir=/s"):
+            self.refused("is only for", "move", "--control", "/c", "web2:/x", option)
+
     def test_bad_arguments_of_move_are_refused(self):
         self.refused("FILE HOST:PATH", "move", "x")
         self.refused("FILE HOST:PATH", "move", "x", "web2:/x", "y")
