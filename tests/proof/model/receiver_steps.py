@@ -174,8 +174,9 @@ class ReceiverSteps(DiskSteps):
 
     def end_attempt(self, receiver: Receiver) -> Receiver:
         covered = 0 if self.rule("drop: coverage is forgotten") else receiver.covered
-        # A claim goes with its attempt; where that was a foreign one it still waits for its own.
-        claim = receiver.claim if receiver.bound == "F" else ()
+        # A claim goes with its attempt; where that was not claimed it still waits for its own: also
+        # where what had been its sender's connection came late.
+        claim = receiver.claim if receiver.ident == THEIRS else ()
         return receiver._replace(bound="", covered=covered, claim=claim, ident=0)
 
     def in_memory(self, state: State, step: Step) -> State:
@@ -329,7 +330,8 @@ class ReceiverSteps(DiskSteps):
             claimed = receiver.claim[1:] == (message[2],)
             replaces = (
                 claimed
-                and receiver.bound == "F"
+                and bool(receiver.bound)
+                and receiver.ident == THEIRS
                 and self.rule("attempt: a claimed one replaces an unclaimed one")
             )
             busy = bool(receiver.bound) and not replaces

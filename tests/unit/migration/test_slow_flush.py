@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import Destination, Patience, Receiver, Runtime, Sender
 from blockmig.testing import ManualThreads, MemoryDisk, MemoryNetwork, connect_client, synchronous
+from tests.unit.support import RecordedDisk
 
 DATA = os.urandom(8192) + bytes(65536)
 SIZE = len(DATA)
@@ -20,15 +21,18 @@ class SlowFlushTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.network = MemoryNetwork(self.clock)
-        self.there = self.network.client_endpoint("there")
         self.threads = ManualThreads()
-        self.disk = MemoryDisk(bytes(SIZE))
+        self.receive(MemoryDisk(bytes(SIZE)), "there")
+
+    def receive(self, disk, name):
+        self.there = self.network.client_endpoint(name)
+        self.disk = disk
         self.receiver = Receiver(
             self.disk, runtime=Runtime(self.clock, self.threads), idle_timeout=60.0
         )
         self.received = []
         self.receiver.complete().addBoth(self.received.append)
-        self.network.listen("there", self.receiver.factory())
+        self.network.listen(name, self.receiver.factory())
 
     def settle(self, keep=""):
         """All that is to be done now, but for the calls in threads of that name."""
@@ -92,6 +96,31 @@ class SlowFlushTests(SynchronousTestCase):
         self.assertIn("_change", self.threads.names())
         self.wait(LONG)
         self.complete()
+
+    def test_and_for_the_first_record(self):
+        directory = os.path.abspath(self.mktemp())
+        os.mkdir(directory)
+        self.receive(RecordedDisk(bytes(SIZE), directory + "/disk"), "here")
+        self.send()
+        self.settle("_write")
+        self.assertIn("_write", self.threads.names())
+        self.wait(LONG)
+        self.complete()
+
+    def test_silence_from_the_beginning_is_no_work(self):
+        """The side export is not open yet, and nobody can be asked."""
+
+        def stall(connection):
+            self.network.connections[0].stall()
+            connection.stall()
+
+        self.network.prepare(lambda connection: None)
+        self.network.prepare(stall)
+        self.send()
+        self.wait(100)
+        self.assertNotEqual("", self.sender.last_error)
+        self.finish()
+        self.assertEqual([2], [summary.attempts for summary in self.sent])
 
     def test_it_asks_anew_where_the_connection_to_the_side_export_was_lost(self):
         self.send()

@@ -165,6 +165,7 @@ class HandoffExport:
             message = HandoffMessage(HandoffPhase.NONE)
         answer: EventualErrno
         sent = SentMessage(message, connection, self.disk.nonce)
+        self.disk.another = False
         if message.migration in self._void:
             answer = self._migration.refuse(sent, "its sender has claimed it elsewhere meanwhile")
         elif not message.is_from_sender:

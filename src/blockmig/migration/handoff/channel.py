@@ -354,9 +354,15 @@ class HandoffChannel:
         await self._open_conversation().prove(HandoffPhase.COPIED)
 
     async def is_working(self) -> bool:
-        """Ask on another connection where the one that is open was lost meanwhile."""
+        """Ask on another connection where the one that is open was lost meanwhile.
+
+        Whoever answers nothing from the beginning is not asked. What works for nobody that it names
+        yet is writing its first record: ours, as far as anybody can know.
+        """
+        if self._conversation is None:
+            return False
         try:
-            message = await self._open_conversation().read()
+            message = await self._conversation.read()
         except ClientFailed:
             if self._aborted:
                 raise
@@ -364,7 +370,8 @@ class HandoffChannel:
                 self._destination, self._runtime, self._timeout, self._secret
             )
             another.abort()
-        return message.working and is_same_migration(message, self._record())
+        unnamed = message.phase == HandoffPhase.NONE
+        return message.working and (unnamed or is_same_migration(message, self._record()))
 
     async def announce_retired(self, acknowledged: Callable[[str], Awaitable[object]]) -> None:
         await self._announce(HandoffPhase.RETIRED)
