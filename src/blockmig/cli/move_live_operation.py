@@ -23,6 +23,7 @@ from typing import Any, Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ..control import ControlError, ControlRefused, ask
 from ..errors import (
@@ -140,6 +141,8 @@ class MoveLiveOperation:
         return receiver_arguments(self._options, self._size)
 
     async def _move(self, far: FarReceiver) -> Summary | None:
+        if self._stop_reason:
+            raise GaveUp("nothing was begun")
         try:
             self._waiting = Deferred.fromCoroutine(far.socket())
             path = await self._waiting
@@ -197,8 +200,14 @@ class MoveLiveOperation:
                 await self._waiting
                 delay = min(2 * delay, _LONGEST_DELAY)
 
-        # Its end is a verdict, which is told where it is found, or a cancelled wait.
-        Deferred.fromCoroutine(keep()).addErrback(lambda _: None)
+        Deferred.fromCoroutine(keep()).addErrback(self._no_more)
+
+    def _no_more(self, failure: Failure) -> None:
+        """Nothing keeps ssh up any more: a verdict is told where it is found."""
+        if not failure.check(MigrationError, CancelledError):
+            _log.failure(
+                "this is a bug of blockmig: ssh is not started again", failure, event="bug"
+            )
 
     def _far_ended(self, error: MigrationError) -> None:
         if self._mirror is not None and not isinstance(error, AlreadyDone):
@@ -211,7 +220,7 @@ class MoveLiveOperation:
         elif self._waiting is not None:
             self._waiting.cancel()
 
-    def _not_cancelled(self, failure: Any) -> None:
+    def _not_cancelled(self, failure: Failure) -> None:
         failure.trap(ControlError)
         if failure.check(ControlRefused):
             _log.warn("{why}", event="too-late", why=printable(failure.value))

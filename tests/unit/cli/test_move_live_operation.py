@@ -176,6 +176,15 @@ class MoveLiveTests(SynchronousTestCase):
         self.assertIn("stopped by SIGTERM: nothing was begun", str(self.failed(GaveUp)))
         self.assertEqual(["/status"], [name for name, _ in self.asked])
 
+    def test_a_stop_while_the_server_is_asked(self):
+        self.status["mirror"] = {"state": "copying", "destination": ADDRESS}
+        self.answers["/break"] = Deferred()
+        self.begin()
+        self.operation.stop("stopped by SIGTERM")
+        self.answers["/break"].callback({})
+        self.assertIn("stopped by SIGTERM: nothing was begun", str(self.failed(GaveUp)))
+        self.assertEqual([], self.far.sockets)
+
     def test_ssh_is_started_again_while_the_mirror_goes_on(self):
         self.begun()
         self.far.ends[0].callback(None)
