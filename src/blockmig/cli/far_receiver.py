@@ -124,12 +124,14 @@ class _Session(ProcessProtocol):
         self._final: dict[str, Any] = {}
         self._not_forwarded = not_forwarded
         self._waiting: Any = None
+        self._is_to_end = False
 
     def connectionMade(self) -> None:
         self.transport.write(self._secret + b"\n")
 
     def close_input(self) -> None:
-        """Have the receiver end."""
+        """Have the receiver end; of what it says only its last word is told any more."""
+        self._is_to_end = True
         self.transport.closeStdin()
 
     def signal(self, name: str) -> None:
@@ -171,7 +173,8 @@ class _Session(ProcessProtocol):
         if name in ("error", "already-done", "complete"):
             self._final = event
             return
-        tell = _log.warn if event.get("level") in ("warn", "error", "critical") else _log.debug
+        serious = event.get("level") in ("warn", "error", "critical") and not self._is_to_end
+        tell = _log.warn if serious else _log.debug
         tell("{host}: {message}", event="far", host=self._host, message=message)
 
     def processExited(self, reason: Failure) -> None:

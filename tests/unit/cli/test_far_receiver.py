@@ -9,6 +9,7 @@ import shlex
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -271,6 +272,23 @@ class CloseTests(Case):
         self.assertEqual("stopped; it is not complete", self.successResultOf(closing).said)
         self.assertEqual([], self.process.signals)
         self.assertEqual([], self.ends)
+
+    def test_only_its_last_word_is_told_then(self):
+        levels = []
+
+        def observe(event):
+            if event.get("event") == "far":
+                levels.append(event["log_level"].name)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        self.connecting()
+        self.process.event("restart", "warn")
+        closing = self.closing()
+        self.process.event("restart", "warn")
+        self.assertEqual(["warn", "debug"], levels)
+        self.process.end(4)
+        self.successResultOf(closing)
 
     def test_one_that_is_complete_ends_by_itself(self):
         self.connecting()
