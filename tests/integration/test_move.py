@@ -314,6 +314,85 @@ def kill_something(generator: random.Random, move: Running, copy: Path) -> str:
     return what
 
 
+class Round:
+    """One disk that is moved, and killed at, until it is there."""
+
+    def __init__(
+        self, processes: Processes, server: SSHServer, place: Path, kind: str, seed: str
+    ) -> None:
+        place.mkdir()
+        self.processes, self.server, self.place, self.kind = processes, server, place, kind
+        self.generator = random.Random(seed)
+        self.image, self.target = random_image(place / "source", 8 * MIB), place / "copy"
+        self.before = digest(self.image)
+        self.near, self.far = self.image, self.target
+        self.state = ("--state-dir", str(place / "near-state"))
+        self.unlink = ["--unlink"] if kind == "deleted" else []
+        self.devices = contextlib.ExitStack()
+        server.keep_records_in(place / "far-state")
+        if kind == "device":
+            sparse_image(self.target, 8 * MIB, {})
+            self.near = self.devices.enter_context(loop_device(self.image))
+            self.far = self.devices.enter_context(loop_device(self.target))
+
+    def move(self, *options: str) -> Running:
+        return self.server.move(self.near, self.far, *self.state, *self.unlink, *options)
+
+    def run(self, kills: int) -> int:
+        """Move it, and kill something so often at most; how often something was killed."""
+        with self.devices:
+            for kill in range(kills):
+                if self.complete_though_killed():
+                    self.check_the_end()
+                    return kill + 1
+            move = self.move()
+            assert move.wait() == 0, move.stderr
+            self.check_the_end()
+            return kills
+
+    def complete_though_killed(self) -> bool:
+        """Run it once, and kill something; whether it has come to its end nevertheless."""
+        move = self.move("--max-rate", self.generator.choice(["2M", "6M", "40M"]))
+        time.sleep(self.generator.uniform(0.1, 2.0))
+        what = kill_something(self.generator, move, self.far)
+        status = None
+        if what in ("receiver", "ssh"):
+            if self.generator.random() < 0.6:
+                time.sleep(self.generator.uniform(0, 1.5))
+                move.kill()
+            else:
+                status = move.wait()
+                # A first connection that fails is not tried again.
+                expected = {0} if move.events("attempt") else {0, 1}
+                assert status in expected, f"{what}: {move.stderr}"
+        self.check_the_verdicts(what)
+        return status == 0
+
+    def verdicts(self) -> tuple[str, str]:
+        far_state = ("--state-dir", str(self.server.state))
+        here = inspected(self.processes, self.near, *self.state)
+        return here, inspected(self.processes, self.far, *far_state)
+
+    def check_the_verdicts(self, what: str) -> None:
+        here, there = self.verdicts()
+        # Never both, and of those that are certain never none. (A device that nothing was received
+        # into is like any other one.)
+        kinds = ("INCOMPLETE", "RECEIVED")
+        known = any(list(self.place.rglob(f"*.{kind}")) for kind in kinds)
+        assert (here, there) != ("not canonical", "not canonical"), what
+        if known:
+            assert (here, there) != ("canonical", "canonical"), what
+        if known and there == "canonical":
+            assert digest(self.far) == self.before
+        elif here == "canonical":
+            assert digest(self.near) == self.before
+
+    def check_the_end(self) -> None:
+        assert digest(self.far) == self.before
+        assert self.verdicts() == ("not canonical", "canonical")
+        assert self.image.exists() == (self.kind != "deleted")
+
+
 @pytest.mark.parametrize("kind", ["kept", "deleted", "device"])
 def test_whatever_is_killed_the_same_command_ends_well(
     processes: Processes,
@@ -324,48 +403,11 @@ def test_whatever_is_killed_the_same_command_ends_well(
 ) -> None:
     (room / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(room / "tmp"))
-    size = 8 * MIB
-    generator = random.Random(f"{kind} {os.environ.get('BLOCKMIG_SEED', '1')}")
-    near_state = ("--state-dir", str(room / "near-state"))
-    far_state = ("--state-dir", str(server.state))
-    image, target = random_image(room / "source", size), room / "copy"
-    before = digest(image)
-    options = ["--unlink"] if kind == "deleted" else []
-    with contextlib.ExitStack() as devices:
-        near, far = image, target
-        if kind == "device":
-            sparse_image(target, size, {})
-            near = devices.enter_context(loop_device(image))
-            far = devices.enter_context(loop_device(target))
-        complete = False
-        for turn in range(KILLS):
-            move = server.move(near, far, *near_state, *options, "--max-rate", "8M")
-            time.sleep(generator.uniform(0.1, 2.5))
-            what = kill_something(generator, move, far)
-            if what not in ("all here", "move"):
-                status = move.wait()
-                # A first connection that fails is not tried again.
-                expected = {0} if move.events("attempt") else {0, 1}
-                assert status in expected, f"turn {turn}, {what}: {move.stderr}"
-            here = inspected(processes, near, *near_state)
-            there = inspected(processes, far, *far_state)
-            # Never both, and of those that are certain never none. (A device that nothing was
-            # received into is like any other one.)
-            kinds = ("INCOMPLETE", "RECEIVED")
-            known = [path for kind in kinds for path in room.rglob(f"*.{kind}")]
-            assert not known or (here, there) != ("canonical", "canonical"), f"turn {turn}, {what}"
-            assert (here, there) != ("not canonical", "not canonical"), f"turn {turn}, {what}"
-            if complete := complete or (there == "canonical" and bool(known)):
-                assert digest(far) == before
-            else:
-                assert digest(near) == before
-        move = server.move(near, far, *near_state, *options)
-        assert move.wait() == 0, move.stderr
-        assert digest(far) == before
-        assert inspected(processes, near, *near_state) == "not canonical"
-        assert inspected(processes, far, *far_state) == "canonical"
-        if kind == "deleted":
-            assert not image.exists()
+    killed = 0
+    while killed < KILLS:
+        seed = f"{kind} {killed} {os.environ.get('BLOCKMIG_SEED', '1')}"
+        one = Round(processes, server, room / f"round-{killed}", kind, seed)
+        killed += one.run(KILLS - killed)
         assert not list((room / "tmp").iterdir())
 
 
@@ -442,10 +484,13 @@ def test_a_served_disk_is_moved_whatever_is_killed(
     for turn in range(KILLS):
         if served.status is not None:
             break
-        move = move_live(processes, server, room, "--max-rate", "3M")
+        move = move_live(processes, server, room, "--max-rate", generator.choice(["1M", "3M"]))
         time.sleep(generator.uniform(0.3, 2.5))
         what = kill_something(generator, move, room / "copy")
-        if what not in ("all here", "move"):
+        if what in ("receiver", "ssh") and (turn < KILLS // 2 or generator.random() < 0.5):
+            time.sleep(generator.uniform(0, 2))
+            move.kill()
+        elif what in ("receiver", "ssh"):
             status = move.wait()
             expected = {0} if move.events("mirroring") else {0, 1}
             assert status in expected, f"turn {turn}, {what}: {move.stderr}"

@@ -20,6 +20,7 @@ class SSHServer:
     """An sshd, and the ssh that may log in there as this user.
 
     @ivar ssh: the ssh command, for C{--ssh}.
+    @ivar state: where the receivers keep the records of devices.
     @ivar remote: what blockmig is called there, for C{--remote-command}: its records of devices are
         in a folder of their own.
     """
@@ -44,15 +45,19 @@ class SSHServer:
         (self.room / "sshd_config").write_text("\n".join(config) + "\n")
         self.config(f"Host {HOST}")
         self.ssh = f"ssh -F {self.room}/ssh_config"
-        self.state = room / "far-state"
-        command = f'exec {shlex.quote(BLOCKMIG)} "$@" --state-dir {shlex.quote(str(self.state))}'
-        script = self.room / "blockmig"
-        script.write_text(f"#!/bin/sh\n{command}\n")
-        script.chmod(0o755)
-        self.remote = str(script)
+        self.remote = str(self.room / "blockmig")
+        self.keep_records_in(room / "far-state")
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", exist_ok=True)
         self.start()
+
+    def keep_records_in(self, state: Path) -> None:
+        """Where the receivers keep the records of devices from now on."""
+        self.state = state
+        command = f'exec {shlex.quote(BLOCKMIG)} "$@" --state-dir {shlex.quote(str(state))}'
+        script = self.room / "blockmig"
+        script.write_text(f"#!/bin/sh\n{command}\n")
+        script.chmod(0o755)
 
     def config(self, *lines: str) -> None:
         """What the user's own ssh configuration says beside where the keys are."""
