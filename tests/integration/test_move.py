@@ -411,6 +411,33 @@ def test_whatever_is_killed_the_same_command_ends_well(
         assert not list((room / "tmp").iterdir())
 
 
+@pytest.mark.parametrize("victim", ["move", "receiver"])
+def test_what_dies_as_soon_as_the_source_is_retired_is_finished(
+    processes: Processes, server: SSHServer, room: Path, source: Path, victim: str
+) -> None:
+    before = digest(source)
+    move = server.move(source, room / "copy")
+    until(lambda: receivers(room / "copy"))
+    (receiver,) = receivers(room / "copy")
+    mark = f"{source}.MIGRATED"
+    end = time.monotonic() + 20
+    while not os.path.exists(mark):
+        assert time.monotonic() < end, move.stderr
+    if victim == "move":
+        move.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(receiver, signal.SIGKILL)
+        assert move.wait() == 0, move.stderr
+    again = server.move(source, room / "copy")
+    assert again.wait() == 0, again.stderr
+    assert not again.events("attempt")
+    assert digest(room / "copy") == before
+    assert inspected(processes, source) == "not canonical"
+    assert inspected(processes, room / "copy") == "canonical"
+    assert json.loads(Path(mark).read_text())["confirmed"]
+
+
 # A disk that is served.
 
 
