@@ -83,7 +83,7 @@ clean:
 # not have a package, though another one has.)
 .venv/package: pyproject.toml | .venv/bin/python
 	@echo "installing blockmig into .venv"
-	@$(BIN)/pip install -qq --disable-pip-version-check -e .
+	@$(BIN)/pip install -qq --disable-pip-version-check -e ".[demo]"
 	@touch $@
 
 .venv/test .venv/lint: .venv/%: pyproject.toml .venv/package

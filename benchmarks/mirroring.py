@@ -2,9 +2,10 @@
 
 Two tables. First, the longest time that a client waited for an answer over so many hand-offs, at so
 many writes a second: a client writes 4 KiB at random, each write when it is due, and takes the time
-from the moment it was due until its answer. It is passed on to the new server (`--then relay`),
-which is in the process that received the disk, and gives it to clients as soon as it is complete.
-Beside it what the rest needed that went over while clients were held, at the rate of the whole.
+from the moment it was due until its answer. It is passed on to the new server (`--then relay`).
+That is a `blockmig serve --standby` that was started before; or, with `--new-server`, one that is
+started behind `receive`, or a program that receives the disk and then serves it itself. Beside it
+what the rest needed that went over while clients were held, at the rate of the whole.
 
 Then how much of its throughput a client keeps while the passes go on: fio with libnbd as fast as it
 can, without a mirror, with one that has no limit, and with one at half of what the wire carries.
@@ -14,10 +15,13 @@ The pairs in turn, medians of all rounds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import random
+import shlex
+import signal
 import socket
 import statistics
 import struct
@@ -94,25 +98,48 @@ class Writer:
         self._socket.close()
 
 
-def hand_off(folder: str, size: int, rate: int, span: int) -> dict[str, float]:
+def forget(path: str) -> None:
+    """Have a source that was migrated serve once more: its marks are gone."""
+    for name in os.listxattr(path):
+        if name.startswith("user.blockmig."):
+            os.removexattr(path, name)
+
+
+def destination(folder: str, size: int, new_server: str) -> list[list[str]]:
+    """The commands at the destination; the new server has the socket C{serve}."""
+    if new_server == "same-process":
+        return [[sys.executable, __file__, "--receive", folder, "--bytes", str(size)]]
+    disk = ["-q", "--file", f"{folder}/destination"]
+    receive = [*BLOCKMIG, "receive", *disk, "--size", str(size)]
+    receive += ["--listen", f"unix:{folder}/receive"]
+    serve = [*BLOCKMIG, "serve", *disk, "--listen", f"unix:{folder}/serve"]
+    if new_server == "standby":
+        return [[*serve, "--standby"], receive]
+    return [["sh", "-c", f"{shlex.join(receive)} && exec {shlex.join(serve)}"]]
+
+
+def hand_off(folder: str, size: int, rate: int, span: int, new_server: str) -> dict[str, float]:
     """One migration; how long the client waited at most, and what the mirror says of it."""
     for name in os.listdir(folder):
         if name != "source":
             Path(folder, name).unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--receive", folder, "--bytes", str(size)]
+    forget(f"{folder}/source")
     control = f"{folder}/control"
     serve = [*BLOCKMIG, "serve", "-q", "--file", f"{folder}/source", "--control", control]
     serve += ["--listen", f"unix:{folder}/source.socket"]
-    with (
-        subprocess.Popen(command) as destination,
-        subprocess.Popen(serve, stdin=subprocess.DEVNULL) as source,
-    ):
+    with contextlib.ExitStack() as running:
+        source = running.enter_context(subprocess.Popen(serve, stdin=subprocess.DEVNULL))
+        there = [
+            running.enter_context(subprocess.Popen(command, start_new_session=True))
+            for command in destination(folder, size, new_server)
+        ]
         try:
+            time.sleep(1.5 if new_server == "standby" else 0)  # it must have begun to wait
             wait_for(f"{folder}/source.socket")
             wait_for(f"{folder}/receive")
             writer = Writer(f"{folder}/source.socket", size, span)
             longest, began = 0.0, time.perf_counter()
-            wanted = {"uri": f"nbd+unix:///?socket={folder}/receive", "then": "relay"}
+            wanted = {"uri": f"nbd+unix:///?socket={folder}/receive", "then": "relay", "linger": 0}
             wanted["relay_to"] = f"nbd+unix:///?socket={folder}/serve"
             mirror = subprocess.Popen(
                 [sys.executable, __file__, "--mirror", control, "--wanted", json.dumps(wanted)],
@@ -140,7 +167,9 @@ def hand_off(folder: str, size: int, rate: int, span: int) -> dict[str, float]:
             source.wait(10)
         finally:
             source.kill()
-            destination.kill()
+            for each in there:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(each.pid, signal.SIGKILL)
     return {"longest": longest, **status}
 
 
@@ -161,10 +190,11 @@ def pauses(folder: str, options: argparse.Namespace) -> None:
     size = options.size << 20
     make_source(Path(folder, "source"), size)
     rows = []
-    for rate in (0, 1000, 10000):
+    for rate in options.rates:
         found = []
         for _ in range(options.hand_offs):
-            found.append(hand_off(folder, size, rate, options.span << 20))
+            span = options.span << 20
+            found.append(hand_off(folder, size, rate, span, options.new_server))
             print(".", end="", file=sys.stderr, flush=True)
         wire = statistics.median(one["sent"] / one["seconds"] for one in found)
         beyond = [1000 * (one["longest"] - one["rest"] / wire) for one in found]
@@ -202,6 +232,7 @@ def shares(folder: str, options: argparse.Namespace) -> None:
     size = options.large << 20
     make_source(Path(folder, "source"), size)
     Path(folder, "source.MIGRATED").unlink(missing_ok=True)
+    forget(f"{folder}/source")
     control, uri = f"{folder}/control", f"nbd+unix:///?socket={folder}/source.socket"
     serve = [*BLOCKMIG, "serve", "-q", "--file", f"{folder}/source", "--control", control]
     serve += ["--listen", f"unix:{folder}/source.socket"]
@@ -265,6 +296,18 @@ def shares(folder: str, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["pauses", "shares"])
+    parser.add_argument(
+        "--new-server",
+        choices=["standby", "started", "same-process"],
+        default="standby",
+        help="which server the client is relayed to (standby)",
+    )
+    parser.add_argument(
+        "--rates",
+        type=lambda text: [int(rate) for rate in text.split(",")],
+        default=[0, 1000, 10000],
+        help="writes a second, with commas between them (0,1000,10000)",
+    )
     parser.add_argument("--hand-offs", type=int, default=20, help="at each rate (20)")
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk handed over (512)")
     parser.add_argument("--span", type=int, default=512, help="MiB of it written to (512)")
@@ -276,6 +319,7 @@ def main() -> None:
     parser.add_argument("--mirror", help=argparse.SUPPRESS)
     parser.add_argument("--wanted", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends as well
     if options.receive:
         receive_and_serve(options.receive, options.bytes)
         return

@@ -30,7 +30,7 @@ NEWEST_MINOR = 40
 
 STRICT = {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
 WITHOUT_ASSERTIONS = {"PYTHONOPTIMIZE": "1"}
-SHOWN = ("Twisted", "zope.interface", "Automat", "bitarray", "rich")
+SHOWN = ("Twisted", "zope.interface", "Automat", "bitarray")
 
 
 class Failed(Exception):

@@ -65,7 +65,7 @@ from .transport import (
     CannotListen,
     client_endpoint,
     listen,
-    listening_uri,
+    listening_uris,
     server_endpoint,
     stop_listening,
 )
@@ -182,10 +182,14 @@ class _Ports:
         if opened:
             status = part.status()
             for port in self.listening:
-                uri, _ = listening_uri(port, status["export"])
-                _log.info(
-                    "listening on {uri} for {disk}", event="listening", uri=uri, disk=status["disk"]
-                )
+                uris, _ = listening_uris(port, status["export"])
+                for uri in uris:
+                    _log.info(
+                        "listening on {uri} for {disk}",
+                        event="listening",
+                        uri=uri,
+                        disk=status["disk"],
+                    )
 
     def close(self) -> Deferred[None]:
         """Let nobody in any more; fires when every port is closed.

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def test_a_missing_file_is_refused(processes: Processes, room: Path) -> None:
     refused(processes, receive_command(missing), missing, "no such file")
     refused(processes, send_command(missing, NOWHERE), missing, "no such file")
     nested = room / "no" / "such" / "disk"
-    refused(processes, receive_command(nested, "--size", 5000), nested, "No such file")
+    refused(processes, receive_command(nested, "--size", 5000), nested, "there is no directory")
 
 
 def test_a_directory_is_refused(processes: Processes, room: Path) -> None:
@@ -297,7 +298,7 @@ def test_twistd_and_twist_list_the_plugin_and_its_options(
 @UNDER_TWISTED
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--file", "missing"), "no such file"), (("serve",), "--file is missing")],
+    [(("--file", "missing"), "no such file"), (("serve",), "FILE is missing")],
     ids=["refused", "bad usage"],
 )
 def test_twistd_and_twist_exit_with_status_1_when_refused(
@@ -493,9 +494,17 @@ def test_a_server_that_does_not_speak_NBD_is_refused(
 def test_a_refused_connection_is_reported_with_status_1(
     processes: Processes, room: Path, disk: Path
 ) -> None:
-    refused(processes, send_command(disk, NOWHERE), "refused")
-    refused(processes, send_command(disk, f"nbd+unix:///?socket={room}/none"), "connect")
-    refused(processes, send_command(disk, "nbd://does-not-exist.invalid/"), "connect")
+    start = "start `blockmig receive` there first"
+    refused(processes, send_command(disk, NOWHERE), "nobody listens on 127.0.0.1:1", start, "port")
+    none = f"nbd+unix:///?socket={room}/none"
+    refused(
+        processes, send_command(disk, none), f"there is no socket {room}/none (No such file", start
+    )
+    refused(
+        processes,
+        send_command(disk, "nbd://does-not-exist.invalid/"),
+        "'does-not-exist.invalid' cannot be looked up",
+    )
 
 
 def test_a_refused_connection_is_retried_with_retry(processes: Processes, disk: Path) -> None:
@@ -719,3 +728,57 @@ def test_both_ends_print_one_summary_line(processes: Processes, room: Path) -> N
             r"\d+\.\d MB/s of data, 1 attempt",
             line,
         ), line
+
+
+def test_inspect_says_first_that_a_disk_is_being_copied(processes: Processes, room: Path) -> None:
+    disk, copy = random_image(room / "disk", MIB), room / "copy"
+    receiver = processes.receive(copy, "--size", MIB)
+    sender = processes.send(disk, receiver, "--max-rate", "100K")
+    receiver.wait_event("attempt")
+    until(Path(f"{disk}.MIGRATING").exists)
+
+    def first(*disks: Path) -> str:
+        return processes.run(BLOCKMIG, "inspect", *disks).stdout.splitlines()[0]
+
+    assert first(disk) == "canonical (being copied now)"
+    assert first(copy) == "not canonical (being copied now)"
+    assert first(disk, copy) == f"canonical: {disk} (being copied now)"
+    assert (
+        f"{copy}: not canonical (being copied now)"
+        in processes.run(BLOCKMIG, "inspect", room).stdout.splitlines()
+    )
+    said = processes.run(BLOCKMIG, "inspect", copy).stdout
+    assert "do: wait for the end of the migration that is going on" in said
+    assert "now:" not in said
+    for running in (sender, receiver):
+        running.signal(signal.SIGTERM)
+        running.wait()
+    assert (first(disk), first(copy)) == ("canonical", "not canonical")
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_bar_fits_into_a_real_terminal(processes: Processes, room: Path, columns: int) -> None:
+    source = random_image(room / "source", 3 * MIB)
+    receiver = processes.receive(room / "destination", "--size", 3 * MIB)
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, columns))
+    sender = subprocess.Popen(
+        send_command(source, receiver.uri, "--max-rate", "2M"),
+        stdin=subprocess.DEVNULL,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
+    )
+    os.close(slave)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO, once nobody has the other end
+        while data := os.read(master, 4096):
+            said += data
+    os.close(master)
+    assert sender.wait() == 0
+    frames = said.decode().split("\r\x1b[K")
+    drawn = [row for frame in frames for row in frame.splitlines() if "%" in row]
+    assert len(drawn) > 3
+    for row in drawn:
+        assert len(row) < columns, row
+    assert any(row.startswith("copying") for row in drawn)
+    assert "complete: 3145728 bytes" in said.decode()

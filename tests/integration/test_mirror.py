@@ -31,9 +31,10 @@ from tests.support.mirroring import (
 )
 from tests.support.processes import ANY_PORT, BLOCKMIG, FULL, Processes, Running, until
 
-from blockmig.control import ControlRefused
+from blockmig.control import ControlRefused, ask
 from blockmig.migration.records.files import Kind, Phase
 from blockmig.migration.records.verdict import CopyState, examine, verdict_of, verdict_of_pair
+from blockmig.nbd import parse_uri
 
 SIZE = 12 * MIB
 ZEROED, APART = 8 * MIB, 11 * MIB
@@ -499,6 +500,26 @@ def test_a_disk_with_hard_links_is_not_unlinked(processes: Processes, room: Path
     check_handed_over(mirrored, receiver, room / "copy", False, MIB)
 
 
+def test_a_mirror_back_through_its_own_relay_is_refused(processes: Processes, room: Path) -> None:
+    """The disk is to go back to the host that it came from: there the old server relays to us."""
+    disk, copy, there = random_image(room / "disk", MIB), room / "copy", room / "there"
+    old = Mirrored(processes, room, disk)
+    back, control = old.uris["tcp"], room / "new-control"
+    receiver = processes.receive(copy, "--size", MIB)
+    port = parse_uri(back).port
+    with socket.create_connection(("127.0.0.1", port)):
+        relay_to = f"nbd+unix:///?socket={there}"
+        mirror = old.mirror(receiver, then="relay", relay_to=relay_to)
+        assert mirror.result()["status"] == 0
+        options = "--file", copy, "--listen", f"unix:{there}", "--control", control
+        new = processes.start(BLOCKMIG, "serve", "--log-format", "json", *options)
+        until(lambda: "the server that takes over answers" in old.running.stderr)
+        with pytest.raises(ControlRefused, match="serves its disk to clients"):
+            ask(str(control), "POST", "/mirror", {"uri": back, "unlink": True})
+        assert copy.exists()
+        assert new.status is None
+
+
 # The server is stopped.
 
 
@@ -519,7 +540,7 @@ def test_a_server_stopped_during_a_mirror_stays_canonical(
         requests = writer.wait()
     assert told["status"] == 4
     assert "not retired" in told["message"]
-    assert names(disk) == [""]
+    assert names(disk) == ["", ".MIGRATING"]  # what was acknowledged stays the same migration
     assert verdict_on(disk) == CopyState.CANONICAL
     assert verdict_on(copy) == CopyState.NOT_CANONICAL
     assert receiver.status is None

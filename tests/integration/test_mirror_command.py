@@ -151,6 +151,7 @@ def test_mirror_reports_that_it_has_begun_and_exits(server: Server) -> None:
                 "converge": "wait",
                 "then": "exit",
                 "relay_to": None,
+                "linger": None,
             },
         )
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import shutil
@@ -12,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support import REPOSITORY, wire
@@ -369,6 +372,60 @@ def test_a_server_that_comes_back_is_found(processes: Processes, room: Path) -> 
     takeover.over()
 
 
+def test_who_comes_back_to_a_relay_that_lingers_is_served(processes: Processes, room: Path) -> None:
+    """The new server is killed, and started again: for who reconnects that is a pause."""
+    takeover = Takeover(processes, room, "tcp", "linger=600")
+    with wire.client(takeover.uris["unix"]) as held:
+        takeover.hold()
+        takeover.relay()
+        takeover.start().wait_event("listening")
+        assert held.ask(wire.FLUSH) == 0
+        assert takeover.there is not None
+        takeover.there.kill()
+        assert held.closed()
+    back = wire.connect(takeover.uris["unix"])
+    time.sleep(0.2)
+    takeover.start()
+    assert wire.read_exactly(back, 8) == b"NBDMAGIC"
+    back.close()
+    with wire.client(takeover.uris["tcp"]) as other:
+        assert other.ask(wire.WRITE, 0, 4, b"good") == 0
+    assert takeover.here.status is None
+    takeover.here.signal(signal.SIGTERM)
+    takeover.over()
+    assert takeover.copy.read_bytes()[:4] == b"good"
+
+
+def test_one_reset_behind_the_relay_does_not_end_it(processes: Processes, room: Path) -> None:
+    """The client loses its connection, and is served when it connects again."""
+    takeover = Takeover(processes, room, "tcp", "linger=600")
+    with wire.client(takeover.uris["tcp"]) as held:
+        takeover.hold()
+        takeover.relay()
+        control = str(room / "control")
+        there = takeover.start("--control", control, "--request-timeout", "0.2")
+        assert held.ask(wire.FLUSH) == 0
+        held.send(wire.request(wire.READ, 0, 10)[:5])  # it is given up there as silent
+        assert held.closed()
+        assert there.status is None
+    with wire.client(takeover.uris["tcp"]) as again:
+        assert again.ask(wire.FLUSH) == 0
+    takeover.here.signal(signal.SIGTERM)
+    takeover.over()
+
+
+def test_a_relay_that_lingers_ends_when_nobody_comes(processes: Processes, room: Path) -> None:
+    takeover = Takeover(processes, room, "unix", "linger=0.3")
+    with wire.client(takeover.uris["unix"]) as held:
+        takeover.hold()
+        takeover.relay()
+        takeover.start()
+        assert held.ask(wire.FLUSH) == 0
+        time.sleep(0.5)
+        assert held.ask(wire.FLUSH) == 0
+    takeover.over()
+
+
 def test_clients_that_stop_waiting_are_forgotten(processes: Processes, room: Path) -> None:
     takeover = Takeover(processes, room, "tcp")
     with wire.client(takeover.uris["unix"]) as held:
@@ -519,3 +576,184 @@ def test_a_header_cut_at_any_byte_is_relayed(processes: Processes, room: Path) -
         client.send(struct.pack("!IHHQQI", 0x25609513, 0, wire.DISC, 0, 0, 0))
         client.close()
     takeover.over()
+
+
+def opened(running: Running) -> set[str]:
+    """The files that a process has open."""
+    found = set()
+    for number in os.listdir(f"/proc/{running.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{running.pid}/fd/{number}"))
+    return found
+
+
+class Standby:
+    """A disk that is served, a receiver for it, and a server that waits until that is done.
+
+    The two of them have one address.
+    """
+
+    def __init__(self, processes: Processes, room: Path, *options: str, there: str = "tcp") -> None:
+        self.processes, self.room = processes, room
+        self.disk, self.copy = random_image(room / "disk", SIZE), room / "copy"
+        self.control, self.uri = room / "control", f"nbd+unix:///?socket={room / 'here'}"
+        if there == "tcp":
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                port = probe.getsockname()[1]
+            self.listen, self.target = f"tcp:{port}:interface=127.0.0.1", f"nbd://127.0.0.1:{port}"
+        else:
+            path = room / "there"
+            self.listen, self.target = f"unix:{path}", f"nbd+unix:///?socket={path}"
+        self.old = processes.start(
+            *(BLOCKMIG, "serve", "--log-format", "json", "--file", self.disk),
+            *("--listen", f"unix:{room / 'here'}", "--control", self.control),
+        )
+        self.new = self.serve("--standby", *options)
+        self.new.wait_event("standby")
+        self.old.wait_event("listening")
+
+    def serve(self, *options: str) -> Running:
+        return self.processes.start(
+            *(BLOCKMIG, "serve", "--log-format", "json", "--file", self.copy),
+            *("--listen", self.listen, *options),
+        )
+
+    def receive(self, *options: str) -> Running:
+        return self.processes.receive(self.copy, "--size", SIZE, *options, listen=self.listen)
+
+    def move(self, *options: str) -> None:
+        self.processes.checked(
+            *(BLOCKMIG, "mirror", "--control", self.control, "--then", "relay", "--wait"),
+            *("--progress", "none", *options, self.target),
+        )
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = ask(str(self.control), "GET", "/status", None, 10.0)
+        return found
+
+    def over(self) -> None:
+        assert self.old.wait(20) == 0, self.old.stderr
+        self.new.signal(signal.SIGTERM)
+        assert self.new.wait(20) == 0, self.new.stderr
+        for running in (self.old, self.new):
+            assert "Traceback" not in running.stderr
+
+
+@pytest.mark.parametrize("there", KINDS)
+def test_a_server_on_standby_takes_over(processes: Processes, room: Path, there: str) -> None:
+    """Clients see no disconnect; the space of the deleted source is given back."""
+    scene = Standby(processes, room, "--id", "web", there=there)
+    receiver = scene.receive("--id", "web")
+    assert not {name for name in opened(scene.new) if name.startswith(str(room / "copy"))}
+    client = start_work(processes, scene.uri, room, 0)
+    with wire.client(scene.uri) as idle:
+        assert str(scene.disk) in opened(scene.old)
+        scene.move("--unlink", "--id", "web", "--linger", "0")
+        assert receiver.wait(20) == 0
+        scene.new.wait_event("listening")
+        scene.old.wait_event("client-pause")
+        assert idle.ask(wire.FLUSH) == 0
+        relay = scene.status()["relay"]
+        assert relay["pause"] == scene.status()["mirror"]["client_pause"] > 0
+        assert (relay["available"], relay["clients"]) == (True, 2)
+        scene.old.wait_event("closed")
+        assert not {name for name in opened(scene.old) if name.startswith(str(scene.disk))}
+    (room / "stop").touch()
+    worked(client)
+    scene.over()
+
+
+def test_a_server_on_standby_has_imported_everything(processes: Processes, room: Path) -> None:
+    """Also what a control socket and a first client need."""
+    running = processes.start(
+        *("env", f"PYTHONPATH={Path(REPOSITORY) / 'src'}", sys.executable, "-X", "importtime"),
+        *("-m", "blockmig", "serve", "--standby"),
+        *("--file", room / "copy", "--listen", f"unix:{room / 'there'}"),
+        *("--control", room / "control"),
+    )
+    until(lambda: "waiting until" in running.stderr, what="it waits")
+    receiver = processes.receive(room / "copy", "--size", SIZE)
+    assert processes.send(random_image(room / "disk", SIZE), receiver).wait() == 0
+    until(lambda: "listening on" in running.stderr, what="it listens")
+    with wire.client(f"nbd+unix:///?socket={room / 'there'}") as client:
+        assert client.ask(wire.WRITE, 0, 4, b"good") == 0
+        assert client.ask(wire.FLUSH) == 0
+    late = running.stderr.partition("waiting until")[2]
+    assert "import time:" not in late, late
+    running.signal(signal.SIGTERM)
+    assert running.wait(20) == 0
+
+
+def test_a_source_that_is_kept_stays_locked_while_it_is_relayed(
+    processes: Processes, room: Path
+) -> None:
+    scene = Standby(processes, room)
+    scene.receive()
+    with wire.client(scene.uri) as client:
+        scene.move("--linger", "0")
+        assert client.ask(wire.FLUSH) == 0
+        assert str(scene.disk) in opened(scene.old)
+    scene.over()
+
+
+@pytest.mark.parametrize("unlink", [True, False])
+def test_a_server_relays_again_after_a_restart(
+    processes: Processes, room: Path, unlink: bool
+) -> None:
+    """It knows from the record where the disk is, and who comes is relayed to it."""
+    scene = Standby(processes, room)
+    scene.receive()
+    scene.move("--linger", "forever", *(["--unlink"] if unlink else []))
+    scene.new.wait_event("listening")
+    scene.old.kill()
+    (room / "here").unlink()
+    assert scene.disk.exists() is not unlink
+    refused = processes.run(*scene.old.arguments, "--read-only")
+    assert refused.status == 1
+    assert "leave out --read-only" in refused.stderr
+    scene.old = processes.start(*scene.old.arguments, "--linger", "0")
+    assert scene.target in str(scene.old.wait_event("relaying-again")["message"])
+    scene.old.wait_event("listening")
+    assert scene.status()["state"] == "relaying"
+    with wire.client(scene.uri) as client:
+        assert client.ask(wire.WRITE, 0, 4, b"good") == 0
+    scene.over()
+    assert scene.copy.read_bytes()[:4] == b"good"
+
+
+def test_a_disk_that_went_without_a_relay_is_refused_after_a_restart(
+    processes: Processes, room: Path
+) -> None:
+    scene = Standby(processes, room)
+    scene.receive()
+    processes.checked(
+        *(BLOCKMIG, "mirror", "--control", scene.control, "--wait", "--progress", "none"),
+        scene.target,
+    )
+    assert scene.old.wait(20) == 0
+    again = processes.run(*scene.old.arguments)
+    assert again.status == 1
+    assert "not canonical" in again.stderr
+    scene.over()
+
+
+def test_what_was_received_before_is_not_what_is_waited_for(
+    processes: Processes, room: Path
+) -> None:
+    """Without an id; with one it is served at once."""
+    scene = Standby(processes, room)
+    scene.receive()
+    scene.move("--linger", "0")
+    scene.new.wait_event("listening")
+    scene.over()
+    again = scene.serve("--standby")
+    assert "was received already" in str(again.wait_event("standby")["message"])
+    time.sleep(0.3)
+    assert not again.events("listening")
+    again.signal(signal.SIGTERM)
+    assert again.wait(20) == 4
+    received = json.loads((room / "copy.RECEIVED").read_text())
+    named = scene.serve("--standby", "--id", received["id"])
+    named.wait_event("listening")
+    named.signal(signal.SIGTERM)
+    assert named.wait(20) == 0

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from tests.support import wire
-from tests.support.disks import MIB, digest, loop_device, random_image
+from tests.support.disks import MIB, digest, loop_device, random_image, sparse_image
 from tests.support.processes import (
     ANY_PORT,
     BLOCKMIG,
@@ -348,7 +348,7 @@ def test_bad_usage_is_refused_with_the_reason(processes: Processes, disk: Path) 
         (["--read"], ["--read"]),
     ):
         refused(processes, serve_command(disk, *options), *words)
-    refused(processes, [BLOCKMIG, "serve"], "--file is missing")
+    refused(processes, [BLOCKMIG, "serve"], "FILE is missing")
     refused(processes, [BLOCKMIG, "status"], "--control is missing")
 
 
@@ -911,3 +911,67 @@ def test_the_help_of_serve_and_status_names_every_option(processes: Processes) -
         for name in names:
             assert name in text
         assert "Exit statuses" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", [(BLOCKMIG, "serve"), TWISTD_SERVE], ids=["blockmig", "twistd"])
+def test_standby_ends_with_4_and_tells_the_service_manager_that_it_waits(
+    processes: Processes, room: Path, command: tuple[str, ...]
+) -> None:
+    manager = Manager(processes)
+    standby = ("--standby", "--file", room / "new", "--listen", ANY_PORT)
+    running = manager.start(*command, *standby, "--log-format", "json")
+    said = until(manager.heard)
+    assert said[0] == {"STATUS": f"waiting until a migration into {room / 'new'} is complete"}
+    until(lambda: running.catches(signal.SIGTERM))
+    running.signal(signal.SIGTERM)
+    assert running.wait(10) == 4
+    assert "stopped before it could listen" in running.events("error")[0]["message"]
+    assert not list(room.glob("new*"))
+    assert not any("READY" in message for message in manager.heard())
+    manager.close()
+
+
+def test_standby_may_give_up(processes: Processes, room: Path) -> None:
+    ended = processes.run(
+        *serve_command(room / "new", "--standby", "--give-up-after", "0.2", "--id", "web")
+    )
+    assert ended.status == 4
+    assert "gave up after 0.2 seconds" in ended.stderr
+
+
+def test_options_of_standby_are_refused_without_it(processes: Processes, disk: Path) -> None:
+    refused(processes, serve_command(disk, "--id", "web"), "--id is only for --standby")
+    refused(processes, serve_command(disk, "--give-up-after", "1"), "only for --standby")
+
+
+def test_requests_of_64_MiB_are_served_and_longer_ones_logged(
+    processes: Processes, room: Path
+) -> None:
+    """As of old clients, which cannot be told what the longest is; memory stays bounded."""
+    longest = 64 * MIB
+    disk = sparse_image(room / "big", 3 * longest, {})
+    running = processes.start(*serve_command(disk, "--listen", ANY_PORT, "--log-format", "json"))
+    (uri,) = listens(running)
+    before = running.peak
+    for length in (32 * MIB + 1, 49_900_000, longest):
+        payload = os.urandom(1 << 20) * (longest >> 20)
+        with wire.client(uri) as client:
+            assert client.ask(wire.WRITE, 5, length, payload[:length]) == 0
+            assert client.ask(wire.READ, 5, length) == 0
+            assert wire.read_exactly(client.socket, length) == payload[:length]
+    assert running.peak - before < 40
+    with wire.client(uri) as client, wire.client(uri) as other:
+        for _ in range(3):
+            for one in (client, other):
+                assert one.ask(wire.READ, 0, longest + 1) == 22
+        assert client.ask(wire.WRITE, 0, longest + 1, bytes(longest + 1)) == 22
+        assert client.ask(wire.READ, disk.stat().st_size, 1) == 22
+        assert client.ask(wire.READ, 0, 1) == 0
+    stopped(running)
+    said = [event["message"].partition(": ")[2] for event in running.events("request-refused")]
+    too_long = f"of {longest + 1} bytes at 0: at most {longest} bytes are served at a time"
+    assert said == [
+        f"refused a READ {too_long}",
+        f"refused a WRITE {too_long}",
+        f"refused a READ of 1 bytes at {3 * longest}: the disk has {3 * longest} bytes",
+    ]

@@ -384,7 +384,7 @@ def test_fio_stays_on_one_connection_while_its_disk_is_relayed(
         fio = Fio(processes, WORKLOADS[run.work], number, run.depth)
         fio.start(moves.uris[run.kind])
         for _ in range(run.moves):
-            moves.begin(KINDS[moves.count % 2], "--then", "relay")
+            moves.begin(KINDS[moves.count % 2], "--then", "relay", "--linger", "0")
             moves.finish()
             time.sleep(0.5)
         fio.stop()

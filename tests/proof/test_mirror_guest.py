@@ -122,7 +122,7 @@ class Machine:
         """Move the disk; how that went."""
         here, began = self.last, self.guest.now
         rounds, pulses = len(self.guest.found("round")), len(self.guest.found("pulse"))
-        options = ["--then", "relay"]
+        options = ["--then", "relay", "--linger", "0"]
         if move.server != move.receiver:
             options += ["--relay-to", uri_of(move.server)]
         there, moving = self.received(move.receiver, *options)

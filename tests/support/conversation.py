@@ -497,7 +497,7 @@ class _Decoder:
             faults.add(ENOSPC if command in (WRITE, ZEROES) else EINVAL)
         if not operation.length:
             faults.add(EINVAL)
-        if command in (READ, WRITE) and operation.length > MAXIMUM_PAYLOAD:
+        if command in (READ, WRITE) and operation.length > 2 * MAXIMUM_PAYLOAD:
             faults.add(EINVAL)
         return faults
 

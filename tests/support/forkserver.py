@@ -35,7 +35,7 @@ ELSEWHERE: Final = ("blockmig.testing", "blockmig.cli.tap")
 """What no command imports."""
 
 TWISTED: Final = ("default", "endpoints", "epollreactor", "ssl", "tcp", "threads", "udp", "unix")
-OTHERS: Final = ("getopt", "rich.console", "rich.progress", "encodings.idna")
+OTHERS: Final = ("getopt", "encodings.idna")
 
 
 def preload() -> None:

@@ -62,6 +62,7 @@ async def main(path: str, socket: str, target: str, *options: str) -> None:
             Relay(
                 Destination(way, uri.export),
                 receiver_export=named.get("receiver"),
+                linger=float(named.get("linger", "0")),
                 runtime=Runtime.of(reactor),
             )
         )

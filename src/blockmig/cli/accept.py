@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import sys
 from typing import ClassVar
 
 from ..errors import ExitStatus, MigrationError
@@ -20,6 +19,16 @@ class Options(usage.Options):
         "Check the source first: if it is still used anywhere, there will be two copies that "
         "differ. Who accepted the copy, and when, is recorded in DISK.ACCEPTED."
     )
+    examples = (
+        (
+            "blockmig accept web.img --i-have-checked-the-source",
+            "Go on with this copy: its source is gone for good.",
+        ),
+        (
+            "blockmig accept /dev/vg0/web --i-have-checked-the-source --state-dir /srv/it",
+            "The same for a device whose records are kept in another directory.",
+        ),
+    )
     statuses = (0, 1, 3)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         Flag(
@@ -32,7 +41,7 @@ class Options(usage.Options):
     def parseArgs(self, *arguments: str) -> None:
         if len(arguments) != 1:
             raise usage.UsageError("expected one argument: DISK")
-        (self["disk"],) = arguments
+        self["disk"] = common.check_path(*arguments)
 
     def postOptions(self) -> None:
         if not self["i-have-checked-the-source"]:
@@ -50,7 +59,7 @@ def run(options: Options) -> int:
     try:
         accepted = accept(options["disk"], _user(), options["state-dir"])
     except MigrationError as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return error.status
     usage.show(
         f"{options['disk']} is the canonical copy: accepted by {accepted.by}, {accepted.changed}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -22,6 +21,16 @@ class Options(usage.Options):
         "canonical copy, and clients go on using it. This is refused if no mirror is running, and "
         "once the source is being retired, since that cannot be taken back."
     )
+    examples = (
+        (
+            "blockmig break --control /run/web.control",
+            "Cancel the mirror; clients do not notice.",
+        ),
+        (
+            "blockmig cancel --control /run/web.control",
+            "The same, by its other name.",
+        ),
+    )
     statuses = (0, 1)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
 
@@ -39,7 +48,7 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     try:
         (ask or control.ask)(options["control"], "POST", "/break", {}, _TIMEOUT)
     except control.ControlError as error:
-        print(f"blockmig: {printable(error)}", file=sys.stderr)
+        usage.complain(printable(error))
         return ExitStatus.REFUSED
     usage.show("the mirror was cancelled")
     return ExitStatus.DONE

@@ -12,7 +12,15 @@ from getopt import GetoptError, getopt
 from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from .usage import EXIT_STATUSES, STANDARD_OPTIONS, Options, UsageError, display, usage_text
+from .usage import (
+    EXIT_STATUSES,
+    STANDARD_OPTIONS,
+    Options,
+    UsageError,
+    display,
+    suggestion,
+    usage_text,
+)
 
 
 class CommandModule(Protocol):
@@ -76,7 +84,8 @@ def parse(given: Sequence[str]) -> tuple[Command, Options]:
     @raise SystemExit: it asked for something to be displayed.
     """
     try:
-        given_options, rest = getopt(given, "", [flag.getopt_name for flag in STANDARD_OPTIONS])
+        letters = "".join(flag.short for flag in STANDARD_OPTIONS)
+        given_options, rest = getopt(given, letters, [flag.name for flag in STANDARD_OPTIONS])
     except GetoptError as error:
         raise UsageError(f"{error} (see `blockmig --help`)") from None
     for name, _ in given_options:
@@ -92,7 +101,8 @@ def parse(given: Sequence[str]) -> tuple[Command, Options]:
             except UsageError as error:
                 raise UsageError(f"{error} (see `blockmig {rest[0]} --help`)") from None
             return command, options
-    raise UsageError(f"unknown command: {rest[0]} (see `blockmig --help`)")
+    close = suggestion(rest[0], [name for command in COMMANDS for name in command.names])
+    raise UsageError(f"unknown command: {rest[0]}{close} (see `blockmig --help`)")
 
 
 def _title(command: Command) -> str:

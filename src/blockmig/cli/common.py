@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from typing import Final
 
-from .usage import Flag, Options, Parameter, UsageError
-from .values import one_of, parse_bytes, parse_seconds
+from .usage import Flag, Group, Options, Parameter, UsageError, parse_value
+from .values import one_of, parse_bytes, parse_linger, parse_seconds
 
 _LONGEST_SECRET: Final = 4096
 """Bytes."""
@@ -31,27 +32,49 @@ def parse_id(text: str) -> str:
         raise ValueError(f"{text!r}: {error}") from None
 
 
-VERBOSE: Final = Flag("verbose", "Log more, for debugging.", "v")
-QUIET: Final = Flag("quiet", "Log only warnings and errors.", "q")
+VERBOSE: Final = Flag("verbose", "Log more, for debugging.", "v", Group.OUTPUT)
+QUIET: Final = Flag("quiet", "Log only warnings and errors.", "q", Group.OUTPUT)
 LOG_FORMAT: Final = Parameter(
     "log-format",
     "Write log lines as text or as json (one object a line).",
     one_of("text", "json"),
     "text",
     metavar="FORMAT",
+    group=Group.OUTPUT,
 )
 PROGRESS: Final = Parameter(
     "progress",
     "How to show progress: bar, json (one object a second on stdout), none, or auto (a bar if "
-    "stderr is a terminal).",
+    "stderr is a terminal that can draw one, else a log line a minute).",
     one_of("auto", "bar", "json", "none"),
     "auto",
     metavar="HOW",
+    group=Group.OUTPUT,
 )
-JSON: Final = Flag("json", "Print one JSON object instead of text.")
+JSON: Final = Flag("json", "Print one JSON object instead of text.", group=Group.OUTPUT)
+
+
+def parse_path(text: str) -> str:
+    """A path, which must not need a working directory that is gone.
+
+    @raise ValueError: it does.
+    """
+    if not os.path.isabs(text):
+        try:
+            os.getcwd()
+        except OSError:
+            raise ValueError(
+                f"the working directory is gone, so {text!r} leads nowhere: give the whole path"
+            ) from None
+    return text
+
 
 FILE: Final = Parameter(
-    "file", "The disk: a raw image or a block device.", short="f", metavar="PATH"
+    "file",
+    "The disk, if it is not given as FILE: a raw image or a block device.",
+    parse_path,
+    short="f",
+    metavar="PATH",
 )
 EXPORT: Final = Parameter(
     "export",
@@ -60,16 +83,23 @@ EXPORT: Final = Parameter(
     short="e",
     metavar="NAME",
     default_text="the empty name",
+    group=Group.WHERE,
 )
 LISTEN: Final = Parameter(
     "listen",
-    "Where to listen: a Twisted endpoint string, such as tcp:10809:interface=192.0.2.7 or "
-    "unix:/run/blockmig.sock.",
+    "Where to listen: ADDRESS:PORT, such as 192.0.2.7:10809 or [2001:db8::7]:10809 (0.0.0.0 stands "
+    "for every IPv4 address of this host, [::] for every address); PORT alone for clients on this "
+    "host only (127.0.0.1); the URI that clients will use, such as nbd://192.0.2.7 or "
+    "nbd+unix:///?socket=/run/blockmig.sock; or a Twisted endpoint string, such as "
+    "unix:/run/blockmig.sock (tcp:10809 is every IPv4 address).",
     short="l",
-    metavar="ENDPOINT",
-    default_text="the sockets that systemd passed, or else tcp:10809:interface=127.0.0.1",
+    metavar="WHERE",
+    default_text="the sockets that systemd passed, or else 127.0.0.1:10809",
+    group=Group.WHERE,
 )
-OLDSTYLE: Final = Flag("oldstyle", "Speak the oldstyle NBD handshake, for old clients.")
+OLDSTYLE: Final = Flag(
+    "oldstyle", "Speak the oldstyle NBD handshake, for old clients.", group=Group.WHERE
+)
 IN_USE_ANYWAY: Final = Flag(
     "in-use-anyway", "Go on even if another program has the disk open, unless it has locked it."
 )
@@ -83,12 +113,15 @@ RETRY: Final = Flag(
     "Keep trying if the first connection fails, for example because the receiver is not running "
     "yet. (Once the destination has accepted a handshake, a lost connection is always retried.) A "
     "receiver of another migration, or of another size, is not waited for.",
+    group=Group.WHEN,
 )
 STATE_DIRECTORY: Final = Parameter(
     "state-dir",
     "Where the migration records of block devices are kept. (Those of a file are beside the file.)",
+    parse_path,
     metavar="DIRECTORY",
     default_text="/var/lib/blockmig for root, ~/.local/state/blockmig for other users",
+    group=Group.WHERE,
 )
 UNLINK: Final = Flag(
     "unlink",
@@ -107,12 +140,15 @@ CONTROL: Final = Parameter(
     "control",
     "Create a control socket (a UNIX socket) at PATH, for `blockmig status` and, with `serve`, for "
     "`blockmig mirror`, `rate` and `break`.",
+    parse_path,
     metavar="PATH",
+    group=Group.WHERE,
 )
 CONTROL_SOCKET: Final = Parameter(
     "control",
     "The control socket of the running command: the path given to its own --control.",
     metavar="PATH",
+    group=Group.WHERE,
 )
 
 ID: Final = Parameter(
@@ -135,6 +171,7 @@ PLAIN: Final = Flag(
     "plain",
     "With --id or --secret: send even to a server that is not a blockmig receiver, and cannot "
     "check them.",
+    group=Group.WHERE,
 )
 
 HANDSHAKE_TIMEOUT: Final = Parameter(
@@ -143,6 +180,15 @@ HANDSHAKE_TIMEOUT: Final = Parameter(
     parse_seconds,
     30.0,
     metavar="SECONDS",
+    group=Group.WHEN,
+)
+LINGER: Final = Parameter(
+    "linger",
+    "Where clients are relayed (`mirror --then relay`): keep the address for SECONDS, or forever, "
+    "after the last client has left, and relay whoever comes back; 0 means not at all.",
+    parse_linger,
+    60.0,
+    metavar="SECONDS",
 )
 GIVE_UP_AFTER: Final = Parameter(
     "give-up-after",
@@ -150,6 +196,7 @@ GIVE_UP_AFTER: Final = Parameter(
     parse_seconds,
     0.0,
     metavar="SECONDS",
+    group=Group.WHEN,
 )
 MAX_RATE: Final = Parameter(
     "max-rate",
@@ -157,6 +204,7 @@ MAX_RATE: Final = Parameter(
     parse_bytes,
     metavar="RATE",
     default_text="no limit",
+    group=Group.HOW_MUCH,
 )
 
 
@@ -175,13 +223,29 @@ def check_again(options: Options) -> None:
         options["overwrite"] = 1
 
 
-def check_file(options: Options) -> None:
-    """Check that a disk is given.
+def take_file(options: Options, arguments: Sequence[str]) -> None:
+    """Take the disk, which is an argument or the value of C{--file}.
 
-    @raise UsageError: none is.
+    @raise UsageError: none is given, or several are.
     """
-    if not options["file"]:
-        raise UsageError("--file is missing: give the path of the disk")
+    given = [*arguments, *([options["file"]] if options["file"] else [])]
+    if not given or not given[0]:
+        raise UsageError("FILE is missing: give the path of the disk")
+    if len(given) > 1:
+        raise UsageError(
+            f"one disk is expected, and {len(given)} are given: {', '.join(map(repr, given))}"
+        )
+    options["file"] = check_path(given[0])
+
+
+def check_path(text: str) -> str:
+    """The path of a disk.
+
+    @raise UsageError: it is a URI, or leads nowhere.
+    """
+    if "://" in text and not os.path.lexists(text):
+        raise UsageError(f"{text!r} is a URI, where the path of a disk is expected")
+    return parse_value(text, parse_path)
 
 
 def check_control(options: Options) -> None:
@@ -234,6 +298,8 @@ def read_secret(path: str) -> bytes:
     @raise UsageError: others can read it, or it is no secret.
     """
     if path == "-":
+        if sys.stdin is None:
+            raise UsageError("--secret: standard input is closed")
         return sys.stdin.buffer.readline(_LONGEST_SECRET).rstrip(b"\r\n")
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:

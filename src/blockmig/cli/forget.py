@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import ClassVar
 
 from ..errors import ExitStatus, MigrationError
@@ -24,6 +23,16 @@ class Options(usage.Options):
         "finished (INCOMPLETE, MIGRATING) are never removed; records of another block device that "
         "had the name of DISK before are kept, under another name."
     )
+    examples = (
+        (
+            "blockmig forget web.img",
+            "Remove the records of a disk that was received, or deleted after it was sent.",
+        ),
+        (
+            "blockmig forget /var/lib/images --older-than 30d",
+            "Remove those of all migrations that were finished 30 days ago or earlier.",
+        ),
+    )
     statuses = (0, 1, 3)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         Flag(
@@ -39,6 +48,7 @@ class Options(usage.Options):
             "Only what was finished at least AGE ago, such as 30d or 12h (s, m, h, d, w).",
             parse_age,
             metavar="AGE",
+            group=usage.Group.WHEN,
         ),
         common.STATE_DIRECTORY,
     )
@@ -46,7 +56,7 @@ class Options(usage.Options):
     def parseArgs(self, *arguments: str) -> None:
         if len(arguments) != 1:
             raise usage.UsageError("expected one argument: DISK, or a directory")
-        (self["disk"],) = arguments
+        self["disk"] = common.check_path(*arguments)
 
     def postOptions(self) -> None:
         if os.path.isdir(self["disk"]) and self["older-than"] is None:
@@ -62,7 +72,7 @@ def run(options: Options) -> int:
             return _forget_old(options)
         return _forget(options)
     except MigrationError as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return error.status
 
 
@@ -96,6 +106,6 @@ def _forget_old(options: Options) -> int:
         if refusal is None:
             usage.show(f"{path}: forgotten")
         else:
-            print(f"blockmig: {refusal}", file=sys.stderr)
+            usage.complain(refusal)
             status = max(status, refusal.status)
     return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import ExitStatus
@@ -19,11 +20,21 @@ class Options(usage.Options):
     synopsis = "blockmig inspect DISK [OTHER] [options]"
     longdesc = (
         "Show whether DISK is the canonical copy, from the migration records beside it: the first "
-        "line is the verdict, the next says why, the next what to do. DISK itself may be gone. If "
-        "the other side's disk can be reached from this host too, give it as OTHER, for one "
-        "verdict on both. If DISK is a directory, there is one line for each disk that has records "
-        "there. Nothing is changed. The exit status is 0 if the verdict is certain "
-        "(canonical or not canonical), and 5 if it is not."
+        "line is the verdict (and whether a migration of it is going on), the next says why, the "
+        "next what to do. DISK itself may be gone. If the other side's disk can be reached from "
+        "this host too, give it as OTHER, for one verdict on both. If DISK is a directory, there "
+        "is one line for each disk that has records there. Nothing is changed. The exit status is "
+        "0 if the verdict is certain (canonical or not canonical), and 5 if it is not."
+    )
+    examples = (
+        (
+            "blockmig inspect web.img",
+            "Is this copy the one to use?",
+        ),
+        (
+            "blockmig inspect /var/lib/images",
+            "One line for each disk with records there.",
+        ),
     )
     statuses = (0, 1, 3, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (common.JSON,)
@@ -32,7 +43,7 @@ class Options(usage.Options):
     def parseArgs(self, *arguments: str) -> None:
         if not 1 <= len(arguments) <= 2:
             raise usage.UsageError("expected one or two arguments: DISK [OTHER]")
-        self["disks"] = arguments
+        self["disks"] = tuple(map(common.check_path, arguments))
 
 
 def run(options: Options) -> int:
@@ -61,13 +72,13 @@ def _inspect_all(options: Options, directory: str) -> int:
     try:
         paths = recorded_disks(directory)
     except LocalFailure as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return error.status
     for path in paths:
         try:
             states, steady = examine_until_stable([path], directory)
         except DiskRefused as error:
-            print(f"blockmig: {error}", file=sys.stderr)
+            usage.complain(error)
             failed = True
             continue
         verdict = verdict_of(states[0]) if steady else unstable_verdict([path])
@@ -75,7 +86,7 @@ def _inspect_all(options: Options, directory: str) -> int:
         if options["json"]:
             found.append(_as_json(verdict, states))
         else:
-            usage.show(f"{path}: {verdict.line}".replace("\n", "?"))
+            usage.show(f"{path}: {verdict.line}{_note(states)}".replace("\n", "?"))
     if options["json"]:
         usage.show(json.dumps({"directory": directory, "verdicts": found}))
     elif not paths:
@@ -98,7 +109,7 @@ def _inspect(options: Options) -> int:
     try:
         states, steady = examine_until_stable(options["disks"], options["state-dir"])
     except DiskRefused as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return ExitStatus.FAILED
     if not steady:
         verdict = unstable_verdict(options["disks"])
@@ -107,15 +118,32 @@ def _inspect(options: Options) -> int:
     if options["json"]:
         usage.show(json.dumps(_as_json(verdict, states)))
     else:
-        lines = [verdict.line, f"why: {verdict.why}", f"do: {verdict.advice}"]
-        lines = [line.replace("\n", "?") for line in lines]
+        note = _note(states)
+        wait = "wait for the end of the migration that is going on; without one: " if note else ""
+        lines = [f"{verdict.line}{note}", f"why: {verdict.why}", f"do: {wait}{verdict.advice}"]
         lines += [
             f"now: {state.path} is open in another program: wait, if it is being migrated"
             for state in states
-            if state.in_use
+            if state.in_use and not note
         ]
+        lines = [line.replace("\n", "?") for line in lines]
         usage.show("\n".join(lines))
     return ExitStatus.DONE if verdict.certain else ExitStatus.UNCONFIRMED
+
+
+def _is_copied(state: DiskState) -> bool:
+    """Whether a program seems to copy the disk, or into it, at this moment."""
+    from ..migration.records.files import Kind  # noqa: PLC0415
+
+    return state.in_use and bool({Kind.INCOMPLETE, Kind.MIGRATING} & set(state.records))
+
+
+def _note(states: Sequence[DiskState]) -> str:
+    """What is going on, for the first line: what is found may be otherwise in a moment.
+
+    Of two disks both are in use then; a receiver may well wait for its sender.
+    """
+    return " (being copied now)" if all(map(_is_copied, states)) else ""
 
 
 def _as_json(verdict: Verdict, states: list[DiskState]) -> dict[str, object]:

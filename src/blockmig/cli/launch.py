@@ -35,4 +35,9 @@ def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Wri
     gc.freeze()
     gc.enable()
     begin_logging(options, write)
-    return run_operation(reactor, report(operation), operation.stop)
+    return run_operation(
+        reactor,
+        report(operation),
+        operation.stop,
+        survives_hangup=operation.survives_hangup,
+    )

@@ -22,7 +22,7 @@ from ..transport import (
     BadEndpoint,
     CannotListen,
     listen,
-    listening_uri,
+    listening_uris,
     server_endpoint,
     stop_listening,
 )
@@ -35,8 +35,13 @@ from .systemd import (
 
 _log = Logger()
 
-DEFAULT_ENDPOINT: Final = "tcp:10809:interface=127.0.0.1"
+DEFAULT_ENDPOINT: Final = "127.0.0.1:10809"
 """Where to listen without `--listen` and without sockets from systemd."""
+
+
+def import_control() -> None:
+    """Import now what is otherwise imported when a control socket is opened."""
+    from ..control import web  # noqa: F401, PLC0415
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class ListeningExport:
 class Listening:
     """The ports and the control socket of one command.
 
-    @param endpoints: Twisted endpoint strings; if there are none, the sockets that systemd passed,
-        or else L{DEFAULT_ENDPOINT}.
+    @param endpoints: where to listen, as for `--listen`; if there are none, the sockets that
+        systemd passed, or else L{DEFAULT_ENDPOINT}.
     @param control: the path of the control socket; None for none.
     @param make_endpoint: makes the endpoint to listen with, from the reactor and its description.
     @ivar uris: how each port can be reached.
@@ -89,22 +94,34 @@ class Listening:
             passed = activated_endpoints(reactor, environment, initial_environment())
             self._endpoints = [(text, make_endpoint(reactor, text)) for text in endpoints]
             if passed and self._endpoints:
-                raise BadEndpoint("systemd passed sockets: leave out --listen, or the socket unit")
+                raise Refused("systemd passed sockets: leave out --listen, or the socket unit")
             if not self._endpoints:
                 self._endpoints = [("the socket that systemd passed", one) for one in passed]
             if not self._endpoints:
                 self._endpoints = [(DEFAULT_ENDPOINT, make_endpoint(reactor, DEFAULT_ENDPOINT))]
-        except (BadActivation, BadEndpoint) as error:
+        except BadActivation as error:
             raise Refused(str(error)) from None
+        except BadEndpoint as error:
+            raise Refused(f"--listen: {error}") from None
 
-    async def open(self, target: ListeningExport, give_up_after: float | None = None) -> None:
+    def waiting(self, status: str) -> None:
+        """Tell the service manager what is waited for before it listens."""
+        self._notifier.status(status)
+
+    async def open(
+        self,
+        target: ListeningExport,
+        give_up_after: float | None = None,
+        busy_for: float = 0.0,
+    ) -> None:
         """Listen on every endpoint, then notify the service manager.
 
         @param give_up_after: seconds to retry after a temporary failure; None to retry forever.
+        @param busy_for: seconds for which an address may still be in use.
         @raise Refused: the failure is permanent.
         @raise GaveUp: the failure lasted too long, or L{cancel} was called.
         """
-        self._opening = Deferred.fromCoroutine(self._open(target, give_up_after))
+        self._opening = Deferred.fromCoroutine(self._open(target, give_up_after, busy_for))
         try:
             await self._opening
         except (CannotListen, ControlError) as error:
@@ -117,7 +134,9 @@ class Listening:
             self._opening = None
         self._notifier.ready(f"{target.disk} at {', '.join(self.uris)}")
 
-    async def _open(self, target: ListeningExport, give_up_after: float | None) -> None:
+    async def _open(
+        self, target: ListeningExport, give_up_after: float | None, busy_for: float
+    ) -> None:
         if self._control_path is not None:
             self._control = await open_control(
                 self._reactor,
@@ -126,17 +145,22 @@ class Listening:
                 target.routes,
             )
         for text, endpoint in self._endpoints:
-            port = await listen(self._reactor, endpoint, target.factory, text, give_up_after)
+            port = await listen(
+                self._reactor, endpoint, target.factory, text, give_up_after, busy_for=busy_for
+            )
             self._ports.append(port)
-            uri, local = listening_uri(port, target.export)
-            self.uris.append(uri)
-            _log.info("listening on {uri} for {disk}", event="listening", uri=uri, disk=target.disk)
+            uris, local = listening_uris(port, target.export)
+            self.uris += uris
+            for uri in uris:
+                _log.info(
+                    "listening on {uri} for {disk}", event="listening", uri=uri, disk=target.disk
+                )
             if not local:
                 _log.warn(
                     "{uri} can be reached from other machines, without TLS or an allow-list: "
                     "anybody there can {danger}",
                     event="exposed",
-                    uri=uri,
+                    uri=uris[0],
                     danger=target.danger,
                 )
 

@@ -26,6 +26,8 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .wording import in_options
+
 _log = Logger()
 
 Write = Callable[[str], None]
@@ -91,7 +93,7 @@ class LineObserver:
 
 
 def _message(event: LogEvent) -> str:
-    message = formatEvent(event) or str(event.get("event", ""))
+    message = in_options(formatEvent(event) or str(event.get("event", "")))
     failure = event.get("log_failure")
     if isinstance(failure, Failure):
         message += "\n" + failure.getTraceback()
@@ -106,7 +108,7 @@ def _as_text(event: LogEvent, level: str) -> str:
 
 def _as_json(event: LogEvent, level: str) -> str:
     fields = {
-        key: value
+        key: in_options(value) if isinstance(value, str) else value
         for key, value in event.items()
         if not key.startswith("log_") and isinstance(value, str | int | float | bool | None)
     }

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from .commands import parse
-from .usage import UsageError, discard_output
+from .usage import OutputFailed, UsageError, complain, flush_output
+
+_LAST_STANDARD_DESCRIPTOR: Final = 2
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command that the arguments name, and exit with its status."""
+    occupy_standard_descriptors()
     try:
-        raise SystemExit(_run(sys.argv[1:] if arguments is None else arguments))
-    finally:
-        _flush_output()
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        flush_output()
+    except OutputFailed as error:
+        complain(error)
+        status = 3
+    raise SystemExit(status)
 
 
 def _run(arguments: Sequence[str]) -> int:
     try:
         command, options = parse(arguments)
     except UsageError as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        complain(error)
         return 1
-    except BrokenPipeError:  # a long --help, and `| head`
-        return 3
     try:
         return int(command.load().run(options))
     except KeyboardInterrupt:  # where the reactor does not run
-        print("blockmig: stopped by SIGINT", file=sys.stderr)
+        complain("stopped by SIGINT")
         return 4
 
 
-def _flush_output() -> None:
-    """Flush before the interpreter does: a reader that has left changes no exit status."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:  # the interpreter flushes once more when it ends
-        discard_output()
+def occupy_standard_descriptors() -> None:
+    """Let descriptors 0 to 2 that are closed (C{>&-}) lead nowhere.
+
+    Otherwise a disk or a socket would get such a number, and be written to by what is meant for
+    people.
+    """
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD_DESCRIPTOR:
+            pass
+        os.close(descriptor)

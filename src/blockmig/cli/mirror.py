@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..nbd import NBDURI, parse_uri
 from . import common, usage
 from .launch import launch
-from .usage import Flag, Parameter
+from .usage import Flag, Group, Parameter
 from .values import one_of, parse_milliseconds, parse_some_seconds
 
 if TYPE_CHECKING:
@@ -32,8 +32,18 @@ class Options(usage.Options):
         "is sent, and the source is retired: deleted (--unlink), or marked as migrated.\n\n"
         "Without --wait the command returns as soon as the destination has accepted the migration. "
         "`blockmig status` shows the progress, `blockmig rate` changes the rate limit, and "
-        "`blockmig break` cancels the mirror. With --wait, SIGINT (Ctrl-C) or SIGTERM ends only "
-        "the waiting, with status 4; the mirror goes on."
+        "`blockmig break` cancels the mirror. With --wait, SIGINT (Ctrl-C), SIGTERM or SIGHUP "
+        "ends only the waiting, with status 4; the mirror goes on."
+    )
+    examples = (
+        (
+            "blockmig mirror --control web.control --then relay --wait nbd://192.0.2.7/",
+            "Move the disk, show the progress, and relay its clients to the server there.",
+        ),
+        (
+            "blockmig mirror --control web.control --max-rate 50M --unlink nbd://192.0.2.7/",
+            "Begin to move it at 50 MiB/s at most, and return; delete the source at the end.",
+        ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
@@ -43,8 +53,9 @@ class Options(usage.Options):
         Flag(
             "wait",
             "Wait until the mirror has ended: show its progress, and exit with its status.",
+            group=Group.WHEN,
         ),
-        Flag("no-wait", "Do not wait. This is the default."),
+        Flag("no-wait", "Do not wait. This is the default.", group=Group.WHEN),
         common.PLAIN,
         common.VERBOSE,
         common.QUIET,
@@ -60,6 +71,7 @@ class Options(usage.Options):
             parse_milliseconds,
             500,
             metavar="MS",
+            group=Group.WHEN,
         ),
         Parameter(
             "timeout",
@@ -68,14 +80,16 @@ class Options(usage.Options):
             parse_some_seconds,
             60.0,
             metavar="SECONDS",
+            group=Group.WHEN,
         ),
         Parameter(
             "converge",
-            "What to do while clients write faster than their writes can be sent: wait until they "
+            "What to do while clients write too fast for their writes to be sent: wait until they "
             "write less, throttle their writes, or abort the mirror.",
             one_of("wait", "throttle", "abort"),
             "wait",
             metavar="HOW",
+            group=Group.HOW_MUCH,
         ),
         Parameter(
             "then",
@@ -84,13 +98,16 @@ class Options(usage.Options):
             one_of("exit", "relay"),
             "exit",
             metavar="WHAT",
+            group=Group.WHERE,
         ),
         Parameter(
             "relay-to",
             "With --then relay: the URI of the new server.",
             metavar="URI",
+            group=Group.WHERE,
             default_text="that of the destination",
         ),
+        common.LINGER._replace(default=None, default_text="the server's own --linger"),
         common.CONTROL_SOCKET,
         common.PROGRESS,
         common.LOG_FORMAT,
@@ -111,6 +128,8 @@ class Options(usage.Options):
         common.check_control(self)
         if self["wait"] and self["no-wait"]:
             raise usage.UsageError("--wait and --no-wait contradict each other")
+        if self["linger"] is not None and self["then"] != "relay":
+            raise usage.UsageError("--linger is only for --then relay")
         if self["relay-to"] is not None:
             if self["then"] != "relay":
                 raise usage.UsageError("--relay-to is only for --then relay")

@@ -12,6 +12,7 @@ wait for one. Rules:
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
@@ -46,6 +47,7 @@ class MirrorManager:
 
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     @param in_use_anyway: other programs may have the disk open.
+    @param linger: seconds for which a relay keeps its address, unless the mirror says otherwise.
     @ivar current: the mirror that is running, or the last one.
     """
 
@@ -55,12 +57,14 @@ class MirrorManager:
         runtime: Runtime,
         make_endpoint: Callable[[Any, NBDURI], Any],
         in_use_anyway: bool = False,
+        linger: float = 0.0,
     ) -> None:
         self.current: Mirror | None = None
         self._server = server
         self._runtime = runtime
         self._make_endpoint = make_endpoint
         self._in_use_anyway = in_use_anyway
+        self._linger = linger
         self._expected_waiter: Deferred[None] | None = None
 
     @property
@@ -155,6 +159,7 @@ class MirrorManager:
             longest_pause=body.seconds("max_pause", 0.5),
             converge=Converge(body.one_of("converge", *Converge)),
             successor=successor,
+            linger=body.linger(self._linger),
             patience=Patience(reply_timeout=body.seconds("timeout", 60.0)),
             runtime=self._runtime,
         )
@@ -176,6 +181,19 @@ class MirrorManager:
             seconds=result.seconds,
             milliseconds=1000 * (status["pause"] or 0),
             rest=status["rest"],
+        )
+        if mirror.source_is_gone:
+            self._server.disk_unused().addCallback(lambda _: self._close_disk())
+
+    def _close_disk(self) -> None:
+        """Nobody can come back to a disk that was deleted: its space is given back now.
+
+        Only by closing it: whoever else has it open, or has given it another name, keeps it.
+        """
+        disk = self._server.disk
+        disk.close()
+        _log.info(
+            "{disk}: was deleted, and its space is given back", event="closed", disk=disk.name
         )
 
     async def wait(self, body: Any) -> dict[str, Any]:
@@ -257,6 +275,16 @@ class _RequestBody:
         value = self._body.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
             raise self._bad(name)
+        return float(value)
+
+    def linger(self, default: float) -> float:
+        value = self._body.get("linger")
+        if value is None:
+            return default
+        if value == "forever":
+            return math.inf
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise self._bad("linger")
         return float(value)
 
     def identity(self) -> Identity:

@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Callable
 from threading import Thread
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from ..control import ControlError, ControlRefused, ask
 from ..errors import ExitStatus, GaveUp, MigrationError, Summary, Unconfirmed
-from ..migration.source.progress import Progress
+from ..migration.source.progress import Phase, Progress
 from .logs import warn_of_again
 from .mirror import Options
 from .mirror_request import (
@@ -72,6 +72,8 @@ class MirrorOperation:
     @param address: how records and messages are to call the destination; "" for by its URI.
     @param in_thread: calls a function in a thread, and returns a Deferred of its result.
     """
+
+    survives_hangup: Final = False
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ class MirrorOperation:
             return None
         # What clients wrote meanwhile was sent again, so the sums can exceed the disk's size.
         zeroes = min(summary.zeroes, summary.bytes)
-        self._view.show(summary.bytes, summary.bytes - zeroes, zeroes, summary.attempts)
+        self._view.show(summary.bytes, summary.bytes - zeroes, zeroes, summary.attempts, Phase.DONE)
         return summary
 
     def _unknown_end(self, what: str) -> Unconfirmed:
@@ -187,6 +189,7 @@ class _MirrorView:
         self._display = display
         self._reactor = reactor
         self._progress: Progress | None = None
+        self._data_left: int | None = None
         self._change_log = _ChangeLog()
 
     @property
@@ -207,13 +210,19 @@ class _MirrorView:
         if size is not None and rest is not None:
             done = max(0, size - rest)
             zeroes = min(integer_field(mirror, "zeroes") or 0, done)
-            self.show(size, done - zeroes, zeroes, attempts)
+            self._data_left = integer_field(mirror, "data_left")
+            self.show(size, done - zeroes, zeroes, attempts, _phase(mirror))
+            assert self._progress is not None
+            self._progress.forecast = integer_field(mirror, "expected_end")
         self._change_log.update(mirror, attempts)
 
-    def show(self, total: int, data: int, zeroes: int, attempt: int) -> None:
-        """Show the progress; all but C{attempt} are bytes."""
+    def show(self, total: int, data: int, zeroes: int, attempt: int, phase: str) -> None:
+        """Show the progress; all numbers but C{attempt} are bytes."""
         progress = self._progress or Progress(total)
         progress.data, progress.zeroes, progress.attempt = data, zeroes, attempt
+        left = self._data_left if progress.done < total else 0
+        progress.remaining = None if left is None else lambda: left
+        progress.phase = phase
         if self._progress is None:
             self._progress = progress
             self._display.start(progress, self._reactor)
@@ -222,6 +231,19 @@ class _MirrorView:
         """Show the final progress, if there was any."""
         if self._progress is not None:
             self._display.stop()
+
+
+def _phase(mirror: dict[str, Any]) -> str:
+    """The state of a mirror as a phase, in words."""
+    state = printable(mirror.get("state", "?"))
+    words = {
+        "starting": Phase.CONNECTING,
+        "waiting": Phase.WAITING,
+        "holding": "sending the rest while clients wait",
+        "complete": Phase.DONE,
+        "relaying": Phase.DONE,
+    }
+    return words.get(state, state)
 
 
 class _ChangeLog:
@@ -236,7 +258,10 @@ class _ChangeLog:
         error = mirror.get("last_error")
         over = mirror.get("state") in ("complete", "failed", "broken")
         if isinstance(error, str) and error not in ("", self._last_error) and not over:
-            _log.warn("{why}", event="restart", why=printable(error))
+            why = printable(error)
+            if isinstance(cause := mirror.get("cause"), str) and cause:
+                why += f"; before that: {printable(cause)}"
+            _log.warn("{why}", event="restart", why=why)
             self._last_error = error
         if attempts > self._attempts:
             _log.info("attempt {number} began", event="attempt", number=attempts)
@@ -244,7 +269,7 @@ class _ChangeLog:
         converging = mirror.get("converging") is not False
         if self._converging and not converging:
             _log.warn(
-                "clients write faster than their writes can be sent: the mirror cannot complete "
+                "clients write too fast for their writes to be sent: the mirror cannot complete "
                 "like this (--converge is {converge})",
                 event="not-converging",
                 converge=printable(mirror.get("converge", "?")),

@@ -5,6 +5,7 @@ Waits only until the destination has accepted or refused; needs no reactor.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def request_mirror(options: Options, ask: Ask = ask) -> int:
 
 def request_body(options: Options) -> dict[str, Any]:
     """The body of the request for the mirror that C{options} describe."""
+    linger = options["linger"]
     return {
         "uri": _absolute(options.uri),
         "unlink": bool(options["unlink"]),
@@ -63,6 +65,7 @@ def request_body(options: Options) -> dict[str, Any]:
         "converge": options["converge"],
         "then": options["then"],
         "relay_to": None if options.relay_to is None else _absolute(options.relay_to),
+        "linger": "forever" if linger == math.inf else linger,
     }
 
 

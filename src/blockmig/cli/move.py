@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from . import common, usage
 from .launch import launch
 from .remote_place import RemotePlace, is_remote, parse_place
-from .usage import Flag, Parameter
+from .usage import Flag, Group, Parameter
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -42,6 +42,16 @@ class Options(usage.Options):
         "clients use it, as by `blockmig mirror --wait`; when it is handed over, the server closes "
         "its clients' connections, and exits."
     )
+    examples = (
+        (
+            "blockmig move web.img root@web2:/var/lib/images/web.img",
+            "Move the disk, and keep it here, marked as migrated.",
+        ),
+        (
+            "blockmig move --ssh 'ssh -p 2222' /dev/vg0/web web2:/dev/vg0/web",
+            "Move it to a device of the same size there.",
+        ),
+    )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         common.UNLINK,
@@ -63,6 +73,7 @@ class Options(usage.Options):
             "The ssh command, with options of its own, such as 'ssh -p 2222'.",
             default="ssh",
             metavar="COMMAND",
+            group=Group.WHERE,
         ),
         Parameter(
             "remote-command",
@@ -70,6 +81,7 @@ class Options(usage.Options):
             "'~/blockmig-venv/bin/blockmig' or 'sudo blockmig'.",
             default="blockmig",
             metavar="COMMAND",
+            group=Group.WHERE,
         ),
         common.CONTROL_SOCKET,
         common.ID._replace(
@@ -95,7 +107,8 @@ class Options(usage.Options):
         elif len(arguments) != 2:
             raise usage.UsageError("expected two arguments: FILE HOST:PATH")
         else:
-            self["file"], place = arguments
+            disk, place = arguments
+            self["file"] = common.check_path(disk)
         if is_remote(self["file"]) and not is_remote(place):
             raise usage.UsageError(
                 f"{self['file']}: a disk is moved from this host to another, not fetched: run "

@@ -56,6 +56,8 @@ _OVER: Final = ("complete", "failed", "broken")
 class MoveLiveOperation:
     """Moves the disk of a running server."""
 
+    survives_hangup: Final = False
+
     def __init__(
         self, options: Options, runtime: Runtime, display: Display, ask: Ask = ask
     ) -> None:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import shlex
-from typing import Any
+from typing import Any, Final
 
 from twisted.logger import Logger
 
@@ -53,6 +53,8 @@ _log = Logger()
 
 class MoveOperation:
     """Moves the disk, or finishes a move whose source was retired in an earlier run."""
+
+    survives_hangup: Final = False
 
     def __init__(self, options: Options, runtime: Runtime, display: Display) -> None:
         self._options = options

@@ -14,12 +14,19 @@ from twisted.logger import Logger
 
 from ..errors import AlreadyDone, ExitStatus, MigrationError, Summary
 from .signals import on_signals
+from .wording import in_options
 
 _log = Logger()
 
 
 class Operation(Protocol):
-    """A command that is running."""
+    """A command that is running.
+
+    @ivar survives_hangup: it goes on when its terminal or session ends.
+    """
+
+    @property
+    def survives_hangup(self) -> bool: ...
 
     async def run(self) -> Summary | None:
         """Run to the end; None if nothing was migrated."""
@@ -28,12 +35,17 @@ class Operation(Protocol):
         """End early, if that is still possible; C{why} is for the user."""
 
 
-def run_operation(reactor: Any, coroutine: Any, stop: Callable[[str], None]) -> int:
-    """Run the reactor until C{coroutine} returns an exit status; a signal calls C{stop}."""
+def run_operation(
+    reactor: Any, coroutine: Any, stop: Callable[[str], None], *, survives_hangup: bool = False
+) -> int:
+    """Run the reactor until C{coroutine} returns an exit status; a signal calls C{stop}.
+
+    @param survives_hangup: but SIGHUP does not.
+    """
     status: list[int] = []
 
     def begin() -> None:
-        on_signals(reactor, stop)
+        on_signals(reactor, stop, survives_hangup=survives_hangup)
         Deferred.fromCoroutine(coroutine).addCallback(end)
 
     def end(result: int) -> None:
@@ -50,10 +62,10 @@ async def report(operation: Operation) -> ExitStatus:
     try:
         summary = await operation.run()
     except AlreadyDone as done:
-        _log.info("{why}", event="already-done", why=str(done))
+        _log.info("{why}", event="already-done", why=in_options(str(done)))
         return done.status
     except MigrationError as error:
-        _log.error("{why}", event="error", why=str(error), status=int(error.status))
+        _log.error("{why}", event="error", why=in_options(str(error)), status=int(error.status))
         return error.status
     except Exception:
         _log.failure("this is a bug of blockmig", event="bug", status=int(ExitStatus.FAILED))

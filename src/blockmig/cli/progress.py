@@ -1,17 +1,32 @@
-"""The progress of a migration: a bar for people, or JSON for scripts."""
+"""The progress of a migration: a bar for people, lines for logs, or JSON for scripts."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol
 
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
-from ..migration.source.progress import Progress
+from ..migration.source.progress import Phase, Progress
 from .logs import Write, line_writer, nonblocking_writer
+from .screen import Shown, line, sentence
+
+_log = Logger()
+
+_RATE_SECONDS: Final = 10.0
+_MINUTE: Final = 60.0
+_USUAL_COLUMNS: Final = 80
+_CLEAR: Final = "\r\x1b[K"
+"""Back to the first column, and the line is empty."""
+
+_LATELY: Final = 10.0
+"""Seconds of which the rate is taken."""
 
 
 class Display(Protocol):
@@ -85,102 +100,162 @@ class JSONDisplay(_PeriodicDisplay):
         line = {
             "event": "progress",
             "attempt": progress.attempt,
+            "phase": progress.phase,
             "done": progress.done,
             "total": progress.total,
             "data": progress.data,
             "zeroes": progress.zeroes,
+            "data_left": progress.data_left,
             "rate": max(0, round(rate)),
             "seconds": round(seconds, 3),
         }
         self._output(json.dumps(line))
 
 
-class _NonblockingStderr:
-    """Stderr for a console: text that cannot be written at once is lost, without an error."""
+class _Pace:
+    """The rate of a migration over its last seconds, and how long the rest takes at that rate.
 
-    encoding = "utf-8"
+    @param seconds: over how many.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._stage: tuple[int, str] = (0, "")
+        self._samples: deque[tuple[float, int]] = deque()
+        self._time_left = TimeLeft()
+
+    def look(self, progress: Progress, now: float) -> Shown:
+        """How far C{progress} is, at the time C{now}."""
+        stage = (progress.attempt, progress.phase)
+        if stage != self._stage:
+            self._stage = stage
+            self._samples.clear()
+        samples = self._samples
+        samples.append((now, progress.done))
+        while now - samples[0][0] > self._seconds and len(samples) > 2:
+            samples.popleft()
+        then, done = samples[0]
+        rate = max(0.0, (progress.done - done) / (now - then)) if now > then else None
+        if not rate and progress.phase != Phase.COPYING:
+            rate = None
+        left = self._time_left.seconds(now, progress)
+        if progress.forecast is not None:
+            left = progress.forecast
+        return Shown(progress.phase, progress.done, progress.total, progress.attempt, rate, left)
+
+
+class TimeLeft:
+    """Estimates the time that is left: the data that is left by the rate of the data lately.
+
+    Holes are in neither, since they take no time.
+    """
 
     def __init__(self) -> None:
-        self._write = nonblocking_writer(2)
+        self._seen: deque[tuple[float, int]] = deque()
 
-    def write(self, text: str) -> int:
-        self._write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return sys.stderr.isatty()
-
-    def fileno(self) -> int:
-        """Rich asks this descriptor for the width of the terminal."""
-        return 2
+    def seconds(self, now: float, progress: Progress) -> float | None:
+        """To be called often; None as long as that is not known."""
+        if self._seen and progress.data < self._seen[-1][1]:
+            self._seen.clear()  # another attempt
+        self._seen.append((now, progress.data))
+        while now - self._seen[0][0] > _LATELY:
+            self._seen.popleft()
+        began, data = self._seen[0]
+        if progress.data == data:
+            return None
+        return progress.data_left * (now - began) / (progress.data - data)
 
 
 class BarDisplay(_PeriodicDisplay):
-    """A bar on the terminal: done and total, rate, time left, and the number of the attempt."""
+    """A line on the terminal that changes: phase, percent, rate, time left, and a bar.
+
+    @param output: writes text to the terminal.
+    @param columns: returns the width of the terminal.
+    @param color: the bar may have a color.
+    """
 
     interval = 0.2
 
-    def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415 (50 ms that only a bar is worth)
-        from rich.progress import (  # noqa: PLC0415
-            BarColumn,
-            DownloadColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as Bar  # noqa: PLC0415
-
+    def __init__(
+        self,
+        output: Write | None = None,
+        columns: Callable[[], int] | None = None,
+        color: bool = False,
+    ) -> None:
         super().__init__()
-        self._console = Console(
-            file=cast(Any, _NonblockingStderr()), soft_wrap=True, highlight=False
-        )
-        self._bar = Bar(
-            TextColumn("attempt {task.fields[attempt]}"),
-            BarColumn(None),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            auto_refresh=False,
-            expand=True,
-        )
-        self._attempt = 0
-        self.write = self._print
+        self._output = output or nonblocking_writer(2)
+        self._columns = columns or terminal_columns
+        self._color = color
+        self._pace = _Pace(_RATE_SECONDS)
+        self._line = ""
+        self.write = self._write_above
 
-    def _print(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # a terminal that has gone must not stop a migration
-            self._console.print(line, markup=False, highlight=False)
-
-    def start(self, progress: Progress, reactor: Any) -> None:
-        self._task = self._bar.add_task("", total=progress.total, attempt=progress.attempt)
-        with contextlib.suppress(OSError):
-            self._bar.start()
-        super().start(progress, reactor)
+    def _write_above(self, line: str) -> None:
+        """Write a log line where the bar is, and the bar below it."""
+        self._output(f"{_CLEAR if self._line else ''}{line}\n{self._line}")
 
     def show(self) -> None:
-        progress = self._progress
-        with contextlib.suppress(OSError):
-            if progress.attempt != self._attempt:
-                self._attempt = progress.attempt
-                self._bar.reset(self._task, total=progress.total)
-            self._bar.update(self._task, completed=progress.done, attempt=progress.attempt)
-            self._bar.refresh()
+        """Draw the line anew."""
+        shown = self._pace.look(self._progress, self._reactor.seconds())
+        self._line = line(shown, self._columns(), self._color)
+        self._output(f"{_CLEAR}{self._line}")
 
     def stop(self) -> None:
-        """Draw the final bar, and leave it there."""
+        """Draw the line once more, and leave it there."""
         super().stop()
-        with contextlib.suppress(OSError):
-            self._bar.stop()
+        if self._line:
+            self._line = ""
+            self._output("\n")
+
+
+class LineDisplay(_PeriodicDisplay):
+    """Logs a line a minute: for a log, or a terminal that cannot do more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pace = _Pace(_MINUTE)
+        self._logged = 0
+
+    def show(self) -> None:
+        """Look how far it is; log it if a minute has passed."""
+        progress, now = self._progress, self._reactor.seconds()
+        shown = self._pace.look(progress, now)
+        minutes = int((now - self._began) / _MINUTE)
+        if minutes > self._logged:
+            self._logged = minutes
+            _log.info(
+                "{line}",
+                event="progress",
+                line=sentence(shown),
+                attempt=shown.attempt,
+                phase=shown.phase,
+                done=shown.done,
+                total=shown.total,
+                rate=None if shown.rate is None else round(shown.rate),
+            )
+
+    def stop(self) -> None:
+        """Log no more: the summary follows."""
+        if self._loop is not None and self._loop.running:
+            self._loop.stop()
+
+
+def terminal_columns() -> int:
+    """The width of the terminal now."""
+    with contextlib.suppress(OSError):
+        if columns := os.get_terminal_size(2).columns:
+            return columns
+    columns_text = os.environ.get("COLUMNS", "")
+    return int(columns_text) if columns_text.isdecimal() and int(columns_text) else _USUAL_COLUMNS
 
 
 def make_display(kind: str) -> Display:
     """The display for a value of `--progress`."""
     if kind == "json":
         return JSONDisplay()
-    if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
-        return BarDisplay()
-    return NoDisplay()
+    if kind == "none":
+        return NoDisplay()
+    can_draw = os.environ.get("TERM", "") not in ("", "dumb")
+    if kind == "bar" or (can_draw and sys.stderr is not None and sys.stderr.isatty()):
+        return BarDisplay(color=can_draw and not os.environ.get("NO_COLOR"))
+    return LineDisplay()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -17,6 +16,16 @@ class Options(usage.Options):
     longdesc = (
         "Change the rate limit of the mirror that is running in a `blockmig serve`. "
         "RATE is the most bytes of data to send per second, such as 100M, or `none` for no limit."
+    )
+    examples = (
+        (
+            "blockmig rate --control /run/web.control 100M",
+            "Send at most 100 MiB of data per second.",
+        ),
+        (
+            "blockmig rate --control /run/web.control none",
+            "Send as fast as possible.",
+        ),
     )
     statuses = (0, 1)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
@@ -41,7 +50,7 @@ def run(options: Options, ask: Callable[..., Any] | None = None) -> int:
     try:
         answer = (ask or control.ask)(options["control"], "POST", "/rate", body)
     except control.ControlError as error:
-        print(f"blockmig: {printable(error)}", file=sys.stderr)
+        usage.complain(printable(error))
         return ExitStatus.REFUSED
     rate = integer_field(answer, "max_rate") if isinstance(answer, dict) else None
     usage.show("no limit" if rate is None else f"at most {format_bytes(rate)}/s")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..nbd import HANDOFF_EXPORT, MAXIMUM_NAME
 from . import common, usage
 from .launch import launch
-from .usage import Flag, Parameter
+from .usage import Flag, Group, Parameter
 from .values import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -19,12 +19,25 @@ if TYPE_CHECKING:
 class Options(usage.Options):
     """@ivar secret: what both ends know; empty where there is none."""
 
-    synopsis = "blockmig receive --file PATH [options]"
+    synopsis = "blockmig receive FILE [options]"
     longdesc = (
-        "Receive one disk into a raw image or block device, and exit when the migration is "
+        "Receive one disk into FILE, a raw image or block device, and exit when the migration is "
         "complete. The sender can be `blockmig send`, `blockmig mirror`, or any other NBD client. "
         "A lost connection ends only that attempt: the receiver keeps listening, and the sender "
-        "can start again from the beginning."
+        "can start again from the beginning.\n\n"
+        "SIGINT (Ctrl-C), SIGTERM or SIGHUP (the end of the terminal or ssh session) stops it: use "
+        "systemd-run, tmux or nohup for a long migration."
+    )
+    examples = (
+        (
+            "blockmig receive web.img --size 20GiB --listen 192.0.2.7:10809",
+            "Make web.img, and wait for the disk at that address of this host.",
+        ),
+        (
+            "blockmig receive /dev/vg0/web --listen 0.0.0.0:10809 --id web-7",
+            "Receive into a device, at every address of this host, from the sender with that ID "
+            "only.",
+        ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
@@ -41,6 +54,7 @@ class Options(usage.Options):
             "end-with-stdin",
             "End as by SIGTERM when standard input closes (after --secret - has read its line): "
             "with whoever started this command, for example through ssh.",
+            group=Group.WHEN,
         ),
         Flag(
             "replace",
@@ -55,11 +69,12 @@ class Options(usage.Options):
         Parameter(
             "size",
             "The exact size of the disk: a number of bytes, or one with K, M, G, T or P (powers of "
-            "1024), such as 20G. A missing file is created with this size, sparse. Not needed "
-            "if the disk exists.",
+            "1024, as are KiB to PiB) or with KB to PB (powers of 1000), such as 20G. A "
+            "missing file is created with this size, sparse. Not needed if the disk exists.",
             parse_bytes,
             short="s",
             metavar="SIZE",
+            group=Group.HOW_MUCH,
         ),
         common.LISTEN,
         common.EXPORT,
@@ -74,6 +89,7 @@ class Options(usage.Options):
             parse_seconds,
             60.0,
             metavar="SECONDS",
+            group=Group.WHEN,
         ),
         common.GIVE_UP_AFTER,
         common.CONTROL,
@@ -83,11 +99,13 @@ class Options(usage.Options):
 
     secret: bytes
 
+    def parseArgs(self, *arguments: str) -> None:
+        common.take_file(self, arguments)
+
     def postOptions(self) -> None:
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
         common.check_again(self)
-        common.check_file(self)
         if self["replace"] and not self["id"]:
             raise usage.UsageError("--replace needs an --id: that of the migration")
         if self["replace"] and self["control"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from twisted.logger import Logger
 
@@ -41,6 +41,8 @@ class ReceiveOperation:
 
     @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
     """
+
+    survives_hangup: Final = False
 
     def __init__(
         self,

@@ -41,7 +41,20 @@ class Options(usage.Options):
         "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH). When all of it is durable "
         "there, DISK is retired: deleted (--unlink), or marked as migrated. If the connection is "
         "lost, the migration starts again from the beginning (see --give-up-after). If the command "
-        "is interrupted after DISK was retired, run it again to finish; nothing is copied twice."
+        "is interrupted after DISK was retired, run it again to finish; nothing is copied "
+        "twice.\n\n"
+        "SIGINT (Ctrl-C), SIGTERM or SIGHUP (the end of the terminal or ssh session) stops it: use "
+        "systemd-run, tmux or nohup for a long migration."
+    )
+    examples = (
+        (
+            "blockmig send web.img nbd://192.0.2.7:10809/",
+            "Send the disk to a receiver, and mark it as migrated at the end.",
+        ),
+        (
+            "blockmig send --unlink web.img 'nbd+unix:///?socket=/run/tunnel.sock'",
+            "Send it through a local socket, and delete it at the end.",
+        ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
@@ -70,7 +83,12 @@ class Options(usage.Options):
     def parseArgs(self, *arguments: str) -> None:
         if len(arguments) != 2:
             raise usage.UsageError("expected two arguments: DISK URI")
-        self["file"], uri = arguments
+        disk, uri = arguments
+        if "://" in disk and "://" not in uri:
+            raise usage.UsageError(
+                f"DISK and URI are swapped: the disk comes first, then where to ({disk})"
+            )
+        self["file"] = common.check_path(disk)
         self.uri = usage.parse_value(uri, parse_uri)
 
     def postOptions(self) -> None:

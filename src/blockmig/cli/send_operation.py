@@ -33,6 +33,8 @@ class SendOperation:
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     """
 
+    survives_hangup: Final = False
+
     def __init__(
         self,
         options: SendingOptions,

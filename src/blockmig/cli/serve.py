@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..nbd import MAXIMUM_NAME
 from . import common, usage
 from .launch import launch
-from .usage import Flag, Parameter
+from .usage import Flag, Group, Parameter
 from .values import parse_count, parse_seconds
 
 if TYPE_CHECKING:
@@ -17,17 +17,37 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
-    synopsis = "blockmig serve --file PATH [options]"
+    synopsis = "blockmig serve FILE [options]"
     longdesc = (
-        "Serve a raw image or block device to NBD clients (QEMU, libnbd, the kernel) until SIGTERM "
-        "or SIGINT; then finish the requests that are under way, flush the disk, and exit. "
+        "Serve FILE, a raw image or block device, to NBD clients (QEMU, libnbd, the kernel) until "
+        "SIGTERM or SIGINT; then finish the requests that are under way, flush the disk, and exit. "
         "`blockmig mirror` moves the disk to another host while it is served; when that is done, "
-        "the server exits too. Exit status 4 means that it was stopped before it could listen."
+        "the server exits too, or relays its clients to the new server (--then relay). Started "
+        "again on a disk that went away like that, it relays again. With --standby it waits for a "
+        "disk that is being received. Exit status 4 means that it was stopped, or gave up, before "
+        "it could listen. SIGHUP (the end of the terminal or ssh session) does not stop it."
+    )
+    examples = (
+        (
+            "blockmig serve web.img --listen unix:/run/web.sock --control web.control",
+            "Serve to a virtual machine on this host (nbd+unix:///?socket=/run/web.sock), ready "
+            "for `blockmig mirror`.",
+        ),
+        (
+            "blockmig serve /dev/vg0/web -r --listen 192.0.2.7:10809 --listen 10809",
+            "Serve a device read-only, at an address of this host, and to clients on it.",
+        ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
         common.OLDSTYLE,
         Flag("read-only", "Serve the disk read-only.", "r"),
+        Flag(
+            "standby",
+            "Wait until `blockmig receive` is done with the disk, which may not be there yet, and "
+            "then serve it at once. Start it beside `receive`, at the same address: clients that "
+            "are relayed do not wait for a process to start.",
+        ),
         common.IN_USE_ANYWAY,
         common.VERBOSE,
         common.QUIET,
@@ -45,6 +65,7 @@ class Options(usage.Options):
             parse_count,
             128,
             metavar="COUNT",
+            group=Group.HOW_MUCH,
         ),
         common.HANDSHAKE_TIMEOUT,
         Parameter(
@@ -54,17 +75,32 @@ class Options(usage.Options):
             parse_seconds,
             300.0,
             metavar="SECONDS",
+            group=Group.WHEN,
+        ),
+        common.LINGER,
+        common.ID._replace(
+            help="With --standby: wait for the migration with this ID, which may have been "
+            "received already.",
+            default_text="any that is received from now on",
+        ),
+        common.GIVE_UP_AFTER._replace(
+            help="With --standby: give up when the disk was not there after SECONDS; 0 means never."
         ),
         common.CONTROL,
         common.STATE_DIRECTORY,
         common.LOG_FORMAT,
     )
 
+    def parseArgs(self, *arguments: str) -> None:
+        common.take_file(self, arguments)
+
     def postOptions(self) -> None:
         common.check_verbosity(self)
-        common.check_file(self)
         if self["oldstyle"] and self["export"]:
             raise usage.UsageError("--oldstyle has no export names: leave out --export")
+        for name in ("id", "give-up-after"):
+            if self[name] and not self["standby"]:
+                raise usage.UsageError(f"--{name} is only for --standby")
         common.check_export(self["export"], MAXIMUM_NAME)
 
 

@@ -26,6 +26,16 @@ class Options(usage.Options):
         "Show what a running `blockmig serve` or `blockmig receive` is doing. The exit status is "
         "1 if nothing answers on the control socket."
     )
+    examples = (
+        (
+            "blockmig status --control /run/web.control",
+            "How far the mirror is, and who is connected.",
+        ),
+        (
+            "blockmig status --control /run/web.control --json",
+            "The same for scripts.",
+        ),
+    )
     statuses = (0, 1)
     optFlags: ClassVar[tuple[Flag, ...]] = (common.JSON,)
     optParameters: ClassVar[tuple[Parameter, ...]] = (common.CONTROL_SOCKET,)
@@ -43,7 +53,7 @@ def run(options: Options) -> int:
         if not isinstance(status, dict):
             raise ControlError(f"the answer on {options['control']} is not a status")
     except ControlError as error:
-        print(f"blockmig: {error}", file=sys.stderr)
+        usage.complain(error)
         return ExitStatus.REFUSED
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a file name need not be UTF-8
@@ -83,6 +93,9 @@ def as_text(status: dict[str, Any]) -> str:
     mirror = status.get("mirror")
     if isinstance(mirror, dict):
         lines += _mirror(mirror, size)
+    relay = status.get("relay")
+    if isinstance(relay, dict):
+        lines += _relay(relay)
     clients = [client for client in _list(status, "clients") if isinstance(client, dict)]
     lines += ["", *_table(clients)] if clients else ["no clients"]
     return "\n".join(lines)
@@ -93,7 +106,10 @@ def _migration(migration: dict[str, Any], size: float | None) -> list[str]:
     of_the_disk = "" if size is None else f" of {format_bytes(size)}"
     line = _joined(
         _phrase(migration, "attempts", "attempt {:.0f}"),
+        _percent(migration, "covered", size),
         _phrase(migration, "covered", f"{{}}{of_the_disk} covered", format_bytes),
+        _phrase(migration, "rate", "at {}/s", format_bytes),
+        _phrase(migration, "expected_end", "expected to end in {}", format_duration),
         f"from {_text(migration, 'source')}" if migration.get("source") else "",
     )
     return [f"migration: {line}"] if line else []
@@ -111,6 +127,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
     lines = [
         _joined(
             _phrase(mirror, "left", f"{{}}{of_the_disk} left", format_bytes),
+            _phrase(mirror, "data_left", "{} of it data", format_bytes),
             _phrase(mirror, "rate", "sent at {}/s", format_bytes),
             _phrase(mirror, "expected_end", "expected to end in {}", format_duration),
         ),
@@ -118,7 +135,7 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             _phrase(mirror, "dirty", "{} dirty", format_bytes),
             _phrase(mirror, "dirty_rate", "writing {}/s", format_bytes),
             _phrase(mirror, "throttle", "throttled to {}/s", format_bytes),
-            "faster than it can be sent" if mirror.get("converging") is False else "",
+            "too fast to be sent" if mirror.get("converging") is False else "",
         ),
         _joined(
             _phrase(mirror, "sent", "{} of data", format_bytes),
@@ -127,7 +144,9 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
         _joined(
             _phrase(mirror, "holds", "{:.0f} so far"),
             _phrase(mirror, "pause", "the last for {}", _milliseconds),
+            _phrase(mirror, "expected_pause", "the next for about {}", _milliseconds),
             _phrase(mirror, "max_pause", "at most {} allowed", _milliseconds),
+            _phrase(mirror, "client_pause", "clients waited {} for the new server", _milliseconds),
         ),
         _joined(
             _phrase(mirror, "max_rate", "at most {}/s", format_bytes),
@@ -135,9 +154,38 @@ def _mirror(mirror: dict[str, Any], size: float | None) -> list[str]:
             "the source is deleted at the end" if mirror.get("unlink") is True else "",
         ),
         _joined(printable(mirror.get("last_error") or "")),
+        _joined(printable(mirror.get("cause") or "")),
     ]
-    labels = ("progress", "clients", "this attempt", "holds", "options", "last error")
+    labels = "progress", "clients", "this attempt", "holds", "options", "last error", "before that"
     rows = zip(labels, lines, strict=True)
+    return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
+
+
+def _relay(relay: dict[str, Any]) -> list[str]:
+    """The lines of what passes through to the server that has the disk now."""
+    available = relay.get("available") is True
+    heading = _joined(
+        f"relay: to {_text(relay, 'to')}",
+        "" if available else "which does not answer",
+        _phrase(relay, "clients", "{:.0f} client(s)"),
+        _phrase(relay, "waiting", "{:.0f} waiting") if relay.get("waiting") else "",
+    )
+    left = _phrase(relay, "linger_left", "ends in {} if nobody comes", format_duration)
+    if relay.get("linger") == "forever":
+        linger = "stays for ever"
+    else:
+        linger = left or _phrase(
+            relay, "linger", "stays for {} after the last client", format_duration
+        )
+    lines = [
+        _joined(
+            _phrase(relay, "bytes_to_server", "{} to the server", format_bytes),
+            _phrase(relay, "bytes_to_clients", "{} to clients", format_bytes),
+        ),
+        linger,
+        "" if available else printable(relay.get("last_error") or ""),
+    ]
+    rows = zip(("passed on", "address", "last error"), lines, strict=True)
     return [heading, *(f"  {label}: {line}" for label, line in rows if line)]
 
 
@@ -150,6 +198,12 @@ def _phrase(
     """C{words} with the number of that name in them; "" if there is none."""
     value = _number(fields, name)
     return "" if value is None else words.format(spell(value))
+
+
+def _percent(fields: dict[str, Any], name: str, size: float | None) -> str:
+    """How much of the disk that is, never 100 % before all of it is done; "" if not known."""
+    done = _number(fields, name)
+    return f"{int(1000 * done / size) / 10:.1f}%" if done is not None and size else ""
 
 
 def _joined(*parts: str) -> str:

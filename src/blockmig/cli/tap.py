@@ -50,7 +50,7 @@ def _under_twistd(options: type[CommandOptions]) -> type[CommandOptions]:
 class Options(TwistedOptions):
     """Without a command these are the options of `receive`."""
 
-    synopsis = f"{_PROGRAM} [{_PROGRAM} options] blockmig [receive|serve] --file PATH [options]"
+    synopsis = f"{_PROGRAM} [{_PROGRAM} options] blockmig [receive|serve] FILE [options]"
     longdesc = receive.Options.longdesc
     subCommands: ClassVar[Any] = [
         [command.name, None, _under_twistd(command.load().Options), command.help]
@@ -109,12 +109,17 @@ class OperationService(Service):
         super().startService()
         if self._activated:
             keep_activation(os.environ)
-        if self._options["log-format"] == "json":
+        # Where stderr was closed at the start, its descriptor is something else by now.
+        if self._options["log-format"] == "json" and sys.__stderr__ is not None:
             globalLogPublisher.addObserver(observer_for(self._options, line_writer(2)))
         self._reactor.callWhenRunning(self._begin)
 
     def _begin(self) -> None:
-        on_signals(self._reactor, self._operation.stop)
+        on_signals(
+            self._reactor,
+            self._operation.stop,
+            survives_hangup=self._operation.survives_hangup,
+        )
         Deferred.fromCoroutine(report(self._operation)).addCallback(self._end)
 
     def _end(self, result: int) -> None:

@@ -9,16 +9,24 @@ Nothing that takes long is imported here, and nothing is known of any command.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import StrEnum
 from getopt import GetoptError, gnu_getopt
 from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeVar
 
 from .. import __version__
+from .wording import in_options
 
 T = TypeVar("T")
+
+_NARROWEST: Final = 25
+"""Columns of an explanation beside its name; with fewer it is put below."""
+
+_BELOW: Final = " " * 8
 
 
 class UsageError(Exception):
@@ -38,6 +46,24 @@ def parse_value(text: str, parse: Callable[[str], T], what: str = "") -> T:
         raise UsageError(f"{what}: {error}" if what else str(error)) from None
 
 
+def suggestion(given: str, names: Iterable[str], prefix: str = "") -> str:
+    """What may have been meant by C{given}, as the end of a message; "" if nothing is like it."""
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    close = get_close_matches(given, list(names), 1)
+    return f": do you mean {prefix}{close[0]}?" if close and given not in close else ""
+
+
+class Group(StrEnum):
+    """What an option is about: C{--help} shows the options in these groups, in this order."""
+
+    WHAT = "What"
+    WHERE = "Where"
+    WHEN = "When"
+    HOW_MUCH = "How much"
+    OUTPUT = "Output"
+
+
 class Flag(NamedTuple):
     """An option without a value: 1 if it is given, 0 if not.
 
@@ -47,6 +73,7 @@ class Flag(NamedTuple):
     name: str
     help: str
     short: str = ""
+    group: Group = Group.WHAT
 
     @property
     def getopt_name(self) -> str:
@@ -90,6 +117,7 @@ class Parameter(NamedTuple):
     repeated: bool = False
     metavar: str = ""
     default_text: str | None = None
+    group: Group = Group.WHAT
 
     @property
     def getopt_name(self) -> str:
@@ -132,8 +160,8 @@ class Parameter(NamedTuple):
 Option = Flag | Parameter
 
 STANDARD_OPTIONS: Final = (
-    Flag("help", "Display this help and exit."),
-    Flag("version", "Display the version and exit."),
+    Flag("help", "Display this help and exit.", "h", Group.OUTPUT),
+    Flag("version", "Display the version and exit.", group=Group.OUTPUT),
 )
 """The options of every command, and of `blockmig` itself."""
 
@@ -148,23 +176,66 @@ EXIT_STATUSES: Final = {
 """What `--help` says of each L{exit status<blockmig.errors.ExitStatus>}."""
 
 
+class OutputFailed(Exception):
+    """What was to be printed could not be written; the message says why."""
+
+    @classmethod
+    def of(cls, error: OSError) -> OutputFailed:
+        return cls(f"cannot write to standard output: {error.strerror}")
+
+
 def show(text: str) -> None:
-    """Print C{text}. A reader that has left (`| head`) changes nothing, and no exit status."""
+    """Print C{text}. A reader that has left (`| head`) changes nothing, and no exit status.
+
+    @raise OutputFailed: it cannot be written, for another reason.
+    """
+    with _to_output():
+        print(in_options(text))
+
+
+def flush_output() -> None:
+    """Write what is buffered now, not when the interpreter ends and nobody can be told.
+
+    @raise OutputFailed: it cannot be written.
+    """
+    with _to_output():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _to_output() -> Iterator[None]:
     try:
-        print(text)
+        yield
     except BrokenPipeError:
-        discard_output()
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        raise OutputFailed.of(error) from None
 
 
-def discard_output() -> None:
-    """Nobody reads what is printed: let the rest of it, and what is buffered, go nowhere."""
+def _discard_output() -> None:
+    """Let the rest of what is printed, and what is buffered, go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(what: object) -> None:
+    """Print on stderr what is wrong; where nobody reads that, the exit status has to do."""
+    with contextlib.suppress(OSError):
+        print(f"blockmig: {in_options(str(what))}", file=sys.stderr)
 
 
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:
     """Print what one of L{STANDARD_OPTIONS} asks for, and exit."""
-    # Whether anybody reads it is found out here, however short it is.
-    print(help_text() if name == "--help" else f"blockmig {__version__}", flush=True)
+    text = help_text() if name in ("-h", "--help") else f"blockmig {__version__}"
+    try:
+        # Whether anybody reads it is found out here, however short it is.
+        print(text, flush=True)
+    except OSError as error:
+        _discard_output()
+        if not isinstance(error, BrokenPipeError):
+            complain(OutputFailed.of(error))
+        raise SystemExit(3) from None
     raise SystemExit(0)
 
 
@@ -175,6 +246,7 @@ def usage_text(
     statuses: Iterable[int],
     *,
     commands: Sequence[tuple[str, str]] = (),
+    examples: Sequence[tuple[str, str]] = (),
     width: int | None = None,
 ) -> str:
     """The whole text of `--help`.
@@ -183,6 +255,7 @@ def usage_text(
     @param description: what the command does; paragraphs are separated by empty lines.
     @param statuses: those of L{EXIT_STATUSES} that the command can exit with.
     @param commands: the names of the commands that can follow, and what each does.
+    @param examples: whole command lines, and what each is for.
     @param width: columns; None for those of the terminal.
     """
     columns = width or int(os.environ.get("COLUMNS", "80"))
@@ -194,19 +267,39 @@ def usage_text(
     if commands:
         rows = [("    ", name, purpose) for name, purpose in commands]
         text += "\nCommands:\n" + _table(rows, "  ", columns)
+    if examples:
+        text += "\nExamples:\n" + _examples_text(examples, columns)
     text += "\n" + options_text(options, columns)
     rows = [("    ", str(status), EXIT_STATUSES[status]) for status in statuses]
     return text + "\nExit statuses:\n" + _table(rows, "  ", columns)
 
 
 def options_text(options: Iterable[Option], columns: int) -> str:
-    """The section of the options, laid out as by L{twisted.python.usage.Options.getUsage}."""
-    rows = []
-    for option in sorted(options, key=lambda option: option.short or option.name):
-        letter = f"-{option.short}," if option.short else "   "
-        default = f" [default: {option.shown_default}]" if option.shown_default else ""
-        rows.append((f"  {letter} --", option.shown_name, f"{option.help}{default}"))
-    return "Options:\n" + _table(rows, "  ", columns)
+    """The sections of the options, one for each group, with their explanations aligned."""
+    given = sorted(options, key=lambda option: option.name)
+    longest = max(len(option.shown_name) for option in given)
+    sections = []
+    for group in Group:
+        rows = []
+        for option in given:
+            if option.group == group:
+                letter = f"-{option.short}," if option.short else "   "
+                default = f" [default: {option.shown_default}]" if option.shown_default else ""
+                name = f"{option.shown_name:<{longest}}"
+                rows.append((f"  {letter} --", name, f"{option.help}{default}"))
+        if rows:
+            sections.append(f"{group}:\n{_table(rows, '  ', columns)}")
+    return "\n".join(sections)
+
+
+def _examples_text(examples: Sequence[tuple[str, str]], columns: int) -> str:
+    """Command lines, each in one line that can be copied, and under it what it is for."""
+    text = ""
+    for line, purpose in examples:
+        text += f"  {line}\n"
+        wrapped = textwrap.wrap(purpose, max(20, columns - 6))
+        text += "".join(f"      {one}\n" for one in wrapped)
+    return text
 
 
 def _table(rows: list[tuple[str, str, str]], gap: str, columns: int) -> str:
@@ -215,7 +308,11 @@ def _table(rows: list[tuple[str, str, str]], gap: str, columns: int) -> str:
     lines = []
     for margin, name, explanation in rows:
         left = f"{margin}{name:<{longest}}{gap}"
-        first, *rest = textwrap.wrap(explanation, max(20, columns - len(left)))
+        if columns - len(left) < _NARROWEST:
+            below = textwrap.wrap(explanation, max(_NARROWEST, columns - len(_BELOW)))
+            lines += [f"{margin}{name}".rstrip(), *(_BELOW + line for line in below)]
+            continue
+        first, *rest = textwrap.wrap(explanation, columns - len(left))
         lines += [left + first, *(" " * len(left) + line for line in rest)]
     return "".join(f"{line}\n" for line in lines)
 
@@ -225,6 +322,7 @@ class Options(dict[str, Any]):
 
     @cvar synopsis: the command line, in one line.
     @cvar longdesc: what the command does, for `--help`.
+    @cvar examples: whole command lines, and what each is for.
     @cvar statuses: what the command can exit with.
     @cvar optFlags: the options without a value.
     @cvar optParameters: the options with a value.
@@ -233,6 +331,7 @@ class Options(dict[str, Any]):
 
     synopsis: ClassVar[str]
     longdesc: ClassVar[str]
+    examples: ClassVar[tuple[tuple[str, str], ...]] = ()
     statuses: ClassVar[tuple[int, ...]] = ()
     optFlags: ClassVar[tuple[Flag, ...]] = ()
     optParameters: ClassVar[tuple[Parameter, ...]] = ()
@@ -250,7 +349,14 @@ class Options(dict[str, Any]):
         """The whole text of `--help`."""
         program, command, rest = self.synopsis.split(" ", 2)
         synopses = [f"{program} {name} {rest}" for name in (command, *self._aliases)]
-        return usage_text(synopses, self.longdesc, self._known, self.statuses, width=width)
+        return usage_text(
+            synopses,
+            self.longdesc,
+            self._known,
+            self.statuses,
+            examples=self.examples,
+            width=width,
+        )
 
     def parseOptions(self, options: Iterable[str]) -> None:
         """Read the command line after the command; options may follow arguments.
@@ -269,7 +375,8 @@ class Options(dict[str, Any]):
                 given, "".join(letters), [option.getopt_name for option in self._known]
             )
         except GetoptError as error:
-            raise UsageError(str(error)) from None
+            names = [option.name for option in self._known]
+            raise UsageError(f"{error}{suggestion(error.opt, names, '--')}") from None
         for name, _ in given_options:
             # getopt takes abbreviations, but no mistyped one may delete or declare a disk.
             if name.startswith("--") and not any(

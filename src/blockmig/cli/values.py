@@ -5,27 +5,31 @@ Nothing here knows what a value is for. Text that is not valid raises L{ValueErr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
 
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
-_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?)(B?)", re.IGNORECASE)
 _SPANS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _AGE: Final = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes such as C{4096}, C{100M} or C{1.5T}; units are powers of 1024, as QEMU's.
+    """A number of bytes such as C{4096}, C{100M}, C{1.5TiB} or C{20GB}.
+
+    As others read them: C{G} and C{GiB} are powers of 1024, as QEMU's; C{GB} is one of 1000.
 
     @raise ValueError: it is not, or it is less than one byte.
     """
     match = _NUMBER.fullmatch(text.strip())
-    if match is None:
+    if match is None or (match[3] and not match[2]):
         raise ValueError(f"{text!r} is not a number of bytes such as 4096, 100M or 20G")
-    exact = Decimal(match[1]) * 1024 ** _POWERS[match[2].upper()]
+    number, unit, binary, decimal = match.groups()
+    exact = Decimal(number) * (1000 if decimal and not binary else 1024) ** _POWERS[unit.upper()]
     count = int(exact)
     if count != exact:
         raise ValueError(f"{text!r} is not a whole number of bytes")
@@ -48,6 +52,19 @@ def parse_seconds(text: str) -> float:
     if not 0 <= seconds < 1e9:
         raise ValueError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def parse_linger(text: str) -> float:
+    """A number of seconds as for `parse_seconds`; infinite for C{forever}.
+
+    @raise ValueError: it is neither.
+    """
+    if text == "forever":
+        return math.inf
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise ValueError(f"{error} (or forever)") from None
 
 
 def parse_age(text: str) -> float:

@@ -6,6 +6,7 @@ upstream side and the tests' client are built on these.
 """
 
 from .client import ClientFailed, NBDClient
+from .connecting import describe_failed_connect
 from .connection import ClientConnection, ClientFactory, ClientHandler, HalfClosingConnection
 from .destination import Destination
 from .requests import PendingRequests, RequestFailed
@@ -20,4 +21,5 @@ __all__ = [
     "NBDClient",
     "PendingRequests",
     "RequestFailed",
+    "describe_failed_connect",
 ]

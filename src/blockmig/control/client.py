@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import stat
 import time
 from http.client import HTTPConnection, HTTPException
 from typing import Any, Final
@@ -102,6 +104,8 @@ def _connect_error(path: str, error: BaseException, timeout: float) -> BaseExcep
         case FileNotFoundError():
             return ControlError(f"there is no control socket at {path}")
         case ConnectionRefusedError():
+            if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+                return ControlError(f"{path} is not a socket")
             return ControlError(f"nobody listens on {path}: its server has ended")
         case PermissionError():
             return ControlError(f"{path} may only be used by its owner: permission denied")

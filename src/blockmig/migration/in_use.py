@@ -69,7 +69,7 @@ async def refuse_in_use(
         if only_read and writable and not readers:
             return  # a lease on a writable descriptor also conflicts with readers
         raise Refused(
-            f"{path}: is open in {describe_users(users)}; close it first, or use --in-use-anyway"
+            f"{path}: is open in {describe_users(users)}; close it first, or use in_use_anyway=True"
         )
     if in_use is None and is_remote(kind := filesystem_of(path)):
         _log.warn(

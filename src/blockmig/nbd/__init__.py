@@ -43,7 +43,7 @@ from .handshake import (
     ServerHandshake,
     oldstyle_hello,
 )
-from .rules import changes_the_disk, check_request
+from .rules import changes_the_disk, check_request, describe_refusal
 from .side_exports import (
     HANDOFF_EXPORT,
     SERVED_EXPORT,
@@ -113,6 +113,7 @@ __all__ = [
     "changes_the_disk",
     "check_request",
     "describe_errno",
+    "describe_refusal",
     "errno_to_wire",
     "handoff_export_name",
     "oldstyle_hello",

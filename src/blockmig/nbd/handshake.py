@@ -76,6 +76,7 @@ _INFO_BLOCK_SIZE = struct.Struct("!HIII")
 _KNOWN_FLAGS: Final = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 _ZEROES: Final = 124
 
+_NOT_NBD: Final = "what answers there does not speak NBD: is the port right?"
 _LONGEST_OPTION: Final = 4 + MAXIMUM_NAME + 2 + 2 * 1024
 _LONGEST_META_OPTION: Final = 65536
 _META_OPTIONS: Final = (Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT)
@@ -350,13 +351,13 @@ class ClientHandshake(Conversation[Negotiated]):
     def _converse(self) -> Steps[Negotiated]:
         (magic,) = struct.unpack("!Q", (yield 8))
         if magic != NBD_MAGIC:
-            raise NotNBD("the peer does not speak NBD")
+            raise NotNBD(_NOT_NBD)
         (magic,) = struct.unpack("!Q", (yield 8))
         if magic == OLDSTYLE_MAGIC:
             size, old_flags = struct.unpack("!QI124x", (yield 136))
             return Negotiated(self._export(size, old_flags & 0xFFFF), oldstyle=True)
         if magic != OPTION_MAGIC:
-            raise NotNBD("the peer does not speak NBD")
+            raise NotNBD(_NOT_NBD)
         (offered,) = struct.unpack("!H", (yield 2))
         flags = offered & _KNOWN_FLAGS
         self._to_send += struct.pack("!I", flags)

@@ -6,6 +6,8 @@ Source: the NBD protocol document, "Request types", "Command flags", "Error valu
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
+
 from .constants import Command, CommandFlag, Errno, TransmissionFlag
 from .export import Export
 from .transmission import Request
@@ -36,6 +38,12 @@ _FLAGS_OFFERED = (
     (int(CommandFlag.FAST_ZERO), int(TransmissionFlag.SEND_FAST_ZERO)),
 )
 
+TOLERANCE: Final = 2
+"""How many times the maximum payload that was announced a READ or WRITE may be long.
+
+Other servers take longer ones than they announce, and old clients cannot be told.
+"""
+
 
 def changes_the_disk(request: Request) -> bool:
     """Whether the request may change the disk's content."""
@@ -65,9 +73,46 @@ def check_request(request: Request, export: Export, allocation: bool = False) ->
     block = export.minimum_block
     if block > 1 and (offset % block or length % block):
         return Errno.EINVAL
-    if length > export.maximum_payload and command in (_READ, _WRITE):
+    if length > TOLERANCE * export.maximum_payload and command in (_READ, _WRITE):
         return Errno.EINVAL
     return Errno.OK if length else Errno.EINVAL
+
+
+class Refusal(NamedTuple):
+    """Why L{check_request} refuses a request, for people.
+
+    @ivar command: its name.
+    @ivar kind: the same word for all that are refused for this reason.
+    @ivar words: the reason, to be continued.
+    """
+
+    command: str
+    kind: str
+    words: str
+
+
+def describe_refusal(request: Request, export: Export) -> Refusal:
+    """Why C{request} is refused, if it is."""
+    flags, command, _, offset, length = request
+    known = command in _ALLOWED_FLAGS
+    name = Command(command).name if known else f"command {command}"
+    limit = TOLERANCE * export.maximum_payload
+    block = export.minimum_block
+    if not known:
+        kind, words = "unknown", "it is not known"
+    elif command in _CHANGING and export.read_only:
+        kind, words = "read-only", "the export is read-only"
+    elif offset + length > export.size:
+        kind, words = "range", f"the disk has {export.size} bytes"
+    elif block > 1 and (offset % block or length % block):
+        kind, words = "block", f"only multiples of {block} bytes are served"
+    elif length > limit and command in (_READ, _WRITE):
+        kind, words = "long", f"at most {limit} bytes are served at a time"
+    elif not length and command != _FLUSH:
+        kind, words = "empty", "it has no length"
+    else:
+        kind, words = "not offered", f"it was not offered (flags {flags:#x})"
+    return Refusal(name, kind, words)
 
 
 def _is_offered(command: int, flags: int, offers: int, allocation: bool) -> bool:

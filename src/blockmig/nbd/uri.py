@@ -2,18 +2,21 @@
 
 Source: doc/uri.md of the NetworkBlockDevice project. Supported are `nbd://HOST[:PORT]/EXPORT` and
 `nbd+unix:///EXPORT?socket=PATH`, with IPv6 addresses in brackets and percent-encoding as in any
-URI. `nbds`, `nbds+unix`, `nbd+vsock` and `nbds+vsock` are recognized, but refused.
+URI; the zone of a link-local address follows C{%25} (RFC 6874). `nbds`, `nbds+unix`, `nbd+vsock`
+and `nbds+vsock` are recognized, but refused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from .constants import DEFAULT_PORT, MAXIMUM_NAME
 
+_HOST_AND_PORT: Final = re.compile(r"([\w.-]+|\[[\w:.%]+\]):\d{1,5}")
 _LONGEST_PATH: Final = 107
 """Bytes of a UNIX socket's path: sun_path has 108, with a zero after the name (unix(7))."""
 
@@ -52,7 +55,8 @@ class NBDURI:
         export = quote(self.export, safe="/")
         if self.socket:
             return f"nbd+unix:///{export}?socket={quote(self.socket, safe='/')}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.host.replace("%", "%25")
+        host = f"[{host}]" if ":" in host else host
         return f"nbd://{host}:{self.port}/{export}"
 
 
@@ -64,15 +68,16 @@ def parse_uri(text: str) -> NBDURI:
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError as error:
-        raise BadURI(f"{text!r} is not a URI: {error}") from None
+    except ValueError:
+        what = "the port is a number up to 65535, and an IPv6 address is in brackets"
+        raise BadURI(f"{text!r} is not a URI: {what}") from None
     if parts.scheme in ("nbds", "nbds+unix", "nbd+vsock", "nbds+vsock"):
         raise BadURI(f"{parts.scheme}: URIs are not supported; use nbd: or nbd+unix:")
     if parts.scheme not in ("nbd", "nbd+unix"):
-        raise BadURI(
-            f"{text!r} is not an NBD URI: nbd://HOST:PORT/EXPORT "
-            "or nbd+unix:///EXPORT?socket=PATH is expected"
-        )
+        expected = "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH is expected"
+        if _HOST_AND_PORT.fullmatch(text):
+            expected = f"write nbd://{text}/"
+        raise BadURI(f"{text!r} is not an NBD URI: {expected}")
     if parts.fragment:
         raise BadURI(f"{text!r} has a fragment (#{parts.fragment}), which has no meaning here")
     try:
@@ -94,7 +99,15 @@ def parse_uri(text: str) -> NBDURI:
         raise BadURI(f"{text!r} does not name a host")
     if port == 0:
         raise BadURI(f"{text!r} has port 0, which cannot be reached")
-    return NBDURI(export=export, host=unquote(parts.hostname), port=port or DEFAULT_PORT)
+    return NBDURI(export=export, host=_host(parts.hostname), port=port or DEFAULT_PORT)
+
+
+def _host(text: str) -> str:
+    """A host as in a URI, decoded; many write a zone with C{%} alone."""
+    address, percent, zone = text.partition("%")
+    if ":" in address and percent and not zone.startswith("25"):
+        return text
+    return unquote(text)
 
 
 def _socket(text: str, host: str, query: dict[str, str]) -> str:

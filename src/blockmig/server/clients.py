@@ -1,7 +1,7 @@
 """The current connections of one factory.
 
 Owns the set of connections, which of them have proved that they belong here, the totals over all
-connections so far, and the moment when none is left.
+connections so far, and the moments when none is left, and when one comes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ _MOST_PROVED: Final = 32
 
 
 class Clients:
-    """The connections; one may be closed while iterating over them."""
+    """The connections; one may be closed while iterating over them.
+
+    @ivar count: how many there have been.
+    """
 
     def __init__(self) -> None:
         self._connections: dict[ServerConnection, None] = {}
         self._proved: dict[ServerConnection, None] = {}
-        self._count = 0
+        self.count = 0
         self._past = TrafficCounters()
-        self._waiting: list[Deferred[None]] = []
+        self._until_gone: list[Deferred[None]] = []
+        self._until_come: list[Deferred[None]] = []
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -35,16 +39,17 @@ class Clients:
 
     def add(self, connection: ServerConnection) -> None:
         self._connections[connection] = None
-        self._count += 1
+        self.count += 1
+        waiting, self._until_come = self._until_come, []
+        _fire(waiting)
 
     def remove(self, connection: ServerConnection) -> None:
         del self._connections[connection]
         self._proved.pop(connection, None)
         self._past.add(connection.traffic)
         if not self._connections:
-            waiting, self._waiting = self._waiting, []
-            for deferred in waiting:
-                deferred.callback(None)
+            waiting, self._until_gone = self._until_gone, []
+            _fire(waiting)
 
     def prove(self, connection: ServerConnection) -> None:
         """C{connection} belongs here: it is not closed for others any more.
@@ -64,10 +69,16 @@ class Clients:
         """Fires when there is no connection (any more)."""
         left: Deferred[None] = Deferred()
         if self._connections:
-            self._waiting.append(left)
+            self._until_gone.append(left)
         else:
             left.callback(None)
         return left
+
+    def one_comes(self) -> Deferred[None]:
+        """Fires when the next connection is made."""
+        come: Deferred[None] = Deferred()
+        self._until_come.append(come)
+        return come
 
     def status(self, now: float) -> dict[str, Any]:
         """The connections and the totals, for a status.
@@ -88,5 +99,10 @@ class Clients:
                 }
                 for connection in self._connections
             ],
-            "totals": {"connections": self._count, **totals.as_json()},
+            "totals": {"connections": self.count, **totals.as_json()},
         }
+
+
+def _fire(waiting: list[Deferred[None]]) -> None:
+    for deferred in waiting:
+        deferred.callback(None)

@@ -98,7 +98,14 @@ class ServerConnection(Protocol):
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)
         holds = Holds(incoming, self._released)
         self._context = context = PhaseContext(
-            self.peer, outgoing, incoming, holds, timeout, self._lifetime, self.traffic
+            self.peer,
+            outgoing,
+            incoming,
+            holds,
+            timeout,
+            self._lifetime,
+            self.traffic,
+            self.settings.refused,
         )
         handshake = HandshakePhase(context, self.settings, self.begin_session, self._advanced)
         self._enter(handshake)
@@ -216,6 +223,11 @@ class ServerConnection(Protocol):
     def is_mid_exchange(self) -> bool:
         """Whether the peer has sent a part of a request, or has replies to take."""
         return self._phase.is_mid_exchange
+
+    @property
+    def has_replies_due(self) -> bool:
+        """Whether the peer has not taken everything that was queued for it."""
+        return self._context.outgoing.waiting
 
     @property
     def heard_at(self) -> float:

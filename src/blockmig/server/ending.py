@@ -12,12 +12,16 @@ Rules:
   has none left, and the disk is flushed last. Clients that are held may be another server's by
   now: they are closed with their requests unanswered;
 * handed over: clients are closed with their last requests unanswered, and nothing is flushed;
-* relayed: clients are forwarded, and the server ends when the last of them has left;
+* whichever it is, clients have 10 s to take their replies: then they are aborted;
+* relayed: clients are forwarded, those too that come later. When the last of them has left the
+  server lingers: whoever comes back meanwhile is forwarded, and it ends when nobody does. Where it
+  did not at once, one reset behind it would cost its clients the only address that they know;
 * the end is reached when no client is left, and no thread at work.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -64,6 +68,15 @@ class EndingInputs(Protocol):
     def left(self) -> None:
         """The last client that was forwarded has left."""
 
+    def came(self) -> None:
+        """A client has come that is to be forwarded."""
+
+    def lingered(self) -> None:
+        """Nobody has come for long enough."""
+
+    def lingers_until(self) -> float | None:
+        """Until when it lingers, by the reactor's clock; None if it does not, or for ever."""
+
 
 class EndingActions(Protocol):
     """What the machine does."""
@@ -80,6 +93,15 @@ class EndingActions(Protocol):
     def forward(self, relay: Relay) -> None:
         """Forward the clients; answer with C{left}."""
 
+    def linger(self) -> Lingering:
+        """Have C{lingered} called in time."""
+
+    def await_clients(self) -> None:
+        """Answer with C{came} when somebody comes, or with C{lingered} if nobody is to."""
+
+    def await_leaving(self) -> None:
+        """Answer with C{left} when nobody is left."""
+
     def close_forwarded(self) -> None:
         """Close the clients that are forwarded; answer with C{left}."""
 
@@ -91,6 +113,29 @@ def _why(machine: EndingInputs, actions: EndingActions, why: str) -> str:
     return why
 
 
+class Lingering:
+    """Somebody may come back.
+
+    @param call: of what ends it; None where there is no such moment.
+    """
+
+    def __init__(self, call: IDelayedCall | None) -> None:
+        self._call = call
+
+    @property
+    def until(self) -> float | None:
+        """When it ends, by the reactor's clock."""
+        return self._call.getTime() if self._call is not None else None
+
+    def end(self) -> None:
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+
+
+def _linger(machine: EndingInputs, actions: EndingActions) -> Lingering:
+    return actions.linger()
+
+
 _builder = TypeMachineBuilder(EndingInputs, EndingActions)  # type: ignore[type-abstract]
 _serving = _builder.state("serving")
 """Clients are served, or held."""
@@ -98,6 +143,8 @@ _calling_off = _builder.state("calling off", _why)
 """The server was stopped: the end of its mirror is waited for."""
 _relaying = _builder.state("relaying")
 """Clients are forwarded."""
+_lingering = _builder.state("lingering", _linger)
+"""No client is left to be forwarded; those that come back in time are."""
 _draining = _builder.state("draining")
 """The last requests are finished; the disk is flushed after that."""
 _closing = _builder.state("closing")
@@ -146,7 +193,39 @@ def _close_forwarded_too(machine: EndingInputs, actions: EndingActions) -> None:
     actions.close_forwarded()
 
 
-@_relaying.upon(EndingInputs.left).to(_closing)
+@_relaying.upon(EndingInputs.left).to(_lingering)
+def _begin_to_linger(machine: EndingInputs, actions: EndingActions) -> None:
+    actions.await_clients()
+
+
+@_lingering.upon(EndingInputs.came).to(_relaying)
+def _go_on(machine: EndingInputs, actions: EndingActions, lingering: Lingering) -> None:
+    lingering.end()
+    actions.await_leaving()
+
+
+@_lingering.upon(EndingInputs.stop).to(_closing)
+def _stop_lingering(
+    machine: EndingInputs, actions: EndingActions, lingering: Lingering, why: str
+) -> None:
+    lingering.end()
+    actions.finish()
+
+
+@_lingering.upon(EndingInputs.hand_over).to(_closing)
+@_lingering.upon(EndingInputs.lingered).to(_closing)
+def _end_lingering(machine: EndingInputs, actions: EndingActions, lingering: Lingering) -> None:
+    lingering.end()
+    actions.finish()
+
+
+@_lingering.upon(EndingInputs.lingers_until).loop()
+def _lingers_until(
+    machine: EndingInputs, actions: EndingActions, lingering: Lingering
+) -> float | None:
+    return lingering.until
+
+
 @_leaving.upon(EndingInputs.left).to(_closing)
 def _finish(machine: EndingInputs, actions: EndingActions) -> None:
     actions.finish()
@@ -165,6 +244,16 @@ for _state in (_draining, _closing, _leaving):
     _state.upon(EndingInputs.relay).loop().returns(None)
 for _state in (_draining, _closing):
     _state.upon(EndingInputs.left).loop().returns(None)
+_lingering.upon(EndingInputs.left).loop().returns(None)
+_lingering.upon(EndingInputs.mirror_ended).loop().returns(None)
+_lingering.upon(EndingInputs.relay).loop().returns(None)
+_calling_off.upon(EndingInputs.came).loop().returns(None)
+_calling_off.upon(EndingInputs.lingered).loop().returns(None)
+_calling_off.upon(EndingInputs.lingers_until).loop().returns(None)
+for _state in (_serving, _relaying, _draining, _closing, _leaving):
+    _state.upon(EndingInputs.came).loop().returns(None)
+    _state.upon(EndingInputs.lingered).loop().returns(None)
+    _state.upon(EndingInputs.lingers_until).loop().returns(None)
 
 _make_ending = _builder.build()
 
@@ -176,8 +265,9 @@ class Ending:
     @param threads: which work on its disk.
     @param reactor: the clock.
     @param hold: holds the clients; fires when none of their requests is being carried out.
-    @param held: whether they are held.
+    @param held_at: when they were held, by the reactor's clock; None if they are not.
     @param flush: makes the disk durable; None where nothing can have changed it.
+    @param disk_unused: called when clients are forwarded, and nothing needs the disk any more.
     @param ended: called when nothing is left to do, with the failure of the flush if it failed.
     @ivar machine: takes the inputs.
     @ivar mirror: the mirror that is running, if there is one.
@@ -192,8 +282,9 @@ class Ending:
         reactor: Any,
         *,
         hold: Callable[[], Deferred[None]],
-        held: Callable[[], bool],
+        held_at: Callable[[], float | None],
         flush: Callable[[], Deferred[None]] | None,
+        disk_unused: Callable[[], None],
         ended: Callable[[Failure | None], None],
     ) -> None:
         self.mirror: ServedMirror | None = None
@@ -203,8 +294,9 @@ class Ending:
         self._threads = threads
         self._reactor = reactor
         self._hold = hold
-        self._held = held
+        self._held_at = held_at
         self._flush = flush
+        self._disk_unused = disk_unused
         self._ended = ended
         self._drain_timeout: IDelayedCall | None = None
         self.machine: EndingInputs = _make_ending(self)
@@ -229,7 +321,7 @@ class Ending:
                 why=why,
                 clients=len(self._clients),
             )
-        held = self._held()
+        held = self._held_at() is not None
         for client in self._clients:
             # Held clients may be another server's by now: none of their requests is answered here.
             client.close() if held else client.drain()
@@ -237,13 +329,37 @@ class Ending:
 
     def close(self) -> None:
         self.begun = True
+        self._limit_drain()
         self._close_clients()
         self.finish()
 
     def forward(self, relay: Relay) -> None:
         self.relay = relay
-        relay.start()
-        self._run(self._forward_clients(relay))
+        held = self._hold()
+        relay.start(self._held_at())
+        self._run(self._forward_clients(relay, held))
+
+    def linger(self) -> Lingering:
+        seconds = self._patience
+        if not 0 < seconds < math.inf:
+            return Lingering(None)
+        return Lingering(self._reactor.callLater(seconds, self.machine.lingered))
+
+    @property
+    def _patience(self) -> float:
+        """Seconds for which somebody may come."""
+        assert self.relay is not None
+        awaits_first = self.relay.awaits_first and not self._clients.count
+        return math.inf if awaits_first else self.relay.linger
+
+    def await_clients(self) -> None:
+        if self._patience:
+            self._clients.one_comes().addCallback(lambda _: self.machine.came())
+        else:
+            self.machine.lingered()
+
+    def await_leaving(self) -> None:
+        self._clients.all_gone().addCallback(lambda _: self.machine.left())
 
     def close_forwarded(self) -> None:
         self.begun = True
@@ -263,13 +379,13 @@ class Ending:
     def _run(self, coroutine: Any) -> None:
         Deferred.fromCoroutine(coroutine).addErrback(_bug)
 
-    async def _forward_clients(self, relay: Relay) -> None:
-        await self._hold()
+    async def _forward_clients(self, relay: Relay, held: Deferred[None]) -> None:
+        await held
         for client in self._clients:
             if client.negotiated is not None:
                 relay.forward(client)
-        await self._clients.all_gone()
-        self.machine.left()
+        relay.disk_unused().addCallback(lambda _: self._disk_unused())
+        self.await_leaving()
 
     async def _end(self, flush: Callable[[], Deferred[None]] | None = None) -> None:
         """Wait until no client is left and no thread at work, then flush."""

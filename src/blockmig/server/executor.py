@@ -137,6 +137,8 @@ class RequestExecutor:
         self._holds = context.holds
         self._outgoing = context.outgoing
         self._traffic = context.traffic
+        self._peer = context.peer
+        self._refused = context.refused
 
     def execute(self, request: Request) -> EventualReply:
         """Carry out a request that has no payload.
@@ -212,6 +214,7 @@ class RequestExecutor:
         """0 if the request may be carried out, else the error to answer it with."""
         error = check_request(request, self._export, self._allocation)
         if error:
+            self._refused.note(self._peer, request, self._export)
             return error
         if DRAINING in self._holds.reasons:
             return Errno.ESHUTDOWN

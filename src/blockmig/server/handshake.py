@@ -10,7 +10,7 @@ Owns the dialogue, and the time that a client has for it. Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twisted.logger import Logger
 
@@ -27,6 +27,7 @@ from ..runtime import Runtime
 from .handler import IExportHandler
 from .holds import BACKLOG, CLOSING
 from .phase import Phase, PhaseContext
+from .refused_requests import RefusedRequests
 
 _log = Logger()
 
@@ -46,6 +47,7 @@ class ConnectionSettings:
     @ivar handshake_timeout: seconds; 0 for none.
     @ivar idle_timeout: seconds; 0 for none.
     @ivar refusal: returns why the client may not have the export with a name now; "" where it may.
+    @ivar refused: the log of what clients are refused.
     """
 
     runtime: Runtime
@@ -56,6 +58,10 @@ class ConnectionSettings:
     handshake_timeout: float = 30.0
     idle_timeout: float = 60.0
     refusal: Callable[[str], str] = lambda name: ""
+    refused: RefusedRequests = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "refused", RefusedRequests(self.runtime.reactor.seconds))
 
 
 class HandshakePhase(Phase):

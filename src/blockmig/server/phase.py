@@ -18,6 +18,7 @@ from zope.interface import implementer
 from ..nbd import RemoteProtocolError, Request
 from ..transport import FileRegion, IPayloadReceiver, PayloadReader, RegionProducer
 from .holds import Holds
+from .refused_requests import RefusedRequests
 from .timeout import ConnectionTimeout
 from .traffic import TrafficCounters
 
@@ -38,6 +39,7 @@ class PhaseContext:
     @ivar timeout: gives a silent client up.
     @ivar lifetime: the machine that ends the connection.
     @ivar traffic: counts its requests.
+    @ivar refused: the log of requests that are refused.
     """
 
     peer: str
@@ -47,6 +49,7 @@ class PhaseContext:
     timeout: ConnectionTimeout
     lifetime: LifetimeInputs
     traffic: TrafficCounters
+    refused: RefusedRequests
 
 
 @implementer(IPayloadReceiver)

@@ -1,8 +1,9 @@
 """Forwards clients to the server that serves their disk now, so that they see only a pause.
 
-Owns the wait for that server (the upstream), and one connection to it for each client. The client's
-side is a `ServerConnection` in its forwarding phase: it still sends what was queued for the client,
-and after that everything that the upstream sends.
+Owns the clients that are forwarded (`relayed`), each with a connection to that server (the
+`upstream`) of its own, and the `search` for it. The client's side is a `ServerConnection` in its
+forwarding phase: it still sends what was queued for the client, and after that everything that the
+upstream sends.
 
 Rules:
 
@@ -20,362 +21,32 @@ Rules:
   one read of the reactor's, and the rest of an unanswered request;
 * a client that has closed its sending side may still receive. A server that has closed its sending
   side is gone, since it can answer nothing any more: its client's connection is closed as well;
-* a failed connection attempt loses nothing, and is repeated for ever.
+* a failed connection attempt loses nothing, and is repeated for ever. Where a connection is lost
+  that was made, its client loses its own, and is forwarded again when it comes back;
+* the disk here is needed only until the last client that was held has taken our replies, and the
+  other server what that client had sent here.
 """
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Sequence
+import math
 from dataclasses import replace
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from ..client import ClientConnection, ClientFactory, ClientHandler, Destination
-from ..nbd import (
-    REQUEST,
-    REQUEST_MAGIC,
-    ClientHandshake,
-    Command,
-    Negotiated,
-    TransmissionFlag,
-)
+from ..client import Destination
+from ..nbd import ClientHandshake, Negotiated
 from ..runtime import BoundedThreads, Runtime
-from ..transport import (
-    FileRegion,
-    has_hung_up,
-    is_plain_socket,
-)
 from .connection import ServerConnection
+from .relayed import Flow, RelayedClient
+from .search import Search
+from .upstream import Upstream, UpstreamUser
 
 _log = Logger()
 
-_FIRST_RETRY: Final = 0.02
-_LONGEST_RETRY: Final = 0.5
 _REPORT_INTERVAL: Final = 60.0
-_TIMEOUT: Final = 10.0
-_DISCONNECT_TIMEOUT: Final = 1.0
-
-
-class _UpstreamUser(typing.Protocol):
-    """Receives the events of a connection to the upstream server."""
-
-    def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
-        """Connected, and the handshake is over if there was to be one."""
-
-    def upstream_received(self, data: bytes) -> None:
-        """The server sent C{data}."""
-
-    def upstream_drained(self) -> None:
-        """The server has taken everything that was queued for it."""
-
-    def upstream_lost(self, why: str) -> None:
-        """The connection was lost, or could not be made; called once."""
-
-
-class _Upstream(ClientHandler):
-    """One connection to the upstream server.
-
-    @param handshake: our handshake; None where the client is to shake hands itself.
-    """
-
-    def __init__(
-        self, user: _UpstreamUser, handshake: ClientHandshake | None, runtime: Runtime
-    ) -> None:
-        self._user = user
-        self._relays_greeting = handshake is None
-        self._connection = ClientConnection(self, handshake, runtime)
-        self._connected = False
-        self._lost = False
-        self._connecting: Deferred[Any] | None = None
-
-    @property
-    def why(self) -> str:
-        """Why we gave the connection up; "" if we did not."""
-        return self._connection.why
-
-    def connect(self, endpoint: IStreamClientEndpoint) -> None:
-        """Connect, and shake hands; give up after 10 s."""
-        self._connection.set_timeout(_TIMEOUT, f"no answer in {_TIMEOUT:g} s")
-        self._connecting = maybeDeferred(endpoint.connect, ClientFactory(self._connection))
-        self._connecting.addCallbacks(lambda _: None, self._gone)
-
-    def _gone(self, reason: Failure) -> None:
-        self._connection.cancel_timeout()
-        if not self._lost:
-            self._lost = True
-            self._user.upstream_lost(self.why or reason.getErrorMessage())
-
-    # ClientHandler.
-
-    def connection_made(self) -> None:
-        """The server speaks first: to the client itself, if that has not been greeted."""
-        if self._lost:
-            self._connection.abort()  # given up, but its endpoint could not cancel it
-        elif self._relays_greeting:
-            self._ready(None)
-
-    def negotiated(self, negotiated: Negotiated) -> None:
-        self._ready(negotiated)
-
-    def _ready(self, negotiated: Negotiated | None) -> None:
-        self._connection.cancel_timeout()
-        self._connected = True
-        self._user.upstream_connected(self, negotiated)
-
-    def received(self, data: bytes) -> None:
-        if self._connected:
-            self._user.upstream_received(data)
-
-    def drained(self) -> None:
-        if self._connected and not self._lost:
-            self._user.upstream_drained()
-
-    def sending_failed(self, error: OSError) -> None:
-        """What the client had sent can no longer be read from the disk."""
-        self._connection.fail(f"reading the disk failed: {error}")
-
-    def connection_failed(self, why: str) -> None:
-        """We gave the connection up, perhaps before it was made."""
-        if self._connecting is not None and self._connection.transport is None:
-            self._connecting.cancel()
-
-    def connection_gone(self, reason: Failure) -> None:
-        self._gone(reason)
-
-    # For its user.
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the server has not yet taken everything that was sent."""
-        return self._connection.outgoing.waiting
-
-    def send(self, items: Sequence[bytes | FileRegion]) -> None:
-        """Send C{items}, which nobody changes afterwards."""
-        self._connection.outgoing.send(items)
-
-    def send_view(self, data: bytes | memoryview) -> None:
-        """Send C{data}, of which only what has to wait is copied."""
-        self._connection.outgoing.send_view(data)
-
-    def pause(self) -> None:
-        """Read nothing more from the server until L{resume}."""
-        if not self._lost:
-            self._connection.transport.pauseProducing()
-
-    def resume(self) -> None:
-        if not self._lost:
-            self._connection.transport.resumeProducing()
-
-    def finish(self) -> None:
-        """Close our sending side once everything was sent; where that is not possible, both."""
-        if self._lost:
-            return
-        if is_plain_socket(self._connection.transport):
-            self._connection.transport.loseWriteConnection()
-        else:
-            self.close()
-
-    def disconnect(self) -> None:
-        """Send DISC, and leave the server one second to close the connection."""
-        self.send([REQUEST.pack(REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0)])
-        self._connection.set_timeout(_DISCONNECT_TIMEOUT, "")
-
-    def close(self) -> None:
-        """Close when everything was sent, but after 10 s at the latest."""
-        if not self._lost:
-            self._connection.set_timeout(_TIMEOUT, "")
-            self._connection.transport.loseConnection()
-
-    def abort(self) -> None:
-        """Close at once, or cancel the connection attempt."""
-        self._connection.abort()
-        if self._connection.transport is None and self._connecting is not None:
-            self._connecting.cancel()
-
-
-class _Probe:
-    """Finds out whether the upstream server is there."""
-
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-        self._is_server = False
-        self._is_receiver = False
-
-    def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
-        """A server is there. If it is still the receiver, say nothing to it, not even DISC."""
-        assert negotiated is not None
-        if negotiated.listed:
-            self._is_receiver = True
-            upstream.abort()
-        else:
-            self._is_server = True
-            upstream.disconnect()
-
-    def upstream_received(self, data: bytes) -> None:
-        """Nothing was requested."""
-
-    def upstream_drained(self) -> None:
-        """There is nothing more to send."""
-
-    def upstream_lost(self, why: str) -> None:
-        """Report only now: a server that limits its connections no longer counts this one."""
-        if self._is_receiver:
-            why = "the migration's receiver still has the disk"
-        self._relay.probe_finished("" if self._is_server else why or "it closed the connection")
-
-
-class _RelayedClient:
-    """One client that is forwarded.
-
-    @param client: its connection.
-    """
-
-    def __init__(self, relay: Relay, client: ServerConnection) -> None:
-        self._relay = relay
-        self._client = client
-        self._backlog: list[bytes | FileRegion] = []
-        self._upstream: _Upstream | None = None
-        self._is_relaying = False
-        self._finished = False
-        self._ended = False
-
-    # From the client.
-
-    def begin(self, unanswered: list[bytes | FileRegion] | None) -> None:
-        """The client's connection is ours now."""
-        self._relay.add(self)
-        if unanswered is None:
-            self._close("a WRITE that it is sending has failed here")
-            return
-        self._backlog = unanswered
-        if self._client.negotiated is None:
-            # It waits for a greeting, so the only thing to be read is that it gave up.
-            self._client.resume_reading()
-        self.connect()
-
-    def received(self, data: bytes | memoryview) -> None:
-        """Send C{data} upstream, or keep it until that is possible, and then read nothing more."""
-        if self._ended:
-            return
-        if self._is_relaying:
-            assert self._upstream is not None
-            self._upstream.send_view(data)
-            if self._upstream.waiting:
-                self._client.pause_reading()
-        else:
-            self._backlog.append(bytes(data))
-            self._client.pause_reading()
-
-    def finished(self) -> None:
-        """The client sends no more."""
-        self._finished = True
-        if self._ended:
-            return
-        if self._is_relaying:
-            assert self._upstream is not None
-            self._upstream.finish()
-        elif not self._backlog:
-            self._close("")
-
-    def drained(self) -> None:
-        """The client has taken everything: read from the server again."""
-        if self._is_relaying and self._upstream is not None:
-            self._upstream.resume()
-
-    def lost(self, reason: Failure) -> None:
-        """The client is gone. If it closed in good order, what it sent still reaches the server."""
-        self._ended = True
-        self._backlog = []
-        self._relay.remove(self)
-        if self._upstream is None:
-            return
-        if self._is_relaying and reason.check(ConnectionDone):
-            self._upstream.close()
-        else:
-            self._upstream.abort()
-
-    def _close(self, why: str) -> None:
-        self._ended = True
-        self._backlog = []
-        if why:
-            _log.warn(
-                "{peer}: cannot be forwarded ({why}); connection closed",
-                event="not-passed-on",
-                peer=self._client.peer,
-                why=why,
-            )
-        if self._upstream is not None and not self._is_relaying:
-            self._upstream.abort()
-        self._client.close()
-
-    def give_up_if_gone(self) -> None:
-        """Drop the client if it has hung up meanwhile."""
-        if not self._is_relaying and not self._ended and has_hung_up(self._client.transport):
-            self._close("it has hung up")
-
-    # From the server, and what leads there.
-
-    def connect(self) -> None:
-        """Connect to the server, unless that is already done, or the server is not available."""
-        if self._upstream is None and not self._ended and self._relay.is_available:
-            self._upstream = self._relay.make_upstream(self, self._client.negotiated)
-            self._relay.connect(self._upstream)
-
-    def upstream_connected(self, upstream: _Upstream, negotiated: Negotiated | None) -> None:
-        """Connected: forward the client, if everything that it was told holds here."""
-        advertised = self._client.negotiated
-        if advertised is not None and negotiated is not None:
-            if negotiated.listed:
-                upstream.abort()
-                return
-            hung_up = has_hung_up(self._client.transport)
-            why = "it has hung up" if hung_up else missing_feature(advertised, negotiated)
-            if why:
-                self._upstream = None
-                upstream.disconnect()
-                self._close(why)
-                return
-        self._is_relaying = True
-        self._relay.client_connected()
-        backlog, self._backlog = self._backlog, []
-        upstream.send(backlog)
-        if self._finished:
-            upstream.finish()
-        if upstream.waiting:
-            self._client.pause_reading()
-        else:
-            self._client.resume_reading()
-
-    def upstream_received(self, data: bytes) -> None:
-        """Send C{data} to the client."""
-        if self._is_relaying and not self._ended and not self._client.answer(data):
-            assert self._upstream is not None
-            self._upstream.pause()
-
-    def upstream_drained(self) -> None:
-        """The server has taken everything: read from the client again."""
-        if not self._ended:
-            self._client.resume_reading()
-
-    def upstream_lost(self, why: str) -> None:
-        """Before the client was forwarded nothing is lost; after that, its connection is."""
-        upstream, self._upstream = self._upstream, None
-        if self._ended:
-            return
-        if self._is_relaying:
-            self._close(upstream.why if upstream is not None else "")
-        else:
-            self._relay.unreachable(why)
-
-    def stop(self) -> None:
-        if not self._ended:
-            self._close("")
 
 
 class Relay:
@@ -386,8 +57,16 @@ class Relay:
     @param destination: where that server is, or will be, and the export's name there.
     @param receiver_export: the name of an export that only the migration's receiver lists; None if
         there is none.
+    @param linger: seconds for which clients may still come when the last one has left; C{math.inf}
+        for ever.
+    @param awaits_first: a first client may come at any time, however long that takes: there was
+        none yet that could leave.
     @param runtime: reactor, threads and system calls; None for the real ones.
-    @ivar is_available: the server has answered.
+    @ivar linger: as given.
+    @ivar awaits_first: as given.
+    @ivar flow: counts the bytes that were passed on.
+    @ivar pause: seconds from the hold until the server that takes over replied to a client; None
+        until then. If none was waiting for a reply, until one could have been replied to.
     """
 
     def __init__(
@@ -395,40 +74,57 @@ class Relay:
         destination: Destination,
         *,
         receiver_export: str | None = None,
+        linger: float = 0.0,
+        awaits_first: bool = False,
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
         self._threads = BoundedThreads(runtime.threads)
         self._runtime = replace(runtime, threads=self._threads)
-        self.is_available = False
+        self.linger = linger
+        self.awaits_first = awaits_first
+        self.flow = Flow()
+        self.pause: float | None = None
+        self._uri = destination.uri
         self._endpoint = destination.endpoint
         self._export = destination.export
         self._receiver_exports = () if receiver_export is None else (receiver_export,)
         self._reactor = runtime.reactor
-        self._clients: dict[_RelayedClient, None] = {}
-        self._delay = _FIRST_RETRY
+        self._clients: dict[RelayedClient, None] = {}
+        self._disk_users: dict[RelayedClient, None] = {}
+        self._disk_unused: Deferred[None] | None = None
+        self._held_at: float | None = None
+        self._is_reply_awaited = False
         self._reported_at = float("-inf")
         self._announced = False
-        self._probe: _Upstream | None = None
-        self._next_probe: IDelayedCall | None = None
+        self._why = ""
         self._stopped = False
+        self._search = Search(
+            self._connection,
+            self.connect,
+            lambda: ClientHandshake(self._export, self._receiver_exports),
+            is_waited_for=lambda: any(client.waits for client in self._clients),
+            found=self._became_available,
+            not_found=self._not_found,
+            reactor=runtime.reactor,
+        )
 
-    def start(self) -> None:
-        """Begin to probe for the server."""
-        self._start_probe()
+    def start(self, held_at: float | None = None) -> None:
+        """Begin to look for the server.
+
+        @param held_at: when the clients were held, by the reactor's clock; None if they were not.
+        """
+        self._held_at = held_at
+        self._search.start()
 
     def forward(self, client: ServerConnection) -> None:
         """Forward a client that is held and idle, or was not greeted, as soon as possible."""
-        client.forward(_RelayedClient(self, client))
+        client.forward(RelayedClient(self, client))
 
     def stop(self) -> None:
-        """Give up: close every client, and stop probing."""
+        """Give up: close every client, and stop looking."""
         self._stopped = True
-        if self._next_probe is not None:
-            self._next_probe.cancel()
-            self._next_probe = None
-        if self._probe is not None:
-            self._probe.abort()
+        self._search.stop()
         for client in list(self._clients):
             client.stop()
 
@@ -436,9 +132,36 @@ class Relay:
         """Fires when no thread is reading what a client had sent from the disk."""
         return self._threads.idle()
 
-    # For the clients and the probe.
+    def disk_unused(self) -> Deferred[None]:
+        """Fires when nothing here needs the disk any more; to be called once, when every client
+        that was held is forwarded."""
+        self._disk_unused = unused = Deferred[None]()
+        self.check_disk_use()
+        return unused
 
-    def make_upstream(self, client: _RelayedClient, advertised: Negotiated | None) -> _Upstream:
+    def status(self) -> dict[str, Any]:
+        """What passes, for people and scripts: sizes in bytes, times in seconds."""
+        waiting = sum(client.waits for client in self._clients)
+        return {
+            "to": self._uri,
+            "available": self._search.is_available,
+            "clients": len(self._clients) - waiting,
+            "waiting": waiting,
+            "bytes_to_server": self.flow.to_server,
+            "bytes_to_clients": self.flow.to_clients,
+            "last_error": self._why,
+            "pause": None if self.pause is None else round(self.pause, 4),
+            "linger": "forever" if math.isinf(self.linger) else self.linger,
+        }
+
+    # RelayContext, for the clients.
+
+    @property
+    def is_available(self) -> bool:
+        """The server was there when it was last heard of."""
+        return self._search.is_available
+
+    def make_upstream(self, client: RelayedClient, advertised: Negotiated | None) -> Upstream:
         """A connection for a client that was told C{advertised}, or was not greeted (None)."""
         handshake: ClientHandshake | None = None
         if advertised is not None:
@@ -448,25 +171,63 @@ class Relay:
                 structured=advertised.structured,
                 allocation=advertised.allocation,
             )
-        return _Upstream(client, handshake, self._runtime)
+        return self._connection(client, handshake)
 
-    def connect(self, upstream: _Upstream) -> None:
+    def _connection(self, user: UpstreamUser, handshake: ClientHandshake | None) -> Upstream:
+        return Upstream(user, handshake, self._runtime)
+
+    def connect(self, upstream: Upstream) -> None:
         """Connect C{upstream}; that may fail at once."""
         upstream.connect(self._endpoint)
 
-    def add(self, client: _RelayedClient) -> None:
+    def add(self, client: RelayedClient) -> None:
+        """C{client} is to be forwarded."""
         self._clients[client] = None
+        if client.uses_disk:
+            self._disk_users[client] = None
+        self._search.hurry()
 
-    def remove(self, client: _RelayedClient) -> None:
+    def remove(self, client: RelayedClient) -> None:
+        """C{client} is gone."""
         self._clients.pop(client, None)
 
-    def client_connected(self) -> None:
-        """A client is being forwarded: the next failure is retried soon."""
-        self._delay = _FIRST_RETRY
+    def client_connected(self, client: RelayedClient) -> None:
+        """C{client} is being forwarded."""
+        self._search.reached()
+        if client.was_held and not self._is_reply_awaited:
+            self._end_pause()
+
+    def client_answered(self) -> None:
+        """The server has replied to a client that was held."""
+        self._end_pause()
+
+    def _end_pause(self) -> None:
+        if self._held_at is None:
+            return
+        self.pause, self._held_at = self._reactor.seconds() - self._held_at, None
+        _log.info(
+            "clients have waited for {milliseconds:.0f} ms: from the hold to the first reply of "
+            "the server that takes over",
+            event="client-pause",
+            milliseconds=1000 * self.pause,
+        )
+
+    def check_disk_use(self) -> None:
+        """A client may not need the disk here any more."""
+        if self._disk_users:
+            self._disk_users = {client: None for client in self._disk_users if client.uses_disk}
+        if self._disk_unused is not None and not self._disk_users:
+            unused, self._disk_unused = self._disk_unused, None
+            unused.callback(None)
 
     def unreachable(self, why: str) -> None:
-        """The server does not answer (yet), or the connection for a client failed."""
-        self.is_available = False
+        """The connection for a client failed."""
+        self._search.vanished(why)
+
+    # For the search.
+
+    def _not_found(self, why: str) -> None:
+        self._why = why
         if self._stopped:
             return
         # Clients that wait are not read from, so nothing else notices that they hung up.
@@ -481,23 +242,8 @@ class Relay:
                 event="not-there-yet",
                 why=why,
             )
-        if self._next_probe is None and self._probe is None:
-            self._next_probe = self._reactor.callLater(self._delay, self._start_probe)
-            self._delay = min(2 * self._delay, _LONGEST_RETRY)
-
-    def probe_finished(self, why: str) -> None:
-        """The probe is over.
-
-        @param why: why the server is not available; "" if it is.
-        """
-        self._probe = None
-        if why:
-            self.unreachable(why)
-        elif not self._stopped:
-            self._became_available()
 
     def _became_available(self) -> None:
-        self.is_available = True
         if not self._announced:
             self._announced = True
             _log.info(
@@ -505,33 +251,9 @@ class Relay:
                 event="passing-on",
                 clients=len(self._clients),
             )
+        if self._held_at is not None:
+            self._is_reply_awaited = any(client.waits_for_reply for client in self._clients)
+            if not any(client.was_held for client in self._clients):
+                self._held_at = None  # there is nobody who could see a pause
         for client in list(self._clients):
             client.connect()
-
-    def _start_probe(self) -> None:
-        self._next_probe = None
-        handshake = ClientHandshake(self._export, self._receiver_exports)
-        self._probe = _Upstream(_Probe(self), handshake, self._runtime)
-        self.connect(self._probe)
-
-
-def missing_feature(advertised: Negotiated, upstream: Negotiated) -> str:
-    """What a client was told here that does not hold upstream, in words; "" if all of it does."""
-    ours, theirs = advertised.export, upstream.export
-    if theirs.size != ours.size:
-        return f"the disk has {theirs.size} bytes there but {ours.size} here"
-    if theirs.read_only and not ours.read_only:
-        return "the export is read-only there"
-    lacking = int(ours.flags) & ~int(theirs.flags) & ~int(TransmissionFlag.READ_ONLY)
-    if lacking:
-        names = ", ".join(str(flag.name) for flag in TransmissionFlag(lacking))
-        return f"{names} is not offered there"
-    if theirs.minimum_block > ours.minimum_block:
-        return f"the minimum block size is {theirs.minimum_block} bytes there"
-    if theirs.maximum_payload < ours.maximum_payload:
-        return f"the maximum payload is {theirs.maximum_payload} bytes there"
-    if advertised.structured and not upstream.structured:
-        return "structured replies are not offered there"
-    if advertised.allocation and not upstream.allocation:
-        return "base:allocation is not offered there, or has another context id"
-    return ""

@@ -32,7 +32,7 @@ from zope.interface import implementer
 
 from ..claims import Claim, check_unclaimed
 from ..interfaces import IDisk, IRecordedDisk
-from ..lives import Life, LifeState
+from ..lives import Life, LifeState, OneShot
 from ..migration.disk import failing_locally, guarded
 from ..migration.records.verdict import check_canonical
 from ..nbd import (
@@ -204,6 +204,8 @@ class Server:
             idle_timeout=request_timeout,
         )
         self._clients = Clients()
+        self._held_at = 0.0
+        self._disk_unused: OneShot[None] = OneShot()
         self._life: Life[None] = Life(
             f"the server of {disk.name}", begin=lambda: None, call_off=self._call_off
         )
@@ -212,8 +214,9 @@ class Server:
             self._threads,
             reactor,
             hold=self.hold,
-            held=lambda: self._handler.held,
+            held_at=lambda: self._held_at if self._handler.held else None,
             flush=None if read_only else self._access.flush,
+            disk_unused=lambda: self._disk_unused.resolve(None),
             ended=self._end,
         )
         self._factory = ServerFactory(
@@ -260,14 +263,29 @@ class Server:
             "errors": self._handler.errors.count,
             "last_error": self._handler.errors.last,
             **self._clients.status(now),
+            **self._relay_status(now),
         }
+
+    def _relay_status(self, now: float) -> dict[str, Any]:
+        relay = self._ending.relay
+        if relay is None or self.state != "relaying":
+            return {}
+        until = self._ending.machine.lingers_until()
+        left = None if until is None else round(until - now, 3)
+        return {"relay": {**relay.status(), "linger_left": left}}
+
+    @property
+    def relayed_pause(self) -> float | None:
+        """Seconds from the hold to the first reply that reached a client by the L{relay}; None
+        where there is none (yet)."""
+        return None if self._ending.relay is None else self._ending.relay.pause
 
     def complete(self) -> Deferred[None]:
         """Fires when the server was stopped, every client is gone, and the disk is flushed.
 
         Nothing is flushed after L{hand_over} or L{relay}. After L{relay} it fires by itself when
-        the last client has left. It may be asked for at any time, and repeatedly; cancelling it
-        only stops waiting.
+        the last client has left, and none has come back for as long as the relay lingers. It may be
+        asked for at any time, and repeatedly; cancelling it only stops waiting.
 
         It fails with the L{OSError} of that last flush.
         """
@@ -309,7 +327,8 @@ class Server:
 
         @return: fires when none is in progress, so that the disk does not change.
         """
-        self._handler.held = True
+        if not self._handler.held:
+            self._handler.held, self._held_at = True, self._reactor.seconds()
         holding: list[Deferred[Any]] = [client.hold() for client in self._clients]
         still: Deferred[Any] = gatherResults([*holding, self._access.jobs.orphans_finished()])
         return still.addCallback(lambda _: None)
@@ -339,12 +358,22 @@ class Server:
         """Another server serves the disk now: forward every client to it, including later ones.
 
         The clients are held first, if they are not yet. Requests that were not answered are sent
-        there first. Keep the ports listening and the disk open until L{complete} fires, when the
-        last client has left: at once if there is none. L{stop} ends it sooner, and L{release} does
-        nothing any more. A server that was stopped before only closes its clients.
+        there first. Keep the ports listening until L{complete} fires, when the last client has left
+        and the relay has lingered for as long as it was told to: at once if there is no client, and
+        it does not linger. Keep the disk open until L{disk_unused} fires, or L{complete}. L{stop}
+        ends it sooner, and L{release} does nothing any more. A server that was stopped before only
+        closes its clients.
 
         @param relay: how to reach that server, as in
             C{Relay(Destination(client_endpoint(reactor, uri), uri.export),
             receiver_export=uri.export + HANDOFF_EXPORT)}.
         """
         self._ending.machine.relay(relay)
+
+    def disk_unused(self) -> Deferred[None]:
+        """Fires when clients are forwarded, and nothing here needs the disk any more.
+
+        It does not fire without a L{relay}; and it may be later than L{complete}, or not fire at
+        all, where clients are closed. Cancelling it only stops waiting.
+        """
+        return self._disk_unused.wait()

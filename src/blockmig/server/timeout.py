@@ -3,7 +3,8 @@
 Owns the only timer of a connection. Rules:
 
 * a client that may be silent is never given up, however long it sends nothing;
-* a client that takes its replies, even slowly, does not count as silent;
+* a client that takes its replies, even slowly, does not count as silent; one that takes none of
+  what waited for it when the time began does;
 * where progress is expected of a client, to send something is not enough. The time in which we do
   one thing that it has asked for, and it sends nothing, counts nothing, however long that takes.
   Otherwise the time in which it waits for us counts a tenth: flush after flush is no progress
@@ -95,6 +96,7 @@ class ConnectionTimeout:
         """
         self.reset()
         self._progress = None
+        self._unacknowledged = unacknowledged(self._transport)
         self._start(seconds, self._check, seconds, may_be_silent)
 
     def watch_progress(

@@ -6,10 +6,11 @@ slow ones in threads. Imports no reactor.
 
 from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
+from .departed import DepartedDisk
 from .device import BlockDisk
-from .dirty import GRANULARITY, DirtyMap
+from .dirty import GRANULARITY, DirtyMap, TouchedMap
 from .disk import PROBE_SIZE, held_descriptor
-from .errors import DiskChanged, DiskRefused, NotDurable
+from .errors import DiskChanged, DiskInUse, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
 from .identities import (
@@ -37,6 +38,7 @@ from .record_paths import (
     state_path,
 )
 from .scan import Scan, Segment, split_data
+from .survey import Survey
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion, describe_version, version_at
 
@@ -46,8 +48,10 @@ __all__ = [
     "ROOTS_DIRECTORY",
     "BlockDisk",
     "Coverage",
+    "DepartedDisk",
     "DirtyMap",
     "DiskChanged",
+    "DiskInUse",
     "DiskRefused",
     "DiskVersion",
     "FileDisk",
@@ -56,6 +60,8 @@ __all__ = [
     "Relation",
     "Scan",
     "Segment",
+    "Survey",
+    "TouchedMap",
     "User",
     "aside_path",
     "boot_id",

@@ -44,7 +44,7 @@ def check_deletable(
     if not reason and is_mount_point(path, mountinfo):
         reason = f"it is a mount point: umount {path}"
     if reason:
-        raise DiskRefused(f"{name}: cannot be deleted: {reason}, or send without --unlink")
+        raise DiskRefused(f"{name}: cannot be deleted: {reason}, or send with unlink=False")
 
 
 def _flag_reason(what: str, path: str, flags: int) -> str:

@@ -1,6 +1,8 @@
-"""Which parts of a disk are dirty: written by a client since they were last sent.
+"""Which parts of a disk are dirty: written by a client since they were last sent; and which parts
+clients touch.
 
-Owns one bit for each 64 KiB of the disk, and nothing else: 32 MiB of memory for 16 TiB.
+Owns one bit for each 64 KiB of the disk in each of the two maps, and nothing else: 32 MiB of memory
+for 16 TiB each.
 
 Rules:
 
@@ -87,3 +89,47 @@ class DirtyMap:
         bits[first:stop] = 0
         self._count -= stop - first
         return first << _SHIFT, min(stop << _SHIFT, self.size)
+
+
+class TouchedMap:
+    """Which parts of a disk clients have written to lately, whether or not they are dirty.
+
+    It tells how much clients touch in a given time: the dirty map cannot, since what is dirty
+    already does not become so again.
+
+    @param size: bytes of the disk.
+    @ivar written: bytes that clients wrote so far, each time anew, in whole blocks; only grows.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.written = 0
+        self._bits = bitarray(-(-size // GRANULARITY))
+        self._bits.setall(0)
+        self._count = 0
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes were touched since L{restart}, each counted once."""
+        return self._count << _SHIFT
+
+    def touch(self, offset: int, length: int) -> None:
+        """C{length} bytes, more than 0, at C{offset} are written."""
+        first = offset >> _SHIFT
+        last = (offset + length - 1) >> _SHIFT
+        bits = self._bits
+        if first == last:
+            self.written += GRANULARITY
+            if not bits[first]:
+                bits[first] = 1
+                self._count += 1
+            return
+        stop = last + 1
+        self.written += (stop - first) << _SHIFT
+        self._count += stop - first - bits.count(1, first, stop)
+        bits[first:stop] = 1
+
+    def restart(self) -> None:
+        """Forget what was touched so far."""
+        if self._count:
+            self._bits.setall(0)
+            self._count = 0

@@ -37,7 +37,7 @@ from ..syscalls import (
     SystemCalls,
 )
 from .descriptor import Descriptor
-from .errors import DiskRefused
+from .errors import DiskInUse, DiskRefused
 from .lock import InUse, lock_disk
 from .watched import absolute_name
 
@@ -113,7 +113,7 @@ class DescriptorDisk:
             try:
                 lock_disk(descriptor, self.writable, self._system)
             except InUse as error:
-                raise DiskRefused(f"{self.name}: in use by {error}") from None
+                raise DiskInUse(f"{self.name}: in use by {error}") from None
             except OSError as error:
                 raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
             self.size = self._system.lseek(descriptor, 0, os.SEEK_END)

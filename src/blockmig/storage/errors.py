@@ -11,6 +11,10 @@ class DiskRefused(Exception):
     """The disk cannot be used as it is; nothing was changed. The message is one line."""
 
 
+class DiskInUse(DiskRefused):
+    """Another program has locked the disk."""
+
+
 class DiskChanged(DiskRefused):
     """The disk is no longer what was opened. The message, one line, says what was found."""
 

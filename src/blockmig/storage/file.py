@@ -63,7 +63,12 @@ class FileDisk(DescriptorDisk, WatchedFile):
         try:
             descriptor = self._system.open(self.name, flags | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
-            raise DiskRefused(f"{self.name}: cannot be created: {error.strerror}") from None
+            why = error.strerror
+            if isinstance(error, FileNotFoundError):
+                why = f"there is no directory {os.path.dirname(self.name) or '.'}"
+            elif isinstance(error, FileExistsError) and os.path.islink(self.name):
+                why = "it is a symbolic link that leads nowhere"
+            raise DiskRefused(f"{self.name}: cannot be created: {why}") from None
         self.created = True
         return descriptor
 
@@ -108,7 +113,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
     def _check_links(self) -> None:
         links = self.links()
         if links == 0:
-            raise DiskRefused(f"{self.name}: was deleted by somebody else: send without --unlink")
+            raise DiskRefused(f"{self.name}: was deleted by somebody else: send with unlink=False")
         if links != 1:
             raise DiskRefused(
                 f"{self.name}: has {links} hard links; deleting one would not retire the disk"

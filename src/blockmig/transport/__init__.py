@@ -10,14 +10,14 @@ from .endpoints import (
     client_endpoint,
     describe_address,
     listen,
-    listening_uri,
+    listening_uris,
     server_endpoint,
     stop_listening,
     tune,
 )
 from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
-from .plain import has_hung_up, is_plain_socket, unacknowledged
+from .plain import has_hung_up, is_plain_socket, is_readable, unacknowledged
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
@@ -40,8 +40,9 @@ __all__ = [
     "describe_address",
     "has_hung_up",
     "is_plain_socket",
+    "is_readable",
     "listen",
-    "listening_uri",
+    "listening_uris",
     "server_endpoint",
     "stop_listening",
     "tune",

@@ -1,8 +1,9 @@
 """Endpoint strings and NBD URIs to Twisted endpoints, and ports back to NBD URIs.
 
 Owns the rules of listening (design, section 2): an address that is in use is fatal at once, since
-clients would connect to whoever uses it; a failure that may pass (the address is not on this host
-yet, no descriptors or buffers) is retried once a second, with one log line a minute.
+clients would connect to whoever uses it, unless its user is known to be about to end; a failure
+that may pass (the address is not on this host yet, no descriptors or buffers) is retried once a
+second, with one log line a minute.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..nbd import NBDURI
+from .addresses import endpoint_string, host_addresses
 from .plain import is_plain_socket
 
 _log = Logger()
@@ -41,13 +43,14 @@ _BACKLOG: Final = 1024
 """Twisted's default is 50."""
 _SEND_BUFFER: Final = 4 << 20
 _RETRY_INTERVAL: Final = 1.0
+_BUSY_INTERVAL: Final = 0.01
 _REPORT_INTERVAL: Final = 60.0
 # Milliseconds. It also runs while a live peer takes nothing, so it cannot be short.
 _USER_TIMEOUT: Final = 300_000
 
 
 class BadEndpoint(ValueError):
-    """The text is not a Twisted server endpoint string; the message says why."""
+    """The text does not say where to listen; the message says why."""
 
 
 class CannotListen(Exception):
@@ -55,7 +58,8 @@ class CannotListen(Exception):
 
 
 def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
-    """The endpoint that C{text}, a Twisted server endpoint string, describes.
+    """The endpoint that C{text} describes: a Twisted server endpoint string, or one of the other
+    forms that L{endpoint_string<blockmig.transport.addresses.endpoint_string>} takes.
 
     A UNIX socket gets mode 600 unless C{text} has a mode: Twisted's default would let everybody on
     this machine use it. So many connections may wait to be accepted, unless C{text} says how many,
@@ -64,6 +68,10 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
 
     @raise BadEndpoint: it describes none.
     """
+    try:
+        text, given = endpoint_string(text), text
+    except ValueError as error:
+        raise BadEndpoint(f"{text!r}: {error}") from None
     if text.startswith("unix:") and ":mode=" not in text:
         text += ":mode=600"
     queue = text
@@ -71,13 +79,13 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         queue += f":backlog={_BACKLOG}"
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, queue)
-    except Exception as error:  # each endpoint parser raises its own exceptions
+    except Exception:  # each parser raises exceptions of its own, in words for programmers
         raise BadEndpoint(
-            f"{text!r} is not an endpoint such as tcp:10809:interface=127.0.0.1 "
-            f"or unix:/path ({error})"
+            f"{given!r} says nowhere to listen: 192.0.2.7:10809, [::1]:10809, 10809, "
+            "tcp:10809:interface=192.0.2.7 and unix:/run/blockmig.sock would"
         ) from None
     if isinstance(endpoint, endpoints.StandardIOEndpoint):
-        raise BadEndpoint(f"{text!r} accepts no connections")
+        raise BadEndpoint(f"{given!r} accepts no connections")
     return endpoint
 
 
@@ -99,11 +107,14 @@ async def listen(
     factory: IProtocolFactory,
     text: str,
     give_up_after: float | None = None,
+    *,
+    busy_for: float = 0.0,
 ) -> IListeningPort:
     """Listen on C{endpoint}, and retry failures that may pass.
 
     @param text: the endpoint as the user wrote it, for messages.
     @param give_up_after: seconds; None to retry for ever.
+    @param busy_for: seconds for which the address may be in use by a process that is about to end.
     @raise CannotListen: the failure is permanent.
     @raise TimeoutError: C{give_up_after} is over.
     """
@@ -126,9 +137,10 @@ async def listen(
             _accept_few(port)
             return port
         number = getattr(reason, "errno", None)
-        why = getattr(reason, "strerror", None) or str(reason)
-        if why == "Cannot acquire lock":  # Twisted's words for a UNIX socket that has an owner
-            why = "the socket is in use by another process"
+        why, busy = _why_not(reason)
+        if busy and reactor.seconds() - began < busy_for:
+            await deferLater(reactor, _BUSY_INTERVAL)
+            continue
         if number not in _TRANSIENT:
             raise CannotListen(f"cannot listen on {text}: {why}")
         now = reactor.seconds()
@@ -140,6 +152,16 @@ async def listen(
                 "cannot listen on {endpoint} yet: {why}; trying again", endpoint=text, why=why
             )
         await deferLater(reactor, _RETRY_INTERVAL)
+
+
+def _why_not(reason: Any) -> tuple[str, bool]:
+    """Why listening failed, and whether somebody else listens there."""
+    why = getattr(reason, "strerror", None) or str(reason)
+    if why == "Cannot acquire lock":  # Twisted's words for a UNIX socket that has an owner
+        return "the socket is in use by another process", True
+    if getattr(reason, "errno", None) == errno.EADDRINUSE:
+        return f"{why}: another program listens there", True
+    return why, False
 
 
 def _shielded(listening: defer.Deferred[IListeningPort]) -> defer.Deferred[IListeningPort]:
@@ -156,19 +178,33 @@ def _shielded(listening: defer.Deferred[IListeningPort]) -> defer.Deferred[IList
     return waiting
 
 
-def listening_uri(port: IListeningPort, export: str) -> tuple[str, bool]:
-    """The URI that reaches C{port}, and whether only this machine can use it."""
+def listening_uris(port: IListeningPort, export: str) -> tuple[list[str], bool]:
+    """The URIs that reach C{port}, and whether only this machine can use them.
+
+    Where it listens on every address of this machine, there is one for each that others can use.
+    """
     address = port.getHost()
     if isinstance(address, UNIXAddress):
         path = address.name.decode() if isinstance(address.name, bytes) else str(address.name)
-        return str(NBDURI(export=export, socket=path)), True
+        return [str(NBDURI(export=export, socket=path))], True
     if isinstance(address, IPv4Address | IPv6Address):
         host = address.host
         local = host.startswith("127.") or host == "::1"
-        if host in ("0.0.0.0", "::"):
-            host = socket.gethostname()
-        return str(NBDURI(export=export, host=host, port=address.port)), local
-    return str(address), False
+        hosts = [host]
+        if host == "0.0.0.0":
+            hosts = host_addresses(socket.AF_INET) or ["127.0.0.1"]
+        elif host == "::":
+            hosts = host_addresses(_families(port)) or ["::1"]
+        return [str(NBDURI(export=export, host=one, port=address.port)) for one in hosts], local
+    return [str(address)], False
+
+
+def _families(port: Any) -> int:
+    """Whom a port that listens on C{::} hears: IPv4 as well, unless the system was told not to."""
+    handle = getattr(port, "socket", None)
+    if handle is not None and handle.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        return socket.AF_INET6
+    return socket.AF_UNSPEC
 
 
 def describe_address(address: object) -> str:

@@ -48,6 +48,15 @@ def has_hung_up(transport: object) -> bool:
     return any(found & events for _, found in poll.poll(0))
 
 
+def is_readable(transport: object) -> bool:
+    """Whether the peer has sent something that was not read yet. False where it is unknown."""
+    if not is_plain_socket(transport):
+        return False
+    poll = select.poll()
+    poll.register(transport.fileno(), select.POLLIN)
+    return any(found & select.POLLIN for _, found in poll.poll(0))
+
+
 def is_plain_socket(transport: object) -> TypeGuard[tcp.Connection]:
     """Whether bytes may be moved past C{transport}, through its descriptor.
 

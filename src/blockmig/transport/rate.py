@@ -9,7 +9,8 @@ in slices of a twentieth of a second.
 
 `YieldingLimiter`: while others were busy within the last 3 ms, sending takes at most a seventh of
 the reactor's time, in turns of 128 KiB, so that nobody waits long for one to end. (Time in which
-the socket is full does not count.)
+the socket is full does not count.) How fast it sends in its turns says how fast it could if it had
+all of the time, and the wire allowed it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _SMALLEST_SLICE: Final = 4096
 _TURN_SIZE: Final = 128 << 10
 _RECENT: Final = 0.003
 _YIELD_FACTOR: Final = 6
+_DECAY: Final = 0.99
 # Seconds, so that a changed limit takes effect soon.
 _LONGEST_WAIT: Final = 0.25
 
@@ -138,6 +140,8 @@ class YieldingLimiter:
     @param others_last_busy: returns when others were last busy, by C{seconds}.
     @param rate: bytes per second; None for no limit.
     @param seconds: a clock fine enough to time one turn.
+    @ivar unhindered_rate: bytes per second that it sent lately in its best turns; 0 if nobody else
+        was busy yet.
     """
 
     def __init__(
@@ -150,6 +154,7 @@ class YieldingLimiter:
         self._clock = clock
         self._others_last_busy = others_last_busy
         self._seconds = seconds
+        self.unhindered_rate = 0.0
         self._limiter: RateLimiter | None = None
         self._not_before = float("-inf")
         self._left_in_turn = _TURN_SIZE
@@ -179,6 +184,7 @@ class YieldingLimiter:
                 return 0
             if self._left_in_turn <= 0:
                 # The turn is over: now the others get six times as long.
+                self._measure()
                 self._not_before = now + _YIELD_FACTOR * self._time_used
                 self._left_in_turn, self._time_used = _TURN_SIZE, 0.0
                 return 0
@@ -187,6 +193,13 @@ class YieldingLimiter:
             # What is sent while nobody else is busy need not be made up for.
             self._left_in_turn, self._time_used, self._not_before = _TURN_SIZE, 0.0, now
         return self._limiter.allowed(wanted) if self._limiter is not None else wanted
+
+    def _measure(self) -> None:
+        """A turn has ended."""
+        if self._time_used > 0:
+            # The best of the last turns: in others the system may have had better things to do.
+            rate = (_TURN_SIZE - self._left_in_turn) / self._time_used
+            self.unhindered_rate = max(rate, _DECAY * self.unhindered_rate)
 
     def spend(self, count: int) -> None:
         """C{count} bytes were sent."""

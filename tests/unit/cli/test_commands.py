@@ -6,11 +6,11 @@ import io
 import os
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
 
-from twisted.python.usage import Options as TwistedOptions
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import cli
@@ -109,9 +109,11 @@ class OptionsTests(SynchronousTestCase):
 
     def test_an_option_of_several_commands_has_the_same_words(self):
         # These differ in meaning: `receive` has the destination's records and disk, and the
-        # commands without a disk of their own connect to the control socket instead of making it.
-        # `move` has both ends, and an id that is the same in each run.
-        differ = {"overwrite", "control", "listen", "id"}
+        # commands without a disk of their own connect to the control socket instead of making it. A
+        # mirror that says nothing leaves it to its server how long that lingers. What `serve` waits
+        # for with --standby is a migration that it takes no part in. `move` has both ends, and an
+        # id that is the same in each run.
+        differ = {"overwrite", "control", "listen", "linger", "id", "give-up-after"}
         words = {}
         for command in COMMANDS:
             kind = command.load().Options
@@ -138,30 +140,68 @@ class OptionsTests(SynchronousTestCase):
         (command,) = [command for command in COMMANDS if command.name == "mirror"]
         self.assertIn("downtime limit", command.load().Options().getUsage(200))
 
-    def test_options_are_shown_as_Twisted_would_show_them(self):
-        def opt_version(_):
-            """Display the version and exit."""
-
+    def test_the_options_are_shown_in_groups(self):
         for command in COMMANDS:
             kind = command.load().Options
-            # Twisted has no names of values, and no other words for a default.
-            parameters = [
-                one._replace(metavar="", default_text=None, default=one.shown_default or None)
-                for one in kind.optParameters
-            ]
-            names = {
-                "longdesc": "",
-                "optFlags": [[one.name, one.short, one.help] for one in kind.optFlags],
-                "optParameters": [
-                    [one.name, one.short, one.default, one.help] for one in parameters
-                ],
-                "opt_version": opt_version,
-            }
-            theirs = type("Theirs", (TwistedOptions,), names)()
-            ours = [*kind.optFlags, *parameters, *usage.STANDARD_OPTIONS]
-            for width in (60, 79, 80, 81, 120, 200):
-                shown = usage.options_text(ours, width)
-                self.assertEqual(theirs.getUsage(width).strip(), shown.strip())
+            ours = [*kind.optFlags, *kind.optParameters, *usage.STANDARD_OPTIONS]
+            shown = usage.options_text(ours, 10_000)
+            found = {}
+            for section in shown.split("\n\n"):
+                title, *rows = section.strip().split("\n")
+                found[title] = [re.match(r"  (-\w,|   ) --([\w-]+)", row)[2] for row in rows]
+            titles = [f"{group}:" for group in usage.Group]
+            self.assertEqual([one for one in titles if one in found], list(found))
+            for option in ours:
+                self.assertIn(option.name, found[f"{option.group}:"])
+            for names in found.values():
+                self.assertEqual(sorted(names), names)
+            self.assertEqual(len(ours), sum(map(len, found.values())))
+
+    def test_the_explanations_of_options_are_aligned_and_wrapped(self):
+        options = (
+            Flag("loud", "Make a noise.", "l", usage.Group.OUTPUT),
+            Parameter("size", "One two three four five.", int, 5, metavar="SIZE"),
+        )
+        expected = (
+            "What:\n"
+            "      --size=SIZE  One two three four five.\n"
+            "                   [default: 5]\n"
+            "\n"
+            "Output:\n"
+            "  -l, --loud       Make a noise.\n"
+        )
+        self.assertEqual(expected, usage.options_text(options, 45))
+        below = (
+            "What:\n"
+            "      --size=SIZE\n"
+            "        One two three four five.\n"
+            "        [default: 5]\n"
+            "\n"
+            "Output:\n"
+            "  -l, --loud\n"
+            "        Make a noise.\n"
+        )
+        self.assertEqual(below, usage.options_text(options, 40))
+
+    def test_each_command_has_two_examples_that_its_options_take(self):
+        self.patch(os.path, "isdir", lambda path: path == "/var/lib/images")
+        for command in COMMANDS:
+            examples = command.load().Options.examples
+            self.assertEqual(2, len(examples), command.name)
+            text = command.load().Options().getUsage(60)
+            for line, purpose in examples:
+                self.assertIn(f"\n  {line}\n      {purpose[:20]}", text)
+                self.assertLess(len(line), 79)
+                program, *arguments = shlex.split(line)
+                self.assertEqual("blockmig", program)
+                self.assertIs(command, parse(arguments)[0])
+
+    def test_help_has_a_letter(self):
+        for arguments in (["-h"], ["send", "-h"], ["receive", "-qh"]):
+            self.patch(sys, "stdout", io.StringIO())
+            error = self.assertRaises(SystemExit, main, arguments)
+            self.assertEqual(0, error.code)
+            self.assertTrue(sys.stdout.getvalue().startswith("Usage: blockmig "))
 
     def test_the_help_is_as_wide_as_the_terminal(self):
         options = COMMANDS[0].load().Options()
@@ -229,7 +269,7 @@ class ImportsTests(SynchronousTestCase):
 
     def assert_own(self, loaded, *own):
         """Only these of C{blockmig.cli} are there, beside what every command has."""
-        every = {"main", "commands", "usage", "common", "values", "launch"}
+        every = {"main", "commands", "usage", "common", "values", "launch", "wording"}
         prefix = "blockmig.cli."
         found = {name.removeprefix(prefix) for name in loaded if name.startswith(prefix)}
         self.assertEqual(set(own), found - every)
@@ -327,7 +367,7 @@ class ImportsTests(SynchronousTestCase):
 
     def test_send_and_receive_import_only_their_own_end(self):
         for own, *arguments in (
-            (["send", "send_operation", "progress"], "send", "/nowhere/disk", "nbd://h/"),
+            (["send", "send_operation", "progress", "screen"], "send", "/nowhere/disk", "nbd://h/"),
             (
                 ["receive", "receive_operation", "listening", "systemd"],
                 "receive",

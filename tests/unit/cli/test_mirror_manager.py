@@ -14,6 +14,7 @@ from blockmig.control import ControlRefused
 from blockmig.errors import Unconfirmed
 from blockmig.interfaces import Extent
 from blockmig.migration.destination.receiver import Receiver
+from blockmig.migration.mirror.mirror import Mirror
 from blockmig.migration.policy import Overrides
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
 from blockmig.runtime import Runtime
@@ -49,6 +50,12 @@ class Reactor(Clock):
 
 
 class Source(RecordedDisk):
+    closed = False
+
+    def close(self):
+        self.closed = True
+        super().close()
+
     def extents(self, offset):
         return iter([Extent(offset, self.size - offset, hole=False)])
 
@@ -207,6 +214,7 @@ class StartTests(Case):
             "timeout": (0, -1, "1", None, True, [1], float("nan"), float("inf")),
             "converge": ("", "WAIT", None, 5, [], {}, ["wait"], True),
             "then": ("", "stop", None, 5, [], True),
+            "linger": (-1, "5", "", "for ever", True, [], float("nan"), float("inf"), 1e9),
             "max_rate": (0, -5, 0.5, "1M", True, False, [], {}, float("nan"), float("inf"), 2**63),
         }.items():
             for value in values:
@@ -226,6 +234,33 @@ class StartTests(Case):
             )
             self.assertEqual((400, "relay_to"), (status, words[:8]), value)
         self.check_untouched()
+
+    def relay(self, linger=None, **body):
+        """One that is handed over to a server at C{new}, which is not there yet."""
+        self.mirrors = MirrorManager(
+            self.server, Runtime(self.clock, synchronous, self.system), self.endpoint, linger=60.0
+        )
+        self.start(then="relay", relay_to="nbd://new/", linger=linger, **body)
+        self.finish()
+
+    def test_a_relay_lingers_as_it_is_told_or_else_as_the_server(self):
+        for linger, expected in ((None, 60.0), (50, 50.0), (90.5, 90.5), ("forever", "forever")):
+            self.setUp()
+            self.relay(linger=linger)
+            self.assertEqual(expected, self.mirrors.status()["relay"]["linger"])
+
+    def test_the_space_of_a_deleted_source_is_given_back_once_nobody_needs_it(self):
+        self.relay(unlink=True)
+        self.assertTrue(self.source.closed)
+
+    def test_a_source_that_was_kept_stays_open(self):
+        self.relay()
+        self.assertFalse(self.source.closed)
+
+    def test_a_deleted_source_of_which_the_end_was_not_seen_stays_open(self):
+        self.patch(Mirror, "source_is_gone", False)
+        self.relay(unlink=True)
+        self.assertFalse(self.source.closed)
 
     def test_text_that_is_no_Unicode_is_refused(self):
         """JSON can contain names that are impossible on this machine."""

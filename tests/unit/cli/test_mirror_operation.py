@@ -303,6 +303,14 @@ class ProgressTests(WaitCase):
         )
         self.assertEqual([1, 2, 3], [event["number"] for event in self.named("attempt")])
 
+    def test_what_is_to_be_mended_is_shown_with_what_followed_from_it(self):
+        self.begin()
+        self.status(last_error="refused", cause="no\x1b space")
+        self.clock.advance(1)
+        self.assertEqual(
+            ["refused; before that: no? space"], [event["why"] for event in self.named("restart")]
+        )
+
     def test_a_mirror_that_does_not_converge_is_reported_once(self):
         self.begin()
         for converging in (None, False, False, True, False):

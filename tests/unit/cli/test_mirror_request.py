@@ -37,6 +37,7 @@ class RequestTests(Case):
                 "converge": "wait",
                 "then": "exit",
                 "relay_to": None,
+                "linger": None,
             },
             self.asked("nbd://h/x"),
         )
@@ -67,6 +68,7 @@ class RequestTests(Case):
             "--plain",
         ]
         options += ["--converge", "throttle", "--then", "relay", "--relay-to", "nbd://[::1]:7/y"]
+        options += ["--linger", "forever"]
         body = self.asked("nbd+unix:///x?socket=/s", *options)
         self.assertEqual(
             {
@@ -83,6 +85,7 @@ class RequestTests(Case):
                 "converge": "throttle",
                 "then": "relay",
                 "relay_to": "nbd://[::1]:7/y",
+                "linger": "forever",
             },
             body,
         )

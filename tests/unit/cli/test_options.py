@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 from contextlib import redirect_stderr
@@ -14,7 +15,7 @@ from twisted.python.usage import UsageError as TwistedUsageError
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import __version__
-from blockmig.cli import usage
+from blockmig.cli import common, usage
 from blockmig.cli.accept import Options as AcceptOptions
 from blockmig.cli.break_ import Options as BreakOptions
 from blockmig.cli.commands import COMMANDS, parse
@@ -46,9 +47,31 @@ class NamesTests(SynchronousTestCase):
     def test_errors_name_the_option(self):
         for kind in (ReceiveOptions, SendOptions, MirrorOptions):
             for parameter in kind.optParameters:
-                if parameter.parse is not str:
+                if parameter.parse not in (str, common.parse_path):
                     error = self.assertRaises(usage.UsageError, parameter.value, "?")
                     self.assertTrue(str(error).startswith(f"--{parameter.name}: "), str(error))
+
+
+class WorkingDirectoryTests(Case):
+    def test_a_relative_path_needs_a_working_directory(self):
+        def gone():
+            raise FileNotFoundError(2, "No such file or directory")
+
+        self.patch(os, "getcwd", gone)
+        for option, *arguments in (
+            ("", "receive", "x"),
+            ("", "serve", "x"),
+            ("--file: ", "serve", "--file", "x"),
+            ("--control: ", "serve", "/x", "--control", "x"),
+            ("--state-dir: ", "receive", "/x", "--state-dir", "x"),
+            ("", "send", "x", "nbd://h/"),
+            ("", "inspect", "/x", "x"),
+            ("", "accept", "x", "--i-have-checked-the-source"),
+            ("", "forget", "x"),
+        ):
+            words = f"{option}the working directory is gone, so 'x' leads nowhere: give the whole"
+            self.refused(words, *arguments)
+            self.parse(*(one.replace("x", "/x") if one == "x" else one for one in arguments))
 
 
 class ReceiveTests(Case):
@@ -94,6 +117,14 @@ class ReceiveTests(Case):
             tuple(options[name] for name in names),
         )
 
+    def test_the_disk_may_be_an_argument(self):
+        for command in ("receive", "serve"):
+            for given in (["x"], ["--file", "x"], ["-f", "x"], ["-q", "x", "--oldstyle"]):
+                self.assertEqual("x", self.parse(command, *given)["file"], given)
+            self.assertEqual("--file", self.parse(command, "--", "--file")["file"])
+            self.refused("FILE is missing", command)
+            self.refused("2 are given", command, "x", "--file", "x")
+
     def test_the_export_name_leaves_room_for_the_side_exports(self):
         longest = "ä" * 2044  # the side export's is 8 bytes longer
         self.assertEqual(longest, self.parse("receive", "-f", "x", "-e", longest)["export"])
@@ -101,7 +132,11 @@ class ReceiveTests(Case):
         self.refused("not UTF-8", "receive", "-f", "x", "-e", "\udcff")
 
     def test_bad_options_of_receive_are_refused(self):
-        self.refused("--file is missing", "receive")
+        self.refused("FILE is missing", "receive")
+        self.refused("FILE is missing", "receive", "")
+        self.refused("'extra', 'x'", "receive", "-f", "x", "extra")
+        self.refused("one disk is expected, and 2 are given", "receive", "a", "b")
+        self.refused("is a URI", "receive", "nbd://h/")
         self.refused("contradict", "receive", "-f", "x", "-v", "-q")
         self.refused("'big' is not a number", "receive", "-f", "x", "-s", "big")
         self.refused("less than one byte", "receive", "-f", "x", "-s", "0")
@@ -163,6 +198,8 @@ class SendTests(Case):
         self.refused("DISK URI", "send", "x")
         self.refused("DISK URI", "send", "x", "nbd://h/", "y")
         self.refused("is not an NBD URI", "send", "x", "http://h/")
+        self.refused("DISK and URI are swapped", "send", "nbd://h/", "x")
+        self.refused("'nbd://g/' is a URI", "send", "nbd://g/", "nbd://h/")
         self.refused("not supported", "send", "x", "nbds://h/")
         self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
         self.refused("less than one byte", "send", "x", "nbd://h/", "--max-rate", "0")
@@ -242,6 +279,7 @@ class MirrorTests(Case):
                 "converge": "wait",
                 "then": "exit",
                 "relay-to": None,
+                "linger": None,
                 "wait": 0,
                 "no-wait": 0,
                 "progress": "auto",
@@ -273,6 +311,14 @@ class MirrorTests(Case):
         self.refused("only for --then relay", *asked, "--relay-to", "nbd://h/", "--then", "exit")
         self.refused("--relay-to: ", *asked, "--then", "relay", "--relay-to", "http://h/")
         self.refused("--relay-to: ", *asked, "--then", "relay", "--relay-to", "")
+        self.refused("only for --then relay", *asked, "--linger", "5")
+
+    def test_a_relay_lingers_for_some_seconds_or_for_ever(self):
+        asked = ["mirror", "--control", "/c", "nbd://h/", "--then", "relay", "--linger"]
+        for text, seconds in (("5", 5.0), ("0", 0.0), ("2.5", 2.5), ("forever", math.inf)):
+            self.assertEqual(seconds, self.parse(*asked, text)["linger"])
+        for text in ("-1", "inf", "nan", "", "long"):
+            self.refused("not a number of seconds (or forever)", *asked, text)
 
     def test_bad_options_of_mirror_are_refused(self):
         asked = ["mirror", "--control", "/c", "nbd://h/"]
@@ -512,7 +558,7 @@ class TapTests(Case):
                 self.assertEqual(1, raised.code)
                 self.assertTrue(
                     said.getvalue().endswith(
-                        "blockmig: --file is missing: give the path of the disk\n"
+                        "blockmig: FILE is missing: give the path of the disk\n"
                     )
                 )
 
@@ -523,5 +569,5 @@ class TapTests(Case):
             self.assertIn("twistd itself, which ignores -v and -q", text)
 
     def test_bad_options_of_the_plugin_are_refused(self):
-        self.refused("--file is missing", *[])
+        self.refused("FILE is missing", *[])
         self.assertRaises(self.error, self.parse, "send", "x", "nbd://h/")

@@ -49,7 +49,13 @@ class StatusTextTests(SynchronousTestCase):
                 "listening": ["nbd://127.0.0.1:10809/"],
                 "clients": [client, client | {"address": "a UNIX socket"}],
                 "totals": {"connections": 7, **counters},
-                "migration": {"attempts": 2, "covered": 2**20, "source": "h:/s"},
+                "migration": {
+                    "attempts": 2,
+                    "covered": 273_804_165,
+                    "rate": 2**21,
+                    "expected_end": 381.4,
+                    "source": "h:/s",
+                },
                 "later": {"more": 1},
             }
         )
@@ -59,7 +65,8 @@ class StatusTextTests(SynchronousTestCase):
                 "pid 7, up 1 min 1 s, blockmig 0.1.0",
                 "listening on nbd://127.0.0.1:10809/",
                 "total: 7 connections, 5 reads (20 KiB), 6 writes (0 bytes), 2 other requests",
-                "migration: attempt 2, 1 MiB of 1 GiB covered, from h:/s",
+                "migration: attempt 2, 25.4%, 261.1 MiB of 1 GiB covered, at 2 MiB/s, "
+                "expected to end in 6 min 21 s, from h:/s",
                 "",
                 "client          connected  reads    read  writes  written  other",
                 "127.0.0.1:4711      3.2 s      5  20 KiB       6  0 bytes      2",
@@ -92,13 +99,16 @@ class MirrorStatusTests(SynchronousTestCase):
         "sent": 18 << 30,
         "zeroes": 3 << 30,
         "left": 1 << 30,
+        "data_left": 700 << 20,
         "dirty": 300 << 20,
         "rate": 100 << 20,
         "dirty_rate": 5 << 20,
         "converging": False,
         "expected_end": 73.2,
+        "expected_pause": 0.0804,
         "attempts": 1,
         "last_error": "the connection was lost",
+        "cause": "no\x1b space",
         "max_rate": 200 << 20,
         "max_pause": 0.5,
         "timeout": 60.0,
@@ -118,22 +128,26 @@ class MirrorStatusTests(SynchronousTestCase):
         self.assertEqual(
             [
                 "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
-                "  progress: 1 GiB of 20 GiB left, sent at 100 MiB/s, expected to end in "
-                "1 min 13 s",
-                "  clients: 300 MiB dirty, writing 5 MiB/s, throttled to 4 MiB/s, faster than "
-                "it can be sent",
+                "  progress: 1 GiB of 20 GiB left, 700 MiB of it data, sent at 100 MiB/s, "
+                "expected to end in 1 min 13 s",
+                "  clients: 300 MiB dirty, writing 5 MiB/s, throttled to 4 MiB/s, too fast to be "
+                "sent",
                 "  this attempt: 18 GiB of data, 3 GiB of zeroes",
-                "  holds: 1 so far, the last for 123 ms, at most 500 ms allowed",
+                "  holds: 1 so far, the last for 123 ms, the next for about 80 ms, at most 500 ms "
+                "allowed",
                 "  options: at most 200 MiB/s, converge: throttle, then: relay, the source is "
                 "deleted at the end",
                 "  last error: the connection was lost",
+                "  before that: no? space",
             ],
             self.text(self.FULL),
         )
 
     def test_unknown_fields_are_left_out(self):
         unknown = dict.fromkeys(("max_rate", "throttle", "pause", "expected_end", "converging"))
-        text = self.text({**self.FULL, **unknown, "unlink": False, "last_error": ""})
+        unknown |= dict.fromkeys(("data_left", "expected_pause"))
+        none = {"unlink": False, "last_error": "", "cause": ""}
+        text = self.text({**self.FULL, **unknown, **none})
         self.assertEqual(
             [
                 "mirror: copying, to nbd://h:10809/web, for 3 min 20 s, attempt 1, pass 2",
@@ -146,9 +160,63 @@ class MirrorStatusTests(SynchronousTestCase):
             text,
         )
 
+    def test_the_pause_that_clients_saw_is_shown(self):
+        text = self.text({"holds": 1, "pause": 0.012, "client_pause": 0.14})
+        said = "  holds: 1 so far, the last for 12 ms, clients waited 140 ms for the new server"
+        self.assertIn(said, text)
+
     def test_missing_or_strange_fields_are_tolerated(self):
         self.assertEqual(["mirror: ?, to ?"], self.text({}))
         self.assertEqual([], self.text("what"))
         for strange in ("what\x1b[2J", [], {}, None, True):
             text = as_text({"mirror": dict.fromkeys(self.FULL, strange)})
+            self.assertNotIn("\x1b", text)
+
+
+class RelayStatusTests(SynchronousTestCase):
+    FULL = {  # noqa: RUF012
+        "to": "nbd://h:10809/web",
+        "available": True,
+        "clients": 2,
+        "waiting": 0,
+        "bytes_to_server": 3 << 20,
+        "bytes_to_clients": 5 << 20,
+        "last_error": "refused",
+        "pause": 0.1,
+        "linger": 60.0,
+        "linger_left": None,
+    }
+
+    def text(self, relay):
+        lines = as_text({"relay": relay}).split("\n")
+        return lines[2 : lines.index("no clients")]
+
+    def test_what_passes_is_shown(self):
+        self.assertEqual(
+            [
+                "relay: to nbd://h:10809/web, 2 client(s)",
+                "  passed on: 3 MiB to the server, 5 MiB to clients",
+                "  address: stays for 1 min 0 s after the last client",
+            ],
+            self.text(self.FULL),
+        )
+
+    def test_a_server_that_does_not_answer_is_shown(self):
+        text = self.text({**self.FULL, "available": False, "clients": 0, "waiting": 3})
+        said = "relay: to nbd://h:10809/web, which does not answer, 0 client(s), 3 waiting"
+        self.assertEqual(said, text[0])
+        self.assertEqual("  last error: refused", text[-1])
+
+    def test_how_long_it_lingers_is_shown(self):
+        for left, linger, said in (
+            (12.3, 60.0, "ends in 12.3 s if nobody comes"),
+            (None, "forever", "stays for ever"),
+        ):
+            text = self.text({**self.FULL, "linger": linger, "linger_left": left})
+            self.assertEqual(f"  address: {said}", text[-1])
+
+    def test_missing_or_strange_fields_are_tolerated(self):
+        self.assertEqual(["relay: to ?, which does not answer"], self.text({}))
+        for strange in ("what\x1b[2J", [], {}, None, True):
+            text = as_text({"relay": dict.fromkeys(self.FULL, strange)})
             self.assertNotIn("\x1b", text)

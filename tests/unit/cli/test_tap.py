@@ -17,6 +17,8 @@ class ServiceTests(SynchronousTestCase):
         case = self
 
         class Operation:
+            survives_hangup = False
+
             def __init__(self, options, reactor):
                 case.operation = self
                 self.ending = Deferred()
@@ -40,7 +42,7 @@ class ServiceTests(SynchronousTestCase):
         self.exits = []
         self.reactor = Reactor()
         self.patch(tap, "ReceiveOperation", Operation)
-        self.patch(tap, "on_signals", lambda *_: None)
+        self.patch(tap, "on_signals", lambda *_, **__: None)
         self.patch(tap.atexit, "register", lambda function, status: self.exits.append(status))
         self.service = tap.OperationService({"log-format": "text"}, self.reactor)
         self.service.startService()

@@ -10,7 +10,7 @@ from blockmig.cli.values import parse_bytes, parse_milliseconds, parse_rate, par
 
 
 class NumberTests(SynchronousTestCase):
-    def test_sizes_are_parsed_with_binary_units(self):
+    def test_sizes_are_parsed_as_others_read_their_units(self):
         for text, expected in {
             "1": 1,
             "4096": 4096,
@@ -20,7 +20,11 @@ class NumberTests(SynchronousTestCase):
             "100M": 100 << 20,
             "20G": 20 << 30,
             "20GiB": 20 << 30,
-            "20GB": 20 << 30,
+            "20Gi": 20 << 30,
+            "20GB": 20_000_000_000,
+            "1.5kB": 1500,
+            "2 tb": 2 * 10**12,
+            "2tib": 2 << 40,
             "1.5T": 3 << 39,
             " 5 M ": 5 << 20,
             "2P": 2 << 50,
@@ -41,6 +45,10 @@ class NumberTests(SynchronousTestCase):
             "-1",
             "x",
             "1X",
+            "1i",
+            "1iB",
+            "1GBi",
+            "0.0001KB",
             "1 2",
             "1e3",
             "0x10",

@@ -177,7 +177,7 @@ class IdTests(Case):
             self.receive(Identity("nightly"))
             self.send(Identity(id))
             self.pump(3)
-            self.ends_at_once("another migration", "--id")
+            self.ends_at_once("another migration", "id=")
             self.assertNotIn("nightly", self.why, "it is for those to know who have chosen it")
 
     def test_so_it_ends_also_where_it_may_retry(self):
@@ -200,7 +200,7 @@ class IdTests(Case):
             with capturedLogs() as events:
                 self.pump(150)
             self.assertNoResult(self.outcome)
-            self.assertIn("compare --id and --secret", self.sender.last_error)
+            self.assertIn("compare id=… and secret=…", self.sender.last_error)
             lines = [event for event in events if event.get("why") == self.sender.last_error]
             self.assertEqual(3, len(lines))
             self.is_kept()
@@ -214,7 +214,7 @@ class IdTests(Case):
         self.until_accepted()
         self.receive(plain=True)
         self.pump(3)
-        self.ends_at_once("--plain")
+        self.ends_at_once("plain=True")
 
     def test_a_server_that_cannot_check_it_is_refused(self):
         for identity in (Identity("nightly"), Identity("", SECRET)):
@@ -223,7 +223,7 @@ class IdTests(Case):
             self.send(identity)
             self.pump(3)
             error = self.failureResultOf(self.outcome, Refused).value
-            self.assertIn("--plain", str(error))
+            self.assertIn("plain=True", str(error))
             self.is_kept(b"o" * len(DATA))
             self.again(identity, plain=True)
             self.completes()
@@ -258,13 +258,13 @@ class SecretTests(Case):
             self.receive(Identity("nightly", SECRET))
             self.send(Identity("nightly", secret))
             self.pump(3)
-            self.ends_at_once("another migration", "--secret")
+            self.ends_at_once("another migration", "secret=…")
 
     def test_a_receiver_that_does_not_know_the_secret_gets_nothing(self):
         self.receive(Identity("nightly"))
         self.send(Identity("nightly", SECRET))
         self.pump(3)
-        self.ends_at_once("does not prove", "--secret")
+        self.ends_at_once("does not prove", "secret=…")
 
     def test_one_that_only_repeats_what_it_hears_gets_nothing(self):
         """It gives a nonce, and sends back the sender's own proof."""
@@ -325,7 +325,7 @@ class AddressTests(Case):
             self.again(plain=plain)
             self.pump(3)
             error = self.failureResultOf(self.outcome, Refused).value
-            self.assertIn("--id", str(error))
+            self.assertIn("id=", str(error))
             self.is_kept(b"o" * len(DATA))
 
     def stopped(self):

@@ -76,7 +76,7 @@ class InUseTests(SynchronousTestCase):
     def refused(self, looking):
         self.clock.pump([0.1] * 30)
         why = str(self.failureResultOf(looking, Refused).value)
-        self.assertIn("--in-use-anyway", why)
+        self.assertIn("in_use_anyway=True", why)
         return why
 
     def test_a_disk_that_nobody_else_has_open_is_accepted(self):

@@ -17,6 +17,7 @@ from blockmig.nbd import (
     TransmissionFlag,
     changes_the_disk,
     check_request,
+    describe_refusal,
 )
 
 ALL = TransmissionFlag((1 << 12) - 1) & ~TransmissionFlag.READ_ONLY
@@ -125,10 +126,34 @@ class RulesTests(SynchronousTestCase):
     def test_payloads_longer_than_the_limit_are_invalid(self):
         export = Export("", 10**6, ALL, maximum_payload=65536)
         for command in (READ, WRITE):
-            self.check(Errno.OK, command, 0, 65536, export=export)
-            self.check(Errno.EINVAL, command, 0, 65537, export=export)
+            for tolerated in (65536, 65537, 2 * 65536):
+                self.check(Errno.OK, command, 0, tolerated, export=export)
+            self.check(Errno.EINVAL, command, 0, 2 * 65536 + 1, export=export)
         for command in (TRIM, ZEROES):
             self.check(Errno.OK, command, 0, 10**6, export=export)
+
+    def test_each_refusal_has_its_words(self):
+        export = Export("", 10**6, ALL, maximum_payload=65536)
+        blocks = Export("", 8192, ALL, minimum_block=512)
+        read_only = Export("", 8192, ALL | TransmissionFlag.READ_ONLY)
+        few = Export("", 8192, TransmissionFlag.HAS_FLAGS)
+        for export_, command, flags, offset, length, kind, words in (
+            (export, READ, 0, 0, 131073, "long", "at most 131072 bytes are served at a time"),
+            (export, WRITE, 0, 0, 131073, "long", "at most 131072 bytes are served at a time"),
+            (export, READ, 0, 10**6, 1, "range", "the disk has 1000000 bytes"),
+            (export, TRIM, 0, 2**64 - 1, 2, "range", "the disk has 1000000 bytes"),
+            (export, 77, 0, 0, 1, "unknown", "it is not known"),
+            (export, READ, 0, 0, 0, "empty", "it has no length"),
+            (blocks, READ, 0, 1, 512, "block", "only multiples of 512 bytes are served"),
+            (read_only, WRITE, 0, 0, 1, "read-only", "the export is read-only"),
+            (few, TRIM, 0, 0, 1, "not offered", "it was not offered (flags 0x0)"),
+            (few, FLUSH, 0, 0, 0, "not offered", "it was not offered (flags 0x0)"),
+        ):
+            request = Request(flags, command, 0, offset, length)
+            self.assertNotEqual(Errno.OK, check_request(request, export_))
+            refusal = describe_refusal(request, export_)
+            name = Command(command).name if command != 77 else "command 77"
+            self.assertEqual((name, kind, words), refusal)
 
     def test_WRITE_TRIM_and_WRITE_ZEROES_change_the_disk(self):
         changing = {c for c in range(70) if changes_the_disk(Request(0, c, 0, 0, 1))}

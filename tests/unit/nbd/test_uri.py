@@ -35,6 +35,9 @@ class URITests(SynchronousTestCase):
             "nbd://host:1//a": NBDURI("/a", "host", 1),
             "nbd://[::1]:7/x": NBDURI("x", "::1", 7),
             "nbd://[2001:db8::1]": NBDURI("", "2001:db8::1", 10809),
+            "nbd://[fe80::1%25eth0]:7/x": NBDURI("x", "fe80::1%eth0", 7),
+            "nbd://[fe80::1%eth0]": NBDURI("", "fe80::1%eth0", 10809),
+            "nbd://[fe80::1%ba0]": NBDURI("", "fe80::1%ba0", 10809),
             "nbd://h/%C3%A4%20": NBDURI("ä ", "h", 10809),
             "nbd+unix:///?socket=/run/s": NBDURI("", socket="/run/s"),
             "nbd+unix:///x?socket=/a%20b": NBDURI("x", socket="/a b"),
@@ -43,16 +46,21 @@ class URITests(SynchronousTestCase):
         }.items():
             self.assertEqual(expected, parse_uri(given_), given_)
 
+    def test_the_zone_of_an_address_is_encoded(self):
+        self.assertEqual("nbd://[fe80::1%25eth0]:7/", str(NBDURI("", "fe80::1%eth0", 7)))
+
     def test_bad_URIs_are_refused_with_the_reason_on_one_line(self):
         for bad, words in {
             "": "is not an NBD URI",
-            "disk.img": "is not an NBD URI",
+            "disk.img": "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH is expected",
+            "host:10809": "is not an NBD URI: write nbd://host:10809/",
+            "[::1]:7": "is not an NBD URI: write nbd://[::1]:7/",
             "http://host/": "is not an NBD URI",
             "nbd://": "does not name a host",
             "nbd:///x": "does not name a host",
             "nbd://:10809/x": "does not name a host",
             "nbd://host:0/": "port 0",
-            "nbd://host:65536/": "is not a URI",
+            "nbd://host:65536/": "is not a URI: the port is a number up to 65535",
             "nbd://host:x/": "is not a URI",
             "nbd://[::1/": "is not a URI",
             "nbd://u@host/": "user name",

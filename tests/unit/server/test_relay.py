@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from itertools import count, pairwise
 
 from hypothesis import given, settings
@@ -28,9 +29,10 @@ from blockmig.nbd import (
 )
 from blockmig.runtime import Runtime
 from blockmig.server import LatencyMonitor, RefusedConnection, Relay, Server, ServerConnection
-from blockmig.server import relay as relay_module
+from blockmig.server import relayed as relayed_module
 from blockmig.server.forwarding import Forwarding
-from blockmig.server.relay import missing_feature
+from blockmig.server.relayed import missing_feature
+from blockmig.server.upstream import Upstream
 from blockmig.testing import ManualThreads, synchronous
 from tests.support.made import made
 from tests.unit.served import (
@@ -226,7 +228,7 @@ class Case(SynchronousTestCase):
         self.make()
 
     def _log(self, event):
-        if event.get("log_namespace", "").endswith("server.relay"):
+        if event.get("log_namespace", "").endswith(("server.relay", "server.relayed")):
             self.logged.append(event["log_format"].format(**event))
 
     def make(self, **keywords):
@@ -336,24 +338,51 @@ class Case(SynchronousTestCase):
 
 
 class ProbeTests(Case):
-    def test_the_other_server_is_tried_for_ever_with_growing_intervals(self):
+    def gaps(self, seconds):
+        """Between the tries of the next so many seconds."""
+        del self.endpoint.tries[:]
+        for _ in range(round(seconds * 100)):
+            self.clock.advance(0.01)
+        return [round(b - a, 2) for a, b in pairwise(self.endpoint.tries)]
+
+    def test_the_other_server_is_tried_every_20_ms_while_a_client_waits(self):
         self.peer()
         self.relay()
-        for _ in range(3000):
-            self.clock.advance(0.01)
-        gaps = [round(b - a, 2) for a, b in pairwise(self.endpoint.tries)]
-        expected = (0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5, 0.5)
-        for gap, least in zip((*gaps[:8], gaps[-1]), (*expected, 0.5), strict=True):
-            self.assertTrue(least <= gap <= least + 0.02, (gap, least))
+        gaps = self.gaps(30)
+        self.assertTrue(all(0.02 <= gap <= 0.03 for gap in gaps), gaps)
+        self.assertGreater(len(gaps), 900)
         self.assertEqual(1, len(self.logged), self.logged)
         self.assertIn("refused", self.logged[0])
-        for _ in range(95):
+
+    def test_it_is_tried_for_ever_but_less_often_after_a_minute(self):
+        self.peer()
+        self.relay()
+        self.assertLessEqual(max(self.gaps(59)), 0.03)
+        longer = [gap for gap in self.gaps(6) if gap > 0.03]
+        for gap, least in zip(longer, (0.04, 0.08, 0.16, 0.32, 0.5, 0.5, 0.5), strict=False):
+            self.assertTrue(least <= gap <= least + 0.02, longer)
+        self.assertLess(max(longer), 0.52)
+        for _ in range(56):
             self.clock.advance(1)
         self.assertEqual(3, len(self.logged))
         self.other_comes()
         self.assertEqual(
             "the server that takes over answers; forwarding 1 client(s)", self.logged[3]
         )
+
+    def test_it_is_tried_less_often_while_nobody_waits_and_soon_for_who_comes(self):
+        peer = self.peer()
+        self.relay(linger=math.inf)
+        peer.transport.lose(ConnectionDone())
+        self.drain()
+        self.gaps(5)
+        self.assertTrue(all(0.5 <= gap <= 0.51 for gap in self.gaps(5)))
+        self.clock.advance(0.1)
+        tries = len(self.endpoint.tries)
+        self.late()
+        self.clock.advance(0.02)
+        self.assertEqual(tries + 1, len(self.endpoint.tries))
+        self.assertTrue(all(gap <= 0.03 for gap in self.gaps(5)))
 
     def test_a_receiver_is_not_taken_for_the_other_server(self):
         peer = self.peer()
@@ -473,6 +502,25 @@ class ProbeTests(Case):
                 self.server.stop()
                 self.drain()
                 self.completed()
+
+    def test_a_probe_that_has_met_the_server_is_given_up_when_the_search_is_stopped(self):
+        """Also where its connection is gone the moment it is closed."""
+        self.peer()
+        self.relay()
+
+        class Stubborn(Recording):
+            def dataReceived(self, data):
+                if self.negotiated is None:
+                    super().dataReceived(data)
+
+        self.endpoint.build = lambda: Stubborn(self.other._handler.export)
+        self.clock.advance(0.5)
+        self.drain()
+        (wire,) = self.endpoint.wires
+        wire.near.abortConnection = lambda: wire.near.lose(ConnectionDone())
+        self.server.stop()
+        self.assertTrue(wire.near.lost)
+        self.completed()
 
 
 class Noise:
@@ -655,12 +703,12 @@ class HeldTests(Case):
         peer.write(0, b"evil")
         other.write(5, b"good")
         gone = peer.transport
-        self.patch(relay_module, "has_hung_up", lambda transport: transport is gone)
+        self.patch(relayed_module, "has_hung_up", lambda transport: transport is gone)
         self.relay()
         self.other_comes()
         self.assertTrue(peer.transport.lost)
         self.assertEqual(CONTENT[:5] + b"good", self.copy.content[:9])
-        self.assertIn("hung up", self.logged[-1])
+        self.assertTrue(any("hung up" in line for line in self.logged), self.logged)
 
     def test_a_client_that_hangs_up_is_closed_before_the_other_server_comes(self):
         """It no longer counts, and is not waited for at the end."""
@@ -668,7 +716,7 @@ class HeldTests(Case):
         self.hold()
         peer.write(0, b"evil")
         gone = []
-        self.patch(relay_module, "has_hung_up", lambda transport: transport in gone)
+        self.patch(relayed_module, "has_hung_up", lambda transport: transport in gone)
         self.relay()
         for _ in range(10):
             self.clock.advance(0.5)
@@ -694,7 +742,7 @@ class HeldTests(Case):
         self.hold()
         self.relay()
         self.assertNoResult(self.done)
-        self.patch(relay_module, "has_hung_up", lambda transport: True)
+        self.patch(relayed_module, "has_hung_up", lambda transport: True)
         self.clock.advance(0.5)
         self.drain()
         self.successResultOf(self.done)
@@ -1491,7 +1539,7 @@ class NewcomerTests(Case):
         for _ in range(1000):
             self.clock.advance(0.01)
             self.drain()
-        self.assertLess(len(probes), 60)
+        self.assertLess(len(probes), 2 * 10 / 0.02)
 
     def test_clients_in_their_handshake_are_passed_on(self):
         self.make()
@@ -1555,6 +1603,307 @@ class NewcomerTests(Case):
         self.assertEqual(1, len(self.server.status()["clients"]))
 
 
+class LingerTests(Case):
+    """The relay keeps its address when the last client has left."""
+
+    def left(self, linger, **keywords):
+        """The last client has left, 0.5 s ago."""
+        self.make()
+        peer = self.peer()
+        self.relay(linger=linger, **keywords)
+        self.other_comes()
+        peer.transport.lose(ConnectionLost())
+        self.drain()
+
+    def served(self, late):
+        """Whether C{late}, a newcomer, is served by the other server."""
+        self.drain()
+        late.give(FIXED + option(8) + go())
+        self.drain()
+        late.transport.out.clear()
+        cookie = late.send(READ, 7, 9)
+        self.assertEqual(CONTENT[7:16], self.outcome(late, cookie).data)
+
+    def test_who_comes_back_in_time_is_served(self):
+        self.left(60)
+        self.clock.advance(59)
+        self.assertNoResult(self.done)
+        self.assertEqual("relaying", self.server.state)
+        late = self.late()
+        self.served(late)
+        self.clock.advance(1000)
+        self.assertNoResult(self.done)
+        late.send(DISC)
+        self.drain()
+        self.clock.advance(59)
+        self.assertNoResult(self.done)
+        self.clock.advance(1)
+        self.completed()
+        self.assertIsInstance(self.server.factory().buildProtocol(ADDRESS), RefusedConnection)
+
+    def test_a_reset_behind_the_relay_costs_a_connection_and_not_the_address(self):
+        self.make()
+        peer = self.peer()
+        self.relay(linger=60)
+        self.other_comes()
+        self.endpoint.wires[-1].near.lose(ConnectionLost())
+        self.drain()
+        self.assertTrue(peer.transport.lost)
+        self.assertNoResult(self.done)
+        self.served(self.late())
+
+    def test_a_restart_of_the_new_server_is_a_pause_for_who_comes_back(self):
+        self.make()
+        self.peer()
+        self.relay(linger=60)
+        self.other_comes()
+        build, self.endpoint.build = self.endpoint.build, None
+        self.endpoint.wires[-1].near.lose(ConnectionLost())
+        self.drain()
+        late = self.late()
+        for _ in range(200):
+            self.clock.advance(1)
+            self.drain()
+        self.assertFalse(late.transport.lost)
+        self.endpoint.build = build
+        self.clock.advance(0.5)
+        self.served(late)
+
+    def test_it_may_linger_for_ever(self):
+        self.left(math.inf)
+        self.clock.advance(1e9)
+        self.assertNoResult(self.done)
+        self.assertEqual("forever", self.server.status()["relay"]["linger"])
+        self.assertIsNone(self.server.status()["relay"]["linger_left"])
+        self.served(self.late())
+
+    def test_without_it_the_relay_ends_with_its_last_client(self):
+        self.left(0)
+        self.completed()
+
+    def test_it_lingers_for_a_first_client_too(self):
+        self.make()
+        self.relay(linger=60)
+        self.assertNoResult(self.done)
+        self.assertEqual("relaying", self.server.state)
+        self.clock.advance(60)
+        self.completed()
+
+    def test_a_first_client_may_be_awaited_for_as_long_as_it_takes(self):
+        for linger in (0, 60):
+            self.make()
+            self.relay(linger=linger, awaits_first=True)
+            self.clock.advance(1e6)
+            self.assertNoResult(self.done)
+            self.other_comes()
+            late = self.late()
+            self.served(late)
+            late.send(DISC)
+            self.drain()
+            if linger:
+                self.assertEqual(60, self.server.status()["relay"]["linger_left"])
+                self.clock.advance(60)
+            self.completed()
+
+    def test_stopping_ends_it_at_once(self):
+        for end in (self.stop, self.hand_over):
+            for linger in (60, math.inf):
+                self.left(linger)
+                end()
+                self.completed()
+
+    def stop(self):
+        self.server.stop("a signal")
+
+    def hand_over(self):
+        self.server.hand_over()
+
+    def test_the_end_does_not_wait_for_the_other_server(self):
+        self.make()
+        peer = self.peer()
+        self.relay(linger=60)
+        peer.transport.lose(ConnectionLost())
+        self.drain()
+        self.clock.advance(60)
+        self.completed()
+
+    def test_the_status_shows_what_passes(self):
+        self.make()
+        peer = self.peer()
+        self.relay(linger=60)
+        relay = self.server.status()["relay"]
+        self.assertEqual((False, 0, 1), (relay["available"], relay["clients"], relay["waiting"]))
+        self.assertIn("refused", relay["last_error"])
+        self.assertIsNone(relay["pause"])
+        self.other_comes()
+        cookie = peer.send(READ, 0, 100)
+        self.outcome(peer, cookie)
+        relay = self.server.status()["relay"]
+        self.assertEqual((True, 1, 0), (relay["available"], relay["clients"], relay["waiting"]))
+        self.assertEqual(28, relay["bytes_to_server"])
+        self.assertGreater(relay["bytes_to_clients"], 100)
+        self.assertEqual((60, None), (relay["linger"], relay["linger_left"]))
+        peer.transport.lose(ConnectionDone())
+        self.drain()
+        self.clock.advance(20)
+        relay = self.server.status()["relay"]
+        self.assertEqual((0, 40), (relay["clients"], relay["linger_left"]))
+
+    def test_there_is_none_in_the_status_before_and_after(self):
+        self.peer()
+        self.assertNotIn("relay", self.server.status())
+        self.relay()
+        self.server.stop()
+        self.assertNotIn("relay", self.server.status())
+
+
+class PauseTests(Case):
+    """The pause that a client sees: from the hold to the first reply of the other server."""
+
+    def pause(self):
+        return self.server.relayed_pause
+
+    def test_it_ends_with_the_first_reply(self):
+        peer = self.peer()
+        peer.give(request_bytes(READ, 0, 10)[:20])
+        self.hold()
+        self.clock.advance(1)
+        self.relay()
+        self.assertIsNone(self.pause())
+        made = self.by_hand()
+        peer.give(request_bytes(READ, 0, 10)[20:])
+        self.drain()
+        self.assertIsNone(self.pause(), "it was not replied to")
+        self.clock.advance(0.25)
+        made[1].transport.write(b"a reply")
+        self.drain()
+        self.assertEqual(1.75, self.pause())
+        self.assertEqual(1.75, self.server.status()["relay"]["pause"])
+        self.assertIn("clients have waited for 1750 ms", self.logged[-1])
+        self.clock.advance(1)
+        made[1].transport.write(b"another reply")
+        self.drain()
+        self.assertEqual(1.75, self.pause())
+
+    def test_what_was_not_read_here_counts_too(self):
+        peer = self.peer()
+        self.patch(relayed_module, "is_readable", lambda transport: True)
+        self.hold()
+        self.relay()
+        made = self.by_hand()
+        self.assertIsNone(self.pause())
+        self.clock.advance(1)
+        made[1].transport.write(b"a reply")
+        self.drain()
+        self.assertEqual(1.5, self.pause())
+        self.assertFalse(peer.transport.lost)
+
+    def test_where_nobody_asks_it_ends_when_somebody_could(self):
+        self.peer()
+        self.hold()
+        self.clock.advance(1)
+        self.relay()
+        self.other_comes()
+        self.assertEqual(1.5, self.pause())
+
+    def test_it_begins_with_the_last_hold(self):
+        peer = self.peer()
+        self.hold()
+        self.clock.advance(1)
+        self.server.release()
+        self.clock.advance(1)
+        self.hold()
+        self.clock.advance(1)
+        self.hold()
+        cookie = peer.send(READ, 0, 10)
+        self.relay()
+        self.other_comes()
+        self.outcome(peer, cookie)
+        self.assertEqual(1.5, self.pause())
+
+    def test_a_greeting_is_no_reply(self):
+        peer = self.peer()
+        peer.give(request_bytes(READ, 0, 10)[:20])
+        self.hold()
+        self.relay(linger=60)
+        late = self.late()
+        made = self.by_hand()
+        late.give(FIXED)
+        self.assertTrue(made)
+        self.assertIsNone(self.pause())
+
+    def test_there_is_none_where_nobody_was_held(self):
+        self.hold()
+        self.relay(linger=60)
+        self.other_comes()
+        late = self.late()
+        self.drain()
+        self.assertEqual(GREETING, bytes(late.transport.out))
+        self.assertIsNone(self.pause())
+
+
+class DiskTests(Case):
+    """Until when the disk here is needed."""
+
+    def unused(self):
+        return self.server.disk_unused()
+
+    def test_at_once_where_nothing_is_left_of_it(self):
+        self.peer()
+        unused = self.unused()
+        self.hold()
+        self.assertNoResult(unused)
+        self.relay()
+        self.successResultOf(unused)
+
+    def test_not_before_clients_are_held(self):
+        self.peer()
+        still = Deferred()
+        self.server._access.jobs.orphans_finished = lambda: still
+        self.relay()
+        unused = self.unused()
+        self.assertNoResult(unused)
+        still.callback(None)
+        self.successResultOf(unused)
+
+    def test_not_before_a_client_has_taken_our_replies(self):
+        peer = self.peer(room=5)
+        peer.send(READ, 0, LARGE)
+        self.hold()
+        self.relay()
+        unused = self.unused()
+        self.other_comes()
+        self.assertNoResult(unused)
+        peer.transport.room = None
+        self.drain()
+        self.successResultOf(unused)
+
+    def test_not_before_the_part_of_a_write_was_passed_on(self):
+        peer = self.peer()
+        payload = pattern(LARGE, seed=9)
+        _, whole = peer.expect(WRITE, 4096, LARGE, 0, payload)
+        peer.give(whole[:100_000])
+        self.hold()
+        self.relay()
+        unused = self.unused()
+        self.assertNoResult(unused)
+        self.endpoint.chunk = 1000
+        made = self.by_hand()
+        self.successResultOf(unused)
+        self.assertEqual(whole[:100_000], bytes(made[1].got))
+
+    def test_a_client_that_is_gone_needs_nothing(self):
+        peer = self.peer(room=5)
+        peer.send(READ, 0, LARGE)
+        self.hold()
+        self.relay(linger=60)
+        unused = self.unused()
+        self.assertNoResult(unused)
+        peer.transport.lose(ConnectionLost())
+        self.drain()
+        self.successResultOf(unused)
+
+
 class FarTests(SynchronousTestCase):
     def test_a_passage_given_up_before_its_endpoint_connected_is_reported_once(self):
         class Near:
@@ -1575,7 +1924,7 @@ class FarTests(SynchronousTestCase):
         for handshake in (None, ClientHandshake("")):
             near, endpoint, transport = Near(), Stubborn(), StringTransport()
             transport.abortConnection = transport.loseConnection
-            far = relay_module._Upstream(near, handshake, Runtime(Clock(), synchronous))
+            far = Upstream(near, handshake, Runtime(Clock(), synchronous))
             far.connect(endpoint)
             far.abort()
             self.assertEqual(["lost"], near.told)

@@ -467,6 +467,24 @@ class HandOverTests(Case):
         peer.read_all()
         self.assertEqual([0], [outcome.error for outcome in peer.replies.done.values()])
 
+    def test_clients_that_never_take_their_replies_cost_ten_seconds(self):
+        """Whether they take a little now and then, or nothing at all."""
+        for trickles in (False, True):
+            self.make()
+            peer = self.peer(room=0)
+            peer.send(READ, 0, 200)
+            self.hold()
+            self.hand_over()
+            for _ in range(99):
+                peer.transport.room = int(trickles)
+                peer.transport.run()
+                self.clock.advance(0.1)
+                peer.transport.room = 0
+                self.assertFalse(peer.transport.aborted, trickles)
+            self.clock.advance(0.2)
+            self.assertTrue(peer.transport.aborted, trickles)
+            self.finish(peer)
+
     def test_no_client_is_accepted_after_the_hand_over(self):
         self.hold()
         self.hand_over()

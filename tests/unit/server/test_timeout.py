@@ -66,6 +66,16 @@ class SilenceTests(SynchronousTestCase):
         self.clock.pump([5] * 5)
         self.assertEqual([10], self.given_up)
 
+    def test_a_client_that_never_reads_what_waits_is_given_up_as_early(self):
+        """What it had not taken before is no sign that it takes anything."""
+        self.patch(module, "unacknowledged", lambda transport: 7)
+        self.waiting = True
+        self.watch()
+        self.clock.advance(9.9)
+        self.assertEqual([], self.given_up)
+        self.clock.advance(0.2)
+        self.assertEqual([10], self.given_up)
+
     def test_a_timeout_of_zero_means_never(self):
         self.watch(0)
         self.silence.limit(0, self.late.append)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage import GRANULARITY, DirtyMap
+from blockmig.storage import GRANULARITY, DirtyMap, TouchedMap
 
 KIB = 1024
 
@@ -190,3 +190,22 @@ class DirtyMapTests(SynchronousTestCase):
         self.assertEqual((5 << 40, (5 << 40) + GRANULARITY), dirty.take(0, 64 << 20))
         self.assertEqual((size - GRANULARITY, size), dirty.take((5 << 40) + GRANULARITY, 64 << 20))
         self.assertEqual(0, dirty.bytes)
+
+
+class TouchedTests(SynchronousTestCase):
+    @given(
+        st.lists(st.tuples(st.integers(0, 3 << 20), st.integers(1, 1 << 20)), max_size=30),
+        st.integers(0, 30),
+    )
+    def test_what_is_touched_twice_counts_once(self, changes, restart):
+        """But all of it counts as written."""
+        size = 4 << 20
+        touched, model, written = TouchedMap(size), set(), 0
+        for number, (offset, length) in enumerate(changes):
+            if number == restart:
+                touched.restart()
+                model.clear()
+            touched.touch(offset, length)
+            model |= grains(offset, length)
+            written += len(grains(offset, length)) * GRANULARITY
+            self.assertEqual((len(model) * GRANULARITY, written), (touched.bytes, touched.written))

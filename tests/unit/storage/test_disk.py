@@ -559,7 +559,7 @@ class UnlinkTests(DiskCase):
         error = self.assertRaises(DiskRefused, disk.check_unlink)
         self.assertIn(disk.name, str(error))
         self.assertNotIn("\n", str(error))
-        self.assertIn("or send without --unlink", str(error))
+        self.assertIn("or send with unlink=False", str(error))
         self.assertTrue(os.path.exists(disk.path))
         return str(error)
 

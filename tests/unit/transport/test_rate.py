@@ -166,6 +166,22 @@ class YieldingLimiterTests(SynchronousTestCase):
                 share = sum(end - began for began, end, _ in sent) / 2
                 self.assertTrue(0.133 < share < 0.15, (speed, wanted, share))
 
+    def test_how_fast_turns_are_says_what_is_possible(self):
+        """Not the time between them; and a turn that was interrupted says nothing."""
+        self.others = False
+        self.make()
+        self.assertEqual(0, self.courtesy.unhindered_rate)
+        self.run_for(0.1)
+        self.assertEqual(0, self.courtesy.unhindered_rate, "nobody was in the way")
+        self.others = True
+        sent = self.run_for(1)
+        self.assertLess(self.bytes(sent), 0.2 * SPEED)
+        self.assertTrue(0.99 < self.courtesy.unhindered_rate / SPEED < 1.01)
+        self.run_for(0.01, speed=SPEED // 100)
+        self.assertGreater(self.courtesy.unhindered_rate, 0.9 * SPEED)
+        self.run_for(60, speed=SPEED // 10)
+        self.assertLess(self.courtesy.unhindered_rate, 0.11 * SPEED)
+
     def test_sending_takes_short_turns(self):
         """Others wait for at most 128 KiB, and then have six times as long."""
         self.make()

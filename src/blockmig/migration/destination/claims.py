@@ -54,10 +54,10 @@ class StandingClaims:
         except BadIdentity:
             return "its id is none"
         if self.identity.id and message.id != self.identity.id:
-            named = f"is of migration {message.id!r}" if message.id else "has no --id"
+            named = f"is of migration {message.id!r}" if message.id else "has no id=…"
             return f"it {named}, and this receiver was started for {self.identity.id!r}"
         if not is_signed(message, self.identity.secret, nonce, Writer.SENDER):
-            return "it does not prove that it knows the --secret"
+            return "it does not prove that it knows the secret=…"
         return ""
 
     def add(self, connection: ServerConnection, message: HandoffMessage) -> bool:

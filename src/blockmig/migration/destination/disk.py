@@ -107,7 +107,7 @@ class DestinationDisk:
             raise Refused(
                 f"{self.name}: holds {what}, and no record says that it may be overwritten "
                 "(if a migration into it has ended, it is presumably complete, and nothing is left "
-                "to do); --overwrite overwrites it"
+                "to do); overwrite=True overwrites it"
             )
         self._checked_version = version
 

@@ -121,6 +121,7 @@ class IncomingMigration:
         self._progress = progress
         self._outcome = outcome
         self._runtime = runtime
+        self._attempt_began = 0.0
         self._completion: Completion | None = None
         self._replacement: Replacement | None = None
         self._rescue: Rescue | None = None
@@ -197,10 +198,17 @@ class IncomingMigration:
 
     def status(self) -> dict[str, Any]:
         """How far it is, for humans and scripts; bytes."""
-        current = self.record.current
+        current, covered, rate = self.record.current, 0, None
+        if self.attempt is not None:
+            covered = self.attempt.coverage.covered
+            seconds = self._runtime.reactor.seconds() - self._attempt_began
+            rate = covered / seconds if seconds > 0 else None
+        rest = self.disk.size - covered
         return {
             "attempts": self.attempts,
-            "covered": self.attempt.coverage.covered if self.attempt is not None else 0,
+            "covered": covered,
+            "rate": None if rate is None else round(rate),
+            "expected_end": round(rest / rate, 1) if rate else None,
             "source": str(current.source) if current is not None else "",
         }
 
@@ -274,6 +282,7 @@ class IncomingMigration:
             number=self.attempts,
             peer=connection.peer,
         )
+        self._attempt_began = self._runtime.reactor.seconds()
         self.attempt = IncomingAttempt(
             connection, self.disk.disk, self._runtime.threads, self.machine.disk_failed
         )

@@ -122,7 +122,7 @@ class Receiver:
             records = records_of(disk, self._runtime.system)
             previous = destination_record(disk, records, overrides.overwrite, identity.id)
             if previous is None and not overrides.overwrite:
-                check_data(disk, "--overwrite", self._runtime.system)
+                check_data(disk, "overwrite=True", self._runtime.system)
             overwrite = overwrite or may_overwrite(disk, previous)
         if previous is not None:
             _log_previous(disk, previous)

@@ -32,7 +32,7 @@ ANSWER_TIMEOUT: Final = 60.0
 """Seconds within which a receiver must answer, if it may not be silent for less."""
 
 _EPERM: Final = 1
-_UNPROVED: Final = "the receiver there does not prove that it knows the --secret"
+_UNPROVED: Final = "the receiver there does not prove that it knows the secret=…"
 
 
 class NoHandoffExport(ClientFailed):

@@ -37,7 +37,7 @@ from ...transport import YieldingLimiter
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, Overrides, Patience
 from ..source.sender import Sender
-from .pre_copy import Converge, PreCopy
+from .pre_copy import Converge, MirrorPhase, PreCopy
 
 _log = Logger()
 
@@ -59,6 +59,8 @@ class Mirror:
     @param longest_pause: seconds for which clients may be held.
     @param converge: what to do where clients write faster than the data is transferred.
     @param successor: pass clients through to this server after the hand-off; None to close them.
+    @param linger: seconds for which clients that come back are still passed through when the last
+        one has left; C{math.inf} for ever.
     @param patience: how long the destination is tried.
     @param identity: the id and the secret of the migration, the same as the receiver's.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
@@ -79,6 +81,7 @@ class Mirror:
         longest_pause: float = LONGEST_PAUSE,
         converge: Converge = Converge.WAIT,
         successor: Destination | None = None,
+        linger: float = 0.0,
         patience: Patience = PATIENCE,
         identity: Identity = ANYBODY,
         runtime: Runtime | None = None,
@@ -94,7 +97,8 @@ class Mirror:
         self._converge = converge
         self._longest_pause = longest_pause
         self._successor = successor
-        self._limiter = YieldingLimiter(reactor, lambda: server.latency.last_used, max_rate)
+        self._linger = linger
+        self._limiter = YieldingLimiter(reactor, self._clients_last_busy, max_rate)
         self._passes = PreCopy(
             server,
             longest_pause=longest_pause,
@@ -112,6 +116,7 @@ class Mirror:
             patience=patience,
             passes=self._passes,
             identity=identity,
+            successor=successor.uri if successor is not None else "",
             runtime=runtime,
         )
         self._began: float | None = None
@@ -183,6 +188,12 @@ class Mirror:
         """Whether the source is retired, or about to be."""
         return self._sender.retiring
 
+    @property
+    def source_is_gone(self) -> bool:
+        """Whether the source was deleted, and the destination was seen to be complete: nothing
+        will ever need it again."""
+        return self._unlink and self._sender.source.end_seen
+
     def stop(self, why: str = "stopped") -> None:
         """Break it off, unless it is too late for that."""
         self._life.stop(why)
@@ -212,6 +223,11 @@ class Mirror:
         @param rate: bytes of data per second; None for no limit.
         """
         self._limiter.set_rate(rate)
+
+    def _clients_last_busy(self) -> float:
+        """While they are held, the mirror may take all of the reactor's time."""
+        held = self._passes.phase != MirrorPhase.COPYING
+        return float("-inf") if held else self._server.latency.last_used
 
     def _give_up(self, why: str) -> None:
         self._sender.stop(why)
@@ -254,6 +270,7 @@ class Mirror:
                 Relay(
                     successor,
                     receiver_export=handoff_export_name(successor.export),
+                    linger=self._linger,
                     runtime=self._runtime,
                 )
             )
@@ -285,9 +302,11 @@ class Mirror:
         began = self._began if self._began is not None else self._reactor.seconds()
         now = self._ended_at if self._ended_at is not None else self._reactor.seconds()
         throttle = self._server.changes.throttle
-        left = 0 if isinstance(self._life.outcome, Summary) else passes.left
-        gain = convergence.rate - convergence.dirty_rate
+        done = isinstance(self._life.outcome, Summary)
+        left, data_left = (0, 0) if done else (passes.left, passes.data_left)
+        seen = self._server.relayed_pause
         running = not self.over and self._sender.connected
+        end, pause = (convergence.forecast(data_left) if running else None) or (None, None)
         return {
             "state": self.state,
             "destination": self.destination,
@@ -296,13 +315,16 @@ class Mirror:
             "sent": progress.data,
             "zeroes": progress.zeroes,
             "left": left,
+            "data_left": data_left,
             "dirty": passes.dirty.bytes,
             "rate": round(convergence.rate),
             "dirty_rate": round(convergence.dirty_rate),
             "converging": passes.converging,
-            "expected_end": round(left / gain, 1) if running and gain > 0 else None,
+            "expected_end": None if end is None else round(end, 1),
+            "expected_pause": None if pause is None else round(pause, 3),
             "attempts": progress.attempt,
             "last_error": self._why or self._sender.last_error,
+            "cause": self._sender.cause,
             "max_rate": self._limiter.rate,
             "max_pause": self._longest_pause,
             "converge": self._converge.value,
@@ -310,6 +332,7 @@ class Mirror:
             "throttle": round(throttle.rate) if throttle is not None else None,
             "seconds": round(now - began, 3),
             "pause": None if passes.pause is None else round(passes.pause, 4),
+            "client_pause": None if seen is None else round(seen, 4),
             "rest": passes.sent_while_held,
             "holds": passes.hold_count,
         }

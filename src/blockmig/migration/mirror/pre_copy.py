@@ -14,12 +14,14 @@ Rules (design, section 2: R8, R9):
   short;
 * when the rest is likely to be transferred in time (`convergence`), clients are held: once none of
   their requests is under way the disk is quiescent, what is dirty is sent, and nothing is left;
+* where nothing is gained by waiting, clients may be held in the middle of a pass: what was not
+  requested of the destination yet is dirty again, and the last pass follows;
 * they are held for no longer than the longest pause: then they are released, whatever is under way
   short of retiring, and the passes go on;
 * they are released whenever the attempt ends before the source is being retired; after that never;
 * where clients make the disk dirty as fast as it is transferred, that is logged, and they are
-  slowed down, or the mirror ends, or it goes on, as configured. They are never slowed below a
-  minimum.
+  slowed down, or the mirror ends, or it goes on, as configured: at once, in the middle of a pass.
+  They are never slowed below a minimum.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ...server import Server, Throttle
-from ...storage import GRANULARITY, DirtyMap, Segment, sample_ranges
-from ...transport import Limiter
+from ...storage import GRANULARITY, DirtyMap, Segment, Survey, TouchedMap, sample_ranges
+from ...transport import Limiter, YieldingLimiter
 from ..source.passes import PassSender, Ranges
 from .convergence import Convergence, Next
 
@@ -76,9 +78,9 @@ class PreCopy:
     @param finishing: called when the source is retired, and the destination cannot be notified yet.
     @param limiter: limits the rate of the data.
     @ivar dirty: what is to be sent.
+    @ivar survey: where the disk has data.
     @ivar convergence: what was measured in the present attempt.
     @ivar phase: what is going on.
-    @ivar converging: whether it is likely to converge; None as long as that is not known.
     @ivar hold_count: how often clients were held.
     @ivar pause: seconds for which they were held the last time, or have been by now.
     @ivar sent_while_held: bytes of data that were transferred meanwhile.
@@ -95,13 +97,15 @@ class PreCopy:
         reactor: Any,
         give_up: Callable[[str], None],
         finishing: Callable[[], None],
-        limiter: Limiter | None = None,
+        limiter: YieldingLimiter | None = None,
     ) -> None:
-        self.limiter = limiter
-        self.dirty = DirtyMap(server.disk.size)
-        self.convergence = Convergence(longest_pause)
+        size = server.disk.size
+        self.limiter: Limiter | None = limiter
+        self._yielding = limiter
+        self.dirty = DirtyMap(size)
+        self.survey = Survey(size)
+        self.convergence = Convergence(longest_pause, size)
         self.phase = MirrorPhase.COPYING
-        self.converging: bool | None = None
         self.hold_count = 0
         self._longest_pause = longest_pause
         self._server = server
@@ -109,14 +113,17 @@ class PreCopy:
         self._reactor = reactor
         self._give_up = give_up
         self._finishing = finishing
+        self._touched = TouchedMap(size)
         self._position = 0
+        self._in_pass = False
         self._in_flight = 0
+        self._first_sent = self._first_sent_before = 0
         self._sent = 0
         self._sent_before_hold = 0
         self._attempt: PassSender | None = None
         self._deadline: IDelayedCall | None = None
         self._flushed = False
-        self._quiescent_since: float | None = None
+        self._sending_since: float | None = None
         self._flushed_at: float | None = None
         self._until_quiescent: Deferred[None] | None = None
         self._held_at: float | None = None
@@ -124,9 +131,7 @@ class PreCopy:
         self._sent_in_last_hold = 0
         self._reported = float("-inf")
         self._unchanged = {
-            block
-            for offset, length in sample_ranges(server.disk.size)
-            for block in _blocks(offset, length)
+            block for offset, length in sample_ranges(size) for block in _blocks(offset, length)
         }
         self._sampling = LoopingCall(self._sample)
         self._sampling.clock = reactor
@@ -135,6 +140,21 @@ class PreCopy:
     def left(self) -> int:
         """Bytes that are dirty or in flight."""
         return min(self.dirty.bytes + self._in_flight, self.dirty.size)
+
+    @property
+    def data_left(self) -> int:
+        """About how many of these bytes are data; what clients have written is."""
+        size, first, in_flight = self.dirty.size, self._first_sent, self._in_flight
+        # Beyond what was sent for the first time, everything is dirty.
+        again = max(0, self.dirty.bytes - (size - first))
+        if self._position > self._first_sent_before:
+            first, in_flight = max(0, first - in_flight), 0
+        return min(self.survey.data(first, size) + again + in_flight, self.left)
+
+    @property
+    def converging(self) -> bool | None:
+        """Whether it is likely to converge; None as long as that is not known."""
+        return self.convergence.converging
 
     @property
     def pause(self) -> float | None:
@@ -177,6 +197,8 @@ class PreCopy:
     def _mark(self, offset: int, length: int, data: bool = True) -> None:
         """A client is about to change something, or has just done so."""
         self.dirty.mark(offset, length, data)
+        if data:
+            self._touched.touch(offset, length)
         blocks = _blocks(offset, length)
         if len(blocks) < len(self._unchanged):
             self._unchanged.difference_update(blocks)
@@ -188,40 +210,72 @@ class PreCopy:
         return not self._unchanged.issuperset(_blocks(offset, length))
 
     def _sample(self) -> None:
-        if self._held_at is None:
-            now, sending = self._reactor.seconds(), self._in_flight > 0
-            self.convergence.sample(now, self._sent, self.dirty.marked, sending)
+        if self._held_at is not None:
+            return
+        now, convergence, touched = self._reactor.seconds(), self.convergence, self._touched
+        if self._yielding is not None:
+            convergence.unhindered_rate = self._yielding.unhindered_rate
+            convergence.max_rate = self._yielding.rate
+        convergence.sample(
+            now,
+            self._sent,
+            touched.written,
+            self._in_flight > 0,
+            touched=touched.bytes,
+            left=self.data_left,
+        )
+        if self._in_pass and (decided := convergence.judge(now)) is not None:
+            self._next_window(now)
+            if decided == Next.NOT_CONVERGING:
+                self._not_converging(now)
+            elif decided == Next.HOLD:
+                self._begin_hold()
+
+    def _next_window(self, now: float) -> None:
+        """What clients touch is counted anew."""
+        self.convergence.next_window(now)
+        self._touched.restart()
 
     # CopyPasses.
 
-    def begin(self) -> None:
+    def begin(self, took: float = 0.0) -> None:
         """All of the disk is dirty."""
-        self.convergence = Convergence(self._longest_pause)
+        self.convergence = Convergence(self._longest_pause, self.dirty.size, took)
+        self.survey = Survey(self.dirty.size)
         self.dirty.mark_all()
-        self._in_flight = 0
+        self._touched.restart()
+        self._position = self._in_flight = self._first_sent = 0
         self._flushed = False
-        self.converging = None
+        self._sample()
 
     async def send(self, attempt: PassSender) -> None:
         """Returns once clients are held, and nothing is left."""
         self._attempt = attempt
         while True:
+            hold = await self._quiescent_hold(attempt)
             await self._send_pass(attempt)
             if self.phase == MirrorPhase.HOLDING:
-                return
+                if hold == self.hold_count:
+                    return
+                continue  # it began in the middle of that pass
             if not self._flushed:
                 began = self._reactor.seconds()
                 await attempt.flush_now()
                 self.convergence.flush = self._reactor.seconds() - began
                 self._flushed = True
             if self._may_hold():
-                await self._hold(attempt)
+                self._begin_hold()
             elif self.dirty.bytes < GRANULARITY * _MOST_RANGES:
                 await deferLater(self._reactor, _IDLE_DELAY)
 
     async def _send_pass(self, attempt: PassSender) -> None:
         self._position = 0
-        await attempt.send_pass(self._next_ranges)
+        self._first_sent_before = self._first_sent
+        self._in_pass = True
+        try:
+            await attempt.send_pass(self._next_ranges)
+        finally:
+            self._in_pass = False
         self._in_flight = 0
 
     def _next_ranges(self) -> Ranges:
@@ -238,7 +292,16 @@ class PreCopy:
             self._position = end
             room -= end - start
             self._in_flight += end - start
+        self._first_sent = max(self._first_sent, self._position)
         return ranges
+
+    def _give_back(self, start: int, end: int) -> None:
+        """A range that was taken is not sent now."""
+        self.dirty.mark(start, end - start, data=False)
+        self._in_flight -= end - start
+        # What is requested is so in order: nothing beyond this range was.
+        if start < self._first_sent:
+            self._first_sent = self._position = max(start, self._first_sent_before)
 
     def acknowledged(self, segment: Segment) -> None:
         """It was transferred."""
@@ -251,30 +314,31 @@ class PreCopy:
         now, convergence = self._reactor.seconds(), self.convergence
         decided = convergence.pass_ended(now, self.dirty.bytes)
         if decided == Next.NOT_CONVERGING:
+            self._next_window(now)
             self._not_converging(now)
-        else:
-            self.converging = True
         return decided == Next.HOLD
 
     def _not_converging(self, now: float) -> None:
         convergence, changes = self.convergence, self._server.changes
-        self.converging = False
-        rates = (
-            f"clients dirty {convergence.dirty_rate / 1e6:.1f} MB/s, and "
+        dirty_rate = convergence.decisive_rate
+        why = (
+            f"clients dirty {dirty_rate / 1e6:.1f} MB/s, and "
             f"{convergence.rate / 1e6:.1f} MB/s are transferred"
         )
+        if convergence.leaves_as_much:
+            why += f"; pass after pass leaves as much as before, now {self.left / 1e6:.1f} MB"
         if now - self._reported >= _REPORT:
             self._reported = now
             _log.warn(
                 "{disk}: not converging: {rates}",
                 event="not-converging",
                 disk=self._server.disk.name,
-                rates=rates,
+                rates=why,
                 rate=round(convergence.rate),
-                dirty_rate=round(convergence.dirty_rate),
+                dirty_rate=round(dirty_rate),
             )
         if self._converge == Converge.ABORT:
-            self._give_up(f"not converging: {rates}")
+            self._give_up(f"not converging: {why}")
         elif self._converge == Converge.THROTTLE:
             limit = max(convergence.rate / 2, _LOWEST_THROTTLE)
             if changes.throttle is not None:
@@ -283,25 +347,40 @@ class PreCopy:
 
     # The hold.
 
-    async def _hold(self, attempt: PassSender) -> None:
+    def _begin_hold(self) -> None:
         self.phase = MirrorPhase.HOLDING
         self.hold_count += 1
         self._held_at = self._reactor.seconds()
         self._sent_before_hold = self._sent
-        self._quiescent_since = self._flushed_at = None
+        # In the middle of a pass there is something to send from the first moment.
+        self._sending_since = self._held_at if self._in_pass else None
+        self._flushed_at = None
         self._deadline = self._reactor.callLater(self._longest_pause, self._hold_timed_out)
         # Throttled requests are let through, so that nothing remains under way.
         self._server.changes.slow_down(None)
         self._until_quiescent = until_quiescent = Deferred[None]()
         self._server.hold().addCallback(lambda _: self._quiescent(until_quiescent))
-        await until_quiescent
+        if self._in_pass and self._attempt is not None:
+            self._attempt.cut_pass(self._give_back)
+
+    async def _quiescent_hold(self, attempt: PassSender) -> int:
+        """Where clients are held, wait until the disk is quiescent.
+
+        @return: the number of that hold; 0 if there is none, or it has ended meanwhile.
+        """
+        if self.phase != MirrorPhase.HOLDING or self._until_quiescent is None:
+            return 0
+        hold = self.hold_count
+        await self._until_quiescent
         if self.phase == MirrorPhase.HOLDING:
             await attempt.disk_is_quiescent()
+        return hold if self.phase == MirrorPhase.HOLDING else 0
 
     def _quiescent(self, until_quiescent: Deferred[None]) -> None:
         """The server is quiescent; or it is not waited for any more."""
         if not until_quiescent.called:
-            self._quiescent_since = self._reactor.seconds()
+            if self._sending_since is None:
+                self._sending_since = self._reactor.seconds()
             until_quiescent.callback(None)
 
     def _hold_timed_out(self) -> None:
@@ -331,8 +410,8 @@ class PreCopy:
         sent, sending, steps = self._sent - self._sent_before_hold, 0.0, 0.0
         if self._flushed_at is not None:
             steps = now - self._flushed_at
-        elif self._quiescent_since is not None:
-            sending = now - self._quiescent_since
+        elif self._sending_since is not None:
+            sending = now - self._sending_since
         self.convergence.hold_failed(now, sent, sending, steps)
 
     def _release(self) -> None:

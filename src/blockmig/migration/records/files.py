@@ -151,6 +151,8 @@ class Record:
         (MIGRATED, RECEIVED).
     @ivar written: what was known of the last write to a disk that is kept, when it was retired: of
         a file its size and time (ns), of a device its counters in that boot (MIGRATED).
+    @ivar successor: URI of the server to which clients are relayed once the disk is gone; "" where
+        they are not (MIGRATING, MIGRATED).
     """
 
     migration: str
@@ -179,6 +181,7 @@ class Record:
     follows: str = ""
     ids: tuple[str, ...] = ()
     written: str = ""
+    successor: str = ""
 
     def but(self, **changes: Any) -> Self:
         """A copy of the record with some fields changed."""
@@ -191,7 +194,7 @@ class Record:
 
 
 _TYPES: Final = {field.name: field.type for field in fields(Record)}
-_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids", "written"}
+_DEFAULTED: Final = {"id", "place", "boot", "follows", "ids", "written", "successor"}
 """Fields that records of version 0.1 do not have."""
 
 

@@ -245,7 +245,7 @@ def check_received(
     forget = command_here("forget", records, *confirm)
     raise Refused(
         f"{records.disk}: {what}{_called(last)}{about} ({records.name(kind)}); to receive into it "
-        f"anyway, use --overwrite with a new --id; or, if that record is not needed: {forget}"
+        f"anyway, use overwrite=True with a new id=…; or, if that record is not needed: {forget}"
     )
 
 
@@ -296,13 +296,13 @@ def check_migrated(
         if there and (is_another or overwrite):
             return None
         objection = (
-            "it is still that disk: to send it again all the same, use --overwrite"
+            "it is still that disk: to send it again all the same, use overwrite=True"
             if there
             else "nothing is there now"
         )
     confirm = ["--i-have-checked-the-destination"] if there else []
     forget = command_here("forget", records, *confirm)
-    new = "another disk can be sent with a new --id; or" if there else "and"
+    new = "another disk can be sent with a new id=…; or" if there else "and"
     raise Refused(
         f"{path}: {what}, but {objection} ({records.name(Kind.MIGRATED)}); {new}, if that record "
         f"is not needed: {forget}"
@@ -319,7 +319,7 @@ def _written_since(records: Records, migrated: Record) -> str:
         f"{records.disk}: was written after it went to {end} on {migrated.retired}: it is not the "
         f"copy that is there, nor the one that went there ({records.name(Kind.MIGRATED)}); to go "
         f"on with that copy{address}, delete this one; to send this one as it is now, use "
-        f"--overwrite with a new --id; if it is a new disk, let blockmig forget the old one: "
+        f"overwrite=True with a new id=…; if it is a new disk, let blockmig forget the old one: "
         f"`{forget}`"
     )
 
@@ -335,7 +335,7 @@ def check_unused(finished: Finished, id: str) -> None:
         when = f" on {last.confirmed or last.changed}" if own and last is not None else ""
         raise Refused(
             f"the migration {id} was finished here{when}, and an id is never used twice at a "
-            "place: choose another --id"
+            "place: choose another id=…"
         )
 
 

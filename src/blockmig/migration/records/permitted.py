@@ -149,7 +149,7 @@ def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: 
     ):
         raise Refused(
             f"{records.disk}: is the copy of the migration {incomplete.id}, and may be the only "
-            f"one: finish that with --id {incomplete.id}"
+            f"one: finish that with id={incomplete.id!r}"
         )
     finished = _read_finished(records, overwrite and bool(id))
     if id and id != incomplete.id:
@@ -314,8 +314,8 @@ def _read_finished(records: Records, disregard: bool) -> Finished:
         return read_finished(records, disregard)
     except BadRecord as error:
         raise Refused(
-            f"{error}; see `{command_here('inspect', records)}`, or use --overwrite with a new "
-            "--id to ignore it"
+            f"{error}; see `{command_here('inspect', records)}`, or use overwrite=True with a new "
+            "id=… to ignore it"
         ) from None
     except OSError as error:
         raise Refused(f"{records.disk}: {describe_error(error)}") from None
@@ -360,7 +360,7 @@ def _with_id(
         if state.retired or migrating.phase == Phase.COPIED or migrating.whole:
             raise Refused(
                 f"{path}: its migration {migrating.id} to {migrating.destination} must be finished "
-                f"first: send it with --id {migrating.id}"
+                f"first: send it with id={migrating.id!r}"
             )
         return SourceState(instead_of=migrating.migration, finished=finished)
     return replace(state, finished=finished)
@@ -414,7 +414,7 @@ def _check_finish(
     if unlink and not record.unlink:
         raise Refused(
             f"{path}: was migrated to {record.destination}, and is to be kept: "
-            "finish that without --unlink, then delete it"
+            "finish that with unlink=False, then delete it"
         )
 
 

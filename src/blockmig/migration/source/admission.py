@@ -75,7 +75,7 @@ def _longest_write(context: AttemptContext, export: Export) -> int:
     if context.retirement.deletes and not export.offers(TransmissionFlag.SEND_FLUSH):
         raise AttemptFailed(
             "the destination offers no FLUSH, so it cannot be known when its copy is durable: "
-            "send without --unlink"
+            "send with unlink=False"
         )
     if size % block:
         raise AttemptFailed(
@@ -164,12 +164,12 @@ class Admission:
         if (receiver := record.receiver) is not None:
             raise self._refusal(
                 f"{where}: is not a blockmig receiver (any more?), and this migration has begun at "
-                f"the one of {receiver}: start that again; or begin another with a new --id"
+                f"the one of {receiver}: start that again; or begin another with a new id=…"
             )
         if (context.identity.id or context.identity.secret) and not context.plain:
             raise Refused(
-                f"{where}: is not a blockmig receiver, and cannot check the --id or the --secret; "
-                "to send there anyway, use --plain"
+                f"{where}: is not a blockmig receiver, and cannot check the id=… or the secret=…; "
+                "to send there anyway, use plain=True"
             )
 
     async def _check_empty(self) -> None:
@@ -194,10 +194,10 @@ class Admission:
         except DestinationNotEmpty as error:
             raise self._refusal(
                 f"{where}: holds {error}, and is not a blockmig receiver; to overwrite it, use "
-                "--overwrite"
+                "overwrite=True"
             ) from None
         except ClientFailed as error:
             raise self._refusal(
                 f"{where}: cannot be read ({error}), so it may hold somebody's data; to write "
-                "there anyway, use --overwrite"
+                "there anyway, use overwrite=True"
             ) from None

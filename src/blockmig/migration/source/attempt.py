@@ -57,6 +57,7 @@ from .context import (
 from .copier import Copier, NoFlush
 from .machine import Handoff, make_handoff
 from .passes import Ranges
+from .progress import Phase
 from .watch import SourceTouched
 
 _log = Logger()
@@ -232,13 +233,15 @@ class Attempt(ClientHandler):
         self._step(self._begin(), self._send_all)
 
     async def _begin(self) -> None:
+        seconds = self._context.runtime.reactor.seconds
+        began = seconds()
         self._channel = channel = await self._channel.open()
         location = await channel.claim(self._admission)
         if self.is_over:
             return
         self._context.accepted()
         await self._in_thread(self._record_begin, location, channel.exists)
-        self._context.passes.begin()
+        self._context.passes.begin(seconds() - began)
 
     def _record_begin(self, location: Location, side_export: bool) -> None:
         """In a thread: what the source is now must be what it is when it is retired."""
@@ -247,6 +250,7 @@ class Attempt(ClientHandler):
         context.record.copying(context.progress.number, location, side_export)
 
     def _send_all(self) -> None:
+        self._context.progress.phase = Phase.COPYING
         self._step(self._context.passes.send(self), self._handoff.covered)
 
     def _step(self, coroutine: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
@@ -284,7 +288,7 @@ class Attempt(ClientHandler):
     def _refused_as_another(self, error: AnotherMigration) -> None:
         """The end of a migration that no receiver has acknowledged; another has begun, and the one
         that knows it may have its address again later."""
-        why = f"{error}: compare --id and --secret at both ends"
+        why = f"{error}: compare id=… and secret=… at both ends"
         if self._context.is_acknowledged:
             self._is_lasting = True
             self._connection.fail(why)
@@ -307,6 +311,10 @@ class Attempt(ClientHandler):
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
         """See L{blockmig.migration.source.passes.PassSender}."""
         await self._copier.send_pass(take)
+
+    def cut_pass(self, give_back: Callable[[int, int], None]) -> None:
+        """See L{blockmig.migration.source.passes.PassSender}."""
+        self._copier.cut_pass(give_back)
 
     async def flush_now(self) -> None:
         """See L{blockmig.migration.source.passes.PassSender}."""
@@ -345,6 +353,7 @@ class Attempt(ClientHandler):
 
     def flush(self) -> None:
         """Where there is no FLUSH, unlinking was refused before."""
+        self._context.progress.phase = Phase.FLUSHING
         if self._channel.copied_when_flushed:
             self._context.record.asking_copied()
         self._copier.flush().addCallbacks(
@@ -360,12 +369,13 @@ class Attempt(ClientHandler):
             GaveUp(
                 "the destination has all the data, but does not know FLUSH, so it cannot be known "
                 f"when it is durable; {self._context.disk.name} is untouched and canonical: send "
-                "without --unlink"
+                "with unlink=False"
             )
         )
 
     def confirm(self) -> None:
         """The destination may consider its copy whole from now on."""
+        self._context.progress.phase = Phase.CONFIRMING
         self._context.passes.flushed()
         self._context.record.asking_copied()
         self._step(self._channel.confirm(), self._handoff.confirmed)
@@ -392,6 +402,7 @@ class Attempt(ClientHandler):
         """In a thread, since it waits for the medium."""
         if self.is_over:
             return  # its disk may be in use again
+        self._context.progress.phase = Phase.RETIRING
         self._context.passes.retiring()
         working = self._context.retirement.retire(self._in_thread)
         working.addCallbacks(
@@ -401,6 +412,7 @@ class Attempt(ClientHandler):
 
     def announce(self) -> None:
         """Through the channel."""
+        self._context.progress.phase = Phase.ENDING
         self._step(
             self._channel.announce_retired(self._record_acknowledgement), self._handoff.acknowledged
         )
@@ -411,6 +423,7 @@ class Attempt(ClientHandler):
 
     def disconnect(self) -> None:
         """The last message; nothing is in flight and nothing is queued."""
+        self._context.progress.phase = Phase.ENDING
         self._connection.disconnect(self._copier.disconnect_message())
         seconds = self._context.timeout(_CLOSE_TIMEOUT)
         self._connection.set_timeout(

@@ -88,10 +88,12 @@ class Dropped:
     """The attempt ended early; the source is canonical, and another attempt may follow.
 
     @ivar lasting: what is in the way is known, and may last: it is logged once a minute.
+    @ivar reached: somebody was there at the destination.
     """
 
     why: str
     lasting: bool = False
+    reached: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ Rules (design, sections 2 and 3):
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -42,7 +43,7 @@ from ...nbd import (
     TransmissionFlag,
     describe_errno,
 )
-from ...storage import Scan, Segment
+from ...storage import Scan, Segment, Survey
 from ...transport import FileRegion
 from .admission import PeerCapabilities
 from .context import AttemptContext
@@ -72,8 +73,11 @@ class _Pass:
     @param take: returns the next ranges.
     @ivar segments: are to be sent; with their data, if that had to be read.
     @ivar scan: the one that goes on.
+    @ivar ranges: what it scans.
+    @ivar position: how far it has come.
     @ivar scanning: a thread is at work on it.
     @ivar scanned: nothing is left to scan.
+    @ivar give_back: takes what is not to be sent, once the pass is cut; None before.
     """
 
     def __init__(self, take: Callable[[], Ranges]) -> None:
@@ -81,8 +85,23 @@ class _Pass:
         self.acknowledged: Deferred[None] = Deferred()
         self.segments: deque[Segment] = deque()
         self.scan: Scan | None = None
+        self.ranges: Ranges = []
+        self.position = 0
         self.scanning = False
         self.scanned = False
+        self.give_back: Callable[[int, int], None] | None = None
+
+    def cut(self) -> None:
+        """Give back what was not requested, unless a thread is still at work on it."""
+        if self.give_back is None or self.scanning:
+            return
+        for segment in self.segments:
+            self.give_back(segment.offset, segment.end)
+        for start, end in self.ranges:
+            if end > self.position:
+                self.give_back(max(start, self.position), end)
+        self.segments.clear()
+        self.ranges, self.scan, self.scanned = [], None, True
 
 
 class Copier:
@@ -177,6 +196,14 @@ class Copier:
         self._fill(sending)
         await sending.acknowledged
 
+    def cut_pass(self, give_back: Callable[[int, int], None]) -> None:
+        """End the pass with what was requested, or is being read in order to be."""
+        sending = self._pass
+        if sending is not None and sending.give_back is None:
+            sending.give_back = give_back
+            sending.cut()
+            self._fill(sending)
+
     def introduce(self) -> None:
         """Send the first request, by whose cookie a receiver knows the connection, before there is
         anything to send: until it knows that, it may close the connection for others.
@@ -269,6 +296,8 @@ class Copier:
                 sending.segments.extend(reader.take())
             except OSError as error:
                 self._source_failed(error)
+        if sending.give_back is not None and reader is None:
+            return None
         return sending.segments.popleft() if sending.segments else None
 
     def _data_ready(self) -> None:
@@ -286,10 +315,11 @@ class Copier:
         if sending.scanning:
             return
         if sending.scan is None:
-            ranges = sending.take()
+            sending.ranges = ranges = sending.take()
             if not ranges:
                 sending.scanned = True
                 return
+            sending.position = 0
             sending.scan = Scan(
                 self._context.disk,
                 self._longest,
@@ -300,14 +330,21 @@ class Copier:
             )
         sending.scanning = True
         cold, self._cold = self._cold, []
-        scanning = self._context.runtime.threads(self._advance_scan, sending.scan, cold)
+        # Without a way to send zeroes as such, everything is sent as data.
+        survey = self._context.passes.survey if self._finds_zeroes else None
+        scanning = self._context.runtime.threads(self._advance_scan, sending.scan, cold, survey)
         scanning.addCallbacks(
             self._scan_advanced, self._scan_failed, callbackArgs=(sending,), errbackArgs=(sending,)
         )
 
-    def _advance_scan(self, scan: Scan, cold: list[Segment]) -> list[Segment]:
+    def _advance_scan(
+        self, scan: Scan, cold: list[Segment], survey: Survey | None
+    ) -> list[Segment]:
         """In a thread: the next segments; what was read for the last ones is not needed again."""
         self._forget(cold)
+        if survey is not None:
+            with contextlib.suppress(OSError):  # the scan meets what matters of it
+                survey.advance(self._context.disk)
         return scan.advance()
 
     def _forget(self, cold: list[Segment]) -> None:
@@ -328,8 +365,11 @@ class Copier:
             self._reader.add(segments)
         else:
             sending.segments.extend(segments)
-        if not segments:
-            sending.scan = None
+        if segments:
+            sending.position = segments[-1].end
+        else:
+            sending.scan, sending.ranges = None, []
+        sending.cut()
         self._fill(sending)
 
     def _scan_failed(self, failure: Failure, sending: _Pass) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ...storage import Segment
+from ...storage import Segment, Survey
 from ...transport import Limiter
 
 Ranges = list[tuple[int, int]]
@@ -22,6 +22,13 @@ class PassSender(Protocol):
 
     async def send_pass(self, take: Callable[[], Ranges]) -> None:
         """Send what C{take} returns, until it returns nothing; back when all was acknowledged."""
+
+    def cut_pass(self, give_back: Callable[[int, int], None]) -> None:
+        """End the pass with what was requested of the destination already.
+
+        @param give_back: called with the start and the end of each range that was taken, and is not
+            sent now; before C{send_pass} returns.
+        """
 
     async def flush_now(self) -> None:
         """Have the destination make durable what it has."""
@@ -41,16 +48,25 @@ class CopyPasses(Protocol):
 
     @ivar in_use: clients change the disk while it is sent, through a server of ours.
     @ivar limiter: limits the rate of the data; None for no limit.
+    @ivar survey: where the disk has data; of this attempt.
     """
 
     in_use: bool
     limiter: Limiter | None
+    survey: Survey
+
+    @property
+    def data_left(self) -> int:
+        """About how many bytes of data are still to be sent."""
 
     def changed(self, offset: int, length: int) -> bool:
         """Whether clients have changed anything there since the first attempt began."""
 
-    def begin(self) -> None:
-        """An attempt begins: all of the disk is to be sent."""
+    def begin(self, took: float = 0.0) -> None:
+        """An attempt begins: all of the disk is to be sent.
+
+        @param took: seconds that both ends took to agree on that, and to record it.
+        """
 
     async def send(self, attempt: PassSender) -> None:
         """Send all of it; back when nothing is left, and nobody changes the disk any more."""
@@ -83,13 +99,21 @@ class FullCopy:
 
     def __init__(self, size: int, limiter: Limiter | None = None) -> None:
         self.limiter = limiter
+        self.survey = Survey(size)
         self._size = size
         self._left: Ranges = []
+        self._acknowledged = 0
+
+    @property
+    def data_left(self) -> int:
+        return self.survey.data(self._acknowledged, self._size)
 
     def changed(self, offset: int, length: int) -> bool:
         return False
 
-    def begin(self) -> None:
+    def begin(self, took: float = 0.0) -> None:
+        self.survey = Survey(self._size)
+        self._acknowledged = 0
         self._left = [(0, self._size)]
 
     async def send(self, attempt: PassSender) -> None:
@@ -99,7 +123,8 @@ class FullCopy:
         left, self._left = self._left, []
         return left
 
-    def acknowledged(self, segment: Segment) -> None: ...
+    def acknowledged(self, segment: Segment) -> None:
+        self._acknowledged += segment.length
 
     def flushed(self) -> None: ...
 

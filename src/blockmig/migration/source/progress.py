@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ...storage import Segment
+
+
+class Phase(StrEnum):
+    """What the source does, in words."""
+
+    CONNECTING = "connecting"
+    WAITING = "waiting to try again"
+    COPYING = "copying"
+    FLUSHING = "making the copy durable"
+    CONFIRMING = "checking the copy"
+    RETIRING = "retiring the source"
+    ENDING = "telling the destination"
+    DONE = "done"
 
 
 @dataclass(slots=True)
@@ -17,9 +31,12 @@ class Progress:
     @ivar zeroes: bytes acknowledged as zeroes in it.
     @ivar attempt: its number, counted from 1; 0 before the first.
     @ivar earlier: how many attempts earlier processes have made.
+    @ivar remaining: returns about how many bytes of data are left; None where nobody knows.
     @ivar seconds: returns the time.
     @ivar began: when the first attempt did, by that clock; None before.
     @ivar latest: when the last progress was made.
+    @ivar phase: what is being done.
+    @ivar forecast: seconds until the end, where whoever updates this can tell; None where not.
     """
 
     total: int
@@ -27,14 +44,23 @@ class Progress:
     zeroes: int = 0
     attempt: int = 0
     earlier: int = 0
+    remaining: Callable[[], int] | None = field(default=None, repr=False)
     seconds: Callable[[], float] = field(default=lambda: 0.0, repr=False)
     began: float | None = None
     latest: float = 0.0
+    phase: str = Phase.CONNECTING
+    forecast: float | None = None
 
     @property
     def done(self) -> int:
         """Bytes acknowledged in the present attempt."""
         return self.data + self.zeroes
+
+    @property
+    def data_left(self) -> int:
+        """About how many bytes of data are still to be sent; what is not known to be a hole is."""
+        left = max(0, self.total - self.done)
+        return left if self.remaining is None else min(self.remaining(), self.total)
 
     @property
     def number(self) -> int:

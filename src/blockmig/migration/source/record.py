@@ -59,7 +59,9 @@ class SourceRecord:
     @param unlink: it is retired by deleting it.
     @param identity: of the disk.
     @param id: what people call the migration; "" where one is to be made up.
+    @param successor: URI of the server to which clients are relayed; "" where they are not.
     @ivar record: what is recorded, or would be.
+    @ivar end_seen: that the destination was seen to be complete is recorded.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class SourceRecord:
         unlink: bool = False,
         identity: str = "",
         id: str = "",
+        successor: str = "",
     ) -> None:
         before = state.record
         went = state.finished.went
@@ -83,6 +86,7 @@ class SourceRecord:
         self._on_disk = before  # as last written, or found
         self._may_be_copied = before is not None
         self._asked = False
+        self.end_seen = False
         if state.retired and before is not None:
             self.record = before
             return
@@ -105,6 +109,7 @@ class SourceRecord:
             place=before.place if before is not None else "",
             follows=before.follows if before is not None else "",
             ids=before.ids if before is not None else (),
+            successor=successor,
         )
         self.record = record if before is not None else state.finished.precede(record)
 
@@ -233,7 +238,7 @@ class SourceRecord:
             raise Refused(
                 f"the migration {record.id} has begun at {location}, but the receiver of "
                 f"{host}:{disk} has that address now: start the right one again, or begin another "
-                "migration with a new --id"
+                "migration with a new id=…"
             )
         if self._may_be_copied:
             self.record = self.record.but(migration=str(uuid.uuid4()), instead_of=record.migration)
@@ -383,6 +388,7 @@ class SourceRecord:
             records.write(Kind.MIGRATED, record)
         gone = [Kind.MIGRATING, Kind.ACCEPTED] if record.unlink else [Kind.MIGRATING]
         records.remove_existing(*gone)
+        self.end_seen = bool(record.confirmed)
 
     def abandon(self) -> None:
         """I{Slow.} The migration ends without the source being retired.

@@ -215,12 +215,12 @@ def unlinkable(disk: IDisk) -> IUnlinkableDisk:
     """
     if not IUnlinkableDisk.providedBy(disk):
         raise Refused(
-            f"{disk.name}: is not a regular file, so it cannot be deleted: send without --unlink"
+            f"{disk.name}: is not a regular file, so it cannot be deleted: send with unlink=False"
         )
     try:
         disk.check_unlink()
     except DiskRefused as error:
         raise Refused(str(error)) from None
     except OSError as error:
-        raise Refused(f"{disk.name}: {describe_error(error)}: send without --unlink") from error
+        raise Refused(f"{disk.name}: {describe_error(error)}: send with unlink=False") from error
     return disk

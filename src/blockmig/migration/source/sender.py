@@ -35,7 +35,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...claims import Claims, check_unclaimed
-from ...client import ClientFactory, ClientFailed, Destination
+from ...client import ClientFactory, ClientFailed, Destination, describe_failed_connect
 from ...errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
 from ...interfaces import IDisk, IRecordedDisk
 from ...lives import Life
@@ -56,7 +56,7 @@ from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
-from .progress import Progress
+from .progress import Phase, Progress
 from .record import SourceRecord
 from .retirement import DeletingRetirement, Retirement, unlinkable
 from .watch import Presence, SourceWatch, last_write
@@ -81,9 +81,13 @@ class Sender:
         nobody changes.
     @param identity: the id and the secret of the migration, the same as the receiver's; an id is
         made up where none is given.
+    @param successor: URI of the server to which clients are relayed once the disk is there, for the
+        records; "" where they are not.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @ivar progress: how far it is.
     @ivar last_error: why the last attempt ended early; "" if none did.
+    @ivar cause: why an earlier one did, if that is what is to be mended: the last one is only what
+        followed, and came less far.
     @ivar when_accepted: fires when a destination was accepted for the migration, and a first
         attempt is about to copy.
     @raise InUse: the disk object is in use.
@@ -104,6 +108,7 @@ class Sender:
         max_rate: float | None = None,
         passes: CopyPasses | None = None,
         identity: Identity = ANYBODY,
+        successor: str = "",
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
@@ -126,6 +131,7 @@ class Sender:
                 unlink=unlink,
                 overwrite=overrides.overwrite,
                 id=identity.id,
+                successor=successor,
                 system=runtime.system,
             )
         watch = SourceWatch(
@@ -142,9 +148,13 @@ class Sender:
             else Retirement(disk, self.source, watch, in_use=in_use)
         )
         self.progress = Progress(
-            disk.size, earlier=self.source.record.attempt, seconds=self._reactor.seconds
+            disk.size,
+            earlier=self.source.record.attempt,
+            remaining=lambda: self._passes.data_left,
+            seconds=self._reactor.seconds,
         )
-        self.last_error = ""
+        self.last_error = self._reason = ""
+        self._reason_at = 0
         self._logged_at = 0.0
         self.when_accepted: Deferred[None] = Deferred()
         self._context = AttemptContext(
@@ -172,6 +182,17 @@ class Sender:
         )
         used = self.source.used if served else (given, *self.source.used)
         self._claims = Claims(self, disk.name, *used)
+
+    @property
+    def cause(self) -> str:
+        """See the class."""
+        further = self.connected and self.progress.done > self._reason_at
+        return "" if further or self._reason == self.last_error else self._reason
+
+    def _note_reason(self, outcome: Dropped, done: int) -> None:
+        """An attempt ended early, having transferred C{done} bytes."""
+        if outcome.reached and (done >= self._reason_at or not self._reason):
+            self._reason, self._reason_at = outcome.why, done
 
     @property
     def connected(self) -> bool:
@@ -294,6 +315,7 @@ class Sender:
             attempt, latest = self.progress.attempt, self.progress.latest
             outcome = await self._attempt()
             if isinstance(outcome, Completed):
+                self.progress.phase = Phase.DONE
                 summary = self._summary()
                 await record_complete(self._threads, self.source)
                 return summary
@@ -306,7 +328,9 @@ class Sender:
                 raise self._given_up(self._stopped_too_late)
             if not self.progress.attempt and not self._patience.retry:
                 raise Refused(outcome.why)
-            if self.progress.attempt != attempt and self.progress.done:
+            done = self.progress.done if self.progress.attempt != attempt else 0
+            self._note_reason(outcome, done)
+            if done:
                 failures = 0
             else:
                 # A destination that acknowledged nothing was no progress, whatever it was sent.
@@ -325,19 +349,21 @@ class Sender:
         try:
             self._opening = opening = OpeningAttempt(self._context, ended)
         except LocalProtocolError as error:
-            return Dropped(f"cannot connect to the destination: {error}")
+            return Dropped(f"cannot connect to the destination: {error}", reached=False)
         try:
             await self._context.destination.endpoint.connect(ClientFactory(opening.connection))
         except (CancelledError, ConnectingCancelledError):
             opening.drop("cancelled")  # an endpoint that cannot be cancelled may connect yet
             if self._stopped is None:  # not by us: the endpoint has failed so by itself
-                return Dropped("cannot connect to the destination: it was cancelled")
+                why = "cannot connect to the destination: it was cancelled"
+                return Dropped(why, reached=False)
             raise CancelledError from None
         except Exception as error:  # each endpoint fails, and is cancelled, in its own ways
             opening.drop("it could not connect")
             if self._stopped is not None:
                 raise self._stopped from None
-            return Dropped(f"cannot connect to the destination: {describe_error(error)}")
+            why = describe_failed_connect(error, self._context.destination.uri)
+            return Dropped(f"cannot connect to the destination: {why}", reached=False)
         try:
             return await result
         except CancelledError:
@@ -357,7 +383,9 @@ class Sender:
                 delay=delay,
                 attempt=self.progress.attempt,
             )
+        self.progress.phase = Phase.WAITING
         await deferLater(self._reactor, delay)
+        self.progress.phase = Phase.CONNECTING
 
     def _summary(self) -> Summary:
         progress = self.progress
@@ -477,7 +505,14 @@ class Sender:
 
 
 def _source_record(
-    disk: IDisk, destination: str, *, unlink: bool, overwrite: bool, id: str, system: SystemCalls
+    disk: IDisk,
+    destination: str,
+    *,
+    unlink: bool,
+    overwrite: bool,
+    id: str,
+    successor: str,
+    system: SystemCalls,
 ) -> SourceRecord:
     """The record of the source, if it may be sent."""
     if not IRecordedDisk.providedBy(disk):
@@ -496,7 +531,7 @@ def _source_record(
         )
         if not overwrite:
             if state.record is None:
-                check_data(disk, "--overwrite", system)
+                check_data(disk, "overwrite=True", system)
             else:
                 check_layers(disk, system)
         if state.retired:
@@ -510,4 +545,5 @@ def _source_record(
         unlink=unlink,
         identity=identity,
         id=id,
+        successor=successor,
     )

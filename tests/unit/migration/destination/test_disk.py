@@ -76,13 +76,13 @@ class ExistingDataTests(ReceiverCase):
         super().make(*arguments, **{"overwrite": False, **keywords})
 
     def refused(self, *words):
-        self.ends_with(Refused, 1, "memory", "--overwrite", *words)
+        self.ends_with(Refused, 1, "memory", "overwrite=True", *words)
         self.assertEqual(([], b"o" * SIZE), (self.names(), self.disk.content))
         self.assertFalse(self.receiver.touched)
 
     def test_a_destination_with_data_is_refused_before_anybody_connects(self):
         error = self.failureResultOf(self.receiver.check(), Refused).value
-        for word in ("data", "--overwrite", "presumably complete"):
+        for word in ("data", "overwrite=True", "presumably complete"):
             self.assertIn(word, str(error))
         self.waits()
 
@@ -102,7 +102,7 @@ class ExistingDataTests(ReceiverCase):
         self.make()
         self.assertEqual(Errno.EPERM, self.client().ask(WRITE, 0, 1, payload=b"x")[0])
         self.clock.advance(10)
-        self.ends_with(Refused, 1, "--overwrite")
+        self.ends_with(Refused, 1, "overwrite=True")
         self.assertEqual(b"o" * SIZE, self.disk.content)
 
     def test_a_disk_of_zeroes_is_accepted(self):

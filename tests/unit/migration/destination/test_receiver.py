@@ -432,6 +432,24 @@ class TimeoutTests(Case):
             self.assertTrue(client.transport.listens)
         self.assertEqual(size, self.receiver.status()["migration"]["covered"])
 
+    def test_the_status_has_the_rate_and_the_time_left(self):
+        size = 64 * 4096
+        self.disk = QuickDisk(bytes(size))
+        self.make()
+
+        def pace():
+            status = self.receiver.status()["migration"]
+            return status["rate"], status["expected_end"]
+
+        self.assertEqual((None, None), pace())
+        client = self.client()
+        client.write(0, b"d" * (size // 4))
+        self.assertEqual((None, None), pace(), "no time has passed")
+        self.clock.advance(8)
+        self.assertEqual((size // 4 // 8, 24.0), pace())
+        client.write(size // 4, b"d" * (size // 2))
+        self.assertEqual((size * 3 // 4 // 8, 2.7), pace())
+
     def test_a_long_request_that_repeats_what_is_there_is_no_progress(self):
         size = 64 * 4096
         self.disk = QuickDisk(bytes(size))

@@ -22,7 +22,7 @@ from blockmig.errors import (
 from blockmig.interfaces import Extent
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.mirror.mirror import Mirror
-from blockmig.migration.mirror.pre_copy import Converge
+from blockmig.migration.mirror.pre_copy import Converge, MirrorPhase
 from blockmig.migration.policy import Overrides
 from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.migration.source import sender
@@ -1150,6 +1150,10 @@ class StatusTests(Case):
         self.assertTrue(0 < status["dirty"] <= status["left"] == SIZE, status)
         self.assertTrue(1.0 < status["seconds"] < 3, status)
         self.assertEqual((None, None), (status["pause"], status["throttle"]))
+        self.assertTrue(0 < status["data_left"] <= SIZE, status)
+        nothing = (None, None, None, "")
+        names = ("converging", "expected_end", "expected_pause", "cause")
+        self.assertEqual(nothing, tuple(status[name] for name in names), "too little was sent")
 
     def test_the_rate_is_changed_during_the_mirror(self):
         self.mirror(max_rate=10 * KIB)
@@ -1164,8 +1168,30 @@ class StatusTests(Case):
         self.mirror()
         self.finish()
         before = self.current.status()
+        self.assertEqual((0, 0), (before["left"], before["data_left"]))
         self.network.advance(100)
         self.assertEqual(before, self.current.status())
+
+    def test_the_end_and_the_pause_are_forecast_once_enough_was_sent(self):
+        self.mirror(max_rate=100 * KIB)
+        self.until(lambda: self.current.state == "copying" and self.link().bytes > 150 * KIB)
+        convergence, now = self.current._passes.convergence, self.clock.seconds()
+        for tenths in range(20):
+            convergence.sample(now + tenths / 10, SIZE + tenths * KIB * KIB, 0)
+        status = self.current.status()
+        self.assertIs(True, status["converging"])
+        expected = status["data_left"] / (100 * KIB)
+        self.assertTrue(0.5 * expected < status["expected_end"] < 2 * expected, status)
+        self.assertTrue(0 <= status["expected_pause"] < status["expected_end"], status)
+
+    def test_clients_that_are_held_do_not_slow_the_mirror_down(self):
+        """In a hold it has all of the reactor, whatever they did just before."""
+        self.mirror()
+        self.server.latency.touch()
+        self.assertEqual(self.server.latency.last_used, self.current._clients_last_busy())
+        self.current._passes.phase = MirrorPhase.HOLDING
+        self.assertEqual(float("-inf"), self.current._clients_last_busy())
+        self.current._passes.phase = MirrorPhase.COPYING
 
     def test_a_mirror_that_does_not_converge_gives_up_and_clients_are_served(self):
         self.writer()

@@ -8,9 +8,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.interfaces import Extent
 from blockmig.migration.mirror.pre_copy import Converge, MirrorPhase, PreCopy
 from blockmig.server import Changes, LatencyMonitor
-from blockmig.storage import GRANULARITY, Segment
+from blockmig.storage import GRANULARITY, Segment, Survey
 
 MB = 1 << 20
 SIZE = 64 * MB
@@ -59,6 +60,10 @@ class FakeAttempt:
         self.waiting = Deferred()
         return self.waiting
 
+    def cut_pass(self, give_back):
+        self.story.append("cut")
+        self.give_back = give_back
+
     def flush_now(self):
         self.story.append("flush")
         self.sending = False
@@ -76,6 +81,13 @@ class FakeAttempt:
         self.story.append("copy on")
 
 
+class FakeLimiter:
+    """What clients leave of the reactor's time is little; it could be a gigabyte a second."""
+
+    unhindered_rate = 0.0
+    rate = None
+
+
 class Case(SynchronousTestCase):
     converge = Converge.WAIT
 
@@ -91,6 +103,7 @@ class Case(SynchronousTestCase):
             reactor=self.clock,
             give_up=lambda why: self.story.append(f"give up: {why}"),
             finishing=lambda: self.story.append("finishing"),
+            limiter=FakeLimiter(),
         )
         self.passes.start()
         self.sending = Deferred()
@@ -597,6 +610,157 @@ class NotConvergingTests(Case):
         self.assertIs(True, self.passes.converging)
 
 
+class WithinAPassTests(Case):
+    """Clients write to all of the disk again and again; a pass takes 16 s."""
+
+    def write_and_send(self, seconds):
+        """Until then, or until clients are held."""
+        self.taken = getattr(self, "taken", None) or self.attempt.take()
+        for _ in range(round(seconds * 10)):
+            if self.passes.phase != MirrorPhase.COPYING:
+                break
+            for grain in range(1024):
+                self.server.changes.notify(grain * GRANULARITY, 4096)
+            self.passes.acknowledged(Segment(0, SIZE // 160, False))
+            self.clock.advance(0.1)
+
+    def begin_hold(self):
+        self.passes.limiter.unhindered_rate = 1e9
+        self.begin()
+        self.write_and_send(4)
+        self.assertEqual(["pass", "hold", "cut"], self.events())
+        self.assertEqual((1, MirrorPhase.HOLDING), (self.passes.hold_count, self.passes.phase))
+
+    def test_it_is_decided_within_the_first_pass(self):
+        self.begin()
+        self.write_and_send(2)
+        self.assertIsNone(self.passes.converging)
+        self.write_and_send(2)
+        self.assertIs(False, self.passes.converging)
+        self.assertEqual((1, ["pass"]), (self.passes.number, self.events()))
+
+    def test_a_hold_begins_in_the_middle_of_a_pass(self):
+        """What was not requested yet is dirty again; the last pass follows what was."""
+        self.begin_hold()
+        for block in range(512, 1024):
+            self.attempt.give_back(block * GRANULARITY, (block + 1) * GRANULARITY)
+        self.assertEqual(SIZE, self.passes.dirty.bytes)
+        self.attempt.done()
+        self.assertEqual(["pass"], self.events(), "without a flush")
+        self.assertNoResult(self.sending)
+        self.assertEqual([(0, SIZE)], self.send_rest())
+        self.successResultOf(self.sending)
+        self.assertEqual(0, self.passes.left)
+        self.clock.advance(0.3)
+        self.assertEqual([], self.events())
+
+    def test_the_last_pass_waits_until_the_disk_is_quiescent(self):
+        self.server.prompt = False
+        self.begin_hold()
+        self.attempt.done()
+        self.assertEqual([], self.events())
+        self.server.holding[0].callback(None)
+        self.assertEqual(["pass"], self.events())
+        self.send_rest()
+        self.successResultOf(self.sending)
+
+    def test_a_hold_that_fails_before_its_pass_was_sent_lets_the_passes_continue(self):
+        """The pass is like any other then."""
+        self.begin_hold()
+        self.clock.advance(0.51)
+        self.assertEqual(["release", "copy on"], self.events())
+        self.server.changes.notify(0, 1)
+        self.attempt.done()
+        self.assertEqual(["flush"], self.events())
+        self.assertNoResult(self.sending)
+
+    def test_a_hold_that_fails_in_its_last_pass_lets_the_passes_continue(self):
+        self.begin_hold()
+        self.attempt.done()
+        self.clock.advance(0.51)
+        self.server.changes.notify(0, 1)
+        self.send_rest()
+        self.assertEqual(["pass", "release", "copy on", "flush"], self.events())
+        self.assertNoResult(self.sending)
+
+    def test_a_second_hold_within_one_pass_is_not_the_first_ones_end(self):
+        """Its last pass is still to come."""
+        self.begin_hold()
+        self.attempt.done()
+        self.clock.advance(0.51)
+        self.assertEqual(["pass", "release", "copy on"], self.events())
+        self.taken = None
+        self.write_and_send(6)
+        self.assertEqual(["hold", "cut"], self.events())
+        self.assertEqual(2, self.passes.hold_count)
+        self.attempt.done()
+        self.assertEqual(["pass"], self.events())
+        self.assertNoResult(self.sending)
+        self.send_rest()
+        self.successResultOf(self.sending)
+
+    def test_the_rate_of_such_a_hold_is_learned(self):
+        """What is requested already is sent from its beginning."""
+        self.server.prompt = False
+        self.begin_hold()
+        self.passes.acknowledged(Segment(0, 10 * MB, False))
+        self.clock.advance(0.5)
+        self.assertAlmostEqual(20 * MB, self.passes.convergence._last_held_rate, places=-4)
+
+    def test_the_attempts_end_releases_clients_held_within_a_pass(self):
+        self.begin_hold()
+        self.sending.cancel()
+        self.failureResultOf(self.sending, CancelledError)
+        self.passes.dropped()
+        self.assertEqual((["release"], MirrorPhase.COPYING), (self.events(), self.passes.phase))
+        self.clock.advance(100)
+        self.assertEqual([], self.events())
+
+
+class DataLeftTests(Case):
+    """A quarter of the disk is data, at its start."""
+
+    def setUp(self):
+        super().setUp()
+        self.begin()
+        self.passes.survey = Survey(SIZE)
+        self.passes.survey.advance(self)
+
+    def extents(self, offset):
+        return iter([Extent(0, 16 * MB, False), Extent(16 * MB, 48 * MB, True)])
+
+    def test_holes_are_not_data(self):
+        self.assertEqual(16 * MB, self.passes.data_left)
+        self.attempt.take()
+        self.assertEqual(16 * MB, self.passes.data_left)
+        self.passes.acknowledged(Segment(0, 6 * MB, False))
+        self.assertEqual((10 * MB, 58 * MB), (self.passes.data_left, self.passes.left))
+        self.passes.acknowledged(Segment(6 * MB, 10 * MB, False))
+        self.assertEqual((0, 48 * MB), (self.passes.data_left, self.passes.left))
+
+    def test_what_clients_have_written_is_data(self):
+        self.attempt.take()
+        self.passes.acknowledged(Segment(0, 16 * MB, False))
+        for grain in range(100):
+            self.server.changes.notify(grain * GRANULARITY, 1)
+        self.assertEqual(100 * GRANULARITY, self.passes.data_left)
+        self.acknowledge([(16 * MB, SIZE)], zero=True)
+        self.take_all()
+        self.attempt.done()
+        self.flush()
+        self.assertEqual(100 * GRANULARITY, self.passes.data_left, "in the next pass, too")
+
+    def test_what_is_given_back_is_as_it_was(self):
+        self.attempt.take()
+        self.passes.acknowledged(Segment(0, 4 * MB, False))
+        self.passes._give_back(8 * MB, 20 * MB)
+        self.passes._give_back(20 * MB, SIZE)
+        self.assertEqual(60 * MB, self.passes.left)
+        self.assertEqual(12 * MB, self.passes.data_left)
+        self.passes.acknowledged(Segment(4 * MB, 4 * MB, False))
+        self.assertEqual((56 * MB, 8 * MB), (self.passes.left, self.passes.data_left))
+
+
 class ThrottleTests(NotConvergingTests):
     converge = Converge.THROTTLE
 
@@ -604,18 +768,20 @@ class ThrottleTests(NotConvergingTests):
         """Not applicable; the tests below replace it."""
 
     def test_the_throttle_is_halved_each_time_down_to_a_minimum(self):
-        self.not_converging(2)
-        rates = [self.server.changes.throttle.rate]
-        self.assertAlmostEqual(self.passes.convergence.rate / 2, rates[0])
-        for _ in range(12):
-            self.send_pass(seconds=4, dirty=range(1024))
-            self.flush()
-            rates.append(self.server.changes.throttle.rate)
-        for before, after in itertools.pairwise(rates):
-            self.assertAlmostEqual(
-                max(min(before / 2, self.passes.convergence.rate / 2), MB), after
-            )
-        self.assertEqual(MB, rates[-1])
+        """Once in three seconds: each throttle is given some time to show what it does."""
+        rates, slow_down = [], self.server.changes.slow_down
+
+        def note(throttle):
+            slow_down(throttle)
+            rates.append((self.clock.seconds(), throttle.rate))
+
+        self.patch(self.server.changes, "slow_down", note)
+        self.not_converging(12)
+        self.assertLess(abs(self.passes.convergence.rate / 2 - rates[0][1]), MB / 10)
+        for (time, before), (later, after) in itertools.pairwise(rates):
+            self.assertAlmostEqual(max(before / 2, MB), after)
+            self.assertGreaterEqual(later - time, 2.99)
+        self.assertEqual(MB, rates[-1][1])
 
     def test_the_first_throttle_is_not_below_the_minimum(self):
         """Where little can be sent, clients may still write."""
@@ -629,6 +795,8 @@ class ThrottleTests(NotConvergingTests):
     def test_the_throttle_counts_what_becomes_dirty(self):
         self.not_converging(2)
         throttle = self.server.changes.throttle
+        throttle.turn()
+        self.clock.advance(20)
         self.assertIsNone(throttle.turn())
         for grain in range(1024):
             self.server.changes.notify(grain * GRANULARITY, 1)
@@ -656,7 +824,7 @@ class AbortTests(NotConvergingTests):
     converge = Converge.ABORT
 
     def test_a_mirror_that_does_not_converge_does_what_was_asked_for(self):
-        story = self.not_converging(2)
+        story = self.not_converging(1)
         (why,) = [words for words in story if words.startswith("give up")]
         self.assertIn("not converging: clients dirty 16.", why)
         self.assertIn("MB/s are transferred", why)

@@ -51,6 +51,7 @@ RECORD = Record(
     follows="f",
     ids=("monday", "tuesday"),
     written="5000 17",
+    successor="nbd://there/new",
 )
 OF_0_1 = b"""{
   "blockmig": 1,
@@ -77,7 +78,7 @@ OF_0_1 = b"""{
   "token": ""
 }
 """
-NEW = ("id", "place", "boot", "follows", "ids", "written")
+NEW = ("id", "place", "boot", "follows", "ids", "written", "successor")
 texts = st.text(max_size=20)
 sides = st.builds(Location, texts, texts, texts, texts)
 records = st.builds(
@@ -110,7 +111,7 @@ class FormTests(SynchronousTestCase):
         record = decode_record(OF_0_1, Kind.MIGRATING, "x")
         self.assertEqual((Phase.COPIED, 5000), (record.phase, record.size))
         self.assertEqual(Location("there", "/d", "nbd://there/x"), record.destination)
-        self.assertEqual(("", "", "", "", (), ""), tuple(getattr(record, name) for name in NEW))
+        self.assertEqual(("", "", "", "", (), "", ""), tuple(getattr(record, name) for name in NEW))
 
     def test_what_every_version_has_may_not_be_missing(self):
         for name in json.loads(OF_0_1):

@@ -139,7 +139,7 @@ class ReceivedTests(Case):
         ):
             self.stand(**records)
             self.check(overwrite=True, id="new")
-            self.stopped(lambda: self.check(id="new"), "--overwrite")
+            self.stopped(lambda: self.check(id="new"), "overwrite=True")
             self.stand(**{kind: record.but(ids=("old",)) for kind, record in records.items()})
             self.stopped(lambda: self.check(overwrite=True, id="old"), "never used twice")
 
@@ -222,7 +222,7 @@ class MigratedTests(Case):
                     lambda present=present, keywords=keywords: self.check(present, **keywords),
                     "was written after it went to far:/copy",
                     "on far `blockmig inspect /copy`",
-                    "--overwrite with a new --id",
+                    "overwrite=True with a new id=…",
                     f"`blockmig forget {self.records.path} --i-have-checked-the-destination`",
                 )
             self.assertIsNone(self.check(present, overwrite=True, id="new"))

@@ -132,7 +132,7 @@ class DestinationTests(Case):
                 if permitted:
                     self.assertEqual(record, self.found(overwrite, "other"))
                 else:
-                    self.refused(("the migration web", "--id web"), overwrite, "other")
+                    self.refused(("the migration web", "id='web'"), overwrite, "other")
                 self.assertEqual(record, self.found(overwrite, "web"))
                 self.assertEqual(record, self.found(overwrite))
 
@@ -145,7 +145,7 @@ class DestinationTests(Case):
         self.refused("not known to be complete")
         self.assertIsNone(self.found(overwrite=True))
         self.stand(migrating=COPYING.but(migration=TWO), received=END)
-        self.refused("--id", overwrite=True)
+        self.refused("id=", overwrite=True)
         self.assertIsNone(self.found(overwrite=True, id="new"))
 
     def test_no_option_passes_over_an_unfinished_hand_off(self):
@@ -162,9 +162,9 @@ class DestinationTests(Case):
 
     def test_a_destination_is_refused_with_these_records(self):
         for records, words in (
-            ({"accepted": COPIED}, ("was declared canonical", "disk.ACCEPTED", "--overwrite")),
-            ({"accepted": b"torn"}, ("torn", "--overwrite")),
-            ({"migrated": MARK}, ("was migrated to there:/copy", "when", "--overwrite")),
+            ({"accepted": COPIED}, ("was declared canonical", "disk.ACCEPTED", "overwrite=True")),
+            ({"accepted": b"torn"}, ("torn", "overwrite=True")),
+            ({"migrated": MARK}, ("was migrated to there:/copy", "when", "overwrite=True")),
             ({"migrating": COPYING}, ("not known to be complete", "inspect")),
             ({"migrating": COPIED}, "not known to be complete"),
             ({"migrated": MARK, "migrating": COPIED}, "not known to be complete"),
@@ -301,7 +301,7 @@ class DeviceTests(Case):
 
     def test_another_disk_with_the_name_is_not_sent(self):
         for kind, words in (
-            (Kind.MIGRATED, "another disk can be sent with a new --id"),
+            (Kind.MIGRATED, "another disk can be sent with a new id=…"),
             (Kind.INCOMPLETE, "/dev/sdb: is another disk than the copy that is not known"),
         ):
             self.records.write(kind, MARK.but(identity=DEVICE))
@@ -387,7 +387,7 @@ class SourceTests(Case):
                     self.assertEqual(ONE, self.finished.latest.migration)
                     if overwrite:
                         arguments = identity, destination
-                        self.refused("--overwrite", source_state, *arguments, size=5, id="new")
+                        self.refused("overwrite=True", source_state, *arguments, size=5, id="new")
                     self.refused("", source_state, identity, destination, overwrite=True)
         self.stand(migrated=b"torn")
         self.assertEqual(SourceState(), self.found(overwrite=True, id="new"))
@@ -417,7 +417,7 @@ class SourceTests(Case):
             (UNLINK, None),
         ):
             self.stand(migrating=record.but(id="web"))
-            self.refused(("--id web", "first"), source_state, identity, URI, id="other")
+            self.refused(("id='web'", "first"), source_state, identity, URI, id="other")
 
     def test_an_id_is_used_once(self):
         received = END.but(id="b", ids=("a",))
@@ -466,7 +466,7 @@ class SourceTests(Case):
             self.assertEqual(begun, self.found(id=id).record)
         found = self.found(overwrite=True, id="c")
         self.assertEqual(SourceState(instead_of=ONE), found)
-        self.refused("--overwrite", source_state, SAME, URI, id="c")
+        self.refused("overwrite=True", source_state, SAME, URI, id="c")
         self.refused("was migrated to", source_state, SAME, "nbd://z")
         # Another disk beside a tombstone needs none.
         self.stand(migrating=begun, migrated=MARK.but(migration=TWO, id="a", unlink=True))
@@ -507,7 +507,7 @@ class SourceTests(Case):
             ({"incomplete": b"{"}, SAME, {}, "torn"),
             ({"incomplete": b"{"}, SAME, {"overwrite": True}, "torn"),
             ({"migrating": b"{"}, SAME, {}, ("torn", "inspect", "move that file away")),
-            ({"migrated": b"{"}, SAME, {}, ("torn", "--overwrite")),
+            ({"migrated": b"{"}, SAME, {}, ("torn", "overwrite=True")),
             ({"migrated": b'{"blockmig": 2}'}, SAME, {}, "later version"),
             # Migrated away.
             ({"migrated": MARK}, SAME, {}, ("was migrated to there:/copy", "when", "forget")),
@@ -531,7 +531,7 @@ class SourceTests(Case):
                 {"migrating": COPIED, "migrated": MARK},
                 SAME,
                 {"unlink": True},
-                ("is to be kept", "without --unlink"),
+                ("is to be kept", "with unlink=False"),
             ),
             # Whole somewhere, and now to another place.
             ({"migrating": COPIED}, SAME, {"destination": "nbd://z"}, "canonical copy there"),
@@ -547,7 +547,7 @@ class SourceTests(Case):
         self.stand(incomplete=b"{")
         for overwrite in (False, True):
             words = self.refused("torn", source_state, SAME, URI, overwrite=overwrite, id="new")
-            self.assertNotIn("--overwrite", words)
+            self.assertNotIn("overwrite=True", words)
 
     def test_a_source_whose_records_cannot_be_kept_is_refused(self):
         self.patch(os, "access", lambda *_: False)

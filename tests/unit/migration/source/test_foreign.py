@@ -164,11 +164,11 @@ class SenderTests(SenderCase):
 
     def test_a_destination_with_data_is_refused(self):
         self.content = bytes(SIZE - 1) + b"x"
-        self.refused("nbd://there/", "data", "--overwrite")
+        self.refused("nbd://there/", "data", "overwrite=True")
 
     def test_a_destination_that_cannot_be_read_is_refused(self):
         self.keywords = {"answer": lambda r: Errno.EIO if r.command == READ else 0}
-        self.refused("cannot be read", "EIO", "--overwrite")
+        self.refused("cannot be read", "EIO", "overwrite=True")
 
     def test_a_destination_is_overwritten_when_asked_for(self):
         for content, answer in (

@@ -148,6 +148,36 @@ class StepTests(Case):
         self.assertEqual([], self.names())
 
 
+class EndTests(Case):
+    def finished(self, seen, **keywords):
+        source = self.make(unlink=True, **keywords)
+        source.copying(1, PLACE, True)
+        source.copied()
+        source.acknowledged("token")
+        self.assertFalse(source.end_seen)
+        source.complete(seen=seen)
+        return source
+
+    def test_the_end_counts_as_seen_once_that_is_recorded(self):
+        self.assertTrue(self.finished(True).end_seen)
+
+    def test_an_end_that_was_only_told_is_not_seen(self):
+        self.assertFalse(self.finished(False).end_seen)
+
+    def test_what_is_recorded_nowhere_is_not_seen(self):
+        self.assertFalse(self.finished(True, records=None).end_seen)
+
+    def test_the_tombstone_names_the_server_to_which_clients_are_relayed(self):
+        self.finished(True, successor="nbd://new/")
+        self.assertEqual("nbd://new/", self.records.read(Kind.MIGRATED).successor)
+
+    def test_a_later_attempt_says_anew_whether_clients_are_relayed(self):
+        first = self.make(successor="nbd://new/")
+        first.copying(1, PLACE, True)
+        second = self.make(SourceState(self.migrating()))
+        self.assertEqual("", second.record.successor)
+
+
 class AbandonTests(Case):
     def test_abandoning_before_the_first_attempt_writes_nothing(self):
         calls = BreakingCalls()

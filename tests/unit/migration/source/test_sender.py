@@ -166,7 +166,7 @@ class OffersTests(SenderCase):
     def test_unlink_is_refused_where_no_flush_is_offered(self):
         self.export = Export("", SIZE, ALL & ~Flag.SEND_FLUSH)
         self.send(unlink=True)
-        self.assertIn("--unlink", self.failure(Refused))
+        self.assertIn("unlink=False", self.failure(Refused))
         self.assertFalse(self.disk.unlinked)
         self.assertEqual([], self.servers[0].requests)
 
@@ -369,6 +369,41 @@ class RestartTests(SenderCase):
                 self.assertEqual(2, self.summary().attempts)
                 self.assertEqual(DATA, bytes(self.servers[1].data))
                 self.assertTrue(self.disk.unlinked)
+
+    def test_the_reason_that_counts_stays_beside_the_latest(self):
+        """A disk that is full is to be mended; that nobody listens any more only follows."""
+        self.keywords = {"answer": lambda request: Errno.ENOSPC if request.command == ZEROES else 0}
+        self.send()
+        full = self.sender.last_error
+        self.assertIn("ENOSPC", full)
+        self.assertEqual("", self.sender.cause, "it is the latest itself")
+        self.endpoint.refuse = ConnectionRefusedError()
+        for _ in range(20):
+            self.pass_time(1)
+            self.assertIn("refused", self.sender.last_error)
+            self.assertEqual(full, self.sender.cause)
+        self.endpoint.refuse = None
+        self.endpoint.cut_next(pieces=2)
+        self.pass_time(1)
+        self.assertIn("during the handshake", self.sender.last_error)
+        self.assertEqual(full, self.sender.cause, "that attempt came less far")
+        self.keywords = {"answer": lambda request: Errno.EIO if request.command == FLUSH else 0}
+        self.pass_time(1)
+        self.assertIn("EIO", self.sender.last_error)
+        self.assertEqual("", self.sender.cause, "that one came further")
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.pass_time(1)
+        self.assertIn("EIO", self.sender.cause)
+        self.endpoint.refuse, self.keywords = None, {}
+        self.pass_time(1)
+        self.summary()
+
+    def test_there_is_no_reason_where_nobody_was_ever_reached(self):
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.send(retry=True)
+        self.pass_time(3)
+        self.assertIn("refused", self.sender.last_error)
+        self.assertEqual("", self.sender.cause)
 
     def test_attempts_follow_the_retry_policy(self):
         asked = []

@@ -189,7 +189,7 @@ class SlowDiskTests(SenderCase):
         self.disk.fail("check_unlink", KeyError("session expired"))
         error = self.assertRaises(Refused, self.send, unlink=True)
         self.assertEqual(
-            "memory: check_unlink: KeyError: 'session expired': send without --unlink", str(error)
+            "memory: check_unlink: KeyError: 'session expired': send with unlink=False", str(error)
         )
 
     def test_a_deletion_that_fails_with_an_OSError_keeps_the_source(self):
