@@ -120,6 +120,23 @@ def partition(device: Path, sectors: int = SIZE // 512) -> Iterator[Path]:
         subprocess.run(["delpart", device, "1"], check=True)
 
 
+def file_system(path: Path) -> Path:
+    """An image of an ext4 file system."""
+    sparse_image(path, 16 * MIB, {})
+    subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
+    return path
+
+
+@contextmanager
+def mounted(device: Path, place: Path) -> Iterator[Path]:
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", device, place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 # One device under several names.
 
 
@@ -174,6 +191,38 @@ def test_a_device_is_known_by_its_file_when_it_is_attached_anew(names: Names) ->
     again = names.loop(image)
     assert names.verdict(again) == "not canonical"
     assert names.verdict(other).startswith("unknown: "), "the name has gone to another disk"
+
+
+def test_a_device_is_known_though_another_file_system_has_the_number_of_its_own(
+    names: Names,
+) -> None:
+    """Numbers of loop devices, among others, are given again within a boot."""
+    name = names.stack.enter_context(loop_name())
+    first, other = (file_system(names.room / image) for image in ("x.img", "y.img"))
+    with attached(name, first), mounted(name, names.room / "x") as place:
+        file = random_image(place / "f", SIZE)
+        with loop_device(file) as device:
+            names.move(device)
+            assert names.verdict(device) == "not canonical"
+    names.stack.enter_context(attached(name, other))
+    names.stack.enter_context(mounted(name, names.room / "y"))
+    names.stack.enter_context(mounted(names.loop(first), names.room / "x"))
+    again = names.loop(file)
+    assert names.verdict(again) == "not canonical"
+    names.refused(again, "was migrated to")
+
+
+def test_a_device_over_the_file_of_a_copied_file_system_is_another(names: Names) -> None:
+    """As long as both are mounted: the inodes of their files, and the times, are the same."""
+    first = file_system(names.room / "x.img")
+    with loop_device(first) as below, mounted(below, names.room / "x") as place:
+        random_image(place / "f", SIZE)
+    copy = shutil.copy(first, names.room / "y.img")
+    names.stack.enter_context(mounted(names.loop(first), names.room / "x"))
+    names.stack.enter_context(mounted(names.loop(copy), names.room / "y"))
+    names.move(device := names.loop(names.room / "x" / "f"))
+    assert names.verdict(device) == "not canonical"
+    assert names.verdict(names.loop(names.room / "y" / "f")) == "canonical"
 
 
 # One name for several devices.

@@ -17,7 +17,8 @@ Rules:
 * a partition's UUID is copied with its disk. It proves something only together with a name of that,
   or, where that has none, as long as no other device that is there has the same;
 * a file system can be copied too, with the inodes of its files: a loop device over a file of the
-  copy is another one, as long as both are mounted;
+  copy is another one, but that is certain only while both are mounted, each from the disk that it
+  was seen on: numbers of devices are given again within a boot, sequence numbers are not;
 * what neither proves is None: the caller decides what is safe.
 """
 
@@ -31,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..syscalls import SYSTEM, SystemCalls
-from .mounts import backing_file, device_entry, is_mounted, read_line
+from .mounts import MOUNTINFO, backing_file, device_entry, is_mounted, read_line
 
 _DEVICE: Final = "device "
 _BIRTH: Final = ", born "
@@ -43,6 +44,7 @@ _LOOP: Final = "loop"
 _FILESYSTEM: Final = "filesystem"
 _PARTITION: Final = "partuuid"
 _PARTITION_OF_SEVERAL: Final = "partuuid-of-several"
+_OF_PARTITIONS: Final = frozenset({_PARTITION, _PARTITION_OF_SEVERAL})
 # What manufacturers write where there should be a name.
 _NO_NAME: Final = frozenset("0-. :")
 # Where the directory of a whole disk has its lasting names.
@@ -153,21 +155,29 @@ def device_identity(number: int, system: SystemCalls = SYSTEM, sys: str = "/sys"
 
 def _device(number: int, system: SystemCalls, sys: str, layers: int) -> DeviceIdentity:
     entry = os.path.realpath(device_entry(number, sys))
-    whole, partition = entry, ""
-    if index := read_line(os.path.join(entry, "partition")):
-        whole = os.path.dirname(entry)
-        partition = f"{index} at {read_line(os.path.join(entry, 'start'))}"
+    whole, attached = _attached(number, sys)
     names = [(kind, value) for kind in _NAMES if (value := _name(whole, kind, sys))]
     backing = _backing(whole, system, sys, layers)
     if uuid := _uevent(entry, "PARTUUID"):
         shared = not (names or backing) and _has_partition_elsewhere(entry, uuid, sys)
         names.append((_PARTITION_OF_SEVERAL if shared else _PARTITION, uuid))
-    return DeviceIdentity(
-        f"{os.major(number)}:{os.minor(number)}",
-        read_line(os.path.join(whole, "diskseq")),
-        partition,
-        (*names, *backing),
-    )
+    return replace(attached, names=(*names, *backing))
+
+
+def _attached(number: int, sys: str) -> tuple[str, DeviceIdentity]:
+    """The directory of the whole disk that the device with that number is, or is a part of; and
+    what identifies the device as long as it is attached, without its lasting names."""
+    entry = os.path.realpath(device_entry(number, sys))
+    whole, partition = entry, ""
+    if index := read_line(os.path.join(entry, "partition")):
+        whole = os.path.dirname(entry)
+        partition = f"{index} at {read_line(os.path.join(entry, 'start'))}"
+    sequence = read_line(os.path.join(whole, "diskseq"))
+    return whole, DeviceIdentity(_number_of(number), sequence, partition)
+
+
+def _number_of(number: int) -> str:
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def _name(entry: str, kind: str, sys: str) -> str:
@@ -218,7 +228,7 @@ def _uevent(entry: str, key: str) -> str:
 
 def _backing(entry: str, system: SystemCalls, sys: str, layers: int) -> tuple[tuple[str, str], ...]:
     """What a loop device is over: the identity of that file, or device, and where it begins; and
-    the device of the file's file system."""
+    the device that the file's file system is on, where that has a sequence number."""
     path = backing_file(entry)
     if not path or not layers:
         return ()
@@ -234,8 +244,9 @@ def _backing(entry: str, system: SystemCalls, sys: str, layers: int) -> tuple[tu
                 below = file_identity(descriptor, system)
             finally:
                 system.close(descriptor)
-            device = status.st_dev
-            filesystem.append((_FILESYSTEM, f"{os.major(device)}:{os.minor(device)}"))
+            _, device = _attached(status.st_dev, sys)
+            if device.sequence:
+                filesystem.append((_FILESYSTEM, str(device)))
     except OSError:
         return ()  # it was deleted, or is out of reach
     offset = read_line(os.path.join(entry, "loop", "offset")) or "0"
@@ -295,7 +306,7 @@ def _same_names(
 
 def _own(names: dict[str, str]) -> set[str]:
     """The kinds of names that are a whole disk's own."""
-    return names.keys() - {_PARTITION, _PARTITION_OF_SEVERAL, _FILESYSTEM}
+    return names.keys() - _OF_PARTITIONS - {_FILESYSTEM}
 
 
 def _partition_uuid(names: dict[str, str]) -> str:
@@ -310,9 +321,23 @@ def _may_be_clones(ones: dict[str, str], others: dict[str, str]) -> bool:
 
 
 def _are_copies(ones: dict[str, str], others: dict[str, str]) -> bool:
-    """Whether two files that loop devices are over are on two file systems."""
+    """Whether two files that loop devices are over are certainly on two file systems: on two disks
+    that are there, and mounted, at once.
+
+    Otherwise one may be the other, which was detached or moved meanwhile.
+    """
     one, other = ones.get(_FILESYSTEM, ""), others.get(_FILESYSTEM, "")
-    return bool(one and other) and one != other and is_mounted(one) and is_mounted(other)
+    return one != other and _is_mounted(one) and _is_mounted(other)
+
+
+def _is_mounted(filesystem: str, sys: str = "/sys", mountinfo: str = MOUNTINFO) -> bool:
+    """Whether the device on which a file system was seen in this boot is still attached, and a file
+    system on it is mounted."""
+    device = DeviceIdentity.parse(filesystem)
+    if device is None or not device.sequence or not is_mounted(device.number, mountinfo):
+        return False
+    _, now = _attached(os.makedev(*map(int, device.number.split(":"))), sys)
+    return now == device
 
 
 def _same_backing(one: str, other: str, recorded_boot: str, boot_now: str) -> bool | None:
@@ -342,9 +367,10 @@ def is_provable(identity: str) -> bool:
     device = DeviceIdentity.parse(identity)
     if device is None:
         return bool(identity)
-    below = backing_identity(identity)
-    proving = dict(device.names).keys() - {_LOOP, _FILESYSTEM, _PARTITION_OF_SEVERAL}
-    return is_provable(below) or bool(proving)
+    names = dict(device.names)
+    if _PARTITION in names or _own(names) - {_LOOP}:
+        return True
+    return is_provable(backing_identity(identity))
 
 
 def is_device_identity(identity: str) -> bool:
@@ -371,8 +397,7 @@ def is_inside(recorded: str, recorded_boot: str, now: str, boot_now: str) -> boo
     if not is_device_identity(now):
         below = backing_identity(recorded)
         return bool(below) and same_disk(below, recorded_boot, now, boot_now) is True
-    parts = (_PARTITION, _PARTITION_OF_SEVERAL)
-    names = tuple((kind, name) for kind, name in device.names if kind not in parts)
+    names = tuple((kind, name) for kind, name in device.names if kind not in _OF_PARTITIONS)
     whole = str(replace(device, partition="", names=names))
     return bool(device.partition) and same_disk(whole, recorded_boot, now, boot_now) is True
 

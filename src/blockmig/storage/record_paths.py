@@ -12,6 +12,8 @@ Rules (design, section 2: R10):
 * what is certainly about another disk gives way to new records of that name: it is set aside, and
   gets a name of its own, the old one with a colon and a UUID. Such a name is no path; it is found
   by the device, as any other;
+* what was interrupted when only some records of a device were set aside is finished by whoever
+  looks for records next, before they are read: none of them hides what the others say;
 * a state directory other than the usual one is noted in that, so that records in it are found
   without its name. Only what is proved to be of this disk counts there; and what may not be read,
   so that the caller sees that.
@@ -77,9 +79,12 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
     beside = os.path.realpath(path)
     if not os.path.exists(path):
         # A device that is gone is known only by its records; a link to it may still be there.
+        divided = _finish_setting_aside(directory, system)
         known = _stems(directory, system)
         for name in (os.path.abspath(path), beside):
-            if (stem := _escape(name)) in known:
+            if (stem := _escape(name)) in divided:
+                raise DiskRefused(_several(path, directory, divided[stem]))
+            if stem in known:
                 return os.path.join(directory, stem)
         for name in (os.path.abspath(path), beside):
             aside = sorted(stem for stem in known if _is_aside(stem, _escape(name)))
@@ -135,24 +140,28 @@ def device_record_path(
     """
     directory = os.path.abspath(state_directory or default_state_directory())
     device = _Device(path, number, system, sys)
+    divided = _finish_setting_aside(directory, system)
     stems = _stems(directory, system)
     answers = {stem: device.is_subject(os.path.join(directory, stem)) for stem in sorted(stems)}
     own = _escape(os.path.abspath(path))
     proved = [stem for stem in answers if answers[stem] is True]
     named = [stem for stem in answers if answers[stem] is None and device.has_name(stem)]
     for same in (proved, named):
-        if own in same:
+        if own in same and own not in divided:
             return os.path.join(directory, own)
         if len(same) > 1:
             raise DiskRefused(_several(path, directory, same))
         if same:
             return os.path.join(directory, same[0])
     for other in _others(directory, system):
+        divided = _finish_setting_aside(other, system)
         for stem in sorted(_stems(other, system)):
             records = os.path.join(other, stem)
             if device.is_subject(records) or (
                 device.has_name(stem) and _is_unreadable(records, system)
             ):
+                if stem in divided:
+                    raise DiskRefused(_several(path, other, divided[stem]))
                 return records
     return os.path.join(directory, own)
 
@@ -160,6 +169,48 @@ def device_record_path(
 def _several(path: str, directory: str, stems: list[str]) -> str:
     names = ", ".join(_shown(os.path.join(directory, stem)) for stem in stems)
     return f"{path}: has records in {directory} by several names: {names}"
+
+
+def _finish_setting_aside(directory: str, system: SystemCalls) -> dict[str, list[str]]:
+    """I{Slow}, if there is anything to finish. Set aside what is certainly about the same device as
+    other records of its name that were set aside before.
+
+    @return: the names of which records could not be set aside, each with the names of all records
+        of its device.
+    """
+    divided: dict[str, list[str]] = {}
+    stems = _stems(directory, system)
+    for aside in sorted(stems):
+        stem, colon, _ = aside.partition(_ASIDE)
+        if not colon or stem not in stems:
+            continue
+        try:
+            _move_all_of_its_device(os.path.join(directory, aside), stem, system)
+        except OSError:
+            divided.setdefault(stem, [stem]).append(aside)
+    return divided
+
+
+def _move_all_of_its_device(aside: str, stem: str, system: SystemCalls) -> None:
+    """Have those records called C{stem} go to C{aside} that are of the device of those there.
+
+    Of two of a kind the one that was not set aside yet is the later one.
+
+    @raise OSError: one may not be renamed.
+    """
+    directory = os.path.dirname(aside)
+    there = list(_sightings(aside, system))
+    found = []
+    for name in sorted(_names(directory, system)):
+        path = os.path.join(directory, name)
+        seen = _sighting(path, system) if _stem(name) == stem else None
+        if seen is not None and any(same_disk(*seen, *other) for other in there):
+            found.append(path)
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):  # somebody else has finished it
+            system.rename(path, f"{aside}.{path.rpartition('.')[2]}")
+    if found:
+        system.sync_directory(directory)
 
 
 class _Device:
@@ -214,6 +265,7 @@ def records_inside(
     """
     directory, boot_now = os.path.abspath(state_directory or default_state_directory()), boot_id()
     for place in (directory, *_others(directory, system)):
+        _finish_setting_aside(place, system)
         found: dict[str, RecordsInside] = {}
         for name in sorted(_names(place, system)):
             stem = _stem(name)
@@ -232,12 +284,17 @@ def _sightings(records: str, system: SystemCalls) -> Iterator[tuple[str, str]]:
     seen; as far as they can be read."""
     directory, stem = os.path.split(records)
     for name in _names(directory, system):
-        if _stem(name) != stem:
-            continue
-        record = _parsed(os.path.join(directory, name), system)
-        identity, boot = record.get("identity"), record.get("boot", "")
-        if identity and isinstance(identity, str) and isinstance(boot, str):
-            yield identity, boot
+        if _stem(name) == stem and (seen := _sighting(os.path.join(directory, name), system)):
+            yield seen
+
+
+def _sighting(path: str, system: SystemCalls) -> tuple[str, str] | None:
+    """The identity in one record, with its boot; None where it has none, or cannot be read."""
+    record = _parsed(path, system)
+    identity, boot = record.get("identity"), record.get("boot", "")
+    if identity and isinstance(identity, str) and isinstance(boot, str):
+        return identity, boot
+    return None
 
 
 def _is_unreadable(records: str, system: SystemCalls) -> bool:

@@ -174,12 +174,7 @@ class WatchedFile(_Watched):
         """
         if sync:
             self._fsync()
-        status = self._fstat()
-        return DiskVersion((status.st_size, status.st_mtime_ns), (status.st_ctime_ns,))
-
-    def last_write(self) -> str:
-        """What L{describe_version} says of it now."""
-        return describe_version(self.version(sync=False))
+        return _file_version(self._fstat())
 
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
         """I{Slow.} Make sure that the file has a lasting name: where it was moved to, or a new one.
@@ -334,10 +329,6 @@ class WatchedDevice(_Watched):
         self._fsync()
         return device_version(self._fstat().st_rdev, self._system)
 
-    def last_write(self) -> str:
-        """I{Slow.} What L{describe_version} says of it now."""
-        return describe_version(self.version())
-
     def rescue(self, announce: Callable[[str], None] | None = None) -> str:
         """Fail: there is nothing to rescue.
 
@@ -358,14 +349,17 @@ def describe_version(version: DiskVersion) -> str:
 
 
 def version_at(descriptor: int, system: SystemCalls) -> str:
-    """What L{describe_version} says of the disk that is open as C{descriptor}.
-
-    Nothing is synced: of a device, what has not reached it does not count yet.
-    """
+    """What L{describe_version} says of the disk that is open as C{descriptor}, to those who only
+    look: nothing is synced, and what has not reached a device does not count yet."""
     status = system.fstat(descriptor)
-    if stat.S_ISBLK(status.st_mode):
-        return describe_version(device_version(status.st_rdev, system))
-    return describe_version(DiskVersion((status.st_size, status.st_mtime_ns), ()))
+    is_device = stat.S_ISBLK(status.st_mode)
+    return describe_version(
+        device_version(status.st_rdev, system) if is_device else _file_version(status)
+    )
+
+
+def _file_version(status: os.stat_result) -> DiskVersion:
+    return DiskVersion((status.st_size, status.st_mtime_ns), (status.st_ctime_ns,))
 
 
 def device_version(number: int, system: SystemCalls, sys: str = "/sys") -> DiskVersion:

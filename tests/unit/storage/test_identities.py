@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from hypothesis import given
@@ -9,7 +10,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.storage import boot_id, device_identity, identities, is_provable, same_disk
-from blockmig.storage.identities import DeviceIdentity, backing_identity, is_device_identity
+from blockmig.storage.identities import (
+    DeviceIdentity,
+    backing_identity,
+    is_device_identity,
+    is_inside,
+)
 from blockmig.syscalls import SystemCalls
 
 from .sysfs import Sysfs, number
@@ -96,9 +102,18 @@ class TextTests(Case):
         below = backing_identity(self.identity("7:0"))
         self.assertRegex(below, rf"^inode {os.stat(path).st_ino}, (born|written) \d+")
         self.assertTrue(self.identity("7:0").startswith("device 7:0; diskseq 5; loop 512 0 inode"))
+        self.assertNotIn("filesystem", self.identity("7:0"), "the made-up sysfs knows no such disk")
+
+    def test_a_loop_device_has_the_device_of_its_files_file_system(self):
+        path = self.make("image")
         device = os.stat(path).st_dev
-        own = f"; filesystem {os.major(device)}:{os.minor(device)}"
-        self.assertTrue(self.identity("7:0").endswith(own))
+        number = f"{os.major(device)}:{os.minor(device)}"
+        self.sys.disk("loop0", "7:0", "5", loop__backing_file=path)
+        for sequence, own in (("8", f"device {number}; diskseq 8"), ("", "")):
+            self.sys.disk(f"sda{sequence}", number, sequence)
+            found = DeviceIdentity.parse(self.identity("7:0"))
+            self.assertEqual(own, dict(found.names).get("filesystem", ""))
+            self.sys.remove(number)
 
     def test_a_loop_device_over_a_deleted_file_has_no_lasting_name(self):
         self.sys.disk("loop0", "7:0", "5", loop__backing_file="/nowhere/image (deleted)")
@@ -227,20 +242,6 @@ class DeviceTests(Case):
             self.assertIs(detached, self.same(one, again), (one, again))
             self.assertIs(True, self.same(one, one.replace("partuuid 7", several)))
 
-    def test_a_loop_device_over_a_file_of_a_cloned_file_system_is_another(self):
-        """Whose inodes, and times, are the same."""
-        one = f"device 7:0; diskseq 5; loop 0 0 {FILE}; filesystem 8:1"
-        other = f"device 7:1; diskseq 6; loop 0 0 {FILE}; filesystem 8:17"
-        mounted = {"8:1", "8:17"}
-        self.patch(identities, "is_mounted", lambda device: device in mounted)
-        self.assertIs(False, self.same(one, other))
-        self.assertIs(True, self.same(one, other.replace("8:17", "8:1")))
-        self.assertIs(True, self.same(one, other.replace("; filesystem 8:17", "")), "an old record")
-        # A file system that was mounted anew may have another device.
-        self.assertIs(True, self.same(one, other, "ab"))
-        mounted.clear()
-        self.assertIs(True, self.same(one, other))
-
     def test_a_loop_device_is_known_by_its_file_and_the_range_of_that(self):
         one = f"device 7:0; diskseq 5; loop 0 0 {FILE}"
         for boots in ("aa", "ab"):
@@ -275,6 +276,78 @@ class DeviceTests(Case):
         self.assertIs(True, self.same(one, one, "ab"))
 
 
+class CopiedFileSystemTests(Case):
+    """Loop devices over files of which each is the copy of the other, with its inode and times; or
+    which are one, after its file system was mounted anew."""
+
+    def setUp(self):
+        super().setUp()
+        self.mountinfo = os.path.join(self.directory, "mountinfo")
+        is_mounted = functools.partial(
+            identities._is_mounted, sys=self.sys.root, mountinfo=self.mountinfo
+        )
+        self.patch(identities, "_is_mounted", is_mounted)
+
+    def mount(self, *devices):
+        with open(self.mountinfo, "w") as file:
+            for device in devices:
+                file.write(f"20 1 {device} / /{device} rw - ext4 /dev/{device} rw\n")
+
+    def loop(self, name, filesystem, below=FILE):
+        on = f"; filesystem {filesystem.replace(';', '%3B')}" if filesystem else ""
+        return f"device {name}; loop 0 0 {below}{on}"
+
+    def test_only_two_disks_that_are_both_mounted_now_are_certainly_two(self):
+        disk = self.sys.disk("sda", "8:0", "3")
+        self.sys.partition(disk, "sda1", "8:1", 1, 2048)
+        self.sys.partition(disk, "sda2", "8:2", 2, 4096)
+        self.sys.disk("loop0", "7:0", "8")
+        self.sys.disk("loop1", "7:1", "9")
+        self.sys.disk("old", "7:2")
+        first, second = "device 7:0; diskseq 8", "device 7:1; diskseq 9"
+        part, other_part = (
+            f"device 8:{index}; diskseq 3; partition {index} at {index * 2048}" for index in (1, 2)
+        )
+        everything = ("7:0", "7:1", "7:2", "8:0", "8:1", "8:2", "0:40", "0:41")
+        for one, other, mounted, same in (
+            (first, second, everything, False),
+            (part, other_part, everything, False),
+            (first, part, everything, False),
+            (first, first, everything, True),
+            # One is not mounted now.
+            (first, second, ("7:0",), True),
+            (first, second, ("7:1",), True),
+            (first, second, (), True),
+            # It was detached, and another disk has its number.
+            ("device 7:0; diskseq 5", second, everything, True),
+            ("device 7:0; diskseq 5", first, everything, True),
+            ("device 8:1; diskseq 2; partition 1 at 2048", part, everything, True),
+            # Its disk was divided anew, and another part has its number.
+            ("device 8:1; diskseq 3; partition 1 at 9999", other_part, everything, True),
+            ("device 8:1; diskseq 3", other_part, everything, True),
+            # There is nothing that is not given again.
+            ("device 7:2", second, everything, True),
+            ("device 0:40", "device 0:41", everything, True),
+            ("8:1", "8:17", ("8:1", "8:17"), True),
+            ("", second, everything, True),
+            ("", "", everything, True),
+        ):
+            self.mount(*mounted)
+            found = (
+                self.loop("7:5; diskseq 20", one),
+                self.loop("7:6; diskseq 21", other),
+            )
+            self.assertIs(same, self.same(*found), found)
+            # Over boots nothing of it counts.
+            self.assertIs(True, self.same(*found, "ab"), found)
+            # Nor does it make the same of what is not.
+            another = self.loop("7:6; diskseq 21", other, "inode 5, born 2, generation 2")
+            self.assertIs(False, self.same(found[0], another))
+            # A partition of the one, and the other.
+            inside = found[0].replace("; loop", "; partition 1 at 2048; loop")
+            self.assertIs(same, is_inside(inside, "a", found[1], "a"), found)
+
+
 class ProvableTests(Case):
     def test_only_what_has_a_lasting_name_can_be_proved_in_another_boot(self):
         for identity, provable in (
@@ -285,7 +358,7 @@ class ProvableTests(Case):
             ("device 8:0; diskseq 9; serial S1", True),
             ("device 8:1; partition 1 at 5; partuuid 7", True),
             ("device 8:1; partition 1 at 5; partuuid-of-several 7", False),
-            ("device 7:0; filesystem 8:1", False),
+            ("device 7:0; filesystem device 8:1%3B diskseq 9", False),
             (f"device 7:0; diskseq 9; loop 0 0 {FILE}", True),
             ("device 7:0; diskseq 9; loop 0 0 device 1:0%3B diskseq 2", False),
         ):

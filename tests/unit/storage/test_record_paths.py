@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -247,6 +249,64 @@ class ByIdentityTests(Case):
             self.assertEqual(there, self.find(path))
         self.assertEqual([there], module.paths_aside(self.own()))
         self.assertEqual([], module.paths_aside(self.own("/dev/sd")))
+
+    def test_what_was_set_aside_in_part_is_brought_together(self):
+        """The process that did it has died; in whichever state directory that was."""
+        own, other = "device 8:16; diskseq 9", "device 8:16; diskseq 3"
+        for directory in ("state", "usual"):
+            self.record("/dev/sdb", own, directory=directory, kind="RECEIVED")
+            self.record("/dev/sdb", other, directory=directory, kind="MIGRATED")
+            there = self.record(
+                "/dev/sdb", own, directory=directory, kind="MIGRATING", suffix=":uuid"
+            )
+            for path in ("/dev/sdb", "/dev/other"):
+                self.assertEqual(there, self.find(path))
+                self.assertEqual(
+                    ["dev-sdb.MIGRATED", "dev-sdb:uuid.MIGRATING", "dev-sdb:uuid.RECEIVED"],
+                    sorted(os.listdir(self.at(directory))),
+                    "and what is another disk's stays",
+                )
+            shutil.rmtree(self.at(directory))
+
+    def test_it_is_so_too_where_nothing_proves_that_it_is_of_the_disk_that_is_there(self):
+        earlier = ("device 8:16; diskseq 3", "earlier")
+        there = self.record("/dev/sdb", *earlier, suffix=":uuid")
+        self.record("/dev/sdb", *earlier, kind="MIGRATING")
+        self.assertEqual(there, self.find("/dev/sdb"))
+        self.assertTrue(os.path.exists(f"{there}.MIGRATING"))
+
+    def test_of_two_records_of_a_kind_the_one_that_was_not_set_aside_is_the_later_one(self):
+        there = self.record("/dev/sdb", "device 8:16; diskseq 9", suffix=":uuid")
+        self.record("/dev/sdb", "device 8:16; diskseq 9; wwid naa.5")
+        self.assertEqual(there, self.find("/dev/sdb"))
+        with open(f"{there}.MIGRATED") as file:
+            self.assertIn("naa.5", file.read())
+        self.assertEqual(["dev-sdb:uuid.MIGRATED"], os.listdir(self.state))
+
+    def test_where_it_may_not_be_renamed_no_part_of_it_is_taken_for_all(self):
+        class ReadOnly(SystemCalls):
+            def rename(self, old, new):
+                raise OSError(errno.EROFS, "Read-only file system")
+
+        for directory in ("state", "usual"):
+            for kind, suffix in (("RECEIVED", ""), ("MIGRATING", ":uuid")):
+                self.record(
+                    "/dev/sdb", "device 8:16; diskseq 9", None, directory, kind=kind, suffix=suffix
+                )
+            for path in ("/dev/sdb", "/dev/other"):
+                error = self.assertRaises(DiskRefused, self.find, path, system=ReadOnly())
+                self.assertIn("by several names: /dev/sdb, ", str(error))
+            shutil.rmtree(self.at(directory))
+
+    def test_what_was_set_aside_in_part_is_found_once_under_a_file(self):
+        path = self.make("image")
+        with open(path) as file:
+            below = file_identity(file.fileno(), SystemCalls())
+        text = {"identity": f"device 7:0; diskseq 3; loop 0 0 {below}", "boot": "", "size": 1}
+        for name in ("dev-loop0.RECEIVED", "dev-loop0:uuid.MIGRATING"):
+            self.make(f"state/{name}", json.dumps(text).encode())
+        (found,) = module.records_inside(below, self.state)
+        self.assertEqual(self.at("state/dev-loop0:uuid"), found.path)
 
     def test_records_that_were_set_aside_are_never_those_of_the_disk_that_took_the_name(self):
         self.record("/dev/sdb", "device 8:16; diskseq 3", suffix=":uuid")

@@ -9,7 +9,8 @@ Rules (design, section 2: R7, R10, R11):
 * only what is certainly about another device is set aside, and nothing is lost by it: the records
   are renamed, and found by their device (`storage.record_paths`);
 * what counts least goes first, so that what is left under the name is right at each moment;
-* all records of one device go to one name;
+* all records of one device go to one name. Where that was interrupted, whoever looks for records
+  next finishes it (`storage.record_paths`), so that they are read together or not at all;
 * the ids that were used under a name stay used there (`finished`).
 
 Files need none of this: their records are beside their name, and a file that was renamed is known
@@ -19,7 +20,7 @@ by its mark.
 from __future__ import annotations
 
 from ...storage import aside_path, is_device_identity, same_disk
-from .files import BadRecord, Kind, Record, Records, is_about
+from .files import Kind, Record, Records, is_about, read_all
 from .finished import FINISHED, finished_of
 
 
@@ -37,7 +38,7 @@ def records_of_another(records: Records, identity: str) -> dict[Kind, Record]:
     """
     if not is_device_identity(identity):
         return {}
-    found = _all(records)
+    found = _understood(records)
     return {kind: found[kind] for kind in found if is_about_another(found[kind], identity)}
 
 
@@ -61,11 +62,12 @@ def set_aside(records: Records, identity: str) -> Records | None:
 
 def _least_first(found: dict[Kind, Record]) -> list[Kind]:
     """The kinds, in the order in which they can go: the one that decides goes last."""
-    latest = finished_of(found).latest
+    finished = finished_of(found)
+    last = [kind for kind in FINISHED if found.get(kind) is finished.latest]
     order = [
-        Kind.MIGRATING,
-        *(kind for kind in FINISHED if found.get(kind) is not latest),
-        *(kind for kind in FINISHED if found.get(kind) is latest),
+        *(kind for kind in FINISHED if kind not in last),
+        # Of a disk that is gone MIGRATED decides, otherwise what has begun since it came.
+        *((Kind.MIGRATING, *last) if finished.went is not None else (*last, Kind.MIGRATING)),
         Kind.INCOMPLETE,
     ]
     return [kind for kind in order if kind in found]
@@ -74,20 +76,19 @@ def _least_first(found: dict[Kind, Record]) -> list[Kind]:
 def _earlier(records: Records, record: Record) -> Records | None:
     """Where other records of the same device were set aside before, under the same name."""
     for other in records.aside():
-        for found in _all(other).values():
+        for found in _understood(other).values():
             if same_disk(found.identity, found.boot, record.identity, record.boot):
                 return other
     return None
 
 
-def _all(records: Records) -> dict[Kind, Record]:
-    """The records that can be understood; of others nothing is known."""
-    found = {}
-    for kind in Kind:
-        try:
-            record = records.read(kind)
-        except BadRecord:
-            continue
-        if record is not None:
-            found[kind] = record
-    return found
+def _understood(records: Records) -> dict[Kind, Record]:
+    """The records that can be understood; of others nothing is known.
+
+    @raise OSError: one cannot be read.
+    """
+    good, bad = read_all(records)
+    for error in bad.values():
+        if isinstance(error, OSError):
+            raise error
+    return good

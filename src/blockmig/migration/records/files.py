@@ -283,6 +283,24 @@ def records_at(
     return Records(found, system, "" if beside else os.path.abspath(path))
 
 
+def read_all(records: Records) -> tuple[dict[Kind, Record], dict[Kind, BadRecord | OSError]]:
+    """Read all records of a disk.
+
+    @return: those that can be understood, and why others cannot.
+    """
+    good: dict[Kind, Record] = {}
+    bad: dict[Kind, BadRecord | OSError] = {}
+    for kind in Kind:
+        try:
+            record = records.read(kind)
+        except (BadRecord, OSError) as error:
+            bad[kind] = error
+        else:
+            if record is not None:
+                good[kind] = record
+    return good, bad
+
+
 class Records:
     """The records of one disk.
 
@@ -453,10 +471,13 @@ class Records:
     def move(self, kind: Kind, other: Records) -> None:
         """I{Slow.} Give a record another name in the same directory, durably.
 
+        It may have it already: somebody else has done that meanwhile.
+
         @raise OSError: it may have either.
         """
         with self._lock:
-            self._system.rename(self.name(kind), other.name(kind))
+            with contextlib.suppress(FileNotFoundError):
+                self._system.rename(self.name(kind), other.name(kind))
             self._sync()
 
     def _sync(self) -> None:

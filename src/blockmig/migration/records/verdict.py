@@ -46,6 +46,7 @@ from .files import (
     Record,
     Records,
     is_about,
+    read_all,
     records_at,
     records_of,
     this_host,
@@ -215,18 +216,13 @@ def _read(records: Records) -> tuple[dict[Kind, Record], dict[Kind, str]]:
     """The records that can be read, and why others cannot."""
     with contextlib.suppress(OSError):  # then what can be read must do
         records.sync()
-    good: dict[Kind, Record] = {}
-    bad: dict[Kind, str] = {}
-    for kind in Kind:
-        try:
-            record = records.read(kind)
-        except BadRecord as error:
-            bad[kind] = str(error)
-        except OSError as error:
-            bad[kind] = f"{records.name(kind)} cannot be read: {describe_error(error)}"
-        else:
-            if record is not None:
-                good[kind] = record
+    good, errors = read_all(records)
+    bad = {
+        kind: str(error)
+        if isinstance(error, BadRecord)
+        else f"{records.name(kind)} cannot be read: {describe_error(error)}"
+        for kind, error in errors.items()
+    }
     return good, bad
 
 

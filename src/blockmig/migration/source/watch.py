@@ -78,9 +78,14 @@ class SourceGone(Exception):
 def last_write(disk: IDisk | None) -> str:
     """I{Slow.} What is known of the last write to a disk, as L{SourceWatch.written} has it.
 
+    Of a file that is known at once; a device is synced first, since it counts only what has reached
+    it.
+
     @raise OSError: the medium failed.
     """
-    return disk.last_write() if isinstance(disk, FileDisk | BlockDisk) else ""
+    if not isinstance(disk, FileDisk | BlockDisk):
+        return ""
+    return describe_version(disk.version(sync=isinstance(disk, BlockDisk)))
 
 
 class SourceWatch:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 
-from blockmig.errors import Refused
+from blockmig.errors import MigrationError, Refused
 from blockmig.migration.destination import record as destination
 from blockmig.migration.records import forget as forgetting
 from blockmig.migration.records.aside import set_aside
 from blockmig.migration.records.directory import recorded_disks
-from blockmig.migration.records.files import Kind, Location, Phase, Records, records_at
+from blockmig.migration.records.files import (
+    Kind,
+    Location,
+    Phase,
+    Records,
+    read_all,
+    records_at,
+)
 from blockmig.migration.records.finished import read_finished
 from blockmig.migration.records.forget import forget, forget_old
 from blockmig.migration.records.permitted import SourceState, source_state
 from blockmig.migration.records.verdict import CopyState, DiskState, verdict_of
 from blockmig.migration.source.record import SourceRecord
-from blockmig.storage import boot_id
+from blockmig.storage import DiskRefused, boot_id
+from blockmig.storage.record_paths import device_record_path
 from blockmig.syscalls import SystemCalls
 from tests.unit.migration.records.test_finished import HERE, URI
 from tests.unit.migration.records.test_finished import Case as FinishedCase
+from tests.unit.storage.sysfs import Sysfs
+from tests.unit.storage.sysfs import number as sysfs_number
 from tests.unit.support import ONE, TWO
 
 # One disk after the other in the same place, within one boot; the last may be any.
@@ -81,6 +91,15 @@ class SetAsideTests(Case):
                 "MIGRATED RECEIVED",
             ),
             ({"migrating": self.migrated, "migrated": self.migrated}, "MIGRATING MIGRATED"),
+            ({"migrating": gone, "received": self.received}, "RECEIVED MIGRATING"),
+            (
+                {
+                    "migrating": gone.but(migration="three", follows=TWO),
+                    "migrated": self.migrated,
+                    "received": self.received.but(migration=TWO, follows=ONE),
+                },
+                "MIGRATED RECEIVED MIGRATING",
+            ),
             ({"incomplete": unfinished, "migrated": self.migrated}, "MIGRATED INCOMPLETE"),
             ({"incomplete": unfinished, "received": self.received}, "RECEIVED INCOMPLETE"),
         ):
@@ -138,6 +157,159 @@ class SetAsideTests(Case):
             self.assertIn("never used twice", str(error))
         new = finished.precede(self.received.but(migration=TWO, ids=()))
         self.assertEqual(("a", "web"), new.ids)
+
+
+class Died(Exception):
+    """The process did, or the machine."""
+
+
+class CrashTests(Case):
+    """After each rename, wherever the first device comes back, all that was known is known."""
+
+    HERE_AGAIN = "/dev/blockmig-again"
+
+    def setUp(self):
+        super().setUp()
+        self.sys = Sysfs(os.path.join(self.directory, "sys"))
+        self.sys.disk("sdb", "8:16", "3")
+        self.migrating = self.migrated.but(
+            migration=TWO, phase=Phase.COPIED, retired="", told="", confirmed="", id=""
+        )
+        received, migrated = self.received, self.migrated
+        went = migrated.but(migration=TWO, follows=ONE)
+        came = received.but(migration=TWO, follows=ONE)
+        half = came.but(phase=Phase.COPYING, retired="", confirmed="")
+        copied = half.but(phase=Phase.COPIED)
+        again = self.migrating.but(follows=ONE)
+        self.cases = (
+            {"migrated": migrated},
+            {"migrating": self.migrating},
+            {"incomplete": copied},
+            {"migrated": migrated.but(confirmed=""), "migrating": migrated.but(confirmed="")},
+            {"migrated": migrated, "migrating": again},
+            {"received": received, "migrating": again},
+            {"accepted": received, "migrating": again},
+            {"received": came, "migrated": migrated},
+            {"received": came, "migrated": migrated, "migrating": again.but(follows=TWO)},
+            {"received": received, "migrated": went},
+            {"received": received, "migrated": went, "migrating": went.but(confirmed="")},
+            {"incomplete": received, "received": received},
+            {"incomplete": half, "received": received},
+            {"incomplete": half, "migrated": migrated},
+            {"incomplete": half, "received": received, "migrated": went.but(migration="three")},
+        )
+
+    def record_names(self):
+        return [name for name in self.names() if "." in name]
+
+    def begin(self, **records):
+        for other in self.records.aside():
+            other.remove(*Kind)
+        self.stand(**records)
+
+    def lookup(self, path, number):
+        """The records of the first device, by that name."""
+        found = device_record_path(path, number, self.directory, SystemCalls(), self.sys.root)
+        return Records(found, device=path)
+
+    def said(self, records, path, there=True):
+        """All that is made of them: the verdict, and what becomes of a command."""
+        good, bad = read_all(records)
+        self.assertEqual({}, bad)
+        size, identity = (5, FIRST) if there else (None, "")
+        disk = DiskState(path, size, identity, records=good, set_aside=records.set_aside)
+        verdict = verdict_of(disk)
+        answers = [good, verdict.state, verdict.line, verdict.why]
+        for asked in ({}, {"overwrite": True, "id": "new"}):
+            try:
+                state = source_state(records, FIRST, "nbd://elsewhere/", size=5, **asked)
+            except MigrationError as error:
+                answers.append((type(error), str(error)))
+            else:
+                answers.append(state)
+        return str(answers).replace(records.path, "RECORDS").replace(path, "DEVICE")
+
+    def test_wherever_it_comes_back(self):
+        crashes = 0
+        for records in self.cases:
+            for renames in range(len(records)):
+                for path, number in (
+                    (DEVICE, "8:16"),
+                    (self.HERE_AGAIN, "8:16"),
+                    (DEVICE, None),  # not at all
+                ):
+                    self.begin(**records)
+                    there = number is not None
+                    before = self.said(Records(self.stem, device=path), path, there)
+                    self.crash(renames)
+                    if there:
+                        found = self.lookup(path, sysfs_number(number))
+                    else:
+                        found = records_at(path, self.directory)
+                    after = self.said(found, path, there)
+                    self.assertEqual(before, after, (records, renames, path, number))
+                    stems = {name.rpartition(".")[0] for name in self.record_names()}
+                    self.assertEqual(1, len(stems), "all are together again")
+                    crashes += 1
+        self.assertEqual(3 * sum(map(len, self.cases)), crashes)
+
+    def crash(self, renames):
+        class Calls(SystemCalls):
+            def rename(self, old, new):
+                nonlocal renames
+                if renames == 0:
+                    raise Died
+                renames -= 1
+                super().rename(old, new)
+
+        self.assertRaises(Died, set_aside, Records(self.stem, Calls(), DEVICE), SECOND)
+
+    def test_what_is_left_to_the_second_goes_too_once_its_records_are_looked_for(self):
+        self.stand(received=self.received, migrating=self.migrating)
+        self.crash(1)
+        self.sys.remove("8:16")
+        self.sys.disk("sdc", "8:16", "9")
+        found = self.lookup(DEVICE, sysfs_number("8:16"))
+        self.assertEqual(self.stem, found.path)
+        self.assertEqual(({}, {}), read_all(found))
+        self.assertEqual([f":{TWO}.MIGRATING", f":{TWO}.RECEIVED"], self.record_names())
+
+    def test_who_finishes_it_at_the_same_time_does_no_harm(self):
+        self.stand(received=self.received, migrating=self.migrating)
+        test = self
+
+        class Calls(SystemCalls):
+            def sync_directory(self, path):
+                super().sync_directory(path)
+                test.lookup(DEVICE, sysfs_number("8:16"))
+
+        set_aside(Records(self.stem, Calls(), DEVICE), SECOND)
+        self.assertEqual([f":{TWO}.MIGRATING", f":{TWO}.RECEIVED"], self.record_names())
+
+    def test_where_it_cannot_be_finished_nothing_is_concluded_from_a_part(self):
+        class ReadOnly(SystemCalls):
+            def rename(self, old, new):
+                raise OSError(30, "Read-only file system")
+
+        for path, number in ((DEVICE, "8:16"), (self.HERE_AGAIN, "8:16"), (DEVICE, None)):
+            self.begin(received=self.received, migrating=self.migrating)
+            self.crash(1)
+            before = self.record_names()
+            arguments = (
+                (records_at, path, self.directory, ReadOnly())
+                if number is None
+                else (
+                    device_record_path,
+                    path,
+                    sysfs_number(number),
+                    self.directory,
+                    ReadOnly(),
+                    self.sys.root,
+                )
+            )
+            error = self.assertRaises(DiskRefused, *arguments)
+            self.assertIn("by several names", str(error))
+            self.assertEqual(before, self.record_names())
 
 
 class WritersTests(Case):

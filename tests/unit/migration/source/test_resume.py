@@ -30,6 +30,7 @@ from blockmig.migration.source import resume as module
 from blockmig.migration.source.finisher import Finisher
 from blockmig.migration.source.resume import resume
 from blockmig.migration.source.sender import Sender
+from blockmig.migration.source.watch import last_write
 from blockmig.runtime import Runtime
 from blockmig.storage import BlockDisk, FileDisk, record_paths
 from blockmig.storage import open as opening
@@ -327,7 +328,7 @@ class KeptTests(Case):
         self.write_source()
         with FileDisk(self.source_path, writable=False) as disk:
             retired = RECORD.but(
-                unlink=False, retired="then", identity=disk.identity(), written=disk.last_write()
+                unlink=False, retired="then", identity=disk.identity(), written=last_write(disk)
             )
         logged = []
         globalLogPublisher.addObserver(logged.append)

@@ -15,9 +15,15 @@ from blockmig.migration.policy import Overrides, Patience
 from blockmig.migration.records.files import Kind, Phase, Records
 from blockmig.migration.source import watch as watch_module
 from blockmig.migration.source.sender import Sender
-from blockmig.migration.source.watch import Presence, SourceGone, SourceTouched, SourceWatch
+from blockmig.migration.source.watch import (
+    Presence,
+    SourceGone,
+    SourceTouched,
+    SourceWatch,
+    last_write,
+)
 from blockmig.runtime import Runtime
-from blockmig.storage import DiskChanged, FileDisk, User
+from blockmig.storage import DiskChanged, DiskVersion, FileDisk, User, version_at
 from blockmig.syscalls import SYSTEM
 from blockmig.testing import Call, MemoryDisk, synchronous
 from tests.unit.support import ADDRESS, MemoryEndpoint, RecordedDisk, Story, WatchedDisk
@@ -151,6 +157,36 @@ class SourceWatchTests(SynchronousTestCase):
         watch = self.begun()
         self.disk.fail("version", OSError(errno.EIO, "broken"), times=None)
         self.assertRaises(OSError, watch.check)
+
+
+class LastWriteTests(SynchronousTestCase):
+    def test_who_watches_who_asks_and_who_only_looks_say_the_same(self):
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.write(DATA)
+        with FileDisk(path) as disk:
+            watch = SourceWatch(disk, system=SYSTEM)
+            watch.begin()
+            said = {watch.written, last_write(disk), version_at(disk.fileno(), SYSTEM)}
+        status = os.stat(path)
+        self.assertEqual({f"{status.st_size} {status.st_mtime_ns}"}, said)
+
+    def test_only_a_device_is_synced(self):
+        class Disk:
+            def version(self, sync=True):
+                return DiskVersion((1, int(sync)), (2,))
+
+        class Device(Disk):
+            pass
+
+        self.patch(watch_module, "FileDisk", Disk)
+        self.patch(watch_module, "BlockDisk", Device)
+        self.assertEqual("1 0", last_write(Disk()))
+        self.assertEqual("1 1", last_write(Device()))
+
+    def test_of_no_disk_and_of_others_nothing_is_known(self):
+        for disk in (None, MemoryDisk(DATA)):
+            self.assertEqual("", last_write(disk))
 
 
 class MigrationTests(SynchronousTestCase):
